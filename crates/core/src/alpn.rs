@@ -1,0 +1,85 @@
+//! What a handler says about each protocol it serves.
+
+use std::fmt;
+
+use crate::limits::StreamBudget;
+
+/// One ALPN protocol of a handler (RFC 7301), and what the endpoint must know before it hands a
+/// connection over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AlpnSpec {
+    /// The protocol identifier as it stands in the ClientHello.
+    pub id: &'static [u8],
+    /// Where the protocol is offered.
+    pub carriage: Carriage,
+    /// Who may reach the handler at all.
+    pub auth: AuthNeed,
+    /// Whether 0-RTT data is acceptable. Early data can be replayed: only idempotent protocols.
+    pub early_data: bool,
+    /// Flow-control budget once the peer is known.
+    pub limits: StreamBudget,
+}
+
+impl AlpnSpec {
+    /// A protocol on both carriages, authenticated inside the protocol, with the default budget.
+    #[must_use]
+    pub const fn new(id: &'static [u8]) -> Self {
+        Self {
+            id,
+            carriage: Carriage::Both,
+            auth: AuthNeed::Late,
+            early_data: false,
+            limits: StreamBudget::AUTHENTICATED,
+        }
+    }
+
+    /// The identifier as text, for logs and the console.
+    #[must_use]
+    pub fn name(&self) -> String {
+        String::from_utf8_lossy(self.id).into_owned()
+    }
+}
+
+/// What the bytes of a connection travel on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Carriage {
+    /// Both QUIC and TLS over TCP.
+    Both,
+    /// In this process: tests and nested connections.
+    Memory,
+    /// QUIC over UDP.
+    Quic,
+    /// TLS 1.3 over TCP.
+    Tcp,
+}
+
+impl Carriage {
+    /// Whether a protocol offered on `self` is offered on `other`.
+    #[must_use]
+    pub fn covers(self, other: Self) -> bool {
+        self == other || self == Self::Both || other == Self::Memory
+    }
+}
+
+impl fmt::Display for Carriage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Both => "quic+tcp",
+            Self::Memory => "memory",
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
+/// How a handler wants its peers authenticated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthNeed {
+    /// Inside the protocol; the small budget applies until the handler raises it.
+    Late,
+    /// Not at all.
+    Open,
+    /// By the TLS key: anything that is no enabled peer is closed with code 1 before the handler
+    /// starts.
+    Tls,
+}

@@ -1,0 +1,150 @@
+//! The codes a connection or a stream ends with. One-way doors: peers switch on the numbers.
+
+use std::fmt;
+
+/// Application close code of a connection (QUIC `CONNECTION_CLOSE`); on TCP the code is lost and
+/// only `close_notify` is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseCode {
+    /// 7: our fault, handler panic included; retry is reasonable.
+    Internal,
+    /// 6: the node waits for its vault; retry after 30 s.
+    Locked,
+    /// 9: no handler serves this protocol.
+    NoHandler,
+    /// 0: nothing is wrong.
+    Normal,
+    /// 2: too much load; retry with back-off of at least 1 s.
+    Overload,
+    /// 1: authentication required, forbidden, revoked or expired; do not retry.
+    Policy,
+    /// 5: the peer broke the protocol; do not retry.
+    Protocol,
+    /// 3: the node drains; retry after 5 s.
+    Shutdown,
+    /// 4: a newer connection of the same peer took over.
+    Superseded,
+    /// 8: idle or login time exceeded.
+    Timeout,
+}
+
+impl CloseCode {
+    /// Every code, in numeric order.
+    pub const ALL: [Self; 10] = [
+        Self::Normal,
+        Self::Policy,
+        Self::Overload,
+        Self::Shutdown,
+        Self::Superseded,
+        Self::Protocol,
+        Self::Locked,
+        Self::Internal,
+        Self::Timeout,
+        Self::NoHandler,
+    ];
+
+    /// The number on the wire.
+    #[must_use]
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Normal => 0,
+            Self::Policy => 1,
+            Self::Overload => 2,
+            Self::Shutdown => 3,
+            Self::Superseded => 4,
+            Self::Protocol => 5,
+            Self::Locked => 6,
+            Self::Internal => 7,
+            Self::Timeout => 8,
+            Self::NoHandler => 9,
+        }
+    }
+
+    /// The code behind a number, if it is one of ours.
+    #[must_use]
+    pub fn from_code(code: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|c| u64::from(c.code()) == code)
+    }
+
+    /// The name in logs and documents.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Policy => "POLICY",
+            Self::Overload => "OVERLOAD",
+            Self::Shutdown => "SHUTDOWN",
+            Self::Superseded => "SUPERSEDED",
+            Self::Protocol => "PROTOCOL",
+            Self::Locked => "LOCKED",
+            Self::Internal => "INTERNAL",
+            Self::Timeout => "TIMEOUT",
+            Self::NoHandler => "NO_HANDLER",
+        }
+    }
+}
+
+impl fmt::Display for CloseCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.code(), self.name())
+    }
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// This side closed it.
+    Local,
+    /// The carriage failed: reset, unreachable, TLS failure.
+    Lost(String),
+    /// The peer closed it with an application code (`None` where the carriage loses codes).
+    Peer(Option<u64>, String),
+    /// Nothing was heard for the idle time.
+    TimedOut,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("closed here"),
+            Self::Lost(why) => write!(f, "connection lost: {why}"),
+            Self::Peer(None, _) => f.write_str("closed by the peer"),
+            Self::Peer(Some(code), why) => match CloseCode::from_code(*code) {
+                Some(code) => write!(f, "closed by the peer: {code} {why}"),
+                None => write!(f, "closed by the peer: code {code} {why}"),
+            },
+            Self::TimedOut => f.write_str("timed out"),
+        }
+    }
+}
+
+/// Code of a stream's RESET or STOP_SENDING.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StreamCode {
+    /// 0: the requester is no longer interested.
+    Cancelled,
+    /// 8: a time limit passed.
+    Deadline,
+    /// 7: our fault.
+    Internal,
+    /// 2: too much load.
+    Overload,
+    /// 5: malformed input.
+    Protocol,
+}
+
+impl StreamCode {
+    /// The number on the wire.
+    #[must_use]
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Cancelled => 0,
+            Self::Overload => 2,
+            Self::Protocol => 5,
+            Self::Internal => 7,
+            Self::Deadline => 8,
+        }
+    }
+}

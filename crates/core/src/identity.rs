@@ -1,0 +1,407 @@
+//! Who a peer is. Identity follows the key a peer proved to hold, never a field it sent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::alpn::Carriage;
+
+/// Stable logical name of a peer; survives key rotation. Grammar `[a-z0-9][a-z0-9._-]{0,62}`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PeerId(Arc<str>);
+
+impl PeerId {
+    /// Longest peer id in bytes.
+    pub const MAX_BYTES: usize = 63;
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PeerId {
+    type Err = PeerIdError;
+
+    fn from_str(text: &str) -> Result<Self, PeerIdError> {
+        let mut bytes = text.bytes();
+        let first = bytes.next().ok_or(PeerIdError::Length(0))?;
+        if text.len() > Self::MAX_BYTES {
+            return Err(PeerIdError::Length(text.len()));
+        }
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        if !plain(first) || !bytes.all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-')) {
+            return Err(PeerIdError::Character(text.to_owned()));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl TryFrom<String> for PeerId {
+    type Error = PeerIdError;
+
+    fn try_from(text: String) -> Result<Self, PeerIdError> {
+        text.parse()
+    }
+}
+
+impl From<PeerId> for String {
+    fn from(id: PeerId) -> Self {
+        id.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerId({})", self.0)
+    }
+}
+
+/// What is wrong with a peer id.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PeerIdError {
+    /// A character outside the grammar.
+    #[error(
+        "peer id '{0}' may hold only a-z, 0-9, '.', '_' and '-', and starts with a letter or digit"
+    )]
+    Character(String),
+    /// Empty or too long.
+    #[error("a peer id has 1 to 63 characters, not {0}")]
+    Length(usize),
+}
+
+/// A key a peer proved to hold, in the form configuration, logs and DNS write it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
+pub enum PeerKey {
+    /// `SHA256:<64 hex>`: SHA-256 of the leaf certificate's DER.
+    Certificate([u8; 32]),
+    /// `ed25519:<64 hex>`: an Ed25519 public key, however it was carried.
+    Ed25519([u8; 32]),
+    /// `spki:<64 hex>`: SHA-256 of the SubjectPublicKeyInfo of any other key.
+    Spki([u8; 32]),
+}
+
+/// DER prefix of an Ed25519 SubjectPublicKeyInfo (RFC 8410); the 32 key bytes follow.
+const ED25519_SPKI_PREFIX: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
+
+impl PeerKey {
+    /// The key inside a SubjectPublicKeyInfo, as TLS raw public keys carry it (RFC 7250).
+    #[must_use]
+    pub fn from_spki(der: &[u8]) -> Self {
+        match der
+            .strip_prefix(&ED25519_SPKI_PREFIX[..])
+            .and_then(|k| <[u8; 32]>::try_from(k).ok())
+        {
+            Some(key) => Self::Ed25519(key),
+            None => {
+                use sha2::Digest;
+                Self::Spki(sha2::Sha256::digest(der).into())
+            }
+        }
+    }
+
+    /// The SubjectPublicKeyInfo of an Ed25519 key.
+    #[must_use]
+    pub fn ed25519_spki(key: &[u8; 32]) -> [u8; 44] {
+        let mut der = [0; 44];
+        der[..12].copy_from_slice(&ED25519_SPKI_PREFIX);
+        der[12..].copy_from_slice(key);
+        der
+    }
+
+    /// The first eight hex digits: enough to tell keys apart in a log, useless as a pin.
+    #[must_use]
+    pub fn short(&self) -> String {
+        let (Self::Certificate(bytes) | Self::Ed25519(bytes) | Self::Spki(bytes)) = self;
+        HEXLOWER.encode(&bytes[..4])
+    }
+}
+
+impl FromStr for PeerKey {
+    type Err = KeyParseError;
+
+    fn from_str(text: &str) -> Result<Self, KeyParseError> {
+        let (kind, hex) = text
+            .split_once(':')
+            .ok_or_else(|| KeyParseError::Kind(text.to_owned()))?;
+        let make = match kind {
+            "SHA256" => Self::Certificate,
+            "ed25519" => Self::Ed25519,
+            "spki" => Self::Spki,
+            _ => return Err(KeyParseError::Kind(text.to_owned())),
+        };
+        let bytes = HEXLOWER
+            .decode(hex.as_bytes())
+            .map_err(|_| KeyParseError::Hex(text.to_owned()))?;
+        let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| KeyParseError::Hex(text.to_owned()))?;
+        Ok(make(bytes))
+    }
+}
+
+impl TryFrom<String> for PeerKey {
+    type Error = KeyParseError;
+
+    fn try_from(text: String) -> Result<Self, KeyParseError> {
+        text.parse()
+    }
+}
+
+impl From<PeerKey> for String {
+    fn from(key: PeerKey) -> Self {
+        key.to_string()
+    }
+}
+
+impl fmt::Display for PeerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, bytes) = match self {
+            Self::Certificate(bytes) => ("SHA256", bytes),
+            Self::Ed25519(bytes) => ("ed25519", bytes),
+            Self::Spki(bytes) => ("spki", bytes),
+        };
+        write!(f, "{kind}:{}", HEXLOWER.encode(bytes))
+    }
+}
+
+impl fmt::Debug for PeerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// What is wrong with a key string.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum KeyParseError {
+    /// The digits are not 64 lower-case hexadecimal ones.
+    #[error("'{0}': after the colon a key has exactly 64 lower-case hexadecimal digits")]
+    Hex(String),
+    /// No known prefix.
+    #[error("'{0}' is no key: write ed25519:<64 hex>, spki:<64 hex> or SHA256:<64 hex>")]
+    Kind(String),
+}
+
+/// A sorted set of scopes. A scope is segments joined by `:`; `a:*` covers everything below `a:`,
+/// and `*` everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<String>", into = "Vec<String>")]
+pub struct ScopeSet {
+    exact: Vec<Arc<str>>,
+    prefixes: Vec<Arc<str>>,
+    all: bool,
+}
+
+impl ScopeSet {
+    /// Whether `scope` is held. Does not allocate.
+    #[must_use]
+    pub fn allows(&self, scope: &str) -> bool {
+        self.all
+            || self
+                .exact
+                .binary_search_by(|have| have.as_ref().cmp(scope))
+                .is_ok()
+            || self
+                .prefixes
+                .iter()
+                .any(|prefix| scope.starts_with(prefix.as_ref()))
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.all && self.exact.is_empty() && self.prefixes.is_empty()
+    }
+}
+
+impl<S: AsRef<str>> FromIterator<S> for ScopeSet {
+    fn from_iter<I: IntoIterator<Item = S>>(scopes: I) -> Self {
+        let mut set = Self::default();
+        for scope in scopes {
+            match scope.as_ref() {
+                "*" => set.all = true,
+                scope => match scope.strip_suffix('*') {
+                    Some(prefix) if prefix.ends_with(':') => set.prefixes.push(prefix.into()),
+                    _ => set.exact.push(scope.into()),
+                },
+            }
+        }
+        set.exact.sort();
+        set.exact.dedup();
+        set.prefixes.sort();
+        set.prefixes.dedup();
+        set
+    }
+}
+
+impl From<Vec<String>> for ScopeSet {
+    fn from(scopes: Vec<String>) -> Self {
+        scopes.into_iter().collect()
+    }
+}
+
+impl From<ScopeSet> for Vec<String> {
+    fn from(set: ScopeSet) -> Self {
+        let mut scopes: Self = set.exact.iter().map(|s| s.as_ref().to_owned()).collect();
+        scopes.extend(set.prefixes.iter().map(|p| format!("{p}*")));
+        if set.all {
+            scopes.push("*".to_owned());
+        }
+        scopes
+    }
+}
+
+/// How an identity came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdentityKind {
+    /// Nobody in particular.
+    Anonymous,
+    /// This machine's own console or control channel.
+    Local,
+    /// A configured peer, by its key.
+    Peer,
+    /// A bearer token.
+    Token,
+}
+
+/// Who acts, and what it may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The stable name.
+    pub id: PeerId,
+    /// How it was established.
+    pub kind: IdentityKind,
+    /// What it may do.
+    pub scopes: ScopeSet,
+    /// Resources it holds, by type.
+    pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
+    /// Generation of the configuration that produced it.
+    pub generation: u64,
+}
+
+/// What the handshake established about a connection; handed to its handler.
+#[derive(Clone, Debug)]
+pub struct AuthContext {
+    /// Who the peer's key belongs to, if anybody known.
+    pub identity: Option<Arc<Identity>>,
+    /// The key the peer proved to hold, known or not.
+    pub key: Option<PeerKey>,
+    /// The negotiated protocol.
+    pub alpn: Arc<[u8]>,
+    /// The server name the client asked for.
+    pub sni: Option<Arc<str>>,
+    /// The other end.
+    pub remote_addr: Option<SocketAddr>,
+    /// What the bytes travel on.
+    pub carriage: Carriage,
+    /// Whether the first bytes may be a replay.
+    pub early_data: bool,
+}
+
+/// A bearer token as it arrived. Never shown.
+#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop)]
+pub struct AuthToken(String);
+
+impl AuthToken {
+    /// Wraps the text a peer sent.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text, for hashing and comparison only.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AuthToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthToken(…)")
+    }
+}
+
+/// Resolves keys and tokens to identities. Read per connection and per request: must be cheap.
+pub trait IdentityProvider: Send + Sync + 'static {
+    /// Who holds `key`.
+    fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>>;
+
+    /// Who `token` stands for.
+    fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>>;
+
+    /// Bumped whenever an answer may have changed.
+    fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_ids_follow_the_grammar() {
+        for good in ["a", "0", "edge-1", "a.b_c-d", &"x".repeat(63)] {
+            assert!(good.parse::<PeerId>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", ".a", "A", "ä", "a b", "key:abc", &"x".repeat(64)] {
+            assert!(bad.parse::<PeerId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn key_strings_round_trip() {
+        for kind in ["SHA256", "ed25519", "spki"] {
+            let text = format!("{kind}:{}", "0f".repeat(32));
+            assert_eq!(
+                text.parse::<PeerKey>().expect("a valid key").to_string(),
+                text
+            );
+        }
+        for bad in [
+            "",
+            "ed25519",
+            "ed25519:",
+            "ed25519:00",
+            "rsa:00",
+            &"ed25519:0F".repeat(2),
+        ] {
+            assert!(bad.parse::<PeerKey>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_ed25519_spki_is_the_key_itself() {
+        let key = [7; 32];
+        assert_eq!(
+            PeerKey::from_spki(&PeerKey::ed25519_spki(&key)),
+            PeerKey::Ed25519(key)
+        );
+        assert!(matches!(PeerKey::from_spki(b"other"), PeerKey::Spki(_)));
+    }
+
+    #[test]
+    fn scopes_match_exactly_or_below_a_star() {
+        let set: ScopeSet = ["node:read", "fs:write:*"].into_iter().collect();
+        assert!(set.allows("node:read") && set.allows("fs:write:a:b"));
+        assert!(!set.allows("node") && !set.allows("node:read:x") && !set.allows("fs:write"));
+        assert!(["*"].into_iter().collect::<ScopeSet>().allows("anything"));
+        assert!(!ScopeSet::default().allows("anything"));
+    }
+}

@@ -1,0 +1,31 @@
+//! The types every part of alknet shares: connections and streams, protocol handlers and their
+//! registry, identities and keys, close codes, limits and the node's configuration.
+//!
+//! Core knows no protocol and no transport: it names what a handler receives and what a carriage
+//! (QUIC, TLS over TCP, an in-memory pair) has to provide, and nothing else.
+
+pub mod alpn;
+pub mod close;
+pub mod config;
+pub mod connection;
+pub mod handler;
+pub mod identity;
+pub mod limits;
+
+mod memory;
+
+pub use alpn::{AlpnSpec, AuthNeed, Carriage};
+pub use close::{CloseCode, CloseReason, StreamCode};
+pub use connection::{
+    ConnId, Connection, ConnectionInfo, RecvHalf, RecvStream, SendHalf, SendStream, StreamError,
+    StreamSource,
+};
+pub use handler::{
+    BoxError, BoxFuture, HandlerError, HandlerRegistry, ProtocolHandler, RegistryError,
+};
+pub use identity::{
+    AuthContext, AuthToken, Identity, IdentityKind, IdentityProvider, KeyParseError, PeerId,
+    PeerIdError, PeerKey, ScopeSet,
+};
+pub use limits::StreamBudget;
+pub use memory::memory_pair;

@@ -1,0 +1,349 @@
+//! A connection inside this process: multi-stream, ordered, with back-pressure. For tests and for
+//! handlers that carry other protocols.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, watch};
+
+use crate::alpn::Carriage;
+use crate::close::{CloseCode, CloseReason, StreamCode};
+use crate::connection::{
+    Connection, ConnectionInfo, RecvHalf, RecvStream, SendHalf, SendStream, StreamError,
+    StreamSource,
+};
+use crate::handler::BoxFuture;
+
+/// Bytes buffered in each direction of one stream.
+const STREAM_BUFFER_BYTES: usize = 64 << 10;
+/// Streams opened and not yet accepted.
+const ACCEPT_BACKLOG: usize = 128;
+
+type Pair = (SendStream, RecvStream);
+type Closed = Option<(bool, CloseCode, String)>;
+
+/// Two connected ends. The first one dialled.
+#[must_use]
+pub fn memory_pair(alpn: &[u8]) -> (Connection, Connection) {
+    let (to_b, from_a) = mpsc::channel(ACCEPT_BACKLOG);
+    let (to_a, from_b) = mpsc::channel(ACCEPT_BACKLOG);
+    let closed = Arc::new(watch::channel(None).0);
+    let end = |dialled, open, incoming| {
+        let info = ConnectionInfo {
+            alpn: alpn.into(),
+            carriage: Carriage::Memory,
+            sni: None,
+            remote_addr: None,
+            local_addr: None,
+            dialled,
+        };
+        let source = Memory {
+            dialled,
+            open,
+            incoming: tokio::sync::Mutex::new(incoming),
+            closed: Arc::clone(&closed),
+        };
+        Connection::from_source(Box::new(source), info)
+    };
+    (end(true, to_b, from_b), end(false, to_a, from_a))
+}
+
+struct Memory {
+    dialled: bool,
+    open: mpsc::Sender<Pair>,
+    incoming: tokio::sync::Mutex<mpsc::Receiver<Pair>>,
+    closed: Arc<watch::Sender<Closed>>,
+}
+
+impl Memory {
+    fn reason(&self, closed: &Closed) -> Option<CloseReason> {
+        closed.as_ref().map(|(by_dialler, code, why)| {
+            if *by_dialler == self.dialled {
+                CloseReason::Local
+            } else {
+                CloseReason::Peer(Some(code.code().into()), why.clone())
+            }
+        })
+    }
+
+    fn closed_error(&self) -> StreamError {
+        StreamError::Closed(
+            self.reason(&self.closed.borrow())
+                .unwrap_or(CloseReason::Local),
+        )
+    }
+}
+
+impl StreamSource for Memory {
+    fn accept_bi(&self) -> BoxFuture<'_, Result<Pair, StreamError>> {
+        Box::pin(async {
+            let mut incoming = self.incoming.lock().await;
+            tokio::select! {
+                pair = incoming.recv() => pair.ok_or_else(|| self.closed_error()),
+                why = self.closed() => Err(StreamError::Closed(why)),
+            }
+        })
+    }
+
+    fn open_bi(&self) -> BoxFuture<'_, Result<Pair, StreamError>> {
+        Box::pin(async {
+            if self.closed.borrow().is_some() {
+                return Err(self.closed_error());
+            }
+            let (ours, theirs) = tokio::io::duplex(STREAM_BUFFER_BYTES);
+            let resets = Arc::new([Mutex::new(None), Mutex::new(None)]);
+            let theirs = split(theirs, 1, &resets, &self.closed);
+            self.open
+                .send(theirs)
+                .await
+                .map_err(|_| self.closed_error())?;
+            Ok(split(ours, 0, &resets, &self.closed))
+        })
+    }
+
+    fn is_multi(&self) -> bool {
+        true
+    }
+
+    fn close(&self, code: CloseCode, reason: &str) {
+        self.closed.send_if_modified(|closed| {
+            let first = closed.is_none();
+            if first {
+                *closed = Some((self.dialled, code, reason.to_owned()));
+            }
+            first
+        });
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        let mut watch = self.closed.subscribe();
+        Box::pin(async move {
+            // The sender lives as long as `self`, so waiting can only end with a reason.
+            match watch.wait_for(Option::is_some).await {
+                Ok(closed) => self.reason(&closed).unwrap_or(CloseReason::Local),
+                Err(_) => CloseReason::Local,
+            }
+        })
+    }
+}
+
+/// Reset code of each direction, written by its sender and read by its receiver.
+type Resets = Arc<[Mutex<Option<u32>>; 2]>;
+
+fn split(
+    stream: DuplexStream,
+    side: usize,
+    resets: &Resets,
+    closed: &Arc<watch::Sender<Closed>>,
+) -> Pair {
+    let (read, write) = tokio::io::split(stream);
+    let send = Send {
+        write: Some(write),
+        finishing: false,
+        side,
+        resets: Arc::clone(resets),
+        closed: Arc::clone(closed),
+    };
+    let recv = Recv {
+        read: Some(read),
+        side: 1 - side,
+        resets: Arc::clone(resets),
+    };
+    (
+        SendStream::new(Box::new(send)),
+        RecvStream::new(Box::new(recv)),
+    )
+}
+
+struct Send {
+    write: Option<WriteHalf<DuplexStream>>,
+    finishing: bool,
+    side: usize,
+    resets: Resets,
+    closed: Arc<watch::Sender<Closed>>,
+}
+
+impl Send {
+    fn live(&mut self) -> io::Result<&mut WriteHalf<DuplexStream>> {
+        if self.closed.borrow().is_some() || self.finishing {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        self.write
+            .as_mut()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl AsyncWrite for Send {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(self.live()?).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.write.as_mut() {
+            Some(write) => Pin::new(write).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl SendHalf for Send {
+    fn poll_write_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<usize, StreamError>> {
+        let mut written = 0;
+        for chunk in chunks {
+            while !chunk.is_empty() {
+                match Pin::new(&mut *self).poll_write(cx, chunk) {
+                    Poll::Ready(Ok(n)) => {
+                        bytes::Buf::advance(chunk, n);
+                        written += n;
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                    Poll::Pending if written > 0 => return Poll::Ready(Ok(written)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn finish(&mut self) -> Result<(), StreamError> {
+        // A duplex pipe shuts down without waiting: one poll is enough.
+        let write = self.live()?;
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        if let Poll::Ready(done) = Pin::new(write).poll_shutdown(&mut cx) {
+            done?;
+        }
+        self.finishing = true;
+        Ok(())
+    }
+
+    fn reset(&mut self, code: StreamCode) {
+        if let Ok(mut slot) = self.resets[self.side].lock() {
+            *slot = Some(code.code());
+        }
+        if self.finish().is_err() {
+            self.write = None;
+        }
+    }
+}
+
+struct Recv {
+    read: Option<ReadHalf<DuplexStream>>,
+    side: usize,
+    resets: Resets,
+}
+
+impl AsyncRead for Recv {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let side = self.side;
+        let Some(read) = self.read.as_mut() else {
+            return Poll::Ready(Ok(()));
+        };
+        let before = buf.filled().len();
+        ready!(Pin::new(read).poll_read(cx, buf))?;
+        if buf.filled().len() == before
+            && let Ok(slot) = self.resets[side].lock()
+            && let Some(code) = *slot
+        {
+            return Poll::Ready(Err(StreamError::Reset(code.into()).into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl RecvHalf for Recv {
+    fn poll_read_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let mut storage = BytesMut::zeroed(max.min(16 << 10));
+        let mut buf = ReadBuf::new(&mut storage);
+        let result = ready!(Pin::new(&mut *self).poll_read(cx, &mut buf));
+        let filled = buf.filled().len();
+        Poll::Ready(match result {
+            Ok(()) if filled == 0 => Ok(None),
+            Ok(()) => {
+                storage.truncate(filled);
+                Ok(Some(storage.freeze()))
+            }
+            Err(error) => Err(unwrap_stream_error(error)),
+        })
+    }
+
+    fn stop(&mut self, _code: StreamCode) {
+        self.read = None;
+    }
+}
+
+/// Takes a [`StreamError`] out of the I/O error that carried it.
+fn unwrap_stream_error(error: io::Error) -> StreamError {
+    match error.downcast::<StreamError>() {
+        Ok(inner) => inner,
+        Err(error) => StreamError::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_and_ends_cross() {
+        let (a, b) = memory_pair(b"test");
+        let (mut send, mut recv) = a.open_bi().await.expect("open");
+        send.write_all(b"ping").await.expect("write");
+        send.finish().expect("finish");
+        let (mut back, mut got) = b.accept_bi().await.expect("accept");
+        let mut text = String::new();
+        got.read_to_string(&mut text).await.expect("read");
+        assert_eq!(text, "ping");
+        back.write_chunk(Bytes::from_static(b"pong"))
+            .await
+            .expect("write");
+        assert_eq!(
+            recv.read_chunk(99).await.expect("read").as_deref(),
+            Some(&b"pong"[..])
+        );
+    }
+
+    #[tokio::test]
+    async fn a_reset_and_a_close_are_seen() {
+        let (a, b) = memory_pair(b"test");
+        let (mut send, _recv) = a.open_bi().await.expect("open");
+        let (_back, mut got) = b.accept_bi().await.expect("accept");
+        send.reset(StreamCode::Protocol);
+        assert!(matches!(
+            got.read_chunk(9).await,
+            Err(StreamError::Reset(5))
+        ));
+        a.close(CloseCode::Policy, "no");
+        assert_eq!(
+            b.closed().await,
+            CloseReason::Peer(Some(1), "no".to_owned())
+        );
+        assert!(matches!(b.accept_bi().await, Err(StreamError::Closed(_))));
+    }
+}

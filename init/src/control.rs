@@ -1,0 +1,180 @@
+//! What PID 1 and the node tell each other.
+//!
+//! The node is a child of PID 1, made by re-executing the one binary. A stream socket pair
+//! connects them; the node finds its end at [`NODE_FD`]. Each message is one line of JSON. Lines
+//! are at most [`LINE_BYTES_MAX`] long; a longer or malformed line ends the node, which PID 1 then
+//! restarts.
+
+use std::net::IpAddr;
+
+use alknet_core::config::NodeConfig;
+use serde::{Deserialize, Serialize};
+
+/// File descriptor of the node's end of the socket pair.
+pub const NODE_FD: i32 = 3;
+
+/// Longest line on the control channel.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// From PID 1 to the node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum ToNode {
+    /// Drain: finish what runs, refuse what is new, exit within `deadline_ms`.
+    Drain { deadline_ms: u64, reason: String },
+    /// The machine changed: addresses, clock, disk, problems. Sent whole on every change.
+    Facts { facts: Box<MachineFacts> },
+    /// Are you well? Answer with the same number.
+    Health { n: u64 },
+    /// A log record of PID 1, or one kept from before the node's (re)start.
+    Log { record: LogRecord },
+    /// First message: everything the node needs to serve.
+    Start {
+        config: Box<NodeConfig>,
+        state_dir: String,
+        facts: Box<MachineFacts>,
+    },
+}
+
+/// From the node to PID 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum ToInit {
+    /// Answer to [`ToNode::Health`].
+    Health { n: u64, ok: bool, detail: String },
+    /// An administrator wants the machine off or rebooted.
+    Power { action: PowerAction, by: String },
+    /// The one port is served.
+    Ready { status: NodeStatus },
+    /// Served protocols, identity or enrolment changed.
+    Status { status: NodeStatus },
+    /// Fault injection, accepted only when the hypervisor switched it on: PID 1 misbehaves.
+    Fault { kind: String },
+}
+
+/// What an administrator asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerAction {
+    /// Off.
+    Poweroff,
+    /// Off and on again.
+    Reboot,
+}
+
+/// What the console shows about the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// `ed25519:<64 hex>`.
+    pub identity: String,
+    /// What the enrolment QR code holds.
+    pub enrolment_uri: String,
+    /// The port served.
+    pub port: u16,
+    /// Protocols served, by ALPN.
+    pub alpns: Vec<String>,
+    /// Administrators configured.
+    pub admins: u32,
+}
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRecord {
+    /// Milliseconds since the kernel started.
+    pub boot_ms: u64,
+    /// RFC 3339, UTC; absent while the clock is not sane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// `error`, `warn`, `info`, `debug`.
+    pub level: String,
+    /// Which part speaks: `init`, `net`, `node`, a protocol.
+    pub target: String,
+    /// What happened.
+    pub message: String,
+}
+
+/// What PID 1 knows about the machine. On an ordinary host the node fills in what it can.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineFacts {
+    /// Host name.
+    pub hostname: String,
+    /// Milliseconds after kernel start at which each stage of the boot was reached, in order.
+    pub boot_stages: Vec<BootStage>,
+    /// Where state lives and how well.
+    pub data: DataState,
+    /// Network cards.
+    pub links: Vec<LinkFacts>,
+    /// Name servers in use.
+    pub dns: Vec<IpAddr>,
+    /// Clock: `unset`, `build-time`, `rtc`, `sntp`.
+    pub clock: String,
+    /// Where the configuration came from, or `default`.
+    pub config_source: String,
+    /// Everything that is wrong, most important first.
+    pub problems: Vec<Problem>,
+    /// How often the node was restarted since boot.
+    pub node_restarts: u32,
+    /// How the previous node ended: signal or status, and its last lines.
+    pub last_words: Option<String>,
+    /// Kind of watchdog that guards PID 1, if any.
+    pub watchdog: Option<String>,
+    /// The hypervisor switched fault injection on.
+    pub fault_injection: bool,
+}
+
+/// One stage of the boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootStage {
+    /// `init`, `mounts`, `config`, `data`, `network`, `node-start`, `ready`.
+    pub name: String,
+    /// Milliseconds since the kernel started.
+    pub at_ms: u64,
+}
+
+/// State of the data partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataState {
+    /// `mounted`, `read-only`, `volatile`, `host`.
+    pub mode: String,
+    /// Block device, or directory on an ordinary host.
+    pub device: Option<String>,
+    /// Size of the file system.
+    pub total_bytes: u64,
+    /// Free for us.
+    pub free_bytes: u64,
+    /// The file system was clean when it was mounted.
+    pub clean: Option<bool>,
+    /// Why it is not simply `mounted`.
+    pub detail: Option<String>,
+}
+
+/// One network card.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LinkFacts {
+    /// `eth0`.
+    pub name: String,
+    /// `52:54:00:12:34:56`.
+    pub mac: String,
+    /// Whether a carrier is there.
+    pub up: bool,
+    /// Addresses with prefix length.
+    pub addresses: Vec<String>,
+    /// Default routers.
+    pub gateways: Vec<IpAddr>,
+    /// `dhcp4`, `slaac`, `dhcp6`, `static`: where the addresses came from.
+    pub sources: Vec<String>,
+}
+
+/// Something that is wrong, and what to do about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Stable name, `data-missing`, `config-refused`.
+    pub code: String,
+    /// What is wrong.
+    pub text: String,
+    /// What to do.
+    pub hint: String,
+}
