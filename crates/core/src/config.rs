@@ -1,10 +1,31 @@
 //! The node's configuration: one TOML document, the same in provisioning and on the data
 //! partition.
+//!
+//! [`NodeConfig::parse`] reads a document and reports everything that is wrong with it at once,
+//! each problem with its place and what to do. [`NodeConfig::salvage`] takes from a refused
+//! document what its administrator needs to reach the node and repair it.
+
+mod error;
+mod identities;
+mod read;
+mod sections;
+mod values;
 
 use std::net::IpAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use error::ConfigError;
+pub use identities::ConfigIdentities;
+
+/// Longest configuration document in bytes. A thousand peers with two keys each fit; a file that
+/// is not a configuration is refused before it costs memory.
+pub const CONFIG_BYTES_MAX: usize = 64 << 10;
+
+/// Most problems reported for one document: more are of no use to anybody, and each is a line on a
+/// console of 24.
+pub const CONFIG_ERRORS_MAX: usize = 50;
 
 /// The whole document. Unknown keys are errors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,13 +41,56 @@ pub struct NodeConfig {
     pub peers: Vec<PeerConfig>,
 }
 
+impl NodeConfig {
+    /// Reads a TOML document.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, in the order of the document, at most
+    /// [`CONFIG_ERRORS_MAX`]. The list is never empty.
+    pub fn parse(document: &[u8]) -> Result<Self, Vec<ConfigError>> {
+        let reading = read::read(document);
+        if reading.errors.is_empty() {
+            Ok(reading.config)
+        } else {
+            Err(reading.errors)
+        }
+    }
+
+    /// What a refused document still says that lets its administrator in: well-formed
+    /// administrator keys, the port and addresses listened on, the name, and network cards whose
+    /// entries are free of mistakes. Peers are left out: nobody gets more than a correct document
+    /// gives. All defaults where the document is not TOML at all.
+    #[must_use]
+    pub fn salvage(document: &[u8]) -> Self {
+        let config = read::read(document).config;
+        Self {
+            listen: config.listen,
+            network: config.network,
+            node: NodeSection {
+                name: config.node.name,
+                admin_keys: config.node.admin_keys,
+                ..NodeSection::default()
+            },
+            peers: Vec::new(),
+        }
+    }
+
+    /// The JSON Schema of the document (draft 2020-12), as published.
+    #[must_use]
+    pub fn json_schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
+    }
+}
+
 /// `[listen]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenConfig {
     /// The one port, UDP and TCP.
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// Addresses to bind; `::` means every address of both families.
+    #[schemars(length(min = 1))]
     pub addrs: Vec<IpAddr>,
 }
 
@@ -44,10 +108,12 @@ impl Default for ListenConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct NodeSection {
     /// Host name, `[a-z0-9-]`, at most 63 characters.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
     pub name: Option<String>,
     /// Public domain.
     pub domain: Option<String>,
     /// Keys that may do everything, as `ed25519:<64 hex>`.
+    #[schemars(inner(regex(pattern = r"^(ed25519|spki|SHA256):[0-9a-f]{64}$")))]
     pub admin_keys: Vec<String>,
     /// SNTP servers, asked in order; those of DHCP are used when empty.
     pub time_servers: Vec<String>,
@@ -92,8 +158,13 @@ pub enum LinkMethod {
 #[serde(deny_unknown_fields)]
 pub struct PeerConfig {
     /// Stable name, `[a-z0-9][a-z0-9._-]{0,62}`.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9._-]{0,62}$"))]
     pub peer_id: String,
     /// Keys of the peer, `ed25519:<64 hex>`, `spki:<64 hex>` or `SHA256:<64 hex>`.
+    #[schemars(
+        length(min = 1),
+        inner(regex(pattern = r"^(ed25519|spki|SHA256):[0-9a-f]{64}$"))
+    )]
     pub keys: Vec<String>,
     /// What the peer may do.
     #[serde(default)]
@@ -106,3 +177,6 @@ pub struct PeerConfig {
 const fn yes() -> bool {
     true
 }
+
+#[cfg(test)]
+mod tests;

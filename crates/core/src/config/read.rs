@@ -1,0 +1,332 @@
+//! Reads a TOML document with the place of every value, and goes on after a mistake, so that one
+//! look at the messages is enough to repair the whole document.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+use super::error::quote;
+use super::{CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, ConfigError, NodeConfig, sections};
+
+/// What a document says, and everything that is wrong with it. Values that are wrong are left at
+/// their defaults in `config`.
+pub(super) struct Reading {
+    pub(super) config: NodeConfig,
+    pub(super) errors: Vec<ConfigError>,
+}
+
+pub(super) fn read(document: &[u8]) -> Reading {
+    let refused = |error| Reading {
+        config: NodeConfig::default(),
+        errors: vec![error],
+    };
+    let text = match checked_text(document) {
+        Ok(text) => text,
+        Err(error) => return refused(error),
+    };
+    let mut notes = Notes::new(text);
+    let (table, syntax) = DeTable::parse_recoverable(text);
+    for error in &syntax {
+        notes.syntax(error);
+    }
+    // Half a document may say the opposite of the whole one, so nothing of it is taken.
+    let config = if syntax.is_empty() {
+        sections::node_config(table.get_ref(), &mut notes)
+    } else {
+        NodeConfig::default()
+    };
+    Reading {
+        config,
+        errors: notes.finish(),
+    }
+}
+
+fn checked_text(document: &[u8]) -> Result<&str, ConfigError> {
+    let whole = |line, what: String, fix: &str| ConfigError {
+        path: String::new(),
+        line,
+        what,
+        fix: fix.to_owned(),
+    };
+    if document.len() > CONFIG_BYTES_MAX {
+        return Err(whole(
+            None,
+            format!("the document is longer than {CONFIG_BYTES_MAX} bytes"),
+            "shorten it",
+        ));
+    }
+    let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
+    let text = std::str::from_utf8(document).map_err(|error| {
+        whole(
+            Some(line_of(document, error.valid_up_to())),
+            "the document is not UTF-8 text".to_owned(),
+            "save it as UTF-8",
+        )
+    })?;
+    let first = text.lines().next().unwrap_or_default();
+    if first.starts_with("#cloud-config") || first.starts_with("#!") {
+        return Err(whole(
+            Some(1),
+            format!(
+                "{} is for cloud-init, which does not run here",
+                quote(first)
+            ),
+            "write the TOML document of docs/configuration.md instead",
+        ));
+    }
+    Ok(text)
+}
+
+fn line_of(document: &[u8], offset: usize) -> usize {
+    let before = &document[..offset.min(document.len())];
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// Collects mistakes.
+pub(super) struct Notes<'a> {
+    text: &'a str,
+    errors: Vec<(usize, ConfigError)>,
+    beyond: usize,
+}
+
+impl<'a> Notes<'a> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            errors: Vec::new(),
+            beyond: 0,
+        }
+    }
+
+    /// Records one mistake in the value at `at`.
+    pub(super) fn wrong(
+        &mut self,
+        path: &str,
+        at: Range<usize>,
+        what: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        if self.errors.len() >= CONFIG_ERRORS_MAX - 1 {
+            self.beyond += 1;
+            return;
+        }
+        let error = ConfigError {
+            path: path.to_owned(),
+            line: Some(line_of(self.text.as_bytes(), at.start)),
+            what: what.into(),
+            fix: fix.into(),
+        };
+        self.errors.push((at.start, error));
+    }
+
+    /// How many mistakes were made so far, counted ones included.
+    pub(super) fn count(&self) -> usize {
+        self.errors.len() + self.beyond
+    }
+
+    fn syntax(&mut self, error: &toml::de::Error) {
+        let what = error.message().lines().collect::<Vec<_>>().join(", ");
+        let at = error.span().unwrap_or(0..0);
+        self.wrong("", at, what, "correct the TOML syntax here");
+    }
+
+    fn finish(mut self) -> Vec<ConfigError> {
+        self.errors.sort_by_key(|(offset, _)| *offset);
+        let mut errors: Vec<_> = self.errors.into_iter().map(|(_, error)| error).collect();
+        if self.beyond > 0 {
+            errors.push(ConfigError {
+                path: String::new(),
+                line: None,
+                what: format!("{} more mistakes are not listed", self.beyond),
+                fix: "correct these first".to_owned(),
+            });
+        }
+        errors
+    }
+}
+
+/// One value of the document with its key path.
+#[derive(Clone)]
+pub(super) struct Value<'t, 'i> {
+    pub(super) path: String,
+    value: &'t Spanned<DeValue<'i>>,
+}
+
+impl<'t, 'i> Value<'t, 'i> {
+    pub(super) fn at(&self) -> Range<usize> {
+        self.value.span()
+    }
+
+    pub(super) fn wrong(
+        &self,
+        notes: &mut Notes<'_>,
+        what: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        notes.wrong(&self.path, self.at(), what, fix);
+    }
+
+    pub(super) fn bool(&self, notes: &mut Notes<'_>) -> Option<bool> {
+        let found = self.value.get_ref().as_bool();
+        self.expect(found, "true or false", notes)
+    }
+
+    pub(super) fn text(&self, notes: &mut Notes<'_>) -> Option<&'t str> {
+        let found = self.value.get_ref().as_str();
+        self.expect(found, "a string in quotes", notes)
+    }
+
+    /// A string that `parse` accepts; its complaint is what is wrong and what to do.
+    pub(super) fn parsed<T>(
+        &self,
+        notes: &mut Notes<'_>,
+        parse: impl FnOnce(&str) -> Result<T, (String, String)>,
+    ) -> Option<T> {
+        match parse(self.text(notes)?) {
+            Ok(value) => Some(value),
+            Err((what, fix)) => {
+                self.wrong(notes, what, fix);
+                None
+            }
+        }
+    }
+
+    pub(super) fn port(&self, notes: &mut Notes<'_>) -> Option<u16> {
+        let found = self.value.get_ref().as_integer();
+        let number = self.expect(found, "a whole number", notes)?;
+        let port = i64::from_str_radix(number.as_str(), number.radix())
+            .ok()
+            .and_then(|number| u16::try_from(number).ok())
+            .filter(|port| *port != 0);
+        if port.is_none() {
+            let what = format!("{} is no port", quote(number.as_str()));
+            self.wrong(notes, what, "write a number from 1 to 65535");
+        }
+        port
+    }
+
+    /// The elements of an array.
+    pub(super) fn list(&self, notes: &mut Notes<'_>) -> Vec<Self> {
+        let found: Option<&DeArray<'_>> = self.value.get_ref().as_array();
+        let Some(array) = self.expect(found, "a list in square brackets", notes) else {
+            return Vec::new();
+        };
+        let element = |(n, value)| Self {
+            path: format!("{}[{n}]", self.path),
+            value,
+        };
+        array.iter().enumerate().map(element).collect()
+    }
+
+    /// A table, for reading its keys one by one.
+    pub(super) fn section(&self, notes: &mut Notes<'_>) -> Option<Section<'t, 'i>> {
+        let table = self.value.get_ref().as_table();
+        let table = self.expect(table, "a table", notes)?;
+        Some(Section::new(&self.path, self.at(), table))
+    }
+
+    fn expect<T>(&self, found: Option<T>, kind: &str, notes: &mut Notes<'_>) -> Option<T> {
+        if found.is_none() {
+            let what = format!("expected {kind}, found {}", self.value.get_ref().type_str());
+            self.wrong(notes, what, format!("write {kind}"));
+        }
+        found
+    }
+}
+
+/// One table of the document. Each key is asked for once; [`Section::finish`] refuses the rest.
+pub(super) struct Section<'t, 'i> {
+    path: String,
+    at: Range<usize>,
+    table: &'t DeTable<'i>,
+    asked: Vec<&'static str>,
+}
+
+/// Least similarity (Jaro-Winkler) at which a known key is offered for an unknown one.
+const SIMILAR_MIN: f64 = 0.75;
+
+impl<'t, 'i> Section<'t, 'i> {
+    pub(super) fn new(path: &str, at: Range<usize>, table: &'t DeTable<'i>) -> Self {
+        Self {
+            path: path.to_owned(),
+            at,
+            table,
+            asked: Vec::new(),
+        }
+    }
+
+    pub(super) fn key(&mut self, key: &'static str) -> Option<Value<'t, 'i>> {
+        self.asked.push(key);
+        self.table.get(key).map(|value| Value {
+            path: self.path_of(key),
+            value,
+        })
+    }
+
+    /// A key that must be there.
+    pub(super) fn required(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        notes: &mut Notes<'_>,
+    ) -> Option<Value<'t, 'i>> {
+        let value = self.key(key);
+        if value.is_none() {
+            let path = self.path_of(key);
+            notes.wrong(
+                &path,
+                self.at.clone(),
+                "this key is missing",
+                format!("add {key} = {example}"),
+            );
+        }
+        value
+    }
+
+    /// The elements of an array; none where the key is absent.
+    pub(super) fn list(&mut self, key: &'static str, notes: &mut Notes<'_>) -> Vec<Value<'t, 'i>> {
+        self.key(key)
+            .map(|value| value.list(notes))
+            .unwrap_or_default()
+    }
+
+    /// Refuses every key that nobody asked for.
+    pub(super) fn finish(self, notes: &mut Notes<'_>) {
+        for key in self.table.keys() {
+            let name: &str = key.get_ref();
+            if !self.asked.contains(&name) {
+                let what = format!("unknown key {}", quote(name));
+                notes.wrong(&self.path_of(name), key.span(), what, self.advice(name));
+            }
+        }
+    }
+
+    fn advice(&self, name: &str) -> String {
+        let lower = name.to_lowercase().replace('-', "_");
+        let likeness = |known: &str| strsim::jaro_winkler(known, &lower);
+        let nearest = self
+            .asked
+            .iter()
+            .map(|known| (likeness(known), *known))
+            .filter(|(likeness, _)| *likeness >= SIMILAR_MIN)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        match nearest {
+            Some((_, known)) => format!("did you mean '{known}'?"),
+            None => format!("known here: {}", self.asked.join(", ")),
+        }
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        let key = if key.chars().count() > 64 || key.contains(char::is_control) {
+            quote(key)
+        } else {
+            key.to_owned()
+        };
+        if self.path.is_empty() {
+            key
+        } else {
+            format!("{}.{key}", self.path)
+        }
+    }
+}

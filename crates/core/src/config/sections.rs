@@ -1,0 +1,278 @@
+//! The sections of the document and the rules between their values.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use toml::de::DeTable;
+
+use crate::identity::{PeerId, PeerKey};
+
+use super::error::quote;
+use super::read::{Notes, Section, Value};
+use super::{LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, PeerConfig, values};
+
+pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
+    let mut top = Section::new("", 0..0, table);
+    let mut holders = Holders::default();
+    let listen = top.key("listen").and_then(|value| value.section(notes));
+    let node = top.key("node").and_then(|value| value.section(notes));
+    let config = NodeConfig {
+        listen: listen.map_or_else(ListenConfig::default, |section| {
+            listen_config(section, notes)
+        }),
+        node: node.map_or_else(NodeSection::default, |section| {
+            node_section(section, &mut holders, notes)
+        }),
+        network: links(&top.list("network", notes), notes),
+        peers: peers(&top.list("peers", notes), &mut holders, notes),
+    };
+    top.finish(notes);
+    config
+}
+
+fn listen_config(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> ListenConfig {
+    let mut listen = ListenConfig::default();
+    if let Some(port) = section.key("port").and_then(|value| value.port(notes)) {
+        listen.port = port;
+    }
+    if let Some(value) = section.key("addrs") {
+        let before = notes.count();
+        let addrs = each(&value.list(notes), values::address, notes);
+        if addrs.is_empty() && notes.count() == before {
+            value.wrong(
+                notes,
+                "the list is empty, so nothing would be served",
+                "leave the key out to listen on every address",
+            );
+        }
+        if notes.count() == before {
+            listen.addrs = addrs;
+        }
+    }
+    section.finish(notes);
+    listen
+}
+
+fn node_section(
+    mut section: Section<'_, '_>,
+    holders: &mut Holders,
+    notes: &mut Notes<'_>,
+) -> NodeSection {
+    let name = section.key("name");
+    let domain = section.key("domain");
+    let admin_keys = section.list("admin_keys", notes);
+    let node = NodeSection {
+        name: name.and_then(|value| value.parsed(notes, values::host_name)),
+        domain: domain.and_then(|value| value.parsed(notes, values::domain)),
+        admin_keys: admin_keys
+            .iter()
+            .filter_map(|value| holders.key(value, notes))
+            .collect(),
+        time_servers: each(
+            &section.list("time_servers", notes),
+            values::time_server,
+            notes,
+        ),
+    };
+    section.finish(notes);
+    node
+}
+
+/// Entries that are free of mistakes.
+fn links(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<LinkConfig> {
+    let mut seen: HashMap<String, String> = HashMap::new();
+    let mut links = Vec::new();
+    for entry in entries {
+        let before = notes.count();
+        let link = entry
+            .section(notes)
+            .and_then(|section| link(entry, section, notes));
+        let Some(link) = link else { continue };
+        if let Some(first) = seen.insert(link.matches.clone(), entry.path.clone()) {
+            let what = format!("{} has an entry already, {first}", quote(&link.matches));
+            entry.wrong(notes, what, "keep one of the two");
+        }
+        if notes.count() == before {
+            links.push(link);
+        }
+    }
+    links
+}
+
+fn link(
+    entry: &Value<'_, '_>,
+    mut section: Section<'_, '_>,
+    notes: &mut Notes<'_>,
+) -> Option<LinkConfig> {
+    let matches = section.required("match", "\"eth0\"", notes);
+    let method = section.key("method");
+    let addresses = section.list("addresses", notes);
+    let gateways = section.list("gateways", notes);
+    let dns = section.list("dns", notes);
+    section.finish(notes);
+    let method = match method {
+        Some(value) => value.parsed(notes, values::link_method),
+        None => Some(LinkMethod::Auto),
+    };
+    let link = LinkConfig {
+        matches: matches
+            .and_then(|value| value.parsed(notes, values::link_match))
+            .unwrap_or_default(),
+        method: method.unwrap_or_default(),
+        addresses: static_addresses(&addresses, notes),
+        gateways: static_gateways(&gateways, notes),
+        dns: each(&dns, values::address, notes),
+    };
+    static_rules(entry, &link, method?, notes);
+    Some(link)
+}
+
+fn static_addresses(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<String> {
+    let mut seen = Vec::new();
+    let mut addresses = Vec::new();
+    for entry in entries {
+        let Some(address) = entry.parsed(notes, values::prefix) else {
+            continue;
+        };
+        if seen.contains(&address) {
+            let what = format!("{address} is listed twice");
+            entry.wrong(notes, what, "keep one of the two");
+        }
+        seen.push(address);
+        addresses.extend(entry.text(notes).map(str::to_owned));
+    }
+    addresses
+}
+
+fn static_gateways(entries: &[Value<'_, '_>], notes: &mut Notes<'_>) -> Vec<IpAddr> {
+    let mut gateways: Vec<IpAddr> = Vec::new();
+    for entry in entries {
+        let Some(gateway) = entry.parsed(notes, values::address) else {
+            continue;
+        };
+        let same_family = |other: &&IpAddr| other.is_ipv4() == gateway.is_ipv4();
+        if let Some(other) = gateways.iter().find(same_family) {
+            let what = format!("{other} is the router of this family already");
+            entry.wrong(notes, what, "list at most one router per family");
+        }
+        gateways.push(gateway);
+    }
+    gateways
+}
+
+fn static_rules(
+    entry: &Value<'_, '_>,
+    link: &LinkConfig,
+    method: LinkMethod,
+    notes: &mut Notes<'_>,
+) {
+    let given = !link.addresses.is_empty() || !link.gateways.is_empty();
+    match method {
+        LinkMethod::Static if link.addresses.is_empty() => entry.wrong(
+            notes,
+            "a static card needs an address",
+            "add addresses = [\"192.0.2.10/24\"]",
+        ),
+        LinkMethod::Auto if given => entry.wrong(
+            notes,
+            "addresses and gateways are only for a static card",
+            "add method = \"static\", or leave them out",
+        ),
+        LinkMethod::Off if given => entry.wrong(
+            notes,
+            "a card that is off has no addresses",
+            "leave addresses and gateways out",
+        ),
+        LinkMethod::Auto | LinkMethod::Off | LinkMethod::Static => {}
+    }
+}
+
+fn peers(
+    entries: &[Value<'_, '_>],
+    holders: &mut Holders,
+    notes: &mut Notes<'_>,
+) -> Vec<PeerConfig> {
+    let mut peers = Vec::new();
+    for entry in entries {
+        let before = notes.count();
+        let Some(section) = entry.section(notes) else {
+            continue;
+        };
+        let peer = peer(section, holders, notes);
+        if notes.count() == before {
+            peers.extend(peer);
+        }
+    }
+    peers
+}
+
+fn peer(
+    mut section: Section<'_, '_>,
+    holders: &mut Holders,
+    notes: &mut Notes<'_>,
+) -> Option<PeerConfig> {
+    let id = section.required("peer_id", "\"a-name\"", notes);
+    let keys = section.required("keys", "[\"ed25519:…\"]", notes);
+    let scopes = section.list("scopes", notes);
+    let enabled = section.key("enabled");
+    section.finish(notes);
+    let id = id.and_then(|value| holders.peer_id(&value, notes));
+    let keys = keys.map(|value| {
+        let before = notes.count();
+        let list = value.list(notes);
+        if list.is_empty() && notes.count() == before {
+            value.wrong(notes, "a peer needs a key", "list at least one");
+        }
+        let hold = |value| holders.key(value, notes);
+        list.iter().filter_map(hold).collect()
+    });
+    Some(PeerConfig {
+        scopes: each(&scopes, values::scope, notes),
+        enabled: enabled.is_none_or(|value| value.bool(notes).unwrap_or(false)),
+        peer_id: id?,
+        keys: keys?,
+    })
+}
+
+/// Who holds a key, and which peer ids are taken: one key is one peer's.
+#[derive(Default)]
+struct Holders {
+    keys: HashMap<PeerKey, String>,
+    ids: HashMap<PeerId, String>,
+}
+
+impl Holders {
+    fn key(&mut self, value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<String> {
+        let key = value.parsed(notes, values::key)?;
+        if let Some(first) = self.keys.get(&key) {
+            let what = format!("this key is listed already, at {first}");
+            value.wrong(notes, what, "a key belongs to one peer, and once");
+            return None;
+        }
+        self.keys.insert(key, value.path.clone());
+        Some(key.to_string())
+    }
+
+    fn peer_id(&mut self, value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<String> {
+        let id = value.parsed(notes, values::peer_id)?;
+        if let Some(first) = self.ids.get(&id) {
+            let what = format!("{} is taken already, at {first}", quote(id.as_str()));
+            value.wrong(notes, what, "put all keys of a peer into one entry");
+            return None;
+        }
+        self.ids.insert(id.clone(), value.path.clone());
+        Some(id.as_str().to_owned())
+    }
+}
+
+/// Every element that `parse` accepts.
+fn each<T>(
+    entries: &[Value<'_, '_>],
+    parse: impl Fn(&str) -> Result<T, values::Complaint>,
+    notes: &mut Notes<'_>,
+) -> Vec<T> {
+    entries
+        .iter()
+        .filter_map(|entry| entry.parsed(notes, &parse))
+        .collect()
+}

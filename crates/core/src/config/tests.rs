@@ -1,0 +1,434 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const PAGE: &str = include_str!("../../../../docs/configuration.md");
+
+const COMPLETE: &str = r#"
+[listen]
+port = 8443
+addrs = ["192.0.2.10", "::1"]
+
+[node]
+name = "edge-1"
+domain = "edge-1.example.org"
+admin_keys = ["ed25519:1111111111111111111111111111111111111111111111111111111111111111"]
+time_servers = ["time.example.org", "192.0.2.1"]
+
+[[network]]
+match = "eth0"
+method = "static"
+addresses = ["192.0.2.10/24", "2001:db8::10/64"]
+gateways = ["192.0.2.1", "fe80::1"]
+dns = ["192.0.2.53"]
+
+[[network]]
+match = "52:54:00:AB:CD:EF"
+method = "off"
+
+[[peers]]
+peer_id = "laptop"
+keys = ["SHA256:2222222222222222222222222222222222222222222222222222222222222222"]
+scopes = ["fs:read:*", "metrics:read"]
+enabled = false
+"#;
+
+fn refused(document: &str) -> Vec<String> {
+    let errors = NodeConfig::parse(document.as_bytes()).expect_err(document);
+    errors.iter().map(ToString::to_string).collect()
+}
+
+/// The one complaint about a document, which names `words`.
+fn complaint(document: &str, words: &[&str]) {
+    let errors = refused(document);
+    assert_eq!(errors.len(), 1, "{document}: {errors:#?}");
+    for word in words {
+        assert!(errors[0].contains(word), "{word}: {}", errors[0]);
+    }
+}
+
+#[test]
+fn an_empty_document_is_the_default() {
+    for empty in ["", "\n", "# nothing\n", "\u{feff}", "[listen]\n[node]\n"] {
+        assert_eq!(
+            NodeConfig::parse(empty.as_bytes()),
+            Ok(NodeConfig::default()),
+            "{empty:?}"
+        );
+    }
+}
+
+#[test]
+fn a_complete_document_is_read_as_serde_reads_it() {
+    let config = NodeConfig::parse(COMPLETE.as_bytes()).expect("a correct document");
+    let mut expected: NodeConfig = toml::from_str(COMPLETE).expect("a correct document");
+    expected.network[1].matches = "52:54:00:ab:cd:ef".into();
+    assert_eq!(config, expected);
+    assert_eq!(config.listen.port, 8443);
+    assert!(!config.peers[0].enabled);
+}
+
+#[test]
+fn a_misspelt_key_is_named_with_its_line_and_the_nearest_match() {
+    let near = "did you mean 'admin_keys'?";
+    complaint(
+        "[node]\nadmin_key = []\n",
+        &["line 2, node.admin_key:", near],
+    );
+    complaint("[node]\nadmin-keys = []\n", &[near]);
+    complaint("[lisen]\nport = 1\n", &["line 1", "'listen'"]);
+    complaint("xyzzy = 1\n", &["known here: listen, node, network, peers"]);
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_in_the_order_of_the_document() {
+    let errors = refused(
+        "[listen]\nport = 0\naddrs = [\"::\", 5]\n[node]\nname = \"Edge\"\nadmin_keys = [\"ssh-ed25519 AAAA\"]\n\
+         [[peers]]\npeer_id = \"admin\"\nkeys = []\nscopes = [\"\"]\n",
+    );
+    let places = [
+        "line 2, listen.port:",
+        "line 3, listen.addrs[1]:",
+        "line 5, node.name:",
+        "line 6, node.admin_keys[0]:",
+        "line 8, peers[0].peer_id:",
+        "line 9, peers[0].keys:",
+        "line 10, peers[0].scopes[0]:",
+    ];
+    assert_eq!(errors.len(), places.len(), "{errors:#?}");
+    for (error, place) in errors.iter().zip(places) {
+        assert!(error.starts_with(place), "{error}");
+    }
+}
+
+#[test]
+fn values_of_the_wrong_kind_are_refused() {
+    complaint("listen = 1", &["expected a table", "found integer"]);
+    complaint("listen.port = \"443\"", &["expected a whole number"]);
+    complaint("node.name = 1", &["expected a string"]);
+    complaint("node.admin_keys = \"x\"", &["expected a list"]);
+    complaint("[node]\n[[listen]]", &["expected a table", "found array"]);
+    complaint(
+        "[[peers]]\npeer_id = \"a\"\nkeys = [\"ed25519:1111111111111111111111111111111111111111111111111111111111111111\"]\nenabled = 1",
+        &["expected true or false"],
+    );
+    complaint("peers = [1]", &["peers[0]", "expected a table"]);
+}
+
+#[test]
+fn ports_have_bounds_and_any_radix() {
+    for (text, port) in [("1", 1), ("65535", 65535), ("0x1bb", 443), ("4_43", 443)] {
+        let config = NodeConfig::parse(format!("listen.port = {text}").as_bytes());
+        assert_eq!(config.map(|config| config.listen.port), Ok(port));
+    }
+    for text in ["0", "65536", "-1", "99999999999999999999999"] {
+        complaint(&format!("listen.port = {text}"), &["from 1 to 65535"]);
+    }
+}
+
+#[test]
+fn names_follow_their_grammar() {
+    let long = "a".repeat(64);
+    for bad in ["", "-a", "a-", "A", "a.b", "ä", long.as_str()] {
+        complaint(&format!("node.name = \"{bad}\""), &["is no host name"]);
+    }
+    for bad in ["example", "example..org", "Example.org", "1.2.3.4"] {
+        complaint(
+            &format!("node.domain = \"{bad}\""),
+            &["is no public domain"],
+        );
+    }
+    for bad in ["time.example.org:123", "", "http://x"] {
+        complaint(&format!("node.time_servers = [\"{bad}\"]"), &["neither"]);
+    }
+}
+
+#[test]
+fn links_follow_their_rules() {
+    let link = |rest: &str| format!("[[network]]\nmatch = \"eth0\"\n{rest}\n");
+    complaint(
+        "[[network]]\nmethod = \"off\"",
+        &["network[0].match", "missing"],
+    );
+    complaint(&link("method = \"dhcp\""), &["auto, static or off"]);
+    complaint(&link("method = \"static\""), &["needs an address"]);
+    complaint(
+        &link("gateways = [\"192.0.2.1\"]"),
+        &["method = \"static\""],
+    );
+    complaint(
+        &link("method = \"off\"\naddresses = [\"192.0.2.1/24\"]"),
+        &["is off"],
+    );
+    let fixed = |rest: &str| link(&format!("method = \"static\"\n{rest}"));
+    for bad in [
+        "192.0.2.1",
+        "192.0.2.1/33",
+        "192.0.2.1/0",
+        "2001:db8::1/129",
+        "::/64",
+        "x/24",
+    ] {
+        let errors = refused(&fixed(&format!("addresses = [\"{bad}\"]")));
+        assert!(errors.iter().any(|e| e.contains("addresses[0]")), "{bad}");
+    }
+    let two = "addresses = [\"192.0.2.2/24\"]\ngateways = [\"192.0.2.1\", \"192.0.2.3\"]";
+    complaint(&fixed(two), &["one router per family"]);
+    let twice = "addresses = [\"192.0.2.2/24\", \"192.0.2.2/25\"]";
+    complaint(&fixed(twice), &["listed twice"]);
+    for bad in ["a/b", "0123456789abcdef", "52:54:00:12:34", "", ".."] {
+        let errors = refused(&format!("[[network]]\nmatch = \"{bad}\""));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+    }
+    let double =
+        "[[network]]\nmatch = \"52:54:00:AB:CD:EF\"\n[[network]]\nmatch = \"52:54:00:ab:cd:ef\"";
+    complaint(double, &["line 3, network[1]", "network[0]"]);
+}
+
+#[test]
+fn a_key_belongs_to_one_holder() {
+    let key = format!("ed25519:{}", "ab".repeat(32));
+    let twice = format!("[node]\nadmin_keys = [\"{key}\",\n\"{key}\"]");
+    complaint(&twice, &["line 3", "node.admin_keys[0]"]);
+    let peer = |id: &str, n: &str| {
+        format!(
+            "[[peers]]\npeer_id = \"{id}\"\nkeys = [\"spki:{}\"]\n",
+            n.repeat(32)
+        )
+    };
+    let shared = peer("a", "01") + &peer("b", "01");
+    complaint(&shared, &["peers[1].keys[0]", "peers[0].keys[0]"]);
+    complaint(&(peer("a", "01") + &peer("a", "02")), &["'a' is taken"]);
+    let admin =
+        format!("node.admin_keys = [\"{key}\"]\n[[peers]]\npeer_id = \"x\"\nkeys = [\"{key}\"]");
+    complaint(&admin, &["peers[0].keys[0]", "node.admin_keys[0]"]);
+}
+
+#[test]
+fn peers_cannot_be_administrators_by_another_way() {
+    let peer = |id: &str, scope: &str| {
+        let key = format!("spki:{}", "01".repeat(32));
+        format!("[[peers]]\npeer_id = \"{id}\"\nkeys = [\"{key}\"]\nscopes = [\"{scope}\"]\n")
+    };
+    for id in ["admin", "admin-2", "admin-07"] {
+        complaint(&peer(id, "fs:read"), &["node.admin_keys"]);
+    }
+    for scope in ["*", "admin", "admin:*"] {
+        complaint(&peer("a", scope), &["belongs to administrators"]);
+    }
+    for scope in ["", ":", "a::b", "*:a", "a*", "a b", "a:*:*", "a\\tb"] {
+        complaint(&peer("a", scope), &["is no scope"]);
+    }
+    for scope in ["a", "a:b", "a:*", "fs:read:docs/2026", "ssh:exec:uptime"] {
+        assert!(NodeConfig::parse(peer("admin-x", scope).as_bytes()).is_ok());
+    }
+}
+
+#[test]
+fn documents_that_are_no_toml_say_where() {
+    complaint("[node]\nname = \n", &["line 2", "TOML"]);
+    complaint("#cloud-config\nhostname: x\n", &["line 1", "cloud-init"]);
+    complaint(
+        "[node]\nname = \"a\"\nname = \"b\"\n",
+        &["line 3", "duplicate key"],
+    );
+    let errors = NodeConfig::parse(b"a = 1\n\xff").expect_err("not UTF-8");
+    assert_eq!(errors[0].line, Some(2));
+    let full = vec![b'#'; CONFIG_BYTES_MAX];
+    assert!(NodeConfig::parse(&full).is_ok());
+    let long = vec![b'#'; CONFIG_BYTES_MAX + 1];
+    let errors = NodeConfig::parse(&long).expect_err("too long");
+    assert!(errors[0].to_string().contains("longer than 65536 bytes"));
+}
+
+#[test]
+fn messages_are_bounded_in_number_and_each_is_one_line() {
+    let many: String = (0..CONFIG_ERRORS_MAX * 3)
+        .map(|n| format!("key{n} = 1\n"))
+        .collect();
+    let errors = refused(&many);
+    assert_eq!(errors.len(), CONFIG_ERRORS_MAX);
+    assert!(errors[CONFIG_ERRORS_MAX - 1].contains("101 more"));
+    let nasty = format!(
+        "node.name = \"\\u001b[2J\\n{}\"\n\"a\\nb\" = 1\n",
+        "x".repeat(5000)
+    );
+    for error in refused(&nasty) {
+        assert!(
+            !error.contains(char::is_control) && error.len() < 400,
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn salvage_keeps_the_way_in_and_grants_nobody_else_anything() {
+    let broken = COMPLETE.replace("domain =", "domian =");
+    let salvaged = NodeConfig::salvage(broken.as_bytes());
+    let whole = NodeConfig::parse(COMPLETE.as_bytes()).expect("a correct document");
+    assert_eq!(salvaged.node.admin_keys, whole.node.admin_keys);
+    assert_eq!(salvaged.node.name, whole.node.name);
+    assert_eq!(
+        (salvaged.listen, salvaged.network),
+        (whole.listen, whole.network)
+    );
+    assert!(salvaged.peers.is_empty() && salvaged.node.domain.is_none());
+}
+
+#[test]
+fn salvage_leaves_out_what_is_wrong_itself() {
+    let good = format!("ed25519:{}", "11".repeat(32));
+    let document = format!(
+        "[listen]\nport = 0\n[node]\nname = \"Bad\"\nadmin_keys = [\"nonsense\", \"{good}\"]\n\
+         [[network]]\nmatch = \"eth0\"\nmethod = \"static\"\n[[network]]\nmatch = \"eth1\"\n"
+    );
+    let salvaged = NodeConfig::salvage(document.as_bytes());
+    assert_eq!(salvaged.node.admin_keys, [good]);
+    assert_eq!((salvaged.listen.port, &salvaged.node.name), (443, &None));
+    assert_eq!(salvaged.network.len(), 1);
+    assert_eq!(salvaged.network[0].matches, "eth1");
+    assert_eq!(
+        NodeConfig::salvage(b"[node\nname = 1"),
+        NodeConfig::default()
+    );
+}
+
+#[test]
+fn deep_nesting_is_refused_and_not_followed() {
+    for opening in ["[", "{a=", "[["] {
+        let document = format!("listen = {}", opening.repeat(10_000));
+        assert!(NodeConfig::parse(document.as_bytes()).is_err());
+    }
+    let dotted = format!("{}b = 1", "a.".repeat(20_000));
+    assert!(NodeConfig::parse(dotted.as_bytes()).is_err());
+}
+
+/// Key paths of the published schema.
+fn schema_keys(
+    schema: &serde_json::Value,
+    root: &serde_json::Value,
+    path: &str,
+    out: &mut Vec<String>,
+) {
+    let schema = match schema.get("$ref").and_then(|name| name.as_str()) {
+        Some(name) => root
+            .pointer(&name[1..])
+            .expect("a definition of the schema"),
+        None => schema,
+    };
+    if let Some(items) = schema.get("items") {
+        schema_keys(items, root, path, out);
+    }
+    let properties = schema.get("properties").and_then(|map| map.as_object());
+    for (key, inner) in properties.into_iter().flatten() {
+        let path = format!("{path}{key}");
+        schema_keys(inner, root, &format!("{path}."), out);
+        out.push(path);
+    }
+}
+
+#[test]
+fn the_page_documents_every_key_of_the_schema() {
+    let schema = NodeConfig::json_schema();
+    let mut keys = Vec::new();
+    schema_keys(&schema, &schema, "", &mut keys);
+    assert!(keys.len() >= 19, "{keys:?}");
+    for key in keys.iter().filter(|key| key.contains('.')) {
+        assert!(
+            PAGE.contains(&format!("`{key}`")),
+            "{key} is not on the page"
+        );
+    }
+}
+
+#[test]
+fn the_examples_of_the_page_are_correct_documents() {
+    let blocks: Vec<_> = PAGE.split("```toml\n").skip(1).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let example = block.split("```").next().unwrap_or_default();
+        if let Err(errors) = NodeConfig::parse(example.as_bytes()) {
+            panic!("{example}\n{errors:#?}");
+        }
+    }
+}
+
+#[test]
+fn the_schema_refuses_unknown_keys_everywhere() {
+    let schema = NodeConfig::json_schema();
+    let definitions = schema.get("$defs").and_then(|defs| defs.as_object());
+    let tables = definitions.expect("definitions").values().chain([&schema]);
+    for table in tables.filter(|table| table.get("properties").is_some()) {
+        assert_eq!(
+            table.get("additionalProperties"),
+            Some(&false.into()),
+            "{table}"
+        );
+    }
+}
+
+fn key() -> impl Strategy<Value = String> {
+    "(ed25519|spki|SHA256):[0-9a-f]{64}"
+}
+
+fn link_config() -> impl Strategy<Value = LinkConfig> {
+    let dns = prop::collection::vec(any::<IpAddr>(), 0..3);
+    ("[a-z]{1,8}[0-9]{1,3}", any::<bool>(), dns).prop_map(|(matches, fixed, dns)| LinkConfig {
+        matches,
+        method: if fixed {
+            LinkMethod::Static
+        } else {
+            LinkMethod::Auto
+        },
+        addresses: if fixed {
+            vec!["192.0.2.2/24".into()]
+        } else {
+            Vec::new()
+        },
+        gateways: Vec::new(),
+        dns,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_is_written_out_reads_back(
+        port in 1u16..,
+        name in prop::option::of("[a-z]([a-z0-9-]{0,20}[a-z0-9])?"),
+        admin_keys in prop::collection::hash_set(key(), 0..4),
+        link in prop::option::of(link_config()),
+        peer in prop::option::of((key(), "[a-z0-9][a-z0-9._]{0,20}", any::<bool>())),
+    ) {
+        let mut config = NodeConfig::default();
+        config.listen.port = port;
+        config.node.name = name;
+        config.node.admin_keys = admin_keys.into_iter().collect();
+        config.network.extend(link);
+        config.peers.extend(peer.map(|(key, peer_id, enabled)| PeerConfig {
+            peer_id,
+            keys: vec![key],
+            scopes: vec!["fs:read:*".into()],
+            enabled,
+        }));
+        let document = toml::to_string(&config).expect("a serialisable configuration");
+        prop_assert_eq!(NodeConfig::parse(document.as_bytes()), Ok(config));
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(document in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = NodeConfig::parse(&document);
+    }
+
+    #[test]
+    fn damage_to_a_document_is_survived(at in 0usize..COMPLETE.len(), byte in any::<u8>(), cut in any::<bool>()) {
+        let mut document = COMPLETE.as_bytes().to_vec();
+        if cut { document.truncate(at) } else { document[at] = byte }
+        let salvaged = NodeConfig::salvage(&document);
+        prop_assert!(salvaged.peers.is_empty());
+        if let Err(errors) = NodeConfig::parse(&document) {
+            prop_assert!(!errors.is_empty() && errors.len() <= CONFIG_ERRORS_MAX);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Grammars of single values. A complaint is a pair: what is wrong, what to do.
+
+use std::net::IpAddr;
+
+use crate::identity::{PeerId, PeerKey};
+
+use super::LinkMethod;
+use super::error::quote;
+
+pub(super) type Complaint = (String, String);
+
+/// Longest host name label (RFC 1035, 2.3.4), in bytes.
+const LABEL_BYTES_MAX: usize = 63;
+/// Longest domain name in its text form, in bytes.
+const DOMAIN_BYTES_MAX: usize = 253;
+/// Longest interface name: `IFNAMSIZ` less the terminating zero.
+const LINK_NAME_BYTES_MAX: usize = 15;
+/// Longest scope in bytes; scopes name resources, which have short names.
+const SCOPE_BYTES_MAX: usize = 255;
+
+pub(super) fn host_name(text: &str) -> Result<String, Complaint> {
+    if is_label(text) {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is no host name", quote(text)),
+        "use 1 to 63 of a-z, 0-9 and '-', no '-' at either end".to_owned(),
+    ))
+}
+
+pub(super) fn domain(text: &str) -> Result<String, Complaint> {
+    if is_domain(text) && text.contains('.') {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is no public domain", quote(text)),
+        "write it in lower case with its dots, like edge.example.org".to_owned(),
+    ))
+}
+
+pub(super) fn time_server(text: &str) -> Result<String, Complaint> {
+    if text.parse::<IpAddr>().is_ok() || is_domain(text) {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is neither a host name nor an address", quote(text)),
+        "write a name like time.example.org, or an address, without a port".to_owned(),
+    ))
+}
+
+pub(super) fn address(text: &str) -> Result<IpAddr, Complaint> {
+    text.parse().map_err(|_| {
+        let what = format!("{} is no IP address", quote(text));
+        let fix = if text.contains('/') {
+            "leave out the prefix length"
+        } else {
+            "write an address like 192.0.2.1 or 2001:db8::1"
+        };
+        (what, fix.to_owned())
+    })
+}
+
+/// An address of one host with its prefix length.
+pub(super) fn prefix(text: &str) -> Result<IpAddr, Complaint> {
+    let complaint = |fix: &str| {
+        let what = format!("{} is no address with prefix length", quote(text));
+        (what, fix.to_owned())
+    };
+    let example = "write it like 192.0.2.10/24 or 2001:db8::10/64";
+    let (address, length) = text.split_once('/').ok_or_else(|| complaint(example))?;
+    let address: IpAddr = address.parse().map_err(|_| complaint(example))?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let plain = length.bytes().all(|b| b.is_ascii_digit());
+    match length.parse::<u8>() {
+        Ok(length) if plain && (1..=most).contains(&length) => {}
+        _ => return Err(complaint(&format!("the prefix length is 1 to {most}"))),
+    }
+    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        return Err(complaint("use an address that a card can have"));
+    }
+    Ok(address)
+}
+
+/// An interface name, or a MAC address, which is returned in lower case.
+pub(super) fn link_match(text: &str) -> Result<String, Complaint> {
+    if text.contains(':') {
+        return mac(text);
+    }
+    let printable = |b: u8| b.is_ascii_graphic() && b != b'/';
+    let fits = (1..=LINK_NAME_BYTES_MAX).contains(&text.len());
+    if fits && text.bytes().all(printable) && text != "." && text != ".." {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is no interface name", quote(text)),
+        "write a name like eth0, or a MAC address like 52:54:00:12:34:56".to_owned(),
+    ))
+}
+
+fn mac(text: &str) -> Result<String, Complaint> {
+    let octet = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    if text.split(':').count() == 6 && text.split(':').all(octet) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err((
+        format!("{} is no MAC address", quote(text)),
+        "write six pairs of hex digits like 52:54:00:12:34:56".to_owned(),
+    ))
+}
+
+pub(super) fn link_method(text: &str) -> Result<LinkMethod, Complaint> {
+    match text {
+        "auto" => Ok(LinkMethod::Auto),
+        "off" => Ok(LinkMethod::Off),
+        "static" => Ok(LinkMethod::Static),
+        _ => Err((
+            format!("{} is no method", quote(text)),
+            "write auto, static or off".to_owned(),
+        )),
+    }
+}
+
+pub(super) fn key(text: &str) -> Result<PeerKey, Complaint> {
+    text.parse().map_err(|_| {
+        let fix = "write ed25519:<64 hex>, spki:<64 hex> or SHA256:<64 hex>, digits in lower case; \
+                   'alknet identity' shows yours";
+        (format!("{} is no key", quote(text)), fix.to_owned())
+    })
+}
+
+pub(super) fn peer_id(text: &str) -> Result<PeerId, Complaint> {
+    let id: PeerId = text.parse().map_err(|_| {
+        (
+            format!("{} is no peer id", quote(text)),
+            "use 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or digit first".to_owned(),
+        )
+    })?;
+    if is_admin_id(text) {
+        return Err((
+            format!(
+                "{} is what the keys of node.admin_keys are called",
+                quote(text)
+            ),
+            "choose another name, or list the keys in node.admin_keys".to_owned(),
+        ));
+    }
+    Ok(id)
+}
+
+/// A scope a peer may hold: segments joined by `:`, the last may be `*`.
+pub(super) fn scope(text: &str) -> Result<String, Complaint> {
+    if text == "*" || text == "admin" || text == "admin:*" {
+        return Err((
+            format!("the scope {} belongs to administrators", quote(text)),
+            "grant narrower scopes, or list the key in node.admin_keys".to_owned(),
+        ));
+    }
+    let segment = |part: &str| {
+        let plain = |c: char| !c.is_control() && !c.is_whitespace() && c != '*';
+        !part.is_empty() && part.chars().all(plain)
+    };
+    let head = text.strip_suffix(":*").unwrap_or(text);
+    if text.len() <= SCOPE_BYTES_MAX && head.split(':').all(segment) {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is no scope", quote(text)),
+        "write segments joined by ':' like fs:read:docs; only the last may be '*'".to_owned(),
+    ))
+}
+
+fn is_admin_id(text: &str) -> bool {
+    let digits = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
+    text == "admin" || text.strip_prefix("admin-").is_some_and(digits)
+}
+
+fn is_label(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=LABEL_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(plain)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn is_domain(text: &str) -> bool {
+    let numeric = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    text.len() <= DOMAIN_BYTES_MAX
+        && text.split('.').all(is_label)
+        && !text.rsplit('.').next().is_some_and(numeric)
+}
