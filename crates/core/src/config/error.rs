@@ -7,7 +7,7 @@ use thiserror::Error;
 /// One mistake in a configuration document: where it is, what is wrong, what to do. Displays as
 /// one line.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{}{what}; {fix}", Place(self))]
+#[error("{}; {fix}", self.summary())]
 pub struct ConfigError {
     /// Key path, `peers[1].keys[0]`; empty where the document as a whole is meant.
     pub path: String,
@@ -17,6 +17,14 @@ pub struct ConfigError {
     pub what: String,
     /// What to do about it.
     pub fix: String,
+}
+
+impl ConfigError {
+    /// Where it is and what is wrong, without the remedy, for those who show [`Self::fix`] apart.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        format!("{}{}", Place(self), self.what)
+    }
 }
 
 struct Place<'a>(&'a ConfigError);

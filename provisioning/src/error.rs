@@ -1,0 +1,42 @@
+//! What can go wrong between a medium and a configuration.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why a file or a volume could not be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ProvisioningError {
+    /// A volume could not be mounted.
+    #[error("{device} cannot be mounted ({source}); write the volume anew", device = device.display())]
+    Mount {
+        /// The block device.
+        device: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something else lies where a file belongs.
+    #[error("{path} is no regular file; put a plain file there", path = path.display())]
+    NotAFile {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("{path} cannot be read ({source})", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be written.
+    #[error("{path} cannot be written ({source})", path = path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,97 @@
+//! Reads files that somebody else wrote.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use alknet_core::config::CONFIG_BYTES_MAX;
+
+use crate::ProvisioningError;
+
+/// The content of a regular file, cut off one byte after the longest document, so that a longer
+/// one is still seen to be too long. `None` where there is no such file. Never blocks on a pipe or
+/// a terminal, and follows no link in the last component.
+pub(crate) fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>, ProvisioningError> {
+    let failed = |source| ProvisioningError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let not_a_file = || ProvisioningError::NotAFile {
+        path: path.to_owned(),
+    };
+    let file = match open(path) {
+        Ok(file) => file,
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) if is_special(&error) => return Err(not_a_file()),
+        Err(error) => return Err(failed(error)),
+    };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(not_a_file());
+    }
+    let mut bytes = Vec::new();
+    let limit = CONFIG_BYTES_MAX as u64 + 1;
+    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(Some(bytes))
+}
+
+/// Opens for reading without waiting for anything and without following a link.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
+}
+
+/// A link, a socket, or a device without a driver.
+fn is_special(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("plain"), b"x").expect("a writable directory");
+        symlink(at("plain"), at("link")).expect("a writable directory");
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
+
+        assert_eq!(
+            read_bounded(&at("plain")).expect("readable"),
+            Some(b"x".to_vec())
+        );
+        assert_eq!(read_bounded(&at("absent")).expect("no error"), None);
+        assert_eq!(read_bounded(&at("plain/below")).expect("no error"), None);
+        for special in [
+            at("link"),
+            at("pipe"),
+            at("socket"),
+            dir.path().into(),
+            "/dev/null".into(),
+        ] {
+            let result = read_bounded(&special);
+            let refused = matches!(result, Err(ProvisioningError::NotAFile { .. }));
+            assert!(refused, "{special:?}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn endless_files_are_cut_off_after_the_limit() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("long");
+        std::fs::write(&path, vec![b'#'; CONFIG_BYTES_MAX * 4]).expect("a writable directory");
+        let read = read_bounded(&path).expect("readable").expect("there");
+        assert_eq!(read.len(), CONFIG_BYTES_MAX + 1);
+    }
+}

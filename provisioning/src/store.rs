@@ -1,0 +1,89 @@
+//! The configuration on the data partition. Every change is made of whole files put in place by
+//! rename, in an order in which a power cut at any point leaves a correct configuration.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use alknet_core::config::NodeConfig;
+
+use crate::{ProvisioningError, file};
+
+/// The live configuration.
+pub(crate) const LIVE: &str = "config.toml";
+/// The one before it.
+pub(crate) const LAST_GOOD: &str = "config.last-good.toml";
+/// The document last taken from a medium, to know one that is still in place.
+pub(crate) const APPLIED: &str = "provisioned.toml";
+
+pub(crate) struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, ProvisioningError> {
+        file::read_bounded(&self.dir.join(name))
+    }
+
+    /// The document last taken from a medium. One that cannot be read counts as none: the medium
+    /// is then taken again.
+    pub(crate) fn last_applied(&self) -> Option<Vec<u8>> {
+        self.read(APPLIED).ok().flatten()
+    }
+
+    /// Puts a document from a medium in place; the live one, if correct, becomes the last good.
+    pub(crate) fn apply(&self, document: &[u8]) -> Result<(), ProvisioningError> {
+        self.create_dir()?;
+        let live = self.read(LIVE).ok().flatten();
+        // Already in place when the power was cut between the last two steps.
+        if live.as_deref() != Some(document) {
+            let correct = live.filter(|live| NodeConfig::parse(live).is_ok());
+            if let Some(correct) = correct {
+                self.put(LAST_GOOD, &correct)?;
+            }
+            self.put(LIVE, document)?;
+        }
+        self.put(APPLIED, document)
+    }
+
+    fn create_dir(&self) -> Result<(), ProvisioningError> {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir);
+        made.map_err(|source| self.failed(&self.dir, source))
+    }
+
+    fn put(&self, name: &str, content: &[u8]) -> Result<(), ProvisioningError> {
+        let path = self.dir.join(name);
+        self.replace(&path, content)
+            .map_err(|source| self.failed(&path, source))
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let new = self.dir.join(".new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn failed(&self, path: &Path, source: io::Error) -> ProvisioningError {
+        ProvisioningError::Write {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
