@@ -1,0 +1,313 @@
+//! System packages: which are missing, and how to get them.
+//!
+//! A package is missed by what it provides (a command, a header, a firmware file), never by its
+//! name: a machine may have the same thing from elsewhere.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::progress;
+
+/// What shows that a package, or something as good, is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// A program in `PATH` or in the folders for administrators.
+    Command(&'static str),
+    /// Any one of these files.
+    File(&'static [&'static str]),
+}
+
+/// A Debian package this project needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Package {
+    /// Name in Debian 12.
+    pub name: &'static str,
+    /// What shows that it is there.
+    pub probe: Probe,
+    /// Why it is needed.
+    pub why: &'static str,
+}
+
+const fn command(name: &'static str, command: &'static str, why: &'static str) -> Package {
+    Package {
+        name,
+        probe: Probe::Command(command),
+        why,
+    }
+}
+
+const fn file(name: &'static str, files: &'static [&'static str], why: &'static str) -> Package {
+    Package {
+        name,
+        probe: Probe::File(files),
+        why,
+    }
+}
+
+/// Everything a minimal Debian 12 with git, a C compiler and Rust lacks.
+pub const PACKAGES: &[Package] = &[
+    command("bc", "bc", "kernel build: time constants"),
+    command(
+        "binutils",
+        "strip",
+        "kernel build; section list of the unified kernel image",
+    ),
+    command("bison", "bison", "kernel build: configuration parser"),
+    command("cpio", "cpio", "tests read our initramfs with it"),
+    command(
+        "curl",
+        "curl",
+        "upstream sources where Debian no longer has them",
+    ),
+    command(
+        "dnsmasq-base",
+        "dnsmasq",
+        "tests: DHCP, DHCPv6 and router advertisements",
+    ),
+    command(
+        "dosfstools",
+        "fsck.vfat",
+        "tests check our FAT file systems with it",
+    ),
+    command(
+        "e2fsprogs",
+        "mke2fs",
+        "template of the data partition; tests check ext4 with it",
+    ),
+    command(
+        "erofs-utils",
+        "mkfs.erofs",
+        "read-only root of the small machine",
+    ),
+    command("flex", "flex", "kernel build: configuration parser"),
+    command(
+        "gdisk",
+        "sgdisk",
+        "tests check our partition tables with it",
+    ),
+    command(
+        "gnutls-bin",
+        "gnutls-cli",
+        "tests: a TLS client nobody here wrote",
+    ),
+    command("iproute2", "ip", "tests: links and addresses"),
+    file(
+        "libelf-dev",
+        &["/usr/include/libelf.h", "/usr/local/include/libelf.h"],
+        "kernel build: objtool",
+    ),
+    file(
+        "libssl-dev",
+        &[
+            "/usr/include/openssl/ssl.h",
+            "/usr/local/include/openssl/ssl.h",
+        ],
+        "kernel build: certificate tools",
+    ),
+    command("lz4", "lz4", "kernel build: compression"),
+    command("make", "make", "kernel build"),
+    command("mtools", "mcopy", "tests read our FAT file systems with it"),
+    command("openssl", "openssl", "tests: keys and a second TLS client"),
+    file(
+        "ovmf",
+        &[
+            "/usr/share/OVMF/OVMF_CODE_4M.fd",
+            "/usr/share/OVMF/OVMF_CODE.fd",
+        ],
+        "UEFI firmware for QEMU",
+    ),
+    command("perl", "perl", "kernel build: scripts"),
+    command("python3", "python3", "tests: Python's ssl as a client"),
+    command(
+        "qemu-system-x86",
+        "qemu-system-x86_64",
+        "boots the appliance",
+    ),
+    command("qemu-utils", "qemu-img", "disk images for tests"),
+    command("rsync", "rsync", "kernel build: headers"),
+    command("xz-utils", "xz", "kernel source is packed with it"),
+    command("zstd", "zstd", "kernel build: compression"),
+];
+
+/// Folders for administrators that an ordinary user's `PATH` lacks.
+const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// The packages of [`PACKAGES`] whose probe fails on this machine.
+#[must_use]
+pub fn missing() -> Vec<Package> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = env::split_paths(&path)
+        .chain(ADMIN_FOLDERS.iter().map(PathBuf::from))
+        .collect();
+    missing_with(PACKAGES, &folders, Path::exists)
+}
+
+fn missing_with(
+    packages: &[Package],
+    folders: &[PathBuf],
+    exists: impl Fn(&Path) -> bool,
+) -> Vec<Package> {
+    let there = |package: &Package| match package.probe {
+        Probe::Command(name) => folders.iter().any(|folder| exists(&folder.join(name))),
+        Probe::File(files) => files.iter().any(|file| exists(Path::new(file))),
+    };
+    packages
+        .iter()
+        .filter(|package| !there(package))
+        .copied()
+        .collect()
+}
+
+/// The one line an administrator runs to install `packages`.
+#[must_use]
+pub fn install_line(packages: &[Package]) -> String {
+    format!(
+        "sudo apt-get install --no-install-recommends {}",
+        names(packages).join(" ")
+    )
+}
+
+fn names(packages: &[Package]) -> Vec<&'static str> {
+    packages.iter().map(|package| package.name).collect()
+}
+
+/// Installs what is missing, as root; otherwise returns the text to print. The log of the package
+/// client goes under `logs`.
+///
+/// Returns how many packages were installed.
+pub fn ensure(logs: &Path) -> Result<usize, String> {
+    let wanted = missing();
+    if wanted.is_empty() {
+        return Ok(0);
+    }
+    if !have_apt() {
+        return Err(format!(
+            "this machine lacks:\n{}\nInstall them and run the command again.",
+            reasons(&wanted)
+        ));
+    }
+    if !is_root() {
+        return Err(format!(
+            "this machine lacks system packages. Run, then repeat the command:\n  {}",
+            install_line(&wanted)
+        ));
+    }
+    install(&wanted, logs)?;
+    let still = missing();
+    if still.is_empty() {
+        return Ok(wanted.len());
+    }
+    Err(format!(
+        "installed, but these are still not found:\n{}",
+        reasons(&still)
+    ))
+}
+
+fn reasons(packages: &[Package]) -> String {
+    let line = |package: &Package| format!("  {:16} {}", package.name, package.why);
+    packages.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn have_apt() -> bool {
+    Path::new("/usr/bin/apt-get").exists()
+}
+
+/// Whether this process may install packages, asked of the kernel's own record.
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+/// Together first, which is quick; one by one when that fails, so that a conflict is named and does
+/// not keep the others out.
+fn install(packages: &[Package], logs: &Path) -> Result<(), String> {
+    let log = logs.join("packages.log");
+    let update_failed = !apt(
+        &["update"],
+        "package lists",
+        &logs.join("packages-update.log"),
+    )?;
+    let title = format!("system packages ({})", packages.len());
+    let mut arguments = vec!["install"];
+    arguments.extend(names(packages));
+    if apt(&arguments, &title, &log)? {
+        return Ok(());
+    }
+    let mut failed = Vec::new();
+    for package in packages {
+        let log = logs.join(format!("packages-{}.log", package.name));
+        if !apt(&["install", package.name], package.name, &log)? {
+            failed.push(*package);
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let hint = if update_failed {
+        " (the package lists could not be brought up to date either)"
+    } else {
+        ""
+    };
+    Err(format!(
+        "could not install{hint}:\n{}\nSee {}, or install them yourself:\n  {}",
+        reasons(&failed),
+        log.display(),
+        install_line(&failed)
+    ))
+}
+
+/// Runs the package client without questions; whether it succeeded.
+fn apt(arguments: &[&str], title: &str, log: &Path) -> Result<bool, String> {
+    let mut command = Command::new("apt-get");
+    command
+        .args([
+            "-qq",
+            "-y",
+            "--no-install-recommends",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+        ])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    let status = progress::run_logged(&mut command, title, log)
+        .map_err(|error| format!("cannot run apt-get: {error}"))?;
+    Ok(status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_missed_by_what_it_provides() {
+        let folders = [PathBuf::from("/bin"), PathBuf::from("/usr/sbin")];
+        let present = ["/usr/sbin/sgdisk", "/usr/share/OVMF/OVMF_CODE.fd"];
+        let lacking = missing_with(PACKAGES, &folders, |path| {
+            present.iter().any(|file| Path::new(file) == path)
+        });
+        let lacking = names(&lacking);
+        assert!(
+            !lacking.contains(&"gdisk"),
+            "found in a folder for administrators"
+        );
+        assert!(!lacking.contains(&"ovmf"), "either firmware file will do");
+        assert!(lacking.contains(&"make") && lacking.contains(&"libelf-dev"));
+        assert_eq!(lacking.len(), PACKAGES.len() - 2);
+    }
+
+    #[test]
+    fn the_line_to_run_names_each_package_once() {
+        let line = install_line(PACKAGES);
+        for package in PACKAGES {
+            let count = line.split(' ').filter(|word| *word == package.name).count();
+            assert_eq!(count, 1, "{}", package.name);
+        }
+    }
+
+    #[test]
+    fn packages_are_sorted_and_say_why() {
+        assert!(PACKAGES.windows(2).all(|pair| pair[0].name < pair[1].name));
+        assert!(PACKAGES.iter().all(|package| !package.why.is_empty()));
+    }
+}
