@@ -1,1 +1,73 @@
-fn main() {}
+//! What the project's commands do. `cargo xtask` gets the machine ready and starts this.
+
+mod binary;
+mod context;
+mod digest;
+mod failure;
+mod kernel;
+mod sources;
+mod test;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::context::Context;
+use crate::failure::Result;
+
+/// The commands of this project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version, disable_help_subcommand = true)]
+struct CommandLine {
+    /// Folder to look for sources in before any other place
+    #[arg(long, global = true, value_name = "DIR")]
+    sources: Option<PathBuf>,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build the kernel, or find it in the cache, and say where it is
+    Kernel,
+    /// Get everything the other commands need, and stop there
+    Setup,
+    /// Everything continuous integration runs
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    match run(line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(line: CommandLine) -> Result<()> {
+    let mut cx = Context::from_environment(line.sources)?;
+    match line.task {
+        Task::Kernel => {
+            let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
+            println!(
+                "{}\n{}\n{}",
+                kernel.bzimage.display(),
+                kernel.vmlinux.display(),
+                kernel.config.display()
+            );
+            eprint!("{}", cx.table());
+            Ok(())
+        }
+        Task::Setup => {
+            cx.step("kernel", |cx| kernel::ensure(cx))?;
+            cx.step("cargo-deny", |cx| test::deny_program(cx))?;
+            eprint!("{}", cx.table());
+            Ok(())
+        }
+        Task::Test(arguments) => test::run(&mut cx, &arguments),
+    }
+}

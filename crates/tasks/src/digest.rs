@@ -1,0 +1,59 @@
+//! SHA-256 of files, and folder names made of it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+
+/// Read size in bytes: large enough that system calls do not matter.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Hexadecimal digits of a folder name: 64 bits, far beyond accident.
+const KEY_DIGITS: usize = 16;
+
+/// SHA-256 of a file's content, as 64 hexadecimal digits.
+pub(crate) fn of_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let read = file.read(&mut chunk)?;
+        if read == 0 {
+            return Ok(HEXLOWER.encode(&hasher.finalize()));
+        }
+        hasher.update(&chunk[..read]);
+    }
+}
+
+/// A short name for a set of inputs; their order and their bounds count.
+pub(crate) fn key<'a>(inputs: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hasher = Sha256::new();
+    for input in inputs {
+        hasher.update((input.len() as u64).to_le_bytes());
+        hasher.update(input);
+    }
+    let mut name = HEXLOWER.encode(&hasher.finalize());
+    name.truncate(KEY_DIGITS);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_hashes_as_everyone_else_does() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "abc").expect("it is writable");
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(of_file(file.path()).expect("readable"), expected);
+    }
+
+    #[test]
+    fn bounds_of_inputs_count() {
+        assert_ne!(key([&b"ab"[..], b"c"]), key([&b"a"[..], b"bc"]));
+        assert_eq!(key([&b"a"[..]]).len(), KEY_DIGITS);
+    }
+}

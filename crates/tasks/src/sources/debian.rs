@@ -1,0 +1,226 @@
+//! Files out of Debian packages, fetched through the machine's own package configuration.
+//!
+//! The system's configuration and package state are only read. Lists and downloads go to a private
+//! folder; the archive's address is the one this machine already uses.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::sources::pins::DebianPlace;
+
+/// Keys of every Debian release that this machine's keyring package knows.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A private view of the archive, gone when dropped.
+#[derive(Debug)]
+pub(crate) struct Archive {
+    folder: tempfile::TempDir,
+}
+
+impl Archive {
+    /// Reads the lists of `suites` from the archive that this machine is configured for.
+    pub(crate) fn open(cx: &Context, suites: &[&str]) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("apt-")
+            .tempdir_in(cx.cache())
+            .map_err(Failure::io(format!(
+                "make a folder in {}",
+                cx.cache().display()
+            )))?;
+        let archive = Self { folder };
+        archive.prepare(suites)?;
+        let mut update = archive.apt();
+        update.arg("update");
+        cx.run(&mut update, "package lists (private)", "apt-update")?;
+        Ok(archive)
+    }
+
+    /// Takes one file out of a package of exactly the pinned version.
+    pub(crate) fn fetch(&self, cx: &Context, place: &DebianPlace, to: &Path) -> Result<()> {
+        let folder = tempfile::tempdir_in(self.folder.path())
+            .map_err(Failure::io("make a folder for a package"))?;
+        let mut download = self.apt();
+        download
+            .arg("download")
+            .arg(format!("{}={}", place.package, place.version))
+            .current_dir(folder.path());
+        cx.run(
+            &mut download,
+            &format!("download {} {}", place.package, place.version),
+            "apt-download",
+        )?;
+        let package = only_file(folder.path())?;
+        extract(&package, &place.member, to)
+    }
+
+    fn prepare(&self, suites: &[&str]) -> Result<()> {
+        let folder = self.folder.path();
+        for part in ["state/lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(part)).map_err(Failure::io("make package folders"))?;
+        }
+        let address = address()?;
+        let lines: String = suites.iter().map(|suite| line(&address, suite)).collect();
+        fs::write(folder.join("sources.list"), lines).map_err(Failure::io("write a sources.list"))
+    }
+
+    fn apt(&self) -> Command {
+        let folder = self.folder.path().display();
+        let mut command = Command::new("apt-get");
+        command.args([
+            "-qq",
+            "-o",
+            "APT::Sandbox::User=root",
+            "-o",
+            "Acquire::Languages=none",
+        ]);
+        for option in [
+            format!("Dir::Etc::sourcelist={folder}/sources.list"),
+            "Dir::Etc::sourceparts=-".to_owned(),
+            format!("Dir::State={folder}/state"),
+            format!("Dir::Cache={folder}/cache"),
+            "Dir::State::status=/var/lib/dpkg/status".to_owned(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        command
+    }
+}
+
+fn line(address: &str, suite: &str) -> String {
+    let keys = if Path::new(KEYRING).exists() {
+        format!("[signed-by={KEYRING}] ")
+    } else {
+        String::new()
+    };
+    format!("deb {keys}{address} {suite} main\n")
+}
+
+/// The archive this machine takes its own packages from.
+fn address() -> Result<String> {
+    let output = Command::new("apt-get")
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI)",
+            "Created-By: Packages",
+        ])
+        .stderr(Stdio::null())
+        .output();
+    let targets = output.map_or_else(
+        |_| String::new(),
+        |o| String::from_utf8_lossy(&o.stdout).into_owned(),
+    );
+    first_archive(&targets)
+        .or_else(configured_address)
+        .ok_or_else(|| {
+            Failure::Arguments("this machine's package configuration names no archive".to_owned())
+        })
+}
+
+/// Without package lists apt names no targets; its configuration still does.
+fn configured_address() -> Option<String> {
+    let parts = fs::read_dir("/etc/apt/sources.list.d").ok();
+    let parts = parts
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let files = std::iter::once(PathBuf::from("/etc/apt/sources.list")).chain(parts);
+    let texts = files.filter_map(|file| fs::read_to_string(file).ok());
+    texts
+        .flat_map(|text| addresses(&text))
+        .find(|address| is_main(address))
+}
+
+fn addresses(text: &str) -> Vec<String> {
+    let lines = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'));
+    let words = lines.flat_map(str::split_whitespace);
+    words
+        .filter(|word| word.starts_with("http://") || word.starts_with("https://"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn first_archive(targets: &str) -> Option<String> {
+    targets
+        .lines()
+        .map(str::trim)
+        .find(|line| is_main(line))
+        .map(str::to_owned)
+}
+
+/// Security updates lie in an archive of their own, which has none of the other releases.
+fn is_main(address: &str) -> bool {
+    !address.is_empty() && !address.contains("security")
+}
+
+fn only_file(folder: &Path) -> Result<PathBuf> {
+    let mut entries = fs::read_dir(folder).map_err(Failure::io("read the download"))?;
+    entries
+        .find_map(|entry| entry.ok().map(|entry| entry.path()))
+        .ok_or_else(|| Failure::Arguments("the package client downloaded nothing".to_owned()))
+}
+
+fn extract(package: &Path, member: &str, to: &Path) -> Result<()> {
+    let out = File::create(to).map_err(Failure::io(format!("write {}", to.display())))?;
+    let mut unpack = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(package)
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(Failure::io("run dpkg-deb"))?;
+    let archive = unpack.stdout.take().map_or_else(Stdio::null, Stdio::from);
+    let status = Command::new("tar")
+        .args(["-xO", "-f", "-", member])
+        .stdin(archive)
+        .stdout(out)
+        .status()
+        .map_err(Failure::io("run tar"))?;
+    // tar may stop reading once it has the member, which ends dpkg-deb with a broken pipe.
+    unpack.wait().map_err(Failure::io("wait for dpkg-deb"))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Failure::Arguments(format!(
+        "{} has no file {member}",
+        package.display()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_security_archive_is_passed_over() {
+        let targets = "http://a.example/debian-security/\nhttp://a.example/debian/\n";
+        assert_eq!(
+            first_archive(targets).as_deref(),
+            Some("http://a.example/debian/")
+        );
+        assert_eq!(first_archive(""), None);
+    }
+
+    #[test]
+    fn both_styles_of_configuration_are_read() {
+        let old = "# deb http://no.example/debian x main\ndeb [arch=amd64] http://a.example/debian bookworm main\n";
+        assert_eq!(addresses(old), ["http://a.example/debian"]);
+        let new = "Types: deb\nURIs: https://b.example/debian\nSuites: bookworm\n";
+        assert_eq!(addresses(new), ["https://b.example/debian"]);
+    }
+
+    #[test]
+    fn a_missing_member_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let package = folder.path().join("x.deb");
+        fs::write(&package, "no package").expect("it is writable");
+        let error =
+            extract(&package, "./f", &folder.path().join("out")).expect_err("not a package");
+        assert!(error.to_string().contains("./f"), "{error}");
+    }
+}

@@ -1,0 +1,306 @@
+//! Heavy sources: pinned by SHA-256, taken from whichever place has a match first.
+
+mod debian;
+mod pins;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use self::debian::Archive;
+pub(crate) use self::pins::Pin;
+use self::pins::{Pins, Source};
+use crate::context::Context;
+use crate::digest;
+use crate::failure::{Failure, Result};
+
+/// A file whose bytes are those of its pin.
+#[derive(Clone, Debug)]
+pub(crate) struct Obtained {
+    /// Where it lies.
+    pub(crate) path: PathBuf,
+    /// Which accepted version it is.
+    pub(crate) pin: Pin,
+}
+
+/// The accepted versions of a source, best first.
+pub(crate) fn accepted(name: &str) -> Result<Vec<Pin>> {
+    Ok(Pins::own()?.find(name)?.pins.clone())
+}
+
+/// Gets a source: from the user's folder, the cache, Debian, or upstream.
+pub(crate) fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
+    let pins = Pins::own()?;
+    let source = pins.find(name)?;
+    if let Some(folder) = &cx.sources
+        && let Some(found) = in_folder(source, folder)?
+    {
+        return Ok(found);
+    }
+    let kept = cx.cache().join("sources");
+    if let Some(found) = in_cache(source, &kept)? {
+        return Ok(found);
+    }
+    let mut search = Search {
+        cx,
+        source,
+        kept,
+        attempts: Vec::new(),
+    };
+    if let Some(found) = search.debian(&pins.suites())? {
+        return Ok(found);
+    }
+    if let Some(found) = search.upstream()? {
+        return Ok(found);
+    }
+    Err(Failure::Source {
+        name: name.to_owned(),
+        attempts: search.attempts,
+    })
+}
+
+/// A file of the right name in the user's folder must have the right bytes: falling back silently
+/// would hide that the folder is not what the user believes.
+fn in_folder(source: &Source, folder: &Path) -> Result<Option<Obtained>> {
+    let mut refused = Vec::new();
+    for pin in &source.pins {
+        let path = folder.join(&pin.file);
+        if !path.exists() {
+            continue;
+        }
+        match verify(&path, pin)? {
+            None => {
+                return Ok(Some(Obtained {
+                    path,
+                    pin: pin.clone(),
+                }));
+            }
+            Some(got) => refused.push(mismatch(&path, pin, &got)),
+        }
+    }
+    if refused.is_empty() {
+        return Ok(None);
+    }
+    Err(Failure::Source {
+        name: source.name.clone(),
+        attempts: refused,
+    })
+}
+
+fn in_cache(source: &Source, kept: &Path) -> Result<Option<Obtained>> {
+    for pin in &source.pins {
+        let path = kept_path(kept, pin);
+        if !path.exists() {
+            continue;
+        }
+        if verify(&path, pin)?.is_none() {
+            return Ok(Some(Obtained {
+                path,
+                pin: pin.clone(),
+            }));
+        }
+        fs::remove_file(&path).map_err(Failure::io(format!("remove {}", path.display())))?;
+    }
+    Ok(None)
+}
+
+fn kept_path(kept: &Path, pin: &Pin) -> PathBuf {
+    kept.join(&pin.sha256).join(&pin.file)
+}
+
+/// The hash that a file has instead of the pinned one; none when it matches.
+fn verify(path: &Path, pin: &Pin) -> Result<Option<String>> {
+    let got = digest::of_file(path).map_err(Failure::io(format!("read {}", path.display())))?;
+    Ok((got != pin.sha256).then_some(got))
+}
+
+fn mismatch(path: &Path, pin: &Pin, got: &str) -> String {
+    format!(
+        "  {}: not the pinned {}: SHA-256 expected {}, got {got}",
+        path.display(),
+        pin.version,
+        pin.sha256
+    )
+}
+
+/// Looks in places that cost a download, and remembers what came of it.
+struct Search<'a> {
+    cx: &'a Context,
+    source: &'a Source,
+    kept: PathBuf,
+    attempts: Vec<String>,
+}
+
+impl Search<'_> {
+    fn debian(&mut self, suites: &[&str]) -> Result<Option<Obtained>> {
+        let places: Vec<_> = self
+            .source
+            .pins
+            .iter()
+            .filter_map(|pin| Some((pin, pin.debian.as_ref()?)))
+            .collect();
+        if places.is_empty() {
+            return Ok(None);
+        }
+        let archive = match Archive::open(self.cx, suites) {
+            Ok(archive) => archive,
+            Err(error) => {
+                self.attempts.push(format!("  Debian: {error}"));
+                return Ok(None);
+            }
+        };
+        for (pin, place) in places {
+            let what = format!(
+                "Debian {} {} ({})",
+                place.package, place.version, place.suite
+            );
+            let found = self.take(pin, &what, |to| archive.fetch(self.cx, place, to))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    fn upstream(&mut self) -> Result<Option<Obtained>> {
+        for pin in &self.source.pins {
+            let Some(address) = &pin.upstream else {
+                continue;
+            };
+            let found = self.take(pin, address, |to| download(self.cx, address, to))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fetches beside the final place, and moves the file there only when it matches.
+    fn take(
+        &mut self,
+        pin: &Pin,
+        what: &str,
+        fetch: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Option<Obtained>> {
+        let path = kept_path(&self.kept, pin);
+        let folder = path.parent().unwrap_or(&self.kept);
+        fs::create_dir_all(folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+        let fresh = tempfile::NamedTempFile::new_in(folder)
+            .map_err(Failure::io(format!("write in {}", folder.display())))?;
+        if let Err(error) = fetch(fresh.path()) {
+            self.attempts.push(format!("  {what}: {error}"));
+            return Ok(None);
+        }
+        if let Some(got) = verify(fresh.path(), pin)? {
+            let text = mismatch(Path::new(what), pin, &got);
+            eprintln!("refused{text}");
+            self.attempts.push(text);
+            return Ok(None);
+        }
+        fresh
+            .persist(&path)
+            .map_err(|error| Failure::io("keep a source")(error.error))?;
+        Ok(Some(Obtained {
+            path,
+            pin: pin.clone(),
+        }))
+    }
+}
+
+fn download(cx: &Context, address: &str, to: &Path) -> Result<()> {
+    let mut command = Command::new("curl");
+    command
+        .args([
+            "--fail",
+            "--location",
+            "--silent",
+            "--show-error",
+            "--retry",
+            "2",
+        ])
+        .args(["--connect-timeout", "20", "--output"])
+        .arg(to)
+        .arg(address);
+    cx.run(&mut command, &format!("download {address}"), "download")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn pin(version: &str, sha256: &str) -> Pin {
+        Pin {
+            version: version.into(),
+            file: "f.tar.xz".into(),
+            sha256: sha256.into(),
+            debian: None,
+            upstream: None,
+        }
+    }
+
+    fn source(pins: Vec<Pin>) -> Source {
+        Source {
+            name: "thing".into(),
+            pins,
+        }
+    }
+
+    fn folder_with(content: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::write(folder.path().join("f.tar.xz"), content).expect("it is writable");
+        folder
+    }
+
+    #[test]
+    fn any_accepted_version_in_the_users_folder_will_do() {
+        let folder = folder_with("abc");
+        let source = source(vec![pin("2", &"0".repeat(64)), pin("1", ABC)]);
+        let found = in_folder(&source, folder.path())
+            .expect("readable")
+            .expect("it matches");
+        assert_eq!(found.pin.version, "1");
+    }
+
+    #[test]
+    fn a_mismatch_in_the_users_folder_is_refused_by_name() {
+        let folder = folder_with("abd");
+        let error =
+            in_folder(&source(vec![pin("1", ABC)]), folder.path()).expect_err("wrong bytes");
+        let text = error.to_string();
+        assert!(
+            text.contains("thing") && text.contains("f.tar.xz"),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("expected {ABC}")) && text.contains("got a52d159f"),
+            "{text}"
+        );
+        assert_eq!(error.exit_code(), 3);
+    }
+
+    #[test]
+    fn a_folder_without_the_file_is_no_mistake() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert!(
+            in_folder(&source(vec![pin("1", ABC)]), folder.path())
+                .expect("fine")
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_damaged_file_in_the_cache_is_thrown_away() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let pin = pin("1", ABC);
+        let path = kept_path(cache.path(), &pin);
+        fs::create_dir_all(path.parent().expect("it has a folder")).expect("writable");
+        fs::write(&path, "abd").expect("writable");
+        let source = source(vec![pin]);
+        assert!(in_cache(&source, cache.path()).expect("readable").is_none());
+        assert!(!path.exists());
+        fs::write(&path, "abc").expect("writable");
+        assert!(in_cache(&source, cache.path()).expect("readable").is_some());
+    }
+}

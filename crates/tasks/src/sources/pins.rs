@@ -1,0 +1,169 @@
+//! The pins file: which bytes are accepted, and where they may come from.
+
+use serde::Deserialize;
+
+use crate::failure::{Failure, Result};
+
+/// Hexadecimal digits of a SHA-256.
+const SHA256_DIGITS: usize = 64;
+
+/// Every pinned source.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pins {
+    #[serde(rename = "source")]
+    sources: Vec<Source>,
+}
+
+/// One part that comes as a file from elsewhere.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Source {
+    /// How the rest of this program names it.
+    pub(crate) name: String,
+    /// Accepted versions, best first.
+    #[serde(rename = "pin")]
+    pub(crate) pins: Vec<Pin>,
+}
+
+/// One accepted version.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pin {
+    /// For people.
+    pub(crate) version: String,
+    /// Name of the file in a folder.
+    pub(crate) file: String,
+    /// SHA-256 of the file, 64 hexadecimal digits.
+    pub(crate) sha256: String,
+    /// The Debian package that holds it.
+    pub(crate) debian: Option<DebianPlace>,
+    /// The upstream project's release address.
+    pub(crate) upstream: Option<String>,
+}
+
+/// A file inside a Debian package.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DebianPlace {
+    /// Package name.
+    pub(crate) package: String,
+    /// Exact package version.
+    pub(crate) version: String,
+    /// Release that carries it.
+    pub(crate) suite: String,
+    /// Path inside the package, as `dpkg-deb --contents` prints it.
+    pub(crate) member: String,
+}
+
+impl Pins {
+    /// The pins of this clone.
+    pub(crate) fn own() -> Result<Self> {
+        Self::parse(include_str!("../../sources.toml"))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let pins: Self = toml::from_str(text)
+            .map_err(|error| Failure::Arguments(format!("sources.toml: {error}")))?;
+        for (source, pin) in pins.all() {
+            if !is_sha256(&pin.sha256) {
+                let text = format!(
+                    "sources.toml: {} {}: sha256 must be 64 hexadecimal digits in lower case",
+                    source.name, pin.version
+                );
+                return Err(Failure::Arguments(text));
+            }
+        }
+        Ok(pins)
+    }
+
+    /// The source of that name.
+    pub(crate) fn find(&self, name: &str) -> Result<&Source> {
+        self.sources
+            .iter()
+            .find(|source| source.name == name)
+            .ok_or_else(|| {
+                let known: Vec<_> = self
+                    .sources
+                    .iter()
+                    .map(|source| source.name.as_str())
+                    .collect();
+                Failure::Arguments(format!(
+                    "no source \"{name}\" in sources.toml, only {}",
+                    known.join(", ")
+                ))
+            })
+    }
+
+    /// Every Debian release that some pin names, each once.
+    pub(crate) fn suites(&self) -> Vec<&str> {
+        let mut suites: Vec<_> = self
+            .all()
+            .filter_map(|(_, pin)| pin.debian.as_ref())
+            .map(|place| place.suite.as_str())
+            .collect();
+        suites.sort_unstable();
+        suites.dedup();
+        suites
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&Source, &Pin)> {
+        self.sources
+            .iter()
+            .flat_map(|source| source.pins.iter().map(move |pin| (source, pin)))
+    }
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == SHA256_DIGITS
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_pins_are_well_formed() {
+        let pins = Pins::own().expect("sources.toml parses");
+        for name in ["linux", "systemd-stub", "debian-cloud-kernel"] {
+            assert!(!pins.find(name).expect("pinned").pins.is_empty());
+        }
+        assert_eq!(pins.suites(), ["bookworm", "bookworm-backports", "trixie"]);
+    }
+
+    #[test]
+    fn every_pin_has_a_place_and_no_archive_address() {
+        let pins = Pins::own().expect("sources.toml parses");
+        for (source, pin) in pins.all() {
+            assert!(
+                pin.debian.is_some() || pin.upstream.is_some(),
+                "{} {}",
+                source.name,
+                pin.version
+            );
+            let address = pin.upstream.as_deref().unwrap_or_default();
+            assert!(
+                !address.contains("debian") && !address.contains("ubuntu"),
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let bad = "[[source]]\nname='x'\n[[source.pin]]\nversion='1'\nfile='f'\nsha256='ABC'\n";
+        let error = Pins::parse(bad).expect_err("not a hash").to_string();
+        assert!(error.contains("x 1") && error.contains("sha256"), "{error}");
+        let error = Pins::parse("[[source]]\nnam='x'\n")
+            .expect_err("a misspelt key")
+            .to_string();
+        assert!(error.contains("nam"), "{error}");
+        let error = Pins::own()
+            .and_then(|pins| pins.find("linus").cloned())
+            .expect_err("unknown");
+        assert!(error.to_string().contains("linux"), "{error}");
+    }
+}
