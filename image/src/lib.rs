@@ -1,1 +1,52 @@
+//! Assembles bootable images: one kernel and one static binary in, every bootable form out.
 //!
+//! Everything is done as an ordinary user, without loop devices or mounts, and every output is
+//! byte-identical when it is built again from the same inputs, wherever the folders lie.
+//!
+//! ```no_run
+//! use alknet_image::{Form, Inputs, build};
+//!
+//! let inputs = Inputs {
+//!     kernel: "bzImage".into(),
+//!     vmlinux: None,
+//!     kernel_config: None,
+//!     binary: "alknet".into(),
+//!     stub: Some("linuxx64.efi.stub".into()),
+//!     cmdline: "console=ttyS0 quiet panic=10".into(),
+//!     version: "0.1.0".into(),
+//!     git: "0123abc".into(),
+//! };
+//! let manifest = build(&inputs, &[Form::Uki], "out".as_ref(), &mut |_| {})?;
+//! println!("{}", manifest.outputs[0].file);
+//! # Ok::<(), alknet_image::ImageError>(())
+//! ```
+
+mod assemble;
+mod cpio;
+mod disk;
+mod elf;
+mod erofs;
+mod error;
+mod fat;
+mod form;
+mod ids;
+mod inputs;
+mod kernel;
+mod linuxkit;
+mod lz4;
+mod manifest;
+mod oci;
+mod out;
+mod tar;
+mod tree;
+mod uki;
+
+pub use assemble::{Progress, build};
+pub use disk::{
+    BIOS_FIRST_LBA, BIOS_LAST_LBA, DISK_BYTES, ESP_BYTES, ESP_FIRST_LBA, LBA_BYTES, UKI_BYTES_MAX,
+};
+pub use error::ImageError;
+pub use form::{Form, Role};
+pub use inputs::{CMDLINE_BYTES_MAX, Inputs};
+pub use linuxkit::yml as linuxkit_yml;
+pub use manifest::{Boot, Input, MANIFEST_FILE, Manifest, Output};

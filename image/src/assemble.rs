@@ -1,0 +1,274 @@
+//! From inputs to outputs: each form in turn, sharing what several need.
+
+use std::path::Path;
+
+use crate::disk::{self, UKI_BYTES_MAX};
+use crate::error::ImageError;
+use crate::form::{Form, Role};
+use crate::ids::Ids;
+use crate::inputs::{Inputs, Loaded, invalid};
+use crate::manifest::{Boot, Manifest};
+use crate::out::{OutDir, at};
+use crate::{cpio, erofs, kernel, linuxkit, lz4, tree, uki};
+
+/// What the erofs form adds to the command line: the drive is the first virtio disk.
+const EROFS_ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
+
+/// A step that `build` reports before it takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// What is about to be done, such as `compressing the initramfs`.
+    pub doing: String,
+    /// How many forms are complete.
+    pub done: usize,
+    /// How many forms were asked for.
+    pub total: usize,
+}
+
+/// Builds `forms` into `out_dir` and writes `manifest.json` there, last.
+///
+/// Files of the same name are replaced, others stay. A form named twice is built once.
+///
+/// # Errors
+/// When an input is missing or unusable, a tool is missing, a limit is passed or the folder cannot
+/// be written; [`ImageError::exit_code`] tells them apart. No manifest is left then.
+pub fn build(
+    inputs: &Inputs,
+    forms: &[Form],
+    out_dir: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Manifest, ImageError> {
+    let forms: Vec<Form> = Form::ALL
+        .into_iter()
+        .filter(|form| forms.contains(form))
+        .collect();
+    let mut job = Job::new(inputs, &forms, progress)?;
+    let mut out = OutDir::open(out_dir)?;
+    for (done, form) in forms.iter().enumerate() {
+        job.done = done;
+        job.form(*form, &mut out)?;
+    }
+    out.finish(job.manifest(&forms))
+}
+
+struct Job<'a> {
+    inputs: &'a Inputs,
+    loaded: Loaded,
+    ids: Ids,
+    initrd: Option<Vec<u8>>,
+    uki: Option<Vec<u8>>,
+    progress: &'a mut dyn FnMut(Progress),
+    done: usize,
+    total: usize,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        inputs: &'a Inputs,
+        forms: &[Form],
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> Result<Self, ImageError> {
+        progress(Progress {
+            doing: "reading the inputs".into(),
+            done: 0,
+            total: forms.len(),
+        });
+        let loaded = Loaded::read(inputs, forms)?;
+        let ids = Ids::new(&inputs.version, &inputs.git);
+        let total = forms.len();
+        Ok(Self {
+            inputs,
+            loaded,
+            ids,
+            initrd: None,
+            uki: None,
+            progress,
+            done: 0,
+            total,
+        })
+    }
+
+    fn form(&mut self, form: Form, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        match form {
+            Form::Direct => self.direct(out),
+            Form::Erofs => self.erofs(out),
+            Form::Linuxkit => self.linuxkit(out),
+            Form::Raw => self.raw(out),
+            Form::Uki => self.uki(out),
+        }
+    }
+
+    fn direct(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        self.kernels(Form::Direct, out)?;
+        self.make_initrd(out)?;
+        let initrd = self.initrd.as_deref().unwrap_or_default();
+        out.bytes(Form::Direct, Role::Initrd, "initrd.cpio.lz4", initrd)
+    }
+
+    fn erofs(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        self.kernels(Form::Erofs, out)?;
+        self.say("writing the erofs root drive");
+        let tree = tree::root(&self.loaded.binary);
+        let uuid = self.ids.uuid("erofs");
+        out.with(Form::Erofs, Role::Root, "root.erofs", |path| {
+            erofs::write(&tree, uuid, path)
+        })
+    }
+
+    fn uki(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        self.make_uki(Form::Uki, out)?;
+        let uki = self.uki.as_deref().unwrap_or_default();
+        // The name is what a loader with boot counting expects to find.
+        out.bytes(
+            Form::Uki,
+            Role::Uki,
+            &format!("alknet_{}.efi", self.inputs.version),
+            uki,
+        )
+    }
+
+    fn raw(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        self.make_uki(Form::Raw, out)?;
+        self.say("writing the disk");
+        let uki = self.uki.as_deref().unwrap_or_default();
+        let name = format!("alknet_{}.raw", self.inputs.version);
+        out.with(Form::Raw, Role::Disk, &name, |path| {
+            disk::write(path, uki, &self.ids).map_err(at(path))
+        })
+    }
+
+    fn linuxkit(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        self.say("laying out the LinuxKit packages");
+        let series = kernel::series(&self.loaded.kernel_release);
+        let version = &self.inputs.version;
+        let kernel = linuxkit::kernel_package(&series, &self.loaded.kernel);
+        out.bytes(
+            Form::Linuxkit,
+            Role::OciKernel,
+            "alknet-kernel.oci.tar",
+            &kernel,
+        )?;
+        let appliance = linuxkit::appliance_package(version, &self.loaded.binary);
+        out.bytes(
+            Form::Linuxkit,
+            Role::OciAppliance,
+            "alknet-appliance.oci.tar",
+            &appliance,
+        )?;
+        let yml = linuxkit::yml(&series, version, &self.inputs.cmdline);
+        out.bytes(
+            Form::Linuxkit,
+            Role::LinuxkitYml,
+            "linuxkit.yml",
+            yml.as_bytes(),
+        )
+    }
+
+    fn kernels(&mut self, form: Form, out: &mut OutDir<'_>) -> Result<(), ImageError> {
+        self.say("copying the kernel");
+        out.bytes(form, Role::Kernel, "bzImage", &self.loaded.kernel)?;
+        match &self.loaded.vmlinux {
+            Some(vmlinux) => out.bytes(form, Role::Vmlinux, "vmlinux", vmlinux),
+            None => Ok(()),
+        }
+    }
+
+    fn make_initrd(&mut self, out: &OutDir<'_>) -> Result<(), ImageError> {
+        if self.initrd.is_none() {
+            self.say("compressing the initramfs");
+            let archive = cpio::archive(&tree::root(&self.loaded.binary));
+            self.initrd = Some(lz4::legacy_frame(&archive).map_err(at(out.dir()))?);
+        }
+        Ok(())
+    }
+
+    fn make_uki(&mut self, form: Form, out: &OutDir<'_>) -> Result<(), ImageError> {
+        if self.uki.is_some() {
+            return Ok(());
+        }
+        self.make_initrd(out)?;
+        self.say("joining the EFI program");
+        let sections = uki::sections(
+            uki::os_release(&self.inputs.version, &self.inputs.git),
+            &self.inputs.cmdline,
+            &self.loaded.kernel_release,
+            &self.loaded.kernel,
+            self.initrd.as_deref().unwrap_or_default(),
+        );
+        let stub = self.loaded.stub.as_deref().unwrap_or_default();
+        let path = self.inputs.stub.as_deref().unwrap_or_else(|| Path::new(""));
+        let uki = uki::append(stub, &sections).map_err(|why| invalid("EFI stub", path, why))?;
+        check_size(form, uki.len() as u64)?;
+        self.uki = Some(uki);
+        Ok(())
+    }
+
+    fn manifest(self, forms: &[Form]) -> Manifest {
+        let boot = |form: &Form| Boot {
+            form: *form,
+            cmdline: cmdline(*form, &self.inputs.cmdline),
+        };
+        Manifest {
+            version: self.inputs.version.clone(),
+            git: self.inputs.git.clone(),
+            arch: "x86_64".into(),
+            kernel_release: self.loaded.kernel_release,
+            kernel_config_sha256: self.loaded.kernel_config_sha256,
+            inputs: self.loaded.files,
+            boot: forms.iter().map(boot).collect(),
+            outputs: Vec::new(),
+        }
+    }
+
+    fn say(&mut self, doing: &str) {
+        let doing = doing.to_owned();
+        (self.progress)(Progress {
+            doing,
+            done: self.done,
+            total: self.total,
+        });
+    }
+}
+
+fn cmdline(form: Form, base: &str) -> String {
+    match form {
+        Form::Erofs if base.is_empty() => EROFS_ROOT.to_owned(),
+        Form::Erofs => format!("{base} {EROFS_ROOT}"),
+        _ => base.to_owned(),
+    }
+}
+
+fn check_size(form: Form, bytes: u64) -> Result<(), ImageError> {
+    if bytes > UKI_BYTES_MAX {
+        return Err(ImageError::TooLarge {
+            form,
+            bytes,
+            limit: UKI_BYTES_MAX,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CMDLINE_BYTES_MAX;
+
+    #[test]
+    fn the_largest_efi_program_fits_three_times() {
+        check_size(Form::Uki, UKI_BYTES_MAX).expect("exactly fits");
+        let error = check_size(Form::Uki, UKI_BYTES_MAX + 1).expect_err("one byte too many");
+        assert_eq!(error.exit_code(), 5);
+    }
+
+    #[test]
+    fn only_erofs_names_a_root_and_the_longest_line_still_fits_the_kernel() {
+        for form in Form::ALL {
+            let line = cmdline(form, &"a".repeat(CMDLINE_BYTES_MAX));
+            assert_eq!(line.contains(" root=/dev/vda "), form == Form::Erofs);
+            assert!(line.len() < 2048, "{form}");
+        }
+        assert_eq!(cmdline(Form::Erofs, ""), EROFS_ROOT);
+    }
+}

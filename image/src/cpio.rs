@@ -1,0 +1,106 @@
+//! The cpio "newc" archive, which is what the kernel unpacks into its first root
+//! (Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's source).
+
+use crate::tree::{Entry, Kind};
+
+const TRAILER: &str = "TRAILER!!!";
+/// Headers and contents start at multiples of this many bytes.
+const ALIGN_BYTES: usize = 4;
+/// Archives end at a multiple of this many bytes, as cpio(1) writes them.
+const BLOCK_BYTES: usize = 512;
+
+const MODE_DIR: u32 = 0o040_000;
+const MODE_FILE: u32 = 0o100_000;
+const MODE_LINK: u32 = 0o120_000;
+const MODE_CHAR: u32 = 0o020_000;
+
+/// Archives the entries in the order given: owner root, time zero, inodes counted from 1.
+pub(crate) fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
+    let contents: usize = entries
+        .iter()
+        .map(|entry| entry.kind.contents().len())
+        .sum();
+    let mut out = Vec::with_capacity(contents + (entries.len() + 2) * BLOCK_BYTES);
+    for (index, entry) in entries.iter().enumerate() {
+        member(
+            &mut out,
+            index as u32 + 1,
+            entry.path,
+            type_bits(&entry.kind) | entry.mode,
+            &entry.kind,
+        );
+    }
+    member(&mut out, 0, TRAILER, 0, &Kind::File(&[]));
+    pad(&mut out, BLOCK_BYTES);
+    out
+}
+
+fn member(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, kind: &Kind<'_>) {
+    let links = if matches!(kind, Kind::Dir) { 2 } else { 1 };
+    let (major, minor) = match kind {
+        Kind::Char { major, minor } => (*major, *minor),
+        _ => (0, 0),
+    };
+    let contents = kind.contents();
+    let size = u32::try_from(contents.len()).expect("a file of the tree is far below 4 GiB");
+    out.extend_from_slice(b"070701");
+    let name_size = name.len() as u32 + 1;
+    // uid, gid and time are zero; so are the device the file lies on and the unused checksum.
+    for field in [
+        inode, mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0,
+    ] {
+        out.extend_from_slice(format!("{field:08x}").as_bytes());
+    }
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+    pad(out, ALIGN_BYTES);
+    out.extend_from_slice(contents);
+    pad(out, ALIGN_BYTES);
+}
+
+const fn type_bits(kind: &Kind<'_>) -> u32 {
+    match kind {
+        Kind::Char { .. } => MODE_CHAR,
+        Kind::Dir => MODE_DIR,
+        Kind::File(_) => MODE_FILE,
+        Kind::Link(_) => MODE_LINK,
+    }
+}
+
+fn pad(out: &mut Vec<u8>, align: usize) {
+    out.resize(out.len().next_multiple_of(align), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_has_the_documented_layout() {
+        let entries = [Entry {
+            path: "init",
+            mode: 0o755,
+            kind: Kind::File(b"hello"),
+        }];
+        let out = archive(&entries);
+        assert_eq!(&out[..14], b"07070100000001");
+        assert_eq!(&out[14..22], b"000081ed");
+        assert_eq!(&out[54..62], b"00000005");
+        assert_eq!(&out[110..115], b"init\0");
+        assert_eq!(&out[116..124], b"hello\0\0\0");
+        assert_eq!(&out[124..130], b"070701");
+        assert_eq!(out.len() % BLOCK_BYTES, 0);
+    }
+
+    #[test]
+    fn nodes_carry_their_device_numbers() {
+        let kind = Kind::Char { major: 5, minor: 1 };
+        let out = archive(&[Entry {
+            path: "dev/console",
+            mode: 0o600,
+            kind,
+        }]);
+        assert_eq!(&out[14..22], b"00002180");
+        assert_eq!(&out[78..94], b"0000000500000001");
+    }
+}

@@ -1,0 +1,143 @@
+//! A whole disk: GPT, the EFI system partition with our EFI program on it, and room for data.
+//!
+//! The layout is frozen: the partition table of a machine in the field cannot be changed from afar.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+use gpt::GptConfig;
+use gpt::disk::LogicalBlockSize;
+use gpt::mbr::ProtectiveMBR;
+use gpt::partition::Partition;
+use gpt::partition_types::{OperatingSystem, Type};
+use uuid::{Uuid, uuid};
+
+use crate::fat::{self, Node, ShortName, Volume};
+use crate::ids::Ids;
+
+/// Bytes of a logical block.
+pub const LBA_BYTES: u64 = 512;
+/// First block of the gap kept for a BIOS loader: behind the partition table.
+pub const BIOS_FIRST_LBA: u64 = 34;
+/// Last block of that gap.
+pub const BIOS_LAST_LBA: u64 = ESP_FIRST_LBA - 1;
+/// First block of the EFI system partition: 1 MiB, where every tool aligns to.
+pub const ESP_FIRST_LBA: u64 = 2048;
+/// Bytes of the EFI system partition: two EFI programs, one being written, and a loader.
+pub const ESP_BYTES: u64 = 256 << 20;
+/// Bytes of the disk as it is shipped: a data partition of nearly 16 MiB, grown at first boot.
+pub const DISK_BYTES: u64 = ESP_BYTES + (16 << 20);
+/// Largest EFI program in bytes: three must fit into the EFI system partition.
+pub const UKI_BYTES_MAX: u64 = ESP_BYTES / 3;
+
+const DATA_FIRST_LBA: u64 = ESP_FIRST_LBA + ESP_BYTES / LBA_BYTES;
+/// Blocks of the backup partition table at the end: 32 of entries and a header.
+const BACKUP_LBAS: u64 = 33;
+
+const TYPE_BIOS: Uuid = uuid!("21686148-6449-6E6F-744E-656564454649");
+const TYPE_ESP: Uuid = uuid!("C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
+const TYPE_DATA: Uuid = uuid!("0FC63DAF-8483-4772-8E79-3D69D8477DE4");
+
+const FAT_LABEL: [u8; 11] = *b"ALKESP     ";
+
+/// Writes the disk to `path` as a sparse file.
+pub(crate) fn write(path: &Path, uki: &[u8], ids: &Ids) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let file = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)?;
+    file.set_len(DISK_BYTES)?;
+    let file = write_table(file, ids)?;
+    write_system_partition(&file, uki, ids)
+}
+
+fn write_table(mut file: File, ids: &Ids) -> io::Result<File> {
+    ProtectiveMBR::with_lb_size(lba(DISK_BYTES / LBA_BYTES - 1))
+        .overwrite_lba0(&mut file)
+        .map_err(io::Error::other)?;
+    let mut table = GptConfig::new()
+        .writable(true)
+        .logical_block_size(LogicalBlockSize::Lb512)
+        .create_from_device(file, Some(ids.uuid("disk")))
+        .map_err(io::Error::other)?;
+    table
+        .update_partitions(partitions(ids))
+        .map_err(io::Error::other)?;
+    table.write().map_err(io::Error::other)
+}
+
+fn partitions(ids: &Ids) -> BTreeMap<u32, Partition> {
+    let data_last = DISK_BYTES / LBA_BYTES - BACKUP_LBAS - 1;
+    let partition = |name: &str, guid, first_lba, last_lba| Partition {
+        part_type_guid: Type {
+            guid,
+            os: OperatingSystem::None,
+        },
+        part_guid: ids.uuid(name),
+        first_lba,
+        last_lba,
+        flags: 0,
+        name: name.to_owned(),
+    };
+    BTreeMap::from([
+        (
+            1,
+            partition("alk-bios", TYPE_BIOS, BIOS_FIRST_LBA, BIOS_LAST_LBA),
+        ),
+        (
+            2,
+            partition("alk-esp", TYPE_ESP, ESP_FIRST_LBA, DATA_FIRST_LBA - 1),
+        ),
+        (
+            3,
+            partition("alk-data", TYPE_DATA, DATA_FIRST_LBA, data_last),
+        ),
+    ])
+}
+
+fn write_system_partition(file: &File, uki: &[u8], ids: &Ids) -> io::Result<()> {
+    let volume = Volume {
+        first_lba: lba(ESP_FIRST_LBA),
+        sectors: lba(ESP_BYTES / LBA_BYTES),
+        id: ids.fat_volume(),
+        label: FAT_LABEL,
+    };
+    // \EFI\BOOT\BOOTX64.EFI is what firmware looks for on a disk that no boot entry names.
+    let program = Node::File(name("BOOTX64.EFI"), uki);
+    let boot = Node::Folder(name("BOOT"), vec![program]);
+    fat::write(file, &volume, &[Node::Folder(name("EFI"), vec![boot])])
+}
+
+fn lba(value: u64) -> u32 {
+    u32::try_from(value).expect("the disk is far below 2 TiB")
+}
+
+fn name(text: &str) -> ShortName {
+    ShortName::new(text).expect("the names here are short and upper case")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_neither_overlap_nor_touch_the_tables() {
+        let table = partitions(&Ids::new("1", "a"));
+        let mut free = 34;
+        for partition in table.values() {
+            assert!(partition.first_lba >= free && partition.last_lba >= partition.first_lba);
+            free = partition.last_lba + 1;
+        }
+        assert_eq!(free, DISK_BYTES / LBA_BYTES - BACKUP_LBAS);
+        assert_eq!(
+            table[&2].last_lba - table[&2].first_lba + 1,
+            ESP_BYTES / LBA_BYTES
+        );
+        assert_eq!(table[&3].first_lba * LBA_BYTES % (1 << 20), 0);
+    }
+}

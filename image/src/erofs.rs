@@ -1,0 +1,133 @@
+//! The read-only root drive, written by `mkfs.erofs` from a folder staged for it.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use uuid::Uuid;
+
+use crate::error::ImageError;
+use crate::tree::{Entry, Kind};
+
+const TOOL: &str = "mkfs.erofs";
+const PACKAGE: &str = "erofs-utils";
+/// Where the tool lies for a user whose search path leaves out the system's own folder.
+const FALLBACK: &str = "/usr/sbin/mkfs.erofs";
+/// Large physical clusters: the size of an LZ4 initramfs, and a page fault reads one of them.
+const CLUSTER: &str = "-C65536";
+const COMPRESSION: &str = "-zlz4hc,9";
+/// How much of a failed tool's words an error keeps, in bytes.
+const STDERR_BYTES_MAX: usize = 2000;
+
+/// Writes the tree to `output`. Device nodes are left out: an ordinary user cannot stage them, and
+/// the kernel mounts `/dev` on a root drive by itself.
+pub(crate) fn write(tree: &[Entry<'_>], uuid: Uuid, output: &Path) -> Result<(), ImageError> {
+    let dir = output.parent().unwrap_or_else(|| Path::new("."));
+    let at = |source| ImageError::Output {
+        path: dir.to_owned(),
+        source,
+    };
+    let staging = tempfile::Builder::new()
+        .prefix(".root-")
+        .tempdir_in(dir)
+        .map_err(at)?;
+    stage(tree, staging.path()).map_err(at)?;
+    let result = run(uuid, output, staging.path())?;
+    check(&result)
+}
+
+fn stage(tree: &[Entry<'_>], root: &Path) -> io::Result<()> {
+    fs::set_permissions(root, Permissions::from_mode(0o755))?;
+    for entry in tree {
+        let path = root.join(entry.path);
+        match &entry.kind {
+            Kind::Char { .. } => continue,
+            Kind::Dir => fs::create_dir(&path)?,
+            Kind::File(bytes) => fs::write(&path, bytes)?,
+            Kind::Link(target) => {
+                symlink(target, &path)?;
+                continue;
+            }
+        }
+        // Set apart from creation, where the caller's umask would have a say.
+        fs::set_permissions(&path, Permissions::from_mode(entry.mode))?;
+    }
+    Ok(())
+}
+
+fn run(uuid: Uuid, output: &Path, root: &Path) -> Result<Output, ImageError> {
+    let run = |program: &str| {
+        Command::new(program)
+            .args([
+                COMPRESSION,
+                CLUSTER,
+                "-T0",
+                "--all-root",
+                "-U",
+                &uuid.to_string(),
+            ])
+            .arg(output)
+            .arg(root)
+            .env("LC_ALL", "C")
+            .output()
+    };
+    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match run(TOOL) {
+        Err(error) if missing(&error) => run(FALLBACK),
+        other => other,
+    }
+    .map_err(|error| could_not_start(error, output))
+}
+
+fn could_not_start(error: io::Error, output: &Path) -> ImageError {
+    if error.kind() == io::ErrorKind::NotFound {
+        return ImageError::ToolMissing {
+            tool: TOOL,
+            package: PACKAGE,
+        };
+    }
+    ImageError::Output {
+        path: output.to_owned(),
+        source: error,
+    }
+}
+
+fn check(result: &Output) -> Result<(), ImageError> {
+    if result.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&result.stderr);
+    let said = said.trim();
+    let start = said.ceil_char_boundary(said.len().saturating_sub(STDERR_BYTES_MAX));
+    Err(ImageError::ToolFailed {
+        tool: TOOL,
+        status: result.status.to_string(),
+        stderr: said[start..].to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_tool_names_its_package() {
+        let error = could_not_start(io::ErrorKind::NotFound.into(), Path::new("x"));
+        assert_eq!(error.exit_code(), 4);
+        assert!(error.to_string().contains("erofs-utils"), "{error}");
+    }
+
+    #[test]
+    fn a_failed_tool_is_quoted_by_its_last_words() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let result = run(
+            Uuid::nil(),
+            &dir.path().join("out"),
+            &dir.path().join("missing"),
+        );
+        let error = check(&result.expect("erofs-utils is installed")).expect_err("no such folder");
+        assert!(matches!(&error, ImageError::ToolFailed { stderr, .. } if !stderr.is_empty()));
+    }
+}

@@ -1,0 +1,113 @@
+//! The forms an image comes in, and the part each file plays in its form.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ImageError;
+
+/// One way to hand the same kernel and the same binary to a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Form {
+    /// Kernel and initramfs for a loader that takes both: QEMU `-kernel`, a PXE server.
+    Direct,
+    /// Kernel, and a read-only erofs drive as root: least memory, quickest start.
+    Erofs,
+    /// OCI layouts that `linuxkit cache import` accepts, and the file for `linuxkit build`.
+    Linuxkit,
+    /// A whole disk: GPT, EFI system partition, room for data. Boots under UEFI.
+    Raw,
+    /// One EFI executable with kernel, command line and initramfs inside.
+    Uki,
+}
+
+impl Form {
+    /// Every form, in the order in which they are built.
+    pub const ALL: [Self; 5] = [
+        Self::Direct,
+        Self::Erofs,
+        Self::Uki,
+        Self::Raw,
+        Self::Linuxkit,
+    ];
+
+    /// The name used on command lines and in the manifest.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Erofs => "erofs",
+            Self::Linuxkit => "linuxkit",
+            Self::Raw => "raw",
+            Self::Uki => "uki",
+        }
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Form {
+    type Err = ImageError;
+
+    fn from_str(text: &str) -> Result<Self, ImageError> {
+        Self::ALL
+            .into_iter()
+            .find(|form| form.name() == text)
+            .ok_or_else(|| ImageError::Argument {
+                what: "form",
+                value: text.to_owned(),
+                why: "the forms are direct, erofs, uki, raw and linuxkit",
+            })
+    }
+}
+
+/// The part that one output file plays in its form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Role {
+    /// The bzImage.
+    Kernel,
+    /// The same kernel as an ELF file with a PVH entry, for machines without firmware.
+    Vmlinux,
+    /// The initramfs: cpio, compressed with LZ4.
+    Initrd,
+    /// The erofs root drive.
+    Root,
+    /// The EFI executable.
+    Uki,
+    /// The disk.
+    Disk,
+    /// OCI layout of the kernel package.
+    OciKernel,
+    /// OCI layout of the appliance package.
+    OciAppliance,
+    /// The file `linuxkit build` reads.
+    LinuxkitYml,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_parses_back() {
+        for form in Form::ALL {
+            assert_eq!(form.to_string().parse::<Form>().ok(), Some(form));
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_a_bad_argument_that_lists_the_forms() {
+        let error = "vhd".parse::<Form>().unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("linuxkit"), "{error}");
+    }
+}

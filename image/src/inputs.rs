@@ -1,0 +1,275 @@
+//! What an image is made of, read and checked once before anything is written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::elf::StaticElf;
+use crate::error::ImageError;
+use crate::form::Form;
+use crate::kernel;
+use crate::manifest::{Input, hex_sha256};
+
+/// Longest kernel command line in bytes: what x86 copies at boot (COMMAND_LINE_SIZE), less the
+/// terminating NUL and the 64 bytes kept for what a form adds.
+pub const CMDLINE_BYTES_MAX: usize = 2048 - 1 - 64;
+
+/// Longest version in bytes; with the rest of its file name it stays a plain FAT long name.
+const VERSION_BYTES_MAX: usize = 64;
+
+/// What an image is made of. Paths only name where to read: no output depends on them.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// The kernel as bzImage.
+    pub kernel: PathBuf,
+    /// The same kernel as ELF with a PVH entry, for machines without firmware; copied as it is.
+    pub vmlinux: Option<PathBuf>,
+    /// The kernel's `.config`; only its SHA-256 is kept, in the manifest.
+    pub kernel_config: Option<PathBuf>,
+    /// The one binary: a static x86-64 executable. It is stripped on the way in.
+    pub binary: PathBuf,
+    /// systemd's `linuxx64.efi.stub`; `uki` and `raw` need it.
+    pub stub: Option<PathBuf>,
+    /// Kernel command line, printable ASCII, without a root: each form adds its own.
+    pub cmdline: String,
+    /// Version without build metadata, such as `0.1.0` or `0.2.0-rc.1`.
+    pub version: String,
+    /// The commit that was built; with the version it seeds every identifier.
+    pub git: String,
+}
+
+/// The contents of the inputs.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) kernel: Vec<u8>,
+    pub(crate) kernel_release: String,
+    pub(crate) kernel_config_sha256: Option<String>,
+    pub(crate) vmlinux: Option<Vec<u8>>,
+    pub(crate) binary: Vec<u8>,
+    pub(crate) stub: Option<Vec<u8>>,
+    pub(crate) files: Vec<Input>,
+}
+
+impl Loaded {
+    pub(crate) fn read(inputs: &Inputs, forms: &[Form]) -> Result<Self, ImageError> {
+        check_text(inputs)?;
+        check_stub(inputs, forms)?;
+        let mut files = Vec::new();
+        let kernel = read("kernel", &inputs.kernel, &mut files)?;
+        let kernel_release =
+            kernel::release(&kernel).map_err(|why| invalid("kernel", &inputs.kernel, why))?;
+        let binary = read("binary", &inputs.binary, &mut files)?;
+        let binary = StaticElf::parse(&binary)
+            .map_err(|why| invalid("static binary", &inputs.binary, why))?
+            .stripped();
+        let wants = |wanted: &[Form]| forms.iter().any(|form| wanted.contains(form));
+        let vmlinux = match &inputs.vmlinux {
+            Some(path) if wants(&[Form::Direct, Form::Erofs]) => {
+                Some(read("vmlinux", path, &mut files)?)
+            }
+            _ => None,
+        };
+        let stub = match &inputs.stub {
+            Some(path) if wants(&[Form::Uki, Form::Raw]) => Some(read("stub", path, &mut files)?),
+            _ => None,
+        };
+        let kernel_config_sha256 = match &inputs.kernel_config {
+            Some(path) => Some(hex_sha256(&read_file("kernel configuration", path)?)),
+            None => None,
+        };
+        Ok(Self {
+            kernel,
+            kernel_release,
+            kernel_config_sha256,
+            vmlinux,
+            binary,
+            stub,
+            files,
+        })
+    }
+}
+
+fn read(what: &'static str, path: &Path, files: &mut Vec<Input>) -> Result<Vec<u8>, ImageError> {
+    let bytes = read_file(what, path)?;
+    let sha256 = hex_sha256(&bytes);
+    files.push(Input {
+        name: what.to_owned(),
+        bytes: bytes.len() as u64,
+        sha256,
+    });
+    Ok(bytes)
+}
+
+fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
+    let path = path.to_owned();
+    fs::read(&path).map_err(|source| ImageError::InputUnreadable { what, path, source })
+}
+
+/// The error for an input that was read but cannot serve.
+pub(crate) fn invalid(what: &'static str, path: &Path, why: String) -> ImageError {
+    ImageError::InputInvalid {
+        what,
+        path: path.to_owned(),
+        why,
+    }
+}
+
+/// Asked before anything is built, so that a long build does not end in a missing option.
+fn check_stub(inputs: &Inputs, forms: &[Form]) -> Result<(), ImageError> {
+    let needs = |form: &&Form| matches!(form, Form::Raw | Form::Uki);
+    match forms.iter().find(needs) {
+        Some(form) if inputs.stub.is_none() => Err(ImageError::InputNeeded {
+            form: *form,
+            what: "systemd's EFI stub (linuxx64.efi.stub)",
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_text(inputs: &Inputs) -> Result<(), ImageError> {
+    let refuse = |what, value: &str, why| {
+        Err(ImageError::Argument {
+            what,
+            value: value.to_owned(),
+            why,
+        })
+    };
+    if !is_name(&inputs.version) {
+        // '+' would read as boot counting in the system partition's file names.
+        return refuse(
+            "version",
+            &inputs.version,
+            "use 1 to 64 of a-z A-Z 0-9 . - starting with a letter or digit, without + metadata",
+        );
+    }
+    if !is_name(&inputs.git) {
+        return refuse("git", &inputs.git, "use a commit's hexadecimal name");
+    }
+    let cmdline = &inputs.cmdline;
+    if cmdline.len() > CMDLINE_BYTES_MAX {
+        return refuse("command line", cmdline, "it is longer than 1983 bytes");
+    }
+    if !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return refuse("command line", cmdline, "use printable ASCII on one line");
+    }
+    if cmdline.split(' ').any(names_root) {
+        return refuse(
+            "command line",
+            cmdline,
+            "leave root, rootfstype and init to the form",
+        );
+    }
+    Ok(())
+}
+
+fn is_name(text: &str) -> bool {
+    text.len() <= VERSION_BYTES_MAX
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'))
+}
+
+fn names_root(word: &str) -> bool {
+    ["root=", "rootfstype=", "init=", "rdinit="]
+        .iter()
+        .any(|name| word.starts_with(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inputs() -> Inputs {
+        Inputs {
+            kernel: "/nonexistent/bzImage".into(),
+            vmlinux: None,
+            kernel_config: None,
+            binary: "/nonexistent/alknet".into(),
+            stub: None,
+            cmdline: "console=ttyS0 quiet".into(),
+            version: "0.1.0".into(),
+            git: "abc".into(),
+        }
+    }
+
+    fn refusal(inputs: &Inputs) -> ImageError {
+        Loaded::read(inputs, &[]).expect_err("must be refused")
+    }
+
+    #[test]
+    fn forms_without_their_stub_are_refused_before_anything_is_read() {
+        let error = Loaded::read(&inputs(), &[Form::Direct, Form::Raw]).expect_err("no stub");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("form raw needs"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_input_is_named_with_its_path() {
+        let error = refusal(&inputs());
+        assert_eq!(error.exit_code(), 3);
+        assert!(
+            error.to_string().contains("kernel /nonexistent/bzImage"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn texts_that_would_break_a_file_name_are_refused() {
+        for version in [
+            "",
+            "0.1.0+1",
+            "../x",
+            "a b",
+            ".1",
+            &"1".repeat(VERSION_BYTES_MAX + 1),
+        ] {
+            let error = refusal(&Inputs {
+                version: version.to_owned(),
+                ..inputs()
+            });
+            assert_eq!(error.exit_code(), 2, "{version}");
+        }
+        let longest = Inputs {
+            version: "1".repeat(VERSION_BYTES_MAX),
+            ..inputs()
+        };
+        assert_eq!(refusal(&longest).exit_code(), 3);
+        assert_eq!(
+            refusal(&Inputs {
+                git: "a/b".into(),
+                ..inputs()
+            })
+            .exit_code(),
+            2
+        );
+    }
+
+    #[test]
+    fn a_command_line_is_one_printable_line_without_a_root() {
+        let long = "a".repeat(CMDLINE_BYTES_MAX + 1);
+        for cmdline in [
+            "a\nb",
+            "a\0",
+            "é",
+            "quiet root=/dev/sda",
+            "init=/bin/sh",
+            &long,
+        ] {
+            let error = refusal(&Inputs {
+                cmdline: cmdline.to_owned(),
+                ..inputs()
+            });
+            assert_eq!(error.exit_code(), 2, "{cmdline:?}");
+        }
+        let longest = Inputs {
+            cmdline: "a".repeat(CMDLINE_BYTES_MAX),
+            ..inputs()
+        };
+        assert_eq!(refusal(&longest).exit_code(), 3);
+        let near = Inputs {
+            cmdline: "x.root=1 panic=10".into(),
+            ..inputs()
+        };
+        assert_eq!(refusal(&near).exit_code(), 3);
+    }
+}

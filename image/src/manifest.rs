@@ -1,0 +1,144 @@
+//! `manifest.json`: what was built from what. It holds no path, time or host, so it is the same
+//! for the same build.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::ImageError;
+use crate::form::{Form, Role};
+
+/// The manifest's file name in the output folder.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// What was built from what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Manifest {
+    /// Version of the image.
+    pub version: String,
+    /// The commit that was built.
+    pub git: String,
+    /// Architecture in the kernel's words: `x86_64`.
+    pub arch: String,
+    /// Release of the kernel, such as `6.12.95-alknet`.
+    pub kernel_release: String,
+    /// SHA-256 of the kernel's configuration, where it was given.
+    pub kernel_config_sha256: Option<String>,
+    /// What went in, before stripping.
+    pub inputs: Vec<Input>,
+    /// The command line of each form.
+    pub boot: Vec<Boot>,
+    /// Every file of every form. A file that several forms share is named once for each.
+    pub outputs: Vec<Output>,
+}
+
+/// One input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Input {
+    /// `kernel`, `binary`, `vmlinux` or `stub`.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256 in lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// How a form is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Boot {
+    /// The form.
+    pub form: Form,
+    /// The kernel command line: built in for `uki` and `raw`, to be passed for the others.
+    pub cmdline: String,
+}
+
+/// One output file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Output {
+    /// The form it belongs to.
+    pub form: Form,
+    /// Its part in the form.
+    pub role: Role,
+    /// File name in the manifest's folder.
+    pub file: String,
+    /// Apparent size in bytes; a disk is sparse and takes less.
+    pub bytes: u64,
+    /// SHA-256 in lower-case hexadecimal.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Reads `manifest.json` from an output folder.
+    ///
+    /// # Errors
+    /// When there is none or it is not one of ours.
+    pub fn read(dir: &Path) -> Result<Self, ImageError> {
+        let path = dir.join(MANIFEST_FILE);
+        let bytes = fs::read(&path).map_err(|source| ImageError::InputUnreadable {
+            what: "image manifest",
+            path: path.clone(),
+            source,
+        })?;
+        serde_json::from_slice(&bytes).map_err(|source| ImageError::Manifest { path, source })
+    }
+
+    /// The file that plays `role` in `form`, inside the folder `dir`.
+    #[must_use]
+    pub fn path(&self, dir: &Path, form: Form, role: Role) -> Option<PathBuf> {
+        let mut outputs = self.outputs.iter();
+        let found = outputs.find(|output| output.form == form && output.role == role)?;
+        Some(dir.join(&found.file))
+    }
+
+    /// The kernel command line of `form`, when it was built.
+    #[must_use]
+    pub fn cmdline(&self, form: Form) -> Option<&str> {
+        self.boot
+            .iter()
+            .find(|boot| boot.form == form)
+            .map(|boot| boot.cmdline.as_str())
+    }
+
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self)
+            .expect("texts, numbers and lists always have a JSON form");
+        json.push(b'\n');
+        json
+    }
+}
+
+/// SHA-256 in lower-case hexadecimal.
+pub(crate) fn hex_sha256(bytes: &[u8]) -> String {
+    HEXLOWER.encode(&Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_a_manifest_and_a_foreign_file_are_told_apart() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let missing = Manifest::read(dir.path()).expect_err("there is none");
+        assert!(
+            matches!(missing, ImageError::InputUnreadable { .. }),
+            "{missing}"
+        );
+        fs::write(dir.path().join(MANIFEST_FILE), "{}").expect("writable");
+        let foreign = Manifest::read(dir.path()).expect_err("not ours");
+        assert!(matches!(foreign, ImageError::Manifest { .. }), "{foreign}");
+    }
+
+    #[test]
+    fn the_hash_is_the_known_one() {
+        let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hex_sha256(b"abc"), known);
+    }
+}

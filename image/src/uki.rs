@@ -1,0 +1,356 @@
+//! A unified kernel image: the boot stub with our sections appended to it.
+//!
+//! Offsets are those of the PE/COFF specification; section names those of the UAPI group's
+//! specification of unified kernel images.
+
+use std::borrow::Cow;
+
+const PE_POINTER_AT: usize = 0x3c;
+const PE_MAGIC: &[u8] = b"PE\0\0";
+const MACHINE_AMD64: u16 = 0x8664;
+const OPTIONAL_MAGIC_64: u16 = 0x20b;
+const SECTION_HEADER_BYTES: usize = 40;
+/// Initialised data, readable.
+const CHARACTERISTICS: u32 = 0x4000_0040;
+/// Where the optional header keeps the certificate table's place and size.
+const CERTIFICATES_AT: usize = 112 + 4 * 8;
+/// Largest power of two a sane stub aligns to, in bytes.
+const ALIGNMENT_MAX: u32 = 1 << 21;
+
+/// One section to append.
+#[derive(Debug)]
+pub(crate) struct Section<'a> {
+    /// At most 8 bytes.
+    pub(crate) name: &'static str,
+    pub(crate) data: Cow<'a, [u8]>,
+}
+
+/// The sections of our image, in the order in which they lie in the file.
+pub(crate) fn sections<'a>(
+    os_release: String,
+    cmdline: &str,
+    release: &str,
+    kernel: &'a [u8],
+    initrd: &'a [u8],
+) -> [Section<'a>; 5] {
+    let text = |text: String| Cow::Owned(text.into_bytes());
+    [
+        Section {
+            name: ".osrel",
+            data: text(os_release),
+        },
+        Section {
+            name: ".cmdline",
+            data: text(format!("{cmdline}\0")),
+        },
+        Section {
+            name: ".uname",
+            data: text(release.to_owned()),
+        },
+        Section {
+            name: ".linux",
+            data: Cow::Borrowed(kernel),
+        },
+        Section {
+            name: ".initrd",
+            data: Cow::Borrowed(initrd),
+        },
+    ]
+}
+
+/// What a loader shows and sorts by.
+pub(crate) fn os_release(version: &str, git: &str) -> String {
+    format!(
+        "ID=alknet\nNAME=\"alknet\"\nPRETTY_NAME=\"alknet {version}\"\nVERSION_ID={version}\n\
+         BUILD_ID={git}\n"
+    )
+}
+
+/// Appends `sections` to the stub. The error says what is wrong with the stub.
+pub(crate) fn append(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>, String> {
+    let layout = Layout::parse(stub)?;
+    let room = layout.room();
+    if room < sections.len() {
+        return Err(format!(
+            "it has room for {room} more sections and {} are needed; take the stub of a newer \
+             systemd (257 or later)",
+            sections.len()
+        ));
+    }
+    let mut out = stub.to_vec();
+    out.resize(out.len().next_multiple_of(layout.file_align as usize), 0);
+    let mut address = layout.end;
+    let mut data_bytes = layout.data_bytes;
+    for (index, section) in sections.iter().enumerate() {
+        let header = layout.table + (layout.count + index) * SECTION_HEADER_BYTES;
+        address = round_up(address, layout.section_align)?;
+        let raw_bytes = push_data(&mut out, &section.data, layout.file_align)?;
+        let raw_at = size(out.len())? - raw_bytes;
+        write_header(&mut out, header, section, [address, raw_bytes, raw_at])?;
+        address = address
+            .checked_add(size(section.data.len())?)
+            .ok_or_else(too_large)?;
+        data_bytes = data_bytes.wrapping_add(raw_bytes);
+    }
+    let count = (layout.count + sections.len()) as u16;
+    put(&mut out, layout.pe + 6, &count.to_le_bytes());
+    put(&mut out, layout.optional + 8, &data_bytes.to_le_bytes());
+    let image_bytes = round_up(address, layout.section_align)?;
+    put(&mut out, layout.optional + 56, &image_bytes.to_le_bytes());
+    // The checksum is optional for EFI programs; zero says there is none.
+    put(&mut out, layout.optional + 64, &[0; 4]);
+    Ok(out)
+}
+
+/// Where things lie in the stub.
+struct Layout {
+    pe: usize,
+    optional: usize,
+    table: usize,
+    count: usize,
+    header_bytes: usize,
+    section_align: u32,
+    file_align: u32,
+    data_bytes: u32,
+    /// First free address behind the stub's own sections.
+    end: u32,
+}
+
+impl Layout {
+    fn parse(stub: &[u8]) -> Result<Self, String> {
+        let pe = u32_at(stub, PE_POINTER_AT)? as usize;
+        if stub
+            .get(pe..)
+            .is_none_or(|rest| !rest.starts_with(PE_MAGIC))
+        {
+            return Err("it is no PE file; name linuxx64.efi.stub".into());
+        }
+        let machine = u16_at(stub, pe + 4)?;
+        let optional = pe + 24;
+        if machine != MACHINE_AMD64 || u16_at(stub, optional)? != OPTIONAL_MAGIC_64 {
+            return Err(format!(
+                "it is for PE machine {machine:#x}, not x86-64 (0x8664)"
+            ));
+        }
+        if u32_at(stub, optional + CERTIFICATES_AT + 4)? != 0 {
+            return Err(
+                "it is signed, and appending breaks the signature; take an unsigned stub".into(),
+            );
+        }
+        let table = optional + usize::from(u16_at(stub, pe + 20)?);
+        let count = usize::from(u16_at(stub, pe + 6)?);
+        let header_bytes = u32_at(stub, optional + 60)? as usize;
+        if header_bytes > stub.len() {
+            return Err("its headers end behind the file: it is truncated; get it again".into());
+        }
+        Ok(Self {
+            pe,
+            optional,
+            table,
+            count,
+            header_bytes,
+            section_align: alignment(u32_at(stub, optional + 32)?)?,
+            file_align: alignment(u32_at(stub, optional + 36)?)?,
+            data_bytes: u32_at(stub, optional + 8)?,
+            end: sections_end(stub, table, count)?,
+        })
+    }
+
+    /// How many section headers fit before the first section's contents.
+    fn room(&self) -> usize {
+        let used = self.table + self.count * SECTION_HEADER_BYTES;
+        self.header_bytes.saturating_sub(used) / SECTION_HEADER_BYTES
+    }
+}
+
+fn sections_end(stub: &[u8], table: usize, count: usize) -> Result<u32, String> {
+    let mut end = 0;
+    for header in (0..count).map(|index| table + index * SECTION_HEADER_BYTES) {
+        let bytes = u32_at(stub, header + 8)?;
+        let section_end = u32_at(stub, header + 12)?
+            .checked_add(bytes)
+            .ok_or_else(too_large)?;
+        end = end.max(section_end);
+    }
+    Ok(end)
+}
+
+fn push_data(out: &mut Vec<u8>, data: &[u8], align: u32) -> Result<u32, String> {
+    let raw_bytes = round_up(size(data.len())?, align)?;
+    let end = out.len() + raw_bytes as usize;
+    out.extend_from_slice(data);
+    out.resize(end, 0);
+    Ok(raw_bytes)
+}
+
+fn write_header(
+    out: &mut [u8],
+    at: usize,
+    section: &Section<'_>,
+    [address, raw_bytes, raw_at]: [u32; 3],
+) -> Result<(), String> {
+    let mut header = [0; SECTION_HEADER_BYTES];
+    put(&mut header, 0, section.name.as_bytes());
+    put(&mut header, 8, &size(section.data.len())?.to_le_bytes());
+    put(&mut header, 12, &address.to_le_bytes());
+    put(&mut header, 16, &raw_bytes.to_le_bytes());
+    put(&mut header, 20, &raw_at.to_le_bytes());
+    put(&mut header, 36, &CHARACTERISTICS.to_le_bytes());
+    put(out, at, &header);
+    Ok(())
+}
+
+/// Overwrites bytes at a place that `Layout::parse` and `room` have shown to lie inside.
+fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
+    out[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+fn alignment(value: u32) -> Result<u32, String> {
+    if value.is_power_of_two() && value <= ALIGNMENT_MAX {
+        return Ok(value);
+    }
+    Err(format!(
+        "its alignment {value} is not a power of two up to {ALIGNMENT_MAX}"
+    ))
+}
+
+fn round_up(value: u32, align: u32) -> Result<u32, String> {
+    value.checked_next_multiple_of(align).ok_or_else(too_large)
+}
+
+fn size(bytes: usize) -> Result<u32, String> {
+    u32::try_from(bytes).map_err(|_| too_large())
+}
+
+fn too_large() -> String {
+    "the image would pass 4 GiB, which PE cannot describe".into()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Result<u16, String> {
+    array_at(bytes, at).map(u16::from_le_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Result<u32, String> {
+    array_at(bytes, at).map(u32::from_le_bytes)
+}
+
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], String> {
+    let chunk = bytes.get(at..).and_then(|rest| rest.first_chunk()).copied();
+    chunk.ok_or_else(|| "it is truncated; get the stub again".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HEADER_BYTES: usize = 0x400;
+
+    /// A PE file with one section, as far as the appender looks at it.
+    fn stub() -> Vec<u8> {
+        let mut out = vec![0; HEADER_BYTES + 0x200];
+        put(&mut out, PE_POINTER_AT, &0x40_u32.to_le_bytes());
+        put(&mut out, 0x40, PE_MAGIC);
+        put(&mut out, 0x44, &MACHINE_AMD64.to_le_bytes());
+        put(&mut out, 0x46, &1_u16.to_le_bytes());
+        put(&mut out, 0x54, &240_u16.to_le_bytes());
+        put(&mut out, 0x58, &OPTIONAL_MAGIC_64.to_le_bytes());
+        put(&mut out, 0x58 + 32, &4096_u32.to_le_bytes());
+        put(&mut out, 0x58 + 36, &512_u32.to_le_bytes());
+        put(&mut out, 0x58 + 60, &(HEADER_BYTES as u32).to_le_bytes());
+        put(&mut out, 0x58 + 64, &0xdead_u32.to_le_bytes());
+        let section = Section {
+            name: ".text",
+            data: Cow::Borrowed(&[0xcc; 0x123]),
+        };
+        let places = [0x1000, 0x200, HEADER_BYTES as u32];
+        write_header(&mut out, 0x58 + 240, &section, places).expect("fits");
+        out
+    }
+
+    fn two_sections() -> [Section<'static>; 2] {
+        [
+            Section {
+                name: ".cmdline",
+                data: Cow::Borrowed(b"quiet\0"),
+            },
+            Section {
+                name: ".linux",
+                data: Cow::Borrowed(&[7; 5000]),
+            },
+        ]
+    }
+
+    #[test]
+    fn sections_follow_the_last_one_on_both_alignments() {
+        let uki = append(&stub(), &two_sections()).expect("has room");
+        let layout = Layout::parse(&uki).expect("still a PE file");
+        assert_eq!((layout.count, layout.end), (3, 0x3000 + 5000));
+        assert_eq!(u32_at(&uki, layout.optional + 56), Ok(0x5000));
+        assert_eq!(u32_at(&uki, layout.optional + 64), Ok(0));
+        let header = layout.table + 2 * SECTION_HEADER_BYTES;
+        assert_eq!(&uki[header..header + 8], b".linux\0\0");
+        assert_eq!(u32_at(&uki, header + 12), Ok(0x3000));
+        let at = u32_at(&uki, header + 20).expect("inside") as usize;
+        assert_eq!(at % 512, 0);
+        assert_eq!(&uki[at..at + 5000], &[7; 5000]);
+        assert_eq!(uki.len(), at + 5120);
+    }
+
+    #[test]
+    fn a_stub_without_room_is_refused_with_the_version_to_take() {
+        let layout = Layout::parse(&stub()).expect("a PE file");
+        let many = |count| -> Vec<_> {
+            (0..count)
+                .map(|_| Section {
+                    name: ".x",
+                    data: Cow::Borrowed(b"x"),
+                })
+                .collect()
+        };
+        append(&stub(), &many(layout.room())).expect("fills the room");
+        let why = append(&stub(), &many(layout.room() + 1)).expect_err("one too many");
+        assert!(why.contains("257"), "{why}");
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let refused = |bytes: &[u8]| append(bytes, &two_sections()).expect_err("must be refused");
+        assert!(refused(b"MZ").contains("truncated"));
+        assert!(refused(&[0; 4096]).contains("no PE file"));
+        let mut arm = stub();
+        put(&mut arm, 0x44, &0xaa64_u16.to_le_bytes());
+        assert!(refused(&arm).contains("0xaa64"));
+        let mut signed = stub();
+        put(&mut signed, 0x58 + CERTIFICATES_AT + 4, &[1]);
+        assert!(refused(&signed).contains("signed"));
+        let mut skewed = stub();
+        put(&mut skewed, 0x58 + 36, &[3, 0, 0, 0]);
+        assert!(refused(&skewed).contains("power of two"));
+        let mut short = stub();
+        short.truncate(HEADER_BYTES - 1);
+        assert!(refused(&short).contains("truncated"));
+    }
+
+    #[test]
+    fn the_release_text_has_no_blank_lines_and_names_the_version() {
+        let text = os_release("0.1.0", "abc");
+        assert!(text.lines().all(|line| line.contains('=')), "{text}");
+        assert!(text.contains("\nVERSION_ID=0.1.0\n"), "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_stub_makes_the_appender_panic(
+            changes in proptest::collection::vec((0_usize..0x300, any::<u8>()), 0..30),
+            keep in 0_usize..0x700,
+        ) {
+            let mut bytes = stub();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            bytes.truncate(keep.max(8));
+            let _ = append(&bytes, &two_sections());
+        }
+    }
+}
