@@ -1,1 +1,56 @@
+//! Boots an image in QEMU and talks to it: the one harness of `xtask up`, the tests and the
+//! benchmarks.
 //!
+//! ```no_run
+//! use std::time::Duration;
+//! use alknet_qemu::{Disk, MachineKind, Nic, Vm};
+//!
+//! let mut vm = Vm::builder(MachineKind::Q35)
+//!     .kernel("bzImage")
+//!     .initrd("alknet.initrd")
+//!     .append("console=ttyS0 quiet panic=10")
+//!     .disk(Disk::file("data.raw").data())
+//!     .nic(Nic::user())
+//!     .start()?;
+//! vm.wait_for("serving", Duration::from_secs(10))?;
+//! println!("the node listens on {:?}", vm.address());
+//! vm.power_button()?;
+//! let exit = vm.wait_exit(Duration::from_secs(10))?;
+//! assert_eq!(exit.reason(), Some("guest-shutdown"));
+//! # Ok::<(), alknet_qemu::Error>(())
+//! ```
+//!
+//! Everything blocks, and nothing needs an async runtime. A [`Vm`] may be moved to and used from any
+//! thread. QEMU never outlives the process that started it, however that ends, and what it left in
+//! the file system is removed by the next one.
+
+mod accel;
+mod ansi;
+mod console;
+mod count;
+mod disk;
+mod error;
+mod lan;
+mod machine;
+mod nbd;
+mod nic;
+mod process;
+mod qmp;
+mod record;
+mod scratch;
+mod tools;
+mod vm;
+
+pub use accel::{ACCEL_VARIABLE, Accel, TCG_TIMEOUT_FACTOR};
+pub use console::{Console, Line, Mark, Waited};
+pub use disk::{DATA_SERIAL, Disk, blank, copy};
+pub use error::{Error, Result};
+pub use lan::Lan;
+pub use machine::{MachineKind, WatchdogAction};
+pub use nic::{NODE_PORT, Nic};
+pub use process::{CpuClock, Process};
+pub use qmp::{Event, Qmp};
+pub use record::{Cut, Recorder, Recording};
+pub use scratch::Scratch;
+pub use tools::QEMU_VARIABLE;
+pub use vm::{Exit, Forward, LOGS_VARIABLE, Vm, VmBuilder};

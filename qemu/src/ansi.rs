@@ -1,0 +1,119 @@
+//! Takes control sequences out of a terminal's stream (ECMA-48).
+
+/// Strips a stream piece by piece; sequences and characters may be cut anywhere.
+#[derive(Debug, Default)]
+pub(crate) struct Stripper {
+    state: State,
+    /// Bytes of a UTF-8 character whose rest has not come yet.
+    partial: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum State {
+    /// After `ESC [`: parameters until a final byte.
+    Csi,
+    /// After `ESC`.
+    Escape,
+    /// After `ESC` and intermediate bytes: one final byte.
+    EscapeIntermediate,
+    /// After `ESC ]`, `ESC P`, `ESC X`, `ESC ^`, `ESC _`: until BEL or `ESC \`.
+    String,
+    #[default]
+    Text,
+}
+
+impl Stripper {
+    /// The text in `bytes`: no control sequences, no carriage returns; bytes that are not UTF-8
+    /// become replacement characters. A sequence that moves the cursor to another row ends the
+    /// line, so that a painted screen reads as lines.
+    pub(crate) fn strip(&mut self, bytes: &[u8]) -> String {
+        for &byte in bytes {
+            self.step(byte);
+        }
+        self.take_text()
+    }
+
+    fn step(&mut self, byte: u8) {
+        self.state = match (self.state, byte) {
+            (_, 0x1b) => State::Escape,
+            (State::Text, _) => {
+                if byte == b'\n' || byte == b'\t' || byte >= 0x20 {
+                    self.partial.push(byte);
+                }
+                State::Text
+            }
+            (State::Escape, b'[') => State::Csi,
+            (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => State::String,
+            (State::Escape | State::EscapeIntermediate, 0x20..=0x2f) => State::EscapeIntermediate,
+            (State::Csi, 0x20..=0x3f) => State::Csi,
+            (State::Csi, b'B' | b'E' | b'H' | b'd' | b'f') => {
+                self.partial.push(b'\n');
+                State::Text
+            }
+            (State::String, 0x07) => State::Text,
+            (State::String, _) => State::String,
+            (State::Csi | State::Escape | State::EscapeIntermediate, _) => State::Text,
+        };
+    }
+
+    /// Everything complete; an unfinished character stays for the next piece.
+    fn take_text(&mut self) -> String {
+        let mut text = String::with_capacity(self.partial.len());
+        let mut rest = self.partial.as_slice();
+        let keep = loop {
+            match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    break Vec::new();
+                }
+                Err(error) => {
+                    let (valid, after) = rest.split_at(error.valid_up_to());
+                    text.push_str(&String::from_utf8_lossy(valid));
+                    let Some(bad) = error.error_len() else {
+                        break after.to_vec();
+                    };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    rest = &after[bad..];
+                }
+            }
+        };
+        self.partial = keep;
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn strip(bytes: &[u8]) -> String {
+        Stripper::default().strip(bytes)
+    }
+
+    #[test]
+    fn sequences_go_and_text_stays() {
+        assert_eq!(strip(b"\x1b[1;32mok\x1b[0m\r\n"), "ok\n");
+        assert_eq!(strip(b"\x1b]0;title\x07a\x1b]8;;x\x1b\\b"), "ab");
+        assert_eq!(strip(b"\x1b(Ba\x1bcb\x1b[?25lc"), "abc");
+        assert_eq!(strip(b"\x1b[1;1Ha\x1b[2;1Hb"), "\na\nb");
+        assert_eq!(strip("█▀ ü".as_bytes()), "█▀ ü");
+    }
+
+    #[test]
+    fn nonsense_is_replaced() {
+        assert_eq!(strip(b"a\xffb"), "a\u{fffd}b");
+    }
+
+    proptest! {
+        #[test]
+        fn cutting_the_stream_changes_nothing(bytes: Vec<u8>, at: prop::sample::Index) {
+            let at = at.index(bytes.len() + 1);
+            let mut stripper = Stripper::default();
+            let mut pieces = stripper.strip(&bytes[..at]);
+            pieces.push_str(&stripper.strip(&bytes[at..]));
+            prop_assert_eq!(pieces, strip(&bytes));
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! The serial console: follows it, keeps all of it, waits for what it says.
+
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::ansi::Stripper;
+
+/// Lines of the console that errors quote.
+const TAIL_LINES: usize = 40;
+
+/// One line, with what the machine had cost when it was complete.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Since QEMU was started.
+    pub at: Duration,
+    /// Processor time of QEMU.
+    pub cpu: Duration,
+    /// Guest instructions, when the machine counts them.
+    pub instructions: Option<u64>,
+    /// The text without control sequences.
+    pub text: String,
+}
+
+/// A place in the console's text; what is waited for comes after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(usize);
+
+/// How a wait ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// The console closed: the machine ended.
+    Closed,
+    /// It was said; the mark is just behind it.
+    Said(Mark),
+    /// It was not said in time.
+    TimedOut,
+}
+
+/// Reads what a machine has cost so far, for the stamps of lines.
+pub(crate) type Gauge = Box<dyn Fn() -> (Duration, Option<u64>) + Send>;
+
+/// The console of one machine.
+#[derive(Debug)]
+pub struct Console {
+    shared: Arc<Shared>,
+    input: Mutex<UnixStream>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Console {
+    /// Follows `stream` in a thread until it closes.
+    pub fn follow(stream: UnixStream, gauge: Gauge) -> io::Result<Self> {
+        let output = stream.try_clone()?;
+        let shared = Arc::new(Shared::default());
+        let follower = Follower {
+            shared: shared.clone(),
+            gauge,
+            started: Instant::now(),
+        };
+        let reader = std::thread::Builder::new()
+            .name("console".to_owned())
+            .spawn(move || follower.run(output))?;
+        Ok(Self {
+            shared,
+            input: Mutex::new(stream),
+            reader: Some(reader),
+        })
+    }
+
+    /// Everything said so far, without control sequences.
+    pub fn text(&self) -> String {
+        self.shared.lock().text.clone()
+    }
+
+    /// Everything said so far, byte for byte.
+    pub fn raw(&self) -> Vec<u8> {
+        self.shared.lock().raw.clone()
+    }
+
+    /// Complete lines so far.
+    pub fn lines(&self) -> Vec<Line> {
+        self.shared.lock().lines.clone()
+    }
+
+    /// The first line that contains `needle`.
+    pub fn find(&self, needle: &str) -> Option<Line> {
+        self.shared
+            .lock()
+            .lines
+            .iter()
+            .find(|line| line.text.contains(needle))
+            .cloned()
+    }
+
+    /// The end of what was said so far.
+    pub fn mark(&self) -> Mark {
+        Mark(self.shared.lock().text.len())
+    }
+
+    /// Text after `mark`.
+    pub fn since(&self, mark: Mark) -> String {
+        self.shared
+            .lock()
+            .text
+            .get(mark.0..)
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// The last lines, as errors quote them.
+    pub fn tail(&self) -> String {
+        tail(&self.shared.lock().text)
+    }
+
+    /// Types on the console.
+    pub fn send(&self, text: &str) -> io::Result<()> {
+        let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+        input.write_all(text.as_bytes())
+    }
+
+    /// Waits until `needle` is said after `mark`. `limit` is taken as it is.
+    pub fn wait(&self, mark: Mark, needle: &str, limit: Duration) -> Waited {
+        self.wait_any(mark, &[needle], limit)
+    }
+
+    /// Waits until one of `needles` is said after `mark`; the earliest in the text counts.
+    pub fn wait_any(&self, mark: Mark, needles: &[&str], limit: Duration) -> Waited {
+        let deadline = Instant::now() + limit;
+        let mut log = self.shared.lock();
+        loop {
+            if let Some(found) = log.search(mark, needles) {
+                return Waited::Said(found);
+            }
+            if log.closed {
+                return Waited::Closed;
+            }
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return Waited::TimedOut;
+            };
+            log = self.shared.wait(log, left);
+        }
+    }
+
+    /// Waits until the console is closed and everything in it was read.
+    pub fn finish(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+
+    /// The log with its stamps, as it is kept after a failure.
+    pub fn stamped(&self) -> String {
+        let log = self.shared.lock();
+        let mut out = String::from("#  wall ms    cpu ms   instructions  text\n");
+        for line in &log.lines {
+            let instructions = line
+                .instructions
+                .map_or_else(|| "-".to_owned(), |n| n.to_string());
+            let (wall, cpu) = (line.at.as_millis(), line.cpu.as_millis());
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "{wall:>10} {cpu:>9} {instructions:>14}  {}", line.text);
+        }
+        out.push_str(log.text.rsplit('\n').next().unwrap_or_default());
+        out
+    }
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    log: Mutex<Log>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, log: MutexGuard<'a, Log>, limit: Duration) -> MutexGuard<'a, Log> {
+        self.changed
+            .wait_timeout(log, limit)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    raw: Vec<u8>,
+    text: String,
+    lines: Vec<Line>,
+    /// Where the unfinished line begins in `text`.
+    line_start: usize,
+    closed: bool,
+}
+
+impl Log {
+    fn search(&self, mark: Mark, needles: &[&str]) -> Option<Mark> {
+        let text = self.text.get(mark.0..)?;
+        let ends = needles
+            .iter()
+            .filter_map(|needle| text.find(needle).map(|at| (at, at + needle.len())));
+        ends.min().map(|(_, end)| Mark(mark.0 + end))
+    }
+
+    fn push(&mut self, text: &str, stamp: impl Fn(String) -> Line) {
+        self.text.push_str(text);
+        while let Some(length) = self.text[self.line_start..].find('\n') {
+            let end = self.line_start + length;
+            self.lines
+                .push(stamp(self.text[self.line_start..end].to_owned()));
+            self.line_start = end + 1;
+        }
+    }
+}
+
+struct Follower {
+    shared: Arc<Shared>,
+    gauge: Gauge,
+    started: Instant,
+}
+
+impl Follower {
+    fn run(self, mut stream: UnixStream) {
+        let mut stripper = Stripper::default();
+        let mut chunk = [0; 4096];
+        loop {
+            match stream.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(read) => self.take(&chunk[..read], &mut stripper),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_all();
+    }
+
+    fn take(&self, bytes: &[u8], stripper: &mut Stripper) {
+        let at = self.started.elapsed();
+        let (cpu, instructions) = (self.gauge)();
+        let text = stripper.strip(bytes);
+        let mut log = self.shared.lock();
+        log.raw.extend_from_slice(bytes);
+        log.push(&text, |text| Line {
+            at,
+            cpu,
+            instructions,
+            text,
+        });
+        drop(log);
+        self.shared.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn console() -> (UnixStream, Console) {
+        let (machine, ours) = UnixStream::pair().expect("a socket pair can be made");
+        let console = Console::follow(ours, Box::new(|| (Duration::from_millis(5), Some(7))));
+        (machine, console.expect("a thread can be started"))
+    }
+
+    #[test]
+    fn what_is_said_is_found_once_and_stamped() {
+        let (mut machine, console) = console();
+        machine
+            .write_all(b"\x1b[2Jone\r\ntwo\r\nthr")
+            .expect("the console reads");
+        let Waited::Said(mark) = console.wait(Mark::default(), "two", LONG) else {
+            panic!("it was said")
+        };
+        assert_eq!(console.wait(mark, "one", Duration::ZERO), Waited::TimedOut);
+        machine.write_all(b"ee\n").expect("the console reads");
+        assert!(matches!(console.wait(mark, "three", LONG), Waited::Said(_)));
+        let line = console.find("two").expect("it was said");
+        assert_eq!(
+            (line.cpu, line.instructions),
+            (Duration::from_millis(5), Some(7))
+        );
+    }
+
+    #[test]
+    fn the_earliest_of_several_counts() {
+        let (mut machine, console) = console();
+        machine
+            .write_all(b"beta alpha\n")
+            .expect("the console reads");
+        let waited = console.wait_any(Mark::default(), &["alpha", "beta"], LONG);
+        assert_eq!(waited, Waited::Said(Mark(4)));
+    }
+
+    #[test]
+    fn a_closed_console_ends_the_wait() {
+        let (machine, mut console) = console();
+        drop(machine);
+        assert_eq!(console.wait(Mark::default(), "never", LONG), Waited::Closed);
+        console.finish();
+        assert_eq!(console.text(), "");
+    }
+
+    #[test]
+    fn what_is_typed_arrives() {
+        let (mut machine, console) = console();
+        console.send("l\n").expect("the machine is there");
+        let mut typed = [0; 2];
+        machine
+            .read_exact(&mut typed)
+            .expect("two bytes were typed");
+        assert_eq!(&typed, b"l\n");
+    }
+
+    #[test]
+    fn errors_quote_the_last_lines_only() {
+        let text: String = (0..100).map(|n| format!("line {n}\n")).collect();
+        let tail = tail(&text);
+        assert_eq!(tail.lines().count(), TAIL_LINES);
+        assert!(tail.ends_with("line 99"));
+    }
+}

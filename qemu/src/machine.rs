@@ -1,0 +1,440 @@
+//! What a machine consists of, and how QEMU is told.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use crate::accel::Accel;
+use crate::disk::{Backing, Disk};
+use crate::error::{Error, Result};
+use crate::nic::{Nic, Wire};
+
+/// Kind of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineKind {
+    /// Small and quick: virtio over MMIO, no PCI, no ACPI. It cannot power off, only reboot, has no
+    /// power button and no watchdog.
+    Microvm,
+    /// An ordinary PC with SeaBIOS, PCI Express and ACPI.
+    Q35,
+    /// The same with UEFI firmware and fresh variables.
+    Q35Uefi,
+}
+
+/// What the watchdog device does when it is not fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchdogAction {
+    /// Powers the machine off.
+    Poweroff,
+    /// Resets the machine.
+    Reset,
+}
+
+/// Everything about a machine that is known before it starts.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) kind: MachineKind,
+    pub(crate) kernel: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
+    pub(crate) append: String,
+    pub(crate) memory_mib: u32,
+    pub(crate) cpus: u32,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) fw_cfg: Vec<(String, Vec<u8>)>,
+    pub(crate) nics: Vec<Nic>,
+    pub(crate) watchdog: Option<WatchdogAction>,
+    pub(crate) exit_on_reset: bool,
+    pub(crate) icount: bool,
+    pub(crate) extra: Vec<OsString>,
+}
+
+/// What is only known at the start: ports, files, descriptors.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    pub(crate) accel: Accel,
+    pub(crate) console_fd: i32,
+    pub(crate) qmp_fd: i32,
+    /// One per card on a harness network, in the order of the cards.
+    pub(crate) lan_fds: Vec<i32>,
+    /// Host ports, one per forward, in the order of the cards and their forwards.
+    pub(crate) ports: Vec<u16>,
+    /// Firmware code and this machine's copy of the variables.
+    pub(crate) firmware: Option<(PathBuf, PathBuf)>,
+    /// Files that hold `Machine::fw_cfg`, in its order.
+    pub(crate) fw_cfg_files: Vec<PathBuf>,
+    /// Argument of `-plugin`.
+    pub(crate) plugin: Option<String>,
+}
+
+/// Where microvm without ACPI has its fw_cfg device; the kernel cannot find it by itself there.
+const MICROVM_FW_CFG: &str = "qemu_fw_cfg.ioport=12@0x510:0:1:4";
+
+impl Machine {
+    /// Refuses what QEMU would refuse less clearly, or silently not do.
+    pub(crate) fn check(&self) -> Result<()> {
+        let microvm = self.kind == MachineKind::Microvm;
+        let refuse = |why: &str| Err(Error::BadMachine(why.to_owned()));
+        if microvm && self.watchdog.is_some() {
+            return refuse("microvm has no PCI and so no watchdog; use q35");
+        }
+        if microvm && self.nics.iter().any(|nic| !nic.plugged) {
+            return refuse("microvm cannot hot-plug; use q35");
+        }
+        if self.kernel.is_none() && (self.initrd.is_some() || !self.append.is_empty()) {
+            return refuse("an initrd or a command line needs a kernel");
+        }
+        if self.cpus == 0 || self.memory_mib == 0 {
+            return refuse("a machine needs memory and a processor");
+        }
+        let files = [self.kernel.as_deref(), self.initrd.as_deref()];
+        let disks = self.disks.iter().filter_map(Disk::path);
+        files
+            .into_iter()
+            .flatten()
+            .chain(disks)
+            .try_for_each(file_is_there)
+    }
+
+    /// Whether cards must be set before the processor starts.
+    pub(crate) fn starts_paused(&self) -> bool {
+        self.nics.iter().any(|nic| nic.plugged && !nic.link_up)
+    }
+
+    /// QEMU's arguments.
+    pub(crate) fn arguments(&self, layout: &Layout) -> Vec<OsString> {
+        let mut args = Arguments::default();
+        self.board(layout, &mut args);
+        self.firmware_and_kernel(layout, &mut args);
+        self.channels(layout, &mut args);
+        for (index, disk) in self.disks.iter().enumerate() {
+            self.disk(index, disk, &mut args);
+        }
+        self.cards(layout, &mut args);
+        self.fw_cfg_files(layout, &mut args);
+        self.watchdog(&mut args);
+        args.0.extend(self.extra.iter().cloned());
+        args.0
+    }
+
+    fn board(&self, layout: &Layout, args: &mut Arguments) {
+        let accel = layout.accel.name();
+        let machine = match self.kind {
+            MachineKind::Microvm => format!("microvm,accel={accel},acpi=off,rtc=on"),
+            MachineKind::Q35 | MachineKind::Q35Uefi => format!("q35,accel={accel}"),
+        };
+        args.pair("-M", machine);
+        args.pair(
+            "-cpu",
+            if layout.accel == Accel::Kvm {
+                "host"
+            } else {
+                "max"
+            },
+        );
+        args.pair("-m", format!("{}M", self.memory_mib));
+        args.pair("-smp", self.cpus.to_string());
+        args.all(["-nodefaults", "-no-user-config", "-display", "none"]);
+        if self.exit_on_reset {
+            args.all(["-no-reboot"]);
+        }
+        if self.starts_paused() {
+            args.all(["-S"]);
+        }
+        if self.icount {
+            args.pair("-icount", "shift=0,sleep=off");
+        }
+        if let Some(plugin) = &layout.plugin {
+            args.pair("-plugin", plugin);
+        }
+    }
+
+    fn firmware_and_kernel(&self, layout: &Layout, args: &mut Arguments) {
+        if let Some((code, vars)) = &layout.firmware {
+            args.pair(
+                "-drive",
+                option("if=pflash,format=raw,unit=0,readonly=on,file=", code),
+            );
+            args.pair("-drive", option("if=pflash,format=raw,unit=1,file=", vars));
+        }
+        if let Some(kernel) = &self.kernel {
+            args.pair("-kernel", kernel);
+            args.pair("-append", self.command_line());
+        }
+        if let Some(initrd) = &self.initrd {
+            args.pair("-initrd", initrd);
+        }
+    }
+
+    fn command_line(&self) -> String {
+        let needs_fw_cfg = self.kind == MachineKind::Microvm && !self.fw_cfg.is_empty();
+        let parts = [
+            self.append.as_str(),
+            if needs_fw_cfg { MICROVM_FW_CFG } else { "" },
+        ];
+        parts.join(" ").trim().to_owned()
+    }
+
+    fn channels(&self, layout: &Layout, args: &mut Arguments) {
+        args.pair(
+            "-chardev",
+            format!("socket,id=console,fd={}", layout.console_fd),
+        );
+        args.pair("-serial", "chardev:console");
+        args.pair("-chardev", format!("socket,id=qmp,fd={}", layout.qmp_fd));
+        args.pair("-mon", "chardev=qmp,mode=control");
+    }
+
+    fn disk(&self, index: usize, disk: &Disk, args: &mut Arguments) {
+        let head = format!("if=none,id=disk{index},format=raw,discard=unmap");
+        let read_only = if disk.read_only { ",readonly=on" } else { "" };
+        let drive = match &disk.backing {
+            // The host's page cache survives QEMU, so nothing is gained by syncing it.
+            Backing::File(path) => option(&format!("{head}{read_only},cache=unsafe,file="), path),
+            Backing::Snapshot(path) => {
+                option(&format!("{head},snapshot=on,cache=unsafe,file="), path)
+            }
+            // Here the guest's flushes must arrive.
+            Backing::Recorder(socket) => option(
+                &format!(
+                    "{head}{read_only},cache=writeback,file.driver=nbd,file.server.type=unix,file.server.path="
+                ),
+                socket,
+            ),
+        };
+        args.pair("-drive", drive);
+        let mut device = format!("{},drive=disk{index}", self.device("virtio-blk"));
+        if let Some(serial) = &disk.serial {
+            device.push_str(&format!(",serial={serial}"));
+        }
+        if self.kind != MachineKind::Microvm && self.kernel.is_none() {
+            device.push_str(&format!(",bootindex={index}"));
+        }
+        args.pair("-device", device);
+    }
+
+    fn cards(&self, layout: &Layout, args: &mut Arguments) {
+        let (mut lan_fds, mut ports) = (layout.lan_fds.iter(), layout.ports.iter());
+        let unplugged = self.nics.iter().filter(|nic| !nic.plugged).count();
+        if unplugged > 0 {
+            // The kernel has PCI Express's own hot-plug and not ACPI's, which QEMU prefers.
+            args.pair(
+                "-global",
+                "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+            );
+        }
+        for (index, nic) in self.nics.iter().enumerate() {
+            args.pair("-netdev", netdev(index, nic, &mut lan_fds, &mut ports));
+            if nic.plugged {
+                args.pair("-device", self.card(index, nic));
+            } else {
+                let slot = index + 1;
+                args.pair(
+                    "-device",
+                    format!("pcie-root-port,id=slot{index},chassis={slot},slot={slot}"),
+                );
+            }
+        }
+    }
+
+    fn card(&self, index: usize, nic: &Nic) -> String {
+        let rom = if self.kind == MachineKind::Microvm {
+            ""
+        } else {
+            ",romfile="
+        };
+        let mac = nic.mac(index);
+        format!(
+            "{},id=nic{index},netdev=net{index},mac={mac}{rom}",
+            self.device("virtio-net")
+        )
+    }
+
+    fn fw_cfg_files(&self, layout: &Layout, args: &mut Arguments) {
+        for ((name, _), path) in self.fw_cfg.iter().zip(&layout.fw_cfg_files) {
+            args.pair("-fw_cfg", option(&format!("name={name},file="), path));
+        }
+    }
+
+    fn watchdog(&self, args: &mut Arguments) {
+        let Some(action) = self.watchdog else { return };
+        args.pair("-device", "i6300esb");
+        args.pair(
+            "-action",
+            match action {
+                WatchdogAction::Poweroff => "watchdog=poweroff",
+                WatchdogAction::Reset => "watchdog=reset",
+            },
+        );
+    }
+
+    fn device(&self, base: &str) -> String {
+        let transport = if self.kind == MachineKind::Microvm {
+            "device"
+        } else {
+            "pci"
+        };
+        format!("{base}-{transport}")
+    }
+}
+
+fn netdev<'a>(
+    index: usize,
+    nic: &Nic,
+    lan_fds: &mut impl Iterator<Item = &'a i32>,
+    ports: &mut impl Iterator<Item = &'a u16>,
+) -> String {
+    match &nic.wire {
+        Wire::Lan(_) => {
+            let fd = lan_fds.next().copied().unwrap_or(-1);
+            format!("socket,id=net{index},fd={fd}")
+        }
+        Wire::User {
+            ipv4,
+            ipv6,
+            forwards,
+        } => {
+            let on = |on: &bool| if *on { "on" } else { "off" };
+            let mut text = format!("user,id=net{index},ipv4={},ipv6={}", on(ipv4), on(ipv6));
+            for (guest, host) in forwards.iter().zip(ports) {
+                for protocol in ["udp", "tcp"] {
+                    text.push_str(&format!(",hostfwd={protocol}:127.0.0.1:{host}-:{guest}"));
+                }
+            }
+            text
+        }
+    }
+}
+
+fn file_is_there(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    Err(Error::Missing {
+        what: "a file of the machine",
+        path: path.to_owned(),
+        hint: "build it first, or correct the path",
+    })
+}
+
+/// An option that ends in a path; QEMU splits at commas unless they are doubled.
+fn option(head: &str, path: &Path) -> OsString {
+    let mut text = OsString::from(head);
+    text.push(path.to_string_lossy().replace(',', ",,"));
+    text
+}
+
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn pair(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.0.push(name.into());
+        self.0.push(value.as_ref().to_owned());
+    }
+
+    fn all<const N: usize>(&mut self, values: [&str; N]) {
+        self.0.extend(values.map(OsString::from));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(kind: MachineKind) -> Machine {
+        Machine {
+            kind,
+            kernel: None,
+            initrd: None,
+            append: String::new(),
+            memory_mib: 128,
+            cpus: 1,
+            disks: vec![],
+            fw_cfg: vec![],
+            nics: vec![],
+            watchdog: None,
+            exit_on_reset: true,
+            icount: false,
+            extra: vec![],
+        }
+    }
+
+    fn layout() -> Layout {
+        Layout {
+            accel: Accel::Tcg,
+            console_fd: 3,
+            qmp_fd: 4,
+            lan_fds: vec![5],
+            ports: vec![1001, 1002],
+            firmware: None,
+            fw_cfg_files: vec!["/x,y".into()],
+            plugin: None,
+        }
+    }
+
+    fn line(machine: &Machine) -> String {
+        let words = machine.arguments(&layout());
+        words
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn microvm_uses_mmio_and_tells_the_kernel_where_fw_cfg_is() {
+        let mut machine = machine(MachineKind::Microvm);
+        machine.kernel = Some("/k".into());
+        machine.append = "quiet".into();
+        machine.fw_cfg = vec![("opt/x".into(), vec![])];
+        machine.disks = vec![Disk::file("/d").read_only().serial("root")];
+        machine.nics = vec![Nic::user()];
+        let line = line(&machine);
+        assert!(line.contains("-append quiet qemu_fw_cfg.ioport="), "{line}");
+        assert!(
+            line.contains("virtio-blk-device,drive=disk0,serial=root"),
+            "{line}"
+        );
+        assert!(line.contains("virtio-net-device,id=nic0"), "{line}");
+        assert!(line.contains("name=opt/x,file=/x,,y"), "{line}");
+    }
+
+    #[test]
+    fn forwards_take_the_ports_in_order() {
+        let mut machine = machine(MachineKind::Q35);
+        machine.nics = vec![Nic::user(), Nic::user().forward(80)];
+        let line = line(&machine);
+        assert!(
+            line.contains("udp:127.0.0.1:1001-:443,hostfwd=tcp:127.0.0.1:1001-:443"),
+            "{line}"
+        );
+        assert!(line.contains("hostfwd=udp:127.0.0.1:1002-:443"), "{line}");
+    }
+
+    #[test]
+    fn a_card_for_later_gets_a_slot_only() {
+        let mut machine = machine(MachineKind::Q35);
+        machine.nics = vec![Nic::user().unplugged()];
+        let line = line(&machine);
+        assert!(
+            line.contains("pcie-root-port,id=slot0") && !line.contains("virtio-net"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn what_a_machine_cannot_have_is_refused() {
+        let mut watched = machine(MachineKind::Microvm);
+        watched.watchdog = Some(WatchdogAction::Reset);
+        let mut hot = machine(MachineKind::Microvm);
+        hot.nics = vec![Nic::user().unplugged()];
+        let mut headless = machine(MachineKind::Q35);
+        headless.append = "quiet".into();
+        for machine in [watched, hot, headless] {
+            let error = machine.check().expect_err("it cannot be built");
+            assert!(matches!(error, Error::BadMachine(_)), "{error}");
+        }
+        let mut lost = machine(MachineKind::Q35);
+        lost.kernel = Some("/nowhere/kernel".into());
+        assert!(matches!(lost.check(), Err(Error::Missing { .. })));
+    }
+}

@@ -1,0 +1,81 @@
+//! A machine's network cards.
+
+use crate::lan::Lan;
+
+/// Port every node serves.
+pub const NODE_PORT: u16 = 443;
+
+/// A virtio network card.
+#[derive(Debug)]
+pub struct Nic {
+    pub(crate) wire: Wire,
+    pub(crate) link_up: bool,
+    pub(crate) plugged: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Wire {
+    #[expect(dead_code, reason = "networks of the harness come in the next commit")]
+    Lan(Lan),
+    User {
+        ipv4: bool,
+        ipv6: bool,
+        forwards: Vec<u16>,
+    },
+}
+
+impl Nic {
+    /// A card on QEMU's own network: DHCP, DNS and router advertisements by QEMU, the node's port
+    /// reachable on a free port of 127.0.0.1, UDP and TCP alike.
+    pub fn user() -> Self {
+        Self::with(Wire::User {
+            ipv4: true,
+            ipv6: true,
+            forwards: vec![NODE_PORT],
+        })
+    }
+
+    /// Forwards one more port of the guest, UDP and TCP. Only on QEMU's own network.
+    #[must_use]
+    pub fn forward(mut self, guest_port: u16) -> Self {
+        if let Wire::User { forwards, .. } = &mut self.wire {
+            forwards.push(guest_port);
+        }
+        self
+    }
+
+    /// The cable is out until `Vm::set_link` puts it in.
+    #[must_use]
+    pub fn link_down(mut self) -> Self {
+        self.link_up = false;
+        self
+    }
+
+    /// The card is not in the machine until `Vm::plug` puts it in. q35 only.
+    #[must_use]
+    pub fn unplugged(mut self) -> Self {
+        self.plugged = false;
+        self
+    }
+
+    /// Ports forwarded to the guest.
+    pub(crate) fn forwards(&self) -> &[u16] {
+        match &self.wire {
+            Wire::Lan(_) => &[],
+            Wire::User { forwards, .. } => forwards,
+        }
+    }
+
+    /// QEMU's range of addresses, numbered by card.
+    pub(crate) fn mac(&self, index: usize) -> String {
+        format!("52:54:00:12:34:{:02x}", 0x56 + index)
+    }
+
+    fn with(wire: Wire) -> Self {
+        Self {
+            wire,
+            link_up: true,
+            plugged: true,
+        }
+    }
+}

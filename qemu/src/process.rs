@@ -1,0 +1,257 @@
+//! QEMU as a child process that cannot be left behind.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+/// First descriptor handed to a child; below are its standard streams.
+pub(crate) const FIRST_FD: RawFd = 3;
+
+/// A child that dies with this process, however that ends, and at the latest when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Mutex<Child>,
+    pid: Pid,
+}
+
+impl Process {
+    /// Starts `command`. The descriptors in `fds` become 3, 4, 5 … of the child.
+    ///
+    /// The kernel sends the parent-death signal when the *thread* that forked ends, so that all
+    /// children are forked by one thread which never does.
+    pub fn spawn(command: Command, fds: Vec<OwnedFd>) -> io::Result<Self> {
+        let (answer, result) = channel();
+        let gone = || io::Error::other("the thread that starts machines is gone");
+        spawner()
+            .send(Job {
+                command,
+                fds,
+                answer,
+            })
+            .map_err(|_| gone())?;
+        let child = result.recv().map_err(|_| gone())??;
+        let pid = Pid::from_raw(child.id().cast_signed());
+        Ok(Self {
+            child: Mutex::new(child),
+            pid,
+        })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.pid.as_raw().cast_unsigned()
+    }
+
+    /// Processor time it has used, threads that ended included. `None` once it was waited for.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        self.cpu_clock()?.read()
+    }
+
+    /// The clock of its processor time, for other threads to read.
+    pub fn cpu_clock(&self) -> Option<CpuClock> {
+        ClockId::pid_cpu_clock_id(self.pid).ok().map(CpuClock)
+    }
+
+    /// Memory it holds now, in bytes.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;
+        let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        Some(pages * PAGE_BYTES)
+    }
+
+    /// Ends it at once and waits for it. Harmless when it has ended already.
+    pub fn kill(&self) -> io::Result<ExitStatus> {
+        let mut child = self.child();
+        child.kill()?;
+        child.wait()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) -> io::Result<ExitStatus> {
+        self.child().wait()
+    }
+
+    /// How it ended, if it has.
+    pub fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
+        self.child().try_wait()
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// A process's processor time.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuClock(ClockId);
+
+impl CpuClock {
+    /// The time now; `None` once the process is gone.
+    pub fn read(&self) -> Option<Duration> {
+        clock_gettime(self.0).ok().map(Duration::from)
+    }
+}
+
+/// `exit status 1` or `killed by signal 9`.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// Size of a page on x86-64, the only host this harness knows.
+const PAGE_BYTES: u64 = 4096;
+
+struct Job {
+    command: Command,
+    fds: Vec<OwnedFd>,
+    answer: Sender<io::Result<Child>>,
+}
+
+fn spawner() -> Sender<Job> {
+    static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
+    let sender = SPAWNER.get_or_init(|| {
+        let (sender, jobs) = channel::<Job>();
+        // The thread lives as long as the process: the sender above is never dropped.
+        std::thread::spawn(move || {
+            for Job {
+                command,
+                fds,
+                answer,
+            } in jobs
+            {
+                let _ = answer.send(fork(command, &fds));
+            }
+        });
+        Mutex::new(sender)
+    });
+    sender
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+fn fork(mut command: Command, fds: &[OwnedFd]) -> io::Result<Child> {
+    let parent = std::process::id();
+    let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut parked = vec![-1; fds.len()];
+    // SAFETY: runs between fork and exec, where only async-signal-safe functions may be called:
+    // prctl, getppid, fcntl and dup2 are, and nothing here allocates or takes a lock.
+    unsafe {
+        command.pre_exec(move || {
+            die_with_parent(parent)?;
+            place(&fds, &mut parked)
+        });
+    }
+    command.spawn()
+}
+
+/// Asks the kernel to kill us with our parent; refuses when the parent is gone by now.
+fn die_with_parent(parent: u32) -> io::Result<()> {
+    // SAFETY: prctl with PR_SET_PDEATHSIG reads its integer arguments and nothing else.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: getppid has no arguments and cannot fail.
+    if unsafe { libc::getppid() } != parent.cast_signed() {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+/// Moves `fds` to 3, 4, 5 …. They are parked above every target first, so that none is overwritten
+/// before it was moved.
+fn place(fds: &[RawFd], parked: &mut [RawFd]) -> io::Result<()> {
+    let above = FIRST_FD + libc::c_int::try_from(fds.len()).unwrap_or(libc::c_int::MAX / 2);
+    for (fd, parked) in fds.iter().zip(parked.iter_mut()) {
+        // SAFETY: F_DUPFD_CLOEXEC takes two integers; the result is checked.
+        *parked = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above) };
+        if *parked < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    for (target, parked) in (FIRST_FD..).zip(parked.iter()) {
+        // SAFETY: dup2 takes two integers; the copy is without close-on-exec, as wanted.
+        if unsafe { libc::dup2(*parked, target) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn descriptors_arrive_in_order() {
+        let (mut ours, theirs) = UnixStream::pair().expect("a socket pair can be made");
+        let (mut ours2, theirs2) = UnixStream::pair().expect("a socket pair can be made");
+        let fds = vec![theirs.into(), theirs2.into()];
+        let child = Process::spawn(shell("echo three >&3; echo four >&4"), fds)
+            .expect("every system has a shell");
+        let (mut three, mut four) = (String::new(), String::new());
+        ours.read_to_string(&mut three)
+            .expect("the child closes its end");
+        ours2
+            .read_to_string(&mut four)
+            .expect("the child closes its end");
+        assert_eq!((three.as_str(), four.as_str()), ("three\n", "four\n"));
+        assert!(child.wait().expect("it is our child").success());
+    }
+
+    #[test]
+    fn a_dropped_process_is_gone() {
+        let child =
+            Process::spawn(shell("exec sleep 1000"), vec![]).expect("every system has a shell");
+        let proc = format!("/proc/{}", child.id());
+        assert!(fs::exists(&proc).expect("proc is mounted"));
+        assert!(child.cpu_time().is_some());
+        drop(child);
+        assert!(!fs::exists(&proc).expect("proc is mounted"));
+    }
+
+    #[test]
+    fn a_process_outlives_the_thread_that_asked_for_it() {
+        let child = std::thread::spawn(|| Process::spawn(shell("read x <&3; exit 7"), vec![]));
+        let child = child
+            .join()
+            .expect("it does not panic")
+            .expect("every system has a shell");
+        // No descriptor 3: the shell ends with an error of its own, not by the death of a thread.
+        let status = child.wait().expect("it is our child");
+        assert_eq!(status.signal(), None, "{}", describe(status));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error() {
+        let error =
+            Process::spawn(Command::new("/nowhere/qemu"), vec![]).expect_err("nothing there");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

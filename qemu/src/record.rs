@@ -1,0 +1,615 @@
+//! Power cuts as they are: what was not flushed may be lost, in part, in any order.
+//!
+//! Killing QEMU shows nothing about that, since the host keeps its page cache. So the disk is
+//! served by a small NBD server that notes every write and flush in order, and a cut makes the image
+//! that a real disk could hold at one of those moments: everything before the last flush is there;
+//! each later write is there, or not, or torn between its sectors.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::nbd::{self, Store};
+use crate::scratch::Scratch;
+
+/// Data one recording may hold. A boot writes a few MB; this much means a runaway.
+const RECORDED_BYTES_MAX: usize = 1 << 30;
+
+/// A disk under observation. Give it to a machine with [`Disk::recorded`](crate::Disk::recorded).
+#[derive(Debug)]
+pub struct Recorder {
+    base: PathBuf,
+    socket: PathBuf,
+    live: Arc<Live>,
+    _scratch: Scratch,
+}
+
+impl Recorder {
+    /// Serves a disk that starts with the content of `base`. That file stays as it is and must stay
+    /// there as long as recordings are used.
+    pub fn serve(base: &Path) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let (socket, file) = (scratch.file("nbd"), scratch.file("disk"));
+        disk::copy(base, &file)?;
+        let live = Live::open(&file)?;
+        let listener =
+            UnixListener::bind(&socket).map_err(Error::io("binding the disk's socket"))?;
+        let live = Arc::new(live);
+        let served = live.clone();
+        std::thread::Builder::new()
+            .name("disk".to_owned())
+            .spawn(move || accept(&listener, &served))
+            .map_err(Error::io("starting the disk's thread"))?;
+        Ok(Self {
+            base: base.to_owned(),
+            socket,
+            live,
+            _scratch: scratch,
+        })
+    }
+
+    /// Unix socket of the NBD server.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What was recorded so far.
+    pub fn recording(&self) -> Recording {
+        Recording {
+            base: self.base.clone(),
+            events: self.live.log().events.clone(),
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // The thread waits for clients: one more makes it look, and leave.
+        self.live.log().closed = true;
+        let _ = std::os::unix::net::UnixStream::connect(&self.socket);
+    }
+}
+
+/// What a disk was told, in order.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    base: PathBuf,
+    events: Vec<Event>,
+}
+
+impl Recording {
+    /// Number of moments: writes and flushes.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Whether the disk was never written.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Number of flushes, and of writes that were durable by themselves.
+    pub fn flushes(&self) -> usize {
+        self.events.iter().filter(|event| event.durable()).count()
+    }
+
+    /// Bytes written.
+    pub fn bytes(&self) -> u64 {
+        self.events.iter().map(Event::bytes).sum()
+    }
+
+    /// Makes at `image` what the disk could hold if the power failed at moment `at`: while the
+    /// event of that number was under way, or after all of them when `at` is [`len`](Self::len).
+    /// The same `seed` makes the same image.
+    pub fn cut(&self, at: usize, seed: u64, image: &Path) -> Result<Cut> {
+        disk::copy(&self.base, image)?;
+        let apply = || -> io::Result<Cut> {
+            let file = File::options().write(true).open(image)?;
+            self.fates(at, seed)
+                .try_fold(Cut::default(), |cut, (event, fate)| {
+                    event.apply(&file, &fate)?;
+                    Ok(cut.count(&fate))
+                })
+        };
+        apply().map_err(Error::io(format!(
+            "making the image of a power cut, {}",
+            image.display()
+        )))
+    }
+
+    /// Every write up to `at`, and what became of it.
+    fn fates(&self, at: usize, seed: u64) -> impl Iterator<Item = (&Event, Fate)> {
+        let at = at.min(self.events.len());
+        let done = &self.events[..at];
+        let flushed = done.iter().rposition(|event| matches!(event, Event::Flush));
+        let safe = flushed.map_or(0, |index| index + 1);
+        let mut random = Random::new(seed ^ (at as u64).rotate_left(32));
+        // Some caches lose nearly everything, some nearly nothing: both ends matter.
+        let survival = random.below(5) * 25;
+        // The event under way at the moment itself was never answered, so that nothing was promised.
+        let under_way = self.events.get(at).map(|event| (event, false));
+        let done = done.iter().enumerate();
+        let done = done.map(move |(index, event)| (event, index < safe || event.durable()));
+        done.chain(under_way).map(move |(event, promised)| {
+            let fate = if promised {
+                Fate::Kept
+            } else {
+                Fate::draw(event, survival, &mut random)
+            };
+            (event, fate)
+        })
+    }
+}
+
+/// What a cut did to writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Writes that are there whole.
+    pub kept: usize,
+    /// Writes that are there in part.
+    pub torn: usize,
+    /// Writes that are not there.
+    pub dropped: usize,
+}
+
+impl Cut {
+    fn count(mut self, fate: &Fate) -> Self {
+        match fate {
+            Fate::Dropped => self.dropped += 1,
+            Fate::Kept => self.kept += 1,
+            Fate::Torn(_) => self.torn += 1,
+        }
+        self
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Flush,
+    Write {
+        offset: u64,
+        data: Arc<[u8]>,
+        fua: bool,
+    },
+    Zero {
+        offset: u64,
+        length: u64,
+        fua: bool,
+    },
+}
+
+impl Event {
+    fn durable(&self) -> bool {
+        match self {
+            Self::Flush => true,
+            Self::Write { fua, .. } | Self::Zero { fua, .. } => *fua,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Flush => 0,
+            Self::Write { data, .. } => data.len() as u64,
+            Self::Zero { length, .. } => *length,
+        }
+    }
+
+    fn apply(&self, file: &File, fate: &Fate) -> io::Result<()> {
+        let kept: &mut dyn FnMut(u64) -> bool = match fate {
+            Fate::Dropped => return Ok(()),
+            Fate::Kept => return self.write(file, 0, self.bytes()),
+            Fate::Torn(tear) => &mut |at| tear.keeps(at),
+        };
+        let mut at = 0;
+        while at < self.bytes() {
+            let end = self.bytes().min(at + SECTOR_BYTES);
+            if kept(at) {
+                self.write(file, at, end)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Writes the bytes from `start` to `end` of this event.
+    fn write(&self, file: &File, start: u64, end: u64) -> io::Result<()> {
+        match self {
+            Self::Flush => Ok(()),
+            Self::Write { offset, data, .. } => {
+                let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+                let piece = range
+                    .and_then(|(start, end)| data.get(start..end))
+                    .unwrap_or_default();
+                file.write_all_at(piece, offset + start)
+            }
+            Self::Zero { offset, .. } => write_zeroes(file, offset + start, end - start),
+        }
+    }
+}
+
+/// What a disk writes at once or not at all.
+const SECTOR_BYTES: u64 = 512;
+
+/// Sectors of a drive with 4 KiB inside.
+const LARGE_SECTOR_BYTES: u64 = 4096;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fate {
+    Dropped,
+    Kept,
+    Torn(Tear),
+}
+
+impl Fate {
+    /// `survival` is the chance of a write to be there whole, in percent.
+    fn draw(event: &Event, survival: u64, random: &mut Random) -> Self {
+        let (whole, torn) = (random.below(100) < survival, random.below(3) == 0);
+        // Drawn always, so that one event's fate does not depend on the length of another.
+        let tear = Tear::draw(event.bytes(), random);
+        match event {
+            Event::Flush => Self::Kept,
+            _ if whole => Self::Kept,
+            _ if torn && event.bytes() > SECTOR_BYTES => Self::Torn(tear),
+            _ => Self::Dropped,
+        }
+    }
+}
+
+/// Which sectors of a torn write are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tear {
+    unit: u64,
+    shape: Shape,
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// Only the beginning, up to this byte.
+    Head(u64),
+    /// Only the end, from this byte.
+    Rest(u64),
+    /// Every sector by itself.
+    Scattered,
+}
+
+impl Tear {
+    fn draw(bytes: u64, random: &mut Random) -> Self {
+        let unit = if random.below(2) == 0 {
+            SECTOR_BYTES
+        } else {
+            LARGE_SECTOR_BYTES
+        };
+        let at = random.below(bytes.max(1));
+        let shape = match random.below(3) {
+            0 => Shape::Head(at),
+            1 => Shape::Rest(at),
+            _ => Shape::Scattered,
+        };
+        Self {
+            unit,
+            shape,
+            seed: random.next(),
+        }
+    }
+
+    fn keeps(&self, at: u64) -> bool {
+        let sector = at / self.unit;
+        match self.shape {
+            Shape::Head(end) => sector < end / self.unit,
+            Shape::Rest(start) => sector >= start / self.unit,
+            Shape::Scattered => Random::new(self.seed ^ sector).below(2) == 0,
+        }
+    }
+}
+
+/// SplitMix64: small, good enough, and the same everywhere for ever.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`. The bias is far below what a test could see.
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+/// The disk as the machine sees it now.
+#[derive(Debug)]
+struct Live {
+    file: File,
+    size: u64,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    events: Vec<Event>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Live {
+    fn open(path: &Path) -> Result<Self> {
+        let open = || {
+            let file = File::options().read(true).write(true).open(path)?;
+            let size = file.metadata()?.len();
+            Ok(Self {
+                file,
+                size,
+                log: Mutex::default(),
+            })
+        };
+        open().map_err(Error::io(format!("opening the disk {}", path.display())))
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes and notes under one lock: the order in the record is the order on the disk.
+    fn note(&self, event: Event, bytes: usize) -> io::Result<()> {
+        let mut log = self.log();
+        if log.bytes.saturating_add(bytes) > RECORDED_BYTES_MAX {
+            tracing::error!("a recording is full: the machine wrote {} bytes", log.bytes);
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        event.apply(&self.file, &Fate::Kept)?;
+        log.bytes += bytes;
+        log.events.push(event);
+        Ok(())
+    }
+}
+
+impl Store for Live {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn write(&self, offset: u64, data: Vec<u8>, fua: bool) -> io::Result<()> {
+        let bytes = data.len();
+        self.note(
+            Event::Write {
+                offset,
+                data: data.into(),
+                fua,
+            },
+            bytes,
+        )
+    }
+
+    fn zero(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
+        self.note(
+            Event::Zero {
+                offset,
+                length,
+                fua,
+            },
+            0,
+        )
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.note(Event::Flush, 0)
+    }
+}
+
+/// One client after the other, until the recorder is dropped.
+fn accept(listener: &UnixListener, live: &Live) {
+    for client in listener.incoming() {
+        if live.log().closed {
+            return;
+        }
+        let served = client.and_then(|mut stream| nbd::serve(&mut stream, live));
+        if let Err(error) = served {
+            // A killed QEMU hangs up in the middle of a request: expected.
+            tracing::debug!(%error, "a client of the disk left");
+        }
+    }
+}
+
+/// Writes zeroes, as a hole where whole pages are concerned.
+fn write_zeroes(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+    if length == 0 {
+        return Ok(());
+    }
+    match fallocate(file, flags, signed(offset)?, signed(length)?) {
+        Err(nix::Error::EOPNOTSUPP) => write_zero_bytes(file, offset, length),
+        result => Ok(result?),
+    }
+}
+
+fn write_zero_bytes(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    let zeroes = [0; 1 << 16];
+    let mut done = 0;
+    while done < length {
+        let piece = usize::try_from(length - done)
+            .unwrap_or(usize::MAX)
+            .min(zeroes.len());
+        file.write_all_at(&zeroes[..piece], offset + done)?;
+        done += piece as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const DISK_BYTES: u64 = 1 << 20;
+
+    struct Bench {
+        dir: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("the temporary directory is writable");
+            disk::blank(&dir.path().join("base"), DISK_BYTES).expect("the directory is ours");
+            Self { dir }
+        }
+
+        fn recording(&self, events: Vec<Event>) -> Recording {
+            Recording {
+                base: self.dir.path().join("base"),
+                events,
+            }
+        }
+
+        fn cut(&self, recording: &Recording, at: usize, seed: u64) -> (Cut, Vec<u8>) {
+            let image = self.dir.path().join("image");
+            let cut = recording
+                .cut(at, seed, &image)
+                .expect("the directory is ours");
+            (cut, fs::read(image).expect("just made"))
+        }
+    }
+
+    fn write(offset: u64, byte: u8, length: usize) -> Event {
+        Event::Write {
+            offset,
+            data: vec![byte; length].into(),
+            fua: false,
+        }
+    }
+
+    #[test]
+    fn what_was_flushed_is_there_whatever_the_seed() {
+        let bench = Bench::new();
+        let recording = bench.recording(vec![write(0, 1, 8192), Event::Flush, write(0, 2, 8192)]);
+        for seed in 0..50 {
+            let (_, image) = bench.cut(&recording, 2, seed);
+            assert!(
+                image[..8192].iter().all(|byte| *byte == 1 || *byte == 2),
+                "seed {seed}"
+            );
+            assert!(image[8192..].iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn a_flush_under_way_promises_nothing() {
+        let bench = Bench::new();
+        let recording = bench.recording(vec![write(0, 1, 512), Event::Flush]);
+        let lost = (0..50)
+            .filter(|seed| bench.cut(&recording, 1, *seed).1[0] == 0)
+            .count();
+        assert!(
+            (1..50).contains(&lost),
+            "sometimes there and sometimes not, {lost} of 50 lost"
+        );
+    }
+
+    #[test]
+    fn a_write_with_fua_is_there_once_it_was_answered() {
+        let bench = Bench::new();
+        let fua = Event::Write {
+            offset: 4096,
+            data: vec![7; 512].into(),
+            fua: true,
+        };
+        let recording = bench.recording(vec![write(0, 1, 512), fua]);
+        for seed in 0..50 {
+            assert_eq!(bench.cut(&recording, 2, seed).1[4096], 7, "seed {seed}");
+        }
+        assert!(
+            (0..50).any(|seed| bench.cut(&recording, 1, seed).1[4096] == 0),
+            "not before"
+        );
+    }
+
+    #[test]
+    fn unflushed_writes_are_kept_dropped_and_torn_between_sectors() {
+        let bench = Bench::new();
+        let recording = bench.recording((0..20).map(|n| write(n * 16384, 9, 16384)).collect());
+        let mut all = Cut::default();
+        for seed in 0..20 {
+            let (cut, image) = bench.cut(&recording, recording.len(), seed);
+            for sector in image.chunks(512) {
+                assert!(
+                    sector.iter().all(|byte| *byte == sector[0]),
+                    "no sector is torn"
+                );
+            }
+            all = Cut {
+                kept: all.kept + cut.kept,
+                torn: all.torn + cut.torn,
+                dropped: all.dropped + cut.dropped,
+            };
+        }
+        assert!(
+            all.kept > 20 && all.torn > 20 && all.dropped > 20,
+            "{all:?}"
+        );
+    }
+
+    #[test]
+    fn the_same_seed_makes_the_same_image() {
+        let bench = Bench::new();
+        let recording = bench.recording((0..50).map(|n| write(n * 8192, 3, 8192)).collect());
+        let images: Vec<_> = [5, 5, 6].map(|seed| bench.cut(&recording, 40, seed)).into();
+        assert_eq!(images[0], images[1]);
+        assert_ne!(images[0].1, images[2].1);
+    }
+
+    #[test]
+    fn zeroes_and_trims_are_recorded() {
+        let bench = Bench::new();
+        let zero = Event::Zero {
+            offset: 512,
+            length: 1024,
+            fua: true,
+        };
+        let recording = bench.recording(vec![write(0, 1, 4096), Event::Flush, zero]);
+        let (_, image) = bench.cut(&recording, 3, 0);
+        assert_eq!(
+            (image[511], image[512], image[1535], image[1536]),
+            (1, 0, 0, 1)
+        );
+    }
+
+    #[test]
+    fn a_moment_beyond_the_end_is_the_end() {
+        let bench = Bench::new();
+        let recording = bench.recording(vec![write(0, 1, 512), Event::Flush]);
+        assert_eq!(bench.cut(&recording, usize::MAX, 1).1[0], 1);
+    }
+
+    #[test]
+    fn a_dropped_recorder_frees_its_thread_and_files() {
+        let bench = Bench::new();
+        let recorder = Recorder::serve(&bench.dir.path().join("base")).expect("the base is there");
+        let (socket, live) = (recorder.socket().to_owned(), Arc::downgrade(&recorder.live));
+        drop(recorder);
+        assert!(!socket.exists());
+        while live.upgrade().is_some() {
+            std::thread::yield_now();
+        }
+    }
+}

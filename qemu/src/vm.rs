@@ -1,0 +1,682 @@
+//! A running machine.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::accel::Accel;
+use crate::console::{Console, Mark, Waited};
+use crate::count::Counter;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::machine::{Layout, Machine, MachineKind, WatchdogAction};
+use crate::nic::{NODE_PORT, Nic, Wire};
+use crate::process::{FIRST_FD, Process, describe};
+use crate::qmp::{Event, Qmp};
+use crate::scratch::Scratch;
+use crate::tools;
+
+/// Names the directory in which logs of failed machines are kept.
+pub const LOGS_VARIABLE: &str = "ALKNET_QEMU_LOGS";
+
+/// Attempts to find free ports: another process may take one between our look and QEMU's.
+const PORT_ATTEMPTS: u32 = 8;
+
+/// What QEMU says when a port is taken.
+const PORT_TAKEN: &str = "Could not set up host forwarding rule";
+
+/// Describes a machine; made by [`Vm::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct VmBuilder {
+    machine: Machine,
+    name: String,
+    accel: Option<Accel>,
+    probe_kernel: Option<PathBuf>,
+    count: bool,
+}
+
+impl VmBuilder {
+    /// Name in logs; the default is the name of the running thread, which in a test is the test's.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Boots this kernel directly: bzImage, or on microvm the quicker ELF with a PVH entry.
+    pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.machine.kernel = Some(path.into());
+        self
+    }
+
+    /// With this initial file system.
+    pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.machine.initrd = Some(path.into());
+        self
+    }
+
+    /// With this command line.
+    pub fn append(mut self, line: impl Into<String>) -> Self {
+        self.machine.append = line.into();
+        self
+    }
+
+    /// Memory in MiB; 512 by default.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.machine.memory_mib = mib;
+        self
+    }
+
+    /// Processors; one by default.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.machine.cpus = cpus;
+        self
+    }
+
+    /// Adds a disk. The guest names them in this order: `/dev/vda`, `/dev/vdb` ….
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.machine.disks.push(disk);
+        self
+    }
+
+    /// Adds a network card. A machine without any gets one on QEMU's own network only if asked.
+    pub fn nic(mut self, nic: Nic) -> Self {
+        self.machine.nics.push(nic);
+        self
+    }
+
+    /// Adds a file of the firmware configuration device, `opt/…`.
+    pub fn fw_cfg(mut self, name: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
+        self.machine.fw_cfg.push((name.into(), content.into()));
+        self
+    }
+
+    /// Adds a watchdog device. Not on microvm.
+    pub fn watchdog(mut self, action: WatchdogAction) -> Self {
+        self.machine.watchdog = Some(action);
+        self
+    }
+
+    /// A reset ends the machine instead of booting it again.
+    pub fn exit_on_reset(mut self) -> Self {
+        self.machine.exit_on_reset = true;
+        self
+    }
+
+    /// Counts the guest's instructions, see [`Vm::instructions`]. TCG only.
+    pub fn count_instructions(mut self) -> Self {
+        self.count = true;
+        self
+    }
+
+    /// One instruction takes one nanosecond of the guest's clock, and idle time none: the guest
+    /// then behaves the same however loaded the host is. TCG only, and not for networks: timers of
+    /// the guest run far ahead of the world outside.
+    pub fn icount(mut self) -> Self {
+        self.machine.icount = true;
+        self
+    }
+
+    /// Uses this accelerator whatever else says.
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = Some(accel);
+        self
+    }
+
+    /// Kernel with which KVM is tried out, where the machine itself boots from a disk.
+    pub fn probe_kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.probe_kernel = Some(path.into());
+        self
+    }
+
+    /// Adds an argument for QEMU as it is.
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.machine.extra.push(argument.into());
+        self
+    }
+
+    /// Starts the machine.
+    pub fn start(self) -> Result<Vm> {
+        self.machine.check()?;
+        let accel = self.choose_accel()?;
+        let mut attempt = 1;
+        loop {
+            match Vm::start(&self, accel) {
+                Err(Error::NotStarted { stderr, .. })
+                    if stderr.contains(PORT_TAKEN) && attempt < PORT_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn choose_accel(&self) -> Result<Accel> {
+        let only_tcg = self.count || self.machine.icount;
+        match self.accel {
+            Some(Accel::Kvm) if only_tcg => Err(Error::NoCounter(
+                "KVM does not show single instructions; use TCG".to_owned(),
+            )),
+            Some(accel) => Ok(accel),
+            None if only_tcg => Ok(Accel::Tcg),
+            None => Accel::detect(
+                self.machine
+                    .kernel
+                    .as_deref()
+                    .or(self.probe_kernel.as_deref()),
+            ),
+        }
+    }
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug)]
+pub struct Exit {
+    /// Of the QEMU process.
+    pub status: ExitStatus,
+    /// Everything QEMU reported, oldest first.
+    pub events: Vec<Event>,
+}
+
+impl Exit {
+    /// Why: `guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`, `host-signal`, or
+    /// `None` when QEMU was killed.
+    pub fn reason(&self) -> Option<&str> {
+        self.last("SHUTDOWN")?.data["reason"].as_str()
+    }
+
+    /// What the watchdog did, if it barked.
+    pub fn watchdog(&self) -> Option<&str> {
+        self.last("WATCHDOG")?.data["action"].as_str()
+    }
+
+    fn last(&self, name: &str) -> Option<&Event> {
+        self.events.iter().rev().find(|event| event.name == name)
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}, {}",
+            describe(self.status),
+            self.reason().unwrap_or("no reason given")
+        )
+    }
+}
+
+/// Where a port of the guest is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Number of the card, from 0.
+    pub nic: usize,
+    /// Port in the guest.
+    pub guest_port: u16,
+    /// Address on the host, UDP and TCP.
+    pub host: SocketAddr,
+}
+
+/// A running machine. It is killed when dropped.
+///
+/// Limits are given as they should be under KVM; they are ten times longer under TCG.
+#[derive(Debug)]
+pub struct Vm {
+    name: String,
+    accel: Accel,
+    qmp: Qmp,
+    process: Process,
+    console: Console,
+    forwards: Vec<Forward>,
+    macs: Vec<String>,
+    counter: Option<Counter>,
+    // Last: the files are in use until the process is gone.
+    scratch: Scratch,
+}
+
+impl Vm {
+    /// A machine of this kind with 512 MiB, one processor, and nothing else.
+    pub fn builder(kind: MachineKind) -> VmBuilder {
+        let machine = Machine {
+            kind,
+            kernel: None,
+            initrd: None,
+            append: String::new(),
+            memory_mib: 512,
+            cpus: 1,
+            disks: vec![],
+            fw_cfg: vec![],
+            nics: vec![],
+            watchdog: None,
+            exit_on_reset: false,
+            icount: false,
+            extra: vec![],
+        };
+        let name = std::thread::current()
+            .name()
+            .unwrap_or("vm")
+            .replace("::", ".");
+        VmBuilder {
+            machine,
+            name,
+            accel: None,
+            probe_kernel: None,
+            count: false,
+        }
+    }
+
+    /// The accelerator in use.
+    pub fn accel(&self) -> Accel {
+        self.accel
+    }
+
+    /// The serial console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// QEMU's control connection.
+    pub fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// A directory for files of this machine, gone with it.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Process id of QEMU.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Every forwarded port.
+    pub fn forwards(&self) -> &[Forward] {
+        &self.forwards
+    }
+
+    /// Where the node's port is reached, UDP and TCP: that of the first card that forwards it.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.forward_of(NODE_PORT)
+    }
+
+    /// Where a port of the guest is reached.
+    pub fn forward_of(&self, guest_port: u16) -> Option<SocketAddr> {
+        let mut found = self
+            .forwards
+            .iter()
+            .filter(|forward| forward.guest_port == guest_port);
+        found.next().map(|forward| forward.host)
+    }
+
+    /// Processor time of QEMU so far.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        self.process.cpu_time()
+    }
+
+    /// Memory QEMU holds, in bytes.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        self.process.resident_bytes()
+    }
+
+    /// Instructions the guest executed, firmware included; `None` unless they are counted.
+    pub fn instructions(&self) -> Option<u64> {
+        self.counter.as_ref()?.read()
+    }
+
+    /// `limit` as it applies under this machine's accelerator.
+    pub fn scale(&self, limit: Duration) -> Duration {
+        self.accel.scale(limit)
+    }
+
+    /// Waits until the console said `needle`, from its beginning.
+    pub fn wait_for(&self, needle: &str, limit: Duration) -> Result<Mark> {
+        self.wait_for_after(Mark::default(), needle, limit)
+    }
+
+    /// Waits until the console says `needle` after `mark`.
+    pub fn wait_for_after(&self, mark: Mark, needle: &str, limit: Duration) -> Result<Mark> {
+        let limit = self.scale(limit);
+        let waited = self.console.wait(mark, needle, limit);
+        self.said(waited, format!("{needle:?} on the console"), limit)
+    }
+
+    /// Presses the power button (ACPI). Not on microvm.
+    pub fn power_button(&self) -> Result<()> {
+        self.qmp.execute("system_powerdown", json!({})).map(drop)
+    }
+
+    /// Presses the reset button.
+    pub fn reset_button(&self) -> Result<()> {
+        self.qmp.execute("system_reset", json!({})).map(drop)
+    }
+
+    /// Stops the processors; the machine's time stands still.
+    pub fn pause(&self) -> Result<()> {
+        self.qmp.execute("stop", json!({})).map(drop)
+    }
+
+    /// Lets the processors run again.
+    pub fn resume(&self) -> Result<()> {
+        self.qmp.execute("cont", json!({})).map(drop)
+    }
+
+    /// Sends a non-maskable interrupt.
+    pub fn inject_nmi(&self) -> Result<()> {
+        self.qmp.execute("inject-nmi", json!({})).map(drop)
+    }
+
+    /// Pulls or puts in the cable of card `nic`, counted from 0.
+    pub fn set_link(&self, nic: usize, up: bool) -> Result<()> {
+        self.qmp
+            .execute("set_link", json!({ "name": format!("nic{nic}"), "up": up }))
+            .map(drop)
+    }
+
+    /// Puts card `nic`, declared [`Nic::unplugged`], into the running machine.
+    pub fn plug(&self, nic: usize) -> Result<()> {
+        let mac = self
+            .macs
+            .get(nic)
+            .ok_or_else(|| Error::BadMachine(format!("no card {nic}")))?;
+        let device = json!({
+            "driver": "virtio-net-pci",
+            "id": format!("nic{nic}"),
+            "netdev": format!("net{nic}"),
+            "bus": format!("slot{nic}"),
+            "mac": mac,
+            "romfile": "",
+        });
+        self.qmp.execute("device_add", device).map(drop)
+    }
+
+    /// Takes card `nic`, put in by [`plug`](Self::plug), out again; the guest is asked to let go.
+    pub fn unplug(&self, nic: usize) -> Result<()> {
+        self.qmp
+            .execute("device_del", json!({ "id": format!("nic{nic}") }))
+            .map(drop)
+    }
+
+    /// Ends the machine at once, as a power cut does. What a file-backed disk got stays, since the
+    /// host keeps its page cache: for the losses of a real cut see [`Recorder`](crate::Recorder).
+    pub fn cut_power(&mut self) -> Result<Exit> {
+        self.process.kill().map_err(Error::io("killing QEMU"))?;
+        self.exit()
+    }
+
+    /// Waits until the machine ends by itself.
+    pub fn wait_exit(&mut self, limit: Duration) -> Result<Exit> {
+        let limit = self.scale(limit);
+        if !self.qmp.wait_closed(limit) {
+            return Err(self.timeout("the machine's end".to_owned(), limit));
+        }
+        self.exit()
+    }
+
+    /// Keeps the console's log with its stamps and returns where it is.
+    pub fn keep_log(&self) -> Result<PathBuf> {
+        let dir = logs_dir();
+        let path = dir.join(format!("{}-{}.log", self.name, self.pid()));
+        fs::create_dir_all(&dir)
+            .and_then(|()| fs::write(&path, self.console.stamped()))
+            .map_err(Error::io(format!(
+                "keeping the console's log in {}",
+                dir.display()
+            )))?;
+        Ok(path)
+    }
+
+    /// The console as errors quote it: its tail, and where the whole log was kept.
+    pub fn report(&self) -> String {
+        let kept = self.keep_log();
+        let kept = kept.map_or_else(|error| error.to_string(), |path| path.display().to_string());
+        format!(
+            "--- console of {} ---\n{}\n--- whole log: {kept}",
+            self.name,
+            self.console.tail()
+        )
+    }
+
+    fn said(&self, waited: Waited, waiting: String, limit: Duration) -> Result<Mark> {
+        match waited {
+            Waited::Said(mark) => Ok(mark),
+            Waited::TimedOut => Err(self.timeout(waiting, limit)),
+            Waited::Closed => Err(Error::Ended {
+                waiting,
+                exit: self
+                    .process
+                    .wait()
+                    .map_or_else(|error| error.to_string(), describe),
+                console: self.report(),
+            }),
+        }
+    }
+
+    fn timeout(&self, waiting: String, limit: Duration) -> Error {
+        Error::Timeout {
+            waiting,
+            limit,
+            console: self.report(),
+        }
+    }
+
+    fn exit(&mut self) -> Result<Exit> {
+        let status = self.process.wait().map_err(Error::io("waiting for QEMU"))?;
+        self.console.finish();
+        self.qmp.wait_closed(Duration::MAX.min(EVENTS_LIMIT));
+        Ok(Exit {
+            status,
+            events: self.qmp.events(),
+        })
+    }
+
+    fn start(builder: &VmBuilder, accel: Accel) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let machine = &builder.machine;
+        let mut wires = Wires::default();
+        let console = wires.stream()?;
+        let qmp = wires.stream()?;
+        let lan_fds = wires.lans(&machine.nics)?;
+        let counter = if builder.count {
+            Some(counter(&scratch)?)
+        } else {
+            None
+        };
+        let (counter, plugin) = counter.unzip();
+        let layout = Layout {
+            accel,
+            console_fd: FIRST_FD,
+            qmp_fd: FIRST_FD + 1,
+            lan_fds,
+            ports: free_ports(machine.nics.iter().map(|nic| nic.forwards().len()).sum())?,
+            firmware: firmware(machine.kind, &scratch)?,
+            fw_cfg_files: fw_cfg_files(machine, &scratch)?,
+            plugin,
+        };
+        let stderr = scratch.file("stderr");
+        let process = spawn(machine.arguments(&layout), &stderr, wires.theirs)?;
+        let qmp = Qmp::connect(qmp).map_err(|error| not_started(&process, &stderr, error))?;
+        let console = follow(console, &process, counter.as_ref())?;
+        let vm = Self {
+            name: builder.name.clone(),
+            accel,
+            qmp,
+            process,
+            console,
+            forwards: forwards(machine, &layout.ports),
+            macs: machine
+                .nics
+                .iter()
+                .enumerate()
+                .map(|(index, nic)| nic.mac(index))
+                .collect(),
+            counter,
+            scratch,
+        };
+        vm.release(machine)?;
+        Ok(vm)
+    }
+
+    /// Pulls the cables that are out from the start, and lets a waiting machine run.
+    fn release(&self, machine: &Machine) -> Result<()> {
+        if !machine.starts_paused() {
+            return Ok(());
+        }
+        for (index, nic) in machine.nics.iter().enumerate() {
+            if nic.plugged && !nic.link_up {
+                self.set_link(index, false)?;
+            }
+        }
+        self.resume()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        if std::thread::panicking() {
+            eprintln!("{}", self.report());
+        }
+    }
+}
+
+/// After QEMU's end its last events are in our socket already; reading them takes no longer.
+const EVENTS_LIMIT: Duration = Duration::from_secs(10);
+
+/// Our ends and QEMU's ends of everything that connects us.
+#[derive(Default)]
+struct Wires {
+    theirs: Vec<OwnedFd>,
+}
+
+impl Wires {
+    fn stream(&mut self) -> Result<UnixStream> {
+        let pair = UnixStream::pair();
+        let (ours, theirs) = pair.map_err(Error::io("making a socket pair"))?;
+        self.theirs.push(theirs.into());
+        Ok(ours)
+    }
+
+    fn lans(&mut self, nics: &[Nic]) -> Result<Vec<i32>> {
+        let mut fds = vec![];
+        for nic in nics {
+            if let Wire::Lan(lan) = &nic.wire {
+                fds.push(FIRST_FD + i32::try_from(self.theirs.len()).unwrap_or(i32::MAX / 2));
+                self.theirs.push(lan.attach()?);
+            }
+        }
+        Ok(fds)
+    }
+}
+
+fn spawn(arguments: Vec<OsString>, stderr: &Path, fds: Vec<OwnedFd>) -> Result<Process> {
+    let log = File::create(stderr).map_err(Error::io("making the file for QEMU's errors"))?;
+    let mut command = Command::new(tools::qemu());
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    tracing::debug!(?command, "starting QEMU");
+    let what = format!(
+        "starting {} (install the package qemu-system-x86, or name it in {})",
+        tools::qemu().display(),
+        tools::QEMU_VARIABLE
+    );
+    Process::spawn(command, fds).map_err(Error::io(what))
+}
+
+/// QEMU's own words beat those about the connection it closed.
+fn not_started(process: &Process, stderr: &Path, error: Error) -> Error {
+    if !matches!(error, Error::QmpLost { .. }) {
+        return error;
+    }
+    let status = process
+        .kill()
+        .map_or_else(|error| error.to_string(), describe);
+    Error::NotStarted {
+        status,
+        stderr: fs::read_to_string(stderr).unwrap_or_default(),
+    }
+}
+
+fn follow(stream: UnixStream, process: &Process, counter: Option<&Counter>) -> Result<Console> {
+    let counter = counter.map(Counter::share).transpose()?;
+    let clock = process.cpu_clock();
+    let gauge = move || {
+        let cpu = clock
+            .as_ref()
+            .and_then(crate::process::CpuClock::read)
+            .unwrap_or_default();
+        (cpu, counter.as_ref().and_then(Counter::read))
+    };
+    Console::follow(stream, Box::new(gauge)).map_err(Error::io("following the console"))
+}
+
+fn counter(scratch: &Scratch) -> Result<(Counter, String)> {
+    Counter::create(&scratch.file("instructions"), scratch.path())
+}
+
+fn firmware(kind: MachineKind, scratch: &Scratch) -> Result<Option<(PathBuf, PathBuf)>> {
+    if kind != MachineKind::Q35Uefi {
+        return Ok(None);
+    }
+    let (code, template) = tools::firmware()?;
+    let vars = scratch.file("vars.fd");
+    fs::copy(template, &vars).map_err(Error::io("copying the firmware's variables"))?;
+    Ok(Some((code.to_owned(), vars)))
+}
+
+fn fw_cfg_files(machine: &Machine, scratch: &Scratch) -> Result<Vec<PathBuf>> {
+    let write = |(index, (_, content)): (usize, &(String, Vec<u8>))| {
+        let path = scratch.file(&format!("fw_cfg-{index}"));
+        fs::write(&path, content).map_err(Error::io("writing a firmware configuration file"))?;
+        Ok(path)
+    };
+    machine.fw_cfg.iter().enumerate().map(write).collect()
+}
+
+fn forwards(machine: &Machine, ports: &[u16]) -> Vec<Forward> {
+    let cards = machine.nics.iter().enumerate();
+    let guests = cards.flat_map(|(nic, card)| card.forwards().iter().map(move |port| (nic, *port)));
+    let make = |((nic, guest_port), host): ((usize, u16), &u16)| Forward {
+        nic,
+        guest_port,
+        host: SocketAddr::from((Ipv4Addr::LOCALHOST, *host)),
+    };
+    guests.zip(ports).map(make).collect()
+}
+
+/// Ports of 127.0.0.1 that are free for UDP and TCP. All are held until all are found.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let mut held = vec![];
+    while held.len() < count {
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .map_err(Error::io("finding a free port"))?;
+        let port = tcp
+            .local_addr()
+            .map_err(Error::io("finding a free port"))?
+            .port();
+        // A port taken for UDP is left alone; the next one asked for is another.
+        if let Ok(udp) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) {
+            held.push((port, tcp, udp));
+        }
+    }
+    Ok(held.iter().map(|(port, ..)| *port).collect())
+}
+
+fn logs_dir() -> PathBuf {
+    let set = std::env::var_os(LOGS_VARIABLE).filter(|value| !value.is_empty());
+    set.map_or_else(
+        || std::env::temp_dir().join("alknet-qemu-logs"),
+        PathBuf::from,
+    )
+}

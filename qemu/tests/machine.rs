@@ -1,0 +1,247 @@
+//! The harness against real machines. The guest is one boot sector, so that nothing needs to be
+//! built: it says `ready`, echoes what is typed, and obeys `w` (write a sector), `o` (power off)
+//! and `r` (reset).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alknet_qemu::{Accel, Disk, Error, MachineKind, Mark, Nic, Recorder, Vm, VmBuilder, blank};
+
+/// The guest, assembled from `tests/guest.s`.
+const GUEST: [u8; 133] = *include_bytes!("guest.bin");
+
+/// First sector the guest writes; each write goes one further.
+const FIRST_SECTOR: usize = 8;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("the temporary directory is writable");
+        let bench = Self { dir };
+        let mut sector = [0; 512];
+        sector[..GUEST.len()].copy_from_slice(&GUEST);
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        blank(&bench.disk(), 1 << 20).expect("the directory is ours");
+        let file = fs::File::options()
+            .write(true)
+            .open(bench.disk())
+            .expect("just made");
+        std::os::unix::fs::FileExt::write_all_at(&file, &sector, 0).expect("just made");
+        bench
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    fn machine(&self) -> VmBuilder {
+        Vm::builder(MachineKind::Q35)
+            .memory_mib(32)
+            .accel(Accel::Tcg)
+    }
+
+    fn boot(&self) -> Vm {
+        let vm = self
+            .machine()
+            .disk(Disk::file(self.disk()))
+            .start()
+            .expect("QEMU is installed");
+        vm.wait_for("ready", LIMIT).expect("the guest boots");
+        vm
+    }
+}
+
+fn sector(image: &Path, number: usize) -> Vec<u8> {
+    let bytes = fs::read(image).expect("the image is there");
+    bytes[number * 512..(number + 1) * 512].to_vec()
+}
+
+#[test]
+fn the_guest_answers_on_the_console_and_powers_off() {
+    let bench = Bench::new();
+    let mut vm = bench.boot();
+    vm.console().send("hi!").expect("the console is open");
+    vm.wait_for("hi!", LIMIT).expect("the guest echoes");
+    let line = vm.console().find("ready").expect("it was said");
+    assert!(
+        !line.cpu.is_zero() && Some(line.cpu) < vm.cpu_time(),
+        "{line:?}"
+    );
+    assert!(vm.resident_bytes().is_some_and(|bytes| bytes > 1 << 20));
+    vm.console().send("o").expect("the console is open");
+    let exit = vm.wait_exit(LIMIT).expect("the guest powers off");
+    assert_eq!(exit.reason(), Some("guest-shutdown"), "{exit}");
+    assert!(exit.status.success());
+}
+
+#[test]
+fn a_reset_boots_again_or_ends_as_asked() {
+    let bench = Bench::new();
+    let vm = bench.boot();
+    let mark = vm.console().mark();
+    vm.console().send("r").expect("the console is open");
+    vm.wait_for_after(mark, "ready", LIMIT)
+        .expect("the guest boots again");
+    drop(vm);
+    let once = bench
+        .machine()
+        .disk(Disk::snapshot(bench.disk()))
+        .exit_on_reset()
+        .start();
+    let mut once = once.expect("QEMU is installed");
+    once.wait_for("ready", LIMIT).expect("the guest boots");
+    once.reset_button().expect("QEMU obeys");
+    let exit = once.wait_exit(LIMIT).expect("a reset ends it");
+    assert!(
+        exit.reason().is_some_and(|reason| reason.contains("reset")),
+        "{exit}"
+    );
+}
+
+#[test]
+fn waiting_for_what_is_not_said_quotes_the_console() {
+    let bench = Bench::new();
+    let mut vm = bench.boot();
+    let error = vm
+        .wait_for("never", Duration::ZERO)
+        .expect_err("it is not said");
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert!(error.to_string().contains("ready"), "{error}");
+    vm.cut_power().expect("QEMU can be killed");
+    let error = vm
+        .wait_for_after(Mark::default(), "never", LIMIT)
+        .expect_err("it ended");
+    assert!(matches!(error, Error::Ended { .. }), "{error}");
+}
+
+#[test]
+fn a_machine_is_gone_with_its_owner() {
+    let bench = Bench::new();
+    let vm = bench.boot();
+    let (pid, scratch) = (vm.pid(), vm.scratch().to_owned());
+    assert!(scratch.exists());
+    drop(vm);
+    assert!(!scratch.exists());
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn what_qemu_refuses_is_told_in_its_words() {
+    let bench = Bench::new();
+    let error = bench
+        .machine()
+        .argument("-no-such-option")
+        .start()
+        .expect_err("it is refused");
+    assert!(
+        matches!(&error, Error::NotStarted { stderr, .. } if stderr.contains("no-such-option"))
+    );
+    let error = bench
+        .machine()
+        .disk(Disk::file("/nowhere"))
+        .start()
+        .expect_err("it is not there");
+    assert!(matches!(error, Error::Missing { .. }), "{error}");
+}
+
+#[test]
+fn every_card_gets_ports_of_its_own_and_obeys() {
+    let bench = Bench::new();
+    let builder = bench.machine().disk(Disk::snapshot(bench.disk()));
+    let builder = builder
+        .nic(Nic::user().forward(80).link_down())
+        .nic(Nic::user().unplugged());
+    let vm = builder.start().expect("QEMU is installed");
+    let mut ports: Vec<u16> = vm
+        .forwards()
+        .iter()
+        .map(|forward| forward.host.port())
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), 3, "{:?}", vm.forwards());
+    assert_eq!(vm.address(), Some(vm.forwards()[0].host));
+    vm.set_link(0, true).expect("the first card is there");
+    let error = vm.set_link(1, true).expect_err("the second is not");
+    assert!(matches!(error, Error::Qmp { .. }), "{error}");
+    vm.wait_for("ready", LIMIT).expect("the guest boots");
+    vm.plug(1).expect("its slot is there");
+    vm.set_link(1, false).expect("now it is there");
+}
+
+#[test]
+fn instructions_are_counted() {
+    let bench = Bench::new();
+    let builder = bench
+        .machine()
+        .disk(Disk::snapshot(bench.disk()))
+        .count_instructions();
+    let vm = builder
+        .start()
+        .expect("QEMU and a C compiler are installed");
+    vm.wait_for("ready", LIMIT).expect("the guest boots");
+    let line = vm.console().find("ready").expect("it was said");
+    let counted = line.instructions.expect("it is counted");
+    assert!(
+        counted > 1_000_000,
+        "SeaBIOS alone needs more than {counted}"
+    );
+    vm.console().send("!").expect("the console is open");
+    vm.wait_for("!", LIMIT).expect("the guest echoes");
+    assert!(
+        vm.instructions() > Some(counted),
+        "an echo takes instructions"
+    );
+}
+
+#[test]
+fn what_the_guest_writes_is_recorded_and_may_be_lost() {
+    let bench = Bench::new();
+    let recorder = Recorder::serve(&bench.disk()).expect("the disk is there");
+    let vm = bench
+        .machine()
+        .disk(Disk::recorded(&recorder))
+        .start()
+        .expect("QEMU is installed");
+    vm.wait_for("ready", LIMIT).expect("the guest boots");
+    let mut mark = vm.console().mark();
+    for _ in 0..4 {
+        vm.console().send("w").expect("the console is open");
+        mark = vm
+            .wait_for_after(mark, "wrote", LIMIT)
+            .expect("the guest writes");
+    }
+    drop(vm);
+    let recording = recorder.recording();
+    assert_eq!((recording.bytes(), recording.is_empty()), (4 * 512, false));
+    let image = bench.dir.path().join("cut");
+    let left = |at, seed| {
+        recording
+            .cut(at, seed, &image)
+            .expect("the directory is ours");
+        let written = (0..4).map(|n| sector(&image, FIRST_SECTOR + n));
+        written
+            .take_while(|sector| sector.iter().any(|byte| *byte != 0))
+            .count()
+    };
+    for seed in 0..20 {
+        // SeaBIOS does not know flushes, so that QEMU makes each write durable before it answers.
+        assert_eq!(left(recording.len(), seed), 4, "seed {seed}");
+        assert!(left(1, seed) <= 2, "seed {seed}");
+    }
+    assert!(
+        (0..20).any(|seed| left(0, seed) == 0),
+        "the write under way may be lost"
+    );
+    assert_eq!(
+        sector(&bench.disk(), FIRST_SECTOR),
+        vec![0; 512],
+        "the base is untouched"
+    );
+}
