@@ -1,1 +1,72 @@
+//! `alknet/call`: typed operations over any connection, in both directions.
 //!
+//! A node collects its operations in a [`Registry`], serves them with a [`Dispatcher`], and hands a
+//! [`CallHandler`] to the endpoint. The other side makes a [`CallConnection`] out of a connection
+//! it dialled and calls; its own operations are reachable over the same connection.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use alknet_call::*;
+//! use serde_json::json;
+//!
+//! # async fn example(dialled: alknet_core::Connection) -> Result<(), Box<dyn std::error::Error>> {
+//! let echo = OperationSpec::query("demo/echo", "Answers with its input.");
+//! let registry = Registry::builder()
+//!     .with(Registration::new(
+//!         echo,
+//!         HandlerKind::once(|input, _ctx| async move { Ok(Output::Raw(input.raw().clone())) }),
+//!     ))
+//!     .build()?;
+//! let handler = CallHandler::new(Arc::new(Dispatcher::new(registry)));
+//!
+//! let connection = CallClient::without_operations().attach(dialled, None);
+//! let answer = connection.call("demo/echo", &json!({"n": 1})).await?;
+//! assert_eq!(answer.value()["n"], 1);
+//! # drop(handler);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Framing and envelopes ([`FrameReader`], [`Envelope`]) know neither sockets nor clocks.
+
+pub mod limits;
+
+mod access;
+mod admission;
+mod body;
+mod client;
+mod context;
+mod dispatcher;
+mod envelope;
+mod error;
+mod frame;
+mod handler;
+mod json;
+mod lane;
+mod link;
+mod outbound;
+mod outlet;
+mod pump;
+mod registry;
+mod request;
+mod serve;
+mod services;
+mod spec;
+mod sync;
+
+pub use access::{AccessControl, OwnershipProvider, Verdict};
+pub use body::{Body, Item, Output};
+pub use client::{CallClient, CallConnection, CallOptions, Caller, Route, Subscription};
+pub use context::{ConnInfo, Ctx};
+pub use dispatcher::{Dispatcher, Stats};
+pub use envelope::{Envelope, EventKind, ForwardedFor, NO_REQUEST, encode_event};
+pub use error::{CallError, ErrorCode};
+pub use frame::{FrameBody, FrameError, FrameReader};
+pub use handler::{BoxStream, HandlerKind, OnSlow, OnceHandler, StreamHandler};
+pub use outbound::Event;
+pub use registry::{Capabilities, Registration, Registry, RegistryBuilder, RegistryError};
+pub use serve::{ALPN, CallHandler};
+pub use services::{Listing, OperationSummary, Protocol};
+pub use spec::{
+    ErrorDef, Idempotence, OperationSpec, OperationType, Visibility, is_operation_name,
+};

@@ -1,0 +1,228 @@
+//! Who may call an operation.
+
+use std::fmt;
+
+use alknet_core::{Identity, PeerId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CallError, ErrorCode};
+
+/// The rule of one operation. Empty means open to everybody, strangers included.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccessControl {
+    /// All of these scopes.
+    pub required_scopes: Vec<String>,
+    /// One of these scopes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub required_scopes_any: Option<Vec<String>>,
+    /// The kind of resource the operation acts on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_type: Option<String>,
+    /// What it does to the resource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_action: Option<String>,
+}
+
+/// Knows who owns which resource.
+pub trait OwnershipProvider: Send + Sync + 'static {
+    /// Whether `who` may do `action` to the resource `id`.
+    fn owns(&self, who: &PeerId, resource_type: &str, id: &str, action: &str) -> bool;
+
+    /// Whether `who` may do `action` to any resource of the type.
+    fn owns_any(&self, who: &PeerId, resource_type: &str, action: &str) -> bool;
+}
+
+impl fmt::Debug for dyn OwnershipProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnershipProvider")
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go ahead.
+    Allowed,
+    /// The identity may not.
+    Forbidden,
+    /// Nobody is identified, and somebody has to be.
+    Unauthenticated,
+}
+
+impl Verdict {
+    /// The error the caller sees.
+    ///
+    /// # Errors
+    /// Everything but [`Verdict::Allowed`].
+    pub fn into_result(self) -> Result<(), CallError> {
+        match self {
+            Self::Allowed => Ok(()),
+            Self::Forbidden => Err(CallError::new(
+                ErrorCode::Forbidden,
+                "this identity may not call the operation; ask an administrator for its scopes",
+            )),
+            Self::Unauthenticated => Err(CallError::new(
+                ErrorCode::Unauthenticated,
+                "the operation needs an identity; connect with a known key or send auth_token",
+            )),
+        }
+    }
+}
+
+impl AccessControl {
+    /// Whether everybody may call, strangers included.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.required_scopes.is_empty()
+            && self.required_scopes_any.is_none()
+            && self.resource_type.is_none()
+    }
+
+    /// Whether `identity` may call, for the resource `resource_id` where the input names one.
+    #[must_use]
+    pub fn check(
+        &self,
+        identity: Option<&Identity>,
+        resource_id: Option<&str>,
+        ownership: Option<&dyn OwnershipProvider>,
+    ) -> Verdict {
+        if self.is_open() {
+            return Verdict::Allowed;
+        }
+        let Some(identity) = identity else {
+            return Verdict::Unauthenticated;
+        };
+        if self.scopes_allow(identity) && self.resource_allows(identity, resource_id, ownership) {
+            Verdict::Allowed
+        } else {
+            Verdict::Forbidden
+        }
+    }
+
+    /// The part of the check that needs no input: what decides whether an operation is listed.
+    #[must_use]
+    pub fn check_scopes(&self, identity: Option<&Identity>) -> Verdict {
+        match identity {
+            _ if self.is_open() => Verdict::Allowed,
+            None => Verdict::Unauthenticated,
+            Some(identity) if self.scopes_allow(identity) => Verdict::Allowed,
+            Some(_) => Verdict::Forbidden,
+        }
+    }
+
+    fn scopes_allow(&self, identity: &Identity) -> bool {
+        let has = |scope: &String| identity.scopes.allows(scope);
+        self.required_scopes.iter().all(has)
+            && self
+                .required_scopes_any
+                .as_ref()
+                .is_none_or(|any| any.iter().any(has))
+    }
+
+    fn resource_allows(
+        &self,
+        identity: &Identity,
+        resource_id: Option<&str>,
+        ownership: Option<&dyn OwnershipProvider>,
+    ) -> bool {
+        let Some(kind) = self.resource_type.as_deref() else {
+            return true;
+        };
+        let action = self.resource_action.as_deref().unwrap_or_default();
+        match (ownership, resource_id) {
+            (Some(owners), Some(id)) => owners.owns(&identity.id, kind, id, action),
+            (Some(owners), None) => owners.owns_any(&identity.id, kind, action),
+            (None, id) => identity.resources.get(kind).is_some_and(|held| {
+                held.iter().any(|h| match id {
+                    Some(id) => h.as_ref() == id || h.as_ref() == "*",
+                    None => h.as_ref() == action,
+                })
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::IdentityKind;
+
+    use super::*;
+
+    fn identity(scopes: &[&str], held: &[&str]) -> Identity {
+        Identity {
+            id: "someone".parse().expect("a peer id"),
+            kind: IdentityKind::Peer,
+            scopes: scopes.iter().collect(),
+            resources: [("disk".into(), held.iter().map(|&h| h.into()).collect())].into(),
+            generation: 0,
+        }
+    }
+
+    fn rule(all: &[&str], any: Option<&[&str]>) -> AccessControl {
+        let own = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect();
+        AccessControl {
+            required_scopes: own(all),
+            required_scopes_any: any.map(own),
+            ..AccessControl::default()
+        }
+    }
+
+    #[test]
+    fn scopes_are_all_and_any() {
+        let who = identity(&["a", "b"], &[]);
+        let check = |rule: AccessControl| rule.check(Some(&who), None, None);
+        assert_eq!(check(rule(&[], None)), Verdict::Allowed);
+        assert_eq!(check(rule(&["a", "b"], None)), Verdict::Allowed);
+        assert_eq!(check(rule(&["a", "c"], None)), Verdict::Forbidden);
+        assert_eq!(check(rule(&["a"], Some(&["c", "b"]))), Verdict::Allowed);
+        assert_eq!(check(rule(&["a"], Some(&["c"]))), Verdict::Forbidden);
+        assert_eq!(check(rule(&[], Some(&[]))), Verdict::Forbidden);
+        assert_eq!(
+            rule(&["a"], None).check(None, None, None),
+            Verdict::Unauthenticated
+        );
+        assert_eq!(rule(&[], None).check(None, None, None), Verdict::Allowed);
+    }
+
+    #[test]
+    fn resources_without_a_provider_come_from_the_identity() {
+        let rule = AccessControl {
+            resource_type: Some("disk".to_owned()),
+            resource_action: Some("read".to_owned()),
+            ..AccessControl::default()
+        };
+        let check = |held: &[&str], id| rule.check(Some(&identity(&[], held)), id, None);
+        assert_eq!(check(&["sda"], Some("sda")), Verdict::Allowed);
+        assert_eq!(check(&["*"], Some("sda")), Verdict::Allowed);
+        assert_eq!(check(&["sdb"], Some("sda")), Verdict::Forbidden);
+        assert_eq!(check(&["read"], None), Verdict::Allowed);
+        assert_eq!(check(&["sda"], None), Verdict::Forbidden);
+        assert_eq!(
+            rule.check(None, Some("sda"), None),
+            Verdict::Unauthenticated
+        );
+    }
+
+    #[test]
+    fn a_provider_decides_about_resources() {
+        struct OnlySda;
+        impl OwnershipProvider for OnlySda {
+            fn owns(&self, _: &PeerId, kind: &str, id: &str, action: &str) -> bool {
+                (kind, id, action) == ("disk", "sda", "")
+            }
+            fn owns_any(&self, _: &PeerId, _: &str, _: &str) -> bool {
+                false
+            }
+        }
+        let rule = AccessControl {
+            resource_type: Some("disk".to_owned()),
+            ..AccessControl::default()
+        };
+        let who = identity(&[], &["*"]);
+        let check = |id| rule.check(Some(&who), id, Some(&OnlySda));
+        assert_eq!(check(Some("sda")), Verdict::Allowed);
+        assert_eq!(check(Some("sdb")), Verdict::Forbidden);
+        assert_eq!(check(None), Verdict::Forbidden);
+    }
+}

@@ -1,0 +1,242 @@
+//! What a request has to pass before its operation runs, in this order: lookup, visibility,
+//! identity, access, room, schema. Whoever may not call learns nothing about the schema.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use alknet_core::Identity;
+use tokio::time::Instant;
+
+use crate::body::Body;
+use crate::dispatcher::Counters;
+use crate::envelope::{self, Envelope, ForwardedFor, Request as Payload};
+use crate::error::{CallError, ErrorCode};
+use crate::frame::FrameBody;
+use crate::handler::HandlerKind;
+use crate::lane::{End, Lane};
+use crate::limits::{CALL_TIMEOUT_DEFAULT, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX};
+use crate::link::Link;
+use crate::pump;
+use crate::registry::Compiled;
+use crate::request::{self, Head, InFlight, Request};
+use crate::spec::OperationType;
+
+/// Scope that lets a peer say whom it forwards for.
+const FORWARD_SCOPE: &str = "forward:identity";
+/// Milliseconds since 1970 before which a clock was never set: 2024-01-01.
+const SANE_CLOCK_MS: u64 = 1_704_067_200_000;
+
+/// Starts a request or answers why not. An error ends the stream: the peer broke the protocol.
+pub(crate) async fn admit(
+    link: &Arc<Link>,
+    lane: &Arc<Lane>,
+    body: &FrameBody,
+    event: &Envelope<'_>,
+) -> Result<(), End> {
+    Counters::add(&link.dispatcher.counters.requests);
+    if !link.may_be_peers(&event.id) {
+        return Err(End::Protocol("id of the other side"));
+    }
+    if link.find_inbound(&event.id).is_some() {
+        return Err(End::Protocol("id is in flight"));
+    }
+    match check(link, lane, body, event) {
+        Ok((in_flight, input)) => start(in_flight, input).await,
+        Err(error) => {
+            Counters::add(&link.dispatcher.counters.errors);
+            lane.out
+                .push(|out| envelope::append_error(out, &event.id, &error));
+        }
+    }
+    Ok(())
+}
+
+async fn start(in_flight: InFlight, input: Body) {
+    let operation = Arc::clone(in_flight.request().operation());
+    match &operation.handler {
+        HandlerKind::Once(handler) => {
+            request::start_once(in_flight, Arc::clone(handler), input)
+                .poll_or_spawn()
+                .await;
+        }
+        HandlerKind::Stream(handler) => pump::start(in_flight, Arc::clone(handler), input),
+    }
+}
+
+fn check(
+    link: &Arc<Link>,
+    lane: &Arc<Lane>,
+    body: &FrameBody,
+    event: &Envelope<'_>,
+) -> Result<(InFlight, Body), CallError> {
+    let payload = parse(event.payload)?;
+    if link.dispatcher.is_draining() {
+        return Err(CallError::draining());
+    }
+    let operation = lookup(link, &payload)?;
+    let identity = identify(link, &payload)?;
+    let input = input(body, &payload);
+    check_access(link, operation, identity.as_deref(), &input)?;
+    let head = Head {
+        id: event.id.as_ref().into(),
+        forwarded_for: forwarded_for(link, payload.forwarded_for),
+        trace: payload.trace.as_deref().map(Into::into),
+        deadline: deadline(
+            link,
+            operation,
+            timeout(payload.timeout_ms, payload.deadline)?,
+        ),
+        idle: payload.idle_ms.map(Duration::from_millis),
+        window: payload.window,
+        identity,
+    };
+    let in_flight = make_room(head, link, lane, operation)?;
+    if operation.checks_input() {
+        operation.check_input(input.try_value()?)?;
+    }
+    Ok((in_flight, input))
+}
+
+fn parse(payload: &str) -> Result<Payload<'_>, CallError> {
+    let payload: Payload<'_> = serde_json::from_str(payload)
+        .map_err(|error| CallError::invalid_input(format!("the payload is no request: {error}")))?;
+    let key = payload.idempotency_key.as_deref().unwrap_or_default();
+    if key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
+        let message = format!("an idempotency_key has at most {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
+        return Err(CallError::invalid_input(message));
+    }
+    Ok(payload)
+}
+
+fn lookup<'a>(link: &'a Link, payload: &Payload<'_>) -> Result<&'a Arc<Compiled>, CallError> {
+    let name = payload.operation.as_ref();
+    if name.len() > OPERATION_BYTES_MAX {
+        return Err(CallError::not_found("…"));
+    }
+    // Routing to a third party is for hubs; here nobody else is reachable.
+    let found = link.dispatcher.registry.lookup(name);
+    found
+        .filter(|operation| operation.is_external() && payload.peer.is_none())
+        .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
+}
+
+/// The identity of this request: the token's, which replaces the connection's and never falls
+/// back to it.
+fn identify(link: &Link, payload: &Payload<'_>) -> Result<Option<Arc<Identity>>, CallError> {
+    let Some(token) = payload.auth_token.as_deref() else {
+        return Ok(link.connection.identity());
+    };
+    link.dispatcher.by_token(token).map(Some).ok_or_else(|| {
+        CallError::new(
+            ErrorCode::Unauthenticated,
+            "the auth_token is unknown or expired; make a new one",
+        )
+    })
+}
+
+fn forwarded_for(link: &Link, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {
+    let trusted = link
+        .connection
+        .identity()
+        .is_some_and(|peer| peer.scopes.allows(FORWARD_SCOPE));
+    claim.filter(|_| trusted)
+}
+
+fn check_access(
+    link: &Link,
+    operation: &Compiled,
+    identity: Option<&Identity>,
+    input: &Body,
+) -> Result<(), CallError> {
+    let access = &operation.spec.access_control;
+    if access.is_open() {
+        return Ok(());
+    }
+    let resource_id = match &operation.resource_pointer {
+        Some(pointer) if identity.is_some() => input.value().pointer(pointer),
+        _ => None,
+    };
+    access
+        .check(
+            identity,
+            resource_id.and_then(serde_json::Value::as_str),
+            link.dispatcher.ownership.as_deref(),
+        )
+        .into_result()
+}
+
+fn input(body: &FrameBody, payload: &Payload<'_>) -> Body {
+    match payload.input {
+        Some(raw) => Body::from_parts(
+            body.envelope.slice_ref(raw.get().as_bytes()),
+            body.tail.clone().unwrap_or_default(),
+        ),
+        None => Body::null(),
+    }
+}
+
+/// What the requester asks for: relative, or absolute where both clocks are set.
+fn timeout(
+    relative_ms: Option<u64>,
+    absolute_ms: Option<u64>,
+) -> Result<Option<Duration>, CallError> {
+    if let Some(ms) = relative_ms {
+        return Ok(Some(Duration::from_millis(ms)));
+    }
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
+    match absolute_ms {
+        Some(at) if now > SANE_CLOCK_MS && at <= now => Err(CallError::timeout()),
+        Some(at) if now > SANE_CLOCK_MS => Ok(Some(Duration::from_millis(at - now))),
+        _ => Ok(None),
+    }
+}
+
+/// The earliest of what the requester, the operation and this node allow.
+fn deadline(link: &Link, operation: &Compiled, asked: Option<Duration>) -> Option<Instant> {
+    let subscription = operation.spec.op_type == OperationType::Subscription;
+    let own = operation
+        .spec
+        .default_timeout_ms
+        .map(|ms| Duration::from_millis(ms.into()));
+    let fallback = (!subscription).then_some(CALL_TIMEOUT_DEFAULT);
+    let most = (!subscription).then_some(link.dispatcher.timeout_max);
+    let chosen = match (asked, own) {
+        (Some(asked), Some(own)) => Some(asked.min(own)),
+        (asked, own) => asked.or(own).or(fallback),
+    };
+    let chosen = match (chosen, most) {
+        (Some(chosen), Some(most)) => Some(chosen.min(most)),
+        (chosen, most) => chosen.or(most),
+    };
+    // A deadline beyond what the clock can express is none.
+    chosen.and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+fn make_room(
+    head: Head,
+    link: &Arc<Link>,
+    lane: &Arc<Lane>,
+    operation: &Arc<Compiled>,
+) -> Result<InFlight, CallError> {
+    let limits = link.limits();
+    let (requests, subscriptions) = link.inbound_counts();
+    if requests >= limits.requests {
+        return Err(CallError::overloaded(
+            "requests in flight on a connection",
+            limits.requests,
+        ));
+    }
+    let subscription = operation.spec.op_type == OperationType::Subscription;
+    if subscription && subscriptions >= limits.subscriptions {
+        return Err(CallError::overloaded(
+            "subscriptions in flight on a connection",
+            limits.subscriptions,
+        ));
+    }
+    operation.enter()?;
+    let request = Arc::new(Request::new(head, link, lane, operation));
+    link.remember_inbound(&request);
+    Ok(InFlight::new(request))
+}

@@ -1,0 +1,206 @@
+//! What goes into an operation and what comes out of it.
+
+use std::sync::OnceLock;
+
+use base64::Engine;
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::CallError;
+
+/// A received value: its JSON text, parsed when somebody asks, and the binary data its
+/// `{"$bin":[offset,length]}` point into.
+#[derive(Clone, Debug)]
+pub struct Body {
+    raw: Bytes,
+    tail: Bytes,
+    value: OnceLock<Value>,
+}
+
+impl Body {
+    /// A body of checked JSON text.
+    pub(crate) fn from_parts(raw: Bytes, tail: Bytes) -> Self {
+        Self {
+            raw,
+            tail,
+            value: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn null() -> Self {
+        Self::from_parts(Bytes::from_static(b"null"), Bytes::new())
+    }
+
+    /// The JSON text.
+    #[must_use]
+    pub fn raw(&self) -> &Bytes {
+        &self.raw
+    }
+
+    /// The value, parsed once. Text with numbers beyond what `f64` can hold reads as `null`.
+    #[must_use]
+    pub fn value(&self) -> &Value {
+        self.value
+            .get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or(Value::Null))
+    }
+
+    /// The value, or `INVALID_INPUT` where the text holds a number beyond `f64`.
+    pub(crate) fn try_value(&self) -> Result<&Value, CallError> {
+        if self.value.get().is_none() {
+            let value = serde_json::from_slice(&self.raw)
+                .map_err(|error| CallError::invalid_input(error.to_string()))?;
+            let _ = self.value.set(value);
+        }
+        Ok(self.value())
+    }
+
+    /// The value as `T`.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` when it is none.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, CallError> {
+        let parsed = match self.value.get() {
+            Some(value) => T::deserialize(value),
+            None => serde_json::from_slice(&self.raw),
+        };
+        parsed.map_err(|error| CallError::invalid_input(error.to_string()))
+    }
+
+    /// The bytes a `{"$bin":[offset,length]}` stands for, if `value` is one and they exist.
+    #[must_use]
+    pub fn binary(&self, value: &Value) -> Option<Bytes> {
+        slice(&self.tail, value)
+    }
+}
+
+/// What an operation answers with.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Output {
+    /// JSON with binary data, which `{"$bin":[offset,length]}` points into. Peers that do not know
+    /// mixed frames receive base64 instead.
+    Mixed(Value, Bytes),
+    /// JSON text that is known to be valid.
+    Raw(Bytes),
+    /// A value, serialised when the frame is written.
+    Value(Value),
+}
+
+impl Output {
+    /// Serialises now.
+    ///
+    /// # Errors
+    /// `INTERNAL` when `value` has no JSON form.
+    pub fn json(value: &impl Serialize) -> Result<Self, CallError> {
+        serde_json::to_vec(value)
+            .map(|text| Self::Raw(text.into()))
+            .map_err(|error| CallError::internal(format!("the output has no JSON form: {error}")))
+    }
+
+    /// The same without binary data.
+    #[must_use]
+    pub(crate) fn inlined(self) -> Self {
+        match self {
+            Self::Mixed(mut value, tail) => {
+                inline(&mut value, &tail);
+                Self::Value(value)
+            }
+            other => other,
+        }
+    }
+}
+
+impl From<Value> for Output {
+    fn from(value: Value) -> Self {
+        Self::Value(value)
+    }
+}
+
+/// An item of a subscription.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// The event.
+    pub output: Output,
+    /// Where to resume behind it, for operations that declare `resumable`.
+    pub cursor: Option<Value>,
+}
+
+impl<T: Into<Output>> From<T> for Item {
+    fn from(output: T) -> Self {
+        Self {
+            output: output.into(),
+            cursor: None,
+        }
+    }
+}
+
+fn slice(tail: &Bytes, value: &Value) -> Option<Bytes> {
+    let pair = value.as_object().filter(|o| o.len() == 1)?.get("$bin")?;
+    let [offset, len] = pair.as_array()?.as_slice() else {
+        return None;
+    };
+    let offset = usize::try_from(offset.as_u64()?).ok()?;
+    let end = offset.checked_add(usize::try_from(len.as_u64()?).ok()?)?;
+    (end <= tail.len()).then(|| tail.slice(offset..end))
+}
+
+fn inline(value: &mut Value, tail: &Bytes) {
+    if let Some(bytes) = slice(tail, value) {
+        *value = base64::engine::general_purpose::STANDARD
+            .encode(bytes)
+            .into();
+        return;
+    }
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|v| inline(v, tail)),
+        Value::Object(members) => members.values_mut().for_each(|v| inline(v, tail)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn binary_references_are_bounded() {
+        let body = Body::from_parts(Bytes::from_static(b"{}"), Bytes::from_static(b"abcdef"));
+        assert_eq!(
+            body.binary(&json!({"$bin":[1,3]})).as_deref(),
+            Some(&b"bcd"[..])
+        );
+        assert_eq!(
+            body.binary(&json!({"$bin":[6,0]})).as_deref(),
+            Some(&b""[..])
+        );
+        for bad in [
+            json!({"$bin":[4,3]}),
+            json!({"$bin":[u64::MAX,2]}),
+            json!({"$bin":[-1,2]}),
+            json!({"$bin":[1]}),
+            json!({"$bin":[0,1],"x":1}),
+            json!("x"),
+        ] {
+            assert_eq!(body.binary(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn mixed_output_becomes_base64_for_peers_without_it() {
+        let mixed = Output::Mixed(json!({"a":[{"$bin":[0,2]}]}), Bytes::from_static(b"hi"));
+        assert!(matches!(mixed.inlined(), Output::Value(v) if v == json!({"a":["aGk="]})));
+    }
+
+    #[test]
+    fn a_body_parses_from_text_and_from_its_value() {
+        let body = Body::from_parts(Bytes::from_static(b"[1,2]"), Bytes::new());
+        assert_eq!(body.parse::<Vec<u8>>().expect("numbers"), [1, 2]);
+        assert_eq!(body.value(), &json!([1, 2]));
+        assert_eq!(body.parse::<Vec<u8>>().expect("numbers"), [1, 2]);
+        assert!(body.parse::<String>().is_err());
+    }
+}

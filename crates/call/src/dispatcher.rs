@@ -1,0 +1,174 @@
+//! What every connection of a node shares: operations, identities, limits, counters.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use alknet_core::{AuthToken, Identity, IdentityProvider};
+use serde::Serialize;
+
+use crate::access::OwnershipProvider;
+use crate::limits::{CALL_TIMEOUT_MAX, PeerLimits};
+use crate::link::Link;
+use crate::registry::Registry;
+use crate::sync::lock;
+
+/// Serves the operations of a registry on any number of connections.
+pub struct Dispatcher {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) ownership: Option<Arc<dyn OwnershipProvider>>,
+    pub(crate) limits: PeerLimits,
+    pub(crate) timeout_max: Duration,
+    pub(crate) node: String,
+    pub(crate) counters: Counters,
+    identities: Option<Arc<dyn IdentityProvider>>,
+    links: Mutex<Vec<Weak<Link>>>,
+    draining: AtomicBool,
+}
+
+impl Dispatcher {
+    /// Serves `registry` with the default limits, to peers known by their key only.
+    #[must_use]
+    pub fn new(registry: Registry) -> Self {
+        Self {
+            registry: Arc::new(registry),
+            ownership: None,
+            limits: PeerLimits::AUTHENTICATED,
+            timeout_max: CALL_TIMEOUT_MAX,
+            node: String::new(),
+            counters: Counters::default(),
+            identities: None,
+            links: Mutex::default(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Who resolves `auth_token`; without it every token is invalid.
+    #[must_use]
+    pub fn with_identities(mut self, identities: Arc<dyn IdentityProvider>) -> Self {
+        self.identities = Some(identities);
+        self
+    }
+
+    /// Who knows the owners of resources.
+    #[must_use]
+    pub fn with_ownership(mut self, ownership: Arc<dyn OwnershipProvider>) -> Self {
+        self.ownership = Some(ownership);
+        self
+    }
+
+    /// What known peers may do, cut to [`PeerLimits::ABSOLUTE`].
+    #[must_use]
+    pub fn with_limits(mut self, limits: PeerLimits) -> Self {
+        self.limits = limits.bounded();
+        self
+    }
+
+    /// The longest deadline of a query or mutation.
+    #[must_use]
+    pub fn with_timeout_max(mut self, timeout: Duration) -> Self {
+        self.timeout_max = timeout;
+        self
+    }
+
+    /// This node's peer id or key, as `services/list` announces it.
+    #[must_use]
+    pub fn with_node(mut self, node: impl Into<String>) -> Self {
+        self.node = node.into();
+        self
+    }
+
+    /// The operations served.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.counters.snapshot()
+    }
+
+    /// Takes no new requests, tells every peer, and resolves when running requests have ended and
+    /// their answers are sent. Callers bound the wait.
+    pub async fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        let links: Vec<_> = lock(&self.links).iter().filter_map(Weak::upgrade).collect();
+        links.iter().for_each(|link| link.start_drain());
+        for link in links {
+            link.ended().await;
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn by_token(&self, token: &str) -> Option<Arc<Identity>> {
+        let token = AuthToken::new(token.to_owned());
+        self.identities.as_ref()?.by_token(&token)
+    }
+
+    pub(crate) fn add_link(&self, link: &Arc<Link>) {
+        let mut links = lock(&self.links);
+        links.retain(|link| link.strong_count() > 0);
+        links.push(Arc::downgrade(link));
+        drop(links);
+        if self.is_draining() {
+            link.start_drain();
+        }
+    }
+}
+
+impl fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dispatcher")
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Counters while they are counted.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) panics: AtomicU64,
+    pub(crate) protocol_errors: AtomicU64,
+    pub(crate) ignored: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn snapshot(&self) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            requests: read(&self.requests),
+            errors: read(&self.errors),
+            panics: read(&self.panics),
+            protocol_errors: read(&self.protocol_errors),
+            ignored: read(&self.ignored),
+        }
+    }
+}
+
+/// What a dispatcher has done since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Requests received.
+    pub requests: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Operations that panicked.
+    pub panics: u64,
+    /// Streams or connections ended because the peer broke the protocol.
+    pub protocol_errors: u64,
+    /// Events ignored: of unknown type, or about no known request.
+    pub ignored: u64,
+}

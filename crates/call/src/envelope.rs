@@ -1,0 +1,368 @@
+//! Events on the wire: `{"type":…,"id":…,"payload":…}`.
+
+use std::borrow::Cow;
+use std::io::Write;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::error::CallError;
+use crate::frame::{FrameError, append_frame, append_mixed};
+use crate::json::{self, Flaw};
+use crate::limits::ID_BYTES_MAX;
+
+/// What an event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// `call.aborted`: either side gives up; terminal.
+    Aborted,
+    /// `call.completed`: the subscription ended well; terminal.
+    Completed,
+    /// `call.credit`: the requester takes more events.
+    Credit,
+    /// `call.error`: the call failed; terminal.
+    Error,
+    /// `call.goaway`: no new requests, please.
+    Goaway,
+    /// `call.requested`: a request.
+    Requested,
+    /// `call.responded`: the answer, or one event of a subscription.
+    Responded,
+    /// Anything else: ignored.
+    Unknown,
+}
+
+/// `id` of events that belong to no request.
+pub const NO_REQUEST: &str = "-";
+
+impl EventKind {
+    /// The text in `type`; empty for unknown kinds.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aborted => "call.aborted",
+            Self::Completed => "call.completed",
+            Self::Credit => "call.credit",
+            Self::Error => "call.error",
+            Self::Goaway => "call.goaway",
+            Self::Requested => "call.requested",
+            Self::Responded => "call.responded",
+            Self::Unknown => "",
+        }
+    }
+
+    fn from_name(name: &str) -> Self {
+        match name {
+            "call.aborted" => Self::Aborted,
+            "call.completed" => Self::Completed,
+            "call.credit" => Self::Credit,
+            "call.error" => Self::Error,
+            "call.goaway" => Self::Goaway,
+            "call.requested" => Self::Requested,
+            "call.responded" => Self::Responded,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// A parsed event; borrows from its frame.
+#[derive(Clone, Debug)]
+pub struct Envelope<'a> {
+    /// What it says.
+    pub kind: EventKind,
+    /// Which request it is about.
+    pub id: Cow<'a, str>,
+    /// The payload's JSON text; `{}` when absent.
+    pub payload: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    payload: Option<&'a RawValue>,
+}
+
+impl<'a> Envelope<'a> {
+    /// Parses the JSON of one frame.
+    ///
+    /// # Errors
+    /// Not UTF-8, no JSON object, `type` or `id` missing, a member twice, nested deeper than
+    /// `nesting_max`, or an id outside its grammar.
+    pub fn parse(body: &'a [u8], nesting_max: usize) -> Result<Self, FrameError> {
+        let text = std::str::from_utf8(body).map_err(|_| FrameError::Utf8)?;
+        let raw: Raw<'a> =
+            serde_json::from_str(text).map_err(|error| FrameError::Json(error.to_string()))?;
+        json::check(text, nesting_max).map_err(|flaw| match flaw {
+            Flaw::Duplicate => FrameError::Duplicate,
+            Flaw::Nesting => FrameError::Nesting(nesting_max),
+        })?;
+        if !is_id(&raw.id) {
+            return Err(FrameError::Id);
+        }
+        Ok(Self {
+            kind: EventKind::from_name(&raw.kind),
+            id: raw.id,
+            payload: raw.payload.map_or("{}", RawValue::get),
+        })
+    }
+}
+
+/// 1 to 64 bytes of `[!-~]`.
+pub(crate) fn is_id(id: &str) -> bool {
+    (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Payload of `call.requested`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Request<'a> {
+    #[serde(rename = "operationId", borrow)]
+    pub(crate) operation: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) input: Option<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) auth_token: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) forwarded_for: Option<ForwardedFor>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout_ms: Option<u64>,
+    /// Absolute milliseconds since 1970, as peers of the TypeScript package send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) deadline: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) window: Option<u32>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) idempotency_key: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trace: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peer: Option<Cow<'a, str>>,
+}
+
+/// A forwarder's claim about whom it acts for: for audit and rate keys, never for access.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardedFor {
+    /// The originator's id, as the forwarder knows it.
+    pub id: String,
+    /// What the originator may do at the forwarder.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<String>,
+    /// What the originator holds at the forwarder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<serde_json::Value>,
+}
+
+/// Payload of `call.responded`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Response<'a> {
+    #[serde(borrow)]
+    pub(crate) output: Option<&'a RawValue>,
+    #[serde(default)]
+    pub(crate) dropped: u64,
+    #[serde(borrow)]
+    pub(crate) cursor: Option<&'a RawValue>,
+}
+
+/// Payload of `call.credit`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Credit {
+    pub(crate) n: u32,
+}
+
+/// Appends one event as a whole frame; returns the length of its body.
+pub(crate) fn append_event(
+    out: &mut Vec<u8>,
+    kind: EventKind,
+    id: &str,
+    payload: impl FnOnce(&mut Vec<u8>),
+) -> usize {
+    append_frame(out, |out| append_envelope(out, kind, id, payload))
+}
+
+/// Appends one event with binary data as a whole mixed frame; returns the length of its body.
+pub(crate) fn append_mixed_event(
+    out: &mut Vec<u8>,
+    kind: EventKind,
+    id: &str,
+    tail: &[u8],
+    payload: impl FnOnce(&mut Vec<u8>),
+) -> usize {
+    append_frame(out, |out| {
+        append_mixed(out, tail, |out| append_envelope(out, kind, id, payload));
+    })
+}
+
+fn append_envelope(
+    out: &mut Vec<u8>,
+    kind: EventKind,
+    id: &str,
+    payload: impl FnOnce(&mut Vec<u8>),
+) {
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(kind.name().as_bytes());
+    out.extend_from_slice(b"\",\"id\":\"");
+    for byte in id.bytes() {
+        if matches!(byte, b'"' | b'\\') {
+            out.push(b'\\');
+        }
+        out.push(byte);
+    }
+    out.extend_from_slice(b"\",\"payload\":");
+    payload(out);
+    out.push(b'}');
+}
+
+/// Appends a value's JSON text.
+pub(crate) fn append_json(out: &mut Vec<u8>, value: &impl Serialize) {
+    let start = out.len();
+    if serde_json::to_writer(&mut *out, value).is_err() {
+        // Only a map with keys that are no strings can fail here, and no payload has one; the
+        // frame stays well formed all the same.
+        out.truncate(start);
+        out.extend_from_slice(b"null");
+    }
+}
+
+/// One whole frame with the given payload, for clients of their own and for tests.
+///
+/// `payload` is the JSON text of an object.
+#[must_use]
+pub fn encode_event(kind: EventKind, id: &str, payload: &str) -> Bytes {
+    let mut out = Vec::with_capacity(payload.len() + 64);
+    append_event(&mut out, kind, id, |out| {
+        out.extend_from_slice(payload.as_bytes());
+    });
+    out.into()
+}
+
+/// Appends `call.error`; returns the length of the frame's body.
+pub(crate) fn append_error(out: &mut Vec<u8>, id: &str, error: &CallError) -> usize {
+    append_event(out, EventKind::Error, id, |out| append_json(out, error))
+}
+
+/// Appends `call.goaway`.
+pub(crate) fn append_goaway(out: &mut Vec<u8>, reason: &str, drain_ms: u64) {
+    append_event(out, EventKind::Goaway, NO_REQUEST, |out| {
+        append_json(
+            out,
+            &serde_json::json!({ "reason": reason, "drain_ms": drain_ms }),
+        );
+    });
+}
+
+/// Appends `call.credit`.
+pub(crate) fn append_credit(out: &mut Vec<u8>, id: &str, n: u32) {
+    append_event(out, EventKind::Credit, id, |out| {
+        // Writing to a vector cannot fail.
+        let _ = write!(out, "{{\"n\":{n}}}");
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::frame::{FrameBody, FrameReader};
+
+    fn parse(text: &str) -> Result<Envelope<'_>, FrameError> {
+        Envelope::parse(text.as_bytes(), 32)
+    }
+
+    #[test]
+    fn members_come_in_any_order_and_unknown_ones_are_ignored() {
+        let env =
+            parse(r#" {"payload":{"a":[1]},"x":{"y":1},"id":"7","type":"call.requested"}"#.trim())
+                .expect("well formed");
+        assert_eq!(env.kind, EventKind::Requested);
+        assert_eq!((env.id.as_ref(), env.payload), ("7", r#"{"a":[1]}"#));
+        let env = parse(r#"{"type":"call.\u0065rror","id":"\u0041"}"#).expect("escapes");
+        assert_eq!((env.kind, env.id.as_ref()), (EventKind::Error, "A"));
+        assert_eq!(env.payload, "{}");
+        let env = parse(r#"{"type":"call.later","id":"1","payload":null}"#).expect("unknown");
+        assert_eq!(env.kind, EventKind::Unknown);
+    }
+
+    #[test]
+    fn malformed_envelopes_are_refused() {
+        let deep = format!(
+            r#"{{"type":"x","id":"1","payload":{}{}}}"#,
+            "[".repeat(32),
+            "]".repeat(32)
+        );
+        let long = format!(r#"{{"type":"x","id":"{}"}}"#, "i".repeat(65));
+        for bad in [
+            "",
+            "{",
+            "{}",
+            "[]",
+            "null",
+            r#"{"type":"x"}"#,
+            r#"{"id":"1"}"#,
+            r#"{"type":1,"id":"1"}"#,
+            r#"{"type":"x","id":1}"#,
+            r#"{"type":"x","id":""}"#,
+            r#"{"type":"x","id":"a b"}"#,
+            r#"{"type":"x","id":"ä"}"#,
+            r#"{"type":"x","type":"x","id":"1"}"#,
+            r#"{"type":"x","id":"1","payload":{"a":1,"a":1}}"#,
+            r#"{"type":"x","id":"1"} x"#,
+            r#"{"type":"x","id":"1",}"#,
+            &deep,
+            &long,
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(
+            Envelope::parse(b"{\"type\":\"\xff\",\"id\":\"1\"}", 9).err(),
+            Some(FrameError::Utf8)
+        );
+    }
+
+    #[test]
+    fn ids_with_quotes_are_escaped() {
+        let frame = encode_event(EventKind::Completed, "\"\\~", "{}");
+        let env = Envelope::parse(&frame[4..], 9).expect("own text");
+        assert_eq!(env.id, "\"\\~");
+    }
+
+    proptest! {
+        #[test]
+        fn events_round_trip(id in "[!-~]{1,64}", text in any::<String>(), kind in 0usize..7) {
+            let kind = [
+                EventKind::Aborted, EventKind::Completed, EventKind::Credit, EventKind::Error,
+                EventKind::Goaway, EventKind::Requested, EventKind::Responded,
+            ][kind];
+            let payload = serde_json::json!({ "text": text }).to_string();
+            let mut reader = FrameReader::new();
+            reader.push(encode_event(kind, &id, &payload));
+            let body = reader.next_frame(1 << 20).expect("fits").expect("whole");
+            let body = FrameBody::parse(body).expect("JSON");
+            let env = Envelope::parse(&body.envelope, 32).expect("own text");
+            prop_assert_eq!(env.kind, kind);
+            prop_assert_eq!(env.id.as_ref(), id.as_str());
+            prop_assert_eq!(env.payload, payload.as_str());
+        }
+
+        #[test]
+        fn every_truncation_is_an_error(id in "[!-~]{1,8}", text in any::<String>()) {
+            let payload = serde_json::json!({ "text": text }).to_string();
+            let frame = encode_event(EventKind::Requested, &id, &payload);
+            for cut in 4..frame.len() {
+                prop_assert!(Envelope::parse(&frame[4..cut], 32).is_err());
+            }
+        }
+
+        #[test]
+        fn any_text_parses_or_fails(text in any::<Vec<u8>>()) {
+            let _ = Envelope::parse(&text, 32);
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! What a call can fail with: stable codes that peers switch on.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::limits::{DRAIN_RETRY_MS, OVERLOAD_RETRY_MS};
+
+/// The code of a [`CallError`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// Local view of an abort.
+    Aborted,
+    /// The state does not allow it: idempotency key reused, compare-and-swap lost.
+    Conflict,
+    /// The identity may not.
+    Forbidden,
+    /// Our fault: panic, undeclared error.
+    Internal,
+    /// The input violates the operation's schema.
+    InvalidInput,
+    /// Called as what it is not.
+    InvalidOperationType,
+    /// The output violates the operation's schema.
+    InvalidOutput,
+    /// No such operation, or none the caller may know of.
+    NotFound,
+    /// A code of the operation itself, declared in its `error_schemas`.
+    Operation(Arc<str>),
+    /// Too much in flight.
+    Overloaded,
+    /// The response would exceed the peer's frame limit.
+    PayloadTooLarge,
+    /// The deadline passed.
+    Timeout,
+    /// An identity is needed and there is none, or the token is not valid.
+    Unauthenticated,
+    /// Connection lost, peer draining, dependency down.
+    Unavailable,
+}
+
+/// One row of the table every part of the system shares.
+struct Row {
+    code: ErrorCode,
+    name: &'static str,
+    retryable: bool,
+    http: u16,
+    exit: u8,
+}
+
+const fn row(code: ErrorCode, name: &'static str, retryable: bool, http: u16, exit: u8) -> Row {
+    Row {
+        code,
+        name,
+        retryable,
+        http,
+        exit,
+    }
+}
+
+static TABLE: [Row; 13] = [
+    row(ErrorCode::NotFound, "NOT_FOUND", false, 404, 1),
+    row(ErrorCode::Unauthenticated, "UNAUTHENTICATED", false, 401, 4),
+    row(ErrorCode::Forbidden, "FORBIDDEN", false, 403, 4),
+    row(ErrorCode::InvalidInput, "INVALID_INPUT", false, 422, 2),
+    row(ErrorCode::InvalidOutput, "INVALID_OUTPUT", false, 500, 1),
+    row(
+        ErrorCode::InvalidOperationType,
+        "INVALID_OPERATION_TYPE",
+        false,
+        400,
+        2,
+    ),
+    row(ErrorCode::Timeout, "TIMEOUT", true, 504, 5),
+    row(ErrorCode::Aborted, "ABORTED", false, 499, 130),
+    row(ErrorCode::Overloaded, "OVERLOADED", true, 429, 1),
+    row(
+        ErrorCode::PayloadTooLarge,
+        "PAYLOAD_TOO_LARGE",
+        false,
+        413,
+        1,
+    ),
+    row(ErrorCode::Unavailable, "UNAVAILABLE", true, 503, 3),
+    row(ErrorCode::Conflict, "CONFLICT", false, 409, 1),
+    row(ErrorCode::Internal, "INTERNAL", false, 500, 1),
+];
+
+/// HTTP status of an operation's own error that declares none.
+const OPERATION_HTTP: u16 = 422;
+
+impl ErrorCode {
+    /// Every code of the protocol itself.
+    pub fn table() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|row| row.code.clone())
+    }
+
+    /// The code behind a name; names outside the table are an operation's own.
+    #[must_use]
+    pub fn from_name(name: &str) -> Self {
+        TABLE
+            .iter()
+            .find(|row| row.name == name)
+            .map_or_else(|| Self::Operation(name.into()), |row| row.code.clone())
+    }
+
+    /// The name on the wire.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Operation(name) => name,
+            _ => self.row().map_or("INTERNAL", |row| row.name),
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        self.row().is_some_and(|row| row.retryable)
+    }
+
+    /// The HTTP status that says the same.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        self.row().map_or(OPERATION_HTTP, |row| row.http)
+    }
+
+    /// Exit code of the command line.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        self.row().map_or(1, |row| row.exit)
+    }
+
+    /// Whether an operation may declare `name` as a code of its own:
+    /// `[A-Z][A-Z0-9_]{2,63}` and none of the table's.
+    #[must_use]
+    pub fn may_declare(name: &str) -> bool {
+        let mut bytes = name.bytes();
+        (3..=64).contains(&name.len())
+            && bytes.next().is_some_and(|b| b.is_ascii_uppercase())
+            && bytes.all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+            && TABLE.iter().all(|row| row.name != name)
+    }
+
+    fn row(&self) -> Option<&'static Row> {
+        TABLE.iter().find(|row| row.code == *self)
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for ErrorCode {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for ErrorCode {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Ok(Self::from_name(&name))
+    }
+}
+
+/// How a call failed; the payload of `call.error`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Error)]
+#[error("{code}: {message}")]
+pub struct CallError {
+    /// What to switch on.
+    pub code: ErrorCode,
+    /// For people; never parse it.
+    #[serde(default)]
+    pub message: String,
+    /// Whether the same call may succeed later.
+    #[serde(default)]
+    pub retryable: bool,
+    /// Facts for programs, by code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Box<Value>>,
+    /// How long to wait before a retry, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+impl CallError {
+    /// An error with the table's own idea of whether to retry.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            retryable: code.retryable(),
+            code,
+            message: message.into(),
+            details: None,
+            retry_after_ms: None,
+        }
+    }
+
+    /// An operation's own error. `code` must be declared in its `error_schemas`, or the caller
+    /// sees `INTERNAL`.
+    #[must_use]
+    pub fn operation(code: &str, message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::from_name(code), message)
+    }
+
+    /// Facts for programs.
+    #[must_use]
+    pub fn with_details(mut self, details: Value) -> Self {
+        self.details = Some(Box::new(details));
+        self
+    }
+
+    /// How long the caller should wait before it tries again.
+    #[must_use]
+    pub fn with_retry_after_ms(mut self, ms: u64) -> Self {
+        self.retry_after_ms = Some(ms);
+        self
+    }
+
+    /// The input is not what the operation takes.
+    #[must_use]
+    pub fn invalid_input(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidInput, message)
+    }
+
+    /// Our fault.
+    #[must_use]
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Internal, message)
+    }
+
+    /// The other side cannot be reached at present.
+    #[must_use]
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Unavailable, message)
+    }
+
+    pub(crate) fn not_found(operation: &str) -> Self {
+        let message = format!("there is no operation '{operation}'; services/list names them");
+        Self::new(ErrorCode::NotFound, message)
+    }
+
+    pub(crate) fn draining() -> Self {
+        Self::unavailable("the node is shutting down; connect again in a moment")
+            .with_retry_after_ms(DRAIN_RETRY_MS)
+    }
+
+    pub(crate) fn overloaded(what: &str, most: usize) -> Self {
+        let message = format!("at most {most} {what}; wait for one to end");
+        Self::new(ErrorCode::Overloaded, message).with_retry_after_ms(OVERLOAD_RETRY_MS)
+    }
+
+    pub(crate) fn timeout() -> Self {
+        Self::new(ErrorCode::Timeout, "the deadline passed")
+    }
+
+    /// What a peer sees of an error whose code the operation does not declare.
+    pub(crate) fn undeclared(self) -> Self {
+        let details = serde_json::json!({ "code": self.code.name() });
+        Self::internal(self.message).with_details(details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_one_row_and_its_name_leads_back() {
+        for code in ErrorCode::table() {
+            assert_eq!(ErrorCode::from_name(code.name()), code);
+            assert!(!ErrorCode::may_declare(code.name()), "{code}");
+            assert!((400..600).contains(&code.http_status()));
+        }
+        assert_eq!(ErrorCode::table().count(), 13);
+    }
+
+    #[test]
+    fn retry_and_exit_codes_are_the_documented_ones() {
+        let retryable: Vec<_> = ErrorCode::table()
+            .filter(ErrorCode::retryable)
+            .map(|c| c.name().to_owned())
+            .collect();
+        assert_eq!(retryable, ["TIMEOUT", "OVERLOADED", "UNAVAILABLE"]);
+        assert_eq!(ErrorCode::Timeout.exit_code(), 5);
+        assert_eq!(ErrorCode::Forbidden.exit_code(), 4);
+        assert_eq!(ErrorCode::Aborted.exit_code(), 130);
+        assert_eq!(ErrorCode::Unavailable.exit_code(), 3);
+    }
+
+    #[test]
+    fn own_codes_follow_the_grammar() {
+        for good in ["ABC", "DISK_FULL", "E2BIG"] {
+            assert!(ErrorCode::may_declare(good), "{good}");
+        }
+        for bad in ["", "AB", "abc", "1AB", "A-B", "INTERNAL", &"A".repeat(65)] {
+            assert!(!ErrorCode::may_declare(bad), "{bad}");
+        }
+        assert_eq!(ErrorCode::from_name("DISK_FULL").http_status(), 422);
+    }
+
+    #[test]
+    fn the_wire_form_is_the_documented_one() {
+        let error = CallError::overloaded("requests in flight", 8);
+        let text = serde_json::to_string(&error).expect("serialisable");
+        assert_eq!(
+            text,
+            r#"{"code":"OVERLOADED","message":"at most 8 requests in flight; wait for one to end","retryable":true,"retry_after_ms":100}"#
+        );
+        assert_eq!(
+            serde_json::from_str::<CallError>(&text).expect("its own text"),
+            error
+        );
+        let bare: CallError = serde_json::from_str(r#"{"code":"X_Y_Z"}"#).expect("only a code");
+        assert!(!bare.retryable && bare.message.is_empty());
+    }
+}

@@ -1,0 +1,119 @@
+//! The code behind an operation.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use alknet_core::BoxFuture;
+use futures_util::{Stream, StreamExt};
+
+use crate::body::{Body, Item, Output};
+use crate::context::Ctx;
+use crate::error::CallError;
+
+/// The events of a subscription. Dropping it cancels the work behind it.
+pub type BoxStream<T> = Pin<Box<dyn Stream<Item = T> + Send>>;
+
+/// Answers once: queries and mutations.
+///
+/// The future is polled once where the request was read, so it must not block. It is dropped when
+/// the caller aborts, the deadline passes or the connection ends; a panic inside becomes
+/// `INTERNAL` for this request and nothing else.
+pub trait OnceHandler: Send + Sync + 'static {
+    /// Starts the work.
+    fn call(
+        self: Arc<Self>,
+        input: Body,
+        ctx: Ctx,
+    ) -> BoxFuture<'static, Result<Output, CallError>>;
+}
+
+/// Yields events: subscriptions. An error ends the subscription.
+pub trait StreamHandler: Send + Sync + 'static {
+    /// Starts the work.
+    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>>;
+}
+
+/// A handler of either kind; checked against the operation's type when the registry is built.
+#[derive(Clone)]
+pub enum HandlerKind {
+    /// For queries and mutations.
+    Once(Arc<dyn OnceHandler>),
+    /// For subscriptions.
+    Stream(Arc<dyn StreamHandler>),
+}
+
+impl HandlerKind {
+    /// A query or mutation from an async function.
+    pub fn once<F, Fut, T>(function: F) -> Self
+    where
+        F: Fn(Body, Ctx) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, CallError>> + Send + 'static,
+        T: Into<Output> + 'static,
+    {
+        Self::Once(Arc::new(OnceFn(function)))
+    }
+
+    /// A subscription from a function that returns a stream.
+    pub fn stream<F, S, T>(function: F) -> Self
+    where
+        F: Fn(Body, Ctx) -> S + Send + Sync + 'static,
+        S: Stream<Item = Result<T, CallError>> + Send + 'static,
+        T: Into<Item> + 'static,
+    {
+        Self::Stream(Arc::new(StreamFn(function)))
+    }
+}
+
+impl fmt::Debug for HandlerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Once(_) => "Once",
+            Self::Stream(_) => "Stream",
+        })
+    }
+}
+
+/// What a subscription does when its reader is slower than its source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnSlow {
+    /// Keep at most this many events, drop the oldest, and tell with the next one how many.
+    DropOldest(usize),
+    /// End with `OVERLOADED`.
+    Fail,
+    /// Do not poll the source meanwhile.
+    #[default]
+    Pause,
+}
+
+struct OnceFn<F>(F);
+
+impl<F, Fut, T> OnceHandler for OnceFn<F>
+where
+    F: Fn(Body, Ctx) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, CallError>> + Send + 'static,
+    T: Into<Output> + 'static,
+{
+    fn call(
+        self: Arc<Self>,
+        input: Body,
+        ctx: Ctx,
+    ) -> BoxFuture<'static, Result<Output, CallError>> {
+        let answer = (self.0)(input, ctx);
+        Box::pin(async move { answer.await.map(Into::into) })
+    }
+}
+
+struct StreamFn<F>(F);
+
+impl<F, S, T> StreamHandler for StreamFn<F>
+where
+    F: Fn(Body, Ctx) -> S + Send + Sync + 'static,
+    S: Stream<Item = Result<T, CallError>> + Send + 'static,
+    T: Into<Item> + 'static,
+{
+    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>> {
+        Box::pin((self.0)(input, ctx).map(|item| item.map(Into::into)))
+    }
+}

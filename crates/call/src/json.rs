@@ -1,0 +1,129 @@
+//! What serde_json does not check: how deep a document nests, and that no object names a member
+//! twice.
+
+use std::borrow::Cow;
+
+/// Up to this many members are compared pairwise, which beats sorting.
+const PAIRWISE_MAX: usize = 16;
+
+/// Checks a document that is known to be valid JSON. Linear in its length, save for sorting the
+/// names of large objects; recursion-free.
+pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), Flaw> {
+    let bytes = text.as_bytes();
+    let mut open: Vec<Option<usize>> = Vec::with_capacity(8);
+    let mut names: Vec<Cow<'_, str>> = Vec::with_capacity(16);
+    let mut at = 0;
+    let mut name_next = false;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => {
+                let end = string_end(bytes, at);
+                if name_next {
+                    names.push(decode(&text[at..end]));
+                    name_next = false;
+                }
+                at = end;
+                continue;
+            }
+            b'{' | b'[' => {
+                if open.len() == nesting_max {
+                    return Err(Flaw::Nesting);
+                }
+                name_next = byte == b'{';
+                open.push(name_next.then_some(names.len()));
+            }
+            b',' => name_next = matches!(open.last(), Some(Some(_))),
+            b'}' | b']' => {
+                if let Some(Some(first)) = open.pop() {
+                    distinct(&mut names[first..])?;
+                    names.truncate(first);
+                }
+                name_next = false;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+/// What is wrong with a document although it is JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    Duplicate,
+    Nesting,
+}
+
+/// Index behind the closing quote of the string that starts at `start`.
+fn string_end(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// A name as its peers compare: `"\u0061"` is `"a"`.
+fn decode(quoted: &str) -> Cow<'_, str> {
+    if quoted.contains('\\')
+        && let Ok(text) = serde_json::from_str::<String>(quoted)
+    {
+        return Cow::Owned(text);
+    }
+    Cow::Borrowed(quoted.trim_matches('"'))
+}
+
+fn distinct(names: &mut [Cow<'_, str>]) -> Result<(), Flaw> {
+    let twice = if names.len() <= PAIRWISE_MAX {
+        (1..names.len()).any(|i| names[..i].contains(&names[i]))
+    } else {
+        names.sort_unstable();
+        names.windows(2).any(|pair| pair[0] == pair[1])
+    };
+    if twice { Err(Flaw::Duplicate) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_compared_within_one_object() {
+        for good in [
+            "{}",
+            r#"{"a":1,"b":{"a":2}}"#,
+            r#"[{"a":1},{"a":1}]"#,
+            r#"{"a":"b","b":["a","a"],"c":"{\"a\":1,\"a\":2}"}"#,
+        ] {
+            assert_eq!(check(good, 64), Ok(()), "{good}");
+        }
+        for bad in [
+            r#"{"a":1,"a":2}"#,
+            r#"{"x":[{"a":{},"b":[],"a":2}]}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{ "a" : "x\\" , "a" : 2 }"#,
+        ] {
+            assert_eq!(check(bad, 64), Err(Flaw::Duplicate), "{bad}");
+        }
+    }
+
+    #[test]
+    fn large_objects_are_checked_too() {
+        let members: Vec<_> = (0..500).map(|n| format!("\"k{n}\":{n}")).collect();
+        assert_eq!(check(&format!("{{{}}}", members.join(",")), 64), Ok(()));
+        let text = format!("{{{},\"k250\":0}}", members.join(","));
+        assert_eq!(check(&text, 64), Err(Flaw::Duplicate));
+    }
+
+    #[test]
+    fn nesting_is_limited_exactly() {
+        let deep = |n| format!("{}{}", "[".repeat(n), "]".repeat(n));
+        assert_eq!(check(&deep(32), 32), Ok(()));
+        assert_eq!(check(&deep(33), 32), Err(Flaw::Nesting));
+        assert_eq!(check(&"[".repeat(100_000), 32), Err(Flaw::Nesting));
+    }
+}

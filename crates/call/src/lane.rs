@@ -1,0 +1,240 @@
+//! One stream and what travels on it: reads frames, writes the outlet, ends in the right code.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use alknet_core::{CloseCode, RecvStream, SendStream, StreamCode, StreamError};
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use crate::frame::{FrameError, FrameReader};
+use crate::limits::{
+    BLOCKED_LANE_TIMEOUT, DRAIN_ACK_TIMEOUT, FRAMES_PER_TURN, PARTIAL_FRAME_TIMEOUT,
+    READ_STEP_BYTES, STRANGER_IDLE_TIMEOUT, WRITE_STEP_BYTES,
+};
+use crate::link::Link;
+use crate::outlet::{Outlet, Work};
+
+/// A bidirectional stream in use.
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    pub(crate) out: Outlet,
+    /// Requests of the peer that are answered here and not ended.
+    pub(crate) inbound: AtomicUsize,
+    /// The peer will send nothing more.
+    read_done: AtomicBool,
+    /// Carries one request of ours and ends with it.
+    single_call: bool,
+}
+
+/// Why a stream ended before its time.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The connection is gone.
+    Closed,
+    /// Everything was answered and this node is shutting down.
+    Drained,
+    /// This side gave the stream up.
+    Killed(StreamCode),
+    /// The peer gave it up.
+    PeerLeft,
+    /// The peer broke the protocol.
+    Protocol(&'static str),
+    /// A time limit passed.
+    Timeout(&'static str),
+}
+
+impl From<FrameError> for End {
+    fn from(error: FrameError) -> Self {
+        Self::Protocol(match error {
+            FrameError::TooLong { .. } => "frame too long",
+            FrameError::Empty => "empty frame",
+            FrameError::Nesting(_) => "nested too deeply",
+            FrameError::Duplicate => "duplicate member",
+            FrameError::Id => "invalid id",
+            _ => "malformed frame",
+        })
+    }
+}
+
+impl From<StreamError> for End {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Reset(_) | StreamError::Stopped(_) => Self::PeerLeft,
+            _ => Self::Closed,
+        }
+    }
+}
+
+impl Lane {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn single_call() -> Self {
+        Self {
+            single_call: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether it carries one request only: the peer's once it said so, or ours.
+    pub(crate) fn is_single_call(&self) -> bool {
+        self.single_call
+    }
+
+    /// Whether it still takes requests of ours.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.read_done.load(Ordering::Acquire) && !self.out.is_ended()
+    }
+
+    fn may_finish(&self, link: &Link) -> bool {
+        let over =
+            self.read_done.load(Ordering::Acquire) || (link.said_goaway() && !link.has_outbound());
+        over && self.inbound.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Serves one stream until it ends, and tells the peer how it ended.
+pub(crate) async fn run(
+    link: Arc<Link>,
+    lane: Arc<Lane>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) {
+    if !link.connection.is_multi() {
+        send.set_priority(0);
+    } else if !lane.is_single_call() {
+        send.set_priority(1);
+    }
+    let end = tokio::try_join!(
+        read_loop(&link, &lane, &mut recv),
+        write_loop(&link, &lane, &mut send),
+    )
+    .err();
+    lane.out.end();
+    link.lane_ended(&lane);
+    match end {
+        None | Some(End::Closed | End::Drained) => {}
+        Some(End::Killed(code)) => give_up(&mut send, &mut recv, code),
+        Some(End::PeerLeft) => give_up(&mut send, &mut recv, StreamCode::Cancelled),
+        Some(End::Protocol(why)) => {
+            link.protocol_error(why);
+            give_up(&mut send, &mut recv, StreamCode::Protocol);
+            link.fail_if_single(CloseCode::Protocol, why);
+        }
+        Some(End::Timeout(why)) => {
+            give_up(&mut send, &mut recv, StreamCode::Deadline);
+            link.fail_if_single(CloseCode::Timeout, why);
+        }
+    }
+}
+
+fn give_up(send: &mut SendStream, recv: &mut RecvStream, code: StreamCode) {
+    send.reset(code);
+    recv.stop(code);
+}
+
+async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) -> Result<(), End> {
+    let mut frames = FrameReader::new();
+    let mut begun = None;
+    let mut turn = 0;
+    loop {
+        while let Some(frame) = frames.next_frame(link.frame_bytes())? {
+            begun = None;
+            link.receive(lane, frame).await?;
+            lane.out.wait_below(link.limits().queued_bytes).await;
+            turn += 1;
+            if turn % FRAMES_PER_TURN == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        if frames.is_partial() {
+            begun.get_or_insert_with(Instant::now);
+        }
+        match next_chunk(link, recv, begun).await? {
+            Some(chunk) => frames.push(chunk),
+            None if frames.is_partial() => return Err(End::Protocol("stream ends within a frame")),
+            None => break,
+        }
+    }
+    lane.read_done.store(true, Ordering::Release);
+    link.fail_outbound(lane);
+    lane.out.poke();
+    Ok(())
+}
+
+/// The next bytes, within the time a begun frame or a silent stranger has.
+async fn next_chunk(
+    link: &Link,
+    recv: &mut RecvStream,
+    begun: Option<Instant>,
+) -> Result<Option<Bytes>, End> {
+    loop {
+        let (deadline, why) = match begun {
+            Some(begun) => (begun + PARTIAL_FRAME_TIMEOUT, "partial frame"),
+            None if link.is_stranger_on_single() => {
+                (Instant::now() + STRANGER_IDLE_TIMEOUT, "idle")
+            }
+            None => return Ok(recv.read_chunk(READ_STEP_BYTES).await?),
+        };
+        match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
+            Ok(read) => return Ok(read?),
+            Err(_) if begun.is_none() && link.has_inbound() => {}
+            Err(_) => return Err(End::Timeout(why)),
+        }
+    }
+}
+
+async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(), End> {
+    loop {
+        let work = tokio::select! {
+            biased;
+            work = lane.out.next_work(|| lane.may_finish(link)) => work,
+            stopped = send.stopped() => {
+                stopped?;
+                return Err(End::PeerLeft);
+            }
+        };
+        match work {
+            Work::Write(bytes) => write(lane, send, bytes).await?,
+            Work::Kill(code) => return Err(End::Killed(code)),
+            Work::Finish => break,
+        }
+    }
+    send.finish()?;
+    if link.said_goaway() && !link.has_outbound() {
+        // The connection ends after this; what is on its way must arrive first.
+        if link.connection.is_multi() {
+            let _ = tokio::time::timeout(DRAIN_ACK_TIMEOUT, send.stopped()).await;
+        }
+        return Err(End::Drained);
+    }
+    Ok(())
+}
+
+/// Writes in steps, so that a peer that takes bytes slowly is told from one that takes none.
+async fn write(lane: &Lane, send: &mut SendStream, mut bytes: Bytes) -> Result<(), End> {
+    while !bytes.is_empty() {
+        let step = bytes.split_to(bytes.len().min(WRITE_STEP_BYTES));
+        let len = step.len();
+        tokio::select! {
+            biased;
+            written = write_step(lane, send, step) => written?,
+            code = lane.out.killed() => return Err(End::Killed(code)),
+        }
+        lane.out.wrote(len);
+    }
+    Ok(())
+}
+
+async fn write_step(lane: &Lane, send: &mut SendStream, step: Bytes) -> Result<(), End> {
+    // The reader of a call stream may pause for as long as it likes: nobody else waits behind it.
+    if lane.read_done.load(Ordering::Acquire) {
+        return Ok(send.write_chunk(step).await?);
+    }
+    match tokio::time::timeout(BLOCKED_LANE_TIMEOUT, send.write_chunk(step)).await {
+        Ok(written) => Ok(written?),
+        Err(_) => Err(End::Timeout("blocked")),
+    }
+}

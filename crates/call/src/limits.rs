@@ -1,0 +1,122 @@
+//! Every bound of the protocol. Each one limits what a peer can make this node hold or do.
+
+use std::time::Duration;
+
+/// Bytes of a frame from a peer nobody knows.
+pub const FRAME_BYTES_UNAUTHENTICATED: usize = 64 << 10;
+/// Bytes of a frame from a known peer, unless configured otherwise.
+pub const FRAME_BYTES_DEFAULT: usize = 1 << 20;
+/// Bytes of a frame that no configuration can exceed.
+pub const FRAME_BYTES_MAX: usize = 64 << 20;
+/// Bytes a frame in the making grows by: a length field alone never costs its announced size.
+pub const FRAME_GROWTH_BYTES: usize = 64 << 10;
+/// Nested arrays and objects in a frame from a peer nobody knows.
+pub const NESTING_UNAUTHENTICATED: usize = 32;
+/// Nested arrays and objects in a frame.
+pub const NESTING_MAX: usize = 64;
+/// Bytes of a request id.
+pub const ID_BYTES_MAX: usize = 64;
+/// Bytes of an operation id.
+pub const OPERATION_BYTES_MAX: usize = 128;
+/// Bytes of an idempotency key.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 64;
+/// Validation failures listed in one error.
+pub const INVALID_DETAILS_MAX: usize = 10;
+/// Compiled size of a schema's regular expression, in bytes: no schema may exhaust memory.
+pub const PATTERN_BYTES_MAX: usize = 1 << 20;
+
+/// How long a frame may stay half received.
+pub const PARTIAL_FRAME_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a lane may take none of our bytes.
+pub const BLOCKED_LANE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Deadline of a query or mutation that names none.
+pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Longest deadline of a query or mutation, unless configured otherwise.
+pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// How long after its deadline a requester waits for the responder to say so.
+pub const RESPONDER_GRACE: Duration = Duration::from_secs(2);
+/// How long a drained lane waits for the peer to acknowledge its end.
+pub const DRAIN_ACK_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a peer is told to wait before it comes back to a draining node.
+pub const DRAIN_RETRY_MS: u64 = 5_000;
+/// What a peer is told to wait when this node has too much to do.
+pub const OVERLOAD_RETRY_MS: u64 = 100;
+
+/// Bytes a subscription may have queued before its handler is polled again.
+pub const SUBSCRIPTION_QUEUE_BYTES: usize = 64 << 10;
+/// Bytes a lane may have queued before any subscription on it is polled again.
+pub const LANE_QUEUE_BYTES: usize = 256 << 10;
+/// Bytes written to the carriage at a time, so that a slow peer is told from a blocked one.
+pub const WRITE_STEP_BYTES: usize = 64 << 10;
+/// Bytes asked of the carriage at a time.
+pub const READ_STEP_BYTES: usize = 64 << 10;
+/// Frames handled before the lane's own writer gets its turn.
+pub const FRAMES_PER_TURN: u32 = 64;
+/// Largest request that shares a lane; beyond it a stream of its own is better.
+pub const LANE_REQUEST_BYTES: usize = 4 << 10;
+/// Longest deadline of a request that shares a lane.
+pub const LANE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// Lanes a client opens on a carriage with many streams.
+pub const LANES: usize = 2;
+/// Events a subscription on a lane may have in flight, unless the caller says otherwise.
+pub const WINDOW_DEFAULT: u32 = 64;
+/// Events buffered for the reader of a subscription that has a stream of its own.
+pub const STREAM_EVENTS_BUFFERED: usize = 16;
+
+/// What one connection may have open at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerLimits {
+    /// Bytes of a received frame.
+    pub frame_bytes: usize,
+    /// Nested arrays and objects in a received frame.
+    pub nesting: usize,
+    /// Requests in flight.
+    pub requests: usize,
+    /// Subscriptions among them.
+    pub subscriptions: usize,
+    /// Bytes waiting to be sent on one stream.
+    pub queued_bytes: usize,
+}
+
+impl PeerLimits {
+    /// A peer nobody knows.
+    pub const UNAUTHENTICATED: Self = Self {
+        frame_bytes: FRAME_BYTES_UNAUTHENTICATED,
+        nesting: NESTING_UNAUTHENTICATED,
+        requests: 8,
+        subscriptions: 2,
+        queued_bytes: 256 << 10,
+    };
+    /// A known peer.
+    pub const AUTHENTICATED: Self = Self {
+        frame_bytes: FRAME_BYTES_DEFAULT,
+        nesting: NESTING_MAX,
+        requests: 256,
+        subscriptions: 64,
+        queued_bytes: 4 << 20,
+    };
+    /// What no configuration can exceed.
+    pub const ABSOLUTE: Self = Self {
+        frame_bytes: FRAME_BYTES_MAX,
+        nesting: NESTING_MAX,
+        requests: 4096,
+        subscriptions: 1024,
+        queued_bytes: 64 << 20,
+    };
+
+    /// These limits, none above the absolute ones.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let most = Self::ABSOLUTE;
+        Self {
+            frame_bytes: self.frame_bytes.min(most.frame_bytes),
+            nesting: self.nesting.min(most.nesting),
+            requests: self.requests.min(most.requests),
+            subscriptions: self.subscriptions.min(most.subscriptions),
+            queued_bytes: self.queued_bytes.min(most.queued_bytes),
+        }
+    }
+}
+
+/// How long a stranger on a carriage with a single stream may ask nothing.
+pub const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(45);

@@ -1,0 +1,462 @@
+//! The state of one connection: the peer's requests in flight here, ours in flight there, and the
+//! streams both travel on.
+
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use alknet_core::{
+    AuthContext, CloseCode, Connection, HandlerError, RecvStream, SendStream, StreamCode,
+    StreamError,
+};
+use bytes::Bytes;
+use hashbrown::{DefaultHashBuilder, HashTable};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission;
+use crate::context::ConnInfo;
+use crate::dispatcher::{Counters, Dispatcher};
+use crate::envelope::{self, Credit, Envelope, EventKind};
+use crate::frame::FrameBody;
+use crate::lane::{self, End, Lane};
+use crate::limits::{DRAIN_RETRY_MS, FRAME_BYTES_DEFAULT, LANES, PeerLimits};
+use crate::outbound::Outbound;
+use crate::request::Request;
+use crate::sync::lock;
+
+/// One connection.
+pub(crate) struct Link {
+    pub(crate) connection: Connection,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) info: ConnInfo,
+    pub(crate) outbound: Outbound,
+    inbound: Mutex<Inbound>,
+    lanes: Mutex<Vec<Weak<Lane>>>,
+    shared: [tokio::sync::Mutex<Option<Arc<Lane>>>; LANES],
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    drain: CancellationToken,
+    goaway_said: AtomicBool,
+    goaway_heard: AtomicBool,
+    peer_mixed: AtomicBool,
+    peer_frame_bytes: AtomicUsize,
+    next_lane: AtomicU64,
+    failure: Mutex<Option<(CloseCode, &'static str)>>,
+}
+
+#[derive(Default)]
+struct Inbound {
+    table: HashTable<Arc<Request>>,
+    hasher: DefaultHashBuilder,
+    subscriptions: usize,
+}
+
+impl Link {
+    pub(crate) fn new(
+        connection: Connection,
+        dispatcher: Arc<Dispatcher>,
+        auth: Option<&AuthContext>,
+    ) -> Arc<Self> {
+        let link = Arc::new(Self {
+            info: ConnInfo::new(&connection, auth),
+            outbound: Outbound::new(connection.info().dialled),
+            connection,
+            dispatcher: Arc::clone(&dispatcher),
+            inbound: Mutex::default(),
+            lanes: Mutex::default(),
+            shared: Default::default(),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            goaway_said: AtomicBool::new(false),
+            goaway_heard: AtomicBool::new(false),
+            peer_mixed: AtomicBool::new(false),
+            peer_frame_bytes: AtomicUsize::new(FRAME_BYTES_DEFAULT),
+            next_lane: AtomicU64::new(0),
+            failure: Mutex::default(),
+        });
+        dispatcher.add_link(&link);
+        link
+    }
+
+    /// Serves the connection until it ends. Dropping the future ends it too.
+    pub(crate) async fn drive(self: Arc<Self>) -> Result<(), HandlerError> {
+        let guard = EndOnDrop(Arc::clone(&self));
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => {}
+            _ = self.connection.closed() => {}
+            () = self.serve() => {}
+        }
+        let failure = lock(&self.failure).take();
+        match failure {
+            Some((code, why)) => {
+                self.connection.close(code, why);
+                drop(guard);
+                Err(match code {
+                    CloseCode::Timeout => HandlerError::Timeout,
+                    _ => HandlerError::Protocol(why.into()),
+                })
+            }
+            None => {
+                if self.said_goaway() {
+                    self.connection.close(CloseCode::Shutdown, "draining");
+                }
+                drop(guard);
+                Ok(())
+            }
+        }
+    }
+
+    async fn serve(self: &Arc<Self>) {
+        if self.connection.is_multi() {
+            tokio::select! {
+                () = self.accept_lanes() => return,
+                () = self.drain.cancelled() => {}
+            }
+        } else {
+            if self.shared_lane(0).await.is_err() {
+                return;
+            }
+            let over = self.tasks.clone();
+            over.close();
+            tokio::select! {
+                () = over.wait() => return,
+                () = self.drain.cancelled() => {}
+            }
+        }
+        self.say_goaway().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn accept_lanes(self: &Arc<Self>) {
+        loop {
+            match self.connection.accept_bi().await {
+                Ok((send, recv)) => drop(self.spawn_lane(Lane::new(), send, recv)),
+                Err(StreamError::Closed(_) | StreamError::Timeout) => return,
+                Err(error) => tracing::debug!(%error, "a stream could not be accepted"),
+            }
+        }
+    }
+
+    fn spawn_lane(self: &Arc<Self>, lane: Lane, send: SendStream, recv: RecvStream) -> Arc<Lane> {
+        let lane = Arc::new(lane);
+        let mut lanes = lock(&self.lanes);
+        lanes.retain(|lane| lane.strong_count() > 0);
+        lanes.push(Arc::downgrade(&lane));
+        drop(lanes);
+        let run = lane::run(Arc::clone(self), Arc::clone(&lane), send, recv);
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            cancel.run_until_cancelled(run).await;
+        });
+        lane
+    }
+
+    /// A stream for one request.
+    pub(crate) async fn call_lane(self: &Arc<Self>) -> Result<Arc<Lane>, StreamError> {
+        let (send, recv) = self.connection.open_bi().await?;
+        Ok(self.spawn_lane(Lane::single_call(), send, recv))
+    }
+
+    /// A lane for many requests; opened when first needed and again after it ended.
+    pub(crate) async fn any_lane(self: &Arc<Self>) -> Result<Arc<Lane>, StreamError> {
+        let turn = self.next_lane.fetch_add(1, Ordering::Relaxed) as usize;
+        let lanes = if self.connection.is_multi() { LANES } else { 1 };
+        self.shared_lane(turn % lanes).await
+    }
+
+    async fn shared_lane(self: &Arc<Self>, index: usize) -> Result<Arc<Lane>, StreamError> {
+        let mut slot = self.shared[index].lock().await;
+        if let Some(lane) = slot.as_ref().filter(|lane| lane.is_usable()) {
+            return Ok(Arc::clone(lane));
+        }
+        let (send, recv) = if self.connection.is_multi() {
+            self.connection.open_bi().await?
+        } else {
+            self.connection.accept_bi().await?
+        };
+        let lane = self.spawn_lane(Lane::new(), send, recv);
+        *slot = Some(Arc::clone(&lane));
+        Ok(lane)
+    }
+
+    /// Handles one frame. An error ends the stream it came on.
+    pub(crate) async fn receive(
+        self: &Arc<Self>,
+        lane: &Arc<Lane>,
+        frame: Bytes,
+    ) -> Result<(), End> {
+        let body = FrameBody::parse(frame)?;
+        if body.tail.is_some() {
+            self.peer_mixed.store(true, Ordering::Release);
+        }
+        let event = Envelope::parse(&body.envelope, self.limits().nesting)?;
+        match event.kind {
+            EventKind::Requested => return admission::admit(self, lane, &body, &event).await,
+            EventKind::Aborted if self.abort_inbound(&event.id) => {}
+            EventKind::Credit => self.credit(&event),
+            EventKind::Goaway => self.goaway_heard.store(true, Ordering::Release),
+            EventKind::Aborted | EventKind::Completed | EventKind::Error | EventKind::Responded => {
+                self.outbound.deliver(self, lane, &body, &event).await
+            }
+            EventKind::Unknown => self.ignored(),
+        }
+        Ok(())
+    }
+
+    fn credit(&self, event: &Envelope<'_>) {
+        let request = self.find_inbound(&event.id);
+        let credit = serde_json::from_str::<Credit>(event.payload);
+        match (request, credit) {
+            (Some(request), Ok(Credit { n })) => {
+                if let Some(window) = &request.credit {
+                    window.add(n);
+                }
+            }
+            _ => self.ignored(),
+        }
+    }
+
+    pub(crate) fn ignored(&self) {
+        Counters::add(&self.dispatcher.counters.ignored);
+    }
+
+    // Limits and facts about the peer.
+
+    /// What the peer may have open: it is known, or it is not.
+    pub(crate) fn limits(&self) -> PeerLimits {
+        if self.connection.identity().is_some() {
+            self.dispatcher.limits
+        } else {
+            PeerLimits {
+                // Whoever was dialled was chosen: only its requests are a stranger's.
+                nesting: self.nesting(),
+                ..PeerLimits::UNAUTHENTICATED
+            }
+        }
+    }
+
+    fn nesting(&self) -> usize {
+        if self.connection.info().dialled {
+            self.dispatcher.limits.nesting
+        } else {
+            PeerLimits::UNAUTHENTICATED.nesting
+        }
+    }
+
+    /// Bytes of the longest frame taken from the peer.
+    pub(crate) fn frame_bytes(&self) -> usize {
+        if self.connection.info().dialled {
+            self.dispatcher.limits.frame_bytes
+        } else {
+            self.limits().frame_bytes
+        }
+    }
+
+    /// Bytes of the longest frame the peer takes.
+    pub(crate) fn peer_frame_bytes(&self) -> usize {
+        self.peer_frame_bytes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_peer_protocol(&self, frame_bytes: Option<usize>, mixed: bool) {
+        if let Some(bytes) = frame_bytes {
+            self.peer_frame_bytes.store(bytes, Ordering::Release);
+        }
+        self.peer_mixed.fetch_or(mixed, Ordering::AcqRel);
+    }
+
+    pub(crate) fn peer_takes_mixed(&self) -> bool {
+        self.peer_mixed.load(Ordering::Acquire)
+    }
+
+    /// Whether the peer asked for no more requests.
+    pub(crate) fn heard_goaway(&self) -> bool {
+        self.goaway_heard.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn said_goaway(&self) -> bool {
+        self.goaway_said.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn has_outbound(&self) -> bool {
+        !self.outbound.is_empty()
+    }
+
+    pub(crate) fn is_stranger_on_single(&self) -> bool {
+        !self.connection.is_multi()
+            && !self.connection.info().dialled
+            && self.connection.identity().is_none()
+    }
+
+    // The peer's requests.
+
+    /// Whether the peer may use `id` at all: the side that accepted the connection prefixes its
+    /// own with `~`, the side that dialled must not. Peers of earlier versions that accept
+    /// without prefix are served.
+    pub(crate) fn may_be_peers(&self, id: &str) -> bool {
+        self.connection.info().dialled || !id.starts_with('~')
+    }
+
+    /// Whether a request of this id is in flight.
+    pub(crate) fn find_inbound(&self, id: &str) -> Option<Arc<Request>> {
+        let inbound = lock(&self.inbound);
+        let hash = inbound.hasher.hash_one(id);
+        inbound
+            .table
+            .find(hash, |request| request.id() == id)
+            .cloned()
+    }
+
+    pub(crate) fn has_inbound(&self) -> bool {
+        !lock(&self.inbound).table.is_empty()
+    }
+
+    /// Requests in flight, and subscriptions among them.
+    pub(crate) fn inbound_counts(&self) -> (usize, usize) {
+        let inbound = lock(&self.inbound);
+        (inbound.table.len(), inbound.subscriptions)
+    }
+
+    pub(crate) fn remember_inbound(&self, request: &Arc<Request>) {
+        let mut inbound = lock(&self.inbound);
+        let Inbound {
+            table,
+            hasher,
+            subscriptions,
+        } = &mut *inbound;
+        *subscriptions += usize::from(request.is_subscription());
+        table.insert_unique(
+            hasher.hash_one(request.id()),
+            Arc::clone(request),
+            |request| hasher.hash_one(request.id()),
+        );
+    }
+
+    pub(crate) fn forget_inbound(&self, request: &Arc<Request>) {
+        self.take_inbound(request.id(), |found| Arc::ptr_eq(found, request));
+    }
+
+    fn take_inbound(
+        &self,
+        id: &str,
+        which: impl Fn(&Arc<Request>) -> bool,
+    ) -> Option<Arc<Request>> {
+        let mut inbound = lock(&self.inbound);
+        let hash = inbound.hasher.hash_one(id);
+        let found = inbound
+            .table
+            .find_entry(hash, |request| request.id() == id && which(request))
+            .ok()?;
+        let request = found.remove().0;
+        inbound.subscriptions -= usize::from(request.is_subscription());
+        Some(request)
+    }
+
+    fn abort_inbound(&self, id: &str) -> bool {
+        let request = self.take_inbound(id, |_| true);
+        if let Some(request) = &request {
+            request.abort();
+        }
+        request.is_some()
+    }
+
+    fn abort_where(&self, which: impl Fn(&Request) -> bool) {
+        let mut inbound = lock(&self.inbound);
+        let gone: Vec<_> = inbound.table.extract_if(|request| which(request)).collect();
+        let subscriptions = gone.iter().filter(|r| r.is_subscription()).count();
+        inbound.subscriptions -= subscriptions;
+        drop(inbound);
+        gone.iter().for_each(|request| request.abort());
+    }
+
+    // How streams and the connection end.
+
+    pub(crate) fn lane_ended(&self, lane: &Arc<Lane>) {
+        self.abort_where(|request| Arc::ptr_eq(request.lane(), lane));
+        self.fail_outbound(lane);
+    }
+
+    /// No answer will come for requests of ours that went out on `lane`. Answers on other streams
+    /// are legal, but a peer that ends a lane has none.
+    pub(crate) fn fail_outbound(&self, lane: &Arc<Lane>) {
+        self.outbound
+            .fail_where(|on| Arc::ptr_eq(on, lane), "the stream ended");
+    }
+
+    pub(crate) fn protocol_error(&self, why: &'static str) {
+        Counters::add(&self.dispatcher.counters.protocol_errors);
+        tracing::debug!(connection = %self.info.id, why, "the peer broke the protocol");
+    }
+
+    /// Where there is one stream only, its end is the connection's.
+    pub(crate) fn fail_if_single(&self, code: CloseCode, why: &'static str) {
+        if !self.connection.is_multi() {
+            lock(&self.failure).get_or_insert((code, why));
+            self.cancel.cancel();
+        }
+    }
+
+    pub(crate) fn start_drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Resolves once the connection is over.
+    pub(crate) async fn ended(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Ends the connection.
+    pub(crate) fn close(&self, code: CloseCode, why: &str) {
+        self.connection.close(code, why);
+        self.cancel.cancel();
+    }
+
+    /// Tells the peer on every stream it may be listening to, or on a new one.
+    async fn say_goaway(self: &Arc<Self>) {
+        let lanes: Vec<_> = lock(&self.lanes).iter().filter_map(Weak::upgrade).collect();
+        let say = |lane: &Arc<Lane>| {
+            let text = |out: &mut Vec<u8>| {
+                envelope::append_goaway(out, "the node is shutting down", DRAIN_RETRY_MS);
+            };
+            lane.out.push(text).is_some()
+        };
+        let said = lanes.iter().filter(|lane| say(lane)).count();
+        if said == 0
+            && self.connection.is_multi()
+            && let Ok(lane) = self.call_lane().await
+        {
+            say(&lane);
+            lane.out.finish();
+        }
+        self.goaway_said.store(true, Ordering::Release);
+        lanes.iter().for_each(|lane| lane.out.poke());
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Leaves no work behind, however the driver ends.
+struct EndOnDrop(Arc<Link>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        let link = &self.0;
+        link.cancel.cancel();
+        link.abort_where(|_| true);
+        link.outbound.close("the connection ended");
+        for lane in lock(&link.lanes).drain(..) {
+            if let Some(lane) = lane.upgrade() {
+                lane.out.kill(StreamCode::Cancelled);
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Our requests in flight at the peer.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::body::Body;
+use crate::envelope::{self, Envelope, EventKind, Response};
+use crate::error::{CallError, ErrorCode};
+use crate::frame::FrameBody;
+use crate::lane::Lane;
+use crate::link::Link;
+use crate::sync::lock;
+
+/// The table of one connection.
+pub(crate) struct Outbound {
+    dialled: bool,
+    next: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    waiting: HashMap<u64, Waiting>,
+    closed: Option<&'static str>,
+}
+
+struct Waiting {
+    lane: Arc<Lane>,
+    to: To,
+}
+
+enum To {
+    Once(oneshot::Sender<Result<Body, CallError>>),
+    Stream(mpsc::Sender<Delivery>),
+}
+
+/// One event of a subscription, as its subscriber sees it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The value.
+    pub output: Body,
+    /// Events left out before this one because the reader was slow.
+    pub dropped: u64,
+    /// Where to resume behind it, for resumable operations.
+    pub cursor: Option<Body>,
+}
+
+/// What a subscriber receives.
+#[derive(Debug)]
+pub(crate) enum Delivery {
+    End(Result<(), CallError>),
+    Event(Event),
+}
+
+impl Outbound {
+    pub(crate) fn new(dialled: bool) -> Self {
+        Self {
+            dialled,
+            next: AtomicU64::new(1),
+            table: Mutex::default(),
+        }
+    }
+
+    /// A number no other request of this connection has.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The id on the wire: the side that accepted the connection says so with `~`.
+    pub(crate) fn wire_id(&self, id: u64) -> String {
+        if self.dialled {
+            id.to_string()
+        } else {
+            format!("~{id}")
+        }
+    }
+
+    fn number(&self, wire: &str) -> Option<u64> {
+        let digits = if self.dialled {
+            wire
+        } else {
+            wire.strip_prefix('~')?
+        };
+        let canonical = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+        canonical.then(|| digits.parse().ok()).flatten()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.table).waiting.is_empty()
+    }
+
+    pub(crate) fn wait_once(
+        &self,
+        id: u64,
+        lane: &Arc<Lane>,
+    ) -> Result<oneshot::Receiver<Result<Body, CallError>>, CallError> {
+        let (tx, rx) = oneshot::channel();
+        self.insert(id, lane, To::Once(tx))?;
+        Ok(rx)
+    }
+
+    pub(crate) fn wait_stream(
+        &self,
+        id: u64,
+        lane: &Arc<Lane>,
+        buffered: usize,
+    ) -> Result<mpsc::Receiver<Delivery>, CallError> {
+        let (tx, rx) = mpsc::channel(buffered.max(1));
+        self.insert(id, lane, To::Stream(tx))?;
+        Ok(rx)
+    }
+
+    fn insert(&self, id: u64, lane: &Arc<Lane>, to: To) -> Result<(), CallError> {
+        let mut table = lock(&self.table);
+        if let Some(why) = table.closed {
+            return Err(CallError::unavailable(why));
+        }
+        let lane = Arc::clone(lane);
+        table.waiting.insert(id, Waiting { lane, to });
+        Ok(())
+    }
+
+    /// Nobody waits any longer. `true` when somebody did: the peer must be told.
+    pub(crate) fn forget(&self, id: u64) -> bool {
+        lock(&self.table).waiting.remove(&id).is_some()
+    }
+
+    /// Hands an event to whoever waits for it. Waits for slow subscribers: that is what holds the
+    /// peer back.
+    pub(crate) async fn deliver(
+        &self,
+        link: &Link,
+        lane: &Arc<Lane>,
+        body: &FrameBody,
+        event: &Envelope<'_>,
+    ) {
+        let Some(id) = self.number(&event.id) else {
+            return link.ignored();
+        };
+        if event.kind == EventKind::Responded {
+            return self.responded(link, lane, id, body, event).await;
+        }
+        let waiting = lock(&self.table).waiting.remove(&id);
+        match waiting {
+            None => link.ignored(),
+            Some(waiting) => waiting.to.end(end_of(event)).await,
+        }
+    }
+
+    async fn responded(
+        &self,
+        link: &Link,
+        lane: &Arc<Lane>,
+        id: u64,
+        body: &FrameBody,
+        event: &Envelope<'_>,
+    ) {
+        let parsed = parse_event(body, event);
+        match self.recipient(id, parsed.is_err()) {
+            Recipient::Nobody => {
+                link.ignored();
+                stop_sender(lane, &event.id);
+            }
+            Recipient::Once(tx) => {
+                // The caller may have gone away just now; nothing is lost then.
+                let _ = tx.send(parsed.map(|event| event.output));
+            }
+            Recipient::Stream(tx) => {
+                let delivery = match parsed {
+                    Ok(event) => Delivery::Event(event),
+                    Err(error) => Delivery::End(Err(error)),
+                };
+                let _ = tx.send(delivery).await;
+            }
+        }
+    }
+
+    fn recipient(&self, id: u64, last: bool) -> Recipient {
+        let mut table = lock(&self.table);
+        match table.waiting.get(&id).map(|waiting| &waiting.to) {
+            None => return Recipient::Nobody,
+            Some(To::Stream(tx)) if !last => return Recipient::Stream(tx.clone()),
+            Some(_) => {}
+        }
+        match table.waiting.remove(&id).map(|waiting| waiting.to) {
+            None => Recipient::Nobody,
+            Some(To::Once(tx)) => Recipient::Once(tx),
+            Some(To::Stream(tx)) => Recipient::Stream(tx),
+        }
+    }
+
+    /// Ends every request whose lane matches.
+    pub(crate) fn fail_where(&self, which: impl Fn(&Arc<Lane>) -> bool, why: &'static str) {
+        let mut table = lock(&self.table);
+        let gone: Vec<_> = table
+            .waiting
+            .extract_if(|_, waiting| which(&waiting.lane))
+            .collect();
+        drop(table);
+        for (_, waiting) in gone {
+            waiting.to.fail(CallError::unavailable(why));
+        }
+    }
+
+    /// Ends every request, and those to come.
+    pub(crate) fn close(&self, why: &'static str) {
+        lock(&self.table).closed.get_or_insert(why);
+        self.fail_where(|_| true, why);
+    }
+}
+
+enum Recipient {
+    Nobody,
+    Once(oneshot::Sender<Result<Body, CallError>>),
+    Stream(mpsc::Sender<Delivery>),
+}
+
+impl To {
+    async fn end(self, end: Result<(), CallError>) {
+        match self {
+            Self::Once(tx) => {
+                let error = end.err().unwrap_or_else(|| {
+                    CallError::internal("the peer completed the call without an answer")
+                });
+                let _ = tx.send(Err(error));
+            }
+            Self::Stream(tx) => {
+                let _ = tx.send(Delivery::End(end)).await;
+            }
+        }
+    }
+
+    /// Without waiting: a subscriber whose channel is full sees it end without a terminal event,
+    /// which means the same.
+    fn fail(self, error: CallError) {
+        match self {
+            Self::Once(tx) => drop(tx.send(Err(error))),
+            Self::Stream(tx) => drop(tx.try_send(Delivery::End(Err(error)))),
+        }
+    }
+}
+
+/// How a terminal event ends a subscription.
+fn end_of(event: &Envelope<'_>) -> Result<(), CallError> {
+    match event.kind {
+        EventKind::Completed => Ok(()),
+        EventKind::Error => Err(serde_json::from_str(event.payload).unwrap_or_else(|error| {
+            CallError::internal(format!("the peer's error cannot be read: {error}"))
+        })),
+        _ => Err(CallError::new(
+            ErrorCode::Aborted,
+            "the peer aborted the call",
+        )),
+    }
+}
+
+fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<Event, CallError> {
+    let response: Response<'_> = serde_json::from_str(event.payload).map_err(|error| {
+        CallError::internal(format!("the peer's answer cannot be read: {error}"))
+    })?;
+    let part = |raw: &RawValue| {
+        Body::from_parts(
+            body.envelope.slice_ref(raw.get().as_bytes()),
+            body.tail.clone().unwrap_or_default(),
+        )
+    };
+    Ok(Event {
+        output: response.output.map_or_else(Body::null, part),
+        dropped: response.dropped,
+        cursor: response.cursor.map(part),
+    })
+}
+
+/// Events nobody waits for: a subscription that was called like a query, or one given up while
+/// they were on their way.
+fn stop_sender(lane: &Lane, id: &str) {
+    if lane.is_single_call() {
+        lane.out.kill(alknet_core::StreamCode::Cancelled);
+    } else {
+        lane.out.push(|out| {
+            envelope::append_event(out, EventKind::Aborted, id, |out| {
+                out.extend_from_slice(b"{}");
+            })
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_say_which_side_chose_them() {
+        let dialled = Outbound::new(true);
+        let accepted = Outbound::new(false);
+        assert_eq!(
+            (dialled.wire_id(7), accepted.wire_id(7)),
+            ("7".into(), "~7".into())
+        );
+        assert_eq!(dialled.number("7"), Some(7));
+        assert_eq!(accepted.number("~7"), Some(7));
+        for bad in ["~7", "07", "+7", "", "x", "99999999999999999999999"] {
+            assert_eq!(dialled.number(bad), None, "{bad}");
+        }
+        assert_eq!(accepted.number("7"), None);
+    }
+}

@@ -1,0 +1,164 @@
+//! Subscriptions: items from the handler, events to the peer, at the peer's pace.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::{FutureExt, StreamExt};
+
+use crate::body::{Body, Item};
+use crate::context::Ctx;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::{BoxStream, OnSlow, StreamHandler};
+use crate::limits::{LANE_QUEUE_BYTES, SUBSCRIPTION_QUEUE_BYTES};
+use crate::request::{InFlight, Request, panicked};
+
+/// Runs a subscription in a task of its own.
+pub(crate) fn start(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) {
+    let request = Arc::clone(in_flight.request());
+    let task = tokio::spawn(run(in_flight, handler, input));
+    request.set_task(task.abort_handle());
+}
+
+async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) {
+    let request = in_flight.request();
+    let work = async {
+        let items = handler.call(input, Ctx(Arc::clone(request)));
+        pump(request, items).await
+    };
+    let work = AssertUnwindSafe(work).catch_unwind();
+    let outcome = match request.deadline() {
+        Some(deadline) => tokio::time::timeout_at(deadline, work)
+            .await
+            .unwrap_or_else(|_| Ok(Err(CallError::timeout()))),
+        None => work.await,
+    };
+    match outcome {
+        Ok(Ok(())) => request.complete(),
+        Ok(Err(error)) => request.fail(error),
+        Err(_) => request.fail(panicked(request)),
+    }
+}
+
+/// Items read ahead of the peer, by the operation's policy.
+struct Ahead {
+    items: VecDeque<Item>,
+    dropped: u64,
+    policy: OnSlow,
+}
+
+impl Ahead {
+    fn may_read(&self, open: bool) -> bool {
+        match self.policy {
+            OnSlow::Pause => self.items.is_empty() && open,
+            OnSlow::DropOldest(_) => true,
+            OnSlow::Fail => self.items.is_empty(),
+        }
+    }
+
+    fn put(&mut self, item: Item, open: bool) -> Result<(), CallError> {
+        match self.policy {
+            OnSlow::Fail if !open => {
+                return Err(CallError::new(
+                    ErrorCode::Overloaded,
+                    "the reader is too slow for this subscription",
+                ));
+            }
+            OnSlow::DropOldest(most) if self.items.len() >= most.max(1) => {
+                self.items.pop_front();
+                self.dropped += 1;
+            }
+            _ => {}
+        }
+        self.items.push_back(item);
+        Ok(())
+    }
+}
+
+async fn pump(
+    request: &Request,
+    mut items: BoxStream<Result<Item, CallError>>,
+) -> Result<(), CallError> {
+    let mut ahead = Ahead {
+        items: VecDeque::new(),
+        dropped: 0,
+        policy: request.operation().on_slow,
+    };
+    let mut ended = false;
+    loop {
+        // A source that is always ready must not keep its worker from everybody else.
+        tokio::task::coop::consume_budget().await;
+        let open = is_open(request);
+        if open && let Some(item) = ahead.items.pop_front() {
+            send(request, item, std::mem::take(&mut ahead.dropped))?;
+            continue;
+        }
+        if ended && ahead.items.is_empty() {
+            return Ok(());
+        }
+        if request.lane().out.is_ended() {
+            return Err(CallError::unavailable("the stream is gone"));
+        }
+        let read = !ended && ahead.may_read(open);
+        tokio::select! {
+            biased;
+            () = wait_open(request), if !open => {}
+            item = next(request, &mut items), if read => match item? {
+                Some(item) => ahead.put(item, is_open(request))?,
+                None => ended = true,
+            },
+        }
+    }
+}
+
+fn send(request: &Request, item: Item, dropped: u64) -> Result<(), CallError> {
+    if let Some(credit) = &request.credit {
+        credit.spend();
+    }
+    if request.event(item, dropped) {
+        Ok(())
+    } else {
+        // Either the terminal error was sent in its place, or nobody is there to read one.
+        Err(CallError::unavailable("the stream is gone"))
+    }
+}
+
+/// The next item; an error when the requester's idle time passes without one.
+async fn next(
+    request: &Request,
+    items: &mut BoxStream<Result<Item, CallError>>,
+) -> Result<Option<Item>, CallError> {
+    let item = match request.head.idle {
+        Some(idle) => tokio::time::timeout(idle, items.next())
+            .await
+            .map_err(|_| CallError::new(ErrorCode::Timeout, "no event for as long as asked"))?,
+        None => items.next().await,
+    };
+    item.transpose()
+}
+
+fn is_open(request: &Request) -> bool {
+    request
+        .credit
+        .as_ref()
+        .is_none_or(|credit| credit.is_open())
+        && has_room(request)
+}
+
+fn has_room(request: &Request) -> bool {
+    request.queued.load(Ordering::Acquire) < SUBSCRIPTION_QUEUE_BYTES
+        && request.lane().out.backlog() < LANE_QUEUE_BYTES
+}
+
+async fn wait_open(request: &Request) {
+    if let Some(credit) = &request.credit {
+        credit.wait().await;
+    }
+    wait_room(request).await;
+}
+
+fn wait_room(request: &Request) -> impl Future<Output = ()> {
+    request.lane().out.wait_room(|_| has_room(request))
+}

@@ -1,0 +1,404 @@
+//! One request at the responder, from admission to its one terminal event.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use alknet_core::Identity;
+use futures_util::FutureExt;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::body::{Body, Item, Output};
+use crate::context::Ctx;
+use crate::dispatcher::Counters;
+use crate::envelope::{self, EventKind, ForwardedFor};
+use crate::error::{CallError, ErrorCode};
+use crate::handler::OnceHandler;
+use crate::lane::Lane;
+use crate::link::Link;
+use crate::registry::Compiled;
+
+/// A request that was admitted.
+pub(crate) struct Request {
+    pub(crate) head: Head,
+    link: Arc<Link>,
+    lane: Arc<Lane>,
+    operation: Arc<Compiled>,
+    /// Bytes of its events that are queued and not yet written.
+    pub(crate) queued: Arc<AtomicUsize>,
+    pub(crate) credit: Option<CreditWindow>,
+    aborted: AtomicBool,
+    answered: AtomicBool,
+    token: OnceLock<CancellationToken>,
+    task: OnceLock<AbortHandle>,
+}
+
+/// What the requester said about it.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) id: Box<str>,
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) forwarded_for: Option<ForwardedFor>,
+    pub(crate) trace: Option<Box<str>>,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) idle: Option<Duration>,
+    pub(crate) window: Option<u32>,
+}
+
+impl Request {
+    pub(crate) fn new(
+        head: Head,
+        link: &Arc<Link>,
+        lane: &Arc<Lane>,
+        operation: &Arc<Compiled>,
+    ) -> Self {
+        Self {
+            credit: head.window.map(CreditWindow::new),
+            head,
+            link: Arc::clone(link),
+            lane: Arc::clone(lane),
+            operation: Arc::clone(operation),
+            queued: Arc::default(),
+            aborted: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
+            token: OnceLock::new(),
+            task: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.head.id
+    }
+
+    pub(crate) fn identity(&self) -> Option<&Arc<Identity>> {
+        self.head.identity.as_ref()
+    }
+
+    pub(crate) fn forwarded_for(&self) -> Option<&ForwardedFor> {
+        self.head.forwarded_for.as_ref()
+    }
+
+    pub(crate) fn trace(&self) -> Option<&str> {
+        self.head.trace.as_deref()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.head.deadline
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    pub(crate) fn lane(&self) -> &Arc<Lane> {
+        &self.lane
+    }
+
+    pub(crate) fn operation(&self) -> &Arc<Compiled> {
+        &self.operation
+    }
+
+    /// The token is made when somebody asks: most operations never do.
+    pub(crate) fn cancel_token(&self) -> &CancellationToken {
+        let token = self.token.get_or_init(CancellationToken::new);
+        if self.aborted.load(Ordering::SeqCst) {
+            token.cancel();
+        }
+        token
+    }
+
+    /// Drops the handler and cancels what it spawned. Nothing is sent any more.
+    pub(crate) fn abort(&self) {
+        self.aborted.store(true, Ordering::SeqCst);
+        if let Some(token) = self.token.get() {
+            token.cancel();
+        }
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
+
+    /// The task that drives the request from now on.
+    pub(crate) fn set_task(&self, task: AbortHandle) {
+        let _ = self.task.set(task);
+        if self.aborted.load(Ordering::SeqCst) {
+            self.abort();
+        }
+    }
+
+    /// Sends the one answer of a query or mutation.
+    fn answer(&self, outcome: Result<Output, CallError>) {
+        match outcome.and_then(|output| self.checked(output)) {
+            Ok(output) => {
+                if !self.is_over() {
+                    self.push_output(&output.into(), 0);
+                }
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Sends one event of a subscription. `false` when it became the terminal error instead, or
+    /// the stream is gone.
+    pub(crate) fn event(&self, mut item: Item, dropped: u64) -> bool {
+        if self.aborted.load(Ordering::SeqCst) {
+            return false;
+        }
+        match self.checked(item.output) {
+            Ok(output) => {
+                item.output = output;
+                self.push_output(&item, dropped)
+            }
+            Err(error) => {
+                self.fail(error);
+                false
+            }
+        }
+    }
+
+    /// Ends a subscription well.
+    pub(crate) fn complete(&self) {
+        if !self.is_over() {
+            self.lane.out.push(|out| {
+                envelope::append_event(out, EventKind::Completed, self.id(), |out| {
+                    out.extend_from_slice(b"{}");
+                })
+            });
+        }
+    }
+
+    /// Ends the request with an error.
+    pub(crate) fn fail(&self, error: CallError) {
+        let error = if self.operation.declares(&error.code) {
+            error
+        } else {
+            error.undeclared()
+        };
+        if !self.is_over() {
+            Counters::add(&self.link.dispatcher.counters.errors);
+            self.lane.out.push(|out| {
+                envelope::append_error(out, self.id(), &error);
+            });
+        }
+    }
+
+    /// Whether a terminal event was sent before, or must not be: the next one counts as it.
+    fn is_over(&self) -> bool {
+        self.aborted.load(Ordering::SeqCst) || self.answered.swap(true, Ordering::SeqCst)
+    }
+
+    fn checked(&self, output: Output) -> Result<Output, CallError> {
+        let output = if self.link.peer_takes_mixed() {
+            output
+        } else {
+            output.inlined()
+        };
+        if self.operation.checks_output() {
+            match &output {
+                Output::Value(value) | Output::Mixed(value, _) => {
+                    self.operation.check_output(value)?;
+                }
+                Output::Raw(text) => {
+                    let value = serde_json::from_slice(text)
+                        .map_err(|error| CallError::internal(error.to_string()))?;
+                    self.operation.check_output(&value)?;
+                }
+            }
+        }
+        Ok(output)
+    }
+
+    fn push_output(&self, item: &Item, dropped: u64) -> bool {
+        let most = self.link.peer_frame_bytes();
+        let meter = self.head.window.is_some() || self.is_subscription();
+        let meter = meter.then_some(&self.queued);
+        let pushed = self.lane.out.push_metered(meter, |out| {
+            let start = out.len();
+            let len = append_output(out, self.id(), item, dropped);
+            if len > most {
+                out.truncate(start);
+                self.answered.store(true, Ordering::SeqCst);
+                envelope::append_error(out, self.id(), &too_large(len, most));
+            }
+            len <= most
+        });
+        pushed.unwrap_or(false)
+    }
+
+    pub(crate) fn is_subscription(&self) -> bool {
+        self.operation.spec.op_type == crate::spec::OperationType::Subscription
+    }
+}
+
+fn too_large(len: usize, most: usize) -> CallError {
+    let message =
+        format!("the answer has {len} bytes and the peer takes {most}; ask for less at a time");
+    CallError::new(ErrorCode::PayloadTooLarge, message)
+}
+
+fn append_output(out: &mut Vec<u8>, id: &str, item: &Item, dropped: u64) -> usize {
+    let payload = |out: &mut Vec<u8>| append_payload(out, item, dropped);
+    match &item.output {
+        Output::Mixed(_, tail) => {
+            envelope::append_mixed_event(out, EventKind::Responded, id, tail, payload)
+        }
+        _ => envelope::append_event(out, EventKind::Responded, id, payload),
+    }
+}
+
+fn append_payload(out: &mut Vec<u8>, item: &Item, dropped: u64) {
+    out.extend_from_slice(b"{\"output\":");
+    match &item.output {
+        Output::Raw(text) => out.extend_from_slice(text),
+        Output::Mixed(value, _) | Output::Value(value) => envelope::append_json(out, value),
+    }
+    if let Some(cursor) = &item.cursor {
+        out.extend_from_slice(b",\"cursor\":");
+        envelope::append_json(out, cursor);
+    }
+    if dropped > 0 {
+        out.extend_from_slice(b",\"dropped\":");
+        envelope::append_json(out, &Value::from(dropped));
+    }
+    out.push(b'}');
+}
+
+/// How many events the requester still takes.
+#[derive(Debug)]
+pub(crate) struct CreditWindow {
+    left: AtomicUsize,
+    more: Notify,
+}
+
+impl CreditWindow {
+    fn new(window: u32) -> Self {
+        Self {
+            left: AtomicUsize::new(window as usize),
+            more: Notify::new(),
+        }
+    }
+
+    pub(crate) fn add(&self, n: u32) {
+        // Saturating: a peer that grants without bound gains nothing by wrapping around.
+        let add = |left: usize| Some(left.saturating_add(n as usize));
+        let _ = self
+            .left
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        self.more.notify_one();
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.left.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn spend(&self) {
+        let take = |left: usize| Some(left.saturating_sub(1));
+        let _ = self
+            .left
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
+    }
+
+    /// Waits for credit. One waiter: the subscription's own pump.
+    pub(crate) async fn wait(&self) {
+        while !self.is_open() {
+            self.more.notified().await;
+        }
+    }
+}
+
+/// Keeps a request counted as long as it lives.
+pub(crate) struct InFlight(Arc<Request>);
+
+impl InFlight {
+    /// Takes over the counts that admission took.
+    pub(crate) fn new(request: Arc<Request>) -> Self {
+        request.lane.inbound.fetch_add(1, Ordering::AcqRel);
+        Self(request)
+    }
+
+    pub(crate) fn request(&self) -> &Arc<Request> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let request = &self.0;
+        request.operation.leave();
+        request.link.forget_inbound(request);
+        // Work the handler spawned may still run: a request that ended is over for it, too.
+        if let Some(token) = request.token.get() {
+            token.cancel();
+        }
+        request.lane.inbound.fetch_sub(1, Ordering::AcqRel);
+        request.lane.out.poke();
+    }
+}
+
+/// Runs a query or mutation: polled once here, and in a task of its own if that does not end it.
+pub(crate) fn start_once(
+    in_flight: InFlight,
+    handler: Arc<dyn OnceHandler>,
+    input: Body,
+) -> OnceRun {
+    let request = Arc::clone(in_flight.request());
+    let run = async move {
+        let ctx = Ctx(Arc::clone(&request));
+        let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
+        let outcome = match work.catch_unwind().await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(panicked(&request)),
+        };
+        let most = request.link.limits().queued_bytes;
+        request.lane.out.wait_below(most).await;
+        request.answer(outcome);
+    };
+    OnceRun {
+        run: Box::pin(run),
+        in_flight,
+    }
+}
+
+/// A query or mutation that has not been polled.
+pub(crate) struct OnceRun {
+    run: alknet_core::BoxFuture<'static, ()>,
+    in_flight: InFlight,
+}
+
+impl OnceRun {
+    pub(crate) async fn poll_or_spawn(mut self) {
+        if futures_util::poll!(self.run.as_mut()).is_ready() {
+            return;
+        }
+        let request = Arc::clone(self.in_flight.request());
+        let task = tokio::spawn(self.finish());
+        request.set_task(task.abort_handle());
+    }
+
+    async fn finish(self) {
+        let Self { run, in_flight } = self;
+        let request = in_flight.request();
+        let Some(deadline) = request.deadline() else {
+            return run.await;
+        };
+        if tokio::time::timeout_at(deadline, run).await.is_err() {
+            request.fail(CallError::timeout());
+        }
+    }
+}
+
+/// Counts a panic and says what the caller sees of it.
+pub(crate) fn panicked(request: &Request) -> CallError {
+    Counters::add(&request.link.dispatcher.counters.panics);
+    tracing::error!(
+        operation = request.operation.spec.name,
+        connection = %request.link.info.id,
+        "an operation panicked"
+    );
+    CallError::internal("the operation failed unexpectedly; the node's log says more")
+}

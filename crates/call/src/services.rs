@@ -1,0 +1,206 @@
+//! What a node says about its own operations.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::body::{Body, Output};
+use crate::context::Ctx;
+use crate::error::CallError;
+use crate::handler::HandlerKind;
+use crate::registry::{Compiled, Registration};
+use crate::spec::{OperationSpec, OperationType};
+
+/// The namespace of the protocol's own operations.
+pub(crate) const NAMESPACE: &str = "services";
+/// Operations on one page, unless asked otherwise.
+const PAGE_DEFAULT: usize = 100;
+/// Operations on one page at most.
+const PAGE_MAX: usize = 1000;
+/// Specs in one answer at most.
+const NAMES_MAX: usize = 64;
+/// Version of the protocol.
+const VERSION: u32 = 1;
+/// Extensions this node understands.
+const FEATURES: [&str; 3] = ["bin1", "credit1", "goaway1"];
+
+/// One operation of a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationSummary {
+    /// Its name.
+    pub name: String,
+    /// The first segment of its name.
+    pub namespace: String,
+    /// How it is called.
+    pub op_type: OperationType,
+    /// One sentence for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+/// The answer of `services/list`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Listing {
+    /// One page.
+    pub operations: Vec<OperationSummary>,
+    /// `cursor` of the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Changes when any operation does.
+    #[serde(default)]
+    pub registry: String,
+    /// What the node speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// What a node speaks.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Protocol {
+    /// 1.
+    pub version: u32,
+    /// Extensions.
+    pub features: Vec<String>,
+    /// Bytes of the longest frame it takes from this caller.
+    pub max_frame: Option<usize>,
+    /// Requests it takes at once from this caller.
+    pub max_inflight: Option<usize>,
+    /// Its peer id or key.
+    pub node: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ListInput {
+    prefix: Option<String>,
+    cursor: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct SchemaInput {
+    name: Option<String>,
+    names: Option<Vec<String>>,
+}
+
+pub(crate) fn registrations() -> [Registration; 2] {
+    let list = OperationSpec::query(
+        "services/list",
+        "Lists the operations the caller may call, by name.",
+    )
+    .with_input(list_schema());
+    let schema = OperationSpec::query(
+        "services/schema",
+        "Shows the full specs of operations the caller may call.",
+    )
+    .with_input(schema_schema());
+    [
+        Registration::new(
+            list,
+            HandlerKind::once(|input, ctx| std::future::ready(run_list(&input, &ctx))),
+        ),
+        Registration::new(
+            schema,
+            HandlerKind::once(|input, ctx| std::future::ready(run_schema(&input, &ctx))),
+        ),
+    ]
+}
+
+fn list_schema() -> Value {
+    json!({
+        "type": ["object", "null"],
+        "properties": {
+            "prefix": { "type": ["string", "null"] },
+            "cursor": { "type": ["string", "null"] },
+            "limit": { "type": ["integer", "null"], "minimum": 1, "maximum": PAGE_MAX },
+        },
+    })
+}
+
+fn schema_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string" },
+            "names": { "type": "array", "items": { "type": "string" }, "maxItems": NAMES_MAX },
+        },
+        "oneOf": [{ "required": ["name"] }, { "required": ["names"] }],
+    })
+}
+
+fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
+    let input: ListInput = input.parse::<Option<ListInput>>()?.unwrap_or_default();
+    let prefix = input.prefix.unwrap_or_default();
+    let prefix = prefix.trim_start_matches('/');
+    let limit = input.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
+    let registry = &ctx.dispatcher().registry;
+    // A cursor is the last name of the page before: stable whatever is registered later.
+    let cursor = input.cursor.unwrap_or_default();
+    let first = registry
+        .sorted()
+        .partition_point(|operation| operation.spec.name.as_str() <= cursor.as_str());
+    let mut operations: Vec<_> = registry.sorted()[first..]
+        .iter()
+        .filter(|operation| operation.spec.name.starts_with(prefix))
+        .filter(|operation| is_shown(operation, ctx))
+        .take(limit + 1)
+        .map(|operation| summary(&operation.spec))
+        .collect();
+    let more = operations.len() > limit;
+    operations.truncate(limit);
+    let next = operations.last().filter(|_| more).map(|o| o.name.clone());
+    Output::json(&Listing {
+        operations,
+        next,
+        registry: registry.digest().to_owned(),
+        protocol: protocol(ctx),
+    })
+}
+
+fn summary(spec: &OperationSpec) -> OperationSummary {
+    OperationSummary {
+        name: spec.name.clone(),
+        namespace: spec.namespace.clone(),
+        op_type: spec.op_type,
+        description: spec.description.clone(),
+    }
+}
+
+fn protocol(ctx: &Ctx) -> Protocol {
+    let link = ctx.0.link();
+    Protocol {
+        version: VERSION,
+        features: FEATURES.map(str::to_owned).into(),
+        max_frame: Some(link.frame_bytes()),
+        max_inflight: Some(link.limits().requests),
+        node: ctx.dispatcher().node.clone(),
+    }
+}
+
+fn run_schema(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
+    let input: SchemaInput = input.parse()?;
+    if let Some(name) = input.name {
+        return Output::json(spec_of(&name, ctx)?);
+    }
+    let names = input.names.unwrap_or_default();
+    let specs = names
+        .iter()
+        .map(|name| spec_of(name, ctx))
+        .collect::<Result<Vec<_>, _>>()?;
+    Output::json(&json!({ "specs": specs }))
+}
+
+fn spec_of<'a>(name: &str, ctx: &'a Ctx) -> Result<&'a OperationSpec, CallError> {
+    let found = ctx.dispatcher().registry.lookup(name);
+    found
+        .filter(|operation| is_shown(operation, ctx))
+        .map(|operation| &operation.spec)
+        .ok_or_else(|| CallError::not_found(name))
+}
+
+/// Nobody hears of operations that they may not call.
+fn is_shown(operation: &Compiled, ctx: &Ctx) -> bool {
+    let identity = ctx.identity().map(AsRef::as_ref);
+    let access = &operation.spec.access_control;
+    operation.is_external() && access.check_scopes(identity) == crate::Verdict::Allowed
+}
