@@ -1,1 +1,27 @@
+//! The one port: QUIC on UDP and TLS on TCP of the same number, both ways.
 //!
+//! [`Server`] binds, admits, finishes handshakes and hands each connection to the handler its ALPN
+//! names. [`Dialer`] reaches such a port, by pinned key or by public name. Handlers and callers see
+//! `alknet-core`'s `Connection` only.
+
+mod admission;
+mod counters;
+mod dial;
+mod error;
+mod hello;
+mod limits;
+mod live;
+mod quic;
+mod serve;
+mod server;
+mod sockets;
+mod target;
+mod tcp;
+
+pub use counters::Counters;
+pub use dial::Dialer;
+pub use error::{DialError, EndpointError};
+pub use limits::Limits;
+pub use live::ConnectionSummary;
+pub use server::{Drained, Health, Server, ServerOptions};
+pub use target::{Host, Target, TargetError};

@@ -1,0 +1,441 @@
+//! Who may start a handshake, and who may keep a connection. No sockets, no clock.
+//!
+//! Strangers are limited where they cost something. A QUIC packet may carry a forged address, so
+//! nothing is charged to an address before it has proven that it is there; a TCP connection that
+//! says nothing costs a place, and the oldest such place goes to the newest comer, so that a
+//! caller who finishes its handshake gets in beside any number that never do.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use alknet_core::{Carriage, PeerId};
+
+use crate::limits::Limits;
+
+/// Network prefixes remembered; beyond that the longest unseen is forgotten.
+const BUCKETS_MAX: usize = 8192;
+
+/// What to do with a first QUIC packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quic {
+    /// Start the handshake.
+    Accept(Ticket),
+    /// Answer nothing.
+    Ignore,
+    /// Answer that there is no room.
+    Refuse,
+    /// Ask for proof of the address.
+    Retry,
+}
+
+/// What to do with an accepted TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tcp {
+    /// Start the handshake, ending `evict` first.
+    Accept {
+        ticket: Ticket,
+        evict: Option<Ticket>,
+    },
+    /// Drop it.
+    Refuse,
+}
+
+/// Names one handshake under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ticket(u64);
+
+/// Why a finished handshake does not become a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+#[derive(Debug)]
+pub(crate) struct Admission {
+    limits: Limits,
+    next: u64,
+    tcp: BTreeMap<Ticket, IpAddr>,
+    quic: HashMap<Ticket, Validated>,
+    unvalidated: u32,
+    retries: Window,
+    connections: u32,
+    by_address: HashMap<IpAddr, u32>,
+    by_peer: HashMap<PeerId, u32>,
+    buckets: HashMap<(Carriage, Prefix), Bucket>,
+}
+
+/// Whether the handshake's address was proven when it began.
+type Validated = bool;
+
+impl Admission {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            next: 0,
+            tcp: BTreeMap::new(),
+            quic: HashMap::new(),
+            unvalidated: 0,
+            retries: Window::default(),
+            connections: 0,
+            by_address: HashMap::new(),
+            by_peer: HashMap::new(),
+            buckets: HashMap::new(),
+        }
+    }
+
+    /// A QUIC client wants in. `validated`: its address is proven.
+    pub(crate) fn quic(&mut self, from: IpAddr, validated: bool, now: Instant) -> Quic {
+        if validated {
+            return self.validated_quic(from, now);
+        }
+        if self.unvalidated >= self.limits.unvalidated_handshakes_max {
+            let room = self.retries.take(self.limits.retries_per_second_max, now);
+            return if room { Quic::Retry } else { Quic::Ignore };
+        }
+        if self.connections >= self.limits.connections_max {
+            return Quic::Refuse;
+        }
+        self.unvalidated += 1;
+        Quic::Accept(self.start_quic(false))
+    }
+
+    fn validated_quic(&mut self, from: IpAddr, now: Instant) -> Quic {
+        let handshakes = self.quic.len() as u32 - self.unvalidated;
+        if handshakes >= self.limits.validated_handshakes_max
+            || self.full(from)
+            || !self.charge(Carriage::Quic, from, now)
+        {
+            return Quic::Refuse;
+        }
+        Quic::Accept(self.start_quic(true))
+    }
+
+    fn start_quic(&mut self, validated: bool) -> Ticket {
+        let ticket = self.ticket();
+        self.quic.insert(ticket, validated);
+        ticket
+    }
+
+    /// A TCP client connected. Its handshake is charged once it has sent a ClientHello.
+    pub(crate) fn tcp(&mut self, from: IpAddr) -> Tcp {
+        if self.full(from) {
+            return Tcp::Refuse;
+        }
+        let same = self.tcp.iter().filter(|(_, address)| **address == from);
+        let (oldest, count) = same.fold((None, 0), |(oldest, n), (ticket, _)| {
+            (oldest.or(Some(*ticket)), n + 1)
+        });
+        let evict = if count >= self.limits.tcp_handshakes_per_address_max {
+            oldest
+        } else if self.tcp.len() >= self.limits.tcp_handshakes_max as usize {
+            self.tcp.keys().next().copied()
+        } else {
+            None
+        };
+        if let Some(evict) = evict {
+            self.tcp.remove(&evict);
+        }
+        let ticket = self.ticket();
+        self.tcp.insert(ticket, from);
+        Tcp::Accept { ticket, evict }
+    }
+
+    /// Takes one handshake from the prefix of `from`; false when it has had too many.
+    pub(crate) fn charge(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
+        let key = (carriage, Prefix::of(from));
+        if !self.buckets.contains_key(&key) {
+            self.forget_one(now);
+        }
+        let burst = f64::from(self.limits.handshake_burst);
+        let bucket = self.buckets.entry(key).or_insert(Bucket {
+            tokens: burst,
+            at: now,
+        });
+        bucket.refill(burst, f64::from(self.limits.handshakes_per_second), now);
+        let allowed = bucket.tokens >= 1.0;
+        if allowed {
+            bucket.tokens -= 1.0;
+        }
+        allowed
+    }
+
+    /// Gives a handshake back: the peer turned out to be known.
+    pub(crate) fn refund(&mut self, carriage: Carriage, from: IpAddr) {
+        let burst = f64::from(self.limits.handshake_burst);
+        if let Some(bucket) = self.buckets.get_mut(&(carriage, Prefix::of(from))) {
+            bucket.tokens = (bucket.tokens + 1.0).min(burst);
+        }
+    }
+
+    /// The handshake is over, well or not.
+    pub(crate) fn finish(&mut self, ticket: Ticket) {
+        self.tcp.remove(&ticket);
+        if self.quic.remove(&ticket) == Some(false) {
+            self.unvalidated -= 1;
+        }
+    }
+
+    /// Counts a connection from `from`.
+    pub(crate) fn connect(&mut self, from: IpAddr) -> Result<(), Full> {
+        if self.full(from) {
+            return Err(Full);
+        }
+        self.connections += 1;
+        *self.by_address.entry(from).or_default() += 1;
+        Ok(())
+    }
+
+    /// Counts a connection of `peer`.
+    pub(crate) fn identify(&mut self, peer: &PeerId) -> Result<(), Full> {
+        let count = self.by_peer.entry(peer.clone()).or_default();
+        if *count >= self.limits.per_peer_max {
+            return Err(Full);
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    /// A counted connection ended.
+    pub(crate) fn disconnect(&mut self, from: IpAddr, peer: Option<&PeerId>) {
+        self.connections = self.connections.saturating_sub(1);
+        decrement(&mut self.by_address, &from);
+        if let Some(peer) = peer {
+            decrement(&mut self.by_peer, peer);
+        }
+    }
+
+    fn full(&self, from: IpAddr) -> bool {
+        let here = self.by_address.get(&from).copied().unwrap_or(0);
+        self.connections >= self.limits.connections_max || here >= self.limits.per_address_max
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next += 1;
+        Ticket(self.next)
+    }
+
+    /// Makes room for one more bucket: full ones say nothing and go first, then the oldest.
+    fn forget_one(&mut self, now: Instant) {
+        if self.buckets.len() < BUCKETS_MAX {
+            return;
+        }
+        let refill = f64::from(self.limits.handshake_burst)
+            / f64::from(self.limits.handshakes_per_second.max(1));
+        let refill = Duration::from_secs_f64(refill);
+        self.buckets
+            .retain(|_, bucket| now.saturating_duration_since(bucket.at) < refill);
+        if self.buckets.len() >= BUCKETS_MAX
+            && let Some(oldest) = self.buckets.iter().min_by_key(|(_, bucket)| bucket.at)
+        {
+            let oldest = *oldest.0;
+            self.buckets.remove(&oldest);
+        }
+    }
+}
+
+fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+/// The network an address is in: one IPv4 address, or the /56 a site gets in IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Prefix([u8; 8]);
+
+impl Prefix {
+    fn of(address: IpAddr) -> Self {
+        let mut bytes = [0; 8];
+        match address.to_canonical() {
+            IpAddr::V4(v4) => {
+                // The last byte tells the families apart: no /56 has one.
+                bytes[..4].copy_from_slice(&v4.octets());
+                bytes[7] = 1;
+            }
+            IpAddr::V6(v6) => bytes[..7].copy_from_slice(&v6.octets()[..7]),
+        }
+        Self(bytes)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn refill(&mut self, burst: f64, per_second: f64, now: Instant) {
+        let seconds = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + seconds * per_second).min(burst);
+        self.at = now;
+    }
+}
+
+/// Counts events within one second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    start: Option<Instant>,
+    count: u32,
+}
+
+impl Window {
+    fn take(&mut self, max: u32, now: Instant) -> bool {
+        let fresh = self
+            .start
+            .is_none_or(|start| now.saturating_duration_since(start) >= Duration::from_secs(1));
+        if fresh {
+            *self = Self {
+                start: Some(now),
+                count: 0,
+            };
+        }
+        self.count += 1;
+        self.count <= max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    fn v4(last: u8) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, last).into()
+    }
+
+    fn admission() -> (Admission, Limits, Instant) {
+        let limits = Limits::default();
+        (Admission::new(limits), limits, Instant::now())
+    }
+
+    #[test]
+    fn forged_addresses_are_asked_then_ignored_and_charged_to_nobody() {
+        let (mut admission, limits, now) = admission();
+        for _ in 0..limits.unvalidated_handshakes_max {
+            assert!(matches!(admission.quic(v4(1), false, now), Quic::Accept(_)));
+        }
+        for _ in 0..limits.retries_per_second_max {
+            assert_eq!(admission.quic(v4(1), false, now), Quic::Retry);
+        }
+        assert_eq!(admission.quic(v4(1), false, now), Quic::Ignore);
+        // The one whose address was forged still gets in by answering.
+        assert!(matches!(admission.quic(v4(1), true, now), Quic::Accept(_)));
+        let later = now + Duration::from_secs(1);
+        assert_eq!(admission.quic(v4(1), false, later), Quic::Retry);
+    }
+
+    #[test]
+    fn finished_handshakes_make_room() {
+        let (mut admission, limits, now) = admission();
+        let mut tickets = Vec::new();
+        for _ in 0..limits.unvalidated_handshakes_max {
+            match admission.quic(v4(1), false, now) {
+                Quic::Accept(ticket) => tickets.push(ticket),
+                other => panic!("{other:?}"),
+            }
+        }
+        admission.finish(tickets[0]);
+        admission.finish(tickets[0]);
+        assert!(matches!(admission.quic(v4(2), false, now), Quic::Accept(_)));
+        assert_eq!(admission.quic(v4(2), false, now), Quic::Retry);
+    }
+
+    #[test]
+    fn the_newest_silent_tcp_connection_takes_the_oldest_place() {
+        let (mut admission, limits, _) = admission();
+        let mut first = None;
+        for _ in 0..limits.tcp_handshakes_per_address_max {
+            let Tcp::Accept { ticket, evict } = admission.tcp(v4(1)) else {
+                panic!("refused");
+            };
+            assert_eq!(evict, None);
+            first.get_or_insert(ticket);
+        }
+        // Somebody else is not disturbed.
+        assert!(matches!(
+            admission.tcp(v4(2)),
+            Tcp::Accept { evict: None, .. }
+        ));
+        assert!(matches!(admission.tcp(v4(1)), Tcp::Accept { evict, .. } if evict == first));
+    }
+
+    #[test]
+    fn silent_tcp_connections_from_everywhere_are_bounded() {
+        let (mut admission, limits, _) = admission();
+        for i in 0..1000u32 {
+            let from = Ipv4Addr::from(i).into();
+            let Tcp::Accept { evict, .. } = admission.tcp(from) else {
+                panic!("refused");
+            };
+            assert_eq!(evict.is_some(), i >= limits.tcp_handshakes_max);
+        }
+        assert_eq!(admission.tcp.len(), limits.tcp_handshakes_max as usize);
+    }
+
+    #[test]
+    fn a_prefix_has_a_burst_and_earns_it_back() {
+        let (mut admission, limits, now) = admission();
+        for _ in 0..limits.handshake_burst {
+            assert!(admission.charge(Carriage::Tcp, v4(1), now));
+        }
+        assert!(!admission.charge(Carriage::Tcp, v4(1), now));
+        assert!(admission.charge(Carriage::Quic, v4(1), now));
+        assert!(admission.charge(Carriage::Tcp, v4(2), now));
+        admission.refund(Carriage::Tcp, v4(1));
+        assert!(admission.charge(Carriage::Tcp, v4(1), now));
+        let later = now + Duration::from_secs(1);
+        for _ in 0..limits.handshakes_per_second {
+            assert!(admission.charge(Carriage::Tcp, v4(1), later));
+        }
+        assert!(!admission.charge(Carriage::Tcp, v4(1), later));
+    }
+
+    #[test]
+    fn ipv6_counts_by_site_and_mapped_ipv4_as_ipv4() {
+        let site = |a: u16, b| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, a, b, 0, 0, 1));
+        assert_eq!(Prefix::of(site(1, 5)), Prefix::of(site(2, 9)));
+        assert_ne!(Prefix::of(site(0x100, 0)), Prefix::of(site(0x200, 0)));
+        let mapped = IpAddr::V6(Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped());
+        assert_eq!(Prefix::of(mapped), Prefix::of(v4(1)));
+        assert_ne!(Prefix::of(v4(1)), Prefix::of(v4(2)));
+    }
+
+    #[test]
+    fn remembered_prefixes_are_bounded() {
+        let (mut admission, _, now) = admission();
+        for i in 0..BUCKETS_MAX as u32 + 100 {
+            assert!(admission.charge(Carriage::Tcp, Ipv4Addr::from(i).into(), now));
+        }
+        assert_eq!(admission.buckets.len(), BUCKETS_MAX);
+        let later = now + Duration::from_secs(60);
+        assert!(admission.charge(Carriage::Tcp, v4(9), later));
+        assert_eq!(admission.buckets.len(), 1);
+    }
+
+    #[test]
+    fn connections_are_limited_per_address_per_peer_and_in_all() {
+        let limits = Limits {
+            connections_max: 3,
+            per_address_max: 2,
+            per_peer_max: 1,
+            ..Limits::default()
+        };
+        let mut admission = Admission::new(limits);
+        let peer: PeerId = "a".parse().expect("a peer id");
+        assert_eq!(admission.connect(v4(1)), Ok(()));
+        assert_eq!(admission.identify(&peer), Ok(()));
+        assert_eq!(admission.connect(v4(1)), Ok(()));
+        assert_eq!(admission.identify(&peer), Err(Full));
+        assert_eq!(admission.connect(v4(1)), Err(Full));
+        assert_eq!(admission.tcp(v4(1)), Tcp::Refuse);
+        assert_eq!(admission.connect(v4(2)), Ok(()));
+        assert_eq!(admission.connect(v4(3)), Err(Full));
+        admission.disconnect(v4(1), Some(&peer));
+        assert_eq!(admission.connect(v4(3)), Ok(()));
+        assert_eq!(admission.identify(&peer), Ok(()));
+    }
+}

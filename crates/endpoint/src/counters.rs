@@ -1,0 +1,78 @@
+//! What the port has seen since it was bound.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])+ $name:ident),+ $(,)?) => {
+        /// Totals since the port was bound, except where a field says otherwise.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Counters {
+            $($(#[$doc])+ pub $name: u64,)+
+        }
+
+        impl Counters {
+            /// Every counter with its name, for metrics.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name)),+].into_iter()
+            }
+        }
+
+        #[derive(Debug, Default)]
+        pub(crate) struct Totals {
+            $(pub(crate) $name: Count,)+
+        }
+
+        impl Totals {
+            pub(crate) fn snapshot(&self) -> Counters {
+                Counters { $($name: self.$name.0.load(Ordering::Relaxed),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections being served now.
+    connections_open,
+    /// Connections handed to a handler over QUIC.
+    connections_quic,
+    /// Connections handed to a handler over TCP.
+    connections_tcp,
+    /// Handlers that panicked.
+    handler_panics,
+    /// TCP handshakes ended because newer ones needed their place.
+    handshakes_evicted,
+    /// Handshakes that failed: alerts, resets, garbage.
+    handshakes_failed,
+    /// Packets of a flood that got no answer.
+    handshakes_ignored,
+    /// Handshakes finished.
+    handshakes_ok,
+    /// Handshakes refused by a limit.
+    handshakes_refused,
+    /// QUIC clients asked to prove their address.
+    handshakes_retried,
+    /// Handshakes that took too long.
+    handshakes_timeout,
+    /// Connections refused for lack of a handler.
+    no_handler,
+    /// Connections refused because one peer had too many.
+    peer_limit_hits,
+    /// Connections refused because the protocol wants a known key.
+    policy_refusals,
+    /// Connections ended because their peer was removed or disabled.
+    revoked,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,478 @@
+//! Reaching another port: QUIC first, TCP when QUIC is slow or impossible.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use alknet_core::{
+    Carriage, CloseCode, CloseReason, Connection, ConnectionInfo, StreamBudget, StreamSource,
+};
+use alknet_tls::{CheckError, ClientTls, Form, NodeKey, PinnedRemote, bundled_roots};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use quinn::ConnectionError;
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use crate::error::DialError;
+use crate::quic::{self, QuicSource};
+use crate::sockets;
+use crate::target::{Host, Target};
+use crate::tcp::TcpSource;
+
+/// Everything from the name to the finished handshake.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Head start of QUIC.
+const TCP_DELAY: Duration = Duration::from_millis(400);
+
+/// What QUIC still gets once TCP has failed: a refused TCP port makes a UDP answer unlikely, and
+/// UDP itself never says no.
+const QUIC_GRACE: Duration = Duration::from_secs(3);
+
+/// Head start of each address of a name over the next (RFC 8305 section 5).
+const ADDRESS_DELAY: Duration = Duration::from_millis(250);
+
+/// Addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 8;
+
+/// Time for close frames to leave.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// First QUIC code of a TLS alert (RFC 9001 section 4.8).
+const QUIC_ALERT_BASE: u64 = 0x100;
+
+/// QUIC `CONNECTION_REFUSED` (RFC 9000 section 20.1).
+const QUIC_REFUSED: u64 = 0x2;
+
+/// Makes connections, with one key or none.
+#[derive(Debug)]
+pub struct Dialer {
+    tls: ClientTls,
+    quic: Mutex<Option<quinn::Endpoint>>,
+}
+
+impl Dialer {
+    /// Dials with `key`, or anonymously, trusting the bundled certificate authorities for public
+    /// names.
+    #[must_use]
+    pub fn new(key: Option<NodeKey>) -> Self {
+        Self::with_roots(key, bundled_roots())
+    }
+
+    /// As [`new`](Self::new), with other certificate authorities.
+    #[must_use]
+    pub fn with_roots(key: Option<NodeKey>, roots: RootCertStore) -> Self {
+        Self {
+            tls: ClientTls::new(key, roots),
+            quic: Mutex::new(None),
+        }
+    }
+
+    /// Connects over whichever carriage works first.
+    ///
+    /// # Errors
+    /// See [`DialError`]; of several failures the one that says most is returned.
+    pub async fn dial(&self, target: &Target, alpn: &[u8]) -> Result<Connection, DialError> {
+        self.dial_over(Carriage::Both, target, alpn).await
+    }
+
+    /// Connects over `carriage`.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn dial_over(
+        &self,
+        carriage: Carriage,
+        target: &Target,
+        alpn: &[u8],
+    ) -> Result<Connection, DialError> {
+        let trust = self.trust(target)?;
+        let dial = async {
+            let attempt = Attempt {
+                dialer: self,
+                target,
+                addresses: resolve(target).await?,
+                trust,
+                alpn,
+            };
+            match carriage {
+                Carriage::Quic => attempt.over(Carriage::Quic).await,
+                Carriage::Tcp => attempt.over(Carriage::Tcp).await,
+                Carriage::Both | Carriage::Memory => attempt.race().await,
+            }
+        };
+        timeout(DIAL_TIMEOUT, dial)
+            .await
+            .unwrap_or_else(|_| Err(timed_out(target, DIAL_TIMEOUT)))
+    }
+
+    /// Closes every QUIC connection and waits, at most a second, until their peers can know.
+    pub async fn close(&self) {
+        let endpoint = self.endpoint_slot().take();
+        if let Some(endpoint) = endpoint {
+            endpoint.close(CloseCode::Normal.code().into(), b"");
+            let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
+        }
+    }
+
+    fn trust(&self, target: &Target) -> Result<Trust, DialError> {
+        if !target.pins.is_empty() {
+            return Ok(Trust::Pinned(self.tls.pinned(&target.pins)?));
+        }
+        match target.host {
+            Host::Name(_) => Ok(Trust::Public),
+            Host::Ip(_) => Err(DialError::UnknownPeer {
+                target: target.address(),
+            }),
+        }
+    }
+
+    fn endpoint_slot(&self) -> std::sync::MutexGuard<'_, Option<quinn::Endpoint>> {
+        self.quic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The UDP socket, opened with the first QUIC dial.
+    fn endpoint(&self) -> Result<quinn::Endpoint, DialError> {
+        let mut slot = self.endpoint_slot();
+        if let Some(endpoint) = &*slot {
+            return Ok(endpoint.clone());
+        }
+        let any = |ip: IpAddr| quinn::Endpoint::client(SocketAddr::new(ip, 0));
+        let endpoint = any(Ipv6Addr::UNSPECIFIED.into())
+            .or_else(|_| any(Ipv4Addr::UNSPECIFIED.into()))
+            .map_err(DialError::Local)?;
+        Ok(slot.insert(endpoint).clone())
+    }
+}
+
+/// How the server is to be known.
+enum Trust {
+    Pinned(Arc<PinnedRemote>),
+    Public,
+}
+
+async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, DialError> {
+    let name = match &target.host {
+        Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, target.port)]),
+        Host::Name(name) => name,
+    };
+    let fail = |source| DialError::Resolve {
+        host: name.clone(),
+        source,
+    };
+    let found = tokio::net::lookup_host((name.as_str(), target.port))
+        .await
+        .map_err(fail)?;
+    let found: Vec<_> = found.take(ADDRESSES_MAX).collect();
+    if found.is_empty() {
+        return Err(fail(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no address",
+        )));
+    }
+    Ok(found)
+}
+
+/// One dial: everything its parallel tries share.
+struct Attempt<'a> {
+    dialer: &'a Dialer,
+    target: &'a Target,
+    addresses: Vec<SocketAddr>,
+    trust: Trust,
+    alpn: &'a [u8],
+}
+
+impl Attempt<'_> {
+    async fn race(&self) -> Result<Connection, DialError> {
+        let quic_failed = Notify::new();
+        let quic = self.over(Carriage::Quic);
+        let tcp = async {
+            tokio::select! {
+                () = sleep(TCP_DELAY) => {}
+                () = quic_failed.notified() => {}
+            }
+            self.over(Carriage::Tcp).await
+        };
+        tokio::pin!(quic, tcp);
+        tokio::select! {
+            biased;
+            result = &mut quic => match result {
+                Err(error) if error.is_about_whom() => Err(error),
+                Err(first) => {
+                    quic_failed.notify_one();
+                    tcp.await.map_err(|second| heavier(first, second))
+                }
+                connected => connected,
+            },
+            result = &mut tcp => match result {
+                Err(error) if error.is_about_whom() => Err(error),
+                Err(first) => timeout(QUIC_GRACE, quic)
+                    .await
+                    .unwrap_or_else(|_| Err(timed_out(self.target, QUIC_GRACE)))
+                    .map_err(|second| heavier(first, second)),
+                connected => connected,
+            },
+        }
+    }
+
+    /// Every form of key on one carriage: a server that knows no raw keys gets certificates.
+    async fn over(&self, carriage: Carriage) -> Result<Connection, DialError> {
+        let remote = match &self.trust {
+            Trust::Public => {
+                let config = self.dialer.tls.public(self.alpn)?;
+                return self.addresses(carriage, config).await;
+            }
+            Trust::Pinned(remote) => remote,
+        };
+        let mut forms = remote.forms().peekable();
+        loop {
+            let form = forms.next().unwrap_or(Form::X509);
+            let config = remote.config(form, self.alpn);
+            match self.addresses(carriage, config).await {
+                Err(DialError::Tls { .. }) if forms.peek().is_some() => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Every address, each with a head start over the next.
+    async fn addresses(
+        &self,
+        carriage: Carriage,
+        config: ClientConfig,
+    ) -> Result<Connection, DialError> {
+        let config = Arc::new(config);
+        let mut running = FuturesUnordered::new();
+        let mut rest = self.addresses.iter();
+        let mut worst: Option<DialError> = None;
+        loop {
+            if let Some(address) = rest.next() {
+                running.push(self.one(carriage, *address, Arc::clone(&config)));
+            }
+            let more = rest.len() > 0;
+            tokio::select! {
+                result = running.next() => match result {
+                    Some(Ok(connection)) => return Ok(connection),
+                    Some(Err(error)) => worst = Some(match worst {
+                        Some(first) => heavier(first, error),
+                        None => error,
+                    }),
+                    None => return Err(worst.unwrap_or_else(|| timed_out(self.target, DIAL_TIMEOUT))),
+                },
+                () = sleep(ADDRESS_DELAY), if more => {}
+            }
+        }
+    }
+
+    async fn one(
+        &self,
+        carriage: Carriage,
+        address: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> Result<Connection, DialError> {
+        match carriage {
+            Carriage::Tcp => self.tcp(address, config).await,
+            _ => self.quic(address, config).await,
+        }
+    }
+
+    async fn quic(
+        &self,
+        address: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> Result<Connection, DialError> {
+        let tls = QuicClientConfig::try_from(config).map_err(|e| self.tls_error(&e.to_string()))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(quic::transport(StreamBudget::AUTHENTICATED, true));
+        let connecting = self
+            .dialer
+            .endpoint()?
+            .connect_with(config, address, &self.server_name())
+            .map_err(|error| self.unreachable(io::Error::other(error)))?;
+        let connection = connecting.await.map_err(|error| self.quic_error(error))?;
+        let chain = connection
+            .peer_identity()
+            .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+        self.check(chain.as_deref().map_or(&[], Vec::as_slice))?;
+        let local = connection.local_ip().map(|ip| SocketAddr::new(ip, 0));
+        let source = Box::new(QuicSource::new(connection));
+        Ok(self.connection(source, Carriage::Quic, address, local))
+    }
+
+    async fn tcp(
+        &self,
+        address: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> Result<Connection, DialError> {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        sockets::tune(&stream).map_err(DialError::Local)?;
+        let local = stream.local_addr().ok();
+        let name = ServerName::try_from(self.server_name())
+            .map_err(|error| self.tls_error(&error.to_string()))?;
+        let tls = TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .map_err(|error| self.tcp_error(error))?;
+        let session = tls.get_ref().1;
+        self.check(session.peer_certificates().unwrap_or_default())?;
+        if session.alpn_protocol() != Some(self.alpn) {
+            return Err(self.no_protocol());
+        }
+        let source = Box::new(TcpSource::new(TlsStream::Client(tls)));
+        Ok(self.connection(source, Carriage::Tcp, address, local))
+    }
+
+    fn connection(
+        &self,
+        source: Box<dyn StreamSource>,
+        carriage: Carriage,
+        remote: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Connection {
+        let info = ConnectionInfo {
+            alpn: self.alpn.into(),
+            carriage,
+            sni: None,
+            remote_addr: Some(remote),
+            local_addr: local,
+            dialled: true,
+        };
+        Connection::from_source(source, info)
+    }
+
+    fn server_name(&self) -> String {
+        match (&self.target.host, &self.trust) {
+            (Host::Ip(_), Trust::Pinned(remote)) => remote.server_name(),
+            (host, _) => host.to_string(),
+        }
+    }
+
+    /// Pins are compared again: a resumed session was verified when it began, not now.
+    fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), DialError> {
+        let Trust::Pinned(remote) = &self.trust else {
+            return Ok(());
+        };
+        remote.check(chain).map_err(|error| match error {
+            CheckError::Pin(mismatch) => mismatch.into(),
+            CheckError::NoKey => self.tls_error("the server presented no key"),
+        })
+    }
+
+    fn quic_error(&self, error: ConnectionError) -> DialError {
+        let (code, reason) = match &error {
+            ConnectionError::TransportError(error) => (u64::from(error.code), error.reason.clone()),
+            ConnectionError::ConnectionClosed(close) => (
+                u64::from(close.error_code),
+                String::from_utf8_lossy(&close.reason).into_owned(),
+            ),
+            ConnectionError::TimedOut => return timed_out(self.target, DIAL_TIMEOUT),
+            _ => return self.refused(quic::close_reason(error)),
+        };
+        let alert = code
+            .checked_sub(QUIC_ALERT_BASE)
+            .and_then(|alert| u8::try_from(alert).ok());
+        match alert {
+            Some(alert) => self.alert_error(alert.into(), &reason),
+            None if code == QUIC_REFUSED => self.refused(CloseReason::Peer(
+                None,
+                "it takes no more connections".into(),
+            )),
+            None => self.tls_error(&error.to_string()),
+        }
+    }
+
+    fn tcp_error(&self, error: io::Error) -> DialError {
+        let tls = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(rustls::Error::AlertReceived(alert)) => {
+                self.alert_error(*alert, &error.to_string())
+            }
+            Some(rustls::Error::InvalidCertificate(reason)) => {
+                self.alert_error(AlertDescription::BadCertificate, &reason.to_string())
+            }
+            Some(rustls::Error::NoApplicationProtocol) => self.no_protocol(),
+            Some(error) => self.alert_error(AlertDescription::InternalError, &error.to_string()),
+            None => self.refused(CloseReason::Lost(error.to_string())),
+        }
+    }
+
+    /// Sorts a failed handshake by the alert it ended with, sent or received.
+    fn alert_error(&self, alert: AlertDescription, reason: &str) -> DialError {
+        use AlertDescription as A;
+        match (&self.trust, alert) {
+            (_, A::NoApplicationProtocol) => self.no_protocol(),
+            (Trust::Pinned(remote), _) => match remote.take_mismatch() {
+                Some(mismatch) => mismatch.into(),
+                None => self.tls_error(&format!("{alert:?} {reason}")),
+            },
+            (
+                Trust::Public,
+                A::BadCertificate
+                | A::CertificateExpired
+                | A::CertificateRevoked
+                | A::CertificateUnknown
+                | A::UnknownCA
+                | A::UnsupportedCertificate,
+            ) => DialError::Certificate {
+                target: self.target.address(),
+                reason: reason.to_owned(),
+            },
+            (Trust::Public, _) => self.tls_error(&format!("{alert:?} {reason}")),
+        }
+    }
+
+    fn no_protocol(&self) -> DialError {
+        DialError::NoProtocol {
+            target: self.target.address(),
+            alpn: String::from_utf8_lossy(self.alpn).into_owned(),
+        }
+    }
+
+    fn refused(&self, reason: CloseReason) -> DialError {
+        DialError::Refused {
+            target: self.target.address(),
+            reason,
+        }
+    }
+
+    fn tls_error(&self, reason: &str) -> DialError {
+        DialError::Tls {
+            target: self.target.address(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn unreachable(&self, source: io::Error) -> DialError {
+        DialError::Unreachable {
+            target: self.target.address(),
+            source,
+        }
+    }
+}
+
+fn timed_out(target: &Target, after: Duration) -> DialError {
+    DialError::TimedOut {
+        target: target.address(),
+        seconds: after.as_secs(),
+    }
+}
+
+/// Of two failures the one that says more.
+fn heavier(first: DialError, second: DialError) -> DialError {
+    if first.weight() >= second.weight() {
+        first
+    } else {
+        second
+    }
+}

@@ -1,0 +1,142 @@
+//! What can go wrong with the port, and on the way to another one.
+
+use std::io;
+use std::net::SocketAddr;
+
+use alknet_core::CloseReason;
+use alknet_tls::{PinMismatch, TlsError};
+use thiserror::Error;
+
+/// Why the port is not served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {source}; {}", bind_hint(.source))]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No address was given.
+    #[error("listen.addrs is empty; '::' means every address of both families")]
+    NoAddress,
+    /// The QUIC side refused its TLS configuration.
+    #[error("QUIC cannot be set up: {0}")]
+    Quic(String),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+fn bind_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program has the port; stop it or take another port",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need root; take one above, for example --port 8443"
+        }
+        _ => "check listen.addrs and listen.port",
+    }
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The server's certificate chain or name is not valid.
+    #[error(
+        "the certificate of {target} is not trusted: {reason}; pin its key: ed25519:<64 hex>@{target}"
+    )]
+    Certificate {
+        /// Host and port.
+        target: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// This machine cannot open sockets for it.
+    #[error("cannot open a socket: {0}")]
+    Local(io::Error),
+    /// The server does not serve the protocol.
+    #[error("{target} does not serve '{alpn}'")]
+    NoProtocol {
+        /// Host and port.
+        target: String,
+        /// The protocol asked for.
+        alpn: String,
+    },
+    /// The server holds another key.
+    #[error(transparent)]
+    PinMismatch(#[from] PinMismatch),
+    /// The server answered and did not want us.
+    #[error("{target} refused the connection: {reason}")]
+    Refused {
+        /// Host and port.
+        target: String,
+        /// The server's reason.
+        reason: CloseReason,
+    },
+    /// The name has no address.
+    #[error("cannot resolve '{host}': {source}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing answered in time.
+    #[error("{target} did not answer within {seconds} s")]
+    TimedOut {
+        /// Host and port.
+        target: String,
+        /// How long it had.
+        seconds: u64,
+    },
+    /// TLS failed in another way.
+    #[error("TLS with {target} failed: {reason}")]
+    Tls {
+        /// Host and port.
+        target: String,
+        /// How.
+        reason: String,
+    },
+    /// Our own key cannot be used.
+    #[error(transparent)]
+    TlsSetup(#[from] TlsError),
+    /// An address without a pin proves nothing.
+    #[error("{target} is an address without a pinned key; write ed25519:<64 hex>@{target}")]
+    UnknownPeer {
+        /// Host and port.
+        target: String,
+    },
+    /// The network said no.
+    #[error("cannot reach {target}: {source}")]
+    Unreachable {
+        /// Host and port.
+        target: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl DialError {
+    /// Somebody answered and is not who was asked for: no other way there would help.
+    pub(crate) fn is_about_whom(&self) -> bool {
+        matches!(self, Self::Certificate { .. } | Self::PinMismatch(_))
+    }
+
+    /// How much this error says about the server: of two failed attempts the one that says more
+    /// is reported.
+    pub(crate) fn weight(&self) -> u8 {
+        match self {
+            Self::Local(_) | Self::Resolve { .. } | Self::UnknownPeer { .. } => 1,
+            Self::TimedOut { .. } => 2,
+            Self::Unreachable { .. } => 3,
+            Self::Tls { .. } | Self::TlsSetup(_) => 4,
+            Self::Refused { .. } => 5,
+            Self::NoProtocol { .. } => 6,
+            Self::Certificate { .. } => 7,
+            Self::PinMismatch(_) => 8,
+        }
+    }
+}

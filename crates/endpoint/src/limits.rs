@@ -1,0 +1,66 @@
+//! What strangers may cost this node.
+
+use std::time::Duration;
+
+/// Limits of admission. Each number bounds memory or work that somebody unknown can cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections served at once.
+    pub connections_max: u32,
+    /// Connections served at once for one address.
+    pub per_address_max: u32,
+    /// Connections served at once for one peer, over all its keys and protocols.
+    pub per_peer_max: u32,
+    /// TCP handshakes at once; one more ends the oldest.
+    pub tcp_handshakes_max: u32,
+    /// TCP handshakes at once from one address; one more ends the oldest of that address.
+    pub tcp_handshakes_per_address_max: u32,
+    /// QUIC handshakes at once with addresses that may be forged; further ones must prove theirs.
+    pub unvalidated_handshakes_max: u32,
+    /// QUIC handshakes at once with proven addresses.
+    pub validated_handshakes_max: u32,
+    /// Requests for such a proof in one second; further packets are not answered at all, so that
+    /// a flood with forged addresses is not reflected.
+    pub retries_per_second_max: u32,
+    /// Handshakes a network prefix may have in a burst.
+    pub handshake_burst: u32,
+    /// Handshakes per second it earns back.
+    pub handshakes_per_second: u32,
+    /// Time a handshake may take.
+    pub handshake_timeout: Duration,
+}
+
+impl Limits {
+    /// Memory one idle connection is accounted with.
+    const CONNECTION_BYTES: u64 = 64 << 10;
+    /// Most connections on any machine.
+    const CONNECTIONS_MAX: u64 = 4096;
+
+    /// The limits of a machine with `memory_bytes`: connections take a quarter of it at most.
+    #[must_use]
+    pub fn for_memory(memory_bytes: u64) -> Self {
+        let connections = (memory_bytes / 4 / Self::CONNECTION_BYTES).min(Self::CONNECTIONS_MAX);
+        Self {
+            connections_max: u32::try_from(connections).unwrap_or(u32::MAX),
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            per_address_max: 64,
+            per_peer_max: 16,
+            tcp_handshakes_max: 256,
+            tcp_handshakes_per_address_max: 64,
+            unvalidated_handshakes_max: 64,
+            validated_handshakes_max: 256,
+            retries_per_second_max: 512,
+            handshake_burst: 60,
+            handshakes_per_second: 20,
+            handshake_timeout: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The connections being served, and how they are ended from outside.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_core::{Carriage, CloseCode, ConnId, Connection, IdentityProvider, PeerId, PeerKey};
+use tokio::sync::watch;
+
+/// Close code and constant reason for ending a connection from outside its handler.
+pub(crate) type End = (CloseCode, &'static str);
+
+/// One connection being served, for status displays.
+#[derive(Clone, Debug)]
+pub struct ConnectionSummary {
+    /// Its number in logs.
+    pub id: ConnId,
+    /// Its protocol.
+    pub alpn: Arc<[u8]>,
+    /// What it travels on.
+    pub carriage: Carriage,
+    /// Whose it is, if anybody known.
+    pub peer: Option<PeerId>,
+    /// The key the peer proved.
+    pub key: Option<PeerKey>,
+    /// The other end.
+    pub remote_addr: Option<SocketAddr>,
+}
+
+struct Entry {
+    connection: Connection,
+    key: Option<PeerKey>,
+    /// Whom the key stood for when the connection began.
+    peer: Option<PeerId>,
+    end: watch::Sender<Option<End>>,
+}
+
+#[derive(Default)]
+pub(crate) struct Live {
+    table: Mutex<HashMap<ConnId, Entry>>,
+    count: watch::Sender<usize>,
+}
+
+impl Live {
+    /// Adds a connection; dropping the guard removes it.
+    pub(crate) fn insert(
+        self: &Arc<Self>,
+        connection: &Connection,
+        key: Option<PeerKey>,
+        peer: Option<PeerId>,
+    ) -> (Guard, watch::Receiver<Option<End>>) {
+        let (end, ended) = watch::channel(None);
+        let entry = Entry {
+            connection: connection.clone(),
+            key,
+            peer,
+            end,
+        };
+        let id = connection.id();
+        self.change(|table| table.insert(id, entry));
+        let guard = Guard {
+            live: Arc::clone(self),
+            id,
+        };
+        (guard, ended)
+    }
+
+    /// Looks every known peer up again: new scopes replace old ones, and who is gone is ended.
+    /// Returns how many were.
+    pub(crate) fn sweep(&self, identities: &dyn IdentityProvider) -> usize {
+        let mut ended = 0;
+        for entry in self.lock().values() {
+            if entry.revoked(identities) {
+                entry.end.send_replace(Some((CloseCode::Policy, "revoked")));
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    /// Ends every connection; returns how many there were.
+    pub(crate) fn end_all(&self, end: End) -> usize {
+        let table = self.lock();
+        for entry in table.values() {
+            entry.end.send_replace(Some(end));
+        }
+        table.len()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Resolves once no connection is left.
+    pub(crate) async fn empty(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    pub(crate) fn summaries(&self) -> Vec<ConnectionSummary> {
+        let mut all: Vec<_> = self.lock().values().map(Entry::summary).collect();
+        all.sort_by_key(|summary| summary.id);
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnId, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table. What leaves it is dropped after the lock: it may be the last owner of a
+    /// connection, and closing one does work.
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<ConnId, Entry>) -> T) {
+        let mut table = self.lock();
+        let left = change(&mut table);
+        self.count.send_replace(table.len());
+        drop(table);
+        drop(left);
+    }
+}
+
+impl Entry {
+    fn revoked(&self, identities: &dyn IdentityProvider) -> bool {
+        let (Some(key), Some(peer)) = (&self.key, &self.peer) else {
+            return false;
+        };
+        match identities.by_key(key) {
+            Some(identity) if identity.id == *peer => {
+                // Another identity on the connection is the handler's doing (a token), and stays.
+                let _ = self.connection.set_identity(identity);
+                false
+            }
+            _ => true,
+        }
+    }
+
+    fn summary(&self) -> ConnectionSummary {
+        let info = self.connection.info();
+        ConnectionSummary {
+            id: self.connection.id(),
+            alpn: Arc::clone(&info.alpn),
+            carriage: info.carriage,
+            peer: self.peer.clone(),
+            key: self.key,
+            remote_addr: info.remote_addr,
+        }
+    }
+}
+
+pub(crate) struct Guard {
+    live: Arc<Live>,
+    id: ConnId,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.live.change(|table| table.remove(&self.id));
+    }
+}

@@ -1,0 +1,326 @@
+//! The life of one connection after its handshake.
+
+use std::any::Any;
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use alknet_core::{
+    AlpnSpec, AuthContext, AuthNeed, CloseCode, Connection, ConnectionInfo, HandlerError,
+    HandlerRegistry, Identity, IdentityProvider, PeerId, PeerKey, ProtocolHandler, StreamSource,
+};
+use alknet_tls::PeerProof;
+use futures_util::FutureExt;
+use tokio::sync::watch;
+
+use crate::admission::Admission;
+use crate::counters::Totals;
+use crate::limits::Limits;
+use crate::live::{End, Live};
+
+/// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
+/// throws unacknowledged data away when it closes.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+
+/// What the accept loops and every connection share.
+pub(crate) struct Shared {
+    pub(crate) registry: HandlerRegistry,
+    pub(crate) identities: Arc<dyn IdentityProvider>,
+    pub(crate) limits: Limits,
+    pub(crate) totals: Totals,
+    pub(crate) live: Arc<Live>,
+    pub(crate) admission: Mutex<Admission>,
+    /// True once the node drains.
+    pub(crate) stop: watch::Sender<bool>,
+}
+
+impl Shared {
+    pub(crate) fn admission(&self) -> MutexGuard<'_, Admission> {
+        self.admission
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whom a proven key stands for, and under which of its names.
+    fn resolve(&self, proof: PeerProof) -> (PeerKey, Option<Arc<Identity>>) {
+        proof
+            .names()
+            .find_map(|name| Some((name, Some(self.identities.by_key(&name)?))))
+            .unwrap_or((proof.key, None))
+    }
+}
+
+/// A connection whose handshake is done.
+pub(crate) struct Arrived {
+    pub(crate) source: Box<dyn StreamSource>,
+    pub(crate) info: ConnectionInfo,
+    pub(crate) proof: Option<PeerProof>,
+    pub(crate) from: IpAddr,
+}
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
+    let Arrived {
+        source,
+        info,
+        proof,
+        from,
+    } = arrived;
+    let connection = Connection::from_source(source, info);
+    let mut place = match Place::take(&shared, from) {
+        Ok(place) => place,
+        Err(end) => return close(&connection, end),
+    };
+    match admit(&shared, &connection, proof, &mut place) {
+        Ok((auth, spec, handler)) => run(&shared, &connection, auth, &spec, handler).await,
+        Err(end) => close(&connection, end),
+    }
+}
+
+fn close(connection: &Connection, (code, reason): End) {
+    tracing::info!(
+        target: "endpoint",
+        conn = connection.id().0,
+        addr = connection.remote_addr().map(tracing::field::display),
+        "connection refused: {code} {reason}"
+    );
+    connection.close(code, reason);
+}
+
+type Admitted = (AuthContext, AlpnSpec, Arc<dyn ProtocolHandler>);
+
+/// Finds the handler and decides whether this peer may reach it.
+fn admit(
+    shared: &Shared,
+    connection: &Connection,
+    proof: Option<PeerProof>,
+    place: &mut Place<'_>,
+) -> Result<Admitted, End> {
+    let info = connection.info();
+    let totals = &shared.totals;
+    let (spec, handler) = shared
+        .registry
+        .get(&info.alpn, info.carriage)
+        .ok_or_else(|| {
+            totals.no_handler.add();
+            (CloseCode::NoHandler, "no such protocol")
+        })?;
+    let (key, identity) = match proof.map(|proof| shared.resolve(proof)) {
+        Some((key, identity)) => (Some(key), identity),
+        None => (None, None),
+    };
+    if identity.is_none() && spec.auth == AuthNeed::Tls {
+        totals.policy_refusals.add();
+        return Err((CloseCode::Policy, "unknown key"));
+    }
+    if let Some(identity) = &identity {
+        place.identify(&identity.id)?;
+        shared.admission().refund(info.carriage, place.from);
+        connection
+            .set_identity(Arc::clone(identity))
+            .expect("a new connection has no identity yet");
+        connection.raise_budget(spec.limits);
+    }
+    let auth = AuthContext {
+        identity,
+        key,
+        alpn: Arc::clone(&info.alpn),
+        sni: info.sni.clone(),
+        remote_addr: info.remote_addr,
+        carriage: info.carriage,
+        early_data: false,
+    };
+    Ok((auth, spec.clone(), Arc::clone(handler)))
+}
+
+async fn run(
+    shared: &Shared,
+    connection: &Connection,
+    auth: AuthContext,
+    spec: &AlpnSpec,
+    handler: Arc<dyn ProtocolHandler>,
+) {
+    let peer = auth.identity.as_ref().map(|identity| identity.id.clone());
+    let (_guard, mut ended) = shared.live.insert(connection, auth.key, peer.clone());
+    // The peer may have been revoked between its lookup and its entry in the table.
+    if peer.is_some() {
+        let revoked = shared.live.sweep(&*shared.identities);
+        (0..revoked).for_each(|_| shared.totals.revoked.add());
+    }
+    if *shared.stop.borrow() {
+        return close(connection, (CloseCode::Shutdown, "shutting down"));
+    }
+    let open = Open::start(shared, connection, spec, &auth, peer);
+    let work = {
+        let connection = connection.clone();
+        AssertUnwindSafe(async move { handler.handle(connection, auth).await }).catch_unwind()
+    };
+    let (code, reason) = tokio::select! {
+        biased;
+        end = ended_by(&mut ended) => end,
+        result = work => match result {
+            Ok(Ok(())) => {
+                last_bytes(connection, &mut ended).await
+            }
+            Ok(Err(error)) => close_of(&error),
+            Err(panic) => {
+                shared.totals.handler_panics.add();
+                tracing::error!(
+                    target: "endpoint",
+                    conn = connection.id().0,
+                    alpn = spec.name(),
+                    "handler panicked: {}",
+                    panic_text(&*panic)
+                );
+                (CloseCode::Internal, "internal error".to_owned())
+            }
+        }
+    };
+    connection.close(code, &reason);
+    open.finish(code);
+}
+
+async fn ended_by(ended: &mut watch::Receiver<Option<End>>) -> (CloseCode, String) {
+    let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| *e);
+    // The sender is in the table for as long as the guard of `run` lives.
+    let (code, reason) = end.unwrap_or((CloseCode::Normal, ""));
+    (code, reason.to_owned())
+}
+
+/// The handler is content: gives the peer a moment to read the end and to close.
+async fn last_bytes(
+    connection: &Connection,
+    ended: &mut watch::Receiver<Option<End>>,
+) -> (CloseCode, String) {
+    if !connection.is_multi() {
+        return (CloseCode::Normal, String::new());
+    }
+    tokio::select! {
+        biased;
+        end = ended_by(ended) => end,
+        _ = tokio::time::timeout(LAST_BYTES, connection.closed()) => {
+            (CloseCode::Normal, String::new())
+        }
+    }
+}
+
+/// The close code of a handler that ended badly.
+fn close_of(error: &HandlerError) -> (CloseCode, String) {
+    let (code, reason) = match error {
+        HandlerError::AuthRequired => (CloseCode::Policy, "authentication required"),
+        HandlerError::Closed => (CloseCode::Normal, ""),
+        HandlerError::Forbidden => (CloseCode::Policy, "forbidden"),
+        HandlerError::Overloaded => (CloseCode::Overload, "overloaded"),
+        HandlerError::Protocol(text) => (CloseCode::Protocol, text.as_ref()),
+        HandlerError::Timeout => (CloseCode::Timeout, "timed out"),
+        _ => (CloseCode::Internal, "internal error"),
+    };
+    (code, reason.to_owned())
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+/// The log lines and counters of a connection; closes them also when its task is dropped.
+struct Open<'a> {
+    shared: &'a Shared,
+    conn: u64,
+    since: tokio::time::Instant,
+    code: Option<CloseCode>,
+}
+
+impl<'a> Open<'a> {
+    fn start(
+        shared: &'a Shared,
+        connection: &Connection,
+        spec: &AlpnSpec,
+        auth: &AuthContext,
+        peer: Option<PeerId>,
+    ) -> Self {
+        let totals = &shared.totals;
+        totals.connections_open.add();
+        if connection.is_multi() {
+            totals.connections_quic.add();
+        } else {
+            totals.connections_tcp.add();
+        }
+        tracing::info!(
+            target: "endpoint",
+            conn = connection.id().0,
+            alpn = spec.name(),
+            carriage = %auth.carriage,
+            peer = peer.as_ref().map(PeerId::as_str),
+            key8 = auth.key.map(|key| key.short()),
+            addr = auth.remote_addr.map(tracing::field::display),
+            "conn.open"
+        );
+        Self {
+            shared,
+            conn: connection.id().0,
+            since: tokio::time::Instant::now(),
+            code: None,
+        }
+    }
+
+    fn finish(mut self, code: CloseCode) {
+        self.code = Some(code);
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.shared.totals.connections_open.remove();
+        let seconds = self.since.elapsed().as_secs_f32();
+        tracing::info!(
+            target: "endpoint",
+            conn = self.conn,
+            seconds,
+            code = self.code.map(CloseCode::name),
+            "conn.close"
+        );
+    }
+}
+
+/// One connection's share of the limits.
+struct Place<'a> {
+    shared: &'a Shared,
+    from: IpAddr,
+    peer: Option<PeerId>,
+}
+
+impl<'a> Place<'a> {
+    fn take(shared: &'a Shared, from: IpAddr) -> Result<Self, End> {
+        if shared.admission().connect(from).is_err() {
+            shared.totals.handshakes_refused.add();
+            return Err((CloseCode::Overload, "too many connections"));
+        }
+        Ok(Self {
+            shared,
+            from,
+            peer: None,
+        })
+    }
+
+    fn identify(&mut self, peer: &PeerId) -> Result<(), End> {
+        if self.shared.admission().identify(peer).is_err() {
+            self.shared.totals.peer_limit_hits.add();
+            return Err((CloseCode::Overload, "too many connections of this peer"));
+        }
+        self.peer = Some(peer.clone());
+        Ok(())
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.shared
+            .admission()
+            .disconnect(self.from, self.peer.as_ref());
+    }
+}

@@ -1,0 +1,416 @@
+//! TLS over TCP as core's carriage: one stream, yielded once.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use alknet_core::{
+    BoxFuture, CloseCode, CloseReason, RecvHalf, RecvStream, SendHalf, SendStream, StreamCode,
+    StreamError, StreamSource,
+};
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsStream;
+
+/// Largest chunk read at once: one TLS record.
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// How long a closed connection waits for the peer's end, so that our last bytes are not
+/// overtaken by a reset.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What is thrown away of the peer's bytes meanwhile.
+const LINGER_BYTES_MAX: u64 = 1 << 20;
+
+type Tls = TlsStream<TcpStream>;
+
+/// A TLS connection.
+pub(crate) struct TcpSource {
+    shared: Arc<Shared>,
+    yielded: AtomicBool,
+}
+
+impl TcpSource {
+    pub(crate) fn new(tls: Tls) -> Self {
+        let io = Io {
+            tls: Some(tls),
+            unflushed: false,
+            read_ended: false,
+            write_ended: false,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                io: Mutex::new(io),
+                reader: AtomicWaker::new(),
+                writer: AtomicWaker::new(),
+                ended: watch::channel(None).0,
+            }),
+            yielded: AtomicBool::new(false),
+        }
+    }
+}
+
+impl StreamSource for TcpSource {
+    fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+        Box::pin(async {
+            if self.yielded.swap(true, Ordering::Relaxed) {
+                // A handler that loops must not think its one stream is over.
+                return Err(StreamError::Closed(self.closed().await));
+            }
+            let send = Send {
+                shared: Arc::clone(&self.shared),
+                finished: false,
+            };
+            let recv = Recv(Arc::clone(&self.shared));
+            Ok((
+                SendStream::new(Box::new(send)),
+                RecvStream::new(Box::new(recv)),
+            ))
+        })
+    }
+
+    fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+        Box::pin(std::future::ready(Err(StreamError::Unsupported)))
+    }
+
+    fn is_multi(&self) -> bool {
+        false
+    }
+
+    fn close(&self, _code: CloseCode, _reason: &str) {
+        // TLS has no room for code and reason; the peer sees close_notify.
+        if let Some(mut tls) = self.shared.end(CloseReason::Local) {
+            // At once, as far as there is room: the process may be about to exit.
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let _ = Pin::new(&mut tls).poll_shutdown(&mut cx);
+            spawn(linger(tls));
+        }
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        let mut ended = self.shared.ended.subscribe();
+        Box::pin(async move {
+            match ended.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or(CloseReason::Local),
+                // The sender lives as long as `self`.
+                Err(_) => CloseReason::Local,
+            }
+        })
+    }
+
+    fn export_keying_material(
+        &self,
+        label: &[u8],
+        context: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), StreamError> {
+        let io = self.shared.lock();
+        let exported = match &io.tls {
+            Some(TlsStream::Client(tls)) => {
+                let session = tls.get_ref().1;
+                session.export_keying_material(out, label, Some(context))
+            }
+            Some(TlsStream::Server(tls)) => {
+                let session = tls.get_ref().1;
+                session.export_keying_material(out, label, Some(context))
+            }
+            None => return Err(self.shared.ended_error()),
+        };
+        exported.map(|_| ()).map_err(|e| io::Error::other(e).into())
+    }
+}
+
+/// Sends what is left and close_notify, then waits for the peer to have read it.
+async fn linger(mut tls: Tls) {
+    let goodbye = async {
+        if tls.shutdown().await.is_ok() {
+            let mut rest = tls.take(LINGER_BYTES_MAX);
+            let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
+        }
+    };
+    // A peer that does not answer loses nothing but the wait.
+    let _ = tokio::time::timeout(LINGER, goodbye).await;
+}
+
+/// Runs what outlives a stream. Outside a runtime nothing can wait, and dropping is the rest.
+fn spawn(work: impl Future<Output = ()> + std::marker::Send + 'static) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(work);
+    }
+}
+
+struct Shared {
+    io: Mutex<Io>,
+    /// Woken when the connection is closed under the halves, and when one half flushed for the
+    /// other: the socket itself remembers one waker per direction only.
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+    ended: watch::Sender<Option<CloseReason>>,
+}
+
+struct Io {
+    /// `None` once closed.
+    tls: Option<Tls>,
+    /// Encrypted bytes wait for room in the socket.
+    unflushed: bool,
+    read_ended: bool,
+    write_ended: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Io> {
+        self.io.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the connection with `reason` unless it has ended; gives back what carried it.
+    fn end(&self, reason: CloseReason) -> Option<Tls> {
+        let tls = self.lock().tls.take();
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(reason);
+            }
+            first
+        });
+        self.reader.wake();
+        self.writer.wake();
+        tls
+    }
+
+    fn ended_error(&self) -> StreamError {
+        let reason = self.ended.borrow().clone();
+        StreamError::Closed(reason.unwrap_or(CloseReason::Local))
+    }
+
+    /// The connection failed under a read or a write.
+    fn fail(&self, error: io::Error) -> StreamError {
+        drop(self.end(CloseReason::Lost(error.to_string())));
+        StreamError::Io(error)
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize, StreamError>> {
+        self.writer.register(cx.waker());
+        let mut io = self.lock();
+        if io.write_ended {
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::NotConnected).into()));
+        }
+        let Some(tls) = io.tls.as_mut() else {
+            drop(io);
+            return Poll::Ready(Err(self.ended_error()));
+        };
+        let written = ready!(Pin::new(tls).poll_write(cx, buf));
+        io.unflushed = true;
+        drop(io);
+        Poll::Ready(written.map_err(|error| self.fail(error)))
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        self.writer.register(cx.waker());
+        let flushed = {
+            let mut io = self.lock();
+            match io.flush(cx) {
+                None => return Poll::Ready(Err(self.ended_error())),
+                Some(flushed) => ready!(flushed),
+            }
+        };
+        Poll::Ready(flushed.map_err(|error| self.fail(error)))
+    }
+
+    /// Sends close_notify and the TCP end, after everything before it.
+    fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        self.writer.register(cx.waker());
+        let mut io = self.lock();
+        let Some(tls) = io.tls.as_mut() else {
+            return Poll::Ready(Ok(()));
+        };
+        let done = ready!(Pin::new(tls).poll_shutdown(cx));
+        io.write_ended = true;
+        io.unflushed = false;
+        let over = io.read_ended;
+        drop(io);
+        match done {
+            Err(error) => return Poll::Ready(Err(self.fail(error))),
+            Ok(()) if over => drop(self.end(CloseReason::Peer(None, String::new()))),
+            Ok(()) => {}
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<Result<(), StreamError>> {
+        self.reader.register(cx.waker());
+        let mut io = self.lock();
+        if io.read_ended {
+            return Poll::Ready(Ok(()));
+        }
+        if io.unflushed && io.flush(cx).is_some_and(|f| f.is_ready()) {
+            self.writer.wake();
+        }
+        let Some(tls) = io.tls.as_mut() else {
+            drop(io);
+            return Poll::Ready(Err(self.ended_error()));
+        };
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(tls).poll_read(cx, buf));
+        let ended = read.is_ok() && buf.filled().len() == before && buf.remaining() > 0;
+        drop(io);
+        if ended {
+            self.read_end(CloseReason::Peer(None, String::new()));
+        }
+        Poll::Ready(read.map_err(|error| self.fail(error)))
+    }
+
+    /// Nothing more is read; with nothing more to write either, the connection is over.
+    fn read_end(&self, reason: CloseReason) {
+        let over = {
+            let mut io = self.lock();
+            io.read_ended = true;
+            io.write_ended
+        };
+        if over {
+            drop(self.end(reason));
+        }
+    }
+}
+
+impl Io {
+    /// `None` when the connection is closed.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Option<Poll<io::Result<()>>> {
+        let flushed = Pin::new(self.tls.as_mut()?).poll_flush(cx);
+        self.unflushed = flushed.is_pending();
+        Some(flushed)
+    }
+}
+
+struct Send {
+    shared: Arc<Shared>,
+    finished: bool,
+}
+
+impl SendHalf for Send {
+    /// Ready once the bytes are with the kernel: callers need no flush, as on QUIC.
+    fn poll_write_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<usize, StreamError>> {
+        let mut total = 0;
+        for chunk in chunks.iter_mut() {
+            while !chunk.is_empty() {
+                match self.shared.poll_write(cx, chunk) {
+                    Poll::Ready(Ok(written)) => {
+                        chunk.advance(written);
+                        total += written;
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending if total > 0 => return Poll::Ready(Ok(total)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        }
+        // Polled again after Pending here, the chunks are empty and only the flush goes on.
+        ready!(self.shared.poll_flush(cx))?;
+        Poll::Ready(Ok(total))
+    }
+
+    fn finish(&mut self) -> Result<(), StreamError> {
+        if std::mem::replace(&mut self.finished, true) {
+            return Err(io::Error::from(io::ErrorKind::NotConnected).into());
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match self.shared.poll_finish(&mut cx) {
+            Poll::Ready(done) => done,
+            Poll::Pending => {
+                let shared = Arc::clone(&self.shared);
+                spawn(async move {
+                    // A failure has ended the connection, and `closed` tells.
+                    let _ = std::future::poll_fn(|cx| shared.poll_finish(cx)).await;
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// A cut stream must not look complete: the connection goes down without close_notify.
+    fn reset(&mut self, _code: StreamCode) {
+        self.finished = true;
+        if let Some(tls) = self.shared.end(CloseReason::Local) {
+            let _ = SockRef::from(tls.get_ref().0).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncWrite for Send {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.shared.poll_write(cx, buf).map_err(Into::into)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.poll_flush(cx).map_err(Into::into)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finished = true;
+        self.shared.poll_finish(cx).map_err(Into::into)
+    }
+}
+
+impl Drop for Send {
+    fn drop(&mut self) {
+        if !self.finished {
+            // As QUIC does: what was written arrives, and then the end.
+            let _ = SendHalf::finish(self);
+        }
+    }
+}
+
+struct Recv(Arc<Shared>);
+
+impl RecvHalf for Recv {
+    fn poll_read_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let mut storage = BytesMut::zeroed(max.min(CHUNK_BYTES));
+        let mut buf = ReadBuf::new(&mut storage);
+        ready!(self.0.poll_read(cx, &mut buf))?;
+        let filled = buf.filled().len();
+        storage.truncate(filled);
+        Poll::Ready(Ok((filled > 0).then(|| storage.freeze())))
+    }
+
+    fn stop(&mut self, _code: StreamCode) {
+        self.0.read_end(CloseReason::Local);
+    }
+}
+
+impl AsyncRead for Recv {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.0.poll_read(cx, buf).map_err(Into::into)
+    }
+}
+
+impl Drop for Recv {
+    fn drop(&mut self) {
+        self.0.read_end(CloseReason::Local);
+    }
+}

@@ -1,0 +1,62 @@
+//! What can go wrong before a handshake.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why TLS cannot be set up.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A self-signed certificate could not be made.
+    #[error("cannot make a self-signed certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// A key file of the wrong size.
+    #[error(
+        "{path} holds {bytes} bytes, and a key is a seed of exactly 32; restore it from a backup, \
+         or move it away to get a new identity"
+    )]
+    KeyLength {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        bytes: usize,
+    },
+    /// A key file others can read.
+    #[error(
+        "{path} has mode {mode:04o} and may hold 0600 at most; run 'chmod 600 {path}', and replace \
+         the key if others could read it"
+    )]
+    KeyMode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A key file could not be read.
+    #[error("cannot read {path}: {source}")]
+    KeyRead {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A key file could not be written.
+    #[error("cannot write {path}: {source}; check that the directory exists and has room")]
+    KeyWrite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Pinned dialling without a pin.
+    #[error("a pinned connection needs at least one key; write ed25519:<64 hex>@host:port")]
+    NoPins,
+    /// The kernel gave no random bytes.
+    #[error("the kernel gave no random bytes: {0}")]
+    Random(getrandom::Error),
+    /// The TLS library refused a configuration.
+    #[error("TLS configuration refused: {0}")]
+    Rustls(#[from] rustls::Error),
+}

@@ -1,0 +1,209 @@
+//! The node's Ed25519 key.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use alknet_core::PeerKey;
+use aws_lc_rs::hkdf;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use data_encoding::BASE32_NOPAD;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::sign::SigningKey;
+use zeroize::Zeroizing;
+
+use crate::error::TlsError;
+use crate::secret_file;
+
+/// DER of a PKCS#8 v1 Ed25519 key (RFC 8410 section 7) up to its 32 seed bytes.
+const PKCS8_PREFIX: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
+
+/// An Ed25519 key pair: the identity of a node or of a person. Never shown; wiped when dropped.
+#[derive(Clone)]
+pub struct NodeKey {
+    seed: Zeroizing<[u8; 32]>,
+    public: [u8; 32],
+}
+
+impl NodeKey {
+    /// A new key from the kernel's random bytes.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn generate() -> Result<Self, TlsError> {
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *seed).map_err(TlsError::Random)?;
+        Ok(Self::from_seed(&seed))
+    }
+
+    /// The key a 32-byte seed stands for (RFC 8032 section 5.1.5).
+    #[must_use]
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        let pair =
+            Ed25519KeyPair::from_seed_unchecked(seed).expect("every 32 bytes are an Ed25519 seed");
+        let mut public = [0; 32];
+        public.copy_from_slice(pair.public_key().as_ref());
+        Self {
+            seed: Zeroizing::new(*seed),
+            public,
+        }
+    }
+
+    /// Reads a key file: 32 bytes, mode 0600 at most. `None` when there is no file.
+    ///
+    /// # Errors
+    /// Unreadable, readable by others, or not a seed.
+    pub fn load(path: &Path) -> Result<Option<Self>, TlsError> {
+        let Some(bytes) = secret_file::read(path)? else {
+            return Ok(None);
+        };
+        let seed = <&[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| TlsError::KeyLength {
+            path: path.to_owned(),
+            bytes: bytes.len(),
+        })?;
+        Ok(Some(Self::from_seed(seed)))
+    }
+
+    /// Reads a key file, making it first where there is none; says whether it was made.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or the file cannot be written.
+    pub fn load_or_create(path: &Path) -> Result<(Self, bool), TlsError> {
+        if let Some(key) = Self::load(path)? {
+            return Ok((key, false));
+        }
+        let key = Self::generate()?;
+        key.store(path)?;
+        Ok((key, true))
+    }
+
+    /// Writes the key file: atomic, durable, mode 0600.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn store(&self, path: &Path) -> Result<(), TlsError> {
+        secret_file::write(path, &*self.seed)
+    }
+
+    /// The public half, as configuration and logs write it.
+    #[must_use]
+    pub fn public(&self) -> PeerKey {
+        PeerKey::Ed25519(self.public)
+    }
+
+    /// A secret bound to this key and to `label` (HKDF-SHA-256), the same after every restart.
+    #[must_use]
+    pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"alknet node key").extract(&*self.seed);
+        let mut out = Zeroizing::new([0; 32]);
+        prk.expand(&[label.as_bytes()], hkdf::HKDF_SHA256)
+            .and_then(|okm| okm.fill(&mut *out))
+            .expect("32 bytes are within what HKDF-SHA-256 gives");
+        out
+    }
+
+    /// Name that stands for this key where a protocol wants a host name.
+    #[must_use]
+    pub fn host_name(&self) -> String {
+        host_name(&self.public)
+    }
+
+    pub(crate) fn spki(&self) -> [u8; 44] {
+        PeerKey::ed25519_spki(&self.public)
+    }
+
+    pub(crate) fn pkcs8(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new([&PKCS8_PREFIX[..], &self.seed[..]].concat())
+    }
+
+    pub(crate) fn signing_key(&self) -> Result<Arc<dyn SigningKey>, TlsError> {
+        let pkcs8 = self.pkcs8();
+        let der = PrivatePkcs8KeyDer::from(pkcs8.as_slice());
+        Ok(rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&der)?)
+    }
+}
+
+impl fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeKey({})", self.public().short())
+    }
+}
+
+/// `<base32 of the key>.alknet.invalid`: never resolves (RFC 6761), different for every key.
+pub(crate) fn host_name(key: &[u8; 32]) -> String {
+    format!(
+        "{}.alknet.invalid",
+        BASE32_NOPAD.encode(key).to_ascii_lowercase()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_key_survives_its_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("node.key");
+        let (made, created) = NodeKey::load_or_create(&path).expect("create");
+        let (loaded, again) = NodeKey::load_or_create(&path).expect("load");
+        assert!(created && !again);
+        assert_eq!(made.public(), loaded.public());
+        let mode = fs::metadata(&path).expect("stat").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn open_modes_and_wrong_sizes_are_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("node.key");
+        for mode in [0o640, 0o604, 0o700, 0o644] {
+            fs::write(&path, [1; 32]).expect("write");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            assert!(matches!(
+                NodeKey::load(&path),
+                Err(TlsError::KeyMode { mode: m, .. }) if m == mode
+            ));
+        }
+        for bytes in [0, 31, 33] {
+            fs::write(&path, vec![1; bytes]).expect("write");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+            assert!(matches!(
+                NodeKey::load(&path),
+                Err(TlsError::KeyLength { bytes: b, .. }) if b == bytes
+            ));
+        }
+        let nowhere = dir.path().join("none/node.key");
+        assert!(matches!(
+            NodeKey::load_or_create(&nowhere),
+            Err(TlsError::KeyWrite { .. })
+        ));
+    }
+
+    #[test]
+    fn rfc_8032_first_test_vector() {
+        let hex = data_encoding::HEXLOWER;
+        let seed = hex
+            .decode(b"9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+            .expect("hex");
+        let key = NodeKey::from_seed(seed.as_slice().try_into().expect("32 bytes"));
+        assert_eq!(
+            key.public().to_string(),
+            "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+        );
+    }
+
+    #[test]
+    fn derived_secrets_differ_by_label_and_key() {
+        let (a, b) = (NodeKey::from_seed(&[1; 32]), NodeKey::from_seed(&[2; 32]));
+        assert_eq!(a.derive("x"), a.derive("x"));
+        assert_ne!(a.derive("x"), a.derive("y"));
+        assert_ne!(a.derive("x"), b.derive("x"));
+    }
+}
