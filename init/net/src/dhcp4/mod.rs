@@ -1,0 +1,350 @@
+//! A DHCPv4 client (RFC 2131) as a state machine.
+//!
+//! Bytes and time go in, [`Event`]s come out; the owner sends, receives and keeps the time. Time
+//! is a [`Duration`] since any fixed moment.
+//!
+//! The client never gives up: without an answer it repeats its question after 1 s, then after
+//! twice as long each time, up to 64 s. A card that lost its carrier asks anew when the carrier
+//! returns and keeps its address in the meantime, as long as the lease lasts.
+
+mod lease;
+mod message;
+
+use std::{collections::VecDeque, net::Ipv4Addr, time::Duration};
+
+use message::{Kind, Query, Reply};
+
+pub use lease::Lease;
+
+use crate::retry::{Backoff, Rng};
+
+/// Port a server listens on.
+pub const SERVER_PORT: u16 = 67;
+/// Port a client listens on.
+pub const CLIENT_PORT: u16 = 68;
+
+/// First pause before a question is repeated.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Longest pause, RFC 2131 §4.1.
+const RETRY_MAX: Duration = Duration::from_secs(64);
+/// How far a pause strays, so that machines started together do not ask together.
+const JITTER_PERCENT: u32 = 20;
+/// Requests sent for one offer before looking for another.
+const REQUESTS_MAX: u32 = 4;
+/// Shortest pause between renewals, RFC 2131 §4.4.5.
+const RENEW_PAUSE_MIN: Duration = Duration::from_secs(60);
+/// Pause after a refusal, so that a server that always refuses is not flooded.
+const NAK_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the owner has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The lease is granted or was extended: configure it. It replaces the one before.
+    Bound(Lease),
+    /// The lease ended: remove its address.
+    Lost(Loss),
+    /// Send this to port [`SERVER_PORT`]; `to` is the broadcast address or a server's.
+    Send {
+        /// Destination.
+        to: Ipv4Addr,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+}
+
+/// Why a lease ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// Nobody extended it.
+    Expired,
+    /// The server refused to extend it.
+    Refused,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Stopped,
+    Selecting,
+    Requesting { offer: Lease, sent: u32 },
+    Bound,
+    Renewing,
+    Rebinding,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    lease: Lease,
+    since: Duration,
+}
+
+impl Held {
+    fn ends(&self) -> Option<Duration> {
+        self.lease.lasts.map(|l| self.since + l)
+    }
+}
+
+/// The client of one card.
+#[derive(Clone, Debug)]
+pub struct Client {
+    mac: [u8; 6],
+    hostname: String,
+    rng: Rng,
+    backoff: Backoff,
+    step: Step,
+    xid: u32,
+    began: Duration,
+    /// When the question that is under way was sent.
+    asked: Duration,
+    send_at: Option<Duration>,
+    held: Option<Held>,
+    events: VecDeque<Event>,
+    refused: u64,
+}
+
+impl Client {
+    /// A client that does nothing until [`Client::start`]. `seed` drives transaction numbers and
+    /// jitter.
+    pub fn new(mac: [u8; 6], hostname: &str, seed: u64) -> Self {
+        Self {
+            mac,
+            hostname: hostname.to_owned(),
+            rng: Rng::new(seed),
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
+            step: Step::Stopped,
+            xid: 0,
+            began: Duration::ZERO,
+            asked: Duration::ZERO,
+            send_at: None,
+            held: None,
+            events: VecDeque::new(),
+            refused: 0,
+        }
+    }
+
+    /// The carrier is there: look for a server at once. A lease held from before stays in use
+    /// and is asked for again.
+    pub fn start(&mut self, now: Duration) {
+        self.discover(now, now);
+    }
+
+    /// The carrier went away: be silent. The lease keeps running.
+    pub fn pause(&mut self) {
+        self.step = Step::Stopped;
+        self.send_at = None;
+    }
+
+    /// Tells servers another name from now on.
+    pub fn set_hostname(&mut self, hostname: &str) {
+        self.hostname = hostname.to_owned();
+    }
+
+    /// The lease held, if any.
+    pub fn lease(&self) -> Option<&Lease> {
+        self.held.as_ref().map(|h| &h.lease)
+    }
+
+    /// Replies refused: malformed, foreign, implausible or out of turn.
+    pub const fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// When [`Client::handle_timeout`] wants to be called; in the past means now.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let ends = self.held.as_ref().and_then(Held::ends);
+        self.send_at.into_iter().chain(ends).min()
+    }
+
+    /// What to do next; call until `None` after every other call.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// A datagram came from [`SERVER_PORT`].
+    pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) {
+        let taken = Reply::decode(bytes)
+            .filter(|r| r.xid == self.xid && r.mac == self.mac)
+            .and_then(|reply| self.take(now, &reply));
+        if taken.is_none() {
+            self.refused += 1;
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if self
+            .held
+            .as_ref()
+            .and_then(Held::ends)
+            .is_some_and(|end| now >= end)
+        {
+            self.lose(now, Loss::Expired);
+        }
+        if self.send_at.is_some_and(|at| now >= at) {
+            self.ask(now);
+        }
+    }
+
+    /// Acts on a reply to the question under way; `None` if it is none.
+    fn take(&mut self, now: Duration, reply: &Reply) -> Option<()> {
+        match (self.step.clone(), reply.kind) {
+            (Step::Selecting, Kind::Offer) => {
+                let offer = Lease::read(reply)?;
+                self.step = Step::Requesting { offer, sent: 0 };
+                self.backoff.reset();
+                self.ask(now);
+            }
+            (Step::Requesting { offer, .. }, kind) => {
+                self.answer(now, kind, reply, Some(offer.server))?;
+            }
+            (Step::Renewing, kind) => {
+                let server = self.lease().map(|l| l.server);
+                self.answer(now, kind, reply, server)?;
+            }
+            (Step::Rebinding, kind) => self.answer(now, kind, reply, None)?,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn answer(
+        &mut self,
+        now: Duration,
+        kind: Kind,
+        reply: &Reply,
+        from: Option<Ipv4Addr>,
+    ) -> Option<()> {
+        let server = reply.address(message::code::SERVER)?;
+        if from.is_some_and(|f| f != server) {
+            return None;
+        }
+        match kind {
+            Kind::Ack => self.bind(Lease::read(reply)?),
+            Kind::Nak => self.lose(now, Loss::Refused),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn bind(&mut self, lease: Lease) {
+        // A lease counts from the question, not from the answer (RFC 2131 §4.4.1).
+        let since = self.asked;
+        self.send_at = lease.lasts.map(|_| since + lease.renew_after);
+        self.step = Step::Bound;
+        self.backoff.reset();
+        self.held = Some(Held {
+            lease: lease.clone(),
+            since,
+        });
+        self.events.push_back(Event::Bound(lease));
+    }
+
+    fn lose(&mut self, now: Duration, loss: Loss) {
+        if self.held.take().is_some() {
+            self.events.push_back(Event::Lost(loss));
+        }
+        match (&self.step, loss) {
+            (Step::Stopped | Step::Selecting, _) => {}
+            (Step::Requesting { .. }, Loss::Expired) => {}
+            (_, Loss::Refused) => self.discover(now, now + NAK_PAUSE),
+            (_, Loss::Expired) => self.discover(now, now),
+        }
+    }
+
+    /// Starts anew; the first question goes out at `at`.
+    fn discover(&mut self, now: Duration, at: Duration) {
+        self.step = Step::Selecting;
+        self.xid = self.rng.next_u32();
+        self.began = now;
+        self.backoff.reset();
+        self.send_at = Some(at);
+        if at <= now {
+            self.ask(now);
+        }
+    }
+
+    /// Asks what this step asks, and sets when to ask again.
+    fn ask(&mut self, now: Duration) {
+        match &mut self.step {
+            Step::Stopped => self.send_at = None,
+            Step::Selecting => self.ask_everyone(now, Kind::Discover, None, None),
+            Step::Requesting { sent, .. } if *sent >= REQUESTS_MAX => self.discover(now, now),
+            Step::Requesting { offer, sent } => {
+                *sent += 1;
+                let (address, server) = (offer.address, offer.server);
+                self.ask_everyone(now, Kind::Request, Some(address), Some(server));
+            }
+            Step::Bound => {
+                self.step = Step::Renewing;
+                self.extend(now);
+            }
+            Step::Renewing | Step::Rebinding => self.extend(now),
+        }
+    }
+
+    fn ask_everyone(
+        &mut self,
+        now: Duration,
+        kind: Kind,
+        requested: Option<Ipv4Addr>,
+        server: Option<Ipv4Addr>,
+    ) {
+        let requested = requested.or_else(|| self.lease().map(|l| l.address));
+        let query = Query {
+            broadcast: true,
+            requested,
+            server,
+            ..self.query(now, kind)
+        };
+        let bytes = query.encode();
+        self.asked = now;
+        self.send_at = Some(now + self.backoff.pause(&mut self.rng, JITTER_PERCENT));
+        self.events.push_back(Event::Send {
+            to: Ipv4Addr::BROADCAST,
+            bytes,
+        });
+    }
+
+    /// Renews at the server, or after T2 at any.
+    fn extend(&mut self, now: Duration) {
+        let Some(held) = self.held.clone() else {
+            return self.discover(now, now);
+        };
+        let rebind_at = held.since + held.lease.rebind_after;
+        let (to, until) = if now < rebind_at {
+            (held.lease.server, rebind_at)
+        } else {
+            self.step = Step::Rebinding;
+            (Ipv4Addr::BROADCAST, held.ends().unwrap_or(Duration::MAX))
+        };
+        self.xid = self.rng.next_u32();
+        let query = Query {
+            client_address: held.lease.address,
+            ..self.query(now, Kind::Request)
+        };
+        let bytes = query.encode();
+        self.asked = now;
+        let pause = (until.saturating_sub(now) / 2).max(RENEW_PAUSE_MIN);
+        self.send_at = Some((now + pause).min(until));
+        self.events.push_back(Event::Send { to, bytes });
+    }
+
+    fn query(&self, now: Duration, kind: Kind) -> Query<'_> {
+        let secs = now.saturating_sub(self.began).as_secs();
+        Query {
+            kind,
+            xid: self.xid,
+            secs: secs.try_into().unwrap_or(u16::MAX),
+            broadcast: false,
+            client_address: Ipv4Addr::UNSPECIFIED,
+            mac: self.mac,
+            requested: None,
+            server: None,
+            hostname: &self.hostname,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

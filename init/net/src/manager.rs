@@ -1,0 +1,476 @@
+//! The task that runs the network.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use crate::{
+    NetError, Plan,
+    link::{Link, Logs, Packet},
+    netlink::{AddressInfo, DefaultRoute, LinkInfo, Notice, Notices, Requests},
+    plan::is_link_local,
+    resolver::{NameServer, Resolver},
+    state::{Level, LinkState, NetEvent, NetState},
+};
+
+/// Datagrams waiting for the manager; more stay in the kernel and then are lost, which DHCP
+/// survives.
+const PACKETS_MAX: usize = 32;
+const COMMANDS_MAX: usize = 8;
+/// When a state that the owner had no room for is offered again.
+const OFFER_AGAIN: Duration = Duration::from_millis(100);
+/// How long to sleep with nothing to wait for.
+const IDLE: Duration = Duration::from_secs(3600);
+/// Name servers kept in all.
+const SERVERS_MAX: usize = 16;
+
+/// Starts the network.
+#[derive(Debug)]
+pub struct NetManager(());
+
+impl NetManager {
+    /// Brings up what is there and watches for what comes. Runs as a task of the current tokio
+    /// runtime until the handle is dropped or stopped. The first DHCP messages are sent when
+    /// this returns and the runtime next polls the task.
+    ///
+    /// Starting a second one after the first ended, even by a panic, takes over what the first
+    /// left on the cards.
+    ///
+    /// # Errors
+    /// [`NetError::Socket`] or [`NetError::Netlink`] when the kernel offers no route netlink.
+    pub fn start(plan: Plan, events: mpsc::Sender<NetEvent>) -> Result<NetHandle, NetError> {
+        let (commands, command_rx) = mpsc::channel(COMMANDS_MAX);
+        let manager = Manager::new(plan, events, command_rx)?;
+        let task = tokio::spawn(manager.run());
+        Ok(NetHandle { commands, task })
+    }
+}
+
+/// The running network. Dropping it ends the task and leaves the cards as they are; leases are
+/// not given back.
+#[derive(Debug)]
+pub struct NetHandle {
+    commands: mpsc::Sender<Command>,
+    task: JoinHandle<()>,
+}
+
+impl NetHandle {
+    /// Changes the plan. Cards whose settings stay the same are not disturbed. False when the
+    /// manager has ended.
+    pub async fn apply(&self, plan: Plan) -> bool {
+        self.commands.send(Command::Apply(plan)).await.is_ok()
+    }
+
+    /// Ends the task; cards stay as they are.
+    pub fn stop(self) {}
+
+    /// Waits until the task ends, which it never does by itself: says why it did. The caller
+    /// starts another.
+    pub async fn ended(&mut self) -> String {
+        match (&mut self.task).await {
+            Ok(()) => "the network manager ended".to_owned(),
+            Err(e) => format!("the network manager ended: {e}"),
+        }
+    }
+
+    /// Makes the task panic. Fault injection for tests of the supervisor.
+    pub async fn inject_panic(&self) {
+        drop(self.commands.send(Command::Panic).await);
+    }
+}
+
+impl Drop for NetHandle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Debug)]
+enum Command {
+    Apply(Plan),
+    Panic,
+}
+
+#[derive(Debug)]
+struct Manager {
+    plan: Plan,
+    events: mpsc::Sender<NetEvent>,
+    commands: mpsc::Receiver<Command>,
+    requests: Requests,
+    notices: Notices,
+    packets: mpsc::Receiver<Packet>,
+    packet_sender: mpsc::Sender<Packet>,
+    links: BTreeMap<u32, Link>,
+    addresses: Vec<AddressInfo>,
+    routes: Vec<DefaultRoute>,
+    /// Addresses or routes changed: read them before reporting.
+    stale: bool,
+    state: NetState,
+    /// The owner has not been told the state yet.
+    untold: bool,
+    resolver: Option<Resolver>,
+    logs: Logs,
+    refused_before: u64,
+    epoch: Instant,
+}
+
+impl Manager {
+    fn new(
+        plan: Plan,
+        events: mpsc::Sender<NetEvent>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Result<Self, NetError> {
+        let (packet_sender, packets) = mpsc::channel(PACKETS_MAX);
+        // Listen before the first look, so that nothing is missed in between.
+        let notices = Notices::open()?;
+        let mut manager = Self {
+            plan,
+            events,
+            commands,
+            requests: Requests::open()?,
+            notices,
+            packets,
+            packet_sender,
+            links: BTreeMap::new(),
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            stale: true,
+            state: NetState::default(),
+            untold: true,
+            resolver: None,
+            logs: Vec::new(),
+            refused_before: 0,
+            epoch: Instant::now(),
+        };
+        manager.look()?;
+        Ok(manager)
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.settle();
+            let deadline = self.deadline();
+            tokio::select! {
+                notices = self.notices.next() => match notices {
+                    Ok(notices) => notices.into_iter().for_each(|n| self.hear(n)),
+                    Err(e) => self.lost_ear(&e),
+                },
+                Some(packet) = self.packets.recv() => {
+                    let now = self.now();
+                    if let Some(link) = self.links.get_mut(&packet.index) {
+                        link.take_packet(now, &packet);
+                    }
+                }
+                Some(command) = self.commands.recv() => match command {
+                    Command::Apply(plan) => self.change(plan),
+                    Command::Panic => panic!("asked for by fault injection"),
+                },
+                () = tokio::time::sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    fn deadline(&self) -> Instant {
+        let next = self.links.values().filter_map(Link::next_timeout).min();
+        let next = next.map_or(self.now() + IDLE, |at| at.min(self.now() + IDLE));
+        let next = if self.untold {
+            next.min(self.now() + OFFER_AGAIN)
+        } else {
+            next
+        };
+        self.epoch + next
+    }
+
+    /// Reads all cards: at the start and after notices were lost.
+    fn look(&mut self) -> Result<(), NetError> {
+        let found = self.requests.links()?;
+        self.addresses = self.requests.addresses()?;
+        self.links
+            .retain(|index, _| found.iter().any(|l| l.index == *index));
+        for info in found {
+            let (index, flags) = (info.index, info.ra_flags);
+            self.see(info);
+            self.ra_flags(index, flags.unwrap_or(0));
+        }
+        self.stale = true;
+        Ok(())
+    }
+
+    fn hear(&mut self, notice: Notice) {
+        let now = self.now();
+        match notice {
+            Notice::Address | Notice::Route => self.stale = true,
+            Notice::Link(info) => self.see(info),
+            Notice::LinkGone(index) => self.forget(index),
+            Notice::Neighbour { index, option, .. } => {
+                if let Some(link) = self.links.get_mut(&index) {
+                    link.take_option(now, &option);
+                }
+            }
+            Notice::Overrun => {
+                if let Err(e) = self.look() {
+                    self.log(Level::Warn, e.to_string());
+                }
+            }
+            Notice::Router { index, flags } => self.ra_flags(index, flags),
+        }
+    }
+
+    fn ra_flags(&mut self, index: u32, flags: u32) {
+        let now = self.now();
+        if let Some(link) = self.links.get_mut(&index) {
+            link.set_ra_flags(now, flags, &self.packet_sender, &mut self.logs);
+        }
+    }
+
+    /// Losing the socket is as bad as a panic: the supervisor starts a manager with a new one.
+    fn lost_ear(&self, error: &std::io::Error) {
+        panic!("the route netlink socket failed: {error}");
+    }
+
+    fn see(&mut self, info: LinkInfo) {
+        let now = self.now();
+        if info.is_loopback() {
+            self.raise_loopback(&info);
+        } else if let Some(link) = self.links.get_mut(&info.index) {
+            link.update(now, info, &mut self.logs);
+        } else if info.is_card() {
+            self.meet(info);
+        }
+    }
+
+    fn raise_loopback(&mut self, info: &LinkInfo) {
+        if info.flags & libc::IFF_UP as u32 == 0
+            && let Err(e) = self.requests.set_up(info.index, true)
+        {
+            self.log(Level::Warn, format!("{}: {e}", info.name));
+        }
+    }
+
+    /// A card not seen before.
+    fn meet(&mut self, info: LinkInfo) {
+        let now = self.now();
+        let mac = mac_text(info.mac);
+        self.log(Level::Info, format!("{}: found, {mac}", info.name));
+        let (settings, problems) = self.plan.for_link(&info.name, &mac);
+        for problem in problems {
+            self.log(Level::Warn, format!("{}: {problem}", info.name));
+        }
+        let mut link = Link::new(info.clone(), settings, &self.plan.hostname);
+        link.adopt(&self.addresses);
+        link.configure(&mut self.requests, &self.packet_sender, &mut self.logs);
+        // Only now: a carrier that is there already starts the protocols at once.
+        link.update(now, info.clone(), &mut self.logs);
+        self.links.insert(info.index, link);
+    }
+
+    fn forget(&mut self, index: u32) {
+        if let Some(link) = self.links.remove(&index) {
+            self.refused_before += link.refused();
+            self.log(Level::Info, format!("{}: gone", link.info.name));
+        }
+        self.stale = true;
+    }
+
+    fn change(&mut self, plan: Plan) {
+        self.plan = plan;
+        let mut changed = Vec::new();
+        for (index, link) in &mut self.links {
+            let mac = mac_text(link.info.mac);
+            if self.plan.for_link(&link.info.name, &mac).0 != link.settings {
+                changed.push(*index);
+            }
+            link.set_hostname(&self.plan.hostname);
+        }
+        for index in changed {
+            self.restart(index);
+        }
+        self.resolver = None;
+        self.stale = true;
+    }
+
+    /// Down and up again: the kernel then forgets what routers told it.
+    fn restart(&mut self, index: u32) {
+        let Some(mut link) = self.links.remove(&index) else {
+            return;
+        };
+        link.clear(&mut self.requests, &mut self.logs);
+        self.refused_before += link.refused();
+        let mut info = link.info.clone();
+        info.flags &= !((libc::IFF_UP | libc::IFF_LOWER_UP) as u32);
+        drop(link);
+        self.addresses.retain(|a| a.index != index);
+        self.meet(info);
+    }
+
+    /// After every event: lets the protocols act, then reports.
+    fn settle(&mut self) {
+        let now = self.now();
+        for link in self.links.values_mut() {
+            link.settle(now, &mut self.requests, &mut self.logs);
+        }
+        if std::mem::take(&mut self.stale) {
+            self.read_kernel();
+        }
+        self.keep_resolver();
+        self.report();
+    }
+
+    fn read_kernel(&mut self) {
+        let read = self.requests.addresses().and_then(|addresses| {
+            self.addresses = addresses;
+            self.routes = self.requests.default_routes()?;
+            Ok(())
+        });
+        if let Err(e) = read {
+            self.stale = true;
+            self.log(Level::Warn, e.to_string());
+        }
+        self.routes.sort_by_key(|r| r.metric);
+    }
+
+    fn keep_resolver(&mut self) {
+        let resolver = Resolver {
+            servers: self.name_servers(),
+            search: self.search(),
+        };
+        if self.resolver.as_ref() == Some(&resolver) {
+            return;
+        }
+        let path = &self.plan.resolv_conf;
+        if let Err(e) = resolver.write(path) {
+            let text = format!(
+                "cannot write {}: {e}; names will not resolve",
+                path.display()
+            );
+            self.logs.push((Level::Warn, text));
+        }
+        self.resolver = Some(resolver);
+    }
+
+    fn name_servers(&self) -> Vec<NameServer> {
+        let mut servers: Vec<NameServer> = Vec::new();
+        for server in self.links.values().flat_map(Link::name_servers) {
+            if !servers.contains(&server) && servers.len() < SERVERS_MAX {
+                servers.push(server);
+            }
+        }
+        servers
+    }
+
+    fn search(&self) -> Vec<String> {
+        let mut domains: Vec<String> = Vec::new();
+        for link in self.links.values() {
+            let leased = link.lease4.iter().filter_map(|l| l.domain.as_ref());
+            let leased6 = link.lease6.iter().flat_map(|l| &l.search);
+            for domain in leased.chain(leased6).chain(link.advertised.domains()) {
+                if !domains.contains(domain) {
+                    domains.push(domain.clone());
+                }
+            }
+        }
+        // Six domains are all that resolvers agree to read.
+        domains.truncate(6);
+        domains
+    }
+
+    fn report(&mut self) {
+        for (level, message) in std::mem::take(&mut self.logs) {
+            // A log line that finds no room is lost; the state is not.
+            drop(self.events.try_send(NetEvent::Log { level, message }));
+        }
+        let state = self.state();
+        self.untold |= state != self.state;
+        self.state = state;
+        if self.untold {
+            let told = self.events.try_send(NetEvent::Changed(self.state.clone()));
+            self.untold = matches!(told, Err(TrySendError::Full(_)));
+        }
+    }
+
+    fn state(&self) -> NetState {
+        let resolver = self.resolver.clone().unwrap_or_default();
+        let refused: u64 = self.links.values().map(Link::refused).sum();
+        let offers = self
+            .links
+            .values()
+            .filter_map(|l| l.lease4.as_ref()?.hostname.clone());
+        NetState {
+            links: self.links.values().map(|l| self.link_state(l)).collect(),
+            dns: resolver.servers.iter().map(|s| s.address).collect(),
+            resolvers: resolver.servers.iter().map(NameServer::socket).collect(),
+            search: resolver.search,
+            ntp: self.ntp(),
+            hostname_offer: offers.into_iter().next(),
+            refused_replies: self.refused_before + refused,
+        }
+    }
+
+    fn ntp(&self) -> Vec<IpAddr> {
+        let mut servers = Vec::new();
+        for link in self.links.values() {
+            servers.extend(
+                link.lease4
+                    .iter()
+                    .flat_map(|l| &l.ntp)
+                    .map(|a| IpAddr::V4(*a)),
+            );
+            servers.extend(
+                link.lease6
+                    .iter()
+                    .flat_map(|l| &l.ntp)
+                    .map(|a| IpAddr::V6(*a)),
+            );
+        }
+        let mut seen = Vec::new();
+        servers.retain(|s| {
+            !seen.contains(s) && {
+                seen.push(*s);
+                true
+            }
+        });
+        servers
+    }
+
+    fn link_state(&self, link: &Link) -> LinkState {
+        let index = link.info.index;
+        let usable = self
+            .addresses
+            .iter()
+            .filter(|a| a.index == index && a.is_usable() && !is_link_local(a.prefix.address));
+        let addresses: Vec<&AddressInfo> = usable.collect();
+        let mut sources: Vec<String> = Vec::new();
+        for address in &addresses {
+            let source = link.source(address.prefix.address);
+            if !sources.iter().any(|s| s == source) {
+                sources.push(source.to_owned());
+            }
+        }
+        let routes = self.routes.iter().filter(|r| r.index == index);
+        LinkState {
+            name: link.info.name.clone(),
+            mac: mac_text(link.info.mac),
+            up: link.info.has_carrier(),
+            addresses: addresses.iter().map(|a| a.prefix.to_string()).collect(),
+            gateways: routes.map(|r| r.gateway).collect(),
+            sources,
+        }
+    }
+
+    fn log(&mut self, level: Level, message: String) {
+        self.logs.push((level, message));
+    }
+}
+
+fn mac_text(mac: Option<[u8; 6]>) -> String {
+    let bytes = mac.unwrap_or_default();
+    bytes.map(|b| format!("{b:02x}")).join(":")
+}
