@@ -1,6 +1,7 @@
 //! From inputs to outputs: each form in turn, sharing what several need.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use crate::disk::{self, UKI_BYTES_MAX};
 use crate::error::ImageError;
@@ -56,8 +57,8 @@ struct Job<'a> {
     inputs: &'a Inputs,
     loaded: Loaded,
     ids: Ids,
-    initrd: Option<Vec<u8>>,
-    uki: Option<Vec<u8>>,
+    initrd: Option<Rc<[u8]>>,
+    uki: Option<Rc<[u8]>>,
     progress: &'a mut dyn FnMut(Progress),
     done: usize,
     total: usize,
@@ -101,9 +102,8 @@ impl<'a> Job<'a> {
 
     fn direct(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         self.kernels(Form::Direct, out)?;
-        self.make_initrd(out)?;
-        let initrd = self.initrd.as_deref().unwrap_or_default();
-        out.bytes(Form::Direct, Role::Initrd, "initrd.cpio.lz4", initrd)
+        let initrd = self.make_initrd();
+        out.bytes(Form::Direct, Role::Initrd, "initrd.cpio.lz4", &initrd)
     }
 
     fn erofs(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
@@ -117,24 +117,22 @@ impl<'a> Job<'a> {
     }
 
     fn uki(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
-        self.make_uki(Form::Uki, out)?;
-        let uki = self.uki.as_deref().unwrap_or_default();
+        let uki = self.make_uki(Form::Uki)?;
         // The name is what a loader with boot counting expects to find.
         out.bytes(
             Form::Uki,
             Role::Uki,
             &format!("alknet_{}.efi", self.inputs.version),
-            uki,
+            &uki,
         )
     }
 
     fn raw(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
-        self.make_uki(Form::Raw, out)?;
+        let uki = self.make_uki(Form::Raw)?;
         self.say("writing the disk");
-        let uki = self.uki.as_deref().unwrap_or_default();
         let name = format!("alknet_{}.raw", self.inputs.version);
         out.with(Form::Raw, Role::Disk, &name, |path| {
-            disk::write(path, uki, &self.ids).map_err(at(path))
+            disk::write(path, &uki, &self.ids).map_err(at(path))
         })
     }
 
@@ -174,34 +172,38 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn make_initrd(&mut self, out: &OutDir<'_>) -> Result<(), ImageError> {
-        if self.initrd.is_none() {
-            self.say("compressing the initramfs");
-            let archive = cpio::archive(&tree::root(&self.loaded.binary));
-            self.initrd = Some(lz4::legacy_frame(&archive).map_err(at(out.dir()))?);
+    fn make_initrd(&mut self) -> Rc<[u8]> {
+        if let Some(made) = &self.initrd {
+            return Rc::clone(made);
         }
-        Ok(())
+        self.say("compressing the initramfs");
+        let archive = cpio::archive(&tree::root(&self.loaded.binary));
+        let made: Rc<[u8]> = lz4::legacy_frame(&archive).into();
+        self.initrd = Some(Rc::clone(&made));
+        made
     }
 
-    fn make_uki(&mut self, form: Form, out: &OutDir<'_>) -> Result<(), ImageError> {
-        if self.uki.is_some() {
-            return Ok(());
+    fn make_uki(&mut self, form: Form) -> Result<Rc<[u8]>, ImageError> {
+        if let Some(made) = &self.uki {
+            return Ok(Rc::clone(made));
         }
-        self.make_initrd(out)?;
+        let initrd = self.make_initrd();
+        check_size(form, self.loaded.kernel.len() + initrd.len())?;
         self.say("joining the EFI program");
         let sections = uki::sections(
             uki::os_release(&self.inputs.version, &self.inputs.git),
             &self.inputs.cmdline,
             &self.loaded.kernel_release,
             &self.loaded.kernel,
-            self.initrd.as_deref().unwrap_or_default(),
+            &initrd,
         );
-        let stub = self.loaded.stub.as_deref().unwrap_or_default();
-        let path = self.inputs.stub.as_deref().unwrap_or_else(|| Path::new(""));
-        let uki = uki::append(stub, &sections).map_err(|why| invalid("EFI stub", path, why))?;
-        check_size(form, uki.len() as u64)?;
-        self.uki = Some(uki);
-        Ok(())
+        let stub = self.loaded.stub(form)?;
+        let made: Rc<[u8]> = uki::append(&stub.bytes, &sections)
+            .map_err(|why| invalid("EFI stub", &stub.path, why))?
+            .into();
+        check_size(form, made.len())?;
+        self.uki = Some(Rc::clone(&made));
+        Ok(made)
     }
 
     fn manifest(self, forms: &[Form]) -> Manifest {
@@ -239,7 +241,8 @@ fn cmdline(form: Form, base: &str) -> String {
     }
 }
 
-fn check_size(form: Form, bytes: u64) -> Result<(), ImageError> {
+fn check_size(form: Form, bytes: usize) -> Result<(), ImageError> {
+    let bytes = bytes as u64;
     if bytes > UKI_BYTES_MAX {
         return Err(ImageError::TooLarge {
             form,
@@ -257,8 +260,9 @@ mod tests {
 
     #[test]
     fn the_largest_efi_program_fits_three_times() {
-        check_size(Form::Uki, UKI_BYTES_MAX).expect("exactly fits");
-        let error = check_size(Form::Uki, UKI_BYTES_MAX + 1).expect_err("one byte too many");
+        check_size(Form::Uki, UKI_BYTES_MAX as usize).expect("exactly fits");
+        let error =
+            check_size(Form::Uki, UKI_BYTES_MAX as usize + 1).expect_err("one byte too many");
         assert_eq!(error.exit_code(), 5);
     }
 

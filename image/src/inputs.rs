@@ -16,6 +16,9 @@ pub const CMDLINE_BYTES_MAX: usize = 2048 - 1 - 64;
 /// Longest version in bytes; with the rest of its file name it stays a plain FAT long name.
 const VERSION_BYTES_MAX: usize = 64;
 
+/// Largest input in bytes: far beyond what an image can hold, below what its formats can describe.
+const INPUT_BYTES_MAX: u64 = 1 << 30;
+
 /// What an image is made of. Paths only name where to read: no output depends on them.
 #[derive(Clone, Debug)]
 pub struct Inputs {
@@ -45,8 +48,15 @@ pub(crate) struct Loaded {
     pub(crate) kernel_config_sha256: Option<String>,
     pub(crate) vmlinux: Option<Vec<u8>>,
     pub(crate) binary: Vec<u8>,
-    pub(crate) stub: Option<Vec<u8>>,
+    stub: Option<Stub>,
     pub(crate) files: Vec<Input>,
+}
+
+/// The EFI stub, with its path for what may be wrong with it.
+#[derive(Debug)]
+pub(crate) struct Stub {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Loaded {
@@ -69,7 +79,10 @@ impl Loaded {
             _ => None,
         };
         let stub = match &inputs.stub {
-            Some(path) if wants(&[Form::Uki, Form::Raw]) => Some(read("stub", path, &mut files)?),
+            Some(path) if wants(&[Form::Uki, Form::Raw]) => Some(Stub {
+                path: path.clone(),
+                bytes: read("stub", path, &mut files)?,
+            }),
             _ => None,
         };
         let kernel_config_sha256 = match &inputs.kernel_config {
@@ -86,6 +99,11 @@ impl Loaded {
             files,
         })
     }
+
+    /// The stub, which `form` needs.
+    pub(crate) fn stub(&self, form: Form) -> Result<&Stub, ImageError> {
+        self.stub.as_ref().ok_or_else(|| stub_needed(form))
+    }
 }
 
 fn read(what: &'static str, path: &Path, files: &mut Vec<Input>) -> Result<Vec<u8>, ImageError> {
@@ -100,8 +118,17 @@ fn read(what: &'static str, path: &Path, files: &mut Vec<Input>) -> Result<Vec<u
 }
 
 fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, ImageError> {
-    let path = path.to_owned();
-    fs::read(&path).map_err(|source| ImageError::InputUnreadable { what, path, source })
+    let unreadable = |source| ImageError::InputUnreadable {
+        what,
+        path: path.to_owned(),
+        source,
+    };
+    let bytes = fs::metadata(path).map_err(unreadable)?.len();
+    if bytes > INPUT_BYTES_MAX {
+        let why = format!("it is {bytes} bytes, beyond 1 GiB; name another file");
+        return Err(invalid(what, path, why));
+    }
+    fs::read(path).map_err(unreadable)
 }
 
 /// The error for an input that was read but cannot serve.
@@ -117,11 +144,15 @@ pub(crate) fn invalid(what: &'static str, path: &Path, why: String) -> ImageErro
 fn check_stub(inputs: &Inputs, forms: &[Form]) -> Result<(), ImageError> {
     let needs = |form: &&Form| matches!(form, Form::Raw | Form::Uki);
     match forms.iter().find(needs) {
-        Some(form) if inputs.stub.is_none() => Err(ImageError::InputNeeded {
-            form: *form,
-            what: "systemd's EFI stub (linuxx64.efi.stub)",
-        }),
+        Some(form) if inputs.stub.is_none() => Err(stub_needed(*form)),
         _ => Ok(()),
+    }
+}
+
+const fn stub_needed(form: Form) -> ImageError {
+    ImageError::InputNeeded {
+        form,
+        what: "systemd's EFI stub (linuxx64.efi.stub)",
     }
 }
 
@@ -211,6 +242,17 @@ mod tests {
             error.to_string().contains("kernel /nonexistent/bzImage"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_input_beyond_the_limit_is_not_read() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(INPUT_BYTES_MAX + 1).expect("sparse");
+        let error = refusal(&Inputs {
+            kernel: file.path().to_owned(),
+            ..inputs()
+        });
+        assert!(error.to_string().contains("beyond 1 GiB"), "{error}");
     }
 
     #[test]

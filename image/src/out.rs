@@ -35,10 +35,6 @@ impl<'a> OutDir<'a> {
         }
     }
 
-    pub(crate) const fn dir(&self) -> &Path {
-        self.dir
-    }
-
     /// Writes bytes as `name`, unless an earlier form has already put the same file there.
     pub(crate) fn bytes(
         &mut self,
