@@ -256,13 +256,19 @@ fn two_builds_from_different_places_are_the_same_bytes() {
 }
 
 #[test]
-fn another_commit_is_another_disk() {
-    let first = Built::new(&[Form::Raw]);
+fn another_commit_is_another_image() {
+    let first = Built::new(&[Form::Erofs, Form::Uki]);
     let mut source = Source::new();
     source.inputs.git = "fedcba9".into();
     let out = tempfile::tempdir().expect("a temporary folder");
-    let manifest = source.build(&[Form::Raw], out.path());
-    assert_ne!(manifest.outputs[0].sha256, first.manifest.outputs[0].sha256);
+    let manifest = source.build(&[Form::Erofs, Form::Uki], out.path());
+    for role in [Role::Root, Role::Uki] {
+        let hash = |manifest: &Manifest| {
+            let found = manifest.outputs.iter().find(|output| output.role == role);
+            found.expect("built").sha256.clone()
+        };
+        assert_ne!(hash(&manifest), hash(&first.manifest), "{role:?}");
+    }
 }
 
 #[test]
