@@ -12,6 +12,17 @@ pub(crate) enum Failure {
     /// The command line asks for something impossible.
     #[error("{0}")]
     Arguments(String),
+    /// The machine booted badly.
+    #[error("{why}; the console's log is {}", log.display())]
+    Boot {
+        /// What was waited for and did not come.
+        why: String,
+        /// The whole serial console.
+        log: PathBuf,
+    },
+    /// An image could not be made.
+    #[error(transparent)]
+    Image(#[from] alknet_image::ImageError),
     /// A file or process of this machine is in the way.
     #[error("cannot {what}: {source}; check permissions and free space")]
     Io {
@@ -27,6 +38,9 @@ pub(crate) enum Failure {
         .0.join("\n")
     )]
     OptionsLost(Vec<String>),
+    /// The virtual machine could not be set up or followed.
+    #[error(transparent)]
+    Qemu(#[from] alknet_qemu::Error),
     /// No place had the source that was pinned.
     #[error(
         "no place has the source \"{name}\":\n{}\nPut a matching file into a folder and name it with \
@@ -79,6 +93,8 @@ impl Failure {
             Self::Source { .. } => 3,
             Self::TooLarge { .. } => 5,
             Self::OptionsLost(_) => 6,
+            Self::Boot { .. } | Self::Qemu(_) => 7,
+            Self::Image(error) => error.exit_code(),
             Self::Io { .. } | Self::Step { .. } | Self::Workspace(_) => 1,
         }
     }

@@ -1,12 +1,17 @@
 //! What the project's commands do. `cargo xtask` gets the machine ready and starts this.
 
-mod binary;
+mod bench;
 mod context;
 mod digest;
 mod failure;
+mod image;
 mod kernel;
+mod node;
+mod soak;
 mod sources;
+mod terminal;
 mod test;
+mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,12 +34,20 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Measure, and print rows; exit code 0 whatever the figures
+    Bench(bench::Arguments),
+    /// Write image files and their manifest
+    Image(image::Arguments),
     /// Build the kernel, or find it in the cache, and say where it is
     Kernel,
     /// Get everything the other commands need, and stop there
     Setup,
+    /// Run the long campaigns at full count, and write a summary
+    Soak(soak::Arguments),
     /// Everything continuous integration runs
     Test(test::Arguments),
+    /// Boot the appliance in QEMU, make one call, stay with its console
+    Up(up::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +64,8 @@ fn main() -> ExitCode {
 fn run(line: CommandLine) -> Result<()> {
     let mut cx = Context::from_environment(line.sources)?;
     match line.task {
+        Task::Bench(arguments) => bench::run(&mut cx, &arguments),
+        Task::Image(arguments) => image::run(&mut cx, &arguments),
         Task::Kernel => {
             let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
             println!(
@@ -68,6 +83,8 @@ fn run(line: CommandLine) -> Result<()> {
             eprint!("{}", cx.table());
             Ok(())
         }
+        Task::Soak(arguments) => soak::run(&mut cx, &arguments),
         Task::Test(arguments) => test::run(&mut cx, &arguments),
+        Task::Up(arguments) => up::run(&mut cx, &arguments),
     }
 }

@@ -1,12 +1,14 @@
 //! `test`: everything continuous integration runs.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use alknet_image::Form;
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
-use crate::{binary, kernel};
+use crate::{image, kernel};
 
 /// The licence and dependency checker, built once into the cache.
 const DENY_VERSION: &str = "0.20.2";
@@ -23,32 +25,45 @@ pub(crate) struct Arguments {
 
 /// Runs the checks, then the tests, whose own lines come last.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
-    cx.step("kernel", |cx| kernel::ensure(cx))?;
+    let images = images(cx)?;
     let lock = cx.claim()?;
     if arguments.filter.is_none() {
         checks(cx)?;
     }
+    let tests = |cx: &Context| {
+        let mut tests = command(cx, &images)?;
+        tests
+            .args(["--workspace", "--no-fail-fast"])
+            .args(&arguments.cargo);
+        Ok::<Command, Failure>(tests)
+    };
     cx.step("build tests", |cx| {
-        let mut command = tests(cx, arguments)?;
-        command.arg("--no-run").stderr(Stdio::inherit());
-        cx.show(&mut command, "building the tests")
+        cx.show(tests(cx)?.arg("--no-run"), "building the tests")
     })?;
     eprint!("{}", cx.table());
-    let mut command = tests(cx, arguments)?;
+    let mut tests = tests(cx)?;
     if let Some(filter) = &arguments.filter {
-        command.args(["--", filter]);
+        tests.args(["--", filter]);
     }
-    let result = cx.show(&mut command, "tests");
+    let result = cx.show(&mut tests, "tests");
     drop(lock);
     result
 }
 
-fn tests(cx: &Context, arguments: &Arguments) -> Result<Command> {
+/// Kernel and every form of the image, for tests that boot them.
+pub(crate) fn images(cx: &mut Context) -> Result<PathBuf> {
+    let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
+    let image = cx.step("images", |cx| image::ensure(cx, &kernel, &Form::ALL))?;
+    Ok(image.folder)
+}
+
+/// `cargo test` in the one profile, told where image and binary are.
+pub(crate) fn command(cx: &Context, images: &Path) -> Result<Command> {
     let mut command = cx.cargo("test");
     command
-        .args(["--release", "--workspace", "--no-fail-fast"])
-        .args(&arguments.cargo)
-        .env("ALKNET_TEST_BIN", binary::path(cx)?)
+        .arg("--release")
+        .env("ALKNET_TEST_IMAGE_DIR", images)
+        .env("ALKNET_TEST_BIN", image::binary(cx)?)
         .env("ALKNET_CACHE", cx.cache());
     Ok(command)
 }

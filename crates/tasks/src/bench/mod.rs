@@ -1,0 +1,99 @@
+//! `bench`: measures, and prints rows.
+
+mod boot;
+mod empty;
+mod rows;
+
+use std::path::PathBuf;
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+
+use self::rows::{Header, Report, Row};
+
+/// Runs of each case; the middle one counts.
+const ROUNDS: usize = 10;
+
+/// Arguments of `bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Benchmark to run: boot [default: all]
+    names: Vec<String>,
+    /// Write header and rows to this file as well
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Runs of each case
+    #[arg(long, default_value_t = ROUNDS, value_name = "N", value_parser = at_least_one)]
+    rounds: usize,
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| *n > 0)
+        .ok_or_else(|| "give a number of 1 or more".to_owned())
+}
+
+/// One benchmark: its name and what measures it.
+type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
+
+/// Every benchmark.
+const BENCHES: [Bench; 1] = [("boot", boot::run)];
+
+/// Measures what was asked for; the figures never decide the exit code.
+pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+    let mut rows = Vec::new();
+    for (name, bench) in chosen(&arguments.names)? {
+        rows.extend(cx.step(name, |cx| bench(cx, arguments.rounds))?);
+    }
+    let report = Report {
+        header: Header::of_this_machine(cx, arguments.rounds),
+        rows,
+    };
+    print!("{}", report.table());
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, report.json())
+            .map_err(Failure::io(format!("write {}", file.display())))?;
+    }
+    eprint!("{}", cx.table());
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<Bench>> {
+    if names.is_empty() {
+        return Ok(BENCHES.to_vec());
+    }
+    let find = |name: &String| {
+        BENCHES
+            .into_iter()
+            .find(|(known, _)| known == name)
+            .ok_or_else(|| {
+                let known: Vec<_> = BENCHES.iter().map(|(name, _)| *name).collect();
+                Failure::Arguments(format!(
+                    "no benchmark \"{name}\", only {}",
+                    known.join(", ")
+                ))
+            })
+    };
+    names.iter().map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_benchmark_is_refused_with_the_known_ones() {
+        assert_eq!(chosen(&[]).expect("all").len(), BENCHES.len());
+        let error = chosen(&["bot".to_owned()])
+            .expect_err("misspelt")
+            .to_string();
+        assert!(error.contains("bot") && error.contains("boot"), "{error}");
+    }
+
+    #[test]
+    fn a_round_is_needed() {
+        assert!(at_least_one("0").is_err() && at_least_one("x").is_err());
+        assert_eq!(at_least_one("3"), Ok(3));
+    }
+}

@@ -1,0 +1,114 @@
+//! The terminal as the console of a machine: keys go there one by one, Ctrl-C comes to us.
+
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::termios::{self, LocalFlags, SetArg, SpecialCharacterIndices, Termios};
+
+use crate::failure::{Failure, Result};
+
+/// Ctrl-C as a byte: the terminal does not turn it into a signal, which QEMU would get as well.
+const CTRL_C: u8 = 3;
+
+/// How often the user asked for the end.
+static ENDS_ASKED: AtomicU32 = AtomicU32::new(0);
+
+/// Keyboard and signals of one session; the terminal is as before when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    before: Option<Termios>,
+    keys: Receiver<Vec<u8>>,
+}
+
+impl Terminal {
+    /// Takes keys and signals.
+    pub(crate) fn open() -> Result<Self> {
+        for kind in [Signal::SIGINT, Signal::SIGTERM] {
+            // SAFETY: the handler only adds to an atomic number, which is safe in a signal.
+            unsafe { signal(kind, SigHandler::Handler(count_end)) }
+                .map_err(|error| Failure::io("catch signals")(error.into()))?;
+        }
+        let before = if io::stdin().is_terminal() {
+            Some(take_keys()?)
+        } else {
+            None
+        };
+        let (sender, keys) = mpsc::channel();
+        if before.is_some() {
+            thread::spawn(move || read_keys(&sender));
+        }
+        Ok(Self { before, keys })
+    }
+
+    /// How often the user asked for the end: 1 politely, more than that at once.
+    pub(crate) fn ends_asked() -> u32 {
+        ENDS_ASKED.load(Ordering::Relaxed)
+    }
+
+    /// Keys pressed since the last look.
+    pub(crate) fn keys(&self) -> Vec<u8> {
+        self.keys.try_iter().flatten().collect()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            // A terminal that is gone needs no repair.
+            let _gone = termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, before);
+        }
+    }
+}
+
+extern "C" fn count_end(_: libc::c_int) {
+    ENDS_ASKED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// One key at a time, unseen, and none of them a signal. Returns how it was before.
+fn take_keys() -> Result<Termios> {
+    let input = io::stdin();
+    let trouble = |error: nix::Error| Failure::io("set the terminal")(error.into());
+    let before = termios::tcgetattr(input.as_fd()).map_err(trouble)?;
+    let mut mode = before.clone();
+    mode.local_flags
+        .remove(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG);
+    mode.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+    mode.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
+    termios::tcsetattr(input.as_fd(), SetArg::TCSANOW, &mode).map_err(trouble)?;
+    Ok(before)
+}
+
+fn read_keys(sender: &mpsc::Sender<Vec<u8>>) {
+    let mut bytes = [0; 64];
+    loop {
+        let Ok(read @ 1..) = io::stdin().read(&mut bytes) else {
+            return;
+        };
+        let (ends, keys) = split_keys(&bytes[..read]);
+        ENDS_ASKED.fetch_add(ends, Ordering::Relaxed);
+        if sender.send(keys).is_err() {
+            return;
+        }
+    }
+}
+
+/// Ctrl-C counted, and everything else.
+fn split_keys(bytes: &[u8]) -> (u32, Vec<u8>) {
+    let (ends, keys): (Vec<u8>, Vec<u8>) = bytes.iter().partition(|byte| **byte == CTRL_C);
+    (u32::try_from(ends.len()).unwrap_or(u32::MAX), keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ctrl_c_is_ours_and_the_rest_the_machines() {
+        assert_eq!(split_keys(b"l\x03q\x03"), (2, b"lq".to_vec()));
+        assert_eq!(split_keys(b""), (0, vec![]));
+    }
+}

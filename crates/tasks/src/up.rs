@@ -1,0 +1,228 @@
+//! `up`: boots the appliance, makes one call, stays with its console.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use alknet_image::{Form, Role};
+use alknet_qemu::{Disk, Vm};
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::image::{self, Image};
+use crate::kernel;
+use crate::node::{self, Cli, Machine, Reached};
+use crate::terminal::Terminal;
+
+/// Size of the data disk in bytes; it is sparse.
+const DATA_BYTES: u64 = 1 << 30;
+
+/// How often console and keyboard are looked at: fast enough for a typing hand.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Arguments of `up`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Power off after the call, and exit with 0
+    #[arg(long)]
+    smoke: bool,
+    /// Form of the image: direct, erofs or raw
+    #[arg(long, default_value = "direct")]
+    form: Form,
+    /// Machine to start it on [default: q35; microvm for erofs, uefi for raw]
+    #[arg(long)]
+    machine: Option<Machine>,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 512, value_name = "MIB")]
+    memory: u32,
+    /// Begin with a blank data disk, and so with a new identity
+    #[arg(long)]
+    fresh: bool,
+}
+
+impl Arguments {
+    fn machine(&self) -> Machine {
+        self.machine.unwrap_or_else(|| Machine::usual(self.form))
+    }
+}
+
+/// Boots, calls, and stays.
+pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+    let machine = arguments.machine();
+    let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
+    let image = cx.step("image", |cx| image::ensure(cx, &kernel, &[arguments.form]))?;
+    let cli = Cli::new(cx, None)?;
+    let admin = cli.identity()?;
+    let disk = DataDisk::open(cx, &image, arguments)?;
+    let builder = node::builder(&image, &kernel, arguments.form, machine, &admin)?
+        .name("up")
+        .memory_mib(arguments.memory)
+        .disk(disk.disk(arguments.form));
+    eprintln!("starting the machine ...");
+    let (mut vm, node) = cx.step("boot", |_| {
+        let vm = builder.start()?;
+        let node = node::wait_ready(&vm)?;
+        Ok((vm, node))
+    })?;
+    let answer = cx.step("call", |_| cli.call(&node, "node/info"))?;
+    show(cx, &vm, &node, &answer);
+    if arguments.smoke {
+        cx.step("power off", |_| {
+            node::power_off(&mut vm, machine, &cli, &node)
+        })?;
+    } else {
+        stay(&mut vm, machine, &cli, &node)?;
+    }
+    eprint!("{}", cx.table());
+    Ok(())
+}
+
+fn show(cx: &Context, vm: &Vm, node: &Reached, answer: &str) {
+    eprintln!("node/info answered:");
+    println!("{}", answer.trim_end());
+    let program = cx.executable("alknet");
+    eprintln!(
+        "\nServed under {} on UDP and TCP. From another terminal:",
+        vm.accel().name()
+    );
+    eprintln!("  {} call {} node/info\n", program.display(), node.target());
+}
+
+/// Console and keyboard until the machine ends, or the user ends it.
+fn stay(vm: &mut Vm, machine: Machine, cli: &Cli, node: &Reached) -> Result<()> {
+    eprintln!("This is the machine's console. Ctrl-C powers it off; twice cuts the power.\n");
+    let terminal = Terminal::open()?;
+    let mut shown = 0;
+    loop {
+        shown = show_console(vm, shown).map_err(Failure::io("write to the terminal"))?;
+        match Terminal::ends_asked() {
+            0 => {}
+            1 => return leave(vm, machine, cli, node, shown),
+            _ => return Ok(vm.cut_power().map(drop)?),
+        }
+        if vm.qmp().wait_closed(Duration::ZERO) {
+            show_console(vm, shown).map_err(Failure::io("write to the terminal"))?;
+            return Ok(());
+        }
+        let keys = terminal.keys();
+        if !keys.is_empty() {
+            let text = String::from_utf8_lossy(&keys);
+            vm.console()
+                .send(&text)
+                .map_err(Failure::io("type on the console"))?;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn leave(vm: &mut Vm, machine: Machine, cli: &Cli, node: &Reached, shown: usize) -> Result<()> {
+    eprintln!("\r\npowering off ...\r");
+    let polite = node::power_off(vm, machine, cli, node);
+    show_console(vm, shown).map_err(Failure::io("write to the terminal"))?;
+    if let Err(error) = polite {
+        vm.cut_power()?;
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Copies what the console said since byte `shown`; returns how much is shown now.
+fn show_console(vm: &Vm, shown: usize) -> io::Result<usize> {
+    let raw = vm.console().raw();
+    if let Some(new) = raw.get(shown..).filter(|new| !new.is_empty()) {
+        let mut out = io::stdout().lock();
+        out.write_all(new)?;
+        out.flush()?;
+    }
+    Ok(raw.len())
+}
+
+/// The disk that keeps the machine's state from one `up` to the next.
+#[derive(Debug)]
+struct DataDisk {
+    path: PathBuf,
+    /// Held so that no other machine writes there.
+    _lock: Option<File>,
+    _scratch: Option<tempfile::TempDir>,
+}
+
+impl DataDisk {
+    /// The kept disk of this form; a smoke run, or a second machine, gets one of its own.
+    fn open(cx: &Context, image: &Image, arguments: &Arguments) -> Result<Self> {
+        let kept = cx.cache().join("up");
+        fs::create_dir_all(&kept).map_err(Failure::io(format!("make {}", kept.display())))?;
+        let lock = if arguments.smoke { None } else { lock(&kept)? };
+        if lock.is_none() {
+            let scratch =
+                tempfile::tempdir_in(&kept).map_err(Failure::io("make a folder for a disk"))?;
+            let path = scratch.path().join("disk.raw");
+            make(&path, image, arguments.form)?;
+            return Ok(Self {
+                path,
+                _lock: None,
+                _scratch: Some(scratch),
+            });
+        }
+        let path = kept.join(format!("{}.raw", arguments.form));
+        if arguments.fresh || !path.exists() {
+            make(&path, image, arguments.form)?;
+        }
+        Ok(Self {
+            path,
+            _lock: lock,
+            _scratch: None,
+        })
+    }
+
+    fn disk(&self, form: Form) -> Disk {
+        let disk = Disk::file(&self.path);
+        if form == Form::Raw { disk } else { disk.data() }
+    }
+}
+
+/// Whether this is the only `up` that uses the kept disks.
+fn lock(folder: &Path) -> Result<Option<File>> {
+    let file = File::create(folder.join("lock")).map_err(Failure::io("lock the data disk"))?;
+    if file.try_lock().is_ok() {
+        return Ok(Some(file));
+    }
+    eprintln!("another `up` runs: this one begins with a blank disk");
+    Ok(None)
+}
+
+/// A blank disk; for the raw form a copy of the image, grown by as much.
+fn make(path: &Path, image: &Image, form: Form) -> Result<()> {
+    if form != Form::Raw {
+        return Ok(alknet_qemu::blank(path, DATA_BYTES)?);
+    }
+    let disk = image
+        .manifest
+        .path(&image.folder, form, Role::Disk)
+        .ok_or_else(|| {
+            Failure::Arguments("the raw image has no disk: build it again".to_owned())
+        })?;
+    alknet_qemu::copy(&disk, path)?;
+    let grow = || {
+        let file = File::options().write(true).open(path)?;
+        file.set_len(file.metadata()?.len() + DATA_BYTES)
+    };
+    grow().map_err(Failure::io(format!("grow {}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_machine_gets_the_kept_disk() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let first = lock(folder.path())
+            .expect("writable")
+            .expect("nobody holds it");
+        assert!(lock(folder.path()).expect("writable").is_none());
+        drop(first);
+        assert!(lock(folder.path()).expect("writable").is_some());
+    }
+}
