@@ -31,11 +31,11 @@ pub struct Mark(usize);
 
 /// How a wait ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Waited {
+pub enum Waited<T> {
     /// The console closed: the machine ended.
     Closed,
-    /// It was said; the mark is just behind it.
-    Said(Mark),
+    /// It was said: the place just behind it, or the line.
+    Said(T),
     /// It was not said in time.
     TimedOut,
 }
@@ -123,16 +123,31 @@ impl Console {
     }
 
     /// Waits until `needle` is said after `mark`. `limit` is taken as it is.
-    pub fn wait(&self, mark: Mark, needle: &str, limit: Duration) -> Waited {
+    pub fn wait(&self, mark: Mark, needle: &str, limit: Duration) -> Waited<Mark> {
         self.wait_any(mark, &[needle], limit)
     }
 
     /// Waits until one of `needles` is said after `mark`; the earliest in the text counts.
-    pub fn wait_any(&self, mark: Mark, needles: &[&str], limit: Duration) -> Waited {
+    pub fn wait_any(&self, mark: Mark, needles: &[&str], limit: Duration) -> Waited<Mark> {
+        self.wait_log(limit, |log| log.search(mark, needles))
+    }
+
+    /// Waits for the first whole line that contains `needle`, with its stamps.
+    pub fn wait_line(&self, needle: &str, limit: Duration) -> Waited<Line> {
+        let line = |log: &Log| {
+            log.lines
+                .iter()
+                .find(|line| line.text.contains(needle))
+                .cloned()
+        };
+        self.wait_log(limit, line)
+    }
+
+    fn wait_log<T>(&self, limit: Duration, ready: impl Fn(&Log) -> Option<T>) -> Waited<T> {
         let deadline = Instant::now() + limit;
         let mut log = self.shared.lock();
         loop {
-            if let Some(found) = log.search(mark, needles) {
+            if let Some(found) = ready(&log) {
                 return Waited::Said(found);
             }
             if log.closed {
@@ -286,7 +301,10 @@ mod tests {
         assert_eq!(console.wait(mark, "one", Duration::ZERO), Waited::TimedOut);
         machine.write_all(b"ee\n").expect("the console reads");
         assert!(matches!(console.wait(mark, "three", LONG), Waited::Said(_)));
-        let line = console.find("two").expect("it was said");
+        let Waited::Said(line) = console.wait_line("thr", LONG) else {
+            panic!("it was said")
+        };
+        assert_eq!(line.text, "three");
         assert_eq!(
             (line.cpu, line.instructions),
             (Duration::from_millis(5), Some(7))

@@ -45,7 +45,7 @@ pub use accel::{ACCEL_VARIABLE, Accel, TCG_TIMEOUT_FACTOR};
 pub use console::{Console, Line, Mark, Waited};
 pub use disk::{DATA_SERIAL, Disk, blank, copy};
 pub use error::{Error, Result};
-pub use lan::Lan;
+pub use lan::{Advertise, Dhcp4, Lan, LanEvent, LanSettings, ROUTER_V4, ROUTER_V6};
 pub use machine::{MachineKind, WatchdogAction};
 pub use nic::{NODE_PORT, Nic};
 pub use process::{CpuClock, Process};

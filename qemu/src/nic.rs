@@ -15,7 +15,6 @@ pub struct Nic {
 
 #[derive(Debug)]
 pub(crate) enum Wire {
-    #[expect(dead_code, reason = "networks of the harness come in the next commit")]
     Lan(Lan),
     User {
         ipv4: bool,
@@ -33,6 +32,11 @@ impl Nic {
             ipv6: true,
             forwards: vec![NODE_PORT],
         })
+    }
+
+    /// A card on a network of the harness, whose servers a test directs.
+    pub fn lan(lan: &Lan) -> Self {
+        Self::with(Wire::Lan(lan.clone()))
     }
 
     /// Forwards one more port of the guest, UDP and TCP. Only on QEMU's own network.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::accel::Accel;
-use crate::console::{Console, Mark, Waited};
+use crate::console::{Console, Line, Mark, Waited};
 use crate::count::Counter;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -349,6 +349,17 @@ impl Vm {
         self.said(waited, format!("{needle:?} on the console"), limit)
     }
 
+    /// Waits for the first whole line of the console that contains `needle`, with its stamps.
+    pub fn wait_line(&self, needle: &str, limit: Duration) -> Result<Line> {
+        let limit = self.scale(limit);
+        let waited = self.console.wait_line(needle, limit);
+        self.said(
+            waited,
+            format!("a line with {needle:?} on the console"),
+            limit,
+        )
+    }
+
     /// Presses the power button (ACPI). Not on microvm.
     pub fn power_button(&self) -> Result<()> {
         self.qmp.execute("system_powerdown", json!({})).map(drop)
@@ -445,9 +456,9 @@ impl Vm {
         )
     }
 
-    fn said(&self, waited: Waited, waiting: String, limit: Duration) -> Result<Mark> {
+    fn said<T>(&self, waited: Waited<T>, waiting: String, limit: Duration) -> Result<T> {
         match waited {
-            Waited::Said(mark) => Ok(mark),
+            Waited::Said(found) => Ok(found),
             Waited::TimedOut => Err(self.timeout(waiting, limit)),
             Waited::Closed => Err(Error::Ended {
                 waiting,

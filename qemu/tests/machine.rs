@@ -3,10 +3,14 @@
 //! and `r` (reset).
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_qemu::{Accel, Disk, Error, MachineKind, Mark, Nic, Recorder, Vm, VmBuilder, blank};
+use alknet_qemu::{
+    Accel, Dhcp4, Disk, Error, Lan, LanEvent, LanSettings, MachineKind, Mark, Nic, Recorder, Vm,
+    VmBuilder, blank,
+};
 
 /// The guest, assembled from `tests/guest.s`.
 const GUEST: [u8; 133] = *include_bytes!("guest.bin");
@@ -68,7 +72,7 @@ fn the_guest_answers_on_the_console_and_powers_off() {
     let mut vm = bench.boot();
     vm.console().send("hi!").expect("the console is open");
     vm.wait_for("hi!", LIMIT).expect("the guest echoes");
-    let line = vm.console().find("ready").expect("it was said");
+    let line = vm.wait_line("ready", LIMIT).expect("the guest boots");
     assert!(
         !line.cpu.is_zero() && Some(line.cpu) < vm.cpu_time(),
         "{line:?}"
@@ -186,7 +190,7 @@ fn instructions_are_counted() {
         .start()
         .expect("QEMU and a C compiler are installed");
     vm.wait_for("ready", LIMIT).expect("the guest boots");
-    let line = vm.console().find("ready").expect("it was said");
+    let line = vm.wait_line("ready", LIMIT).expect("the guest boots");
     let counted = line.instructions.expect("it is counted");
     assert!(
         counted > 1_000_000,
@@ -244,4 +248,32 @@ fn what_the_guest_writes_is_recorded_and_may_be_lost() {
         vec![0; 512],
         "the base is untouched"
     );
+}
+
+#[test]
+fn a_foreign_client_gets_an_address_on_our_network() {
+    let address = Ipv4Addr::new(10, 9, 0, 20);
+    let dhcp4 = Some(Dhcp4 {
+        address,
+        lease: Duration::from_secs(600),
+    });
+    let lan = Lan::new(LanSettings {
+        dhcp4,
+        ..LanSettings::default()
+    });
+    // The card brings the boot program of the package ipxe-qemu, which speaks DHCP.
+    let card = "virtio-net-pci,netdev=net0,bootindex=0";
+    let builder = Bench::new()
+        .machine()
+        .memory_mib(64)
+        .nic(Nic::lan(&lan).unplugged());
+    let vm = builder
+        .argument("-device")
+        .argument(card)
+        .start()
+        .expect("QEMU is installed");
+    let given = lan.wait_event(LanEvent::Given(address), 0, vm.scale(LIMIT));
+    assert!(given, "{:?}", lan.events());
+    let own = lan.wait_neighbour(|address| address.is_ipv6(), vm.scale(LIMIT));
+    assert!(own.is_some(), "it makes an address of its own");
 }

@@ -1,0 +1,250 @@
+//! A network whose servers a test directs.
+//!
+//! QEMU's own network cannot change a lease, be IPv6 only and still be reached, or fall silent. This
+//! one can: machines are plugged into a small router in this process, which gives addresses by DHCP,
+//! DHCPv6 and router advertisements as it is told, and carries UDP between the host and the machines.
+//! It needs no privilege and touches nothing of the host's network. Machines reach the router and
+//! through it the host, not each other.
+
+mod dhcp4;
+mod dhcp6;
+mod router;
+mod wire;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{MsgFlags, send};
+
+pub use self::dhcp4::Dhcp4;
+pub use self::router::{Advertise, LanEvent, LanSettings, ROUTER_V4, ROUTER_V6};
+use self::router::{Output, Router};
+use crate::error::{Error, Result};
+
+/// Largest frame: 1500 bytes of payload, a header, and a VLAN tag's worth of room.
+const FRAME_BYTES_MAX: usize = 2048;
+
+/// Largest UDP payload.
+const DATAGRAM_BYTES_MAX: usize = 65_536;
+
+/// A network of the harness. Clones are the same network.
+#[derive(Clone, Debug)]
+pub struct Lan {
+    shared: Arc<Shared>,
+}
+
+impl Lan {
+    /// A network that offers what `settings` say.
+    pub fn new(settings: LanSettings) -> Self {
+        let router = Router::new(settings);
+        let state = State {
+            router,
+            ports: vec![],
+            forwards: vec![],
+        };
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                changed: Condvar::new(),
+            }),
+        }
+    }
+
+    /// Changes what is offered, and advertises it at once.
+    pub fn set(&self, change: impl FnOnce(&mut LanSettings)) {
+        let mut state = self.shared.lock();
+        change(&mut state.router.settings);
+        let outputs = state.router.advertise();
+        state.send(&outputs);
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Sends a router advertisement unasked, if any is to be sent.
+    pub fn advertise(&self) {
+        self.set(|_| {});
+    }
+
+    /// What machines did, oldest first.
+    pub fn events(&self) -> Vec<LanEvent> {
+        self.shared.lock().router.events.clone()
+    }
+
+    /// Waits until `event` happened more than `seen` times. `limit` is taken as it is.
+    pub fn wait_event(&self, event: LanEvent, seen: usize, limit: Duration) -> bool {
+        self.shared
+            .wait(limit, |router| {
+                let count = router
+                    .events
+                    .iter()
+                    .filter(|known| **known == event)
+                    .count();
+                (count > seen).then_some(())
+            })
+            .is_some()
+    }
+
+    /// Addresses that machines were seen to use.
+    pub fn neighbours(&self) -> Vec<IpAddr> {
+        self.shared.lock().router.neighbours().collect()
+    }
+
+    /// Waits until a machine uses an address that `fits`. `limit` is taken as it is.
+    pub fn wait_neighbour(&self, fits: impl Fn(IpAddr) -> bool, limit: Duration) -> Option<IpAddr> {
+        self.shared.wait(limit, |router| {
+            router.neighbours().find(|address| fits(*address))
+        })
+    }
+
+    /// Carries UDP between a free port of 127.0.0.1, which is returned, and `guest`.
+    pub fn forward(&self, guest: SocketAddr) -> Result<SocketAddr> {
+        let bind = || {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            Ok((socket.try_clone()?, socket.local_addr()?, socket))
+        };
+        let (ours, address, socket) = bind().map_err(Error::io("opening a port for a machine"))?;
+        let mut state = self.shared.lock();
+        let index = state.forwards.len();
+        state.forwards.push(ours);
+        drop(state);
+        let shared = Arc::downgrade(&self.shared);
+        thread("lan-host", move || {
+            from_host(&shared, &socket, index, guest)
+        })?;
+        Ok(address)
+    }
+
+    /// The machine's end of a new cable.
+    pub(crate) fn attach(&self) -> Result<OwnedFd> {
+        let (ours, theirs) = UnixDatagram::pair().map_err(Error::io("making a cable"))?;
+        let port = ours.try_clone().map_err(Error::io("making a cable"))?;
+        self.shared.lock().ports.push(port);
+        let shared = Arc::downgrade(&self.shared);
+        thread("lan-guest", move || from_guest(&shared, &ours))?;
+        Ok(theirs.into())
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<T>(&self, limit: Duration, ready: impl Fn(&Router) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        loop {
+            if let Some(value) = ready(&state.router) {
+                return Some(value);
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Threads wait in a read: an end of the cable and a datagram make them look, and leave.
+        for port in &state.ports {
+            let _ = port.shutdown(std::net::Shutdown::Both);
+        }
+        for forward in &state.forwards {
+            let _ = forward
+                .local_addr()
+                .and_then(|address| forward.send_to(&[], address));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    router: Router,
+    ports: Vec<UnixDatagram>,
+    forwards: Vec<UdpSocket>,
+}
+
+impl State {
+    /// Losses are the network's right: a machine that is gone, a client that left.
+    fn send(&self, outputs: &[Output]) {
+        for output in outputs {
+            match output {
+                Output::Frame(frame) => self.flood(frame),
+                Output::Host {
+                    forward,
+                    client,
+                    payload,
+                } => {
+                    if let Some(socket) = self.forwards.get(*forward) {
+                        let _ = socket.send_to(payload, client);
+                    }
+                }
+            }
+        }
+    }
+
+    /// To every machine: cards drop what is not for them. A machine that does not read loses frames,
+    /// as on a real cable.
+    fn flood(&self, frame: &[u8]) {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        for port in &self.ports {
+            let _ = send(port.as_raw_fd(), frame, flags);
+        }
+    }
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    builder
+        .spawn(run)
+        .map(drop)
+        .map_err(Error::io("starting a thread of the network"))
+}
+
+fn from_guest(shared: &Weak<Shared>, port: &UnixDatagram) {
+    let mut frame = [0; FRAME_BYTES_MAX];
+    // An empty datagram is the shutdown; a machine's frame has at least a header.
+    while let Ok(length @ 1..) = port.recv(&mut frame) {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let mut state = shared.lock();
+        let outputs = state.router.frame(&frame[..length]);
+        state.send(&outputs);
+        drop(state);
+        shared.changed.notify_all();
+    }
+}
+
+fn from_host(shared: &Weak<Shared>, socket: &UdpSocket, forward: usize, guest: SocketAddr) {
+    let mut payload = vec![0; DATAGRAM_BYTES_MAX];
+    loop {
+        let received = socket.recv_from(&mut payload);
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        // An error belongs to an earlier send to a client that left; the next read is fine.
+        let Ok((length, client)) = received else {
+            continue;
+        };
+        let mut state = shared.lock();
+        let output = state
+            .router
+            .datagram(forward, client, guest, &payload[..length]);
+        state.send(output.as_slice());
+    }
+}

@@ -1,0 +1,584 @@
+//! The router of a harness network: frames in, frames and datagrams out, no sockets and no clock.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use super::dhcp4::{self, Dhcp4};
+use super::dhcp6;
+use super::wire::{self, BROADCAST, Body, Frame, Mac, array};
+
+/// Address of the router, also name server and DHCP server.
+pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+
+/// Link-local address of the router.
+pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+const ROUTER_MAC: Mac = [0x52, 0x55, 10, 9, 0, 1];
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+/// Ports of the router that stand for clients on the host.
+const FIRST_NAT_PORT: u16 = 40_000;
+const NAT_PORTS: usize = 20_000;
+
+/// What the network offers. Change it with [`Lan::set`](super::Lan::set).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LanSettings {
+    /// IPv4 by DHCP.
+    pub dhcp4: Option<Dhcp4>,
+    /// IPv6 by router advertisements.
+    pub advertise: Option<Advertise>,
+    /// IPv6 by DHCPv6; clients ask only where `managed` is advertised.
+    pub dhcp6: Option<Ipv6Addr>,
+}
+
+/// A router advertisement (RFC 4861, RFC 8106).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// The network's first address; 64 bits long.
+    pub prefix: Ipv6Addr,
+    /// Machines make their own addresses in it.
+    pub autonomous: bool,
+    /// Addresses are had by DHCPv6.
+    pub managed: bool,
+    /// Other things are had by DHCPv6.
+    pub other: bool,
+    /// The router is a name server.
+    pub dns: bool,
+    /// How long all of it holds.
+    pub lifetime: Duration,
+}
+
+/// What machines did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LanEvent {
+    /// A router advertisement was sent.
+    Advertised,
+    /// DHCP: a client looks for a server, and was offered an address.
+    Offered(Ipv4Addr),
+    /// DHCP: an address was given, or prolonged.
+    Given(Ipv4Addr),
+    /// DHCPv6: a message was answered.
+    Given6,
+    /// DHCP: a client asked for an address that is not to be had, and was told so.
+    Refused(Option<Ipv4Addr>),
+    /// DHCP: a client gave its address back.
+    Released(Ipv4Addr),
+}
+
+/// Where something goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// To the machine of this hardware address, or to all.
+    Frame(Vec<u8>),
+    /// To a client on the host, from the socket of this forward.
+    Host {
+        forward: usize,
+        client: SocketAddr,
+        payload: Vec<u8>,
+    },
+}
+
+/// The state of the network.
+#[derive(Debug, Default)]
+pub(crate) struct Router {
+    pub(crate) settings: LanSettings,
+    pub(crate) events: Vec<LanEvent>,
+    neighbours: BTreeMap<IpAddr, Mac>,
+    clients: Vec<(usize, SocketAddr)>,
+}
+
+impl Router {
+    /// A router nobody has spoken to.
+    pub(crate) fn new(settings: LanSettings) -> Self {
+        Self {
+            settings,
+            ..Self::default()
+        }
+    }
+
+    /// Every address a machine was seen to use.
+    pub(crate) fn neighbours(&self) -> impl Iterator<Item = IpAddr> {
+        self.neighbours.keys().copied()
+    }
+
+    /// Takes a frame of a machine.
+    pub(crate) fn frame(&mut self, bytes: &[u8]) -> Vec<Output> {
+        let Some(frame) = Frame::parse(bytes) else {
+            return vec![];
+        };
+        self.learn(&frame);
+        match frame.body {
+            Body::Arp {
+                request,
+                sender,
+                target,
+            } if request && target == ROUTER_V4 => {
+                vec![Output::Frame(wire::arp_reply(
+                    ROUTER_MAC,
+                    ROUTER_V4,
+                    frame.source,
+                    sender,
+                ))]
+            }
+            Body::Arp { .. } => vec![],
+            Body::Icmp {
+                source,
+                target,
+                message,
+            } => self.icmp(frame.source, source, target, message),
+            Body::Udp {
+                source,
+                target,
+                payload,
+            } => self.udp(frame.source, source, target, payload),
+        }
+    }
+
+    /// Takes a datagram of a client on the host for `guest`.
+    pub(crate) fn datagram(
+        &mut self,
+        forward: usize,
+        client: SocketAddr,
+        guest: SocketAddr,
+        payload: &[u8],
+    ) -> Option<Output> {
+        let key = (forward, client);
+        let known = self.clients.iter().position(|known| *known == key);
+        let index = known.unwrap_or_else(|| {
+            self.clients.push(key);
+            self.clients.len() - 1
+        });
+        let offset = u16::try_from(index).ok().filter(|_| index < NAT_PORTS)?;
+        let us = SocketAddr::new(self.address_for(guest.ip()), FIRST_NAT_PORT + offset);
+        let them = self
+            .neighbours
+            .get(&guest.ip())
+            .copied()
+            .unwrap_or(BROADCAST);
+        Some(Output::Frame(wire::udp(
+            ROUTER_MAC, them, us, guest, payload,
+        )))
+    }
+
+    /// A router advertisement to everybody, if any is to be sent.
+    pub(crate) fn advertise(&mut self) -> Vec<Output> {
+        let Some(advertise) = self.settings.advertise else {
+            return vec![];
+        };
+        self.events.push(LanEvent::Advertised);
+        let to = wire::multicast_mac(ALL_NODES);
+        let message = advertisement(&advertise);
+        let (source, target) = (ROUTER_V6.into(), ALL_NODES.into());
+        vec![Output::Frame(wire::icmp(
+            ROUTER_MAC, to, source, target, &message,
+        ))]
+    }
+
+    /// Machines show their addresses when they speak, and when they ask whether one is taken.
+    fn learn(&mut self, frame: &Frame<'_>) {
+        let source = match &frame.body {
+            Body::Arp { sender, .. } => IpAddr::V4(*sender),
+            Body::Icmp {
+                source, message, ..
+            } if source.is_unspecified() => {
+                let Some(target) = solicited(message) else {
+                    return;
+                };
+                target.into()
+            }
+            Body::Icmp { source, .. } => *source,
+            Body::Udp { source, .. } => source.ip(),
+        };
+        if !source.is_unspecified() {
+            self.neighbours.insert(source, frame.source);
+        }
+    }
+
+    fn icmp(&mut self, mac: Mac, source: IpAddr, target: IpAddr, message: &[u8]) -> Vec<Output> {
+        match (source, message[0]) {
+            (IpAddr::V6(_), ROUTER_SOLICITATION) => self.advertise(),
+            (IpAddr::V6(asker), NEIGHBOUR_SOLICITATION) => {
+                let wanted = solicited(message).filter(|wanted| self.ours((*wanted).into()));
+                // Somebody asking whether our own address is free is told as everybody is.
+                let asker = if asker.is_unspecified() {
+                    ALL_NODES
+                } else {
+                    asker
+                };
+                let reply = wanted.map(|wanted| {
+                    let message = neighbour_advertisement(wanted);
+                    wire::icmp(ROUTER_MAC, mac, wanted.into(), asker.into(), &message)
+                });
+                reply.map(Output::Frame).into_iter().collect()
+            }
+            (IpAddr::V6(_), ECHO_REQUEST_V6) => self.echo(mac, source, target, message, 129),
+            (IpAddr::V4(_), ECHO_REQUEST_V4) => self.echo(mac, source, target, message, 0),
+            _ => vec![],
+        }
+    }
+
+    fn echo(
+        &self,
+        mac: Mac,
+        source: IpAddr,
+        target: IpAddr,
+        message: &[u8],
+        reply: u8,
+    ) -> Vec<Output> {
+        if !self.ours(target) {
+            return vec![];
+        }
+        let message = [&[reply, 0], &message[2..]].concat();
+        vec![Output::Frame(wire::icmp(
+            ROUTER_MAC, mac, target, source, &message,
+        ))]
+    }
+
+    fn udp(
+        &mut self,
+        mac: Mac,
+        source: SocketAddr,
+        target: SocketAddr,
+        payload: &[u8],
+    ) -> Vec<Output> {
+        match (source, target.port()) {
+            (SocketAddr::V4(_), dhcp4::SERVER_PORT) => self.dhcp4(payload),
+            (SocketAddr::V6(_), dhcp6::SERVER_PORT) => self.dhcp6(mac, source, payload),
+            (_, port) if self.ours(target.ip()) => self.to_host(port, payload),
+            _ => vec![],
+        }
+    }
+
+    fn to_host(&self, port: u16, payload: &[u8]) -> Vec<Output> {
+        let index = port.checked_sub(FIRST_NAT_PORT).map(usize::from);
+        let client = index.and_then(|index| self.clients.get(index));
+        let output = client.map(|&(forward, client)| Output::Host {
+            forward,
+            client,
+            payload: payload.to_vec(),
+        });
+        output.into_iter().collect()
+    }
+
+    fn dhcp4(&mut self, payload: &[u8]) -> Vec<Output> {
+        let Some(query) = dhcp4::Query::parse(payload) else {
+            return vec![];
+        };
+        if matches!(query.kind, dhcp4::RELEASE | dhcp4::DECLINE) {
+            self.events.extend(query.wanted().map(LanEvent::Released));
+        }
+        let Some(pool) = self.settings.dhcp4 else {
+            return vec![];
+        };
+        let Some((kind, message)) = dhcp4::answer(&query, pool, ROUTER_V4) else {
+            return vec![];
+        };
+        self.events.push(match kind {
+            dhcp4::OFFER => LanEvent::Offered(pool.address),
+            dhcp4::ACK => LanEvent::Given(pool.address),
+            _ => LanEvent::Refused(query.wanted()),
+        });
+        let server = SocketAddr::from((ROUTER_V4, dhcp4::SERVER_PORT));
+        let client = SocketAddr::from((reply_address(&query, kind), dhcp4::CLIENT_PORT));
+        let to = self
+            .neighbours
+            .get(&client.ip())
+            .copied()
+            .unwrap_or(BROADCAST);
+        vec![Output::Frame(wire::udp(
+            ROUTER_MAC, to, server, client, &message,
+        ))]
+    }
+
+    fn dhcp6(&mut self, mac: Mac, client: SocketAddr, payload: &[u8]) -> Vec<Output> {
+        let offered = self.settings.dhcp6.is_some()
+            || self
+                .settings
+                .advertise
+                .is_some_and(|advertise| advertise.other);
+        let dns = self.address_for(client.ip());
+        let (true, IpAddr::V6(dns)) = (offered, dns) else {
+            return vec![];
+        };
+        let Some(message) = dhcp6::answer(payload, self.settings.dhcp6, dns, ROUTER_MAC) else {
+            return vec![];
+        };
+        self.events.push(LanEvent::Given6);
+        let server = SocketAddr::from((ROUTER_V6, dhcp6::SERVER_PORT));
+        let client = SocketAddr::new(client.ip(), dhcp6::CLIENT_PORT);
+        vec![Output::Frame(wire::udp(
+            ROUTER_MAC, mac, server, client, &message,
+        ))]
+    }
+
+    /// Our address in the family and scope of `guest`.
+    fn address_for(&self, guest: IpAddr) -> IpAddr {
+        match guest {
+            IpAddr::V4(_) => ROUTER_V4.into(),
+            IpAddr::V6(guest) if guest.is_unicast_link_local() => ROUTER_V6.into(),
+            IpAddr::V6(_) => self.global().unwrap_or(ROUTER_V6).into(),
+        }
+    }
+
+    /// Our address in the advertised network: its first.
+    fn global(&self) -> Option<Ipv6Addr> {
+        let prefix = self.settings.advertise?.prefix;
+        Some(Ipv6Addr::from(u128::from(prefix) | 1))
+    }
+
+    fn ours(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => address == ROUTER_V4,
+            IpAddr::V6(address) => address == ROUTER_V6 || Some(address) == self.global(),
+        }
+    }
+}
+
+const ECHO_REQUEST_V4: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
+const ROUTER_SOLICITATION: u8 = 133;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+
+/// A client without an address is reached by broadcast (RFC 2131 section 4.1).
+fn reply_address(query: &dhcp4::Query, kind: u8) -> Ipv4Addr {
+    if query.current.is_unspecified() || kind == dhcp4::NAK {
+        Ipv4Addr::BROADCAST
+    } else {
+        query.current
+    }
+}
+
+/// The address a neighbour solicitation asks for.
+fn solicited(message: &[u8]) -> Option<Ipv6Addr> {
+    let asks = message.first() == Some(&NEIGHBOUR_SOLICITATION);
+    array::<16>(message, 8).filter(|_| asks).map(Ipv6Addr::from)
+}
+
+fn neighbour_advertisement(address: Ipv6Addr) -> Vec<u8> {
+    // Router, solicited, override.
+    let mut message = vec![NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, 0xe0, 0, 0, 0];
+    message.extend(address.octets());
+    // Option 2: our hardware address.
+    message.extend([2, 1]);
+    message.extend(ROUTER_MAC);
+    message
+}
+
+fn advertisement(advertise: &Advertise) -> Vec<u8> {
+    let seconds = u32::try_from(advertise.lifetime.as_secs()).unwrap_or(u32::MAX);
+    let router = u16::try_from(seconds).unwrap_or(u16::MAX);
+    let flag = |on: bool, bit: u8| if on { bit } else { 0 };
+    let flags = flag(advertise.managed, 0x80) | flag(advertise.other, 0x40);
+    let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, 64, flags];
+    message.extend(router.to_be_bytes());
+    // Reachable time and retransmission timer: unspecified.
+    message.extend([0; 8]);
+    // Option 1: our hardware address.
+    message.extend([1, 1]);
+    message.extend(ROUTER_MAC);
+    // Option 3: the prefix, on link, and whether machines make addresses in it.
+    message.extend([3, 4, 64, 0x80 | flag(advertise.autonomous, 0x40)]);
+    message.extend(seconds.to_be_bytes());
+    message.extend(seconds.to_be_bytes());
+    message.extend([0; 4]);
+    message.extend(advertise.prefix.octets());
+    if advertise.dns {
+        // Option 25: name servers.
+        message.extend([25, 3, 0, 0]);
+        message.extend(seconds.to_be_bytes());
+        message.extend(Ipv6Addr::from(u128::from(advertise.prefix) | 1).octets());
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUEST_MAC: Mac = [0x52, 0x54, 0, 0, 0, 9];
+    const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
+    const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0);
+
+    fn router() -> Router {
+        let advertise = Advertise {
+            prefix: PREFIX,
+            autonomous: true,
+            managed: true,
+            other: false,
+            dns: true,
+            lifetime: Duration::from_secs(600),
+        };
+        let settings = LanSettings {
+            dhcp4: Some(Dhcp4 {
+                address: GUEST,
+                lease: Duration::from_secs(60),
+            }),
+            advertise: Some(advertise),
+            dhcp6: None,
+        };
+        Router::new(settings)
+    }
+
+    fn only_frame(outputs: &[Output]) -> Frame<'_> {
+        let [Output::Frame(bytes)] = outputs else {
+            panic!("one frame expected: {outputs:?}")
+        };
+        Frame::parse(bytes).expect("we make well-formed frames")
+    }
+
+    fn dhcp(router: &mut Router, kind: u8, requested: Option<Ipv4Addr>) -> Vec<Output> {
+        let from = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 68));
+        let to = SocketAddr::from((Ipv4Addr::BROADCAST, 67));
+        let query = dhcp4::query(kind, requested);
+        router.frame(&wire::udp(GUEST_MAC, BROADCAST, from, to, &query))
+    }
+
+    fn solicit(source: Ipv6Addr, wanted: Ipv6Addr) -> Vec<u8> {
+        let mut message = vec![NEIGHBOUR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
+        message.extend(wanted.octets());
+        wire::icmp(
+            GUEST_MAC,
+            BROADCAST,
+            source.into(),
+            ALL_NODES.into(),
+            &message,
+        )
+    }
+
+    #[test]
+    fn leases_are_given_and_refused_when_the_address_changed() {
+        let mut router = router();
+        let offer = dhcp(&mut router, dhcp4::DISCOVER, None);
+        assert_eq!(only_frame(&offer).target, BROADCAST);
+        dhcp(&mut router, dhcp4::REQUEST, Some(GUEST));
+        let moved = Ipv4Addr::new(10, 9, 0, 21);
+        router.settings.dhcp4 = Some(Dhcp4 {
+            address: moved,
+            lease: Duration::from_secs(60),
+        });
+        dhcp(&mut router, dhcp4::REQUEST, Some(GUEST));
+        let expected = [
+            LanEvent::Offered(GUEST),
+            LanEvent::Given(GUEST),
+            LanEvent::Refused(Some(GUEST)),
+        ];
+        assert_eq!(router.events, expected);
+    }
+
+    #[test]
+    fn without_dhcp_there_is_silence() {
+        let mut router = router();
+        router.settings.dhcp4 = None;
+        assert_eq!(dhcp(&mut router, dhcp4::DISCOVER, None), vec![]);
+    }
+
+    #[test]
+    fn a_datagram_finds_its_way_there_and_back() {
+        let mut router = router();
+        let client = "127.0.0.1:5000".parse().expect("written here");
+        let guest = SocketAddr::from((GUEST, 443));
+        let there = router
+            .datagram(0, client, guest, b"ping")
+            .expect("there are ports");
+        let there = [there];
+        let Body::Udp {
+            source,
+            target,
+            payload,
+        } = only_frame(&there).body
+        else {
+            panic!("it is a datagram")
+        };
+        assert_eq!((target, payload), (guest, &b"ping"[..]));
+        let back = router.frame(&wire::udp(GUEST_MAC, ROUTER_MAC, target, source, b"pong"));
+        assert_eq!(
+            back,
+            [Output::Host {
+                forward: 0,
+                client,
+                payload: b"pong".to_vec()
+            }]
+        );
+        // From now on the machine's own hardware address is used.
+        let again = [router
+            .datagram(0, client, guest, b"ping")
+            .expect("there are ports")];
+        assert_eq!(only_frame(&again).target, GUEST_MAC);
+    }
+
+    #[test]
+    fn a_port_nobody_has_leads_nowhere() {
+        let mut router = router();
+        for port in [0, FIRST_NAT_PORT, u16::MAX] {
+            let (from, to) = ((GUEST, 443).into(), (ROUTER_V4, port).into());
+            assert_eq!(
+                router.frame(&wire::udp(GUEST_MAC, ROUTER_MAC, from, to, b"x")),
+                vec![]
+            );
+        }
+    }
+
+    #[test]
+    fn neighbours_are_answered_and_learnt() {
+        let mut router = router();
+        let global = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1);
+        let own = Ipv6Addr::new(0xfd09, 0, 0, 0, 1, 2, 3, 4);
+        assert_eq!(
+            router.frame(&solicit(Ipv6Addr::UNSPECIFIED, own)),
+            vec![],
+            "it may have it"
+        );
+        assert_eq!(router.neighbours().collect::<Vec<_>>(), [IpAddr::from(own)]);
+        let reply = router.frame(&solicit(own, global));
+        let Body::Icmp {
+            message, target, ..
+        } = only_frame(&reply).body
+        else {
+            panic!("it is ICMPv6")
+        };
+        assert_eq!((message[0], target), (NEIGHBOUR_ADVERTISEMENT, own.into()));
+        assert_eq!(message[24 + 2..], ROUTER_MAC);
+    }
+
+    #[test]
+    fn a_router_solicitation_is_answered_with_what_is_set() {
+        let mut router = router();
+        let ask = [ROUTER_SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
+        let ask = wire::icmp(
+            GUEST_MAC,
+            BROADCAST,
+            ROUTER_V6.into(),
+            ALL_NODES.into(),
+            &ask,
+        );
+        let reply = router.frame(&ask);
+        let Body::Icmp { message, .. } = only_frame(&reply).body else {
+            panic!("it is ICMPv6")
+        };
+        assert_eq!((message[0], message[5]), (ROUTER_ADVERTISEMENT, 0x80));
+        assert!(
+            message.len().is_multiple_of(8),
+            "options are counted in eights"
+        );
+        router.settings.advertise = None;
+        assert_eq!(router.frame(&ask), vec![]);
+    }
+
+    #[test]
+    fn pings_and_arp_are_answered_for_us_only() {
+        let mut router = router();
+        let ping = |target: Ipv4Addr| {
+            let message = [ECHO_REQUEST_V4, 0, 0, 0, 1, 2, 3, 4];
+            wire::icmp(GUEST_MAC, ROUTER_MAC, GUEST.into(), target.into(), &message)
+        };
+        let reply = router.frame(&ping(ROUTER_V4));
+        let Body::Icmp { message, .. } = only_frame(&reply).body else {
+            panic!("it is ICMP")
+        };
+        assert_eq!((message[0], &message[4..]), (0, &[1, 2, 3, 4][..]));
+        assert_eq!(router.frame(&ping(Ipv4Addr::new(192, 0, 2, 1))), vec![]);
+    }
+}
