@@ -9,7 +9,7 @@ use std::{
 };
 
 use alknet_core::config::LinkMethod;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{net::UdpSocket, sync::mpsc, task::JoinHandle};
 
 use crate::{
@@ -50,6 +50,14 @@ pub(crate) type Logs = Vec<(Level, String)>;
 struct Port {
     socket: Arc<UdpSocket>,
     reader: JoinHandle<()>,
+}
+
+impl Port {
+    /// Sends past the runtime, which refuses before it first asked the kernel about the socket:
+    /// the first message must not wait for its repetition.
+    fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
+        SockRef::from(&*self.socket).send_to(bytes, &to.into())
+    }
 }
 
 impl Drop for Port {
@@ -306,7 +314,7 @@ impl Link {
     /// A datagram that cannot be sent now is repeated by the protocol; the reason is logged.
     fn send4(&self, to: Ipv4Addr, bytes: &[u8], logs: &mut Logs) {
         let to = SocketAddr::from((to, dhcp4::SERVER_PORT));
-        if let Some(Err(e)) = self.port4.as_ref().map(|p| p.socket.try_send_to(bytes, to)) {
+        if let Some(Err(e)) = self.port4.as_ref().map(|p| p.send(bytes, to)) {
             logs.push((
                 Level::Debug,
                 format!("{}: cannot send DHCPv4: {e}", self.info.name),
@@ -316,11 +324,7 @@ impl Link {
 
     fn send6(&self, bytes: &[u8], logs: &mut Logs) {
         let to = SocketAddrV6::new(dhcp6::SERVERS, dhcp6::SERVER_PORT, 0, self.info.index);
-        if let Some(Err(e)) = self
-            .port6
-            .as_ref()
-            .map(|p| p.socket.try_send_to(bytes, to.into()))
-        {
+        if let Some(Err(e)) = self.port6.as_ref().map(|p| p.send(bytes, to.into())) {
             logs.push((
                 Level::Debug,
                 format!("{}: cannot send DHCPv6: {e}", self.info.name),
@@ -566,4 +570,79 @@ fn finish(socket: Socket, name: &str, address: SocketAddr) -> io::Result<UdpSock
     socket.bind_device(Some(name.as_bytes()))?;
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(settings: LinkSettings) -> Link {
+        let info = LinkInfo {
+            index: 3,
+            name: "eth0".to_owned(),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            ..LinkInfo::default()
+        };
+        Link::new(info, settings, "box")
+    }
+
+    fn lease(prefix_len: u8, routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>) -> dhcp4::Lease {
+        dhcp4::Lease {
+            address: Ipv4Addr::new(10, 0, 0, 5),
+            prefix_len,
+            server: Ipv4Addr::new(10, 0, 0, 1),
+            routes,
+            dns: vec![Ipv4Addr::new(10, 0, 0, 1)],
+            domain: None,
+            ntp: Vec::new(),
+            hostname: None,
+            mtu: None,
+            lasts: Some(Duration::from_secs(60)),
+            renew_after: Duration::from_secs(30),
+            rebind_after: Duration::from_secs(50),
+        }
+    }
+
+    #[test]
+    fn a_router_outside_the_leased_prefix_is_taken_to_be_on_the_link() {
+        let router = Ipv4Addr::new(10, 0, 0, 1);
+        let all = (Ipv4Addr::UNSPECIFIED, 0, router);
+        let mut link = link(LinkSettings::default());
+        link.lease4 = Some(lease(32, vec![all, (router, 32, Ipv4Addr::UNSPECIFIED)]));
+        let (addresses, routes) = link.wanted();
+        assert_eq!((addresses[0].prefix.len, addresses[0].valid), (32, 60));
+        assert_eq!(routes[0].gateway, None, "what others lean on comes first");
+        assert!(routes[1].onlink);
+        link.lease4 = Some(lease(24, vec![all]));
+        assert!(!link.wanted().1[0].onlink);
+    }
+
+    #[test]
+    fn configured_name_servers_replace_what_the_network_offers() {
+        let mut offered = link(LinkSettings::default());
+        offered.lease4 = Some(lease(24, Vec::new()));
+        assert_eq!(
+            offered.name_servers()[0].address,
+            IpAddr::from([10, 0, 0, 1])
+        );
+        let own = LinkSettings {
+            dns: vec!["fe80::53".parse().expect("valid")],
+            ..LinkSettings::default()
+        };
+        let mut configured = link(own);
+        configured.lease4 = Some(lease(24, Vec::new()));
+        let servers = configured.name_servers();
+        assert_eq!(servers.len(), 1);
+        assert_eq!(servers[0].scope, Some((3, "eth0".to_owned())));
+    }
+
+    #[test]
+    fn a_card_that_is_off_wants_nothing() {
+        let off = link(LinkSettings {
+            method: LinkMethod::Off,
+            addresses: vec![Prefix::new(IpAddr::from([10, 0, 0, 9]), 24)],
+            ..LinkSettings::default()
+        });
+        assert_eq!(off.wanted(), (Vec::new(), Vec::new()));
+    }
 }

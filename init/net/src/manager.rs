@@ -157,7 +157,12 @@ impl Manager {
             tokio::select! {
                 notices = self.notices.next() => match notices {
                     Ok(notices) => notices.into_iter().for_each(|n| self.hear(n)),
-                    Err(e) => self.lost_ear(&e),
+                    Err(e) => {
+                        if let Err(e) = self.listen_anew(&e) {
+                            self.log(Level::Warn, e.to_string());
+                            return self.report();
+                        }
+                    }
                 },
                 Some(packet) = self.packets.recv() => {
                     let now = self.now();
@@ -180,7 +185,7 @@ impl Manager {
 
     fn deadline(&self) -> Instant {
         let next = self.links.values().filter_map(Link::next_timeout).min();
-        let next = next.map_or(self.now() + IDLE, |at| at.min(self.now() + IDLE));
+        let next = next.unwrap_or(Duration::MAX).min(self.now() + IDLE);
         let next = if self.untold {
             next.min(self.now() + OFFER_AGAIN)
         } else {
@@ -210,7 +215,7 @@ impl Manager {
             Notice::Address | Notice::Route => self.stale = true,
             Notice::Link(info) => self.see(info),
             Notice::LinkGone(index) => self.forget(index),
-            Notice::Neighbour { index, option, .. } => {
+            Notice::Neighbour { index, option } => {
                 if let Some(link) = self.links.get_mut(&index) {
                     link.take_option(now, &option);
                 }
@@ -231,9 +236,15 @@ impl Manager {
         }
     }
 
-    /// Losing the socket is as bad as a panic: the supervisor starts a manager with a new one.
-    fn lost_ear(&self, error: &std::io::Error) {
-        panic!("the route netlink socket failed: {error}");
+    /// The socket failed: take a new one. Where there is none to have, the task ends and its
+    /// owner starts another.
+    fn listen_anew(&mut self, error: &std::io::Error) -> Result<(), NetError> {
+        self.log(
+            Level::Warn,
+            format!("route netlink failed: {error}; opening it anew"),
+        );
+        self.notices = Notices::open()?;
+        self.look()
     }
 
     fn see(&mut self, info: LinkInfo) {

@@ -100,8 +100,8 @@ fn times(lease: u32, t1: Option<u32>, t2: Option<u32>) -> (u32, u32) {
     let rebind = t2
         .filter(|t| *t > 1 && *t < lease)
         .unwrap_or(lease - lease / 8 - 1);
-    let renew = t1.filter(|t| *t > 0 && *t < rebind);
-    (renew.unwrap_or((lease / 2).min(rebind - 1)), rebind)
+    let half = (lease / 2).min(rebind - 1);
+    (t1.filter(|t| *t > 0 && *t < rebind).unwrap_or(half), rebind)
 }
 
 /// Classless routes make the router option void (RFC 3442).

@@ -27,7 +27,6 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 
-const NDUSEROPT_SRCADDR: u16 = 1;
 /// Set in an attribute's kind when it holds attributes.
 const NESTED: u16 = 0x3fff;
 
@@ -122,12 +121,8 @@ pub(crate) enum Notice {
     /// Card with this index is gone.
     LinkGone(u32),
     /// What a router's advertisement said to hosts on a card: one option, kind and length
-    /// included, and who sent it.
-    Neighbour {
-        index: u32,
-        option: Vec<u8>,
-        from: Option<Ipv6Addr>,
-    },
+    /// included.
+    Neighbour { index: u32, option: Vec<u8> },
     /// Notifications were lost: read everything anew.
     Overrun,
     /// A router's advertisement changed what IPv6 does on a card: `IF_RA_…`.
@@ -286,15 +281,9 @@ pub(super) fn default_route(body: &[u8]) -> Option<DefaultRoute> {
 fn neighbour(body: &[u8]) -> Option<Notice> {
     let len = usize::from(short(body, 2)?);
     let option = body.get(16..16 + len)?.to_vec();
-    let rest = body.get(16 + len.next_multiple_of(4)..).unwrap_or_default();
-    let from = attribute(rest, NDUSEROPT_SRCADDR).and_then(ip);
     Some(Notice::Neighbour {
         index: number(body, 4)?,
         option,
-        from: from.and_then(|a| match a {
-            IpAddr::V6(v6) => Some(v6),
-            IpAddr::V4(_) => None,
-        }),
     })
 }
 
@@ -377,14 +366,11 @@ mod tests {
         body[2..4].copy_from_slice(&8_u16.to_ne_bytes());
         body[4..8].copy_from_slice(&3_u32.to_ne_bytes());
         body.extend([25, 1, 0, 0, 0, 0, 0, 9]);
-        let bytes = Request::new(RTM_NEWNDUSEROPT, 0, &body)
-            .attribute(NDUSEROPT_SRCADDR, &Ipv6Addr::LOCALHOST.octets())
-            .finish(0);
+        let bytes = Request::new(RTM_NEWNDUSEROPT, 0, &body).finish(0);
         let read = frames(&bytes).find_map(notice);
         let expected = Notice::Neighbour {
             index: 3,
             option: vec![25, 1, 0, 0, 0, 0, 0, 9],
-            from: Some(Ipv6Addr::LOCALHOST),
         };
         assert_eq!(read, Some(expected));
     }

@@ -216,12 +216,15 @@ pub(crate) struct Notices {
 impl Notices {
     pub(crate) fn open() -> Result<Self, NetError> {
         let fd = open(GROUPS, SockFlag::SOCK_NONBLOCK)?;
-        let bigger = setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BYTES);
-        // Without the right to exceed the system's limit its limit has to do.
-        drop(bigger.or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BYTES)));
-        let fd = AsyncFd::new(fd).map_err(|source| NetError::Socket {
+        if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BYTES).is_err() {
+            tracing::debug!("the system's limit has to do for the netlink buffer");
+        }
+        // SAFETY: the descriptor is owned by the `AsyncFd` from here on, which never gives it
+        // out by value: it stays open and the same one as long as it is registered.
+        let registered = unsafe { AsyncFd::register(fd) };
+        let fd = registered.map_err(|source| NetError::Socket {
             what: "the route netlink socket",
-            source,
+            source: source.into(),
         })?;
         Ok(Self {
             fd,

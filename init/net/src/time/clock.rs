@@ -103,7 +103,7 @@ nix::ioctl_write_ptr!(rtc_set_time, b'p', 0x0a, RtcTime);
 /// `struct rtc_time` of linux/rtc.h: UTC, months from 0, years from 1900.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RtcTime {
+pub(super) struct RtcTime {
     sec: i32,
     min: i32,
     hour: i32,
