@@ -1,0 +1,313 @@
+//! Decides what goes to the terminal and when. Keys, facts and time in; text out.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use jiff::Timestamp;
+
+use super::screen::{ScreenState, View, render};
+use super::text::{Charset, clean, fit};
+use crate::control::{LogRecord, MachineFacts, NodeStatus, Problem};
+
+/// Shortest time between two live pictures, in milliseconds.
+const LIVE_INTERVAL_MS: u64 = 1000;
+/// Shortest time between two plain pictures, in milliseconds: each stays on the screen and in the
+/// record, so a card that comes and goes must not fill both.
+const PLAIN_INTERVAL_MS: u64 = 5000;
+/// A plain picture waits this long, in milliseconds, for further changes: they come together, and
+/// the first callers are served meanwhile.
+const SETTLE_MS: u64 = 1000;
+/// How long the first plain picture waits for the node, in milliseconds: a picture of a machine
+/// that is still starting is of no use, unless starting takes this long.
+const FIRST_PICTURE_MS: u64 = 10_000;
+/// Log lines kept for the screen; more than any screen has rows.
+const LOG_LINES_MAX: usize = 200;
+/// Longest log line kept for the screen, in characters.
+const LOG_LINE_CHARS_MAX: usize = 500;
+/// Most lines that wait for a terminal that is slow; the oldest are dropped.
+const LINES_MAX: usize = 256;
+
+const ESC: u8 = 0x1b;
+/// VT100: cursor home.
+const HOME: &str = "\x1b[H";
+/// VT100: clear to the end of the line.
+const CLEAR_LINE: &str = "\x1b[K";
+/// VT100: clear to the end of the screen.
+const CLEAR_BELOW: &str = "\x1b[J";
+
+/// The console without its terminal.
+#[derive(Debug)]
+pub struct Driver {
+    facts: MachineFacts,
+    node: Option<NodeStatus>,
+    state: ScreenState,
+    log: VecDeque<String>,
+    /// Lines to print before the next picture.
+    lines: VecDeque<String>,
+    /// Problems already announced and still there.
+    announced: Vec<Problem>,
+    /// The facts have changed since the last picture.
+    changed: bool,
+    /// When that was first seen.
+    changed_ms: Option<u64>,
+    /// Draw although nothing changed.
+    wanted: bool,
+    /// The last picture, less what a plain one is not printed again for.
+    picture: String,
+    drawn_ms: Option<u64>,
+}
+
+impl Driver {
+    /// For a terminal of `(columns, rows)`.
+    #[must_use]
+    pub fn new(kernel: String, (columns, rows): (usize, usize)) -> Self {
+        let state = ScreenState {
+            kernel,
+            columns,
+            rows,
+            ..ScreenState::default()
+        };
+        Self {
+            facts: MachineFacts::default(),
+            node: None,
+            state,
+            log: VecDeque::new(),
+            lines: VecDeque::new(),
+            announced: Vec::new(),
+            changed: false,
+            changed_ms: None,
+            wanted: false,
+            picture: String::new(),
+            drawn_ms: None,
+        }
+    }
+
+    /// The machine or its node changed.
+    pub fn update(&mut self, facts: MachineFacts, node: Option<NodeStatus>) {
+        self.announce(&facts, node.as_ref());
+        if self.node.is_none() && node.is_some() {
+            self.changed_ms = None;
+        }
+        self.facts = facts;
+        self.node = node;
+        self.changed = true;
+    }
+
+    /// A record for the log view.
+    pub fn log(&mut self, record: &LogRecord) {
+        let line = log_line(record);
+        self.log.push_back(line);
+        if self.log.len() > LOG_LINES_MAX {
+            self.log.pop_front();
+        }
+        self.changed |= self.state.live && self.state.view == View::Log;
+    }
+
+    /// A line to print as it is.
+    pub fn say(&mut self, line: &str) {
+        let line = clean(line, self.state.charset);
+        self.print(line);
+    }
+
+    /// Bytes from the keyboard. The first key makes the console live.
+    pub fn keys(&mut self, keys: &[u8]) {
+        for key in keys {
+            self.key(*key);
+        }
+    }
+
+    /// What to write now. `now_ms` counts from any start; `time` is the wall clock's.
+    pub fn take(&mut self, now_ms: u64, time: Timestamp) -> String {
+        if self.changed {
+            self.changed_ms.get_or_insert(now_ms);
+        }
+        let mut output = self.take_lines();
+        if self.due_ms(now_ms) == Some(0) {
+            self.draw(now_ms, time, &mut output);
+        }
+        output
+    }
+
+    /// Milliseconds until [`Self::take`] has something, if nothing happens before.
+    #[must_use]
+    pub fn due_ms(&self, now_ms: u64) -> Option<u64> {
+        if !self.lines.is_empty() || self.wanted {
+            return Some(0);
+        }
+        let due_ms = match (self.state.live, self.changed) {
+            (true, _) => self
+                .drawn_ms
+                .map_or(0, |drawn_ms| drawn_ms + LIVE_INTERVAL_MS),
+            (false, true) => self.plain_due_ms(now_ms),
+            (false, false) => return None,
+        };
+        Some(due_ms.saturating_sub(now_ms))
+    }
+
+    fn plain_due_ms(&self, now_ms: u64) -> u64 {
+        let settled = self.changed_ms.unwrap_or(now_ms) + SETTLE_MS;
+        match self.drawn_ms {
+            Some(drawn_ms) => settled.max(drawn_ms + PLAIN_INTERVAL_MS),
+            None if self.node.is_some() || self.facts.node_restarts > 0 => settled,
+            None => settled.max(FIRST_PICTURE_MS),
+        }
+    }
+
+    fn take_lines(&mut self) -> String {
+        let mut output = String::new();
+        if self.state.live && !self.lines.is_empty() {
+            // The cursor stands behind the picture, which the lines then push up.
+            output.push('\n');
+            self.wanted = true;
+        }
+        for line in self.lines.drain(..) {
+            output.push_str(&line);
+            output.push('\n');
+        }
+        output
+    }
+
+    fn draw(&mut self, now_ms: u64, time: Timestamp, output: &mut String) {
+        self.state.time = self.time(time);
+        self.state.log = match self.state.view {
+            View::Log => self.log.iter().cloned().collect(),
+            _ => Vec::new(),
+        };
+        let picture = render(&self.facts, self.node.as_ref(), &self.state);
+        let compared = self.compared(&picture);
+        if self.wanted || compared != self.picture {
+            if self.state.live {
+                live(&picture, output);
+            } else {
+                plain(&picture, self.state.columns, output);
+            }
+        }
+        self.picture = compared;
+        self.changed = false;
+        self.changed_ms = None;
+        self.wanted = false;
+        self.drawn_ms = Some(now_ms);
+    }
+
+    /// What decides whether a picture is new. Free space always changes, and is worth a redraw but
+    /// not a print.
+    fn compared(&self, picture: &str) -> String {
+        if self.state.live {
+            return picture.to_owned();
+        }
+        let mut facts = self.facts.clone();
+        facts.data.free_bytes = 0;
+        render(&facts, self.node.as_ref(), &self.state)
+    }
+
+    /// Only a live screen shows the time: a plain one would be printed every minute.
+    fn time(&self, time: Timestamp) -> String {
+        let sane = matches!(self.facts.clock.as_str(), "rtc" | "sntp");
+        if self.state.live && sane {
+            time.strftime("%Y-%m-%d %H:%M UTC").to_string()
+        } else {
+            String::new()
+        }
+    }
+
+    fn key(&mut self, key: u8) {
+        // Noise on a serial line is nobody at the keyboard.
+        if !key.is_ascii_graphic() && !matches!(key, b' ' | b'\r' | b'\n' | ESC) {
+            return;
+        }
+        let was_live = mem::replace(&mut self.state.live, true);
+        self.wanted = true;
+        match key {
+            b'a' => self.toggle_charset(),
+            b'e' => self.state.view = View::Enrol,
+            b'l' => self.state.view = View::Log,
+            b'p' => self.state.view = View::Problems,
+            b'q' | ESC if self.state.view != View::Status => self.state.view = View::Status,
+            b'q' if was_live => self.leave(),
+            _ => {}
+        }
+    }
+
+    fn toggle_charset(&mut self) {
+        self.state.charset = match self.state.charset {
+            Charset::Ascii => Charset::Utf8,
+            Charset::Utf8 => Charset::Ascii,
+        };
+    }
+
+    /// Back to a console that a log can be recorded from.
+    fn leave(&mut self) {
+        self.state.live = false;
+        self.wanted = false;
+        self.changed = false;
+        self.picture.clear();
+        self.print(String::new());
+        self.print("alknet: live screen off; any key shows it again".to_owned());
+    }
+
+    fn announce(&mut self, facts: &MachineFacts, node: Option<&NodeStatus>) {
+        if facts.fault_injection && !self.facts.fault_injection {
+            self.print("alknet: fault injection is on, for tests only".to_owned());
+        }
+        for problem in &facts.problems {
+            if !self.announced.contains(problem) {
+                let Problem { code, text, .. } = problem;
+                self.say(&format!("alknet: problem {code}: {text}"));
+            }
+        }
+        self.announced.clone_from(&facts.problems);
+        if let (None, Some(node)) = (&self.node, node) {
+            let NodeStatus { identity, port, .. } = node;
+            let name = Some(facts.hostname.as_str()).filter(|name| !name.is_empty());
+            let name = name.unwrap_or("-");
+            self.say(&format!("alknet: ready {name} {identity} port {port}"));
+        }
+    }
+
+    fn print(&mut self, line: String) {
+        if self.lines.len() >= LINES_MAX {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line);
+    }
+}
+
+fn log_line(record: &LogRecord) -> String {
+    let LogRecord {
+        boot_ms,
+        time,
+        level,
+        target,
+        message,
+    } = record;
+    let when = match time.as_deref().and_then(|time| time.get(11..19)) {
+        Some(time) => time.to_owned(),
+        None => format!("{:>4}.{:03}", boot_ms / 1000, boot_ms % 1000),
+    };
+    let line = format!("{when} {level:<5} {target}: {message}");
+    fit(
+        &clean(&line, Charset::Utf8),
+        LOG_LINE_CHARS_MAX,
+        Charset::Utf8,
+    )
+}
+
+/// Line by line over what is there: no flicker. Each line is cleared before it is written, since
+/// clearing behind a full line takes its last character on some terminals. No newline at the end,
+/// which would scroll.
+fn live(picture: &str, output: &mut String) {
+    output.push_str(HOME);
+    for (n, line) in picture.split('\n').enumerate() {
+        if n > 0 {
+            output.push('\n');
+        }
+        output.push_str(CLEAR_LINE);
+        output.push_str(line);
+    }
+    output.push_str(CLEAR_BELOW);
+}
+
+fn plain(picture: &str, columns: usize, output: &mut String) {
+    let rule = "-".repeat(columns);
+    output.push_str(&format!("{rule}\n{picture}\n{rule}\n"));
+}

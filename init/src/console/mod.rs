@@ -1,0 +1,151 @@
+//! The console: one calm screen that says who the machine is, how it is and what to do next, and
+//! the log on request.
+//!
+//! ```text
+//! facts, status, log records ─▶ Driver ─▶ bytes ─▶ Tty        Driver: no input or output, no clock
+//!                       keys ─▶                              Tty: never blocks
+//! ```
+//!
+//! Until somebody presses a key the console is *plain*: the screen is printed when something that
+//! matters changed, without a single escape code, so that a recorded serial line reads like a log.
+//! From the first key on it is *live*: redrawn in place, at most once a second, only on change.
+//!
+//! Two kinds of lines are for machines, each printed once for each event, in both modes:
+//! `alknet: ready HOSTNAME IDENTITY port PORT` and `alknet: problem CODE: TEXT`.
+
+mod driver;
+mod qr;
+mod screen;
+mod text;
+mod tty;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::control::{LogRecord, MachineFacts, NodeStatus};
+
+pub use driver::Driver;
+pub use qr::qr_code;
+pub use screen::{ScreenState, View, render};
+pub use text::Charset;
+
+use tty::Tty;
+
+/// Log records and lines on their way to the screen. More than fit are dropped: the log itself is
+/// kept elsewhere, and nobody who speaks may wait for a terminal.
+const EVENTS_MAX: usize = 256;
+
+/// The console of PID 1. Cheap to clone; the screen lives until the last clone is dropped. No
+/// method blocks, whatever the terminal does.
+#[derive(Clone, Debug)]
+pub struct Console {
+    latest: watch::Sender<Latest>,
+    events: mpsc::Sender<Event>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Latest {
+    facts: MachineFacts,
+    node: Option<NodeStatus>,
+}
+
+#[derive(Debug)]
+enum Event {
+    Log(LogRecord),
+    Say(String),
+}
+
+impl Console {
+    /// Opens a terminal, `/dev/console`, and starts the screen on it as a task of the current
+    /// runtime.
+    ///
+    /// # Errors
+    /// The terminal cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self::start(Tty::open(path)?))
+    }
+
+    /// Starts the screen on an open terminal or file, which is made non-blocking.
+    ///
+    /// # Errors
+    /// The kernel refuses that.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self::start(Tty::new(fd)?))
+    }
+
+    /// Shows these facts from now on. `node` is absent while the node does not serve.
+    pub fn update(&self, facts: MachineFacts, node: Option<NodeStatus>) {
+        self.latest.send_replace(Latest { facts, node });
+    }
+
+    /// Adds a record to the log that the key `l` shows.
+    pub fn log(&self, record: LogRecord) {
+        // A full queue means that the terminal lags: see EVENTS_MAX.
+        let _ = self.events.try_send(Event::Log(record));
+    }
+
+    /// Prints one line as it is, such as a last word before power-off.
+    pub fn say(&self, line: impl Into<String>) {
+        let _ = self.events.try_send(Event::Say(line.into()));
+    }
+
+    fn start(tty: Tty) -> Self {
+        let (latest, updates) = watch::channel(Latest::default());
+        let (events, queue) = mpsc::channel(EVENTS_MAX);
+        let driver = Driver::new(kernel(), tty.size());
+        tokio::spawn(run(driver, tty, updates, queue));
+        Self { latest, events }
+    }
+}
+
+async fn run(
+    mut driver: Driver,
+    mut tty: Tty,
+    mut updates: watch::Receiver<Latest>,
+    mut queue: mpsc::Receiver<Event>,
+) {
+    let started = Instant::now();
+    loop {
+        let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // A new picture only when the last one is out: a slow terminal skips some, never lags.
+        if !tty.is_writing() {
+            let output = driver.take(now_ms, jiff::Timestamp::now());
+            tty.queue(output.as_bytes());
+        }
+        let due = driver.due_ms(now_ms).filter(|_| !tty.is_writing());
+        tokio::select! {
+            changed = updates.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let latest = updates.borrow_and_update().clone();
+                driver.update(latest.facts, latest.node);
+            }
+            event = queue.recv() => match event {
+                Some(Event::Log(record)) => driver.log(&record),
+                Some(Event::Say(line)) => driver.say(&line),
+                None => return,
+            },
+            keys = tty.io() => driver.keys(&keys),
+            () = tokio::time::sleep(Duration::from_millis(due.unwrap_or(0))), if due.is_some() => {}
+        }
+    }
+}
+
+/// Name and version of the running kernel.
+fn kernel() -> String {
+    nix::sys::utsname::uname().map_or_else(
+        |_| "unknown kernel".to_owned(),
+        |name| {
+            let part = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
+            format!("{} {}", part(name.sysname()), part(name.release()))
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! The terminal: reads and writes that never block, line discipline set for single keys.
+
+use std::fs::{File, OpenOptions};
+use std::future;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::termios::{
+    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, tcgetattr, tcsetattr,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
+
+/// A terminal that tells no size has this one, as VT100 had.
+const COLUMNS: usize = 80;
+const ROWS: usize = 24;
+/// Keys read at once.
+const KEYS_MAX: usize = 64;
+
+nix::ioctl_read_bad!(
+    /// Asks a terminal for its size.
+    window_size,
+    libc::TIOCGWINSZ,
+    libc::winsize
+);
+
+pub(super) struct Tty {
+    device: Device,
+    pending: Vec<u8>,
+    written: usize,
+    readable: bool,
+}
+
+enum Device {
+    /// Regular files and the like: always ready, nothing to read.
+    File(File),
+    Terminal(AsyncFd<File>),
+}
+
+impl Tty {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+            .open(path)?;
+        Self::new(file.into())
+    }
+
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        if let Err(error) = single_keys(&fd) {
+            tracing::debug!(%error, "the console is no terminal");
+        }
+        // SAFETY: the file owns its descriptor, which nobody else closes, and is never replaced
+        // inside the `AsyncFd`.
+        let registered = unsafe { AsyncFd::register(File::from(fd)) };
+        let device = match registered {
+            Ok(terminal) => Device::Terminal(terminal),
+            Err(error) => Device::File(error.into_parts().0),
+        };
+        Ok(Self {
+            readable: matches!(device, Device::Terminal(_)),
+            device,
+            pending: Vec::new(),
+            written: 0,
+        })
+    }
+
+    /// Columns and rows.
+    pub(super) fn size(&self) -> (usize, usize) {
+        let fd = match &self.device {
+            Device::File(file) => file.as_raw_fd(),
+            Device::Terminal(terminal) => terminal.as_raw_fd(),
+        };
+        let mut size = libc::winsize {
+            ws_row: 0,
+            ws_col: 0,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        // SAFETY: the descriptor is open as long as `self`, and the kernel writes one `winsize`.
+        let told = unsafe { window_size(fd, &raw mut size) }.is_ok();
+        if told && size.ws_col > 0 && size.ws_row > 0 {
+            let (columns, rows) = (usize::from(size.ws_col), usize::from(size.ws_row));
+            (columns.clamp(40, 300), rows.clamp(12, 100))
+        } else {
+            (COLUMNS, ROWS)
+        }
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        self.written < self.pending.len()
+    }
+
+    /// Bytes for [`Self::io`] to write, after those that wait.
+    pub(super) fn queue(&mut self, bytes: &[u8]) {
+        if !self.is_writing() {
+            self.pending.clear();
+            self.written = 0;
+        }
+        self.pending.extend_from_slice(bytes);
+    }
+
+    /// Moves bytes until everything queued is written (no keys) or keys arrive. Cancel safe.
+    pub(super) async fn io(&mut self) -> Vec<u8> {
+        loop {
+            if let Device::File(file) = &mut self.device {
+                if self.written == self.pending.len() {
+                    return future::pending().await;
+                }
+                // Nobody can be told that the console's own file cannot be written.
+                let _ = file.write_all(&self.pending[self.written..]);
+                self.written = self.pending.len();
+                return Vec::new();
+            }
+            if let Some(keys) = self.terminal_io().await {
+                return keys;
+            }
+        }
+    }
+
+    async fn terminal_io(&mut self) -> Option<Vec<u8>> {
+        let writing = self.is_writing();
+        let Device::Terminal(terminal) = &self.device else {
+            return None;
+        };
+        let interest = match (self.readable, writing) {
+            (true, true) => Interest::READABLE | Interest::WRITABLE,
+            (true, false) => Interest::READABLE,
+            (false, true) => Interest::WRITABLE,
+            (false, false) => return future::pending().await,
+        };
+        let Ok(mut guard) = terminal.ready(interest).await else {
+            // The runtime is shutting down.
+            return future::pending().await;
+        };
+        let mut device = terminal.get_ref();
+        if writing && guard.ready().is_writable() {
+            match device.write(&self.pending[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    guard.clear_ready_matching(Ready::WRITABLE);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.written = self.pending.len(),
+            }
+            if self.written == self.pending.len() {
+                return Some(Vec::new());
+            }
+        }
+        if self.readable && guard.ready().is_readable() {
+            let mut keys = [0; KEYS_MAX];
+            match device.read(&mut keys) {
+                Ok(count) if count > 0 => return Some(keys[..count].to_vec()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    guard.clear_ready_matching(Ready::READABLE);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // Hung up: nothing will come any more, but what is written may still be recorded.
+                Ok(_) | Err(_) => self.readable = false,
+            }
+        }
+        None
+    }
+}
+
+/// Every key at once, none echoed, none a signal, none that stops the output. Speed and framing
+/// stay as the kernel's command line set them.
+fn single_keys(fd: &OwnedFd) -> nix::Result<()> {
+    let mut modes = tcgetattr(fd)?;
+    modes
+        .local_flags
+        .remove(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG | LocalFlags::IEXTEN);
+    modes
+        .input_flags
+        .remove(InputFlags::IXON | InputFlags::IXOFF | InputFlags::BRKINT | InputFlags::PARMRK);
+    modes.input_flags.insert(InputFlags::IGNBRK);
+    modes
+        .output_flags
+        .insert(OutputFlags::OPOST | OutputFlags::ONLCR);
+    modes.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+    modes.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
+    tcsetattr(fd, SetArg::TCSANOW, &modes)
+}
