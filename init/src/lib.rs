@@ -1,11 +1,38 @@
 //! PID 1 of the appliance.
+//!
+//! [`run`] takes the machine over from the kernel: mounts, data disk, clock, network, console,
+//! watchdog. It supervises one child, the node, a re-execution of the same binary, and speaks with
+//! it through [`control`]. Nothing makes it end but an orderly shutdown.
+//!
+//! Decisions are state machines that get times and answer with orders (`supervise`, `shutdown`);
+//! `machine` is the loop that carries them out and never waits for anything.
+
+mod boot;
+mod child;
+mod clock;
+mod data;
+mod error;
+mod facts;
+mod fault;
+mod log;
+mod machine;
+mod mount;
+mod network;
+mod power;
+mod reap;
+mod settings;
+mod shutdown;
+mod stage;
+mod supervise;
+mod watchdog;
 
 pub mod console;
 pub mod control;
 
-/// Runs the machine until it is switched off.
+pub use error::InitError;
+
+/// Runs the machine until it is switched off. To be called by the process the kernel started as
+/// PID 1, before anything else. Elsewhere it says so and ends with status 2.
 pub fn run() -> ! {
-    loop {
-        std::thread::park();
-    }
+    boot::run()
 }

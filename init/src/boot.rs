@@ -1,0 +1,257 @@
+//! From the kernel's hand-over to the running loop.
+
+use std::{
+    io,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::reboot::{RebootMode, reboot, set_cad_enabled},
+    unistd::sync,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+use crate::{
+    InitError, clock,
+    control::PowerAction,
+    data::{self, Prepared},
+    facts::{Clock, Facts},
+    log::{Log, RingSubscriber},
+    machine::{EVENTS_MAX, Event, Machine, panic_text},
+    mount, power,
+    settings::{self, Settings},
+    stage::{self, Stage},
+    watchdog::Watchdog,
+};
+
+/// How long a reason stays on the console before a machine that cannot go on reboots.
+const FATAL_PAUSE: Duration = Duration::from_secs(10);
+/// How long preparing the disk may take: growing a file system of many terabytes on a slow disk.
+/// The watchdog is fed meanwhile, and no longer.
+const DISK_MAX: Duration = Duration::from_secs(300);
+/// How often the watchdog is fed meanwhile.
+const FEED_EVERY: Duration = Duration::from_secs(5);
+/// Threads that may wait for disks at once.
+const DISK_THREADS_MAX: usize = 4;
+/// How long such a thread is kept without work.
+const DISK_THREAD_IDLE: Duration = Duration::from_secs(1);
+/// Inode of the first PID namespace, `PROC_PID_INIT_INO`: what a container's PID 1 is not in.
+const MACHINE_PID_NAMESPACE: u64 = 0xefff_fffc;
+
+/// What the boot found, for the loop.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    pub(crate) facts: Facts,
+    pub(crate) prepared: Prepared,
+    pub(crate) settings: Settings,
+}
+
+/// Runs the machine. Whatever happens, PID 1 does not end: the last resort is a reason on the
+/// console and a reboot.
+pub(crate) fn run() -> ! {
+    let outcome = panic::catch_unwind(AssertUnwindSafe(start));
+    match outcome {
+        Ok(Err(InitError::NotTheMachine)) => {
+            eprintln!("alknet: {}", InitError::NotTheMachine);
+            std::process::exit(2)
+        }
+        Ok(Err(error)) => fatal(&error.to_string()),
+        Ok(Ok(())) => fatal("the loop of PID 1 ended"),
+        Err(payload) => fatal(&panic_text(&*payload)),
+    }
+}
+
+fn fatal(reason: &str) -> ! {
+    eprintln!("\nalknet: fatal: {reason}");
+    eprintln!("alknet: rebooting in {} seconds", FATAL_PAUSE.as_secs());
+    sync();
+    thread::sleep(FATAL_PAUSE);
+    sync();
+    // Returns only if the kernel refuses, which it does not to PID 1.
+    let _ = reboot(RebootMode::RB_AUTOBOOT);
+    loop {
+        thread::park();
+    }
+}
+
+fn start() -> Result<(), InitError> {
+    let mut facts = Facts::default();
+    stage::reach(&mut facts.stages, Stage::Init);
+    if in_container() {
+        return Err(InitError::NotTheMachine);
+    }
+    let failed_mounts = mount::mount_all()?;
+    // Without a console there is nobody to tell.
+    let streams = mount::standard_streams();
+    mount::apply_settings();
+    stage::reach(&mut facts.stages, Stage::Mounts);
+    let watchdog = Watchdog::arm(Path::new("/dev"));
+
+    let log = Log::default();
+    record_panics(&log);
+    // Only PID 1 sets it, once.
+    let _ = tracing::subscriber::set_global_default(RingSubscriber::new(log.clone()));
+    for error in failed_mounts.iter().chain(streams.as_ref().err()) {
+        log.warn(error);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(DISK_THREADS_MAX)
+        .thread_keep_alive(DISK_THREAD_IDLE)
+        .build()
+        .map_err(InitError::at("make the loop of", "PID 1"))?;
+    runtime.block_on(serve(facts, log, watchdog))
+}
+
+/// PID 1 of a container sees another PID namespace than the first. Before the kernel's init has
+/// mounted it there is no `/proc`; a container always has one.
+fn in_container() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|found| found.ino() != MACHINE_PID_NAMESPACE)
+}
+
+/// A panic of any task is a line of the log; what it means is decided where it is caught.
+fn record_panics(log: &Log) {
+    let log = log.clone();
+    panic::set_hook(Box::new(move |info| {
+        log.error(format_args!("panic: {info}"));
+    }));
+}
+
+async fn serve(facts: Facts, log: Log, watchdog: Option<Watchdog>) -> Result<(), InitError> {
+    let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
+    watch_signals(&events).map_err(InitError::at("watch", "signals"))?;
+    let prepare = {
+        let log = log.clone();
+        move || prepare(facts, &log)
+    };
+    let booted = feed_while(tokio::task::spawn_blocking(prepare), watchdog.as_ref()).await?;
+    power::watch(&events);
+    let mut machine = Machine::new(booted, log, events, watchdog);
+    machine.turn(Event::Tick);
+    loop {
+        let event = tokio::select! {
+            event = arriving.recv() => event.unwrap_or(Event::Tick),
+            () = tokio::time::sleep(machine.idle()) => Event::Tick,
+        };
+        machine.turn(event);
+    }
+}
+
+/// Everything that waits for disks: the data, the clock's note on it, the configuration.
+fn prepare(mut facts: Facts, log: &Log) -> Booted {
+    let prepared = data::prepare(log);
+    stage::reach(&mut facts.stages, Stage::Data);
+    for problem in &prepared.problems {
+        log.warn(format_args!("{}: {}", problem.code, problem.text));
+    }
+    let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
+    facts.clock = match clock::settle(data_dir.as_deref()) {
+        Ok(source) => Clock::Local(source),
+        Err(error) => {
+            log.error(format_args!("the clock cannot be set: {error}"));
+            Clock::Unset
+        }
+    };
+    let settings = Settings::read(data_dir);
+    facts.fault_injection =
+        alknet_provisioning::fault_injection(&alknet_provisioning::Paths::system());
+    if facts.fault_injection {
+        log.warn("fault injection is switched on by the hypervisor: this is a test machine");
+    }
+    stage::reach(&mut facts.stages, Stage::Config);
+    facts.data = prepared.state.clone();
+    facts.problems.data.clone_from(&prepared.problems);
+    Booted {
+        facts,
+        prepared,
+        settings,
+    }
+}
+
+/// Waits for the disks, feeding the watchdog up to the bound.
+async fn feed_while(
+    mut work: JoinHandle<Booted>,
+    watchdog: Option<&Watchdog>,
+) -> Result<Booted, InitError> {
+    let begun = Instant::now();
+    loop {
+        if let Some(watchdog) = watchdog {
+            watchdog.feed();
+        }
+        match tokio::time::timeout(FEED_EVERY, &mut work).await {
+            Ok(done) => {
+                let path = "the data disk";
+                let failed = |error| InitError::at("prepare", path)(io::Error::other(error));
+                return done.map_err(failed);
+            }
+            Err(_) if begun.elapsed() < DISK_MAX => {}
+            Err(_) => {
+                let source = io::ErrorKind::TimedOut.into();
+                return Err(InitError::at("prepare in time", "the data disk")(source));
+            }
+        }
+    }
+}
+
+/// Ended children, and the signals by which a machine is asked to go down. Ctrl-Alt-Delete
+/// arrives as SIGINT.
+fn watch_signals(events: &mpsc::Sender<Event>) -> io::Result<()> {
+    // Refused only to a process without the right, which PID 1 has.
+    let _ = set_cad_enabled(false);
+    forward(SignalKind::child(), events, || Event::Children)?;
+    forward(SignalKind::interrupt(), events, || {
+        Event::Signal(PowerAction::Reboot)
+    })?;
+    forward(SignalKind::terminate(), events, || {
+        Event::Signal(PowerAction::Poweroff)
+    })?;
+    let power_fail = SignalKind::from_raw(libc::SIGPWR);
+    forward(power_fail, events, || Event::Signal(PowerAction::Poweroff))
+}
+
+fn forward(kind: SignalKind, events: &mpsc::Sender<Event>, event: fn() -> Event) -> io::Result<()> {
+    let mut arriving = signal(kind)?;
+    let events = events.clone();
+    tokio::spawn(async move {
+        while arriving.recv().await.is_some() && events.send(event()).await.is_ok() {}
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_panic_is_kept() {
+        let texts = [
+            panic::catch_unwind(|| panic!("plain")),
+            panic::catch_unwind(|| panic!("with {}", "arguments")),
+            panic::catch_unwind(|| panic::panic_any(7)),
+        ]
+        .map(|outcome| panic_text(&*outcome.expect_err("it panicked")));
+        assert_eq!(texts, ["plain", "with arguments", "a panic without words"]);
+    }
+
+    #[test]
+    fn panics_of_tasks_reach_the_log() {
+        let log = Log::default();
+        let before = panic::take_hook();
+        record_panics(&log);
+        let _ = panic::catch_unwind(|| panic!("seen"));
+        panic::set_hook(before);
+        let ring = log.ring();
+        assert!(
+            ring.since(0)
+                .any(|(_, record)| record.message.contains("seen"))
+        );
+    }
+}

@@ -1,0 +1,363 @@
+//! The node's process: the one binary executed again, unprivileged, with a control channel at
+//! descriptor 3 and its standard error read into the log.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{net::UnixStream as StdStream, process::CommandExt},
+    },
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    fcntl::OFlag,
+    sys::signal::{Signal, kill},
+    unistd::{Pid, pipe2},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
+    },
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+use crate::{
+    InitError,
+    control::{LINE_BYTES_MAX, NODE_FD, ToInit, ToNode},
+    data::NODE_UID,
+    log::{Author, Log, MESSAGE_BYTES_MAX, TARGET_NODE, split_priority},
+    machine::Event,
+};
+
+/// Messages that wait for the node to read them. One that does not read is soon not answering
+/// for its health either.
+const WAITING_MAX: usize = 64;
+/// Log records sent in one go before other messages get their turn.
+const RECORDS_BATCH: usize = 64;
+/// The node is killed before PID 1 would be starved of memory, and after any helper of its own.
+const OOM_SCORE_ADJ: &str = "-500";
+/// How long the last lines of a node that ended are waited for.
+const LAST_LINES_MAX: Duration = Duration::from_millis(200);
+/// Name under which the node runs.
+const NODE_NAME: &str = "alknet";
+
+/// A running node. Dropping it closes the control channel.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pid: Pid,
+    life: u64,
+    messages: mpsc::Sender<ToNode>,
+    output: JoinHandle<()>,
+}
+
+impl Node {
+    /// Starts the node of life `life`; lives count from 1.
+    pub(crate) fn spawn(
+        life: u64,
+        log: &Log,
+        events: mpsc::Sender<Event>,
+    ) -> Result<Self, InitError> {
+        let (ours, theirs) = StdStream::pair().map_err(InitError::Spawn)?;
+        let (output, input) =
+            pipe2(OFlag::O_CLOEXEC).map_err(|error| InitError::Spawn(error.into()))?;
+        let pid = execute(&theirs, input).map_err(InitError::Spawn)?;
+        let score = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
+        if let Err(error) = score {
+            tracing::debug!(%error, "the node keeps its default memory score");
+        }
+        ours.set_nonblocking(true).map_err(InitError::Spawn)?;
+        let stream = UnixStream::from_std(ours).map_err(InitError::Spawn)?;
+        let output = pipe::Receiver::from_owned_fd(output).map_err(InitError::Spawn)?;
+        let (reader, writer) = stream.into_split();
+        let (messages, queue) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(read_control(reader, life, events));
+        tokio::spawn(write_control(writer, life, queue, log.clone()));
+        Ok(Self {
+            pid,
+            life,
+            messages,
+            output: tokio::spawn(read_output(output, life, log.clone())),
+        })
+    }
+
+    pub(crate) const fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub(crate) const fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Sends without waiting. Returns whether there was room.
+    pub(crate) fn send(&self, message: ToNode) -> bool {
+        self.messages.try_send(message).is_ok()
+    }
+
+    /// The node has ended: waits until its last lines are in the log. A process of its that still
+    /// holds the other end does not keep us.
+    pub(crate) async fn last_lines(self) {
+        // Whether it ended or was given up: what came is in the log.
+        let _ = tokio::time::timeout(LAST_LINES_MAX, self.output).await;
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        // A process that has just ended is about to be collected.
+        let _ = kill(self.pid, signal);
+    }
+}
+
+/// Forks and executes. PID 1 collects every child itself, so nothing here waits for this one.
+fn execute(control: &StdStream, output: OwnedFd) -> io::Result<Pid> {
+    let control = control.as_raw_fd();
+    let errors = output.try_clone()?;
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(NODE_NAME)
+        .arg("node")
+        .env_clear()
+        .current_dir("/")
+        .uid(NODE_UID)
+        .gid(NODE_UID)
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors);
+    // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
+    let child = unsafe { command.pre_exec(move || confine(control)) }.spawn()?;
+    i32::try_from(child.id())
+        .map(Pid::from_raw)
+        .map_err(io::Error::other)
+}
+
+/// In the child: no way to gain privileges, no life after PID 1, and the control channel.
+fn confine(control: i32) -> io::Result<()> {
+    // SAFETY: the calls take numbers only; the descriptor is open, its copy the node's own.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+        check(libc::setsid())?;
+        check(libc::dup2(control, NODE_FD))
+    }
+}
+
+fn check(outcome: libc::c_int) -> io::Result<()> {
+    if outcome < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// One line of JSON each; a line that is too long or not understood ends the node.
+async fn read_control(reader: OwnedReadHalf, life: u64, events: mpsc::Sender<Event>) {
+    let mut reader = BufReader::new(reader);
+    let reason = loop {
+        match read_message(&mut reader).await {
+            Ok(Some(message)) => {
+                if events.send(Event::Said { life, message }).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => break "it closed its control channel".to_owned(),
+            Err(error) => break error.to_string(),
+        }
+    };
+    // The loop ends with the machine only.
+    let _ = events.send(Event::Lost { life, reason }).await;
+}
+
+async fn read_message<R>(reader: &mut R) -> io::Result<Option<ToInit>>
+where
+    R: tokio::io::AsyncBufRead + Unpin,
+{
+    let mut line = Vec::new();
+    let limit = LINE_BYTES_MAX as u64 + 1;
+    let read = reader.take(limit).read_until(b'\n', &mut line).await?;
+    if read == 0 {
+        return Ok(None);
+    }
+    if read > LINE_BYTES_MAX {
+        return Err(io::Error::other("it sent a line that is too long"));
+    }
+    serde_json::from_slice(&line)
+        .map(Some)
+        .map_err(|error| io::Error::other(format!("it sent a line that is not a message: {error}")))
+}
+
+/// Messages first; then the log, from the oldest record held, without what this node wrote itself.
+async fn write_control(
+    mut writer: OwnedWriteHalf,
+    life: u64,
+    mut queue: mpsc::Receiver<ToNode>,
+    log: Log,
+) {
+    // The first message is the start; records may follow it.
+    let Some(start) = queue.recv().await else {
+        return;
+    };
+    let mut outcome = write_message(&mut writer, &start).await;
+    let mut next = 0;
+    let mut grown = log.follow();
+    grown.mark_changed();
+    while outcome.is_ok() {
+        outcome = tokio::select! {
+            biased;
+            message = queue.recv() => match message {
+                Some(message) => write_message(&mut writer, &message).await,
+                None => return,
+            },
+            _ = grown.changed() => write_records(&mut writer, life, &log, &mut next).await,
+        };
+        if next < log.ring().next() {
+            grown.mark_changed();
+        }
+    }
+}
+
+async fn write_records(
+    writer: &mut OwnedWriteHalf,
+    life: u64,
+    log: &Log,
+    next: &mut u64,
+) -> io::Result<()> {
+    let mut lines = Vec::new();
+    {
+        let ring = log.ring();
+        *next = ring.oldest().max(*next);
+        for (author, record) in ring.since(*next).take(RECORDS_BATCH) {
+            *next += 1;
+            if *author != Author::Node(life) {
+                let record = record.clone();
+                encode(&mut lines, &ToNode::Log { record })?;
+            }
+        }
+    }
+    writer.write_all(&lines).await
+}
+
+async fn write_message(writer: &mut OwnedWriteHalf, message: &ToNode) -> io::Result<()> {
+    let mut line = Vec::new();
+    encode(&mut line, message)?;
+    writer.write_all(&line).await
+}
+
+fn encode(out: &mut Vec<u8>, message: &ToNode) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, message)?;
+    out.push(b'\n');
+    Ok(())
+}
+
+/// Lines of standard output and error go to the log; what has no line end is cut into pieces.
+async fn read_output(output: pipe::Receiver, life: u64, log: Log) {
+    let mut reader = BufReader::new(output);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut piece = (&mut reader).take(MESSAGE_BYTES_MAX as u64);
+        match piece.read_until(b'\n', &mut line).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return,
+        }
+        let text = String::from_utf8_lossy(&line);
+        let (level, text) = split_priority(text.trim_end());
+        if !text.is_empty() {
+            log.write_as(Author::Node(life), level, TARGET_NODE, text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::MachineFacts;
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(work)
+    }
+
+    #[test]
+    fn messages_are_read_and_bad_ones_refused() {
+        block_on(async {
+            let good = br#"{"t":"health","n":7,"ok":true,"detail":""}"#;
+            let mut bytes = good.to_vec();
+            bytes.extend_from_slice(b"\nnonsense\n");
+            let mut reader = &bytes[..];
+            let message = read_message(&mut reader).await.expect("a message");
+            assert!(matches!(
+                message,
+                Some(ToInit::Health { n: 7, ok: true, .. })
+            ));
+            assert!(read_message(&mut reader).await.is_err());
+            assert!(matches!(read_message(&mut reader).await, Ok(None)));
+        });
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused_and_not_stored() {
+        block_on(async {
+            let long = vec![b'x'; LINE_BYTES_MAX + 10];
+            let error = read_message(&mut &long[..]).await.expect_err("too long");
+            assert!(error.to_string().contains("too long"));
+        });
+    }
+
+    #[test]
+    fn the_node_gets_the_log_without_its_own_lines() {
+        block_on(async {
+            let log = Log::default();
+            for number in 0..200 {
+                log.info(number);
+            }
+            log.write_as(Author::Node(2), "info", TARGET_NODE, "mine");
+            log.write_as(Author::Node(1), "info", TARGET_NODE, "last words");
+            let (ours, theirs) = UnixStream::pair().expect("a pair");
+            let (_keep, writer) = ours.into_split();
+            let (messages, queue) = mpsc::channel(4);
+            let start = ToNode::Facts {
+                facts: Box::new(MachineFacts::default()),
+            };
+            messages.send(start).await.expect("there is room");
+            tokio::spawn(write_control(writer, 2, queue, log.clone()));
+            let mut lines = BufReader::new(theirs).lines();
+            let first = lines.next_line().await.expect("readable").expect("a line");
+            assert!(first.contains("\"facts\""));
+            let mut texts = Vec::new();
+            while texts.len() < 201 {
+                let line = lines.next_line().await.expect("readable").expect("a line");
+                match serde_json::from_str(&line).expect("a message") {
+                    ToNode::Log { record } => texts.push(record.message),
+                    other => panic!("a record, not {other:?}"),
+                }
+            }
+            assert_eq!(texts[0], "0");
+            assert_eq!(texts[200], "last words");
+        });
+    }
+
+    #[test]
+    fn output_becomes_records_with_levels() {
+        block_on(async {
+            let log = Log::default();
+            let (output, input) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+            let mut bytes = b"<3>bad\n\nplain\xff\n".to_vec();
+            bytes.extend(vec![b'y'; MESSAGE_BYTES_MAX + 1]);
+            nix::unistd::write(&input, &bytes).expect("it fits the pipe");
+            drop(input);
+            let output = pipe::Receiver::from_owned_fd(output).expect("a pipe");
+            read_output(output, 1, log.clone()).await;
+            let ring = log.ring();
+            let records: Vec<_> = ring.since(0).map(|(_, record)| record).collect();
+            assert_eq!((&*records[0].level, &*records[0].message), ("error", "bad"));
+            assert_eq!(records[1].message, "plain\u{fffd}");
+            assert_eq!(records[2].message.len(), MESSAGE_BYTES_MAX);
+            assert_eq!(records[3].message, "y");
+        });
+    }
+}

@@ -1,0 +1,190 @@
+//! Which block device holds the data: by what it says about itself, never by its order.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// GPT partition label and disk serial of the data.
+pub(crate) const LABEL: &str = "alk-data";
+
+/// A block device that calls itself the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// A whole disk, by its serial.
+    Disk { name: String },
+    /// A partition, by its label, and the disk it is on.
+    Partition { name: String, disk: String },
+}
+
+impl Found {
+    /// Name of the device below `/dev`.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Disk { name } | Self::Partition { name, .. } => name,
+        }
+    }
+}
+
+/// The one to use of several. A whole disk was attached on purpose and wins over a partition that
+/// came with the image; two of a kind are ambiguous, and a guess could write to the wrong disk.
+pub(crate) fn choose(found: &[Found]) -> Result<Option<&Found>, Vec<String>> {
+    let is_disk = |one: &&Found| matches!(one, Found::Disk { .. });
+    let disks: Vec<_> = found.iter().filter(is_disk).collect();
+    let of_a_kind = if disks.is_empty() {
+        found.iter().collect()
+    } else {
+        disks
+    };
+    match of_a_kind[..] {
+        [] => Ok(None),
+        [only] => Ok(Some(only)),
+        _ => Err(of_a_kind.iter().map(|one| one.name().to_owned()).collect()),
+    }
+}
+
+/// Every block device below `sys` that calls itself the data.
+pub(crate) fn scan(sys: &Path) -> Vec<Found> {
+    devices(sys)
+        .into_iter()
+        .filter_map(|name| identify(sys, name))
+        .collect()
+}
+
+/// Whole disks below `sys`.
+pub(crate) fn disks(sys: &Path) -> Vec<String> {
+    let mut names = devices(sys);
+    names.retain(|name| !class(sys, name).join("partition").exists());
+    names
+}
+
+/// Whether a disk may still appear: something on this machine finds its disks in its own time.
+pub(crate) fn may_appear(sys: &Path) -> bool {
+    ["scsi_host", "nvme", "mmc_host"].iter().any(|name| {
+        fs::read_dir(sys.join("class").join(name)).is_ok_and(|mut hosts| hosts.next().is_some())
+    })
+}
+
+fn devices(sys: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(sys.join("class/block")) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| {
+            !["loop", "ram", "zram", "sr", "dm-"]
+                .iter()
+                .any(|not| name.starts_with(not))
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+fn identify(sys: &Path, name: String) -> Option<Found> {
+    let folder = class(sys, &name);
+    if folder.join("partition").exists() {
+        let uevent = fs::read_to_string(folder.join("uevent")).ok()?;
+        let label = uevent
+            .lines()
+            .find_map(|line| line.strip_prefix("PARTNAME="))?;
+        let disk = parent(&folder).ok()?;
+        return (label == LABEL).then_some(Found::Partition { name, disk });
+    }
+    // virtio has the serial beside the disk, NVMe and others on the device.
+    let named = ["serial", "device/serial"].iter().any(|file| {
+        fs::read(folder.join(file)).is_ok_and(|serial| serial.trim_ascii() == LABEL.as_bytes())
+    });
+    named.then_some(Found::Disk { name })
+}
+
+fn class(sys: &Path, name: &str) -> PathBuf {
+    sys.join("class/block").join(name)
+}
+
+/// A partition's folder lies in that of its disk.
+fn parent(folder: &Path) -> io::Result<String> {
+    let real = fs::canonicalize(folder)?;
+    let name = real
+        .parent()
+        .and_then(Path::file_name)
+        .and_then(|name| name.to_str());
+    name.map(str::to_owned)
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A `/sys` with these disks (name, serial) and partitions (disk, name, label).
+    fn sys(disks: &[(&str, &str)], partitions: &[(&str, &str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let class = root.path().join("class/block");
+        fs::create_dir_all(&class).expect("writable");
+        for (name, serial) in disks {
+            let device = root.path().join("devices").join(name);
+            fs::create_dir_all(&device).expect("writable");
+            fs::write(device.join("serial"), serial).expect("writable");
+            symlink(&device, class.join(name)).expect("writable");
+        }
+        for (disk, name, label) in partitions {
+            let device = root.path().join("devices").join(disk).join(name);
+            fs::create_dir_all(&device).expect("writable");
+            fs::write(device.join("partition"), "3\n").expect("writable");
+            let uevent = format!("DEVNAME={name}\nDEVTYPE=partition\nPARTN=3\nPARTNAME={label}\n");
+            fs::write(device.join("uevent"), uevent).expect("writable");
+            symlink(&device, class.join(name)).expect("writable");
+        }
+        root
+    }
+
+    #[test]
+    fn a_serial_or_a_label_is_found_and_nothing_else() {
+        let root = sys(
+            &[
+                ("vda", "root"),
+                ("vdb", "alk-data"),
+                ("loop0", "alk-data"),
+                ("vdc", ""),
+            ],
+            &[("vda", "vda1", "alk-esp"), ("vda", "vda3", "alk-data")],
+        );
+        let found = scan(root.path());
+        let partition = Found::Partition {
+            name: "vda3".to_owned(),
+            disk: "vda".to_owned(),
+        };
+        let disk = Found::Disk {
+            name: "vdb".to_owned(),
+        };
+        assert_eq!(found, [partition, disk.clone()]);
+        assert_eq!(choose(&found), Ok(Some(&disk)));
+        assert_eq!(disks(root.path()), ["vda", "vdb", "vdc"]);
+    }
+
+    #[test]
+    fn two_of_a_kind_are_ambiguous() {
+        let root = sys(&[("vda", "alk-data"), ("vdb", "alk-data\n")], &[]);
+        let names = choose(&scan(root.path())).expect_err("two disks").join(" ");
+        assert_eq!(names, "vda vdb");
+    }
+
+    #[test]
+    fn an_empty_machine_has_none() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(choose(&scan(root.path())), Ok(None));
+        assert!(!may_appear(root.path()));
+    }
+
+    #[test]
+    fn a_disk_may_appear_where_a_slow_bus_is() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir_all(root.path().join("class/scsi_host")).expect("writable");
+        assert!(!may_appear(root.path()));
+        fs::create_dir_all(root.path().join("class/scsi_host/host0")).expect("writable");
+        assert!(may_appear(root.path()));
+    }
+}

@@ -1,0 +1,353 @@
+//! The GUID partition table of the boot disk (UEFI 2.10 section 5.3): found, repaired, given fresh
+//! GUIDs and grown to the disk's end.
+//!
+//! The order of writes is what makes this safe at a power cut. The new backup is written and
+//! flushed before the primary is touched; a torn primary therefore always has a valid backup at
+//! the disk's last sector, from which the next boot repairs it. Running it again changes nothing.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+/// Bytes of a header that its checksum covers.
+const HEADER_BYTES: usize = 92;
+/// Largest partition array accepted, bytes: four times what the standard asks for.
+const ENTRIES_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of one entry.
+const ENTRY_BYTES: usize = 128;
+/// The last partition ends on a multiple of this, bytes.
+const ALIGN_BYTES: u64 = 1 << 20;
+/// Offset of the first protective-MBR record's sector count.
+const PMBR_COUNT: usize = 446 + 12;
+
+/// Why a partition table cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GptError {
+    #[error("neither copy of the partition table is valid; restore it or use another disk")]
+    NoTable,
+    #[error("the partition table has no partition named {0}")]
+    NoPartition(String),
+    #[error("partition {0} is not the last one on the disk and cannot grow")]
+    NotLast(String),
+    #[error("the disk has more sectors than a partition table can say")]
+    TooLarge,
+    #[error("reading or writing the partition table: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A disk as the table sees it.
+#[derive(Debug)]
+pub(crate) struct Disk<'a> {
+    pub(crate) file: &'a File,
+    /// Bytes of a logical sector.
+    pub(crate) sector: u64,
+    /// Logical sectors.
+    pub(crate) sectors: u64,
+}
+
+/// Where the wanted partition lies after [`settle`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// One-based number of the partition, as the kernel counts.
+    pub(crate) number: u32,
+    /// First byte.
+    pub(crate) start: u64,
+    /// Bytes.
+    pub(crate) length: u64,
+    /// What was written, in words; nothing when the table was already right.
+    pub(crate) changes: Vec<&'static str>,
+}
+
+/// One copy of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Table {
+    my_lba: u64,
+    alternate_lba: u64,
+    first_usable: u64,
+    last_usable: u64,
+    disk_guid: [u8; 16],
+    entries_lba: u64,
+    entries: Vec<u8>,
+}
+
+/// Makes the table of `disk` right: a damaged primary is repaired from the backup, GUIDs that
+/// came with the image are replaced, and the partition `name` is grown to the disk's end.
+pub(crate) fn settle(
+    disk: &Disk<'_>,
+    name: &str,
+    mut random: impl FnMut() -> io::Result<[u8; 16]>,
+) -> Result<Settled, GptError> {
+    let last_lba = disk.sectors.checked_sub(1).ok_or(GptError::NoTable)?;
+    let primary = Table::read(disk, 1)?;
+    let backup = Table::read(disk, last_lba)?;
+    let mut changes = Vec::new();
+    let mut table = match (&primary, &backup) {
+        (Some(table), _) => table.clone(),
+        (None, Some(table)) => {
+            changes.push("primary table repaired");
+            table.clone()
+        }
+        (None, None) => return Err(GptError::NoTable),
+    };
+    let index = table
+        .find(name)
+        .ok_or_else(|| GptError::NoPartition(name.to_owned()))?;
+    if table.reroll(index, &mut random)? {
+        changes.push("fresh GUIDs");
+    }
+    if table.grow(disk, index, name)? {
+        changes.push("grown to the disk's end");
+    }
+    let target = table.placed(disk, 1, last_lba)?;
+    let twin = table.placed(disk, last_lba, 1)?;
+    if primary.as_ref() != Some(&target) || backup.as_ref() != Some(&twin) {
+        twin.write(disk)?;
+        target.write(disk)?;
+        if changes.is_empty() {
+            changes.push("backup table rewritten");
+        }
+    }
+    protect(disk)?;
+    let (first, last) = target.range(index);
+    Ok(Settled {
+        number: u32::try_from(index + 1).map_err(|_| GptError::TooLarge)?,
+        start: first * disk.sector,
+        length: (last - first + 1) * disk.sector,
+        changes,
+    })
+}
+
+/// Whether either copy names a partition `name`; for disks whose primary the kernel refused.
+pub(crate) fn names(disk: &Disk<'_>, name: &str) -> bool {
+    [1, disk.sectors.saturating_sub(1)].into_iter().any(|lba| {
+        Table::read(disk, lba)
+            .ok()
+            .flatten()
+            .is_some_and(|table| table.find(name).is_some())
+    })
+}
+
+impl Table {
+    /// The copy at `lba`; `None` if it is not a valid one.
+    fn read(disk: &Disk<'_>, lba: u64) -> io::Result<Option<Self>> {
+        if lba == 0 || lba >= disk.sectors {
+            return Ok(None);
+        }
+        let mut header = [0; HEADER_BYTES];
+        disk.file.read_exact_at(&mut header, lba * disk.sector)?;
+        let Some((mut table, bytes, crc)) = Self::parse(&header, lba, disk) else {
+            return Ok(None);
+        };
+        table.entries = vec![0; bytes];
+        let at = table.entries_lba * disk.sector;
+        disk.file.read_exact_at(&mut table.entries, at)?;
+        let sane = crc32(&table.entries) == crc && table.in_bounds(disk);
+        Ok(sane.then_some(table))
+    }
+
+    /// Header fields, bytes of the array and its checksum.
+    fn parse(header: &[u8; HEADER_BYTES], lba: u64, disk: &Disk<'_>) -> Option<(Self, usize, u32)> {
+        let mut unsummed = *header;
+        unsummed[16..20].fill(0);
+        let count = usize::try_from(u32_at(header, 80)).ok()?;
+        let bytes = count.checked_mul(ENTRY_BYTES)?;
+        let entries_lba = u64_at(header, 72);
+        let array_sectors = (bytes as u64).div_ceil(disk.sector);
+        let array_end = entries_lba.checked_add(array_sectors)?;
+        let valid = header.starts_with(b"EFI PART\0\0\x01\0")
+            && u32_at(header, 12) as usize == HEADER_BYTES
+            && u32_at(header, 16) == crc32(&unsummed)
+            && u64_at(header, 24) == lba
+            && u32_at(header, 84) as usize == ENTRY_BYTES
+            && (1..=ENTRIES_BYTES_MAX).contains(&bytes)
+            && entries_lba >= 2
+            && array_end <= disk.sectors;
+        valid.then(|| {
+            let table = Self {
+                my_lba: lba,
+                alternate_lba: u64_at(header, 32),
+                first_usable: u64_at(header, 40),
+                last_usable: u64_at(header, 48),
+                disk_guid: guid_at(header, 56),
+                entries_lba,
+                entries: Vec::new(),
+            };
+            (table, bytes, u32_at(header, 88))
+        })
+    }
+
+    /// Every used entry lies inside the disk and is not inside out.
+    fn in_bounds(&self, disk: &Disk<'_>) -> bool {
+        self.first_usable <= self.last_usable
+            && self.last_usable < disk.sectors
+            && self.used().all(|index| {
+                let (first, last) = self.range(index);
+                first >= self.first_usable && first <= last && last < disk.sectors
+            })
+    }
+
+    fn used(&self) -> impl Iterator<Item = usize> {
+        (0..self.entries.len() / ENTRY_BYTES).filter(|index| self.entry(*index)[..16] != [0; 16])
+    }
+
+    fn entry(&self, index: usize) -> &[u8] {
+        &self.entries[index * ENTRY_BYTES..][..ENTRY_BYTES]
+    }
+
+    fn range(&self, index: usize) -> (u64, u64) {
+        let entry = self.entry(index);
+        (u64_at(entry, 32), u64_at(entry, 40))
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        let mut wanted = [0; 72];
+        for (slot, unit) in wanted.chunks_exact_mut(2).zip(name.encode_utf16()) {
+            slot.copy_from_slice(&unit.to_le_bytes());
+        }
+        self.used().find(|index| self.entry(*index)[56..] == wanted)
+    }
+
+    /// Images carry GUIDs derived from the build (version 5, RFC 9562), the same on every clone.
+    fn reroll(
+        &mut self,
+        index: usize,
+        random: &mut impl FnMut() -> io::Result<[u8; 16]>,
+    ) -> io::Result<bool> {
+        let at = index * ENTRY_BYTES + 16;
+        let mut changed = false;
+        if is_version_5(&self.disk_guid) {
+            self.disk_guid = version_4(random()?);
+            changed = true;
+        }
+        if is_version_5(&guid_at(&self.entries, at)) {
+            self.entries[at..at + 16].copy_from_slice(&version_4(random()?));
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    fn grow(&mut self, disk: &Disk<'_>, index: usize, name: &str) -> Result<bool, GptError> {
+        let (first, last) = self.range(index);
+        if self.used().any(|other| self.range(other).0 > last) {
+            return Err(GptError::NotLast(name.to_owned()));
+        }
+        let reserved = self.array_sectors(disk) + 1;
+        let usable = disk
+            .sectors
+            .checked_sub(reserved + 1)
+            .ok_or(GptError::NoTable)?;
+        let align = (ALIGN_BYTES / disk.sector).max(1);
+        let target = ((usable + 1) / align * align).saturating_sub(1);
+        if target <= last || target <= first {
+            return Ok(false);
+        }
+        self.entries[index * ENTRY_BYTES + 40..][..8].copy_from_slice(&target.to_le_bytes());
+        Ok(true)
+    }
+
+    fn array_sectors(&self, disk: &Disk<'_>) -> u64 {
+        (self.entries.len() as u64).div_ceil(disk.sector)
+    }
+
+    /// This table as it reads in the copy at `lba`.
+    fn placed(&self, disk: &Disk<'_>, lba: u64, other: u64) -> Result<Self, GptError> {
+        let array = self.array_sectors(disk);
+        let last_lba = disk.sectors - 1;
+        Ok(Self {
+            my_lba: lba,
+            alternate_lba: other,
+            last_usable: last_lba.checked_sub(array + 1).ok_or(GptError::NoTable)?,
+            entries_lba: if lba == 1 { 2 } else { lba - array },
+            ..self.clone()
+        })
+    }
+
+    /// Array first, then the header that vouches for it, then both on stable storage.
+    fn write(&self, disk: &Disk<'_>) -> io::Result<()> {
+        disk.file
+            .write_all_at(&self.entries, self.entries_lba * disk.sector)?;
+        disk.file
+            .write_all_at(&self.header(disk), self.my_lba * disk.sector)?;
+        disk.file.sync_all()
+    }
+
+    fn header(&self, disk: &Disk<'_>) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        out.extend_from_slice(b"EFI PART\0\0\x01\0");
+        out.extend_from_slice(&(HEADER_BYTES as u32).to_le_bytes());
+        out.extend_from_slice(&[0; 8]);
+        for value in [
+            self.my_lba,
+            self.alternate_lba,
+            self.first_usable,
+            self.last_usable,
+        ] {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        out.extend_from_slice(&self.disk_guid);
+        out.extend_from_slice(&self.entries_lba.to_le_bytes());
+        let count = (self.entries.len() / ENTRY_BYTES) as u32;
+        out.extend_from_slice(&count.to_le_bytes());
+        out.extend_from_slice(&(ENTRY_BYTES as u32).to_le_bytes());
+        out.extend_from_slice(&crc32(&self.entries).to_le_bytes());
+        let sum = crc32(&out);
+        out[16..20].copy_from_slice(&sum.to_le_bytes());
+        out.resize(usize::try_from(disk.sector).unwrap_or(512), 0);
+        out
+    }
+}
+
+/// The protective MBR's one record covers the whole disk, or as much as 32 bits can say.
+fn protect(disk: &Disk<'_>) -> io::Result<()> {
+    let mut mbr = [0; 512];
+    disk.file.read_exact_at(&mut mbr, 0)?;
+    let count = u32::try_from(disk.sectors - 1)
+        .unwrap_or(u32::MAX)
+        .to_le_bytes();
+    let protective = mbr[510..] == [0x55, 0xaa] && mbr[446 + 4] == 0xee;
+    if protective && mbr[PMBR_COUNT..PMBR_COUNT + 4] != count {
+        mbr[PMBR_COUNT..PMBR_COUNT + 4].copy_from_slice(&count);
+        disk.file.write_all_at(&mbr, 0)?;
+        disk.file.sync_all()?;
+    }
+    Ok(())
+}
+
+/// GUIDs are stored with their first three fields in little endian: the version is the high half
+/// of byte 7.
+const fn is_version_5(guid: &[u8; 16]) -> bool {
+    guid[7] >> 4 == 5
+}
+
+const fn version_4(mut guid: [u8; 16]) -> [u8; 16] {
+    guid[7] = guid[7] & 0x0f | 0x40;
+    guid[8] = guid[8] & 0x3f | 0x80;
+    guid
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut value = [0; 4];
+    value.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(value)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut value = [0; 8];
+    value.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(value)
+}
+
+fn guid_at(bytes: &[u8], at: usize) -> [u8; 16] {
+    let mut value = [0; 16];
+    value.copy_from_slice(&bytes[at..at + 16]);
+    value
+}
+
+/// CRC-32 (ISO 3309), bit by bit: 16 KiB at boot need no table.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |sum: u32| (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg());
+    !bytes.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| step(sum))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+use std::process::Command;
+
+use super::*;
+
+const SECTOR: u64 = 512;
+const IMAGE_BYTES: u64 = 24 << 20;
+const GROWN_BYTES: u64 = 40 << 20;
+
+/// A small image like the one we ship, made by another program, whose GUIDs say "from the build".
+fn image(bytes: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.as_file().set_len(IMAGE_BYTES).expect("a sparse file");
+    let status = Command::new("sgdisk")
+        .args(["-a1", "-U", "11111111-2222-5333-8444-555555555555"])
+        .args(["-n1:34:2047", "-t1:EF02", "-c1:alk-bios"])
+        .args(["-n2:2048:20479", "-t2:EF00", "-c2:alk-esp"])
+        .args(["-n3:20480:0", "-t3:8300", "-c3:alk-data"])
+        .args(["-u3:AAAAAAAA-2222-5333-8444-555555555555"])
+        .arg(file.path())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("sgdisk is installed (package gdisk)");
+    assert!(status.success());
+    file.as_file().set_len(bytes).expect("a sparse file");
+    file
+}
+
+fn verify(file: &tempfile::NamedTempFile) {
+    let output = Command::new("sgdisk")
+        .arg("-v")
+        .arg(file.path())
+        .output()
+        .expect("sgdisk is installed (package gdisk)");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("No problems found"), "{text}");
+}
+
+fn disk(file: &tempfile::NamedTempFile) -> Disk<'_> {
+    let bytes = file.as_file().metadata().expect("the file is there").len();
+    Disk {
+        file: file.as_file(),
+        sector: SECTOR,
+        sectors: bytes / SECTOR,
+    }
+}
+
+fn counting() -> impl FnMut() -> io::Result<[u8; 16]> {
+    let mut next = 0;
+    move || {
+        next += 1;
+        Ok([next; 16])
+    }
+}
+
+fn run(file: &tempfile::NamedTempFile) -> Settled {
+    settle(&disk(file), "alk-data", counting()).expect("a good table")
+}
+
+#[test]
+fn the_first_boot_grows_and_rerolls_and_the_second_does_nothing() {
+    let file = image(GROWN_BYTES);
+    let first = run(&file);
+    assert_eq!(first.changes, ["fresh GUIDs", "grown to the disk's end"]);
+    assert_eq!((first.number, first.start), (3, 20480 * SECTOR));
+    assert_eq!(first.start + first.length, GROWN_BYTES - ALIGN_BYTES);
+    verify(&file);
+    let second = run(&file);
+    assert!(second.changes.is_empty());
+    assert_eq!(second.length, first.length);
+}
+
+#[test]
+fn a_disk_of_the_images_size_only_gets_fresh_guids() {
+    let file = image(IMAGE_BYTES);
+    assert_eq!(run(&file).changes, ["fresh GUIDs"]);
+    verify(&file);
+    assert!(run(&file).changes.is_empty());
+}
+
+#[test]
+fn every_torn_state_of_the_growth_is_repaired() {
+    let before = std::fs::read(image(GROWN_BYTES).path()).expect("readable");
+    let after = {
+        let file = image(GROWN_BYTES);
+        run(&file);
+        std::fs::read(file.path()).expect("readable")
+    };
+    let changed: Vec<usize> = (0..before.len() / 512)
+        .filter(|at| before[at * 512..][..512] != after[at * 512..][..512])
+        .collect();
+    let (primary, backup): (Vec<_>, Vec<_>) = changed.iter().partition(|at| **at < 64);
+    assert!(!primary.is_empty() && !backup.is_empty());
+    for subset in subsets(&backup) {
+        recovers(&before, &after, &subset);
+    }
+    for subset in subsets(&primary) {
+        recovers(&before, &after, &[&backup[..], &subset[..]].concat());
+    }
+}
+
+fn subsets(of: &[usize]) -> Vec<Vec<usize>> {
+    (0..1_u32 << of.len())
+        .map(|mask| {
+            let chosen = of
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| mask >> bit & 1 == 1);
+            chosen.map(|(_, at)| *at).collect()
+        })
+        .collect()
+}
+
+/// Only the sectors `written` reached the disk: the next boot still ends in a valid, grown table.
+fn recovers(before: &[u8], after: &[u8], written: &[usize]) {
+    let mut torn = before.to_vec();
+    for at in written {
+        torn[at * 512..][..512].copy_from_slice(&after[at * 512..][..512]);
+    }
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), torn).expect("writable");
+    let settled = run(&file);
+    assert_eq!(settled.start + settled.length, GROWN_BYTES - ALIGN_BYTES);
+    assert!(run(&file).changes.is_empty(), "a second boot does nothing");
+    verify(&file);
+}
+
+#[test]
+fn foreign_guids_are_kept() {
+    let file = image(IMAGE_BYTES);
+    let status = Command::new("sgdisk")
+        .args(["-U", "11111111-2222-4333-8444-555555555555"])
+        .args(["-u3:AAAAAAAA-2222-4333-8444-555555555555"])
+        .arg(file.path())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("sgdisk is installed");
+    assert!(status.success());
+    assert!(run(&file).changes.is_empty());
+}
+
+#[test]
+fn both_copies_damaged_is_refused_and_nothing_is_written() {
+    let file = image(IMAGE_BYTES);
+    for lba in [1, IMAGE_BYTES / SECTOR - 1] {
+        file.as_file()
+            .write_all_at(&[0xff; 16], lba * SECTOR + 20)
+            .expect("writable");
+    }
+    let before = std::fs::read(file.path()).expect("readable");
+    let outcome = settle(&disk(&file), "alk-data", counting());
+    assert!(matches!(outcome, Err(GptError::NoTable)));
+    assert_eq!(std::fs::read(file.path()).expect("readable"), before);
+}
+
+#[test]
+fn a_missing_name_a_partition_behind_and_tiny_disks_are_refused() {
+    let file = image(IMAGE_BYTES);
+    let outcome = settle(&disk(&file), "other", counting());
+    assert!(matches!(outcome, Err(GptError::NoPartition(_))));
+    let outcome = settle(&disk(&file), "alk-esp", counting());
+    assert!(matches!(outcome, Err(GptError::NotLast(_))));
+    let tiny = tempfile::NamedTempFile::new().expect("a temporary file");
+    for bytes in [0, 512, 1024, 4096] {
+        tiny.as_file().set_len(bytes).expect("a sparse file");
+        assert!(settle(&disk(&tiny), "alk-data", counting()).is_err());
+    }
+}
+
+#[test]
+fn names_looks_at_both_copies() {
+    let file = image(IMAGE_BYTES);
+    assert!(names(&disk(&file), "alk-data"));
+    assert!(!names(&disk(&file), "alk-dat"));
+    file.as_file()
+        .write_all_at(&[0xff; 16], SECTOR + 20)
+        .expect("writable");
+    assert!(names(&disk(&file), "alk-data"));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+
+    /// A header is a stranger's bytes; whatever it says, reading it ends in an answer.
+    #[test]
+    fn hostile_headers_do_not_panic(
+        fields in proptest::collection::vec((0_usize..92, proptest::prelude::any::<u8>()), 0..12)
+    ) {
+        let mut table = Table {
+            my_lba: 1,
+            alternate_lba: 4000,
+            first_usable: 34,
+            last_usable: 4000,
+            disk_guid: [5; 16],
+            entries_lba: 2,
+            entries: vec![0; 128 * ENTRY_BYTES],
+        };
+        table.entries[..16].fill(1);
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(4 << 20).expect("a sparse file");
+        let disk = disk(&file);
+        table.write(&disk).expect("writable");
+        let mut header = table.header(&disk);
+        for (at, value) in fields {
+            header[at] = value;
+        }
+        header[16..20].fill(0);
+        let sum = crc32(&header[..HEADER_BYTES]);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        file.as_file().write_all_at(&header, SECTOR).expect("writable");
+        let _ = settle(&disk, "alk-data", counting());
+    }
+}
+
+#[test]
+fn crc32_is_the_one_of_the_standard() {
+    assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+}

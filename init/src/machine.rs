@@ -1,0 +1,588 @@
+//! The loop of PID 1: everything that happens arrives here as an event, and whatever is due is
+//! done in a turn that never blocks.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use tokio::sync::mpsc;
+
+use crate::{
+    boot::Booted,
+    child::Node,
+    clock,
+    control::{MachineFacts, NodeStatus, PowerAction, Problem, ToInit, ToNode},
+    data::{self, Prepared},
+    facts::{Clock, Facts},
+    fault::{Fault, make_orphans},
+    log::Log,
+    network::{Network, News},
+    reap::{self, End},
+    settings::{self, Settings},
+    shutdown::{self, Shutdown, Step},
+    stage::{self, Stage, boot_ms},
+    supervise::{self, Order, Supervisor},
+    watchdog::Watchdog,
+};
+
+/// Events that wait for the loop; whoever has more waits in turn.
+pub(crate) const EVENTS_MAX: usize = 256;
+/// How often the watchdog is fed, ms: a sixth of its time-out.
+const FEED_EVERY_MS: u64 = 5_000;
+/// How often disk space and the clock's note are looked after, ms.
+const HOUSEKEEP_EVERY_MS: u64 = 10_000;
+/// How often the sources of a refused configuration are read again, ms.
+const REREAD_EVERY_MS: u64 = 3_000;
+/// Lines of a node's last words.
+const LAST_LINES_MAX: usize = 10;
+/// Pause before a part of PID 1 that failed is started again, ms.
+const PART_PAUSE_MS: u64 = 1_000;
+
+/// Something that happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Children may have ended.
+    Children,
+    /// The node of this life has ended, and its last lines are in the log.
+    Ended { life: u64, end: End },
+    /// A part of PID 1 failed.
+    Failed { part: &'static str, why: String },
+    /// A round of housekeeping is done.
+    Housekept(Box<Prepared>),
+    /// The control channel of the node of this life broke.
+    Lost { life: u64, reason: String },
+    /// The network or the clock changed.
+    Network(News),
+    /// Somebody pressed the button.
+    PowerButton,
+    /// The node of this life said something.
+    Said { life: u64, message: ToInit },
+    /// The sources of the configuration were read again.
+    Settings(Box<Settings>),
+    /// A signal asks for this.
+    Signal(PowerAction),
+    /// A deadline passed.
+    Tick,
+}
+
+/// The machine, from the end of the boot to its own.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    log: Log,
+    events: mpsc::Sender<Event>,
+    facts: Facts,
+    told: MachineFacts,
+    status: Option<NodeStatus>,
+    settings: Settings,
+    /// Away while a round of housekeeping is under way.
+    prepared: Option<Box<Prepared>>,
+    state_dir: std::path::PathBuf,
+    supervisor: Supervisor,
+    node: Option<Node>,
+    life: u64,
+    network: Network,
+    watchdog: Option<Watchdog>,
+    shutdown: Option<Shutdown>,
+    alone: bool,
+    timers: Timers,
+}
+
+/// When each thing is due next, ms after the kernel's start.
+#[derive(Debug, Default)]
+struct Timers {
+    feed: u64,
+    housekeep: u64,
+    note: u64,
+    /// Absent while the configuration is right, or being read.
+    reread: Option<u64>,
+    /// Absent while the network runs.
+    network: Option<u64>,
+}
+
+impl Machine {
+    pub(crate) fn new(
+        booted: Booted,
+        log: Log,
+        events: mpsc::Sender<Event>,
+        watchdog: Option<Watchdog>,
+    ) -> Self {
+        let now = boot_ms();
+        let Booted {
+            mut facts,
+            prepared,
+            settings,
+        } = booted;
+        facts.watchdog = watchdog.as_ref().map(|one| one.kind().to_owned());
+        let mut machine = Self {
+            log,
+            network: Network::new(events.clone()),
+            events,
+            told: MachineFacts::default(),
+            status: None,
+            state_dir: prepared.state_dir.clone(),
+            prepared: Some(Box::new(prepared)),
+            supervisor: Supervisor::new(now),
+            node: None,
+            life: 0,
+            watchdog,
+            shutdown: None,
+            alone: false,
+            timers: Timers {
+                feed: now,
+                housekeep: now + HOUSEKEEP_EVERY_MS,
+                note: now + HOUSEKEEP_EVERY_MS,
+                reread: None,
+                network: None,
+            },
+            facts,
+            settings: settings.clone(),
+        };
+        machine.adopt(settings, now);
+        machine.start_network(now);
+        machine
+    }
+
+    /// Takes one event and does what is due. A failure in here is noted and passed over: PID 1
+    /// goes on.
+    pub(crate) fn turn(&mut self, event: Event) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            self.handle(event);
+            self.work(boot_ms());
+        }));
+        if let Err(payload) = outcome {
+            let why = panic_text(&*payload);
+            self.log.error(format_args!(
+                "a part of PID 1 failed and was passed over: {why}"
+            ));
+            self.facts.problems.internal(why);
+        }
+    }
+
+    /// How long nothing is due.
+    pub(crate) fn idle(&self) -> Duration {
+        let timers = &self.timers;
+        let due = [
+            Some(timers.feed),
+            self.prepared.is_some().then_some(timers.housekeep),
+            timers.reread,
+            timers.network,
+            self.supervisor.deadline(),
+            self.shutdown.as_ref().and_then(Shutdown::deadline),
+        ];
+        let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
+        Duration::from_millis(next.saturating_sub(boot_ms()))
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = boot_ms();
+        match event {
+            Event::Children => self.collect(),
+            Event::Ended { life, end } => self.ended(life, end, now),
+            Event::Failed { part, why } => self.failed(part, &why, now),
+            Event::Housekept(prepared) => self.housekept(prepared),
+            Event::Lost { life, reason } => self.lost(life, &reason, now),
+            Event::Network(news) => self.network_news(news),
+            Event::PowerButton => self.go_down(PowerAction::Poweroff, "the power button", now),
+            Event::Said { life, message } if self.is_current(life) => self.said(message, now),
+            Event::Said { .. } | Event::Tick => {}
+            Event::Settings(settings) => self.adopt(*settings, now),
+            Event::Signal(action) => self.go_down(action, "a signal", now),
+        }
+    }
+
+    /// Does everything that is due.
+    fn work(&mut self, now: u64) {
+        self.step_down(now);
+        while let Some(order) = self.supervisor.order(now) {
+            self.obey(order, now);
+        }
+        self.guard_life(now);
+        self.housekeep(now);
+        self.reread(now);
+        if self.timers.network.is_some_and(|at| now >= at) {
+            self.start_network(now);
+        }
+        self.tell();
+    }
+
+    fn is_current(&self, life: u64) -> bool {
+        self.node.as_ref().is_some_and(|node| node.life() == life)
+    }
+}
+
+/// The node: started, asked, ended.
+impl Machine {
+    fn obey(&mut self, order: Order, now: u64) {
+        match (order, &self.node) {
+            (Order::Spawn, _) => self.spawn(now),
+            (Order::Ask(n), Some(node)) => {
+                if !node.send(ToNode::Health { n }) {
+                    self.log.warn("the node does not read its messages");
+                }
+            }
+            (Order::Abort, Some(node)) => {
+                self.log
+                    .error("the node does not answer for its health: aborting it");
+                node.signal(Signal::SIGABRT);
+            }
+            (Order::Kill, Some(node)) => {
+                self.log.error("the node does not end: killing it");
+                node.signal(Signal::SIGKILL);
+            }
+            (Order::Drain, Some(node)) => {
+                let reason = "the configuration changed".to_owned();
+                let deadline_ms = supervise::DRAIN_MS_MAX;
+                if !node.send(ToNode::Drain {
+                    deadline_ms,
+                    reason,
+                }) {
+                    node.signal(Signal::SIGTERM);
+                }
+            }
+            // It has ended in the meantime.
+            (_, None) => {}
+        }
+    }
+
+    fn spawn(&mut self, now: u64) {
+        self.life += 1;
+        match Node::spawn(self.life, &self.log, self.events.clone()) {
+            Ok(node) => {
+                self.supervisor.spawned(now);
+                stage::reach(&mut self.facts.stages, Stage::NodeStart);
+                self.told = self.facts.told();
+                node.send(ToNode::Start {
+                    config: Box::new(self.settings.config.clone()),
+                    state_dir: self.state_dir.display().to_string(),
+                    facts: Box::new(self.told.clone()),
+                });
+                self.node = Some(node);
+                self.alone = false;
+            }
+            Err(error) => {
+                self.supervisor.exited(now);
+                self.facts.problems.node = vec![node_problem(error.to_string())];
+                self.log.error(error);
+            }
+        }
+    }
+
+    /// Collects whatever ended; what is left for later is asked for again.
+    fn collect(&mut self) {
+        let round = reap::collect();
+        self.alone = round.alone;
+        for (pid, end) in round.ended {
+            if self.node.as_ref().is_some_and(|node| node.pid() == pid)
+                && let Some(node) = self.node.take()
+            {
+                let events = self.events.clone();
+                tokio::spawn(async move {
+                    let life = node.life();
+                    node.last_lines().await;
+                    // The loop ends with the machine only.
+                    let _ = events.send(Event::Ended { life, end }).await;
+                });
+            }
+        }
+        if round.more && self.events.try_send(Event::Children).is_err() {
+            // The loop is busy; the next tick looks again.
+            self.timers.feed = 0;
+        }
+    }
+
+    fn ended(&mut self, life: u64, end: End, now: u64) {
+        self.status = None;
+        let unexpected = self.supervisor.exited(now);
+        if !unexpected {
+            self.log.info(format_args!("the node {end}"));
+            return;
+        }
+        let lines = self.log.last_of(life, LAST_LINES_MAX);
+        let words = std::iter::once(end.to_string())
+            .chain(lines)
+            .collect::<Vec<_>>()
+            .join("\n");
+        self.log
+            .error(format_args!("the node {end}; it is started again"));
+        self.facts.last_words = Some(words);
+        self.facts.node_restarts = self.supervisor.restarts();
+        self.facts.problems.node = vec![node_problem(format!("the node {end}"))];
+    }
+
+    fn lost(&mut self, life: u64, reason: &str, now: u64) {
+        if self.is_current(life) && self.shutdown.is_none() {
+            self.log
+                .warn(format_args!("no channel to the node any more: {reason}"));
+            self.supervisor.lost(now);
+        }
+    }
+
+    fn said(&mut self, message: ToInit, now: u64) {
+        match message {
+            ToInit::Fault { kind } => self.fault(&kind),
+            ToInit::Health { n, ok, detail } => {
+                if !ok {
+                    self.log.warn(format_args!("the node is unwell: {detail}"));
+                }
+                self.supervisor.answered(n, ok, now);
+            }
+            ToInit::Power { action, by } => self.go_down(action, &by, now),
+            ToInit::Ready { status } => {
+                self.supervisor.ready(now);
+                stage::reach(&mut self.facts.stages, Stage::Ready);
+                self.facts.problems.node.clear();
+                self.log
+                    .info(format_args!("the node serves port {}", status.port));
+                self.status = Some(status);
+            }
+            ToInit::Status { status } => self.status = Some(status),
+        }
+    }
+
+    fn fault(&mut self, kind: &str) {
+        if !self.facts.fault_injection {
+            self.log
+                .warn("a fault was asked for; the hypervisor did not switch them on");
+            return;
+        }
+        self.log.warn(format_args!("fault injected: {kind}"));
+        match Fault::parse(kind) {
+            Some(Fault::Hang) => loop {
+                std::thread::park();
+            },
+            Some(Fault::NetPanic) => self.network.fail(),
+            Some(Fault::Orphans) => make_orphans(),
+            Some(Fault::Panic) => panic!("a fault was injected"),
+            None => self.log.warn("no such fault"),
+        }
+    }
+}
+
+/// Configuration, network, disk, clock.
+impl Machine {
+    /// Runs with these settings from now on.
+    fn adopt(&mut self, settings: Settings, now: u64) {
+        self.timers.reread = settings.is_refused().then_some(now + REREAD_EVERY_MS);
+        for problem in settings
+            .problems
+            .iter()
+            .filter(|one| !self.settings.problems.contains(one))
+        {
+            self.log
+                .warn(format_args!("{}: {}", problem.code, problem.text));
+        }
+        self.facts.config_source.clone_from(&settings.source);
+        self.facts.problems.config.clone_from(&settings.problems);
+        let changed = settings.config != self.settings.config;
+        let first = self.life == 0;
+        self.settings = settings;
+        if changed || first {
+            self.settings.apply();
+            self.facts.hostname = self.settings.hostname().to_owned();
+        }
+        if changed {
+            self.log
+                .info("the configuration changed: the node is restarted with it");
+            self.network.apply(&self.settings);
+            if let Some(order) = self.supervisor.restart(now) {
+                self.obey(order, now);
+            }
+        }
+    }
+
+    fn reread(&mut self, now: u64) {
+        if self.shutdown.is_some() || self.timers.reread.is_none_or(|at| now < at) {
+            return;
+        }
+        self.timers.reread = None;
+        let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
+        self.blocking("configuration", move || {
+            Event::Settings(Box::new(Settings::read(data)))
+        });
+    }
+
+    fn housekeep(&mut self, now: u64) {
+        if now < self.timers.housekeep || self.shutdown.is_some() {
+            return;
+        }
+        let Some(mut prepared) = self.prepared.take() else {
+            return;
+        };
+        let note = now >= self.timers.note;
+        if note {
+            self.timers.note = now + clock::NOTE_EVERY.as_millis() as u64;
+        }
+        self.blocking("housekeeping", move || {
+            data::refresh(&mut prepared);
+            // A full or read-only disk is a problem already told.
+            if note && prepared.state.mode == "mounted" {
+                let _ = clock::note(&prepared.state_dir);
+            }
+            Event::Housekept(prepared)
+        });
+    }
+
+    fn housekept(&mut self, prepared: Box<Prepared>) {
+        self.timers.housekeep = boot_ms() + HOUSEKEEP_EVERY_MS;
+        self.facts.data = prepared.state.clone();
+        self.facts.problems.data.clone_from(&prepared.problems);
+        self.prepared = Some(prepared);
+    }
+
+    /// Runs what may wait for a disk on a thread of its own.
+    fn blocking(&self, part: &'static str, work: impl FnOnce() -> Event + Send + 'static) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let event = tokio::task::spawn_blocking(work)
+                .await
+                .unwrap_or_else(|error| {
+                    let why = error.to_string();
+                    Event::Failed { part, why }
+                });
+            // The loop ends with the machine only.
+            let _ = events.send(event).await;
+        });
+    }
+
+    fn failed(&mut self, part: &'static str, why: &str, now: u64) {
+        self.log
+            .error(format_args!("{part} failed and is started again: {why}"));
+        self.facts.problems.internal(format!("{part}: {why}"));
+        if part == Network::PART {
+            self.timers.network = Some(now + PART_PAUSE_MS);
+        }
+    }
+
+    fn start_network(&mut self, now: u64) {
+        self.timers.network = None;
+        self.facts.problems.network.clear();
+        if let Err(error) = self.network.start(&self.settings) {
+            self.log
+                .error(format_args!("the network cannot be started: {error}"));
+            self.facts.problems.network = vec![Problem {
+                code: "network-failed".to_owned(),
+                text: error.to_string(),
+                hint: "it is tried again; see the log".to_owned(),
+            }];
+            self.timers.network = Some(now + PART_PAUSE_MS);
+        }
+    }
+
+    fn network_news(&mut self, news: News) {
+        match news {
+            News::Links { links, dns, ready } => {
+                if ready {
+                    stage::reach(&mut self.facts.stages, Stage::Network);
+                }
+                self.facts.links = links;
+                self.facts.dns = dns;
+            }
+            News::Log { level, message } => self.log.write(level, "net", message),
+            News::Synced => self.facts.clock = Clock::Sntp,
+        }
+    }
+
+    /// Tells the node and the console what changed.
+    fn tell(&mut self) {
+        let facts = self.facts.told();
+        if facts == self.told {
+            return;
+        }
+        if let Some(node) = &self.node {
+            node.send(ToNode::Facts {
+                facts: Box::new(facts.clone()),
+            });
+        }
+        self.told = facts;
+    }
+}
+
+/// Staying alive and going down.
+impl Machine {
+    /// Feeds the watchdog while the node is well, or was until lately. Without health for longer
+    /// the machine reboots, with or without a watchdog.
+    fn guard_life(&mut self, now: u64) {
+        if now < self.timers.feed || self.shutdown.is_some() {
+            return;
+        }
+        self.timers.feed = now + FEED_EVERY_MS;
+        if !self.supervisor.alive(now) {
+            self.go_down(
+                PowerAction::Reboot,
+                "the node being unwell for too long",
+                now,
+            );
+        } else if let Some(watchdog) = &self.watchdog {
+            watchdog.feed();
+        }
+    }
+
+    fn go_down(&mut self, action: PowerAction, by: &str, now: u64) {
+        if self.shutdown.is_some() {
+            self.log
+                .info(format_args!("{by}: the machine goes down already"));
+            return;
+        }
+        self.log
+            .warn(format_args!("going down ({action:?}) because of {by}"));
+        // Its time-out is longer than the bound: this is its last meal.
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.feed();
+        }
+        shutdown::guard(action);
+        self.supervisor.hold();
+        self.network.quiet();
+        self.shutdown = Some(Shutdown::new(action, now));
+        if let Some(node) = &self.node {
+            let drain = ToNode::Drain {
+                deadline_ms: shutdown::DRAIN_MS_MAX,
+                reason: format!("the machine goes down: {by}"),
+            };
+            if !node.send(drain) {
+                node.signal(Signal::SIGTERM);
+            }
+        }
+    }
+
+    fn step_down(&mut self, now: u64) {
+        let node_gone = self.node.is_none();
+        let Some(shutdown) = &mut self.shutdown else {
+            return;
+        };
+        while let Some(step) = shutdown.step(now, node_gone, self.alone) {
+            match step {
+                Step::Terminate => shutdown::signal_all(Signal::SIGTERM),
+                Step::Kill => shutdown::signal_all(Signal::SIGKILL),
+                Step::Close => {
+                    // A machine that is off feeds nobody; one that reboots stays guarded.
+                    if shutdown.action() == PowerAction::Poweroff
+                        && let Some(watchdog) = self.watchdog.take()
+                    {
+                        watchdog.disarm();
+                    }
+                    shutdown::close(shutdown.action());
+                }
+            }
+        }
+    }
+}
+
+fn node_problem(text: String) -> Problem {
+    Problem {
+        code: "node-failed".to_owned(),
+        text,
+        hint: "it is started again by itself; its last words are in node/info".to_owned(),
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without words".to_owned())
+}

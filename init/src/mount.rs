@@ -1,0 +1,247 @@
+//! The table of mounts and kernel settings, and standard streams on the console.
+//!
+//! The root may be an initramfs or a read-only erofs, with or without the folders LinuxKit adds:
+//! everything that changes lives below `/run` or on the data partition.
+
+use std::{
+    fs,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    mount::{MsFlags, mount},
+    sys::stat::Mode,
+};
+
+use crate::InitError;
+
+/// One line of the table.
+#[derive(Debug)]
+struct Mount {
+    source: &'static str,
+    target: &'static str,
+    fstype: &'static str,
+    flags: MsFlags,
+    data: Option<&'static str>,
+    when: When,
+}
+
+/// Whether a missing mount matters.
+#[derive(Debug, PartialEq, Eq)]
+enum When {
+    /// The machine cannot work without it.
+    Always,
+    /// Only where the kernel offers the folder.
+    FolderExists,
+}
+
+const LOCKED: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NODEV)
+    .union(MsFlags::MS_NOEXEC);
+
+const TABLE: &[Mount] = &[
+    Mount {
+        source: "proc",
+        target: "/proc",
+        fstype: "proc",
+        flags: LOCKED,
+        data: None,
+        when: When::Always,
+    },
+    Mount {
+        source: "sysfs",
+        target: "/sys",
+        fstype: "sysfs",
+        flags: LOCKED,
+        data: None,
+        when: When::Always,
+    },
+    Mount {
+        source: "devtmpfs",
+        target: "/dev",
+        fstype: "devtmpfs",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        data: Some("mode=0755"),
+        when: When::Always,
+    },
+    Mount {
+        source: "devpts",
+        target: "/dev/pts",
+        fstype: "devpts",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        data: Some("mode=0620,ptmxmode=0666"),
+        when: When::Always,
+    },
+    Mount {
+        source: "tmpfs",
+        target: "/run",
+        fstype: "tmpfs",
+        flags: LOCKED,
+        data: Some("mode=0755,size=25%"),
+        when: When::Always,
+    },
+    Mount {
+        source: "cgroup2",
+        target: "/sys/fs/cgroup",
+        fstype: "cgroup2",
+        flags: LOCKED,
+        data: Some("nsdelegate"),
+        when: When::FolderExists,
+    },
+    Mount {
+        source: "efivarfs",
+        target: "/sys/firmware/efi/efivars",
+        fstype: "efivarfs",
+        // Read-only: nothing here writes variables, and a stray write can stop firmware.
+        flags: LOCKED.union(MsFlags::MS_RDONLY),
+        data: None,
+        when: When::FolderExists,
+    },
+];
+
+/// Kernel settings; each path below `/proc/sys`. One that is missing is not an error.
+const SETTINGS: &[(&str, &str)] = &[
+    // A machine that cannot go on comes back by itself.
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    // Kernel addresses and messages are for PID 1.
+    ("kernel/kptr_restrict", "2"),
+    ("kernel/dmesg_restrict", "1"),
+    ("kernel/yama/ptrace_scope", "2"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_symlinks", "1"),
+    // Datagram buffers as QUIC at a gigabit wants them, bytes.
+    ("net/core/rmem_max", "7500000"),
+    ("net/core/wmem_max", "7500000"),
+];
+
+/// Mounts the table. Returns what failed and is not essential.
+pub(crate) fn mount_all() -> Result<Vec<InitError>, InitError> {
+    let mut failed = Vec::new();
+    for entry in TABLE {
+        match (mount_one(entry), &entry.when) {
+            (Ok(()), _) => {}
+            (Err(error), When::Always) => return Err(error),
+            (Err(error), When::FolderExists) => failed.push(error),
+        }
+    }
+    Ok(failed)
+}
+
+fn mount_one(entry: &Mount) -> Result<(), InitError> {
+    let target = Path::new(entry.target);
+    if !target.is_dir() {
+        if entry.when == When::FolderExists {
+            return Ok(());
+        }
+        fs::create_dir(target).map_err(InitError::at("create the folder", target))?;
+    }
+    let outcome = mount(
+        Some(entry.source),
+        target,
+        Some(entry.fstype),
+        entry.flags,
+        entry.data,
+    );
+    match outcome {
+        // The kernel mounts /dev itself where the root is a disk.
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(error) => Err(InitError::Path {
+            what: "mount",
+            path: target.into(),
+            source: error.into(),
+        }),
+    }
+}
+
+/// Writes every kernel setting.
+pub(crate) fn apply_settings() {
+    for (name, value) in SETTINGS {
+        set(name, value);
+    }
+}
+
+/// Lets the unprivileged node bind `port`.
+pub(crate) fn allow_port(port: u16) {
+    set(
+        "net/ipv4/ip_unprivileged_port_start",
+        &port.min(1024).to_string(),
+    );
+}
+
+/// The kernel leaves settings out with the options behind them: a missing one is no news.
+fn set(name: &str, value: &str) {
+    let path = Path::new("/proc/sys").join(name);
+    if let Err(error) = fs::write(&path, value) {
+        tracing::debug!(setting = name, %error, "not set");
+    }
+}
+
+/// Puts descriptors 0 to 2 on the console and keeps descriptor 3 taken, so that it is free for
+/// nothing but the node's control channel. A machine without a console goes on silently.
+pub(crate) fn standard_streams() -> Result<(), InitError> {
+    for (path, first, last) in [("/dev/console", 0, 2), ("/dev/null", 3, 3)] {
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = open(path, flags, Mode::empty())
+            .map_err(|error| InitError::at("open", path)(error.into()))?;
+        for fd in first..=last {
+            duplicate(&file, fd)?;
+        }
+        if (first..=last).contains(&file.as_raw_fd()) {
+            std::mem::forget(file);
+        }
+    }
+    Ok(())
+}
+
+fn duplicate(file: &OwnedFd, fd: i32) -> Result<(), InitError> {
+    let flags = if fd > 2 { libc::O_CLOEXEC } else { 0 };
+    if file.as_raw_fd() == fd {
+        return Ok(());
+    }
+    // SAFETY: dup3 takes no memory; descriptors 0 to 3 are this process's to give, PID 1 has just
+    // started and opened nothing yet.
+    let outcome = unsafe { libc::dup3(file.as_raw_fd(), fd, flags) };
+    Errno::result(outcome)
+        .map(drop)
+        .map_err(|error| InitError::at("place descriptor on", "/dev/console")(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_mounted_here_may_hold_set_user_id_programs() {
+        for entry in TABLE {
+            assert!(entry.flags.contains(MsFlags::MS_NOSUID), "{}", entry.target);
+            assert!(entry.flags.contains(MsFlags::MS_NOEXEC), "{}", entry.target);
+        }
+    }
+
+    #[test]
+    fn only_the_device_folders_hold_devices() {
+        for entry in TABLE {
+            let devices = !entry.flags.contains(MsFlags::MS_NODEV);
+            assert_eq!(
+                devices,
+                entry.target.starts_with("/dev"),
+                "{}",
+                entry.target
+            );
+        }
+    }
+
+    #[test]
+    fn parents_are_mounted_before_their_children() {
+        for (at, entry) in TABLE.iter().enumerate() {
+            for later in &TABLE[at..] {
+                let inside = Path::new(entry.target).starts_with(later.target);
+                assert!(!inside || entry.target == later.target);
+            }
+        }
+    }
+}

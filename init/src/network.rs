@@ -1,0 +1,218 @@
+//! The network and the time from it, as one part of PID 1 that is started again when it fails.
+
+use std::net::IpAddr;
+
+use alknet_init_net::{
+    NetError, NetEvent, NetHandle, NetManager, NetState, Plan,
+    time::{TimeEvent, TimeKeeper},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use crate::{clock::BUILD_TIME_S, control::LinkFacts, machine::Event, settings::Settings};
+
+/// Events of the network that wait to be passed on.
+const EVENTS_MAX: usize = 64;
+
+/// What the network tells the loop.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The cards and name servers as they are now.
+    Links {
+        links: Vec<LinkFacts>,
+        dns: Vec<IpAddr>,
+        ready: bool,
+    },
+    /// A line for the log.
+    Log {
+        level: &'static str,
+        message: String,
+    },
+    /// A time server was believed.
+    Synced,
+}
+
+/// The running network, if it runs.
+#[derive(Debug)]
+pub(crate) struct Network {
+    events: mpsc::Sender<Event>,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    wishes: watch::Sender<Wish>,
+    task: JoinHandle<()>,
+}
+
+/// What the part is asked for.
+#[derive(Clone, Debug)]
+struct Wish {
+    plan: Plan,
+    servers: Vec<String>,
+    fail: bool,
+}
+
+impl Wish {
+    fn of(settings: &Settings) -> Self {
+        let links = settings.config.network.clone();
+        Self {
+            plan: Plan::new(links, settings.hostname()),
+            servers: settings.config.node.time_servers.clone(),
+            fail: false,
+        }
+    }
+}
+
+impl Network {
+    /// Name of this part in the log.
+    pub(crate) const PART: &str = "the network";
+
+    pub(crate) const fn new(events: mpsc::Sender<Event>) -> Self {
+        Self {
+            events,
+            running: None,
+        }
+    }
+
+    /// Starts it, in place of one that failed.
+    pub(crate) fn start(&mut self, settings: &Settings) -> Result<(), NetError> {
+        self.quiet();
+        let wish = Wish::of(settings);
+        let (network, news) = mpsc::channel(EVENTS_MAX);
+        let handle = NetManager::start(wish.plan.clone(), network)?;
+        let (wishes, asked) = watch::channel(wish);
+        let work = attend(handle, news, asked, self.events.clone());
+        let task = tokio::spawn(report(tokio::spawn(work), self.events.clone()));
+        self.running = Some(Running { wishes, task });
+        Ok(())
+    }
+
+    /// Applies other settings; cards they do not change are not disturbed.
+    pub(crate) fn apply(&self, settings: &Settings) {
+        if let Some(running) = &self.running {
+            running.wishes.send_replace(Wish::of(settings));
+        }
+    }
+
+    /// Stops reporting: the machine goes down, or another is started.
+    pub(crate) fn quiet(&mut self) {
+        if let Some(running) = self.running.take() {
+            // The part itself ends when its wishes are dropped.
+            running.task.abort();
+        }
+    }
+
+    /// Fails, for a test.
+    pub(crate) fn fail(&self) {
+        if let Some(running) = &self.running {
+            running.wishes.send_modify(|wish| wish.fail = true);
+        }
+    }
+}
+
+/// Reports the end of the part, which nobody asked for.
+async fn report(work: JoinHandle<String>, events: mpsc::Sender<Event>) {
+    let why = work.await.unwrap_or_else(|error| error.to_string());
+    let part = Network::PART;
+    // The loop ends with the machine only.
+    let _ = events.send(Event::Failed { part, why }).await;
+}
+
+/// Passes on what the network says and what is asked of it, until one of both ends.
+async fn attend(
+    mut handle: NetHandle,
+    mut news: mpsc::Receiver<NetEvent>,
+    mut asked: watch::Receiver<Wish>,
+    events: mpsc::Sender<Event>,
+) -> String {
+    let (clock, mut ticks) = mpsc::channel(EVENTS_MAX);
+    let mut keeper: Option<(Vec<String>, TimeKeeper)> = None;
+    let mut offered = Vec::new();
+    loop {
+        let event = tokio::select! {
+            why = handle.ended() => return why,
+            wish = asked.changed() => {
+                if wish.is_err() {
+                    return "nobody wants it any more".to_owned();
+                }
+                let wish = asked.borrow_and_update().clone();
+                if wish.fail {
+                    handle.inject_panic().await;
+                }
+                handle.apply(wish.plan).await;
+                None
+            }
+            Some(event) = news.recv() => match event {
+                NetEvent::Changed(state) => {
+                    offered = state.ntp.iter().map(ToString::to_string).collect();
+                    Some(links(state))
+                }
+                NetEvent::Log { level, message } => {
+                    let level = level.as_str();
+                    Some(News::Log { level, message })
+                }
+                _ => None,
+            },
+            Some(tick) = ticks.recv() => time_news(tick),
+        };
+        if let Some(news) = event
+            && events.send(Event::Network(news)).await.is_err()
+        {
+            return "the loop ended".to_owned();
+        }
+        let servers = time_servers(&asked.borrow().servers, &offered);
+        if keeper.as_ref().is_none_or(|(known, _)| *known != servers) {
+            // The one before ends when it is dropped.
+            let started = TimeKeeper::start(servers.clone(), BUILD_TIME_S, clock.clone());
+            keeper = Some((servers, started));
+        }
+    }
+}
+
+/// The configured servers, else those that the network offers.
+fn time_servers(configured: &[String], offered: &[String]) -> Vec<String> {
+    if configured.is_empty() {
+        return offered.to_vec();
+    }
+    configured.to_vec()
+}
+
+fn time_news(event: TimeEvent) -> Option<News> {
+    match event {
+        TimeEvent::Synced { .. } => Some(News::Synced),
+        _ => None,
+    }
+}
+
+fn links(state: NetState) -> News {
+    let ready = state.ready();
+    let links = state.links.into_iter().map(|link| LinkFacts {
+        name: link.name,
+        mac: link.mac,
+        up: link.up,
+        addresses: link.addresses,
+        gateways: link.gateways,
+        sources: link.sources,
+    });
+    News::Links {
+        links: links.collect(),
+        dns: state.dns,
+        ready,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configured_time_servers_win() {
+        let (own, offered) = (vec!["a".to_owned()], vec!["b".to_owned()]);
+        assert_eq!(time_servers(&own, &offered), own);
+        assert_eq!(time_servers(&[], &offered), offered);
+        assert!(time_servers(&[], &[]).is_empty());
+    }
+}

@@ -1,0 +1,81 @@
+//! The dead: PID 1 inherits every orphan and must collect all of them, or the process table fills.
+
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::Signal,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+/// How many are collected before other work gets its turn.
+const BATCH: usize = 512;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Exited(i32),
+    Signalled(Signal),
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(status) => write!(out, "ended with status {status}"),
+            Self::Signalled(signal) => write!(out, "killed by {signal}"),
+        }
+    }
+}
+
+/// What one round of collecting found.
+#[derive(Debug)]
+pub(crate) struct Round {
+    pub(crate) ended: Vec<(Pid, End)>,
+    /// There may be more.
+    pub(crate) more: bool,
+    /// No process is left but this one.
+    pub(crate) alone: bool,
+}
+
+/// Collects the processes that have ended, at most [`BATCH`] of them. Never blocks.
+pub(crate) fn collect() -> Round {
+    let mut round = Round {
+        ended: Vec::new(),
+        more: false,
+        alone: false,
+    };
+    while round.ended.len() < BATCH {
+        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => round.ended.push((pid, End::Exited(status))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                round.ended.push((pid, End::Signalled(signal)));
+            }
+            Ok(WaitStatus::StillAlive) => return round,
+            Err(Errno::ECHILD) => {
+                round.alone = true;
+                return round;
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            // A signal number this library does not know: collected all the same.
+            Err(Errno::EINVAL) => {}
+            Err(_) => return round,
+        }
+    }
+    round.more = true;
+    round
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_reads_as_words() {
+        assert_eq!(End::Exited(3).to_string(), "ended with status 3");
+        assert_eq!(
+            End::Signalled(Signal::SIGSEGV).to_string(),
+            "killed by SIGSEGV"
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! The configuration of this boot, as the rest of PID 1 wants it.
+
+use std::path::{Path, PathBuf};
+
+use alknet_core::config::NodeConfig;
+use alknet_provisioning::Paths;
+
+use crate::control::Problem;
+
+/// Host name of a machine that was not given one.
+const HOSTNAME_DEFAULT: &str = "alknet";
+
+/// What was configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) config: NodeConfig,
+    pub(crate) source: String,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Settings {
+    /// Reads every source. Blocks on disks; not for PID 1's loop. `state_dir` is the data
+    /// partition, if there is one.
+    pub(crate) fn read(state_dir: Option<PathBuf>) -> Self {
+        let mut paths = Paths::system();
+        if let Some(state_dir) = state_dir {
+            paths = paths.with_config_dir(state_dir.join("config"));
+        }
+        // What a volume without a data partition is mounted on must exist.
+        if let Err(error) = std::fs::create_dir_all(&paths.mount_point) {
+            tracing::warn!(%error, path = %paths.mount_point.display(), "cannot be made");
+        }
+        let loaded = alknet_provisioning::load(&paths);
+        let problems = loaded.problems.into_iter().map(|problem| Problem {
+            code: problem.code.to_owned(),
+            text: problem.text,
+            hint: problem.hint,
+        });
+        Self {
+            config: loaded.config,
+            source: loaded.source.to_string(),
+            problems: problems.collect(),
+        }
+    }
+
+    /// Whether a source was found wrong, so that it is worth reading them again.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.problems
+            .iter()
+            .any(|known| known.code.starts_with("config-"))
+    }
+
+    pub(crate) fn hostname(&self) -> &str {
+        self.config.node.name.as_deref().unwrap_or(HOSTNAME_DEFAULT)
+    }
+
+    /// Makes the kernel know the host name and the port that the node may bind.
+    pub(crate) fn apply(&self) {
+        if let Err(error) = nix::unistd::sethostname(self.hostname()) {
+            tracing::warn!(%error, name = self.hostname(), "the host name cannot be set");
+        }
+        crate::mount::allow_port(self.config.listen.port);
+    }
+}
+
+/// The data partition's folder of a state directory, if that is what it is.
+pub(crate) fn data_dir(mode: &str, state_dir: &Path) -> Option<PathBuf> {
+    ["mounted", "read-only"]
+        .contains(&mode)
+        .then(|| state_dir.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(code: Option<&str>) -> Settings {
+        let problems = code.into_iter().map(|code| Problem {
+            code: code.to_owned(),
+            ..Problem::default()
+        });
+        Settings {
+            config: NodeConfig::default(),
+            source: "default".to_owned(),
+            problems: problems.collect(),
+        }
+    }
+
+    #[test]
+    fn a_machine_without_a_name_has_one() {
+        let mut named = settings(None);
+        assert_eq!(named.hostname(), "alknet");
+        named.config.node.name = Some("box".to_owned());
+        assert_eq!(named.hostname(), "box");
+    }
+
+    #[test]
+    fn only_a_wrong_configuration_is_read_again() {
+        assert!(!settings(None).is_refused());
+        assert!(!settings(Some("provisioning-empty")).is_refused());
+        assert!(settings(Some("config-refused")).is_refused());
+    }
+
+    #[test]
+    fn memory_is_no_place_to_keep_a_configuration() {
+        assert_eq!(data_dir("volatile", Path::new("/run/alknet")), None);
+        assert_eq!(
+            data_dir("mounted", Path::new("/data")),
+            Some("/data".into())
+        );
+    }
+}

@@ -1,0 +1,185 @@
+//! Going down in order and within a bound.
+//!
+//! The node drains its connections, everything else is asked and then made to end, the data is
+//! written and unmounted. Whatever hangs on the way, a thread of its own ends the machine when
+//! the bound is reached.
+
+use std::{thread, time::Duration};
+
+use nix::{
+    sys::{
+        reboot::{RebootMode, reboot},
+        signal::{Signal, kill},
+    },
+    unistd::{Pid, sync},
+};
+
+use crate::{control::PowerAction, data, stage::boot_ms};
+
+/// How long running calls have to finish, ms.
+pub(crate) const DRAIN_MS_MAX: u64 = 10_000;
+/// How long processes have to end after SIGTERM, ms.
+const TERMINATE_MS_MAX: u64 = 2_000;
+/// How long they have after SIGKILL, ms; one that hangs in the kernel does not end at all.
+const KILL_MS_MAX: u64 = 1_000;
+/// The whole way from the decision until the machine is off, ms. Shorter than the watchdog's
+/// time-out; what is left after the steps above is for writing the data.
+pub(crate) const BOUND_MS: u64 = 25_000;
+
+/// Where a shutdown is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Draining { until: u64 },
+    Terminating { until: u64 },
+    Killing { until: u64 },
+    Closing,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Terminate,
+    Kill,
+    /// Write the data and end.
+    Close,
+}
+
+/// A shutdown under way. No clock: times come in, steps come out.
+#[derive(Debug)]
+pub(crate) struct Shutdown {
+    action: PowerAction,
+    phase: Phase,
+}
+
+impl Shutdown {
+    /// The node has just been told to drain.
+    pub(crate) const fn new(action: PowerAction, now: u64) -> Self {
+        Self {
+            action,
+            phase: Phase::Draining {
+                until: now + DRAIN_MS_MAX,
+            },
+        }
+    }
+
+    pub(crate) const fn action(&self) -> PowerAction {
+        self.action
+    }
+
+    /// The step that is due. `node_gone`: the node has ended; `alone`: no process is left.
+    pub(crate) fn step(&mut self, now: u64, node_gone: bool, alone: bool) -> Option<Step> {
+        let (phase, step) = match self.phase {
+            Phase::Closing => return None,
+            _ if alone => (Phase::Closing, Step::Close),
+            Phase::Draining { until } if node_gone || now >= until => {
+                let until = now + TERMINATE_MS_MAX;
+                (Phase::Terminating { until }, Step::Terminate)
+            }
+            Phase::Terminating { until } if now >= until => {
+                let until = now + KILL_MS_MAX;
+                (Phase::Killing { until }, Step::Kill)
+            }
+            Phase::Killing { until } if now >= until => (Phase::Closing, Step::Close),
+            _ => return None,
+        };
+        self.phase = phase;
+        Some(step)
+    }
+
+    /// When to ask again, if nothing else happens.
+    pub(crate) const fn deadline(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Draining { until } | Phase::Terminating { until } | Phase::Killing { until } => {
+                Some(until)
+            }
+            Phase::Closing => None,
+        }
+    }
+}
+
+/// Signals every process but this one.
+pub(crate) fn signal_all(signal: Signal) {
+    // Fails only when there is none.
+    let _ = kill(Pid::from_raw(-1), signal);
+}
+
+/// From now on the machine ends within [`BOUND_MS`], whatever happens.
+pub(crate) fn guard(action: PowerAction) {
+    let spawned = thread::Builder::new()
+        .name("bound".to_owned())
+        .spawn(move || {
+            thread::sleep(Duration::from_millis(BOUND_MS));
+            end(action);
+        });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "no thread for the bound on the shutdown; the watchdog has to do");
+    }
+}
+
+/// Writes the data and ends the machine, on a thread of its own: a disk may hang.
+pub(crate) fn close(action: PowerAction) {
+    let work = move || {
+        let begun = boot_ms();
+        sync();
+        if let Err(error) = data::close() {
+            tracing::warn!(%error, "the data partition could not be unmounted");
+        }
+        sync();
+        tracing::debug!(took_ms = boot_ms() - begun, "data closed");
+        end(action);
+    };
+    if thread::Builder::new()
+        .name("close".to_owned())
+        .spawn(work)
+        .is_err()
+    {
+        work();
+    }
+}
+
+/// Ends the machine now.
+pub(crate) fn end(action: PowerAction) -> ! {
+    let mode = match action {
+        PowerAction::Poweroff => RebootMode::RB_POWER_OFF,
+        PowerAction::Reboot => RebootMode::RB_AUTOBOOT,
+    };
+    // It does not return, or there is nothing left to try but to wait for the watchdog.
+    let _ = reboot(mode);
+    loop {
+        thread::park();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_drains_goes_straight_on() {
+        let mut shutdown = Shutdown::new(PowerAction::Reboot, 1000);
+        assert_eq!(shutdown.step(1000, false, false), None);
+        assert_eq!(shutdown.step(1500, true, false), Some(Step::Terminate));
+        assert_eq!(shutdown.step(1600, true, true), Some(Step::Close));
+        assert_eq!(shutdown.step(9000, true, true), None);
+        assert_eq!(shutdown.deadline(), None);
+    }
+
+    #[test]
+    fn a_machine_with_nothing_running_closes_at_once() {
+        let mut shutdown = Shutdown::new(PowerAction::Poweroff, 0);
+        assert_eq!(shutdown.step(0, true, true), Some(Step::Close));
+    }
+
+    #[test]
+    fn everything_that_hangs_is_passed_within_the_bound() {
+        let mut shutdown = Shutdown::new(PowerAction::Poweroff, 0);
+        let mut steps = Vec::new();
+        let mut now = 0;
+        while let Some(deadline) = shutdown.deadline() {
+            now = deadline;
+            steps.extend(shutdown.step(now, false, false));
+        }
+        assert_eq!(steps, [Step::Terminate, Step::Kill, Step::Close]);
+        assert!(now < BOUND_MS, "time is left for the data");
+    }
+}

@@ -1,0 +1,64 @@
+//! When each stage of the boot was reached.
+
+use crate::control::BootStage;
+
+/// Names of the stages, in the order they are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Init,
+    Mounts,
+    Data,
+    Config,
+    Network,
+    NodeStart,
+    Ready,
+}
+
+impl Stage {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Mounts => "mounts",
+            Self::Data => "data",
+            Self::Config => "config",
+            Self::Network => "network",
+            Self::NodeStart => "node-start",
+            Self::Ready => "ready",
+        }
+    }
+}
+
+/// Notes a stage the first time it is reached.
+pub(crate) fn reach(stages: &mut Vec<BootStage>, stage: Stage) {
+    if stages.iter().all(|known| known.name != stage.name()) {
+        stages.push(BootStage {
+            name: stage.name().to_owned(),
+            at_ms: boot_ms(),
+        });
+    }
+}
+
+/// Milliseconds since the kernel started, time asleep included.
+pub(crate) fn boot_ms() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .unwrap_or_else(|_| nix::sys::time::TimeSpec::new(0, 0));
+    let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+    let millis = u64::try_from(now.tv_nsec() / 1_000_000).unwrap_or(0);
+    seconds * 1000 + millis
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_noted_once_and_in_order() {
+        let mut stages = Vec::new();
+        for stage in [Stage::Init, Stage::Mounts, Stage::Init, Stage::Ready] {
+            reach(&mut stages, stage);
+        }
+        let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+        assert_eq!(names, ["init", "mounts", "ready"]);
+        assert!(stages[0].at_ms <= stages[2].at_ms);
+    }
+}

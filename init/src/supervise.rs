@@ -1,0 +1,418 @@
+//! When the node is started, asked for its health, stopped and started again. No clock, no
+//! process: times come in, orders come out.
+
+/// First pause before a restart, ms; doubled each time.
+const PAUSE_MS_MIN: u64 = 100;
+/// Longest pause before a restart, ms.
+const PAUSE_MS_MAX: u64 = 30_000;
+/// A node that was well for this long starts over with the shortest pause, ms.
+const WELL_MS_RESET: u64 = 60_000;
+/// How often the node is asked for its health, ms.
+const ASK_EVERY_MS: u64 = 5_000;
+/// How long an answer may take, ms: emulated machines on busy hosts are slow.
+const ANSWER_MS_MAX: u64 = 15_000;
+/// How long the node may take from its start until it serves, ms.
+const READY_MS_MAX: u64 = 60_000;
+/// Answers in a row that say "unwell" before the node is restarted.
+const UNWELL_ANSWERS_MAX: u32 = 3;
+/// How long a hung node may take to die of SIGABRT, ms; SIGKILL follows.
+const ABORT_MS_MAX: u64 = 2_000;
+/// How long a restart that was asked for may take to finish running calls, ms.
+pub(crate) const DRAIN_MS_MAX: u64 = 10_000;
+/// How long the machine counts as alive without a healthy node, ms: restarts with every pause of
+/// the back-off fit in. After that the watchdog is no longer fed.
+pub(crate) const GRACE_MS: u64 = 300_000;
+
+/// What to do to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Abort,
+    Ask(u64),
+    Drain,
+    Kill,
+    Spawn,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not running; started at this time.
+    Waiting {
+        until: u64,
+    },
+    Running(Running),
+    /// Told to stop, for this reason; what comes next if it does not.
+    Stopping {
+        next: Order,
+        at: u64,
+        planned: bool,
+    },
+    /// Killed; its end is only waited for.
+    Dying {
+        planned: bool,
+    },
+    /// The machine goes down: no more starts.
+    Held,
+}
+
+#[derive(Debug)]
+struct Running {
+    since: u64,
+    ready: bool,
+    asked: Option<(u64, u64)>,
+    ask_at: u64,
+    unwell: u32,
+}
+
+/// Decides about the one node.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    state: State,
+    pause: u64,
+    number: u64,
+    last_well: u64,
+    restarts: u32,
+}
+
+impl Supervisor {
+    /// The node is wanted from `now` on.
+    pub(crate) const fn new(now: u64) -> Self {
+        Self {
+            state: State::Waiting { until: now },
+            pause: PAUSE_MS_MIN,
+            number: 0,
+            last_well: now,
+            restarts: 0,
+        }
+    }
+
+    /// What to do now; to be asked until there is nothing. [`Order::Spawn`] is to be answered
+    /// with [`Self::spawned`] or [`Self::exited`].
+    pub(crate) fn order(&mut self, now: u64) -> Option<Order> {
+        match &mut self.state {
+            State::Waiting { until } if now >= *until => Some(Order::Spawn),
+            State::Running(running) => {
+                let order = running.order(now, &mut self.number)?;
+                if order == Order::Abort {
+                    self.state = State::Stopping {
+                        next: Order::Kill,
+                        at: now + ABORT_MS_MAX,
+                        planned: false,
+                    };
+                }
+                Some(order)
+            }
+            State::Stopping { next, at, planned } if now >= *at => {
+                let (next, planned) = (*next, *planned);
+                self.state = State::Dying { planned };
+                Some(next)
+            }
+            _ => None,
+        }
+    }
+
+    /// When to ask [`Self::order`] next, if nothing else happens.
+    pub(crate) const fn deadline(&self) -> Option<u64> {
+        match &self.state {
+            State::Waiting { until } => Some(*until),
+            State::Running(running) => Some(running.deadline()),
+            State::Stopping { at, .. } => Some(*at),
+            State::Dying { .. } | State::Held => None,
+        }
+    }
+
+    pub(crate) const fn spawned(&mut self, now: u64) {
+        self.state = State::Running(Running {
+            since: now,
+            ready: false,
+            asked: None,
+            ask_at: now + ASK_EVERY_MS,
+            unwell: 0,
+        });
+    }
+
+    /// The node serves.
+    pub(crate) const fn ready(&mut self, now: u64) {
+        if let State::Running(running) = &mut self.state {
+            running.ready = true;
+            self.last_well = now;
+        }
+    }
+
+    /// The node answered question `number`.
+    pub(crate) fn answered(&mut self, number: u64, well: bool, now: u64) {
+        let State::Running(running) = &mut self.state else {
+            return;
+        };
+        if running.asked.is_none_or(|(asked, _)| asked != number) {
+            return;
+        }
+        running.asked = None;
+        running.unwell = if well { 0 } else { running.unwell + 1 };
+        if well && running.ready {
+            self.last_well = now;
+        }
+    }
+
+    /// The node ended or could not be started. Returns whether that was unexpected.
+    pub(crate) fn exited(&mut self, now: u64) -> bool {
+        let planned = match &self.state {
+            State::Held => return false,
+            State::Stopping { planned, .. } | State::Dying { planned } => *planned,
+            State::Running(running) => {
+                if running.ready && now.saturating_sub(running.since) >= WELL_MS_RESET {
+                    self.pause = PAUSE_MS_MIN;
+                }
+                false
+            }
+            State::Waiting { .. } => false,
+        };
+        if planned {
+            self.state = State::Waiting { until: now };
+            return false;
+        }
+        self.restarts = self.restarts.saturating_add(1);
+        self.state = State::Waiting {
+            until: now + self.pause,
+        };
+        self.pause = (self.pause * 2).min(PAUSE_MS_MAX);
+        true
+    }
+
+    /// Restarts the node in order, for a new configuration. Returns what to tell it, if it runs.
+    pub(crate) const fn restart(&mut self, now: u64) -> Option<Order> {
+        if !matches!(self.state, State::Running(_)) {
+            return None;
+        }
+        self.state = State::Stopping {
+            next: Order::Kill,
+            at: now + DRAIN_MS_MAX,
+            planned: true,
+        };
+        Some(Order::Drain)
+    }
+
+    /// The control channel broke: the node can no longer be asked, so it is stopped.
+    pub(crate) const fn lost(&mut self, now: u64) {
+        if matches!(self.state, State::Running(_)) {
+            self.state = State::Stopping {
+                next: Order::Kill,
+                at: now + ABORT_MS_MAX,
+                planned: false,
+            };
+        }
+    }
+
+    /// The machine goes down: the node is not started any more.
+    pub(crate) const fn hold(&mut self) {
+        self.state = State::Held;
+    }
+
+    /// Whether the node answered for its health lately enough for the watchdog.
+    pub(crate) const fn alive(&self, now: u64) -> bool {
+        now.saturating_sub(self.last_well) <= GRACE_MS
+    }
+
+    /// How often the node ended without being asked to.
+    pub(crate) const fn restarts(&self) -> u32 {
+        self.restarts
+    }
+}
+
+impl Running {
+    fn order(&mut self, now: u64, number: &mut u64) -> Option<Order> {
+        if self.is_hung(now) {
+            return Some(Order::Abort);
+        }
+        if self.asked.is_some() || now < self.ask_at {
+            return None;
+        }
+        *number += 1;
+        self.asked = Some((*number, now));
+        self.ask_at = now + ASK_EVERY_MS;
+        Some(Order::Ask(*number))
+    }
+
+    fn is_hung(&self, now: u64) -> bool {
+        let silent = self.asked.is_some_and(|(_, at)| now >= at + ANSWER_MS_MAX);
+        let late = !self.ready && now >= self.since + READY_MS_MAX;
+        silent || late || self.unwell >= UNWELL_ANSWERS_MAX
+    }
+
+    const fn deadline(&self) -> u64 {
+        let next = match self.asked {
+            Some((_, at)) => at + ANSWER_MS_MAX,
+            None => self.ask_at,
+        };
+        let late = self.since + READY_MS_MAX;
+        if !self.ready && late < next {
+            late
+        } else {
+            next
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> Supervisor {
+        let mut supervisor = Supervisor::new(0);
+        assert_eq!(supervisor.order(0), Some(Order::Spawn));
+        supervisor.spawned(0);
+        supervisor.ready(10);
+        supervisor
+    }
+
+    /// Asks and answers until `until`.
+    fn live(supervisor: &mut Supervisor, from: u64, until: u64) {
+        for now in (from..until).step_by(100) {
+            while let Some(order) = supervisor.order(now) {
+                let Order::Ask(number) = order else {
+                    panic!("a well node is only asked, not {order:?}");
+                };
+                supervisor.answered(number, true, now);
+            }
+        }
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_limit_and_start_over_after_a_good_time() {
+        let mut supervisor = Supervisor::new(0);
+        let mut now = 0;
+        let mut pauses = Vec::new();
+        for _ in 0..11 {
+            assert_eq!(supervisor.order(now), Some(Order::Spawn));
+            supervisor.spawned(now);
+            supervisor.ready(now);
+            assert!(supervisor.exited(now));
+            let until = supervisor.deadline().expect("it waits");
+            pauses.push(until - now);
+            now = until;
+        }
+        assert_eq!(pauses[..4], [100, 200, 400, 800]);
+        assert_eq!(pauses[9..], [PAUSE_MS_MAX, PAUSE_MS_MAX]);
+        assert_eq!(supervisor.restarts(), 11);
+        supervisor.spawned(now);
+        supervisor.ready(now);
+        live(&mut supervisor, now, now + WELL_MS_RESET);
+        assert!(supervisor.exited(now + WELL_MS_RESET));
+        assert_eq!(
+            supervisor.deadline(),
+            Some(now + WELL_MS_RESET + PAUSE_MS_MIN)
+        );
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_is_aborted_then_killed() {
+        let mut supervisor = running();
+        let asked = supervisor.deadline().expect("a question is due");
+        assert_eq!(supervisor.order(asked), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked), None);
+        let silent = supervisor.deadline().expect("an answer is due");
+        assert_eq!(silent, asked + ANSWER_MS_MAX);
+        assert_eq!(supervisor.order(silent - 1), None);
+        assert_eq!(supervisor.order(silent), Some(Order::Abort));
+        assert_eq!(supervisor.order(silent + ABORT_MS_MAX - 1), None);
+        assert_eq!(supervisor.order(silent + ABORT_MS_MAX), Some(Order::Kill));
+        assert_eq!(supervisor.order(silent + ABORT_MS_MAX), None);
+        assert!(supervisor.exited(silent + ABORT_MS_MAX + 5));
+        assert_eq!(supervisor.restarts(), 1);
+    }
+
+    #[test]
+    fn an_answer_to_another_question_does_not_count() {
+        let mut supervisor = running();
+        let asked = supervisor.deadline().expect("a question is due");
+        assert_eq!(supervisor.order(asked), Some(Order::Ask(1)));
+        supervisor.answered(0, true, asked + 1);
+        supervisor.answered(2, true, asked + 1);
+        assert_eq!(supervisor.order(asked + ANSWER_MS_MAX), Some(Order::Abort));
+    }
+
+    #[test]
+    fn a_node_that_says_it_is_unwell_is_restarted_after_some_answers() {
+        let mut supervisor = running();
+        for round in 1..=u64::from(UNWELL_ANSWERS_MAX) {
+            let now = supervisor.deadline().expect("a question is due");
+            assert_eq!(supervisor.order(now), Some(Order::Ask(round)));
+            supervisor.answered(round, false, now);
+        }
+        let now = supervisor.deadline().expect("a question is due");
+        assert_eq!(supervisor.order(now), Some(Order::Abort));
+    }
+
+    #[test]
+    fn a_node_that_never_serves_is_restarted() {
+        let mut supervisor = Supervisor::new(0);
+        supervisor.spawned(0);
+        let mut aborted = None;
+        for now in (0..=READY_MS_MAX).step_by(100) {
+            match supervisor.order(now) {
+                Some(Order::Ask(number)) => supervisor.answered(number, true, now),
+                Some(Order::Abort) => aborted = Some(now),
+                _ => {}
+            }
+        }
+        assert_eq!(aborted, Some(READY_MS_MAX));
+    }
+
+    #[test]
+    fn the_watchdog_waits_for_the_grace_and_no_longer() {
+        let mut supervisor = running();
+        live(&mut supervisor, 10, 20_000);
+        assert!(supervisor.exited(20_000));
+        assert!(supervisor.alive(20_000 + GRACE_MS - ASK_EVERY_MS - 100));
+        assert!(!supervisor.alive(20_000 + GRACE_MS + 1));
+    }
+
+    #[test]
+    fn answers_without_serving_do_not_feed_the_watchdog() {
+        let mut supervisor = Supervisor::new(0);
+        supervisor.spawned(0);
+        let number = match supervisor.order(ASK_EVERY_MS) {
+            Some(Order::Ask(number)) => number,
+            other => panic!("a question, not {other:?}"),
+        };
+        supervisor.answered(number, true, ASK_EVERY_MS);
+        assert!(!supervisor.alive(GRACE_MS + 1));
+    }
+
+    #[test]
+    fn a_planned_restart_counts_as_no_failure_and_does_not_wait() {
+        let mut supervisor = running();
+        assert_eq!(supervisor.restart(100), Some(Order::Drain));
+        assert_eq!(supervisor.restart(100), None);
+        assert_eq!(supervisor.order(100), None);
+        assert!(!supervisor.exited(200));
+        assert_eq!(supervisor.order(200), Some(Order::Spawn));
+        assert_eq!(supervisor.restarts(), 0);
+    }
+
+    #[test]
+    fn a_planned_restart_is_enforced() {
+        let mut supervisor = running();
+        supervisor.restart(100);
+        assert_eq!(supervisor.order(100 + DRAIN_MS_MAX), Some(Order::Kill));
+        assert!(!supervisor.exited(100 + DRAIN_MS_MAX + 1));
+    }
+
+    #[test]
+    fn a_lost_channel_kills_what_does_not_end_by_itself() {
+        let mut supervisor = running();
+        supervisor.lost(100);
+        assert_eq!(supervisor.order(100), None);
+        assert_eq!(supervisor.order(100 + ABORT_MS_MAX), Some(Order::Kill));
+        supervisor.lost(100 + ABORT_MS_MAX);
+        assert!(supervisor.exited(3000));
+    }
+
+    #[test]
+    fn a_machine_that_goes_down_starts_nothing() {
+        let mut supervisor = running();
+        supervisor.hold();
+        assert!(!supervisor.exited(50));
+        assert_eq!(supervisor.order(u64::MAX), None);
+        assert_eq!(supervisor.deadline(), None);
+    }
+}
