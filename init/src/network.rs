@@ -1,10 +1,13 @@
 //! The network and the time from it, as one part of PID 1 that is started again when it fails.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use alknet_init_net::{
     NetError, NetEvent, NetHandle, NetManager, NetState, Plan,
-    time::{TimeEvent, TimeKeeper},
+    time::{TimeEvent, TimeKeeper, TimeSources},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -129,11 +132,17 @@ async fn attend(
     events: mpsc::Sender<Event>,
 ) -> String {
     let (clock, mut ticks) = mpsc::channel(EVENTS_MAX);
-    let mut keeper: Option<(Vec<String>, TimeKeeper)> = None;
+    let build_time = UNIX_EPOCH + Duration::from_secs(BUILD_TIME_S);
     let mut offered = Vec::new();
+    let mut sources = TimeSources {
+        servers: asked.borrow().servers.clone(),
+        resolvers: Vec::new(),
+    };
+    let mut keeper = TimeKeeper::start(sources.clone(), build_time, clock);
     loop {
         let event = tokio::select! {
             why = handle.ended() => return why,
+            why = keeper.ended() => return why,
             wish = asked.changed() => {
                 if wish.is_err() {
                     return "nobody wants it any more".to_owned();
@@ -142,12 +151,15 @@ async fn attend(
                 if wish.fail {
                     handle.inject_panic().await;
                 }
+                sources.servers = time_servers(&wish.servers, &offered);
                 handle.apply(wish.plan).await;
                 None
             }
             Some(event) = news.recv() => match event {
                 NetEvent::Changed(state) => {
                     offered = state.ntp.iter().map(ToString::to_string).collect();
+                    sources.servers = time_servers(&asked.borrow().servers, &offered);
+                    sources.resolvers.clone_from(&state.resolvers);
                     Some(links(state))
                 }
                 NetEvent::Log { level, message } => {
@@ -163,12 +175,7 @@ async fn attend(
         {
             return "the loop ended".to_owned();
         }
-        let servers = time_servers(&asked.borrow().servers, &offered);
-        if keeper.as_ref().is_none_or(|(known, _)| *known != servers) {
-            // The one before ends when it is dropped.
-            let started = TimeKeeper::start(servers.clone(), BUILD_TIME_S, clock.clone());
-            keeper = Some((servers, started));
-        }
+        keeper.update(sources.clone());
     }
 }
 
@@ -181,10 +188,13 @@ fn time_servers(configured: &[String], offered: &[String]) -> Vec<String> {
 }
 
 fn time_news(event: TimeEvent) -> Option<News> {
-    match event {
-        TimeEvent::Synced { .. } => Some(News::Synced),
-        _ => None,
-    }
+    let (level, message) = match event {
+        TimeEvent::Synced { .. } => return Some(News::Synced),
+        TimeEvent::Stepped { offset_ms } => ("info", format!("clock set by {offset_ms} ms")),
+        TimeEvent::Failed { reason } => ("debug", format!("no time: {reason}")),
+        _ => return None,
+    };
+    Some(News::Log { level, message })
 }
 
 fn links(state: NetState) -> News {

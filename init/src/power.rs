@@ -48,15 +48,11 @@ pub(crate) fn watch(events: &mpsc::Sender<Event>) {
             .custom_flags(libc::O_NONBLOCK)
             .open(&path);
         if let Ok(file) = opened {
-            tokio::spawn(follow(file, |bytes| has_press(bytes), events.clone()));
+            tokio::spawn(follow(file, has_press, events.clone()));
         }
     }
     if let Ok(socket) = acpi_socket() {
-        tokio::spawn(follow(
-            socket,
-            |bytes| has_acpi_press(bytes),
-            events.clone(),
-        ));
+        tokio::spawn(follow(socket, has_acpi_press, events.clone()));
     }
 }
 
