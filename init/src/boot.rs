@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     InitError, clock,
+    console::Console,
     control::PowerAction,
     data::{self, Prepared},
     facts::{Clock, Facts},
@@ -134,7 +135,8 @@ async fn serve(facts: Facts, log: Log, watchdog: Option<Watchdog>) -> Result<(),
     };
     let booted = feed_while(tokio::task::spawn_blocking(prepare), watchdog.as_ref()).await?;
     power::watch(&events);
-    let mut machine = Machine::new(booted, log, events, watchdog);
+    let console = open_console(&log);
+    let mut machine = Machine::new(booted, log, events, watchdog, console);
     machine.turn(Event::Tick);
     loop {
         let event = tokio::select! {
@@ -142,6 +144,33 @@ async fn serve(facts: Facts, log: Log, watchdog: Option<Watchdog>) -> Result<(),
             () = tokio::time::sleep(machine.idle()) => Event::Tick,
         };
         machine.turn(event);
+    }
+}
+
+/// The screen, with the log behind it. A machine without a console serves all the same.
+fn open_console(log: &Log) -> Option<Console> {
+    let console = Console::open(Path::new("/dev/console"))
+        .inspect_err(|error| log.warn(format_args!("no console: {error}")))
+        .ok()?;
+    tokio::spawn(show_log(console.clone(), log.clone()));
+    Some(console)
+}
+
+async fn show_log(console: Console, log: Log) {
+    let mut grown = log.follow();
+    let mut next = 0;
+    loop {
+        let records: Vec<_> = {
+            let ring = log.ring();
+            let from = std::mem::replace(&mut next, ring.next());
+            ring.since(from).map(|(_, record)| record.clone()).collect()
+        };
+        for record in records {
+            console.log(record);
+        }
+        if grown.changed().await.is_err() {
+            return;
+        }
     }
 }
 

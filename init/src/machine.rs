@@ -14,6 +14,7 @@ use crate::{
     boot::Booted,
     child::Node,
     clock,
+    console::Console,
     control::{MachineFacts, NodeStatus, PowerAction, Problem, ToInit, ToNode},
     data::{self, Prepared},
     facts::{Clock, Facts},
@@ -75,7 +76,10 @@ pub(crate) struct Machine {
     events: mpsc::Sender<Event>,
     facts: Facts,
     told: MachineFacts,
+    /// Absent on a machine whose console cannot be opened.
+    console: Option<Console>,
     status: Option<NodeStatus>,
+    shown: Option<NodeStatus>,
     settings: Settings,
     /// Away while a round of housekeeping is under way.
     prepared: Option<Box<Prepared>>,
@@ -108,6 +112,7 @@ impl Machine {
         log: Log,
         events: mpsc::Sender<Event>,
         watchdog: Option<Watchdog>,
+        console: Option<Console>,
     ) -> Self {
         let now = boot_ms();
         let Booted {
@@ -121,7 +126,9 @@ impl Machine {
             network: Network::new(events.clone()),
             events,
             told: MachineFacts::default(),
+            console,
             status: None,
+            shown: None,
             state_dir: prepared.state_dir.clone(),
             prepared: Some(Box::new(prepared)),
             supervisor: Supervisor::new(now),
@@ -253,11 +260,10 @@ impl Machine {
             Ok(node) => {
                 self.supervisor.spawned(now);
                 stage::reach(&mut self.facts.stages, Stage::NodeStart);
-                self.told = self.facts.told();
                 node.send(ToNode::Start {
                     config: Box::new(self.settings.config.clone()),
                     state_dir: self.state_dir.display().to_string(),
-                    facts: Box::new(self.told.clone()),
+                    facts: Box::new(self.facts.told()),
                 });
                 self.node = Some(node);
                 self.alone = false;
@@ -488,7 +494,14 @@ impl Machine {
     /// Tells the node and the console what changed.
     fn tell(&mut self) {
         let facts = self.facts.told();
-        if facts == self.told {
+        let facts_changed = facts != self.told;
+        if let Some(console) = &self.console
+            && (facts_changed || self.status != self.shown)
+        {
+            console.update(facts.clone(), self.status.clone());
+            self.shown.clone_from(&self.status);
+        }
+        if !facts_changed {
             return;
         }
         if let Some(node) = &self.node {
@@ -533,6 +546,9 @@ impl Machine {
             watchdog.feed();
         }
         shutdown::guard(action);
+        if let Some(console) = &self.console {
+            console.say(format!("alknet: going down ({action:?}) because of {by}"));
+        }
         self.supervisor.hold();
         self.network.quiet();
         self.shutdown = Some(Shutdown::new(action, now));
