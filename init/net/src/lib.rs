@@ -26,6 +26,7 @@
 //! clocks; the manager is the only part that touches the kernel.
 
 mod dns;
+mod entropy;
 mod error;
 mod link;
 mod manager;

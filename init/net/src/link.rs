@@ -14,11 +14,11 @@ use tokio::{net::UdpSocket, sync::mpsc, task::JoinHandle};
 
 use crate::{
     NetError, dhcp4, dhcp6,
+    entropy::careless_u64,
     neighbour::Advertised,
     netlink::{AddressInfo, FOREVER, LinkInfo, NewAddress, Requests, Route},
     plan::{LinkSettings, Prefix},
     resolver::NameServer,
-    retry::seed,
     state::Level,
     sysctl::{self, Ipv6Mode},
 };
@@ -94,9 +94,9 @@ impl Link {
             settings,
             carrier: false,
             port4: None,
-            client4: dhcp4::Client::new(mac, hostname, seed()),
+            client4: dhcp4::Client::new(mac, hostname, careless_u64()),
             port6: None,
-            client6: dhcp6::Client::new(mac, seed()),
+            client6: dhcp6::Client::new(mac, careless_u64()),
             mode6: None,
             lease4: None,
             lease6: None,

@@ -63,11 +63,6 @@ impl Backoff {
     }
 }
 
-/// A seed from the kernel; a fixed one where the kernel has none to give, which costs only jitter.
-pub(crate) fn seed() -> u64 {
-    getrandom::u64().unwrap_or(0x616c_6b6e_6574)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

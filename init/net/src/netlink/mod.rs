@@ -29,6 +29,9 @@ const DATAGRAM_BYTES_MAX: usize = 32 * 1024;
 /// Room for a burst of notifications, so that an overrun is rare; it is survived.
 const RECEIVE_BYTES: usize = 256 * 1024;
 
+/// Notices acted on at once: others get their turn also in a flood.
+const BURST_MAX: usize = 256;
+
 /// Notification groups: bit n-1 for RTNLGRP n.
 const GROUPS: u32 = group(1) | group(5) | group(7) | group(9) | group(11) | group(12) | group(20);
 
@@ -232,27 +235,31 @@ impl Notices {
         })
     }
 
-    /// The notices of the next datagram; cancelling loses none.
+    /// Everything that waits to be heard; cancelling loses none.
     pub(crate) async fn next(&mut self) -> io::Result<Vec<Notice>> {
         loop {
             let mut guard = self.fd.readable().await?;
             let buffer = &mut self.buffer;
-            let read = guard.try_io(|fd| Ok(recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?));
-            match read {
-                Err(_would_block) => {}
-                Ok(Ok(len)) => {
-                    return Ok(frames(&self.buffer[..len])
-                        .filter_map(message::notice)
-                        .collect());
-                }
-                Ok(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => {
-                    return Ok(vec![Notice::Overrun]);
-                }
-                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(e)) => return Err(e),
+            if let Ok(heard) = guard.try_io(|fd| drain(fd.get_ref(), buffer)) {
+                return heard;
             }
         }
     }
+}
+
+/// Reads until nothing is left, so that a burst is acted on once; `WouldBlock` if nothing was
+/// there.
+fn drain(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Vec<Notice>> {
+    let mut heard = Vec::new();
+    while heard.len() < BURST_MAX {
+        match retry(|| recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)) {
+            Ok(len) => heard.extend(frames(&buffer[..len]).filter_map(message::notice)),
+            Err(Errno::ENOBUFS) => heard.push(Notice::Overrun),
+            Err(Errno::EAGAIN) if !heard.is_empty() => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(heard)
 }
 
 fn open(groups: u32, flags: SockFlag) -> Result<OwnedFd, NetError> {

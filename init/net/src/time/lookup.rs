@@ -13,6 +13,7 @@ use super::sntp;
 use crate::{
     NetError,
     dns::{Family, answer, query, valid_name},
+    entropy::secret_u64,
 };
 
 /// How long a name server may take.
@@ -81,7 +82,7 @@ async fn addresses(name: &str, resolver: SocketAddr) -> io::Result<Vec<IpAddr>> 
 
 async fn ask(name: &str, resolver: SocketAddr, family: Family) -> io::Result<Vec<IpAddr>> {
     let socket = connect(resolver).await?;
-    let id = getrandom::u32().map_err(io::Error::other)? as u16;
+    let id = secret_u64()? as u16;
     let question = query(id, name, family);
     socket.send(&question).await?;
     let mut buffer = [0; ANSWER_BYTES_MAX];

@@ -29,7 +29,7 @@ pub use clock::{Clock, SystemClock};
 use discipline::{Discipline, Outcome, Verdict};
 use sntp::{Answer, Exchange};
 
-use crate::NetError;
+use crate::{NetError, entropy::secret_u64};
 
 /// How long a server may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -216,7 +216,7 @@ impl<C: Clock> Keeper<C> {
 
     async fn exchange(&self, server: SocketAddr) -> io::Result<Answer> {
         let socket = lookup::connect(server).await?;
-        let cookie = getrandom::u64().map_err(io::Error::other)?;
+        let cookie = secret_u64()?;
         let exchange = Exchange::new(cookie, self.build_secs);
         let sent_ns = self.clock.now_ns();
         let sent = Instant::now();
