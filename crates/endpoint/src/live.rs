@@ -68,14 +68,17 @@ impl Live {
     /// Looks every known peer up again: new scopes replace old ones, and who is gone is ended.
     /// Returns how many were.
     pub(crate) fn sweep(&self, identities: &dyn IdentityProvider) -> usize {
-        let mut ended = 0;
-        for entry in self.lock().values() {
-            if entry.revoked(identities) {
-                entry.end.send_replace(Some((CloseCode::Policy, "revoked")));
-                ended += 1;
-            }
-        }
-        ended
+        let table = self.lock();
+        table
+            .values()
+            .filter(|entry| entry.check(identities))
+            .count()
+    }
+
+    /// The same for one connection; returns whether it was ended.
+    pub(crate) fn sweep_one(&self, id: ConnId, identities: &dyn IdentityProvider) -> bool {
+        let table = self.lock();
+        table.get(&id).is_some_and(|entry| entry.check(identities))
     }
 
     /// Ends every connection; returns how many there were.
@@ -119,6 +122,15 @@ impl Live {
 }
 
 impl Entry {
+    /// Ends the connection if its peer is no more; returns whether it did.
+    fn check(&self, identities: &dyn IdentityProvider) -> bool {
+        let revoked = self.revoked(identities);
+        if revoked {
+            self.end.send_replace(Some((CloseCode::Policy, "revoked")));
+        }
+        revoked
+    }
+
     fn revoked(&self, identities: &dyn IdentityProvider) -> bool {
         let (Some(key), Some(peer)) = (&self.key, &self.peer) else {
             return false;

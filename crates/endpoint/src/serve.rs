@@ -144,9 +144,8 @@ async fn run(
     let peer = auth.identity.as_ref().map(|identity| identity.id.clone());
     let (_guard, mut ended) = shared.live.insert(connection, auth.key, peer.clone());
     // The peer may have been revoked between its lookup and its entry in the table.
-    if peer.is_some() {
-        let revoked = shared.live.sweep(&*shared.identities);
-        (0..revoked).for_each(|_| shared.totals.revoked.add());
+    if shared.live.sweep_one(connection.id(), &*shared.identities) {
+        shared.totals.revoked.add();
     }
     if *shared.stop.borrow() {
         return close(connection, (CloseCode::Shutdown, "shutting down"));

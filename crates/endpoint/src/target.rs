@@ -222,7 +222,7 @@ mod tests {
                 host: ip.map_or(Host::Name(name), Host::Ip),
                 port,
             };
-            prop_assert_eq!(target.to_string().parse::<Target>().as_ref(), Ok(&target));
+            prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target));
         }
 
         #[test]

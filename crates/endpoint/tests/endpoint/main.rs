@@ -1,0 +1,7 @@
+//! The one port over real sockets on loopback.
+
+mod life;
+mod matrix;
+mod refusals;
+mod support;
+mod third_party;

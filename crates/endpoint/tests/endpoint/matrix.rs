@@ -1,0 +1,287 @@
+//! Every kind of TLS client on both carriages of one port, built from the TLS library itself.
+
+use std::sync::Arc;
+
+use alknet_core::{Carriage, PeerKey};
+use alknet_tls::{NodeKey, PeerProof};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{HTTP, Node, WHOAMI};
+
+const SEED: [u8; 32] = [42; 32];
+
+#[derive(Debug)]
+struct Pinned {
+    key: PeerKey,
+    raw: bool,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let proof = PeerProof::from_certificate(end_entity)?;
+        assert_eq!(proof.certificate.is_none(), self.raw);
+        if proof.key != self.key {
+            return Err(Error::General("another key".to_owned()));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = alknet_tls::provider().signature_verification_algorithms;
+        if self.raw {
+            let spki = cert.as_ref().into();
+            return verify_tls13_signature_with_raw_key(message, &spki, dss, &algorithms);
+        }
+        verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        alknet_tls::provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        self.raw
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClientKey {
+    None,
+    Raw,
+    /// Shows one key and signs with another.
+    Stolen,
+    X509,
+}
+
+fn pkcs8(seed: [u8; 32]) -> PrivatePkcs8KeyDer<'static> {
+    let prefix = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+    PrivatePkcs8KeyDer::from([&prefix[..], &seed].concat())
+}
+
+fn spki(key: PeerKey) -> CertificateDer<'static> {
+    let PeerKey::Ed25519(key) = key else {
+        panic!("an Ed25519 key")
+    };
+    PeerKey::ed25519_spki(&key).to_vec().into()
+}
+
+fn raw_key(shown: PeerKey, signing: [u8; 32]) -> Arc<CertifiedKey> {
+    let key = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&pkcs8(signing)).expect("a key");
+    Arc::new(CertifiedKey::new(vec![spki(shown)], key))
+}
+
+pub(crate) fn config(
+    provider: Arc<CryptoProvider>,
+    server: PeerKey,
+    raw: bool,
+    client: ClientKey,
+    alpn: Option<&[u8]>,
+) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned { key: server, raw }));
+    let own = NodeKey::from_seed(&SEED).public();
+    let resolver = |key| Arc::new(AlwaysResolvesClientRawPublicKeys::new(key));
+    let mut config = match client {
+        ClientKey::None => builder.with_no_client_auth(),
+        ClientKey::Raw => builder.with_client_cert_resolver(resolver(raw_key(own, SEED))),
+        ClientKey::Stolen => builder.with_client_cert_resolver(resolver(raw_key(own, [1; 32]))),
+        ClientKey::X509 => {
+            let pair = KeyPair::try_from(&pkcs8(SEED)).expect("a key");
+            let params = CertificateParams::new(vec!["client".to_owned()]).expect("a name");
+            let cert = params.self_signed(&pair).expect("a certificate");
+            builder
+                .with_client_auth_cert(vec![cert.der().clone()], pkcs8(SEED).into())
+                .expect("a certificate")
+        }
+    };
+    config.alpn_protocols = alpn.into_iter().map(<[u8]>::to_vec).collect();
+    config.resumption = Resumption::in_memory_sessions(9);
+    config
+}
+
+async fn over_tcp(port: u16, config: Arc<ClientConfig>) -> std::io::Result<(String, bool)> {
+    let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
+    let name = "test.invalid".try_into().expect("a name");
+    let mut tls = tokio_rustls::TlsConnector::from(config)
+        .connect(name, tcp)
+        .await?;
+    tls.write_all(b"?").await?;
+    let mut answer = String::new();
+    tls.read_to_string(&mut answer).await?;
+    let kind = tls.get_ref().1.handshake_kind();
+    Ok((answer, kind == Some(rustls::HandshakeKind::Resumed)))
+}
+
+async fn over_quic(port: u16, config: Arc<ClientConfig>) -> std::io::Result<String> {
+    let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
+    let connection = endpoint
+        .connect_with(
+            quinn::ClientConfig::new(Arc::new(tls)),
+            ([127, 0, 0, 1], port).into(),
+            "test.invalid",
+        )
+        .expect("a valid configuration")
+        .await?;
+    let (mut send, mut recv) = connection.open_bi().await?;
+    send.write_all(b"?").await?;
+    let answer = recv.read_to_end(999).await.map_err(std::io::Error::other)?;
+    connection.close(0u32.into(), b"");
+    Ok(String::from_utf8(answer).expect("text"))
+}
+
+pub(crate) async fn whoami(
+    carriage: Carriage,
+    port: u16,
+    config: &Arc<ClientConfig>,
+) -> std::io::Result<String> {
+    match carriage {
+        Carriage::Quic => over_quic(port, Arc::clone(config)).await,
+        _ => Ok(over_tcp(port, Arc::clone(config)).await?.0),
+    }
+}
+
+fn classic() -> Arc<CryptoProvider> {
+    let mut provider = (*alknet_tls::provider()).clone();
+    provider
+        .kx_groups
+        .retain(|group| group.name() == rustls::NamedGroup::X25519);
+    Arc::new(provider)
+}
+
+/// Three kinds of client key, two kinds of server key, two carriages, with a ClientHello of two
+/// packets and of one: the same key is the same peer everywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_client_is_served_on_one_port() {
+    let node = Node::start();
+    let own = NodeKey::from_seed(&SEED).public();
+    node.peers.add(own, "tester");
+    for provider in [alknet_tls::provider(), classic()] {
+        for raw in [true, false] {
+            for client in [ClientKey::None, ClientKey::Raw, ClientKey::X509] {
+                let server = node.key.public();
+                let config = config(Arc::clone(&provider), server, raw, client, Some(WHOAMI));
+                let config = Arc::new(config);
+                let expected = match client {
+                    ClientKey::None => "no key nobody\n".to_owned(),
+                    _ => format!("{own} tester\n"),
+                };
+                for carriage in crate::support::CARRIAGES {
+                    let answer = whoami(carriage, node.server.port(), &config).await;
+                    let case = format!("raw server {raw}, client {client:?}, {carriage}");
+                    assert_eq!(answer.expect(&case), expected, "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_public_key_is_worth_nothing() {
+    let node = Node::start();
+    node.peers.add(NodeKey::from_seed(&SEED).public(), "admin");
+    let provider = alknet_tls::provider();
+    let server = node.key.public();
+    let config = config(provider, server, true, ClientKey::Stolen, Some(WHOAMI));
+    let config = Arc::new(config);
+    for (n, carriage) in crate::support::CARRIAGES.into_iter().enumerate() {
+        assert!(whoami(carriage, node.server.port(), &config).await.is_err());
+        let counters = node.server.counters();
+        assert_eq!(counters.handshakes_failed, n as u64 + 1);
+        assert_eq!(counters.connections_quic + counters.connections_tcp, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_session_is_looked_up_again() {
+    let node = Node::start();
+    let own = NodeKey::from_seed(&SEED).public();
+    node.peers.add(own, "tester");
+    let provider = alknet_tls::provider();
+    let server = node.key.public();
+    let config = Arc::new(config(provider, server, true, ClientKey::Raw, Some(WHOAMI)));
+    let port = node.server.port();
+    let first = over_tcp(port, Arc::clone(&config))
+        .await
+        .expect("a session");
+    assert_eq!(first, (format!("{own} tester\n"), false));
+    let second = over_tcp(port, Arc::clone(&config))
+        .await
+        .expect("a session");
+    assert_eq!(second, (format!("{own} tester\n"), true));
+    node.peers.remove(&own);
+    let third = over_tcp(port, Arc::clone(&config))
+        .await
+        .expect("a session");
+    assert_eq!(third, (format!("{own} nobody\n"), true));
+}
+
+/// A browser would show a certificate picker.
+#[tokio::test(flavor = "multi_thread")]
+async fn web_clients_are_not_asked_for_a_certificate() {
+    let node = Node::start();
+    for (alpn, expected) in [
+        (HTTP, "no key nobody\n".to_owned()),
+        (WHOAMI, {
+            format!("{} nobody\n", NodeKey::from_seed(&SEED).public())
+        }),
+    ] {
+        let provider = alknet_tls::provider();
+        let server = node.key.public();
+        let config = Arc::new(config(provider, server, false, ClientKey::X509, Some(alpn)));
+        for carriage in crate::support::CARRIAGES {
+            let answer = whoami(carriage, node.server.port(), &config).await;
+            assert_eq!(answer.expect("an answer"), expected);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_alpn_finds_no_handler() {
+    let node = Node::start();
+    let provider = alknet_tls::provider();
+    let server = node.key.public();
+    let config = Arc::new(config(provider, server, false, ClientKey::None, None));
+    let answer = whoami(Carriage::Tcp, node.server.port(), &config).await;
+    assert_eq!(answer.expect("a clean end"), "");
+    assert_eq!(node.server.counters().no_handler, 1);
+    assert!(
+        whoami(Carriage::Quic, node.server.port(), &config)
+            .await
+            .is_err()
+    );
+}

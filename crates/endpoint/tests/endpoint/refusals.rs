@@ -1,0 +1,224 @@
+//! What does not get in, and what is said about it.
+
+use std::time::Duration;
+
+use alknet_core::Carriage;
+use alknet_endpoint::{DialError, Dialer, Limits, Target};
+use alknet_tls::NodeKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{CARRIAGES, ECHO, HUNG, KNOWN, Node, PANIC, TCP_ONLY, ask, code, works};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_pin_names_both_keys() {
+    let node = Node::start();
+    let other = NodeKey::generate().expect("a key").public();
+    let mut target = node.target();
+    target.pins = vec![other];
+    let dialer = Dialer::new(None);
+    for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Both] {
+        match dialer.dial_over(carriage, &target, ECHO).await {
+            Err(DialError::PinMismatch(mismatch)) => {
+                assert_eq!(mismatch.expected, [other]);
+                assert_eq!(mismatch.got, node.key.public());
+            }
+            result => panic!("{carriage}: {result:?}"),
+        }
+    }
+    // One right key among several is enough.
+    target.pins.push(node.key.public());
+    dialer.dial(&target, ECHO).await.expect("dial");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_protocol_is_named() {
+    let node = Node::start();
+    let dialer = Dialer::new(None);
+    for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Both] {
+        let result = dialer
+            .dial_over(carriage, &node.target(), b"alknet/none")
+            .await;
+        assert!(
+            matches!(&result, Err(DialError::NoProtocol { alpn, .. }) if alpn == "alknet/none"),
+            "{carriage}: {result:?}"
+        );
+    }
+    let quic = dialer
+        .dial_over(Carriage::Quic, &node.target(), TCP_ONLY)
+        .await;
+    assert!(
+        matches!(quic, Err(DialError::NoProtocol { .. })),
+        "{quic:?}"
+    );
+    let either = dialer.dial(&node.target(), TCP_ONLY).await.expect("TCP");
+    assert_eq!(either.carriage(), Carriage::Tcp);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_there_and_nobody_trusted() {
+    let key = NodeKey::generate().expect("a key").public();
+    let dialer = Dialer::new(None);
+    // Port 1 of loopback: nobody listens.
+    let target: Target = format!("{key}@127.0.0.1:1").parse().expect("a target");
+    let result = dialer.dial_over(Carriage::Tcp, &target, ECHO).await;
+    assert!(
+        matches!(result, Err(DialError::Unreachable { .. })),
+        "{result:?}"
+    );
+    let target: Target = "127.0.0.1:1".parse().expect("a target");
+    let result = dialer.dial(&target, ECHO).await;
+    assert!(
+        matches!(result, Err(DialError::UnknownPeer { .. })),
+        "{result:?}"
+    );
+}
+
+/// A public name needs a public certificate, whatever the node holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_without_a_pin_needs_a_public_certificate() {
+    let node = Node::start();
+    let target: Target = format!("localhost:{}", node.server.port())
+        .parse()
+        .expect("a target");
+    let dialer = Dialer::new(None);
+    for carriage in CARRIAGES {
+        let result = dialer.dial_over(carriage, &target, ECHO).await;
+        assert!(
+            matches!(result, Err(DialError::Certificate { .. })),
+            "{result:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_keys_and_no_key_are_closed_with_code_1() {
+    let node = Node::start();
+    let stranger = Dialer::new(Some(NodeKey::generate().expect("a key")));
+    for dialer in [stranger, Dialer::new(None)] {
+        let connection = dialer
+            .dial_over(Carriage::Quic, &node.target(), KNOWN)
+            .await
+            .expect("the handshake succeeds");
+        assert_eq!(code(&connection).await, Some(1));
+        let connection = dialer
+            .dial_over(Carriage::Tcp, &node.target(), KNOWN)
+            .await
+            .expect("the handshake succeeds");
+        assert_ne!(ask(&connection, b"?").await.unwrap_or_default(), "?");
+    }
+    assert_eq!(node.server.counters().policy_refusals, 4);
+    let (friend, _) = node.peer("friend");
+    for carriage in CARRIAGES {
+        let connection = friend.dial_over(carriage, &node.target(), KNOWN).await;
+        let connection = connection.expect("dial");
+        assert_eq!(ask(&connection, b"?").await.expect("echo"), "?");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panicking_handler_ends_its_connection_only() {
+    let node = Node::start();
+    let dialer = Dialer::new(None);
+    let echo = dialer.dial(&node.target(), ECHO).await.expect("dial");
+    let broken = dialer
+        .dial_over(Carriage::Quic, &node.target(), PANIC)
+        .await
+        .expect("dial");
+    assert_eq!(code(&broken).await, Some(7));
+    assert_eq!(node.server.counters().handler_panics, 1);
+    assert_eq!(ask(&echo, b"still here").await.expect("echo"), "still here");
+}
+
+/// Five hundred connections from the caller's own address that never finish their handshake, some
+/// silent and some in the middle of a ClientHello.
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_handshakes_disturb_nobody() {
+    let node = Node::with_limits(Limits {
+        handshake_timeout: HUNG,
+        ..Limits::default()
+    });
+    let mut silent = Vec::new();
+    for i in 0..500 {
+        let address = ("127.0.0.1", node.server.port());
+        let mut tcp = TcpStream::connect(address).await.expect("connect");
+        if i % 2 == 0 {
+            tcp.write_all(&[22, 3, 1, 2, 0, 1, 0]).await.expect("write");
+        }
+        silent.push(tcp);
+    }
+    let dialer = Dialer::new(None);
+    for carriage in CARRIAGES {
+        works(&node, &dialer, carriage).await;
+    }
+    assert!(node.server.health().await.ok);
+    assert!(node.server.counters().handshakes_evicted >= 500 - 64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfinished_handshake_is_ended_in_time() {
+    let node = Node::with_limits(Limits {
+        handshake_timeout: Duration::from_millis(50),
+        ..Limits::default()
+    });
+    let address = ("127.0.0.1", node.server.port());
+    let mut tcp = TcpStream::connect(address).await.expect("connect");
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(HUNG, tcp.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok());
+    assert_eq!(node.server.counters().handshakes_timeout, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_answered_with_an_alert() {
+    let node = Node::start();
+    let address = ("127.0.0.1", node.server.port());
+    let mut tcp = TcpStream::connect(address).await.expect("connect");
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .expect("write");
+    let mut answer = Vec::new();
+    // A reset may overtake the end; what counts is the alert record before it.
+    let _ = tcp.read_to_end(&mut answer).await;
+    assert_eq!(answer.first(), Some(&21));
+}
+
+/// QUIC clients past the limit are asked for proof of their address, give it, and are served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_proves_its_addresses() {
+    let node = Node::with_limits(Limits {
+        unvalidated_handshakes_max: 0,
+        ..Limits::default()
+    });
+    works(&node, &Dialer::new(None), Carriage::Quic).await;
+    assert_eq!(node.server.counters().handshakes_retried, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_have_their_codes() {
+    let node = Node::with_limits(Limits {
+        per_peer_max: 1,
+        ..Limits::default()
+    });
+    let (dialer, _) = node.peer("busy");
+    let first = dialer.dial_over(Carriage::Quic, &node.target(), ECHO).await;
+    let first = first.expect("dial");
+    assert_eq!(ask(&first, b"1").await.expect("echo"), "1");
+    let second = dialer.dial_over(Carriage::Quic, &node.target(), ECHO).await;
+    assert_eq!(code(&second.expect("dial")).await, Some(2));
+    assert_eq!(ask(&first, b"2").await.expect("echo"), "2");
+
+    let node = Node::with_limits(Limits {
+        connections_max: 0,
+        ..Limits::default()
+    });
+    for carriage in CARRIAGES {
+        let result = Dialer::new(None)
+            .dial_over(carriage, &node.target(), ECHO)
+            .await;
+        assert!(
+            matches!(result, Err(DialError::Refused { .. })),
+            "{result:?}"
+        );
+    }
+}

@@ -1,0 +1,257 @@
+//! A node with small test protocols, and the peers it knows.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alknet_core::{
+    AlpnSpec, AuthContext, AuthNeed, AuthToken, BoxFuture, Carriage, CloseReason, Connection,
+    HandlerError, HandlerRegistry, Identity, IdentityKind, IdentityProvider, PeerKey,
+    ProtocolHandler, RecvStream, SendStream,
+};
+use alknet_endpoint::{Dialer, Limits, Server, ServerOptions, Target};
+use alknet_tls::NodeKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+/// Repeats every stream back once it has ended.
+pub(crate) const ECHO: &[u8] = b"alknet/echo";
+/// Repeats every stream back, for known keys only.
+pub(crate) const KNOWN: &[u8] = b"alknet/known";
+/// Panics.
+pub(crate) const PANIC: &[u8] = b"alknet/panic";
+/// Is offered on TCP only.
+pub(crate) const TCP_ONLY: &[u8] = b"alknet/tcp-only";
+/// Answers the first bytes of each stream with the client's key and peer id.
+pub(crate) const WHOAMI: &[u8] = b"alknet/whoami";
+/// The same for browsers.
+pub(crate) const HTTP: &[u8] = b"h2";
+
+/// How long anything may take before a test calls it hung.
+pub(crate) const HUNG: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(crate) struct Peers {
+    known: Mutex<HashMap<PeerKey, Arc<Identity>>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Peers {
+    pub(crate) fn add(&self, key: PeerKey, id: &str) {
+        let identity = Identity {
+            id: id.parse().expect("a peer id"),
+            kind: IdentityKind::Peer,
+            scopes: ["*"].into_iter().collect(),
+            resources: Default::default(),
+            generation: 1,
+        };
+        self.known
+            .lock()
+            .expect("no test panics here")
+            .insert(key, Arc::new(identity));
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    pub(crate) fn remove(&self, key: &PeerKey) {
+        self.known.lock().expect("no test panics here").remove(key);
+        self.changed.send_modify(|n| *n += 1);
+    }
+}
+
+impl IdentityProvider for Peers {
+    fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
+        self.known
+            .lock()
+            .expect("no test panics here")
+            .get(key)
+            .cloned()
+    }
+
+    fn by_token(&self, _token: &AuthToken) -> Option<Arc<Identity>> {
+        None
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+struct Echo(Vec<AlpnSpec>);
+
+async fn echo(mut send: SendStream, mut recv: RecvStream) {
+    while let Ok(Some(chunk)) = recv.read_chunk(usize::MAX).await {
+        if send.write_chunk(chunk).await.is_err() {
+            return;
+        }
+    }
+    let _ = send.finish();
+}
+
+impl ProtocolHandler for Echo {
+    fn alpns(&self) -> &[AlpnSpec] {
+        &self.0
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        connection: Connection,
+        _auth: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        Box::pin(async move {
+            while let Ok((send, recv)) = connection.accept_bi().await {
+                echo(send, recv).await;
+            }
+            Ok(())
+        })
+    }
+}
+
+struct Panic([AlpnSpec; 1]);
+
+impl ProtocolHandler for Panic {
+    fn alpns(&self) -> &[AlpnSpec] {
+        &self.0
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        _connection: Connection,
+        _auth: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        panic!("as asked")
+    }
+}
+
+struct Whoami([AlpnSpec; 2]);
+
+impl ProtocolHandler for Whoami {
+    fn alpns(&self) -> &[AlpnSpec] {
+        &self.0
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        connection: Connection,
+        auth: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        Box::pin(async move {
+            let key = auth
+                .key
+                .map_or_else(|| "no key".to_owned(), |key| key.to_string());
+            let peer = auth
+                .identity
+                .map_or_else(|| "nobody".to_owned(), |i| i.id.to_string());
+            while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+                if let Ok(Some(_)) = recv.read_chunk(99).await {
+                    send.write_chunk(format!("{key} {peer}\n").into())
+                        .await
+                        .ok();
+                    send.finish().ok();
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn spec(id: &'static [u8], auth: AuthNeed, carriage: Carriage) -> AlpnSpec {
+    AlpnSpec {
+        auth,
+        carriage,
+        ..AlpnSpec::new(id)
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) server: Server,
+    pub(crate) key: NodeKey,
+    pub(crate) peers: Arc<Peers>,
+}
+
+impl Node {
+    pub(crate) fn start() -> Self {
+        Self::with_limits(Limits::default())
+    }
+
+    pub(crate) fn with_limits(limits: Limits) -> Self {
+        let mut registry = HandlerRegistry::new();
+        let both = Carriage::Both;
+        let echo = vec![
+            spec(ECHO, AuthNeed::Late, both),
+            spec(KNOWN, AuthNeed::Tls, both),
+            spec(TCP_ONLY, AuthNeed::Open, Carriage::Tcp),
+        ];
+        let whoami = [
+            spec(WHOAMI, AuthNeed::Late, both),
+            spec(HTTP, AuthNeed::Late, both),
+        ];
+        let panics = [spec(PANIC, AuthNeed::Open, both)];
+        registry.register(Arc::new(Echo(echo))).expect("register");
+        registry
+            .register(Arc::new(Whoami(whoami)))
+            .expect("register");
+        registry
+            .register(Arc::new(Panic(panics)))
+            .expect("register");
+        let key = NodeKey::generate().expect("a key");
+        let peers = Arc::new(Peers::default());
+        let options = ServerOptions {
+            port: 0,
+            limits,
+            ..ServerOptions::default()
+        };
+        let server =
+            Server::bind(options, &key, registry, Arc::clone(&peers) as _).expect("a free port");
+        Self { server, key, peers }
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        let target: Target = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port())
+            .parse()
+            .expect("a target");
+        target.with_pins([self.key.public()])
+    }
+
+    /// A dialer whose key the node knows as `id`.
+    pub(crate) fn peer(&self, id: &str) -> (Dialer, PeerKey) {
+        let key = NodeKey::generate().expect("a key");
+        self.peers.add(key.public(), id);
+        (Dialer::new(Some(key.clone())), key.public())
+    }
+}
+
+pub(crate) async fn stream(connection: &Connection) -> (SendStream, RecvStream) {
+    if connection.is_multi() {
+        connection.open_bi().await.expect("open")
+    } else {
+        connection.accept_bi().await.expect("the one stream")
+    }
+}
+
+/// Sends `text` on a stream and reads everything that comes back.
+pub(crate) async fn ask(connection: &Connection, text: &[u8]) -> std::io::Result<String> {
+    let (mut send, mut recv) = stream(connection).await;
+    send.write_all(text).await?;
+    send.shutdown().await?;
+    let mut answer = String::new();
+    recv.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+pub(crate) async fn works(node: &Node, dialer: &Dialer, carriage: Carriage) {
+    let connection = dialer
+        .dial_over(carriage, &node.target(), ECHO)
+        .await
+        .expect("dial");
+    assert_eq!(ask(&connection, b"ping").await.expect("echo"), "ping");
+}
+
+pub(crate) async fn code(connection: &Connection) -> Option<u64> {
+    match tokio::time::timeout(HUNG, connection.closed()).await {
+        Ok(CloseReason::Peer(code, _)) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
