@@ -1,1 +1,27 @@
+//! What tests of the booted appliance share: the built image, a command line with keys of its own,
+//! and nodes on machines and on this host.
 //!
+//! ```no_run
+//! use alknet_tests::{Bench, Boot};
+//!
+//! let bench = Bench::new();
+//! let node = bench.machine(Boot::MicrovmErofs).boot();
+//! let info = node.call("node/info", &serde_json::json!({}));
+//! assert_eq!(info["name"], "alknet");
+//! node.end();
+//! ```
+//!
+//! Everything here panics when it fails: a test has nothing better to do, and the message carries
+//! the console.
+
+mod bench;
+mod cli;
+mod host;
+mod image;
+mod node;
+
+pub use bench::Bench;
+pub use cli::{Answer, Cli, Stream};
+pub use host::HostNode;
+pub use image::Image;
+pub use node::{Boot, Machine, Node, READY};

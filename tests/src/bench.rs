@@ -1,0 +1,103 @@
+//! What belongs to one test and is gone with it.
+
+use std::path::{Path, PathBuf};
+
+use alknet_image::{Form, Role};
+
+use crate::cli::Cli;
+use crate::host::HostNode;
+use crate::image::Image;
+use crate::node::{Boot, Machine};
+
+/// Size of a test's data disk; sparse.
+const DATA_BYTES: u64 = 1 << 30;
+
+/// A folder, an administrator with a key of its own, and disks that outlive a machine.
+#[derive(Debug)]
+pub struct Bench {
+    folder: tempfile::TempDir,
+    admin: Cli,
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Bench {
+    /// A fresh bench.
+    ///
+    /// # Panics
+    /// The temporary directory cannot be written.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let admin = Cli::new(folder.path().join("admin"));
+        Self { folder, admin }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The administrator.
+    pub fn admin(&self) -> &Cli {
+        &self.admin
+    }
+
+    /// Somebody else, with a key of their own.
+    pub fn somebody(&self, name: &str) -> Cli {
+        Cli::new(self.path().join(name))
+    }
+
+    /// A machine that boots the image, administered by [`admin`](Self::admin), with QEMU's network
+    /// and, unless changed, with this bench's data disk.
+    pub fn machine(&self, boot: Boot) -> Machine<'_> {
+        Machine::new(self, boot)
+    }
+
+    /// The node on this host.
+    pub fn host(&self) -> HostNode {
+        HostNode::start(&self.path().join("host"), &self.admin)
+    }
+
+    /// The data disk, blank at first.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn data(&self) -> PathBuf {
+        self.disk("data", DATA_BYTES)
+    }
+
+    /// A disk of `bytes`, blank at first.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn disk(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.path().join(format!("{name}.raw"));
+        if !path.exists() {
+            alknet_qemu::blank(&path, bytes).unwrap_or_else(|error| panic!("{error}"));
+        }
+        path
+    }
+
+    /// This bench's copy of the raw image, grown as a disk larger than the image would be.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn raw(&self) -> PathBuf {
+        let path = self.path().join("raw.raw");
+        if !path.exists() {
+            let image = Image::get().file(Form::Raw, Role::Disk);
+            alknet_qemu::copy(&image, &path).unwrap_or_else(|error| panic!("{error}"));
+            grow(&path, DATA_BYTES).expect("the file is ours");
+        }
+        path
+    }
+}
+
+fn grow(path: &Path, by: u64) -> std::io::Result<()> {
+    let file = std::fs::File::options().write(true).open(path)?;
+    file.set_len(file.metadata()?.len() + by)
+}

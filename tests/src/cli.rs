@@ -1,0 +1,164 @@
+//! The command line, as people and scripts use it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::image::binary;
+
+/// Longest wait for one call, in seconds. Generous: guests run translated and on busy hosts.
+const CALL_SECONDS: &str = "120";
+
+/// The binary with a state directory of its own.
+#[derive(Clone, Debug)]
+pub struct Cli {
+    state: PathBuf,
+}
+
+/// What a command said.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Exit status, see `alknet --help`; -1 when a signal ended it.
+    pub status: i32,
+    /// Standard output.
+    pub output: String,
+    /// Standard error.
+    pub errors: String,
+}
+
+impl Answer {
+    /// The JSON on standard output.
+    ///
+    /// # Panics
+    /// The command failed or said something else.
+    pub fn json(&self) -> Value {
+        assert_eq!(self.status, 0, "{self:?}");
+        serde_json::from_str(&self.output).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The error's code: `FORBIDDEN`, `NOT_FOUND` ….
+    ///
+    /// # Panics
+    /// The command succeeded.
+    pub fn code(&self) -> String {
+        assert_ne!(self.status, 0, "{self:?}");
+        let value: Value = serde_json::from_str(self.errors.trim()).unwrap_or_default();
+        let code = value.pointer("/error/code").or_else(|| value.get("code"));
+        code.and_then(Value::as_str)
+            .map_or_else(|| self.errors.clone(), str::to_owned)
+    }
+}
+
+impl Cli {
+    /// With its state in `state`.
+    pub fn new(state: PathBuf) -> Self {
+        Self { state }
+    }
+
+    /// Directory of its key.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Its public key, `ed25519:…`.
+    ///
+    /// # Panics
+    /// The command failed.
+    pub fn identity(&self) -> String {
+        let answer = self.run(self.command(&["identity"]));
+        let identity = answer.json()["identity"].as_str().map(str::to_owned);
+        identity.unwrap_or_else(|| panic!("no identity: {answer:?}"))
+    }
+
+    /// Calls an operation of `target`; `more` are further arguments, `--carriage tcp`.
+    pub fn call(&self, target: &str, operation: &str, input: &Value, more: &[&str]) -> Answer {
+        let mut command = self.command(&["call", "--timeout", CALL_SECONDS]);
+        command
+            .args(more)
+            .args([target, operation, &input.to_string()]);
+        self.run(command)
+    }
+
+    /// Subscribes to an operation of `target`.
+    ///
+    /// # Panics
+    /// The command cannot be started.
+    pub fn subscribe(&self, target: &str, operation: &str, input: &Value) -> Stream {
+        let mut command = self.command(&["call", "--timeout", CALL_SECONDS]);
+        command
+            .args([target, operation, &input.to_string()])
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the binary can be started");
+        let lines = BufReader::new(child.stdout.take().expect("it was asked for above"));
+        Stream { child, lines }
+    }
+
+    /// The binary with a verb and `--json`, and this state.
+    pub fn command(&self, verb: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .args(verb)
+            .arg("--json")
+            .arg("--state")
+            .arg(&self.state)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn run(&self, mut command: Command) -> Answer {
+        let output = command.output().expect("the binary can be started");
+        Answer {
+            status: output.status.code().unwrap_or(-1),
+            output: String::from_utf8_lossy(&output.stdout).into_owned(),
+            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Events of a subscription, one JSON value a line. It is cancelled when dropped.
+#[derive(Debug)]
+pub struct Stream {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Stream {
+    /// Ends it as Ctrl-C does, and returns the exit status.
+    ///
+    /// # Panics
+    /// It is no child of ours any more.
+    pub fn interrupt(mut self) -> i32 {
+        use nix::sys::signal::{Signal, kill};
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        kill(pid, Signal::SIGINT).expect("the child was not waited for yet");
+        self.child
+            .wait()
+            .expect("it is our child")
+            .code()
+            .unwrap_or(-1)
+    }
+}
+
+impl Iterator for Stream {
+    type Item = Value;
+
+    /// The next event; `None` when the stream ended.
+    fn next(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        let read = self.lines.read_line(&mut line).ok()?;
+        (read > 0).then(|| serde_json::from_str(&line).unwrap_or(Value::String(line)))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

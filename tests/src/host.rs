@@ -1,0 +1,78 @@
+//! The node on this host: `alknet serve`.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use serde_json::Value;
+
+use crate::cli::Cli;
+
+/// A node served by the binary itself. It is ended when dropped.
+#[derive(Debug)]
+pub struct HostNode {
+    child: Child,
+    target: String,
+    admin: Cli,
+    state: PathBuf,
+}
+
+impl HostNode {
+    /// Starts it on a free port of 127.0.0.1 with its state in `state`.
+    ///
+    /// # Panics
+    /// It does not say that it serves.
+    pub fn start(state: &Path, admin: &Cli) -> Self {
+        let node = Cli::new(state.to_owned());
+        let mut command = node.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
+        command
+            .args(["--admin", &admin.identity()])
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the binary can be started");
+        let mut line = String::new();
+        let output = child.stdout.take().expect("it was asked for above");
+        BufReader::new(output)
+            .read_line(&mut line)
+            .expect("it says where it serves");
+        let value: Value = serde_json::from_str(&line).unwrap_or_default();
+        let target = value["target"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no target: {line:?}"));
+        Self {
+            child,
+            target: target.to_owned(),
+            admin: admin.clone(),
+            state: state.to_owned(),
+        }
+    }
+
+    /// As the command line takes it.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Calls an operation as administrator.
+    ///
+    /// # Panics
+    /// The call fails.
+    pub fn call(&self, operation: &str, input: &Value) -> Value {
+        self.admin.call(&self.target, operation, input, &[]).json()
+    }
+}
+
+impl Drop for HostNode {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

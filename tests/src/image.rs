@@ -1,0 +1,71 @@
+//! The image and the binary under test, built by `cargo xtask test`.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use alknet_image::{Form, Manifest, Role};
+
+/// Folder of the image; its `manifest.json` names everything in it.
+const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
+
+/// The binary.
+const BINARY_VARIABLE: &str = "ALKNET_TEST_BIN";
+
+/// A built image.
+#[derive(Debug)]
+pub struct Image {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+impl Image {
+    /// The image under test.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn get() -> &'static Self {
+        static IMAGE: OnceLock<Image> = OnceLock::new();
+        IMAGE.get_or_init(|| {
+            let folder = PathBuf::from(variable(IMAGE_VARIABLE));
+            let manifest = Manifest::read(&folder).unwrap_or_else(|error| panic!("{error}"));
+            Self { folder, manifest }
+        })
+    }
+
+    /// The file that plays `role` in `form`.
+    ///
+    /// # Panics
+    /// It was not built.
+    pub fn file(&self, form: Form, role: Role) -> PathBuf {
+        let path = self.manifest.path(&self.folder, form, role);
+        path.unwrap_or_else(|| panic!("the {form} image has no {role:?}; run `cargo xtask test`"))
+    }
+
+    /// The kernel command line of `form`.
+    pub fn command_line(&self, form: Form) -> &str {
+        self.manifest.cmdline(form).unwrap_or_default()
+    }
+
+    /// What is known about the build.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// The binary under test.
+///
+/// # Panics
+/// There is none.
+pub(crate) fn binary() -> PathBuf {
+    variable(BINARY_VARIABLE).into()
+}
+
+fn variable(name: &str) -> std::ffi::OsString {
+    std::env::var_os(name)
+        .unwrap_or_else(|| panic!("{name} is not set; run these tests with `cargo xtask test`"))
+}

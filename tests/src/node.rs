@@ -1,0 +1,322 @@
+//! A node on a machine.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use alknet_call::{ALPN, CallClient, CallConnection};
+use alknet_endpoint::{Dialer, Target};
+use alknet_image::{Form, Role};
+use alknet_qemu::{Disk, Exit, MachineKind, Mark, Nic, Vm, VmBuilder};
+use alknet_tls::NodeKey;
+use serde_json::Value;
+
+use crate::bench::Bench;
+use crate::cli::{Answer, Cli, Stream};
+use crate::image::Image;
+
+/// What PID 1 prints once the port is served: host name, identity, port.
+pub const READY: &str = "alknet: ready ";
+
+/// Longest wait from power-on to served, on a processor that runs guests itself.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Longest wait from the power button to power off.
+const OFF_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where provisioning finds its document, and where fault injection is switched on.
+const CONFIG_FILE: &str = "opt/org.alknet/node";
+const FAULTS_FILE: &str = "opt/org.alknet/test-faults";
+
+/// How the image is booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// The erofs root on microvm.
+    MicrovmErofs,
+    /// The initramfs on an ordinary PC.
+    Q35Initramfs,
+    /// The raw disk on an ordinary PC with UEFI. Its data partition is on the same disk.
+    UefiRaw,
+}
+
+/// A machine that is being put together.
+#[derive(Debug)]
+#[must_use]
+pub struct Machine<'a> {
+    bench: &'a Bench,
+    boot: Boot,
+    vm: VmBuilder,
+    config: String,
+    command_line: String,
+    data: Option<Disk>,
+    nics: Vec<Nic>,
+}
+
+impl<'a> Machine<'a> {
+    pub(crate) fn new(bench: &'a Bench, boot: Boot) -> Self {
+        let kind = match boot {
+            Boot::MicrovmErofs => MachineKind::Microvm,
+            Boot::Q35Initramfs => MachineKind::Q35,
+            Boot::UefiRaw => MachineKind::Q35Uefi,
+        };
+        let form = match boot {
+            Boot::MicrovmErofs => Form::Erofs,
+            Boot::Q35Initramfs | Boot::UefiRaw => Form::Direct,
+        };
+        let mut command_line = Image::get().command_line(form).to_owned();
+        if boot == Boot::MicrovmErofs {
+            // A reset is all that ends this machine, and without ACPI only a triple fault resets.
+            command_line += " reboot=t";
+        }
+        Self {
+            bench,
+            boot,
+            vm: vm_of(kind),
+            config: config(&bench.admin().identity()),
+            command_line,
+            data: (boot != Boot::UefiRaw).then(|| Disk::file(bench.data()).data()),
+            nics: vec![],
+        }
+    }
+
+    /// Changes anything about the machine itself.
+    pub fn with(mut self, change: impl FnOnce(VmBuilder) -> VmBuilder) -> Self {
+        self.vm = change(self.vm);
+        self
+    }
+
+    /// Replaces the configuration given by fw_cfg; empty gives none.
+    pub fn config(mut self, toml: impl Into<String>) -> Self {
+        self.config = toml.into();
+        self
+    }
+
+    /// Adds to the configuration: `[[network]]` and what else stands at the top level.
+    pub fn configured(mut self, toml: &str) -> Self {
+        self.config = format!("{}\n{toml}", self.config);
+        self
+    }
+
+    /// Adds to the kernel's command line.
+    pub fn append(mut self, words: &str) -> Self {
+        self.command_line = format!("{} {words}", self.command_line);
+        self
+    }
+
+    /// Replaces the data disk; `None` leaves it out.
+    pub fn data(mut self, disk: Option<Disk>) -> Self {
+        self.data = disk;
+        self
+    }
+
+    /// Adds a card, instead of the one on QEMU's network.
+    pub fn nic(mut self, nic: Nic) -> Self {
+        self.nics.push(nic);
+        self
+    }
+
+    /// Switches `node/fault` on.
+    pub fn faults(self) -> Self {
+        self.with(|vm| vm.fw_cfg(FAULTS_FILE, "1"))
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Panics
+    /// QEMU does not start.
+    pub fn start(self) -> Vm {
+        let vm = self.into_builder();
+        vm.start().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Starts it and waits until the port is served.
+    ///
+    /// # Panics
+    /// It is not served in time.
+    pub fn boot(self) -> Node {
+        let (admin, boot) = (self.bench.admin().clone(), self.boot);
+        Node::new(self.start(), boot, admin)
+    }
+
+    fn into_builder(self) -> VmBuilder {
+        let image = Image::get();
+        let direct = |vm: VmBuilder, form, role| {
+            vm.kernel(image.file(form, role))
+                .append(self.command_line.as_str())
+        };
+        let mut vm = match self.boot {
+            Boot::MicrovmErofs => direct(self.vm, Form::Erofs, Role::Vmlinux)
+                .disk(Disk::file(image.file(Form::Erofs, Role::Root)).read_only()),
+            Boot::Q35Initramfs => direct(self.vm, Form::Direct, Role::Kernel)
+                .initrd(image.file(Form::Direct, Role::Initrd)),
+            Boot::UefiRaw => self.vm.disk(Disk::file(self.bench.raw())),
+        };
+        if let Some(disk) = self.data {
+            vm = vm.disk(disk);
+        }
+        if !self.config.is_empty() {
+            vm = vm.fw_cfg(CONFIG_FILE, self.config);
+        }
+        if self.nics.is_empty() {
+            return vm.nic(Nic::user());
+        }
+        self.nics.into_iter().fold(vm, VmBuilder::nic)
+    }
+}
+
+/// A node that serves.
+#[derive(Debug)]
+pub struct Node {
+    vm: Vm,
+    boot: Boot,
+    admin: Cli,
+    identity: String,
+    address: Option<SocketAddr>,
+}
+
+impl Node {
+    /// Waits until the machine serves.
+    ///
+    /// # Panics
+    /// It is not served in time.
+    pub fn new(vm: Vm, boot: Boot, admin: Cli) -> Self {
+        let address = vm.address();
+        let mut node = Self {
+            vm,
+            boot,
+            admin,
+            identity: String::new(),
+            address,
+        };
+        node.wait_ready(Mark::default());
+        node
+    }
+
+    /// Waits until the machine says after `mark` that it serves, and reads who it is.
+    ///
+    /// # Panics
+    /// It does not say so in time.
+    pub fn wait_ready(&mut self, mark: Mark) {
+        let wait = |mark, needle| self.vm.wait_for_after(mark, needle, READY_WITHIN);
+        let ready = wait(mark, READY).and_then(|ready| wait(ready, " port ").map(|_| ready));
+        let ready = ready.unwrap_or_else(|error| panic!("{error}"));
+        let text = self.vm.console().since(ready);
+        let identity = text
+            .split_whitespace()
+            .find(|word| word.starts_with("ed25519:"));
+        self.identity = identity
+            .unwrap_or_else(|| panic!("no identity: {text}"))
+            .to_owned();
+    }
+
+    /// The machine.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The machine.
+    pub fn vm_mut(&mut self) -> &mut Vm {
+        &mut self.vm
+    }
+
+    /// The node's key, `ed25519:…`.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// The host's end of the node's port.
+    ///
+    /// # Panics
+    /// No card forwards it and [`reach`](Self::reach) was not called.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+            .expect("a card forwards the port, or the test says how to reach the node")
+    }
+
+    /// Reaches the node at this address of the host from now on.
+    pub fn reach(&mut self, address: SocketAddr) {
+        self.address = Some(address);
+    }
+
+    /// As the command line takes it.
+    pub fn target(&self) -> String {
+        format!("{}@{}", self.identity, self.address())
+    }
+
+    /// Calls an operation as administrator, by the command line.
+    ///
+    /// # Panics
+    /// The call fails.
+    pub fn call(&self, operation: &str, input: &Value) -> Value {
+        let answer = self.try_call(operation, input, &[]);
+        assert_eq!(
+            answer.status,
+            0,
+            "{operation}: {answer:?}\n{}",
+            self.vm.report()
+        );
+        answer.json()
+    }
+
+    /// Calls an operation as administrator; `more` are further arguments, `--carriage tcp`.
+    pub fn try_call(&self, operation: &str, input: &Value, more: &[&str]) -> Answer {
+        self.admin.call(&self.target(), operation, input, more)
+    }
+
+    /// Subscribes to an operation as administrator.
+    pub fn subscribe(&self, operation: &str, input: &Value) -> Stream {
+        self.admin.subscribe(&self.target(), operation, input)
+    }
+
+    /// `node/info`.
+    pub fn info(&self) -> Value {
+        self.call("node/info", &Value::Null)
+    }
+
+    /// Connects with the client library, as administrator. Keep the dialer while the connection is
+    /// used.
+    ///
+    /// # Errors
+    /// The node cannot be reached or refuses.
+    pub async fn client(&self) -> anyhow::Result<(Dialer, CallConnection)> {
+        let (key, _) = NodeKey::load_or_create(&self.admin.state().join("identity.key"))?;
+        let dialer = Dialer::new(Some(key));
+        let target: Target = self.target().parse()?;
+        let connection = dialer.dial(&target, ALPN).await?;
+        Ok((
+            dialer,
+            CallClient::without_operations().attach(connection, None),
+        ))
+    }
+
+    /// Ends the machine as its kind allows, and waits for it.
+    ///
+    /// # Panics
+    /// It does not end in time.
+    pub fn end(mut self) -> Exit {
+        if self.boot == Boot::MicrovmErofs {
+            self.call("node/reboot", &Value::Null);
+        } else {
+            self.vm
+                .power_button()
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+        self.vm
+            .wait_exit(OFF_WITHIN)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// The document that names `admin` as administrator.
+fn config(admin: &str) -> String {
+    format!("[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n")
+}
+
+/// microvm ends by a reset: a test that wants to see it boot again asks for that.
+fn vm_of(kind: MachineKind) -> VmBuilder {
+    let vm = Vm::builder(kind).probe_kernel(Image::get().file(Form::Direct, Role::Kernel));
+    if kind == MachineKind::Microvm {
+        vm.exit_on_reset()
+    } else {
+        vm
+    }
+}
