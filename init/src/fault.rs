@@ -1,10 +1,13 @@
 //! Faults that tests switch on from outside the machine: fw_cfg file `opt/org.alknet/test-faults`
 //! with content `1`. A machine booted without it has none of this.
 
-/// Orphans made by [`Fault::Orphans`].
-const ORPHANS: u32 = 10_000;
-/// Orphans alive at once, below any limit on processes.
-const ORPHANS_AT_ONCE: u32 = 200;
+/// Families made by [`Fault::Orphans`], one after the other.
+const FAMILIES: u32 = 100;
+/// Orphans each of them leaves: their ends pile up until PID 1 collects them.
+const ORPHANS_OF_A_FAMILY: u32 = 100;
+
+/// Stack of one orphan, bytes; all it does is end.
+const STACK_BYTES: usize = 16 * 1024;
 
 /// How PID 1 misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,24 +34,43 @@ impl Fault {
     }
 }
 
-/// Forks a child that forks thousands and leaves them to PID 1.
+/// Forks a child whose children leave 10,000 short-lived orphans to PID 1.
 pub(crate) fn make_orphans() {
-    // SAFETY: the child calls only fork, usleep and _exit, which are safe whatever other threads
-    // were doing at the fork.
+    // SAFETY: the children call only fork, clone, waitpid and _exit, which are safe whatever
+    // other threads were doing at the fork.
     unsafe {
         if libc::fork() == 0 {
-            for made in 0..ORPHANS {
-                if libc::fork() == 0 {
-                    libc::_exit(0);
+            for _ in 0..FAMILIES {
+                let parent = libc::fork();
+                if parent == 0 {
+                    leave_orphans();
                 }
-                if made % ORPHANS_AT_ONCE == 0 {
-                    // Its own children count as living until they are collected; none is.
-                    libc::usleep(1000);
-                }
+                libc::waitpid(parent, std::ptr::null_mut(), 0);
             }
             libc::_exit(0);
         }
     }
+}
+
+/// # Safety
+/// To be called in a process just forked, which it ends.
+unsafe fn leave_orphans() -> ! {
+    extern "C" fn end(_: *mut libc::c_void) -> libc::c_int {
+        0
+    }
+    let mut stack = [0_u128; STACK_BYTES / size_of::<u128>()];
+    // Memory is shared, not copied, and this process waits for each end: thousands are cheap.
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    for _ in 0..ORPHANS_OF_A_FAMILY {
+        // SAFETY: the child runs on its own stack, which grows down from the end of the array and
+        // is free again when the call returns.
+        unsafe {
+            let top = stack.as_mut_ptr().add(stack.len());
+            libc::clone(end, top.cast(), flags, std::ptr::null_mut());
+        }
+    }
+    // SAFETY: _exit ends this process without touching what it inherited.
+    unsafe { libc::_exit(0) }
 }
 
 #[cfg(test)]

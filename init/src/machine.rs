@@ -39,6 +39,8 @@ const HOUSEKEEP_EVERY_MS: u64 = 10_000;
 const REREAD_EVERY_MS: u64 = 3_000;
 /// Lines of a node's last words.
 const LAST_LINES_MAX: usize = 10;
+/// Orphans collected from one line of the log to the next.
+const ORPHANS_LOGGED: u64 = 1_000;
 /// Pause before a part of PID 1 that failed is started again, ms.
 const PART_PAUSE_MS: u64 = 1_000;
 
@@ -91,6 +93,7 @@ pub(crate) struct Machine {
     watchdog: Option<Watchdog>,
     shutdown: Option<Shutdown>,
     alone: bool,
+    orphans: u64,
     timers: Timers,
 }
 
@@ -137,6 +140,7 @@ impl Machine {
             watchdog,
             shutdown: None,
             alone: false,
+            orphans: 0,
             timers: Timers {
                 feed: now,
                 housekeep: now + HOUSEKEEP_EVERY_MS,
@@ -291,6 +295,14 @@ impl Machine {
                     // The loop ends with the machine only.
                     let _ = events.send(Event::Ended { life, end }).await;
                 });
+            } else {
+                self.orphans += 1;
+                if self.orphans.is_multiple_of(ORPHANS_LOGGED) {
+                    self.log.info(format_args!(
+                        "{} orphans collected since the boot",
+                        self.orphans
+                    ));
+                }
             }
         }
         if round.more && self.events.try_send(Event::Children).is_err() {

@@ -1,0 +1,99 @@
+//! The smallest machine: PID 1 with a node that serves nothing, for trying PID 1 by itself.
+//!
+//! The node says that it is ready, answers for its health and prints what it is told to standard
+//! error. The kernel's command line may hold `example=WORD,WORD`, each done two seconds after the
+//! one before: `wait`, `segv`, `mute`, `exit`, `poweroff`, `reboot`, or a fault of PID 1. Only the
+//! node's first life follows it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::{fd::FromRawFd, unix::net::UnixStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use alknet_init::control::{NODE_FD, NodeStatus, PowerAction, ToInit, ToNode};
+
+/// The node no longer answers for its health.
+static MUTE: AtomicBool = AtomicBool::new(false);
+
+fn main() {
+    if std::process::id() == 1 {
+        alknet_init::run();
+    }
+    // SAFETY: PID 1 gave this process its end of the socket pair at that descriptor.
+    let channel = unsafe { UnixStream::from_raw_fd(NODE_FD) };
+    let writer = Arc::new(Mutex::new(
+        channel.try_clone().expect("descriptors are left"),
+    ));
+    let say = move |message: &ToInit| {
+        let mut line = serde_json::to_vec(message).expect("messages are JSON");
+        line.push(b'\n');
+        let mut writer = writer.lock().expect("nobody panics while writing");
+        writer.write_all(&line).expect("PID 1 listens");
+    };
+    for line in BufReader::new(channel).lines() {
+        let line = line.expect("PID 1 speaks UTF-8");
+        match serde_json::from_str(&line).expect("PID 1 speaks JSON") {
+            ToNode::Start {
+                facts, state_dir, ..
+            } => {
+                eprintln!("start in {state_dir}, stages {:?}", facts.boot_stages);
+                say(&ToInit::Ready {
+                    status: NodeStatus::default(),
+                });
+                let say = say.clone();
+                if facts.node_restarts == 0 {
+                    thread::spawn(move || follow_script(say));
+                }
+            }
+            ToNode::Health { .. } if MUTE.load(Ordering::Relaxed) => {}
+            ToNode::Health { n } => say(&ToInit::Health {
+                n,
+                ok: true,
+                detail: String::new(),
+            }),
+            ToNode::Log { .. } | ToNode::Facts { .. } => {}
+            ToNode::Drain { .. } => return,
+        }
+    }
+}
+
+fn follow_script(say: impl Fn(&ToInit)) {
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let script = command_line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("example="));
+    for word in script.unwrap_or_default().split(',') {
+        thread::sleep(Duration::from_secs(2));
+        let by = "the example".to_owned();
+        match word {
+            "" | "wait" => {}
+            "segv" => {
+                // SAFETY: the runtime's handler is taken away, then a signal to oneself.
+                unsafe {
+                    libc::signal(libc::SIGSEGV, libc::SIG_DFL);
+                    libc::raise(libc::SIGSEGV);
+                }
+            }
+            "exit" => std::process::exit(7),
+            "mute" => MUTE.store(true, Ordering::Relaxed),
+            "poweroff" => say(&ToInit::Power {
+                action: PowerAction::Poweroff,
+                by,
+            }),
+            "reboot" => say(&ToInit::Power {
+                action: PowerAction::Reboot,
+                by,
+            }),
+            kind => say(&ToInit::Fault {
+                kind: kind.to_owned(),
+            }),
+        }
+    }
+}
