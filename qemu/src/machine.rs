@@ -68,6 +68,9 @@ pub(crate) struct Layout {
 /// Where microvm without ACPI has its fw_cfg device; the kernel cannot find it by itself there.
 const MICROVM_FW_CFG: &str = "qemu_fw_cfg.ioport=12@0x510:0:1:4";
 
+/// The kernel watches PCI Express slots itself, whatever firmware says about whose they are.
+const NATIVE_HOT_PLUG: &str = "pcie_ports=native";
+
 impl Machine {
     /// Refuses what QEMU would refuse less clearly, or silently not do.
     pub(crate) fn check(&self) -> Result<()> {
@@ -76,7 +79,7 @@ impl Machine {
         if microvm && self.watchdog.is_some() {
             return refuse("microvm has no PCI and so no watchdog; use q35");
         }
-        if microvm && self.nics.iter().any(|nic| !nic.plugged) {
+        if microvm && self.hot_plugs() {
             return refuse("microvm cannot hot-plug; use q35");
         }
         if self.kernel.is_none() && (self.initrd.is_some() || !self.append.is_empty()) {
@@ -165,12 +168,20 @@ impl Machine {
     }
 
     fn command_line(&self) -> String {
-        let needs_fw_cfg = self.kind == MachineKind::Microvm && !self.fw_cfg.is_empty();
-        let parts = [
-            self.append.as_str(),
-            if needs_fw_cfg { MICROVM_FW_CFG } else { "" },
-        ];
-        parts.join(" ").trim().to_owned()
+        let mut line = self.append.clone();
+        let mut add = |wanted: bool, words: &str| {
+            if wanted {
+                line = format!("{line} {words}");
+            }
+        };
+        let microvm = self.kind == MachineKind::Microvm;
+        add(microvm && !self.fw_cfg.is_empty(), MICROVM_FW_CFG);
+        add(self.hot_plugs(), NATIVE_HOT_PLUG);
+        line.trim().to_owned()
+    }
+
+    fn hot_plugs(&self) -> bool {
+        self.nics.iter().any(|nic| !nic.plugged)
     }
 
     fn channels(&self, layout: &Layout, args: &mut Arguments) {
@@ -213,9 +224,8 @@ impl Machine {
 
     fn cards(&self, layout: &Layout, args: &mut Arguments) {
         let (mut lan_fds, mut ports) = (layout.lan_fds.iter(), layout.ports.iter());
-        let unplugged = self.nics.iter().filter(|nic| !nic.plugged).count();
-        if unplugged > 0 {
-            // The kernel has PCI Express's own hot-plug and not ACPI's, which QEMU prefers.
+        if self.hot_plugs() {
+            // PCI Express's own hot-plug needs no firmware; QEMU prefers ACPI's.
             args.pair(
                 "-global",
                 "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
@@ -413,8 +423,10 @@ mod tests {
     #[test]
     fn a_card_for_later_gets_a_slot_only() {
         let mut machine = machine(MachineKind::Q35);
+        machine.kernel = Some("/k".into());
         machine.nics = vec![Nic::user().unplugged()];
         let line = line(&machine);
+        assert!(line.contains("-append pcie_ports=native"), "{line}");
         assert!(
             line.contains("pcie-root-port,id=slot0") && !line.contains("virtio-net"),
             "{line}"

@@ -238,7 +238,9 @@ mod tests {
 
     #[test]
     fn a_process_outlives_the_thread_that_asked_for_it() {
-        let child = std::thread::spawn(|| Process::spawn(shell("exec 2>/dev/null; read x <&3; exit 7"), vec![]));
+        let child = std::thread::spawn(|| {
+            Process::spawn(shell("exec 2>/dev/null; read x <&3; exit 7"), vec![])
+        });
         let child = child
             .join()
             .expect("it does not panic")
