@@ -1,10 +1,17 @@
-//! The one binary: PID 1, node and command line, by its verb.
+//! The one binary. Started by the kernel it is PID 1; started by PID 1 as `alknet node` it serves;
+//! started by a person it is the command line.
+
+mod cli;
+mod node;
+
+use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {
+fn main() -> ExitCode {
     if std::process::id() == 1 {
         alknet_init::run();
     }
+    cli::main()
 }

@@ -1,0 +1,71 @@
+//! Exit codes, and the one error a command ends with.
+
+use std::fmt;
+
+/// Exit codes of every command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It worked.
+    Ok = 0,
+    /// The operation failed.
+    Failed = 1,
+    /// The command line or its input is wrong.
+    Usage = 2,
+    /// The target cannot be reached or does not hold the pinned key.
+    Unreachable = 3,
+    /// The target refused.
+    Denied = 4,
+    /// Time ran out.
+    Timeout = 5,
+    /// Interrupted.
+    Aborted = 130,
+}
+
+impl Exit {
+    /// The exit code for an error code of the call protocol.
+    pub fn of_code(code: &str) -> Self {
+        match code {
+            "UNAUTHENTICATED" | "FORBIDDEN" => Self::Denied,
+            "INVALID_INPUT" | "INVALID_OPERATION_TYPE" => Self::Usage,
+            "UNAVAILABLE" => Self::Unreachable,
+            "TIMEOUT" => Self::Timeout,
+            "ABORTED" => Self::Aborted,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Why a command failed: what was wrong, what to do, and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Process exit code.
+    pub exit: Exit,
+    /// Stable code, as on the call wire or of the command line's own.
+    pub code: String,
+    /// One line.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of the command line itself.
+    pub fn new(exit: Exit, code: &str, message: impl fmt::Display) -> Self {
+        Self { exit, code: code.to_owned(), message: message.to_string() }
+    }
+
+    /// Wrong input.
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self::new(Exit::Usage, "USAGE", message)
+    }
+
+    /// Something of this computer failed.
+    pub fn local(message: impl fmt::Display) -> Self {
+        Self::new(Exit::Failed, "LOCAL", message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}

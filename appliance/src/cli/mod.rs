@@ -1,0 +1,184 @@
+//! The command line.
+
+mod call;
+mod config;
+mod exit;
+mod identity;
+mod output;
+mod serve;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use alknet_core::Carriage;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+pub use exit::{Exit, Failure};
+
+/// One binary, one port, a whole machine.
+#[derive(Debug, Parser)]
+#[command(name = "alknet", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target \
+unreachable or not the pinned key, 4 denied, 5 timeout.\n\nTargets: ed25519:<64 hex>@HOST:PORT \
+(the key pins the node), or HOST[:PORT] of a node with a public certificate.")]
+struct Cli {
+    /// Print JSON, one value a line, errors too.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Call an operation of a node.
+    #[command(after_help = "Examples:\n  alknet call ed25519:…@192.0.2.7:443 node/info\n  \
+alknet call ed25519:…@192.0.2.7:443 node/log '{\"follow\":true}'\n  \
+echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -")]
+    Call(call::CallArgs),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  alknet completions bash > \
+~/.local/share/bash-completion/completions/alknet")]
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+    /// Check a configuration file, or print its schema.
+    #[command(subcommand)]
+    Config(config::ConfigVerb),
+    /// Print the public key this command line acts with, making it on first use.
+    #[command(after_help = "Example:\n  alknet identity --json")]
+    Identity(StateArgs),
+    /// Be the node of an appliance. Started by PID 1 only.
+    #[command(hide = true)]
+    Node,
+    /// List the operations of a node that you may call.
+    #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
+alknet ops ed25519:…@192.0.2.7:443 node/info")]
+    Ops(call::OpsArgs),
+    /// Serve a node on this computer, unprivileged.
+    #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
+    Serve(serve::ServeArgs),
+    /// Say how a node is: exit code 0 when nothing is wrong with it, else 1.
+    #[command(after_help = "Examples:\n  alknet status\n  alknet status ed25519:…@192.0.2.7:443")]
+    Status(status::StatusArgs),
+}
+
+/// Where this computer keeps its keys.
+#[derive(Clone, Debug, Args)]
+pub struct StateArgs {
+    /// Directory of keys and state [default: $XDG_STATE_HOME/alknet or ~/.local/state/alknet]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
+/// How to reach a node.
+#[derive(Clone, Debug, Args)]
+pub struct DialArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Use only this carriage; otherwise QUIC, and TLS over TCP when QUIC has not answered
+    /// within 400 ms.
+    #[arg(long, value_enum)]
+    pub carriage: Option<CarriageArg>,
+    /// Give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub timeout: std::time::Duration,
+    /// Present no key: act as nobody.
+    #[arg(long)]
+    pub anonymous: bool,
+}
+
+/// A carriage as the command line spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CarriageArg {
+    Quic,
+    Tcp,
+}
+
+impl From<CarriageArg> for Carriage {
+    fn from(arg: CarriageArg) -> Self {
+        match arg {
+            CarriageArg::Quic => Self::Quic,
+            CarriageArg::Tcp => Self::Tcp,
+        }
+    }
+}
+
+/// Longest wait the command line accepts: a day.
+const TIMEOUT_SECONDS_MAX: f64 = 86_400.0;
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("'{text}' is no number of seconds"))?;
+    if !(0.001..=TIMEOUT_SECONDS_MAX).contains(&seconds) {
+        return Err(format!("a timeout is 0.001 to {TIMEOUT_SECONDS_MAX} seconds, not {seconds}"));
+    }
+    Ok(std::time::Duration::from_secs_f64(seconds))
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap prints both kinds where they belong.
+            error.print().ok();
+            return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { 0 });
+        }
+    };
+    let result = run(cli.verb, cli.json);
+    match result {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(failure) => {
+            output::failure(&failure, cli.json);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
+    match verb {
+        Verb::Call(args) => call::call(args, json),
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "alknet", &mut std::io::stdout());
+            Ok(Exit::Ok)
+        }
+        Verb::Config(verb) => config::run(verb, json),
+        Verb::Identity(args) => identity::run(&args, json),
+        Verb::Node => crate::node::supervised(),
+        Verb::Ops(args) => call::ops(args, json),
+        Verb::Serve(args) => serve::run(args, json),
+        Verb::Status(args) => status::run(args, json),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_shows_an_example() {
+        for verb in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+            let leaves: Vec<_> = verb.get_subcommands().collect();
+            let shown = if leaves.is_empty() { vec![verb] } else { leaves };
+            for command in shown {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "alknet {} has no example", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn timeouts_are_bounded() {
+        assert!(seconds("0.5").is_ok() && seconds("86400").is_ok());
+        for bad in ["", "x", "0", "-1", "NaN", "inf", "86401"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

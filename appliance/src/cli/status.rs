@@ -1,0 +1,109 @@
+//! `alknet status`: is a node well?
+
+use clap::Args;
+use serde_json::Value;
+
+use super::call::{connected, of_call};
+use super::{DialArgs, Exit, Failure, output};
+use crate::node::ServeFile;
+
+/// Arguments of `alknet status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The node [default: the one 'alknet serve' runs with this state directory]
+    target: Option<String>,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Exit code 0 when nothing is wrong, 1 when something is.
+pub fn run(args: StatusArgs, json: bool) -> Result<Exit, Failure> {
+    let target = match args.target {
+        Some(target) => target,
+        None => local_target(&args.dial)?,
+    };
+    connected(&target, &args.dial, async |client| {
+        let info = client.call("node/info", &Value::Null).await.map_err(of_call)?;
+        let info = info.value();
+        let problems = info["problems"].as_array().cloned().unwrap_or_default();
+        if json {
+            output::json_line(info)?;
+        } else {
+            for line in lines(info, &problems) {
+                output::line(&line)?;
+            }
+        }
+        Ok(if problems.is_empty() { Exit::Ok } else { Exit::Failed })
+    })
+}
+
+fn local_target(dial: &DialArgs) -> Result<String, Failure> {
+    let dir = dial.state.dir()?;
+    let file = ServeFile::read(&dir).map_err(|_| {
+        Failure::new(
+            Exit::Unreachable,
+            "UNAVAILABLE",
+            format!(
+                "no node runs with the state directory {}: start one with 'alknet serve', or name \
+                 a target",
+                dir.display()
+            ),
+        )
+    })?;
+    Ok(file.target)
+}
+
+fn lines(info: &Value, problems: &[Value]) -> Vec<String> {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let row = |name: &str, value: String| format!("{name:10} {value}");
+    let mut lines = vec![
+        row("name", text(&info["name"])),
+        row("identity", text(&info["identity"])),
+        row("version", format!("{}, kernel {}", text(&info["version"]), text(&info["kernel"]))),
+        row("addresses", list(&info["addresses"])),
+        row("serves", format!("{} on port {}", list(&info["listen"]["alpns"]), info["listen"]["port"])),
+        row("data", text(&info["data"]["mode"])),
+        row("clock", text(&info["clock"])),
+        row("uptime", uptime(info["uptime_ms"].as_u64().unwrap_or_default())),
+    ];
+    if problems.is_empty() {
+        lines.push(row("health", "ok".to_owned()));
+    }
+    for problem in problems {
+        let (code, what) = (text(&problem["code"]), text(&problem["text"]));
+        lines.push(row("problem", format!("{code}: {what}; {}", text(&problem["hint"]))));
+    }
+    lines
+}
+
+fn list(value: &Value) -> String {
+    let items = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let items: Vec<_> = items.collect();
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+fn uptime(ms: u64) -> String {
+    let s = ms / 1000;
+    match (s / 86_400, s / 3600 % 24, s / 60 % 60) {
+        (0, 0, 0) => format!("{s} s"),
+        (0, 0, m) => format!("{m} min"),
+        (0, h, m) => format!("{h} h {m} min"),
+        (d, h, _) => format!("{d} d {h} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uptimes_read_well() {
+        assert_eq!(uptime(59_999), "59 s");
+        assert_eq!(uptime(61_000), "1 min");
+        assert_eq!(uptime(3_720_000), "1 h 2 min");
+        assert_eq!(uptime(90_000_000), "1 d 1 h");
+    }
+}

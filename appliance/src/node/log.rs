@@ -1,0 +1,260 @@
+//! The log: every record goes to standard error and into a bounded ring that `node/log` reads.
+
+use std::collections::VecDeque;
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_init::control::LogRecord;
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+/// Bytes of text the ring keeps; the oldest records go first.
+pub const RING_BYTES_MAX: usize = 1 << 20;
+/// Longest message kept; the rest of it is cut.
+const MESSAGE_BYTES_MAX: usize = 4 << 10;
+/// Records a follower may fall behind before it loses some.
+const FOLLOW_BACKLOG: usize = 1024;
+
+/// The bounded ring. Clones share it.
+#[derive(Clone)]
+pub struct LogRing(Arc<Shared>);
+
+struct Shared {
+    records: Mutex<Records>,
+    follow: broadcast::Sender<LogRecord>,
+}
+
+#[derive(Default)]
+struct Records {
+    queue: VecDeque<LogRecord>,
+    bytes: usize,
+}
+
+impl LogRing {
+    /// An empty ring.
+    pub fn new() -> Self {
+        let (follow, _) = broadcast::channel(FOLLOW_BACKLOG);
+        Self(Arc::new(Shared { records: Mutex::default(), follow }))
+    }
+
+    /// Adds a record, dropping the oldest ones beyond [`RING_BYTES_MAX`].
+    pub fn push(&self, mut record: LogRecord) {
+        truncate(&mut record.message, MESSAGE_BYTES_MAX);
+        let mut records = self.lock();
+        records.bytes += cost(&record);
+        records.queue.push_back(record.clone());
+        while records.bytes > RING_BYTES_MAX
+            && let Some(oldest) = records.queue.pop_front()
+        {
+            records.bytes -= cost(&oldest);
+        }
+        // Sent under the lock, so that `follow` neither misses nor repeats a record. Nobody
+        // listening is not an error.
+        self.0.follow.send(record).ok();
+    }
+
+    /// The newest `last` records, and every one after them.
+    pub fn follow(&self, last: usize) -> (Vec<LogRecord>, broadcast::Receiver<LogRecord>) {
+        let records = self.lock();
+        let skip = records.queue.len().saturating_sub(last);
+        (records.queue.iter().skip(skip).cloned().collect(), self.0.follow.subscribe())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Records> {
+        // A panic while the lock was held cannot have left the queue half changed in a way that
+        // matters more than losing the log would.
+        self.0.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for LogRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogRing").field("bytes", &self.lock().bytes).finish()
+    }
+}
+
+fn cost(record: &LogRecord) -> usize {
+    record.message.len() + record.target.len() + size_of::<LogRecord>()
+}
+
+fn truncate(text: &mut String, max: usize) {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
+        text.push('…');
+    }
+}
+
+/// How lines on standard error begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stderr {
+    /// For a person: local time order, level, target.
+    Plain,
+    /// For PID 1: the kernel's `<level>` prefix, so that it can sort them.
+    Prefixed,
+}
+
+/// Sends `tracing` events to the ring and to standard error. Call once.
+pub fn install(ring: &LogRing, stderr: Stderr, level: Level) {
+    let layer = RingLayer { ring: ring.clone(), stderr, level };
+    let subscriber = tracing_subscriber::registry().with(layer);
+    // A second call keeps the first subscriber: tests in one process share it.
+    tracing::subscriber::set_global_default(subscriber).ok();
+}
+
+struct RingLayer {
+    ring: LogRing,
+    stderr: Stderr,
+    level: Level,
+}
+
+impl<S: Subscriber> Layer<S> for RingLayer {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
+        let ours = metadata.target().starts_with("alknet");
+        *metadata.level() <= if ours { self.level } else { Level::WARN }
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let record = LogRecord {
+            boot_ms: boot_ms(),
+            time: now(),
+            level: event.metadata().level().as_str().to_ascii_lowercase(),
+            target: target(event.metadata().target()).to_owned(),
+            message: text.finish(),
+        };
+        self.print(&record);
+        self.ring.push(record);
+    }
+}
+
+impl RingLayer {
+    fn print(&self, record: &LogRecord) {
+        let line = match self.stderr {
+            Stderr::Plain => {
+                let time = record.time.as_deref().unwrap_or("-");
+                format!("{time} {:5} {}: {}\n", record.level, record.target, record.message)
+            }
+            Stderr::Prefixed => {
+                format!("<{}>{}: {}\n", kernel_level(&record.level), record.target, record.message)
+            }
+        };
+        // Where standard error is gone there is nobody left to tell.
+        std::io::stderr().write_all(line.as_bytes()).ok();
+    }
+}
+
+/// `alknet_endpoint::admission` is `endpoint` to a reader of the log.
+fn target(target: &str) -> &str {
+    let target = target.strip_prefix("alknet_").unwrap_or(target);
+    target.split("::").next().unwrap_or(target)
+}
+
+fn kernel_level(level: &str) -> u8 {
+    match level {
+        "error" => 3,
+        "warn" => 4,
+        "info" => 6,
+        _ => 7,
+    }
+}
+
+/// The message and its fields, `message key=value …`.
+#[derive(Default)]
+struct Text {
+    message: String,
+    fields: String,
+}
+
+impl Text {
+    fn finish(mut self) -> String {
+        self.message.push_str(&self.fields);
+        self.message
+    }
+}
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a String cannot fail.
+        let written = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+        debug_assert!(written.is_ok());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.message.push_str(value),
+            name => {
+                self.fields.push(' ');
+                self.fields.push_str(name);
+                self.fields.push('=');
+                self.fields.push_str(value);
+            }
+        }
+    }
+}
+
+/// Milliseconds since the kernel started.
+pub fn boot_ms() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    let since = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The wall clock in RFC 3339, or nothing while it is before the binary was made.
+pub fn now() -> Option<String> {
+    let now = Timestamp::now();
+    (now.as_second() >= alknet_init::BUILD_TIME).then(|| format!("{now:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(message: &str) -> LogRecord {
+        LogRecord {
+            boot_ms: 1,
+            time: None,
+            level: "info".to_owned(),
+            target: "test".to_owned(),
+            message: message.to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_ring_stays_within_its_bytes() {
+        let ring = LogRing::new();
+        for n in 0..20_000 {
+            ring.push(record(&format!("{n} {}", "x".repeat(200))));
+        }
+        let (records, _) = ring.follow(usize::MAX);
+        assert!(ring.lock().bytes <= RING_BYTES_MAX && records.len() > 1000);
+        assert!(records.last().is_some_and(|r| r.message.starts_with("19999 ")));
+    }
+
+    #[test]
+    fn a_long_message_is_cut_at_a_character() {
+        let ring = LogRing::new();
+        ring.push(record(&"ä".repeat(MESSAGE_BYTES_MAX)));
+        let (records, _) = ring.follow(1);
+        assert!(records[0].message.ends_with('…') && records[0].message.len() < MESSAGE_BYTES_MAX + 8);
+    }
+
+    #[test]
+    fn followers_get_the_past_once_and_then_the_present() {
+        let ring = LogRing::new();
+        ring.push(record("a"));
+        ring.push(record("b"));
+        let (past, mut follow) = ring.follow(1);
+        ring.push(record("c"));
+        assert_eq!(past, [record("b")]);
+        assert_eq!(follow.try_recv().map(|r| r.message), Ok("c".to_owned()));
+        assert!(follow.try_recv().is_err());
+    }
+}

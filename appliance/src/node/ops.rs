@@ -1,0 +1,181 @@
+//! The operations every node has: `node/info`, `node/log`, `node/reboot`, `node/poweroff`, and
+//! `node/fault` where the hypervisor switched fault injection on.
+
+use std::sync::Arc;
+
+use alknet_call::{
+    BoxStream, CallError, ErrorCode, HandlerKind, Item, OperationSpec, Registration, RegistryBuilder,
+};
+use alknet_init::control::{LogRecord, PowerAction, ToInit};
+use futures_util::{StreamExt, stream};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, mpsc};
+
+use super::facts::{self, About, SharedFacts};
+use super::log::LogRing;
+
+/// The scope every one of these operations wants.
+const SCOPE: &str = "admin";
+/// Records `node/log` sends from the past unless asked for another number.
+const LOG_LAST: usize = 100;
+/// Most records from the past one call may ask for.
+const LOG_LAST_MAX: usize = 100_000;
+
+/// What the operations stand on.
+#[derive(Clone)]
+pub struct NodeContext {
+    /// What stays the same.
+    pub about: Arc<About>,
+    /// What PID 1 says about the machine.
+    pub facts: SharedFacts,
+    /// The log.
+    pub ring: LogRing,
+    /// The way to PID 1; absent on an ordinary host.
+    pub to_init: Option<mpsc::Sender<ToInit>>,
+    /// Counters of the endpoint.
+    pub counters: Arc<dyn Fn() -> Value + Send + Sync>,
+}
+
+/// Adds the operations to a registry.
+pub fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
+    builder.add(info(node.clone()));
+    builder.add(log(node.ring.clone()));
+    builder.add(power(node.clone(), PowerAction::Reboot));
+    builder.add(power(node.clone(), PowerAction::Poweroff));
+    if node.facts.load().fault_injection {
+        builder.add(super::fault::operation(node.clone()));
+    }
+}
+
+fn info(node: NodeContext) -> Registration {
+    let spec = OperationSpec::query("node/info", "What this node is and how it is.")
+        .with_input(empty_input())
+        .with_output(facts::info_schema())
+        .with_scope(SCOPE);
+    let handler = HandlerKind::once(move |_input, _ctx| {
+        let facts = node.facts.load_full();
+        let answer = facts::info(&node.about, &facts, (node.counters)());
+        std::future::ready(Ok::<_, CallError>(answer))
+    });
+    Registration::new(spec, handler)
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LogInput {
+    last: usize,
+    follow: bool,
+}
+
+impl Default for LogInput {
+    fn default() -> Self {
+        Self { last: LOG_LAST, follow: false }
+    }
+}
+
+fn log(ring: LogRing) -> Registration {
+    let input = json!({
+        "type": ["object", "null"],
+        "additionalProperties": false,
+        "properties": {
+            "last": { "type": "integer", "minimum": 0, "maximum": LOG_LAST_MAX, "default": LOG_LAST,
+                      "description": "Records from the past to begin with" },
+            "follow": { "type": "boolean", "default": false,
+                        "description": "Go on with every new record" },
+        }
+    });
+    let output = json!({
+        "type": "object",
+        "required": ["boot_ms", "level", "target", "message"],
+        "properties": {
+            "boot_ms": { "type": "integer" }, "time": { "type": "string" },
+            "level": { "type": "string" }, "target": { "type": "string" },
+            "message": { "type": "string" },
+        }
+    });
+    let spec = OperationSpec::subscription("node/log", "The log: what is kept, and what comes.")
+        .with_input(input)
+        .with_output(output)
+        .with_scope(SCOPE);
+    let handler = HandlerKind::stream(move |input: alknet_call::Body, _ctx| {
+        let events: BoxStream<Result<Item, CallError>> = match log_input(&input) {
+            Ok(wanted) => log_events(&ring, &wanted),
+            Err(error) => Box::pin(stream::iter([Err(error)])),
+        };
+        events
+    });
+    Registration::new(spec, handler)
+}
+
+fn log_input(input: &alknet_call::Body) -> Result<LogInput, CallError> {
+    if input.value().is_null() { Ok(LogInput::default()) } else { input.parse() }
+}
+
+fn log_events(ring: &LogRing, wanted: &LogInput) -> BoxStream<Result<Item, CallError>> {
+    let (past, live) = ring.follow(wanted.last);
+    let past = stream::iter(past).map(|record| Ok(event(&record)));
+    if !wanted.follow {
+        return Box::pin(past);
+    }
+    let live = stream::unfold(live, |mut live| async move {
+        let record = match live.recv().await {
+            Ok(record) => record,
+            Err(broadcast::error::RecvError::Lagged(lost)) => missed(lost),
+            Err(broadcast::error::RecvError::Closed) => return None,
+        };
+        Some((Ok(event(&record)), live))
+    });
+    Box::pin(past.chain(live))
+}
+
+fn event(record: &LogRecord) -> Item {
+    Item::from(json!(record))
+}
+
+/// Says in the log itself that a slow reader lost some of it.
+fn missed(lost: u64) -> LogRecord {
+    LogRecord {
+        boot_ms: super::log::boot_ms(),
+        time: super::log::now(),
+        level: "warn".to_owned(),
+        target: "log".to_owned(),
+        message: format!("{lost} records were lost: this reader is slower than the log"),
+    }
+}
+
+fn power(node: NodeContext, action: PowerAction) -> Registration {
+    let (name, what) = match action {
+        PowerAction::Poweroff => ("node/poweroff", "Switches the machine off, after a drain."),
+        PowerAction::Reboot => ("node/reboot", "Restarts the machine, after a drain."),
+    };
+    let spec = OperationSpec::mutation(name, what)
+        .with_input(empty_input())
+        .with_output(json!({ "type": "object", "properties": { "accepted": { "const": true } } }))
+        .with_scope(SCOPE);
+    let handler = HandlerKind::once(move |_input, ctx: alknet_call::Ctx| {
+        let to_init = node.to_init.clone();
+        let by = ctx.identity().map_or_else(|| "nobody".to_owned(), |who| who.id.to_string());
+        async move {
+            let message = ToInit::Power { action, by };
+            let sent = match &to_init {
+                Some(to_init) => to_init.send(message).await.is_ok(),
+                None => false,
+            };
+            if sent { Ok(json!({ "accepted": true })) } else { Err(no_machine()) }
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+fn no_machine() -> CallError {
+    CallError::new(
+        ErrorCode::Unavailable,
+        "this node runs on an ordinary host and does not switch it; stop 'alknet serve' instead",
+    )
+}
+
+/// Nothing, or an object without members.
+pub fn empty_input() -> Value {
+    json!({ "type": ["object", "null"], "additionalProperties": false })
+}

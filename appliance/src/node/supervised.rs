@@ -1,0 +1,101 @@
+//! The node as PID 1's child.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::config::NodeConfig;
+use alknet_init::control::{MachineFacts, ToInit, ToNode};
+use anyhow::{Context, bail};
+use tokio::sync::mpsc;
+
+use super::log::{self, LogRing, Stderr};
+use super::{Node, Options, control};
+use crate::cli::{Exit, Failure};
+
+/// Serves until PID 1 says otherwise.
+pub fn supervised() -> Result<Exit, Failure> {
+    let ring = LogRing::new();
+    log::install(&ring, Stderr::Prefixed, tracing::Level::INFO);
+    let served = super::runtime()
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(serve(ring)));
+    served.map(|()| Exit::Ok).map_err(|error| Failure::local(format!("{error:#}")))
+}
+
+async fn serve(ring: LogRing) -> anyhow::Result<()> {
+    let (mut from_init, to_init) = control::open()?;
+    let mut early = Vec::new();
+    let (config, state_dir, facts) = loop {
+        match from_init.next().await? {
+            Some(ToNode::Start { config, state_dir, facts }) => break (config, state_dir, facts),
+            Some(ToNode::Log { record }) => ring.push(record),
+            Some(other) => early.push(other),
+            None => bail!("PID 1 closed the channel before it said what to serve"),
+        }
+    };
+    let node = start(&config, Path::new(&state_dir), *facts, &ring, &to_init)?;
+    to_init.send(ToInit::Ready { status: node.status() }).await?;
+    let mut early = early.into_iter();
+    loop {
+        let message = match early.next() {
+            Some(message) => Some(message),
+            None => from_init.next().await?,
+        };
+        match message {
+            None => bail!("PID 1 closed the channel"),
+            Some(ToNode::Drain { deadline_ms, reason }) => {
+                tracing::info!("draining: {reason}");
+                node.drain(Duration::from_millis(deadline_ms)).await;
+                return Ok(());
+            }
+            Some(ToNode::Facts { facts }) => changed(&node, *facts, &to_init).await?,
+            Some(ToNode::Health { n }) => answer_health(&node, n, &to_init),
+            Some(ToNode::Log { record }) => ring.push(record),
+            Some(ToNode::Start { .. }) => bail!("PID 1 started this node twice"),
+        }
+    }
+}
+
+fn start(
+    config: &NodeConfig,
+    state_dir: &Path,
+    facts: MachineFacts,
+    ring: &LogRing,
+    to_init: &mpsc::Sender<ToInit>,
+) -> anyhow::Result<Node> {
+    Node::start(Options {
+        config,
+        state_dir,
+        facts,
+        role: "appliance",
+        ring: ring.clone(),
+        to_init: Some(to_init.clone()),
+    })
+}
+
+async fn changed(
+    node: &Node,
+    facts: MachineFacts,
+    to_init: &mpsc::Sender<ToInit>,
+) -> anyhow::Result<()> {
+    let before = node.status();
+    node.facts.store(Arc::new(facts));
+    let status = node.status();
+    if status != before {
+        to_init.send(ToInit::Status { status }).await?;
+    }
+    Ok(())
+}
+
+/// Answers from a task of its own: the accept loops get a second to prove that they run.
+fn answer_health(node: &Node, n: u64, to_init: &mpsc::Sender<ToInit>) {
+    let server = Arc::clone(&node.server);
+    let to_init = to_init.clone();
+    tokio::spawn(async move {
+        let health = server.health().await;
+        let answer = ToInit::Health { n, ok: health.ok, detail: health.detail };
+        // PID 1 gone means this process is about to end, too.
+        to_init.send(answer).await.ok();
+    });
+}
