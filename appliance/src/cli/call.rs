@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::Duration;
 
-use alknet_call::{ALPN, CallClient, CallConnection, CallError, CallOptions, OperationType};
+use alknet_call::{ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, OperationType};
 use alknet_core::Carriage;
 use alknet_endpoint::{DialError, Dialer, Target};
 use clap::Args;
@@ -16,7 +16,7 @@ const INPUT_BYTES_MAX: u64 = 64 << 20;
 
 /// Arguments of `alknet call`.
 #[derive(Debug, Args)]
-pub struct CallArgs {
+pub(crate) struct CallArgs {
     /// The node.
     target: String,
     /// The operation, for example node/info.
@@ -30,7 +30,7 @@ pub struct CallArgs {
 
 /// Arguments of `alknet ops`.
 #[derive(Debug, Args)]
-pub struct OpsArgs {
+pub(crate) struct OpsArgs {
     /// The node.
     target: String,
     /// Show the full specification of this operation.
@@ -40,21 +40,31 @@ pub struct OpsArgs {
 }
 
 /// `alknet call`
-pub fn call(args: CallArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn call(args: CallArgs, json: bool) -> Result<Exit, Failure> {
     let input = parse_input(args.input.as_deref())?;
     let operation = args.operation.trim_start_matches('/').to_owned();
     connected(&args.target, &args.dial, async |client| {
-        let spec = client.schema(&operation).await.map_err(of_call)?;
-        if spec.op_type == OperationType::Subscription {
-            follow(client, &operation, &input, json).await
-        } else {
-            let options =
-                CallOptions { timeout: Some(args.dial.timeout), ..CallOptions::default() };
-            let answer = client.call_with(&operation, &input, &options).await.map_err(of_call)?;
-            show(answer.value(), json)?;
-            Ok(Exit::Ok)
+        if is_subscription(client, &operation).await? {
+            return follow(client, &operation, &input, json).await;
         }
+        let options = CallOptions {
+            timeout: Some(args.dial.timeout),
+            ..CallOptions::default()
+        };
+        let answer = client.call_with(&operation, &input, &options).await;
+        show(answer.map_err(of_call)?.value(), json)?;
+        Ok(Exit::Ok)
     })
+}
+
+/// Asks what kind of operation it is. One that the caller may not see is called all the same: the
+/// answer to the call says why it is refused.
+async fn is_subscription(client: &CallConnection, operation: &str) -> Result<bool, Failure> {
+    match client.schema(operation).await {
+        Ok(spec) => Ok(spec.op_type == OperationType::Subscription),
+        Err(error) if error.code == ErrorCode::NotFound => Ok(false),
+        Err(error) => Err(of_call(error)),
+    }
 }
 
 /// Prints each event on a line of its own, until the end or Ctrl-C.
@@ -94,14 +104,22 @@ fn log_line(operation: &str, value: &Value) -> Option<String> {
         Some(time) => time.to_owned(),
         None => format!("+{} ms", value.get("boot_ms")?),
     };
-    Some(format!("{when} {:5} {}: {}", text("level")?, text("target")?, text("message")?))
+    Some(format!(
+        "{when} {:5} {}: {}",
+        text("level")?,
+        text("target")?,
+        text("message")?
+    ))
 }
 
 /// `alknet ops`
-pub fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
     connected(&args.target, &args.dial, async |client| {
         if let Some(operation) = &args.operation {
-            let spec = client.schema(operation.trim_start_matches('/')).await.map_err(of_call)?;
+            let spec = client
+                .schema(operation.trim_start_matches('/'))
+                .await
+                .map_err(of_call)?;
             show(&json!(spec), json)?;
             return Ok(Exit::Ok);
         }
@@ -110,31 +128,48 @@ pub fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
             output::json_line(&found)?;
             return Ok(Exit::Ok);
         }
-        let width = found.iter().map(|op| op.name.len()).max().unwrap_or_default();
+        let width = found
+            .iter()
+            .map(|op| op.name.len())
+            .max()
+            .unwrap_or_default();
         for op in found {
             let kind = json!(op.op_type);
             let kind = kind.as_str().unwrap_or_default();
-            output::line(&format!("{:width$}  {kind:12}  {}", op.name, op.description))?;
+            output::line(&format!(
+                "{:width$}  {kind:12}  {}",
+                op.name, op.description
+            ))?;
         }
         Ok(Exit::Ok)
     })
 }
 
 /// Dials, runs `work`, says goodbye; all within the time the arguments allow, streams excepted.
-pub fn connected(
+pub(crate) fn connected(
     target: &str,
     args: &DialArgs,
     work: impl AsyncFnOnce(&CallConnection) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
     let target = target.strip_prefix("alknet:").unwrap_or(target);
     let target: Target = target.parse().map_err(Failure::usage)?;
-    let key = if args.anonymous { None } else { Some(args.state.key()?) };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let key = if args.anonymous {
+        None
+    } else {
+        Some(args.state.key()?)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|e| Failure::local(format!("cannot start the runtime: {e}")))?;
     runtime.block_on(async {
         let dialer = Dialer::new(key);
         let carriage = args.carriage.map_or(Carriage::Both, Into::into);
-        let connection = within(args.timeout, &target, dialer.dial_over(carriage, &target, ALPN));
+        let connection = within(
+            args.timeout,
+            &target,
+            dialer.dial_over(carriage, &target, ALPN),
+        );
         let client = CallClient::without_operations().attach(connection.await?, None);
         let result = work(&client).await;
         client.close(alknet_core::CloseCode::Normal, "");
@@ -154,7 +189,11 @@ async fn within<T>(
         Err(_) => Err(Failure::new(
             Exit::Timeout,
             "TIMEOUT",
-            format!("{} did not answer within {} s", target.address(), timeout.as_secs_f64()),
+            format!(
+                "{} did not answer within {} s",
+                target.address(),
+                timeout.as_secs_f64()
+            ),
         )),
     }
 }
@@ -171,7 +210,7 @@ fn of_dial(error: &DialError) -> Failure {
 }
 
 /// What a call failed with, for the person at the keyboard.
-pub fn of_call(error: CallError) -> Failure {
+pub(crate) fn of_call(error: CallError) -> Failure {
     let mut message = error.message.clone();
     if let Some(details) = &error.details {
         message.push_str(&format!(" {details}"));
@@ -202,12 +241,17 @@ fn parse_input(text: Option<&str>) -> Result<Value, Failure> {
 }
 
 /// All of standard input, within [`INPUT_BYTES_MAX`].
-pub fn read_stdin() -> Result<Vec<u8>, Failure> {
+pub(crate) fn read_stdin() -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    let read = std::io::stdin().lock().take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes);
+    let read = std::io::stdin()
+        .lock()
+        .take(INPUT_BYTES_MAX + 1)
+        .read_to_end(&mut bytes);
     read.map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
     if bytes.len() as u64 > INPUT_BYTES_MAX {
-        return Err(Failure::usage(format!("the input is longer than {INPUT_BYTES_MAX} bytes")));
+        return Err(Failure::usage(format!(
+            "the input is longer than {INPUT_BYTES_MAX} bytes"
+        )));
     }
     Ok(bytes)
 }

@@ -10,7 +10,7 @@ use super::{Exit, Failure, output};
 
 /// The verbs below `alknet config`.
 #[derive(Debug, Subcommand)]
-pub enum ConfigVerb {
+pub(crate) enum ConfigVerb {
     /// Check a file: every mistake is printed with its line and what to write instead.
     #[command(after_help = "Example:\n  alknet config check alknet.toml")]
     Check {
@@ -23,7 +23,7 @@ pub enum ConfigVerb {
 }
 
 /// Runs one of them.
-pub fn run(verb: ConfigVerb, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<Exit, Failure> {
     match verb {
         ConfigVerb::Check { file } => check(&file, json),
         ConfigVerb::Schema => {
@@ -52,5 +52,9 @@ fn check(file: &std::path::Path, json: bool) -> Result<Exit, Failure> {
             output::line(&format!("{name}: {error}"))?;
         }
     }
-    Ok(if errors.is_empty() { Exit::Ok } else { Exit::Usage })
+    Ok(if errors.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Usage
+    })
 }

@@ -5,7 +5,7 @@ use std::fmt;
 /// Exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// It worked.
     Ok = 0,
     /// The operation failed.
@@ -24,7 +24,7 @@ pub enum Exit {
 
 impl Exit {
     /// The exit code for an error code of the call protocol.
-    pub fn of_code(code: &str) -> Self {
+    pub(crate) fn of_code(code: &str) -> Self {
         match code {
             "UNAUTHENTICATED" | "FORBIDDEN" => Self::Denied,
             "INVALID_INPUT" | "INVALID_OPERATION_TYPE" => Self::Usage,
@@ -38,28 +38,32 @@ impl Exit {
 
 /// Why a command failed: what was wrong, what to do, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// Process exit code.
-    pub exit: Exit,
+    pub(crate) exit: Exit,
     /// Stable code, as on the call wire or of the command line's own.
-    pub code: String,
+    pub(crate) code: String,
     /// One line.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl Failure {
     /// A failure of the command line itself.
-    pub fn new(exit: Exit, code: &str, message: impl fmt::Display) -> Self {
-        Self { exit, code: code.to_owned(), message: message.to_string() }
+    pub(crate) fn new(exit: Exit, code: &str, message: impl fmt::Display) -> Self {
+        Self {
+            exit,
+            code: code.to_owned(),
+            message: message.to_string(),
+        }
     }
 
     /// Wrong input.
-    pub fn usage(message: impl fmt::Display) -> Self {
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
         Self::new(Exit::Usage, "USAGE", message)
     }
 
     /// Something of this computer failed.
-    pub fn local(message: impl fmt::Display) -> Self {
+    pub(crate) fn local(message: impl fmt::Display) -> Self {
         Self::new(Exit::Failed, "LOCAL", message)
     }
 }

@@ -15,15 +15,22 @@ impl StateArgs {
     ///
     /// # Errors
     /// It can be neither found nor made.
-    pub fn dir(&self) -> Result<PathBuf, Failure> {
+    pub(crate) fn dir(&self) -> Result<PathBuf, Failure> {
         let dir = match &self.state {
             Some(dir) => dir.clone(),
             None => default_dir()?,
         };
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| {
-            Failure::local(format!("cannot make the state directory {}: {error}", dir.display()))
-        })?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|error| {
+                Failure::local(format!(
+                    "cannot make the state directory {}: {error}",
+                    dir.display()
+                ))
+            })?;
         Ok(dir)
     }
 
@@ -31,23 +38,30 @@ impl StateArgs {
     ///
     /// # Errors
     /// The file cannot be read or made, or others may read it.
-    pub fn key(&self) -> Result<NodeKey, Failure> {
-        let (key, _made) = NodeKey::load_or_create(&self.dir()?.join(KEY_FILE)).map_err(Failure::local)?;
+    pub(crate) fn key(&self) -> Result<NodeKey, Failure> {
+        let (key, _made) =
+            NodeKey::load_or_create(&self.dir()?.join(KEY_FILE)).map_err(Failure::local)?;
         Ok(key)
     }
 }
 
 /// The XDG state directory of the person at the keyboard.
 fn default_dir() -> Result<PathBuf, Failure> {
-    let base = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let base = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute());
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
-    base.or_else(home).map(|dir| dir.join("alknet")).ok_or_else(|| {
-        Failure::usage("neither XDG_STATE_HOME nor HOME is set: name a directory with --state DIR")
-    })
+    base.or_else(home)
+        .map(|dir| dir.join("alknet"))
+        .ok_or_else(|| {
+            Failure::usage(
+                "neither XDG_STATE_HOME nor HOME is set: name a directory with --state DIR",
+            )
+        })
 }
 
 /// `alknet identity`
-pub fn run(args: &StateArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(args: &StateArgs, json: bool) -> Result<Exit, Failure> {
     let identity = args.key()?.public().to_string();
     if json {
         output::json_line(&json!({ "identity": identity }))?;

@@ -14,14 +14,21 @@ use std::process::ExitCode;
 use alknet_core::Carriage;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-pub use exit::{Exit, Failure};
+pub(crate) use exit::{Exit, Failure};
 
 /// One binary, one port, a whole machine.
 #[derive(Debug, Parser)]
-#[command(name = "alknet", version, propagate_version = true, disable_help_subcommand = true)]
-#[command(after_help = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target \
+#[command(
+    name = "alknet",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target \
 unreachable or not the pinned key, 4 denied, 5 timeout.\n\nTargets: ed25519:<64 hex>@HOST:PORT \
-(the key pins the node), or HOST[:PORT] of a node with a public certificate.")]
+(the key pins the node), or HOST[:PORT] of a node with a public certificate."
+)]
 struct Cli {
     /// Print JSON, one value a line, errors too.
     #[arg(long, global = true)]
@@ -33,9 +40,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Call an operation of a node.
-    #[command(after_help = "Examples:\n  alknet call ed25519:…@192.0.2.7:443 node/info\n  \
+    #[command(
+        after_help = "Examples:\n  alknet call ed25519:…@192.0.2.7:443 node/info\n  \
 alknet call ed25519:…@192.0.2.7:443 node/log '{\"follow\":true}'\n  \
-echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -")]
+echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -"
+    )]
     Call(call::CallArgs),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  alknet completions bash > \
@@ -67,32 +76,32 @@ alknet ops ed25519:…@192.0.2.7:443 node/info")]
 
 /// Where this computer keeps its keys.
 #[derive(Clone, Debug, Args)]
-pub struct StateArgs {
+pub(crate) struct StateArgs {
     /// Directory of keys and state [default: $XDG_STATE_HOME/alknet or ~/.local/state/alknet]
     #[arg(long, value_name = "DIR")]
-    pub state: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
 }
 
 /// How to reach a node.
 #[derive(Clone, Debug, Args)]
-pub struct DialArgs {
+pub(crate) struct DialArgs {
     #[command(flatten)]
-    pub state: StateArgs,
+    pub(crate) state: StateArgs,
     /// Use only this carriage; otherwise QUIC, and TLS over TCP when QUIC has not answered
     /// within 400 ms.
     #[arg(long, value_enum)]
-    pub carriage: Option<CarriageArg>,
+    pub(crate) carriage: Option<CarriageArg>,
     /// Give up after this many seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
-    pub timeout: std::time::Duration,
+    pub(crate) timeout: std::time::Duration,
     /// Present no key: act as nobody.
     #[arg(long)]
-    pub anonymous: bool,
+    pub(crate) anonymous: bool,
 }
 
 /// A carriage as the command line spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CarriageArg {
+pub(crate) enum CarriageArg {
     Quic,
     Tcp,
 }
@@ -110,21 +119,29 @@ impl From<CarriageArg> for Carriage {
 const TIMEOUT_SECONDS_MAX: f64 = 86_400.0;
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("'{text}' is no number of seconds"))?;
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| format!("'{text}' is no number of seconds"))?;
     if !(0.001..=TIMEOUT_SECONDS_MAX).contains(&seconds) {
-        return Err(format!("a timeout is 0.001 to {TIMEOUT_SECONDS_MAX} seconds, not {seconds}"));
+        return Err(format!(
+            "a timeout is 0.001 to {TIMEOUT_SECONDS_MAX} seconds, not {seconds}"
+        ));
     }
     Ok(std::time::Duration::from_secs_f64(seconds))
 }
 
 /// Runs the command line of this process.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors; clap prints both kinds where they belong.
             error.print().ok();
-            return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { 0 });
+            return ExitCode::from(if error.use_stderr() {
+                Exit::Usage as u8
+            } else {
+                0
+            });
         }
     };
     let result = run(cli.verb, cli.json);
@@ -164,12 +181,26 @@ mod tests {
 
     #[test]
     fn every_verb_shows_an_example() {
-        for verb in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+        for verb in Cli::command()
+            .get_subcommands()
+            .filter(|c| !c.is_hide_set())
+        {
             let leaves: Vec<_> = verb.get_subcommands().collect();
-            let shown = if leaves.is_empty() { vec![verb] } else { leaves };
+            let shown = if leaves.is_empty() {
+                vec![verb]
+            } else {
+                leaves
+            };
             for command in shown {
-                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-                assert!(help.contains("Example"), "alknet {} has no example", command.get_name());
+                let help = command
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                assert!(
+                    help.contains("Example"),
+                    "alknet {} has no example",
+                    command.get_name()
+                );
             }
         }
     }

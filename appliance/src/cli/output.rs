@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Exit, Failure};
 
 /// Prints the one error of a command on standard error.
-pub fn failure(failure: &Failure, json: bool) {
+pub(crate) fn failure(failure: &Failure, json: bool) {
     let text = if json {
         json!({ "error": { "code": failure.code, "message": failure.message } }).to_string()
     } else {
@@ -22,7 +22,7 @@ pub fn failure(failure: &Failure, json: bool) {
 ///
 /// # Errors
 /// Standard output is gone.
-pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(Failure::local)?;
     line(&text)
 }
@@ -31,10 +31,12 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Standard output is gone, which ends a stream the way `head` expects.
-pub fn line(text: &str) -> Result<(), Failure> {
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Failure::new(Exit::Ok, "CLOSED", "the reader went away"),
-        _ => Failure::local(format!("cannot write to standard output: {error}")),
-    })
+    writeln!(out, "{text}")
+        .and_then(|()| out.flush())
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::new(Exit::Ok, "CLOSED", "the reader went away"),
+            _ => Failure::local(format!("cannot write to standard output: {error}")),
+        })
 }

@@ -12,7 +12,7 @@ use crate::node::{self, ServeFile};
 
 /// Arguments of `alknet serve`.
 #[derive(Debug, Args)]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     #[command(flatten)]
     state: StateArgs,
     /// Configuration file (see 'alknet config schema'); options below win over it.
@@ -33,11 +33,13 @@ pub struct ServeArgs {
 }
 
 /// Serves until it is told to stop.
-pub fn run(args: ServeArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(args: ServeArgs, json: bool) -> Result<Exit, Failure> {
     let state_dir = args.state.dir()?;
     let verbose = args.verbose;
     let config = configuration(args)?;
-    node::serve(&config, &state_dir, verbose, |file| started(file, &config, json))
+    node::serve(&config, &state_dir, verbose, |file| {
+        started(file, &config, json)
+    })
 }
 
 fn configuration(args: ServeArgs) -> Result<NodeConfig, Failure> {
@@ -54,7 +56,8 @@ fn configuration(args: ServeArgs) -> Result<NodeConfig, Failure> {
         }
     };
     for key in args.admin {
-        key.parse::<alknet_core::PeerKey>().map_err(Failure::usage)?;
+        key.parse::<alknet_core::PeerKey>()
+            .map_err(Failure::usage)?;
         if !config.node.admin_keys.contains(&key) {
             config.node.admin_keys.push(key);
         }

@@ -9,7 +9,7 @@ use crate::node::ServeFile;
 
 /// Arguments of `alknet status`.
 #[derive(Debug, Args)]
-pub struct StatusArgs {
+pub(crate) struct StatusArgs {
     /// The node [default: the one 'alknet serve' runs with this state directory]
     target: Option<String>,
     #[command(flatten)]
@@ -17,13 +17,16 @@ pub struct StatusArgs {
 }
 
 /// Exit code 0 when nothing is wrong, 1 when something is.
-pub fn run(args: StatusArgs, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn run(args: StatusArgs, json: bool) -> Result<Exit, Failure> {
     let target = match args.target {
         Some(target) => target,
         None => local_target(&args.dial)?,
     };
     connected(&target, &args.dial, async |client| {
-        let info = client.call("node/info", &Value::Null).await.map_err(of_call)?;
+        let info = client
+            .call("node/info", &Value::Null)
+            .await
+            .map_err(of_call)?;
         let info = info.value();
         let problems = info["problems"].as_array().cloned().unwrap_or_default();
         if json {
@@ -33,7 +36,11 @@ pub fn run(args: StatusArgs, json: bool) -> Result<Exit, Failure> {
                 output::line(&line)?;
             }
         }
-        Ok(if problems.is_empty() { Exit::Ok } else { Exit::Failed })
+        Ok(if problems.is_empty() {
+            Exit::Ok
+        } else {
+            Exit::Failed
+        })
     })
 }
 
@@ -62,27 +69,55 @@ fn lines(info: &Value, problems: &[Value]) -> Vec<String> {
     let mut lines = vec![
         row("name", text(&info["name"])),
         row("identity", text(&info["identity"])),
-        row("version", format!("{}, kernel {}", text(&info["version"]), text(&info["kernel"]))),
+        row(
+            "version",
+            format!(
+                "{}, kernel {}",
+                text(&info["version"]),
+                text(&info["kernel"])
+            ),
+        ),
         row("addresses", list(&info["addresses"])),
-        row("serves", format!("{} on port {}", list(&info["listen"]["alpns"]), info["listen"]["port"])),
+        row(
+            "serves",
+            format!(
+                "{} on port {}",
+                list(&info["listen"]["alpns"]),
+                info["listen"]["port"]
+            ),
+        ),
         row("data", text(&info["data"]["mode"])),
         row("clock", text(&info["clock"])),
-        row("uptime", uptime(info["uptime_ms"].as_u64().unwrap_or_default())),
+        row(
+            "uptime",
+            uptime(info["uptime_ms"].as_u64().unwrap_or_default()),
+        ),
     ];
     if problems.is_empty() {
         lines.push(row("health", "ok".to_owned()));
     }
     for problem in problems {
         let (code, what) = (text(&problem["code"]), text(&problem["text"]));
-        lines.push(row("problem", format!("{code}: {what}; {}", text(&problem["hint"]))));
+        lines.push(row(
+            "problem",
+            format!("{code}: {what}; {}", text(&problem["hint"])),
+        ));
     }
     lines
 }
 
 fn list(value: &Value) -> String {
-    let items = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let items = value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
     let items: Vec<_> = items.collect();
-    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+    if items.is_empty() {
+        "none".to_owned()
+    } else {
+        items.join(", ")
+    }
 }
 
 fn uptime(ms: u64) -> String {

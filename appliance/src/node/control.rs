@@ -15,7 +15,7 @@ const OUT_BACKLOG: usize = 64;
 
 /// Messages from PID 1.
 #[derive(Debug)]
-pub struct FromInit {
+pub(crate) struct FromInit {
     read: BufReader<OwnedReadHalf>,
     line: Vec<u8>,
 }
@@ -26,7 +26,7 @@ impl FromInit {
     ///
     /// # Errors
     /// The line is too long, no message, or cannot be read.
-    pub async fn next(&mut self) -> io::Result<Option<ToNode>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Option<ToNode>> {
         let room = (LINE_BYTES_MAX - self.line.len()) as u64;
         let mut limited = (&mut self.read).take(room);
         limited.read_until(b'\n', &mut self.line).await?;
@@ -35,7 +35,9 @@ impl FromInit {
             Some(b'\n') => {
                 let message = serde_json::from_slice(&self.line);
                 self.line.clear();
-                message.map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+                message
+                    .map(Some)
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
             }
             Some(_) => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -49,7 +51,7 @@ impl FromInit {
 ///
 /// # Errors
 /// There is no socket at that descriptor: the process was not started by PID 1.
-pub fn open() -> io::Result<(FromInit, mpsc::Sender<ToInit>)> {
+pub(crate) fn open() -> io::Result<(FromInit, mpsc::Sender<ToInit>)> {
     nix::sys::stat::fstat(stdin_like(NODE_FD)).map_err(|_| not_supervised())?;
     // SAFETY: `fstat` just showed that the descriptor is open, and by the contract of
     // `alknet_init::control` it is ours alone; `open` is called once.
@@ -61,14 +63,22 @@ pub fn open() -> io::Result<(FromInit, mpsc::Sender<ToInit>)> {
     let (out, mut queue) = mpsc::channel::<ToInit>(OUT_BACKLOG);
     tokio::spawn(async move {
         while let Some(message) = queue.recv().await {
-            let Ok(mut line) = serde_json::to_vec(&message) else { continue };
+            let Ok(mut line) = serde_json::to_vec(&message) else {
+                continue;
+            };
             line.push(b'\n');
             if write.write_all(&line).await.is_err() {
                 break;
             }
         }
     });
-    Ok((FromInit { read: BufReader::new(read), line: Vec::new() }, out))
+    Ok((
+        FromInit {
+            read: BufReader::new(read),
+            line: Vec::new(),
+        },
+        out,
+    ))
 }
 
 fn stdin_like(fd: i32) -> std::os::fd::BorrowedFd<'static> {

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use super::log;
 
 /// The facts as last known; replaced whole whenever PID 1 sends new ones.
-pub type SharedFacts = Arc<ArcSwap<MachineFacts>>;
+pub(crate) type SharedFacts = Arc<ArcSwap<MachineFacts>>;
 
 /// What stays the same while the node runs. Port and protocols are known once it is bound.
 #[derive(Debug)]
-pub struct About {
+pub(crate) struct About {
     identity: String,
     role: &'static str,
     port: OnceLock<u16>,
@@ -24,22 +24,27 @@ pub struct About {
 
 impl About {
     /// `role` is `appliance` or `host`.
-    pub fn new(identity: String, role: &'static str) -> Self {
-        Self { identity, role, port: OnceLock::new(), alpns: OnceLock::new() }
+    pub(crate) fn new(identity: String, role: &'static str) -> Self {
+        Self {
+            identity,
+            role,
+            port: OnceLock::new(),
+            alpns: OnceLock::new(),
+        }
     }
 
     /// `ed25519:<64 hex>`.
-    pub fn identity(&self) -> &str {
+    pub(crate) fn identity(&self) -> &str {
         &self.identity
     }
 
     /// The port served.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port.get().copied().unwrap_or_default()
     }
 
     /// Protocols served.
-    pub fn alpns(&self) -> &[String] {
+    pub(crate) fn alpns(&self) -> &[String] {
         self.alpns.get().map_or(&[], Vec::as_slice)
     }
 
@@ -53,7 +58,7 @@ impl About {
 }
 
 /// The answer to `node/info`.
-pub fn info(about: &About, facts: &MachineFacts, endpoint: Value) -> Value {
+pub(crate) fn info(about: &About, facts: &MachineFacts, endpoint: Value) -> Value {
     json!({
         "name": facts.hostname,
         "identity": about.identity(),
@@ -82,7 +87,7 @@ pub fn info(about: &About, facts: &MachineFacts, endpoint: Value) -> Value {
 }
 
 /// JSON Schema of [`info`]'s answer.
-pub fn info_schema() -> Value {
+pub(crate) fn info_schema() -> Value {
     let text = json!({ "type": "string" });
     let count = json!({ "type": "integer", "minimum": 0 });
     let list = json!({ "type": "array" });
@@ -107,7 +112,7 @@ pub fn info_schema() -> Value {
 }
 
 /// Facts of an ordinary host, where no PID 1 of ours collects them.
-pub fn of_host(state_dir: &Path) -> MachineFacts {
+pub(crate) fn of_host(state_dir: &Path) -> MachineFacts {
     MachineFacts {
         hostname: read("/proc/sys/kernel/hostname").unwrap_or_else(|| "localhost".to_owned()),
         clock: "host".to_owned(),
@@ -123,13 +128,17 @@ pub fn of_host(state_dir: &Path) -> MachineFacts {
 }
 
 /// Addresses a peer could dial, without prefix lengths.
-pub fn addresses(facts: &MachineFacts) -> Vec<String> {
+pub(crate) fn addresses(facts: &MachineFacts) -> Vec<String> {
     let all = facts.links.iter().flat_map(|link| &link.addresses);
-    all.filter_map(|a| a.split('/').next()).map(str::to_owned).collect()
+    all.filter_map(|a| a.split('/').next())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn space(dir: &Path) -> DataState {
-    let Ok(stat) = nix::sys::statvfs::statvfs(dir) else { return DataState::default() };
+    let Ok(stat) = nix::sys::statvfs::statvfs(dir) else {
+        return DataState::default();
+    };
     let block = stat.fragment_size();
     DataState {
         total_bytes: stat.blocks() * block,
@@ -139,10 +148,14 @@ fn space(dir: &Path) -> DataState {
 }
 
 fn host_links() -> Vec<LinkFacts> {
-    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
     let mut links: Vec<LinkFacts> = Vec::new();
     for entry in all {
-        let Some(address) = entry.address.as_ref().and_then(ip_of) else { continue };
+        let Some(address) = entry.address.as_ref().and_then(ip_of) else {
+            continue;
+        };
         if address.is_loopback() {
             continue;
         }
@@ -151,7 +164,9 @@ fn host_links() -> Vec<LinkFacts> {
             Some(link) => link.addresses.push(text),
             None => links.push(LinkFacts {
                 name: entry.interface_name,
-                up: entry.flags.contains(nix::net::if_::InterfaceFlags::IFF_RUNNING),
+                up: entry
+                    .flags
+                    .contains(nix::net::if_::InterfaceFlags::IFF_RUNNING),
                 addresses: vec![text],
                 ..LinkFacts::default()
             }),
@@ -167,11 +182,14 @@ fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<std::net::IpAddr
 
 fn kernel_release() -> String {
     let name = nix::sys::utsname::uname();
-    name.map_or_else(|_| "unknown".to_owned(), |n| n.release().to_string_lossy().into_owned())
+    name.map_or_else(
+        |_| "unknown".to_owned(),
+        |n| n.release().to_string_lossy().into_owned(),
+    )
 }
 
 /// Memory of the machine; what limits are scaled by.
-pub fn memory_total_bytes() -> u64 {
+pub(crate) fn memory_total_bytes() -> u64 {
     let meminfo = read("/proc/meminfo").unwrap_or_default();
     kib(&meminfo, "MemTotal:").unwrap_or(256 << 20)
 }
@@ -189,7 +207,11 @@ fn memory() -> Value {
 /// The number of bytes behind `key` in a `/proc` file that counts in kB.
 fn kib(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|n| n * 1024)
+    line.split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()
+        .map(|n| n * 1024)
 }
 
 fn read(path: &str) -> Option<String> {

@@ -32,7 +32,7 @@ struct Input {
 }
 
 /// The operation.
-pub fn operation(node: NodeContext) -> Registration {
+pub(crate) fn operation(node: NodeContext) -> Registration {
     let spec = OperationSpec::mutation("node/fault", "Breaks something on purpose. Tests only.")
         .with_input(json!({
             "type": "object",
@@ -68,14 +68,20 @@ async fn inject(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
 }
 
 fn signal(signal: Signal) -> Result<Value, CallError> {
-    raise(signal).map_err(|error| CallError::internal(format!("cannot raise {signal}: {error}")))?;
+    raise(signal)
+        .map_err(|error| CallError::internal(format!("cannot raise {signal}: {error}")))?;
     Ok(json!({ "injected": signal.as_str() }))
 }
 
 async fn ask_init(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
-    let message = ToInit::Fault { kind: kind.trim_start_matches("init-").to_owned() };
+    let message = ToInit::Fault {
+        kind: kind.trim_start_matches("init-").to_owned(),
+    };
     match &node.to_init {
         Some(to_init) if to_init.send(message).await.is_ok() => Ok(json!({ "injected": kind })),
-        _ => Err(CallError::new(ErrorCode::Unavailable, "there is no PID 1 of ours to break")),
+        _ => Err(CallError::new(
+            ErrorCode::Unavailable,
+            "there is no PID 1 of ours to break",
+        )),
     }
 }

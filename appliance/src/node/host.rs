@@ -19,11 +19,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Where a node of this computer is served; present while it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServeFile {
+pub(crate) struct ServeFile {
     /// Its process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Its target, with the pinned key.
-    pub target: String,
+    pub(crate) target: String,
 }
 
 impl ServeFile {
@@ -31,7 +31,7 @@ impl ServeFile {
     ///
     /// # Errors
     /// There is no such file, or it is no such file.
-    pub fn read(state_dir: &Path) -> io::Result<Self> {
+    pub(crate) fn read(state_dir: &Path) -> io::Result<Self> {
         let bytes = std::fs::read(state_dir.join(SERVE_FILE))?;
         serde_json::from_slice(&bytes).map_err(io::Error::other)
     }
@@ -57,14 +57,18 @@ impl Drop for Guard {
 ///
 /// # Errors
 /// The port, the key or the state directory cannot be had.
-pub fn serve(
+pub(crate) fn serve(
     config: &NodeConfig,
     state_dir: &Path,
     verbose: bool,
     started: impl FnOnce(&ServeFile) -> Result<(), Failure>,
 ) -> Result<Exit, Failure> {
     let ring = LogRing::new();
-    let level = if verbose { tracing::Level::DEBUG } else { tracing::Level::INFO };
+    let level = if verbose {
+        tracing::Level::DEBUG
+    } else {
+        tracing::Level::INFO
+    };
     log::install(&ring, Stderr::Plain, level);
     let runtime = super::runtime()
         .map_err(|error| Failure::local(format!("cannot start the runtime: {error}")))?;
@@ -73,7 +77,14 @@ pub fn serve(
         if let Some(name) = &config.node.name {
             facts.hostname.clone_from(name);
         }
-        let options = Options { config, state_dir, facts, role: "host", ring, to_init: None };
+        let options = Options {
+            config,
+            state_dir,
+            facts,
+            role: "host",
+            ring,
+            to_init: None,
+        };
         let node = Node::start(options).map_err(|error| Failure::local(format!("{error:#}")))?;
         let file = ServeFile {
             pid: std::process::id(),
@@ -94,7 +105,10 @@ pub fn serve(
 
 async fn asked_to_stop() -> Result<(), Failure> {
     let listen = |kind| signal(kind).map_err(|e| Failure::local(format!("no signals: {e}")));
-    let (mut int, mut term) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let (mut int, mut term) = (
+        listen(SignalKind::interrupt())?,
+        listen(SignalKind::terminate())?,
+    );
     tokio::select! {
         _ = int.recv() => {}
         _ = term.recv() => {}

@@ -13,15 +13,17 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 /// Bytes of text the ring keeps; the oldest records go first.
-pub const RING_BYTES_MAX: usize = 1 << 20;
+pub(crate) const RING_BYTES_MAX: usize = 1 << 20;
 /// Longest message kept; the rest of it is cut.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
+/// A clock before 2026 cannot be right; seconds since 1970.
+const CLOCK_SANE_FROM_S: i64 = 1_767_225_600;
 /// Records a follower may fall behind before it loses some.
 const FOLLOW_BACKLOG: usize = 1024;
 
 /// The bounded ring. Clones share it.
 #[derive(Clone)]
-pub struct LogRing(Arc<Shared>);
+pub(crate) struct LogRing(Arc<Shared>);
 
 struct Shared {
     records: Mutex<Records>,
@@ -36,13 +38,16 @@ struct Records {
 
 impl LogRing {
     /// An empty ring.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (follow, _) = broadcast::channel(FOLLOW_BACKLOG);
-        Self(Arc::new(Shared { records: Mutex::default(), follow }))
+        Self(Arc::new(Shared {
+            records: Mutex::default(),
+            follow,
+        }))
     }
 
     /// Adds a record, dropping the oldest ones beyond [`RING_BYTES_MAX`].
-    pub fn push(&self, mut record: LogRecord) {
+    pub(crate) fn push(&self, mut record: LogRecord) {
         truncate(&mut record.message, MESSAGE_BYTES_MAX);
         let mut records = self.lock();
         records.bytes += cost(&record);
@@ -58,22 +63,30 @@ impl LogRing {
     }
 
     /// The newest `last` records, and every one after them.
-    pub fn follow(&self, last: usize) -> (Vec<LogRecord>, broadcast::Receiver<LogRecord>) {
+    pub(crate) fn follow(&self, last: usize) -> (Vec<LogRecord>, broadcast::Receiver<LogRecord>) {
         let records = self.lock();
         let skip = records.queue.len().saturating_sub(last);
-        (records.queue.iter().skip(skip).cloned().collect(), self.0.follow.subscribe())
+        (
+            records.queue.iter().skip(skip).cloned().collect(),
+            self.0.follow.subscribe(),
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, Records> {
         // A panic while the lock was held cannot have left the queue half changed in a way that
         // matters more than losing the log would.
-        self.0.records.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .records
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for LogRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LogRing").field("bytes", &self.lock().bytes).finish()
+        f.debug_struct("LogRing")
+            .field("bytes", &self.lock().bytes)
+            .finish()
     }
 }
 
@@ -90,7 +103,7 @@ fn truncate(text: &mut String, max: usize) {
 
 /// How lines on standard error begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stderr {
+pub(crate) enum Stderr {
     /// For a person: local time order, level, target.
     Plain,
     /// For PID 1: the kernel's `<level>` prefix, so that it can sort them.
@@ -98,8 +111,12 @@ pub enum Stderr {
 }
 
 /// Sends `tracing` events to the ring and to standard error. Call once.
-pub fn install(ring: &LogRing, stderr: Stderr, level: Level) {
-    let layer = RingLayer { ring: ring.clone(), stderr, level };
+pub(crate) fn install(ring: &LogRing, stderr: Stderr, level: Level) {
+    let layer = RingLayer {
+        ring: ring.clone(),
+        stderr,
+        level,
+    };
     let subscriber = tracing_subscriber::registry().with(layer);
     // A second call keeps the first subscriber: tests in one process share it.
     tracing::subscriber::set_global_default(subscriber).ok();
@@ -137,10 +154,18 @@ impl RingLayer {
         let line = match self.stderr {
             Stderr::Plain => {
                 let time = record.time.as_deref().unwrap_or("-");
-                format!("{time} {:5} {}: {}\n", record.level, record.target, record.message)
+                format!(
+                    "{time} {:5} {}: {}\n",
+                    record.level, record.target, record.message
+                )
             }
             Stderr::Prefixed => {
-                format!("<{}>{}: {}\n", kernel_level(&record.level), record.target, record.message)
+                format!(
+                    "<{}>{}: {}\n",
+                    kernel_level(&record.level),
+                    record.target,
+                    record.message
+                )
             }
         };
         // Where standard error is gone there is nobody left to tell.
@@ -201,16 +226,16 @@ impl Visit for Text {
 }
 
 /// Milliseconds since the kernel started.
-pub fn boot_ms() -> u64 {
+pub(crate) fn boot_ms() -> u64 {
     use nix::time::{ClockId, clock_gettime};
     let since = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
     since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The wall clock in RFC 3339, or nothing while it is before the binary was made.
-pub fn now() -> Option<String> {
+pub(crate) fn now() -> Option<String> {
     let now = Timestamp::now();
-    (now.as_second() >= alknet_init::BUILD_TIME).then(|| format!("{now:.3}"))
+    (now.as_second() >= CLOCK_SANE_FROM_S).then(|| format!("{now:.3}"))
 }
 
 #[cfg(test)]
@@ -235,7 +260,11 @@ mod tests {
         }
         let (records, _) = ring.follow(usize::MAX);
         assert!(ring.lock().bytes <= RING_BYTES_MAX && records.len() > 1000);
-        assert!(records.last().is_some_and(|r| r.message.starts_with("19999 ")));
+        assert!(
+            records
+                .last()
+                .is_some_and(|r| r.message.starts_with("19999 "))
+        );
     }
 
     #[test]
@@ -243,7 +272,9 @@ mod tests {
         let ring = LogRing::new();
         ring.push(record(&"ä".repeat(MESSAGE_BYTES_MAX)));
         let (records, _) = ring.follow(1);
-        assert!(records[0].message.ends_with('…') && records[0].message.len() < MESSAGE_BYTES_MAX + 8);
+        assert!(
+            records[0].message.ends_with('…') && records[0].message.len() < MESSAGE_BYTES_MAX + 8
+        );
     }
 
     #[test]

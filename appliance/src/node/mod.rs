@@ -26,8 +26,8 @@ use facts::{About, SharedFacts};
 use log::LogRing;
 use ops::NodeContext;
 
-pub use host::{ServeFile, serve};
-pub use supervised::supervised;
+pub(crate) use host::{ServeFile, serve};
+pub(crate) use supervised::supervised;
 
 /// File of the node's key below its state directory.
 const KEY_FILE: &str = "identity/node.key";
@@ -93,7 +93,12 @@ impl Node {
         counters.set(Arc::clone(&server)).ok();
         let admins = u32::try_from(config.node.admin_keys.len()).unwrap_or(u32::MAX);
         tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
-        Ok(Self { server, about, facts, admins })
+        Ok(Self {
+            server,
+            about,
+            facts,
+            admins,
+        })
     }
 
     /// What the console shows.
@@ -132,8 +137,11 @@ fn handlers(
 }
 
 fn counters_of(server: &Server) -> Value {
-    let mut map: Map<String, Value> =
-        server.counters().iter().map(|(name, n)| (name.to_owned(), n.into())).collect();
+    let mut map: Map<String, Value> = server
+        .counters()
+        .iter()
+        .map(|(name, n)| (name.to_owned(), n.into()))
+        .collect();
     map.insert("connections".to_owned(), server.connections().len().into());
     Value::Object(map)
 }
@@ -151,7 +159,10 @@ fn enrolment_uri(about: &About, facts: &MachineFacts) -> String {
 
 fn make_private_dir(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
 }
 
 /// A runtime whose size fits the machine. Two threads at least: one handler that computes for

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    BoxStream, CallError, ErrorCode, HandlerKind, Item, OperationSpec, Registration, RegistryBuilder,
+    BoxStream, CallError, ErrorCode, HandlerKind, Item, OperationSpec, Registration,
+    RegistryBuilder,
 };
 use alknet_init::control::{LogRecord, PowerAction, ToInit};
 use futures_util::{StreamExt, stream};
@@ -24,21 +25,21 @@ const LOG_LAST_MAX: usize = 100_000;
 
 /// What the operations stand on.
 #[derive(Clone)]
-pub struct NodeContext {
+pub(crate) struct NodeContext {
     /// What stays the same.
-    pub about: Arc<About>,
+    pub(crate) about: Arc<About>,
     /// What PID 1 says about the machine.
-    pub facts: SharedFacts,
+    pub(crate) facts: SharedFacts,
     /// The log.
-    pub ring: LogRing,
+    pub(crate) ring: LogRing,
     /// The way to PID 1; absent on an ordinary host.
-    pub to_init: Option<mpsc::Sender<ToInit>>,
+    pub(crate) to_init: Option<mpsc::Sender<ToInit>>,
     /// Counters of the endpoint.
-    pub counters: Arc<dyn Fn() -> Value + Send + Sync>,
+    pub(crate) counters: Arc<dyn Fn() -> Value + Send + Sync>,
 }
 
 /// Adds the operations to a registry.
-pub fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
+pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(info(node.clone()));
     builder.add(log(node.ring.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
@@ -70,7 +71,10 @@ struct LogInput {
 
 impl Default for LogInput {
     fn default() -> Self {
-        Self { last: LOG_LAST, follow: false }
+        Self {
+            last: LOG_LAST,
+            follow: false,
+        }
     }
 }
 
@@ -109,7 +113,11 @@ fn log(ring: LogRing) -> Registration {
 }
 
 fn log_input(input: &alknet_call::Body) -> Result<LogInput, CallError> {
-    if input.value().is_null() { Ok(LogInput::default()) } else { input.parse() }
+    if input.value().is_null() {
+        Ok(LogInput::default())
+    } else {
+        input.parse()
+    }
 }
 
 fn log_events(ring: &LogRing, wanted: &LogInput) -> BoxStream<Result<Item, CallError>> {
@@ -155,14 +163,20 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
         .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input, ctx: alknet_call::Ctx| {
         let to_init = node.to_init.clone();
-        let by = ctx.identity().map_or_else(|| "nobody".to_owned(), |who| who.id.to_string());
+        let by = ctx
+            .identity()
+            .map_or_else(|| "nobody".to_owned(), |who| who.id.to_string());
         async move {
             let message = ToInit::Power { action, by };
             let sent = match &to_init {
                 Some(to_init) => to_init.send(message).await.is_ok(),
                 None => false,
             };
-            if sent { Ok(json!({ "accepted": true })) } else { Err(no_machine()) }
+            if sent {
+                Ok(json!({ "accepted": true }))
+            } else {
+                Err(no_machine())
+            }
         }
     });
     Registration::new(spec, handler)
@@ -176,6 +190,6 @@ fn no_machine() -> CallError {
 }
 
 /// Nothing, or an object without members.
-pub fn empty_input() -> Value {
+pub(crate) fn empty_input() -> Value {
     json!({ "type": ["object", "null"], "additionalProperties": false })
 }

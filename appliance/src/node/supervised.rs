@@ -14,13 +14,15 @@ use super::{Node, Options, control};
 use crate::cli::{Exit, Failure};
 
 /// Serves until PID 1 says otherwise.
-pub fn supervised() -> Result<Exit, Failure> {
+pub(crate) fn supervised() -> Result<Exit, Failure> {
     let ring = LogRing::new();
     log::install(&ring, Stderr::Prefixed, tracing::Level::INFO);
     let served = super::runtime()
         .context("cannot start the runtime")
         .and_then(|runtime| runtime.block_on(serve(ring)));
-    served.map(|()| Exit::Ok).map_err(|error| Failure::local(format!("{error:#}")))
+    served
+        .map(|()| Exit::Ok)
+        .map_err(|error| Failure::local(format!("{error:#}")))
 }
 
 async fn serve(ring: LogRing) -> anyhow::Result<()> {
@@ -28,14 +30,22 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
     let mut early = Vec::new();
     let (config, state_dir, facts) = loop {
         match from_init.next().await? {
-            Some(ToNode::Start { config, state_dir, facts }) => break (config, state_dir, facts),
+            Some(ToNode::Start {
+                config,
+                state_dir,
+                facts,
+            }) => break (config, state_dir, facts),
             Some(ToNode::Log { record }) => ring.push(record),
             Some(other) => early.push(other),
             None => bail!("PID 1 closed the channel before it said what to serve"),
         }
     };
     let node = start(&config, Path::new(&state_dir), *facts, &ring, &to_init)?;
-    to_init.send(ToInit::Ready { status: node.status() }).await?;
+    to_init
+        .send(ToInit::Ready {
+            status: node.status(),
+        })
+        .await?;
     let mut early = early.into_iter();
     loop {
         let message = match early.next() {
@@ -44,7 +54,10 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
         };
         match message {
             None => bail!("PID 1 closed the channel"),
-            Some(ToNode::Drain { deadline_ms, reason }) => {
+            Some(ToNode::Drain {
+                deadline_ms,
+                reason,
+            }) => {
                 tracing::info!("draining: {reason}");
                 node.drain(Duration::from_millis(deadline_ms)).await;
                 return Ok(());
@@ -94,7 +107,11 @@ fn answer_health(node: &Node, n: u64, to_init: &mpsc::Sender<ToInit>) {
     let to_init = to_init.clone();
     tokio::spawn(async move {
         let health = server.health().await;
-        let answer = ToInit::Health { n, ok: health.ok, detail: health.detail };
+        let answer = ToInit::Health {
+            n,
+            ok: health.ok,
+            detail: health.detail,
+        };
         // PID 1 gone means this process is about to end, too.
         to_init.send(answer).await.ok();
     });
