@@ -61,7 +61,8 @@ impl Image {
 ///
 /// # Panics
 /// There is none.
-pub(crate) fn binary() -> PathBuf {
+#[must_use]
+pub fn binary() -> PathBuf {
     variable(BINARY_VARIABLE).into()
 }
 

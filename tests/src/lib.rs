@@ -23,5 +23,5 @@ mod node;
 pub use bench::Bench;
 pub use cli::{Answer, Cli, Stream};
 pub use host::HostNode;
-pub use image::Image;
+pub use image::{Image, binary};
 pub use node::{Boot, Machine, Node, READY};
