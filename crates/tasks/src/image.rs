@@ -91,6 +91,7 @@ fn write(inputs: &Inputs, forms: &[Form], out: &Path) -> Result<Manifest> {
 }
 
 fn inputs(cx: &Context, kernel: &Kernel, forms: &[Form]) -> Result<Inputs> {
+    let binary = binary(cx)?;
     let needs_stub = forms
         .iter()
         .any(|form| matches!(form, Form::Uki | Form::Raw));
@@ -103,7 +104,7 @@ fn inputs(cx: &Context, kernel: &Kernel, forms: &[Form]) -> Result<Inputs> {
         kernel: kernel.bzimage.clone(),
         vmlinux: Some(kernel.vmlinux.clone()),
         kernel_config: Some(kernel.config.clone()),
-        binary: binary(cx)?,
+        binary,
         stub,
         cmdline: CMDLINE.to_owned(),
         version: VERSION.to_owned(),

@@ -7,6 +7,7 @@ mod failure;
 mod image;
 mod kernel;
 mod node;
+mod scratch;
 mod soak;
 mod sources;
 mod terminal;
@@ -23,7 +24,12 @@ use crate::failure::Result;
 
 /// The commands of this project.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", version, disable_help_subcommand = true)]
+#[command(
+    name = "xtask",
+    bin_name = "cargo xtask",
+    version,
+    disable_help_subcommand = true
+)]
 struct CommandLine {
     /// Folder to look for sources in before any other place
     #[arg(long, global = true, value_name = "DIR")]

@@ -8,6 +8,7 @@ use alknet_image::Form;
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
 use crate::{image, kernel};
 
 /// The licence and dependency checker, built once into the cache.
@@ -136,8 +137,7 @@ pub(crate) fn deny_program(cx: &Context) -> Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
-    let scratch =
-        tempfile::tempdir_in(cx.cache()).map_err(Failure::io("make a folder for cargo-deny"))?;
+    let scratch = Scratch::new(cx.cache(), "cargo-deny-build-")?;
     let mut command = cx.cargo("install");
     command
         .args([

@@ -15,6 +15,7 @@ use std::thread;
 use crate::context::Context;
 use crate::digest;
 use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
 use crate::sources;
 
 /// The fragments of the one x86-64 kernel, in the order they are merged.
@@ -31,7 +32,7 @@ pub(crate) const X86_64_FRAGMENTS: [&str; 14] = [
     "storage",
     "storage-metal",
     "clouds-x86_64",
-    "screen-x86_64",
+    "harness",
     "net-extra",
 ];
 
@@ -143,18 +144,12 @@ fn tool_versions() -> Result<String> {
 struct Build<'a> {
     cx: &'a Context,
     fragments: &'a [(String, String)],
-    scratch: tempfile::TempDir,
+    scratch: Scratch,
 }
 
 impl<'a> Build<'a> {
     fn new(cx: &'a Context, fragments: &'a [(String, String)]) -> Result<Self> {
-        let scratch = tempfile::Builder::new()
-            .prefix("kernel-build-")
-            .tempdir_in(cx.cache())
-            .map_err(Failure::io(format!(
-                "make a folder in {}",
-                cx.cache().display()
-            )))?;
+        let scratch = Scratch::new(cx.cache(), "kernel-build-")?;
         Ok(Self {
             cx,
             fragments,

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
 use crate::sources::pins::DebianPlace;
 
 /// Keys of every Debian release that this machine's keyring package knows.
@@ -17,19 +18,13 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// A private view of the archive, gone when dropped.
 #[derive(Debug)]
 pub(crate) struct Archive {
-    folder: tempfile::TempDir,
+    folder: Scratch,
 }
 
 impl Archive {
     /// Reads the lists of `suites` from the archive that this machine is configured for.
     pub(crate) fn open(cx: &Context, suites: &[&str]) -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("apt-")
-            .tempdir_in(cx.cache())
-            .map_err(Failure::io(format!(
-                "make a folder in {}",
-                cx.cache().display()
-            )))?;
+        let folder = Scratch::new(cx.cache(), "apt-")?;
         let archive = Self { folder };
         archive.prepare(suites)?;
         let mut update = archive.apt();
