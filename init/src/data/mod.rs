@@ -71,7 +71,10 @@ pub(crate) fn prepare(log: &Log) -> Prepared {
         Ok(prepared) => prepared,
         Err(problem) => volatile(*problem),
     };
-    if let Err(error) = make_tree(&prepared.state_dir) {
+    // A read-only one has them, and its problem has been told.
+    if prepared.state.mode != "read-only"
+        && let Err(error) = make_tree(&prepared.state_dir)
+    {
         prepared.problems.push(problem(
             "data-unwritable",
             format!(
