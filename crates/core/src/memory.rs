@@ -3,8 +3,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
@@ -95,13 +95,13 @@ impl StreamSource for Memory {
                 return Err(self.closed_error());
             }
             let (ours, theirs) = tokio::io::duplex(STREAM_BUFFER_BYTES);
-            let resets = Arc::new([Mutex::new(None), Mutex::new(None)]);
-            let theirs = split(theirs, 1, &resets, &self.closed);
+            let signals = Signals::default();
+            let theirs = split(theirs, 1, &signals, &self.closed);
             self.open
                 .send(theirs)
                 .await
                 .map_err(|_| self.closed_error())?;
-            Ok(split(ours, 0, &resets, &self.closed))
+            Ok(split(ours, 0, &signals, &self.closed))
         })
     }
 
@@ -131,13 +131,27 @@ impl StreamSource for Memory {
     }
 }
 
-/// Reset code of each direction, written by its sender and read by its receiver.
-type Resets = Arc<[Mutex<Option<u32>>; 2]>;
+/// What each direction carries beside its bytes; indexed by the sending side.
+type Signals = Arc<[Mutex<Signal>; 2]>;
+
+#[derive(Default)]
+struct Signal {
+    /// Code of the sender's RESET.
+    reset: Option<u32>,
+    /// Code of the receiver's STOP_SENDING.
+    stopped: Option<u32>,
+    /// The sender, waiting to write or to hear that it should stop.
+    sender: Option<Waker>,
+}
+
+fn signal(signals: &Signals, side: usize) -> MutexGuard<'_, Signal> {
+    signals[side].lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn split(
     stream: DuplexStream,
     side: usize,
-    resets: &Resets,
+    signals: &Signals,
     closed: &Arc<watch::Sender<Closed>>,
 ) -> Pair {
     let (read, write) = tokio::io::split(stream);
@@ -145,13 +159,13 @@ fn split(
         write: Some(write),
         finishing: false,
         side,
-        resets: Arc::clone(resets),
+        signals: Arc::clone(signals),
         closed: Arc::clone(closed),
     };
     let recv = Recv {
         read: Some(read),
         side: 1 - side,
-        resets: Arc::clone(resets),
+        signals: Arc::clone(signals),
     };
     (
         SendStream::new(Box::new(send)),
@@ -163,7 +177,7 @@ struct Send {
     write: Option<WriteHalf<DuplexStream>>,
     finishing: bool,
     side: usize,
-    resets: Resets,
+    signals: Signals,
     closed: Arc<watch::Sender<Closed>>,
 }
 
@@ -176,6 +190,15 @@ impl Send {
             .as_mut()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
+
+    fn poll_stop_code(&self, cx: &Context<'_>) -> Poll<u64> {
+        let mut signal = signal(&self.signals, self.side);
+        if let Some(code) = signal.stopped {
+            return Poll::Ready(code.into());
+        }
+        signal.sender = Some(cx.waker().clone());
+        Poll::Pending
+    }
 }
 
 impl AsyncWrite for Send {
@@ -184,6 +207,9 @@ impl AsyncWrite for Send {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(code) = self.poll_stop_code(cx) {
+            return Poll::Ready(Err(StreamError::Stopped(code).into()));
+        }
         Pin::new(self.live()?).poll_write(cx, buf)
     }
 
@@ -213,7 +239,9 @@ impl SendHalf for Send {
                         bytes::Buf::advance(chunk, n);
                         written += n;
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Err(unwrap_stream_error(error)));
+                    }
                     Poll::Pending if written > 0 => return Poll::Ready(Ok(written)),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -225,7 +253,7 @@ impl SendHalf for Send {
     fn finish(&mut self) -> Result<(), StreamError> {
         // A duplex pipe shuts down without waiting: one poll is enough.
         let write = self.live()?;
-        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut cx = Context::from_waker(Waker::noop());
         if let Poll::Ready(done) = Pin::new(write).poll_shutdown(&mut cx) {
             done?;
         }
@@ -234,19 +262,21 @@ impl SendHalf for Send {
     }
 
     fn reset(&mut self, code: StreamCode) {
-        if let Ok(mut slot) = self.resets[self.side].lock() {
-            *slot = Some(code.code());
-        }
+        signal(&self.signals, self.side).reset = Some(code.code());
         if self.finish().is_err() {
             self.write = None;
         }
+    }
+
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
+        self.poll_stop_code(cx).map(|code| Ok(Some(code)))
     }
 }
 
 struct Recv {
     read: Option<ReadHalf<DuplexStream>>,
     side: usize,
-    resets: Resets,
+    signals: Signals,
 }
 
 impl AsyncRead for Recv {
@@ -262,8 +292,7 @@ impl AsyncRead for Recv {
         let before = buf.filled().len();
         ready!(Pin::new(read).poll_read(cx, buf))?;
         if buf.filled().len() == before
-            && let Ok(slot) = self.resets[side].lock()
-            && let Some(code) = *slot
+            && let Some(code) = signal(&self.signals, side).reset
         {
             return Poll::Ready(Err(StreamError::Reset(code.into()).into()));
         }
@@ -291,8 +320,16 @@ impl RecvHalf for Recv {
         })
     }
 
-    fn stop(&mut self, _code: StreamCode) {
+    fn stop(&mut self, code: StreamCode) {
         self.read = None;
+        let sender = {
+            let mut signal = signal(&self.signals, self.side);
+            signal.stopped.get_or_insert(code.code());
+            signal.sender.take()
+        };
+        if let Some(sender) = sender {
+            sender.wake();
+        }
     }
 }
 
@@ -327,6 +364,19 @@ mod tests {
             recv.read_chunk(99).await.expect("read").as_deref(),
             Some(&b"pong"[..])
         );
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_seen_even_behind_the_end() {
+        let (a, b) = memory_pair(b"test");
+        let (_send, mut recv) = a.open_bi().await.expect("open");
+        let (mut back, _got) = b.accept_bi().await.expect("accept");
+        recv.stop(StreamCode::Cancelled);
+        assert!(matches!(back.stopped().await, Ok(Some(0))));
+        assert!(matches!(
+            back.write_chunk(Bytes::from_static(b"late")).await,
+            Err(StreamError::Stopped(0))
+        ));
     }
 
     #[tokio::test]
