@@ -9,7 +9,7 @@ use alknet_core::{AuthToken, Identity, IdentityProvider};
 use serde::Serialize;
 
 use crate::access::OwnershipProvider;
-use crate::limits::{CALL_TIMEOUT_MAX, PeerLimits};
+use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits};
 use crate::link::Link;
 use crate::registry::Registry;
 use crate::sync::lock;
@@ -19,6 +19,7 @@ pub struct Dispatcher {
     pub(crate) registry: Arc<Registry>,
     pub(crate) ownership: Option<Arc<dyn OwnershipProvider>>,
     pub(crate) limits: PeerLimits,
+    pub(crate) patience: Patience,
     pub(crate) timeout_max: Duration,
     pub(crate) node: String,
     pub(crate) counters: Counters,
@@ -35,6 +36,7 @@ impl Dispatcher {
             registry: Arc::new(registry),
             ownership: None,
             limits: PeerLimits::AUTHENTICATED,
+            patience: Patience::default(),
             timeout_max: CALL_TIMEOUT_MAX,
             node: String::new(),
             counters: Counters::default(),
@@ -62,6 +64,13 @@ impl Dispatcher {
     #[must_use]
     pub fn with_limits(mut self, limits: PeerLimits) -> Self {
         self.limits = limits.bounded();
+        self
+    }
+
+    /// How long peers may leave this node waiting.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
         self
     }
 

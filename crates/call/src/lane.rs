@@ -8,10 +8,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use crate::frame::{FrameError, FrameReader};
-use crate::limits::{
-    BLOCKED_LANE_TIMEOUT, DRAIN_ACK_TIMEOUT, FRAMES_PER_TURN, PARTIAL_FRAME_TIMEOUT,
-    READ_STEP_BYTES, STRANGER_IDLE_TIMEOUT, WRITE_STEP_BYTES,
-};
+use crate::limits::{DRAIN_ACK_TIMEOUT, FRAMES_PER_TURN, READ_STEP_BYTES, WRITE_STEP_BYTES};
 use crate::link::Link;
 use crate::outlet::{Outlet, Work};
 
@@ -107,13 +104,19 @@ pub(crate) async fn run(
     } else if !lane.is_single_call() {
         send.set_priority(1);
     }
-    let end = tokio::try_join!(
-        read_loop(&link, &lane, &mut recv),
-        write_loop(&link, &lane, &mut send),
-    )
-    .err();
+    let work = async {
+        tokio::try_join!(
+            read_loop(&link, &lane, &mut recv),
+            write_loop(&link, &lane, &mut send),
+        )
+    };
+    let end = tokio::select! {
+        biased;
+        code = lane.out.killed() => Some(End::Killed(code)),
+        ended = work => ended.err(),
+    };
     lane.out.end();
-    link.lane_ended(&lane);
+    link.lane_ended(&lane, end.is_some());
     match end {
         None | Some(End::Closed | End::Drained) => {}
         Some(End::Killed(code)) => give_up(&mut send, &mut recv, code),
@@ -159,7 +162,6 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
         }
     }
     lane.read_done.store(true, Ordering::Release);
-    link.fail_outbound(lane);
     lane.out.poke();
     Ok(())
 }
@@ -170,11 +172,12 @@ async fn next_chunk(
     recv: &mut RecvStream,
     begun: Option<Instant>,
 ) -> Result<Option<Bytes>, End> {
+    let patience = &link.dispatcher.patience;
     loop {
         let (deadline, why) = match begun {
-            Some(begun) => (begun + PARTIAL_FRAME_TIMEOUT, "partial frame"),
+            Some(begun) => (begun + patience.partial_frame, "partial frame"),
             None if link.is_stranger_on_single() => {
-                (Instant::now() + STRANGER_IDLE_TIMEOUT, "idle")
+                (Instant::now() + patience.stranger_idle, "idle")
             }
             None => return Ok(recv.read_chunk(READ_STEP_BYTES).await?),
         };
@@ -197,7 +200,7 @@ async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(
             }
         };
         match work {
-            Work::Write(bytes) => write(lane, send, bytes).await?,
+            Work::Write(bytes) => write(link, lane, send, bytes).await?,
             Work::Kill(code) => return Err(End::Killed(code)),
             Work::Finish => break,
         }
@@ -214,26 +217,37 @@ async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(
 }
 
 /// Writes in steps, so that a peer that takes bytes slowly is told from one that takes none.
-async fn write(lane: &Lane, send: &mut SendStream, mut bytes: Bytes) -> Result<(), End> {
+async fn write(
+    link: &Link,
+    lane: &Lane,
+    send: &mut SendStream,
+    mut bytes: Bytes,
+) -> Result<(), End> {
     while !bytes.is_empty() {
         let step = bytes.split_to(bytes.len().min(WRITE_STEP_BYTES));
         let len = step.len();
-        tokio::select! {
-            biased;
-            written = write_step(lane, send, step) => written?,
-            code = lane.out.killed() => return Err(End::Killed(code)),
-        }
+        write_step(link, lane, send, step).await?;
         lane.out.wrote(len);
     }
     Ok(())
 }
 
-async fn write_step(lane: &Lane, send: &mut SendStream, step: Bytes) -> Result<(), End> {
+async fn write_step(
+    link: &Link,
+    lane: &Lane,
+    send: &mut SendStream,
+    step: Bytes,
+) -> Result<(), End> {
     // The reader of a call stream may pause for as long as it likes: nobody else waits behind it.
     if lane.read_done.load(Ordering::Acquire) {
         return Ok(send.write_chunk(step).await?);
     }
-    match tokio::time::timeout(BLOCKED_LANE_TIMEOUT, send.write_chunk(step)).await {
+    match tokio::time::timeout(
+        link.dispatcher.patience.blocked_lane,
+        send.write_chunk(step),
+    )
+    .await
+    {
         Ok(written) => Ok(written?),
         Err(_) => Err(End::Timeout("blocked")),
     }

@@ -120,3 +120,24 @@ impl PeerLimits {
 
 /// How long a stranger on a carriage with a single stream may ask nothing.
 pub const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// How long a peer may leave this node waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For the rest of a frame that has begun.
+    pub partial_frame: Duration,
+    /// For a lane to take any of our bytes.
+    pub blocked_lane: Duration,
+    /// For a stranger's first request, on a carriage with a single stream.
+    pub stranger_idle: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            partial_frame: PARTIAL_FRAME_TIMEOUT,
+            blocked_lane: BLOCKED_LANE_TIMEOUT,
+            stranger_idle: STRANGER_IDLE_TIMEOUT,
+        }
+    }
+}

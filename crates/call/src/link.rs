@@ -374,16 +374,14 @@ impl Link {
 
     // How streams and the connection end.
 
-    pub(crate) fn lane_ended(&self, lane: &Arc<Lane>) {
+    /// Nothing is answered on `lane` any more. Requests of ours that went out on it fail, too,
+    /// unless it ended well and there are others: answers on another stream are legal.
+    pub(crate) fn lane_ended(&self, lane: &Arc<Lane>, badly: bool) {
         self.abort_where(|request| Arc::ptr_eq(request.lane(), lane));
-        self.fail_outbound(lane);
-    }
-
-    /// No answer will come for requests of ours that went out on `lane`. Answers on other streams
-    /// are legal, but a peer that ends a lane has none.
-    pub(crate) fn fail_outbound(&self, lane: &Arc<Lane>) {
-        self.outbound
-            .fail_where(|on| Arc::ptr_eq(on, lane), "the stream ended");
+        if badly || !self.connection.is_multi() {
+            self.outbound
+                .fail_where(|on| Arc::ptr_eq(on, lane), "the stream ended");
+        }
     }
 
     pub(crate) fn protocol_error(&self, why: &'static str) {

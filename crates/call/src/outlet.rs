@@ -139,7 +139,7 @@ impl Outlet {
         self.end();
     }
 
-    /// Waits until the stream is given up. One waiter: the writer.
+    /// Waits until the stream is given up. One waiter: whoever runs it.
     pub(crate) async fn killed(&self) -> StreamCode {
         loop {
             let killed = lock(&self.state).killed;
