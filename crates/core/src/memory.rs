@@ -324,7 +324,7 @@ impl RecvHalf for Recv {
         self.read = None;
         let sender = {
             let mut signal = signal(&self.signals, self.side);
-            signal.stopped.get_or_insert(code.code());
+            signal.stopped.get_or_insert_with(|| code.code());
             signal.sender.take()
         };
         if let Some(sender) = sender {
