@@ -469,7 +469,7 @@ impl Stream for Subscription {
         let end = match std::task::ready!(self.events.poll_recv(cx)) {
             Some(Delivery::Event(event)) => {
                 self.took();
-                return Poll::Ready(Some(Ok(event)));
+                return Poll::Ready(Some(Ok(*event)));
             }
             Some(Delivery::End(end)) => end,
             None => Err(CallError::unavailable("the connection ended")),

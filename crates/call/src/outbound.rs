@@ -53,7 +53,7 @@ pub struct Event {
 #[derive(Debug)]
 pub(crate) enum Delivery {
     End(Result<(), CallError>),
-    Event(Event),
+    Event(Box<Event>),
 }
 
 impl Outbound {
@@ -171,7 +171,7 @@ impl Outbound {
             }
             Recipient::Stream(tx) => {
                 let delivery = match parsed {
-                    Ok(event) => Delivery::Event(event),
+                    Ok(event) => Delivery::Event(Box::new(event)),
                     Err(error) => Delivery::End(Err(error)),
                 };
                 let _ = tx.send(delivery).await;
