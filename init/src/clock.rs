@@ -11,7 +11,7 @@ use nix::{
 };
 
 /// Seconds since 1970 at which this binary was built.
-pub(crate) const BUILD_TIME_S: u64 = parse_decimal(env!("ALKNET_BUILD_TIME_S"));
+pub const BUILD_TIME_S: u64 = parse_decimal(env!("ALKNET_BUILD_TIME_S"));
 /// How often the time is noted: what a machine without a clock loses at most at a power cut.
 pub(crate) const NOTE_EVERY: Duration = Duration::from_secs(600);
 /// A noted time further after the build than this is a damaged file, not a time: 30 years.

@@ -29,6 +29,7 @@ mod watchdog;
 pub mod console;
 pub mod control;
 
+pub use clock::BUILD_TIME_S;
 pub use error::InitError;
 
 /// Runs the machine until it is switched off. To be called by the process the kernel started as

@@ -7,7 +7,10 @@ use std::process::Command;
 use serde_json::Value;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace exists")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .expect("the workspace exists")
 }
 
 /// Every package of the resolved graph with what it needs at run time.
@@ -22,15 +25,26 @@ impl Graph {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
         let packages = list(&meta["packages"]);
-        let names: BTreeMap<String, String> =
-            packages.iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
+        let names: BTreeMap<String, String> = packages
+            .iter()
+            .map(|p| (text(&p["id"]), text(&p["name"])))
+            .collect();
         let mut normal: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for node in list(&meta["resolve"]["nodes"]) {
             let deps = list(&node["deps"]);
-            let run_time =
-                |d: &&Value| list(&d["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
-            let kept = deps.iter().filter(run_time).map(|d| names[&text(&d["pkg"])].clone());
-            normal.entry(names[&text(&node["id"])].clone()).or_default().extend(kept);
+            let run_time = |d: &&Value| {
+                list(&d["dep_kinds"])
+                    .iter()
+                    .any(|kind| kind["kind"].is_null())
+            };
+            let kept = deps
+                .iter()
+                .filter(run_time)
+                .map(|d| names[&text(&d["pkg"])].clone());
+            normal
+                .entry(names[&text(&node["id"])].clone())
+                .or_default()
+                .extend(kept);
         }
         let members = list(&meta["workspace_members"]);
         let members = members.iter().map(|m| names[&text(m)].clone()).collect();
@@ -55,7 +69,10 @@ impl Graph {
     fn forbid(&self, package: &str, banned: &[&str]) {
         let closure = self.closure(package);
         for name in banned {
-            assert!(!closure.contains(*name), "{package} must not depend on {name}");
+            assert!(
+                !closure.contains(*name),
+                "{package} must not depend on {name}"
+            );
         }
     }
 }
@@ -68,20 +85,37 @@ fn metadata() -> Value {
         .current_dir(root())
         .output()
         .expect("cargo runs");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON")
 }
 
 #[test]
 fn core_knows_no_protocol_and_no_transport() {
-    let banned =
-        ["quinn", "rustls", "tokio-rustls", "alknet-tls", "alknet-endpoint", "alknet-call"];
+    let banned = [
+        "quinn",
+        "rustls",
+        "tokio-rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "alknet-call",
+    ];
     Graph::load().forbid("alknet-core", &banned);
 }
 
 #[test]
 fn call_reaches_the_network_only_through_core() {
-    let banned = ["quinn", "rustls", "tokio-rustls", "alknet-tls", "alknet-endpoint", "hyper"];
+    let banned = [
+        "quinn",
+        "rustls",
+        "tokio-rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "hyper",
+    ];
     Graph::load().forbid("alknet-call", &banned);
 }
 
@@ -89,7 +123,16 @@ fn call_reaches_the_network_only_through_core() {
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();
     for package in ["alknet-init", "alknet-init-net", "alknet-provisioning"] {
-        graph.forbid(package, &["alknet-call", "alknet-endpoint", "alknet-tls", "quinn", "rustls"]);
+        graph.forbid(
+            package,
+            &[
+                "alknet-call",
+                "alknet-endpoint",
+                "alknet-tls",
+                "quinn",
+                "rustls",
+            ],
+        );
     }
 }
 
@@ -100,7 +143,10 @@ fn only_the_appliance_and_the_tools_wire_parts_together() {
     for package in graph.members.iter().filter(|m| !may.contains(&m.as_str())) {
         let closure = graph.closure(package);
         let both = closure.contains("alknet-call") && closure.contains("alknet-endpoint");
-        assert!(!both, "{package} wires protocols to the endpoint; only the appliance does that");
+        assert!(
+            !both,
+            "{package} wires protocols to the endpoint; only the appliance does that"
+        );
     }
 }
 
@@ -111,20 +157,30 @@ fn one_crypto_provider_is_in_the_binary() {
 
 #[test]
 fn the_binary_carries_no_build_tool() {
-    Graph::load().forbid("alknet", &["alknet-image", "alknet-qemu", "alknet-tasks", "indicatif"]);
+    Graph::load().forbid(
+        "alknet",
+        &["alknet-image", "alknet-qemu", "alknet-tasks", "indicatif"],
+    );
 }
 
 #[test]
 fn the_front_door_needs_nothing() {
     let closure = Graph::load().closure("xtask");
-    assert!(closure.is_empty(), "xtask must compile from nothing in seconds: {closure:?}");
+    assert!(
+        closure.is_empty(),
+        "xtask must compile from nothing in seconds: {closure:?}"
+    );
 }
 
 /// Every Rust file below `dir`.
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).expect("a readable folder") {
         let path = entry.expect("a readable entry").path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
             sources(&path, found);
         } else if path.extension().is_some_and(|e| e == "rs") {
@@ -139,13 +195,20 @@ fn only_in(what: &str, needles: &[&str], allowed: &[&str]) {
     let mut files = Vec::new();
     sources(&root, &mut files);
     for file in files {
-        let short = file.strip_prefix(&root).expect("below the root").display().to_string();
+        let short = file
+            .strip_prefix(&root)
+            .expect("below the root")
+            .display()
+            .to_string();
         if short == "tests/tests/architecture.rs" || allowed.iter().any(|a| short.starts_with(a)) {
             continue;
         }
         let text = std::fs::read_to_string(&file).expect("a readable file");
         for needle in needles {
-            assert!(!text.contains(needle), "{short}: {what} ({needle}) does not belong here");
+            assert!(
+                !text.contains(needle),
+                "{short}: {what} ({needle}) does not belong here"
+            );
         }
     }
 }
@@ -153,18 +216,37 @@ fn only_in(what: &str, needles: &[&str], allowed: &[&str]) {
 #[test]
 fn the_environment_is_read_only_at_the_edges() {
     // Secrets never travel in the environment; a library that cannot read it cannot be tempted.
-    let edges = ["appliance/", "crates/tasks/", "crates/xtask/", "image/", "qemu/", "tests/"];
+    let edges = [
+        "appliance/",
+        "crates/tasks/",
+        "crates/xtask/",
+        "image/",
+        "qemu/",
+        "tests/",
+    ];
     let build_and_tests = ["init/build.rs", "init/net/tests/", "crates/endpoint/tests/"];
-    only_in("reading the environment", &["env::var"], &[&edges[..], &build_and_tests].concat());
+    only_in(
+        "reading the environment",
+        &["env::var"],
+        &[&edges[..], &build_and_tests].concat(),
+    );
 }
 
 #[test]
 fn unsafe_code_talks_to_the_kernel_and_nothing_else() {
     let kernel = ["init/", "qemu/", "appliance/src/node/", "crates/tasks/src/"];
-    only_in("unsafe code", &["unsafe {", "unsafe fn", "unsafe impl"], &kernel);
+    only_in(
+        "unsafe code",
+        &["unsafe {", "unsafe fn", "unsafe impl"],
+        &kernel,
+    );
 }
 
 #[test]
 fn nothing_is_left_unfinished() {
-    only_in("an unfinished path", &["unimplemented!(", "todo!(", "#[ignore"], &[]);
+    only_in(
+        "an unfinished path",
+        &["unimplemented!(", "todo!(", "#[ignore"],
+        &[],
+    );
 }

@@ -4,7 +4,10 @@ use std::process::Command;
 
 fn readelf(flag: &str) -> String {
     let binary = alknet_tests::binary();
-    let out = Command::new("readelf").args([flag, "-W"]).arg(&binary).output();
+    let out = Command::new("readelf")
+        .args([flag, "-W"])
+        .arg(&binary)
+        .output();
     let out = out.expect("readelf runs: it comes with the set-up (binutils)");
     assert!(out.status.success(), "readelf {flag} {}", binary.display());
     String::from_utf8_lossy(&out.stdout).into_owned()
@@ -14,15 +17,24 @@ fn readelf(flag: &str) -> String {
 fn it_asks_for_no_interpreter_and_no_library() {
     let segments = readelf("-l");
     assert!(segments.contains("LOAD"), "not an executable:\n{segments}");
-    assert!(!segments.contains("INTERP"), "an interpreter is asked for:\n{segments}");
+    assert!(
+        !segments.contains("INTERP"),
+        "an interpreter is asked for:\n{segments}"
+    );
     let dynamic = readelf("-d");
-    assert!(!dynamic.contains("NEEDED"), "a library is needed:\n{dynamic}");
+    assert!(
+        !dynamic.contains("NEEDED"),
+        "a library is needed:\n{dynamic}"
+    );
 }
 
 #[test]
 fn its_stack_is_not_executable_and_its_tables_are_read_only() {
     let segments = readelf("-l");
-    let stack = segments.lines().find(|l| l.contains("GNU_STACK")).expect("a stack segment");
+    let stack = segments
+        .lines()
+        .find(|l| l.contains("GNU_STACK"))
+        .expect("a stack segment");
     assert!(!stack.contains("RWE"), "the stack is executable: {stack}");
     assert!(segments.contains("GNU_RELRO"), "relocations stay writable");
 }
@@ -31,8 +43,15 @@ fn its_stack_is_not_executable_and_its_tables_are_read_only() {
 fn it_runs_in_an_empty_root() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     std::fs::copy(alknet_tests::binary(), dir.path().join("alknet")).expect("copied");
-    let out = Command::new("chroot").arg(dir.path()).args(["/alknet", "--version"]).output();
+    let out = Command::new("chroot")
+        .arg(dir.path())
+        .args(["/alknet", "--version"])
+        .output();
     let out = out.expect("chroot runs: the tests need root for this one");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     assert!(String::from_utf8_lossy(&out.stdout).starts_with("alknet "));
 }

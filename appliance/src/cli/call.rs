@@ -3,7 +3,9 @@
 use std::io::Read;
 use std::time::Duration;
 
-use alknet_call::{ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, OperationType};
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, OperationType,
+};
 use alknet_core::Carriage;
 use alknet_endpoint::{DialError, Dialer, Target};
 use clap::Args;

@@ -16,8 +16,6 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 pub(crate) const RING_BYTES_MAX: usize = 1 << 20;
 /// Longest message kept; the rest of it is cut.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
-/// A clock before 2026 cannot be right; seconds since 1970.
-const CLOCK_SANE_FROM_S: i64 = 1_767_225_600;
 /// Records a follower may fall behind before it loses some.
 const FOLLOW_BACKLOG: usize = 1024;
 
@@ -235,7 +233,8 @@ pub(crate) fn boot_ms() -> u64 {
 /// The wall clock in RFC 3339, or nothing while it is before the binary was made.
 pub(crate) fn now() -> Option<String> {
     let now = Timestamp::now();
-    (now.as_second() >= CLOCK_SANE_FROM_S).then(|| format!("{now:.3}"))
+    let sane = u64::try_from(now.as_second()).is_ok_and(|now| now >= alknet_init::BUILD_TIME_S);
+    sane.then(|| format!("{now:.3}"))
 }
 
 #[cfg(test)]

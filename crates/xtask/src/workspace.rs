@@ -26,6 +26,9 @@ pub struct BuildLock {
     _file: File,
 }
 
+/// Seconds of a day.
+const DAY_SECONDS: u64 = 86_400;
+
 impl Workspace {
     /// The clone at `root`, with heavy outputs in `cache`.
     pub fn new(root: &Path, cache: &Path) -> Result<Self, String> {
@@ -71,7 +74,21 @@ impl Workspace {
             .arg(subcommand)
             .env("CARGO_TARGET_DIR", self.target())
             .env_remove("CARGO_BUILD_TARGET_DIR");
+        if let Some(day) = self.commit_day() {
+            command.env("ALKNET_BUILD_TIME", day);
+        }
         command
+    }
+
+    /// The day of the commit being built, in seconds since 1970: no clock of a machine that runs
+    /// it may be earlier. The day, so that two commits of one day share what they compile.
+    fn commit_day(&self) -> Option<String> {
+        let mut git = Command::new("git");
+        git.current_dir(&self.root)
+            .args(["log", "-1", "--format=%ct"]);
+        let output = git.output().ok().filter(|output| output.status.success())?;
+        let seconds: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
+        Some((seconds - seconds % DAY_SECONDS).to_string())
     }
 
     /// Takes the build folder for this clone: waits for other builds, then removes the members that
