@@ -29,6 +29,8 @@ use ops::NodeContext;
 pub(crate) use host::{ServeFile, serve};
 pub(crate) use supervised::supervised;
 
+/// Folder of what TLS keeps below the state directory.
+const TLS_DIR: &str = "tls";
 /// File of the node's key below its state directory.
 const KEY_FILE: &str = "identity/node.key";
 
@@ -54,7 +56,9 @@ impl Node {
     /// Loads or makes the key, builds the operations, and binds the port.
     fn start(options: Options<'_>) -> anyhow::Result<Self> {
         let key_path = options.state_dir.join(KEY_FILE);
+        let tls_dir = options.state_dir.join(TLS_DIR);
         make_private_dir(key_path.parent().unwrap_or(options.state_dir))?;
+        make_private_dir(&tls_dir)?;
         let (key, made) = NodeKey::load_or_create(&key_path)?;
         if made {
             tracing::info!("made this node's identity {}", key.public());
@@ -82,7 +86,7 @@ impl Node {
                 addrs: config.listen.addrs.clone(),
                 port: config.listen.port,
                 limits: Limits::for_memory(facts::memory_total_bytes()),
-                state_dir: Some(options.state_dir.join("tls")),
+                state_dir: Some(tls_dir),
             },
             &key,
             handlers,

@@ -49,6 +49,7 @@ const TREE: &[(&str, u32, bool)] = &[
     ("identity", 0o700, true),
     ("log", 0o700, true),
     ("state", 0o700, true),
+    ("tls", 0o700, true),
 ];
 
 const BLKPG: libc::c_ulong = 0x1269;
