@@ -35,7 +35,7 @@ pub(crate) const EVENTS_MAX: usize = 256;
 const FEED_EVERY_MS: u64 = 5_000;
 /// How often disk space and the clock's note are looked after, ms.
 const HOUSEKEEP_EVERY_MS: u64 = 10_000;
-/// How often the sources of a refused configuration are read again, ms.
+/// How often the sources of a wrong or missing configuration are read again, ms.
 const REREAD_EVERY_MS: u64 = 3_000;
 /// Lines of a node's last words.
 const LAST_LINES_MAX: usize = 10;
@@ -103,7 +103,7 @@ struct Timers {
     feed: u64,
     housekeep: u64,
     note: u64,
-    /// Absent while the configuration is right, or being read.
+    /// Absent while there is a right configuration, or while it is read.
     reread: Option<u64>,
     /// Absent while the network runs.
     network: Option<u64>,
@@ -383,7 +383,7 @@ impl Machine {
 impl Machine {
     /// Runs with these settings from now on.
     fn adopt(&mut self, settings: Settings, now: u64) {
-        self.timers.reread = settings.is_refused().then_some(now + REREAD_EVERY_MS);
+        self.timers.reread = settings.is_wanting().then_some(now + REREAD_EVERY_MS);
         for problem in settings
             .problems
             .iter()

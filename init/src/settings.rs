@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use alknet_core::config::NodeConfig;
-use alknet_provisioning::Paths;
+use alknet_provisioning::{Paths, Source};
 
 use crate::control::Problem;
 
 /// Host name of a machine that was not given one.
 const HOSTNAME_DEFAULT: &str = "alknet";
+/// The one problem of a source that holds nothing up: a volume has files that are not read.
+const IGNORED: &str = "nocloud-ignored";
 
 /// What was configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,11 +45,11 @@ impl Settings {
         }
     }
 
-    /// Whether a source was found wrong, so that it is worth reading them again.
-    pub(crate) fn is_refused(&self) -> bool {
-        self.problems
-            .iter()
-            .any(|known| known.code.starts_with("config-"))
+    /// Whether it is worth reading the sources again: one was found wrong, or there was none, so
+    /// that nobody may do anything.
+    pub(crate) fn is_wanting(&self) -> bool {
+        let wrong = self.problems.iter().any(|known| known.code != IGNORED);
+        wrong || self.source == Source::Default.to_string()
     }
 
     pub(crate) fn hostname(&self) -> &str {
@@ -81,7 +83,7 @@ mod tests {
         });
         Settings {
             config: NodeConfig::default(),
-            source: "default".to_owned(),
+            source: Source::FwCfg.to_string(),
             problems: problems.collect(),
         }
     }
@@ -95,10 +97,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_wrong_configuration_is_read_again() {
-        assert!(!settings(None).is_refused());
-        assert!(!settings(Some("provisioning-empty")).is_refused());
-        assert!(settings(Some("config-refused")).is_refused());
+    fn only_a_wrong_or_missing_configuration_is_read_again() {
+        let mut missing = settings(None);
+        assert!(!missing.is_wanting());
+        missing.source = Source::Default.to_string();
+        assert!(missing.is_wanting());
+        assert!(settings(Some("provisioning-empty")).is_wanting());
+        assert!(settings(Some("config-refused")).is_wanting());
+        assert!(!settings(Some(IGNORED)).is_wanting());
     }
 
     #[test]

@@ -39,6 +39,7 @@ mod qmp;
 mod record;
 mod scratch;
 mod tools;
+mod tsc;
 mod vm;
 
 pub use accel::{ACCEL_VARIABLE, Accel, TCG_TIMEOUT_FACTOR};

@@ -7,6 +7,7 @@ use crate::accel::Accel;
 use crate::disk::{Backing, Disk};
 use crate::error::{Error, Result};
 use crate::nic::{Nic, Wire};
+use crate::tsc;
 
 /// Kind of machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +66,8 @@ pub(crate) struct Layout {
     pub(crate) plugin: Option<String>,
 }
 
-/// Where microvm without ACPI has its fw_cfg device; the kernel cannot find it by itself there.
-const MICROVM_FW_CFG: &str = "qemu_fw_cfg.ioport=12@0x510:0:1:4";
+/// Tells the kernel how fast its time-stamp counter runs, in kHz.
+const TSC_SPEED: &str = "tsc_early_khz=";
 
 /// The kernel watches PCI Express slots itself, whatever firmware says about whose they are.
 const NATIVE_HOT_PLUG: &str = "pcie_ports=native";
@@ -121,7 +122,10 @@ impl Machine {
     fn board(&self, layout: &Layout, args: &mut Arguments) {
         let accel = layout.accel.name();
         let machine = match self.kind {
-            MachineKind::Microvm => format!("microvm,accel={accel},acpi=off,rtc=on"),
+            MachineKind::Microvm => {
+                let acpi = if self.has_acpi() { "on" } else { "off" };
+                format!("microvm,accel={accel},acpi={acpi},rtc=on")
+            }
             MachineKind::Q35 | MachineKind::Q35Uefi => format!("q35,accel={accel}"),
         };
         args.pair("-M", machine);
@@ -160,24 +164,30 @@ impl Machine {
         }
         if let Some(kernel) = &self.kernel {
             args.pair("-kernel", kernel);
-            args.pair("-append", self.command_line());
+            args.pair("-append", self.command_line(layout.accel));
         }
         if let Some(initrd) = &self.initrd {
             args.pair("-initrd", initrd);
         }
     }
 
-    fn command_line(&self) -> String {
+    fn command_line(&self, accel: Accel) -> String {
         let mut line = self.append.clone();
-        let mut add = |wanted: bool, words: &str| {
-            if wanted {
-                line = format!("{line} {words}");
-            }
-        };
         let microvm = self.kind == MachineKind::Microvm;
-        add(microvm && !self.fw_cfg.is_empty(), MICROVM_FW_CFG);
-        add(self.hot_plugs(), NATIVE_HOT_PLUG);
+        if microvm && self.has_acpi() && accel == Accel::Tcg {
+            let speed = tsc::emulated_khz(self.icount);
+            line.extend(speed.map(|khz| format!(" {TSC_SPEED}{khz}")));
+        }
+        if self.hot_plugs() {
+            line = format!("{line} {NATIVE_HOT_PLUG}");
+        }
         line.trim().to_owned()
+    }
+
+    /// ACPI costs a microvm some start-up time. Without it, though, a kernel that knows ACPI cannot
+    /// read the firmware configuration: its driver takes ACPI's global lock first.
+    fn has_acpi(&self) -> bool {
+        self.kind != MachineKind::Microvm || !self.fw_cfg.is_empty()
     }
 
     fn hot_plugs(&self) -> bool {
@@ -391,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn microvm_uses_mmio_and_tells_the_kernel_where_fw_cfg_is() {
+    fn microvm_uses_mmio_and_has_acpi_where_fw_cfg_needs_it() {
         let mut machine = machine(MachineKind::Microvm);
         machine.kernel = Some("/k".into());
         machine.append = "quiet".into();
@@ -399,13 +409,30 @@ mod tests {
         machine.disks = vec![Disk::file("/d").read_only().serial("root")];
         machine.nics = vec![Nic::user()];
         let line = line(&machine);
-        assert!(line.contains("-append quiet qemu_fw_cfg.ioport="), "{line}");
+        assert!(line.contains("acpi=on"), "{line}");
         assert!(
             line.contains("virtio-blk-device,drive=disk0,serial=root"),
             "{line}"
         );
         assert!(line.contains("virtio-net-device,id=nic0"), "{line}");
         assert!(line.contains("name=opt/x,file=/x,,y"), "{line}");
+        machine.fw_cfg.clear();
+        assert!(self::line(&machine).contains("acpi=off"));
+    }
+
+    #[test]
+    fn a_microvm_with_acpi_knows_how_fast_its_counter_runs() {
+        let mut machine = machine(MachineKind::Microvm);
+        machine.kernel = Some("/k".into());
+        machine.append = "quiet".into();
+        machine.icount = true;
+        assert!(line(&machine).contains("-append quiet -chardev"));
+        machine.fw_cfg = vec![("opt/x".into(), vec![])];
+        let line = line(&machine);
+        assert!(
+            line.contains("-append quiet tsc_early_khz=1000000"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -253,10 +253,7 @@ fn what_the_guest_writes_is_recorded_and_may_be_lost() {
 #[test]
 fn a_foreign_client_gets_an_address_on_our_network() {
     let address = Ipv4Addr::new(10, 9, 0, 20);
-    let dhcp4 = Some(Dhcp4 {
-        address,
-        lease: Duration::from_secs(600),
-    });
+    let dhcp4 = Some(Dhcp4::of(address));
     let lan = Lan::new(LanSettings {
         dhcp4,
         ..LanSettings::default()

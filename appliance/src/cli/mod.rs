@@ -148,7 +148,10 @@ pub(crate) fn main() -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
-            output::failure(&failure, cli.json);
+            // A reader that went away is no failure, and `| head` wants no word about it.
+            if failure.exit != Exit::Ok {
+                output::failure(&failure, cli.json);
+            }
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -158,7 +161,9 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
     match verb {
         Verb::Call(args) => call::call(args, json),
         Verb::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "alknet", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "alknet", &mut script);
+            output::line(String::from_utf8_lossy(&script).trim_end())?;
             Ok(Exit::Ok)
         }
         Verb::Config(verb) => config::run(verb, json),

@@ -80,7 +80,6 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
 
 fn close(connection: &Connection, (code, reason): End) {
     tracing::info!(
-        target: "endpoint",
         conn = connection.id().0,
         addr = connection.remote_addr().map(tracing::field::display),
         "connection refused: {code} {reason}"
@@ -166,7 +165,6 @@ async fn run(
             Err(panic) => {
                 shared.totals.handler_panics.add();
                 tracing::error!(
-                    target: "endpoint",
                     conn = connection.id().0,
                     alpn = spec.name(),
                     "handler panicked: {}",
@@ -250,7 +248,6 @@ impl<'a> Open<'a> {
             totals.connections_tcp.add();
         }
         tracing::info!(
-            target: "endpoint",
             conn = connection.id().0,
             alpn = spec.name(),
             carriage = %auth.carriage,
@@ -277,7 +274,6 @@ impl Drop for Open<'_> {
         self.shared.totals.connections_open.remove();
         let seconds = self.since.elapsed().as_secs_f32();
         tracing::info!(
-            target: "endpoint",
             conn = self.conn,
             seconds,
             code = self.code.map(CloseCode::name),

@@ -424,7 +424,7 @@ async fn bounded<T>(shared: &Shared, handshake: impl Future<Output = io::Result<
         }
         Ok(Err(error)) => {
             totals.handshakes_failed.add();
-            tracing::debug!(target: "endpoint", "handshake failed: {error}");
+            tracing::debug!("handshake failed: {error}");
             None
         }
         Err(_) => {
@@ -490,7 +490,7 @@ async fn pause(error: &io::Error) {
         error.raw_os_error(),
         Some(ENOMEM | ENFILE | EMFILE | ENOBUFS)
     ) {
-        tracing::warn!(target: "endpoint", "cannot accept connections: {error}");
+        tracing::warn!("cannot accept connections: {error}");
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }

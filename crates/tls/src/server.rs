@@ -255,7 +255,7 @@ impl fmt::Debug for Certificates {
 
 fn report<T>(result: Result<T, TlsError>) -> Option<T> {
     result
-        .inspect_err(|error| tracing::error!(target: "tls", "{error}"))
+        .inspect_err(|error| tracing::error!("{error}"))
         .ok()
 }
 

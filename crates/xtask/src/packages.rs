@@ -126,6 +126,7 @@ pub const PACKAGES: &[Package] = &[
     ),
     command("qemu-utils", "qemu-img", "disk images for tests"),
     command("rsync", "rsync", "kernel build: headers"),
+    command("xorriso", "xorriso", "tests: NoCloud volumes on CDs"),
     command("xz-utils", "xz", "kernel source is packed with it"),
     command("zstd", "zstd", "kernel build: compression"),
 ];

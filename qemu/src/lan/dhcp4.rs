@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::router::ROUTER_V4;
 use super::wire::array;
 
 /// UDP ports of server and client.
@@ -16,6 +17,28 @@ pub struct Dhcp4 {
     pub address: Ipv4Addr,
     /// Length of the lease.
     pub lease: Duration,
+    /// The default router. The network's router answers for this address too.
+    pub router: Ipv4Addr,
+    /// The name server.
+    pub dns: Ipv4Addr,
+    /// A time server, if one is named.
+    pub time: Option<Ipv4Addr>,
+}
+
+/// Lease of [`Dhcp4::of`].
+const LEASE: Duration = Duration::from_secs(3600);
+
+impl Dhcp4 {
+    /// Gives `address` for an hour, with the network's router as router and name server.
+    pub fn of(address: Ipv4Addr) -> Self {
+        Self {
+            address,
+            lease: LEASE,
+            router: ROUTER_V4,
+            dns: ROUTER_V4,
+            time: None,
+        }
+    }
 }
 
 /// A message of a client.
@@ -70,7 +93,7 @@ impl Query {
 }
 
 /// The answer to a query: its kind and bytes.
-pub(crate) fn answer(query: &Query, pool: Dhcp4, router: Ipv4Addr) -> Option<(u8, Vec<u8>)> {
+pub(crate) fn answer(query: &Query, pool: Dhcp4) -> Option<(u8, Vec<u8>)> {
     let kind = match query.kind {
         DISCOVER => OFFER,
         REQUEST if query.wanted() == Some(pool.address) => ACK,
@@ -97,13 +120,16 @@ pub(crate) fn answer(query: &Query, pool: Dhcp4, router: Ipv4Addr) -> Option<(u8
     message.resize(OPTIONS_AT - COOKIE.len(), 0);
     message.extend(COOKIE);
     message.extend([OPTION_KIND, 1, kind]);
-    push(&mut message, 54, router.octets());
+    push(&mut message, 54, ROUTER_V4.octets());
     if kind != NAK {
         let lease = u32::try_from(pool.lease.as_secs()).unwrap_or(u32::MAX);
         push(&mut message, 51, lease.to_be_bytes());
         push(&mut message, 1, [255, 255, 255, 0]);
-        push(&mut message, 3, router.octets());
-        push(&mut message, 6, router.octets());
+        push(&mut message, 3, pool.router.octets());
+        push(&mut message, 6, pool.dns.octets());
+        if let Some(time) = pool.time {
+            push(&mut message, 42, time.octets());
+        }
     }
     message.push(255);
     Some((kind, message))
@@ -148,16 +174,19 @@ pub(crate) fn query(kind: u8, requested: Option<Ipv4Addr>) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
     const GIVEN: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
-    const POOL: Dhcp4 = Dhcp4 {
-        address: GIVEN,
-        lease: Duration::from_secs(60),
-    };
+
+    fn pool() -> Dhcp4 {
+        Dhcp4 {
+            lease: Duration::from_secs(60),
+            time: Some(ROUTER_V4),
+            ..Dhcp4::of(GIVEN)
+        }
+    }
 
     fn ask(kind: u8, requested: Option<Ipv4Addr>) -> Option<(u8, Vec<u8>)> {
         let query = Query::parse(&query(kind, requested)).expect("it is well-formed");
-        answer(&query, POOL, ROUTER)
+        answer(&query, pool())
     }
 
     #[test]
@@ -170,11 +199,15 @@ mod tests {
         let (kind, message) = ask(REQUEST, Some(GIVEN)).expect("it is answered");
         let lease = option(&message[OPTIONS_AT..], 51);
         assert_eq!((kind, lease), (ACK, Some(&[0, 0, 0, 60][..])));
+        for code in [3, 6, 42] {
+            let server = option(&message[OPTIONS_AT..], code);
+            assert_eq!(server, Some(&ROUTER_V4.octets()[..]), "option {code}");
+        }
     }
 
     #[test]
     fn another_address_is_refused() {
-        let (kind, message) = ask(REQUEST, Some(ROUTER)).expect("it is answered");
+        let (kind, message) = ask(REQUEST, Some(ROUTER_V4)).expect("it is answered");
         assert_eq!((kind, &message[16..20]), (NAK, &[0; 4][..]));
         assert_eq!(ask(RELEASE, None), None);
     }

@@ -9,6 +9,7 @@
 mod dhcp4;
 mod dhcp6;
 mod router;
+mod sntp;
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::dhcp4::{self, Dhcp4};
-use super::dhcp6;
 use super::wire::{self, BROADCAST, Body, Frame, Mac, array};
+use super::{dhcp6, sntp};
 
 /// Address of the router, also name server and DHCP server.
 pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -30,6 +30,8 @@ pub struct LanSettings {
     pub advertise: Option<Advertise>,
     /// IPv6 by DHCPv6; clients ask only where `managed` is advertised.
     pub dhcp6: Option<Ipv6Addr>,
+    /// The router is a time server and always says this moment, in seconds since 1970.
+    pub time: Option<u64>,
 }
 
 /// A router advertisement (RFC 4861, RFC 8106).
@@ -64,6 +66,8 @@ pub enum LanEvent {
     Refused(Option<Ipv4Addr>),
     /// DHCP: a client gave its address back.
     Released(Ipv4Addr),
+    /// SNTP: a client asked for the time and was told.
+    Timed,
 }
 
 /// Where something goes.
@@ -113,10 +117,10 @@ impl Router {
                 request,
                 sender,
                 target,
-            } if request && target == ROUTER_V4 => {
+            } if request && self.ours(target.into()) => {
                 vec![Output::Frame(wire::arp_reply(
                     ROUTER_MAC,
-                    ROUTER_V4,
+                    target,
                     frame.source,
                     sender,
                 ))]
@@ -245,6 +249,7 @@ impl Router {
         match (source, target.port()) {
             (SocketAddr::V4(_), dhcp4::SERVER_PORT) => self.dhcp4(payload),
             (SocketAddr::V6(_), dhcp6::SERVER_PORT) => self.dhcp6(mac, source, payload),
+            (_, sntp::PORT) if self.ours(target.ip()) => self.sntp(mac, source, target, payload),
             (_, port) if self.ours(target.ip()) => self.to_host(port, payload),
             _ => vec![],
         }
@@ -271,7 +276,7 @@ impl Router {
         let Some(pool) = self.settings.dhcp4 else {
             return vec![];
         };
-        let Some((kind, message)) = dhcp4::answer(&query, pool, ROUTER_V4) else {
+        let Some((kind, message)) = dhcp4::answer(&query, pool) else {
             return vec![];
         };
         self.events.push(match kind {
@@ -312,6 +317,23 @@ impl Router {
         ))]
     }
 
+    fn sntp(
+        &mut self,
+        mac: Mac,
+        client: SocketAddr,
+        us: SocketAddr,
+        question: &[u8],
+    ) -> Vec<Output> {
+        let time = self.settings.time;
+        let Some(message) = time.and_then(|time| sntp::answer(question, time)) else {
+            return vec![];
+        };
+        self.events.push(LanEvent::Timed);
+        vec![Output::Frame(wire::udp(
+            ROUTER_MAC, mac, us, client, &message,
+        ))]
+    }
+
     /// Our address in the family and scope of `guest`.
     fn address_for(&self, guest: IpAddr) -> IpAddr {
         match guest {
@@ -329,7 +351,10 @@ impl Router {
 
     fn ours(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(address) => address == ROUTER_V4,
+            IpAddr::V4(address) => {
+                let named = self.settings.dhcp4.map(|pool| pool.router);
+                address == ROUTER_V4 || Some(address) == named
+            }
             IpAddr::V6(address) => address == ROUTER_V6 || Some(address) == self.global(),
         }
     }
@@ -412,12 +437,9 @@ mod tests {
             lifetime: Duration::from_secs(600),
         };
         let settings = LanSettings {
-            dhcp4: Some(Dhcp4 {
-                address: GUEST,
-                lease: Duration::from_secs(60),
-            }),
+            dhcp4: Some(Dhcp4::of(GUEST)),
             advertise: Some(advertise),
-            dhcp6: None,
+            ..LanSettings::default()
         };
         Router::new(settings)
     }
@@ -455,10 +477,7 @@ mod tests {
         assert_eq!(only_frame(&offer).target, BROADCAST);
         dhcp(&mut router, dhcp4::REQUEST, Some(GUEST));
         let moved = Ipv4Addr::new(10, 9, 0, 21);
-        router.settings.dhcp4 = Some(Dhcp4 {
-            address: moved,
-            lease: Duration::from_secs(60),
-        });
+        router.settings.dhcp4 = Some(Dhcp4::of(moved));
         dhcp(&mut router, dhcp4::REQUEST, Some(GUEST));
         let expected = [
             LanEvent::Offered(GUEST),
@@ -565,6 +584,23 @@ mod tests {
         );
         router.settings.advertise = None;
         assert_eq!(router.frame(&ask), vec![]);
+    }
+
+    #[test]
+    fn the_time_is_told_where_it_is_set() {
+        let mut router = router();
+        let mut question = vec![0x23];
+        question.resize(48, 0);
+        let (from, to) = ((GUEST, 5000).into(), (ROUTER_V4, sntp::PORT).into());
+        let question = wire::udp(GUEST_MAC, ROUTER_MAC, from, to, &question);
+        assert_eq!(router.frame(&question), vec![]);
+        router.settings.time = Some(1);
+        let reply = router.frame(&question);
+        let Body::Udp { source, target, .. } = only_frame(&reply).body else {
+            panic!("it is a datagram")
+        };
+        assert_eq!((source, target), (to, from));
+        assert_eq!(router.events, [LanEvent::Timed]);
     }
 
     #[test]
