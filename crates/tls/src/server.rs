@@ -254,9 +254,7 @@ impl fmt::Debug for Certificates {
 }
 
 fn report<T>(result: Result<T, TlsError>) -> Option<T> {
-    result
-        .inspect_err(|error| tracing::error!("{error}"))
-        .ok()
+    result.inspect_err(|error| tracing::error!("{error}")).ok()
 }
 
 /// Takes any key the client can sign with. What the key means is decided by whoever knows peers.
