@@ -16,6 +16,9 @@ use crate::kernel::Kernel;
 /// What PID 1 prints, once, when the port is served: host name, identity, port.
 const READY: &str = "alknet: ready ";
 
+/// What it says once it can be reached.
+const ADDRESS: &str = "alknet: address ";
+
 /// Longest wait from power-on to served, on a processor that runs guests itself.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -205,6 +208,8 @@ pub(crate) fn wait_ready(vm: &Vm) -> Result<Reached> {
     vm.wait_for(READY, READY_WITHIN)?;
     // The line is complete once its port follows.
     vm.wait_for(" port ", READY_WITHIN)?;
+    // The node does not wait for the network; a call that does not is sent again after seconds.
+    vm.wait_for(ADDRESS, READY_WITHIN)?;
     let text = vm.console().text();
     let identity = ready_identity(&text).ok_or_else(|| Failure::Boot {
         why: "the ready line names no identity".into(),

@@ -256,6 +256,9 @@ impl Driver {
             }
         }
         self.announced.clone_from(&facts.problems);
+        if let (None, Some(address)) = (first_address(&self.facts), first_address(facts)) {
+            self.say(&format!("alknet: address {address}"));
+        }
         if let (None, Some(node)) = (&self.node, node) {
             let NodeStatus { identity, port, .. } = node;
             let name = Some(facts.hostname.as_str()).filter(|name| !name.is_empty());
@@ -270,6 +273,12 @@ impl Driver {
         }
         self.lines.push_back(line);
     }
+}
+
+/// The first address of any card; there is none until the network is up.
+fn first_address(facts: &MachineFacts) -> Option<&str> {
+    let mut all = facts.links.iter().flat_map(|link| &link.addresses);
+    all.next().map(String::as_str)
 }
 
 fn log_line(record: &LogRecord) -> String {

@@ -10,8 +10,9 @@
 //! matters changed, without a single escape code, so that a recorded serial line reads like a log.
 //! From the first key on it is *live*: redrawn in place, at most once a second, only on change.
 //!
-//! Two kinds of lines are for machines, each printed once for each event, in both modes:
-//! `alknet: ready HOSTNAME IDENTITY port PORT` and `alknet: problem CODE: TEXT`.
+//! Three kinds of lines are for machines, each printed once for each event, in both modes:
+//! `alknet: ready HOSTNAME IDENTITY port PORT`, `alknet: address ADDRESS/PREFIX` when the machine
+//! has its first address or has one again, and `alknet: problem CODE: TEXT`.
 
 mod driver;
 mod qr;

@@ -302,7 +302,7 @@ fn lines_with(output: &str, start: &str) -> usize {
 fn ready_is_said_once_for_each_time_the_node_becomes_ready() {
     let mut driver = driver();
     driver.update(healthy(), None);
-    assert_eq!(take(&mut driver, 0), "");
+    take(&mut driver, 0);
     driver.update(healthy(), Some(node()));
     let expected = format!("alknet: ready edge-1 {} port 443\n", key());
     assert_eq!(take(&mut driver, 10), expected);
@@ -311,6 +311,26 @@ fn ready_is_said_once_for_each_time_the_node_becomes_ready() {
     driver.update(healthy(), None);
     driver.update(healthy(), Some(node()));
     assert_eq!(lines_with(&take(&mut driver, 20_000), "alknet: ready"), 1);
+}
+
+#[test]
+fn the_first_address_is_said_and_again_after_the_last_was_lost() {
+    let mut driver = driver();
+    let lost = MachineFacts {
+        links: Vec::new(),
+        ..healthy()
+    };
+    for (n, facts, said) in [
+        (0, lost.clone(), 0),
+        (1, healthy(), 1),
+        (2, healthy(), 0),
+        (3, lost, 0),
+        (4, healthy(), 1),
+    ] {
+        driver.update(facts, None);
+        let output = take(&mut driver, n);
+        assert_eq!(lines_with(&output, "alknet: address "), said, "{n}");
+    }
 }
 
 #[test]
