@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_core::config::NodeConfig;
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::log::{self, LogRing, Stderr};
 use super::{Node, Options, facts};
@@ -93,25 +93,38 @@ pub(crate) fn serve(
         let _guard = file.write(state_dir).map_err(|error| {
             Failure::local(format!("cannot write to {}: {error}", state_dir.display()))
         })?;
+        // Before anybody hears that this process runs and may be stopped.
+        let mut signals = Signals::listen()?;
         started(&file)?;
-        asked_to_stop().await?;
+        signals.stop().await;
         tokio::select! {
             () = node.drain(DRAIN) => {}
-            again = asked_to_stop() => again?,
+            () = signals.stop() => {}
         }
         Ok(Exit::Ok)
     })
 }
 
-async fn asked_to_stop() -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|e| Failure::local(format!("no signals: {e}")));
-    let (mut int, mut term) = (
-        listen(SignalKind::interrupt())?,
-        listen(SignalKind::terminate())?,
-    );
-    tokio::select! {
-        _ = int.recv() => {}
-        _ = term.recv() => {}
+/// SIGINT and SIGTERM.
+struct Signals {
+    int: Signal,
+    term: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|e| Failure::local(format!("no signals: {e}")));
+        Ok(Self {
+            int: listen(SignalKind::interrupt())?,
+            term: listen(SignalKind::terminate())?,
+        })
     }
-    Ok(())
+
+    /// Resolves with the next one.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+        }
+    }
 }

@@ -123,12 +123,12 @@ pub(crate) async fn run(
         Some(End::PeerLeft) => give_up(&mut send, &mut recv, StreamCode::Cancelled),
         Some(End::Protocol(why)) => {
             link.protocol_error(why);
-            give_up(&mut send, &mut recv, StreamCode::Protocol);
             link.fail_if_single(CloseCode::Protocol, why);
+            give_up(&mut send, &mut recv, StreamCode::Protocol);
         }
         Some(End::Timeout(why)) => {
-            give_up(&mut send, &mut recv, StreamCode::Deadline);
             link.fail_if_single(CloseCode::Timeout, why);
+            give_up(&mut send, &mut recv, StreamCode::Deadline);
         }
     }
 }

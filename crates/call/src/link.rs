@@ -389,10 +389,12 @@ impl Link {
         tracing::debug!(connection = %self.info.id, why, "the peer broke the protocol");
     }
 
-    /// Where there is one stream only, its end is the connection's.
+    /// Where there is one stream only, its end is the connection's: closed in order, which the
+    /// peer can tell from a lost one.
     pub(crate) fn fail_if_single(&self, code: CloseCode, why: &'static str) {
         if !self.connection.is_multi() {
             lock(&self.failure).get_or_insert((code, why));
+            self.connection.close(code, why);
             self.cancel.cancel();
         }
     }
