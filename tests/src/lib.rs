@@ -19,9 +19,13 @@ mod cli;
 mod host;
 mod image;
 mod node;
+pub mod tools;
+mod pem;
+pub mod wire;
 
 pub use bench::Bench;
 pub use cli::{Answer, Cli, Stream};
 pub use host::HostNode;
 pub use image::{Image, binary};
 pub use node::{Boot, Machine, Node, READY};
+pub use pem::Pem;

@@ -1,0 +1,106 @@
+//! Tools of the host that look into disks and make volumes: what others wrote judges what we wrote.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::bench::Bench;
+
+/// Where the data partition of a raw image begins, bytes: behind the gap for a BIOS loader and the
+/// EFI system partition. The layout is frozen.
+pub const RAW_DATA_AT: u64 = (1 + 256) << 20;
+
+/// Size of a NoCloud volume with FAT, in KiB: a floppy disk's.
+const FAT_KIB: &str = "1440";
+
+/// Runs a tool, also one for administrators.
+///
+/// # Panics
+/// It is not installed.
+pub fn tool<S: AsRef<std::ffi::OsStr>>(program: &str, arguments: &[S]) -> Output {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"))
+        .output();
+    output.unwrap_or_else(|error| panic!("{program}: {error}; `cargo xtask test` installs it"))
+}
+
+/// Runs a tool that has to succeed, and returns what it said.
+///
+/// # Panics
+/// It fails or is not installed.
+pub fn tool_says<S: AsRef<std::ffi::OsStr>>(program: &str, arguments: &[S]) -> String {
+    let output = tool(program, arguments);
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(output.status.success(), "{program}: {text}");
+    text
+}
+
+/// Checks that the ext4 file system at byte `at` of `image` is whole and was unmounted in order.
+///
+/// # Panics
+/// It is not.
+pub fn assert_clean(image: &Path, at: u64) {
+    let text = tool_says("e2fsck", &["-fn".to_owned(), ext4_at(image, at)]);
+    // With a journal to replay e2fsck looks past it and calls the rest clean.
+    assert!(!text.contains("journal recovery"), "{text}");
+}
+
+/// Changes the unmounted ext4 file system in `image` by debugfs.
+///
+/// # Panics
+/// debugfs complains.
+pub fn debugfs(image: &Path, request: &str) -> String {
+    let image = image.display().to_string();
+    let text = tool_says("debugfs", &["-w", "-R", request, image.as_str()]);
+    // It reports errors and exits as if there were none.
+    let refusal = format!("{}:", request.split(' ').next().unwrap_or(request));
+    let complaint = text.lines().find(|line| line.starts_with(&refusal));
+    assert_eq!(complaint, None, "{text}");
+    text
+}
+
+fn ext4_at(image: &Path, at: u64) -> String {
+    format!("{}?offset={at}", image.display())
+}
+
+/// A NoCloud volume with FAT that holds `document`, as mtools makes it.
+///
+/// # Panics
+/// It cannot be made.
+pub fn fat_volume(bench: &Bench, name: &str, document: &str) -> PathBuf {
+    let (image, folder) = nocloud(bench, name, document);
+    let path = image.display().to_string();
+    let format = ["-C", "-f", FAT_KIB, "-v", "CIDATA", "-i", &path, "::"];
+    tool_says("mformat", &format);
+    for file in ["user-data", "meta-data"] {
+        let file = folder.join(file).display().to_string();
+        tool_says("mcopy", &["-i", &path, &file, "::"]);
+    }
+    image
+}
+
+/// A NoCloud volume with ISO 9660 that holds `document`, as xorriso makes it.
+///
+/// # Panics
+/// It cannot be made.
+pub fn iso_volume(bench: &Bench, name: &str, document: &str) -> PathBuf {
+    let (image, folder) = nocloud(bench, name, document);
+    let (path, folder) = (image.display().to_string(), folder.display().to_string());
+    let arguments = "-as mkisofs -quiet -V cidata -J -r -o".split(' ');
+    let arguments: Vec<&str> = arguments.chain([path.as_str(), folder.as_str()]).collect();
+    tool_says("xorriso", &arguments);
+    image
+}
+
+fn nocloud(bench: &Bench, name: &str, document: &str) -> (PathBuf, PathBuf) {
+    let folder = bench.path().join(format!("{name}.d"));
+    let write = || {
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("user-data"), document)?;
+        std::fs::write(folder.join("meta-data"), "instance-id: test\n")
+    };
+    write().expect("the bench's folder is ours");
+    (bench.path().join(format!("{name}.img")), folder)
+}

@@ -1,0 +1,325 @@
+//! The network changes and the node goes on being served, on the booted image, without a reboot.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use alknet_qemu::{Advertise, Dhcp4, Lan, LanEvent, LanSettings, Nic, ROUTER_V4, ROUTER_V6};
+use alknet_tests::{Bench, Boot, Machine, Node, READY};
+use serde_json::{Value, json};
+
+const FIRST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
+const SECOND: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 21);
+
+/// Of the network with IPv6.
+const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0xb, 0, 0, 0, 0);
+const ROUTER_GLOBAL: &str = "fd09:0:0:b::1";
+const MANAGED: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0xb, 0, 0, 0, 0x77);
+
+/// Port of the node.
+const PORT: u16 = 443;
+
+/// Longest wait for one thing, on a processor that runs guests itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The hardware clock of a machine whose battery is empty.
+const LONG_AGO: &str = "base=2001-02-03T04:05:06";
+
+/// What the time server says: 2031-05-05T05:05:05Z.
+const SERVED_TIME: u64 = 1_935_723_905;
+
+#[test]
+fn a_lease_with_other_values_moves_the_node() {
+    let lease = Dhcp4 {
+        // Renewed soon, so that the change is seen soon.
+        lease: Duration::from_secs(20),
+        ..Dhcp4::of(FIRST)
+    };
+    let lan = ipv4(lease);
+    let bench = Bench::new();
+    let mut node = on(&bench, Boot::MicrovmErofs, &lan).boot();
+    let before = served_at(&mut node, &lan, FIRST.into());
+    let expected = json!({
+        "name": "eth0", "mac": "52:54:00:12:34:56", "up": true,
+        "addresses": ["10.9.0.20/24"], "gateways": ["10.9.0.1"], "sources": ["dhcp4"],
+    });
+    assert_eq!(before["links"], json!([expected]));
+    assert_eq!(before["dns"], json!([ROUTER_V4]));
+    assert_eq!(before["addresses"], json!([FIRST]));
+
+    let (router, dns) = (Ipv4Addr::new(10, 9, 0, 2), Ipv4Addr::new(10, 9, 0, 3));
+    lan.set(|lan| {
+        lan.dhcp4 = Some(Dhcp4 {
+            router,
+            dns,
+            ..Dhcp4::of(SECOND)
+        });
+    });
+    happens(&node, &lan, LanEvent::Refused(Some(FIRST)));
+    happens(&node, &lan, LanEvent::Given(SECOND));
+    served_at(&mut node, &lan, SECOND.into());
+    let after = eventually(&node, "the second lease alone", |info| {
+        info["links"][0]["addresses"] == json!(["10.9.0.21/24"])
+    });
+    assert_eq!(after["links"][0]["gateways"], json!([router]));
+    assert_eq!(after["dns"], json!([dns]));
+    never_rebooted(&node, &after);
+    node.end();
+}
+
+#[test]
+fn a_cable_goes_out_and_into_another_network_while_a_second_card_serves() {
+    let (first, second) = (ipv4(Dhcp4::of(FIRST)), ipv6(&slaac()));
+    let bench = Bench::new();
+    let machine = on(&bench, Boot::MicrovmErofs, &first).nic(Nic::lan(&second));
+    let mut node = machine.boot();
+    served_at(&mut node, &first, FIRST.into());
+    let address = global(&node, &second);
+    let info = served_at(&mut node, &second, address);
+    let links = info["links"].as_array().expect("a list");
+    let sources: Vec<_> = links.iter().map(|link| link["sources"].clone()).collect();
+    assert_eq!(sources, [json!(["dhcp4"]), json!(["slaac"])]);
+
+    set_link(&node, 0, false);
+    let info = eventually(&node, "a card without a carrier", |info| {
+        info["links"][0]["up"] == false
+    });
+    assert_eq!(info["links"][1]["up"], true);
+    first.set(|lan| lan.dhcp4 = Some(Dhcp4::of(SECOND)));
+    set_link(&node, 0, true);
+    happens(&node, &first, LanEvent::Given(SECOND));
+    served_at(&mut node, &first, SECOND.into());
+    let info = eventually(&node, "the new network's address", |info| {
+        info["links"][0]["up"] == true && info["links"][0]["addresses"] == json!(["10.9.0.21/24"])
+    });
+    never_rebooted(&node, &info);
+    node.end();
+}
+
+#[test]
+fn a_card_that_is_plugged_in_is_served_and_forgotten_when_it_is_gone() {
+    let (first, second) = (ipv4(Dhcp4::of(FIRST)), ipv6(&slaac()));
+    let bench = Bench::new();
+    let machine = on(&bench, Boot::Q35Initramfs, &first).nic(Nic::lan(&second).unplugged());
+    let mut node = machine.boot();
+    let info = served_at(&mut node, &first, FIRST.into());
+    assert_eq!(info["links"].as_array().map(Vec::len), Some(1), "{info}");
+
+    node.vm().plug(1).unwrap_or_else(|error| panic!("{error}"));
+    let address = global(&node, &second);
+    let info = served_at(&mut node, &second, address);
+    assert_eq!(info["links"][1]["mac"], "52:54:00:12:34:57");
+    assert_eq!(info["links"][1]["sources"], json!(["slaac"]));
+
+    served_at(&mut node, &first, FIRST.into());
+    node.vm()
+        .unplug(1)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let info = eventually(&node, "one card again", |info| {
+        info["links"]
+            .as_array()
+            .is_some_and(|links| links.len() == 1)
+    });
+    assert_eq!(info["addresses"], json!([FIRST]));
+    never_rebooted(&node, &info);
+    node.end();
+}
+
+#[test]
+fn ipv6_alone_is_enough() {
+    let lan = ipv6(&slaac());
+    let bench = Bench::new();
+    let mut node = on(&bench, Boot::MicrovmErofs, &lan).boot();
+    let address = global(&node, &lan);
+    served_at(&mut node, &lan, address);
+    let info = eventually(&node, "the router's name server", |info| {
+        info["dns"] == json!([ROUTER_GLOBAL])
+    });
+    let link = &info["links"][0];
+    assert_eq!(link["addresses"], json!([format!("{address}/64")]));
+    assert_eq!(link["sources"], json!(["slaac"]));
+    assert_eq!(link["gateways"], json!([ROUTER_V6]));
+    node.end();
+}
+
+#[test]
+fn ipv6_by_dhcp_where_the_router_asks_for_it() {
+    let lan = Lan::new(LanSettings {
+        advertise: Some(Advertise {
+            autonomous: false,
+            managed: true,
+            dns: false,
+            ..slaac()
+        }),
+        dhcp6: Some(MANAGED),
+        ..LanSettings::default()
+    });
+    let bench = Bench::new();
+    let mut node = on(&bench, Boot::MicrovmErofs, &lan).boot();
+    happens(&node, &lan, LanEvent::Given6);
+    served_at(&mut node, &lan, MANAGED.into());
+    // The server is asked from a link-local address and names itself by its own.
+    let info = eventually(&node, "the server's name server", |info| {
+        info["dns"] == json!([ROUTER_V6])
+    });
+    assert_eq!(info["addresses"], json!([MANAGED]));
+    assert_eq!(info["links"][0]["sources"], json!(["dhcp6"]));
+    node.end();
+}
+
+#[test]
+fn a_network_that_appears_after_the_boot_is_used() {
+    let lan = Lan::new(LanSettings::default());
+    let bench = Bench::new();
+    let machine = bench.machine(Boot::MicrovmErofs);
+    let mut node = machine.nic(Nic::lan(&lan).link_down()).boot();
+    assert!(lan.neighbours().is_empty(), "the cable is out");
+    // First a cable into a silent network, then one that answers.
+    set_link(&node, 0, true);
+    lan.set(|lan| lan.dhcp4 = Some(Dhcp4::of(FIRST)));
+    happens(&node, &lan, LanEvent::Given(FIRST));
+    let info = served_at(&mut node, &lan, FIRST.into());
+    assert_eq!(info["links"][0]["sources"], json!(["dhcp4"]));
+    lan.set(|lan| lan.advertise = Some(slaac()));
+    let address = global(&node, &lan);
+    let info = served_at(&mut node, &lan, address);
+    never_rebooted(&node, &info);
+    node.end();
+}
+
+#[test]
+fn static_addresses_are_used_and_nobody_is_asked() {
+    let lan = ipv4(Dhcp4::of(SECOND));
+    let bench = Bench::new();
+    let machine = on(&bench, Boot::MicrovmErofs, &lan).configured(
+        "[[network]]\n\
+         match = \"52:54:00:12:34:56\"\n\
+         method = \"static\"\n\
+         addresses = [\"10.9.0.20/24\", \"fd09:0:0:b::20/64\"]\n\
+         gateways = [\"10.9.0.1\"]\n\
+         dns = [\"10.9.0.3\"]\n",
+    );
+    let mut node = machine.boot();
+    served_at(&mut node, &lan, FIRST.into());
+    let info = eventually(&node, "both addresses", |info| {
+        info["links"][0]["addresses"] == json!(["10.9.0.20/24", "fd09:0:0:b::20/64"])
+    });
+    assert_eq!(info["links"][0]["sources"], json!(["static"]));
+    assert_eq!(info["links"][0]["gateways"], json!([ROUTER_V4]));
+    assert_eq!(info["dns"], json!(["10.9.0.3"]));
+    assert_eq!(lan.events(), [], "DHCP was asked all the same");
+    node.end();
+}
+
+#[test]
+fn a_clock_wrong_by_years_is_set_to_the_build_and_then_by_the_network() {
+    let lan = ipv4(Dhcp4 {
+        time: Some(ROUTER_V4),
+        ..Dhcp4::of(FIRST)
+    });
+    let bench = Bench::new();
+    let machine = on(&bench, Boot::MicrovmErofs, &lan);
+    let mut node = machine
+        .with(|vm| vm.argument("-rtc").argument(LONG_AGO))
+        .boot();
+    let info = served_at(&mut node, &lan, FIRST.into());
+    assert_eq!(info["clock"], "build-time");
+    let time = info["time"].as_str().expect("a sane clock tells the time");
+    assert!(time > "2026-11", "no binary was built before: {time}");
+
+    // The time keeper asks again by itself; nobody tells it that the server answers now.
+    lan.set(|lan| lan.time = Some(SERVED_TIME));
+    happens(&node, &lan, LanEvent::Timed);
+    let info = eventually(&node, "the server's time", |info| info["clock"] == "sntp");
+    let time = info["time"].as_str().expect("a sane clock tells the time");
+    assert!(time.starts_with("2031-05-05T05:"), "{time}");
+    node.end();
+}
+
+fn ipv4(dhcp4: Dhcp4) -> Lan {
+    Lan::new(LanSettings {
+        dhcp4: Some(dhcp4),
+        ..LanSettings::default()
+    })
+}
+
+fn ipv6(advertise: &Advertise) -> Lan {
+    Lan::new(LanSettings {
+        advertise: Some(*advertise),
+        ..LanSettings::default()
+    })
+}
+
+/// The router gives a network and a name server, and machines make their addresses themselves.
+fn slaac() -> Advertise {
+    Advertise {
+        prefix: PREFIX,
+        autonomous: true,
+        managed: false,
+        other: false,
+        dns: true,
+        lifetime: Duration::from_secs(1800),
+    }
+}
+
+fn on<'a>(bench: &'a Bench, boot: Boot, lan: &Lan) -> Machine<'a> {
+    bench.machine(boot).nic(Nic::lan(lan))
+}
+
+/// Reaches the node at `address` from now on, and asks it for its facts there.
+fn served_at(node: &mut Node, lan: &Lan, address: IpAddr) -> Value {
+    let forward = lan.forward((address, PORT).into());
+    node.reach(forward.unwrap_or_else(|error| panic!("{error}")));
+    eventually(node, "an answer that names the address", |info| {
+        let addresses = info["addresses"].as_array();
+        addresses.is_some_and(|all| all.contains(&json!(address)))
+    })
+}
+
+/// Asks for the node's facts until they fit.
+#[track_caller]
+fn eventually(node: &Node, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + node.vm().scale(PATIENCE);
+    loop {
+        let answer = node.try_call("node/info", &Value::Null, &[]);
+        let info = (answer.status == 0).then(|| answer.json());
+        if let Some(info) = info.filter(|info| fits(info)) {
+            return info;
+        }
+        let late = Instant::now() > deadline;
+        assert!(!late, "no {what}: {answer:?}\n{}", node.vm().report());
+    }
+}
+
+#[track_caller]
+fn happens(node: &Node, lan: &Lan, event: LanEvent) {
+    let happened = lan.wait_event(event, 0, node.vm().scale(PATIENCE));
+    let events = lan.events();
+    assert!(
+        happened,
+        "no {event:?} in {events:?}\n{}",
+        node.vm().report()
+    );
+}
+
+/// The address the machine made itself in the advertised network.
+#[track_caller]
+fn global(node: &Node, lan: &Lan) -> IpAddr {
+    let ours = |address: IpAddr| match address {
+        IpAddr::V6(address) => address.segments()[..4] == PREFIX.segments()[..4],
+        IpAddr::V4(_) => false,
+    };
+    let found = lan.wait_neighbour(ours, node.vm().scale(PATIENCE));
+    found.unwrap_or_else(|| panic!("no address of its own\n{}", node.vm().report()))
+}
+
+fn set_link(node: &Node, card: usize, up: bool) {
+    let set = node.vm().set_link(card, up);
+    set.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[track_caller]
+fn never_rebooted(node: &Node, info: &Value) {
+    let ready = node.vm().console().text().matches(READY).count();
+    assert_eq!(ready, 1, "{}", node.vm().report());
+    assert_eq!(info["node_restarts"], 0);
+}

@@ -1,0 +1,294 @@
+//! The power goes: suddenly at any moment, by the button, and on request.
+//!
+//! `ALKNET_SOAK=full` asks for the promised 200 power cuts; `ALKNET_SEED` repeats a campaign.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use alknet_call::{CallConnection, CallOptions, ErrorCode, Subscription};
+use alknet_core::{CloseCode, CloseReason};
+use alknet_qemu::{Disk, Recorder, Recording};
+use alknet_tests::tools::{RAW_DATA_AT, assert_clean};
+use alknet_tests::{Bench, Boot, Machine};
+use serde_json::{Value, json};
+
+/// Set to `full` by `cargo xtask soak`.
+const COUNT_VARIABLE: &str = "ALKNET_SOAK";
+/// Start of the dice, a number; chosen by the clock otherwise.
+const SEED_VARIABLE: &str = "ALKNET_SEED";
+/// Cuts of each of the two campaigns that the soak promises.
+const CUTS_FULL: usize = 100;
+/// Cuts of each in continuous integration.
+const CUTS: usize = 3;
+/// Size of the blank data disk that is cut.
+const DISK_BYTES: u64 = 256 << 20;
+/// From the decision to go down until the machine is off: the bound `docs/machine.md` states.
+const OFF_WITHIN: Duration = Duration::from_secs(25);
+/// Longest wait for everything a caller is told until its connection is closed.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(30);
+/// Deadline of the call that ends by itself while the node drains.
+const CALL_MS: Duration = Duration::from_secs(3);
+/// Deadline of the call that outlives the drain.
+const LONG_CALL: Duration = Duration::from_secs(600);
+
+#[test]
+fn a_power_cut_on_a_blank_disk_never_costs_the_identity() {
+    let bench = Bench::new();
+    let base = bench.disk("blank", DISK_BYTES);
+    campaign(&bench, &base, |disk| disk.data(), 0);
+}
+
+#[test]
+fn a_power_cut_on_a_disk_image_that_grows_never_costs_the_identity() {
+    let bench = Bench::new();
+    campaign(&bench, &bench.raw(), |disk| disk, RAW_DATA_AT);
+}
+
+/// Records a first boot and one that changes what is stored, and boots from what random power cuts
+/// in them leave of the disk. The file system lies at byte `at`.
+fn campaign(bench: &Bench, base: &Path, as_data: fn(Disk) -> Disk, at: u64) {
+    let session = Session::record(bench, base, as_data);
+    let mut dice = Dice::from_environment();
+    let count = if std::env::var(COUNT_VARIABLE).is_ok_and(|value| value == "full") {
+        CUTS_FULL
+    } else {
+        CUTS
+    };
+    for number in 0..count {
+        // One half before the identity was announced, one half after: while things are written.
+        let moment = if number % 2 == 0 {
+            session.announced + dice.below(session.recording.len() - session.announced + 1)
+        } else {
+            dice.below(session.announced)
+        };
+        let image = Evidence(bench.path().join("cut.raw"));
+        let seed = dice.next();
+        let cut = session
+            .recording
+            .cut(moment, seed, &image.0)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let (last, announced) = (session.recording.len(), session.announced);
+        eprintln!(
+            "cut {number}: moment {moment} of {last}, announced at {announced}, seed {seed}: {cut:?}"
+        );
+        session.serves_again(bench, &image.0, moment, as_data);
+        assert_clean(&image.0, at);
+    }
+}
+
+/// What a machine wrote in its first two lives.
+struct Session {
+    recording: Recording,
+    /// Events on the disk when the identity had been announced.
+    announced: usize,
+    identity: String,
+}
+
+impl Session {
+    fn record(bench: &Bench, base: &Path, as_data: fn(Disk) -> Disk) -> Self {
+        let recorder = Recorder::serve(base).unwrap_or_else(|error| panic!("{error}"));
+        let disk = || as_data(Disk::recorded(&recorder));
+        let node = machine(bench, "first", disk()).boot();
+        let (announced, identity) = (recorder.recording().len(), node.identity().to_owned());
+        node.end();
+        let mut node = machine(bench, "second", disk()).boot();
+        assert_eq!(node.identity(), identity);
+        assert_eq!(node.info()["name"], "second");
+        node.vm_mut()
+            .cut_power()
+            .unwrap_or_else(|error| panic!("{error}"));
+        Self {
+            recording: recorder.recording(),
+            announced,
+            identity,
+        }
+    }
+
+    fn serves_again(&self, bench: &Bench, image: &Path, moment: usize, as_data: fn(Disk) -> Disk) {
+        let node = machine(bench, "second", as_data(Disk::file(image))).boot();
+        let info = node.info();
+        assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
+        assert_eq!(info["problems"], json!([]), "{info:#}");
+        assert_eq!(info["name"], "second");
+        if moment >= self.announced {
+            assert_eq!(node.identity(), self.identity, "another identity");
+        }
+        node.end();
+    }
+}
+
+/// A machine of this name, with this disk.
+fn machine<'a>(bench: &'a Bench, name: &str, disk: Disk) -> Machine<'a> {
+    let admin = bench.admin().identity();
+    bench
+        .machine(Boot::MicrovmErofs)
+        .config(format!(
+            "[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n"
+        ))
+        .data(Some(disk))
+}
+
+#[test]
+fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
+    let bench = Bench::new();
+    let mut node = bench.machine(Boot::Q35Initramfs).faults().boot();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let limit = node.vm().scale(GOODBYE_WITHIN);
+    let goodbye = async {
+        let (_dialer, client) = node.client().await.expect("the node serves");
+        let mut log = client
+            .subscribe("node/log", &json!({ "last": 1000, "follow": true }))
+            .await
+            .expect("it is connected");
+        let short = hang(&client, CALL_MS);
+        let long = hang(&client, LONG_CALL);
+        hear(&mut log, "fault injected").await;
+        hear(&mut log, "fault injected").await;
+        node.vm()
+            .power_button()
+            .unwrap_or_else(|error| panic!("{error}"));
+        hear(&mut log, "the power button").await;
+        // What ends within the drain gets its own answer; what does not is told why.
+        assert_eq!(ending(short).await, ErrorCode::Timeout);
+        assert_eq!(ending(long).await, ErrorCode::Unavailable);
+        while let Some(event) = log.next().await {
+            if let Err(error) = event {
+                assert_eq!(error.code, ErrorCode::Unavailable);
+            }
+        }
+        assert!(client.is_draining(), "no goaway was heard");
+        let reason = client.closed().await;
+        let shutdown = u64::from(CloseCode::Shutdown.code());
+        let told = matches!(reason, CloseReason::Peer(Some(code), _) if code == shutdown);
+        assert!(told, "{reason}");
+    };
+    let said = runtime.block_on(async { tokio::time::timeout(limit, goodbye).await });
+    said.unwrap_or_else(|_| panic!("no goodbye\n{}", node.vm().report()));
+    let exit = node.vm_mut().wait_exit(OFF_WITHIN);
+    let exit = exit.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(exit.reason(), Some("guest-shutdown"));
+    assert_clean(&bench.data(), 0);
+
+    let again = bench.machine(Boot::Q35Initramfs).boot();
+    assert_eq!(again.identity(), node.identity());
+    assert_eq!(again.info()["data"]["clean"], true);
+    again.end();
+}
+
+/// A call that hangs, with this deadline.
+fn hang(
+    client: &CallConnection,
+    timeout: Duration,
+) -> tokio::task::JoinHandle<Result<(), ErrorCode>> {
+    let client = client.clone();
+    tokio::spawn(async move {
+        let options = CallOptions {
+            timeout: Some(timeout),
+            ..CallOptions::default()
+        };
+        let input = json!({ "kind": "handler-hang" });
+        let answer = client.call_with("node/fault", &input, &options).await;
+        answer.map(drop).map_err(|error| error.code)
+    })
+}
+
+async fn ending(call: tokio::task::JoinHandle<Result<(), ErrorCode>>) -> ErrorCode {
+    let outcome = call.await.expect("it does not panic");
+    outcome.expect_err("a call that hangs has no answer")
+}
+
+/// Follows the log until a record says `text`.
+async fn hear(log: &mut Subscription, text: &str) {
+    loop {
+        let event = log.next().await.expect("the log goes on");
+        let event = event.expect("the log goes on");
+        let message = event.output.value()["message"].as_str().unwrap_or_default();
+        if message.contains(text) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn reboot_and_poweroff_are_operations_and_end_in_order() {
+    let bench = Bench::new();
+    let mut node = bench.machine(Boot::Q35Initramfs).boot();
+    let (identity, mark) = (node.identity().to_owned(), node.vm().console().mark());
+    let accepted = json!({ "accepted": true });
+    assert_eq!(node.call("node/reboot", &Value::Null), accepted);
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    assert_eq!(node.info()["data"]["clean"], true);
+
+    assert_eq!(node.call("node/poweroff", &Value::Null), accepted);
+    let exit = node.vm_mut().wait_exit(OFF_WITHIN);
+    let exit = exit.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(exit.reason(), Some("guest-shutdown"));
+    assert_clean(&bench.data(), 0);
+}
+
+#[test]
+fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
+    let bench = Bench::new();
+    let mut node = bench.machine(Boot::MicrovmErofs).boot();
+    node.vm_mut()
+        .cut_power()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let again = bench.machine(Boot::MicrovmErofs).boot();
+    assert_eq!(again.identity(), node.identity());
+    let info = again.info();
+    assert_eq!(info["data"]["clean"], false, "{info:#}");
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    again.end();
+    assert_clean(&bench.data(), 0);
+}
+
+/// The image of a cut. It is kept beside the logs of failed machines when the test fails.
+struct Evidence(PathBuf);
+
+impl Drop for Evidence {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let name = format!("alknet-power-cut-{}.raw", std::process::id());
+        let kept = std::env::temp_dir().join(name);
+        match alknet_qemu::copy(&self.0, &kept) {
+            Ok(()) => eprintln!("the disk after the cut is kept in {}", kept.display()),
+            Err(error) => eprintln!("the disk after the cut is lost: {error}"),
+        }
+    }
+}
+
+/// SplitMix64: the same seed makes the same campaign.
+struct Dice(u64);
+
+impl Dice {
+    fn from_environment() -> Self {
+        let set = std::env::var(SEED_VARIABLE).ok();
+        let seed = set.map_or_else(Self::clock, |text| {
+            text.parse()
+                .unwrap_or_else(|error| panic!("{SEED_VARIABLE} is {text:?}: {error}"))
+        });
+        eprintln!("{SEED_VARIABLE}={seed}");
+        Self(seed)
+    }
+
+    fn clock() -> u64 {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.map_or(0, |since| u64::from(since.subsec_nanos()) ^ since.as_secs())
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        let bound = u64::try_from(bound.max(1)).unwrap_or(u64::MAX);
+        usize::try_from(self.next() % bound).unwrap_or_default()
+    }
+}
