@@ -1,0 +1,65 @@
+//! A key as other people's programs take it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cli::Cli;
+
+/// What stands before the 32 bytes of an Ed25519 private key in PKCS#8 (RFC 8410 section 7).
+const PKCS8_PREFIX: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
+
+/// The key of a [`Cli`] in files that OpenSSL wrote.
+#[derive(Clone, Debug)]
+pub struct Pem {
+    /// The private key.
+    pub key: PathBuf,
+    /// The public key.
+    pub public: PathBuf,
+    /// A self-signed certificate of it, and the private key behind that.
+    pub certificate: PathBuf,
+}
+
+impl Pem {
+    /// Writes the files beside the key of `cli`.
+    ///
+    /// # Panics
+    /// There is no OpenSSL, or it does not know what an Ed25519 key is.
+    pub fn of(cli: &Cli) -> Self {
+        cli.identity();
+        let path = |name: &str| cli.state().join(name);
+        let seed = std::fs::read(path("identity.key")).expect("`alknet identity` made it");
+        let pem = Self {
+            key: path("key.pem"),
+            public: path("public.pem"),
+            certificate: path("certificate.pem"),
+        };
+        let pkcs8 = [&PKCS8_PREFIX[..], &seed].concat();
+        openssl("pkey -inform DER -out", &pem.key, &pkcs8);
+        let key = std::fs::read(&pem.key).expect("OpenSSL wrote it");
+        openssl("pkey -pubout -out", &pem.public, &key);
+        let certify = "req -x509 -subj /CN=stranger -days 9 -key /dev/stdin -out";
+        openssl(certify, &pem.certificate, &key);
+        let mut certificate = std::fs::read(&pem.certificate).expect("OpenSSL wrote it");
+        certificate.extend_from_slice(&key);
+        std::fs::write(&pem.certificate, certificate).expect("the folder is ours");
+        pem
+    }
+}
+
+fn openssl(words: &str, out: &Path, input: &[u8]) {
+    let mut child = Command::new("openssl")
+        .args(words.split_whitespace())
+        .arg(out)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("openssl is installed: it comes with the set-up");
+    let mut stdin = child.stdin.take().expect("it was asked for above");
+    stdin.write_all(input).expect("OpenSSL reads it");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it is our child");
+    assert!(output.status.success(), "openssl {words}: {output:?}");
+}

@@ -1,0 +1,60 @@
+//! The call protocol by hand, to say what our own client never would.
+
+use alknet_core::{Connection, RecvStream, SendStream, StreamError};
+use serde_json::{Value, json};
+
+/// Bytes of a frame's length field.
+const HEADER_BYTES: usize = 4;
+
+/// A frame around `body`, whatever that is.
+///
+/// # Panics
+/// The body is longer than a frame can say.
+#[must_use]
+pub fn frame(body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(body.len()).expect("a test's body is short");
+    [&len.to_be_bytes()[..], body].concat()
+}
+
+/// The frame that asks for an operation.
+#[must_use]
+pub fn request(id: &str, operation: &str, input: &Value) -> Vec<u8> {
+    let payload = json!({ "operationId": format!("/{operation}"), "input": input });
+    let event = json!({ "type": "call.requested", "id": id, "payload": payload });
+    frame(event.to_string().as_bytes())
+}
+
+/// A stream of `connection` to write anything on.
+///
+/// # Errors
+/// The connection ended.
+pub async fn stream(connection: &Connection) -> Result<(SendStream, RecvStream), StreamError> {
+    if connection.is_multi() {
+        connection.open_bi().await
+    } else {
+        connection.accept_bi().await
+    }
+}
+
+/// The next event on a stream.
+///
+/// # Errors
+/// The stream ended in an error.
+///
+/// # Panics
+/// The stream ended, or something else than JSON came.
+pub async fn event(recv: &mut RecvStream) -> Result<Value, StreamError> {
+    let header = exactly(recv, HEADER_BYTES).await?;
+    let len = u32::from_be_bytes(header.try_into().expect("as many as were asked for"));
+    let body = exactly(recv, len as usize).await?;
+    Ok(serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}: {body:?}")))
+}
+
+async fn exactly(recv: &mut RecvStream, len: usize) -> Result<Vec<u8>, StreamError> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let chunk = recv.read_chunk(len - bytes.len()).await?;
+        bytes.extend_from_slice(&chunk.expect("the node does not end a stream within an event"));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,173 @@
+//! Where a booted machine finds its configuration, and what it makes of a wrong one.
+
+use std::time::Duration;
+
+use alknet_qemu::{Disk, Vm, VmBuilder};
+use alknet_tests::tools::{fat_volume, iso_volume};
+use alknet_tests::{Bench, Boot, Machine, Node, READY};
+use serde_json::{Value, json};
+
+/// The console speaks of a problem right after it says that the node serves, if not before.
+const SAID_WITHIN: Duration = Duration::from_secs(10);
+/// From a volume put in until the node serves with it: sources are read again every 3 s.
+const APPLIED_WITHIN: Duration = Duration::from_secs(30);
+
+/// QEMU's name of the CD drive.
+const CD: &str = "cd";
+
+#[test]
+fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
+    let bench = Bench::new();
+    let misspelt = format!("{}\n[listen]\nprot = 443\n", document(&bench, "typist"));
+    let node = bench
+        .machine(Boot::MicrovmErofs)
+        .config(misspelt.as_str())
+        .boot();
+    let info = problem(&node, "config-refused", "did you mean 'port'?");
+    let text = text_of(&info, "config-refused");
+    for part in ["fw_cfg", "line 7", "listen.prot", "did you mean 'port'?"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    problem(&node, "config-salvaged", "");
+    assert_eq!(info["name"], "typist", "the name is salvaged");
+    let identity = node.identity().to_owned();
+    node.end();
+
+    let node = bench
+        .machine(Boot::MicrovmErofs)
+        .config(document(&bench, "scribe"))
+        .boot();
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    assert_eq!(
+        (&info["name"], &info["config"]["source"]),
+        (&json!("scribe"), &json!("fw_cfg"))
+    );
+    assert_eq!(node.identity(), identity);
+    node.end();
+
+    // From now on a refused document changes nothing: not even the name.
+    let node = bench.machine(Boot::MicrovmErofs).config(misspelt).boot();
+    problem(&node, "config-refused", "did you mean 'port'?");
+    let info = problem(&node, "config-last-good", "");
+    assert_eq!(info["name"], "scribe");
+    assert_eq!(info["config"]["source"], "config.toml");
+    node.end();
+}
+
+#[test]
+fn a_volume_is_found_and_replaced_while_the_machine_runs() {
+    let bench = Bench::new();
+    let wrong = document(&bench, "typist").replace("name", "nmae");
+    let wrong = iso_volume(&bench, "wrong", &wrong);
+    let right = iso_volume(&bench, "right", &document(&bench, "scribe"));
+    let unprovisioned = bench.machine(Boot::Q35Initramfs).config("").with(cd_drive);
+    let node = unprovisioned.boot();
+    let identity = node.identity().to_owned();
+    assert_eq!(
+        node.try_call("node/info", &Value::Null, &[]).code(),
+        "UNAUTHENTICATED"
+    );
+
+    insert(&node, &wrong.display().to_string(), "alknet");
+    let info = problem(&node, "config-refused", "did you mean 'name'?");
+    problem(&node, "config-salvaged", "");
+    assert_eq!(info["config"]["source"], "nocloud (sr0)");
+
+    insert(&node, &right.display().to_string(), "scribe");
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    assert_eq!(info["name"], "scribe");
+    assert_eq!(info["config"]["source"], "nocloud (sr0)");
+    assert_eq!(
+        info["node_restarts"], 0,
+        "restarts that were asked for are no failures"
+    );
+    assert_eq!(node.identity(), identity);
+    node.end();
+}
+
+#[test]
+fn fw_cfg_comes_before_a_volume_and_a_volume_before_what_is_stored() {
+    let bench = Bench::new();
+    let volume = fat_volume(&bench, "volume", &document(&bench, "from-volume"));
+    let volume = Disk::file(volume).read_only();
+    let hypervisor = document(&bench, "from-hypervisor");
+    let machine = |config: &str| bench.machine(Boot::Q35Initramfs).config(config);
+
+    let both = machine(&hypervisor).with(|vm| vm.disk(volume.clone()));
+    assert_eq!(serves(both), ("from-hypervisor".into(), "fw_cfg".into()));
+    let none = machine("");
+    assert_eq!(
+        serves(none),
+        ("from-hypervisor".into(), "config.toml".into())
+    );
+    let (name, source) = serves(machine("").with(|vm| vm.disk(volume.clone())));
+    assert_eq!(name, "from-volume");
+    assert!(source.starts_with("nocloud (vd"), "{source}");
+    // The medium that is left in place is known; it does not count as new.
+    let left = machine("").with(|vm| vm.disk(volume));
+    assert_eq!(serves(left), ("from-volume".into(), "config.toml".into()));
+}
+
+/// Boots, and returns name and source of the configuration; nothing may be wrong.
+fn serves(machine: Machine<'_>) -> (String, String) {
+    let node = machine.boot();
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    node.end();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&info["name"]), text(&info["config"]["source"]))
+}
+
+fn document(bench: &Bench, name: &str) -> String {
+    let admin = bench.admin().identity();
+    format!("# for a test\n[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n")
+}
+
+/// An empty CD drive.
+fn cd_drive(vm: VmBuilder) -> VmBuilder {
+    let drive = format!("if=none,id={CD}-drive,media=cdrom");
+    let device = format!("ide-cd,bus=ide.0,drive={CD}-drive,id={CD}");
+    ["-drive", &drive, "-device", &device]
+        .into_iter()
+        .fold(vm, VmBuilder::argument)
+}
+
+/// Puts a disc into the drive and waits until the node serves under the name that follows from it.
+/// While discs change the drive is seen empty, or not: how often the node restarts is open.
+fn insert(node: &Node, image: &str, name: &str) {
+    let mark = node.vm().console().mark();
+    change(node.vm(), image);
+    let served = format!("{READY}{name} ");
+    let waited = node.vm().wait_for_after(mark, &served, APPLIED_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn change(vm: &Vm, image: &str) {
+    let disc = json!({ "id": CD, "filename": image, "format": "raw", "force": true });
+    let done = vm.qmp().execute("blockdev-change-medium", disc);
+    done.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Asserts that this problem, with these words, is on the console and in `node/info`; returns the
+/// latter.
+fn problem(node: &Node, code: &str, words: &str) -> Value {
+    for said in [&format!("alknet: problem {code}: "), words] {
+        let waited = node.vm().wait_for(said, SAID_WITHIN);
+        waited.unwrap_or_else(|error| panic!("{error}"));
+    }
+    let info = node.info();
+    let text = text_of(&info, code);
+    assert!(text.contains(words), "{words} in {text}");
+    info
+}
+
+/// What is wrong, and what to do.
+fn text_of(info: &Value, code: &str) -> String {
+    let problems = info["problems"].as_array().expect("a list");
+    let found = problems.iter().find(|problem| problem["code"] == code);
+    let found = found.unwrap_or_else(|| panic!("no {code}: {info:#}"));
+    let part = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
+    format!("{}; {}", part("text"), part("hint"))
+}

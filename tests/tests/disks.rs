@@ -1,0 +1,298 @@
+//! What PID 1 does with disks as they are found: none, full, damaged, somebody else's, larger than
+//! before. Each says so on the console and in `node/info`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_qemu::Disk;
+use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
+use alknet_tests::{Bench, Boot, Node};
+use serde_json::{Value, json};
+
+/// The console speaks of a problem right after it says that the node serves, if not before.
+const SAID_WITHIN: Duration = Duration::from_secs(10);
+/// The smallest data disk.
+const SMALL_BYTES: u64 = 128 << 20;
+/// What is left free on a disk filled by a test; less than 4 MiB is full.
+const LEFT_BYTES: u64 = 1 << 20;
+/// Where ext4 has its superblock, and its length.
+const SUPER_AT: u64 = 1024;
+/// Block 1: the group descriptors of a file system with blocks of 4 KiB.
+const GROUPS_AT: u64 = 4096;
+/// A partition table and its backup: 34 sectors at the front, 33 at the end.
+const TABLE_BYTES: usize = 34 * 512;
+
+#[test]
+fn without_a_data_disk_it_serves_from_memory_and_says_so() {
+    let bench = Bench::new();
+    let first = bench.machine(Boot::MicrovmErofs).data(None).boot();
+    let info = problem(&first, "data-missing");
+    assert_eq!(info["data"]["mode"], "volatile", "{info:#}");
+    let identity = first.identity().to_owned();
+    first.end();
+    let second = bench.machine(Boot::MicrovmErofs).data(None).boot();
+    assert_ne!(second.identity(), identity, "memory does not keep");
+    second.end();
+}
+
+#[test]
+fn a_full_disk_serves_and_says_so_until_there_is_room() {
+    let bench = Bench::new();
+    let image = bench.disk("small", SMALL_BYTES);
+    let boot = |name: &str| {
+        let disk = Disk::file(&image).data();
+        let admin = bench.admin().identity();
+        let config = format!("[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n");
+        let machine = bench.machine(Boot::MicrovmErofs).data(Some(disk));
+        machine.config(config).boot()
+    };
+    let node = boot("roomy");
+    let identity = node.identity().to_owned();
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    let free = info["data"]["free_bytes"].as_u64().expect("a number");
+    node.end();
+
+    let filler = bench.path().join("filler");
+    fs::write(
+        &filler,
+        vec![7; usize::try_from(free - LEFT_BYTES).expect("it fits")],
+    )
+    .expect("the bench is ours");
+    debugfs(&image, &format!("write {} state/filler", filler.display()));
+    let node = boot("crowded");
+    let info = problem(&node, "data-full");
+    assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
+    assert_eq!(info["name"], "crowded", "its configuration is in force");
+    assert_eq!(node.identity(), identity);
+    node.end();
+
+    debugfs(&image, "rm state/filler");
+    let node = boot("roomy-again");
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    assert_eq!(node.identity(), identity);
+    node.end();
+    assert_clean(&image, 0);
+}
+
+#[test]
+fn a_disk_with_not_a_block_free_serves_and_keeps_what_it_has() {
+    let bench = Bench::new();
+    let image = bench.disk("small", SMALL_BYTES);
+    let machine = || {
+        let disk = Disk::file(&image).data();
+        bench.machine(Boot::MicrovmErofs).data(Some(disk))
+    };
+    let node = machine().boot();
+    let identity = node.identity().to_owned();
+    node.end();
+    let statistics = tool_says("dumpe2fs", &["-h".as_ref(), image.as_os_str()]);
+    let line = statistics
+        .lines()
+        .find_map(|line| line.strip_prefix("Free blocks:"));
+    let free: usize = line.expect("it counts").trim().parse().expect("a number");
+    let filler = bench.path().join("filler");
+    fs::write(&filler, vec![7; free * 4096]).expect("the bench is ours");
+    // A few of the blocks go to the file's own map; the rest of the file is refused.
+    debugfs_overfull(&image, &filler);
+
+    let admin = bench.admin().identity();
+    let config = format!("[node]\nname = \"crowded\"\nadmin_keys = [\"{admin}\"]\n");
+    let node = machine().config(config).boot();
+    let info = problem(&node, "data-full");
+    assert_eq!(info["name"], "crowded", "its configuration is in force");
+    assert_eq!(node.identity(), identity);
+    node.end();
+}
+
+fn debugfs_overfull(image: &Path, filler: &Path) {
+    let request = format!("write {} state/filler", filler.display());
+    let arguments = [
+        "-w".as_ref(),
+        "-R".as_ref(),
+        request.as_ref(),
+        image.as_os_str(),
+    ];
+    tool_says("debugfs", &arguments);
+}
+
+#[test]
+fn a_file_system_with_recorded_errors_is_read_only() {
+    let bench = Bench::new();
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let identity = node.identity().to_owned();
+    node.end();
+    debugfs(&bench.data(), "ssv state 2");
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let info = problem(&node, "data-damaged");
+    assert_eq!(info["data"]["mode"], "read-only", "{info:#}");
+    assert_eq!(node.identity(), identity, "it can still be read");
+    node.end();
+}
+
+#[test]
+fn a_file_system_that_cannot_be_mounted_is_left_alone() {
+    for (at, what) in [(SUPER_AT, "superblock"), (GROUPS_AT, "group descriptors")] {
+        let bench = Bench::new();
+        let image = bench.disk("small", SMALL_BYTES);
+        let boot = || {
+            let disk = Disk::file(&image).data();
+            bench.machine(Boot::MicrovmErofs).data(Some(disk)).boot()
+        };
+        let node = boot();
+        let identity = node.identity().to_owned();
+        node.end();
+        overwrite(&image, &[0xa5; 1024], at);
+        let before = fs::read(&image).expect("the disk is ours");
+        let node = boot();
+        let info = problem(&node, "data-damaged");
+        assert_eq!(info["data"]["mode"], "volatile", "{what}: {info:#}");
+        assert_ne!(node.identity(), identity, "{what}");
+        node.end();
+        let after = fs::read(&image).expect("the disk is ours");
+        assert!(
+            before == after,
+            "the disk with damaged {what} was written to"
+        );
+    }
+}
+
+#[test]
+fn somebody_elses_data_is_refused_and_never_formatted() {
+    let bench = Bench::new();
+    let fat = bench.disk("fat", SMALL_BYTES);
+    let name = fat.display().to_string();
+    tool_says(
+        "mformat",
+        &[
+            "-i", &name, "-v", "PHOTOS", "-T", "262144", "-h", "64", "-s", "32", "::",
+        ],
+    );
+    let text = bench.disk("text", SMALL_BYTES);
+    overwrite(&text, b"a diary", (1 << 20) - 512);
+    for image in [fat, text] {
+        let before = fs::read(&image).expect("the disk is ours");
+        let disk = Disk::file(&image).data();
+        let node = bench.machine(Boot::MicrovmErofs).data(Some(disk)).boot();
+        let info = problem(&node, "data-damaged");
+        assert_eq!(info["data"]["mode"], "volatile", "{info:#}");
+        node.end();
+        let after = fs::read(&image).expect("the disk is ours");
+        assert!(before == after, "{} was written to", image.display());
+    }
+}
+
+#[test]
+fn an_image_on_a_larger_disk_grows_once() {
+    let bench = Bench::new();
+    let image = bench.raw();
+    let shipped = table_of(&image);
+    let disk_bytes = fs::metadata(&image).expect("the disk is ours").len();
+    let node = bench.machine(Boot::UefiRaw).boot();
+    let identity = node.identity().to_owned();
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
+    assert_eq!(info["data"]["device"], "/dev/vda3", "{info:#}");
+    let total = info["data"]["total_bytes"].as_u64().expect("a number");
+    assert!(
+        total > (disk_bytes - RAW_DATA_AT) / 10 * 9,
+        "{total} of {disk_bytes}"
+    );
+    assert!(logged(&node, "grown to the disk's end"));
+    assert!(logged(&node, "formatting the blank data disk"));
+    node.end();
+
+    let grown = table_of(&image);
+    assert_ne!(grown, shipped);
+    let verdict = tool_says("sgdisk", &["-v".as_ref(), image.as_os_str()]);
+    assert!(verdict.contains("No problems found"), "{verdict}");
+    assert_clean(&image, RAW_DATA_AT);
+
+    let node = bench.machine(Boot::UefiRaw).boot();
+    assert_eq!(node.identity(), identity);
+    let info = node.info();
+    assert_eq!(info["data"]["total_bytes"].as_u64(), Some(total));
+    assert_eq!(info["data"]["clean"], true);
+    for word in ["partition table", "formatting", "grown"] {
+        assert!(!logged(&node, word), "{word} at the second boot");
+    }
+    node.end();
+    assert!(
+        table_of(&image) == grown,
+        "the second boot wrote the partition table"
+    );
+}
+
+#[test]
+fn a_data_disk_that_became_larger_is_used_whole() {
+    let bench = Bench::new();
+    let image = bench.disk("growing", SMALL_BYTES);
+    let boot = || {
+        let disk = Disk::file(&image).data();
+        bench.machine(Boot::MicrovmErofs).data(Some(disk)).boot()
+    };
+    let total = |node: &Node| {
+        node.info()["data"]["total_bytes"]
+            .as_u64()
+            .expect("a number")
+    };
+    let node = boot();
+    let (identity, before) = (node.identity().to_owned(), total(&node));
+    node.end();
+    let file = File::options()
+        .write(true)
+        .open(&image)
+        .expect("the disk is ours");
+    file.set_len(4 * SMALL_BYTES).expect("the disk is ours");
+    let node = boot();
+    assert!(total(&node) > 3 * before, "{} after {before}", total(&node));
+    assert_eq!(node.identity(), identity);
+    node.end();
+    assert_clean(&image, 0);
+}
+
+/// Asserts that this problem is on the console and in `node/info`, and returns the latter.
+fn problem(node: &Node, code: &str) -> Value {
+    let line = format!("alknet: problem {code}: ");
+    let said = node.vm().wait_for(&line, SAID_WITHIN);
+    said.unwrap_or_else(|error| panic!("{error}"));
+    let info = node.info();
+    let problems = info["problems"].as_array().expect("a list");
+    let found = problems.iter().find(|problem| problem["code"] == code);
+    let found = found.unwrap_or_else(|| panic!("no {code}: {info:#}"));
+    assert_ne!(found["hint"], "", "a problem says what to do");
+    info
+}
+
+fn logged(node: &Node, text: &str) -> bool {
+    let mut records = node.subscribe("node/log", &json!({ "last": 10_000 }));
+    records.any(|record| {
+        let message = record["message"].as_str();
+        message.is_some_and(|message| message.contains(text))
+    })
+}
+
+fn overwrite(image: &Path, bytes: &[u8], at: u64) {
+    let file = File::options()
+        .write(true)
+        .open(image)
+        .expect("the disk is ours");
+    file.write_all_at(bytes, at).expect("the disk is ours");
+}
+
+/// Both copies of the partition table.
+fn table_of(image: &Path) -> Vec<u8> {
+    let file = File::open(image).expect("the disk is ours");
+    let end = file.metadata().expect("it is open").len() - TABLE_BYTES as u64;
+    let mut bytes = vec![0; 2 * TABLE_BYTES];
+    let (front, back) = bytes.split_at_mut(TABLE_BYTES);
+    let read = file
+        .read_exact_at(front, 0)
+        .and_then(|()| file.read_exact_at(back, end));
+    read.expect("the disk is ours");
+    bytes
+}
