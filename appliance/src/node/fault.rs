@@ -57,7 +57,9 @@ async fn inject(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
         "handler-panic" => panic!("a fault was injected into this handler"),
         "handler-hang" => std::future::pending().await,
         "node-hang" => signal(Signal::SIGSTOP),
-        "node-segv" => signal(Signal::SIGSEGV),
+        // Rust's own handler takes the first, which is no stack overflow, and leaves the next to
+        // the kernel.
+        "node-segv" => signal(Signal::SIGSEGV).and_then(|_| signal(Signal::SIGSEGV)),
         "node-kill" => signal(Signal::SIGKILL),
         "node-panic" => {
             std::thread::spawn(|| panic!("a fault was injected into a thread of the node"));
