@@ -1,0 +1,166 @@
+//! Something breaks, on the booted image, and the machine goes on.
+//!
+//! Faults are injected by `node/fault`, which exists only where the hypervisor switched it on.
+
+use std::time::{Duration, Instant};
+
+use alknet_qemu::WatchdogAction;
+use alknet_tests::{Bench, Boot, Node, Stream};
+use serde_json::{Value, json};
+
+/// Longest wait for one thing, on a processor that runs guests itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a handler hangs in the guest's own time, ms: longer than a node that does not answer
+/// for its health lives.
+const HANG_MS: u64 = 25_000;
+
+#[test]
+fn nobody_can_break_what_was_not_made_to_be_broken() {
+    let bench = Bench::new();
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    assert_eq!(node.info()["fault_injection"], false);
+    let listed = node.call("services/list", &Value::Null).to_string();
+    assert!(listed.contains("node/info"), "{listed}");
+    assert!(!listed.contains("node/fault"), "{listed}");
+    let refused = node.try_call("node/fault", &json!({ "kind": "node-kill" }), &[]);
+    assert_eq!(refused.code(), "NOT_FOUND");
+    assert_eq!(node.info()["node_restarts"], 0);
+    node.end();
+}
+
+#[test]
+fn a_broken_part_does_not_take_the_others_along() {
+    let bench = Bench::new();
+    let node = bench.machine(Boot::MicrovmErofs).faults().boot();
+    assert_eq!(node.info()["fault_injection"], true);
+
+    let hung: Vec<_> = (0..4).map(|_| inject(&node, "handler-hang")).collect();
+    logged(&node, "handler-hang");
+    let since = uptime_ms(&node.info());
+
+    for kind in ["handler-panic", "handler-panic"] {
+        let answer = node.try_call("node/fault", &json!({ "kind": kind }), &[]);
+        assert_eq!(answer.code(), "INTERNAL", "{answer:?}");
+        assert!(
+            !answer.errors.contains("injected"),
+            "the caller sees inside"
+        );
+    }
+    node.call("node/fault", &json!({ "kind": "node-panic" }));
+    node.call("node/fault", &json!({ "kind": "init-panic" }));
+    logged(&node, "a part of PID 1 failed and was passed over");
+
+    node.call("node/fault", &json!({ "kind": "init-net-panic" }));
+    logged(&node, "the network failed and is started again");
+    let info = eventually(&node, "a network that runs again", |info| {
+        info["links"][0]["sources"] == json!(["dhcp4", "slaac"])
+    });
+    let problems: Vec<_> = codes(&info).collect();
+    assert_eq!(problems, ["internal-error", "internal-error"], "{info}");
+
+    node.call("node/fault", &json!({ "kind": "init-orphans" }));
+    logged(&node, "10000 orphans collected");
+
+    // Nobody took the hung handlers for a hung node.
+    let info = eventually(&node, "a time in which a hung node is noticed", |info| {
+        uptime_ms(info) > since + HANG_MS
+    });
+    assert_eq!(info["node_restarts"], 0);
+    assert_eq!(info["last_words"], Value::Null);
+    drop(hung);
+    node.end();
+}
+
+#[test]
+fn a_node_that_dies_or_hangs_is_started_again() {
+    let bench = Bench::new();
+    let mut node = bench.machine(Boot::MicrovmErofs).faults().boot();
+    let identity = node.identity().to_owned();
+    let deaths = [
+        ("node-segv", "killed by SIGSEGV"),
+        ("node-kill", "killed by SIGKILL"),
+        ("node-hang", "killed by SIGKILL"),
+    ];
+    for (count, (kind, end)) in (1..).zip(deaths) {
+        let mark = node.vm().console().mark();
+        let caller = inject(&node, kind);
+        let said = format!("problem node-failed: the node {end}");
+        let said = node.vm().wait_for_after(mark, &said, PATIENCE);
+        let mark = said.unwrap_or_else(|error| panic!("{kind}: {error}"));
+        node.wait_ready(mark);
+        drop(caller);
+
+        assert_eq!(node.identity(), identity, "{kind}");
+        let info = node.info();
+        assert_eq!(info["node_restarts"], count, "{kind}");
+        let words = info["last_words"].as_str().unwrap_or_default();
+        assert!(words.starts_with(end) && words.contains(kind), "{words}");
+        assert_eq!(info["problems"], json!([]), "{kind}");
+    }
+    logged(&node, "the node does not answer for its health");
+    node.end();
+}
+
+#[test]
+fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
+    let bench = Bench::new();
+    let machine = bench.machine(Boot::Q35Initramfs).faults();
+    let mut node = machine.with(|vm| vm.watchdog(WatchdogAction::Reset)).boot();
+    let identity = node.identity().to_owned();
+    let info = node.info();
+    let watchdog = info["watchdog"].as_str().unwrap_or_default();
+    assert!(watchdog.contains("i6300ESB"), "{info}");
+
+    let mark = node.vm().console().mark();
+    let caller = inject(&node, "init-hang");
+    let bite = node
+        .vm()
+        .qmp()
+        .wait_event("WATCHDOG", 0, node.vm().scale(PATIENCE));
+    assert!(bite.is_some(), "no reset\n{}", node.vm().report());
+    node.wait_ready(mark);
+    drop(caller);
+    assert_eq!(node.identity(), identity);
+    assert_eq!(node.info()["node_restarts"], 0, "another boot counts anew");
+    node.end();
+}
+
+/// Asks for a fault that may take the answer along. The caller gives up when dropped.
+fn inject(node: &Node, kind: &str) -> Stream {
+    node.subscribe("node/fault", &json!({ "kind": kind }))
+}
+
+/// Waits until the log says this.
+#[track_caller]
+fn logged(node: &Node, words: &str) {
+    let mut records = node.subscribe("node/log", &json!({ "last": 1000, "follow": true }));
+    let found = records.any(|record| {
+        let message = record["message"].as_str();
+        message.is_some_and(|message| message.contains(words))
+    });
+    assert!(found, "no {words:?} in the log\n{}", node.vm().report());
+}
+
+/// Asks for the node's facts until they fit.
+#[track_caller]
+fn eventually(node: &Node, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + node.vm().scale(PATIENCE);
+    loop {
+        let info = node.info();
+        if fits(&info) {
+            return info;
+        }
+        let late = Instant::now() > deadline;
+        assert!(!late, "no {what}: {info}\n{}", node.vm().report());
+    }
+}
+
+fn uptime_ms(info: &Value) -> u64 {
+    info["uptime_ms"].as_u64().expect("a number")
+}
+
+fn codes(info: &Value) -> impl Iterator<Item = &str> {
+    let problems = info["problems"].as_array().into_iter().flatten();
+    problems.filter_map(|problem| problem["code"].as_str())
+}
