@@ -16,8 +16,11 @@ use nix::{
 
 use crate::{control::PowerAction, data, stage::boot_ms};
 
-/// How long running calls have to finish, ms.
+/// How long running calls have to finish, ms: what the node is told.
 pub(crate) const DRAIN_MS_MAX: u64 = 10_000;
+/// How much longer the node may take to close its connections with their codes, ms. A signal at the
+/// end of the drain itself would cut callers off without a word.
+pub(crate) const GOODBYE_MS_MAX: u64 = 2_000;
 /// How long processes have to end after SIGTERM, ms.
 const TERMINATE_MS_MAX: u64 = 2_000;
 /// How long they have after SIGKILL, ms; one that hangs in the kernel does not end at all.
@@ -57,7 +60,7 @@ impl Shutdown {
         Self {
             action,
             phase: Phase::Draining {
-                until: now + DRAIN_MS_MAX,
+                until: now + DRAIN_MS_MAX + GOODBYE_MS_MAX,
             },
         }
     }

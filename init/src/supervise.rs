@@ -19,6 +19,8 @@ const UNWELL_ANSWERS_MAX: u32 = 3;
 const ABORT_MS_MAX: u64 = 2_000;
 /// How long a restart that was asked for may take to finish running calls, ms.
 pub(crate) const DRAIN_MS_MAX: u64 = 10_000;
+/// How much longer it may take to close its connections with their codes, ms.
+const GOODBYE_MS_MAX: u64 = 2_000;
 /// How long the machine counts as alive without a healthy node, ms: restarts with every pause of
 /// the back-off fit in. After that the watchdog is no longer fed.
 pub(crate) const GRACE_MS: u64 = 300_000;
@@ -185,7 +187,7 @@ impl Supervisor {
         }
         self.state = State::Stopping {
             next: Order::Kill,
-            at: now + DRAIN_MS_MAX,
+            at: now + DRAIN_MS_MAX + GOODBYE_MS_MAX,
             planned: true,
         };
         Some(Order::Drain)
