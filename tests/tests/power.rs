@@ -5,11 +5,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use alknet_call::{CallConnection, CallOptions, ErrorCode, Subscription};
-use alknet_core::{CloseCode, CloseReason};
+use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode, Subscription};
+use alknet_core::{Carriage, CloseCode, CloseReason};
+use alknet_endpoint::{Dialer, Target};
 use alknet_qemu::{Disk, Recorder, Recording};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean};
-use alknet_tests::{Bench, Boot, Machine};
+use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
 /// Set to `full` by `cargo xtask soak`.
@@ -135,7 +137,7 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let limit = node.vm().scale(GOODBYE_WITHIN);
     let goodbye = async {
-        let (_dialer, client) = node.client().await.expect("the node serves");
+        let (_dialer, client) = by_quic(&bench, &node).await;
         let mut log = client
             .subscribe("node/log", &json!({ "last": 1000, "follow": true }))
             .await
@@ -173,6 +175,18 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     assert_eq!(again.identity(), node.identity());
     assert_eq!(again.info()["data"]["clean"], true);
     again.end();
+}
+
+/// A connection over QUIC, whose end carries a code.
+async fn by_quic(bench: &Bench, node: &Node) -> (Dialer, CallConnection) {
+    let (key, _) = NodeKey::load_or_create(&bench.admin().state().join("identity.key"))
+        .expect("the command line made it");
+    let dialer = Dialer::new(Some(key));
+    let target: Target = node.target().parse().expect("as the command line takes it");
+    let connection = dialer.dial_over(Carriage::Quic, &target, ALPN).await;
+    let connection = connection.expect("the node serves");
+    let client = CallClient::without_operations().attach(connection, None);
+    (dialer, client)
 }
 
 /// A call that hangs, with this deadline.
