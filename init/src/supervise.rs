@@ -395,8 +395,11 @@ mod tests {
     fn a_planned_restart_is_enforced() {
         let mut supervisor = running();
         supervisor.restart(100);
-        assert_eq!(supervisor.order(100 + DRAIN_MS_MAX), Some(Order::Kill));
-        assert!(!supervisor.exited(100 + DRAIN_MS_MAX + 1));
+        assert_eq!(
+            supervisor.order(100 + DRAIN_MS_MAX + GOODBYE_MS_MAX),
+            Some(Order::Kill)
+        );
+        assert!(!supervisor.exited(100 + DRAIN_MS_MAX + GOODBYE_MS_MAX + 1));
     }
 
     #[test]
