@@ -19,8 +19,8 @@ mod cli;
 mod host;
 mod image;
 mod node;
-pub mod tools;
 mod pem;
+pub mod tools;
 pub mod wire;
 
 pub use bench::Bench;

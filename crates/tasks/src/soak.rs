@@ -36,7 +36,8 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
         let started = Instant::now();
         let log = format!("soak-{name}");
         let mut command = test::command(cx, &images)?;
-        command.args(["--package", "alknet-tests", "--", "--nocapture", filter]);
+        // The whole workspace, so that libraries keep the features they were compiled with.
+        command.args(["--workspace", "--tests", "--", "--nocapture", filter]);
         command.env(COUNT_VARIABLE, "full");
         let result = cx.step(name, |cx| cx.run(&mut command, name, &log));
         let summary = summary(&Facts {
