@@ -145,6 +145,16 @@ pub(crate) struct Reached {
 }
 
 impl Reached {
+    /// From the line that `alknet serve --json` begins with.
+    pub(crate) fn of_serve(line: &str) -> Option<Self> {
+        let said: serde_json::Value = serde_json::from_str(line).ok()?;
+        let (identity, address) = said["target"].as_str()?.split_once('@')?;
+        Some(Self {
+            identity: identity.to_owned(),
+            address: address.parse().ok()?,
+        })
+    }
+
     /// As `alknet call` takes it.
     pub(crate) fn target(&self) -> String {
         format!("{}@{}", self.identity, self.address)
