@@ -1,10 +1,10 @@
 //! Counts the guest's instructions with a plugin for QEMU's translator.
 //!
-//! `-icount` would tell instructions as well, but it changes what it measures: time stands still
-//! or jumps, so that every loop that waits for a timer takes another number of turns. The plugin
-//! only adds: each translated block adds its length to a number in a file that QEMU and the harness
-//! map, so that the count can be read at any moment. It is built by the C compiler that builds the
-//! kernel, against the plugin interface's first version, which QEMU 7.2 speaks.
+//! A counted guest runs with `-icount`, which makes a loop that waits for time take the same number
+//! of turns however loaded the host is, but QEMU does not tell its count. The plugin does: each
+//! translated block adds its length to a number in a file that QEMU and the harness map, so that the
+//! count can be read at any moment. It is built by the C compiler that builds the kernel, against
+//! the plugin interface's first version, which QEMU 7.2 speaks.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -40,7 +40,6 @@ pub struct VmBuilder {
     name: String,
     accel: Option<Accel>,
     probe_kernel: Option<PathBuf>,
-    count: bool,
 }
 
 impl VmBuilder {
@@ -98,6 +97,13 @@ impl VmBuilder {
         self
     }
 
+    /// Adds a NoCloud volume with this `user-data` as the last disk. QEMU makes it: no tool, and no
+    /// ACPI, which the firmware configuration device costs a microvm.
+    pub fn seed(mut self, user_data: impl Into<Vec<u8>>) -> Self {
+        self.machine.seed = Some(user_data.into());
+        self
+    }
+
     /// Adds a watchdog device. Not on microvm.
     pub fn watchdog(mut self, action: WatchdogAction) -> Self {
         self.machine.watchdog = Some(action);
@@ -110,17 +116,11 @@ impl VmBuilder {
         self
     }
 
-    /// Counts the guest's instructions, see [`Vm::instructions`]. TCG only.
+    /// Counts the guest's instructions, see [`Vm::instructions`]. Each takes one nanosecond of the
+    /// guest's clock, so that loops that wait for time take the same number of turns however loaded
+    /// the host is; an idle guest keeps the host's time. TCG only.
     pub fn count_instructions(mut self) -> Self {
-        self.count = true;
-        self
-    }
-
-    /// One instruction takes one nanosecond of the guest's clock, and idle time none: the guest
-    /// then behaves the same however loaded the host is. TCG only, and not for networks: timers of
-    /// the guest run far ahead of the world outside.
-    pub fn icount(mut self) -> Self {
-        self.machine.icount = true;
+        self.machine.counted = true;
         self
     }
 
@@ -160,7 +160,7 @@ impl VmBuilder {
     }
 
     fn choose_accel(&self) -> Result<Accel> {
-        let only_tcg = self.count || self.machine.icount;
+        let only_tcg = self.machine.counted;
         match self.accel {
             Some(Accel::Kvm) if only_tcg => Err(Error::NoCounter(
                 "KVM does not show single instructions; use TCG".to_owned(),
@@ -254,10 +254,11 @@ impl Vm {
             cpus: 1,
             disks: vec![],
             fw_cfg: vec![],
+            seed: None,
             nics: vec![],
             watchdog: None,
             exit_on_reset: false,
-            icount: false,
+            counted: false,
             extra: vec![],
         };
         let name = std::thread::current()
@@ -269,7 +270,6 @@ impl Vm {
             name,
             accel: None,
             probe_kernel: None,
-            count: false,
         }
     }
 
@@ -496,7 +496,7 @@ impl Vm {
         let console = wires.stream()?;
         let qmp = wires.stream()?;
         let lan_fds = wires.lans(&machine.nics)?;
-        let counter = if builder.count {
+        let counter = if machine.counted {
             Some(counter(&scratch)?)
         } else {
             None
@@ -510,6 +510,7 @@ impl Vm {
             ports: free_ports(machine.nics.iter().map(|nic| nic.forwards().len()).sum())?,
             firmware: firmware(machine.kind, &scratch)?,
             fw_cfg_files: fw_cfg_files(machine, &scratch)?,
+            seed: seed(machine, &scratch)?,
             plugin,
         };
         let stderr = scratch.file("stderr");
@@ -653,6 +654,19 @@ fn fw_cfg_files(machine: &Machine, scratch: &Scratch) -> Result<Vec<PathBuf>> {
         Ok(path)
     };
     machine.fw_cfg.iter().enumerate().map(write).collect()
+}
+
+/// The two files a NoCloud volume must have.
+fn seed(machine: &Machine, scratch: &Scratch) -> Result<Option<PathBuf>> {
+    let Some(user_data) = &machine.seed else {
+        return Ok(None);
+    };
+    let folder = scratch.file("seed");
+    fs::create_dir(&folder)
+        .and_then(|()| fs::write(folder.join("meta-data"), []))
+        .and_then(|()| fs::write(folder.join("user-data"), user_data))
+        .map_err(Error::io("writing a NoCloud volume"))?;
+    Ok(Some(folder))
 }
 
 fn forwards(machine: &Machine, ports: &[u16]) -> Vec<Forward> {

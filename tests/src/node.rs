@@ -84,7 +84,8 @@ impl<'a> Machine<'a> {
         self
     }
 
-    /// Replaces the configuration given by fw_cfg; empty gives none.
+    /// Replaces the configuration, which a microvm gets on a NoCloud volume and others by fw_cfg;
+    /// empty gives none.
     pub fn config(mut self, toml: impl Into<String>) -> Self {
         self.config = toml.into();
         self
@@ -154,7 +155,10 @@ impl<'a> Machine<'a> {
             vm = vm.disk(disk);
         }
         if !self.config.is_empty() {
-            vm = vm.fw_cfg(CONFIG_FILE, self.config);
+            vm = match self.boot {
+                Boot::MicrovmErofs => vm.seed(self.config),
+                Boot::Q35Initramfs | Boot::UefiRaw => vm.fw_cfg(CONFIG_FILE, self.config),
+            };
         }
         if self.nics.is_empty() {
             return vm.nic(Nic::user());

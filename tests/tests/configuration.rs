@@ -12,6 +12,9 @@ const SAID_WITHIN: Duration = Duration::from_secs(10);
 /// From a volume put in until the node serves with it: sources are read again every 3 s.
 const APPLIED_WITHIN: Duration = Duration::from_secs(30);
 
+/// What a microvm is configured by: the disk after root and data.
+const VOLUME: &str = "nocloud (vdc)";
+
 /// QEMU's name of the CD drive.
 const CD: &str = "cd";
 
@@ -25,7 +28,7 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
         .boot();
     let info = problem(&node, "config-refused", "did you mean 'port'?");
     let text = text_of(&info, "config-refused");
-    for part in ["fw_cfg", "line 7", "listen.prot", "did you mean 'port'?"] {
+    for part in [VOLUME, "line 7", "listen.prot", "did you mean 'port'?"] {
         assert!(text.contains(part), "{part} in {text}");
     }
     problem(&node, "config-salvaged", "");
@@ -41,7 +44,7 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(
         (&info["name"], &info["config"]["source"]),
-        (&json!("scribe"), &json!("fw_cfg"))
+        (&json!("scribe"), &json!(VOLUME))
     );
     assert_eq!(node.identity(), identity);
     node.end();

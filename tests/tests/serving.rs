@@ -127,7 +127,8 @@ fn is_an_appliance(node: &Node) {
         "{info}"
     );
     assert_eq!(info["data"]["mode"], "mounted", "{info}");
-    assert_eq!(info["config"]["source"], "fw_cfg", "{info}");
+    let source = info["config"]["source"].as_str().unwrap_or_default();
+    assert!(["fw_cfg", "nocloud (vdc)"].contains(&source), "{info}");
     assert_eq!(
         (&info["node_restarts"], &info["problems"]),
         (&json!(0), &json!([])),

@@ -175,10 +175,14 @@ pub(crate) fn builder(
     admin: &str,
 ) -> Result<VmBuilder> {
     let file = |role| image.manifest.path(&image.folder, form, role);
-    let mut builder = Vm::builder(machine.kind())
+    let builder = Vm::builder(machine.kind())
         .nic(Nic::user())
-        .fw_cfg(CONFIG_FILE, config(admin))
         .probe_kernel(&kernel.vmlinux);
+    let mut builder = if machine == Machine::Microvm {
+        builder.seed(config(admin))
+    } else {
+        builder.fw_cfg(CONFIG_FILE, config(admin))
+    };
     let mut line = image.manifest.cmdline(form).unwrap_or_default().to_owned();
     if machine == Machine::Microvm {
         // Without ACPI only a triple fault resets, and a reset is all that ends this machine.
