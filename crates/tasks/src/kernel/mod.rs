@@ -19,7 +19,7 @@ use crate::scratch::Scratch;
 use crate::sources;
 
 /// The fragments of the one x86-64 kernel, in the order they are merged.
-pub(crate) const X86_64_FRAGMENTS: [&str; 14] = [
+pub(crate) const X86_64_FRAGMENTS: [&str; 13] = [
     "base",
     "isolation",
     "hardening",
@@ -32,7 +32,6 @@ pub(crate) const X86_64_FRAGMENTS: [&str; 14] = [
     "storage",
     "storage-metal",
     "clouds-x86_64",
-    "harness",
     "net-extra",
 ];
 
