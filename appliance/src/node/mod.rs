@@ -132,7 +132,7 @@ fn handlers(
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
     let identities = Arc::clone(identities) as Arc<dyn alknet_core::IdentityProvider>;
-    let dispatcher = Dispatcher::new(builder.build()?)
+    let dispatcher = Dispatcher::new(builder.build_lazily()?)
         .with_identities(identities)
         .with_node(context.about.identity());
     let mut handlers = HandlerRegistry::new();

@@ -193,3 +193,32 @@ fn no_machine() -> CallError {
 pub(crate) fn empty_input() -> Value {
     json!({ "type": ["object", "null"], "additionalProperties": false })
 }
+
+#[cfg(test)]
+mod tests {
+    use alknet_call::Registry;
+    use alknet_init::control::MachineFacts;
+    use arc_swap::ArcSwap;
+
+    use super::*;
+
+    /// The running node compiles them when they are first needed.
+    #[test]
+    fn every_schema_compiles() {
+        let facts = MachineFacts {
+            fault_injection: true,
+            ..MachineFacts::default()
+        };
+        let node = NodeContext {
+            about: Arc::new(About::new(String::new(), "appliance")),
+            facts: Arc::new(ArcSwap::from_pointee(facts)),
+            ring: LogRing::new(),
+            to_init: None,
+            counters: Arc::new(|| Value::Null),
+        };
+        let mut builder = Registry::builder();
+        register(&mut builder, &node);
+        let registry = builder.build().expect("every schema is one");
+        assert!(registry.spec("node/fault").is_some());
+    }
+}

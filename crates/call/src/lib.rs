@@ -34,6 +34,7 @@ pub mod limits;
 mod access;
 mod admission;
 mod body;
+mod check;
 mod client;
 mod context;
 mod dispatcher;

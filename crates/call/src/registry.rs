@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use data_encoding::HEXLOWER;
 use hashbrown::HashMap;
-use jsonschema::{PatternOptions, Validator};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::check::Check;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{HandlerKind, OnSlow};
-use crate::limits::{INVALID_DETAILS_MAX, PATTERN_BYTES_MAX};
 use crate::services;
 use crate::spec::{self, OperationSpec, OperationType, Visibility};
 
@@ -51,6 +50,7 @@ pub struct Registration {
     on_slow: OnSlow,
     open: bool,
     check_output: bool,
+    schema_is_type: bool,
 }
 
 impl Registration {
@@ -64,6 +64,7 @@ impl Registration {
             on_slow: OnSlow::default(),
             open: false,
             check_output: false,
+            schema_is_type: false,
         }
     }
 
@@ -86,6 +87,14 @@ impl Registration {
     #[must_use]
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
         self.capabilities = capabilities;
+        self
+    }
+
+    /// States that the handler parses its input into a type that takes what the schema takes, and
+    /// refuses the rest as `INVALID_INPUT`: the input is not checked twice.
+    #[must_use]
+    pub fn schema_is_type(mut self) -> Self {
+        self.schema_is_type = true;
         self
     }
 
@@ -123,6 +132,22 @@ impl RegistryBuilder {
     /// # Errors
     /// The first operation that breaks a rule, by name.
     pub fn build(self) -> Result<Registry, RegistryError> {
+        let registry = self.build_lazily()?;
+        registry
+            .sorted
+            .iter()
+            .try_for_each(|operation| operation.compile())?;
+        Ok(registry)
+    }
+
+    /// The same, but a schema is compiled when a value first has to be checked: compiling is most
+    /// of what starting a small node costs. For operations that a program brings with it and whose
+    /// schemas its tests have compiled by [`RegistryBuilder::build`]; a call whose schema turns out
+    /// wrong ends with `INTERNAL`.
+    ///
+    /// # Errors
+    /// The first operation that breaks a rule, by name.
+    pub fn build_lazily(self) -> Result<Registry, RegistryError> {
         let mut by_name = HashMap::new();
         for registration in self.registrations {
             if registration.spec.namespace == services::NAMESPACE {
@@ -233,8 +258,10 @@ pub(crate) struct Compiled {
     pub(crate) capabilities: Capabilities,
     pub(crate) on_slow: OnSlow,
     pub(crate) resource_pointer: Option<String>,
-    input: Option<Validator>,
-    output: Option<Validator>,
+    input: Check,
+    output: Check,
+    check_input: bool,
+    check_output: bool,
     running: AtomicU32,
 }
 
@@ -242,8 +269,6 @@ impl Compiled {
     fn new(registration: Registration) -> Result<Self, RegistryError> {
         check_rules(&registration)?;
         let spec = registration.spec;
-        let input = compile(&spec.name, &spec.input_schema)?;
-        let output = compile(&spec.name, &spec.output_schema)?;
         let resource_pointer = match &spec.resource_id_path {
             Some(path) => Some(spec::pointer(path).ok_or_else(|| RegistryError::Pointer {
                 name: spec.name.clone(),
@@ -256,8 +281,10 @@ impl Compiled {
             capabilities: registration.capabilities,
             on_slow: registration.on_slow,
             resource_pointer,
-            input,
-            output: output.filter(|_| registration.check_output),
+            input: Check::new(&spec.input_schema),
+            output: Check::new(&spec.output_schema),
+            check_input: !registration.schema_is_type,
+            check_output: registration.check_output,
             running: AtomicU32::new(0),
             spec: OperationSpec {
                 resource_id_path: spec.resource_id_path.as_deref().and_then(spec::pointer),
@@ -270,21 +297,34 @@ impl Compiled {
         self.spec.visibility == Visibility::External
     }
 
+    fn compile(&self) -> Result<(), RegistryError> {
+        let spec = &self.spec;
+        let input = self.input.compile(&spec.input_schema);
+        input
+            .and_then(|()| self.output.compile(&spec.output_schema))
+            .map_err(|reason| RegistryError::Schema {
+                name: spec.name.clone(),
+                reason,
+            })
+    }
+
     /// Whether input has to be parsed to be checked.
     pub(crate) fn checks_input(&self) -> bool {
-        self.input.is_some()
+        self.check_input && !self.input.takes_everything()
     }
 
     pub(crate) fn check_input(&self, value: &Value) -> Result<(), CallError> {
-        check(self.input.as_ref(), value, ErrorCode::InvalidInput)
+        let schema = &self.spec.input_schema;
+        self.input.check(schema, value, ErrorCode::InvalidInput)
     }
 
     pub(crate) fn checks_output(&self) -> bool {
-        self.output.is_some()
+        self.check_output && !self.output.takes_everything()
     }
 
     pub(crate) fn check_output(&self, value: &Value) -> Result<(), CallError> {
-        check(self.output.as_ref(), value, ErrorCode::InvalidOutput)
+        let schema = &self.spec.output_schema;
+        self.output.check(schema, value, ErrorCode::InvalidOutput)
     }
 
     /// Whether callers may see `code`.
@@ -367,48 +407,6 @@ fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
     Ok(())
 }
 
-/// Compiles a schema without any access to files or the network; `{}` and `true` need no check.
-fn compile(name: &str, schema: &Value) -> Result<Option<Validator>, RegistryError> {
-    if *schema == Value::Bool(true) || schema.as_object().is_some_and(serde_json::Map::is_empty) {
-        return Ok(None);
-    }
-    jsonschema::options()
-        .offline()
-        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
-        .should_validate_formats(false)
-        .build(schema)
-        .map(Some)
-        .map_err(|error| RegistryError::Schema {
-            name: name.to_owned(),
-            reason: error.to_string(),
-        })
-}
-
-fn check(validator: Option<&Validator>, value: &Value, code: ErrorCode) -> Result<(), CallError> {
-    let Some(validator) = validator else {
-        return Ok(());
-    };
-    if validator.is_valid(value) {
-        return Ok(());
-    }
-    let details: Vec<_> = validator
-        .iter_errors(value)
-        .take(INVALID_DETAILS_MAX)
-        .map(|error| {
-            json!({
-                "path": error.instance_path().as_str(),
-                "keyword": error.kind().keyword(),
-                "message": error.masked().to_string(),
-            })
-        })
-        .collect();
-    let message = match code {
-        ErrorCode::InvalidInput => "the input does not match the schema; see details",
-        _ => "the output does not match the schema; report it",
-    };
-    Err(CallError::new(code, message).with_details(details.into()))
-}
-
 /// Why a set of operations cannot be served.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -464,6 +462,7 @@ pub enum RegistryError {
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
+    use serde_json::json;
 
     use super::*;
     use crate::spec::ErrorDef;
@@ -533,6 +532,17 @@ mod tests {
             let error = refused(Registration::new(spec, once()));
             assert!(matches!(error, RegistryError::Schema { .. }), "{schema}");
         }
+    }
+
+    #[test]
+    fn a_wrong_schema_that_is_compiled_late_fails_its_calls() {
+        let spec = OperationSpec::query("a/b", "").with_input(json!({"type": "nonsense"}));
+        let registrations = vec![Registration::new(spec, once())];
+        let registry = RegistryBuilder { registrations }.build_lazily();
+        let registry = registry.expect("no rule is broken");
+        let operation = registry.lookup("a/b").expect("registered");
+        let error = operation.check_input(&json!(1)).expect_err("no such type");
+        assert_eq!(error.code, ErrorCode::Internal);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a node says about its own operations.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -77,7 +78,8 @@ struct ListInput {
     limit: Option<usize>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct SchemaInput {
     name: Option<String>,
     names: Option<Vec<String>>,
@@ -98,11 +100,13 @@ pub(crate) fn registrations() -> [Registration; 2] {
         Registration::new(
             list,
             HandlerKind::once(|input, ctx| std::future::ready(run_list(&input, &ctx))),
-        ),
+        )
+        .schema_is_type(),
         Registration::new(
             schema,
             HandlerKind::once(|input, ctx| std::future::ready(run_schema(&input, &ctx))),
-        ),
+        )
+        .schema_is_type(),
     ]
 }
 
@@ -129,10 +133,14 @@ fn schema_schema() -> Value {
 }
 
 fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
-    let input: ListInput = input.parse::<Option<ListInput>>()?.unwrap_or_default();
+    let input: ListInput = members(input)?.unwrap_or_default();
     let prefix = input.prefix.unwrap_or_default();
     let prefix = prefix.trim_start_matches('/');
-    let limit = input.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
+    let limit = input.limit.unwrap_or(PAGE_DEFAULT);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        let message = format!("limit is 1 to {PAGE_MAX}, not {limit}");
+        return Err(CallError::invalid_input(message));
+    }
     let registry = &ctx.dispatcher().registry;
     // A cursor is the last name of the page before: stable whatever is registered later.
     let cursor = input.cursor.unwrap_or_default();
@@ -157,6 +165,14 @@ fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
     })
 }
 
+/// The members of an object, or none. Serde alone would also take them in an array.
+fn members<T: DeserializeOwned>(input: &Body) -> Result<Option<T>, CallError> {
+    if input.value().is_array() {
+        return Err(CallError::invalid_input("the input is an object, no array"));
+    }
+    input.parse()
+}
+
 fn summary(spec: &OperationSpec) -> OperationSummary {
     OperationSummary {
         name: spec.name.clone(),
@@ -178,11 +194,15 @@ fn protocol(ctx: &Ctx) -> Protocol {
 }
 
 fn run_schema(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
-    let input: SchemaInput = input.parse()?;
-    if let Some(name) = input.name {
-        return Output::json(spec_of(&name, ctx)?);
-    }
-    let names = input.names.unwrap_or_default();
+    let input: SchemaInput = members(input)?.unwrap_or_default();
+    let names = match (input.name, input.names) {
+        (Some(name), None) => return Output::json(spec_of(&name, ctx)?),
+        (None, Some(names)) if names.len() <= NAMES_MAX => names,
+        _ => {
+            let message = format!("give name, or names with at most {NAMES_MAX} of them");
+            return Err(CallError::invalid_input(message));
+        }
+    };
     let specs = names
         .iter()
         .map(|name| spec_of(name, ctx))

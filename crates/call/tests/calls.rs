@@ -391,11 +391,21 @@ async fn listings_come_in_pages() {
         .await
         .expect("specs");
     assert_eq!(specs.value()["specs"][1]["name"], "test/big");
-    for bad in [json!({ "limit": 0 }), json!({ "limit": 1001 }), json!([])] {
-        assert!(
-            soon(client.call("services/list", &bad)).await.is_err(),
-            "{bad}"
-        );
+    let list = [json!({ "limit": 0 }), json!({ "limit": 1001 }), json!([])];
+    let schema = [
+        Value::Null,
+        json!([]),
+        json!({ "name": 1 }),
+        json!({ "name": "test/echo", "names": [] }),
+        json!({ "names": vec!["test/echo"; 65] }),
+    ];
+    let list = list.map(|bad| ("services/list", bad));
+    for (operation, bad) in list
+        .into_iter()
+        .chain(schema.map(|bad| ("services/schema", bad)))
+    {
+        let error = soon(client.call(operation, &bad)).await.expect_err("bad");
+        assert_eq!(error.code, ErrorCode::InvalidInput, "{operation} {bad}");
     }
 }
 
