@@ -58,11 +58,22 @@ pub(crate) fn disks(sys: &Path) -> Vec<String> {
     names
 }
 
+/// Drivers of SCSI hosts that have found their disks before PID 1 starts: the kernel waits for
+/// them.
+const SETTLED_HOSTS: [&str; 2] = ["ahci", "ata_piix"];
+
 /// Whether a disk may still appear: something on this machine finds its disks in its own time.
 pub(crate) fn may_appear(sys: &Path) -> bool {
     ["scsi_host", "nvme", "mmc_host"].iter().any(|name| {
-        fs::read_dir(sys.join("class").join(name)).is_ok_and(|mut hosts| hosts.next().is_some())
+        let hosts = fs::read_dir(sys.join("class").join(name));
+        let mut hosts = hosts.into_iter().flatten().flatten();
+        hosts.any(|host| !is_settled(&host.path()))
     })
+}
+
+fn is_settled(host: &Path) -> bool {
+    let driver = fs::read_to_string(host.join("proc_name"));
+    driver.is_ok_and(|driver| SETTLED_HOSTS.contains(&driver.trim()))
 }
 
 fn devices(sys: &Path) -> Vec<String> {
@@ -184,7 +195,14 @@ mod tests {
         let root = tempfile::tempdir().expect("a temporary directory");
         fs::create_dir_all(root.path().join("class/scsi_host")).expect("writable");
         assert!(!may_appear(root.path()));
-        fs::create_dir_all(root.path().join("class/scsi_host/host0")).expect("writable");
+        let host = |name: &str, driver: &str| {
+            let folder = root.path().join("class/scsi_host").join(name);
+            fs::create_dir_all(&folder).expect("writable");
+            fs::write(folder.join("proc_name"), driver).expect("writable");
+        };
+        host("host0", "ahci\n");
+        assert!(!may_appear(root.path()), "the kernel waited for SATA");
+        host("host1", "virtio_scsi\n");
         assert!(may_appear(root.path()));
     }
 }
