@@ -141,13 +141,21 @@ impl Workspace {
         ))
     }
 
-    fn remove_members(&self) -> Result<(), String> {
+    /// Cargo told to remove the members' results. It must be told the target: the one in
+    /// `.cargo/config.toml`, `host-tuple`, is nothing that `clean` finds a folder for.
+    fn clean_members(&self) -> Result<Command, String> {
         let mut command = self.cargo("clean");
-        command.args(["--quiet", "--release"]);
+        command.args(["--release", "--target", &self.triple]);
         for member in members(&self.root)? {
             command.args(["--package", &member]);
         }
-        let status = command
+        Ok(command)
+    }
+
+    fn remove_members(&self) -> Result<(), String> {
+        let status = self
+            .clean_members()?
+            .arg("--quiet")
             .status()
             .map_err(|error| format!("cannot run cargo: {error}"))?;
         if status.success() {
@@ -248,6 +256,27 @@ mod tests {
         let stamp = fs::read_to_string(one.target().join("alknet-clone")).expect("stamped");
         assert_eq!(Some(stamp), one.stamp().ok());
         fs::remove_dir_all(base).expect("the folder is ours");
+    }
+
+    #[test]
+    fn what_another_clone_built_is_found() {
+        // TARGET/TRIPLE/release/deps/this-test
+        let this = std::env::current_exe().expect("it runs");
+        let target = this.ancestors().nth(4).expect("cargo built it");
+        let cache = target.parent().expect("a folder holds it");
+        let workspace = Workspace::new(&root(), cache).expect("the clone is here");
+        let mut clean = workspace.clean_members().expect("the members are known");
+        let output = clean
+            .arg("--dry-run")
+            .env("CARGO_TARGET_DIR", target)
+            .output()
+            .expect("cargo runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert!(
+            said.contains("Summary") && !said.contains("Summary 0 files"),
+            "{said}"
+        );
     }
 
     #[test]
