@@ -217,7 +217,7 @@ pub(crate) fn of_call(error: CallError) -> Failure {
     if let Some(details) = &error.details {
         message.push_str(&format!(" {details}"));
     }
-    Failure::new(Exit::of_code(error.code.name()), error.code.name(), message)
+    Failure::new(Exit::of_code(&error.code), error.code.name(), message)
 }
 
 fn show(value: &Value, json: bool) -> Result<(), Failure> {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use alknet_call::ErrorCode;
+
 /// Exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -23,16 +25,22 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    /// The exit code for an error code of the call protocol.
-    pub(crate) fn of_code(code: &str) -> Self {
-        match code {
-            "UNAUTHENTICATED" | "FORBIDDEN" => Self::Denied,
-            "INVALID_INPUT" | "INVALID_OPERATION_TYPE" => Self::Usage,
-            "UNAVAILABLE" => Self::Unreachable,
-            "TIMEOUT" => Self::Timeout,
-            "ABORTED" => Self::Aborted,
-            _ => Self::Failed,
-        }
+    /// Every exit code.
+    const ALL: [Self; 7] = [
+        Self::Ok,
+        Self::Failed,
+        Self::Usage,
+        Self::Unreachable,
+        Self::Denied,
+        Self::Timeout,
+        Self::Aborted,
+    ];
+
+    /// The exit code for an error code of the call protocol, whose table has it.
+    pub(crate) fn of_code(code: &ErrorCode) -> Self {
+        let number = code.exit_code();
+        let found = Self::ALL.into_iter().find(|exit| *exit as u8 == number);
+        found.unwrap_or(Self::Failed)
     }
 }
 
@@ -71,5 +79,19 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_of_the_protocol_has_its_exit() {
+        for code in ErrorCode::table() {
+            assert_eq!(Exit::of_code(&code) as u8, code.exit_code(), "{code}");
+        }
+        let own = ErrorCode::from_name("DISK_FULL");
+        assert_eq!(Exit::of_code(&own), Exit::Failed);
     }
 }

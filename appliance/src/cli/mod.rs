@@ -130,8 +130,14 @@ fn seconds(text: &str) -> Result<std::time::Duration, String> {
     Ok(std::time::Duration::from_secs_f64(seconds))
 }
 
+/// What PID 1 starts its child with: known without the parser, which is a good part of what starts.
+const NODE_VERB: &str = "node";
+
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
+    if std::env::args_os().skip(1).eq([NODE_VERB]) {
+        return ended(crate::node::supervised(), false);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -144,13 +150,16 @@ pub(crate) fn main() -> ExitCode {
             });
         }
     };
-    let result = run(cli.verb, cli.json);
+    ended(run(cli.verb, cli.json), cli.json)
+}
+
+fn ended(result: Result<Exit, Failure>, json: bool) -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
             // A reader that went away is no failure, and `| head` wants no word about it.
             if failure.exit != Exit::Ok {
-                output::failure(&failure, cli.json);
+                output::failure(&failure, json);
             }
             ExitCode::from(failure.exit as u8)
         }
