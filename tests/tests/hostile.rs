@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, CloseReason, Connection, StreamError};
 use alknet_endpoint::{DialError, Dialer, Target};
-use alknet_tests::{Bench, Boot, Cli, wire};
+use alknet_tests::{Bench, Boot, Cli, HostNode, wire};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,7 +49,22 @@ struct Site<'a> {
     target: String,
 }
 
-impl Site<'_> {
+impl<'a> Site<'a> {
+    /// A node on this host, which ends with the first of the two.
+    fn on_host(bench: &'a Bench) -> (HostNode, Self) {
+        let node = bench.host();
+        let site = Self {
+            admin: bench.admin(),
+            target: node.target().to_owned(),
+        };
+        (node, site)
+    }
+
+    async fn dial(&self, dialer: &Dialer, carriage: Carriage) -> Connection {
+        let dialled = dialer.dial_over(carriage, &self.parsed(), CALL).await;
+        dialled.expect("anybody may connect")
+    }
+
     fn parsed(&self) -> Target {
         self.target.parse().expect("the node's own target")
     }
@@ -139,11 +154,7 @@ async fn unknown_keys_and_no_key_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_pinned_key_ends_the_call_before_it_is_made() {
     let bench = Bench::new();
-    let node = bench.host();
-    let site = Site {
-        admin: bench.admin(),
-        target: node.target().to_owned(),
-    };
+    let (_node, site) = Site::on_host(&bench);
     let wrong = format!("{}@{}", key().public(), site.address());
     for more in [&[][..], &["--carriage", "quic"], &["--carriage", "tcp"]] {
         let answer = bench.admin().call(&wrong, "node/info", &Value::Null, more);
@@ -164,11 +175,7 @@ async fn a_wrong_pinned_key_ends_the_call_before_it_is_made() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_protocol_gets_the_alert_for_it() {
     let bench = Bench::new();
-    let node = bench.host();
-    let site = Site {
-        admin: bench.admin(),
-        target: node.target().to_owned(),
-    };
+    let (_node, site) = Site::on_host(&bench);
     let dialer = Dialer::new(Some(key_of(bench.admin())));
     for carriage in CARRIAGES {
         let dialled = within(dialer.dial_over(carriage, &site.parsed(), b"alknet/none")).await;
@@ -298,8 +305,7 @@ async fn broken_frames_end_in_code_5(site: &Site<'_>, key: &NodeKey, limit: u32)
     wrong.push(("over-long", over_long(limit)));
     for carriage in CARRIAGES {
         for (what, bytes) in &wrong {
-            let connection = dialer.dial_over(carriage, &site.parsed(), CALL).await;
-            let connection = connection.expect("anybody may connect");
+            let connection = site.dial(&dialer, carriage).await;
             let ended = within(send(&connection, bytes, false)).await;
             assert_eq!(
                 ended,
@@ -308,8 +314,7 @@ async fn broken_frames_end_in_code_5(site: &Site<'_>, key: &NodeKey, limit: u32)
             );
             survives_or_closes(&connection, what).await;
         }
-        let connection = dialer.dial_over(carriage, &site.parsed(), CALL).await;
-        let connection = connection.expect("anybody may connect");
+        let connection = site.dial(&dialer, carriage).await;
         let cut = &wire::request("1", "services/list", &Value::Null)[..20];
         let ended = within(send(&connection, cut, true)).await;
         assert_eq!(
@@ -347,11 +352,7 @@ async fn answers(connection: &Connection) {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_frames_of_strangers() {
     let bench = Bench::new();
-    let node = bench.host();
-    let site = Site {
-        admin: bench.admin(),
-        target: node.target().to_owned(),
-    };
+    let (_node, site) = Site::on_host(&bench);
     broken_frames_end_in_code_5(&site, &key(), 64 << 10).await;
     site.serves();
 }
@@ -359,11 +360,7 @@ async fn hostile_frames_of_strangers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_frames_of_somebody_known() {
     let bench = Bench::new();
-    let node = bench.host();
-    let site = Site {
-        admin: bench.admin(),
-        target: node.target().to_owned(),
-    };
+    let (_node, site) = Site::on_host(&bench);
     broken_frames_end_in_code_5(&site, &key_of(bench.admin()), 1 << 20).await;
     site.serves();
 }
@@ -372,18 +369,11 @@ async fn hostile_frames_of_somebody_known() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reused_id_ends_in_code_5() {
     let bench = Bench::new();
-    let node = bench.host();
-    let site = Site {
-        admin: bench.admin(),
-        target: node.target().to_owned(),
-    };
+    let (_node, site) = Site::on_host(&bench);
     let dialer = Dialer::new(Some(key_of(bench.admin())));
     let follow = wire::request("1", "node/log", &json!({ "follow": true }));
     for carriage in CARRIAGES {
-        let connection = dialer
-            .dial_over(carriage, &site.parsed(), CALL)
-            .await
-            .expect("known");
+        let connection = site.dial(&dialer, carriage).await;
         let ended = within(send(&connection, &follow.repeat(2), false)).await;
         assert_eq!(ended, Ended::by(PROTOCOL, &connection), "{carriage}");
     }
@@ -395,20 +385,10 @@ async fn a_reused_id_ends_in_code_5() {
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_streams_end_in_code_8() {
     let bench = Bench::new();
-    let node = bench.host();
-    let site = Site {
-        admin: bench.admin(),
-        target: node.target().to_owned(),
-    };
+    let (_node, site) = Site::on_host(&bench);
     let dialer = Dialer::new(Some(key()));
-    let target = site.parsed();
     let half = &wire::request("1", "services/list", &Value::Null)[..20];
-    let dial = async |carriage| {
-        dialer
-            .dial_over(carriage, &target, CALL)
-            .await
-            .expect("anybody may")
-    };
+    let dial = |carriage| site.dial(&dialer, carriage);
     let (quic, tcp) = (dial(Carriage::Quic).await, dial(Carriage::Tcp).await);
     let silent = dial(Carriage::Tcp).await;
     let all = async {
@@ -433,16 +413,9 @@ async fn half_open_streams_end_in_code_8() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_noise() {
     let bench = Bench::new();
-    let node = bench.host();
-    let site = Site {
-        admin: bench.admin(),
-        target: node.target().to_owned(),
-    };
+    let (_node, site) = Site::on_host(&bench);
     let dialer = Dialer::new(Some(key_of(bench.admin())));
-    let connection = dialer
-        .dial_over(Carriage::Quic, &site.parsed(), CALL)
-        .await
-        .expect("known");
+    let connection = site.dial(&dialer, Carriage::Quic).await;
     let mut noise = Noise(0x5eed);
     let right = [
         wire::request(
@@ -633,11 +606,7 @@ async fn a_crowd_keeps_nobody_out(site: &Site<'_>, kinds: &[Silence]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_crowds_at_the_host() {
     let bench = Bench::new();
-    let node = bench.host();
-    let site = Site {
-        admin: bench.admin(),
-        target: node.target().to_owned(),
-    };
+    let (_node, site) = Site::on_host(&bench);
     for _ in 0..count(1, 20) {
         for silence in SILENCES {
             a_crowd_keeps_nobody_out(&site, &[silence]).await;
