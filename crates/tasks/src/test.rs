@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     cargo: Vec<String>,
 }
 
-/// Runs the checks, then the tests, whose own lines come last.
+/// Runs the checks, then the tests. What failed stands last, else how long each step took.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let images = images(cx)?;
     let lock = cx.claim()?;
@@ -41,14 +41,17 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     cx.step("build tests", |cx| {
         cx.show(tests(cx)?.arg("--no-run"), "building the tests")
     })?;
-    eprint!("{}", cx.table());
-    let mut tests = tests(cx)?;
-    if let Some(filter) = &arguments.filter {
-        tests.args(["--", filter]);
-    }
-    let result = cx.show(&mut tests, "tests");
+    let result = cx.step("tests", |cx| {
+        let mut tests = tests(cx)?;
+        if let Some(filter) = &arguments.filter {
+            tests.args(["--", filter]);
+        }
+        cx.show(&mut tests, "tests")
+    });
     drop(lock);
-    result
+    result?;
+    eprint!("every test passed\n{}", cx.table());
+    Ok(())
 }
 
 /// Kernel and every form of the image, for tests that boot them.

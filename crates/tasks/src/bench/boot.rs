@@ -32,7 +32,11 @@ const DEBIAN: &str = "Debian cloud kernel, empty init";
 const DEBIAN_CMDLINE: &str = "console=ttyS0 quiet panic=10";
 
 /// Longest wait for the empty init, on a processor that runs guests itself.
-const EMPTY_WITHIN: Duration = Duration::from_secs(30);
+const EMPTY_WITHIN: Duration = Duration::from_secs(9);
+
+/// A guest that does not get there is started again this often: now and then Debian's kernel never
+/// finds out how fast a counted guest's clock runs.
+const ATTEMPTS: u32 = 3;
 
 /// The smallest machine that is promised to serve, in MiB.
 const SMALL_MIB: u32 = 128;
@@ -97,7 +101,7 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
                 costs
                     .entry(case)
                     .or_default()
-                    .push(bench.boot(case, counted)?);
+                    .push(bench.boot_at_last(case, counted)?);
             }
         }
         host_ms.push(bench.host_ms()?);
@@ -210,6 +214,17 @@ impl Bench {
             cli,
             scratch,
         })
+    }
+
+    fn boot_at_last(&self, case: Case, counted: bool) -> Result<Cost> {
+        let mut attempt = 1;
+        loop {
+            match self.boot(case, counted) {
+                Err(error) if attempt < ATTEMPTS => eprintln!("{case:?} again: {error}"),
+                result => return result,
+            }
+            attempt += 1;
+        }
     }
 
     fn boot(&self, case: Case, counted: bool) -> Result<Cost> {
