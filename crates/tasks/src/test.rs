@@ -50,7 +50,10 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     });
     drop(lock);
     result?;
-    eprint!("every test passed\n{}", cx.table());
+    if arguments.filter.is_none() {
+        eprintln!("every test passed");
+    }
+    eprint!("{}", cx.table());
     Ok(())
 }
 
