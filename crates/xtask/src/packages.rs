@@ -54,6 +54,7 @@ pub const PACKAGES: &[Package] = &[
         "kernel build; section list of the unified kernel image",
     ),
     command("bison", "bison", "kernel build: configuration parser"),
+    command("chrony", "chronyd", "tests: a time server nobody here wrote"),
     command("cpio", "cpio", "tests read our initramfs with it"),
     command(
         "curl",
@@ -80,6 +81,7 @@ pub const PACKAGES: &[Package] = &[
         "mkfs.erofs",
         "read-only root of the small machine",
     ),
+    command("file", "file", "tests say with it what we made"),
     command("flex", "flex", "kernel build: configuration parser"),
     command(
         "gdisk",
