@@ -26,6 +26,7 @@
 
 mod accel;
 mod ansi;
+mod builder;
 mod console;
 mod count;
 mod disk;
@@ -43,6 +44,7 @@ mod tsc;
 mod vm;
 
 pub use accel::{ACCEL_VARIABLE, Accel, TCG_TIMEOUT_FACTOR};
+pub use builder::VmBuilder;
 pub use console::{Console, Line, Mark, Waited};
 pub use disk::{DATA_SERIAL, Disk, blank, copy};
 pub use error::{Error, Result};
@@ -54,4 +56,4 @@ pub use qmp::{Event, Qmp};
 pub use record::{Cut, Recorder, Recording};
 pub use scratch::Scratch;
 pub use tools::QEMU_VARIABLE;
-pub use vm::{Exit, Forward, LOGS_VARIABLE, Vm, VmBuilder};
+pub use vm::{Exit, Forward, LOGS_VARIABLE, Vm};

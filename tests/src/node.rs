@@ -23,8 +23,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Longest wait from the power button to power off.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
 
-/// Where provisioning finds its document, and where fault injection is switched on.
-const CONFIG_FILE: &str = "opt/org.alknet/node";
+/// Where fault injection is switched on.
 const FAULTS_FILE: &str = "opt/org.alknet/test-faults";
 
 /// How the image is booted.
@@ -36,6 +35,18 @@ pub enum Boot {
     Q35Initramfs,
     /// The raw disk on an ordinary PC with UEFI. Its data partition is on the same disk.
     UefiRaw,
+}
+
+impl Boot {
+    /// Where `node/info` says that the harness's configuration came from: a microvm gets it on the
+    /// disk after root and data.
+    #[must_use]
+    pub fn config_source(self) -> &'static str {
+        match self {
+            Self::MicrovmErofs => "nocloud (vdc)",
+            Self::Q35Initramfs | Self::UefiRaw => "fw_cfg",
+        }
+    }
 }
 
 /// A machine that is being put together.
@@ -155,10 +166,7 @@ impl<'a> Machine<'a> {
             vm = vm.disk(disk);
         }
         if !self.config.is_empty() {
-            vm = match self.boot {
-                Boot::MicrovmErofs => vm.seed(self.config),
-                Boot::Q35Initramfs | Boot::UefiRaw => vm.fw_cfg(CONFIG_FILE, self.config),
-            };
+            vm = vm.config(self.config);
         }
         if self.nics.is_empty() {
             return vm.nic(Nic::user());

@@ -12,9 +12,6 @@ const SAID_WITHIN: Duration = Duration::from_secs(10);
 /// From a volume put in until the node serves with it: sources are read again every 3 s.
 const APPLIED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What a microvm is configured by: the disk after root and data.
-const VOLUME: &str = "nocloud (vdc)";
-
 /// QEMU's name of the CD drive.
 const CD: &str = "cd";
 
@@ -28,7 +25,12 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
         .boot();
     let info = problem(&node, "config-refused", "did you mean 'port'?");
     let text = text_of(&info, "config-refused");
-    for part in [VOLUME, "line 7", "listen.prot", "did you mean 'port'?"] {
+    for part in [
+        Boot::MicrovmErofs.config_source(),
+        "line 7",
+        "listen.prot",
+        "did you mean 'port'?",
+    ] {
         assert!(text.contains(part), "{part} in {text}");
     }
     problem(&node, "config-salvaged", "");
@@ -44,7 +46,7 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(
         (&info["name"], &info["config"]["source"]),
-        (&json!("scribe"), &json!(VOLUME))
+        (&json!("scribe"), &json!(Boot::MicrovmErofs.config_source()))
     );
     assert_eq!(node.identity(), identity);
     node.end();

@@ -119,7 +119,7 @@ fn refuses_strangers(admin: &Cli, target: &str) {
 }
 
 /// What only a machine of ours knows about itself.
-fn is_an_appliance(node: &Node) {
+fn is_an_appliance(node: &Node, boot: Boot) {
     let info = node.info();
     assert_eq!(
         (&info["role"], &info["name"]),
@@ -127,8 +127,7 @@ fn is_an_appliance(node: &Node) {
         "{info}"
     );
     assert_eq!(info["data"]["mode"], "mounted", "{info}");
-    let source = info["config"]["source"].as_str().unwrap_or_default();
-    assert!(["fw_cfg", "nocloud (vdc)"].contains(&source), "{info}");
+    assert_eq!(info["config"]["source"], boot.config_source(), "{info}");
     assert_eq!(
         (&info["node_restarts"], &info["problems"]),
         (&json!(0), &json!([])),
@@ -151,7 +150,7 @@ fn is_an_appliance(node: &Node) {
 fn boots_and_serves(boot: Boot) {
     let bench = Bench::new();
     let node = bench.machine(boot).boot();
-    is_an_appliance(&node);
+    is_an_appliance(&node, boot);
     serves(bench.admin(), &node.target());
     let status = run(bench.admin(), &["status", &node.target()]);
     assert_eq!(status.status, 0, "{status:?}");

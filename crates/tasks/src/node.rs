@@ -28,9 +28,6 @@ const CALL_SECONDS: &str = "60";
 /// Longest wait from the power button to power off: PID 1 promises 10 s, firmware adds some.
 const OFF_WITHIN: Duration = Duration::from_secs(20);
 
-/// Where provisioning finds its document.
-const CONFIG_FILE: &str = "opt/org.alknet/node";
-
 /// Machine that carries a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Machine {
@@ -175,14 +172,10 @@ pub(crate) fn builder(
     admin: &str,
 ) -> Result<VmBuilder> {
     let file = |role| image.manifest.path(&image.folder, form, role);
-    let builder = Vm::builder(machine.kind())
+    let mut builder = Vm::builder(machine.kind())
         .nic(Nic::user())
+        .config(config(admin))
         .probe_kernel(&kernel.vmlinux);
-    let mut builder = if machine == Machine::Microvm {
-        builder.seed(config(admin))
-    } else {
-        builder.fw_cfg(CONFIG_FILE, config(admin))
-    };
     let mut line = image.manifest.cmdline(form).unwrap_or_default().to_owned();
     if machine == Machine::Microvm {
         // Without ACPI only a triple fault resets, and a reset is all that ends this machine.

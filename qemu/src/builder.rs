@@ -1,0 +1,198 @@
+//! A machine that is being put together.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::accel::Accel;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::machine::{Machine, MachineKind, WatchdogAction};
+use crate::nic::Nic;
+use crate::vm::Vm;
+
+/// Firmware configuration file in which the node finds its configuration.
+const CONFIG_FILE: &str = "opt/org.alknet/node";
+
+/// Attempts to find free ports: another process may take one between our look and QEMU's.
+const PORT_ATTEMPTS: u32 = 8;
+
+/// What QEMU says when a port is taken.
+const PORT_TAKEN: &str = "Could not set up host forwarding rule";
+
+/// Describes a machine; made by [`Vm::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct VmBuilder {
+    pub(crate) machine: Machine,
+    pub(crate) name: String,
+    accel: Option<Accel>,
+    probe_kernel: Option<PathBuf>,
+}
+
+impl VmBuilder {
+    pub(crate) fn new(kind: MachineKind) -> Self {
+        let machine = Machine {
+            kind,
+            kernel: None,
+            initrd: None,
+            append: String::new(),
+            memory_mib: 512,
+            cpus: 1,
+            disks: vec![],
+            fw_cfg: vec![],
+            seed: None,
+            nics: vec![],
+            watchdog: None,
+            exit_on_reset: false,
+            counted: false,
+            extra: vec![],
+        };
+        let name = std::thread::current()
+            .name()
+            .unwrap_or("vm")
+            .replace("::", ".");
+        Self {
+            machine,
+            name,
+            accel: None,
+            probe_kernel: None,
+        }
+    }
+
+    /// Name in logs; the default is the name of the running thread, which in a test is the test's.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Boots this kernel directly: bzImage, or on microvm the quicker ELF with a PVH entry.
+    pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.machine.kernel = Some(path.into());
+        self
+    }
+
+    /// With this initial file system.
+    pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.machine.initrd = Some(path.into());
+        self
+    }
+
+    /// With this command line.
+    pub fn append(mut self, line: impl Into<String>) -> Self {
+        self.machine.append = line.into();
+        self
+    }
+
+    /// Memory in MiB; 512 by default.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.machine.memory_mib = mib;
+        self
+    }
+
+    /// Processors; one by default.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.machine.cpus = cpus;
+        self
+    }
+
+    /// Adds a disk. The guest names them in this order: `/dev/vda`, `/dev/vdb` ….
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.machine.disks.push(disk);
+        self
+    }
+
+    /// Adds a network card. A machine without any gets one on QEMU's own network only if asked.
+    pub fn nic(mut self, nic: Nic) -> Self {
+        self.machine.nics.push(nic);
+        self
+    }
+
+    /// Adds a file of the firmware configuration device, `opt/…`.
+    pub fn fw_cfg(mut self, name: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
+        self.machine.fw_cfg.push((name.into(), content.into()));
+        self
+    }
+
+    /// Gives the node its configuration, in the way that costs this kind of machine least. A microvm
+    /// gets a NoCloud volume as its last disk, which QEMU makes: the firmware configuration device
+    /// needs ACPI, a third of a microvm's boot.
+    pub fn config(mut self, document: impl Into<Vec<u8>>) -> Self {
+        if self.machine.kind == MachineKind::Microvm {
+            self.machine.seed = Some(document.into());
+            return self;
+        }
+        self.fw_cfg(CONFIG_FILE, document)
+    }
+
+    /// Adds a watchdog device. Not on microvm.
+    pub fn watchdog(mut self, action: WatchdogAction) -> Self {
+        self.machine.watchdog = Some(action);
+        self
+    }
+
+    /// A reset ends the machine instead of booting it again.
+    pub fn exit_on_reset(mut self) -> Self {
+        self.machine.exit_on_reset = true;
+        self
+    }
+
+    /// Counts the guest's instructions, see [`Vm::instructions`]. Each takes one nanosecond of the
+    /// guest's clock, so that loops that wait for time take the same number of turns however loaded
+    /// the host is; an idle guest keeps the host's time. TCG only.
+    pub fn count_instructions(mut self) -> Self {
+        self.machine.counted = true;
+        self
+    }
+
+    /// Uses this accelerator whatever else says.
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = Some(accel);
+        self
+    }
+
+    /// Kernel with which KVM is tried out, where the machine itself boots from a disk.
+    pub fn probe_kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.probe_kernel = Some(path.into());
+        self
+    }
+
+    /// Adds an argument for QEMU as it is.
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.machine.extra.push(argument.into());
+        self
+    }
+
+    /// Starts the machine.
+    pub fn start(self) -> Result<Vm> {
+        self.machine.check()?;
+        let accel = self.choose_accel()?;
+        let mut attempt = 1;
+        loop {
+            match Vm::start(&self, accel) {
+                Err(Error::NotStarted { stderr, .. })
+                    if stderr.contains(PORT_TAKEN) && attempt < PORT_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn choose_accel(&self) -> Result<Accel> {
+        let only_tcg = self.machine.counted;
+        match self.accel {
+            Some(Accel::Kvm) if only_tcg => Err(Error::NoCounter(
+                "KVM does not show single instructions; use TCG".to_owned(),
+            )),
+            Some(accel) => Ok(accel),
+            None if only_tcg => Ok(Accel::Tcg),
+            None => Accel::detect(
+                self.machine
+                    .kernel
+                    .as_deref()
+                    .or(self.probe_kernel.as_deref()),
+            ),
+        }
+    }
+}
