@@ -1,7 +1,7 @@
 //! What a node says about its own operations.
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::body::{Body, Output};
@@ -79,10 +79,20 @@ struct ListInput {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
 struct SchemaInput {
+    #[serde(default, deserialize_with = "not_null")]
     name: Option<String>,
+    #[serde(default, deserialize_with = "not_null")]
     names: Option<Vec<String>>,
+}
+
+/// A member that may be missing, but not `null`.
+fn not_null<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 pub(crate) fn registrations() -> [Registration; 2] {

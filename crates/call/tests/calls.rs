@@ -397,6 +397,7 @@ async fn listings_come_in_pages() {
         json!([]),
         json!({ "name": 1 }),
         json!({ "name": "test/echo", "names": [] }),
+        json!({ "name": null, "names": [] }),
         json!({ "names": vec!["test/echo"; 65] }),
     ];
     let list = list.map(|bad| ("services/list", bad));
