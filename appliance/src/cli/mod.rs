@@ -59,9 +59,6 @@ echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -"
     /// Print the public key this command line acts with, making it on first use.
     #[command(after_help = "Example:\n  alknet identity --json")]
     Identity(StateArgs),
-    /// Be the node of an appliance. Started by PID 1 only.
-    #[command(hide = true)]
-    Node,
     /// List the operations of a node that you may call.
     #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
 alknet ops ed25519:…@192.0.2.7:443 node/info")]
@@ -130,7 +127,8 @@ fn seconds(text: &str) -> Result<std::time::Duration, String> {
     Ok(std::time::Duration::from_secs_f64(seconds))
 }
 
-/// What PID 1 starts its child with: known without the parser, which is a good part of what starts.
+/// What PID 1, and nobody else, starts its child with. The parser, a good part of what would start,
+/// does not know it.
 const NODE_VERB: &str = "node";
 
 /// Runs the command line of this process.
@@ -177,7 +175,6 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         }
         Verb::Config(verb) => config::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),
-        Verb::Node => crate::node::supervised(),
         Verb::Ops(args) => call::ops(args, json),
         Verb::Serve(args) => serve::run(args, json),
         Verb::Status(args) => status::run(args, json),
