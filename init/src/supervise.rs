@@ -268,12 +268,12 @@ mod tests {
 
     /// Asks and answers until `until`.
     fn live(supervisor: &mut Supervisor, from: u64, until: u64) {
-        for now in (from..until).step_by(100) {
-            while let Some(order) = supervisor.order(now) {
+        for ms in (from..until).step_by(100) {
+            while let Some(order) = supervisor.order(ms) {
                 let Order::Ask(number) = order else {
                     panic!("a well node is only asked, not {order:?}");
                 };
-                supervisor.answered(number, true, now);
+                supervisor.answered(number, true, ms);
             }
         }
     }
@@ -349,10 +349,10 @@ mod tests {
         let mut supervisor = Supervisor::new(0);
         supervisor.spawned(0);
         let mut aborted = None;
-        for now in (0..=READY_MS_MAX).step_by(100) {
-            match supervisor.order(now) {
-                Some(Order::Ask(number)) => supervisor.answered(number, true, now),
-                Some(Order::Abort) => aborted = Some(now),
+        for ms in (0..=READY_MS_MAX).step_by(100) {
+            match supervisor.order(ms) {
+                Some(Order::Ask(number)) => supervisor.answered(number, true, ms),
+                Some(Order::Abort) => aborted = Some(ms),
                 _ => {}
             }
         }
