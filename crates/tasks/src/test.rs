@@ -1,6 +1,7 @@
 //! `test`: everything continuous integration runs.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use alknet_image::Form;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::{image, kernel};
+use crate::{image, kernel, sources};
 
 /// The licence and dependency checker, built once into the cache.
 const DENY_VERSION: &str = "0.20.2";
@@ -71,8 +72,17 @@ pub(crate) fn command(cx: &Context, images: &Path) -> Result<Command> {
         .arg("--release")
         .env("ALKNET_TEST_IMAGE_DIR", images)
         .env("ALKNET_TEST_BIN", image::binary(cx)?)
+        .env("ALKNET_TEST_CHRONYD", chronyd(cx)?)
         .env("ALKNET_CACHE", cx.cache());
     Ok(command)
+}
+
+/// The time server, out of its package and runnable.
+fn chronyd(cx: &Context) -> Result<PathBuf> {
+    let path = sources::obtain(cx, "chronyd")?.path;
+    fs::set_permissions(&path, Permissions::from_mode(0o755))
+        .map_err(Failure::io(format!("make {} runnable", path.display())))?;
+    Ok(path)
 }
 
 fn checks(cx: &mut Context) -> Result<()> {

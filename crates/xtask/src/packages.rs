@@ -54,11 +54,6 @@ pub const PACKAGES: &[Package] = &[
         "kernel build; section list of the unified kernel image",
     ),
     command("bison", "bison", "kernel build: configuration parser"),
-    command(
-        "chrony",
-        "chronyd",
-        "tests: a time server nobody here wrote",
-    ),
     command("cpio", "cpio", "tests read our initramfs with it"),
     command(
         "curl",

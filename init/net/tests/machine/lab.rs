@@ -135,6 +135,13 @@ impl Lab {
 
     /// Starts a program at the server.
     pub(crate) fn spawn(&mut self, program: &str, arguments: &[&str]) -> usize {
+        // `ip` would say so on its standard error only, and the test would wait in vain.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut folders = std::env::split_paths(&path);
+        assert!(
+            folders.any(|folder| folder.join(program).exists()),
+            "{program} is missing: cargo xtask setup installs it"
+        );
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", &self.server(), program])
