@@ -12,6 +12,9 @@ use crate::{image, test};
 /// continuous integration.
 const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 
+/// Tests that throw dice print this with the number that makes them fall the same way again.
+const SEED_VARIABLE: &str = "ALKNET_SEED";
+
 /// What a campaign is called, and the part of the test names that it runs.
 const CAMPAIGNS: [(&str, &str); 2] = [("hostile", "hostile"), ("power-cuts", "power_cut")];
 
@@ -20,8 +23,8 @@ const CAMPAIGNS: [(&str, &str); 2] = [("hostile", "hostile"), ("power-cuts", "po
 pub(crate) struct Arguments {
     /// Campaign: hostile or power-cuts [default: all]
     name: Option<String>,
-    /// File for the summary [default: soak/DATE-NAME.md in the cache]
-    #[arg(long, value_name = "FILE")]
+    /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
+    #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
@@ -30,6 +33,8 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let campaigns = chosen(arguments.name.as_deref())?;
     let images = test::images(cx)?;
     let lock = cx.claim()?;
+    let folder = arguments.out.clone();
+    let folder = folder.unwrap_or_else(|| cx.cache().join("soak"));
     let date = jiff::Timestamp::now().strftime("%F").to_string();
     let mut first_failure = None;
     for (name, filter) in campaigns {
@@ -40,18 +45,22 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
         command.args(["--workspace", "--tests", "--", "--nocapture", filter]);
         command.env(COUNT_VARIABLE, "full");
         let result = cx.step(name, |cx| cx.run(&mut command, name, &log));
+        let seconds = started.elapsed().as_secs();
+        let output = fs::read_to_string(cx.log(&log))
+            .map_err(Failure::io(format!("read the output of {name}")))?;
+        let tally = Tally::of(&output);
+        // A filter that fits no test would pass, too.
+        let result = result.and_then(|()| tally.check(name));
         let summary = summary(&Facts {
             name,
             date: &date,
             git: &image::commit(cx.root()),
-            seconds: started.elapsed().as_secs(),
+            seconds,
             passed: result.is_ok(),
+            tally: &tally,
             end: &context::tail(&cx.log(&log)),
         });
-        let file = arguments
-            .out
-            .clone()
-            .unwrap_or_else(|| cx.cache().join("soak").join(format!("{date}-{name}.md")));
+        let file = folder.join(format!("{date}-{name}.md"));
         write(&file, &summary)?;
         println!("{summary}\nThe summary is in {}.", file.display());
         if first_failure.is_none() {
@@ -74,26 +83,88 @@ fn chosen(name: Option<&str>) -> Result<Vec<(&'static str, &'static str)>> {
     })
 }
 
+/// What the output of a campaign says about it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+    cuts: usize,
+    /// What repeats it, as `VARIABLE=number`.
+    seeds: Vec<String>,
+}
+
+impl Tally {
+    fn of(output: &str) -> Self {
+        let mut tally = Self::default();
+        for line in output.lines() {
+            if let Some(result) = line.strip_prefix("test result: ") {
+                tally.passed += number_before(result, " passed");
+                tally.failed += number_before(result, " failed");
+            }
+            // A test's name may stand before what it says.
+            let Some(said) = line.split(" ... ").last() else {
+                continue;
+            };
+            tally.cuts += usize::from(said.starts_with("cut ") && said.contains(": moment "));
+            if said.starts_with(SEED_VARIABLE) {
+                tally.seeds.push(said.to_owned());
+            }
+        }
+        tally
+    }
+
+    fn check(&self, name: &str) -> Result<()> {
+        if self.passed > 0 {
+            return Ok(());
+        }
+        Err(Failure::Step {
+            what: format!("campaign {name}"),
+            how: "no test belongs to it".into(),
+            log: None,
+        })
+    }
+}
+
+/// The number that stands before `word`; none is zero.
+fn number_before(text: &str, word: &str) -> u32 {
+    let before = text.split_once(word).map_or("", |(before, _)| before);
+    let digits = before.rsplit(' ').next().unwrap_or_default();
+    digits.parse().unwrap_or_default()
+}
+
 struct Facts<'a> {
     name: &'a str,
     date: &'a str,
     git: &'a str,
     seconds: u64,
     passed: bool,
+    tally: &'a Tally,
     end: &'a [String],
 }
 
 fn summary(facts: &Facts<'_>) -> String {
     let verdict = if facts.passed { "passed" } else { "FAILED" };
-    format!(
-        "# Soak: {}\n\n{} on {}, commit {}, {} s.\n\n```\n{}\n```\n",
-        facts.name,
-        verdict,
-        facts.date,
-        facts.git,
-        facts.seconds,
-        facts.end.join("\n")
-    )
+    let Tally {
+        passed,
+        failed,
+        cuts,
+        seeds,
+    } = facts.tally;
+    let mut text = format!(
+        "# Soak: {}\n\n{verdict} on {}, commit {}, {} s: {passed} tests passed, {failed} failed",
+        facts.name, facts.date, facts.git, facts.seconds,
+    );
+    if *cuts > 0 {
+        text.push_str(&format!("; {cuts} power cuts"));
+    }
+    text.push_str(".\n");
+    if !seeds.is_empty() {
+        text.push_str(&format!("\nRepeated by {}.\n", seeds.join(", ")));
+    }
+    if !facts.passed {
+        text.push_str(&format!("\n```\n{}\n```\n", facts.end.join("\n")));
+    }
+    text
 }
 
 fn write(file: &PathBuf, text: &str) -> Result<()> {
@@ -107,15 +178,45 @@ fn write(file: &PathBuf, text: &str) -> Result<()> {
 mod tests {
     use super::*;
 
+    const OUTPUT: &str = "\
+running 2 tests
+test a_power_cut_costs_nothing ... ALKNET_SEED=5
+cut 0: moment 7 of 9, announced at 8, seed 3: Cut { kept: 4 }
+cut 1: moment 1 of 9, announced at 8, seed 4: Cut { kept: 0 }
+ok
+test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 3 filtered out
+running 0 tests
+test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
+";
+
+    #[test]
+    fn the_output_is_counted() {
+        let tally = Tally {
+            passed: 1,
+            failed: 1,
+            cuts: 2,
+            seeds: vec!["ALKNET_SEED=5".to_owned()],
+        };
+        assert_eq!(Tally::of(OUTPUT), tally);
+    }
+
+    #[test]
+    fn a_campaign_without_tests_has_not_passed() {
+        let tally = Tally::of("test result: ok. 0 passed; 0 failed; 0 ignored");
+        let error = tally.check("power-cuts").expect_err("nothing ran");
+        assert!(error.to_string().contains("power-cuts"), "{error}");
+    }
+
     #[test]
     fn a_summary_is_dated_and_says_how_it_went() {
-        let end = ["200 cuts".to_owned()];
+        let end = ["the last line".to_owned()];
         let facts = Facts {
             name: "power-cuts",
             date: "2026-01-02",
             git: "abc",
             seconds: 7,
             passed: false,
+            tally: &Tally::of(OUTPUT),
             end: &end,
         };
         let text = summary(&facts);
@@ -125,7 +226,10 @@ mod tests {
             "abc",
             "7 s",
             "FAILED",
-            "200 cuts",
+            "1 tests passed",
+            "2 power cuts",
+            "ALKNET_SEED=5",
+            "the last line",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
