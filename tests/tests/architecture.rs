@@ -246,6 +246,7 @@ fn the_environment_is_read_only_at_the_edges() {
     ];
     let build_and_tests = [
         "init/build.rs",
+        "init/net/tests/",
         "init/src/console/tests.rs",
         "provisioning/tests/",
     ];
