@@ -6,9 +6,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::identity::{
-    AuthToken, Identity, IdentityKind, IdentityProvider, PeerId, PeerKey, ScopeSet,
-};
+use crate::identity::{Identity, IdentityKind, IdentityProvider, PeerId, PeerKey, ScopeSet};
+use crate::token::AuthToken;
 
 use super::{NodeConfig, PeerConfig};
 
