@@ -58,7 +58,7 @@ fn main() {
                 ok: true,
                 detail: String::new(),
             }),
-            ToNode::Log { .. } | ToNode::Facts { .. } => {}
+            ToNode::ConfigKept { .. } | ToNode::Facts { .. } | ToNode::Log { .. } => {}
             ToNode::Drain { .. } => return,
         }
     }

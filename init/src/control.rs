@@ -20,6 +20,8 @@ pub const LINE_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum ToNode {
+    /// Answer to [`ToInit::KeepConfig`] of the same number: kept, or why not.
+    ConfigKept { n: u64, error: Option<String> },
     /// Drain: finish what runs, refuse what is new, exit within `deadline_ms`.
     Drain { deadline_ms: u64, reason: String },
     /// The machine changed: addresses, clock, disk, problems. Sent whole on every change.
@@ -42,6 +44,9 @@ pub enum ToNode {
 pub enum ToInit {
     /// Answer to [`ToNode::Health`].
     Health { n: u64, ok: bool, detail: String },
+    /// The node took this document: keep it for the next start. PID 1 alone writes the
+    /// configuration, and checks it again.
+    KeepConfig { n: u64, document: String },
     /// An administrator wants the machine off or rebooted.
     Power { action: PowerAction, by: String },
     /// The one port is served.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use alknet_core::config::NodeConfig;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
@@ -55,6 +56,12 @@ pub(crate) enum Event {
     Failed { part: &'static str, why: String },
     /// A round of housekeeping is done.
     Housekept(Box<Prepared>),
+    /// A document that the node of this life took is kept, or why not.
+    Kept {
+        life: u64,
+        n: u64,
+        error: Option<String>,
+    },
     /// The control channel of the node of this life broke.
     Lost { life: u64, reason: String },
     /// The network or the clock changed.
@@ -197,6 +204,7 @@ impl Machine {
             Event::Lost { life, reason } => self.lost(life, &reason, now),
             Event::Network(news) => self.network_news(news),
             Event::PowerButton => self.go_down(PowerAction::Poweroff, "the power button", now),
+            Event::Kept { life, n, error } => self.kept(life, n, error),
             Event::Said { life, message } if self.is_current(life) => self.said(message, now),
             Event::Said { .. } | Event::Tick => {}
             Event::Settings(settings) => self.adopt(*settings, now),
@@ -347,6 +355,7 @@ impl Machine {
                 }
                 self.supervisor.answered(n, ok, now);
             }
+            ToInit::KeepConfig { n, document } => self.keep_config(n, document),
             ToInit::Power { action, by } => self.go_down(action, &by, now),
             ToInit::Ready { status } => {
                 self.supervisor.ready(now);
@@ -408,6 +417,46 @@ impl Machine {
             if let Some(order) = self.supervisor.restart(now) {
                 self.obey(order, now);
             }
+        }
+    }
+
+    /// The node took this document: it is kept for the next start, and a restarted node gets its
+    /// people. What the node says is checked again: PID 1 trusts nobody with its own files.
+    fn keep_config(&mut self, n: u64, document: String) {
+        let life = self.life;
+        let config = match NodeConfig::parse(document.as_bytes()) {
+            Ok(config) => config,
+            Err(errors) => {
+                let error = errors.first().map(ToString::to_string);
+                return self.kept(life, n, Some(error.unwrap_or_default()));
+            }
+        };
+        self.settings.take(config);
+        let Some(dir) = settings::data_dir(&self.facts.data.mode, &self.state_dir) else {
+            let error = "there is no data partition: it holds until the machine restarts";
+            return self.kept(life, n, Some(error.to_owned()));
+        };
+        self.blocking("keeping the configuration", move || {
+            let kept = alknet_provisioning::keep(&dir.join("config"), document.as_bytes());
+            let error = kept.err().map(|error| error.to_string());
+            Event::Kept { life, n, error }
+        });
+    }
+
+    fn kept(&mut self, life: u64, n: u64, error: Option<String>) {
+        match &error {
+            None => {
+                let source = alknet_provisioning::Source::Stored.to_string();
+                self.settings.source.clone_from(&source);
+                self.facts.config_source = source;
+                self.log.info("the configuration was changed and is kept");
+            }
+            Some(error) => self.log.warn(format_args!(
+                "the configuration was changed and is not kept: {error}"
+            )),
+        }
+        if let Some(node) = self.node.as_ref().filter(|node| node.life() == life) {
+            node.send(ToNode::ConfigKept { n, error });
         }
     }
 

@@ -52,6 +52,12 @@ impl Settings {
         wrong || self.source == Source::Default.to_string()
     }
 
+    /// The running node took `config`: a restarted one gets its people. What cannot change while
+    /// the machine runs stays as it is.
+    pub(crate) fn take(&mut self, config: NodeConfig) {
+        self.config = config.running_as(&self.config);
+    }
+
     pub(crate) fn hostname(&self) -> &str {
         self.config.node.name.as_deref().unwrap_or(HOSTNAME_DEFAULT)
     }
@@ -105,6 +111,21 @@ mod tests {
         assert!(settings(Some("provisioning-empty")).is_wanting());
         assert!(settings(Some("config-refused")).is_wanting());
         assert!(!settings(Some(IGNORED)).is_wanting());
+    }
+
+    #[test]
+    fn a_restarted_node_gets_the_people_and_the_machine_stays() {
+        let mut running = settings(None);
+        running.config.listen.port = 4433;
+        let mut taken = NodeConfig::default();
+        taken.node.name = Some("other".to_owned());
+        taken.node.admin_keys = vec!["a key".to_owned()];
+        running.take(taken);
+        assert_eq!(
+            (running.config.listen.port, running.hostname()),
+            (4433, "alknet")
+        );
+        assert_eq!(running.config.node.admin_keys, ["a key"]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod nocloud;
 mod store;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use alknet_core::config::{ConfigError, NodeConfig};
 
@@ -173,6 +173,15 @@ pub fn load_with(paths: &Paths, mounter: &dyn Mounter) -> Loaded {
         problems: choice.problems,
         salvaged,
     }
+}
+
+/// Keeps a correct document that the running node took, for the next start: it becomes
+/// `config.toml` in `config_dir`, and the one before it, if correct, `config.last-good.toml`.
+///
+/// # Errors
+/// A file cannot be written. Either document is whole, whatever happens.
+pub fn keep(config_dir: &Path, document: &[u8]) -> Result<(), ProvisioningError> {
+    Store::new(config_dir.to_owned()).keep(document)
 }
 
 /// Whether the hypervisor switched fault injection on (fw_cfg `opt/org.alknet/test-faults`).

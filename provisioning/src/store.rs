@@ -36,8 +36,14 @@ impl Store {
         self.read(APPLIED).ok().flatten()
     }
 
-    /// Puts a document from a medium in place; the live one, if correct, becomes the last good.
+    /// Puts a document from a medium in place.
     pub(crate) fn apply(&self, document: &[u8]) -> Result<(), ProvisioningError> {
+        self.keep(document)?;
+        self.put(APPLIED, document)
+    }
+
+    /// Puts a correct document in place; the live one, if correct, becomes the last good.
+    pub(crate) fn keep(&self, document: &[u8]) -> Result<(), ProvisioningError> {
         self.create_dir()?;
         let live = self.read(LIVE).ok().flatten();
         // Already in place when the power was cut between the last two steps.
@@ -48,7 +54,7 @@ impl Store {
             }
             self.put(LIVE, document)?;
         }
-        self.put(APPLIED, document)
+        Ok(())
     }
 
     fn create_dir(&self) -> Result<(), ProvisioningError> {

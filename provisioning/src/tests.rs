@@ -1,7 +1,6 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::Path;
 
 use tempfile::TempDir;
 
@@ -445,4 +444,21 @@ fn fault_injection_needs_its_switch() {
         fs::write(dir.join("raw"), content).expect(FILE);
         assert_eq!(fault_injection(&machine.paths), on, "{content:?}");
     }
+}
+
+#[test]
+fn what_the_node_keeps_wins_over_the_medium_that_is_still_in_place() {
+    let machine = Machine::new();
+    let node = machine.paths.fw_cfg.join("node");
+    fs::create_dir(&node).expect(FILE);
+    fs::write(node.join("raw"), document(1)).expect(FILE);
+    assert_eq!(load(&machine.paths).source, Source::FwCfg);
+
+    let dir = machine.paths.config_dir.clone().expect("given above");
+    keep(&dir, document(2).as_bytes()).expect(FILE);
+    let loaded = load(&machine.paths);
+    assert_eq!(loaded.source, Source::Stored);
+    assert_eq!(loaded.config.node.name.as_deref(), Some("node-2"));
+    let last_good = fs::read(dir.join("config.last-good.toml")).expect(FILE);
+    assert_eq!(last_good, document(1).as_bytes());
 }

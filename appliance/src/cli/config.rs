@@ -1,12 +1,14 @@
-//! `alknet config`: what a configuration may hold, and whether a file does.
+//! `alknet config`: what a configuration may hold, whether a file does, and putting it in force.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use alknet_call::{CallError, ErrorCode};
 use alknet_core::config::NodeConfig;
-use clap::Subcommand;
-use serde_json::json;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
-use super::{Exit, Failure, output};
+use super::call::{connected, of_call};
+use super::{DialArgs, Exit, Failure, output};
 
 /// The verbs below `alknet config`.
 #[derive(Debug, Subcommand)]
@@ -17,14 +19,39 @@ pub(crate) enum ConfigVerb {
         /// The TOML document; `-` reads standard input.
         file: PathBuf,
     },
+    /// Put a file in force on a running node, whole or not at all.
+    #[command(
+        after_help = "Examples:\n  alknet config apply ed25519:…@192.0.2.7:443 alknet.toml \
+--dry-run\n  alknet config apply ed25519:…@192.0.2.7:443 alknet.toml --generation 4\n\n'alknet status \
+TARGET --json' shows the generation in force."
+    )]
+    Apply(ApplyArgs),
     /// Print the JSON Schema of the document.
     #[command(after_help = "Example:\n  alknet config schema > alknet.schema.json")]
     Schema,
 }
 
+/// Arguments of `alknet config apply`.
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    /// The node.
+    target: String,
+    /// The TOML document; `-` reads standard input.
+    file: PathBuf,
+    /// Say what would happen, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Refuse unless this generation is in force: nobody changed anything in between.
+    #[arg(long, value_name = "N")]
+    generation: Option<u64>,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
 /// Runs one of them.
 pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<Exit, Failure> {
     match verb {
+        ConfigVerb::Apply(args) => apply(&args, json),
         ConfigVerb::Check { file } => check(&file, json),
         ConfigVerb::Schema => {
             let schema = serde_json::to_string_pretty(&NodeConfig::json_schema());
@@ -34,13 +61,9 @@ pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<Exit, Failure> {
     }
 }
 
-fn check(file: &std::path::Path, json: bool) -> Result<Exit, Failure> {
+fn check(file: &Path, json: bool) -> Result<Exit, Failure> {
     let name = file.display();
-    let bytes = if file.as_os_str() == "-" {
-        super::call::read_stdin()?
-    } else {
-        std::fs::read(file).map_err(|e| Failure::usage(format!("cannot read {name}: {e}")))?
-    };
+    let bytes = read(file)?;
     let errors = NodeConfig::parse(&bytes).err().unwrap_or_default();
     if json {
         let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
@@ -57,4 +80,125 @@ fn check(file: &std::path::Path, json: bool) -> Result<Exit, Failure> {
     } else {
         Exit::Usage
     })
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    if file.as_os_str() == "-" {
+        return super::call::read_stdin();
+    }
+    let name = file.display();
+    std::fs::read(file).map_err(|e| Failure::usage(format!("cannot read {name}: {e}")))
+}
+
+fn apply(args: &ApplyArgs, json: bool) -> Result<Exit, Failure> {
+    let name = args.file.display().to_string();
+    let document = String::from_utf8(read(&args.file)?)
+        .map_err(|_| Failure::usage(format!("{name}: the document is not UTF-8 text")))?;
+    let input = json!({
+        "document": document,
+        "dry_run": args.dry_run,
+        "generation": args.generation,
+    });
+    connected(&args.target, &args.dial, async |client| {
+        let answer = client.call("config/apply", &input).await;
+        let answer = answer.map_err(|error| refused(&name, error))?;
+        if json {
+            output::json_line(answer.value())?;
+        } else {
+            for line in lines(answer.value()) {
+                output::line(&line)?;
+            }
+        }
+        Ok(Exit::Ok)
+    })
+}
+
+/// The mistakes a node found, one a line, as `alknet config check` prints them.
+fn refused(name: &str, error: CallError) -> Failure {
+    let errors = error
+        .details
+        .as_deref()
+        .and_then(|it| it["errors"].as_array());
+    let Some(errors) = errors.filter(|_| error.code == ErrorCode::InvalidInput) else {
+        return of_call(error);
+    };
+    let errors = errors.iter().filter_map(Value::as_str);
+    let lines: Vec<_> = errors.map(|error| format!("{name}: {error}")).collect();
+    Failure::new(Exit::Usage, error.code.name(), lines.join("\n"))
+}
+
+fn lines(answer: &Value) -> Vec<String> {
+    let generation = &answer["generation"];
+    let changed = answer["changed"] == true;
+    let mut lines = vec![match (answer["dry_run"] == true, changed) {
+        (true, true) => format!("generation {generation} would be replaced"),
+        (true, false) => format!("generation {generation} says the same"),
+        (false, true) => format!("generation {generation} is in force"),
+        (false, false) => format!("generation {generation} said the same already"),
+    }];
+    for (key, what) in [
+        ("added", "new"),
+        ("changed", "changed"),
+        ("removed", "gone"),
+    ] {
+        let ids = texts(&answer["peers"][key]);
+        if !ids.is_empty() {
+            lines.push(format!("{what}: {}", ids.join(", ")));
+        }
+    }
+    let waiting = texts(&answer["restart_required"]);
+    if !waiting.is_empty() {
+        lines.push(format!("from the next start: {}", waiting.join(", ")));
+    }
+    for warning in answer["warnings"].as_array().into_iter().flatten() {
+        let text = |key: &str| warning[key].as_str().unwrap_or_default();
+        lines.push(format!("warning: {}: {}", text("id"), text("what")));
+    }
+    if let Some(why) = answer["kept_error"].as_str() {
+        lines.push(format!("not kept for the next start: {why}"));
+    }
+    lines
+}
+
+fn texts(list: &Value) -> Vec<&str> {
+    let list = list.as_array().into_iter().flatten();
+    list.filter_map(Value::as_str).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_of_a_document_reads_well() {
+        let answer = json!({
+            "generation": 4, "dry_run": false, "changed": true, "kept": false,
+            "kept_error": "the disk is full", "restart_required": ["listen.port"],
+            "warnings": [{ "id": "edge", "what": "nothing asks" }],
+            "peers": { "added": ["a", "b"], "changed": [], "removed": ["c"] },
+        });
+        assert_eq!(
+            lines(&answer),
+            [
+                "generation 4 is in force",
+                "new: a, b",
+                "gone: c",
+                "from the next start: listen.port",
+                "warning: edge: nothing asks",
+                "not kept for the next start: the disk is full",
+            ]
+        );
+    }
+
+    #[test]
+    fn mistakes_are_printed_one_a_line() {
+        let error = CallError::invalid_input("two mistakes")
+            .with_details(json!({ "errors": ["line 1: a", "line 2: b"] }));
+        let failure = refused("x.toml", error);
+        assert_eq!(failure.message, "x.toml: line 1: a\nx.toml: line 2: b");
+        assert_eq!(
+            (failure.exit, failure.code.as_str()),
+            (Exit::Usage, "INVALID_INPUT")
+        );
+    }
 }

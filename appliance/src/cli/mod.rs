@@ -5,8 +5,10 @@ mod config;
 mod exit;
 mod identity;
 mod output;
+mod peers;
 mod serve;
 mod status;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,7 +55,7 @@ echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -"
         /// bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
-    /// Check a configuration file, or print its schema.
+    /// Check a configuration file, put it in force, or print its schema.
     #[command(subcommand)]
     Config(config::ConfigVerb),
     /// Print the public key this command line acts with, making it on first use.
@@ -63,12 +65,18 @@ echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -"
     #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
 alknet ops ed25519:…@192.0.2.7:443 node/info")]
     Ops(call::OpsArgs),
+    /// List who may connect to a node, and who has.
+    #[command(after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443")]
+    Peers(peers::PeersArgs),
     /// Serve a node on this computer, unprivileged.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),
     /// Say how a node is: exit code 0 when nothing is wrong with it, else 1.
     #[command(after_help = "Examples:\n  alknet status\n  alknet status ed25519:…@192.0.2.7:443")]
     Status(status::StatusArgs),
+    /// Make a bearer token and print it, with what the configuration of a node needs of it.
+    #[command(after_help = "Example:\n  alknet token --json")]
+    Token,
 }
 
 /// Where this computer keeps its keys.
@@ -176,8 +184,10 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Config(verb) => config::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),
         Verb::Ops(args) => call::ops(args, json),
+        Verb::Peers(args) => peers::run(&args, json),
         Verb::Serve(args) => serve::run(args, json),
         Verb::Status(args) => status::run(args, json),
+        Verb::Token => token::run(json),
     }
 }
 

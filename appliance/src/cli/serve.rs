@@ -1,21 +1,22 @@
 //! `alknet serve`: the node on this computer.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use alknet_core::config::NodeConfig;
+use alknet_core::config::{ConfigError, NodeConfig};
 use clap::Args;
 use serde_json::json;
 
 use super::{Exit, Failure, StateArgs, output};
-use crate::node::{self, ServeFile};
+use crate::node::{self, Configured, Overlay, ServeFile};
 
 /// Arguments of `alknet serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     state: StateArgs,
-    /// Configuration file (see 'alknet config schema'); options below win over it.
+    /// Configuration file (see 'alknet config schema'), read again when it changes or at SIGHUP;
+    /// options below win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The one port, UDP and TCP; 0 takes a free one [default: the configuration's, or 443]
@@ -36,37 +37,67 @@ pub(crate) struct ServeArgs {
 pub(crate) fn run(args: ServeArgs, json: bool) -> Result<Exit, Failure> {
     let state_dir = args.state.dir()?;
     let verbose = args.verbose;
-    let config = configuration(args)?;
-    node::serve(&config, &state_dir, verbose, |file| {
+    let configured = configuration(args)?;
+    let config = configured.config.clone();
+    node::serve(configured, &state_dir, verbose, |file| {
         started(file, &config, json)
     })
 }
 
-fn configuration(args: ServeArgs) -> Result<NodeConfig, Failure> {
-    let mut config = match &args.config {
-        None => NodeConfig::default(),
-        Some(file) => {
-            let name = file.display();
-            let bytes = std::fs::read(file)
-                .map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
-            NodeConfig::parse(&bytes).map_err(|errors| {
-                let lines: Vec<_> = errors.iter().map(|e| format!("{name}: {e}")).collect();
-                Failure::usage(lines.join("\n"))
-            })?
-        }
-    };
-    for key in args.admin {
+fn configuration(args: ServeArgs) -> Result<Configured, Failure> {
+    for key in &args.admin {
         key.parse::<alknet_core::PeerKey>()
             .map_err(Failure::usage)?;
-        if !config.node.admin_keys.contains(&key) {
-            config.node.admin_keys.push(key);
+    }
+    let overlay = Overlay {
+        admin_keys: args.admin,
+        addrs: args.listen,
+        port: args.port,
+    };
+    let mut configured = match args.config {
+        None => Configured {
+            config: NodeConfig::default(),
+            overlay: Overlay::default(),
+            file: None,
+            good: None,
+            problems: Vec::new(),
+        },
+        Some(file) => from_file(file)?,
+    };
+    overlay.put_over(&mut configured.config);
+    configured.overlay = overlay;
+    Ok(configured)
+}
+
+/// What the file says; where it is damaged, what it said when it last was not.
+fn from_file(file: PathBuf) -> Result<Configured, Failure> {
+    let document = node::read_document(&file).map_err(|error| vec![error]);
+    let read = document.and_then(|good| Ok((NodeConfig::parse(&good)?, good)));
+    let (config, good, problems) = match read {
+        Ok((config, good)) => (config, Some(good), Vec::new()),
+        Err(errors) => {
+            let name = file.display().to_string();
+            let config = last_good(&file).ok_or_else(|| refused(&name, &errors))?;
+            (config, None, node::refusal(&name, &errors))
         }
-    }
-    if !args.listen.is_empty() {
-        config.listen.addrs = args.listen;
-    }
-    config.listen.port = args.port.unwrap_or(config.listen.port);
-    Ok(config)
+    };
+    Ok(Configured {
+        config,
+        overlay: Overlay::default(),
+        file: Some(file),
+        good,
+        problems,
+    })
+}
+
+fn last_good(file: &Path) -> Option<NodeConfig> {
+    let document = node::read_document(&node::last_good_of(file)).ok()?;
+    NodeConfig::parse(&document).ok()
+}
+
+fn refused(name: &str, errors: &[ConfigError]) -> Failure {
+    let lines: Vec<_> = errors.iter().map(|e| format!("{name}: {e}")).collect();
+    Failure::usage(lines.join("\n"))
 }
 
 /// Says where the node is and what to do next.

@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use alknet_core::config::Source;
 use alknet_init::control::{DataState, LinkFacts, MachineFacts};
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
 use super::log;
+use super::reload::Reloader;
 
 /// The facts as last known; replaced whole whenever PID 1 sends new ones.
 pub(crate) type SharedFacts = Arc<ArcSwap<MachineFacts>>;
@@ -58,7 +60,19 @@ impl About {
 }
 
 /// The answer to `node/info`.
-pub(crate) fn info(about: &About, facts: &MachineFacts, endpoint: Value) -> Value {
+pub(crate) fn info(
+    about: &About,
+    facts: &MachineFacts,
+    reloader: &Reloader,
+    endpoint: Value,
+) -> Value {
+    let config = reloader.current();
+    let (problems, own) = (&facts.problems, reloader.problems());
+    let problems: Vec<_> = problems.iter().chain(own.iter()).collect();
+    let source = match &config.source {
+        Source::Start => facts.config_source.clone(),
+        other => other.to_string(),
+    };
     json!({
         "name": facts.hostname,
         "identity": about.identity(),
@@ -75,13 +89,17 @@ pub(crate) fn info(about: &About, facts: &MachineFacts, endpoint: Value) -> Valu
         "links": facts.links,
         "dns": facts.dns,
         "data": facts.data,
-        "config": { "source": facts.config_source },
+        "config": {
+            "source": source,
+            "generation": config.generation,
+            "restart_required": config.restart_required,
+        },
         "boot": { "stages": facts.boot_stages },
         "watchdog": facts.watchdog,
         "node_restarts": facts.node_restarts,
         "last_words": facts.last_words,
         "fault_injection": facts.fault_injection,
-        "problems": facts.problems,
+        "problems": problems,
         "endpoint": endpoint,
     })
 }

@@ -1,15 +1,18 @@
 //! The node on an ordinary host: `alknet serve`.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::config::NodeConfig;
+use alknet_core::config::{NodeConfig, Source};
+use alknet_init::control::Problem;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::log::{self, LogRing, Stderr};
-use super::{Node, Options, facts};
+use super::{Keeper, Node, Options, facts, follow};
 use crate::cli::{Exit, Failure};
 
 /// Name of the file a serving node leaves for `alknet status`.
@@ -53,39 +56,64 @@ impl Drop for Guard {
     }
 }
 
+/// Options of the command line, which win over every document.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overlay {
+    /// More administrators.
+    pub(crate) admin_keys: Vec<String>,
+    /// Addresses to bind, unless there are none.
+    pub(crate) addrs: Vec<IpAddr>,
+    /// The port.
+    pub(crate) port: Option<u16>,
+}
+
+impl Overlay {
+    /// Puts them over what a document says.
+    pub(crate) fn put_over(&self, config: &mut NodeConfig) {
+        for key in &self.admin_keys {
+            if !config.node.admin_keys.contains(key) {
+                config.node.admin_keys.push(key.clone());
+            }
+        }
+        if !self.addrs.is_empty() {
+            config.listen.addrs.clone_from(&self.addrs);
+        }
+        config.listen.port = self.port.unwrap_or(config.listen.port);
+    }
+}
+
+/// The configuration a node of this host starts with.
+#[derive(Clone, Debug)]
+pub(crate) struct Configured {
+    /// What is in force, options included.
+    pub(crate) config: NodeConfig,
+    /// The options.
+    pub(crate) overlay: Overlay,
+    /// The file, if there is one.
+    pub(crate) file: Option<PathBuf>,
+    /// Its content, if it is correct.
+    pub(crate) good: Option<Vec<u8>>,
+    /// What is wrong with it.
+    pub(crate) problems: Vec<Problem>,
+}
+
 /// Serves until SIGINT or SIGTERM; `started` is told where.
 ///
 /// # Errors
 /// The port, the key or the state directory cannot be had.
 pub(crate) fn serve(
-    config: &NodeConfig,
+    configured: Configured,
     state_dir: &Path,
     verbose: bool,
     started: impl FnOnce(&ServeFile) -> Result<(), Failure>,
 ) -> Result<Exit, Failure> {
     let ring = LogRing::new();
-    let level = if verbose {
-        tracing::Level::DEBUG
-    } else {
-        tracing::Level::INFO
-    };
-    log::install(&ring, Stderr::Plain, level);
+    ring.tune(&configured.config.log, verbose);
+    log::install(&ring, Stderr::Plain);
     let runtime = super::runtime()
         .map_err(|error| Failure::local(format!("cannot start the runtime: {error}")))?;
     runtime.block_on(async {
-        let mut facts = facts::of_host(state_dir);
-        if let Some(name) = &config.node.name {
-            facts.hostname.clone_from(name);
-        }
-        let options = Options {
-            config,
-            state_dir,
-            facts,
-            role: "host",
-            ring,
-            to_init: None,
-        };
-        let node = Node::start(options).map_err(|error| Failure::local(format!("{error:#}")))?;
+        let node = start(configured, state_dir, verbose, ring)?;
         let file = ServeFile {
             pid: std::process::id(),
             target: format!("{}@127.0.0.1:{}", node.about.identity(), node.about.port()),
@@ -95,8 +123,11 @@ pub(crate) fn serve(
         })?;
         // Before anybody hears that this process runs and may be stopped.
         let mut signals = Signals::listen()?;
+        tokio::spawn(follow::follow(Arc::clone(&node.reloader)));
         started(&file)?;
-        signals.stop().await;
+        while let Wish::ReadAgain = signals.next().await {
+            node.reloader.read_again(Source::Signal).await;
+        }
         tokio::select! {
             () = node.drain(DRAIN) => {}
             () = signals.stop() => {}
@@ -105,8 +136,52 @@ pub(crate) fn serve(
     })
 }
 
-/// SIGINT and SIGTERM.
+fn start(
+    configured: Configured,
+    state_dir: &Path,
+    verbose: bool,
+    ring: LogRing,
+) -> Result<Node, Failure> {
+    let mut facts = facts::of_host(state_dir);
+    if let Some(name) = &configured.config.node.name {
+        facts.hostname.clone_from(name);
+    }
+    if let Some(file) = &configured.file {
+        facts.config_source = file.display().to_string();
+    }
+    for problem in &configured.problems {
+        tracing::warn!("{}: {}; {}", problem.code, problem.text, problem.hint);
+    }
+    let keeper = configured
+        .file
+        .map_or_else(Keeper::nowhere, Keeper::file_at);
+    if let Some(Err(error)) = configured.good.map(|good| keeper.keep_last_good(&good)) {
+        tracing::warn!("no copy of the configuration for bad days: {error}");
+    }
+    Node::start(Options {
+        config: &configured.config,
+        overlay: configured.overlay,
+        keeper,
+        problems: configured.problems,
+        verbose,
+        state_dir,
+        facts,
+        role: "host",
+        ring,
+        to_init: None,
+    })
+    .map_err(|error| Failure::local(format!("{error:#}")))
+}
+
+/// What a signal asks for.
+enum Wish {
+    ReadAgain,
+    Stop,
+}
+
+/// SIGHUP, SIGINT and SIGTERM.
 struct Signals {
+    hup: Signal,
     int: Signal,
     term: Signal,
 }
@@ -115,12 +190,22 @@ impl Signals {
     fn listen() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(|e| Failure::local(format!("no signals: {e}")));
         Ok(Self {
+            hup: listen(SignalKind::hangup())?,
             int: listen(SignalKind::interrupt())?,
             term: listen(SignalKind::terminate())?,
         })
     }
 
     /// Resolves with the next one.
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.hup.recv() => Wish::ReadAgain,
+            _ = self.int.recv() => Wish::Stop,
+            _ = self.term.recv() => Wish::Stop,
+        }
+    }
+
+    /// Resolves with the next one that asks to stop.
     async fn stop(&mut self) {
         tokio::select! {
             _ = self.int.recv() => {}

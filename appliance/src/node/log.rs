@@ -2,10 +2,14 @@
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use alknet_core::config::{LogConfig, LogLevel};
 use alknet_init::control::LogRecord;
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 use tracing::field::{Field, Visit};
@@ -26,6 +30,16 @@ pub(crate) struct LogRing(Arc<Shared>);
 struct Shared {
     records: Mutex<Records>,
     follow: broadcast::Sender<LogRecord>,
+    tuning: ArcSwap<Tuning>,
+    /// Key of the hashes that stand for addresses; another one with each start.
+    hashes: RandomState,
+}
+
+/// What the log says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tuning {
+    level: Level,
+    hash_addresses: bool,
 }
 
 #[derive(Default)]
@@ -41,7 +55,42 @@ impl LogRing {
         Self(Arc::new(Shared {
             records: Mutex::default(),
             follow,
+            tuning: ArcSwap::from_pointee(Tuning {
+                level: Level::INFO,
+                hash_addresses: false,
+            }),
+            hashes: RandomState::new(),
         }))
+    }
+
+    /// Says what `config` asks for from now on, and everything if `verbose`.
+    pub(crate) fn tune(&self, config: &LogConfig, verbose: bool) {
+        let level = match config.level {
+            _ if verbose => Level::DEBUG,
+            LogLevel::Error => Level::ERROR,
+            LogLevel::Warn => Level::WARN,
+            LogLevel::Info => Level::INFO,
+            LogLevel::Debug => Level::DEBUG,
+        };
+        let tuning = Tuning {
+            level,
+            hash_addresses: config.hash_addresses,
+        };
+        let before = self.0.tuning.swap(Arc::new(tuning));
+        if before.level != level {
+            // Which lines of the program are worth a look was asked once and remembered.
+            tracing::callsite::rebuild_interest_cache();
+        }
+    }
+
+    /// What stands for an address: nobody can tell which it is, and the same is told from another.
+    fn hashed(&self, address: &str) -> String {
+        let ip = address.parse::<SocketAddr>().map(|address| address.ip());
+        let hash = match ip.or_else(|_| address.parse::<IpAddr>()) {
+            Ok(ip) => self.0.hashes.hash_one(ip),
+            Err(_) => self.0.hashes.hash_one(address),
+        };
+        format!("#{:08x}", hash >> 32)
     }
 
     /// Adds a record, dropping the oldest ones beyond [`RING_BYTES_MAX`].
@@ -109,11 +158,10 @@ pub(crate) enum Stderr {
 }
 
 /// Sends `tracing` events to the ring and to standard error. Call once.
-pub(crate) fn install(ring: &LogRing, stderr: Stderr, level: Level) {
+pub(crate) fn install(ring: &LogRing, stderr: Stderr) {
     let layer = RingLayer {
         ring: ring.clone(),
         stderr,
-        level,
     };
     let subscriber = tracing_subscriber::registry().with(layer);
     // A second call keeps the first subscriber: tests in one process share it.
@@ -123,17 +171,22 @@ pub(crate) fn install(ring: &LogRing, stderr: Stderr, level: Level) {
 struct RingLayer {
     ring: LogRing,
     stderr: Stderr,
-    level: Level,
 }
 
 impl<S: Subscriber> Layer<S> for RingLayer {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
         let ours = metadata.target().starts_with("alknet");
-        *metadata.level() <= if ours { self.level } else { Level::WARN }
+        let level = self.ring.0.tuning.load().level;
+        *metadata.level() <= if ours { level } else { level.min(Level::WARN) }
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut text = Text::default();
+        let hash = self.ring.0.tuning.load().hash_addresses;
+        let mut text = Text {
+            hash_addresses: hash.then_some(&self.ring),
+            message: String::new(),
+            fields: String::new(),
+        };
         event.record(&mut text);
         let record = LogRecord {
             boot_ms: boot_ms(),
@@ -187,25 +240,32 @@ fn kernel_level(level: &str) -> u8 {
 }
 
 /// The message and its fields, `message key=value …`.
-#[derive(Default)]
-struct Text {
+struct Text<'a> {
+    hash_addresses: Option<&'a LogRing>,
     message: String,
     fields: String,
 }
 
-impl Text {
+impl Text<'_> {
     fn finish(mut self) -> String {
         self.message.push_str(&self.fields);
         self.message
     }
 }
 
-impl Visit for Text {
+impl Visit for Text<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         // Writing to a String cannot fail.
-        let written = match field.name() {
-            "message" => write!(self.message, "{value:?}"),
-            name => write!(self.fields, " {name}={value:?}"),
+        let written = match (field.name(), self.hash_addresses) {
+            ("message", _) => write!(self.message, "{value:?}"),
+            (name @ "addr", Some(ring)) => {
+                write!(
+                    self.fields,
+                    " {name}={}",
+                    ring.hashed(&format!("{value:?}"))
+                )
+            }
+            (name, _) => write!(self.fields, " {name}={value:?}"),
         };
         debug_assert!(written.is_ok());
     }
@@ -274,6 +334,17 @@ mod tests {
         assert!(
             records[0].message.ends_with('…') && records[0].message.len() < MESSAGE_BYTES_MAX + 8
         );
+    }
+
+    #[test]
+    fn hashed_addresses_tell_one_from_another_and_not_which() {
+        let ring = LogRing::new();
+        let hash = ring.hashed("192.0.2.1:443");
+        assert_eq!(hash, ring.hashed("192.0.2.1:50000"));
+        assert_eq!(hash, ring.hashed("192.0.2.1"));
+        assert_ne!(hash, ring.hashed("192.0.2.2:443"));
+        assert!(hash.len() == 9 && !hash.contains('.'));
+        assert_ne!(hash, LogRing::new().hashed("192.0.2.1"), "another start");
     }
 
     #[test]

@@ -3,30 +3,39 @@
 mod control;
 mod facts;
 mod fault;
+mod follow;
 mod host;
+mod keep;
 mod log;
 mod ops;
+mod people;
+mod reload;
 mod supervised;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alknet_call::{CallHandler, Dispatcher, Registry};
-use alknet_core::HandlerRegistry;
-use alknet_core::config::{ConfigIdentities, NodeConfig};
+use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
+use alknet_core::{HandlerRegistry, Identities, SystemClock};
 use alknet_endpoint::{Limits, Server, ServerOptions};
-use alknet_init::control::{MachineFacts, NodeStatus, ToInit};
+use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
 use alknet_tls::NodeKey;
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use facts::{About, SharedFacts};
+use keep::Keeper;
 use log::LogRing;
 use ops::NodeContext;
+use people::{People, SharedServer};
+use reload::Reloader;
 
-pub(crate) use host::{ServeFile, serve};
+pub(crate) use host::{Configured, Overlay, ServeFile, serve};
+pub(crate) use keep::{last_good_of, read as read_document};
+pub(crate) use reload::refusal;
 pub(crate) use supervised::supervised;
 
 /// Folder of what TLS keeps below the state directory.
@@ -37,6 +46,13 @@ const KEY_FILE: &str = "identity/node.key";
 /// What a node is made from.
 struct Options<'a> {
     config: &'a NodeConfig,
+    /// Options that win over every document.
+    overlay: Overlay,
+    keeper: Keeper,
+    /// What is wrong with the configuration it starts with.
+    problems: Vec<Problem>,
+    /// Log more than the configuration asks for.
+    verbose: bool,
     state_dir: &'a Path,
     facts: MachineFacts,
     role: &'static str,
@@ -44,16 +60,20 @@ struct Options<'a> {
     to_init: Option<mpsc::Sender<ToInit>>,
 }
 
-/// A node that serves.
+/// A node that serves. Clones share it.
+#[derive(Clone)]
 struct Node {
     server: Arc<Server>,
     about: Arc<About>,
     facts: SharedFacts,
-    admins: u32,
+    reloader: Arc<Reloader>,
+    ring: LogRing,
+    verbose: bool,
 }
 
 impl Node {
-    /// Loads or makes the key, builds the operations, and binds the port.
+    /// Loads or makes the key, builds the operations, and binds the port. Must run inside a
+    /// runtime.
     fn start(options: Options<'_>) -> anyhow::Result<Self> {
         let key_path = options.state_dir.join(KEY_FILE);
         let tls_dir = options.state_dir.join(TLS_DIR);
@@ -64,56 +84,81 @@ impl Node {
             tracing::info!("made this node's identity {}", key.public());
         }
         let config = options.config;
-        let identities = Arc::new(ConfigIdentities::new(config, 1));
+        let people = people(config, options.overlay, options.keeper, options.problems);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
-        let counters: Arc<std::sync::OnceLock<Arc<Server>>> = Arc::default();
         let about = Arc::new(About::new(key.public().to_string(), options.role));
         let context = NodeContext {
             about: Arc::clone(&about),
             facts: Arc::clone(&facts),
-            ring: options.ring,
-            to_init: options.to_init,
+            ring: options.ring.clone(),
+            to_init: options.to_init.clone(),
             counters: {
-                let server = Arc::clone(&counters);
+                let server = Arc::clone(&people.server);
                 Arc::new(move || server.get().map_or(Value::Null, |s| counters_of(s)))
             },
+            people: people.clone(),
         };
-        let handlers = handlers(&context, &identities)?;
+        let handlers = handlers(&context)?;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let server = Server::bind(
             ServerOptions {
                 addrs: config.listen.addrs.clone(),
                 port: config.listen.port,
-                limits: Limits::for_memory(facts::memory_total_bytes()),
+                limits: limits(&config.limits),
                 state_dir: Some(tls_dir),
             },
             &key,
             handlers,
-            identities,
+            people.identities,
         )?;
         about.set_port(server.port());
         let server = Arc::new(server);
-        counters.set(Arc::clone(&server)).ok();
-        let admins = u32::try_from(config.node.admin_keys.len()).unwrap_or(u32::MAX);
+        people.server.set(Arc::clone(&server)).ok();
         tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
-        Ok(Self {
+        let node = Self {
             server,
             about,
             facts,
-            admins,
-        })
+            reloader: people.reloader,
+            ring: options.ring,
+            verbose: options.verbose,
+        };
+        node.tune();
+        tokio::spawn(node.clone().keep_tuned(options.to_init));
+        Ok(node)
+    }
+
+    /// Makes what is in force count: limits and the log.
+    fn tune(&self) {
+        let current = self.reloader.current();
+        self.server.set_limits(limits(&current.config.limits));
+        self.ring.tune(&current.config.log, self.verbose);
+    }
+
+    /// The same at every change, and the console hears of it.
+    async fn keep_tuned(self, to_init: Option<mpsc::Sender<ToInit>>) {
+        let mut changes = self.reloader.watch();
+        while changes.changed().await.is_ok() {
+            self.tune();
+            if let Some(to_init) = &to_init {
+                let status = self.status();
+                // PID 1 gone means this process is about to end, too.
+                to_init.send(ToInit::Status { status }).await.ok();
+            }
+        }
     }
 
     /// What the console shows.
     fn status(&self) -> NodeStatus {
         let facts = self.facts.load();
+        let admins = self.reloader.current().config.node.admin_keys.len();
         NodeStatus {
             identity: self.about.identity().to_owned(),
             enrolment_uri: enrolment_uri(&self.about, &facts),
             port: self.about.port(),
             alpns: self.about.alpns().to_vec(),
-            admins: self.admins,
+            admins: u32::try_from(admins).unwrap_or(u32::MAX),
         }
     }
 
@@ -124,20 +169,58 @@ impl Node {
     }
 }
 
+/// Whom the node knows, and the way to change it.
+fn people(config: &NodeConfig, overlay: Overlay, keeper: Keeper, problems: Vec<Problem>) -> People {
+    let clock = Arc::new(SystemClock {
+        built_s: alknet_init::BUILD_TIME_S,
+    });
+    let identities = Arc::new(Identities::new(config.entries(), clock));
+    let handle = ReloadHandle::new(config.clone(), Arc::clone(&identities))
+        .with_overlay(move |config| overlay.put_over(config));
+    let server: SharedServer = Arc::new(OnceLock::new());
+    People {
+        reloader: Arc::new(Reloader::new(handle, keeper, problems)),
+        identities,
+        server,
+    }
+}
+
 /// Every protocol of this node.
-fn handlers(
-    context: &NodeContext,
-    identities: &Arc<ConfigIdentities>,
-) -> anyhow::Result<HandlerRegistry> {
+fn handlers(context: &NodeContext) -> anyhow::Result<HandlerRegistry> {
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
-    let identities = Arc::clone(identities) as Arc<dyn alknet_core::IdentityProvider>;
-    let dispatcher = Dispatcher::new(builder.build_lazily()?)
+    let registry = builder.build_lazily()?;
+    let rules = registry.specs().map(|spec| &spec.access_control);
+    let scopes = rules.flat_map(|rule| {
+        let any = rule.required_scopes_any.iter().flatten();
+        rule.required_scopes.iter().chain(any).cloned()
+    });
+    context.people.reloader.know_scopes(scopes);
+    let identities = Arc::clone(&context.people.identities);
+    let dispatcher = Dispatcher::new(registry)
         .with_identities(identities)
         .with_node(context.about.identity());
     let mut handlers = HandlerRegistry::new();
     handlers.register(Arc::new(CallHandler::new(Arc::new(dispatcher))))?;
     Ok(handlers)
+}
+
+/// What the configuration asks for, and for the rest what fits the machine.
+fn limits(asked: &LimitsConfig) -> Limits {
+    let own = Limits::for_memory(facts::memory_total_bytes());
+    Limits {
+        connections_max: asked.connections.unwrap_or(own.connections_max),
+        per_address_max: asked.connections_per_address.unwrap_or(own.per_address_max),
+        per_peer_max: asked.connections_per_peer.unwrap_or(own.per_peer_max),
+        handshake_burst: asked.handshake_burst.unwrap_or(own.handshake_burst),
+        handshakes_per_second: asked
+            .handshakes_per_second
+            .unwrap_or(own.handshakes_per_second),
+        failures_per_minute_max: asked
+            .failures_per_minute
+            .unwrap_or(own.failures_per_minute_max),
+        ..own
+    }
 }
 
 fn counters_of(server: &Server) -> Value {

@@ -1,5 +1,5 @@
-//! The operations every node has: `node/info`, `node/log`, `node/reboot`, `node/poweroff`, and
-//! `node/fault` where the hypervisor switched fault injection on.
+//! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/reboot`,
+//! `node/poweroff`, `peer/list`, and `node/fault` where the hypervisor switched fault injection on.
 
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
+use super::people::{self, People};
 
 /// The scope every one of these operations wants.
 const SCOPE: &str = "admin";
@@ -36,14 +37,18 @@ pub(crate) struct NodeContext {
     pub(crate) to_init: Option<mpsc::Sender<ToInit>>,
     /// Counters of the endpoint.
     pub(crate) counters: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// Who may connect.
+    pub(crate) people: People,
 }
 
 /// Adds the operations to a registry.
 pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
+    builder.add(people::apply(node.people.clone()));
     builder.add(info(node.clone()));
     builder.add(log(node.ring.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
+    builder.add(people::list(node.people.clone()));
     if node.facts.load().fault_injection {
         builder.add(super::fault::operation(node.clone()));
     }
@@ -56,7 +61,12 @@ fn info(node: NodeContext) -> Registration {
         .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
-        let answer = facts::info(&node.about, &facts, (node.counters)());
+        let answer = facts::info(
+            &node.about,
+            &facts,
+            &node.people.reloader,
+            (node.counters)(),
+        );
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)
@@ -197,10 +207,12 @@ pub(crate) fn empty_input() -> Value {
 #[cfg(test)]
 mod tests {
     use alknet_call::Registry;
+    use alknet_core::config::NodeConfig;
     use alknet_init::control::MachineFacts;
     use arc_swap::ArcSwap;
 
     use super::*;
+    use crate::node::{Keeper, Overlay};
 
     /// The running node compiles them when they are first needed.
     #[test]
@@ -215,6 +227,12 @@ mod tests {
             ring: LogRing::new(),
             to_init: None,
             counters: Arc::new(|| Value::Null),
+            people: crate::node::people(
+                &NodeConfig::default(),
+                Overlay::default(),
+                Keeper::nowhere(),
+                Vec::new(),
+            ),
         };
         let mut builder = Registry::builder();
         register(&mut builder, &node);

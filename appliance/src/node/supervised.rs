@@ -10,13 +10,13 @@ use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
 use super::log::{self, LogRing, Stderr};
-use super::{Node, Options, control};
+use super::{Keeper, Node, Options, Overlay, control};
 use crate::cli::{Exit, Failure};
 
 /// Serves until PID 1 says otherwise.
 pub(crate) fn supervised() -> Result<Exit, Failure> {
     let ring = LogRing::new();
-    log::install(&ring, Stderr::Prefixed, tracing::Level::INFO);
+    log::install(&ring, Stderr::Prefixed);
     let served = super::runtime()
         .context("cannot start the runtime")
         .and_then(|runtime| runtime.block_on(serve(ring)));
@@ -54,6 +54,7 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
         };
         match message {
             None => bail!("PID 1 closed the channel"),
+            Some(ToNode::ConfigKept { n, error }) => node.reloader.kept(n, error),
             Some(ToNode::Drain {
                 deadline_ms,
                 reason,
@@ -79,6 +80,10 @@ fn start(
 ) -> anyhow::Result<Node> {
     Node::start(Options {
         config,
+        overlay: Overlay::default(),
+        keeper: Keeper::init(to_init.clone()),
+        problems: Vec::new(),
+        verbose: false,
         state_dir,
         facts,
         role: "appliance",

@@ -127,6 +127,7 @@ fn identify(link: &Link, payload: &Payload<'_>) -> Result<Option<Arc<Identity>>,
         return Ok(link.connection.identity());
     };
     link.dispatcher.by_token(token).map(Some).ok_or_else(|| {
+        link.connection.auth_failed();
         CallError::new(
             ErrorCode::Unauthenticated,
             "the auth_token is unknown or expired; make a new one",

@@ -87,6 +87,7 @@ impl Link {
             biased;
             () = self.cancel.cancelled() => {}
             _ = self.connection.closed() => {}
+            () = self.drain_when_asked() => {}
             () = self.serve() => {}
         }
         let failure = lock(&self.failure).take();
@@ -100,13 +101,22 @@ impl Link {
                 })
             }
             None => {
-                if self.said_goaway() {
+                if self.connection.is_asked_to_drain() {
+                    self.connection.close(CloseCode::Superseded, "superseded");
+                } else if self.said_goaway() {
                     self.connection.close(CloseCode::Shutdown, "draining");
                 }
                 drop(guard);
                 Ok(())
             }
         }
+    }
+
+    /// Starts the drain when a newer connection takes over. Never resolves: `serve` ends it.
+    async fn drain_when_asked(&self) {
+        self.connection.asked_to_drain().await;
+        self.start_drain();
+        std::future::pending().await
     }
 
     async fn serve(self: &Arc<Self>) {
@@ -417,10 +427,13 @@ impl Link {
     /// Tells the peer on every stream it may be listening to, or on a new one.
     async fn say_goaway(self: &Arc<Self>) {
         let lanes: Vec<_> = lock(&self.lanes).iter().filter_map(Weak::upgrade).collect();
+        let why = if self.connection.is_asked_to_drain() {
+            "a newer connection of this peer takes over"
+        } else {
+            "the node is shutting down"
+        };
         let say = |lane: &Arc<Lane>| {
-            let text = |out: &mut Vec<u8>| {
-                envelope::append_goaway(out, "the node is shutting down", DRAIN_RETRY_MS);
-            };
+            let text = |out: &mut Vec<u8>| envelope::append_goaway(out, why, DRAIN_RETRY_MS);
             lane.out.push(text).is_some()
         };
         let said = lanes.iter().filter(|lane| say(lane)).count();

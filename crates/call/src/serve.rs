@@ -28,6 +28,7 @@ impl CallHandler {
             dispatcher,
             alpns: [AlpnSpec {
                 limits,
+                newest_wins: true,
                 ..AlpnSpec::new(ALPN)
             }],
         }

@@ -16,6 +16,9 @@ pub struct AlpnSpec {
     pub auth: AuthNeed,
     /// Whether 0-RTT data is acceptable. Early data can be replayed: only idempotent protocols.
     pub early_data: bool,
+    /// What happens when a peer has as many connections as it may have: the newest wins and the
+    /// oldest of such a protocol is asked to finish, or the newest is refused.
+    pub newest_wins: bool,
     /// Flow-control budget once the peer is known.
     pub limits: StreamBudget,
 }
@@ -29,6 +32,7 @@ impl AlpnSpec {
             carriage: Carriage::Both,
             auth: AuthNeed::Late,
             early_data: false,
+            newest_wins: false,
             limits: StreamBudget::AUTHENTICATED,
         }
     }

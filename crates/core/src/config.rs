@@ -5,19 +5,27 @@
 //! each problem with its place and what to do. [`NodeConfig::salvage`] takes from a refused
 //! document what its administrator needs to reach the node and repair it.
 
+mod entries;
 mod error;
-mod identities;
+mod people;
 mod read;
+mod reload;
 mod sections;
+mod tuning;
 mod values;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
-pub use identities::ConfigIdentities;
+pub use reload::{
+    Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
+};
+pub use tuning::{LimitsConfig, LogConfig, LogLevel};
 
 /// Longest configuration document in bytes. A thousand peers with two keys each fit; a file that
 /// is not a configuration is refused before it costs memory.
@@ -39,6 +47,12 @@ pub struct NodeConfig {
     pub network: Vec<LinkConfig>,
     /// Peers known from the start.
     pub peers: Vec<PeerConfig>,
+    /// Tokens of programs.
+    pub api_keys: Vec<ApiKeyConfig>,
+    /// What strangers and peers may cost.
+    pub limits: LimitsConfig,
+    /// What the log says.
+    pub log: LogConfig,
 }
 
 impl NodeConfig {
@@ -58,8 +72,8 @@ impl NodeConfig {
 
     /// What a refused document still says that lets its administrator in: well-formed
     /// administrator keys, the port and addresses listened on, the name, and network cards whose
-    /// entries are free of mistakes. Peers are left out: nobody gets more than a correct document
-    /// gives. All defaults where the document is not TOML at all.
+    /// entries are free of mistakes. Peers and tokens are left out: nobody gets more than a correct
+    /// document gives. All defaults where the document is not TOML at all.
     #[must_use]
     pub fn salvage(document: &[u8]) -> Self {
         let config = read::read(document).config;
@@ -71,7 +85,7 @@ impl NodeConfig {
                 admin_keys: config.node.admin_keys,
                 ..NodeSection::default()
             },
-            peers: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -161,17 +175,61 @@ pub struct PeerConfig {
     #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9._-]{0,62}$"))]
     pub peer_id: String,
     /// Keys of the peer, `ed25519:<64 hex>`, `spki:<64 hex>` or `SHA256:<64 hex>`.
-    #[schemars(
-        length(min = 1),
-        inner(regex(pattern = r"^(ed25519|spki|SHA256):[0-9a-f]{64}$"))
-    )]
+    #[serde(default)]
+    #[schemars(inner(regex(pattern = r"^(ed25519|spki|SHA256):[0-9a-f]{64}$")))]
     pub keys: Vec<String>,
+    /// Hashes of its bearer tokens, `<8 characters>:<64 hex>`.
+    #[serde(default)]
+    #[schemars(inner(regex(pattern = r"^[a-z0-9]{8}:[0-9a-f]{64}$")))]
+    pub tokens: Vec<String>,
     /// What the peer may do.
     #[serde(default)]
     pub scopes: Vec<String>,
+    /// Resources it holds, by type.
+    #[serde(default)]
+    pub resources: BTreeMap<String, Vec<String>>,
+    /// Where it can be dialled, `HOST` or `HOST:PORT`.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// What people call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<String>,
     /// A disabled peer is known and refused.
     #[serde(default = "yes")]
     pub enabled: bool,
+    /// When the entry ends, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
+    pub expires: Option<Timestamp>,
+    /// Connections it may have at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub max_connections: Option<u32>,
+}
+
+/// `[[api_keys]]`: the token of a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKeyConfig {
+    /// The eight characters after `alk_`.
+    #[schemars(regex(pattern = r"^[a-z0-9]{8}$"))]
+    pub key_id: String,
+    /// SHA-256 of the whole token.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: String,
+    /// What the program may do.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    /// Resources it holds, by type.
+    #[serde(default)]
+    pub resources: BTreeMap<String, Vec<String>>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// When it ends, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
+    pub expires: Option<Timestamp>,
 }
 
 const fn yes() -> bool {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
 
 use crate::alpn::Carriage;
 use crate::close::{CloseCode, CloseReason, StreamCode};
@@ -111,6 +112,9 @@ struct Inner {
     source: Box<dyn StreamSource>,
     peer_id: OnceLock<PeerId>,
     identity: ArcSwapOption<Identity>,
+    revoked: AtomicBool,
+    drain: watch::Sender<bool>,
+    on_auth_failure: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Drop for Inner {
@@ -133,6 +137,9 @@ impl Connection {
             source,
             peer_id: OnceLock::new(),
             identity: ArcSwapOption::empty(),
+            revoked: AtomicBool::new(false),
+            drain: watch::Sender::new(false),
+            on_auth_failure: OnceLock::new(),
         }))
     }
 
@@ -214,20 +221,64 @@ impl Connection {
     /// scopes and resources behind the same id.
     ///
     /// # Errors
-    /// The connection already belongs to another peer id.
+    /// The connection already belongs to another peer id, or its peer is gone.
     pub fn set_identity(&self, identity: Arc<Identity>) -> Result<(), AlreadySet> {
         let id = self.0.peer_id.get_or_init(|| identity.id.clone());
         if *id != identity.id {
             return Err(AlreadySet);
         }
         self.0.identity.store(Some(identity));
+        // Looked at after the store: whoever takes the identity away in between wins.
+        if self.0.revoked.load(Ordering::SeqCst) {
+            self.0.identity.store(None);
+            return Err(AlreadySet);
+        }
         Ok(())
+    }
+
+    /// The peer is gone: from here on the connection, which is about to be closed, is nobody's, and
+    /// cannot become anybody's again.
+    pub fn revoke_identity(&self) {
+        self.0.revoked.store(true, Ordering::SeqCst);
+        self.0.identity.store(None);
     }
 
     /// Who the peer is, once known.
     #[must_use]
     pub fn identity(&self) -> Option<Arc<Identity>> {
         self.0.identity.load_full()
+    }
+
+    /// Asks the handler to finish what it does and to take nothing new: a newer connection of the
+    /// same peer takes over.
+    pub fn ask_to_drain(&self) {
+        self.0.drain.send_replace(true);
+    }
+
+    /// Whether the handler was asked to finish.
+    #[must_use]
+    pub fn is_asked_to_drain(&self) -> bool {
+        *self.0.drain.borrow()
+    }
+
+    /// Resolves once the handler is asked to finish. Cancel safe.
+    pub async fn asked_to_drain(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.drain.subscribe().wait_for(|asked| *asked).await;
+    }
+
+    /// What to do each time the peer fails to prove who it is. Set once, by whoever made the
+    /// connection.
+    pub fn on_auth_failure(&self, notice: impl Fn() + Send + Sync + 'static) {
+        self.0.on_auth_failure.get_or_init(|| Box::new(notice));
+    }
+
+    /// A handler's word that the peer sent a token, a key or a password that stands for nobody.
+    /// Every handler that authenticates says so: guesses are counted by network.
+    pub fn auth_failed(&self) {
+        if let Some(notice) = self.0.on_auth_failure.get() {
+            notice();
+        }
     }
 
     /// Gives an authenticated peer its larger budget.
@@ -268,9 +319,9 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// The connection already belongs to another peer id.
+/// The connection already belongs to another peer id, or its peer is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the connection already has another identity")]
+#[error("the connection already has another identity, or its peer is gone")]
 pub struct AlreadySet;
 
 /// The sending half of a stream, as a carriage provides it.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::alpn::Carriage;
+use crate::token::{AuthToken, KeyId};
 
 /// Stable logical name of a peer; survives key rotation. Grammar `[a-z0-9][a-z0-9._-]{0,62}`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,6 +21,12 @@ pub struct PeerId(Arc<str>);
 impl PeerId {
     /// Longest peer id in bytes.
     pub const MAX_BYTES: usize = 63;
+
+    /// The identity of an API key, `key:<8 characters>`: a name no peer can have.
+    #[must_use]
+    pub fn of_api_key(key_id: &KeyId) -> Self {
+        Self(format!("key:{key_id}").into())
+    }
 
     /// The text.
     #[must_use]
@@ -315,30 +322,6 @@ pub struct AuthContext {
     pub early_data: bool,
 }
 
-/// A bearer token as it arrived. Never shown.
-#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop)]
-pub struct AuthToken(String);
-
-impl AuthToken {
-    /// Wraps the text a peer sent.
-    #[must_use]
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text, for hashing and comparison only.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for AuthToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AuthToken(…)")
-    }
-}
-
 /// Resolves keys and tokens to identities. Read per connection and per request: must be cheap.
 pub trait IdentityProvider: Send + Sync + 'static {
     /// Who holds `key`.
@@ -349,6 +332,11 @@ pub trait IdentityProvider: Send + Sync + 'static {
 
     /// Bumped whenever an answer may have changed.
     fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
+
+    /// Connections this peer may have at once, where it has a number of its own.
+    fn max_connections(&self, _peer: &PeerId) -> Option<u32> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -5,27 +5,37 @@
 //! (QUIC, TLS over TCP, an in-memory pair) has to provide, and nothing else.
 
 pub mod alpn;
+pub mod clock;
 pub mod close;
 pub mod config;
 pub mod connection;
+pub mod credentials;
+pub mod entry;
 pub mod handler;
+pub mod identities;
 pub mod identity;
 pub mod limits;
+pub mod token;
 
 mod memory;
 
 pub use alpn::{AlpnSpec, AuthNeed, Carriage};
+pub use clock::{Clock, SystemClock};
 pub use close::{CloseCode, CloseReason, StreamCode};
 pub use connection::{
     ConnId, Connection, ConnectionInfo, RecvHalf, RecvStream, SendHalf, SendStream, StreamError,
     StreamSource,
 };
+pub use credentials::{Capabilities, CredentialError, CredentialStore, EncryptedData, Secret};
+pub use entry::{ApiKey, PeerAddr, PeerAddrError, PeerEntry, PeerPatch};
 pub use handler::{
     BoxError, BoxFuture, HandlerError, HandlerRegistry, ProtocolHandler, RegistryError,
 };
+pub use identities::{Entries, Identities, IdentityStore, StoreError};
 pub use identity::{
-    AuthContext, AuthToken, Identity, IdentityKind, IdentityProvider, KeyParseError, PeerId,
-    PeerIdError, PeerKey, ScopeSet,
+    AuthContext, Identity, IdentityKind, IdentityProvider, KeyParseError, PeerId, PeerIdError,
+    PeerKey, ScopeSet,
 };
 pub use limits::StreamBudget;
 pub use memory::memory_pair;
+pub use token::{AuthToken, KeyId, TokenError, TokenHash};

@@ -396,4 +396,39 @@ mod tests {
         );
         assert!(matches!(b.accept_bi().await, Err(StreamError::Closed(_))));
     }
+
+    #[tokio::test]
+    async fn a_revoked_connection_is_nobodys_for_ever() {
+        let (a, _b) = memory_pair(b"test");
+        let identity = Arc::new(crate::Identity {
+            id: "edge".parse().expect("a peer id"),
+            kind: crate::IdentityKind::Peer,
+            scopes: crate::ScopeSet::default(),
+            resources: Default::default(),
+            generation: 1,
+        });
+        assert_eq!(a.set_identity(Arc::clone(&identity)), Ok(()));
+        assert!(a.identity().is_some());
+        a.revoke_identity();
+        assert!(a.identity().is_none());
+        assert!(a.set_identity(identity).is_err() && a.identity().is_none());
+    }
+
+    #[tokio::test]
+    async fn handlers_hear_that_they_shall_finish_and_tell_of_failures() {
+        let (a, _b) = memory_pair(b"test");
+        let failures = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let count = Arc::clone(&failures);
+        a.on_auth_failure(move || {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+        a.auth_failed();
+        a.clone().auth_failed();
+        assert_eq!(failures.load(std::sync::atomic::Ordering::Relaxed), 2);
+        tokio::join!(a.asked_to_drain(), async {
+            assert!(!a.is_asked_to_drain());
+            a.ask_to_drain();
+        });
+        assert!(a.is_asked_to_drain());
+    }
 }

@@ -9,9 +9,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, PeerId};
+use alknet_core::{Carriage, ConnId, PeerId};
 
 use crate::limits::Limits;
+use crate::penalty::PenaltyBox;
+use crate::places::{Entry, Places};
+use crate::prefix::Prefix;
 
 /// Network prefixes remembered; beyond that the longest unseen is forgotten.
 const BUCKETS_MAX: usize = 8192;
@@ -59,7 +62,8 @@ pub(crate) struct Admission {
     retries: Window,
     connections: u32,
     by_address: HashMap<IpAddr, u32>,
-    by_peer: HashMap<PeerId, u32>,
+    peers: Places,
+    penalties: PenaltyBox,
     buckets: HashMap<(Carriage, Prefix), Bucket>,
 }
 
@@ -77,7 +81,8 @@ impl Admission {
             retries: Window::default(),
             connections: 0,
             by_address: HashMap::new(),
-            by_peer: HashMap::new(),
+            peers: Places::default(),
+            penalties: PenaltyBox::default(),
             buckets: HashMap::new(),
         }
     }
@@ -184,23 +189,42 @@ impl Admission {
         Ok(())
     }
 
-    /// Counts a connection of `peer`.
-    pub(crate) fn identify(&mut self, peer: &PeerId) -> Result<(), Full> {
-        let count = self.by_peer.entry(peer.clone()).or_default();
-        if *count >= self.limits.per_peer_max {
-            return Err(Full);
-        }
-        *count += 1;
-        Ok(())
+    /// Counts a connection of `peer`, who may have a number of its own.
+    pub(crate) fn identify(
+        &mut self,
+        peer: &PeerId,
+        conn: ConnId,
+        newest_wins: bool,
+        own_max: Option<u32>,
+    ) -> Entry {
+        let max = own_max.unwrap_or(self.limits.per_peer_max);
+        self.peers.enter(peer, conn, newest_wins, max)
     }
 
     /// A counted connection ended.
-    pub(crate) fn disconnect(&mut self, from: IpAddr, peer: Option<&PeerId>) {
+    pub(crate) fn disconnect(&mut self, from: IpAddr, peer: Option<(&PeerId, ConnId)>) {
         self.connections = self.connections.saturating_sub(1);
         decrement(&mut self.by_address, &from);
-        if let Some(peer) = peer {
-            decrement(&mut self.by_peer, peer);
+        if let Some((peer, conn)) = peer {
+            self.peers.leave(peer, conn);
         }
+    }
+
+    /// Somebody at `from` could not prove who it is. Returns how long the strangers of its network
+    /// are shut out now, if this was one time too many.
+    pub(crate) fn fail(&mut self, from: IpAddr, now: Instant) -> Option<Duration> {
+        let max = self.limits.failures_per_minute_max;
+        self.penalties.fail(Prefix::of(from), max, now)
+    }
+
+    /// Whether strangers at `from` are shut out.
+    pub(crate) fn is_penalised(&self, from: IpAddr, now: Instant) -> bool {
+        self.penalties.holds(Prefix::of(from), now)
+    }
+
+    /// Other limits from now on. Who is in stays.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     fn full(&self, from: IpAddr) -> bool {
@@ -238,25 +262,6 @@ fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
         if *count == 0 {
             counts.remove(key);
         }
-    }
-}
-
-/// The network an address is in: one IPv4 address, or the /56 a site gets in IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Prefix([u8; 8]);
-
-impl Prefix {
-    fn of(address: IpAddr) -> Self {
-        let mut bytes = [0; 8];
-        match address.to_canonical() {
-            IpAddr::V4(v4) => {
-                // The last byte tells the families apart: no /56 has one.
-                bytes[..4].copy_from_slice(&v4.octets());
-                bytes[7] = 1;
-            }
-            IpAddr::V6(v6) => bytes[..7].copy_from_slice(&v6.octets()[..7]),
-        }
-        Self(bytes)
     }
 }
 
@@ -299,7 +304,7 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::Ipv4Addr;
 
     use super::*;
 
@@ -395,16 +400,6 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_counts_by_site_and_mapped_ipv4_as_ipv4() {
-        let site = |a: u16, b| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, a, b, 0, 0, 1));
-        assert_eq!(Prefix::of(site(1, 5)), Prefix::of(site(2, 9)));
-        assert_ne!(Prefix::of(site(0x100, 0)), Prefix::of(site(0x200, 0)));
-        let mapped = IpAddr::V6(Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped());
-        assert_eq!(Prefix::of(mapped), Prefix::of(v4(1)));
-        assert_ne!(Prefix::of(v4(1)), Prefix::of(v4(2)));
-    }
-
-    #[test]
     fn remembered_prefixes_are_bounded() {
         let (mut admission, _, now) = admission();
         for i in 0..BUCKETS_MAX as u32 + 100 {
@@ -426,16 +421,46 @@ mod tests {
         };
         let mut admission = Admission::new(limits);
         let peer: PeerId = "a".parse().expect("a peer id");
+        let identify =
+            |admission: &mut Admission, n, own| admission.identify(&peer, ConnId(n), false, own);
         assert_eq!(admission.connect(v4(1)), Ok(()));
-        assert_eq!(admission.identify(&peer), Ok(()));
+        assert_eq!(identify(&mut admission, 1, None), Entry::Welcome);
         assert_eq!(admission.connect(v4(1)), Ok(()));
-        assert_eq!(admission.identify(&peer), Err(Full));
+        assert_eq!(identify(&mut admission, 2, None), Entry::Full);
+        assert_eq!(identify(&mut admission, 2, Some(2)), Entry::Welcome);
         assert_eq!(admission.connect(v4(1)), Err(Full));
         assert_eq!(admission.tcp(v4(1)), Tcp::Refuse);
         assert_eq!(admission.connect(v4(2)), Ok(()));
         assert_eq!(admission.connect(v4(3)), Err(Full));
-        admission.disconnect(v4(1), Some(&peer));
+        admission.disconnect(v4(1), Some((&peer, ConnId(1))));
+        admission.disconnect(v4(1), Some((&peer, ConnId(2))));
         assert_eq!(admission.connect(v4(3)), Ok(()));
-        assert_eq!(admission.identify(&peer), Ok(()));
+        assert_eq!(identify(&mut admission, 3, None), Entry::Welcome);
+    }
+
+    #[test]
+    fn other_limits_count_at_once_and_end_nobody() {
+        let (mut admission, limits, _) = admission();
+        for _ in 0..3 {
+            assert_eq!(admission.connect(v4(1)), Ok(()));
+        }
+        admission.set_limits(Limits {
+            per_address_max: 1,
+            ..limits
+        });
+        assert_eq!(admission.connect(v4(1)), Err(Full));
+        assert_eq!(admission.connections, 3);
+        admission.set_limits(limits);
+        assert_eq!(admission.connect(v4(1)), Ok(()));
+    }
+
+    #[test]
+    fn who_guesses_is_shut_out_with_its_network() {
+        let (mut admission, limits, now) = admission();
+        for _ in 1..limits.failures_per_minute_max {
+            assert_eq!(admission.fail(v4(1), now), None);
+        }
+        assert!(admission.fail(v4(1), now).is_some());
+        assert!(admission.is_penalised(v4(1), now) && !admission.is_penalised(v4(2), now));
     }
 }

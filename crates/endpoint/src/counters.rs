@@ -32,6 +32,8 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Keys and tokens that stood for nobody where somebody was wanted.
+    auth_failures,
     /// Connections being served now.
     connections_open,
     /// Connections handed to a handler over QUIC.
@@ -58,10 +60,16 @@ counters! {
     no_handler,
     /// Connections refused because one peer had too many.
     peer_limit_hits,
+    /// Times that a network was shut out for failed logins.
+    penalties,
+    /// Connections refused because their network was shut out.
+    penalty_refusals,
     /// Connections refused because the protocol wants a known key.
     policy_refusals,
     /// Connections ended because their peer was removed or disabled.
     revoked,
+    /// Connections that gave way to a newer one of the same peer.
+    superseded,
 }
 
 #[derive(Debug, Default)]

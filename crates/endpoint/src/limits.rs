@@ -9,7 +9,8 @@ pub struct Limits {
     pub connections_max: u32,
     /// Connections served at once for one address.
     pub per_address_max: u32,
-    /// Connections served at once for one peer, over all its keys and protocols.
+    /// Connections served at once for one peer, over all its keys and protocols, unless its entry
+    /// has a number of its own.
     pub per_peer_max: u32,
     /// TCP handshakes at once; one more ends the oldest.
     pub tcp_handshakes_max: u32,
@@ -26,7 +27,9 @@ pub struct Limits {
     pub handshake_burst: u32,
     /// Handshakes per second it earns back.
     pub handshakes_per_second: u32,
-    /// Time a handshake may take.
+    /// Failed logins of a network prefix in a minute that shut its strangers out.
+    pub failures_per_minute_max: u32,
+    /// Time a handshake may take; fixed once the port is bound.
     pub handshake_timeout: Duration,
 }
 
@@ -60,6 +63,7 @@ impl Default for Limits {
             retries_per_second_max: 512,
             handshake_burst: 60,
             handshakes_per_second: 20,
+            failures_per_minute_max: 10,
             handshake_timeout: Duration::from_secs(5),
         }
     }

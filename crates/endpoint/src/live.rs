@@ -1,11 +1,14 @@
 //! The connections being served, and how they are ended from outside.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_core::{Carriage, CloseCode, ConnId, Connection, IdentityProvider, PeerId, PeerKey};
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::prefix::Prefix;
 
 /// Close code and constant reason for ending a connection from outside its handler.
 pub(crate) type End = (CloseCode, &'static str);
@@ -25,6 +28,8 @@ pub struct ConnectionSummary {
     pub key: Option<PeerKey>,
     /// The other end.
     pub remote_addr: Option<SocketAddr>,
+    /// When it began.
+    pub since: Instant,
 }
 
 struct Entry {
@@ -32,6 +37,7 @@ struct Entry {
     key: Option<PeerKey>,
     /// Whom the key stood for when the connection began.
     peer: Option<PeerId>,
+    since: Instant,
     end: watch::Sender<Option<End>>,
 }
 
@@ -54,6 +60,7 @@ impl Live {
             connection: connection.clone(),
             key,
             peer,
+            since: Instant::now(),
             end,
         };
         let id = connection.id();
@@ -88,6 +95,31 @@ impl Live {
             entry.end.send_replace(Some(end));
         }
         table.len()
+    }
+
+    /// Asks one connection to finish what it does.
+    pub(crate) fn ask_to_drain(&self, id: ConnId) {
+        if let Some(entry) = self.lock().get(&id) {
+            entry.connection.ask_to_drain();
+        }
+    }
+
+    /// Ends one connection; whether it was there.
+    pub(crate) fn end(&self, id: ConnId, end: End) -> bool {
+        let table = self.lock();
+        let entry = table.get(&id);
+        entry.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
+    }
+
+    /// Ends the connections of strangers in the network of `from`.
+    pub(crate) fn end_strangers(&self, from: IpAddr, end: End) {
+        let network = Prefix::of(from);
+        for entry in self.lock().values().filter(|entry| entry.peer.is_none()) {
+            let remote = entry.connection.remote_addr();
+            if remote.is_some_and(|remote| Prefix::of(remote.ip()) == network) {
+                entry.end.send_replace(Some(end));
+            }
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -126,6 +158,8 @@ impl Entry {
     fn check(&self, identities: &dyn IdentityProvider) -> bool {
         let revoked = self.revoked(identities);
         if revoked {
+            // First: nothing more is done in its name, however long the end takes.
+            self.connection.revoke_identity();
             self.end.send_replace(Some((CloseCode::Policy, "revoked")));
         }
         revoked
@@ -154,6 +188,7 @@ impl Entry {
             peer: self.peer.clone(),
             key: self.key,
             remote_addr: info.remote_addr,
+            since: self.since,
         }
     }
 }

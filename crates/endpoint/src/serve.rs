@@ -4,10 +4,10 @@ use std::any::Any;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_core::{
-    AlpnSpec, AuthContext, AuthNeed, CloseCode, Connection, ConnectionInfo, HandlerError,
+    AlpnSpec, AuthContext, AuthNeed, CloseCode, ConnId, Connection, ConnectionInfo, HandlerError,
     HandlerRegistry, Identity, IdentityProvider, PeerId, PeerKey, ProtocolHandler, StreamSource,
 };
 use alknet_tls::PeerProof;
@@ -18,10 +18,17 @@ use crate::admission::Admission;
 use crate::counters::Totals;
 use crate::limits::Limits;
 use crate::live::{End, Live};
+use crate::places::Entry;
 
 /// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
 /// throws unacknowledged data away when it closes.
 const LAST_BYTES: Duration = Duration::from_secs(1);
+
+/// How long a connection has to finish when a newer one of the same peer takes over.
+const SUPERSEDED: Duration = Duration::from_secs(5);
+
+/// How such a connection ends.
+const SUPERSEDED_END: End = (CloseCode::Superseded, "superseded");
 
 /// What the accept loops and every connection share.
 pub(crate) struct Shared {
@@ -40,6 +47,43 @@ impl Shared {
         self.admission
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the connections of peers that are gone; the others get the scopes they have now.
+    pub(crate) fn sweep(&self) {
+        for _ in 0..self.live.sweep(&*self.identities) {
+            self.totals.revoked.add();
+        }
+    }
+
+    /// Somebody at `from` showed a key or a token that stands for nobody, where somebody was wanted.
+    fn auth_failed(&self, from: IpAddr) {
+        self.totals.auth_failures.add();
+        let shut_out = self.admission().fail(from, Instant::now());
+        if let Some(time) = shut_out {
+            self.totals.penalties.add();
+            tracing::warn!(
+                addr = %from,
+                seconds = time.as_secs(),
+                "too many failed logins: strangers of this network are shut out"
+            );
+            let end = (CloseCode::Policy, "too many failed logins");
+            self.live.end_strangers(from, end);
+        }
+    }
+
+    /// Makes room for a newer connection of the same peer.
+    fn supersede(self: &Arc<Self>, drain: ConnId, end: Option<ConnId>) {
+        self.totals.superseded.add();
+        if let Some(end) = end {
+            self.live.end(end, SUPERSEDED_END);
+        }
+        self.live.ask_to_drain(drain);
+        let live = Arc::clone(&self.live);
+        tokio::spawn(async move {
+            tokio::time::sleep(SUPERSEDED).await;
+            live.end(drain, SUPERSEDED_END);
+        });
     }
 
     /// Whom a proven key stands for, and under which of its names.
@@ -68,6 +112,12 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
         from,
     } = arrived;
     let connection = Connection::from_source(source, info);
+    let watching = Arc::downgrade(&shared);
+    connection.on_auth_failure(move || {
+        if let Some(shared) = watching.upgrade() {
+            shared.auth_failed(from);
+        }
+    });
     let mut place = match Place::take(&shared, from) {
         Ok(place) => place,
         Err(end) => return close(&connection, end),
@@ -91,7 +141,7 @@ type Admitted = (AuthContext, AlpnSpec, Arc<dyn ProtocolHandler>);
 
 /// Finds the handler and decides whether this peer may reach it.
 fn admit(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     connection: &Connection,
     proof: Option<PeerProof>,
     place: &mut Place<'_>,
@@ -109,12 +159,17 @@ fn admit(
         Some((key, identity)) => (Some(key), identity),
         None => (None, None),
     };
+    if identity.is_none() && shared.admission().is_penalised(place.from, Instant::now()) {
+        totals.penalty_refusals.add();
+        return Err((CloseCode::Overload, "too many failed logins"));
+    }
     if identity.is_none() && spec.auth == AuthNeed::Tls {
         totals.policy_refusals.add();
+        shared.auth_failed(place.from);
         return Err((CloseCode::Policy, "unknown key"));
     }
     if let Some(identity) = &identity {
-        place.identify(&identity.id)?;
+        place.identify(&identity.id, connection.id(), spec.newest_wins)?;
         shared.admission().refund(info.carriage, place.from);
         connection
             .set_identity(Arc::clone(identity))
@@ -161,6 +216,7 @@ async fn run(
             Ok(Ok(())) => {
                 last_bytes(connection, &mut ended).await
             }
+            Ok(Err(HandlerError::Closed)) if connection.is_asked_to_drain() => superseded(),
             Ok(Err(error)) => close_of(&error),
             Err(panic) => {
                 shared.totals.handler_panics.add();
@@ -185,20 +241,28 @@ async fn ended_by(ended: &mut watch::Receiver<Option<End>>) -> (CloseCode, Strin
     (code, reason.to_owned())
 }
 
+fn superseded() -> (CloseCode, String) {
+    let (code, reason) = SUPERSEDED_END;
+    (code, reason.to_owned())
+}
+
 /// The handler is content: gives the peer a moment to read the end and to close.
 async fn last_bytes(
     connection: &Connection,
     ended: &mut watch::Receiver<Option<End>>,
 ) -> (CloseCode, String) {
+    let content = if connection.is_asked_to_drain() {
+        superseded()
+    } else {
+        (CloseCode::Normal, String::new())
+    };
     if !connection.is_multi() {
-        return (CloseCode::Normal, String::new());
+        return content;
     }
     tokio::select! {
         biased;
         end = ended_by(ended) => end,
-        _ = tokio::time::timeout(LAST_BYTES, connection.closed()) => {
-            (CloseCode::Normal, String::new())
-        }
+        _ = tokio::time::timeout(LAST_BYTES, connection.closed()) => content,
     }
 }
 
@@ -284,13 +348,13 @@ impl Drop for Open<'_> {
 
 /// One connection's share of the limits.
 struct Place<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     from: IpAddr,
-    peer: Option<PeerId>,
+    peer: Option<(PeerId, ConnId)>,
 }
 
 impl<'a> Place<'a> {
-    fn take(shared: &'a Shared, from: IpAddr) -> Result<Self, End> {
+    fn take(shared: &'a Arc<Shared>, from: IpAddr) -> Result<Self, End> {
         if shared.admission().connect(from).is_err() {
             shared.totals.handshakes_refused.add();
             return Err((CloseCode::Overload, "too many connections"));
@@ -302,20 +366,27 @@ impl<'a> Place<'a> {
         })
     }
 
-    fn identify(&mut self, peer: &PeerId) -> Result<(), End> {
-        if self.shared.admission().identify(peer).is_err() {
-            self.shared.totals.peer_limit_hits.add();
-            return Err((CloseCode::Overload, "too many connections of this peer"));
+    fn identify(&mut self, peer: &PeerId, conn: ConnId, newest_wins: bool) -> Result<(), End> {
+        let own_max = self.shared.identities.max_connections(peer);
+        let mut admission = self.shared.admission();
+        let entry = admission.identify(peer, conn, newest_wins, own_max);
+        drop(admission);
+        match entry {
+            Entry::Full => {
+                self.shared.totals.peer_limit_hits.add();
+                return Err((CloseCode::Overload, "too many connections of this peer"));
+            }
+            Entry::Supersedes { drain, end } => self.shared.supersede(drain, end),
+            Entry::Welcome => {}
         }
-        self.peer = Some(peer.clone());
+        self.peer = Some((peer.clone(), conn));
         Ok(())
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.shared
-            .admission()
-            .disconnect(self.from, self.peer.as_ref());
+        let peer = self.peer.as_ref().map(|(peer, conn)| (peer, *conn));
+        self.shared.admission().disconnect(self.from, peer);
     }
 }

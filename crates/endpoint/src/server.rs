@@ -46,6 +46,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time an accept loop has to answer a health probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often live connections are held against the clock: entries and tokens end by themselves.
+const EXPIRY_CHECK: Duration = Duration::from_secs(10);
+
 /// After the drain deadline: time for close frames to leave.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -181,6 +184,18 @@ impl Server {
         self.shared.live.summaries()
     }
 
+    /// Other limits from now on. Connections that are there stay; the time a handshake may take is
+    /// fixed.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.admission().set_limits(limits);
+    }
+
+    /// Looks every known peer up again, as is done a moment after each change of the identities: once
+    /// this returns, nothing new is done in the name of anybody who is gone.
+    pub fn sweep(&self) {
+        self.shared.sweep();
+    }
+
     /// Whether every accept loop still runs: each must answer within a second.
     pub async fn health(&self) -> Health {
         if *self.shared.stop.borrow() {
@@ -277,13 +292,12 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Ends the connections of peers that were removed, whenever identities change.
+/// Ends the connections of peers that were removed or whose entry ended: whenever identities
+/// change, and from time to time.
 async fn sweep(shared: Arc<Shared>) {
     let mut changes = shared.identities.watch();
-    while changes.changed().await.is_ok() {
-        for _ in 0..shared.live.sweep(&*shared.identities) {
-            shared.totals.revoked.add();
-        }
+    while !matches!(timeout(EXPIRY_CHECK, changes.changed()).await, Ok(Err(_))) {
+        shared.sweep();
     }
 }
 

@@ -1,10 +1,10 @@
 //! Reads a TOML document with the place of every value, and goes on after a mistake, so that one
 //! look at the messages is enough to repair the whole document.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
-use toml::de::{DeArray, DeTable, DeValue};
+use toml::de::{DeArray, DeString, DeTable, DeValue};
 
 use super::error::quote;
 use super::{CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, ConfigError, NodeConfig, sections};
@@ -204,6 +204,39 @@ impl<'t, 'i> Value<'t, 'i> {
             self.wrong(notes, what, "write a number from 1 to 65535");
         }
         port
+    }
+
+    /// A whole number within `range`.
+    pub(super) fn number(&self, range: RangeInclusive<u32>, notes: &mut Notes<'_>) -> Option<u32> {
+        let found = self.value.get_ref().as_integer();
+        let number = self.expect(found, "a whole number", notes)?;
+        let value = i64::from_str_radix(number.as_str(), number.radix())
+            .ok()
+            .and_then(|number| u32::try_from(number).ok())
+            .filter(|number| range.contains(number));
+        if value.is_none() {
+            let what = format!("{} is out of range", quote(number.as_str()));
+            let (least, most) = range.into_inner();
+            self.wrong(
+                notes,
+                what,
+                format!("write a number from {least} to {most}"),
+            );
+        }
+        value
+    }
+
+    /// The values of a table whose keys are free, with their keys.
+    pub(super) fn entries(&self, notes: &mut Notes<'_>) -> Vec<(&'t str, Self)> {
+        let Some(section) = self.section(notes) else {
+            return Vec::new();
+        };
+        let entry = |(key, value): (&'t Spanned<DeString<'i>>, &'t Spanned<DeValue<'i>>)| {
+            let key: &'t str = key.get_ref();
+            let path = section.path_of(key);
+            (key, Self { path, value })
+        };
+        section.table.iter().map(entry).collect()
     }
 
     /// The elements of an array.

@@ -5,11 +5,10 @@ use std::net::IpAddr;
 
 use toml::de::DeTable;
 
-use crate::identity::{PeerId, PeerKey};
-
 use super::error::quote;
+use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
-use super::{LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, PeerConfig, values};
+use super::{LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, tuning, values};
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
     let mut top = Section::new("", 0..0, table);
@@ -24,7 +23,10 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             node_section(section, &mut holders, notes)
         }),
         network: links(&top.list("network", notes), notes),
-        peers: peers(&top.list("peers", notes), &mut holders, notes),
+        peers: people::peers(&top.list("peers", notes), &mut holders, notes),
+        api_keys: people::api_keys(&top.list("api_keys", notes), &mut holders, notes),
+        limits: tuning::limits(top.key("limits"), notes),
+        log: tuning::log(top.key("log"), notes),
     };
     top.finish(notes);
     config
@@ -187,86 +189,8 @@ fn static_rules(
     }
 }
 
-fn peers(
-    entries: &[Value<'_, '_>],
-    holders: &mut Holders,
-    notes: &mut Notes<'_>,
-) -> Vec<PeerConfig> {
-    let mut peers = Vec::new();
-    for entry in entries {
-        let before = notes.count();
-        let Some(section) = entry.section(notes) else {
-            continue;
-        };
-        let peer = peer(section, holders, notes);
-        if notes.count() == before {
-            peers.extend(peer);
-        }
-    }
-    peers
-}
-
-fn peer(
-    mut section: Section<'_, '_>,
-    holders: &mut Holders,
-    notes: &mut Notes<'_>,
-) -> Option<PeerConfig> {
-    let id = section.required("peer_id", "\"a-name\"", notes);
-    let keys = section.required("keys", "[\"ed25519:…\"]", notes);
-    let scopes = section.list("scopes", notes);
-    let enabled = section.key("enabled");
-    section.finish(notes);
-    let id = id.and_then(|value| holders.peer_id(&value, notes));
-    let keys = keys.map(|value| {
-        let before = notes.count();
-        let list = value.list(notes);
-        if list.is_empty() && notes.count() == before {
-            value.wrong(notes, "a peer needs a key", "list at least one");
-        }
-        let hold = |value| holders.key(value, notes);
-        list.iter().filter_map(hold).collect()
-    });
-    Some(PeerConfig {
-        scopes: each(&scopes, values::scope, notes),
-        enabled: enabled.is_none_or(|value| value.bool(notes).unwrap_or(false)),
-        peer_id: id?,
-        keys: keys?,
-    })
-}
-
-/// Who holds a key, and which peer ids are taken: one key is one peer's.
-#[derive(Default)]
-struct Holders {
-    keys: HashMap<PeerKey, String>,
-    ids: HashMap<PeerId, String>,
-}
-
-impl Holders {
-    fn key(&mut self, value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<String> {
-        let key = value.parsed(notes, values::key)?;
-        if let Some(first) = self.keys.get(&key) {
-            let what = format!("this key is listed already, at {first}");
-            value.wrong(notes, what, "a key belongs to one peer, and once");
-            return None;
-        }
-        self.keys.insert(key, value.path.clone());
-        Some(key.to_string())
-    }
-
-    fn peer_id(&mut self, value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<String> {
-        let id = value.parsed(notes, values::peer_id)?;
-        if let Some(first) = self.ids.get(&id) {
-            let what = format!("{} is taken already, at {first}", quote(id.as_str()));
-            value.wrong(notes, what, "put all keys of a peer into one entry");
-            return None;
-        }
-        self.ids.insert(id.clone(), value.path.clone());
-        Some(id.as_str().to_owned())
-    }
-}
-
 /// Every element that `parse` accepts.
-fn each<T>(
+pub(super) fn each<T>(
     entries: &[Value<'_, '_>],
     parse: impl Fn(&str) -> Result<T, values::Complaint>,
     notes: &mut Notes<'_>,

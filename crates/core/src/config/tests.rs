@@ -29,8 +29,34 @@ method = "off"
 [[peers]]
 peer_id = "laptop"
 keys = ["SHA256:2222222222222222222222222222222222222222222222222222222222222222"]
+tokens = ["a1b2c3d4:3333333333333333333333333333333333333333333333333333333333333333"]
 scopes = ["fs:read:*", "metrics:read"]
+resources = { disk = ["vda", "vdb"], share = ["*"] }
+addresses = ["laptop.example.org", "[2001:db8::1]:4433"]
+display_name = "The laptop of Ada"
 enabled = false
+expires = "2030-01-31T12:00:00Z"
+max_connections = 1
+
+[[api_keys]]
+key_id = "monitor0"
+sha256 = "4444444444444444444444444444444444444444444444444444444444444444"
+scopes = ["metrics:read"]
+resources = { disk = ["vda"] }
+description = "scrapes the metrics"
+expires = "2029-12-31T23:59:59+01:00"
+
+[limits]
+connections = 1000
+connections_per_address = 32
+connections_per_peer = 8
+handshake_burst = 100
+handshakes_per_second = 50
+failures_per_minute = 5
+
+[log]
+level = "debug"
+hash_addresses = true
 "#;
 
 fn refused(document: &str) -> Vec<String> {
@@ -77,7 +103,10 @@ fn a_misspelt_key_is_named_with_its_line_and_the_nearest_match() {
     );
     complaint("[node]\nadmin-keys = []\n", &[near]);
     complaint("[lisen]\nport = 1\n", &["line 1", "'listen'"]);
-    complaint("xyzzy = 1\n", &["known here: listen, node, network, peers"]);
+    complaint(
+        "xyzzy = 1\n",
+        &["known here: listen, node, network, peers, api_keys, limits, log"],
+    );
 }
 
 #[test]
@@ -303,6 +332,104 @@ fn deep_nesting_is_refused_and_not_followed() {
     assert!(NodeConfig::parse(dotted.as_bytes()).is_err());
 }
 
+#[test]
+fn tokens_are_hashes_with_one_holder() {
+    let hash = |name: &str| format!("{name}:{}", "ab".repeat(32));
+    let peer =
+        |id: &str, tokens: &str| format!("[[peers]]\npeer_id = \"{id}\"\ntokens = [{tokens}]\n");
+    let one = peer("a", &format!("\"{}\"", hash("a1b2c3d4")));
+    let config = NodeConfig::parse(one.as_bytes()).expect("a token instead of a key");
+    assert_eq!(config.entries().peers[0].token_hashes.len(), 1);
+    complaint(
+        &peer("a", ""),
+        &["peers[0].tokens", "needs a key or a token"],
+    );
+    complaint("[[peers]]\npeer_id = \"a\"", &["peers[0].keys", "missing"]);
+
+    let api_key = format!(
+        "[[api_keys]]\nkey_id = \"a1b2c3d4\"\nsha256 = \"{}\"\n",
+        "cd".repeat(32)
+    );
+    let twice = format!("{one}{api_key}");
+    complaint(&twice, &["api_keys[0].key_id", "peers[0].tokens[0]"]);
+    let short = api_key.replace("a1b2c3d4", "a1b2");
+    complaint(&short, &["the 8 characters after alk_"]);
+    let upper = api_key.replace("cd", "CD");
+    complaint(&upper, &["64 lower-case"]);
+}
+
+/// Whoever pastes the token itself finds no copy of it in a log.
+#[test]
+fn a_token_in_the_document_is_not_repeated() {
+    let token = crate::AuthToken::generate().expect("randomness");
+    let secret = &token.expose()[13..];
+    let document = format!(
+        "[[peers]]\npeer_id = \"a\"\ntokens = [\"{0}\"]\n[[api_keys]]\nkey_id = \"{0}\"\nsha256 = \"{0}\"\n",
+        token.expose()
+    );
+    let errors = refused(&document);
+    assert_eq!(errors.len(), 3, "{errors:#?}");
+    assert!(
+        errors.iter().all(|error| !error.contains(secret)),
+        "{errors:#?}"
+    );
+}
+
+#[test]
+fn peers_have_bounds_and_an_end() {
+    let peer = |rest: &str| {
+        format!(
+            "[[peers]]\npeer_id = \"a\"\nkeys = [\"spki:{}\"]\n{rest}\n",
+            "01".repeat(32)
+        )
+    };
+    let one = NodeConfig::parse(peer("expires = \"1970-01-01T00:01:00+00:00\"").as_bytes());
+    assert_eq!(one.expect("correct").entries().peers[0].expires, Some(60));
+    complaint(
+        &peer("expires = \"tomorrow\""),
+        &["is no moment", "2027-01-31"],
+    );
+    complaint(
+        &peer("expires = 2027-01-31T12:00:00Z"),
+        &["expected a string"],
+    );
+    for number in ["0", "4097", "-1"] {
+        let wrong = peer(&format!("max_connections = {number}"));
+        complaint(&wrong, &["out of range", "from 1 to 4096"]);
+    }
+    complaint(
+        &peer("addresses = [\"http://x\"]"),
+        &["no address of a peer"],
+    );
+    complaint(&peer("display_name = \"a\\nb\""), &["no line of text"]);
+    complaint(&peer("resources = [\"a\"]"), &["expected a table"]);
+    complaint(
+        &peer("resources = { \"a b\" = [] }"),
+        &["names no resource"],
+    );
+    complaint(
+        &peer("resources = { disk = \"vda\" }"),
+        &["expected a list"],
+    );
+}
+
+#[test]
+fn limits_and_log_have_their_values() {
+    complaint(
+        "limits.connections = 0",
+        &["limits.connections", "from 1 to 4096"],
+    );
+    complaint("limits.handshake_burst = 10001", &["from 1 to 10000"]);
+    complaint(
+        "limits.failures_per_minute = \"10\"",
+        &["expected a whole number"],
+    );
+    complaint("limits.conections = 1", &["did you mean 'connections'?"]);
+    complaint("log.level = \"trace\"", &["error, warn, info or debug"]);
+    complaint("log.hash_addresses = \"yes\"", &["expected true or false"]);
+    complaint("log = \"info\"", &["expected a table"]);
+}
+
 /// Key paths of the published schema.
 fn schema_keys(
     schema: &serde_json::Value,
@@ -338,6 +465,46 @@ fn the_page_documents_every_key_of_the_schema() {
             PAGE.contains(&format!("`{key}`")),
             "{key} is not on the page"
         );
+    }
+}
+
+/// What the schema publishes is what the reader asks for, neither less nor more.
+#[test]
+fn the_schema_and_the_reader_know_the_same_keys() {
+    let schema = NodeConfig::json_schema();
+    let mut keys = Vec::new();
+    schema_keys(&schema, &schema, "", &mut keys);
+    let lists = ["network", "peers", "api_keys"];
+    for key in &keys {
+        let (table, name) = key.split_once('.').unwrap_or(("", key));
+        let document = match table {
+            "" => format!("{name} = 5"),
+            _ if lists.contains(&table) => format!("[[{table}]]\n{name} = []"),
+            _ => format!("[{table}]\n{name} = {{}}"),
+        };
+        let errors = refused(&document);
+        let unknown = errors.iter().any(|error| error.contains("unknown key"));
+        assert!(!unknown, "the reader does not know {key}: {errors:?}");
+    }
+    let tables = keys.iter().filter(|key| !key.contains('.'));
+    for table in tables.map(String::as_str).chain([""]) {
+        let document = match table {
+            "" => "qqq = 1".to_owned(),
+            _ if lists.contains(&table) => format!("[[{table}]]\nqqq = 1"),
+            _ => format!("[{table}]\nqqq = 1"),
+        };
+        let errors = refused(&document);
+        let advice = errors
+            .iter()
+            .find_map(|error| Some(error.split_once("known here: ")?.1));
+        for name in advice.unwrap_or_else(|| panic!("{errors:?}")).split(", ") {
+            let path = [table, name].join(".");
+            let path = path.trim_start_matches('.');
+            assert!(
+                keys.iter().any(|key| key == path),
+                "{path} is not in the schema"
+            );
+        }
     }
 }
 
@@ -409,9 +576,17 @@ proptest! {
         config.peers.extend(peer.map(|(key, peer_id, enabled)| PeerConfig {
             peer_id,
             keys: vec![key],
+            tokens: Vec::new(),
             scopes: vec!["fs:read:*".into()],
+            resources: BTreeMap::from([("disk".into(), vec!["vda".into()])]),
+            addresses: vec!["edge:4433".into()],
+            display_name: Some("\"Ada's\"".into()),
             enabled,
+            expires: None,
+            max_connections: Some(u32::from(port % 16) + 1),
         }));
+        config.limits.connections = Some(u32::from(port % 4096) + 1);
+        config.log.hash_addresses = port % 2 == 0;
         let document = toml::to_string(&config).expect("a serialisable configuration");
         prop_assert_eq!(NodeConfig::parse(document.as_bytes()), Ok(config));
     }

@@ -2,10 +2,15 @@
 
 use std::net::IpAddr;
 
-use crate::identity::{PeerId, PeerKey};
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
 
-use super::LinkMethod;
+use crate::entry::PeerAddr;
+use crate::identity::{PeerId, PeerKey};
+use crate::token::{KeyId, TokenHash};
+
 use super::error::quote;
+use super::{LinkMethod, LogLevel};
 
 pub(super) type Complaint = (String, String);
 
@@ -15,6 +20,8 @@ const LABEL_BYTES_MAX: usize = 63;
 const DOMAIN_BYTES_MAX: usize = 253;
 /// Longest interface name: `IFNAMSIZ` less the terminating zero.
 const LINK_NAME_BYTES_MAX: usize = 15;
+/// Longest text for people, in characters: what a console shows in one line.
+const LINE_CHARS_MAX: usize = 80;
 /// Longest scope in bytes; scopes name resources, which have short names.
 const SCOPE_BYTES_MAX: usize = 255;
 
@@ -145,6 +152,91 @@ pub(super) fn peer_id(text: &str) -> Result<PeerId, Complaint> {
         ));
     }
     Ok(id)
+}
+
+pub(super) fn token_hash(text: &str) -> Result<TokenHash, Complaint> {
+    // Not quoted: a whole token may stand here by mistake.
+    text.parse().map_err(|_| {
+        (
+            "this is no hash of a token".to_owned(),
+            "write <8 characters>:<64 hex>, as 'alknet token' prints it; never the token itself"
+                .to_owned(),
+        )
+    })
+}
+
+pub(super) fn key_id(text: &str) -> Result<KeyId, Complaint> {
+    text.parse().map_err(|_| {
+        (
+            "this is no name of a token".to_owned(),
+            "write the 8 characters after alk_, and nothing else of the token".to_owned(),
+        )
+    })
+}
+
+pub(super) fn sha256(text: &str) -> Result<[u8; 32], Complaint> {
+    let bytes = HEXLOWER.decode(text.as_bytes()).unwrap_or_default();
+    bytes.try_into().map_err(|_| {
+        (
+            "this is no SHA-256".to_owned(),
+            "write 64 lower-case hexadecimal digits, as 'alknet token' prints them".to_owned(),
+        )
+    })
+}
+
+pub(super) fn moment(text: &str) -> Result<Timestamp, Complaint> {
+    text.parse().map_err(|_| {
+        (
+            format!("{} is no moment", quote(text)),
+            "write it like 2027-01-31T12:00:00Z".to_owned(),
+        )
+    })
+}
+
+pub(super) fn peer_address(text: &str) -> Result<String, Complaint> {
+    match text.parse::<PeerAddr>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err((
+            format!("{} is no address of a peer", quote(text)),
+            "write HOST or HOST:PORT, like edge.example.org or [2001:db8::1]:4433".to_owned(),
+        )),
+    }
+}
+
+/// Text for people: one line that says something.
+pub(super) fn line(text: &str) -> Result<String, Complaint> {
+    let fits = (1..=LINE_CHARS_MAX).contains(&text.chars().count());
+    if fits && !text.contains(char::is_control) {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is no line of text", quote(text)),
+        format!("write 1 to {LINE_CHARS_MAX} characters on one line"),
+    ))
+}
+
+/// Type or name of a resource.
+pub(super) fn resource(text: &str) -> Result<String, Complaint> {
+    let plain = |c: char| !c.is_control() && !c.is_whitespace();
+    if (1..=SCOPE_BYTES_MAX).contains(&text.len()) && text.chars().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} names no resource", quote(text)),
+        format!("write 1 to {SCOPE_BYTES_MAX} bytes without spaces"),
+    ))
+}
+
+pub(super) fn log_level(text: &str) -> Result<LogLevel, Complaint> {
+    LogLevel::ALL
+        .into_iter()
+        .find(|level| level.name() == text)
+        .ok_or_else(|| {
+            (
+                format!("{} is no level of the log", quote(text)),
+                "write error, warn, info or debug".to_owned(),
+            )
+        })
 }
 
 /// A scope a peer may hold: segments joined by `:`, the last may be `*`.

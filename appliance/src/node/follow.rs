@@ -1,0 +1,127 @@
+//! Follows the configuration's file: the directory is watched, so that a file put in place by
+//! rename is seen as well as one that is written to.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::config::Source;
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::reload::Reloader;
+
+/// How long a directory has to be quiet before the file is read: an editor does many things.
+const QUIET: Duration = Duration::from_millis(200);
+/// After this long the file is read although the directory is not quiet.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of events taken at once; what they say does not matter.
+const EVENTS_BYTES: usize = 4096;
+
+/// Reads the file again whenever its directory changes. Returns when it cannot be followed.
+pub(crate) async fn follow(reloader: Arc<Reloader>) {
+    let Some(file) = reloader.file() else {
+        return;
+    };
+    match Watch::of(&file) {
+        Ok(watch) => {
+            while watch.changed().await.is_ok() {
+                reloader.read_again(Source::File).await;
+            }
+        }
+        Err(error) => tracing::warn!(
+            "changes of {} are not noticed ({error}): send SIGHUP after a change",
+            file.display()
+        ),
+    }
+}
+
+/// Something happens in the directory of a file.
+struct Watch(AsyncFd<OwnedFd>);
+
+impl Watch {
+    fn of(file: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let what = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_ONLYDIR;
+        inotify.add_watch(&directory_of(file), what)?;
+        let events: OwnedFd = inotify.into();
+        // SAFETY: the descriptor is owned by what is registered, which gives it to nobody, so that
+        // it stays open and the same until both are dropped together.
+        Ok(Self(unsafe { AsyncFd::register(events) }?))
+    }
+
+    /// Resolves once something happened and the directory is quiet again.
+    async fn changed(&self) -> io::Result<()> {
+        self.next().await?;
+        let at_last = Instant::now() + PATIENCE;
+        let quiet = async {
+            while let Ok(more) = timeout(QUIET, self.next()).await {
+                more?;
+            }
+            Ok::<_, io::Error>(())
+        };
+        timeout_at(at_last, quiet).await.unwrap_or(Ok(()))
+    }
+
+    async fn next(&self) -> io::Result<()> {
+        let mut events = [0; EVENTS_BYTES];
+        loop {
+            let mut ready = self.0.readable().await?;
+            let read = ready.try_io(|fd| {
+                nix::unistd::read(fd.get_ref(), &mut events).map_err(|error| match error {
+                    Errno::EAGAIN => io::ErrorKind::WouldBlock.into(),
+                    other => io::Error::from(other),
+                })
+            });
+            if let Ok(read) = read {
+                return read.map(drop);
+            }
+        }
+    }
+}
+
+/// The directory that has to be watched for `file`.
+fn directory_of(file: &Path) -> PathBuf {
+    match file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        Some(dir) => dir.to_owned(),
+        None => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hangs, if it fails.
+    #[tokio::test]
+    async fn writing_renaming_and_linking_are_seen() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let other = dir.path().join("other");
+        let watch = Watch::of(&file).expect("a directory that is there");
+        std::fs::write(&file, "a").expect("a writable directory");
+        watch.changed().await.expect("events");
+        std::fs::write(&other, "b").expect("a writable directory");
+        watch.changed().await.expect("events");
+        std::fs::rename(&other, &file).expect("a writable directory");
+        watch.changed().await.expect("events");
+        std::os::unix::fs::symlink(&file, &other).expect("a writable directory");
+        watch.changed().await.expect("events");
+    }
+
+    #[test]
+    fn a_name_alone_is_in_the_directory_of_work() {
+        assert_eq!(directory_of(Path::new("node.toml")), Path::new("."));
+        assert_eq!(directory_of(Path::new("/etc/node.toml")), Path::new("/etc"));
+        assert!(Watch::of(Path::new("/no/such/directory/node.toml")).is_err());
+    }
+}

@@ -1,0 +1,269 @@
+//! `config/apply` and `peer/list`: who may connect, and who has.
+
+use std::sync::{Arc, OnceLock};
+
+use alknet_call::{CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_core::config::{ApplyError, CONFIG_BYTES_MAX, Change, Source};
+use alknet_core::{ApiKey, Entries, Identities, PeerEntry, PeerId};
+use alknet_endpoint::{ConnectionSummary, Server};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::ops::empty_input;
+use super::reload::Reloader;
+
+/// The scope that lets its holder see who is connected.
+const LIST_SCOPE: &str = "peer:list";
+/// The scope that lets its holder change the configuration, which is to be able to do anything.
+const ADMIN_SCOPE: &str = "admin";
+
+/// The server, once it is bound.
+pub(crate) type SharedServer = Arc<OnceLock<Arc<Server>>>;
+
+/// What the operations stand on.
+#[derive(Clone)]
+pub(crate) struct People {
+    pub(crate) reloader: Arc<Reloader>,
+    pub(crate) identities: Arc<Identities>,
+    pub(crate) server: SharedServer,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApplyInput {
+    document: String,
+    #[serde(default)]
+    dry_run: bool,
+    #[serde(default)]
+    generation: Option<u64>,
+}
+
+/// `config/apply`
+pub(crate) fn apply(people: People) -> Registration {
+    let spec = OperationSpec::mutation(
+        "config/apply",
+        "Puts a configuration document in force, whole or not at all.",
+    )
+    .with_input(json!({
+        "type": "object",
+        "required": ["document"],
+        "additionalProperties": false,
+        "properties": {
+            "document": { "type": "string", "maxLength": CONFIG_BYTES_MAX,
+                          "description": "The TOML document" },
+            "dry_run": { "type": "boolean", "default": false,
+                         "description": "Say what would happen, and change nothing" },
+            "generation": { "type": ["integer", "null"], "minimum": 1,
+                            "description": "Refuse unless this generation is in force" },
+        }
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["generation", "changed", "dry_run", "restart_required", "peers", "kept"],
+        "properties": {
+            "generation": { "type": "integer" }, "changed": { "type": "boolean" },
+            "dry_run": { "type": "boolean" }, "restart_required": { "type": "array" },
+            "warnings": { "type": "array" }, "peers": { "type": "object" },
+            "kept": { "type": "boolean" }, "kept_error": { "type": "string" },
+        }
+    }))
+    .with_scope(ADMIN_SCOPE);
+    let handler = HandlerKind::once(move |input: alknet_call::Body, ctx: Ctx| {
+        let people = people.clone();
+        async move {
+            let input: ApplyInput = input.parse()?;
+            // The access rule lets nobody in without an identity.
+            let who = ctx.identity().ok_or_else(nobody)?;
+            let change = Change {
+                document: input.document.as_bytes(),
+                source: Source::Operation(who.id.to_string()),
+                generation: input.generation,
+                dry_run: input.dry_run,
+                admin: Some((Arc::clone(who), ctx.conn().key)),
+            };
+            let outcome = people.reloader.apply(&change).await.map_err(refused)?;
+            // Whoever reads the answer may rely on it: who is gone is gone.
+            if let Some(server) = people.server.get() {
+                server.sweep();
+            }
+            serde_json::to_value(outcome).map_err(|error| CallError::internal(error.to_string()))
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+fn nobody() -> CallError {
+    CallError::new(
+        ErrorCode::Unauthenticated,
+        "the operation needs an identity",
+    )
+}
+
+fn refused(error: ApplyError) -> CallError {
+    let message = error.to_string();
+    match error {
+        ApplyError::Refused(errors) => {
+            let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            CallError::invalid_input(message).with_details(json!({ "errors": errors }))
+        }
+        ApplyError::Conflict { actual, .. } => CallError::new(ErrorCode::Conflict, message)
+            .with_details(json!({ "generation": actual })),
+        _ => CallError::internal(message),
+    }
+}
+
+/// `peer/list`
+pub(crate) fn list(people: People) -> Registration {
+    let spec = OperationSpec::query("peer/list", "Who may connect, and who has.")
+        .with_input(empty_input())
+        .with_output(json!({
+            "type": "object",
+            "required": ["generation", "peers", "strangers"],
+            "properties": {
+                "generation": { "type": "integer" },
+                "strangers": { "type": "integer", "description": "Connections of nobody known" },
+                "peers": { "type": "array", "items": { "type": "object",
+                    "required": ["peer_id", "kind", "enabled", "connections"] } },
+            }
+        }))
+        .with_scope(LIST_SCOPE);
+    let handler = HandlerKind::once(move |_input, _ctx| {
+        let server = people.server.get();
+        let connections = server
+            .map(|server| server.connections())
+            .unwrap_or_default();
+        let answer = listed(
+            people.reloader.current().generation,
+            &people.identities.entries(),
+            &connections,
+        );
+        std::future::ready(Ok::<_, CallError>(answer))
+    });
+    Registration::new(spec, handler)
+}
+
+fn listed(generation: u64, entries: &Entries, connections: &[ConnectionSummary]) -> Value {
+    let admins = entries.admins.iter().map(|(id, key)| {
+        let about = json!({ "kind": "admin", "enabled": true, "keys": [key], "scopes": ["*"] });
+        row(id, about, connections)
+    });
+    let peers = entries
+        .peers
+        .iter()
+        .map(|peer| row(&peer.peer_id, about_peer(peer), connections));
+    let keys = entries
+        .api_keys
+        .iter()
+        .map(|key| row(&key.id(), about_key(key), connections));
+    let strangers = connections.iter().filter(|one| one.peer.is_none()).count();
+    json!({
+        "generation": generation,
+        "peers": admins.chain(peers).chain(keys).collect::<Vec<_>>(),
+        "strangers": strangers,
+    })
+}
+
+fn about_peer(peer: &PeerEntry) -> Value {
+    let tokens: Vec<_> = peer.token_hashes.iter().map(|token| token.key_id).collect();
+    json!({
+        "kind": "peer",
+        "display_name": peer.display_name,
+        "enabled": peer.enabled,
+        "keys": peer.keys,
+        "tokens": tokens,
+        "scopes": peer.scopes,
+        "addresses": peer.addresses,
+        "expires": peer.expires.and_then(moment),
+        "max_connections": peer.max_connections,
+    })
+}
+
+fn about_key(key: &ApiKey) -> Value {
+    json!({
+        "kind": "api_key",
+        "display_name": key.description,
+        "enabled": true,
+        "tokens": [key.token.key_id],
+        "scopes": key.scopes,
+        "expires": key.expires.and_then(moment),
+    })
+}
+
+/// What is known about somebody, without what is absent, and the connections.
+fn row(id: &PeerId, about: Value, connections: &[ConnectionSummary]) -> Value {
+    let mut row = Map::new();
+    row.insert("peer_id".to_owned(), id.as_str().into());
+    if let Value::Object(about) = about {
+        row.extend(about.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    let mine = connections
+        .iter()
+        .filter(|one| one.peer.as_ref() == Some(id));
+    row.insert("connections".to_owned(), mine.map(connection).collect());
+    Value::Object(row)
+}
+
+fn connection(one: &ConnectionSummary) -> Value {
+    json!({
+        "conn": one.id.0,
+        "alpn": String::from_utf8_lossy(&one.alpn),
+        "carriage": one.carriage.to_string(),
+        "addr": one.remote_addr.map(|addr| addr.to_string()),
+        "key": one.key,
+        "seconds": one.since.elapsed().as_secs(),
+    })
+}
+
+fn moment(seconds: u64) -> Option<String> {
+    let seconds = i64::try_from(seconds).ok()?;
+    Timestamp::from_second(seconds)
+        .ok()
+        .map(|at| at.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::config::NodeConfig;
+    use alknet_core::{Carriage, ConnId};
+
+    use super::*;
+
+    #[test]
+    fn everybody_is_listed_with_what_is_connected() {
+        let document = format!(
+            "node.admin_keys = [\"ed25519:{}\"]\n[[peers]]\npeer_id = \"edge\"\n\
+             keys = [\"ed25519:{}\"]\nscopes = [\"a:b\"]\nexpires = \"2030-01-01T00:00:00Z\"\n\
+             [[api_keys]]\nkey_id = \"monitor0\"\nsha256 = \"{}\"\n",
+            "01".repeat(32),
+            "02".repeat(32),
+            "03".repeat(32)
+        );
+        let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
+        let of = |peer: Option<&str>| ConnectionSummary {
+            id: ConnId(7),
+            alpn: b"alknet/call"[..].into(),
+            carriage: Carriage::Quic,
+            peer: peer.map(|id| id.parse().expect("a peer id")),
+            key: None,
+            remote_addr: None,
+            since: tokio::time::Instant::now(),
+        };
+        let answer = listed(3, &config.entries(), &[of(Some("edge")), of(None)]);
+        assert_eq!(
+            (&answer["generation"], &answer["strangers"]),
+            (&json!(3), &json!(1))
+        );
+        let peers = answer["peers"].as_array().expect("a list");
+        let ids: Vec<_> = peers.iter().map(|peer| &peer["peer_id"]).collect();
+        assert_eq!(ids, ["admin", "edge", "key:monitor0"]);
+        assert_eq!(peers[1]["expires"], "2030-01-01T00:00:00Z");
+        assert_eq!(peers[1]["connections"][0]["alpn"], "alknet/call");
+        assert_eq!(peers[0]["connections"], json!([]));
+        let text = answer.to_string();
+        assert!(
+            !text.contains(&"03".repeat(32)),
+            "no hash of a token is shown"
+        );
+    }
+}

@@ -1,0 +1,284 @@
+//! The configuration while the node runs: a document comes from the file, from SIGHUP or from
+//! `config/apply`, is taken whole or not at all, and is kept for the next start.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alknet_core::config::{
+    Applied, ApplyError, Change, ConfigError, DynamicConfig, ReloadHandle, Source,
+};
+use alknet_init::control::Problem;
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::keep::Keeper;
+
+/// Identities of each kind named in one line of the log.
+const IDS_LOGGED_MAX: usize = 20;
+
+/// The one way a document comes into force on a running node.
+pub(crate) struct Reloader {
+    handle: ReloadHandle,
+    keeper: Keeper,
+    /// Held from the check of a document until it is kept: what is kept is what is in force.
+    turn: tokio::sync::Mutex<()>,
+    /// What is wrong with the file, while it is.
+    problems: ArcSwap<Vec<Problem>>,
+}
+
+/// What came of a document, for whoever brought it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Outcome {
+    #[serde(flatten)]
+    pub(crate) applied: Applied,
+    /// Whether the next start uses it, too.
+    pub(crate) kept: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kept_error: Option<String>,
+}
+
+impl Reloader {
+    /// `problems` are those of the file that the node was started with.
+    pub(crate) fn new(handle: ReloadHandle, keeper: Keeper, problems: Vec<Problem>) -> Self {
+        Self {
+            handle,
+            keeper,
+            turn: tokio::sync::Mutex::default(),
+            problems: ArcSwap::from_pointee(problems),
+        }
+    }
+
+    /// Takes a document, or says what would come of it.
+    ///
+    /// # Errors
+    /// It is refused; everything is as it was.
+    pub(crate) async fn apply(&self, change: &Change<'_>) -> Result<Outcome, ApplyError> {
+        let _turn = self.turn.lock().await;
+        let applied = self.handle.apply(change)?;
+        if change.dry_run {
+            return Ok(Outcome {
+                applied,
+                kept: false,
+                kept_error: None,
+            });
+        }
+        self.problems.store(Arc::default());
+        if applied.changed {
+            audit(&change.source, &applied);
+        }
+        let kept = match change.source {
+            Source::Operation(_) => self.keeper.keep(change.document).await,
+            _ => self.keeper.keep_last_good(change.document),
+        };
+        if let Err(error) = &kept {
+            tracing::warn!("the configuration in force is not kept: {error}");
+        }
+        Ok(Outcome {
+            applied,
+            kept: kept.is_ok(),
+            kept_error: kept.err(),
+        })
+    }
+
+    /// Reads the file again, because it changed or somebody asks. What is wrong with it is said in
+    /// the log and among the node's problems, and the node goes on as it is.
+    pub(crate) async fn read_again(&self, source: Source) {
+        let Some(document) = self.keeper.read() else {
+            tracing::warn!("{source}: this node reads no file; use 'alknet config apply'");
+            return;
+        };
+        let document = match document {
+            Ok(document) => document,
+            Err(error) => return self.refused(&[error]),
+        };
+        match self.apply(&Change::of_owner(&document, source)).await {
+            Err(ApplyError::Refused(errors)) => self.refused(&errors),
+            Err(error) => tracing::warn!("{error}"),
+            Ok(_) => {}
+        }
+    }
+
+    /// Everything in force.
+    pub(crate) fn current(&self) -> Arc<DynamicConfig> {
+        self.handle.current()
+    }
+
+    /// Tells the number of each configuration that comes into force.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.handle.watch()
+    }
+
+    /// The file whose changes are followed.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        self.keeper.file()
+    }
+
+    /// What is wrong with the file, for those who look at the node.
+    pub(crate) fn problems(&self) -> Arc<Vec<Problem>> {
+        self.problems.load_full()
+    }
+
+    /// Scopes that something on this node asks for.
+    pub(crate) fn know_scopes(&self, scopes: impl IntoIterator<Item = String>) {
+        self.handle.know_scopes(scopes);
+    }
+
+    /// PID 1's answer to a document it was to keep.
+    pub(crate) fn kept(&self, n: u64, error: Option<String>) {
+        self.keeper.answered(n, error);
+    }
+
+    fn refused(&self, errors: &[ConfigError]) {
+        let name = self.keeper.file().unwrap_or_default();
+        let problems = refusal(&name.display().to_string(), errors);
+        for problem in &problems {
+            tracing::warn!("{}: {}; {}", problem.code, problem.text, problem.hint);
+        }
+        self.problems.store(Arc::new(problems));
+    }
+}
+
+impl fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloader")
+            .field("handle", &self.handle)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The problems of a node whose file `name` is refused.
+pub(crate) fn refusal(name: &str, errors: &[ConfigError]) -> Vec<Problem> {
+    let refused = errors.iter().map(|error| Problem {
+        code: "config-refused".to_owned(),
+        text: format!("{name}: {}", error.summary()),
+        hint: error.fix.clone(),
+    });
+    let instead = Problem {
+        code: "config-last-good".to_owned(),
+        text: "the node runs with the configuration before it".to_owned(),
+        hint: format!("correct {name}; it is read again at once"),
+    };
+    refused.chain([instead]).collect()
+}
+
+/// The line by which a change is found again: who, what, whom. Never a key's secret or a token.
+fn audit(source: &Source, applied: &Applied) {
+    let ids = |ids: &[String]| {
+        let more = ids.len().saturating_sub(IDS_LOGGED_MAX);
+        let mut text = ids[..ids.len() - more].join(",");
+        if more > 0 {
+            text.push_str(&format!(",+{more}"));
+        }
+        text
+    };
+    tracing::info!(
+        generation = applied.generation,
+        source = %source,
+        added = ids(&applied.peers.added),
+        changed = ids(&applied.peers.changed),
+        removed = ids(&applied.peers.removed),
+        restart_required = applied.restart_required.join(","),
+        "config.apply"
+    );
+    for warning in applied.warnings.iter().take(IDS_LOGGED_MAX) {
+        tracing::warn!("configuration: {warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::config::NodeConfig;
+    use alknet_core::{Identities, IdentityProvider, PeerKey, SystemClock};
+
+    use super::*;
+
+    fn peer(n: u8) -> String {
+        format!(
+            "[[peers]]\npeer_id = \"peer-{n}\"\nkeys = [\"{}\"]\n",
+            PeerKey::Ed25519([n; 32])
+        )
+    }
+
+    fn reloader(keeper: Keeper) -> (Reloader, Arc<Identities>) {
+        let config = NodeConfig::default();
+        let clock = Arc::new(SystemClock { built_s: 0 });
+        let identities = Arc::new(Identities::new(config.entries(), clock));
+        let handle = ReloadHandle::new(config, Arc::clone(&identities));
+        (Reloader::new(handle, keeper, Vec::new()), identities)
+    }
+
+    fn knows(identities: &Identities, n: u8) -> bool {
+        identities.by_key(&PeerKey::Ed25519([n; 32])).is_some()
+    }
+
+    #[tokio::test]
+    async fn a_file_is_taken_refused_and_taken_again() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let last_good = dir.path().join("node.last-good.toml");
+        let write = |text: &str| std::fs::write(&file, text).expect("a writable directory");
+        let (reloader, identities) = reloader(Keeper::file_at(file.clone()));
+
+        write(&peer(1));
+        reloader.read_again(Source::File).await;
+        assert!(knows(&identities, 1) && reloader.problems().is_empty());
+        let kept = std::fs::read_to_string(&last_good).expect("kept");
+        assert_eq!(kept, peer(1));
+
+        write("peers = 1");
+        reloader.read_again(Source::File).await;
+        assert!(knows(&identities, 1));
+        let problems = reloader.problems();
+        let codes: Vec<_> = problems.iter().map(|p| p.code.as_str()).collect();
+        assert_eq!(codes, ["config-refused", "config-last-good"]);
+        assert!(problems[0].text.contains("node.toml: line 1, peers"));
+        let kept = std::fs::read_to_string(&last_good).expect("kept");
+        assert_eq!(kept, peer(1));
+
+        std::fs::remove_file(&file).expect("it is there");
+        reloader.read_again(Source::Signal).await;
+        assert!(knows(&identities, 1) && reloader.problems().len() == 2);
+
+        write(&peer(2));
+        reloader.read_again(Source::Signal).await;
+        assert!(!knows(&identities, 1) && knows(&identities, 2));
+        assert!(reloader.problems().is_empty());
+        assert_eq!(reloader.current().source, Source::Signal);
+    }
+
+    #[tokio::test]
+    async fn what_an_operation_brings_becomes_the_file() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let (reloader, identities) = reloader(Keeper::file_at(file.clone()));
+        let document = peer(1);
+        let source = Source::Operation("admin".to_owned());
+        let mut change = Change::of_owner(document.as_bytes(), source);
+        change.dry_run = true;
+        let tried = reloader.apply(&change).await.expect("a correct document");
+        assert!(!tried.kept && !file.exists() && !knows(&identities, 1));
+        change.dry_run = false;
+        let done = reloader.apply(&change).await.expect("a correct document");
+        assert!(done.kept && knows(&identities, 1));
+        assert_eq!(std::fs::read_to_string(&file).ok(), Some(document));
+        // Its own write, noticed by whoever follows the file, changes nothing.
+        reloader.read_again(Source::File).await;
+        assert_eq!(reloader.current().generation, 2);
+    }
+
+    #[tokio::test]
+    async fn a_node_without_a_file_says_that_nothing_is_kept() {
+        let (reloader, identities) = reloader(Keeper::nowhere());
+        let document = peer(1);
+        let source = Source::Operation("admin".to_owned());
+        let change = Change::of_owner(document.as_bytes(), source);
+        let outcome = reloader.apply(&change).await;
+        let outcome = outcome.expect("a correct document");
+        assert!(!outcome.kept && outcome.kept_error.is_some() && knows(&identities, 1));
+        reloader.read_again(Source::Signal).await;
+        assert!(knows(&identities, 1));
+    }
+}

@@ -1,0 +1,114 @@
+//! The people of a document, as the rest of the node knows them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
+
+use crate::entry::{ApiKey, PeerEntry};
+use crate::identities::Entries;
+use crate::identity::{PeerId, PeerIdError};
+use crate::token::TokenHash;
+
+use super::{ApiKeyConfig, NodeConfig, PeerConfig};
+
+impl NodeConfig {
+    /// Whom the document knows. Keys and names that a correct document cannot hold are nobody's.
+    #[must_use]
+    pub fn entries(&self) -> Entries {
+        let admin = |(n, key): (usize, &String)| Some((admin_id(n).ok()?, key.parse().ok()?));
+        Entries {
+            admins: self
+                .node
+                .admin_keys
+                .iter()
+                .enumerate()
+                .filter_map(admin)
+                .collect(),
+            peers: self.peers.iter().filter_map(peer).collect(),
+            api_keys: self.api_keys.iter().filter_map(api_key).collect(),
+        }
+    }
+}
+
+/// `admin`, `admin-2`, `admin-3`, in the order of `node.admin_keys`.
+pub(super) fn admin_id(n: usize) -> Result<PeerId, PeerIdError> {
+    match n {
+        0 => "admin".parse(),
+        n => format!("admin-{}", n + 1).parse(),
+    }
+}
+
+fn peer(peer: &PeerConfig) -> Option<PeerEntry> {
+    Some(PeerEntry {
+        peer_id: peer.peer_id.parse().ok()?,
+        keys: peer
+            .keys
+            .iter()
+            .filter_map(|key| key.parse().ok())
+            .collect(),
+        token_hashes: peer.tokens.iter().filter_map(|t| t.parse().ok()).collect(),
+        scopes: peer.scopes.iter().collect(),
+        resources: resources(&peer.resources),
+        addresses: peer
+            .addresses
+            .iter()
+            .filter_map(|a| a.parse().ok())
+            .collect(),
+        display_name: peer.display_name.clone(),
+        enabled: peer.enabled,
+        expires: peer.expires.map(seconds),
+        max_connections: peer.max_connections,
+    })
+}
+
+fn api_key(key: &ApiKeyConfig) -> Option<ApiKey> {
+    let sha256 = HEXLOWER.decode(key.sha256.as_bytes()).ok()?;
+    Some(ApiKey {
+        token: TokenHash {
+            key_id: key.key_id.parse().ok()?,
+            sha256: sha256.try_into().ok()?,
+        },
+        scopes: key.scopes.iter().collect(),
+        resources: resources(&key.resources),
+        description: key.description.clone(),
+        expires: key.expires.map(seconds),
+    })
+}
+
+fn resources(held: &BTreeMap<String, Vec<String>>) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
+    let names = |names: &Vec<String>| names.iter().map(|name| name.as_str().into()).collect();
+    held.iter()
+        .map(|(kind, held)| (kind.as_str().into(), names(held)))
+        .collect()
+}
+
+/// Seconds since 1970; what ended before then has ended.
+fn seconds(moment: Timestamp) -> u64 {
+    u64::try_from(moment.as_second()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_keys_no_document_can_hold_are_nobodys() {
+        let mut config = NodeConfig::default();
+        config.node.admin_keys = vec!["nonsense".into(), format!("spki:{}", "01".repeat(32))];
+        let document = format!(
+            "[[peers]]\npeer_id = \"a\"\nkeys = [\"ed25519:{}\"]\n",
+            "02".repeat(32)
+        );
+        config.peers = NodeConfig::parse(document.as_bytes())
+            .expect("a correct document")
+            .peers;
+        assert_eq!(config.entries().peers.len(), 1);
+        config.peers[0].peer_id = "No Such Name".into();
+        let entries = config.entries();
+        assert!(entries.peers.is_empty());
+        assert_eq!(entries.admins.len(), 1);
+        assert_eq!(entries.admins[0].0.as_str(), "admin-2");
+    }
+}

@@ -1,0 +1,443 @@
+//! A new document in the place of the old one while the node runs.
+//!
+//! A document is taken whole or not at all: it is parsed, checked against itself and against whoever
+//! brings it, its tables are built, and then they are put in place at once. What cannot change while
+//! the node runs is named, so that nobody believes it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::identities::{Entries, Identities};
+use crate::identity::{Identity, IdentityKind, PeerId, PeerKey};
+
+use super::entries::admin_id;
+use super::{ConfigError, NodeConfig, NodeSection};
+
+/// The scope whose holders may change the configuration.
+const ADMIN: &str = "admin";
+
+/// The configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DynamicConfig {
+    /// Its number: 1 is what the node started with.
+    pub generation: u64,
+    /// What it says. Of what cannot change while the node runs, this is what the next start uses.
+    pub config: NodeConfig,
+    /// Who brought it.
+    pub source: Source,
+    /// Keys whose values wait for the next start.
+    pub restart_required: Vec<&'static str>,
+}
+
+/// Who brings a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// The file changed.
+    File,
+    /// An operation, called by the identity of this name.
+    Operation(String),
+    /// Somebody sent SIGHUP.
+    Signal,
+    /// The start.
+    Start,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File => f.write_str("file"),
+            Self::Operation(by) => write!(f, "operation by {by}"),
+            Self::Signal => f.write_str("signal"),
+            Self::Start => f.write_str("start"),
+        }
+    }
+}
+
+/// A document that somebody wants in force.
+#[derive(Clone, Debug)]
+pub struct Change<'a> {
+    /// The TOML document.
+    pub document: &'a [u8],
+    /// Who brings it.
+    pub source: Source,
+    /// The generation it was made from; another one in force refuses it.
+    pub generation: Option<u64>,
+    /// Say what would happen, and change nothing.
+    pub dry_run: bool,
+    /// Whoever brings it and must not lose the right to, with the key behind it.
+    pub admin: Option<(Arc<Identity>, Option<PeerKey>)>,
+}
+
+impl<'a> Change<'a> {
+    /// A document from a place that only whoever owns the machine can write to.
+    #[must_use]
+    pub const fn of_owner(document: &'a [u8], source: Source) -> Self {
+        Self {
+            document,
+            source,
+            generation: None,
+            dry_run: false,
+            admin: None,
+        }
+    }
+}
+
+/// What came of a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Applied {
+    /// The generation in force.
+    pub generation: u64,
+    /// Nothing was changed, only tried.
+    pub dry_run: bool,
+    /// Whether the document says anything new.
+    pub changed: bool,
+    /// Keys whose new values wait for the next start.
+    pub restart_required: Vec<&'static str>,
+    /// What is allowed and probably not meant.
+    pub warnings: Vec<ConfigWarning>,
+    /// Who came, went, and is not what it was.
+    pub peers: ChangedIds,
+}
+
+/// Identities by what became of them: peers, `admin…`, `key:…`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ChangedIds {
+    /// New ones.
+    pub added: Vec<String>,
+    /// Those whose entry says something else.
+    pub changed: Vec<String>,
+    /// Those that are gone.
+    pub removed: Vec<String>,
+}
+
+/// Something in a document that is allowed and probably not meant. Displays as one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConfigWarning {
+    /// Whom it is about.
+    pub id: String,
+    /// What looks wrong.
+    pub what: String,
+}
+
+impl fmt::Display for ConfigWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.id, self.what)
+    }
+}
+
+/// Why a document is not taken.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// Somebody else changed the configuration in between.
+    #[error(
+        "generation {actual} is in force, not {expected}: look at what changed, then apply to that"
+    )]
+    Conflict {
+        /// What the change was made from.
+        expected: u64,
+        /// What is in force.
+        actual: u64,
+    },
+    /// Everything that is wrong with the document; never empty.
+    #[error("the document has {} mistakes; the first: {}", .0.len(), first(.0))]
+    Refused(Vec<ConfigError>),
+}
+
+fn first(errors: &[ConfigError]) -> String {
+    errors.first().map_or_else(String::new, ToString::to_string)
+}
+
+/// Puts options that win over the document into it.
+type Overlay = dyn Fn(&mut NodeConfig) + Send + Sync;
+
+/// The configuration in force, and the one way to change it.
+pub struct ReloadHandle {
+    current: ArcSwap<DynamicConfig>,
+    identities: Arc<Identities>,
+    /// What the node started with: what cannot change is compared with it.
+    started: NodeConfig,
+    overlay: Box<Overlay>,
+    scopes: OnceLock<BTreeSet<String>>,
+    generation: watch::Sender<u64>,
+    /// Whom the document in force knows. Held while the next one is taken.
+    entries: Mutex<Entries>,
+}
+
+impl ReloadHandle {
+    /// Starts with `config`, whose people `identities` knows.
+    #[must_use]
+    pub fn new(config: NodeConfig, identities: Arc<Identities>) -> Self {
+        Self {
+            entries: Mutex::new(config.entries()),
+            current: ArcSwap::from_pointee(DynamicConfig {
+                generation: 1,
+                config: config.clone(),
+                source: Source::Start,
+                restart_required: Vec::new(),
+            }),
+            identities,
+            started: config,
+            overlay: Box::new(|_| ()),
+            scopes: OnceLock::new(),
+            generation: watch::Sender::new(1),
+        }
+    }
+
+    /// Options that win over every document, as those of a command line do.
+    #[must_use]
+    pub fn with_overlay(
+        mut self,
+        overlay: impl Fn(&mut NodeConfig) + Send + Sync + 'static,
+    ) -> Self {
+        self.overlay = Box::new(overlay);
+        self
+    }
+
+    /// Scopes that something on this node asks for: granting another is warned about from now on.
+    /// Counts once; before it nothing is warned about.
+    pub fn know_scopes(&self, scopes: impl IntoIterator<Item = String>) {
+        self.scopes.get_or_init(|| scopes.into_iter().collect());
+    }
+
+    /// Takes a document, whole or not at all.
+    ///
+    /// # Errors
+    /// It has mistakes, shuts out whoever brings it, or was made from another generation.
+    pub fn apply(&self, change: &Change<'_>) -> Result<Applied, ApplyError> {
+        let mut known = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.load_full();
+        if let Some(expected) = change.generation.filter(|it| *it != current.generation) {
+            return Err(ApplyError::Conflict {
+                expected,
+                actual: current.generation,
+            });
+        }
+        let mut config = NodeConfig::parse(change.document).map_err(ApplyError::Refused)?;
+        (self.overlay)(&mut config);
+        let mut entries = config.entries();
+        entries.admins = keep_names(&known.admins, &entries.admins);
+        self.check_lockout(&entries, change)?;
+        let next = DynamicConfig {
+            generation: current.generation + 1,
+            restart_required: static_keys(&self.started, &config),
+            source: change.source.clone(),
+            config,
+        };
+        let mut applied = Applied {
+            generation: current.generation,
+            dry_run: change.dry_run,
+            changed: next.config != current.config,
+            restart_required: next.restart_required.clone(),
+            warnings: self.warnings(&entries),
+            peers: changed_ids(&known, &entries),
+        };
+        if applied.changed && !change.dry_run {
+            applied.generation = next.generation;
+            known.clone_from(&entries);
+            self.put_in_place(entries, next);
+        }
+        Ok(applied)
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub fn current(&self) -> Arc<DynamicConfig> {
+        self.current.load_full()
+    }
+
+    /// Tells the number of each configuration that comes into force.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    fn put_in_place(&self, entries: Entries, next: DynamicConfig) {
+        let generation = next.generation;
+        self.identities.replace_config(entries);
+        self.current.store(Arc::new(next));
+        self.generation.send_replace(generation);
+    }
+
+    /// Whoever brings the document has to be able to bring the next one.
+    fn check_lockout(&self, entries: &Entries, change: &Change<'_>) -> Result<(), ApplyError> {
+        let Some((identity, key)) = &change.admin else {
+            return Ok(());
+        };
+        let by_key = key.filter(|_| identity.kind == IdentityKind::Peer);
+        let stays = match by_key {
+            Some(key) => self
+                .identities
+                .preview(entries, &key)
+                .is_some_and(|would_be| would_be.scopes.allows(ADMIN)),
+            // A token that administers is in the store: no document takes it away.
+            None => !entries.holds(&identity.id),
+        };
+        if stays {
+            return Ok(());
+        }
+        Err(ApplyError::Refused(vec![ConfigError {
+            path: "node.admin_keys".to_owned(),
+            line: None,
+            what: format!(
+                "'{}', who applies this, would no longer administer the node",
+                identity.id
+            ),
+            fix: "list your own key, or let another administrator apply it".to_owned(),
+        }]))
+    }
+
+    fn warnings(&self, entries: &Entries) -> Vec<ConfigWarning> {
+        let peers = entries
+            .peers
+            .iter()
+            .map(|p| (p.peer_id.to_string(), &p.scopes));
+        let keys = entries
+            .api_keys
+            .iter()
+            .map(|k| (k.id().to_string(), &k.scopes));
+        let mut warnings = Vec::new();
+        for (id, scopes) in peers.chain(keys) {
+            for scope in Vec::<String>::from(scopes.clone()) {
+                if !self.is_asked_for(&scope) {
+                    let what = format!("nothing on this node asks for the scope '{scope}'");
+                    warnings.push(ConfigWarning {
+                        id: id.clone(),
+                        what,
+                    });
+                }
+            }
+        }
+        warnings
+    }
+
+    fn is_asked_for(&self, scope: &str) -> bool {
+        self.scopes
+            .get()
+            .is_none_or(|scopes| match scope.strip_suffix('*') {
+                Some(prefix) => scopes.iter().any(|known| known.starts_with(prefix)),
+                None => scopes.contains(scope),
+            })
+    }
+}
+
+impl fmt::Debug for ReloadHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReloadHandle")
+            .field("generation", &self.current.load().generation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NodeConfig {
+    /// This document with everything that cannot change while a node runs taken from `running`.
+    #[must_use]
+    pub fn running_as(self, running: &Self) -> Self {
+        let admin_keys = self.node.admin_keys;
+        Self {
+            listen: running.listen.clone(),
+            network: running.network.clone(),
+            node: NodeSection {
+                admin_keys,
+                ..running.node.clone()
+            },
+            peers: self.peers,
+            api_keys: self.api_keys,
+            limits: self.limits,
+            log: self.log,
+        }
+    }
+}
+
+/// Keys that differ and count from the next start only.
+fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
+    let (node, new) = (&running.node, &next.node);
+    let keys = [
+        ("listen.port", running.listen.port != next.listen.port),
+        ("listen.addrs", running.listen.addrs != next.listen.addrs),
+        ("node.name", node.name != new.name),
+        ("node.domain", node.domain != new.domain),
+        ("node.time_servers", node.time_servers != new.time_servers),
+        ("network", running.network != next.network),
+    ];
+    let differ = keys.into_iter().filter(|(_, differs)| *differs);
+    differ.map(|(key, _)| key).collect()
+}
+
+/// Administrators are numbered by their place, but one who is known keeps the name: connections are
+/// made in it, and the one before it in the list may go.
+fn keep_names(known: &[(PeerId, PeerKey)], listed: &[(PeerId, PeerKey)]) -> Vec<(PeerId, PeerKey)> {
+    let kept: Vec<_> = listed
+        .iter()
+        .map(|(_, key)| known.iter().find(|(_, held)| held == key))
+        .collect();
+    let taken: BTreeSet<_> = kept.iter().flatten().map(|(id, _)| id.clone()).collect();
+    let mut free = (0..)
+        .filter_map(|n| admin_id(n).ok())
+        .filter(|id| !taken.contains(id));
+    let name = |(kept, (_, key)): (Option<&(PeerId, PeerKey)>, &(PeerId, PeerKey))| {
+        let id = kept.map(|(id, _)| id.clone()).or_else(|| free.next())?;
+        Some((id, *key))
+    };
+    kept.into_iter().zip(listed).filter_map(name).collect()
+}
+
+fn changed_ids(before: &Entries, after: &Entries) -> ChangedIds {
+    let (before, after) = (by_id(before), by_id(after));
+    let mut ids = ChangedIds::default();
+    for (id, said) in &after {
+        match before.get(id) {
+            None => ids.added.push(id.clone()),
+            Some(earlier) if earlier != said => ids.changed.push(id.clone()),
+            Some(_) => {}
+        }
+    }
+    let gone = before.keys().filter(|id| !after.contains_key(*id));
+    ids.removed = gone.cloned().collect();
+    ids
+}
+
+/// Everybody's entry, each as a source of its own, so that entries of every kind compare.
+fn by_id(entries: &Entries) -> BTreeMap<String, Entries> {
+    let admins = entries.admins.iter().map(|(id, key)| {
+        let admins = vec![(id.clone(), *key)];
+        (
+            id.to_string(),
+            Entries {
+                admins,
+                ..Entries::default()
+            },
+        )
+    });
+    let peers = entries.peers.iter().map(|peer| {
+        let peers = vec![peer.clone()];
+        (
+            peer.peer_id.to_string(),
+            Entries {
+                peers,
+                ..Entries::default()
+            },
+        )
+    });
+    let keys = entries.api_keys.iter().map(|key| {
+        let api_keys = vec![key.clone()];
+        (
+            key.id().to_string(),
+            Entries {
+                api_keys,
+                ..Entries::default()
+            },
+        )
+    });
+    admins.chain(peers).chain(keys).collect()
+}
+
+#[cfg(test)]
+mod tests;

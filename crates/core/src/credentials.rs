@@ -1,0 +1,178 @@
+//! Secrets of the node towards others: kept sealed, opened by the assembly, handed to a handler or
+//! an operation when it is registered, and to nobody else.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::handler::BoxFuture;
+
+/// A sealed secret, as the vault made it. Core never opens it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptedData {
+    /// Which key of the vault sealed it.
+    pub key_version: u32,
+    /// Input of the derivation of its own key.
+    #[serde(with = "base64_bytes")]
+    pub salt: [u8; 32],
+    /// Nonce of the cipher.
+    #[serde(with = "base64_bytes")]
+    pub iv: [u8; 12],
+    /// Cipher text with its tag.
+    #[serde(with = "base64_bytes")]
+    pub data: Vec<u8>,
+    /// Name of the format, `ALK1`.
+    pub alg: String,
+}
+
+/// Bytes as standard base64 with padding.
+mod base64_bytes {
+    use data_encoding::BASE64;
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(
+        bytes: &impl AsRef<[u8]>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&BASE64.encode(bytes.as_ref()))
+    }
+
+    pub(super) fn deserialize<'de, D, T>(from: D) -> Result<T, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: TryFrom<Vec<u8>>,
+    {
+        let text = String::deserialize(from)?;
+        let bytes = BASE64.decode(text.as_bytes()).map_err(D::Error::custom)?;
+        let wrong = |_| D::Error::custom("the number of bytes is wrong");
+        T::try_from(bytes).map_err(wrong)
+    }
+}
+
+impl fmt::Debug for EncryptedData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EncryptedData")
+            .field("key_version", &self.key_version)
+            .field("alg", &self.alg)
+            .field("bytes", &self.data.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps sealed secrets by the name of whom they are for.
+pub trait CredentialStore: Send + Sync + 'static {
+    /// What is kept for `provider`.
+    fn get(&self, provider: &str) -> Option<EncryptedData>;
+
+    /// Keeps `sealed`, in the place of what was there.
+    fn put<'a>(
+        &'a self,
+        provider: &'a str,
+        sealed: EncryptedData,
+    ) -> BoxFuture<'a, Result<(), CredentialError>>;
+
+    /// Forgets what is kept; whether there was anything.
+    fn delete<'a>(&'a self, provider: &'a str) -> BoxFuture<'a, Result<bool, CredentialError>>;
+}
+
+/// Why a sealed secret could not be kept.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CredentialError {
+    /// Reading or writing failed.
+    #[error("sealed secrets cannot be kept: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// An opened secret. Wiped when dropped; neither shown nor written anywhere.
+#[expect(missing_debug_implementations, reason = "a secret is never shown")]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Takes the bytes over.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The bytes, for the one use they are for.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The secrets of one handler or operation. Cannot be changed, shown or written; clones share it.
+#[expect(missing_debug_implementations, reason = "a secret is never shown")]
+#[derive(Clone, Default)]
+pub struct Capabilities(Arc<BTreeMap<String, Secret>>);
+
+impl Capabilities {
+    /// The secrets, by name.
+    #[must_use]
+    pub fn new(secrets: BTreeMap<String, Secret>) -> Self {
+        Self(Arc::new(secrets))
+    }
+
+    /// The secret of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Secret> {
+        self.0.get(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_sees_its_secrets_and_no_others() {
+        let secret = Secret::new(b"open sesame".to_vec());
+        let mine = Capabilities::new([("door".to_owned(), secret)].into());
+        let shared = mine.clone();
+        assert_eq!(
+            shared.get("door").map(Secret::expose),
+            Some(&b"open sesame"[..])
+        );
+        assert!(mine.get("window").is_none() && Capabilities::default().get("door").is_none());
+    }
+
+    /// Ambiguous, and so no program, as soon as the type can be shown or written.
+    #[test]
+    fn secrets_can_be_neither_shown_nor_written() {
+        trait Hidden<Marker> {
+            fn hidden() {}
+        }
+        impl<T: ?Sized> Hidden<()> for T {}
+        impl<T: ?Sized + fmt::Debug> Hidden<u8> for T {}
+        impl<T: ?Sized + Serialize> Hidden<u16> for T {}
+        <Secret as Hidden<_>>::hidden();
+        <Capabilities as Hidden<_>>::hidden();
+    }
+
+    #[test]
+    fn sealed_bytes_are_not_shown_either() {
+        let sealed = EncryptedData {
+            key_version: 1,
+            salt: [1; 32],
+            iv: [2; 12],
+            data: vec![0xab; 48],
+            alg: "ALK1".to_owned(),
+        };
+        assert_eq!(
+            format!("{sealed:?}"),
+            "EncryptedData { key_version: 1, alg: \"ALK1\", bytes: 48, .. }"
+        );
+        let json = serde_json::to_value(&sealed).expect("JSON");
+        assert_eq!(json["iv"], "AgICAgICAgICAgIC");
+        assert_eq!(
+            serde_json::from_value::<EncryptedData>(json).ok(),
+            Some(sealed)
+        );
+    }
+}

@@ -1,0 +1,221 @@
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use super::*;
+use crate::identity::IdentityKind;
+
+/// What a store in memory answers is there at once.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    match future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+    {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("not ready"),
+    }
+}
+
+/// Zero is a clock that is not sane.
+#[derive(Default)]
+struct At(AtomicU64);
+
+impl Clock for At {
+    fn now_s(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|now| *now > 0)
+    }
+}
+
+fn key(n: u8) -> PeerKey {
+    PeerKey::Ed25519([n; 32])
+}
+
+fn id(text: &str) -> PeerId {
+    text.parse().expect("a peer id")
+}
+
+fn peer(name: &str, keys: &[u8]) -> PeerEntry {
+    PeerEntry {
+        keys: keys.iter().copied().map(key).collect(),
+        scopes: ["fs:read:*"].into_iter().collect(),
+        ..PeerEntry::new(id(name))
+    }
+}
+
+fn api_key(token: &AuthToken) -> ApiKey {
+    ApiKey {
+        token: token.hash().expect("a token"),
+        scopes: ["metrics:read"].into_iter().collect(),
+        resources: BTreeMap::new(),
+        description: None,
+        expires: None,
+    }
+}
+
+fn of(peers: Vec<PeerEntry>) -> (Identities, Arc<At>) {
+    let clock = Arc::new(At::default());
+    let entries = Entries {
+        admins: vec![(id("admin"), key(100))],
+        peers,
+        api_keys: Vec::new(),
+    };
+    (Identities::new(entries, clock.clone()), clock)
+}
+
+#[test]
+fn administrators_may_do_everything_peers_what_their_entry_says() {
+    let mut disabled = peer("gone", &[5]);
+    disabled.enabled = false;
+    let (all, _) = of(vec![peer("edge", &[3, 4]), disabled]);
+    let admin = all.by_key(&key(100)).expect("an administrator");
+    assert!(admin.id.as_str() == "admin" && admin.scopes.allows("node:anything"));
+    for n in [3, 4] {
+        let found = all.by_key(&key(n)).expect("a peer");
+        assert_eq!(
+            (found.id.as_str(), found.kind),
+            ("edge", IdentityKind::Peer)
+        );
+        assert!(found.scopes.allows("fs:read:docs") && !found.scopes.allows("admin"));
+    }
+    assert!(all.by_key(&key(5)).is_none(), "disabled");
+    assert!(all.by_key(&key(6)).is_none(), "unknown");
+    assert!(
+        all.by_key(&PeerKey::Spki([3; 32])).is_none(),
+        "of another kind"
+    );
+}
+
+#[test]
+fn a_token_stands_for_its_peer_or_for_itself() {
+    let (mine, program) = (AuthToken::generate(), AuthToken::generate());
+    let (mine, program) = (mine.expect("randomness"), program.expect("randomness"));
+    let mut edge = peer("edge", &[1]);
+    edge.token_hashes.push(mine.hash().expect("a token"));
+    let (all, _) = of(vec![edge]);
+    now(all.put_api_key(api_key(&program))).expect("a new name");
+
+    let found = all.by_token(&mine).expect("a token of a peer");
+    assert_eq!(
+        (found.id.as_str(), found.kind),
+        ("edge", IdentityKind::Token)
+    );
+    let found = all.by_token(&program).expect("a token of a program");
+    let name = program.hash().expect("a token").key_id;
+    assert_eq!(found.id.as_str(), format!("key:{name}"));
+    assert!(found.scopes.allows("metrics:read") && !found.scopes.allows("fs:read:x"));
+
+    // The same name with another secret is somebody else.
+    let forged = format!("{}{}", &program.expose()[..13], &mine.expose()[13..]);
+    assert!(all.by_token(&AuthToken::new(forged)).is_none());
+    assert!(
+        all.by_token(&AuthToken::new("nonsense".to_owned()))
+            .is_none()
+    );
+    assert_eq!(now(all.remove_api_key(name)), Ok(true));
+    assert!(all.by_token(&program).is_none());
+}
+
+#[test]
+fn an_end_counts_once_the_clock_is_sane() {
+    let mut short = peer("short", &[1]);
+    short.expires = Some(1000);
+    let (all, clock) = of(vec![short, peer("long", &[2])]);
+    let known = |now: u64| {
+        clock.0.store(now, Ordering::Relaxed);
+        (all.by_key(&key(1)).is_some(), all.by_key(&key(2)).is_some())
+    };
+    assert_eq!(known(0), (false, true), "nobody can tell");
+    assert_eq!(known(999), (true, true));
+    assert_eq!(known(1000), (false, true));
+}
+
+#[test]
+fn a_change_is_announced_with_its_generation() {
+    let (all, _) = of(vec![peer("edge", &[1])]);
+    let mut watch = all.watch();
+    all.replace_config(Entries::default());
+    assert!(watch.has_changed().expect("the provider lives"));
+    assert_eq!(*watch.borrow_and_update(), 2);
+    assert!(all.by_key(&key(1)).is_none());
+    now(all.put(peer("edge", &[1]))).expect("a new peer");
+    assert_eq!(*watch.borrow_and_update(), 3);
+    assert_eq!(all.by_key(&key(1)).map(|found| found.generation), Some(3));
+    assert!(now(all.put(peer("other", &[1]))).is_err());
+    assert!(
+        !watch.has_changed().expect("the provider lives"),
+        "nothing changed"
+    );
+}
+
+#[test]
+fn rotation_is_one_name_with_two_keys_and_then_one() {
+    let (all, _) = of(Vec::new());
+    let who = |n| all.by_key(&key(n)).map(|found| found.id.to_string());
+    now(all.put(peer("edge", &[1]))).expect("a new peer");
+    let keys = |keys: &[u8]| PeerPatch {
+        keys: Some(keys.iter().copied().map(key).collect()),
+        ..PeerPatch::default()
+    };
+    now(all.patch(id("edge"), keys(&[1, 2]))).expect("a peer");
+    assert_eq!((who(1), who(2)), (Some("edge".into()), Some("edge".into())));
+    now(all.patch(id("edge"), keys(&[2]))).expect("a peer");
+    assert_eq!((who(1), who(2)), (None, Some("edge".into())));
+}
+
+#[test]
+fn entries_of_the_configuration_win_and_are_read_only() {
+    let (all, _) = of(vec![peer("edge", &[1])]);
+    let read_only = Err(StoreError::ReadOnly(id("edge")));
+    assert_eq!(now(all.put(peer("edge", &[2]))), read_only);
+    assert_eq!(
+        now(all.put(peer("other", &[1]))),
+        Err(StoreError::KeyTaken(key(1), id("edge")))
+    );
+    assert_eq!(
+        now(all.put(peer("other", &[100]))),
+        Err(StoreError::KeyTaken(key(100), id("admin")))
+    );
+    let unknown = Err(StoreError::Unknown(id("nobody")));
+    assert_eq!(now(all.patch(id("nobody"), PeerPatch::default())), unknown);
+    // What the configuration names later hides what the store has, and gives it back.
+    now(all.put(peer("late", &[7]))).expect("a new peer");
+    let config = Entries {
+        peers: vec![peer("late", &[8])],
+        ..Entries::default()
+    };
+    let would_be = all.preview(&config, &key(8)).expect("a peer");
+    assert_eq!(would_be.id.as_str(), "late");
+    all.replace_config(config);
+    assert!(all.by_key(&key(7)).is_none() && all.by_key(&key(8)).is_some());
+    assert_eq!(all.entries().peers.len(), 1);
+    all.replace_config(Entries::default());
+    assert!(all.by_key(&key(7)).is_some());
+    assert_eq!(now(all.list()).map(|peers| peers.len()), Ok(1));
+    assert_eq!(now(all.remove(id("late"))), Ok(true));
+    assert_eq!(now(all.remove(id("late"))), Ok(false));
+}
+
+#[test]
+fn a_token_has_one_holder() {
+    let token = AuthToken::generate().expect("randomness");
+    let mut holder = peer("edge", &[1]);
+    holder.token_hashes.push(token.hash().expect("a token"));
+    let mut other = peer("other", &[2]);
+    other.token_hashes.clone_from(&holder.token_hashes);
+    let (all, _) = of(vec![holder]);
+    let taken = Err(StoreError::TokenTaken(
+        token.hash().expect("a token").key_id,
+    ));
+    assert_eq!(now(all.put(other)), taken);
+    assert_eq!(now(all.put_api_key(api_key(&token))), taken);
+}
+
+#[test]
+fn a_peer_may_have_a_number_of_connections_of_its_own() {
+    let mut one = peer("one", &[1]);
+    one.max_connections = Some(1);
+    let (all, _) = of(vec![one, peer("any", &[2])]);
+    assert_eq!(all.max_connections(&id("one")), Some(1));
+    assert_eq!(all.max_connections(&id("any")), None);
+}

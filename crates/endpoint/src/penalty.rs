@@ -1,0 +1,188 @@
+//! The penalty box: networks from which keys and tokens are guessed. No sockets, no clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use crate::prefix::Prefix;
+
+/// Failures are counted within this time.
+const WINDOW: Duration = Duration::from_secs(60);
+/// The first time in the box; each further one is twice as long.
+const BLOCK_FIRST: Duration = Duration::from_secs(60);
+/// The longest time in the box, and the quiet time after which the next one is short again.
+const BLOCK_MAX: Duration = Duration::from_secs(3600);
+/// Networks remembered; beyond that the one longest unheard of is forgotten.
+const REMEMBERED_MAX: usize = 8192;
+
+#[derive(Debug, Default)]
+pub(crate) struct PenaltyBox {
+    records: HashMap<Prefix, Record>,
+    /// Networks in the order in which they were last heard of.
+    order: BTreeMap<u64, Prefix>,
+    next: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    turn: u64,
+    since: Instant,
+    failures: u32,
+    until: Option<Instant>,
+    blocks: u32,
+}
+
+impl PenaltyBox {
+    /// Somebody in this network could not prove who it is. Returns how long the network is in the
+    /// box now, if this put it there.
+    pub(crate) fn fail(&mut self, who: Prefix, max: u32, now: Instant) -> Option<Duration> {
+        let mut record = self.take(who, now);
+        let blocked = record.fail(max, now);
+        self.put(who, record);
+        blocked
+    }
+
+    /// Whether this network is in the box.
+    pub(crate) fn holds(&self, who: Prefix, now: Instant) -> bool {
+        self.records
+            .get(&who)
+            .is_some_and(|record| record.is_blocked(now))
+    }
+
+    fn take(&mut self, who: Prefix, now: Instant) -> Record {
+        let known = self.records.remove(&who);
+        if let Some(record) = &known {
+            self.order.remove(&record.turn);
+        }
+        known.unwrap_or(Record {
+            turn: 0,
+            since: now,
+            failures: 0,
+            until: None,
+            blocks: 0,
+        })
+    }
+
+    fn put(&mut self, who: Prefix, mut record: Record) {
+        if self.records.len() >= REMEMBERED_MAX
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.records.remove(&oldest);
+        }
+        record.turn = self.next;
+        self.next += 1;
+        self.order.insert(record.turn, who);
+        self.records.insert(who, record);
+    }
+}
+
+impl Record {
+    fn fail(&mut self, max: u32, now: Instant) -> Option<Duration> {
+        if self.is_blocked(now) {
+            return None;
+        }
+        let quiet = |since: Instant, long| now.saturating_duration_since(since) >= long;
+        if self.until.is_some_and(|until| quiet(until, BLOCK_MAX)) {
+            self.blocks = 0;
+        }
+        if quiet(self.since, WINDOW) {
+            self.since = now;
+            self.failures = 0;
+        }
+        self.failures += 1;
+        if self.failures < max {
+            return None;
+        }
+        let block = BLOCK_FIRST
+            .saturating_mul(1 << self.blocks.min(16))
+            .min(BLOCK_MAX);
+        self.blocks += 1;
+        self.failures = 0;
+        self.until = Some(now + block);
+        Some(block)
+    }
+
+    fn is_blocked(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const MAX: u32 = 10;
+
+    fn network(n: u32) -> Prefix {
+        Prefix::of(Ipv4Addr::from(n).into())
+    }
+
+    /// Fails as often as it takes; returns the time in the box.
+    fn provoke(penalties: &mut PenaltyBox, now: Instant) -> Duration {
+        for _ in 1..MAX {
+            assert_eq!(penalties.fail(network(1), MAX, now), None);
+        }
+        assert!(!penalties.holds(network(1), now));
+        let block = penalties.fail(network(1), MAX, now);
+        assert!(penalties.holds(network(1), now));
+        block.expect("the last one was too many")
+    }
+
+    #[test]
+    fn ten_failures_in_a_minute_put_a_network_into_the_box() {
+        let (mut penalties, now) = (PenaltyBox::default(), Instant::now());
+        assert_eq!(provoke(&mut penalties, now), BLOCK_FIRST);
+        assert!(!penalties.holds(network(2), now), "somebody else");
+        let almost = now + BLOCK_FIRST - Duration::from_millis(1);
+        assert!(penalties.holds(network(1), almost));
+        assert!(!penalties.holds(network(1), now + BLOCK_FIRST));
+    }
+
+    #[test]
+    fn slow_failures_are_forgiven() {
+        let (mut penalties, start) = (PenaltyBox::default(), Instant::now());
+        for minute in 0..100 {
+            let now = start + WINDOW * minute;
+            for _ in 1..MAX {
+                assert_eq!(penalties.fail(network(1), MAX, now), None);
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_doubles_up_to_an_hour_and_a_quiet_hour_ends_that() {
+        let (mut penalties, mut now) = (PenaltyBox::default(), Instant::now());
+        for minutes in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
+            let block = provoke(&mut penalties, now);
+            assert_eq!(block, Duration::from_secs(60 * minutes));
+            now += block;
+        }
+        now += BLOCK_MAX;
+        assert_eq!(provoke(&mut penalties, now), BLOCK_FIRST);
+    }
+
+    #[test]
+    fn failures_in_the_box_do_not_count() {
+        let (mut penalties, now) = (PenaltyBox::default(), Instant::now());
+        provoke(&mut penalties, now);
+        for _ in 0..MAX * 10 {
+            assert_eq!(penalties.fail(network(1), MAX, now), None);
+        }
+        assert!(!penalties.holds(network(1), now + BLOCK_FIRST));
+    }
+
+    #[test]
+    fn the_network_longest_unheard_of_is_forgotten() {
+        let (mut penalties, now) = (PenaltyBox::default(), Instant::now());
+        provoke(&mut penalties, now);
+        for n in 0..REMEMBERED_MAX as u32 - 1 {
+            penalties.fail(network(n + 10), MAX, now);
+        }
+        assert!(penalties.holds(network(1), now));
+        penalties.fail(network(2), MAX, now);
+        assert!(!penalties.holds(network(1), now));
+        assert_eq!(penalties.records.len(), REMEMBERED_MAX);
+        assert_eq!(penalties.order.len(), REMEMBERED_MAX);
+    }
+}

@@ -1,0 +1,7 @@
+//! Who may do what, while that changes: in one process, under load, and with the binary.
+
+mod binary;
+mod guesses;
+mod lab;
+mod load;
+mod places;
