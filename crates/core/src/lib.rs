@@ -8,6 +8,7 @@ pub mod alpn;
 pub mod close;
 pub mod config;
 pub mod connection;
+pub mod dial;
 pub mod handler;
 pub mod identity;
 pub mod limits;
@@ -19,6 +20,10 @@ pub use close::{CloseCode, CloseReason, StreamCode};
 pub use connection::{
     ConnId, Connection, ConnectionInfo, RecvHalf, RecvStream, SendHalf, SendStream, StreamError,
     StreamSource,
+};
+pub use dial::{
+    DialError, DialErrorKind, DialRequest, Dialer, Dialled, Expect, Host, PeerAddr, PeerAddrError,
+    UnknownPeer,
 };
 pub use handler::{
     BoxError, BoxFuture, HandlerError, HandlerRegistry, ProtocolHandler, RegistryError,
