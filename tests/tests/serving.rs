@@ -9,13 +9,23 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 6] = [
+const OPERATIONS: [&str; 8] = [
     "node/info",
     "node/log",
     "node/poweroff",
     "node/reboot",
     "services/list",
     "services/schema",
+    "services/watch",
+    "session/authenticate",
+];
+
+/// What every node offers everybody.
+const OPEN: [&str; 4] = [
+    "services/list",
+    "services/schema",
+    "services/watch",
+    "session/authenticate",
 ];
 
 /// Both ways in.
@@ -115,7 +125,7 @@ fn refuses_strangers(admin: &Cli, target: &str) {
     }
     let seen = json_of(&stranger, &["ops", target]);
     let seen: Vec<_> = seen.as_array().expect("a list").iter().map(name).collect();
-    assert_eq!(seen, ["services/list", "services/schema"]);
+    assert_eq!(seen, OPEN);
 }
 
 /// What only a machine of ours knows about itself.
