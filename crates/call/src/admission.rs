@@ -96,8 +96,7 @@ fn check(
     let identity = identify(link, &payload)?;
     let input = input(body, &payload);
     check_access(link, operation, identity.as_deref(), &input)?;
-    let key = payload.idempotency_key.as_deref();
-    let keyed = keyed::begin(link, operation, identity.as_deref(), key, &input)?;
+    let keyed = keyed::begin(link, operation, identity.as_deref(), &payload, &input)?;
     let head = Head {
         keyed: keyed.is_some(),
         id: event.id.as_ref().into(),

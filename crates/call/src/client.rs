@@ -149,7 +149,7 @@ pub enum Route {
 }
 
 /// What a request may say beside its input.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CallOptions {
     /// Deadline of a call; subscriptions have one only when it is set here by hand. 30 s by
     /// default, `None` for the responder's own.
@@ -182,6 +182,18 @@ impl Default for CallOptions {
             trace: None,
             route: Route::Auto,
         }
+    }
+}
+
+impl fmt::Debug for CallOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A token is in no log line.
+        f.debug_struct("CallOptions")
+            .field("timeout", &self.timeout)
+            .field("route", &self.route)
+            .field("idempotency_key", &self.idempotency_key)
+            .field("auth_token", &self.auth_token.as_ref().map(|_| "…"))
+            .finish_non_exhaustive()
     }
 }
 

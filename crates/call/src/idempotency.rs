@@ -33,6 +33,8 @@ impl Owner {
 pub(crate) struct Name {
     pub(crate) owner: Owner,
     pub(crate) operation: Box<str>,
+    /// Where the request is routed to, if not to this node.
+    pub(crate) peer: Option<Box<str>>,
     pub(crate) key: Box<str>,
 }
 
@@ -269,6 +271,7 @@ mod tests {
         Arc::new(Name {
             owner: Owner::Known(owner.parse().expect("a peer id")),
             operation: "fs/write".into(),
+            peer: None,
             key: key.into(),
         })
     }
@@ -297,9 +300,14 @@ mod tests {
         results.end(at(2), &a, serial, Some((42, 10)));
         assert_eq!(results.begin(at(3), &a, [1; 32], 8), Begin::Ended(42));
         assert_eq!(results.begin(at(3), &a, [2; 32], 8), Begin::Conflict);
-        // Another identity, and another key, are another call.
+        // Another identity, another key, and another peer are another call.
         run(&mut results, 3, &name("b", "k"));
         run(&mut results, 3, &name("a", "l"));
+        let elsewhere = Name {
+            peer: Some("worker".into()),
+            ..Name::clone(&a)
+        };
+        run(&mut results, 3, &Arc::new(elsewhere));
     }
 
     #[test]
@@ -348,6 +356,7 @@ mod tests {
             Arc::new(Name {
                 owner,
                 operation: "x/y".into(),
+                peer: None,
                 key: "k".into(),
             })
         };

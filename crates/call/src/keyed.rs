@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::body::{Body, Output};
 use crate::context::Ctx;
 use crate::dispatcher::Dispatcher;
+use crate::envelope::Request as Payload;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
 use crate::idempotency::{Begin, InputHash, Name, Owner, Results, Room, Serial};
@@ -71,14 +72,15 @@ pub(crate) fn is_keyed(spec: &OperationSpec) -> bool {
     spec.op_type == OperationType::Mutation && spec.idempotent == Idempotence::Keyed
 }
 
-/// Looks up what a request with `key` has to do; `None` when the key means nothing here.
+/// Looks up what a request has to do; `None` when it has no key, or the key means nothing here.
 pub(crate) fn begin(
     link: &Link,
     operation: &Arc<Compiled>,
     identity: Option<&Identity>,
-    key: Option<&str>,
+    payload: &Payload<'_>,
     input: &Body,
 ) -> Result<Option<Keyed>, CallError> {
+    let key = payload.idempotency_key.as_deref();
     let Some(key) = key.filter(|_| is_keyed(&operation.spec)) else {
         return Ok(None);
     };
@@ -86,6 +88,7 @@ pub(crate) fn begin(
     let name = Arc::new(Name {
         owner: owner(link, identity),
         operation: operation.spec.name.as_str().into(),
+        peer: payload.peer.as_deref().map(Into::into),
         key: key.into(),
     });
     let calls = &link.dispatcher.keyed;

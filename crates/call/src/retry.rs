@@ -196,7 +196,7 @@ impl Caller {
             options.timeout = left(deadline);
             let outcome = self.call_with(operation, input, &options).await;
             let error = match outcome {
-                Err(error) if habits.repeat != Repeat::No && !self.is_closed() => error,
+                Err(error) if habits.repeat != Repeat::No && self.takes_calls() => error,
                 outcome => return outcome,
             };
             match retries.next(&error, left(deadline), random()) {
@@ -204,6 +204,11 @@ impl Caller {
                 None => return Err(error),
             }
         }
+    }
+
+    /// Whether another call over this connection could end otherwise than the last.
+    fn takes_calls(&self) -> bool {
+        !self.is_closed() && !self.is_draining()
     }
 
     /// What of `operation` matters for calling it again. One that the peer does not show is called

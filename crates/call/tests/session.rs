@@ -131,6 +131,15 @@ async fn no_error_repeats_a_token() {
     }
 }
 
+#[test]
+fn options_do_not_show_their_token() {
+    let text = format!("{:?}", with_token("alk_secret"));
+    assert!(
+        text.contains("auth_token") && !text.contains("secret"),
+        "{text}"
+    );
+}
+
 #[tokio::test]
 async fn the_dialled_peer_acts_as_whom_its_key_belongs_to() {
     for carriage in CARRIAGES {
