@@ -9,7 +9,7 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 8] = [
+const OPERATIONS: [&str; 10] = [
     "config/apply",
     "node/info",
     "node/log",
@@ -18,6 +18,16 @@ const OPERATIONS: [&str; 8] = [
     "peer/list",
     "services/list",
     "services/schema",
+    "services/watch",
+    "session/authenticate",
+];
+
+/// What every node offers everybody.
+const OPEN: [&str; 4] = [
+    "services/list",
+    "services/schema",
+    "services/watch",
+    "session/authenticate",
 ];
 
 /// Both ways in.
@@ -117,7 +127,7 @@ fn refuses_strangers(admin: &Cli, target: &str) {
     }
     let seen = json_of(&stranger, &["ops", target]);
     let seen: Vec<_> = seen.as_array().expect("a list").iter().map(name).collect();
-    assert_eq!(seen, ["services/list", "services/schema"]);
+    assert_eq!(seen, OPEN);
 }
 
 /// What only a machine of ours knows about itself.

@@ -11,7 +11,7 @@ use alknet_endpoint::{DialError, Dialer, Target};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{DialArgs, Exit, Failure, output};
+use super::{DialArgs, Exit, Failure, batch, output};
 
 /// Longest input read from a file or standard input: what a call may carry at most.
 const INPUT_BYTES_MAX: u64 = 64 << 20;
@@ -22,10 +22,20 @@ pub(crate) struct CallArgs {
     /// The node.
     target: String,
     /// The operation, for example node/info.
-    operation: String,
+    #[arg(required_unless_present = "batch")]
+    operation: Option<String>,
     /// Its input as JSON; - reads standard input, @FILE a file.
     #[arg(value_name = "JSON")]
     input: Option<String>,
+    /// Call this node, too; can be given several times. Each answer is one line that names its
+    /// node.
+    #[arg(long, value_name = "TARGET")]
+    also: Vec<String>,
+    /// Make the calls of a file instead: one JSON object a line, with operation, input, and if need
+    /// be timeout_ms and idempotency_key; - reads standard input. They run at the same time; each
+    /// answer is one line, in the order of the file.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["operation", "input", "also"])]
+    batch: Option<String>,
     #[command(flatten)]
     dial: DialArgs,
 }
@@ -43,56 +53,162 @@ pub(crate) struct OpsArgs {
 
 /// `alknet call`
 pub(crate) fn call(args: CallArgs, json: bool) -> Result<Exit, Failure> {
-    let input = parse_input(args.input.as_deref())?;
-    let operation = args.operation.trim_start_matches('/').to_owned();
-    connected(&args.target, &args.dial, async |client| {
-        if is_subscription(client, &operation).await? {
-            return follow(client, &operation, &input, json).await;
-        }
-        let options = CallOptions {
-            timeout: Some(args.dial.timeout),
-            ..CallOptions::default()
-        };
-        let answer = client.call_with(&operation, &input, &options).await;
-        show(answer.map_err(of_call)?.value(), json)?;
-        Ok(Exit::Ok)
-    })
-}
-
-/// Asks what kind of operation it is. One that the caller may not see is called all the same: the
-/// answer to the call says why it is refused.
-async fn is_subscription(client: &CallConnection, operation: &str) -> Result<bool, Failure> {
-    match client.schema(operation).await {
-        Ok(spec) => Ok(spec.op_type == OperationType::Subscription),
-        Err(error) if error.code == ErrorCode::NotFound => Ok(false),
-        Err(error) => Err(of_call(error)),
+    if let Some(file) = &args.batch {
+        return batch::run(&args.target, &args.dial, file, json);
     }
+    let request = Request {
+        operation: args
+            .operation
+            .unwrap_or_default()
+            .trim_start_matches('/')
+            .to_owned(),
+        input: parse_input(args.input.as_deref())?,
+        timeout: args.dial.timeout,
+    };
+    if args.also.is_empty() {
+        return connected(&args.target, &args.dial, async |client| {
+            request.make(client, &Printer::alone(json)).await
+        });
+    }
+    let mut targets = vec![args.target];
+    targets.extend(args.also);
+    several(&targets, &args.dial, &request, json)
 }
 
-/// Prints each event on a line of its own, until the end or Ctrl-C.
-async fn follow(
-    client: &CallConnection,
-    operation: &str,
-    input: &Value,
+/// One request to each of several nodes at the same time. Exits as the first target did that did
+/// not exit well.
+fn several(
+    targets: &[String],
+    args: &DialArgs,
+    request: &Request,
     json: bool,
 ) -> Result<Exit, Failure> {
-    let mut events = client.subscribe(operation, input).await.map_err(of_call)?;
-    loop {
-        let event = tokio::select! {
-            event = events.next() => event,
-            _ = tokio::signal::ctrl_c() => return Ok(Exit::Aborted),
+    let targets: Vec<_> = targets
+        .iter()
+        .map(|text| parse_target(text))
+        .collect::<Result<_, _>>()?;
+    let exits = Reach::new(args)?.run(async |reach| {
+        let calls = targets.iter().map(|target| async move {
+            let printer = Printer::labelled(target, json);
+            let result = reach
+                .connected(target, async |client| request.make(client, &printer).await)
+                .await;
+            result.unwrap_or_else(|failure| {
+                printer.failure(&failure);
+                failure.exit
+            })
+        });
+        Ok(futures_util::future::join_all(calls).await)
+    })?;
+    Ok(exits
+        .into_iter()
+        .find(|exit| *exit != Exit::Ok)
+        .unwrap_or(Exit::Ok))
+}
+
+/// What is asked of each node.
+struct Request {
+    operation: String,
+    input: Value,
+    timeout: Duration,
+}
+
+impl Request {
+    /// Asks first what kind of operation it is. One that the caller may not see is called all the
+    /// same: the answer to the call says why it is refused.
+    async fn make(&self, client: &CallConnection, printer: &Printer) -> Result<Exit, Failure> {
+        let options = CallOptions {
+            timeout: Some(self.timeout),
+            ..CallOptions::default()
         };
-        match event {
-            None => return Ok(Exit::Ok),
-            Some(event) => {
-                let event = event.map_err(of_call)?;
-                let value = event.output.value();
-                match log_line(operation, value) {
-                    Some(line) if !json => output::line(&line)?,
-                    _ => output::json_line(value)?,
+        let (operation, input) = (&self.operation, &self.input);
+        let answer = match client.schema(operation).await {
+            Ok(spec) if spec.op_type == OperationType::Subscription => {
+                return self.follow(client, printer).await;
+            }
+            Ok(_) => client.call_retrying(operation, input, &options).await,
+            Err(error) if error.code == ErrorCode::NotFound => {
+                client.call_with(operation, input, &options).await
+            }
+            Err(error) => Err(error),
+        };
+        printer.answer(answer.map_err(of_call)?.value())?;
+        Ok(Exit::Ok)
+    }
+
+    /// Prints each event on a line of its own, until the end or Ctrl-C.
+    async fn follow(&self, client: &CallConnection, printer: &Printer) -> Result<Exit, Failure> {
+        let events = client.subscribe(&self.operation, &self.input).await;
+        let mut events = events.map_err(of_call)?;
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                _ = tokio::signal::ctrl_c() => return Ok(Exit::Aborted),
+            };
+            match event {
+                None => return Ok(Exit::Ok),
+                Some(event) => {
+                    let event = event.map_err(of_call)?;
+                    printer.event(&self.operation, event.output.value())?;
                 }
             }
         }
+    }
+}
+
+/// Prints what a node answers, by name where there are several.
+struct Printer {
+    json: bool,
+    /// For people, and for programs.
+    target: Option<(String, String)>,
+}
+
+impl Printer {
+    fn alone(json: bool) -> Self {
+        Self { json, target: None }
+    }
+
+    fn labelled(target: &Target, json: bool) -> Self {
+        Self {
+            json,
+            target: Some((target.address(), target.to_string())),
+        }
+    }
+
+    fn answer(&self, value: &Value) -> Result<(), Failure> {
+        match &self.target {
+            None => show(value, self.json),
+            Some(_) => self.line(value, &value.to_string()),
+        }
+    }
+
+    fn event(&self, operation: &str, value: &Value) -> Result<(), Failure> {
+        let text = log_line(operation, value).unwrap_or_else(|| value.to_string());
+        self.line(value, &text)
+    }
+
+    fn line(&self, value: &Value, text: &str) -> Result<(), Failure> {
+        match (&self.target, self.json) {
+            (None, true) => output::json_line(value),
+            (None, false) => output::line(text),
+            (Some((_, target)), true) => {
+                output::json_line(&json!({ "target": target, "output": value }))
+            }
+            (Some((address, _)), false) => output::line(&format!("{address} {text}")),
+        }
+    }
+
+    fn failure(&self, failure: &Failure) {
+        // A reader that went away is no failure of any node.
+        if failure.exit == Exit::Ok {
+            return;
+        }
+        let target = match (&self.target, self.json) {
+            (Some((_, target)), true) => Some(target.as_str()),
+            (Some((address, _)), false) => Some(address.as_str()),
+            (None, _) => None,
+        };
+        output::failure_of(target, failure, self.json);
     }
 }
 
@@ -153,32 +269,62 @@ pub(crate) fn connected(
     args: &DialArgs,
     work: impl AsyncFnOnce(&CallConnection) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
-    let target = target.strip_prefix("alknet:").unwrap_or(target);
-    let target: Target = target.parse().map_err(Failure::usage)?;
-    let key = if args.anonymous {
-        None
-    } else {
-        Some(args.state.key()?)
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.map_err(|e| Failure::local(format!("cannot start the runtime: {e}")))?;
-    runtime.block_on(async {
-        let dialer = Dialer::new(key);
-        let carriage = args.carriage.map_or(Carriage::Both, Into::into);
-        let connection = within(
-            args.timeout,
-            &target,
-            dialer.dial_over(carriage, &target, ALPN),
-        );
-        let client = CallClient::without_operations().attach(connection.await?, None);
+    let target = parse_target(target)?;
+    Reach::new(args)?.run(async |reach| reach.connected(&target, work).await)
+}
+
+fn parse_target(text: &str) -> Result<Target, Failure> {
+    let text = text.strip_prefix("alknet:").unwrap_or(text);
+    text.parse().map_err(Failure::usage)
+}
+
+/// What every connection of one command is made with.
+struct Reach {
+    dialer: Dialer,
+    carriage: Carriage,
+    timeout: Duration,
+}
+
+impl Reach {
+    fn new(args: &DialArgs) -> Result<Self, Failure> {
+        let key = if args.anonymous {
+            None
+        } else {
+            Some(args.state.key()?)
+        };
+        Ok(Self {
+            dialer: Dialer::new(key),
+            carriage: args.carriage.map_or(Carriage::Both, Into::into),
+            timeout: args.timeout,
+        })
+    }
+
+    /// Runs `work` to its end, and sees the goodbyes off.
+    fn run<T>(&self, work: impl AsyncFnOnce(&Self) -> Result<T, Failure>) -> Result<T, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime =
+            runtime.map_err(|e| Failure::local(format!("cannot start the runtime: {e}")))?;
+        runtime.block_on(async {
+            let result = work(self).await;
+            self.dialer.close().await;
+            result
+        })
+    }
+
+    async fn connected(
+        &self,
+        target: &Target,
+        work: impl AsyncFnOnce(&CallConnection) -> Result<Exit, Failure>,
+    ) -> Result<Exit, Failure> {
+        let dial = self.dialer.dial_over(self.carriage, target, ALPN);
+        let connection = within(self.timeout, target, dial).await?;
+        let client = CallClient::without_operations().attach(connection, None);
         let result = work(&client).await;
         client.close(alknet_core::CloseCode::Normal, "");
-        drop(client);
-        dialer.close().await;
         result
-    })
+    }
 }
 
 async fn within<T>(
@@ -233,8 +379,7 @@ fn parse_input(text: Option<&str>) -> Result<Value, Failure> {
         None => return Ok(Value::Null),
         Some("-") => read_stdin()?,
         Some(text) => match text.strip_prefix('@') {
-            Some(file) => std::fs::read(file)
-                .map_err(|error| Failure::usage(format!("cannot read {file}: {error}")))?,
+            Some(file) => read_file(file)?,
             None => text.as_bytes().to_vec(),
         },
     };
@@ -244,15 +389,23 @@ fn parse_input(text: Option<&str>) -> Result<Value, Failure> {
 
 /// All of standard input, within [`INPUT_BYTES_MAX`].
 pub(crate) fn read_stdin() -> Result<Vec<u8>, Failure> {
+    read_all(std::io::stdin().lock(), "standard input")
+}
+
+/// All of a file, within [`INPUT_BYTES_MAX`].
+pub(crate) fn read_file(name: &str) -> Result<Vec<u8>, Failure> {
+    let file = std::fs::File::open(name)
+        .map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
+    read_all(file, name)
+}
+
+fn read_all(from: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    let read = std::io::stdin()
-        .lock()
-        .take(INPUT_BYTES_MAX + 1)
-        .read_to_end(&mut bytes);
-    read.map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
+    let read = from.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
     if bytes.len() as u64 > INPUT_BYTES_MAX {
         return Err(Failure::usage(format!(
-            "the input is longer than {INPUT_BYTES_MAX} bytes"
+            "{name} is longer than {INPUT_BYTES_MAX} bytes"
         )));
     }
     Ok(bytes)

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod batch;
 mod call;
 mod config;
 mod exit;
@@ -45,7 +46,10 @@ enum Verb {
     #[command(
         after_help = "Examples:\n  alknet call ed25519:…@192.0.2.7:443 node/info\n  \
 alknet call ed25519:…@192.0.2.7:443 node/log '{\"follow\":true}'\n  \
-echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -"
+alknet call ed25519:…@192.0.2.7:443 services/schema @names.json\n  \
+echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -\n  \
+alknet call ed25519:…@192.0.2.7:443 node/info --also ed25519:…@192.0.2.8:443\n  \
+echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --batch -"
     )]
     Call(call::CallArgs),
     /// Print a completion script for a shell.

@@ -9,10 +9,22 @@ use super::{Exit, Failure};
 
 /// Prints the one error of a command on standard error.
 pub(crate) fn failure(failure: &Failure, json: bool) {
+    failure_of(None, failure, json);
+}
+
+/// Prints an error on standard error, naming the node where there are several.
+pub(crate) fn failure_of(target: Option<&str>, failure: &Failure, json: bool) {
     let text = if json {
-        json!({ "error": { "code": failure.code, "message": failure.message } }).to_string()
+        let error = json!({ "code": failure.code, "message": failure.message });
+        match target {
+            Some(target) => json!({ "target": target, "error": error }).to_string(),
+            None => json!({ "error": error }).to_string(),
+        }
     } else {
-        format!("alknet: {failure}")
+        match target {
+            Some(target) => format!("alknet: {target}: {failure}"),
+            None => format!("alknet: {failure}"),
+        }
     };
     // Where standard error is gone there is nobody left to tell.
     writeln!(io::stderr(), "{text}").ok();

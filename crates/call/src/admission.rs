@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use crate::body::Body;
 use crate::dispatcher::Counters;
 use crate::envelope::{self, Envelope, ForwardedFor, Request as Payload};
-use crate::error::{CallError, ErrorCode};
+use crate::error::CallError;
 use crate::frame::FrameBody;
 use crate::handler::HandlerKind;
+use crate::keyed::{self, Keyed};
 use crate::lane::{End, Lane};
 use crate::limits::{CALL_TIMEOUT_DEFAULT, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX};
 use crate::link::Link;
@@ -41,7 +42,7 @@ pub(crate) async fn admit(
         return Err(End::Protocol("id is in flight"));
     }
     match check(link, lane, body, event) {
-        Ok((in_flight, input)) => start(in_flight, input).await,
+        Ok(admitted) => start(admitted).await,
         Err(error) => {
             Counters::add(&link.dispatcher.counters.errors);
             lane.out
@@ -51,11 +52,29 @@ pub(crate) async fn admit(
     Ok(())
 }
 
-async fn start(in_flight: InFlight, input: Body) {
+/// A request that passed every check.
+struct Admitted {
+    in_flight: InFlight,
+    input: Body,
+    /// What it does instead of running, where it has an idempotency key that counts.
+    keyed: Option<Keyed>,
+}
+
+async fn start(admitted: Admitted) {
+    let Admitted {
+        in_flight,
+        input,
+        keyed,
+    } = admitted;
     let operation = Arc::clone(in_flight.request().operation());
     match &operation.handler {
         HandlerKind::Once(handler) => {
-            request::start_once(in_flight, Arc::clone(handler), input)
+            let handler = Arc::clone(handler);
+            let handler = match keyed {
+                Some(keyed) => keyed.handler(handler),
+                None => handler,
+            };
+            request::start_once(in_flight, handler, input)
                 .poll_or_spawn()
                 .await;
         }
@@ -68,7 +87,7 @@ fn check(
     lane: &Arc<Lane>,
     body: &FrameBody,
     event: &Envelope<'_>,
-) -> Result<(InFlight, Body), CallError> {
+) -> Result<Admitted, CallError> {
     let payload = parse(event.payload)?;
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
@@ -77,7 +96,9 @@ fn check(
     let identity = identify(link, &payload)?;
     let input = input(body, &payload);
     check_access(link, operation, identity.as_deref(), &input)?;
+    let keyed = keyed::begin(link, operation, identity.as_deref(), &payload, &input)?;
     let head = Head {
+        keyed: keyed.is_some(),
         id: event.id.as_ref().into(),
         forwarded_for: forwarded_for(link, payload.forwarded_for),
         trace: payload.trace.as_deref().map(Into::into),
@@ -94,7 +115,11 @@ fn check(
     if operation.checks_input() {
         operation.check_input(input.try_value()?)?;
     }
-    Ok((in_flight, input))
+    Ok(Admitted {
+        in_flight,
+        input,
+        keyed,
+    })
 }
 
 fn parse(payload: &str) -> Result<Payload<'_>, CallError> {
@@ -124,20 +149,13 @@ fn lookup<'a>(link: &'a Link, payload: &Payload<'_>) -> Result<&'a Arc<Compiled>
 /// back to it.
 fn identify(link: &Link, payload: &Payload<'_>) -> Result<Option<Arc<Identity>>, CallError> {
     let Some(token) = payload.auth_token.as_deref() else {
-        return Ok(link.connection.identity());
+        return Ok(link.identity());
     };
-    link.dispatcher.by_token(token).map(Some).ok_or_else(|| {
-        link.connection.auth_failed();
-        CallError::new(
-            ErrorCode::Unauthenticated,
-            "the auth_token is unknown or expired; make a new one",
-        )
-    })
+    link.by_token(token).map(Some)
 }
 
 fn forwarded_for(link: &Link, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {
     let trusted = link
-        .connection
         .identity()
         .is_some_and(|peer| peer.scopes.allows(FORWARD_SCOPE));
     claim.filter(|_| trusted)
@@ -236,7 +254,9 @@ fn make_room(
             limits.subscriptions,
         ));
     }
-    operation.enter()?;
+    if !head.keyed {
+        operation.enter()?;
+    }
     let request = Arc::new(Request::new(head, link, lane, operation));
     link.remember_inbound(&request);
     Ok(InFlight::new(request))

@@ -39,6 +39,11 @@ impl Body {
         &self.raw
     }
 
+    /// What `{"$bin":[offset,length]}` point into.
+    pub(crate) fn tail(&self) -> &Bytes {
+        &self.tail
+    }
+
     /// The value, parsed once. Text with numbers beyond what `f64` can hold reads as `null`.
     #[must_use]
     pub fn value(&self) -> &Value {

@@ -7,38 +7,45 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use alknet_core::{AuthContext, CloseCode, CloseReason, Connection, StreamCode};
+use alknet_core::{AuthContext, CloseCode, CloseReason, Connection, Dialer, Identity};
 use futures_util::Stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
 use crate::body::Body;
 use crate::dispatcher::Dispatcher;
-use crate::envelope::{self, EventKind, ForwardedFor, Request as Payload};
+use crate::envelope::ForwardedFor;
 use crate::error::CallError;
 use crate::lane::Lane;
 use crate::limits::{
-    CALL_TIMEOUT_DEFAULT, LANE_REQUEST_BYTES, LANE_TIMEOUT_MAX, RESPONDER_GRACE,
-    STREAM_EVENTS_BUFFERED, WINDOW_DEFAULT,
+    CALL_TIMEOUT_DEFAULT, LANE_REQUEST_BYTES, LANE_TIMEOUT_MAX, STREAM_EVENTS_BUFFERED,
+    WINDOW_DEFAULT,
 };
 use crate::link::Link;
 use crate::outbound::{Delivery, Event};
+use crate::outgoing::{self, Encoded, Outgoing};
 use crate::registry::Registry;
 use crate::services::{Listing, OperationSummary};
 use crate::spec::OperationSpec;
 
-/// Makes [`CallConnection`]s out of connections that were dialled with ALPN `alknet/call`.
+/// Makes [`CallConnection`]s: dials them, or takes connections that were dialled with ALPN
+/// `alknet/call`.
 #[derive(Clone, Debug)]
-pub struct CallClient(Arc<Dispatcher>);
+pub struct CallClient {
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) dialer: Option<Arc<dyn Dialer>>,
+}
 
 impl CallClient {
     /// A client whose peers may call the operations of `dispatcher`, too.
     #[must_use]
     pub fn new(dispatcher: Arc<Dispatcher>) -> Self {
-        Self(dispatcher)
+        Self {
+            dispatcher,
+            dialer: None,
+        }
     }
 
     /// A client that only calls.
@@ -47,23 +54,34 @@ impl CallClient {
         Self::new(Arc::new(Dispatcher::new(Registry::empty())))
     }
 
+    /// Who dials for [`connect`](Self::connect).
+    #[must_use]
+    pub fn with_dialer(mut self, dialer: Arc<dyn Dialer>) -> Self {
+        self.dialer = Some(dialer);
+        self
+    }
+
     /// Starts to use a connection. It ends with the last clone of what this returns. Must be
     /// called within a tokio runtime.
     ///
     /// `auth` says who the peer is, for its own requests.
     #[must_use]
     pub fn attach(&self, connection: Connection, auth: Option<&AuthContext>) -> CallConnection {
-        let link = Link::new(connection, Arc::clone(&self.0), auth);
+        let link = Link::new(connection.clone(), Arc::clone(&self.dispatcher), auth);
         let driver = tokio::spawn(Arc::clone(&link).drive());
         CallConnection {
             caller: Caller { link },
-            _driver: Arc::new(AbortOnDrop(driver.abort_handle())),
+            _driver: Arc::new(Driver {
+                connection,
+                _task: AbortOnDrop(driver.abort_handle()),
+            }),
         }
     }
 }
 
+/// A task that ends with its owner.
 #[derive(Debug)]
-struct AbortOnDrop(tokio::task::AbortHandle);
+pub(crate) struct AbortOnDrop(pub(crate) tokio::task::AbortHandle);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -71,11 +89,25 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// What keeps a connection going. Ends it itself: work of this side that outlives the connection
+/// may still hold on to it.
+#[derive(Debug)]
+struct Driver {
+    connection: Connection,
+    _task: AbortOnDrop,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.connection.close(CloseCode::Normal, "");
+    }
+}
+
 /// A dialled connection; calls go through [`Caller`], which it derefs to.
 #[derive(Clone, Debug)]
 pub struct CallConnection {
     caller: Caller,
-    _driver: Arc<AbortOnDrop>,
+    _driver: Arc<Driver>,
 }
 
 impl CallConnection {
@@ -86,7 +118,13 @@ impl CallConnection {
 
     /// Resolves once the connection has ended.
     pub async fn closed(&self) -> CloseReason {
-        self.caller.link.connection.closed().await
+        let link = &self.caller.link;
+        tokio::select! {
+            biased;
+            reason = link.connection.closed() => reason,
+            // On a carriage with one stream, the end of the stream may be all there is to see.
+            () = link.ended() => CloseReason::Lost("the stream ended".to_owned()),
+        }
     }
 }
 
@@ -111,7 +149,7 @@ pub enum Route {
 }
 
 /// What a request may say beside its input.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CallOptions {
     /// Deadline of a call; subscriptions have one only when it is set here by hand. 30 s by
     /// default, `None` for the responder's own.
@@ -147,10 +185,22 @@ impl Default for CallOptions {
     }
 }
 
+impl fmt::Debug for CallOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A token is in no log line.
+        f.debug_struct("CallOptions")
+            .field("timeout", &self.timeout)
+            .field("route", &self.route)
+            .field("idempotency_key", &self.idempotency_key)
+            .field("auth_token", &self.auth_token.as_ref().map(|_| "…"))
+            .finish_non_exhaustive()
+    }
+}
+
 /// Calls the other side of a connection, whichever side dialled.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    link: Arc<Link>,
+    pub(crate) link: Arc<Link>,
 }
 
 impl Caller {
@@ -196,19 +246,10 @@ impl Caller {
     ) -> Result<Body, CallError> {
         let request = Encoded::new(&self.link, operation, input, options, None)?;
         let lane = self.lane_for(&request, options).await?;
-        let answer = self.link.outbound.wait_once(request.id, &lane)?;
-        let outgoing = request.send(&self.link, lane);
-        let lost = || CallError::unavailable("the connection ended");
-        let answer = async { answer.await.unwrap_or_else(|_| Err(lost())) };
-        let outcome = match options.timeout {
-            // The responder's TIMEOUT comes first; this is for one that says nothing at all.
-            Some(timeout) => tokio::time::timeout(timeout.saturating_add(RESPONDER_GRACE), answer)
-                .await
-                .unwrap_or_else(|_| Err(CallError::timeout())),
-            None => answer.await,
-        };
-        drop(outgoing);
-        outcome
+        let mut frame = Vec::new();
+        let pending = request.expect_answer(&self.link, &lane, options.timeout, &mut frame)?;
+        outgoing::send(&lane, frame);
+        pending.outcome().await
     }
 
     /// Starts a subscription. Dropping it aborts.
@@ -246,15 +287,14 @@ impl Caller {
             self.shared_lane().await?
         };
         let buffered = window.map_or(STREAM_EVENTS_BUFFERED, |window| window as usize + 1);
-        let events = self
-            .link
-            .outbound
-            .wait_stream(request.id, &lane, buffered)?;
+        let mut frame = Vec::new();
+        let (events, outgoing) = request.expect_events(&self.link, &lane, buffered, &mut frame)?;
+        outgoing::send(&lane, frame);
         Ok(Subscription {
             events,
             window,
             taken: 0,
-            outgoing: Some(request.send(&self.link, lane)),
+            outgoing: Some(outgoing),
         })
     }
 
@@ -271,6 +311,7 @@ impl Caller {
             let protocol = &page.protocol;
             let mixed = protocol.features.iter().any(|feature| feature == "bin1");
             self.link.set_peer_protocol(protocol.max_frame, mixed);
+            self.link.known.set_requests_max(protocol.max_inflight);
             found.extend(page.operations);
             // A peer that repeats its cursor would keep us here for ever.
             if page.next.is_none() || page.next == cursor {
@@ -286,7 +327,28 @@ impl Caller {
     /// As [`call`](Self::call).
     pub async fn schema(&self, operation: &str) -> Result<OperationSpec, CallError> {
         let input = serde_json::json!({ "name": operation });
-        self.call_typed("services/schema", &input).await
+        let spec = self.call_typed("services/schema", &input).await?;
+        self.link.known.learn(operation, &spec);
+        Ok(spec)
+    }
+
+    /// Requests the peer takes from this side at once, as far as it said so
+    /// ([`operations`](Self::operations) asks).
+    #[must_use]
+    pub fn requests_max(&self) -> Option<usize> {
+        self.link.known.requests_max()
+    }
+
+    /// Who the peer is, if anybody known.
+    #[must_use]
+    pub fn peer(&self) -> Option<Arc<Identity>> {
+        self.link.identity()
+    }
+
+    /// Whether the connection has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.link.over().is_cancelled()
     }
 
     /// Whether the peer asked for no new requests.
@@ -300,7 +362,7 @@ impl Caller {
         request: &Encoded,
         options: &CallOptions,
     ) -> Result<Arc<Lane>, CallError> {
-        let small = request.frame.len() <= LANE_REQUEST_BYTES;
+        let small = request.len() <= LANE_REQUEST_BYTES;
         let short = options.timeout.is_none_or(|t| t <= LANE_TIMEOUT_MAX);
         let own = match options.route {
             Route::Auto => !(small && short),
@@ -319,113 +381,9 @@ impl Caller {
         lane.map_err(|error| CallError::unavailable(error.to_string()))
     }
 
-    async fn shared_lane(&self) -> Result<Arc<Lane>, CallError> {
+    pub(crate) async fn shared_lane(&self) -> Result<Arc<Lane>, CallError> {
         let lane = self.link.any_lane().await;
         lane.map_err(|error| CallError::unavailable(error.to_string()))
-    }
-}
-
-/// A request ready to be sent.
-struct Encoded {
-    id: u64,
-    wire_id: String,
-    frame: Vec<u8>,
-}
-
-impl Encoded {
-    fn new(
-        link: &Link,
-        operation: &str,
-        input: &(impl Serialize + ?Sized),
-        options: &CallOptions,
-        window: Option<u32>,
-    ) -> Result<Self, CallError> {
-        if link.heard_goaway() {
-            return Err(CallError::draining());
-        }
-        let input = serde_json::value::to_raw_value(input)
-            .map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))?;
-        let id = link.outbound.next_id();
-        let wire_id = link.outbound.wire_id(id);
-        let payload = payload(operation, &input, options, window);
-        let mut frame = Vec::with_capacity(input.get().len() + 128);
-        let len = envelope::append_event(&mut frame, EventKind::Requested, &wire_id, |out| {
-            envelope::append_json(out, &payload);
-        });
-        if len > link.peer_frame_bytes() {
-            let message = format!(
-                "the request has {len} bytes and the peer takes {}",
-                link.peer_frame_bytes()
-            );
-            return Err(CallError::new(crate::ErrorCode::PayloadTooLarge, message));
-        }
-        Ok(Self { id, wire_id, frame })
-    }
-
-    fn send(self, link: &Arc<Link>, lane: Arc<Lane>) -> Outgoing {
-        lane.out.push(|out| {
-            if out.is_empty() {
-                *out = self.frame;
-            } else {
-                out.extend_from_slice(&self.frame);
-            }
-        });
-        if lane.is_single_call() {
-            lane.out.finish();
-        }
-        Outgoing {
-            link: Arc::clone(link),
-            lane,
-            id: self.id,
-            wire_id: self.wire_id,
-        }
-    }
-}
-
-fn payload<'a>(
-    operation: &str,
-    input: &'a RawValue,
-    options: &'a CallOptions,
-    window: Option<u32>,
-) -> Payload<'a> {
-    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    Payload {
-        operation: format!("/{}", operation.trim_start_matches('/')).into(),
-        input: Some(input),
-        auth_token: options.auth_token.as_deref().map(Into::into),
-        forwarded_for: options.forwarded_for.clone(),
-        timeout_ms: options.timeout.map(millis),
-        deadline: None,
-        idle_ms: options.idle.map(millis),
-        window,
-        idempotency_key: options.idempotency_key.as_deref().map(Into::into),
-        trace: options.trace.as_deref().map(Into::into),
-        peer: None,
-    }
-}
-
-/// A request on its way: dropping it before its terminal event aborts it.
-struct Outgoing {
-    link: Arc<Link>,
-    lane: Arc<Lane>,
-    id: u64,
-    wire_id: String,
-}
-
-impl Drop for Outgoing {
-    fn drop(&mut self) {
-        if !self.link.outbound.forget(self.id) {
-            return;
-        }
-        if self.lane.is_single_call() {
-            self.lane.out.kill(StreamCode::Cancelled);
-        } else {
-            self.lane.out.push(|out| {
-                envelope::append_event(out, EventKind::Aborted, &self.wire_id, |out| {
-                    out.extend_from_slice(b"{}");
-                })
-            });
-        }
     }
 }
 
@@ -451,10 +409,7 @@ impl Subscription {
         self.taken += 1;
         if self.taken >= window.div_ceil(2) {
             let n = std::mem::take(&mut self.taken);
-            outgoing
-                .lane
-                .out
-                .push(|out| envelope::append_credit(out, &outgoing.wire_id, n));
+            outgoing.credit(n);
         }
     }
 }

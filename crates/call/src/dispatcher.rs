@@ -5,14 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use alknet_core::{AuthToken, Identity, IdentityProvider};
+use alknet_core::{AuthToken, Identity, IdentityProvider, PeerKey};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::access::OwnershipProvider;
+use crate::keyed::KeyedCalls;
 use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits};
 use crate::link::Link;
 use crate::registry::Registry;
 use crate::sync::lock;
+use crate::watch::Announcer;
 
 /// Serves the operations of a registry on any number of connections.
 pub struct Dispatcher {
@@ -23,6 +26,8 @@ pub struct Dispatcher {
     pub(crate) timeout_max: Duration,
     pub(crate) node: String,
     pub(crate) counters: Counters,
+    pub(crate) keyed: KeyedCalls,
+    announcer: Announcer,
     identities: Option<Arc<dyn IdentityProvider>>,
     links: Mutex<Vec<Weak<Link>>>,
     draining: AtomicBool,
@@ -33,6 +38,8 @@ impl Dispatcher {
     #[must_use]
     pub fn new(registry: Registry) -> Self {
         Self {
+            keyed: KeyedCalls::default(),
+            announcer: Announcer::new(&registry),
             registry: Arc::new(registry),
             ownership: None,
             limits: PeerLimits::AUTHENTICATED,
@@ -94,6 +101,12 @@ impl Dispatcher {
         &self.registry
     }
 
+    /// Where changes of the operations are announced to those who watch them.
+    #[must_use]
+    pub fn announcer(&self) -> &Announcer {
+        &self.announcer
+    }
+
     /// What happened so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -109,6 +122,7 @@ impl Dispatcher {
         for link in links {
             link.ended().await;
         }
+        self.keyed.drained().await;
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -118,6 +132,19 @@ impl Dispatcher {
     pub(crate) fn by_token(&self, token: &str) -> Option<Arc<Identity>> {
         let token = AuthToken::new(token.to_owned());
         self.identities.as_ref()?.by_token(&token)
+    }
+
+    /// Whom a key stands for, given its names.
+    pub(crate) fn by_keys(&self, keys: &[PeerKey]) -> Option<Arc<Identity>> {
+        let identities = self.identities.as_ref()?;
+        keys.iter().find_map(|key| identities.by_key(key))
+    }
+
+    /// Says when an identity may have changed.
+    pub(crate) fn identity_changes(&self) -> Option<watch::Receiver<u64>> {
+        self.identities
+            .as_ref()
+            .map(|identities| identities.watch())
     }
 
     pub(crate) fn add_link(&self, link: &Arc<Link>) {

@@ -247,6 +247,11 @@ impl CallError {
         Self::new(ErrorCode::NotFound, message)
     }
 
+    pub(crate) fn bad_token() -> Self {
+        let message = "the token is unknown or expired; make a new one";
+        Self::new(ErrorCode::Unauthenticated, message)
+    }
+
     pub(crate) fn draining() -> Self {
         Self::unavailable("the node is shutting down; connect again in a moment")
             .with_retry_after_ms(DRAIN_RETRY_MS)

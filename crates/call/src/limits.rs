@@ -20,6 +20,19 @@ pub const ID_BYTES_MAX: usize = 64;
 pub const OPERATION_BYTES_MAX: usize = 128;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 64;
+/// How long the result of a keyed mutation answers repeated requests.
+pub const IDEMPOTENCY_TIME: Duration = Duration::from_secs(600);
+/// Keyed mutations remembered for one identity.
+pub const IDEMPOTENCY_ENTRIES: usize = 1024;
+/// Bytes of the longest result that is remembered.
+pub const IDEMPOTENCY_RESULT_BYTES: usize = 64 << 10;
+/// Bytes an entry counts for beside its result.
+pub const IDEMPOTENCY_ENTRY_BYTES: usize = 256;
+/// Bytes of results remembered for everybody together.
+pub const IDEMPOTENCY_BYTES: usize = 64 << 20;
+/// How often the token behind an authenticated connection is looked up again, for those that
+/// expire. Revoked ones end at once.
+pub const SESSION_RECHECK: Duration = Duration::from_secs(30);
 /// Validation failures listed in one error.
 pub const INVALID_DETAILS_MAX: usize = 10;
 /// Compiled size of a schema's regular expression, in bytes: no schema may exhaust memory.
@@ -62,6 +75,19 @@ pub const LANES: usize = 2;
 pub const WINDOW_DEFAULT: u32 = 64;
 /// Events buffered for the reader of a subscription that has a stream of its own.
 pub const STREAM_EVENTS_BUFFERED: usize = 16;
+
+/// Retries of one call.
+pub const RETRIES_MAX: u32 = 3;
+/// Longest pause before the first retry; each next one is twice as long.
+pub const RETRY_DELAY_FIRST: Duration = Duration::from_millis(50);
+/// Longest pause before the first attempt to connect again; each next one is twice as long.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause between attempts to connect.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How long a connection has to hold before the pauses begin anew.
+pub const BACKOFF_RESET: Duration = Duration::from_secs(10);
+/// Operations of a peer a client remembers the kind of.
+pub const KNOWN_OPERATIONS_MAX: usize = 1024;
 
 /// What one connection may have open at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

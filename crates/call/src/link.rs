@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use alknet_core::{
-    AuthContext, CloseCode, Connection, HandlerError, RecvStream, SendStream, StreamCode,
+    AuthContext, CloseCode, Connection, HandlerError, Identity, RecvStream, SendStream, StreamCode,
     StreamError,
 };
 use bytes::Bytes;
@@ -18,11 +18,14 @@ use crate::admission;
 use crate::context::ConnInfo;
 use crate::dispatcher::{Counters, Dispatcher};
 use crate::envelope::{self, Credit, Envelope, EventKind};
+use crate::error::CallError;
 use crate::frame::FrameBody;
 use crate::lane::{self, End, Lane};
 use crate::limits::{DRAIN_RETRY_MS, FRAME_BYTES_DEFAULT, LANES, PeerLimits};
 use crate::outbound::Outbound;
 use crate::request::Request;
+use crate::retry::Known;
+use crate::session::Session;
 use crate::sync::lock;
 
 /// One connection.
@@ -31,6 +34,9 @@ pub(crate) struct Link {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) info: ConnInfo,
     pub(crate) outbound: Outbound,
+    pub(crate) session: Session,
+    /// What is known of the peer's operations.
+    pub(crate) known: Known,
     inbound: Mutex<Inbound>,
     lanes: Mutex<Vec<Weak<Lane>>>,
     shared: [tokio::sync::Mutex<Option<Arc<Lane>>>; LANES],
@@ -62,6 +68,8 @@ impl Link {
             info: ConnInfo::new(&connection, auth),
             outbound: Outbound::new(connection.info().dialled),
             connection,
+            session: Session::default(),
+            known: Known::default(),
             dispatcher: Arc::clone(&dispatcher),
             inbound: Mutex::default(),
             lanes: Mutex::default(),
@@ -236,9 +244,23 @@ impl Link {
 
     // Limits and facts about the peer.
 
+    /// Whom the peer acts as: what it authenticated as, else what its key says.
+    pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
+        let session = self.session.identity();
+        session.or_else(|| self.connection.identity())
+    }
+
+    /// Whom a token stands for. One that stands for nobody is a guess, and counted.
+    pub(crate) fn by_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
+        self.dispatcher.by_token(token).ok_or_else(|| {
+            self.connection.auth_failed();
+            CallError::bad_token()
+        })
+    }
+
     /// What the peer may have open: it is known, or it is not.
     pub(crate) fn limits(&self) -> PeerLimits {
-        if self.connection.identity().is_some() {
+        if self.is_known() {
             self.dispatcher.limits
         } else {
             PeerLimits {
@@ -247,6 +269,11 @@ impl Link {
                 ..PeerLimits::UNAUTHENTICATED
             }
         }
+    }
+
+    /// Once somebody authenticated, the connection has an identity, too.
+    fn is_known(&self) -> bool {
+        self.connection.identity().is_some()
     }
 
     fn nesting(&self) -> usize {
@@ -296,9 +323,7 @@ impl Link {
     }
 
     pub(crate) fn is_stranger_on_single(&self) -> bool {
-        !self.connection.is_multi()
-            && !self.connection.info().dialled
-            && self.connection.identity().is_none()
+        !self.connection.is_multi() && !self.connection.info().dialled && !self.is_known()
     }
 
     // The peer's requests.
@@ -411,6 +436,11 @@ impl Link {
 
     pub(crate) fn start_drain(&self) {
         self.drain.cancel();
+    }
+
+    /// Cancelled once the connection is over.
+    pub(crate) fn over(&self) -> CancellationToken {
+        self.cancel.clone()
     }
 
     /// Resolves once the connection is over.

@@ -150,7 +150,7 @@ impl RegistryBuilder {
     pub fn build_lazily(self) -> Result<Registry, RegistryError> {
         let mut by_name = HashMap::new();
         for registration in self.registrations {
-            if registration.spec.namespace == services::NAMESPACE {
+            if services::is_reserved(&registration.spec.namespace) {
                 return Err(RegistryError::Reserved(registration.spec.name));
             }
             insert(&mut by_name, registration)?;
@@ -401,7 +401,7 @@ fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
     if risky && !registration.open {
         return Err(RegistryError::Open(spec.name.clone()));
     }
-    if risky {
+    if risky && !services::is_reserved(&spec.namespace) {
         tracing::warn!(operation = spec.name, "everybody may call this mutation");
     }
     Ok(())
@@ -447,7 +447,7 @@ pub enum RegistryError {
         path: String,
     },
     /// The namespace belongs to the protocol.
-    #[error("operation '{0}': the namespace 'services' belongs to the protocol")]
+    #[error("operation '{0}': its namespace belongs to the protocol; choose another")]
     Reserved(String),
     /// A schema does not compile.
     #[error("operation '{name}' has an invalid schema: {reason}")]

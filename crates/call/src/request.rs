@@ -39,7 +39,7 @@ pub(crate) struct Request {
 }
 
 /// What the requester said about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) id: Box<str>,
     pub(crate) identity: Option<Arc<Identity>>,
@@ -48,6 +48,8 @@ pub(crate) struct Head {
     pub(crate) deadline: Option<Instant>,
     pub(crate) idle: Option<Duration>,
     pub(crate) window: Option<u32>,
+    /// Whether it only waits for the run of its idempotency key, which is counted instead.
+    pub(crate) keyed: bool,
 }
 
 impl Request {
@@ -69,6 +71,13 @@ impl Request {
             token: OnceLock::new(),
             task: OnceLock::new(),
         }
+    }
+
+    /// The same request without its place on the connection: no abort reaches it, and what it
+    /// would send it does not. A keyed mutation runs as one.
+    pub(crate) fn detached(&self) -> Arc<Self> {
+        let head = self.head.clone();
+        Arc::new(Self::new(head, &self.link, &self.lane, &self.operation))
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -329,7 +338,9 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let request = &self.0;
-        request.operation.leave();
+        if !request.head.keyed {
+            request.operation.leave();
+        }
         request.link.forget_inbound(request);
         // Work the handler spawned may still run: a request that ended is over for it, too.
         if let Some(token) = request.token.get() {

@@ -9,7 +9,9 @@ use crate::context::Ctx;
 use crate::error::CallError;
 use crate::handler::HandlerKind;
 use crate::registry::{Compiled, Registration};
+use crate::session;
 use crate::spec::{OperationSpec, OperationType};
+use crate::watch;
 
 /// The namespace of the protocol's own operations.
 pub(crate) const NAMESPACE: &str = "services";
@@ -95,7 +97,12 @@ where
     T::deserialize(deserializer).map(Some)
 }
 
-pub(crate) fn registrations() -> [Registration; 2] {
+/// Whether the namespace belongs to the protocol.
+pub(crate) fn is_reserved(namespace: &str) -> bool {
+    [NAMESPACE, session::NAMESPACE].contains(&namespace)
+}
+
+pub(crate) fn registrations() -> [Registration; 4] {
     let list = OperationSpec::query(
         "services/list",
         "Lists the operations the caller may call, by name.",
@@ -117,6 +124,8 @@ pub(crate) fn registrations() -> [Registration; 2] {
             HandlerKind::once(|input, ctx| std::future::ready(run_schema(&input, &ctx))),
         )
         .schema_is_type(),
+        session::registration(),
+        watch::registration(),
     ]
 }
 

@@ -26,7 +26,7 @@ pub struct PeerEntry {
     /// Resources it holds, by type.
     pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
     /// Where it can be dialled.
-    pub addresses: Vec<PeerAddr>,
+    pub addresses: Vec<HostPort>,
     /// What people call it.
     pub display_name: Option<String>,
     /// A disabled peer is known and refused.
@@ -88,7 +88,7 @@ pub struct PeerPatch {
     /// All resources from now on.
     pub resources: Option<BTreeMap<Arc<str>, Vec<Arc<str>>>>,
     /// All addresses from now on.
-    pub addresses: Option<Vec<PeerAddr>>,
+    pub addresses: Option<Vec<HostPort>>,
     /// The name for people, or none.
     pub display_name: Option<Option<String>>,
     /// Whether it is let in.
@@ -125,7 +125,7 @@ impl ApiKey {
 /// Where a peer can be dialled: a host name or an address, and a port if it is not 443.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct PeerAddr {
+pub struct HostPort {
     host: String,
     port: u16,
 }
@@ -135,7 +135,7 @@ const HOST_BYTES_MAX: usize = 253;
 /// The one port.
 const PORT_DEFAULT: u16 = 443;
 
-impl PeerAddr {
+impl HostPort {
     /// Host name or address, an IPv6 address without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
@@ -149,10 +149,10 @@ impl PeerAddr {
     }
 }
 
-impl FromStr for PeerAddr {
-    type Err = PeerAddrError;
+impl FromStr for HostPort {
+    type Err = HostPortError;
 
-    fn from_str(text: &str) -> Result<Self, PeerAddrError> {
+    fn from_str(text: &str) -> Result<Self, HostPortError> {
         if let Ok(SocketAddr::V6(v6)) = text.parse() {
             return Self::new(&v6.ip().to_string(), v6.port());
         }
@@ -163,25 +163,25 @@ impl FromStr for PeerAddr {
         let (host, port) = match text.split_once(':') {
             None => (text, PORT_DEFAULT),
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {
-                (host, port.parse().map_err(|_| PeerAddrError)?)
+                (host, port.parse().map_err(|_| HostPortError)?)
             }
-            Some(_) => return Err(PeerAddrError),
+            Some(_) => return Err(HostPortError),
         };
         let label = |label: &str| {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
             (1..=63).contains(&label.len()) && label.bytes().all(plain)
         };
         if host.len() > HOST_BYTES_MAX || !host.split('.').all(label) {
-            return Err(PeerAddrError);
+            return Err(HostPortError);
         }
         Self::new(host, port)
     }
 }
 
-impl PeerAddr {
-    fn new(host: &str, port: u16) -> Result<Self, PeerAddrError> {
+impl HostPort {
+    fn new(host: &str, port: u16) -> Result<Self, HostPortError> {
         if port == 0 {
-            return Err(PeerAddrError);
+            return Err(HostPortError);
         }
         Ok(Self {
             host: host.to_owned(),
@@ -190,21 +190,21 @@ impl PeerAddr {
     }
 }
 
-impl TryFrom<String> for PeerAddr {
-    type Error = PeerAddrError;
+impl TryFrom<String> for HostPort {
+    type Error = HostPortError;
 
-    fn try_from(text: String) -> Result<Self, PeerAddrError> {
+    fn try_from(text: String) -> Result<Self, HostPortError> {
         text.parse()
     }
 }
 
-impl From<PeerAddr> for String {
-    fn from(addr: PeerAddr) -> Self {
+impl From<HostPort> for String {
+    fn from(addr: HostPort) -> Self {
         addr.to_string()
     }
 }
 
-impl fmt::Display for PeerAddr {
+impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
@@ -214,7 +214,7 @@ impl fmt::Display for PeerAddr {
     }
 }
 
-impl fmt::Debug for PeerAddr {
+impl fmt::Debug for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
@@ -223,7 +223,7 @@ impl fmt::Debug for PeerAddr {
 /// The text is no address of a peer.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("an address is HOST or HOST:PORT, the name in lower case, IPv6 with a port in brackets")]
-pub struct PeerAddrError;
+pub struct HostPortError;
 
 #[cfg(test)]
 mod tests {
@@ -239,21 +239,21 @@ mod tests {
             ("[2001:db8::1]", "[2001:db8::1]:443"),
             ("[2001:db8::1]:80", "[2001:db8::1]:80"),
         ] {
-            let addr: PeerAddr = text.parse().expect(text);
+            let addr: HostPort = text.parse().expect(text);
             assert_eq!(addr.to_string(), shown);
             assert_eq!(shown.parse(), Ok(addr));
         }
         for bad in [
             "", ":1", "a:0", "a:65536", "a:+1", "a:b:c", "A", "a b", "[::1", "http://a",
         ] {
-            assert_eq!(bad.parse::<PeerAddr>(), Err(PeerAddrError), "{bad}");
+            assert_eq!(bad.parse::<HostPort>(), Err(HostPortError), "{bad}");
         }
     }
 
     proptest::proptest! {
         #[test]
         fn any_text_is_an_address_that_reads_back_or_none(text in "[a-z0-9.:\\[\\]%-]{0,40}") {
-            if let Ok(addr) = text.parse::<PeerAddr>() {
+            if let Ok(addr) = text.parse::<HostPort>() {
                 proptest::prop_assert_eq!(addr.to_string().parse(), Ok(addr));
             }
         }

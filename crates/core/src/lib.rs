@@ -10,6 +10,7 @@ pub mod close;
 pub mod config;
 pub mod connection;
 pub mod credentials;
+pub mod dial;
 pub mod entry;
 pub mod handler;
 pub mod identities;
@@ -27,7 +28,11 @@ pub use connection::{
     StreamSource,
 };
 pub use credentials::{Capabilities, CredentialError, CredentialStore, EncryptedData, Secret};
-pub use entry::{ApiKey, PeerAddr, PeerAddrError, PeerEntry, PeerPatch};
+pub use dial::{
+    DialError, DialErrorKind, DialRequest, Dialer, Dialled, Expect, Host, PeerAddr, PeerAddrError,
+    UnknownPeer,
+};
+pub use entry::{ApiKey, HostPort, HostPortError, PeerEntry, PeerPatch};
 pub use handler::{
     BoxError, BoxFuture, HandlerError, HandlerRegistry, ProtocolHandler, RegistryError,
 };

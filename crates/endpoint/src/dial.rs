@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use alknet_core::{
-    Carriage, CloseCode, CloseReason, Connection, ConnectionInfo, StreamBudget, StreamSource,
+    BoxFuture, Carriage, CloseCode, CloseReason, Connection, ConnectionInfo, DialRequest, Dialled,
+    Expect, Host, PeerAddr as Target, PeerKey, StreamBudget, StreamSource,
 };
-use alknet_tls::{CheckError, ClientTls, Form, NodeKey, PinnedRemote, bundled_roots};
+use alknet_tls::{CheckError, ClientTls, Form, NodeKey, PeerProof, PinnedRemote, bundled_roots};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use quinn::ConnectionError;
@@ -23,7 +24,6 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::error::DialError;
 use crate::quic::{self, QuicSource};
 use crate::sockets;
-use crate::target::{Host, Target};
 use crate::tcp::TcpSource;
 
 /// Everything from the name to the finished handshake.
@@ -53,10 +53,13 @@ const QUIC_ALERT_BASE: u64 = 0x100;
 /// QUIC `CONNECTION_REFUSED` (RFC 9000 section 20.1).
 const QUIC_REFUSED: u64 = 0x2;
 
-/// Makes connections, with one key or none.
+/// Makes connections, with one key or none. Protocols use it as [`alknet_core::Dialer`].
 #[derive(Debug)]
 pub struct Dialer {
     tls: ClientTls,
+    /// For requests that want no key shown.
+    keyless: OnceLock<ClientTls>,
+    roots: RootCertStore,
     quic: Mutex<Option<quinn::Endpoint>>,
 }
 
@@ -72,7 +75,9 @@ impl Dialer {
     #[must_use]
     pub fn with_roots(key: Option<NodeKey>, roots: RootCertStore) -> Self {
         Self {
-            tls: ClientTls::new(key, roots),
+            tls: ClientTls::new(key, roots.clone()),
+            keyless: OnceLock::new(),
+            roots,
             quic: Mutex::new(None),
         }
     }
@@ -95,16 +100,37 @@ impl Dialer {
         target: &Target,
         alpn: &[u8],
     ) -> Result<Connection, DialError> {
-        let trust = self.trust(target)?;
+        let expect = Expect::of(target, &[]).map_err(|_| DialError::UnknownPeer {
+            target: target.address(),
+        })?;
+        let request = DialRequest {
+            addr: target.clone(),
+            expect,
+            alpn: alpn.to_vec().into(),
+            carriage,
+            present_key: true,
+        };
+        let dialled = self.attempt(&request).await?;
+        Ok(dialled.connection)
+    }
+
+    async fn attempt(&self, request: &DialRequest) -> Result<Dialled, DialError> {
+        let tls = self.tls_for(request);
+        let trust = match &request.expect {
+            Expect::Pinned(pins) => Trust::Pinned(tls.pinned(pins)?),
+            Expect::WebPki => Trust::Public,
+        };
+        let target = &request.addr;
         let dial = async {
             let attempt = Attempt {
                 dialer: self,
+                tls,
                 target,
                 addresses: resolve(target).await?,
                 trust,
-                alpn,
+                alpn: &request.alpn,
             };
-            match carriage {
+            match request.carriage {
                 Carriage::Quic => attempt.over(Carriage::Quic).await,
                 Carriage::Tcp => attempt.over(Carriage::Tcp).await,
                 Carriage::Both | Carriage::Memory => attempt.race().await,
@@ -115,24 +141,20 @@ impl Dialer {
             .unwrap_or_else(|_| Err(timed_out(target, DIAL_TIMEOUT)))
     }
 
+    fn tls_for(&self, request: &DialRequest) -> &ClientTls {
+        if request.present_key || self.tls.key().is_none() {
+            return &self.tls;
+        }
+        self.keyless
+            .get_or_init(|| ClientTls::new(None, self.roots.clone()))
+    }
+
     /// Closes every QUIC connection and waits, at most 50 ms, until their peers can know.
     pub async fn close(&self) {
         let endpoint = self.endpoint_slot().take();
         if let Some(endpoint) = endpoint {
             endpoint.close(CloseCode::Normal.code().into(), b"");
             let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
-        }
-    }
-
-    fn trust(&self, target: &Target) -> Result<Trust, DialError> {
-        if !target.pins.is_empty() {
-            return Ok(Trust::Pinned(self.tls.pinned(&target.pins)?));
-        }
-        match target.host {
-            Host::Name(_) => Ok(Trust::Public),
-            Host::Ip(_) => Err(DialError::UnknownPeer {
-                target: target.address(),
-            }),
         }
     }
 
@@ -151,6 +173,15 @@ impl Dialer {
             .or_else(|_| any(Ipv4Addr::UNSPECIFIED.into()))
             .map_err(DialError::Local)?;
         Ok(slot.insert(endpoint).clone())
+    }
+}
+
+impl alknet_core::Dialer for Dialer {
+    fn connect(
+        &self,
+        request: DialRequest,
+    ) -> BoxFuture<'_, Result<Dialled, alknet_core::DialError>> {
+        Box::pin(async move { Ok(self.attempt(&request).await?) })
     }
 }
 
@@ -185,6 +216,7 @@ async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, DialError> {
 /// One dial: everything its parallel tries share.
 struct Attempt<'a> {
     dialer: &'a Dialer,
+    tls: &'a ClientTls,
     target: &'a Target,
     addresses: Vec<SocketAddr>,
     trust: Trust,
@@ -192,7 +224,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    async fn race(&self) -> Result<Connection, DialError> {
+    async fn race(&self) -> Result<Dialled, DialError> {
         let quic_failed = Notify::new();
         let quic = self.over(Carriage::Quic);
         let tcp = async {
@@ -225,10 +257,10 @@ impl Attempt<'_> {
     }
 
     /// Every form of key on one carriage: a server that knows no raw keys gets certificates.
-    async fn over(&self, carriage: Carriage) -> Result<Connection, DialError> {
+    async fn over(&self, carriage: Carriage) -> Result<Dialled, DialError> {
         let remote = match &self.trust {
             Trust::Public => {
-                let config = self.dialer.tls.public(self.alpn)?;
+                let config = self.tls.public(self.alpn)?;
                 return self.addresses(carriage, config).await;
             }
             Trust::Pinned(remote) => remote,
@@ -249,7 +281,7 @@ impl Attempt<'_> {
         &self,
         carriage: Carriage,
         config: ClientConfig,
-    ) -> Result<Connection, DialError> {
+    ) -> Result<Dialled, DialError> {
         let config = Arc::new(config);
         let mut running = FuturesUnordered::new();
         let mut rest = self.addresses.iter();
@@ -278,7 +310,7 @@ impl Attempt<'_> {
         carriage: Carriage,
         address: SocketAddr,
         config: Arc<ClientConfig>,
-    ) -> Result<Connection, DialError> {
+    ) -> Result<Dialled, DialError> {
         match carriage {
             Carriage::Tcp => self.tcp(address, config).await,
             _ => self.quic(address, config).await,
@@ -289,7 +321,7 @@ impl Attempt<'_> {
         &self,
         address: SocketAddr,
         config: Arc<ClientConfig>,
-    ) -> Result<Connection, DialError> {
+    ) -> Result<Dialled, DialError> {
         let tls = QuicClientConfig::try_from(config).map_err(|e| self.tls_error(&e.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(quic::transport(StreamBudget::AUTHENTICATED, true));
@@ -302,17 +334,18 @@ impl Attempt<'_> {
         let chain = connection
             .peer_identity()
             .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-        self.check(chain.as_deref().map_or(&[], Vec::as_slice))?;
+        let keys = self.check(chain.as_deref().map_or(&[], Vec::as_slice))?;
         let local = connection.local_ip().map(|ip| SocketAddr::new(ip, 0));
         let source = Box::new(QuicSource::new(connection));
-        Ok(self.connection(source, Carriage::Quic, address, local))
+        let connection = self.connection(source, Carriage::Quic, address, local);
+        Ok(Dialled { connection, keys })
     }
 
     async fn tcp(
         &self,
         address: SocketAddr,
         config: Arc<ClientConfig>,
-    ) -> Result<Connection, DialError> {
+    ) -> Result<Dialled, DialError> {
         let stream = TcpStream::connect(address)
             .await
             .map_err(|error| self.unreachable(error))?;
@@ -325,12 +358,13 @@ impl Attempt<'_> {
             .await
             .map_err(|error| self.tcp_error(error))?;
         let session = tls.get_ref().1;
-        self.check(session.peer_certificates().unwrap_or_default())?;
+        let keys = self.check(session.peer_certificates().unwrap_or_default())?;
         if session.alpn_protocol() != Some(self.alpn) {
             return Err(self.no_protocol());
         }
         let source = Box::new(TcpSource::new(TlsStream::Client(tls)));
-        Ok(self.connection(source, Carriage::Tcp, address, local))
+        let connection = self.connection(source, Carriage::Tcp, address, local);
+        Ok(Dialled { connection, keys })
     }
 
     fn connection(
@@ -358,15 +392,25 @@ impl Attempt<'_> {
         }
     }
 
-    /// Pins are compared again: a resumed session was verified when it began, not now.
-    fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), DialError> {
+    /// Pins are compared again: a resumed session was verified when it began, not now. Returns the
+    /// names of the key that was proved to a pin.
+    fn check(&self, chain: &[CertificateDer<'_>]) -> Result<Vec<PeerKey>, DialError> {
         let Trust::Pinned(remote) = &self.trust else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         remote.check(chain).map_err(|error| match error {
             CheckError::Pin(mismatch) => mismatch.into(),
-            CheckError::NoKey => self.tls_error("the server presented no key"),
-        })
+            CheckError::NoKey => self.no_key(),
+        })?;
+        let proof = chain.first().map(PeerProof::from_certificate);
+        match proof {
+            Some(Ok(proof)) => Ok(proof.names().collect()),
+            _ => Err(self.no_key()),
+        }
+    }
+
+    fn no_key(&self) -> DialError {
+        self.tls_error("the server presented no key")
     }
 
     fn quic_error(&self, error: ConnectionError) -> DialError {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use alknet_core::CloseReason;
+use alknet_core::{CloseReason, DialErrorKind};
 use alknet_tls::{PinMismatch, TlsError};
 use thiserror::Error;
 
@@ -138,5 +138,22 @@ impl DialError {
             Self::Certificate { .. } => 7,
             Self::PinMismatch(_) => 8,
         }
+    }
+}
+
+impl From<DialError> for alknet_core::DialError {
+    fn from(error: DialError) -> Self {
+        let kind = match &error {
+            DialError::Certificate { .. } | DialError::PinMismatch(_) => DialErrorKind::Impostor,
+            DialError::Local(_) | DialError::TlsSetup(_) => DialErrorKind::Local,
+            DialError::NoProtocol { .. } => DialErrorKind::NoProtocol,
+            DialError::Refused { .. } => DialErrorKind::Refused,
+            DialError::TimedOut { .. } => DialErrorKind::TimedOut,
+            DialError::UnknownPeer { .. } => DialErrorKind::UnknownPeer,
+            DialError::Resolve { .. } | DialError::Tls { .. } | DialError::Unreachable { .. } => {
+                DialErrorKind::Unreachable
+            }
+        };
+        Self::new(kind, error)
     }
 }

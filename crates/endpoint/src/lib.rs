@@ -18,8 +18,9 @@ mod quic;
 mod serve;
 mod server;
 mod sockets;
-mod target;
 mod tcp;
+
+pub use alknet_core::{Host, PeerAddr as Target, PeerAddrError as TargetError};
 
 pub use counters::Counters;
 pub use dial::Dialer;
@@ -27,4 +28,3 @@ pub use error::{DialError, EndpointError};
 pub use limits::Limits;
 pub use live::ConnectionSummary;
 pub use server::{Drained, Health, Server, ServerOptions};
-pub use target::{Host, Target, TargetError};

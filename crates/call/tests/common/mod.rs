@@ -218,7 +218,80 @@ pub fn registry(probe: &Arc<Probe>) -> Registry {
             })
         }),
     ));
+    for registration in repeatable(probe) {
+        builder.add(registration);
+    }
     builder.build().expect("every rule is kept")
+}
+
+/// Operations that fail for a while, run once, or go on where they were.
+fn repeatable(probe: &Arc<Probe>) -> Vec<Registration> {
+    let other = OperationSpec::query("test/other", "For tests.").with_scope("other");
+    let other = Registration::new(other, HandlerKind::once(|_, _| async { Ok(Value::Null) }));
+    let p = Arc::clone(probe);
+    let mut charge = OperationSpec::mutation("test/charge", "Runs once for a key.");
+    charge.idempotent = Idempotence::Keyed;
+    charge.concurrency = Some(1);
+    let charge = HandlerKind::once(move |input, _| {
+        let guard = Guard::new(&p);
+        async move {
+            if input.value()["wait"] == true {
+                guard.0.release.notified().await;
+            }
+            Ok(json!(guard.0.started.load(Ordering::SeqCst)))
+        }
+    })
+    .registered(charge);
+    let flaky = |spec: OperationSpec| {
+        let p = Arc::clone(probe);
+        HandlerKind::once(move |input, _| {
+            let guard = Guard::new(&p);
+            async move {
+                let tries = guard.0.started.load(Ordering::SeqCst);
+                if tries < input.parse()? {
+                    return Err(CallError::unavailable("not yet"));
+                }
+                Ok(json!(tries))
+            }
+        })
+        .registered(spec)
+    };
+    let p = Arc::clone(probe);
+    let mut resumable = OperationSpec::subscription("test/resumable", "Counts on from a cursor.");
+    resumable.resumable = true;
+    let resumable = HandlerKind::stream(move |input, _| {
+        let first = input.value()["cursor"].as_u64().map_or(0, |last| last + 1);
+        let guard = Guard::new(&p);
+        stream::unfold((first, guard), |(n, guard)| async move {
+            guard.0.bump(&guard.0.yielded);
+            let item = Item {
+                output: json!(n).into(),
+                cursor: Some(json!(n)),
+            };
+            Some((Ok(item), (n + 1, guard)))
+        })
+    })
+    .registered(resumable);
+    vec![
+        other,
+        charge,
+        flaky(OperationSpec::query("test/flaky", "Fails at first.")),
+        flaky(OperationSpec::mutation(
+            "test/flaky-mutation",
+            "Fails at first.",
+        )),
+        resumable,
+    ]
+}
+
+trait Registered {
+    fn registered(self, spec: OperationSpec) -> Registration;
+}
+
+impl Registered for HandlerKind {
+    fn registered(self, spec: OperationSpec) -> Registration {
+        Registration::new(spec, self).open()
+    }
 }
 
 fn counting(
@@ -244,20 +317,128 @@ pub fn identity(id: &str, scopes: &[&str]) -> Arc<Identity> {
     })
 }
 
-/// Knows the token `good`, which may administrate.
-pub struct Tokens(watch::Sender<u64>);
+/// The key of the node that [`TestDialer`] reaches.
+pub const SERVER_KEY: PeerKey = PeerKey::Ed25519([7; 32]);
+
+/// Knows the tokens `good`, which may administrate, and `guest`, which may nothing, until they are
+/// revoked; and by its key the node that is dialled.
+#[derive(Default)]
+pub struct Tokens {
+    changed: watch::Sender<u64>,
+    revoked: std::sync::Mutex<Vec<String>>,
+}
+
+impl Tokens {
+    pub fn revoke(&self, token: &str) {
+        self.revoked
+            .lock()
+            .expect("no panics here")
+            .push(token.to_owned());
+        self.changed.send_modify(|n| *n += 1);
+    }
+}
 
 impl IdentityProvider for Tokens {
-    fn by_key(&self, _key: &PeerKey) -> Option<Arc<Identity>> {
-        None
+    fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
+        (*key == SERVER_KEY).then(|| identity("server", &["client:double"]))
     }
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
-        (token.expose() == "good").then(|| identity("token", &["node:admin"]))
+        let token = token.expose();
+        if self
+            .revoked
+            .lock()
+            .expect("no panics here")
+            .iter()
+            .any(|t| t == token)
+        {
+            return None;
+        }
+        match token {
+            "good" => Some(identity("token", &["node:admin"])),
+            "guest" => Some(identity("guest-token", &[])),
+            _ => None,
+        }
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
-        self.0.subscribe()
+        self.changed.subscribe()
+    }
+}
+
+/// Dials a node of this process.
+pub struct TestDialer {
+    pub node: Arc<Node>,
+    pub carriage: Carriage,
+    pub who: Option<Arc<Identity>>,
+    /// Dials that fail before one works.
+    pub failing: AtomicUsize,
+    pub dials: AtomicUsize,
+    accepted: std::sync::Mutex<Option<Connection>>,
+}
+
+impl TestDialer {
+    pub fn new(carriage: Carriage, who: Option<Arc<Identity>>) -> Arc<Self> {
+        Arc::new(Self {
+            node: Arc::new(Node::new()),
+            carriage,
+            who,
+            failing: AtomicUsize::new(0),
+            dials: AtomicUsize::new(0),
+            accepted: std::sync::Mutex::default(),
+        })
+    }
+
+    /// A client that dials with this.
+    pub fn client(self: &Arc<Self>) -> CallClient {
+        CallClient::without_operations().with_dialer(Arc::clone(self) as _)
+    }
+
+    /// Some address: this dialer reaches one node only.
+    pub fn addr() -> PeerAddr {
+        format!("{SERVER_KEY}@node.test")
+            .parse()
+            .expect("an address")
+    }
+
+    pub fn reconnecting(self: &Arc<Self>, on_connect: Option<OnConnect>) -> Reconnecting {
+        let credentials = Credentials::default();
+        Reconnecting::start(self.client(), Self::addr(), credentials, on_connect)
+    }
+
+    /// The node ends the connection.
+    pub fn hang_up(&self, code: CloseCode) {
+        let accepted = self.accepted.lock().expect("no panics here").take();
+        accepted.expect("a connection").close(code, "");
+    }
+}
+
+impl std::fmt::Debug for TestDialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TestDialer")
+    }
+}
+
+impl Dialer for TestDialer {
+    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+        self.dials.fetch_add(1, Ordering::SeqCst);
+        let less = |n: usize| n.checked_sub(1);
+        let fails = self
+            .failing
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+        let result = if request.expect != Expect::Pinned(vec![SERVER_KEY]) {
+            Err(DialError::new(DialErrorKind::Impostor, "another key"))
+        } else if fails.is_ok() {
+            Err(DialError::new(DialErrorKind::Unreachable, "no route"))
+        } else {
+            let (dialled, accepted, _) = self.node.accept(self.carriage, self.who.clone());
+            *self.accepted.lock().expect("no panics here") = Some(accepted);
+            Ok(Dialled {
+                connection: dialled,
+                keys: vec![SERVER_KEY],
+            })
+        };
+        Box::pin(std::future::ready(result))
     }
 }
 
@@ -266,6 +447,7 @@ pub struct Node {
     pub dispatcher: Arc<Dispatcher>,
     pub handler: Arc<CallHandler>,
     pub probe: Arc<Probe>,
+    pub tokens: Arc<Tokens>,
 }
 
 impl Default for Node {
@@ -296,8 +478,9 @@ impl Node {
 
     fn with(limits: PeerLimits, patience: Patience) -> Self {
         let probe = Arc::default();
+        let tokens: Arc<Tokens> = Arc::default();
         let dispatcher = Dispatcher::new(registry(&probe))
-            .with_identities(Arc::new(Tokens(watch::channel(0).0)))
+            .with_identities(Arc::clone(&tokens) as _)
             .with_limits(limits)
             .with_patience(patience)
             .with_node("test-node");
@@ -306,6 +489,7 @@ impl Node {
             handler: Arc::new(CallHandler::new(Arc::clone(&dispatcher))),
             dispatcher,
             probe,
+            tokens,
         }
     }
 
@@ -315,6 +499,20 @@ impl Node {
         carriage: Carriage,
         who: Option<Arc<Identity>>,
     ) -> (
+        Connection,
+        tokio::task::JoinHandle<Result<(), HandlerError>>,
+    ) {
+        let (dialled, _, served) = self.accept(carriage, who);
+        (dialled, served)
+    }
+
+    /// The same, with the end that was served.
+    fn accept(
+        &self,
+        carriage: Carriage,
+        who: Option<Arc<Identity>>,
+    ) -> (
+        Connection,
         Connection,
         tokio::task::JoinHandle<Result<(), HandlerError>>,
     ) {
@@ -332,8 +530,8 @@ impl Node {
             early_data: false,
         };
         let handler: Arc<dyn ProtocolHandler> = Arc::clone(&self.handler) as _;
-        let served = tokio::spawn(handler.handle(accepted, auth));
-        (dialled, served)
+        let served = tokio::spawn(handler.handle(accepted.clone(), auth));
+        (dialled, accepted, served)
     }
 
     pub fn client(&self, carriage: Carriage, who: Option<Arc<Identity>>) -> CallConnection {
@@ -543,6 +741,11 @@ impl RawPeer {
             connection.accept_bi().await
         };
         let (send, recv) = stream.expect("a fresh connection");
+        Self::on(connection, send, recv)
+    }
+
+    /// On a stream that is open already.
+    pub fn on(connection: Connection, send: SendStream, recv: RecvStream) -> Self {
         Self {
             connection,
             send,

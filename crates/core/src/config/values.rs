@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 
-use crate::entry::PeerAddr;
+use crate::entry::HostPort;
 use crate::identity::{PeerId, PeerKey};
 use crate::token::{KeyId, TokenHash};
 
@@ -194,7 +194,7 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, Complaint> {
 }
 
 pub(super) fn peer_address(text: &str) -> Result<String, Complaint> {
-    match text.parse::<PeerAddr>() {
+    match text.parse::<HostPort>() {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err((
             format!("{} is no address of a peer", quote(text)),

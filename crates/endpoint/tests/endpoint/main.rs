@@ -1,5 +1,6 @@
 //! The one port over real sockets on loopback.
 
+mod dialer;
 mod life;
 mod matrix;
 mod refusals;

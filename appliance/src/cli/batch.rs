@@ -1,0 +1,126 @@
+//! `alknet call TARGET --batch FILE`: the calls of a file, in as few flights as the node takes.
+
+use std::time::Duration;
+
+use alknet_call::limits::PeerLimits;
+use alknet_call::{Body, CallConnection, CallError, CallOptions};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::call::{connected, read_file, read_stdin};
+use super::{DialArgs, Exit, Failure, output};
+
+/// One line of the file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    operation: String,
+    #[serde(default)]
+    input: Value,
+    timeout_ms: Option<u64>,
+    idempotency_key: Option<String>,
+}
+
+/// Makes the calls of `file`. Exits as the first call did that did not end well.
+pub(crate) fn run(target: &str, dial: &DialArgs, file: &str, json: bool) -> Result<Exit, Failure> {
+    let text = match file {
+        "-" => read_stdin()?,
+        file => read_file(file)?,
+    };
+    let lines = parse(&text)?;
+    connected(target, dial, async |client| {
+        let mut exit = Exit::Ok;
+        for flight in lines.chunks(flight_len(client).await) {
+            for (line, outcome) in flight.iter().zip(send(client, flight, dial.timeout).await) {
+                let ended = print(line, outcome, json)?;
+                if exit == Exit::Ok {
+                    exit = ended;
+                }
+            }
+        }
+        Ok(exit)
+    })
+}
+
+fn parse(text: &[u8]) -> Result<Vec<Line>, Failure> {
+    let lines = text.split(|byte| *byte == b'\n').enumerate();
+    let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
+    lines
+        .map(|(n, line)| {
+            serde_json::from_slice(line)
+                .map_err(|error| Failure::usage(format!("line {} of the batch: {error}", n + 1)))
+        })
+        .collect()
+}
+
+/// As many calls as the node takes at once; where it does not say, as many as from a stranger.
+async fn flight_len(client: &CallConnection) -> usize {
+    // Asked for its limits only, which come with any listing.
+    let _ = client.operations("services/list").await;
+    let fallback = PeerLimits::UNAUTHENTICATED.requests;
+    client.requests_max().unwrap_or(fallback).max(1)
+}
+
+async fn send(
+    client: &CallConnection,
+    flight: &[Line],
+    timeout: Duration,
+) -> Vec<Result<Body, CallError>> {
+    let mut batch = client.batch();
+    for line in flight {
+        let options = CallOptions {
+            timeout: Some(line.timeout_ms.map_or(timeout, Duration::from_millis)),
+            idempotency_key: line.idempotency_key.clone(),
+            ..CallOptions::default()
+        };
+        batch.add_with(&line.operation, &line.input, &options);
+    }
+    batch.send().await
+}
+
+/// Prints one outcome, good or bad: what belongs together stays together.
+fn print(line: &Line, outcome: Result<Body, CallError>, json: bool) -> Result<Exit, Failure> {
+    let operation = line.operation.as_str();
+    match outcome {
+        Ok(answer) if json => {
+            let answer = json!({ "operation": operation, "output": answer.value() });
+            output::json_line(&answer)?;
+            Ok(Exit::Ok)
+        }
+        Ok(answer) => {
+            output::line(&format!("{operation} {}", answer.value()))?;
+            Ok(Exit::Ok)
+        }
+        Err(error) => {
+            if json {
+                output::json_line(&json!({ "operation": operation, "error": error }))?;
+            } else {
+                output::line(&format!("{operation} {error}"))?;
+            }
+            Ok(Exit::of_code(&error.code))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_no_request_is_named() {
+        let good = b"{\"operation\":\"a/b\"}\n\n  \n{\"operation\":\"a/c\",\"input\":[1]}\n";
+        let lines = parse(good).expect("two lines");
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[1].input, json!([1]));
+        for (text, number) in [
+            ("{}", 1),
+            ("{\"operation\":\"a/b\"}\nnode/info", 2),
+            ("\n{\"operation\":\"a/b\",\"inptu\":1}", 2),
+        ] {
+            let failure = parse(text.as_bytes()).expect_err(text);
+            assert_eq!(failure.exit, Exit::Usage);
+            let named = failure.message.contains(&format!("line {number} "));
+            assert!(named, "{failure}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Many calls in one write.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures_util::future;
+use serde::Serialize;
+
+use crate::body::Body;
+use crate::client::{CallOptions, Caller};
+use crate::error::CallError;
+use crate::outgoing::{self, Encoded};
+
+/// Calls that are sent together, in one flush of one lane. They run at the same time and end in
+/// any order: a batch is no transaction. The peer refuses what exceeds the requests it takes at
+/// once ([`Caller::requests_max`]) with `OVERLOADED`.
+pub struct Batch {
+    caller: Caller,
+    calls: Vec<Call>,
+}
+
+struct Call {
+    request: Result<Encoded, CallError>,
+    timeout: Option<Duration>,
+}
+
+impl Caller {
+    /// A batch without calls.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        Batch {
+            caller: self.clone(),
+            calls: Vec::new(),
+        }
+    }
+}
+
+impl Batch {
+    /// Adds a call of a query or mutation.
+    pub fn add(&mut self, operation: &str, input: &(impl Serialize + ?Sized)) -> &mut Self {
+        self.add_with(operation, input, &CallOptions::default())
+    }
+
+    /// The same, with options; all but `route`, which the batch decides.
+    pub fn add_with(
+        &mut self,
+        operation: &str,
+        input: &(impl Serialize + ?Sized),
+        options: &CallOptions,
+    ) -> &mut Self {
+        self.calls.push(Call {
+            request: Encoded::new(&self.caller.link, operation, input, options, None),
+            timeout: options.timeout,
+        });
+        self
+    }
+
+    /// How many calls there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Sends them; returns the outcome of each, in the order they were added. Dropping the future
+    /// aborts those that have not ended.
+    pub async fn send(self) -> Vec<Result<Body, CallError>> {
+        let lane = match self.caller.shared_lane().await {
+            Ok(lane) => lane,
+            Err(error) => return self.calls.iter().map(|_| Err(error.clone())).collect(),
+        };
+        let link = &self.caller.link;
+        let mut frames = Vec::new();
+        let mut pending = Vec::with_capacity(self.calls.len());
+        for call in self.calls {
+            let request = call.request;
+            pending.push(
+                request.and_then(|request| {
+                    request.expect_answer(link, &lane, call.timeout, &mut frames)
+                }),
+            );
+        }
+        outgoing::send(&lane, frames);
+        let outcomes = pending.into_iter().map(|pending| async move {
+            match pending {
+                Ok(pending) => pending.outcome().await,
+                Err(error) => Err(error),
+            }
+        });
+        future::join_all(outcomes).await
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Their frames may hold tokens.
+        write!(f, "Batch({})", self.calls.len())
+    }
+}

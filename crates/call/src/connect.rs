@@ -1,0 +1,136 @@
+//! Dialling a peer and becoming its caller.
+
+use std::sync::Arc;
+
+use alknet_core::{
+    AuthContext, AuthToken, Carriage, DialError, DialRequest, Dialled, Expect, PeerAddr,
+    StreamBudget,
+};
+use thiserror::Error;
+
+use crate::client::{CallClient, CallConnection};
+use crate::error::CallError;
+use crate::serve::ALPN;
+use crate::session::{self, Proof};
+
+/// How this side proves itself, and how the other side has to.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// Whom to expect; `None` for what the address itself says: its pins, or a public name.
+    pub expect: Option<Expect>,
+    /// Whether a pinned server is shown our key.
+    pub present_key: bool,
+    /// Authenticates the connection, once, as somebody else than our key.
+    pub auth_token: Option<AuthToken>,
+    /// What to dial over; [`Carriage::Both`]: QUIC, and TLS over TCP where QUIC is slow.
+    pub carriage: Carriage,
+}
+
+impl Default for Credentials {
+    fn default() -> Self {
+        Self {
+            expect: None,
+            present_key: true,
+            auth_token: None,
+            carriage: Carriage::Both,
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The peer did not accept the token.
+    #[error("the peer did not authenticate the connection: {0}")]
+    Authenticate(CallError),
+    /// The dial failed.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The client was made without a dialer.
+    #[error("this client cannot dial: it was made without a dialer")]
+    NoDialer,
+    /// What has to happen before anybody uses the connection failed.
+    #[error("the connection could not be prepared: {0}")]
+    Prepare(CallError),
+}
+
+impl ConnectError {
+    /// Whether another try fails until somebody changes something.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Authenticate(error) => !error.retryable,
+            Self::Dial(error) => error.is_permanent(),
+            Self::NoDialer => true,
+            Self::Prepare(_) => false,
+        }
+    }
+}
+
+impl From<ConnectError> for CallError {
+    fn from(error: ConnectError) -> Self {
+        let permanent = error.is_permanent();
+        match error {
+            ConnectError::Authenticate(error) => error,
+            other => Self {
+                retryable: !permanent,
+                ..Self::unavailable(other.to_string())
+            },
+        }
+    }
+}
+
+impl CallClient {
+    /// Dials `addr`, proves who both sides are, and authenticates by token where `credentials` has
+    /// one. The peer can call this side's operations from then on, as the identity its key has
+    /// here.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(
+        &self,
+        addr: &PeerAddr,
+        credentials: &Credentials,
+    ) -> Result<CallConnection, ConnectError> {
+        let dialer = self.dialer.as_ref().ok_or(ConnectError::NoDialer)?;
+        let expect = match &credentials.expect {
+            Some(expect) => expect.clone(),
+            None => Expect::of(addr, &[])?,
+        };
+        let mut request = DialRequest::new(addr.clone(), expect, ALPN);
+        request.carriage = credentials.carriage;
+        request.present_key = credentials.present_key;
+        let connection = self.adopt(dialer.connect(request).await?);
+        if let Some(token) = &credentials.auth_token {
+            let authenticated = connection.authenticate(token).await;
+            authenticated.map_err(ConnectError::Authenticate)?;
+        }
+        Ok(connection)
+    }
+
+    /// Uses a dialled connection; its peer is whoever its key belongs to.
+    fn adopt(&self, dialled: Dialled) -> CallConnection {
+        let Dialled { connection, keys } = dialled;
+        let identity = self.dispatcher.by_keys(&keys);
+        if let Some(identity) = &identity {
+            // A fresh connection has no other identity.
+            let _ = connection.set_identity(Arc::clone(identity));
+            connection.raise_budget(StreamBudget::CALL);
+        }
+        let auth = AuthContext {
+            identity: identity.clone(),
+            key: keys.first().copied(),
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: connection.remote_addr(),
+            carriage: connection.carriage(),
+            early_data: false,
+        };
+        let connection = self.attach(connection, Some(&auth));
+        if let Some(identity) = &identity {
+            session::watch_over(&connection.link, Proof::Keys(keys), identity);
+        }
+        connection
+    }
+}

@@ -1,0 +1,419 @@
+//! Results of keyed mutations: what a repeated request is answered with. Knows neither clocks nor
+//! tasks; the time is what the caller says, counted from any fixed point.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::{ConnId, PeerId, PeerKey};
+
+/// Who used a key: the same key of somebody else is another one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Owner {
+    /// Nobody knows who, and no key was shown: good for one connection.
+    Connection(ConnId),
+    /// Nobody knows who, but it can prove to be the same again.
+    Key(PeerKey),
+    /// Somebody known.
+    Known(PeerId),
+}
+
+impl Owner {
+    /// Whose room it takes: strangers share one.
+    fn share(&self) -> Option<&PeerId> {
+        match self {
+            Self::Known(id) => Some(id),
+            Self::Connection(_) | Self::Key(_) => None,
+        }
+    }
+}
+
+/// What a result is found by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Name {
+    pub(crate) owner: Owner,
+    pub(crate) operation: Box<str>,
+    /// Where the request is routed to, if not to this node.
+    pub(crate) peer: Option<Box<str>>,
+    pub(crate) key: Box<str>,
+}
+
+/// SHA-256 of an input.
+pub(crate) type InputHash = [u8; 32];
+
+/// How much is kept, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Since the call ended.
+    pub(crate) time: Duration,
+    /// Results of one identity.
+    pub(crate) entries: usize,
+    /// Results of everybody.
+    pub(crate) bytes: usize,
+}
+
+/// What a request with a key has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Begin<R, T> {
+    /// The key was used with another input.
+    Conflict,
+    /// The call has ended, with this.
+    Ended(T),
+    /// Every entry of this identity is a running call.
+    Full,
+    /// The call is running; this is how to wait for it.
+    Join(R),
+    /// Make the call and [`Results::end`] it.
+    Run(Serial),
+}
+
+/// Tells a call from a later one of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Serial(u64);
+
+/// The results of every identity. `R` is how to wait for a running call, `T` its result.
+#[derive(Debug)]
+pub(crate) struct Results<R, T> {
+    room: Room,
+    entries: HashMap<Arc<Name>, Entry<R, T>>,
+    /// Ended calls, oldest first.
+    ended: BTreeMap<Serial, Arc<Name>>,
+    shares: HashMap<Option<PeerId>, Share>,
+    bytes: usize,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Entry<R, T> {
+    hash: InputHash,
+    serial: Serial,
+    state: State<R, T>,
+}
+
+#[derive(Debug)]
+enum State<R, T> {
+    Ended {
+        result: T,
+        bytes: usize,
+        at: Duration,
+    },
+    Running(R),
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    entries: usize,
+    ended: BTreeSet<Serial>,
+}
+
+impl<R: Clone, T: Clone> Results<R, T> {
+    pub(crate) fn new(room: Room) -> Self {
+        Self {
+            room,
+            entries: HashMap::new(),
+            ended: BTreeMap::new(),
+            shares: HashMap::new(),
+            bytes: 0,
+            next: 0,
+        }
+    }
+
+    /// A request came. `waiting` is how others may wait if it has to run.
+    pub(crate) fn begin(
+        &mut self,
+        now: Duration,
+        name: &Arc<Name>,
+        hash: InputHash,
+        waiting: R,
+    ) -> Begin<R, T> {
+        self.forget_old(now);
+        if let Some(entry) = self.entries.get(name) {
+            return match &entry.state {
+                _ if entry.hash != hash => Begin::Conflict,
+                State::Ended { result, .. } => Begin::Ended(result.clone()),
+                State::Running(waiting) => Begin::Join(waiting.clone()),
+            };
+        }
+        if !self.make_room_for(name) {
+            return Begin::Full;
+        }
+        let serial = self.next_serial();
+        let share = name.owner.share().cloned();
+        self.shares.entry(share).or_default().entries += 1;
+        let entry = Entry {
+            hash,
+            serial,
+            state: State::Running(waiting),
+        };
+        self.entries.insert(Arc::clone(name), entry);
+        Begin::Run(serial)
+    }
+
+    /// The call ended: with a result of so many bytes, or with nothing worth keeping, so that the
+    /// next request runs again.
+    pub(crate) fn end(
+        &mut self,
+        now: Duration,
+        name: &Arc<Name>,
+        serial: Serial,
+        result: Option<(T, usize)>,
+    ) {
+        let is_it = self
+            .entries
+            .get(name)
+            .is_some_and(|entry| entry.serial == serial);
+        if !is_it {
+            return;
+        }
+        match result {
+            None => self.forget(name),
+            Some((result, bytes)) => self.keep(now, name, result, bytes),
+        }
+    }
+
+    fn keep(&mut self, now: Duration, name: &Arc<Name>, result: T, bytes: usize) {
+        // Age is the order of ending, so the serial is a new one.
+        let serial = self.next_serial();
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        entry.serial = serial;
+        entry.state = State::Ended {
+            result,
+            bytes,
+            at: now,
+        };
+        self.bytes += bytes;
+        self.ended.insert(serial, Arc::clone(name));
+        let share = name.owner.share().cloned();
+        self.shares.entry(share).or_default().ended.insert(serial);
+        while self.bytes > self.room.bytes && self.forget_oldest() {}
+    }
+
+    fn next_serial(&mut self) -> Serial {
+        self.next += 1;
+        Serial(self.next)
+    }
+
+    fn forget_old(&mut self, now: Duration) {
+        while let Some(name) = self.ended.values().next() {
+            let expired = match self.entries.get(name).map(|entry| &entry.state) {
+                Some(State::Ended { at, .. }) => now.saturating_sub(*at) >= self.room.time,
+                _ => true,
+            };
+            if !expired || !self.forget_oldest() {
+                return;
+            }
+        }
+    }
+
+    /// Makes room for one more entry of the same identity; `false` when all of its are running.
+    fn make_room_for(&mut self, name: &Name) -> bool {
+        let share = self.shares.get(&name.owner.share().cloned());
+        let Some(share) = share.filter(|share| share.entries >= self.room.entries) else {
+            return true;
+        };
+        let oldest = share
+            .ended
+            .first()
+            .and_then(|serial| self.ended.get(serial));
+        match oldest.cloned() {
+            Some(oldest) => {
+                self.forget(&oldest);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn forget_oldest(&mut self) -> bool {
+        let oldest = self.ended.values().next().cloned();
+        if let Some(oldest) = &oldest {
+            self.forget(oldest);
+        }
+        oldest.is_some()
+    }
+
+    fn forget(&mut self, name: &Arc<Name>) {
+        let Some(entry) = self.entries.remove(name) else {
+            return;
+        };
+        self.ended.remove(&entry.serial);
+        if let State::Ended { bytes, .. } = entry.state {
+            self.bytes -= bytes;
+        }
+        let share = name.owner.share().cloned();
+        if let Some(mine) = self.shares.get_mut(&share) {
+            mine.entries -= 1;
+            mine.ended.remove(&entry.serial);
+            if mine.entries == 0 {
+                self.shares.remove(&share);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ROOM: Room = Room {
+        time: Duration::from_secs(600),
+        entries: 3,
+        bytes: 100,
+    };
+
+    type Tested = Results<u32, u32>;
+
+    fn name(owner: &str, key: &str) -> Arc<Name> {
+        Arc::new(Name {
+            owner: Owner::Known(owner.parse().expect("a peer id")),
+            operation: "fs/write".into(),
+            peer: None,
+            key: key.into(),
+        })
+    }
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn run(results: &mut Tested, now: u64, name: &Arc<Name>) -> Serial {
+        match results.begin(at(now), name, [0; 32], 0) {
+            Begin::Run(serial) => serial,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_duplicate_joins_and_a_later_one_is_answered() {
+        let mut results = Tested::new(ROOM);
+        let a = name("a", "k");
+        let serial = match results.begin(at(0), &a, [1; 32], 7) {
+            Begin::Run(serial) => serial,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(results.begin(at(1), &a, [1; 32], 8), Begin::Join(7));
+        assert_eq!(results.begin(at(1), &a, [2; 32], 8), Begin::Conflict);
+        results.end(at(2), &a, serial, Some((42, 10)));
+        assert_eq!(results.begin(at(3), &a, [1; 32], 8), Begin::Ended(42));
+        assert_eq!(results.begin(at(3), &a, [2; 32], 8), Begin::Conflict);
+        // Another identity, another key, and another peer are another call.
+        run(&mut results, 3, &name("b", "k"));
+        run(&mut results, 3, &name("a", "l"));
+        let elsewhere = Name {
+            peer: Some("worker".into()),
+            ..Name::clone(&a)
+        };
+        run(&mut results, 3, &Arc::new(elsewhere));
+    }
+
+    #[test]
+    fn results_last_exactly_as_long_as_said() {
+        let mut results = Tested::new(ROOM);
+        let a = name("a", "k");
+        let serial = run(&mut results, 0, &a);
+        results.end(at(100), &a, serial, Some((1, 10)));
+        assert_eq!(results.begin(at(699), &a, [0; 32], 0), Begin::Ended(1));
+        run(&mut results, 700, &a);
+        assert_eq!(results.bytes, 0);
+    }
+
+    #[test]
+    fn what_is_not_worth_keeping_runs_again_and_a_late_end_changes_nothing() {
+        let mut results = Tested::new(ROOM);
+        let a = name("a", "k");
+        let first = run(&mut results, 0, &a);
+        results.end(at(1), &a, first, None);
+        let second = run(&mut results, 2, &a);
+        results.end(at(3), &a, first, Some((9, 1)));
+        assert_eq!(results.begin(at(3), &a, [0; 32], 5), Begin::Join(0));
+        results.end(at(4), &a, second, Some((3, 1)));
+        assert_eq!(results.begin(at(5), &a, [0; 32], 5), Begin::Ended(3));
+    }
+
+    #[test]
+    fn the_oldest_result_of_an_identity_makes_room_and_running_calls_do_not() {
+        let mut results = Tested::new(ROOM);
+        let names: Vec<_> = (0..4).map(|n| name("a", &n.to_string())).collect();
+        for name in &names[..3] {
+            let serial = run(&mut results, 0, name);
+            results.end(at(1), name, serial, Some((0, 1)));
+        }
+        run(&mut results, 2, &names[3]);
+        run(&mut results, 2, &names[0]);
+        run(&mut results, 2, &names[1]);
+        assert_eq!(results.begin(at(2), &names[2], [0; 32], 0), Begin::Full);
+        run(&mut results, 2, &name("b", "0"));
+    }
+
+    #[test]
+    fn strangers_share_their_room_but_not_their_results() {
+        let mut results = Tested::new(ROOM);
+        let stranger = |owner| {
+            Arc::new(Name {
+                owner,
+                operation: "x/y".into(),
+                peer: None,
+                key: "k".into(),
+            })
+        };
+        for n in 0..3 {
+            run(&mut results, 0, &stranger(Owner::Connection(ConnId(n))));
+        }
+        let key = stranger(Owner::Key(PeerKey::Ed25519([1; 32])));
+        assert_eq!(results.begin(at(0), &key, [0; 32], 0), Begin::Full);
+    }
+
+    #[test]
+    fn bytes_are_bounded_over_everybody() {
+        let mut results = Tested::new(ROOM);
+        let (a, b) = (name("a", "k"), name("b", "k"));
+        for name in [&a, &b] {
+            let serial = run(&mut results, 0, name);
+            results.end(at(1), name, serial, Some((0, 60)));
+        }
+        assert_eq!(results.bytes, 60);
+        run(&mut results, 2, &a);
+        assert_eq!(results.begin(at(2), &b, [0; 32], 0), Begin::Ended(0));
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order, the books agree with what is kept.
+        #[test]
+        fn the_books_are_right(
+            steps in proptest::collection::vec((0u8..3, 0u8..3, 0u8..6, 0usize..50, 0u64..400), 1..80)
+        ) {
+            let mut results = Tested::new(ROOM);
+            let mut running = Vec::new();
+            let mut now = 0;
+            for (what, owner, key, bytes, passed) in steps {
+                now += passed;
+                let name = name(&owner.to_string(), &key.to_string());
+                match what {
+                    0 => if let Begin::Run(serial) = results.begin(at(now), &name, [0; 32], 0) {
+                        running.push((name, serial));
+                    },
+                    _ => if let Some((name, serial)) = running.pop() {
+                        let result = (what == 1).then_some((0, bytes));
+                        results.end(at(now), &name, serial, result);
+                    },
+                }
+                let kept: usize = results.entries.values().map(|entry| match entry.state {
+                    State::Ended { bytes, .. } => bytes,
+                    State::Running(_) => 0,
+                }).sum();
+                prop_assert_eq!(kept, results.bytes);
+                prop_assert!(results.bytes <= ROOM.bytes);
+                let shares: usize = results.shares.values().map(|share| share.entries).sum();
+                prop_assert_eq!(shares, results.entries.len());
+                prop_assert!(results.shares.values().all(|s| s.entries <= ROOM.entries));
+                let ended: usize = results.shares.values().map(|share| share.ended.len()).sum();
+                prop_assert_eq!(ended, results.ended.len());
+                prop_assert_eq!(results.entries.len(), running.len() + ended);
+            }
+        }
+    }
+}

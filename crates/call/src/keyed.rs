@@ -1,0 +1,390 @@
+//! Keyed mutations: however often a request with one `idempotency_key` comes, it runs once.
+//!
+//! The run belongs to no connection. A requester that goes away, or loses its connection, only
+//! stops to wait: the work ends or meets its deadline, and whoever asks again with the same key
+//! joins it or is told how it ended.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+
+use alknet_core::{BoxFuture, Identity};
+use futures_util::FutureExt;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::body::{Body, Output};
+use crate::context::Ctx;
+use crate::dispatcher::Dispatcher;
+use crate::envelope::Request as Payload;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::OnceHandler;
+use crate::idempotency::{Begin, InputHash, Name, Owner, Results, Room, Serial};
+use crate::limits::{
+    IDEMPOTENCY_BYTES, IDEMPOTENCY_ENTRIES, IDEMPOTENCY_ENTRY_BYTES, IDEMPOTENCY_RESULT_BYTES,
+    IDEMPOTENCY_TIME,
+};
+use crate::link::Link;
+use crate::registry::Compiled;
+use crate::request::{Request, panicked};
+use crate::spec::{Idempotence, OperationSpec, OperationType};
+use crate::sync::lock;
+
+type Outcome = Result<Output, CallError>;
+type Waiting = watch::Receiver<Option<Outcome>>;
+
+/// Every keyed mutation of a node that runs, and the results of those that ended.
+#[derive(Debug)]
+pub(crate) struct KeyedCalls {
+    results: Mutex<Results<Waiting, Outcome>>,
+    /// What the times of `results` are counted from.
+    start: Instant,
+    running: TaskTracker,
+}
+
+impl Default for KeyedCalls {
+    fn default() -> Self {
+        let room = Room {
+            time: IDEMPOTENCY_TIME,
+            entries: IDEMPOTENCY_ENTRIES,
+            bytes: IDEMPOTENCY_BYTES,
+        };
+        Self {
+            results: Mutex::new(Results::new(room)),
+            start: Instant::now(),
+            running: TaskTracker::new(),
+        }
+    }
+}
+
+impl KeyedCalls {
+    /// Resolves once nothing runs any more.
+    pub(crate) async fn drained(&self) {
+        self.running.close();
+        self.running.wait().await;
+    }
+}
+
+/// Whether requests of `spec` may carry a key that counts.
+pub(crate) fn is_keyed(spec: &OperationSpec) -> bool {
+    spec.op_type == OperationType::Mutation && spec.idempotent == Idempotence::Keyed
+}
+
+/// Looks up what a request has to do; `None` when it has no key, or the key means nothing here.
+pub(crate) fn begin(
+    link: &Link,
+    operation: &Arc<Compiled>,
+    identity: Option<&Identity>,
+    payload: &Payload<'_>,
+    input: &Body,
+) -> Result<Option<Keyed>, CallError> {
+    let key = payload.idempotency_key.as_deref();
+    let Some(key) = key.filter(|_| is_keyed(&operation.spec)) else {
+        return Ok(None);
+    };
+    let hash = hash(input)?;
+    let name = Arc::new(Name {
+        owner: owner(link, identity),
+        operation: operation.spec.name.as_str().into(),
+        peer: payload.peer.as_deref().map(Into::into),
+        key: key.into(),
+    });
+    let calls = &link.dispatcher.keyed;
+    let (outcome, waiting) = watch::channel(None);
+    let begun = lock(&calls.results).begin(calls.start.elapsed(), &name, hash, waiting.clone());
+    let step = match begun {
+        Begin::Conflict => {
+            let message = "the idempotency_key was used with another input; take a new key";
+            return Err(CallError::new(ErrorCode::Conflict, message));
+        }
+        Begin::Full => {
+            let what = "calls with an idempotency_key run at once for an identity";
+            return Err(CallError::overloaded(what, IDEMPOTENCY_ENTRIES));
+        }
+        Begin::Ended(outcome) => Step::Ended(outcome),
+        Begin::Join(waiting) => Step::Wait(waiting),
+        Begin::Run(serial) => {
+            let mut run = Run {
+                dispatcher: Arc::clone(&link.dispatcher),
+                operation: Arc::clone(operation),
+                entered: false,
+                name,
+                serial,
+                outcome,
+            };
+            run.enter()?;
+            Step::Run(run, waiting)
+        }
+    };
+    Ok(Some(Keyed(step)))
+}
+
+fn owner(link: &Link, identity: Option<&Identity>) -> Owner {
+    match (identity, link.info.key) {
+        (Some(identity), _) => Owner::Known(identity.id.clone()),
+        (None, Some(key)) => Owner::Key(key),
+        (None, None) => Owner::Connection(link.info.id),
+    }
+}
+
+/// What a request with a key does instead of running its handler.
+pub(crate) struct Keyed(Step);
+
+enum Step {
+    Ended(Outcome),
+    Run(Run, Waiting),
+    Wait(Waiting),
+}
+
+impl Keyed {
+    /// The handler of this one request: runs `handler`, or waits for whoever does.
+    pub(crate) fn handler(self, handler: Arc<dyn OnceHandler>) -> Arc<dyn OnceHandler> {
+        Arc::new(Once {
+            step: Mutex::new(Some(self.0)),
+            handler,
+        })
+    }
+}
+
+struct Once {
+    step: Mutex<Option<Step>>,
+    handler: Arc<dyn OnceHandler>,
+}
+
+impl OnceHandler for Once {
+    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxFuture<'static, Outcome> {
+        let waiting = match lock(&self.step).take() {
+            Some(Step::Ended(outcome)) => return Box::pin(std::future::ready(outcome)),
+            Some(Step::Wait(waiting)) => waiting,
+            Some(Step::Run(run, waiting)) => {
+                run.start(Arc::clone(&self.handler), input, ctx.0.detached());
+                waiting
+            }
+            None => {
+                let error = CallError::internal("a keyed call was started twice");
+                return Box::pin(std::future::ready(Err(error)));
+            }
+        };
+        Box::pin(wait(waiting))
+    }
+}
+
+async fn wait(mut waiting: Waiting) -> Outcome {
+    match waiting.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(outcome)) => outcome.clone(),
+        _ => Err(CallError::unavailable(
+            "the first call with this idempotency_key did not begin; try again",
+        )),
+    }
+}
+
+/// The one run of a key, counted like any other call of its operation. Dropped before its end, it
+/// never was.
+struct Run {
+    dispatcher: Arc<Dispatcher>,
+    operation: Arc<Compiled>,
+    entered: bool,
+    name: Arc<Name>,
+    serial: Serial,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl Run {
+    fn enter(&mut self) -> Result<(), CallError> {
+        self.operation.enter()?;
+        self.entered = true;
+        Ok(())
+    }
+
+    fn start(self, handler: Arc<dyn OnceHandler>, input: Body, request: Arc<Request>) {
+        let running = self.dispatcher.keyed.running.clone();
+        running.spawn(async move {
+            let outcome = work(handler, input, &request).await;
+            // What the handler left running is over with its request, as everywhere.
+            request.abort();
+            self.end(outcome);
+        });
+    }
+
+    fn end(self, outcome: Outcome) {
+        let (kept, outcome) = keep(outcome);
+        self.settle(kept);
+        self.outcome.send_replace(Some(outcome));
+    }
+
+    fn settle(&self, kept: Option<(Outcome, usize)>) {
+        let calls = &self.dispatcher.keyed;
+        let now = calls.start.elapsed();
+        lock(&calls.results).end(now, &self.name, self.serial, kept);
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // Nothing is left to forget where the run has ended: its serial is no longer this one.
+        self.settle(None);
+        if self.entered {
+            self.operation.leave();
+        }
+    }
+}
+
+async fn work(handler: Arc<dyn OnceHandler>, input: Body, request: &Arc<Request>) -> Outcome {
+    let ctx = Ctx(Arc::clone(request));
+    let work = AssertUnwindSafe(async move { handler.call(input, ctx).await }).catch_unwind();
+    let outcome = match request.deadline() {
+        Some(deadline) => match tokio::time::timeout_at(deadline, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => return Err(CallError::timeout()),
+        },
+        None => work.await,
+    };
+    outcome.unwrap_or_else(|_| Err(panicked(request)))
+}
+
+/// What to remember of an outcome, and the outcome in a form that is cheap to copy. Failures that
+/// may be gone next time are not remembered: a retry is meant to run again.
+fn keep(outcome: Outcome) -> (Option<(Outcome, usize)>, Outcome) {
+    match outcome.and_then(measured) {
+        Ok((output, bytes)) if bytes <= IDEMPOTENCY_RESULT_BYTES => {
+            let kept = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
+            (Some(kept), Ok(output))
+        }
+        Ok((output, bytes)) => (
+            Some((Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES)),
+            Ok(output),
+        ),
+        Err(error) if error.retryable => (None, Err(error)),
+        Err(error) => {
+            let details = error.details.as_ref().map_or(0, |d| d.to_string().len());
+            let bytes = error.message.len() + details;
+            if bytes > IDEMPOTENCY_RESULT_BYTES {
+                let kept = (Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES);
+                return (Some(kept), Err(error));
+            }
+            let kept = (Err(error.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
+            (Some(kept), Err(error))
+        }
+    }
+}
+
+fn measured(output: Output) -> Result<(Output, usize), CallError> {
+    Ok(match output {
+        Output::Value(value) => match Output::json(&value)? {
+            Output::Raw(text) => {
+                let bytes = text.len();
+                (Output::Raw(text), bytes)
+            }
+            other => (other, 0),
+        },
+        Output::Raw(text) => {
+            let bytes = text.len();
+            (Output::Raw(text), bytes)
+        }
+        Output::Mixed(value, tail) => {
+            let bytes = value.to_string().len() + tail.len();
+            (Output::Mixed(value, tail), bytes)
+        }
+    })
+}
+
+fn too_long(bytes: usize) -> CallError {
+    let message = format!(
+        "the call with this idempotency_key has run; its answer of {bytes} bytes was not kept, \
+         which ends at {IDEMPOTENCY_RESULT_BYTES}; ask for its effect instead"
+    );
+    CallError::new(ErrorCode::Conflict, message)
+}
+
+/// The same for inputs that mean the same: the order of members does not count.
+fn hash(input: &Body) -> Result<InputHash, CallError> {
+    let mut hash = Sha256::new();
+    add(&mut hash, input.try_value()?);
+    hash.update(input.tail());
+    Ok(hash.finalize().into())
+}
+
+/// Every part says its kind and length first, so that no two values run together. Nesting is
+/// bounded by the frame it came in.
+fn add(hash: &mut Sha256, value: &Value) {
+    let text = |hash: &mut Sha256, kind: u8, text: &[u8]| {
+        hash.update([kind]);
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    };
+    match value {
+        Value::Null => hash.update(b"n"),
+        Value::Bool(true) => hash.update(b"t"),
+        Value::Bool(false) => hash.update(b"f"),
+        Value::Number(number) => text(hash, b'#', number.to_string().as_bytes()),
+        Value::String(string) => text(hash, b'"', string.as_bytes()),
+        Value::Array(items) => {
+            hash.update(b"[");
+            items.iter().for_each(|item| add(hash, item));
+            hash.update(b"]");
+        }
+        Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| *name);
+            hash.update(b"{");
+            for (name, value) in members {
+                text(hash, b'"', name.as_bytes());
+                add(hash, value);
+            }
+            hash.update(b"}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn of(text: &'static str, tail: &'static [u8]) -> InputHash {
+        let body = Body::from_parts(Bytes::from_static(text.as_bytes()), tail.into());
+        hash(&body).expect("JSON")
+    }
+
+    #[test]
+    fn inputs_that_mean_the_same_hash_the_same() {
+        assert_eq!(
+            of(r#"{"a":1,"b":[{"c":"x","d":null}]}"#, b""),
+            of(r#"{ "b" : [ {"d":null, "\u0063":"x"} ], "a" : 1 }"#, b"")
+        );
+        let different = [
+            of("null", b""),
+            of("{}", b""),
+            of("[]", b""),
+            of("[[]]", b""),
+            of("[[],[]]", b""),
+            of(r#"["a","b"]"#, b""),
+            of(r#"["ab"]"#, b""),
+            of(r#"[["a"],"b"]"#, b""),
+            of("1", b""),
+            of(r#""1""#, b""),
+            of("true", b""),
+            of("null", b"x"),
+        ];
+        for (n, hash) in different.iter().enumerate() {
+            assert!(!different[..n].contains(hash), "{n}");
+        }
+    }
+
+    #[test]
+    fn answers_too_long_to_keep_leave_a_trace_and_temporary_failures_none() {
+        let long = Output::Raw(vec![b'1'; IDEMPOTENCY_RESULT_BYTES + 1].into());
+        let (kept, outcome) = keep(Ok(long));
+        assert!(outcome.is_ok());
+        let (kept, _) = kept.expect("a trace");
+        assert_eq!(kept.expect_err("no answer").code, ErrorCode::Conflict);
+        assert!(keep(Err(CallError::timeout())).0.is_none());
+        let lasting = CallError::operation("DISK_FULL", "no room");
+        assert!(keep(Err(lasting)).0.is_some());
+        let (kept, _) = keep(Ok(Output::Value(Value::Null)));
+        assert_eq!(kept.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
+    }
+}

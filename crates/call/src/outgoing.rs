@@ -1,0 +1,201 @@
+//! Requests of ours on their way out, and the wait for their answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::StreamCode;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::body::Body;
+use crate::client::CallOptions;
+use crate::envelope::{self, EventKind, Request as Payload};
+use crate::error::{CallError, ErrorCode};
+use crate::lane::Lane;
+use crate::limits::RESPONDER_GRACE;
+use crate::link::Link;
+use crate::outbound::Delivery;
+
+/// A request ready to be sent.
+pub(crate) struct Encoded {
+    id: u64,
+    wire_id: String,
+    frame: Vec<u8>,
+}
+
+impl Encoded {
+    pub(crate) fn new(
+        link: &Link,
+        operation: &str,
+        input: &(impl Serialize + ?Sized),
+        options: &CallOptions,
+        window: Option<u32>,
+    ) -> Result<Self, CallError> {
+        if link.heard_goaway() {
+            return Err(CallError::draining());
+        }
+        let input = serde_json::value::to_raw_value(input)
+            .map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))?;
+        let id = link.outbound.next_id();
+        let wire_id = link.outbound.wire_id(id);
+        let payload = payload(operation, &input, options, window);
+        let mut frame = Vec::with_capacity(input.get().len() + 128);
+        let len = envelope::append_event(&mut frame, EventKind::Requested, &wire_id, |out| {
+            envelope::append_json(out, &payload);
+        });
+        if len > link.peer_frame_bytes() {
+            let message = format!(
+                "the request has {len} bytes and the peer takes {}",
+                link.peer_frame_bytes()
+            );
+            return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
+        }
+        Ok(Self { id, wire_id, frame })
+    }
+
+    /// Bytes on the wire.
+    pub(crate) fn len(&self) -> usize {
+        self.frame.len()
+    }
+
+    /// Registers for the answer and appends the frame to `out`, which is to be [`send`] on `lane`.
+    pub(crate) fn expect_answer(
+        self,
+        link: &Arc<Link>,
+        lane: &Arc<Lane>,
+        timeout: Option<Duration>,
+        out: &mut Vec<u8>,
+    ) -> Result<Pending, CallError> {
+        let answer = link.outbound.wait_once(self.id, lane)?;
+        Ok(Pending {
+            answer,
+            timeout,
+            outgoing: self.append(link, lane, out),
+        })
+    }
+
+    /// The same for a subscription's events.
+    pub(crate) fn expect_events(
+        self,
+        link: &Arc<Link>,
+        lane: &Arc<Lane>,
+        buffered: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(mpsc::Receiver<Delivery>, Outgoing), CallError> {
+        let events = link.outbound.wait_stream(self.id, lane, buffered)?;
+        Ok((events, self.append(link, lane, out)))
+    }
+
+    fn append(self, link: &Arc<Link>, lane: &Arc<Lane>, out: &mut Vec<u8>) -> Outgoing {
+        if out.is_empty() {
+            *out = self.frame;
+        } else {
+            out.extend_from_slice(&self.frame);
+        }
+        Outgoing {
+            link: Arc::clone(link),
+            lane: Arc::clone(lane),
+            id: self.id,
+            wire_id: self.wire_id,
+        }
+    }
+}
+
+/// Writes frames on `lane`, all at once; ends it where it carries one request only.
+pub(crate) fn send(lane: &Lane, frames: Vec<u8>) {
+    lane.out.push(|out| {
+        if out.is_empty() {
+            *out = frames;
+        } else {
+            out.extend_from_slice(&frames);
+        }
+    });
+    if lane.is_single_call() {
+        lane.out.finish();
+    }
+}
+
+/// A call whose answer is on its way. Dropping it aborts the call.
+pub(crate) struct Pending {
+    answer: oneshot::Receiver<Result<Body, CallError>>,
+    timeout: Option<Duration>,
+    outgoing: Outgoing,
+}
+
+impl Pending {
+    /// The answer, or why there is none.
+    pub(crate) async fn outcome(self) -> Result<Body, CallError> {
+        let Self {
+            answer,
+            timeout,
+            outgoing,
+        } = self;
+        let lost = || CallError::unavailable("the connection ended");
+        let answer = async { answer.await.unwrap_or_else(|_| Err(lost())) };
+        let outcome = match timeout {
+            // The responder's TIMEOUT comes first; this is for one that says nothing at all.
+            Some(timeout) => tokio::time::timeout(timeout.saturating_add(RESPONDER_GRACE), answer)
+                .await
+                .unwrap_or_else(|_| Err(CallError::timeout())),
+            None => answer.await,
+        };
+        drop(outgoing);
+        outcome
+    }
+}
+
+fn payload<'a>(
+    operation: &str,
+    input: &'a RawValue,
+    options: &'a CallOptions,
+    window: Option<u32>,
+) -> Payload<'a> {
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    Payload {
+        operation: format!("/{}", operation.trim_start_matches('/')).into(),
+        input: Some(input),
+        auth_token: options.auth_token.as_deref().map(Into::into),
+        forwarded_for: options.forwarded_for.clone(),
+        timeout_ms: options.timeout.map(millis),
+        deadline: None,
+        idle_ms: options.idle.map(millis),
+        window,
+        idempotency_key: options.idempotency_key.as_deref().map(Into::into),
+        trace: options.trace.as_deref().map(Into::into),
+        peer: None,
+    }
+}
+
+/// A request on its way: dropping it before its terminal event aborts it.
+pub(crate) struct Outgoing {
+    link: Arc<Link>,
+    lane: Arc<Lane>,
+    id: u64,
+    wire_id: String,
+}
+
+impl Outgoing {
+    /// Lets the peer send `n` events more.
+    pub(crate) fn credit(&self, n: u32) {
+        let credit = |out: &mut Vec<u8>| envelope::append_credit(out, &self.wire_id, n);
+        self.lane.out.push(credit);
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if !self.link.outbound.forget(self.id) {
+            return;
+        }
+        if self.lane.is_single_call() {
+            self.lane.out.kill(StreamCode::Cancelled);
+        } else {
+            self.lane.out.push(|out| {
+                envelope::append_event(out, EventKind::Aborted, &self.wire_id, |out| {
+                    out.extend_from_slice(b"{}");
+                })
+            });
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! A peer that stays reachable: one connection at a time, made again whenever it is lost.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::{BoxFuture, CloseCode, CloseReason, PeerAddr};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::body::Body;
+use crate::client::{AbortOnDrop, CallClient, CallConnection, CallOptions, Subscription};
+use crate::connect::{ConnectError, Credentials};
+use crate::error::{CallError, ErrorCode};
+use crate::limits::{BACKOFF_RESET, RETRIES_MAX};
+use crate::outbound::Event;
+use crate::retry::{Backoff, Repeat, Retries, left, random};
+
+/// Runs with each new connection before anybody uses it: imports its operations again, subscribes
+/// again. A connection for which it fails is closed and made again later.
+pub type OnConnect =
+    Arc<dyn Fn(CallConnection) -> BoxFuture<'static, Result<(), CallError>> + Send + Sync>;
+
+/// A peer that is dialled again, after 0.2 s to 30 s, whenever its connection is lost. It gives up
+/// when the peer says that coming back is no use: revoked, superseded by another connection of
+/// ours, another key than the pinned one.
+///
+/// Clones share the connection; it ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct Reconnecting {
+    state: watch::Receiver<State>,
+    _worker: Arc<AbortOnDrop>,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Connected(CallConnection),
+    Connecting,
+    /// For good.
+    Ended(CallError),
+}
+
+impl Reconnecting {
+    /// Starts to connect, and returns at once. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn start(
+        client: CallClient,
+        addr: PeerAddr,
+        credentials: Credentials,
+        on_connect: Option<OnConnect>,
+    ) -> Self {
+        let (sender, state) = watch::channel(State::Connecting);
+        let worker = Worker {
+            client,
+            addr,
+            credentials,
+            on_connect,
+            state: sender,
+        };
+        let task = tokio::spawn(worker.run());
+        Self {
+            state,
+            _worker: Arc::new(AbortOnDrop(task.abort_handle())),
+        }
+    }
+
+    /// The connection, waiting until there is one. It may end at any time.
+    ///
+    /// # Errors
+    /// It was given up for good.
+    pub async fn connection(&self) -> Result<CallConnection, CallError> {
+        self.connection_by(None).await
+    }
+
+    async fn connection_by(&self, deadline: Option<Instant>) -> Result<CallConnection, CallError> {
+        let mut state = self.state.clone();
+        let usable = |state: &State| match state {
+            // One that drains ends soon, and that is when there is news.
+            State::Connected(connection) => !connection.is_closed() && !connection.is_draining(),
+            State::Connecting => false,
+            State::Ended(_) => true,
+        };
+        let wait = state.wait_for(usable);
+        let found = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, wait).await,
+            None => Ok(wait.await),
+        };
+        match found.as_ref().map(|state| state.as_deref()) {
+            Ok(Ok(State::Connected(connection))) => Ok(connection.clone()),
+            Ok(Ok(State::Ended(error))) => Err(error.clone()),
+            Ok(_) => Err(CallError::unavailable("the connection was given up")),
+            Err(_) => Err(CallError::unavailable(
+                "the peer cannot be reached at present",
+            )),
+        }
+    }
+
+    /// Calls a query or mutation.
+    ///
+    /// # Errors
+    /// As [`call_with`](Self::call_with).
+    pub async fn call(&self, operation: &str, input: &Value) -> Result<Body, CallError> {
+        self.call_with(operation, input, &CallOptions::default())
+            .await
+    }
+
+    /// Calls a query or mutation, waiting for a connection within the time of `options`. Queries
+    /// are tried again up to three times when that may help, over another connection if need be;
+    /// so are mutations that take an idempotency key, and run once all the same.
+    ///
+    /// # Errors
+    /// The last one of the operation; `UNAVAILABLE` where no connection came in time.
+    pub async fn call_with(
+        &self,
+        operation: &str,
+        input: &(impl Serialize + Sync + ?Sized),
+        options: &CallOptions,
+    ) -> Result<Body, CallError> {
+        let deadline = options
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut options = options.clone();
+        let mut retries = Retries::default();
+        loop {
+            let connection = self.connection_by(deadline).await?;
+            options.timeout = left(deadline);
+            let error = match attempt(&connection, operation, input, &mut options).await {
+                Attempt::Done(outcome) => return outcome,
+                Attempt::Failed(error) => error,
+            };
+            match retries.next(&error, left(deadline), random()) {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// Starts a subscription.
+    ///
+    /// # Errors
+    /// As [`subscribe_with`](Self::subscribe_with).
+    pub async fn subscribe(&self, operation: &str, input: &Value) -> Result<Resuming, CallError> {
+        let options = CallOptions {
+            timeout: None,
+            ..CallOptions::default()
+        };
+        self.subscribe_with(operation, input, &options).await
+    }
+
+    /// Starts a subscription. Where the operation is resumable, it goes on behind the last event
+    /// over the next connection; any other ends with `UNAVAILABLE` when its connection does.
+    ///
+    /// # Errors
+    /// The connection was given up, or was lost while the subscription began.
+    pub async fn subscribe_with(
+        &self,
+        operation: &str,
+        input: &Value,
+        options: &CallOptions,
+    ) -> Result<Resuming, CallError> {
+        let connection = self.connection().await?;
+        let habits = connection.habits(operation).await?;
+        let subscription = connection.subscribe_with(operation, input, options).await?;
+        Ok(Resuming {
+            peer: self.clone(),
+            operation: operation.to_owned(),
+            input: input.clone(),
+            options: options.clone(),
+            resumable: habits.resumable && (input.is_object() || input.is_null()),
+            cursor: None,
+            tries: 0,
+            phase: Phase::Running(subscription),
+        })
+    }
+}
+
+/// How one try ended.
+enum Attempt {
+    Done(Result<Body, CallError>),
+    /// Another may be made.
+    Failed(CallError),
+}
+
+async fn attempt(
+    connection: &CallConnection,
+    operation: &str,
+    input: &(impl Serialize + Sync + ?Sized),
+    options: &mut CallOptions,
+) -> Attempt {
+    // Nothing was asked for yet when this fails, so it may be tried again whatever it is.
+    let habits = match connection.habits(operation).await {
+        Ok(habits) => habits,
+        Err(error) => return Attempt::Failed(error),
+    };
+    if let Err(error) = habits.prepare(options) {
+        return Attempt::Done(Err(error));
+    }
+    match connection.call_with(operation, input, options).await {
+        Err(error) if habits.repeat != Repeat::No => Attempt::Failed(error),
+        outcome => Attempt::Done(outcome),
+    }
+}
+
+/// A subscription over as many connections as it takes. Dropping it aborts.
+pub struct Resuming {
+    peer: Reconnecting,
+    operation: String,
+    input: Value,
+    options: CallOptions,
+    resumable: bool,
+    cursor: Option<Value>,
+    /// Times it was resumed since the last event.
+    tries: u32,
+    phase: Phase,
+}
+
+enum Phase {
+    Ended,
+    Lost(CallError),
+    Running(Subscription),
+}
+
+impl Resuming {
+    /// The next event; `None` after the last. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Event, CallError>> {
+        loop {
+            match &mut self.phase {
+                Phase::Ended => return None,
+                Phase::Running(subscription) => match subscription.next().await {
+                    Some(Ok(event)) => {
+                        self.saw(&event);
+                        return Some(Ok(event));
+                    }
+                    Some(Err(error)) => self.phase = Phase::Lost(error),
+                    None => self.phase = Phase::Ended,
+                },
+                Phase::Lost(error) => {
+                    let error = error.clone();
+                    match self.resume(&error).await {
+                        Ok(subscription) => self.phase = Phase::Running(subscription),
+                        Err(error) => {
+                            self.phase = Phase::Ended;
+                            return Some(Err(error));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn saw(&mut self, event: &Event) {
+        self.tries = 0;
+        if let Some(cursor) = &event.cursor {
+            self.cursor = Some(cursor.value().clone());
+        }
+    }
+
+    async fn resume(&mut self, error: &CallError) -> Result<Subscription, CallError> {
+        let lost = error.code == ErrorCode::Unavailable;
+        if !lost || !self.resumable || self.tries >= RETRIES_MAX {
+            return Err(error.clone());
+        }
+        loop {
+            let connection = self.peer.connection().await?;
+            let input = self.input_behind_cursor();
+            let started = connection
+                .subscribe_with(&self.operation, &input, &self.options)
+                .await;
+            match started {
+                // Lost again before it began: there will be another, or the end is said.
+                Err(error)
+                    if error.code == ErrorCode::Unavailable
+                        && (connection.is_closed() || connection.is_draining()) => {}
+                started => {
+                    self.tries += 1;
+                    return started;
+                }
+            }
+        }
+    }
+
+    fn input_behind_cursor(&self) -> Value {
+        let Some(cursor) = &self.cursor else {
+            return self.input.clone();
+        };
+        let mut members = match &self.input {
+            Value::Object(members) => members.clone(),
+            _ => Map::new(),
+        };
+        members.insert("cursor".to_owned(), cursor.clone());
+        Value::Object(members)
+    }
+}
+
+impl fmt::Debug for Resuming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resuming")
+            .field("operation", &self.operation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps the connection.
+struct Worker {
+    client: CallClient,
+    addr: PeerAddr,
+    credentials: Credentials,
+    on_connect: Option<OnConnect>,
+    state: watch::Sender<State>,
+}
+
+impl Worker {
+    async fn run(self) {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.once(&mut backoff).await {
+                Ok(at_least) => tokio::time::sleep(backoff.next(at_least, random())).await,
+                Err(error) => {
+                    tracing::warn!(peer = %self.addr, %error, "not dialled again");
+                    self.state.send_replace(State::Ended(error));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One connection from dial to end. Returns how long to wait at least before the next.
+    async fn once(&self, backoff: &mut Backoff) -> Result<Duration, CallError> {
+        let connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(error) if error.is_permanent() => return Err(error.into()),
+            Err(error) => {
+                tracing::debug!(peer = %self.addr, %error, "cannot connect");
+                return Ok(Duration::ZERO);
+            }
+        };
+        let since = Instant::now();
+        self.state
+            .send_replace(State::Connected(connection.clone()));
+        let reason = connection.closed().await;
+        self.state.send_replace(State::Connecting);
+        tracing::debug!(peer = %self.addr, %reason, "the connection ended");
+        if since.elapsed() >= BACKOFF_RESET {
+            backoff.reset();
+        }
+        pause_after(&reason).ok_or_else(|| CallError {
+            retryable: false,
+            ..CallError::unavailable(reason.to_string())
+        })
+    }
+
+    async fn connect(&self) -> Result<CallConnection, ConnectError> {
+        let connection = self.client.connect(&self.addr, &self.credentials).await?;
+        let Some(on_connect) = &self.on_connect else {
+            return Ok(connection);
+        };
+        if let Err(error) = on_connect(connection.clone()).await {
+            connection.close(CloseCode::Normal, "");
+            // Whatever it was, the peer may have something else to offer next time.
+            return Err(ConnectError::Prepare(error));
+        }
+        Ok(connection)
+    }
+}
+
+/// How long a peer that ended the connection so wants to be left alone; `None`: for good.
+fn pause_after(reason: &CloseReason) -> Option<Duration> {
+    let CloseReason::Peer(Some(code), _) = reason else {
+        return Some(Duration::ZERO);
+    };
+    let seconds = match CloseCode::from_code(*code) {
+        Some(
+            CloseCode::Policy | CloseCode::Superseded | CloseCode::Protocol | CloseCode::NoHandler,
+        ) => return None,
+        Some(CloseCode::Locked) => 30,
+        Some(CloseCode::Shutdown) => 5,
+        Some(CloseCode::Overload) => 1,
+        _ => 0,
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peers_reason_decides_about_coming_back() {
+        let after = |code: CloseCode| {
+            pause_after(&CloseReason::Peer(Some(code.code().into()), String::new()))
+        };
+        let seconds = |n| Some(Duration::from_secs(n));
+        for (code, pause) in [
+            (CloseCode::Normal, seconds(0)),
+            (CloseCode::Policy, None),
+            (CloseCode::Overload, seconds(1)),
+            (CloseCode::Shutdown, seconds(5)),
+            (CloseCode::Superseded, None),
+            (CloseCode::Protocol, None),
+            (CloseCode::Locked, seconds(30)),
+            (CloseCode::Internal, seconds(0)),
+            (CloseCode::Timeout, seconds(0)),
+            (CloseCode::NoHandler, None),
+        ] {
+            assert_eq!(after(code), pause, "{code}");
+        }
+        for reason in [
+            CloseReason::TimedOut,
+            CloseReason::Lost("reset".to_owned()),
+            CloseReason::Peer(None, String::new()),
+        ] {
+            assert_eq!(pause_after(&reason), seconds(0), "{reason}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Trying again: what may be repeated, when, and how often. The rules know no clock and no
+//! randomness; both are what the caller says.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use data_encoding::BASE64URL_NOPAD;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::body::Body;
+use crate::client::{CallOptions, Caller};
+use crate::error::{CallError, ErrorCode};
+use crate::keyed;
+use crate::limits::{
+    BACKOFF_FIRST, BACKOFF_MAX, KNOWN_OPERATIONS_MAX, RETRIES_MAX, RETRY_DELAY_FIRST,
+};
+use crate::spec::{OperationSpec, OperationType};
+use crate::sync::lock;
+
+/// Random bytes of an idempotency key.
+const KEY_BYTES: usize = 18;
+
+/// What of an operation matters for calling it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Habits {
+    pub(crate) repeat: Repeat,
+    pub(crate) resumable: bool,
+}
+
+/// Whether a call may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// Under the same idempotency key.
+    Keyed,
+    No,
+    Yes,
+}
+
+impl Habits {
+    /// Of an operation whose spec cannot be had.
+    pub(crate) const UNKNOWN: Self = Self {
+        repeat: Repeat::No,
+        resumable: false,
+    };
+
+    pub(crate) fn of(spec: &OperationSpec) -> Self {
+        let repeat = match spec.op_type {
+            OperationType::Query => Repeat::Yes,
+            OperationType::Mutation if keyed::is_keyed(spec) => Repeat::Keyed,
+            OperationType::Mutation | OperationType::Subscription => Repeat::No,
+        };
+        Self {
+            repeat,
+            resumable: spec.resumable,
+        }
+    }
+
+    /// Sees to it that every try carries the same key.
+    pub(crate) fn prepare(self, options: &mut CallOptions) -> Result<(), CallError> {
+        if self.repeat == Repeat::Keyed && options.idempotency_key.is_none() {
+            options.idempotency_key = Some(new_key()?);
+        }
+        Ok(())
+    }
+}
+
+/// What is known of a peer's operations, and of its limits.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    habits: Mutex<HashMap<String, Habits>>,
+    /// 0: it has not said.
+    requests_max: AtomicUsize,
+}
+
+impl Known {
+    pub(crate) fn learn(&self, operation: &str, spec: &OperationSpec) {
+        let mut habits = lock(&self.habits);
+        if habits.len() >= KNOWN_OPERATIONS_MAX {
+            habits.clear();
+        }
+        let name = operation.trim_start_matches('/').to_owned();
+        habits.insert(name, Habits::of(spec));
+    }
+
+    pub(crate) fn habits(&self, operation: &str) -> Option<Habits> {
+        let habits = lock(&self.habits);
+        habits.get(operation.trim_start_matches('/')).copied()
+    }
+
+    pub(crate) fn set_requests_max(&self, requests: Option<usize>) {
+        let requests = requests.unwrap_or_default();
+        self.requests_max.store(requests, Ordering::Relaxed);
+    }
+
+    pub(crate) fn requests_max(&self) -> Option<usize> {
+        let requests = self.requests_max.load(Ordering::Relaxed);
+        (requests > 0).then_some(requests)
+    }
+}
+
+/// The tries of one call.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Retries(u32);
+
+impl Retries {
+    /// How long to wait before the next try; `None` for none: the error stands, three were made,
+    /// or the time that is `left` would not suffice.
+    pub(crate) fn next(
+        &mut self,
+        error: &CallError,
+        left: Option<Duration>,
+        random: u32,
+    ) -> Option<Duration> {
+        if !error.retryable || self.0 >= RETRIES_MAX {
+            return None;
+        }
+        let own = jittered(RETRY_DELAY_FIRST * 2u32.pow(self.0), random);
+        let asked = Duration::from_millis(error.retry_after_ms.unwrap_or_default());
+        let delay = own.max(asked);
+        if left.is_some_and(|left| left <= delay) {
+            return None;
+        }
+        self.0 += 1;
+        Some(delay)
+    }
+}
+
+/// The pauses between attempts to connect.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Backoff(u32);
+
+impl Backoff {
+    /// The next pause: twice as long as the last, within bounds.
+    pub(crate) fn next(&mut self, at_least: Duration, random: u32) -> Duration {
+        let doubled = BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(self.0));
+        self.0 = self.0.saturating_add(1);
+        jittered(doubled.min(BACKOFF_MAX), random).max(at_least)
+    }
+
+    /// A connection held: the next pause is a short one.
+    pub(crate) fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// Half of `delay` and a random part of the other half, so that those who failed together do not
+/// come back together.
+fn jittered(delay: Duration, random: u32) -> Duration {
+    let half = delay / 2;
+    half + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// Any number; where the system has none, the middle.
+pub(crate) fn random() -> u32 {
+    getrandom::u32().unwrap_or(u32::MAX / 2)
+}
+
+/// An idempotency key nobody used before.
+pub(crate) fn new_key() -> Result<String, CallError> {
+    let mut bytes = [0; KEY_BYTES];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| CallError::internal(format!("no random numbers: {error}")))?;
+    Ok(BASE64URL_NOPAD.encode(&bytes))
+}
+
+/// What is left until `deadline`.
+pub(crate) fn left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+}
+
+impl Caller {
+    /// As [`call_with`](Self::call_with), trying again up to three times where that is safe and
+    /// may help: the error says `retryable`, the time allows it, and the operation is a query or a
+    /// mutation that takes an idempotency key, which is made when `options` has none. What the
+    /// operation is, the peer is asked once per connection.
+    ///
+    /// # Errors
+    /// The last one.
+    pub async fn call_retrying(
+        &self,
+        operation: &str,
+        input: &(impl Serialize + Sync + ?Sized),
+        options: &CallOptions,
+    ) -> Result<Body, CallError> {
+        let deadline = options
+            .timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let habits = self.habits(operation).await.unwrap_or(Habits::UNKNOWN);
+        let mut options = options.clone();
+        habits.prepare(&mut options)?;
+        let mut retries = Retries::default();
+        loop {
+            options.timeout = left(deadline);
+            let outcome = self.call_with(operation, input, &options).await;
+            let error = match outcome {
+                Err(error) if habits.repeat != Repeat::No && self.takes_calls() => error,
+                outcome => return outcome,
+            };
+            match retries.next(&error, left(deadline), random()) {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// Whether another call over this connection could end otherwise than the last.
+    fn takes_calls(&self) -> bool {
+        !self.is_closed() && !self.is_draining()
+    }
+
+    /// What of `operation` matters for calling it again. One that the peer does not show is called
+    /// once.
+    pub(crate) async fn habits(&self, operation: &str) -> Result<Habits, CallError> {
+        if let Some(habits) = self.link.known.habits(operation) {
+            return Ok(habits);
+        }
+        match self.schema(operation.trim_start_matches('/')).await {
+            Ok(spec) => Ok(Habits::of(&spec)),
+            Err(error) if error.code == ErrorCode::NotFound => Ok(Habits::UNKNOWN),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Idempotence;
+
+    #[test]
+    fn only_what_is_safe_is_repeated() {
+        let mutation = |idempotent| OperationSpec {
+            idempotent,
+            ..OperationSpec::mutation("a/b", "")
+        };
+        for (spec, repeat) in [
+            (OperationSpec::query("a/b", ""), Repeat::Yes),
+            (mutation(Idempotence::Keyed), Repeat::Keyed),
+            (mutation(Idempotence::No), Repeat::No),
+            (OperationSpec::subscription("a/b", ""), Repeat::No),
+        ] {
+            assert_eq!(Habits::of(&spec).repeat, repeat);
+        }
+        let mut options = CallOptions::default();
+        let keyed = Habits::of(&mutation(Idempotence::Keyed));
+        keyed.prepare(&mut options).expect("random numbers");
+        let key = options.idempotency_key.clone();
+        assert!(key.as_ref().is_some_and(|key| key.len() <= 64));
+        keyed.prepare(&mut options).expect("random numbers");
+        assert_eq!(options.idempotency_key, key);
+    }
+
+    #[test]
+    fn tries_are_counted_and_end_with_the_time() {
+        let error = CallError::unavailable("gone");
+        let ms = Duration::from_millis;
+        let mut retries = Retries::default();
+        let delays: Vec<_> = (0..4)
+            .map(|_| retries.next(&error, None, u32::MAX))
+            .collect();
+        assert_eq!(delays, [Some(ms(50)), Some(ms(100)), Some(ms(200)), None]);
+        let first = |error: &CallError, left, random| Retries::default().next(error, left, random);
+        assert_eq!(first(&error, None, 0), Some(ms(25)));
+        assert_eq!(first(&error, Some(ms(25)), 0), None);
+        assert_eq!(first(&error, Some(ms(26)), 0), Some(ms(25)));
+        let asked = error.clone().with_retry_after_ms(400);
+        assert_eq!(first(&asked, None, 0), Some(ms(400)));
+        assert_eq!(first(&asked, Some(ms(300)), 0), None);
+        assert_eq!(first(&CallError::internal("no"), None, 0), None);
+    }
+
+    #[test]
+    fn pauses_double_to_their_bound() {
+        let mut backoff = Backoff::default();
+        let zero = Duration::ZERO;
+        assert_eq!(backoff.next(zero, u32::MAX), BACKOFF_FIRST);
+        assert_eq!(backoff.next(zero, u32::MAX), BACKOFF_FIRST * 2);
+        for _ in 0..100 {
+            assert!(backoff.next(zero, u32::MAX) <= BACKOFF_MAX);
+        }
+        assert_eq!(backoff.next(zero, 0), BACKOFF_MAX / 2);
+        let long = BACKOFF_MAX * 2;
+        assert_eq!(backoff.next(long, 0), long);
+        backoff.reset();
+        assert_eq!(backoff.next(zero, u32::MAX), BACKOFF_FIRST);
+    }
+}

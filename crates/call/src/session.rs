@@ -1,0 +1,180 @@
+//! `session/authenticate`: whom a connection acts as from now on; and the watch over what a
+//! connection's identity rests on.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use alknet_core::{AuthToken, CloseCode, Identity, PeerKey, StreamBudget};
+use arc_swap::ArcSwapOption;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::body::Body;
+use crate::client::Caller;
+use crate::context::Ctx;
+use crate::dispatcher::Dispatcher;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::HandlerKind;
+use crate::limits::SESSION_RECHECK;
+use crate::link::Link;
+use crate::registry::Registration;
+use crate::spec::OperationSpec;
+
+/// The namespace of the connection's own operations.
+pub(crate) const NAMESPACE: &str = "session";
+
+/// The identity a connection took by a token: at most one, once.
+#[derive(Debug, Default)]
+pub(crate) struct Session(ArcSwapOption<Identity>);
+
+impl Session {
+    /// Who, once somebody.
+    pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
+        self.0.load_full()
+    }
+
+    /// Takes the identity; `false` when there is one.
+    fn begin(&self, identity: &Arc<Identity>) -> bool {
+        let nobody: Option<Arc<Identity>> = None;
+        let before = self.0.compare_and_swap(&nobody, Some(Arc::clone(identity)));
+        before.is_none()
+    }
+}
+
+/// The operation.
+pub(crate) fn registration() -> Registration {
+    let spec = OperationSpec::mutation(
+        "session/authenticate",
+        "Makes this connection act as the identity of a token, once.",
+    )
+    .with_input(json!({
+        "type": "object",
+        "properties": { "token": { "type": "string", "description": "alk_…" } },
+        "required": ["token"],
+    }))
+    .with_output(json!({
+        "type": "object",
+        "properties": {
+            "id": { "type": "string" },
+            "scopes": { "type": "array", "items": { "type": "string" } },
+        },
+        "required": ["id", "scopes"],
+    }));
+    let handler = HandlerKind::once(|input, ctx| std::future::ready(run(&input, &ctx)));
+    Registration::new(spec, handler).open()
+}
+
+fn run(input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
+    // The schema was checked, and its errors mask values: a token is in no message.
+    let token = input.value()["token"].as_str().unwrap_or_default();
+    let identity = authenticate(&ctx.caller().link, token)?;
+    Ok(json!({ "id": identity.id, "scopes": identity.scopes }))
+}
+
+fn authenticate(link: &Arc<Link>, token: &str) -> Result<Arc<Identity>, CallError> {
+    if link.session.identity().is_some() {
+        return Err(once());
+    }
+    let identity = link.by_token(token)?;
+    if !link.session.begin(&identity) {
+        return Err(once());
+    }
+    // A peer known by its key stays that peer for the connection's limits and in its log lines.
+    if link.connection.identity().is_none() {
+        let _ = link.connection.set_identity(Arc::clone(&identity));
+    }
+    link.connection.raise_budget(StreamBudget::CALL);
+    tracing::info!(conn = %link.info.id, identity = identity.id.as_str(), "authenticated");
+    let token = AuthToken::new(token.to_owned());
+    watch_over(link, Proof::Token(token), &identity);
+    Ok(identity)
+}
+
+fn once() -> CallError {
+    let message = "this connection is authenticated; open another for another identity";
+    CallError::new(ErrorCode::Conflict, message)
+}
+
+impl Caller {
+    /// Authenticates this connection by a token: what it asks from now on, it asks as the token's
+    /// identity. Works once per connection.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for an unknown or expired token, `CONFLICT` the second time, and whatever
+    /// a call can fail with.
+    pub async fn authenticate(&self, token: &AuthToken) -> Result<(), CallError> {
+        let input = json!({ "token": token.expose() });
+        self.call("session/authenticate", &input).await.map(drop)
+    }
+}
+
+/// What an identity rests on.
+#[derive(Debug)]
+pub(crate) enum Proof {
+    /// The server we dialled proved a key, which has these names.
+    Keys(Vec<PeerKey>),
+    /// The peer sent a token.
+    Token(AuthToken),
+}
+
+impl Proof {
+    fn resolve(&self, dispatcher: &Dispatcher) -> Option<Arc<Identity>> {
+        match self {
+            Self::Keys(keys) => dispatcher.by_keys(keys),
+            Self::Token(token) => dispatcher.by_token(token.expose()),
+        }
+    }
+}
+
+/// Ends the connection once `proof` no longer stands for `identity`, and follows its scopes until
+/// then. What the endpoint does for keys that dialled in, for everything else.
+pub(crate) fn watch_over(link: &Arc<Link>, proof: Proof, identity: &Arc<Identity>) {
+    let Some(changes) = link.dispatcher.identity_changes() else {
+        return;
+    };
+    let watch = watch(Arc::downgrade(link), proof, Arc::clone(identity), changes);
+    let over = link.over();
+    tokio::spawn(async move {
+        over.run_until_cancelled(watch).await;
+    });
+}
+
+async fn watch(
+    link: Weak<Link>,
+    proof: Proof,
+    mut current: Arc<Identity>,
+    mut changes: watch::Receiver<u64>,
+) {
+    while wait(&mut changes, SESSION_RECHECK).await {
+        let Some(link) = link.upgrade() else {
+            return;
+        };
+        let now = proof.resolve(&link.dispatcher);
+        match now.filter(|identity| identity.id == current.id) {
+            Some(identity) => {
+                replace(&link, &proof, &current, &identity);
+                current = identity;
+            }
+            None => return link.close(CloseCode::Policy, "revoked"),
+        }
+    }
+}
+
+/// Waits until something may have changed. Tokens also expire, which nobody announces.
+async fn wait(changes: &mut watch::Receiver<u64>, at_most: Duration) -> bool {
+    match tokio::time::timeout(at_most, changes.changed()).await {
+        Ok(changed) => changed.is_ok(),
+        Err(_) => true,
+    }
+}
+
+fn replace(link: &Link, proof: &Proof, before: &Arc<Identity>, now: &Arc<Identity>) {
+    // Where the connection is somebody by its key, a token changes nothing about that.
+    let connections = link.connection.identity();
+    if connections.is_some_and(|old| Arc::ptr_eq(&old, before)) {
+        let _ = link.connection.set_identity(Arc::clone(now));
+    }
+    if matches!(proof, Proof::Token(_)) {
+        link.session.0.store(Some(Arc::clone(now)));
+    }
+}

@@ -1,0 +1,412 @@
+//! Reaching another node: where it is, as people write it (`ed25519:<64 hex>@host:port`), how it
+//! has to prove itself, and who does the dialling.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use crate::alpn::Carriage;
+use crate::connection::Connection;
+use crate::handler::{BoxError, BoxFuture};
+use crate::identity::{KeyParseError, PeerKey};
+
+/// Makes connections. Implemented by the endpoint, so that a protocol can dial without knowing a
+/// transport.
+pub trait Dialer: fmt::Debug + Send + Sync + 'static {
+    /// Connects over whichever carriage works first, and only to whom `request` expects. Dropping
+    /// the future gives up.
+    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>>;
+}
+
+/// One dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DialRequest {
+    /// Where.
+    pub addr: PeerAddr,
+    /// Whom. What `addr` itself pins is not asked again.
+    pub expect: Expect,
+    /// The protocol.
+    pub alpn: Cow<'static, [u8]>,
+    /// Over what; [`Carriage::Both`] takes the first that works.
+    pub carriage: Carriage,
+    /// Whether a pinned server is shown our key. Public servers never are: it would be a mark to
+    /// track us by.
+    pub present_key: bool,
+}
+
+impl DialRequest {
+    /// A dial over any carriage that shows our key.
+    #[must_use]
+    pub fn new(addr: PeerAddr, expect: Expect, alpn: &'static [u8]) -> Self {
+        Self {
+            addr,
+            expect,
+            alpn: alpn.into(),
+            carriage: Carriage::Both,
+            present_key: true,
+        }
+    }
+}
+
+/// How the other side has to prove who it is. There is no way to ask for no proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// It holds any of these keys; names, dates and issuers mean nothing. An empty list is
+    /// satisfied by nobody.
+    Pinned(Vec<PeerKey>),
+    /// It has a certificate for exactly this name, or address, that ends at a trusted authority.
+    WebPki,
+}
+
+impl Expect {
+    /// What `addr` itself says, or, for a peer in the configuration, `known`, its keys.
+    ///
+    /// # Errors
+    /// [`DialErrorKind::UnknownPeer`] for an address without a key: whoever answered there would be
+    /// somebody else just as well. A public certificate for an address has to be asked for by
+    /// [`Expect::WebPki`].
+    pub fn of(addr: &PeerAddr, known: &[PeerKey]) -> Result<Self, DialError> {
+        match (known, addr.pins.as_slice(), &addr.host) {
+            ([], [], Host::Name(_)) => Ok(Self::WebPki),
+            ([], [], Host::Ip(_)) => Err(DialError::new(
+                DialErrorKind::UnknownPeer,
+                UnknownPeer(addr.address()),
+            )),
+            ([], pins, _) | (pins, _, _) => Ok(Self::Pinned(pins.to_vec())),
+        }
+    }
+}
+
+/// An address without a pin proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0} is an address without a pinned key; write ed25519:<64 hex>@{0}")]
+pub struct UnknownPeer(pub String);
+
+/// A connection that was dialled.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The connection.
+    pub connection: Connection,
+    /// The names of the key that a pinned server proved, most lasting first. Empty for public
+    /// servers: they are nobody's peer.
+    pub keys: Vec<PeerKey>,
+}
+
+/// Why a dial failed, and whether another try could do better.
+#[derive(Debug, Error)]
+#[error("{source}")]
+pub struct DialError {
+    /// The sort of failure.
+    pub kind: DialErrorKind,
+    source: BoxError,
+}
+
+impl DialError {
+    /// A failure of one sort.
+    pub fn new(kind: DialErrorKind, source: impl Into<BoxError>) -> Self {
+        Self {
+            kind,
+            source: source.into(),
+        }
+    }
+
+    /// Whether the same dial fails until somebody changes something.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        matches!(
+            self.kind,
+            DialErrorKind::Impostor | DialErrorKind::NoProtocol | DialErrorKind::UnknownPeer
+        )
+    }
+}
+
+/// Sorts of failed dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DialErrorKind {
+    /// Somebody answered who cannot prove to be who was expected.
+    Impostor,
+    /// This machine cannot dial: no socket, no key, no TLS.
+    Local,
+    /// The server does not serve the protocol.
+    NoProtocol,
+    /// The server answered and did not want us.
+    Refused,
+    /// Nothing answered in time.
+    TimedOut,
+    /// Nothing says whom to expect.
+    UnknownPeer,
+    /// The network, the resolver or TLS said no.
+    Unreachable,
+}
+
+/// Port when none is written.
+const DEFAULT_PORT: u16 = 443;
+
+/// Longest host name (RFC 1035 section 2.3.4).
+const HOST_BYTES_MAX: usize = 253;
+
+/// Longest label of a host name (RFC 1035 section 2.3.4).
+const LABEL_BYTES_MAX: usize = 63;
+
+/// Somebody to dial: where, and by which key to know them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PeerAddr {
+    /// Keys any of which the server may prove. Empty: a public name with a public certificate.
+    pub pins: Vec<PeerKey>,
+    /// Where it is.
+    pub host: Host,
+    /// Its port, UDP and TCP.
+    pub port: u16,
+}
+
+impl PeerAddr {
+    /// The same place, known by `pins` too.
+    #[must_use]
+    pub fn with_pins(mut self, pins: impl IntoIterator<Item = PeerKey>) -> Self {
+        self.pins.extend(pins);
+        self
+    }
+
+    /// Host and port without the pins.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match &self.host {
+            Host::Ip(IpAddr::V6(ip)) => format!("[{ip}]:{}", self.port),
+            host => format!("{host}:{}", self.port),
+        }
+    }
+}
+
+/// Where a server is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A literal address.
+    Ip(IpAddr),
+    /// A DNS name, in lower case.
+    Name(String),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, pin) in self.pins.iter().enumerate() {
+            write!(f, "{}{pin}", if i == 0 { "" } else { "," })?;
+        }
+        let at = if self.pins.is_empty() { "" } else { "@" };
+        write!(f, "{at}{}", self.address())
+    }
+}
+
+impl FromStr for PeerAddr {
+    type Err = PeerAddrError;
+
+    fn from_str(text: &str) -> Result<Self, PeerAddrError> {
+        let (pins, address) = match text.rsplit_once('@') {
+            Some((pins, address)) => (parse_pins(pins)?, address),
+            None => (Vec::new(), text),
+        };
+        let (host, port) = split_port(address)?;
+        Ok(Self {
+            pins,
+            host: parse_host(host)?,
+            port,
+        })
+    }
+}
+
+fn parse_pins(text: &str) -> Result<Vec<PeerKey>, PeerAddrError> {
+    text.split(',').map(|pin| Ok(pin.parse()?)).collect()
+}
+
+/// Splits `host:port`; the host keeps its brackets.
+fn split_port(address: &str) -> Result<(&str, u16), PeerAddrError> {
+    let after_host = match address.find(']') {
+        Some(end) if address.starts_with('[') => end + 1,
+        _ if address.matches(':').count() > 1 => {
+            return Err(PeerAddrError::Brackets(address.to_owned()));
+        }
+        _ => address.find(':').unwrap_or(address.len()),
+    };
+    let (host, rest) = address.split_at(after_host);
+    if rest.is_empty() {
+        return Ok((host, DEFAULT_PORT));
+    }
+    let digits = rest.strip_prefix(':').unwrap_or_default();
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    match digits.parse() {
+        Ok(port) if plain && port > 0 => Ok((host, port)),
+        _ => Err(PeerAddrError::Port(rest.to_owned())),
+    }
+}
+
+fn parse_host(host: &str) -> Result<Host, PeerAddrError> {
+    if let Some(inner) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        let ip: Ipv6Addr = inner
+            .parse()
+            .map_err(|_| PeerAddrError::Host(host.to_owned()))?;
+        return Ok(Host::Ip(ip.into()));
+    }
+    if let Ok(ip) = host.parse() {
+        return Ok(Host::Ip(ip));
+    }
+    let name = host.to_ascii_lowercase();
+    // A name that ends in digits is a mistyped address and no resolver's business.
+    let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or("");
+    let mistyped = last.bytes().all(|b| b.is_ascii_digit());
+    if mistyped || name.len() > HOST_BYTES_MAX || !is_dns_name(&name) {
+        return Err(PeerAddrError::Host(host.to_owned()));
+    }
+    Ok(Host::Name(name))
+}
+
+/// Whether `name` can stand in a certificate and a ClientHello: labels of letters, digits, `-` and
+/// `_`, none of which begins or ends with `-`.
+fn is_dns_name(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    name.strip_suffix('.')
+        .unwrap_or(name)
+        .split('.')
+        .all(|label| {
+            (1..=LABEL_BYTES_MAX).contains(&label.len())
+                && label.bytes().all(inner)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
+}
+
+/// What is wrong with the address of a peer.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerAddrError {
+    /// A bare IPv6 address.
+    #[error("'{0}': an IPv6 address stands in brackets, [2001:db8::1]:443")]
+    Brackets(String),
+    /// Neither a name nor an address.
+    #[error("'{0}' is neither a host name nor an address")]
+    Host(String),
+    /// The part before '@' is no key.
+    #[error(transparent)]
+    Key(#[from] KeyParseError),
+    /// Not a port.
+    #[error("'{0}': after the host comes nothing, or ':' and a port from 1 to 65535")]
+    Port(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_documented_forms() {
+        let pin = format!("ed25519:{}", "ab".repeat(32));
+        for (text, shown) in [
+            ("example.org", "example.org:443"),
+            ("Example.org:8443", "example.org:8443"),
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("[::1]:65535", "[::1]:65535"),
+            ("[2001:db8::1]", "[2001:db8::1]:443"),
+            ("localhost:9", "localhost:9"),
+        ] {
+            let addr: PeerAddr = text.parse().expect(text);
+            assert_eq!((addr.to_string(), addr.pins), (shown.to_owned(), vec![]));
+            let pinned: PeerAddr = format!("{pin}@{text}").parse().expect(text);
+            assert_eq!(pinned.to_string(), format!("{pin}@{shown}"));
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let upper = format!("ed25519:{}@host", "AB".repeat(32));
+        for bad in [
+            "",
+            ":443",
+            "@host",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+1",
+            "host:1x",
+            "::1",
+            "::1:443",
+            "[::1",
+            "[::1]443",
+            "[1.2.3.4]",
+            "[host]:1",
+            "1.2.3",
+            "1.2.3.4.5:1",
+            "ho st",
+            "host/",
+            "ed25519:00@host",
+            "rsa:00@host",
+            "-host",
+            "ho\u{e4}st",
+            &upper,
+        ] {
+            assert!(bad.parse::<PeerAddr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_expected_follows_from_the_address_and_the_known_keys() {
+        let (written, known) = (PeerKey::Ed25519([1; 32]), PeerKey::Spki([2; 32]));
+        let addr = |text: &str| text.parse::<PeerAddr>().expect(text);
+        let pinned = |text: &str| addr(text).with_pins([written]);
+        let expect = |addr: &PeerAddr, known: &[PeerKey]| Expect::of(addr, known);
+        for place in ["example.org", "192.0.2.1:443", "[::1]"] {
+            let of = expect(&pinned(place), &[]).expect("a pin");
+            assert_eq!(of, Expect::Pinned(vec![written]), "{place}");
+            for addr in [addr(place), pinned(place)] {
+                let of = expect(&addr, &[known]).expect("a peer");
+                assert_eq!(of, Expect::Pinned(vec![known]), "{place}");
+            }
+        }
+        let public = expect(&addr("example.org"), &[]).expect("a name");
+        assert_eq!(public, Expect::WebPki);
+        for place in ["192.0.2.1", "[::1]:443"] {
+            let error = expect(&addr(place), &[]).expect_err("nobody in particular");
+            assert_eq!(error.kind, DialErrorKind::UnknownPeer);
+            assert!(error.is_permanent() && error.to_string().contains("ed25519:"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_parses_back(
+            ip in any::<Option<IpAddr>>(),
+            name in "[a-z][a-z0-9]{0,20}(\\.[a-z][a-z0-9]{0,9}){0,3}",
+            port in 1u16..,
+            pins in proptest::collection::vec(any::<[u8; 32]>(), 0..3),
+        ) {
+            let addr = PeerAddr {
+                pins: pins.into_iter().map(PeerKey::Ed25519).collect(),
+                host: ip.map_or(Host::Name(name), Host::Ip),
+                port,
+            };
+            prop_assert_eq!(addr.to_string().parse::<PeerAddr>(), Ok(addr));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC{0,40}") {
+            let _ = text.parse::<PeerAddr>();
+        }
+
+        #[test]
+        fn no_punctuation_panics(text in "[a0:@.,\\[\\]]{0,20}") {
+            let _ = text.parse::<PeerAddr>();
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The dialer as protocols see it: core's trait, with nothing but an expectation to go by.
+
+use alknet_core::{
+    Carriage, Connection, DialErrorKind, DialRequest, Dialer as _, Expect, Host, PeerAddr,
+};
+use alknet_endpoint::Dialer;
+use alknet_tls::NodeKey;
+use proptest::prelude::*;
+
+use crate::support::{CARRIAGES, Node, WHOAMI, ask};
+
+/// A dial of `node` over `carriage`, by any name of it.
+fn request(node: &Node, expect: Expect, carriage: Carriage) -> DialRequest {
+    let addr = PeerAddr {
+        pins: Vec::new(),
+        ..node.target()
+    };
+    DialRequest {
+        carriage,
+        ..DialRequest::new(addr, expect, WHOAMI)
+    }
+}
+
+async fn whoami(connection: &Connection) -> String {
+    ask(connection, b"?").await.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_that_was_proved_is_told() {
+    let node = Node::start();
+    let (dialer, key) = node.peer("edge");
+    for carriage in CARRIAGES {
+        let pinned = Expect::Pinned(vec![node.key.public()]);
+        let request = request(&node, pinned, carriage);
+        let dialled = dialer.connect(request).await.expect("dial");
+        assert_eq!(dialled.keys.first(), Some(&node.key.public()), "{carriage}");
+        assert_eq!(dialled.connection.carriage(), carriage);
+        assert_eq!(whoami(&dialled.connection).await, format!("{key} edge\n"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_shown_only_when_asked_for() {
+    let node = Node::start();
+    let (dialer, _) = node.peer("edge");
+    for carriage in CARRIAGES {
+        let mut request = request(&node, Expect::Pinned(vec![node.key.public()]), carriage);
+        request.present_key = false;
+        let dialled = dialer.connect(request).await.expect("dial");
+        assert_eq!(whoami(&dialled.connection).await, "no key nobody\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_prove_it_is_an_impostor() {
+    let node = Node::start();
+    let other = NodeKey::generate().expect("a key").public();
+    let dialer = Dialer::new(None);
+    for carriage in CARRIAGES {
+        let wrong = request(&node, Expect::Pinned(vec![other]), carriage);
+        let error = dialer.connect(wrong).await.expect_err("another key");
+        assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
+        assert!(error.is_permanent());
+        // An address has a public certificate only where somebody says so, and then it is checked.
+        for host in [node.target().host, Host::Name("localhost".to_owned())] {
+            let mut public = request(&node, Expect::WebPki, carriage);
+            public.addr.host = host;
+            let error = dialer.connect(public).await.expect_err("self-signed");
+            assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
+        }
+        let nobody = request(&node, Expect::Pinned(Vec::new()), carriage);
+        let error = dialer.connect(nobody).await.expect_err("nobody fits");
+        assert_eq!(error.kind, DialErrorKind::Local, "{carriage} {error}");
+    }
+}
+
+proptest! {
+    /// Core reads names without a TLS library; what it takes, the library must be able to ask for.
+    #[test]
+    fn names_that_parse_can_be_dialled(text in "[a-z0-9_.-]{1,30}") {
+        if let Ok(PeerAddr { host: Host::Name(name), .. }) = text.parse() {
+            prop_assert!(alknet_tls::is_dns_name(&name), "{}", name);
+        }
+    }
+}
