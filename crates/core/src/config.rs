@@ -9,6 +9,7 @@ mod error;
 mod identities;
 mod read;
 mod sections;
+mod tls;
 mod values;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use identities::ConfigIdentities;
+pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 
 /// Longest configuration document in bytes. A thousand peers with two keys each fit; a file that
 /// is not a configuration is refused before it costs memory.
@@ -39,6 +41,8 @@ pub struct NodeConfig {
     pub network: Vec<LinkConfig>,
     /// Peers known from the start.
     pub peers: Vec<PeerConfig>,
+    /// Certificates, and whom the node trusts when it dials.
+    pub tls: TlsSection,
 }
 
 impl NodeConfig {
@@ -72,6 +76,7 @@ impl NodeConfig {
                 ..NodeSection::default()
             },
             peers: Vec::new(),
+            tls: TlsSection::default(),
         }
     }
 

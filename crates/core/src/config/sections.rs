@@ -9,7 +9,10 @@ use crate::identity::{PeerId, PeerKey};
 
 use super::error::quote;
 use super::read::{Notes, Section, Value};
-use super::{LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, PeerConfig, values};
+use super::{
+    LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, PeerConfig, TlsSection, tls,
+    values,
+};
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
     let mut top = Section::new("", 0..0, table);
@@ -25,6 +28,10 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
         }),
         network: links(&top.list("network", notes), notes),
         peers: peers(&top.list("peers", notes), &mut holders, notes),
+        tls: top
+            .key("tls")
+            .and_then(|value| value.section(notes))
+            .map_or_else(TlsSection::default, |section| tls::section(section, notes)),
     };
     top.finish(notes);
     config
