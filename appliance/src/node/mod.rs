@@ -1,5 +1,6 @@
 //! The node: what serves the one port, under PID 1 or on an ordinary host.
 
+mod certificates;
 mod control;
 mod facts;
 mod fault;
@@ -86,7 +87,7 @@ impl Node {
                 addrs: config.listen.addrs.clone(),
                 port: config.listen.port,
                 limits: Limits::for_memory(facts::memory_total_bytes()),
-                state_dir: Some(tls_dir),
+                tls: certificates::start(config, &tls_dir),
             },
             &key,
             handlers,

@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alknet_core::{
-    Carriage, CloseCode, CloseReason, Connection, ConnectionInfo, StreamBudget, StreamSource,
+    Carriage, CloseCode, CloseReason, Connection, ConnectionInfo, PeerId, StreamBudget,
+    StreamSource,
 };
-use alknet_tls::{CheckError, ClientTls, Form, NodeKey, PinnedRemote, bundled_roots};
+use alknet_tls::{
+    CheckError, ClientTls, ClientTlsOptions, KnownPeer, NodeKey, Place, Remote, TlsError,
+};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use quinn::ConnectionError;
@@ -65,14 +68,27 @@ impl Dialer {
     /// names.
     #[must_use]
     pub fn new(key: Option<NodeKey>) -> Self {
-        Self::with_roots(key, bundled_roots())
+        Self::with_options(ClientTlsOptions {
+            key,
+            ..ClientTlsOptions::default()
+        })
     }
 
     /// As [`new`](Self::new), with other certificate authorities.
     #[must_use]
     pub fn with_roots(key: Option<NodeKey>, roots: RootCertStore) -> Self {
+        Self::with_options(ClientTlsOptions {
+            key,
+            roots,
+            ..ClientTlsOptions::default()
+        })
+    }
+
+    /// Dials as `options` say.
+    #[must_use]
+    pub fn with_options(options: ClientTlsOptions) -> Self {
         Self {
-            tls: ClientTls::new(key, roots),
+            tls: ClientTls::new(options),
             quic: Mutex::new(None),
         }
     }
@@ -95,13 +111,55 @@ impl Dialer {
         target: &Target,
         alpn: &[u8],
     ) -> Result<Connection, DialError> {
-        let trust = self.trust(target)?;
+        let remote = self.remote(None, target)?;
+        self.connect(carriage, target, remote, alpn).await
+    }
+
+    /// Connects to the peer of an entry, at `target`. The keys are those of the entry; any in
+    /// `target` are not looked at.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn dial_peer(
+        &self,
+        carriage: Carriage,
+        peer: &KnownPeer,
+        target: &Target,
+        alpn: &[u8],
+    ) -> Result<Connection, DialError> {
+        let remote = self.remote(Some(peer), target)?;
+        self.connect(carriage, target, remote, alpn).await
+    }
+
+    /// Takes over a changed entry at once: a dial that has begun with its old keys fails unless
+    /// the server's key is still among the new ones.
+    ///
+    /// # Errors
+    /// The entry has no key.
+    pub fn set_peer(&self, peer: &KnownPeer) -> Result<(), DialError> {
+        Ok(self.tls.set_peer(peer)?)
+    }
+
+    /// Forgets a removed entry: a dial to it that has begun fails.
+    pub fn forget_peer(&self, id: &PeerId) {
+        self.tls.forget_peer(id);
+    }
+
+    async fn connect(
+        &self,
+        carriage: Carriage,
+        target: &Target,
+        remote: Remote,
+        alpn: &[u8],
+    ) -> Result<Connection, DialError> {
+        // What an earlier dial ended with is not this one's doing.
+        let _ = remote.take_mismatch();
         let dial = async {
             let attempt = Attempt {
                 dialer: self,
                 target,
                 addresses: resolve(target).await?,
-                trust,
+                remote,
                 alpn,
             };
             match carriage {
@@ -124,16 +182,14 @@ impl Dialer {
         }
     }
 
-    fn trust(&self, target: &Target) -> Result<Trust, DialError> {
-        if !target.pins.is_empty() {
-            return Ok(Trust::Pinned(self.tls.pinned(&target.pins)?));
-        }
-        match target.host {
-            Host::Name(_) => Ok(Trust::Public),
-            Host::Ip(_) => Err(DialError::UnknownPeer {
+    fn remote(&self, peer: Option<&KnownPeer>, target: &Target) -> Result<Remote, DialError> {
+        let remote = self.tls.remote(peer, &target.pins, place(target));
+        remote.map_err(|error| match error {
+            TlsError::UnknownPeer(_) => DialError::UnknownPeer {
                 target: target.address(),
-            }),
-        }
+            },
+            other => other.into(),
+        })
     }
 
     fn endpoint_slot(&self) -> std::sync::MutexGuard<'_, Option<quinn::Endpoint>> {
@@ -154,10 +210,11 @@ impl Dialer {
     }
 }
 
-/// How the server is to be known.
-enum Trust {
-    Pinned(Arc<PinnedRemote>),
-    Public,
+fn place(target: &Target) -> Place<'_> {
+    match &target.host {
+        Host::Ip(ip) => Place::Ip(*ip),
+        Host::Name(name) => Place::Name(name),
+    }
 }
 
 async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, DialError> {
@@ -187,7 +244,7 @@ struct Attempt<'a> {
     dialer: &'a Dialer,
     target: &'a Target,
     addresses: Vec<SocketAddr>,
-    trust: Trust,
+    remote: Remote,
     alpn: &'a [u8],
 }
 
@@ -226,19 +283,17 @@ impl Attempt<'_> {
 
     /// Every form of key on one carriage: a server that knows no raw keys gets certificates.
     async fn over(&self, carriage: Carriage) -> Result<Connection, DialError> {
-        let remote = match &self.trust {
-            Trust::Public => {
-                let config = self.dialer.tls.public(self.alpn)?;
-                return self.addresses(carriage, config).await;
-            }
-            Trust::Pinned(remote) => remote,
-        };
-        let mut forms = remote.forms().peekable();
+        let mut configs = self
+            .remote
+            .attempts(place(self.target), self.alpn)
+            .into_iter()
+            .peekable();
         loop {
-            let form = forms.next().unwrap_or(Form::X509);
-            let config = remote.config(form, self.alpn);
+            let Some(config) = configs.next() else {
+                return Err(self.tls_error("there is no way to know the server"));
+            };
             match self.addresses(carriage, config).await {
-                Err(DialError::Tls { .. }) if forms.peek().is_some() => {}
+                Err(DialError::Tls { .. }) if configs.peek().is_some() => {}
                 result => return result,
             }
         }
@@ -296,7 +351,7 @@ impl Attempt<'_> {
         let connecting = self
             .dialer
             .endpoint()?
-            .connect_with(config, address, &self.server_name())
+            .connect_with(config, address, &self.server_name().to_str())
             .map_err(|error| self.unreachable(io::Error::other(error)))?;
         let connection = connecting.await.map_err(|error| self.quic_error(error))?;
         let chain = connection
@@ -318,10 +373,8 @@ impl Attempt<'_> {
             .map_err(|error| self.unreachable(error))?;
         sockets::tune(&stream).map_err(DialError::Local)?;
         let local = stream.local_addr().ok();
-        let name = ServerName::try_from(self.server_name())
-            .map_err(|error| self.tls_error(&error.to_string()))?;
         let tls = TlsConnector::from(config)
-            .connect(name, stream)
+            .connect(self.server_name(), stream)
             .await
             .map_err(|error| self.tcp_error(error))?;
         let session = tls.get_ref().1;
@@ -351,19 +404,13 @@ impl Attempt<'_> {
         Connection::from_source(source, info)
     }
 
-    fn server_name(&self) -> String {
-        match (&self.target.host, &self.trust) {
-            (Host::Ip(_), Trust::Pinned(remote)) => remote.server_name(),
-            (host, _) => host.to_string(),
-        }
+    fn server_name(&self) -> ServerName<'static> {
+        self.remote.server_name(place(self.target))
     }
 
-    /// Pins are compared again: a resumed session was verified when it began, not now.
+    /// Keys are compared again: a resumed session was verified when it began, not now.
     fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), DialError> {
-        let Trust::Pinned(remote) = &self.trust else {
-            return Ok(());
-        };
-        remote.check(chain).map_err(|error| match error {
+        self.remote.check(chain).map_err(|error| match error {
             CheckError::Pin(mismatch) => mismatch.into(),
             CheckError::NoKey => self.tls_error("the server presented no key"),
         })
@@ -412,14 +459,15 @@ impl Attempt<'_> {
     /// Sorts a failed handshake by the alert it ended with, sent or received.
     fn alert_error(&self, alert: AlertDescription, reason: &str) -> DialError {
         use AlertDescription as A;
-        match (&self.trust, alert) {
-            (_, A::NoApplicationProtocol) => self.no_protocol(),
-            (Trust::Pinned(remote), _) => match remote.take_mismatch() {
-                Some(mismatch) => mismatch.into(),
-                None => self.tls_error(&format!("{alert:?} {reason}")),
-            },
+        if alert == A::NoApplicationProtocol {
+            return self.no_protocol();
+        }
+        if let Some(mismatch) = self.remote.take_mismatch() {
+            return mismatch.into();
+        }
+        match (&self.remote, alert) {
             (
-                Trust::Public,
+                Remote::Public(_),
                 A::BadCertificate
                 | A::CertificateExpired
                 | A::CertificateRevoked
@@ -430,7 +478,7 @@ impl Attempt<'_> {
                 target: self.target.address(),
                 reason: reason.to_owned(),
             },
-            (Trust::Public, _) => self.tls_error(&format!("{alert:?} {reason}")),
+            _ => self.tls_error(&format!("{alert:?} {reason}")),
         }
     }
 

@@ -1,7 +1,11 @@
 //! The one port over real sockets on loopback.
 
+mod acme;
+mod authority;
 mod life;
 mod matrix;
 mod refusals;
+mod remotes;
+mod served;
 mod support;
 mod third_party;
