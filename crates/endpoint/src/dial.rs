@@ -472,6 +472,8 @@ impl Attempt<'_> {
                 | A::CertificateExpired
                 | A::CertificateRevoked
                 | A::CertificateUnknown
+                // A signature in the chain, or the server's own, does not verify.
+                | A::DecryptError
                 | A::UnknownCA
                 | A::UnsupportedCertificate,
             ) => DialError::Certificate {

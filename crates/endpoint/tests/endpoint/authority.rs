@@ -96,6 +96,11 @@ pub(crate) fn wrapped(seed: [u8; 32]) -> (Arc<CertifiedKey>, PeerKey) {
     (certified, NodeKey::from_seed(&seed).public())
 }
 
+/// The raw key `shown`, signing with another where `seed` is not its own.
+pub(crate) fn raw(shown: PeerKey, seed: [u8; 32]) -> Arc<CertifiedKey> {
+    crate::matrix::raw_key(shown, seed)
+}
+
 #[derive(Debug)]
 struct Always(Arc<CertifiedKey>, bool);
 
