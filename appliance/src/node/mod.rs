@@ -1,5 +1,6 @@
 //! The node: what serves the one port, under PID 1 or on an ordinary host.
 
+mod certificates;
 mod control;
 mod facts;
 mod fault;
@@ -106,7 +107,7 @@ impl Node {
                 addrs: config.listen.addrs.clone(),
                 port: config.listen.port,
                 limits: limits(&config.limits),
-                state_dir: Some(tls_dir),
+                tls: certificates::start(config, &tls_dir),
             },
             &key,
             handlers,

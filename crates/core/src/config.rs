@@ -11,6 +11,7 @@ mod people;
 mod read;
 mod reload;
 mod sections;
+mod tls;
 mod tuning;
 mod values;
 
@@ -25,6 +26,7 @@ pub use error::ConfigError;
 pub use reload::{
     Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
 };
+pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};
 
 /// Longest configuration document in bytes. A thousand peers with two keys each fit; a file that
@@ -53,6 +55,8 @@ pub struct NodeConfig {
     pub limits: LimitsConfig,
     /// What the log says.
     pub log: LogConfig,
+    /// Certificates, and whom the node trusts when it dials.
+    pub tls: TlsSection,
 }
 
 impl NodeConfig {

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use alknet_core::{
     BoxFuture, Carriage, CloseCode, CloseReason, Connection, ConnectionInfo, DialRequest, Dialled,
-    Expect, Host, PeerAddr as Target, PeerKey, StreamBudget, StreamSource,
+    Expect, Host, PeerAddr as Target, PeerId, PeerKey, StreamBudget, StreamSource,
 };
-use alknet_tls::{CheckError, ClientTls, Form, NodeKey, PeerProof, PinnedRemote, bundled_roots};
+use alknet_tls::{
+    CheckError, ClientTls, ClientTlsOptions, KnownPeer, NodeKey, PeerProof, Place, Remote, TlsError,
+};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use quinn::ConnectionError;
@@ -59,7 +61,7 @@ pub struct Dialer {
     tls: ClientTls,
     /// For requests that want no key shown.
     keyless: OnceLock<ClientTls>,
-    roots: RootCertStore,
+    options: ClientTlsOptions,
     quic: Mutex<Option<quinn::Endpoint>>,
 }
 
@@ -68,16 +70,29 @@ impl Dialer {
     /// names.
     #[must_use]
     pub fn new(key: Option<NodeKey>) -> Self {
-        Self::with_roots(key, bundled_roots())
+        Self::with_options(ClientTlsOptions {
+            key,
+            ..ClientTlsOptions::default()
+        })
     }
 
     /// As [`new`](Self::new), with other certificate authorities.
     #[must_use]
     pub fn with_roots(key: Option<NodeKey>, roots: RootCertStore) -> Self {
-        Self {
-            tls: ClientTls::new(key, roots.clone()),
-            keyless: OnceLock::new(),
+        Self::with_options(ClientTlsOptions {
+            key,
             roots,
+            ..ClientTlsOptions::default()
+        })
+    }
+
+    /// Dials as `options` say.
+    #[must_use]
+    pub fn with_options(options: ClientTlsOptions) -> Self {
+        Self {
+            tls: ClientTls::new(options.clone()),
+            keyless: OnceLock::new(),
+            options,
             quic: Mutex::new(None),
         }
     }
@@ -100,37 +115,60 @@ impl Dialer {
         target: &Target,
         alpn: &[u8],
     ) -> Result<Connection, DialError> {
-        let expect = Expect::of(target, &[]).map_err(|_| DialError::UnknownPeer {
-            target: target.address(),
-        })?;
-        let request = DialRequest {
-            addr: target.clone(),
-            expect,
-            alpn: alpn.to_vec().into(),
-            carriage,
-            present_key: true,
-        };
-        let dialled = self.attempt(&request).await?;
+        let remote = remote(&self.tls, None, &target.pins, target)?;
+        let dialled = self.attempt(carriage, target, remote, alpn).await?;
         Ok(dialled.connection)
     }
 
-    async fn attempt(&self, request: &DialRequest) -> Result<Dialled, DialError> {
-        let tls = self.tls_for(request);
-        let trust = match &request.expect {
-            Expect::Pinned(pins) => Trust::Pinned(tls.pinned(pins)?),
-            Expect::WebPki => Trust::Public,
-        };
-        let target = &request.addr;
+    /// Connects to the peer of an entry, at `target`. The keys are those of the entry; any in
+    /// `target` are not looked at.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn dial_peer(
+        &self,
+        carriage: Carriage,
+        peer: &KnownPeer,
+        target: &Target,
+        alpn: &[u8],
+    ) -> Result<Connection, DialError> {
+        let remote = remote(&self.tls, Some(peer), &[], target)?;
+        let dialled = self.attempt(carriage, target, remote, alpn).await?;
+        Ok(dialled.connection)
+    }
+
+    /// Takes over a changed entry at once: a dial that has begun with its old keys fails unless
+    /// the server's key is still among the new ones.
+    ///
+    /// # Errors
+    /// The entry has no key.
+    pub fn set_peer(&self, peer: &KnownPeer) -> Result<(), DialError> {
+        Ok(self.tls.set_peer(peer)?)
+    }
+
+    /// Forgets a removed entry: a dial to it that has begun fails.
+    pub fn forget_peer(&self, id: &PeerId) {
+        self.tls.forget_peer(id);
+    }
+
+    async fn attempt(
+        &self,
+        carriage: Carriage,
+        target: &Target,
+        remote: Remote,
+        alpn: &[u8],
+    ) -> Result<Dialled, DialError> {
+        // What an earlier dial ended with is not this one's doing.
+        let _ = remote.take_mismatch();
         let dial = async {
             let attempt = Attempt {
                 dialer: self,
-                tls,
                 target,
                 addresses: resolve(target).await?,
-                trust,
-                alpn: &request.alpn,
+                remote,
+                alpn,
             };
-            match request.carriage {
+            match carriage {
                 Carriage::Quic => attempt.over(Carriage::Quic).await,
                 Carriage::Tcp => attempt.over(Carriage::Tcp).await,
                 Carriage::Both | Carriage::Memory => attempt.race().await,
@@ -141,14 +179,6 @@ impl Dialer {
             .unwrap_or_else(|_| Err(timed_out(target, DIAL_TIMEOUT)))
     }
 
-    fn tls_for(&self, request: &DialRequest) -> &ClientTls {
-        if request.present_key || self.tls.key().is_none() {
-            return &self.tls;
-        }
-        self.keyless
-            .get_or_init(|| ClientTls::new(None, self.roots.clone()))
-    }
-
     /// Closes every QUIC connection and waits, at most 50 ms, until their peers can know.
     pub async fn close(&self) {
         let endpoint = self.endpoint_slot().take();
@@ -156,6 +186,27 @@ impl Dialer {
             endpoint.close(CloseCode::Normal.code().into(), b"");
             let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
         }
+    }
+
+    /// Whom `request` expects, who is shown a key or not.
+    fn expected(&self, request: &DialRequest) -> Result<Remote, DialError> {
+        let tls = if request.present_key {
+            &self.tls
+        } else {
+            self.keyless.get_or_init(|| {
+                ClientTls::new(ClientTlsOptions {
+                    key: None,
+                    ..self.options.clone()
+                })
+            })
+        };
+        let pins = match &request.expect {
+            // Satisfied by nobody; to the TLS side no pins mean a public server.
+            Expect::Pinned(pins) if pins.is_empty() => return Err(TlsError::NoPins.into()),
+            Expect::Pinned(pins) => pins.as_slice(),
+            Expect::WebPki => &[],
+        };
+        remote(tls, None, pins, &request.addr)
     }
 
     fn endpoint_slot(&self) -> std::sync::MutexGuard<'_, Option<quinn::Endpoint>> {
@@ -181,14 +232,34 @@ impl alknet_core::Dialer for Dialer {
         &self,
         request: DialRequest,
     ) -> BoxFuture<'_, Result<Dialled, alknet_core::DialError>> {
-        Box::pin(async move { Ok(self.attempt(&request).await?) })
+        Box::pin(async move {
+            let remote = self.expected(&request)?;
+            let dialled = self.attempt(request.carriage, &request.addr, remote, &request.alpn);
+            Ok(dialled.await?)
+        })
     }
 }
 
-/// How the server is to be known.
-enum Trust {
-    Pinned(Arc<PinnedRemote>),
-    Public,
+fn remote(
+    tls: &ClientTls,
+    peer: Option<&KnownPeer>,
+    pins: &[PeerKey],
+    target: &Target,
+) -> Result<Remote, DialError> {
+    tls.remote(peer, pins, place(target))
+        .map_err(|error| match error {
+            TlsError::UnknownPeer(_) => DialError::UnknownPeer {
+                target: target.address(),
+            },
+            other => other.into(),
+        })
+}
+
+fn place(target: &Target) -> Place<'_> {
+    match &target.host {
+        Host::Ip(ip) => Place::Ip(*ip),
+        Host::Name(name) => Place::Name(name),
+    }
 }
 
 async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, DialError> {
@@ -216,10 +287,9 @@ async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, DialError> {
 /// One dial: everything its parallel tries share.
 struct Attempt<'a> {
     dialer: &'a Dialer,
-    tls: &'a ClientTls,
     target: &'a Target,
     addresses: Vec<SocketAddr>,
-    trust: Trust,
+    remote: Remote,
     alpn: &'a [u8],
 }
 
@@ -258,19 +328,17 @@ impl Attempt<'_> {
 
     /// Every form of key on one carriage: a server that knows no raw keys gets certificates.
     async fn over(&self, carriage: Carriage) -> Result<Dialled, DialError> {
-        let remote = match &self.trust {
-            Trust::Public => {
-                let config = self.tls.public(self.alpn)?;
-                return self.addresses(carriage, config).await;
-            }
-            Trust::Pinned(remote) => remote,
-        };
-        let mut forms = remote.forms().peekable();
+        let mut configs = self
+            .remote
+            .attempts(place(self.target), self.alpn)
+            .into_iter()
+            .peekable();
         loop {
-            let form = forms.next().unwrap_or(Form::X509);
-            let config = remote.config(form, self.alpn);
+            let Some(config) = configs.next() else {
+                return Err(self.tls_error("there is no way to know the server"));
+            };
             match self.addresses(carriage, config).await {
-                Err(DialError::Tls { .. }) if forms.peek().is_some() => {}
+                Err(DialError::Tls { .. }) if configs.peek().is_some() => {}
                 result => return result,
             }
         }
@@ -328,7 +396,7 @@ impl Attempt<'_> {
         let connecting = self
             .dialer
             .endpoint()?
-            .connect_with(config, address, &self.server_name())
+            .connect_with(config, address, &self.server_name().to_str())
             .map_err(|error| self.unreachable(io::Error::other(error)))?;
         let connection = connecting.await.map_err(|error| self.quic_error(error))?;
         let chain = connection
@@ -351,10 +419,8 @@ impl Attempt<'_> {
             .map_err(|error| self.unreachable(error))?;
         sockets::tune(&stream).map_err(DialError::Local)?;
         let local = stream.local_addr().ok();
-        let name = ServerName::try_from(self.server_name())
-            .map_err(|error| self.tls_error(&error.to_string()))?;
         let tls = TlsConnector::from(config)
-            .connect(name, stream)
+            .connect(self.server_name(), stream)
             .await
             .map_err(|error| self.tcp_error(error))?;
         let session = tls.get_ref().1;
@@ -385,25 +451,21 @@ impl Attempt<'_> {
         Connection::from_source(source, info)
     }
 
-    fn server_name(&self) -> String {
-        match (&self.target.host, &self.trust) {
-            (Host::Ip(_), Trust::Pinned(remote)) => remote.server_name(),
-            (host, _) => host.to_string(),
-        }
+    fn server_name(&self) -> ServerName<'static> {
+        self.remote.server_name(place(self.target))
     }
 
-    /// Pins are compared again: a resumed session was verified when it began, not now. Returns the
+    /// Keys are compared again: a resumed session was verified when it began, not now. Returns the
     /// names of the key that was proved to a pin.
     fn check(&self, chain: &[CertificateDer<'_>]) -> Result<Vec<PeerKey>, DialError> {
-        let Trust::Pinned(remote) = &self.trust else {
-            return Ok(Vec::new());
-        };
-        remote.check(chain).map_err(|error| match error {
+        self.remote.check(chain).map_err(|error| match error {
             CheckError::Pin(mismatch) => mismatch.into(),
             CheckError::NoKey => self.no_key(),
         })?;
-        let proof = chain.first().map(PeerProof::from_certificate);
-        match proof {
+        if matches!(self.remote, Remote::Public(_)) {
+            return Ok(Vec::new());
+        }
+        match chain.first().map(PeerProof::from_certificate) {
             Some(Ok(proof)) => Ok(proof.names().collect()),
             _ => Err(self.no_key()),
         }
@@ -456,25 +518,28 @@ impl Attempt<'_> {
     /// Sorts a failed handshake by the alert it ended with, sent or received.
     fn alert_error(&self, alert: AlertDescription, reason: &str) -> DialError {
         use AlertDescription as A;
-        match (&self.trust, alert) {
-            (_, A::NoApplicationProtocol) => self.no_protocol(),
-            (Trust::Pinned(remote), _) => match remote.take_mismatch() {
-                Some(mismatch) => mismatch.into(),
-                None => self.tls_error(&format!("{alert:?} {reason}")),
-            },
+        if alert == A::NoApplicationProtocol {
+            return self.no_protocol();
+        }
+        if let Some(mismatch) = self.remote.take_mismatch() {
+            return mismatch.into();
+        }
+        match (&self.remote, alert) {
             (
-                Trust::Public,
+                Remote::Public(_),
                 A::BadCertificate
                 | A::CertificateExpired
                 | A::CertificateRevoked
                 | A::CertificateUnknown
+                // A signature in the chain, or the server's own, does not verify.
+                | A::DecryptError
                 | A::UnknownCA
                 | A::UnsupportedCertificate,
             ) => DialError::Certificate {
                 target: self.target.address(),
                 reason: reason.to_owned(),
             },
-            (Trust::Public, _) => self.tls_error(&format!("{alert:?} {reason}")),
+            _ => self.tls_error(&format!("{alert:?} {reason}")),
         }
     }
 

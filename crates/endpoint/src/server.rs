@@ -3,20 +3,20 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_core::{
     Carriage, CloseCode, ConnectionInfo, HandlerRegistry, IdentityProvider, StreamBudget,
 };
-use alknet_tls::{NodeKey, PeerProof, ServerTls, Slot};
+use alknet_tls::{ALPN_ACME, NodeKey, PeerProof, ServerTls, ServerTlsOptions};
 use aws_lc_rs::{hkdf, hmac};
 use futures_util::future::join_all;
 use quinn::EndpointConfig;
 use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -26,13 +26,13 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use crate::admission::{self, Admission, Ticket};
 use crate::counters::{Counters, Totals};
 use crate::error::EndpointError;
-use crate::hello::HelloChooser;
+use crate::hello::{self, HelloChooser};
 use crate::limits::Limits;
 use crate::live::ConnectionSummary;
 use crate::quic::{self, QuicSource};
 use crate::serve::{Arrived, Shared, serve};
 use crate::sockets;
-use crate::tcp::TcpSource;
+use crate::tcp::{self, TcpSource};
 
 /// First packets waiting for the accept loop.
 const INCOMING_MAX: usize = 1024;
@@ -64,8 +64,8 @@ pub struct ServerOptions {
     pub port: u16,
     /// What strangers may cost.
     pub limits: Limits,
-    /// Directory for the key browsers see; without it that key changes with every start.
-    pub state_dir: Option<PathBuf>,
+    /// What is served beside the node's key.
+    pub tls: ServerTlsOptions,
 }
 
 impl Default for ServerOptions {
@@ -74,7 +74,7 @@ impl Default for ServerOptions {
             addrs: vec![Ipv6Addr::UNSPECIFIED.into()],
             port: 443,
             limits: Limits::default(),
-            state_dir: None,
+            tls: ServerTlsOptions::default(),
         }
     }
 }
@@ -101,7 +101,7 @@ impl Server {
     ) -> Result<Self, EndpointError> {
         let tcp: Vec<_> = registry.alpns(Carriage::Tcp).collect();
         let quic: Vec<_> = registry.alpns(Carriage::Quic).collect();
-        let tls = Arc::new(ServerTls::new(key, options.state_dir, &tcp, &quic)?);
+        let tls = Arc::new(ServerTls::new(key, options.tls, &tcp, &quic)?);
         let quic = quic_config(key, &tls)?;
         let shared = Arc::new(Shared {
             registry,
@@ -301,7 +301,7 @@ async fn sweep(shared: Arc<Shared>) {
     }
 }
 
-fn quic_config(key: &NodeKey, tls: &ServerTls) -> Result<quinn::ServerConfig, EndpointError> {
+fn quic_config(key: &NodeKey, tls: &Arc<ServerTls>) -> Result<quinn::ServerConfig, EndpointError> {
     let chooser = HelloChooser::new(tls).map_err(|error| EndpointError::Quic(error.to_string()))?;
     // Derived from the node key, address proofs survive a restart.
     let token_key = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &*key.derive("quic address token"));
@@ -549,19 +549,22 @@ async fn tcp_connection(guard: TcpTicket, stream: TcpStream, remote: SocketAddr)
     let connection = bounded(&shared, handshake).await;
     // From here on nothing may end this task for a newer handshake.
     drop(guard);
-    if let Some(arrived) = connection.map(|tls| tcp_arrived(&shared, tls, remote)) {
+    if let Some(arrived) = connection
+        .flatten()
+        .map(|tls| tcp_arrived(&shared, tls, remote))
+    {
         serve(shared, arrived).await;
     }
 }
 
+/// `None` when the handshake was all the client wanted.
 async fn tcp_handshake(
     side: &TcpSide,
     stream: TcpStream,
     from: IpAddr,
-) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+) -> io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
     sockets::tune(&stream)?;
-    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-    let slot = Slot::choose(&start.client_hello());
+    let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
     let allowed = side
         .shared
         .admission()
@@ -570,7 +573,20 @@ async fn tcp_handshake(
         side.shared.totals.handshakes_refused.add();
         return Err(io::Error::other("too many handshakes from this network"));
     }
-    start.into_stream(side.tls.tcp(slot)).await
+    let config = match side.tls.tcp(&start.client_hello()) {
+        Ok(config) => config,
+        Err(unknown) => {
+            tcp::alert(&mut start.io, hello::ALERT_UNRECOGNIZED_NAME).await?;
+            return Err(io::Error::other(unknown));
+        }
+    };
+    let mut tls = start.into_stream(config).await?;
+    if tls.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
+        // A certificate authority has seen what it wanted to see (RFC 8737 section 3).
+        tls.shutdown().await?;
+        return Ok(None);
+    }
+    Ok(Some(tls))
 }
 
 fn tcp_arrived(

@@ -127,6 +127,19 @@ impl StreamSource for TcpSource {
     }
 }
 
+/// Ends a handshake before a configuration was chosen for it, with a fatal alert (RFC 8446 section
+/// 6) in a record of its own, and gives the client time to read it.
+pub(crate) async fn alert(tcp: &mut TcpStream, alert: u8) -> io::Result<()> {
+    const ALERT: u8 = 21;
+    const FATAL: u8 = 2;
+    tcp.write_all(&[ALERT, 3, 3, 0, 2, FATAL, alert]).await?;
+    tcp.shutdown().await?;
+    let (mut rest, mut sink) = (tcp.take(LINGER_BYTES_MAX), tokio::io::sink());
+    let read = tokio::io::copy(&mut rest, &mut sink);
+    let _ = tokio::time::timeout(LINGER, read).await;
+    Ok(())
+}
+
 /// Sends what is left and close_notify, then waits for the peer to have read it.
 async fn linger(mut tls: Tls) {
     let goodbye = async {

@@ -2,26 +2,29 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use alknet_core::PeerKey;
+use alknet_core::{PeerId, PeerKey};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{
     AlwaysResolvesClientRawPublicKeys, ResolvesClientCert, Resumption, WebPkiServerVerifier,
 };
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::certs;
 use crate::error::TlsError;
-use crate::key::{NodeKey, host_name};
-use crate::pin::{self, PinMismatch, PinVerifier};
+use crate::key::NodeKey;
+use crate::pin::PinVerifier;
+use crate::remote::{Form, KnownPeer, PinnedRemote, Pins, Place, PublicRemote, Remote};
 
 /// Sessions remembered per remote. Each holds a few hundred bytes.
 const SESSIONS_MAX: usize = 256;
 
-/// Pinned remotes whose configuration and sessions are remembered.
+/// Remotes known by a key in their address whose configuration and sessions are remembered.
 const REMOTES_MAX: usize = 256;
 
 /// The certificate authorities that came with this build.
@@ -30,47 +33,149 @@ pub fn bundled_roots() -> RootCertStore {
     webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect()
 }
 
-/// How both sides present their keys to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
-    /// Raw public keys (RFC 7250).
-    Raw,
-    /// The same keys in self-signed certificates, for servers that know no raw ones.
-    X509,
+/// The certificate authorities of a PEM file, in place of the bundled ones.
+///
+/// # Errors
+/// The file cannot be read, or holds no usable certificate.
+pub fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
+    let refused = |reason: String| TlsError::Roots {
+        path: path.to_owned(),
+        reason,
+    };
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| refused(e.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| refused(error.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|error| refused(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(refused("it holds no certificate".to_owned()));
+    }
+    Ok(roots)
+}
+
+/// How a dialler treats servers.
+#[derive(Clone, Debug)]
+pub struct ClientTlsOptions {
+    /// The key to dial with; `None` dials anonymously.
+    pub key: Option<NodeKey>,
+    /// The authorities trusted for public names.
+    pub roots: RootCertStore,
+    /// Accept an address without a key, if it has a public certificate for that address.
+    pub webpki_ip: bool,
+    /// Show our key to public endpoints that ask for one. It is a mark to be tracked by.
+    pub present_key_to_public: bool,
+}
+
+impl Default for ClientTlsOptions {
+    fn default() -> Self {
+        Self {
+            key: None,
+            roots: bundled_roots(),
+            webpki_ip: false,
+            present_key_to_public: false,
+        }
+    }
 }
 
 /// The client side of TLS: one per key we dial with.
 pub struct ClientTls {
-    key: Option<NodeKey>,
-    roots: RootCertStore,
+    options: ClientTlsOptions,
     public: OnceLock<ClientConfig>,
-    remotes: Mutex<HashMap<Vec<PeerKey>, Arc<PinnedRemote>>>,
+    by_keys: Mutex<HashMap<Vec<PeerKey>, Arc<PinnedRemote>>>,
+    by_peer: Mutex<HashMap<PeerId, Arc<PinnedRemote>>>,
 }
 
 impl ClientTls {
-    /// Dials with `key`, or anonymously; `roots` are trusted for public names.
+    /// Dials as `options` say.
     #[must_use]
-    pub fn new(key: Option<NodeKey>, roots: RootCertStore) -> Self {
+    pub fn new(options: ClientTlsOptions) -> Self {
         Self {
-            key,
-            roots,
+            options,
             public: OnceLock::new(),
-            remotes: Mutex::default(),
+            by_keys: Mutex::default(),
+            by_peer: Mutex::default(),
         }
     }
 
     /// The key pinned servers are shown.
     #[must_use]
     pub fn key(&self) -> Option<PeerKey> {
-        self.key.as_ref().map(NodeKey::public)
+        self.options.key.as_ref().map(NodeKey::public)
     }
 
-    /// The configuration for a public name: a certificate chain that ends at our roots, and no key
-    /// of ours, which would be a mark to track us by.
+    /// How to recognise a remote. What decides is its entry, if it has one, then the keys the
+    /// operator wrote into the address, then the form of the address; nothing else does.
     ///
     /// # Errors
-    /// There are no roots.
-    pub fn public(&self, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
+    /// An entry without a key, or an address without anything to know it by.
+    pub fn remote(
+        &self,
+        entry: Option<&KnownPeer>,
+        keys: &[PeerKey],
+        place: Place<'_>,
+    ) -> Result<Remote, TlsError> {
+        match (entry, place) {
+            (Some(peer), _) => Ok(Remote::Peer(peer.id.clone(), self.peer(peer)?)),
+            (None, _) if !keys.is_empty() => Ok(Remote::Key(self.pinned(keys)?)),
+            (None, Place::Name(name)) => self.public(name.to_owned().try_into().ok()),
+            (None, Place::Ip(ip)) if self.options.webpki_ip => {
+                self.public(Some(ServerName::IpAddress(ip.into())))
+            }
+            (None, Place::Ip(ip)) => Err(TlsError::UnknownPeer(ip.to_string())),
+        }
+    }
+
+    /// Takes over a changed entry at once: dials that have begun with other keys fail.
+    ///
+    /// # Errors
+    /// The entry has no key, or ours cannot be presented.
+    pub fn set_peer(&self, peer: &KnownPeer) -> Result<(), TlsError> {
+        self.peer(peer).map(drop)
+    }
+
+    /// Forgets a removed entry: dials that have begun fail.
+    pub fn forget_peer(&self, id: &PeerId) {
+        if let Some(remote) = self.peers().remove(id) {
+            remote.pins.revoke();
+        }
+    }
+
+    /// The verifier for a peer, replaced when its keys have changed.
+    fn peer(&self, peer: &KnownPeer) -> Result<Arc<PinnedRemote>, TlsError> {
+        let keys = sorted(&peer.keys);
+        let mut peers = self.peers();
+        let pins = match peers.get(&peer.id) {
+            Some(remote) if remote.keys() == keys => return Ok(Arc::clone(remote)),
+            Some(remote) => Arc::clone(&remote.pins),
+            None => Arc::default(),
+        };
+        let own = self.options.key.as_ref();
+        let remote = Arc::new(PinnedRemote::new(own, keys, pins)?);
+        peers.insert(peer.id.clone(), Arc::clone(&remote));
+        Ok(remote)
+    }
+
+    /// The verifier for a set of keys. Remembered, so that sessions resume.
+    fn pinned(&self, keys: &[PeerKey]) -> Result<Arc<PinnedRemote>, TlsError> {
+        let keys = sorted(keys);
+        let mut remotes = self.by_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(remote) = remotes.get(&keys) {
+            return Ok(Arc::clone(remote));
+        }
+        let own = self.options.key.as_ref();
+        let remote = Arc::new(PinnedRemote::new(own, keys.clone(), Arc::default())?);
+        if remotes.len() >= REMOTES_MAX {
+            remotes.clear();
+        }
+        remotes.insert(keys, Arc::clone(&remote));
+        Ok(remote)
+    }
+
+    fn public(&self, name: Option<ServerName<'static>>) -> Result<Remote, TlsError> {
+        let name = name.ok_or(TlsError::Name)?;
         let config = match self.public.get() {
             Some(config) => config,
             None => {
@@ -78,164 +183,64 @@ impl ClientTls {
                 self.public.get_or_init(|| made)
             }
         };
-        Ok(with_alpn(config, alpn))
-    }
-
-    /// The configurations for a server that holds one of `pins`. Remembered, so that sessions
-    /// resume.
-    ///
-    /// # Errors
-    /// No pins, or our key cannot be presented.
-    pub fn pinned(&self, pins: &[PeerKey]) -> Result<Arc<PinnedRemote>, TlsError> {
-        let mut pins = pins.to_vec();
-        pins.sort();
-        pins.dedup();
-        let mut remotes = self.remotes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(remote) = remotes.get(&pins) {
-            return Ok(Arc::clone(remote));
-        }
-        let remote = Arc::new(PinnedRemote::new(self.key.as_ref(), pins.clone())?);
-        if remotes.len() >= REMOTES_MAX {
-            remotes.clear();
-        }
-        remotes.insert(pins, Arc::clone(&remote));
-        Ok(remote)
+        let config = config.clone();
+        Ok(Remote::Public(Box::new(PublicRemote { name, config })))
     }
 
     fn make_public(&self) -> Result<ClientConfig, TlsError> {
         let provider = crate::provider();
-        let roots = Arc::new(self.roots.clone());
+        let roots = Arc::new(self.options.roots.clone());
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_webpki_verifier(verifier)
-            .with_no_client_auth())
+            .with_webpki_verifier(verifier);
+        let shown = self.options.key.as_ref();
+        Ok(match shown.filter(|_| self.options.present_key_to_public) {
+            Some(key) => builder.with_client_cert_resolver(present(key, Form::X509)?),
+            None => builder.with_no_client_auth(),
+        })
+    }
+
+    fn peers(&self) -> MutexGuard<'_, HashMap<PeerId, Arc<PinnedRemote>>> {
+        self.by_peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClientTls({:?})", self.key)
+        write!(f, "ClientTls({:?})", self.options.key)
     }
 }
 
-/// Everything needed to dial one pinned server.
-///
-/// The TLS library checks a resumed session against the verifier it was made with and not against
-/// the pins again; so a changed pin set is another `PinnedRemote`, and the dialler calls
-/// [`check`](Self::check) after every handshake.
-pub struct PinnedRemote {
-    pins: Vec<PeerKey>,
-    raw: ClientConfig,
-    x509: ClientConfig,
-    mismatch: Arc<Mutex<Option<PinMismatch>>>,
+fn sorted(keys: &[PeerKey]) -> Vec<PeerKey> {
+    let mut keys = keys.to_vec();
+    keys.sort();
+    keys.dedup();
+    keys
 }
 
-impl PinnedRemote {
-    fn new(key: Option<&NodeKey>, pins: Vec<PeerKey>) -> Result<Self, TlsError> {
-        if pins.is_empty() {
-            return Err(TlsError::NoPins);
-        }
-        let mismatch = Arc::default();
-        Ok(Self {
-            raw: pinned_config(key, &pins, Form::Raw, &mismatch)?,
-            x509: pinned_config(key, &pins, Form::X509, &mismatch)?,
-            pins,
-            mismatch,
-        })
-    }
-
-    /// The forms worth trying, in order: raw keys first where a pin can be one.
-    pub fn forms(&self) -> impl Iterator<Item = Form> + use<> {
-        let ed25519 = self.pins.iter().any(|p| matches!(p, PeerKey::Ed25519(_)));
-        ed25519.then_some(Form::Raw).into_iter().chain([Form::X509])
-    }
-
-    /// The configuration for one attempt.
-    #[must_use]
-    pub fn config(&self, form: Form, alpn: &[u8]) -> ClientConfig {
-        with_alpn(
-            match form {
-                Form::Raw => &self.raw,
-                Form::X509 => &self.x509,
-            },
-            alpn,
-        )
-    }
-
-    /// Name to dial with when there is no DNS name: never sent, keys the session cache.
-    #[must_use]
-    pub fn server_name(&self) -> String {
-        let (PeerKey::Certificate(bytes) | PeerKey::Ed25519(bytes) | PeerKey::Spki(bytes)) =
-            &self.pins[0]
-        else {
-            return "peer.alknet.invalid".to_owned();
-        };
-        host_name(bytes)
-    }
-
-    /// Compares what the server presented with the pins, also after a resumed handshake.
-    ///
-    /// # Errors
-    /// The server presented no key or another one.
-    pub fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), CheckError> {
-        let end_entity = chain.first().ok_or(CheckError::NoKey)?;
-        match pin::check(&self.pins, end_entity) {
-            Ok(result) => result.map_err(CheckError::Pin),
-            Err(_) => Err(CheckError::NoKey),
-        }
-    }
-
-    /// The mismatch that ended the last handshake, if one did.
-    #[must_use]
-    pub fn take_mismatch(&self) -> Option<PinMismatch> {
-        self.mismatch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-    }
-}
-
-impl fmt::Debug for PinnedRemote {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PinnedRemote({:?})", self.pins)
-    }
-}
-
-/// Why a finished handshake does not satisfy the pins.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CheckError {
-    /// Nothing readable was presented.
-    #[error("the server presented no key")]
-    NoKey,
-    /// Another key.
-    #[error(transparent)]
-    Pin(#[from] PinMismatch),
-}
-
-fn pinned_config(
-    key: Option<&NodeKey>,
-    pins: &[PeerKey],
+pub(crate) fn pinned_config(
+    own: Option<&NodeKey>,
+    keys: &[PeerKey],
     form: Form,
-    mismatch: &Arc<Mutex<Option<PinMismatch>>>,
+    pins: &Arc<Pins>,
 ) -> Result<ClientConfig, TlsError> {
     let provider = crate::provider();
     let algorithms = provider.signature_verification_algorithms;
     let raw = form == Form::Raw;
     let verifier: Arc<dyn ServerCertVerifier> =
-        Arc::new(PinVerifier::new(pins, raw, algorithms, mismatch));
+        Arc::new(PinVerifier::new(keys, raw, algorithms, pins));
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
-    let mut config = match key {
+    let mut config = match own {
         None => builder.with_no_client_auth(),
         Some(key) => builder.with_client_cert_resolver(present(key, form)?),
     };
-    // A raw key needs no name, and a name would tell the network whom we look for.
-    config.enable_sni = !raw;
+    config.enable_sni = false;
     config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
     Ok(config)
 }
@@ -279,12 +284,6 @@ impl fmt::Debug for Wrapped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Wrapped({:?})", self.key)
     }
-}
-
-fn with_alpn(config: &ClientConfig, alpn: &[u8]) -> ClientConfig {
-    let mut config = config.clone();
-    config.alpn_protocols = vec![alpn.to_vec()];
-    config
 }
 
 /// Whether `host` can stand in a ClientHello as a name.

@@ -50,13 +50,35 @@ pub enum TlsError {
         /// Why.
         source: io::Error,
     },
+    /// What is to be dialled is no DNS name.
+    #[error("this is no host name that a certificate could be for")]
+    Name,
     /// Pinned dialling without a pin.
     #[error("a pinned connection needs at least one key; write ed25519:<64 hex>@host:port")]
     NoPins,
     /// The kernel gave no random bytes.
     #[error("the kernel gave no random bytes: {0}")]
     Random(getrandom::Error),
+    /// The file of trusted authorities cannot be used.
+    #[error("cannot use {path} as trusted authorities: {reason}; give PEM certificates")]
+    Roots {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The TLS library refused a configuration.
     #[error("TLS configuration refused: {0}")]
     Rustls(#[from] rustls::Error),
+    /// A file of our own state is damaged.
+    #[error("{path} cannot be used: {reason}; move it away to begin anew")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// An address without a pin proves nothing.
+    #[error("{0} is an address without a pinned key; write ed25519:<64 hex>@{0}")]
+    UnknownPeer(String),
 }

@@ -4,25 +4,41 @@
 //! certificate, and proves the same identity in both forms. Nothing here accepts a server without
 //! a pin or a certificate chain, and nothing accepts a client key without a signature by it.
 
+pub mod acme;
+mod alpn;
+mod any_key;
 mod certs;
 mod client;
+mod der;
 mod error;
+mod files;
 mod key;
+mod own;
+mod pair;
 mod pin;
+mod problems;
 mod proof;
+mod remote;
 mod secret_file;
 mod server;
+mod store;
+mod tickets;
 
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
-pub use client::{CheckError, ClientTls, Form, PinnedRemote, bundled_roots, is_dns_name};
+pub use client::{ClientTls, ClientTlsOptions, bundled_roots, is_dns_name, roots_from_file};
 pub use error::TlsError;
+pub use files::{FILES_INTERVAL, FileWatcher};
 pub use key::NodeKey;
+pub use pair::{CertificateFiles, CertificatePair, PairError};
 pub use pin::PinMismatch;
+pub use problems::{ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, Problem, Problems};
 pub use proof::PeerProof;
-pub use server::{ServerTls, Slot};
+pub use remote::{CheckError, Form, KnownPeer, PinnedRemote, Place, PublicRemote, Remote};
+pub use server::{ALPN_ACME, ServerTls, ServerTlsOptions, Slot, UnknownName};
+pub use store::{CertificateStore, CertificateSummary, Source};
 
 /// The one crypto provider: aws-lc-rs, with X25519MLKEM768 preferred. Always passed explicitly.
 #[must_use]

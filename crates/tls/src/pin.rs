@@ -1,7 +1,7 @@
 //! Checking a server against pinned keys.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use alknet_core::PeerKey;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -10,8 +10,9 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use thiserror::Error;
 
+use crate::any_key::{refuse_tls12, verify_signature};
 use crate::proof::PeerProof;
-use crate::server::{refuse_tls12, verify_signature};
+use crate::remote::Pins;
 
 /// The server holds another key than the pinned one.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -28,31 +29,33 @@ pub struct PinMismatch {
 }
 
 fn list(keys: &[PeerKey]) -> String {
+    if keys.is_empty() {
+        return "none any more".to_owned();
+    }
     let keys: Vec<_> = keys.iter().map(ToString::to_string).collect();
     keys.join(" or ")
 }
 
 /// Accepts the pinned keys only; names, dates and issuers mean nothing to it.
 pub(crate) struct PinVerifier {
-    pins: Vec<PeerKey>,
+    keys: Vec<PeerKey>,
     raw: bool,
     algorithms: WebPkiSupportedAlgorithms,
-    /// QUIC reports a failed verification as text; the dialer takes the typed one from here.
-    mismatch: Arc<Mutex<Option<PinMismatch>>>,
+    pins: Arc<Pins>,
 }
 
 impl PinVerifier {
     pub(crate) fn new(
-        pins: &[PeerKey],
+        keys: &[PeerKey],
         raw: bool,
         algorithms: WebPkiSupportedAlgorithms,
-        mismatch: &Arc<Mutex<Option<PinMismatch>>>,
+        pins: &Arc<Pins>,
     ) -> Self {
         Self {
-            pins: pins.to_vec(),
+            keys: keys.to_vec(),
             raw,
             algorithms,
-            mismatch: Arc::clone(mismatch),
+            pins: Arc::clone(pins),
         }
     }
 }
@@ -81,11 +84,10 @@ impl ServerCertVerifier for PinVerifier {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match check(&self.pins, end_entity)? {
+        match check(&self.keys, end_entity)? {
             Ok(()) => Ok(ServerCertVerified::assertion()),
             Err(mismatch) => {
-                *self.mismatch.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(mismatch.clone());
+                self.pins.mismatched(&mismatch);
                 Err(OtherError(Arc::new(mismatch)).into())
             }
         }
@@ -120,6 +122,6 @@ impl ServerCertVerifier for PinVerifier {
 
 impl fmt::Debug for PinVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PinVerifier({}, raw: {})", list(&self.pins), self.raw)
+        write!(f, "PinVerifier({}, raw: {})", list(&self.keys), self.raw)
     }
 }

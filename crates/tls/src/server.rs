@@ -5,26 +5,29 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::ServerConfig;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{
     AlwaysResolvesServerRawPublicKeys, CertificateType, ClientHello, NoServerSessionStorage,
-    ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
+    ResolvesServerCert, WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
+use thiserror::Error;
 
+use crate::acme::AlpnChallenges;
+use crate::alpn;
+use crate::any_key::AnyKey;
 use crate::certs;
 use crate::error::TlsError;
 use crate::key::NodeKey;
-use crate::proof::PeerProof;
+use crate::own::Certificates;
+use crate::store::CertificateStore;
+use crate::tickets::{LazyTicketer, TICKETS};
 
-/// Session tickets per connection: one to resume with, one spare.
-const TICKETS: usize = 2;
+/// The protocol by which a certificate authority checks a name (RFC 8737).
+pub const ALPN_ACME: &[u8] = b"acme-tls/1";
 
 /// Prefix of the protocols whose clients are asked for a key.
 const OWN_ALPN_PREFIX: &[u8] = b"alknet/";
@@ -57,7 +60,7 @@ impl Slot {
     /// The slot for a client. A raw key wins wherever the client can do one, whatever the order
     /// of its list.
     #[must_use]
-    pub fn choose(hello: &ClientHello<'_>) -> Self {
+    fn choose(hello: &ClientHello<'_>) -> Self {
         let raw = |types: Option<&[CertificateType]>| {
             types.is_some_and(|types| types.contains(&CertificateType::RawPublicKey))
         };
@@ -75,49 +78,104 @@ impl Slot {
             (false, false) => Self::Web,
         }
     }
+
+    /// Whether the server shows its raw key, for which names mean nothing.
+    #[must_use]
+    fn is_raw(self) -> bool {
+        matches!(self, Self::RawRaw | Self::RawX509)
+    }
+}
+
+/// The name a client asked for is none of this node's, and `tls.strict_sni` refuses others. The
+/// answer is the alert `unrecognized_name`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the client asked for a name that is not served here")]
+pub struct UnknownName;
+
+/// What a node serves beside its key.
+#[derive(Clone, Debug, Default)]
+pub struct ServerTlsOptions {
+    /// Directory for the key browsers see; without it that key changes with every start.
+    pub state_dir: Option<PathBuf>,
+    /// Refuse clients that take certificates and ask for no name of this node.
+    pub strict_sni: bool,
+    /// The configured certificates; they may change at any time.
+    pub certificates: Arc<CertificateStore>,
+    /// Answers for a certificate authority that checks a name over this port.
+    pub challenges: Arc<AlpnChallenges>,
 }
 
 /// The TLS configurations of a node, made once.
 pub struct ServerTls {
     tcp: [Arc<ServerConfig>; 5],
     quic: [Arc<ServerConfig>; 5],
+    acme: Arc<ServerConfig>,
+    certificates: Arc<Certificates>,
+    challenges: Arc<AlpnChallenges>,
+    strict_sni: bool,
 }
 
 impl ServerTls {
-    /// Prepares every configuration. `tcp` and `quic` are the protocols offered on each carriage,
-    /// most preferred first; `state_dir` keeps the key that browsers see.
+    /// Prepares every configuration. `tcp` and `quic` are the protocols offered on each carriage.
     ///
     /// # Errors
     /// The TLS library refuses the key or the configuration.
     pub fn new(
         key: &NodeKey,
-        state_dir: Option<PathBuf>,
+        options: ServerTlsOptions,
         tcp: &[&[u8]],
         quic: &[&[u8]],
     ) -> Result<Self, TlsError> {
-        let certificates = Arc::new(Certificates::new(key.clone(), state_dir));
+        let certificates = Arc::new(Certificates::new(
+            key.clone(),
+            options.state_dir,
+            options.certificates,
+        ));
         let raw = certs::raw(key)?;
         let mut configs = Vec::with_capacity(Slot::ALL.len());
         for slot in Slot::ALL {
-            configs.push(config(slot, &raw, &certificates)?);
+            configs.push(slot_config(slot, &raw, &certificates)?);
         }
         let with = |alpns: &[&[u8]]| {
             std::array::from_fn(|slot| {
                 let mut config: ServerConfig = configs[slot].clone();
-                config.alpn_protocols = alpns.iter().map(|id| id.to_vec()).collect();
+                config.alpn_protocols = alpn::by_preference(alpns);
+                config.ticketer = Arc::new(LazyTicketer::default());
                 Arc::new(config)
             })
         };
         Ok(Self {
             tcp: with(tcp),
             quic: with(quic),
+            acme: Arc::new(acme_config(&options.challenges)?),
+            certificates,
+            challenges: options.challenges,
+            strict_sni: options.strict_sni,
         })
     }
 
-    /// The configuration for a slot on TCP.
-    #[must_use]
-    pub fn tcp(&self, slot: Slot) -> Arc<ServerConfig> {
-        Arc::clone(&self.tcp[slot as usize])
+    /// The configuration for a client on TCP.
+    ///
+    /// # Errors
+    /// The name the client asks for is to be refused.
+    pub fn tcp(&self, hello: &ClientHello<'_>) -> Result<Arc<ServerConfig>, UnknownName> {
+        if self.challenges.is_pending() && offers_only_acme(hello) {
+            return Ok(Arc::clone(&self.acme));
+        }
+        Ok(Arc::clone(&self.tcp[self.slot(hello)? as usize]))
+    }
+
+    /// The slot for a client.
+    ///
+    /// # Errors
+    /// The name the client asks for is to be refused.
+    pub fn slot(&self, hello: &ClientHello<'_>) -> Result<Slot, UnknownName> {
+        let slot = Slot::choose(hello);
+        let strict = self.strict_sni && !slot.is_raw();
+        if strict && !self.certificates.knows(hello.server_name()) {
+            return Err(UnknownName);
+        }
+        Ok(slot)
     }
 
     /// The configuration for a slot on QUIC.
@@ -133,210 +191,54 @@ impl fmt::Debug for ServerTls {
     }
 }
 
-fn config(
+/// A certificate authority that checks a name offers this protocol and no other (RFC 8737
+/// section 3).
+fn offers_only_acme(hello: &ClientHello<'_>) -> bool {
+    hello
+        .alpn()
+        .is_some_and(|offers| offers.into_iter().eq([ALPN_ACME]))
+}
+
+fn slot_config(
     slot: Slot,
     raw: &Arc<CertifiedKey>,
     certificates: &Arc<Certificates>,
 ) -> Result<ServerConfig, TlsError> {
-    let provider = crate::provider();
-    let algorithms = provider.signature_verification_algorithms;
+    let algorithms = crate::provider().signature_verification_algorithms;
     let verifier: Arc<dyn ClientCertVerifier> = match slot {
         Slot::Web => WebPkiClientVerifier::no_client_auth(),
         Slot::RawRaw | Slot::X509Raw => Arc::new(AnyKey::new(true, algorithms)),
         Slot::RawX509 | Slot::X509X509 => Arc::new(AnyKey::new(false, algorithms)),
     };
-    let resolver: Arc<dyn ResolvesServerCert> = match slot {
-        Slot::RawRaw | Slot::RawX509 => {
-            Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::clone(raw)))
-        }
-        Slot::Web | Slot::X509Raw | Slot::X509X509 => Arc::clone(certificates) as _,
+    let resolver: Arc<dyn ResolvesServerCert> = if slot.is_raw() {
+        Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::clone(raw)))
+    } else {
+        Arc::clone(certificates) as _
     };
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = base_config(verifier, resolver)?;
+    config.send_tls13_tickets = TICKETS;
+    Ok(config)
+}
+
+/// Answers a certificate authority and nobody else; there is nothing to resume.
+fn acme_config(challenges: &Arc<AlpnChallenges>) -> Result<ServerConfig, TlsError> {
+    let verifier = WebPkiClientVerifier::no_client_auth();
+    let mut config = base_config(verifier, Arc::clone(challenges) as _)?;
+    config.alpn_protocols = vec![ALPN_ACME.to_vec()];
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn base_config(
+    verifier: Arc<dyn ClientCertVerifier>,
+    resolver: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(crate::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
     // Early data can be replayed, and no protocol here is idempotent throughout.
     config.max_early_data_size = 0;
-    config.send_tls13_tickets = TICKETS;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = Arc::new(LazyTicketer::default());
     Ok(config)
-}
-
-/// Makes its keys with the first ticket: a start pays nothing for slots nobody uses. Each slot has
-/// its own, so that a ticket never moves a session to other rules.
-#[derive(Debug, Default)]
-struct LazyTicketer(OnceLock<Option<Arc<dyn ProducesTickets>>>);
-
-impl LazyTicketer {
-    fn inner(&self) -> Option<&Arc<dyn ProducesTickets>> {
-        self.0
-            .get_or_init(|| rustls::crypto::aws_lc_rs::Ticketer::new().ok())
-            .as_ref()
-    }
-}
-
-impl ProducesTickets for LazyTicketer {
-    fn enabled(&self) -> bool {
-        true
-    }
-
-    fn lifetime(&self) -> u32 {
-        self.inner().map_or(0, |inner| inner.lifetime())
-    }
-
-    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.inner()?.encrypt(plain)
-    }
-
-    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        self.inner()?.decrypt(cipher)
-    }
-}
-
-/// The certificates served to clients that cannot do raw keys. Each is made when the first such
-/// client comes: most nodes never see a browser, and no start waits for one.
-struct Certificates {
-    key: NodeKey,
-    state_dir: Option<PathBuf>,
-    node: OnceLock<Option<Arc<CertifiedKey>>>,
-    browser: OnceLock<Option<Arc<CertifiedKey>>>,
-}
-
-impl Certificates {
-    fn new(key: NodeKey, state_dir: Option<PathBuf>) -> Self {
-        Self {
-            key,
-            state_dir,
-            node: OnceLock::new(),
-            browser: OnceLock::new(),
-        }
-    }
-
-    fn node(&self) -> Option<Arc<CertifiedKey>> {
-        self.node
-            .get_or_init(|| report(certs::wrapped(&self.key)))
-            .clone()
-    }
-
-    fn browser(&self) -> Option<Arc<CertifiedKey>> {
-        let make = || {
-            let provider = crate::provider();
-            // A full or read-only disk costs the key its permanence, not the browser its answer.
-            report(certs::browser(
-                &self.key,
-                self.state_dir.as_deref(),
-                &provider,
-            ))
-            .or_else(|| report(certs::browser(&self.key, None, &provider)))
-        };
-        self.browser.get_or_init(make).clone()
-    }
-}
-
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        if hello
-            .signature_schemes()
-            .contains(&SignatureScheme::ED25519)
-        {
-            self.node()
-        } else {
-            self.browser()
-        }
-    }
-}
-
-impl fmt::Debug for Certificates {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Certificates({:?})", self.key)
-    }
-}
-
-fn report<T>(result: Result<T, TlsError>) -> Option<T> {
-    result.inspect_err(|error| tracing::error!("{error}")).ok()
-}
-
-/// Takes any key the client can sign with. What the key means is decided by whoever knows peers.
-struct AnyKey {
-    raw: bool,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl AnyKey {
-    fn new(raw: bool, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { raw, algorithms }
-    }
-}
-
-impl ClientCertVerifier for AnyKey {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        // Names, dates and issuers say nothing here; possession is proven by the signature.
-        PeerProof::from_certificate(end_entity)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        refuse_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_signature(self.raw, message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        self.raw
-    }
-}
-
-impl fmt::Debug for AnyKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AnyKey(raw: {})", self.raw)
-    }
-}
-
-/// The CertificateVerify signature of either form (RFC 8446 section 4.4.3).
-pub(crate) fn verify_signature(
-    raw: bool,
-    message: &[u8],
-    cert: &CertificateDer<'_>,
-    dss: &DigitallySignedStruct,
-    algorithms: &WebPkiSupportedAlgorithms,
-) -> Result<HandshakeSignatureValid, Error> {
-    if !raw {
-        return rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms);
-    }
-    let spki = SubjectPublicKeyInfoDer::from(cert.as_ref());
-    rustls::crypto::verify_tls13_signature_with_raw_key(message, &spki, dss, algorithms)
-}
-
-pub(crate) fn refuse_tls12() -> Result<HandshakeSignatureValid, Error> {
-    Err(Error::General("only TLS 1.3 is spoken here".to_owned()))
 }

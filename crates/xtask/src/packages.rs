@@ -118,6 +118,7 @@ pub const PACKAGES: &[Package] = &[
         ],
         "UEFI firmware for QEMU",
     ),
+    command("pebble", "pebble", "tests: an ACME certificate authority"),
     command("perl", "perl", "kernel build: scripts"),
     command("python3", "python3", "tests: Python's ssl as a client"),
     command(

@@ -366,6 +366,7 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("node.domain", node.domain != new.domain),
         ("node.time_servers", node.time_servers != new.time_servers),
         ("network", running.network != next.network),
+        ("tls", running.tls != next.tls),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()

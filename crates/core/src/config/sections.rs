@@ -8,7 +8,9 @@ use toml::de::DeTable;
 use super::error::quote;
 use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
-use super::{LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, tuning, values};
+use super::{
+    LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, TlsSection, tls, tuning, values,
+};
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
     let mut top = Section::new("", 0..0, table);
@@ -27,6 +29,10 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
         api_keys: people::api_keys(&top.list("api_keys", notes), &mut holders, notes),
         limits: tuning::limits(top.key("limits"), notes),
         log: tuning::log(top.key("log"), notes),
+        tls: top
+            .key("tls")
+            .and_then(|value| value.section(notes))
+            .map_or_else(TlsSection::default, |section| tls::section(section, notes)),
     };
     top.finish(notes);
     config

@@ -1,8 +1,12 @@
 //! The one port over real sockets on loopback.
 
+mod acme;
+mod authority;
 mod dialer;
 mod life;
 mod matrix;
 mod refusals;
+mod remotes;
+mod served;
 mod support;
 mod third_party;

@@ -9,7 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -81,10 +81,12 @@ pub(crate) enum ClientKey {
     Raw,
     /// Shows one key and signs with another.
     Stolen,
+    /// The same in a certificate.
+    StolenX509,
     X509,
 }
 
-fn pkcs8(seed: [u8; 32]) -> PrivatePkcs8KeyDer<'static> {
+pub(crate) fn pkcs8(seed: [u8; 32]) -> PrivatePkcs8KeyDer<'static> {
     let prefix = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
     PrivatePkcs8KeyDer::from([&prefix[..], &seed].concat())
 }
@@ -96,7 +98,7 @@ fn spki(key: PeerKey) -> CertificateDer<'static> {
     PeerKey::ed25519_spki(&key).to_vec().into()
 }
 
-fn raw_key(shown: PeerKey, signing: [u8; 32]) -> Arc<CertifiedKey> {
+pub(crate) fn raw_key(shown: PeerKey, signing: [u8; 32]) -> Arc<CertifiedKey> {
     let key = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&pkcs8(signing)).expect("a key");
     Arc::new(CertifiedKey::new(vec![spki(shown)], key))
 }
@@ -119,6 +121,12 @@ pub(crate) fn config(
         ClientKey::None => builder.with_no_client_auth(),
         ClientKey::Raw => builder.with_client_cert_resolver(resolver(raw_key(own, SEED))),
         ClientKey::Stolen => builder.with_client_cert_resolver(resolver(raw_key(own, [1; 32]))),
+        ClientKey::StolenX509 => {
+            let (shown, _) = crate::authority::wrapped(SEED);
+            let signing = Arc::clone(&raw_key(own, [1; 32]).key);
+            let stolen = CertifiedKey::new(shown.cert.clone(), signing);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(stolen)))
+        }
         ClientKey::X509 => {
             let pair = KeyPair::try_from(&pkcs8(SEED)).expect("a key");
             let params = CertificateParams::new(vec!["client".to_owned()]).expect("a name");
@@ -133,7 +141,10 @@ pub(crate) fn config(
     config
 }
 
-async fn over_tcp(port: u16, config: Arc<ClientConfig>) -> std::io::Result<(String, bool)> {
+pub(crate) async fn over_tcp(
+    port: u16,
+    config: Arc<ClientConfig>,
+) -> std::io::Result<(String, bool)> {
     let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
     let name = "test.invalid".try_into().expect("a name");
     let mut tls = tokio_rustls::TlsConnector::from(config)
@@ -216,13 +227,20 @@ async fn a_stolen_public_key_is_worth_nothing() {
     node.peers.add(NodeKey::from_seed(&SEED).public(), "admin");
     let provider = alknet_tls::provider();
     let server = node.key.public();
-    let config = config(provider, server, true, ClientKey::Stolen, Some(WHOAMI));
-    let config = Arc::new(config);
-    for (n, carriage) in crate::support::CARRIAGES.into_iter().enumerate() {
-        assert!(whoami(carriage, node.server.port(), &config).await.is_err());
-        let counters = node.server.counters();
-        assert_eq!(counters.handshakes_failed, n as u64 + 1);
-        assert_eq!(counters.connections_quic + counters.connections_tcp, 0);
+    let mut tried = 0;
+    for client in [ClientKey::Stolen, ClientKey::StolenX509] {
+        for raw in [true, false] {
+            let config = config(Arc::clone(&provider), server, raw, client, Some(WHOAMI));
+            let config = Arc::new(config);
+            for carriage in crate::support::CARRIAGES {
+                let answer = whoami(carriage, node.server.port(), &config).await;
+                assert!(answer.is_err(), "{client:?} {raw} {carriage}");
+                tried += 1;
+                let counters = node.server.counters();
+                assert_eq!(counters.handshakes_failed, tried);
+                assert_eq!(counters.connections_quic + counters.connections_tcp, 0);
+            }
+        }
     }
 }
 

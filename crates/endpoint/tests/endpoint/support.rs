@@ -11,7 +11,7 @@ use alknet_core::{
     ProtocolHandler, RecvStream, SendStream,
 };
 use alknet_endpoint::{Dialer, Limits, Server, ServerOptions, Target};
-use alknet_tls::NodeKey;
+use alknet_tls::{NodeKey, ServerTlsOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
@@ -175,6 +175,20 @@ impl Node {
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Self {
+        Self::with(ServerOptions {
+            limits,
+            ..ServerOptions::default()
+        })
+    }
+
+    pub(crate) fn with_tls(tls: ServerTlsOptions) -> Self {
+        Self::with(ServerOptions {
+            tls,
+            ..ServerOptions::default()
+        })
+    }
+
+    fn with(options: ServerOptions) -> Self {
         let mut registry = HandlerRegistry::new();
         let both = Carriage::Both;
         let echo = vec![
@@ -196,11 +210,7 @@ impl Node {
             .expect("register");
         let key = NodeKey::generate().expect("a key");
         let peers = Arc::new(Peers::default());
-        let options = ServerOptions {
-            port: 0,
-            limits,
-            ..ServerOptions::default()
-        };
+        let options = ServerOptions { port: 0, ..options };
         let server =
             Server::bind(options, &key, registry, Arc::clone(&peers) as _).expect("a free port");
         Self { server, key, peers }

@@ -1,4 +1,4 @@
-//! TLS clients nobody here wrote: GnuTLS, OpenSSL, Python.
+//! TLS clients nobody here wrote: GnuTLS, OpenSSL, Python, curl.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,8 +6,10 @@ use std::process::{Command, Stdio};
 
 use alknet_core::PeerKey;
 use alknet_tls::{NodeKey, PeerProof};
+use data_encoding::BASE64;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
 
 use crate::support::{HUNG, Node};
 
@@ -135,6 +137,65 @@ async fn openssl_sees_the_node_key_in_a_certificate() {
     let shown = CertificateDer::from_pem_slice(output.as_bytes()).expect("a certificate");
     let proof = PeerProof::from_certificate(&shown).expect("a key");
     assert_eq!(proof.key, node.key.public());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gnutls_with_a_certificate_is_a_peer() {
+    let node = Node::start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let key = key_files(dir.path());
+    node.peers.add(key, "gnutls");
+    for priority in [
+        "NORMAL",
+        "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-X509",
+    ] {
+        let mut command = gnutls(&node, priority);
+        command
+            .arg("--x509keyfile")
+            .arg(dir.path().join("key.pem"))
+            .arg("--x509certfile")
+            .arg(dir.path().join("cert.pem"));
+        let output = run(command, b"hello\n").await;
+        assert!(
+            output.contains(&format!("{key} gnutls")),
+            "{priority}:\n{output}"
+        );
+    }
+}
+
+/// Curl checks the pin during the handshake; after it the test protocol, which is no HTTP, ends
+/// the transfer in its own way.
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_pins_the_node_key() {
+    const PIN_MISMATCH: i32 = 90;
+    const HANDSHAKE_FAILED: i32 = 35;
+    let node = Node::start();
+    let PeerKey::Ed25519(key) = node.key.public() else {
+        panic!("an Ed25519 key")
+    };
+    let digest = |key: &[u8; 32]| Sha256::digest(PeerKey::ed25519_spki(key));
+    let mut other = key;
+    other[0] ^= 1;
+    for (key, matches) in [(key, true), (other, false)] {
+        let output = tokio::process::Command::new("curl")
+            .args([
+                "--insecure",
+                "--verbose",
+                "--max-time",
+                "20",
+                "--pinnedpubkey",
+            ])
+            .arg(format!("sha256//{}", BASE64.encode(&digest(&key))))
+            .arg(format!("https://127.0.0.1:{}/", node.server.port()))
+            .output()
+            .await
+            .expect("curl is installed");
+        let code = output.status.code().expect("an exit");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("TLSv1.3"), "{said}");
+        assert_ne!(code, HANDSHAKE_FAILED, "{said}");
+        assert_eq!(code != PIN_MISMATCH, matches, "{said}");
+    }
 }
 
 /// What browsers offer.

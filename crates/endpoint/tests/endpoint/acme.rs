@@ -1,0 +1,438 @@
+//! Certificates from an authority nobody here wrote: Pebble, with its own name server.
+
+use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::{BoxError, BoxFuture, Carriage};
+use alknet_endpoint::{Dialer, HttpsClient};
+use alknet_tls::acme::{
+    Acme, AcmeHandle, AcmeOptions, AcmeParts, ChallengeKind, DnsChallenge, HttpChallengeResponder,
+    HttpChallenges,
+};
+use alknet_tls::{ACME_FAILED, CLOCK_INSANE, CertificateStore, Problems, ServerTlsOptions, Source};
+use bytes::Bytes;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::authority::{Authority, shown};
+use crate::support::{CARRIAGES, ECHO, HTTP, HUNG, Node, ask};
+
+/// A program of the tests, ended with them.
+struct Program(Child);
+
+impl Program {
+    fn start(command: &mut Command, log: &Path) -> Self {
+        let log = std::fs::File::create(log).expect("a log file");
+        let errors = log.try_clone().expect("a log file");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .expect("the package pebble is installed");
+        Self(child)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Numbers that nobody uses on TCP and UDP at this moment.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let mut held = Vec::new();
+    while held.len() < N {
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = tcp.local_addr().expect("an address").port();
+        if let Ok(udp) = UdpSocket::bind(("127.0.0.1", port)) {
+            held.push((port, tcp, udp));
+        }
+    }
+    std::array::from_fn(|n| held[n].0)
+}
+
+struct Ca {
+    programs: [Program; 2],
+    dir: TempDir,
+    web: Authority,
+    directory: u16,
+    management: u16,
+    names: u16,
+    http: u16,
+}
+
+impl Ca {
+    /// An authority that reaches every name at 127.0.0.1, on port `tls` and on a port for HTTP.
+    async fn start(tls: u16) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let web = Authority::new();
+        let (chain, key) = web.issue(&["localhost"]);
+        std::fs::write(dir.path().join("chain.pem"), chain).expect("write");
+        std::fs::write(dir.path().join("key.pem"), key).expect("write");
+        let [directory, management, names, dns, http] = free_ports();
+        let config = serde_json::json!({ "pebble": {
+            "listenAddress": format!("127.0.0.1:{directory}"),
+            "managementListenAddress": format!("127.0.0.1:{management}"),
+            "certificate": dir.path().join("chain.pem"),
+            "privateKey": dir.path().join("key.pem"),
+            "httpPort": http,
+            "tlsPort": tls,
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": false,
+        }});
+        let file = dir.path().join("pebble.json");
+        std::fs::write(&file, config.to_string()).expect("write");
+        let name_server = Program::start(
+            Command::new("pebble-challtestsrv")
+                .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
+                .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
+                .args(["-dns01", &format!("127.0.0.1:{dns}")])
+                .args(["-management", &format!("127.0.0.1:{names}")]),
+            &dir.path().join("names.log"),
+        );
+        let pebble = Program::start(
+            Command::new("pebble")
+                .arg("-config")
+                .arg(&file)
+                .args(["-dnsserver", &format!("127.0.0.1:{dns}")])
+                .env("PEBBLE_VA_NOSLEEP", "1")
+                .env("PEBBLE_AUTHZREUSE", "0")
+                // The library gives up after three refused nonces, which would be our failure.
+                .env("PEBBLE_WFE_NONCEREJECT", "0"),
+            &dir.path().join("pebble.log"),
+        );
+        let ca = Self {
+            programs: [name_server, pebble],
+            dir,
+            web,
+            directory,
+            management,
+            names,
+            http,
+        };
+        for port in [names, management, directory] {
+            ca.answers(port).await;
+        }
+        ca
+    }
+
+    async fn answers(&self, port: u16) {
+        let connect = async {
+            while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let up = tokio::time::timeout(HUNG, connect).await;
+        assert!(up.is_ok(), "{}", self.log());
+    }
+
+    fn log(&self) -> String {
+        let read = |file| std::fs::read_to_string(self.dir.path().join(file)).unwrap_or_default();
+        format!("{}\n{}", read("pebble.log"), read("names.log"))
+    }
+
+    fn client(&self) -> HttpsClient {
+        HttpsClient::new(Arc::new(Dialer::with_roots(None, self.web.roots())))
+    }
+
+    /// Trusts what this authority signs.
+    async fn trusting(&self) -> ClientConfig {
+        let request = http::Request::get(format!("https://localhost:{}/roots/0", self.management))
+            .body(Bytes::new())
+            .expect("a request");
+        let answer = self.client().request(request).await.expect("the root");
+        let root = CertificateDer::from_pem_slice(answer.body()).expect("a certificate");
+        let mut roots = RootCertStore::empty();
+        roots.add(root).expect("a root");
+        let mut config = ClientConfig::builder_with_provider(alknet_tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![HTTP.to_vec()];
+        config
+    }
+
+    fn options(&self, state: &Path, names: &[&str], challenge: ChallengeKind) -> AcmeOptions {
+        AcmeOptions {
+            directory: format!("https://localhost:{}/dir", self.directory),
+            contact: vec!["mailto:admin@example.org".to_owned()],
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+            challenge: Some(challenge),
+            profile: None,
+            state_dir: state.to_owned(),
+            clock_floor: 0,
+        }
+    }
+}
+
+/// A node with what its certificate needs.
+struct Served {
+    node: Node,
+    tls: ServerTlsOptions,
+    problems: Arc<Problems>,
+    http: Arc<HttpChallenges>,
+    state: TempDir,
+}
+
+impl Served {
+    fn start() -> Self {
+        let tls = ServerTlsOptions {
+            certificates: Arc::new(CertificateStore::default()),
+            ..ServerTlsOptions::default()
+        };
+        Self {
+            node: Node::with_tls(tls.clone()),
+            tls,
+            problems: Arc::default(),
+            http: Arc::default(),
+            state: tempfile::tempdir().expect("a directory"),
+        }
+    }
+
+    fn parts(&self, ca: &Ca) -> AcmeParts {
+        AcmeParts {
+            transport: Arc::new(ca.client()),
+            store: Arc::clone(&self.tls.certificates),
+            problems: Arc::clone(&self.problems),
+            alpn: Arc::clone(&self.tls.challenges),
+            http: Some(Arc::clone(&self.http)),
+            dns: Some(Arc::new(Names(ca.names))),
+        }
+    }
+
+    fn run(&self, ca: &Ca, names: &[&str], challenge: ChallengeKind) -> AcmeHandle {
+        let options = ca.options(self.state.path(), names, challenge);
+        let acme = Acme::new(options, self.parts(ca)).expect("good options");
+        let handle = acme.handle();
+        tokio::spawn(acme.run());
+        handle
+    }
+
+    /// Waits for the next certificate.
+    async fn renewed(&self, ca: &Ca, seen: &mut tokio::sync::watch::Receiver<u64>) {
+        let done = tokio::time::timeout(HUNG, seen.changed()).await;
+        let problems = self.problems.list();
+        assert!(done.is_ok(), "{problems:?}\n{}", ca.log());
+    }
+
+    async fn shows(
+        &self,
+        carriage: Carriage,
+        name: &str,
+        client: &ClientConfig,
+    ) -> CertificateDer<'static> {
+        shown(carriage, self.node.server.port(), name, client.clone())
+            .await
+            .unwrap_or_else(|error| panic!("{carriage} {name}: {error}"))
+    }
+}
+
+/// The name server's own way of taking records.
+struct Names(u16);
+
+impl Names {
+    async fn post(port: u16, path: &str, body: serde_json::Value) -> Result<(), BoxError> {
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut tcp = TcpStream::connect(("127.0.0.1", port)).await?;
+        tcp.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await?;
+        match answer.starts_with("HTTP/1.1 200") {
+            true => Ok(()),
+            false => Err(answer.into()),
+        }
+    }
+}
+
+impl DnsChallenge for Names {
+    fn covers(&self, _: &str) -> bool {
+        true
+    }
+
+    fn publish<'a>(&'a self, name: &'a str, value: &'a str) -> BoxFuture<'a, Result<(), BoxError>> {
+        let record = serde_json::json!({ "host": format!("{name}."), "value": value });
+        Box::pin(Self::post(self.0, "/set-txt", record))
+    }
+
+    fn withdraw<'a>(&'a self, name: &'a str, _: &'a str) -> BoxFuture<'a, Result<(), BoxError>> {
+        let record = serde_json::json!({ "host": format!("{name}.") });
+        Box::pin(Self::post(self.0, "/clear-txt", record))
+    }
+}
+
+/// Over the node's own port; renewed while fifty connections live and new ones keep coming; kept
+/// over a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_our_port_and_renewed_under_load() {
+    let served = Served::start();
+    let port = served.node.server.port();
+    let ca = Ca::start(port).await;
+    let mut changes = served.tls.certificates.watch();
+    let acme = served.run(
+        &ca,
+        &["Edge.Example", "www.edge.example"],
+        ChallengeKind::TlsAlpn01,
+    );
+    served.renewed(&ca, &mut changes).await;
+    assert_eq!(served.problems.list(), []);
+    let client = ca.trusting().await;
+    let first = served.shows(Carriage::Tcp, "edge.example", &client).await;
+    assert_eq!(
+        first,
+        served
+            .shows(Carriage::Quic, "www.edge.example", &client)
+            .await
+    );
+
+    let dialer = Dialer::new(None);
+    let mut live = Vec::new();
+    for n in 0..50 {
+        let carriage = CARRIAGES[n % 2];
+        let dialled = dialer
+            .dial_over(carriage, &served.node.target(), ECHO)
+            .await;
+        live.push(dialled.expect("dial"));
+    }
+    let failed = served.node.server.counters().handshakes_failed;
+    changes.mark_unchanged();
+    acme.renew();
+    let mut during = 0;
+    while !changes.has_changed().expect("the store lives") {
+        served.shows(Carriage::Tcp, "edge.example", &client).await;
+        during += 1;
+        // The limit on new handshakes of one network is not what is tested here.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(during < 300, "{:?}\n{}", served.problems.list(), ca.log());
+    }
+    let second = served.shows(Carriage::Tcp, "edge.example", &client).await;
+    assert_ne!(first, second);
+    for connection in &live {
+        assert_eq!(
+            ask(connection, b"still here").await.expect("echo"),
+            "still here"
+        );
+    }
+    assert_eq!(served.node.server.counters().handshakes_failed, failed);
+    assert!(!served.tls.challenges.is_pending());
+
+    let store = Arc::new(CertificateStore::default());
+    let parts = AcmeParts {
+        store: Arc::clone(&store),
+        ..served.parts(&ca)
+    };
+    let options = ca.options(
+        served.state.path(),
+        &["edge.example", "www.edge.example"],
+        ChallengeKind::TlsAlpn01,
+    );
+    let _again = Acme::new(options, parts).expect("good options");
+    let kept = store.pair(Source::Acme).expect("kept on disk");
+    assert_eq!(kept.names(), ["edge.example", "www.edge.example"]);
+    drop(ca.programs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http() {
+    let served = Served::start();
+    let ca = Ca::start(1).await;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", ca.http))
+        .await
+        .expect("the port");
+    tokio::spawn(answer_http(listener, Arc::clone(&served.http) as _));
+    let mut changes = served.tls.certificates.watch();
+    served.run(&ca, &["http.example"], ChallengeKind::Http01);
+    served.renewed(&ca, &mut changes).await;
+    let client = ca.trusting().await;
+    served.shows(Carriage::Tcp, "http.example", &client).await;
+}
+
+async fn answer_http(listener: tokio::net::TcpListener, answers: Arc<dyn HttpChallengeResponder>) {
+    while let Ok((mut tcp, _)) = listener.accept().await {
+        let mut head = vec![0; 4096];
+        let read = tcp.read(&mut head).await.unwrap_or(0);
+        let head = String::from_utf8_lossy(&head[..read]).into_owned();
+        let token = head
+            .strip_prefix("GET /.well-known/acme-challenge/")
+            .and_then(|rest| rest.split_once(' '))
+            .and_then(|(token, _)| answers.answer(token));
+        let answer = match token {
+            Some(body) => format!(
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            ),
+            None => "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        };
+        let _ = tcp.write_all(answer.as_bytes()).await;
+    }
+}
+
+/// A name and a wildcard above the same record name.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_dns_with_a_wildcard() {
+    let served = Served::start();
+    let ca = Ca::start(1).await;
+    let mut changes = served.tls.certificates.watch();
+    served.run(&ca, &["dns.example", "*.dns.example"], ChallengeKind::Dns01);
+    served.renewed(&ca, &mut changes).await;
+    let client = ca.trusting().await;
+    for name in ["dns.example", "any.dns.example"] {
+        served.shows(Carriage::Quic, name, &client).await;
+    }
+}
+
+/// Refused by the authority: the certificate before goes on being served, and the reason is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_keeps_the_old_certificate() {
+    let served = Served::start();
+    let old = Authority::new();
+    let certificates = &served.tls.certificates;
+    certificates.put(Source::Acme, old.pair(&["lost.example"]));
+    // Nothing of ours listens where the authority looks.
+    let ca = Ca::start(1).await;
+    let mut trouble = served.problems.watch();
+    served.run(&ca, &["lost.example"], ChallengeKind::TlsAlpn01);
+    let told = tokio::time::timeout(HUNG, trouble.wait_for(|list| !list.is_empty())).await;
+    let told = told
+        .unwrap_or_else(|_| panic!("{}", ca.log()))
+        .expect("alive")[0]
+        .clone();
+    assert_eq!((told.code, &*told.subject), (ACME_FAILED, "lost.example"));
+    assert!(told.text.contains("lost.example"), "{told}");
+    let client = old.client(HTTP);
+    served.shows(Carriage::Tcp, "lost.example", &client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_ordered_by_a_wrong_clock() {
+    let served = Served::start();
+    let ca = Ca::start(1).await;
+    let mut trouble = served.problems.watch();
+    let mut options = ca.options(
+        served.state.path(),
+        &["a.example"],
+        ChallengeKind::TlsAlpn01,
+    );
+    options.clock_floor = u64::MAX;
+    let acme = Acme::new(options, served.parts(&ca)).expect("good options");
+    let running = tokio::spawn(acme.run());
+    let told = tokio::time::timeout(HUNG, trouble.wait_for(|list| !list.is_empty())).await;
+    let told = told.expect("told").expect("alive")[0].clone();
+    assert_eq!(told.code, CLOCK_INSANE);
+    assert!(!served.state.path().join("acme/account.json").exists());
+    running.abort();
+}

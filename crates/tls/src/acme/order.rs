@@ -1,0 +1,300 @@
+//! One order, from asking to the certificate in hand (RFC 8555 section 7.4).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use instant_acme::{
+    Account, AuthorizationHandle, AuthorizationStatus, CertificateIdentifier, ChallengeHandle,
+    ChallengeType, Identifier, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
+};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use tokio::time::timeout;
+
+use super::challenge::{AlpnChallenges, ChallengeKind, DnsChallenge, HttpChallenges, Pending};
+use super::error::AcmeError;
+use crate::error::TlsError;
+use crate::pair::CertificatePair;
+
+/// Patience with an authority that checks names or signs.
+const PATIENCE: RetryPolicy = RetryPolicy::new()
+    .initial_delay(Duration::from_millis(250))
+    .backoff(1.5)
+    .timeout(Duration::from_secs(120));
+
+/// Longest time for showing that the names are ours.
+const PROVE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The ways this node can answer.
+#[derive(Clone, Default)]
+pub(super) struct Answers {
+    pub(super) alpn: Arc<AlpnChallenges>,
+    pub(super) http: Option<Arc<HttpChallenges>>,
+    pub(super) dns: Option<Arc<dyn DnsChallenge>>,
+    /// The only way the operator allows.
+    pub(super) only: Option<ChallengeKind>,
+}
+
+impl Answers {
+    /// The ways that can work for `domain`, best first.
+    pub(super) fn ways(&self, domain: &str, wildcard: bool) -> Vec<ChallengeKind> {
+        let dns = self.dns.as_ref();
+        let mut ways = Vec::new();
+        // A way the operator named is tried even where the zone does not look like ours.
+        let named = self.only == Some(ChallengeKind::Dns01);
+        if dns.is_some_and(|dns| named || dns.covers(domain)) {
+            ways.push(ChallengeKind::Dns01);
+        }
+        if !wildcard {
+            ways.push(ChallengeKind::TlsAlpn01);
+            if self.http.is_some() {
+                ways.push(ChallengeKind::Http01);
+            }
+        }
+        ways.retain(|way| self.only.is_none_or(|only| only == *way));
+        ways
+    }
+}
+
+/// What is wanted.
+pub(super) struct Wanted<'a> {
+    pub(super) names: &'a [String],
+    pub(super) profile: Option<&'a str>,
+    pub(super) replaces: Option<CertificateIdentifier<'a>>,
+    /// Failures before: each try begins with the next way.
+    pub(super) attempt: u32,
+}
+
+/// A certificate as it came, and its key.
+pub(super) struct Issued {
+    pub(super) chain: String,
+    pub(super) key: String,
+    pub(super) pair: CertificatePair,
+}
+
+/// Orders a certificate. `now` tells the time at which it must be valid.
+pub(super) async fn order(
+    account: &Account,
+    wanted: Wanted<'_>,
+    answers: &Answers,
+    now: impl Fn() -> u64,
+) -> Result<Issued, AcmeError> {
+    let identifiers: Vec<Identifier> = wanted
+        .names
+        .iter()
+        .map(|name| Identifier::Dns(name.clone()))
+        .collect();
+    let mut request = NewOrder::new(&identifiers);
+    if let Some(profile) = wanted.profile {
+        request = request.profile(profile);
+    }
+    if let Some(replaces) = wanted.replaces {
+        request = request.replaces(replaces);
+    }
+    let mut order = account.new_order(&request).await?;
+    let mut given = Given::default();
+    let proven = timeout(
+        PROVE_TIMEOUT,
+        prove(&mut order, answers, wanted.attempt, &mut given),
+    )
+    .await;
+    given.take_back(answers).await;
+    proven.unwrap_or(Err(AcmeError::TimedOut(PROVE_TIMEOUT.as_secs())))?;
+    let issued = collect(&mut order, wanted.names).await?;
+    issued.pair.validate(wanted.names, now())?;
+    Ok(issued)
+}
+
+/// Answers every challenge and waits until the authority has seen them.
+async fn prove(
+    order: &mut Order,
+    answers: &Answers,
+    attempt: u32,
+    given: &mut Given,
+) -> Result<(), AcmeError> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let authorization = authorization?;
+        match authorization.status {
+            AuthorizationStatus::Valid => {}
+            AuthorizationStatus::Pending => {
+                answer(authorization, answers, attempt, given).await?;
+            }
+            _ => return Err(refusal(&authorization)),
+        }
+    }
+    match order.poll_ready(&PATIENCE).await {
+        Ok(OrderStatus::Ready) => Ok(()),
+        Ok(_) => Err(reason(order, None).await),
+        // The order says that something is wrong, the authorization says what.
+        Err(instant_acme::Error::Api(problem)) => Err(reason(order, Some(problem)).await),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the authority says about the name it refuses.
+async fn reason(order: &mut Order, problem: Option<Problem>) -> AcmeError {
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        let refreshed = authorization.refresh().await.is_ok();
+        if refreshed && authorization.status == AuthorizationStatus::Invalid {
+            return refusal(&authorization);
+        }
+    }
+    match problem {
+        Some(problem) => AcmeError::Refused(problem.to_string()),
+        None => AcmeError::Refused("it gives no reason".to_owned()),
+    }
+}
+
+fn refusal(authorization: &AuthorizationHandle<'_>) -> AcmeError {
+    let said = authorization
+        .challenges
+        .iter()
+        .find_map(|challenge| challenge.error.as_ref()?.detail.clone());
+    let said = said.unwrap_or_else(|| format!("it is {:?}", authorization.status));
+    AcmeError::Refused(format!("{}: {said}", authorization.identifier()))
+}
+
+async fn answer(
+    mut authorization: AuthorizationHandle<'_>,
+    answers: &Answers,
+    attempt: u32,
+    given: &mut Given,
+) -> Result<(), AcmeError> {
+    let wildcard = authorization.identifier().wildcard;
+    let domain = match authorization.identifier().identifier {
+        Identifier::Dns(domain) => domain.to_ascii_lowercase(),
+        _ => return Err(AcmeError::NoWay(authorization.identifier().to_string())),
+    };
+    let offered = |kind: &ChallengeKind| {
+        let wire = wire(*kind);
+        authorization.challenges.iter().any(|c| c.r#type == wire)
+    };
+    let mut ways = answers.ways(&domain, wildcard);
+    ways.retain(offered);
+    if ways.is_empty() {
+        return Err(AcmeError::NoWay(authorization.identifier().to_string()));
+    }
+    // A way that failed spoils the whole order, so the next order tries the next way.
+    let kind = ways[attempt as usize % ways.len()];
+    let mut challenge = authorization
+        .challenge(wire(kind))
+        .ok_or_else(|| AcmeError::NoWay(domain.clone()))?;
+    given.give(kind, &domain, &challenge, answers).await?;
+    tracing::info!("showing by {kind:?} that {domain} is ours");
+    Ok(challenge.set_ready().await?)
+}
+
+fn wire(kind: ChallengeKind) -> ChallengeType {
+    match kind {
+        ChallengeKind::Dns01 => ChallengeType::Dns01,
+        ChallengeKind::Http01 => ChallengeType::Http01,
+        ChallengeKind::TlsAlpn01 => ChallengeType::TlsAlpn01,
+    }
+}
+
+/// The answers of one order that are out.
+#[derive(Default)]
+struct Given {
+    pending: Vec<Pending>,
+    records: Vec<(String, String)>,
+}
+
+impl Given {
+    async fn give(
+        &mut self,
+        kind: ChallengeKind,
+        domain: &str,
+        challenge: &ChallengeHandle<'_>,
+        answers: &Answers,
+    ) -> Result<(), AcmeError> {
+        let proof = challenge.key_authorization();
+        let none = || AcmeError::NoWay(domain.to_owned());
+        match kind {
+            ChallengeKind::TlsAlpn01 => {
+                let digest = proof.digest();
+                let digest = digest.as_ref().try_into().map_err(|_| none())?;
+                self.pending.push(answers.alpn.put(domain, digest)?);
+            }
+            ChallengeKind::Http01 => {
+                let http = answers.http.as_ref().ok_or_else(none)?;
+                self.pending
+                    .push(http.put(&challenge.token, proof.as_str()));
+            }
+            ChallengeKind::Dns01 => {
+                let dns = answers.dns.as_ref().ok_or_else(none)?;
+                let name = format!("_acme-challenge.{domain}");
+                let value = proof.dns_value();
+                self.records.push((name.clone(), value.clone()));
+                dns.publish(&name, &value).await.map_err(AcmeError::Dns)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_back(self, answers: &Answers) {
+        let Some(dns) = &answers.dns else { return };
+        for (name, value) in &self.records {
+            if let Err(error) = dns.withdraw(name, value).await {
+                tracing::warn!("cannot take back the record {name}: {error}");
+            }
+        }
+    }
+}
+
+/// A fresh key, and the certificate for it.
+async fn collect(order: &mut Order, names: &[String]) -> Result<Issued, AcmeError> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(TlsError::from)?;
+    let mut params = CertificateParams::new(names).map_err(TlsError::from)?;
+    params.distinguished_name = DistinguishedName::new();
+    let request = params.serialize_request(&key).map_err(TlsError::from)?;
+    order.finalize_csr(request.der()).await?;
+    let chain = order.poll_certificate(&PATIENCE).await?;
+    let key = key.serialize_pem();
+    let pair = CertificatePair::from_pem(chain.as_bytes(), key.as_bytes())?;
+    Ok(Issued { chain, key, pair })
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::{BoxError, BoxFuture};
+
+    use super::*;
+
+    struct Zone;
+
+    impl DnsChallenge for Zone {
+        fn covers(&self, name: &str) -> bool {
+            name.ends_with("ours.example")
+        }
+
+        fn publish<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<(), BoxError>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn withdraw<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<(), BoxError>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
+    #[test]
+    fn the_order_of_ways() {
+        use ChallengeKind::{Dns01, Http01, TlsAlpn01};
+        let mut answers = Answers::default();
+        assert_eq!(answers.ways("a.example", false), [TlsAlpn01]);
+        assert_eq!(answers.ways("a.example", true), []);
+        answers.http = Some(Arc::default());
+        answers.dns = Some(Arc::new(Zone));
+        assert_eq!(answers.ways("a.example", false), [TlsAlpn01, Http01]);
+        assert_eq!(
+            answers.ways("ours.example", false),
+            [Dns01, TlsAlpn01, Http01]
+        );
+        assert_eq!(answers.ways("ours.example", true), [Dns01]);
+        answers.only = Some(Http01);
+        assert_eq!(answers.ways("ours.example", false), [Http01]);
+        assert_eq!(answers.ways("ours.example", true), []);
+        answers.only = Some(Dns01);
+        assert_eq!(answers.ways("elsewhere.example", false), [Dns01]);
+    }
+}

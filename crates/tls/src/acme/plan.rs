@@ -1,0 +1,406 @@
+//! When to order a certificate. Knows no clock, no network and no disk: the time is told, and what
+//! is remembered is given back to be kept.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Orders for one name in one day; authorities count too, and lock out who asks too often.
+pub const ORDERS_PER_DAY_MAX: usize = 5;
+
+/// First pause after a failed order; each further failure doubles it.
+pub const BACK_OFF_MIN_S: u64 = 60;
+
+/// Longest pause after a failed order.
+pub const BACK_OFF_MAX_S: u64 = DAY_S;
+
+const DAY_S: u64 = 86_400;
+
+/// What happened so far. Kept on disk, so that a restart does not forget to wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct History {
+    /// When orders were begun, by name; the last day of them.
+    orders: BTreeMap<String, Vec<u64>>,
+    /// Failures since the last success.
+    failures: u32,
+    /// When the last failure was.
+    failed_at: Option<u64>,
+}
+
+/// A span of time in seconds of Unix time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The clock cannot be right, and so no certificate could be checked.
+    ClockInsane,
+    /// Order now.
+    Order,
+    /// Nothing before this time.
+    Wait { until: u64 },
+}
+
+/// Decides about one certificate.
+#[derive(Clone, Debug)]
+pub(crate) struct Planner {
+    names: Vec<String>,
+    clock_floor: u64,
+    history: History,
+    held: Option<Span>,
+    window: Option<Span>,
+    /// 0 to 1,000,000: where in its span a renewal falls. Drawn anew for each certificate, so
+    /// that the nodes of the world do not all come at once.
+    jitter_ppm: u64,
+    asked: bool,
+}
+
+const PPM: u64 = 1_000_000;
+
+impl Planner {
+    /// For a certificate with `names`; before `clock_floor` no clock is believed.
+    pub(crate) fn new(names: Vec<String>, clock_floor: u64, history: History) -> Self {
+        Self {
+            names,
+            clock_floor,
+            history,
+            held: None,
+            window: None,
+            jitter_ppm: 0,
+            asked: false,
+        }
+    }
+
+    /// A certificate for all names is there, valid for `validity`; `random` is any number.
+    pub(crate) fn hold(&mut self, validity: Span, random: u64) {
+        self.held = Some(validity);
+        self.window = None;
+        self.jitter_ppm = random % (PPM + 1);
+    }
+
+    /// When the authority would like it to be renewed (RFC 9773).
+    pub(crate) fn suggest(&mut self, window: Option<Span>) {
+        self.window = window;
+    }
+
+    /// The operator wants a new one now; pauses and limits hold all the same.
+    pub(crate) fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    /// What to do at `now`.
+    pub(crate) fn next(&mut self, now: u64) -> Step {
+        if now < self.clock_floor {
+            return Step::ClockInsane;
+        }
+        self.history.settle(now);
+        let until = self
+            .due()
+            .max(self.history.pause_end())
+            .max(self.history.limit_end(&self.names));
+        if now >= until {
+            Step::Order
+        } else {
+            Step::Wait { until }
+        }
+    }
+
+    /// An order begins.
+    pub(crate) fn began(&mut self, now: u64) {
+        self.history.settle(now);
+        for name in &self.names {
+            self.history
+                .orders
+                .entry(name.clone())
+                .or_default()
+                .push(now);
+        }
+    }
+
+    /// The order failed.
+    pub(crate) fn failed(&mut self, now: u64) {
+        self.history.failures = self.history.failures.saturating_add(1);
+        self.history.failed_at = Some(now);
+    }
+
+    /// The order gave a certificate valid for `validity`.
+    pub(crate) fn succeeded(&mut self, validity: Span, random: u64) {
+        self.history.failures = 0;
+        self.history.failed_at = None;
+        self.asked = false;
+        self.hold(validity, random);
+    }
+
+    /// Failures since the last success.
+    pub(crate) fn failures(&self) -> u32 {
+        self.history.failures
+    }
+
+    /// Whether the authority has said when it would like a renewal.
+    pub(crate) fn has_window(&self) -> bool {
+        self.window.is_some()
+    }
+
+    /// What to keep.
+    pub(crate) fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// When the certificate is to be renewed, were nothing in the way.
+    fn due(&self) -> u64 {
+        let Some(held) = self.held else { return 0 };
+        if self.asked {
+            return 0;
+        }
+        let span = self.window.unwrap_or_else(|| usual(held));
+        let length = u128::from(span.to.saturating_sub(span.from));
+        let offset = length * u128::from(self.jitter_ppm) / u128::from(PPM);
+        span.from
+            .saturating_add(u64::try_from(offset).unwrap_or(u64::MAX))
+    }
+}
+
+/// Two thirds of the lifetime, give or take a tenth of it.
+fn usual(held: Span) -> Span {
+    let life = held.to.saturating_sub(held.from);
+    let (middle, spread) = (life / 3 * 2, life / 10);
+    Span {
+        from: held.from.saturating_add(middle - spread),
+        to: held.from.saturating_add(middle + spread),
+    }
+}
+
+impl History {
+    /// Forgets what is over a day old. What seems to be yet to come was written by a wrong clock,
+    /// and counts as now.
+    fn settle(&mut self, now: u64) {
+        for times in self.orders.values_mut() {
+            times.retain(|time| *time > now || now - *time < DAY_S);
+            for time in times.iter_mut() {
+                *time = (*time).min(now);
+            }
+        }
+        self.orders.retain(|_, times| !times.is_empty());
+        self.failed_at = self.failed_at.map(|at| at.min(now));
+    }
+
+    fn pause_end(&self) -> u64 {
+        match self.failed_at {
+            Some(at) if self.failures > 0 => at.saturating_add(back_off(self.failures)),
+            _ => 0,
+        }
+    }
+
+    /// When the name that was ordered most often may be ordered again.
+    fn limit_end(&self, names: &[String]) -> u64 {
+        let end = |times: &Vec<u64>| {
+            let first = times.len().checked_sub(ORDERS_PER_DAY_MAX)?;
+            Some(times[first].saturating_add(DAY_S))
+        };
+        names
+            .iter()
+            .filter_map(|name| end(self.orders.get(name)?))
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// The pause after so many failures.
+fn back_off(failures: u32) -> u64 {
+    let doublings = failures.saturating_sub(1).min(u64::BITS - 1);
+    BACK_OFF_MIN_S
+        .saturating_mul(1 << doublings)
+        .min(BACK_OFF_MAX_S)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: u64 = 1_000_000_000;
+    const NINETY_DAYS: u64 = 90 * DAY_S;
+
+    fn planner() -> Planner {
+        Planner::new(vec!["a.example".into()], START, History::default())
+    }
+
+    fn life(from: u64) -> Span {
+        Span {
+            from,
+            to: from + NINETY_DAYS,
+        }
+    }
+
+    #[test]
+    fn the_first_is_ordered_at_once_and_renewed_at_two_thirds() {
+        let mut plan = planner();
+        assert_eq!(plan.next(START), Step::Order);
+        plan.began(START);
+        plan.succeeded(life(START), 500_000);
+        let due = START + NINETY_DAYS / 3 * 2;
+        assert_eq!(plan.next(START + 1), Step::Wait { until: due });
+        assert_eq!(plan.next(due - 1), Step::Wait { until: due });
+        assert_eq!(plan.next(due), Step::Order);
+        for (random, tenths) in [(0, -1), (PPM, 1)] {
+            plan.hold(life(START), random);
+            let until =
+                due.saturating_add_signed(tenths * i64::try_from(NINETY_DAYS / 10).expect("small"));
+            assert_eq!(plan.next(START), Step::Wait { until });
+        }
+    }
+
+    #[test]
+    fn the_window_of_the_authority_wins() {
+        let mut plan = planner();
+        plan.hold(life(START), 250_000);
+        plan.suggest(Some(Span {
+            from: START + 1_000,
+            to: START + 2_000,
+        }));
+        assert_eq!(
+            plan.next(START),
+            Step::Wait {
+                until: START + 1_250
+            }
+        );
+        // Revoked: the window lies in the past.
+        plan.suggest(Some(Span { from: 1, to: 2 }));
+        assert_eq!(plan.next(START), Step::Order);
+        plan.suggest(None);
+        assert!(matches!(plan.next(START), Step::Wait { .. }));
+        // A window the wrong way round does no harm.
+        plan.suggest(Some(Span {
+            from: START + 9,
+            to: START,
+        }));
+        assert_eq!(plan.next(START), Step::Wait { until: START + 9 });
+    }
+
+    #[test]
+    fn failures_double_the_pause_up_to_a_day() {
+        let mut plan = planner();
+        let mut now = START;
+        let mut pauses = Vec::new();
+        for _ in 0..14 {
+            plan.failed(now);
+            let Step::Wait { until } = plan.next(now) else {
+                panic!("no pause")
+            };
+            assert_eq!(plan.next(until - 1), Step::Wait { until });
+            assert_eq!(plan.next(until), Step::Order);
+            pauses.push(until - now);
+            now = until;
+        }
+        assert_eq!(&pauses[..4], [60, 120, 240, 480]);
+        assert_eq!(&pauses[11..], [BACK_OFF_MAX_S; 3]);
+    }
+
+    #[test]
+    fn five_orders_a_day_and_no_more() {
+        let mut plan = planner();
+        for n in 0..5 {
+            assert_eq!(plan.next(START + n), Step::Order);
+            plan.began(START + n);
+        }
+        let until = START + DAY_S;
+        assert_eq!(plan.next(START + 5), Step::Wait { until });
+        assert_eq!(plan.next(until - 1), Step::Wait { until });
+        assert_eq!(plan.next(until), Step::Order);
+        plan.began(until);
+        assert_eq!(
+            plan.next(until),
+            Step::Wait {
+                until: START + 1 + DAY_S
+            }
+        );
+        // Another certificate with one of these names has to wait as well.
+        let names = vec!["b.example".into(), "a.example".into()];
+        let mut other = Planner::new(names, START, plan.history().clone());
+        assert!(matches!(other.next(until), Step::Wait { .. }));
+    }
+
+    #[test]
+    fn asking_does_not_lift_the_limits() {
+        let mut plan = planner();
+        plan.hold(life(START), 0);
+        assert!(matches!(plan.next(START), Step::Wait { .. }));
+        plan.ask();
+        assert_eq!(plan.next(START), Step::Order);
+        plan.failed(START);
+        assert_eq!(plan.next(START), Step::Wait { until: START + 60 });
+        plan.succeeded(life(START), 0);
+        assert!(matches!(plan.next(START + 60), Step::Wait { .. }));
+    }
+
+    #[test]
+    fn nothing_is_ordered_by_a_wrong_clock() {
+        let mut plan = planner();
+        assert_eq!(plan.next(START - 1), Step::ClockInsane);
+        assert_eq!(plan.next(0), Step::ClockInsane);
+        // A clock that was ahead once does not keep us waiting until then.
+        plan.began(START * 3);
+        plan.failed(START * 3);
+        assert_eq!(plan.next(START), Step::Wait { until: START + 60 });
+        assert_eq!(plan.next(START + 60), Step::Order);
+    }
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let mut plan = planner();
+        plan.began(START);
+        plan.failed(START);
+        let text = serde_json::to_string(plan.history()).expect("JSON");
+        let back: History = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(&back, plan.history());
+        let empty: History = serde_json::from_str("{}").expect("JSON");
+        assert_eq!(empty, History::default());
+    }
+
+    proptest! {
+        /// Whatever happens, five orders fit into a day and none comes before the clock is sane.
+        #[test]
+        fn the_limit_holds_for_every_history(
+            steps in proptest::collection::vec((0u64..200_000, any::<bool>(), any::<u64>()), 1..60),
+        ) {
+            let mut plan = planner();
+            let mut now = START;
+            let mut begun: Vec<u64> = Vec::new();
+            for (pause, good, random) in steps {
+                now += pause;
+                if plan.next(now) != Step::Order {
+                    plan.ask();
+                    continue;
+                }
+                begun.push(now);
+                plan.began(now);
+                if good {
+                    plan.succeeded(Span { from: now, to: now + random % 1_000_000 }, random);
+                } else {
+                    plan.failed(now);
+                }
+            }
+            for first in &begun {
+                let day = begun.iter().filter(|t| (*first..first + DAY_S).contains(t)).count();
+                prop_assert!(day <= ORDERS_PER_DAY_MAX);
+            }
+        }
+
+        #[test]
+        fn no_numbers_panic(from in any::<u64>(), to in any::<u64>(), now in any::<u64>(), random in any::<u64>()) {
+            let mut plan = planner();
+            plan.began(now);
+            plan.failed(now);
+            plan.hold(Span { from, to }, random);
+            let _ = plan.next(now);
+            plan.suggest(Some(Span { from: to, to: from }));
+            let _ = plan.next(from);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The HTTP client that the assembly gives us: this crate brings none of its own.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use alknet_core::{BoxError, BoxFuture};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
+
+/// Sends one HTTPS request and returns the whole answer.
+///
+/// The server must be verified against the authorities the node trusts; a body over 1 MiB may be
+/// refused. Redirects are not to be followed.
+pub trait AcmeTransport: Send + Sync + 'static {
+    /// Sends `request`, whose URI is absolute.
+    fn send(
+        &self,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'static, Result<Response<Bytes>, BoxError>>;
+}
+
+/// The transport as the protocol's library wants it.
+pub(super) struct Adapter(pub(super) Arc<dyn AcmeTransport>);
+
+type Answer = Result<BytesResponse, instant_acme::Error>;
+
+impl HttpClient for Adapter {
+    fn request(
+        &self,
+        request: Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        let transport = Arc::clone(&self.0);
+        Box::pin(async move {
+            let (parts, mut body) = request.into_parts();
+            let mut whole = Vec::new();
+            while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                let Ok(frame) = frame;
+                whole.extend(frame.into_data().unwrap_or_default());
+            }
+            let answer = transport
+                .send(Request::from_parts(parts, whole.into()))
+                .await
+                .map_err(instant_acme::Error::Other)?;
+            let (parts, body) = answer.into_parts();
+            Ok(BytesResponse {
+                parts,
+                body: Box::new(body),
+            })
+        })
+    }
+}

@@ -1,0 +1,63 @@
+//! Which protocol a node prefers when a client offers several.
+
+/// Most specific first. A protocol of ours that is not listed stands before the web's.
+const ORDER: [&[u8]; 19] = [
+    b"alknet/channels",
+    b"alknet/call",
+    b"alknet/ssh",
+    b"alknet/sftp",
+    b"alknet/git",
+    b"alknet/fs-sync",
+    b"alknet/tty",
+    b"alknet/tensor",
+    b"alknet/msg",
+    b"alknet/mix",
+    b"alknet/dns",
+    b"alknet/enroll",
+    b"/iroh-bytes/4",
+    b"doq",
+    b"dot",
+    OTHERS,
+    b"h3",
+    b"h2",
+    b"http/1.1",
+];
+
+/// Place of what is not listed. No ALPN is empty.
+const OTHERS: &[u8] = b"";
+
+/// `alpns`, most preferred first. Equals keep their order.
+pub(crate) fn by_preference(alpns: &[&[u8]]) -> Vec<Vec<u8>> {
+    let place = |id: &[u8]| ORDER.iter().position(|known| *known == id);
+    let mut sorted: Vec<Vec<u8>> = alpns.iter().map(|id| id.to_vec()).collect();
+    sorted.sort_by_key(|id| place(id).or_else(|| place(OTHERS)));
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specific_before_general() {
+        let sorted = by_preference(&[
+            b"http/1.1",
+            b"h2",
+            b"alknet/later",
+            b"h3",
+            b"alknet/call",
+            b"alknet/new",
+            b"alknet/channels",
+        ]);
+        let expected: [&[u8]; 7] = [
+            b"alknet/channels",
+            b"alknet/call",
+            b"alknet/later",
+            b"alknet/new",
+            b"h3",
+            b"h2",
+            b"http/1.1",
+        ];
+        assert_eq!(sorted, expected);
+    }
+}

@@ -1,0 +1,150 @@
+//! The certificates a node was given, by name, and replaced while connections live.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
+
+use crate::pair::CertificatePair;
+
+/// Where a certificate comes from. For a name that several have, the first is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// The entry of `tls.files` with this index.
+    File(usize),
+    /// The certificate authority of `tls.acme`.
+    Acme,
+}
+
+/// One certificate being served, for status displays and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateSummary {
+    /// Where it comes from.
+    pub source: Source,
+    /// Its names.
+    pub names: Vec<String>,
+    /// End of validity in seconds of Unix time.
+    pub not_after: u64,
+}
+
+/// Certificates by name. Handshakes read without a lock; a change is seen by the next one, and
+/// connections that are open keep what they began with.
+#[derive(Debug, Default)]
+pub struct CertificateStore {
+    by_name: ArcSwap<HashMap<String, Arc<CertifiedKey>>>,
+    sources: Mutex<BTreeMap<Source, CertificatePair>>,
+    changes: watch::Sender<u64>,
+}
+
+impl CertificateStore {
+    /// Serves `pair` from now on, in place of what `source` gave before.
+    pub fn put(&self, source: Source, pair: CertificatePair) {
+        self.change(|sources| {
+            sources.insert(source, pair);
+        });
+    }
+
+    /// Serves nothing of `source` any more.
+    pub fn remove(&self, source: Source) {
+        self.change(|sources| {
+            sources.remove(&source);
+        });
+    }
+
+    /// What `source` gave last.
+    #[must_use]
+    pub fn pair(&self, source: Source) -> Option<CertificatePair> {
+        self.lock().get(&source).cloned()
+    }
+
+    /// Everything that is served.
+    #[must_use]
+    pub fn list(&self) -> Vec<CertificateSummary> {
+        let summary = |(source, pair): (&Source, &CertificatePair)| CertificateSummary {
+            source: *source,
+            names: pair.names().to_vec(),
+            not_after: pair.not_after(),
+        };
+        self.lock().iter().map(summary).collect()
+    }
+
+    /// Counts the changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The certificate for a name: exactly that name first, then `*.` for its first label.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        let name = name.to_ascii_lowercase();
+        let table = self.by_name.load();
+        if let Some(key) = table.get(&name) {
+            return Some(Arc::clone(key));
+        }
+        let (_first, parent) = name.split_once('.')?;
+        table.get(&format!("*.{parent}")).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Source, CertificatePair>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<Source, CertificatePair>)) {
+        let mut sources = self.lock();
+        change(&mut sources);
+        let mut by_name = HashMap::new();
+        for pair in sources.values() {
+            for name in pair.names() {
+                by_name
+                    .entry(name.clone())
+                    .or_insert_with(|| Arc::clone(pair.certified()));
+            }
+        }
+        self.by_name.store(Arc::new(by_name));
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::tests::Authority;
+
+    #[test]
+    fn exact_names_then_wildcards_then_nothing() {
+        let ca = Authority::new("ca");
+        let store = CertificateStore::default();
+        let exact = ca.pair(&["www.example.org"]);
+        let wild = ca.pair(&["*.example.org", "example.org"]);
+        store.put(Source::File(1), exact.clone());
+        store.put(Source::Acme, wild.clone());
+        let is = |name: &str, pair: &CertificatePair| {
+            let found = store.find(name).expect(name);
+            Arc::ptr_eq(&found, pair.certified())
+        };
+        assert!(is("www.example.org", &exact));
+        assert!(is("WWW.example.ORG", &exact));
+        assert!(is("example.org", &wild));
+        assert!(is("mail.example.org", &wild));
+        for none in [
+            "a.b.example.org",
+            "org",
+            "",
+            "*.example.net",
+            "xexample.org",
+        ] {
+            assert!(store.find(none).is_none(), "{none}");
+        }
+        // The first source wins a name that two have.
+        let file = ca.pair(&["example.org"]);
+        store.put(Source::File(0), file.clone());
+        assert!(is("example.org", &file));
+        store.remove(Source::File(0));
+        assert!(is("example.org", &wild));
+        store.remove(Source::Acme);
+        assert!(store.find("example.org").is_none());
+        assert_eq!(store.list().len(), 1);
+    }
+}
