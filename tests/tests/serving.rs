@@ -9,12 +9,13 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 6] = [
+const OPERATIONS: [&str; 7] = [
     "node/info",
     "node/log",
     "node/poweroff",
     "node/reboot",
     "services/list",
+    "services/list-peers",
     "services/schema",
 ];
 

@@ -124,6 +124,8 @@ pub struct CallOptions {
     pub auth_token: Option<String>,
     /// Whom this request is forwarded for.
     pub forwarded_for: Option<ForwardedFor>,
+    /// The attached peer it goes to instead, where the other side routes.
+    pub peer: Option<String>,
     /// At most 64 bytes.
     pub idempotency_key: Option<String>,
     /// W3C `traceparent`.
@@ -140,6 +142,7 @@ impl Default for CallOptions {
             window: WINDOW_DEFAULT,
             auth_token: None,
             forwarded_for: None,
+            peer: None,
             idempotency_key: None,
             trace: None,
             route: Route::Auto,
@@ -156,6 +159,10 @@ pub struct Caller {
 impl Caller {
     pub(crate) fn new(link: Arc<Link>) -> Self {
         Self { link }
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 
     /// Calls a query or mutation. Dropping the future aborts the call.
@@ -400,7 +407,7 @@ fn payload<'a>(
         window,
         idempotency_key: options.idempotency_key.as_deref().map(Into::into),
         trace: options.trace.as_deref().map(Into::into),
-        peer: None,
+        peer: options.peer.as_deref().map(Into::into),
     }
 }
 

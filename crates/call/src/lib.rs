@@ -36,20 +36,26 @@ mod admission;
 mod body;
 mod check;
 mod client;
+mod compiled;
+mod compose;
 mod context;
 mod dispatcher;
 mod envelope;
 mod error;
 mod frame;
 mod handler;
+mod import;
 mod json;
 mod lane;
+mod layers;
 mod link;
 mod outbound;
 mod outlet;
+mod peers;
 mod pump;
 mod registry;
 mod request;
+mod rules;
 mod serve;
 mod services;
 mod spec;
@@ -58,14 +64,23 @@ mod sync;
 pub use access::{AccessControl, OwnershipProvider, Verdict};
 pub use body::{Body, Item, Output};
 pub use client::{CallClient, CallConnection, CallOptions, Caller, Route, Subscription};
+pub use compose::{
+    CompositionAuthority, Env, InvokeOptions, Lookup, OnAbort, OperationEnv, PeerCompositeEnv,
+    Provenance, Resolved, Session, SessionError,
+};
 pub use context::{ConnInfo, Ctx};
 pub use dispatcher::{Dispatcher, Stats};
 pub use envelope::{Envelope, EventKind, ForwardedFor, NO_REQUEST, encode_event};
 pub use error::{CallError, ErrorCode};
 pub use frame::{FrameBody, FrameError, FrameReader};
 pub use handler::{BoxStream, HandlerKind, OnSlow, OnceHandler, StreamHandler};
+pub use import::{
+    AdapterError, Disclose, FromCall, FromJsonSchema, ImportOptions, OperationAdapter, from_call,
+};
 pub use outbound::Event;
-pub use registry::{Capabilities, Registration, Registry, RegistryBuilder, RegistryError};
+pub use peers::{Imported, NameSet, PeerRef, Peers, ReExport, RoutingPolicy, ScopedPeerEnv};
+pub use registry::{Capabilities, Registration, Registry, RegistryBuilder};
+pub use rules::RegistryError;
 pub use serve::{ALPN, CallHandler};
 pub use services::{Listing, OperationSummary, Protocol};
 pub use spec::{
