@@ -509,6 +509,12 @@ impl Link {
         self.goaway_said.store(true, Ordering::Release);
         lanes.iter().for_each(|lane| lane.out.poke());
     }
+
+    fn poke_lanes(&self) {
+        let lanes = lock(&self.lanes);
+        let alive = lanes.iter().filter_map(Weak::upgrade);
+        alive.for_each(|lane| lane.out.poke());
+    }
 }
 
 impl std::fmt::Debug for Link {
@@ -534,7 +540,12 @@ impl Forwarding {
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
-        self.0.forwarded.fetch_sub(1, Ordering::Relaxed);
+        let link = &self.0;
+        link.forwarded.fetch_sub(1, Ordering::Relaxed);
+        // Lanes that only waited for this call may end now.
+        if link.said_goaway() {
+            link.poke_lanes();
+        }
     }
 }
 
