@@ -9,7 +9,7 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 10] = [
+const OPERATIONS: [&str; 11] = [
     "config/apply",
     "node/info",
     "node/log",
@@ -17,6 +17,7 @@ const OPERATIONS: [&str; 10] = [
     "node/reboot",
     "peer/list",
     "services/list",
+    "services/list-peers",
     "services/schema",
     "services/watch",
     "session/authenticate",

@@ -1,13 +1,56 @@
 //! Who may call an operation.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
-use alknet_core::{Identity, PeerId};
+use alknet_core::{Identity, PeerId, ScopeSet};
 use serde::{Deserialize, Serialize};
 
+use crate::compose::CompositionAuthority;
 use crate::error::{CallError, ErrorCode};
 
 /// The rule of one operation. Empty means open to everybody, strangers included.
+///
+/// Two kinds of things can be checked: an [`Identity`], which is proven, for calls from outside,
+/// and a [`CompositionAuthority`], which is granted at registration, for calls between operations.
+/// What a forwarder claims about its originator is neither, and there is no way to turn it into
+/// either:
+///
+/// ```
+/// # use alknet_call::*;
+/// # fn check(rule: AccessControl, ctx: Ctx) -> Verdict {
+/// rule.check(ctx.identity().map(AsRef::as_ref), None, None)
+/// # }
+/// ```
+///
+/// ```compile_fail
+/// # use alknet_call::*;
+/// # fn check(rule: AccessControl, ctx: Ctx) -> Verdict {
+/// rule.check(ctx.forwarded_for(), None, None)
+/// # }
+/// ```
+///
+/// ```compile_fail
+/// # use alknet_call::*;
+/// # fn check(rule: AccessControl, ctx: Ctx) -> Verdict {
+/// rule.check_authority(ctx.forwarded_for(), None)
+/// # }
+/// ```
+///
+/// ```compile_fail
+/// # use alknet_call::*;
+/// # fn scopes(claim: &ForwardedFor) -> alknet_core::ScopeSet {
+/// claim.scopes.iter().collect()
+/// # }
+/// ```
+///
+/// ```compile_fail
+/// # use alknet_call::*;
+/// # fn identity(claim: ForwardedFor) -> alknet_core::Identity {
+/// claim.into()
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccessControl {
@@ -90,13 +133,24 @@ impl AccessControl {
         if self.is_open() {
             return Verdict::Allowed;
         }
-        let Some(identity) = identity else {
-            return Verdict::Unauthenticated;
-        };
-        if self.scopes_allow(identity) && self.resource_allows(identity, resource_id, ownership) {
-            Verdict::Allowed
-        } else {
-            Verdict::Forbidden
+        match identity {
+            None => Verdict::Unauthenticated,
+            Some(identity) => self.verdict(&Holder::identity(identity, ownership), resource_id),
+        }
+    }
+
+    /// Whether an operation that holds `authority` may call, for the resource `resource_id` where
+    /// the input names one. An operation without authority may call what is open to everybody.
+    #[must_use]
+    pub fn check_authority(
+        &self,
+        authority: Option<&CompositionAuthority>,
+        resource_id: Option<&str>,
+    ) -> Verdict {
+        match authority {
+            _ if self.is_open() => Verdict::Allowed,
+            None => Verdict::Forbidden,
+            Some(authority) => self.verdict(&Holder::authority(authority), resource_id),
         }
     }
 
@@ -106,13 +160,21 @@ impl AccessControl {
         match identity {
             _ if self.is_open() => Verdict::Allowed,
             None => Verdict::Unauthenticated,
-            Some(identity) if self.scopes_allow(identity) => Verdict::Allowed,
+            Some(identity) if self.scopes_allow(&identity.scopes) => Verdict::Allowed,
             Some(_) => Verdict::Forbidden,
         }
     }
 
-    fn scopes_allow(&self, identity: &Identity) -> bool {
-        let has = |scope: &String| identity.scopes.allows(scope);
+    fn verdict(&self, holder: &Holder<'_>, resource_id: Option<&str>) -> Verdict {
+        if self.scopes_allow(holder.scopes) && self.resource_allows(holder, resource_id) {
+            Verdict::Allowed
+        } else {
+            Verdict::Forbidden
+        }
+    }
+
+    fn scopes_allow(&self, scopes: &ScopeSet) -> bool {
+        let has = |scope: &String| scopes.allows(scope);
         self.required_scopes.iter().all(has)
             && self
                 .required_scopes_any
@@ -120,25 +182,47 @@ impl AccessControl {
                 .is_none_or(|any| any.iter().any(has))
     }
 
-    fn resource_allows(
-        &self,
-        identity: &Identity,
-        resource_id: Option<&str>,
-        ownership: Option<&dyn OwnershipProvider>,
-    ) -> bool {
+    fn resource_allows(&self, holder: &Holder<'_>, resource_id: Option<&str>) -> bool {
         let Some(kind) = self.resource_type.as_deref() else {
             return true;
         };
         let action = self.resource_action.as_deref().unwrap_or_default();
-        match (ownership, resource_id) {
-            (Some(owners), Some(id)) => owners.owns(&identity.id, kind, id, action),
-            (Some(owners), None) => owners.owns_any(&identity.id, kind, action),
-            (None, id) => identity.resources.get(kind).is_some_and(|held| {
+        match (holder.owner, resource_id) {
+            (Some((who, owners)), Some(id)) => owners.owns(who, kind, id, action),
+            (Some((who, owners)), None) => owners.owns_any(who, kind, action),
+            (None, id) => holder.resources.get(kind).is_some_and(|held| {
                 held.iter().any(|h| match id {
                     Some(id) => h.as_ref() == id || h.as_ref() == "*",
                     None => h.as_ref() == action,
                 })
             }),
+        }
+    }
+}
+
+/// What a rule is checked against.
+struct Holder<'a> {
+    scopes: &'a ScopeSet,
+    resources: &'a BTreeMap<Arc<str>, Vec<Arc<str>>>,
+    /// Somebody who may own resources, and who knows.
+    owner: Option<(&'a PeerId, &'a dyn OwnershipProvider)>,
+}
+
+impl<'a> Holder<'a> {
+    fn identity(identity: &'a Identity, owners: Option<&'a dyn OwnershipProvider>) -> Self {
+        Self {
+            scopes: &identity.scopes,
+            resources: &identity.resources,
+            owner: owners.map(|owners| (&identity.id, owners)),
+        }
+    }
+
+    /// Nobody owns anything by the label of an authority: it could be any peer's id.
+    fn authority(authority: &'a CompositionAuthority) -> Self {
+        Self {
+            scopes: &authority.scopes,
+            resources: &authority.resources,
+            owner: None,
         }
     }
 }
@@ -224,5 +308,23 @@ mod tests {
         assert_eq!(check(Some("sda")), Verdict::Allowed);
         assert_eq!(check(Some("sdb")), Verdict::Forbidden);
         assert_eq!(check(None), Verdict::Forbidden);
+    }
+
+    #[test]
+    fn an_authority_is_checked_like_an_identity_that_owns_nothing() {
+        let rule = AccessControl {
+            required_scopes: vec!["fs:read".to_owned()],
+            resource_type: Some("disk".to_owned()),
+            ..AccessControl::default()
+        };
+        let check =
+            |authority: Option<&CompositionAuthority>| rule.check_authority(authority, Some("sda"));
+        let bare = CompositionAuthority::new("backup", ["fs:read"]);
+        let full = bare.clone().with_resources("disk", ["sda"]);
+        assert_eq!(check(None), Verdict::Forbidden);
+        assert_eq!(check(Some(&bare)), Verdict::Forbidden);
+        assert_eq!(check(Some(&full)), Verdict::Allowed);
+        let open = AccessControl::default();
+        assert_eq!(open.check_authority(None, None), Verdict::Allowed);
     }
 }

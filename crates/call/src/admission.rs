@@ -7,8 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use alknet_core::Identity;
 use tokio::time::Instant;
 
+use crate::access::AccessControl;
 use crate::body::Body;
-use crate::dispatcher::Counters;
+use crate::compiled::Compiled;
+use crate::dispatcher::{Counters, Dispatcher};
 use crate::envelope::{self, Envelope, ForwardedFor, Request as Payload};
 use crate::error::CallError;
 use crate::frame::FrameBody;
@@ -18,10 +20,11 @@ use crate::lane::{End, Lane};
 use crate::limits::{CALL_TIMEOUT_DEFAULT, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX};
 use crate::link::Link;
 use crate::pump;
-use crate::registry::Compiled;
 use crate::request::{self, Head, InFlight, Request};
 use crate::spec::OperationType;
 
+/// Scope that lets a caller name the peer its request goes to; followed by the peer's id.
+const ROUTE_SCOPE: &str = "peer:route";
 /// Scope that lets a peer say whom it forwards for.
 const FORWARD_SCOPE: &str = "forward:identity";
 /// Milliseconds since 1970 before which a clock was never set: 2024-01-01.
@@ -92,19 +95,24 @@ fn check(
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
-    let operation = lookup(link, &payload)?;
-    let identity = identify(link, &payload)?;
+    let (operation, identity) = match payload.peer.as_deref() {
+        None => (lookup(link, &payload)?, identify(link, &payload)?),
+        Some(peer) => {
+            let identity = identify(link, &payload)?;
+            (routed(link, &payload, peer, identity.as_deref())?, identity)
+        }
+    };
     let input = input(body, &payload);
-    check_access(link, operation, identity.as_deref(), &input)?;
-    let keyed = keyed::begin(link, operation, identity.as_deref(), &payload, &input)?;
+    check_access(link, &operation, identity.as_deref(), &input)?;
+    let keyed = keyed::begin(link, &operation, identity.as_deref(), &payload, &input)?;
     let head = Head {
         keyed: keyed.is_some(),
         id: event.id.as_ref().into(),
         forwarded_for: forwarded_for(link, payload.forwarded_for),
         trace: payload.trace.as_deref().map(Into::into),
         deadline: deadline(
-            link,
-            operation,
+            &link.dispatcher,
+            &operation,
             timeout(payload.timeout_ms, payload.deadline)?,
         ),
         idle: payload.idle_ms.map(Duration::from_millis),
@@ -112,6 +120,7 @@ fn check(
         identity,
     };
     let in_flight = make_room(head, link, lane, operation)?;
+    let operation = in_flight.request().operation();
     if operation.checks_input() {
         operation.check_input(input.try_value()?)?;
     }
@@ -133,16 +142,46 @@ fn parse(payload: &str) -> Result<Payload<'_>, CallError> {
     Ok(payload)
 }
 
-fn lookup<'a>(link: &'a Link, payload: &Payload<'_>) -> Result<&'a Arc<Compiled>, CallError> {
+fn lookup(link: &Link, payload: &Payload<'_>) -> Result<Arc<Compiled>, CallError> {
+    let name = operation_name(payload)?;
+    let found = link.dispatcher.registry.lookup(name);
+    found
+        .filter(|operation| operation.is_external() && operation.is_callable())
+        .cloned()
+        .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
+}
+
+/// An operation of an attached peer, for those who may route to it. The scope comes before the
+/// lookup: whoever lacks it does not learn which peers there are.
+fn routed(
+    link: &Link,
+    payload: &Payload<'_>,
+    peer: &str,
+    identity: Option<&Identity>,
+) -> Result<Arc<Compiled>, CallError> {
+    let name = operation_name(payload)?;
+    let name = name.strip_prefix('/').unwrap_or(name);
+    let unknown = || CallError::not_found(name);
+    if !link.dispatcher.routes {
+        return Err(unknown());
+    }
+    AccessControl {
+        required_scopes: vec![format!("{ROUTE_SCOPE}:{peer}")],
+        ..AccessControl::default()
+    }
+    .check(identity, None, None)
+    .into_result()?;
+    let peer = peer.parse().map_err(|_| unknown())?;
+    link.dispatcher.peers.get(&peer, name).ok_or_else(unknown)
+}
+
+/// The name as it was sent; `NOT_FOUND` for one that no operation can have.
+fn operation_name<'a>(payload: &'a Payload<'_>) -> Result<&'a str, CallError> {
     let name = payload.operation.as_ref();
     if name.len() > OPERATION_BYTES_MAX {
         return Err(CallError::not_found("…"));
     }
-    // Routing to a third party is for hubs; here nobody else is reachable.
-    let found = link.dispatcher.registry.lookup(name);
-    found
-        .filter(|operation| operation.is_external() && payload.peer.is_none())
-        .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
+    Ok(name)
 }
 
 /// The identity of this request: the token's, which replaces the connection's and never falls
@@ -171,14 +210,15 @@ fn check_access(
     if access.is_open() {
         return Ok(());
     }
-    let resource_id = match &operation.resource_pointer {
-        Some(pointer) if identity.is_some() => input.value().pointer(pointer),
-        _ => None,
+    // A stranger is turned away without a look at the input.
+    let resource_id = match identity {
+        Some(_) => operation.resource_id(input)?,
+        None => None,
     };
     access
         .check(
             identity,
-            resource_id.and_then(serde_json::Value::as_str),
+            resource_id.as_deref(),
             link.dispatcher.ownership.as_deref(),
         )
         .into_result()
@@ -213,14 +253,18 @@ fn timeout(
 }
 
 /// The earliest of what the requester, the operation and this node allow.
-fn deadline(link: &Link, operation: &Compiled, asked: Option<Duration>) -> Option<Instant> {
+pub(crate) fn deadline(
+    dispatcher: &Dispatcher,
+    operation: &Compiled,
+    asked: Option<Duration>,
+) -> Option<Instant> {
     let subscription = operation.spec.op_type == OperationType::Subscription;
     let own = operation
         .spec
         .default_timeout_ms
         .map(|ms| Duration::from_millis(ms.into()));
     let fallback = (!subscription).then_some(CALL_TIMEOUT_DEFAULT);
-    let most = (!subscription).then_some(link.dispatcher.timeout_max);
+    let most = (!subscription).then_some(dispatcher.timeout_max);
     let chosen = match (asked, own) {
         (Some(asked), Some(own)) => Some(asked.min(own)),
         (asked, own) => asked.or(own).or(fallback),
@@ -237,7 +281,7 @@ fn make_room(
     head: Head,
     link: &Arc<Link>,
     lane: &Arc<Lane>,
-    operation: &Arc<Compiled>,
+    operation: Arc<Compiled>,
 ) -> Result<InFlight, CallError> {
     let limits = link.limits();
     let (requests, subscriptions) = link.inbound_counts();

@@ -1,5 +1,6 @@
 //! What goes into an operation and what comes out of it.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use base64::Engine;
@@ -27,6 +28,32 @@ impl Body {
             tail,
             value: OnceLock::new(),
         }
+    }
+
+    /// A value as a body.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` when `value` has no JSON form.
+    pub fn json(value: &(impl Serialize + ?Sized)) -> Result<Self, CallError> {
+        serde_json::to_vec(value)
+            .map(|text| Self::from_parts(text.into(), Bytes::new()))
+            .map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))
+    }
+
+    fn of(value: Value, tail: Bytes) -> Self {
+        let body = Self::from_parts(value.to_string().into(), tail);
+        let _ = body.value.set(value);
+        body
+    }
+
+    /// The JSON text with binary data as base64, for readers that know no mixed frames.
+    pub(crate) fn inlined(&self) -> Cow<'_, [u8]> {
+        if self.tail.is_empty() {
+            return Cow::Borrowed(&self.raw);
+        }
+        let mut value = self.value().clone();
+        inline(&mut value, &self.tail);
+        Cow::Owned(value.to_string().into_bytes())
     }
 
     pub(crate) fn null() -> Self {
@@ -80,6 +107,27 @@ impl Body {
     }
 }
 
+impl From<Output> for Body {
+    fn from(output: Output) -> Self {
+        match output {
+            Output::Raw(text) => Self::from_parts(text, Bytes::new()),
+            Output::Value(value) => Self::of(value, Bytes::new()),
+            Output::Mixed(value, tail) => Self::of(value, tail),
+        }
+    }
+}
+
+/// Passed on as it came, binary data included.
+impl From<Body> for Output {
+    fn from(body: Body) -> Self {
+        if body.tail.is_empty() {
+            Self::Raw(body.raw)
+        } else {
+            Self::Mixed(body.value().clone(), body.tail)
+        }
+    }
+}
+
 /// What an operation answers with.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -130,6 +178,8 @@ pub struct Item {
     pub output: Output,
     /// Where to resume behind it, for operations that declare `resumable`.
     pub cursor: Option<Value>,
+    /// Events its source left out before it.
+    pub dropped: u64,
 }
 
 impl<T: Into<Output>> From<T> for Item {
@@ -137,6 +187,7 @@ impl<T: Into<Output>> From<T> for Item {
         Self {
             output: output.into(),
             cursor: None,
+            dropped: 0,
         }
     }
 }

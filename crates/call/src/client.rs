@@ -162,6 +162,8 @@ pub struct CallOptions {
     pub auth_token: Option<String>,
     /// Whom this request is forwarded for.
     pub forwarded_for: Option<ForwardedFor>,
+    /// The attached peer it goes to instead, where the other side routes.
+    pub peer: Option<String>,
     /// At most 64 bytes.
     pub idempotency_key: Option<String>,
     /// W3C `traceparent`.
@@ -178,6 +180,7 @@ impl Default for CallOptions {
             window: WINDOW_DEFAULT,
             auth_token: None,
             forwarded_for: None,
+            peer: None,
             idempotency_key: None,
             trace: None,
             route: Route::Auto,
@@ -206,6 +209,10 @@ pub struct Caller {
 impl Caller {
     pub(crate) fn new(link: Arc<Link>) -> Self {
         Self { link }
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 
     /// Calls a query or mutation. Dropping the future aborts the call.

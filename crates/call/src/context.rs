@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Caller;
+use crate::compiled::Compiled;
+use crate::compose::{Child, Env, Tokens};
 use crate::dispatcher::Dispatcher;
 use crate::envelope::ForwardedFor;
 use crate::registry::Capabilities;
@@ -38,74 +40,166 @@ impl ConnInfo {
     }
 }
 
-/// One request, as its operation sees it. Cheap to clone.
+/// One request or one call between operations, as its operation sees it. Cheap to clone.
 #[derive(Clone)]
-pub struct Ctx(pub(crate) Arc<Request>);
+pub struct Ctx(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Request(Arc<Request>),
+    Child(Arc<Child>),
+}
 
 impl Ctx {
-    /// The requester's id for it; unique among its connection's requests in flight.
+    pub(crate) fn request(request: &Arc<Request>) -> Self {
+        Self(Kind::Request(Arc::clone(request)))
+    }
+
+    pub(crate) fn child(child: Arc<Child>) -> Self {
+        Self(Kind::Child(child))
+    }
+
+    /// The requester's id for it; unique among its connection's requests in flight. Calls between
+    /// operations have the id of the request they belong to and a number.
     #[must_use]
     pub fn request_id(&self) -> &str {
-        self.0.id()
+        match &self.0 {
+            Kind::Request(request) => request.id(),
+            Kind::Child(child) => &child.id,
+        }
+    }
+
+    /// The id of the call that made this one; `None` for a request from outside.
+    #[must_use]
+    pub fn parent_request_id(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Request(_) => None,
+            Kind::Child(child) => Some(&child.parent),
+        }
+    }
+
+    /// The id of the request everything belongs to.
+    #[must_use]
+    pub fn root_request_id(&self) -> &str {
+        self.root().id()
+    }
+
+    /// Whether another operation of this node calls, and not somebody outside.
+    #[must_use]
+    pub fn internal(&self) -> bool {
+        matches!(self.0, Kind::Child(_))
     }
 
     /// The name of the operation.
     #[must_use]
     pub fn operation(&self) -> &str {
-        &self.0.operation().spec.name
+        &self.compiled().spec.name
     }
 
-    /// Who asks: the token's identity where one was sent, else the connection's.
+    /// Who asked from outside: the token's identity where one was sent, else the connection's. In
+    /// a call between operations this tells on whose behalf it happens; it was not checked again.
     #[must_use]
     pub fn identity(&self) -> Option<&Arc<Identity>> {
-        self.0.identity()
+        self.root().identity()
     }
 
-    /// Whom a trusted forwarder claims to act for. Never a reason to allow anything.
+    /// Whom a trusted forwarder claims to act for. Never a reason to allow anything, and not told
+    /// to operations called by operations.
     #[must_use]
     pub fn forwarded_for(&self) -> Option<&ForwardedFor> {
-        self.0.forwarded_for()
+        match &self.0 {
+            Kind::Request(request) => request.forwarded_for(),
+            Kind::Child(_) => None,
+        }
     }
 
     /// W3C `traceparent`, as the caller sent it.
     #[must_use]
     pub fn trace(&self) -> Option<&str> {
-        self.0.trace()
+        match &self.0 {
+            Kind::Request(request) => request.trace(),
+            Kind::Child(child) => child.trace.as_deref(),
+        }
     }
 
-    /// What this operation was registered with.
+    /// What this operation was registered with; never what its caller was.
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
-        &self.0.operation().capabilities
+        &self.compiled().capabilities
+    }
+
+    /// The operations this one may call.
+    #[must_use]
+    pub fn env(&self) -> Env {
+        let resolver = match &self.0 {
+            Kind::Request(request) => request.env(),
+            Kind::Child(child) => &child.env,
+        };
+        Env::new(self.clone(), Arc::clone(resolver))
     }
 
     /// Cancelled when the request ends before its handler does: abort, deadline, connection lost.
     /// The handler's own future is dropped then anyway; this is for work it spawned.
     #[must_use]
     pub fn cancel(&self) -> &CancellationToken {
-        self.0.cancel_token()
+        match &self.0 {
+            Kind::Request(request) => request.cancel_token(),
+            Kind::Child(child) => child.tokens.run(),
+        }
     }
 
     /// When the request must be answered.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.0.deadline()
+        match &self.0 {
+            Kind::Request(request) => request.deadline(),
+            Kind::Child(child) => child.deadline,
+        }
     }
 
     /// The connection it came over.
     #[must_use]
     pub fn conn(&self) -> &ConnInfo {
-        &self.0.link().info
-    }
-
-    pub(crate) fn dispatcher(&self) -> &Dispatcher {
-        &self.0.link().dispatcher
+        &self.root().link().info
     }
 
     /// The way back: calls operations of the caller over the same connection.
     #[must_use]
     pub fn caller(&self) -> Caller {
-        Caller::new(Arc::clone(self.0.link()))
+        Caller::new(Arc::clone(self.root().link()))
+    }
+
+    pub(crate) fn dispatcher(&self) -> &Dispatcher {
+        &self.root().link().dispatcher
+    }
+
+    pub(crate) fn compiled(&self) -> &Arc<Compiled> {
+        match &self.0 {
+            Kind::Request(request) => request.operation(),
+            Kind::Child(child) => &child.operation,
+        }
+    }
+
+    /// The request from outside that everything belongs to.
+    pub(crate) fn root(&self) -> &Arc<Request> {
+        match &self.0 {
+            Kind::Request(request) => request,
+            Kind::Child(child) => &child.root,
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> Tokens {
+        match &self.0 {
+            Kind::Request(request) => Tokens::root(request.cancel_token()),
+            Kind::Child(child) => child.tokens.clone(),
+        }
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        match &self.0 {
+            Kind::Request(_) => 0,
+            Kind::Child(child) => child.depth,
+        }
     }
 }
 

@@ -10,9 +10,11 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::access::OwnershipProvider;
+use crate::import::ImportOptions;
 use crate::keyed::KeyedCalls;
 use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits};
 use crate::link::Link;
+use crate::peers::Peers;
 use crate::registry::Registry;
 use crate::sync::lock;
 use crate::watch::Announcer;
@@ -28,6 +30,11 @@ pub struct Dispatcher {
     pub(crate) counters: Counters,
     pub(crate) keyed: KeyedCalls,
     announcer: Announcer,
+    pub(crate) peers: Arc<Peers>,
+    /// Whether callers may name the peer their request goes to.
+    pub(crate) routes: bool,
+    /// How operations of peers are imported when they connect; `None`: they are not.
+    pub(crate) imports: Option<ImportOptions>,
     identities: Option<Arc<dyn IdentityProvider>>,
     links: Mutex<Vec<Weak<Link>>>,
     draining: AtomicBool,
@@ -47,6 +54,9 @@ impl Dispatcher {
             timeout_max: CALL_TIMEOUT_MAX,
             node: String::new(),
             counters: Counters::default(),
+            peers: Arc::default(),
+            routes: false,
+            imports: None,
             identities: None,
             links: Mutex::default(),
             draining: AtomicBool::new(false),
@@ -93,6 +103,27 @@ impl Dispatcher {
     pub fn with_node(mut self, node: impl Into<String>) -> Self {
         self.node = node.into();
         self
+    }
+
+    /// Imports the operations of every known peer that connects, keeps them up to date, and
+    /// attaches the peer for [`PeerRef`](crate::PeerRef)s to find.
+    #[must_use]
+    pub fn with_imports(mut self, options: ImportOptions) -> Self {
+        self.imports = Some(options);
+        self
+    }
+
+    /// Lets callers with scope `peer:route:<id>` send requests on to that attached peer.
+    #[must_use]
+    pub fn with_routing(mut self) -> Self {
+        self.routes = true;
+        self
+    }
+
+    /// The attached peers.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// The operations served.

@@ -147,16 +147,47 @@ pub(crate) struct Request<'a> {
 }
 
 /// A forwarder's claim about whom it acts for: for audit and rate keys, never for access.
+///
+/// It can be read as a name and written to a log. What the originator is said to hold stays
+/// inside: nothing here can decide by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardedFor {
-    /// The originator's id, as the forwarder knows it.
-    pub id: String,
-    /// What the originator may do at the forwarder.
+    id: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub scopes: Vec<String>,
-    /// What the originator holds at the forwarder.
+    scopes: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<serde_json::Value>,
+    resources: Option<serde_json::Value>,
+}
+
+impl ForwardedFor {
+    /// Forwarded for `id`.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            scopes: Vec::new(),
+            resources: None,
+        }
+    }
+
+    /// Says what the originator may do at the forwarder, too.
+    #[must_use]
+    pub fn with_scopes(mut self, scopes: Vec<String>) -> Self {
+        self.scopes = scopes;
+        self
+    }
+
+    /// Says what the originator holds at the forwarder, too.
+    #[must_use]
+    pub fn with_resources(mut self, resources: serde_json::Value) -> Self {
+        self.resources = Some(resources);
+        self
+    }
+
+    /// The originator's id, as the forwarder knows it.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
 }
 
 /// Payload of `call.responded`.

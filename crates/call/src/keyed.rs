@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{Body, Output};
+use crate::compiled::Compiled;
 use crate::context::Ctx;
 use crate::dispatcher::Dispatcher;
 use crate::envelope::Request as Payload;
@@ -27,7 +28,6 @@ use crate::limits::{
     IDEMPOTENCY_TIME,
 };
 use crate::link::Link;
-use crate::registry::Compiled;
 use crate::request::{Request, panicked};
 use crate::spec::{Idempotence, OperationSpec, OperationType};
 use crate::sync::lock;
@@ -159,7 +159,7 @@ impl OnceHandler for Once {
             Some(Step::Ended(outcome)) => return Box::pin(std::future::ready(outcome)),
             Some(Step::Wait(waiting)) => waiting,
             Some(Step::Run(run, waiting)) => {
-                run.start(Arc::clone(&self.handler), input, ctx.0.detached());
+                run.start(Arc::clone(&self.handler), input, ctx.root().detached());
                 waiting
             }
             None => {
@@ -232,7 +232,7 @@ impl Drop for Run {
 }
 
 async fn work(handler: Arc<dyn OnceHandler>, input: Body, request: &Arc<Request>) -> Outcome {
-    let ctx = Ctx(Arc::clone(request));
+    let ctx = Ctx::request(request);
     let work = AssertUnwindSafe(async move { handler.call(input, ctx).await }).catch_unwind();
     let outcome = match request.deadline() {
         Some(deadline) => match tokio::time::timeout_at(deadline, work).await {
@@ -241,7 +241,7 @@ async fn work(handler: Arc<dyn OnceHandler>, input: Body, request: &Arc<Request>
         },
         None => work.await,
     };
-    outcome.unwrap_or_else(|_| Err(panicked(request)))
+    outcome.unwrap_or_else(|_| Err(panicked(request, &request.operation().spec.name)))
 }
 
 /// What to remember of an outcome, and the outcome in a form that is cheap to copy. Failures that

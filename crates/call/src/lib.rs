@@ -37,6 +37,8 @@ mod batch;
 mod body;
 mod check;
 mod client;
+mod compiled;
+mod compose;
 mod connect;
 mod context;
 mod dispatcher;
@@ -45,18 +47,22 @@ mod error;
 mod frame;
 mod handler;
 mod idempotency;
+mod import;
 mod json;
 mod keyed;
 mod lane;
+mod layers;
 mod link;
 mod outbound;
 mod outgoing;
 mod outlet;
+mod peers;
 mod pump;
 mod reconnect;
 mod registry;
 mod request;
 mod retry;
+mod rules;
 mod serve;
 mod services;
 mod session;
@@ -68,6 +74,10 @@ pub use access::{AccessControl, OwnershipProvider, Verdict};
 pub use batch::Batch;
 pub use body::{Body, Item, Output};
 pub use client::{CallClient, CallConnection, CallOptions, Caller, Route, Subscription};
+pub use compose::{
+    CompositionAuthority, Env, InvokeOptions, Lookup, OnAbort, OperationEnv, PeerCompositeEnv,
+    Provenance, Resolved, Session, SessionError,
+};
 pub use connect::{ConnectError, Credentials};
 pub use context::{ConnInfo, Ctx};
 pub use dispatcher::{Dispatcher, Stats};
@@ -75,9 +85,14 @@ pub use envelope::{Envelope, EventKind, ForwardedFor, NO_REQUEST, encode_event};
 pub use error::{CallError, ErrorCode};
 pub use frame::{FrameBody, FrameError, FrameReader};
 pub use handler::{BoxStream, HandlerKind, OnSlow, OnceHandler, StreamHandler};
+pub use import::{
+    AdapterError, Disclose, FromCall, FromJsonSchema, ImportOptions, OperationAdapter, from_call,
+};
 pub use outbound::Event;
+pub use peers::{Imported, NameSet, PeerRef, Peers, ReExport, RoutingPolicy, ScopedPeerEnv};
 pub use reconnect::{OnConnect, Reconnecting, Resuming};
-pub use registry::{Capabilities, Registration, Registry, RegistryBuilder, RegistryError};
+pub use registry::{Capabilities, Registration, Registry, RegistryBuilder};
+pub use rules::RegistryError;
 pub use serve::{ALPN, CallHandler};
 pub use services::{Listing, OperationSummary, Protocol};
 pub use spec::{

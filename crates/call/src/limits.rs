@@ -38,6 +38,32 @@ pub const INVALID_DETAILS_MAX: usize = 10;
 /// Compiled size of a schema's regular expression, in bytes: no schema may exhaust memory.
 pub const PATTERN_BYTES_MAX: usize = 1 << 20;
 
+/// Calls of operations by operations, one below the other: deeper is a circle.
+pub const COMPOSITION_DEPTH_MAX: usize = 16;
+/// Calls of operations by operations that run at once below one request.
+pub const COMPOSITION_CHILDREN_MAX: usize = 1024;
+/// What a call keeps of its time to answer after what it called has.
+pub const HOP_MARGIN: Duration = Duration::from_millis(5);
+/// Operations one session registers.
+pub const SESSION_OPERATIONS_MAX: usize = 256;
+
+/// Operations imported from one peer.
+pub const IMPORT_OPERATIONS_MAX: usize = 1000;
+/// Bytes of listings and schemas read to import from one peer.
+pub const IMPORT_BYTES_MAX: usize = 4 << 20;
+/// How long an import may take.
+pub const IMPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Schemas asked for in one request.
+pub const IMPORT_BATCH: usize = 64;
+/// Imports that run at once.
+pub const IMPORTS_AT_ONCE: usize = 16;
+/// How long changes of a peer's operations are collected before they are imported again.
+pub const IMPORT_DEBOUNCE: Duration = Duration::from_secs(1);
+/// Peers attached at once.
+pub const PEERS_MAX: usize = 1000;
+/// How long the older of two connections of one peer may finish what runs on it.
+pub const SUPERSEDED_DRAIN: Duration = Duration::from_secs(5);
+
 /// How long a frame may stay half received.
 pub const PARTIAL_FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a lane may take none of our bytes.

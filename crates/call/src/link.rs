@@ -9,6 +9,7 @@ use alknet_core::{
     AuthContext, CloseCode, Connection, HandlerError, Identity, RecvStream, SendStream, StreamCode,
     StreamError,
 };
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use tokio_util::sync::CancellationToken;
@@ -21,8 +22,10 @@ use crate::envelope::{self, Credit, Envelope, EventKind};
 use crate::error::CallError;
 use crate::frame::FrameBody;
 use crate::lane::{self, End, Lane};
-use crate::limits::{DRAIN_RETRY_MS, FRAME_BYTES_DEFAULT, LANES, PeerLimits};
+use crate::layers::Overlay;
+use crate::limits::{DRAIN_RETRY_MS, FRAME_BYTES_DEFAULT, LANES, PeerLimits, SUPERSEDED_DRAIN};
 use crate::outbound::Outbound;
+use crate::peers;
 use crate::request::Request;
 use crate::retry::Known;
 use crate::session::Session;
@@ -49,6 +52,13 @@ pub(crate) struct Link {
     peer_frame_bytes: AtomicUsize,
     next_lane: AtomicU64,
     failure: Mutex<Option<(CloseCode, &'static str)>>,
+    /// What was imported from a peer that has no name: its operations live and die here.
+    imports: ArcSwapOption<Overlay>,
+    /// Calls passed on to the peer that run.
+    forwarded: AtomicUsize,
+    /// Ends the upkeep of what was imported.
+    follow: CancellationToken,
+    superseded: AtomicBool,
 }
 
 #[derive(Default)]
@@ -83,6 +93,10 @@ impl Link {
             peer_frame_bytes: AtomicUsize::new(FRAME_BYTES_DEFAULT),
             next_lane: AtomicU64::new(0),
             failure: Mutex::default(),
+            imports: ArcSwapOption::empty(),
+            forwarded: AtomicUsize::new(0),
+            follow: CancellationToken::new(),
+            superseded: AtomicBool::new(false),
         });
         dispatcher.add_link(&link);
         link
@@ -91,6 +105,7 @@ impl Link {
     /// Serves the connection until it ends. Dropping the future ends it too.
     pub(crate) async fn drive(self: Arc<Self>) -> Result<(), HandlerError> {
         let guard = EndOnDrop(Arc::clone(&self));
+        self.follow_peer();
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => {}
@@ -109,8 +124,8 @@ impl Link {
                 })
             }
             None => {
-                if self.connection.is_asked_to_drain() {
-                    self.connection.close(CloseCode::Superseded, "superseded");
+                if self.is_superseded() {
+                    self.connection.close(CloseCode::Superseded, SUPERSEDED);
                 } else if self.said_goaway() {
                     self.connection.close(CloseCode::Shutdown, "draining");
                 }
@@ -216,7 +231,10 @@ impl Link {
             EventKind::Requested => return admission::admit(self, lane, &body, &event).await,
             EventKind::Aborted if self.abort_inbound(&event.id) => {}
             EventKind::Credit => self.credit(&event),
-            EventKind::Goaway => self.goaway_heard.store(true, Ordering::Release),
+            EventKind::Goaway => {
+                self.goaway_heard.store(true, Ordering::Release);
+                self.follow.cancel();
+            }
             EventKind::Aborted | EventKind::Completed | EventKind::Error | EventKind::Responded => {
                 self.outbound.deliver(self, lane, &body, &event).await
             }
@@ -407,6 +425,55 @@ impl Link {
         gone.iter().for_each(|request| request.abort());
     }
 
+    // What the peer serves.
+
+    /// Imports what a known peer serves and keeps it up to date, where this node does that.
+    fn follow_peer(self: &Arc<Self>) {
+        if self.dispatcher.imports.is_some() {
+            let link = Arc::clone(self);
+            tokio::spawn(async move {
+                let follow = link.follow.clone();
+                follow.run_until_cancelled(peers::follow(&link)).await;
+            });
+        }
+    }
+
+    pub(crate) fn imports(&self) -> Option<Arc<Overlay>> {
+        self.imports.load_full()
+    }
+
+    pub(crate) fn set_imports(&self, overlay: Overlay) {
+        self.imports.store(Some(Arc::new(overlay)));
+    }
+
+    /// Calls passed on to the peer that run.
+    pub(crate) fn forwarded(&self) -> usize {
+        self.forwarded.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer takes new requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.heard_goaway() && !self.is_superseded() && !self.is_over()
+    }
+
+    /// Whether the connection is over, or about to be.
+    pub(crate) fn is_over(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// A newer connection of the same peer took over: what runs may finish, for a while.
+    pub(crate) fn supersede(self: &Arc<Self>) {
+        if self.superseded.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.start_drain();
+        let link = Arc::clone(self);
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(SUPERSEDED_DRAIN, link.ended()).await;
+            link.close(CloseCode::Superseded, SUPERSEDED);
+        });
+    }
+
     // How streams and the connection end.
 
     /// Nothing is answered on `lane` any more. Requests of ours that went out on it fail, too,
@@ -435,6 +502,7 @@ impl Link {
     }
 
     pub(crate) fn start_drain(&self) {
+        self.follow.cancel();
         self.drain.cancel();
     }
 
@@ -454,11 +522,16 @@ impl Link {
         self.cancel.cancel();
     }
 
+    /// Whether a newer connection of the peer took over: in the peer table, or at the endpoint.
+    fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Acquire) || self.connection.is_asked_to_drain()
+    }
+
     /// Tells the peer on every stream it may be listening to, or on a new one.
     async fn say_goaway(self: &Arc<Self>) {
         let lanes: Vec<_> = lock(&self.lanes).iter().filter_map(Weak::upgrade).collect();
-        let why = if self.connection.is_asked_to_drain() {
-            "a newer connection of this peer takes over"
+        let why = if self.is_superseded() {
+            SUPERSEDED
         } else {
             "the node is shutting down"
         };
@@ -477,6 +550,12 @@ impl Link {
         self.goaway_said.store(true, Ordering::Release);
         lanes.iter().for_each(|lane| lane.out.poke());
     }
+
+    fn poke_lanes(&self) {
+        let lanes = lock(&self.lanes);
+        let alive = lanes.iter().filter_map(Weak::upgrade);
+        alive.for_each(|lane| lane.out.poke());
+    }
 }
 
 impl std::fmt::Debug for Link {
@@ -487,6 +566,30 @@ impl std::fmt::Debug for Link {
     }
 }
 
+/// Why the older of two connections of one peer ends.
+const SUPERSEDED: &str = "a newer connection of this peer took over";
+
+/// Counts a call that is passed on, as long as it runs.
+pub(crate) struct Forwarding(Arc<Link>);
+
+impl Forwarding {
+    pub(crate) fn new(link: &Arc<Link>) -> Self {
+        link.forwarded.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(link))
+    }
+}
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        let link = &self.0;
+        link.forwarded.fetch_sub(1, Ordering::Relaxed);
+        // Lanes that only waited for this call may end now.
+        if link.said_goaway() {
+            link.poke_lanes();
+        }
+    }
+}
+
 /// Leaves no work behind, however the driver ends.
 struct EndOnDrop(Arc<Link>);
 
@@ -494,6 +597,11 @@ impl Drop for EndOnDrop {
     fn drop(&mut self) {
         let link = &self.0;
         link.cancel.cancel();
+        link.follow.cancel();
+        link.dispatcher
+            .peers
+            .detach(link.info.id, link.dispatcher.announcer());
+        link.imports.store(None);
         link.abort_where(|_| true);
         link.outbound.close("the connection ended");
         for lane in lock(&link.lanes).drain(..) {

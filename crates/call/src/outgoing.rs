@@ -163,7 +163,7 @@ fn payload<'a>(
         window,
         idempotency_key: options.idempotency_key.as_deref().map(Into::into),
         trace: options.trace.as_deref().map(Into::into),
-        peer: None,
+        peer: options.peer.as_deref().map(Into::into),
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn start(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input:
 async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) {
     let request = in_flight.request();
     let work = async {
-        let items = handler.call(input, Ctx(Arc::clone(request)));
+        let items = handler.call(input, Ctx::request(request));
         pump(request, items).await
     };
     let work = AssertUnwindSafe(work).catch_unwind();
@@ -38,7 +38,7 @@ async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) 
     match outcome {
         Ok(Ok(())) => request.complete(),
         Ok(Err(error)) => request.fail(error),
-        Err(_) => request.fail(panicked(request)),
+        Err(_) => request.fail(panicked(request, &request.operation().spec.name)),
     }
 }
 
@@ -67,8 +67,8 @@ impl Ahead {
                 ));
             }
             OnSlow::DropOldest(most) if self.items.len() >= most.max(1) => {
-                self.items.pop_front();
-                self.dropped += 1;
+                let oldest = self.items.pop_front();
+                self.dropped += 1 + oldest.map_or(0, |item| item.dropped);
             }
             _ => {}
         }
@@ -92,7 +92,8 @@ async fn pump(
         tokio::task::coop::consume_budget().await;
         let open = is_open(request);
         if open && let Some(item) = ahead.items.pop_front() {
-            send(request, item, std::mem::take(&mut ahead.dropped))?;
+            let dropped = std::mem::take(&mut ahead.dropped) + item.dropped;
+            send(request, item, dropped)?;
             continue;
         }
         if ended && ahead.items.is_empty() {

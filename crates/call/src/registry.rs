@@ -3,19 +3,20 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use data_encoding::HEXLOWER;
 use hashbrown::HashMap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use thiserror::Error;
 
-use crate::check::Check;
-use crate::error::{CallError, ErrorCode};
+use crate::compiled::Compiled;
+use crate::compose::{CompositionAuthority, Provenance};
+use crate::error::CallError;
 use crate::handler::{HandlerKind, OnSlow};
+use crate::peers::ScopedPeerEnv;
+use crate::rules::{self, RegistryError};
 use crate::services;
-use crate::spec::{self, OperationSpec, OperationType, Visibility};
+use crate::spec::OperationSpec;
 
 /// Secrets and handles an operation was registered with. They reach its own handler, after access
 /// control, and no other.
@@ -44,13 +45,16 @@ impl fmt::Debug for Capabilities {
 /// An operation on its way into the registry.
 #[derive(Clone, Debug)]
 pub struct Registration {
-    spec: OperationSpec,
-    handler: HandlerKind,
-    capabilities: Capabilities,
-    on_slow: OnSlow,
-    open: bool,
-    check_output: bool,
-    schema_is_type: bool,
+    pub(crate) spec: OperationSpec,
+    pub(crate) handler: HandlerKind,
+    pub(crate) provenance: Provenance,
+    pub(crate) authority: Option<CompositionAuthority>,
+    pub(crate) scoped_env: Option<ScopedPeerEnv>,
+    pub(crate) open: bool,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) on_slow: OnSlow,
+    pub(crate) check_output: bool,
+    pub(crate) schema_is_type: bool,
 }
 
 impl Registration {
@@ -60,12 +64,45 @@ impl Registration {
         Self {
             spec,
             handler,
+            provenance: Provenance::Local,
+            authority: None,
+            scoped_env: None,
+            open: false,
             capabilities: Capabilities::default(),
             on_slow: OnSlow::default(),
-            open: false,
             check_output: false,
             schema_is_type: false,
         }
+    }
+
+    /// An operation that came from somewhere else.
+    #[must_use]
+    pub fn imported(spec: OperationSpec, handler: HandlerKind, provenance: Provenance) -> Self {
+        Self {
+            provenance,
+            ..Self::new(spec, handler)
+        }
+    }
+
+    /// What the operation may do when it calls others, and which others it reaches. Without it,
+    /// it calls none.
+    #[must_use]
+    pub fn composing(mut self, authority: CompositionAuthority, reach: ScopedPeerEnv) -> Self {
+        self.authority = Some(authority);
+        self.scoped_env = Some(reach);
+        self
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn spec(&self) -> &OperationSpec {
+        &self.spec
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn provenance(&self) -> Provenance {
+        self.provenance
     }
 
     /// States that everybody, strangers included, may call this mutation. Without it a mutation
@@ -110,6 +147,7 @@ impl Registration {
 #[derive(Debug, Default)]
 pub struct RegistryBuilder {
     registrations: Vec<Registration>,
+    promoted: Vec<Registration>,
 }
 
 impl RegistryBuilder {
@@ -123,6 +161,15 @@ impl RegistryBuilder {
     /// Adds an operation.
     pub fn add(&mut self, registration: Registration) -> &mut Self {
         self.registrations.push(registration);
+        self
+    }
+
+    /// Adds an operation that was written by a session, reviewed and promoted: generation `b` of
+    /// layer 0. What this program brings is never replaced by one: a promoted operation that
+    /// breaks a rule, has a name already taken or a reserved namespace is left out and named by
+    /// [`Registry::rejected`], so that no promotion can keep a node from starting.
+    pub fn promote(&mut self, registration: Registration) -> &mut Self {
+        self.promoted.push(registration);
         self
     }
 
@@ -150,13 +197,20 @@ impl RegistryBuilder {
     pub fn build_lazily(self) -> Result<Registry, RegistryError> {
         let mut by_name = HashMap::new();
         for registration in self.registrations {
-            if services::is_reserved(&registration.spec.namespace) {
+            if rules::is_protocols(&registration.spec.namespace) {
                 return Err(RegistryError::Reserved(registration.spec.name));
             }
             insert(&mut by_name, registration)?;
         }
         for registration in services::registrations() {
             insert(&mut by_name, registration)?;
+        }
+        let mut rejected = Vec::new();
+        for registration in self.promoted {
+            if let Err(error) = insert_promoted(&mut by_name, registration) {
+                tracing::warn!(%error, "a promoted operation is left out");
+                rejected.push(error);
+            }
         }
         let mut sorted: Vec<_> = by_name.values().map(Arc::clone).collect();
         sorted.sort_by(|a: &Arc<Compiled>, b| a.spec.name.cmp(&b.spec.name));
@@ -165,6 +219,7 @@ impl RegistryBuilder {
             by_name,
             sorted,
             digest,
+            rejected,
         })
     }
 }
@@ -180,6 +235,18 @@ fn insert(by_name: &mut ByName, registration: Registration) -> Result<(), Regist
     }
 }
 
+fn insert_promoted(by_name: &mut ByName, registration: Registration) -> Result<(), RegistryError> {
+    rules::check_namespace(&registration.spec)?;
+    let name = registration.spec.name.clone();
+    if by_name.contains_key(name.as_str()) {
+        return Err(RegistryError::Duplicate(name));
+    }
+    let compiled = Compiled::new(registration)?;
+    compiled.compile()?;
+    by_name.insert(name.into(), Arc::new(compiled));
+    Ok(())
+}
+
 fn digest(sorted: &[Arc<Compiled>]) -> Result<String, RegistryError> {
     let mut hash = Sha256::new();
     for operation in sorted {
@@ -192,11 +259,12 @@ fn digest(sorted: &[Arc<Compiled>]) -> Result<String, RegistryError> {
     Ok(HEXLOWER.encode(&hash.finalize()))
 }
 
-/// The operations of a node, immutable.
+/// The curated operations of a node: layer 0, immutable. Requests from outside reach nothing else.
 pub struct Registry {
     by_name: ByName,
     sorted: Vec<Arc<Compiled>>,
     digest: String,
+    rejected: Vec<RegistryError>,
 }
 
 impl Registry {
@@ -213,6 +281,7 @@ impl Registry {
             by_name: HashMap::new(),
             sorted: Vec::new(),
             digest: String::new(),
+            rejected: Vec::new(),
         }
     }
 
@@ -233,6 +302,22 @@ impl Registry {
         &self.digest
     }
 
+    /// Why promoted operations were left out.
+    #[must_use]
+    pub fn rejected(&self) -> &[RegistryError] {
+        &self.rejected
+    }
+
+    /// Checks `input` against the schema of an operation without calling it, for planning.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, or `INVALID_INPUT` with the violations.
+    pub fn validate(&self, operation: &str, input: &Value) -> Result<(), CallError> {
+        self.lookup(operation)
+            .ok_or_else(|| CallError::not_found(operation))?
+            .check_input(input)
+    }
+
     /// An operation by its name on the wire, with or without the leading slash.
     pub(crate) fn lookup(&self, name: &str) -> Option<&Arc<Compiled>> {
         self.by_name.get(name.strip_prefix('/').unwrap_or(name))
@@ -251,214 +336,6 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// An operation ready to be called.
-pub(crate) struct Compiled {
-    pub(crate) spec: OperationSpec,
-    pub(crate) handler: HandlerKind,
-    pub(crate) capabilities: Capabilities,
-    pub(crate) on_slow: OnSlow,
-    pub(crate) resource_pointer: Option<String>,
-    input: Check,
-    output: Check,
-    check_input: bool,
-    check_output: bool,
-    running: AtomicU32,
-}
-
-impl Compiled {
-    fn new(registration: Registration) -> Result<Self, RegistryError> {
-        check_rules(&registration)?;
-        let spec = registration.spec;
-        let resource_pointer = match &spec.resource_id_path {
-            Some(path) => Some(spec::pointer(path).ok_or_else(|| RegistryError::Pointer {
-                name: spec.name.clone(),
-                path: path.clone(),
-            })?),
-            None => None,
-        };
-        Ok(Self {
-            handler: registration.handler,
-            capabilities: registration.capabilities,
-            on_slow: registration.on_slow,
-            resource_pointer,
-            input: Check::new(&spec.input_schema),
-            output: Check::new(&spec.output_schema),
-            check_input: !registration.schema_is_type,
-            check_output: registration.check_output,
-            running: AtomicU32::new(0),
-            spec: OperationSpec {
-                resource_id_path: spec.resource_id_path.as_deref().and_then(spec::pointer),
-                ..spec
-            },
-        })
-    }
-
-    pub(crate) fn is_external(&self) -> bool {
-        self.spec.visibility == Visibility::External
-    }
-
-    fn compile(&self) -> Result<(), RegistryError> {
-        let spec = &self.spec;
-        let input = self.input.compile(&spec.input_schema);
-        input
-            .and_then(|()| self.output.compile(&spec.output_schema))
-            .map_err(|reason| RegistryError::Schema {
-                name: spec.name.clone(),
-                reason,
-            })
-    }
-
-    /// Whether input has to be parsed to be checked.
-    pub(crate) fn checks_input(&self) -> bool {
-        self.check_input && !self.input.takes_everything()
-    }
-
-    pub(crate) fn check_input(&self, value: &Value) -> Result<(), CallError> {
-        let schema = &self.spec.input_schema;
-        self.input.check(schema, value, ErrorCode::InvalidInput)
-    }
-
-    pub(crate) fn checks_output(&self) -> bool {
-        self.check_output && !self.output.takes_everything()
-    }
-
-    pub(crate) fn check_output(&self, value: &Value) -> Result<(), CallError> {
-        let schema = &self.spec.output_schema;
-        self.output.check(schema, value, ErrorCode::InvalidOutput)
-    }
-
-    /// Whether callers may see `code`.
-    pub(crate) fn declares(&self, code: &ErrorCode) -> bool {
-        match code {
-            ErrorCode::Operation(name) => self
-                .spec
-                .error_schemas
-                .iter()
-                .any(|def| def.code == name.as_ref()),
-            _ => true,
-        }
-    }
-
-    /// Counts one more running call, unless as many run as may.
-    pub(crate) fn enter(&self) -> Result<(), CallError> {
-        let most = self.spec.concurrency.unwrap_or(u32::MAX);
-        let taken = self
-            .running
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-                (n < most).then(|| n + 1)
-            });
-        match taken {
-            Ok(_) => Ok(()),
-            Err(_) => Err(CallError::overloaded(
-                "calls of this operation at once",
-                most as usize,
-            )),
-        }
-    }
-
-    pub(crate) fn leave(&self) {
-        self.running.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl fmt::Debug for Compiled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Compiled").field(&self.spec.name).finish()
-    }
-}
-
-fn check_rules(registration: &Registration) -> Result<(), RegistryError> {
-    let spec = &registration.spec;
-    let name = || spec.name.clone();
-    if !spec::is_operation_name(&spec.name) {
-        return Err(RegistryError::Name(name()));
-    }
-    if spec.name.split('/').next() != Some(spec.namespace.as_str()) {
-        return Err(RegistryError::Namespace(name()));
-    }
-    let streams = matches!(registration.handler, HandlerKind::Stream(_));
-    if streams != (spec.op_type == OperationType::Subscription) {
-        return Err(RegistryError::HandlerKind(name()));
-    }
-    if let Some(def) = spec
-        .error_schemas
-        .iter()
-        .find(|def| !ErrorCode::may_declare(&def.code))
-    {
-        return Err(RegistryError::ErrorCode {
-            name: name(),
-            code: def.code.clone(),
-        });
-    }
-    check_openness(registration)
-}
-
-fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
-    let spec = &registration.spec;
-    let risky = spec.visibility == Visibility::External
-        && spec.op_type == OperationType::Mutation
-        && spec.access_control.is_open();
-    if risky && !registration.open {
-        return Err(RegistryError::Open(spec.name.clone()));
-    }
-    if risky && !services::is_reserved(&spec.namespace) {
-        tracing::warn!(operation = spec.name, "everybody may call this mutation");
-    }
-    Ok(())
-}
-
-/// Why a set of operations cannot be served.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RegistryError {
-    /// Two operations have one name.
-    #[error("operation '{0}' is registered twice; rename one")]
-    Duplicate(String),
-    /// An error code outside the grammar, or one of the protocol's own.
-    #[error(
-        "operation '{name}' declares the error '{code}'; own codes match [A-Z][A-Z0-9_]{{2,63}} and are none of the protocol's"
-    )]
-    ErrorCode {
-        /// The operation.
-        name: String,
-        /// The code it declares.
-        code: String,
-    },
-    /// A subscription needs a stream handler, anything else a once handler.
-    #[error(
-        "operation '{0}': subscriptions take a stream handler, queries and mutations a once handler"
-    )]
-    HandlerKind(String),
-    /// The name does not follow the grammar.
-    #[error("'{0}' is no operation name; write namespace/operation with letters, digits, '_', '-'")]
-    Name(String),
-    /// The namespace is not the name's first segment.
-    #[error("operation '{0}': the namespace is the first segment of the name")]
-    Namespace(String),
-    /// A mutation for everybody that does not say so.
-    #[error("mutation '{0}' has an empty access control; require a scope, or say .open()")]
-    Open(String),
-    /// `resource_id_path` is no pointer.
-    #[error("operation '{name}': '{path}' is no JSON pointer; write /a/b")]
-    Pointer {
-        /// The operation.
-        name: String,
-        /// Its path.
-        path: String,
-    },
-    /// The namespace belongs to the protocol.
-    #[error("operation '{0}': its namespace belongs to the protocol; choose another")]
-    Reserved(String),
-    /// A schema does not compile.
-    #[error("operation '{name}' has an invalid schema: {reason}")]
-    Schema {
-        /// The operation.
-        name: String,
-        /// What the compiler says.
-        reason: String,
-    },
-}
-
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
@@ -471,8 +348,15 @@ mod tests {
         HandlerKind::once(|_, _| async { Ok(Value::Null) })
     }
 
+    fn builder(registrations: Vec<Registration>) -> RegistryBuilder {
+        RegistryBuilder {
+            registrations,
+            ..RegistryBuilder::default()
+        }
+    }
+
     fn build(registrations: Vec<Registration>) -> Result<Registry, RegistryError> {
-        RegistryBuilder { registrations }.build()
+        builder(registrations).build()
     }
 
     fn refused(registration: Registration) -> RegistryError {
@@ -520,6 +404,39 @@ mod tests {
     }
 
     #[test]
+    fn imports_call_nothing() {
+        let spec = OperationSpec::query("a/b", "");
+        let authority = CompositionAuthority::new("a", ["x"]);
+        let import = Registration::imported(spec, once(), Provenance::FromOpenApi)
+            .composing(authority, ScopedPeerEnv::default());
+        assert_eq!(refused(import), RegistryError::Leaf("a/b".to_owned()));
+    }
+
+    #[test]
+    fn what_is_promoted_replaces_nothing_and_stops_nothing() {
+        let query = |name| Registration::new(OperationSpec::query(name, ""), once());
+        let mut builder = builder(vec![query("a/b")]);
+        let broken = OperationSpec::query("a/d", "").with_input(json!({"type": "nonsense"}));
+        builder
+            .promote(query("a/b"))
+            .promote(query("a/c"))
+            .promote(query("node/info"))
+            .promote(query("services/list"))
+            .promote(Registration::new(broken, once()));
+        let registry = builder.build_lazily().expect("the others are fine");
+        assert!(registry.spec("a/c").is_some() && registry.spec("a/d").is_none());
+        assert!(registry.spec("node/info").is_none());
+        let rejected = registry.rejected();
+        assert_eq!(rejected[0], RegistryError::Duplicate("a/b".to_owned()));
+        assert_eq!(rejected[1], RegistryError::Reserved("node/info".to_owned()));
+        assert_eq!(
+            rejected[2],
+            RegistryError::Reserved("services/list".to_owned())
+        );
+        assert!(matches!(rejected[3], RegistryError::Schema { .. }));
+    }
+
+    #[test]
     fn schemas_never_leave_the_process() {
         for schema in [
             json!({"$ref": "http://127.0.0.1/x.json"}),
@@ -532,34 +449,6 @@ mod tests {
             let error = refused(Registration::new(spec, once()));
             assert!(matches!(error, RegistryError::Schema { .. }), "{schema}");
         }
-    }
-
-    #[test]
-    fn a_wrong_schema_that_is_compiled_late_fails_its_calls() {
-        let spec = OperationSpec::query("a/b", "").with_input(json!({"type": "nonsense"}));
-        let registrations = vec![Registration::new(spec, once())];
-        let registry = RegistryBuilder { registrations }.build_lazily();
-        let registry = registry.expect("no rule is broken");
-        let operation = registry.lookup("a/b").expect("registered");
-        let error = operation.check_input(&json!(1)).expect_err("no such type");
-        assert_eq!(error.code, ErrorCode::Internal);
-    }
-
-    #[test]
-    fn violations_are_listed_up_to_a_bound() {
-        let schema = json!({"type":"array","items":{"type":"string"}});
-        let spec = OperationSpec::query("a/b", "").with_input(schema);
-        let registry = build(vec![Registration::new(spec, once())]).expect("valid");
-        let operation = registry.lookup("/a/b").expect("registered");
-        assert!(operation.check_input(&json!(["x"])).is_ok());
-        let error = operation
-            .check_input(&json!(vec![1; 50]))
-            .expect_err("numbers");
-        assert_eq!(error.code, ErrorCode::InvalidInput);
-        let details = error.details.expect("a list");
-        assert_eq!(details.as_array().map(Vec::len), Some(10));
-        assert_eq!(details[3]["path"], "/3");
-        assert_eq!(details[3]["keyword"], "type");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One request at the responder, from admission to its one terminal event.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,14 +14,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Body, Item, Output};
+use crate::compiled::Compiled;
+use crate::compose::{OperationEnv, PeerCompositeEnv};
 use crate::context::Ctx;
-use crate::dispatcher::Counters;
+use crate::dispatcher::{Counters, Dispatcher};
 use crate::envelope::{self, EventKind, ForwardedFor};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
 use crate::lane::Lane;
 use crate::link::Link;
-use crate::registry::Compiled;
 
 /// A request that was admitted.
 pub(crate) struct Request {
@@ -32,6 +33,10 @@ pub(crate) struct Request {
     /// Bytes of its events that are queued and not yet written.
     pub(crate) queued: Arc<AtomicUsize>,
     pub(crate) credit: Option<CreditWindow>,
+    /// Calls between operations that run below it.
+    pub(crate) children: AtomicUsize,
+    children_ever: AtomicU64,
+    env: OnceLock<Arc<dyn OperationEnv>>,
     aborted: AtomicBool,
     answered: AtomicBool,
     token: OnceLock<CancellationToken>,
@@ -57,15 +62,18 @@ impl Request {
         head: Head,
         link: &Arc<Link>,
         lane: &Arc<Lane>,
-        operation: &Arc<Compiled>,
+        operation: Arc<Compiled>,
     ) -> Self {
         Self {
             credit: head.window.map(CreditWindow::new),
             head,
             link: Arc::clone(link),
             lane: Arc::clone(lane),
-            operation: Arc::clone(operation),
+            operation,
             queued: Arc::default(),
+            children: AtomicUsize::new(0),
+            children_ever: AtomicU64::new(0),
+            env: OnceLock::new(),
             aborted: AtomicBool::new(false),
             answered: AtomicBool::new(false),
             token: OnceLock::new(),
@@ -77,7 +85,8 @@ impl Request {
     /// would send it does not. A keyed mutation runs as one.
     pub(crate) fn detached(&self) -> Arc<Self> {
         let head = self.head.clone();
-        Arc::new(Self::new(head, &self.link, &self.lane, &self.operation))
+        let operation = Arc::clone(&self.operation);
+        Arc::new(Self::new(head, &self.link, &self.lane, operation))
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -110,6 +119,23 @@ impl Request {
 
     pub(crate) fn operation(&self) -> &Arc<Compiled> {
         &self.operation
+    }
+
+    /// Where its operation finds others; composed when somebody asks, and then shared by
+    /// everything below it.
+    pub(crate) fn env(&self) -> &Arc<dyn OperationEnv> {
+        self.env.get_or_init(|| {
+            let Dispatcher {
+                registry, peers, ..
+            } = &*self.link.dispatcher;
+            Arc::new(PeerCompositeEnv::new(registry, self.link.imports(), peers))
+        })
+    }
+
+    /// The id of the next call below it.
+    pub(crate) fn next_child_id(&self) -> Box<str> {
+        let n = self.children_ever.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("{}.{n}", self.id()).into()
     }
 
     /// The token is made when somebody asks: most operations never do.
@@ -183,11 +209,7 @@ impl Request {
 
     /// Ends the request with an error.
     pub(crate) fn fail(&self, error: CallError) {
-        let error = if self.operation.declares(&error.code) {
-            error
-        } else {
-            error.undeclared()
-        };
+        let error = self.operation.visible(error);
         if !self.is_over() {
             Counters::add(&self.link.dispatcher.counters.errors);
             self.lane.out.push(|out| {
@@ -207,19 +229,7 @@ impl Request {
         } else {
             output.inlined()
         };
-        if self.operation.checks_output() {
-            match &output {
-                Output::Value(value) | Output::Mixed(value, _) => {
-                    self.operation.check_output(value)?;
-                }
-                Output::Raw(text) => {
-                    let value = serde_json::from_slice(text)
-                        .map_err(|error| CallError::internal(error.to_string()))?;
-                    self.operation.check_output(&value)?;
-                }
-            }
-        }
-        Ok(output)
+        self.operation.checked(output)
     }
 
     fn push_output(&self, item: &Item, dropped: u64) -> bool {
@@ -338,6 +348,8 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let request = &self.0;
+        // Nothing starts below a request that is over, either.
+        request.aborted.store(true, Ordering::SeqCst);
         if !request.head.keyed {
             request.operation.leave();
         }
@@ -359,11 +371,11 @@ pub(crate) fn start_once(
 ) -> OnceRun {
     let request = Arc::clone(in_flight.request());
     let run = async move {
-        let ctx = Ctx(Arc::clone(&request));
+        let ctx = Ctx::request(&request);
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
         let outcome = match work.catch_unwind().await {
             Ok(outcome) => outcome,
-            Err(_) => Err(panicked(&request)),
+            Err(_) => Err(panicked(&request, &request.operation.spec.name)),
         };
         let most = request.link.limits().queued_bytes;
         request.lane.out.wait_below(most).await;
@@ -404,10 +416,10 @@ impl OnceRun {
 }
 
 /// Counts a panic and says what the caller sees of it.
-pub(crate) fn panicked(request: &Request) -> CallError {
+pub(crate) fn panicked(request: &Request, operation: &str) -> CallError {
     Counters::add(&request.link.dispatcher.counters.panics);
     tracing::error!(
-        operation = request.operation.spec.name,
+        operation,
         connection = %request.link.info.id,
         "an operation panicked"
     );

@@ -5,10 +5,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::body::{Body, Output};
+use crate::compiled::Compiled;
 use crate::context::Ctx;
 use crate::error::CallError;
 use crate::handler::HandlerKind;
-use crate::registry::{Compiled, Registration};
+use crate::registry::Registration;
 use crate::session;
 use crate::spec::{OperationSpec, OperationType};
 use crate::watch;
@@ -97,12 +98,7 @@ where
     T::deserialize(deserializer).map(Some)
 }
 
-/// Whether the namespace belongs to the protocol.
-pub(crate) fn is_reserved(namespace: &str) -> bool {
-    [NAMESPACE, session::NAMESPACE].contains(&namespace)
-}
-
-pub(crate) fn registrations() -> [Registration; 4] {
+pub(crate) fn registrations() -> [Registration; 5] {
     let list = OperationSpec::query(
         "services/list",
         "Lists the operations the caller may call, by name.",
@@ -124,6 +120,7 @@ pub(crate) fn registrations() -> [Registration; 4] {
             HandlerKind::once(|input, ctx| std::future::ready(run_schema(&input, &ctx))),
         )
         .schema_is_type(),
+        crate::peers::listing(),
         session::registration(),
         watch::registration(),
     ]
@@ -185,14 +182,14 @@ fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
 }
 
 /// The members of an object, or none. Serde alone would also take them in an array.
-fn members<T: DeserializeOwned>(input: &Body) -> Result<Option<T>, CallError> {
+pub(crate) fn members<T: DeserializeOwned>(input: &Body) -> Result<Option<T>, CallError> {
     if input.value().is_array() {
         return Err(CallError::invalid_input("the input is an object, no array"));
     }
     input.parse()
 }
 
-fn summary(spec: &OperationSpec) -> OperationSummary {
+pub(crate) fn summary(spec: &OperationSpec) -> OperationSummary {
     OperationSummary {
         name: spec.name.clone(),
         namespace: spec.namespace.clone(),
@@ -202,7 +199,7 @@ fn summary(spec: &OperationSpec) -> OperationSummary {
 }
 
 fn protocol(ctx: &Ctx) -> Protocol {
-    let link = ctx.0.link();
+    let link = ctx.root().link();
     Protocol {
         version: VERSION,
         features: FEATURES.map(str::to_owned).into(),
@@ -241,5 +238,7 @@ fn spec_of<'a>(name: &str, ctx: &'a Ctx) -> Result<&'a OperationSpec, CallError>
 fn is_shown(operation: &Compiled, ctx: &Ctx) -> bool {
     let identity = ctx.identity().map(AsRef::as_ref);
     let access = &operation.spec.access_control;
-    operation.is_external() && access.check_scopes(identity) == crate::Verdict::Allowed
+    operation.is_external()
+        && operation.is_callable()
+        && access.check_scopes(identity) == crate::Verdict::Allowed
 }

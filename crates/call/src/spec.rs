@@ -190,15 +190,34 @@ fn is_segment(segment: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-/// An RFC 6901 pointer from a pointer or from `$.a.b`.
+/// An RFC 6901 pointer from a pointer or from `$.a.b`; `None` for anything else, array indices in
+/// brackets included.
 pub(crate) fn pointer(path: &str) -> Option<String> {
     match path.strip_prefix('$') {
         Some("") => Some(String::new()),
-        Some(rest) => rest
-            .strip_prefix('.')
-            .map(|rest| format!("/{}", rest.replace('.', "/"))),
-        None => (path.is_empty() || path.starts_with('/')).then(|| path.to_owned()),
+        Some(rest) => rest.strip_prefix('.').and_then(from_dotted),
+        None => is_pointer(path).then(|| path.to_owned()),
     }
+}
+
+fn from_dotted(path: &str) -> Option<String> {
+    let plain = |name: &str| !name.is_empty() && !name.contains(['[', ']', '*', '\'', '"']);
+    path.split('.').all(plain).then(|| {
+        let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
+        path.split('.')
+            .flat_map(|name| ["/".to_owned(), escaped(name)])
+            .collect()
+    })
+}
+
+/// Whether every `~` is `~0` or `~1`, and every name has its slash.
+fn is_pointer(path: &str) -> bool {
+    let escapes = |path: &str| {
+        path.split('~')
+            .skip(1)
+            .all(|rest| rest.starts_with(['0', '1']))
+    };
+    (path.is_empty() || path.starts_with('/')) && escapes(path)
 }
 
 #[cfg(test)]
@@ -247,7 +266,12 @@ mod tests {
         assert_eq!(pointer("$.a.b").as_deref(), Some("/a/b"));
         assert_eq!(pointer("/a/b").as_deref(), Some("/a/b"));
         assert_eq!(pointer("").as_deref(), Some(""));
-        assert_eq!(pointer("a"), None);
-        assert_eq!(pointer("$a"), None);
+        assert_eq!(pointer("$.a~b.c/d").as_deref(), Some("/a~0b/c~1d"));
+        assert_eq!(pointer("/a~0b/~1").as_deref(), Some("/a~0b/~1"));
+        for bad in [
+            "a", "$a", "$.", "$..a", "$.a[0]", "$.*", "/a~2", "/a~", "$['a']",
+        ] {
+            assert_eq!(pointer(bad), None, "{bad}");
+        }
     }
 }

@@ -107,11 +107,7 @@ async fn tokens_replace_the_connections_identity() {
 async fn claims_of_forwarders_need_a_scope_and_change_no_access() {
     let node = Node::new();
     let options = CallOptions {
-        forwarded_for: Some(ForwardedFor {
-            id: "admin".to_owned(),
-            scopes: vec!["node:admin".to_owned()],
-            resources: None,
-        }),
+        forwarded_for: Some(ForwardedFor::new("admin").with_scopes(vec!["node:admin".to_owned()])),
         trace: Some("00-1-2-01".to_owned()),
         ..CallOptions::default()
     };

@@ -46,10 +46,10 @@ impl Probe {
 }
 
 /// Tells the probe when a handler is dropped.
-struct Guard(Arc<Probe>);
+pub struct Guard(pub Arc<Probe>);
 
 impl Guard {
-    fn new(probe: &Arc<Probe>) -> Self {
+    pub fn new(probe: &Arc<Probe>) -> Self {
         probe.bump(&probe.started);
         Self(Arc::clone(probe))
     }
@@ -484,6 +484,11 @@ impl Node {
             .with_limits(limits)
             .with_patience(patience)
             .with_node("test-node");
+        Self::of(dispatcher, probe)
+    }
+
+    /// Serves whatever a test made.
+    pub fn of(dispatcher: Dispatcher, probe: Arc<Probe>) -> Self {
         let dispatcher = Arc::new(dispatcher);
         Self {
             handler: Arc::new(CallHandler::new(Arc::clone(&dispatcher))),
@@ -491,6 +496,14 @@ impl Node {
             probe,
             tokens,
         }
+    }
+
+    /// Connects to `hub`, known there as `who`, and knows it as `hub`.
+    pub fn join(&self, hub: &Self, carriage: Carriage, who: Arc<Identity>) -> CallConnection {
+        let (dialled, _) = hub.serve(carriage, Some(who));
+        let known = dialled.set_identity(identity("hub", &["*"]));
+        known.expect("nobody was known before");
+        CallClient::new(Arc::clone(&self.dispatcher)).attach(dialled, None)
     }
 
     /// Serves one end of a pair; returns the other, and the result of serving.
@@ -791,4 +804,72 @@ impl RawPeer {
     pub async fn event(&mut self) -> (EventKind, String, Value) {
         self.recv().await.expect("a live stream").expect("an event")
     }
+}
+
+/// Answers every request on a connection with what `answer` says, an error where that has a `code`.
+/// `services/watch` yields what `changes` holds, save `null`.
+pub fn answer_by_hand(
+    connection: Connection,
+    answer: fn(&str, &Value) -> Value,
+    changes: watch::Sender<Value>,
+) {
+    tokio::spawn(async move {
+        while let Ok((send, recv)) = connection.accept_bi().await {
+            tokio::spawn(answer_stream(send, recv, answer, changes.subscribe()));
+        }
+    });
+}
+
+async fn answer_stream(
+    mut send: SendStream,
+    mut recv: RecvStream,
+    answer: fn(&str, &Value) -> Value,
+    mut changes: watch::Receiver<Value>,
+) {
+    let mut frames = FrameReader::new();
+    while let Ok(Some(chunk)) = recv.read_chunk(64 << 10).await {
+        frames.push(chunk);
+        while let Some(frame) = frames.next_frame(64 << 20).expect("a good client") {
+            let body = FrameBody::parse(frame).expect("a good client");
+            let event = Envelope::parse(&body.envelope, 64).expect("a good client");
+            if event.kind != EventKind::Requested {
+                continue;
+            }
+            let payload: Value = serde_json::from_str(event.payload).expect("JSON");
+            let operation = payload["operationId"].as_str().unwrap_or_default();
+            if operation == "/services/watch" {
+                return tell(&mut send, &event.id, &mut changes).await;
+            }
+            let output = answer(operation, &payload["input"]);
+            let (kind, payload) = match output.get("code") {
+                Some(_) => (EventKind::Error, output),
+                None => (EventKind::Responded, json!({ "output": output })),
+            };
+            let bytes = encode_event(kind, &event.id, &payload.to_string());
+            if send.write_chunk(bytes).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn tell(send: &mut SendStream, id: &str, changes: &mut watch::Receiver<Value>) {
+    loop {
+        let now = changes.borrow_and_update().clone();
+        let output = json!({ "output": now }).to_string();
+        let bytes = encode_event(EventKind::Responded, id, &output);
+        let gone = !now.is_null() && send.write_chunk(bytes).await.is_err();
+        if gone || changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The answer of `services/list` that names these.
+pub fn listing(names: &[&str]) -> Value {
+    let operations: Vec<_> = names
+        .iter()
+        .map(|name| json!({"name": name, "namespace": "a", "op_type": "query"}))
+        .collect();
+    json!({ "operations": operations, "registry": "r" })
 }

@@ -1,0 +1,242 @@
+//! One operation ready to be called.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+
+use crate::body::{Body, Output};
+use crate::check::Check;
+use crate::compose::{CompositionAuthority, Provenance};
+use crate::error::{CallError, ErrorCode};
+use crate::handler::{HandlerKind, OnSlow};
+use crate::peers::ScopedPeerEnv;
+use crate::registry::{Capabilities, Registration};
+use crate::rules::{self, RegistryError};
+use crate::spec::{self, OperationSpec, Visibility};
+
+/// An operation ready to be called.
+pub(crate) struct Compiled {
+    pub(crate) spec: OperationSpec,
+    pub(crate) handler: HandlerKind,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) on_slow: OnSlow,
+    pub(crate) provenance: Provenance,
+    /// What it may do when it calls others.
+    pub(crate) authority: Option<Arc<CompositionAuthority>>,
+    /// Which others it reaches.
+    pub(crate) scoped_env: Option<Arc<ScopedPeerEnv>>,
+    resource_pointer: Option<String>,
+    input: Check,
+    output: Check,
+    check_input: bool,
+    check_output: bool,
+    running: AtomicU32,
+}
+
+type Resource<'a> = Option<Cow<'a, str>>;
+
+impl Compiled {
+    pub(crate) fn new(registration: Registration) -> Result<Self, RegistryError> {
+        rules::check(&registration)?;
+        let spec = registration.spec;
+        let resource_pointer = match &spec.resource_id_path {
+            Some(path) => Some(spec::pointer(path).ok_or_else(|| RegistryError::Pointer {
+                name: spec.name.clone(),
+                path: path.clone(),
+            })?),
+            None => None,
+        };
+        Ok(Self {
+            handler: registration.handler,
+            capabilities: registration.capabilities,
+            on_slow: registration.on_slow,
+            provenance: registration.provenance,
+            authority: registration.authority.map(Arc::new),
+            scoped_env: registration.scoped_env.map(Arc::new),
+            resource_pointer,
+            input: Check::new(&spec.input_schema),
+            output: Check::new(&spec.output_schema),
+            check_input: !registration.schema_is_type,
+            check_output: registration.check_output,
+            running: AtomicU32::new(0),
+            spec: OperationSpec {
+                resource_id_path: spec.resource_id_path.as_deref().and_then(spec::pointer),
+                ..spec
+            },
+        })
+    }
+
+    pub(crate) fn is_external(&self) -> bool {
+        self.spec.visibility == Visibility::External
+    }
+
+    /// Whether there is code behind it.
+    pub(crate) fn is_callable(&self) -> bool {
+        self.provenance.is_callable()
+    }
+
+    /// The resource `input` names, if it names one. What is no string is taken by its JSON text:
+    /// neither a number in place of a name nor a text that cannot be read must pass for no name.
+    pub(crate) fn resource_id<'a>(&self, input: &'a Body) -> Result<Resource<'a>, CallError> {
+        let Some(pointer) = self.resource_pointer.as_deref() else {
+            return Ok(None);
+        };
+        Ok(match input.try_value()?.pointer(pointer) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(id)) => Some(id.into()),
+            Some(other) => Some(other.to_string().into()),
+        })
+    }
+
+    /// What a caller may see of a failure.
+    pub(crate) fn visible(&self, error: CallError) -> CallError {
+        if self.declares(&error.code) {
+            error
+        } else {
+            error.undeclared()
+        }
+    }
+
+    /// Checks an output, where the registration asks for it.
+    pub(crate) fn checked(&self, output: Output) -> Result<Output, CallError> {
+        if self.check_output && !self.output.takes_everything() {
+            match &output {
+                Output::Value(value) | Output::Mixed(value, _) => self.check_output(value)?,
+                Output::Raw(text) => {
+                    let value: Value = serde_json::from_slice(text)
+                        .map_err(|error| CallError::internal(error.to_string()))?;
+                    self.check_output(&value)?;
+                }
+            }
+        }
+        Ok(output)
+    }
+
+    pub(crate) fn compile(&self) -> Result<(), RegistryError> {
+        let spec = &self.spec;
+        let input = self.input.compile(&spec.input_schema);
+        input
+            .and_then(|()| self.output.compile(&spec.output_schema))
+            .map_err(|reason| RegistryError::Schema {
+                name: spec.name.clone(),
+                reason,
+            })
+    }
+
+    /// Whether input has to be parsed to be checked.
+    pub(crate) fn checks_input(&self) -> bool {
+        self.check_input && !self.input.takes_everything()
+    }
+
+    pub(crate) fn check_input(&self, value: &Value) -> Result<(), CallError> {
+        let schema = &self.spec.input_schema;
+        self.input.check(schema, value, ErrorCode::InvalidInput)
+    }
+
+    fn check_output(&self, value: &Value) -> Result<(), CallError> {
+        let schema = &self.spec.output_schema;
+        self.output.check(schema, value, ErrorCode::InvalidOutput)
+    }
+
+    /// Whether callers may see `code`.
+    fn declares(&self, code: &ErrorCode) -> bool {
+        match code {
+            ErrorCode::Operation(name) => self
+                .spec
+                .error_schemas
+                .iter()
+                .any(|def| def.code == name.as_ref()),
+            _ => true,
+        }
+    }
+
+    /// Counts one more running call, unless as many run as may.
+    pub(crate) fn enter(&self) -> Result<(), CallError> {
+        let most = self.spec.concurrency.unwrap_or(u32::MAX);
+        let taken = self
+            .running
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                (n < most).then(|| n + 1)
+            });
+        match taken {
+            Ok(_) => Ok(()),
+            Err(_) => Err(CallError::overloaded(
+                "calls of this operation at once",
+                most as usize,
+            )),
+        }
+    }
+
+    pub(crate) fn leave(&self) {
+        self.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Compiled").field(&self.spec.name).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn compiled(spec: OperationSpec) -> Compiled {
+        let once = HandlerKind::once(|_, _| async { Ok(Value::Null) });
+        Compiled::new(Registration::new(spec, once)).expect("no rule is broken")
+    }
+
+    #[test]
+    fn a_resource_id_of_another_kind_is_still_an_id() {
+        let mut spec = OperationSpec::query("a/b", "");
+        spec.resource_id_path = Some("$.disk.id".to_owned());
+        let operation = compiled(spec);
+        assert_eq!(operation.spec.resource_id_path.as_deref(), Some("/disk/id"));
+        let id = |input: Value| {
+            let body = Body::json(&input).expect("JSON");
+            let id = operation.resource_id(&body).expect("it can be read");
+            id.map(Cow::into_owned)
+        };
+        assert_eq!(id(json!({"disk": {"id": "sda"}})).as_deref(), Some("sda"));
+        assert_eq!(id(json!({"disk": {"id": 7}})).as_deref(), Some("7"));
+        assert_eq!(
+            id(json!({"disk": {"id": ["x"]}})).as_deref(),
+            Some("[\"x\"]")
+        );
+        assert_eq!(id(json!({"disk": {"id": null}})), None);
+        assert_eq!(id(json!({})), None);
+        let text = bytes::Bytes::from_static(br#"{"disk":{"id":"sda"},"x":1e999}"#);
+        let unreadable = Body::from_parts(text, bytes::Bytes::new());
+        assert!(operation.resource_id(&unreadable).is_err());
+    }
+
+    #[test]
+    fn a_wrong_schema_that_is_compiled_late_fails_its_calls() {
+        let spec = OperationSpec::query("a/b", "").with_input(json!({"type": "nonsense"}));
+        let operation = compiled(spec);
+        let error = operation.check_input(&json!(1)).expect_err("no such type");
+        assert_eq!(error.code, ErrorCode::Internal);
+    }
+
+    #[test]
+    fn violations_are_listed_up_to_a_bound() {
+        let schema = json!({"type":"array","items":{"type":"string"}});
+        let spec = OperationSpec::query("a/b", "").with_input(schema);
+        let operation = compiled(spec);
+        assert!(operation.check_input(&json!(["x"])).is_ok());
+        let error = operation
+            .check_input(&json!(vec![1; 50]))
+            .expect_err("numbers");
+        assert_eq!(error.code, ErrorCode::InvalidInput);
+        let details = error.details.expect("a list");
+        assert_eq!(details.as_array().map(Vec::len), Some(10));
+        assert_eq!(details[3]["path"], "/3");
+        assert_eq!(details[3]["keyword"], "type");
+    }
+}

@@ -1,0 +1,111 @@
+//! By what right an operation calls others.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alknet_core::ScopeSet;
+use serde::{Deserialize, Serialize};
+
+/// Where an operation came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Provenance {
+    /// Imported from a peer's `services/list`.
+    FromCall,
+    /// A description without code behind it: for validation and planning.
+    FromJsonSchema,
+    /// Imported from an MCP server.
+    FromMcp,
+    /// Imported from an OpenAPI document.
+    FromOpenApi,
+    /// Written for this node.
+    #[default]
+    Local,
+    /// Registered by a session, for itself.
+    Session,
+}
+
+impl Provenance {
+    /// Whether such an operation may call others. Imports are leaves: what they call is decided
+    /// where they run.
+    #[must_use]
+    pub fn may_compose(self) -> bool {
+        matches!(self, Self::Local | Self::Session)
+    }
+
+    /// Whether there is code behind such an operation at all.
+    #[must_use]
+    pub fn is_callable(self) -> bool {
+        self != Self::FromJsonSchema
+    }
+}
+
+/// What an operation may do when it calls other operations of this node, whoever called it.
+///
+/// It is granted at registration and never grows: a caller without `fs:read` may call an operation
+/// whose authority holds `fs:read`, and learns what that operation lets out. A label is for people;
+/// it owns nothing, so an [`OwnershipProvider`](crate::OwnershipProvider) is never asked about it
+/// and resources count only as listed here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompositionAuthority {
+    /// For logs and errors.
+    pub label: Arc<str>,
+    /// What it may do.
+    pub scopes: ScopeSet,
+    /// Resources it may act on, by type: ids, `*`, or actions for operations without an id.
+    pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
+}
+
+impl CompositionAuthority {
+    /// An authority with these scopes.
+    pub fn new<S: AsRef<str>>(label: &str, scopes: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            label: label.into(),
+            scopes: scopes.into_iter().collect(),
+            resources: BTreeMap::new(),
+        }
+    }
+
+    /// Adds resources of one type.
+    #[must_use]
+    pub fn with_resources<S: AsRef<str>>(
+        mut self,
+        resource_type: &str,
+        held: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let list = self.resources.entry(resource_type.into()).or_default();
+        list.extend(held.into_iter().map(|id| Arc::from(id.as_ref())));
+        self
+    }
+
+    /// Whether everything `other` may do, this one may, too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let scopes: Vec<String> = other.scopes.clone().into();
+        scopes.iter().all(|scope| self.scopes.allows(scope))
+            && other.resources.iter().all(|(kind, ids)| {
+                let held = self.resources.get(kind).map_or(&[][..], Vec::as_slice);
+                ids.iter().all(|id| held.contains(id))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_covers_what_is_no_more_than_itself() {
+        let wide = CompositionAuthority::new("wide", ["fs:*", "node:read"])
+            .with_resources("disk", ["sda", "sdb"]);
+        let covers = |scopes: &[&str]| wide.covers(&CompositionAuthority::new("x", scopes));
+        assert!(covers(&[]) && covers(&["fs:read", "node:read"]) && covers(&["fs:write:*"]));
+        assert!(!covers(&["node:write"]) && !covers(&["*"]) && !covers(&["node:*"]));
+        let disk = |id| CompositionAuthority::new("x", [""; 0]).with_resources("disk", [id]);
+        assert!(wide.covers(&disk("sda")) && !wide.covers(&disk("*")) && !wide.covers(&disk("c")));
+        let all = CompositionAuthority::new("all", ["*"]);
+        assert!(all.covers(&CompositionAuthority::new("x", ["*", "a:*"])));
+    }
+}

@@ -1,0 +1,98 @@
+//! A call made by another call of this node.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, timeout_at};
+
+use crate::body::Body;
+use crate::compiled::Compiled;
+use crate::compose::env::OperationEnv;
+use crate::compose::tokens::Tokens;
+use crate::context::Ctx;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::OnceHandler;
+use crate::limits::COMPOSITION_CHILDREN_MAX;
+use crate::request::{self, Request};
+
+/// One call in the tree below a request.
+pub(crate) struct Child {
+    pub(crate) id: Box<str>,
+    pub(crate) parent: Box<str>,
+    pub(crate) depth: usize,
+    pub(crate) root: Arc<Request>,
+    pub(crate) operation: Arc<Compiled>,
+    pub(crate) env: Arc<dyn OperationEnv>,
+    pub(crate) tokens: Tokens,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) trace: Option<Box<str>>,
+}
+
+/// Counts a child as running as long as it lives, and ends what depends on it.
+pub(crate) struct Running(Arc<Child>);
+
+impl Running {
+    /// Takes a place among the children of the root and among the calls of the operation.
+    pub(crate) fn new(child: Child) -> Result<Self, CallError> {
+        let count = &child.root.children;
+        let room = |n| (n < COMPOSITION_CHILDREN_MAX).then(|| n + 1);
+        count
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
+            .map_err(|_| {
+                CallError::overloaded("calls below one request", COMPOSITION_CHILDREN_MAX)
+            })?;
+        if let Err(error) = child.operation.enter() {
+            count.fetch_sub(1, Ordering::AcqRel);
+            return Err(error);
+        }
+        Ok(Self(Arc::new(child)))
+    }
+
+    pub(crate) fn child(&self) -> &Arc<Child> {
+        &self.0
+    }
+
+    /// Runs the handler until it answers, its deadline passes or it is stopped.
+    pub(crate) async fn run(
+        self,
+        handler: Arc<dyn OnceHandler>,
+        input: Body,
+    ) -> Result<Body, CallError> {
+        let child = &self.0;
+        let ctx = Ctx::child(Arc::clone(child));
+        let work = AssertUnwindSafe(async move { handler.call(input, ctx).await }).catch_unwind();
+        let work = async {
+            match child.deadline {
+                Some(deadline) => timeout_at(deadline, work)
+                    .await
+                    .unwrap_or_else(|_| Ok(Err(CallError::timeout()))),
+                None => work.await,
+            }
+        };
+        let outcome = match child.tokens.run().run_until_cancelled(work).await {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(request::panicked(&child.root, &child.operation.spec.name)),
+            None => Err(aborted()),
+        };
+        outcome
+            .and_then(|output| child.operation.checked(output))
+            .map(Body::from)
+            .map_err(|error| child.operation.visible(error))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let child = &self.0;
+        child.tokens.end();
+        child.operation.leave();
+        child.root.children.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What a call that was given up ends with.
+pub(crate) fn aborted() -> CallError {
+    CallError::new(ErrorCode::Aborted, "the request it belongs to was aborted")
+}

@@ -1,0 +1,139 @@
+//! Where an operation finds the operations it calls.
+
+use std::fmt;
+use std::sync::Arc;
+
+use alknet_core::PeerId;
+
+use crate::compiled::Compiled;
+use crate::layers::{Overlay, SessionLayer};
+use crate::peers::{PeerRef, Peers, ScopedPeerEnv};
+use crate::registry::Registry;
+
+/// What is looked for.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Lookup<'a> {
+    /// The operation's name.
+    pub operation: &'a str,
+    /// On which peer; `None` for wherever it is found first.
+    pub peer: Option<&'a PeerRef>,
+    /// What the calling operation reaches.
+    pub scope: &'a ScopedPeerEnv,
+    /// A peer that was tried already.
+    pub except: Option<&'a PeerId>,
+}
+
+/// An operation that was found.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    pub(crate) operation: Arc<Compiled>,
+    pub(crate) peer: Option<PeerId>,
+}
+
+impl Resolved {
+    pub(crate) fn here(operation: &Arc<Compiled>) -> Self {
+        Self {
+            operation: Arc::clone(operation),
+            peer: None,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn operation(&self) -> &str {
+        &self.operation.spec.name
+    }
+
+    /// The peer that serves it; `None` for this node.
+    #[must_use]
+    pub fn peer(&self) -> Option<&PeerId> {
+        self.peer.as_ref()
+    }
+}
+
+/// Finds operations for composition. Made once per incoming request and shared by the whole tree
+/// of calls below it.
+///
+/// Finding is not calling: whatever an implementation returns is called only if the calling
+/// operation reaches it and its authority passes the operation's access control.
+pub trait OperationEnv: Send + Sync + 'static {
+    /// The operation, or `None`: then the caller sees `NOT_FOUND`.
+    fn resolve(&self, lookup: &Lookup<'_>) -> Option<Resolved>;
+}
+
+/// The layers of a node, in order: what was imported from the connection that the request came
+/// over, the curated operations, and what attached peers serve. No name is in both of the first
+/// two: importing a curated one is refused. Peers come last, so that no peer can take the place of
+/// an operation of this node. A [`Session`](crate::Session) puts its own operations before all of
+/// them.
+#[derive(Clone)]
+pub struct PeerCompositeEnv {
+    base: Arc<Registry>,
+    connection: Option<Arc<Overlay>>,
+    peers: Arc<Peers>,
+}
+
+impl PeerCompositeEnv {
+    pub(crate) fn new(
+        base: &Arc<Registry>,
+        connection: Option<Arc<Overlay>>,
+        peers: &Arc<Peers>,
+    ) -> Self {
+        Self {
+            base: Arc::clone(base),
+            connection,
+            peers: Arc::clone(peers),
+        }
+    }
+
+    fn here(&self, name: &str) -> Option<Resolved> {
+        let imported = self.connection.as_ref().and_then(|layer| layer.get(name));
+        imported
+            .or_else(|| self.base.lookup(name))
+            .map(Resolved::here)
+    }
+}
+
+impl OperationEnv for PeerCompositeEnv {
+    fn resolve(&self, lookup: &Lookup<'_>) -> Option<Resolved> {
+        let anywhere = || self.peers.pick(&PeerRef::Any, lookup);
+        match lookup.peer {
+            Some(peer) => self.peers.pick(peer, lookup),
+            // What is reached on a peer only is not looked for here.
+            None if lookup.scope.reaches(lookup.operation, None) => {
+                self.here(lookup.operation).or_else(anywhere)
+            }
+            None => anywhere(),
+        }
+    }
+}
+
+impl fmt::Debug for PeerCompositeEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerCompositeEnv")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A session's own operations before everything else.
+pub(crate) struct SessionEnv {
+    pub(crate) layer: Arc<SessionLayer>,
+    pub(crate) below: Arc<dyn OperationEnv>,
+}
+
+impl OperationEnv for SessionEnv {
+    fn resolve(&self, lookup: &Lookup<'_>) -> Option<Resolved> {
+        let own = || {
+            self.layer
+                .get(lookup.operation)
+                .as_ref()
+                .map(Resolved::here)
+        };
+        match lookup.peer {
+            None => own().or_else(|| self.below.resolve(lookup)),
+            Some(_) => self.below.resolve(lookup),
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! How an operation calls another.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::PeerId;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::access::Verdict;
+use crate::admission;
+use crate::body::Body;
+use crate::compiled::Compiled;
+use crate::compose::authority::{CompositionAuthority, Provenance};
+use crate::compose::child::{Child, Running, aborted};
+use crate::compose::env::{Lookup, OperationEnv, Resolved};
+use crate::context::Ctx;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::{HandlerKind, OnceHandler};
+use crate::limits::{COMPOSITION_DEPTH_MAX, HOP_MARGIN};
+use crate::peers::{PeerRef, ScopedPeerEnv};
+use crate::spec::OperationType;
+
+/// What happens to a call when the one that made it is aborted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnAbort {
+    /// It is aborted, too, and whatever depends on it, on this node and on others.
+    #[default]
+    AbortDependents,
+    /// If it runs already it finishes, within its own deadline; its answer goes nowhere. Nothing
+    /// starts below it any more.
+    ContinueRunning,
+}
+
+/// How an operation is called by another.
+#[derive(Clone, Debug, Default)]
+pub struct InvokeOptions {
+    /// On which peer. By default: here if it is found here, else the first attached peer that
+    /// serves it.
+    pub peer: Option<PeerRef>,
+    /// The answer is wanted within this time, if the caller's own deadline is not earlier.
+    pub timeout: Option<Duration>,
+    /// What becomes of it when the caller is aborted.
+    pub on_abort: OnAbort,
+    /// W3C `traceparent` for it. Nothing of the caller's request is passed on by itself.
+    pub trace: Option<String>,
+}
+
+impl InvokeOptions {
+    /// On a peer.
+    #[must_use]
+    pub fn on(peer: PeerRef) -> Self {
+        Self {
+            peer: Some(peer),
+            ..Self::default()
+        }
+    }
+}
+
+/// The operations an operation may call.
+///
+/// A call is checked against what the calling operation was registered with, never against who
+/// called it: it has to be reachable in its [`ScopedPeerEnv`], else it is `NOT_FOUND`, and its
+/// [`CompositionAuthority`] has to pass the access control of what it calls. The called operation
+/// works with its own authority, its own reach and its own capabilities.
+#[derive(Clone)]
+pub struct Env {
+    ctx: Ctx,
+    resolver: Arc<dyn OperationEnv>,
+    authority: Option<Arc<CompositionAuthority>>,
+    scope: Option<Arc<ScopedPeerEnv>>,
+    /// Whether a session calls: its own operations need not be listed in its reach.
+    in_session: bool,
+}
+
+impl Env {
+    pub(crate) fn new(ctx: Ctx, resolver: Arc<dyn OperationEnv>) -> Self {
+        let operation = ctx.compiled();
+        Self {
+            authority: operation.authority.clone(),
+            scope: operation.scoped_env.clone(),
+            in_session: operation.provenance == Provenance::Session,
+            ctx,
+            resolver,
+        }
+    }
+
+    /// The same for code that may do less.
+    pub(crate) fn narrowed(
+        &self,
+        resolver: Arc<dyn OperationEnv>,
+        authority: Arc<CompositionAuthority>,
+        scope: Arc<ScopedPeerEnv>,
+    ) -> Self {
+        Self {
+            ctx: self.ctx.clone(),
+            resolver,
+            authority: Some(authority),
+            scope: Some(scope),
+            in_session: true,
+        }
+    }
+
+    pub(crate) fn resolver(&self) -> &Arc<dyn OperationEnv> {
+        &self.resolver
+    }
+
+    /// What may be done through it.
+    #[must_use]
+    pub fn authority(&self) -> Option<&CompositionAuthority> {
+        self.authority.as_deref()
+    }
+
+    /// What can be reached through it.
+    #[must_use]
+    pub fn scope(&self) -> Option<&ScopedPeerEnv> {
+        self.scope.as_deref()
+    }
+
+    /// Calls a query or mutation. Dropping the future aborts it.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when it is out of reach or does not exist, `FORBIDDEN` when the authority does
+    /// not suffice, `INVALID_OPERATION_TYPE` for a subscription, `ABORTED` when the request this
+    /// belongs to is over, and what the operation answers.
+    pub async fn invoke(
+        &self,
+        operation: &str,
+        input: &(impl Serialize + Sync + ?Sized),
+    ) -> Result<Body, CallError> {
+        self.invoke_with(operation, input, &InvokeOptions::default())
+            .await
+    }
+
+    /// As [`invoke`](Self::invoke), with options.
+    ///
+    /// # Errors
+    /// As [`invoke`](Self::invoke).
+    pub async fn invoke_with(
+        &self,
+        operation: &str,
+        input: &(impl Serialize + Sync + ?Sized),
+        options: &InvokeOptions,
+    ) -> Result<Body, CallError> {
+        self.invoke_body(operation, Body::json(input)?, options)
+            .await
+    }
+
+    /// As [`invoke_with`](Self::invoke_with), with an input that has its JSON form already, such as
+    /// the caller's own; binary data goes along.
+    ///
+    /// # Errors
+    /// As [`invoke`](Self::invoke).
+    pub async fn invoke_body(
+        &self,
+        operation: &str,
+        input: Body,
+        options: &InvokeOptions,
+    ) -> Result<Body, CallError> {
+        let name = operation.trim_start_matches('/');
+        let found = self.resolve(name, options, None)?;
+        let lost = match self.start(&found, input.clone(), options).await {
+            Err(error) if error.code == ErrorCode::Unavailable => error,
+            outcome => return outcome,
+        };
+        // A query may be asked twice. Whoever named one peer wants that one.
+        let elsewhere = found.peer.as_ref().filter(|_| may_retry(&found, options));
+        let Some(gone) = elsewhere else {
+            return Err(lost);
+        };
+        match self.resolve(name, options, Some(gone)) {
+            Ok(found) => self.start(&found, input, options).await,
+            Err(_) => Err(lost),
+        }
+    }
+
+    fn resolve(
+        &self,
+        name: &str,
+        options: &InvokeOptions,
+        except: Option<&PeerId>,
+    ) -> Result<Resolved, CallError> {
+        let unknown = || CallError::not_found(name);
+        let scope = self.scope.as_deref().ok_or_else(unknown)?;
+        let lookup = Lookup {
+            operation: name,
+            peer: options.peer.as_ref(),
+            scope,
+            except,
+        };
+        self.resolver
+            .resolve(&lookup)
+            .filter(|found| self.is_own(found) || scope.reaches(name, found.peer.as_ref()))
+            .filter(|found| found.operation.is_callable())
+            .ok_or_else(unknown)
+    }
+
+    /// Whether a session found one of its own operations. No other session's are ever found.
+    fn is_own(&self, found: &Resolved) -> bool {
+        self.in_session && found.operation.provenance == Provenance::Session
+    }
+
+    async fn start(
+        &self,
+        found: &Resolved,
+        input: Body,
+        options: &InvokeOptions,
+    ) -> Result<Body, CallError> {
+        let operation = &found.operation;
+        self.check_access(operation, &input)?;
+        let handler = once(operation)?;
+        let child = self.child(operation, options)?;
+        if child.tokens.gate().is_cancelled() {
+            return Err(aborted());
+        }
+        let running = Running::new(child)?;
+        if operation.checks_input() {
+            operation.check_input(input.try_value()?)?;
+        }
+        match options.on_abort {
+            OnAbort::AbortDependents => running.run(handler, input).await,
+            OnAbort::ContinueRunning => detach(running, handler, input).await,
+        }
+    }
+
+    fn check_access(&self, operation: &Compiled, input: &Body) -> Result<(), CallError> {
+        let access = &operation.spec.access_control;
+        if access.is_open() {
+            return Ok(());
+        }
+        let resource_id = operation.resource_id(input)?;
+        match access.check_authority(self.authority(), resource_id.as_deref()) {
+            Verdict::Allowed => Ok(()),
+            _ => Err(CallError::new(
+                ErrorCode::Forbidden,
+                format!(
+                    "'{}' may not call '{}'; its registration grants no such authority",
+                    self.ctx.operation(),
+                    operation.spec.name
+                ),
+            )),
+        }
+    }
+
+    fn child(
+        &self,
+        operation: &Arc<Compiled>,
+        options: &InvokeOptions,
+    ) -> Result<Child, CallError> {
+        let parent = &self.ctx;
+        let depth = parent.depth() + 1;
+        if depth > COMPOSITION_DEPTH_MAX {
+            let message =
+                format!("operations call each other {COMPOSITION_DEPTH_MAX} deep at most");
+            return Err(CallError::internal(message));
+        }
+        let tokens = parent.tokens();
+        let root = parent.root();
+        Ok(Child {
+            id: root.next_child_id(),
+            parent: parent.request_id().into(),
+            depth,
+            operation: Arc::clone(operation),
+            env: Arc::clone(&self.resolver),
+            tokens: match options.on_abort {
+                OnAbort::AbortDependents => tokens.dependent(),
+                OnAbort::ContinueRunning => tokens.detached(),
+            },
+            deadline: self.deadline(operation, options)?,
+            trace: options.trace.as_deref().map(Into::into),
+            root: Arc::clone(root),
+        })
+    }
+
+    /// The earliest of what is asked, what the operation and this node allow, and what the caller
+    /// has left, less what it needs to answer in turn.
+    fn deadline(
+        &self,
+        operation: &Compiled,
+        options: &InvokeOptions,
+    ) -> Result<Option<Instant>, CallError> {
+        let own = admission::deadline(self.ctx.dispatcher(), operation, options.timeout);
+        let Some(parents) = self.ctx.deadline() else {
+            return Ok(own);
+        };
+        let left = parents
+            .checked_duration_since(Instant::now())
+            .and_then(|left| left.checked_sub(HOP_MARGIN))
+            .ok_or_else(CallError::timeout)?;
+        let inherited = Instant::now() + left;
+        Ok(Some(own.map_or(inherited, |own| own.min(inherited))))
+    }
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Env")
+            .field("ctx", &self.ctx)
+            .field("authority", &self.authority)
+            .field("scope", &self.scope)
+            .finish_non_exhaustive()
+    }
+}
+
+fn once(operation: &Compiled) -> Result<Arc<dyn OnceHandler>, CallError> {
+    match &operation.handler {
+        HandlerKind::Once(handler) => Ok(Arc::clone(handler)),
+        HandlerKind::Stream(_) => Err(CallError::new(
+            ErrorCode::InvalidOperationType,
+            format!(
+                "'{}' is a subscription; it cannot be invoked",
+                operation.spec.name
+            ),
+        )),
+    }
+}
+
+fn may_retry(found: &Resolved, options: &InvokeOptions) -> bool {
+    let query = found.operation.spec.op_type == OperationType::Query;
+    query && !matches!(options.peer, Some(PeerRef::Specific(_)))
+}
+
+/// Runs in a task that outlives whoever waits for it.
+async fn detach(
+    running: Running,
+    handler: Arc<dyn OnceHandler>,
+    input: Body,
+) -> Result<Body, CallError> {
+    let (done, answer) = oneshot::channel();
+    let gate = running.child().tokens.gate().clone();
+    let not_started = gate.clone();
+    tokio::spawn(async move {
+        if not_started.is_cancelled() {
+            return;
+        }
+        // Nobody may be waiting any more: then the answer is discarded.
+        let _ = done.send(running.run(handler, input).await);
+    });
+    tokio::select! {
+        biased;
+        answer = answer => answer.unwrap_or_else(|_| Err(aborted())),
+        () = gate.cancelled() => Err(aborted()),
+    }
+}

@@ -1,0 +1,16 @@
+//! Operations made of other operations: by whose authority, how far, and how they end together.
+
+mod authority;
+mod child;
+mod env;
+mod invoke;
+mod session;
+mod tokens;
+
+pub use authority::{CompositionAuthority, Provenance};
+pub use env::{Lookup, OperationEnv, PeerCompositeEnv, Resolved};
+pub use invoke::{Env, InvokeOptions, OnAbort};
+pub use session::{Session, SessionError};
+
+pub(crate) use child::Child;
+pub(crate) use tokens::Tokens;

@@ -1,0 +1,234 @@
+//! Operations of a peer.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use alknet_core::BoxFuture;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::body::Body;
+use crate::client::Caller;
+use crate::compose::Provenance;
+use crate::error::{CallError, ErrorCode};
+use crate::import::{AdapterError, ImportOptions, OperationAdapter};
+use crate::limits::{IMPORT_BATCH, IMPORT_BYTES_MAX, IMPORT_OPERATIONS_MAX, IMPORT_TIMEOUT};
+use crate::peers::forwarding;
+use crate::registry::Registration;
+use crate::rules;
+use crate::services::Listing;
+use crate::spec::{OperationSpec, Visibility};
+
+/// Operations on one page.
+const PAGE: usize = 250;
+/// A node's operations about itself and about this connection: not for passing on.
+const OWN: [&str; 2] = ["services/", "session/"];
+
+/// [`from_call`](crate::from_call) as an adapter.
+#[derive(Clone, Debug)]
+pub struct FromCall {
+    caller: Caller,
+    options: ImportOptions,
+}
+
+impl FromCall {
+    /// Reads the operations of the other side of a connection.
+    #[must_use]
+    pub fn new(caller: Caller, options: ImportOptions) -> Self {
+        Self { caller, options }
+    }
+}
+
+impl OperationAdapter for FromCall {
+    fn import(&self) -> BoxFuture<'_, Result<Vec<Registration>, AdapterError>> {
+        Box::pin(super::from_call(&self.caller, &self.options))
+    }
+}
+
+/// What was read from a peer.
+pub(crate) struct Imports {
+    pub(crate) registrations: Vec<Registration>,
+    /// The peer's name for the set.
+    pub(crate) registry: String,
+}
+
+/// Reads everything a peer announces, within the budget and the time an import has.
+pub(crate) async fn read_peer(
+    caller: &Caller,
+    options: &ImportOptions,
+) -> Result<Imports, AdapterError> {
+    let mut reading = Reading {
+        caller,
+        options,
+        bytes: 0,
+    };
+    timeout(IMPORT_TIMEOUT, reading.read())
+        .await
+        .unwrap_or_else(|_| Err(AdapterError::Transport(CallError::timeout())))
+}
+
+struct Reading<'a> {
+    caller: &'a Caller,
+    options: &'a ImportOptions,
+    /// Read so far.
+    bytes: usize,
+}
+
+#[derive(Deserialize)]
+struct Specs {
+    specs: Vec<OperationSpec>,
+}
+
+impl Reading<'_> {
+    async fn read(&mut self) -> Result<Imports, AdapterError> {
+        let (names, registry) = self.names().await?;
+        let specs = self.specs(names).await?;
+        let registrations = specs
+            .into_iter()
+            .map(|spec| self.registration(spec))
+            .collect::<Result<_, _>>()?;
+        Ok(Imports {
+            registrations,
+            registry,
+        })
+    }
+
+    /// Every name on every page, and what the peer calls the set.
+    async fn names(&mut self) -> Result<(Vec<String>, String), AdapterError> {
+        let mut seen = HashSet::new();
+        let mut names = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let input = json!({ "limit": PAGE, "cursor": cursor });
+            let page: Listing = self.ask("services/list", &input).await?;
+            self.heed(&page);
+            let before = seen.len();
+            for operation in page.operations {
+                if !seen.insert(operation.name.clone()) {
+                    let name = operation.name;
+                    return Err(AdapterError::Collision { name });
+                }
+                if !is_own(&operation.name) && self.options.takes(&operation) {
+                    names.push(operation.name);
+                }
+            }
+            if names.len() > IMPORT_OPERATIONS_MAX {
+                return Err(AdapterError::TooLarge("operations"));
+            }
+            match page.next {
+                None => return Ok((names, page.registry)),
+                Some(_) if seen.len() == before => {
+                    return Err(AdapterError::schema("/next", "a page without operations"));
+                }
+                next => cursor = next,
+            }
+        }
+    }
+
+    /// Takes note of what the peer speaks.
+    fn heed(&self, page: &Listing) {
+        let protocol = &page.protocol;
+        let mixed = protocol.features.iter().any(|feature| feature == "bin1");
+        let link = self.caller.link();
+        link.set_peer_protocol(protocol.max_frame, mixed);
+    }
+
+    /// The spec of every name, in batches that the peer can answer.
+    async fn specs(&mut self, names: Vec<String>) -> Result<Vec<OperationSpec>, AdapterError> {
+        let mut batches: VecDeque<_> = names.chunks(IMPORT_BATCH).map(<[_]>::to_vec).collect();
+        let mut specs = Vec::with_capacity(names.len());
+        while let Some(mut batch) = batches.pop_front() {
+            match self.batch(&batch).await {
+                Ok(found) => specs.extend(in_order(&batch, found)?),
+                // One of many is too long to answer together, or was taken away meanwhile.
+                Err(Refused::Split(_)) if batch.len() > 1 => {
+                    let rest = batch.split_off(batch.len() / 2);
+                    batches.push_front(rest);
+                    batches.push_front(batch);
+                }
+                Err(Refused::Split(error)) if error.code == ErrorCode::NotFound => {}
+                Err(Refused::Split(error)) => return Err(error.into()),
+                Err(Refused::For(error)) => return Err(error),
+            }
+        }
+        Ok(specs)
+    }
+
+    async fn batch(&mut self, names: &[String]) -> Result<Vec<OperationSpec>, Refused> {
+        let input = json!({ "names": names });
+        let answer = self.caller.call("services/schema", &input).await;
+        let answer = answer.map_err(|error| match error.code {
+            ErrorCode::NotFound | ErrorCode::PayloadTooLarge => Refused::Split(error),
+            _ => Refused::For(error.into()),
+        })?;
+        let specs: Specs = self.take(&answer).map_err(Refused::For)?;
+        Ok(specs.specs)
+    }
+
+    async fn ask<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        operation: &str,
+        input: &serde_json::Value,
+    ) -> Result<T, AdapterError> {
+        let answer = self.caller.call(operation, input).await?;
+        self.take(&answer)
+    }
+
+    fn take<T: for<'de> Deserialize<'de>>(&mut self, answer: &Body) -> Result<T, AdapterError> {
+        self.bytes += answer.raw().len();
+        if self.bytes > IMPORT_BYTES_MAX {
+            return Err(AdapterError::TooLarge("schemas"));
+        }
+        answer
+            .parse()
+            .map_err(|error| AdapterError::schema("/", error.message))
+    }
+
+    fn registration(&self, mut spec: OperationSpec) -> Result<Registration, AdapterError> {
+        let remote = std::mem::take(&mut spec.name);
+        let handler = forwarding(self.caller, spec.op_type, &remote, self.options.disclose);
+        spec.name = self.options.local_name(&remote);
+        spec.namespace = spec.name.split('/').next().unwrap_or_default().to_owned();
+        spec.visibility = Visibility::Internal;
+        let registration = Registration::imported(spec, handler, Provenance::FromCall);
+        rules::check(&registration)
+            .map_err(|error| AdapterError::schema(format!("/{remote}"), error))?;
+        Ok(registration)
+    }
+}
+
+/// Why a batch was not answered.
+enum Refused {
+    For(AdapterError),
+    /// Its halves may be.
+    Split(CallError),
+}
+
+fn is_own(name: &str) -> bool {
+    OWN.iter().any(|own| name.starts_with(own))
+}
+
+/// The specs that were asked for, each once, and no other.
+fn in_order(
+    names: &[String],
+    found: Vec<OperationSpec>,
+) -> Result<Vec<OperationSpec>, AdapterError> {
+    let mut by_name = HashMap::with_capacity(found.len());
+    for spec in found {
+        if let Some(twice) = by_name.insert(spec.name.clone(), spec) {
+            return Err(AdapterError::Collision { name: twice.name });
+        }
+    }
+    let mut specs = Vec::with_capacity(names.len());
+    for name in names {
+        let spec = by_name.remove(name);
+        specs.push(spec.ok_or_else(|| AdapterError::schema(format!("/{name}"), "no spec"))?);
+    }
+    match by_name.into_keys().next() {
+        Some(name) => Err(AdapterError::schema(
+            format!("/{name}"),
+            "nobody asked for it",
+        )),
+        None => Ok(specs),
+    }
+}

@@ -1,0 +1,168 @@
+//! Operations described elsewhere.
+
+mod call;
+mod jsonschema;
+
+use alknet_core::BoxFuture;
+use thiserror::Error;
+
+use crate::client::Caller;
+use crate::error::{CallError, ErrorCode};
+use crate::registry::Registration;
+use crate::rules::RegistryError;
+use crate::services::OperationSummary;
+
+pub use call::FromCall;
+pub use jsonschema::FromJsonSchema;
+
+pub(crate) use call::{Imports, read_peer};
+
+/// Reads operations from somewhere: a peer, a description, another protocol's server.
+pub trait OperationAdapter: Send + Sync {
+    /// Reads them all, or says why not. Nothing is registered by this.
+    fn import(&self) -> BoxFuture<'_, Result<Vec<Registration>, AdapterError>>;
+}
+
+/// Why operations cannot be imported.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// Two operations would have one name.
+    #[error("the operation '{name}' exists already; import under a prefix, or rename one")]
+    Collision {
+        /// The name.
+        name: String,
+    },
+    /// A description cannot be read, or breaks a rule.
+    #[error("at {path}: {reason}")]
+    Schema {
+        /// Where in the document.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// More than this node takes.
+    #[error("the other side has more {0} than this node takes")]
+    TooLarge(&'static str),
+    /// The other side could not be asked.
+    #[error("the other side could not be asked: {0}")]
+    Transport(CallError),
+    /// The other side refuses.
+    #[error("the other side refuses: {0}")]
+    Unauthorized(CallError),
+    /// The other side tells nobody about its operations.
+    #[error("the other side does not tell its operations")]
+    Unsupported,
+}
+
+impl AdapterError {
+    pub(crate) fn schema(path: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Schema {
+            path: path.into(),
+            reason: reason.to_string(),
+        }
+    }
+
+    pub(crate) fn lost(why: &str) -> Self {
+        Self::Transport(CallError::unavailable(why))
+    }
+
+    /// Whether the same import may succeed later.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Transport(error) if error.retryable)
+    }
+}
+
+impl From<CallError> for AdapterError {
+    fn from(error: CallError) -> Self {
+        match error.code {
+            ErrorCode::Forbidden | ErrorCode::Unauthenticated => Self::Unauthorized(error),
+            ErrorCode::NotFound => Self::Unsupported,
+            ErrorCode::PayloadTooLarge => Self::TooLarge("schemas"),
+            _ => Self::Transport(error),
+        }
+    }
+}
+
+impl From<RegistryError> for AdapterError {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Duplicate(name) => Self::Collision { name },
+            error => Self::schema("/", error),
+        }
+    }
+}
+
+/// What a peer is told about whoever a call is forwarded for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Disclose {
+    /// Id, scopes and resources.
+    Full,
+    /// The id.
+    #[default]
+    Id,
+    /// Nothing.
+    None,
+}
+
+/// What is imported from a peer, and how.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ImportOptions {
+    /// Put before every name, with a slash: `w1` makes `w1/container/exec` of `container/exec`.
+    pub prefix: Option<String>,
+    /// Only operations whose name starts with one of these; empty for all.
+    pub only: Vec<String>,
+    /// What the peer is told about whoever a call is forwarded for.
+    pub disclose: Disclose,
+}
+
+impl ImportOptions {
+    /// Under a prefix.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: &str) -> Self {
+        self.prefix = Some(prefix.trim_matches('/').to_owned());
+        self
+    }
+
+    /// Only operations whose name starts with `prefix`, or with one given before.
+    #[must_use]
+    pub fn with_only(mut self, prefix: &str) -> Self {
+        self.only.push(prefix.trim_start_matches('/').to_owned());
+        self
+    }
+
+    /// Tells the peer this much about originators.
+    #[must_use]
+    pub fn with_disclose(mut self, disclose: Disclose) -> Self {
+        self.disclose = disclose;
+        self
+    }
+
+    fn takes(&self, operation: &OperationSummary) -> bool {
+        self.only.is_empty() || self.only.iter().any(|p| operation.name.starts_with(p))
+    }
+
+    fn local_name(&self, remote: &str) -> String {
+        match &self.prefix {
+            Some(prefix) => format!("{prefix}/{remote}"),
+            None => remote.to_owned(),
+        }
+    }
+}
+
+/// Reads the operations of the other side of a connection: internal ones of this node, without
+/// authority, whose code runs there. The peer's own operations about itself (`services/*`,
+/// `session/*`) are left out.
+///
+/// # Errors
+/// The peer cannot be asked or refuses, announces too much, or describes operations that break a
+/// rule.
+pub async fn from_call(
+    caller: &Caller,
+    options: &ImportOptions,
+) -> Result<Vec<Registration>, AdapterError> {
+    Ok(read_peer(caller, options).await?.registrations)
+}

@@ -1,0 +1,91 @@
+//! Sets of operations beside the curated ones: what was imported, and what a session registered.
+//! Requests from outside reach neither.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use hashbrown::HashMap;
+
+use crate::compiled::Compiled;
+use crate::registry::Registration;
+use crate::rules::RegistryError;
+use crate::sync::lock;
+
+/// Operations by name, immutable.
+#[derive(Clone, Default)]
+pub(crate) struct Overlay(HashMap<Box<str>, Arc<Compiled>>);
+
+impl Overlay {
+    /// Compiles every operation but its schemas, which wait until a value has to be checked.
+    pub(crate) fn new(registrations: Vec<Registration>) -> Result<Self, RegistryError> {
+        let mut overlay = Self::default();
+        for registration in registrations {
+            overlay.insert(registration)?;
+        }
+        Ok(overlay)
+    }
+
+    fn insert(&mut self, registration: Registration) -> Result<(), RegistryError> {
+        let compiled = Compiled::new(registration)?;
+        let name = compiled.spec.name.as_str().into();
+        match self.0.insert(name, Arc::new(compiled)) {
+            None => Ok(()),
+            Some(earlier) => Err(RegistryError::Duplicate(earlier.spec.name.clone())),
+        }
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Compiled>> {
+        self.0.get(name)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(AsRef::as_ref)
+    }
+
+    /// Every operation, in order of name.
+    pub(crate) fn sorted(&self) -> Vec<&Arc<Compiled>> {
+        let mut all: Vec<_> = self.0.values().collect();
+        all.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+        all
+    }
+}
+
+impl fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// What one session registered, growing while it lives.
+#[derive(Debug, Default)]
+pub(crate) struct SessionLayer {
+    operations: ArcSwap<Overlay>,
+    registering: Mutex<()>,
+}
+
+impl SessionLayer {
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Compiled>> {
+        self.operations.load().get(name).cloned()
+    }
+
+    /// Adds an operation unless there are `most` already.
+    pub(crate) fn insert(
+        &self,
+        registration: Registration,
+        most: usize,
+    ) -> Result<bool, RegistryError> {
+        let _one_at_a_time = lock(&self.registering);
+        let mut operations = Overlay::clone(&self.operations.load());
+        if operations.len() >= most {
+            return Ok(false);
+        }
+        operations.insert(registration)?;
+        self.operations.store(Arc::new(operations));
+        Ok(true)
+    }
+}

@@ -1,0 +1,191 @@
+//! How a peer's operations come in, and how they are kept up to date.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::{IdentityKind, PeerId};
+use serde::Deserialize;
+use tokio::time::{sleep, timeout};
+
+use crate::client::{Caller, Subscription};
+use crate::import::{AdapterError, ImportOptions, Imports, read_peer};
+use crate::layers::Overlay;
+use crate::limits::IMPORT_DEBOUNCE;
+use crate::link::Link;
+use crate::peers::table::{Attached, Peer};
+
+/// Tells of changes of a peer's operations.
+const WATCH: &str = "services/watch";
+/// Waits before an import is tried again; doubles up to the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(30);
+
+/// What was imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Imported {
+    /// The peer it is attached as; `None` for one without a name, whose operations are found only
+    /// by what it calls itself, over the same connection.
+    pub peer: Option<PeerId>,
+    /// How many operations.
+    pub operations: usize,
+    /// What the peer calls the set of its operations; changes with it.
+    pub registry: String,
+}
+
+impl Caller {
+    /// Imports the operations of the other side into this node, in the place of what was imported
+    /// over this connection before. A known peer is attached under its id; where it is connected
+    /// twice, the newest connection counts and the older one finishes what runs on it.
+    ///
+    /// # Errors
+    /// As [`from_call`](crate::from_call); `Collision` when the other side has no name and serves
+    /// an operation under the name of one of this node's, which a prefix avoids.
+    pub async fn import(&self, options: &ImportOptions) -> Result<Imported, AdapterError> {
+        let peers = &self.link().dispatcher.peers;
+        // Never closed; without a place in the queue the import still would be right.
+        let _turn = peers.imports.acquire().await.ok();
+        let found = read_peer(self, options).await?;
+        let imported = Imported {
+            peer: peer_of(self.link()),
+            operations: found.registrations.len(),
+            registry: found.registry.clone(),
+        };
+        match &imported.peer {
+            Some(peer) => attach(self.link(), peer, found)?,
+            None => keep(self.link(), found)?,
+        }
+        Ok(imported)
+    }
+}
+
+fn attach(link: &Arc<Link>, peer: &PeerId, found: Imports) -> Result<(), AdapterError> {
+    let (peers, announcer) = (&link.dispatcher.peers, link.dispatcher.announcer());
+    let entry = Peer {
+        id: peer.clone(),
+        connection: link.info.id,
+        operations: Overlay::new(found.registrations)?,
+        link: Arc::downgrade(link),
+    };
+    let attached = peers.attach(entry, &found.registry, announcer);
+    // The connection may have ended meanwhile, before there was anything to detach.
+    if link.is_over() {
+        peers.detach(link.info.id, announcer);
+        return Err(AdapterError::lost("the connection ended"));
+    }
+    match attached {
+        Attached::Primary(older) => {
+            tracing::info!(%peer, connection = %link.info.id, "attached");
+            if let Some(older) = older {
+                older.supersede();
+            }
+            Ok(())
+        }
+        Attached::Older => {
+            link.supersede();
+            Err(AdapterError::lost(
+                "a newer connection of this peer is there",
+            ))
+        }
+        Attached::TooMany => Err(AdapterError::TooLarge("peers attached")),
+    }
+}
+
+/// Keeps the operations of somebody without a name with the connection they came over.
+fn keep(link: &Link, found: Imports) -> Result<(), AdapterError> {
+    let overlay = Overlay::new(found.registrations)?;
+    let registry = &link.dispatcher.registry;
+    if let Some(name) = overlay.names().find(|name| registry.spec(name).is_some()) {
+        return Err(AdapterError::Collision { name: name.into() });
+    }
+    link.set_imports(overlay);
+    if link.is_over() {
+        return Err(AdapterError::lost("the connection ended"));
+    }
+    Ok(())
+}
+
+/// Browsers and tokens have an identity and are no peers: nobody can address them.
+fn peer_of(link: &Link) -> Option<PeerId> {
+    let identity = link.connection.identity()?;
+    (identity.kind == IdentityKind::Peer).then(|| identity.id.clone())
+}
+
+/// Imports what the peer serves, and again whenever it says that it changed.
+pub(crate) async fn follow(link: &Arc<Link>) {
+    let Some(options) = link.dispatcher.imports.clone() else {
+        return;
+    };
+    if peer_of(link).is_none() {
+        return;
+    }
+    let caller = Caller::new(Arc::clone(link));
+    let mut retry = Retry(RETRY_FIRST);
+    loop {
+        match caller.import(&options).await {
+            Ok(imported) => {
+                retry = Retry(RETRY_FIRST);
+                match wait_for_change(&caller, &imported.registry).await {
+                    Change::Changed => {}
+                    Change::Lost => retry.wait().await,
+                    Change::Never => return,
+                }
+            }
+            Err(error) if error.is_temporary() => retry.wait().await,
+            Err(error) => {
+                let connection = link.info.id;
+                tracing::debug!(%connection, %error, "the peer's operations are not imported");
+                return;
+            }
+        }
+    }
+}
+
+struct Retry(Duration);
+
+impl Retry {
+    async fn wait(&mut self) {
+        sleep(self.0).await;
+        self.0 = (self.0 * 2).min(RETRY_LONGEST);
+    }
+}
+
+enum Change {
+    Changed,
+    /// Nobody can tell at the moment.
+    Lost,
+    /// The peer does not tell.
+    Never,
+}
+
+#[derive(Deserialize)]
+struct Changed {
+    #[serde(default)]
+    registry: String,
+}
+
+async fn wait_for_change(caller: &Caller, known: &str) -> Change {
+    let Ok(mut events) = caller.subscribe(WATCH, &serde_json::json!({})).await else {
+        return Change::Lost;
+    };
+    loop {
+        match events.next().await {
+            // The first event may tell what is known already.
+            Some(Ok(event)) => match event.output.parse::<Changed>() {
+                Ok(now) if now.registry == known => {}
+                _ => break,
+            },
+            Some(Err(error)) if error.retryable => return Change::Lost,
+            Some(Err(_)) | None => return Change::Never,
+        }
+    }
+    settle(&mut events).await;
+    Change::Changed
+}
+
+/// Waits until nothing more changes for a moment: a peer that registers a hundred operations is
+/// read once.
+async fn settle(events: &mut Subscription) {
+    let more = async { while let Some(Ok(_)) = events.next().await {} };
+    let _ = timeout(IMPORT_DEBOUNCE, more).await;
+}

@@ -1,0 +1,216 @@
+//! Operations whose code runs on a peer.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use alknet_core::{BoxFuture, Identity};
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::body::{Body, Item, Output};
+use crate::client::{CallOptions, Caller};
+use crate::context::Ctx;
+use crate::envelope::ForwardedFor;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
+use crate::import::Disclose;
+use crate::limits::HOP_MARGIN;
+use crate::link::{Forwarding, Link};
+use crate::outbound::Event;
+use crate::spec::OperationType;
+
+/// Scope of a caller that may have requests passed on which it passes on itself.
+const TRANSIT_SCOPE: &str = "hub:transit";
+
+/// The handler of an operation that a peer serves as `remote`.
+pub(crate) fn forwarding(
+    caller: &Caller,
+    op_type: OperationType,
+    remote: &str,
+    disclose: Disclose,
+) -> HandlerKind {
+    let forward = Arc::new(Forward {
+        link: Arc::downgrade(caller.link()),
+        remote: remote.into(),
+        disclose,
+    });
+    match op_type {
+        OperationType::Subscription => HandlerKind::Stream(forward),
+        OperationType::Mutation | OperationType::Query => HandlerKind::Once(forward),
+    }
+}
+
+struct Forward {
+    /// Weak: what was imported must not keep a connection.
+    link: Weak<Link>,
+    remote: Box<str>,
+    disclose: Disclose,
+}
+
+impl Forward {
+    fn link(&self) -> Result<Arc<Link>, CallError> {
+        self.link
+            .upgrade()
+            .ok_or_else(|| CallError::unavailable("the peer is gone"))
+    }
+
+    /// Everything that goes along: the time that is left, and for whom. Nothing else of the
+    /// request does, its token least of all.
+    fn options(&self, ctx: &Ctx) -> Result<CallOptions, CallError> {
+        Ok(CallOptions {
+            timeout: time_left(ctx.deadline())?,
+            forwarded_for: self.originator(ctx)?,
+            trace: ctx.trace().map(str::to_owned),
+            ..CallOptions::default()
+        })
+    }
+
+    /// Whoever asked this node. A claim about somebody behind that is passed on for those who may,
+    /// as it came: a chain is not built.
+    fn originator(&self, ctx: &Ctx) -> Result<Option<ForwardedFor>, CallError> {
+        let identity = ctx.identity().map(AsRef::as_ref);
+        if let Some(claim) = ctx.forwarded_for() {
+            if !identity.is_some_and(|who: &Identity| who.scopes.allows(TRANSIT_SCOPE)) {
+                return Err(CallError::new(
+                    ErrorCode::Forbidden,
+                    "a forwarded request is not forwarded again; ask for the scope hub:transit",
+                ));
+            }
+            return Ok(match self.disclose {
+                Disclose::Full => Some(claim.clone()),
+                Disclose::Id => Some(ForwardedFor::new(claim.id())),
+                Disclose::None => None,
+            });
+        }
+        Ok(identity.and_then(|who| self.disclose.claim(who)))
+    }
+
+    async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
+        let options = self.options(&ctx)?;
+        let link = self.link()?;
+        let _counted = Forwarding::new(&link);
+        let answer = Caller::new(link)
+            .call_with(&self.remote, &*json_text(&input)?, &options)
+            .await?;
+        Ok(answer.into())
+    }
+
+    async fn events(
+        &self,
+        input: Body,
+        ctx: Ctx,
+    ) -> Result<BoxStream<Result<Item, CallError>>, CallError> {
+        let options = self.options(&ctx)?;
+        let link = self.link()?;
+        let counted = Forwarding::new(&link);
+        let events = Caller::new(link)
+            .subscribe_with(&self.remote, &*json_text(&input)?, &options)
+            .await?;
+        Ok(Box::pin(events.map(move |event| {
+            let _counted = &counted;
+            event.map(item)
+        })))
+    }
+}
+
+impl OnceHandler for Forward {
+    fn call(
+        self: Arc<Self>,
+        input: Body,
+        ctx: Ctx,
+    ) -> BoxFuture<'static, Result<Output, CallError>> {
+        Box::pin(async move { self.once(input, ctx).await })
+    }
+}
+
+impl StreamHandler for Forward {
+    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>> {
+        let begun = stream::once(async move { self.events(input, ctx).await });
+        Box::pin(
+            begun.flat_map(|events| {
+                events.unwrap_or_else(|error| Box::pin(stream::iter([Err(error)])))
+            }),
+        )
+    }
+}
+
+impl Disclose {
+    /// What a peer is told about `who`.
+    fn claim(self, who: &Identity) -> Option<ForwardedFor> {
+        let id = ForwardedFor::new(who.id.as_str());
+        match self {
+            Self::Full => Some(
+                id.with_scopes(who.scopes.clone().into())
+                    .with_resources(json!(who.resources)),
+            ),
+            Self::Id => Some(id),
+            Self::None => None,
+        }
+    }
+}
+
+fn item(event: Event) -> Item {
+    Item {
+        output: event.output.into(),
+        cursor: event.cursor.map(|cursor| cursor.value().clone()),
+        dropped: event.dropped,
+    }
+}
+
+/// The input as it goes into a request.
+fn json_text(input: &Body) -> Result<Box<RawValue>, CallError> {
+    let text = String::from_utf8(input.inlined().into_owned());
+    let text = text.map_err(|error| CallError::invalid_input(error.to_string()))?;
+    RawValue::from_string(text).map_err(|error| CallError::invalid_input(error.to_string()))
+}
+
+/// What is left until a deadline, less what it takes to answer.
+fn time_left(deadline: Option<Instant>) -> Result<Option<Duration>, CallError> {
+    let Some(deadline) = deadline else {
+        return Ok(None);
+    };
+    deadline
+        .checked_duration_since(Instant::now())
+        .and_then(|left| left.checked_sub(HOP_MARGIN))
+        .filter(|left| !left.is_zero())
+        .map(Some)
+        .ok_or_else(CallError::timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::IdentityKind;
+
+    use super::*;
+
+    #[test]
+    fn what_is_disclosed_is_what_was_chosen() {
+        let who = Identity {
+            id: "someone".parse().expect("a peer id"),
+            kind: IdentityKind::Peer,
+            scopes: ["a:b"].into_iter().collect(),
+            resources: [("disk".into(), vec!["sda".into()])].into(),
+            generation: 0,
+        };
+        let text = |disclose: Disclose| disclose.claim(&who).map(|claim| json!(claim));
+        assert_eq!(text(Disclose::None), None);
+        assert_eq!(text(Disclose::Id), Some(json!({"id": "someone"})));
+        assert_eq!(
+            text(Disclose::Full),
+            Some(json!({
+                "id": "someone", "scopes": ["a:b"], "resources": {"disk": ["sda"]},
+            }))
+        );
+    }
+
+    #[tokio::test]
+    async fn no_time_left_is_no_call() {
+        let now = Instant::now();
+        assert_eq!(time_left(None).expect("no deadline"), None);
+        assert!(time_left(Some(now)).is_err());
+        let left = time_left(Some(now + Duration::from_secs(9))).expect("time enough");
+        assert!(left.is_some_and(|left| left <= Duration::from_secs(9) - HOP_MARGIN));
+    }
+}

@@ -1,0 +1,82 @@
+//! `services/list-peers`: who is attached, and what the caller may have done there.
+
+use alknet_core::PeerId;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::access::Verdict;
+use crate::body::{Body, Output};
+use crate::context::Ctx;
+use crate::error::CallError;
+use crate::handler::HandlerKind;
+use crate::peers::table::Peer;
+use crate::registry::Registration;
+use crate::services::{self, OperationSummary};
+use crate::spec::OperationSpec;
+
+/// Scope of those who may see the peers.
+const LIST_SCOPE: &str = "peer:list";
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Input {
+    peer: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    peer: &'a PeerId,
+    online: bool,
+    operations: Vec<OperationSummary>,
+}
+
+/// The operation.
+pub(crate) fn listing() -> Registration {
+    let spec = OperationSpec::query(
+        "services/list-peers",
+        "Lists the attached peers and what the caller may call there.",
+    )
+    .with_scope(LIST_SCOPE)
+    .with_input(json!({
+        "type": ["object", "null"],
+        "properties": { "peer": { "type": ["string", "null"] } },
+    }));
+    let handler = HandlerKind::once(|input, ctx| std::future::ready(run(&input, &ctx)));
+    Registration::new(spec, handler).schema_is_type()
+}
+
+fn run(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
+    let input: Input = services::members(input)?.unwrap_or_default();
+    let peers = ctx.dispatcher().peers.all();
+    let wanted = |peer: &&Peer| {
+        input
+            .peer
+            .as_deref()
+            .is_none_or(|id| id == peer.id.as_str())
+    };
+    let listed: Vec<_> = peers
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(wanted)
+        .map(|peer| listed(peer, ctx))
+        .collect();
+    Output::json(&json!({ "peers": listed }))
+}
+
+/// What the caller may not call there, it does not hear of.
+fn listed<'a>(peer: &'a Peer, ctx: &Ctx) -> Listed<'a> {
+    let identity = ctx.identity().map(AsRef::as_ref);
+    let may =
+        |spec: &&OperationSpec| spec.access_control.check_scopes(identity) == Verdict::Allowed;
+    let sorted = peer.operations.sorted();
+    Listed {
+        peer: &peer.id,
+        online: peer.is_ready(),
+        operations: sorted
+            .iter()
+            .map(|operation| &operation.spec)
+            .filter(may)
+            .map(services::summary)
+            .collect(),
+    }
+}

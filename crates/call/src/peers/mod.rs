@@ -1,0 +1,46 @@
+//! The peers of this node: what they serve, and which of them answers a call.
+
+mod attach;
+mod forward;
+mod list;
+mod reexport;
+mod scope;
+mod table;
+
+use std::sync::Arc;
+
+use alknet_core::PeerId;
+
+pub use attach::Imported;
+pub use reexport::ReExport;
+pub use scope::{NameSet, ScopedPeerEnv};
+pub use table::Peers;
+
+pub(crate) use attach::follow;
+pub(crate) use forward::forwarding;
+pub(crate) use list::listing;
+
+/// Which peer a call goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerRef {
+    /// The first attached peer that serves the operation, in the order they attached.
+    Any,
+    /// One of the peers that serve the operation.
+    Policy(RoutingPolicy),
+    /// This peer or nobody: `NOT_FOUND` when it is not attached or does not serve the operation.
+    Specific(PeerId),
+}
+
+/// How one of several peers is chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RoutingPolicy {
+    /// The same peer for the same key, for as long as it is there; when peers come or go, only the
+    /// keys of those move.
+    Affinity(Arc<str>),
+    /// The one with the fewest calls of this node in flight; in turn among equals.
+    LeastInFlight,
+    /// Each in turn.
+    RoundRobin,
+}

@@ -1,0 +1,167 @@
+//! Operations of peers that this node offers as its own.
+
+use std::sync::Arc;
+
+use alknet_core::{BoxFuture, PeerId};
+use futures_util::{StreamExt, stream};
+
+use crate::access::AccessControl;
+use crate::body::{Body, Item, Output};
+use crate::compose::{Lookup, Resolved};
+use crate::context::Ctx;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
+use crate::peers::{PeerRef, ScopedPeerEnv};
+use crate::registry::Registration;
+use crate::spec::{OperationSpec, OperationType};
+
+/// An operation of a peer, offered to callers of this node under this node's own rule.
+///
+/// It is curated like any other operation: fixed when the registry is built, listed whether or not
+/// a peer serves it at the moment, and never in the place of another. The peer's own rule is for
+/// the peer to check, against this node. Without the peer, calls end with `NOT_FOUND`.
+///
+/// ```
+/// use alknet_call::*;
+///
+/// let exec = ReExport::new(OperationType::Mutation, "container/exec", PeerRef::Any)
+///     .named("farm/exec")
+///     .with_scope("farm:exec");
+/// let registry = Registry::builder().with(exec.into()).build();
+/// assert!(registry.expect("a scope is required").spec("farm/exec").is_some());
+/// ```
+#[derive(Clone, Debug)]
+pub struct ReExport {
+    peer: PeerRef,
+    remote: String,
+    spec: OperationSpec,
+}
+
+impl ReExport {
+    /// Offers `operation` of the peer that `peer` leads to, under the same name and to everybody:
+    /// say who may call it. Its schemas take everything; the peer checks.
+    #[must_use]
+    pub fn new(op_type: OperationType, operation: &str, peer: PeerRef) -> Self {
+        let remote = operation.trim_start_matches('/').to_owned();
+        Self {
+            peer,
+            spec: OperationSpec::new(&remote, op_type, ""),
+            remote,
+        }
+    }
+
+    /// Under another name.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        let named = OperationSpec::new(name, self.spec.op_type, "");
+        self.spec.name = named.name;
+        self.spec.namespace = named.namespace;
+        self
+    }
+
+    /// Requires a scope.
+    #[must_use]
+    pub fn with_scope(mut self, scope: &str) -> Self {
+        self.spec = self.spec.with_scope(scope);
+        self
+    }
+
+    /// Under this rule.
+    #[must_use]
+    pub fn with_access(mut self, access: AccessControl) -> Self {
+        self.spec.access_control = access;
+        self
+    }
+
+    /// With this description and these schemas, errors, rules and limits.
+    #[must_use]
+    pub fn with_spec(mut self, spec: OperationSpec) -> Self {
+        self.spec = spec;
+        self
+    }
+}
+
+impl From<ReExport> for Registration {
+    fn from(export: ReExport) -> Self {
+        let relay = Arc::new(Relay {
+            peer: export.peer,
+            remote: export.remote.into(),
+        });
+        let handler = match export.spec.op_type {
+            OperationType::Subscription => HandlerKind::Stream(relay),
+            OperationType::Mutation | OperationType::Query => HandlerKind::Once(relay),
+        };
+        Self::new(export.spec, handler)
+    }
+}
+
+struct Relay {
+    peer: PeerRef,
+    remote: Box<str>,
+}
+
+impl Relay {
+    fn find(&self, ctx: &Ctx, except: Option<&PeerId>) -> Result<Resolved, CallError> {
+        let lookup = Lookup {
+            operation: &self.remote,
+            peer: Some(&self.peer),
+            scope: &ScopedPeerEnv::new([&*self.remote]),
+            except,
+        };
+        let found = ctx.dispatcher().peers.pick(&self.peer, &lookup);
+        found.ok_or_else(|| {
+            let message = format!("no peer serves '{}' at the moment", ctx.operation());
+            CallError::new(ErrorCode::NotFound, message)
+        })
+    }
+
+    /// A query whose peer is lost is asked of another, once; whoever named one peer wants that one.
+    async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
+        let found = self.find(&ctx, None)?;
+        let lost = match ask(&found, input.clone(), &ctx).await {
+            Err(error) if error.code == ErrorCode::Unavailable => error,
+            outcome => return outcome,
+        };
+        let query = found.operation.spec.op_type == OperationType::Query;
+        if !query || matches!(self.peer, PeerRef::Specific(_)) {
+            return Err(lost);
+        }
+        match self.find(&ctx, found.peer.as_ref()) {
+            Ok(found) => ask(&found, input, &ctx).await,
+            Err(_) => Err(lost),
+        }
+    }
+}
+
+async fn ask(found: &Resolved, input: Body, ctx: &Ctx) -> Result<Output, CallError> {
+    match &found.operation.handler {
+        HandlerKind::Once(handler) => Arc::clone(handler).call(input, ctx.clone()).await,
+        HandlerKind::Stream(_) => Err(other_type(ctx)),
+    }
+}
+
+impl OnceHandler for Relay {
+    fn call(
+        self: Arc<Self>,
+        input: Body,
+        ctx: Ctx,
+    ) -> BoxFuture<'static, Result<Output, CallError>> {
+        Box::pin(async move { self.once(input, ctx).await })
+    }
+}
+
+impl StreamHandler for Relay {
+    fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>> {
+        let found = self.find(&ctx, None);
+        match found.as_ref().map(|found| &found.operation.handler) {
+            Ok(HandlerKind::Stream(handler)) => Arc::clone(handler).call(input, ctx),
+            Ok(HandlerKind::Once(_)) => stream::iter([Err(other_type(&ctx))]).boxed(),
+            Err(error) => stream::iter([Err(error.clone())]).boxed(),
+        }
+    }
+}
+
+fn other_type(ctx: &Ctx) -> CallError {
+    let message = format!("the peer serves '{}' as another type", ctx.operation());
+    CallError::new(ErrorCode::InvalidOperationType, message)
+}

@@ -1,0 +1,179 @@
+//! How far an operation reaches.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use alknet_core::PeerId;
+
+/// A set of operation names. `fs/*` holds everything below `fs/`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NameSet {
+    exact: BTreeSet<Box<str>>,
+    below: BTreeSet<Box<str>>,
+}
+
+impl NameSet {
+    /// Whether `name` is in the set.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.exact.contains(name)
+            || name
+                .match_indices('/')
+                .any(|(at, _)| self.below.contains(&name[..=at]))
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.below.is_empty()
+    }
+
+    /// Adds a name, or everything below one.
+    pub fn insert(&mut self, name: &str) {
+        let name = name.trim_start_matches('/');
+        match name.strip_suffix('*') {
+            Some(below) if below.ends_with('/') => self.below.insert(below.into()),
+            _ => self.exact.insert(name.into()),
+        };
+    }
+
+    /// Whether everything in `other` is in this set, too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let parents = |name: &str| {
+            let ends: Vec<_> = name.match_indices('/').map(|(at, _)| at).collect();
+            ends.into_iter().any(|at| self.below.contains(&name[..=at]))
+        };
+        other.exact.iter().all(|name| self.contains(name))
+            && other.below.iter().all(|below| parents(below))
+    }
+}
+
+impl<S: AsRef<str>> FromIterator<S> for NameSet {
+    fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
+        let mut set = Self::default();
+        names.into_iter().for_each(|name| set.insert(name.as_ref()));
+        set
+    }
+}
+
+/// Which operations an operation may call, and where. Empty reaches nothing.
+///
+/// Reachability is not permission: what is reachable is still subject to the operation's access
+/// control, checked against the calling operation's
+/// [`CompositionAuthority`](crate::CompositionAuthority).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScopedPeerEnv {
+    ops: NameSet,
+    peer_pinned: BTreeMap<PeerId, NameSet>,
+}
+
+impl ScopedPeerEnv {
+    /// Reaches these operations, wherever they are served.
+    pub fn new<S: AsRef<str>>(ops: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            ops: ops.into_iter().collect(),
+            peer_pinned: BTreeMap::new(),
+        }
+    }
+
+    /// Reaches `operation` on one peer only.
+    #[must_use]
+    pub fn pinned(mut self, peer: PeerId, operation: &str) -> Self {
+        self.peer_pinned.entry(peer).or_default().insert(operation);
+        self
+    }
+
+    /// Reaches one more operation, wherever it is served.
+    #[must_use]
+    pub fn with(mut self, operation: &str) -> Self {
+        self.ops.insert(operation);
+        self
+    }
+
+    /// Whether `operation` is reachable: here (`None`), or on a peer.
+    #[must_use]
+    pub fn reaches(&self, operation: &str, peer: Option<&PeerId>) -> bool {
+        let pinned = |peer| {
+            self.peer_pinned
+                .get(peer)
+                .is_some_and(|names: &NameSet| names.contains(operation))
+        };
+        self.ops.contains(operation) || peer.is_some_and(pinned)
+    }
+
+    /// Whether everything `other` reaches, this one reaches, too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let nothing = NameSet::default();
+        let pinned = |(peer, names): (&PeerId, &NameSet)| {
+            let own = self.peer_pinned.get(peer).unwrap_or(&nothing);
+            let mut both = self.ops.clone();
+            both.exact.extend(own.exact.iter().cloned());
+            both.below.extend(own.below.iter().cloned());
+            both.covers(names)
+        };
+        self.ops.covers(&other.ops) && other.peer_pinned.iter().all(pinned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn peer(id: &str) -> PeerId {
+        id.parse().expect("a peer id")
+    }
+
+    #[test]
+    fn names_match_exactly_or_below_a_star() {
+        let set: NameSet = ["a/b", "fs/*", "/x/y/*"].into_iter().collect();
+        assert!(set.contains("a/b") && set.contains("fs/read") && set.contains("fs/a/b"));
+        assert!(set.contains("x/y/z"));
+        assert!(!set.contains("a/c") && !set.contains("fs") && !set.contains("fsx/read"));
+        assert!(!set.contains("x/z") && !NameSet::default().contains("a/b"));
+        // A lone star is no way to say everything.
+        assert!(!["*"].into_iter().collect::<NameSet>().contains("a/b"));
+    }
+
+    #[test]
+    fn a_pinned_operation_is_reached_on_its_peer_only() {
+        let scope = ScopedPeerEnv::new(["a/b"]).pinned(peer("w1"), "c/d");
+        assert!(scope.reaches("a/b", None) && scope.reaches("a/b", Some(&peer("w2"))));
+        assert!(scope.reaches("c/d", Some(&peer("w1"))));
+        assert!(!scope.reaches("c/d", Some(&peer("w2"))) && !scope.reaches("c/d", None));
+    }
+
+    #[test]
+    fn a_scope_covers_what_reaches_no_further() {
+        let wide = ScopedPeerEnv::new(["fs/*", "a/b"]).pinned(peer("w1"), "c/d");
+        assert!(wide.covers(&ScopedPeerEnv::default()));
+        assert!(wide.covers(&ScopedPeerEnv::new(["fs/read", "fs/deep/*"])));
+        assert!(wide.covers(&ScopedPeerEnv::default().pinned(peer("w1"), "c/d")));
+        assert!(wide.covers(&ScopedPeerEnv::default().pinned(peer("w9"), "a/b")));
+        assert!(!wide.covers(&ScopedPeerEnv::new(["a/*"])));
+        assert!(!wide.covers(&ScopedPeerEnv::new(["c/d"])));
+        assert!(!wide.covers(&ScopedPeerEnv::default().pinned(peer("w2"), "c/d")));
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_reaches_what_who_covers_them_does_not(
+            wide in vec("[ab]/([ab]/)?[ab*]", 0..4),
+            narrow in vec("[ab]/([ab]/)?[ab*]", 0..4),
+            pinned in vec("[ab]/([ab]/)?[ab*]", 0..2),
+            name in "[ab]/([ab]/)?[ab]",
+        ) {
+            let wide = ScopedPeerEnv::new(wide);
+            let pin = |scope: ScopedPeerEnv, name: &String| scope.pinned(peer("w"), name);
+            let narrow = pinned.iter().fold(ScopedPeerEnv::new(narrow), pin);
+            if wide.covers(&narrow) {
+                for at in [None, Some(&peer("w")), Some(&peer("v"))] {
+                    prop_assert!(!narrow.reaches(&name, at) || wide.reaches(&name, at));
+                }
+            }
+        }
+    }
+}

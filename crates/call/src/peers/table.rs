@@ -1,0 +1,216 @@
+//! Who is attached, read without locks.
+
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use alknet_core::{ConnId, PeerId};
+use arc_swap::ArcSwap;
+use tokio::sync::{Semaphore, watch};
+
+use crate::compiled::Compiled;
+use crate::compose::{Lookup, Resolved};
+use crate::layers::Overlay;
+use crate::limits::{IMPORTS_AT_ONCE, PEERS_MAX};
+use crate::link::Link;
+use crate::peers::{PeerRef, RoutingPolicy};
+use crate::sync::lock;
+use crate::watch::Announcer;
+
+/// The attached peers of a node, in the order they attached. One table per node.
+pub struct Peers {
+    table: ArcSwap<Vec<Arc<Peer>>>,
+    changing: Mutex<()>,
+    turn: AtomicUsize,
+    changes: watch::Sender<u64>,
+    /// Imports that may run at once.
+    pub(crate) imports: Semaphore,
+}
+
+/// A peer and what it serves over its newest connection.
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) connection: ConnId,
+    pub(crate) operations: Overlay,
+    pub(crate) link: Weak<Link>,
+}
+
+impl Peer {
+    /// Whether it takes new calls.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.link.upgrade().is_some_and(|link| link.is_ready())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.link
+            .upgrade()
+            .map_or(usize::MAX, |link| link.forwarded())
+    }
+}
+
+/// What became of a peer that wanted to attach.
+#[derive(Debug)]
+pub(crate) enum Attached {
+    /// A newer connection of the same peer is there already.
+    Older,
+    /// It is in the table; the link is that of the older connection it replaced.
+    Primary(Option<Arc<Link>>),
+    /// The table is full.
+    TooMany,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self {
+            table: ArcSwap::default(),
+            changing: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            changes: watch::Sender::default(),
+            imports: Semaphore::new(IMPORTS_AT_ONCE),
+        }
+    }
+}
+
+impl Peers {
+    /// The ids of the attached peers, in the order they attached.
+    #[must_use]
+    pub fn ids(&self) -> Vec<PeerId> {
+        self.all().iter().map(|peer| peer.id.clone()).collect()
+    }
+
+    /// Whether a peer is attached.
+    #[must_use]
+    pub fn is_attached(&self, peer: &PeerId) -> bool {
+        self.all().iter().any(|entry| entry.id == *peer)
+    }
+
+    /// Counts every time a peer attached, changed or left.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn all(&self) -> Arc<Vec<Arc<Peer>>> {
+        self.table.load_full()
+    }
+
+    /// An operation of one peer.
+    pub(crate) fn get(&self, peer: &PeerId, operation: &str) -> Option<Arc<Compiled>> {
+        let table = self.table.load();
+        let entry = table.iter().find(|entry| entry.id == *peer)?;
+        entry.operations.get(operation).cloned()
+    }
+
+    /// The operation on the peer that `wanted` leads to.
+    pub(crate) fn pick(&self, wanted: &PeerRef, lookup: &Lookup<'_>) -> Option<Resolved> {
+        let table = self.table.load();
+        let serves = |peer: &&Arc<Peer>| {
+            peer.operations.get(lookup.operation).is_some()
+                && lookup.scope.reaches(lookup.operation, Some(&peer.id))
+                && lookup.except != Some(&peer.id)
+        };
+        let mut serving = table.iter().filter(serves);
+        let chosen = match wanted {
+            PeerRef::Specific(id) => serving.find(|peer| peer.id == *id),
+            PeerRef::Any => serving.find(|peer| peer.is_ready()),
+            PeerRef::Policy(policy) => {
+                let ready: Vec<_> = serving.filter(|peer| peer.is_ready()).collect();
+                self.choose(policy, &ready)
+            }
+        }?;
+        Some(Resolved {
+            operation: Arc::clone(chosen.operations.get(lookup.operation)?),
+            peer: Some(chosen.id.clone()),
+        })
+    }
+
+    fn choose<'a>(&self, policy: &RoutingPolicy, ready: &[&'a Arc<Peer>]) -> Option<&'a Arc<Peer>> {
+        let in_turn = |peers: &[&'a Arc<Peer>]| {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            peers.get(turn.checked_rem(peers.len())?).copied()
+        };
+        match policy {
+            RoutingPolicy::Affinity(key) => ready
+                .iter()
+                .copied()
+                .max_by_key(|peer| weight(key, &peer.id)),
+            RoutingPolicy::LeastInFlight => {
+                let loads: Vec<_> = ready.iter().map(|peer| peer.in_flight()).collect();
+                let least = loads.iter().min()?;
+                let idle: Vec<_> = ready
+                    .iter()
+                    .zip(&loads)
+                    .filter(|(_, load)| *load == least)
+                    .map(|(peer, _)| *peer)
+                    .collect();
+                in_turn(&idle)
+            }
+            RoutingPolicy::RoundRobin => in_turn(ready),
+        }
+    }
+
+    /// Puts a peer in the table, or in the place of its older connection, and tells who watches.
+    /// `registry` is the peer's name for the set of its operations.
+    pub(crate) fn attach(&self, peer: Peer, registry: &str, announcer: &Announcer) -> Attached {
+        let _one_at_a_time = lock(&self.changing);
+        let mut table = Vec::clone(&self.table.load());
+        let place = table.iter().position(|entry| entry.id == peer.id);
+        let peer = Arc::new(peer);
+        let older = match place {
+            Some(at) if table[at].connection > peer.connection => return Attached::Older,
+            Some(at) => {
+                let again = table[at].connection == peer.connection;
+                let older = table[at].link.upgrade().filter(|_| !again);
+                table[at] = Arc::clone(&peer);
+                older
+            }
+            None if table.len() >= PEERS_MAX => return Attached::TooMany,
+            None => {
+                table.push(Arc::clone(&peer));
+                None
+            }
+        };
+        self.store(table);
+        let operations = peer.operations.sorted();
+        let specs = operations.iter().map(|operation| &operation.spec);
+        announcer.peer(&peer.id, registry, specs);
+        Attached::Primary(older)
+    }
+
+    /// Forgets what came over a connection, and tells who watches.
+    pub(crate) fn detach(&self, connection: ConnId, announcer: &Announcer) {
+        let is_there =
+            |table: &[Arc<Peer>]| table.iter().any(|entry| entry.connection == connection);
+        if !is_there(&self.table.load()) {
+            return;
+        }
+        let _one_at_a_time = lock(&self.changing);
+        let mut table = Vec::clone(&self.table.load());
+        let (gone, table): (Vec<_>, Vec<_>) = table
+            .drain(..)
+            .partition(|entry| entry.connection == connection);
+        self.store(table);
+        for peer in gone {
+            announcer.peer_gone(&peer.id);
+        }
+    }
+
+    fn store(&self, table: Vec<Arc<Peer>>) {
+        self.table.store(Arc::new(table));
+        self.changes.send_modify(|n| *n += 1);
+    }
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.ids()).finish()
+    }
+}
+
+/// How well a key and a peer fit: the highest wins, so a key moves only with its own peer.
+fn weight(key: &str, peer: &PeerId) -> (u64, PeerId) {
+    let mut hash = DefaultHasher::new();
+    (key, peer.as_str()).hash(&mut hash);
+    (hash.finish(), peer.clone())
+}

@@ -1,0 +1,130 @@
+//! What an operation has to be before it may be registered.
+
+use thiserror::Error;
+
+use crate::error::ErrorCode;
+use crate::handler::HandlerKind;
+use crate::registry::Registration;
+use crate::spec::{self, OperationSpec, OperationType, Visibility};
+use crate::{services, session};
+
+/// Checks one operation by itself.
+pub(crate) fn check(registration: &Registration) -> Result<(), RegistryError> {
+    let spec = &registration.spec;
+    let name = || spec.name.clone();
+    if !spec::is_operation_name(&spec.name) {
+        return Err(RegistryError::Name(name()));
+    }
+    if spec.name.split('/').next() != Some(spec.namespace.as_str()) {
+        return Err(RegistryError::Namespace(name()));
+    }
+    let streams = matches!(registration.handler, HandlerKind::Stream(_));
+    if streams != (spec.op_type == OperationType::Subscription) {
+        return Err(RegistryError::HandlerKind(name()));
+    }
+    if let Some(def) = spec
+        .error_schemas
+        .iter()
+        .find(|def| !ErrorCode::may_declare(&def.code))
+    {
+        return Err(RegistryError::ErrorCode {
+            name: name(),
+            code: def.code.clone(),
+        });
+    }
+    let composes = registration.authority.is_some() || registration.scoped_env.is_some();
+    if composes && !registration.provenance.may_compose() {
+        return Err(RegistryError::Leaf(name()));
+    }
+    check_openness(registration)
+}
+
+/// Namespaces whose operations this crate itself registers.
+const PROTOCOL: [&str; 2] = [services::NAMESPACE, session::NAMESPACE];
+
+/// Whether the namespace belongs to the protocol, and not even the node may register there.
+pub(crate) fn is_protocols(namespace: &str) -> bool {
+    PROTOCOL.contains(&namespace)
+}
+
+/// Namespaces of the node's own operations: nothing imported or written by a session may sit there.
+const RESERVED: [&str; 9] = [
+    "channel", "config", "hub", "node", "ops", "peer", "services", "session", "vault",
+];
+
+/// Checks that the namespace is none of the node's own.
+pub(crate) fn check_namespace(spec: &OperationSpec) -> Result<(), RegistryError> {
+    if RESERVED.contains(&spec.namespace.as_str()) {
+        return Err(RegistryError::Reserved(spec.name.clone()));
+    }
+    Ok(())
+}
+
+fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
+    let spec = &registration.spec;
+    let risky = spec.visibility == Visibility::External
+        && spec.op_type == OperationType::Mutation
+        && spec.access_control.is_open();
+    if risky && !registration.open {
+        return Err(RegistryError::Open(spec.name.clone()));
+    }
+    if risky && !is_protocols(&spec.namespace) {
+        tracing::warn!(operation = spec.name, "everybody may call this mutation");
+    }
+    Ok(())
+}
+
+/// Why a set of operations cannot be served.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// Two operations have one name.
+    #[error("operation '{0}' is registered twice; rename one")]
+    Duplicate(String),
+    /// An error code outside the grammar, or one of the protocol's own.
+    #[error(
+        "operation '{name}' declares the error '{code}'; own codes match [A-Z][A-Z0-9_]{{2,63}} and are none of the protocol's"
+    )]
+    ErrorCode {
+        /// The operation.
+        name: String,
+        /// The code it declares.
+        code: String,
+    },
+    /// A subscription needs a stream handler, anything else a once handler.
+    #[error(
+        "operation '{0}': subscriptions take a stream handler, queries and mutations a once handler"
+    )]
+    HandlerKind(String),
+    /// An import that may call others.
+    #[error("operation '{0}' is imported and calls nothing here; leave out its authority and env")]
+    Leaf(String),
+    /// The name does not follow the grammar.
+    #[error("'{0}' is no operation name; write namespace/operation with letters, digits, '_', '-'")]
+    Name(String),
+    /// The namespace is not the name's first segment.
+    #[error("operation '{0}': the namespace is the first segment of the name")]
+    Namespace(String),
+    /// A mutation for everybody that does not say so.
+    #[error("mutation '{0}' has an empty access control; require a scope, or say .open()")]
+    Open(String),
+    /// `resource_id_path` is no pointer.
+    #[error("operation '{name}': '{path}' is no JSON pointer; write /a/b")]
+    Pointer {
+        /// The operation.
+        name: String,
+        /// Its path.
+        path: String,
+    },
+    /// The namespace belongs to the protocol.
+    #[error("operation '{0}': its namespace belongs to the node itself; choose another")]
+    Reserved(String),
+    /// A schema does not compile.
+    #[error("operation '{name}' has an invalid schema: {reason}")]
+    Schema {
+        /// The operation.
+        name: String,
+        /// What the compiler says.
+        reason: String,
+    },
+}
