@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::dial::Dialer;
 use crate::error::DialError;
-use crate::target::{Target, TargetError};
+use crate::{Target, TargetError};
 
 /// Everything from the dial to the last byte of the answer.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -267,6 +267,7 @@ fn repeatable(probe: &Arc<Probe>) -> Vec<Registration> {
             let item = Item {
                 output: json!(n).into(),
                 cursor: Some(json!(n)),
+                dropped: 0,
             };
             Some((Ok(item), (n + 1, guard)))
         })
@@ -484,7 +485,10 @@ impl Node {
             .with_limits(limits)
             .with_patience(patience)
             .with_node("test-node");
-        Self::of(dispatcher, probe)
+        Self {
+            tokens,
+            ..Self::of(dispatcher, probe)
+        }
     }
 
     /// Serves whatever a test made.
@@ -494,7 +498,7 @@ impl Node {
             handler: Arc::new(CallHandler::new(Arc::clone(&dispatcher))),
             dispatcher,
             probe,
-            tokens,
+            tokens: Arc::default(),
         }
     }
 

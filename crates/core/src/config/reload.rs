@@ -344,6 +344,7 @@ impl NodeConfig {
         Self {
             listen: running.listen.clone(),
             network: running.network.clone(),
+            tls: running.tls.clone(),
             node: NodeSection {
                 admin_keys,
                 ..running.node.clone()
