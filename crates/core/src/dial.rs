@@ -67,7 +67,7 @@ impl Expect {
     /// # Errors
     /// [`DialErrorKind::UnknownPeer`] for an address without a key: whoever answered there would be
     /// somebody else just as well. A public certificate for an address has to be asked for by
-    /// [`Expect::WebPki`].
+    /// [`Expect::WebPki`], of a dialler that was told to take one.
     pub fn of(addr: &PeerAddr, known: &[PeerKey]) -> Result<Self, DialError> {
         match (known, addr.pins.as_slice(), &addr.host) {
             ([], [], Host::Name(_)) => Ok(Self::WebPki),

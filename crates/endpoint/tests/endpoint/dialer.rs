@@ -4,7 +4,7 @@ use alknet_core::{
     Carriage, Connection, DialErrorKind, DialRequest, Dialer as _, Expect, Host, PeerAddr,
 };
 use alknet_endpoint::Dialer;
-use alknet_tls::NodeKey;
+use alknet_tls::{ClientTlsOptions, NodeKey};
 use proptest::prelude::*;
 
 use crate::support::{CARRIAGES, Node, WHOAMI, ask};
@@ -61,13 +61,23 @@ async fn who_cannot_prove_it_is_an_impostor() {
         let error = dialer.connect(wrong).await.expect_err("another key");
         assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
         assert!(error.is_permanent());
-        // An address has a public certificate only where somebody says so, and then it is checked.
-        for host in [node.target().host, Host::Name("localhost".to_owned())] {
-            let mut public = request(&node, Expect::WebPki, carriage);
-            public.addr.host = host;
-            let error = dialer.connect(public).await.expect_err("self-signed");
-            assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
-        }
+        let mut public = request(&node, Expect::WebPki, carriage);
+        // Only a dialler that was told so takes a public certificate for an address.
+        let error = dialer
+            .connect(public.clone())
+            .await
+            .expect_err("an address");
+        assert_eq!(error.kind, DialErrorKind::UnknownPeer, "{carriage} {error}");
+        let options = ClientTlsOptions {
+            webpki_ip: true,
+            ..ClientTlsOptions::default()
+        };
+        let told = Dialer::with_options(options);
+        let error = told.connect(public.clone()).await.expect_err("self-signed");
+        assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
+        public.addr.host = Host::Name("localhost".to_owned());
+        let error = dialer.connect(public).await.expect_err("self-signed");
+        assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
         let nobody = request(&node, Expect::Pinned(Vec::new()), carriage);
         let error = dialer.connect(nobody).await.expect_err("nobody fits");
         assert_eq!(error.kind, DialErrorKind::Local, "{carriage} {error}");
