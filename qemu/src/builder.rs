@@ -31,28 +31,12 @@ pub struct VmBuilder {
 
 impl VmBuilder {
     pub(crate) fn new(kind: MachineKind) -> Self {
-        let machine = Machine {
-            kind,
-            kernel: None,
-            initrd: None,
-            append: String::new(),
-            memory_mib: 512,
-            cpus: 1,
-            disks: vec![],
-            fw_cfg: vec![],
-            seed: None,
-            nics: vec![],
-            watchdog: None,
-            exit_on_reset: false,
-            counted: false,
-            extra: vec![],
-        };
         let name = std::thread::current()
             .name()
             .unwrap_or("vm")
             .replace("::", ".");
         Self {
-            machine,
+            machine: Machine::new(kind),
             name,
             accel: None,
             probe_kernel: None,

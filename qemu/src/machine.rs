@@ -84,6 +84,26 @@ const TSC_SPEED: &str = "tsc_early_khz=";
 const NATIVE_HOT_PLUG: &str = "pcie_ports=native";
 
 impl Machine {
+    /// One with nothing in it, of the usual size.
+    pub(crate) fn new(kind: MachineKind) -> Self {
+        Self {
+            kind,
+            kernel: None,
+            initrd: None,
+            append: String::new(),
+            memory_mib: 512,
+            cpus: 1,
+            disks: vec![],
+            fw_cfg: vec![],
+            seed: None,
+            nics: vec![],
+            watchdog: None,
+            exit_on_reset: false,
+            counted: false,
+            extra: vec![],
+        }
+    }
+
     /// Refuses what QEMU would refuse less clearly, or silently not do.
     pub(crate) fn check(&self) -> Result<()> {
         let microvm = self.kind == MachineKind::Microvm;
@@ -387,20 +407,9 @@ mod tests {
 
     fn machine(kind: MachineKind) -> Machine {
         Machine {
-            kind,
-            kernel: None,
-            initrd: None,
-            append: String::new(),
             memory_mib: 128,
-            cpus: 1,
-            disks: vec![],
-            fw_cfg: vec![],
-            seed: None,
-            nics: vec![],
-            watchdog: None,
             exit_on_reset: true,
-            counted: false,
-            extra: vec![],
+            ..Machine::new(kind)
         }
     }
 

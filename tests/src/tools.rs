@@ -1,5 +1,7 @@
 //! Tools of the host that look into disks and make volumes: what others wrote judges what we wrote.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -45,6 +47,27 @@ pub fn assert_clean(image: &Path, at: u64) {
     let text = tool_says("e2fsck", &["-fn".to_owned(), ext4_at(image, at)]);
     // With a journal to replay e2fsck looks past it and calls the rest clean.
     assert!(!text.contains("journal recovery"), "{text}");
+}
+
+/// Replays the journal of the ext4 file system at byte `at` of `image`, and returns how many blocks the
+/// superblock counted before and how many it counts now.
+///
+/// # Panics
+/// There is no file system, or it cannot be read.
+pub fn replay(image: &Path, at: u64) -> (u32, u32) {
+    let before = ext4_blocks(image, at);
+    // Exits with 1 when there was something to do.
+    tool("e2fsck", &["-fy".to_owned(), ext4_at(image, at)]);
+    (before, ext4_blocks(image, at))
+}
+
+fn ext4_blocks(image: &Path, at: u64) -> u32 {
+    // s_blocks_count_lo, the second number of the superblock, which begins at byte 1024.
+    let mut bytes = [0; 4];
+    let file = File::open(image).expect("an image");
+    let read = file.read_exact_at(&mut bytes, at + 1024 + 4);
+    read.expect("the image reaches to the superblock");
+    u32::from_le_bytes(bytes)
 }
 
 /// Changes the unmounted ext4 file system in `image` by debugfs.

@@ -9,7 +9,7 @@ use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode, Subs
 use alknet_core::{Carriage, CloseCode, CloseReason};
 use alknet_endpoint::{Dialer, Target};
 use alknet_qemu::{Disk, Recorder, Recording};
-use alknet_tests::tools::{RAW_DATA_AT, assert_clean};
+use alknet_tests::tools::{RAW_DATA_AT, assert_clean, replay};
 use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -44,6 +44,34 @@ fn a_power_cut_on_a_blank_disk_never_costs_the_identity() {
 fn a_power_cut_on_a_disk_image_that_grows_never_costs_the_identity() {
     let bench = Bench::new();
     campaign(&bench, &bench.raw(), |disk| disk, RAW_DATA_AT);
+}
+
+/// Power cuts after which the replay of the journal is what ends the growth: few of a campaign's
+/// moments are, so they are looked for.
+#[test]
+fn a_power_cut_while_the_file_system_grows_is_made_up_for() {
+    let bench = Bench::new();
+    let session = Session::record(&bench, &bench.raw(), |disk| disk);
+    let image = Evidence(bench.path().join("cut.raw"));
+    let cut = |moment: usize| {
+        let seed = moment as u64;
+        let cut = session.recording.cut(moment, seed, &image.0);
+        cut.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let mut found = 0;
+    for moment in 0..session.announced {
+        cut(moment);
+        let (before, after) = replay(&image.0, RAW_DATA_AT);
+        if before == after {
+            continue;
+        }
+        found += 1;
+        eprintln!("moment {moment}: {before} blocks, {after} after the replay");
+        cut(moment);
+        session.serves_again(&bench, &image.0, moment, |disk| disk);
+        assert_clean(&image.0, RAW_DATA_AT);
+    }
+    assert_ne!(found, 0, "no moment of the growth was cut");
 }
 
 /// Records a first boot and one that changes what is stored, and boots from what random power cuts

@@ -351,6 +351,18 @@ fn mount_data(
     }
     // The replayed journal may have brought errors to light.
     let errors = reread(found, bytes).unwrap_or_else(|| known.clone());
+    if errors.bytes != known.bytes
+        && let Err(error) = mount_again(found)
+    {
+        return refuse(
+            "data-damaged",
+            format!(
+                "the data disk {} cannot be mounted again: {error}",
+                found.name()
+            ),
+            "reboot; if that does not help, repair it elsewhere with e2fsck",
+        );
+    }
     if errors.damaged || errors.errors > 0 {
         remount_read_only(log);
         read_only(
@@ -363,6 +375,13 @@ fn mount_data(
         log.warn(format_args!("cannot grow the data file system: {error}"));
     }
     Ok(prepared)
+}
+
+/// The kernel counts a file system's groups before it replays the journal. Where the power went while
+/// it grew, the replay ends the growth and the count is wrong: no block is found free any more.
+fn mount_again(found: &Found) -> io::Result<()> {
+    umount2(DATA, MntFlags::empty())?;
+    mount_at(found, MsFlags::empty())
 }
 
 fn mount_at(found: &Found, extra: MsFlags) -> io::Result<()> {
