@@ -171,7 +171,7 @@ fn python(pem: &Pem, target: &str) {
     let listed = line(&call_tls(&[target, "services/list"]));
     assert_eq!(
         listed["operations"].as_array().map(Vec::len),
-        Some(2),
+        Some(4),
         "{listed}"
     );
     let refused = call_tls(&[target, "node/info"]);
