@@ -131,8 +131,8 @@ pub(super) fn entries<'a>(
     peers: &'a [PeerEntry],
 ) -> impl Iterator<Item = PeerEntry> + 'a {
     let named = |id: &PeerId| {
-        let joined = joins.iter().filter_map(|join| join.name.as_deref());
-        peers.iter().any(|peer| peer.peer_id == *id) || joined.into_iter().any(|n| n == id.as_str())
+        let mut joined = joins.iter().filter_map(|join| join.name.as_deref());
+        peers.iter().any(|peer| peer.peer_id == *id) || joined.any(|name| name == id.as_str())
     };
     let number = |n: u32| match n {
         1 => "hub".to_owned(),
@@ -427,7 +427,10 @@ keys = ["ed25519:222222222222222222222222222222222222222222222222222222222222222
             "[[peers]]\npeer_id = \"a\"\nkeys = [\"{key}\"]\n[[join]]\ncode = \"alkjoin1_A\"\nname = \"a\""
         );
         let many = "[[join]]\ncode = \"alkjoin1_A\"\n".repeat(ENTRIES_MAX + 1);
-        let spki = format!("[[join]]\naddress = \"h\"\nkey = \"spki:{}\"", "01".repeat(32));
+        let spki = format!(
+            "[[join]]\naddress = \"h\"\nkey = \"spki:{}\"",
+            "01".repeat(32)
+        );
         for (document, word) in [
             ("hub.enable = true", "enabled"),
             ("hub.enroll = \"all\"", "token, approve or off"),
@@ -436,17 +439,32 @@ keys = ["ed25519:222222222222222222222222222222222222222222222222222222222222222
             ("hub.max_peers = 1001", "1 to 1000"),
             ("[[hub.role]]\nscopes = []", "hub.role[0].name"),
             ("[[hub.role]]\nname = \"A\"", "no name of a role"),
-            ("[[hub.role]]\nname = \"a\"\nscopes = [\"admin\"]", "administrators"),
-            ("[[hub.role]]\nname = \"a\"\nlabels = { A = \"b\" }", "no label"),
+            (
+                "[[hub.role]]\nname = \"a\"\nscopes = [\"admin\"]",
+                "administrators",
+            ),
+            (
+                "[[hub.role]]\nname = \"a\"\nlabels = { A = \"b\" }",
+                "no label",
+            ),
             ("[[hub.role]]\nname = \"a\"\nlabels = { a = 1 }", "a string"),
-            ("[[hub.role]]\nname = \"a\"\n[[hub.role]]\nname = \"a\"", "already"),
+            (
+                "[[hub.role]]\nname = \"a\"\n[[hub.role]]\nname = \"a\"",
+                "already",
+            ),
             ("[[join]]\nname = \"a\"", "join string, or by address"),
             ("[[join]]\naddress = \"a\"", "join string, or by address"),
-            ("[[join]]\ncode = \"alkjoin1_A\"\naddress = \"a\"", "join string, or by"),
+            (
+                "[[join]]\ncode = \"alkjoin1_A\"\naddress = \"a\"",
+                "join string, or by",
+            ),
             ("[[join]]\ncode = \"alkjoin1_\"", "no join string"),
             ("[[join]]\ncode = \"alkjoin1_A B\"", "no join string"),
             ("[[join]]\ncode = \"ale_x\"", "no join string"),
-            ("[[join]]\ncode = \"alkjoin1_A\"\nscopes = [\"*\"]", "administrators"),
+            (
+                "[[join]]\ncode = \"alkjoin1_A\"\nscopes = [\"*\"]",
+                "administrators",
+            ),
             (&spki, "no key of a hub"),
             (&listed, "listed already"),
             (&named, "taken already"),
@@ -456,8 +474,14 @@ keys = ["ed25519:222222222222222222222222222222222222222222222222222222222222222
             assert_eq!(errors.len(), 1, "{document}: {errors:#?}");
             assert!(errors[0].to_string().contains(word), "{}", errors[0]);
         }
-        let long = format!("[[join]]\ncode = \"alkjoin1_{}\"", "A".repeat(CODE_CHARS_MAX));
+        let long = format!(
+            "[[join]]\ncode = \"alkjoin1_{}\"",
+            "A".repeat(CODE_CHARS_MAX)
+        );
         let errors = NodeConfig::parse(long.as_bytes()).expect_err("too long");
-        assert!(!errors[0].to_string().contains("AAAA"), "a secret is not repeated");
+        assert!(
+            !errors[0].to_string().contains("AAAA"),
+            "a secret is not repeated"
+        );
     }
 }

@@ -9,8 +9,8 @@ use super::error::quote;
 use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
-    HubSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, TlsSection, hub, tls,
-    tuning, values,
+    HubSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, TlsSection, hub,
+    tls, tuning, values,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
