@@ -98,9 +98,15 @@ async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            _ = stopped.wait_for(|stop| *stop) => return,
+            () = stop_of(&mut stopped) => return,
         }
     }
+}
+
+/// Resolves once nobody is to be dialled any more.
+async fn stop_of(stopped: &mut watch::Receiver<bool>) {
+    // An error would mean that the node is gone, which is stopping too.
+    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 fn wanted(context: &JoinContext) -> Vec<HubPlace> {
@@ -183,7 +189,7 @@ async fn keep(context: Arc<JoinContext>, hub: HubPlace, mut stopped: watch::Rece
         };
         tokio::select! {
             () = sleep(pause) => {}
-            _ = stopped.wait_for(|stop| *stop) => return,
+            () = stop_of(&mut stopped) => return,
         }
     }
 }
@@ -233,7 +239,7 @@ async fn connect(context: &JoinContext, hub: &HubPlace) -> Result<CallConnection
 /// Whether the other side takes us for a peer. One that is no hub has its own way of knowing.
 async fn knows_us(connection: &CallConnection) -> Result<bool, CallError> {
     let asked = timeout(WHOAMI, connection.call("hub/whoami", &Value::Null)).await;
-    match asked.unwrap_or_else(|_| Err(CallError::timeout())) {
+    match asked.unwrap_or_else(|_| Err(CallError::unavailable("no answer in time"))) {
         Ok(answer) => Ok(!answer.value()["peer_id"].is_null()),
         Err(error) if error.code == ErrorCode::NotFound => Ok(true),
         Err(error) => Err(error),

@@ -123,7 +123,7 @@ impl Node {
             },
             &key,
             handlers,
-            Arc::clone(&people.identities) as _,
+            people.identities,
         )?;
         about.set_port(server.port());
         let server = Arc::new(server);

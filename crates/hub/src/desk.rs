@@ -5,6 +5,7 @@ mod names;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,7 +14,7 @@ use alknet_core::{IdentityStore, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet
 use arc_swap::ArcSwap;
 
 use crate::id::new_peer_id;
-use crate::names::{Alias, Role, check_labels};
+use crate::names::{Alias, LABELS_MAX, Role, check_labels};
 use crate::pending::{Knock, Pending};
 use crate::record::{REPEAT_TIME_S, TokenKind, TokenRecord, TokenUse, USES_MAX, Verdict};
 use crate::store::TokenStore;
@@ -124,7 +125,7 @@ impl Desk {
         if !(1..=USES_MAX).contains(&invitation.kind.uses()) {
             return Err(InviteError::Uses);
         }
-        check_labels(&invitation.role.labels)?;
+        check_labels(&own_labels(&invitation.role))?;
         let _turn = self.turn.lock().await;
         self.forget_old_tokens(now).await?;
         let token = EnrolToken::generate()?;
@@ -197,7 +198,8 @@ impl Desk {
                 .map(|peer| self.taken(&peer))
                 .ok_or(EnrolError::Invalid);
         }
-        let alias = used.name.parse().ok();
+        let alias: Option<Alias> = used.name.parse().ok();
+        let alias = alias.filter(|alias| alias.as_str() != used.peer.as_str());
         let entry = entry(
             held,
             used.peer,
@@ -254,7 +256,11 @@ impl Desk {
         if let Err(error) = self.peers.put(entry.clone()).await {
             record.uses.pop();
             self.tokens.replace(record).await?;
-            return Err(error.into());
+            return Err(match error {
+                // The configuration holds the key, and does not let it in.
+                StoreError::KeyTaken(..) | StoreError::ReadOnly(_) => EnrolError::Invalid,
+                error => error.into(),
+            });
         }
         if let Some(used) = record.uses.last_mut() {
             used.done = true;
@@ -354,7 +360,7 @@ impl Desk {
         &self,
         peer: &PeerId,
         name: Option<Alias>,
-        labels: impl FnOnce(&mut std::collections::BTreeMap<String, String>),
+        labels: impl FnOnce(&mut BTreeMap<String, String>),
     ) -> Result<PeerEntry, EnrolError> {
         let _turn = self.turn.lock().await;
         let all = self.peers.list().await?;
@@ -417,16 +423,17 @@ impl Desk {
 
     /// Tokens that nobody can use any more and that nobody will ask about.
     async fn forget_old_tokens(&self, now_s: u64) -> Result<(), InviteError> {
-        let mut all = self.tokens.list().await?;
-        let last_use = |record: &TokenRecord| record.uses.iter().map(|used| used.at).max();
+        let all = self.tokens.list().await?;
         let settled = |record: &TokenRecord| {
-            let last = last_use(record).unwrap_or_default();
-            !record.is_open(now_s) && now_s.saturating_sub(last) >= REPEAT_TIME_S
+            let last = record.uses.iter().map(|used| used.at).max();
+            let since = now_s.saturating_sub(last.unwrap_or_default());
+            !record.is_open(now_s) && since >= REPEAT_TIME_S
         };
-        for record in all.extract_if(.., |record| settled(record)) {
+        let (old, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(settled);
+        for record in old {
             self.tokens.remove(record.hash.key_id).await?;
         }
-        if all.len() >= TOKENS_MAX {
+        if kept.len() >= TOKENS_MAX {
             return Err(InviteError::TooMany);
         }
         Ok(())
@@ -475,10 +482,19 @@ fn entry(
     entry.enabled = true;
     entry.scopes = role.scopes.clone();
     entry.display_name = alias.map(String::from);
-    entry.labels = wish.labels.clone();
-    entry.labels.extend(role.labels.clone());
+    entry.labels = own_labels(role);
+    for (name, value) in &wish.labels {
+        if entry.labels.len() < LABELS_MAX {
+            let label = entry.labels.entry(name.clone());
+            label.or_insert_with(|| value.clone());
+        }
+    }
     entry
-        .labels
-        .insert("role".to_owned(), role.name.to_string());
-    entry
+}
+
+/// The labels that a role gives, its own name among them.
+fn own_labels(role: &Role) -> BTreeMap<String, String> {
+    let mut labels = role.labels.clone();
+    labels.insert("role".to_owned(), role.name.to_string());
+    labels
 }

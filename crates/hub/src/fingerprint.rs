@@ -21,8 +21,8 @@ pub fn fingerprint(key: &PeerKey) -> String {
 fn word(bits: u16) -> String {
     const CONSONANTS: &[u8; 16] = b"bdfghjklmnprstvz";
     const VOWELS: &[u8; 4] = b"aiou";
-    let consonant = |shift: u16| char::from(CONSONANTS[usize::from(bits >> shift & 15)]);
-    let vowel = |shift: u16| char::from(VOWELS[usize::from(bits >> shift & 3)]);
+    let consonant = |shift: u16| char::from(CONSONANTS[usize::from((bits >> shift) & 15)]);
+    let vowel = |shift: u16| char::from(VOWELS[usize::from((bits >> shift) & 3)]);
     [
         consonant(12),
         vowel(10),

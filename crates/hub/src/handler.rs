@@ -52,9 +52,7 @@ impl EnrolHandler {
             }
             _ => HandlerError::Stream(error),
         })?;
-        let request: Request = serde_json::from_slice(&message).map_err(|_| {
-            HandlerError::Protocol("the request is no JSON object of this form".into())
-        })?;
+        let request = parse(&message)?;
         let outcome = self.decide(&request, auth).await;
         log(connection, auth, &outcome);
         if outcome.as_ref().is_err_and(EnrolError::is_suspicious) {
@@ -73,8 +71,9 @@ impl EnrolHandler {
             connection.closed().await;
             Ok::<_, io::Error>(())
         };
-        timeout(REPLY_TIME, told).await.unwrap_or(Ok(()))?;
-        Ok(())
+        // Whoever went away without its answer may come again for it.
+        let told = timeout(REPLY_TIME, told).await.unwrap_or(Ok(()));
+        told.map_err(|_| HandlerError::Closed)
     }
 
     async fn decide(&self, request: &Request, auth: &AuthContext) -> Result<Enrolled, EnrolError> {
@@ -88,6 +87,16 @@ impl EnrolHandler {
     }
 }
 
+fn parse(message: &[u8]) -> Result<Request, HandlerError> {
+    // A list would do for the parser.
+    let object = message
+        .starts_with(b"{")
+        .then(|| serde_json::from_slice(message));
+    object
+        .and_then(Result::ok)
+        .ok_or_else(|| HandlerError::Protocol("the request is no object of this form".into()))
+}
+
 /// One line for each attempt; the token is not in it, its name neither: a typing error could put a
 /// secret there.
 fn log(connection: &Connection, auth: &AuthContext, outcome: &Result<Enrolled, EnrolError>) {
@@ -95,7 +104,7 @@ fn log(connection: &Connection, auth: &AuthContext, outcome: &Result<Enrolled, E
     let key8 = auth.key.map(|key| key.short());
     match outcome {
         Ok(enrolled) => {
-            tracing::info!(conn, key8, peer = %enrolled.peer_id, name = enrolled.name, "enrol.taken");
+            tracing::info!(conn, key8, peer = %enrolled.peer_id, name = enrolled.name.as_str(), "enrol.taken");
         }
         Err(error) if error.code() == "INTERNAL" => {
             tracing::error!(conn, key8, %error, "enrol.failed");

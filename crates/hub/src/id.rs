@@ -19,13 +19,13 @@ const TIME_MASK: u128 = (1 << 48) - 1;
 pub fn new_peer_id(now_s: u64) -> Result<PeerId, getrandom::Error> {
     let mut random = [0; 16];
     getrandom::fill(&mut random[6..])?;
-    let millis = u128::from(now_s) * 1000 & TIME_MASK;
-    Ok(of(millis << RANDOM_BITS | u128::from_be_bytes(random)))
+    let millis = (u128::from(now_s) * 1000) & TIME_MASK;
+    Ok(of((millis << RANDOM_BITS) | u128::from_be_bytes(random)))
 }
 
 fn of(number: u128) -> PeerId {
     let digit = |at: usize| {
-        let bits = number >> (5 * (CHARS - 1 - at)) & 31;
+        let bits = (number >> (5 * (CHARS - 1 - at))) & 31;
         char::from(ALPHABET[usize::try_from(bits).unwrap_or_default()])
     };
     let text: String = std::iter::once('p').chain((0..CHARS).map(digit)).collect();

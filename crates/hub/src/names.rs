@@ -259,7 +259,7 @@ pub enum NameError {
     )]
     Label,
     /// All of them.
-    #[error("a peer has at most {LABELS_MAX} labels")]
+    #[error("a peer has at most {max} labels", max = LABELS_MAX)]
     Labels,
     /// Of the names of a role's holders.
     #[error("a pattern is a name with at most one '*', which stands for a number up to 99999")]

@@ -188,6 +188,6 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{end}");
         }
         let long = "x".repeat(MESSAGE_BYTES_MAX);
-        assert!(write_message(&mut Vec::new(), &long).await.is_err());
+        assert!(write_message(&mut Vec::<u8>::new(), &long).await.is_err());
     }
 }

@@ -133,7 +133,7 @@ impl Hub {
     fn addresses(&self, asked: &[String]) -> Result<Vec<HostPort>, CallError> {
         if !asked.is_empty() {
             let parse = |at: &String| {
-                at.parse()
+                at.parse::<HostPort>()
                     .map_err(|error| CallError::invalid_input(format!("'{at}': {error}")))
             };
             return asked.iter().map(parse).collect();

@@ -114,7 +114,8 @@ pub enum ApproveError {
     Enrol(#[from] EnrolError),
     /// Nobody waits under this key or fingerprint.
     #[error(
-        "nobody waits under this key or fingerprint: at most {PENDING_MAX} wait, for 10 minutes"
+        "nobody waits under this key or fingerprint: at most {max} wait, for 10 minutes",
+        max = PENDING_MAX
     )]
     Unknown,
 }
@@ -144,6 +145,6 @@ pub enum InviteError {
     #[error("a token lives 1 second to 30 days")]
     Ttl,
     /// For nobody, or for too many.
-    #[error("a token counts 1 to {USES_MAX} times")]
+    #[error("a token counts 1 to {max} times", max = USES_MAX)]
     Uses,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use alknet_core::{IdentityProvider, PeerEntry, PeerId};
 
-use crate::names::{Alias, LABELS_MAX, NameError, Role, check_labels};
+use crate::names::{Alias, Role, check_labels};
 use crate::wire::Request;
 
 use super::{Desk, EnrolError};
@@ -19,11 +19,7 @@ pub(super) struct Wish {
 impl Wish {
     pub(super) fn of(request: &Request) -> Result<Self, EnrolError> {
         check_labels(&request.labels)?;
-        // One place is the role's.
-        if request.labels.len() >= LABELS_MAX {
-            return Err(NameError::Labels.into());
-        }
-        let name = request.name.as_deref().map(str::parse);
+        let name = request.name.as_deref().map(str::parse::<Alias>);
         Ok(Self {
             name: name.transpose()?,
             labels: request.labels.clone(),
@@ -51,7 +47,7 @@ impl Desk {
             };
         };
         let wanted = wanted.filter(|name| pattern.covers(name) && !taken(name));
-        let name = wanted.or_else(|| pattern.free(taken));
+        let name = wanted.or_else(|| pattern.free(&taken));
         name.map(Some)
             .ok_or_else(|| EnrolError::NameTaken("every name of the invitation".to_owned()))
     }
