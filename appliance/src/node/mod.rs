@@ -23,6 +23,7 @@ use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
 use alknet_core::{HandlerRegistry, Identities, SystemClock};
 use alknet_endpoint::{Dialer, Limits, Server, ServerOptions};
+use alknet_hub::MemoryTokens;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
 use alknet_tls::{ClientTlsOptions, NodeKey};
 use arc_swap::ArcSwap;
@@ -111,7 +112,8 @@ impl Node {
             },
             people: people.clone(),
         };
-        let hub = Hub::new(config, &people, &about, &facts, clock());
+        let tokens = Arc::new(MemoryTokens::default());
+        let hub = Hub::new(config, &people, &about, &facts, tokens, clock());
         let (handlers, dispatcher) = handlers(config, &context, hub.as_ref())?;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let server = Server::bind(

@@ -244,7 +244,8 @@ mod tests {
         let key = alknet_core::PeerKey::Ed25519([1; 32]);
         let about = Arc::new(About::new(key.to_string(), "host"));
         let clock = crate::node::clock();
-        let hub = crate::node::Hub::new(&config, &node.people, &about, &node.facts, clock);
+        let tokens = Arc::new(alknet_hub::MemoryTokens::default());
+        let hub = crate::node::Hub::new(&config, &node.people, &about, &node.facts, tokens, clock);
         hub.expect("it is one").register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());

@@ -5,9 +5,10 @@
 //! treat it as a password until it is used.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
-use alknet_core::{HostPort, PeerAddr, PeerKey};
+use alknet_core::{Host, PeerAddr, PeerKey};
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -25,14 +26,16 @@ pub const ADDRESSES_MAX: usize = 4;
 const PREFIX: &str = "alkjoin";
 /// Version and separator.
 const VERSION: &str = "1_";
+/// The port that everybody assumes.
+const PORT: u16 = 443;
 /// Bytes of the checksum.
 const CHECKSUM_BYTES: usize = 4;
 
 /// What a join string says.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinCode {
-    /// Names and addresses of the hub, the most promising first; one to four.
-    pub addresses: Vec<HostPort>,
+    /// Names and addresses of the hub, the most promising first; one to four, without pins.
+    pub addresses: Vec<PeerAddr>,
     /// The hub's Ed25519 key.
     pub hub: [u8; 32],
     /// The right to enrol.
@@ -59,9 +62,10 @@ impl JoinCode {
     /// The text.
     ///
     /// # Errors
-    /// It has no address or more than four, or would be longer than 300 characters.
+    /// It has no address or more than four, one with pins, or would be longer than 300 characters.
     pub fn encode(&self) -> Result<String, JoinError> {
-        if self.addresses.is_empty() || self.addresses.len() > ADDRESSES_MAX {
+        let pinned = self.addresses.iter().any(|at| !at.pins.is_empty());
+        if self.addresses.is_empty() || self.addresses.len() > ADDRESSES_MAX || pinned {
             return Err(JoinError::Addresses);
         }
         let addresses: Vec<_> = self.addresses.iter().map(written).collect();
@@ -87,7 +91,8 @@ impl JoinCode {
 
     /// Where the hub may be dialled, and by which key it is known.
     pub fn targets(&self) -> impl Iterator<Item = PeerAddr> + '_ {
-        self.addresses.iter().filter_map(|at| target(at, self.hub))
+        let pinned = |at: &PeerAddr| at.clone().with_pins([self.key()]);
+        self.addresses.iter().map(pinned)
     }
 
     /// The hub's key as configuration and logs write it.
@@ -97,17 +102,12 @@ impl JoinCode {
     }
 }
 
-fn target(at: &HostPort, hub: [u8; 32]) -> Option<PeerAddr> {
-    let addr: PeerAddr = at.to_string().parse().ok()?;
-    Some(addr.with_pins([PeerKey::Ed25519(hub)]))
-}
-
 /// An address as it stands in the record: without the port that everybody assumes.
-fn written(at: &HostPort) -> String {
-    let host = HostPort::from_str(at.host()).ok();
-    match host.filter(|host| host == at) {
-        Some(_) => at.host().to_owned(),
-        None => at.to_string(),
+fn written(at: &PeerAddr) -> String {
+    match (&at.host, at.port) {
+        (Host::Ip(IpAddr::V6(ip)), PORT) => format!("[{ip}]"),
+        (host, PORT) => host.to_string(),
+        _ => at.address(),
     }
 }
 
@@ -203,7 +203,7 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 #[non_exhaustive]
 pub enum JoinError {
     /// None, or more than four.
-    #[error("a join string has one to four addresses")]
+    #[error("a join string has one to four addresses, without keys")]
     Addresses,
     /// Undamaged, and yet not what a hub writes.
     #[error("the join string is not one that a hub makes: ask for another")]
@@ -237,10 +237,10 @@ mod tests {
             ("hub.example.org", "hub.example.org"),
             ("hub.example.org:443", "hub.example.org"),
             ("hub:4433", "hub:4433"),
-            ("2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]", "[2001:db8::1]"),
             ("[2001:db8::1]:4433", "[2001:db8::1]:4433"),
         ] {
-            let at: HostPort = text.parse().expect(text);
+            let at: PeerAddr = text.parse().expect(text);
             assert_eq!(written(&at), shown);
             assert_eq!(shown.parse(), Ok(at));
         }

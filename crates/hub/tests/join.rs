@@ -1,6 +1,6 @@
 //! Join strings: what is written reads back, and nothing that is damaged does.
 
-use alknet_core::{HostPort, PeerKey};
+use alknet_core::{Host, PeerAddr, PeerKey};
 use alknet_hub::{ADDRESSES_MAX, EnrolToken, JOIN_CHARS_MAX, JoinCode, JoinError};
 use proptest::prelude::*;
 
@@ -18,16 +18,13 @@ fn code() -> JoinCode {
     }
 }
 
-fn address() -> impl Strategy<Value = HostPort> {
-    let name = "[a-z][a-z0-9-]{0,8}[a-z0-9](\\.[a-z]{1,6})?";
-    let host = prop_oneof![
-        name.prop_map(|name| name),
-        any::<std::net::Ipv4Addr>().prop_map(|ip| ip.to_string()),
-        any::<std::net::Ipv6Addr>().prop_map(|ip| format!("[{ip}]")),
-    ];
-    (host, 1u16..).prop_map(|(host, port)| {
-        let at = format!("{host}:{port}");
-        at.parse().unwrap_or_else(|_| panic!("{at}"))
+fn address() -> impl Strategy<Value = PeerAddr> {
+    let name = "[a-z][a-z0-9]{0,8}(\\.[a-z]{1,6})?";
+    let ip = any::<std::net::IpAddr>();
+    (name, prop::option::of(ip), 1u16..).prop_map(|(name, ip, port)| PeerAddr {
+        pins: Vec::new(),
+        host: ip.map_or(Host::Name(name), Host::Ip),
+        port,
     })
 }
 
@@ -110,6 +107,9 @@ fn what_cannot_be_written_is_refused() {
     let mut many = code();
     many.addresses = vec!["a".parse().expect("a name"); ADDRESSES_MAX + 1];
     assert_eq!(many.encode(), Err(JoinError::Addresses));
+    let mut pinned = code();
+    pinned.addresses = pinned.targets().collect();
+    assert_eq!(pinned.encode(), Err(JoinError::Addresses));
     let mut long = code();
     long.addresses = vec![
         format!("{}.example", "a".repeat(60))

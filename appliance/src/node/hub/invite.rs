@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_core::HostPort;
+use alknet_core::PeerAddr;
 use alknet_hub::{
     ADDRESSES_MAX, Invitation, InviteError, JoinCode, JoinError, NamePattern, TokenKind,
 };
@@ -124,16 +124,16 @@ impl Hub {
             "expires": super::peers::moment(record.expires),
             "role": role.name,
             "count": count,
-            "addresses": code.addresses,
+            "addresses": code.addresses.iter().map(PeerAddr::address).collect::<Vec<_>>(),
         }))
     }
 
     /// Where peers may find this hub: as asked for, or by its domain, and by the addresses it
     /// listens on.
-    fn addresses(&self, asked: &[String]) -> Result<Vec<HostPort>, CallError> {
+    fn addresses(&self, asked: &[String]) -> Result<Vec<PeerAddr>, CallError> {
         if !asked.is_empty() {
             let parse = |at: &String| {
-                at.parse::<HostPort>()
+                at.parse::<PeerAddr>()
                     .map_err(|error| CallError::invalid_input(format!("'{at}': {error}")))
             };
             return asked.iter().map(parse).collect();
@@ -147,7 +147,7 @@ impl Hub {
             bound.iter().map(ToString::to_string).collect()
         };
         let places = config.node.domain.iter().chain(&found);
-        let at: Vec<HostPort> = places
+        let at: Vec<PeerAddr> = places
             .filter_map(|place| with_port(place, self.about.port()).parse().ok())
             .take(ADDRESSES_MAX)
             .collect();
@@ -163,7 +163,8 @@ impl Hub {
 
 fn with_port(place: &str, port: u16) -> String {
     match (port, place.contains(':')) {
-        (PORT, _) => place.to_owned(),
+        (PORT, true) => format!("[{place}]"),
+        (PORT, false) => place.to_owned(),
         (port, true) => format!("[{place}]:{port}"),
         (port, false) => format!("{place}:{port}"),
     }
@@ -205,11 +206,11 @@ mod tests {
         for (place, port, said) in [
             ("hub.example.org", 443, "hub.example.org"),
             ("hub.example.org", 4433, "hub.example.org:4433"),
-            ("2001:db8::1", 443, "2001:db8::1"),
+            ("2001:db8::1", 443, "[2001:db8::1]"),
             ("2001:db8::1", 4433, "[2001:db8::1]:4433"),
         ] {
             assert_eq!(with_port(place, port), said);
-            assert!(said.parse::<HostPort>().is_ok(), "{said}");
+            assert!(said.parse::<PeerAddr>().is_ok(), "{said}");
         }
     }
 

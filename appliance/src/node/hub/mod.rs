@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use alknet_call::{CallError, Disclose, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder};
 use alknet_core::config::{HubDisclose, HubEnroll, HubSection, NodeConfig};
 use alknet_core::{Clock, PeerKey};
-use alknet_hub::{Desk, EnrolError, EnrolHandler, EnrolMode, HubCard, MemoryTokens, Policy, Role};
+use alknet_hub::{Desk, EnrolError, EnrolHandler, EnrolMode, HubCard, Policy, Role, TokenStore};
 
 use super::facts::{self, About, SharedFacts};
 use super::people::People;
@@ -40,6 +40,7 @@ impl Hub {
         people: &People,
         about: &Arc<About>,
         facts: &SharedFacts,
+        tokens: Arc<dyn TokenStore>,
         clock: Arc<dyn Clock>,
     ) -> Option<Self> {
         if !config.hub.enabled {
@@ -49,7 +50,6 @@ impl Hub {
             key: about.identity().parse().ok()?,
             names: names(config, &facts.load().hostname),
         };
-        let tokens = Arc::new(MemoryTokens::default());
         let identities = Arc::clone(&people.identities);
         let desk = Desk::new(tokens, identities, card, policy(&config.hub));
         Some(Self {
