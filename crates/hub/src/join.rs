@@ -78,10 +78,12 @@ impl JoinCode {
             expires: self.expires,
             role: self.role.as_str(),
         };
-        let bytes = postcard::to_allocvec(&record).map_err(|_| JoinError::Content)?;
-        let mut bytes = Zeroizing::new(bytes);
-        let sum = checksum(&bytes);
-        bytes.extend_from_slice(&sum);
+        // More than fits into the longest string; what fills it is too long.
+        let mut buffer = Zeroizing::new([0; JOIN_CHARS_MAX]);
+        let record = postcard::to_slice(&record, &mut buffer[..]);
+        let record = record.map_err(|_| JoinError::TooLong)?;
+        let sum = checksum(record);
+        let bytes = Zeroizing::new([&*record, &sum].concat());
         let text = format!("{PREFIX}{VERSION}{}", BASE64URL_NOPAD.encode(&bytes));
         if text.len() > JOIN_CHARS_MAX {
             return Err(JoinError::TooLong);

@@ -1,6 +1,7 @@
 //! Where a hub keeps its enrolment tokens.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use alknet_core::{BoxFuture, KeyId};
@@ -69,12 +70,12 @@ fn ready<T: Send + 'static>(value: T) -> BoxFuture<'static, T> {
 impl TokenStore for MemoryTokens {
     fn put(&self, record: TokenRecord) -> BoxFuture<'_, Result<(), TokenStoreError>> {
         let name = record.hash.key_id;
-        let mut records = self.records();
-        ready(if records.contains_key(&name) {
-            Err(TokenStoreError::Taken(name))
-        } else {
-            records.insert(name, record);
-            Ok(())
+        ready(match self.records().entry(name) {
+            Entry::Occupied(_) => Err(TokenStoreError::Taken(name)),
+            Entry::Vacant(free) => {
+                free.insert(record);
+                Ok(())
+            }
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::{IdentityKind, PeerEntry, PeerId, StoreError};
 use alknet_endpoint::ConnectionSummary;
-use alknet_hub::{ApproveError, Knock, TokenRecord};
+use alknet_hub::{Alias, ApproveError, Knock, TokenRecord};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -179,8 +179,7 @@ impl Hub {
 
     async fn approve(&self, input: Approve) -> Result<Value, CallError> {
         let role = self.role(&input.role)?;
-        let name = input.name.as_deref().map(str::parse).transpose();
-        let name = name.map_err(|error| CallError::invalid_input(error.to_string()))?;
+        let name = alias(input.name.as_deref())?;
         let now_s = self.clock.now_s();
         let approved = self
             .desk
@@ -194,8 +193,7 @@ impl Hub {
 
     async fn relabel(&self, input: Relabel) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
-        let name = input.name.as_deref().map(str::parse).transpose();
-        let name = name.map_err(|error| CallError::invalid_input(error.to_string()))?;
+        let name = alias(input.name.as_deref())?;
         let changed = self.desk.relabel(&peer, name, |labels| {
             labels.retain(|name, _| !input.unset.contains(name));
             labels.extend(input.set);
@@ -226,6 +224,11 @@ impl Hub {
         let found = self.desk.peer_named(name);
         found.ok_or_else(|| CallError::new(ErrorCode::NotFound, not_enrolled()))
     }
+}
+
+fn alias(name: Option<&str>) -> Result<Option<Alias>, CallError> {
+    let alias = name.map(str::parse::<Alias>).transpose();
+    alias.map_err(|error| CallError::invalid_input(error.to_string()))
 }
 
 fn row(peer: &PeerEntry, attached: &[PeerId], connections: &[ConnectionSummary]) -> Value {

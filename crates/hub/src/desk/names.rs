@@ -47,7 +47,7 @@ impl Desk {
             };
         };
         let wanted = wanted.filter(|name| pattern.covers(name) && !taken(name));
-        let name = wanted.or_else(|| pattern.free(&taken));
+        let name = wanted.or_else(|| pattern.free(taken));
         name.map(Some)
             .ok_or_else(|| EnrolError::NameTaken("every name of the invitation".to_owned()))
     }

@@ -344,9 +344,8 @@ async fn who_knocks_waits_until_somebody_lets_it_in() {
     assert!(refusal.message.contains(&words) && refusal.retryable && !error.is_suspicious());
     let now = hub.start;
     assert_eq!(hub.desk.waiting(now).len(), 1);
-    let nobody = hub
-        .desk
-        .approve("luban-tosig", &worker(), None, Some(NOW), now);
+    let role = worker();
+    let nobody = hub.desk.approve("luban-tosig", &role, None, Some(NOW), now);
     assert!(matches!(nobody.await, Err(ApproveError::Unknown)));
     let let_in = hub
         .desk
