@@ -120,6 +120,20 @@ fn call_reaches_the_network_only_through_core() {
 }
 
 #[test]
+fn hub_reaches_the_network_only_through_core() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "tokio-rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "alknet-call",
+        "hyper",
+    ];
+    Graph::load().forbid("alknet-hub", &banned);
+}
+
+#[test]
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();
     for package in ["alknet-init", "alknet-init-net", "alknet-provisioning"] {

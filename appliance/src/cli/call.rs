@@ -11,6 +11,7 @@ use alknet_endpoint::{DialError, Dialer, Target};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::enroll::Hubs;
 use super::{DialArgs, Exit, Failure, batch, output};
 
 /// Longest input read from a file or standard input: what a call may carry at most.
@@ -34,8 +35,11 @@ pub(crate) struct CallArgs {
     /// Make the calls of a file instead: one JSON object a line, with operation, input, and if need
     /// be timeout_ms and idempotency_key; - reads standard input. They run at the same time; each
     /// answer is one line, in the order of the file.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["operation", "input", "also"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["operation", "input", "also", "peer"])]
     batch: Option<String>,
+    /// Call the operation of this peer of the hub instead, by its id or its name there.
+    #[arg(long, value_name = "NAME")]
+    peer: Option<String>,
     #[command(flatten)]
     dial: DialArgs,
 }
@@ -64,6 +68,7 @@ pub(crate) fn call(args: CallArgs, json: bool) -> Result<Exit, Failure> {
             .to_owned(),
         input: parse_input(args.input.as_deref())?,
         timeout: args.dial.timeout,
+        peer: args.peer,
     };
     if args.also.is_empty() {
         return connected(&args.target, &args.dial, async |client| {
@@ -85,7 +90,7 @@ fn several(
 ) -> Result<Exit, Failure> {
     let targets: Vec<_> = targets
         .iter()
-        .map(|text| parse_target(text))
+        .map(|text| parse_target(text, args))
         .collect::<Result<_, _>>()?;
     let exits = Reach::new(args)?.run(async |reach| {
         let calls = targets.iter().map(|target| async move {
@@ -111,6 +116,7 @@ struct Request {
     operation: String,
     input: Value,
     timeout: Duration,
+    peer: Option<String>,
 }
 
 impl Request {
@@ -119,12 +125,16 @@ impl Request {
     async fn make(&self, client: &CallConnection, printer: &Printer) -> Result<Exit, Failure> {
         let options = CallOptions {
             timeout: Some(self.timeout),
+            peer: self.peer.clone(),
             ..CallOptions::default()
         };
         let (operation, input) = (&self.operation, &self.input);
+        if self.peer.is_some() {
+            return self.make_at_peer(client, &options, printer).await;
+        }
         let answer = match client.schema(operation).await {
             Ok(spec) if spec.op_type == OperationType::Subscription => {
-                return self.follow(client, printer).await;
+                return self.follow(client, &options, printer).await;
             }
             Ok(_) => client.call_retrying(operation, input, &options).await,
             Err(error) if error.code == ErrorCode::NotFound => {
@@ -136,9 +146,40 @@ impl Request {
         Ok(Exit::Ok)
     }
 
+    /// The hub does not describe its peers' operations: where one turns out to be a subscription, it
+    /// is subscribed to.
+    async fn make_at_peer(
+        &self,
+        client: &CallConnection,
+        options: &CallOptions,
+        printer: &Printer,
+    ) -> Result<Exit, Failure> {
+        let (operation, input) = (&self.operation, &self.input);
+        match client.call_with(operation, input, options).await {
+            Ok(answer) => {
+                printer.answer(answer.value())?;
+                Ok(Exit::Ok)
+            }
+            Err(error) if error.code == ErrorCode::InvalidOperationType => {
+                self.follow(client, options, printer).await
+            }
+            Err(error) => Err(of_call(error)),
+        }
+    }
+
     /// Prints each event on a line of its own, until the end or Ctrl-C.
-    async fn follow(&self, client: &CallConnection, printer: &Printer) -> Result<Exit, Failure> {
-        let events = client.subscribe(&self.operation, &self.input).await;
+    async fn follow(
+        &self,
+        client: &CallConnection,
+        options: &CallOptions,
+        printer: &Printer,
+    ) -> Result<Exit, Failure> {
+        let options = CallOptions {
+            timeout: None,
+            ..options.clone()
+        };
+        let events = client.subscribe_with(&self.operation, &self.input, &options);
+        let events = events.await;
         let mut events = events.map_err(of_call)?;
         loop {
             let event = tokio::select! {
@@ -269,13 +310,21 @@ pub(crate) fn connected(
     args: &DialArgs,
     work: impl AsyncFnOnce(&CallConnection) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
-    let target = parse_target(target)?;
+    let target = parse_target(target, args)?;
     Reach::new(args)?.run(async |reach| reach.connected(&target, work).await)
 }
 
-fn parse_target(text: &str) -> Result<Target, Failure> {
+/// A target as written, or a hub that 'alknet enroll' has given a name.
+fn parse_target(text: &str, args: &DialArgs) -> Result<Target, Failure> {
     let text = text.strip_prefix("alknet:").unwrap_or(text);
-    text.parse().map_err(Failure::usage)
+    if text.contains(['@', ':', '.']) {
+        return text.parse().map_err(Failure::usage);
+    }
+    let hubs = Hubs::load(&args.state.dir()?)?;
+    hubs.target(text)
+        .unwrap_or(text)
+        .parse()
+        .map_err(Failure::usage)
 }
 
 /// What every connection of one command is made with.
@@ -319,7 +368,8 @@ impl Reach {
         work: impl AsyncFnOnce(&CallConnection) -> Result<Exit, Failure>,
     ) -> Result<Exit, Failure> {
         let dial = self.dialer.dial_over(self.carriage, target, ALPN);
-        let connection = within(self.timeout, target, dial).await?;
+        let connection = within_time(self.timeout, &target.address(), dial).await?;
+        let connection = connection.map_err(|error| of_dial(&error))?;
         let client = CallClient::without_operations().attach(connection, None);
         let result = work(&client).await;
         client.close(alknet_core::CloseCode::Normal, "");
@@ -327,23 +377,29 @@ impl Reach {
     }
 }
 
-async fn within<T>(
+/// What comes of `work`, if it comes in time.
+pub(crate) async fn within_time<T>(
     timeout: Duration,
-    target: &Target,
-    dial: impl Future<Output = Result<T, DialError>>,
+    who: &str,
+    work: impl Future<Output = T>,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout(timeout, dial).await {
-        Ok(result) => result.map_err(|error| of_dial(&error)),
-        Err(_) => Err(Failure::new(
-            Exit::Timeout,
-            "TIMEOUT",
-            format!(
-                "{} did not answer within {} s",
-                target.address(),
-                timeout.as_secs_f64()
-            ),
-        )),
-    }
+    tokio::time::timeout(timeout, work).await.map_err(|_| {
+        let text = format!("{who} did not answer within {} s", timeout.as_secs_f64());
+        Failure::new(Exit::Timeout, "TIMEOUT", text)
+    })
+}
+
+/// As [`of_dial`], of a dial through core's trait.
+pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> Failure {
+    use alknet_core::DialErrorKind as Kind;
+    let (exit, code) = match error.kind {
+        Kind::Local => (Exit::Failed, "LOCAL"),
+        Kind::UnknownPeer => (Exit::Usage, "UNKNOWN_PEER"),
+        Kind::Impostor => (Exit::Unreachable, "PIN_MISMATCH"),
+        Kind::TimedOut => (Exit::Timeout, "TIMEOUT"),
+        _ => (Exit::Unreachable, "UNAVAILABLE"),
+    };
+    Failure::new(exit, code, error)
 }
 
 fn of_dial(error: &DialError) -> Failure {

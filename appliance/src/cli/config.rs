@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_core::config::NodeConfig;
+use alknet_init::control::Problem;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -64,9 +65,15 @@ pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<Exit, Failure> {
 fn check(file: &Path, json: bool) -> Result<Exit, Failure> {
     let name = file.display();
     let bytes = read(file)?;
-    let errors = NodeConfig::parse(&bytes).err().unwrap_or_default();
+    let errors: Vec<_> = match NodeConfig::parse(&bytes) {
+        Ok(config) => {
+            let joins = crate::node::join_problems(&config);
+            let line = |it: &Problem| format!("{}; {}", it.text, it.hint);
+            joins.iter().map(line).collect()
+        }
+        Err(errors) => errors.iter().map(ToString::to_string).collect(),
+    };
     if json {
-        let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         output::json_line(&json!({ "valid": errors.is_empty(), "errors": errors }))?;
     } else if errors.is_empty() {
         output::line(&format!("{name}: valid"))?;

@@ -3,7 +3,9 @@
 mod batch;
 mod call;
 mod config;
+mod enroll;
 mod exit;
+mod hub;
 mod identity;
 mod output;
 mod peers;
@@ -30,7 +32,8 @@ pub(crate) use exit::{Exit, Failure};
 #[command(
     after_help = "Exit codes: 0 ok, 1 the operation failed, 2 usage or input, 3 target \
 unreachable or not the pinned key, 4 denied, 5 timeout.\n\nTargets: ed25519:<64 hex>@HOST:PORT \
-(the key pins the node), or HOST[:PORT] of a node with a public certificate."
+(the key pins the node), HOST[:PORT] of a node with a public certificate, or the name of a hub that \
+'alknet enroll' remembers."
 )]
 struct Cli {
     /// Print JSON, one value a line, errors too.
@@ -49,6 +52,7 @@ alknet call ed25519:…@192.0.2.7:443 node/log '{\"follow\":true}'\n  \
 alknet call ed25519:…@192.0.2.7:443 services/schema @names.json\n  \
 echo '{}' | alknet call ed25519:…@192.0.2.7:443 services/list -\n  \
 alknet call ed25519:…@192.0.2.7:443 node/info --also ed25519:…@192.0.2.8:443\n  \
+alknet call attic node/info --peer kitchen\n  \
 echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --batch -"
     )]
     Call(call::CallArgs),
@@ -62,6 +66,17 @@ echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --b
     /// Check a configuration file, put it in force, or print its schema.
     #[command(subcommand)]
     Config(config::ConfigVerb),
+    /// Become a peer of a hub by a join string, and remember the hub by a name.
+    #[command(
+        visible_alias = "join",
+        after_help = "Examples:\n  alknet enroll alkjoin1_… --name ada\n  \
+alknet enroll - --hub attic < join.txt\n  alknet call attic node/info --peer kitchen\n\n\
+A node that serves joins by its configuration instead: [[join]] code = \"alkjoin1_…\"."
+    )]
+    Enroll(enroll::EnrollArgs),
+    /// Invite peers to a hub, see who has come, and put them out.
+    #[command(subcommand)]
+    Hub(hub::HubVerb),
     /// Print the public key this command line acts with, making it on first use.
     #[command(after_help = "Example:\n  alknet identity --json")]
     Identity(StateArgs),
@@ -186,6 +201,8 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
             Ok(Exit::Ok)
         }
         Verb::Config(verb) => config::run(verb, json),
+        Verb::Enroll(args) => enroll::run(&args, json),
+        Verb::Hub(verb) => hub::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),
         Verb::Ops(args) => call::ops(args, json),
         Verb::Peers(args) => peers::run(&args, json),

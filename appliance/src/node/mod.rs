@@ -6,6 +6,8 @@ mod facts;
 mod fault;
 mod follow;
 mod host;
+mod hub;
+mod join;
 mod keep;
 mod log;
 mod ops;
@@ -20,14 +22,17 @@ use std::time::Duration;
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
 use alknet_core::{HandlerRegistry, Identities, SystemClock};
-use alknet_endpoint::{Limits, Server, ServerOptions};
+use alknet_endpoint::{Dialer, Limits, Server, ServerOptions};
+use alknet_hub::MemoryTokens;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
-use alknet_tls::NodeKey;
+use alknet_tls::{ClientTlsOptions, NodeKey};
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use facts::{About, SharedFacts};
+use hub::Hub;
+use join::{JoinContext, Joins};
 use keep::Keeper;
 use log::LogRing;
 use ops::NodeContext;
@@ -35,6 +40,7 @@ use people::{People, SharedServer};
 use reload::Reloader;
 
 pub(crate) use host::{Configured, Overlay, ServeFile, serve};
+pub(crate) use join::problems as join_problems;
 pub(crate) use keep::{last_good_of, read as read_document};
 pub(crate) use reload::refusal;
 pub(crate) use supervised::supervised;
@@ -70,6 +76,8 @@ struct Node {
     reloader: Arc<Reloader>,
     ring: LogRing,
     verbose: bool,
+    hub: Option<Hub>,
+    joins: Arc<Joins>,
 }
 
 impl Node {
@@ -84,8 +92,12 @@ impl Node {
         if made {
             tracing::info!("made this node's identity {}", key.public());
         }
-        let config = options.config;
-        let people = people(config, options.overlay, options.keeper, options.problems);
+        let mut config = options.config.clone();
+        join::fill_in(&mut config);
+        let config = &config;
+        let mut problems = options.problems;
+        problems.extend(join::problems(config));
+        let people = people(config, options.overlay, options.keeper, problems);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
         let about = Arc::new(About::new(key.public().to_string(), options.role));
@@ -100,7 +112,9 @@ impl Node {
             },
             people: people.clone(),
         };
-        let handlers = handlers(&context)?;
+        let tokens = Arc::new(MemoryTokens::default());
+        let hub = Hub::new(config, &people, &about, &facts, tokens, clock());
+        let (handlers, dispatcher) = handlers(config, &context, hub.as_ref())?;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let server = Server::bind(
             ServerOptions {
@@ -117,7 +131,15 @@ impl Node {
         let server = Arc::new(server);
         people.server.set(Arc::clone(&server)).ok();
         tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
+        let joins = Joins::start(JoinContext {
+            reloader: Arc::clone(&people.reloader),
+            dispatcher,
+            dialer: Arc::new(dialer(config, key)),
+            own: about.identity().to_owned(),
+        });
         let node = Self {
+            hub,
+            joins: Arc::new(joins),
             server,
             about,
             facts,
@@ -135,6 +157,9 @@ impl Node {
         let current = self.reloader.current();
         self.server.set_limits(limits(&current.config.limits));
         self.ring.tune(&current.config.log, self.verbose);
+        if let Some(hub) = &self.hub {
+            hub.tune(&current.config);
+        }
     }
 
     /// The same at every change, and the console hears of it.
@@ -165,6 +190,7 @@ impl Node {
 
     /// Finishes what runs, refuses what is new, closes the rest.
     async fn drain(&self, deadline: Duration) {
+        self.joins.stop();
         let drained = self.server.drain(deadline).await;
         tracing::info!(finished = drained.finished, cut = drained.cut, "drained");
     }
@@ -172,12 +198,12 @@ impl Node {
 
 /// Whom the node knows, and the way to change it.
 fn people(config: &NodeConfig, overlay: Overlay, keeper: Keeper, problems: Vec<Problem>) -> People {
-    let clock = Arc::new(SystemClock {
-        built_s: alknet_init::BUILD_TIME_S,
-    });
-    let identities = Arc::new(Identities::new(config.entries(), clock));
-    let handle = ReloadHandle::new(config.clone(), Arc::clone(&identities))
-        .with_overlay(move |config| overlay.put_over(config));
+    let identities = Arc::new(Identities::new(config.entries(), clock()));
+    let handle =
+        ReloadHandle::new(config.clone(), Arc::clone(&identities)).with_overlay(move |config| {
+            overlay.put_over(config);
+            join::fill_in(config);
+        });
     let server: SharedServer = Arc::new(OnceLock::new());
     People {
         reloader: Arc::new(Reloader::new(handle, keeper, problems)),
@@ -186,10 +212,35 @@ fn people(config: &NodeConfig, overlay: Overlay, keeper: Keeper, problems: Vec<P
     }
 }
 
-/// Every protocol of this node.
-fn handlers(context: &NodeContext) -> anyhow::Result<HandlerRegistry> {
+fn clock() -> Arc<SystemClock> {
+    Arc::new(SystemClock {
+        built_s: alknet_init::BUILD_TIME_S,
+    })
+}
+
+/// How the node dials others: with its key.
+fn dialer(config: &NodeConfig, key: NodeKey) -> Dialer {
+    let options = certificates::client_options(&config.tls).unwrap_or_else(|error| {
+        tracing::warn!("dialling public servers with the bundled authorities: {error}");
+        ClientTlsOptions::default()
+    });
+    Dialer::with_options(ClientTlsOptions {
+        key: Some(key),
+        ..options
+    })
+}
+
+/// Every protocol of this node, and who answers calls.
+fn handlers(
+    config: &NodeConfig,
+    context: &NodeContext,
+    hub: Option<&Hub>,
+) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
+    if let Some(hub) = hub {
+        hub.register(&mut builder);
+    }
     let registry = builder.build_lazily()?;
     let rules = registry.specs().map(|spec| &spec.access_control);
     let scopes = rules.flat_map(|rule| {
@@ -198,12 +249,20 @@ fn handlers(context: &NodeContext) -> anyhow::Result<HandlerRegistry> {
     });
     context.people.reloader.know_scopes(scopes);
     let identities = Arc::clone(&context.people.identities);
-    let dispatcher = Dispatcher::new(registry)
+    let mut dispatcher = Dispatcher::new(registry)
         .with_identities(identities)
         .with_node(context.about.identity());
+    if hub.is_some() {
+        dispatcher = Hub::routing(&config.hub, dispatcher);
+    }
+    let dispatcher = Arc::new(dispatcher);
     let mut handlers = HandlerRegistry::new();
-    handlers.register(Arc::new(CallHandler::new(Arc::new(dispatcher))))?;
-    Ok(handlers)
+    handlers.register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))?;
+    if let Some(hub) = hub {
+        hub.attach(&dispatcher);
+        handlers.register(Arc::new(hub.handler()))?;
+    }
+    Ok((handlers, dispatcher))
 }
 
 /// What the configuration asks for, and for the rest what fits the machine.

@@ -17,8 +17,10 @@ use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
 use super::people::{self, People};
 
-/// The scope every one of these operations wants.
+/// The scope that suffices for every one of these operations.
 const SCOPE: &str = "admin";
+/// The scope that suffices to look at the node.
+const READ_SCOPE: &str = "node:read";
 /// Records `node/log` sends from the past unless asked for another number.
 const LOG_LAST: usize = 100;
 /// Most records from the past one call may ask for.
@@ -55,10 +57,11 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
 }
 
 fn info(node: NodeContext) -> Registration {
-    let spec = OperationSpec::query("node/info", "What this node is and how it is.")
+    let mut spec = OperationSpec::query("node/info", "What this node is and how it is.")
         .with_input(empty_input())
-        .with_output(facts::info_schema())
-        .with_scope(SCOPE);
+        .with_output(facts::info_schema());
+    let either = [SCOPE, READ_SCOPE].map(str::to_owned);
+    spec.access_control.required_scopes_any = Some(either.to_vec());
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
         let answer = facts::info(
@@ -236,6 +239,14 @@ mod tests {
         };
         let mut builder = Registry::builder();
         register(&mut builder, &node);
+        let mut config = NodeConfig::default();
+        config.hub.enabled = true;
+        let key = alknet_core::PeerKey::Ed25519([1; 32]);
+        let about = Arc::new(About::new(key.to_string(), "host"));
+        let clock = crate::node::clock();
+        let tokens = Arc::new(alknet_hub::MemoryTokens::default());
+        let hub = crate::node::Hub::new(&config, &node.people, &about, &node.facts, tokens, clock);
+        hub.expect("it is one").register(&mut builder);
         let registry = builder.build().expect("every schema is one");
         assert!(registry.spec("node/fault").is_some());
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use alknet_core::Identity;
+use alknet_core::{Identity, PeerId};
 use tokio::time::Instant;
 
 use crate::access::AccessControl;
@@ -151,8 +151,8 @@ fn lookup(link: &Link, payload: &Payload<'_>) -> Result<Arc<Compiled>, CallError
         .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
 }
 
-/// An operation of an attached peer, for those who may route to it. The scope comes before the
-/// lookup: whoever lacks it does not learn which peers there are.
+/// An operation of an attached peer, by its id or an alias of it, for those who may route to it. The
+/// scope comes before the lookup: whoever lacks it does not learn which peers there are.
 fn routed(
     link: &Link,
     payload: &Payload<'_>,
@@ -165,14 +165,16 @@ fn routed(
     if !link.dispatcher.routes {
         return Err(unknown());
     }
+    let id = link.dispatcher.by_name(peer);
+    let scope = id.as_ref().map_or(peer, PeerId::as_str);
     AccessControl {
-        required_scopes: vec![format!("{ROUTE_SCOPE}:{peer}")],
+        required_scopes: vec![format!("{ROUTE_SCOPE}:{scope}")],
         ..AccessControl::default()
     }
     .check(identity, None, None)
     .into_result()?;
-    let peer = peer.parse().map_err(|_| unknown())?;
-    link.dispatcher.peers.get(&peer, name).ok_or_else(unknown)
+    let id = id.ok_or_else(unknown)?;
+    link.dispatcher.peers.get(&id, name).ok_or_else(unknown)
 }
 
 /// The name as it was sent; `NOT_FOUND` for one that no operation can have.

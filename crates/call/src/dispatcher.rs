@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use alknet_core::{AuthToken, Identity, IdentityProvider, PeerKey};
+use alknet_core::{AuthToken, Identity, IdentityProvider, PeerId, PeerKey};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -113,7 +113,8 @@ impl Dispatcher {
         self
     }
 
-    /// Lets callers with scope `peer:route:<id>` send requests on to that attached peer.
+    /// Lets callers with scope `peer:route:<id>` send requests on to that attached peer, which they
+    /// may also call by its alias.
     #[must_use]
     pub fn with_routing(mut self) -> Self {
         self.routes = true;
@@ -163,6 +164,12 @@ impl Dispatcher {
     pub(crate) fn by_token(&self, token: &str) -> Option<Arc<Identity>> {
         let token = AuthToken::new(token.to_owned());
         self.identities.as_ref()?.by_token(&token)
+    }
+
+    /// Whoever is called so: by alias where the identities know it, else by id.
+    pub(crate) fn by_name(&self, name: &str) -> Option<PeerId> {
+        let known = self.identities.as_ref().and_then(|it| it.by_name(name));
+        known.or_else(|| name.parse().ok())
     }
 
     /// Whom a key stands for, given its names.

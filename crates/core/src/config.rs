@@ -7,6 +7,7 @@
 
 mod entries;
 mod error;
+mod hub;
 mod people;
 mod read;
 mod reload;
@@ -23,6 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
+pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
 pub use reload::{
     Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
 };
@@ -57,6 +59,10 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// Certificates, and whom the node trusts when it dials.
     pub tls: TlsSection,
+    /// Who may become a peer of this node.
+    pub hub: HubSection,
+    /// Hubs this node dials, and serves.
+    pub join: Vec<JoinConfig>,
 }
 
 impl NodeConfig {

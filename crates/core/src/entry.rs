@@ -27,8 +27,11 @@ pub struct PeerEntry {
     pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
     /// Where it can be dialled.
     pub addresses: Vec<HostPort>,
-    /// What people call it.
+    /// What people call it. One that follows the grammar of a peer id is an alias of it.
     pub display_name: Option<String>,
+    /// What is said about it, for those who choose among peers.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// A disabled peer is known and refused.
     pub enabled: bool,
     /// When the entry ends, in seconds since 1970.
@@ -49,6 +52,7 @@ impl PeerEntry {
             resources: BTreeMap::new(),
             addresses: Vec::new(),
             display_name: None,
+            labels: BTreeMap::new(),
             enabled: true,
             expires: None,
             max_connections: None,
@@ -69,6 +73,7 @@ impl PeerEntry {
         set(&mut self.resources, patch.resources);
         set(&mut self.addresses, patch.addresses);
         set(&mut self.display_name, patch.display_name);
+        set(&mut self.labels, patch.labels);
         set(&mut self.enabled, patch.enabled);
         set(&mut self.expires, patch.expires);
         set(&mut self.max_connections, patch.max_connections);
@@ -91,6 +96,8 @@ pub struct PeerPatch {
     pub addresses: Option<Vec<HostPort>>,
     /// The name for people, or none.
     pub display_name: Option<Option<String>>,
+    /// All labels from now on.
+    pub labels: Option<BTreeMap<String, String>>,
     /// Whether it is let in.
     pub enabled: Option<bool>,
     /// When the entry ends, or never.

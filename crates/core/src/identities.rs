@@ -201,6 +201,10 @@ impl IdentityProvider for Identities {
         self.generation.subscribe()
     }
 
+    fn by_name(&self, name: &str) -> Option<PeerId> {
+        self.index.load().by_name(name).cloned()
+    }
+
     fn max_connections(&self, peer: &PeerId) -> Option<u32> {
         self.index.load().max_connections(peer)
     }

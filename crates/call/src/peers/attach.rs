@@ -42,6 +42,28 @@ impl Caller {
     /// As [`from_call`](crate::from_call); `Collision` when the other side has no name and serves
     /// an operation under the name of one of this node's, which a prefix avoids.
     pub async fn import(&self, options: &ImportOptions) -> Result<Imported, AdapterError> {
+        let (imported, found) = self.read(options).await?;
+        match &imported.peer {
+            Some(peer) => attach(self.link(), peer, found)?,
+            None => keep(self.link(), found)?,
+        }
+        Ok(imported)
+    }
+
+    /// As [`import`](Self::import), of a peer that serves something. One that only calls is not
+    /// attached: it may well call over several connections, of which none stands for the peer.
+    async fn import_served(&self, options: &ImportOptions) -> Result<Imported, AdapterError> {
+        let (imported, found) = self.read(options).await?;
+        let link = self.link();
+        let attached = link.dispatcher.peers.is_attached_over(link.info.id);
+        match &imported.peer {
+            Some(peer) if attached || imported.operations > 0 => attach(link, peer, found)?,
+            _ => {}
+        }
+        Ok(imported)
+    }
+
+    async fn read(&self, options: &ImportOptions) -> Result<(Imported, Imports), AdapterError> {
         let peers = &self.link().dispatcher.peers;
         // Never closed; without a place in the queue the import still would be right.
         let _turn = peers.imports.acquire().await.ok();
@@ -51,11 +73,7 @@ impl Caller {
             operations: found.registrations.len(),
             registry: found.registry.clone(),
         };
-        match &imported.peer {
-            Some(peer) => attach(self.link(), peer, found)?,
-            None => keep(self.link(), found)?,
-        }
-        Ok(imported)
+        Ok((imported, found))
     }
 }
 
@@ -122,7 +140,7 @@ pub(crate) async fn follow(link: &Arc<Link>) {
     let caller = Caller::new(Arc::clone(link));
     let mut retry = Retry(RETRY_FIRST);
     loop {
-        match caller.import(&options).await {
+        match caller.import_served(&options).await {
             Ok(imported) => {
                 retry = Retry(RETRY_FIRST);
                 match wait_for_change(&caller, &imported.registry).await {

@@ -85,6 +85,13 @@ impl Peers {
         self.all().iter().any(|entry| entry.id == *peer)
     }
 
+    /// Whether a peer is attached over this connection.
+    pub(crate) fn is_attached_over(&self, connection: ConnId) -> bool {
+        self.all()
+            .iter()
+            .any(|entry| entry.connection == connection)
+    }
+
     /// Counts every time a peer attached, changed or left.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {

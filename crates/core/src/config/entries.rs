@@ -11,13 +11,16 @@ use crate::identities::Entries;
 use crate::identity::{PeerId, PeerIdError};
 use crate::token::TokenHash;
 
-use super::{ApiKeyConfig, NodeConfig, PeerConfig};
+use super::{ApiKeyConfig, NodeConfig, PeerConfig, hub};
 
 impl NodeConfig {
     /// Whom the document knows. Keys and names that a correct document cannot hold are nobody's.
     #[must_use]
     pub fn entries(&self) -> Entries {
         let admin = |(n, key): (usize, &String)| Some((admin_id(n).ok()?, key.parse().ok()?));
+        let mut peers: Vec<_> = self.peers.iter().filter_map(peer).collect();
+        let hubs: Vec<_> = hub::entries(&self.join, &peers).collect();
+        peers.extend(hubs);
         Entries {
             admins: self
                 .node
@@ -26,7 +29,7 @@ impl NodeConfig {
                 .enumerate()
                 .filter_map(admin)
                 .collect(),
-            peers: self.peers.iter().filter_map(peer).collect(),
+            peers,
             api_keys: self.api_keys.iter().filter_map(api_key).collect(),
         }
     }
@@ -57,6 +60,7 @@ fn peer(peer: &PeerConfig) -> Option<PeerEntry> {
             .filter_map(|a| a.parse().ok())
             .collect(),
         display_name: peer.display_name.clone(),
+        labels: BTreeMap::new(),
         enabled: peer.enabled,
         expires: peer.expires.map(seconds),
         max_connections: peer.max_connections,

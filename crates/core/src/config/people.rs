@@ -36,7 +36,7 @@ pub(super) fn api_keys(
     })
 }
 
-fn correct<T>(
+pub(super) fn correct<T>(
     entries: &[Value<'_, '_>],
     notes: &mut Notes<'_>,
     mut read: impl FnMut(Section<'_, '_>, &mut Notes<'_>) -> Option<T>,
@@ -210,7 +210,11 @@ impl Holders {
         Some(key_id)
     }
 
-    fn peer_id(&mut self, value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<String> {
+    pub(super) fn peer_id(
+        &mut self,
+        value: &Value<'_, '_>,
+        notes: &mut Notes<'_>,
+    ) -> Option<String> {
         let id = value.parsed(notes, values::peer_id)?;
         if let Some(first) = self.ids.get(&id) {
             let what = format!("{} is taken already, at {first}", quote(id.as_str()));

@@ -17,7 +17,7 @@ use crate::identities::{Entries, Identities};
 use crate::identity::{Identity, IdentityKind, PeerId, PeerKey};
 
 use super::entries::admin_id;
-use super::{ConfigError, NodeConfig, NodeSection};
+use super::{ConfigError, HubSection, NodeConfig, NodeSection};
 
 /// The scope whose holders may change the configuration.
 const ADMIN: &str = "admin";
@@ -353,6 +353,12 @@ impl NodeConfig {
             api_keys: self.api_keys,
             limits: self.limits,
             log: self.log,
+            hub: HubSection {
+                enabled: running.hub.enabled,
+                disclose: running.hub.disclose,
+                ..self.hub
+            },
+            join: self.join,
         }
     }
 }
@@ -368,6 +374,8 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("node.time_servers", node.time_servers != new.time_servers),
         ("network", running.network != next.network),
         ("tls", running.tls != next.tls),
+        ("hub.enabled", running.hub.enabled != next.hub.enabled),
+        ("hub.disclose", running.hub.disclose != next.hub.disclose),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()

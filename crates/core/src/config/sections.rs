@@ -9,7 +9,8 @@ use super::error::quote;
 use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
-    LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, TlsSection, tls, tuning, values,
+    HubSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, TlsSection, hub,
+    tls, tuning, values,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
@@ -33,6 +34,11 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             .key("tls")
             .and_then(|value| value.section(notes))
             .map_or_else(TlsSection::default, |section| tls::section(section, notes)),
+        hub: top
+            .key("hub")
+            .and_then(|value| value.section(notes))
+            .map_or_else(HubSection::default, |section| hub::section(section, notes)),
+        join: hub::joins(&top.list("join", notes), &mut holders, notes),
     };
     top.finish(notes);
     config

@@ -474,7 +474,7 @@ fn the_schema_and_the_reader_know_the_same_keys() {
     let schema = NodeConfig::json_schema();
     let mut keys = Vec::new();
     schema_keys(&schema, &schema, "", &mut keys);
-    let lists = ["network", "peers", "api_keys"];
+    let lists = ["network", "peers", "api_keys", "join"];
     for key in &keys {
         let (table, name) = key.split_once('.').unwrap_or(("", key));
         let document = match table {

@@ -21,6 +21,8 @@ pub(super) struct Holder {
 pub(super) struct Index {
     by_key: HashMap<PeerKey, Holder>,
     by_token: HashMap<KeyId, (TokenHash, Holder)>,
+    /// By id and by alias.
+    names: HashMap<Arc<str>, PeerId>,
     max_connections: HashMap<PeerId, u32>,
 }
 
@@ -40,7 +42,31 @@ impl Index {
                 index.api_key(key, generation);
             }
         }
+        index.name(sources);
         index
+    }
+
+    /// Ids come first: no alias hides one.
+    fn name(&mut self, sources: &[&Entries]) {
+        let peers = || sources.iter().flat_map(|source| &source.peers);
+        let admins = sources.iter().flat_map(|source| &source.admins);
+        let ids = admins
+            .map(|(id, _)| id)
+            .chain(peers().map(|peer| &peer.peer_id));
+        for id in ids {
+            self.names.insert(id.as_str().into(), id.clone());
+        }
+        for peer in peers().filter(|peer| peer.enabled) {
+            let alias = peer.display_name.as_deref();
+            if let Some(alias) = alias.filter(|alias| alias.parse::<PeerId>().is_ok()) {
+                let entry = self.names.entry(alias.into());
+                entry.or_insert_with(|| peer.peer_id.clone());
+            }
+        }
+    }
+
+    pub(super) fn by_name(&self, name: &str) -> Option<&PeerId> {
+        self.names.get(name)
     }
 
     pub(super) fn by_key(&self, key: &PeerKey) -> Option<&Holder> {

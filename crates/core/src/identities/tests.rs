@@ -219,3 +219,33 @@ fn a_peer_may_have_a_number_of_connections_of_its_own() {
     assert_eq!(all.max_connections(&id("one")), Some(1));
     assert_eq!(all.max_connections(&id("any")), None);
 }
+
+#[test]
+fn peers_are_found_by_id_and_by_alias() {
+    let called = |name: &str, alias: &str, keys: &[u8]| PeerEntry {
+        display_name: Some(alias.to_owned()),
+        ..peer(name, keys)
+    };
+    let (identities, _) = of(vec![called("fixed", "The one in the cellar", &[1])]);
+    now(identities.put(called("p1", "kitchen", &[2]))).expect("a new peer");
+    now(identities.put(called("p2", "p1", &[3]))).expect("a new peer");
+    now(identities.put(called("p3", "kitchen", &[4]))).expect("a new peer");
+    for (name, holder) in [
+        ("admin", Some("admin")),
+        ("fixed", Some("fixed")),
+        ("The one in the cellar", None),
+        // No alias hides an id, and the first holder of an alias keeps it.
+        ("p1", Some("p1")),
+        ("kitchen", Some("p1")),
+        ("p3", Some("p3")),
+        ("attic", None),
+    ] {
+        assert_eq!(identities.by_name(name), holder.map(id), "{name}");
+    }
+    let patch = PeerPatch {
+        enabled: Some(false),
+        ..PeerPatch::default()
+    };
+    now(identities.patch(id("p1"), patch)).expect("a known peer");
+    assert_eq!(identities.by_name("kitchen"), Some(id("p3")));
+}

@@ -1,0 +1,340 @@
+//! `alknet hub`: invitations, and who has come.
+
+use std::collections::BTreeMap;
+
+use alknet_hub::Label;
+use alknet_init::console::{Charset, qr_code};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::call::{connected, of_call};
+use super::{DialArgs, Exit, Failure, output};
+
+/// The verbs below `alknet hub`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HubVerb {
+    /// Make a join string. Whoever holds it may become a peer of the hub: treat it as a password.
+    #[command(
+        after_help = "Examples:\n  alknet hub invite ed25519:…@192.0.2.7:443 --role worker --ttl 1h\n  \
+alknet hub invite ed25519:…@192.0.2.7:443 --role worker --ttl 7d --count 20 --names 'edge-*'\n  \
+alknet hub invite ed25519:…@192.0.2.7:443 --role worker --qr"
+    )]
+    Invite(InviteArgs),
+    /// List who has enrolled, who waits to be let in, and which invitations are open.
+    #[command(after_help = "Example:\n  alknet hub peers ed25519:…@192.0.2.7:443")]
+    Peers {
+        /// The hub.
+        target: String,
+        #[command(flatten)]
+        dial: DialArgs,
+    },
+    /// Let in a key that waits.
+    #[command(after_help = "Example:\n  alknet hub approve ed25519:…@192.0.2.7:443 \
+lusab-babad-gutih-tugad-bakuh-sojin --role worker")]
+    Approve(ApproveArgs),
+    /// Name a peer otherwise, or label it.
+    #[command(
+        after_help = "Example:\n  alknet hub label ed25519:…@192.0.2.7:443 kitchen \
+pool=indoor --unset board --name cellar"
+    )]
+    Label(LabelArgs),
+    /// Put a peer out: its connections end, and its key is not let in any more.
+    #[command(after_help = "Example:\n  alknet hub remove ed25519:…@192.0.2.7:443 kitchen")]
+    Remove {
+        /// The hub.
+        target: String,
+        /// The peer, by its id or its name.
+        peer: String,
+        #[command(flatten)]
+        dial: DialArgs,
+    },
+}
+
+/// Arguments of `alknet hub invite`.
+#[derive(Debug, Args)]
+pub(crate) struct InviteArgs {
+    /// The hub.
+    target: String,
+    /// What its holder becomes: a [[hub.role]] of the hub's configuration, or worker.
+    #[arg(long, default_value = "worker")]
+    role: String,
+    /// How long it is good: 90s, 30m, 1h, 7d; at most 30 days.
+    #[arg(long, default_value = "1h", value_parser = seconds)]
+    ttl: u64,
+    /// How many may use it.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// What its holders are called: a name, or one with a * for a number.
+    #[arg(long, value_name = "PATTERN")]
+    names: Option<String>,
+    /// First and last number, as 1-20.
+    #[arg(long, value_name = "FIRST-LAST", value_parser = numbers, requires = "names")]
+    numbers: Option<(u32, u32)>,
+    /// A label its holders carry, NAME=VALUE; can be given several times.
+    #[arg(long, value_name = "LABEL")]
+    label: Vec<Label>,
+    /// Where the hub is, HOST or HOST:PORT; up to four [default: as the hub knows itself]
+    #[arg(long, value_name = "ADDRESS")]
+    address: Vec<String>,
+    /// Draw it as a QR code, too.
+    #[arg(long)]
+    qr: bool,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Arguments of `alknet hub approve`.
+#[derive(Debug, Args)]
+pub(crate) struct ApproveArgs {
+    /// The hub.
+    target: String,
+    /// The key, or its fingerprint.
+    key: String,
+    /// What it becomes.
+    #[arg(long, default_value = "worker")]
+    role: String,
+    /// What it is called [default: as it asks]
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Arguments of `alknet hub label`.
+#[derive(Debug, Args)]
+pub(crate) struct LabelArgs {
+    /// The hub.
+    target: String,
+    /// The peer, by its id or its name.
+    peer: String,
+    /// NAME=VALUE.
+    set: Vec<Label>,
+    /// A label to take away; can be given several times.
+    #[arg(long, value_name = "NAME")]
+    unset: Vec<String>,
+    /// What the peer is called from now on.
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Runs one of them.
+pub(crate) fn run(verb: HubVerb, json: bool) -> Result<Exit, Failure> {
+    match verb {
+        HubVerb::Approve(args) => {
+            let input = json!({ "key": args.key, "role": args.role, "name": args.name });
+            change(&args.target, &args.dial, "hub/peers/approve", &input, json)
+        }
+        HubVerb::Invite(args) => invite(&args, json),
+        HubVerb::Label(args) => {
+            let input = json!({
+                "peer": args.peer, "name": args.name, "unset": args.unset, "set": map(&args.set),
+            });
+            change(&args.target, &args.dial, "hub/peers/label", &input, json)
+        }
+        HubVerb::Peers { target, dial } => connected(&target, &dial, async |client| {
+            let answer = client.call("hub/peers", &Value::Null).await;
+            let answer = answer.map_err(of_call)?;
+            if json {
+                output::json_line(answer.value())?;
+            } else {
+                for line in lines(answer.value()) {
+                    output::line(&line)?;
+                }
+            }
+            Ok(Exit::Ok)
+        }),
+        HubVerb::Remove { target, peer, dial } => change(
+            &target,
+            &dial,
+            "hub/peers/remove",
+            &json!({ "peer": peer }),
+            json,
+        ),
+    }
+}
+
+fn change(
+    target: &str,
+    dial: &DialArgs,
+    operation: &str,
+    input: &Value,
+    json: bool,
+) -> Result<Exit, Failure> {
+    connected(target, dial, async |client| {
+        let answer = client.call(operation, input).await.map_err(of_call)?;
+        let answer = answer.value();
+        if json {
+            output::json_line(answer)?;
+        } else {
+            let id = text(&answer["peer_id"]);
+            let name = answer["name"].as_str().filter(|name| *name != id);
+            output::line(&name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}")))?;
+        }
+        Ok(Exit::Ok)
+    })
+}
+
+fn invite(args: &InviteArgs, json: bool) -> Result<Exit, Failure> {
+    let input = json!({
+        "role": args.role,
+        "ttl_s": args.ttl,
+        "count": args.count,
+        "names": args.names,
+        "numbers": args.numbers,
+        "labels": map(&args.label),
+        "addresses": args.address,
+    });
+    connected(&args.target, &args.dial, async |client| {
+        let answer = client.call("hub/invite", &input).await.map_err(of_call)?;
+        let answer = answer.value();
+        if json {
+            output::json_line(answer)?;
+            return Ok(Exit::Ok);
+        }
+        let join = text(&answer["join"]);
+        output::line(join)?;
+        if args.qr {
+            for line in qr_code(join, Charset::Utf8).unwrap_or_default() {
+                output::line(&line)?;
+            }
+        }
+        output::line("")?;
+        output::line(&format!(
+            "Good for {} until {}: 'alknet enroll' with it, or [[join]] code = \"…\" in a node's \
+             configuration.",
+            match answer["count"].as_u64() {
+                Some(1) | None => format!("one {}", text(&answer["role"])),
+                Some(n) => format!("{n} keys as {}", text(&answer["role"])),
+            },
+            text(&answer["expires"]),
+        ))?;
+        Ok(Exit::Ok)
+    })
+}
+
+fn map(labels: &[Label]) -> BTreeMap<&str, &str> {
+    labels
+        .iter()
+        .map(|label| (label.name.as_str(), label.value.as_str()))
+        .collect()
+}
+
+fn lines(answer: &Value) -> Vec<String> {
+    let list = |key: &str| answer[key].as_array().cloned().unwrap_or_default();
+    let mut lines = Vec::new();
+    for peer in list("peers") {
+        let line = format!(
+            "{:20}  {:9}  {:27}  {}",
+            text(&peer["name"]),
+            text(&peer["state"]),
+            text(&peer["peer_id"]),
+            labels(&peer["labels"])
+        );
+        lines.push(line.trim_end().to_owned());
+    }
+    for knock in list("waiting") {
+        let name = knock["name"].as_str().unwrap_or("-");
+        let from = knock["addr"].as_str().unwrap_or("nowhere");
+        let words = text(&knock["fingerprint"]);
+        lines.push(format!("waiting: {words}  {name}  from {from}"));
+    }
+    for open in list("invitations") {
+        lines.push(format!(
+            "invitation {}: {} for {} until {}",
+            text(&open["key_id"]),
+            open["left"],
+            text(&open["role"]),
+            text(&open["expires"])
+        ));
+    }
+    lines
+}
+
+fn labels(of: &Value) -> String {
+    let pairs = of.as_object().into_iter().flatten();
+    let pairs: Vec<_> = pairs
+        .map(|(name, value)| format!("{name}={}", text(value)))
+        .collect();
+    pairs.join(" ")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// A time as people write it.
+fn seconds(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is no time: write 90s, 30m, 1h or 7d, at most 30d");
+    let split = text.len() - usize::from(text.ends_with(|c: char| c.is_ascii_alphabetic()));
+    let (number, unit) = text.split_at(split);
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let all = number.checked_mul(unit).ok_or_else(wrong)?;
+    (1..=30 * 86_400)
+        .contains(&all)
+        .then_some(all)
+        .ok_or_else(wrong)
+}
+
+fn numbers(text: &str) -> Result<(u32, u32), String> {
+    let parse = |n: &str| n.parse().ok();
+    text.split_once('-')
+        .and_then(|(first, last)| Some((parse(first)?, parse(last)?)))
+        .ok_or_else(|| format!("'{text}' is no range: write 1-20"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_ranges_are_read() {
+        for (text, read) in [("90s", 90), ("30m", 1800), ("1h", 3600), ("30d", 2_592_000)] {
+            assert_eq!(seconds(text), Ok(read));
+        }
+        for bad in [
+            "",
+            "h",
+            "1",
+            "0s",
+            "31d",
+            "-1h",
+            "1 h",
+            "1w",
+            "99999999999999999999d",
+            "1ä",
+        ] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+        assert_eq!(numbers("1-20"), Ok((1, 20)));
+        for bad in ["", "1", "-", "1-", "a-b"] {
+            assert!(numbers(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_list_reads_well() {
+        let answer = json!({
+            "peers": [{ "peer_id": "p1", "name": "kitchen", "state": "ready",
+                        "labels": { "pool": "edge", "role": "worker" } }],
+            "waiting": [{ "fingerprint": "lusab-babad", "name": null, "addr": "192.0.2.1:5" }],
+            "invitations": [{ "key_id": "abcd0123", "left": 2, "role": "worker",
+                              "expires": "2030-01-01T00:00:00Z" }],
+        });
+        let lines = lines(&answer);
+        assert!(lines[0].starts_with("kitchen ") && lines[0].ends_with("pool=edge role=worker"));
+        assert_eq!(lines[1], "waiting: lusab-babad  -  from 192.0.2.1:5");
+        assert_eq!(
+            lines[2],
+            "invitation abcd0123: 2 for worker until 2030-01-01T00:00:00Z"
+        );
+    }
+}

@@ -1,0 +1,237 @@
+//! `hub/invite`: a join string.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_core::PeerAddr;
+use alknet_hub::{
+    ADDRESSES_MAX, Invitation, InviteError, JoinCode, JoinError, NamePattern, TokenKind,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Hub;
+use crate::node::facts;
+
+/// Life of a token unless asked for another, in seconds.
+const TTL_S: u64 = 3600;
+/// The port that everybody assumes.
+const PORT: u16 = 443;
+/// Numbers of a name pattern unless asked for others.
+const NUMBERS: [u32; 2] = [1, 9999];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    role: String,
+    #[serde(default)]
+    ttl_s: Option<u64>,
+    #[serde(default)]
+    count: Option<u32>,
+    #[serde(default)]
+    names: Option<String>,
+    #[serde(default)]
+    numbers: Option<[u32; 2]>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    addresses: Vec<String>,
+}
+
+/// The operation.
+pub(super) fn invite(hub: Hub) -> Registration {
+    let spec = OperationSpec::mutation(
+        "hub/invite",
+        "Makes a join string: whoever holds it may become a peer of this hub.",
+    )
+    .with_input(json!({
+        "type": "object",
+        "required": ["role"],
+        "additionalProperties": false,
+        "properties": {
+            "role": { "type": "string", "description": "What its holder becomes" },
+            "ttl_s": { "type": ["integer", "null"], "minimum": 1, "maximum": 2_592_000,
+                       "description": "Seconds until it ends; an hour unless given" },
+            "count": { "type": ["integer", "null"], "minimum": 1, "maximum": 1000,
+                       "description": "Keys it is for; one unless given" },
+            "names": { "type": ["string", "null"],
+                       "description": "What its holders are called: a name, or one with a * for a number" },
+            "numbers": { "type": ["array", "null"], "minItems": 2, "maxItems": 2,
+                         "items": { "type": "integer", "minimum": 0, "maximum": 99_999 },
+                         "description": "First and last number" },
+            "labels": { "type": "object", "additionalProperties": { "type": "string" } },
+            "addresses": { "type": "array", "maxItems": ADDRESSES_MAX,
+                           "items": { "type": "string" },
+                           "description": "Where the hub is, HOST or HOST:PORT; as it knows itself unless given" },
+        }
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["join", "key_id", "expires", "role", "count"],
+        "properties": {
+            "join": { "type": "string" }, "key_id": { "type": "string" },
+            "expires": { "type": "string" }, "role": { "type": "string" },
+            "count": { "type": "integer" }, "addresses": { "type": "array" },
+        }
+    }))
+    .with_scope("hub:invite");
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let hub = hub.clone();
+        async move {
+            let made_by = ctx.identity().map(|who| who.id.to_string());
+            hub.invite(input.parse()?, made_by.unwrap_or_default())
+                .await
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+impl Hub {
+    async fn invite(&self, input: Input, made_by: String) -> Result<Value, CallError> {
+        let addresses = self.addresses(&input.addresses)?;
+        let mut role = self.role(&input.role)?;
+        role.labels.extend(input.labels);
+        if let Some(names) = &input.names {
+            let [first, last] = input.numbers.unwrap_or(NUMBERS);
+            let pattern = NamePattern::new(names, first, last);
+            role.names = Some(pattern.map_err(|e| CallError::invalid_input(e.to_string()))?);
+        }
+        let count = input.count.unwrap_or(1);
+        let invitation = Invitation {
+            role: role.clone(),
+            kind: match count {
+                1 => TokenKind::Once,
+                count => TokenKind::Many(count),
+            },
+            ttl_s: input.ttl_s.unwrap_or(TTL_S),
+            made_by,
+        };
+        let hub = self.key()?;
+        let made = self.desk.invite(invitation, self.clock.now_s()).await;
+        let (token, record) = made.map_err(|error| of_invite(&error))?;
+        let code = JoinCode {
+            addresses,
+            hub,
+            token,
+            expires: record.expires,
+            role: role.name.clone(),
+        };
+        let (join, code) = shortened(code)?;
+        Ok(json!({
+            "join": join,
+            "key_id": record.hash.key_id,
+            "expires": super::peers::moment(record.expires),
+            "role": role.name,
+            "count": count,
+            "addresses": code.addresses.iter().map(PeerAddr::address).collect::<Vec<_>>(),
+        }))
+    }
+
+    /// Where peers may find this hub: as asked for, or by its domain, and by the addresses it
+    /// listens on.
+    fn addresses(&self, asked: &[String]) -> Result<Vec<PeerAddr>, CallError> {
+        if !asked.is_empty() {
+            let parse = |at: &String| {
+                at.parse::<PeerAddr>()
+                    .map_err(|error| CallError::invalid_input(format!("'{at}': {error}")))
+            };
+            return asked.iter().map(parse).collect();
+        }
+        let current = self.people.reloader.current();
+        let config = &current.config;
+        let bound = &config.listen.addrs;
+        let found: Vec<String> = if bound.iter().any(IpAddr::is_unspecified) {
+            facts::addresses(&self.facts.load())
+        } else {
+            bound.iter().map(ToString::to_string).collect()
+        };
+        let places = config.node.domain.iter().chain(&found);
+        let at: Vec<PeerAddr> = places
+            .filter_map(|place| with_port(place, self.about.port()).parse().ok())
+            .take(ADDRESSES_MAX)
+            .collect();
+        if at.is_empty() {
+            return Err(CallError::new(
+                ErrorCode::Unavailable,
+                "this hub knows no address of its own: give one with addresses",
+            ));
+        }
+        Ok(at)
+    }
+}
+
+fn with_port(place: &str, port: u16) -> String {
+    match (port, place.contains(':')) {
+        (PORT, true) => format!("[{place}]"),
+        (PORT, false) => place.to_owned(),
+        (port, true) => format!("[{place}]:{port}"),
+        (port, false) => format!("{place}:{port}"),
+    }
+}
+
+/// The string, without the last addresses where it would be too long with them.
+fn shortened(mut code: JoinCode) -> Result<(String, JoinCode), CallError> {
+    loop {
+        match code.encode() {
+            Ok(text) => return Ok((text, code)),
+            Err(JoinError::TooLong) if code.addresses.len() > 1 => {
+                code.addresses.pop();
+            }
+            Err(error) => return Err(CallError::invalid_input(error.to_string())),
+        }
+    }
+}
+
+fn of_invite(error: &InviteError) -> CallError {
+    let message = error.to_string();
+    match error {
+        InviteError::Name(_) | InviteError::Ttl | InviteError::Uses => {
+            CallError::invalid_input(message)
+        }
+        InviteError::Clock => CallError::new(ErrorCode::Unavailable, message),
+        InviteError::TooMany => CallError::new(ErrorCode::Overloaded, message),
+        _ => CallError::internal(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_hub::EnrolToken;
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_said_where_it_is_another() {
+        for (place, port, said) in [
+            ("hub.example.org", 443, "hub.example.org"),
+            ("hub.example.org", 4433, "hub.example.org:4433"),
+            ("2001:db8::1", 443, "[2001:db8::1]"),
+            ("2001:db8::1", 4433, "[2001:db8::1]:4433"),
+        ] {
+            assert_eq!(with_port(place, port), said);
+            assert!(said.parse::<PeerAddr>().is_ok(), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_loses_its_last_addresses() {
+        let long = |n: u32| {
+            format!("n{n}{}.example", "x".repeat(50))
+                .parse()
+                .expect("a name")
+        };
+        let code = JoinCode {
+            addresses: (0..4).map(long).collect(),
+            hub: [1; 32],
+            token: EnrolToken::generate().expect("randomness"),
+            expires: 1,
+            role: "worker".parse().expect("a role"),
+        };
+        let first = code.addresses[0].clone();
+        let (text, short) = shortened(code).expect("one fits");
+        assert!((1..4).contains(&short.addresses.len()));
+        assert_eq!(short.addresses[0], first);
+        assert_eq!(text.parse::<JoinCode>(), Ok(short));
+    }
+}

@@ -1,0 +1,176 @@
+//! The node as a hub: whom it takes in, and the operations `hub/*`.
+
+mod invite;
+mod peers;
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use alknet_call::{CallError, Disclose, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder};
+use alknet_core::config::{HubDisclose, HubEnroll, HubSection, NodeConfig};
+use alknet_core::{Clock, PeerKey};
+use alknet_hub::{Desk, EnrolError, EnrolHandler, EnrolMode, HubCard, Policy, Role, TokenStore};
+
+use super::facts::{self, About, SharedFacts};
+use super::people::People;
+
+/// Peers that may enrol where the document does not say: with enough memory, and without.
+const PEERS_MAX: usize = 1000;
+const PEERS_MAX_SMALL: usize = 100;
+/// Memory below which a machine is a small one, in bytes.
+const SMALL_BYTES: u64 = 512 << 20;
+
+/// The dispatcher, once there is one; it does not live because of this.
+pub(crate) type SharedDispatcher = Arc<OnceLock<Weak<Dispatcher>>>;
+
+/// What the operations stand on. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Hub {
+    desk: Arc<Desk>,
+    clock: Arc<dyn Clock>,
+    people: People,
+    about: Arc<About>,
+    facts: SharedFacts,
+    dispatcher: SharedDispatcher,
+}
+
+impl Hub {
+    /// `None` where the node is no hub.
+    pub(crate) fn new(
+        config: &NodeConfig,
+        people: &People,
+        about: &Arc<About>,
+        facts: &SharedFacts,
+        tokens: Arc<dyn TokenStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Option<Self> {
+        if !config.hub.enabled {
+            return None;
+        }
+        let card = HubCard {
+            key: about.identity().parse().ok()?,
+            names: names(config, &facts.load().hostname),
+        };
+        let identities = Arc::clone(&people.identities);
+        let desk = Desk::new(tokens, identities, card, policy(&config.hub));
+        Some(Self {
+            desk: Arc::new(desk),
+            clock,
+            people: people.clone(),
+            about: Arc::clone(about),
+            facts: Arc::clone(facts),
+            dispatcher: SharedDispatcher::default(),
+        })
+    }
+
+    /// Adds the operations to a registry.
+    pub(crate) fn register(&self, builder: &mut RegistryBuilder) {
+        builder.add(invite::invite(self.clone()));
+        builder.add(peers::list(self.clone()));
+        builder.add(peers::approve(self.clone()));
+        builder.add(peers::label(self.clone()));
+        builder.add(peers::remove(self.clone()));
+        builder.add(peers::whoami(self.clone()));
+    }
+
+    /// What serves `alknet/enroll`.
+    pub(crate) fn handler(&self) -> EnrolHandler {
+        EnrolHandler::new(Arc::clone(&self.desk), Arc::clone(&self.clock))
+    }
+
+    /// Imports what peers serve, and passes calls on to them.
+    pub(crate) fn routing(config: &HubSection, dispatcher: Dispatcher) -> Dispatcher {
+        let disclose = match config.disclose {
+            HubDisclose::Full => Disclose::Full,
+            HubDisclose::Id => Disclose::Id,
+            HubDisclose::None => Disclose::None,
+        };
+        let options = ImportOptions::default().with_disclose(disclose);
+        dispatcher.with_imports(options).with_routing()
+    }
+
+    /// Whose peers `hub/peers` tells of.
+    pub(crate) fn attach(&self, dispatcher: &Arc<Dispatcher>) {
+        self.dispatcher.get_or_init(|| Arc::downgrade(dispatcher));
+    }
+
+    /// Another configuration is in force.
+    pub(crate) fn tune(&self, config: &NodeConfig) {
+        self.desk.set_policy(policy(&config.hub));
+    }
+
+    /// A role of the configuration. `worker`, which may do nothing, is always there.
+    fn role(&self, name: &str) -> Result<Role, CallError> {
+        let config = self.people.reloader.current();
+        let roles = &config.config.hub.role;
+        let known = roles.iter().find(|role| role.name == name);
+        let unknown = || {
+            let all: Vec<_> = roles.iter().map(|role| role.name.as_str()).collect();
+            let known = if all.is_empty() {
+                "worker".to_owned()
+            } else {
+                all.join(", ")
+            };
+            let message = format!("there is no role '{name}'; known here: {known}");
+            CallError::invalid_input(message)
+        };
+        if known.is_none() && name != "worker" {
+            return Err(unknown());
+        }
+        let mut role = Role::new(name.parse().map_err(|_| unknown())?);
+        if let Some(known) = known {
+            role.scopes = known.scopes.iter().collect();
+            role.labels = known.labels.clone();
+        }
+        Ok(role)
+    }
+
+    fn key(&self) -> Result<[u8; 32], CallError> {
+        match self.about.identity().parse() {
+            Ok(PeerKey::Ed25519(key)) => Ok(key),
+            _ => Err(CallError::internal("this node has no Ed25519 key")),
+        }
+    }
+}
+
+fn names(config: &NodeConfig, hostname: &str) -> Vec<String> {
+    let name = config.node.name.clone();
+    let name = name.unwrap_or_else(|| hostname.to_owned());
+    [Some(name), config.node.domain.clone()]
+        .into_iter()
+        .flatten()
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+fn policy(config: &HubSection) -> Policy {
+    let fits = match facts::memory_total_bytes() {
+        bytes if bytes <= SMALL_BYTES => PEERS_MAX_SMALL,
+        _ => PEERS_MAX,
+    };
+    let asked = config.max_peers.and_then(|max| usize::try_from(max).ok());
+    Policy {
+        mode: match config.enroll {
+            HubEnroll::Approve => EnrolMode::Approve,
+            HubEnroll::Off => EnrolMode::Off,
+            HubEnroll::Token => EnrolMode::Token,
+        },
+        peers_max: asked.unwrap_or(fits),
+    }
+}
+
+/// What the desk refuses, on the call wire.
+fn of_desk(error: &EnrolError) -> CallError {
+    match error {
+        EnrolError::Name(_) => CallError::invalid_input(error.to_string()),
+        EnrolError::NameTaken(_) => CallError::new(ErrorCode::Conflict, error.to_string()),
+        EnrolError::Overloaded(_) => CallError::new(ErrorCode::Overloaded, error.to_string()),
+        EnrolError::Store(alknet_core::StoreError::Unknown(_)) => {
+            CallError::new(ErrorCode::NotFound, not_enrolled())
+        }
+        _ => CallError::internal(error.to_string()),
+    }
+}
+
+fn not_enrolled() -> &'static str {
+    "no such peer has enrolled here; peers of the configuration are changed there"
+}

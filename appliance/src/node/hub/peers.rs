@@ -1,0 +1,287 @@
+//! `hub/peers`, `hub/peers/approve`, `hub/peers/label`, `hub/peers/remove`, and `hub/whoami`.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_core::{IdentityKind, PeerEntry, PeerId, StoreError};
+use alknet_endpoint::ConnectionSummary;
+use alknet_hub::{Alias, ApproveError, Knock, TokenRecord};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Hub, not_enrolled, of_desk};
+use crate::node::ops::empty_input;
+
+/// Scope of those who look.
+const READ_SCOPE: &str = "hub:read";
+/// Scope of those who change.
+const ADMIN_SCOPE: &str = "hub:admin";
+
+/// `hub/peers`
+pub(super) fn list(hub: Hub) -> Registration {
+    let spec = OperationSpec::query(
+        "hub/peers",
+        "Who has enrolled, who waits to be let in, and which invitations are open.",
+    )
+    .with_input(empty_input())
+    .with_output(json!({
+        "type": "object",
+        "required": ["peers", "waiting", "invitations"],
+        "properties": {
+            "peers": { "type": "array", "items": { "type": "object",
+                "required": ["peer_id", "name", "state", "labels"],
+                "properties": { "state": { "enum": ["ready", "connected", "offline", "removed"] } } } },
+            "waiting": { "type": "array" }, "invitations": { "type": "array" },
+        }
+    }))
+    .with_scope(READ_SCOPE);
+    let handler = HandlerKind::once(move |_input: Body, _ctx: Ctx| {
+        let hub = hub.clone();
+        async move { hub.listed().await }
+    });
+    Registration::new(spec, handler)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Approve {
+    key: String,
+    role: String,
+    #[serde(default)]
+    name: Option<String>,
+}
+
+/// `hub/peers/approve`
+pub(super) fn approve(hub: Hub) -> Registration {
+    let spec = OperationSpec::mutation("hub/peers/approve", "Lets in a key that waits.")
+        .with_input(json!({
+            "type": "object",
+            "required": ["key", "role"],
+            "additionalProperties": false,
+            "properties": {
+                "key": { "type": "string", "description": "The key, or its fingerprint in six words" },
+                "role": { "type": "string" },
+                "name": { "type": ["string", "null"] },
+            }
+        }))
+        .with_output(json!({ "type": "object", "required": ["peer_id", "name"] }))
+        .with_scope(ADMIN_SCOPE);
+    let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
+        let hub = hub.clone();
+        async move { hub.approve(input.parse()?).await }
+    });
+    Registration::new(spec, handler)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Relabel {
+    peer: String,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    set: BTreeMap<String, String>,
+    #[serde(default)]
+    unset: Vec<String>,
+}
+
+/// `hub/peers/label`
+pub(super) fn label(hub: Hub) -> Registration {
+    let spec = OperationSpec::mutation("hub/peers/label", "Names and labels a peer otherwise.")
+        .with_input(json!({
+            "type": "object",
+            "required": ["peer"],
+            "additionalProperties": false,
+            "properties": {
+                "peer": { "type": "string", "description": "Its id or its name" },
+                "name": { "type": ["string", "null"] },
+                "set": { "type": "object", "additionalProperties": { "type": "string" } },
+                "unset": { "type": "array", "items": { "type": "string" } },
+            }
+        }))
+        .with_output(json!({ "type": "object", "required": ["peer_id", "name", "labels"] }))
+        .with_scope(ADMIN_SCOPE);
+    let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
+        let hub = hub.clone();
+        async move { hub.relabel(input.parse()?).await }
+    });
+    Registration::new(spec, handler)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remove {
+    peer: String,
+}
+
+/// `hub/peers/remove`
+pub(super) fn remove(hub: Hub) -> Registration {
+    let spec = OperationSpec::mutation(
+        "hub/peers/remove",
+        "Puts a peer out: its connections end, and its key is not let in any more.",
+    )
+    .with_input(json!({
+        "type": "object",
+        "required": ["peer"],
+        "additionalProperties": false,
+        "properties": { "peer": { "type": "string", "description": "Its id or its name" } }
+    }))
+    .with_output(json!({ "type": "object", "required": ["peer_id"] }))
+    .with_scope(ADMIN_SCOPE);
+    let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
+        let hub = hub.clone();
+        async move { hub.remove(input.parse()?).await }
+    });
+    Registration::new(spec, handler)
+}
+
+/// `hub/whoami`
+pub(super) fn whoami(hub: Hub) -> Registration {
+    let spec = OperationSpec::query("hub/whoami", "Which peer of this hub the caller is.")
+        .with_input(empty_input())
+        .with_output(json!({
+            "type": "object",
+            "required": ["peer_id"],
+            "properties": { "peer_id": { "type": ["string", "null"] } }
+        }));
+    let handler = HandlerKind::once(move |_input: Body, ctx: Ctx| {
+        let peer = ctx.identity().filter(|who| who.kind == IdentityKind::Peer);
+        let answer = json!({
+            "peer_id": peer.map(|who| who.id.as_str()),
+            "hub": hub.about.identity(),
+        });
+        std::future::ready(Ok::<_, CallError>(answer))
+    });
+    Registration::new(spec, handler)
+}
+
+impl Hub {
+    async fn listed(&self) -> Result<Value, CallError> {
+        let peers = self.desk.peers().await.map_err(|error| of_desk(&error))?;
+        let tokens = self.desk.tokens().await.map_err(|error| of_desk(&error))?;
+        let waiting = self.desk.waiting(Instant::now());
+        let server = self.people.server.get();
+        let connections = server
+            .map(|server| server.connections())
+            .unwrap_or_default();
+        let dispatcher = self.dispatcher.get().and_then(std::sync::Weak::upgrade);
+        let attached = dispatcher.map(|it| it.peers().ids()).unwrap_or_default();
+        let now = self.clock.now_s().unwrap_or_default();
+        let open = tokens.iter().filter(|token| token.is_open(now));
+        Ok(json!({
+            "peers": peers.iter().map(|peer| row(peer, &attached, &connections)).collect::<Value>(),
+            "waiting": waiting.iter().map(knock).collect::<Value>(),
+            "invitations": open.map(invitation).collect::<Value>(),
+        }))
+    }
+
+    async fn approve(&self, input: Approve) -> Result<Value, CallError> {
+        let role = self.role(&input.role)?;
+        let name = alias(input.name.as_deref())?;
+        let now_s = self.clock.now_s();
+        let approved = self
+            .desk
+            .approve(&input.key, &role, name, now_s, Instant::now());
+        match approved.await {
+            Ok(enrolled) => Ok(json!({ "peer_id": enrolled.peer_id, "name": enrolled.name })),
+            Err(ApproveError::Enrol(error)) => Err(of_desk(&error)),
+            Err(error) => Err(CallError::new(ErrorCode::NotFound, error.to_string())),
+        }
+    }
+
+    async fn relabel(&self, input: Relabel) -> Result<Value, CallError> {
+        let peer = self.named(&input.peer)?;
+        let name = alias(input.name.as_deref())?;
+        let changed = self.desk.relabel(&peer, name, |labels| {
+            labels.retain(|name, _| !input.unset.contains(name));
+            labels.extend(input.set);
+        });
+        let changed = changed.await.map_err(|error| of_desk(&error))?;
+        Ok(json!({
+            "peer_id": changed.peer_id,
+            "name": name_of(&changed),
+            "labels": changed.labels,
+        }))
+    }
+
+    async fn remove(&self, input: Remove) -> Result<Value, CallError> {
+        let peer = self.named(&input.peer)?;
+        self.desk.remove(&peer).await.map_err(|error| match error {
+            StoreError::Unknown(_) => CallError::new(ErrorCode::NotFound, not_enrolled()),
+            error => CallError::internal(error.to_string()),
+        })?;
+        tracing::info!(%peer, "hub.remove");
+        // Whoever reads the answer may rely on it: who is out is out.
+        if let Some(server) = self.people.server.get() {
+            server.sweep();
+        }
+        Ok(json!({ "peer_id": peer }))
+    }
+
+    fn named(&self, name: &str) -> Result<PeerId, CallError> {
+        let found = self.desk.peer_named(name);
+        found.ok_or_else(|| CallError::new(ErrorCode::NotFound, not_enrolled()))
+    }
+}
+
+fn alias(name: Option<&str>) -> Result<Option<Alias>, CallError> {
+    let alias = name.map(str::parse::<Alias>).transpose();
+    alias.map_err(|error| CallError::invalid_input(error.to_string()))
+}
+
+fn row(peer: &PeerEntry, attached: &[PeerId], connections: &[ConnectionSummary]) -> Value {
+    let mine = |one: &&ConnectionSummary| one.peer.as_ref() == Some(&peer.peer_id);
+    let connection = connections.iter().rev().find(mine);
+    let state = match (peer.enabled, connection) {
+        (false, _) => "removed",
+        (true, None) => "offline",
+        (true, Some(_)) if attached.contains(&peer.peer_id) => "ready",
+        (true, Some(_)) => "connected",
+    };
+    json!({
+        "peer_id": peer.peer_id,
+        "name": name_of(peer),
+        "state": state,
+        "labels": peer.labels,
+        "scopes": peer.scopes,
+        "keys": peer.keys,
+        "addr": connection.and_then(|one| Some(one.remote_addr?.to_string())),
+        "seconds": connection.map(|one| one.since.elapsed().as_secs()),
+    })
+}
+
+fn name_of(peer: &PeerEntry) -> &str {
+    let name = peer.display_name.as_deref();
+    name.unwrap_or_else(|| peer.peer_id.as_str())
+}
+
+fn knock(knock: &Knock) -> Value {
+    json!({
+        "key": knock.key,
+        "fingerprint": knock.fingerprint,
+        "name": knock.name,
+        "labels": knock.labels,
+        "addr": knock.from.map(|from| from.to_string()),
+        "seconds": knock.since.elapsed().as_secs(),
+    })
+}
+
+/// An invitation, by its name: the token itself is not known any more.
+fn invitation(token: &TokenRecord) -> Value {
+    json!({
+        "key_id": token.hash.key_id,
+        "role": token.role.name,
+        "left": token.uses_left(),
+        "expires": moment(token.expires),
+        "made_by": token.made_by,
+    })
+}
+
+/// RFC 3339.
+pub(super) fn moment(seconds: u64) -> Option<String> {
+    let seconds = i64::try_from(seconds).ok()?;
+    let at = Timestamp::from_second(seconds).ok()?;
+    Some(at.to_string())
+}

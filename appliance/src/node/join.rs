@@ -1,0 +1,358 @@
+//! The node as a peer of hubs: `[[join]]`. Each hub is dialled, enrolled with where it does not know
+//! this node yet, and kept; it may call what this node serves, as this node's own document allows.
+
+mod pauses;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::{CallClient, CallConnection, CallError, Credentials, Dispatcher, ErrorCode};
+use alknet_core::config::{JoinConfig, NodeConfig};
+use alknet_core::{Carriage, CloseCode, CloseReason, Dialer, PeerAddr, PeerKey};
+use alknet_hub::{EnrolClientError, JoinCode, Request, enrol};
+use alknet_init::control::Problem;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::reload::Reloader;
+use pauses::Pauses;
+
+/// A connection that lasted this long was a good one.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// How long a hub that does not want this node is left alone.
+const UNWANTED: Duration = Duration::from_secs(60);
+/// Time for a hub to say whether it knows this node.
+const WHOAMI: Duration = Duration::from_secs(15);
+
+/// Puts the keys of hubs in, as far as their join strings say them: then the hubs are peers.
+pub(crate) fn fill_in(config: &mut NodeConfig) {
+    for join in &mut config.join {
+        if let Some(Ok(code)) = join.code.as_ref().map(|code| code.parse::<JoinCode>()) {
+            join.key = Some(code.key().to_string());
+        }
+    }
+}
+
+/// What is wrong with the join strings of a document.
+pub(crate) fn problems(config: &NodeConfig) -> Vec<Problem> {
+    let wrong = |(n, join): (usize, &JoinConfig)| {
+        let error = join.code.as_ref()?.parse::<JoinCode>().err()?;
+        Some(Problem {
+            code: "join-refused".to_owned(),
+            text: format!("join[{n}].code: {error}"),
+            hint: "ask an administrator of the hub for another join string".to_owned(),
+        })
+    };
+    config.join.iter().enumerate().filter_map(wrong).collect()
+}
+
+/// The hubs this node keeps.
+pub(crate) struct Joins {
+    stop: watch::Sender<bool>,
+}
+
+/// What every one of them is kept with.
+pub(crate) struct JoinContext {
+    pub(crate) reloader: Arc<Reloader>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) dialer: Arc<dyn Dialer>,
+    /// This node's own key: nobody joins themselves.
+    pub(crate) own: String,
+}
+
+impl Joins {
+    /// Dials the hubs of the document in force, and of every later one.
+    pub(crate) fn start(context: JoinContext) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(supervise(Arc::new(context), stopped));
+        Self { stop }
+    }
+
+    /// Dials nobody any more. Connections that are there stay until they end.
+    pub(crate) fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+}
+
+/// One task for each hub, as the document in force has it.
+async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>) {
+    let mut changes = context.reloader.watch();
+    let mut kept: HashMap<HubPlace, JoinHandle<()>> = HashMap::new();
+    loop {
+        let wanted = wanted(&context);
+        kept.retain(|hub, task| {
+            let stays = wanted.contains(hub);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for hub in wanted {
+            let (context, stopped) = (Arc::clone(&context), stopped.clone());
+            kept.entry(hub.clone())
+                .or_insert_with(|| tokio::spawn(keep(context, hub, stopped)));
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = stop_of(&mut stopped) => return,
+        }
+    }
+}
+
+/// Resolves once nobody is to be dialled any more.
+async fn stop_of(stopped: &mut watch::Receiver<bool>) {
+    // An error would mean that the node is gone, which is stopping too.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+fn wanted(context: &JoinContext) -> Vec<HubPlace> {
+    let current = context.reloader.current();
+    for problem in problems(&current.config) {
+        tracing::warn!("{}; {}", problem.text, problem.hint);
+    }
+    let places = current.config.join.iter().filter_map(HubPlace::of);
+    let mut wanted: Vec<HubPlace> = Vec::new();
+    for hub in places.filter(|hub| hub.key.to_string() != context.own) {
+        // Of two ways to one hub the first counts: two connections would take turns.
+        if wanted.iter().all(|known| known.key != hub.key) {
+            wanted.push(hub);
+        }
+    }
+    wanted
+}
+
+/// A hub, and the way to it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct HubPlace {
+    key: PeerKey,
+    targets: Vec<PeerAddr>,
+    code: Option<String>,
+}
+
+impl HubPlace {
+    fn of(join: &JoinConfig) -> Option<Self> {
+        if let Some(text) = &join.code {
+            let code: JoinCode = text.parse().ok()?;
+            return Some(Self {
+                key: code.key(),
+                targets: code.targets().collect(),
+                code: Some(text.clone()),
+            });
+        }
+        let key: PeerKey = join.key.as_ref()?.parse().ok()?;
+        let target: PeerAddr = join.address.as_ref()?.parse().ok()?;
+        Some(Self {
+            key,
+            targets: vec![target.with_pins([key])],
+            code: None,
+        })
+    }
+
+    fn token(&self) -> Option<String> {
+        let code: JoinCode = self.code.as_ref()?.parse().ok()?;
+        Some(code.token.expose().to_string())
+    }
+}
+
+impl fmt::Display for HubPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.key.short().fmt(f)
+    }
+}
+
+/// How it went with a hub, and so how long to leave it alone at least.
+enum Ended {
+    /// The connection ended, there was none, or the next one will be that of a peer.
+    Lost(Duration),
+    /// It does not want this node, or not yet.
+    Unwanted(Duration),
+}
+
+async fn keep(context: Arc<JoinContext>, hub: HubPlace, mut stopped: watch::Receiver<bool>) {
+    let mut pauses = Pauses::default();
+    loop {
+        let began = Instant::now();
+        let ended = once(&context, &hub).await;
+        if *stopped.borrow() {
+            return;
+        }
+        if began.elapsed() >= HEALTHY {
+            pauses = Pauses::default();
+        }
+        let pause = match ended {
+            Ended::Lost(at_least) => pauses.next(random()).max(at_least),
+            Ended::Unwanted(at_least) => at_least + pauses.next(random()),
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = stop_of(&mut stopped) => return,
+        }
+    }
+}
+
+/// From the dial to the end of the connection.
+async fn once(context: &JoinContext, hub: &HubPlace) -> Ended {
+    let connection = match connect(context, hub).await {
+        Ok(connection) => connection,
+        Err(ended) => return ended,
+    };
+    match knows_us(&connection).await {
+        Ok(true) => {}
+        Ok(false) => {
+            connection.close(CloseCode::Normal, "");
+            return enrol_with(context, hub).await;
+        }
+        Err(error) => {
+            tracing::debug!(%hub, %error, "the hub does not answer");
+            connection.close(CloseCode::Normal, "");
+            return Ended::Lost(Duration::ZERO);
+        }
+    }
+    tracing::info!(%hub, "join.connected");
+    let reason = connection.closed().await;
+    tracing::info!(%hub, %reason, "join.lost");
+    Ended::Lost(pause_after(&reason))
+}
+
+async fn connect(context: &JoinContext, hub: &HubPlace) -> Result<CallConnection, Ended> {
+    let client =
+        CallClient::new(Arc::clone(&context.dispatcher)).with_dialer(Arc::clone(&context.dialer));
+    let mut at_least = Duration::ZERO;
+    for target in &hub.targets {
+        match client.connect(target, &Credentials::default()).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => {
+                if error.is_permanent() {
+                    at_least = UNWANTED;
+                }
+                tracing::warn!(%hub, at = target.address(), %error, "join.failed");
+            }
+        }
+    }
+    Err(Ended::Lost(at_least))
+}
+
+/// Whether the other side takes us for a peer. One that is no hub has its own way of knowing.
+async fn knows_us(connection: &CallConnection) -> Result<bool, CallError> {
+    let asked = timeout(WHOAMI, connection.call("hub/whoami", &Value::Null)).await;
+    match asked.unwrap_or_else(|_| Err(CallError::unavailable("no answer in time"))) {
+        Ok(answer) => Ok(!answer.value()["peer_id"].is_null()),
+        Err(error) if error.code == ErrorCode::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+async fn enrol_with(context: &JoinContext, hub: &HubPlace) -> Ended {
+    let request = Request {
+        token: hub.token(),
+        name: context.reloader.current().config.node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        ..Request::default()
+    };
+    let targets = hub.targets.iter().cloned();
+    match enrol(&*context.dialer, targets, Carriage::Both, &request).await {
+        Ok((enrolled, _)) => {
+            tracing::info!(%hub, peer = %enrolled.peer_id, name = enrolled.name, "join.enrolled");
+            Ended::Lost(Duration::ZERO)
+        }
+        Err(EnrolClientError::Refused(refusal)) => {
+            tracing::warn!(%hub, code = %refusal.code, "join.refused: {}", refusal.message);
+            let asked = refusal.retry_after_ms.map(Duration::from_millis);
+            Ended::Unwanted(asked.unwrap_or(UNWANTED))
+        }
+        Err(error) => {
+            tracing::warn!(%hub, %error, "join.failed");
+            Ended::Lost(Duration::ZERO)
+        }
+    }
+}
+
+/// How long a hub that ended the connection so wants to be left alone.
+fn pause_after(reason: &CloseReason) -> Duration {
+    let CloseReason::Peer(Some(code), _) = reason else {
+        return Duration::ZERO;
+    };
+    Duration::from_secs(match CloseCode::from_code(*code) {
+        Some(CloseCode::Policy | CloseCode::Superseded | CloseCode::Protocol) => 60,
+        Some(CloseCode::Locked) => 30,
+        Some(CloseCode::Shutdown) => 5,
+        Some(CloseCode::Overload) => 1,
+        _ => 0,
+    })
+}
+
+fn random() -> u32 {
+    // Without randomness every pause is a long one, which is safe.
+    getrandom::u32().unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_hub::EnrolToken;
+
+    use super::*;
+
+    fn code() -> String {
+        let code = JoinCode {
+            addresses: vec!["hub:4433".parse().expect("an address")],
+            hub: [7; 32],
+            token: EnrolToken::generate().expect("randomness"),
+            expires: 1,
+            role: "worker".parse().expect("a role"),
+        };
+        code.encode().expect("short")
+    }
+
+    fn config(text: &str) -> NodeConfig {
+        NodeConfig::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors:?}"))
+    }
+
+    #[test]
+    fn a_hub_is_a_peer_as_soon_as_its_key_is_known() {
+        let mut joined = config(&format!("[[join]]\ncode = \"{}\"", code()));
+        assert!(joined.entries().peers.is_empty());
+        fill_in(&mut joined);
+        let hub = &joined.entries().peers[0];
+        assert_eq!(hub.keys, [PeerKey::Ed25519([7; 32])]);
+        let place = HubPlace::of(&joined.join[0]).expect("a place");
+        assert_eq!(place.targets[0].address(), "hub:4433");
+        assert!(place.token().is_some_and(|token| token.starts_with("ale_")));
+        assert!(problems(&joined).is_empty());
+    }
+
+    #[test]
+    fn a_damaged_join_string_is_a_problem_and_not_shown() {
+        let text = code();
+        let joined = config(&format!("[[join]]\ncode = \"{}\"", &text[..text.len() - 1]));
+        let found = problems(&joined);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].text.contains("join[0].code") && found[0].text.contains("damaged"));
+        assert!(!found[0].text.contains(&text[20..40]));
+        assert!(HubPlace::of(&joined.join[0]).is_none());
+    }
+
+    #[test]
+    fn a_hub_by_address_is_pinned() {
+        let key = PeerKey::Ed25519([9; 32]);
+        let joined = config(&format!("[[join]]\naddress = \"hub\"\nkey = \"{key}\""));
+        let place = HubPlace::of(&joined.join[0]).expect("a place");
+        assert_eq!(place.targets[0].to_string(), format!("{key}@hub:443"));
+        assert!(place.token().is_none());
+    }
+
+    #[test]
+    fn the_hubs_reason_says_how_long_to_stay_away() {
+        let after = |code: CloseCode| {
+            pause_after(&CloseReason::Peer(Some(code.code().into()), String::new())).as_secs()
+        };
+        assert_eq!(after(CloseCode::Policy), 60);
+        assert_eq!(after(CloseCode::Shutdown), 5);
+        assert_eq!(after(CloseCode::Normal), 0);
+        assert_eq!(pause_after(&CloseReason::TimedOut), Duration::ZERO);
+    }
+}

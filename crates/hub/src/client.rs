@@ -1,0 +1,107 @@
+//! The side of `alknet/enroll` that wants to join.
+
+use std::time::Duration;
+
+use alknet_core::{
+    Carriage, CloseCode, Connection, DialError, DialRequest, Dialer, Expect, PeerAddr, PeerKey,
+};
+use thiserror::Error;
+use tokio::time::timeout;
+
+use crate::wire::{self, Enrolled, Refusal, Reply, Request};
+
+/// Time for one hub to answer, once it is connected.
+const ANSWER_TIME: Duration = Duration::from_secs(15);
+
+/// Asks the hub at one of `targets`, in their order, to be taken in; what each of them pins is whom
+/// it has to be. The key that enrols is the dialler's.
+///
+/// # Errors
+/// See [`EnrolClientError`]; where no target can be reached, the last failure.
+pub async fn enrol(
+    dialer: &dyn Dialer,
+    targets: impl IntoIterator<Item = PeerAddr>,
+    carriage: Carriage,
+    request: &Request,
+) -> Result<(Enrolled, PeerAddr), EnrolClientError> {
+    let mut last = EnrolClientError::NoTarget;
+    for target in targets {
+        match at(dialer, &target, carriage, request).await {
+            Ok(enrolled) => return Ok((enrolled, target)),
+            // Whoever answered is the hub: another way to it changes nothing.
+            Err(error @ (EnrolClientError::Refused(_) | EnrolClientError::Impostor { .. })) => {
+                return Err(error);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn at(
+    dialer: &dyn Dialer,
+    target: &PeerAddr,
+    carriage: Carriage,
+    request: &Request,
+) -> Result<Enrolled, EnrolClientError> {
+    // Only a pinned hub is shown a key and a token.
+    let expect = Expect::Pinned(target.pins.clone());
+    let mut dial = DialRequest::new(target.clone(), expect, wire::ALPN);
+    dial.carriage = carriage;
+    let connection = dialer.connect(dial).await?.connection;
+    let answer = timeout(ANSWER_TIME, ask(&connection, request)).await;
+    connection.close(CloseCode::Normal, "");
+    let reply = answer.map_err(|_| EnrolClientError::Silent)??;
+    match reply {
+        Reply::Refused { error } => Err(EnrolClientError::Refused(error)),
+        Reply::Taken(enrolled) if target.pins.contains(&enrolled.hub.key) => Ok(enrolled),
+        Reply::Taken(enrolled) => Err(EnrolClientError::Impostor {
+            says: enrolled.hub.key,
+        }),
+    }
+}
+
+async fn ask(connection: &Connection, request: &Request) -> Result<Reply, EnrolClientError> {
+    let streams = if connection.is_multi() {
+        connection.open_bi().await
+    } else {
+        connection.accept_bi().await
+    };
+    let (mut send, mut recv) = streams.map_err(std::io::Error::from)?;
+    wire::write_message(&mut send, request).await?;
+    if connection.is_multi() {
+        send.finish().map_err(std::io::Error::from)?;
+    }
+    let reply = wire::read_message(&mut recv).await?;
+    serde_json::from_slice(&reply).map_err(|_| EnrolClientError::Nonsense)
+}
+
+/// Why nothing came of it.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EnrolClientError {
+    /// The hub cannot be reached, or is another.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The hub says that it has another key than it proved.
+    #[error("the hub says that its key is {says}, and proved another")]
+    Impostor {
+        /// What it says.
+        says: PeerKey,
+    },
+    /// There is nowhere to ask.
+    #[error("no address of the hub is known")]
+    NoTarget,
+    /// The answer has no form.
+    #[error("the hub answers something that is no answer")]
+    Nonsense,
+    /// The hub does not want us.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// No answer in time.
+    #[error("the hub does not answer")]
+    Silent,
+    /// The connection was lost.
+    #[error("the connection to the hub was lost: {0}")]
+    Stream(#[from] std::io::Error),
+}

@@ -1,0 +1,500 @@
+//! Who is let in: the decisions of a hub about those who want to join, without sockets and clocks.
+
+mod error;
+mod names;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use alknet_core::{IdentityStore, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet, StoreError};
+use arc_swap::ArcSwap;
+
+use crate::id::new_peer_id;
+use crate::names::{Alias, LABELS_MAX, Role, check_labels};
+use crate::pending::{Knock, Pending};
+use crate::record::{REPEAT_TIME_S, TokenKind, TokenRecord, TokenUse, USES_MAX, Verdict};
+use crate::store::TokenStore;
+use crate::token::EnrolToken;
+use crate::wire::{Enrolled, HubCard, Request};
+
+pub use error::{ApproveError, EnrolError, InviteError};
+
+use names::Wish;
+
+/// Longest life of a token, in seconds: 30 days.
+const TTL_MAX_S: u64 = 30 * 24 * 3600;
+/// Most tokens kept.
+const TOKENS_MAX: usize = 1000;
+
+/// Who may join.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EnrolMode {
+    /// Holders of a token; others may knock and wait for somebody to let them in.
+    Approve,
+    /// Nobody.
+    Off,
+    /// Holders of a token.
+    #[default]
+    Token,
+}
+
+/// What the configuration says about joining.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Who may.
+    pub mode: EnrolMode,
+    /// Peers the hub has at most, tombstones not counted.
+    pub peers_max: usize,
+}
+
+/// What a new token is to be good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invitation {
+    /// What its user becomes.
+    pub role: Role,
+    /// How often it counts.
+    pub kind: TokenKind,
+    /// How long, in seconds, at most 30 days.
+    pub ttl_s: u64,
+    /// Who asks for it.
+    pub made_by: String,
+}
+
+/// Decides. One decision at a time.
+pub struct Desk {
+    tokens: Arc<dyn TokenStore>,
+    peers: Arc<dyn IdentityStore>,
+    card: ArcSwap<HubCard>,
+    policy: ArcSwap<Policy>,
+    pending: Mutex<Pending>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Somebody who wants to join: the key TLS proved, and what came over the connection.
+#[derive(Clone, Debug)]
+pub struct Applicant<'a> {
+    /// The key.
+    pub key: PeerKey,
+    /// What it says.
+    pub request: &'a Request,
+    /// Where it is.
+    pub from: Option<SocketAddr>,
+}
+
+impl Desk {
+    /// Keeps tokens and peers in these stores.
+    #[must_use]
+    pub fn new(
+        tokens: Arc<dyn TokenStore>,
+        peers: Arc<dyn IdentityStore>,
+        card: HubCard,
+        policy: Policy,
+    ) -> Self {
+        Self {
+            tokens,
+            peers,
+            card: ArcSwap::from_pointee(card),
+            policy: ArcSwap::from_pointee(policy),
+            pending: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Another policy from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Makes a token. The clock has to be sane: a token that never ends is not made.
+    ///
+    /// # Errors
+    /// See [`InviteError`].
+    pub async fn invite(
+        &self,
+        invitation: Invitation,
+        now_s: Option<u64>,
+    ) -> Result<(EnrolToken, TokenRecord), InviteError> {
+        let now = now_s.ok_or(InviteError::Clock)?;
+        if !(1..=TTL_MAX_S).contains(&invitation.ttl_s) {
+            return Err(InviteError::Ttl);
+        }
+        if !(1..=USES_MAX).contains(&invitation.kind.uses()) {
+            return Err(InviteError::Uses);
+        }
+        check_labels(&own_labels(&invitation.role))?;
+        let _turn = self.turn.lock().await;
+        self.forget_old_tokens(now).await?;
+        let token = EnrolToken::generate()?;
+        let record = TokenRecord {
+            hash: token.hash(),
+            kind: invitation.kind,
+            expires: now.saturating_add(invitation.ttl_s),
+            role: invitation.role,
+            made_by: invitation.made_by,
+            uses: Vec::new(),
+            revision: 0,
+        };
+        self.tokens.put(record.clone()).await?;
+        Ok((token, record))
+    }
+
+    /// Takes somebody in, lets them wait, or does not.
+    ///
+    /// # Errors
+    /// See [`EnrolError`].
+    pub async fn enrol(
+        &self,
+        applicant: &Applicant<'_>,
+        now_s: Option<u64>,
+        now: Instant,
+    ) -> Result<Enrolled, EnrolError> {
+        if !matches!(applicant.key, PeerKey::Ed25519(_)) {
+            return Err(EnrolError::Key);
+        }
+        let wish = Wish::of(applicant.request)?;
+        let _turn = self.turn.lock().await;
+        match &applicant.request.token {
+            Some(token) => self.by_token(applicant.key, token, wish, now_s).await,
+            None => self.knock(applicant, wish, now).await,
+        }
+    }
+
+    async fn by_token(
+        &self,
+        key: PeerKey,
+        token: &str,
+        wish: Wish,
+        now_s: Option<u64>,
+    ) -> Result<Enrolled, EnrolError> {
+        if self.policy.load().mode == EnrolMode::Off {
+            return Err(EnrolError::Invalid);
+        }
+        let token: EnrolToken = token.parse().map_err(|_| EnrolError::Invalid)?;
+        let record = self.tokens.get(token.name()).await?;
+        let record = record.filter(|record| record.hash.matches(&token.hash()));
+        let record = record.ok_or(EnrolError::Invalid)?;
+        match record.judge(&key, now_s) {
+            Verdict::Invalid => Err(EnrolError::Invalid),
+            Verdict::Repeat(at) => self.again(record, at).await,
+            Verdict::Fresh => {
+                self.fresh(record, key, wish, now_s.unwrap_or_default())
+                    .await
+            }
+        }
+    }
+
+    /// The answer may have been lost, or what it was about cut off in the middle.
+    async fn again(&self, mut record: TokenRecord, at: usize) -> Result<Enrolled, EnrolError> {
+        let used = record.uses.get(at).cloned().ok_or(EnrolError::Invalid)?;
+        let held = self.holder(&used.key).await?;
+        if used.done {
+            // Whoever was removed since is not taken in again by the old token.
+            let still = held.filter(|peer| peer.enabled && peer.peer_id == used.peer);
+            return still
+                .map(|peer| self.taken(&peer))
+                .ok_or(EnrolError::Invalid);
+        }
+        let alias: Option<Alias> = used.name.parse().ok();
+        let alias = alias.filter(|alias| alias.as_str() != used.peer.as_str());
+        let entry = entry(
+            held,
+            used.peer,
+            used.key,
+            alias,
+            &record.role,
+            &Wish::default(),
+        );
+        self.peers.put(entry.clone()).await?;
+        record.uses[at].done = true;
+        self.tokens.replace(record).await?;
+        Ok(self.taken(&entry))
+    }
+
+    /// Consumes a use first and makes the peer then, so that no use counts twice, whatever happens
+    /// in between: the rest is done when the same key comes again.
+    async fn fresh(
+        &self,
+        mut record: TokenRecord,
+        key: PeerKey,
+        wish: Wish,
+        now_s: u64,
+    ) -> Result<Enrolled, EnrolError> {
+        let held = self.holder(&key).await?;
+        if held.is_none()
+            && let Some(known) = self.peers.by_key(&key)
+        {
+            // An entry of the configuration, which wins.
+            return Ok(self.answer(known.id.clone(), known.id.to_string()));
+        }
+        let revived = held.as_ref().is_none_or(|peer| !peer.enabled);
+        self.check_room(revived).await?;
+        let id = match &held {
+            Some(peer) => peer.peer_id.clone(),
+            None => new_peer_id(now_s).map_err(|_| EnrolError::Randomness)?,
+        };
+        let alias = self
+            .choose_name(&record.role, &wish, held.as_ref(), &id)
+            .await?;
+        let name = alias.as_ref().map_or(id.as_str(), Alias::as_str).to_owned();
+        record.uses.push(TokenUse {
+            key,
+            peer: id.clone(),
+            name,
+            at: now_s,
+            done: false,
+        });
+        if !self.tokens.replace(record.clone()).await? {
+            // Somebody else was faster: another process, or another way to the same store.
+            return Err(EnrolError::Overloaded("the token is being used; try again"));
+        }
+        record.revision += 1;
+        let entry = entry(held, id, key, alias, &record.role, &wish);
+        if let Err(error) = self.peers.put(entry.clone()).await {
+            record.uses.pop();
+            self.tokens.replace(record).await?;
+            return Err(match error {
+                // The configuration holds the key, and does not let it in.
+                StoreError::KeyTaken(..) | StoreError::ReadOnly(_) => EnrolError::Invalid,
+                error => error.into(),
+            });
+        }
+        if let Some(used) = record.uses.last_mut() {
+            used.done = true;
+        }
+        self.tokens.replace(record).await?;
+        Ok(self.taken(&entry))
+    }
+
+    async fn knock(
+        &self,
+        applicant: &Applicant<'_>,
+        wish: Wish,
+        now: Instant,
+    ) -> Result<Enrolled, EnrolError> {
+        if let Some(known) = self.peers.by_key(&applicant.key) {
+            let held = self.holder(&applicant.key).await?;
+            let name = held.and_then(|peer| peer.display_name);
+            let name = name.unwrap_or_else(|| known.id.to_string());
+            return Ok(self.answer(known.id.clone(), name));
+        }
+        if self.policy.load().mode != EnrolMode::Approve {
+            return Err(EnrolError::Invalid);
+        }
+        let mut pending = self.pending();
+        let knock = pending.knock(applicant.key, wish.name, wish.labels, applicant.from, now);
+        match knock {
+            Some(knock) => Err(EnrolError::Pending(knock.fingerprint.clone())),
+            None => Err(EnrolError::Overloaded("too many wait already")),
+        }
+    }
+
+    /// Lets in whoever waits under `which`, a key or a fingerprint.
+    ///
+    /// # Errors
+    /// See [`ApproveError`].
+    pub async fn approve(
+        &self,
+        which: &str,
+        role: &Role,
+        name: Option<Alias>,
+        now_s: Option<u64>,
+        now: Instant,
+    ) -> Result<Enrolled, ApproveError> {
+        let _turn = self.turn.lock().await;
+        let knock = self.pending().find(which, now);
+        let Knock {
+            key,
+            labels,
+            name: asked,
+            ..
+        } = knock.ok_or(ApproveError::Unknown)?;
+        let wish = Wish {
+            name: name.or(asked),
+            labels,
+        };
+        let held = self.holder(&key).await?;
+        self.check_room(true).await?;
+        let id = match &held {
+            Some(peer) => peer.peer_id.clone(),
+            None => new_peer_id(now_s.unwrap_or_default()).map_err(|_| EnrolError::Randomness)?,
+        };
+        let alias = self.choose_name(role, &wish, held.as_ref(), &id).await?;
+        let entry = entry(held, id, key, alias, role, &wish);
+        let put = self.peers.put(entry.clone()).await;
+        put.map_err(EnrolError::from)?;
+        self.pending().remove(&key);
+        Ok(self.taken(&entry))
+    }
+
+    /// Those who wait.
+    #[must_use]
+    pub fn waiting(&self, now: Instant) -> Vec<Knock> {
+        self.pending().list(now)
+    }
+
+    /// Takes everything from a peer but its id and its keys, by which it stays known as one that is
+    /// not let in.
+    ///
+    /// # Errors
+    /// There is no such peer, or it is one of the configuration.
+    pub async fn remove(&self, peer: &PeerId) -> Result<(), StoreError> {
+        let _turn = self.turn.lock().await;
+        let tombstone = PeerPatch {
+            enabled: Some(false),
+            scopes: Some(ScopeSet::default()),
+            display_name: Some(None),
+            ..PeerPatch::default()
+        };
+        self.peers.patch(peer.clone(), tombstone).await
+    }
+
+    /// Calls a peer otherwise, or labels it otherwise.
+    ///
+    /// # Errors
+    /// The name is taken, the labels break a rule, or there is no such peer in the store.
+    pub async fn relabel(
+        &self,
+        peer: &PeerId,
+        name: Option<Alias>,
+        labels: impl FnOnce(&mut BTreeMap<String, String>),
+    ) -> Result<PeerEntry, EnrolError> {
+        let _turn = self.turn.lock().await;
+        let all = self.peers.list().await?;
+        let entry = all.into_iter().find(|entry| entry.peer_id == *peer);
+        let entry = entry.ok_or_else(|| StoreError::Unknown(peer.clone()))?;
+        let mut changed = entry.labels.clone();
+        labels(&mut changed);
+        check_labels(&changed)?;
+        if let Some(name) = &name {
+            self.check_free(name, peer).await?;
+        }
+        let patch = PeerPatch {
+            labels: Some(changed),
+            display_name: name.map(|name| Some(name.to_string())),
+            ..PeerPatch::default()
+        };
+        self.peers.patch(peer.clone(), patch.clone()).await?;
+        Ok(entry.patched(patch))
+    }
+
+    /// Every token that is kept.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn tokens(&self) -> Result<Vec<TokenRecord>, EnrolError> {
+        Ok(self.tokens.list().await?)
+    }
+
+    /// Every peer of the store, tombstones too.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn peers(&self) -> Result<Vec<PeerEntry>, EnrolError> {
+        Ok(self.peers.list().await?)
+    }
+
+    /// Whoever is called `name`, by id or by alias.
+    #[must_use]
+    pub fn peer_named(&self, name: &str) -> Option<PeerId> {
+        self.peers.by_name(name)
+    }
+
+    /// The peer of the store that holds a key, let in or not.
+    async fn holder(&self, key: &PeerKey) -> Result<Option<PeerEntry>, EnrolError> {
+        let all = self.peers.list().await?;
+        Ok(all.into_iter().find(|peer| peer.keys.contains(key)))
+    }
+
+    /// Whether another peer fits in, where one more is `wanted`.
+    async fn check_room(&self, wanted: bool) -> Result<(), EnrolError> {
+        let all = self.peers.list().await?;
+        let there = all.iter().filter(|peer| peer.enabled).count();
+        if wanted && there >= self.policy.load().peers_max {
+            return Err(EnrolError::Overloaded(
+                "the hub has as many peers as it may have",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Tokens that nobody can use any more and that nobody will ask about.
+    async fn forget_old_tokens(&self, now_s: u64) -> Result<(), InviteError> {
+        let all = self.tokens.list().await?;
+        let settled = |record: &TokenRecord| {
+            let last = record.uses.iter().map(|used| used.at).max();
+            let since = now_s.saturating_sub(last.unwrap_or_default());
+            !record.is_open(now_s) && since >= REPEAT_TIME_S
+        };
+        let (old, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(settled);
+        for record in old {
+            self.tokens.remove(record.hash.key_id).await?;
+        }
+        if kept.len() >= TOKENS_MAX {
+            return Err(InviteError::TooMany);
+        }
+        Ok(())
+    }
+
+    fn taken(&self, peer: &PeerEntry) -> Enrolled {
+        let name = peer.display_name.clone();
+        let name = name.unwrap_or_else(|| peer.peer_id.to_string());
+        self.answer(peer.peer_id.clone(), name)
+    }
+
+    fn answer(&self, peer_id: PeerId, name: String) -> Enrolled {
+        Enrolled {
+            peer_id,
+            name,
+            hub: HubCard::clone(&self.card.load()),
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk")
+            .field("policy", &self.policy.load())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The peer as it is from now on: by its role, and what the role leaves open by its own word.
+fn entry(
+    held: Option<PeerEntry>,
+    id: PeerId,
+    key: PeerKey,
+    alias: Option<Alias>,
+    role: &Role,
+    wish: &Wish,
+) -> PeerEntry {
+    let mut entry = held.unwrap_or_else(|| PeerEntry::new(id));
+    if !entry.keys.contains(&key) {
+        entry.keys.push(key);
+    }
+    entry.enabled = true;
+    entry.scopes = role.scopes.clone();
+    entry.display_name = alias.map(String::from);
+    entry.labels = own_labels(role);
+    for (name, value) in &wish.labels {
+        if entry.labels.len() < LABELS_MAX {
+            let label = entry.labels.entry(name.clone());
+            label.or_insert_with(|| value.clone());
+        }
+    }
+    entry
+}
+
+/// The labels that a role gives, its own name among them.
+fn own_labels(role: &Role) -> BTreeMap<String, String> {
+    let mut labels = role.labels.clone();
+    labels.insert("role".to_owned(), role.name.to_string());
+    labels
+}

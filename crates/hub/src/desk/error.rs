@@ -1,0 +1,150 @@
+//! Why somebody is not let in, and how that is said.
+
+use alknet_core::StoreError;
+use thiserror::Error;
+
+use crate::names::NameError;
+use crate::pending::PENDING_MAX;
+use crate::record::USES_MAX;
+use crate::store::TokenStoreError;
+use crate::token::EnrolTokenError;
+use crate::wire::Refusal;
+
+/// How long whoever waits leaves the hub alone between two knocks, in milliseconds.
+const KNOCK_AGAIN_MS: u64 = 5_000;
+/// The same for whom there is no room.
+const OVERLOADED_MS: u64 = 10_000;
+
+/// Why somebody is not let in.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EnrolError {
+    /// The token is unknown, used, over or damaged, or the hub takes nobody: one answer for all, so
+    /// that nobody learns which.
+    #[error("the token is not valid here, or not any more: ask for a new join string")]
+    Invalid,
+    /// No key, or one that is not Ed25519.
+    #[error("show an Ed25519 key in the TLS handshake")]
+    Key,
+    /// A name or a label that nobody can have.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Somebody else is called so.
+    #[error("the name '{0}' is taken: choose another")]
+    NameTaken(String),
+    /// No room, for now.
+    #[error("{0}")]
+    Overloaded(&'static str),
+    /// Somebody has to let the key in; the text is its fingerprint.
+    #[error("waiting to be let in; tell an administrator of the hub: {0}")]
+    Pending(String),
+    /// The system has no random bytes to give.
+    #[error("the hub has no random bytes")]
+    Randomness,
+    /// The peers cannot be written.
+    #[error("the hub cannot keep its peers: {0}")]
+    Store(#[from] StoreError),
+    /// The tokens cannot be read or written.
+    #[error("the hub cannot keep its tokens: {0}")]
+    Tokens(#[from] TokenStoreError),
+}
+
+impl EnrolError {
+    /// The code on the wire.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid => "ENROLL_INVALID",
+            Self::Key => "UNAUTHENTICATED",
+            Self::Name(_) => "INVALID_INPUT",
+            Self::NameTaken(_) => "ENROLL_NAME_TAKEN",
+            Self::Overloaded(_) => "OVERLOADED",
+            Self::Pending(_) => "ENROLL_PENDING",
+            Self::Randomness | Self::Store(_) | Self::Tokens(_) => "INTERNAL",
+        }
+    }
+
+    /// The HTTP status that says the same.
+    #[must_use]
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::Invalid => 403,
+            Self::Key => 401,
+            Self::Name(_) => 422,
+            Self::NameTaken(_) => 409,
+            Self::Overloaded(_) => 429,
+            Self::Pending(_) => 202,
+            Self::Randomness | Self::Store(_) | Self::Tokens(_) => 500,
+        }
+    }
+
+    /// Whether it may have been a guess.
+    #[must_use]
+    pub const fn is_suspicious(&self) -> bool {
+        matches!(self, Self::Invalid | Self::Key)
+    }
+
+    /// The answer. What went wrong inside the hub is the hub's own business.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        let retry_after_ms = match self {
+            Self::Pending(_) => Some(KNOCK_AGAIN_MS),
+            Self::Overloaded(_) => Some(OVERLOADED_MS),
+            _ => None,
+        };
+        let message = match self.code() {
+            "INTERNAL" => "the hub failed: look at its log".to_owned(),
+            _ => self.to_string(),
+        };
+        Refusal {
+            code: self.code().into(),
+            message,
+            retryable: retry_after_ms.is_some(),
+            retry_after_ms,
+        }
+    }
+}
+
+/// Why nobody is let in by hand.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ApproveError {
+    /// As for anybody else.
+    #[error(transparent)]
+    Enrol(#[from] EnrolError),
+    /// Nobody waits under this key or fingerprint.
+    #[error(
+        "nobody waits under this key or fingerprint: at most {max} wait, for 10 minutes",
+        max = PENDING_MAX
+    )]
+    Unknown,
+}
+
+/// Why no token is made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum InviteError {
+    /// The clock is not sane.
+    #[error(
+        "the clock of the hub is not set, so that nothing it makes would end: wait for the network"
+    )]
+    Clock,
+    /// A label breaks a rule.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The tokens cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] TokenStoreError),
+    /// The system has no random bytes to give.
+    #[error(transparent)]
+    Token(#[from] EnrolTokenError),
+    /// Too many tokens wait to be used.
+    #[error("a thousand tokens wait to be used already")]
+    TooMany,
+    /// Its life is too short or too long.
+    #[error("a token lives 1 second to 30 days")]
+    Ttl,
+    /// For nobody, or for too many.
+    #[error("a token counts 1 to {max} times", max = USES_MAX)]
+    Uses,
+}

@@ -1,0 +1,419 @@
+use std::time::Duration;
+
+use alknet_core::{Clock, Entries, Identities, IdentityProvider};
+
+use super::*;
+use crate::fingerprint::fingerprint;
+use crate::names::NamePattern;
+use crate::store::MemoryTokens;
+
+struct Noon;
+
+impl Clock for Noon {
+    fn now_s(&self) -> Option<u64> {
+        Some(NOW)
+    }
+}
+
+const NOW: u64 = 1_800_000_000;
+
+/// A hub in memory, and what time it is there.
+struct Hub {
+    desk: Desk,
+    peers: Arc<Identities>,
+    start: Instant,
+}
+
+fn key(n: u8) -> PeerKey {
+    PeerKey::Ed25519([n; 32])
+}
+
+fn hub(mode: EnrolMode) -> Hub {
+    let entries = Entries {
+        admins: vec![("admin".parse().expect("a peer id"), key(100))],
+        peers: vec![PeerEntry {
+            keys: vec![key(101)],
+            display_name: Some("cellar".to_owned()),
+            ..PeerEntry::new("fixed".parse().expect("a peer id"))
+        }],
+        api_keys: Vec::new(),
+    };
+    let peers = Arc::new(Identities::new(entries, Arc::new(Noon)));
+    let card = HubCard {
+        key: key(200),
+        names: vec!["hub".to_owned()],
+    };
+    let policy = Policy { mode, peers_max: 3 };
+    Hub {
+        desk: Desk::new(
+            Arc::new(MemoryTokens::default()),
+            peers.clone(),
+            card,
+            policy,
+        ),
+        peers,
+        start: Instant::now(),
+    }
+}
+
+fn worker() -> Role {
+    Role {
+        scopes: ["relay:accept"].into_iter().collect(),
+        labels: [("pool".to_owned(), "edge".to_owned())].into(),
+        ..Role::new("worker".parse().expect("a role"))
+    }
+}
+
+fn request(token: Option<&EnrolToken>, name: Option<&str>) -> Request {
+    Request {
+        token: token.map(|token| token.expose().to_string()),
+        name: name.map(str::to_owned),
+        labels: [("pool".to_owned(), "mine".to_owned())].into(),
+        ..Request::default()
+    }
+}
+
+impl Hub {
+    async fn token(&self, kind: TokenKind, role: Role) -> EnrolToken {
+        let invitation = Invitation {
+            role,
+            kind,
+            ttl_s: 3600,
+            made_by: "admin".to_owned(),
+        };
+        let made = self.desk.invite(invitation, Some(NOW)).await;
+        made.expect("a token").0
+    }
+
+    async fn enrol(&self, n: u8, request: &Request, now: u64) -> Result<Enrolled, EnrolError> {
+        let applicant = Applicant {
+            key: key(n),
+            request,
+            from: None,
+        };
+        let passed = Duration::from_secs(now.saturating_sub(NOW));
+        self.desk
+            .enrol(&applicant, Some(now), self.start + passed)
+            .await
+    }
+
+    async fn code(&self, n: u8, request: &Request, now: u64) -> &'static str {
+        match self.enrol(n, request, now).await {
+            Ok(_) => "taken",
+            Err(error) => error.code(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_shows_a_token_becomes_a_peer_by_its_role() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let ask = request(Some(&token), Some("kitchen"));
+    let enrolled = hub.enrol(1, &ask, NOW).await.expect("taken");
+    assert_eq!(
+        (enrolled.name.as_str(), enrolled.hub.key),
+        ("kitchen", key(200))
+    );
+    let identity = hub.peers.by_key(&key(1)).expect("a peer");
+    assert_eq!(identity.id, enrolled.peer_id);
+    assert!(identity.scopes.allows("relay:accept") && !identity.scopes.allows("admin"));
+    assert_eq!(hub.peers.by_name("kitchen"), Some(enrolled.peer_id));
+    let labels = &hub.desk.peers().await.expect("a list")[0].labels;
+    // The role says where it belongs, whatever it says itself.
+    assert_eq!(labels["pool"], "edge");
+    assert_eq!(labels["role"], "worker");
+}
+
+#[tokio::test]
+async fn a_token_is_for_one_key_and_repeats_for_it() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let ask = request(Some(&token), Some("kitchen"));
+    let first = hub.enrol(1, &ask, NOW).await.expect("taken");
+    assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");
+    let again = hub.enrol(1, &ask, NOW + REPEAT_TIME_S - 1).await;
+    assert_eq!(again.expect("the same answer"), first);
+    assert_eq!(
+        hub.code(1, &ask, NOW + REPEAT_TIME_S).await,
+        "ENROLL_INVALID"
+    );
+    // Removed is removed, also for the token that was good a moment ago.
+    hub.desk.remove(&first.peer_id).await.expect("a peer");
+    assert!(hub.peers.by_key(&key(1)).is_none());
+    assert_eq!(hub.code(1, &ask, NOW + 1).await, "ENROLL_INVALID");
+    // A new invitation is another matter, and the id is the old one.
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let back = hub.enrol(1, &request(Some(&token), None), NOW + 2).await;
+    assert_eq!(back.expect("taken").peer_id, first.peer_id);
+}
+
+#[tokio::test]
+async fn every_bad_token_gets_the_same_answer() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let unknown = EnrolToken::generate().expect("randomness");
+    let text = token.expose().to_string();
+    let (name, _) = text.rsplit_once('_').expect("a token");
+    let forged = format!("{name}_{}", "A".repeat(43));
+    let mut messages = Vec::new();
+    for (ask, now) in [
+        (request(Some(&unknown), None), NOW),
+        (request(Some(&token), None), NOW + 3600),
+        (
+            Request {
+                token: Some(forged),
+                ..Request::default()
+            },
+            NOW,
+        ),
+        (
+            Request {
+                token: Some("nonsense".to_owned()),
+                ..Request::default()
+            },
+            NOW,
+        ),
+        (request(None, None), NOW),
+    ] {
+        let error = hub.enrol(1, &ask, now).await.expect_err("refused");
+        assert!(error.is_suspicious() && error.status() == 403, "{error}");
+        messages.push(error.refusal());
+    }
+    assert!(
+        messages.windows(2).all(|pair| pair[0] == pair[1]),
+        "{messages:?}"
+    );
+    assert!(hub.peers.by_key(&key(1)).is_none());
+    hub.desk.set_policy(Policy {
+        mode: EnrolMode::Off,
+        peers_max: 3,
+    });
+    let ask = request(Some(&token), None);
+    assert_eq!(hub.code(1, &ask, NOW).await, "ENROLL_INVALID");
+    // Without a sane clock nothing that ends is good.
+    let applicant = Applicant {
+        key: key(1),
+        request: &ask,
+        from: None,
+    };
+    let error = hub.desk.enrol(&applicant, None, hub.start).await;
+    assert_eq!(error.expect_err("refused").code(), "ENROLL_INVALID");
+}
+
+#[tokio::test]
+async fn a_name_has_one_holder() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Many(9), worker()).await;
+    let ask = |name| request(Some(&token), Some(name));
+    assert_eq!(hub.code(1, &ask("kitchen"), NOW).await, "taken");
+    for taken in ["kitchen", "fixed", "cellar"] {
+        assert_eq!(
+            hub.code(2, &ask(taken), NOW).await,
+            "ENROLL_NAME_TAKEN",
+            "{taken}"
+        );
+    }
+    assert_eq!(hub.code(2, &ask("admin"), NOW).await, "INVALID_INPUT");
+    let second = hub.enrol(2, &ask("attic"), NOW).await.expect("taken");
+    let kitchen: Option<Alias> = "kitchen".parse().ok();
+    let error = hub.desk.relabel(&second.peer_id, kitchen, |_| ()).await;
+    assert_eq!(error.expect_err("refused").code(), "ENROLL_NAME_TAKEN");
+    let renamed = hub
+        .desk
+        .relabel(&second.peer_id, "loft".parse().ok(), |labels| {
+            labels.remove("pool");
+        });
+    let renamed = renamed.await.expect("a free name");
+    assert_eq!(renamed.display_name.as_deref(), Some("loft"));
+    assert!(!renamed.labels.contains_key("pool"));
+    assert_eq!(hub.peers.by_name("attic"), None);
+    let third = hub
+        .enrol(3, &request(Some(&token), None), NOW)
+        .await
+        .expect("taken");
+    assert_eq!(third.name, third.peer_id.as_str());
+}
+
+#[tokio::test]
+async fn a_fleet_is_numbered() {
+    let hub = hub(EnrolMode::Token);
+    let role = Role {
+        names: NamePattern::new("edge-*", 7, 8).ok(),
+        ..worker()
+    };
+    let token = hub.token(TokenKind::Many(9), role).await;
+    let name = async |n, wanted| {
+        let enrolled = hub.enrol(n, &request(Some(&token), wanted), NOW).await;
+        enrolled
+            .map(|enrolled| enrolled.name)
+            .map_err(|error| error.code())
+    };
+    assert_eq!(name(1, Some("edge-8")).await.as_deref(), Ok("edge-8"));
+    assert_eq!(name(2, Some("kitchen")).await.as_deref(), Ok("edge-7"));
+    assert_eq!(name(3, None).await, Err("ENROLL_NAME_TAKEN"));
+}
+
+#[tokio::test]
+async fn a_full_hub_says_so() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Many(9), worker()).await;
+    let ask = request(Some(&token), None);
+    for n in 1..=3 {
+        assert_eq!(hub.code(n, &ask, NOW).await, "taken");
+    }
+    let error = hub.enrol(4, &ask, NOW).await.expect_err("full").refusal();
+    assert_eq!((error.code.as_ref(), error.retryable), ("OVERLOADED", true));
+    // Who was there already is welcome, and whoever goes leaves room.
+    let again = hub.enrol(3, &ask, NOW + 1).await.expect("known");
+    hub.desk.remove(&again.peer_id).await.expect("a peer");
+    assert_eq!(hub.code(4, &ask, NOW).await, "taken");
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let back = hub.code(3, &request(Some(&token), None), NOW).await;
+    assert_eq!(
+        back, "OVERLOADED",
+        "a tombstone takes no room, and its return does"
+    );
+}
+
+#[tokio::test]
+async fn an_entry_of_the_configuration_uses_no_token_up() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let known = hub.enrol(101, &request(Some(&token), None), NOW).await;
+    assert_eq!(known.expect("known").peer_id.as_str(), "fixed");
+    assert_eq!(
+        hub.code(1, &request(Some(&token), None), NOW).await,
+        "taken"
+    );
+}
+
+/// The machine may stop between the two writes.
+#[tokio::test]
+async fn a_use_that_was_cut_off_is_finished_by_the_same_key() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let mut record = hub.desk.tokens().await.expect("a list").remove(0);
+    record.uses.push(TokenUse {
+        key: key(1),
+        peer: "p0".parse().expect("a peer id"),
+        name: "kitchen".to_owned(),
+        at: NOW,
+        done: false,
+    });
+    assert!(hub.desk.tokens.replace(record).await.expect("in memory"));
+    let ask = request(Some(&token), None);
+    assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");
+    let enrolled = hub.enrol(1, &ask, NOW + 1).await.expect("finished");
+    assert_eq!(
+        (enrolled.peer_id.as_str(), enrolled.name.as_str()),
+        ("p0", "kitchen")
+    );
+    assert!(hub.peers.by_key(&key(1)).is_some());
+    assert!(hub.desk.tokens().await.expect("a list")[0].uses[0].done);
+}
+
+#[tokio::test]
+async fn of_two_who_show_the_last_use_one_is_taken() {
+    let hub = Arc::new(hub(EnrolMode::Token));
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let ask = request(Some(&token), None);
+    let tries = (1..=8).map(|n| {
+        let (hub, ask) = (Arc::clone(&hub), ask.clone());
+        tokio::spawn(async move { hub.code(n, &ask, NOW).await })
+    });
+    let mut codes = Vec::new();
+    for one in tries.collect::<Vec<_>>() {
+        codes.push(one.await.expect("no panic"));
+    }
+    assert_eq!(
+        codes.iter().filter(|code| **code == "taken").count(),
+        1,
+        "{codes:?}"
+    );
+}
+
+#[tokio::test]
+async fn who_knocks_waits_until_somebody_lets_it_in() {
+    let hub = hub(EnrolMode::Approve);
+    let ask = request(None, Some("kitchen"));
+    let error = hub.enrol(1, &ask, NOW).await.expect_err("waiting");
+    let refusal = error.refusal();
+    assert_eq!(refusal.code, "ENROLL_PENDING");
+    let words = fingerprint(&key(1));
+    assert!(refusal.message.contains(&words) && refusal.retryable && !error.is_suspicious());
+    let now = hub.start;
+    assert_eq!(hub.desk.waiting(now).len(), 1);
+    let role = worker();
+    let nobody = hub.desk.approve("luban-tosig", &role, None, Some(NOW), now);
+    assert!(matches!(nobody.await, Err(ApproveError::Unknown)));
+    let let_in = hub
+        .desk
+        .approve(&words, &worker(), None, Some(NOW), now)
+        .await;
+    assert_eq!(let_in.expect("it waits").name, "kitchen");
+    assert!(hub.desk.waiting(now).is_empty());
+    let known = hub.enrol(1, &ask, NOW + 5).await.expect("known now");
+    assert_eq!(known.name, "kitchen");
+    // A token is good in this mode, too.
+    let token = hub.token(TokenKind::Once, worker()).await;
+    assert_eq!(
+        hub.code(2, &request(Some(&token), None), NOW).await,
+        "taken"
+    );
+}
+
+#[tokio::test]
+async fn only_ed25519_keys_enrol() {
+    let hub = hub(EnrolMode::Approve);
+    let ask = request(None, None);
+    let applicant = Applicant {
+        key: PeerKey::Spki([1; 32]),
+        request: &ask,
+        from: None,
+    };
+    let error = hub.desk.enrol(&applicant, Some(NOW), hub.start).await;
+    assert_eq!(error.expect_err("refused").code(), "UNAUTHENTICATED");
+}
+
+#[tokio::test]
+async fn invitations_have_bounds() {
+    let hub = hub(EnrolMode::Token);
+    let invite = async |ttl_s, uses, now| {
+        let invitation = Invitation {
+            role: worker(),
+            kind: TokenKind::Many(uses),
+            ttl_s,
+            made_by: "admin".to_owned(),
+        };
+        hub.desk.invite(invitation, now).await.map(drop)
+    };
+    assert!(invite(TTL_MAX_S, USES_MAX, Some(NOW)).await.is_ok());
+    assert!(matches!(
+        invite(TTL_MAX_S + 1, 1, Some(NOW)).await,
+        Err(InviteError::Ttl)
+    ));
+    assert!(matches!(
+        invite(0, 1, Some(NOW)).await,
+        Err(InviteError::Ttl)
+    ));
+    assert!(matches!(
+        invite(1, USES_MAX + 1, Some(NOW)).await,
+        Err(InviteError::Uses)
+    ));
+    assert!(matches!(
+        invite(1, 0, Some(NOW)).await,
+        Err(InviteError::Uses)
+    ));
+    assert!(matches!(invite(1, 1, None).await, Err(InviteError::Clock)));
+    // Those that are over make room.
+    for _ in 1..TOKENS_MAX {
+        invite(1, 1, Some(NOW)).await.expect("room");
+    }
+    assert!(matches!(
+        invite(1, 1, Some(NOW)).await,
+        Err(InviteError::TooMany)
+    ));
+    assert!(invite(1, 1, Some(NOW + 1)).await.is_ok());
+    assert_eq!(hub.desk.tokens().await.expect("a list").len(), 2);
+}

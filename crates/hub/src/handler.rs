@@ -1,0 +1,143 @@
+//! The hub's side of `alknet/enroll`.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alknet_core::{
+    AlpnSpec, AuthContext, AuthNeed, BoxFuture, Clock, Connection, HandlerError, ProtocolHandler,
+    StreamBudget, StreamError,
+};
+use tokio::time::timeout;
+
+use crate::desk::{Applicant, Desk, EnrolError};
+use crate::wire::{self, Enrolled, Reply, Request};
+
+/// Time for the request to arrive.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// Time for the reply to be read.
+const REPLY_TIME: Duration = Duration::from_secs(2);
+
+/// Serves `alknet/enroll`: one request, one reply. The key that enrols is the one the handshake
+/// proved; nothing in the request can name another.
+pub struct EnrolHandler {
+    desk: Arc<Desk>,
+    clock: Arc<dyn Clock>,
+    alpns: [AlpnSpec; 1],
+}
+
+impl EnrolHandler {
+    /// Lets `desk` decide.
+    #[must_use]
+    pub fn new(desk: Arc<Desk>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            desk,
+            clock,
+            alpns: [AlpnSpec {
+                auth: AuthNeed::Open,
+                limits: StreamBudget::UNAUTHENTICATED,
+                ..AlpnSpec::new(wire::ALPN)
+            }],
+        }
+    }
+
+    async fn serve(&self, connection: &Connection, auth: &AuthContext) -> Result<(), HandlerError> {
+        let (mut send, mut recv) = connection.accept_bi().await.map_err(of_stream)?;
+        let message = timeout(REQUEST_TIME, wire::read_message(&mut recv)).await;
+        let message = message.map_err(|_| HandlerError::Timeout)?;
+        let message = message.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => {
+                HandlerError::Protocol("a request has 1 to 16384 bytes".into())
+            }
+            _ => HandlerError::Stream(error),
+        })?;
+        let request = parse(&message)?;
+        let outcome = self.decide(&request, auth).await;
+        log(connection, auth, &outcome);
+        if outcome.as_ref().is_err_and(EnrolError::is_suspicious) {
+            connection.auth_failed();
+        }
+        let reply = match outcome {
+            Ok(enrolled) => Reply::Taken(enrolled),
+            Err(error) => Reply::Refused {
+                error: error.refusal(),
+            },
+        };
+        let told = async {
+            wire::write_message(&mut send, &reply).await?;
+            send.finish()?;
+            // The end of the other side's connection says that it has read.
+            connection.closed().await;
+            Ok::<_, io::Error>(())
+        };
+        // Whoever went away without its answer may come again for it.
+        let told = timeout(REPLY_TIME, told).await.unwrap_or(Ok(()));
+        told.map_err(|_| HandlerError::Closed)
+    }
+
+    async fn decide(&self, request: &Request, auth: &AuthContext) -> Result<Enrolled, EnrolError> {
+        let applicant = Applicant {
+            key: auth.key.ok_or(EnrolError::Key)?,
+            request,
+            from: auth.remote_addr,
+        };
+        let now_s = self.clock.now_s();
+        self.desk.enrol(&applicant, now_s, Instant::now()).await
+    }
+}
+
+fn parse(message: &[u8]) -> Result<Request, HandlerError> {
+    // A list would do for the parser.
+    let object = message
+        .starts_with(b"{")
+        .then(|| serde_json::from_slice(message));
+    object
+        .and_then(Result::ok)
+        .ok_or_else(|| HandlerError::Protocol("the request is no object of this form".into()))
+}
+
+/// One line for each attempt; the token is not in it, its name neither: a typing error could put a
+/// secret there.
+fn log(connection: &Connection, auth: &AuthContext, outcome: &Result<Enrolled, EnrolError>) {
+    let conn = connection.id().0;
+    let key8 = auth.key.map(|key| key.short());
+    match outcome {
+        Ok(enrolled) => {
+            tracing::info!(conn, key8, peer = %enrolled.peer_id, name = enrolled.name.as_str(), "enrol.taken");
+        }
+        Err(error) if error.code() == "INTERNAL" => {
+            tracing::error!(conn, key8, %error, "enrol.failed");
+        }
+        Err(error) => tracing::info!(conn, key8, code = error.code(), "enrol.refused"),
+    }
+}
+
+fn of_stream(error: StreamError) -> HandlerError {
+    match error {
+        StreamError::Closed(_) | StreamError::Timeout => HandlerError::Closed,
+        error => HandlerError::Stream(error.into()),
+    }
+}
+
+impl ProtocolHandler for EnrolHandler {
+    fn alpns(&self) -> &[AlpnSpec] {
+        &self.alpns
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        connection: Connection,
+        auth: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        Box::pin(async move { self.serve(&connection, &auth).await })
+    }
+}
+
+impl fmt::Debug for EnrolHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnrolHandler")
+            .field("desk", &self.desk)
+            .finish_non_exhaustive()
+    }
+}

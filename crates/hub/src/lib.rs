@@ -1,0 +1,56 @@
+//! How a node joins a hub: join strings, enrolment tokens, and the protocol `alknet/enroll`.
+//!
+//! A hub makes an [`EnrolToken`] for a role, keeps its hash, and hands out a [`JoinCode`]: where the
+//! hub is, its key, and the token, in one line of text. Whoever holds it calls [`enrol`], which
+//! dials the hub, pins its key, proves its own key by TLS and shows the token; the hub's [`Desk`]
+//! decides, and makes a peer of that key.
+//!
+//! ```
+//! use alknet_hub::{EnrolToken, JoinCode};
+//!
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let code = JoinCode {
+//!     addresses: vec!["hub.example.org".parse()?],
+//!     hub: [7; 32],
+//!     token: EnrolToken::generate()?,
+//!     expires: 1_900_000_000,
+//!     role: "worker".parse()?,
+//! };
+//! let text = code.encode()?;
+//! assert_eq!(text.parse::<JoinCode>()?, code);
+//! # Ok(())
+//! # }
+//! # example().expect("a join string");
+//! ```
+//!
+//! The decisions ([`Desk`], [`TokenRecord`], [`Pending`]) know neither sockets nor clocks.
+
+mod client;
+mod desk;
+mod fingerprint;
+mod handler;
+mod id;
+mod join;
+mod names;
+mod pending;
+mod proof;
+mod record;
+mod store;
+mod token;
+mod wire;
+
+pub use client::{EnrolClientError, enrol};
+pub use desk::{
+    Applicant, ApproveError, Desk, EnrolError, EnrolMode, Invitation, InviteError, Policy,
+};
+pub use fingerprint::fingerprint;
+pub use handler::EnrolHandler;
+pub use id::new_peer_id;
+pub use join::{ADDRESSES_MAX, JOIN_CHARS_MAX, JoinCode, JoinError};
+pub use names::{Alias, LABELS_MAX, Label, NameError, NamePattern, Role, RoleName, check_labels};
+pub use pending::{Knock, PENDING_MAX, PENDING_TIME, Pending};
+pub use proof::{PROOF_SKEW, Proof, ProofError};
+pub use record::{REPEAT_TIME_S, TokenKind, TokenRecord, TokenUse, USES_MAX, Verdict};
+pub use store::{MemoryTokens, TokenStore, TokenStoreError};
+pub use token::{EnrolToken, EnrolTokenError};
+pub use wire::{ALPN, Enrolled, HubCard, MESSAGE_BYTES_MAX, Refusal, Request};

@@ -1,0 +1,176 @@
+//! What a hub keeps of an enrolment token, and what a token is good for at a moment.
+
+use alknet_core::{PeerId, PeerKey, TokenHash};
+use serde::{Deserialize, Serialize};
+
+use crate::names::Role;
+
+/// How long the same key may show the same token again and get the same answer, in seconds: its
+/// answer may have been lost on the way.
+pub const REPEAT_TIME_S: u64 = 600;
+/// Most uses of one token.
+pub const USES_MAX: u32 = 1000;
+
+/// How often a token counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// For so many keys.
+    Many(u32),
+    /// For one key.
+    Once,
+}
+
+impl TokenKind {
+    /// Keys it is for.
+    #[must_use]
+    pub const fn uses(self) -> u32 {
+        match self {
+            Self::Many(uses) => uses,
+            Self::Once => 1,
+        }
+    }
+}
+
+/// A token as the hub keeps it: what it grants, and who used it. The token itself is not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Its name and the SHA-256 of its text.
+    pub hash: TokenHash,
+    /// How often it counts.
+    pub kind: TokenKind,
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+    /// What its user becomes.
+    pub role: Role,
+    /// Who made it.
+    pub made_by: String,
+    /// Who used it, in order.
+    pub uses: Vec<TokenUse>,
+    /// Counts the changes of this record; see [`TokenStore::replace`](crate::TokenStore::replace).
+    pub revision: u64,
+}
+
+/// One use of a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenUse {
+    /// The key that was shown with it.
+    pub key: PeerKey,
+    /// The peer that the key became.
+    pub peer: PeerId,
+    /// What it is called.
+    pub name: String,
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// Whether the peer was made. A use without one was cut off, and is finished by a repetition.
+    pub done: bool,
+}
+
+/// What a token is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A use that counts.
+    Fresh,
+    /// Used up, over, or of another time.
+    Invalid,
+    /// This key used it a moment ago; the number is the place in [`TokenRecord::uses`].
+    Repeat(usize),
+}
+
+impl TokenRecord {
+    /// What the token is good for when `key` shows it. Without a sane clock nothing that ends is
+    /// good for anything.
+    #[must_use]
+    pub fn judge(&self, key: &PeerKey, now_s: Option<u64>) -> Verdict {
+        let Some(now) = now_s else {
+            return Verdict::Invalid;
+        };
+        let recent =
+            |used: &TokenUse| used.key == *key && now.saturating_sub(used.at) < REPEAT_TIME_S;
+        if let Some(at) = self.uses.iter().position(recent) {
+            return Verdict::Repeat(at);
+        }
+        if self.is_open(now) {
+            Verdict::Fresh
+        } else {
+            Verdict::Invalid
+        }
+    }
+
+    /// Whether somebody could still use it.
+    #[must_use]
+    pub fn is_open(&self, now_s: u64) -> bool {
+        now_s < self.expires && self.uses_left() > 0
+    }
+
+    /// Uses that are left.
+    #[must_use]
+    pub fn uses_left(&self) -> u32 {
+        let used = u32::try_from(self.uses.len()).unwrap_or(u32::MAX);
+        self.kind.uses().saturating_sub(used)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::EnrolToken;
+
+    fn record(kind: TokenKind) -> TokenRecord {
+        TokenRecord {
+            hash: EnrolToken::generate().expect("randomness").hash(),
+            kind,
+            expires: 1000,
+            role: Role::new("worker".parse().expect("a role")),
+            made_by: "admin".to_owned(),
+            uses: Vec::new(),
+            revision: 0,
+        }
+    }
+
+    fn used(key: PeerKey, at: u64) -> TokenUse {
+        TokenUse {
+            key,
+            peer: "p1".parse().expect("a peer id"),
+            name: "kitchen".to_owned(),
+            at,
+            done: true,
+        }
+    }
+
+    #[test]
+    fn a_token_counts_as_often_as_it_is_for_and_until_its_end() {
+        let [one, two] = [1, 2].map(|n| PeerKey::Ed25519([n; 32]));
+        let mut once = record(TokenKind::Once);
+        assert_eq!(once.judge(&one, Some(999)), Verdict::Fresh);
+        assert_eq!(once.judge(&one, Some(1000)), Verdict::Invalid);
+        assert_eq!(once.judge(&one, None), Verdict::Invalid);
+        once.uses.push(used(one, 10));
+        assert_eq!(once.judge(&two, Some(11)), Verdict::Invalid);
+        let mut many = record(TokenKind::Many(2));
+        many.uses.push(used(one, 10));
+        assert_eq!(
+            (many.judge(&two, Some(11)), many.uses_left()),
+            (Verdict::Fresh, 1)
+        );
+        many.uses.push(used(two, 11));
+        let third = PeerKey::Ed25519([3; 32]);
+        assert_eq!(many.judge(&third, Some(12)), Verdict::Invalid);
+    }
+
+    #[test]
+    fn the_same_key_is_answered_again_for_ten_minutes() {
+        let [one, two] = [1, 2].map(|n| PeerKey::Ed25519([n; 32]));
+        let mut once = record(TokenKind::Once);
+        once.uses.push(used(one, 990));
+        // Beyond the token's own end, too: the use was in time.
+        for (now, verdict) in [
+            (990, Verdict::Repeat(0)),
+            (990 + REPEAT_TIME_S - 1, Verdict::Repeat(0)),
+            (990 + REPEAT_TIME_S, Verdict::Invalid),
+        ] {
+            assert_eq!(once.judge(&one, Some(now)), verdict, "{now}");
+            assert_eq!(once.judge(&two, Some(now)), Verdict::Invalid, "{now}");
+        }
+    }
+}
