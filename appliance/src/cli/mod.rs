@@ -7,6 +7,7 @@ mod enroll;
 mod exit;
 mod hub;
 mod identity;
+mod key;
 mod output;
 mod peers;
 mod serve;
@@ -80,6 +81,9 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Print the public key this command line acts with, making it on first use.
     #[command(after_help = "Example:\n  alknet identity --json")]
     Identity(StateArgs),
+    /// Replace the key this command line acts with.
+    #[command(subcommand)]
+    Key(key::KeyVerb),
     /// List the operations of a node that you may call.
     #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
 alknet ops ed25519:…@192.0.2.7:443 node/info")]
@@ -204,6 +208,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Enroll(args) => enroll::run(&args, json),
         Verb::Hub(verb) => hub::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),
+        Verb::Key(verb) => key::run(verb, json),
         Verb::Ops(args) => call::ops(args, json),
         Verb::Peers(args) => peers::run(&args, json),
         Verb::Serve(args) => serve::run(args, json),

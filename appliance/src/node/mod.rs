@@ -13,6 +13,8 @@ mod log;
 mod ops;
 mod people;
 mod reload;
+mod rotate;
+mod store;
 mod supervised;
 
 use std::path::Path;
@@ -21,9 +23,9 @@ use std::time::Duration;
 
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
-use alknet_core::{HandlerRegistry, Identities, SystemClock};
+use alknet_core::{HandlerRegistry, Identities, Stored, SystemClock};
 use alknet_endpoint::{Dialer, Limits, Server, ServerOptions};
-use alknet_hub::MemoryTokens;
+use alknet_identity_store::IdentityDb;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
 use alknet_tls::{ClientTlsOptions, NodeKey};
 use arc_swap::ArcSwap;
@@ -73,7 +75,7 @@ struct Node {
     server: Arc<Server>,
     about: Arc<About>,
     facts: SharedFacts,
-    reloader: Arc<Reloader>,
+    people: People,
     ring: LogRing,
     verbose: bool,
     hub: Option<Hub>,
@@ -97,7 +99,8 @@ impl Node {
         let config = &config;
         let mut problems = options.problems;
         problems.extend(join::problems(config));
-        let people = people(config, options.overlay, options.keeper, problems);
+        let store = store::open(options.state_dir);
+        let people = people(config, options.overlay, options.keeper, problems, store);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
         let about = Arc::new(About::new(key.public().to_string(), options.role));
@@ -112,8 +115,7 @@ impl Node {
             },
             people: people.clone(),
         };
-        let tokens = Arc::new(MemoryTokens::default());
-        let hub = Hub::new(config, &people, &about, &facts, tokens, clock());
+        let hub = Hub::new(config, &people, &about, &facts, clock());
         let (handlers, dispatcher) = handlers(config, &context, hub.as_ref())?;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let server = Server::bind(
@@ -125,7 +127,7 @@ impl Node {
             },
             &key,
             handlers,
-            people.identities,
+            Arc::clone(&people.identities) as _,
         )?;
         about.set_port(server.port());
         let server = Arc::new(server);
@@ -143,7 +145,7 @@ impl Node {
             server,
             about,
             facts,
-            reloader: people.reloader,
+            people,
             ring: options.ring,
             verbose: options.verbose,
         };
@@ -154,7 +156,7 @@ impl Node {
 
     /// Makes what is in force count: limits and the log.
     fn tune(&self) {
-        let current = self.reloader.current();
+        let current = self.people.reloader.current();
         self.server.set_limits(limits(&current.config.limits));
         self.ring.tune(&current.config.log, self.verbose);
         if let Some(hub) = &self.hub {
@@ -164,7 +166,7 @@ impl Node {
 
     /// The same at every change, and the console hears of it.
     async fn keep_tuned(self, to_init: Option<mpsc::Sender<ToInit>>) {
-        let mut changes = self.reloader.watch();
+        let mut changes = self.people.reloader.watch();
         while changes.changed().await.is_ok() {
             self.tune();
             if let Some(to_init) = &to_init {
@@ -178,13 +180,14 @@ impl Node {
     /// What the console shows.
     fn status(&self) -> NodeStatus {
         let facts = self.facts.load();
-        let admins = self.reloader.current().config.node.admin_keys.len();
+        let admins = self.people.reloader.current().config.node.admin_keys.len();
         NodeStatus {
             identity: self.about.identity().to_owned(),
             enrolment_uri: enrolment_uri(&self.about, &facts),
             port: self.about.port(),
             alpns: self.about.alpns().to_vec(),
             admins: u32::try_from(admins).unwrap_or(u32::MAX),
+            problems: self.people.problems(),
         }
     }
 
@@ -197,8 +200,20 @@ impl Node {
 }
 
 /// Whom the node knows, and the way to change it.
-fn people(config: &NodeConfig, overlay: Overlay, keeper: Keeper, problems: Vec<Problem>) -> People {
-    let identities = Arc::new(Identities::new(config.entries(), clock()));
+fn people(
+    config: &NodeConfig,
+    overlay: Overlay,
+    keeper: Keeper,
+    problems: Vec<Problem>,
+    (store, stored): (IdentityDb, Stored),
+) -> People {
+    let entries = config.entries();
+    let keeping = Arc::new(store.clone());
+    let identities = Identities::with_store(entries.clone(), stored, keeping, clock());
+    for (id, what) in identities.hidden_by(&entries) {
+        tracing::warn!("{id}: {what}; the configuration wins");
+    }
+    let identities = Arc::new(identities);
     let handle =
         ReloadHandle::new(config.clone(), Arc::clone(&identities)).with_overlay(move |config| {
             overlay.put_over(config);
@@ -208,6 +223,7 @@ fn people(config: &NodeConfig, overlay: Overlay, keeper: Keeper, problems: Vec<P
     People {
         reloader: Arc::new(Reloader::new(handle, keeper, problems)),
         identities,
+        store,
         server,
     }
 }

@@ -2,16 +2,18 @@
 
 mod invite;
 mod peers;
+mod tokens;
 
 use std::sync::{Arc, OnceLock, Weak};
 
 use alknet_call::{CallError, Disclose, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder};
 use alknet_core::config::{HubDisclose, HubEnroll, HubSection, NodeConfig};
 use alknet_core::{Clock, PeerKey};
-use alknet_hub::{Desk, EnrolError, EnrolHandler, EnrolMode, HubCard, Policy, Role, TokenStore};
+use alknet_hub::{Desk, EnrolError, EnrolHandler, EnrolMode, HubCard, Policy, Role};
 
 use super::facts::{self, About, SharedFacts};
 use super::people::People;
+use tokens::StoredTokens;
 
 /// Peers that may enrol where the document does not say: with enough memory, and without.
 const PEERS_MAX: usize = 1000;
@@ -40,7 +42,6 @@ impl Hub {
         people: &People,
         about: &Arc<About>,
         facts: &SharedFacts,
-        tokens: Arc<dyn TokenStore>,
         clock: Arc<dyn Clock>,
     ) -> Option<Self> {
         if !config.hub.enabled {
@@ -51,6 +52,7 @@ impl Hub {
             names: names(config, &facts.load().hostname),
         };
         let identities = Arc::clone(&people.identities);
+        let tokens = Arc::new(StoredTokens::new(people.store.clone()));
         let desk = Desk::new(tokens, identities, card, policy(&config.hub));
         Some(Self {
             desk: Arc::new(desk),
