@@ -80,6 +80,9 @@ pub struct NodeStatus {
     pub alpns: Vec<String>,
     /// Administrators configured.
     pub admins: u32,
+    /// What is wrong that the node alone knows of: certificates, a refused document.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
 }
 
 /// One line of the log.

@@ -11,6 +11,8 @@ pub(crate) struct Problems {
     /// A part of PID 1 failed; first, since it is our mistake.
     pub(crate) internal: Vec<Problem>,
     pub(crate) node: Vec<Problem>,
+    /// What the running node says is wrong.
+    pub(crate) served: Vec<Problem>,
     pub(crate) config: Vec<Problem>,
     pub(crate) data: Vec<Problem>,
     pub(crate) network: Vec<Problem>,
@@ -36,6 +38,7 @@ impl Problems {
         [
             &self.internal,
             &self.node,
+            &self.served,
             &self.config,
             &self.data,
             &self.network,

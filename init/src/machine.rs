@@ -335,6 +335,7 @@ impl Machine {
             .error(format_args!("the node {end}; it is started again"));
         self.facts.last_words = Some(words);
         self.facts.node_restarts = self.supervisor.restarts();
+        self.facts.problems.served.clear();
         self.facts.problems.node = vec![node_problem(format!("the node {end}"))];
     }
 
@@ -363,10 +364,17 @@ impl Machine {
                 self.facts.problems.node.clear();
                 self.log
                     .info(format_args!("the node serves port {}", status.port));
-                self.status = Some(status);
+                self.shows(status);
             }
-            ToInit::Status { status } => self.status = Some(status),
+            ToInit::Status { status } => self.shows(status),
         }
+    }
+
+    fn shows(&mut self, status: NodeStatus) {
+        let told = &self.facts.problems.config;
+        let news = status.problems.iter().filter(|one| !told.contains(one));
+        self.facts.problems.served = news.cloned().collect();
+        self.status = Some(status);
     }
 
     fn fault(&mut self, kind: &str) {

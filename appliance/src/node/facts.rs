@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use alknet_core::config::Source;
-use alknet_init::control::{DataState, LinkFacts, MachineFacts};
+use alknet_init::control::{DataState, LinkFacts, MachineFacts, Problem};
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
@@ -64,11 +64,15 @@ pub(crate) fn info(
     about: &About,
     facts: &MachineFacts,
     reloader: &Reloader,
+    certificates: &[Problem],
     endpoint: Value,
 ) -> Value {
     let config = reloader.current();
-    let (problems, own) = (&facts.problems, reloader.problems());
-    let problems: Vec<_> = problems.iter().chain(own.iter()).collect();
+    let config_problems = reloader.problems();
+    // Some of those that PID 1 tells of it was told by this node.
+    let own = config_problems.iter().chain(certificates);
+    let own = own.filter(|one| !facts.problems.contains(one));
+    let problems: Vec<_> = facts.problems.iter().chain(own).collect();
     let source = match &config.source {
         Source::Start => facts.config_source.clone(),
         other => other.to_string(),
@@ -214,12 +218,16 @@ pub(crate) fn memory_total_bytes() -> u64 {
 
 fn memory() -> Value {
     let meminfo = read("/proc/meminfo").unwrap_or_default();
-    let status = read("/proc/self/status").unwrap_or_default();
     json!({
         "total_bytes": kib(&meminfo, "MemTotal:"),
         "available_bytes": kib(&meminfo, "MemAvailable:"),
-        "node_resident_bytes": kib(&status, "VmRSS:"),
+        "node_resident_bytes": resident_bytes(),
     })
+}
+
+/// Memory of this process.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    kib(&read("/proc/self/status")?, "VmRSS:")
 }
 
 /// The number of bytes behind `key` in a `/proc` file that counts in kB.

@@ -2,12 +2,14 @@
 
 mod certificates;
 mod control;
+mod dialler;
 mod facts;
 mod fault;
 mod follow;
 mod host;
 mod keep;
 mod log;
+mod metrics;
 mod ops;
 mod people;
 mod reload;
@@ -22,14 +24,16 @@ use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
 use alknet_core::{HandlerRegistry, Identities, SystemClock};
 use alknet_endpoint::{Limits, Server, ServerOptions};
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
-use alknet_tls::NodeKey;
+use alknet_tls::{NodeKey, Problems};
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
+use certificates::Certificates;
 use facts::{About, SharedFacts};
 use keep::Keeper;
 use log::LogRing;
+use metrics::Meters;
 use ops::NodeContext;
 use people::{People, SharedServer};
 use reload::Reloader;
@@ -68,6 +72,7 @@ struct Node {
     about: Arc<About>,
     facts: SharedFacts,
     reloader: Arc<Reloader>,
+    certificates: Arc<Problems>,
     ring: LogRing,
     verbose: bool,
 }
@@ -87,6 +92,13 @@ impl Node {
         let config = options.config;
         let people = people(config, options.overlay, options.keeper, options.problems);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
+        let meters = Meters::new(people.clone());
+        let certificates = Certificates::start(config, &key, &tls_dir);
+        meters.set_certificates(Arc::clone(&certificates.served.certificates));
+        tokio::spawn(dialler::follow(
+            certificates.dialer,
+            Arc::clone(&people.identities),
+        ));
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
         let about = Arc::new(About::new(key.public().to_string(), options.role));
         let context = NodeContext {
@@ -99,6 +111,8 @@ impl Node {
                 Arc::new(move || server.get().map_or(Value::Null, |s| counters_of(s)))
             },
             people: people.clone(),
+            meters,
+            certificates: Arc::clone(&certificates.problems),
         };
         let handlers = handlers(&context)?;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
@@ -107,7 +121,7 @@ impl Node {
                 addrs: config.listen.addrs.clone(),
                 port: config.listen.port,
                 limits: limits(&config.limits),
-                tls: certificates::start(config, &tls_dir),
+                tls: certificates.served,
             },
             &key,
             handlers,
@@ -122,6 +136,7 @@ impl Node {
             about,
             facts,
             reloader: people.reloader,
+            certificates: certificates.problems,
             ring: options.ring,
             verbose: options.verbose,
         };
@@ -140,7 +155,15 @@ impl Node {
     /// The same at every change, and the console hears of it.
     async fn keep_tuned(self, to_init: Option<mpsc::Sender<ToInit>>) {
         let mut changes = self.reloader.watch();
-        while changes.changed().await.is_ok() {
+        let mut wrong = self.certificates.watch();
+        loop {
+            let changed = tokio::select! {
+                changed = changes.changed() => changed,
+                changed = wrong.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
             self.tune();
             if let Some(to_init) = &to_init {
                 let status = self.status();
@@ -160,7 +183,15 @@ impl Node {
             port: self.about.port(),
             alpns: self.about.alpns().to_vec(),
             admins: u32::try_from(admins).unwrap_or(u32::MAX),
+            problems: self.problems(),
         }
+    }
+
+    /// What is wrong that only the node knows of.
+    fn problems(&self) -> Vec<Problem> {
+        let certificates = certificates::problems(&self.certificates);
+        let config = self.reloader.problems();
+        config.iter().cloned().chain(certificates).collect()
     }
 
     /// Finishes what runs, refuses what is new, closes the rest.
@@ -201,8 +232,10 @@ fn handlers(context: &NodeContext) -> anyhow::Result<HandlerRegistry> {
     let dispatcher = Dispatcher::new(registry)
         .with_identities(identities)
         .with_node(context.about.identity());
+    let dispatcher = Arc::new(dispatcher);
+    context.meters.set_dispatcher(&dispatcher);
     let mut handlers = HandlerRegistry::new();
-    handlers.register(Arc::new(CallHandler::new(Arc::new(dispatcher))))?;
+    handlers.register(Arc::new(CallHandler::new(dispatcher)))?;
     Ok(handlers)
 }
 

@@ -1,5 +1,5 @@
-//! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/reboot`,
-//! `node/poweroff`, `peer/list`, and `node/fault` where the hypervisor switched fault injection on.
+//! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/metrics`,
+//! `node/reboot`, `node/poweroff`, `peer/list`, and `node/fault` where the hypervisor switched fault injection on.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use alknet_call::{
     RegistryBuilder,
 };
 use alknet_init::control::{LogRecord, PowerAction, ToInit};
+use alknet_tls::Problems;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
+use super::metrics::{self, Meters};
 use super::people::{self, People};
 
 /// The scope every one of these operations wants.
@@ -39,6 +41,10 @@ pub(crate) struct NodeContext {
     pub(crate) counters: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Who may connect.
     pub(crate) people: People,
+    /// Everything that is counted.
+    pub(crate) meters: Meters,
+    /// What is wrong with certificates.
+    pub(crate) certificates: Arc<Problems>,
 }
 
 /// Adds the operations to a registry.
@@ -46,6 +52,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(people::apply(node.people.clone()));
     builder.add(info(node.clone()));
     builder.add(log(node.ring.clone()));
+    builder.add(metrics::operation(node.meters.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
     builder.add(people::list(node.people.clone()));
@@ -61,10 +68,12 @@ fn info(node: NodeContext) -> Registration {
         .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
+        let certificates = super::certificates::problems(&node.certificates);
         let answer = facts::info(
             &node.about,
             &facts,
             &node.people.reloader,
+            &certificates,
             (node.counters)(),
         );
         std::future::ready(Ok::<_, CallError>(answer))
@@ -221,18 +230,21 @@ mod tests {
             fault_injection: true,
             ..MachineFacts::default()
         };
+        let people = crate::node::people(
+            &NodeConfig::default(),
+            Overlay::default(),
+            Keeper::nowhere(),
+            Vec::new(),
+        );
         let node = NodeContext {
             about: Arc::new(About::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             ring: LogRing::new(),
             to_init: None,
             counters: Arc::new(|| Value::Null),
-            people: crate::node::people(
-                &NodeConfig::default(),
-                Overlay::default(),
-                Keeper::nowhere(),
-                Vec::new(),
-            ),
+            meters: Meters::new(people.clone()),
+            certificates: Arc::default(),
+            people,
         };
         let mut builder = Registry::builder();
         register(&mut builder, &node);

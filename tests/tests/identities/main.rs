@@ -1,7 +1,9 @@
 //! Who may do what, while that changes: in one process, under load, and with the binary.
 
 mod binary;
+mod draining;
 mod guesses;
 mod lab;
 mod load;
 mod places;
+mod subscriptions;
