@@ -80,7 +80,7 @@ pub struct NodeStatus {
     pub alpns: Vec<String>,
     /// Administrators configured.
     pub admins: u32,
-    /// What the node finds wrong with what it keeps.
+    /// What is wrong that the node alone knows of: certificates, a refused document, its store.
     #[serde(default)]
     pub problems: Vec<Problem>,
 }

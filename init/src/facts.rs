@@ -11,7 +11,7 @@ pub(crate) struct Problems {
     /// A part of PID 1 failed; first, since it is our mistake.
     pub(crate) internal: Vec<Problem>,
     pub(crate) node: Vec<Problem>,
-    /// What the node says itself.
+    /// What the running node says is wrong.
     pub(crate) reported: Vec<Problem>,
     pub(crate) config: Vec<Problem>,
     pub(crate) data: Vec<Problem>,

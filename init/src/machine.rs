@@ -336,6 +336,7 @@ impl Machine {
             .error(format_args!("the node {end}; it is started again"));
         self.facts.last_words = Some(words);
         self.facts.node_restarts = self.supervisor.restarts();
+        self.facts.problems.served.clear();
         self.facts.problems.node = vec![node_problem(format!("the node {end}"))];
     }
 
@@ -371,7 +372,9 @@ impl Machine {
     }
 
     fn learn(&mut self, status: NodeStatus) {
-        self.facts.problems.reported.clone_from(&status.problems);
+        let told = &self.facts.problems.config;
+        let news = status.problems.iter().filter(|one| !told.contains(one));
+        self.facts.problems.reported = news.cloned().collect();
         self.status = Some(status);
     }
 

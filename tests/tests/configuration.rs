@@ -115,6 +115,43 @@ fn fw_cfg_comes_before_a_volume_and_a_volume_before_what_is_stored() {
     assert_eq!(serves(left), ("from-volume".into(), "config.toml".into()));
 }
 
+#[test]
+fn what_was_applied_is_kept_over_a_reboot() {
+    let bench = Bench::new();
+    let node = bench
+        .machine(Boot::Q35Initramfs)
+        .config(document(&bench, "typist"))
+        .boot();
+    let guest = bench.somebody("guest");
+    let document = format!(
+        "{}[[peers]]\npeer_id = \"guest\"\nkeys = [\"{}\"]\nscopes = [\"peer:list\"]\n",
+        document(&bench, "typist"),
+        guest.identity()
+    );
+    let list = |node: &Node| guest.call(&node.target(), "peer/list", &Value::Null, &[]);
+    assert_eq!(list(&node).code(), "UNAUTHENTICATED");
+    let file = bench.path().join("applied.toml");
+    std::fs::write(&file, &document).expect("the folder is ours");
+    let mut apply = bench.admin().command(&["config", "apply", &node.target()]);
+    apply.arg(&file);
+    let applied = bench.admin().run(apply).json();
+    assert_eq!(
+        (&applied["kept"], &applied["peers"]["added"]),
+        (&json!(true), &json!(["guest"])),
+        "{applied:#}"
+    );
+    list(&node).json();
+    node.end();
+
+    // From the data partition alone: nothing else says who the guest is.
+    let node = bench.machine(Boot::Q35Initramfs).config("").boot();
+    let info = node.info();
+    assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    list(&node).json();
+    node.end();
+}
+
 /// Boots, and returns name and source of the configuration; nothing may be wrong.
 fn serves(machine: Machine<'_>) -> (String, String) {
     let node = machine.boot();

@@ -13,6 +13,7 @@ const OPERATIONS: [&str; 12] = [
     "config/apply",
     "node/info",
     "node/log",
+    "node/metrics",
     "node/poweroff",
     "node/reboot",
     "peer/list",
@@ -51,6 +52,7 @@ fn serves(admin: &Cli, target: &str) {
     lists_operations(admin, target);
     streams_its_log(admin, target);
     refuses_strangers(admin, target);
+    counts(admin, target);
 }
 
 fn knows_itself(admin: &Cli, target: &str) {
@@ -77,6 +79,23 @@ fn lists_operations(admin: &Cli, target: &str) {
     assert_eq!(spec["op_type"], "subscription", "{spec}");
     assert_eq!(spec["access_control"]["required_scopes"], json!(["admin"]));
     assert!(spec["input_schema"]["properties"]["follow"].is_object());
+}
+
+/// What was done above is in the numbers, and in the text.
+fn counts(admin: &Cli, target: &str) {
+    let metrics = json_of(admin, &["call", target, "node/metrics"]);
+    let of = |series: &str| metrics["values"][series].as_f64().unwrap_or(-1.0);
+    assert!(
+        of("alknet_handshakes_total{result=\"ok\"}") > 0.0,
+        "{metrics:#}"
+    );
+    assert!(of("alknet_auth_total{method=\"key\",result=\"unknown\"}") > 0.0);
+    assert!(of("alknet_bytes_total{dir=\"tx\",alpn=\"alknet/call\"}") > 0.0);
+    let text = metrics["text"].as_str().unwrap_or_default();
+    assert!(
+        text.contains("# TYPE alknet_handshake_seconds histogram\n"),
+        "{text}"
+    );
 }
 
 fn name(operation: &Value) -> &str {

@@ -5,41 +5,98 @@ use std::sync::Arc;
 
 use alknet_core::config::{AcmeChallenge, NodeConfig, TlsSection};
 use alknet_endpoint::{Dialer, HttpsClient};
+use alknet_init::control::Problem;
 use alknet_tls::acme::{Acme, AcmeError, AcmeOptions, AcmeParts, ChallengeKind};
 use alknet_tls::{
-    ACME_FAILED, CertificateFiles, ClientTlsOptions, FILES_INTERVAL, FileWatcher, Problems,
-    ServerTlsOptions, TlsError, bundled_roots, roots_from_file,
+    ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, CertificateFiles, ClientTlsOptions,
+    FILES_INTERVAL, FileWatcher, NodeKey, Problems, RootCertStore, ServerTlsOptions, TlsError,
+    bundled_roots, roots_from_file,
 };
 
-/// Starts what keeps the certificates of `config`, and returns what the port serves of them. Must
-/// run inside a runtime. Nothing that is wrong with a certificate keeps the node from starting: it
-/// is reported, and the node's own key is served.
-pub(crate) fn start(config: &NodeConfig, tls_dir: &Path) -> ServerTlsOptions {
-    let problems = Arc::new(Problems::default());
-    let options = ServerTlsOptions {
-        state_dir: Some(tls_dir.to_owned()),
-        strict_sni: config.tls.strict_sni,
-        ..ServerTlsOptions::default()
-    };
-    let files = files(&config.tls);
-    if !files.is_empty() {
-        let store = Arc::clone(&options.certificates);
-        let watcher = FileWatcher::new(files, store, Arc::clone(&problems));
-        tokio::spawn(watcher.run(FILES_INTERVAL));
-    }
-    let names = config.certificate_names();
-    if !names.is_empty() {
-        let subject = names.join(", ");
-        match acme(config, names, tls_dir, &options, &problems) {
-            Ok(acme) => drop(tokio::spawn(acme.run())),
-            Err(error) => problems.set(ACME_FAILED, &subject, error.to_string()),
+use super::dialler;
+
+/// The certificate authorities of `tls.roots` cannot be read.
+const ROOTS_FAILED: &str = "tls_roots_failed";
+
+/// Certificates both ways: what is served, and whom the node trusts when it dials.
+pub(crate) struct Certificates {
+    /// What the port serves beside its key.
+    pub(crate) served: ServerTlsOptions,
+    /// What is wrong.
+    pub(crate) problems: Arc<Problems>,
+    /// How the node dials others.
+    pub(crate) dialer: Arc<Dialer>,
+}
+
+impl Certificates {
+    /// Starts what keeps the certificates of `config`. Must run inside a runtime. Nothing that is
+    /// wrong with a certificate keeps the node from starting: it is reported, and the node's own
+    /// key is served.
+    pub(crate) fn start(config: &NodeConfig, key: &NodeKey, tls_dir: &Path) -> Self {
+        let problems = Arc::new(Problems::default());
+        let served = ServerTlsOptions {
+            state_dir: Some(tls_dir.to_owned()),
+            strict_sni: config.tls.strict_sni,
+            ..ServerTlsOptions::default()
+        };
+        let dialer = dialler::make(key, trusted(&config.tls, &problems));
+        let files = files(&config.tls);
+        if !files.is_empty() {
+            let store = Arc::clone(&served.certificates);
+            let watcher = FileWatcher::new(files, store, Arc::clone(&problems));
+            tokio::spawn(watcher.run(FILES_INTERVAL));
+        }
+        let names = config.certificate_names();
+        if !names.is_empty() {
+            let subject = names.join(", ");
+            match acme(config, names, tls_dir, &served, &problems, &dialer) {
+                Ok(acme) => drop(tokio::spawn(acme.run())),
+                Err(error) => problems.set(ACME_FAILED, &subject, error.to_string()),
+            }
+        }
+        Self {
+            served,
+            problems,
+            dialer,
         }
     }
-    options
+}
+
+/// What is wrong with certificates, as the console and `node/info` show it.
+pub(crate) fn problems(problems: &Problems) -> Vec<Problem> {
+    let list = problems.list().into_iter();
+    list.map(|problem| Problem {
+        code: problem.code.to_owned(),
+        text: format!("{}: {}", problem.subject, problem.text),
+        hint: hint(problem.code).to_owned(),
+    })
+    .collect()
+}
+
+fn hint(code: &str) -> &'static str {
+    match code {
+        ACME_FAILED => "it is tried again by itself; the node's own key is served meanwhile",
+        CERT_RELOAD_FAILED => "correct the file; it is read again within seconds",
+        CLOCK_INSANE => "let the node reach a time server, or set the clock",
+        ROOTS_FAILED => "correct tls.roots and restart; peers with pinned keys are reached anyway",
+        _ => "",
+    }
+}
+
+/// How the node dials, with no public authority where those asked for cannot be had.
+fn trusted(tls: &TlsSection, problems: &Problems) -> ClientTlsOptions {
+    client_options(tls).unwrap_or_else(|error| {
+        let subject = tls.roots.as_deref().unwrap_or("tls.roots");
+        problems.set(ROOTS_FAILED, subject, error.to_string());
+        ClientTlsOptions {
+            roots: RootCertStore::empty(),
+            ..ClientTlsOptions::default()
+        }
+    })
 }
 
 /// How the node dials others, apart from the key it shows.
-pub(crate) fn client_options(tls: &TlsSection) -> Result<ClientTlsOptions, TlsError> {
+fn client_options(tls: &TlsSection) -> Result<ClientTlsOptions, TlsError> {
     let roots = match &tls.roots {
         Some(path) => roots_from_file(Path::new(path))?,
         None => bundled_roots(),
@@ -68,9 +125,9 @@ fn acme(
     tls_dir: &Path,
     served: &ServerTlsOptions,
     problems: &Arc<Problems>,
+    dialer: &Arc<Dialer>,
 ) -> Result<Acme, AcmeError> {
     let section = &config.tls.acme;
-    let dialer = Dialer::with_options(client_options(&config.tls)?);
     let options = AcmeOptions {
         directory: section.directory.clone(),
         contact: section.contact.clone(),
@@ -81,7 +138,7 @@ fn acme(
         clock_floor: alknet_init::BUILD_TIME_S,
     };
     let parts = AcmeParts {
-        transport: Arc::new(HttpsClient::new(Arc::new(dialer))),
+        transport: Arc::new(HttpsClient::new(Arc::clone(dialer))),
         store: Arc::clone(&served.certificates),
         problems: Arc::clone(problems),
         alpn: Arc::clone(&served.challenges),

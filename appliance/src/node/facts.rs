@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use alknet_core::config::Source;
-use alknet_init::control::{DataState, LinkFacts, MachineFacts};
+use alknet_init::control::{DataState, LinkFacts, MachineFacts, Problem};
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
@@ -60,11 +60,18 @@ impl About {
 }
 
 /// The answer to `node/info`.
-pub(crate) fn info(about: &About, facts: &MachineFacts, people: &People, endpoint: Value) -> Value {
+pub(crate) fn info(
+    about: &About,
+    facts: &MachineFacts,
+    people: &People,
+    certificates: &[Problem],
+    endpoint: Value,
+) -> Value {
     let config = people.reloader.current();
     let (problems, own) = (&facts.problems, people.problems());
     // PID 1 was told of our own, and tells them again.
-    let own = own.iter().filter(|one| !problems.contains(one));
+    let own = own.iter().chain(certificates);
+    let own = own.filter(|one| !problems.contains(one));
     let problems: Vec<_> = problems.iter().chain(own).collect();
     let source = match &config.source {
         Source::Start => facts.config_source.clone(),
@@ -211,12 +218,16 @@ pub(crate) fn memory_total_bytes() -> u64 {
 
 fn memory() -> Value {
     let meminfo = read("/proc/meminfo").unwrap_or_default();
-    let status = read("/proc/self/status").unwrap_or_default();
     json!({
         "total_bytes": kib(&meminfo, "MemTotal:"),
         "available_bytes": kib(&meminfo, "MemAvailable:"),
-        "node_resident_bytes": kib(&status, "VmRSS:"),
+        "node_resident_bytes": resident_bytes(),
     })
+}
+
+/// Memory of this process.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    kib(&read("/proc/self/status")?, "VmRSS:")
 }
 
 /// The number of bytes behind `key` in a `/proc` file that counts in kB.

@@ -249,6 +249,14 @@ struct Text<'a> {
 impl Text<'_> {
     fn finish(mut self) -> String {
         self.message.push_str(&self.fields);
+        // What a peer sent must not begin a line of its own or move a terminal's cursor.
+        if self.message.contains(char::is_control) {
+            let shown = |c: char| match c {
+                c if c.is_control() => c.escape_default().to_string(),
+                c => c.to_string(),
+            };
+            return self.message.chars().map(shown).collect();
+        }
         self.message
     }
 }
@@ -334,6 +342,17 @@ mod tests {
         assert!(
             records[0].message.ends_with('…') && records[0].message.len() < MESSAGE_BYTES_MAX + 8
         );
+    }
+
+    #[test]
+    fn no_record_looks_like_two() {
+        let text = Text {
+            hash_addresses: None,
+            message: "the peer said: bye\n2026 info node: all is well\x1b[2J ä".to_owned(),
+            fields: String::new(),
+        };
+        let shown = "the peer said: bye\\n2026 info node: all is well\\u{1b}[2J ä";
+        assert_eq!(text.finish(), shown);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod control;
+mod dialler;
 mod facts;
 mod fault;
 mod follow;
@@ -10,6 +11,7 @@ mod hub;
 mod join;
 mod keep;
 mod log;
+mod metrics;
 mod ops;
 mod people;
 mod reload;
@@ -24,19 +26,21 @@ use std::time::Duration;
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
 use alknet_core::{HandlerRegistry, Identities, Stored, SystemClock};
-use alknet_endpoint::{Dialer, Limits, Server, ServerOptions};
+use alknet_endpoint::{Limits, Server, ServerOptions};
 use alknet_identity_store::IdentityDb;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
-use alknet_tls::{ClientTlsOptions, NodeKey};
+use alknet_tls::{NodeKey, Problems};
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
+use certificates::Certificates;
 use facts::{About, SharedFacts};
 use hub::Hub;
 use join::{JoinContext, Joins};
 use keep::Keeper;
 use log::LogRing;
+use metrics::Meters;
 use ops::NodeContext;
 use people::{People, SharedServer};
 use reload::Reloader;
@@ -76,6 +80,7 @@ struct Node {
     about: Arc<About>,
     facts: SharedFacts,
     people: People,
+    certificates: Arc<Problems>,
     ring: LogRing,
     verbose: bool,
     hub: Option<Hub>,
@@ -102,6 +107,13 @@ impl Node {
         let store = store::open(options.state_dir);
         let people = people(config, options.overlay, options.keeper, problems, store);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
+        let meters = Meters::new(people.clone());
+        let certificates = Certificates::start(config, &key, &tls_dir);
+        meters.set_certificates(Arc::clone(&certificates.served.certificates));
+        tokio::spawn(dialler::follow(
+            Arc::clone(&certificates.dialer),
+            Arc::clone(&people.identities),
+        ));
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
         let about = Arc::new(About::new(key.public().to_string(), options.role));
         let context = NodeContext {
@@ -114,6 +126,8 @@ impl Node {
                 Arc::new(move || server.get().map_or(Value::Null, |s| counters_of(s)))
             },
             people: people.clone(),
+            meters,
+            certificates: Arc::clone(&certificates.problems),
         };
         let hub = Hub::new(config, &people, &about, &facts, clock());
         let (handlers, dispatcher) = handlers(config, &context, hub.as_ref())?;
@@ -123,7 +137,7 @@ impl Node {
                 addrs: config.listen.addrs.clone(),
                 port: config.listen.port,
                 limits: limits(&config.limits),
-                tls: certificates::start(config, &tls_dir),
+                tls: certificates.served,
             },
             &key,
             handlers,
@@ -136,7 +150,7 @@ impl Node {
         let joins = Joins::start(JoinContext {
             reloader: Arc::clone(&people.reloader),
             dispatcher,
-            dialer: Arc::new(dialer(config, key)),
+            dialer: certificates.dialer,
             own: about.identity().to_owned(),
         });
         let node = Self {
@@ -146,6 +160,7 @@ impl Node {
             about,
             facts,
             people,
+            certificates: certificates.problems,
             ring: options.ring,
             verbose: options.verbose,
         };
@@ -167,7 +182,15 @@ impl Node {
     /// The same at every change, and the console hears of it.
     async fn keep_tuned(self, to_init: Option<mpsc::Sender<ToInit>>) {
         let mut changes = self.people.reloader.watch();
-        while changes.changed().await.is_ok() {
+        let mut wrong = self.certificates.watch();
+        loop {
+            let changed = tokio::select! {
+                changed = changes.changed() => changed,
+                changed = wrong.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
             self.tune();
             if let Some(to_init) = &to_init {
                 let status = self.status();
@@ -187,8 +210,15 @@ impl Node {
             port: self.about.port(),
             alpns: self.about.alpns().to_vec(),
             admins: u32::try_from(admins).unwrap_or(u32::MAX),
-            problems: self.people.problems(),
+            problems: self.problems(),
         }
+    }
+
+    /// What is wrong that only the node knows of.
+    fn problems(&self) -> Vec<Problem> {
+        let certificates = certificates::problems(&self.certificates);
+        let own = self.people.problems().into_iter();
+        own.chain(certificates).collect()
     }
 
     /// Finishes what runs, refuses what is new, closes the rest.
@@ -234,18 +264,6 @@ fn clock() -> Arc<SystemClock> {
     })
 }
 
-/// How the node dials others: with its key.
-fn dialer(config: &NodeConfig, key: NodeKey) -> Dialer {
-    let options = certificates::client_options(&config.tls).unwrap_or_else(|error| {
-        tracing::warn!("dialling public servers with the bundled authorities: {error}");
-        ClientTlsOptions::default()
-    });
-    Dialer::with_options(ClientTlsOptions {
-        key: Some(key),
-        ..options
-    })
-}
-
 /// Every protocol of this node, and who answers calls.
 fn handlers(
     config: &NodeConfig,
@@ -272,6 +290,7 @@ fn handlers(
         dispatcher = Hub::routing(&config.hub, dispatcher);
     }
     let dispatcher = Arc::new(dispatcher);
+    context.meters.set_dispatcher(&dispatcher);
     let mut handlers = HandlerRegistry::new();
     handlers.register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))?;
     if let Some(hub) = hub {

@@ -1,6 +1,6 @@
-//! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/reboot`,
-//! `node/poweroff`, `peer/list`, `peer/rotate-key`, and `node/fault` where the hypervisor switched
-//! fault injection on.
+//! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/metrics`,
+//! `node/reboot`, `node/poweroff`, `peer/list`, `peer/rotate-key`, and `node/fault` where the
+//! hypervisor switched fault injection on.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use alknet_call::{
     RegistryBuilder,
 };
 use alknet_init::control::{LogRecord, PowerAction, ToInit};
+use alknet_tls::Problems;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
+use super::metrics::{self, Meters};
 use super::people::{self, People};
 use super::rotate;
 
@@ -43,6 +45,10 @@ pub(crate) struct NodeContext {
     pub(crate) counters: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Who may connect.
     pub(crate) people: People,
+    /// Everything that is counted.
+    pub(crate) meters: Meters,
+    /// What is wrong with certificates.
+    pub(crate) certificates: Arc<Problems>,
 }
 
 /// Adds the operations to a registry.
@@ -50,6 +56,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(people::apply(node.people.clone()));
     builder.add(info(node.clone()));
     builder.add(log(node.ring.clone()));
+    builder.add(metrics::operation(node.meters.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
     builder.add(people::list(node.people.clone()));
@@ -70,7 +77,14 @@ fn info(node: NodeContext) -> Registration {
     spec.access_control.required_scopes_any = Some(either.to_vec());
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
-        let answer = facts::info(&node.about, &facts, &node.people, (node.counters)());
+        let certificates = super::certificates::problems(&node.certificates);
+        let answer = facts::info(
+            &node.about,
+            &facts,
+            &node.people,
+            &certificates,
+            (node.counters)(),
+        );
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)
@@ -226,19 +240,22 @@ mod tests {
             ..MachineFacts::default()
         };
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let people = crate::node::people(
+            &NodeConfig::default(),
+            Overlay::default(),
+            Keeper::nowhere(),
+            Vec::new(),
+            crate::node::store::open(dir.path()),
+        );
         let node = NodeContext {
             about: Arc::new(About::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             ring: LogRing::new(),
             to_init: None,
             counters: Arc::new(|| Value::Null),
-            people: crate::node::people(
-                &NodeConfig::default(),
-                Overlay::default(),
-                Keeper::nowhere(),
-                Vec::new(),
-                crate::node::store::open(dir.path()),
-            ),
+            meters: Meters::new(people.clone()),
+            certificates: Arc::default(),
+            people,
         };
         let mut builder = Registry::builder();
         register(&mut builder, &node);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use alknet_core::{Identity, PeerId};
+use alknet_core::{AuthToken, Identity, PeerId};
 use tokio::time::Instant;
 
 use crate::access::AccessControl;
@@ -22,6 +22,7 @@ use crate::link::Link;
 use crate::pump;
 use crate::request::{self, Head, InFlight, Request};
 use crate::spec::OperationType;
+use crate::standing::Standing;
 
 /// Scope that lets a caller name the peer its request goes to; followed by the peer's id.
 const ROUTE_SCOPE: &str = "peer:route";
@@ -95,15 +96,24 @@ fn check(
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
-    let (operation, identity) = match payload.peer.as_deref() {
-        None => (lookup(link, &payload)?, identify(link, &payload)?),
+    let (operation, identity, route) = match payload.peer.as_deref() {
+        None => (lookup(link, &payload)?, identify(link, &payload)?, None),
         Some(peer) => {
             let identity = identify(link, &payload)?;
-            (routed(link, &payload, peer, identity.as_deref())?, identity)
+            let (operation, route) = routed(link, &payload, peer, identity.as_deref())?;
+            (operation, identity, Some(route))
         }
     };
     let input = input(body, &payload);
-    check_access(link, &operation, identity.as_deref(), &input)?;
+    let resource = check_access(link, &operation, identity.as_deref(), &input)?;
+    let standing = is_subscription(&operation).then(|| Standing {
+        token: payload
+            .auth_token
+            .as_deref()
+            .map(|token| Arc::new(AuthToken::new(token.to_owned()))),
+        resource,
+        route,
+    });
     let keyed = keyed::begin(link, &operation, identity.as_deref(), &payload, &input)?;
     let head = Head {
         keyed: keyed.is_some(),
@@ -118,6 +128,7 @@ fn check(
         idle: payload.idle_ms.map(Duration::from_millis),
         window: payload.window,
         identity,
+        standing,
     };
     let in_flight = make_room(head, link, lane, operation)?;
     let operation = in_flight.request().operation();
@@ -158,7 +169,7 @@ fn routed(
     payload: &Payload<'_>,
     peer: &str,
     identity: Option<&Identity>,
-) -> Result<Arc<Compiled>, CallError> {
+) -> Result<(Arc<Compiled>, AccessControl), CallError> {
     let name = operation_name(payload)?;
     let name = name.strip_prefix('/').unwrap_or(name);
     let unknown = || CallError::not_found(name);
@@ -167,14 +178,14 @@ fn routed(
     }
     let id = link.dispatcher.by_name(peer);
     let scope = id.as_ref().map_or(peer, PeerId::as_str);
-    AccessControl {
+    let route = AccessControl {
         required_scopes: vec![format!("{ROUTE_SCOPE}:{scope}")],
         ..AccessControl::default()
-    }
-    .check(identity, None, None)
-    .into_result()?;
+    };
+    route.check(identity, None, None).into_result()?;
     let id = id.ok_or_else(unknown)?;
-    link.dispatcher.peers.get(&id, name).ok_or_else(unknown)
+    let found = link.dispatcher.peers.get(&id, name).ok_or_else(unknown)?;
+    Ok((found, route))
 }
 
 /// The name as it was sent; `NOT_FOUND` for one that no operation can have.
@@ -207,10 +218,10 @@ fn check_access(
     operation: &Compiled,
     identity: Option<&Identity>,
     input: &Body,
-) -> Result<(), CallError> {
+) -> Result<Option<Box<str>>, CallError> {
     let access = &operation.spec.access_control;
     if access.is_open() {
-        return Ok(());
+        return Ok(None);
     }
     // A stranger is turned away without a look at the input.
     let resource_id = match identity {
@@ -223,7 +234,8 @@ fn check_access(
             resource_id.as_deref(),
             link.dispatcher.ownership.as_deref(),
         )
-        .into_result()
+        .into_result()?;
+    Ok(resource_id.map(|id| id.into()))
 }
 
 fn input(body: &FrameBody, payload: &Payload<'_>) -> Body {
@@ -260,7 +272,7 @@ pub(crate) fn deadline(
     operation: &Compiled,
     asked: Option<Duration>,
 ) -> Option<Instant> {
-    let subscription = operation.spec.op_type == OperationType::Subscription;
+    let subscription = is_subscription(operation);
     let own = operation
         .spec
         .default_timeout_ms
@@ -279,6 +291,10 @@ pub(crate) fn deadline(
     chosen.and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
+fn is_subscription(operation: &Compiled) -> bool {
+    operation.spec.op_type == OperationType::Subscription
+}
+
 fn make_room(
     head: Head,
     link: &Arc<Link>,
@@ -287,21 +303,24 @@ fn make_room(
 ) -> Result<InFlight, CallError> {
     let limits = link.limits();
     let (requests, subscriptions) = link.inbound_counts();
+    let counters = &link.dispatcher.counters;
     if requests >= limits.requests {
+        Counters::add(&counters.requests_full);
         return Err(CallError::overloaded(
             "requests in flight on a connection",
             limits.requests,
         ));
     }
-    let subscription = operation.spec.op_type == OperationType::Subscription;
-    if subscription && subscriptions >= limits.subscriptions {
+    if is_subscription(&operation) && subscriptions >= limits.subscriptions {
+        Counters::add(&counters.subscriptions_full);
         return Err(CallError::overloaded(
             "subscriptions in flight on a connection",
             limits.subscriptions,
         ));
     }
     if !head.keyed {
-        operation.enter()?;
+        let entered = operation.enter();
+        entered.inspect_err(|_| Counters::add(&counters.operation_full))?;
     }
     let request = Arc::new(Request::new(head, link, lane, operation));
     link.remember_inbound(&request);

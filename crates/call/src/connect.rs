@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_core::{
-    AuthContext, AuthToken, Carriage, DialError, DialRequest, Dialled, Expect, PeerAddr,
+    AuthContext, AuthToken, Carriage, DialError, DialRequest, Dialled, Expect, PeerAddr, PeerKey,
     StreamBudget,
 };
 use thiserror::Error;
@@ -118,9 +118,11 @@ impl CallClient {
             let _ = connection.set_identity(Arc::clone(identity));
             connection.raise_budget(StreamBudget::CALL);
         }
+        let is_known = |key: &&PeerKey| self.dispatcher.by_keys(&[**key]).is_some();
+        let known = keys.iter().find(is_known).copied();
         let auth = AuthContext {
             identity: identity.clone(),
-            key: keys.first().copied(),
+            key: known.or_else(|| keys.first().copied()),
             alpn: ALPN.into(),
             sni: None,
             remote_addr: connection.remote_addr(),

@@ -103,6 +103,12 @@ impl Ctx {
         self.root().identity()
     }
 
+    /// The same as things are now: with the scopes of this moment, or nobody where whoever asked is
+    /// gone.
+    pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
+        self.root().identity_now()
+    }
+
     /// Whom a trusted forwarder claims to act for. Never a reason to allow anything, and not told
     /// to operations called by operations.
     #[must_use]

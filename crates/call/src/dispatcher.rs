@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use alknet_core::{AuthToken, Identity, IdentityProvider, PeerId, PeerKey};
+use alknet_core::metrics::{AUTH, LIMIT_HITS};
+use alknet_core::{AuthToken, Identity, IdentityProvider, Metrics, PeerId, PeerKey};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -212,6 +213,11 @@ pub(crate) struct Counters {
     pub(crate) panics: AtomicU64,
     pub(crate) protocol_errors: AtomicU64,
     pub(crate) ignored: AtomicU64,
+    pub(crate) tokens_ok: AtomicU64,
+    pub(crate) tokens_refused: AtomicU64,
+    pub(crate) requests_full: AtomicU64,
+    pub(crate) subscriptions_full: AtomicU64,
+    pub(crate) operation_full: AtomicU64,
 }
 
 impl Counters {
@@ -227,6 +233,11 @@ impl Counters {
             panics: read(&self.panics),
             protocol_errors: read(&self.protocol_errors),
             ignored: read(&self.ignored),
+            tokens_ok: read(&self.tokens_ok),
+            tokens_refused: read(&self.tokens_refused),
+            requests_full: read(&self.requests_full),
+            subscriptions_full: read(&self.subscriptions_full),
+            operation_full: read(&self.operation_full),
         }
     }
 }
@@ -245,4 +256,63 @@ pub struct Stats {
     pub protocol_errors: u64,
     /// Events ignored: of unknown type, or about no known request.
     pub ignored: u64,
+    /// Tokens that stood for somebody.
+    pub tokens_ok: u64,
+    /// Tokens that stood for nobody.
+    pub tokens_refused: u64,
+    /// Requests refused because their connection had as many in flight as it may.
+    pub requests_full: u64,
+    /// Subscriptions refused for the same reason.
+    pub subscriptions_full: u64,
+    /// Requests refused because as many calls of their operation ran as may.
+    pub operation_full: u64,
+}
+
+impl Stats {
+    /// Adds these numbers to others.
+    pub fn collect(&self, into: &mut Metrics) {
+        let plain = [
+            (
+                "alknet_call_requests_total",
+                "Requests received.",
+                self.requests,
+            ),
+            (
+                "alknet_call_errors_total",
+                "Requests answered with an error.",
+                self.errors,
+            ),
+            (
+                "alknet_call_protocol_errors_total",
+                "Streams or connections ended because the peer broke the protocol.",
+                self.protocol_errors,
+            ),
+            (
+                "alknet_call_ignored_total",
+                "Events ignored: of unknown type, or about no known request.",
+                self.ignored,
+            ),
+            (
+                "alknet_operation_panics_total",
+                "Operations that panicked.",
+                self.panics,
+            ),
+        ];
+        for (name, help, value) in plain {
+            into.counter(name, help, &[], value);
+        }
+        let tokens = [("ok", self.tokens_ok), ("refused", self.tokens_refused)];
+        for (result, value) in tokens {
+            let labels = [("method", "token"), ("result", result)];
+            into.counter(AUTH.0, AUTH.1, &labels, value);
+        }
+        let limits = [
+            ("operation", self.operation_full),
+            ("requests", self.requests_full),
+            ("subscriptions", self.subscriptions_full),
+        ];
+        for (limit, value) in limits {
+            into.counter(LIMIT_HITS.0, LIMIT_HITS.1, &[("limit", limit)], value);
+        }
+    }
 }

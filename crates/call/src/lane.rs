@@ -208,9 +208,18 @@ async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(
     send.finish()?;
     if link.said_goaway() && !link.has_outbound() {
         // The connection ends after this; what is on its way must arrive first.
-        if link.connection.is_multi() {
-            let _ = tokio::time::timeout(DRAIN_ACK_TIMEOUT, send.stopped()).await;
-        }
+        let arrived = async {
+            if link.connection.is_multi() {
+                let _ = send.stopped().await;
+                return;
+            }
+            // TCP answers bytes that nobody will read with a reset, which overtakes answers: what
+            // the peer asked before it heard of the drain is read to the peer's own end.
+            while !lane.read_done.load(Ordering::Acquire) {
+                lane.out.poked().await;
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_ACK_TIMEOUT, arrived).await;
         return Err(End::Drained);
     }
     Ok(())

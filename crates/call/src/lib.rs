@@ -67,6 +67,7 @@ mod serve;
 mod services;
 mod session;
 mod spec;
+mod standing;
 mod sync;
 mod watch;
 

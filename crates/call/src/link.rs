@@ -58,7 +58,6 @@ pub(crate) struct Link {
     forwarded: AtomicUsize,
     /// Ends the upkeep of what was imported.
     follow: CancellationToken,
-    superseded: AtomicBool,
 }
 
 #[derive(Default)]
@@ -96,7 +95,6 @@ impl Link {
             imports: ArcSwapOption::empty(),
             forwarded: AtomicUsize::new(0),
             follow: CancellationToken::new(),
-            superseded: AtomicBool::new(false),
         });
         dispatcher.add_link(&link);
         link
@@ -270,10 +268,18 @@ impl Link {
 
     /// Whom a token stands for. One that stands for nobody is a guess, and counted.
     pub(crate) fn by_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
-        self.dispatcher.by_token(token).ok_or_else(|| {
-            self.connection.auth_failed();
-            CallError::bad_token()
-        })
+        let counters = &self.dispatcher.counters;
+        match self.dispatcher.by_token(token) {
+            Some(identity) => {
+                Counters::add(&counters.tokens_ok);
+                Ok(identity)
+            }
+            None => {
+                Counters::add(&counters.tokens_refused);
+                self.connection.auth_failed();
+                Err(CallError::bad_token())
+            }
+        }
     }
 
     /// What the peer may have open: it is known, or it is not.
@@ -461,9 +467,11 @@ impl Link {
         self.cancel.is_cancelled()
     }
 
-    /// A newer connection of the same peer took over: what runs may finish, for a while.
+    /// A newer connection of the same peer took over: what runs may finish, for a while. The
+    /// endpoint asks the same of a peer's oldest connection where it has too many, and this is told
+    /// in the same way: whoever asks first also ends the connection when the while is over.
     pub(crate) fn supersede(self: &Arc<Self>) {
-        if self.superseded.swap(true, Ordering::AcqRel) {
+        if !self.connection.ask_to_drain() {
             return;
         }
         self.start_drain();
@@ -524,7 +532,7 @@ impl Link {
 
     /// Whether a newer connection of the peer took over: in the peer table, or at the endpoint.
     fn is_superseded(&self) -> bool {
-        self.superseded.load(Ordering::Acquire) || self.connection.is_asked_to_drain()
+        self.connection.is_asked_to_drain()
     }
 
     /// Tells the peer on every stream it may be listening to, or on a new one.

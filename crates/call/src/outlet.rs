@@ -169,6 +169,11 @@ impl Outlet {
         self.work.notify_one();
     }
 
+    /// Waits until something happened that the writer wants to know.
+    pub(crate) async fn poked(&self) {
+        self.work.notified().await;
+    }
+
     /// What to write next; waits for it. `may_finish` is asked when there is nothing.
     pub(crate) async fn next_work(&self, may_finish: impl Fn() -> bool) -> Work {
         loop {

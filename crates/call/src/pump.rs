@@ -14,6 +14,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, OnSlow, StreamHandler};
 use crate::limits::{LANE_QUEUE_BYTES, SUBSCRIPTION_QUEUE_BYTES};
 use crate::request::{InFlight, Request, panicked};
+use crate::standing;
 
 /// Runs a subscription in a task of its own.
 pub(crate) fn start(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) {
@@ -27,6 +28,13 @@ async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) 
     let work = async {
         let items = handler.call(input, Ctx::request(request));
         pump(request, items).await
+    };
+    let work = async {
+        tokio::select! {
+            biased;
+            error = standing::withdrawn(request) => Err(error),
+            outcome = work => outcome,
+        }
     };
     let work = AssertUnwindSafe(work).catch_unwind();
     let outcome = match request.deadline() {

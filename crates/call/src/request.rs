@@ -23,6 +23,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
 use crate::lane::Lane;
 use crate::link::Link;
+use crate::standing::Standing;
 
 /// A request that was admitted.
 pub(crate) struct Request {
@@ -55,6 +56,8 @@ pub(crate) struct Head {
     pub(crate) window: Option<u32>,
     /// Whether it only waits for the run of its idempotency key, which is counted instead.
     pub(crate) keyed: bool,
+    /// What its right rests on, as long as it may run.
+    pub(crate) standing: Option<Standing>,
 }
 
 impl Request {

@@ -1,8 +1,11 @@
 //! `session/authenticate`: whom a connection acts as from now on; and the watch over what a
 //! connection's identity rests on.
+//!
+//! The endpoint watches, too, and both are needed. It ends connections of every protocol whose peer
+//! was known by its key when it dialled in, and knows no tokens and no connection that this node
+//! dialled; those are all that is watched here.
 
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock, Weak};
 
 use alknet_core::{AuthToken, CloseCode, Identity, PeerKey, StreamBudget};
 use arc_swap::ArcSwapOption;
@@ -19,25 +22,36 @@ use crate::limits::SESSION_RECHECK;
 use crate::link::Link;
 use crate::registry::Registration;
 use crate::spec::OperationSpec;
+use crate::standing::wait;
 
 /// The namespace of the connection's own operations.
 pub(crate) const NAMESPACE: &str = "session";
 
 /// The identity a connection took by a token: at most one, once.
 #[derive(Debug, Default)]
-pub(crate) struct Session(ArcSwapOption<Identity>);
+pub(crate) struct Session {
+    identity: ArcSwapOption<Identity>,
+    token: OnceLock<Arc<AuthToken>>,
+}
 
 impl Session {
     /// Who, once somebody.
     pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
-        self.0.load_full()
+        self.identity.load_full()
+    }
+
+    /// The token, once somebody.
+    pub(crate) fn token(&self) -> Option<&Arc<AuthToken>> {
+        self.token.get()
     }
 
     /// Takes the identity; `false` when there is one.
-    fn begin(&self, identity: &Arc<Identity>) -> bool {
-        let nobody: Option<Arc<Identity>> = None;
-        let before = self.0.compare_and_swap(&nobody, Some(Arc::clone(identity)));
-        before.is_none()
+    fn begin(&self, identity: &Arc<Identity>, token: &Arc<AuthToken>) -> bool {
+        let first = self.token.set(Arc::clone(token)).is_ok();
+        if first {
+            self.identity.store(Some(Arc::clone(identity)));
+        }
+        first
     }
 }
 
@@ -76,7 +90,8 @@ fn authenticate(link: &Arc<Link>, token: &str) -> Result<Arc<Identity>, CallErro
         return Err(once());
     }
     let identity = link.by_token(token)?;
-    if !link.session.begin(&identity) {
+    let token = Arc::new(AuthToken::new(token.to_owned()));
+    if !link.session.begin(&identity, &token) {
         return Err(once());
     }
     // A peer known by its key stays that peer for the connection's limits and in its log lines.
@@ -85,7 +100,6 @@ fn authenticate(link: &Arc<Link>, token: &str) -> Result<Arc<Identity>, CallErro
     }
     link.connection.raise_budget(StreamBudget::CALL);
     tracing::info!(conn = %link.info.id, identity = identity.id.as_str(), "authenticated");
-    let token = AuthToken::new(token.to_owned());
     watch_over(link, Proof::Token(token), &identity);
     Ok(identity)
 }
@@ -114,7 +128,7 @@ pub(crate) enum Proof {
     /// The server we dialled proved a key, which has these names.
     Keys(Vec<PeerKey>),
     /// The peer sent a token.
-    Token(AuthToken),
+    Token(Arc<AuthToken>),
 }
 
 impl Proof {
@@ -160,14 +174,6 @@ async fn watch(
     }
 }
 
-/// Waits until something may have changed. Tokens also expire, which nobody announces.
-async fn wait(changes: &mut watch::Receiver<u64>, at_most: Duration) -> bool {
-    match tokio::time::timeout(at_most, changes.changed()).await {
-        Ok(changed) => changed.is_ok(),
-        Err(_) => true,
-    }
-}
-
 fn replace(link: &Link, proof: &Proof, before: &Arc<Identity>, now: &Arc<Identity>) {
     // Where the connection is somebody by its key, a token changes nothing about that.
     let connections = link.connection.identity();
@@ -175,6 +181,6 @@ fn replace(link: &Link, proof: &Proof, before: &Arc<Identity>, now: &Arc<Identit
         let _ = link.connection.set_identity(Arc::clone(now));
     }
     if matches!(proof, Proof::Token(_)) {
-        link.session.0.store(Some(Arc::clone(now)));
+        link.session.identity.store(Some(Arc::clone(now)));
     }
 }

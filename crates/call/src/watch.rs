@@ -210,7 +210,10 @@ fn run(ctx: &Ctx) -> impl Stream<Item = Result<Output, CallError>> + Send + use<
         changes,
         seen,
         ready: VecDeque::from([first]),
-        who: ctx.identity().cloned(),
+        who: Box::new({
+            let ctx = ctx.clone();
+            move || ctx.identity_now()
+        }),
     };
     stream::unfold(watcher, |mut watcher| async move {
         let change = watcher.next().await?;
@@ -222,7 +225,8 @@ struct Watcher {
     changes: watch::Receiver<Arc<Snapshot>>,
     seen: Arc<Snapshot>,
     ready: VecDeque<Change>,
-    who: Option<Arc<Identity>>,
+    /// Asked at each change: scopes come and go.
+    who: Box<dyn Fn() -> Option<Arc<Identity>> + Send>,
 }
 
 impl Watcher {
@@ -233,7 +237,7 @@ impl Watcher {
             }
             self.changes.changed().await.ok()?;
             let now = Arc::clone(&self.changes.borrow_and_update());
-            self.ready = self.seen.changes_to(&now, self.who.as_deref());
+            self.ready = self.seen.changes_to(&now, (self.who)().as_deref());
             self.seen = now;
         }
     }
@@ -322,7 +326,7 @@ mod tests {
             seen: snapshot(&announcer),
             changes,
             ready: VecDeque::new(),
-            who: None,
+            who: Box::new(|| None),
         };
         announcer.own("h1", [&query("a/x")]);
         announcer.own("h2", [&query("a/x"), &query("a/y")]);

@@ -1,25 +1,21 @@
 //! A connection as a handler sees it, whatever carries it.
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 use crate::alpn::Carriage;
-use crate::close::{CloseCode, CloseReason, StreamCode};
+use crate::close::{CloseCode, CloseReason};
 use crate::handler::BoxFuture;
 use crate::identity::{Identity, PeerId};
 use crate::limits::StreamBudget;
+use crate::stream::{RecvStream, SendStream, StreamError, Traffic};
 
 /// Numbers a connection within this process; in every log line about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,6 +106,7 @@ struct Inner {
     id: ConnId,
     info: ConnectionInfo,
     source: Box<dyn StreamSource>,
+    traffic: Arc<Traffic>,
     peer_id: OnceLock<PeerId>,
     identity: ArcSwapOption<Identity>,
     revoked: AtomicBool,
@@ -135,6 +132,7 @@ impl Connection {
             id: ConnId::next(),
             info,
             source,
+            traffic: Arc::default(),
             peer_id: OnceLock::new(),
             identity: ArcSwapOption::empty(),
             revoked: AtomicBool::new(false),
@@ -148,7 +146,8 @@ impl Connection {
     /// # Errors
     /// Only [`StreamError::Closed`] and [`StreamError::Timeout`] mean that no more will come.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), StreamError> {
-        self.0.source.accept_bi().await
+        let streams = self.0.source.accept_bi().await;
+        streams.map(|pair| self.count(pair))
     }
 
     /// Opens a stream. The peer sees it with its first byte.
@@ -156,7 +155,8 @@ impl Connection {
     /// # Errors
     /// The connection is gone, or the carriage has one stream only.
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), StreamError> {
-        self.0.source.open_bi().await
+        let streams = self.0.source.open_bi().await;
+        streams.map(|pair| self.count(pair))
     }
 
     /// The next unidirectional stream the peer opens.
@@ -164,7 +164,9 @@ impl Connection {
     /// # Errors
     /// As [`accept_bi`](Self::accept_bi).
     pub async fn accept_uni(&self) -> Result<RecvStream, StreamError> {
-        self.0.source.accept_uni().await
+        let stream = self.0.source.accept_uni().await?;
+        self.0.traffic.streams.add(1);
+        Ok(stream.counted(&self.0.traffic))
     }
 
     /// Opens a unidirectional stream.
@@ -172,7 +174,21 @@ impl Connection {
     /// # Errors
     /// As [`open_bi`](Self::open_bi).
     pub async fn open_uni(&self) -> Result<SendStream, StreamError> {
-        self.0.source.open_uni().await
+        let stream = self.0.source.open_uni().await?;
+        self.0.traffic.streams.add(1);
+        Ok(stream.counted(&self.0.traffic))
+    }
+
+    fn count(&self, (send, recv): (SendStream, RecvStream)) -> (SendStream, RecvStream) {
+        let traffic = &self.0.traffic;
+        traffic.streams.add(1);
+        (send.counted(traffic), recv.counted(traffic))
+    }
+
+    /// What went over its streams so far.
+    #[must_use]
+    pub fn traffic(&self) -> &Traffic {
+        &self.0.traffic
     }
 
     /// Number of this connection in logs.
@@ -250,9 +266,9 @@ impl Connection {
     }
 
     /// Asks the handler to finish what it does and to take nothing new: a newer connection of the
-    /// same peer takes over.
-    pub fn ask_to_drain(&self) {
-        self.0.drain.send_replace(true);
+    /// same peer takes over. Returns whether nobody had asked before.
+    pub fn ask_to_drain(&self) -> bool {
+        !self.0.drain.send_replace(true)
     }
 
     /// Whether the handler was asked to finish.
@@ -323,208 +339,3 @@ impl fmt::Debug for Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the connection already has another identity, or its peer is gone")]
 pub struct AlreadySet;
-
-/// The sending half of a stream, as a carriage provides it.
-pub trait SendHalf: AsyncWrite + Send + Unpin {
-    /// Writes a prefix of `chunks` without copying where the carriage can; advances or empties
-    /// the chunks it took and returns the number of bytes.
-    fn poll_write_chunks(
-        &mut self,
-        cx: &mut Context<'_>,
-        chunks: &mut [Bytes],
-    ) -> Poll<Result<usize, StreamError>>;
-
-    /// No more data: the peer sees the end of the stream. On byte carriages, shutdown.
-    ///
-    /// # Errors
-    /// The stream was already finished or reset.
-    fn finish(&mut self) -> Result<(), StreamError>;
-
-    /// Abandons the stream.
-    fn reset(&mut self, code: StreamCode);
-
-    /// Higher is sent first, where the carriage has priorities.
-    fn set_priority(&mut self, _priority: i32) {}
-
-    /// Resolves when the peer stopped reading (`Some(code)`) or acknowledged the end (`None`).
-    /// Stays pending on carriages without such a signal.
-    fn poll_stopped(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
-        Poll::Pending
-    }
-}
-
-/// The receiving half of a stream, as a carriage provides it.
-pub trait RecvHalf: AsyncRead + Send + Unpin {
-    /// The next bytes, at most `max`, without copying where the carriage can; `None` at the end.
-    fn poll_read_chunk(
-        &mut self,
-        cx: &mut Context<'_>,
-        max: usize,
-    ) -> Poll<Result<Option<Bytes>, StreamError>>;
-
-    /// Tells the peer that its bytes are no longer wanted.
-    fn stop(&mut self, code: StreamCode);
-}
-
-/// The sending half of a stream.
-pub struct SendStream(Box<dyn SendHalf>);
-
-impl SendStream {
-    /// Wraps a carriage's half.
-    #[must_use]
-    pub fn new(half: Box<dyn SendHalf>) -> Self {
-        Self(half)
-    }
-
-    /// Writes every chunk.
-    ///
-    /// # Errors
-    /// The stream or the connection ended.
-    pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
-        let mut first = 0;
-        while first < chunks.len() {
-            if chunks[first].is_empty() {
-                first += 1;
-                continue;
-            }
-            let rest = &mut chunks[first..];
-            std::future::poll_fn(|cx| self.0.poll_write_chunks(cx, rest)).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes one chunk.
-    ///
-    /// # Errors
-    /// The stream or the connection ended.
-    pub async fn write_chunk(&mut self, chunk: Bytes) -> Result<(), StreamError> {
-        self.write_chunks(&mut [chunk]).await
-    }
-
-    /// No more data.
-    ///
-    /// # Errors
-    /// The stream was already finished or reset.
-    pub fn finish(&mut self) -> Result<(), StreamError> {
-        self.0.finish()
-    }
-
-    /// Abandons the stream.
-    pub fn reset(&mut self, code: StreamCode) {
-        self.0.reset(code);
-    }
-
-    /// Higher is sent first.
-    pub fn set_priority(&mut self, priority: i32) {
-        self.0.set_priority(priority);
-    }
-
-    /// Resolves when the peer stopped reading (`Some(code)`) or acknowledged the end (`None`).
-    ///
-    /// # Errors
-    /// The connection ended.
-    pub async fn stopped(&mut self) -> Result<Option<u64>, StreamError> {
-        std::future::poll_fn(|cx| self.0.poll_stopped(cx)).await
-    }
-}
-
-impl fmt::Debug for SendStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SendStream")
-    }
-}
-
-impl AsyncWrite for SendStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_shutdown(cx)
-    }
-}
-
-/// The receiving half of a stream.
-pub struct RecvStream(Box<dyn RecvHalf>);
-
-impl RecvStream {
-    /// Wraps a carriage's half.
-    #[must_use]
-    pub fn new(half: Box<dyn RecvHalf>) -> Self {
-        Self(half)
-    }
-
-    /// The next bytes, at most `max`; `None` at the end. Cancel safe.
-    ///
-    /// # Errors
-    /// The peer reset the stream or the connection ended.
-    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
-        std::future::poll_fn(|cx| self.0.poll_read_chunk(cx, max)).await
-    }
-
-    /// Tells the peer that its bytes are no longer wanted.
-    pub fn stop(&mut self, code: StreamCode) {
-        self.0.stop(code);
-    }
-}
-
-impl fmt::Debug for RecvStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RecvStream")
-    }
-}
-
-impl AsyncRead for RecvStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_read(cx, buf)
-    }
-}
-
-/// Why an operation on a stream failed.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StreamError {
-    /// The connection ended; the only error, with [`Self::Timeout`], that must end a handler.
-    #[error("{0}")]
-    Closed(CloseReason),
-    /// The carriage failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// The peer abandoned its sending half with this code.
-    #[error("the peer reset the stream with code {0}")]
-    Reset(u64),
-    /// The peer no longer wants our bytes.
-    #[error("the peer stopped the stream with code {0}")]
-    Stopped(u64),
-    /// The connection was idle for too long.
-    #[error("timed out")]
-    Timeout,
-    /// The carriage has one stream only.
-    #[error("this carriage has a single stream")]
-    Unsupported,
-}
-
-impl From<StreamError> for io::Error {
-    fn from(error: StreamError) -> Self {
-        let kind = match error {
-            StreamError::Io(error) => return error,
-            StreamError::Closed(_) => io::ErrorKind::NotConnected,
-            StreamError::Reset(_) | StreamError::Stopped(_) => io::ErrorKind::ConnectionReset,
-            StreamError::Timeout => io::ErrorKind::TimedOut,
-            StreamError::Unsupported => io::ErrorKind::Unsupported,
-        };
-        Self::new(kind, error)
-    }
-}

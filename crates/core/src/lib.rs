@@ -16,7 +16,9 @@ pub mod handler;
 pub mod identities;
 pub mod identity;
 pub mod limits;
+pub mod metrics;
 pub mod rotation;
+pub mod stream;
 pub mod token;
 
 mod memory;
@@ -24,10 +26,7 @@ mod memory;
 pub use alpn::{AlpnSpec, AuthNeed, Carriage};
 pub use clock::{Clock, SystemClock};
 pub use close::{CloseCode, CloseReason, StreamCode};
-pub use connection::{
-    ConnId, Connection, ConnectionInfo, RecvHalf, RecvStream, SendHalf, SendStream, StreamError,
-    StreamSource,
-};
+pub use connection::{ConnId, Connection, ConnectionInfo, StreamSource};
 pub use credentials::{Capabilities, CredentialError, CredentialStore, EncryptedData, Secret};
 pub use dial::{
     DialError, DialErrorKind, DialRequest, Dialer, Dialled, Expect, Host, PeerAddr, PeerAddrError,
@@ -46,5 +45,7 @@ pub use identity::{
 };
 pub use limits::StreamBudget;
 pub use memory::memory_pair;
+pub use metrics::Metrics;
 pub use rotation::{RotationError, Succession};
+pub use stream::{RecvHalf, RecvStream, SendHalf, SendStream, StreamError, Traffic};
 pub use token::{AuthToken, KeyId, TokenError, TokenHash};

@@ -12,11 +12,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::alpn::Carriage;
 use crate::close::{CloseCode, CloseReason, StreamCode};
-use crate::connection::{
-    Connection, ConnectionInfo, RecvHalf, RecvStream, SendHalf, SendStream, StreamError,
-    StreamSource,
-};
+use crate::connection::{Connection, ConnectionInfo, StreamSource};
 use crate::handler::BoxFuture;
+use crate::stream::{RecvHalf, RecvStream, SendHalf, SendStream, StreamError};
 
 /// Bytes buffered in each direction of one stream.
 const STREAM_BUFFER_BYTES: usize = 64 << 10;
@@ -427,7 +425,7 @@ mod tests {
         assert_eq!(failures.load(std::sync::atomic::Ordering::Relaxed), 2);
         tokio::join!(a.asked_to_drain(), async {
             assert!(!a.is_asked_to_drain());
-            a.ask_to_drain();
+            assert!(a.ask_to_drain() && !a.ask_to_drain());
         });
         assert!(a.is_asked_to_drain());
     }

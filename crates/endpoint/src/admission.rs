@@ -27,7 +27,7 @@ pub(crate) enum Quic {
     /// Answer nothing.
     Ignore,
     /// Answer that there is no room.
-    Refuse,
+    Refuse(Limit),
     /// Ask for proof of the address.
     Retry,
 }
@@ -41,16 +41,39 @@ pub(crate) enum Tcp {
         evict: Option<Ticket>,
     },
     /// Drop it.
-    Refuse,
+    Refuse(Limit),
 }
 
 /// Names one handshake under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket(u64);
 
-/// Why a finished handshake does not become a connection.
+/// What there can be too many of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Full;
+pub(crate) enum Limit {
+    Connections,
+    ConnectionsPerAddress,
+    ConnectionsPerPeer,
+    FailedLogins,
+    HandshakeRate,
+    Handshakes,
+    HandshakesUnproven,
+    Retries,
+}
+
+impl Limit {
+    /// Every one with its name in metrics, in the order of their numbers.
+    pub(crate) const ALL: [(Self, &'static str); 8] = [
+        (Self::Connections, "connections"),
+        (Self::ConnectionsPerAddress, "connections_per_address"),
+        (Self::ConnectionsPerPeer, "connections_per_peer"),
+        (Self::FailedLogins, "failed_logins"),
+        (Self::HandshakeRate, "handshake_rate"),
+        (Self::Handshakes, "handshakes"),
+        (Self::HandshakesUnproven, "handshakes_unproven"),
+        (Self::Retries, "retries"),
+    ];
+}
 
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -97,7 +120,7 @@ impl Admission {
             return if room { Quic::Retry } else { Quic::Ignore };
         }
         if self.connections >= self.limits.connections_max {
-            return Quic::Refuse;
+            return Quic::Refuse(Limit::Connections);
         }
         self.unvalidated += 1;
         Quic::Accept(self.start_quic(false))
@@ -105,11 +128,14 @@ impl Admission {
 
     fn validated_quic(&mut self, from: IpAddr, now: Instant) -> Quic {
         let handshakes = self.quic.len() as u32 - self.unvalidated;
-        if handshakes >= self.limits.validated_handshakes_max
-            || self.full(from)
-            || !self.charge(Carriage::Quic, from, now)
-        {
-            return Quic::Refuse;
+        if handshakes >= self.limits.validated_handshakes_max {
+            return Quic::Refuse(Limit::Handshakes);
+        }
+        if let Some(limit) = self.full(from) {
+            return Quic::Refuse(limit);
+        }
+        if !self.charge(Carriage::Quic, from, now) {
+            return Quic::Refuse(Limit::HandshakeRate);
         }
         Quic::Accept(self.start_quic(true))
     }
@@ -122,8 +148,8 @@ impl Admission {
 
     /// A TCP client connected. Its handshake is charged once it has sent a ClientHello.
     pub(crate) fn tcp(&mut self, from: IpAddr) -> Tcp {
-        if self.full(from) {
-            return Tcp::Refuse;
+        if let Some(limit) = self.full(from) {
+            return Tcp::Refuse(limit);
         }
         let same = self.tcp.iter().filter(|(_, address)| **address == from);
         let (oldest, count) = same.fold((None, 0), |(oldest, n), (ticket, _)| {
@@ -180,9 +206,9 @@ impl Admission {
     }
 
     /// Counts a connection from `from`.
-    pub(crate) fn connect(&mut self, from: IpAddr) -> Result<(), Full> {
-        if self.full(from) {
-            return Err(Full);
+    pub(crate) fn connect(&mut self, from: IpAddr) -> Result<(), Limit> {
+        if let Some(limit) = self.full(from) {
+            return Err(limit);
         }
         self.connections += 1;
         *self.by_address.entry(from).or_default() += 1;
@@ -227,9 +253,12 @@ impl Admission {
         self.limits = limits;
     }
 
-    fn full(&self, from: IpAddr) -> bool {
+    fn full(&self, from: IpAddr) -> Option<Limit> {
         let here = self.by_address.get(&from).copied().unwrap_or(0);
-        self.connections >= self.limits.connections_max || here >= self.limits.per_address_max
+        if self.connections >= self.limits.connections_max {
+            return Some(Limit::Connections);
+        }
+        (here >= self.limits.per_address_max).then_some(Limit::ConnectionsPerAddress)
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -428,10 +457,13 @@ mod tests {
         assert_eq!(admission.connect(v4(1)), Ok(()));
         assert_eq!(identify(&mut admission, 2, None), Entry::Full);
         assert_eq!(identify(&mut admission, 2, Some(2)), Entry::Welcome);
-        assert_eq!(admission.connect(v4(1)), Err(Full));
-        assert_eq!(admission.tcp(v4(1)), Tcp::Refuse);
+        assert_eq!(admission.connect(v4(1)), Err(Limit::ConnectionsPerAddress));
+        assert_eq!(
+            admission.tcp(v4(1)),
+            Tcp::Refuse(Limit::ConnectionsPerAddress)
+        );
         assert_eq!(admission.connect(v4(2)), Ok(()));
-        assert_eq!(admission.connect(v4(3)), Err(Full));
+        assert_eq!(admission.connect(v4(3)), Err(Limit::Connections));
         admission.disconnect(v4(1), Some((&peer, ConnId(1))));
         admission.disconnect(v4(1), Some((&peer, ConnId(2))));
         assert_eq!(admission.connect(v4(3)), Ok(()));
@@ -448,7 +480,7 @@ mod tests {
             per_address_max: 1,
             ..limits
         });
-        assert_eq!(admission.connect(v4(1)), Err(Full));
+        assert_eq!(admission.connect(v4(1)), Err(Limit::ConnectionsPerAddress));
         assert_eq!(admission.connections, 3);
         admission.set_limits(limits);
         assert_eq!(admission.connect(v4(1)), Ok(()));

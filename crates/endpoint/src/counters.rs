@@ -75,6 +75,13 @@ counters! {
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
+impl Totals {
+    /// Handshakes that failed without an alert.
+    pub(crate) fn failed_otherwise(&self) -> u64 {
+        self.handshakes_failed.0.load(Ordering::Relaxed)
+    }
+}
+
 impl Count {
     pub(crate) fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);

@@ -12,6 +12,7 @@ mod hello;
 mod https;
 mod limits;
 mod live;
+mod metrics;
 mod penalty;
 mod places;
 mod prefix;

@@ -20,8 +20,9 @@ pub struct Limits {
     pub unvalidated_handshakes_max: u32,
     /// QUIC handshakes at once with proven addresses.
     pub validated_handshakes_max: u32,
-    /// Requests for such a proof in one second; further packets are not answered at all, so that
-    /// a flood with forged addresses is not reflected.
+    /// Requests for such a proof in one second; further packets are not answered at all. Each is a
+    /// tenth of the packet it answers, so that what is reflected of a flood with forged addresses is
+    /// little; with none, whoever is honest would not get in beside it.
     pub retries_per_second_max: u32,
     /// Handshakes a network prefix may have in a burst.
     pub handshake_burst: u32,
@@ -60,7 +61,7 @@ impl Default for Limits {
             tcp_handshakes_per_address_max: 64,
             unvalidated_handshakes_max: 64,
             validated_handshakes_max: 256,
-            retries_per_second_max: 512,
+            retries_per_second_max: 16_384,
             handshake_burst: 60,
             handshakes_per_second: 20,
             failures_per_minute_max: 10,

@@ -8,6 +8,7 @@ use alknet_core::{Carriage, CloseCode, ConnId, Connection, IdentityProvider, Pee
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::metrics::{AlpnMeters, Open};
 use crate::prefix::Prefix;
 
 /// Close code and constant reason for ending a connection from outside its handler.
@@ -38,6 +39,7 @@ struct Entry {
     /// Whom the key stood for when the connection began.
     peer: Option<PeerId>,
     since: Instant,
+    meters: Arc<AlpnMeters>,
     end: watch::Sender<Option<End>>,
 }
 
@@ -54,6 +56,7 @@ impl Live {
         connection: &Connection,
         key: Option<PeerKey>,
         peer: Option<PeerId>,
+        meters: Arc<AlpnMeters>,
     ) -> (Guard, watch::Receiver<Option<End>>) {
         let (end, ended) = watch::channel(None);
         let entry = Entry {
@@ -61,6 +64,7 @@ impl Live {
             key,
             peer,
             since: Instant::now(),
+            meters,
             end,
         };
         let id = connection.id();
@@ -100,7 +104,7 @@ impl Live {
     /// Asks one connection to finish what it does.
     pub(crate) fn ask_to_drain(&self, id: ConnId) {
         if let Some(entry) = self.lock().get(&id) {
-            entry.connection.ask_to_drain();
+            let _ = entry.connection.ask_to_drain();
         }
     }
 
@@ -132,6 +136,16 @@ impl Live {
         let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
     }
 
+    /// What every connection did so far and is now, nothing of it twice and nothing left out:
+    /// connections that end meanwhile wait.
+    pub(crate) fn tally(&self, see: impl FnOnce(&mut dyn Iterator<Item = Open<'_>>)) {
+        let table = self.lock();
+        see(&mut table.values().map(|entry| Open {
+            connection: &entry.connection,
+            known: entry.peer.is_some() || entry.connection.identity().is_some(),
+        }));
+    }
+
     pub(crate) fn summaries(&self) -> Vec<ConnectionSummary> {
         let mut all: Vec<_> = self.lock().values().map(Entry::summary).collect();
         all.sort_by_key(|summary| summary.id);
@@ -154,15 +168,15 @@ impl Live {
 }
 
 impl Entry {
-    /// Ends the connection if its peer is no more; returns whether it did.
+    /// Ends the connection if its peer is no more; returns whether it did so now.
     fn check(&self, identities: &dyn IdentityProvider) -> bool {
-        let revoked = self.revoked(identities);
-        if revoked {
-            // First: nothing more is done in its name, however long the end takes.
-            self.connection.revoke_identity();
-            self.end.send_replace(Some((CloseCode::Policy, "revoked")));
+        if !self.revoked(identities) {
+            return false;
         }
-        revoked
+        // First: nothing more is done in its name, however long the end takes.
+        self.connection.revoke_identity();
+        let end = Some((CloseCode::Policy, "revoked"));
+        self.end.send_replace(end).is_none()
     }
 
     fn revoked(&self, identities: &dyn IdentityProvider) -> bool {
@@ -200,6 +214,13 @@ pub(crate) struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.live.change(|table| table.remove(&self.id));
+        self.live.change(|table| {
+            let left = table.remove(&self.id);
+            if let Some(entry) = &left {
+                // Under the lock, so that a tally has it here or there.
+                entry.meters.keep(entry.connection.traffic());
+            }
+            left
+        });
     }
 }

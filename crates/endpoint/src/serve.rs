@@ -14,10 +14,11 @@ use alknet_tls::PeerProof;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Limit};
 use crate::counters::Totals;
 use crate::limits::Limits;
 use crate::live::{End, Live};
+use crate::metrics::Meters;
 use crate::places::Entry;
 
 /// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) identities: Arc<dyn IdentityProvider>,
     pub(crate) limits: Limits,
     pub(crate) totals: Totals,
+    pub(crate) meters: Meters,
     pub(crate) live: Arc<Live>,
     pub(crate) admission: Mutex<Admission>,
     /// True once the node drains.
@@ -156,11 +158,22 @@ fn admit(
             (CloseCode::NoHandler, "no such protocol")
         })?;
     let (key, identity) = match proof.map(|proof| shared.resolve(proof)) {
-        Some((key, identity)) => (Some(key), identity),
+        Some((key, identity)) => {
+            let meters = &shared.meters;
+            let known = identity.is_some();
+            let counter = if known {
+                &meters.keys_ok
+            } else {
+                &meters.keys_unknown
+            };
+            counter.add(1);
+            (Some(key), identity)
+        }
         None => (None, None),
     };
     if identity.is_none() && shared.admission().is_penalised(place.from, Instant::now()) {
         totals.penalty_refusals.add();
+        shared.meters.hit(Limit::FailedLogins);
         return Err((CloseCode::Overload, "too many failed logins"));
     }
     if identity.is_none() && spec.auth == AuthNeed::Tls {
@@ -196,7 +209,11 @@ async fn run(
     handler: Arc<dyn ProtocolHandler>,
 ) {
     let peer = auth.identity.as_ref().map(|identity| identity.id.clone());
-    let (_guard, mut ended) = shared.live.insert(connection, auth.key, peer.clone());
+    let meters = shared.meters.of(spec.id);
+    let (_guard, mut ended) =
+        shared
+            .live
+            .insert(connection, auth.key, peer.clone(), Arc::clone(&meters));
     // The peer may have been revoked between its lookup and its entry in the table.
     if shared.live.sweep_one(connection.id(), &*shared.identities) {
         shared.totals.revoked.add();
@@ -220,6 +237,7 @@ async fn run(
             Ok(Err(error)) => close_of(&error),
             Err(panic) => {
                 shared.totals.handler_panics.add();
+                meters.panics.add(1);
                 tracing::error!(
                     conn = connection.id().0,
                     alpn = spec.name(),
@@ -291,15 +309,34 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 /// The log lines and counters of a connection; closes them also when its task is dropped.
 struct Open<'a> {
     shared: &'a Shared,
-    conn: u64,
+    connection: &'a Connection,
+    alpn: String,
+    peer: Option<PeerId>,
+    key8: Option<String>,
     since: tokio::time::Instant,
     code: Option<CloseCode>,
+}
+
+/// A line of the log about a connection: what is always said of it, and more.
+macro_rules! log_line {
+    ($open:expr, $name:literal $(, $($more:tt)+)?) => {
+        tracing::info!(
+            conn = $open.connection.id().0,
+            alpn = $open.alpn,
+            carriage = %$open.connection.carriage(),
+            peer = $open.peer.as_ref().map(PeerId::as_str),
+            key8 = $open.key8,
+            addr = $open.connection.remote_addr().map(tracing::field::display),
+            $($($more)+,)?
+            $name
+        )
+    };
 }
 
 impl<'a> Open<'a> {
     fn start(
         shared: &'a Shared,
-        connection: &Connection,
+        connection: &'a Connection,
         spec: &AlpnSpec,
         auth: &AuthContext,
         peer: Option<PeerId>,
@@ -311,21 +348,17 @@ impl<'a> Open<'a> {
         } else {
             totals.connections_tcp.add();
         }
-        tracing::info!(
-            conn = connection.id().0,
-            alpn = spec.name(),
-            carriage = %auth.carriage,
-            peer = peer.as_ref().map(PeerId::as_str),
-            key8 = auth.key.map(|key| key.short()),
-            addr = auth.remote_addr.map(tracing::field::display),
-            "conn.open"
-        );
-        Self {
+        let open = Self {
             shared,
-            conn: connection.id().0,
+            connection,
+            alpn: spec.name(),
+            peer,
+            key8: auth.key.map(|key| key.short()),
             since: tokio::time::Instant::now(),
             code: None,
-        }
+        };
+        log_line!(open, "conn.open");
+        open
     }
 
     fn finish(mut self, code: CloseCode) {
@@ -336,12 +369,15 @@ impl<'a> Open<'a> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.shared.totals.connections_open.remove();
-        let seconds = self.since.elapsed().as_secs_f32();
-        tracing::info!(
-            conn = self.conn,
-            seconds,
-            code = self.code.map(CloseCode::name),
-            "conn.close"
+        let traffic = self.connection.traffic();
+        log_line!(
+            self,
+            "conn.close",
+            dur = %format_args!("{:.3}", self.since.elapsed().as_secs_f64()),
+            rx = traffic.rx.get(),
+            tx = traffic.tx.get(),
+            streams = traffic.streams.get(),
+            code = self.code.map(CloseCode::code)
         );
     }
 }
@@ -355,8 +391,8 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn take(shared: &'a Arc<Shared>, from: IpAddr) -> Result<Self, End> {
-        if shared.admission().connect(from).is_err() {
-            shared.totals.handshakes_refused.add();
+        if let Err(limit) = shared.admission().connect(from) {
+            shared.meters.hit(limit);
             return Err((CloseCode::Overload, "too many connections"));
         }
         Ok(Self {
@@ -374,9 +410,13 @@ impl<'a> Place<'a> {
         match entry {
             Entry::Full => {
                 self.shared.totals.peer_limit_hits.add();
+                self.shared.meters.hit(Limit::ConnectionsPerPeer);
                 return Err((CloseCode::Overload, "too many connections of this peer"));
             }
-            Entry::Supersedes { drain, end } => self.shared.supersede(drain, end),
+            Entry::Supersedes { drain, end } => {
+                self.shared.meters.hit(Limit::ConnectionsPerPeer);
+                self.shared.supersede(drain, end);
+            }
             Entry::Welcome => {}
         }
         self.peer = Some((peer.clone(), conn));

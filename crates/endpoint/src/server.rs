@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_core::{
-    Carriage, CloseCode, ConnectionInfo, HandlerRegistry, IdentityProvider, StreamBudget,
+    Carriage, CloseCode, ConnectionInfo, HandlerRegistry, IdentityProvider, Metrics, StreamBudget,
 };
 use alknet_tls::{ALPN_ACME, NodeKey, PeerProof, ServerTls, ServerTlsOptions};
 use aws_lc_rs::{hkdf, hmac};
@@ -23,12 +23,13 @@ use tokio::task::AbortHandle;
 use tokio::time::{timeout, timeout_at};
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
-use crate::admission::{self, Admission, Ticket};
+use crate::admission::{self, Admission, Limit, Ticket};
 use crate::counters::{Counters, Totals};
 use crate::error::EndpointError;
 use crate::hello::{self, HelloChooser};
 use crate::limits::Limits;
 use crate::live::ConnectionSummary;
+use crate::metrics::{self, Meters, Refused};
 use crate::quic::{self, QuicSource};
 use crate::serve::{Arrived, Shared, serve};
 use crate::sockets;
@@ -104,6 +105,7 @@ impl Server {
         let tls = Arc::new(ServerTls::new(key, options.tls, &tcp, &quic)?);
         let quic = quic_config(key, &tls)?;
         let shared = Arc::new(Shared {
+            meters: Meters::new(&registry),
             registry,
             identities,
             limits: options.limits,
@@ -175,7 +177,14 @@ impl Server {
     /// What the port has seen.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.shared.totals.snapshot()
+        let mut counters = self.shared.totals.snapshot();
+        counters.handshakes_failed += self.shared.meters.alerts();
+        counters
+    }
+
+    /// Adds everything the port has seen, by labels.
+    pub fn collect(&self, into: &mut Metrics) {
+        metrics::collect(&self.shared, into);
     }
 
     /// The connections being served, oldest first.
@@ -354,14 +363,17 @@ fn admit_quic(shared: &Arc<Shared>, incoming: quinn::Incoming, local: Option<Soc
             tokio::spawn(quic_connection(ticket, incoming, local));
         }
         admission::Quic::Ignore => {
+            shared.meters.hit(Limit::Retries);
             shared.totals.handshakes_ignored.add();
             incoming.ignore();
         }
-        admission::Quic::Refuse => {
+        admission::Quic::Refuse(limit) => {
+            shared.meters.hit(limit);
             shared.totals.handshakes_refused.add();
             incoming.refuse();
         }
         admission::Quic::Retry => {
+            shared.meters.hit(Limit::HandshakesUnproven);
             shared.totals.handshakes_retried.add();
             if incoming.retry().is_err() {
                 shared.totals.handshakes_ignored.add();
@@ -426,6 +438,7 @@ fn quic_arrived(connection: quinn::Connection, local: Option<SocketAddr>) -> Arr
 async fn bounded<T>(shared: &Shared, handshake: impl Future<Output = io::Result<T>>) -> Option<T> {
     let mut stop = shared.stop.subscribe();
     let totals = &shared.totals;
+    let began = Instant::now();
     let result = tokio::select! {
         biased;
         () = stopped(&mut stop) => return None,
@@ -434,10 +447,14 @@ async fn bounded<T>(shared: &Shared, handshake: impl Future<Output = io::Result<
     match result {
         Ok(Ok(done)) => {
             totals.handshakes_ok.add();
+            shared.meters.handshake(began.elapsed());
             Some(done)
         }
         Ok(Err(error)) => {
-            totals.handshakes_failed.add();
+            let refused = error.get_ref().is_some_and(|inner| inner.is::<Refused>());
+            if !refused && !shared.meters.alert(&error) {
+                totals.handshakes_failed.add();
+            }
             tracing::debug!("handshake failed: {error}");
             None
         }
@@ -512,11 +529,15 @@ async fn pause(error: &io::Error) {
 fn admit_tcp(side: &Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
     let shared = &side.shared;
     let decision = shared.admission().tcp(remote.ip());
-    let admission::Tcp::Accept { ticket, evict } = decision else {
-        shared.totals.handshakes_refused.add();
-        return;
+    let (ticket, evict) = match decision {
+        admission::Tcp::Accept { ticket, evict } => (ticket, evict),
+        admission::Tcp::Refuse(limit) => {
+            shared.meters.hit(limit);
+            return shared.totals.handshakes_refused.add();
+        }
     };
     if let Some(oldest) = evict.and_then(|evict| side.handshakes().remove(&evict)) {
+        shared.meters.hit(Limit::Handshakes);
         shared.totals.handshakes_evicted.add();
         oldest.abort();
     }
@@ -570,8 +591,9 @@ async fn tcp_handshake(
         .admission()
         .charge(Carriage::Tcp, from, Instant::now());
     if !allowed {
+        side.shared.meters.hit(Limit::HandshakeRate);
         side.shared.totals.handshakes_refused.add();
-        return Err(io::Error::other("too many handshakes from this network"));
+        return Err(io::Error::other(Refused));
     }
     let config = match side.tls.tcp(&start.client_hello()) {
         Ok(config) => config,

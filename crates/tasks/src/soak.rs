@@ -16,12 +16,19 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// What a campaign is called, and the part of the test names that it runs.
-const CAMPAIGNS: [(&str, &str); 2] = [("hostile", "hostile"), ("power-cuts", "power_cut")];
+const CAMPAIGNS: [(&str, &str); 3] = [
+    ("flood", "flood_of_forged"),
+    ("hostile", "hostile"),
+    ("power-cuts", "power_cut"),
+];
+
+/// Tests that measure print lines that begin so.
+const FIGURE: &str = "figure ";
 
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Campaign: hostile or power-cuts [default: all]
+    /// Campaign: flood, hostile or power-cuts [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]
@@ -91,6 +98,8 @@ struct Tally {
     cuts: usize,
     /// What repeats it, as `VARIABLE=number`.
     seeds: Vec<String>,
+    /// What was measured.
+    figures: Vec<String>,
 }
 
 impl Tally {
@@ -106,6 +115,9 @@ impl Tally {
                 continue;
             };
             tally.cuts += usize::from(said.starts_with("cut ") && said.contains(": moment "));
+            if let Some(figure) = said.strip_prefix(FIGURE) {
+                tally.figures.push(figure.to_owned());
+            }
             if said.starts_with(SEED_VARIABLE) {
                 tally.seeds.push(said.to_owned());
             }
@@ -149,6 +161,7 @@ fn summary(facts: &Facts<'_>) -> String {
         failed,
         cuts,
         seeds,
+        figures,
     } = facts.tally;
     let mut text = format!(
         "# Soak: {}\n\n{verdict} on {}, commit {}, {} s: {passed} tests passed, {failed} failed",
@@ -158,6 +171,12 @@ fn summary(facts: &Facts<'_>) -> String {
         text.push_str(&format!("; {cuts} power cuts"));
     }
     text.push_str(".\n");
+    for figure in figures {
+        text.push_str(&format!("\n- {figure}"));
+    }
+    if !figures.is_empty() {
+        text.push('\n');
+    }
     if !seeds.is_empty() {
         text.push_str(&format!("\nRepeated by {}.\n", seeds.join(", ")));
     }
@@ -183,6 +202,7 @@ running 2 tests
 test a_power_cut_costs_nothing ... ALKNET_SEED=5
 cut 0: moment 7 of 9, announced at 8, seed 3: Cut { kept: 4 }
 cut 1: moment 1 of 9, announced at 8, seed 4: Cut { kept: 0 }
+figure p99 of a call: 1.00 ms
 ok
 test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 3 filtered out
 running 0 tests
@@ -196,6 +216,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
             failed: 1,
             cuts: 2,
             seeds: vec!["ALKNET_SEED=5".to_owned()],
+            figures: vec!["p99 of a call: 1.00 ms".to_owned()],
         };
         assert_eq!(Tally::of(OUTPUT), tally);
     }
@@ -229,6 +250,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
             "1 tests passed",
             "2 power cuts",
             "ALKNET_SEED=5",
+            "- p99 of a call: 1.00 ms",
             "the last line",
         ] {
             assert!(text.contains(part), "{part} in {text}");

@@ -174,6 +174,42 @@ async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
 }
 
+/// The same for the whole program: SIGTERM while peers call.
+#[tokio::test(flavor = "multi_thread")]
+async fn told_to_end_it_answers_what_it_accepted_and_ends_well() {
+    let mut served = Served::start("");
+    let mut callers = Vec::new();
+    for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Quic, Carriage::Tcp] {
+        let (dialer, connection, client) = served.dial(served.bench.admin(), carriage).await;
+        let (begun, some) = tokio::sync::oneshot::channel();
+        let mut begun = Some(begun);
+        let caller = tokio::spawn(async move {
+            let mut answered = 0;
+            loop {
+                match client.call("node/info", &Value::Null).await {
+                    Ok(_) => answered += 1,
+                    Err(error) => return (answered, error, dialer, connection),
+                }
+                if answered == 20
+                    && let Some(begun) = begun.take()
+                {
+                    let _ = begun.send(());
+                }
+            }
+        });
+        timeout(HUNG, some).await.expect("in time").expect("calls");
+        callers.push(caller);
+    }
+    let pid = nix::unistd::Pid::from_raw(served.child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    for caller in callers {
+        let (_, end, _dialer, _connection) = caller.await.expect("no panic");
+        assert_eq!(end.code.name(), "UNAVAILABLE", "{end:?}");
+    }
+    let ended = served.child.wait().expect("it is our child");
+    assert_eq!(ended.code(), Some(0));
+}
+
 #[test]
 fn a_wrong_file_changes_nothing_until_it_is_right() {
     let mut served = Served::start("log.level = \"debug\"\n");

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alknet_call::{
@@ -27,6 +28,9 @@ pub(crate) const WORK: &str = "demo/work";
 
 /// The same, and answers once there is a permit.
 pub(crate) const WAIT: &str = "demo/wait";
+
+/// The same as a subscription: one event at once, and no end.
+pub(crate) const FOLLOW: &str = "demo/follow";
 
 /// Somebody with a key.
 #[derive(Clone)]
@@ -77,6 +81,8 @@ pub(crate) struct Lab {
     pub(crate) permits: Arc<Semaphore>,
     /// Calls of [`WAIT`] that began.
     pub(crate) waiting: watch::Sender<usize>,
+    /// Calls of [`WORK`] that did their work.
+    pub(crate) worked: Arc<AtomicU64>,
     key: NodeKey,
     reload: ReloadHandle,
 }
@@ -88,7 +94,8 @@ impl Lab {
         let identities = Arc::new(Identities::new(config.entries(), clock));
         let permits = Arc::new(Semaphore::new(0));
         let waiting = watch::Sender::new(0);
-        let dispatcher = Dispatcher::new(operations(&permits, &waiting))
+        let worked = Arc::default();
+        let dispatcher = Dispatcher::new(operations(&permits, &waiting, &worked))
             .with_identities(Arc::clone(&identities) as _);
         let mut handlers = HandlerRegistry::new();
         handlers
@@ -107,6 +114,7 @@ impl Lab {
             identities,
             permits,
             waiting,
+            worked,
             key,
         }
     }
@@ -135,12 +143,21 @@ impl Lab {
     }
 }
 
-fn operations(permits: &Arc<Semaphore>, waiting: &watch::Sender<usize>) -> Registry {
-    let work = HandlerKind::once(|_: Body, ctx: alknet_call::Ctx| async move {
-        // Long enough for the configuration to change in between.
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        let who = ctx.identity().map(|who| who.id.to_string());
-        Ok::<_, CallError>(json!(who))
+fn operations(
+    permits: &Arc<Semaphore>,
+    waiting: &watch::Sender<usize>,
+    worked: &Arc<AtomicU64>,
+) -> Registry {
+    let worked = Arc::clone(worked);
+    let work = HandlerKind::once(move |_: Body, ctx: alknet_call::Ctx| {
+        let worked = Arc::clone(&worked);
+        async move {
+            // Long enough for the configuration to change in between.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let who = ctx.identity().map(|who| who.id.to_string());
+            worked.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, CallError>(json!(who))
+        }
     });
     let (permits, waiting) = (Arc::clone(permits), waiting.clone());
     let wait = HandlerKind::once(move |_: Body, _| {
@@ -154,10 +171,18 @@ fn operations(permits: &Arc<Semaphore>, waiting: &watch::Sender<usize>) -> Regis
             Ok::<_, CallError>(json!("waited"))
         }
     });
+    let follow = HandlerKind::stream(|_: Body, _| {
+        let first = futures_util::stream::iter([Ok::<_, CallError>(json!("following"))]);
+        futures_util::StreamExt::chain(first, futures_util::stream::pending())
+    });
     let spec = |name| OperationSpec::query(name, "For tests.").with_scope("work");
     Registry::builder()
         .with(Registration::new(spec(WORK), work))
         .with(Registration::new(spec(WAIT), wait))
+        .with(Registration::new(
+            OperationSpec::subscription(FOLLOW, "For tests.").with_scope("work"),
+            follow,
+        ))
         .build()
         .expect("correct operations")
 }

@@ -1,18 +1,27 @@
-//! The configuration is replaced a hundred times while peers call.
+//! The configuration is replaced a hundred times while peers call: over and over, and ten thousand
+//! calls at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use alknet_call::CallOptions;
 use alknet_core::{Carriage, IdentityProvider};
 use alknet_endpoint::Limits;
 use serde_json::Value;
 
-use crate::lab::{Client, Lab, Someone, WORK, document, entry};
+use crate::lab::{Client, HUNG, Lab, Someone, WAIT, WORK, document, entry};
 
 /// How often the configuration is replaced.
 const ROUNDS: usize = 100;
 /// Calls in flight on each connection that stays.
 const IN_FLIGHT: usize = 8;
+/// Calls in flight at once while peers come and go.
+const MANY: usize = 10_000;
+/// How many of them on one connection: a peer may have 256.
+const MANY_EACH: usize = 250;
+/// Calls in flight of a guest that has to go.
+const GUEST_CALLS: usize = 4;
 /// How often a stranger tries in vain: handshakes of strangers are counted.
 const STRANGERS_EVERY: usize = 10;
 
@@ -112,6 +121,89 @@ async fn no_allowed_call_is_lost_and_none_that_is_not_allowed_is_answered() {
     }
     assert!(done.load(Ordering::Relaxed) > ROUNDS as u64);
     assert!(lab.server.counters().revoked >= (ROUNDS / 2) as u64);
+}
+
+/// Begins calls that are answered once they may be.
+fn begin(client: &Client, calls: usize) -> Vec<tokio::task::JoinHandle<bool>> {
+    let options = CallOptions {
+        timeout: Some(Duration::from_secs(600)),
+        ..CallOptions::default()
+    };
+    let one = |_| {
+        let (client, options) = (Arc::clone(&client.client), options.clone());
+        tokio::spawn(async move {
+            let answer = client.call_with(WAIT, &Value::Null, &options).await;
+            answer.is_ok_and(|answer| answer.value() == "waited")
+        })
+    };
+    (0..calls).map(one).collect()
+}
+
+/// Waits until as many calls have begun at the node.
+async fn begun(lab: &Lab, calls: usize) {
+    let mut waiting = lab.waiting.subscribe();
+    let all = waiting.wait_for(|begun| *begun >= calls);
+    let all = tokio::time::timeout(HUNG, all).await;
+    assert!(
+        matches!(all, Ok(Ok(_))),
+        "{} of {calls}",
+        *lab.waiting.borrow()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_calls_in_flight_outlive_a_hundred_comings_and_goings() {
+    let stay: Vec<_> = (0..MANY / MANY_EACH)
+        .map(|n| Someone::new(&format!("stays-{n}")))
+        .collect();
+    let guests = [Someone::new("guest-0"), Someone::new("guest-1")];
+    let lab = Lab::start(&document(&stay), roomy());
+    let mut clients = Vec::new();
+    let mut allowed = Vec::new();
+    for (n, peer) in stay.iter().enumerate() {
+        let carriage = [Carriage::Quic, Carriage::Tcp][n % 2];
+        let client = lab.connect(&peer.key, carriage).await;
+        allowed.extend(begin(&client, MANY_EACH));
+        clients.push(client);
+    }
+    begun(&lab, MANY).await;
+
+    let with_guests = document(&[&stay[..], &guests[..]].concat());
+    for round in 1..=ROUNDS {
+        assert_eq!(lab.apply(&with_guests).peers.added.len(), guests.len());
+        let mut inside = Vec::new();
+        let mut theirs = Vec::new();
+        for (n, guest) in guests.iter().enumerate() {
+            let carriage = [Carriage::Quic, Carriage::Tcp][n % 2];
+            let client = lab.connect(&guest.key, carriage).await;
+            theirs.extend(begin(&client, GUEST_CALLS));
+            inside.push(client);
+        }
+        begun(&lab, MANY + round * guests.len() * GUEST_CALLS).await;
+        assert_eq!(
+            lab.apply(&document(&stay)).peers.removed.len(),
+            guests.len()
+        );
+        for call in theirs {
+            assert!(
+                !call.await.expect("no panic"),
+                "somebody who is gone was answered"
+            );
+        }
+    }
+
+    // Nobody who went has left a call that takes a permit.
+    lab.permits.add_permits(MANY);
+    let mut answered = 0;
+    for call in allowed {
+        answered += usize::from(call.await.expect("no panic"));
+    }
+    assert_eq!(answered, MANY);
+    assert_eq!(lab.permits.available_permits(), 0);
+    assert_eq!(
+        lab.server.counters().revoked,
+        (ROUNDS * guests.len()) as u64
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,10 @@
 //! Who may do what, while that changes: in one process, under load, and with the binary.
 
 mod binary;
+mod draining;
 mod guesses;
 mod lab;
 mod load;
 mod places;
 mod stored;
+mod subscriptions;

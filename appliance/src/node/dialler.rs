@@ -1,0 +1,91 @@
+//! How the node dials others: with its key, and never anybody by keys that are no longer theirs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alknet_core::{Identities, IdentityProvider, PeerId, PeerKey};
+use alknet_endpoint::Dialer;
+use alknet_tls::{KnownPeer, NodeKey};
+
+/// What the dialler was last told.
+type Known = BTreeMap<PeerId, Vec<PeerKey>>;
+
+/// Tells `dialer` of every change of the peers, so that a dial under way to a peer that is gone, or
+/// has other keys now, fails. Never resolves while identities can change.
+pub(crate) async fn follow(dialer: Arc<Dialer>, identities: Arc<Identities>) {
+    let mut changes = identities.watch();
+    let mut known = Known::new();
+    loop {
+        known = tell(&dialer, known, &identities);
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn tell(dialer: &Dialer, before: Known, identities: &Identities) -> Known {
+    let peers = identities.entries().peers;
+    let peers = peers.into_iter().filter(|peer| peer.enabled);
+    let now: Known = peers.map(|peer| (peer.peer_id, peer.keys)).collect();
+    for id in before.keys().filter(|id| !now.contains_key(*id)) {
+        dialer.forget_peer(id);
+    }
+    let changed = now
+        .iter()
+        .filter(|(id, keys)| before.get(*id) != Some(*keys));
+    for (id, keys) in changed {
+        let peer = KnownPeer {
+            id: id.clone(),
+            keys: keys.clone(),
+        };
+        // A peer known by tokens only is nobody to dial.
+        if dialer.set_peer(&peer).is_err() {
+            dialer.forget_peer(id);
+        }
+    }
+    now
+}
+
+/// The node's own dialler. Without the certificate authorities that were asked for it reaches peers
+/// and no public names.
+pub(crate) fn make(key: &NodeKey, options: alknet_tls::ClientTlsOptions) -> Arc<Dialer> {
+    Arc::new(Dialer::with_options(alknet_tls::ClientTlsOptions {
+        key: Some(key.clone()),
+        ..options
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::SystemClock;
+    use alknet_core::config::NodeConfig;
+
+    use super::*;
+
+    fn entries(text: &str) -> alknet_core::Entries {
+        let config = NodeConfig::parse(text.as_bytes());
+        config.expect("a correct document").entries()
+    }
+
+    #[tokio::test]
+    async fn the_dialler_is_told_who_is_whom() {
+        let [ours, theirs, other] = [1, 2, 3].map(|n| NodeKey::from_seed(&[n; 32]));
+        let entry = |key: &NodeKey, rest: &str| {
+            let key = key.public();
+            entries(&format!(
+                "[[peers]]\npeer_id = \"hub\"\nkeys = [\"{key}\"]\n{rest}"
+            ))
+        };
+        let clock = Arc::new(SystemClock { built_s: 0 });
+        let peers = Arc::new(Identities::new(entry(&theirs, ""), clock));
+        let dialer = make(&ours, alknet_tls::ClientTlsOptions::default());
+        let hub: PeerId = "hub".parse().expect("a peer id");
+        let known = tell(&dialer, Known::new(), &peers);
+        assert_eq!(known[&hub], [theirs.public()]);
+        peers.replace_config(entry(&other, ""));
+        let known = tell(&dialer, known, &peers);
+        assert_eq!(known[&hub], [other.public()]);
+        peers.replace_config(entry(&other, "enabled = false\n"));
+        assert!(tell(&dialer, known, &peers).is_empty());
+    }
+}

@@ -1,0 +1,136 @@
+//! `node/metrics`: what every part of the node counted, in the Prometheus text format.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
+
+use alknet_call::{CallError, Dispatcher, HandlerKind, OperationSpec, Registration};
+use alknet_core::Metrics;
+use alknet_core::metrics::CONTENT_TYPE;
+use alknet_tls::CertificateStore;
+use serde_json::json;
+
+use super::facts;
+use super::ops::empty_input;
+use super::people::People;
+
+/// The scope that lets its holder read what was counted.
+const SCOPE: &str = "metrics:read";
+
+/// Where the numbers are. Clones share it. What serves them over HTTP takes one, too.
+#[derive(Clone)]
+pub(crate) struct Meters {
+    people: People,
+    parts: Arc<Parts>,
+}
+
+/// What exists only after the operations that speak of it.
+#[derive(Default)]
+struct Parts {
+    dispatcher: OnceLock<Weak<Dispatcher>>,
+    certificates: OnceLock<Arc<CertificateStore>>,
+}
+
+impl Meters {
+    /// Of a node whose server is, or will be, that of `people`.
+    pub(crate) fn new(people: People) -> Self {
+        Self {
+            people,
+            parts: Arc::default(),
+        }
+    }
+
+    pub(crate) fn set_dispatcher(&self, dispatcher: &Arc<Dispatcher>) {
+        let weak = Arc::downgrade(dispatcher);
+        self.parts.dispatcher.get_or_init(|| weak);
+    }
+
+    pub(crate) fn set_certificates(&self, store: Arc<CertificateStore>) {
+        self.parts.certificates.get_or_init(|| store);
+    }
+
+    /// Everything, now.
+    pub(crate) fn collect(&self) -> Metrics {
+        let mut metrics = Metrics::default();
+        metrics.gauge(
+            "alknet_build_info",
+            "Always 1; the label says what runs.",
+            &[("version", env!("CARGO_PKG_VERSION"))],
+            1.0,
+        );
+        metrics.gauge(
+            "alknet_config_generation",
+            "Number of the configuration in force.",
+            &[],
+            self.people.reloader.current().generation as f64,
+        );
+        if let Some(bytes) = facts::resident_bytes() {
+            metrics.gauge(
+                "alknet_resident_bytes",
+                "Memory of the node's process.",
+                &[],
+                bytes as f64,
+            );
+        }
+        if let Some(server) = self.people.server.get() {
+            server.collect(&mut metrics);
+        }
+        let dispatcher = self.parts.dispatcher.get().and_then(Weak::upgrade);
+        if let Some(dispatcher) = dispatcher {
+            dispatcher.stats().collect(&mut metrics);
+        }
+        if let Some(store) = self.parts.certificates.get() {
+            certificates(store, &mut metrics);
+        }
+        metrics
+    }
+}
+
+impl fmt::Debug for Meters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meters")
+    }
+}
+
+/// One series for each certificate, under the first of its names.
+fn certificates(store: &CertificateStore, into: &mut Metrics) {
+    let mut seen = Vec::new();
+    for one in store.list() {
+        let Some(name) = one.names.first().filter(|name| !seen.contains(*name)) else {
+            continue;
+        };
+        into.gauge(
+            "alknet_cert_expiry_seconds",
+            "End of a certificate's validity, in seconds of Unix time.",
+            &[("name", name)],
+            one.not_after as f64,
+        );
+        seen.push(name.clone());
+    }
+}
+
+/// The operation.
+pub(crate) fn operation(meters: Meters) -> Registration {
+    let spec = OperationSpec::query("node/metrics", "What this node has counted.")
+        .with_input(empty_input())
+        .with_output(json!({
+            "type": "object",
+            "required": ["content_type", "text", "values"],
+            "properties": {
+                "content_type": { "type": "string" },
+                "text": { "type": "string", "description": "The Prometheus text format" },
+                "values": { "type": "object", "additionalProperties": { "type": "number" },
+                            "description": "The same numbers, each by its series" },
+            }
+        }))
+        .with_scope(SCOPE);
+    let handler = HandlerKind::once(move |_input, _ctx| {
+        let metrics = meters.collect();
+        let answer = json!({
+            "content_type": CONTENT_TYPE,
+            "text": metrics.to_text(),
+            "values": metrics.values(),
+        });
+        std::future::ready(Ok::<_, CallError>(answer))
+    });
+    Registration::new(spec, handler)
+}

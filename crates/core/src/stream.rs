@@ -1,0 +1,280 @@
+//! The streams of a connection as a handler sees them, whatever carries them.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::close::{CloseReason, StreamCode};
+use crate::metrics::Counter;
+
+/// What went over the streams of a connection so far: their bytes, without what the carriage adds.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Bytes read.
+    pub rx: Counter,
+    /// Bytes written.
+    pub tx: Counter,
+    /// Streams opened, by either side.
+    pub streams: Counter,
+}
+
+/// The sending half of a stream, as a carriage provides it.
+pub trait SendHalf: AsyncWrite + Send + Unpin {
+    /// Writes a prefix of `chunks` without copying where the carriage can; advances or empties
+    /// the chunks it took and returns the number of bytes.
+    fn poll_write_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<usize, StreamError>>;
+
+    /// No more data: the peer sees the end of the stream. On byte carriages, shutdown.
+    ///
+    /// # Errors
+    /// The stream was already finished or reset.
+    fn finish(&mut self) -> Result<(), StreamError>;
+
+    /// Abandons the stream.
+    fn reset(&mut self, code: StreamCode);
+
+    /// Higher is sent first, where the carriage has priorities.
+    fn set_priority(&mut self, _priority: i32) {}
+
+    /// Resolves when the peer stopped reading (`Some(code)`) or acknowledged the end (`None`).
+    /// Stays pending on carriages without such a signal.
+    fn poll_stopped(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
+        Poll::Pending
+    }
+}
+
+/// The receiving half of a stream, as a carriage provides it.
+pub trait RecvHalf: AsyncRead + Send + Unpin {
+    /// The next bytes, at most `max`, without copying where the carriage can; `None` at the end.
+    fn poll_read_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>>;
+
+    /// Tells the peer that its bytes are no longer wanted.
+    fn stop(&mut self, code: StreamCode);
+}
+
+/// The sending half of a stream.
+pub struct SendStream {
+    half: Box<dyn SendHalf>,
+    traffic: Option<Arc<Traffic>>,
+}
+
+impl SendStream {
+    /// Wraps a carriage's half.
+    #[must_use]
+    pub fn new(half: Box<dyn SendHalf>) -> Self {
+        Self {
+            half,
+            traffic: None,
+        }
+    }
+
+    /// Counts its bytes from now on.
+    pub(crate) fn counted(mut self, traffic: &Arc<Traffic>) -> Self {
+        self.traffic = Some(Arc::clone(traffic));
+        self
+    }
+
+    fn wrote(&self, bytes: usize) {
+        if let Some(traffic) = &self.traffic {
+            traffic.tx.add(bytes as u64);
+        }
+    }
+
+    /// Writes every chunk.
+    ///
+    /// # Errors
+    /// The stream or the connection ended.
+    pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        let mut first = 0;
+        while first < chunks.len() {
+            if chunks[first].is_empty() {
+                first += 1;
+                continue;
+            }
+            let rest = &mut chunks[first..];
+            let half = &mut self.half;
+            let bytes = std::future::poll_fn(|cx| half.poll_write_chunks(cx, rest)).await?;
+            self.wrote(bytes);
+        }
+        Ok(())
+    }
+
+    /// Writes one chunk.
+    ///
+    /// # Errors
+    /// The stream or the connection ended.
+    pub async fn write_chunk(&mut self, chunk: Bytes) -> Result<(), StreamError> {
+        self.write_chunks(&mut [chunk]).await
+    }
+
+    /// No more data.
+    ///
+    /// # Errors
+    /// The stream was already finished or reset.
+    pub fn finish(&mut self) -> Result<(), StreamError> {
+        self.half.finish()
+    }
+
+    /// Abandons the stream.
+    pub fn reset(&mut self, code: StreamCode) {
+        self.half.reset(code);
+    }
+
+    /// Higher is sent first.
+    pub fn set_priority(&mut self, priority: i32) {
+        self.half.set_priority(priority);
+    }
+
+    /// Resolves when the peer stopped reading (`Some(code)`) or acknowledged the end (`None`).
+    ///
+    /// # Errors
+    /// The connection ended.
+    pub async fn stopped(&mut self) -> Result<Option<u64>, StreamError> {
+        std::future::poll_fn(|cx| self.half.poll_stopped(cx)).await
+    }
+}
+
+impl fmt::Debug for SendStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SendStream")
+    }
+}
+
+impl AsyncWrite for SendStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut *self.half).poll_write(cx, buf);
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.wrote(bytes);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.half).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.half).poll_shutdown(cx)
+    }
+}
+
+/// The receiving half of a stream.
+pub struct RecvStream {
+    half: Box<dyn RecvHalf>,
+    traffic: Option<Arc<Traffic>>,
+}
+
+impl RecvStream {
+    /// Wraps a carriage's half.
+    #[must_use]
+    pub fn new(half: Box<dyn RecvHalf>) -> Self {
+        Self {
+            half,
+            traffic: None,
+        }
+    }
+
+    /// Counts its bytes from now on.
+    pub(crate) fn counted(mut self, traffic: &Arc<Traffic>) -> Self {
+        self.traffic = Some(Arc::clone(traffic));
+        self
+    }
+
+    fn read(&self, bytes: usize) {
+        if let Some(traffic) = &self.traffic {
+            traffic.rx.add(bytes as u64);
+        }
+    }
+
+    /// The next bytes, at most `max`; `None` at the end. Cancel safe.
+    ///
+    /// # Errors
+    /// The peer reset the stream or the connection ended.
+    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
+        let half = &mut self.half;
+        let chunk = std::future::poll_fn(|cx| half.poll_read_chunk(cx, max)).await?;
+        if let Some(chunk) = &chunk {
+            self.read(chunk.len());
+        }
+        Ok(chunk)
+    }
+
+    /// Tells the peer that its bytes are no longer wanted.
+    pub fn stop(&mut self, code: StreamCode) {
+        self.half.stop(code);
+    }
+}
+
+impl fmt::Debug for RecvStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RecvStream")
+    }
+}
+
+impl AsyncRead for RecvStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut *self.half).poll_read(cx, buf);
+        self.read(buf.filled().len() - before);
+        read
+    }
+}
+
+/// Why an operation on a stream failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The connection ended; the only error, with [`Self::Timeout`], that must end a handler.
+    #[error("{0}")]
+    Closed(CloseReason),
+    /// The carriage failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The peer abandoned its sending half with this code.
+    #[error("the peer reset the stream with code {0}")]
+    Reset(u64),
+    /// The peer no longer wants our bytes.
+    #[error("the peer stopped the stream with code {0}")]
+    Stopped(u64),
+    /// The connection was idle for too long.
+    #[error("timed out")]
+    Timeout,
+    /// The carriage has one stream only.
+    #[error("this carriage has a single stream")]
+    Unsupported,
+}
+
+impl From<StreamError> for io::Error {
+    fn from(error: StreamError) -> Self {
+        let kind = match error {
+            StreamError::Io(error) => return error,
+            StreamError::Closed(_) => io::ErrorKind::NotConnected,
+            StreamError::Reset(_) | StreamError::Stopped(_) => io::ErrorKind::ConnectionReset,
+            StreamError::Timeout => io::ErrorKind::TimedOut,
+            StreamError::Unsupported => io::ErrorKind::Unsupported,
+        };
+        Self::new(kind, error)
+    }
+}

@@ -1,0 +1,350 @@
+//! A hundred thousand first packets in ten seconds, none from where it says, and somebody honest
+//! among them. In namespaces of its own: an address can only be forged where nobody checks.
+
+mod initial;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use alknet_call::{ALPN, CallClient, CallConnection};
+use alknet_core::Carriage;
+use alknet_endpoint::{Dialer, Target};
+use alknet_tests::{Bench, Cli};
+use alknet_tls::NodeKey;
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use initial::Initials;
+
+/// Packets, and the time they are sent in.
+const PACKETS: u32 = 100_000;
+const SECONDS: u32 = 10;
+/// One more in so many is damaged, cut or noise.
+const WRONG_EVERY: u32 = 10;
+/// Packets sent at once.
+const BURST: u32 = 50;
+
+/// What that may cost the node.
+const GROWTH_MAX: u64 = 16 << 20;
+
+/// Calls and connections of somebody honest before the flood.
+const CALM_CALLS: usize = 2000;
+const CALM_CONNECTIONS: usize = 100;
+/// Calls between two connections.
+const CALLS_EACH: usize = 20;
+
+/// Where the node is, and where everybody else.
+const NODE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const OTHERS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+/// The card towards the node.
+const OTHERS_MAC: &str = "02:00:00:00:00:02";
+
+/// `IPPROTO_RAW`: packets bring their own header.
+const RAW: i32 = 255;
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output();
+    let output = output.expect("iproute2 is installed");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {error}");
+}
+
+/// Two namespaces with a cable between them; both go away with this.
+struct Lab {
+    node: String,
+    others: String,
+}
+
+impl Lab {
+    fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test makes network namespaces: run it as root, with iproute2"
+        );
+        let id = std::process::id();
+        let lab = Self {
+            node: format!("alkf{id}n"),
+            others: format!("alkf{id}o"),
+        };
+        let Self { node, others } = &lab;
+        ip(&format!("netns add {node}"));
+        ip(&format!("netns add {others}"));
+        ip(&format!(
+            "-n {node} link add eth0 type veth peer name eth0 address {OTHERS_MAC} netns {others}"
+        ));
+        for (namespace, address) in [(node, NODE), (others, OTHERS)] {
+            ip(&format!("-n {namespace} link set lo up"));
+            ip(&format!("-n {namespace} addr add {address}/24 dev eth0"));
+            ip(&format!("-n {namespace} link set eth0 up"));
+        }
+        // Answers to whoever was forged leave, and nobody has to be asked where to.
+        ip(&format!("-n {node} route add default via {OTHERS}"));
+        ip(&format!(
+            "-n {node} neigh replace {OTHERS} lladdr {OTHERS_MAC} dev eth0 nud permanent"
+        ));
+        lab
+    }
+
+    /// The calling thread is among the others from now on.
+    fn enter(&self) {
+        let namespace = File::open(format!("/run/netns/{}", self.others)).expect("made just now");
+        setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter it");
+    }
+
+    fn serve(&self, bench: &Bench) -> Served {
+        let node = Cli::new(bench.path().join("node"));
+        let serve = node.command(&["serve", "--port", "0", "--listen", &NODE.to_string()]);
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &self.node])
+            .arg(serve.get_program())
+            .args(serve.get_args())
+            .args(["--admin", &bench.admin().identity()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().expect("iproute2 is installed");
+        let mut line = String::new();
+        let output = child.stdout.take().expect("it was asked for above");
+        BufReader::new(output)
+            .read_line(&mut line)
+            .expect("it says where it serves");
+        let said: Value = serde_json::from_str(&line).unwrap_or_default();
+        let target: Target = said["target"]
+            .as_str()
+            .and_then(|target| target.parse().ok())
+            .unwrap_or_else(|| panic!("no target: {line:?}"));
+        let pins = target.pins.clone();
+        let here: Target = SocketAddr::from((NODE, target.port))
+            .to_string()
+            .parse()
+            .expect("a target");
+        Served {
+            child,
+            target: here.with_pins(pins),
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for namespace in [&self.node, &self.others] {
+            let _ = Command::new("ip")
+                .args(["netns", "del", namespace])
+                .status();
+        }
+    }
+}
+
+struct Served {
+    child: Child,
+    target: Target,
+}
+
+impl Served {
+    /// Resident memory of the node in bytes. `ip netns exec` became the node.
+    fn resident(&self) -> u64 {
+        resident(self.child.id())
+    }
+}
+
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    let kib = kib.and_then(|kib| kib.parse::<u64>().ok());
+    kib.expect("a number") * 1024
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Somebody the node knows.
+struct Honest<'a> {
+    dialer: Dialer,
+    target: &'a Target,
+}
+
+impl<'a> Honest<'a> {
+    fn new(state: &Path, target: &'a Target) -> Self {
+        let (key, _) = NodeKey::load_or_create(&state.join("identity.key")).expect("a key");
+        Self {
+            dialer: Dialer::new(Some(key)),
+            target,
+        }
+    }
+
+    async fn connect(&self) -> CallConnection {
+        let connection = self.dialer.dial_over(Carriage::Both, self.target, ALPN);
+        let connection = connection.await.unwrap_or_else(|error| panic!("{error}"));
+        CallClient::without_operations().attach(connection, None)
+    }
+
+    /// Calls over a connection that is there, and makes new ones in between.
+    async fn use_it(&self, lasting: &CallConnection, times: &mut Times) {
+        let began = Instant::now();
+        let fresh = self.connect().await;
+        call(&fresh).await;
+        times.connections.push(began.elapsed());
+        for _ in 0..CALLS_EACH {
+            let began = Instant::now();
+            call(lasting).await;
+            times.calls.push(began.elapsed());
+        }
+    }
+}
+
+async fn call(client: &CallConnection) {
+    let answer = client.call("services/list", &json!({ "limit": 1 })).await;
+    answer.expect("every honest call is answered");
+}
+
+/// How long things took.
+#[derive(Default)]
+struct Times {
+    calls: Vec<Duration>,
+    connections: Vec<Duration>,
+}
+
+fn p99(times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    times[times.len() * 99 / 100].as_secs_f64() * 1000.0
+}
+
+/// Sends everything at an even pace; returns how much that was.
+fn flood(port: u16, stop: &AtomicBool) -> u32 {
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)));
+    let socket = socket.expect("root may");
+    let mut initials = Initials::new(ALPN);
+    let address = SockAddr::from(SocketAddr::from((NODE, 0)));
+    let pause = Duration::from_secs(SECONDS.into()) * BURST / PACKETS;
+    let began = Instant::now();
+    let mut sent = 0;
+    while sent < PACKETS && !stop.load(Ordering::Relaxed) {
+        for n in 0..BURST {
+            let packet = initials.right(NODE, port);
+            socket
+                .send_to(&packet, &address)
+                .expect("the cable is there");
+            if (sent + n) % WRONG_EVERY == 0 {
+                let packet = initials.wrong(NODE, port);
+                socket
+                    .send_to(&packet, &address)
+                    .expect("the cable is there");
+            }
+        }
+        sent += BURST;
+        let due = began + pause * (sent / BURST);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    sent
+}
+
+async fn values(client: &CallConnection) -> Value {
+    let metrics = client.call("node/metrics", &Value::Null).await;
+    metrics.expect("an administrator").value()["values"].clone()
+}
+
+async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
+    let honest = Honest::new(admin, &served.target);
+    let lasting = honest.connect().await;
+    let mut calm = Times::default();
+    while calm.calls.len() < CALM_CALLS || calm.connections.len() < CALM_CONNECTIONS {
+        honest.use_it(&lasting, &mut calm).await;
+    }
+    let before = served.resident();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let peak = Arc::new(AtomicU64::new(before));
+    let sending = {
+        let (stop, port, lab) = (Arc::clone(&stop), served.target.port, Arc::clone(&lab));
+        std::thread::spawn(move || {
+            lab.enter();
+            flood(port, &stop)
+        })
+    };
+    let watching = {
+        let (stop, peak, pid) = (Arc::clone(&stop), Arc::clone(&peak), served.child.id());
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                peak.fetch_max(resident(pid), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+    };
+    let mut flooded = Times::default();
+    while !sending.is_finished() {
+        honest.use_it(&lasting, &mut flooded).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent = sending.join().expect("the flood was sent");
+    watching.join().expect("the node lives");
+
+    let values = values(&lasting).await;
+    let of = |result: &str| {
+        let series = format!("alknet_handshakes_total{{result=\"{result}\"}}");
+        values[series].as_f64().unwrap_or_default() as u64
+    };
+    let seen = of("retried") + of("ignored") + of("timeout");
+    let grown = peak.load(Ordering::Relaxed) - before;
+    println!(
+        "figure packets sent: {sent}, of which the node saw {seen}: {} retried, {} ignored",
+        of("retried"),
+        of("ignored")
+    );
+    println!(
+        "figure memory: {} KiB before, {} KiB more at most",
+        before >> 10,
+        grown >> 10
+    );
+    for (what, calm, flooded) in [
+        ("call", &mut calm.calls, &mut flooded.calls),
+        (
+            "connection",
+            &mut calm.connections,
+            &mut flooded.connections,
+        ),
+    ] {
+        let counted = flooded.len();
+        let (calm, flooded) = (p99(calm), p99(flooded));
+        println!(
+            "figure p99 of a {what}: {calm:.2} ms calm, {flooded:.2} ms flooded, {:.1} times ({counted} measured)",
+            flooded / calm
+        );
+    }
+    assert_eq!(sent, PACKETS);
+    assert!(seen > u64::from(PACKETS) / 10, "{seen} arrived: {values:#}");
+    assert!(grown <= GROWTH_MAX, "{grown} bytes");
+}
+
+#[test]
+fn a_flood_of_forged_addresses_costs_little_and_keeps_nobody_out() {
+    let bench = Bench::new();
+    let lab = Arc::new(Lab::new());
+    let served = lab.serve(&bench);
+    let admin = bench.admin().state().to_owned();
+    // A thread that changed its namespace is not given back to the test runner.
+    let thread = std::thread::spawn(move || {
+        lab.enter();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime
+            .expect("a runtime")
+            .block_on(scenario(lab, &admin, &served));
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
