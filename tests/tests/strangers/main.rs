@@ -1,8 +1,11 @@
-//! Clients nobody here wrote, speaking TLS on TCP: GnuTLS with raw keys, Python's `ssl`, OpenSSL.
+//! Clients nobody here wrote: GnuTLS with raw keys and OpenSSL over TLS on TCP, and the clients of
+//! the documentation, Python's `ssl` and aioquic.
+
+mod python;
+mod service;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use alknet_tests::{Bench, Boot, Cli, Pem, wire};
 use serde_json::{Value, json};
@@ -28,7 +31,6 @@ fn serves_strangers(admin: &Cli, target: &str) {
     let pem = Pem::of(admin);
     gnutls_with_raw_keys(&pem, target);
     gnutls_without_a_key(target);
-    python(&pem, target);
     openssl(&pem, target);
 }
 
@@ -146,66 +148,6 @@ fn gnutls_without_a_key(target: &str) {
     assert_eq!(answer["payload"]["code"], "UNAUTHENTICATED", "{answer}");
 }
 
-/// The example in the documentation, as it stands there.
-fn example() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/examples/call_tls.py")
-}
-
-fn call_tls(words: &[&str]) -> Output {
-    let mut command = Command::new("timeout");
-    command
-        .args([PATIENCE, "python3"])
-        .arg(example())
-        .args(words);
-    command
-        .output()
-        .expect("python3 is installed: it comes with the set-up")
-}
-
-fn line(output: &Output) -> Value {
-    let said = serde_json::from_slice(&output.stdout);
-    said.unwrap_or_else(|error| panic!("{error}: {output:?}"))
-}
-
-fn python(pem: &Pem, target: &str) {
-    let listed = line(&call_tls(&[target, "services/list"]));
-    assert_eq!(
-        listed["operations"].as_array().map(Vec::len),
-        Some(2),
-        "{listed}"
-    );
-    let refused = call_tls(&[target, "node/info"]);
-    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    let error: Value = serde_json::from_slice(&refused.stderr).expect("the error");
-    assert_eq!(error["code"], "UNAUTHENTICATED");
-
-    let certificate = pem.certificate.to_str().expect("a plain path");
-    let info = line(&call_tls(&[target, "node/info", "--cert", certificate]));
-    assert!(
-        target.starts_with(info["identity"].as_str().expect("an identity")),
-        "{info}"
-    );
-    let log = [
-        target,
-        "node/log",
-        r#"{"last":2}"#,
-        "--follow",
-        "--cert",
-        certificate,
-    ];
-    let log = call_tls(&log);
-    assert_eq!(log.stdout.as_slice().lines().count(), 2, "{log:?}");
-
-    let (host, port) = address(target);
-    let other = format!("ed25519:{}@{host}:{port}", "ab".repeat(32));
-    let refused = call_tls(&[&other, "services/list"]);
-    assert_eq!(
-        (refused.status.code(), refused.stdout.len()),
-        (Some(3), 0),
-        "{refused:?}"
-    );
-}
-
 /// `s_client` says what was negotiated, and which key it saw.
 fn openssl(pem: &Pem, target: &str) {
     let (host, port) = address(target);
@@ -251,17 +193,4 @@ fn the_appliance_serves_strangers() {
     let node = bench.machine(Boot::MicrovmErofs).boot();
     serves_strangers(bench.admin(), &node.target());
     node.end();
-}
-
-/// The example promises a size and to need nothing.
-#[test]
-fn the_example_is_short_and_needs_nothing() {
-    let text = std::fs::read_to_string(example()).expect("it is there");
-    assert!(text.lines().count() < 80);
-    let imports = text.lines().find(|line| line.starts_with("import "));
-    assert_eq!(
-        imports,
-        Some("import argparse, json, re, socket, ssl, struct, sys")
-    );
-    assert!(!text.contains("\nfrom "));
 }
