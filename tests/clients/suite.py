@@ -254,8 +254,12 @@ async def errors_of_an_operation_have_their_code():
         assert error["details"] == {"free": 0}, error
         error = await refused(node, "demo/hang", timeout_ms=50)
         assert (error["code"], error["retryable"]) == ("TIMEOUT", True), error
-        error = await refused(node, "demo/count", None, window=0, idle_ms=50)
-        assert error["code"] == "TIMEOUT", error
+        async with contextlib.aclosing(node.events("services/watch", {}, window=8, idle_ms=50)) as events:
+            await anext(events)
+            try:
+                raise AssertionError(await anext(events))
+            except RuntimeError as error:
+                assert json.loads(str(error))["code"] == "TIMEOUT", error
     async with dialled(facts["other"]) as peer:
         error = await refused(peer, "demo/state")
         assert error["code"] == "FORBIDDEN", error

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
-    Dispatcher, HandlerKind, ImportOptions, InvokeOptions, OperationSpec, Output, PeerRef,
+    Dispatcher, HandlerKind, ImportOptions, InvokeOptions, OnAbort, OperationSpec, Output, PeerRef,
     Registration, Registry, ScopedPeerEnv,
 };
 use alknet_core::{
@@ -19,7 +19,7 @@ use alknet_core::{
 use alknet_endpoint::{Dialer, Server, ServerOptions, Target};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
@@ -71,6 +71,13 @@ impl IdentityProvider for Known {
 /// How many of a worker's handlers run.
 type Running = watch::Sender<usize>;
 
+/// Lets `container/finish` of a worker finish, and counts how often it did.
+#[derive(Default)]
+struct Finish {
+    release: Notify,
+    finished: watch::Sender<usize>,
+}
+
 struct Guard(Arc<Running>);
 
 impl Drop for Guard {
@@ -79,7 +86,8 @@ impl Drop for Guard {
     }
 }
 
-fn worker(id: &'static str, running: &Arc<Running>) -> Dispatcher {
+fn worker(id: &'static str, running: &Arc<Running>, finish: &Arc<Finish>) -> Dispatcher {
+    let (finish, both) = (Arc::clone(finish), Arc::clone(running));
     let running = Arc::clone(running);
     let exec = OperationSpec::query("container/exec", "Runs.").with_scope("container:exec");
     let registry = Registry::builder()
@@ -100,16 +108,33 @@ fn worker(id: &'static str, running: &Arc<Running>) -> Dispatcher {
                 }
             }),
         ))
+        .with(Registration::new(
+            OperationSpec::query("container/finish", "Runs until it is let go."),
+            HandlerKind::once(move |_, _| {
+                both.send_modify(|n| *n += 1);
+                let (guard, finish) = (Guard(Arc::clone(&both)), Arc::clone(&finish));
+                async move {
+                    let _guard = guard;
+                    finish.release.notified().await;
+                    finish.finished.send_modify(|n| *n += 1);
+                    Ok::<Value, CallError>(Value::Null)
+                }
+            }),
+        ))
         .build();
     Dispatcher::new(registry.expect("every rule is kept"))
 }
 
-fn composes(name: &str, operation: &'static str) -> Registration {
+fn composes(name: &str, operation: &'static str, on_abort: OnAbort) -> Registration {
     let run = move |input: alknet_call::Body, ctx: Ctx| async move {
         let options = InvokeOptions::on(match input.value()["to"].as_str() {
             Some(id) => PeerRef::Specific(id.parse().expect("a peer id")),
             None => PeerRef::Any,
         });
+        let options = InvokeOptions {
+            on_abort,
+            ..options
+        };
         let answer = ctx
             .env()
             .invoke_with(operation, &Value::Null, &options)
@@ -135,9 +160,15 @@ struct Hub {
 
 impl Hub {
     fn start() -> Self {
+        let dependents = OnAbort::AbortDependents;
         let registry = Registry::builder()
-            .with(composes("farm/exec", "container/exec"))
-            .with(composes("farm/hang", "container/hang"))
+            .with(composes("farm/exec", "container/exec", dependents))
+            .with(composes("farm/hang", "container/hang", dependents))
+            .with(composes(
+                "farm/finish",
+                "container/finish",
+                OnAbort::ContinueRunning,
+            ))
             .build();
         let dispatcher = Dispatcher::new(registry.expect("every rule is kept"))
             .with_imports(ImportOptions::default())
@@ -203,16 +234,18 @@ impl Hub {
 
 struct Worker {
     running: Arc<Running>,
+    finish: Arc<Finish>,
     link: CallConnection,
     _dialer: Dialer,
 }
 
 async fn start_worker(hub: &Hub, carriage: Carriage, id: &'static str) -> Worker {
-    let running = Arc::default();
-    let serves = CallClient::new(Arc::new(worker(id, &running)));
+    let (running, finish) = (Arc::default(), Arc::default());
+    let serves = CallClient::new(Arc::new(worker(id, &running, &finish)));
     let (dialer, link) = hub.join(carriage, identity(id, &[]), serves).await;
     Worker {
         running,
+        finish,
         link,
         _dialer: dialer,
     }
@@ -243,11 +276,11 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
         }
         let listed = ask(&client, "services/list-peers", Value::Null).await;
         let operations = &listed["peers"][0]["operations"];
-        assert_eq!(operations.as_array().map(Vec::len), Some(1), "{listed}");
+        assert_eq!(operations.as_array().map(Vec::len), Some(2), "{listed}");
         let (_dialer, other) = user(&["peer:list", "container:exec"]).await;
         let listed = ask(&other, "services/list-peers", Value::Null).await;
         let operations = &listed["peers"][0]["operations"];
-        assert_eq!(operations.as_array().map(Vec::len), Some(2), "{listed}");
+        assert_eq!(operations.as_array().map(Vec::len), Some(3), "{listed}");
 
         assert_eq!(ask(&client, "farm/exec", json!({})).await["worker"], "w1");
         workers[0].link.close(CloseCode::Normal, "");
@@ -267,5 +300,81 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
         soon(running.wait_for(|n| *n == 1)).await.expect("it runs");
         call.abort();
         soon(running.wait_for(|n| *n == 0)).await.expect("it stops");
+    }
+}
+
+/// A new key and a new connection under the old name, while everybody calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_changes_its_key_stays_where_it_is() {
+    for carriage in CARRIAGES {
+        let hub = Hub::start();
+        let mut workers = Vec::new();
+        for (n, id) in WORKERS.into_iter().enumerate() {
+            workers.push(start_worker(&hub, carriage, id).await);
+            hub.attached(&WORKERS[..=n]).await;
+        }
+        let who = identity("user", &[]);
+        let nothing = CallClient::without_operations();
+        let (_dialer, client) = hub.join(carriage, who, nothing).await;
+        let (stop, caller) = (watch::Sender::new(false), client.clone());
+        let stopped = stop.subscribe();
+        let calls = tokio::spawn(async move {
+            let mut answered = 0;
+            while !*stopped.borrow() {
+                let answer = ask(&caller, "farm/exec", json!({ "to": "w1" })).await;
+                assert_eq!(answer["worker"], "w1");
+                answered += 1;
+            }
+            answered
+        });
+        let again = start_worker(&hub, carriage, "w1").await;
+        // The hub takes the new connection, and lets the old one finish.
+        soon(workers[0].link.closed()).await;
+        hub.attached(&WORKERS).await;
+        let mut running = again.running.subscribe();
+        let caller = client.clone();
+        let call =
+            tokio::spawn(async move { caller.call("farm/hang", &json!({ "to": "w1" })).await });
+        soon(running.wait_for(|n| *n == 1)).await.expect("it runs");
+        call.abort();
+        stop.send_replace(true);
+        assert!(soon(calls).await.expect("no call was lost") > 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_continues_finishes_on_a_third_node_and_nothing_else_does() {
+    for carriage in CARRIAGES {
+        let hub = Hub::start();
+        let worker = start_worker(&hub, carriage, "w1").await;
+        hub.attached(&["w1"]).await;
+        let who = identity("user", &[]);
+        let nothing = CallClient::without_operations();
+        let (_dialer, client) = hub.join(carriage, who, nothing).await;
+        let call = |operation: &'static str| {
+            let caller = client.clone();
+            tokio::spawn(async move { caller.call(operation, &json!({ "to": "w1" })).await })
+        };
+        let mut running = worker.running.subscribe();
+        let calls = [call("farm/finish"), call("farm/hang")];
+        soon(running.wait_for(|n| *n == 2)).await.expect("they run");
+        client.close(CloseCode::Normal, "");
+        // Of the two, one ends with its caller.
+        soon(running.wait_for(|n| *n == 1)).await.expect("one ends");
+        for call in calls {
+            let error = soon(call)
+                .await
+                .expect("no panic")
+                .expect_err("nobody waits");
+            assert_eq!(error.code.name(), "UNAVAILABLE");
+        }
+        let mut finished = worker.finish.finished.subscribe();
+        worker.finish.release.notify_one();
+        soon(finished.wait_for(|n| *n == 1))
+            .await
+            .expect("it ends well");
+        soon(running.wait_for(|n| *n == 0))
+            .await
+            .expect("it is over");
     }
 }
