@@ -32,6 +32,8 @@ async def dialled(cert=None):
         yield node
     finally:
         node.writer.close()
+        with contextlib.suppress(OSError):
+            await node.writer.wait_closed()
 
 
 def known():

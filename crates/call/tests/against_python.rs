@@ -13,7 +13,7 @@ const DOCUMENTS: usize = 20_000;
 const NESTING: usize = 32;
 
 /// What parsers disagree about.
-const NASTY: [&str; 48] = [
+const NASTY: &[&str] = &[
     "NaN",
     "Infinity",
     "-Infinity",
@@ -94,7 +94,7 @@ fn space(dice: &mut Dice) -> &'static str {
 }
 
 fn string(dice: &mut Dice) -> String {
-    const PARTS: [&str; 14] = [
+    const PARTS: &[&str] = &[
         "a",
         "b",
         "type",
@@ -110,7 +110,7 @@ fn string(dice: &mut Dice) -> String {
         "call.requested",
         "\u{2028}",
     ];
-    let parts: String = (0..dice.roll(4)).map(|_| dice.pick(&PARTS)).collect();
+    let parts: String = (0..dice.roll(4)).map(|_| dice.pick(PARTS)).collect();
     format!("\"{parts}\"")
 }
 
@@ -173,7 +173,7 @@ fn deep(dice: &mut Dice) -> String {
 }
 
 fn event(dice: &mut Dice) -> String {
-    const TYPES: [&str; 9] = [
+    const TYPES: &[&str] = &[
         "call.requested",
         "call.responded",
         "call.completed",
@@ -184,10 +184,10 @@ fn event(dice: &mut Dice) -> String {
         "call.later",
         "call.\\u0065rror",
     ];
-    const IDS: [&str; 8] = ["1", "~1", "-", "a\\\"b", "\\u0041", "", "a b", "ä"];
+    const IDS: &[&str] = &["1", "~1", "-", "a\\\"b", "\\u0041", "", "a b", "ä"];
     let id = match dice.roll(16) {
         0 => "x".repeat(63 + dice.roll(3)),
-        roll if roll < 8 => dice.pick(&IDS).to_owned(),
+        roll if roll < 8 => dice.pick(IDS).to_owned(),
         _ => "17".to_owned(),
     };
     let payload = if dice.one_in(12) {
@@ -196,7 +196,7 @@ fn event(dice: &mut Dice) -> String {
         value(dice, 4)
     };
     let mut members = vec![
-        format!("\"type\":{}\"{}\"", space(dice), dice.pick(&TYPES)),
+        format!("\"type\":{}\"{}\"", space(dice), dice.pick(TYPES)),
         format!("\"id\"{}:\"{id}\"", space(dice)),
     ];
     if !dice.one_in(8) {
@@ -219,8 +219,8 @@ fn spoil(dice: &mut Dice, document: &mut Vec<u8>) {
     match dice.roll(6) {
         0 => document.truncate(at),
         1 => drop(document.drain(at..end)),
-        2 => drop(document.splice(at..end, dice.pick(&NASTY).bytes())),
-        3 => drop(document.splice(at..at, dice.pick(&NASTY).bytes())),
+        2 => drop(document.splice(at..end, dice.pick(NASTY).bytes())),
+        3 => drop(document.splice(at..at, dice.pick(NASTY).bytes())),
         4 => {
             let again = document[at..].to_vec();
             document.extend_from_slice(&again);
