@@ -88,14 +88,7 @@ fn python() -> Command {
     });
     let mut command = Command::new("timeout");
     command
-        .args([
-            PATIENCE,
-            "python3",
-            "-X",
-            "dev",
-            "-W",
-            "ignore::DeprecationWarning",
-        ])
+        .args([PATIENCE, "python3"])
         .env("PYTHONPATH", packages)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     command
