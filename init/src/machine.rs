@@ -336,7 +336,7 @@ impl Machine {
             .error(format_args!("the node {end}; it is started again"));
         self.facts.last_words = Some(words);
         self.facts.node_restarts = self.supervisor.restarts();
-        self.facts.problems.served.clear();
+        self.facts.problems.reported.clear();
         self.facts.problems.node = vec![node_problem(format!("the node {end}"))];
     }
 

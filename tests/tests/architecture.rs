@@ -302,3 +302,26 @@ fn nothing_is_left_unfinished() {
         &[],
     );
 }
+
+#[test]
+fn tests_that_the_documentation_names_exist() {
+    let root = root();
+    let page = std::fs::read_to_string(root.join("docs/testing.md")).expect("the page exists");
+    let (_, table) = page
+        .split_once("## Acceptance of the call protocol")
+        .expect("the page has the table");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let read = |file: &PathBuf| std::fs::read_to_string(file).expect("a readable file");
+    let code: String = files.iter().map(read).collect();
+    let quoted = table.split('`').skip(1).step_by(2);
+    let (files, others): (Vec<_>, Vec<_>) = quoted.partition(|word| word.contains('/'));
+    // Names of tests are sentences.
+    let tests = others.iter().filter(|word| word.matches('_').count() > 2);
+    for test in tests {
+        assert!(code.contains(&format!("fn {test}(")), "no test {test}");
+    }
+    for file in files.iter().filter(|file| !file.contains("services/")) {
+        assert!(root.join(file).exists(), "no file {file}");
+    }
+}

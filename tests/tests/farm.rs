@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
-    Dispatcher, HandlerKind, ImportOptions, InvokeOptions, OperationSpec, Output, PeerRef,
+    Dispatcher, HandlerKind, ImportOptions, InvokeOptions, OnAbort, OperationSpec, Output, PeerRef,
     Registration, Registry, ScopedPeerEnv,
 };
 use alknet_core::rotation::OVERLAP_S;
@@ -20,7 +20,7 @@ use alknet_core::{
 use alknet_endpoint::{Dialer, Server, ServerOptions, Target};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
@@ -57,6 +57,13 @@ impl Clock for Time {
 /// How many of a worker's handlers run.
 type Running = watch::Sender<usize>;
 
+/// Lets `container/finish` of a worker finish, and counts how often it did.
+#[derive(Default)]
+struct Finish {
+    release: Notify,
+    finished: watch::Sender<usize>,
+}
+
 struct Guard(Arc<Running>);
 
 impl Drop for Guard {
@@ -65,7 +72,8 @@ impl Drop for Guard {
     }
 }
 
-fn worker(id: &'static str, running: &Arc<Running>) -> Dispatcher {
+fn worker(id: &'static str, running: &Arc<Running>, finish: &Arc<Finish>) -> Dispatcher {
+    let (finish, both) = (Arc::clone(finish), Arc::clone(running));
     let running = Arc::clone(running);
     let exec = OperationSpec::query("container/exec", "Runs.").with_scope("container:exec");
     let registry = Registry::builder()
@@ -86,16 +94,33 @@ fn worker(id: &'static str, running: &Arc<Running>) -> Dispatcher {
                 }
             }),
         ))
+        .with(Registration::new(
+            OperationSpec::query("container/finish", "Runs until it is let go."),
+            HandlerKind::once(move |_, _| {
+                both.send_modify(|n| *n += 1);
+                let (guard, finish) = (Guard(Arc::clone(&both)), Arc::clone(&finish));
+                async move {
+                    let _guard = guard;
+                    finish.release.notified().await;
+                    finish.finished.send_modify(|n| *n += 1);
+                    Ok::<Value, CallError>(Value::Null)
+                }
+            }),
+        ))
         .build();
     Dispatcher::new(registry.expect("every rule is kept"))
 }
 
-fn composes(name: &str, operation: &'static str) -> Registration {
+fn composes(name: &str, operation: &'static str, on_abort: OnAbort) -> Registration {
     let run = move |input: alknet_call::Body, ctx: Ctx| async move {
         let options = InvokeOptions::on(match input.value()["to"].as_str() {
             Some(id) => PeerRef::Specific(id.parse().expect("a peer id")),
             None => PeerRef::Any,
         });
+        let options = InvokeOptions {
+            on_abort,
+            ..options
+        };
         let answer = ctx
             .env()
             .invoke_with(operation, &Value::Null, &options)
@@ -122,9 +147,15 @@ struct Hub {
 
 impl Hub {
     fn start() -> Self {
+        let dependents = OnAbort::AbortDependents;
         let registry = Registry::builder()
-            .with(composes("farm/exec", "container/exec"))
-            .with(composes("farm/hang", "container/hang"))
+            .with(composes("farm/exec", "container/exec", dependents))
+            .with(composes("farm/hang", "container/hang", dependents))
+            .with(composes(
+                "farm/finish",
+                "container/finish",
+                OnAbort::ContinueRunning,
+            ))
             .build();
         let dispatcher = Dispatcher::new(registry.expect("every rule is kept"))
             .with_imports(ImportOptions::default())
@@ -209,17 +240,19 @@ impl Hub {
 
 struct Worker {
     running: Arc<Running>,
+    finish: Arc<Finish>,
     link: CallConnection,
     key: NodeKey,
     _dialer: Dialer,
 }
 
 async fn start_worker(hub: &Hub, carriage: Carriage, id: &'static str) -> Worker {
-    let running = Arc::default();
-    let serves = CallClient::new(Arc::new(worker(id, &running)));
+    let (running, finish) = (Arc::default(), Arc::default());
+    let serves = CallClient::new(Arc::new(worker(id, &running, &finish)));
     let (dialer, link, key) = hub.join(carriage, id, &[], serves).await;
     Worker {
         running,
+        finish,
         link,
         key,
         _dialer: dialer,
@@ -251,11 +284,11 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
         }
         let listed = ask(&client, "services/list-peers", Value::Null).await;
         let operations = &listed["peers"][0]["operations"];
-        assert_eq!(operations.as_array().map(Vec::len), Some(1), "{listed}");
+        assert_eq!(operations.as_array().map(Vec::len), Some(2), "{listed}");
         let (_dialer, other, _) = user("other", &["peer:list", "container:exec"]).await;
         let listed = ask(&other, "services/list-peers", Value::Null).await;
         let operations = &listed["peers"][0]["operations"];
-        assert_eq!(operations.as_array().map(Vec::len), Some(2), "{listed}");
+        assert_eq!(operations.as_array().map(Vec::len), Some(3), "{listed}");
 
         assert_eq!(ask(&client, "farm/exec", json!({})).await["worker"], "w1");
         workers[0].link.close(CloseCode::Normal, "");
@@ -310,7 +343,7 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
         let ends = rotate.await.expect("a rotation").expect("an end");
         assert_eq!(ends, START_S + OVERLAP_S);
         // Attached with the new key, while the old one still counts.
-        let serves = CallClient::new(Arc::new(worker("w1", &old.running)));
+        let serves = CallClient::new(Arc::new(worker("w1", &old.running, &old.finish)));
         let (_dialer, link) = hub.dial(carriage, &new, serves).await;
         soon(old.link.closed()).await;
         hub.attached(&["w1"]).await;
@@ -335,5 +368,41 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
             .collect();
         assert!(peers.contains(&Some(id)), "{peers:?}");
         drop(link);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_continues_finishes_on_a_third_node_and_nothing_else_does() {
+    for carriage in CARRIAGES {
+        let hub = Hub::start();
+        let worker = start_worker(&hub, carriage, "w1").await;
+        hub.attached(&["w1"]).await;
+        let nothing = CallClient::without_operations();
+        let (_dialer, client, _) = hub.join(carriage, "user", &[], nothing).await;
+        let call = |operation: &'static str| {
+            let caller = client.clone();
+            tokio::spawn(async move { caller.call(operation, &json!({ "to": "w1" })).await })
+        };
+        let mut running = worker.running.subscribe();
+        let calls = [call("farm/finish"), call("farm/hang")];
+        soon(running.wait_for(|n| *n == 2)).await.expect("they run");
+        client.close(CloseCode::Normal, "");
+        // Of the two, one ends with its caller.
+        soon(running.wait_for(|n| *n == 1)).await.expect("one ends");
+        for call in calls {
+            let error = soon(call)
+                .await
+                .expect("no panic")
+                .expect_err("nobody waits");
+            assert_eq!(error.code.name(), "UNAVAILABLE");
+        }
+        let mut finished = worker.finish.finished.subscribe();
+        worker.finish.release.notify_one();
+        soon(finished.wait_for(|n| *n == 1))
+            .await
+            .expect("it ends well");
+        soon(running.wait_for(|n| *n == 0))
+            .await
+            .expect("it is over");
     }
 }

@@ -92,7 +92,7 @@ fn check(
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<Admitted, CallError> {
-    let payload = parse(event.payload)?;
+    let payload = parse(event)?;
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
@@ -142,8 +142,9 @@ fn check(
     })
 }
 
-fn parse(payload: &str) -> Result<Payload<'_>, CallError> {
-    let payload: Payload<'_> = serde_json::from_str(payload)
+fn parse<'a>(event: &Envelope<'a>) -> Result<Payload<'a>, CallError> {
+    let payload: Payload<'_> = event
+        .members()
         .map_err(|error| CallError::invalid_input(format!("the payload is no request: {error}")))?;
     let key = payload.idempotency_key.as_deref().unwrap_or_default();
     if key.len() > IDEMPOTENCY_KEY_BYTES_MAX {

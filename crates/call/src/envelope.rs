@@ -111,6 +111,15 @@ impl<'a> Envelope<'a> {
             payload: raw.payload.map_or("{}", RawValue::get),
         })
     }
+
+    /// The members of the payload. Serde alone would also take an array of them, in their order.
+    pub(crate) fn members<T: Deserialize<'a>>(&self) -> Result<T, serde_json::Error> {
+        if self.payload.starts_with('{') {
+            serde_json::from_str(self.payload)
+        } else {
+            Err(serde::de::Error::custom("it is no object"))
+        }
+    }
 }
 
 /// 1 to 64 bytes of `[!-~]`.

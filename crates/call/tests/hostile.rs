@@ -138,6 +138,8 @@ async fn requests_that_make_no_sense_are_answered() {
     for (payload, code) in [
         (json!({}), "INVALID_INPUT"),
         (json!([]), "INVALID_INPUT"),
+        (json!(["/test/echo"]), "INVALID_INPUT"),
+        (json!("/test/echo"), "INVALID_INPUT"),
         (json!({ "operationId": 1 }), "INVALID_INPUT"),
         (
             json!({ "operationId": "/test/echo", "timeout_ms": -1 }),

@@ -10,6 +10,7 @@ mod node;
 mod scratch;
 mod soak;
 mod sources;
+mod strangers;
 mod terminal;
 mod test;
 mod up;

@@ -10,7 +10,7 @@ use alknet_image::Form;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::{image, kernel, sources};
+use crate::{image, kernel, sources, strangers};
 
 /// The licence and dependency checker, built once into the cache.
 const DENY_VERSION: &str = "0.20.2";
@@ -73,6 +73,8 @@ pub(crate) fn command(cx: &Context, images: &Path) -> Result<Command> {
         .env("ALKNET_TEST_IMAGE_DIR", images)
         .env("ALKNET_TEST_BIN", image::binary(cx)?)
         .env("ALKNET_TEST_CHRONYD", chronyd(cx)?)
+        .env("ALKNET_TEST_OPENSSL", strangers::openssl(cx)?)
+        .env("ALKNET_TEST_PYTHONPATH", strangers::python_packages(cx)?)
         .env("ALKNET_CACHE", cx.cache());
     Ok(command)
 }

@@ -109,6 +109,11 @@ pub const PACKAGES: &[Package] = &[
     command("lz4", "lz4", "kernel build: compression"),
     command("make", "make", "kernel build"),
     command("mtools", "mcopy", "tests read our FAT file systems with it"),
+    command(
+        "ngtcp2-client",
+        "gtlsclient",
+        "tests: a QUIC client nobody here wrote",
+    ),
     command("openssl", "openssl", "tests: keys and a second TLS client"),
     file(
         "ovmf",
@@ -121,6 +126,11 @@ pub const PACKAGES: &[Package] = &[
     command("pebble", "pebble", "tests: an ACME certificate authority"),
     command("perl", "perl", "kernel build: scripts"),
     command("python3", "python3", "tests: Python's ssl as a client"),
+    command(
+        "python3-pip",
+        "pip3",
+        "tests: Python's QUIC, see crates/tasks/python.txt",
+    ),
     command(
         "qemu-system-x86",
         "qemu-system-x86_64",

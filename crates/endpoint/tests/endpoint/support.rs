@@ -27,6 +27,8 @@ pub(crate) const TCP_ONLY: &[u8] = b"alknet/tcp-only";
 pub(crate) const WHOAMI: &[u8] = b"alknet/whoami";
 /// The same for browsers.
 pub(crate) const HTTP: &[u8] = b"h2";
+/// The same for clients of HTTP/3.
+pub(crate) const HTTP3: &[u8] = b"h3";
 
 /// How long anything may take before a test calls it hung.
 pub(crate) const HUNG: Duration = Duration::from_secs(60);
@@ -123,7 +125,7 @@ impl ProtocolHandler for Panic {
     }
 }
 
-struct Whoami([AlpnSpec; 2]);
+struct Whoami([AlpnSpec; 3]);
 
 impl ProtocolHandler for Whoami {
     fn alpns(&self) -> &[AlpnSpec] {
@@ -199,6 +201,7 @@ impl Node {
         let whoami = [
             spec(WHOAMI, AuthNeed::Late, both),
             spec(HTTP, AuthNeed::Late, both),
+            spec(HTTP3, AuthNeed::Late, Carriage::Quic),
         ];
         let panics = [spec(PANIC, AuthNeed::Open, both)];
         registry.register(Arc::new(Echo(echo))).expect("register");

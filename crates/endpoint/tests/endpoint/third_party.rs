@@ -1,4 +1,4 @@
-//! TLS clients nobody here wrote: GnuTLS, OpenSSL, Python, curl.
+//! TLS and QUIC clients nobody here wrote: GnuTLS, OpenSSL, Python, curl, ngtcp2.
 
 use std::io::Write;
 use std::path::Path;
@@ -23,7 +23,7 @@ async fn run(mut command: Command, input: &'static [u8]) -> String {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("gnutls-bin, openssl and python3 are installed");
+            .expect("gnutls-bin, ngtcp2-client, openssl and python3 are installed");
         let mut stdin = child.stdin.take().expect("a pipe");
         stdin.write_all(input).expect("the program reads");
         stdin.flush().expect("the program reads");
@@ -195,6 +195,25 @@ async fn curl_pins_the_node_key() {
         assert!(said.contains("TLSv1.3"), "{said}");
         assert_ne!(code, HANDSHAKE_FAILED, "{said}");
         assert_eq!(code != PIN_MISMATCH, matches, "{said}");
+    }
+}
+
+/// It speaks HTTP/3 only, which the node here answers in its own way: what counts is the handshake.
+/// It ends when nobody has said anything for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn ngtcp2_shakes_hands_over_quic() {
+    let node = Node::start();
+    for more in [&[][..], &["--groups", "-GROUP-ALL:+GROUP-SECP384R1"]] {
+        let mut command = Command::new("gtlsclient");
+        command
+            .args(["--timeout", "2s"])
+            .args(more)
+            .args(["127.0.0.1", &node.server.port().to_string()]);
+        let output = run(command, b"").await;
+        for fact in ["Negotiated ALPN is h3", "QUIC handshake has completed"] {
+            assert!(output.contains(fact), "{fact}:\n{output}");
+        }
+        assert!(!output.contains("CRYPTO_ERROR"), "{output}");
     }
 }
 

@@ -1,0 +1,146 @@
+//! Programs nobody here wrote that tests use as clients, and that the system's packages lack. They
+//! lie in the cache; nothing is installed.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::context::Context;
+use crate::digest;
+use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
+use crate::sources;
+
+/// The packages, each pinned by SHA-256.
+const PYTHON_PACKAGES: &str = include_str!("../python.txt");
+
+/// The parts of OpenSSL, as `sources.toml` names them. The first is the program.
+const OPENSSL_PARTS: [&str; 5] = [
+    "openssl",
+    "openssl-libssl",
+    "openssl-libcrypto",
+    "openssl-libc",
+    "openssl-loader",
+];
+
+/// Where the libraries lie that both C libraries can carry.
+const SYSTEM_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+
+/// A command like the system's `openssl`, and newer.
+pub(crate) fn openssl(cx: &Context) -> Result<PathBuf> {
+    let mut parts = Vec::new();
+    for name in OPENSSL_PARTS {
+        parts.push(sources::obtain(cx, name)?);
+    }
+    let pins = parts.iter().map(|part| part.pin.sha256.as_bytes());
+    let folder = cx
+        .cache()
+        .join("tools")
+        .join(format!("openssl-{}", digest::key(pins)));
+    let program = folder.join("run");
+    if program.exists() {
+        return Ok(program);
+    }
+    let scratch = Scratch::new(cx.cache(), "openssl-")?;
+    let fresh = scratch.path().join("openssl");
+    let make = || -> io::Result<()> {
+        fs::create_dir(&fresh)?;
+        for part in &parts {
+            let to = fresh.join(&part.pin.file);
+            fs::copy(&part.path, &to)?;
+            fs::set_permissions(&to, Permissions::from_mode(0o755))?;
+        }
+        let run = fresh.join("run");
+        fs::write(&run, launcher())?;
+        fs::set_permissions(&run, Permissions::from_mode(0o755))?;
+        settle(&fresh, &folder)
+    };
+    make().map_err(Failure::io(format!("make {}", folder.display())))?;
+    Ok(program)
+}
+
+/// Starts the program with the C library it was built for, wherever the folder is.
+fn launcher() -> String {
+    format!(
+        "#!/bin/sh\nhere=$(dirname \"$0\")\nexec \"$here/ld-linux-x86-64.so.2\" \
+         --library-path \"$here:{SYSTEM_LIBRARIES}\" \"$here/openssl\" \"$@\"\n"
+    )
+}
+
+/// The folder that Python finds the packages in.
+pub(crate) fn python_packages(cx: &Context) -> Result<PathBuf> {
+    let python = python_version()?;
+    let key = digest::key([PYTHON_PACKAGES.as_bytes(), python.as_bytes()]);
+    let folder = cx.cache().join("tools").join(format!("python-{key}"));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let scratch = Scratch::new(cx.cache(), "python-")?;
+    let list = scratch.path().join("python.txt");
+    fs::write(&list, PYTHON_PACKAGES).map_err(Failure::io(format!("write {}", list.display())))?;
+    let fresh = scratch.path().join("packages");
+    let mut command = Command::new("python3");
+    command
+        .args(["-m", "pip", "install", "--quiet"])
+        .args(["--disable-pip-version-check", "--no-cache-dir"])
+        .args(["--no-deps", "--require-hashes", "--only-binary", ":all:"])
+        .arg("--requirement")
+        .arg(&list)
+        .arg("--target")
+        .arg(&fresh);
+    cx.run(&mut command, "Python packages (private)", "python-packages")?;
+    settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    Ok(folder)
+}
+
+/// What compiled packages are made for.
+fn python_version() -> Result<String> {
+    let output = Command::new("python3")
+        .args(["-c", "import sys; print(sys.implementation.cache_tag)"])
+        .output()
+        .map_err(Failure::io("run python3"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Moves a finished folder to its place. Who comes second finds the same there.
+fn settle(fresh: &Path, place: &Path) -> io::Result<()> {
+    fs::create_dir_all(place.parent().unwrap_or(place))?;
+    match fs::rename(fresh, place) {
+        Err(_) if place.exists() => Ok(()),
+        moved => moved,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_python_package_is_pinned() {
+        let lines = PYTHON_PACKAGES.lines();
+        let packages = lines.filter(|line| !line.starts_with(['#', ' ']));
+        for package in packages {
+            assert!(
+                package.ends_with(" \\") && package.contains("=="),
+                "{package}"
+            );
+        }
+        assert_eq!(PYTHON_PACKAGES.matches("sha256:").count(), 12);
+    }
+
+    #[test]
+    fn what_is_there_already_stays() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [fresh, place] = ["fresh", "tools/place"].map(|name| folder.path().join(name));
+        for content in ["first", "second"] {
+            fs::create_dir(&fresh).expect("writable");
+            fs::write(fresh.join("file"), content).expect("writable");
+            settle(&fresh, &place).expect("settled");
+            fs::remove_dir_all(&fresh).ok();
+        }
+        let kept = fs::read_to_string(place.join("file")).expect("readable");
+        assert_eq!(kept, "first");
+    }
+}

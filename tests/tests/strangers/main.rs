@@ -1,0 +1,43 @@
+//! Clients nobody here wrote, with a node on this host and with the appliance: GnuTLS, OpenSSL, and
+//! the clients of the documentation, which are Python's `ssl` and aioquic.
+
+mod gnutls;
+mod openssl;
+mod python;
+mod service;
+mod typed;
+
+use alknet_tests::{Bench, Boot, Cli, Pem};
+
+/// How long anything may take before a stranger gives up, in seconds. Guests run translated.
+const PATIENCE: &str = "240";
+
+/// Where a pinned target is.
+fn address(target: &str) -> (&str, &str) {
+    let (_, address) = target.split_once('@').expect("a pinned target");
+    address.rsplit_once(':').expect("an address with a port")
+}
+
+/// What programs that know TLS or QUIC and nothing else do with a node of this administrator.
+fn serves_strangers(admin: &Cli, target: &str) {
+    let pem = Pem::of(admin);
+    gnutls::with_raw_keys(&pem, target);
+    gnutls::without_a_key(target);
+    openssl::of_the_system(&pem, target);
+    openssl::in_every_way(&pem, target);
+}
+
+#[test]
+fn the_host_serves_strangers() {
+    let bench = Bench::new();
+    let node = bench.host();
+    serves_strangers(bench.admin(), node.target());
+}
+
+#[test]
+fn the_appliance_serves_strangers() {
+    let bench = Bench::new();
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    serves_strangers(bench.admin(), &node.target());
+    node.end();
+}
