@@ -7,6 +7,7 @@
 
 mod entries;
 mod error;
+mod iroh;
 mod people;
 mod read;
 mod reload;
@@ -23,6 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
+pub use iroh::IrohSection;
 pub use reload::{
     Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
 };
@@ -57,6 +59,8 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// Certificates, and whom the node trusts when it dials.
     pub tls: TlsSection,
+    /// The node's protocols for whoever dials its key with iroh.
+    pub iroh: IrohSection,
 }
 
 impl NodeConfig {

@@ -345,6 +345,7 @@ impl NodeConfig {
             listen: running.listen.clone(),
             network: running.network.clone(),
             tls: running.tls.clone(),
+            iroh: running.iroh.clone(),
             node: NodeSection {
                 admin_keys,
                 ..running.node.clone()
@@ -368,6 +369,7 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("node.time_servers", node.time_servers != new.time_servers),
         ("network", running.network != next.network),
         ("tls", running.tls != next.tls),
+        ("iroh", running.iroh != next.iroh),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()
