@@ -62,6 +62,16 @@ impl Bench {
         HostNode::start(&self.path().join("host"), &self.admin)
     }
 
+    /// The same with this configuration, kept in `node.toml` of the folder.
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn host_with(&self, config: &str) -> HostNode {
+        let file = self.path().join("node.toml");
+        std::fs::write(&file, config).expect("the folder is ours");
+        HostNode::start_with(&self.path().join("host"), &self.admin, Some(&file))
+    }
+
     /// The data disk, blank at first.
     ///
     /// # Panics

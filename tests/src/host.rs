@@ -13,6 +13,7 @@ use crate::cli::Cli;
 pub struct HostNode {
     child: Child,
     target: String,
+    iroh: Option<String>,
     admin: Cli,
     state: PathBuf,
 }
@@ -23,11 +24,22 @@ impl HostNode {
     /// # Panics
     /// It does not say that it serves.
     pub fn start(state: &Path, admin: &Cli) -> Self {
+        Self::start_with(state, admin, None)
+    }
+
+    /// The same with a configuration file.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with(state: &Path, admin: &Cli, config: Option<&Path>) -> Self {
         let node = Cli::new(state.to_owned());
         let mut command = node.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
         command
             .args(["--admin", &admin.identity()])
             .stdout(Stdio::piped());
+        if let Some(config) = config {
+            command.arg("--config").arg(config);
+        }
         let mut child = command.spawn().expect("the binary can be started");
         let mut line = String::new();
         let output = child.stdout.take().expect("it was asked for above");
@@ -41,6 +53,7 @@ impl HostNode {
         Self {
             child,
             target: target.to_owned(),
+            iroh: value["iroh"].as_str().map(str::to_owned),
             admin: admin.clone(),
             state: state.to_owned(),
         }
@@ -49,6 +62,11 @@ impl HostNode {
     /// As the command line takes it.
     pub fn target(&self) -> &str {
         &self.target
+    }
+
+    /// The same for iroh, where it is served.
+    pub fn iroh(&self) -> Option<&str> {
+        self.iroh.as_deref()
     }
 
     /// Its process.

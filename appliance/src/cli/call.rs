@@ -416,7 +416,9 @@ fn of_dial(error: &DialError) -> Failure {
     let (exit, code) = match error {
         DialError::Local(_) | DialError::TlsSetup(_) => (Exit::Failed, "LOCAL"),
         DialError::UnknownPeer { .. } => (Exit::Usage, "UNKNOWN_PEER"),
-        DialError::PinMismatch(_) => (Exit::Unreachable, "PIN_MISMATCH"),
+        DialError::OtherKey { .. } | DialError::PinMismatch(_) => {
+            (Exit::Unreachable, "PIN_MISMATCH")
+        }
         DialError::TimedOut { .. } => (Exit::Timeout, "TIMEOUT"),
         _ => (Exit::Unreachable, "UNAVAILABLE"),
     };

@@ -130,6 +130,8 @@ pub(crate) struct DialArgs {
 /// A carriage as the command line spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CarriageArg {
+    /// Iroh, to the port that the node serves it on.
+    Iroh,
     Quic,
     Tcp,
 }
@@ -137,6 +139,7 @@ pub(crate) enum CarriageArg {
 impl From<CarriageArg> for Carriage {
     fn from(arg: CarriageArg) -> Self {
         match arg {
+            CarriageArg::Iroh => Self::Iroh,
             CarriageArg::Quic => Self::Quic,
             CarriageArg::Tcp => Self::Tcp,
         }

@@ -103,9 +103,12 @@ fn refused(name: &str, errors: &[ConfigError]) -> Failure {
 /// Says where the node is and what to do next.
 fn started(file: &ServeFile, config: &NodeConfig, json: bool) -> Result<(), Failure> {
     if json {
-        return output::json_line(&json!({ "target": file.target, "pid": file.pid }));
+        return output::json_line(&json!(file));
     }
     output::line(&format!("serving {}", file.target))?;
+    if let Some(iroh) = &file.iroh {
+        output::line(&format!("and over iroh {iroh}"))?;
+    }
     output::line(&if config.node.admin_keys.is_empty() {
         "nobody may administer it yet: start it with --admin \"$(alknet identity)\"".to_owned()
     } else {

@@ -1,6 +1,7 @@
 //! What the node can say about the machine it runs on.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -22,6 +23,7 @@ pub(crate) struct About {
     role: &'static str,
     port: OnceLock<u16>,
     alpns: OnceLock<Vec<String>>,
+    iroh: OnceLock<Vec<SocketAddr>>,
 }
 
 impl About {
@@ -32,6 +34,7 @@ impl About {
             role,
             port: OnceLock::new(),
             alpns: OnceLock::new(),
+            iroh: OnceLock::new(),
         }
     }
 
@@ -48,6 +51,15 @@ impl About {
     /// Protocols served.
     pub(crate) fn alpns(&self) -> &[String] {
         self.alpns.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// UDP addresses where iroh endpoints are served; none where they are not.
+    pub(crate) fn iroh(&self) -> &[SocketAddr] {
+        self.iroh.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn set_iroh(&self, addresses: Vec<SocketAddr>) {
+        self.iroh.get_or_init(|| addresses);
     }
 
     pub(super) fn set_port(&self, port: u16) {
@@ -88,7 +100,7 @@ pub(crate) fn info(
         "clock": facts.clock,
         "uptime_ms": log::boot_ms(),
         "memory": memory(),
-        "listen": { "port": about.port(), "alpns": about.alpns() },
+        "listen": { "port": about.port(), "alpns": about.alpns(), "iroh": about.iroh() },
         "addresses": addresses(facts),
         "links": facts.links,
         "dns": facts.dns,

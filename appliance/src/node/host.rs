@@ -1,7 +1,7 @@
 //! The node on an ordinary host: `alknet serve`.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,9 @@ use alknet_init::control::Problem;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::facts::{self, About};
 use super::log::{self, LogRing, Stderr};
-use super::{Keeper, Node, Options, facts, follow};
+use super::{Keeper, Node, Options, follow};
 use crate::cli::{Exit, Failure};
 
 /// Name of the file a serving node leaves for `alknet status`.
@@ -27,6 +28,9 @@ pub(crate) struct ServeFile {
     pub(crate) pid: u32,
     /// Its target, with the pinned key.
     pub(crate) target: String,
+    /// The same for iroh, if it is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) iroh: Option<String>,
 }
 
 impl ServeFile {
@@ -113,10 +117,11 @@ pub(crate) fn serve(
     let runtime = super::runtime()
         .map_err(|error| Failure::local(format!("cannot start the runtime: {error}")))?;
     runtime.block_on(async {
-        let node = start(configured, state_dir, verbose, ring)?;
+        let node = start(configured, state_dir, verbose, ring).await?;
         let file = ServeFile {
             pid: std::process::id(),
             target: format!("{}@127.0.0.1:{}", node.about.identity(), node.about.port()),
+            iroh: iroh_target(&node.about),
         };
         let _guard = file.write(state_dir).map_err(|error| {
             Failure::local(format!("cannot write to {}: {error}", state_dir.display()))
@@ -136,7 +141,21 @@ pub(crate) fn serve(
     })
 }
 
-fn start(
+/// How a program of this computer reaches the node with iroh.
+fn iroh_target(about: &About) -> Option<String> {
+    let addresses = about.iroh();
+    let v4 = addresses.iter().find(|address| address.is_ipv4());
+    let mut address = *v4.or_else(|| addresses.first())?;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    Some(format!("{}@{address}", about.identity()))
+}
+
+async fn start(
     configured: Configured,
     state_dir: &Path,
     verbose: bool,
@@ -170,6 +189,7 @@ fn start(
         ring,
         to_init: None,
     })
+    .await
     .map_err(|error| Failure::local(format!("{error:#}")))
 }
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
 use alknet_core::{HandlerRegistry, Identities, Stored, SystemClock};
-use alknet_endpoint::{Limits, Server, ServerOptions};
+use alknet_endpoint::{IrohOptions, Limits, Server, ServerOptions};
 use alknet_identity_store::IdentityDb;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
 use alknet_tls::{NodeKey, Problems};
@@ -90,7 +90,7 @@ struct Node {
 impl Node {
     /// Loads or makes the key, builds the operations, and binds the port. Must run inside a
     /// runtime.
-    fn start(options: Options<'_>) -> anyhow::Result<Self> {
+    async fn start(options: Options<'_>) -> anyhow::Result<Self> {
         let key_path = options.state_dir.join(KEY_FILE);
         let tls_dir = options.state_dir.join(TLS_DIR);
         make_private_dir(key_path.parent().unwrap_or(options.state_dir))?;
@@ -132,7 +132,7 @@ impl Node {
         let hub = Hub::new(config, &people, &about, &facts, clock());
         let (handlers, dispatcher) = handlers(config, &context, hub.as_ref())?;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
-        let server = Server::bind(
+        let mut server = Server::bind(
             ServerOptions {
                 addrs: config.listen.addrs.clone(),
                 port: config.listen.port,
@@ -144,6 +144,10 @@ impl Node {
             Arc::clone(&people.identities) as _,
         )?;
         about.set_port(server.port());
+        if config.iroh.enabled {
+            server.add_iroh(&key, &iroh_options(config)).await?;
+        }
+        about.set_iroh(server.iroh_addresses());
         let server = Arc::new(server);
         people.server.set(Arc::clone(&server)).ok();
         tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
@@ -298,6 +302,15 @@ fn handlers(
         handlers.register(Arc::new(hub.handler()))?;
     }
     Ok((handlers, dispatcher))
+}
+
+/// Where the configuration wants iroh endpoints to be served.
+fn iroh_options(config: &NodeConfig) -> IrohOptions {
+    IrohOptions {
+        addrs: config.listen.addrs.clone(),
+        port: config.iroh.port.unwrap_or_default(),
+        relays: config.iroh.relays.clone(),
+    }
 }
 
 /// What the configuration asks for, and for the rest what fits the machine.

@@ -40,7 +40,7 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
             None => bail!("PID 1 closed the channel before it said what to serve"),
         }
     };
-    let node = start(&config, Path::new(&state_dir), *facts, &ring, &to_init)?;
+    let node = start(&config, Path::new(&state_dir), *facts, &ring, &to_init).await?;
     to_init
         .send(ToInit::Ready {
             status: node.status(),
@@ -71,7 +71,7 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
     }
 }
 
-fn start(
+async fn start(
     config: &NodeConfig,
     state_dir: &Path,
     facts: MachineFacts,
@@ -90,6 +90,7 @@ fn start(
         ring: ring.clone(),
         to_init: Some(to_init.clone()),
     })
+    .await
 }
 
 async fn changed(

@@ -49,6 +49,8 @@ impl AlpnSpec {
 pub enum Carriage {
     /// Both QUIC and TLS over TCP.
     Both,
+    /// QUIC as iroh speaks it, to a key and on a UDP socket of its own.
+    Iroh,
     /// In this process: tests and nested connections.
     Memory,
     /// QUIC over UDP.
@@ -58,10 +60,14 @@ pub enum Carriage {
 }
 
 impl Carriage {
-    /// Whether a protocol offered on `self` is offered on `other`.
+    /// Whether a protocol offered on `self` is offered on `other`. What is offered on QUIC is
+    /// offered to iroh, which is QUIC to a handler.
     #[must_use]
     pub fn covers(self, other: Self) -> bool {
-        self == other || self == Self::Both || other == Self::Memory
+        self == other
+            || self == Self::Both
+            || other == Self::Memory
+            || (self, other) == (Self::Quic, Self::Iroh)
     }
 }
 
@@ -69,6 +75,7 @@ impl fmt::Display for Carriage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Both => "quic+tcp",
+            Self::Iroh => "iroh",
             Self::Memory => "memory",
             Self::Quic => "quic",
             Self::Tcp => "tcp",
@@ -86,4 +93,22 @@ pub enum AuthNeed {
     /// By the TLS key: anything that is no enabled peer is closed with code 1 before the handler
     /// starts.
     Tls,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn iroh_gets_what_quic_gets() {
+        for (offered, iroh) in [
+            (Carriage::Both, true),
+            (Carriage::Iroh, true),
+            (Carriage::Quic, true),
+            (Carriage::Tcp, false),
+        ] {
+            assert_eq!(offered.covers(Carriage::Iroh), iroh, "{offered}");
+        }
+        assert!(!Carriage::Iroh.covers(Carriage::Quic));
+    }
 }

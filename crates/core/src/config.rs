@@ -8,6 +8,7 @@
 mod entries;
 mod error;
 mod hub;
+mod iroh;
 mod people;
 mod read;
 mod reload;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
+pub use iroh::IrohSection;
 pub use reload::{
     Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
 };
@@ -63,6 +65,8 @@ pub struct NodeConfig {
     pub hub: HubSection,
     /// Hubs this node dials, and serves.
     pub join: Vec<JoinConfig>,
+    /// The node's protocols for whoever dials its key with iroh.
+    pub iroh: IrohSection,
 }
 
 impl NodeConfig {

@@ -110,10 +110,16 @@ impl Admission {
         }
     }
 
-    /// A QUIC client wants in. `validated`: its address is proven.
-    pub(crate) fn quic(&mut self, from: IpAddr, validated: bool, now: Instant) -> Quic {
+    /// A client of QUIC, or of iroh's QUIC, wants in. `validated`: its address is proven.
+    pub(crate) fn quic(
+        &mut self,
+        carriage: Carriage,
+        from: IpAddr,
+        validated: bool,
+        now: Instant,
+    ) -> Quic {
         if validated {
-            return self.validated_quic(from, now);
+            return self.validated_quic(carriage, from, now);
         }
         if self.unvalidated >= self.limits.unvalidated_handshakes_max {
             let room = self.retries.take(self.limits.retries_per_second_max, now);
@@ -126,7 +132,7 @@ impl Admission {
         Quic::Accept(self.start_quic(false))
     }
 
-    fn validated_quic(&mut self, from: IpAddr, now: Instant) -> Quic {
+    fn validated_quic(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> Quic {
         let handshakes = self.quic.len() as u32 - self.unvalidated;
         if handshakes >= self.limits.validated_handshakes_max {
             return Quic::Refuse(Limit::Handshakes);
@@ -134,7 +140,7 @@ impl Admission {
         if let Some(limit) = self.full(from) {
             return Quic::Refuse(limit);
         }
-        if !self.charge(Carriage::Quic, from, now) {
+        if !self.charge(carriage, from, now) {
             return Quic::Refuse(Limit::HandshakeRate);
         }
         Quic::Accept(self.start_quic(true))
@@ -350,16 +356,31 @@ mod tests {
     fn forged_addresses_are_asked_then_ignored_and_charged_to_nobody() {
         let (mut admission, limits, now) = admission();
         for _ in 0..limits.unvalidated_handshakes_max {
-            assert!(matches!(admission.quic(v4(1), false, now), Quic::Accept(_)));
+            assert!(matches!(
+                admission.quic(Carriage::Quic, v4(1), false, now),
+                Quic::Accept(_)
+            ));
         }
         for _ in 0..limits.retries_per_second_max {
-            assert_eq!(admission.quic(v4(1), false, now), Quic::Retry);
+            assert_eq!(
+                admission.quic(Carriage::Quic, v4(1), false, now),
+                Quic::Retry
+            );
         }
-        assert_eq!(admission.quic(v4(1), false, now), Quic::Ignore);
+        assert_eq!(
+            admission.quic(Carriage::Quic, v4(1), false, now),
+            Quic::Ignore
+        );
         // The one whose address was forged still gets in by answering.
-        assert!(matches!(admission.quic(v4(1), true, now), Quic::Accept(_)));
+        assert!(matches!(
+            admission.quic(Carriage::Quic, v4(1), true, now),
+            Quic::Accept(_)
+        ));
         let later = now + Duration::from_secs(1);
-        assert_eq!(admission.quic(v4(1), false, later), Quic::Retry);
+        assert_eq!(
+            admission.quic(Carriage::Quic, v4(1), false, later),
+            Quic::Retry
+        );
     }
 
     #[test]
@@ -367,15 +388,21 @@ mod tests {
         let (mut admission, limits, now) = admission();
         let mut tickets = Vec::new();
         for _ in 0..limits.unvalidated_handshakes_max {
-            match admission.quic(v4(1), false, now) {
+            match admission.quic(Carriage::Quic, v4(1), false, now) {
                 Quic::Accept(ticket) => tickets.push(ticket),
                 other => panic!("{other:?}"),
             }
         }
         admission.finish(tickets[0]);
         admission.finish(tickets[0]);
-        assert!(matches!(admission.quic(v4(2), false, now), Quic::Accept(_)));
-        assert_eq!(admission.quic(v4(2), false, now), Quic::Retry);
+        assert!(matches!(
+            admission.quic(Carriage::Quic, v4(2), false, now),
+            Quic::Accept(_)
+        ));
+        assert_eq!(
+            admission.quic(Carriage::Quic, v4(2), false, now),
+            Quic::Retry
+        );
     }
 
     #[test]

@@ -36,6 +36,8 @@ counters! {
     auth_failures,
     /// Connections being served now.
     connections_open,
+    /// Connections handed to a handler over iroh.
+    connections_iroh,
     /// Connections handed to a handler over QUIC.
     connections_quic,
     /// Connections handed to a handler over TCP.

@@ -1,45 +1,29 @@
-//! Reaching another port: QUIC first, TCP when QUIC is slow or impossible.
+//! Reaching another port: QUIC first, TCP when QUIC is slow or impossible; iroh where it is asked for.
+
+mod attempt;
+mod failure;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use alknet_core::{
-    BoxFuture, Carriage, CloseCode, CloseReason, Connection, ConnectionInfo, DialRequest, Dialled,
-    Expect, Host, PeerAddr as Target, PeerId, PeerKey, StreamBudget, StreamSource,
+    BoxFuture, Carriage, CloseCode, Connection, DialRequest, Dialled, Expect, Host,
+    PeerAddr as Target, PeerId, PeerKey,
 };
-use alknet_tls::{
-    CheckError, ClientTls, ClientTlsOptions, KnownPeer, NodeKey, PeerProof, Place, Remote, TlsError,
-};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use quinn::ConnectionError;
-use quinn::crypto::rustls::QuicClientConfig;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{AlertDescription, ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
-use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::{TlsConnector, TlsStream};
+use alknet_tls::{ClientTls, ClientTlsOptions, KnownPeer, NodeKey, Place, Remote, TlsError};
+use rustls::RootCertStore;
+use tokio::time::timeout;
 
 use crate::error::DialError;
-use crate::quic::{self, QuicSource};
-use crate::sockets;
-use crate::tcp::TcpSource;
+use crate::iroh::Endpoints;
+
+pub(crate) use attempt::Attempt;
+pub(crate) use failure::{alert_of, timed_out};
 
 /// Everything from the name to the finished handshake.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Head start of QUIC.
-const TCP_DELAY: Duration = Duration::from_millis(400);
-
-/// What QUIC still gets once TCP has failed: a refused TCP port makes a UDP answer unlikely, and
-/// UDP itself never says no.
-const QUIC_GRACE: Duration = Duration::from_secs(3);
-
-/// Head start of each address of a name over the next (RFC 8305 section 5).
-const ADDRESS_DELAY: Duration = Duration::from_millis(250);
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -49,11 +33,8 @@ const ADDRESSES_MAX: usize = 8;
 /// arrives; a peer that misses the frame notices by its idle time-out.
 const GOODBYE: Duration = Duration::from_millis(50);
 
-/// First QUIC code of a TLS alert (RFC 9001 section 4.8).
-const QUIC_ALERT_BASE: u64 = 0x100;
-
-/// QUIC `CONNECTION_REFUSED` (RFC 9000 section 20.1).
-const QUIC_REFUSED: u64 = 0x2;
+/// The same for iroh, whose endpoint waits until its peers have answered.
+const IROH_GOODBYE: Duration = Duration::from_secs(1);
 
 /// Makes connections, with one key or none. Protocols use it as [`alknet_core::Dialer`].
 #[derive(Debug)]
@@ -63,6 +44,7 @@ pub struct Dialer {
     keyless: OnceLock<ClientTls>,
     options: ClientTlsOptions,
     quic: Mutex<Option<quinn::Endpoint>>,
+    iroh: Endpoints,
 }
 
 impl Dialer {
@@ -94,6 +76,7 @@ impl Dialer {
             keyless: OnceLock::new(),
             options,
             quic: Mutex::new(None),
+            iroh: Endpoints::default(),
         }
     }
 
@@ -116,7 +99,7 @@ impl Dialer {
         alpn: &[u8],
     ) -> Result<Connection, DialError> {
         let remote = remote(&self.tls, None, &target.pins, target)?;
-        let dialled = self.attempt(carriage, target, remote, alpn).await?;
+        let dialled = self.attempt(carriage, target, remote, alpn, true).await?;
         Ok(dialled.connection)
     }
 
@@ -133,7 +116,7 @@ impl Dialer {
         alpn: &[u8],
     ) -> Result<Connection, DialError> {
         let remote = remote(&self.tls, Some(peer), &[], target)?;
-        let dialled = self.attempt(carriage, target, remote, alpn).await?;
+        let dialled = self.attempt(carriage, target, remote, alpn, true).await?;
         Ok(dialled.connection)
     }
 
@@ -157,6 +140,7 @@ impl Dialer {
         target: &Target,
         remote: Remote,
         alpn: &[u8],
+        present_key: bool,
     ) -> Result<Dialled, DialError> {
         // What an earlier dial ended with is not this one's doing.
         let _ = remote.take_mismatch();
@@ -166,11 +150,13 @@ impl Dialer {
                 target,
                 addresses: resolve(target).await?,
                 remote,
+                key: self.options.key.as_ref().filter(|_| present_key),
                 alpn,
             };
             match carriage {
                 Carriage::Quic => attempt.over(Carriage::Quic).await,
                 Carriage::Tcp => attempt.over(Carriage::Tcp).await,
+                Carriage::Iroh => attempt.iroh(&self.iroh).await,
                 Carriage::Both | Carriage::Memory => attempt.race().await,
             }
         };
@@ -179,13 +165,15 @@ impl Dialer {
             .unwrap_or_else(|_| Err(timed_out(target, DIAL_TIMEOUT)))
     }
 
-    /// Closes every QUIC connection and waits, at most 50 ms, until their peers can know.
+    /// Closes every QUIC and iroh connection and waits a moment until their peers can know: 50 ms at
+    /// most, and a second where iroh was used.
     pub async fn close(&self) {
         let endpoint = self.endpoint_slot().take();
         if let Some(endpoint) = endpoint {
             endpoint.close(CloseCode::Normal.code().into(), b"");
             let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
         }
+        let _ = timeout(IROH_GOODBYE, self.iroh.close()).await;
     }
 
     /// Whom `request` expects, who is shown a key or not.
@@ -234,7 +222,13 @@ impl alknet_core::Dialer for Dialer {
     ) -> BoxFuture<'_, Result<Dialled, alknet_core::DialError>> {
         Box::pin(async move {
             let remote = self.expected(&request)?;
-            let dialled = self.attempt(request.carriage, &request.addr, remote, &request.alpn);
+            let DialRequest {
+                carriage,
+                addr,
+                alpn,
+                ..
+            } = &request;
+            let dialled = self.attempt(*carriage, addr, remote, alpn, request.present_key);
             Ok(dialled.await?)
         })
     }
@@ -282,308 +276,4 @@ async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, DialError> {
         )));
     }
     Ok(found)
-}
-
-/// One dial: everything its parallel tries share.
-struct Attempt<'a> {
-    dialer: &'a Dialer,
-    target: &'a Target,
-    addresses: Vec<SocketAddr>,
-    remote: Remote,
-    alpn: &'a [u8],
-}
-
-impl Attempt<'_> {
-    async fn race(&self) -> Result<Dialled, DialError> {
-        let quic_failed = Notify::new();
-        let quic = self.over(Carriage::Quic);
-        let tcp = async {
-            tokio::select! {
-                () = sleep(TCP_DELAY) => {}
-                () = quic_failed.notified() => {}
-            }
-            self.over(Carriage::Tcp).await
-        };
-        tokio::pin!(quic, tcp);
-        tokio::select! {
-            biased;
-            result = &mut quic => match result {
-                Err(error) if error.is_about_whom() => Err(error),
-                Err(first) => {
-                    quic_failed.notify_one();
-                    tcp.await.map_err(|second| heavier(first, second))
-                }
-                connected => connected,
-            },
-            result = &mut tcp => match result {
-                Err(error) if error.is_about_whom() => Err(error),
-                Err(first) => timeout(QUIC_GRACE, quic)
-                    .await
-                    .unwrap_or_else(|_| Err(timed_out(self.target, QUIC_GRACE)))
-                    .map_err(|second| heavier(first, second)),
-                connected => connected,
-            },
-        }
-    }
-
-    /// Every form of key on one carriage: a server that knows no raw keys gets certificates.
-    async fn over(&self, carriage: Carriage) -> Result<Dialled, DialError> {
-        let mut configs = self
-            .remote
-            .attempts(place(self.target), self.alpn)
-            .into_iter()
-            .peekable();
-        loop {
-            let Some(config) = configs.next() else {
-                return Err(self.tls_error("there is no way to know the server"));
-            };
-            match self.addresses(carriage, config).await {
-                Err(DialError::Tls { .. }) if configs.peek().is_some() => {}
-                result => return result,
-            }
-        }
-    }
-
-    /// Every address, each with a head start over the next.
-    async fn addresses(
-        &self,
-        carriage: Carriage,
-        config: ClientConfig,
-    ) -> Result<Dialled, DialError> {
-        let config = Arc::new(config);
-        let mut running = FuturesUnordered::new();
-        let mut rest = self.addresses.iter();
-        let mut worst: Option<DialError> = None;
-        loop {
-            if let Some(address) = rest.next() {
-                running.push(self.one(carriage, *address, Arc::clone(&config)));
-            }
-            let more = rest.len() > 0;
-            tokio::select! {
-                result = running.next() => match result {
-                    Some(Ok(connection)) => return Ok(connection),
-                    Some(Err(error)) => worst = Some(match worst {
-                        Some(first) => heavier(first, error),
-                        None => error,
-                    }),
-                    None => return Err(worst.unwrap_or_else(|| timed_out(self.target, DIAL_TIMEOUT))),
-                },
-                () = sleep(ADDRESS_DELAY), if more => {}
-            }
-        }
-    }
-
-    async fn one(
-        &self,
-        carriage: Carriage,
-        address: SocketAddr,
-        config: Arc<ClientConfig>,
-    ) -> Result<Dialled, DialError> {
-        match carriage {
-            Carriage::Tcp => self.tcp(address, config).await,
-            _ => self.quic(address, config).await,
-        }
-    }
-
-    async fn quic(
-        &self,
-        address: SocketAddr,
-        config: Arc<ClientConfig>,
-    ) -> Result<Dialled, DialError> {
-        let tls = QuicClientConfig::try_from(config).map_err(|e| self.tls_error(&e.to_string()))?;
-        let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(quic::transport(StreamBudget::AUTHENTICATED, true));
-        let connecting = self
-            .dialer
-            .endpoint()?
-            .connect_with(config, address, &self.server_name().to_str())
-            .map_err(|error| self.unreachable(io::Error::other(error)))?;
-        let connection = connecting.await.map_err(|error| self.quic_error(error))?;
-        let chain = connection
-            .peer_identity()
-            .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let keys = self.check(chain.as_deref().map_or(&[], Vec::as_slice))?;
-        let local = connection.local_ip().map(|ip| SocketAddr::new(ip, 0));
-        let source = Box::new(QuicSource::new(connection));
-        let connection = self.connection(source, Carriage::Quic, address, local);
-        Ok(Dialled { connection, keys })
-    }
-
-    async fn tcp(
-        &self,
-        address: SocketAddr,
-        config: Arc<ClientConfig>,
-    ) -> Result<Dialled, DialError> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| self.unreachable(error))?;
-        sockets::tune(&stream).map_err(DialError::Local)?;
-        let local = stream.local_addr().ok();
-        let tls = TlsConnector::from(config)
-            .connect(self.server_name(), stream)
-            .await
-            .map_err(|error| self.tcp_error(error))?;
-        let session = tls.get_ref().1;
-        let keys = self.check(session.peer_certificates().unwrap_or_default())?;
-        if session.alpn_protocol() != Some(self.alpn) {
-            return Err(self.no_protocol());
-        }
-        let source = Box::new(TcpSource::new(TlsStream::Client(tls)));
-        let connection = self.connection(source, Carriage::Tcp, address, local);
-        Ok(Dialled { connection, keys })
-    }
-
-    fn connection(
-        &self,
-        source: Box<dyn StreamSource>,
-        carriage: Carriage,
-        remote: SocketAddr,
-        local: Option<SocketAddr>,
-    ) -> Connection {
-        let info = ConnectionInfo {
-            alpn: self.alpn.into(),
-            carriage,
-            sni: None,
-            remote_addr: Some(remote),
-            local_addr: local,
-            dialled: true,
-        };
-        Connection::from_source(source, info)
-    }
-
-    fn server_name(&self) -> ServerName<'static> {
-        self.remote.server_name(place(self.target))
-    }
-
-    /// Keys are compared again: a resumed session was verified when it began, not now. Returns the
-    /// names of the key that was proved to a pin.
-    fn check(&self, chain: &[CertificateDer<'_>]) -> Result<Vec<PeerKey>, DialError> {
-        self.remote.check(chain).map_err(|error| match error {
-            CheckError::Pin(mismatch) => mismatch.into(),
-            CheckError::NoKey => self.no_key(),
-        })?;
-        if matches!(self.remote, Remote::Public(_)) {
-            return Ok(Vec::new());
-        }
-        match chain.first().map(PeerProof::from_certificate) {
-            Some(Ok(proof)) => Ok(proof.names().collect()),
-            _ => Err(self.no_key()),
-        }
-    }
-
-    fn no_key(&self) -> DialError {
-        self.tls_error("the server presented no key")
-    }
-
-    fn quic_error(&self, error: ConnectionError) -> DialError {
-        let (code, reason) = match &error {
-            ConnectionError::TransportError(error) => (u64::from(error.code), error.reason.clone()),
-            ConnectionError::ConnectionClosed(close) => (
-                u64::from(close.error_code),
-                String::from_utf8_lossy(&close.reason).into_owned(),
-            ),
-            ConnectionError::TimedOut => return timed_out(self.target, DIAL_TIMEOUT),
-            _ => return self.refused(quic::close_reason(error)),
-        };
-        let alert = code
-            .checked_sub(QUIC_ALERT_BASE)
-            .and_then(|alert| u8::try_from(alert).ok());
-        match alert {
-            Some(alert) => self.alert_error(alert.into(), &reason),
-            None if code == QUIC_REFUSED => self.refused(CloseReason::Peer(
-                None,
-                "it takes no more connections".into(),
-            )),
-            None => self.tls_error(&error.to_string()),
-        }
-    }
-
-    fn tcp_error(&self, error: io::Error) -> DialError {
-        let tls = error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        match tls {
-            Some(rustls::Error::AlertReceived(alert)) => {
-                self.alert_error(*alert, &error.to_string())
-            }
-            Some(rustls::Error::InvalidCertificate(reason)) => {
-                self.alert_error(AlertDescription::BadCertificate, &reason.to_string())
-            }
-            Some(rustls::Error::NoApplicationProtocol) => self.no_protocol(),
-            Some(error) => self.alert_error(AlertDescription::InternalError, &error.to_string()),
-            None => self.refused(CloseReason::Lost(error.to_string())),
-        }
-    }
-
-    /// Sorts a failed handshake by the alert it ended with, sent or received.
-    fn alert_error(&self, alert: AlertDescription, reason: &str) -> DialError {
-        use AlertDescription as A;
-        if alert == A::NoApplicationProtocol {
-            return self.no_protocol();
-        }
-        if let Some(mismatch) = self.remote.take_mismatch() {
-            return mismatch.into();
-        }
-        match (&self.remote, alert) {
-            (
-                Remote::Public(_),
-                A::BadCertificate
-                | A::CertificateExpired
-                | A::CertificateRevoked
-                | A::CertificateUnknown
-                // A signature in the chain, or the server's own, does not verify.
-                | A::DecryptError
-                | A::UnknownCA
-                | A::UnsupportedCertificate,
-            ) => DialError::Certificate {
-                target: self.target.address(),
-                reason: reason.to_owned(),
-            },
-            _ => self.tls_error(&format!("{alert:?} {reason}")),
-        }
-    }
-
-    fn no_protocol(&self) -> DialError {
-        DialError::NoProtocol {
-            target: self.target.address(),
-            alpn: String::from_utf8_lossy(self.alpn).into_owned(),
-        }
-    }
-
-    fn refused(&self, reason: CloseReason) -> DialError {
-        DialError::Refused {
-            target: self.target.address(),
-            reason,
-        }
-    }
-
-    fn tls_error(&self, reason: &str) -> DialError {
-        DialError::Tls {
-            target: self.target.address(),
-            reason: reason.to_owned(),
-        }
-    }
-
-    fn unreachable(&self, source: io::Error) -> DialError {
-        DialError::Unreachable {
-            target: self.target.address(),
-            source,
-        }
-    }
-}
-
-fn timed_out(target: &Target, after: Duration) -> DialError {
-    DialError::TimedOut {
-        target: target.address(),
-        seconds: after.as_secs(),
-    }
-}
-
-/// Of two failures the one that says more.
-fn heavier(first: DialError, second: DialError) -> DialError {
-    if first.weight() >= second.weight() {
-        first
-    } else {
-        second
-    }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use alknet_core::{CloseReason, DialErrorKind};
+use alknet_core::{CloseReason, DialErrorKind, PeerKey};
 use alknet_tls::{PinMismatch, TlsError};
 use thiserror::Error;
 
@@ -22,6 +22,9 @@ pub enum EndpointError {
     /// No address was given.
     #[error("listen.addrs is empty; '::' means every address of both families")]
     NoAddress,
+    /// The iroh endpoint cannot be set up.
+    #[error("iroh cannot be set up: {0}; check iroh.port and iroh.relays")]
+    Iroh(String),
     /// The QUIC side refused its TLS configuration.
     #[error("QUIC cannot be set up: {0}")]
     Quic(String),
@@ -64,6 +67,17 @@ pub enum DialError {
         target: String,
         /// The protocol asked for.
         alpn: String,
+    },
+    /// The server holds another key, and its library does not say which.
+    #[error(
+        "{target} does not hold the key {expected}; if its identity changed on purpose, pin the \
+         new key"
+    )]
+    OtherKey {
+        /// Host and port.
+        target: String,
+        /// The pin.
+        expected: PeerKey,
     },
     /// The server holds another key.
     #[error(transparent)]
@@ -122,7 +136,10 @@ pub enum DialError {
 impl DialError {
     /// Somebody answered and is not who was asked for: no other way there would help.
     pub(crate) fn is_about_whom(&self) -> bool {
-        matches!(self, Self::Certificate { .. } | Self::PinMismatch(_))
+        matches!(
+            self,
+            Self::Certificate { .. } | Self::OtherKey { .. } | Self::PinMismatch(_)
+        )
     }
 
     /// How much this error says about the server: of two failed attempts the one that says more
@@ -136,7 +153,7 @@ impl DialError {
             Self::Refused { .. } => 5,
             Self::NoProtocol { .. } => 6,
             Self::Certificate { .. } => 7,
-            Self::PinMismatch(_) => 8,
+            Self::OtherKey { .. } | Self::PinMismatch(_) => 8,
         }
     }
 }
@@ -144,7 +161,9 @@ impl DialError {
 impl From<DialError> for alknet_core::DialError {
     fn from(error: DialError) -> Self {
         let kind = match &error {
-            DialError::Certificate { .. } | DialError::PinMismatch(_) => DialErrorKind::Impostor,
+            DialError::Certificate { .. }
+            | DialError::OtherKey { .. }
+            | DialError::PinMismatch(_) => DialErrorKind::Impostor,
             DialError::Local(_) | DialError::TlsSetup(_) => DialErrorKind::Local,
             DialError::NoProtocol { .. } => DialErrorKind::NoProtocol,
             DialError::Refused { .. } => DialErrorKind::Refused,

@@ -1,15 +1,17 @@
 //! The one port: QUIC on UDP and TLS on TCP of the same number, both ways.
 //!
 //! [`Server`] binds, admits, finishes handshakes and hands each connection to the handler its ALPN
-//! names. [`Dialer`] reaches such a port, by pinned key or by public name. Handlers and callers see
-//! `alknet-core`'s `Connection` only.
+//! names. [`Dialer`] reaches such a port, by pinned key or by public name. An iroh endpoint can stand
+//! beside it. Handlers and callers see `alknet-core`'s `Connection` only.
 
+mod accept;
 mod admission;
 mod counters;
 mod dial;
 mod error;
 mod hello;
 mod https;
+mod iroh;
 mod limits;
 mod live;
 mod metrics;
@@ -24,6 +26,7 @@ mod tcp;
 
 pub use alknet_core::{Host, PeerAddr as Target, PeerAddrError as TargetError};
 
+pub use self::iroh::IrohOptions;
 pub use counters::Counters;
 pub use dial::Dialer;
 pub use error::{DialError, EndpointError};

@@ -35,6 +35,8 @@ pub struct ConnectionSummary {
 
 struct Entry {
     connection: Connection,
+    /// The address it is charged to.
+    from: IpAddr,
     key: Option<PeerKey>,
     /// Whom the key stood for when the connection began.
     peer: Option<PeerId>,
@@ -54,6 +56,7 @@ impl Live {
     pub(crate) fn insert(
         self: &Arc<Self>,
         connection: &Connection,
+        from: IpAddr,
         key: Option<PeerKey>,
         peer: Option<PeerId>,
         meters: Arc<AlpnMeters>,
@@ -61,6 +64,7 @@ impl Live {
         let (end, ended) = watch::channel(None);
         let entry = Entry {
             connection: connection.clone(),
+            from,
             key,
             peer,
             since: Instant::now(),
@@ -119,8 +123,7 @@ impl Live {
     pub(crate) fn end_strangers(&self, from: IpAddr, end: End) {
         let network = Prefix::of(from);
         for entry in self.lock().values().filter(|entry| entry.peer.is_none()) {
-            let remote = entry.connection.remote_addr();
-            if remote.is_some_and(|remote| Prefix::of(remote.ip()) == network) {
+            if Prefix::of(entry.from) == network {
                 entry.end.send_replace(Some(end));
             }
         }

@@ -232,7 +232,7 @@ fn connections(shared: &Shared, into: &mut Metrics) {
     let meters = &shared.meters.by_alpn;
     let mut counts = Counts::new();
     for spec in shared.registry.specs() {
-        let carriages = [Carriage::Quic, Carriage::Tcp];
+        let carriages = [Carriage::Iroh, Carriage::Quic, Carriage::Tcp];
         for carriage in carriages.into_iter().filter(|c| spec.carriage.covers(*c)) {
             for state in ["draining", "known", "stranger"] {
                 counts.insert(

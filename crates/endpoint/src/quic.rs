@@ -1,18 +1,14 @@
 //! QUIC connections as core's carriage.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+mod carriage;
 
-use alknet_core::{
-    BoxFuture, CloseCode, CloseReason, RecvHalf, RecvStream, SendHalf, SendStream, StreamBudget,
-    StreamCode, StreamError, StreamSource,
-};
-use bytes::Bytes;
-use quinn::{ConnectionError, MtuDiscoveryConfig, TransportConfig, VarInt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::sync::Arc;
+
+use quinn::{MtuDiscoveryConfig, TransportConfig};
+
+pub(crate) use carriage::quic_carriage;
+
+quic_carriage!(quinn);
 
 /// Silence after which a connection is given up.
 const IDLE: Duration = Duration::from_secs(45);
@@ -38,223 +34,18 @@ pub(crate) fn transport(budget: StreamBudget, dialled: bool) -> Arc<TransportCon
     Arc::new(config)
 }
 
-/// A QUIC connection.
-pub(crate) struct QuicSource(quinn::Connection);
-
-impl QuicSource {
-    pub(crate) fn new(connection: quinn::Connection) -> Self {
-        Self(connection)
-    }
+async fn write_chunks(stream: &mut Sending, chunks: &mut [Bytes]) -> Result<usize, WriteError> {
+    Ok(stream.write_chunks(chunks).await?.bytes)
 }
 
-fn pair((send, recv): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
-    (send_stream(send), recv_stream(recv))
+async fn read_chunk(stream: &mut Receiving, max: usize) -> Result<Option<Bytes>, ReadError> {
+    Ok(stream.read_chunk(max, true).await?.map(|chunk| chunk.bytes))
 }
 
-fn send_stream(stream: quinn::SendStream) -> SendStream {
-    SendStream::new(Box::new(Send {
-        stream,
-        stopped: None,
-    }))
+fn set_send_window(connection: &Connection, bytes: u32) {
+    connection.set_send_window(bytes.into());
 }
 
-fn recv_stream(stream: quinn::RecvStream) -> RecvStream {
-    RecvStream::new(Box::new(Recv(stream)))
-}
-
-impl StreamSource for QuicSource {
-    fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
-        Box::pin(async { self.0.accept_bi().await.map(pair).map_err(lost) })
-    }
-
-    fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
-        Box::pin(async { self.0.open_bi().await.map(pair).map_err(lost) })
-    }
-
-    fn accept_uni(&self) -> BoxFuture<'_, Result<RecvStream, StreamError>> {
-        Box::pin(async { self.0.accept_uni().await.map(recv_stream).map_err(lost) })
-    }
-
-    fn open_uni(&self) -> BoxFuture<'_, Result<SendStream, StreamError>> {
-        Box::pin(async { self.0.open_uni().await.map(send_stream).map_err(lost) })
-    }
-
-    fn is_multi(&self) -> bool {
-        true
-    }
-
-    fn close(&self, code: CloseCode, reason: &str) {
-        self.0.close(code.code().into(), reason.as_bytes());
-    }
-
-    fn closed(&self) -> BoxFuture<'_, CloseReason> {
-        Box::pin(async { close_reason(self.0.closed().await) })
-    }
-
-    fn set_budget(&self, budget: StreamBudget) {
-        self.0
-            .set_max_concurrent_bi_streams(budget.bidi_streams.into());
-        self.0
-            .set_max_concurrent_uni_streams(budget.uni_streams.into());
-        self.0
-            .set_receive_window(budget.connection_window_bytes.into());
-        self.0.set_send_window(budget.send_window_bytes.into());
-    }
-
-    fn rtt(&self) -> Option<Duration> {
-        Some(self.0.rtt())
-    }
-
-    fn export_keying_material(
-        &self,
-        label: &[u8],
-        context: &[u8],
-        out: &mut [u8],
-    ) -> Result<(), StreamError> {
-        self.0
-            .export_keying_material(out, label, context)
-            .map_err(|_| io::Error::other("the TLS session exports no such keying material").into())
-    }
-}
-
-pub(crate) fn close_reason(error: ConnectionError) -> CloseReason {
-    match error {
-        ConnectionError::ApplicationClosed(close) => CloseReason::Peer(
-            Some(close.error_code.into_inner()),
-            String::from_utf8_lossy(&close.reason).into_owned(),
-        ),
-        ConnectionError::LocallyClosed => CloseReason::Local,
-        ConnectionError::TimedOut => CloseReason::TimedOut,
-        other => CloseReason::Lost(other.to_string()),
-    }
-}
-
-fn lost(error: ConnectionError) -> StreamError {
-    match close_reason(error) {
-        CloseReason::TimedOut => StreamError::Timeout,
-        reason => StreamError::Closed(reason),
-    }
-}
-
-fn write_error(error: quinn::WriteError) -> StreamError {
-    match error {
-        quinn::WriteError::Stopped(code) => StreamError::Stopped(code.into_inner()),
-        quinn::WriteError::ConnectionLost(error) => lost(error),
-        other => io::Error::new(io::ErrorKind::NotConnected, other).into(),
-    }
-}
-
-fn read_error(error: quinn::ReadError) -> StreamError {
-    match error {
-        quinn::ReadError::Reset(code) => StreamError::Reset(code.into_inner()),
-        quinn::ReadError::ConnectionLost(error) => lost(error),
-        other => io::Error::new(io::ErrorKind::NotConnected, other).into(),
-    }
-}
-
-/// What [`quinn::SendStream::stopped`] resolves to.
-type Stopped = Result<Option<VarInt>, quinn::StoppedError>;
-
-struct Send {
-    stream: quinn::SendStream,
-    /// Kept between polls, because a dropped one forgets who waits for it.
-    stopped: Option<Pin<Box<dyn Future<Output = Stopped> + std::marker::Send>>>,
-}
-
-impl SendHalf for Send {
-    fn poll_write_chunks(
-        &mut self,
-        cx: &mut Context<'_>,
-        chunks: &mut [Bytes],
-    ) -> Poll<Result<usize, StreamError>> {
-        if chunks.iter().all(Bytes::is_empty) {
-            return Poll::Ready(Ok(0));
-        }
-        // The future holds no state of its own: what it waits for is kept in the stream.
-        let write = std::pin::pin!(self.stream.write_chunks(chunks));
-        write
-            .poll(cx)
-            .map_ok(|written| written.bytes)
-            .map_err(write_error)
-    }
-
-    fn finish(&mut self) -> Result<(), StreamError> {
-        self.stream
-            .finish()
-            .map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error).into())
-    }
-
-    fn reset(&mut self, code: StreamCode) {
-        // An error says that the stream is over already, which is what was wanted.
-        let _ = self.stream.reset(code.code().into());
-    }
-
-    fn set_priority(&mut self, priority: i32) {
-        let _ = self.stream.set_priority(priority);
-    }
-
-    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
-        let stopped = self
-            .stopped
-            .get_or_insert_with(|| Box::pin(self.stream.stopped()));
-        let result = ready!(stopped.as_mut().poll(cx));
-        self.stopped = None;
-        Poll::Ready(match result {
-            Ok(code) => Ok(code.map(VarInt::into_inner)),
-            Err(quinn::StoppedError::ConnectionLost(error)) => Err(lost(error)),
-            Err(other) => Err(io::Error::new(io::ErrorKind::NotConnected, other).into()),
-        })
-    }
-}
-
-impl AsyncWrite for Send {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream)
-            .poll_write(cx, buf)
-            .map_err(|error| write_error(error).into())
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SendHalf::finish(&mut *self).map_err(Into::into))
-    }
-}
-
-struct Recv(quinn::RecvStream);
-
-impl RecvHalf for Recv {
-    fn poll_read_chunk(
-        &mut self,
-        cx: &mut Context<'_>,
-        max: usize,
-    ) -> Poll<Result<Option<Bytes>, StreamError>> {
-        // As above: the future is stateless, so each poll may make a new one.
-        let read = std::pin::pin!(self.0.read_chunk(max, true));
-        read.poll(cx)
-            .map_ok(|chunk| chunk.map(|chunk| chunk.bytes))
-            .map_err(read_error)
-    }
-
-    fn stop(&mut self, code: StreamCode) {
-        let _ = self.0.stop(code.code().into());
-    }
-}
-
-impl AsyncRead for Recv {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = ready!(self.0.poll_read(cx, buf.initialize_unfilled())).map_err(read_error)?;
-        buf.advance(read);
-        Poll::Ready(Ok(()))
-    }
+fn rtt(connection: &Connection) -> Option<Duration> {
+    Some(connection.rtt())
 }

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_core::{
-    AlpnSpec, AuthContext, AuthNeed, CloseCode, ConnId, Connection, ConnectionInfo, HandlerError,
-    HandlerRegistry, Identity, IdentityProvider, PeerId, PeerKey, ProtocolHandler, StreamSource,
+    AlpnSpec, AuthContext, AuthNeed, Carriage, CloseCode, ConnId, Connection, ConnectionInfo,
+    HandlerError, HandlerRegistry, Identity, IdentityProvider, PeerId, PeerKey, ProtocolHandler,
+    StreamSource,
 };
 use alknet_tls::PeerProof;
 use futures_util::FutureExt;
@@ -125,7 +126,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
         Err(end) => return close(&connection, end),
     };
     match admit(&shared, &connection, proof, &mut place) {
-        Ok((auth, spec, handler)) => run(&shared, &connection, auth, &spec, handler).await,
+        Ok(admitted) => run(&shared, &connection, from, admitted).await,
         Err(end) => close(&connection, end),
     }
 }
@@ -204,16 +205,18 @@ fn admit(
 async fn run(
     shared: &Shared,
     connection: &Connection,
-    auth: AuthContext,
-    spec: &AlpnSpec,
-    handler: Arc<dyn ProtocolHandler>,
+    from: IpAddr,
+    (auth, spec, handler): Admitted,
 ) {
     let peer = auth.identity.as_ref().map(|identity| identity.id.clone());
     let meters = shared.meters.of(spec.id);
-    let (_guard, mut ended) =
-        shared
-            .live
-            .insert(connection, auth.key, peer.clone(), Arc::clone(&meters));
+    let (_guard, mut ended) = shared.live.insert(
+        connection,
+        from,
+        auth.key,
+        peer.clone(),
+        Arc::clone(&meters),
+    );
     // The peer may have been revoked between its lookup and its entry in the table.
     if shared.live.sweep_one(connection.id(), &*shared.identities) {
         shared.totals.revoked.add();
@@ -221,7 +224,7 @@ async fn run(
     if *shared.stop.borrow() {
         return close(connection, (CloseCode::Shutdown, "shutting down"));
     }
-    let open = Open::start(shared, connection, spec, &auth, peer);
+    let open = Open::start(shared, connection, &spec, &auth, peer);
     let work = {
         let connection = connection.clone();
         AssertUnwindSafe(async move { handler.handle(connection, auth).await }).catch_unwind()
@@ -343,10 +346,10 @@ impl<'a> Open<'a> {
     ) -> Self {
         let totals = &shared.totals;
         totals.connections_open.add();
-        if connection.is_multi() {
-            totals.connections_quic.add();
-        } else {
-            totals.connections_tcp.add();
+        match auth.carriage {
+            Carriage::Iroh => totals.connections_iroh.add(),
+            Carriage::Tcp => totals.connections_tcp.add(),
+            _ => totals.connections_quic.add(),
         }
         let open = Self {
             shared,

@@ -27,7 +27,8 @@ const ORDER: [&[u8]; 19] = [
 const OTHERS: &[u8] = b"";
 
 /// `alpns`, most preferred first. Equals keep their order.
-pub(crate) fn by_preference(alpns: &[&[u8]]) -> Vec<Vec<u8>> {
+#[must_use]
+pub fn by_preference(alpns: &[&[u8]]) -> Vec<Vec<u8>> {
     let place = |id: &[u8]| ORDER.iter().position(|known| *known == id);
     let mut sorted: Vec<Vec<u8>> = alpns.iter().map(|id| id.to_vec()).collect();
     sorted.sort_by_key(|id| place(id).or_else(|| place(OTHERS)));

@@ -93,6 +93,12 @@ impl NodeKey {
         PeerKey::Ed25519(self.public)
     }
 
+    /// The secret itself, for a library that signs with it.
+    #[must_use]
+    pub fn seed(&self) -> &[u8; 32] {
+        &self.seed
+    }
+
     /// A secret bound to this key and to `label` (HKDF-SHA-256), the same after every restart.
     #[must_use]
     pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {

@@ -30,6 +30,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use rustls::RootCertStore;
 
+pub use alpn::by_preference;
 pub use client::{ClientTls, ClientTlsOptions, bundled_roots, is_dns_name, roots_from_file};
 pub use error::TlsError;
 pub use files::{FILES_INTERVAL, FileWatcher};

@@ -105,6 +105,20 @@ impl Remote {
         }
     }
 
+    /// The Ed25519 keys it may prove *now*, for a library that dials a key and knows nothing else.
+    #[must_use]
+    pub fn ed25519_keys(&self) -> Vec<[u8; 32]> {
+        let (Self::Key(remote) | Self::Peer(_, remote)) = self else {
+            return Vec::new();
+        };
+        let wanted = remote.pins.lock();
+        let ed25519 = wanted.keys.iter().filter_map(|key| match key {
+            PeerKey::Ed25519(bytes) => Some(*bytes),
+            _ => None,
+        });
+        ed25519.collect()
+    }
+
     /// The mismatch that ended the last handshake, if one did.
     #[must_use]
     pub fn take_mismatch(&self) -> Option<PinMismatch> {

@@ -351,6 +351,7 @@ impl NodeConfig {
             listen: running.listen.clone(),
             network: running.network.clone(),
             tls: running.tls.clone(),
+            iroh: running.iroh.clone(),
             node: NodeSection {
                 admin_keys,
                 ..running.node.clone()
@@ -382,6 +383,7 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("tls", running.tls != next.tls),
         ("hub.enabled", running.hub.enabled != next.hub.enabled),
         ("hub.disclose", running.hub.disclose != next.hub.disclose),
+        ("iroh", running.iroh != next.iroh),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()

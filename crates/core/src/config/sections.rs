@@ -9,8 +9,8 @@ use super::error::quote;
 use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
-    HubSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection, TlsSection, hub,
-    tls, tuning, values,
+    HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection,
+    TlsSection, hub, iroh, tls, tuning, values,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
@@ -18,10 +18,10 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
     let mut holders = Holders::default();
     let listen = top.key("listen").and_then(|value| value.section(notes));
     let node = top.key("node").and_then(|value| value.section(notes));
+    let listen = listen.map_or_else(ListenConfig::default, |section| {
+        listen_config(section, notes)
+    });
     let config = NodeConfig {
-        listen: listen.map_or_else(ListenConfig::default, |section| {
-            listen_config(section, notes)
-        }),
         node: node.map_or_else(NodeSection::default, |section| {
             node_section(section, &mut holders, notes)
         }),
@@ -39,6 +39,13 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             .and_then(|value| value.section(notes))
             .map_or_else(HubSection::default, |section| hub::section(section, notes)),
         join: hub::joins(&top.list("join", notes), &mut holders, notes),
+        iroh: top
+            .key("iroh")
+            .and_then(|value| value.section(notes))
+            .map_or_else(IrohSection::default, |section| {
+                iroh::section(section, listen.port, notes)
+            }),
+        listen,
     };
     top.finish(notes);
     config

@@ -57,6 +57,11 @@ failures_per_minute = 5
 [log]
 level = "debug"
 hash_addresses = true
+
+[iroh]
+enabled = true
+port = 4433
+relays = ["https://relay.example.org", "https://192.0.2.1:8443/"]
 "#;
 
 fn refused(document: &str) -> Vec<String> {
@@ -268,6 +273,29 @@ fn documents_that_are_no_toml_say_where() {
     let long = vec![b'#'; CONFIG_BYTES_MAX + 1];
     let errors = NodeConfig::parse(&long).expect_err("too long");
     assert!(errors[0].to_string().contains("longer than 65536 bytes"));
+}
+
+#[test]
+fn iroh_has_a_port_of_its_own_and_relays_are_named_in_full() {
+    let iroh = |rest: &str| format!("[iroh]\nenabled = true\n{rest}\n");
+    assert!(!NodeConfig::default().iroh.enabled);
+    complaint(&iroh("port = 443"), &["line 3, iroh.port", "the one port"]);
+    complaint(
+        &(iroh("port = 8443") + "[listen]\nport = 8443\n"),
+        &["line 3, iroh.port"],
+    );
+    complaint(&iroh("port = 0"), &["from 1 to 65535"]);
+    for bad in [
+        "http://relay.example.org",
+        "relay.example.org",
+        "https://",
+        "https://relay.example.org/path",
+        "https://user@relay.example.org",
+    ] {
+        complaint(&iroh(&format!("relays = [\"{bad}\"]")), &["is no relay"]);
+    }
+    let many = vec!["\"https://relay.example.org\""; 9].join(", ");
+    complaint(&iroh(&format!("relays = [{many}]")), &["iroh.relays[8]"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod acme;
 mod authority;
 mod dialer;
+mod iroh;
 mod life;
 mod matrix;
 mod refusals;

@@ -1,0 +1,66 @@
+//! `[iroh]`: the node's protocols for whoever dials its key with iroh.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::entry::HostPort;
+
+use super::error::quote;
+use super::read::{Notes, Section};
+use super::sections::each;
+use super::values::Complaint;
+
+/// Most relays; the node keeps a connection to one and measures all.
+const RELAYS_MAX: usize = 8;
+
+/// `[iroh]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct IrohSection {
+    /// Whether iroh endpoints are served.
+    pub enabled: bool,
+    /// The UDP port, which is another one than `listen.port`; a free one where none is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub port: Option<u16>,
+    /// Relays to be reached through, `https://relay.example.org`.
+    #[schemars(length(max = 8), inner(regex(pattern = r"^https://[^/]+/?$")))]
+    pub relays: Vec<String>,
+}
+
+pub(super) fn section(
+    mut section: Section<'_, '_>,
+    listen_port: u16,
+    notes: &mut Notes<'_>,
+) -> IrohSection {
+    let enabled = section.key("enabled").and_then(|value| value.bool(notes));
+    let port = section.key("port");
+    let relays = section.list("relays", notes);
+    if let Some(beyond) = relays.get(RELAYS_MAX) {
+        let what = format!("there are more than {RELAYS_MAX} relays");
+        beyond.wrong(notes, what, "leave some out");
+    }
+    section.finish(notes);
+    let number = port.as_ref().and_then(|value| value.port(notes));
+    if let Some(value) = port.filter(|_| number == Some(listen_port)) {
+        let what = format!("{listen_port} is the one port, listen.port");
+        value.wrong(notes, what, "name another one, or leave the key out");
+    }
+    IrohSection {
+        enabled: enabled.unwrap_or(false),
+        port: number,
+        relays: each(&relays, relay, notes),
+    }
+}
+
+fn relay(text: &str) -> Result<String, Complaint> {
+    let place = text.strip_prefix("https://");
+    let place = place.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    if place.is_some_and(|place| place.parse::<HostPort>().is_ok()) {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is no relay", quote(text)),
+        "write https:// and a host, with its port where that is not 443".to_owned(),
+    ))
+}

@@ -1,0 +1,247 @@
+//! QUIC: who starts a handshake. Quinn's endpoint on the one port and iroh's beside it share this.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use alknet_core::{Carriage, ConnectionInfo, StreamBudget};
+use alknet_tls::{NodeKey, ServerTls};
+use aws_lc_rs::{hkdf, hmac};
+use quinn::EndpointConfig;
+use quinn::crypto::rustls::HandshakeData;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::mpsc;
+
+use super::{Probe, bounded, canonical, proof, stopped};
+use crate::admission::{self, Limit, Ticket};
+use crate::error::EndpointError;
+use crate::hello::HelloChooser;
+use crate::quic;
+use crate::serve::{Arrived, Shared, serve};
+
+/// First packets waiting for the accept loop.
+const INCOMING_MAX: usize = 1024;
+/// Bytes kept for one of them, and for all.
+const INCOMING_BYTES: u64 = 32 << 10;
+const INCOMING_BYTES_TOTAL: u64 = 8 << 20;
+
+/// Where first packets arrive.
+pub(crate) trait Listener: Send + Sync + 'static {
+    /// What arrives.
+    type Incoming: Incoming;
+
+    /// The next one; `None` once the endpoint is closed.
+    fn next(&self) -> impl Future<Output = Option<Self::Incoming>> + Send;
+}
+
+/// A first packet that nobody answered yet.
+pub(crate) trait Incoming: Send + 'static {
+    /// What the connection will travel on.
+    const CARRIAGE: Carriage;
+
+    /// The address it is charged to.
+    fn source(&self) -> IpAddr;
+
+    /// Whether that address is proven.
+    fn is_validated(&self) -> bool;
+
+    /// Answers nothing.
+    fn ignore(self);
+
+    /// Answers that there is no room.
+    fn refuse(self);
+
+    /// Asks for proof of the address; whether that could be asked.
+    fn retry(self) -> bool;
+
+    /// Goes through with the handshake. Resolves at its end, never with early data before it.
+    fn finish(self) -> impl Future<Output = io::Result<Arrived>> + Send;
+}
+
+/// Decides about everything that arrives. Once the node drains, everything is refused.
+pub(crate) async fn accept_loop(
+    shared: Arc<Shared>,
+    listener: impl Listener,
+    mut probes: mpsc::Receiver<Probe>,
+) {
+    let mut stop = shared.stop.subscribe();
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            Some(answer) = probes.recv() => drop(answer.send(())),
+            incoming = listener.next() => match incoming {
+                Some(incoming) => admit(&shared, incoming),
+                None => return,
+            },
+        }
+    }
+    while let Some(incoming) = listener.next().await {
+        incoming.refuse();
+    }
+}
+
+fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
+    let (from, validated) = (incoming.source(), incoming.is_validated());
+    let decision = shared
+        .admission()
+        .quic(I::CARRIAGE, from, validated, Instant::now());
+    match decision {
+        admission::Quic::Accept(ticket) => {
+            let ticket = QuicTicket {
+                shared: Arc::clone(shared),
+                ticket,
+            };
+            tokio::spawn(connection(ticket, incoming));
+        }
+        admission::Quic::Ignore => {
+            shared.meters.hit(Limit::Retries);
+            shared.totals.handshakes_ignored.add();
+            incoming.ignore();
+        }
+        admission::Quic::Refuse(limit) => {
+            shared.meters.hit(limit);
+            shared.totals.handshakes_refused.add();
+            incoming.refuse();
+        }
+        admission::Quic::Retry => {
+            shared.meters.hit(Limit::HandshakesUnproven);
+            shared.totals.handshakes_retried.add();
+            if !incoming.retry() {
+                shared.totals.handshakes_ignored.add();
+            }
+        }
+    }
+}
+
+struct QuicTicket {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+}
+
+impl Drop for QuicTicket {
+    fn drop(&mut self) {
+        self.shared.admission().finish(self.ticket);
+    }
+}
+
+async fn connection(ticket: QuicTicket, incoming: impl Incoming) {
+    let shared = Arc::clone(&ticket.shared);
+    let arrived = bounded(&shared, incoming.finish()).await;
+    drop(ticket);
+    if let Some(arrived) = arrived {
+        serve(shared, arrived).await;
+    }
+}
+
+/// Quinn's endpoint on the one port.
+pub(crate) struct QuinnListener {
+    endpoint: quinn::Endpoint,
+    bound: Option<SocketAddr>,
+}
+
+impl QuinnListener {
+    pub(crate) fn new(endpoint: quinn::Endpoint) -> Self {
+        let bound = endpoint.local_addr().ok();
+        Self { endpoint, bound }
+    }
+}
+
+impl Listener for QuinnListener {
+    type Incoming = QuinnIncoming;
+
+    async fn next(&self) -> Option<QuinnIncoming> {
+        let incoming = self.endpoint.accept().await?;
+        let bound = self.bound;
+        Some(QuinnIncoming { incoming, bound })
+    }
+}
+
+pub(crate) struct QuinnIncoming {
+    incoming: quinn::Incoming,
+    bound: Option<SocketAddr>,
+}
+
+impl Incoming for QuinnIncoming {
+    const CARRIAGE: Carriage = Carriage::Quic;
+
+    fn source(&self) -> IpAddr {
+        self.incoming.remote_address().ip().to_canonical()
+    }
+
+    fn is_validated(&self) -> bool {
+        self.incoming.remote_address_validated()
+    }
+
+    fn ignore(self) {
+        self.incoming.ignore();
+    }
+
+    fn refuse(self) {
+        self.incoming.refuse();
+    }
+
+    fn retry(self) -> bool {
+        self.incoming.retry().is_ok()
+    }
+
+    async fn finish(self) -> io::Result<Arrived> {
+        let connecting = self.incoming.accept().map_err(io::Error::other)?;
+        let connection = connecting.await.map_err(io::Error::other)?;
+        Ok(arrived(connection, self.bound))
+    }
+}
+
+fn arrived(connection: quinn::Connection, bound: Option<SocketAddr>) -> Arrived {
+    let data = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok());
+    let (alpn, sni) = data.map_or((None, None), |data| (data.protocol, data.server_name));
+    let chain = connection
+        .peer_identity()
+        .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let remote = canonical(connection.remote_address());
+    let local = bound.map(|bound| {
+        let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
+        SocketAddr::new(ip.to_canonical(), bound.port())
+    });
+    Arrived {
+        info: ConnectionInfo {
+            alpn: alpn.unwrap_or_default().into(),
+            carriage: Carriage::Quic,
+            sni: sni.map(Into::into),
+            remote_addr: Some(remote),
+            local_addr: local,
+            dialled: false,
+        },
+        proof: chain.and_then(|chain| proof(&chain)),
+        from: remote.ip(),
+        source: Box::new(quic::Source::new(connection)),
+    }
+}
+
+/// How quinn serves the one port.
+pub(crate) fn server_config(
+    key: &NodeKey,
+    tls: &Arc<ServerTls>,
+) -> Result<quinn::ServerConfig, EndpointError> {
+    let chooser = HelloChooser::new(tls).map_err(|error| EndpointError::Quic(error.to_string()))?;
+    // Derived from the node key, address proofs survive a restart.
+    let token_key = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &*key.derive("quic address token"));
+    let mut config = quinn::ServerConfig::new(Arc::new(chooser), Arc::new(token_key));
+    config
+        .transport_config(quic::transport(StreamBudget::UNAUTHENTICATED, false))
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(INCOMING_BYTES_TOTAL)
+        .migration(true);
+    Ok(config)
+}
+
+/// What does not depend on who dials.
+pub(crate) fn endpoint_config(key: &NodeKey) -> EndpointConfig {
+    // Derived from the node key, a restarted node can still end its predecessor's connections.
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &*key.derive("quic stateless reset"));
+    EndpointConfig::new(Arc::new(reset_key))
+}

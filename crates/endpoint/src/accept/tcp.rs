@@ -1,0 +1,202 @@
+//! TLS on TCP: who starts a handshake, and which of them give way to newer ones.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use alknet_core::{Carriage, ConnectionInfo};
+use alknet_tls::{ALPN_ACME, ServerTls};
+use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+
+use super::{Probe, bounded, canonical, proof, stopped};
+use crate::admission::{self, Limit, Ticket};
+use crate::hello;
+use crate::metrics::Refused;
+use crate::serve::{Arrived, Shared, serve};
+use crate::sockets;
+use crate::tcp::{self, TcpSource};
+
+/// Pause of the TCP accept loop when the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a TCP client without ALPN is taken to speak.
+const ALPN_OF_OLD_CLIENTS: &[u8] = b"http/1.1";
+
+/// What the TCP accept loop and its handshakes share.
+pub(crate) struct TcpSide {
+    shared: Arc<Shared>,
+    tls: Arc<ServerTls>,
+    /// Handshakes that can be ended for newer ones.
+    handshakes: Mutex<HashMap<Ticket, AbortHandle>>,
+}
+
+impl TcpSide {
+    pub(crate) fn new(shared: &Arc<Shared>, tls: &Arc<ServerTls>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            tls: Arc::clone(tls),
+            handshakes: Mutex::default(),
+        }
+    }
+
+    fn handshakes(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, AbortHandle>> {
+        self.handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Decides about everybody who connects, until the node drains.
+pub(crate) async fn accept_loop(
+    side: Arc<TcpSide>,
+    listener: TcpListener,
+    mut probes: mpsc::Receiver<Probe>,
+) {
+    let mut stop = side.shared.stop.subscribe();
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => return,
+            Some(answer) = probes.recv() => drop(answer.send(())),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, remote)) => admit(&side, stream, canonical(remote)),
+                Err(error) => pause(&error).await,
+            },
+        }
+    }
+}
+
+/// Out of descriptors or memory, accepting again at once would spin; anything else concerns the
+/// one connection that was lost.
+async fn pause(error: &io::Error) {
+    const ENOMEM: i32 = 12;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    const ENOBUFS: i32 = 105;
+    if matches!(
+        error.raw_os_error(),
+        Some(ENOMEM | ENFILE | EMFILE | ENOBUFS)
+    ) {
+        tracing::warn!("cannot accept connections: {error}");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+fn admit(side: &Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
+    let shared = &side.shared;
+    let decision = shared.admission().tcp(remote.ip());
+    let (ticket, evict) = match decision {
+        admission::Tcp::Accept { ticket, evict } => (ticket, evict),
+        admission::Tcp::Refuse(limit) => {
+            shared.meters.hit(limit);
+            return shared.totals.handshakes_refused.add();
+        }
+    };
+    if let Some(oldest) = evict.and_then(|evict| side.handshakes().remove(&evict)) {
+        shared.meters.hit(Limit::Handshakes);
+        shared.totals.handshakes_evicted.add();
+        oldest.abort();
+    }
+    let guard = TcpTicket {
+        side: Arc::clone(side),
+        ticket,
+    };
+    // Held until the handle is in the table, so that the task cannot end before it is.
+    let mut handshakes = side.handshakes();
+    let task = tokio::spawn(connection(guard, stream, remote));
+    handshakes.insert(ticket, task.abort_handle());
+}
+
+struct TcpTicket {
+    side: Arc<TcpSide>,
+    ticket: Ticket,
+}
+
+impl Drop for TcpTicket {
+    fn drop(&mut self) {
+        self.side.handshakes().remove(&self.ticket);
+        self.side.shared.admission().finish(self.ticket);
+    }
+}
+
+async fn connection(guard: TcpTicket, stream: TcpStream, remote: SocketAddr) {
+    let shared = Arc::clone(&guard.side.shared);
+    let side = Arc::clone(&guard.side);
+    let connection = bounded(&shared, handshake(&side, stream, remote.ip())).await;
+    // From here on nothing may end this task for a newer handshake.
+    drop(guard);
+    if let Some(arrived) = connection
+        .flatten()
+        .map(|tls| arrived(&shared, tls, remote))
+    {
+        serve(shared, arrived).await;
+    }
+}
+
+/// `None` when the handshake was all the client wanted.
+async fn handshake(
+    side: &TcpSide,
+    stream: TcpStream,
+    from: IpAddr,
+) -> io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
+    sockets::tune(&stream)?;
+    let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    let allowed = side
+        .shared
+        .admission()
+        .charge(Carriage::Tcp, from, Instant::now());
+    if !allowed {
+        side.shared.meters.hit(Limit::HandshakeRate);
+        side.shared.totals.handshakes_refused.add();
+        return Err(io::Error::other(Refused));
+    }
+    let config = match side.tls.tcp(&start.client_hello()) {
+        Ok(config) => config,
+        Err(unknown) => {
+            tcp::alert(&mut start.io, hello::ALERT_UNRECOGNIZED_NAME).await?;
+            return Err(io::Error::other(unknown));
+        }
+    };
+    let mut tls = start.into_stream(config).await?;
+    if tls.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
+        // A certificate authority has seen what it wanted to see (RFC 8737 section 3).
+        tls.shutdown().await?;
+        return Ok(None);
+    }
+    Ok(Some(tls))
+}
+
+fn arrived(
+    shared: &Shared,
+    tls: tokio_rustls::server::TlsStream<TcpStream>,
+    remote: SocketAddr,
+) -> Arrived {
+    let (tcp, session) = tls.get_ref();
+    let old = || shared.registry.get(ALPN_OF_OLD_CLIENTS, Carriage::Tcp);
+    let alpn = match session.alpn_protocol() {
+        Some(alpn) => alpn,
+        None if old().is_some() => ALPN_OF_OLD_CLIENTS,
+        None => &[],
+    };
+    let info = ConnectionInfo {
+        alpn: alpn.into(),
+        carriage: Carriage::Tcp,
+        sni: session.server_name().map(Into::into),
+        remote_addr: Some(remote),
+        local_addr: tcp.local_addr().ok().map(canonical),
+        dialled: false,
+    };
+    Arrived {
+        info,
+        proof: session.peer_certificates().and_then(proof),
+        from: remote.ip(),
+        source: Box::new(TcpSource::new(TlsStream::Server(tls))),
+    }
+}

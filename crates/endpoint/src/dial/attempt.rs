@@ -1,0 +1,228 @@
+//! One dial: carriages, forms of key and addresses, each with a head start over the next.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::{
+    Carriage, Connection, ConnectionInfo, Dialled, PeerAddr as Target, PeerKey, StreamBudget,
+    StreamSource,
+};
+use alknet_tls::{CheckError, NodeKey, PeerProof, Remote};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::ClientConfig;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use super::failure::{heavier, timed_out};
+use super::{DIAL_TIMEOUT, Dialer, place};
+use crate::error::DialError;
+use crate::quic;
+use crate::sockets;
+use crate::tcp::TcpSource;
+
+/// Head start of QUIC.
+const TCP_DELAY: Duration = Duration::from_millis(400);
+
+/// What QUIC still gets once TCP has failed: a refused TCP port makes a UDP answer unlikely, and
+/// UDP itself never says no.
+const QUIC_GRACE: Duration = Duration::from_secs(3);
+
+/// Head start of each address of a name over the next (RFC 8305 section 5).
+const ADDRESS_DELAY: Duration = Duration::from_millis(250);
+
+/// One dial: everything its parallel tries share.
+pub(crate) struct Attempt<'a> {
+    pub(super) dialer: &'a Dialer,
+    pub(crate) target: &'a Target,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) remote: Remote,
+    /// What we show, unless it is nothing.
+    pub(crate) key: Option<&'a NodeKey>,
+    pub(crate) alpn: &'a [u8],
+}
+
+impl Attempt<'_> {
+    pub(super) async fn race(&self) -> Result<Dialled, DialError> {
+        let quic_failed = Notify::new();
+        let quic = self.over(Carriage::Quic);
+        let tcp = async {
+            tokio::select! {
+                () = sleep(TCP_DELAY) => {}
+                () = quic_failed.notified() => {}
+            }
+            self.over(Carriage::Tcp).await
+        };
+        tokio::pin!(quic, tcp);
+        tokio::select! {
+            biased;
+            result = &mut quic => match result {
+                Err(error) if error.is_about_whom() => Err(error),
+                Err(first) => {
+                    quic_failed.notify_one();
+                    tcp.await.map_err(|second| heavier(first, second))
+                }
+                connected => connected,
+            },
+            result = &mut tcp => match result {
+                Err(error) if error.is_about_whom() => Err(error),
+                Err(first) => timeout(QUIC_GRACE, quic)
+                    .await
+                    .unwrap_or_else(|_| Err(timed_out(self.target, QUIC_GRACE)))
+                    .map_err(|second| heavier(first, second)),
+                connected => connected,
+            },
+        }
+    }
+
+    /// Every form of key on one carriage: a server that knows no raw keys gets certificates.
+    pub(super) async fn over(&self, carriage: Carriage) -> Result<Dialled, DialError> {
+        let mut configs = self
+            .remote
+            .attempts(place(self.target), self.alpn)
+            .into_iter()
+            .peekable();
+        loop {
+            let Some(config) = configs.next() else {
+                return Err(self.tls_error("there is no way to know the server"));
+            };
+            match self.addresses(carriage, config).await {
+                Err(DialError::Tls { .. }) if configs.peek().is_some() => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Every address, each with a head start over the next.
+    async fn addresses(
+        &self,
+        carriage: Carriage,
+        config: ClientConfig,
+    ) -> Result<Dialled, DialError> {
+        let config = Arc::new(config);
+        let mut running = FuturesUnordered::new();
+        let mut rest = self.addresses.iter();
+        let mut worst: Option<DialError> = None;
+        loop {
+            if let Some(address) = rest.next() {
+                running.push(self.one(carriage, *address, Arc::clone(&config)));
+            }
+            let more = rest.len() > 0;
+            tokio::select! {
+                result = running.next() => match result {
+                    Some(Ok(connection)) => return Ok(connection),
+                    Some(Err(error)) => worst = Some(match worst {
+                        Some(first) => heavier(first, error),
+                        None => error,
+                    }),
+                    None => return Err(worst.unwrap_or_else(|| timed_out(self.target, DIAL_TIMEOUT))),
+                },
+                () = sleep(ADDRESS_DELAY), if more => {}
+            }
+        }
+    }
+
+    async fn one(
+        &self,
+        carriage: Carriage,
+        address: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> Result<Dialled, DialError> {
+        match carriage {
+            Carriage::Tcp => self.tcp(address, config).await,
+            _ => self.quic(address, config).await,
+        }
+    }
+
+    async fn quic(
+        &self,
+        address: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> Result<Dialled, DialError> {
+        let tls = QuicClientConfig::try_from(config).map_err(|e| self.tls_error(&e.to_string()))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(quic::transport(StreamBudget::AUTHENTICATED, true));
+        let connecting = self
+            .dialer
+            .endpoint()?
+            .connect_with(config, address, &self.server_name().to_str())
+            .map_err(|error| self.unreachable(io::Error::other(error)))?;
+        let connection = connecting.await.map_err(|error| self.quic_error(error))?;
+        let chain = connection
+            .peer_identity()
+            .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let keys = self.check(chain.as_deref().map_or(&[], Vec::as_slice))?;
+        let local = connection.local_ip().map(|ip| SocketAddr::new(ip, 0));
+        let source = Box::new(quic::Source::new(connection));
+        let connection = self.connection(source, Carriage::Quic, address, local);
+        Ok(Dialled { connection, keys })
+    }
+
+    async fn tcp(
+        &self,
+        address: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> Result<Dialled, DialError> {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        sockets::tune(&stream).map_err(DialError::Local)?;
+        let local = stream.local_addr().ok();
+        let tls = TlsConnector::from(config)
+            .connect(self.server_name(), stream)
+            .await
+            .map_err(|error| self.tcp_error(error))?;
+        let session = tls.get_ref().1;
+        let keys = self.check(session.peer_certificates().unwrap_or_default())?;
+        if session.alpn_protocol() != Some(self.alpn) {
+            return Err(self.no_protocol());
+        }
+        let source = Box::new(TcpSource::new(TlsStream::Client(tls)));
+        let connection = self.connection(source, Carriage::Tcp, address, local);
+        Ok(Dialled { connection, keys })
+    }
+
+    pub(crate) fn connection(
+        &self,
+        source: Box<dyn StreamSource>,
+        carriage: Carriage,
+        remote: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Connection {
+        let info = ConnectionInfo {
+            alpn: self.alpn.into(),
+            carriage,
+            sni: None,
+            remote_addr: Some(remote),
+            local_addr: local,
+            dialled: true,
+        };
+        Connection::from_source(source, info)
+    }
+
+    fn server_name(&self) -> ServerName<'static> {
+        self.remote.server_name(place(self.target))
+    }
+
+    /// Keys are compared again: a resumed session was verified when it began, not now. Returns the
+    /// names of the key that was proved to a pin.
+    pub(crate) fn check(&self, chain: &[CertificateDer<'_>]) -> Result<Vec<PeerKey>, DialError> {
+        self.remote.check(chain).map_err(|error| match error {
+            CheckError::Pin(mismatch) => mismatch.into(),
+            CheckError::NoKey => self.no_key(),
+        })?;
+        if matches!(self.remote, Remote::Public(_)) {
+            return Ok(Vec::new());
+        }
+        match chain.first().map(PeerProof::from_certificate) {
+            Some(Ok(proof)) => Ok(proof.names().collect()),
+            _ => Err(self.no_key()),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What a failed attempt means to whoever dialled.
+
+use std::io;
+use std::time::Duration;
+
+use alknet_core::{CloseReason, PeerAddr as Target};
+use alknet_tls::Remote;
+use quinn::ConnectionError;
+use rustls::AlertDescription;
+
+use super::DIAL_TIMEOUT;
+use super::attempt::Attempt;
+use crate::error::DialError;
+use crate::quic;
+
+/// First QUIC code of a TLS alert (RFC 9001 section 4.8).
+const QUIC_ALERT_BASE: u64 = 0x100;
+
+/// QUIC `CONNECTION_REFUSED` (RFC 9000 section 20.1).
+const QUIC_REFUSED: u64 = 0x2;
+
+impl Attempt<'_> {
+    pub(crate) fn no_key(&self) -> DialError {
+        self.tls_error("the server presented no key")
+    }
+
+    pub(super) fn quic_error(&self, error: ConnectionError) -> DialError {
+        let (code, reason) = match &error {
+            ConnectionError::TransportError(error) => (u64::from(error.code), error.reason.clone()),
+            ConnectionError::ConnectionClosed(close) => (
+                u64::from(close.error_code),
+                String::from_utf8_lossy(&close.reason).into_owned(),
+            ),
+            ConnectionError::TimedOut => return timed_out(self.target, DIAL_TIMEOUT),
+            _ => return self.refused(quic::close_reason(error)),
+        };
+        self.handshake_error(code, &reason, &error.to_string())
+    }
+
+    /// Sorts a failed QUIC handshake by the code it ended with, sent or received.
+    pub(crate) fn handshake_error(&self, code: u64, reason: &str, whole: &str) -> DialError {
+        match alert_of(code) {
+            Some(alert) => self.alert_error(alert, reason),
+            None if code == QUIC_REFUSED => self.refused(CloseReason::Peer(
+                None,
+                "it takes no more connections".into(),
+            )),
+            None => self.tls_error(whole),
+        }
+    }
+
+    pub(super) fn tcp_error(&self, error: io::Error) -> DialError {
+        let tls = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(rustls::Error::AlertReceived(alert)) => {
+                self.alert_error(*alert, &error.to_string())
+            }
+            Some(rustls::Error::InvalidCertificate(reason)) => {
+                self.alert_error(AlertDescription::BadCertificate, &reason.to_string())
+            }
+            Some(rustls::Error::NoApplicationProtocol) => self.no_protocol(),
+            Some(error) => self.alert_error(AlertDescription::InternalError, &error.to_string()),
+            None => self.refused(CloseReason::Lost(error.to_string())),
+        }
+    }
+
+    /// Sorts a failed handshake by the alert it ended with, sent or received.
+    fn alert_error(&self, alert: AlertDescription, reason: &str) -> DialError {
+        use AlertDescription as A;
+        if alert == A::NoApplicationProtocol {
+            return self.no_protocol();
+        }
+        if let Some(mismatch) = self.remote.take_mismatch() {
+            return mismatch.into();
+        }
+        match (&self.remote, alert) {
+            (
+                Remote::Public(_),
+                A::BadCertificate
+                | A::CertificateExpired
+                | A::CertificateRevoked
+                | A::CertificateUnknown
+                // A signature in the chain, or the server's own, does not verify.
+                | A::DecryptError
+                | A::UnknownCA
+                | A::UnsupportedCertificate,
+            ) => DialError::Certificate {
+                target: self.target.address(),
+                reason: reason.to_owned(),
+            },
+            _ => self.tls_error(&format!("{alert:?} {reason}")),
+        }
+    }
+
+    pub(crate) fn no_protocol(&self) -> DialError {
+        DialError::NoProtocol {
+            target: self.target.address(),
+            alpn: String::from_utf8_lossy(self.alpn).into_owned(),
+        }
+    }
+
+    pub(crate) fn refused(&self, reason: CloseReason) -> DialError {
+        DialError::Refused {
+            target: self.target.address(),
+            reason,
+        }
+    }
+
+    pub(crate) fn tls_error(&self, reason: &str) -> DialError {
+        DialError::Tls {
+            target: self.target.address(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    pub(crate) fn unreachable(&self, source: io::Error) -> DialError {
+        DialError::Unreachable {
+            target: self.target.address(),
+            source,
+        }
+    }
+}
+
+pub(crate) fn timed_out(target: &Target, after: Duration) -> DialError {
+    DialError::TimedOut {
+        target: target.address(),
+        seconds: after.as_secs(),
+    }
+}
+
+/// The TLS alert within a QUIC code.
+pub(crate) fn alert_of(code: u64) -> Option<AlertDescription> {
+    let alert = code.checked_sub(QUIC_ALERT_BASE)?;
+    Some(u8::try_from(alert).ok()?.into())
+}
+
+/// Of two failures the one that says more.
+pub(crate) fn heavier(first: DialError, second: DialError) -> DialError {
+    if first.weight() >= second.weight() {
+        first
+    } else {
+        second
+    }
+}

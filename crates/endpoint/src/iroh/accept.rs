@@ -1,0 +1,88 @@
+//! Iroh's first packets, for the accept loop that QUIC has.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use alknet_core::{Carriage, ConnectionInfo, PeerKey};
+use alknet_tls::PeerProof;
+use iroh::Endpoint;
+use iroh::endpoint::IncomingAddr;
+
+use super::carriage::Source;
+use crate::accept::quic::{Incoming, Listener};
+use crate::serve::Arrived;
+
+/// Whom everybody is charged to who comes through a relay, where no address is known: all of them
+/// together are one caller. From the prefix that is routed nowhere (RFC 6666).
+const RELAYED: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0));
+
+/// Where iroh's first packets arrive.
+pub(crate) struct IrohListener(pub(crate) Endpoint);
+
+impl Listener for IrohListener {
+    type Incoming = iroh::endpoint::Incoming;
+
+    async fn next(&self) -> Option<Self::Incoming> {
+        self.0.accept().await
+    }
+}
+
+impl Incoming for iroh::endpoint::Incoming {
+    const CARRIAGE: Carriage = Carriage::Iroh;
+
+    fn source(&self) -> IpAddr {
+        direct(self).map_or(RELAYED, |address| address.ip())
+    }
+
+    fn is_validated(&self) -> bool {
+        self.remote_addr_validated()
+    }
+
+    fn ignore(self) {
+        Self::ignore(self);
+    }
+
+    fn refuse(self) {
+        Self::refuse(self);
+    }
+
+    fn retry(self) -> bool {
+        Self::retry(self).is_ok()
+    }
+
+    async fn finish(self) -> io::Result<Arrived> {
+        let (from, remote) = (self.source(), direct(&self));
+        let accepting = self.accept().map_err(io::Error::other)?;
+        // Iroh lets clients send early data, which can be replayed. It is never asked for here:
+        // whoever replays a handshake cannot finish it.
+        let connection = accepting
+            .await
+            .map_err(|error| io::Error::other(format!("{error:#}")))?;
+        Ok(Arrived {
+            info: ConnectionInfo {
+                alpn: connection.alpn().into(),
+                carriage: Carriage::Iroh,
+                sni: None,
+                remote_addr: remote,
+                local_addr: None,
+                dialled: false,
+            },
+            proof: Some(PeerProof {
+                key: PeerKey::Ed25519(*connection.remote_id().as_bytes()),
+                certificate: None,
+            }),
+            from,
+            source: Box::new(Source::new(connection)),
+        })
+    }
+}
+
+/// Where somebody is who does not come through a relay.
+fn direct(incoming: &iroh::endpoint::Incoming) -> Option<SocketAddr> {
+    match incoming.remote_addr() {
+        IncomingAddr::Ip(address) => {
+            Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+        }
+        _ => None,
+    }
+}

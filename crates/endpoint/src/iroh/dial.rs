@@ -1,0 +1,132 @@
+//! Reaching an iroh endpoint by its key, at addresses that are known.
+
+use alknet_core::{Carriage, Dialled, PeerKey};
+use alknet_tls::NodeKey;
+use iroh::endpoint::{ConnectError, ConnectWithOptsError, ConnectingError, ConnectionError};
+use iroh::{Endpoint, EndpointAddr, EndpointId};
+use rustls::AlertDescription;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::Mutex;
+
+use super::bind_client;
+use super::carriage::{Source, close_reason};
+use crate::dial::{Attempt, DIAL_TIMEOUT, alert_of, timed_out};
+use crate::error::DialError;
+
+/// The endpoints that dial, each opened with the first dial that needs it.
+#[derive(Debug, Default)]
+pub(crate) struct Endpoints {
+    /// Shows our key.
+    ours: Mutex<Option<Endpoint>>,
+    /// Shows a key made for it: iroh has no clients without one.
+    nobodys: Mutex<Option<Endpoint>>,
+}
+
+impl Endpoints {
+    async fn get(&self, key: Option<&NodeKey>) -> Result<Endpoint, DialError> {
+        let slot = if key.is_some() {
+            &self.ours
+        } else {
+            &self.nobodys
+        };
+        let mut slot = slot.lock().await;
+        if let Some(endpoint) = &*slot {
+            return Ok(endpoint.clone());
+        }
+        let made;
+        let key = match key {
+            Some(key) => key,
+            None => {
+                made = NodeKey::generate()?;
+                &made
+            }
+        };
+        let endpoint = bind_client(key).await.map_err(DialError::Local)?;
+        Ok(slot.insert(endpoint).clone())
+    }
+
+    /// Closes every connection and waits until their peers know, or are taken to be gone.
+    pub(crate) async fn close(&self) {
+        for slot in [&self.ours, &self.nobodys] {
+            let endpoint = slot.lock().await.take();
+            if let Some(endpoint) = endpoint {
+                endpoint.close().await;
+            }
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// Each key that the server may prove, until it does.
+    pub(crate) async fn iroh(&self, endpoints: &Endpoints) -> Result<Dialled, DialError> {
+        let keys = self.remote.ed25519_keys();
+        let mut failure = DialError::UnknownPeer {
+            target: self.target.address(),
+        };
+        if keys.is_empty() {
+            return Err(failure);
+        }
+        let endpoint = endpoints.get(self.key).await?;
+        for key in keys {
+            match self.iroh_key(&endpoint, key).await {
+                Err(error @ DialError::OtherKey { .. }) => failure = error,
+                result => return result,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn iroh_key(&self, endpoint: &Endpoint, key: [u8; 32]) -> Result<Dialled, DialError> {
+        let id = EndpointId::from_bytes(&key)
+            .map_err(|_| self.tls_error("the pinned key is no Ed25519 key"))?;
+        let addresses = self.addresses.iter().copied();
+        let address = addresses.fold(EndpointAddr::new(id), EndpointAddr::with_ip_addr);
+        let connection = endpoint
+            .connect(address, self.alpn)
+            .await
+            .map_err(|error| self.iroh_error(error, key))?;
+        // The entry may have changed since the dial began.
+        let shown = connection.remote_id();
+        let spki = PeerKey::ed25519_spki(shown.as_bytes()).to_vec();
+        let keys = self.check(&[CertificateDer::from(spki)])?;
+        let source = Box::new(Source::new(connection));
+        let connection = self.connection(source, Carriage::Iroh, self.addresses[0], None);
+        Ok(Dialled { connection, keys })
+    }
+
+    fn iroh_error(&self, error: ConnectError, key: [u8; 32]) -> DialError {
+        let error = match error {
+            ConnectError::Connection { source, .. }
+            | ConnectError::Connecting {
+                source: ConnectingError::ConnectionError { source, .. },
+                ..
+            } => source,
+            ConnectError::Connect {
+                source: source @ ConnectWithOptsError::SelfConnect { .. },
+                ..
+            } => return self.unreachable(std::io::Error::other(source.to_string())),
+            other => return self.tls_error(&format!("{other:#}")),
+        };
+        match &error {
+            // It comes from our own check of the key, which does not say what it found instead.
+            ConnectionError::TransportError(failure)
+                if alert_of(failure.code.into()) == Some(AlertDescription::UnknownCA) =>
+            {
+                DialError::OtherKey {
+                    target: self.target.address(),
+                    expected: PeerKey::Ed25519(key),
+                }
+            }
+            ConnectionError::TransportError(failure) => {
+                self.handshake_error(failure.code.into(), &failure.reason, &error.to_string())
+            }
+            ConnectionError::ConnectionClosed(close) => self.handshake_error(
+                close.error_code.into(),
+                &String::from_utf8_lossy(&close.reason),
+                &error.to_string(),
+            ),
+            ConnectionError::TimedOut => timed_out(self.target, DIAL_TIMEOUT),
+            _ => self.refused(close_reason(error)),
+        }
+    }
+}

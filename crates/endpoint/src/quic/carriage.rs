@@ -1,0 +1,243 @@
+//! Core's carriage over a QUIC library. There are two in the binary, quinn and the one inside iroh,
+//! that are shaped alike and share no type; this is written once for both.
+
+/// Makes `Source`, the carriage over the library at this path. Where the libraries differ, the module
+/// it stands in says how: `read_chunk`, `rtt`, `set_send_window` and `write_chunks`.
+macro_rules! quic_carriage {
+    ($library:ident $(:: $module:ident)*) => {
+        use std::io;
+        use std::pin::Pin;
+        use std::task::{Context, Poll, ready};
+        use std::time::Duration;
+
+        use alknet_core::{
+            BoxFuture, CloseCode, CloseReason, RecvHalf, RecvStream, SendHalf, SendStream,
+            StreamBudget, StreamCode, StreamError, StreamSource,
+        };
+        use bytes::Bytes;
+        use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+        use $library $(:: $module)* ::{
+            Connection, ConnectionError, ReadError, RecvStream as Receiving, SendStream as Sending,
+            StoppedError, VarInt, WriteError,
+        };
+
+        /// A connection of this library.
+        pub(crate) struct Source(Connection);
+
+        impl Source {
+            pub(crate) fn new(connection: Connection) -> Self {
+                Self(connection)
+            }
+        }
+
+        fn pair((send, recv): (Sending, Receiving)) -> (SendStream, RecvStream) {
+            (send_stream(send), recv_stream(recv))
+        }
+
+        fn send_stream(stream: Sending) -> SendStream {
+            SendStream::new(Box::new(Send {
+                stream,
+                stopped: None,
+            }))
+        }
+
+        fn recv_stream(stream: Receiving) -> RecvStream {
+            RecvStream::new(Box::new(Recv(stream)))
+        }
+
+        impl StreamSource for Source {
+            fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+                Box::pin(async { self.0.accept_bi().await.map(pair).map_err(lost) })
+            }
+
+            fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+                Box::pin(async { self.0.open_bi().await.map(pair).map_err(lost) })
+            }
+
+            fn accept_uni(&self) -> BoxFuture<'_, Result<RecvStream, StreamError>> {
+                Box::pin(async { self.0.accept_uni().await.map(recv_stream).map_err(lost) })
+            }
+
+            fn open_uni(&self) -> BoxFuture<'_, Result<SendStream, StreamError>> {
+                Box::pin(async { self.0.open_uni().await.map(send_stream).map_err(lost) })
+            }
+
+            fn is_multi(&self) -> bool {
+                true
+            }
+
+            fn close(&self, code: CloseCode, reason: &str) {
+                self.0.close(code.code().into(), reason.as_bytes());
+            }
+
+            fn closed(&self) -> BoxFuture<'_, CloseReason> {
+                Box::pin(async { close_reason(self.0.closed().await) })
+            }
+
+            fn set_budget(&self, budget: StreamBudget) {
+                self.0
+                    .set_max_concurrent_bi_streams(budget.bidi_streams.into());
+                self.0
+                    .set_max_concurrent_uni_streams(budget.uni_streams.into());
+                self.0
+                    .set_receive_window(budget.connection_window_bytes.into());
+                set_send_window(&self.0, budget.send_window_bytes);
+            }
+
+            fn rtt(&self) -> Option<Duration> {
+                rtt(&self.0)
+            }
+
+            fn export_keying_material(
+                &self,
+                label: &[u8],
+                context: &[u8],
+                out: &mut [u8],
+            ) -> Result<(), StreamError> {
+                self.0
+                    .export_keying_material(out, label, context)
+                    .map_err(|_| io::Error::other("the TLS session exports no such keying material").into())
+            }
+        }
+
+        pub(crate) fn close_reason(error: ConnectionError) -> CloseReason {
+            match error {
+                ConnectionError::ApplicationClosed(close) => CloseReason::Peer(
+                    Some(close.error_code.into_inner()),
+                    String::from_utf8_lossy(&close.reason).into_owned(),
+                ),
+                ConnectionError::LocallyClosed => CloseReason::Local,
+                ConnectionError::TimedOut => CloseReason::TimedOut,
+                other => CloseReason::Lost(other.to_string()),
+            }
+        }
+
+        fn lost(error: ConnectionError) -> StreamError {
+            match close_reason(error) {
+                CloseReason::TimedOut => StreamError::Timeout,
+                reason => StreamError::Closed(reason),
+            }
+        }
+
+        fn write_error(error: WriteError) -> StreamError {
+            match error {
+                WriteError::Stopped(code) => StreamError::Stopped(code.into_inner()),
+                WriteError::ConnectionLost(error) => lost(error),
+                other => io::Error::new(io::ErrorKind::NotConnected, other).into(),
+            }
+        }
+
+        fn read_error(error: ReadError) -> StreamError {
+            match error {
+                ReadError::Reset(code) => StreamError::Reset(code.into_inner()),
+                ReadError::ConnectionLost(error) => lost(error),
+                other => io::Error::new(io::ErrorKind::NotConnected, other).into(),
+            }
+        }
+
+        /// What a stream's `stopped` resolves to.
+        type Stopped = Result<Option<VarInt>, StoppedError>;
+
+        struct Send {
+            stream: Sending,
+            /// Kept between polls, because a dropped one forgets who waits for it.
+            stopped: Option<Pin<Box<dyn Future<Output = Stopped> + std::marker::Send>>>,
+        }
+
+        impl SendHalf for Send {
+            fn poll_write_chunks(
+                &mut self,
+                cx: &mut Context<'_>,
+                chunks: &mut [Bytes],
+            ) -> Poll<Result<usize, StreamError>> {
+                if chunks.iter().all(Bytes::is_empty) {
+                    return Poll::Ready(Ok(0));
+                }
+                // The future holds no state of its own: what it waits for is kept in the stream.
+                let write = std::pin::pin!(write_chunks(&mut self.stream, chunks));
+                write.poll(cx).map_err(write_error)
+            }
+
+            fn finish(&mut self) -> Result<(), StreamError> {
+                self.stream
+                    .finish()
+                    .map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error).into())
+            }
+
+            fn reset(&mut self, code: StreamCode) {
+                // An error says that the stream is over already, which is what was wanted.
+                let _ = self.stream.reset(code.code().into());
+            }
+
+            fn set_priority(&mut self, priority: i32) {
+                let _ = self.stream.set_priority(priority);
+            }
+
+            fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
+                let stopped = self
+                    .stopped
+                    .get_or_insert_with(|| Box::pin(self.stream.stopped()));
+                let result = ready!(stopped.as_mut().poll(cx));
+                self.stopped = None;
+                Poll::Ready(match result {
+                    Ok(code) => Ok(code.map(VarInt::into_inner)),
+                    Err(StoppedError::ConnectionLost(error)) => Err(lost(error)),
+                    Err(other) => Err(io::Error::new(io::ErrorKind::NotConnected, other).into()),
+                })
+            }
+        }
+
+        impl AsyncWrite for Send {
+            fn poll_write(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.stream)
+                    .poll_write(cx, buf)
+                    .map_err(|error| write_error(error).into())
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Poll::Ready(Ok(()))
+            }
+
+            fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Poll::Ready(SendHalf::finish(&mut *self).map_err(Into::into))
+            }
+        }
+
+        struct Recv(Receiving);
+
+        impl RecvHalf for Recv {
+            fn poll_read_chunk(
+                &mut self,
+                cx: &mut Context<'_>,
+                max: usize,
+            ) -> Poll<Result<Option<Bytes>, StreamError>> {
+                // As above: the future is stateless, so each poll may make a new one.
+                let read = std::pin::pin!(read_chunk(&mut self.0, max));
+                read.poll(cx).map_err(read_error)
+            }
+
+            fn stop(&mut self, code: StreamCode) {
+                let _ = self.0.stop(code.code().into());
+            }
+        }
+
+        impl AsyncRead for Recv {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                let read = ready!(self.0.poll_read(cx, buf.initialize_unfilled())).map_err(read_error)?;
+                buf.advance(read);
+                Poll::Ready(Ok(()))
+            }
+        }
+    };
+}
+
+pub(crate) use quic_carriage;

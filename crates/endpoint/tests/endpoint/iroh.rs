@@ -1,0 +1,394 @@
+//! The iroh endpoint beside the one port, reached with iroh itself and with our own dialler.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use alknet_core::{Carriage, CloseCode, DialRequest, Dialer as _, Expect, PeerKey};
+use alknet_endpoint::{DialError, Dialer, IrohOptions, Limits, Target};
+use alknet_tls::NodeKey;
+use bytes::Bytes;
+use iroh::endpoint::{Connection, ConnectionError, presets};
+use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+
+use crate::support::{ECHO, HUNG, KNOWN, Node, PANIC, TCP_ONLY, WHOAMI, ask, code, stream};
+
+struct IrohNode {
+    node: Node,
+    address: SocketAddr,
+}
+
+impl IrohNode {
+    async fn start() -> Self {
+        Self::with(Limits::default(), Vec::new()).await
+    }
+
+    async fn with(limits: Limits, relays: Vec<String>) -> Self {
+        let mut node = Node::with_limits(limits);
+        let options = IrohOptions {
+            addrs: vec![Ipv4Addr::LOCALHOST.into()],
+            port: 0,
+            relays,
+        };
+        let key = node.key.clone();
+        let added = node.server.add_iroh(&key, &options).await;
+        added.expect("a free port");
+        let address = node.server.iroh_addresses()[0];
+        Self { node, address }
+    }
+
+    fn target(&self) -> Target {
+        let target: Target = self.address.to_string().parse().expect("a target");
+        target.with_pins([self.node.key.public()])
+    }
+
+    /// As iroh writes it.
+    fn address(&self) -> EndpointAddr {
+        EndpointAddr::new(id(&self.node.key)).with_ip_addr(self.address)
+    }
+
+    async fn dial(&self, dialer: &Dialer, alpn: &[u8]) -> alknet_core::Connection {
+        let dialled = dialer.dial_over(Carriage::Iroh, &self.target(), alpn).await;
+        dialled.unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+fn id(key: &NodeKey) -> EndpointId {
+    let PeerKey::Ed25519(bytes) = key.public() else {
+        panic!("an Ed25519 key")
+    };
+    EndpointId::from_bytes(&bytes).expect("a key")
+}
+
+/// A client as iroh makes it, without relays.
+async fn stock(key: &NodeKey) -> Endpoint {
+    let builder = Endpoint::builder(presets::Minimal);
+    let client = builder.secret_key(SecretKey::from_bytes(key.seed()));
+    client.bind().await.expect("a socket")
+}
+
+/// Sends `text` on a stream and reads everything that comes back.
+async fn ask_stock(connection: &Connection, text: &[u8]) -> String {
+    let (mut send, mut recv) = connection.open_bi().await.expect("open");
+    send.write_all(text).await.expect("write");
+    send.finish().expect("finish");
+    let answer = recv.read_to_end(1 << 20).await.expect("read");
+    String::from_utf8(answer).expect("text")
+}
+
+async fn code_stock(connection: &Connection) -> u64 {
+    match tokio::time::timeout(HUNG, connection.closed()).await {
+        Ok(ConnectionError::ApplicationClosed(close)) => close.error_code.into_inner(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stock_client_reaches_a_handler_by_key() {
+    let node = IrohNode::start().await;
+    let key = NodeKey::generate().expect("a key");
+    let client = stock(&key).await;
+    let connection = client.connect(node.address(), WHOAMI).await;
+    let connection = connection.expect("connect");
+    assert_eq!(connection.remote_id(), id(&node.node.key));
+    let public = key.public();
+    let answer = ask_stock(&connection, b"?").await;
+    assert_eq!(answer, format!("{public} nobody\n"));
+    let counters = node.node.server.counters();
+    assert_eq!((counters.connections_iroh, counters.handshakes_ok), (1, 1));
+    let all = node.node.server.connections();
+    assert_eq!(
+        (all[0].carriage, all[0].key),
+        (Carriage::Iroh, Some(public))
+    );
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_is_one_peer_on_every_carriage() {
+    let node = IrohNode::start().await;
+    let (dialer, key) = node.node.peer("friend");
+    for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Iroh] {
+        let target = match carriage {
+            Carriage::Iroh => node.target(),
+            _ => node.node.target(),
+        };
+        let connection = dialer.dial_over(carriage, &target, WHOAMI).await;
+        let connection = connection.unwrap_or_else(|error| panic!("{carriage}: {error}"));
+        assert_eq!(connection.carriage(), carriage);
+        let answer = ask(&connection, b"?").await.expect("an answer");
+        assert_eq!(answer, format!("{key} friend\n"), "{carriage}");
+    }
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_is_turned_away_where_a_known_key_is_needed() {
+    let node = IrohNode::start().await;
+    let stranger = stock(&NodeKey::generate().expect("a key")).await;
+    let connection = stranger.connect(node.address(), KNOWN).await;
+    assert_eq!(code_stock(&connection.expect("connect")).await, 1);
+    assert_eq!(node.node.server.counters().policy_refusals, 1);
+    stranger.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_key_that_was_dialled_answers() {
+    let node = IrohNode::start().await;
+    let dialer = Dialer::new(None);
+    let dial = async |target: &Target| dialer.dial_over(Carriage::Iroh, target, ECHO).await;
+    let other = NodeKey::generate().expect("a key").public();
+    let bare: Target = node.address.to_string().parse().expect("a target");
+    let wrong = bare.clone().with_pins([other]);
+    let refused = dial(&wrong).await;
+    assert!(
+        matches!(refused, Err(DialError::OtherKey { expected, .. }) if expected == other),
+        "{refused:?}"
+    );
+    // Of two keys, as while a node changes its own, the one it has.
+    let both = wrong.with_pins([node.node.key.public()]);
+    let connection = dial(&both).await.expect("one of two");
+    assert_eq!(ask(&connection, b"x").await.expect("echo"), "x");
+    for nobody in [bare.clone(), bare.with_pins([PeerKey::Spki([1; 32])])] {
+        let refused = dial(&nobody).await;
+        assert!(
+            matches!(refused, Err(DialError::UnknownPeer { .. })),
+            "{refused:?}"
+        );
+    }
+    let stock = stock(&NodeKey::generate().expect("a key")).await;
+    let wrong = NodeKey::generate().expect("a key");
+    let address = EndpointAddr::new(id(&wrong)).with_ip_addr(node.address);
+    assert!(stock.connect(address, ECHO).await.is_err());
+    stock.close().await;
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn protocols_are_those_of_quic() {
+    let node = IrohNode::start().await;
+    let dialer = Dialer::new(None);
+    for alpn in [TCP_ONLY, b"alknet/none"] {
+        let refused = dialer.dial_over(Carriage::Iroh, &node.target(), alpn).await;
+        assert!(
+            matches!(refused, Err(DialError::NoProtocol { .. })),
+            "{refused:?}"
+        );
+    }
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dialler_without_a_key_shows_none_of_its_own() {
+    let node = IrohNode::start().await;
+    let own = NodeKey::generate().expect("a key");
+    node.node.peers.add(own.public(), "friend");
+    let dialer = Dialer::new(Some(own.clone()));
+    let target = node.target();
+    let expect = Expect::Pinned(target.pins.clone());
+    let mut request = DialRequest::new(target, expect, WHOAMI);
+    request.carriage = Carriage::Iroh;
+    let shown = dialer.connect(request.clone()).await.expect("dial");
+    let answer = ask(&shown.connection, b"?").await.expect("an answer");
+    assert_eq!(answer, format!("{} friend\n", own.public()));
+    assert_eq!(shown.keys, [node.node.key.public()]);
+    request.present_key = false;
+    let hidden = dialer.connect(request).await.expect("dial");
+    let answer = ask(&hidden.connection, b"?").await.expect("an answer");
+    assert!(answer.ends_with(" nobody\n") && !answer.contains(&own.public().to_string()));
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_data_crosses() {
+    let node = IrohNode::start().await;
+    let (dialer, _) = node.node.peer("friend");
+    let data = Bytes::from((0..3_000_000u32).map(|i| i as u8).collect::<Vec<_>>());
+    let connection = node.dial(&dialer, ECHO).await;
+    let (mut send, mut recv) = stream(&connection).await;
+    let writer = {
+        let mut chunks: Vec<_> = (0..3)
+            .map(|n| data.slice(n * 1_000_000..(n + 1) * 1_000_000))
+            .collect();
+        tokio::spawn(async move {
+            send.write_chunks(&mut chunks).await.expect("write");
+            send.finish().expect("finish");
+            send.stopped().await.expect("the connection lives")
+        })
+    };
+    let mut back = Vec::new();
+    recv.read_to_end(&mut back).await.expect("read");
+    assert!(back == data, "{} bytes came back", back.len());
+    assert_eq!(writer.await.expect("the writer"), None);
+    assert!(connection.rtt().is_some());
+    let mut secret = [0; 32];
+    connection
+        .export_keying_material(b"EXPORTER-a", b"", &mut secret)
+        .expect("export");
+    assert_ne!(secret, [0; 32]);
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_peer_loses_its_connection_and_a_ticket_does_not_bring_it_back() {
+    let node = IrohNode::start().await;
+    let (gone, kept) = (
+        NodeKey::generate().expect("a key"),
+        NodeKey::generate().expect("a key"),
+    );
+    node.node.peers.add(gone.public(), "gone");
+    node.node.peers.add(kept.public(), "kept");
+    let (client, other) = (stock(&gone).await, stock(&kept).await);
+    let live = client
+        .connect(node.address(), KNOWN)
+        .await
+        .expect("connect");
+    let stays = other.connect(node.address(), KNOWN).await.expect("connect");
+    assert_eq!(ask_stock(&live, b"in").await, "in");
+    assert_eq!(ask_stock(&stays, b"in").await, "in");
+    node.node.peers.remove(&gone.public());
+    assert_eq!(code_stock(&live).await, 1);
+    assert_eq!(ask_stock(&stays, b"stay").await, "stay");
+    assert_eq!(node.node.server.counters().revoked, 1);
+    // The session it has a ticket for names its key again, which is looked up again.
+    let again = client.connect(node.address(), KNOWN).await;
+    assert_eq!(code_stock(&again.expect("connect")).await, 1);
+    client.close().await;
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn early_data_waits_for_the_end_of_the_handshake() {
+    let node = IrohNode::start().await;
+    let key = NodeKey::generate().expect("a key");
+    node.node.peers.add(key.public(), "friend");
+    let client = stock(&key).await;
+    let first = client.connect(node.address(), WHOAMI).await;
+    assert!(
+        ask_stock(&first.expect("connect"), b"?")
+            .await
+            .contains("friend")
+    );
+    let before = node.node.server.counters().handshakes_ok;
+    let connecting = client
+        .connect_with_opts(node.address(), WHOAMI, Default::default())
+        .await
+        .expect("a connection is begun");
+    let early = connecting
+        .into_0rtt()
+        .unwrap_or_else(|_| panic!("a ticket"));
+    let (mut send, mut recv) = early.open_bi().await.expect("open");
+    send.write_all(b"?").await.expect("write");
+    send.finish().expect("finish");
+    early.handshake_completed().await.expect("the handshake");
+    let answer = recv.read_to_end(999).await.expect("read");
+    assert_eq!(answer, format!("{} friend\n", key.public()).as_bytes());
+    assert_eq!(node.node.server.counters().handshakes_ok, before + 1);
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_ends_iroh_connections_and_takes_nothing_new() {
+    let node = IrohNode::start().await;
+    let client = stock(&NodeKey::generate().expect("a key")).await;
+    let idle = client.connect(node.address(), ECHO).await.expect("connect");
+    assert_eq!(ask_stock(&idle, b"1").await, "1");
+    let drained = node.node.server.drain(Duration::from_millis(300)).await;
+    assert_eq!((drained.finished, drained.cut), (0, 1));
+    assert_eq!(
+        code_stock(&idle).await,
+        u64::from(CloseCode::Shutdown.code())
+    );
+    assert_eq!(node.node.server.counters().connections_open, 0);
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_ends_its_own_connection_only() {
+    let node = IrohNode::start().await;
+    let dialer = Dialer::new(None);
+    let other = node.dial(&dialer, ECHO).await;
+    let panics = node.dial(&dialer, PANIC).await;
+    assert_eq!(code(&panics).await, Some(7));
+    assert_eq!(ask(&other, b"x").await.expect("echo"), "x");
+    assert_eq!(node.node.server.counters().handler_panics, 1);
+    assert!(node.node.server.health().await.ok);
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_has_one_limit_over_all_carriages() {
+    let limits = Limits {
+        per_peer_max: 2,
+        ..Limits::default()
+    };
+    let node = IrohNode::with(limits, Vec::new()).await;
+    let (dialer, _) = node.node.peer("friend");
+    let mut inside = Vec::new();
+    for carriage in [Carriage::Quic, Carriage::Tcp] {
+        let connection = dialer.dial_over(carriage, &node.node.target(), ECHO).await;
+        let connection = connection.expect("dial");
+        let (mut send, mut recv) = stream(&connection).await;
+        send.write_chunk(Bytes::from_static(b"x"))
+            .await
+            .expect("write");
+        assert!(recv.read_chunk(1).await.expect("read").is_some());
+        inside.push((connection, send, recv));
+    }
+    let third = node.dial(&dialer, ECHO).await;
+    assert_eq!(code(&third).await, Some(2));
+    assert_eq!(node.node.server.counters().peer_limit_hits, 1);
+    drop(inside);
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_not_proven_its_address_is_asked_to() {
+    let limits = Limits {
+        unvalidated_handshakes_max: 0,
+        ..Limits::default()
+    };
+    let node = IrohNode::with(limits, Vec::new()).await;
+    let dialer = Dialer::new(None);
+    let connection = node.dial(&dialer, ECHO).await;
+    assert_eq!(ask(&connection, b"x").await.expect("echo"), "x");
+    assert!(node.node.server.counters().handshakes_retried >= 1);
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configured_relays_are_dialled() {
+    /// First byte of a TLS handshake.
+    const HANDSHAKE: u8 = 0x16;
+    let relay = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("https://{}", relay.local_addr().expect("bound"));
+    let node = IrohNode::with(Limits::default(), vec![url]).await;
+    let dialled = tokio::time::timeout(HUNG, relay.accept()).await;
+    let (mut tcp, _) = dialled.expect("the node dials").expect("accept");
+    assert_eq!(tcp.read_u8().await.expect("a byte"), HANDSHAKE);
+    // Direct addresses work all the same.
+    let dialer = Dialer::new(None);
+    let connection = node.dial(&dialer, ECHO).await;
+    assert_eq!(ask(&connection, b"x").await.expect("echo"), "x");
+    dialer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_bound_says_why() {
+    let mut node = Node::start();
+    let key = node.key.clone();
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port();
+    let options = |port, relay: &str| IrohOptions {
+        addrs: vec![Ipv4Addr::LOCALHOST.into()],
+        port,
+        relays: vec![relay.to_owned()],
+    };
+    for wrong in [options(port, "https://192.0.2.1"), options(0, "no url")] {
+        let refused = node.server.add_iroh(&key, &wrong).await;
+        let said = refused.expect_err("nothing is served").to_string();
+        assert!(said.contains("iroh.port"), "{said}");
+    }
+    assert!(node.server.iroh_addresses().is_empty());
+}
