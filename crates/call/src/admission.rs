@@ -132,7 +132,7 @@ fn check(
 }
 
 fn parse(payload: &str) -> Result<Payload<'_>, CallError> {
-    let payload: Payload<'_> = serde_json::from_str(payload)
+    let payload: Payload<'_> = envelope::parse_object(payload)
         .map_err(|error| CallError::invalid_input(format!("the payload is no request: {error}")))?;
     let key = payload.idempotency_key.as_deref().unwrap_or_default();
     if key.len() > IDEMPOTENCY_KEY_BYTES_MAX {

@@ -245,7 +245,7 @@ impl Link {
 
     fn credit(&self, event: &Envelope<'_>) {
         let request = self.find_inbound(&event.id);
-        let credit = serde_json::from_str::<Credit>(event.payload);
+        let credit = envelope::parse_object::<Credit>(event.payload);
         match (request, credit) {
             (Some(request), Ok(Credit { n })) => {
                 if let Some(window) = &request.credit {

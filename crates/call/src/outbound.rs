@@ -248,9 +248,11 @@ impl To {
 fn end_of(event: &Envelope<'_>) -> Result<(), CallError> {
     match event.kind {
         EventKind::Completed => Ok(()),
-        EventKind::Error => Err(serde_json::from_str(event.payload).unwrap_or_else(|error| {
-            CallError::internal(format!("the peer's error cannot be read: {error}"))
-        })),
+        EventKind::Error => Err(
+            envelope::parse_object(event.payload).unwrap_or_else(|error| {
+                CallError::internal(format!("the peer's error cannot be read: {error}"))
+            }),
+        ),
         _ => Err(CallError::new(
             ErrorCode::Aborted,
             "the peer aborted the call",
@@ -259,7 +261,7 @@ fn end_of(event: &Envelope<'_>) -> Result<(), CallError> {
 }
 
 fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<Event, CallError> {
-    let response: Response<'_> = serde_json::from_str(event.payload).map_err(|error| {
+    let response: Response<'_> = envelope::parse_object(event.payload).map_err(|error| {
         CallError::internal(format!("the peer's answer cannot be read: {error}"))
     })?;
     let part = |raw: &RawValue| {

@@ -26,7 +26,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use crate::admission::{self, Admission, Ticket};
 use crate::counters::{Counters, Totals};
 use crate::error::EndpointError;
-use crate::hello::{self, HelloChooser};
+use crate::hello::HelloChooser;
 use crate::limits::Limits;
 use crate::live::ConnectionSummary;
 use crate::quic::{self, QuicSource};
@@ -576,7 +576,7 @@ async fn tcp_handshake(
     let config = match side.tls.tcp(&start.client_hello()) {
         Ok(config) => config,
         Err(unknown) => {
-            tcp::alert(&mut start.io, hello::ALERT_UNRECOGNIZED_NAME).await?;
+            tcp::alert(&mut start.io, alknet_tls::ALERT_UNRECOGNIZED_NAME).await?;
             return Err(io::Error::other(unknown));
         }
     };
