@@ -97,7 +97,7 @@ impl<'a> Envelope<'a> {
     pub fn parse(body: &'a [u8], nesting_max: usize) -> Result<Self, FrameError> {
         let text = std::str::from_utf8(body).map_err(|_| FrameError::Utf8)?;
         let raw: Raw<'a> =
-            serde_json::from_str(text).map_err(|error| FrameError::Json(error.to_string()))?;
+            parse_object(text).map_err(|error| FrameError::Json(error.to_string()))?;
         json::check(text, nesting_max).map_err(|flaw| match flaw {
             Flaw::Duplicate => FrameError::Duplicate,
             Flaw::Nesting => FrameError::Nesting(nesting_max),
@@ -112,14 +112,19 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    /// The members of the payload. Serde alone would also take an array of them, in their order.
-    pub(crate) fn members<T: Deserialize<'a>>(&self) -> Result<T, serde_json::Error> {
-        if self.payload.starts_with('{') {
-            serde_json::from_str(self.payload)
-        } else {
-            Err(serde::de::Error::custom("it is no object"))
-        }
+    /// The members of the payload.
+    pub(crate) fn members<T: Deserialize<'a>>(&self) -> serde_json::Result<T> {
+        parse_object(self.payload)
     }
+}
+
+/// Parses the JSON text of an object. The library would take an array for one as well, its items
+/// for the members in the order in which they happen to be declared.
+pub(crate) fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> {
+    if !text.trim_start().starts_with('{') {
+        return Err(serde::de::Error::custom("expected an object"));
+    }
+    serde_json::from_str(text)
 }
 
 /// 1 to 64 bytes of `[!-~]`.
@@ -353,6 +358,7 @@ mod tests {
             r#"{"type":"x","id":"ä"}"#,
             r#"{"type":"x","type":"x","id":"1"}"#,
             r#"{"type":"x","id":"1","payload":{"a":1,"a":1}}"#,
+            r#"["call.requested","1",{}]"#,
             r#"{"type":"x","id":"1"} x"#,
             r#"{"type":"x","id":"1",}"#,
             &deep,
@@ -364,6 +370,16 @@ mod tests {
             Envelope::parse(b"{\"type\":\"\xff\",\"id\":\"1\"}", 9).err(),
             Some(FrameError::Utf8)
         );
+    }
+
+    #[test]
+    fn members_have_names_and_no_order() {
+        assert!(parse_object::<Credit>(r#"{"n":1}"#).is_ok());
+        assert!(parse_object::<Request<'_>>(r#"{"operationId":"/a/b"}"#).is_ok());
+        for array in ["[1]", " [1]", r#"["/a/b",{}]"#, "null", ""] {
+            assert!(parse_object::<Credit>(array).is_err(), "{array}");
+            assert!(parse_object::<Request<'_>>(array).is_err(), "{array}");
+        }
     }
 
     #[test]

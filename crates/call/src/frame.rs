@@ -252,6 +252,24 @@ mod tests {
         std::iter::from_fn(|| reader.next_frame(FRAME_BYTES_MAX).expect("well formed")).collect()
     }
 
+    /// The frames in `pieces`, how they ended, and whether one is left unfinished.
+    fn read(pieces: &[&[u8]]) -> (Vec<Bytes>, Option<FrameError>, bool) {
+        let mut reader = FrameReader::new();
+        let mut frames = Vec::new();
+        for piece in pieces {
+            reader.push(Bytes::copy_from_slice(piece));
+            loop {
+                match reader.next_frame(30) {
+                    Ok(Some(frame)) => frames.push(frame),
+                    Ok(None) => break,
+                    // Of no use afterwards, and nobody asks it whether it is partial.
+                    Err(error) => return (frames, Some(error), false),
+                }
+            }
+        }
+        (frames, None, reader.is_partial())
+    }
+
     #[test]
     fn a_length_costs_nothing_until_bytes_arrive() {
         let mut reader = FrameReader::new();
@@ -327,6 +345,56 @@ mod tests {
             }
             prop_assert_eq!(got, bodies);
             prop_assert!(!reader.is_partial());
+        }
+
+        /// Whatever the bytes, where they are cut decides nothing: the same frames come out, and
+        /// the same error.
+        #[test]
+        fn every_split_point_reads_alike(
+            lengths in prop::collection::vec(0u32..40, 1..5),
+            mut bytes in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            for (n, length) in lengths.iter().enumerate() {
+                let at = (n * 20).min(bytes.len());
+                drop(bytes.splice(at..at, length.to_be_bytes()));
+            }
+            let whole = read(&[&bytes]);
+            for at in 0..=bytes.len() {
+                let (head, tail) = bytes.split_at(at);
+                prop_assert_eq!(&read(&[head, tail]), &whole);
+            }
+            let bytewise: Vec<_> = bytes.chunks(1).collect();
+            prop_assert_eq!(read(&bytewise), whole);
+        }
+
+        #[test]
+        fn every_truncation_waits(body in prop::collection::vec(any::<u8>(), 1..200)) {
+            let bytes = framed(&body);
+            for end in 1..bytes.len() {
+                let mut reader = FrameReader::new();
+                reader.push(Bytes::copy_from_slice(&bytes[..end]));
+                prop_assert_eq!(reader.next_frame(FRAME_BYTES_MAX), Ok(None));
+                prop_assert!(reader.is_partial());
+            }
+        }
+
+        #[test]
+        fn mixed_bodies_round_trip_and_are_bounded(
+            members in "[a-z0-9:,\"{} ]{0,40}",
+            tail in prop::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let envelope = format!("{{{members}}}");
+            let mut body = Vec::new();
+            append_mixed(&mut body, &tail, |out| out.extend_from_slice(envelope.as_bytes()));
+            let parsed = FrameBody::parse(body.clone().into()).expect("well formed");
+            prop_assert_eq!(&parsed.envelope[..], envelope.as_bytes());
+            prop_assert_eq!(parsed.tail.as_deref(), Some(&tail[..]));
+            for end in 0..body.len() {
+                // Less of the tail is another frame; less of the rest is none.
+                let cut = FrameBody::parse(Bytes::copy_from_slice(&body[..end]));
+                let whole = MIXED_HEADER_BYTES + envelope.len();
+                prop_assert_eq!(cut.is_ok(), end >= whole, "{}", end);
+            }
         }
 
         #[test]

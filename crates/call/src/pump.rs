@@ -171,3 +171,69 @@ async fn wait_open(request: &Request) {
 fn wait_room(request: &Request) -> impl Future<Output = ()> {
     request.lane().out.wait_room(|_| has_room(request))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn ahead(policy: OnSlow) -> Ahead {
+        Ahead {
+            items: VecDeque::new(),
+            dropped: 0,
+            policy,
+        }
+    }
+
+    fn number(item: &Item) -> u64 {
+        match &item.output {
+            crate::body::Output::Value(value) => value.as_u64().expect("a number"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_paused_source_is_not_asked_and_a_strict_one_fails() {
+        let mut pause = ahead(OnSlow::Pause);
+        assert!(pause.may_read(true) && !pause.may_read(false));
+        pause.put(Item::from(Value::from(1)), true).expect("kept");
+        assert!(!pause.may_read(true), "one item ahead at most");
+        let mut strict = ahead(OnSlow::Fail);
+        assert!(strict.may_read(false));
+        let refused = strict.put(Item::from(Value::from(1)), false);
+        assert_eq!(refused.expect_err("slow").code, ErrorCode::Overloaded);
+    }
+
+    proptest! {
+        /// Steps are reads from the source (`true`) and sends to the peer, in any order.
+        #[test]
+        fn whatever_is_not_sent_is_counted(
+            most in 0usize..5,
+            steps in prop::collection::vec(any::<bool>(), 0..60),
+            left_out in 0u64..3,
+        ) {
+            let mut ahead = ahead(OnSlow::DropOldest(most));
+            let (mut read, mut sent, mut told, mut last) = (0, 0, 0, 0);
+            for step in steps {
+                if step {
+                    read += 1;
+                    let mut item = Item::from(Value::from(read));
+                    item.dropped = left_out;
+                    prop_assert!(ahead.may_read(false));
+                    prop_assert!(ahead.put(item, false).is_ok());
+                } else if let Some(item) = ahead.items.pop_front() {
+                    prop_assert!(number(&item) > last, "in order");
+                    last = number(&item);
+                    told += std::mem::take(&mut ahead.dropped) + item.dropped;
+                    sent += 1;
+                }
+                prop_assert!(ahead.items.len() <= most.max(1));
+            }
+            let kept = ahead.items.len() as u64;
+            let ever = read + read * left_out;
+            prop_assert_eq!(sent + told + ahead.dropped + kept + kept * left_out, ever);
+        }
+    }
+}

@@ -428,3 +428,44 @@ pub(crate) fn panicked(request: &Request, operation: &str) -> CallError {
     );
     CallError::internal("the operation failed unexpectedly; the node's log says more")
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Steps are grants of credit and events that spend one.
+        #[test]
+        fn credit_is_what_was_granted_less_what_was_spent(
+            window in 0u32..5,
+            steps in prop::collection::vec(prop::option::of(any::<u32>()), 0..40),
+        ) {
+            let credit = CreditWindow::new(window);
+            let mut model = u64::from(window);
+            for step in steps {
+                match step {
+                    Some(n) => {
+                        credit.add(n);
+                        model += u64::from(n);
+                    }
+                    None => {
+                        credit.spend();
+                        model = model.saturating_sub(1);
+                    }
+                }
+                prop_assert_eq!(credit.is_open(), model > 0);
+                prop_assert_eq!(credit.wait().now_or_never().is_some(), model > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn credit_without_bound_does_not_wrap_around() {
+        let credit = CreditWindow::new(u32::MAX);
+        credit.left.store(usize::MAX - 1, Ordering::Release);
+        credit.add(u32::MAX);
+        assert_eq!(credit.left.load(Ordering::Acquire), usize::MAX);
+    }
+}

@@ -415,6 +415,18 @@ mod tests {
             prop_assert_eq!(addr.to_string().parse::<PeerAddr>(), Ok(addr));
         }
 
+        /// A pin that is cut short is a mistake, never an address without a pin.
+        #[test]
+        fn no_part_of_a_pin_pins(key in any::<[u8; 32]>()) {
+            let pin = PeerKey::Ed25519(key).to_string();
+            for end in 0..pin.len() {
+                let text = format!("{}@edge.example:8443", &pin[..end]);
+                prop_assert!(text.parse::<PeerAddr>().is_err(), "{}", text);
+                let text = format!("{pin},{}@edge.example:8443", &pin[..end]);
+                prop_assert!(text.parse::<PeerAddr>().is_err(), "{}", text);
+            }
+        }
+
         #[test]
         fn no_text_panics(text in "\\PC{0,40}") {
             let _ = text.parse::<PeerAddr>();

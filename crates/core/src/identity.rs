@@ -346,6 +346,8 @@ pub trait IdentityProvider: Send + Sync + 'static {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -376,6 +378,49 @@ mod tests {
             &"ed25519:0F".repeat(2),
         ] {
             assert!(bad.parse::<PeerKey>().is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn keys_round_trip_and_no_part_of_one_is_a_key(
+            kind in "SHA256|ed25519|spki",
+            bytes in any::<[u8; 32]>(),
+        ) {
+            let text = format!("{kind}:{}", HEXLOWER.encode(&bytes));
+            let key: PeerKey = text.parse().expect("a key");
+            prop_assert_eq!(key.to_string(), text.as_str());
+            for end in 0..text.len() {
+                prop_assert!(text[..end].parse::<PeerKey>().is_err());
+            }
+            prop_assert!(format!("{text}0").parse::<PeerKey>().is_err());
+        }
+
+        #[test]
+        fn only_a_whole_spki_is_an_ed25519_key(bytes in any::<[u8; 32]>()) {
+            let der = PeerKey::ed25519_spki(&bytes);
+            prop_assert_eq!(PeerKey::from_spki(&der), PeerKey::Ed25519(bytes));
+            for end in 0..der.len() {
+                prop_assert!(matches!(PeerKey::from_spki(&der[..end]), PeerKey::Spki(_)));
+            }
+        }
+
+        #[test]
+        fn no_text_is_a_key_by_accident(text in "(ed25519|spki|SHA256|x)?:?[0-9a-fA-F]{0,66}") {
+            if let Ok(key) = text.parse::<PeerKey>() {
+                prop_assert_eq!(key.to_string(), text.as_str());
+            }
+            let _ = text.parse::<PeerId>();
+        }
+
+        #[test]
+        fn scopes_round_trip(scopes in prop::collection::vec("[a-z]{1,3}(:[a-z]{1,3}){0,2}(:\\*)?|\\*", 0..8)) {
+            let set: ScopeSet = scopes.iter().collect();
+            let again: ScopeSet = Vec::<String>::from(set.clone()).into_iter().collect();
+            prop_assert_eq!(&again, &set);
+            for scope in &scopes {
+                prop_assert!(set.allows(scope) || scope == "*");
+            }
         }
     }
 

@@ -291,6 +291,19 @@ mod tests {
         }
 
         #[test]
+        fn every_truncation_is_refused(name in "[a-z0-9]{8}", secret in any::<[u8; 32]>()) {
+            let text = format!("alk_{name}_{}", BASE64URL_NOPAD.encode(&secret));
+            let hash = AuthToken::new(text.clone()).hash().expect("a token").to_string();
+            for end in 0..text.len() {
+                let cut = AuthToken::new(text[..end].to_owned());
+                prop_assert_eq!(cut.hash(), Err(TokenError::Form));
+            }
+            for end in 0..hash.len() {
+                prop_assert_eq!(hash[..end].parse::<TokenHash>(), Err(TokenError::Hash));
+            }
+        }
+
+        #[test]
         fn no_text_makes_it_panic(text in "(alk_)?.{0,80}") {
             let _ = text.parse::<TokenHash>();
             let _ = AuthToken::new(text).hash();

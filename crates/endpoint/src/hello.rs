@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use alknet_tls::{ServerTls, Slot, UnknownName};
+use alknet_tls::{HelloError, ServerTls, Slot};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quinn::crypto::{
     self, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, Session,
@@ -16,19 +16,6 @@ use quinn::crypto::{
 use quinn::{ConnectionId, Side, TransportErrorCode};
 use quinn_proto::TransportError;
 use quinn_proto::transport_parameters::TransportParameters;
-use rustls::server::Acceptor;
-
-/// Longest ClientHello: fits one TLS record and is ten times what clients send.
-const HELLO_BYTES_MAX: usize = 16 << 10;
-
-/// Handshake header: one byte type, three bytes length (RFC 8446 section 4).
-const HEADER_BYTES: usize = 4;
-
-/// Alert `decode_error` (RFC 8446 section 6).
-const ALERT_DECODE_ERROR: u8 = 50;
-
-/// Alert `unrecognized_name` (RFC 6066 section 3).
-pub(crate) const ALERT_UNRECOGNIZED_NAME: u8 = 112;
 
 /// QUIC's view of a node's TLS configurations.
 pub(crate) struct HelloChooser {
@@ -127,7 +114,7 @@ impl Session for HelloSession {
             return session.read_handshake(buf);
         }
         self.hello.extend_from_slice(buf);
-        let Some(slot) = choose(&self.chooser.tls, &self.hello)? else {
+        let Some(slot) = self.chooser.tls.slot_of(&self.hello).map_err(refuse)? else {
             return Ok(false);
         };
         let mut session = self.start(slot);
@@ -172,52 +159,11 @@ impl Session for HelloSession {
     }
 }
 
-/// The slot the ClientHello in `bytes` gets, or `None` while it is incomplete.
-fn choose(tls: &ServerTls, bytes: &[u8]) -> Result<Option<Slot>, TransportError> {
-    let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
-        return Ok(None);
-    };
-    let length = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
-    let total = HEADER_BYTES + length;
-    if total > HELLO_BYTES_MAX {
-        return Err(undecodable("the ClientHello is longer than 16 KiB"));
-    }
-    match bytes.get(..total) {
-        Some(hello) => parse(tls, hello).map(Some),
-        None => Ok(None),
-    }
-}
-
-/// Reads a whole ClientHello by putting it into the one TLS record TCP would carry it in.
-fn parse(tls: &ServerTls, hello: &[u8]) -> Result<Slot, TransportError> {
-    let length =
-        u16::try_from(hello.len()).map_err(|_| undecodable("the ClientHello is too long"))?;
-    let [high, low] = length.to_be_bytes();
-    let record = [&[22, 3, 1, high, low], hello].concat();
-    let mut acceptor = Acceptor::default();
-    acceptor
-        .read_tls(&mut record.as_slice())
-        .map_err(|_| undecodable("the ClientHello cannot be read"))?;
-    match acceptor.accept() {
-        Ok(Some(accepted)) => tls.slot(&accepted.client_hello()).map_err(unknown_name),
-        Ok(None) => Err(undecodable("the ClientHello is incomplete")),
-        Err((error, _alert)) => Err(undecodable(&error.to_string())),
-    }
-}
-
-fn undecodable(reason: &str) -> TransportError {
-    refuse(ALERT_DECODE_ERROR, reason)
-}
-
-fn unknown_name(error: UnknownName) -> TransportError {
-    refuse(ALERT_UNRECOGNIZED_NAME, &error.to_string())
-}
-
-fn refuse(alert: u8, reason: &str) -> TransportError {
+fn refuse(error: HelloError) -> TransportError {
     TransportError {
-        code: TransportErrorCode::crypto(alert),
+        code: TransportErrorCode::crypto(error.alert()),
         frame: None,
-        reason: reason.to_owned(),
+        reason: error.to_string(),
     }
 }
 
@@ -225,33 +171,17 @@ fn refuse(alert: u8, reason: &str) -> TransportError {
 mod tests {
     use alknet_core::PeerKey;
     use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place, ServerTlsOptions};
-    use proptest::prelude::*;
 
     use super::*;
 
-    fn server(strict_sni: bool) -> ServerTls {
-        let options = ServerTlsOptions {
-            strict_sni,
-            ..ServerTlsOptions::default()
-        };
-        let key = NodeKey::from_seed(&[3; 32]);
-        ServerTls::new(&key, options, &[], &[b"alknet/call"]).expect("a server")
-    }
-
-    /// What a dialler sends first: raw and X.509 clients of a peer, and one of a public name.
-    fn hellos() -> Vec<(Vec<u8>, Slot)> {
+    /// What a dialler of a peer sends first: once with a raw key, once with a certificate.
+    fn hellos() -> Vec<Vec<u8>> {
         let tls = ClientTls::new(ClientTlsOptions::default());
         let place = Place::Name("peer.example.org");
         let pin = [PeerKey::Ed25519([1; 32])];
         let pinned = tls.remote(None, &pin, place).expect("a pin");
-        let public = tls.remote(None, &[], place).expect("a name");
-        let pinned = pinned.attempts(place, b"alknet/call").into_iter();
-        let public = public.attempts(place, b"h3");
-        pinned
-            .chain(public)
-            .zip([Slot::RawX509, Slot::X509X509, Slot::Web])
-            .map(|(config, slot)| (hello(config), slot))
-            .collect()
+        let configs = pinned.attempts(place, b"alknet/call").into_iter();
+        configs.map(hello).collect()
     }
 
     fn hello(config: rustls::ClientConfig) -> Vec<u8> {
@@ -265,27 +195,16 @@ mod tests {
         bytes
     }
 
-    #[test]
-    fn every_prefix_waits_and_the_whole_chooses() {
-        let tls = server(false);
-        for (hello, slot) in hellos() {
-            for end in 0..hello.len() {
-                assert_eq!(choose(&tls, &hello[..end]).expect("no error"), None);
-            }
-            assert_eq!(choose(&tls, &hello).expect("no error"), Some(slot));
-            let longer = [&hello[..], b"more"].concat();
-            assert_eq!(choose(&tls, &longer).expect("no error"), Some(slot));
-        }
-    }
-
     /// However the bytes are cut into two CRYPTO frames, and in pieces of every size, the session
     /// begins with the last of the ClientHello and not before.
     #[test]
     fn every_split_is_put_together() {
-        let tls = Arc::new(server(false));
+        let key = NodeKey::from_seed(&[3; 32]);
+        let tls = ServerTls::new(&key, ServerTlsOptions::default(), &[], &[b"alknet/call"]);
+        let tls = Arc::new(tls.expect("a server"));
         let chooser = Arc::new(HelloChooser::new(&tls).expect("QUIC"));
         let none = TransportParameters::read(Side::Server, &mut &b""[..]).expect("defaults");
-        for (hello, _) in hellos() {
+        for hello in hellos() {
             let splits = (1..hello.len()).map(|at| (at, hello.len()));
             let pieces = (1..64).map(|size| (size, size));
             for (first, rest) in splits.chain(pieces) {
@@ -308,61 +227,6 @@ mod tests {
                     assert_eq!(session.chosen.is_some(), tail.is_empty());
                 }
             }
-        }
-    }
-
-    #[test]
-    fn strict_names_refuse_who_asks_for_another() {
-        let tls = server(true);
-        let choices: Vec<_> = hellos()
-            .iter()
-            .map(|(hello, _)| choose(&tls, hello))
-            .collect();
-        // Raw keys know no names.
-        assert_eq!(choices[0].as_ref().expect("raw"), &Some(Slot::RawX509));
-        for refused in &choices[1..] {
-            let error = refused.as_ref().expect_err("refused");
-            let alert = TransportErrorCode::crypto(ALERT_UNRECOGNIZED_NAME);
-            assert_eq!(error.code, alert);
-        }
-    }
-
-    #[test]
-    fn a_hello_over_the_limit_is_refused_at_its_header() {
-        let tls = server(false);
-        let header = |length: u32| {
-            let [_, a, b, c] = length.to_be_bytes();
-            [1, a, b, c]
-        };
-        let fits = u32::try_from(HELLO_BYTES_MAX - HEADER_BYTES).expect("small");
-        assert_eq!(choose(&tls, &header(fits)).expect("waits"), None);
-        assert!(choose(&tls, &header(fits + 1)).is_err());
-    }
-
-    thread_local! {
-        static TLS: ServerTls = server(false);
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            TLS.with(|tls| drop(choose(tls, &bytes)));
-        }
-
-        /// A header that fits what follows gets past the length, into the parser.
-        #[test]
-        fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let length = u16::try_from(body.len()).expect("small").to_be_bytes();
-            let hello = [&[1, 0, length[0], length[1]], &body[..]].concat();
-            TLS.with(|tls| drop(choose(tls, &hello)));
-        }
-
-        #[test]
-        fn no_damage_panics(which in 0usize..3, at in 0usize..1500, to in any::<u8>()) {
-            let mut hello = hellos().swap_remove(which).0;
-            let at = at % hello.len();
-            hello[at] = to;
-            TLS.with(|tls| drop(choose(tls, &hello)));
         }
     }
 }

@@ -10,7 +10,6 @@ use alknet_core::{Carriage, Connection, HandlerRegistry, Metrics, Traffic};
 use quinn::ConnectionError;
 
 use crate::admission::Limit;
-use crate::hello;
 use crate::serve::Shared;
 
 /// Upper bounds of the buckets for the length of a handshake, in seconds. The longest is the time
@@ -118,7 +117,7 @@ pub(crate) struct Refused;
 fn alert_of(error: &io::Error) -> Option<u8> {
     let inner = error.get_ref()?;
     if inner.is::<alknet_tls::UnknownName>() {
-        return Some(hello::ALERT_UNRECOGNIZED_NAME);
+        return Some(alknet_tls::ALERT_UNRECOGNIZED_NAME);
     }
     match inner.downcast_ref::<rustls::Error>() {
         Some(rustls::Error::AlertReceived(alert)) => return Some((*alert).into()),

@@ -52,6 +52,11 @@ impl Context {
         self.workspace.cache()
     }
 
+    /// What this machine runs, as cargo names it in its target folder.
+    pub(crate) fn triple(&self) -> &str {
+        self.workspace.triple()
+    }
+
     /// A built executable of the workspace.
     pub(crate) fn executable(&self, name: &str) -> PathBuf {
         self.workspace.executable(name)

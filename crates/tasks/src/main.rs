@@ -4,6 +4,7 @@ mod bench;
 mod context;
 mod digest;
 mod failure;
+mod fuzz;
 mod image;
 mod kernel;
 mod node;

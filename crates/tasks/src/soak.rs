@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::context::{self, Context};
 use crate::failure::{Failure, Result};
-use crate::{image, test};
+use crate::{fuzz, image, test};
 
 /// Tests read this: `full` asks for the counts that are promised, instead of those that fit
 /// continuous integration.
@@ -15,12 +15,20 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 /// Tests that throw dice print this with the number that makes them fall the same way again.
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
-/// What a campaign is called, and the part of the test names that it runs.
-const CAMPAIGNS: [(&str, &str); 3] = [
-    ("flood", "flood_of_forged"),
-    ("hostile", "hostile"),
-    ("power-cuts", "power_cut"),
+/// What a campaign is called, and what it does.
+const CAMPAIGNS: [(&str, Kind); 4] = [
+    ("flood", Kind::Tests("flood_of_forged")),
+    (fuzz::NAME, Kind::Fuzz),
+    ("hostile", Kind::Tests("hostile")),
+    ("power-cuts", Kind::Tests("power_cut")),
 ];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Fuzz,
+    /// Runs the tests whose names have this part.
+    Tests(&'static str),
+}
 
 /// Tests that measure print lines that begin so.
 const FIGURE: &str = "figure ";
@@ -28,58 +36,117 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Campaign: flood, hostile or power-cuts [default: all]
+    /// Campaign: flood, fuzz, hostile or power-cuts [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Minutes for each fuzz target
+    #[arg(long, value_name = "N", default_value_t = fuzz::MINUTES, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    minutes: u64,
+    /// Fuzz this target only
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
+    /// Put what fuzzing found interesting into fuzz/corpus, minimised
+    #[arg(long)]
+    keep: bool,
 }
 
 /// Runs the campaigns one after the other; a failed one does not keep the next from running.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let campaigns = chosen(arguments.name.as_deref())?;
-    let images = test::images(cx)?;
-    let lock = cx.claim()?;
-    let folder = arguments.out.clone();
-    let folder = folder.unwrap_or_else(|| cx.cache().join("soak"));
-    let date = jiff::Timestamp::now().strftime("%F").to_string();
     let mut first_failure = None;
-    for (name, filter) in campaigns {
-        let started = Instant::now();
-        let log = format!("soak-{name}");
-        let mut command = test::command(cx, &images)?;
-        // The whole workspace, so that libraries keep the features they were compiled with.
-        command.args(["--workspace", "--tests", "--", "--nocapture", filter]);
-        command.env(COUNT_VARIABLE, "full");
-        let result = cx.step(name, |cx| cx.run(&mut command, name, &log));
-        let seconds = started.elapsed().as_secs();
-        let output = fs::read_to_string(cx.log(&log))
-            .map_err(Failure::io(format!("read the output of {name}")))?;
-        let tally = Tally::of(&output);
-        // A filter that fits no test would pass, too.
-        let result = result.and_then(|()| tally.check(name));
-        let summary = summary(&Facts {
-            name,
-            date: &date,
-            git: &image::commit(cx.root()),
-            seconds,
-            passed: result.is_ok(),
-            tally: &tally,
-            end: &context::tail(&cx.log(&log)),
-        });
-        let file = folder.join(format!("{date}-{name}.md"));
-        write(&file, &summary)?;
-        println!("{summary}\nThe summary is in {}.", file.display());
-        if first_failure.is_none() {
-            first_failure = result.err();
+    for (name, kind) in campaigns {
+        let result = match kind {
+            Kind::Fuzz => fuzzing(cx, arguments),
+            Kind::Tests(filter) => tests(cx, arguments, name, filter),
+        };
+        if let Err(failure) = result {
+            eprintln!("{name}: {failure}");
+            first_failure.get_or_insert(failure);
         }
     }
-    drop(lock);
     eprint!("{}", cx.table());
     first_failure.map_or(Ok(()), Err)
 }
 
-fn chosen(name: Option<&str>) -> Result<Vec<(&'static str, &'static str)>> {
+fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+    let campaign = fuzz::Campaign {
+        minutes: arguments.minutes,
+        only: arguments.target.as_deref(),
+        keep: arguments.keep,
+    };
+    let report = campaign.run(cx)?;
+    let verdict = match report.findings.as_slice() {
+        [] => "no finding",
+        _ => "FAILED",
+    };
+    let summary = format!(
+        "# Soak: {}\n\n{verdict} on {}, commit {}.\n\n{}",
+        fuzz::NAME,
+        today(),
+        image::commit(cx.root()),
+        report.table
+    );
+    publish(cx, arguments, fuzz::NAME, &summary)?;
+    match report.findings.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure::Step {
+            what: format!("campaign {}", fuzz::NAME),
+            how: format!(
+                "{} findings, the first in {}",
+                report.findings.len(),
+                first.display()
+            ),
+            log: None,
+        }),
+    }
+}
+
+fn tests(cx: &mut Context, arguments: &Arguments, name: &str, filter: &str) -> Result<()> {
+    let images = test::images(cx)?;
+    let lock = cx.claim()?;
+    let started = Instant::now();
+    let log = format!("soak-{name}");
+    let mut command = test::command(cx, &images)?;
+    // The whole workspace, so that libraries keep the features they were compiled with.
+    command.args(["--workspace", "--tests", "--", "--nocapture", filter]);
+    command.env(COUNT_VARIABLE, "full");
+    let result = cx.step(name, |cx| cx.run(&mut command, name, &log));
+    drop(lock);
+    let seconds = started.elapsed().as_secs();
+    let output = fs::read_to_string(cx.log(&log))
+        .map_err(Failure::io(format!("read the output of {name}")))?;
+    let tally = Tally::of(&output);
+    // A filter that fits no test would pass, too.
+    let result = result.and_then(|()| tally.check(name));
+    let summary = summary(&Facts {
+        name,
+        date: &today(),
+        git: &image::commit(cx.root()),
+        seconds,
+        passed: result.is_ok(),
+        tally: &tally,
+        end: &context::tail(&cx.log(&log)),
+    });
+    publish(cx, arguments, name, &summary)?;
+    result
+}
+
+fn today() -> String {
+    jiff::Timestamp::now().strftime("%F").to_string()
+}
+
+fn publish(cx: &Context, arguments: &Arguments, name: &str, summary: &str) -> Result<()> {
+    let folder = arguments.out.clone();
+    let folder = folder.unwrap_or_else(|| cx.cache().join("soak"));
+    let file = folder.join(format!("{}-{name}.md", today()));
+    write(&file, summary)?;
+    println!("{summary}\nThe summary is in {}.", file.display());
+    Ok(())
+}
+
+fn chosen(name: Option<&str>) -> Result<Vec<(&'static str, Kind)>> {
     let Some(name) = name else {
         return Ok(CAMPAIGNS.to_vec());
     };
@@ -260,6 +327,8 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
     #[test]
     fn an_unknown_campaign_is_refused_with_the_known_ones() {
         assert_eq!(chosen(None).expect("all").len(), CAMPAIGNS.len());
+        let fuzz = chosen(Some("fuzz")).expect("it exists");
+        assert_eq!(fuzz, [("fuzz", Kind::Fuzz)]);
         let error = chosen(Some("power")).expect_err("unknown").to_string();
         assert!(error.contains("power-cuts"), "{error}");
     }

@@ -82,6 +82,7 @@ pub const PACKAGES: &[Package] = &[
     ),
     command("file", "file", "tests say with it what we made"),
     command("flex", "flex", "kernel build: configuration parser"),
+    command("g++", "c++", "fuzzing: libFuzzer is C++"),
     command(
         "gdisk",
         "sgdisk",

@@ -59,6 +59,12 @@ impl Workspace {
         self.cache.join("target")
     }
 
+    /// The host, as cargo names it in the target folder.
+    #[must_use]
+    pub fn triple(&self) -> &str {
+        &self.triple
+    }
+
     /// A built executable.
     #[must_use]
     pub fn executable(&self, name: &str) -> PathBuf {

@@ -350,6 +350,28 @@ fn salvage_leaves_out_what_is_wrong_itself() {
     );
 }
 
+/// A document that ends too early, as after a full disk, gives nobody more than the whole one.
+#[test]
+fn every_truncation_is_refused_or_says_less() {
+    let keys = |config: &NodeConfig| config.node.admin_keys.clone();
+    let whole = NodeConfig::parse(COMPLETE.as_bytes()).expect("complete");
+    for end in 0..COMPLETE.len() {
+        let cut = &COMPLETE.as_bytes()[..end];
+        match NodeConfig::parse(cut) {
+            Ok(config) => {
+                let again = toml::to_string(&config).expect("a serialisable configuration");
+                assert_eq!(NodeConfig::parse(again.as_bytes()), Ok(config.clone()));
+                assert!(keys(&config).iter().all(|k| keys(&whole).contains(k)));
+                assert!(config.peers.len() <= whole.peers.len());
+            }
+            Err(errors) => assert!((1..=CONFIG_ERRORS_MAX).contains(&errors.len())),
+        }
+        let salvaged = NodeConfig::salvage(cut);
+        assert!(salvaged.peers.is_empty());
+        assert!(keys(&salvaged).iter().all(|k| keys(&whole).contains(k)));
+    }
+}
+
 #[test]
 fn deep_nesting_is_refused_and_not_followed() {
     for opening in ["[", "{a=", "[["] {

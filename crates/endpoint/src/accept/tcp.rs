@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, ConnectionInfo};
-use alknet_tls::{ALPN_ACME, ServerTls};
+use alknet_tls::{ALERT_UNRECOGNIZED_NAME, ALPN_ACME, ServerTls};
 use rustls::server::Acceptor;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,7 +17,6 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
 use super::{Probe, bounded, canonical, proof, stopped};
 use crate::admission::{self, Limit, Ticket};
-use crate::hello;
 use crate::metrics::Refused;
 use crate::serve::{Arrived, Shared, serve};
 use crate::sockets;
@@ -160,7 +159,7 @@ async fn handshake(
     let config = match side.tls.tcp(&start.client_hello()) {
         Ok(config) => config,
         Err(unknown) => {
-            tcp::alert(&mut start.io, hello::ALERT_UNRECOGNIZED_NAME).await?;
+            tcp::alert(&mut start.io, ALERT_UNRECOGNIZED_NAME).await?;
             return Err(io::Error::other(unknown));
         }
     };

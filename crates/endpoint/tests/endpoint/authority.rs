@@ -58,12 +58,23 @@ impl Authority {
 
     /// The same as a server shows it, and the key's name.
     pub(crate) fn certified(&self, names: &[&str]) -> (Arc<CertifiedKey>, PeerKey) {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let params = CertificateParams::new(names).expect("names");
         let key = KeyPair::generate().expect("a key");
-        let leaf = params.signed_by(&key, &self.issuer).expect("signed");
         let name = PeerKey::from_spki(&key.subject_public_key_info());
-        (certified(vec![leaf.der().clone()], &key), name)
+        (self.certify(names, &key, |_| {}), name)
+    }
+
+    /// The same for a given key, in a certificate that `edit` changes before it is signed.
+    pub(crate) fn certify(
+        &self,
+        names: &[&str],
+        key: &KeyPair,
+        edit: impl FnOnce(&mut CertificateParams),
+    ) -> Arc<CertifiedKey> {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("names");
+        edit(&mut params);
+        let leaf = params.signed_by(key, &self.issuer).expect("signed");
+        certified(vec![leaf.der().clone()], key)
     }
 
     /// A client that trusts this authority and nobody else.
@@ -78,7 +89,7 @@ impl Authority {
     }
 }
 
-fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {
+pub(crate) fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = alknet_tls::provider();
     let private = provider.key_provider.load_private_key(private);

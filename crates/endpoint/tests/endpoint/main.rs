@@ -8,6 +8,7 @@ mod life;
 mod matrix;
 mod refusals;
 mod remotes;
+mod roles;
 mod served;
 mod support;
 mod third_party;

@@ -1,10 +1,10 @@
 //! Every kind of TLS client on both carriages of one port, built from the TLS library itself.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_core::{Carriage, PeerKey};
 use alknet_tls::{NodeKey, PeerProof};
-use rcgen::{CertificateParams, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature, verify_tls13_signature_with_raw_key};
@@ -18,10 +18,13 @@ use crate::support::{HTTP, Node, WHOAMI};
 
 const SEED: [u8; 32] = [42; 32];
 
+/// Takes one key, in one form.
 #[derive(Debug)]
-struct Pinned {
-    key: PeerKey,
-    raw: bool,
+pub(crate) struct Pinned {
+    pub(crate) key: PeerKey,
+    pub(crate) raw: bool,
+    /// How often it was asked: not at all when a session is resumed.
+    pub(crate) full: Arc<AtomicUsize>,
 }
 
 impl ServerCertVerifier for Pinned {
@@ -33,6 +36,7 @@ impl ServerCertVerifier for Pinned {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        self.full.fetch_add(1, Ordering::SeqCst);
         let proof = PeerProof::from_certificate(end_entity)?;
         assert_eq!(proof.certificate.is_none(), self.raw);
         if proof.key != self.key {
@@ -110,30 +114,48 @@ pub(crate) fn config(
     client: ClientKey,
     alpn: Option<&[u8]>,
 ) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned { key: server, raw }));
     let own = NodeKey::from_seed(&SEED).public();
-    let resolver = |key| Arc::new(AlwaysResolvesClientRawPublicKeys::new(key));
-    let mut config = match client {
-        ClientKey::None => builder.with_no_client_auth(),
-        ClientKey::Raw => builder.with_client_cert_resolver(resolver(raw_key(own, SEED))),
-        ClientKey::Stolen => builder.with_client_cert_resolver(resolver(raw_key(own, [1; 32]))),
+    let shown = match client {
+        ClientKey::None => None,
+        ClientKey::Raw => Some((raw_key(own, SEED), true)),
+        ClientKey::Stolen => Some((raw_key(own, [1; 32]), true)),
         ClientKey::StolenX509 => {
             let (shown, _) = crate::authority::wrapped(SEED);
             let signing = Arc::clone(&raw_key(own, [1; 32]).key);
             let stolen = CertifiedKey::new(shown.cert.clone(), signing);
-            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(stolen)))
+            Some((Arc::new(stolen), false))
         }
-        ClientKey::X509 => {
-            let pair = KeyPair::try_from(&pkcs8(SEED)).expect("a key");
-            let params = CertificateParams::new(vec!["client".to_owned()]).expect("a name");
-            let cert = params.self_signed(&pair).expect("a certificate");
-            builder
-                .with_client_auth_cert(vec![cert.der().clone()], pkcs8(SEED).into())
-                .expect("a certificate")
+        ClientKey::X509 => Some((crate::authority::wrapped(SEED).0, false)),
+    };
+    let pinned = Pinned {
+        key: server,
+        raw,
+        full: Arc::default(),
+    };
+    showing(provider, pinned, shown, alpn)
+}
+
+/// A client that shows a key, raw where `shown` says so, and takes the server that `pinned` does.
+pub(crate) fn showing(
+    provider: Arc<CryptoProvider>,
+    pinned: Pinned,
+    shown: Option<(Arc<CertifiedKey>, bool)>,
+    alpn: Option<&[u8]>,
+) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(pinned));
+    let mut config = match shown {
+        None => builder.with_no_client_auth(),
+        Some((key, true)) => {
+            let resolver = AlwaysResolvesClientRawPublicKeys::new(key);
+            builder.with_client_cert_resolver(Arc::new(resolver))
+        }
+        Some((key, false)) => {
+            let resolver = SingleCertAndKey::from(CertifiedKey::clone(&key));
+            builder.with_client_cert_resolver(Arc::new(resolver))
         }
     };
     config.alpn_protocols = alpn.into_iter().map(<[u8]>::to_vec).collect();

@@ -1,13 +1,17 @@
-//! Every kind of remote, met by the right server and by wrong ones.
+//! Whom this node dials × what proves it × what carries it: the specification, row by row, and
+//! every cell of it against a real server. Who dials this node is in `roles`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use alknet_core::PeerKey;
 use alknet_endpoint::{DialError, Dialer, Target};
 use alknet_tls::{ClientTlsOptions, KnownPeer, NodeKey, PeerProof};
+use rcgen::{KeyPair, PublicKeyData};
 use rustls::sign::CertifiedKey;
 
 use crate::authority::{Authority, Foreign, raw, wrapped};
+use crate::roles::sheet::{Column, Sheet};
 use crate::support::{CARRIAGES, ECHO, Node, ask};
 
 const SEED: [u8; 32] = [11; 32];
@@ -25,6 +29,18 @@ enum End {
     Unknown,
     /// The handshake failed in another way.
     Broken,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reached => "reached",
+            Self::Untrusted => "not trusted",
+            Self::Mismatch => "another key",
+            Self::Unknown => "not dialled",
+            Self::Broken => "no handshake",
+        })
+    }
 }
 
 fn end(result: &Result<alknet_core::Connection, DialError>) -> End {
@@ -51,7 +67,9 @@ impl Server {
     }
 }
 
+#[derive(Clone, Debug)]
 struct Row {
+    role: &'static str,
     what: &'static str,
     /// Keys of a peer entry.
     entry: Option<Vec<PeerKey>>,
@@ -59,12 +77,13 @@ struct Row {
     pins: Vec<PeerKey>,
     host: &'static str,
     webpki_ip: bool,
-    server: usize,
+    server: Shown,
     end: End,
 }
 
-fn row(what: &'static str, server: usize, end: End) -> Row {
+fn row(role: &'static str, what: &'static str, server: Shown, end: End) -> Row {
     Row {
+        role,
         what,
         entry: None,
         pins: Vec::new(),
@@ -75,200 +94,352 @@ fn row(what: &'static str, server: usize, end: End) -> Row {
     }
 }
 
-const RAW: usize = 0;
-const WRAPPED: usize = 1;
-const STOLEN_RAW: usize = 2;
-const PUBLIC: usize = 3;
-const OTHER_PUBLIC: usize = 4;
-const STOLEN_WRAPPED: usize = 5;
+/// What the server shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    /// The peer's Ed25519 key.
+    Raw,
+    /// The same in a self-signed certificate that ran out in 1991.
+    Wrapped,
+    /// The peer's public key, without the private one.
+    StolenRaw,
+    StolenWrapped,
+    /// A certificate of an authority we trust.
+    Public,
+    /// The same key, in one that ran out, has not begun, or is for another name.
+    Expired,
+    NotYetValid,
+    OtherName,
+    /// One of an authority nobody trusts.
+    OtherAuthority,
+}
 
-/// The table of docs/certificates.md, row by row, each with a server that fits and with servers
-/// that do not.
-#[tokio::test(flavor = "multi_thread")]
-async fn every_row_of_the_table() {
-    let authority = Authority::new();
-    let stranger = Authority::new();
-    let (wrapped_key, ed25519) = wrapped(SEED);
-    let (public_key, spki) = authority.certified(&["localhost", "127.0.0.1"]);
-    let (other_key, other_spki) = stranger.certified(&["localhost", "127.0.0.1"]);
-    let stolen = CertifiedKey::new(
-        wrapped_key.cert.clone(),
-        Arc::clone(&raw(ed25519, [1; 32]).key),
-    );
-    let servers = [
-        Server {
-            key: raw(ed25519, SEED),
-            raw: true,
-        },
-        Server {
-            key: wrapped_key,
-            raw: false,
-        },
-        Server {
-            key: raw(ed25519, [1; 32]),
-            raw: true,
-        },
-        Server {
-            key: public_key,
-            raw: false,
-        },
-        Server {
-            key: other_key,
-            raw: false,
-        },
-        Server {
-            key: Arc::new(stolen),
-            raw: false,
-        },
-    ];
-    let certificate = servers[PUBLIC].certificate();
-    let ours = NodeKey::from_seed(&[5; 32]).public();
-    let entry = |row: Row, keys: &[PeerKey]| Row {
-        entry: Some(keys.to_vec()),
-        ..row
+/// The servers' keys, and what they are called.
+struct Cast {
+    authority: Authority,
+    stranger: Authority,
+    ec: KeyPair,
+    other_ec: KeyPair,
+    /// One certificate throughout: the same made again would have another hash.
+    public: Arc<CertifiedKey>,
+}
+
+/// The name and the address under which servers are dialled.
+const NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
+
+impl Cast {
+    fn new() -> Self {
+        let (authority, ec) = (Authority::new(), KeyPair::generate().expect("a key"));
+        Self {
+            public: authority.certify(&NAMES, &ec, |_| {}),
+            authority,
+            stranger: Authority::new(),
+            ec,
+            other_ec: KeyPair::generate().expect("a key"),
+        }
+    }
+
+    fn server(&self, shown: Shown) -> Server {
+        let ed25519 = NodeKey::from_seed(&SEED).public();
+        let year = |year| rcgen::date_time_ymd(year, 1, 1);
+        let public = |names: &[&str], from, to| {
+            self.authority.certify(names, &self.ec, |params| {
+                (params.not_before, params.not_after) = (year(from), year(to));
+            })
+        };
+        let (key, raw) = match shown {
+            Shown::Raw => (raw(ed25519, SEED), true),
+            Shown::StolenRaw => (raw(ed25519, [1; 32]), true),
+            Shown::Wrapped => (wrapped(SEED).0, false),
+            Shown::StolenWrapped => {
+                let signing = Arc::clone(&raw(ed25519, [1; 32]).key);
+                let stolen = CertifiedKey::new(wrapped(SEED).0.cert.clone(), signing);
+                (Arc::new(stolen), false)
+            }
+            Shown::Public => (Arc::clone(&self.public), false),
+            Shown::Expired => (public(&NAMES, 1990, 1991), false),
+            Shown::NotYetValid => (public(&NAMES, 3000, 3001), false),
+            Shown::OtherName => (public(&["edge.example"], 2000, 3000), false),
+            Shown::OtherAuthority => (self.stranger.certify(&NAMES, &self.other_ec, |_| {}), false),
+        };
+        Server { key, raw }
+    }
+}
+
+const PEER: &str = "peer";
+const KEY: &str = "key in the address";
+const NAME: &str = "public name";
+const ADDRESS: &str = "address";
+
+/// The table of docs/certificates.md, each of its rows with servers that fit and servers that do
+/// not.
+fn rows(cast: &Cast) -> Vec<Row> {
+    use End::{Broken, Mismatch, Reached, Unknown, Untrusted};
+    use Shown::{
+        Expired, NotYetValid, OtherAuthority, OtherName, Public, Raw, StolenRaw, StolenWrapped,
+        Wrapped,
     };
-    let pins = |row: Row, keys: &[PeerKey]| Row {
-        pins: keys.to_vec(),
-        ..row
+    let ed25519 = NodeKey::from_seed(&SEED).public();
+    let next = NodeKey::from_seed(&[5; 32]).public();
+    let spki = PeerKey::from_spki(&cast.ec.subject_public_key_info());
+    let other_spki = PeerKey::from_spki(&cast.other_ec.subject_public_key_info());
+    let public = cast.server(Public);
+    let certificate = public.certificate();
+    let entry = |what, keys: &[PeerKey], server, end| Row {
+        entry: Some(keys.to_vec()),
+        ..row(PEER, what, server, end)
+    };
+    let pin = |what, server, end| Row {
+        pins: vec![ed25519],
+        ..row(KEY, what, server, end)
     };
     let named = |row: Row| Row {
         host: "localhost",
         ..row
     };
-    let by_ip = |row: Row| Row {
+    let name = |what, server, end| named(row(NAME, what, server, end));
+    let by_ip = |what, server, end| Row {
         webpki_ip: true,
-        ..row
+        ..row(ADDRESS, what, server, end)
     };
-    let rows = [
+    vec![
         // An entry with an Ed25519 key: raw, else the same key in a certificate.
-        entry(row("peer, raw", RAW, End::Reached), &[ed25519]),
+        entry("raw key, known", &[ed25519], Raw, Reached),
         entry(
-            row("peer, fallback to X.509", WRAPPED, End::Reached),
+            "X.509 with the known key, expired",
             &[ed25519],
+            Wrapped,
+            Reached,
         ),
-        entry(
-            row("peer by name, fallback", WRAPPED, End::Reached),
+        named(entry(
+            "the same, dialled by a name it is not for",
             &[ed25519],
+            Wrapped,
+            Reached,
+        )),
+        entry(
+            "raw key, rotating: the old one",
+            &[ed25519, next],
+            Raw,
+            Reached,
         ),
         entry(
-            row("peer, one of several keys", WRAPPED, End::Reached),
-            &[ours, ed25519, spki],
+            "X.509, one of several keys",
+            &[next, ed25519, spki],
+            Wrapped,
+            Reached,
         ),
         entry(
-            row("peer, spki among several", PUBLIC, End::Reached),
+            "X.509, known by `spki:` beside a raw key",
             &[ed25519, spki],
+            Public,
+            Reached,
         ),
-        entry(row("peer, another raw key", RAW, End::Mismatch), &[ours]),
+        entry("raw key, rotated away", &[next], Raw, Mismatch),
         entry(
-            row("peer, another key in X.509", WRAPPED, End::Mismatch),
-            &[ours],
+            "X.509 with the key, rotated away",
+            &[next],
+            Wrapped,
+            Mismatch,
         ),
+        row(
+            PEER,
+            "raw key, revoked: no entry, dialled by address",
+            Raw,
+            Unknown,
+        ),
+        named(row(
+            PEER,
+            "raw key, revoked: no entry, dialled by name",
+            Raw,
+            Broken,
+        )),
+        named(row(
+            PEER,
+            "X.509, revoked: no entry, dialled by name",
+            Wrapped,
+            Untrusted,
+        )),
         entry(
-            row("peer, stolen raw key", STOLEN_RAW, End::Broken),
+            "raw key, without the private key",
             &[ed25519],
+            StolenRaw,
+            Broken,
         ),
         entry(
-            row("peer, stolen certificate", STOLEN_WRAPPED, End::Broken),
+            "X.509, without the private key",
             &[ed25519],
+            StolenWrapped,
+            Broken,
         ),
         named(entry(
-            row("peer, valid public certificate", PUBLIC, End::Mismatch),
+            "valid public certificate for its name",
             &[ed25519],
+            Public,
+            Mismatch,
         )),
-        // The keys of an entry count, not those of the address.
-        pins(
-            entry(row("entry before address", RAW, End::Mismatch), &[ours]),
-            &[ed25519],
-        ),
-        entry(row("an entry without keys", RAW, End::Broken), &[]),
+        Row {
+            pins: vec![ed25519],
+            ..entry(
+                "raw key that the address names and the entry does not",
+                &[next],
+                Raw,
+                Mismatch,
+            )
+        },
         // An entry with spki or SHA256 only: X.509, names and dates ignored.
-        entry(row("peer, spki", PUBLIC, End::Reached), &[spki]),
+        entry("X.509, known by `spki:`", &[spki], Public, Reached),
         named(entry(
-            row("peer by name, spki", PUBLIC, End::Reached),
+            "X.509, known by `spki:`, dialled by name",
             &[spki],
+            Public,
+            Reached,
         )),
         entry(
-            row("peer, certificate", PUBLIC, End::Reached),
-            &[certificate],
-        ),
-        entry(
-            row("peer, another spki", OTHER_PUBLIC, End::Mismatch),
+            "X.509, known by `spki:`, expired",
             &[spki],
+            Expired,
+            Reached,
         ),
         entry(
-            row("peer, another certificate", OTHER_PUBLIC, End::Mismatch),
-            &[certificate],
+            "X.509, known by `spki:`, not yet valid",
+            &[spki],
+            NotYetValid,
+            Reached,
         ),
         entry(
-            row(
-                "peer, spki unknown to authorities",
-                OTHER_PUBLIC,
-                End::Reached,
-            ),
+            "X.509, known by `spki:`, another name",
+            &[spki],
+            OtherName,
+            Reached,
+        ),
+        entry(
+            "X.509, known by `spki:`, unknown authority",
             &[other_spki],
+            OtherAuthority,
+            Reached,
+        ),
+        entry("X.509, known by `SHA256:`", &[certificate], Public, Reached),
+        entry(
+            "X.509, known by `SHA256:`, renewed",
+            &[certificate],
+            Expired,
+            Mismatch,
+        ),
+        entry("X.509, another `spki:`", &[spki], OtherAuthority, Mismatch),
+        entry(
+            "X.509, another `SHA256:`",
+            &[certificate],
+            OtherAuthority,
+            Mismatch,
         ),
         entry(
-            row("peer, spki and a raw server", RAW, End::Broken),
+            "raw key, where the entry has an `spki:` only",
             &[spki],
+            Raw,
+            Broken,
         ),
         // A key that the operator gave.
-        pins(row("key, raw", RAW, End::Reached), &[ed25519]),
-        pins(row("key, fallback", WRAPPED, End::Reached), &[ed25519]),
-        pins(row("key, another", RAW, End::Mismatch), &[ours]),
-        pins(row("key, stolen", STOLEN_RAW, End::Broken), &[ed25519]),
-        named(pins(
-            row("key, valid public certificate", PUBLIC, End::Mismatch),
-            &[ed25519],
+        pin("raw key", Raw, Reached),
+        pin("X.509 with that key", Wrapped, Reached),
+        Row {
+            pins: vec![next],
+            ..pin("another raw key", Raw, Mismatch)
+        },
+        pin("raw key, without the private key", StolenRaw, Broken),
+        named(pin(
+            "valid public certificate for its name",
+            Public,
+            Mismatch,
         )),
         // A name.
-        named(row("name, trusted", PUBLIC, End::Reached)),
-        named(row("name, another authority", OTHER_PUBLIC, End::Untrusted)),
-        named(row("name, self-signed", WRAPPED, End::Untrusted)),
-        named(row("name, raw server", RAW, End::Broken)),
+        name("X.509, good", Public, Reached),
+        name("X.509, expired", Expired, Untrusted),
+        name("X.509, not yet valid", NotYetValid, Untrusted),
+        name("X.509, wrong name", OtherName, Untrusted),
+        name("X.509, unknown authority", OtherAuthority, Untrusted),
+        name("X.509, self-signed", Wrapped, Untrusted),
+        name("raw key", Raw, Broken),
         // An address.
-        row("address", PUBLIC, End::Unknown),
-        by_ip(row("address, expected", PUBLIC, End::Reached)),
-        by_ip(row(
-            "address, another authority",
-            OTHER_PUBLIC,
-            End::Untrusted,
-        )),
-        by_ip(row("address, self-signed", WRAPPED, End::Untrusted)),
-    ];
-    let mut wrong = Vec::new();
-    for carriage in CARRIAGES {
-        for row in &rows {
-            let server = &servers[row.server];
-            let foreign = Foreign::start(Arc::clone(&server.key), server.raw).await;
-            let dialer = Dialer::with_options(ClientTlsOptions {
-                key: None,
-                roots: authority.roots(),
-                webpki_ip: row.webpki_ip,
-                present_key_to_public: false,
-            });
-            let address = format!("{}:{}", row.host, foreign.port(carriage));
-            let target: Target = address.parse().expect("a target");
-            let target = target.with_pins(row.pins.iter().copied());
-            let dialled = match &row.entry {
-                None => dialer.dial_over(carriage, &target, ECHO).await,
-                Some(keys) => {
-                    let peer = KnownPeer {
-                        id: "hub".parse().expect("a peer id"),
-                        keys: keys.clone(),
-                    };
-                    match dialer.dial_peer(carriage, &peer, &target, ECHO).await {
-                        Err(DialError::TlsSetup(_)) if keys.is_empty() => continue,
-                        result => result,
-                    }
-                }
-            };
-            if end(&dialled) != row.end {
-                let (what, expected) = (row.what, row.end);
-                wrong.push(format!("{carriage}, {what}: {expected:?}, got {dialled:?}"));
-            }
+        row(ADDRESS, "X.509, good", Public, Unknown),
+        by_ip("X.509, good, `tls.webpki_ip = true`", Public, Reached),
+        by_ip("X.509, expired, `tls.webpki_ip = true`", Expired, Untrusted),
+        by_ip(
+            "X.509, unknown authority, `tls.webpki_ip = true`",
+            OtherAuthority,
+            Untrusted,
+        ),
+        by_ip(
+            "X.509, self-signed, `tls.webpki_ip = true`",
+            Wrapped,
+            Untrusted,
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_we_dial() {
+    let cast = Cast::new();
+    let mut head = vec!["whom".to_owned(), "proof".to_owned()];
+    head.extend(Column::ALL.map(|column| column.name().to_owned()));
+    let mut sheet = Sheet::new(&head);
+    for row in rows(&cast) {
+        sheet.row(row.role, row.what);
+        for column in Column::ALL {
+            let dialled = dial(&cast, &row, column).await;
+            sheet.cell(&row.end, &end(&dialled));
+        }
+        sheet.end_row();
+    }
+    sheet.check();
+}
+
+async fn dial(
+    cast: &Cast,
+    row: &Row,
+    column: Column,
+) -> Result<alknet_core::Connection, DialError> {
+    let server = cast.server(row.server);
+    let foreign = Foreign::start(server.key, server.raw).await;
+    let dialer = Dialer::with_options(ClientTlsOptions {
+        key: None,
+        roots: cast.authority.roots(),
+        webpki_ip: row.webpki_ip,
+        present_key_to_public: false,
+    });
+    let carriage = column.carriage();
+    let address = format!("{}:{}", row.host, foreign.port(carriage));
+    let target: Target = address.parse().expect("a target");
+    let target = target.with_pins(row.pins.iter().copied());
+    match &row.entry {
+        None => dialer.dial_over(carriage, &target, ECHO).await,
+        Some(keys) => {
+            let peer = known(keys);
+            dialer.dial_peer(carriage, &peer, &target, ECHO).await
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+fn known(keys: &[PeerKey]) -> KnownPeer {
+    KnownPeer {
+        id: "hub".parse().expect("a peer id"),
+        keys: keys.to_vec(),
+    }
+}
+
+/// An entry without a key fits nobody, and is not mistaken for a public server.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_without_keys_is_dialled_by_nobody() {
+    let node = Node::start();
+    for carriage in CARRIAGES {
+        let refused = Dialer::new(None)
+            .dial_peer(carriage, &known(&[]), &node.target(), ECHO)
+            .await;
+        assert!(
+            matches!(refused, Err(DialError::TlsSetup(_))),
+            "{refused:?}"
+        );
+    }
 }
 
 /// Peers are shown our key in the form they take; public servers are not, unless that was asked for.
@@ -306,12 +477,8 @@ async fn who_is_shown_our_key() {
 async fn a_changed_entry_counts_at_once() {
     let node = Node::start();
     let (dialer, _) = node.peer("friend");
-    let peer = |keys: &[PeerKey]| KnownPeer {
-        id: "hub".parse().expect("a peer id"),
-        keys: keys.to_vec(),
-    };
-    let (before, other) = (peer(&[node.key.public()]), NodeKey::from_seed(&[8; 32]));
-    let after = peer(&[other.public()]);
+    let (before, other) = (known(&[node.key.public()]), NodeKey::from_seed(&[8; 32]));
+    let after = known(&[other.public()]);
     for carriage in CARRIAGES {
         for _ in 0..2 {
             let connection = dialer
@@ -337,5 +504,5 @@ async fn a_changed_entry_counts_at_once() {
             .expect("dial");
         dialer.forget_peer(&before.id);
     }
-    assert!(dialer.set_peer(&peer(&[])).is_err());
+    assert!(dialer.set_peer(&known(&[])).is_err());
 }

@@ -1,0 +1,82 @@
+//! A table of what must happen: a row per proof, a column per carriage.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use alknet_core::Carriage;
+
+/// What carries a cell. Another carriage is another variant, another name, and another arm where
+/// the connections are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Column {
+    Quic,
+    Tls,
+}
+
+impl Column {
+    pub(crate) const ALL: [Self; 2] = [Self::Quic, Self::Tls];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "QUIC",
+            Self::Tls => "TLS/TCP",
+        }
+    }
+
+    pub(crate) const fn carriage(self) -> Carriage {
+        match self {
+            Self::Quic => Carriage::Quic,
+            Self::Tls => Carriage::Tcp,
+        }
+    }
+}
+
+/// The table, and what differed from it.
+pub(crate) struct Sheet {
+    text: String,
+    wrong: Vec<String>,
+}
+
+impl Sheet {
+    pub(crate) fn new(head: &[String]) -> Self {
+        let rule: String = head.iter().map(|_| "|---").collect();
+        Self {
+            text: format!("| {} |\n{rule}|\n", head.join(" | ")),
+            wrong: Vec::new(),
+        }
+    }
+
+    /// A row begins with what it is about.
+    pub(crate) fn row(&mut self, role: &str, proof: &str) {
+        self.text += &format!("| {role} | {proof} |");
+    }
+
+    /// A cell: what must happen, and what did.
+    pub(crate) fn cell(&mut self, expected: &impl Display, got: &impl Display) {
+        let (expected, got) = (expected.to_string(), got.to_string());
+        let shown = if expected == got {
+            expected
+        } else {
+            let row = self.text.lines().last().unwrap_or_default().to_owned();
+            self.wrong.push(format!("{row} {expected}: {got}"));
+            format!("{expected}, **but {got}**")
+        };
+        self.text += &format!(" {shown} |");
+    }
+
+    pub(crate) fn end_row(&mut self) {
+        self.text.push('\n');
+    }
+
+    /// Every cell was as it must be, and the documentation has this very table.
+    pub(crate) fn check(&self) {
+        let Self { text, wrong } = self;
+        assert!(wrong.is_empty(), "{text}\n{wrong:#?}");
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/matrix.md");
+        let page = std::fs::read_to_string(page).expect("docs/matrix.md");
+        assert!(
+            page.contains(text),
+            "docs/matrix.md lacks this table:\n{text}"
+        );
+    }
+}

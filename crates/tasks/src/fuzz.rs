@@ -1,0 +1,347 @@
+//! `soak fuzz`: every parser under libFuzzer, beside the promises in `fuzz/src`.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
+
+/// The campaign's name, and the folder of its package.
+pub(crate) const NAME: &str = "fuzz";
+
+/// Minutes for each target unless asked for otherwise.
+pub(crate) const MINUTES: u64 = 10;
+
+/// What the engine watches in our code and in every library below it: which edges are taken, how
+/// often, and what is compared with what. Each is a flag of the stable compiler.
+const INSTRUMENTED: [&str; 7] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Cdebug-assertions",
+    "-Coverflow-checks",
+];
+
+/// Longest input in bytes: long enough for two ClientHellos and for a configuration of every key,
+/// short enough for thousands of runs per second.
+const INPUT_BYTES_MAX: u32 = 4096;
+
+/// One input may take this many seconds; they take microseconds.
+const INPUT_SECONDS_MAX: u32 = 10;
+
+/// Memory of a run in MiB.
+const MEMORY_MIB_MAX: u32 = 2048;
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) struct Campaign<'a> {
+    /// Minutes for each target.
+    pub(crate) minutes: u64,
+    /// One target only.
+    pub(crate) only: Option<&'a str>,
+    /// Whether what was found interesting goes into the tree.
+    pub(crate) keep: bool,
+}
+
+/// What a campaign came to.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// A Markdown table, a row for each target.
+    pub(crate) table: String,
+    /// Inputs that break a promise.
+    pub(crate) findings: Vec<PathBuf>,
+}
+
+impl Campaign<'_> {
+    /// Runs the targets one after the other; a finding ends its target, not the campaign.
+    pub(crate) fn run(&self, cx: &mut Context) -> Result<Report> {
+        let targets = self.targets(&cx.root().join(NAME))?;
+        let folder = cx.step("build the fuzz targets", |cx| build(cx))?;
+        let mut rows = Vec::new();
+        let mut findings = Vec::new();
+        for target in targets {
+            let run = Run::new(cx, &folder, &target)?;
+            let row = cx.step(&format!("fuzz {target}"), |cx| run.fuzz(cx, self.minutes))?;
+            eprintln!("{}", row.line());
+            if self.keep && row.findings.is_empty() {
+                cx.step(&format!("minimise {target}"), |cx| run.keep(cx))?;
+            }
+            findings.extend(row.findings.iter().cloned());
+            rows.push(row);
+        }
+        Ok(Report {
+            table: table(&rows),
+            findings,
+        })
+    }
+
+    /// The names of the programs in `targets/`.
+    fn targets(&self, package: &Path) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for file in files(&package.join("targets"))? {
+            let name = file.file_stem().unwrap_or_default();
+            names.push(name.to_string_lossy().into_owned());
+        }
+        match self.only {
+            None => Ok(names),
+            Some(only) if names.iter().any(|name| name == only) => Ok(vec![only.to_owned()]),
+            Some(only) => Err(Failure::Arguments(format!(
+                "no fuzz target \"{only}\", only {}",
+                names.join(", ")
+            ))),
+        }
+    }
+}
+
+/// Builds the targets into a folder of their own, and says where they are.
+fn build(cx: &Context) -> Result<PathBuf> {
+    let target = cx.cache().join(NAME).join("target");
+    let mut command = cx.cargo("build");
+    command
+        .args(["--release", "--package", "alknet-fuzz", "--bins"])
+        .args(["--features", "engine"])
+        .env("CARGO_TARGET_DIR", &target)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        // These take the place of the flags in `.cargo/config.toml`: the engine is no static
+        // program.
+        .env("RUSTFLAGS", INSTRUMENTED.join(" "));
+    cx.run(&mut command, "building the fuzz targets", "fuzz-build")?;
+    Ok(target.join(cx.triple()).join("release"))
+}
+
+/// One target and its folders.
+struct Run {
+    name: String,
+    program: PathBuf,
+    /// The corpus in the tree.
+    tree: PathBuf,
+    /// What earlier runs on this machine found interesting; this one adds to it.
+    own: PathBuf,
+    findings: PathBuf,
+}
+
+impl Run {
+    fn new(cx: &Context, programs: &Path, name: &str) -> Result<Self> {
+        let cache = cx.cache().join(NAME);
+        let run = Self {
+            name: name.to_owned(),
+            program: programs.join(format!("fuzz-{name}")),
+            tree: cx.root().join(NAME).join("corpus").join(name),
+            own: cache.join("corpus").join(name),
+            findings: cache.join("findings").join(name),
+        };
+        for folder in [&run.own, &run.findings] {
+            let made = fs::create_dir_all(folder);
+            made.map_err(Failure::io(format!("make {}", folder.display())))?;
+        }
+        // What an earlier campaign found is no finding of this one.
+        for old in files(&run.findings)? {
+            let removed = fs::remove_file(&old);
+            removed.map_err(Failure::io(format!("remove {}", old.display())))?;
+        }
+        Ok(run)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .arg(format!("-max_len={INPUT_BYTES_MAX}"))
+            .arg(format!("-timeout={INPUT_SECONDS_MAX}"))
+            .arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"))
+            .arg(format!("-artifact_prefix={}/", self.findings.display()));
+        command
+    }
+
+    fn fuzz(&self, cx: &Context, minutes: u64) -> Result<Row> {
+        let log = format!("fuzz-{}", self.name);
+        let mut command = self.command();
+        command
+            .arg(format!("-max_total_time={}", minutes * 60))
+            .args(["-use_value_profile=1", "-print_final_stats=1"])
+            .args([&self.own, &self.tree]);
+        let title = format!("fuzz {} for {minutes} min", self.name);
+        let result = cx.run(&mut command, &title, &log);
+        let findings = files(&self.findings)?;
+        // A program that ends badly and leaves nothing behind is no finding but a failure.
+        if findings.is_empty() {
+            result?;
+        }
+        let output = fs::read(cx.log(&log)).map_err(Failure::io("read what libFuzzer said"))?;
+        Ok(Row::new(
+            &self.name,
+            &String::from_utf8_lossy(&output),
+            findings,
+        ))
+    }
+
+    /// Replaces the corpus in the tree by the fewest inputs that take every edge that it and this
+    /// machine's runs take.
+    fn keep(&self, cx: &Context) -> Result<()> {
+        let scratch = Scratch::new(cx.cache(), "fuzz-corpus-")?;
+        let mut command = self.command();
+        command
+            .args(["-set_cover_merge=1", "-use_counters=0"])
+            .arg(scratch.path())
+            .args([&self.tree, &self.own]);
+        let log = format!("fuzz-{}-minimise", self.name);
+        cx.run(&mut command, &format!("minimise {}", self.name), &log)?;
+        let kept = files(scratch.path())?;
+        for old in files(&self.tree)? {
+            let removed = fs::remove_file(&old);
+            removed.map_err(Failure::io(format!("remove {}", old.display())))?;
+        }
+        for file in kept {
+            let to = self.tree.join(file.file_name().unwrap_or_default());
+            let copied = fs::copy(&file, &to);
+            copied.map_err(Failure::io(format!("write {}", to.display())))?;
+        }
+        Ok(())
+    }
+}
+
+/// The files in `folder`, in order.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let trouble = || Failure::io(format!("read {}", folder.display()));
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(trouble())? {
+        files.push(entry.map_err(trouble())?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// What one target came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Row {
+    name: String,
+    runs: u64,
+    seconds: u64,
+    /// Edges taken.
+    edges: u64,
+    /// Inputs worth keeping, of this run.
+    new: u64,
+    findings: Vec<PathBuf>,
+}
+
+impl Row {
+    /// Reads libFuzzer's output: `#1234 NEW cov: 56 ft: …` while it runs, `Done 1234 runs in 60
+    /// second(s)` and `stat::…` at its end.
+    fn new(name: &str, output: &str, findings: Vec<PathBuf>) -> Self {
+        let mut row = Self {
+            name: name.to_owned(),
+            findings,
+            ..Self::default()
+        };
+        for line in output.lines() {
+            if let Some((_, rest)) = line.split_once(" cov: ") {
+                row.edges = first_number(rest);
+            } else if let Some(rest) = line.strip_prefix("Done ") {
+                row.seconds = rest.split_once(" in ").map_or(0, |(_, s)| first_number(s));
+            } else if let Some(rest) = line.strip_prefix("stat::number_of_executed_units:") {
+                row.runs = first_number(rest);
+            } else if let Some(rest) = line.strip_prefix("stat::new_units_added:") {
+                row.new = first_number(rest);
+            }
+        }
+        row
+    }
+
+    fn line(&self) -> String {
+        let Self {
+            name,
+            runs,
+            seconds,
+            edges,
+            new,
+            findings,
+        } = self;
+        let found = match findings.as_slice() {
+            [] => "none".to_owned(),
+            files => files
+                .iter()
+                .map(|file| format!("`{}`", file.display()))
+                .collect::<Vec<_>>()
+                .join(", "),
+        };
+        format!("| {name} | {seconds} s | {runs} | {edges} | {new} | {found} |")
+    }
+}
+
+fn first_number(text: &str) -> u64 {
+    let digits = text.trim_start();
+    let end = digits
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(digits.len());
+    digits[..end].parse().unwrap_or_default()
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "| target | time | inputs | edges taken | new inputs | findings |\n|---|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{}", row.line());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+INFO: Loaded 1 modules
+#2	INITED cov: 8 ft: 8 corp: 1/1b exec/s: 0 rss: 27Mb
+#5231	NEW    cov: 110 ft: 300 corp: 3/35b lim: 53 exec/s: 0 rss: 27Mb L: 29/29
+Done 2331498 runs in 21 second(s)
+stat::number_of_executed_units: 2331498
+stat::new_units_added:          15
+";
+
+    #[test]
+    fn the_engines_words_become_a_row() {
+        let row = Row::new("frame", OUTPUT, Vec::new());
+        let expected = Row {
+            name: "frame".to_owned(),
+            runs: 2_331_498,
+            seconds: 21,
+            edges: 110,
+            new: 15,
+            findings: Vec::new(),
+        };
+        assert_eq!(row, expected);
+        assert_eq!(row.line(), "| frame | 21 s | 2331498 | 110 | 15 | none |");
+    }
+
+    #[test]
+    fn a_finding_is_named_in_its_row() {
+        let row = Row::new("key", "==1== ERROR: libFuzzer", vec!["a/crash-1".into()]);
+        assert!(table(&[row]).contains("| `a/crash-1` |"));
+    }
+
+    #[test]
+    fn the_targets_are_those_of_the_package() {
+        let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+        let campaign = |only| Campaign {
+            minutes: 1,
+            only,
+            keep: false,
+        };
+        let all = campaign(None).targets(&package).expect("a folder");
+        assert!(all.iter().any(|name| name == "frame"), "{all:?}");
+        let one = campaign(Some("frame"))
+            .targets(&package)
+            .expect("it exists");
+        assert_eq!(one, ["frame"]);
+        let error = campaign(Some("frames"))
+            .targets(&package)
+            .expect_err("none");
+        assert!(error.to_string().contains("envelope"), "{error}");
+    }
+}

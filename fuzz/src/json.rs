@@ -1,0 +1,146 @@
+//! A second opinion on JSON: read by serde's own visitors, not by the scanner under test.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+/// A document, and what the protocol forbids beyond the grammar.
+pub(crate) struct Document {
+    pub(crate) value: Value,
+    /// Arrays and objects that lie within each other, at the deepest place.
+    pub(crate) depth: usize,
+    /// Whether an object names a member twice.
+    pub(crate) twice: bool,
+}
+
+/// What a generic reader makes of `text`.
+pub(crate) enum Opinion {
+    /// A document.
+    Document(Document),
+    /// Valid by the grammar, and says something no value here can hold: a number beyond `f64`, half
+    /// a surrogate pair, more nesting than the reader follows.
+    Unholdable,
+    /// No JSON.
+    Invalid,
+}
+
+pub(crate) fn opinion(text: &str) -> Opinion {
+    let mut facts = Facts::default();
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let seed = At {
+        depth: 0,
+        facts: &mut facts,
+    };
+    let read = seed.deserialize(&mut reader);
+    match read.and_then(|value| reader.end().map(|()| value)) {
+        Ok(value) => Opinion::Document(Document {
+            value,
+            depth: facts.depth,
+            twice: facts.twice,
+        }),
+        Err(error) if is_about_holding(&error.to_string()) => Opinion::Unholdable,
+        Err(_) => Opinion::Invalid,
+    }
+}
+
+fn is_about_holding(error: &str) -> bool {
+    let reasons = [
+        "number out of range",
+        "lone leading surrogate",
+        "unexpected end of hex escape",
+        "recursion limit exceeded",
+    ];
+    reasons.iter().any(|reason| error.starts_with(reason))
+}
+
+#[derive(Default)]
+struct Facts {
+    depth: usize,
+    twice: bool,
+}
+
+struct At<'f> {
+    depth: usize,
+    facts: &'f mut Facts,
+}
+
+impl At<'_> {
+    /// One level further in.
+    fn inner(&mut self) -> At<'_> {
+        let depth = self.depth + 1;
+        self.facts.depth = self.facts.depth.max(depth);
+        At {
+            depth,
+            facts: self.facts,
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for At<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for At<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut access: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        let inner = self.inner();
+        while let Some(item) = access.next_element_seed(At {
+            depth: inner.depth,
+            facts: &mut *inner.facts,
+        })? {
+            items.push(item);
+        }
+        Ok(items.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut access: A) -> Result<Value, A::Error> {
+        let mut members = serde_json::Map::new();
+        let mut names = HashSet::new();
+        let inner = self.inner();
+        while let Some(name) = access.next_key::<String>()? {
+            inner.facts.twice |= !names.insert(name.clone());
+            let member = access.next_value_seed(At {
+                depth: inner.depth,
+                facts: &mut *inner.facts,
+            })?;
+            members.insert(name, member);
+        }
+        Ok(members.into())
+    }
+}
