@@ -194,10 +194,10 @@ fn identify(link: &Link, payload: &Payload<'_>) -> Result<Option<Arc<Identity>>,
 }
 
 fn forwarded_for(link: &Link, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {
-    let trusted = link
-        .identity()
-        .is_some_and(|peer| peer.scopes.allows(FORWARD_SCOPE));
-    claim.filter(|_| trusted)
+    claim.filter(|_| {
+        let peer = link.identity();
+        peer.is_some_and(|peer| peer.scopes.allows(FORWARD_SCOPE))
+    })
 }
 
 fn check_access(
