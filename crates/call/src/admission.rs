@@ -106,7 +106,10 @@ fn check(
     check_access(link, &operation, identity.as_deref(), &input)?;
     let keyed = keyed::begin(link, &operation, identity.as_deref(), &payload, &input)?;
     let head = Head {
-        keyed: keyed.is_some(),
+        key: keyed
+            .as_ref()
+            .and(payload.idempotency_key.as_deref())
+            .map(Into::into),
         id: event.id.as_ref().into(),
         forwarded_for: forwarded_for(link, payload.forwarded_for),
         trace: payload.trace.as_deref().map(Into::into),
@@ -298,7 +301,7 @@ fn make_room(
             limits.subscriptions,
         ));
     }
-    if !head.keyed {
+    if head.key.is_none() {
         operation.enter()?;
     }
     let request = Arc::new(Request::new(head, link, lane, operation));

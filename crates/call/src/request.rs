@@ -55,8 +55,9 @@ pub(crate) struct Head {
     pub(crate) deadline: Option<Instant>,
     pub(crate) idle: Option<Duration>,
     pub(crate) window: Option<u32>,
-    /// Whether it only waits for the run of its idempotency key, which is counted instead.
-    pub(crate) keyed: bool,
+    /// Its idempotency key, where that counts: the request then only waits for the run of the
+    /// key, which is counted instead.
+    pub(crate) key: Option<Box<str>>,
 }
 
 impl Request {
@@ -105,6 +106,10 @@ impl Request {
 
     pub(crate) fn trace(&self) -> Option<&str> {
         self.head.trace.as_deref()
+    }
+
+    pub(crate) fn idempotency_key(&self) -> Option<&str> {
+        self.head.key.as_deref()
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -366,7 +371,7 @@ impl Drop for InFlight {
         let request = &self.0;
         // Nothing starts below a request that is over, either.
         request.aborted.store(true, Ordering::SeqCst);
-        if !request.head.keyed {
+        if request.head.key.is_none() {
             request.operation.leave();
         }
         request.link.forget_inbound(request);
