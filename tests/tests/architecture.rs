@@ -206,7 +206,13 @@ fn one_crypto_provider_is_in_the_binary() {
 fn the_binary_carries_no_build_tool() {
     Graph::load().forbid(
         "alknet",
-        &["alknet-image", "alknet-qemu", "alknet-tasks", "indicatif"],
+        &[
+            "alknet-image",
+            "alknet-qemu",
+            "alknet-tasks",
+            "indicatif",
+            "tonic",
+        ],
     );
 }
 

@@ -116,7 +116,10 @@ fn check(
     });
     let keyed = keyed::begin(link, &operation, identity.as_deref(), &payload, &input)?;
     let head = Head {
-        keyed: keyed.is_some(),
+        key: keyed
+            .as_ref()
+            .and(payload.idempotency_key.as_deref())
+            .map(Into::into),
         id: event.id.as_ref().into(),
         forwarded_for: forwarded_for(link, payload.forwarded_for),
         trace: payload.trace.as_deref().map(Into::into),
@@ -208,10 +211,10 @@ fn identify(link: &Link, payload: &Payload<'_>) -> Result<Option<Arc<Identity>>,
 }
 
 fn forwarded_for(link: &Link, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {
-    let trusted = link
-        .identity()
-        .is_some_and(|peer| peer.scopes.allows(FORWARD_SCOPE));
-    claim.filter(|_| trusted)
+    claim.filter(|_| {
+        let peer = link.identity();
+        peer.is_some_and(|peer| peer.scopes.allows(FORWARD_SCOPE))
+    })
 }
 
 fn check_access(
@@ -319,7 +322,7 @@ fn make_room(
             limits.subscriptions,
         ));
     }
-    if !head.keyed {
+    if head.key.is_none() {
         let entered = operation.enter();
         entered.inspect_err(|_| Counters::add(&counters.operation_full))?;
     }

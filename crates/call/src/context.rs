@@ -119,6 +119,15 @@ impl Ctx {
         }
     }
 
+    /// The key under which the request runs once, however often it is sent. Not told to operations
+    /// called by operations: each of them may run many times for one request.
+    pub(crate) fn idempotency_key(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Request(request) => request.idempotency_key(),
+            Kind::Child(_) => None,
+        }
+    }
+
     /// W3C `traceparent`, as the caller sent it.
     #[must_use]
     pub fn trace(&self) -> Option<&str> {

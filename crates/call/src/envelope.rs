@@ -132,13 +132,13 @@ pub(crate) fn is_id(id: &str) -> bool {
     (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Payload of `call.requested`.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Request<'a> {
+/// Payload of `call.requested`; `I` is what its input is written from.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Request<'a, I = &'a RawValue> {
     #[serde(rename = "operationId", borrow)]
     pub(crate) operation: Cow<'a, str>,
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    pub(crate) input: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) input: Option<I>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(crate) auth_token: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -231,17 +231,16 @@ pub(crate) fn append_event(
     append_frame(out, |out| append_envelope(out, kind, id, payload))
 }
 
-/// Appends one event with binary data as a whole mixed frame; returns the length of its body.
+/// Appends one event with binary data as a mixed frame, save for the `tail` bytes of data, which
+/// are to follow; returns the length of its body, those included.
 pub(crate) fn append_mixed_event(
     out: &mut Vec<u8>,
     kind: EventKind,
     id: &str,
-    tail: &[u8],
+    tail: usize,
     payload: impl FnOnce(&mut Vec<u8>),
 ) -> usize {
-    append_frame(out, |out| {
-        append_mixed(out, tail, |out| append_envelope(out, kind, id, payload));
-    })
+    append_mixed(out, tail, |out| append_envelope(out, kind, id, payload))
 }
 
 fn append_envelope(

@@ -184,11 +184,21 @@ pub(crate) fn append_frame(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -
     len
 }
 
-/// Appends the body of a mixed frame.
-pub(crate) fn append_mixed(out: &mut Vec<u8>, tail: &[u8], envelope: impl FnOnce(&mut Vec<u8>)) {
-    out.push(MIXED);
-    append_frame(out, envelope);
-    out.extend_from_slice(tail);
+/// Appends a mixed frame save for its last `tail` bytes, which are to follow.
+///
+/// Returns the length of the body, those included.
+pub(crate) fn append_mixed(
+    out: &mut Vec<u8>,
+    tail: usize,
+    envelope: impl FnOnce(&mut Vec<u8>),
+) -> usize {
+    let start = out.len();
+    let head = append_frame(out, |out| {
+        out.push(MIXED);
+        append_frame(out, envelope);
+    });
+    patch(out, start, head + tail);
+    head + tail
 }
 
 /// Writes a length field. Frames over 4 GiB cannot come about: limits end at 64 MiB, and a longer
@@ -308,9 +318,14 @@ mod tests {
 
     #[test]
     fn mixed_bodies_split_and_bad_ones_are_refused() {
-        let mut body = Vec::new();
-        append_mixed(&mut body, b"tail", |out| out.extend_from_slice(b"{}"));
-        let parsed = FrameBody::parse(body.clone().into()).expect("well formed");
+        let mut frame = Vec::new();
+        let len = append_mixed(&mut frame, 4, |out| out.extend_from_slice(b"{}"));
+        frame.extend_from_slice(b"tail");
+        let mut reader = FrameReader::new();
+        reader.push(frame.into());
+        let body = drain(&mut reader).swap_remove(0);
+        assert_eq!(body.len(), len);
+        let parsed = FrameBody::parse(body.clone()).expect("well formed");
         assert_eq!(parsed.envelope, "{}");
         assert_eq!(parsed.tail.as_deref(), Some(&b"tail"[..]));
         for cut in 0..7 {

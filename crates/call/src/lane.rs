@@ -80,6 +80,17 @@ impl Lane {
         self.single_call
     }
 
+    /// What its bytes have to wait for: lanes go first, then streams of one request, and those
+    /// with a lot of binary data last. A stream of the peer is a lane until it says no more.
+    fn priority(&self) -> i32 {
+        let one_request = self.single_call || self.read_done.load(Ordering::Acquire);
+        match (one_request, self.out.is_bulk()) {
+            (false, _) => 1,
+            (true, false) => 0,
+            (true, true) => -1,
+        }
+    }
+
     /// Whether it still takes requests of ours.
     pub(crate) fn is_usable(&self) -> bool {
         !self.read_done.load(Ordering::Acquire) && !self.out.is_ended()
@@ -99,11 +110,6 @@ pub(crate) async fn run(
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
-    if !link.connection.is_multi() {
-        send.set_priority(0);
-    } else if !lane.is_single_call() {
-        send.set_priority(1);
-    }
     let work = async {
         tokio::try_join!(
             read_loop(&link, &lane, &mut recv),
@@ -190,6 +196,7 @@ async fn next_chunk(
 }
 
 async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(), End> {
+    let mut priority = None;
     loop {
         let work = tokio::select! {
             biased;
@@ -200,7 +207,13 @@ async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(
             }
         };
         match work {
-            Work::Write(bytes) => write(link, lane, send, bytes).await?,
+            Work::Write(bytes) => {
+                let wanted = lane.priority();
+                if priority.replace(wanted) != Some(wanted) {
+                    send.set_priority(wanted);
+                }
+                write(link, lane, send, bytes).await?;
+            }
             Work::Kill(code) => return Err(End::Killed(code)),
             Work::Finish => break,
         }

@@ -89,6 +89,11 @@ pub const LANE_QUEUE_BYTES: usize = 256 << 10;
 pub const WRITE_STEP_BYTES: usize = 64 << 10;
 /// Bytes asked of the carriage at a time.
 pub const READ_STEP_BYTES: usize = 64 << 10;
+/// Bytes of binary data that make an answer one of those that wait for all others, where the
+/// carriage has priorities.
+pub const BULK_BYTES: usize = 256 << 10;
+/// Bytes of binary data that are copied into a frame; longer ones are sent from where they are.
+pub const COPY_BYTES_MAX: usize = 8 << 10;
 /// Frames handled before the lane's own writer gets its turn.
 pub const FRAMES_PER_TURN: u32 = 64;
 /// Largest request that shares a lane; beyond it a stream of its own is better.

@@ -297,7 +297,7 @@ impl Link {
 
     /// Once somebody authenticated, the connection has an identity, too.
     fn is_known(&self) -> bool {
-        self.connection.identity().is_some()
+        self.connection.is_identified()
     }
 
     fn nesting(&self) -> usize {

@@ -1,9 +1,9 @@
 //! Our requests in flight at the peer.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hashbrown::HashMap;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 

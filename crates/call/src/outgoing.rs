@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use alknet_core::StreamCode;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::body::Body;
@@ -16,6 +15,9 @@ use crate::lane::Lane;
 use crate::limits::RESPONDER_GRACE;
 use crate::link::Link;
 use crate::outbound::Delivery;
+
+/// What a request usually fits into.
+const FRAME_BYTES_USUAL: usize = 256;
 
 /// A request ready to be sent.
 pub(crate) struct Encoded {
@@ -35,15 +37,15 @@ impl Encoded {
         if link.heard_goaway() {
             return Err(CallError::draining());
         }
-        let input = serde_json::value::to_raw_value(input)
-            .map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))?;
         let id = link.outbound.next_id();
         let wire_id = link.outbound.wire_id(id);
-        let payload = payload(operation, &input, options, window);
-        let mut frame = Vec::with_capacity(input.get().len() + 128);
+        let payload = payload(operation, input, options, window);
+        let mut frame = Vec::with_capacity(FRAME_BYTES_USUAL);
+        let mut written = Ok(());
         let len = envelope::append_event(&mut frame, EventKind::Requested, &wire_id, |out| {
-            envelope::append_json(out, &payload);
+            written = serde_json::to_writer(out, &payload);
         });
+        written.map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))?;
         if len > link.peer_frame_bytes() {
             let message = format!(
                 "the request has {len} bytes and the peer takes {}",
@@ -145,12 +147,12 @@ impl Pending {
     }
 }
 
-fn payload<'a>(
+fn payload<'a, I>(
     operation: &str,
-    input: &'a RawValue,
+    input: I,
     options: &'a CallOptions,
     window: Option<u32>,
-) -> Payload<'a> {
+) -> Payload<'a, I> {
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Payload {
         operation: format!("/{}", operation.trim_start_matches('/')).into(),

@@ -8,10 +8,12 @@ use alknet_core::StreamCode;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::limits::{BULK_BYTES, COPY_BYTES_MAX};
 use crate::sync::lock;
 
 /// The queue between everybody who answers on a stream and the one who writes it. Frames are
-/// encoded straight into one buffer, so that whatever is queued goes out in one write.
+/// encoded straight into one buffer, so that whatever is queued goes out in one write; long binary
+/// data is queued as it is.
 #[derive(Debug, Default)]
 pub(crate) struct Outlet {
     state: Mutex<State>,
@@ -25,6 +27,9 @@ pub(crate) struct Outlet {
 
 #[derive(Debug, Default)]
 struct State {
+    /// What comes before `buffer`, and is not to be copied.
+    parts: VecDeque<Bytes>,
+    parts_bytes: usize,
     buffer: Vec<u8>,
     /// Bytes handed to the writer and not yet on the wire.
     writing: usize,
@@ -32,17 +37,49 @@ struct State {
     pushed: u64,
     written: u64,
     marks: VecDeque<Mark>,
+    /// Binary data went by that others should not have to wait for.
+    bulk: bool,
     finish: bool,
     ended: bool,
     killed: Option<StreamCode>,
 }
 
-/// Where the bytes of one subscription event end.
+/// Where the bytes of one subscription event end, and how many of them are to be written.
 #[derive(Debug)]
 struct Mark {
     end: u64,
     bytes: usize,
     meter: Arc<AtomicUsize>,
+}
+
+impl State {
+    fn queued(&self) -> usize {
+        self.parts_bytes + self.buffer.len()
+    }
+
+    /// Queues the last bytes of a frame.
+    fn append(&mut self, tail: &Bytes) {
+        self.bulk |= tail.len() > BULK_BYTES;
+        if tail.len() <= COPY_BYTES_MAX {
+            self.buffer.extend_from_slice(tail);
+            return;
+        }
+        let before = std::mem::take(&mut self.buffer);
+        self.parts_bytes += before.len() + tail.len();
+        self.parts.push_back(before.into());
+        self.parts.push_back(tail.clone());
+    }
+
+    fn next_part(&mut self) -> Option<Bytes> {
+        let part = match self.parts.pop_front() {
+            Some(part) => {
+                self.parts_bytes -= part.len();
+                part
+            }
+            None => std::mem::take(&mut self.buffer).into(),
+        };
+        (!part.is_empty()).then_some(part)
+    }
 }
 
 /// What the writer does next.
@@ -56,22 +93,26 @@ pub(crate) enum Work {
 impl Outlet {
     /// Queues what `encode` appends. `false` when the stream takes no more.
     pub(crate) fn push<R>(&self, encode: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
-        self.push_metered(None, encode)
+        self.push_metered(None, |out| (encode(out), None))
     }
 
-    /// As [`push`](Self::push), counting the bytes in `meter` until they are written.
-    pub(crate) fn push_metered<R>(
+    /// As [`push`](Self::push), counting the bytes in `meter` until they are written. What `encode`
+    /// returns beside its result follows what it appends.
+    pub(crate) fn push_metered<'a, R>(
         &self,
         meter: Option<&Arc<AtomicUsize>>,
-        encode: impl FnOnce(&mut Vec<u8>) -> R,
+        encode: impl FnOnce(&mut Vec<u8>) -> (R, Option<&'a Bytes>),
     ) -> Option<R> {
         let mut state = lock(&self.state);
         if state.ended || state.finish {
             return None;
         }
-        let before = state.buffer.len();
-        let result = encode(&mut state.buffer);
-        let bytes = state.buffer.len() - before;
+        let before = state.queued();
+        let (result, tail) = encode(&mut state.buffer);
+        if let Some(tail) = tail {
+            state.append(tail);
+        }
+        let bytes = state.queued() - before;
         state.pushed += bytes as u64;
         if let Some(meter) = meter {
             meter.fetch_add(bytes, Ordering::AcqRel);
@@ -90,7 +131,12 @@ impl Outlet {
     /// Bytes queued or being written.
     pub(crate) fn backlog(&self) -> usize {
         let state = lock(&self.state);
-        state.buffer.len() + state.writing
+        state.queued() + state.writing
+    }
+
+    /// Whether long binary data was queued.
+    pub(crate) fn is_bulk(&self) -> bool {
+        lock(&self.state).bulk
     }
 
     /// Whether everything pushed is written.
@@ -154,6 +200,8 @@ impl Outlet {
     pub(crate) fn end(&self) {
         let mut state = lock(&self.state);
         state.ended = true;
+        state.parts = VecDeque::new();
+        state.parts_bytes = 0;
         state.buffer = Vec::new();
         state.writing = 0;
         for mark in std::mem::take(&mut state.marks) {
@@ -193,10 +241,9 @@ impl Outlet {
         if let Some(code) = state.killed {
             return Some(Work::Kill(code));
         }
-        if !state.buffer.is_empty() {
-            let bytes = std::mem::take(&mut state.buffer);
+        if let Some(bytes) = state.next_part() {
             state.writing = bytes.len();
-            return Some(Work::Write(bytes.into()));
+            return Some(Work::Write(bytes));
         }
         (state.finish || state.ended).then_some(Work::Finish)
     }
@@ -207,8 +254,15 @@ impl Outlet {
         state.writing = state.writing.saturating_sub(bytes);
         state.written += bytes as u64;
         let written = state.written;
-        while let Some(mark) = state.marks.pop_front_if(|mark| mark.end <= written) {
-            mark.meter.fetch_sub(mark.bytes, Ordering::AcqRel);
+        while let Some(mark) = state.marks.front_mut() {
+            let begin = mark.end - mark.bytes as u64;
+            let now = written.min(mark.end).saturating_sub(begin) as usize;
+            mark.meter.fetch_sub(now, Ordering::AcqRel);
+            mark.bytes -= now;
+            if mark.bytes > 0 {
+                break;
+            }
+            state.marks.pop_front();
         }
         drop(state);
         self.room.notify_waiters();
@@ -242,12 +296,45 @@ mod tests {
         let outlet = Outlet::default();
         let meter = Arc::new(AtomicUsize::new(0));
         outlet.push(|out| out.extend_from_slice(b"other"));
-        outlet.push_metered(Some(&meter), |out| out.extend_from_slice(b"mine"));
+        outlet.push_metered(Some(&meter), |out| {
+            out.extend_from_slice(b"mine");
+            ((), None)
+        });
         take(&outlet).await;
-        outlet.wrote(8);
+        outlet.wrote(5);
         assert_eq!(meter.load(Ordering::Acquire), 4);
+        outlet.wrote(3);
+        assert_eq!(meter.load(Ordering::Acquire), 1);
         outlet.wrote(1);
         assert_eq!(meter.load(Ordering::Acquire), 0);
+    }
+
+    #[tokio::test]
+    async fn long_tails_are_not_copied_and_keep_their_place() {
+        let outlet = Outlet::default();
+        let long = Bytes::from(vec![7; BULK_BYTES + 1]);
+        let short = Bytes::from_static(b"short");
+        let push = |head: &'static [u8], tail: &Bytes| {
+            let meter = Arc::default();
+            outlet.push_metered(Some(&meter), |out| {
+                out.extend_from_slice(head);
+                ((), Some(tail))
+            });
+            assert_eq!(meter.load(Ordering::Acquire), head.len() + tail.len());
+        };
+        push(b"a", &short);
+        assert!(!outlet.is_bulk());
+        push(b"b", &long);
+        push(b"c", &short);
+        assert!(outlet.is_bulk());
+        assert_eq!(outlet.backlog(), 13 + long.len());
+        assert_eq!(take(&outlet).await, "ashortb");
+        outlet.wrote(7);
+        assert_eq!(take(&outlet).await.as_ptr(), long.as_ptr());
+        outlet.wrote(long.len());
+        assert_eq!(take(&outlet).await, "cshort");
+        outlet.wrote(6);
+        assert!(outlet.is_idle());
     }
 
     #[tokio::test]

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use futures_util::{FutureExt, StreamExt};
 
@@ -157,7 +156,7 @@ fn is_open(request: &Request) -> bool {
 }
 
 fn has_room(request: &Request) -> bool {
-    request.queued.load(Ordering::Acquire) < SUBSCRIPTION_QUEUE_BYTES
+    request.queued_bytes() < SUBSCRIPTION_QUEUE_BYTES
         && request.lane().out.backlog() < LANE_QUEUE_BYTES
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alknet_core::Identity;
+use bytes::Bytes;
 use futures_util::FutureExt;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -23,6 +24,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
 use crate::lane::Lane;
 use crate::link::Link;
+use crate::spec::OperationType;
 use crate::standing::Standing;
 
 /// A request that was admitted.
@@ -31,8 +33,8 @@ pub(crate) struct Request {
     link: Arc<Link>,
     lane: Arc<Lane>,
     operation: Arc<Compiled>,
-    /// Bytes of its events that are queued and not yet written.
-    pub(crate) queued: Arc<AtomicUsize>,
+    /// Bytes of its events that are queued and not yet written; of a subscription.
+    queued: Option<Arc<AtomicUsize>>,
     pub(crate) credit: Option<CreditWindow>,
     /// Calls between operations that run below it.
     pub(crate) children: AtomicUsize,
@@ -54,8 +56,9 @@ pub(crate) struct Head {
     pub(crate) deadline: Option<Instant>,
     pub(crate) idle: Option<Duration>,
     pub(crate) window: Option<u32>,
-    /// Whether it only waits for the run of its idempotency key, which is counted instead.
-    pub(crate) keyed: bool,
+    /// Its idempotency key, where that counts: the request then only waits for the run of the
+    /// key, which is counted instead.
+    pub(crate) key: Option<Box<str>>,
     /// What its right rests on, as long as it may run.
     pub(crate) standing: Option<Standing>,
 }
@@ -72,10 +75,10 @@ impl Request {
             head,
             link: Arc::clone(link),
             lane: Arc::clone(lane),
-            operation,
-            queued: Arc::default(),
+            queued: (operation.spec.op_type == OperationType::Subscription).then(Arc::default),
             children: AtomicUsize::new(0),
             children_ever: AtomicU64::new(0),
+            operation,
             env: OnceLock::new(),
             aborted: AtomicBool::new(false),
             answered: AtomicBool::new(false),
@@ -106,6 +109,10 @@ impl Request {
 
     pub(crate) fn trace(&self) -> Option<&str> {
         self.head.trace.as_deref()
+    }
+
+    pub(crate) fn idempotency_key(&self) -> Option<&str> {
+        self.head.key.as_deref()
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -237,23 +244,28 @@ impl Request {
 
     fn push_output(&self, item: &Item, dropped: u64) -> bool {
         let most = self.link.peer_frame_bytes();
-        let meter = self.head.window.is_some() || self.is_subscription();
-        let meter = meter.then_some(&self.queued);
-        let pushed = self.lane.out.push_metered(meter, |out| {
+        let pushed = self.lane.out.push_metered(self.queued.as_ref(), |out| {
             let start = out.len();
-            let len = append_output(out, self.id(), item, dropped);
+            let (len, tail) = append_output(out, self.id(), item, dropped);
             if len > most {
                 out.truncate(start);
                 self.answered.store(true, Ordering::SeqCst);
                 envelope::append_error(out, self.id(), &too_large(len, most));
+                return (false, None);
             }
-            len <= most
+            (true, tail)
         });
         pushed.unwrap_or(false)
     }
 
     pub(crate) fn is_subscription(&self) -> bool {
-        self.operation.spec.op_type == crate::spec::OperationType::Subscription
+        self.queued.is_some()
+    }
+
+    /// Bytes of its events that are queued and not yet written.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        let queued = self.queued.as_ref();
+        queued.map_or(0, |queued| queued.load(Ordering::Acquire))
     }
 }
 
@@ -263,13 +275,22 @@ fn too_large(len: usize, most: usize) -> CallError {
     CallError::new(ErrorCode::PayloadTooLarge, message)
 }
 
-fn append_output(out: &mut Vec<u8>, id: &str, item: &Item, dropped: u64) -> usize {
+/// Appends an answer or event; returns the length of its frame's body, and the data that is to
+/// follow.
+fn append_output<'a>(
+    out: &mut Vec<u8>,
+    id: &str,
+    item: &'a Item,
+    dropped: u64,
+) -> (usize, Option<&'a Bytes>) {
+    let kind = EventKind::Responded;
     let payload = |out: &mut Vec<u8>| append_payload(out, item, dropped);
     match &item.output {
         Output::Mixed(_, tail) => {
-            envelope::append_mixed_event(out, EventKind::Responded, id, tail, payload)
+            let len = envelope::append_mixed_event(out, kind, id, tail.len(), payload);
+            (len, Some(tail))
         }
-        _ => envelope::append_event(out, EventKind::Responded, id, payload),
+        _ => (envelope::append_event(out, kind, id, payload), None),
     }
 }
 
@@ -353,7 +374,7 @@ impl Drop for InFlight {
         let request = &self.0;
         // Nothing starts below a request that is over, either.
         request.aborted.store(true, Ordering::SeqCst);
-        if !request.head.keyed {
+        if request.head.key.is_none() {
             request.operation.leave();
         }
         request.link.forget_inbound(request);

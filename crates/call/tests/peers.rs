@@ -419,6 +419,41 @@ async fn a_request_may_name_the_peer_it_goes_to() {
 }
 
 #[tokio::test]
+async fn a_forwarded_mutation_whose_answer_is_lost_runs_once() {
+    for carriage in CARRIAGES {
+        let (hub, worker) = (hub(), Node::new());
+        let link = worker.join(&hub, carriage, identity("w1", &[]));
+        attached(&hub, &["w1"]).await;
+        let charge = |name: &'static str, input: Value| {
+            let who = Some(identity(name, &["peer:route:w1"]));
+            let user = hub.client(carriage, who);
+            let options = CallOptions {
+                peer: Some("w1".to_owned()),
+                idempotency_key: Some("k".to_owned()),
+                ..CallOptions::default()
+            };
+            tokio::spawn(async move { user.call_with("test/charge", &input, &options).await })
+        };
+        let first = charge("user", json!({ "wait": true }));
+        worker.probe.wait(|p| &p.started, 1).await;
+        link.close(CloseCode::Internal, "lost");
+        let lost = soon(first).await.expect("no panic");
+        assert_eq!(lost.expect_err("lost").code, ErrorCode::Unavailable);
+        attached(&hub, &[]).await;
+        worker.probe.release.notify_one();
+        let _link = worker.join(&hub, carriage, identity("w1", &[]));
+        attached(&hub, &["w1"]).await;
+        let again = charge("user", json!({ "wait": true }));
+        let answer = soon(again).await.expect("no panic").expect("an answer");
+        assert_eq!(*answer.value(), json!(1), "the first run answers");
+        // The peer hears both from the hub, and takes them for two all the same.
+        let other = charge("other", json!({}));
+        let answer = soon(other).await.expect("no panic").expect("an answer");
+        assert_eq!(*answer.value(), json!(2));
+    }
+}
+
+#[tokio::test]
 async fn nobody_routes_through_a_node_that_is_no_hub() {
     let node = Node::new();
     let (dialled, _) = node.serve(Carriage::Memory, Some(identity("user", &["*"])));

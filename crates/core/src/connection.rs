@@ -265,6 +265,12 @@ impl Connection {
         self.0.identity.load_full()
     }
 
+    /// Whether the peer is known: [`identity`](Self::identity) without a share in it.
+    #[must_use]
+    pub fn is_identified(&self) -> bool {
+        self.0.identity.load().is_some()
+    }
+
     /// Asks the handler to finish what it does and to take nothing new: a newer connection of the
     /// same peer takes over. Returns whether nobody had asked before.
     pub fn ask_to_drain(&self) -> bool {

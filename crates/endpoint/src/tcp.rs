@@ -11,16 +11,20 @@ use alknet_core::{
     BoxFuture, CloseCode, CloseReason, RecvHalf, RecvStream, SendHalf, SendStream, StreamCode,
     StreamError, StreamSource,
 };
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsStream;
+use tokio_util::io::poll_read_buf;
 
-/// Largest chunk read at once: one TLS record.
+/// Bytes of the buffer that chunks are cut from: one TLS record.
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// With less room than this, a new buffer is taken: small records share one.
+const ROOM_BYTES_MIN: usize = 4 << 10;
 
 /// How long a closed connection waits for the peer's end, so that our last bytes are not
 /// overtaken by a reset.
@@ -68,7 +72,10 @@ impl StreamSource for TcpSource {
                 shared: Arc::clone(&self.shared),
                 finished: false,
             };
-            let recv = Recv(Arc::clone(&self.shared));
+            let recv = Recv {
+                shared: Arc::clone(&self.shared),
+                room: BytesMut::new(),
+            };
             Ok((
                 SendStream::new(Box::new(send)),
                 RecvStream::new(Box::new(recv)),
@@ -391,7 +398,11 @@ impl Drop for Send {
     }
 }
 
-struct Recv(Arc<Shared>);
+struct Recv {
+    shared: Arc<Shared>,
+    /// What is left of the buffer.
+    room: BytesMut,
+}
 
 impl RecvHalf for Recv {
     fn poll_read_chunk(
@@ -399,16 +410,22 @@ impl RecvHalf for Recv {
         cx: &mut Context<'_>,
         max: usize,
     ) -> Poll<Result<Option<Bytes>, StreamError>> {
-        let mut storage = BytesMut::zeroed(max.min(CHUNK_BYTES));
-        let mut buf = ReadBuf::new(&mut storage);
-        ready!(self.0.poll_read(cx, &mut buf))?;
-        let filled = buf.filled().len();
-        storage.truncate(filled);
-        Poll::Ready(Ok((filled > 0).then(|| storage.freeze())))
+        let mut room = std::mem::take(&mut self.room);
+        if room.capacity() < ROOM_BYTES_MIN {
+            room.reserve(CHUNK_BYTES);
+        }
+        let most = max.min(room.capacity());
+        let read = poll_read_buf(Pin::new(&mut *self), cx, &mut (&mut room).limit(most));
+        let chunk = room.split().freeze();
+        self.room = room;
+        match ready!(read) {
+            Ok(_) => Poll::Ready(Ok((!chunk.is_empty()).then_some(chunk))),
+            Err(error) => Poll::Ready(Err(error.downcast().unwrap_or_else(StreamError::Io))),
+        }
     }
 
     fn stop(&mut self, _code: StreamCode) {
-        self.0.read_end(CloseReason::Local);
+        self.shared.read_end(CloseReason::Local);
     }
 }
 
@@ -418,12 +435,12 @@ impl AsyncRead for Recv {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.0.poll_read(cx, buf).map_err(Into::into)
+        self.shared.poll_read(cx, buf).map_err(Into::into)
     }
 }
 
 impl Drop for Recv {
     fn drop(&mut self) {
-        self.0.read_end(CloseReason::Local);
+        self.shared.read_end(CloseReason::Local);
     }
 }

@@ -24,6 +24,10 @@ use clap::{Parser, Subcommand};
 use crate::context::Context;
 use crate::failure::Result;
 
+/// The binary's own: a benchmark with another one would measure another binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The commands of this project.
 #[derive(Debug, Parser)]
 #[command(

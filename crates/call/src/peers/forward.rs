@@ -4,9 +4,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use alknet_core::{BoxFuture, Identity};
+use data_encoding::HEXLOWER;
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::body::{Body, Item, Output};
@@ -56,12 +58,13 @@ impl Forward {
             .ok_or_else(|| CallError::unavailable("the peer is gone"))
     }
 
-    /// Everything that goes along: the time that is left, and for whom. Nothing else of the
-    /// request does, its token least of all.
+    /// Everything that goes along: the time that is left, for whom, and under which key it runs
+    /// once. Nothing else of the request does, its token least of all.
     fn options(&self, ctx: &Ctx) -> Result<CallOptions, CallError> {
         Ok(CallOptions {
             timeout: time_left(ctx.deadline())?,
             forwarded_for: self.originator(ctx)?,
+            idempotency_key: onward_key(ctx),
             trace: ctx.trace().map(str::to_owned),
             ..CallOptions::default()
         })
@@ -151,6 +154,31 @@ impl Disclose {
     }
 }
 
+/// The idempotency key of a forwarded request. Without one, a request whose answer is lost on the
+/// way to the peer would run there again when its caller asks again: failures that may be gone next
+/// time are not remembered here.
+///
+/// To the peer all requests come from this node, so the key holds the caller's name as well: equal
+/// keys of two callers stay two. Callers without a name that lasts have none here.
+fn onward_key(ctx: &Ctx) -> Option<String> {
+    let key = ctx.idempotency_key()?;
+    let caller = match (ctx.identity(), ctx.conn().key) {
+        (Some(identity), _) => identity.id.to_string(),
+        (None, key) => key?.to_string(),
+    };
+    Some(key_for(&caller, key))
+}
+
+/// As long as a key may be.
+fn key_for(caller: &str, key: &str) -> String {
+    let mut hash = Sha256::new();
+    // Neither a peer id nor a key string has this byte, so no two pairs are the same text.
+    hash.update(caller);
+    hash.update([0u8]);
+    hash.update(key);
+    HEXLOWER.encode(&hash.finalize())
+}
+
 fn item(event: Event) -> Item {
     Item {
         output: event.output.into(),
@@ -184,6 +212,7 @@ mod tests {
     use alknet_core::IdentityKind;
 
     use super::*;
+    use crate::limits::IDEMPOTENCY_KEY_BYTES_MAX;
 
     #[test]
     fn what_is_disclosed_is_what_was_chosen() {
@@ -203,6 +232,14 @@ mod tests {
                 "id": "someone", "scopes": ["a:b"], "resources": {"disk": ["sda"]},
             }))
         );
+    }
+
+    #[test]
+    fn a_key_is_one_callers_and_fits() {
+        let key = key_for("someone", "k");
+        assert_eq!(key.len(), IDEMPOTENCY_KEY_BYTES_MAX);
+        assert_ne!(key, key_for("someon", "ek"));
+        assert_ne!(key, key_for("another", "k"));
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! `bench`: measures, and prints rows.
 
 mod boot;
+mod call;
 mod empty;
 mod rows;
 
@@ -17,7 +18,7 @@ const ROUNDS: usize = 10;
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Benchmark to run: boot [default: all]
+    /// Benchmarks to run: boot, call [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]
@@ -38,7 +39,7 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
 
 /// Every benchmark.
-const BENCHES: [Bench; 1] = [("boot", boot::run)];
+const BENCHES: [Bench; 2] = [("boot", boot::run), ("call", call::run)];
 
 /// Measures what was asked for; the figures never decide the exit code.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {

@@ -28,10 +28,11 @@ pub(super) struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Better {
+    Higher,
     Lower,
 }
 
-/// What was promised: of the figure itself, or of its ratio to the peer's.
+/// What was promised, at worst: of the figure itself, or of its ratio to the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Goal {
@@ -47,18 +48,29 @@ impl Row {
         unit: &'static str,
         ours: f64,
     ) -> Self {
-        let case = case.into();
-        let better = Better::Lower;
         Self {
             bench,
-            case,
+            case: case.into(),
             unit,
             ours,
             peer: None,
             peer_name: None,
             ratio: None,
-            better,
+            better: Better::Lower,
             goal: None,
+        }
+    }
+
+    /// A figure of which more is better, without a peer.
+    pub(super) fn higher(
+        bench: &'static str,
+        case: impl Into<String>,
+        unit: &'static str,
+        ours: f64,
+    ) -> Self {
+        Self {
+            better: Better::Higher,
+            ..Self::lower(bench, case, unit, ours)
         }
     }
 
@@ -77,10 +89,14 @@ impl Row {
     }
 
     fn verdict(&self) -> &'static str {
+        let good = |figure: f64, promised: f64| match self.better {
+            Better::Higher => figure >= promised,
+            Better::Lower => figure <= promised,
+        };
         let met = match self.goal {
             None => return "",
-            Some(Goal::Ours(most)) => self.ours <= most,
-            Some(Goal::Ratio(most)) => self.ratio.is_some_and(|ratio| ratio <= most),
+            Some(Goal::Ours(worst)) => good(self.ours, worst),
+            Some(Goal::Ratio(worst)) => self.ratio.is_some_and(|ratio| good(ratio, worst)),
         };
         if met { "met" } else { "MISSED" }
     }
@@ -92,10 +108,14 @@ impl Row {
         let ratio = self
             .ratio
             .map_or_else(String::new, |ratio| format!("{ratio:.3}"));
+        let sign = match self.better {
+            Better::Higher => ">=",
+            Better::Lower => "<=",
+        };
         let goal = match self.goal {
             None => String::new(),
-            Some(Goal::Ours(most)) => format!("<= {most}"),
-            Some(Goal::Ratio(most)) => format!("ratio <= {most}"),
+            Some(Goal::Ours(worst)) => format!("{sign} {worst}"),
+            Some(Goal::Ratio(worst)) => format!("ratio {sign} {worst}"),
         };
         format!(
             "{:8} {:44} {:>12.3} {:>12} {:>7} {:14} {:>14} {}\n",
@@ -252,5 +272,17 @@ mod tests {
                 .verdict(),
             "MISSED"
         );
+    }
+
+    #[test]
+    fn more_can_be_better() {
+        let row = |ours| {
+            Row::higher("b", "c", "calls/s", ours)
+                .beside("peer", 2.0)
+                .goal(Goal::Ratio(1.5))
+        };
+        assert_eq!(row(3.0).verdict(), "met");
+        assert_eq!(row(2.0).verdict(), "MISSED");
+        assert!(row(3.0).line().contains("ratio >= 1.5"));
     }
 }
