@@ -215,7 +215,7 @@ impl IdentityProvider for Identities {
     }
 
     fn by_name(&self, name: &str) -> Option<PeerId> {
-        self.index.load().by_name(name).cloned()
+        self.0.index.load().by_name(name).cloned()
     }
 
     fn max_connections(&self, peer: &PeerId) -> Option<u32> {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::HostPort;
+use crate::dial::PeerAddr;
 
 use super::error::quote;
 use super::read::{Notes, Section};
@@ -56,7 +56,8 @@ pub(super) fn section(
 fn relay(text: &str) -> Result<String, Complaint> {
     let place = text.strip_prefix("https://");
     let place = place.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-    if place.is_some_and(|place| place.parse::<HostPort>().is_ok()) {
+    let place = place.and_then(|place| place.parse::<PeerAddr>().ok());
+    if place.is_some_and(|place| place.pins.is_empty()) {
         return Ok(text.to_owned());
     }
     Err((
