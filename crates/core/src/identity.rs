@@ -388,7 +388,8 @@ mod tests {
             for end in 0..text.len() {
                 prop_assert!(text[..end].parse::<PeerKey>().is_err());
             }
-            prop_assert!(format!("{text}0").parse::<PeerKey>().is_err());
+            let longer = format!("{text}0");
+            prop_assert!(longer.parse::<PeerKey>().is_err());
         }
 
         #[test]
