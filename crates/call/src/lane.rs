@@ -222,14 +222,14 @@ async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(
     if link.said_goaway() && !link.has_outbound() {
         // The connection ends after this; what is on its way must arrive first.
         let arrived = async {
-            if link.connection.is_multi() {
-                let _ = send.stopped().await;
-                return;
-            }
-            // TCP answers bytes that nobody will read with a reset, which overtakes answers: what
-            // the peer asked before it heard of the drain is read to the peer's own end.
+            // What the peer asked before it heard of the drain is read to the peer's own end: to stop
+            // reading would make TCP send a reset, and QUIC a STOP_SENDING, either of which overtakes
+            // answers that the peer has received and not looked at.
             while !lane.read_done.load(Ordering::Acquire) {
                 lane.out.poked().await;
+            }
+            if link.connection.is_multi() {
+                let _ = send.stopped().await;
             }
         };
         let _ = tokio::time::timeout(DRAIN_ACK_TIMEOUT, arrived).await;
