@@ -80,6 +80,9 @@ pub struct NodeStatus {
     pub alpns: Vec<String>,
     /// Administrators configured.
     pub admins: u32,
+    /// What the node finds wrong with what it keeps.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
 }
 
 /// One line of the log.

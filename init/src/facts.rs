@@ -11,6 +11,8 @@ pub(crate) struct Problems {
     /// A part of PID 1 failed; first, since it is our mistake.
     pub(crate) internal: Vec<Problem>,
     pub(crate) node: Vec<Problem>,
+    /// What the node says itself.
+    pub(crate) reported: Vec<Problem>,
     pub(crate) config: Vec<Problem>,
     pub(crate) data: Vec<Problem>,
     pub(crate) network: Vec<Problem>,
@@ -36,6 +38,7 @@ impl Problems {
         [
             &self.internal,
             &self.node,
+            &self.reported,
             &self.config,
             &self.data,
             &self.network,

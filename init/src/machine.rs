@@ -321,6 +321,7 @@ impl Machine {
 
     fn ended(&mut self, life: u64, end: End, now: u64) {
         self.status = None;
+        self.facts.problems.reported.clear();
         let unexpected = self.supervisor.exited(now);
         if !unexpected {
             self.log.info(format_args!("the node {end}"));
@@ -363,10 +364,15 @@ impl Machine {
                 self.facts.problems.node.clear();
                 self.log
                     .info(format_args!("the node serves port {}", status.port));
-                self.status = Some(status);
+                self.learn(status);
             }
-            ToInit::Status { status } => self.status = Some(status),
+            ToInit::Status { status } => self.learn(status),
         }
+    }
+
+    fn learn(&mut self, status: NodeStatus) {
+        self.facts.problems.reported.clone_from(&status.problems);
+        self.status = Some(status);
     }
 
     fn fault(&mut self, kind: &str) {

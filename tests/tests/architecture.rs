@@ -102,8 +102,21 @@ fn core_knows_no_protocol_and_no_transport() {
         "alknet-tls",
         "alknet-endpoint",
         "alknet-call",
+        "rusqlite",
     ];
     Graph::load().forbid("alknet-core", &banned);
+}
+
+#[test]
+fn what_is_kept_knows_no_protocol_and_no_transport() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "alknet-call",
+    ];
+    Graph::load().forbid("alknet-identity-store", &banned);
 }
 
 #[test]

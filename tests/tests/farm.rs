@@ -1,10 +1,10 @@
 //! A hub and its workers in one process, over real sockets on loopback: routing, loss, abort and
 //! key rotation.
 
-use std::collections::HashMap;
 use std::future::pending;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use alknet_call::{
@@ -12,9 +12,10 @@ use alknet_call::{
     Dispatcher, HandlerKind, ImportOptions, InvokeOptions, OperationSpec, Output, PeerRef,
     Registration, Registry, ScopedPeerEnv,
 };
+use alknet_core::rotation::OVERLAP_S;
 use alknet_core::{
-    AuthToken, Carriage, CloseCode, HandlerRegistry, Identity, IdentityKind, IdentityProvider,
-    PeerId, PeerKey,
+    Carriage, Clock, CloseCode, Entries, HandlerRegistry, Identities, Identity, IdentityKind,
+    IdentityStore, PeerEntry, PeerId,
 };
 use alknet_endpoint::{Dialer, Server, ServerOptions, Target};
 use alknet_tls::NodeKey;
@@ -41,30 +42,15 @@ fn identity(id: &str, scopes: &[&str]) -> Arc<Identity> {
     })
 }
 
-#[derive(Default)]
-struct Known {
-    keys: Mutex<HashMap<PeerKey, Arc<Identity>>>,
-    changed: watch::Sender<u64>,
-}
+/// When a hub starts.
+const START_S: u64 = 1_800_000_000;
 
-impl Known {
-    fn add(&self, key: PeerKey, who: Arc<Identity>) {
-        self.keys.lock().expect("no panics").insert(key, who);
-        self.changed.send_modify(|n| *n += 1);
-    }
-}
+/// Says what a test wants it to say.
+struct Time(AtomicU64);
 
-impl IdentityProvider for Known {
-    fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
-        self.keys.lock().expect("no panics").get(key).cloned()
-    }
-
-    fn by_token(&self, _: &AuthToken) -> Option<Arc<Identity>> {
-        None
-    }
-
-    fn watch(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+impl Clock for Time {
+    fn now_s(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed))
     }
 }
 
@@ -130,7 +116,8 @@ struct Hub {
     server: Server,
     dispatcher: Arc<Dispatcher>,
     key: NodeKey,
-    known: Arc<Known>,
+    known: Arc<Identities>,
+    time: Arc<Time>,
 }
 
 impl Hub {
@@ -148,7 +135,9 @@ impl Hub {
             .register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))
             .expect("the only one");
         let key = NodeKey::generate().expect("a key");
-        let known = Arc::new(Known::default());
+        let time = Arc::new(Time(AtomicU64::new(START_S)));
+        let known = Identities::new(Entries::default(), Arc::clone(&time) as _);
+        let known = Arc::new(known);
         let options = ServerOptions {
             port: 0,
             ..ServerOptions::default()
@@ -159,19 +148,36 @@ impl Hub {
             dispatcher,
             key,
             known,
+            time,
         }
     }
 
-    /// Dials with a key of its own, known as `who`.
+    /// Dials with a key of its own, known as `id`.
     async fn join(
         &self,
         carriage: Carriage,
-        who: Arc<Identity>,
+        id: &str,
+        scopes: &[&str],
+        serves: CallClient,
+    ) -> (Dialer, CallConnection, NodeKey) {
+        let key = NodeKey::generate().expect("a key");
+        let entry = PeerEntry {
+            keys: vec![key.public()],
+            scopes: scopes.iter().collect(),
+            ..PeerEntry::new(id.parse().expect("a peer id"))
+        };
+        self.known.put(entry).await.expect("a new key");
+        let (dialer, connection) = self.dial(carriage, &key, serves).await;
+        (dialer, connection, key)
+    }
+
+    async fn dial(
+        &self,
+        carriage: Carriage,
+        key: &NodeKey,
         serves: CallClient,
     ) -> (Dialer, CallConnection) {
-        let key = NodeKey::generate().expect("a key");
-        self.known.add(key.public(), who);
-        let dialer = Dialer::new(Some(key));
+        let dialer = Dialer::new(Some(key.clone()));
         let target: Target = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port())
             .parse()
             .expect("a target");
@@ -204,16 +210,18 @@ impl Hub {
 struct Worker {
     running: Arc<Running>,
     link: CallConnection,
+    key: NodeKey,
     _dialer: Dialer,
 }
 
 async fn start_worker(hub: &Hub, carriage: Carriage, id: &'static str) -> Worker {
     let running = Arc::default();
     let serves = CallClient::new(Arc::new(worker(id, &running)));
-    let (dialer, link) = hub.join(carriage, identity(id, &[]), serves).await;
+    let (dialer, link, key) = hub.join(carriage, id, &[], serves).await;
     Worker {
         running,
         link,
+        key,
         _dialer: dialer,
     }
 }
@@ -232,11 +240,11 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
             workers.push(start_worker(&hub, carriage, id).await);
             hub.attached(&WORKERS[..=n]).await;
         }
-        let user = |scopes: &[&str]| {
-            let who = identity("user", scopes);
-            hub.join(carriage, who, CallClient::without_operations())
+        let hub = &hub;
+        let user = |id: &'static str, scopes: &'static [&'static str]| {
+            hub.join(carriage, id, scopes, CallClient::without_operations())
         };
-        let (_dialer, client) = user(&["peer:list"]).await;
+        let (_dialer, client, _) = user("user", &["peer:list"]).await;
         for id in WORKERS {
             let answer = ask(&client, "farm/exec", json!({ "to": id })).await;
             assert_eq!(answer, json!({ "worker": id, "for": { "id": "user" } }));
@@ -244,7 +252,7 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
         let listed = ask(&client, "services/list-peers", Value::Null).await;
         let operations = &listed["peers"][0]["operations"];
         assert_eq!(operations.as_array().map(Vec::len), Some(1), "{listed}");
-        let (_dialer, other) = user(&["peer:list", "container:exec"]).await;
+        let (_dialer, other, _) = user("other", &["peer:list", "container:exec"]).await;
         let listed = ask(&other, "services/list-peers", Value::Null).await;
         let operations = &listed["peers"][0]["operations"];
         assert_eq!(operations.as_array().map(Vec::len), Some(2), "{listed}");
@@ -255,7 +263,7 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
         assert_eq!(ask(&client, "farm/exec", json!({})).await["worker"], "w2");
 
         // Another key, the same name: everything goes on.
-        workers[0] = start_worker(&hub, carriage, "w1").await;
+        workers[0] = start_worker(hub, carriage, "w1").await;
         hub.attached(&["w2", "w3", "w1"]).await;
         let answer = ask(&client, "farm/exec", json!({ "to": "w1" })).await;
         assert_eq!(answer["worker"], "w1");
@@ -267,5 +275,65 @@ async fn a_hub_reaches_its_workers_over_both_carriages() {
         soon(running.wait_for(|n| *n == 1)).await.expect("it runs");
         call.abort();
         soon(running.wait_for(|n| *n == 0)).await.expect("it stops");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_changes_its_key_and_no_call_is_lost() {
+    for carriage in CARRIAGES {
+        let hub = Hub::start();
+        let old = start_worker(&hub, carriage, "w1").await;
+        hub.attached(&["w1"]).await;
+        let user = CallClient::without_operations();
+        let (_dialer, client, _) = hub.join(carriage, "user", &[], user).await;
+        let calling = {
+            let (client, stop) = (client.clone(), Arc::new(AtomicBool::new(false)));
+            let stopped = Arc::clone(&stop);
+            let task = tokio::spawn(async move {
+                let mut answered = 0;
+                while !stopped.load(Ordering::Relaxed) {
+                    let answer = ask(&client, "farm/exec", json!({ "to": "w1" })).await;
+                    assert_eq!(answer["worker"], "w1");
+                    answered += 1;
+                }
+                answered
+            });
+            move || {
+                stop.store(true, Ordering::Relaxed);
+                task
+            }
+        };
+
+        let new = NodeKey::generate().expect("a key");
+        let id: PeerId = "w1".parse().expect("a peer id");
+        let rotate = hub.known.rotate(id.clone(), old.key.public(), new.public());
+        let ends = rotate.await.expect("a rotation").expect("an end");
+        assert_eq!(ends, START_S + OVERLAP_S);
+        // Attached with the new key, while the old one still counts.
+        let serves = CallClient::new(Arc::new(worker("w1", &old.running)));
+        let (_dialer, link) = hub.dial(carriage, &new, serves).await;
+        soon(old.link.closed()).await;
+        hub.attached(&["w1"]).await;
+        let (_other, with_old) = hub
+            .dial(carriage, &old.key, CallClient::without_operations())
+            .await;
+        ask(&with_old, "services/list", Value::Null).await;
+
+        // The day is over: the old key is a stranger's, and nothing else changes.
+        hub.time.0.store(ends, Ordering::Relaxed);
+        hub.server.sweep();
+        soon(with_old.closed()).await;
+        hub.attached(&["w1"]).await;
+        ask(&client, "farm/exec", json!({ "to": "w1" })).await;
+        let answered = soon(calling()).await.expect("every call was answered");
+        assert!(answered > 0);
+        let peers: Vec<_> = hub
+            .server
+            .connections()
+            .into_iter()
+            .map(|it| it.peer)
+            .collect();
+        assert!(peers.contains(&Some(id)), "{peers:?}");
+        drop(link);
     }
 }

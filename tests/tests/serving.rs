@@ -9,13 +9,14 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 11] = [
+const OPERATIONS: [&str; 12] = [
     "config/apply",
     "node/info",
     "node/log",
     "node/poweroff",
     "node/reboot",
     "peer/list",
+    "peer/rotate-key",
     "services/list",
     "services/list-peers",
     "services/schema",

@@ -8,6 +8,7 @@ use alknet_call::{
 };
 use alknet_core::Carriage;
 use alknet_endpoint::{DialError, Dialer, Target};
+use alknet_tls::NodeKey;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -273,13 +274,13 @@ pub(crate) fn connected(
     Reach::new(args)?.run(async |reach| reach.connected(&target, work).await)
 }
 
-fn parse_target(text: &str) -> Result<Target, Failure> {
+pub(crate) fn parse_target(text: &str) -> Result<Target, Failure> {
     let text = text.strip_prefix("alknet:").unwrap_or(text);
     text.parse().map_err(Failure::usage)
 }
 
 /// What every connection of one command is made with.
-struct Reach {
+pub(crate) struct Reach {
     dialer: Dialer,
     carriage: Carriage,
     timeout: Duration,
@@ -292,15 +293,23 @@ impl Reach {
         } else {
             Some(args.state.key()?)
         };
-        Ok(Self {
+        Ok(Self::with_key(key, args))
+    }
+
+    /// With another key than the one of this computer.
+    pub(crate) fn with_key(key: Option<NodeKey>, args: &DialArgs) -> Self {
+        Self {
             dialer: Dialer::new(key),
             carriage: args.carriage.map_or(Carriage::Both, Into::into),
             timeout: args.timeout,
-        })
+        }
     }
 
     /// Runs `work` to its end, and sees the goodbyes off.
-    fn run<T>(&self, work: impl AsyncFnOnce(&Self) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(crate) fn run<T>(
+        &self,
+        work: impl AsyncFnOnce(&Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
@@ -313,11 +322,12 @@ impl Reach {
         })
     }
 
-    async fn connected(
+    /// Dials, runs `work`, says goodbye.
+    pub(crate) async fn connected<T>(
         &self,
         target: &Target,
-        work: impl AsyncFnOnce(&CallConnection) -> Result<Exit, Failure>,
-    ) -> Result<Exit, Failure> {
+        work: impl AsyncFnOnce(&CallConnection) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let dial = self.dialer.dial_over(self.carriage, target, ALPN);
         let connection = within(self.timeout, target, dial).await?;
         let client = CallClient::without_operations().attach(connection, None);

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use alknet_tls::NodeKey;
 use serde_json::json;
 
+use super::key::KeyFiles;
 use super::{Exit, Failure, StateArgs, output};
 
 /// File of the key inside the state directory.
-const KEY_FILE: &str = "identity.key";
+pub(crate) const KEY_FILE: &str = "identity.key";
 
 impl StateArgs {
     /// The state directory, made with mode 0700 if it is missing.
@@ -39,8 +40,9 @@ impl StateArgs {
     /// # Errors
     /// The file cannot be read or made, or others may read it.
     pub(crate) fn key(&self) -> Result<NodeKey, Failure> {
-        let (key, _made) =
-            NodeKey::load_or_create(&self.dir()?.join(KEY_FILE)).map_err(Failure::local)?;
+        let path = self.dir()?.join(KEY_FILE);
+        KeyFiles::at(path.clone()).tidy();
+        let (key, _made) = NodeKey::load_or_create(&path).map_err(Failure::local)?;
         Ok(key)
     }
 }

@@ -5,6 +5,7 @@ mod call;
 mod config;
 mod exit;
 mod identity;
+mod key;
 mod output;
 mod peers;
 mod serve;
@@ -65,6 +66,9 @@ echo '{\"operation\":\"node/info\"}' | alknet call ed25519:…@192.0.2.7:443 --b
     /// Print the public key this command line acts with, making it on first use.
     #[command(after_help = "Example:\n  alknet identity --json")]
     Identity(StateArgs),
+    /// Replace the key this command line acts with.
+    #[command(subcommand)]
+    Key(key::KeyVerb),
     /// List the operations of a node that you may call.
     #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
 alknet ops ed25519:…@192.0.2.7:443 node/info")]
@@ -187,6 +191,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         }
         Verb::Config(verb) => config::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),
+        Verb::Key(verb) => key::run(verb, json),
         Verb::Ops(args) => call::ops(args, json),
         Verb::Peers(args) => peers::run(&args, json),
         Verb::Serve(args) => serve::run(args, json),

@@ -15,7 +15,7 @@ pub(crate) struct PeersArgs {
     dial: DialArgs,
 }
 
-/// Prints one line for each, and one for each of its connections.
+/// Prints one line for each, with where its entry is, and one for each of its connections.
 pub(crate) fn run(args: &PeersArgs, json: bool) -> Result<Exit, Failure> {
     connected(&args.target, &args.dial, async |client| {
         let answer = client.call("peer/list", &Value::Null).await;
@@ -47,9 +47,10 @@ fn lines(answer: &Value) -> Vec<String> {
             (false, n) => format!("{n} connections"),
         };
         let line = format!(
-            "{:width$}  {:7}  {state:14}  {}",
+            "{:width$}  {:7}  {:6}  {state:14}  {}",
             text(&peer["peer_id"]),
             text(&peer["kind"]).replace('_', " "),
+            text(&peer["source"]),
             text(&peer["display_name"])
         );
         lines.push(line.trim_end().to_owned());
@@ -84,21 +85,23 @@ mod tests {
     #[test]
     fn peers_and_their_connections_read_well() {
         let answer = json!({ "strangers": 2, "peers": [
-            { "peer_id": "admin", "kind": "admin", "enabled": true, "connections": [
+            { "peer_id": "admin", "kind": "admin", "source": "config", "enabled": true,
+              "connections": [
                 { "alpn": "alknet/call", "carriage": "quic", "addr": "192.0.2.1:50000",
                   "seconds": 3 },
             ] },
-            { "peer_id": "edge", "kind": "peer", "enabled": false, "connections": [] },
-            { "peer_id": "key:monitor0", "kind": "api_key", "display_name": "metrics",
-              "enabled": true, "connections": [] },
+            { "peer_id": "edge", "kind": "peer", "source": "store", "enabled": false,
+              "connections": [] },
+            { "peer_id": "key:monitor0", "kind": "api_key", "source": "config",
+              "display_name": "metrics", "enabled": true, "connections": [] },
         ] });
         assert_eq!(
             lines(&answer),
             [
-                "admin         admin    1 connection",
+                "admin         admin    config  1 connection",
                 "  alknet/call over quic from 192.0.2.1:50000 for 3 s",
-                "edge          peer     disabled",
-                "key:monitor0  api key  -               metrics",
+                "edge          peer     store   disabled",
+                "key:monitor0  api key  config  -               metrics",
                 "connections of strangers: 2",
             ]
         );

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
 use super::log;
-use super::reload::Reloader;
+use super::people::People;
 
 /// The facts as last known; replaced whole whenever PID 1 sends new ones.
 pub(crate) type SharedFacts = Arc<ArcSwap<MachineFacts>>;
@@ -60,15 +60,12 @@ impl About {
 }
 
 /// The answer to `node/info`.
-pub(crate) fn info(
-    about: &About,
-    facts: &MachineFacts,
-    reloader: &Reloader,
-    endpoint: Value,
-) -> Value {
-    let config = reloader.current();
-    let (problems, own) = (&facts.problems, reloader.problems());
-    let problems: Vec<_> = problems.iter().chain(own.iter()).collect();
+pub(crate) fn info(about: &About, facts: &MachineFacts, people: &People, endpoint: Value) -> Value {
+    let config = people.reloader.current();
+    let (problems, own) = (&facts.problems, people.problems());
+    // PID 1 was told of our own, and tells them again.
+    let own = own.iter().filter(|one| !problems.contains(one));
+    let problems: Vec<_> = problems.iter().chain(own).collect();
     let source = match &config.source {
         Source::Start => facts.config_source.clone(),
         other => other.to_string(),

@@ -123,10 +123,10 @@ pub(crate) fn serve(
         })?;
         // Before anybody hears that this process runs and may be stopped.
         let mut signals = Signals::listen()?;
-        tokio::spawn(follow::follow(Arc::clone(&node.reloader)));
+        tokio::spawn(follow::follow(Arc::clone(&node.people.reloader)));
         started(&file)?;
         while let Wish::ReadAgain = signals.next().await {
-            node.reloader.read_again(Source::Signal).await;
+            node.people.reloader.read_again(Source::Signal).await;
         }
         tokio::select! {
             () = node.drain(DRAIN) => {}

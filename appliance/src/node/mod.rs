@@ -11,6 +11,8 @@ mod log;
 mod ops;
 mod people;
 mod reload;
+mod rotate;
+mod store;
 mod supervised;
 
 use std::path::Path;
@@ -19,8 +21,9 @@ use std::time::Duration;
 
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
-use alknet_core::{HandlerRegistry, Identities, SystemClock};
+use alknet_core::{HandlerRegistry, Identities, Stored, SystemClock};
 use alknet_endpoint::{Limits, Server, ServerOptions};
+use alknet_identity_store::IdentityDb;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
 use alknet_tls::NodeKey;
 use arc_swap::ArcSwap;
@@ -67,7 +70,7 @@ struct Node {
     server: Arc<Server>,
     about: Arc<About>,
     facts: SharedFacts,
-    reloader: Arc<Reloader>,
+    people: People,
     ring: LogRing,
     verbose: bool,
 }
@@ -85,7 +88,14 @@ impl Node {
             tracing::info!("made this node's identity {}", key.public());
         }
         let config = options.config;
-        let people = people(config, options.overlay, options.keeper, options.problems);
+        let store = store::open(options.state_dir);
+        let people = people(
+            config,
+            options.overlay,
+            options.keeper,
+            options.problems,
+            store,
+        );
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
         let about = Arc::new(About::new(key.public().to_string(), options.role));
@@ -111,7 +121,7 @@ impl Node {
             },
             &key,
             handlers,
-            people.identities,
+            Arc::clone(&people.identities) as _,
         )?;
         about.set_port(server.port());
         let server = Arc::new(server);
@@ -121,7 +131,7 @@ impl Node {
             server,
             about,
             facts,
-            reloader: people.reloader,
+            people,
             ring: options.ring,
             verbose: options.verbose,
         };
@@ -132,14 +142,14 @@ impl Node {
 
     /// Makes what is in force count: limits and the log.
     fn tune(&self) {
-        let current = self.reloader.current();
+        let current = self.people.reloader.current();
         self.server.set_limits(limits(&current.config.limits));
         self.ring.tune(&current.config.log, self.verbose);
     }
 
     /// The same at every change, and the console hears of it.
     async fn keep_tuned(self, to_init: Option<mpsc::Sender<ToInit>>) {
-        let mut changes = self.reloader.watch();
+        let mut changes = self.people.reloader.watch();
         while changes.changed().await.is_ok() {
             self.tune();
             if let Some(to_init) = &to_init {
@@ -153,13 +163,14 @@ impl Node {
     /// What the console shows.
     fn status(&self) -> NodeStatus {
         let facts = self.facts.load();
-        let admins = self.reloader.current().config.node.admin_keys.len();
+        let admins = self.people.reloader.current().config.node.admin_keys.len();
         NodeStatus {
             identity: self.about.identity().to_owned(),
             enrolment_uri: enrolment_uri(&self.about, &facts),
             port: self.about.port(),
             alpns: self.about.alpns().to_vec(),
             admins: u32::try_from(admins).unwrap_or(u32::MAX),
+            problems: self.people.problems(),
         }
     }
 
@@ -171,17 +182,30 @@ impl Node {
 }
 
 /// Whom the node knows, and the way to change it.
-fn people(config: &NodeConfig, overlay: Overlay, keeper: Keeper, problems: Vec<Problem>) -> People {
+fn people(
+    config: &NodeConfig,
+    overlay: Overlay,
+    keeper: Keeper,
+    problems: Vec<Problem>,
+    (store, stored): (IdentityDb, Stored),
+) -> People {
     let clock = Arc::new(SystemClock {
         built_s: alknet_init::BUILD_TIME_S,
     });
-    let identities = Arc::new(Identities::new(config.entries(), clock));
+    let entries = config.entries();
+    let keeping = Arc::new(store.clone());
+    let identities = Identities::with_store(entries.clone(), stored, keeping, clock);
+    for (id, what) in identities.hidden_by(&entries) {
+        tracing::warn!("{id}: {what}; the configuration wins");
+    }
+    let identities = Arc::new(identities);
     let handle = ReloadHandle::new(config.clone(), Arc::clone(&identities))
         .with_overlay(move |config| overlay.put_over(config));
     let server: SharedServer = Arc::new(OnceLock::new());
     People {
         reloader: Arc::new(Reloader::new(handle, keeper, problems)),
         identities,
+        store,
         server,
     }
 }

@@ -1,5 +1,6 @@
 //! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/reboot`,
-//! `node/poweroff`, `peer/list`, and `node/fault` where the hypervisor switched fault injection on.
+//! `node/poweroff`, `peer/list`, `peer/rotate-key`, and `node/fault` where the hypervisor switched
+//! fault injection on.
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
 use super::people::{self, People};
+use super::rotate;
 
 /// The scope every one of these operations wants.
 const SCOPE: &str = "admin";
@@ -49,6 +51,10 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
     builder.add(people::list(node.people.clone()));
+    builder.add(rotate::operation(
+        node.people.clone(),
+        Arc::clone(&node.about),
+    ));
     if node.facts.load().fault_injection {
         builder.add(super::fault::operation(node.clone()));
     }
@@ -61,12 +67,7 @@ fn info(node: NodeContext) -> Registration {
         .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
-        let answer = facts::info(
-            &node.about,
-            &facts,
-            &node.people.reloader,
-            (node.counters)(),
-        );
+        let answer = facts::info(&node.about, &facts, &node.people, (node.counters)());
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)
@@ -221,6 +222,7 @@ mod tests {
             fault_injection: true,
             ..MachineFacts::default()
         };
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let node = NodeContext {
             about: Arc::new(About::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
@@ -232,6 +234,7 @@ mod tests {
                 Overlay::default(),
                 Keeper::nowhere(),
                 Vec::new(),
+                crate::node::store::open(dir.path()),
             ),
         };
         let mut builder = Registry::builder();

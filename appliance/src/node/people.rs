@@ -6,12 +6,15 @@ use alknet_call::{CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registr
 use alknet_core::config::{ApplyError, CONFIG_BYTES_MAX, Change, Source};
 use alknet_core::{ApiKey, Entries, Identities, PeerEntry, PeerId};
 use alknet_endpoint::{ConnectionSummary, Server};
+use alknet_identity_store::IdentityDb;
+use alknet_init::control::Problem;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::ops::empty_input;
 use super::reload::Reloader;
+use super::store;
 
 /// The scope that lets its holder see who is connected.
 const LIST_SCOPE: &str = "peer:list";
@@ -26,7 +29,18 @@ pub(crate) type SharedServer = Arc<OnceLock<Arc<Server>>>;
 pub(crate) struct People {
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) identities: Arc<Identities>,
+    /// Where what `identities` are told is kept.
+    pub(crate) store: IdentityDb,
     pub(crate) server: SharedServer,
+}
+
+impl People {
+    /// What is wrong with the configuration and with the store.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.reloader.problems().to_vec();
+        problems.extend(store::problems(&self.store));
+        problems
+    }
 }
 
 #[derive(Deserialize)]
@@ -93,7 +107,7 @@ pub(crate) fn apply(people: People) -> Registration {
     Registration::new(spec, handler)
 }
 
-fn nobody() -> CallError {
+pub(crate) fn nobody() -> CallError {
     CallError::new(
         ErrorCode::Unauthenticated,
         "the operation needs an identity",
@@ -124,7 +138,7 @@ pub(crate) fn list(people: People) -> Registration {
                 "generation": { "type": "integer" },
                 "strangers": { "type": "integer", "description": "Connections of nobody known" },
                 "peers": { "type": "array", "items": { "type": "object",
-                    "required": ["peer_id", "kind", "enabled", "connections"] } },
+                    "required": ["peer_id", "kind", "source", "enabled", "connections"] } },
             }
         }))
         .with_scope(LIST_SCOPE);
@@ -136,6 +150,7 @@ pub(crate) fn list(people: People) -> Registration {
         let answer = listed(
             people.reloader.current().generation,
             &people.identities.entries(),
+            |id| people.identities.is_configured(id),
             &connections,
         );
         std::future::ready(Ok::<_, CallError>(answer))
@@ -143,19 +158,24 @@ pub(crate) fn list(people: People) -> Registration {
     Registration::new(spec, handler)
 }
 
-fn listed(generation: u64, entries: &Entries, connections: &[ConnectionSummary]) -> Value {
+fn listed(
+    generation: u64,
+    entries: &Entries,
+    is_configured: impl Fn(&PeerId) -> bool,
+    connections: &[ConnectionSummary],
+) -> Value {
+    let row = |id: &PeerId, about: Value| {
+        let source = if is_configured(id) { "config" } else { "store" };
+        row(id, source, about, connections)
+    };
     let admins = entries.admins.iter().map(|(id, key)| {
         let about = json!({ "kind": "admin", "enabled": true, "keys": [key], "scopes": ["*"] });
-        row(id, about, connections)
+        row(id, about)
     });
-    let peers = entries
-        .peers
-        .iter()
-        .map(|peer| row(&peer.peer_id, about_peer(peer), connections));
-    let keys = entries
-        .api_keys
-        .iter()
-        .map(|key| row(&key.id(), about_key(key), connections));
+    let peers = entries.peers.iter();
+    let peers = peers.map(|peer| row(&peer.peer_id, about_peer(peer)));
+    let keys = entries.api_keys.iter();
+    let keys = keys.map(|key| row(&key.id(), about_key(key)));
     let strangers = connections.iter().filter(|one| one.peer.is_none()).count();
     json!({
         "generation": generation,
@@ -166,11 +186,16 @@ fn listed(generation: u64, entries: &Entries, connections: &[ConnectionSummary])
 
 fn about_peer(peer: &PeerEntry) -> Value {
     let tokens: Vec<_> = peer.token_hashes.iter().map(|token| token.key_id).collect();
+    let ends = peer.key_ends.iter();
+    let ends: Map<_, _> = ends
+        .filter_map(|(key, end)| Some((key.to_string(), moment(*end)?.into())))
+        .collect();
     json!({
         "kind": "peer",
         "display_name": peer.display_name,
         "enabled": peer.enabled,
         "keys": peer.keys,
+        "key_ends": Some(ends).filter(|ends| !ends.is_empty()),
         "tokens": tokens,
         "scopes": peer.scopes,
         "addresses": peer.addresses,
@@ -191,9 +216,10 @@ fn about_key(key: &ApiKey) -> Value {
 }
 
 /// What is known about somebody, without what is absent, and the connections.
-fn row(id: &PeerId, about: Value, connections: &[ConnectionSummary]) -> Value {
+fn row(id: &PeerId, source: &str, about: Value, connections: &[ConnectionSummary]) -> Value {
     let mut row = Map::new();
     row.insert("peer_id".to_owned(), id.as_str().into());
+    row.insert("source".to_owned(), source.into());
     if let Value::Object(about) = about {
         row.extend(about.into_iter().filter(|(_, value)| !value.is_null()));
     }
@@ -215,7 +241,8 @@ fn connection(one: &ConnectionSummary) -> Value {
     })
 }
 
-fn moment(seconds: u64) -> Option<String> {
+/// A time as RFC 3339 writes it.
+pub(crate) fn moment(seconds: u64) -> Option<String> {
     let seconds = i64::try_from(seconds).ok()?;
     Timestamp::from_second(seconds)
         .ok()
@@ -249,7 +276,10 @@ mod tests {
             remote_addr: None,
             since: tokio::time::Instant::now(),
         };
-        let answer = listed(3, &config.entries(), &[of(Some("edge")), of(None)]);
+        let mut entries = config.entries();
+        entries.peers[0].key_ends = [(entries.peers[0].keys[0], 1_900_000_000)].into();
+        let connections = [of(Some("edge")), of(None)];
+        let answer = listed(3, &entries, |id| id.as_str() != "edge", &connections);
         assert_eq!(
             (&answer["generation"], &answer["strangers"]),
             (&json!(3), &json!(1))
@@ -257,6 +287,11 @@ mod tests {
         let peers = answer["peers"].as_array().expect("a list");
         let ids: Vec<_> = peers.iter().map(|peer| &peer["peer_id"]).collect();
         assert_eq!(ids, ["admin", "edge", "key:monitor0"]);
+        let sources: Vec<_> = peers.iter().map(|peer| &peer["source"]).collect();
+        assert_eq!(sources, ["config", "store", "config"]);
+        let ends = &peers[1]["key_ends"][format!("ed25519:{}", "02".repeat(32))];
+        assert_eq!(ends, "2030-03-17T17:46:40Z");
+        assert!(peers[0].get("key_ends").is_none());
         assert_eq!(peers[1]["expires"], "2030-01-01T00:00:00Z");
         assert_eq!(peers[1]["connections"][0]["alpn"], "alknet/call");
         assert_eq!(peers[0]["connections"], json!([]));

@@ -54,7 +54,7 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
         };
         match message {
             None => bail!("PID 1 closed the channel"),
-            Some(ToNode::ConfigKept { n, error }) => node.reloader.kept(n, error),
+            Some(ToNode::ConfigKept { n, error }) => node.people.reloader.kept(n, error),
             Some(ToNode::Drain {
                 deadline_ms,
                 reason,

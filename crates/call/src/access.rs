@@ -65,6 +65,10 @@ pub struct AccessControl {
     /// What it does to the resource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource_action: Option<String>,
+    /// Somebody has to be identified, whatever scopes they hold: for operations that change what is
+    /// their caller's own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub identified: bool,
 }
 
 /// Knows who owns which resource.
@@ -120,6 +124,7 @@ impl AccessControl {
         self.required_scopes.is_empty()
             && self.required_scopes_any.is_none()
             && self.resource_type.is_none()
+            && !self.identified
     }
 
     /// Whether `identity` may call, for the resource `resource_id` where the input names one.
@@ -267,6 +272,26 @@ mod tests {
             Verdict::Unauthenticated
         );
         assert_eq!(rule(&[], None).check(None, None, None), Verdict::Allowed);
+    }
+
+    #[test]
+    fn whoever_is_identified_may_call_what_is_their_own() {
+        let rule = AccessControl {
+            identified: true,
+            ..AccessControl::default()
+        };
+        let who = identity(&[], &[]);
+        assert!(!rule.is_open());
+        for (caller, verdict) in [
+            (Some(&who), Verdict::Allowed),
+            (None, Verdict::Unauthenticated),
+        ] {
+            assert_eq!(rule.check(caller, None, None), verdict);
+            assert_eq!(rule.check_scopes(caller), verdict);
+        }
+        assert_eq!(rule.check_authority(None, None), Verdict::Forbidden);
+        let open = serde_json::to_value(AccessControl::default()).expect("JSON");
+        assert!(open.get("identified").is_none());
     }
 
     #[test]

@@ -167,6 +167,13 @@ impl OperationSpec {
         self
     }
 
+    /// Whoever is identified may call, whatever scopes they hold.
+    #[must_use]
+    pub fn with_identity(mut self) -> Self {
+        self.access_control.identified = true;
+        self
+    }
+
     /// Whether only other operations of this node may call it.
     #[must_use]
     pub fn internal(mut self) -> Self {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::alpn::Carriage;
@@ -152,8 +153,9 @@ const HOST_BYTES_MAX: usize = 253;
 /// Longest label of a host name (RFC 1035 section 2.3.4).
 const LABEL_BYTES_MAX: usize = 63;
 
-/// Somebody to dial: where, and by which key to know them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Somebody to dial: where, and by which key to know them. In documents it is its text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PeerAddr {
     /// Keys any of which the server may prove. Empty: a public name with a public certificate.
     pub pins: Vec<PeerKey>,
@@ -223,6 +225,20 @@ impl FromStr for PeerAddr {
             host: parse_host(host)?,
             port,
         })
+    }
+}
+
+impl TryFrom<String> for PeerAddr {
+    type Error = PeerAddrError;
+
+    fn try_from(text: String) -> Result<Self, PeerAddrError> {
+        text.parse()
+    }
+}
+
+impl From<PeerAddr> for String {
+    fn from(addr: PeerAddr) -> Self {
+        addr.to_string()
     }
 }
 

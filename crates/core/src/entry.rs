@@ -1,14 +1,11 @@
 //! What a node knows about somebody who may connect, whether the configuration says so or a store.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::{Ipv6Addr, SocketAddr};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
+use crate::dial::PeerAddr;
 use crate::identity::{PeerId, PeerKey, ScopeSet};
 use crate::token::TokenHash;
 
@@ -19,14 +16,17 @@ pub struct PeerEntry {
     pub peer_id: PeerId,
     /// Its keys; the one that the peer proves to hold names it.
     pub keys: Vec<PeerKey>,
+    /// When some of these keys end, in seconds since 1970: those that others replaced.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub key_ends: BTreeMap<PeerKey, u64>,
     /// Its bearer tokens.
     pub token_hashes: Vec<TokenHash>,
     /// What it may do.
     pub scopes: ScopeSet,
     /// Resources it holds, by type.
     pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
-    /// Where it can be dialled.
-    pub addresses: Vec<HostPort>,
+    /// Where it can be dialled; its keys are the pins.
+    pub addresses: Vec<PeerAddr>,
     /// What people call it.
     pub display_name: Option<String>,
     /// A disabled peer is known and refused.
@@ -44,6 +44,7 @@ impl PeerEntry {
         Self {
             peer_id,
             keys: Vec::new(),
+            key_ends: BTreeMap::new(),
             token_hashes: Vec::new(),
             scopes: ScopeSet::default(),
             resources: BTreeMap::new(),
@@ -64,6 +65,7 @@ impl PeerEntry {
             }
         }
         set(&mut self.keys, patch.keys);
+        self.key_ends.retain(|key, _| self.keys.contains(key));
         set(&mut self.token_hashes, patch.token_hashes);
         set(&mut self.scopes, patch.scopes);
         set(&mut self.resources, patch.resources);
@@ -88,7 +90,7 @@ pub struct PeerPatch {
     /// All resources from now on.
     pub resources: Option<BTreeMap<Arc<str>, Vec<Arc<str>>>>,
     /// All addresses from now on.
-    pub addresses: Option<Vec<HostPort>>,
+    pub addresses: Option<Vec<PeerAddr>>,
     /// The name for people, or none.
     pub display_name: Option<Option<String>>,
     /// Whether it is let in.
@@ -122,142 +124,9 @@ impl ApiKey {
     }
 }
 
-/// Where a peer can be dialled: a host name or an address, and a port if it is not 443.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct HostPort {
-    host: String,
-    port: u16,
-}
-
-/// Longest host name in its text form, in bytes.
-const HOST_BYTES_MAX: usize = 253;
-/// The one port.
-const PORT_DEFAULT: u16 = 443;
-
-impl HostPort {
-    /// Host name or address, an IPv6 address without brackets.
-    #[must_use]
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// The port.
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
-    }
-}
-
-impl FromStr for HostPort {
-    type Err = HostPortError;
-
-    fn from_str(text: &str) -> Result<Self, HostPortError> {
-        if let Ok(SocketAddr::V6(v6)) = text.parse() {
-            return Self::new(&v6.ip().to_string(), v6.port());
-        }
-        let bracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
-        if let Ok(v6) = bracketed.unwrap_or(text).parse::<Ipv6Addr>() {
-            return Self::new(&v6.to_string(), PORT_DEFAULT);
-        }
-        let (host, port) = match text.split_once(':') {
-            None => (text, PORT_DEFAULT),
-            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {
-                (host, port.parse().map_err(|_| HostPortError)?)
-            }
-            Some(_) => return Err(HostPortError),
-        };
-        let label = |label: &str| {
-            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-            (1..=63).contains(&label.len()) && label.bytes().all(plain)
-        };
-        if host.len() > HOST_BYTES_MAX || !host.split('.').all(label) {
-            return Err(HostPortError);
-        }
-        Self::new(host, port)
-    }
-}
-
-impl HostPort {
-    fn new(host: &str, port: u16) -> Result<Self, HostPortError> {
-        if port == 0 {
-            return Err(HostPortError);
-        }
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
-    }
-}
-
-impl TryFrom<String> for HostPort {
-    type Error = HostPortError;
-
-    fn try_from(text: String) -> Result<Self, HostPortError> {
-        text.parse()
-    }
-}
-
-impl From<HostPort> for String {
-    fn from(addr: HostPort) -> Self {
-        addr.to_string()
-    }
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-impl fmt::Debug for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-/// The text is no address of a peer.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("an address is HOST or HOST:PORT, the name in lower case, IPv6 with a port in brackets")]
-pub struct HostPortError;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_hosts_with_a_port() {
-        for (text, shown) in [
-            ("edge.example.org", "edge.example.org:443"),
-            ("edge:4433", "edge:4433"),
-            ("192.0.2.1", "192.0.2.1:443"),
-            ("2001:db8::1", "[2001:db8::1]:443"),
-            ("[2001:db8::1]", "[2001:db8::1]:443"),
-            ("[2001:db8::1]:80", "[2001:db8::1]:80"),
-        ] {
-            let addr: HostPort = text.parse().expect(text);
-            assert_eq!(addr.to_string(), shown);
-            assert_eq!(shown.parse(), Ok(addr));
-        }
-        for bad in [
-            "", ":1", "a:0", "a:65536", "a:+1", "a:b:c", "A", "a b", "[::1", "http://a",
-        ] {
-            assert_eq!(bad.parse::<HostPort>(), Err(HostPortError), "{bad}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_text_is_an_address_that_reads_back_or_none(text in "[a-z0-9.:\\[\\]%-]{0,40}") {
-            if let Ok(addr) = text.parse::<HostPort>() {
-                proptest::prop_assert_eq!(addr.to_string().parse(), Ok(addr));
-            }
-        }
-    }
 
     #[test]
     fn a_patch_changes_what_it_names() {
@@ -271,5 +140,11 @@ mod tests {
         });
         assert!(!patched.enabled && patched.expires.is_none());
         assert_eq!(patched.keys, entry.keys);
+        entry.key_ends = [(entry.keys[0], 9)].into();
+        let other = entry.patched(PeerPatch {
+            keys: Some(vec![PeerKey::Spki([2; 32])]),
+            ..PeerPatch::default()
+        });
+        assert!(other.key_ends.is_empty(), "the key is gone, and its end");
     }
 }

@@ -1,13 +1,13 @@
 //! Whom a node knows: the configuration's entries, which win, and those of a store.
 
 mod index;
+mod sources;
+mod store;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::clock::{Clock, is_expired};
@@ -17,6 +17,8 @@ use crate::identity::{Identity, IdentityProvider, PeerId, PeerKey};
 use crate::token::{AuthToken, KeyId};
 
 use index::{Holder, Index};
+use sources::{Plan, Sources};
+pub use store::{IdentityStore, StoreChange, StoreError, StoreKeeper, Stored};
 
 /// Everybody of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,119 +31,87 @@ pub struct Entries {
     pub api_keys: Vec<ApiKey>,
 }
 
-/// The write side: peers and tokens that are made while the node runs. Entries of the
-/// configuration are no business of it: they are read-only and win.
-pub trait IdentityStore: IdentityProvider {
-    /// Adds a peer, or replaces the one of the same name.
-    fn put(&self, entry: PeerEntry) -> BoxFuture<'_, Result<(), StoreError>>;
+/// Answers for keys and tokens from a table that is rebuilt whole at every change. What is written
+/// to it is kept in memory, and beyond it where it was given [a keeper](Self::with_store).
+pub struct Identities(Arc<Inner>);
 
-    /// Changes a peer.
-    fn patch(&self, peer: PeerId, patch: PeerPatch) -> BoxFuture<'_, Result<(), StoreError>>;
-
-    /// Forgets a peer; whether there was one.
-    fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, StoreError>>;
-
-    /// Adds the token of a program, or replaces the one of the same name.
-    fn put_api_key(&self, key: ApiKey) -> BoxFuture<'_, Result<(), StoreError>>;
-
-    /// Forgets the token of a program; whether there was one.
-    fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>>;
-
-    /// Every peer of the store, by name.
-    fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, StoreError>>;
-}
-
-/// Why a store refuses a change.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// Somebody else holds the key.
-    #[error("the key {0} belongs to '{1}' already: take it from there first")]
-    KeyTaken(PeerKey, PeerId),
-    /// The configuration has an entry of this name.
-    #[error("'{0}' is an entry of the configuration, which wins: change it there")]
-    ReadOnly(PeerId),
-    /// Somebody else holds the token.
-    #[error("a token of the name {0} exists already: make a new one")]
-    TokenTaken(KeyId),
-    /// There is no such peer.
-    #[error("there is no peer '{0}'")]
-    Unknown(PeerId),
-}
-
-/// Answers for keys and tokens from a table that is rebuilt whole at every change, and keeps what
-/// is written to it in memory.
-pub struct Identities {
+struct Inner {
     sources: Mutex<Sources>,
+    /// Held from the plan of a change until it counts: what is kept is what is in the table.
+    turn: Mutex<()>,
+    keeper: Option<Arc<dyn StoreKeeper>>,
     index: ArcSwap<Index>,
     generation: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
 }
 
-#[derive(Default)]
-struct Sources {
-    config: Entries,
-    peers: BTreeMap<PeerId, PeerEntry>,
-    api_keys: BTreeMap<KeyId, ApiKey>,
-}
-
-impl Sources {
-    fn index(&self, generation: u64) -> Index {
-        let stored = Entries {
-            admins: Vec::new(),
-            peers: self.peers.values().cloned().collect(),
-            api_keys: self.api_keys.values().cloned().collect(),
-        };
-        Index::new(&[&self.config, &stored], generation)
-    }
-}
-
 impl Identities {
-    /// Knows the configuration's `entries`, and an empty store.
+    /// Knows the configuration's `entries`, and a store in memory.
     #[must_use]
     pub fn new(entries: Entries, clock: Arc<dyn Clock>) -> Self {
-        let sources = Sources {
+        Self::of(entries, Stored::default(), None, clock)
+    }
+
+    /// Knows the configuration's `entries` and what is `stored`. A change of the store counts once
+    /// `keeper` has kept it; the futures of the write side need a runtime then, and go on when they
+    /// are dropped.
+    #[must_use]
+    pub fn with_store(
+        entries: Entries,
+        stored: Stored,
+        keeper: Arc<dyn StoreKeeper>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self::of(entries, stored, Some(keeper), clock)
+    }
+
+    fn of(
+        entries: Entries,
+        stored: Stored,
+        keeper: Option<Arc<dyn StoreKeeper>>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let mut sources = Sources {
             config: entries,
             ..Sources::default()
         };
+        sources.fill(stored);
         let generation = 1;
-        Self {
+        Self(Arc::new(Inner {
             index: ArcSwap::from_pointee(sources.index(generation)),
             sources: Mutex::new(sources),
+            turn: Mutex::default(),
+            keeper,
             generation: watch::Sender::new(generation),
             clock,
-        }
+        }))
     }
 
     /// Puts other entries of the configuration in place and tells whoever watches.
     pub fn replace_config(&self, entries: Entries) {
-        let mut sources = self.sources();
+        let mut sources = self.0.sources();
         sources.config = entries;
-        self.rebuild(&sources);
+        self.0.rebuild(&sources);
     }
 
     /// Who would hold `key` with these entries of the configuration.
     #[must_use]
     pub fn preview(&self, entries: &Entries, key: &PeerKey) -> Option<Arc<Identity>> {
-        let sources = self.sources();
-        let preview = Sources {
-            config: entries.clone(),
-            peers: sources.peers.clone(),
-            api_keys: sources.api_keys.clone(),
-        };
-        self.current(preview.index(0).by_key(key)?)
+        let mut preview = self.0.sources().clone();
+        preview.config = entries.clone();
+        self.0.current(preview.index(0).by_key(key)?)
     }
 
     /// Number of the table in place; each identity carries the number of the one it is from.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        *self.generation.borrow()
+        *self.0.generation.borrow()
     }
 
     /// Everybody known, whether let in or not: administrators, peers, tokens of programs.
     #[must_use]
     pub fn entries(&self) -> Entries {
-        let sources = self.sources();
+        let sources = self.0.sources();
         let mut all = sources.config.clone();
         let known = |id: &PeerId| sources.config.holds(id);
         let peers = sources.peers.values().filter(|p| !known(&p.peer_id));
@@ -151,6 +121,45 @@ impl Identities {
         all
     }
 
+    /// Whether the configuration has an entry of this name; nobody else can change it then.
+    #[must_use]
+    pub fn is_configured(&self, id: &PeerId) -> bool {
+        self.0.sources().config.holds(id)
+    }
+
+    /// Entries of the store that do not count, or not whole, beside these of the configuration:
+    /// whom it concerns, and what is hidden.
+    #[must_use]
+    pub fn hidden_by(&self, config: &Entries) -> Vec<(PeerId, String)> {
+        self.0.sources().hidden_by(config)
+    }
+
+    /// The time, as far as it is known.
+    #[must_use]
+    pub fn now_s(&self) -> Option<u64> {
+        self.0.clock.now_s()
+    }
+
+    /// Makes a planned change of the store, unless the plan or the keeper refuses.
+    fn change<T: Send + 'static>(
+        &self,
+        plan: impl FnOnce(&Sources, Option<u64>) -> Plan<T> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
+        if self.0.keeper.is_none() {
+            return Box::pin(std::future::ready(self.0.change(plan)));
+        }
+        // A thread of its own: keeping waits for a disk, and is not left half done when nobody
+        // waits for the answer any more.
+        let inner = Arc::clone(&self.0);
+        let change = tokio::task::spawn_blocking(move || inner.change(plan));
+        Box::pin(async {
+            let ended = |error: tokio::task::JoinError| StoreError::Unavailable(error.to_string());
+            change.await.map_err(ended)?
+        })
+    }
+}
+
+impl Inner {
     /// The identity, if its holder is let in now.
     fn current(&self, holder: &Holder) -> Option<Arc<Identity>> {
         let open = holder.enabled && !is_expired(holder.expires, &*self.clock);
@@ -165,21 +174,25 @@ impl Identities {
         });
     }
 
-    /// Changes the store and rebuilds the table, unless the change is refused.
     fn change<T>(
         &self,
-        change: impl FnOnce(&mut Sources) -> Result<T, StoreError>,
-    ) -> BoxFuture<'_, Result<T, StoreError>>
-    where
-        T: Send + 'static,
-    {
-        let mut sources = self.sources();
-        let result = change(&mut sources);
-        if result.is_ok() {
-            self.rebuild(&sources);
+        plan: impl FnOnce(&Sources, Option<u64>) -> Plan<T>,
+    ) -> Result<T, StoreError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let (changes, answer) = plan(&self.sources(), self.clock.now_s())?;
+        if changes.is_empty() {
+            return Ok(answer);
         }
-        drop(sources);
-        Box::pin(std::future::ready(result))
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(&changes)?;
+        }
+        // The configuration may have changed since: it wins when the table is built.
+        let mut sources = self.sources();
+        for change in changes {
+            sources.make(change);
+        }
+        self.rebuild(&sources);
+        Ok(answer)
     }
 
     fn sources(&self) -> MutexGuard<'_, Sources> {
@@ -189,61 +202,55 @@ impl Identities {
 
 impl IdentityProvider for Identities {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
-        self.current(self.index.load().by_key(key)?)
+        self.0.current(self.0.index.load().by_key(key)?)
     }
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
         let hash = token.hash().ok()?;
-        self.current(self.index.load().by_token(&hash)?)
+        self.0.current(self.0.index.load().by_token(&hash)?)
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
+        self.0.generation.subscribe()
     }
 
     fn max_connections(&self, peer: &PeerId) -> Option<u32> {
-        self.index.load().max_connections(peer)
+        self.0.index.load().max_connections(peer)
     }
 }
 
 impl IdentityStore for Identities {
     fn put(&self, entry: PeerEntry) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.change(|sources| sources.put(entry))
+        self.change(|sources, _| sources.put(entry))
     }
 
     fn patch(&self, peer: PeerId, patch: PeerPatch) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.change(|sources| {
-            let known = sources.peers.get(&peer).cloned();
-            let entry = known.ok_or(StoreError::Unknown(peer))?;
-            sources.put(entry.patched(patch))
-        })
+        self.change(|sources, _| sources.patch(peer, patch))
     }
 
     fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.change(|sources| Ok(sources.peers.remove(&peer).is_some()))
+        self.change(|sources, _| sources.remove(peer))
+    }
+
+    fn rotate(
+        &self,
+        peer: PeerId,
+        old: PeerKey,
+        new: PeerKey,
+    ) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
+        self.change(move |sources, now_s| sources.rotate(peer, old, new, now_s))
     }
 
     fn put_api_key(&self, key: ApiKey) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.change(|sources| {
-            let id = key.id();
-            if sources.config.holds(&id) {
-                return Err(StoreError::ReadOnly(id));
-            }
-            let held = |peer: &PeerEntry| holds_token(peer, &key.token.key_id);
-            if sources.all_peers().any(held) {
-                return Err(StoreError::TokenTaken(key.token.key_id));
-            }
-            sources.api_keys.insert(key.token.key_id, key);
-            Ok(())
-        })
+        self.change(|sources, _| sources.put_api_key(key))
     }
 
     fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.change(|sources| Ok(sources.api_keys.remove(&key_id).is_some()))
+        self.change(move |sources, _| sources.remove_api_key(key_id))
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, StoreError>> {
-        let all = self.sources().peers.values().cloned().collect();
+        let all = self.0.sources().peers.values().cloned().collect();
         Box::pin(std::future::ready(Ok(all)))
     }
 }
@@ -251,7 +258,7 @@ impl IdentityStore for Identities {
 impl fmt::Debug for Identities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identities")
-            .field("index", &self.index.load())
+            .field("index", &self.0.index.load())
             .field("generation", &self.generation())
             .finish_non_exhaustive()
     }
@@ -265,44 +272,6 @@ impl Entries {
             || self.peers.iter().any(|peer| peer.peer_id == *id)
             || self.api_keys.iter().any(|key| key.id() == *id)
     }
-}
-
-impl Sources {
-    /// Adds a peer whose name, keys and tokens nobody else has.
-    fn put(&mut self, entry: PeerEntry) -> Result<(), StoreError> {
-        if self.config.holds(&entry.peer_id) {
-            return Err(StoreError::ReadOnly(entry.peer_id));
-        }
-        for key in &entry.keys {
-            let admin = self.config.admins.iter().find(|(_, held)| held == key);
-            let mut others = self.all_peers().filter(|p| p.peer_id != entry.peer_id);
-            let holder = admin
-                .map(|(id, _)| id)
-                .or_else(|| Some(&others.find(|peer| peer.keys.contains(key))?.peer_id));
-            if let Some(holder) = holder {
-                return Err(StoreError::KeyTaken(*key, holder.clone()));
-            }
-        }
-        for token in &entry.token_hashes {
-            let mut others = self.all_peers().filter(|p| p.peer_id != entry.peer_id);
-            let mut keys = self.config.api_keys.iter().chain(self.api_keys.values());
-            if others.any(|peer| holds_token(peer, &token.key_id))
-                || keys.any(|key| key.token.key_id == token.key_id)
-            {
-                return Err(StoreError::TokenTaken(token.key_id));
-            }
-        }
-        self.peers.insert(entry.peer_id.clone(), entry);
-        Ok(())
-    }
-
-    fn all_peers(&self) -> impl Iterator<Item = &PeerEntry> {
-        self.config.peers.iter().chain(self.peers.values())
-    }
-}
-
-fn holds_token(peer: &PeerEntry, key_id: &KeyId) -> bool {
-    peer.token_hashes.iter().any(|held| held.key_id == *key_id)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod handler;
 pub mod identities;
 pub mod identity;
 pub mod limits;
+pub mod rotation;
 pub mod token;
 
 mod memory;
@@ -32,15 +33,18 @@ pub use dial::{
     DialError, DialErrorKind, DialRequest, Dialer, Dialled, Expect, Host, PeerAddr, PeerAddrError,
     UnknownPeer,
 };
-pub use entry::{ApiKey, HostPort, HostPortError, PeerEntry, PeerPatch};
+pub use entry::{ApiKey, PeerEntry, PeerPatch};
 pub use handler::{
     BoxError, BoxFuture, HandlerError, HandlerRegistry, ProtocolHandler, RegistryError,
 };
-pub use identities::{Entries, Identities, IdentityStore, StoreError};
+pub use identities::{
+    Entries, Identities, IdentityStore, StoreChange, StoreError, StoreKeeper, Stored,
+};
 pub use identity::{
     AuthContext, Identity, IdentityKind, IdentityProvider, KeyParseError, PeerId, PeerIdError,
     PeerKey, ScopeSet,
 };
 pub use limits::StreamBudget;
 pub use memory::memory_pair;
+pub use rotation::{RotationError, Succession};
 pub use token::{AuthToken, KeyId, TokenError, TokenHash};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use alknet_core::PeerKey;
 use aws_lc_rs::hkdf;
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use data_encoding::BASE32_NOPAD;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::sign::SigningKey;
@@ -104,6 +104,17 @@ impl NodeKey {
         out
     }
 
+    /// Signs a message (RFC 8032). Whoever calls makes sure that it begins with its purpose, so that
+    /// no signature can stand for another.
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&*self.seed)
+            .expect("every 32 bytes are an Ed25519 seed");
+        let mut signature = [0; 64];
+        signature.copy_from_slice(pair.sign(message).as_ref());
+        signature
+    }
+
     /// Name that stands for this key where a protocol wants a host name.
     #[must_use]
     pub fn host_name(&self) -> String {
@@ -129,6 +140,16 @@ impl fmt::Debug for NodeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NodeKey({})", self.public().short())
     }
+}
+
+/// Whether `key` made this signature of `message`; only Ed25519 keys can.
+#[must_use]
+pub fn is_signed(key: &PeerKey, message: &[u8], signature: &[u8]) -> bool {
+    let PeerKey::Ed25519(public) = key else {
+        return false;
+    };
+    let key = UnparsedPublicKey::new(&ED25519, public);
+    key.verify(message, signature).is_ok()
 }
 
 /// `<base32 of the key>.alknet.invalid`: never resolves (RFC 6761), different for every key.
@@ -197,6 +218,21 @@ mod tests {
             key.public().to_string(),
             "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
         );
+    }
+
+    #[test]
+    fn only_the_key_makes_its_signatures() {
+        let (mine, other) = (NodeKey::from_seed(&[1; 32]), NodeKey::from_seed(&[2; 32]));
+        let signature = mine.sign(b"a message");
+        assert!(is_signed(&mine.public(), b"a message", &signature));
+        assert!(!is_signed(&mine.public(), b"another", &signature));
+        assert!(!is_signed(&other.public(), b"a message", &signature));
+        assert!(!is_signed(&mine.public(), b"a message", &signature[..63]));
+        assert!(!is_signed(
+            &PeerKey::Spki([1; 32]),
+            b"a message",
+            &signature
+        ));
     }
 
     #[test]

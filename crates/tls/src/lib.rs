@@ -31,7 +31,7 @@ use rustls::crypto::CryptoProvider;
 pub use client::{ClientTls, ClientTlsOptions, bundled_roots, is_dns_name, roots_from_file};
 pub use error::TlsError;
 pub use files::{FILES_INTERVAL, FileWatcher};
-pub use key::NodeKey;
+pub use key::{NodeKey, is_signed};
 pub use pair::{CertificateFiles, CertificatePair, PairError};
 pub use pin::PinMismatch;
 pub use problems::{ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, Problem, Problems};

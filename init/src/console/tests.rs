@@ -20,6 +20,7 @@ fn node() -> NodeStatus {
         port: 443,
         alpns: vec!["alknet/call".into()],
         admins: 1,
+        problems: Vec::new(),
     }
 }
 

@@ -5,3 +5,4 @@ mod guesses;
 mod lab;
 mod load;
 mod places;
+mod stored;

@@ -48,6 +48,7 @@ fn peer(peer: &PeerConfig) -> Option<PeerEntry> {
             .iter()
             .filter_map(|key| key.parse().ok())
             .collect(),
+        key_ends: BTreeMap::new(),
         token_hashes: peer.tokens.iter().filter_map(|t| t.parse().ok()).collect(),
         scopes: peer.scopes.iter().collect(),
         resources: resources(&peer.resources),

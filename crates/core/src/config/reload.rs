@@ -303,7 +303,13 @@ impl ReloadHandle {
             .api_keys
             .iter()
             .map(|k| (k.id().to_string(), &k.scopes));
-        let mut warnings = Vec::new();
+        let hidden = self.identities.hidden_by(entries).into_iter();
+        let mut warnings: Vec<_> = hidden
+            .map(|(id, what)| ConfigWarning {
+                id: id.to_string(),
+                what: format!("{what}; the configuration wins"),
+            })
+            .collect();
         for (id, scopes) in peers.chain(keys) {
             for scope in Vec::<String>::from(scopes.clone()) {
                 if !self.is_asked_for(&scope) {

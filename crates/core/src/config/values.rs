@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 
-use crate::entry::HostPort;
+use crate::dial::PeerAddr;
 use crate::identity::{PeerId, PeerKey};
 use crate::token::{KeyId, TokenHash};
 
@@ -194,8 +194,12 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, Complaint> {
 }
 
 pub(super) fn peer_address(text: &str) -> Result<String, Complaint> {
-    match text.parse::<HostPort>() {
-        Ok(_) => Ok(text.to_owned()),
+    match text.parse::<PeerAddr>() {
+        Ok(addr) if addr.pins.is_empty() => Ok(text.to_owned()),
+        Ok(_) => Err((
+            format!("{} pins a key", quote(text)),
+            "write HOST or HOST:PORT: the peer's own keys are the pins".to_owned(),
+        )),
         Err(_) => Err((
             format!("{} is no address of a peer", quote(text)),
             "write HOST or HOST:PORT, like edge.example.org or [2001:db8::1]:4433".to_owned(),

@@ -87,7 +87,11 @@ impl Index {
         };
         let by_key = holder(IdentityKind::Peer);
         for key in &peer.keys {
-            self.by_key.entry(*key).or_insert_with(|| by_key.clone());
+            let holder = Holder {
+                expires: earlier(peer.expires, peer.key_ends.get(key).copied()),
+                ..by_key.clone()
+            };
+            self.by_key.entry(*key).or_insert(holder);
         }
         let by_token = holder(IdentityKind::Token);
         for token in &peer.token_hashes {
@@ -113,6 +117,14 @@ impl Index {
         };
         let entry = self.by_token.entry(key.token.key_id);
         entry.or_insert((key.token, holder));
+    }
+}
+
+/// Which of two ends comes first, where nothing is no end.
+fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

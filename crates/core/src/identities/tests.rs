@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::identity::IdentityKind;
+use crate::rotation::{OVERLAP_S, RotationError};
 
 /// What a store in memory answers is there at once.
 fn now<T>(future: impl Future<Output = T>) -> T {
@@ -218,4 +220,91 @@ fn a_peer_may_have_a_number_of_connections_of_its_own() {
     let (all, _) = of(vec![one, peer("any", &[2])]);
     assert_eq!(all.max_connections(&id("one")), Some(1));
     assert_eq!(all.max_connections(&id("any")), None);
+}
+
+#[test]
+fn a_replaced_key_ends_by_the_clock_alone() {
+    let (all, clock) = of(vec![peer("fixed", &[7, 8])]);
+    let set = |now: u64| clock.0.store(now, Ordering::Relaxed);
+    let who = |n| all.by_key(&key(n)).map(|found| found.id.to_string());
+    let edge = Some("edge".to_owned());
+    now(all.put(peer("edge", &[1]))).expect("a new peer");
+    let rotate = |name, old, new| now(all.rotate(id(name), key(old), key(new)));
+    assert_eq!(rotate("edge", 1, 2), Err(StoreError::ClockUnset));
+    set(1000);
+    let ends = 1000 + OVERLAP_S;
+    assert_eq!(rotate("edge", 1, 2), Ok(Some(ends)));
+    let generation = all.generation();
+    assert_eq!(rotate("edge", 1, 2), Ok(Some(ends)), "asked again");
+    assert_eq!(all.generation(), generation, "and nothing changed");
+    set(ends - 1);
+    assert_eq!((who(1), who(2)), (edge.clone(), edge.clone()));
+    set(ends);
+    assert_eq!((who(1), who(2)), (None, edge));
+
+    let taken = StoreError::KeyTaken(key(7), id("fixed"));
+    assert_eq!(rotate("edge", 2, 7), Err(taken));
+    assert_eq!(
+        rotate("nobody", 2, 3),
+        Err(StoreError::Unknown(id("nobody")))
+    );
+    // People rotate what they wrote.
+    assert_eq!(
+        rotate("fixed", 7, 9),
+        Err(StoreError::ReadOnly(id("fixed")))
+    );
+    assert_eq!(rotate("fixed", 7, 8), Ok(None));
+    assert_eq!(
+        rotate("admin", 100, 9),
+        Err(StoreError::ReadOnly(id("admin")))
+    );
+    assert_eq!(rotate("fixed", 7, 7), Err(RotationError::Same.into()));
+}
+
+#[test]
+fn what_the_configuration_hides_is_told() {
+    let (all, _) = of(Vec::new());
+    for one in [
+        peer("same", &[1]),
+        peer("other", &[2, 3]),
+        peer("free", &[4]),
+    ] {
+        now(all.put(one)).expect("a new peer");
+    }
+    let config = Entries {
+        admins: vec![(id("admin"), key(3))],
+        peers: vec![peer("same", &[9]), peer("new", &[2])],
+        api_keys: Vec::new(),
+    };
+    let hidden: Vec<_> = all
+        .hidden_by(&config)
+        .into_iter()
+        .map(|(id, _)| id)
+        .collect();
+    assert_eq!(hidden, [id("same"), id("other"), id("other")]);
+    assert!(all.hidden_by(&Entries::default()).is_empty());
+}
+
+/// A keeper that says no.
+struct Full;
+
+impl StoreKeeper for Full {
+    fn keep(&self, _: &[StoreChange]) -> Result<(), StoreError> {
+        Err(StoreError::Unavailable("the disk is full".to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_kept_does_not_count() {
+    let stored = Stored {
+        peers: vec![peer("edge", &[1])],
+        ..Stored::default()
+    };
+    let clock = Arc::new(At::default());
+    let all = Identities::with_store(Entries::default(), stored, Arc::new(Full), clock);
+    assert!(all.by_key(&key(1)).is_some());
+    let full = Err(StoreError::Unavailable("the disk is full".to_owned()));
+    assert_eq!(all.put(peer("other", &[2])).await, full);
+    assert!(all.by_key(&key(2)).is_none() && all.generation() == 1);
+    assert_eq!(all.remove(id("nobody")).await, Ok(false), "nothing to keep");
 }

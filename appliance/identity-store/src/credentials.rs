@@ -1,0 +1,53 @@
+//! Sealed secrets of the node towards others. Neither this file nor the database can open them.
+
+use std::io;
+use std::sync::Arc;
+
+use alknet_core::{BoxFuture, CredentialError, CredentialStore, EncryptedData};
+
+use crate::{IdentityDb, in_background, lock, rows};
+
+/// Longest name of whom a secret is for, in bytes.
+const PROVIDER_BYTES_MAX: usize = 255;
+
+/// Longest sealed secret in bytes: 1 MiB, and the tag of its cipher.
+const SEALED_BYTES_MAX: usize = (1 << 20) + 16;
+
+impl CredentialStore for IdentityDb {
+    fn get(&self, provider: &str) -> Option<EncryptedData> {
+        lock(&self.0.credentials).get(provider).cloned()
+    }
+
+    fn put<'a>(
+        &'a self,
+        provider: &'a str,
+        sealed: EncryptedData,
+    ) -> BoxFuture<'a, Result<(), CredentialError>> {
+        let fits = (1..=PROVIDER_BYTES_MAX).contains(&provider.len())
+            && sealed.data.len() <= SEALED_BYTES_MAX;
+        if !fits {
+            let what = "a name has 1 to 255 bytes, and a sealed secret at most 1 MiB";
+            let error = io::Error::new(io::ErrorKind::InvalidInput, what);
+            return Box::pin(std::future::ready(Err(CredentialError::Io(error))));
+        }
+        let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
+        let done = in_background(move || {
+            db.write(|connection| rows::put_credential(connection, &provider, &sealed))?;
+            lock(&db.credentials).insert(provider, sealed);
+            Ok(())
+        });
+        Box::pin(async { Ok(done.await.map_err(io::Error::other)?) })
+    }
+
+    fn delete<'a>(&'a self, provider: &'a str) -> BoxFuture<'a, Result<bool, CredentialError>> {
+        let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
+        let done = in_background(move || {
+            if !lock(&db.credentials).contains_key(&provider) {
+                return Ok(false);
+            }
+            db.write(|connection| rows::remove_credential(connection, &provider))?;
+            Ok(lock(&db.credentials).remove(&provider).is_some())
+        });
+        Box::pin(async { Ok(done.await.map_err(io::Error::other)?) })
+    }
+}

@@ -1,0 +1,138 @@
+//! Tokens to enrol with, as whoever makes them writes them: neither this file nor the database looks
+//! into a record.
+
+use std::sync::Arc;
+
+use alknet_core::{BoxFuture, KeyId};
+use rusqlite::{Connection, Row, params};
+use thiserror::Error;
+
+use crate::{IdentityDb, Inner, in_background};
+
+/// A token to enrol with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnrolmentRecord {
+    /// Its name.
+    pub key_id: KeyId,
+    /// Counts its changes; the column, whatever the text says.
+    pub revision: u64,
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+    /// Everything else. Never the token, only its hash.
+    pub record: String,
+}
+
+/// The table of tokens cannot be read or written.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("tokens to enrol with cannot be read or written: {0}")]
+pub struct EnrolmentError(pub String);
+
+type Answer<'a, T> = BoxFuture<'a, Result<T, EnrolmentError>>;
+
+impl IdentityDb {
+    /// Adds a token; `false` where there is one of this name, and nothing is done.
+    pub fn put_enrolment(&self, new: EnrolmentRecord) -> Answer<'_, bool> {
+        self.write_enrolment(move |connection| {
+            connection.execute(
+                "INSERT OR IGNORE INTO enrolment_tokens VALUES (?1, ?2, ?3, ?4)",
+                params![
+                    new.key_id.as_str(),
+                    number(new.revision),
+                    number(new.expires),
+                    new.record
+                ],
+            )
+        })
+    }
+
+    /// Puts a token in the place of the one of the same name and revision, and counts the revision
+    /// up; `false` where that one is gone or has changed, and nothing is done. Of two who use a
+    /// token at the same time, one hears `false`.
+    pub fn replace_enrolment(&self, new: EnrolmentRecord) -> Answer<'_, bool> {
+        self.write_enrolment(move |connection| {
+            connection.execute(
+                "UPDATE enrolment_tokens SET record = ?3, expires = ?4, revision = revision + 1 \
+                 WHERE key_id = ?1 AND revision = ?2",
+                params![
+                    new.key_id.as_str(),
+                    number(new.revision),
+                    new.record,
+                    number(new.expires)
+                ],
+            )
+        })
+    }
+
+    /// Forgets a token; whether there was one.
+    pub fn remove_enrolment(&self, key_id: KeyId) -> Answer<'_, bool> {
+        self.write_enrolment(move |connection| {
+            let remove = "DELETE FROM enrolment_tokens WHERE key_id = ?1";
+            connection.execute(remove, [key_id.as_str()])
+        })
+    }
+
+    /// The token of this name.
+    pub fn enrolment(&self, key_id: KeyId) -> Answer<'_, Option<EnrolmentRecord>> {
+        self.read_enrolments(move |db| Ok(db.enrolments(Some(key_id))?.pop()))
+    }
+
+    /// Every token, by name.
+    pub fn enrolments(&self) -> Answer<'_, Vec<EnrolmentRecord>> {
+        self.read_enrolments(|db| db.enrolments(None))
+    }
+
+    /// Whether a row was changed.
+    fn write_enrolment(
+        &self,
+        write: impl FnOnce(&Connection) -> rusqlite::Result<usize> + Send + 'static,
+    ) -> Answer<'_, bool> {
+        let db = Arc::clone(&self.0);
+        let done = in_background(move || db.write(write));
+        Box::pin(async { Ok(done.await.map_err(EnrolmentError)? > 0) })
+    }
+
+    fn read_enrolments<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Inner) -> Result<T, String> + Send + 'static,
+    ) -> Answer<'_, T> {
+        let db = Arc::clone(&self.0);
+        let done = in_background(move || read(&db));
+        Box::pin(async { done.await.map_err(EnrolmentError) })
+    }
+}
+
+impl Inner {
+    fn enrolments(&self, of: Option<KeyId>) -> Result<Vec<EnrolmentRecord>, String> {
+        let all = self.read(|connection| {
+            let query = "SELECT key_id, revision, expires, record FROM enrolment_tokens \
+                         WHERE ?1 IS NULL OR key_id = ?1 ORDER BY key_id";
+            let mut statement = connection.prepare(query)?;
+            let rows = statement.query_map([of.map(|id| id.to_string())], row)?;
+            rows.collect()
+        });
+        // A name that is none was not written here, and nobody can ask for it.
+        let all: Option<Vec<_>> = all?;
+        Ok(all.unwrap_or_default().into_iter().flatten().collect())
+    }
+}
+
+fn row(row: &Row<'_>) -> rusqlite::Result<Option<EnrolmentRecord>> {
+    let key_id: String = row.get(0)?;
+    let count = |n: usize| {
+        row.get(n)
+            .map(|number: i64| u64::try_from(number).unwrap_or(0))
+    };
+    let (revision, expires) = (count(1)?, count(2)?);
+    let record = row.get(3)?;
+    Ok(key_id.parse().ok().map(|key_id| EnrolmentRecord {
+        key_id,
+        revision,
+        expires,
+        record,
+    }))
+}
+
+/// What is beyond SQLite's numbers is beyond any time.
+fn number(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

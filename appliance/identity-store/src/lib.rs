@@ -1,0 +1,211 @@
+//! Peers, tokens and sealed secrets that are made while a node runs, kept in one SQLite file:
+//! `identity/identity.db` below the state directory.
+//!
+//! The file is written ahead (WAL) with `synchronous=FULL`: a change is one append with a checksum
+//! and one `fsync`, and a power cut during it leaves what was there before. A rollback journal would
+//! need three to four, and unless its folder is synced as well, its deletion, which is what commits,
+//! can be undone by a power cut. One process holds the file: another would not see what changes
+//! under it, and let in whom the first has put out.
+//!
+//! Nothing that is wrong with the file keeps a node from starting. A damaged one is set aside with
+//! its log, and stays announced for as long as it lies there.
+
+mod aside;
+mod credentials;
+mod enrolment;
+mod file;
+mod rows;
+mod schema;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_core::{EncryptedData, StoreChange, StoreError, StoreKeeper, Stored};
+use rusqlite::{Connection, TransactionBehavior};
+use thiserror::Error;
+
+pub use enrolment::{EnrolmentError, EnrolmentRecord};
+pub use schema::{APPLICATION_ID, SCHEMA_VERSION};
+
+/// What is wrong with a store. The node runs on without what it says.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trouble {
+    /// A damaged file was set aside here, now or at an earlier start.
+    #[error("a damaged file of peers and tokens was set aside as {}", .0.display())]
+    Aside(PathBuf),
+    /// A newer program wrote the file.
+    #[error(
+        "the file of peers and tokens has version {0}, and this program knows {SCHEMA_VERSION}"
+    )]
+    Newer(i64),
+    /// The file is there and cannot be used.
+    #[error("the file of peers and tokens cannot be used: {0}")]
+    Unusable(String),
+    /// Entries that say nothing this program understands.
+    #[error("{count} entries in the file of peers and tokens cannot be read; the first: {first}")]
+    Rows {
+        /// How many.
+        count: usize,
+        /// Which, and why.
+        first: String,
+    },
+    /// The last change could not be written.
+    #[error("the last change of peers and tokens could not be written: {0}")]
+    Write(String),
+}
+
+/// The open file. Clones share it.
+#[derive(Clone)]
+pub struct IdentityDb(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    /// Nothing while there is no file, or none that can be used.
+    connection: Mutex<Option<Connection>>,
+    troubles: Mutex<Troubles>,
+    credentials: Mutex<BTreeMap<String, EncryptedData>>,
+}
+
+#[derive(Default)]
+struct Troubles {
+    /// What was found at the start.
+    found: Vec<Trouble>,
+    /// Why the last change was not written.
+    write: Option<String>,
+}
+
+impl IdentityDb {
+    /// Opens the file and reads all of it; where there is none, the first change makes it. Blocks on
+    /// the disk. What is wrong is told by [`troubles`](Self::troubles).
+    #[must_use]
+    pub fn open(path: &Path) -> (Self, Stored) {
+        let mut found = Vec::new();
+        let opened = path.exists().then(|| file::open(path, &mut found));
+        found.extend(aside::found(path).into_iter().map(Trouble::Aside));
+        let (connection, rows) = match opened.flatten() {
+            Some((connection, rows)) => (Some(connection), rows),
+            None => (None, rows::Rows::default()),
+        };
+        let db = Self(Arc::new(Inner {
+            path: path.to_owned(),
+            connection: Mutex::new(connection),
+            troubles: Mutex::new(Troubles { found, write: None }),
+            credentials: Mutex::new(rows.credentials),
+        }));
+        (db, rows.stored)
+    }
+
+    /// Everything that is wrong now.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let troubles = lock(&self.0.troubles);
+        let write = troubles.write.clone().map(Trouble::Write);
+        troubles.found.iter().cloned().chain(write).collect()
+    }
+}
+
+impl Inner {
+    /// Does all of `write` or nothing, durably.
+    fn write<T>(
+        &self,
+        write: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, String> {
+        let mut connection = lock(&self.connection);
+        let written = self.opened(&mut connection).and_then(|connection| {
+            connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .and_then(|transaction| {
+                    let done = write(&transaction)?;
+                    transaction.commit().map(|()| done)
+                })
+                .map_err(|error| error.to_string())
+        });
+        lock(&self.troubles).write = written.as_ref().err().cloned();
+        written
+    }
+
+    /// Reads something; nothing is there while nothing was written.
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, String> {
+        let connection = lock(&self.connection);
+        match &*connection {
+            Some(connection) => read(connection)
+                .map(Some)
+                .map_err(|error| error.to_string()),
+            None => self.usable().map(|()| None),
+        }
+    }
+
+    fn opened<'a>(
+        &self,
+        connection: &'a mut Option<Connection>,
+    ) -> Result<&'a mut Connection, String> {
+        Ok(match connection {
+            Some(connection) => connection,
+            none => none.insert(self.begin()?),
+        })
+    }
+
+    /// Makes the file, unless there is one that cannot be used.
+    fn begin(&self) -> Result<Connection, String> {
+        self.usable()?;
+        let mut found = Vec::new();
+        match file::open(&self.path, &mut found) {
+            Some((connection, rows)) if rows.is_empty() => Ok(connection),
+            Some(_) => Err("another node wrote the file: restart this one".to_owned()),
+            None => Err(why_unusable(&found).unwrap_or_default()),
+        }
+    }
+
+    /// Unless there is a file that cannot be used.
+    fn usable(&self) -> Result<(), String> {
+        match why_unusable(&lock(&self.troubles).found) {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+}
+
+fn why_unusable(found: &[Trouble]) -> Option<String> {
+    let unusable = |it: &&Trouble| matches!(it, Trouble::Newer(_) | Trouble::Unusable(_));
+    found.iter().find(unusable).map(ToString::to_string)
+}
+
+/// On a thread of its own, to its end whether or not somebody waits: it waits for a disk.
+fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> impl Future<Output = Result<T, String>> + Send + 'static {
+    let work = tokio::task::spawn_blocking(work);
+    async { work.await.map_err(|error| error.to_string())? }
+}
+
+impl StoreKeeper for IdentityDb {
+    fn keep(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
+        let write = |connection: &Connection| {
+            changes
+                .iter()
+                .try_for_each(|change| rows::write(connection, change))
+        };
+        self.0.write(write).map_err(StoreError::Unavailable)
+    }
+}
+
+impl fmt::Debug for IdentityDb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdentityDb")
+            .field("troubles", &self.troubles())
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,402 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use alknet_core::{
+    ApiKey, AuthToken, CredentialStore, Entries, Identities, IdentityProvider, IdentityStore,
+    PeerEntry, PeerKey, SystemClock,
+};
+
+use super::*;
+
+fn key(n: u8) -> PeerKey {
+    PeerKey::Ed25519([n; 32])
+}
+
+fn peer(n: u8) -> PeerEntry {
+    PeerEntry {
+        keys: vec![key(n)],
+        scopes: ["work", "fs:read:*"].into_iter().collect(),
+        addresses: vec!["edge.example.org:4433".parse().expect("an address")],
+        ..PeerEntry::new(format!("peer-{n}").parse().expect("a peer id"))
+    }
+}
+
+fn put(db: &IdentityDb, n: u8) {
+    db.keep(&[StoreChange::PutPeer(peer(n))]).expect("room");
+}
+
+fn ids(stored: &Stored) -> Vec<String> {
+    stored
+        .peers
+        .iter()
+        .map(|it| it.peer_id.to_string())
+        .collect()
+}
+
+/// A folder with the name the file has in it.
+fn place() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("identity.db");
+    (dir, path)
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).expect("a folder");
+    let names = names.map(|entry| entry.expect("an entry").file_name());
+    let mut names: Vec<_> = names.map(|it| it.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn everything_is_there_again_after_a_restart() {
+    let (dir, path) = place();
+    let token = AuthToken::generate()
+        .and_then(|it| it.hash())
+        .expect("a token");
+    let mut entry = peer(1);
+    entry.key_ends = [(key(1), 1_900_000_000)].into();
+    entry.token_hashes = vec![token];
+    entry.expires = Some(u64::MAX);
+    let all = Stored {
+        peers: vec![entry.clone()],
+        api_keys: vec![ApiKey {
+            token,
+            scopes: ["metrics:read"].into_iter().collect(),
+            resources: [("fs".into(), vec!["docs".into()])].into(),
+            description: Some("hall".to_owned()),
+            expires: None,
+        }],
+    };
+    let (db, stored) = IdentityDb::open(&path);
+    assert_eq!((stored, db.troubles()), (Stored::default(), Vec::new()));
+    assert!(!path.exists(), "nothing to keep yet");
+    let changes = [
+        StoreChange::PutPeer(peer(2)),
+        StoreChange::PutPeer(entry),
+        StoreChange::PutApiKey(all.api_keys[0].clone()),
+        StoreChange::RemovePeer(peer(2).peer_id),
+    ];
+    db.keep(&changes).expect("room");
+    drop(db);
+    let mode = fs::metadata(&path).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(
+        names_in(dir.path()),
+        ["identity.db"],
+        "nothing is left beside it"
+    );
+
+    let (db, stored) = IdentityDb::open(&path);
+    assert_eq!((stored, db.troubles()), (all, Vec::new()));
+    db.keep(&[
+        StoreChange::RemovePeer(peer(1).peer_id),
+        StoreChange::RemoveApiKey(token.key_id),
+    ])
+    .expect("room");
+    drop(db);
+    let (_, stored) = IdentityDb::open(&path);
+    assert_eq!(stored, Stored::default());
+}
+
+#[test]
+fn a_wider_mode_is_narrowed_and_the_log_has_it_too() {
+    let (dir, path) = place();
+    fs::write(&path, "").expect("a file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("ours");
+    let (db, _) = IdentityDb::open(&path);
+    put(&db, 1);
+    for name in names_in(dir.path()) {
+        let about = fs::metadata(dir.path().join(&name)).expect("a file");
+        assert_eq!(about.permissions().mode() & 0o777, 0o600, "{name}");
+    }
+}
+
+/// What is damaged, how, is set aside with its log, announced until it is gone, and the store
+/// begins again.
+#[test]
+fn a_damaged_file_is_set_aside_and_stays_announced() {
+    let damages: [fn(&Path); 3] = [
+        |path| {
+            fs::write(path, "no database at all, but long enough to look like one").expect("ours")
+        },
+        |path| {
+            let mut bytes = fs::read(path).expect("ours");
+            for byte in &mut bytes[4096..] {
+                *byte ^= 0x55;
+            }
+            fs::write(path, bytes).expect("ours");
+        },
+        |path| {
+            let other = Connection::open(path).expect("a database");
+            other
+                .pragma_update(None, "application_id", 1)
+                .expect("ours");
+        },
+    ];
+    for (n, damage) in damages.into_iter().enumerate() {
+        let (dir, path) = place();
+        let (db, _) = IdentityDb::open(&path);
+        (1..=100).for_each(|n| put(&db, n));
+        drop(db);
+        damage(&path);
+
+        let (db, stored) = IdentityDb::open(&path);
+        assert_eq!(stored, Stored::default(), "damage {n}");
+        let aside = dir.path().join("identity.db.damaged-1");
+        let announced = vec![Trouble::Aside(aside.clone())];
+        assert_eq!(db.troubles(), announced, "damage {n}");
+        put(&db, 7);
+        drop(db);
+        let (db, stored) = IdentityDb::open(&path);
+        assert_eq!(
+            (ids(&stored), db.troubles()),
+            (vec!["peer-7".to_owned()], announced)
+        );
+        drop(db);
+
+        fs::remove_file(aside).expect("ours");
+        let (db, _) = IdentityDb::open(&path);
+        assert_eq!(db.troubles(), []);
+    }
+}
+
+#[test]
+fn the_next_damage_gets_a_name_of_its_own_and_a_log_follows_its_file() {
+    let (dir, path) = place();
+    for n in 1..=2 {
+        fs::write(&path, "no database").expect("ours");
+        fs::write(dir.path().join("identity.db-wal"), format!("log {n}")).expect("ours");
+        let (db, _) = IdentityDb::open(&path);
+        assert_eq!(db.troubles().len(), n);
+    }
+    // As a power cut between the two leaves it.
+    fs::rename(&path, dir.path().join("identity.db.damaged-3")).expect("ours");
+    fs::write(dir.path().join("identity.db-wal"), "log 3").expect("ours");
+    let (db, _) = IdentityDb::open(&path);
+    assert_eq!(db.troubles().len(), 3);
+    put(&db, 1);
+    for n in 1..=3 {
+        let log = dir.path().join(format!("identity.db.damaged-{n}-wal"));
+        assert_eq!(fs::read_to_string(log).ok(), Some(format!("log {n}")));
+    }
+}
+
+#[test]
+fn a_later_version_and_a_file_in_use_are_left_alone() {
+    let (dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    put(&db, 1);
+    let (second, stored) = IdentityDb::open(&path);
+    assert_eq!(stored, Stored::default());
+    let troubles = second.troubles();
+    assert!(matches!(&troubles[..], [Trouble::Unusable(why)] if why.contains("another node")));
+    let refused = second.keep(&[StoreChange::PutPeer(peer(2))]);
+    assert!(matches!(refused, Err(StoreError::Unavailable(why)) if why.contains("another node")));
+    drop((db, second));
+
+    let newer = Connection::open(&path).expect("a database");
+    newer
+        .pragma_update(None, "user_version", SCHEMA_VERSION + 1)
+        .expect("ours");
+    drop(newer);
+    let (db, stored) = IdentityDb::open(&path);
+    assert_eq!(stored, Stored::default());
+    assert_eq!(db.troubles(), [Trouble::Newer(SCHEMA_VERSION + 1)]);
+    assert!(db.keep(&[StoreChange::PutPeer(peer(2))]).is_err());
+    drop(db);
+    assert_eq!(names_in(dir.path()), ["identity.db"]);
+
+    let (db, stored) = IdentityDb::open(dir.path());
+    assert_eq!(stored, Stored::default());
+    assert!(
+        matches!(&db.troubles()[..], [Trouble::Unusable(_)]),
+        "a folder is no file"
+    );
+}
+
+/// Both began without a file.
+#[test]
+fn the_second_of_two_nodes_keeps_nothing() {
+    let (_dir, path) = place();
+    let (first, second) = (IdentityDb::open(&path).0, IdentityDb::open(&path).0);
+    put(&first, 1);
+    let keep = || second.keep(&[StoreChange::PutPeer(peer(2))]);
+    assert!(keep().is_err());
+    assert!(matches!(&second.troubles()[..], [Trouble::Write(why)] if why.contains("another")));
+    // Nor once the first has ended: it has not read what the first wrote.
+    drop(first);
+    assert!(keep().is_err());
+    drop(second);
+    assert_eq!(ids(&IdentityDb::open(&path).1), ["peer-1"]);
+}
+
+#[test]
+fn a_row_that_nobody_understands_is_told_and_the_others_count() {
+    let (_dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    (1..=2).for_each(|n| put(&db, n));
+    drop(db);
+    let edit = Connection::open(&path).expect("a database");
+    for change in [
+        "UPDATE peers SET entry = '{}' WHERE peer_id = 'peer-1'",
+        "UPDATE peers SET peer_id = 'other' WHERE peer_id = 'peer-2'",
+        "INSERT INTO credentials VALUES ('cred:x', '{}')",
+    ] {
+        edit.execute(change, []).expect("ours");
+    }
+    drop(edit);
+    let (db, stored) = IdentityDb::open(&path);
+    assert_eq!(stored, Stored::default());
+    let troubles = db.troubles();
+    let [Trouble::Rows { count: 3, first }] = &troubles[..] else {
+        panic!("{troubles:?}");
+    };
+    assert!(first.contains("other"), "{first}");
+    put(&db, 3);
+}
+
+#[test]
+fn the_log_cut_anywhere_is_the_store_after_some_change() {
+    let (dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    (1..=9).for_each(|n| put(&db, n));
+    let log = fs::read(dir.path().join("identity.db-wal")).expect("changes are in the log");
+    let file = fs::read(&path).expect("a file");
+    let mut last = 0;
+    // Every frame of the log is cut at least once.
+    for cut in (0..=log.len()).step_by(2063).chain([log.len()]) {
+        for torn in [false, true] {
+            let (cut_dir, cut_path) = place();
+            let mut left = log[..cut].to_vec();
+            if torn {
+                // A sector that was being written may hold anything.
+                let from = left.len().saturating_sub(512);
+                left[from..].fill(0xa5);
+            }
+            fs::write(&cut_path, &file).expect("ours");
+            fs::write(cut_dir.path().join("identity.db-wal"), left).expect("ours");
+            let (cut_db, stored) = IdentityDb::open(&cut_path);
+            assert_eq!(cut_db.troubles(), [], "cut at {cut}");
+            let expected: Vec<_> = (1..=stored.peers.len())
+                .map(|n| format!("peer-{n}"))
+                .collect();
+            assert_eq!(ids(&stored), expected, "cut at {cut}");
+            if !torn {
+                assert!(stored.peers.len() >= last, "cut at {cut}");
+                last = stored.peers.len();
+            }
+        }
+    }
+    assert_eq!(last, 9);
+}
+
+#[tokio::test]
+async fn sealed_secrets_come_and_go() {
+    let (_dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    let sealed = |n: u8, bytes: usize| EncryptedData {
+        key_version: 2,
+        salt: [n; 32],
+        iv: [n; 12],
+        data: vec![n; bytes],
+        alg: "ALK1".to_owned(),
+    };
+    let max = (1 << 20) + 16;
+    db.put("cred:acme", sealed(1, 20)).await.expect("room");
+    db.put("cred:acme", sealed(2, max)).await.expect("room");
+    db.put("cred:other", sealed(3, 20)).await.expect("room");
+    assert!(db.put("cred:acme", sealed(4, max + 1)).await.is_err());
+    assert!(db.put("", sealed(4, 20)).await.is_err());
+    drop(db);
+    let (db, _) = IdentityDb::open(&path);
+    assert_eq!(db.get("cred:acme"), Some(sealed(2, max)));
+    assert!(db.delete("cred:other").await.expect("room"));
+    assert!(!db.delete("cred:other").await.expect("room"));
+    drop(db);
+    let (db, _) = IdentityDb::open(&path);
+    assert_eq!((db.get("cred:other"), db.get("nobody")), (None, None));
+}
+
+#[tokio::test]
+async fn of_two_who_use_a_token_one_succeeds() {
+    let (_dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    let record = |revision, text: &str| EnrolmentRecord {
+        key_id: "abcd0123".parse().expect("a name"),
+        revision,
+        expires: 1_900_000_000,
+        record: text.to_owned(),
+    };
+    let name = record(0, "").key_id;
+    assert_eq!(db.enrolment(name).await, Ok(None));
+    assert_eq!(db.put_enrolment(record(0, "new")).await, Ok(true));
+    assert_eq!(db.put_enrolment(record(0, "again")).await, Ok(false));
+    let [one, other] = ["one", "other"].map(|text| db.replace_enrolment(record(0, text)));
+    let (one, other) = (one.await.expect("room"), other.await.expect("room"));
+    assert!(one != other, "{one} {other}");
+    drop(db);
+    let (db, _) = IdentityDb::open(&path);
+    let used = record(1, if one { "one" } else { "other" });
+    assert_eq!(db.enrolments().await, Ok(vec![used.clone()]));
+    assert_eq!(db.enrolment(name).await, Ok(Some(used)));
+    assert_eq!(db.remove_enrolment(name).await, Ok(true));
+    assert_eq!(db.remove_enrolment(name).await, Ok(false));
+    assert_eq!(db.enrolments().await, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn what_identities_write_is_kept_and_what_is_not_kept_does_not_count() {
+    let (_dir, path) = place();
+    let start = || {
+        let (db, stored) = IdentityDb::open(&path);
+        let clock = Arc::new(SystemClock { built_s: 0 });
+        let keeper = Arc::new(db.clone());
+        let all = Identities::with_store(Entries::default(), stored, keeper, clock);
+        (db, all)
+    };
+    let (db, all) = start();
+    all.put(peer(1)).await.expect("room");
+    let ends = all.rotate(peer(1).peer_id, key(1), key(2)).await;
+    assert!(ends.expect("a rotation").is_some());
+    drop((db, all));
+
+    let (db, all) = start();
+    for n in [1, 2] {
+        let found = all.by_key(&key(n)).expect("both keys count");
+        assert_eq!(found.id.as_str(), "peer-1");
+    }
+    *lock(&db.0.connection) = None;
+    let gone = Trouble::Unusable("the disk is gone".to_owned());
+    lock(&db.0.troubles).found.push(gone);
+    let before = all.generation();
+    let lost = all.remove(peer(1).peer_id).await;
+    assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
+    assert!(all.by_key(&key(2)).is_some() && all.generation() == before);
+}
+
+#[test]
+fn a_write_that_fails_is_a_trouble_until_one_succeeds() {
+    let (_dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    let full = |on: bool| {
+        let pages: i64 = if on { 1 } else { 1 << 20 };
+        let connection = lock(&db.0.connection);
+        let connection = connection.as_ref().expect("open");
+        connection
+            .pragma_update(None, "max_page_count", pages)
+            .expect("a pragma");
+    };
+    full(true);
+    let mut changes: Vec<_> = (1..=200).map(|n| StoreChange::PutPeer(peer(n))).collect();
+    changes.push(StoreChange::RemovePeer(peer(1).peer_id));
+    assert!(matches!(db.keep(&changes), Err(StoreError::Unavailable(_))));
+    assert!(matches!(&db.troubles()[..], [Trouble::Write(why)] if why.contains("full")));
+    full(false);
+    put(&db, 9);
+    assert_eq!(db.troubles(), []);
+    drop(db);
+    let (_, stored) = IdentityDb::open(&path);
+    assert_eq!(ids(&stored), ["peer-9"], "all of a change or nothing");
+}

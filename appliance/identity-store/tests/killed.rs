@@ -1,0 +1,107 @@
+//! A process that writes and is killed in the middle of it, again and again: what it was told is
+//! kept is there, and of what it was about to write all or nothing.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use alknet_core::{PeerEntry, PeerId, PeerKey, StoreChange, StoreKeeper, Stored};
+use alknet_identity_store::IdentityDb;
+
+/// Names the file to the process that writes it.
+const FILE: &str = "ALKNET_TEST_IDENTITY_DB";
+
+/// How often a writer is killed.
+const ROUNDS: usize = 30;
+
+/// Peers there are at any time: each change adds one and forgets another.
+const WINDOW: u64 = 3;
+
+fn id(n: u64) -> PeerId {
+    format!("peer-{n}").parse().expect("a peer id")
+}
+
+fn peer(n: u64) -> PeerEntry {
+    PeerEntry {
+        keys: vec![PeerKey::Ed25519([n.to_le_bytes()[0]; 32])],
+        // Some of them need more than a page.
+        display_name: Some("x".repeat(usize::try_from(n % 7).expect("small") * 1500)),
+        ..PeerEntry::new(id(n))
+    }
+}
+
+/// The last change that the file has, if it is whole.
+#[track_caller]
+fn last(stored: &Stored) -> u64 {
+    let names: BTreeSet<_> = stored.peers.iter().map(|it| it.peer_id.clone()).collect();
+    let number = |id: &PeerId| id.as_str().trim_start_matches("peer-").parse::<u64>();
+    let last = names.iter().map(|id| number(id).expect("our names")).max();
+    let last = last.unwrap_or_default();
+    let window = (1..=last)
+        .rev()
+        .take(usize::try_from(WINDOW).expect("small"));
+    assert_eq!(names, window.map(id).collect(), "half a change");
+    last
+}
+
+/// Not a test by itself: the process that is killed. Without its file it does nothing.
+#[test]
+fn writer() {
+    let Some(file) = std::env::var_os(FILE) else {
+        return;
+    };
+    let (db, stored) = IdentityDb::open(Path::new(&file));
+    assert_eq!(db.troubles(), []);
+    let mut out = std::io::stdout().lock();
+    for n in last(&stored) + 1.. {
+        let mut changes = vec![StoreChange::PutPeer(peer(n))];
+        changes.extend(
+            n.checked_sub(WINDOW)
+                .map(|n| StoreChange::RemovePeer(id(n))),
+        );
+        db.keep(&changes).expect("room");
+        writeln!(out, "\nkept {n}").expect("somebody reads");
+        out.flush().expect("somebody reads");
+    }
+}
+
+#[test]
+fn a_killed_writer_loses_nothing_it_was_told_is_kept() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("identity.db");
+    let mut kept = 0;
+    for round in 0..ROUNDS {
+        let mut writer = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "writer", "--nocapture", "--test-threads=1"])
+            .env(FILE, &file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("this test can be started");
+        let lines = BufReader::new(writer.stdout.take().expect("asked for"));
+        // The number of changes differs, and the moment of the kill falls anywhere in the next.
+        let until = kept + 1 + (round as u64 * 7) % 19;
+        for line in lines.lines() {
+            let line = line.expect("text");
+            if let Some(n) = line.strip_prefix("kept ") {
+                kept = n.parse().expect("a number");
+                if kept == until {
+                    writer.kill().expect("it runs");
+                }
+            }
+        }
+        let ended = writer.wait().expect("our child");
+        assert!(
+            !ended.success() && kept >= until,
+            "round {round}: {ended}, {kept}"
+        );
+        let (db, stored) = IdentityDb::open(&file);
+        assert_eq!(db.troubles(), [], "round {round}");
+        let found = last(&stored);
+        assert!(
+            (kept..=kept + 1).contains(&found),
+            "round {round}: {found} after {kept}"
+        );
+        kept = found;
+    }
+}

@@ -1,0 +1,188 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+/// A key, and what a rotation leaves beside it.
+struct Place {
+    dir: tempfile::TempDir,
+    files: KeyFiles,
+    first: PeerKey,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let key = dir.path().join("identity.key");
+        let (first, _) = NodeKey::load_or_create(&key).expect("a key");
+        Self {
+            files: KeyFiles::at(key),
+            first: first.public(),
+            dir,
+        }
+    }
+
+    /// Begins, or goes on, as the command does.
+    fn begin(&self, targets: &[&str]) -> (Keys, Record) {
+        let mut record = self.files.record().expect("readable");
+        for target in targets {
+            record.add(target);
+        }
+        let keys = self.files.keys(&record).expect("keys");
+        let keys = self.files.begin(keys, &mut record).expect("room");
+        (keys, record)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).expect("a folder");
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        let mut names: Vec<_> = names.map(|it| it.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn in_use(&self) -> PeerKey {
+        self.files.in_use().expect("a key")
+    }
+}
+
+fn told(record: &mut Record, ends: Option<&str>) {
+    for node in &mut record.targets {
+        node.told = true;
+        node.old_key_ends = ends.map(str::to_owned);
+    }
+}
+
+#[test]
+fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
+    let place = Place::new();
+    let (keys, mut record) = place.begin(&["a:443", "b:443"]);
+    assert_eq!((keys.stage, place.in_use()), (Stage::Before, place.first));
+    told(&mut record, Some("2100-01-01T00:00:00Z"));
+    place.files.swap(&keys, &mut record).expect("room");
+    assert_eq!(place.in_use(), keys.new.public());
+    let old = NodeKey::load(&place.files.old())
+        .expect("readable")
+        .expect("kept");
+    assert_eq!(old.public(), place.first);
+    for name in ["identity.key", "identity.key.old"] {
+        let about = fs::metadata(place.dir.path().join(name)).expect("a file");
+        assert_eq!(about.permissions().mode() & 0o777, 0o600, "{name}");
+    }
+    assert_eq!(record.old_until().as_deref(), Some("2100-01-01T00:00:00Z"));
+
+    // While the overlap lasts the same rotation is shown again; then the old key goes.
+    let (again, record) = place.begin(&[]);
+    assert_eq!(
+        (again.stage, again.new.public()),
+        (Stage::After, keys.new.public())
+    );
+    let end = record.old_until_s.expect("swapped");
+    place.files.tidy_at(end - 1);
+    assert!(place.files.old().exists());
+    place.files.tidy_at(end);
+    assert_eq!(place.names(), ["identity.key", "identity.key.nodes"]);
+
+    // The nodes are remembered for the next time.
+    let (next, record) = place.begin(&[]);
+    assert_eq!(next.stage, Stage::Before);
+    assert_ne!(next.new.public(), keys.new.public());
+    assert_eq!(record.targets.len(), 2);
+    assert!(
+        record
+            .targets
+            .iter()
+            .all(|node| !node.told && node.old_key_ends.is_none())
+    );
+}
+
+/// Every moment at which the power can fail, by what is on the disk then.
+#[test]
+fn a_rotation_goes_on_wherever_it_stopped() {
+    let place = Place::new();
+    let key = |suffix: &str| place.dir.path().join(format!("identity.key{suffix}"));
+    // The new key is there, and nobody has noted it.
+    let made = NodeKey::generate().expect("a key");
+    made.store(&key(".new")).expect("room");
+    let (keys, mut record) = place.begin(&["a:443"]);
+    assert_eq!(keys.new.public(), made.public());
+    // Noted, and a node told or not.
+    for now_told in [false, true] {
+        record.targets[0].told = now_told;
+        place.files.write(&record).expect("room");
+        let (again, read) = place.begin(&[]);
+        assert_eq!(
+            (again.stage, again.new.public()),
+            (Stage::Before, made.public())
+        );
+        assert_eq!(read, record);
+    }
+    // The old key is kept, and the time of its end noted; the key in use is still the old one.
+    keys.old
+        .as_ref()
+        .expect("in use")
+        .store(&key(".old"))
+        .expect("room");
+    record.old_until_s = Some(1);
+    place.files.write(&record).expect("room");
+    place.files.tidy_at(2);
+    assert!(
+        key(".old").exists() && place.in_use() == place.first,
+        "not swapped yet"
+    );
+    let (again, mut record) = place.begin(&[]);
+    assert_eq!(again.stage, Stage::Before);
+    place.files.swap(&again, &mut record).expect("room");
+    assert_eq!(place.in_use(), made.public());
+    assert!(!key(".new").exists());
+    // The old key is gone, and nobody has noted it.
+    fs::remove_file(key(".old")).expect("ours");
+    place.files.tidy_at(u64::MAX);
+    let (next, record) = place.begin(&[]);
+    assert_eq!((next.stage, record.old_until_s), (Stage::Before, None));
+}
+
+#[test]
+fn a_node_can_be_told_late_and_the_old_key_waits_for_it() {
+    let place = Place::new();
+    let (keys, mut record) = place.begin(&["a:443"]);
+    told(&mut record, Some("2100-01-01T00:00:00Z"));
+    place.files.swap(&keys, &mut record).expect("room");
+    let (late, mut record) = place.begin(&["b:443"]);
+    assert_eq!(late.stage, Stage::After);
+    assert_eq!(late.old.as_ref().map(NodeKey::public), Some(place.first));
+    assert!(!record.is_told());
+    told(&mut record, Some("2100-01-02T00:00:00Z"));
+    place.files.prolong(&mut record).expect("room");
+    let record = place.files.record().expect("readable");
+    assert_eq!(record.old_until().as_deref(), Some("2100-01-02T00:00:00Z"));
+}
+
+#[test]
+fn a_lost_new_key_is_replaced_unless_somebody_knows_it() {
+    let place = Place::new();
+    let (keys, _) = place.begin(&["a:443"]);
+    fs::remove_file(place.dir.path().join("identity.key.new")).expect("ours");
+    let (other, mut record) = place.begin(&[]);
+    assert_ne!(other.new.public(), keys.new.public());
+    told(&mut record, None);
+    place.files.write(&record).expect("room");
+    fs::remove_file(place.dir.path().join("identity.key.new")).expect("ours");
+    let error = place.files.keys(&record).err().expect("it is lost");
+    assert!(error.message.contains("identity.key.new"), "{error}");
+    assert_eq!(place.in_use(), place.first);
+}
+
+#[test]
+fn one_rotation_runs_at_a_time_and_damage_is_said() {
+    let place = Place::new();
+    let turn = place.files.lock().expect("the first");
+    assert!(place.files.lock().is_err());
+    drop(turn);
+    assert!(place.files.lock().is_ok());
+    fs::write(place.dir.path().join("identity.key.nodes"), "{").expect("ours");
+    let error = place.files.record().expect_err("no JSON");
+    assert!(error.message.contains("identity.key.nodes"), "{error}");
+    place.files.tidy();
+    let none = KeyFiles::at(place.dir.path().join("none"));
+    assert!(none.keys(&Record::default()).is_err());
+}

@@ -1,0 +1,259 @@
+//! `peer/rotate-key`: a peer's new key in the place of the one it is connected with.
+
+use std::sync::Arc;
+
+use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_core::{
+    IdentityKind, IdentityProvider, IdentityStore, PeerId, PeerKey, RotationError, StoreError,
+    Succession,
+};
+use alknet_tls::is_signed;
+use data_encoding::BASE64URL_NOPAD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::facts::About;
+use super::people::{self, People};
+
+/// A proof: 64 bytes in base64url without padding.
+const PROOF_CHARS: usize = 86;
+
+/// Nothing, or all three.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Input {
+    new_key: Option<PeerKey>,
+    time: Option<u64>,
+    proof: Option<String>,
+}
+
+/// `peer/rotate-key`
+pub(crate) fn operation(people: People, about: Arc<About>) -> Registration {
+    let key = json!({ "type": "string", "pattern": "^ed25519:[0-9a-f]{64}$" });
+    let spec = OperationSpec::mutation(
+        "peer/rotate-key",
+        "Replaces the key you are connected with; without input it says what the new key has to sign.",
+    )
+    .with_input(json!({
+        "type": ["object", "null"],
+        "additionalProperties": false,
+        "properties": {
+            "new_key": key,
+            "time": { "type": "integer", "minimum": 0,
+                      "description": "Seconds since 1970, within ten minutes of the node's" },
+            "proof": { "type": "string", "minLength": PROOF_CHARS, "maxLength": PROOF_CHARS,
+                       "description": "The new key's Ed25519 signature, base64url" },
+        },
+        "dependentRequired": { "new_key": ["time", "proof"], "time": ["new_key"],
+                               "proof": ["new_key"] },
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["peer_id", "hub", "old_key"],
+        "properties": {
+            "peer_id": { "type": "string" }, "hub": { "type": "string" },
+            "old_key": { "type": "string" },
+            "time": { "type": ["integer", "null"], "description": "The node's time" },
+            "new_key": { "type": "string" },
+            "old_key_ends": { "type": ["string", "null"], "format": "date-time",
+                "description": "Null where the configuration lists the keys" },
+        }
+    }))
+    .with_identity();
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let (people, about) = (people.clone(), Arc::clone(&about));
+        async move {
+            let hub: PeerKey = about
+                .identity()
+                .parse()
+                .map_err(|_| CallError::internal("the node has no key"))?;
+            let caller = Caller::of(&ctx, &people)?;
+            let input = match input.value() {
+                Value::Null => Input::default(),
+                _ => input.parse()?,
+            };
+            rotate(&people, &hub, caller, input).await
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+/// Who is connected, and with which key.
+struct Caller {
+    peer: PeerId,
+    key: PeerKey,
+}
+
+impl Caller {
+    /// The peer whose key this connection was made with. A token does not count, whoever's it is:
+    /// it would be enough to take a peer over for ever.
+    fn of(ctx: &Ctx, people: &People) -> Result<Self, CallError> {
+        let who = ctx.identity().ok_or_else(people::nobody)?;
+        let by_key = ctx.conn().key.filter(|_| who.kind == IdentityKind::Peer);
+        let held = by_key.filter(|key| {
+            let holder = people.identities.by_key(key);
+            holder.is_some_and(|holder| holder.id == who.id)
+        });
+        let key = held.ok_or_else(|| {
+            CallError::new(
+                ErrorCode::Forbidden,
+                "a key is replaced over a connection made with it: connect with your key, and send \
+                 no auth_token",
+            )
+        })?;
+        Ok(Self {
+            peer: who.id.clone(),
+            key,
+        })
+    }
+}
+
+async fn rotate(
+    people: &People,
+    hub: &PeerKey,
+    caller: Caller,
+    input: Input,
+) -> Result<Value, CallError> {
+    let Caller { peer, key: old } = caller;
+    let now_s = people.identities.now_s();
+    let (Some(new), Some(time_s), Some(proof)) = (input.new_key, input.time, input.proof) else {
+        return Ok(json!({ "peer_id": peer, "hub": hub, "old_key": old, "time": now_s }));
+    };
+    let statement = Succession {
+        hub,
+        peer: &peer,
+        old: &old,
+        new: &new,
+        time_s,
+    };
+    check(&statement, &proof, now_s)?;
+    let rotated = people.identities.rotate(peer.clone(), old, new).await;
+    let ends = rotated.map_err(|error| refused(people, error, &new))?;
+    tracing::info!(
+        peer = %peer,
+        old = old.short(),
+        new = new.short(),
+        ends_s = ends,
+        "peer.rotate-key"
+    );
+    Ok(json!({
+        "peer_id": peer,
+        "hub": hub,
+        "old_key": old,
+        "new_key": new,
+        "old_key_ends": ends.and_then(people::moment),
+    }))
+}
+
+/// Whether the new key says so, here and now.
+fn check(statement: &Succession<'_>, proof: &str, now_s: Option<u64>) -> Result<(), CallError> {
+    let now_s = now_s.ok_or_else(|| CallError::unavailable(StoreError::ClockUnset.to_string()))?;
+    if !statement.is_timely(now_s) {
+        let what = "the time is more than ten minutes from the node's: sign with the node's time";
+        return Err(CallError::invalid_input(what).with_details(json!({ "time": now_s })));
+    }
+    let signature = BASE64URL_NOPAD.decode(proof.as_bytes()).unwrap_or_default();
+    if is_signed(statement.new, &statement.transcript(), &signature) {
+        return Ok(());
+    }
+    Err(CallError::new(
+        ErrorCode::Forbidden,
+        "the proof is no signature by the new key of what this node asks for: call without input to \
+         see what that is",
+    ))
+}
+
+/// Names nobody else: whose key it is, is not told.
+fn refused(people: &People, error: StoreError, new: &PeerKey) -> CallError {
+    let conflict = |what: String| CallError::new(ErrorCode::Conflict, what);
+    match error {
+        StoreError::ReadOnly(id) => {
+            let admins = people.identities.entries().admins;
+            let place = if admins.iter().any(|(admin, _)| *admin == id) {
+                "node.admin_keys".to_owned()
+            } else {
+                format!("the keys of '{id}'")
+            };
+            conflict(format!(
+                "this key is in the node's configuration: add \"{new}\" to {place} there and apply \
+                 it, then ask again; take the old key out once the new one is in use"
+            ))
+            .with_details(json!({ "configured": true, "add_key": new }))
+        }
+        StoreError::KeyTaken(..) => {
+            conflict("this node knows the new key already: make another".to_owned())
+        }
+        StoreError::Rotation(RotationError::Same) => CallError::invalid_input(error.to_string()),
+        StoreError::Rotation(RotationError::TooMany) => {
+            CallError::new(ErrorCode::Overloaded, error.to_string())
+        }
+        StoreError::ClockUnset | StoreError::Unavailable(_) => {
+            CallError::unavailable(error.to_string())
+        }
+        other => conflict(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_tls::NodeKey;
+
+    use super::*;
+
+    #[test]
+    fn a_proof_is_by_the_new_key_about_this_and_now() {
+        let (hub, old) = (PeerKey::Ed25519([1; 32]), PeerKey::Ed25519([2; 32]));
+        let key = NodeKey::from_seed(&[3; 32]);
+        let (new, peer) = (key.public(), "edge".parse().expect("a peer id"));
+        let statement = Succession {
+            hub: &hub,
+            peer: &peer,
+            old: &old,
+            new: &new,
+            time_s: 1_800_000_000,
+        };
+        let proof = BASE64URL_NOPAD.encode(&key.sign(&statement.transcript()));
+        assert_eq!(proof.len(), PROOF_CHARS);
+        let code = |statement: &Succession<'_>, proof: &str, now| {
+            check(statement, proof, now).map_err(|error| error.code)
+        };
+        let now = Some(1_800_000_000);
+        assert_eq!(code(&statement, &proof, now), Ok(()));
+        assert_eq!(code(&statement, &proof, None), Err(ErrorCode::Unavailable));
+        let late = Some(1_800_000_601);
+        assert_eq!(code(&statement, &proof, late), Err(ErrorCode::InvalidInput));
+        let other = "other".parse().expect("a peer id");
+        for wrong in [
+            Succession {
+                hub: &old,
+                ..statement
+            },
+            Succession {
+                peer: &other,
+                ..statement
+            },
+            Succession {
+                old: &hub,
+                ..statement
+            },
+            Succession {
+                new: &hub,
+                ..statement
+            },
+            Succession {
+                time_s: 1_800_000_001,
+                ..statement
+            },
+        ] {
+            assert_eq!(
+                code(&wrong, &proof, now),
+                Err(ErrorCode::Forbidden),
+                "{wrong:?}"
+            );
+        }
+        let by_old = BASE64URL_NOPAD.encode(&NodeKey::from_seed(&[2; 32]).sign(b""));
+        for wrong in ["", "!", &proof[1..], &by_old] {
+            assert_eq!(code(&statement, wrong, now), Err(ErrorCode::Forbidden));
+        }
+    }
+}

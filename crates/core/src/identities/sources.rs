@@ -1,0 +1,197 @@
+//! The two places entries come from, and what may be written to the second.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::entry::{ApiKey, PeerEntry, PeerPatch};
+use crate::identity::{PeerId, PeerKey};
+use crate::rotation::RotationError;
+use crate::token::KeyId;
+
+use super::Entries;
+use super::index::Index;
+use super::store::{StoreChange, StoreError, Stored};
+
+/// What a change comes to: what has to be kept, and the answer to whoever wants it.
+pub(super) type Plan<T> = Result<(Vec<StoreChange>, T), StoreError>;
+
+#[derive(Clone, Default)]
+pub(super) struct Sources {
+    pub(super) config: Entries,
+    pub(super) peers: BTreeMap<PeerId, PeerEntry>,
+    pub(super) api_keys: BTreeMap<KeyId, ApiKey>,
+}
+
+impl Sources {
+    pub(super) fn fill(&mut self, stored: Stored) {
+        let peers = stored.peers.into_iter().map(StoreChange::PutPeer);
+        let keys = stored.api_keys.into_iter().map(StoreChange::PutApiKey);
+        for change in peers.chain(keys) {
+            self.make(change);
+        }
+    }
+
+    pub(super) fn index(&self, generation: u64) -> Index {
+        let stored = Entries {
+            admins: Vec::new(),
+            peers: self.peers.values().cloned().collect(),
+            api_keys: self.api_keys.values().cloned().collect(),
+        };
+        Index::new(&[&self.config, &stored], generation)
+    }
+
+    /// Makes a change that was planned and kept.
+    pub(super) fn make(&mut self, change: StoreChange) {
+        match change {
+            StoreChange::PutPeer(entry) => {
+                self.peers.insert(entry.peer_id.clone(), entry);
+            }
+            StoreChange::RemovePeer(id) => {
+                self.peers.remove(&id);
+            }
+            StoreChange::PutApiKey(key) => {
+                self.api_keys.insert(key.token.key_id, key);
+            }
+            StoreChange::RemoveApiKey(id) => {
+                self.api_keys.remove(&id);
+            }
+        }
+    }
+
+    /// A peer whose name, keys and tokens nobody else has.
+    pub(super) fn put(&self, entry: PeerEntry) -> Plan<()> {
+        if self.config.holds(&entry.peer_id) {
+            return Err(StoreError::ReadOnly(entry.peer_id));
+        }
+        for key in &entry.keys {
+            if let Some(holder) = self.holder_of_key(key).filter(|id| **id != entry.peer_id) {
+                return Err(StoreError::KeyTaken(*key, holder.clone()));
+            }
+        }
+        for token in &entry.token_hashes {
+            let mut others = self.all_peers().filter(|p| p.peer_id != entry.peer_id);
+            if others.any(|peer| holds_token(peer, &token.key_id))
+                || self
+                    .all_api_keys()
+                    .any(|key| key.token.key_id == token.key_id)
+            {
+                return Err(StoreError::TokenTaken(token.key_id));
+            }
+        }
+        Ok((vec![StoreChange::PutPeer(entry)], ()))
+    }
+
+    pub(super) fn patch(&self, peer: PeerId, patch: PeerPatch) -> Plan<()> {
+        self.put(self.stored(peer)?.patched(patch))
+    }
+
+    pub(super) fn remove(&self, peer: PeerId) -> Plan<bool> {
+        if !self.peers.contains_key(&peer) {
+            return Ok((Vec::new(), false));
+        }
+        Ok((vec![StoreChange::RemovePeer(peer)], true))
+    }
+
+    pub(super) fn rotate(
+        &self,
+        peer: PeerId,
+        old: PeerKey,
+        new: PeerKey,
+        now_s: Option<u64>,
+    ) -> Plan<Option<u64>> {
+        if self.config.holds(&peer) {
+            return self.rotated_by_hand(peer, old, new);
+        }
+        let now_s = now_s.ok_or(StoreError::ClockUnset)?;
+        let before = self.stored(peer)?;
+        let (after, ends) = before.clone().rotated(old, new, now_s)?;
+        if after == before {
+            return Ok((Vec::new(), Some(ends)));
+        }
+        let (changes, ()) = self.put(after)?;
+        Ok((changes, Some(ends)))
+    }
+
+    /// The configuration is written by people: whether they have listed the new key already.
+    fn rotated_by_hand(&self, peer: PeerId, old: PeerKey, new: PeerKey) -> Plan<Option<u64>> {
+        if old == new {
+            return Err(RotationError::Same.into());
+        }
+        let is_admin = |key: &PeerKey| self.config.admins.iter().any(|(_, held)| held == key);
+        let entry = self.config.peers.iter().find(|it| it.peer_id == peer);
+        let listed = entry.map_or_else(|| is_admin(&new), |entry| entry.keys.contains(&new));
+        if listed {
+            return Ok((Vec::new(), None));
+        }
+        Err(StoreError::ReadOnly(peer))
+    }
+
+    pub(super) fn put_api_key(&self, key: ApiKey) -> Plan<()> {
+        let id = key.id();
+        if self.config.holds(&id) {
+            return Err(StoreError::ReadOnly(id));
+        }
+        let held = |peer: &PeerEntry| holds_token(peer, &key.token.key_id);
+        if self.all_peers().any(held) {
+            return Err(StoreError::TokenTaken(key.token.key_id));
+        }
+        Ok((vec![StoreChange::PutApiKey(key)], ()))
+    }
+
+    pub(super) fn remove_api_key(&self, id: KeyId) -> Plan<bool> {
+        if !self.api_keys.contains_key(&id) {
+            return Ok((Vec::new(), false));
+        }
+        Ok((vec![StoreChange::RemoveApiKey(id)], true))
+    }
+
+    /// What of the store `config` hides, by whom it concerns.
+    pub(super) fn hidden_by(&self, config: &Entries) -> Vec<(PeerId, String)> {
+        let admins = config.admins.iter().map(|(id, key)| (key, id));
+        let keys = config.peers.iter();
+        let keys = keys.flat_map(|peer| peer.keys.iter().map(move |key| (key, &peer.peer_id)));
+        let holders: HashMap<_, _> = keys.chain(admins).collect();
+        let names = self
+            .peers
+            .keys()
+            .cloned()
+            .chain(self.api_keys.values().map(ApiKey::id));
+        let mut hidden: Vec<_> = names
+            .filter(|id| config.holds(id))
+            .map(|id| (id, "the store has an entry of this name, too".to_owned()))
+            .collect();
+        for peer in self.peers.values().filter(|it| !config.holds(&it.peer_id)) {
+            for key in &peer.keys {
+                if let Some(holder) = holders.get(key) {
+                    let what = format!("its key {key} in the store is that of '{holder}' here");
+                    hidden.push((peer.peer_id.clone(), what));
+                }
+            }
+        }
+        hidden
+    }
+
+    fn stored(&self, peer: PeerId) -> Result<PeerEntry, StoreError> {
+        let known = self.peers.get(&peer).cloned();
+        known.ok_or(StoreError::Unknown(peer))
+    }
+
+    fn holder_of_key(&self, key: &PeerKey) -> Option<&PeerId> {
+        let admin = self.config.admins.iter().find(|(_, held)| held == key);
+        let mut peers = self.all_peers();
+        admin
+            .map(|(id, _)| id)
+            .or_else(|| Some(&peers.find(|peer| peer.keys.contains(key))?.peer_id))
+    }
+
+    fn all_peers(&self) -> impl Iterator<Item = &PeerEntry> {
+        self.config.peers.iter().chain(self.peers.values())
+    }
+
+    fn all_api_keys(&self) -> impl Iterator<Item = &ApiKey> {
+        self.config.api_keys.iter().chain(self.api_keys.values())
+    }
+}
+
+fn holds_token(peer: &PeerEntry, key_id: &KeyId) -> bool {
+    peer.token_hashes.iter().any(|held| held.key_id == *key_id)
+}
