@@ -9,7 +9,7 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 12] = [
+const OPERATIONS: [&str; 13] = [
     "config/apply",
     "node/info",
     "node/log",

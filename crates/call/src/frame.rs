@@ -399,8 +399,11 @@ mod tests {
             tail in prop::collection::vec(any::<u8>(), 0..60),
         ) {
             let envelope = format!("{{{members}}}");
-            let mut body = Vec::new();
-            append_mixed(&mut body, &tail, |out| out.extend_from_slice(envelope.as_bytes()));
+            let mut frame = Vec::new();
+            let head = |out: &mut Vec<u8>| out.extend_from_slice(envelope.as_bytes());
+            append_mixed(&mut frame, tail.len(), head);
+            frame.extend_from_slice(&tail);
+            let body = frame.split_off(HEADER_BYTES);
             let parsed = FrameBody::parse(body.clone().into()).expect("well formed");
             prop_assert_eq!(&parsed.envelope[..], envelope.as_bytes());
             prop_assert_eq!(parsed.tail.as_deref(), Some(&tail[..]));

@@ -294,7 +294,7 @@ fn iroh_has_a_port_of_its_own_and_relays_are_named_in_full() {
     ] {
         complaint(&iroh(&format!("relays = [\"{bad}\"]")), &["is no relay"]);
     }
-    let many = vec!["\"https://relay.example.org\""; 9].join(", ");
+    let many = ["\"https://relay.example.org\""; 9].join(", ");
     complaint(&iroh(&format!("relays = [{many}]")), &["iroh.relays[8]"]);
 }
 
