@@ -79,7 +79,7 @@ impl JoinCode {
             role: self.role.as_str(),
         };
         // More than fits into the longest string; what fills it is too long.
-        let mut buffer = Zeroizing::new([0; JOIN_CHARS_MAX]);
+        let mut buffer = Zeroizing::new([0_u8; JOIN_CHARS_MAX]);
         let record = postcard::to_slice(&record, &mut buffer[..]);
         let record = record.map_err(|_| JoinError::TooLong)?;
         let sum = checksum(record);
