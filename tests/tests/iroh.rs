@@ -72,7 +72,7 @@ async fn iroh_itself_calls_an_operation_of_a_node() {
     let refused = call(&connect(&stranger, &host).await, "node/info").await;
     assert_eq!(
         refused.pointer("/payload/code").and_then(Value::as_str),
-        Some("FORBIDDEN"),
+        Some("UNAUTHENTICATED"),
         "{refused}"
     );
     for client in [admin, stranger] {
@@ -91,7 +91,7 @@ fn the_command_line_calls_over_iroh() {
     assert_eq!(info["endpoint"]["connections_iroh"], 1, "{info:#}");
     assert_eq!(
         call(&bench.somebody("stranger"), target).code(),
-        "FORBIDDEN"
+        "UNAUTHENTICATED"
     );
     let (_, place) = target.split_once('@').expect("a pinned target");
     let other = bench.somebody("other").identity();
