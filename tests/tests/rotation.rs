@@ -221,8 +221,17 @@ fn a_node_that_was_forgotten_hears_of_it_from_the_old_key() {
 async fn what_is_refused_says_what_to_do() {
     let bench = Bench::new();
     let (edge, ada) = (bench.somebody("edge"), bench.somebody("ada"));
-    let nothing = rotate(&edge, &[]);
-    assert_eq!((nothing.status, nothing.code().as_str()), (2, "USAGE"));
+    for has_key in [false, true] {
+        let nothing = rotate(&edge, &[]);
+        assert_eq!((nothing.status, nothing.code().as_str()), (2, "USAGE"));
+        let says = if has_key {
+            "name the nodes"
+        } else {
+            "alknet identity"
+        };
+        assert!(nothing.errors.contains(says), "{nothing:?}");
+        edge.identity();
+    }
     let token = AuthToken::generate().expect("randomness");
     let state = bench.path().join("host");
     let (db, _) = store(&state);

@@ -148,7 +148,9 @@ fn serves_python(pem: &Pem, target: &str) {
 
 /// A new token, and the lines that let it in.
 fn token(admin: &Cli, scopes: &[&str]) -> (Value, String) {
-    let made = admin.run(admin.command(&["token"])).json();
+    let mut command = Command::new(alknet_tests::binary());
+    command.args(["token", "--json"]);
+    let made = admin.run(command).json();
     let (key_id, sha256) = (&made["key_id"], &made["sha256"]);
     let entry =
         format!("[[api_keys]]\nkey_id = {key_id}\nsha256 = {sha256}\nscopes = {scopes:?}\n");
