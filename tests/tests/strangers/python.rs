@@ -212,7 +212,7 @@ async fn python_uses_everything_the_protocol_has() {
     for client in Client::BOTH {
         let mut facts = facts(&format!("{client:?}"), &service.target(), &pem, &token);
         facts["query"] = json!("demo/state");
-        facts["token_scopes"] = json!(["peer:list", "demo"]);
+        facts["token_scopes"] = json!(["demo", "peer:list"]);
         facts["other"] = json!(others.certificate);
         let tests = [&EVERYWHERE[..], &SERVICE].concat();
         tokio::task::block_in_place(|| client.passes(&facts, &tests));
