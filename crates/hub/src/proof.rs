@@ -80,11 +80,11 @@ mod tests {
     #[test]
     fn a_signature_of_the_key_about_now_is_a_proof() {
         let (proof, signature) = signed();
-        for now in [10_000 - PROOF_SKEW, 10_000, 10_000 + PROOF_SKEW] {
-            assert_eq!(proof.verify(&signature, now), Ok(()));
+        for at in [10_000 - PROOF_SKEW, 10_000, 10_000 + PROOF_SKEW] {
+            assert_eq!(proof.verify(&signature, at), Ok(()));
         }
-        for now in [10_000 - PROOF_SKEW - 1, 10_000 + PROOF_SKEW + 1] {
-            assert_eq!(proof.verify(&signature, now), Err(ProofError::Time));
+        for at in [10_000 - PROOF_SKEW - 1, 10_000 + PROOF_SKEW + 1] {
+            assert_eq!(proof.verify(&signature, at), Err(ProofError::Time));
         }
     }
 

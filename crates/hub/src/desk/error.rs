@@ -32,7 +32,7 @@ pub enum EnrolError {
     /// Somebody else is called so.
     #[error("the name '{0}' is taken: choose another")]
     NameTaken(String),
-    /// No room, for now.
+    /// No room at the moment: the applicant may try again.
     #[error("{0}")]
     Overloaded(&'static str),
     /// Somebody has to let the key in; the text is its fingerprint.
