@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
@@ -34,25 +34,14 @@ impl HostNode {
     pub fn start_with(state: &Path, admin: &Cli, config: Option<&Path>) -> Self {
         let node = Cli::new(state.to_owned());
         let mut command = node.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
-        command
-            .args(["--admin", &admin.identity()])
-            .stdout(Stdio::piped());
+        command.args(["--admin", &admin.identity()]);
         if let Some(config) = config {
             command.arg("--config").arg(config);
         }
-        let mut child = command.spawn().expect("the binary can be started");
-        let mut line = String::new();
-        let output = child.stdout.take().expect("it was asked for above");
-        BufReader::new(output)
-            .read_line(&mut line)
-            .expect("it says where it serves");
-        let value: Value = serde_json::from_str(&line).unwrap_or_default();
-        let target = value["target"]
-            .as_str()
-            .unwrap_or_else(|| panic!("no target: {line:?}"));
+        let (child, value) = serve(command);
         Self {
             child,
-            target: target.to_owned(),
+            target: value["target"].as_str().unwrap_or_default().to_owned(),
             iroh: value["iroh"].as_str().map(str::to_owned),
             admin: admin.clone(),
             state: state.to_owned(),
@@ -86,6 +75,23 @@ impl HostNode {
     pub fn call(&self, operation: &str, input: &Value) -> Value {
         self.admin.call(&self.target, operation, input, &[]).json()
     }
+}
+
+/// Starts `alknet serve --json` and returns the line that says where it serves, with its `target`.
+///
+/// # Panics
+/// It does not say so.
+pub fn serve(mut command: Command) -> (Child, Value) {
+    command.stdout(Stdio::piped());
+    let mut child = command.spawn().expect("the binary can be started");
+    let mut line = String::new();
+    let output = child.stdout.take().expect("it was asked for above");
+    BufReader::new(output)
+        .read_line(&mut line)
+        .expect("it says where it serves");
+    let said: Value = serde_json::from_str(&line).unwrap_or_default();
+    assert!(said["target"].is_string(), "no target: {line:?}");
+    (child, said)
 }
 
 impl Drop for HostNode {

@@ -25,7 +25,7 @@ pub mod wire;
 
 pub use bench::Bench;
 pub use cli::{Answer, Cli, Stream};
-pub use host::HostNode;
+pub use host::{HostNode, serve};
 pub use image::{Image, binary};
 pub use node::{Boot, Machine, Node, READY};
 pub use pem::Pem;

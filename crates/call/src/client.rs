@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::body::Body;
 use crate::dispatcher::Dispatcher;
@@ -188,6 +189,22 @@ impl Default for CallOptions {
     }
 }
 
+impl CallOptions {
+    /// Those of a subscription: it ends when it ends.
+    pub(crate) fn subscription() -> Self {
+        Self {
+            timeout: None,
+            ..Self::default()
+        }
+    }
+
+    /// When the time that begins now is over. One beyond what the clock can express is none.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout))
+    }
+}
+
 impl fmt::Debug for CallOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A token is in no log line.
@@ -268,11 +285,8 @@ impl Caller {
         operation: &str,
         input: &Value,
     ) -> Result<Subscription, CallError> {
-        let options = CallOptions {
-            timeout: None,
-            ..CallOptions::default()
-        };
-        self.subscribe_with(operation, input, &options).await
+        self.subscribe_with(operation, input, &CallOptions::subscription())
+            .await
     }
 
     /// As [`subscribe`](Self::subscribe), with options.

@@ -118,9 +118,7 @@ impl Reconnecting {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Body, CallError> {
-        let deadline = options
-            .timeout
-            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = options.deadline();
         let mut options = options.clone();
         let mut retries = Retries::default();
         loop {
@@ -142,11 +140,8 @@ impl Reconnecting {
     /// # Errors
     /// As [`subscribe_with`](Self::subscribe_with).
     pub async fn subscribe(&self, operation: &str, input: &Value) -> Result<Resuming, CallError> {
-        let options = CallOptions {
-            timeout: None,
-            ..CallOptions::default()
-        };
-        self.subscribe_with(operation, input, &options).await
+        self.subscribe_with(operation, input, &CallOptions::subscription())
+            .await
     }
 
     /// Starts a subscription. Where the operation is resumable, it goes on behind the last event

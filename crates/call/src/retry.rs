@@ -185,9 +185,7 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Body, CallError> {
-        let deadline = options
-            .timeout
-            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = options.deadline();
         let habits = self.habits(operation).await.unwrap_or(Habits::UNKNOWN);
         let mut options = options.clone();
         habits.prepare(&mut options)?;

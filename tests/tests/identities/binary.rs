@@ -1,8 +1,7 @@
 //! `alknet serve --config FILE` and the commands that change what it says.
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallConnection, CallOptions};
@@ -103,18 +102,12 @@ fn with_admin(bench: &Bench, rest: &str) -> String {
 fn serve(bench: &Bench, file: &std::path::Path) -> (Child, String) {
     let host = Cli::new(bench.path().join("host"));
     let mut command = host.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
-    command.arg("--config").arg(file).stdout(Stdio::piped());
-    let mut child = command.spawn().expect("the binary can be started");
-    let mut line = String::new();
-    let output = child.stdout.take().expect("it was asked for above");
-    BufReader::new(output)
-        .read_line(&mut line)
-        .expect("it says where it serves");
-    let said: Value = serde_json::from_str(&line).unwrap_or_default();
-    let target = said["target"]
-        .as_str()
-        .unwrap_or_else(|| panic!("no target: {line:?}"));
-    (child, target.to_owned())
+    command.arg("--config").arg(file);
+    let (child, said) = alknet_tests::serve(command);
+    (
+        child,
+        said["target"].as_str().unwrap_or_default().to_owned(),
+    )
 }
 
 fn peer(name: &str, who: &Cli, scopes: &str) -> String {

@@ -168,8 +168,10 @@ impl Hub {
             .unwrap_or_default();
         let dispatcher = self.dispatcher.get().and_then(std::sync::Weak::upgrade);
         let attached = dispatcher.map(|it| it.peers().ids()).unwrap_or_default();
-        let now = self.clock.now_s().unwrap_or_default();
-        let open = tokens.iter().filter(|token| token.is_open(now));
+        // Without a sane clock no token is good for anything, so none is open.
+        let now = self.clock.now_s();
+        let is_open = |token: &&TokenRecord| now.is_some_and(|now| token.is_open(now));
+        let open = tokens.iter().filter(is_open);
         Ok(json!({
             "peers": peers.iter().map(|peer| row(peer, &attached, &connections)).collect::<Value>(),
             "waiting": waiting.iter().map(knock).collect::<Value>(),
