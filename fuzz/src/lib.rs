@@ -10,6 +10,7 @@ mod config;
 mod envelope;
 mod frame;
 mod hello;
+mod join;
 mod json;
 mod key;
 mod mixed;
@@ -20,6 +21,7 @@ pub use config::config;
 pub use envelope::envelope;
 pub use frame::frame;
 pub use hello::hello;
+pub use join::join;
 pub use key::key;
 pub use mixed::mixed;
 pub use token::token;
@@ -54,6 +56,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "hello",
         run: hello,
+    },
+    Target {
+        name: "join",
+        run: join,
     },
     Target {
         name: "key",

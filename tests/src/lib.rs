@@ -21,6 +21,7 @@ mod image;
 mod node;
 mod pem;
 pub mod tools;
+mod wait;
 pub mod wire;
 
 pub use bench::Bench;
@@ -29,3 +30,4 @@ pub use host::{HostNode, serve};
 pub use image::{Image, binary};
 pub use node::{Boot, Machine, Node, READY};
 pub use pem::Pem;
+pub use wait::eventually;

@@ -226,7 +226,7 @@ fn lines(answer: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     for peer in list("peers") {
         let line = format!(
-            "{:20}  {:9}  {:27}  {}",
+            "{:20}  {:11}  {:27}  {}",
             text(&peer["name"]),
             text(&peer["state"]),
             text(&peer["peer_id"]),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use alknet_tls::NodeKey;
 use serde_json::json;
 
-use super::key::KeyFiles;
 use super::{Exit, Failure, StateArgs, output};
+use crate::key::KeyFiles;
 
 /// File of the key inside the state directory.
 pub(crate) const KEY_FILE: &str = "identity.key";

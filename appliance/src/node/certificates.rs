@@ -14,6 +14,7 @@ use alknet_tls::{
 };
 
 use super::dialler;
+use super::own_key::NODE_KEY_WAITS;
 
 /// The certificate authorities of `tls.roots` cannot be read.
 const ROOTS_FAILED: &str = "tls_roots_failed";
@@ -78,6 +79,7 @@ fn hint(code: &str) -> &'static str {
         ACME_FAILED => "it is tried again by itself; the node's own key is served meanwhile",
         CERT_RELOAD_FAILED => "correct the file; it is read again within seconds",
         CLOCK_INSANE => "let the node reach a time server, or set the clock",
+        NODE_KEY_WAITS => "let those who pinned the old key know this one, and restart the node",
         ROOTS_FAILED => "correct tls.roots and restart; peers with pinned keys are reached anyway",
         _ => "",
     }

@@ -1,7 +1,12 @@
 //! The node as a peer of hubs: `[[join]]`. Each hub is dialled, enrolled with where it does not know
 //! this node yet, and kept; it may call what this node serves, as this node's own document allows.
+//!
+//! `alknet_call::Reconnecting` keeps a peer, too, and gives up where this must not: a hub that does
+//! not want this node today may want it tomorrow. It also knows one address, and no enrolment
+//! between one connection and the next. So the loop is this module's own; when to come back is
+//! decided in one place for both, `Backoff` and `CloseReason::pause`.
 
-mod pauses;
+mod reached;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +15,7 @@ use std::time::Duration;
 
 use alknet_call::{CallClient, CallConnection, CallError, Credentials, Dispatcher, ErrorCode};
 use alknet_core::config::{JoinConfig, NodeConfig};
-use alknet_core::{Carriage, CloseCode, CloseReason, Dialer, PeerAddr, PeerKey};
+use alknet_core::{Backoff, Carriage, CloseCode, Dialer, PeerAddr, PeerKey};
 use alknet_hub::{EnrolClientError, JoinCode, Request, enrol};
 use alknet_init::control::Problem;
 use serde_json::Value;
@@ -19,8 +24,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::reload::Reloader;
-use pauses::Pauses;
 
+pub(crate) use reached::Reached;
+
+/// Longest first pause between attempts.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a good one.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// How long a hub that does not want this node is left alone.
@@ -61,7 +71,9 @@ pub(crate) struct JoinContext {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) dialer: Arc<dyn Dialer>,
     /// This node's own key: nobody joins themselves.
-    pub(crate) own: String,
+    pub(crate) own: PeerKey,
+    /// Where connections are noted while they are up.
+    pub(crate) reached: Reached,
 }
 
 impl Joins {
@@ -114,9 +126,18 @@ fn wanted(context: &JoinContext) -> Vec<HubPlace> {
     for problem in problems(&current.config) {
         tracing::warn!("{}; {}", problem.text, problem.hint);
     }
-    let places = current.config.join.iter().filter_map(HubPlace::of);
+    places(&current.config, &context.own)
+}
+
+/// The keys of the hubs that a node with the key `own` joins by this document.
+pub(crate) fn hubs(config: &NodeConfig, own: &PeerKey) -> Vec<PeerKey> {
+    places(config, own).iter().map(|hub| hub.key).collect()
+}
+
+fn places(config: &NodeConfig, own: &PeerKey) -> Vec<HubPlace> {
+    let places = config.join.iter().filter_map(HubPlace::of);
     let mut wanted: Vec<HubPlace> = Vec::new();
-    for hub in places.filter(|hub| hub.key.to_string() != context.own) {
+    for hub in places.filter(|hub| hub.key != *own) {
         // Of two ways to one hub the first counts: two connections would take turns.
         if wanted.iter().all(|known| known.key != hub.key) {
             wanted.push(hub);
@@ -173,7 +194,7 @@ enum Ended {
 }
 
 async fn keep(context: Arc<JoinContext>, hub: HubPlace, mut stopped: watch::Receiver<bool>) {
-    let mut pauses = Pauses::default();
+    let mut pauses = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
     loop {
         let began = Instant::now();
         let ended = once(&context, &hub).await;
@@ -181,7 +202,7 @@ async fn keep(context: Arc<JoinContext>, hub: HubPlace, mut stopped: watch::Rece
             return;
         }
         if began.elapsed() >= HEALTHY {
-            pauses = Pauses::default();
+            pauses.reset();
         }
         let pause = match ended {
             Ended::Lost(at_least) => pauses.next(random()).max(at_least),
@@ -213,9 +234,10 @@ async fn once(context: &JoinContext, hub: &HubPlace) -> Ended {
         }
     }
     tracing::info!(%hub, "join.connected");
+    let _noted = context.reached.note(hub.key, connection.clone());
     let reason = connection.closed().await;
     tracing::info!(%hub, %reason, "join.lost");
-    Ended::Lost(pause_after(&reason))
+    Ended::Lost(reason.pause().unwrap_or(UNWANTED))
 }
 
 async fn connect(context: &JoinContext, hub: &HubPlace) -> Result<CallConnection, Ended> {
@@ -270,20 +292,6 @@ async fn enrol_with(context: &JoinContext, hub: &HubPlace) -> Ended {
             Ended::Lost(Duration::ZERO)
         }
     }
-}
-
-/// How long a hub that ended the connection so wants to be left alone.
-fn pause_after(reason: &CloseReason) -> Duration {
-    let CloseReason::Peer(Some(code), _) = reason else {
-        return Duration::ZERO;
-    };
-    Duration::from_secs(match CloseCode::from_code(*code) {
-        Some(CloseCode::Policy | CloseCode::Superseded | CloseCode::Protocol) => 60,
-        Some(CloseCode::Locked) => 30,
-        Some(CloseCode::Shutdown) => 5,
-        Some(CloseCode::Overload) => 1,
-        _ => 0,
-    })
 }
 
 fn random() -> u32 {
@@ -343,16 +351,5 @@ mod tests {
         let place = HubPlace::of(&joined.join[0]).expect("a place");
         assert_eq!(place.targets[0].to_string(), format!("{key}@hub:443"));
         assert!(place.token().is_none());
-    }
-
-    #[test]
-    fn the_hubs_reason_says_how_long_to_stay_away() {
-        let after = |code: CloseCode| {
-            pause_after(&CloseReason::Peer(Some(code.code().into()), String::new())).as_secs()
-        };
-        assert_eq!(after(CloseCode::Policy), 60);
-        assert_eq!(after(CloseCode::Shutdown), 5);
-        assert_eq!(after(CloseCode::Normal), 0);
-        assert_eq!(pause_after(&CloseReason::TimedOut), Duration::ZERO);
     }
 }

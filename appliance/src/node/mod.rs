@@ -13,6 +13,7 @@ mod keep;
 mod log;
 mod metrics;
 mod ops;
+mod own_key;
 mod people;
 mod reload;
 mod rotate;
@@ -37,13 +38,16 @@ use tokio::sync::mpsc;
 use certificates::Certificates;
 use facts::{About, SharedFacts};
 use hub::Hub;
-use join::{JoinContext, Joins};
+use join::{JoinContext, Joins, Reached};
 use keep::Keeper;
 use log::LogRing;
 use metrics::Meters;
 use ops::NodeContext;
+use own_key::OwnKey;
 use people::{People, SharedServer};
 use reload::Reloader;
+
+use crate::key::KeyFiles;
 
 pub(crate) use host::{Configured, Overlay, ServeFile, serve};
 pub(crate) use join::problems as join_problems;
@@ -116,7 +120,16 @@ impl Node {
         ));
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
         let about = Arc::new(About::new(key.public().to_string(), options.role));
+        let reached = Reached::default();
+        let own_key = OwnKey::new(
+            KeyFiles::at(key_path),
+            key.clone(),
+            people.clone(),
+            reached.clone(),
+            Arc::clone(&certificates.problems),
+        );
         let context = NodeContext {
+            own_key: Arc::new(own_key),
             about: Arc::clone(&about),
             facts: Arc::clone(&facts),
             ring: options.ring.clone(),
@@ -155,7 +168,8 @@ impl Node {
             reloader: Arc::clone(&people.reloader),
             dispatcher,
             dialer: certificates.dialer,
-            own: about.identity().to_owned(),
+            own: key.public(),
+            reached,
         });
         let node = Self {
             hub,

@@ -1,6 +1,6 @@
 //! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/metrics`,
-//! `node/reboot`, `node/poweroff`, `peer/list`, `peer/rotate-key`, and `node/fault` where the
-//! hypervisor switched fault injection on.
+//! `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`, `peer/rotate-key`, and
+//! `node/fault` where the hypervisor switched fault injection on.
 
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
 use super::metrics::{self, Meters};
+use super::own_key::{self, OwnKey};
 use super::people::{self, People};
 use super::rotate;
 
@@ -49,6 +50,8 @@ pub(crate) struct NodeContext {
     pub(crate) meters: Meters,
     /// What is wrong with certificates.
     pub(crate) certificates: Arc<Problems>,
+    /// The key the node serves with.
+    pub(crate) own_key: Arc<OwnKey>,
 }
 
 /// Adds the operations to a registry.
@@ -59,6 +62,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(metrics::operation(node.meters.clone()));
     builder.add(power(node.clone(), PowerAction::Reboot));
     builder.add(power(node.clone(), PowerAction::Poweroff));
+    builder.add(own_key::operation(Arc::clone(&node.own_key)));
     builder.add(people::list(node.people.clone()));
     builder.add(rotate::operation(
         node.people.clone(),
@@ -227,9 +231,12 @@ mod tests {
     use alknet_call::Registry;
     use alknet_core::config::NodeConfig;
     use alknet_init::control::MachineFacts;
+    use alknet_tls::NodeKey;
     use arc_swap::ArcSwap;
 
     use super::*;
+    use crate::key::KeyFiles;
+    use crate::node::join::Reached;
     use crate::node::{Keeper, Overlay};
 
     /// The running node compiles them when they are first needed.
@@ -247,7 +254,15 @@ mod tests {
             Vec::new(),
             crate::node::store::open(dir.path()),
         );
+        let own_key = OwnKey::new(
+            KeyFiles::at(dir.path().join("node.key")),
+            NodeKey::from_seed(&[1; 32]),
+            people.clone(),
+            Reached::default(),
+            Arc::default(),
+        );
         let node = NodeContext {
+            own_key: Arc::new(own_key),
             about: Arc::new(About::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             ring: LogRing::new(),

@@ -42,7 +42,7 @@ pub(crate) async fn admit(
     if !link.may_be_peers(&event.id) {
         return Err(End::Protocol("id of the other side"));
     }
-    if link.find_inbound(&event.id).is_some() {
+    if link.inbound.find(&event.id).is_some() {
         return Err(End::Protocol("id is in flight"));
     }
     match check(link, lane, body, event) {
@@ -306,7 +306,7 @@ fn make_room(
     operation: Arc<Compiled>,
 ) -> Result<InFlight, CallError> {
     let limits = link.limits();
-    let (requests, subscriptions) = link.inbound_counts();
+    let (requests, subscriptions) = link.inbound.counts();
     let counters = &link.dispatcher.counters;
     if requests >= limits.requests {
         Counters::add(&counters.requests_full);
@@ -327,6 +327,6 @@ fn make_room(
         entered.inspect_err(|_| Counters::add(&counters.operation_full))?;
     }
     let request = Arc::new(Request::new(head, link, lane, operation));
-    link.remember_inbound(&request);
+    link.inbound.remember(&request);
     Ok(InFlight::new(request))
 }

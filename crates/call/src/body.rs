@@ -1,6 +1,7 @@
 //! What goes into an operation and what comes out of it.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use base64::Engine;
@@ -8,8 +9,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::error::CallError;
+use crate::text;
 
 /// A received value: its JSON text, parsed when somebody asks, and the binary data its
 /// `{"$bin":[offset,length]}` point into.
@@ -35,7 +38,7 @@ impl Body {
     /// # Errors
     /// `INVALID_INPUT` when `value` has no JSON form.
     pub fn json(value: &(impl Serialize + ?Sized)) -> Result<Self, CallError> {
-        serde_json::to_vec(value)
+        text::to_vec(value)
             .map(|text| Self::from_parts(text.into(), Bytes::new()))
             .map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))
     }
@@ -100,6 +103,18 @@ impl Body {
         parsed.map_err(|error| CallError::invalid_input(error.to_string()))
     }
 
+    /// A member of an object as a body of its own: its text as it came, and the binary data it may
+    /// point into. `None` where there is no such member, or no object.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<Self> {
+        let members: HashMap<String, &RawValue> = serde_json::from_slice(&self.raw).ok()?;
+        let text = members.get(name)?.get().as_bytes();
+        Some(Self::from_parts(
+            self.raw.slice_ref(text),
+            self.tail.clone(),
+        ))
+    }
+
     /// The bytes a `{"$bin":[offset,length]}` stands for, if `value` is one and they exist.
     #[must_use]
     pub fn binary(&self, value: &Value) -> Option<Bytes> {
@@ -147,7 +162,7 @@ impl Output {
     /// # Errors
     /// `INTERNAL` when `value` has no JSON form.
     pub fn json(value: &impl Serialize) -> Result<Self, CallError> {
-        serde_json::to_vec(value)
+        text::to_vec(value)
             .map(|text| Self::Raw(text.into()))
             .map_err(|error| CallError::internal(format!("the output has no JSON form: {error}")))
     }
@@ -243,6 +258,25 @@ mod tests {
         ] {
             assert_eq!(body.binary(&bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_member_is_passed_on_as_it_came() {
+        let text = Bytes::from_static(br#"{"a": {"n" : 1.0e0, "$bin":[0,2]}, "b":1e999,"c":null}"#);
+        let body = Body::from_parts(text, Bytes::from_static(b"hi"));
+        let text = |name: &str| Some(body.member(name)?.raw().to_vec());
+        assert_eq!(
+            text("a").as_deref(),
+            Some(&br#"{"n" : 1.0e0, "$bin":[0,2]}"#[..])
+        );
+        assert_eq!(text("b").as_deref(), Some(&b"1e999"[..]));
+        assert_eq!(text("c").as_deref(), Some(&b"null"[..]));
+        assert_eq!(text("d"), None);
+        let reference = json!({"$bin":[0,2]});
+        let member = body.member("a").expect("it is there");
+        assert_eq!(member.binary(&reference).as_deref(), Some(&b"hi"[..]));
+        let list = Body::from_parts(Bytes::from_static(b"[1]"), Bytes::new());
+        assert!(list.member("a").is_none());
     }
 
     #[test]

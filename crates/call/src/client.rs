@@ -68,39 +68,23 @@ impl CallClient {
     /// `auth` says who the peer is, for its own requests.
     #[must_use]
     pub fn attach(&self, connection: Connection, auth: Option<&AuthContext>) -> CallConnection {
-        let link = Link::new(connection.clone(), Arc::clone(&self.dispatcher), auth);
-        let driver = tokio::spawn(Arc::clone(&link).drive());
+        let link = Link::new(connection, Arc::clone(&self.dispatcher), auth);
+        tokio::spawn(Arc::clone(&link).drive());
         CallConnection {
+            _driver: Arc::new(Driver(Arc::clone(&link))),
             caller: Caller { link },
-            _driver: Arc::new(Driver {
-                connection,
-                _task: AbortOnDrop(driver.abort_handle()),
-            }),
         }
     }
 }
 
-/// A task that ends with its owner.
+/// Ends a connection that nobody holds any more. Its driver may outlive this, for as long as it
+/// takes to tell the peer; so may work of this side that still holds on to the connection.
 #[derive(Debug)]
-pub(crate) struct AbortOnDrop(pub(crate) tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// What keeps a connection going. Ends it itself: work of this side that outlives the connection
-/// may still hold on to it.
-#[derive(Debug)]
-struct Driver {
-    connection: Connection,
-    _task: AbortOnDrop,
-}
+struct Driver(Arc<Link>);
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.connection.close(CloseCode::Normal, "");
+        self.0.close(CloseCode::Normal, "");
     }
 }
 
@@ -112,7 +96,9 @@ pub struct CallConnection {
 }
 
 impl CallConnection {
-    /// Ends the connection.
+    /// Ends the connection, and with it every call over it: those of this side fail with
+    /// `UNAVAILABLE`, and the peer stops working on them. Whoever leaves the runtime next awaits
+    /// [`closed`](Self::closed) first: on TCP the peer has to be told, which takes a moment.
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.caller.link.close(code, reason);
     }
@@ -369,7 +355,7 @@ impl Caller {
     /// Whether the connection has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.link.over().is_cancelled()
+        self.link.is_over()
     }
 
     /// Whether the peer asked for no new requests.

@@ -33,6 +33,7 @@ pub(crate) struct Compiled {
     output: Check,
     check_input: bool,
     check_output: bool,
+    passes_errors: bool,
     running: AtomicU32,
 }
 
@@ -61,6 +62,7 @@ impl Compiled {
             output: Check::new(&spec.output_schema),
             check_input: !registration.schema_is_type,
             check_output: registration.check_output,
+            passes_errors: registration.passes_errors,
             running: AtomicU32::new(0),
             spec: OperationSpec {
                 resource_id_path: spec.resource_id_path.as_deref().and_then(spec::pointer),
@@ -144,11 +146,10 @@ impl Compiled {
     /// Whether callers may see `code`.
     fn declares(&self, code: &ErrorCode) -> bool {
         match code {
-            ErrorCode::Operation(name) => self
-                .spec
-                .error_schemas
-                .iter()
-                .any(|def| def.code == name.as_ref()),
+            ErrorCode::Operation(name) => {
+                let mut declared = self.spec.error_schemas.iter();
+                self.passes_errors || declared.any(|def| def.code == name.as_ref())
+            }
             _ => true,
         }
     }

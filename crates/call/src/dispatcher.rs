@@ -1,12 +1,13 @@
 //! What every connection of a node shares: operations, identities, limits, counters.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use alknet_core::metrics::{AUTH, LIMIT_HITS};
-use alknet_core::{AuthToken, Identity, IdentityProvider, Metrics, PeerId, PeerKey};
+use alknet_core::{AuthToken, ConnId, Identity, IdentityProvider, Metrics, PeerId, PeerKey};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -15,7 +16,7 @@ use crate::import::ImportOptions;
 use crate::keyed::KeyedCalls;
 use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits};
 use crate::link::Link;
-use crate::peers::Peers;
+use crate::peers::{self, PeerState, Peers};
 use crate::registry::Registry;
 use crate::sync::lock;
 use crate::watch::Announcer;
@@ -126,6 +127,27 @@ impl Dispatcher {
     #[must_use]
     pub fn peers(&self) -> &Peers {
         &self.peers
+    }
+
+    /// Where each peer that is connected is in its life. Of several connections of one peer that
+    /// one counts over which it is attached, or else the newest.
+    #[must_use]
+    pub fn peer_states(&self) -> HashMap<PeerId, PeerState> {
+        let attached = self.peers.connections();
+        let links: Vec<_> = lock(&self.links).iter().filter_map(Weak::upgrade).collect();
+        let mut known: HashMap<PeerId, ((bool, ConnId), PeerState)> = HashMap::new();
+        for link in links.iter().filter(|link| !link.is_over()) {
+            let Some(peer) = peers::peer_of(link) else {
+                continue;
+            };
+            let rank = (attached.contains(&link.info.id), link.info.id);
+            let newest = known.get(&peer).is_none_or(|(other, _)| rank > *other);
+            if newest {
+                known.insert(peer, (rank, link.life.state()));
+            }
+        }
+        let states = known.into_iter().map(|(peer, (_, state))| (peer, state));
+        states.collect()
     }
 
     /// The operations served.

@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::io::Write;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::error::CallError;
 use crate::frame::{FrameError, append_frame, append_mixed};
 use crate::json::{self, Flaw};
 use crate::limits::ID_BYTES_MAX;
+use crate::text;
 
 /// What an event says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +98,7 @@ impl<'a> Envelope<'a> {
     pub fn parse(body: &'a [u8], nesting_max: usize) -> Result<Self, FrameError> {
         let text = std::str::from_utf8(body).map_err(|_| FrameError::Utf8)?;
         let raw: Raw<'a> =
-            parse_object(text).map_err(|error| FrameError::Json(error.to_string()))?;
+            json::parse_object(text).map_err(|error| FrameError::Json(error.to_string()))?;
         json::check(text, nesting_max).map_err(|flaw| match flaw {
             Flaw::Duplicate => FrameError::Duplicate,
             Flaw::Nesting => FrameError::Nesting(nesting_max),
@@ -114,17 +115,8 @@ impl<'a> Envelope<'a> {
 
     /// The members of the payload.
     pub(crate) fn members<T: Deserialize<'a>>(&self) -> serde_json::Result<T> {
-        parse_object(self.payload)
+        json::parse_object(self.payload)
     }
-}
-
-/// Parses the JSON text of an object. The library would take an array for one as well, its items
-/// for the members in the order in which they happen to be declared.
-pub(crate) fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> {
-    if !text.trim_start().starts_with('{') {
-        return Err(serde::de::Error::custom("expected an object"));
-    }
-    serde_json::from_str(text)
 }
 
 /// 1 to 64 bytes of `[!-~]`.
@@ -164,13 +156,38 @@ pub(crate) struct Request<'a, I = &'a RawValue> {
 ///
 /// It can be read as a name and written to a log. What the originator is said to hold stays
 /// inside: nothing here can decide by it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ForwardedFor {
     id: String,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     scopes: Vec<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     resources: Option<serde_json::Value>,
+}
+
+/// [`ForwardedFor`], as the library reads it: from an array as well.
+#[derive(Deserialize)]
+struct Claim {
+    id: String,
+    #[serde(default)]
+    scopes: Vec<String>,
+    #[serde(default)]
+    resources: Option<serde_json::Value>,
+}
+
+impl<'de> Deserialize<'de> for ForwardedFor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Claim {
+            id,
+            scopes,
+            resources,
+        } = json::object(deserializer)?;
+        Ok(Self {
+            id,
+            scopes,
+            resources,
+        })
+    }
 }
 
 impl ForwardedFor {
@@ -266,7 +283,7 @@ fn append_envelope(
 /// Appends a value's JSON text.
 pub(crate) fn append_json(out: &mut Vec<u8>, value: &impl Serialize) {
     let start = out.len();
-    if serde_json::to_writer(&mut *out, value).is_err() {
+    if text::append(out, value).is_err() {
         // Only a map with keys that are no strings can fail here, and no payload has one; the
         // frame stays well formed all the same.
         out.truncate(start);
@@ -289,6 +306,13 @@ pub fn encode_event(kind: EventKind, id: &str, payload: &str) -> Bytes {
 /// Appends `call.error`; returns the length of the frame's body.
 pub(crate) fn append_error(out: &mut Vec<u8>, id: &str, error: &CallError) -> usize {
     append_event(out, EventKind::Error, id, |out| append_json(out, error))
+}
+
+/// Appends `call.aborted`.
+pub(crate) fn append_abort(out: &mut Vec<u8>, id: &str) {
+    append_event(out, EventKind::Aborted, id, |out| {
+        out.extend_from_slice(b"{}");
+    });
 }
 
 /// Appends `call.goaway`.
@@ -315,6 +339,7 @@ mod tests {
 
     use super::*;
     use crate::frame::{FrameBody, FrameReader};
+    use crate::json::parse_object;
 
     fn parse(text: &str) -> Result<Envelope<'_>, FrameError> {
         Envelope::parse(text.as_bytes(), 32)
@@ -379,6 +404,36 @@ mod tests {
             assert!(parse_object::<Credit>(array).is_err(), "{array}");
             assert!(parse_object::<Request<'_>>(array).is_err(), "{array}");
         }
+    }
+
+    #[test]
+    fn claims_of_forwarders_are_objects() {
+        let claim = |text: &str| serde_json::from_str::<ForwardedFor>(text);
+        let whole = r#"{"id":"a","scopes":["s"],"resources":{"r":["x"]},"later":1}"#;
+        let read = ForwardedFor::new("a")
+            .with_scopes(vec!["s".to_owned()])
+            .with_resources(serde_json::json!({ "r": ["x"] }));
+        assert_eq!(claim(whole).expect("an object"), read);
+        assert_eq!(
+            claim(r#"{"id":"a"}"#).expect("short"),
+            ForwardedFor::new("a")
+        );
+        let text = serde_json::to_string(&read).expect("JSON");
+        assert_eq!(claim(&text).expect("own text"), read);
+        for bad in [
+            r#"["a"]"#,
+            r#"["a",["s"],null]"#,
+            r#""a""#,
+            "{}",
+            r#"{"id":1}"#,
+            "1",
+        ] {
+            assert!(claim(bad).is_err(), "{bad}");
+            let request = format!(r#"{{"operationId":"/a/b","forwarded_for":{bad}}}"#);
+            assert!(parse_object::<Request<'_>>(&request).is_err(), "{bad}");
+        }
+        let request = r#"{"operationId":"/a/b","forwarded_for":null}"#;
+        assert!(parse_object::<Request<'_>>(request).is_ok());
     }
 
     #[test]

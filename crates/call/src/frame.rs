@@ -157,10 +157,13 @@ impl FrameBody {
             Some(&MIXED) if body.len() > MIXED_HEADER_BYTES => {
                 body.advance(1);
                 let len = body.get_u32() as usize;
-                if len > body.len() || body.first() != Some(&b'{') {
+                if len > body.len() {
                     return Err(FrameError::Mixed);
                 }
                 let envelope = body.split_to(len);
+                if envelope.first() != Some(&b'{') {
+                    return Err(FrameError::Mixed);
+                }
                 Ok(Self {
                     envelope,
                     tail: Some(body),

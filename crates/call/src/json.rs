@@ -1,9 +1,14 @@
-//! What serde_json does not check: how deep a document nests, and that no object names a member
-//! twice.
+//! What serde_json does not check: how deep a document nests, that no object names a member twice,
+//! and that an object is one.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 
 use memchr::memchr2;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// Up to this many members are compared pairwise, which beats sorting.
 const PAIRWISE_MAX: usize = 16;
@@ -88,6 +93,38 @@ fn distinct(names: &mut [Cow<'_, str>]) -> Result<(), Flaw> {
         names.windows(2).any(|pair| pair[0] == pair[1])
     };
     if twice { Err(Flaw::Duplicate) } else { Ok(()) }
+}
+
+/// Parses the JSON text of an object. The library would take an array for one as well, its items
+/// for the members in the order in which they happen to be declared.
+pub(crate) fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> {
+    if !text.trim_start().starts_with('{') {
+        return Err(serde::de::Error::custom("expected an object"));
+    }
+    serde_json::from_str(text)
+}
+
+/// The same for an object within another.
+pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Members<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(members))
+        }
+    }
+
+    deserializer.deserialize_map(Members(PhantomData))
 }
 
 #[cfg(test)]

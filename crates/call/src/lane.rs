@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use crate::frame::{FrameError, FrameReader};
-use crate::limits::{DRAIN_ACK_TIMEOUT, FRAMES_PER_TURN, READ_STEP_BYTES, WRITE_STEP_BYTES};
+use crate::limits::{FRAMES_PER_TURN, READ_STEP_BYTES, WRITE_STEP_BYTES};
 use crate::link::Link;
 use crate::outlet::{Outlet, Work};
 
@@ -104,16 +104,16 @@ impl Lane {
 }
 
 /// Serves one stream until it ends, and tells the peer how it ended.
-pub(crate) async fn run(
-    link: Arc<Link>,
-    lane: Arc<Lane>,
-    mut send: SendStream,
-    mut recv: RecvStream,
-) {
+pub(crate) async fn run(link: Arc<Link>, lane: Arc<Lane>, send: SendStream, recv: RecvStream) {
+    let mut halves = Halves {
+        send,
+        recv,
+        ended: false,
+    };
     let work = async {
         tokio::try_join!(
-            read_loop(&link, &lane, &mut recv),
-            write_loop(&link, &lane, &mut send),
+            read_loop(&link, &lane, &mut halves.recv),
+            write_loop(&link, &lane, &mut halves.send),
         )
     };
     let end = tokio::select! {
@@ -123,25 +123,62 @@ pub(crate) async fn run(
     };
     lane.out.end();
     link.lane_ended(&lane, end.is_some());
+    halves.ended = true;
     match end {
-        None | Some(End::Closed | End::Drained) => {}
-        Some(End::Killed(code)) => give_up(&mut send, &mut recv, code),
-        Some(End::PeerLeft) => give_up(&mut send, &mut recv, StreamCode::Cancelled),
+        None => arrival(&link, &lane, &mut halves.send).await,
+        Some(End::Closed | End::Drained) => {}
+        Some(End::Killed(code)) => halves.give_up(code),
+        Some(End::PeerLeft) => halves.give_up(StreamCode::Cancelled),
         Some(End::Protocol(why)) => {
             link.protocol_error(why);
             link.fail_if_single(CloseCode::Protocol, why);
-            give_up(&mut send, &mut recv, StreamCode::Protocol);
+            halves.give_up(StreamCode::Protocol);
         }
         Some(End::Timeout(why)) => {
             link.fail_if_single(CloseCode::Timeout, why);
-            give_up(&mut send, &mut recv, StreamCode::Deadline);
+            halves.give_up(StreamCode::Deadline);
         }
     }
 }
 
-fn give_up(send: &mut SendStream, recv: &mut RecvStream, code: StreamCode) {
-    send.reset(code);
-    recv.stop(code);
+/// A stream. Dropped before its time it is given up: the carriage would end it as if everything
+/// had been said.
+struct Halves {
+    send: SendStream,
+    recv: RecvStream,
+    ended: bool,
+}
+
+impl Halves {
+    fn give_up(&mut self, code: StreamCode) {
+        self.send.reset(code);
+        self.recv.stop(code);
+    }
+}
+
+impl Drop for Halves {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.give_up(StreamCode::Cancelled);
+        }
+    }
+}
+
+/// Keeps a stream that ended well, one of many, until the peer has all of it: a connection that
+/// closes throws away what is on its way, and a drain closes it as soon as no stream is left.
+async fn arrival(link: &Link, lane: &Lane, send: &mut SendStream) {
+    // The answer to the one request that a call stream of ours carried is here.
+    if !link.connection.is_multi() || lane.is_single_call() {
+        return;
+    }
+    let given_up = async {
+        link.draining().await;
+        tokio::time::sleep(link.dispatcher.patience.goodbye).await;
+    };
+    tokio::select! {
+        _ = send.stopped() => {}
+        () = given_up => {}
+    }
 }
 
 async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) -> Result<(), End> {
@@ -189,7 +226,7 @@ async fn next_chunk(
         };
         match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
             Ok(read) => return Ok(read?),
-            Err(_) if begun.is_none() && link.has_inbound() => {}
+            Err(_) if begun.is_none() && !link.inbound.is_empty() => {}
             Err(_) => return Err(End::Timeout(why)),
         }
     }
@@ -232,7 +269,7 @@ async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(
                 let _ = send.stopped().await;
             }
         };
-        let _ = tokio::time::timeout(DRAIN_ACK_TIMEOUT, arrived).await;
+        let _ = tokio::time::timeout(link.dispatcher.patience.goodbye, arrived).await;
         return Err(End::Drained);
     }
     Ok(())

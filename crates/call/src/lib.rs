@@ -48,6 +48,7 @@ mod frame;
 mod handler;
 mod idempotency;
 mod import;
+mod inbound;
 mod json;
 mod keyed;
 mod lane;
@@ -69,6 +70,7 @@ mod session;
 mod spec;
 mod standing;
 mod sync;
+mod text;
 mod watch;
 
 pub use access::{AccessControl, OwnershipProvider, Verdict};
@@ -90,7 +92,9 @@ pub use import::{
     AdapterError, Disclose, FromCall, FromJsonSchema, ImportOptions, OperationAdapter, from_call,
 };
 pub use outbound::Event;
-pub use peers::{Imported, NameSet, PeerRef, Peers, ReExport, RoutingPolicy, ScopedPeerEnv};
+pub use peers::{
+    Imported, NameSet, Onward, PeerRef, PeerState, Peers, ReExport, RoutingPolicy, ScopedPeerEnv,
+};
 pub use reconnect::{OnConnect, Reconnecting, Resuming};
 pub use registry::{Capabilities, Registration, Registry, RegistryBuilder};
 pub use rules::RegistryError;

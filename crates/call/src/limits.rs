@@ -61,6 +61,10 @@ pub const IMPORTS_AT_ONCE: usize = 16;
 pub const IMPORT_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Peers attached at once.
 pub const PEERS_MAX: usize = 1000;
+/// How often a peer that serves something is asked for a sign of life.
+pub const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(15);
+/// How long it may take to give one before it is not chosen any more.
+pub const SIGN_OF_LIFE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the older of two connections of one peer may finish what runs on it.
 pub const SUPERSEDED_DRAIN: Duration = Duration::from_secs(5);
 
@@ -74,8 +78,8 @@ pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// How long after its deadline a requester waits for the responder to say so.
 pub const RESPONDER_GRACE: Duration = Duration::from_secs(2);
-/// How long a drained lane waits for the peer to acknowledge its end.
-pub const DRAIN_ACK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the end of a connection waits until the peer has what was said on it.
+pub const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a peer is told to wait before it comes back to a draining node.
 pub const DRAIN_RETRY_MS: u64 = 5_000;
 /// What a peer is told to wait when this node has too much to do.
@@ -97,7 +101,7 @@ pub const COPY_BYTES_MAX: usize = 8 << 10;
 /// Frames handled before the lane's own writer gets its turn.
 pub const FRAMES_PER_TURN: u32 = 64;
 /// Largest request that shares a lane; beyond it a stream of its own is better.
-pub const LANE_REQUEST_BYTES: usize = 4 << 10;
+pub const LANE_REQUEST_BYTES: usize = 8 << 10;
 /// Longest deadline of a request that shares a lane.
 pub const LANE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// Lanes a client opens on a carriage with many streams.
@@ -187,6 +191,12 @@ pub struct Patience {
     pub blocked_lane: Duration,
     /// For a stranger's first request, on a carriage with a single stream.
     pub stranger_idle: Duration,
+    /// For a sign of life of a peer that serves something here.
+    pub sign_of_life: Duration,
+    /// From one of these questions to the next.
+    pub sign_of_life_every: Duration,
+    /// To have what was said, once this side ends the connection.
+    pub goodbye: Duration,
 }
 
 impl Default for Patience {
@@ -195,6 +205,9 @@ impl Default for Patience {
             partial_frame: PARTIAL_FRAME_TIMEOUT,
             blocked_lane: BLOCKED_LANE_TIMEOUT,
             stranger_idle: STRANGER_IDLE_TIMEOUT,
+            sign_of_life: SIGN_OF_LIFE_TIMEOUT,
+            sign_of_life_every: SIGN_OF_LIFE_EVERY,
+            goodbye: GOODBYE_TIMEOUT,
         }
     }
 }

@@ -1,46 +1,47 @@
 //! The state of one connection: the peer's requests in flight here, ours in flight there, and the
 //! streams both travel on.
 
-use std::hash::BuildHasher;
+mod ending;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use alknet_core::{
-    AuthContext, CloseCode, Connection, HandlerError, Identity, RecvStream, SendStream, StreamCode,
-    StreamError,
+    AuthContext, CloseCode, Connection, HandlerError, Identity, RecvStream, SendStream, StreamError,
 };
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use hashbrown::{DefaultHashBuilder, HashTable};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission;
 use crate::context::ConnInfo;
 use crate::dispatcher::{Counters, Dispatcher};
-use crate::envelope::{self, Credit, Envelope, EventKind};
+use crate::envelope::{Credit, Envelope, EventKind};
 use crate::error::CallError;
 use crate::frame::FrameBody;
+use crate::inbound::Inbound;
 use crate::lane::{self, End, Lane};
 use crate::layers::Overlay;
-use crate::limits::{DRAIN_RETRY_MS, FRAME_BYTES_DEFAULT, LANES, PeerLimits, SUPERSEDED_DRAIN};
+use crate::limits::{FRAME_BYTES_DEFAULT, LANES, PeerLimits};
 use crate::outbound::Outbound;
-use crate::peers;
-use crate::request::Request;
+use crate::peers::{self, Life, PeerEvent, PeerState};
 use crate::retry::Known;
 use crate::session::Session;
 use crate::sync::lock;
+use ending::{EndOnDrop, SUPERSEDED};
 
 /// One connection.
 pub(crate) struct Link {
     pub(crate) connection: Connection,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) info: ConnInfo,
+    /// The peer's requests in flight here.
+    pub(crate) inbound: Inbound,
     pub(crate) outbound: Outbound,
     pub(crate) session: Session,
     /// What is known of the peer's operations.
     pub(crate) known: Known,
-    inbound: Mutex<Inbound>,
     lanes: Mutex<Vec<Weak<Lane>>>,
     shared: [tokio::sync::Mutex<Option<Arc<Lane>>>; LANES],
     tasks: TaskTracker,
@@ -49,6 +50,8 @@ pub(crate) struct Link {
     goaway_said: AtomicBool,
     goaway_heard: AtomicBool,
     peer_mixed: AtomicBool,
+    /// Whether the peer knows that this side takes mixed frames.
+    announced_mixed: AtomicBool,
     peer_frame_bytes: AtomicUsize,
     next_lane: AtomicU64,
     failure: Mutex<Option<(CloseCode, &'static str)>>,
@@ -56,15 +59,14 @@ pub(crate) struct Link {
     imports: ArcSwapOption<Overlay>,
     /// Calls passed on to the peer that run.
     forwarded: AtomicUsize,
+    /// Where the peer is, from its first moment to its end.
+    pub(crate) life: Life,
     /// Ends the upkeep of what was imported.
     follow: CancellationToken,
-}
-
-#[derive(Default)]
-struct Inbound {
-    table: HashTable<Arc<Request>>,
-    hasher: DefaultHashBuilder,
-    subscriptions: usize,
+    /// How this side ends the connection, once it does.
+    goodbye: OnceLock<(CloseCode, Box<str>)>,
+    /// Cancelled when the peer has to be told first.
+    leaving: CancellationToken,
 }
 
 impl Link {
@@ -75,12 +77,12 @@ impl Link {
     ) -> Arc<Self> {
         let link = Arc::new(Self {
             info: ConnInfo::new(&connection, auth),
+            inbound: Inbound::default(),
             outbound: Outbound::new(connection.info().dialled),
             connection,
             session: Session::default(),
             known: Known::default(),
             dispatcher: Arc::clone(&dispatcher),
-            inbound: Mutex::default(),
             lanes: Mutex::default(),
             shared: Default::default(),
             tasks: TaskTracker::new(),
@@ -89,12 +91,16 @@ impl Link {
             goaway_said: AtomicBool::new(false),
             goaway_heard: AtomicBool::new(false),
             peer_mixed: AtomicBool::new(false),
+            announced_mixed: AtomicBool::new(false),
             peer_frame_bytes: AtomicUsize::new(FRAME_BYTES_DEFAULT),
             next_lane: AtomicU64::new(0),
             failure: Mutex::default(),
             imports: ArcSwapOption::empty(),
             forwarded: AtomicUsize::new(0),
+            life: Life::default(),
             follow: CancellationToken::new(),
+            goodbye: OnceLock::new(),
+            leaving: CancellationToken::new(),
         });
         dispatcher.add_link(&link);
         link
@@ -108,6 +114,7 @@ impl Link {
             biased;
             () = self.cancel.cancelled() => {}
             _ = self.connection.closed() => {}
+            () = self.leave_when_told() => {}
             () = self.drain_when_asked() => {}
             () = self.serve() => {}
         }
@@ -226,11 +233,14 @@ impl Link {
         }
         let event = Envelope::parse(&body.envelope, self.limits().nesting)?;
         match event.kind {
+            // Nobody would hear the answer.
+            EventKind::Requested if self.is_over() => self.ignored(),
             EventKind::Requested => return admission::admit(self, lane, &body, &event).await,
-            EventKind::Aborted if self.abort_inbound(&event.id) => {}
+            EventKind::Aborted if self.inbound.abort(&event.id) => {}
             EventKind::Credit => self.credit(&event),
             EventKind::Goaway => {
                 self.goaway_heard.store(true, Ordering::Release);
+                self.life.apply(PeerEvent::Goaway);
                 self.follow.cancel();
             }
             EventKind::Aborted | EventKind::Completed | EventKind::Error | EventKind::Responded => {
@@ -242,7 +252,7 @@ impl Link {
     }
 
     fn credit(&self, event: &Envelope<'_>) {
-        let request = self.find_inbound(&event.id);
+        let request = self.inbound.find(&event.id);
         let credit = event.members::<Credit>();
         match (request, credit) {
             (Some(request), Ok(Credit { n })) => {
@@ -333,6 +343,16 @@ impl Link {
         self.peer_mixed.load(Ordering::Acquire)
     }
 
+    /// Whether the peer takes mixed frames and has not seen one of ours.
+    pub(crate) fn announces_mixed(&self) -> bool {
+        self.peer_takes_mixed() && !self.announced_mixed.load(Ordering::Relaxed)
+    }
+
+    /// A mixed frame is on its way.
+    pub(crate) fn announced_mixed(&self) {
+        self.announced_mixed.store(true, Ordering::Relaxed);
+    }
+
     /// Whether the peer asked for no more requests.
     pub(crate) fn heard_goaway(&self) -> bool {
         self.goaway_heard.load(Ordering::Acquire)
@@ -359,87 +379,17 @@ impl Link {
         self.connection.info().dialled || !id.starts_with('~')
     }
 
-    /// Whether a request of this id is in flight.
-    pub(crate) fn find_inbound(&self, id: &str) -> Option<Arc<Request>> {
-        let inbound = lock(&self.inbound);
-        let hash = inbound.hasher.hash_one(id);
-        inbound
-            .table
-            .find(hash, |request| request.id() == id)
-            .cloned()
-    }
-
-    pub(crate) fn has_inbound(&self) -> bool {
-        !lock(&self.inbound).table.is_empty()
-    }
-
-    /// Requests in flight, and subscriptions among them.
-    pub(crate) fn inbound_counts(&self) -> (usize, usize) {
-        let inbound = lock(&self.inbound);
-        (inbound.table.len(), inbound.subscriptions)
-    }
-
-    pub(crate) fn remember_inbound(&self, request: &Arc<Request>) {
-        let mut inbound = lock(&self.inbound);
-        let Inbound {
-            table,
-            hasher,
-            subscriptions,
-        } = &mut *inbound;
-        *subscriptions += usize::from(request.is_subscription());
-        table.insert_unique(
-            hasher.hash_one(request.id()),
-            Arc::clone(request),
-            |request| hasher.hash_one(request.id()),
-        );
-    }
-
-    pub(crate) fn forget_inbound(&self, request: &Arc<Request>) {
-        self.take_inbound(request.id(), |found| Arc::ptr_eq(found, request));
-    }
-
-    fn take_inbound(
-        &self,
-        id: &str,
-        which: impl Fn(&Arc<Request>) -> bool,
-    ) -> Option<Arc<Request>> {
-        let mut inbound = lock(&self.inbound);
-        let hash = inbound.hasher.hash_one(id);
-        let found = inbound
-            .table
-            .find_entry(hash, |request| request.id() == id && which(request))
-            .ok()?;
-        let request = found.remove().0;
-        inbound.subscriptions -= usize::from(request.is_subscription());
-        Some(request)
-    }
-
-    fn abort_inbound(&self, id: &str) -> bool {
-        let request = self.take_inbound(id, |_| true);
-        if let Some(request) = &request {
-            request.abort();
-        }
-        request.is_some()
-    }
-
-    fn abort_where(&self, which: impl Fn(&Request) -> bool) {
-        let mut inbound = lock(&self.inbound);
-        let gone: Vec<_> = inbound.table.extract_if(|request| which(request)).collect();
-        let subscriptions = gone.iter().filter(|r| r.is_subscription()).count();
-        inbound.subscriptions -= subscriptions;
-        drop(inbound);
-        gone.iter().for_each(|request| request.abort());
-    }
-
     // What the peer serves.
 
-    /// Imports what a known peer serves and keeps it up to date, where this node does that.
+    /// Imports what a known peer serves, keeps it up to date, and sees whether the peer still
+    /// answers, where this node does that.
     fn follow_peer(self: &Arc<Self>) {
         if self.dispatcher.imports.is_some() {
             let link = Arc::clone(self);
             tokio::spawn(async move {
                 let follow = link.follow.clone();
-                follow.run_until_cancelled(peers::follow(&link)).await;
+                let upkeep = async { tokio::join!(peers::follow(&link), peers::watch_over(&link)) };
+                follow.run_until_cancelled(upkeep).await;
             });
         }
     }
@@ -462,107 +412,14 @@ impl Link {
         !self.heard_goaway() && !self.is_superseded() && !self.is_over()
     }
 
+    /// Whether it takes new requests and answered lately.
+    pub(crate) fn is_well(&self) -> bool {
+        self.is_ready() && self.life.state() != PeerState::Degraded
+    }
+
     /// Whether the connection is over, or about to be.
     pub(crate) fn is_over(&self) -> bool {
-        self.cancel.is_cancelled()
-    }
-
-    /// A newer connection of the same peer took over: what runs may finish, for a while. The
-    /// endpoint asks the same of a peer's oldest connection where it has too many, and this is told
-    /// in the same way: whoever asks first also ends the connection when the while is over.
-    pub(crate) fn supersede(self: &Arc<Self>) {
-        if !self.connection.ask_to_drain() {
-            return;
-        }
-        self.start_drain();
-        let link = Arc::clone(self);
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(SUPERSEDED_DRAIN, link.ended()).await;
-            link.close(CloseCode::Superseded, SUPERSEDED);
-        });
-    }
-
-    // How streams and the connection end.
-
-    /// Nothing is answered on `lane` any more. Requests of ours that went out on it fail, too,
-    /// unless it ended well and there are others: answers on another stream are legal.
-    pub(crate) fn lane_ended(&self, lane: &Arc<Lane>, badly: bool) {
-        self.abort_where(|request| Arc::ptr_eq(request.lane(), lane));
-        if badly || !self.connection.is_multi() {
-            self.outbound
-                .fail_where(|on| Arc::ptr_eq(on, lane), "the stream ended");
-        }
-    }
-
-    pub(crate) fn protocol_error(&self, why: &'static str) {
-        Counters::add(&self.dispatcher.counters.protocol_errors);
-        tracing::debug!(connection = %self.info.id, why, "the peer broke the protocol");
-    }
-
-    /// Where there is one stream only, its end is the connection's: closed in order, which the
-    /// peer can tell from a lost one.
-    pub(crate) fn fail_if_single(&self, code: CloseCode, why: &'static str) {
-        if !self.connection.is_multi() {
-            lock(&self.failure).get_or_insert((code, why));
-            self.connection.close(code, why);
-            self.cancel.cancel();
-        }
-    }
-
-    pub(crate) fn start_drain(&self) {
-        self.follow.cancel();
-        self.drain.cancel();
-    }
-
-    /// Cancelled once the connection is over.
-    pub(crate) fn over(&self) -> CancellationToken {
-        self.cancel.clone()
-    }
-
-    /// Resolves once the connection is over.
-    pub(crate) async fn ended(&self) {
-        self.cancel.cancelled().await;
-    }
-
-    /// Ends the connection.
-    pub(crate) fn close(&self, code: CloseCode, why: &str) {
-        self.connection.close(code, why);
-        self.cancel.cancel();
-    }
-
-    /// Whether a newer connection of the peer took over: in the peer table, or at the endpoint.
-    fn is_superseded(&self) -> bool {
-        self.connection.is_asked_to_drain()
-    }
-
-    /// Tells the peer on every stream it may be listening to, or on a new one.
-    async fn say_goaway(self: &Arc<Self>) {
-        let lanes: Vec<_> = lock(&self.lanes).iter().filter_map(Weak::upgrade).collect();
-        let why = if self.is_superseded() {
-            SUPERSEDED
-        } else {
-            "the node is shutting down"
-        };
-        let say = |lane: &Arc<Lane>| {
-            let text = |out: &mut Vec<u8>| envelope::append_goaway(out, why, DRAIN_RETRY_MS);
-            lane.out.push(text).is_some()
-        };
-        let said = lanes.iter().filter(|lane| say(lane)).count();
-        if said == 0
-            && self.connection.is_multi()
-            && let Ok(lane) = self.call_lane().await
-        {
-            say(&lane);
-            lane.out.finish();
-        }
-        self.goaway_said.store(true, Ordering::Release);
-        lanes.iter().for_each(|lane| lane.out.poke());
-    }
-
-    fn poke_lanes(&self) {
-        let lanes = lock(&self.lanes);
-        let alive = lanes.iter().filter_map(Weak::upgrade);
-        alive.for_each(|lane| lane.out.poke());
+        self.goodbye.get().is_some() || self.cancel.is_cancelled()
     }
 }
 
@@ -573,9 +430,6 @@ impl std::fmt::Debug for Link {
             .finish_non_exhaustive()
     }
 }
-
-/// Why the older of two connections of one peer ends.
-const SUPERSEDED: &str = "a newer connection of this peer took over";
 
 /// Counts a call that is passed on, as long as it runs.
 pub(crate) struct Forwarding(Arc<Link>);
@@ -589,33 +443,6 @@ impl Forwarding {
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
-        let link = &self.0;
-        link.forwarded.fetch_sub(1, Ordering::Relaxed);
-        // Lanes that only waited for this call may end now.
-        if link.said_goaway() {
-            link.poke_lanes();
-        }
-    }
-}
-
-/// Leaves no work behind, however the driver ends.
-struct EndOnDrop(Arc<Link>);
-
-impl Drop for EndOnDrop {
-    fn drop(&mut self) {
-        let link = &self.0;
-        link.cancel.cancel();
-        link.follow.cancel();
-        link.dispatcher
-            .peers
-            .detach(link.info.id, link.dispatcher.announcer());
-        link.imports.store(None);
-        link.abort_where(|_| true);
-        link.outbound.close("the connection ended");
-        for lane in lock(&link.lanes).drain(..) {
-            if let Some(lane) = lane.upgrade() {
-                lane.out.kill(StreamCode::Cancelled);
-            }
-        }
+        self.0.forwarded.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use alknet_core::StreamCode;
 use hashbrown::HashMap;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
@@ -195,21 +196,39 @@ impl Outbound {
 
     /// Ends every request whose lane matches.
     pub(crate) fn fail_where(&self, which: impl Fn(&Arc<Lane>) -> bool, why: &'static str) {
-        let mut table = lock(&self.table);
-        let gone: Vec<_> = table
-            .waiting
-            .extract_if(|_, waiting| which(&waiting.lane))
-            .collect();
-        drop(table);
-        for (_, waiting) in gone {
-            waiting.to.fail(CallError::unavailable(why));
-        }
+        fail(self.take_where(which), why);
     }
 
     /// Ends every request, and those to come.
     pub(crate) fn close(&self, why: &'static str) {
         lock(&self.table).closed.get_or_insert(why);
         self.fail_where(|_| true, why);
+    }
+
+    /// The same for the peer, too: the last thing said on each of `lanes` aborts what was asked on
+    /// it.
+    pub(crate) fn abandon(&self, lanes: &[Arc<Lane>], why: &'static str) {
+        lock(&self.table).closed.get_or_insert(why);
+        let gone = self.take_where(|_| true);
+        for lane in lanes {
+            let asked = gone.iter().filter(|(_, w)| Arc::ptr_eq(&w.lane, lane));
+            lane.out.finish_with(|out| {
+                asked.for_each(|(id, _)| envelope::append_abort(out, &self.wire_id(*id)));
+            });
+        }
+        fail(gone, why);
+    }
+
+    fn take_where(&self, which: impl Fn(&Arc<Lane>) -> bool) -> Vec<(u64, Waiting)> {
+        let mut table = lock(&self.table);
+        let matches = |_: &u64, waiting: &mut Waiting| which(&waiting.lane);
+        table.waiting.extract_if(matches).collect()
+    }
+}
+
+fn fail(gone: Vec<(u64, Waiting)>, why: &'static str) {
+    for (_, waiting) in gone {
+        waiting.to.fail(CallError::unavailable(why));
     }
 }
 
@@ -275,17 +294,13 @@ fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<Event, CallErro
     })
 }
 
-/// Events nobody waits for: a subscription that was called like a query, or one given up while
-/// they were on their way.
-fn stop_sender(lane: &Lane, id: &str) {
+/// Tells the peer that nobody waits for what it says to this request any more: it was given up, or
+/// was a subscription that was called like a query.
+pub(crate) fn stop_sender(lane: &Lane, id: &str) {
     if lane.is_single_call() {
-        lane.out.kill(alknet_core::StreamCode::Cancelled);
+        lane.out.kill(StreamCode::Cancelled);
     } else {
-        lane.out.push(|out| {
-            envelope::append_event(out, EventKind::Aborted, id, |out| {
-                out.extend_from_slice(b"{}");
-            })
-        });
+        lane.out.push(|out| envelope::append_abort(out, id));
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::StreamCode;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,7 +13,8 @@ use crate::error::{CallError, ErrorCode};
 use crate::lane::Lane;
 use crate::limits::RESPONDER_GRACE;
 use crate::link::Link;
-use crate::outbound::Delivery;
+use crate::outbound::{Delivery, stop_sender};
+use crate::text;
 
 /// What a request usually fits into.
 const FRAME_BYTES_USUAL: usize = 256;
@@ -42,9 +42,16 @@ impl Encoded {
         let payload = payload(operation, input, options, window);
         let mut frame = Vec::with_capacity(FRAME_BYTES_USUAL);
         let mut written = Ok(());
-        let len = envelope::append_event(&mut frame, EventKind::Requested, &wire_id, |out| {
-            written = serde_json::to_writer(out, &payload);
-        });
+        let write = |out: &mut Vec<u8>| written = text::append(out, &payload);
+        let kind = EventKind::Requested;
+        // Whoever sends a mixed frame takes them: so a side that serves nothing, and is asked for no
+        // features, says that binary data need not come as text.
+        let announces = link.announces_mixed();
+        let len = if announces {
+            envelope::append_mixed_event(&mut frame, kind, &wire_id, 0, write)
+        } else {
+            envelope::append_event(&mut frame, kind, &wire_id, write)
+        };
         written.map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))?;
         if len > link.peer_frame_bytes() {
             let message = format!(
@@ -52,6 +59,9 @@ impl Encoded {
                 link.peer_frame_bytes()
             );
             return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
+        }
+        if announces {
+            link.announced_mixed();
         }
         Ok(Self { id, wire_id, frame })
     }
@@ -187,17 +197,13 @@ impl Outgoing {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        if !self.link.outbound.forget(self.id) {
-            return;
+        let link = &self.link;
+        if link.outbound.forget(self.id) {
+            stop_sender(&self.lane, &self.wire_id);
         }
-        if self.lane.is_single_call() {
-            self.lane.out.kill(StreamCode::Cancelled);
-        } else {
-            self.lane.out.push(|out| {
-                envelope::append_event(out, EventKind::Aborted, &self.wire_id, |out| {
-                    out.extend_from_slice(b"{}");
-                })
-            });
+        // Streams that only waited for this call may end now.
+        if link.said_goaway() && !link.has_outbound() {
+            link.poke_lanes();
         }
     }
 }

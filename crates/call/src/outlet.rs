@@ -172,7 +172,19 @@ impl Outlet {
 
     /// Ends the stream once the queue is written.
     pub(crate) fn finish(&self) {
-        lock(&self.state).finish = true;
+        self.finish_with(|_| {});
+    }
+
+    /// The same, with what `encode` appends as the last bytes: nobody else's come behind them.
+    pub(crate) fn finish_with(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = lock(&self.state);
+        if !state.ended && !state.finish {
+            let before = state.buffer.len();
+            encode(&mut state.buffer);
+            state.pushed += (state.buffer.len() - before) as u64;
+            state.finish = true;
+        }
+        drop(state);
         self.work.notify_one();
     }
 
@@ -341,10 +353,11 @@ mod tests {
     async fn finishing_comes_after_the_bytes_and_killing_before() {
         let outlet = Outlet::default();
         outlet.push(|out| out.push(1));
-        outlet.finish();
-        assert!(outlet.push(|out| out.push(2)).is_none());
-        assert_eq!(take(&outlet).await, [1][..]);
-        outlet.wrote(1);
+        outlet.finish_with(|out| out.push(2));
+        assert!(outlet.push(|out| out.push(3)).is_none());
+        outlet.finish_with(|out| out.push(4));
+        assert_eq!(take(&outlet).await, [1, 2][..]);
+        outlet.wrote(2);
         assert!(matches!(outlet.next_work(|| false).await, Work::Finish));
         outlet.kill(StreamCode::Cancelled);
         assert!(matches!(

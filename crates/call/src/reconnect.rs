@@ -4,26 +4,27 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::{BoxFuture, CloseCode, CloseReason, PeerAddr};
+use alknet_core::{Backoff, BoxFuture, CloseCode, PeerAddr};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::body::Body;
-use crate::client::{AbortOnDrop, CallClient, CallConnection, CallOptions, Subscription};
+use crate::client::{CallClient, CallConnection, CallOptions, Subscription};
 use crate::connect::{ConnectError, Credentials};
 use crate::error::{CallError, ErrorCode};
-use crate::limits::{BACKOFF_RESET, RETRIES_MAX};
+use crate::limits::{BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_RESET, RETRIES_MAX};
 use crate::outbound::Event;
-use crate::retry::{Backoff, Repeat, Retries, left, random};
+use crate::retry::{Repeat, Retries, left, random};
 
 /// Runs with each new connection before anybody uses it: imports its operations again, subscribes
 /// again. A connection for which it fails is closed and made again later.
 pub type OnConnect =
     Arc<dyn Fn(CallConnection) -> BoxFuture<'static, Result<(), CallError>> + Send + Sync>;
 
-/// A peer that is dialled again, after 0.2 s to 30 s, whenever its connection is lost. It gives up
+/// A peer that is dialled again whenever its connection is lost: after up to 0.2 s, then up to twice
+/// as long each time, up to 30 s. It gives up
 /// when the peer says that coming back is no use: revoked, superseded by another connection of
 /// ours, another key than the pinned one.
 ///
@@ -171,6 +172,16 @@ impl Reconnecting {
     }
 }
 
+/// A task that ends with its owner.
+#[derive(Debug)]
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// How one try ended.
 enum Attempt {
     Done(Result<Body, CallError>),
@@ -308,10 +319,10 @@ struct Worker {
 
 impl Worker {
     async fn run(self) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
         loop {
             match self.once(&mut backoff).await {
-                Ok(at_least) => tokio::time::sleep(backoff.next(at_least, random())).await,
+                Ok(at_least) => tokio::time::sleep(backoff.next(random()).max(at_least)).await,
                 Err(error) => {
                     tracing::warn!(peer = %self.addr, %error, "not dialled again");
                     self.state.send_replace(State::Ended(error));
@@ -340,7 +351,7 @@ impl Worker {
         if since.elapsed() >= BACKOFF_RESET {
             backoff.reset();
         }
-        pause_after(&reason).ok_or_else(|| CallError {
+        reason.pause().ok_or_else(|| CallError {
             retryable: false,
             ..CallError::unavailable(reason.to_string())
         })
@@ -357,56 +368,5 @@ impl Worker {
             return Err(ConnectError::Prepare(error));
         }
         Ok(connection)
-    }
-}
-
-/// How long a peer that ended the connection so wants to be left alone; `None`: for good.
-fn pause_after(reason: &CloseReason) -> Option<Duration> {
-    let CloseReason::Peer(Some(code), _) = reason else {
-        return Some(Duration::ZERO);
-    };
-    let seconds = match CloseCode::from_code(*code) {
-        Some(
-            CloseCode::Policy | CloseCode::Superseded | CloseCode::Protocol | CloseCode::NoHandler,
-        ) => return None,
-        Some(CloseCode::Locked) => 30,
-        Some(CloseCode::Shutdown) => 5,
-        Some(CloseCode::Overload) => 1,
-        _ => 0,
-    };
-    Some(Duration::from_secs(seconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_peers_reason_decides_about_coming_back() {
-        let after = |code: CloseCode| {
-            pause_after(&CloseReason::Peer(Some(code.code().into()), String::new()))
-        };
-        let seconds = |n| Some(Duration::from_secs(n));
-        for (code, pause) in [
-            (CloseCode::Normal, seconds(0)),
-            (CloseCode::Policy, None),
-            (CloseCode::Overload, seconds(1)),
-            (CloseCode::Shutdown, seconds(5)),
-            (CloseCode::Superseded, None),
-            (CloseCode::Protocol, None),
-            (CloseCode::Locked, seconds(30)),
-            (CloseCode::Internal, seconds(0)),
-            (CloseCode::Timeout, seconds(0)),
-            (CloseCode::NoHandler, None),
-        ] {
-            assert_eq!(after(code), pause, "{code}");
-        }
-        for reason in [
-            CloseReason::TimedOut,
-            CloseReason::Lost("reset".to_owned()),
-            CloseReason::Peer(None, String::new()),
-        ] {
-            assert_eq!(pause_after(&reason), seconds(0), "{reason}");
-        }
     }
 }

@@ -55,6 +55,7 @@ pub struct Registration {
     pub(crate) on_slow: OnSlow,
     pub(crate) check_output: bool,
     pub(crate) schema_is_type: bool,
+    pub(crate) passes_errors: bool,
 }
 
 impl Registration {
@@ -72,6 +73,7 @@ impl Registration {
             on_slow: OnSlow::default(),
             check_output: false,
             schema_is_type: false,
+            passes_errors: false,
         }
     }
 
@@ -132,6 +134,14 @@ impl Registration {
     #[must_use]
     pub fn schema_is_type(mut self) -> Self {
         self.schema_is_type = true;
+        self
+    }
+
+    /// States that its answers come from another operation, whose own codes callers may see though
+    /// this one declares none of them: it passes requests on ([`Onward`](crate::Onward)).
+    #[must_use]
+    pub fn passing_errors_on(mut self) -> Self {
+        self.passes_errors = true;
         self
     }
 

@@ -377,7 +377,7 @@ impl Drop for InFlight {
         if request.head.key.is_none() {
             request.operation.leave();
         }
-        request.link.forget_inbound(request);
+        request.link.inbound.forget(request);
         // Work the handler spawned may still run: a request that ended is over for it, too.
         if let Some(token) = request.token.get() {
             token.cancel();

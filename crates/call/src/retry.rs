@@ -14,9 +14,7 @@ use crate::body::Body;
 use crate::client::{CallOptions, Caller};
 use crate::error::{CallError, ErrorCode};
 use crate::keyed;
-use crate::limits::{
-    BACKOFF_FIRST, BACKOFF_MAX, KNOWN_OPERATIONS_MAX, RETRIES_MAX, RETRY_DELAY_FIRST,
-};
+use crate::limits::{KNOWN_OPERATIONS_MAX, RETRIES_MAX, RETRY_DELAY_FIRST};
 use crate::spec::{OperationSpec, OperationType};
 use crate::sync::lock;
 
@@ -125,24 +123,6 @@ impl Retries {
         }
         self.0 += 1;
         Some(delay)
-    }
-}
-
-/// The pauses between attempts to connect.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Backoff(u32);
-
-impl Backoff {
-    /// The next pause: twice as long as the last, within bounds.
-    pub(crate) fn next(&mut self, at_least: Duration, random: u32) -> Duration {
-        let doubled = BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(self.0));
-        self.0 = self.0.saturating_add(1);
-        jittered(doubled.min(BACKOFF_MAX), random).max(at_least)
-    }
-
-    /// A connection held: the next pause is a short one.
-    pub(crate) fn reset(&mut self) {
-        self.0 = 0;
     }
 }
 
@@ -268,21 +248,5 @@ mod tests {
         assert_eq!(first(&asked, None, 0), Some(ms(400)));
         assert_eq!(first(&asked, Some(ms(300)), 0), None);
         assert_eq!(first(&CallError::internal("no"), None, 0), None);
-    }
-
-    #[test]
-    fn pauses_double_to_their_bound() {
-        let mut backoff = Backoff::default();
-        let zero = Duration::ZERO;
-        assert_eq!(backoff.next(zero, u32::MAX), BACKOFF_FIRST);
-        assert_eq!(backoff.next(zero, u32::MAX), BACKOFF_FIRST * 2);
-        for _ in 0..100 {
-            assert!(backoff.next(zero, u32::MAX) <= BACKOFF_MAX);
-        }
-        assert_eq!(backoff.next(zero, 0), BACKOFF_MAX / 2);
-        let long = BACKOFF_MAX * 2;
-        assert_eq!(backoff.next(long, 0), long);
-        backoff.reset();
-        assert_eq!(backoff.next(zero, u32::MAX), BACKOFF_FIRST);
     }
 }

@@ -1,6 +1,7 @@
 //! The codes a connection or a stream ends with. One-way doors: peers switch on the numbers.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Application close code of a connection (QUIC `CONNECTION_CLOSE`); on TCP the code is lost and
 /// only `close_notify` is seen.
@@ -105,6 +106,30 @@ pub enum CloseReason {
     TimedOut,
 }
 
+impl CloseReason {
+    /// How long a peer that ended the connection so wants to be left alone; `None`: until somebody
+    /// changes something.
+    #[must_use]
+    pub fn pause(&self) -> Option<Duration> {
+        let Self::Peer(Some(code), _) = self else {
+            return Some(Duration::ZERO);
+        };
+        let seconds = match CloseCode::from_code(*code) {
+            Some(
+                CloseCode::Policy
+                | CloseCode::Superseded
+                | CloseCode::Protocol
+                | CloseCode::NoHandler,
+            ) => return None,
+            Some(CloseCode::Locked) => 30,
+            Some(CloseCode::Shutdown) => 5,
+            Some(CloseCode::Overload) => 1,
+            _ => 0,
+        };
+        Some(Duration::from_secs(seconds))
+    }
+}
+
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -145,6 +170,39 @@ impl StreamCode {
             Self::Protocol => 5,
             Self::Internal => 7,
             Self::Deadline => 8,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peers_reason_decides_about_coming_back() {
+        let after =
+            |code: CloseCode| CloseReason::Peer(Some(code.code().into()), String::new()).pause();
+        let seconds = |n| Some(Duration::from_secs(n));
+        for (code, pause) in [
+            (CloseCode::Normal, seconds(0)),
+            (CloseCode::Policy, None),
+            (CloseCode::Overload, seconds(1)),
+            (CloseCode::Shutdown, seconds(5)),
+            (CloseCode::Superseded, None),
+            (CloseCode::Protocol, None),
+            (CloseCode::Locked, seconds(30)),
+            (CloseCode::Internal, seconds(0)),
+            (CloseCode::Timeout, seconds(0)),
+            (CloseCode::NoHandler, None),
+        ] {
+            assert_eq!(after(code), pause, "{code}");
+        }
+        for reason in [
+            CloseReason::TimedOut,
+            CloseReason::Lost("reset".to_owned()),
+            CloseReason::Peer(None, String::new()),
+        ] {
+            assert_eq!(reason.pause(), seconds(0), "{reason}");
         }
     }
 }

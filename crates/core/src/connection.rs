@@ -112,6 +112,8 @@ struct Inner {
     revoked: AtomicBool,
     drain: watch::Sender<bool>,
     on_auth_failure: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// What this one is carried in, unless it is a connection of its own.
+    carrier: Option<Connection>,
 }
 
 impl Drop for Inner {
@@ -128,6 +130,23 @@ impl Connection {
     /// Wraps a carriage.
     #[must_use]
     pub fn from_source(source: Box<dyn StreamSource>, info: ConnectionInfo) -> Self {
+        Self::new(source, info, None)
+    }
+
+    /// Wraps what this connection carries inside itself, opened by the peer for another protocol.
+    /// It has this connection's addresses, and its identity for as long as it has none of its own.
+    #[must_use]
+    pub fn nested(&self, source: Box<dyn StreamSource>, alpn: &[u8]) -> Self {
+        let info = ConnectionInfo {
+            alpn: alpn.into(),
+            carriage: Carriage::Memory,
+            dialled: false,
+            ..self.0.info.clone()
+        };
+        Self::new(source, info, Some(self.clone()))
+    }
+
+    fn new(source: Box<dyn StreamSource>, info: ConnectionInfo, carrier: Option<Self>) -> Self {
         Self(Arc::new(Inner {
             id: ConnId::next(),
             info,
@@ -138,7 +157,15 @@ impl Connection {
             revoked: AtomicBool::new(false),
             drain: watch::Sender::new(false),
             on_auth_failure: OnceLock::new(),
+            carrier,
         }))
+    }
+
+    /// What this connection is carried in, from the inside out; nothing for one of its own.
+    pub fn carriers(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(self.0.carrier.as_ref(), |carrier| {
+            carrier.0.carrier.as_ref()
+        })
     }
 
     /// The next stream the peer opens; see [`StreamSource::accept_bi`].
@@ -262,13 +289,20 @@ impl Connection {
     /// Who the peer is, once known.
     #[must_use]
     pub fn identity(&self) -> Option<Arc<Identity>> {
-        self.0.identity.load_full()
+        let own = self.0.identity.load_full();
+        own.or_else(|| self.inherits().and_then(Self::identity))
+    }
+
+    /// Whose identity counts where this connection has none.
+    fn inherits(&self) -> Option<&Self> {
+        let revoked = self.0.revoked.load(Ordering::SeqCst);
+        self.0.carrier.as_ref().filter(|_| !revoked)
     }
 
     /// Whether the peer is known: [`identity`](Self::identity) without a share in it.
     #[must_use]
     pub fn is_identified(&self) -> bool {
-        self.0.identity.load().is_some()
+        self.0.identity.load().is_some() || self.inherits().is_some_and(Self::is_identified)
     }
 
     /// Asks the handler to finish what it does and to take nothing new: a newer connection of the
@@ -298,8 +332,10 @@ impl Connection {
     /// A handler's word that the peer sent a token, a key or a password that stands for nobody.
     /// Every handler that authenticates says so: guesses are counted by network.
     pub fn auth_failed(&self) {
-        if let Some(notice) = self.0.on_auth_failure.get() {
-            notice();
+        match (self.0.on_auth_failure.get(), &self.0.carrier) {
+            (Some(notice), _) => notice(),
+            (None, Some(carrier)) => carrier.auth_failed(),
+            (None, None) => {}
         }
     }
 

@@ -5,6 +5,7 @@
 //! (QUIC, TLS over TCP, an in-memory pair) has to provide, and nothing else.
 
 pub mod alpn;
+pub mod backoff;
 pub mod clock;
 pub mod close;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod identities;
 pub mod identity;
 pub mod limits;
 pub mod metrics;
+pub mod nesting;
 pub mod rotation;
 pub mod stream;
 pub mod token;
@@ -24,6 +26,7 @@ pub mod token;
 mod memory;
 
 pub use alpn::{AlpnSpec, AuthNeed, Carriage};
+pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
 pub use close::{CloseCode, CloseReason, StreamCode};
 pub use connection::{ConnId, Connection, ConnectionInfo, StreamSource};
@@ -46,6 +49,7 @@ pub use identity::{
 pub use limits::StreamBudget;
 pub use memory::memory_pair;
 pub use metrics::Metrics;
+pub use nesting::{Dispatch, DispatchError, NESTING_DEPTH_MAX};
 pub use rotation::{RotationError, Succession};
 pub use stream::{RecvHalf, RecvStream, SendHalf, SendStream, StreamError, Traffic};
 pub use token::{AuthToken, KeyId, TokenError, TokenHash};

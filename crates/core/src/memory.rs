@@ -267,7 +267,12 @@ impl SendHalf for Send {
     }
 
     fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
-        self.poll_stop_code(cx).map(|code| Ok(Some(code)))
+        match self.poll_stop_code(cx) {
+            Poll::Ready(code) => Poll::Ready(Ok(Some(code))),
+            // What was written is with the peer, which may read it whatever happens next.
+            Poll::Pending if self.finishing => Poll::Ready(Ok(None)),
+            Poll::Pending => Poll::Pending,
+        }
     }
 }
 
@@ -375,6 +380,20 @@ mod tests {
             back.write_chunk(Bytes::from_static(b"late")).await,
             Err(StreamError::Stopped(0))
         ));
+    }
+
+    #[tokio::test]
+    async fn an_end_has_arrived_once_it_is_said() {
+        let (a, b) = memory_pair(b"test");
+        let (mut send, _recv) = a.open_bi().await.expect("open");
+        let (_back, mut got) = b.accept_bi().await.expect("accept");
+        send.write_all(b"last words").await.expect("write");
+        send.finish().expect("finish");
+        assert!(matches!(send.stopped().await, Ok(None)));
+        a.close(CloseCode::Normal, "");
+        let mut text = String::new();
+        got.read_to_string(&mut text).await.expect("read");
+        assert_eq!(text, "last words");
     }
 
     #[tokio::test]

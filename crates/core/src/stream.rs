@@ -47,7 +47,7 @@ pub trait SendHalf: AsyncWrite + Send + Unpin {
     fn set_priority(&mut self, _priority: i32) {}
 
     /// Resolves when the peer stopped reading (`Some(code)`) or acknowledged the end (`None`).
-    /// Stays pending on carriages without such a signal.
+    /// Carriages with many streams have this signal; it stays pending on those with one.
     fn poll_stopped(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
         Poll::Pending
     }
@@ -66,32 +66,49 @@ pub trait RecvHalf: AsyncRead + Send + Unpin {
     fn stop(&mut self, code: StreamCode);
 }
 
-/// The sending half of a stream.
-pub struct SendStream {
-    half: Box<dyn SendHalf>,
+/// A carriage's half, and where its bytes are counted.
+struct Counted<H: ?Sized> {
+    half: Box<H>,
     traffic: Option<Arc<Traffic>>,
 }
 
-impl SendStream {
-    /// Wraps a carriage's half.
-    #[must_use]
-    pub fn new(half: Box<dyn SendHalf>) -> Self {
+impl<H: ?Sized> Counted<H> {
+    fn new(half: Box<H>) -> Self {
         Self {
             half,
             traffic: None,
         }
     }
 
-    /// Counts its bytes from now on.
-    pub(crate) fn counted(mut self, traffic: &Arc<Traffic>) -> Self {
+    fn by(mut self, traffic: &Arc<Traffic>) -> Self {
         self.traffic = Some(Arc::clone(traffic));
         self
     }
 
-    fn wrote(&self, bytes: usize) {
+    fn add(&self, bytes: usize, to: impl FnOnce(&Traffic) -> &Counter) {
         if let Some(traffic) = &self.traffic {
-            traffic.tx.add(bytes as u64);
+            to(traffic).add(bytes as u64);
         }
+    }
+}
+
+/// The sending half of a stream.
+pub struct SendStream(Counted<dyn SendHalf>);
+
+impl SendStream {
+    /// Wraps a carriage's half.
+    #[must_use]
+    pub fn new(half: Box<dyn SendHalf>) -> Self {
+        Self(Counted::new(half))
+    }
+
+    /// Counts its bytes from now on.
+    pub(crate) fn counted(self, traffic: &Arc<Traffic>) -> Self {
+        Self(self.0.by(traffic))
+    }
+
+    fn wrote(&self, bytes: usize) {
+        self.0.add(bytes, |traffic| &traffic.tx);
     }
 
     /// Writes every chunk.
@@ -106,7 +123,7 @@ impl SendStream {
                 continue;
             }
             let rest = &mut chunks[first..];
-            let half = &mut self.half;
+            let half = &mut self.0.half;
             let bytes = std::future::poll_fn(|cx| half.poll_write_chunks(cx, rest)).await?;
             self.wrote(bytes);
         }
@@ -126,17 +143,17 @@ impl SendStream {
     /// # Errors
     /// The stream was already finished or reset.
     pub fn finish(&mut self) -> Result<(), StreamError> {
-        self.half.finish()
+        self.0.half.finish()
     }
 
     /// Abandons the stream.
     pub fn reset(&mut self, code: StreamCode) {
-        self.half.reset(code);
+        self.0.half.reset(code);
     }
 
     /// Higher is sent first.
     pub fn set_priority(&mut self, priority: i32) {
-        self.half.set_priority(priority);
+        self.0.half.set_priority(priority);
     }
 
     /// Resolves when the peer stopped reading (`Some(code)`) or acknowledged the end (`None`).
@@ -144,7 +161,7 @@ impl SendStream {
     /// # Errors
     /// The connection ended.
     pub async fn stopped(&mut self) -> Result<Option<u64>, StreamError> {
-        std::future::poll_fn(|cx| self.half.poll_stopped(cx)).await
+        std::future::poll_fn(|cx| self.0.half.poll_stopped(cx)).await
     }
 }
 
@@ -160,7 +177,7 @@ impl AsyncWrite for SendStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut *self.half).poll_write(cx, buf);
+        let written = Pin::new(&mut *self.0.half).poll_write(cx, buf);
         if let Poll::Ready(Ok(bytes)) = written {
             self.wrote(bytes);
         }
@@ -168,40 +185,31 @@ impl AsyncWrite for SendStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.half).poll_flush(cx)
+        Pin::new(&mut *self.0.half).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.half).poll_shutdown(cx)
+        Pin::new(&mut *self.0.half).poll_shutdown(cx)
     }
 }
 
 /// The receiving half of a stream.
-pub struct RecvStream {
-    half: Box<dyn RecvHalf>,
-    traffic: Option<Arc<Traffic>>,
-}
+pub struct RecvStream(Counted<dyn RecvHalf>);
 
 impl RecvStream {
     /// Wraps a carriage's half.
     #[must_use]
     pub fn new(half: Box<dyn RecvHalf>) -> Self {
-        Self {
-            half,
-            traffic: None,
-        }
+        Self(Counted::new(half))
     }
 
     /// Counts its bytes from now on.
-    pub(crate) fn counted(mut self, traffic: &Arc<Traffic>) -> Self {
-        self.traffic = Some(Arc::clone(traffic));
-        self
+    pub(crate) fn counted(self, traffic: &Arc<Traffic>) -> Self {
+        Self(self.0.by(traffic))
     }
 
     fn read(&self, bytes: usize) {
-        if let Some(traffic) = &self.traffic {
-            traffic.rx.add(bytes as u64);
-        }
+        self.0.add(bytes, |traffic| &traffic.rx);
     }
 
     /// The next bytes, at most `max`; `None` at the end. Cancel safe.
@@ -209,7 +217,7 @@ impl RecvStream {
     /// # Errors
     /// The peer reset the stream or the connection ended.
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
-        let half = &mut self.half;
+        let half = &mut self.0.half;
         let chunk = std::future::poll_fn(|cx| half.poll_read_chunk(cx, max)).await?;
         if let Some(chunk) = &chunk {
             self.read(chunk.len());
@@ -219,7 +227,7 @@ impl RecvStream {
 
     /// Tells the peer that its bytes are no longer wanted.
     pub fn stop(&mut self, code: StreamCode) {
-        self.half.stop(code);
+        self.0.half.stop(code);
     }
 }
 
@@ -236,7 +244,7 @@ impl AsyncRead for RecvStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut *self.half).poll_read(cx, buf);
+        let read = Pin::new(&mut *self.0.half).poll_read(cx, buf);
         self.read(buf.filled().len() - before);
         read
     }

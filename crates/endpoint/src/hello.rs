@@ -171,6 +171,8 @@ fn refuse(error: HelloError) -> TransportError {
 mod tests {
     use alknet_core::PeerKey;
     use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place, ServerTlsOptions};
+    use quinn::crypto::ClientConfig;
+    use quinn::crypto::rustls::QuicClientConfig;
 
     use super::*;
 
@@ -180,19 +182,21 @@ mod tests {
         let place = Place::Name("peer.example.org");
         let pin = [PeerKey::Ed25519([1; 32])];
         let pinned = tls.remote(None, &pin, place).expect("a pin");
+        let hello = |config| {
+            let config = Arc::new(QuicClientConfig::try_from(config).expect("QUIC"));
+            let client = ClientConfig::start_session(config, VERSION, "peer.example.org", &none());
+            let mut bytes = Vec::new();
+            client.expect("a name").write_handshake(&mut bytes);
+            bytes
+        };
         let configs = pinned.attempts(place, b"alknet/call").into_iter();
         configs.map(hello).collect()
     }
 
-    fn hello(config: rustls::ClientConfig) -> Vec<u8> {
-        let name = "peer.example.org".try_into().expect("a name");
-        let version = rustls::quic::Version::V1;
-        let config = Arc::new(config);
-        let mut client =
-            rustls::quic::ClientConnection::new(config, version, name, vec![]).expect("a client");
-        let mut bytes = Vec::new();
-        let _ = client.write_hs(&mut bytes);
-        bytes
+    const VERSION: u32 = 1;
+
+    fn none() -> TransportParameters {
+        TransportParameters::read(Side::Server, &mut &b""[..]).expect("defaults")
     }
 
     /// However the bytes are cut into two CRYPTO frames, and in pieces of every size, the session
@@ -203,15 +207,14 @@ mod tests {
         let tls = ServerTls::new(&key, ServerTlsOptions::default(), &[], &[b"alknet/call"]);
         let tls = Arc::new(tls.expect("a server"));
         let chooser = Arc::new(HelloChooser::new(&tls).expect("QUIC"));
-        let none = TransportParameters::read(Side::Server, &mut &b""[..]).expect("defaults");
         for hello in hellos() {
             let splits = (1..hello.len()).map(|at| (at, hello.len()));
             let pieces = (1..64).map(|size| (size, size));
             for (first, rest) in splits.chain(pieces) {
                 let mut session = HelloSession {
                     chooser: Arc::clone(&chooser),
-                    version: 1,
-                    params: none,
+                    version: VERSION,
+                    params: none(),
                     hello: Vec::new(),
                     chosen: None,
                 };
@@ -221,10 +224,9 @@ mod tests {
                     assert!(!tail.is_empty(), "the whole ClientHello chooses");
                     let (piece, left) = tail.split_at(rest.min(tail.len()));
                     tail = left;
-                    // The client of this test sends no transport parameters, which the session
-                    // that was chosen refuses; that it was chosen is the point here.
-                    let _ = session.read_handshake(piece);
+                    let known = session.read_handshake(piece).expect("a good hello");
                     assert_eq!(session.chosen.is_some(), tail.is_empty());
+                    assert_eq!(known, tail.is_empty(), "what the client wants is known");
                 }
             }
         }

@@ -126,12 +126,23 @@ fn alert_of(error: &io::Error) -> Option<u8> {
         }
         _ => {}
     }
-    let code = match inner.downcast_ref::<ConnectionError>()? {
-        ConnectionError::TransportError(error) => u64::from(error.code),
-        ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
-        _ => return None,
+    let code = match inner.downcast_ref() {
+        Some(ConnectionError::TransportError(error)) => u64::from(error.code),
+        Some(ConnectionError::ConnectionClosed(close)) => u64::from(close.error_code),
+        Some(_) => return None,
+        None => iroh_code(inner.downcast_ref()?)?,
     };
     u8::try_from(code.checked_sub(QUIC_ALERT_BASE)?).ok()
+}
+
+/// The code of a connection of iroh's QUIC library, whose types are its own.
+fn iroh_code(error: &iroh::endpoint::ConnectionError) -> Option<u64> {
+    use iroh::endpoint::ConnectionError;
+    match error {
+        ConnectionError::TransportError(error) => Some(u64::from(error.code)),
+        ConnectionError::ConnectionClosed(close) => Some(u64::from(close.error_code)),
+        _ => None,
+    }
 }
 
 /// Everything the port has to say.
@@ -306,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn alerts_are_found_in_errors_of_both_carriages() {
+    fn alerts_are_found_in_errors_of_every_carriage() {
         let alert = rustls::AlertDescription::UnknownCA;
         let tcp = io::Error::other(rustls::Error::AlertReceived(alert));
         assert_eq!(alert_of(&tcp), Some(48));
@@ -317,6 +328,10 @@ mod tests {
             reason: String::new(),
         });
         assert_eq!(alert_of(&io::Error::other(quic)), Some(120));
+        let code = iroh::endpoint::TransportErrorCode::crypto(120);
+        let iroh = iroh::endpoint::TransportError::new(code, String::new());
+        let iroh = iroh::endpoint::ConnectionError::TransportError(iroh);
+        assert_eq!(alert_of(&io::Error::other(iroh)), Some(120));
         assert_eq!(alert_of(&io::Error::other(ConnectionError::TimedOut)), None);
         assert_eq!(alert_of(&io::Error::other(Refused)), None);
     }

@@ -140,7 +140,7 @@ fn close(connection: &Connection, (code, reason): End) {
     connection.close(code, reason);
 }
 
-type Admitted = (AuthContext, AlpnSpec, Arc<dyn ProtocolHandler>);
+pub(crate) type Admitted = (AuthContext, AlpnSpec, Arc<dyn ProtocolHandler>);
 
 /// Finds the handler and decides whether this peer may reach it.
 fn admit(
@@ -202,7 +202,7 @@ fn admit(
     Ok((auth, spec.clone(), Arc::clone(handler)))
 }
 
-async fn run(
+pub(crate) async fn run(
     shared: &Shared,
     connection: &Connection,
     from: IpAddr,
@@ -349,7 +349,9 @@ impl<'a> Open<'a> {
         match auth.carriage {
             Carriage::Iroh => totals.connections_iroh.add(),
             Carriage::Tcp => totals.connections_tcp.add(),
-            _ => totals.connections_quic.add(),
+            // Carried in one that was counted.
+            Carriage::Memory => {}
+            Carriage::Both | Carriage::Quic => totals.connections_quic.add(),
         }
         let open = Self {
             shared,

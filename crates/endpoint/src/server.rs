@@ -20,6 +20,7 @@ use crate::iroh::{self, IrohListener, IrohOptions};
 use crate::limits::Limits;
 use crate::live::ConnectionSummary;
 use crate::metrics::{self, Meters};
+use crate::nesting::Nesting;
 use crate::serve::Shared;
 use crate::sockets;
 
@@ -155,6 +156,11 @@ impl Server {
         ));
         self.iroh = Some(endpoint);
         Ok(())
+    }
+
+    /// Serves what handlers carry inside their connections from here on.
+    pub fn serve_nested(&self, nesting: &Nesting) {
+        nesting.attach(&self.shared);
     }
 
     /// The receiving end of an accept loop's health probes.

@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::time::Instant;
 
 use xtask::progress::{self, StepTime};
@@ -101,18 +101,47 @@ impl Context {
     /// Runs a program whose output belongs in a log; shows progress and, when it fails, the end of
     /// the log.
     pub(crate) fn run(&self, command: &mut Command, what: &str, log: &str) -> Result<()> {
-        let log = self.log(log);
-        let status = progress::run_logged(command, what, &log).map_err(Failure::io(format!(
-            "run {}",
-            command.get_program().to_string_lossy()
-        )))?;
-        if status.success() {
-            return Ok(());
+        let mut result = self.run_all([(command, log.to_owned())], what)?;
+        result.remove(0)
+    }
+
+    /// The same with several at once, each with a log of its own; what came of each, in the order
+    /// given.
+    pub(crate) fn run_all<'a>(
+        &self,
+        commands: impl IntoIterator<Item = (&'a mut Command, String)>,
+        what: &str,
+    ) -> Result<Vec<Result<()>>> {
+        let mut children: Vec<Child> = Vec::new();
+        let mut logs = Vec::new();
+        for (command, log) in commands {
+            let log = self.log(&log);
+            match progress::start_logged(command, &log) {
+                Ok(child) => children.push(child),
+                Err(error) => {
+                    // Nobody would wait for those that have started.
+                    for child in &mut children {
+                        let _ = child.kill();
+                        let _ = child.wait();
+                    }
+                    let program = command.get_program().to_string_lossy();
+                    return Err(Failure::io(format!("run {program}"))(error));
+                }
+            }
+            logs.push(log);
         }
-        for line in tail(&log) {
-            eprintln!("  {line}");
-        }
-        Err(failed(what, status, Some(log)))
+        let statuses = progress::watch_all(children, what);
+        let statuses = statuses.map_err(Failure::io(format!("wait for {what}")))?;
+        let outcome = |(status, log): (ExitStatus, PathBuf)| {
+            if status.success() {
+                return Ok(());
+            }
+            for line in tail(&log) {
+                eprintln!("  {line}");
+            }
+            Err(failed(what, status, Some(log)))
+        };
+        Ok(statuses.into_iter().zip(logs).map(outcome).collect())
     }
 
     /// Runs a program whose output belongs on the terminal.

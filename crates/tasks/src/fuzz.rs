@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
@@ -46,6 +48,13 @@ pub(crate) struct Campaign<'a> {
     pub(crate) only: Option<&'a str>,
     /// Whether what was found interesting goes into the tree.
     pub(crate) keep: bool,
+    /// How many targets run at once.
+    pub(crate) jobs: NonZeroUsize,
+}
+
+/// A target for each processor.
+pub(crate) fn jobs() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// What a campaign came to.
@@ -58,26 +67,38 @@ pub(crate) struct Report {
 }
 
 impl Campaign<'_> {
-    /// Runs the targets one after the other; a finding ends its target, not the campaign.
+    /// Runs the targets, some at once; a finding ends its target, not the campaign.
     pub(crate) fn run(&self, cx: &mut Context) -> Result<Report> {
         let targets = self.targets(&cx.root().join(NAME))?;
         let folder = cx.step("build the fuzz targets", |cx| build(cx))?;
         let mut rows = Vec::new();
-        let mut findings = Vec::new();
-        for target in targets {
-            let run = Run::new(cx, &folder, &target)?;
-            let row = cx.step(&format!("fuzz {target}"), |cx| run.fuzz(cx, self.minutes))?;
-            eprintln!("{}", row.line());
-            if self.keep && row.findings.is_empty() {
-                cx.step(&format!("minimise {target}"), |cx| run.keep(cx))?;
+        for some in targets.chunks(self.jobs.get()) {
+            let runs = some.iter().map(|target| Run::new(cx, &folder, target));
+            let runs: Vec<Run> = runs.collect::<Result<_>>()?;
+            let title = format!("fuzz {}", some.join(", "));
+            let done = cx.step(&title, |cx| self.fuzz(cx, &runs, &title))?;
+            for (run, row) in runs.iter().zip(&done) {
+                eprintln!("{}", row.line());
+                if self.keep && row.findings.is_empty() {
+                    let title = format!("minimise {}", run.name);
+                    cx.step(&title, |cx| run.keep(cx, &title))?;
+                }
             }
-            findings.extend(row.findings.iter().cloned());
-            rows.push(row);
+            rows.extend(done);
         }
         Ok(Report {
             table: table(&rows),
-            findings,
+            findings: rows.into_iter().flat_map(|row| row.findings).collect(),
         })
+    }
+
+    /// Runs these targets at once.
+    fn fuzz(&self, cx: &Context, runs: &[Run], title: &str) -> Result<Vec<Row>> {
+        let mut commands: Vec<Command> = runs.iter().map(|run| run.fuzz(self.minutes)).collect();
+        let logged = commands.iter_mut().zip(runs.iter().map(Run::log));
+        let results = cx.run_all(logged, &format!("{title} for {} min", self.minutes))?;
+        let rows = runs.iter().zip(results);
+        rows.map(|(run, result)| run.row(cx, result)).collect()
     }
 
     /// The names of the programs in `targets/`.
@@ -157,21 +178,29 @@ impl Run {
         command
     }
 
-    fn fuzz(&self, cx: &Context, minutes: u64) -> Result<Row> {
-        let log = format!("fuzz-{}", self.name);
+    /// The program, to be run for so long.
+    fn fuzz(&self, minutes: u64) -> Command {
         let mut command = self.command();
         command
             .arg(format!("-max_total_time={}", minutes * 60))
             .args(["-use_value_profile=1", "-print_final_stats=1"])
             .args([&self.own, &self.tree]);
-        let title = format!("fuzz {} for {minutes} min", self.name);
-        let result = cx.run(&mut command, &title, &log);
+        command
+    }
+
+    fn log(&self) -> String {
+        format!("fuzz-{}", self.name)
+    }
+
+    /// What a run came to that has ended so.
+    fn row(&self, cx: &Context, result: Result<()>) -> Result<Row> {
         let findings = files(&self.findings)?;
         // A program that ends badly and leaves nothing behind is no finding but a failure.
         if findings.is_empty() {
             result?;
         }
-        let output = fs::read(cx.log(&log)).map_err(Failure::io("read what libFuzzer said"))?;
+        let output = fs::read(cx.log(&self.log()));
+        let output = output.map_err(Failure::io("read what libFuzzer said"))?;
         Ok(Row::new(
             &self.name,
             &String::from_utf8_lossy(&output),
@@ -181,15 +210,14 @@ impl Run {
 
     /// Replaces the corpus in the tree by the fewest inputs that take every edge that it and this
     /// machine's runs take.
-    fn keep(&self, cx: &Context) -> Result<()> {
+    fn keep(&self, cx: &Context, title: &str) -> Result<()> {
         let scratch = Scratch::new(cx.cache(), "fuzz-corpus-")?;
         let mut command = self.command();
         command
             .args(["-set_cover_merge=1", "-use_counters=0"])
             .arg(scratch.path())
             .args([&self.tree, &self.own]);
-        let log = format!("fuzz-{}-minimise", self.name);
-        cx.run(&mut command, &format!("minimise {}", self.name), &log)?;
+        cx.run(&mut command, title, &format!("{}-minimise", self.log()))?;
         let kept = files(scratch.path())?;
         for old in files(&self.tree)? {
             let removed = fs::remove_file(&old);
@@ -332,6 +360,7 @@ stat::new_units_added:          15
             minutes: 1,
             only,
             keep: false,
+            jobs: NonZeroUsize::MIN,
         };
         let all = campaign(None).targets(&package).expect("a folder");
         assert!(all.iter().any(|name| name == "frame"), "{all:?}");

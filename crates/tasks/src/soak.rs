@@ -1,6 +1,7 @@
 //! `soak`: the campaigns of the test suite at full count, with a dated summary.
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ const SEED_VARIABLE: &str = "ALKNET_SEED";
 const CAMPAIGNS: [(&str, Kind); 4] = [
     ("flood", Kind::Tests("flood_of_forged")),
     (fuzz::NAME, Kind::Fuzz),
-    ("hostile", Kind::Tests("hostile")),
+    ("hostile", Kind::Tests("hostile_")),
     ("power-cuts", Kind::Tests("power_cut")),
 ];
 
@@ -50,6 +51,9 @@ pub(crate) struct Arguments {
     /// Put what fuzzing found interesting into fuzz/corpus, minimised
     #[arg(long)]
     keep: bool,
+    /// Fuzz so many targets at once [default: as many as there are processors]
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
 }
 
 /// Runs the campaigns one after the other; a failed one does not keep the next from running.
@@ -75,6 +79,7 @@ fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
         minutes: arguments.minutes,
         only: arguments.target.as_deref(),
         keep: arguments.keep,
+        jobs: arguments.jobs.unwrap_or_else(fuzz::jobs),
     };
     let report = campaign.run(cx)?;
     let verdict = match report.findings.as_slice() {

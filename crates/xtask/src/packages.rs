@@ -208,7 +208,17 @@ pub fn ensure(logs: &Path) -> Result<usize, String> {
         ));
     }
     install(&wanted, logs)?;
-    let still = missing();
+    let mut still = missing();
+    // A package of another version, from backports say, goes when one comes that it does not fit.
+    let gone = beside(&still, &wanted);
+    if !gone.is_empty() {
+        eprintln!(
+            "the package client removed these for others; they come back in the version that fits:\n{}",
+            reasons(&gone)
+        );
+        install(&gone, logs)?;
+        still = missing();
+    }
     if still.is_empty() {
         return Ok(wanted.len());
     }
@@ -216,6 +226,13 @@ pub fn ensure(logs: &Path) -> Result<usize, String> {
         "installed, but these are still not found:\n{}",
         reasons(&still)
     ))
+}
+
+/// Those of `packages` that are not among `others`.
+fn beside(packages: &[Package], others: &[Package]) -> Vec<Package> {
+    let among = |package: &&Package| others.iter().any(|other| other.name == package.name);
+    let beside = packages.iter().filter(|package| !among(package));
+    beside.copied().collect()
 }
 
 fn reasons(packages: &[Package]) -> String {
@@ -323,5 +340,13 @@ mod tests {
     fn packages_are_sorted_and_say_why() {
         assert!(PACKAGES.windows(2).all(|pair| pair[0].name < pair[1].name));
         assert!(PACKAGES.iter().all(|package| !package.why.is_empty()));
+    }
+
+    #[test]
+    fn what_went_while_others_came_is_known() {
+        let [one, two, three] = [PACKAGES[0], PACKAGES[1], PACKAGES[2]];
+        // One was installed; two still lacks; three was there before and is there no more.
+        let gone = beside(&[two, three], &[one, two]);
+        assert_eq!(names(&gone), [three.name]);
     }
 }

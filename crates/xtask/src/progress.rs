@@ -27,6 +27,11 @@ pub struct StepTime {
 
 /// Runs `command` with its output in `log`, showing `title` and the time elapsed.
 pub fn run_logged(command: &mut Command, title: &str, log: &Path) -> io::Result<ExitStatus> {
+    watch(start_logged(command, log)?, title)
+}
+
+/// Starts `command` with its output in `log`.
+pub fn start_logged(command: &mut Command, log: &Path) -> io::Result<Child> {
     if let Some(folder) = log.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -34,12 +39,21 @@ pub fn run_logged(command: &mut Command, title: &str, log: &Path) -> io::Result<
     command
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
-        .stderr(file);
-    watch(command.spawn()?, title)
+        .stderr(file)
+        .spawn()
 }
 
 /// Waits for a child, showing that it still works.
-pub fn watch(mut child: Child, title: &str) -> io::Result<ExitStatus> {
+pub fn watch(child: Child, title: &str) -> io::Result<ExitStatus> {
+    Ok(watch_all([child], title)?.remove(0))
+}
+
+/// Waits for all of these, showing that they still work; their statuses, in the order given.
+pub fn watch_all(
+    children: impl IntoIterator<Item = Child>,
+    title: &str,
+) -> io::Result<Vec<ExitStatus>> {
+    let mut children: Vec<Child> = children.into_iter().collect();
     let started = Instant::now();
     let terminal = io::stderr().is_terminal();
     if !terminal {
@@ -47,11 +61,14 @@ pub fn watch(mut child: Child, title: &str) -> io::Result<ExitStatus> {
     }
     let mut next = LINE_EVERY;
     loop {
-        if let Some(status) = child.try_wait()? {
+        // A child that has ended gives the same status each time it is asked.
+        let statuses = children.iter_mut().map(Child::try_wait);
+        let statuses: Vec<Option<ExitStatus>> = statuses.collect::<io::Result<_>>()?;
+        if let Some(statuses) = statuses.into_iter().collect() {
             if terminal {
                 eprint!("\r\x1b[K");
             }
-            return Ok(status);
+            return Ok(statuses);
         }
         let elapsed = started.elapsed();
         if terminal {
@@ -123,5 +140,14 @@ mod tests {
         let text = std::fs::read_to_string(&log).expect("the log was written");
         assert!(text.contains("out") && text.contains("err"), "{text}");
         std::fs::remove_file(log).expect("the log is ours");
+    }
+
+    #[test]
+    fn several_children_are_waited_for_in_their_order() {
+        let child = |script: &str| Command::new("sh").args(["-c", script]).spawn();
+        let children = ["sleep 0.3; exit 1", "exit 2"].map(|script| child(script).expect("sh"));
+        let statuses = watch_all(children, "test").expect("they are ours");
+        let codes: Vec<_> = statuses.iter().map(|status| status.code()).collect();
+        assert_eq!(codes, [Some(1), Some(2)]);
     }
 }

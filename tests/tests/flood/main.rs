@@ -4,7 +4,6 @@
 mod initial;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::Carriage;
 use alknet_endpoint::{Dialer, Target};
-use alknet_tests::{Bench, Cli};
+use alknet_tests::{Bench, Cli, serve};
 use alknet_tls::NodeKey;
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
@@ -100,27 +99,18 @@ impl Lab {
 
     fn serve(&self, bench: &Bench) -> Served {
         let node = Cli::new(bench.path().join("node"));
-        let serve = node.command(&["serve", "--port", "0", "--listen", &NODE.to_string()]);
+        let serves = node.command(&["serve", "--port", "0", "--listen", &NODE.to_string()]);
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", &self.node])
-            .arg(serve.get_program())
-            .args(serve.get_args())
+            .arg(serves.get_program())
+            .args(serves.get_args())
             .args(["--admin", &bench.admin().identity()])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        let mut child = command.spawn().expect("iproute2 is installed");
-        let mut line = String::new();
-        let output = child.stdout.take().expect("it was asked for above");
-        BufReader::new(output)
-            .read_line(&mut line)
-            .expect("it says where it serves");
-        let said: Value = serde_json::from_str(&line).unwrap_or_default();
-        let target: Target = said["target"]
-            .as_str()
-            .and_then(|target| target.parse().ok())
-            .unwrap_or_else(|| panic!("no target: {line:?}"));
+        let (child, said) = serve(command);
+        let target = said["target"].as_str().and_then(|it| it.parse().ok());
+        let target: Target = target.unwrap_or_else(|| panic!("no target: {said}"));
         let pins = target.pins.clone();
         let here: Target = SocketAddr::from((NODE, target.port))
             .to_string()

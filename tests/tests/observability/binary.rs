@@ -1,7 +1,6 @@
 //! `alknet serve`: its log, its metrics and its problems.
 
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use alknet_call::{ALPN, Body, CallClient, CallError, CallOptions};
 use alknet_core::AuthToken;
 use alknet_endpoint::{Dialer, Target};
-use alknet_tests::{Bench, Cli};
+use alknet_tests::{Bench, Cli, serve};
 use alknet_tls::NodeKey;
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
@@ -36,16 +35,9 @@ impl Served {
         let mut command = host.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
         command.args(["--verbose", "--config"]).arg(&file);
         let errors = File::create(&log).expect("the folder is ours");
-        command.stdout(Stdio::piped()).stderr(errors);
-        let mut child = command.spawn().expect("the binary can be started");
-        let mut line = String::new();
-        let output = child.stdout.take().expect("it was asked for above");
-        BufReader::new(output)
-            .read_line(&mut line)
-            .expect("it says where it serves");
-        let said: Value = serde_json::from_str(&line).unwrap_or_default();
+        command.stderr(errors);
+        let (child, said) = serve(command);
         let target = said["target"].as_str().unwrap_or_default().to_owned();
-        assert!(!target.is_empty(), "no target: {line:?}");
         Self {
             bench,
             child,

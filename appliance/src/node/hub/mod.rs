@@ -1,6 +1,7 @@
 //! The node as a hub: whom it takes in, and the operations `hub/*`.
 
 mod invite;
+mod invoke;
 mod peers;
 mod tokens;
 
@@ -67,6 +68,8 @@ impl Hub {
     /// Adds the operations to a registry.
     pub(crate) fn register(&self, builder: &mut RegistryBuilder) {
         builder.add(invite::invite(self.clone()));
+        builder.add(invoke::invoke(self.clone()));
+        builder.add(invoke::subscribe(self.clone()));
         builder.add(peers::list(self.clone()));
         builder.add(peers::approve(self.clone()));
         builder.add(peers::label(self.clone()));

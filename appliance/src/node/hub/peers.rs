@@ -1,9 +1,11 @@
 //! `hub/peers`, `hub/peers/approve`, `hub/peers/label`, `hub/peers/remove`, and `hub/whoami`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_call::{
+    Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, PeerState, Registration,
+};
 use alknet_core::{IdentityKind, PeerEntry, PeerId, StoreError};
 use alknet_endpoint::ConnectionSummary;
 use alknet_hub::{Alias, ApproveError, Knock, TokenRecord};
@@ -18,6 +20,21 @@ use crate::node::ops::empty_input;
 const READ_SCOPE: &str = "hub:read";
 /// Scope of those who change.
 const ADMIN_SCOPE: &str = "hub:admin";
+/// What `state` of a row may be.
+const STATES: [&str; 8] = [
+    CONNECTED,
+    "identified",
+    "discovering",
+    "ready",
+    "degraded",
+    "draining",
+    OFFLINE,
+    REMOVED,
+];
+/// Connected by another protocol than that of calls: whether it serves anything is not known.
+const CONNECTED: &str = "connected";
+const OFFLINE: &str = "offline";
+const REMOVED: &str = "removed";
 
 /// `hub/peers`
 pub(super) fn list(hub: Hub) -> Registration {
@@ -32,7 +49,7 @@ pub(super) fn list(hub: Hub) -> Registration {
         "properties": {
             "peers": { "type": "array", "items": { "type": "object",
                 "required": ["peer_id", "name", "state", "labels"],
-                "properties": { "state": { "enum": ["ready", "connected", "offline", "removed"] } } } },
+                "properties": { "state": { "enum": STATES } } } },
             "waiting": { "type": "array" }, "invitations": { "type": "array" },
         }
     }))
@@ -167,13 +184,13 @@ impl Hub {
             .map(|server| server.connections())
             .unwrap_or_default();
         let dispatcher = self.dispatcher.get().and_then(std::sync::Weak::upgrade);
-        let attached = dispatcher.map(|it| it.peers().ids()).unwrap_or_default();
+        let states = dispatcher.map(|it| it.peer_states()).unwrap_or_default();
         // Without a sane clock no token is good for anything, so none is open.
         let now = self.clock.now_s();
         let is_open = |token: &&TokenRecord| now.is_some_and(|now| token.is_open(now));
         let open = tokens.iter().filter(is_open);
         Ok(json!({
-            "peers": peers.iter().map(|peer| row(peer, &attached, &connections)).collect::<Value>(),
+            "peers": peers.iter().map(|peer| row(peer, &states, &connections)).collect::<Value>(),
             "waiting": waiting.iter().map(knock).collect::<Value>(),
             "invitations": open.map(invitation).collect::<Value>(),
         }))
@@ -233,15 +250,15 @@ fn alias(name: Option<&str>) -> Result<Option<Alias>, CallError> {
     alias.map_err(|error| CallError::invalid_input(error.to_string()))
 }
 
-fn row(peer: &PeerEntry, attached: &[PeerId], connections: &[ConnectionSummary]) -> Value {
+fn row(
+    peer: &PeerEntry,
+    states: &HashMap<PeerId, PeerState>,
+    connections: &[ConnectionSummary],
+) -> Value {
     let mine = |one: &&ConnectionSummary| one.peer.as_ref() == Some(&peer.peer_id);
     let connection = connections.iter().rev().find(mine);
-    let state = match (peer.enabled, connection) {
-        (false, _) => "removed",
-        (true, None) => "offline",
-        (true, Some(_)) if attached.contains(&peer.peer_id) => "ready",
-        (true, Some(_)) => "connected",
-    };
+    let calls = states.get(&peer.peer_id).copied();
+    let state = state(peer.enabled, connection.is_some(), calls);
     json!({
         "peer_id": peer.peer_id,
         "name": name_of(peer),
@@ -252,6 +269,17 @@ fn row(peer: &PeerEntry, attached: &[PeerId], connections: &[ConnectionSummary])
         "addr": connection.and_then(|one| Some(one.remote_addr?.to_string())),
         "seconds": connection.map(|one| one.since.elapsed().as_secs()),
     })
+}
+
+/// What is said of a peer: whether it is let in, whether it has a connection, and where the one over
+/// which it calls and serves is in its life.
+fn state(enabled: bool, connected: bool, calls: Option<PeerState>) -> &'static str {
+    match (enabled, calls) {
+        (false, _) => REMOVED,
+        (true, Some(PeerState::Gone)) | (true, None) if !connected => OFFLINE,
+        (true, Some(PeerState::Gone)) | (true, None) => CONNECTED,
+        (true, Some(state)) => state.name(),
+    }
 }
 
 fn name_of(peer: &PeerEntry) -> &str {
@@ -286,4 +314,34 @@ pub(super) fn moment(seconds: u64) -> Option<String> {
     let seconds = i64::try_from(seconds).ok()?;
     let at = Timestamp::from_second(seconds).ok()?;
     Some(at.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_peer_is_in_one_of_the_states() {
+        let calls = [
+            PeerState::Identified,
+            PeerState::Discovering,
+            PeerState::Ready,
+            PeerState::Degraded,
+            PeerState::Draining,
+            PeerState::Gone,
+        ];
+        for enabled in [true, false] {
+            for connected in [true, false] {
+                for calls in calls.into_iter().map(Some).chain([None]) {
+                    let said = state(enabled, connected, calls);
+                    assert!(STATES.contains(&said), "{said}");
+                    assert_eq!(said == REMOVED, !enabled);
+                }
+            }
+        }
+        assert_eq!(state(true, false, None), OFFLINE);
+        assert_eq!(state(true, false, Some(PeerState::Gone)), OFFLINE);
+        assert_eq!(state(true, true, None), CONNECTED);
+        assert_eq!(state(true, true, Some(PeerState::Degraded)), "degraded");
+    }
 }

@@ -12,6 +12,7 @@ use crate::import::{AdapterError, ImportOptions, Imports, read_peer};
 use crate::layers::Overlay;
 use crate::limits::IMPORT_DEBOUNCE;
 use crate::link::Link;
+use crate::peers::state::PeerEvent;
 use crate::peers::table::{Attached, Peer};
 
 /// Tells of changes of a peer's operations.
@@ -124,7 +125,7 @@ fn keep(link: &Link, found: Imports) -> Result<(), AdapterError> {
 }
 
 /// Browsers and tokens have an identity and are no peers: nobody can address them.
-fn peer_of(link: &Link) -> Option<PeerId> {
+pub(crate) fn peer_of(link: &Link) -> Option<PeerId> {
     let identity = link.connection.identity()?;
     (identity.kind == IdentityKind::Peer).then(|| identity.id.clone())
 }
@@ -140,8 +141,11 @@ pub(crate) async fn follow(link: &Arc<Link>) {
     let caller = Caller::new(Arc::clone(link));
     let mut retry = Retry(RETRY_FIRST);
     loop {
+        link.life.apply(PeerEvent::Reading);
         match caller.import_served(&options).await {
             Ok(imported) => {
+                let serves = imported.operations > 0;
+                link.life.apply(PeerEvent::Read { serves });
                 retry = Retry(RETRY_FIRST);
                 match wait_for_change(&caller, &imported.registry).await {
                     Change::Changed => {}
@@ -151,6 +155,7 @@ pub(crate) async fn follow(link: &Arc<Link>) {
             }
             Err(error) if error.is_temporary() => retry.wait().await,
             Err(error) => {
+                link.life.apply(PeerEvent::Unreadable);
                 let connection = link.info.id;
                 tracing::debug!(%connection, %error, "the peer's operations are not imported");
                 return;

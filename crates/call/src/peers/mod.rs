@@ -2,9 +2,12 @@
 
 mod attach;
 mod forward;
+mod health;
 mod list;
+mod onward;
 mod reexport;
 mod scope;
+mod state;
 mod table;
 
 use std::sync::Arc;
@@ -12,13 +15,17 @@ use std::sync::Arc;
 use alknet_core::PeerId;
 
 pub use attach::Imported;
+pub use onward::Onward;
 pub use reexport::ReExport;
 pub use scope::{NameSet, ScopedPeerEnv};
+pub use state::PeerState;
 pub use table::Peers;
 
-pub(crate) use attach::follow;
+pub(crate) use attach::{follow, peer_of};
 pub(crate) use forward::forwarding;
+pub(crate) use health::watch_over;
 pub(crate) use list::listing;
+pub(crate) use state::{Life, PeerEvent};
 
 /// Which peer a call goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -115,28 +115,59 @@ impl Relay {
         })
     }
 
-    /// A query whose peer is lost is asked of another, once; whoever named one peer wants that one.
     async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
-        let found = self.find(&ctx, None)?;
-        let lost = match ask(&found, input.clone(), &ctx).await {
-            Err(error) if error.code == ErrorCode::Unavailable => error,
-            outcome => return outcome,
-        };
-        let query = found.operation.spec.op_type == OperationType::Query;
-        if !query || matches!(self.peer, PeerRef::Specific(_)) {
-            return Err(lost);
-        }
-        match self.find(&ctx, found.peer.as_ref()) {
-            Ok(found) => ask(&found, input, &ctx).await,
-            Err(_) => Err(lost),
-        }
+        // Whoever named one peer wants that one.
+        let elsewhere = !matches!(self.peer, PeerRef::Specific(_));
+        let find = |except: Option<&PeerId>| self.find(&ctx, except);
+        ask_around(find, elsewhere, input, &ctx).await
     }
 }
 
+/// Asks the peer that `find` leads to. A query whose peer is lost is asked of another, once, where
+/// that may be: `find` is told which one was lost.
+pub(super) async fn ask_around(
+    find: impl Fn(Option<&PeerId>) -> Result<Resolved, CallError> + Send,
+    elsewhere: bool,
+    input: Body,
+    ctx: &Ctx,
+) -> Result<Output, CallError> {
+    let found = find(None)?;
+    let lost = match ask(&found, input.clone(), ctx).await {
+        Err(error) if error.code == ErrorCode::Unavailable => error,
+        outcome => return outcome,
+    };
+    let query = found.operation.spec.op_type == OperationType::Query;
+    if !(query && elsewhere) {
+        return Err(lost);
+    }
+    match find(found.peer.as_ref()) {
+        Ok(found) => ask(&found, input, ctx).await,
+        Err(_) => Err(lost),
+    }
+}
+
+/// The codes that the peer's own description names are passed on; others are no code of anybody.
 async fn ask(found: &Resolved, input: Body, ctx: &Ctx) -> Result<Output, CallError> {
-    match &found.operation.handler {
+    let answer = match &found.operation.handler {
         HandlerKind::Once(handler) => Arc::clone(handler).call(input, ctx.clone()).await,
-        HandlerKind::Stream(_) => Err(other_type(ctx)),
+        HandlerKind::Stream(_) => Err(other_type(found)),
+    };
+    answer.map_err(|error| found.operation.visible(error))
+}
+
+/// The events of a subscription at the peer that was found.
+pub(super) fn follow(
+    found: &Resolved,
+    input: Body,
+    ctx: Ctx,
+) -> BoxStream<Result<Item, CallError>> {
+    match &found.operation.handler {
+        HandlerKind::Stream(handler) => {
+            let operation = Arc::clone(&found.operation);
+            let events = Arc::clone(handler).call(input, ctx);
+            Box::pin(events.map(move |event| event.map_err(|error| operation.visible(error))))
+        }
+        HandlerKind::Once(_) => stream::iter([Err(other_type(found))]).boxed(),
     }
 }
 
@@ -152,16 +183,14 @@ impl OnceHandler for Relay {
 
 impl StreamHandler for Relay {
     fn call(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Item, CallError>> {
-        let found = self.find(&ctx, None);
-        match found.as_ref().map(|found| &found.operation.handler) {
-            Ok(HandlerKind::Stream(handler)) => Arc::clone(handler).call(input, ctx),
-            Ok(HandlerKind::Once(_)) => stream::iter([Err(other_type(&ctx))]).boxed(),
-            Err(error) => stream::iter([Err(error.clone())]).boxed(),
+        match self.find(&ctx, None) {
+            Ok(found) => follow(&found, input, ctx),
+            Err(error) => stream::iter([Err(error)]).boxed(),
         }
     }
 }
 
-fn other_type(ctx: &Ctx) -> CallError {
-    let message = format!("the peer serves '{}' as another type", ctx.operation());
+fn other_type(found: &Resolved) -> CallError {
+    let message = format!("the peer serves '{}' as another type", found.operation());
     CallError::new(ErrorCode::InvalidOperationType, message)
 }

@@ -1,5 +1,6 @@
 //! Who is attached, read without locks.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,11 +43,32 @@ impl Peer {
         self.link.upgrade().is_some_and(|link| link.is_ready())
     }
 
+    /// Whether it takes new calls and answered lately: whoever is not named is chosen only then.
+    fn is_well(&self) -> bool {
+        self.link.upgrade().is_some_and(|link| link.is_well())
+    }
+
+    fn resolved(&self, operation: &str) -> Option<Resolved> {
+        Some(Resolved {
+            operation: Arc::clone(self.operations.get(operation)?),
+            peer: Some(self.id.clone()),
+        })
+    }
+
     fn in_flight(&self) -> usize {
         self.link
             .upgrade()
             .map_or(usize::MAX, |link| link.forwarded())
     }
+}
+
+/// Why none of several peers is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPeer {
+    /// Those that serve the operation are about to go, or did not answer lately.
+    IsWell,
+    /// None of those that suit serves the operation.
+    Serves,
 }
 
 /// What became of a peer that wanted to attach.
@@ -92,6 +114,11 @@ impl Peers {
             .any(|entry| entry.connection == connection)
     }
 
+    /// The connections over which peers are attached.
+    pub(crate) fn connections(&self) -> HashSet<ConnId> {
+        self.all().iter().map(|peer| peer.connection).collect()
+    }
+
     /// Counts every time a peer attached, changed or left.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -120,16 +147,36 @@ impl Peers {
         let mut serving = table.iter().filter(serves);
         let chosen = match wanted {
             PeerRef::Specific(id) => serving.find(|peer| peer.id == *id),
-            PeerRef::Any => serving.find(|peer| peer.is_ready()),
+            PeerRef::Any => serving.find(|peer| peer.is_well()),
             PeerRef::Policy(policy) => {
-                let ready: Vec<_> = serving.filter(|peer| peer.is_ready()).collect();
-                self.choose(policy, &ready)
+                let well: Vec<_> = serving.filter(|peer| peer.is_well()).collect();
+                self.choose(policy, &well)
             }
         }?;
-        Some(Resolved {
-            operation: Arc::clone(chosen.operations.get(lookup.operation)?),
-            peer: Some(chosen.id.clone()),
-        })
+        chosen.resolved(lookup.operation)
+    }
+
+    /// Of the peers that serve an operation and suit, the well one with the fewest calls of this node
+    /// in flight.
+    pub(crate) fn least_busy(
+        &self,
+        operation: &str,
+        suits: impl Fn(&PeerId, &Compiled) -> bool,
+    ) -> Result<Resolved, NoPeer> {
+        let table = self.table.load();
+        let serves = |peer: &&Arc<Peer>| {
+            let operation = peer.operations.get(operation);
+            operation.is_some_and(|operation| suits(&peer.id, operation))
+        };
+        let serving: Vec<_> = table.iter().filter(serves).collect();
+        if serving.is_empty() {
+            return Err(NoPeer::Serves);
+        }
+        let well: Vec<_> = serving.into_iter().filter(|peer| peer.is_well()).collect();
+        let chosen = self.choose(&RoutingPolicy::LeastInFlight, &well);
+        chosen
+            .and_then(|peer| peer.resolved(operation))
+            .ok_or(NoPeer::IsWell)
     }
 
     fn choose<'a>(&self, policy: &RoutingPolicy, ready: &[&'a Arc<Peer>]) -> Option<&'a Arc<Peer>> {

@@ -14,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
 use super::{Probe, bounded, canonical, proof, stopped};
-use crate::admission::{self, Limit, Ticket};
+use crate::admission::{self, Address, Limit, Ticket};
 use crate::error::EndpointError;
 use crate::hello::HelloChooser;
 use crate::quic;
@@ -43,8 +43,8 @@ pub(crate) trait Incoming: Send + 'static {
     /// The address it is charged to.
     fn source(&self) -> IpAddr;
 
-    /// Whether that address is proven.
-    fn is_validated(&self) -> bool;
+    /// What is known of that address.
+    fn address(&self) -> Address;
 
     /// Answers nothing.
     fn ignore(self);
@@ -83,10 +83,10 @@ pub(crate) async fn accept_loop(
 }
 
 fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
-    let (from, validated) = (incoming.source(), incoming.is_validated());
+    let (from, address) = (incoming.source(), incoming.address());
     let decision = shared
         .admission()
-        .quic(I::CARRIAGE, from, validated, Instant::now());
+        .quic(I::CARRIAGE, from, address, Instant::now());
     match decision {
         admission::Quic::Accept(ticket) => {
             let ticket = QuicTicket {
@@ -105,8 +105,10 @@ fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
             shared.totals.handshakes_refused.add();
             incoming.refuse();
         }
-        admission::Quic::Retry => {
-            shared.meters.hit(Limit::HandshakesUnproven);
+        admission::Quic::Retry(limit) => {
+            if let Some(limit) = limit {
+                shared.meters.hit(limit);
+            }
             shared.totals.handshakes_retried.add();
             if !incoming.retry() {
                 shared.totals.handshakes_ignored.add();
@@ -170,8 +172,12 @@ impl Incoming for QuinnIncoming {
         self.incoming.remote_address().ip().to_canonical()
     }
 
-    fn is_validated(&self) -> bool {
-        self.incoming.remote_address_validated()
+    fn address(&self) -> Address {
+        if self.incoming.remote_address_validated() {
+            Address::Proven
+        } else {
+            Address::Unproven
+        }
     }
 
     fn ignore(self) {

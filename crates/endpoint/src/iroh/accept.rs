@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use alknet_core::{Carriage, ConnectionInfo, PeerKey};
 use alknet_tls::PeerProof;
 use iroh::Endpoint;
-use iroh::endpoint::IncomingAddr;
+use iroh::endpoint::{ConnectingError, IncomingAddr};
 
 use super::carriage::Source;
 use crate::accept::quic::{Incoming, Listener};
+use crate::admission::Address;
 use crate::serve::Arrived;
 
 /// Whom everybody is charged to who comes through a relay, where no address is known: all of them
@@ -34,8 +35,18 @@ impl Incoming for iroh::endpoint::Incoming {
         direct(self).map_or(RELAYED, |address| address.ip())
     }
 
-    fn is_validated(&self) -> bool {
-        self.remote_addr_validated()
+    /// A handshake that fails with its first packet is answered with the alert. One that fails later
+    /// is not, as long as the address is unproven: then iroh's QUIC keeps the end to itself, and the
+    /// client would wait for it until its time is up. With post-quantum key exchange the ClientHello
+    /// takes two packets.
+    fn address(&self) -> Address {
+        if self.remote_addr_validated() {
+            Address::Proven
+        } else if has_whole_hello(self) {
+            Address::Unproven
+        } else {
+            Address::Unanswerable
+        }
     }
 
     fn ignore(self) {
@@ -55,9 +66,7 @@ impl Incoming for iroh::endpoint::Incoming {
         let accepting = self.accept().map_err(io::Error::other)?;
         // Iroh lets clients send early data, which can be replayed. It is never asked for here:
         // whoever replays a handshake cannot finish it.
-        let connection = accepting
-            .await
-            .map_err(|error| io::Error::other(format!("{error:#}")))?;
+        let connection = accepting.await.map_err(handshake_error)?;
         Ok(Arrived {
             info: ConnectionInfo {
                 alpn: connection.alpn().into(),
@@ -74,6 +83,20 @@ impl Incoming for iroh::endpoint::Incoming {
             from,
             source: Box::new(Source::new(connection)),
         })
+    }
+}
+
+/// Whether the first packet has the whole ClientHello: the library reads protocols in no other.
+fn has_whole_hello(incoming: &iroh::endpoint::Incoming) -> bool {
+    let initial = incoming.decrypt();
+    initial.is_some_and(|initial| initial.alpns().is_some())
+}
+
+/// Keeps the error that an alert is read from.
+fn handshake_error(error: ConnectingError) -> io::Error {
+    match error {
+        ConnectingError::ConnectionError { source, .. } => io::Error::other(source),
+        other => io::Error::other(format!("{other:#}")),
     }
 }
 

@@ -7,12 +7,16 @@ use alknet_core::{Carriage, CloseCode, DialRequest, Dialer as _, Expect, PeerKey
 use alknet_endpoint::{DialError, Dialer, IrohOptions, Limits, Target};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
-use iroh::endpoint::{Connection, ConnectionError, presets};
+use iroh::endpoint::{ConnectError, ConnectingError, Connection, ConnectionError, presets};
 use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
-use crate::support::{ECHO, HUNG, KNOWN, Node, PANIC, TCP_ONLY, WHOAMI, ask, code, stream};
+use crate::matrix::classic;
+use crate::support::{ECHO, HUNG, KNOWN, Node, PANIC, TCP_ONLY, WHOAMI, ask, code, stream, until};
+
+/// What QUIC makes of the TLS alert `no_application_protocol` (RFC 9001 section 8.1).
+const NO_APPLICATION_PROTOCOL: u64 = 0x178;
 
 struct IrohNode {
     node: Node,
@@ -27,9 +31,8 @@ impl IrohNode {
     async fn with(limits: Limits, relays: Vec<String>) -> Self {
         let mut node = Node::with_limits(limits);
         let options = IrohOptions {
-            addrs: vec![Ipv4Addr::LOCALHOST.into()],
-            port: 0,
             relays,
+            ..on_loopback()
         };
         let key = node.key.clone();
         let added = node.server.add_iroh(&key, &options).await;
@@ -43,15 +46,28 @@ impl IrohNode {
         target.with_pins([self.node.key.public()])
     }
 
-    /// As iroh writes it.
     fn address(&self) -> EndpointAddr {
-        EndpointAddr::new(id(&self.node.key)).with_ip_addr(self.address)
+        address(&self.node.key, self.address)
     }
 
     async fn dial(&self, dialer: &Dialer, alpn: &[u8]) -> alknet_core::Connection {
         let dialled = dialer.dial_over(Carriage::Iroh, &self.target(), alpn).await;
         dialled.unwrap_or_else(|error| panic!("{error}"))
     }
+}
+
+/// A free port of loopback, and no relays.
+pub(crate) fn on_loopback() -> IrohOptions {
+    IrohOptions {
+        addrs: vec![Ipv4Addr::LOCALHOST.into()],
+        port: 0,
+        relays: Vec::new(),
+    }
+}
+
+/// Where a node is, as iroh writes it.
+pub(crate) fn address(key: &NodeKey, address: SocketAddr) -> EndpointAddr {
+    EndpointAddr::new(id(key)).with_ip_addr(address)
 }
 
 fn id(key: &NodeKey) -> EndpointId {
@@ -62,7 +78,7 @@ fn id(key: &NodeKey) -> EndpointId {
 }
 
 /// A client as iroh makes it, without relays.
-async fn stock(key: &NodeKey) -> Endpoint {
+pub(crate) async fn stock(key: &NodeKey) -> Endpoint {
     let builder = Endpoint::builder(presets::Minimal);
     let client = builder.secret_key(SecretKey::from_bytes(key.seed()));
     client.bind().await.expect("a socket")
@@ -159,22 +175,62 @@ async fn only_the_key_that_was_dialled_answers() {
     }
     let stock = stock(&NodeKey::generate().expect("a key")).await;
     let wrong = NodeKey::generate().expect("a key");
-    let address = EndpointAddr::new(id(&wrong)).with_ip_addr(node.address);
+    let address = address(&wrong, node.address);
     assert!(stock.connect(address, ECHO).await.is_err());
     stock.close().await;
     dialer.close().await;
 }
 
+/// Also what is offered on TCP only. The client need not wait for the end of its patience.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_offered_on_tcp_only_is_not_served() {
+async fn who_asks_for_what_is_not_served_is_told() {
     let node = IrohNode::start().await;
     let dialer = Dialer::new(None);
     let target = node.target();
-    let refused = dialer.dial_over(Carriage::Iroh, &target, TCP_ONLY).await;
-    // Iroh's library does not pass on the alert: the dial ends by its time.
-    assert!(refused.is_err(), "{refused:?}");
-    assert_eq!(node.node.server.counters().connections_iroh, 0);
+    for alpn in [TCP_ONLY, b"alknet/nothing"] {
+        let refused = dialer.dial_over(Carriage::Iroh, &target, alpn).await;
+        assert!(
+            matches!(&refused, Err(DialError::NoProtocol { alpn: said, .. }) if said.as_bytes() == alpn),
+            "{refused:?}"
+        );
+    }
     dialer.close().await;
+    until(|| node.node.server.counters().handshakes_failed == 2).await;
+    assert_eq!(node.node.server.counters().connections_iroh, 0);
+}
+
+/// A client whose ClientHello takes two packets and one whose ClientHello takes one: the second
+/// is answered at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn iroh_itself_is_told_what_is_not_served() {
+    let node = IrohNode::start().await;
+    for (provider, retried) in [(alknet_tls::provider(), 1), (classic(), 0)] {
+        let before = node.node.server.counters();
+        let builder = Endpoint::builder(presets::Minimal).crypto_provider(provider);
+        let client = builder.bind().await.expect("a socket");
+        let refused = client.connect(node.address(), b"alknet/nothing").await;
+        let alert = match refused {
+            Err(ConnectError::Connecting {
+                source: ConnectingError::ConnectionError { source, .. },
+                ..
+            }) => match source {
+                ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(alert, NO_APPLICATION_PROTOCOL);
+        let connection = client.connect(node.address(), WHOAMI).await;
+        let answer = ask_stock(&connection.expect("connect"), b"?").await;
+        assert!(answer.ends_with("nobody\n"), "{answer}");
+        until(|| node.node.server.counters().handshakes_failed > before.handshakes_failed).await;
+        let after = node.node.server.counters();
+        assert_eq!(
+            after.handshakes_retried,
+            before.handshakes_retried + 2 * retried
+        );
+        client.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -379,9 +435,9 @@ async fn what_cannot_be_bound_says_why() {
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("bound").port();
     let options = |port, relay: &str| IrohOptions {
-        addrs: vec![Ipv4Addr::LOCALHOST.into()],
         port,
         relays: vec![relay.to_owned()],
+        ..on_loopback()
     };
     for wrong in [options(port, "https://192.0.2.1"), options(0, "no url")] {
         let refused = node.server.add_iroh(&key, &wrong).await;

@@ -7,7 +7,7 @@ use alknet_endpoint::{DialError, Dialer, Target};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{CARRIAGES, ECHO, HUNG, KNOWN, Node, ask, code, stream, works};
+use crate::support::{CARRIAGES, ECHO, HUNG, KNOWN, Node, ask, code, stream, until, works};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_data_crosses_both_carriages() {
@@ -175,9 +175,7 @@ async fn connections_are_listed_and_counted() {
     assert_eq!((counters.connections_open, counters.handshakes_ok), (1, 1));
     connection.close(CloseCode::Normal, "");
     dialer.close().await;
-    while node.server.counters().connections_open > 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| node.server.counters().connections_open == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use alknet_core::{Carriage, PeerKey};
+use alknet_core::{Carriage, Connection, PeerKey};
+use alknet_endpoint::Limits;
 use alknet_tls::{NodeKey, PeerProof};
+use futures_util::future::{join, join_all};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature, verify_tls13_signature_with_raw_key};
@@ -13,8 +15,10 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use crate::support::{HTTP, Node, WHOAMI};
+use crate::links;
+use crate::support::{CARRIAGES, ECHO, HTTP, HUNG, Node, WHOAMI, stream, until};
 
 const SEED: [u8; 32] = [42; 32];
 
@@ -208,7 +212,8 @@ pub(crate) async fn whoami(
     }
 }
 
-fn classic() -> Arc<CryptoProvider> {
+/// Without post-quantum key exchange, so that a ClientHello fits one packet.
+pub(crate) fn classic() -> Arc<CryptoProvider> {
     let mut provider = (*alknet_tls::provider()).clone();
     provider
         .kx_groups
@@ -216,31 +221,142 @@ fn classic() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// Three kinds of client key, two kinds of server key, two carriages, with a ClientHello of two
-/// packets and of one: the same key is the same peer everywhere.
-#[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_client_is_served_on_one_port() {
-    let node = Node::start();
+/// One kind of client, and what a node that knows its key answers it.
+struct Kind {
+    name: String,
+    config: Arc<ClientConfig>,
+    answer: String,
+}
+
+/// The largest datagram of a client that knows nothing of the way (RFC 9000 section 14.1).
+const DATAGRAM_BYTES: usize = 1200;
+
+/// How long the ClientHello is, without QUIC's own parameters.
+fn hello_bytes(config: &Arc<ClientConfig>) -> usize {
+    let name = "test.invalid".try_into().expect("a name");
+    let version = rustls::quic::Version::V1;
+    let client = rustls::quic::ClientConnection::new(Arc::clone(config), version, name, vec![]);
+    let mut hello = Vec::new();
+    let _ = client.expect("a client").write_hs(&mut hello);
+    hello.len()
+}
+
+/// Three kinds of client key, two kinds of server key, with a ClientHello of two packets and of one.
+fn kinds(node: &Node) -> Vec<Kind> {
     let own = NodeKey::from_seed(&SEED).public();
     node.peers.add(own, "tester");
-    for provider in [alknet_tls::provider(), classic()] {
+    let mut kinds = Vec::new();
+    for (packets, provider) in [(2, alknet_tls::provider()), (1, classic())] {
         for raw in [true, false] {
             for client in [ClientKey::None, ClientKey::Raw, ClientKey::X509] {
-                let server = node.key.public();
-                let config = config(Arc::clone(&provider), server, raw, client, Some(WHOAMI));
+                let (provider, server) = (Arc::clone(&provider), node.key.public());
+                let config = config(provider, server, raw, client, Some(WHOAMI));
                 let config = Arc::new(config);
-                let expected = match client {
-                    ClientKey::None => "no key nobody\n".to_owned(),
-                    _ => format!("{own} tester\n"),
-                };
-                for carriage in crate::support::CARRIAGES {
-                    let answer = whoami(carriage, node.server.port(), &config).await;
-                    let case = format!("raw server {raw}, client {client:?}, {carriage}");
-                    assert_eq!(answer.expect(&case), expected, "{case}");
-                }
+                assert_eq!(hello_bytes(&config) > DATAGRAM_BYTES, packets == 2);
+                kinds.push(Kind {
+                    name: format!("raw server {raw}, client {client:?}, {packets} packets"),
+                    config,
+                    answer: match client {
+                        ClientKey::None => "no key nobody\n".to_owned(),
+                        _ => format!("{own} tester\n"),
+                    },
+                });
             }
         }
     }
+    kinds
+}
+
+/// On both carriages of one port: the same key is the same peer everywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_client_is_served_on_one_port() {
+    let node = Node::start();
+    for kind in kinds(&node) {
+        for carriage in CARRIAGES {
+            let answer = whoami(carriage, node.server.port(), &kind.config).await;
+            let case = format!("{}, {carriage}", kind.name);
+            assert_eq!(answer.expect(&case), kind.answer, "{case}");
+        }
+    }
+}
+
+/// The same where datagrams get lost and overtake each other, and where TCP's bytes arrive in odd
+/// pieces. All of them at once, and several times, since chance does not lose the same twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_client_is_served_over_a_bad_link() {
+    const ROUNDS: usize = 5;
+    let node = Node::with_limits(Limits {
+        // Somebody whose packets get lost twice in a row is late, and not refused for it.
+        handshake_timeout: HUNG,
+        // Everybody comes from one address, and most of them with one key.
+        handshake_burst: 1000,
+        per_address_max: 1000,
+        per_peer_max: 1000,
+        ..Limits::default()
+    });
+    let port = node.server.port();
+    let (udp, tcp) = (links::Udp::to(port, 1).await, links::tcp_to(port, 2).await);
+    for round in 0..ROUNDS {
+        let kinds = kinds(&node);
+        let visits = kinds.iter().flat_map(|kind| {
+            [(Carriage::Quic, udp.port), (Carriage::Tcp, tcp)].map(|(carriage, port)| async move {
+                let answer = timeout(HUNG, whoami(carriage, port, &kind.config)).await;
+                let case = format!("{}, {carriage}, round {round}", kind.name);
+                let answer = answer.unwrap_or_else(|_| panic!("{case}: no end"));
+                assert_eq!(answer.expect(&case), kind.answer, "{case}");
+            })
+        });
+        join_all(visits).await;
+    }
+    let count = |what: &AtomicUsize| what.load(Ordering::Relaxed);
+    let tally = &udp.tally;
+    assert!(
+        count(&tally.lost) >= 10 && count(&tally.overtaken) >= 10,
+        "{tally:?}"
+    );
+}
+
+/// More than a window of data, both ways.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_data_crosses_a_bad_link() {
+    let node = Node::start();
+    let (dialer, _) = node.peer("friend");
+    let port = node.server.port();
+    let text: String = (0..400_000u32)
+        .map(|i| char::from(b'a' + (i % 23) as u8))
+        .collect();
+    let udp = links::Udp::to(port, 3).await;
+    for (carriage, port) in [
+        (Carriage::Quic, udp.port),
+        (Carriage::Tcp, links::tcp_to(port, 4).await),
+    ] {
+        let mut target = node.target();
+        target.port = port;
+        let connection = dialer.dial_over(carriage, &target, ECHO).await;
+        let connection = connection.unwrap_or_else(|error| panic!("{carriage}: {error}"));
+        let back = timeout(HUNG, echoed(&connection, &text)).await;
+        let back = back.unwrap_or_else(|_| panic!("{carriage}: no end"));
+        assert!(back == text, "{carriage}: {} bytes came back", back.len());
+    }
+    assert!(
+        udp.tally.lost.load(Ordering::Relaxed) >= 1,
+        "{:?}",
+        udp.tally
+    );
+    dialer.close().await;
+}
+
+/// What comes back of `text`, which is more than anything on the way holds.
+async fn echoed(connection: &Connection, text: &str) -> String {
+    let (mut send, mut recv) = stream(connection).await;
+    let write = async {
+        send.write_all(text.as_bytes()).await.expect("write");
+        send.shutdown().await.expect("shutdown");
+    };
+    let mut back = String::new();
+    let (_, read) = join(write, recv.read_to_string(&mut back)).await;
+    read.expect("read");
+    back
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,12 +370,12 @@ async fn a_stolen_public_key_is_worth_nothing() {
         for raw in [true, false] {
             let config = config(Arc::clone(&provider), server, raw, client, Some(WHOAMI));
             let config = Arc::new(config);
-            for carriage in crate::support::CARRIAGES {
+            for carriage in CARRIAGES {
                 let answer = whoami(carriage, node.server.port(), &config).await;
                 assert!(answer.is_err(), "{client:?} {raw} {carriage}");
                 tried += 1;
+                until(|| node.server.counters().handshakes_failed == tried).await;
                 let counters = node.server.counters();
-                assert_eq!(counters.handshakes_failed, tried);
                 assert_eq!(counters.connections_quic + counters.connections_tcp, 0);
             }
         }
@@ -303,7 +419,7 @@ async fn web_clients_are_not_asked_for_a_certificate() {
         let provider = alknet_tls::provider();
         let server = node.key.public();
         let config = Arc::new(config(provider, server, false, ClientKey::X509, Some(alpn)));
-        for carriage in crate::support::CARRIAGES {
+        for carriage in CARRIAGES {
             let answer = whoami(carriage, node.server.port(), &config).await;
             assert_eq!(answer.expect("an answer"), expected);
         }

@@ -1,6 +1,7 @@
 //! A node with small test protocols, and the peers it knows.
 
 use std::collections::HashMap;
+use std::future::Ready;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -79,55 +80,14 @@ impl IdentityProvider for Peers {
     }
 }
 
-struct Echo(Vec<AlpnSpec>);
+/// A protocol that is a function.
+pub(crate) struct Handler<F>(pub(crate) Vec<AlpnSpec>, pub(crate) F);
 
-async fn echo(mut send: SendStream, mut recv: RecvStream) {
-    while let Ok(Some(chunk)) = recv.read_chunk(usize::MAX).await {
-        if send.write_chunk(chunk).await.is_err() {
-            return;
-        }
-    }
-    let _ = send.finish();
-}
-
-impl ProtocolHandler for Echo {
-    fn alpns(&self) -> &[AlpnSpec] {
-        &self.0
-    }
-
-    fn handle(
-        self: Arc<Self>,
-        connection: Connection,
-        _auth: AuthContext,
-    ) -> BoxFuture<'static, Result<(), HandlerError>> {
-        Box::pin(async move {
-            while let Ok((send, recv)) = connection.accept_bi().await {
-                echo(send, recv).await;
-            }
-            Ok(())
-        })
-    }
-}
-
-struct Panic([AlpnSpec; 1]);
-
-impl ProtocolHandler for Panic {
-    fn alpns(&self) -> &[AlpnSpec] {
-        &self.0
-    }
-
-    fn handle(
-        self: Arc<Self>,
-        _connection: Connection,
-        _auth: AuthContext,
-    ) -> BoxFuture<'static, Result<(), HandlerError>> {
-        panic!("as asked")
-    }
-}
-
-struct Whoami([AlpnSpec; 3]);
-
-impl ProtocolHandler for Whoami {
+impl<F, R> ProtocolHandler for Handler<F>
+where
+    F: Fn(Connection, AuthContext) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<(), HandlerError>> + Send + 'static,
+{
     fn alpns(&self) -> &[AlpnSpec] {
         &self.0
     }
@@ -137,27 +97,46 @@ impl ProtocolHandler for Whoami {
         connection: Connection,
         auth: AuthContext,
     ) -> BoxFuture<'static, Result<(), HandlerError>> {
-        Box::pin(async move {
-            let key = auth
-                .key
-                .map_or_else(|| "no key".to_owned(), |key| key.to_string());
-            let peer = auth
-                .identity
-                .map_or_else(|| "nobody".to_owned(), |i| i.id.to_string());
-            while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-                if let Ok(Some(_)) = recv.read_chunk(99).await {
-                    send.write_chunk(format!("{key} {peer}\n").into())
-                        .await
-                        .ok();
-                    send.finish().ok();
-                }
-            }
-            Ok(())
-        })
+        Box::pin((self.1)(connection, auth))
     }
 }
 
-fn spec(id: &'static [u8], auth: AuthNeed, carriage: Carriage) -> AlpnSpec {
+async fn echo(connection: Connection, _auth: AuthContext) -> Result<(), HandlerError> {
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+        while let Ok(Some(chunk)) = recv.read_chunk(usize::MAX).await {
+            if send.write_chunk(chunk).await.is_err() {
+                break;
+            }
+        }
+        let _ = send.finish();
+    }
+    Ok(())
+}
+
+/// Not even a future comes of it.
+fn panics(_connection: Connection, _auth: AuthContext) -> Ready<Result<(), HandlerError>> {
+    panic!("as asked")
+}
+
+async fn tell(connection: Connection, auth: AuthContext) -> Result<(), HandlerError> {
+    let key = auth
+        .key
+        .map_or_else(|| "no key".to_owned(), |key| key.to_string());
+    let peer = auth
+        .identity
+        .map_or_else(|| "nobody".to_owned(), |i| i.id.to_string());
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+        if let Ok(Some(_)) = recv.read_chunk(99).await {
+            send.write_chunk(format!("{key} {peer}\n").into())
+                .await
+                .ok();
+            send.finish().ok();
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn spec(id: &'static [u8], auth: AuthNeed, carriage: Carriage) -> AlpnSpec {
     AlpnSpec {
         auth,
         carriage,
@@ -193,24 +172,25 @@ impl Node {
     fn with(options: ServerOptions) -> Self {
         let mut registry = HandlerRegistry::new();
         let both = Carriage::Both;
-        let echo = vec![
+        let echoing = vec![
             spec(ECHO, AuthNeed::Late, both),
             spec(KNOWN, AuthNeed::Tls, both),
             spec(TCP_ONLY, AuthNeed::Open, Carriage::Tcp),
         ];
-        let whoami = [
+        let telling = vec![
             spec(WHOAMI, AuthNeed::Late, both),
             spec(HTTP, AuthNeed::Late, both),
             spec(HTTP3, AuthNeed::Late, Carriage::Quic),
         ];
-        let panics = [spec(PANIC, AuthNeed::Open, both)];
-        registry.register(Arc::new(Echo(echo))).expect("register");
-        registry
-            .register(Arc::new(Whoami(whoami)))
-            .expect("register");
-        registry
-            .register(Arc::new(Panic(panics)))
-            .expect("register");
+        let panicking = vec![spec(PANIC, AuthNeed::Open, both)];
+        let handlers: [Arc<dyn ProtocolHandler>; 3] = [
+            Arc::new(Handler(echoing, echo)),
+            Arc::new(Handler(telling, tell)),
+            Arc::new(Handler(panicking, panics)),
+        ];
+        for handler in handlers {
+            registry.register(handler).expect("register");
+        }
         let key = NodeKey::generate().expect("a key");
         let peers = Arc::new(Peers::default());
         let options = ServerOptions { port: 0, ..options };
@@ -250,6 +230,17 @@ pub(crate) async fn ask(connection: &Connection, text: &[u8]) -> std::io::Result
     let mut answer = String::new();
     recv.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+/// Waits until it is so. A client may know how its handshake ended before the node has counted it.
+pub(crate) async fn until(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(HUNG, waiting).await;
+    waited.expect("it becomes so in time");
 }
 
 pub(crate) async fn works(node: &Node, dialer: &Dialer, carriage: Carriage) {

@@ -1,12 +1,16 @@
 //! Who dials this node × what proves it × what carries it: the specification, row by row, and every
 //! cell of it against a real port. Whom this node dials is in `remotes`.
 
+mod client;
+mod rows;
 mod scene;
 pub(crate) mod sheet;
 
 use std::fmt;
 
-use scene::{Scene, Visit};
+use client::{Client, Visit};
+use rows::{Row, rows};
+use scene::Scene;
 use sheet::{Column, Sheet};
 
 /// What a client shows in the handshake.
@@ -106,6 +110,9 @@ enum Outcome {
     Closed,
     /// The handshake fails; no handler hears of it.
     Refused,
+    /// Nobody shows such a thing over this carriage: its clients cannot. The handshake of one that is
+    /// made by hand fails.
+    Impossible,
 }
 
 impl Outcome {
@@ -113,9 +120,10 @@ impl Outcome {
         match (self, column) {
             (Self::As(name), _) => format!("as `{name}`"),
             (Self::Nobody, _) => "nobody".to_owned(),
-            (Self::Closed, Column::Quic) => "closed, code 1".to_owned(),
+            (Self::Closed, Column::Iroh | Column::Quic) => "closed, code 1".to_owned(),
             (Self::Closed, Column::Tls) => "closed".to_owned(),
             (Self::Refused, _) => "no handshake".to_owned(),
+            (Self::Impossible, _) => "not possible".to_owned(),
         }
     }
 }
@@ -127,6 +135,7 @@ enum Got {
     Nobody,
     Closed(Option<u64>),
     Refused,
+    Impossible,
     Other(String),
 }
 
@@ -138,361 +147,10 @@ impl fmt::Display for Got {
             Self::Closed(Some(code)) => write!(f, "closed, code {code}"),
             Self::Closed(None) => f.write_str("closed"),
             Self::Refused => f.write_str("no handshake"),
+            Self::Impossible => f.write_str("not possible"),
             Self::Other(what) => f.write_str(what),
         }
     }
-}
-
-struct Row {
-    role: &'static str,
-    proof: &'static str,
-    shows: Shows,
-    entry: Entry,
-    sends: Sends,
-    change: Change,
-    /// Over `alknet/call`, which lets in whoever comes and asks each request who it is.
-    call: Outcome,
-    /// Over a protocol that takes known keys only.
-    keyed: Outcome,
-}
-
-const PEER: &str = "peer";
-const PROGRAM: &str = "program";
-const STRANGER: &str = "stranger";
-/// Name of a peer, of a program's token.
-const EDGE: Outcome = Outcome::As("edge");
-const TOOL: Outcome = Outcome::As("key:tool0001");
-
-const fn knows(keys: &'static [Known]) -> Entry {
-    Entry {
-        keys,
-        enabled: true,
-        expired: false,
-        token: Token::Unknown,
-    }
-}
-
-const fn tokens(token: Token) -> Entry {
-    Entry {
-        token,
-        ..knows(&[])
-    }
-}
-
-const fn disabled(entry: Entry) -> Entry {
-    Entry {
-        enabled: false,
-        ..entry
-    }
-}
-
-const fn expired(entry: Entry) -> Entry {
-    Entry {
-        expired: true,
-        ..entry
-    }
-}
-
-/// Somebody whose key decides everything.
-fn key(role: &'static str, proof: &'static str, shows: Shows, entry: Entry, is: Outcome) -> Row {
-    Row {
-        role,
-        proof,
-        shows,
-        entry,
-        sends: Sends::Nothing,
-        change: Change::Never,
-        call: is,
-        keyed: match is {
-            Outcome::Nobody => Outcome::Closed,
-            other => other,
-        },
-    }
-}
-
-/// Somebody whose token counts over `alknet/call`, and whose key, if any, elsewhere.
-fn token(proof: &'static str, entry: Entry, sends: Sends, call: Outcome) -> Row {
-    Row {
-        sends,
-        call,
-        ..key(PROGRAM, proof, Shows::Nothing, entry, Outcome::Nobody)
-    }
-}
-
-fn live(row: Row, after: Entry) -> Row {
-    Row {
-        change: Change::Live(after),
-        ..row
-    }
-}
-
-fn away(row: Row, after: Entry) -> Row {
-    Row {
-        change: Change::Away(after),
-        ..row
-    }
-}
-
-fn rows() -> Vec<Row> {
-    use Known::{Certificate, Next, Own, Spki};
-    use Outcome::{Closed, Nobody, Refused};
-    use Shows::{
-        Ec, EcRenewed, EcStranger, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
-    };
-    let none = knows(&[]);
-    let own = knows(&[Own]);
-    let next = knows(&[Next]);
-    let both = knows(&[Own, Next]);
-    vec![
-        // Raw keys.
-        key(PEER, "raw key, known", Raw, own, EDGE),
-        key(PEER, "raw key, rotating: the old one", Raw, both, EDGE),
-        key(PEER, "raw key, rotating: the new one", NextRaw, both, EDGE),
-        key(PEER, "raw key, rotated: the old one", Raw, next, Nobody),
-        key(PEER, "raw key, rotated: the new one", NextRaw, next, EDGE),
-        live(
-            key(
-                PEER,
-                "raw key, connected while a new one is added",
-                Raw,
-                own,
-                EDGE,
-            ),
-            both,
-        ),
-        live(
-            key(
-                PEER,
-                "raw key, rotated away while connected",
-                Raw,
-                own,
-                Closed,
-            ),
-            next,
-        ),
-        away(
-            key(
-                PEER,
-                "raw key, rotated away, back with a ticket",
-                Raw,
-                own,
-                Nobody,
-            ),
-            next,
-        ),
-        key(PEER, "raw key, revoked", Raw, none, Nobody),
-        live(
-            key(PEER, "raw key, revoked while connected", Raw, own, Closed),
-            none,
-        ),
-        away(
-            key(
-                PEER,
-                "raw key, revoked, back with a ticket",
-                Raw,
-                own,
-                Nobody,
-            ),
-            none,
-        ),
-        key(PEER, "raw key, entry disabled", Raw, disabled(own), Nobody),
-        live(
-            key(
-                PEER,
-                "raw key, entry disabled while connected",
-                Raw,
-                own,
-                Closed,
-            ),
-            disabled(own),
-        ),
-        key(PEER, "raw key, entry expired", Raw, expired(own), Nobody),
-        key(STRANGER, "raw key of nobody", Raw, none, Nobody),
-        key(
-            STRANGER,
-            "raw key of a peer, without the private key",
-            StolenRaw,
-            own,
-            Refused,
-        ),
-        // The same key in a certificate: names, dates and issuers mean nothing.
-        key(PEER, "X.509, known", Wrapped(Flaw::None), own, EDGE),
-        key(
-            PEER,
-            "X.509, known, expired",
-            Wrapped(Flaw::Expired),
-            own,
-            EDGE,
-        ),
-        key(
-            PEER,
-            "X.509, known, not yet valid",
-            Wrapped(Flaw::NotYetValid),
-            own,
-            EDGE,
-        ),
-        key(
-            PEER,
-            "X.509, known, wrong name",
-            Wrapped(Flaw::WrongName),
-            own,
-            EDGE,
-        ),
-        key(
-            PEER,
-            "X.509, known, unknown authority",
-            Wrapped(Flaw::UnknownAuthority),
-            own,
-            EDGE,
-        ),
-        key(
-            PEER,
-            "X.509, rotated: the old key",
-            Wrapped(Flaw::None),
-            next,
-            Nobody,
-        ),
-        key(PEER, "X.509, rotated: the new key", NextWrapped, next, EDGE),
-        key(PEER, "X.509, revoked", Wrapped(Flaw::None), none, Nobody),
-        live(
-            key(
-                PEER,
-                "X.509, revoked while connected",
-                Wrapped(Flaw::None),
-                own,
-                Closed,
-            ),
-            none,
-        ),
-        away(
-            key(
-                PEER,
-                "X.509, revoked, back with a ticket",
-                Wrapped(Flaw::None),
-                own,
-                Nobody,
-            ),
-            none,
-        ),
-        key(PEER, "X.509, known by `spki:`", Ec, knows(&[Spki]), EDGE),
-        key(
-            PEER,
-            "X.509, known by `spki:`, renewed",
-            EcRenewed,
-            knows(&[Spki]),
-            EDGE,
-        ),
-        key(
-            PEER,
-            "X.509, known by `SHA256:`",
-            Ec,
-            knows(&[Certificate]),
-            EDGE,
-        ),
-        key(
-            PEER,
-            "X.509, known by `SHA256:`, renewed",
-            EcRenewed,
-            knows(&[Certificate]),
-            Nobody,
-        ),
-        key(
-            STRANGER,
-            "X.509 of an authority for a peer's name",
-            EcStranger,
-            knows(&[Spki]),
-            Nobody,
-        ),
-        key(
-            STRANGER,
-            "X.509 of a peer, without the private key",
-            StolenWrapped,
-            own,
-            Refused,
-        ),
-        // Tokens.
-        token("token, good", tokens(Token::Good), Sends::Token, TOOL),
-        token(
-            "token, good, for the connection",
-            tokens(Token::Good),
-            Sends::Session,
-            TOOL,
-        ),
-        token("token of a peer", tokens(Token::Peers), Sends::Token, EDGE),
-        token(
-            "token of a disabled peer",
-            disabled(tokens(Token::Peers)),
-            Sends::Token,
-            Nobody,
-        ),
-        token(
-            "token, expired",
-            tokens(Token::Expired),
-            Sends::Token,
-            Nobody,
-        ),
-        token(
-            "token, unknown",
-            tokens(Token::Unknown),
-            Sends::Token,
-            Nobody,
-        ),
-        token(
-            "no token, but something like it",
-            tokens(Token::Good),
-            Sends::Nonsense,
-            Nobody,
-        ),
-        live(
-            token(
-                "token, revoked while connected",
-                tokens(Token::Good),
-                Sends::Token,
-                Nobody,
-            ),
-            none,
-        ),
-        live(
-            Row {
-                keyed: Closed,
-                ..token(
-                    "token, for the connection, revoked while connected",
-                    tokens(Token::Good),
-                    Sends::Session,
-                    Closed,
-                )
-            },
-            none,
-        ),
-        // A token replaces what the key says, and a bad one is not forgiven for a good key.
-        Row {
-            role: PEER,
-            shows: Raw,
-            keyed: EDGE,
-            ..token(
-                "raw key, known, and a good token",
-                Entry {
-                    token: Token::Good,
-                    ..own
-                },
-                Sends::Token,
-                TOOL,
-            )
-        },
-        Row {
-            role: PEER,
-            shows: Raw,
-            keyed: EDGE,
-            ..token(
-                "raw key, known, and an unknown token",
-                own,
-                Sends::Token,
-                Nobody,
-            )
-        },
-        // Nothing.
-        key(STRANGER, "nothing", Shows::Nothing, own, Nobody),
-    ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -506,6 +164,7 @@ async fn who_dials_us() {
         sheet.row(row.role, row.proof);
         for (visit, expected) in [(Visit::Call, row.call), (Visit::Keyed, row.keyed)] {
             for column in Column::ALL {
+                let expected = row.over(column, expected);
                 let got = cell(&row, visit, expected, column).await;
                 sheet.cell(&expected.text(column), &got);
             }
@@ -517,14 +176,28 @@ async fn who_dials_us() {
 
 /// One cell, on a node of its own: whoever fails too often is shut out.
 async fn cell(row: &Row, visit: Visit, expected: Outcome, column: Column) -> Got {
-    let scene = Scene::start(row.entry);
-    let client = scene.client(row.shows, visit);
-    let Ok(mut line) = client.open(column).await else {
-        return scene.refused().await;
+    let scene = Scene::start(row.entry, column).await;
+    let client = scene.client(row.shows, visit, column).await;
+    let got = match talk(row, &scene, &client, expected).await {
+        Got::Refused => scene.refused().await,
+        got => got,
+    };
+    client.close().await;
+    match (expected, got) {
+        (Outcome::Impossible, Got::Refused) => Got::Impossible,
+        (_, got) => got,
+    }
+}
+
+/// What comes of a connection, as its client sees it.
+async fn talk(row: &Row, scene: &Scene, client: &Client, expected: Outcome) -> Got {
+    let Ok(mut line) = client.open().await else {
+        return Got::Refused;
     };
     let first = line.ask(row.sends).await;
-    let got = match row.change {
+    match row.change {
         Change::Never => first,
+        _ if first == Got::Refused => first,
         Change::Live(after) => {
             scene.change(after);
             // Asking at once could overtake the end.
@@ -536,7 +209,7 @@ async fn cell(row: &Row, visit: Visit, expected: Outcome, column: Column) -> Got
         Change::Away(after) => {
             drop(line);
             scene.change(after);
-            let Ok(mut line) = client.open(column).await else {
+            let Ok(mut line) = client.open().await else {
                 return Got::Other("the second handshake failed".to_owned());
             };
             match client.full_handshakes() {
@@ -544,9 +217,5 @@ async fn cell(row: &Row, visit: Visit, expected: Outcome, column: Column) -> Got
                 n => Got::Other(format!("{n} full handshakes")),
             }
         }
-    };
-    match got {
-        Got::Refused => scene.refused().await,
-        got => got,
     }
 }

@@ -1,33 +1,29 @@
-//! A node that knows what a row says, and clients made from the TLS library itself.
+//! A node that knows what a row says, and what its clients show.
 
-use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, LazyLock};
 
 use alknet_call::{
-    Body, CallError, CallHandler, Ctx, Dispatcher, Envelope, EventKind, FrameBody, HandlerKind,
-    OperationSpec, Registration, Registry, encode_event,
+    Body, CallError, CallHandler, Ctx, Dispatcher, HandlerKind, OperationSpec, Registration,
+    Registry,
 };
 use alknet_core::{
-    AlpnSpec, ApiKey, AuthContext, AuthNeed, AuthToken, BoxFuture, Clock, Connection, Entries,
-    HandlerError, HandlerRegistry, Identities, PeerEntry, PeerKey, ProtocolHandler,
+    ApiKey, AuthContext, AuthNeed, AuthToken, Carriage, Clock, Connection, Entries, HandlerError,
+    HandlerRegistry, Identities, PeerEntry, PeerKey,
 };
 use alknet_endpoint::{Server, ServerOptions};
 use alknet_tls::{NodeKey, PeerProof};
-use bytes::Bytes;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
-use rustls::ClientConfig;
 use rustls::sign::CertifiedKey;
-use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use serde_json::json;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 
-use super::{Entry, Flaw, Got, Known, Sends, Shows, Token, sheet::Column};
+use super::client::{Carrier, Client, Visit};
+use super::{Entry, Flaw, Got, Known, Shows, Token, sheet::Column};
 use crate::authority::{Authority, certified};
+use crate::iroh;
 use crate::matrix::{self, pkcs8, raw_key};
-use crate::support::HUNG;
+use crate::support::{HUNG, Handler, spec};
 
 /// Seeds of Ed25519 keys: the peer's own, the one that follows, and one that is nobody's.
 const OWN: [u8; 32] = [21; 32];
@@ -37,19 +33,11 @@ const NOBODYS: [u8; 32] = [23; 32];
 /// The time of day of every node here.
 const NOW_S: u64 = 2_000_000_000;
 
-/// Answers each line with the peer id of the connection, and takes known keys only.
-const KEYED: &[u8] = b"alknet/keyed";
+/// Is for known keys only.
+pub(super) const KEYED: &[u8] = b"alknet/keyed";
 
-/// The operation that is called, and the scope it wants, which everybody known here has.
-const WHOAMI: &str = "/demo/whoami";
+/// The scope that the operation wants, which everybody known here has.
 const SCOPE: &str = "demo";
-
-/// What a client visits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Visit {
-    Call,
-    Keyed,
-}
 
 struct Stopped;
 
@@ -69,6 +57,11 @@ struct Keyring {
     token: AuthToken,
 }
 
+/// The one token of this test.
+pub(super) fn the_token() -> &'static str {
+    KEYRING.token.expose()
+}
+
 static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
     let authority = Authority::new();
     let key = KeyPair::generate().expect("a key");
@@ -85,6 +78,15 @@ static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
 
 fn public(seed: [u8; 32]) -> PeerKey {
     NodeKey::from_seed(&seed).public()
+}
+
+/// The key of a client that shows it raw and holds it.
+fn seed(shows: Shows) -> Option<[u8; 32]> {
+    match shows {
+        Shows::Raw => Some(OWN),
+        Shows::NextRaw => Some(NEXT),
+        _ => None,
+    }
 }
 
 /// An Ed25519 key in a certificate.
@@ -165,32 +167,18 @@ fn entries(entry: Entry) -> Entries {
     }
 }
 
-/// A handler for known keys only.
-struct Keyed([AlpnSpec; 1]);
-
-impl ProtocolHandler for Keyed {
-    fn alpns(&self) -> &[AlpnSpec] {
-        &self.0
-    }
-
-    fn handle(
-        self: Arc<Self>,
-        connection: Connection,
-        _: AuthContext,
-    ) -> BoxFuture<'static, Result<(), HandlerError>> {
-        Box::pin(async move {
-            while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-                while let Ok(Some(_)) = recv.read_chunk(99).await {
-                    let who = connection.identity().map(|who| who.id.to_string());
-                    let line = format!("{}\n", who.unwrap_or_default());
-                    if send.write_chunk(line.into()).await.is_err() {
-                        break;
-                    }
-                }
+/// Answers each line with the peer id of the connection.
+async fn name(connection: Connection, _auth: AuthContext) -> Result<(), HandlerError> {
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+        while let Ok(Some(_)) = recv.read_chunk(99).await {
+            let who = connection.identity().map(|who| who.id.to_string());
+            let line = format!("{}\n", who.unwrap_or_default());
+            if send.write_chunk(line.into()).await.is_err() {
+                break;
             }
-            Ok(())
-        })
+        }
     }
+    Ok(())
 }
 
 fn operations() -> Registry {
@@ -212,17 +200,15 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    pub(super) fn start(entry: Entry) -> Self {
+    pub(super) async fn start(entry: Entry, column: Column) -> Self {
         let identities = Arc::new(Identities::new(entries(entry), Arc::new(Stopped)));
         let dispatcher =
             Dispatcher::new(operations()).with_identities(Arc::clone(&identities) as _);
         let mut handlers = HandlerRegistry::new();
         let calls = CallHandler::new(Arc::new(dispatcher));
         handlers.register(Arc::new(calls)).expect("the first");
-        let keyed = Keyed([AlpnSpec {
-            auth: AuthNeed::Tls,
-            ..AlpnSpec::new(KEYED)
-        }]);
+        let keyed = vec![spec(KEYED, AuthNeed::Tls, Carriage::Both)];
+        let keyed = Handler(keyed, name);
         handlers.register(Arc::new(keyed)).expect("the second");
         let key = NodeKey::generate().expect("a key");
         let options = ServerOptions {
@@ -230,8 +216,13 @@ impl Scene {
             ..ServerOptions::default()
         };
         let server = Server::bind(options, &key, handlers, Arc::clone(&identities) as _);
+        let mut server = server.expect("a free port");
+        if column == Column::Iroh {
+            let added = server.add_iroh(&key, &iroh::on_loopback()).await;
+            added.expect("a free port");
+        }
         Self {
-            server: server.expect("a free port"),
+            server,
             key,
             identities,
         }
@@ -243,37 +234,41 @@ impl Scene {
         self.server.sweep();
     }
 
-    pub(super) fn client(&self, shows: Shows, visit: Visit) -> Client {
+    pub(super) async fn client(&self, shows: Shows, visit: Visit, column: Column) -> Client {
         let shown = shown(shows);
-        let raw = shown.as_ref().is_none_or(|(_, raw)| *raw);
+        // Iroh serves raw keys only, also to whoever shows something else.
+        let raw = column == Column::Iroh || shown.as_ref().is_none_or(|(_, raw)| *raw);
         let full = Arc::new(AtomicUsize::new(0));
-        let alpn = match visit {
-            Visit::Call => alknet_call::ALPN,
-            Visit::Keyed => KEYED,
-        };
         let pinned = matrix::Pinned {
             key: self.key.public(),
             raw,
             full: Arc::clone(&full),
         };
-        Client {
-            config: Arc::new(matrix::showing(
-                alknet_tls::provider(),
-                pinned,
-                shown,
-                Some(alpn),
-            )),
-            full,
-            visit,
-            port: self.server.port(),
-        }
+        let alpn = visit.alpn();
+        let config = matrix::showing(alknet_tls::provider(), pinned, shown, Some(alpn));
+        let carrier = match (column, seed(shows)) {
+            (Column::Iroh, Some(seed)) => {
+                let endpoint = iroh::stock(&NodeKey::from_seed(&seed)).await;
+                let node = iroh::address(&self.key, self.server.iroh_addresses()[0]);
+                Carrier::Iroh(endpoint, node)
+            }
+            // Made by hand: iroh has no clients that show such a thing.
+            (Column::Iroh, None) => {
+                let port = self.server.iroh_addresses()[0].port();
+                Carrier::Quic(port, Arc::new(config))
+            }
+            (Column::Quic, _) => Carrier::Quic(self.server.port(), Arc::new(config)),
+            (Column::Tls, _) => Carrier::Tls(self.server.port(), Arc::new(config)),
+        };
+        Client::new(carrier, visit, full)
     }
 
     /// What to call a handshake that failed: nobody of the node's may have heard of it.
     pub(super) async fn refused(&self) -> Got {
         let counts = || {
             let counters = self.server.counters();
-            let heard = counters.connections_quic + counters.connections_tcp;
+            let heard =
+                counters.connections_quic + counters.connections_tcp + counters.connections_iroh;
             (counters.handshakes_failed, heard)
         };
         // The client may know before the node has counted it.
@@ -286,199 +281,5 @@ impl Scene {
             (Ok(()), (1, 0)) => Got::Refused,
             (_, other) => Got::Other(format!("no handshake, and the node counted {other:?}")),
         }
-    }
-}
-
-pub(super) struct Client {
-    config: Arc<ClientConfig>,
-    full: Arc<AtomicUsize>,
-    visit: Visit,
-    port: u16,
-}
-
-impl Client {
-    /// Connects. The ticket of an earlier connection is used, if there is one.
-    pub(super) async fn open(&self, column: Column) -> io::Result<Line> {
-        let name = "node.test.invalid";
-        let config = Arc::clone(&self.config);
-        let wire = match column {
-            Column::Tls => {
-                let tcp = TcpStream::connect(("127.0.0.1", self.port)).await?;
-                let name = name.try_into().expect("a name");
-                let connector = tokio_rustls::TlsConnector::from(config);
-                Wire::Tls(Box::new(connector.connect(name, tcp).await?))
-            }
-            Column::Quic => {
-                let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
-                let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config);
-                let config = quinn::ClientConfig::new(Arc::new(tls.expect("TLS 1.3")));
-                let address = ([127, 0, 0, 1], self.port).into();
-                let connecting = endpoint.connect_with(config, address, name);
-                let connection = connecting.expect("a valid configuration").await?;
-                Wire::Quic(endpoint, connection)
-            }
-        };
-        Ok(Line {
-            wire,
-            visit: self.visit,
-            authenticated: false,
-            asked: 0,
-        })
-    }
-
-    /// Handshakes in which the server showed its key, which a resumed one does not.
-    pub(super) fn full_handshakes(&self) -> usize {
-        self.full.load(Ordering::SeqCst)
-    }
-}
-
-/// A connection.
-pub(super) struct Line {
-    wire: Wire,
-    visit: Visit,
-    authenticated: bool,
-    asked: usize,
-}
-
-enum Wire {
-    Tls(Box<TlsStream<TcpStream>>),
-    /// The endpoint carries the connection.
-    Quic(
-        #[expect(dead_code, reason = "kept alive")] quinn::Endpoint,
-        quinn::Connection,
-    ),
-}
-
-impl Line {
-    /// Asks the node who we are.
-    pub(super) async fn ask(&mut self, sends: Sends) -> Got {
-        match timeout(HUNG, self.answer(sends)).await {
-            Ok(Ok(got)) => got,
-            // An error is not always told to the one who reads: the connection knows why.
-            Ok(Err(error)) => self.ended_by(Some(error)).await,
-            Err(_) => Got::Other("no answer".to_owned()),
-        }
-    }
-
-    /// Waits until the node ends the connection.
-    pub(super) async fn ended(&mut self) -> Got {
-        self.ended_by(None).await
-    }
-
-    async fn answer(&mut self, sends: Sends) -> io::Result<Got> {
-        if self.visit == Visit::Keyed {
-            let line = self.exchange(b"?", |got| got.ends_with(b"\n")).await?;
-            let name = String::from_utf8_lossy(&line).trim_end().to_owned();
-            return Ok(Got::As(name));
-        }
-        if sends == Sends::Session && !self.authenticated {
-            self.authenticated = true;
-            let token = json!({ "token": KEYRING.token.expose() });
-            let got = self.call("/session/authenticate", token, None).await?;
-            if !matches!(got, Got::Other(_)) {
-                return Ok(got);
-            }
-        }
-        let token = match sends {
-            Sends::Nothing | Sends::Session => None,
-            Sends::Token => Some(KEYRING.token.expose()),
-            Sends::Nonsense => Some("alk_tool0001_"),
-        };
-        self.call(WHOAMI, Value::Null, token).await
-    }
-
-    async fn call(
-        &mut self,
-        operation: &str,
-        input: Value,
-        token: Option<&str>,
-    ) -> io::Result<Got> {
-        self.asked += 1;
-        let mut payload = json!({ "operationId": operation, "input": input });
-        if let Some(token) = token {
-            payload["auth_token"] = token.into();
-        }
-        let id = self.asked.to_string();
-        let request = encode_event(EventKind::Requested, &id, &payload.to_string());
-        let frame = self.exchange(&request, is_frame).await?;
-        Ok(answer_of(frame.slice(4..)))
-    }
-
-    /// Sends `bytes` and reads until `is_whole`.
-    async fn exchange(
-        &mut self,
-        bytes: &[u8],
-        is_whole: impl Fn(&[u8]) -> bool,
-    ) -> io::Result<Bytes> {
-        let mut got = Vec::new();
-        match &mut self.wire {
-            Wire::Tls(tls) => {
-                tls.write_all(bytes).await?;
-                while !is_whole(&got) {
-                    if tls.read_buf(&mut got).await? == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                }
-            }
-            Wire::Quic(_, connection) => {
-                let (mut send, mut recv) = connection.open_bi().await?;
-                send.write_all(bytes).await?;
-                while !is_whole(&got) {
-                    let chunk = recv.read_chunk(usize::MAX, true).await;
-                    let chunk = chunk.map_err(io::Error::other)?;
-                    let chunk = chunk.ok_or(io::ErrorKind::UnexpectedEof)?;
-                    got.extend_from_slice(&chunk.bytes);
-                }
-            }
-        }
-        Ok(got.into())
-    }
-
-    /// How the connection ended, of which `error` was the first sign.
-    async fn ended_by(&mut self, error: Option<io::Error>) -> Got {
-        match &mut self.wire {
-            Wire::Tls(tls) => {
-                let end = match error {
-                    Some(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
-                    Some(error) => Err(error),
-                    None => {
-                        let mut rest = Vec::new();
-                        match timeout(HUNG, tls.read_to_end(&mut rest)).await {
-                            Ok(end) => end,
-                            Err(_) => return Got::Other("stays open".to_owned()),
-                        }
-                    }
-                };
-                match end {
-                    Ok(_) => Got::Closed(None),
-                    Err(_) => Got::Refused,
-                }
-            }
-            Wire::Quic(_, connection) => match timeout(HUNG, connection.closed()).await {
-                Ok(quinn::ConnectionError::ApplicationClosed(end)) => {
-                    Got::Closed(Some(end.error_code.into_inner()))
-                }
-                Ok(quinn::ConnectionError::ConnectionClosed(_)) => Got::Refused,
-                Ok(other) => Got::Other(other.to_string()),
-                Err(_) => Got::Other("stays open".to_owned()),
-            },
-        }
-    }
-}
-
-fn is_frame(got: &[u8]) -> bool {
-    got.split_first_chunk::<4>()
-        .is_some_and(|(header, rest)| rest.len() >= u32::from_be_bytes(*header) as usize)
-}
-
-fn answer_of(body: Bytes) -> Got {
-    let body = FrameBody::parse(body).expect("a well-formed frame");
-    let event = Envelope::parse(&body.envelope, 32).expect("a well-formed envelope");
-    let payload: Value = serde_json::from_str(event.payload).expect("JSON");
-    match (event.kind, &payload["output"], payload["code"].as_str()) {
-        (EventKind::Responded, Value::String(name), _) => Got::As(name.clone()),
-        (EventKind::Responded, other, _) => Got::Other(other.to_string()),
-        (_, _, Some("UNAUTHENTICATED")) => Got::Nobody,
-        (_, _, code) => Got::Other(format!("{code:?}")),
     }
 }

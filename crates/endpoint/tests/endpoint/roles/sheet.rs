@@ -11,15 +11,17 @@ use alknet_core::Carriage;
 pub(crate) enum Column {
     Quic,
     Tls,
+    Iroh,
 }
 
 impl Column {
-    pub(crate) const ALL: [Self; 2] = [Self::Quic, Self::Tls];
+    pub(crate) const ALL: [Self; 3] = [Self::Quic, Self::Tls, Self::Iroh];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Quic => "QUIC",
             Self::Tls => "TLS/TCP",
+            Self::Iroh => "iroh",
         }
     }
 
@@ -27,6 +29,7 @@ impl Column {
         match self {
             Self::Quic => Carriage::Quic,
             Self::Tls => Carriage::Tcp,
+            Self::Iroh => Carriage::Iroh,
         }
     }
 }

@@ -72,6 +72,9 @@ where
         units += did;
         took.extend(times);
     }
+    if units == 0 {
+        return Err(failed("measuring")("nothing was done in the whole time"));
+    }
     took.sort_unstable();
     Ok(Sample {
         per_second: units as f64 / plan.window.as_secs_f64(),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use alknet_call::{
-    ALPN, CallClient, CallConnection, CallHandler, Dispatcher, HandlerKind, ImportOptions,
-    OperationSpec, Output, Registration, Registry, Subscription,
+    ALPN, CallClient, CallConnection, CallHandler, Dispatcher, HandlerKind, OperationSpec, Output,
+    Registration, Registry, Subscription,
 };
 use alknet_core::{Carriage, HandlerRegistry};
 use alknet_endpoint::{Dialer, Limits, Server, ServerOptions, Target};
@@ -44,8 +44,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn start(sides: &Sides, keys: &Keys) -> Result<Self> {
-        // As a node has it: it asks whoever connects what it takes, so that answers can be binary.
-        let dispatcher = Dispatcher::new(operations()?).with_imports(ImportOptions::default());
+        let dispatcher = Dispatcher::new(operations()?);
         let mut handlers = HandlerRegistry::new();
         handlers
             .register(Arc::new(CallHandler::new(Arc::new(dispatcher))))
@@ -65,6 +64,9 @@ impl Node {
             let dialled = dialer.dial_over(carriage, &self.target, ALPN).await;
             let dialled = dialled.map_err(failed("dialling the node"))?;
             let connection = CallClient::without_operations().attach(dialled, None);
+            // Hears what the node can do, so that events with binary data come as such.
+            let known = connection.operations("bench/").await;
+            known.map_err(failed("listing operations"))?;
             echo(&connection, &Message::of(1)).await?;
             connections.push((connection, dialer));
         }

@@ -1,0 +1,188 @@
+//! `alknet key`: another key in the place of the one this computer acts with.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::call::{Reach, of_call, parse_target};
+use super::identity::KEY_FILE;
+use super::{DialArgs, Exit, Failure, output};
+
+use crate::key::{KeyFiles, Keys, Record, Stage, TellError, tell};
+
+/// The verbs below `alknet key`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// Make a new key, tell it to every node that knows the old one, and use it from then on.
+    #[command(
+        after_help = "Examples:\n  alknet key rotate ed25519:…@192.0.2.7:443 hub.example.org\n  \
+alknet key rotate\n\nNodes are remembered: without targets the command goes on where it stopped, or \
+tells those of the last time. The old key stays valid on them for a day."
+    )]
+    Rotate(RotateArgs),
+}
+
+/// Arguments of `alknet key rotate`.
+#[derive(Debug, Args)]
+pub(crate) struct RotateArgs {
+    /// Nodes that know the key.
+    targets: Vec<String>,
+    /// Forget this node: it is not told, and not waited for; can be given several times.
+    #[arg(long, value_name = "TARGET")]
+    drop: Vec<String>,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Runs one of them.
+pub(crate) fn run(verb: KeyVerb, json: bool) -> Result<Exit, Failure> {
+    match verb {
+        KeyVerb::Rotate(args) => rotate(&args, json),
+    }
+}
+
+fn rotate(args: &RotateArgs, json: bool) -> Result<Exit, Failure> {
+    if args.dial.anonymous {
+        return Err(Failure::usage(
+            "a key is replaced by its holder: leave out --anonymous",
+        ));
+    }
+    let files = KeyFiles::at(args.dial.state.dir()?.join(KEY_FILE));
+    let _turn = files.lock()?;
+    files.tidy();
+    let mut record = files.record()?;
+    for target in &args.targets {
+        record.add(&parse_target(target, &args.dial)?.to_string());
+    }
+    for target in &args.drop {
+        record.forget(&parse_target(target, &args.dial)?.to_string());
+    }
+    let keys = files.keys(&record)?;
+    if record.targets.is_empty() && keys.stage == Stage::Before {
+        return Err(Failure::usage(
+            "name the nodes that know your key: those that are not told take the new one for a \
+             stranger's",
+        ));
+    }
+    let keys = files.begin(keys, &mut record)?;
+    let exits = tell_all(&keys, &mut record, &args.dial, json)?;
+    match keys.stage {
+        Stage::Before if record.is_told() => files.swap(&keys, &mut record)?,
+        Stage::Before => files.write(&record)?,
+        Stage::After => files.prolong(&mut record)?,
+    }
+    report(&files, &keys, &record, json)?;
+    Ok(exits
+        .into_iter()
+        .find(|exit| *exit != Exit::Ok)
+        .unwrap_or(Exit::Ok))
+}
+
+/// Tells every node that was not told yet, all at the same time; what fails is printed.
+fn tell_all(
+    keys: &Keys,
+    record: &mut Record,
+    dial: &DialArgs,
+    json: bool,
+) -> Result<Vec<Exit>, Failure> {
+    let mut waiting: Vec<_> = record.targets.iter_mut().filter(|it| !it.told).collect();
+    if waiting.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (old, new) = (keys.old.as_ref().ok_or_else(gone)?, &keys.new);
+    let reach = Reach::with_key(Some(old.clone()), dial);
+    reach.run(async |reach| {
+        let all = waiting.iter_mut().map(|node| async move {
+            let target = parse_target(&node.target, dial)?;
+            let answer = reach
+                .connected(&target, async |client| {
+                    let told = tell(client, &target.pins, old, new).await;
+                    told.map_err(of_tell)
+                })
+                .await?;
+            node.told = true;
+            node.peer_id = Some(answer.peer_id);
+            node.old_key_ends = answer.old_key_ends;
+            Ok::<_, Failure>(())
+        });
+        let results = futures_util::future::join_all(all).await;
+        let exits = results.into_iter().zip(&waiting).map(|(result, node)| {
+            result.map_or_else(
+                |failure| {
+                    output::failure_of(Some(&node.target), &failure, json);
+                    failure.exit
+                },
+                |()| Exit::Ok,
+            )
+        });
+        Ok(exits.collect())
+    })
+}
+
+fn of_tell(error: TellError) -> Failure {
+    match error {
+        TellError::Call(error) => of_call(error),
+        TellError::Clock => Failure::new(Exit::Unreachable, "UNAVAILABLE", error),
+        TellError::Protocol(_) => Failure::new(Exit::Failed, "PROTOCOL", error),
+    }
+}
+
+fn gone() -> Failure {
+    Failure::local(
+        "the old key is gone, and nodes are told over connections made with it: give them up with \
+         --drop TARGET and let an administrator add the new key there",
+    )
+}
+
+fn report(files: &KeyFiles, keys: &Keys, record: &Record, json: bool) -> Result<(), Failure> {
+    let in_use = files.in_use()?;
+    if json {
+        return output::json_line(&json!({
+            "identity": in_use,
+            "new": keys.new.public(),
+            "rotated": in_use == keys.new.public(),
+            "old_key_ends": record.old_until(),
+            "targets": record.targets,
+        }));
+    }
+    for line in lines(
+        in_use == keys.new.public(),
+        &keys.new.public().to_string(),
+        files,
+        record,
+    ) {
+        output::line(&line)?;
+    }
+    Ok(())
+}
+
+fn lines(rotated: bool, new: &str, files: &KeyFiles, record: &Record) -> Vec<String> {
+    let mut lines: Vec<_> = record
+        .targets
+        .iter()
+        .filter(|node| node.told)
+        .map(|node| {
+            let ends = node.old_key_ends.as_deref();
+            let ends = ends.map_or_else(
+                || "keeps the old one until its configuration drops it".to_owned(),
+                |ends| format!("takes the old one until {ends}"),
+            );
+            let peer = node.peer_id.as_deref().unwrap_or_default();
+            format!("{}: knows the new key as {peer}, and {ends}", node.target)
+        })
+        .collect();
+    let waiting = record.targets.iter().filter(|it| !it.told).count();
+    if rotated {
+        lines.push(format!("your key is {new}"));
+        if let Some(until) = record.old_until() {
+            let old = files.old();
+            lines.push(format!("the old one is in {} until {until}", old.display()));
+        }
+    } else {
+        lines.push(format!("the new key will be {new}"));
+        lines.push(format!(
+            "the old one stays in use until {waiting} more know it: run 'alknet key rotate' again, \
+             or give one up with --drop TARGET"
+        ));
+    }
+    lines
+}

@@ -1,0 +1,297 @@
+//! The files of a rotation, beside the key: `identity.key.new` until it is used, `identity.key.old`
+//! while it is still valid, and `identity.key.nodes`, who knows which; `node.key.new` and so on where
+//! the key is a node's. A power cut at any moment leaves a key that works, and the next run goes on
+//! from there.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use alknet_core::PeerKey;
+use alknet_core::rotation::OVERLAP_S;
+use alknet_tls::NodeKey;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Failure;
+
+/// Where the key is, and everything beside it.
+pub(crate) struct KeyFiles {
+    key: PathBuf,
+}
+
+/// Who knows the key, and how far a rotation is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The key of the rotation that runs, or ran last and whose overlap lasts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    new: Option<PeerKey>,
+    /// When the old key is deleted, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    old_until_s: Option<u64>,
+    /// The nodes.
+    pub(crate) targets: Vec<Node>,
+}
+
+/// A node that knows the key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Node {
+    /// How it is dialled.
+    pub(crate) target: String,
+    /// Whether it knows the new key.
+    pub(crate) told: bool,
+    /// Who we are to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peer_id: Option<String>,
+    /// When it refuses the old key, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) old_key_ends: Option<String>,
+}
+
+/// How far a rotation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The old key is in use.
+    Before,
+    /// The new one is; nodes can still be told by the old one.
+    After,
+}
+
+/// The keys of a rotation.
+pub(crate) struct Keys {
+    pub(crate) stage: Stage,
+    /// Absent when it is gone, or not made yet.
+    pub(crate) old: Option<NodeKey>,
+    pub(crate) new: NodeKey,
+}
+
+impl Record {
+    pub(crate) fn add(&mut self, target: &str) {
+        if !self.targets.iter().any(|node| node.target == target) {
+            self.targets.push(Node {
+                target: target.to_owned(),
+                ..Node::default()
+            });
+        }
+    }
+
+    pub(crate) fn forget(&mut self, target: &str) {
+        self.targets.retain(|node| node.target != target);
+    }
+
+    /// Waits for these and no others; whoever of them was told stays so.
+    pub(crate) fn wait_for(&mut self, targets: Vec<String>) {
+        self.targets.retain(|node| targets.contains(&node.target));
+        targets.iter().for_each(|target| self.add(target));
+    }
+
+    pub(crate) fn is_told(&self) -> bool {
+        self.targets.iter().all(|node| node.told)
+    }
+
+    /// When the old key is deleted, RFC 3339.
+    pub(crate) fn old_until(&self) -> Option<String> {
+        let at = i64::try_from(self.old_until_s?).ok()?;
+        Some(Timestamp::from_second(at).ok()?.to_string())
+    }
+
+    /// The same nodes, none of which was told of the next key.
+    fn next(&mut self) {
+        self.new = None;
+        self.old_until_s = None;
+        for node in &mut self.targets {
+            node.told = false;
+            node.old_key_ends = None;
+        }
+    }
+
+    /// When the last node refuses the old key, as far as they said.
+    fn latest_end_s(&self) -> Option<u64> {
+        let ends = self.targets.iter().filter_map(|node| {
+            let end: Timestamp = node.old_key_ends.as_ref()?.parse().ok()?;
+            u64::try_from(end.as_second()).ok()
+        });
+        ends.max()
+    }
+}
+
+impl KeyFiles {
+    pub(crate) const fn at(key: PathBuf) -> Self {
+        Self { key }
+    }
+
+    /// Deletes the old key once no node takes it any more. What goes wrong is left for the next
+    /// time.
+    pub(crate) fn tidy(&self) {
+        self.tidy_at(now_s());
+    }
+
+    fn tidy_at(&self, now_s: u64) {
+        let Ok(mut record) = self.record() else {
+            return;
+        };
+        let over = record.old_until_s.is_some_and(|end| now_s >= end);
+        if !over || self.in_use().ok() != record.new {
+            return;
+        }
+        let removed = fs::remove_file(self.old());
+        if removed.is_ok() || !self.old().exists() {
+            record.next();
+            self.write(&record).ok();
+        }
+    }
+
+    /// One rotation at a time: until the file is dropped.
+    pub(crate) fn lock(&self) -> Result<File, Failure> {
+        let dir = File::open(self.dir()).map_err(Failure::local)?;
+        dir.try_lock().map_err(|_| {
+            Failure::local("another rotation of this key runs: wait until it is done")
+        })?;
+        Ok(dir)
+    }
+
+    /// What is remembered.
+    pub(crate) fn record(&self) -> Result<Record, Failure> {
+        let path = self.beside(".nodes");
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+                let path = path.display();
+                Failure::local(format!("{path} is damaged ({error}): correct or delete it"))
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
+            Err(error) => Err(Failure::local(format!(
+                "cannot read {}: {error}",
+                path.display()
+            ))),
+        }
+    }
+
+    /// Remembers, durably.
+    pub(crate) fn write(&self, record: &Record) -> Result<(), Failure> {
+        let path = self.beside(".nodes");
+        let bytes = serde_json::to_vec_pretty(record).map_err(Failure::local)?;
+        replace(&path, &bytes)
+            .map_err(|error| Failure::local(format!("cannot write {}: {error}", path.display())))
+    }
+
+    /// The keys as the files have them; a new one, not kept yet, where no rotation runs.
+    pub(crate) fn keys(&self, record: &Record) -> Result<Keys, Failure> {
+        let key = self.load()?;
+        if record.new == Some(key.public()) {
+            return Ok(Keys {
+                stage: Stage::After,
+                old: NodeKey::load(&self.old()).map_err(Failure::local)?,
+                new: key,
+            });
+        }
+        let made = NodeKey::load(&self.beside(".new")).map_err(Failure::local)?;
+        let goes_on = made.as_ref().map(NodeKey::public) == record.new;
+        if !goes_on && record.targets.iter().any(|node| node.told) {
+            return Err(Failure::local(format!(
+                "{} is gone, and nodes were told of it: put it back, or delete {} and let an \
+                 administrator remove the key there",
+                self.beside(".new").display(),
+                self.beside(".nodes").display()
+            )));
+        }
+        let new = match made {
+            Some(made) => made,
+            None => NodeKey::generate().map_err(Failure::local)?,
+        };
+        Ok(Keys {
+            stage: Stage::Before,
+            old: Some(key),
+            new,
+        })
+    }
+
+    /// Keeps the new key before anybody hears of it.
+    pub(crate) fn begin(&self, keys: Keys, record: &mut Record) -> Result<Keys, Failure> {
+        if keys.stage == Stage::Before {
+            let path = self.beside(".new");
+            if !path.exists() {
+                keys.new.store(&path).map_err(Failure::local)?;
+            }
+            record.new = Some(keys.new.public());
+        }
+        self.write(record)?;
+        Ok(keys)
+    }
+
+    /// Puts the new key in the place of the old one, which is kept beside it. Everything but the
+    /// last step can be done again.
+    pub(crate) fn swap(&self, keys: &Keys, record: &mut Record) -> Result<(), Failure> {
+        if let Some(old) = &keys.old {
+            old.store(&self.old()).map_err(Failure::local)?;
+        }
+        record.old_until_s = record.latest_end_s().max(Some(now_s() + OVERLAP_S));
+        self.write(record)?;
+        fs::rename(self.beside(".new"), &self.key)
+            .and_then(|()| File::open(self.dir())?.sync_all())
+            .map_err(|error| {
+                Failure::local(format!("cannot replace {}: {error}", self.key.display()))
+            })
+    }
+
+    /// Keeps the old key for as long as any node takes it, those told late included.
+    pub(crate) fn prolong(&self, record: &mut Record) -> Result<(), Failure> {
+        record.old_until_s = record.old_until_s.max(record.latest_end_s());
+        self.write(record)
+    }
+
+    /// The public half of the key in use.
+    pub(crate) fn in_use(&self) -> Result<PeerKey, Failure> {
+        Ok(self.load()?.public())
+    }
+
+    /// Where the old key is while it is valid.
+    pub(crate) fn old(&self) -> PathBuf {
+        self.beside(".old")
+    }
+
+    fn load(&self) -> Result<NodeKey, Failure> {
+        let key = NodeKey::load(&self.key).map_err(Failure::local)?;
+        key.ok_or_else(|| {
+            Failure::usage("there is no key to replace yet: 'alknet identity' makes the first")
+        })
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = OsString::from(&self.key);
+        name.push(suffix);
+        name.into()
+    }
+
+    fn dir(&self) -> &Path {
+        match self.key.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        }
+    }
+}
+
+/// Seconds since 1970 on this computer.
+fn now_s() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
+/// Puts a file in place whole.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = OsString::from(path);
+    name.push(".tmp");
+    let temporary = PathBuf::from(name);
+    let mut file = File::create(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! How streams and the connection end.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use alknet_core::{CloseCode, StreamCode};
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+
+use super::Link;
+use crate::dispatcher::Counters;
+use crate::envelope;
+use crate::lane::Lane;
+use crate::limits::{DRAIN_RETRY_MS, SUPERSEDED_DRAIN};
+use crate::outlet::Outlet;
+use crate::peers::PeerEvent;
+use crate::sync::lock;
+
+/// Why the older of two connections of one peer ends.
+pub(super) const SUPERSEDED: &str = "a newer connection of this peer took over";
+
+/// Why calls over a connection that is over have no answer.
+const ENDED: &str = "the connection ended";
+
+impl Link {
+    /// A newer connection of the same peer took over: what runs may finish, for a while. The
+    /// endpoint asks the same of a peer's oldest connection where it has too many, and this is told
+    /// in the same way: whoever asks first also ends the connection when the while is over.
+    pub(crate) fn supersede(self: &Arc<Self>) {
+        if !self.connection.ask_to_drain() {
+            return;
+        }
+        self.start_drain();
+        let link = Arc::clone(self);
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(SUPERSEDED_DRAIN, link.ended()).await;
+            link.close(CloseCode::Superseded, SUPERSEDED);
+        });
+    }
+
+    /// Nothing is answered on `lane` any more. Requests of ours that went out on it fail, too,
+    /// unless it ended well and there are others: answers on another stream are legal.
+    pub(crate) fn lane_ended(&self, lane: &Arc<Lane>, badly: bool) {
+        self.inbound
+            .abort_where(|request| Arc::ptr_eq(request.lane(), lane));
+        if badly || !self.connection.is_multi() {
+            self.outbound
+                .fail_where(|on| Arc::ptr_eq(on, lane), "the stream ended");
+        }
+    }
+
+    pub(crate) fn protocol_error(&self, why: &'static str) {
+        Counters::add(&self.dispatcher.counters.protocol_errors);
+        tracing::debug!(connection = %self.info.id, why, "the peer broke the protocol");
+    }
+
+    /// Where there is one stream only, its end is the connection's: closed in order, which the
+    /// peer can tell from a lost one.
+    pub(crate) fn fail_if_single(&self, code: CloseCode, why: &'static str) {
+        if !self.connection.is_multi() {
+            lock(&self.failure).get_or_insert((code, why));
+            self.connection.close(code, why);
+            self.cancel.cancel();
+        }
+    }
+
+    pub(crate) fn start_drain(&self) {
+        self.life.apply(PeerEvent::Goaway);
+        self.follow.cancel();
+        self.drain.cancel();
+    }
+
+    /// Resolves once this side drains.
+    pub(crate) async fn draining(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Cancelled once the connection is over.
+    pub(crate) fn over(&self) -> CancellationToken {
+        self.cancel.clone()
+    }
+
+    /// Resolves once the connection is over.
+    pub(crate) async fn ended(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Ends the connection: whoever waits for an answer over it hears so at once, and so does the
+    /// peer.
+    ///
+    /// Where there is one stream only, its end says no more than that this side asks nothing more,
+    /// and the peer would go on with what it was asked. There the driver ends the connection, as
+    /// soon as the peer was told to give up.
+    pub(crate) fn close(&self, code: CloseCode, why: &str) {
+        if self.goodbye.set((code, why.into())).is_err() {
+            return;
+        }
+        self.follow.cancel();
+        self.inbound.abort_where(|_| true);
+        if self.connection.is_multi() {
+            self.outbound.close(ENDED);
+            return self.hang_up();
+        }
+        let lanes = self.live_lanes();
+        self.outbound.abandon(&lanes, ENDED);
+        if lanes.iter().all(|lane| lane.out.is_idle()) {
+            return self.hang_up();
+        }
+        self.leaving.cancel();
+        if self.cancel.is_cancelled() {
+            // The driver is gone, and looked for this before or after it was said.
+            self.hang_up();
+        }
+    }
+
+    /// Once [`close`](Self::close) left it to the driver: ends the connection as soon as the peer
+    /// was told everything. One that does not take it in time finds the stream cut off.
+    pub(super) async fn leave_when_told(&self) {
+        self.leaving.cancelled().await;
+        let lanes = self.live_lanes();
+        let written = lanes.iter().map(|lane| lane.out.wait_room(Outlet::is_idle));
+        let written = tokio::time::timeout(self.dispatcher.patience.goodbye, join_all(written));
+        if written.await.is_err() {
+            lanes
+                .iter()
+                .for_each(|lane| lane.out.kill(StreamCode::Cancelled));
+            self.tasks.close();
+            self.tasks.wait().await;
+        }
+        self.hang_up();
+    }
+
+    /// Ends the connection as [`close`](Self::close) was told to.
+    fn hang_up(&self) {
+        if let Some((code, why)) = self.goodbye.get() {
+            self.connection.close(*code, why);
+        }
+        self.cancel.cancel();
+    }
+
+    /// Whether a newer connection of the peer took over: in the peer table, or at the endpoint.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.connection.is_asked_to_drain()
+    }
+
+    /// Tells the peer on every stream it may be listening to, or on a new one.
+    pub(super) async fn say_goaway(self: &Arc<Self>) {
+        let lanes = self.live_lanes();
+        let why = if self.is_superseded() {
+            SUPERSEDED
+        } else {
+            "the node is shutting down"
+        };
+        let say = |lane: &Arc<Lane>| {
+            let text = |out: &mut Vec<u8>| envelope::append_goaway(out, why, DRAIN_RETRY_MS);
+            lane.out.push(text).is_some()
+        };
+        let said = lanes.iter().filter(|lane| say(lane)).count();
+        if said == 0
+            && self.connection.is_multi()
+            && let Ok(lane) = self.call_lane().await
+        {
+            say(&lane);
+            lane.out.finish();
+        }
+        self.goaway_said.store(true, Ordering::Release);
+        lanes.iter().for_each(|lane| lane.out.poke());
+    }
+
+    pub(crate) fn poke_lanes(&self) {
+        self.live_lanes().iter().for_each(|lane| lane.out.poke());
+    }
+
+    fn live_lanes(&self) -> Vec<Arc<Lane>> {
+        lock(&self.lanes).iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// Leaves no work behind, however the driver ends.
+pub(super) struct EndOnDrop(pub(super) Arc<Link>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        let link = &self.0;
+        link.cancel.cancel();
+        link.life.apply(PeerEvent::Ended);
+        link.follow.cancel();
+        link.dispatcher
+            .peers
+            .detach(link.info.id, link.dispatcher.announcer());
+        link.imports.store(None);
+        link.inbound.abort_where(|_| true);
+        let lanes = std::mem::take(&mut *lock(&link.lanes));
+        let lanes: Vec<_> = lanes.iter().filter_map(Weak::upgrade).collect();
+        // What was not said must not look like a connection that ended in order.
+        let cut = link.has_outbound() || lanes.iter().any(|lane| !lane.out.is_idle());
+        link.outbound.close(ENDED);
+        lanes
+            .iter()
+            .for_each(|lane| lane.out.kill(StreamCode::Cancelled));
+        if !cut {
+            link.hang_up();
+        }
+    }
+}

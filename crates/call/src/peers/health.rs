@@ -1,0 +1,55 @@
+//! Whether a peer that serves something still answers.
+//!
+//! The carriages notice a connection that is dead; this notices a peer that is not: whose process
+//! hangs, or whose machine is too busy to answer. Any answer is a sign of life, a refusal too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+
+use crate::client::{CallOptions, Caller};
+use crate::error::ErrorCode;
+use crate::link::Link;
+use crate::peers::attach::peer_of;
+use crate::peers::state::PeerEvent;
+
+/// What every node answers, and cheaply.
+const QUESTION: &str = "services/list";
+
+/// Asks a peer now and then, as long as it serves something here. Never resolves for one that may.
+pub(crate) async fn watch_over(link: &Arc<Link>) {
+    if peer_of(link).is_none() {
+        return;
+    }
+    let patience = link.dispatcher.patience;
+    let caller = Caller::new(Arc::clone(link));
+    loop {
+        sleep(patience.sign_of_life_every).await;
+        if !link.life.state().is_serving() {
+            continue;
+        }
+        let event = if answers(&caller, patience.sign_of_life).await {
+            PeerEvent::SignOfLife
+        } else {
+            PeerEvent::Missed
+        };
+        link.life.apply(event);
+    }
+}
+
+async fn answers(caller: &Caller, within: Duration) -> bool {
+    let options = CallOptions {
+        timeout: Some(within),
+        ..CallOptions::default()
+    };
+    let input = json!({ "limit": 1 });
+    let answer = caller.call_with(QUESTION, &input, &options);
+    match timeout(within, answer).await {
+        Ok(Ok(_)) => true,
+        // Both are what this side says of a peer that said nothing.
+        Ok(Err(error)) => !matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable),
+        Err(_) => false,
+    }
+}

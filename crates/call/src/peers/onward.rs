@@ -1,0 +1,273 @@
+//! Requests that an operation of this node passes on to an attached peer which its input names.
+
+use std::fmt;
+use std::sync::Arc;
+
+use alknet_core::{Identity, PeerId};
+use futures_util::{StreamExt, stream};
+use tokio::sync::watch;
+
+use crate::access::{AccessControl, Verdict};
+use crate::body::{Body, Item, Output};
+use crate::compiled::Compiled;
+use crate::compose::Resolved;
+use crate::context::Ctx;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::BoxStream;
+use crate::limits::{OPERATION_BYTES_MAX, SESSION_RECHECK};
+use crate::peers::reexport::{ask_around, follow};
+use crate::peers::table::NoPeer;
+use crate::standing;
+
+/// What is passed on, to whom, and under which rule.
+///
+/// Two rules are checked against whoever asked this node, before anything leaves it: that of the
+/// way, which comes first and says nothing of which peers there are, and that which the peer
+/// announces for its operation. The peer then checks its own against this node.
+///
+/// For requests from outside only: an operation that calls another does so by its own authority and
+/// names a [`PeerRef`](crate::PeerRef).
+#[derive(Clone)]
+pub struct Onward {
+    operation: Box<str>,
+    to: To,
+    way: Arc<Way>,
+}
+
+/// The rule of the way to a peer, or to whomever.
+type Way = dyn Fn(Option<&str>) -> AccessControl + Send + Sync;
+
+#[derive(Clone)]
+enum To {
+    /// One of those that suit.
+    Any(Arc<dyn Fn(&PeerId) -> bool + Send + Sync>),
+    /// The peer of this id or alias.
+    Named(Box<str>),
+}
+
+impl Onward {
+    /// To the peer of this id or alias, and nobody else. `way` is the rule of the way to a peer; it
+    /// is asked with the peer's id, or with the name where nobody is called so.
+    pub fn to(
+        peer: &str,
+        operation: &str,
+        way: impl Fn(Option<&str>) -> AccessControl + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(To::Named(peer.into()), operation, way)
+    }
+
+    /// To one of the peers that serve the operation and suit: of those that answered lately the one
+    /// with the fewest calls of this node in flight, in turn among equals. `way` without a peer is
+    /// the rule of the way to whomever; where it does not hold, those peers are left to which the
+    /// rule of the way does.
+    pub fn to_any(
+        suits: impl Fn(&PeerId) -> bool + Send + Sync + 'static,
+        operation: &str,
+        way: impl Fn(Option<&str>) -> AccessControl + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(To::Any(Arc::new(suits)), operation, way)
+    }
+
+    fn new(
+        to: To,
+        operation: &str,
+        way: impl Fn(Option<&str>) -> AccessControl + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            operation: operation.trim_start_matches('/').into(),
+            to,
+            way: Arc::new(way),
+        }
+    }
+
+    /// Calls a query or mutation there. A query that may go to any peer is asked of another, once,
+    /// where the first is lost.
+    ///
+    /// # Errors
+    /// `FORBIDDEN` and `UNAUTHENTICATED` by either rule, `NOT_FOUND` where the peer or the operation
+    /// is not there, `UNAVAILABLE` where peers serve it and none is well, `INVALID_OPERATION_TYPE`
+    /// for a subscription; and what the peer answers.
+    pub async fn call(self, input: Body, ctx: &Ctx) -> Result<Output, CallError> {
+        let elsewhere = matches!(self.to, To::Any(_));
+        let find = |except: Option<&PeerId>| self.find(&input, ctx, except);
+        ask_around(find, elsewhere, input.clone(), ctx).await
+    }
+
+    /// Subscribes there. Ends with an error as soon as one of the rules does not hold any more.
+    #[must_use]
+    pub fn subscribe(self, input: Body, ctx: &Ctx) -> BoxStream<Result<Item, CallError>> {
+        let found = match self.find(&input, ctx, None) {
+            Ok(found) => found,
+            Err(error) => return stream::iter([Err(error)]).boxed(),
+        };
+        let events = follow(&found, input.clone(), ctx.clone());
+        let right = Right {
+            onward: self,
+            found,
+            input,
+            ctx: ctx.clone(),
+        };
+        let withdrawn = Box::pin(right.withdrawn());
+        stream::unfold(Some((events, withdrawn)), |running| async move {
+            let (mut events, mut withdrawn) = running?;
+            tokio::select! {
+                biased;
+                error = &mut withdrawn => Some((Err(error), None)),
+                event = events.next() => event.map(|event| (event, Some((events, withdrawn)))),
+            }
+        })
+        .boxed()
+    }
+
+    fn find(
+        &self,
+        input: &Body,
+        ctx: &Ctx,
+        except: Option<&PeerId>,
+    ) -> Result<Resolved, CallError> {
+        if ctx.internal() {
+            let message = "an operation calls a peer by its own authority: invoke with a PeerRef";
+            return Err(CallError::new(ErrorCode::Forbidden, message));
+        }
+        let identity = ctx.identity().map(AsRef::as_ref);
+        let found = match &self.to {
+            To::Named(name) => self.named(name, identity, ctx),
+            To::Any(suits) => self.any(&**suits, identity, ctx, except),
+        }?;
+        check_rule(&found.operation, identity, input, ctx)?;
+        Ok(found)
+    }
+
+    fn named(
+        &self,
+        name: &str,
+        identity: Option<&Identity>,
+        ctx: &Ctx,
+    ) -> Result<Resolved, CallError> {
+        let id = ctx.dispatcher().by_name(name);
+        let scope = id.as_ref().map_or(name, PeerId::as_str);
+        self.may_go(Some(scope), identity).into_result()?;
+        let operation = id
+            .as_ref()
+            .filter(|_| self.operation.len() <= OPERATION_BYTES_MAX)
+            .and_then(|id| ctx.dispatcher().peers.get(id, &self.operation));
+        match operation {
+            Some(operation) => Ok(Resolved {
+                operation,
+                peer: id,
+            }),
+            None => Err(self.not_there()),
+        }
+    }
+
+    /// Whoever may go to some peers only is not told whether others serve the operation.
+    fn any(
+        &self,
+        suits: &(dyn Fn(&PeerId) -> bool + Send + Sync),
+        identity: Option<&Identity>,
+        ctx: &Ctx,
+        except: Option<&PeerId>,
+    ) -> Result<Resolved, CallError> {
+        let everywhere = self.may_go(None, identity);
+        let reaches = |peer: &PeerId| {
+            everywhere == Verdict::Allowed
+                || self.may_go(Some(peer.as_str()), identity) == Verdict::Allowed
+        };
+        let candidate =
+            |peer: &PeerId, _: &Compiled| except != Some(peer) && suits(peer) && reaches(peer);
+        let peers = &ctx.dispatcher().peers;
+        match peers.least_busy(&self.operation, candidate) {
+            Ok(found) => Ok(found),
+            Err(NoPeer::Serves) => {
+                everywhere.into_result()?;
+                Err(self.not_there())
+            }
+            Err(NoPeer::IsWell) => {
+                let message = format!(
+                    "every peer that serves '{}' is about to go, or did not answer lately",
+                    self.operation
+                );
+                Err(CallError::unavailable(message))
+            }
+        }
+    }
+
+    fn may_go(&self, peer: Option<&str>, identity: Option<&Identity>) -> Verdict {
+        (self.way)(peer).check(identity, None, None)
+    }
+
+    fn not_there(&self) -> CallError {
+        // A name that no operation can have is not repeated.
+        let fits = self.operation.len() <= OPERATION_BYTES_MAX;
+        let name = if fits { &*self.operation } else { "…" };
+        let message = format!("no such peer serves '{name}' at the moment");
+        CallError::new(ErrorCode::NotFound, message)
+    }
+}
+
+impl fmt::Debug for Onward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Onward")
+            .field("operation", &self.operation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The rule that the peer announces for its operation.
+fn check_rule(
+    operation: &Compiled,
+    identity: Option<&Identity>,
+    input: &Body,
+    ctx: &Ctx,
+) -> Result<(), CallError> {
+    let rule = &operation.spec.access_control;
+    if rule.is_open() {
+        return Ok(());
+    }
+    let resource = match identity {
+        Some(_) => operation.resource_id(input)?,
+        None => None,
+    };
+    let ownership = ctx.dispatcher().ownership.as_deref();
+    rule.check(identity, resource.as_deref(), ownership)
+        .into_result()
+}
+
+/// What a subscription that was passed on rests on.
+struct Right {
+    onward: Onward,
+    found: Resolved,
+    input: Body,
+    ctx: Ctx,
+}
+
+impl Right {
+    /// Resolves once it does not hold any more.
+    async fn withdrawn(self) -> CallError {
+        let changes = self.ctx.dispatcher().identity_changes();
+        let Some(mut changes): Option<watch::Receiver<u64>> = changes else {
+            return std::future::pending().await;
+        };
+        loop {
+            // At first, too: something may have changed since the request was let in.
+            if let Err(error) = self.holds() {
+                return error;
+            }
+            if !standing::wait(&mut changes, SESSION_RECHECK).await {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn holds(&self) -> Result<(), CallError> {
+        let now = self.ctx.identity_now();
+        let peer = self.found.peer().map(PeerId::as_str);
+        let way = match self.onward.may_go(None, now.as_deref()) {
+            Verdict::Allowed if matches!(self.onward.to, To::Any(_)) => Verdict::Allowed,
+            _ => self.onward.may_go(peer, now.as_deref()),
+        };
+        way.into_result()?;
+        let operation = &self.found.operation;
+        check_rule(operation, now.as_deref(), &self.input, &self.ctx)
+    }
+}

@@ -1,0 +1,425 @@
+//! Operations that call operations: by whose authority, how far, and how they end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use alknet_call::limits::{COMPOSITION_CHILDREN_MAX, COMPOSITION_DEPTH_MAX};
+use alknet_call::*;
+use alknet_core::Carriage;
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+
+use crate::common::*;
+
+/// An operation that calls whatever its input names: `{"op", "input"?}`.
+fn calls(name: &str, authority: CompositionAuthority, reach: ScopedPeerEnv) -> Registration {
+    let spec = OperationSpec::query(name, "Calls another.");
+    Registration::new(spec, HandlerKind::once(relay)).composing(authority, reach)
+}
+
+async fn relay(input: Body, ctx: Ctx) -> Result<Output, CallError> {
+    let op = input.value()["op"].as_str().unwrap_or_default();
+    let answer = ctx.env().invoke(op, &input.value()["input"]).await?;
+    Ok(answer.into())
+}
+
+pub(crate) fn query(name: &str) -> OperationSpec {
+    OperationSpec::query(name, "For tests.")
+}
+
+/// Answers with what it sees of its context.
+pub(crate) fn mirror(spec: OperationSpec) -> Registration {
+    Registration::new(
+        spec,
+        HandlerKind::once(|_, ctx: Ctx| async move {
+            let secret = ctx.capabilities().get::<String>();
+            Ok(json!({
+                "id": ctx.request_id(),
+                "parent": ctx.parent_request_id(),
+                "root": ctx.root_request_id(),
+                "internal": ctx.internal(),
+                "identity": ctx.identity().map(|who| who.id.to_string()),
+                "forwarded_for": ctx.forwarded_for(),
+                "trace": ctx.trace(),
+                "secret": secret.as_deref(),
+                "authority": ctx.env().authority().map(|own| own.label.to_string()),
+                "left_ms": ctx.deadline().map(|at| {
+                    at.duration_since(tokio::time::Instant::now()).as_millis() as u64
+                }),
+            }))
+        }),
+    )
+}
+
+pub(crate) fn node(builder: RegistryBuilder) -> Node {
+    let registry = builder.build().expect("every rule is kept");
+    Node::of(Dispatcher::new(registry), Arc::default())
+}
+
+pub(crate) fn authority(scopes: &[&str]) -> CompositionAuthority {
+    CompositionAuthority::new("test", scopes)
+}
+
+async fn code(client: &CallConnection, operation: &str, input: Value) -> String {
+    let error = soon(client.call(operation, &input)).await;
+    error.expect_err(operation).code.name().to_owned()
+}
+
+fn files() -> RegistryBuilder {
+    Registry::builder()
+        .with(mirror(query("fs/read").with_scope("fs:read")))
+        .with(mirror(query("fs/secret").internal()))
+        .with(calls(
+            "app/good",
+            authority(&["fs:read"]),
+            ScopedPeerEnv::new(["fs/*"]),
+        ))
+        .with(calls(
+            "app/weak",
+            authority(&["other"]),
+            ScopedPeerEnv::new(["fs/read"]),
+        ))
+        .with(calls(
+            "app/far",
+            authority(&["*"]),
+            ScopedPeerEnv::new(["other/read"]),
+        ))
+        .with(mirror(query("app/bare")))
+}
+
+#[tokio::test]
+async fn composition_works_by_authority_and_only_within_its_reach() {
+    for carriage in CARRIAGES {
+        let node = node(files());
+        let client = node.client(carriage, Some(identity("guest", &["nothing"])));
+        // The caller has no fs:read: the operation it may call has.
+        assert_eq!(code(&client, "fs/read", json!(null)).await, "FORBIDDEN");
+        let read = json!({"op": "fs/read"});
+        let answer = soon(client.call("app/good", &read))
+            .await
+            .expect("by authority");
+        assert_eq!(answer.value()["identity"], "guest");
+        assert_eq!(answer.value()["internal"], true);
+        // The other way round: what the caller may do is of no use to the operation.
+        let reader = node.client(carriage, Some(identity("reader", &["fs:read"])));
+        soon(reader.call("fs/read", &json!(null)))
+            .await
+            .expect("its scope");
+        assert_eq!(code(&reader, "app/weak", read.clone()).await, "FORBIDDEN");
+        assert_eq!(code(&reader, "app/far", read).await, "NOT_FOUND");
+        // Internal operations exist for operations only.
+        assert_eq!(code(&reader, "fs/secret", json!(null)).await, "NOT_FOUND");
+        let secret = json!({"op": "/fs/secret"});
+        soon(client.call("app/good", &secret))
+            .await
+            .expect("reachable by composition");
+        let missing = json!({"op": "fs/missing"});
+        assert_eq!(code(&client, "app/good", missing).await, "NOT_FOUND");
+    }
+}
+
+#[tokio::test]
+async fn a_forged_originator_changes_nothing() {
+    let node = node(files());
+    let admin = ForwardedFor::new("admin").with_scopes(vec!["*".to_owned(), "fs:read".to_owned()]);
+    let options = CallOptions {
+        forwarded_for: Some(admin),
+        trace: Some("00-1-2-01".to_owned()),
+        ..CallOptions::default()
+    };
+    for scopes in [&["nothing"][..], &["forward:identity"]] {
+        let client = node.client(Carriage::Memory, Some(identity("guest", scopes)));
+        let direct = client.call_with("fs/read", &Value::Null, &options);
+        let refused = soon(direct).await.expect_err("no scope");
+        assert_eq!(refused.code, ErrorCode::Forbidden);
+        let read = json!({"op": "fs/read"});
+        let weak = client.call_with("app/weak", &read, &options);
+        assert_eq!(
+            soon(weak).await.expect_err("no authority").code,
+            ErrorCode::Forbidden
+        );
+        // And nothing of the request reaches what is called below it.
+        let good = client.call_with("app/good", &read, &options);
+        let seen = soon(good).await.expect("by authority");
+        assert_eq!(seen.value()["forwarded_for"], Value::Null);
+        assert_eq!(seen.value()["trace"], Value::Null);
+        assert_eq!(seen.value()["identity"], "guest");
+    }
+}
+
+#[tokio::test]
+async fn everybody_works_with_what_they_were_registered_with() {
+    let with = |name: &str, secret: &str, label| {
+        let registration = mirror(query(name).internal());
+        let scopes: [&str; 0] = [];
+        registration
+            .with_capabilities(Capabilities::new(secret.to_owned()))
+            .composing(
+                CompositionAuthority::new(label, scopes),
+                ScopedPeerEnv::default(),
+            )
+    };
+    let parent = calls("app/parent", authority(&[]), ScopedPeerEnv::new(["app/*"]));
+    let node = node(
+        Registry::builder()
+            .with(parent.with_capabilities(Capabilities::new("the parent's".to_owned())))
+            .with(with("app/child", "the child's", "child"))
+            .with(mirror(query("app/bare").internal())),
+    );
+    let client = node.client(Carriage::Memory, None);
+    let call = |op: &str| {
+        let input = json!({"op": op});
+        let client = client.clone();
+        async move {
+            soon(client.call("app/parent", &input))
+                .await
+                .expect("reachable")
+        }
+    };
+    let child = call("app/child").await;
+    assert_eq!(child.value()["secret"], "the child's");
+    assert_eq!(child.value()["authority"], "child");
+    let bare = call("app/bare").await;
+    assert_eq!(bare.value()["secret"], Value::Null);
+    assert_eq!(bare.value()["authority"], Value::Null);
+    let (root, id) = (&bare.value()["root"], &bare.value()["id"]);
+    assert_eq!(&bare.value()["parent"], root);
+    assert_eq!(
+        id.as_str(),
+        root.as_str().map(|root| format!("{root}.1")).as_deref()
+    );
+}
+
+#[tokio::test]
+async fn a_child_has_what_is_left_of_its_parents_time() {
+    let node = node(
+        Registry::builder()
+            .with(calls(
+                "app/two",
+                authority(&[]),
+                ScopedPeerEnv::new(["app/*"]),
+            ))
+            .with(calls(
+                "app/one",
+                authority(&[]),
+                ScopedPeerEnv::new(["app/*"]),
+            ))
+            .with(mirror(query("app/mirror"))),
+    );
+    let client = node.client(Carriage::Memory, None);
+    let options = CallOptions {
+        timeout: Some(Duration::from_secs(5)),
+        ..CallOptions::default()
+    };
+    let nested = json!({"op": "app/one", "input": {"op": "app/mirror"}});
+    let answer = soon(client.call_with("app/two", &nested, &options)).await;
+    let left = answer.expect("in time").value()["left_ms"]
+        .as_u64()
+        .expect("a deadline");
+    // Two hops below five seconds, each less five milliseconds.
+    assert!(left <= 4990, "{left}");
+    let hurried = CallOptions {
+        timeout: Some(Duration::from_millis(4)),
+        ..CallOptions::default()
+    };
+    let late = soon(client.call_with("app/two", &nested, &hurried)).await;
+    assert_eq!(late.expect_err("nothing is left").code, ErrorCode::Timeout);
+}
+
+#[tokio::test]
+async fn circles_and_crowds_are_bounded() {
+    let own: ScopedPeerEnv = ScopedPeerEnv::new(["app/*"]);
+    let reach = own.clone();
+    let hang = query("app/hang").internal();
+    let probe: Arc<Probe> = Arc::default();
+    let p = Arc::clone(&probe);
+    let node = node(
+        Registry::builder()
+            .with(
+                Registration::new(
+                    query("app/circle"),
+                    HandlerKind::once(|_, ctx: Ctx| async move {
+                        let inner = ctx.env().invoke("app/circle", &Value::Null).await;
+                        match inner {
+                            Ok(depth) => Ok(json!(depth.parse::<usize>()? + 1)),
+                            Err(error) if error.code == ErrorCode::Internal => Ok(json!(0)),
+                            Err(error) => Err(error),
+                        }
+                    }),
+                )
+                .composing(authority(&[]), own.clone()),
+            )
+            .with(
+                Registration::new(
+                    query("app/crowd"),
+                    HandlerKind::once(|_, ctx: Ctx| async move {
+                        let env = ctx.env();
+                        let many = (0..=COMPOSITION_CHILDREN_MAX)
+                            .map(|_| env.invoke("app/hang", &Value::Null));
+                        let mut all: stream::FuturesUnordered<_> = many.collect();
+                        let first = all.next().await;
+                        let error = first.expect("one too many").expect_err("it is refused");
+                        Ok(json!(error.code.name()))
+                    }),
+                )
+                .composing(authority(&[]), reach),
+            )
+            .with(Registration::new(
+                hang,
+                HandlerKind::once(move |_, _| {
+                    let guard = Guard::new(&p);
+                    async move {
+                        let _guard = guard;
+                        std::future::pending::<Result<Value, CallError>>().await
+                    }
+                }),
+            )),
+    );
+    let client = node.client(Carriage::Memory, None);
+    let depth = soon(client.call("app/circle", &Value::Null))
+        .await
+        .expect("bounded");
+    assert_eq!(
+        depth.parse::<usize>().expect("a number"),
+        COMPOSITION_DEPTH_MAX
+    );
+    let answer = soon(client.call("app/crowd", &Value::Null))
+        .await
+        .expect("bounded");
+    assert_eq!(*answer.value(), "OVERLOADED");
+    probe.wait(|p| &p.dropped, COMPOSITION_CHILDREN_MAX).await;
+    assert_eq!(
+        probe.started.load(Ordering::SeqCst),
+        COMPOSITION_CHILDREN_MAX
+    );
+}
+
+#[tokio::test]
+async fn what_is_called_is_checked_like_any_call() {
+    let mut single = query("app/single").internal();
+    single.concurrency = Some(1);
+    let numbers = query("app/number")
+        .internal()
+        .with_input(json!({"type": "integer"}));
+    let echo = |_: Body, _: Ctx| async { Ok(Value::Null) };
+    let events = |_: Body, _: Ctx| stream::empty::<Result<Value, CallError>>();
+    let node = node(
+        Registry::builder()
+            .with(calls(
+                "app/calls",
+                authority(&[]),
+                ScopedPeerEnv::new(["app/*"]),
+            ))
+            .with(Registration::new(numbers, HandlerKind::once(echo)))
+            .with(Registration::new(
+                OperationSpec::subscription("app/events", "").internal(),
+                HandlerKind::stream(events),
+            ))
+            .with(Registration::new(
+                query("app/panic").internal(),
+                HandlerKind::once(|_, _| async {
+                    if true {
+                        panic!("on purpose");
+                    }
+                    Ok(Value::Null)
+                }),
+            ))
+            .with(Registration::new(
+                query("app/undeclared").internal(),
+                HandlerKind::once(|_, _| async {
+                    Err::<Value, _>(CallError::operation("DISK_FULL", "no room"))
+                }),
+            ))
+            .with(
+                Registration::new(single, HandlerKind::once(relay))
+                    .composing(authority(&[]), ScopedPeerEnv::new(["app/*"])),
+            )
+            .with(mirror(query("app/mirror").internal())),
+    );
+    let client = node.client(Carriage::Memory, None);
+    let call = |op: &str, input: Value| json!({"op": op, "input": input});
+    for (input, expected) in [
+        (call("app/number", json!("x")), "INVALID_INPUT"),
+        (call("app/events", json!(null)), "INVALID_OPERATION_TYPE"),
+        (call("app/panic", json!(null)), "INTERNAL"),
+        (call("app/undeclared", json!(null)), "INTERNAL"),
+        (
+            call("app/single", call("app/single", json!(null))),
+            "OVERLOADED",
+        ),
+    ] {
+        assert_eq!(code(&client, "app/calls", input).await, expected);
+    }
+    let free = call("app/single", call("app/mirror", json!(null)));
+    soon(client.call("app/calls", &free))
+        .await
+        .expect("its place is free again");
+    assert_eq!(node.dispatcher.stats().panics, 1);
+}
+
+#[tokio::test]
+async fn a_session_stays_within_what_opened_it() {
+    let reach = || ScopedPeerEnv::new(["fs/*", "app/*"]);
+    let sandbox = Registration::new(
+        query("app/sandbox"),
+        HandlerKind::once(|_, ctx: Ctx| async move {
+            let env = ctx.env();
+            let wider = Session::open(&env, authority(&["fs:write"]), ScopedPeerEnv::default());
+            let further = Session::open(&env, authority(&[]), ScopedPeerEnv::new(["x/y"]));
+            let session = Session::open(
+                &env,
+                authority(&["fs:read"]),
+                ScopedPeerEnv::new(["fs/read", "app/outer"]),
+            )
+            .map_err(|error| CallError::internal(error.to_string()))?;
+            let own = |name| Registration::new(query(name), HandlerKind::once(relay));
+            let taken = session.register(own("fs/read"));
+            let reserved = session.register(own("node/info"));
+            for name in ["js/one", "js/two"] {
+                session
+                    .register(own(name))
+                    .map_err(|error| CallError::internal(error.to_string()))?;
+            }
+            let inner = session.env(&env);
+            let through = |op: &str| json!({"op": "js/two", "input": {"op": op}});
+            let read = inner.invoke("js/one", &through("fs/read")).await?;
+            let unlisted = inner.invoke("js/one", &through("fs/secret")).await;
+            // A curated operation called by the session does not reach the session's own.
+            let outer = inner.invoke("app/outer", &json!({"op": "js/one"})).await;
+            let outside = env.invoke("js/one", &Value::Null).await;
+            let codes = [unlisted, outer, outside]
+                .map(|outcome| outcome.expect_err("out of reach").code.name().to_owned());
+            Ok(json!({
+                "refused": [
+                    wider.is_err(), further.is_err(), taken.is_err(), reserved.is_err(),
+                ],
+                "read": read.value()["internal"],
+                "codes": codes,
+            }))
+        }),
+    );
+    let node = node(
+        files()
+            .with(sandbox.composing(authority(&["fs:read"]), reach()))
+            .with(calls(
+                "app/outer",
+                authority(&["*"]),
+                ScopedPeerEnv::new(["fs/*"]),
+            )),
+    );
+    let client = node.client(Carriage::Memory, None);
+    let answer = soon(client.call("app/sandbox", &Value::Null))
+        .await
+        .expect("it runs");
+    assert_eq!(answer.value()["refused"], json!([true, true, true, true]));
+    assert_eq!(answer.value()["read"], true);
+    assert_eq!(
+        answer.value()["codes"],
+        json!(["NOT_FOUND", "NOT_FOUND", "NOT_FOUND"])
+    );
+    // Nobody outside ever sees them.
+    assert_eq!(code(&client, "js/one", json!(null)).await, "NOT_FOUND");
+    let listed = soon(client.operations("js")).await.expect("a listing");
+    assert!(listed.is_empty());
+}

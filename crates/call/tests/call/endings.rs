@@ -1,0 +1,316 @@
+//! How connections end, and what becomes of the calls on them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alknet_call::limits::Patience;
+use alknet_call::*;
+use alknet_core::{AuthToken, CloseCode};
+use serde_json::{Value, json};
+
+use crate::common::*;
+
+#[tokio::test]
+async fn a_lost_connection_fails_what_is_in_flight() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let client = node.client(carriage, None);
+        let call = client.call("test/hang", &Value::Null);
+        let mut events = client
+            .subscribe("test/silent", &Value::Null)
+            .await
+            .expect("started");
+        tokio::pin!(call);
+        tokio::select! {
+            _ = &mut call => panic!("it hangs"),
+            () = node.probe.wait(|p| &p.started, 2) => {}
+        }
+        client.close(CloseCode::Normal, "");
+        assert_eq!(
+            soon(call).await.expect_err("lost").code,
+            ErrorCode::Unavailable
+        );
+        let event = soon(events.next()).await.expect("the end");
+        assert_eq!(event.expect_err("lost").code, ErrorCode::Unavailable);
+        node.probe.wait(|p| &p.dropped, 2).await;
+        let error = soon(client.call("test/echo", &json!(1)))
+            .await
+            .expect_err("lost");
+        assert_eq!(error.code, ErrorCode::Unavailable);
+    }
+}
+
+#[tokio::test]
+async fn draining_lets_running_calls_finish() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let (dialled, served) = node.serve(carriage, None);
+        let client = CallClient::without_operations().attach(dialled, None);
+        let call = client.call("test/hang", &Value::Null);
+        tokio::pin!(call);
+        tokio::select! {
+            _ = &mut call => panic!("it hangs"),
+            () = node.probe.wait(|p| &p.started, 1) => {}
+        }
+        let dispatcher = Arc::clone(&node.dispatcher);
+        let drained = tokio::spawn(async move { dispatcher.drain().await });
+        let told = async {
+            while !client.is_draining() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            _ = &mut call => panic!("it hangs"),
+            () = soon(told) => {}
+        }
+        let error = soon(client.call("test/echo", &json!(1)))
+            .await
+            .expect_err("draining");
+        assert_eq!(
+            (error.code, error.retry_after_ms),
+            (ErrorCode::Unavailable, Some(5000))
+        );
+        node.probe.release.notify_one();
+        let answer = soon(call).await.expect("finished");
+        assert_eq!(*answer.value(), json!("released"));
+        soon(drained).await.expect("drains");
+        soon(served).await.expect("no panic").expect("a good end");
+    }
+}
+
+/// What a node asks for itself holds its connections as well, and no longer than until it is answered.
+#[tokio::test]
+async fn a_drain_ends_with_the_last_call_of_the_node_itself() {
+    for carriage in CARRIAGES {
+        let later = Registration::new(
+            OperationSpec::query("test/later", "Asks back when it has answered."),
+            HandlerKind::once(|_, ctx: Ctx| async move {
+                let caller = ctx.caller();
+                tokio::spawn(async move { caller.call("client/double", &json!(1)).await });
+                Ok(Value::Null)
+            }),
+        );
+        let registry = Registry::builder().with(later).build().expect("valid");
+        let probe: Arc<Probe> = Arc::default();
+        let node = Node::of(Dispatcher::new(registry), Arc::clone(&probe));
+        let (dialled, served) = node.serve(carriage, None);
+        let client = hanging(&probe).attach(dialled, None);
+        let answer = soon(client.call("test/later", &Value::Null)).await;
+        answer.expect("an answer");
+        probe.wait(|p| &p.started, 1).await;
+        let dispatcher = Arc::clone(&node.dispatcher);
+        let drained = tokio::spawn(async move { dispatcher.drain().await });
+        let told = async {
+            while !client.is_draining() {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(told).await;
+        probe.release.notify_one();
+        soon(drained).await.expect("drains");
+        soon(served).await.expect("no panic").expect("a good end");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_node_drains_at_once() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let client = node.client(carriage, None);
+        soon(client.call("test/echo", &json!(1)))
+            .await
+            .expect("an echo");
+        soon(node.dispatcher.drain()).await;
+        soon(client.closed()).await;
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_server_future_leaves_nothing_running() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let (dialled, served) = node.serve(carriage, None);
+        let client = CallClient::without_operations().attach(dialled, None);
+        let call = client.call("test/hang", &Value::Null);
+        let _events = client
+            .subscribe("test/silent", &Value::Null)
+            .await
+            .expect("started");
+        tokio::pin!(call);
+        tokio::select! {
+            _ = &mut call => panic!("it hangs"),
+            () = node.probe.wait(|p| &p.started, 2) => {}
+        }
+        served.abort();
+        node.probe.wait(|p| &p.dropped, 2).await;
+    }
+}
+
+/// Where there is one stream, its end alone would say that nothing more is asked, and no more.
+#[tokio::test]
+async fn whoever_lets_go_of_a_connection_takes_the_calls_along() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let (dialled, served) = node.serve(carriage, None);
+        let client = CallClient::without_operations().attach(dialled, None);
+        let mut events = client
+            .subscribe("test/silent", &Value::Null)
+            .await
+            .expect("started");
+        node.probe.wait(|p| &p.started, 1).await;
+        drop(client);
+        let event = soon(events.next()).await.expect("the end");
+        assert_eq!(event.expect_err("over").code, ErrorCode::Unavailable);
+        node.probe.wait(|p| &p.dropped, 1).await;
+        soon(served).await.expect("no panic").expect("a good end");
+    }
+}
+
+#[tokio::test]
+async fn whoever_no_longer_connects_again_takes_the_calls_along() {
+    for carriage in CARRIAGES {
+        let dialer = TestDialer::new(carriage, None);
+        let kept: Arc<Mutex<Vec<Subscription>>> = Arc::default();
+        let keep = Arc::clone(&kept);
+        let on_connect: OnConnect = Arc::new(move |connection: CallConnection| {
+            let keep = Arc::clone(&keep);
+            Box::pin(async move {
+                let events = connection.subscribe("test/silent", &Value::Null).await?;
+                keep.lock().expect("no panics here").push(events);
+                Ok(())
+            })
+        });
+        let peer = dialer.reconnecting(Some(on_connect));
+        soon(peer.connection()).await.expect("connected");
+        let probe = &dialer.node.probe;
+        probe.wait(|p| &p.started, 1).await;
+        drop(peer);
+        probe.wait(|p| &p.dropped, 1).await;
+    }
+}
+
+/// A client whose only operation waits to be released.
+fn hanging(probe: &Arc<Probe>) -> CallClient {
+    let p = Arc::clone(probe);
+    let hangs = Registration::new(
+        OperationSpec::query("client/double", "Takes its time."),
+        HandlerKind::once(move |_, _| {
+            let guard = Guard::new(&p);
+            async move {
+                guard.0.release.notified().await;
+                Ok(Value::Null)
+            }
+        }),
+    );
+    let registry = Registry::builder().with(hangs).build().expect("valid");
+    CallClient::new(Arc::new(Dispatcher::new(registry)))
+}
+
+#[tokio::test]
+async fn the_side_that_accepted_takes_its_calls_along_too() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let (dialled, served) = node.serve(carriage, None);
+        let probe: Arc<Probe> = Arc::default();
+        let client = hanging(&probe).attach(dialled, None);
+        let token = AuthToken::new("good".to_owned());
+        soon(client.authenticate(&token)).await.expect("known");
+        let caller = client.clone();
+        let asked = tokio::spawn(async move { caller.call("test/back", &json!(1)).await });
+        probe.wait(|p| &p.started, 1).await;
+        node.tokens.revoke("good");
+        probe.wait(|p| &p.dropped, 1).await;
+        let error = soon(asked).await.expect("no panic").expect_err("revoked");
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        soon(served).await.expect("no panic").expect("a good end");
+    }
+}
+
+/// A peer that takes nothing more cannot be told, and must not take the end of the stream for one
+/// in order.
+#[tokio::test]
+async fn a_peer_that_does_not_listen_is_cut_off() {
+    let (dialled, accepted) = single_pair();
+    let patience = Patience {
+        goodbye: Duration::from_millis(30),
+        ..Patience::default()
+    };
+    let dispatcher = Dispatcher::new(Registry::empty()).with_patience(patience);
+    let client = CallClient::new(Arc::new(dispatcher)).attach(dialled, None);
+    let long = json!("x".repeat(2 * SINGLE_BUFFER_BYTES));
+    let call = client.call("test/echo", &long);
+    tokio::pin!(call);
+    for _ in 0..20 {
+        assert!(futures_util::poll!(call.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    client.close(CloseCode::Normal, "");
+    soon(client.closed()).await;
+    let (_send, mut recv) = accepted.accept_bi().await.expect("a stream");
+    let end = loop {
+        match soon(recv.read_chunk(64 << 10)).await {
+            Ok(Some(_)) => {}
+            end => break end,
+        }
+    };
+    assert!(end.is_err(), "it looks whole");
+}
+
+/// Nobody is left to say anything then.
+#[tokio::test]
+async fn a_runtime_that_ends_takes_its_calls_along() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let (dialled, _served) = node.serve(carriage, None);
+        let probe = Arc::clone(&node.probe);
+        let leave = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async move {
+                let client = CallClient::without_operations().attach(dialled, None);
+                let _events = client
+                    .subscribe("test/silent", &Value::Null)
+                    .await
+                    .expect("started");
+                probe.wait(|p| &p.started, 1).await;
+            });
+        };
+        let left = tokio::task::spawn_blocking(leave);
+        soon(left).await.expect("no panic");
+        node.probe.wait(|p| &p.dropped, 1).await;
+    }
+}
+
+/// A connection that closes throws away what is on its way, and a stream that has ended is nobody's
+/// any more.
+#[tokio::test]
+async fn a_drain_waits_for_answers_that_are_on_their_way() {
+    let node = Node::patient();
+    let (dialled, accepted, wire) = held_pair();
+    let served = node.serve_end(&accepted, None);
+    let client = CallClient::without_operations().attach(dialled, None);
+    let options = CallOptions {
+        route: Route::Stream,
+        ..CallOptions::default()
+    };
+    let one = json!(1);
+    let call = client.call_with("test/echo", &one, &options);
+    tokio::pin!(call);
+    tokio::select! {
+        _ = &mut call => panic!("nothing was delivered"),
+        () = soon(wire.finished(1)) => {}
+    }
+    let dispatcher = Arc::clone(&node.dispatcher);
+    let drained = tokio::spawn(async move { dispatcher.drain().await });
+    // More than enough for a node that does not wait.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    wire.deliver();
+    let answer = soon(call).await.expect("the answer");
+    assert_eq!(*answer.value(), json!(1));
+    soon(drained).await.expect("drains");
+    soon(served).await.expect("no panic").expect("a good end");
+}

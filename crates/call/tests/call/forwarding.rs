@@ -1,0 +1,173 @@
+//! Requests that a hub passes on: to whom, for whom, and how often.
+
+use alknet_call::*;
+use alknet_core::{Carriage, CloseCode};
+use serde_json::{Value, json};
+
+use crate::common::*;
+use crate::farm::*;
+
+/// A request by hand, for members that the client does not send.
+async fn raw(farm: &Farm, who: &[&str], payload: Value) -> (EventKind, Value) {
+    let (dialled, _) = farm
+        .hub
+        .serve(Carriage::Memory, Some(identity("user", who)));
+    let mut peer = RawPeer::new(dialled).await;
+    peer.send(EventKind::Requested, "1", payload).await;
+    loop {
+        // The hub asks what we serve meanwhile.
+        let (kind, id, payload) = peer.event().await;
+        if id == "1" {
+            return (kind, payload);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_may_name_the_peer_it_goes_to() {
+    let farm = farm(Carriage::Memory).await;
+    let request =
+        |operation: &str, peer: &str| json!({"operationId": operation, "input": 7, "peer": peer});
+    let may = ["peer:route:w2", "container:exec"];
+    let (kind, answer) = raw(&farm, &may, request("/container/exec", "w2")).await;
+    assert_eq!(kind, EventKind::Responded, "{answer}");
+    assert_eq!(answer["output"]["worker"], "w2");
+    assert_eq!(answer["output"]["input"], 7);
+    assert_eq!(answer["output"]["for"], json!({"id": "user"}));
+    let user = farm
+        .hub
+        .client(Carriage::Memory, Some(identity("user", &may)));
+    let options = CallOptions {
+        peer: Some("w2".to_owned()),
+        ..CallOptions::default()
+    };
+    let answer = soon(user.call_with("container/exec", &json!(8), &options)).await;
+    assert_eq!(answer.expect("routed").value()["input"], 8);
+    let cases: [(&[&str], &str, &str, &str); 8] = [
+        (&["peer:route:w2"], "container/exec", "w2", "FORBIDDEN"),
+        (&["container:exec"], "container/exec", "w2", "FORBIDDEN"),
+        (
+            &["container:exec", "peer:route:w1"],
+            "container/exec",
+            "w2",
+            "FORBIDDEN",
+        ),
+        // Whoever may not route learns nothing of who is there.
+        (&["container:exec"], "container/exec", "w9", "FORBIDDEN"),
+        (&["peer:route:*"], "container/exec", "w9", "NOT_FOUND"),
+        (&["peer:route:*"], "container/exec", "*", "NOT_FOUND"),
+        (&["peer:route:w2"], "work/nothing", "w2", "NOT_FOUND"),
+        (&["peer:route:w2"], "services/list", "w2", "NOT_FOUND"),
+    ];
+    for (who, operation, peer, code) in cases {
+        let (kind, answer) = raw(&farm, who, request(operation, peer)).await;
+        assert_eq!(kind, EventKind::Error, "{operation} on {peer}: {answer}");
+        assert_eq!(answer["code"], code, "{who:?} {operation} on {peer}");
+    }
+}
+
+#[tokio::test]
+async fn a_forwarded_mutation_whose_answer_is_lost_runs_once() {
+    for carriage in CARRIAGES {
+        let (hub, worker) = (hub(), Node::new());
+        let link = worker.join(&hub, carriage, identity("w1", &[]));
+        attached(&hub, &["w1"]).await;
+        let charge = |name: &'static str, input: Value| {
+            let who = Some(identity(name, &["peer:route:w1"]));
+            let user = hub.client(carriage, who);
+            let options = CallOptions {
+                peer: Some("w1".to_owned()),
+                idempotency_key: Some("k".to_owned()),
+                ..CallOptions::default()
+            };
+            tokio::spawn(async move { user.call_with("test/charge", &input, &options).await })
+        };
+        let first = charge("user", json!({ "wait": true }));
+        worker.probe.wait(|p| &p.started, 1).await;
+        link.close(CloseCode::Internal, "lost");
+        let lost = soon(first).await.expect("no panic");
+        assert_eq!(lost.expect_err("lost").code, ErrorCode::Unavailable);
+        attached(&hub, &[]).await;
+        worker.probe.release.notify_one();
+        let _link = worker.join(&hub, carriage, identity("w1", &[]));
+        attached(&hub, &["w1"]).await;
+        let again = charge("user", json!({ "wait": true }));
+        let answer = soon(again).await.expect("no panic").expect("an answer");
+        assert_eq!(*answer.value(), json!(1), "the first run answers");
+        // The peer hears both from the hub, and takes them for two all the same.
+        let other = charge("other", json!({}));
+        let answer = soon(other).await.expect("no panic").expect("an answer");
+        assert_eq!(*answer.value(), json!(2));
+    }
+}
+
+#[tokio::test]
+async fn nobody_routes_through_a_node_that_is_no_hub() {
+    let node = Node::new();
+    let (dialled, _) = node.serve(Carriage::Memory, Some(identity("user", &["*"])));
+    let mut peer = RawPeer::new(dialled).await;
+    let payload = json!({"operationId": "test/echo", "peer": "test-node"});
+    peer.send(EventKind::Requested, "1", payload).await;
+    assert_eq!(peer.event().await.2["code"], "NOT_FOUND");
+}
+
+#[tokio::test]
+async fn what_was_forwarded_is_not_forwarded_again() {
+    let farm = farm(Carriage::Memory).await;
+    let payload = json!({
+        "operationId": "/container/exec", "peer": "w1", "forwarded_for": {"id": "end-user"},
+    });
+    let mut may = vec!["peer:route:*", "container:exec"];
+    // The claim of somebody who may not make one is dropped; the request is the caller's own.
+    let (_, answer) = raw(&farm, &may, payload.clone()).await;
+    assert_eq!(answer["output"]["for"], json!({"id": "user"}));
+    may.push("forward:identity");
+    let (kind, answer) = raw(&farm, &may, payload.clone()).await;
+    assert_eq!(
+        (kind, &answer["code"]),
+        (EventKind::Error, &json!("FORBIDDEN"))
+    );
+    may.push("hub:transit");
+    let (_, answer) = raw(&farm, &may, payload).await;
+    assert_eq!(answer["output"]["for"], json!({"id": "end-user"}));
+}
+
+#[tokio::test]
+async fn re_exports_have_their_own_rule() {
+    let farm = farm(Carriage::Memory).await;
+    let user = |scopes: &[&str]| {
+        farm.hub
+            .client(Carriage::Memory, Some(identity("user", scopes)))
+    };
+    // The peer's rule is about the hub, the hub's about the caller.
+    assert_eq!(
+        code(&user(&["container:exec"]), "shared/exec", json!(1)).await,
+        "FORBIDDEN"
+    );
+    let sharer = user(&["shared:exec"]);
+    assert_eq!(ask(&sharer, "shared/exec", json!(1)).await["worker"], "w1");
+    let names: Vec<_> = soon(sharer.operations("shared")).await.expect("a listing");
+    assert_eq!(names.len(), 2);
+    let mut events = soon(sharer.subscribe("shared/count", &json!(3)))
+        .await
+        .expect("started");
+    for n in 0..3 {
+        let event = soon(events.next())
+            .await
+            .expect("an event")
+            .expect("no error");
+        assert_eq!(*event.output.value(), json!(n));
+    }
+    assert!(soon(events.next()).await.is_none());
+    farm.workers[1].probe.wait(|p| &p.dropped, 1).await;
+    farm.links[1].close(CloseCode::Normal, "");
+    attached(&farm.hub, &["w1", "w3"]).await;
+    let mut events = soon(sharer.subscribe("shared/count", &json!(3)))
+        .await
+        .expect("started");
+    let error = soon(events.next())
+        .await
+        .expect("an event")
+        .expect_err("no such peer");
+    assert_eq!(error.code, ErrorCode::NotFound);
+}

@@ -1,0 +1,446 @@
+//! Peers that do not keep to the protocol, by hand: each ends in its documented code, and a
+//! legitimate caller is served all the while.
+
+use alknet_call::limits::PeerLimits;
+use alknet_call::*;
+use alknet_core::{Carriage, HandlerError, StreamError};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::common::*;
+
+/// A frame with any body.
+fn frame(body: impl AsRef<[u8]>) -> Bytes {
+    let body = body.as_ref();
+    let len = u32::try_from(body.len()).expect("small");
+    [&len.to_be_bytes()[..], body].concat().into()
+}
+
+fn request(id: &str) -> Bytes {
+    let payload = json!({ "operationId": "/test/hang" });
+    encode_event(EventKind::Requested, id, &payload.to_string())
+}
+
+/// What ends the stream with code 5, and why.
+fn violations() -> Vec<(&'static str, Bytes)> {
+    let deep = format!(
+        r#"{{"type":"call.requested","id":"1","payload":{{"operationId":"/test/echo","input":{}{}}}}}"#,
+        "[".repeat(31),
+        "]".repeat(31)
+    );
+    let both = |id: &str| [request(id), request(id)].concat().into();
+    vec![
+        ("empty", Bytes::from_static(&[0; 4])),
+        ("64 MiB announced", Bytes::from_static(&[4, 0, 0, 0])),
+        ("one byte too long", Bytes::from_static(&[0, 1, 0, 1])),
+        ("all ones", Bytes::from_static(&[0xff; 4])),
+        ("HTTP", Bytes::from_static(b"GET / HTTP/1.1\r\n\r\n")),
+        ("no JSON", frame("{nonsense}")),
+        ("an array", frame("[]")),
+        ("a byte order mark", frame("\u{feff}{}")),
+        ("no UTF-8", frame(b"{\"type\":\"\xff\",\"id\":\"1\"}")),
+        ("no id", frame(r#"{"type":"call.requested"}"#)),
+        ("no type", frame(r#"{"id":"1"}"#)),
+        ("a space in the id", frame(r#"{"type":"x","id":"a b"}"#)),
+        ("twice", frame(r#"{"type":"x","id":"1","id":"1"}"#)),
+        ("too deep", frame(deep)),
+        ("mixed without envelope", frame([1, 0, 0, 0, 9, b'{', b'}'])),
+        ("mixed, all of it data", frame([1, 0, 0, 0, 0, b'{', b'}'])),
+        ("the other side's id", request("~1")),
+        ("an id in flight", both("1")),
+    ]
+}
+
+#[tokio::test]
+async fn violations_end_the_stream_where_there_are_many() {
+    for (what, bytes) in violations() {
+        let node = Node::new();
+        let (dialled, _served) = node.serve(Carriage::Memory, None);
+        let mut peer = RawPeer::new(dialled).await;
+        peer.send_bytes(bytes).await;
+        let end = peer.recv().await;
+        assert!(matches!(end, Err(StreamError::Reset(5))), "{what}: {end:?}");
+        assert!(
+            matches!(soon(peer.send.stopped()).await, Ok(Some(5))),
+            "{what}"
+        );
+        // The connection goes on.
+        let mut again = RawPeer::new(peer.connection.clone()).await;
+        again.request("9", "/test/echo", json!(1)).await;
+        assert_eq!(again.event().await.2, json!({ "output": 1 }), "{what}");
+        assert_eq!(node.dispatcher.stats().protocol_errors, 1, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn violations_end_the_connection_where_there_is_one_stream() {
+    for (what, bytes) in violations() {
+        let node = Node::new();
+        let legitimate = node.client(Carriage::Tcp, None);
+        let (dialled, served) = node.serve(Carriage::Tcp, None);
+        let mut peer = RawPeer::new(dialled).await;
+        peer.send_bytes(bytes).await;
+        // In order: what is cut off ends with an error.
+        assert!(peer.recv().await.expect(what).is_none(), "{what}");
+        let served = soon(served).await.expect("no panic");
+        assert!(matches!(served, Err(HandlerError::Protocol(_))), "{what}");
+        soon(legitimate.call("test/echo", &json!(1)))
+            .await
+            .expect("served");
+    }
+}
+
+#[tokio::test]
+async fn what_may_be_ignored_is() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let (dialled, _served) = node.serve(carriage, None);
+        let mut peer = RawPeer::new(dialled).await;
+        for body in [
+            r#"{"type":"call.later","id":"1","payload":{"x":1}}"#,
+            r#"{"type":"call.aborted","id":"nobody","payload":{}}"#,
+            r#"{"type":"call.credit","id":"nobody","payload":{"n":5}}"#,
+            r#"{"type":"call.responded","id":"~1","payload":{"output":1}}"#,
+            r#"{"type":"call.completed","id":"~1","payload":{}}"#,
+            r#"{"type":"call.error","id":"x","payload":null}"#,
+        ] {
+            peer.send_bytes(frame(body)).await;
+        }
+        let late = r#"{"x":0,"payload":{"y":[],"input":7,"operationId":"test/echo"},"id":"1","type":"call.requested"}"#;
+        peer.send_bytes(frame(late)).await;
+        loop {
+            let (kind, id, payload) = peer.event().await;
+            if kind == EventKind::Aborted {
+                assert_eq!(id, "~1", "answers nobody waits for are stopped");
+                continue;
+            }
+            assert_eq!((kind, id.as_str()), (EventKind::Responded, "1"));
+            assert_eq!(payload, json!({ "output": 7 }));
+            break;
+        }
+        assert_eq!(node.dispatcher.stats().protocol_errors, 0);
+        assert_eq!(node.dispatcher.stats().ignored, 6);
+    }
+}
+
+#[tokio::test]
+async fn requests_that_make_no_sense_are_answered() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Tcp, None);
+    let mut peer = RawPeer::new(dialled).await;
+    let long = "x".repeat(200);
+    for (payload, code) in [
+        (json!({}), "INVALID_INPUT"),
+        (json!([]), "INVALID_INPUT"),
+        (json!(["/test/echo"]), "INVALID_INPUT"),
+        (json!("/test/echo"), "INVALID_INPUT"),
+        (json!({ "operationId": 1 }), "INVALID_INPUT"),
+        (
+            json!({ "operationId": "/test/echo", "forwarded_for": ["admin", ["*"]] }),
+            "INVALID_INPUT",
+        ),
+        (
+            json!({ "operationId": "/test/echo", "timeout_ms": -1 }),
+            "INVALID_INPUT",
+        ),
+        (
+            json!({ "operationId": "/test/echo", "idempotency_key": long }),
+            "INVALID_INPUT",
+        ),
+        (json!({ "operationId": long }), "NOT_FOUND"),
+        (json!({ "operationId": "" }), "NOT_FOUND"),
+        (json!({ "operationId": "//test/echo" }), "NOT_FOUND"),
+        (
+            json!({ "operationId": "/test/echo", "peer": "x" }),
+            "NOT_FOUND",
+        ),
+        (
+            json!({ "operationId": "/test/echo", "auth_token": "bad" }),
+            "UNAUTHENTICATED",
+        ),
+        (
+            json!({ "operationId": "/test/hang", "timeout_ms": 0 }),
+            "TIMEOUT",
+        ),
+        (
+            json!({ "operationId": "/test/echo", "deadline": 1 }),
+            "TIMEOUT",
+        ),
+    ] {
+        peer.send(EventKind::Requested, "1", payload.clone()).await;
+        let (kind, id, error) = peer.event().await;
+        assert_eq!((kind, id.as_str()), (EventKind::Error, "1"), "{payload}");
+        assert_eq!(error["code"], code, "{payload}");
+    }
+}
+
+#[tokio::test]
+async fn strangers_have_little_room() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Tcp, None);
+    let mut peer = RawPeer::new(dialled).await;
+    for n in 0..9 {
+        peer.request(&n.to_string(), "/test/hang", Value::Null)
+            .await;
+    }
+    let (_, id, error) = peer.event().await;
+    assert_eq!((id.as_str(), &error["code"]), ("8", &json!("OVERLOADED")));
+    assert!(error["retry_after_ms"].is_u64());
+    // One ends, and its room is free again.
+    peer.send(EventKind::Aborted, "0", json!({})).await;
+    peer.request("0", "/test/echo", json!(1)).await;
+    assert_eq!(peer.event().await.1, "0");
+}
+
+#[tokio::test]
+async fn subscriptions_are_counted_apart() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Tcp, None);
+    let mut peer = RawPeer::new(dialled).await;
+    for n in 0..3 {
+        peer.request(&n.to_string(), "/test/silent", Value::Null)
+            .await;
+    }
+    let (_, id, error) = peer.event().await;
+    assert_eq!((id.as_str(), &error["code"]), ("2", &json!("OVERLOADED")));
+}
+
+#[tokio::test]
+async fn an_operations_own_limit_holds_over_connections() {
+    let node = Node::new();
+    let (a, b) = (
+        node.client(Carriage::Tcp, None),
+        node.client(Carriage::Memory, None),
+    );
+    let first = a.call("test/one", &Value::Null);
+    tokio::pin!(first);
+    tokio::select! {
+        _ = &mut first => panic!("it hangs"),
+        () = node.probe.wait(|p| &p.started, 1) => {}
+    }
+    let error = soon(b.call("test/one", &Value::Null))
+        .await
+        .expect_err("one at a time");
+    assert_eq!(error.code, ErrorCode::Overloaded);
+    node.probe.release.notify_one();
+    soon(first).await.expect("released");
+    node.probe.release.notify_one();
+    soon(b.call("test/one", &Value::Null))
+        .await
+        .expect("free again");
+}
+
+#[tokio::test]
+async fn limits_end_exactly_where_they_say() {
+    let limits = PeerLimits {
+        frame_bytes: 1000,
+        ..PeerLimits::AUTHENTICATED
+    };
+    for (extra, good) in [(0, true), (1, false)] {
+        let node = Node::with_limits(limits);
+        let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
+        let mut peer = RawPeer::new(dialled).await;
+        let empty = json!({ "operationId": "/test/echo", "input": "" });
+        let bare = encode_event(EventKind::Requested, "1", &empty.to_string()).len() - 4;
+        let fill = "x".repeat(1000 - bare + extra);
+        peer.request("1", "/test/echo", json!(fill)).await;
+        assert_eq!(peer.recv().await.is_ok(), good);
+    }
+}
+
+#[tokio::test]
+async fn credit_is_never_exceeded() {
+    for operation in ["/test/count", "/test/lossy"] {
+        let node = Node::new();
+        let (dialled, _served) = node.serve(Carriage::Tcp, None);
+        let mut peer = RawPeer::new(dialled).await;
+        let payload = json!({ "operationId": operation, "window": 3 });
+        peer.send(EventKind::Requested, "s", payload).await;
+        for _ in 0..3 {
+            assert_eq!(peer.event().await.0, EventKind::Responded);
+        }
+        // Whatever comes before this answer was sent without credit.
+        for n in 0..20 {
+            peer.request("e", "/test/echo", json!(n)).await;
+            assert_eq!(peer.event().await.1, "e", "{operation}");
+        }
+        peer.send(EventKind::Credit, "s", json!({ "n": 2 })).await;
+        peer.request("e", "/test/echo", json!(0)).await;
+        let mut events = 0;
+        for _ in 0..3 {
+            events += usize::from(peer.event().await.1 == "s");
+        }
+        assert_eq!(events, 2, "{operation}");
+        peer.send(EventKind::Aborted, "s", json!({})).await;
+        node.probe.wait(|p| &p.dropped, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn slow_readers_of_lossy_subscriptions_are_told_what_they_missed() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Tcp, None);
+    let mut peer = RawPeer::new(dialled).await;
+    let payload = json!({ "operationId": "/test/lossy", "input": 100, "window": 1 });
+    peer.send(EventKind::Requested, "s", payload).await;
+    assert_eq!(peer.event().await.2, json!({ "output": 0 }));
+    node.probe.wait(|p| &p.yielded, 100).await;
+    peer.send(EventKind::Credit, "s", json!({ "n": 9 })).await;
+    let (_, _, first) = peer.event().await;
+    assert_eq!(first, json!({ "output": 98, "dropped": 97 }));
+    assert_eq!(peer.event().await.2, json!({ "output": 99 }));
+    assert_eq!(peer.event().await.0, EventKind::Completed);
+}
+
+#[tokio::test]
+async fn slow_readers_of_strict_subscriptions_are_told_off() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Tcp, None);
+    let mut peer = RawPeer::new(dialled).await;
+    let payload = json!({ "operationId": "/test/strict", "window": 1 });
+    peer.send(EventKind::Requested, "s", payload).await;
+    assert_eq!(peer.event().await.0, EventKind::Responded);
+    let (kind, _, error) = peer.event().await;
+    assert_eq!(
+        (kind, &error["code"]),
+        (EventKind::Error, &json!("OVERLOADED"))
+    );
+}
+
+#[tokio::test]
+async fn aborted_ids_are_free_at_once() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Tcp, None);
+    let mut peer = RawPeer::new(dialled).await;
+    for _ in 0..50 {
+        peer.request("1", "/test/hang", Value::Null).await;
+        peer.send(EventKind::Aborted, "1", json!({})).await;
+    }
+    peer.request("1", "/test/echo", json!(5)).await;
+    assert_eq!(peer.event().await.2, json!({ "output": 5 }));
+    node.probe.wait(|p| &p.dropped, 50).await;
+}
+
+#[tokio::test]
+async fn a_call_stream_ends_with_its_answer_and_a_reset_aborts() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Memory, None);
+    let mut peer = RawPeer::new(dialled.clone()).await;
+    peer.request("1", "/test/echo", json!(1)).await;
+    peer.send.finish().expect("open");
+    assert_eq!(peer.event().await.2, json!({ "output": 1 }));
+    assert!(peer.recv().await.expect("ends well").is_none());
+    let mut peer = RawPeer::new(dialled).await;
+    peer.request("1", "/test/hang", Value::Null).await;
+    node.probe.wait(|p| &p.started, 1).await;
+    peer.send.reset(alknet_core::StreamCode::Cancelled);
+    node.probe.wait(|p| &p.dropped, 1).await;
+}
+
+#[tokio::test]
+async fn a_half_closed_peer_still_gets_its_answers() {
+    let node = Node::new();
+    let (dialled, served) = node.serve(Carriage::Tcp, None);
+    let mut peer = RawPeer::new(dialled).await;
+    peer.request("1", "/test/hang", Value::Null).await;
+    peer.send.finish().expect("open");
+    node.probe.wait(|p| &p.started, 1).await;
+    node.probe.release.notify_one();
+    assert_eq!(peer.event().await.2, json!({ "output": "released" }));
+    assert!(peer.recv().await.expect("ends well").is_none());
+    soon(served).await.expect("no panic").expect("a good end");
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_within_a_frame_is_a_violation() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Memory, None);
+    let mut peer = RawPeer::new(dialled).await;
+    peer.send_bytes(Bytes::from_static(&[0, 0, 0, 9, b'{']))
+        .await;
+    peer.send.finish().expect("open");
+    assert!(matches!(peer.recv().await, Err(StreamError::Reset(5))));
+}
+
+#[tokio::test]
+async fn half_a_frame_and_silence_run_out_of_time() {
+    for (carriage, bytes) in [
+        (Carriage::Memory, &[0, 0, 0][..]),
+        (Carriage::Tcp, &[0, 0, 0, 9, b'{'][..]),
+        (Carriage::Tcp, &[][..]),
+    ] {
+        let node = Node::impatient();
+        let (dialled, served) = node.serve(carriage, None);
+        let mut peer = RawPeer::new(dialled).await;
+        peer.send_bytes(Bytes::copy_from_slice(bytes)).await;
+        let end = soon(peer.recv.read_chunk(9)).await;
+        if carriage == Carriage::Memory {
+            assert!(matches!(end, Err(StreamError::Reset(8))), "{end:?}");
+        } else {
+            assert!(matches!(end, Ok(None)), "{end:?}");
+            let served = soon(served).await.expect("no panic");
+            assert!(matches!(served, Err(HandlerError::Timeout)), "{served:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_reading_loses_its_lane() {
+    let node = Node::impatient();
+    let (dialled, served) = node.serve(Carriage::Tcp, None);
+    let mut peer = RawPeer::new(dialled).await;
+    peer.request("1", "/test/count", Value::Null).await;
+    let served = soon(served).await.expect("no panic");
+    assert!(matches!(served, Err(HandlerError::Timeout)), "{served:?}");
+    node.probe.wait(|p| &p.dropped, 1).await;
+}
+
+#[tokio::test]
+async fn servers_that_answer_nonsense_do_not_confuse_the_client() {
+    for (kind, payload, code) in [
+        (EventKind::Completed, json!({}), "INTERNAL"),
+        (EventKind::Aborted, json!({ "reason": "no" }), "ABORTED"),
+        (EventKind::Error, json!({ "message": 1 }), "INTERNAL"),
+        (
+            EventKind::Error,
+            json!({ "code": "NEWER_CODE" }),
+            "NEWER_CODE",
+        ),
+        (EventKind::Responded, json!([]), "INTERNAL"),
+    ] {
+        let (dialled, accepted) = single_pair();
+        let client = CallClient::without_operations().attach(dialled, None);
+        let input = json!(1);
+        let call = client.call("any/thing", &input);
+        let serve = async {
+            let mut server = RawPeer::new(accepted).await;
+            let (_, id, request) = server.event().await;
+            assert_eq!(request["operationId"], "/any/thing");
+            server.send(kind, "999", payload.clone()).await;
+            server.send(kind, &id, payload.clone()).await;
+            server
+        };
+        let (answer, _server) = tokio::join!(soon(call), serve);
+        let error = answer.expect_err("no answer");
+        assert_eq!(error.code.name(), code, "{payload}");
+        assert!(!error.retryable);
+    }
+}
+
+#[tokio::test]
+async fn answers_may_come_on_another_stream() {
+    let (dialled, accepted) = alknet_core::memory_pair(ALPN);
+    let client = CallClient::without_operations().attach(dialled, None);
+    let input = json!(1);
+    let call = client.call("any/thing", &input);
+    let serve = async {
+        let (send, recv) = accepted.accept_bi().await.expect("a lane");
+        let mut other = RawPeer::new(accepted.clone()).await;
+        other
+            .send(EventKind::Responded, "1", json!({ "output": "elsewhere" }))
+            .await;
+        (send, recv, other)
+    };
+    let (answer, _kept) = tokio::join!(soon(call), serve);
+    assert_eq!(*answer.expect("an answer").value(), json!("elsewhere"));
+}

@@ -1,0 +1,365 @@
+//! Calls made together, made again, and made over another connection.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use alknet_call::*;
+use alknet_core::{Carriage, CloseCode};
+use serde_json::{Value, json};
+
+use crate::common::*;
+
+fn keyed(key: &str) -> CallOptions {
+    CallOptions {
+        idempotency_key: Some(key.to_owned()),
+        ..CallOptions::default()
+    }
+}
+
+fn started(node: &Node) -> usize {
+    node.probe.started.load(Ordering::SeqCst)
+}
+
+/// Starts `test/charge` with `key`; it waits to be released.
+fn charge(client: &CallConnection, key: &str) -> tokio::task::JoinHandle<Result<Body, CallError>> {
+    let (client, options) = (client.clone(), keyed(key));
+    tokio::spawn(async move {
+        let input = json!({ "wait": true });
+        client.call_with("test/charge", &input, &options).await
+    })
+}
+
+#[tokio::test]
+async fn a_key_runs_once_for_each_identity() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let peer = || node.client(carriage, Some(identity("peer", &[])));
+        let first = peer();
+        let call = async |client: &CallConnection, key: &str, input: Value| {
+            soon(client.call_with("test/charge", &input, &keyed(key))).await
+        };
+        let answer = call(&first, "a", json!({ "n": 1, "m": 2 }))
+            .await
+            .expect("runs");
+        assert_eq!(*answer.value(), json!(1));
+        // Over another connection, and however the input is written.
+        let again = call(&peer(), "a", json!({ "m": 2, "n": 1 })).await;
+        assert_eq!(*again.expect("the same answer").value(), json!(1));
+        let error = call(&first, "a", json!({ "n": 2 }))
+            .await
+            .expect_err("another input");
+        assert_eq!((error.code, error.retryable), (ErrorCode::Conflict, false));
+        let other = call(&first, "b", json!({ "n": 2 }))
+            .await
+            .expect("another key");
+        assert_eq!(*other.value(), json!(2));
+        let somebody = node.client(carriage, Some(identity("other", &[])));
+        let other = call(&somebody, "a", json!({ "n": 2 }))
+            .await
+            .expect("somebody else");
+        assert_eq!(*other.value(), json!(3));
+        // Strangers are not one.
+        let (one, two) = (node.client(carriage, None), node.client(carriage, None));
+        for (client, n) in [(&one, 4), (&one, 4), (&two, 5)] {
+            let answer = call(client, "a", json!({})).await.expect("a stranger");
+            assert_eq!(*answer.value(), json!(n));
+        }
+        // Without a key, and where keys mean nothing, every call runs.
+        for n in [6, 7] {
+            let answer = soon(first.call("test/charge", &json!({}))).await;
+            assert_eq!(*answer.expect("runs").value(), json!(n));
+        }
+        for n in [8, 9] {
+            let options = keyed("a");
+            let answer = soon(first.call_with("test/flaky-mutation", &json!(0), &options)).await;
+            assert_eq!(*answer.expect("runs").value(), json!(n));
+        }
+    }
+}
+
+#[tokio::test]
+async fn duplicates_join_the_running_call_whoever_goes_away() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let peer = || node.client(carriage, Some(identity("peer", &[])));
+        let (first, second) = (peer(), peer());
+        let begun = charge(&first, "k");
+        node.probe.wait(|p| &p.started, 1).await;
+        // One may run at a time, and those who join do not count.
+        let joined = charge(&second, "k");
+        let error = soon(second.call_with("test/charge", &json!({}), &keyed("other"))).await;
+        assert_eq!(
+            error.expect_err("one at a time").code,
+            ErrorCode::Overloaded
+        );
+        // Neither an abort nor a lost connection reaches the run.
+        begun.abort();
+        first.close(CloseCode::Normal, "");
+        soon(first.closed()).await;
+        let late = charge(&peer(), "k");
+        soon(second.call("test/echo", &json!(1)))
+            .await
+            .expect("served");
+        assert_eq!(node.probe.dropped.load(Ordering::SeqCst), 0);
+        node.probe.release.notify_one();
+        for waiting in [joined, late] {
+            let answer = soon(waiting).await.expect("no panic").expect("an answer");
+            assert_eq!(*answer.value(), json!(1));
+        }
+        assert_eq!(started(&node), 1);
+        // Its place is free again.
+        soon(second.call_with("test/charge", &json!({}), &keyed("other")))
+            .await
+            .expect("runs");
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_met_its_deadline_may_run_again() {
+    let node = Node::new();
+    let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
+    let input = json!({ "wait": true });
+    let options = CallOptions {
+        timeout: Some(Duration::from_millis(20)),
+        ..keyed("k")
+    };
+    for n in 1..=2 {
+        let error = soon(client.call_with("test/charge", &input, &options)).await;
+        assert_eq!(error.expect_err("too late").code, ErrorCode::Timeout);
+        node.probe.wait(|p| &p.dropped, n).await;
+        assert_eq!(started(&node), n);
+    }
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_runs_nobody_waits_for() {
+    let node = Node::new();
+    let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
+    let begun = charge(&client, "k");
+    node.probe.wait(|p| &p.started, 1).await;
+    begun.abort();
+    let dispatcher = Arc::clone(&node.dispatcher);
+    let mut drained = tokio::spawn(async move { dispatcher.drain().await });
+    soon(client.closed()).await;
+    assert!(futures_util::poll!(&mut drained).is_pending());
+    node.probe.release.notify_one();
+    soon(drained).await.expect("drains");
+    assert_eq!(node.probe.dropped.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn only_what_is_safe_is_tried_again() {
+    for (operation, needed, tries, works) in [
+        ("test/flaky", 3, 3, true),
+        ("test/flaky", 4, 4, true),
+        ("test/flaky", 5, 4, false),
+        ("test/flaky-mutation", 2, 1, false),
+    ] {
+        let node = Node::new();
+        let client = node.client(Carriage::Memory, None);
+        let options = CallOptions::default();
+        let answer = soon(client.call_retrying(operation, &json!(needed), &options)).await;
+        assert_eq!(answer.is_ok(), works, "{operation} {needed}");
+        assert_eq!(started(&node), tries, "{operation} {needed}");
+    }
+    // A key is made where one is needed, and time that is up ends the tries.
+    let node = Node::new();
+    let client = node.client(Carriage::Memory, None);
+    let options = CallOptions::default();
+    for n in [1, 2] {
+        let answer = soon(client.call_retrying("test/charge", &json!({}), &options)).await;
+        assert_eq!(*answer.expect("its own key").value(), json!(n));
+    }
+    let short = CallOptions {
+        timeout: Some(Duration::from_millis(20)),
+        ..CallOptions::default()
+    };
+    soon(client.call_retrying("test/flaky", &json!(99), &short))
+        .await
+        .expect_err("no time for another try");
+    assert_eq!(started(&node), 3);
+}
+
+#[tokio::test]
+async fn a_batch_is_one_write_and_every_call_has_its_outcome() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let client = node.client(carriage, None);
+        let mut batch = client.batch();
+        batch
+            .add("test/echo", &json!(1))
+            .add("test/nothing", &Value::Null)
+            .add("test/typed", &json!({ "n": "x" }))
+            .add("test/echo", &json!("x".repeat(10_000)))
+            .add("test/echo", &"x".repeat(2 << 20));
+        assert_eq!((batch.len(), batch.is_empty()), (5, false));
+        let outcomes = soon(batch.send()).await;
+        let codes: Vec<_> = outcomes
+            .iter()
+            .map(|outcome| outcome.as_ref().map_or_else(|e| e.code.name(), |_| "ok"))
+            .collect();
+        assert_eq!(
+            codes,
+            [
+                "ok",
+                "NOT_FOUND",
+                "INVALID_INPUT",
+                "ok",
+                "PAYLOAD_TOO_LARGE"
+            ]
+        );
+        assert!(soon(client.batch().send()).await.is_empty());
+        client.close(CloseCode::Normal, "");
+        soon(client.closed()).await;
+        let mut late = client.batch();
+        late.add("test/echo", &json!(1));
+        let outcomes = soon(late.send()).await;
+        assert_eq!(
+            outcomes[0].as_ref().expect_err("lost").code,
+            ErrorCode::Unavailable
+        );
+    }
+    let (dialled, accepted) = single_pair();
+    let client = CallClient::without_operations().attach(dialled, None);
+    let mut batch = client.batch();
+    for n in 0..20 {
+        batch.add("any/thing", &json!(n));
+    }
+    let sent = tokio::spawn(batch.send());
+    let (_send, mut recv) = accepted.accept_bi().await.expect("the stream");
+    let mut frames = FrameReader::new();
+    let chunk = soon(recv.read_chunk(64 << 10)).await.expect("bytes");
+    frames.push(chunk.expect("no end"));
+    let whole = std::iter::from_fn(|| frames.next_frame(1 << 20).expect("frames"));
+    assert_eq!(whole.count(), 20);
+    sent.abort();
+}
+
+#[tokio::test]
+async fn a_keyed_mutation_over_a_lost_connection_runs_once() {
+    for carriage in CARRIAGES {
+        let dialer = TestDialer::new(carriage, Some(identity("peer", &[])));
+        let peer = dialer.reconnecting(None);
+        let call = tokio::spawn({
+            let peer = peer.clone();
+            async move { peer.call("test/charge", &json!({ "wait": true })).await }
+        });
+        dialer.node.probe.wait(|p| &p.started, 1).await;
+        dialer.hang_up(CloseCode::Internal);
+        let requests = dialer.node.dispatcher.stats().requests;
+        let again = async {
+            while dialer.node.dispatcher.stats().requests < requests + 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(again).await;
+        dialer.node.probe.release.notify_one();
+        let answer = soon(call).await.expect("no panic").expect("an answer");
+        assert_eq!(*answer.value(), json!(1));
+        assert_eq!(started(&dialer.node), 1);
+        assert_eq!(dialer.dials.load(Ordering::SeqCst), 2);
+    }
+}
+
+#[tokio::test]
+async fn calls_wait_for_a_connection_and_others_are_not_repeated() {
+    let dialer = TestDialer::new(Carriage::Memory, Some(identity("peer", &[])));
+    dialer.failing.store(2, Ordering::SeqCst);
+    let peer = dialer.reconnecting(None);
+    let answer = soon(peer.call("test/echo", &json!(5))).await;
+    assert_eq!(*answer.expect("the third dial works").value(), json!(5));
+    assert_eq!(dialer.dials.load(Ordering::SeqCst), 3);
+    let mutation = tokio::spawn({
+        let peer = peer.clone();
+        async move { peer.call("test/flaky-mutation", &json!(99)).await }
+    });
+    let error = soon(mutation).await.expect("no panic");
+    assert_eq!(error.expect_err("not yet").code, ErrorCode::Unavailable);
+    assert_eq!(started(&dialer.node), 1);
+    dialer.failing.store(usize::MAX, Ordering::SeqCst);
+    dialer.hang_up(CloseCode::Internal);
+    let short = CallOptions {
+        timeout: Some(Duration::from_millis(50)),
+        ..CallOptions::default()
+    };
+    let error = soon(peer.call_with("test/echo", &json!(1), &short)).await;
+    assert_eq!(error.expect_err("nobody").code, ErrorCode::Unavailable);
+}
+
+#[tokio::test]
+async fn every_connection_is_prepared_before_it_is_used() {
+    let dialer = TestDialer::new(Carriage::Memory, None);
+    let prepared = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&prepared);
+    let on_connect: OnConnect = Arc::new(move |connection: CallConnection| {
+        let n = count.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            connection.operations("test/").await?;
+            // The first try fails, and is made again over another connection.
+            if n == 0 {
+                return Err(CallError::internal("the import failed"));
+            }
+            Ok(())
+        })
+    });
+    let peer = dialer.reconnecting(Some(on_connect));
+    soon(peer.call("test/echo", &json!(1)))
+        .await
+        .expect("served");
+    assert_eq!(prepared.load(Ordering::SeqCst), 2);
+    dialer.hang_up(CloseCode::Internal);
+    soon(peer.call("test/echo", &json!(1)))
+        .await
+        .expect("served");
+    assert_eq!(prepared.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_peer_that_wants_nobody_back_is_left_alone() {
+    let dialer = TestDialer::new(Carriage::Memory, None);
+    let peer = dialer.reconnecting(None);
+    soon(peer.call("test/echo", &json!(1)))
+        .await
+        .expect("served");
+    dialer.hang_up(CloseCode::Policy);
+    let ended = async {
+        while peer.connection().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(ended).await;
+    let error = soon(peer.call("test/echo", &json!(1)))
+        .await
+        .expect_err("for good");
+    assert_eq!(
+        (error.code, error.retryable),
+        (ErrorCode::Unavailable, false)
+    );
+    assert_eq!(dialer.dials.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn subscriptions_go_on_where_they_can_and_end_where_they_cannot() {
+    for carriage in CARRIAGES {
+        let dialer = TestDialer::new(carriage, Some(identity("peer", &[])));
+        let peer = dialer.reconnecting(None);
+        let mut events = soon(peer.subscribe("test/resumable", &Value::Null))
+            .await
+            .expect("started");
+        let mut other = soon(peer.subscribe("test/silent", &Value::Null))
+            .await
+            .expect("started");
+        for n in 0..300 {
+            let event = soon(events.next()).await.expect("more").expect("an event");
+            assert_eq!(*event.output.value(), json!(n));
+            if n % 100 == 50 {
+                dialer.hang_up(CloseCode::Internal);
+            }
+        }
+        assert_eq!(dialer.dials.load(Ordering::SeqCst), 4);
+        let end = soon(other.next()).await.expect("the end");
+        assert_eq!(end.expect_err("lost").code, ErrorCode::Unavailable);
+        assert!(soon(other.next()).await.is_none());
+    }
+}

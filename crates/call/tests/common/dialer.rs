@@ -1,0 +1,88 @@
+//! A dialer that reaches a node of this process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use alknet_call::{CallClient, Credentials, OnConnect, Reconnecting};
+use alknet_core::{
+    BoxFuture, Carriage, CloseCode, Connection, DialError, DialErrorKind, DialRequest, Dialer,
+    Dialled, Expect, Identity, PeerAddr,
+};
+
+use super::{Node, SERVER_KEY};
+
+/// Dials a node of this process.
+pub struct TestDialer {
+    pub node: Arc<Node>,
+    pub carriage: Carriage,
+    pub who: Option<Arc<Identity>>,
+    /// Dials that fail before one works.
+    pub failing: AtomicUsize,
+    pub dials: AtomicUsize,
+    accepted: std::sync::Mutex<Option<Connection>>,
+}
+
+impl TestDialer {
+    pub fn new(carriage: Carriage, who: Option<Arc<Identity>>) -> Arc<Self> {
+        Arc::new(Self {
+            node: Arc::new(Node::new()),
+            carriage,
+            who,
+            failing: AtomicUsize::new(0),
+            dials: AtomicUsize::new(0),
+            accepted: std::sync::Mutex::default(),
+        })
+    }
+
+    /// A client that dials with this.
+    pub fn client(self: &Arc<Self>) -> CallClient {
+        CallClient::without_operations().with_dialer(Arc::clone(self) as _)
+    }
+
+    /// Some address: this dialer reaches one node only.
+    pub fn addr() -> PeerAddr {
+        format!("{SERVER_KEY}@node.test")
+            .parse()
+            .expect("an address")
+    }
+
+    pub fn reconnecting(self: &Arc<Self>, on_connect: Option<OnConnect>) -> Reconnecting {
+        let credentials = Credentials::default();
+        Reconnecting::start(self.client(), Self::addr(), credentials, on_connect)
+    }
+
+    /// The node ends the connection.
+    pub fn hang_up(&self, code: CloseCode) {
+        let accepted = self.accepted.lock().expect("no panics here").take();
+        accepted.expect("a connection").close(code, "");
+    }
+}
+
+impl std::fmt::Debug for TestDialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TestDialer")
+    }
+}
+
+impl Dialer for TestDialer {
+    fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+        self.dials.fetch_add(1, Ordering::SeqCst);
+        let less = |n: usize| n.checked_sub(1);
+        let fails = self
+            .failing
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+        let result = if request.expect != Expect::Pinned(vec![SERVER_KEY]) {
+            Err(DialError::new(DialErrorKind::Impostor, "another key"))
+        } else if fails.is_ok() {
+            Err(DialError::new(DialErrorKind::Unreachable, "no route"))
+        } else {
+            let (dialled, accepted, _) = self.node.accept(self.carriage, self.who.clone());
+            *self.accepted.lock().expect("no panics here") = Some(accepted);
+            Ok(Dialled {
+                connection: dialled,
+                keys: vec![SERVER_KEY],
+            })
+        };
+        Box::pin(std::future::ready(result))
+    }
+}

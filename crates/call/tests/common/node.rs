@@ -1,0 +1,149 @@
+//! A node that serves those operations, over both carriages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::limits::{Patience, PeerLimits};
+use alknet_call::{ALPN, CallClient, CallConnection, CallHandler, Dispatcher};
+use alknet_core::{
+    AuthContext, Carriage, Connection, HandlerError, Identity, ProtocolHandler, memory_pair,
+};
+
+use super::{Probe, Tokens, identity, registry, single_pair};
+
+/// A node and the probe in its operations.
+pub struct Node {
+    pub dispatcher: Arc<Dispatcher>,
+    pub handler: Arc<CallHandler>,
+    pub probe: Arc<Probe>,
+    pub tokens: Arc<Tokens>,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Node {
+    pub fn new() -> Self {
+        Self::with_limits(PeerLimits::AUTHENTICATED)
+    }
+
+    pub fn with_limits(limits: PeerLimits) -> Self {
+        Self::with(limits, Patience::default())
+    }
+
+    /// Waits for nobody longer than a moment.
+    pub fn impatient() -> Self {
+        let moment = Duration::from_millis(30);
+        let patience = Patience {
+            partial_frame: moment,
+            blocked_lane: moment,
+            stranger_idle: moment,
+            goodbye: moment,
+            ..Patience::default()
+        };
+        Self::with(PeerLimits::AUTHENTICATED, patience)
+    }
+
+    /// Closes no connection before the peer has what was said on it.
+    pub fn patient() -> Self {
+        let patience = Patience {
+            goodbye: Duration::from_secs(60),
+            ..Patience::default()
+        };
+        Self::with(PeerLimits::AUTHENTICATED, patience)
+    }
+
+    fn with(limits: PeerLimits, patience: Patience) -> Self {
+        let probe = Arc::default();
+        let tokens: Arc<Tokens> = Arc::default();
+        let dispatcher = Dispatcher::new(registry(&probe))
+            .with_identities(Arc::clone(&tokens) as _)
+            .with_limits(limits)
+            .with_patience(patience)
+            .with_node("test-node");
+        Self {
+            tokens,
+            ..Self::of(dispatcher, probe)
+        }
+    }
+
+    /// Serves whatever a test made.
+    pub fn of(dispatcher: Dispatcher, probe: Arc<Probe>) -> Self {
+        let dispatcher = Arc::new(dispatcher);
+        Self {
+            handler: Arc::new(CallHandler::new(Arc::clone(&dispatcher))),
+            dispatcher,
+            probe,
+            tokens: Arc::default(),
+        }
+    }
+
+    /// Connects to `hub`, known there as `who`, and knows it as `hub`.
+    pub fn join(&self, hub: &Self, carriage: Carriage, who: Arc<Identity>) -> CallConnection {
+        let (dialled, _) = hub.serve(carriage, Some(who));
+        let known = dialled.set_identity(identity("hub", &["*"]));
+        known.expect("nobody was known before");
+        CallClient::new(Arc::clone(&self.dispatcher)).attach(dialled, None)
+    }
+
+    /// Serves one end of a pair; returns the other, and the result of serving.
+    pub fn serve(
+        &self,
+        carriage: Carriage,
+        who: Option<Arc<Identity>>,
+    ) -> (
+        Connection,
+        tokio::task::JoinHandle<Result<(), HandlerError>>,
+    ) {
+        let (dialled, _, served) = self.accept(carriage, who);
+        (dialled, served)
+    }
+
+    /// The same, with the end that was served.
+    pub(super) fn accept(
+        &self,
+        carriage: Carriage,
+        who: Option<Arc<Identity>>,
+    ) -> (
+        Connection,
+        Connection,
+        tokio::task::JoinHandle<Result<(), HandlerError>>,
+    ) {
+        let (dialled, accepted) = match carriage {
+            Carriage::Tcp => single_pair(),
+            _ => memory_pair(ALPN),
+        };
+        let served = self.serve_end(&accepted, who);
+        (dialled, accepted, served)
+    }
+
+    /// Serves the accepting end of any connection.
+    pub fn serve_end(
+        &self,
+        accepted: &Connection,
+        who: Option<Arc<Identity>>,
+    ) -> tokio::task::JoinHandle<Result<(), HandlerError>> {
+        let auth = AuthContext {
+            identity: who,
+            key: None,
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: accepted.carriage(),
+            early_data: false,
+        };
+        let handler: Arc<dyn ProtocolHandler> = Arc::clone(&self.handler) as _;
+        tokio::spawn(handler.handle(accepted.clone(), auth))
+    }
+
+    pub fn client(&self, carriage: Carriage, who: Option<Arc<Identity>>) -> CallConnection {
+        let (dialled, _) = self.serve(carriage, who);
+        CallClient::without_operations().attach(dialled, None)
+    }
+}
+
+/// Both carriages: many streams, and one.
+pub const CARRIAGES: [Carriage; 2] = [Carriage::Memory, Carriage::Tcp];

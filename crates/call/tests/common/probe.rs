@@ -1,0 +1,62 @@
+//! What a node's operations did, told to the test that waits for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+/// Counts what a node's operations do, so that tests wait for facts and never for time.
+#[derive(Debug, Default)]
+pub struct Probe {
+    pub started: AtomicUsize,
+    pub dropped: AtomicUsize,
+    pub yielded: AtomicUsize,
+    pub changed: Notify,
+    pub release: Notify,
+}
+
+impl Probe {
+    pub fn bump(&self, counter: &AtomicUsize) {
+        counter.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    pub async fn wait(&self, counter: impl Fn(&Self) -> &AtomicUsize, at_least: usize) {
+        let wait = async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if counter(self).load(Ordering::SeqCst) >= at_least {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        soon(wait).await;
+    }
+}
+
+/// Tells the probe when a handler is dropped.
+pub struct Guard(pub Arc<Probe>);
+
+impl Guard {
+    pub fn new(probe: &Arc<Probe>) -> Self {
+        probe.bump(&probe.started);
+        Self(Arc::clone(probe))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.bump(&self.0.dropped);
+    }
+}
+
+/// A test that hangs fails instead.
+pub async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("it happens")
+}

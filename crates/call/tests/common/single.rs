@@ -1,0 +1,253 @@
+//! A connection with one stream, as TLS over TCP has it: closing it says no more than the end of
+//! the stream does, and only a stream that is cut off looks different.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker, ready};
+
+use alknet_call::ALPN;
+use alknet_core::{
+    BoxFuture, Carriage, CloseCode, CloseReason, Connection, ConnectionInfo, RecvHalf, RecvStream,
+    SendHalf, SendStream, StreamCode, StreamError, StreamSource,
+};
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::sync::watch;
+
+/// Bytes under way in each direction.
+pub const SINGLE_BUFFER_BYTES: usize = 64 << 10;
+
+/// Two ends of one byte stream. The first one dialled.
+pub fn single_pair() -> (Connection, Connection) {
+    let (a, b) = tokio::io::duplex(SINGLE_BUFFER_BYTES);
+    let cuts: [Arc<AtomicBool>; 2] = Default::default();
+    let end = |stream, dialled: bool| {
+        let (ours, theirs) = (usize::from(!dialled), usize::from(dialled));
+        let shared = Shared {
+            io: Mutex::new(Io {
+                stream: Some(stream),
+                read_ended: false,
+                write_ended: false,
+            }),
+            ended: watch::channel(None).0,
+            cut: Arc::clone(&cuts[ours]),
+            peer_cut: Arc::clone(&cuts[theirs]),
+        };
+        let info = ConnectionInfo {
+            alpn: ALPN.into(),
+            carriage: Carriage::Tcp,
+            sni: None,
+            remote_addr: None,
+            local_addr: None,
+            dialled,
+        };
+        let source = Single {
+            shared: Arc::new(shared),
+            yielded: AtomicBool::new(false),
+        };
+        Connection::from_source(Box::new(source), info)
+    };
+    (end(a, true), end(b, false))
+}
+
+struct Single {
+    shared: Arc<Shared>,
+    yielded: AtomicBool,
+}
+
+struct Shared {
+    io: Mutex<Io>,
+    ended: watch::Sender<Option<CloseReason>>,
+    /// Whether this side cut the stream off, and whether the other one did.
+    cut: Arc<AtomicBool>,
+    peer_cut: Arc<AtomicBool>,
+}
+
+struct Io {
+    /// `None` once closed.
+    stream: Option<DuplexStream>,
+    read_ended: bool,
+    write_ended: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Io> {
+        self.io.lock().expect("no panics here")
+    }
+
+    /// Ends the connection, unless it has ended. The other side reads what is under way, and then
+    /// the end.
+    fn end(&self, reason: CloseReason) {
+        drop(self.lock().stream.take());
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            ended.get_or_insert(reason);
+            first
+        });
+    }
+
+    /// One direction ended; with both the connection is over.
+    fn half_ended(&self, which: impl FnOnce(&mut Io)) {
+        let over = {
+            let mut io = self.lock();
+            which(&mut io);
+            io.read_ended && io.write_ended
+        };
+        if over {
+            self.end(CloseReason::Peer(None, String::new()));
+        }
+    }
+
+    fn with<T>(
+        &self,
+        poll: impl FnOnce(Pin<&mut DuplexStream>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match self.lock().stream.as_mut() {
+            Some(stream) => poll(Pin::new(stream)),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+}
+
+impl StreamSource for Single {
+    fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+        Box::pin(async {
+            if self.yielded.swap(true, Ordering::SeqCst) {
+                return Err(StreamError::Closed(self.closed().await));
+            }
+            let (send, recv) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
+            Ok((
+                SendStream::new(Box::new(Write(send))),
+                RecvStream::new(Box::new(Read(recv))),
+            ))
+        })
+    }
+
+    fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+        Box::pin(std::future::ready(Err(StreamError::Unsupported)))
+    }
+
+    fn is_multi(&self) -> bool {
+        false
+    }
+
+    fn close(&self, _code: CloseCode, _reason: &str) {
+        self.shared.end(CloseReason::Local);
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        let mut ended = self.shared.ended.subscribe();
+        Box::pin(async move {
+            let ended = ended.wait_for(Option::is_some).await;
+            let reason = ended.ok().and_then(|reason| reason.clone());
+            reason.unwrap_or(CloseReason::Local)
+        })
+    }
+}
+
+struct Read(Arc<Shared>);
+struct Write(Arc<Shared>);
+
+impl AsyncRead for Read {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let shared = &self.0;
+        let before = buf.filled().len();
+        ready!(shared.with(|stream| stream.poll_read(cx, buf)))?;
+        if buf.filled().len() == before {
+            if shared.peer_cut.load(Ordering::SeqCst) {
+                shared.end(CloseReason::Lost("cut off".to_owned()));
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            shared.half_ended(|io| io.read_ended = true);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl RecvHalf for Read {
+    fn poll_read_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let mut storage = vec![0; max.min(16 << 10)];
+        let mut buf = ReadBuf::new(&mut storage);
+        ready!(Pin::new(&mut *self).poll_read(cx, &mut buf))?;
+        let len = buf.filled().len();
+        storage.truncate(len);
+        Poll::Ready(Ok((len > 0).then(|| storage.into())))
+    }
+
+    fn stop(&mut self, _code: StreamCode) {
+        self.0.half_ended(|io| io.read_ended = true);
+    }
+}
+
+impl Drop for Read {
+    fn drop(&mut self) {
+        self.stop(StreamCode::Cancelled);
+    }
+}
+
+impl AsyncWrite for Write {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.with(|stream| stream.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nothing is left to end where the connection is closed.
+        let _ = ready!(self.0.with(|stream| stream.poll_shutdown(cx)));
+        self.0.half_ended(|io| io.write_ended = true);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl SendHalf for Write {
+    fn poll_write_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<usize, StreamError>> {
+        let Some(chunk) = chunks.first_mut() else {
+            return Poll::Ready(Ok(0));
+        };
+        let written = ready!(Pin::new(&mut *self).poll_write(cx, chunk))?;
+        chunk.advance(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn finish(&mut self) -> Result<(), StreamError> {
+        // A duplex pipe shuts down without waiting: one poll is enough.
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = Pin::new(self).poll_shutdown(&mut cx);
+        Ok(())
+    }
+
+    fn reset(&mut self, _code: StreamCode) {
+        // Where the connection is closed, its end was said already.
+        if self.0.lock().stream.is_some() {
+            self.0.cut.store(true, Ordering::SeqCst);
+        }
+        self.0.end(CloseReason::Local);
+    }
+}
+
+impl Drop for Write {
+    fn drop(&mut self) {
+        let _ = self.finish();
+    }
+}

@@ -1,0 +1,57 @@
+//! Pauses between attempts to reach a peer. Knows no clock and no randomness.
+
+use std::time::Duration;
+
+/// The pauses after one failure and the next: any length up to a bound that doubles, so that a
+/// thousand nodes whose hub restarts do not come back in step.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    /// Pauses of at most `first`, which becomes at most `longest`.
+    #[must_use]
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self {
+            first,
+            longest,
+            failures: 0,
+        }
+    }
+
+    /// The next pause; `random` is any number, each as likely as the other.
+    pub fn next(&mut self, random: u32) -> Duration {
+        let doubled = 2u32.saturating_pow(self.failures);
+        let bound = self.first.saturating_mul(doubled).min(self.longest);
+        self.failures = self.failures.saturating_add(1);
+        bound.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+
+    /// What was reached held: the next pause is a short one.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_of_any_length_up_to_a_bound_that_doubles() {
+        let mut pauses = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let bounds: Vec<_> = (0..9).map(|_| pauses.next(u32::MAX).as_secs()).collect();
+        assert_eq!(bounds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(pauses.next(0), Duration::ZERO);
+        let half = pauses.next(u32::MAX / 2).as_millis();
+        assert!((29_999..=30_000).contains(&half), "{half}");
+        for _ in 0..100 {
+            assert!(pauses.next(u32::MAX) <= Duration::from_secs(60));
+        }
+        pauses.reset();
+        assert_eq!(pauses.next(u32::MAX), Duration::from_secs(1));
+    }
+}

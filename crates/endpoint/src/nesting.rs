@@ -1,0 +1,91 @@
+//! Serving what a handler carries inside its connection.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, OnceLock, Weak};
+
+use alknet_core::{
+    AuthContext, AuthNeed, BoxFuture, Carriage, Connection, Dispatch, DispatchError,
+    NESTING_DEPTH_MAX,
+};
+
+use crate::serve::{self, Admitted, Shared};
+
+/// Where handlers that carry other protocols hand over what they carry.
+///
+/// Handlers are made before the port that serves them: they are given this first, and
+/// [`Server::serve_nested`](crate::Server::serve_nested) puts the port behind it. Until then, and
+/// when the port is gone, nothing carried is served.
+#[derive(Default)]
+pub struct Nesting(OnceLock<Weak<Shared>>);
+
+impl Nesting {
+    /// With no port behind it yet.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    pub(crate) fn attach(&self, shared: &Arc<Shared>) {
+        self.0.get_or_init(|| Arc::downgrade(shared));
+    }
+}
+
+impl Dispatch for Nesting {
+    fn dispatch(
+        &self,
+        nested: Connection,
+        auth: AuthContext,
+    ) -> Result<BoxFuture<'static, ()>, DispatchError> {
+        let shared = self.0.get().and_then(Weak::upgrade);
+        let shared = shared.filter(|shared| !*shared.stop.borrow());
+        let shared = shared.ok_or(DispatchError::Unavailable)?;
+        let admitted = admit(&shared, &nested, auth)?;
+        let from = nested
+            .remote_addr()
+            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |addr| addr.ip());
+        Ok(Box::pin(async move {
+            serve::run(&shared, &nested, from, admitted).await;
+        }))
+    }
+}
+
+/// What lies in another protocol takes no place of its own: its carrier has one, and says how many it
+/// carries.
+fn admit(
+    shared: &Shared,
+    nested: &Connection,
+    auth: AuthContext,
+) -> Result<Admitted, DispatchError> {
+    if nested.carriers().count() > NESTING_DEPTH_MAX {
+        return Err(DispatchError::Depth);
+    }
+    let alpn = nested.alpn();
+    if nested.carriers().any(|carrier| carrier.alpn() == alpn) {
+        return Err(DispatchError::Itself);
+    }
+    let Some((spec, handler)) = shared.registry.get(alpn, Carriage::Memory) else {
+        shared.totals.no_handler.add();
+        return Err(DispatchError::NoHandler);
+    };
+    // Whoever the carrier has found out meanwhile counts.
+    let identity = nested.identity();
+    if identity.is_none() && spec.auth == AuthNeed::Tls {
+        shared.totals.policy_refusals.add();
+        nested.auth_failed();
+        return Err(DispatchError::UnknownKey);
+    }
+    let auth = AuthContext {
+        identity,
+        alpn: Arc::clone(&nested.info().alpn),
+        carriage: Carriage::Memory,
+        ..auth
+    };
+    Ok((auth, spec.clone(), Arc::clone(handler)))
+}
+
+impl fmt::Debug for Nesting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Nesting").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,150 @@
+//! Servers for the rows: who shows which key, in which form.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use alknet_core::{Carriage, PeerKey};
+use alknet_tls::{NodeKey, PeerProof};
+use iroh::endpoint::presets;
+use iroh::{Endpoint, SecretKey};
+use rcgen::KeyPair;
+use rustls::sign::CertifiedKey;
+
+use crate::authority::{Authority, Foreign, raw, wrapped};
+use crate::roles::sheet::Column;
+use crate::support::ECHO;
+
+/// Of the peer's Ed25519 key.
+pub(super) const SEED: [u8; 32] = [11; 32];
+
+/// What the server shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// The peer's Ed25519 key.
+    Raw,
+    /// The same in a self-signed certificate that ran out in 1991.
+    Wrapped,
+    /// The peer's public key, without the private one.
+    StolenRaw,
+    StolenWrapped,
+    /// A certificate of an authority we trust.
+    Public,
+    /// The same key, in one that ran out, has not begun, or is for another name.
+    Expired,
+    NotYetValid,
+    OtherName,
+    /// One of an authority nobody trusts.
+    OtherAuthority,
+}
+
+/// The servers' keys, and what they are called.
+pub(super) struct Cast {
+    pub(super) authority: Authority,
+    stranger: Authority,
+    pub(super) ec: KeyPair,
+    pub(super) other_ec: KeyPair,
+    /// One certificate throughout: the same made again would have another hash.
+    public: Arc<CertifiedKey>,
+}
+
+/// The name and the address under which servers are dialled.
+const NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
+
+impl Cast {
+    pub(super) fn new() -> Self {
+        let (authority, ec) = (Authority::new(), KeyPair::generate().expect("a key"));
+        Self {
+            public: authority.certify(&NAMES, &ec, |_| {}),
+            authority,
+            stranger: Authority::new(),
+            ec,
+            other_ec: KeyPair::generate().expect("a key"),
+        }
+    }
+
+    pub(super) fn server(&self, shown: Shown) -> Server {
+        let ed25519 = NodeKey::from_seed(&SEED).public();
+        let year = |year| rcgen::date_time_ymd(year, 1, 1);
+        let public = |names: &[&str], from, to| {
+            self.authority.certify(names, &self.ec, |params| {
+                (params.not_before, params.not_after) = (year(from), year(to));
+            })
+        };
+        let (key, raw) = match shown {
+            Shown::Raw => (raw(ed25519, SEED), true),
+            Shown::StolenRaw => (raw(ed25519, [1; 32]), true),
+            Shown::Wrapped => (wrapped(SEED).0, false),
+            Shown::StolenWrapped => {
+                let signing = Arc::clone(&raw(ed25519, [1; 32]).key);
+                let stolen = CertifiedKey::new(wrapped(SEED).0.cert.clone(), signing);
+                (Arc::new(stolen), false)
+            }
+            Shown::Public => (Arc::clone(&self.public), false),
+            Shown::Expired => (public(&NAMES, 1990, 1991), false),
+            Shown::NotYetValid => (public(&NAMES, 3000, 3001), false),
+            Shown::OtherName => (public(&["edge.example"], 2000, 3000), false),
+            Shown::OtherAuthority => (self.stranger.certify(&NAMES, &self.other_ec, |_| {}), false),
+        };
+        Server { key, raw }
+    }
+}
+
+/// One server and how it shows its key.
+pub(super) struct Server {
+    key: Arc<CertifiedKey>,
+    raw: bool,
+}
+
+impl Server {
+    pub(super) fn certificate(&self) -> PeerKey {
+        let proof = PeerProof::from_certificate(&self.key.cert[0]).expect("a key");
+        proof.certificate.expect("a certificate")
+    }
+}
+
+/// A server that runs.
+pub(super) enum Running {
+    Foreign(Foreign),
+    Iroh(Endpoint),
+}
+
+impl Running {
+    /// Over iroh, iroh itself where it can be: it shows raw keys that it holds, and nothing else. The
+    /// others speak plain QUIC, which looks the same to who dials until the handshake fails.
+    pub(super) async fn start(cast: &Cast, shown: Shown, column: Column) -> Self {
+        if (shown, column) == (Shown::Raw, Column::Iroh) {
+            return Self::Iroh(iroh_server().await);
+        }
+        let server = cast.server(shown);
+        Self::Foreign(Foreign::start(server.key, server.raw).await)
+    }
+
+    pub(super) fn port(&self, carriage: Carriage) -> u16 {
+        match self {
+            Self::Foreign(foreign) => foreign.port(carriage),
+            Self::Iroh(endpoint) => endpoint.bound_sockets()[0].port(),
+        }
+    }
+}
+
+/// Has the peer's key, and keeps whoever comes.
+async fn iroh_server() -> Endpoint {
+    let builder = Endpoint::builder(presets::Minimal)
+        .secret_key(SecretKey::from_bytes(&SEED))
+        .alpns(vec![ECHO.to_vec()])
+        .clear_ip_transports()
+        .bind_addr((Ipv4Addr::LOCALHOST, 0));
+    let endpoint = builder.expect("an address").bind().await;
+    let endpoint = endpoint.expect("a free port");
+    let accepting = endpoint.clone();
+    tokio::spawn(async move {
+        while let Some(incoming) = accepting.accept().await {
+            tokio::spawn(async move {
+                if let Ok(connection) = incoming.await {
+                    connection.closed().await;
+                }
+            });
+        }
+    });
+    endpoint
+}

@@ -1,0 +1,294 @@
+//! Clients, made from the TLS library itself and from iroh's, and what they hear.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use alknet_call::{Envelope, EventKind, FrameBody, encode_event};
+use bytes::Bytes;
+use iroh::EndpointAddr;
+use iroh::endpoint::{ConnectOptions, ZeroRttStatus};
+use rustls::ClientConfig;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+
+use super::scene::{KEYED, the_token};
+use super::{Got, Sends};
+use crate::support::HUNG;
+
+/// The operation that is called.
+const WHOAMI: &str = "/demo/whoami";
+
+/// What a client visits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Visit {
+    Call,
+    Keyed,
+}
+
+impl Visit {
+    pub(super) const fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Call => alknet_call::ALPN,
+            Self::Keyed => KEYED,
+        }
+    }
+}
+
+/// What carries a client's connections, and where to.
+pub(super) enum Carrier {
+    /// Iroh itself, which keeps its tickets with the endpoint.
+    Iroh(iroh::Endpoint, EndpointAddr),
+    Quic(u16, Arc<ClientConfig>),
+    Tls(u16, Arc<ClientConfig>),
+}
+
+pub(super) struct Client {
+    carrier: Carrier,
+    visit: Visit,
+    full: Arc<AtomicUsize>,
+}
+
+impl Client {
+    /// A client whose `full` handshakes its verifier counts.
+    pub(super) fn new(carrier: Carrier, visit: Visit, full: Arc<AtomicUsize>) -> Self {
+        Self {
+            carrier,
+            visit,
+            full,
+        }
+    }
+
+    /// Connects. The ticket of an earlier connection is used, if there is one.
+    pub(super) async fn open(&self) -> io::Result<Line> {
+        let name = "node.test.invalid";
+        let wire = match &self.carrier {
+            Carrier::Iroh(endpoint, node) => Wire::Iroh(self.over_iroh(endpoint, node).await?),
+            Carrier::Quic(port, config) => {
+                let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
+                let tls = quinn::crypto::rustls::QuicClientConfig::try_from(Arc::clone(config));
+                let config = quinn::ClientConfig::new(Arc::new(tls.expect("TLS 1.3")));
+                let connecting =
+                    endpoint.connect_with(config, ([127, 0, 0, 1], *port).into(), name);
+                let connection = connecting.expect("a valid configuration").await?;
+                Wire::Quic(endpoint, connection)
+            }
+            Carrier::Tls(port, config) => {
+                let tcp = TcpStream::connect(("127.0.0.1", *port)).await?;
+                let name = name.try_into().expect("a name");
+                let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
+                Wire::Tls(Box::new(connector.connect(name, tcp).await?))
+            }
+        };
+        Ok(Line {
+            wire,
+            visit: self.visit,
+            authenticated: false,
+            asked: 0,
+        })
+    }
+
+    /// No verifier of ours is asked there; that a session was resumed shows in its early data, which
+    /// the node's library takes with a ticket and never without.
+    async fn over_iroh(
+        &self,
+        endpoint: &iroh::Endpoint,
+        node: &EndpointAddr,
+    ) -> io::Result<iroh::endpoint::Connection> {
+        let (node, alpn) = (node.clone(), self.visit.alpn());
+        let connecting = endpoint.connect_with_opts(node, alpn, ConnectOptions::default());
+        let connection = match connecting.await.map_err(io::Error::other)?.into_0rtt() {
+            Err(connecting) => connecting.await.map_err(io::Error::other)?,
+            Ok(early) => match early.handshake_completed().await {
+                Ok(ZeroRttStatus::Accepted(connection)) => return Ok(connection),
+                Ok(ZeroRttStatus::Rejected(connection)) => connection,
+                Err(error) => return Err(io::Error::other(error)),
+            },
+        };
+        self.full.fetch_add(1, Ordering::SeqCst);
+        Ok(connection)
+    }
+
+    /// Handshakes in which the server showed its key, which a resumed one does not.
+    pub(super) fn full_handshakes(&self) -> usize {
+        self.full.load(Ordering::SeqCst)
+    }
+
+    pub(super) async fn close(self) {
+        if let Carrier::Iroh(endpoint, _) = self.carrier {
+            endpoint.close().await;
+        }
+    }
+}
+
+/// A connection.
+pub(super) struct Line {
+    wire: Wire,
+    visit: Visit,
+    authenticated: bool,
+    asked: usize,
+}
+
+enum Wire {
+    Iroh(iroh::endpoint::Connection),
+    Tls(Box<TlsStream<TcpStream>>),
+    /// The endpoint carries the connection.
+    Quic(
+        #[expect(dead_code, reason = "kept alive")] quinn::Endpoint,
+        quinn::Connection,
+    ),
+}
+
+impl Line {
+    /// Asks the node who we are.
+    pub(super) async fn ask(&mut self, sends: Sends) -> Got {
+        match timeout(HUNG, self.answer(sends)).await {
+            Ok(Ok(got)) => got,
+            // An error is not always told to the one who reads: the connection knows why.
+            Ok(Err(error)) => self.ended_by(Some(error)).await,
+            Err(_) => Got::Other("no answer".to_owned()),
+        }
+    }
+
+    /// Waits until the node ends the connection.
+    pub(super) async fn ended(&mut self) -> Got {
+        self.ended_by(None).await
+    }
+
+    async fn answer(&mut self, sends: Sends) -> io::Result<Got> {
+        if self.visit == Visit::Keyed {
+            let line = self.exchange(b"?", |got| got.ends_with(b"\n")).await?;
+            let name = String::from_utf8_lossy(&line).trim_end().to_owned();
+            return Ok(Got::As(name));
+        }
+        if sends == Sends::Session && !self.authenticated {
+            self.authenticated = true;
+            let token = json!({ "token": the_token() });
+            let got = self.call("/session/authenticate", token, None).await?;
+            if !matches!(got, Got::Other(_)) {
+                return Ok(got);
+            }
+        }
+        let token = match sends {
+            Sends::Nothing | Sends::Session => None,
+            Sends::Token => Some(the_token()),
+            Sends::Nonsense => Some("alk_tool0001_"),
+        };
+        self.call(WHOAMI, Value::Null, token).await
+    }
+
+    async fn call(
+        &mut self,
+        operation: &str,
+        input: Value,
+        token: Option<&str>,
+    ) -> io::Result<Got> {
+        self.asked += 1;
+        let mut payload = json!({ "operationId": operation, "input": input });
+        if let Some(token) = token {
+            payload["auth_token"] = token.into();
+        }
+        let id = self.asked.to_string();
+        let request = encode_event(EventKind::Requested, &id, &payload.to_string());
+        let frame = self.exchange(&request, is_frame).await?;
+        Ok(answer_of(frame.slice(4..)))
+    }
+
+    /// Sends `bytes` and reads until `is_whole`.
+    async fn exchange(
+        &mut self,
+        bytes: &[u8],
+        is_whole: impl Fn(&[u8]) -> bool,
+    ) -> io::Result<Bytes> {
+        let mut got = Vec::new();
+        match &mut self.wire {
+            Wire::Iroh(connection) => {
+                let (mut send, mut recv) = connection.open_bi().await?;
+                send.write_all(bytes).await?;
+                while !is_whole(&got) {
+                    let chunk = recv.read_chunk(usize::MAX).await;
+                    let chunk = chunk.map_err(io::Error::other)?;
+                    got.extend_from_slice(&chunk.ok_or(io::ErrorKind::UnexpectedEof)?);
+                }
+            }
+            Wire::Tls(tls) => {
+                tls.write_all(bytes).await?;
+                while !is_whole(&got) {
+                    if tls.read_buf(&mut got).await? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+            }
+            Wire::Quic(_, connection) => {
+                let (mut send, mut recv) = connection.open_bi().await?;
+                send.write_all(bytes).await?;
+                while !is_whole(&got) {
+                    let chunk = recv.read_chunk(usize::MAX, true).await;
+                    let chunk = chunk.map_err(io::Error::other)?;
+                    let chunk = chunk.ok_or(io::ErrorKind::UnexpectedEof)?;
+                    got.extend_from_slice(&chunk.bytes);
+                }
+            }
+        }
+        Ok(got.into())
+    }
+
+    /// How the connection ended, of which `error` was the first sign.
+    async fn ended_by(&mut self, error: Option<io::Error>) -> Got {
+        match &mut self.wire {
+            Wire::Iroh(connection) => match timeout(HUNG, connection.closed()).await {
+                Ok(iroh::endpoint::ConnectionError::ApplicationClosed(end)) => {
+                    Got::Closed(Some(end.error_code.into_inner()))
+                }
+                Ok(iroh::endpoint::ConnectionError::ConnectionClosed(_)) => Got::Refused,
+                Ok(other) => Got::Other(other.to_string()),
+                Err(_) => Got::Other("stays open".to_owned()),
+            },
+            Wire::Tls(tls) => {
+                let end = match error {
+                    Some(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+                    Some(error) => Err(error),
+                    None => {
+                        let mut rest = Vec::new();
+                        match timeout(HUNG, tls.read_to_end(&mut rest)).await {
+                            Ok(end) => end,
+                            Err(_) => return Got::Other("stays open".to_owned()),
+                        }
+                    }
+                };
+                match end {
+                    Ok(_) => Got::Closed(None),
+                    Err(_) => Got::Refused,
+                }
+            }
+            Wire::Quic(_, connection) => match timeout(HUNG, connection.closed()).await {
+                Ok(quinn::ConnectionError::ApplicationClosed(end)) => {
+                    Got::Closed(Some(end.error_code.into_inner()))
+                }
+                Ok(quinn::ConnectionError::ConnectionClosed(_)) => Got::Refused,
+                Ok(other) => Got::Other(other.to_string()),
+                Err(_) => Got::Other("stays open".to_owned()),
+            },
+        }
+    }
+}
+
+fn is_frame(got: &[u8]) -> bool {
+    got.split_first_chunk::<4>()
+        .is_some_and(|(header, rest)| rest.len() >= u32::from_be_bytes(*header) as usize)
+}
+
+fn answer_of(body: Bytes) -> Got {
+    let body = FrameBody::parse(body).expect("a well-formed frame");
+    let event = Envelope::parse(&body.envelope, 32).expect("a well-formed envelope");
+    let payload: Value = serde_json::from_str(event.payload).expect("JSON");
+    match (event.kind, &payload["output"], payload["code"].as_str()) {
+        (EventKind::Responded, Value::String(name), _) => Got::As(name.clone()),
+        (EventKind::Responded, other, _) => Got::Other(other.to_string()),
+        (_, _, Some("UNAUTHENTICATED")) => Got::Nobody,
+        (_, _, code) => Got::Other(format!("{code:?}")),
+    }
+}

@@ -1,0 +1,4 @@
+//! Letting others in, as seen from outside of this crate.
+
+mod door;
+mod join;

@@ -1,0 +1,389 @@
+//! Every form, looked at by programs nobody here wrote.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use alknet_image::{Form, ImageError, Manifest, Role, UKI_BYTES_MAX, build};
+use tempfile::TempDir;
+
+use crate::support::{self, RELEASE, Source, output, run, text};
+
+struct Built {
+    source: Source,
+    out: TempDir,
+    manifest: Manifest,
+}
+
+impl Built {
+    fn new(forms: &[Form]) -> Self {
+        let source = Source::new();
+        let out = tempfile::tempdir().expect("a temporary folder");
+        let manifest = source.build(forms, out.path());
+        Self {
+            source,
+            out,
+            manifest,
+        }
+    }
+
+    fn path(&self, form: Form, role: Role) -> PathBuf {
+        self.manifest
+            .path(self.out.path(), form, role)
+            .expect("the form was built")
+    }
+
+    fn scratch(&self, name: &str) -> PathBuf {
+        self.source.dir.path().join(name)
+    }
+}
+
+#[test]
+fn cpio_and_lz4_read_the_initramfs() {
+    let built = Built::new(&[Form::Direct]);
+    let initrd = built.path(Form::Direct, Role::Initrd);
+    run("lz4", &["-t", text(&initrd)]);
+    let kind = run("file", &["-b", text(&initrd)]);
+    assert!(kind.contains("LZ4 compressed data (v0.1-v0.9)"), "{kind}");
+    let archive = built.scratch("archive");
+    run("lz4", &["-d", "-q", text(&initrd), text(&archive)]);
+    let listing = run(
+        "sh",
+        &["-c", &format!("cpio -itv --quiet < '{}'", text(&archive))],
+    );
+    let has = |line: &str| listing.lines().any(|l| same_words(l, line));
+    assert!(
+        has("crw------- 1 root root 5, 1 Jan 1 1970 dev/console"),
+        "{listing}"
+    );
+    assert!(
+        has("crw-rw-rw- 1 root root 1, 3 Jan 1 1970 dev/null"),
+        "{listing}"
+    );
+    assert!(has("drwxrwxrwt 2 root root 0 Jan 1 1970 tmp"), "{listing}");
+    assert!(
+        listing.contains("etc/resolv.conf -> /run/resolv.conf"),
+        "{listing}"
+    );
+    assert_eq!(listing.lines().count(), 11, "{listing}");
+}
+
+#[test]
+fn the_packed_binary_is_static_stripped_and_still_runs() {
+    let built = Built::new(&[Form::Direct]);
+    let archive = built.scratch("archive");
+    run(
+        "lz4",
+        &[
+            "-d",
+            "-q",
+            text(&built.path(Form::Direct, Role::Initrd)),
+            text(&archive),
+        ],
+    );
+    let root = built.scratch("root");
+    fs::create_dir(&root).expect("creatable");
+    let unpack = format!("cd '{}' && cpio -i --quiet init < ../archive", text(&root));
+    run("sh", &["-c", &unpack]);
+    let init = root.join("init");
+    let kind = run("file", &["-b", text(&init)]);
+    assert!(kind.contains("static"), "{kind}");
+    assert!(!kind.contains("not stripped"), "{kind}");
+    let packed = fs::metadata(&init).expect("unpacked");
+    let whole = fs::metadata(&built.source.inputs.binary).expect("written");
+    assert!(packed.len() < whole.len());
+    assert_eq!(packed.mode() & 0o777, 0o755);
+    // It is this test program; listing its tests shows that the kernel loads it.
+    assert!(run(text(&init), &["--list"]).contains("still_runs"));
+}
+
+#[test]
+fn fsck_reads_the_erofs_root() {
+    let built = Built::new(&[Form::Erofs]);
+    let root = built.path(Form::Erofs, Role::Root);
+    run("fsck.erofs", &[text(&root)]);
+    let facts = run("dump.erofs", &["-s", text(&root)]);
+    assert!(facts.contains("big_pcluster"), "{facts}");
+    let init = run("dump.erofs", &["--path=/init", text(&root)]);
+    assert!(
+        init.contains("rwxr-xr-x") || init.contains("0755"),
+        "{init}"
+    );
+    assert!(
+        built
+            .manifest
+            .cmdline(Form::Erofs)
+            .expect("built")
+            .ends_with("ro init=/init")
+    );
+    assert_eq!(
+        built.path(Form::Erofs, Role::Kernel),
+        built.out.path().join("bzImage")
+    );
+}
+
+#[test]
+fn objdump_reads_the_efi_program() {
+    let built = Built::new(&[Form::Uki]);
+    let uki = built.path(Form::Uki, Role::Uki);
+    assert!(uki.ends_with("alknet_0.1.0.efi"));
+    let kind = run("file", &["-b", text(&uki)]);
+    assert!(
+        kind.contains("PE32+ executable (EFI application) x86-64"),
+        "{kind}"
+    );
+    let headers = run("objdump", &["-h", text(&uki)]);
+    for name in [".osrel", ".cmdline", ".uname", ".linux", ".initrd"] {
+        assert!(
+            headers.lines().any(|line| line.contains(name)),
+            "{name}: {headers}"
+        );
+    }
+    for (section, expected) in [
+        (".linux", support::kernel()),
+        (".cmdline", b"console=ttyS0 quiet panic=10\0".to_vec()),
+        (".uname", RELEASE.as_bytes().to_vec()),
+    ] {
+        let copy = built.scratch("section");
+        let dump = format!("{section}={}", text(&copy));
+        let _ = fs::remove_file(&copy);
+        run(
+            "objcopy",
+            &[
+                "-O",
+                "binary",
+                "--dump-section",
+                &dump,
+                text(&uki),
+                "/dev/null",
+            ],
+        );
+        let found = fs::read(&copy).expect("objcopy wrote the section");
+        assert!(found.starts_with(&expected), "{section}");
+    }
+}
+
+#[test]
+fn sgdisk_and_fsck_read_the_disk() {
+    let built = Built::new(&[Form::Uki, Form::Raw]);
+    let disk = built.path(Form::Raw, Role::Disk);
+    let facts = fs::metadata(&disk).expect("written");
+    assert_eq!(facts.len(), alknet_image::DISK_BYTES);
+    let uki_bytes = fs::metadata(built.path(Form::Uki, Role::Uki))
+        .expect("written")
+        .len();
+    assert!(
+        facts.blocks() * 512 < uki_bytes + (4 << 20),
+        "the file is not sparse"
+    );
+    let verdict = run("sgdisk", &["-v", text(&disk)]);
+    assert!(verdict.contains("No problems found"), "{verdict}");
+    let table = run("sgdisk", &["-p", text(&disk)]);
+    for row in ["1 34 2047", "2 2048 526335", "3 526336 557022"] {
+        assert!(
+            table.lines().any(|l| words(l).starts_with(row)),
+            "{row}: {table}"
+        );
+    }
+    let first = run("sgdisk", &["-i", "2", text(&disk)]);
+    assert!(
+        first.contains("C12A7328-F81F-11D2-BA4B-00A0C93EC93B"),
+        "{first}"
+    );
+    assert!(first.contains("'alk-esp'"), "{first}");
+    let esp = built.scratch("esp");
+    cut_system_partition(&disk, &esp);
+    let said = run("fsck.vfat", &["-n", "-v", text(&esp)]);
+    assert!(said.contains("4 files") || said.contains("files"), "{said}");
+    assert!(
+        !said.contains("Dirty") && !said.contains("differ"),
+        "{said}"
+    );
+    assert!(
+        run("file", &["-b", text(&esp)]).contains("FAT (32 bit)"),
+        "{said}"
+    );
+    let copy = built.scratch("bootx64");
+    run(
+        "mcopy",
+        &["-i", text(&esp), "::/EFI/BOOT/BOOTX64.EFI", text(&copy)],
+    );
+    let same = fs::read(&copy).expect("copied")
+        == fs::read(built.path(Form::Uki, Role::Uki)).expect("written");
+    assert!(same, "the program on the disk is not the EFI program");
+}
+
+#[test]
+fn every_output_is_named_and_sha256sum_agrees() {
+    let built = Built::new(&Form::ALL);
+    assert_eq!(
+        Manifest::read(built.out.path()).expect("readable"),
+        built.manifest
+    );
+    let mut names = vec!["manifest.json".to_owned()];
+    for output in &built.manifest.outputs {
+        let path = built.out.path().join(&output.file);
+        assert_eq!(fs::metadata(&path).expect("written").len(), output.bytes);
+        names.extend([output.file.clone(), format!("{}.sha256", output.file)]);
+    }
+    names.sort();
+    names.dedup();
+    assert_eq!(listing(built.out.path()), names);
+    let check = format!(
+        "cd '{}' && sha256sum --strict -c ./*.sha256",
+        text(built.out.path())
+    );
+    run("sh", &["-c", &check]);
+    assert_eq!(built.manifest.kernel_release, RELEASE);
+    let config = built.manifest.kernel_config_sha256.as_deref();
+    assert!(config.is_some_and(|hash| hash.len() == 64));
+}
+
+#[test]
+fn two_builds_from_different_places_are_the_same_bytes() {
+    let first = Built::new(&Form::ALL);
+    // Another folder, on another file system where there is one. The manifests hold every hash.
+    let source = Source::new();
+    let elsewhere = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    let out = elsewhere.expect("a temporary folder");
+    let out = out.path().join("deeper");
+    let manifest = source.build(&Form::ALL, &out);
+    assert_eq!(manifest, first.manifest);
+    assert_eq!(listing(&out), listing(first.out.path()));
+    let read = |dir: &Path| fs::read(dir.join(alknet_image::MANIFEST_FILE)).expect("written");
+    assert_eq!(read(&out), read(first.out.path()));
+}
+
+#[test]
+fn another_commit_is_another_image() {
+    let first = Built::new(&[Form::Erofs, Form::Uki]);
+    let mut source = Source::new();
+    source.inputs.git = "fedcba9".into();
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let manifest = source.build(&[Form::Erofs, Form::Uki], out.path());
+    for role in [Role::Root, Role::Uki] {
+        let hash = |manifest: &Manifest| {
+            let found = manifest.outputs.iter().find(|output| output.role == role);
+            found.expect("built").sha256.clone()
+        };
+        assert_ne!(hash(&manifest), hash(&first.manifest), "{role:?}");
+    }
+}
+
+#[test]
+fn forms_are_built_once_and_in_order_with_progress() {
+    let source = Source::new();
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let mut steps = Vec::new();
+    let forms = [Form::Linuxkit, Form::Direct, Form::Direct];
+    let manifest = build(&source.inputs, &forms, out.path(), &mut |step| {
+        steps.push(step)
+    });
+    let manifest = manifest.expect("builds");
+    let built: Vec<_> = manifest.boot.iter().map(|boot| boot.form).collect();
+    assert_eq!(built, [Form::Direct, Form::Linuxkit]);
+    assert!(
+        steps
+            .iter()
+            .all(|step| step.total == 2 && step.done < 2 && !step.doing.is_empty())
+    );
+    assert!(steps.is_sorted_by_key(|step| step.done));
+}
+
+#[test]
+fn bad_inputs_end_in_their_exit_codes_and_leave_no_manifest() {
+    let mut source = Source::new();
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let good = source.inputs.clone();
+    let mut refusal = |change: &dyn Fn(&mut Source)| -> ImageError {
+        source.inputs = good.clone();
+        change(&mut source);
+        let result = build(&source.inputs, &Form::ALL, out.path(), &mut |_| {});
+        assert!(Manifest::read(out.path()).is_err());
+        result.expect_err("must be refused")
+    };
+    assert_eq!(refusal(&|s| s.inputs.stub = None).exit_code(), 2);
+    assert_eq!(
+        refusal(&|s| s.inputs.kernel = "/nonexistent".into()).exit_code(),
+        3
+    );
+    assert_eq!(
+        refusal(&|s| s.inputs.kernel = s.inputs.binary.clone()).exit_code(),
+        3
+    );
+    assert_eq!(
+        refusal(&|s| s.inputs.stub = s.inputs.vmlinux.clone()).exit_code(),
+        3
+    );
+    let shell = refusal(&|s| s.inputs.binary = "/bin/sh".into());
+    assert_eq!(shell.exit_code(), 3);
+    assert!(shell.to_string().contains("interpreter /lib64/"), "{shell}");
+    let huge = refusal(&|s| {
+        let mut kernel = support::kernel();
+        kernel.resize(usize::try_from(UKI_BYTES_MAX).expect("64-bit"), 0);
+        s.inputs.kernel = s.dir.path().join("huge");
+        fs::write(&s.inputs.kernel, kernel).expect("writable");
+    });
+    assert_eq!(huge.exit_code(), 5);
+}
+
+#[test]
+fn a_failed_form_takes_the_previous_manifest_along() {
+    let mut source = Source::new();
+    let out = tempfile::tempdir().expect("a temporary folder");
+    source.build(&[Form::Direct], out.path());
+    source.inputs.stub = source.inputs.vmlinux.clone();
+    let result = build(&source.inputs, &[Form::Uki], out.path(), &mut |_| {});
+    assert!(matches!(
+        result,
+        Err(ImageError::InputInvalid {
+            what: "EFI stub",
+            ..
+        })
+    ));
+    assert!(Manifest::read(out.path()).is_err());
+    assert!(
+        output("ls", &["-A", text(out.path())])
+            .stdout
+            .starts_with(b"bzImage")
+    );
+}
+
+fn cut_system_partition(disk: &Path, esp: &Path) {
+    let from = format!("if={}", text(disk));
+    let to = format!("of={}", text(esp));
+    run(
+        "dd",
+        &[
+            &from,
+            &to,
+            "bs=1M",
+            "skip=1",
+            "count=256",
+            "conv=sparse",
+            "status=none",
+        ],
+    );
+}
+
+fn listing(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("readable");
+    let name = |entry: std::io::Result<fs::DirEntry>| {
+        entry
+            .expect("readable")
+            .file_name()
+            .into_string()
+            .expect("our names are ASCII")
+    };
+    let mut names: Vec<String> = entries.map(name).collect();
+    names.sort();
+    names
+}
+
+fn words(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn same_words(line: &str, expected: &str) -> bool {
+    words(line) == expected
+}

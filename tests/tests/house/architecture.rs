@@ -1,0 +1,349 @@
+//! The invariants of docs/ARCHITECTURE.md, held against the workspace as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .expect("the workspace exists")
+}
+
+/// Every package of the resolved graph with what it needs at run time.
+struct Graph {
+    normal: BTreeMap<String, BTreeSet<String>>,
+    members: BTreeSet<String>,
+}
+
+impl Graph {
+    fn load() -> Self {
+        let meta = metadata();
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
+        let packages = list(&meta["packages"]);
+        let names: BTreeMap<String, String> = packages
+            .iter()
+            .map(|p| (text(&p["id"]), text(&p["name"])))
+            .collect();
+        let mut normal: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for node in list(&meta["resolve"]["nodes"]) {
+            let deps = list(&node["deps"]);
+            let run_time = |d: &&Value| {
+                list(&d["dep_kinds"])
+                    .iter()
+                    .any(|kind| kind["kind"].is_null())
+            };
+            let kept = deps
+                .iter()
+                .filter(run_time)
+                .map(|d| names[&text(&d["pkg"])].clone());
+            normal
+                .entry(names[&text(&node["id"])].clone())
+                .or_default()
+                .extend(kept);
+        }
+        let members = list(&meta["workspace_members"]);
+        let members = members.iter().map(|m| names[&text(m)].clone()).collect();
+        Self { normal, members }
+    }
+
+    /// Everything `package` needs at run time, itself excluded.
+    fn closure(&self, package: &str) -> BTreeSet<String> {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![package.to_owned()];
+        while let Some(next) = open.pop() {
+            for dep in self.normal.get(&next).into_iter().flatten() {
+                if seen.insert(dep.clone()) {
+                    open.push(dep.clone());
+                }
+            }
+        }
+        seen
+    }
+
+    #[track_caller]
+    fn forbid(&self, package: &str, banned: &[&str]) {
+        let closure = self.closure(package);
+        for name in banned {
+            assert!(
+                !closure.contains(*name),
+                "{package} must not depend on {name}"
+            );
+        }
+    }
+}
+
+fn metadata() -> Value {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let out = Command::new(cargo)
+        .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON")
+}
+
+#[test]
+fn core_knows_no_protocol_and_no_transport() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "tokio-rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "alknet-call",
+        "rusqlite",
+    ];
+    Graph::load().forbid("alknet-core", &banned);
+}
+
+#[test]
+fn what_is_kept_knows_no_protocol_and_no_transport() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "alknet-call",
+    ];
+    Graph::load().forbid("alknet-identity-store", &banned);
+}
+
+#[test]
+fn call_reaches_the_network_only_through_core() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "tokio-rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "hyper",
+    ];
+    Graph::load().forbid("alknet-call", &banned);
+}
+
+#[test]
+fn hub_reaches_the_network_only_through_core() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "tokio-rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "alknet-call",
+        "hyper",
+    ];
+    Graph::load().forbid("alknet-hub", &banned);
+}
+
+#[test]
+fn pid_1_knows_no_protocol() {
+    let graph = Graph::load();
+    for package in ["alknet-init", "alknet-init-net", "alknet-provisioning"] {
+        graph.forbid(
+            package,
+            &[
+                "alknet-call",
+                "alknet-endpoint",
+                "alknet-tls",
+                "quinn",
+                "rustls",
+            ],
+        );
+    }
+}
+
+#[test]
+fn only_the_appliance_and_the_tools_wire_parts_together() {
+    let graph = Graph::load();
+    let may = ["alknet", "alknet-tasks", "alknet-tests"];
+    for package in graph.members.iter().filter(|m| !may.contains(&m.as_str())) {
+        let closure = graph.closure(package);
+        let both = closure.contains("alknet-call") && closure.contains("alknet-endpoint");
+        assert!(
+            !both,
+            "{package} wires protocols to the endpoint; only the appliance does that"
+        );
+    }
+}
+
+/// Asked of `cargo tree`: metadata also names libraries that a feature would only configure.
+#[test]
+fn one_crypto_provider_is_in_the_binary() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let out = Command::new(cargo)
+        .args(["tree", "--locked", "--offline", "--package", "alknet"])
+        .args(["--edges", "normal", "--prefix", "none"])
+        .args(["--target", "x86_64-unknown-linux-gnu"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let tree = String::from_utf8_lossy(&out.stdout);
+    assert!(
+        tree.contains("aws-lc-rs v"),
+        "{tree}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    for other in ["ring", "openssl", "openssl-sys", "native-tls"] {
+        let listed = tree
+            .lines()
+            .any(|line| line.starts_with(&format!("{other} v")));
+        assert!(!listed, "alknet must not depend on {other}");
+    }
+}
+
+#[test]
+fn the_binary_carries_no_build_tool() {
+    Graph::load().forbid(
+        "alknet",
+        &[
+            "alknet-image",
+            "alknet-qemu",
+            "alknet-tasks",
+            "indicatif",
+            "tonic",
+        ],
+    );
+}
+
+#[test]
+fn the_front_door_needs_nothing() {
+    let closure = Graph::load().closure("xtask");
+    assert!(
+        closure.is_empty(),
+        "xtask must compile from nothing in seconds: {closure:?}"
+    );
+}
+
+/// Every Rust file below `dir`.
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("a readable folder") {
+        let path = entry.expect("a readable entry").path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[track_caller]
+fn only_in(what: &str, needles: &[&str], allowed: &[&str]) {
+    let root = root();
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    for file in files {
+        let short = file
+            .strip_prefix(&root)
+            .expect("below the root")
+            .display()
+            .to_string();
+        if short == "tests/tests/house/architecture.rs"
+            || allowed.iter().any(|a| short.starts_with(a))
+        {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).expect("a readable file");
+        for needle in needles {
+            assert!(
+                !text.contains(needle),
+                "{short}: {what} ({needle}) does not belong here"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_environment_is_read_only_at_the_edges() {
+    // Secrets never travel in the environment; a library that cannot read it cannot be tempted.
+    let edges = [
+        "appliance/",
+        "crates/tasks/",
+        "crates/xtask/",
+        "image/",
+        "qemu/",
+        "tests/",
+    ];
+    let build_and_tests = [
+        "init/build.rs",
+        "init/net/tests/",
+        "init/src/console/tests.rs",
+        "provisioning/tests/",
+    ];
+    only_in(
+        "reading the environment",
+        &["env::var"],
+        &[&edges[..], &build_and_tests].concat(),
+    );
+}
+
+#[test]
+fn unsafe_code_talks_to_the_kernel_and_nothing_else() {
+    let kernel = ["init/", "qemu/", "appliance/src/node/", "crates/tasks/src/"];
+    only_in(
+        "unsafe code",
+        &["unsafe {", "unsafe fn", "unsafe impl"],
+        &kernel,
+    );
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    only_in(
+        "an unfinished path",
+        &["unimplemented!(", "todo!(", "#[ignore"],
+        &[],
+    );
+}
+
+/// The tables of docs/testing.md that say which test shows what.
+fn acceptance_tables() -> Vec<String> {
+    let page = std::fs::read_to_string(root().join("docs/testing.md")).expect("the page exists");
+    let sections = page.split("\n## ").map(str::to_owned);
+    let tables = sections.filter(|section| section.starts_with("Acceptance of "));
+    tables.collect()
+}
+
+#[test]
+fn tests_that_the_documentation_names_exist() {
+    let root = root();
+    let tables = acceptance_tables();
+    assert_eq!(tables.len(), 2, "the page has the tables");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let read = |file: &PathBuf| std::fs::read_to_string(file).expect("a readable file");
+    let code: String = files.iter().map(read).collect();
+    for table in tables {
+        let quoted = table.split('`').skip(1).step_by(2);
+        let (files, others): (Vec<_>, Vec<_>) = quoted.partition(|word| word.contains('/'));
+        let tests: Vec<_> = others.into_iter().filter(|word| is_test(word)).collect();
+        assert!(tests.len() > 10, "{tests:?}");
+        for test in tests {
+            assert!(code.contains(&format!("fn {test}(")), "no test {test}");
+        }
+        for file in files.iter().filter(|file| !file.contains("services/")) {
+            assert!(root.join(file).exists(), "no file {file}");
+        }
+    }
+}
+
+/// Names of tests are sentences.
+fn is_test(word: &str) -> bool {
+    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    word.contains('_') && word.chars().all(letters)
+}

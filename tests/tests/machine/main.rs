@@ -1,0 +1,7 @@
+//! The booted appliance and its machine: disks, networks, power, and what breaks.
+
+mod configuration;
+mod disks;
+mod faults;
+mod network;
+mod power;

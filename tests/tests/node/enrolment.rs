@@ -1,0 +1,376 @@
+//! Joining a hub, with nothing but the binary: invitations, workers that dial out, laptops, and
+//! calls through the hub.
+
+use std::path::PathBuf;
+use std::process::Child;
+
+use alknet_tests::{Answer, Bench, Cli, eventually, serve};
+use serde_json::{Value, json};
+
+const HUB: &str = r#"
+[hub]
+enabled = true
+
+[[hub.role]]
+name = "worker"
+labels = { pool = "edge" }
+
+[[hub.role]]
+name = "user"
+scopes = ["node:read", "peer:route:*"]
+
+[[hub.role]]
+name = "caller"
+scopes = ["node:read", "hub:invoke:node"]
+"#;
+
+/// `alknet serve` with a configuration file.
+struct Served {
+    child: Child,
+    target: String,
+}
+
+impl Served {
+    fn start(bench: &Bench, name: &str, config: &str, port: &str) -> Self {
+        let node = bench.somebody(name);
+        let file: PathBuf = bench.path().join(format!("{name}.toml"));
+        std::fs::write(&file, config).expect("the folder is ours");
+        let mut command = node.command(&["serve", "--listen", "127.0.0.1", "--port", port]);
+        command
+            .arg("--config")
+            .arg(&file)
+            .args(["--admin", &bench.admin().identity()]);
+        let (child, said) = serve(command);
+        let target = said["target"].as_str().unwrap_or_default().to_owned();
+        Self { child, target }
+    }
+
+    fn key(&self) -> &str {
+        self.target.split_once('@').expect("a pinned target").0
+    }
+
+    fn port(&self) -> &str {
+        self.target.rsplit_once(':').expect("a port").1
+    }
+
+    /// Asks it to stop, and waits until it has.
+    fn stop(mut self) {
+        use nix::sys::signal::{Signal, kill};
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        kill(pid, Signal::SIGTERM).expect("the child was not waited for yet");
+        self.child.wait().expect("it is our child");
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(cli: &Cli, words: &[&str]) -> Answer {
+    cli.run(cli.command(words))
+}
+
+/// A join string.
+fn invite(bench: &Bench, hub: &Served, more: &[&str]) -> String {
+    let words = [&["hub", "invite", &hub.target][..], more].concat();
+    let answer = run(bench.admin(), &words).json();
+    let join = answer["join"].as_str();
+    join.unwrap_or_else(|| panic!("no join string: {answer}"))
+        .to_owned()
+}
+
+fn hub_peers(bench: &Bench, hub: &Served) -> Value {
+    run(bench.admin(), &["hub", "peers", &hub.target]).json()
+}
+
+/// Waits until a peer of this name is in this state, and returns its row.
+fn peer(bench: &Bench, hub: &Served, name: &str, state: &str) -> Value {
+    eventually(&format!("{name} {state}"), || {
+        let answer = hub_peers(bench, hub);
+        let rows = answer["peers"].as_array().cloned().unwrap_or_default();
+        let wanted = |row: &Value| row["name"] == name && row["state"] == state;
+        rows.into_iter().find(wanted)
+    })
+}
+
+fn info(cli: &Cli, target: &str, more: &[&str]) -> Answer {
+    cli.call(target, "node/info", &json!({}), more)
+}
+
+#[test]
+fn a_worker_that_dialled_out_is_called_through_the_hub() {
+    let bench = Bench::new();
+    let hub = Served::start(&bench, "hub", HUB, "0");
+    let join = invite(
+        &bench,
+        &hub,
+        &["--role", "worker", "--label", "room=cellar"],
+    );
+    let config = format!("[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\n");
+    let worker = Served::start(&bench, "worker", &config, "0");
+    let row = peer(&bench, &hub, "kitchen", "ready");
+    let id = row["peer_id"].as_str().expect("an id").to_owned();
+    assert!(id.starts_with('p') && id.len() == 27, "{row}");
+    assert_eq!(
+        row["labels"],
+        json!({ "pool": "edge", "role": "worker", "room": "cellar" })
+    );
+
+    // By name and by id, from the hub's administrator.
+    for name in ["kitchen", &id] {
+        let answer = info(bench.admin(), &hub.target, &["--peer", name]).json();
+        assert_eq!(answer["identity"], worker.key(), "{name}");
+    }
+    // What the worker does not grant to the hub, nobody reaches through it.
+    let admin = bench.admin();
+    let log = admin.call(&hub.target, "node/log", &json!({}), &["--peer", "kitchen"]);
+    assert_eq!(log.code(), "NOT_FOUND", "{log:?}");
+
+    // A laptop joins, and calls by name.
+    let laptop = bench.somebody("laptop");
+    let join = invite(&bench, &hub, &["--role", "user"]);
+    let words = ["enroll", &join, "--name", "ada", "--hub", "attic"];
+    let joined = run(&laptop, &words).json();
+    assert_eq!(
+        (&joined["name"], &joined["hub"]),
+        (&json!("ada"), &json!("attic"))
+    );
+    let answer = info(&laptop, "attic", &["--peer", "kitchen"]).json();
+    assert_eq!(answer["identity"], worker.key());
+    assert_eq!(info(&laptop, "attic", &[]).json()["identity"], hub.key());
+    let nobody = info(&laptop, "attic", &["--peer", "cellar"]);
+    assert_eq!(nobody.code(), "NOT_FOUND", "{nobody:?}");
+
+    // Whom the hub does not know it does not pass on.
+    let stranger = info(
+        &bench.somebody("stranger"),
+        &hub.target,
+        &["--peer", "kitchen"],
+    );
+    assert_eq!(
+        (stranger.status, stranger.code().as_str()),
+        (4, "UNAUTHENTICATED")
+    );
+
+    // Put out, it is out, and its old invitation does not bring it back.
+    let removed = run(admin, &["hub", "remove", &hub.target, "kitchen"]).json();
+    assert_eq!(removed["peer_id"], id.as_str());
+    let gone = info(admin, &hub.target, &["--peer", &id]);
+    assert_ne!(gone.status, 0, "{gone:?}");
+    eventually("the end of its connections", || {
+        let peers = run(admin, &["peers", &hub.target]).json();
+        let rows = peers["peers"].as_array()?.clone();
+        let row = rows.into_iter().find(|row| row["peer_id"] == id.as_str())?;
+        (row["connections"] == json!([])).then_some(())
+    });
+    peer(&bench, &hub, &id, "removed");
+    let gone = info(admin, &hub.target, &["--peer", &id]);
+    assert_eq!(gone.code(), "NOT_FOUND", "{gone:?}");
+}
+
+#[test]
+fn a_client_that_can_only_name_an_operation_is_passed_on() {
+    let bench = Bench::new();
+    let hub = Served::start(&bench, "hub", HUB, "0");
+    let mut workers = Vec::new();
+    for name in ["kitchen", "cellar"] {
+        let join = invite(&bench, &hub, &["--label", &format!("room={name}")]);
+        let config = format!("[node]\nname = \"{name}\"\n[[join]]\ncode = \"{join}\"\n");
+        workers.push(Served::start(&bench, name, &config, "0"));
+        peer(&bench, &hub, name, "ready");
+    }
+    let [kitchen, cellar] = &workers[..] else {
+        panic!("two were started");
+    };
+    let laptop = bench.somebody("laptop");
+    let join = invite(&bench, &hub, &["--role", "caller"]);
+    run(&laptop, &["enroll", &join, "--hub", "attic"]).json();
+    let invoke = |who: &Cli, input: &Value| who.call(&hub.target, "hub/invoke", input, &[]);
+    let info = json!({ "operation": "node/info" });
+    let ask = |peer: &str, more: Value| {
+        let mut input = info.clone();
+        input["peer"] = json!(peer);
+        if let (Some(input), Value::Object(more)) = (input.as_object_mut(), more) {
+            input.extend(more);
+        }
+        invoke(&laptop, &input)
+    };
+    let of_room = |room: &str| json!({ "labels": { "pool": "edge", "room": room } });
+    for (answer, worker) in [
+        (ask("kitchen", json!({})), kitchen),
+        (ask("any", of_room("kitchen")), kitchen),
+        (ask("any", of_room("cellar")), cellar),
+        (ask("cellar", json!({ "input": null })), cellar),
+    ] {
+        assert_eq!(answer.json()["identity"], worker.key());
+    }
+    let log = json!({ "operation": "node/log" });
+    let config = json!({ "operation": "config/apply" });
+    for (answer, code) in [
+        (ask("attic", json!({})), "NOT_FOUND"),
+        (ask("any", of_room("attic")), "NOT_FOUND"),
+        // What the worker does not grant to the hub.
+        (ask("kitchen", log.clone()), "NOT_FOUND"),
+        (ask("kitchen", config), "FORBIDDEN"),
+        (ask("kitchen", of_room("kitchen")), "INVALID_INPUT"),
+        (
+            ask("kitchen", json!({ "input": { "more": 1 } })),
+            "INVALID_INPUT",
+        ),
+        (
+            invoke(&bench.somebody("stranger"), &info),
+            "UNAUTHENTICATED",
+        ),
+    ] {
+        assert_eq!(answer.code(), code, "{answer:?}");
+    }
+    let mut subscribed = log;
+    subscribed["peer"] = json!("kitchen");
+    let log = laptop.call(&hub.target, "hub/subscribe", &subscribed, &[]);
+    assert_eq!(log.code(), "NOT_FOUND", "{log:?}");
+
+    // A worker that hangs is not chosen any more, until it answers again.
+    let pid = nix::unistd::Pid::from_raw(kitchen.child.id().cast_signed());
+    let signal = |signal| nix::sys::signal::kill(pid, signal).expect("it runs");
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    peer(&bench, &hub, "kitchen", "degraded");
+    for _ in 0..3 {
+        assert_eq!(ask("any", json!({})).json()["identity"], cellar.key());
+    }
+    assert_eq!(ask("any", of_room("kitchen")).code(), "UNAVAILABLE");
+    signal(nix::sys::signal::Signal::SIGCONT);
+    peer(&bench, &hub, "kitchen", "ready");
+    assert_eq!(
+        ask("any", of_room("kitchen")).json()["identity"],
+        kitchen.key()
+    );
+}
+
+#[test]
+fn a_token_is_for_one_key_and_for_its_time() {
+    let bench = Bench::new();
+    let hub = Served::start(&bench, "hub", HUB, "0");
+    let [one, two] = ["one", "two"].map(|name| bench.somebody(name));
+    for carriage in ["quic", "tcp"] {
+        let join = invite(&bench, &hub, &["--role", "user"]);
+        let enroll = |cli: &Cli| run(cli, &["enroll", &join, "--carriage", carriage]);
+        let first = enroll(&one).json();
+        assert!(first["peer_id"].is_string(), "{first}");
+        // Its answer may have been lost: the same key may ask again.
+        assert_eq!(enroll(&one).json()["peer_id"], first["peer_id"]);
+        let stolen = enroll(&two);
+        assert_eq!(
+            (stolen.status, stolen.code().as_str()),
+            (4, "ENROLL_INVALID")
+        );
+        let mut wrong = join.clone();
+        let last = wrong.pop().expect("characters");
+        wrong.push(if last == 'A' { 'B' } else { 'A' });
+        let damaged = run(&two, &["join", &wrong]);
+        assert_eq!(
+            (damaged.status, damaged.code().as_str()),
+            (2, "JOIN_STRING")
+        );
+        assert!(damaged.errors.contains("damaged"), "{damaged:?}");
+        assert!(!damaged.errors.contains(&wrong), "a secret is not repeated");
+    }
+    let short = invite(&bench, &hub, &["--role", "user", "--ttl", "1s"]);
+    eventually("the end of the invitation", || {
+        let open = hub_peers(&bench, &hub)["invitations"].clone();
+        (open == json!([])).then_some(())
+    });
+    let late = run(&two, &["enroll", &short]);
+    assert_eq!((late.status, late.code().as_str()), (4, "ENROLL_INVALID"));
+    // A join string pins its hub: another one at that address gets no token.
+    let other = Served::start(&bench, "other", HUB, "0");
+    let at = format!("127.0.0.1:{}", other.port());
+    let astray = invite(&bench, &hub, &["--role", "user", "--address", &at]);
+    let lost = run(&two, &["enroll", &astray]);
+    assert_eq!(
+        (lost.status, lost.code().as_str()),
+        (3, "PIN_MISMATCH"),
+        "{lost:?}"
+    );
+    let unknown = run(
+        bench.admin(),
+        &["hub", "invite", &hub.target, "--role", "king"],
+    );
+    assert_eq!(unknown.code(), "INVALID_INPUT", "{unknown:?}");
+    // Nobody but those with the scope invites.
+    let refused = run(&one, &["hub", "invite", &hub.target]);
+    assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
+}
+
+#[test]
+fn a_worker_that_knocks_is_let_in_by_its_fingerprint() {
+    let bench = Bench::new();
+    let config = HUB.replace("enabled = true", "enabled = true\nenroll = \"approve\"");
+    let hub = Served::start(&bench, "hub", &config, "0");
+    let config = format!(
+        "[node]\nname = \"cellar\"\n[[join]]\naddress = \"127.0.0.1:{}\"\nkey = \"{}\"\n",
+        hub.port(),
+        hub.key()
+    );
+    let worker = Served::start(&bench, "worker", &config, "0");
+    let knock = eventually("a knock", || {
+        let waiting = hub_peers(&bench, &hub)["waiting"].clone();
+        waiting.as_array()?.first().cloned()
+    });
+    assert_eq!(
+        (&knock["key"], &knock["name"]),
+        (&json!(worker.key()), &json!("cellar"))
+    );
+    let words = knock["fingerprint"].as_str().expect("words");
+    assert_eq!(words.split('-').count(), 6, "{words}");
+    let approve = ["hub", "approve", &hub.target, words, "--role", "worker"];
+    assert_eq!(run(bench.admin(), &approve).json()["name"], "cellar");
+    peer(&bench, &hub, "cellar", "ready");
+    let label = [
+        "hub",
+        "label",
+        &hub.target,
+        "cellar",
+        "floor=0",
+        "--name",
+        "vault",
+    ];
+    let labelled = run(bench.admin(), &label).json();
+    assert_eq!(
+        (&labelled["name"], &labelled["labels"]["floor"]),
+        (&json!("vault"), &json!("0"))
+    );
+    let answer = info(bench.admin(), &hub.target, &["--peer", "vault"]).json();
+    assert_eq!(answer["identity"], worker.key());
+}
+
+#[test]
+fn a_worker_comes_back_when_its_hub_does() {
+    let bench = Bench::new();
+    let worker_key = {
+        // A node's key is made when it first serves.
+        let node = Served::start(&bench, "worker", "", "0");
+        node.key().to_owned()
+    };
+    let config = format!("{HUB}\n[[peers]]\npeer_id = \"kitchen\"\nkeys = [\"{worker_key}\"]\n");
+    let hub = Served::start(&bench, "hub", &config, "0");
+    let joined = format!(
+        "[[join]]\naddress = \"127.0.0.1:{}\"\nkey = \"{}\"\n",
+        hub.port(),
+        hub.key()
+    );
+    let _worker = Served::start(&bench, "worker", &joined, "0");
+    let reached = |hub: &Served| {
+        eventually("a call through the hub", || {
+            let answer = info(bench.admin(), &hub.target, &["--peer", "kitchen"]);
+            (answer.status == 0).then(|| answer.json())
+        })
+    };
+    assert_eq!(reached(&hub)["identity"], worker_key.as_str());
+    let port = hub.port().to_owned();
+    hub.stop();
+    let hub = Served::start(&bench, "hub", &config, &port);
+    assert_eq!(reached(&hub)["identity"], worker_key.as_str());
+}

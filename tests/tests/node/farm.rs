@@ -1,0 +1,409 @@
+//! A hub and its workers in one process, over real sockets on loopback: routing, loss, abort and
+//! key rotation.
+
+use std::future::pending;
+use std::net::Ipv4Addr;
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
+    Dispatcher, ErrorCode, HandlerKind, ImportOptions, InvokeOptions, OnAbort, OperationSpec,
+    Output, PeerRef, Registration, Registry, ScopedPeerEnv,
+};
+use alknet_core::rotation::OVERLAP_S;
+use alknet_core::{
+    Carriage, Clock, CloseCode, Entries, HandlerRegistry, Identities, Identity, IdentityKind,
+    IdentityStore, PeerEntry, PeerId,
+};
+use alknet_endpoint::{Dialer, Server, ServerOptions, Target};
+use alknet_tls::NodeKey;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+
+const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
+const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
+
+/// A test that hangs fails instead, and says where.
+#[track_caller]
+fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    let at = Location::caller();
+    async move {
+        let done = tokio::time::timeout(Duration::from_secs(60), future).await;
+        done.unwrap_or_else(|_| panic!("nothing happened at {at}"))
+    }
+}
+
+fn identity(id: &str, scopes: &[&str]) -> Arc<Identity> {
+    Arc::new(Identity {
+        id: id.parse().expect("a peer id"),
+        kind: IdentityKind::Peer,
+        scopes: scopes.iter().collect(),
+        resources: Default::default(),
+        generation: 0,
+    })
+}
+
+/// When a hub starts.
+const START_S: u64 = 1_800_000_000;
+
+/// Says what a test wants it to say.
+struct Time(AtomicU64);
+
+impl Clock for Time {
+    fn now_s(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// How many of a worker's handlers run.
+type Running = watch::Sender<usize>;
+
+/// Lets `container/finish` of a worker finish, and counts how often it did.
+#[derive(Default)]
+struct Finish {
+    release: Notify,
+    finished: watch::Sender<usize>,
+}
+
+struct Guard(Arc<Running>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
+}
+
+fn worker(id: &'static str, running: &Arc<Running>, finish: &Arc<Finish>) -> Dispatcher {
+    let (finish, both) = (Arc::clone(finish), Arc::clone(running));
+    let running = Arc::clone(running);
+    let exec = OperationSpec::query("container/exec", "Runs.").with_scope("container:exec");
+    let registry = Registry::builder()
+        .with(Registration::new(
+            exec,
+            HandlerKind::once(move |_, ctx: Ctx| async move {
+                Ok(json!({ "worker": id, "for": ctx.forwarded_for() }))
+            }),
+        ))
+        .with(Registration::new(
+            OperationSpec::query("container/hang", "Runs for ever."),
+            HandlerKind::once(move |_, _| {
+                running.send_modify(|n| *n += 1);
+                let guard = Guard(Arc::clone(&running));
+                async move {
+                    let _guard = guard;
+                    pending::<Result<Value, CallError>>().await
+                }
+            }),
+        ))
+        .with(Registration::new(
+            OperationSpec::query("container/finish", "Runs until it is let go."),
+            HandlerKind::once(move |_, _| {
+                both.send_modify(|n| *n += 1);
+                let (guard, finish) = (Guard(Arc::clone(&both)), Arc::clone(&finish));
+                async move {
+                    let _guard = guard;
+                    finish.release.notified().await;
+                    finish.finished.send_modify(|n| *n += 1);
+                    Ok::<Value, CallError>(Value::Null)
+                }
+            }),
+        ))
+        .build();
+    Dispatcher::new(registry.expect("every rule is kept"))
+}
+
+fn composes(name: &str, operation: &'static str, on_abort: OnAbort) -> Registration {
+    let run = move |input: alknet_call::Body, ctx: Ctx| async move {
+        let options = InvokeOptions::on(match input.value()["to"].as_str() {
+            Some(id) => PeerRef::Specific(id.parse().expect("a peer id")),
+            None => PeerRef::Any,
+        });
+        let options = InvokeOptions {
+            on_abort,
+            ..options
+        };
+        let answer = ctx
+            .env()
+            .invoke_with(operation, &Value::Null, &options)
+            .await?;
+        Ok(Output::from(answer))
+    };
+    Registration::new(
+        OperationSpec::query(name, "Asks a worker."),
+        HandlerKind::once(run),
+    )
+    .composing(
+        CompositionAuthority::new("hub", ["container:exec"]),
+        ScopedPeerEnv::new(["container/*"]),
+    )
+}
+
+struct Hub {
+    server: Server,
+    dispatcher: Arc<Dispatcher>,
+    key: NodeKey,
+    known: Arc<Identities>,
+    time: Arc<Time>,
+}
+
+impl Hub {
+    fn start() -> Self {
+        let dependents = OnAbort::AbortDependents;
+        let registry = Registry::builder()
+            .with(composes("farm/exec", "container/exec", dependents))
+            .with(composes("farm/hang", "container/hang", dependents))
+            .with(composes(
+                "farm/finish",
+                "container/finish",
+                OnAbort::ContinueRunning,
+            ))
+            .build();
+        let dispatcher = Dispatcher::new(registry.expect("every rule is kept"))
+            .with_imports(ImportOptions::default())
+            .with_routing();
+        let dispatcher = Arc::new(dispatcher);
+        let mut handlers = HandlerRegistry::new();
+        handlers
+            .register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))
+            .expect("the only one");
+        let key = NodeKey::generate().expect("a key");
+        let time = Arc::new(Time(AtomicU64::new(START_S)));
+        let known = Identities::new(Entries::default(), Arc::clone(&time) as _);
+        let known = Arc::new(known);
+        let options = ServerOptions {
+            port: 0,
+            ..ServerOptions::default()
+        };
+        let server = Server::bind(options, &key, handlers, Arc::clone(&known) as _);
+        Self {
+            server: server.expect("a free port"),
+            dispatcher,
+            key,
+            known,
+            time,
+        }
+    }
+
+    /// Dials with a key of its own, known as `id`.
+    async fn join(
+        &self,
+        carriage: Carriage,
+        id: &str,
+        scopes: &[&str],
+        serves: CallClient,
+    ) -> (Dialer, CallConnection, NodeKey) {
+        let key = NodeKey::generate().expect("a key");
+        let entry = PeerEntry {
+            keys: vec![key.public()],
+            scopes: scopes.iter().collect(),
+            ..PeerEntry::new(id.parse().expect("a peer id"))
+        };
+        self.known.put(entry).await.expect("a new key");
+        let (dialer, connection) = self.dial(carriage, &key, serves).await;
+        (dialer, connection, key)
+    }
+
+    async fn dial(
+        &self,
+        carriage: Carriage,
+        key: &NodeKey,
+        serves: CallClient,
+    ) -> (Dialer, CallConnection) {
+        let dialer = Dialer::new(Some(key.clone()));
+        let target: Target = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port())
+            .parse()
+            .expect("a target");
+        let target = target.with_pins([self.key.public()]);
+        let connection = soon(dialer.dial_over(carriage, &target, ALPN)).await;
+        let connection = connection.expect("the hub answers");
+        // Whoever is pinned is known by the name it was pinned under.
+        connection
+            .set_identity(identity("hub", &["container:exec", "forward:identity"]))
+            .expect("nobody was known before");
+        (dialer, serves.attach(connection, None))
+    }
+
+    async fn attached(&self, ids: &[&str]) {
+        let mut changes = self.dispatcher.peers().changes();
+        let wait = async {
+            loop {
+                changes.borrow_and_update();
+                let now = self.dispatcher.peers().ids();
+                if now.iter().map(PeerId::as_str).eq(ids.iter().copied()) {
+                    return;
+                }
+                changes.changed().await.expect("the hub lives");
+            }
+        };
+        soon(wait).await;
+    }
+}
+
+struct Worker {
+    running: Arc<Running>,
+    finish: Arc<Finish>,
+    link: CallConnection,
+    key: NodeKey,
+    _dialer: Dialer,
+}
+
+async fn start_worker(hub: &Hub, carriage: Carriage, id: &'static str) -> Worker {
+    let (running, finish) = (Arc::default(), Arc::default());
+    let serves = CallClient::new(Arc::new(worker(id, &running, &finish)));
+    let (dialer, link, key) = hub.join(carriage, id, &[], serves).await;
+    Worker {
+        running,
+        finish,
+        link,
+        key,
+        _dialer: dialer,
+    }
+}
+
+async fn ask(client: &CallConnection, operation: &str, input: Value) -> Value {
+    let answer = soon(client.call(operation, &input)).await;
+    answer.expect(operation).value().clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_reaches_its_workers_over_both_carriages() {
+    for carriage in CARRIAGES {
+        let hub = Hub::start();
+        let mut workers = Vec::new();
+        for (n, id) in WORKERS.into_iter().enumerate() {
+            workers.push(start_worker(&hub, carriage, id).await);
+            hub.attached(&WORKERS[..=n]).await;
+        }
+        let hub = &hub;
+        let user = |id: &'static str, scopes: &'static [&'static str]| {
+            hub.join(carriage, id, scopes, CallClient::without_operations())
+        };
+        let (_dialer, client, _) = user("user", &["peer:list"]).await;
+        for id in WORKERS {
+            let answer = ask(&client, "farm/exec", json!({ "to": id })).await;
+            assert_eq!(answer, json!({ "worker": id, "for": { "id": "user" } }));
+        }
+        let listed = ask(&client, "services/list-peers", Value::Null).await;
+        let operations = &listed["peers"][0]["operations"];
+        assert_eq!(operations.as_array().map(Vec::len), Some(2), "{listed}");
+        let (_dialer, other, _) = user("other", &["peer:list", "container:exec"]).await;
+        let listed = ask(&other, "services/list-peers", Value::Null).await;
+        let operations = &listed["peers"][0]["operations"];
+        assert_eq!(operations.as_array().map(Vec::len), Some(3), "{listed}");
+
+        assert_eq!(ask(&client, "farm/exec", json!({})).await["worker"], "w1");
+        workers[0].link.close(CloseCode::Normal, "");
+        hub.attached(&["w2", "w3"]).await;
+        assert_eq!(ask(&client, "farm/exec", json!({})).await["worker"], "w2");
+
+        // Another key, the same name: everything goes on.
+        workers[0] = start_worker(hub, carriage, "w1").await;
+        hub.attached(&["w2", "w3", "w1"]).await;
+        let answer = ask(&client, "farm/exec", json!({ "to": "w1" })).await;
+        assert_eq!(answer["worker"], "w1");
+
+        let mut running = workers[2].running.subscribe();
+        let caller = client.clone();
+        let call =
+            tokio::spawn(async move { caller.call("farm/hang", &json!({ "to": "w3" })).await });
+        soon(running.wait_for(|n| *n == 1)).await.expect("it runs");
+        call.abort();
+        soon(running.wait_for(|n| *n == 0)).await.expect("it stops");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_changes_its_key_and_no_call_is_lost() {
+    for carriage in CARRIAGES {
+        let hub = Hub::start();
+        let old = start_worker(&hub, carriage, "w1").await;
+        hub.attached(&["w1"]).await;
+        let user = CallClient::without_operations();
+        let (_dialer, client, _) = hub.join(carriage, "user", &[], user).await;
+        let calling = {
+            let (client, stop) = (client.clone(), Arc::new(AtomicBool::new(false)));
+            let stopped = Arc::clone(&stop);
+            let task = tokio::spawn(async move {
+                let mut answered = 0;
+                while !stopped.load(Ordering::Relaxed) {
+                    let answer = ask(&client, "farm/exec", json!({ "to": "w1" })).await;
+                    assert_eq!(answer["worker"], "w1");
+                    answered += 1;
+                }
+                answered
+            });
+            move || {
+                stop.store(true, Ordering::Relaxed);
+                task
+            }
+        };
+
+        let new = NodeKey::generate().expect("a key");
+        let id: PeerId = "w1".parse().expect("a peer id");
+        let rotate = hub.known.rotate(id.clone(), old.key.public(), new.public());
+        let ends = rotate.await.expect("a rotation").expect("an end");
+        assert_eq!(ends, START_S + OVERLAP_S);
+        // Attached with the new key, while the old one still counts.
+        let serves = CallClient::new(Arc::new(worker("w1", &old.running, &old.finish)));
+        let (_dialer, link) = hub.dial(carriage, &new, serves).await;
+        soon(old.link.closed()).await;
+        hub.attached(&["w1"]).await;
+        let (_other, with_old) = hub
+            .dial(carriage, &old.key, CallClient::without_operations())
+            .await;
+        ask(&with_old, "services/list", Value::Null).await;
+
+        // The day is over: the old key is a stranger's, and nothing else changes.
+        hub.time.0.store(ends, Ordering::Relaxed);
+        hub.server.sweep();
+        soon(with_old.closed()).await;
+        hub.attached(&["w1"]).await;
+        ask(&client, "farm/exec", json!({ "to": "w1" })).await;
+        let answered = soon(calling()).await.expect("every call was answered");
+        assert!(answered > 0);
+        let peers: Vec<_> = hub
+            .server
+            .connections()
+            .into_iter()
+            .map(|it| it.peer)
+            .collect();
+        assert!(peers.contains(&Some(id)), "{peers:?}");
+        drop(link);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_continues_finishes_on_a_third_node_and_nothing_else_does() {
+    for carriage in CARRIAGES {
+        let hub = Hub::start();
+        let worker = start_worker(&hub, carriage, "w1").await;
+        hub.attached(&["w1"]).await;
+        let nothing = CallClient::without_operations();
+        let (_dialer, client, _) = hub.join(carriage, "user", &[], nothing).await;
+        let call = |operation: &'static str| {
+            let caller = client.clone();
+            tokio::spawn(async move { caller.call(operation, &json!({ "to": "w1" })).await })
+        };
+        let mut running = worker.running.subscribe();
+        let calls = [call("farm/finish"), call("farm/hang")];
+        soon(running.wait_for(|n| *n == 2)).await.expect("they run");
+        client.close(CloseCode::Normal, "");
+        for call in calls {
+            let error = soon(call).await.expect("no panic").expect_err("closed");
+            assert_eq!(error.code, ErrorCode::Unavailable);
+        }
+        // Of the two, one ends with its caller.
+        soon(running.wait_for(|n| *n == 1)).await.expect("one ends");
+        let mut finished = worker.finish.finished.subscribe();
+        worker.finish.release.notify_one();
+        soon(finished.wait_for(|n| *n == 1))
+            .await
+            .expect("it ends well");
+        soon(running.wait_for(|n| *n == 0))
+            .await
+            .expect("it is over");
+    }
+}

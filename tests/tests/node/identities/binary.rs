@@ -1,0 +1,349 @@
+//! `alknet serve --config FILE` and the commands that change what it says.
+
+use std::path::PathBuf;
+use std::process::Child;
+use std::time::Duration;
+
+use alknet_call::{ALPN, CallClient, CallConnection, CallOptions};
+use alknet_core::{Carriage, CloseReason, Connection};
+use alknet_endpoint::{Dialer, Target};
+use alknet_tests::{Answer, Bench, Cli, binary};
+use alknet_tls::NodeKey;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::lab::HUNG;
+
+/// A served file.
+struct Served {
+    bench: Bench,
+    child: Child,
+    target: String,
+    file: PathBuf,
+}
+
+impl Served {
+    /// Serves a document that begins with the administrator.
+    fn start(rest: &str) -> Self {
+        let bench = Bench::new();
+        let file = bench.path().join("node.toml");
+        std::fs::write(&file, with_admin(&bench, rest)).expect("the folder is ours");
+        let (child, target) = serve(&bench, &file);
+        Self {
+            bench,
+            child,
+            target,
+            file,
+        }
+    }
+
+    fn write(&self, rest: &str) {
+        // As a careful editor does it: whole, by rename.
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, with_admin(&self.bench, rest)).expect("the folder is ours");
+        std::fs::rename(&new, &self.file).expect("the folder is ours");
+    }
+
+    fn run(&self, verb: &[&str], arguments: &[&str]) -> Answer {
+        let admin = self.bench.admin();
+        let mut command = admin.command(verb);
+        command.args(arguments);
+        admin.run(command)
+    }
+
+    fn info(&self) -> Value {
+        let admin = self.bench.admin();
+        admin
+            .call(&self.target, "node/info", &Value::Null, &[])
+            .json()
+    }
+
+    /// Waits until `node/info` says so.
+    fn wait_for(&self, what: &str, said: impl Fn(&Value) -> bool) -> Value {
+        let since = std::time::Instant::now();
+        loop {
+            let info = self.info();
+            if said(&info) {
+                return info;
+            }
+            assert!(since.elapsed() < HUNG, "{what}: {info:#}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    async fn dial(&self, who: &Cli, carriage: Carriage) -> (Dialer, Connection, CallConnection) {
+        // The binary makes the key, and its folder.
+        who.identity();
+        let path = who.state().join("identity.key");
+        let (key, _) = NodeKey::load_or_create(&path).expect("a key");
+        let dialer = Dialer::new(Some(key));
+        let target: Target = self.target.parse().expect("a target");
+        let connection = dialer.dial_over(carriage, &target, ALPN).await;
+        let connection = connection.unwrap_or_else(|error| panic!("{error}"));
+        let client = CallClient::without_operations().attach(connection.clone(), None);
+        (dialer, connection, client)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn with_admin(bench: &Bench, rest: &str) -> String {
+    format!(
+        "node.admin_keys = [\"{}\"]\n{rest}",
+        bench.admin().identity()
+    )
+}
+
+fn serve(bench: &Bench, file: &std::path::Path) -> (Child, String) {
+    let host = Cli::new(bench.path().join("host"));
+    let mut command = host.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
+    command.arg("--config").arg(file);
+    let (child, said) = alknet_tests::serve(command);
+    (
+        child,
+        said["target"].as_str().unwrap_or_default().to_owned(),
+    )
+}
+
+fn peer(name: &str, who: &Cli, scopes: &str) -> String {
+    format!(
+        "[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{}\"]\nscopes = [{scopes}]\n",
+        who.identity()
+    )
+}
+
+fn hang_up(child: &Child) {
+    use nix::sys::signal::{Signal, kill};
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    kill(pid, Signal::SIGHUP).expect("it runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
+    let served = Served::start("");
+    let (gone, stays) = (
+        served.bench.somebody("gone"),
+        served.bench.somebody("stays"),
+    );
+    let both = peer("gone", &gone, "\"peer:list\"") + &peer("stays", &stays, "\"peer:list\"");
+    served.write(&both);
+    served.wait_for("both are in", |info| info["config"]["generation"] == 2);
+
+    let mut inside = Vec::new();
+    for (who, carriage) in [
+        (&gone, Carriage::Quic),
+        (&gone, Carriage::Tcp),
+        (&stays, Carriage::Quic),
+        (&stays, Carriage::Tcp),
+    ] {
+        let (dialer, connection, client) = served.dial(who, carriage).await;
+        let answer = client
+            .call("peer/list", &Value::Null)
+            .await
+            .expect("allowed");
+        assert_eq!(answer.value()["generation"], 2);
+        inside.push((dialer, connection, client));
+    }
+    served.write(&peer("stays", &stays, "\"peer:list\""));
+    let ended = timeout(HUNG, inside[0].1.closed()).await;
+    assert!(
+        matches!(ended, Ok(CloseReason::Peer(Some(1), _))),
+        "{ended:?}"
+    );
+    let ended = timeout(HUNG, inside[1].1.closed()).await;
+    assert!(matches!(ended, Ok(CloseReason::Peer(None, _))), "{ended:?}");
+    for (_, _, client) in &inside[2..] {
+        client
+            .call("peer/list", &Value::Null)
+            .await
+            .expect("nothing happened to it");
+    }
+    let info = served.wait_for("one is gone", |info| info["config"]["generation"] == 3);
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+}
+
+/// The same for the whole program: SIGTERM while peers call.
+#[tokio::test(flavor = "multi_thread")]
+async fn told_to_end_it_answers_what_it_accepted_and_ends_well() {
+    let mut served = Served::start("");
+    let mut callers = Vec::new();
+    for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Quic, Carriage::Tcp] {
+        let (dialer, connection, client) = served.dial(served.bench.admin(), carriage).await;
+        let (begun, some) = tokio::sync::oneshot::channel();
+        let mut begun = Some(begun);
+        let caller = tokio::spawn(async move {
+            let mut answered = 0;
+            loop {
+                match client.call("node/info", &Value::Null).await {
+                    Ok(_) => answered += 1,
+                    Err(error) => return (answered, error, dialer, connection),
+                }
+                if answered == 20
+                    && let Some(begun) = begun.take()
+                {
+                    let _ = begun.send(());
+                }
+            }
+        });
+        timeout(HUNG, some).await.expect("in time").expect("calls");
+        callers.push(caller);
+    }
+    let pid = nix::unistd::Pid::from_raw(served.child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    for caller in callers {
+        let (_, end, _dialer, _connection) = caller.await.expect("no panic");
+        assert_eq!(end.code.name(), "UNAVAILABLE", "{end:?}");
+    }
+    let ended = served.child.wait().expect("it is our child");
+    assert_eq!(ended.code(), Some(0));
+}
+
+#[test]
+fn a_wrong_file_changes_nothing_until_it_is_right() {
+    let mut served = Served::start("log.level = \"debug\"\n");
+    served.write("log.level = \"loud\"\n");
+    let info = served.wait_for("the mistake is seen", |info| info["problems"] != json!([]));
+    assert_eq!(info["config"]["generation"], 1);
+    assert_eq!(info["problems"][0]["code"], "config-refused", "{info:#}");
+    served.write("log.level = \"warn\"\n");
+    served.wait_for("it is right again", |info| {
+        info["config"]["generation"] == 2
+    });
+
+    // Damaged while nobody serves it: what was last good is served, and the node says so.
+    served.child.kill().expect("it runs");
+    served.child.wait().expect("it is our child");
+    std::fs::write(&served.file, "[node\n").expect("the folder is ours");
+    (served.child, served.target) = serve(&served.bench, &served.file);
+    let info = served.info();
+    let codes: Vec<_> = [0usize, 1]
+        .map(|n| info["problems"][n]["code"].clone())
+        .into();
+    assert_eq!(codes, ["config-refused", "config-last-good"], "{info:#}");
+
+    // Right again: SIGHUP does not wait for the folder to be noticed.
+    std::fs::write(&served.file, with_admin(&served.bench, "")).expect("the folder is ours");
+    hang_up(&served.child);
+    served.wait_for("it is right again", |info| info["problems"] == json!([]));
+}
+
+#[test]
+fn a_document_is_tried_applied_and_kept() {
+    let served = Served::start("");
+    let edge = served.bench.somebody("edge");
+    let new = served.bench.path().join("new.toml");
+    let document = with_admin(
+        &served.bench,
+        &peer("edge", &edge, "\"peer:list\", \"fs:reed\""),
+    ) + "max_connections = 2\n[listen]\nport = 4433\n";
+    std::fs::write(&new, &document).expect("the folder is ours");
+    let new = new.to_str().expect("plain names");
+    let apply = |more: &[&str]| served.run(&["config", "apply", &served.target, new], more);
+
+    let tried = apply(&["--dry-run"]).json();
+    assert_eq!(
+        (&tried["generation"], &tried["changed"]),
+        (&json!(1), &json!(true))
+    );
+    assert_eq!(tried["peers"]["added"], json!(["edge"]));
+    assert_eq!(served.info()["config"]["generation"], 1);
+
+    let applied = apply(&["--generation", "1"]).json();
+    assert_eq!(
+        (&applied["generation"], &applied["kept"]),
+        (&json!(2), &json!(true))
+    );
+    // The port of the command line wins, so that nothing waits for a restart.
+    assert_eq!(applied["restart_required"], json!([]), "{applied}");
+    assert_eq!(applied["warnings"][0]["id"], "edge", "{applied}");
+    assert_eq!(
+        std::fs::read_to_string(&served.file).ok().as_ref(),
+        Some(&document)
+    );
+    let conflict = apply(&["--generation", "1"]);
+    assert_eq!((conflict.status, conflict.code().as_str()), (1, "CONFLICT"));
+    assert_eq!(apply(&[]).json()["changed"], false);
+
+    let peers = served.run(&["peers", &served.target], &[]).json();
+    let ids: Vec<_> = [0usize, 1]
+        .map(|n| peers["peers"][n]["peer_id"].clone())
+        .into();
+    assert_eq!(ids, ["admin", "edge"], "{peers:#}");
+    assert_eq!(peers["peers"][0]["connections"][0]["alpn"], "alknet/call");
+    assert_eq!(peers["peers"][1]["max_connections"], 2);
+}
+
+#[test]
+fn what_is_refused_says_why_and_with_which_code() {
+    let served = Served::start("");
+    let edge = served.bench.somebody("edge");
+    let stranger = served.bench.somebody("stranger");
+    served.write(&peer("edge", &edge, ""));
+    served.wait_for("the peer is in", |info| info["config"]["generation"] == 2);
+    let new = served.bench.path().join("new.toml");
+    let path = new.to_str().expect("plain names");
+    let apply = |who: &Cli, document: &str| {
+        std::fs::write(&new, document).expect("the folder is ours");
+        who.run(who.command(&["config", "apply", &served.target, path]))
+    };
+    let refused = apply(served.bench.admin(), "listen.port = 0\nlog.level = 1\n");
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (2, "INVALID_INPUT")
+    );
+    for words in [
+        "new.toml: line 1, listen.port",
+        "new.toml: line 2, log.level",
+    ] {
+        assert!(refused.errors.contains(words), "{refused:?}");
+    }
+    let lockout = apply(served.bench.admin(), "");
+    assert_eq!(
+        (lockout.status, lockout.code().as_str()),
+        (2, "INVALID_INPUT")
+    );
+    assert!(lockout.errors.contains("node.admin_keys"), "{lockout:?}");
+    for (who, code) in [(&edge, "FORBIDDEN"), (&stranger, "UNAUTHENTICATED")] {
+        let denied = apply(who, "");
+        assert_eq!((denied.status, denied.code().as_str()), (4, code));
+        let peers = who.run(who.command(&["peers", &served.target]));
+        assert_eq!((peers.status, peers.code().as_str()), (4, code));
+    }
+    assert_eq!(served.info()["config"]["generation"], 2);
+    let missing = served.run(&["config", "apply", &served.target, "no-such-file"], &[]);
+    assert_eq!(missing.status, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_made_token_works_once_its_hash_is_in_the_file() {
+    let served = Served::start("");
+    let made = std::process::Command::new(binary())
+        .args(["token", "--json"])
+        .output()
+        .expect("the binary can be started");
+    let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    let text = |key: &str| made[key].as_str().unwrap_or_default().to_owned();
+    let stranger = served.bench.somebody("stranger");
+    let (_dialer, _connection, client) = served.dial(&stranger, Carriage::Quic).await;
+    let options = CallOptions {
+        auth_token: Some(text("token")),
+        ..CallOptions::default()
+    };
+    let call = || client.call_with("peer/list", &Value::Null, &options);
+    assert!(call().await.is_err());
+    served.write(&format!(
+        "[[api_keys]]\nkey_id = \"{}\"\nsha256 = \"{}\"\nscopes = [\"peer:list\"]\n",
+        text("key_id"),
+        text("sha256")
+    ));
+    served.wait_for("the token is in", |info| info["config"]["generation"] == 2);
+    let answer = call().await.expect("a right token");
+    let listed = answer.value()["peers"].to_string();
+    assert!(listed.contains(&format!("key:{}", text("key_id"))));
+    assert!(!listed.contains(&text("sha256")));
+}

@@ -1,0 +1,55 @@
+//! The node is told to end while everybody calls.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use alknet_core::Carriage;
+use alknet_endpoint::Limits;
+
+use super::lab::{Lab, Someone, document};
+
+/// Calls at once of each peer.
+const AT_ONCE: usize = 16;
+/// Calls answered before the node is told.
+const BEFORE: u64 = 500;
+/// What a node gives running calls.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Each call that was let in did its work, and whoever asked was told: a call that is not answered
+/// was not done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_that_was_accepted_is_lost() {
+    let peers: Vec<_> = (0..6).map(|n| Someone::new(&format!("peer-{n}"))).collect();
+    let lab = Lab::start(&document(&peers), Limits::default());
+    let mut callers = Vec::new();
+    for (n, peer) in peers.iter().enumerate() {
+        let carriage = [Carriage::Quic, Carriage::Tcp][n % 2];
+        let client = Arc::new(lab.connect(&peer.key, carriage).await);
+        for _ in 0..AT_ONCE {
+            let client = Arc::clone(&client);
+            callers.push(tokio::spawn(async move {
+                let mut answered = 0u64;
+                loop {
+                    match client.work().await {
+                        Ok(_) => answered += 1,
+                        Err(error) => return (answered, error),
+                    }
+                }
+            }));
+        }
+    }
+    while lab.worked.load(Ordering::SeqCst) < BEFORE {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let drained = lab.server.drain(DRAIN).await;
+    assert_eq!((drained.finished, drained.cut), (peers.len(), 0));
+    let mut answered = 0;
+    for caller in callers {
+        let (calls, end) = caller.await.expect("no panic");
+        assert_eq!(end.code.name(), "UNAVAILABLE", "{end:?}");
+        assert!(end.retryable);
+        answered += calls;
+    }
+    assert_eq!(answered, lab.worked.load(Ordering::SeqCst));
+}

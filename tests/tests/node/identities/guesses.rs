@@ -1,0 +1,79 @@
+//! Tokens: right ones, wrong ones, and too many wrong ones.
+
+use alknet_call::{Body, CallError, CallOptions};
+use alknet_core::{AuthToken, Carriage};
+use alknet_endpoint::Limits;
+use alknet_tls::NodeKey;
+use serde_json::Value;
+
+use super::lab::{Client, Lab, Someone, WORK, document};
+
+async fn with_token(client: &Client, token: &AuthToken) -> Result<Body, CallError> {
+    let options = CallOptions {
+        auth_token: Some(token.expose().to_owned()),
+        ..CallOptions::default()
+    };
+    client.client.call_with(WORK, &Value::Null, &options).await
+}
+
+fn token() -> AuthToken {
+    AuthToken::generate().expect("randomness")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
+    let edge = Someone::new("edge");
+    let (right, useless) = (token(), token());
+    let entry = |token: &AuthToken, scopes: &str| {
+        let hash = token.hash().expect("a token").to_string();
+        let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
+        format!("[[api_keys]]\nkey_id = \"{key_id}\"\nsha256 = \"{sha256}\"\nscopes = [{scopes}]\n")
+    };
+    let text = document(std::slice::from_ref(&edge))
+        + &entry(&right, "\"work\"")
+        + &entry(&useless, "\"other\"");
+    let lab = Lab::start(&text, Limits::default());
+
+    let stranger = NodeKey::generate().expect("a key");
+    let stranger = lab.connect(&stranger, Carriage::Quic).await;
+    let refused = stranger.work().await.expect_err("a stranger");
+    assert_eq!(refused.code.name(), "UNAUTHENTICATED");
+    let answer = with_token(&stranger, &right).await.expect("a right token");
+    let name = format!("key:{}", right.hash().expect("a token").key_id);
+    assert_eq!(answer.value(), name.as_str());
+
+    // What the connection may do does not help a token that may not, or that nobody knows.
+    let peer = lab.connect(&edge.key, Carriage::Quic).await;
+    peer.work().await.expect("allowed");
+    let refused = with_token(&peer, &useless).await.expect_err("other scopes");
+    assert_eq!(refused.code.name(), "FORBIDDEN");
+    let refused = with_token(&peer, &token()).await.expect_err("unknown");
+    assert_eq!(refused.code.name(), "UNAUTHENTICATED");
+    assert!(!refused.message.contains("alk_"));
+
+    // Revoked with the next document.
+    lab.apply(&document(&[edge]));
+    let refused = with_token(&stranger, &right).await.expect_err("revoked");
+    assert_eq!(refused.code.name(), "UNAUTHENTICATED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_guesses_is_shut_out_and_peers_are_not() {
+    let edge = Someone::new("edge");
+    let limits = Limits::default();
+    let lab = Lab::start(&document(std::slice::from_ref(&edge)), limits);
+    let stranger = NodeKey::generate().expect("a key");
+    let guesser = lab.connect(&stranger, Carriage::Quic).await;
+    let peer = lab.connect(&edge.key, Carriage::Quic).await;
+    for _ in 0..limits.failures_per_minute_max {
+        let refused = with_token(&guesser, &token()).await;
+        assert!(refused.is_err());
+    }
+    assert_eq!(guesser.code().await, Some(1));
+    assert_eq!(lab.server.counters().penalties, 1);
+    let again = lab.connect(&stranger, Carriage::Quic).await;
+    assert_eq!(again.code().await, Some(2));
+    peer.work().await.expect("who is known stays");
+    let late = lab.connect(&edge.key, Carriage::Quic).await;
+    late.work().await.expect("who is known gets in");
+}

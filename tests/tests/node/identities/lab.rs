@@ -1,0 +1,201 @@
+//! A node in this process with a configuration that can be replaced, and its peers.
+
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use alknet_call::{
+    ALPN, Body, CallClient, CallConnection, CallError, HandlerKind, OperationSpec, Registration,
+    Registry,
+};
+use alknet_core::config::{Applied, Change, NodeConfig, ReloadHandle, Source};
+use alknet_core::{Carriage, CloseReason, Connection, Identities, PeerKey};
+use alknet_endpoint::{Dialer, Limits, Server, Target};
+use alknet_tls::NodeKey;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+use crate::here::Here;
+
+/// How long anything may take before a test calls it hung.
+pub(crate) const HUNG: Duration = Duration::from_secs(60);
+
+/// The operation that is called; it wants the scope `work`.
+pub(crate) const WORK: &str = "demo/work";
+
+/// The same, and answers once there is a permit.
+pub(crate) const WAIT: &str = "demo/wait";
+
+/// The same as a subscription: one event at once, and no end.
+pub(crate) const FOLLOW: &str = "demo/follow";
+
+/// Somebody with a key.
+#[derive(Clone)]
+pub(crate) struct Someone {
+    pub(crate) name: String,
+    pub(crate) key: NodeKey,
+    pub(crate) rest: String,
+}
+
+impl Someone {
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            key: NodeKey::generate().expect("a key"),
+            rest: String::new(),
+        }
+    }
+
+    pub(crate) fn with(mut self, rest: &str) -> Self {
+        self.rest = rest.to_owned();
+        self
+    }
+}
+
+/// The document that lets these in.
+pub(crate) fn document(peers: &[Someone]) -> String {
+    let mut text = String::new();
+    for peer in peers {
+        let key = peer.key.public();
+        entry(&mut text, &peer.name, &[key], &peer.rest);
+    }
+    text
+}
+
+pub(crate) fn entry(text: &mut String, name: &str, keys: &[PeerKey], rest: &str) {
+    let keys: Vec<_> = keys.iter().map(|key| format!("\"{key}\"")).collect();
+    let keys = keys.join(", ");
+    writeln!(
+        text,
+        "[[peers]]\npeer_id = \"{name}\"\nkeys = [{keys}]\nscopes = [\"work\"]\n{rest}"
+    )
+    .expect("text grows");
+}
+
+pub(crate) struct Lab {
+    pub(crate) server: Arc<Server>,
+    pub(crate) identities: Arc<Identities>,
+    pub(crate) permits: Arc<Semaphore>,
+    /// Calls of [`WAIT`] that began.
+    pub(crate) waiting: watch::Sender<usize>,
+    /// Calls of [`WORK`] that did their work.
+    pub(crate) worked: Arc<AtomicU64>,
+    key: NodeKey,
+    reload: ReloadHandle,
+}
+
+impl Lab {
+    pub(crate) fn start(document: &str, limits: Limits) -> Self {
+        let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
+        let permits = Arc::new(Semaphore::new(0));
+        let waiting = watch::Sender::new(0);
+        let worked = Arc::default();
+        let operations = operations(&permits, &waiting, &worked);
+        let Here {
+            server,
+            key,
+            identities,
+        } = Here::start(&config, operations, limits);
+        Self {
+            server: Arc::new(server),
+            reload: ReloadHandle::new(config, Arc::clone(&identities)),
+            identities,
+            permits,
+            waiting,
+            worked,
+            key,
+        }
+    }
+
+    /// Replaces the configuration as `config/apply` does.
+    pub(crate) fn apply(&self, document: &str) -> Applied {
+        let change = Change::of_owner(document.as_bytes(), Source::File);
+        let applied = self.reload.apply(&change).expect("a correct document");
+        self.server.sweep();
+        applied
+    }
+
+    pub(crate) async fn connect(&self, who: &NodeKey, carriage: Carriage) -> Client {
+        let target = format!("{}:{}", Ipv4Addr::LOCALHOST, self.server.port());
+        let target: Target = target.parse().expect("a target");
+        let target = target.with_pins([self.key.public()]);
+        let dialer = Dialer::new(Some(who.clone()));
+        let connection = dialer.dial_over(carriage, &target, ALPN).await;
+        let connection = connection.unwrap_or_else(|error| panic!("{error}"));
+        let client = CallClient::without_operations().attach(connection.clone(), None);
+        Client {
+            client: Arc::new(client),
+            connection,
+            _dialer: dialer,
+        }
+    }
+}
+
+fn operations(
+    permits: &Arc<Semaphore>,
+    waiting: &watch::Sender<usize>,
+    worked: &Arc<AtomicU64>,
+) -> Registry {
+    let worked = Arc::clone(worked);
+    let work = HandlerKind::once(move |_: Body, ctx: alknet_call::Ctx| {
+        let worked = Arc::clone(&worked);
+        async move {
+            // Long enough for the configuration to change in between.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let who = ctx.identity().map(|who| who.id.to_string());
+            worked.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, CallError>(json!(who))
+        }
+    });
+    let (permits, waiting) = (Arc::clone(permits), waiting.clone());
+    let wait = HandlerKind::once(move |_: Body, _| {
+        waiting.send_modify(|began| *began += 1);
+        let permits = Arc::clone(&permits);
+        async move {
+            let permit = permits.acquire().await;
+            permit
+                .map_err(|error| CallError::internal(error.to_string()))?
+                .forget();
+            Ok::<_, CallError>(json!("waited"))
+        }
+    });
+    let follow = HandlerKind::stream(|_: Body, _| {
+        let first = futures_util::stream::iter([Ok::<_, CallError>(json!("following"))]);
+        futures_util::StreamExt::chain(first, futures_util::stream::pending())
+    });
+    let spec = |name| OperationSpec::query(name, "For tests.").with_scope("work");
+    Registry::builder()
+        .with(Registration::new(spec(WORK), work))
+        .with(Registration::new(spec(WAIT), wait))
+        .with(Registration::new(
+            OperationSpec::subscription(FOLLOW, "For tests.").with_scope("work"),
+            follow,
+        ))
+        .build()
+        .expect("correct operations")
+}
+
+pub(crate) struct Client {
+    pub(crate) client: Arc<CallConnection>,
+    pub(crate) connection: Connection,
+    _dialer: Dialer,
+}
+
+impl Client {
+    /// Calls [`WORK`].
+    pub(crate) async fn work(&self) -> Result<Body, CallError> {
+        let answer = self.client.call(WORK, &Value::Null);
+        timeout(HUNG, answer).await.expect("an answer in time")
+    }
+
+    /// The code with which the node ended the connection.
+    pub(crate) async fn code(&self) -> Option<u64> {
+        match timeout(HUNG, self.connection.closed()).await {
+            Ok(CloseReason::Peer(code, _)) => code,
+            other => panic!("{other:?}"),
+        }
+    }
+}

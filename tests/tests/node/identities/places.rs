@@ -1,0 +1,53 @@
+//! The newest connection of a peer wins.
+
+use alknet_core::Carriage;
+use alknet_endpoint::Limits;
+use serde_json::Value;
+
+use super::lab::{HUNG, Lab, Someone, WAIT, document};
+
+/// Waits until a call of [`WAIT`] has arrived.
+async fn began(lab: &Lab) {
+    let mut waiting = lab.waiting.subscribe();
+    let arrived = waiting.wait_for(|began| *began > 0);
+    let arrived = tokio::time::timeout(HUNG, arrived).await;
+    assert!(matches!(arrived, Ok(Ok(_))), "the call never arrived");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_older_connection_finishes_its_calls_and_gives_way() {
+    let edge = Someone::new("edge").with("max_connections = 1");
+    let lab = Lab::start(&document(std::slice::from_ref(&edge)), Limits::default());
+    let older = lab.connect(&edge.key, Carriage::Quic).await;
+    older.work().await.expect("allowed");
+    let running = {
+        let client = std::sync::Arc::clone(&older.client);
+        tokio::spawn(async move { client.call(WAIT, &Value::Null).await })
+    };
+    began(&lab).await;
+
+    let newer = lab.connect(&edge.key, Carriage::Tcp).await;
+    newer.work().await.expect("the newest is served");
+    assert_eq!(lab.server.counters().superseded, 1);
+    lab.permits.add_permits(1);
+    let answer = running.await.expect("no panic").expect("it was let finish");
+    assert_eq!(answer.value(), "waited");
+    assert_eq!(older.code().await, Some(4));
+    newer.work().await.expect("the newest stays");
+}
+
+/// Also where nothing of it is ever finished.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_older_connection_does_not_stay_for_ever() {
+    let edge = Someone::new("edge").with("max_connections = 1");
+    let lab = Lab::start(&document(std::slice::from_ref(&edge)), Limits::default());
+    let older = lab.connect(&edge.key, Carriage::Quic).await;
+    older.work().await.expect("allowed");
+    let client = std::sync::Arc::clone(&older.client);
+    let running = tokio::spawn(async move { client.call(WAIT, &Value::Null).await });
+    began(&lab).await;
+    let newer = lab.connect(&edge.key, Carriage::Quic).await;
+    newer.work().await.expect("the newest is served");
+    assert_eq!(older.code().await, Some(4));
+    assert!(running.await.expect("no panic").is_err());
+}

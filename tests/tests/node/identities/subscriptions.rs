@@ -1,0 +1,113 @@
+//! Subscriptions that run while the rights behind them are taken away.
+
+use alknet_call::{CallError, CallOptions, Subscription};
+use alknet_core::{AuthToken, Carriage};
+use alknet_endpoint::Limits;
+use alknet_tls::NodeKey;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::lab::{Client, FOLLOW, HUNG, Lab, Someone, document};
+
+const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
+
+/// Starts one and waits for its first event.
+async fn follow(client: &Client, token: Option<&AuthToken>) -> Subscription {
+    let options = CallOptions {
+        timeout: None,
+        auth_token: token.map(|token| token.expose().to_owned()),
+        ..CallOptions::default()
+    };
+    let started = client.client.subscribe_with(FOLLOW, &Value::Null, &options);
+    let mut events = started.await.expect("started");
+    let first = timeout(HUNG, events.next()).await.expect("in time");
+    let first = first.expect("an event").expect("allowed");
+    assert_eq!(first.output.value(), "following");
+    events
+}
+
+async fn end(events: &mut Subscription) -> CallError {
+    let end = timeout(HUNG, events.next()).await.expect("it ends");
+    end.expect("an end").expect_err("no event")
+}
+
+fn api_key(token: &AuthToken, scope: &str) -> String {
+    let hash = token.hash().expect("a token").to_string();
+    let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
+    format!("[[api_keys]]\nkey_id = \"{key_id}\"\nsha256 = \"{sha256}\"\nscopes = [\"{scope}\"]\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_narrower_scope_ends_them_and_nothing_else() {
+    let (edge, other) = (Someone::new("edge"), Someone::new("other"));
+    let both = document(&[edge.clone(), other.clone()]);
+    for carriage in CARRIAGES {
+        let lab = Lab::start(&both, Limits::default());
+        let (client, bystander) = (
+            lab.connect(&edge.key, carriage).await,
+            lab.connect(&other.key, carriage).await,
+        );
+        let mut narrowed = follow(&client, None).await;
+        let mut untouched = follow(&bystander, None).await;
+        // What is open to everybody has nothing to lose.
+        let watch = client.client.subscribe("services/watch", &Value::Null);
+        let mut watch = watch.await.expect("started");
+        timeout(HUNG, watch.next())
+            .await
+            .expect("in time")
+            .expect("an event")
+            .expect("open");
+
+        let narrow = document(std::slice::from_ref(&edge)).replace("\"work\"", "\"less\"");
+        lab.apply(&(narrow + &document(std::slice::from_ref(&other))));
+        assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
+        lab.apply(&both);
+        client.work().await.expect("the connection is there");
+        for still in [&mut untouched, &mut watch] {
+            let silent = timeout(std::time::Duration::from_millis(50), still.next()).await;
+            assert!(silent.is_err(), "{silent:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_revoked_ends_what_it_started() {
+    let edge = Someone::new("edge");
+    let token = AuthToken::generate().expect("randomness");
+    let peers = document(std::slice::from_ref(&edge));
+    let with = |scope: &str| peers.clone() + &api_key(&token, scope);
+    for carriage in CARRIAGES {
+        let lab = Lab::start(&with("work"), Limits::default());
+        let stranger = NodeKey::generate().expect("a key");
+        let stranger = lab.connect(&stranger, carriage).await;
+        let peer = lab.connect(&edge.key, carriage).await;
+        let mut narrowed = follow(&stranger, Some(&token)).await;
+        let mut own = follow(&peer, None).await;
+        lab.apply(&with("less"));
+        assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
+        lab.apply(&with("work"));
+        let mut revoked = follow(&peer, Some(&token)).await;
+        lab.apply(&peers);
+        // Not the peer's own right, which would do: a token replaces it.
+        assert_eq!(end(&mut revoked).await.code.name(), "UNAUTHENTICATED");
+        let silent = timeout(std::time::Duration::from_millis(50), own.next()).await;
+        assert!(silent.is_err(), "{silent:?}");
+    }
+}
+
+/// The connection acts as a token: that one ends with it, which the subscription is told before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
+    let token = AuthToken::generate().expect("randomness");
+    for carriage in CARRIAGES {
+        let lab = Lab::start(&api_key(&token, "work"), Limits::default());
+        let stranger = NodeKey::generate().expect("a key");
+        let client = lab.connect(&stranger, carriage).await;
+        client.client.authenticate(&token).await.expect("known");
+        let mut narrowed = follow(&client, None).await;
+        lab.apply(&api_key(&token, "less"));
+        assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
+        let refused = client.work().await.expect_err("narrowed");
+        assert_eq!(refused.code.name(), "FORBIDDEN");
+    }
+}

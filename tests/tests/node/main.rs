@@ -1,0 +1,14 @@
+//! A node as its users meet it: `alknet serve` on this host, and where it matters a booted appliance.
+
+mod calling;
+mod enrolment;
+mod enrolment_machines;
+mod farm;
+mod here;
+mod hostile;
+mod identities;
+mod iroh;
+mod node_key;
+mod rotation;
+mod serving;
+mod strangers;

@@ -1,0 +1,67 @@
+//! `gnutls-cli`, with raw public keys.
+
+use std::process::Command;
+
+use alknet_tests::{Pem, wire};
+use serde_json::{Value, json};
+
+use super::typed::Typed;
+use super::{PATIENCE, address};
+
+/// Raw keys of both sides, and of the server only.
+const RAW_BOTH: &str = "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-RAWPK";
+const RAW_SERVER: &str = "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-X509";
+
+fn dial(target: &str, priority: &str, more: &[&str]) -> Typed {
+    let (host, port) = address(target);
+    let mut command = Command::new("timeout");
+    command
+        .args([PATIENCE, "gnutls-cli", "--insecure"])
+        .args(["--alpn", "alknet/call"])
+        .args(["--priority", priority, "--port", port])
+        .args(more)
+        .arg(host);
+    Typed::start(command)
+}
+
+pub(crate) fn with_raw_keys(pem: &Pem, target: &str) {
+    let files = [pem.key.to_str(), pem.public.to_str()].map(|path| path.expect("a plain path"));
+    let more = ["--rawpkkeyfile", files[0], "--rawpkfile", files[1]];
+    let mut stranger = dial(target, RAW_BOTH, &more);
+    let greeting = stranger.until("Handshake was completed");
+    assert!(greeting.contains("Raw Public Key"), "{greeting}");
+    stranger.send(&wire::request("1", "node/info", &Value::Null));
+    let answer = stranger.event();
+    assert_eq!(
+        (&answer["type"], &answer["id"]),
+        (&json!("call.responded"), &json!("1"))
+    );
+    let identity = answer["payload"]["output"]["identity"]
+        .as_str()
+        .expect("an identity");
+    assert!(target.starts_with(identity), "{answer}");
+    // A second call on the same connection, and one that is refused.
+    stranger.send(&wire::request(
+        "2",
+        "services/list",
+        &json!({ "prefix": "node/" }),
+    ));
+    let answer = stranger.event();
+    let operations = answer["payload"]["output"]["operations"].as_array();
+    assert!(operations.is_some_and(|found| found.len() >= 4), "{answer}");
+    stranger.send(&wire::request("3", "node/info", &json!(7)));
+    let answer = stranger.event();
+    assert_eq!(answer["payload"]["code"], "INVALID_INPUT", "{answer}");
+}
+
+pub(crate) fn without_a_key(target: &str) {
+    let mut stranger = dial(target, RAW_SERVER, &[]);
+    stranger.until("Handshake was completed");
+    stranger.send(&wire::request("a", "node/info", &Value::Null));
+    let answer = stranger.event();
+    assert_eq!(
+        (&answer["type"], &answer["id"]),
+        (&json!("call.error"), &json!("a"))
+    );
+    assert_eq!(answer["payload"]["code"], "UNAUTHENTICATED", "{answer}");
+}

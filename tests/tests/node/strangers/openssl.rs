@@ -1,0 +1,94 @@
+//! OpenSSL's `s_client`: that of the system, which knows X.509 over TCP, and a newer one, which also
+//! knows raw public keys, QUIC and post-quantum key exchange.
+
+use std::ffi::OsString;
+use std::process::{Command, Stdio};
+
+use alknet_tests::{Pem, wire};
+use serde_json::Value;
+
+use super::typed::Typed;
+use super::{PATIENCE, address};
+
+/// The newer one, taken out of its package by the set-up.
+const NEWER_VARIABLE: &str = "ALKNET_TEST_OPENSSL";
+
+fn newer() -> OsString {
+    std::env::var_os(NEWER_VARIABLE).unwrap_or_else(|| {
+        panic!("{NEWER_VARIABLE} is not set; run these tests with `cargo xtask test`")
+    })
+}
+
+fn s_client(program: OsString, pem: &Pem, target: &str) -> Command {
+    let (host, port) = address(target);
+    let mut command = Command::new("timeout");
+    command
+        .arg(PATIENCE)
+        .arg(program)
+        .args(["s_client", "-alpn", "alknet/call", "-connect"])
+        .arg(format!("{host}:{port}"))
+        .arg("-cert")
+        .arg(&pem.certificate)
+        .arg("-key")
+        .arg(&pem.key);
+    command
+}
+
+/// It says what was negotiated, and which key it saw.
+fn says(mut command: Command, facts: &[&str]) {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.expect("timeout is part of every Debian");
+    let said = String::from_utf8_lossy(&output.stdout);
+    for fact in facts {
+        assert!(said.contains(fact), "{fact}:\n{said}");
+    }
+}
+
+/// The system's own, without any option.
+pub(crate) fn of_the_system(pem: &Pem, target: &str) {
+    let facts = [
+        "ALPN protocol: alknet/call",
+        "TLSv1.3",
+        "Peer signature type: ed25519",
+    ];
+    says(s_client("openssl".into(), pem, target), &facts);
+}
+
+/// Either side's key raw or in a certificate, on either carriage: the same peer calls the same node.
+pub(crate) fn in_every_way(pem: &Pem, target: &str) {
+    for carriage in [&[][..], &["-quic"]] {
+        for server in [&[][..], &["-enable_server_rpk"]] {
+            for client in [&[][..], &["-enable_client_rpk"]] {
+                let more = [carriage, server, client].concat();
+                let mut command = s_client(newer(), pem, target);
+                command.args(["-quiet", "-nocommands"]).args(&more);
+                command.stderr(Stdio::null());
+                let mut stranger = Typed::start(command);
+                stranger.send(&wire::request("1", "node/info", &Value::Null));
+                let answer = stranger.event();
+                let identity = answer["payload"]["output"]["identity"].as_str();
+                assert!(
+                    identity.is_some_and(|identity| target.starts_with(identity)),
+                    "{more:?}: {answer}"
+                );
+            }
+        }
+    }
+    let (key, _) = target.split_once('@').expect("a pinned target");
+    let key = key.strip_prefix("ed25519:").expect("an Ed25519 key");
+    // As OpenSSL prints keys.
+    let first: Vec<_> = (0..8).map(|n| &key[2 * n..2 * n + 2]).collect();
+    let mut raw = s_client(newer(), pem, target);
+    raw.arg("-enable_server_rpk");
+    says(
+        raw,
+        &[
+            "Server-to-client raw public key negotiated",
+            "Negotiated TLS1.3 group: X25519MLKEM768",
+            &first.join(":"),
+        ],
+    );
+    let mut classic = s_client(newer(), pem, target);
+    classic.args(["-groups", "X25519", "-enable_server_rpk"]);
+    says(classic, &["raw public key negotiated", &first.join(":")]);
+}

@@ -1,0 +1,251 @@
+//! The clients of the documentation, as they stand there: they do what the page says, against every
+//! kind of node. What they do is in `tests/clients/suite.py`.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use alknet_tests::{Bench, Boot, Cli, Pem};
+use serde_json::{Value, json};
+
+use super::PATIENCE;
+use super::service::Service;
+
+/// The operations of this project's dependencies in Python, put into the cache by the set-up.
+const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+
+/// What every node can be asked.
+const EVERYWHERE: [&str; 7] = [
+    "lists_and_describes",
+    "errors_have_types",
+    "many_calls_at_once_find_their_answers",
+    "subscriptions_begin_and_are_given_up",
+    "tokens_make_somebody_of_a_stranger",
+    "what_is_too_long_ends_the_stream",
+    "a_quic_stream_may_carry_one_request",
+];
+
+/// What needs operations made for it.
+const SERVICE: [&str; 9] = [
+    "ten_thousand_items_wait_for_a_slow_reader",
+    "what_is_given_up_ends_at_the_node",
+    "a_slow_call_delays_nobody",
+    "a_keyed_mutation_runs_once",
+    "the_node_calls_back",
+    "errors_of_an_operation_have_their_code",
+    "long_values_arrive_whole",
+    "binary_data_travels_beside_the_json",
+    "a_reset_gives_a_call_up",
+];
+
+/// A client of the documentation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Client {
+    Tls,
+    Quic,
+}
+
+impl Client {
+    const BOTH: [Self; 2] = [Self::Tls, Self::Quic];
+
+    fn path(self) -> PathBuf {
+        let name = match self {
+            Self::Tls => "call_tls.py",
+            Self::Quic => "call_quic.py",
+        };
+        PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("../docs/examples")
+            .join(name)
+    }
+
+    /// Runs it as people do.
+    fn run(self, words: &[&str]) -> Output {
+        let mut command = python();
+        command.arg(self.path()).args(words);
+        command.output().expect("timeout is part of every Debian")
+    }
+
+    /// Runs these tests of the suite with it.
+    fn passes(self, facts: &Value, tests: &[&str]) {
+        let suite = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients/suite.py");
+        let mut command = python();
+        command
+            .arg(suite)
+            .arg(self.path())
+            .arg(facts.to_string())
+            .args(tests);
+        let output = command.output().expect("timeout is part of every Debian");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let passed: Vec<_> = said.lines().map(|l| l.trim_start_matches("ok ")).collect();
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(passed, tests, "{self:?}: {why}");
+        assert!(output.status.success(), "{self:?}: {why}");
+    }
+}
+
+fn python() -> Command {
+    let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
+        panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
+    });
+    let mut command = Command::new("timeout");
+    command
+        .args([PATIENCE, "python3"])
+        .env("PYTHONPATH", packages)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+fn line(output: &Output) -> Value {
+    let said = serde_json::from_slice(&output.stdout);
+    said.unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Both clients from the command line, with a node of this administrator.
+fn serves_python(pem: &Pem, target: &str) {
+    for client in Client::BOTH {
+        let listed = line(&client.run(&[target, "services/list"]));
+        assert!(listed["operations"].is_array(), "{listed}");
+        let refused = client.run(&[target, "node/info"]);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let error: Value = serde_json::from_slice(&refused.stderr).expect("the error");
+        assert_eq!(error["code"], "UNAUTHENTICATED");
+
+        let certificate = pem.certificate.to_str().expect("a plain path");
+        let info = line(&client.run(&[target, "node/info", "--cert", certificate]));
+        let identity = info["identity"].as_str().expect("an identity");
+        assert!(target.starts_with(identity), "{info}");
+        let log = client.run(&[
+            target,
+            "node/log",
+            r#"{"last":2}"#,
+            "--follow",
+            "--cert",
+            certificate,
+        ]);
+        let records = log.stdout.split(|byte| *byte == b'\n');
+        assert_eq!(
+            records.filter(|line| !line.is_empty()).count(),
+            2,
+            "{log:?}"
+        );
+
+        let (_, address) = target.split_once('@').expect("a pinned target");
+        let other = format!("ed25519:{}@{address}", "ab".repeat(32));
+        let refused = client.run(&[&other, "services/list"]);
+        let why = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(
+            (refused.status.code(), refused.stdout.len()),
+            (Some(1), 0),
+            "{refused:?}"
+        );
+        assert!(why.contains("does not hold the pinned key"), "{why}");
+        for nonsense in [&[][..], &["--cert"], &["somewhere", "services/list"]] {
+            let refused = client.run(nonsense);
+            assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+            assert!(!refused.stderr.is_empty(), "{refused:?}");
+        }
+    }
+}
+
+/// A new token, and the lines that let it in.
+fn token(admin: &Cli, scopes: &[&str]) -> (Value, String) {
+    let mut command = Command::new(alknet_tests::binary());
+    command.args(["token", "--json"]);
+    let made = admin.run(command).json();
+    let (key_id, sha256) = (&made["key_id"], &made["sha256"]);
+    let entry =
+        format!("[[api_keys]]\nkey_id = {key_id}\nsha256 = {sha256}\nscopes = {scopes:?}\n");
+    (made, entry)
+}
+
+/// What the suite has to know of a node that this administrator has.
+fn facts(name: &str, target: &str, pem: &Pem, token: &Value) -> Value {
+    let key_id = token["key_id"].as_str().expect("a name");
+    json!({
+        "name": name,
+        "target": target,
+        "cert": pem.certificate,
+        "query": "node/info",
+        "token": token["token"],
+        "token_id": format!("key:{key_id}"),
+        "token_scopes": ["peer:list"],
+    })
+}
+
+#[test]
+fn python_calls_the_host() {
+    let bench = Bench::new();
+    let (admin, node) = (bench.admin(), bench.host());
+    let pem = Pem::of(admin);
+    serves_python(&pem, node.target());
+    let (token, entry) = token(admin, &["peer:list"]);
+    let document = format!("node.admin_keys = [\"{}\"]\n{entry}", admin.identity());
+    node.call("config/apply", &json!({ "document": document }));
+    for client in Client::BOTH {
+        client.passes(&facts("host", node.target(), &pem, &token), &EVERYWHERE);
+    }
+}
+
+#[test]
+fn python_calls_the_appliance() {
+    let bench = Bench::new();
+    let (token, entry) = token(bench.admin(), &["peer:list"]);
+    let machine = bench.machine(Boot::MicrovmErofs).configured(&entry);
+    let node = machine.boot();
+    let pem = Pem::of(bench.admin());
+    serves_python(&pem, &node.target());
+    for client in Client::BOTH {
+        client.passes(
+            &facts("appliance", &node.target(), &pem, &token),
+            &EVERYWHERE,
+        );
+    }
+    node.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn python_uses_everything_the_protocol_has() {
+    let bench = Bench::new();
+    let (admin, other) = (bench.admin(), bench.somebody("other"));
+    let (token, entry) = token(admin, &["peer:list", "demo"]);
+    let service = Service::start(&[(admin, "demo"), (&other, "else")], &entry);
+    let (pem, others) = (Pem::of(admin), Pem::of(&other));
+    for client in Client::BOTH {
+        let mut facts = facts(&format!("{client:?}"), &service.target(), &pem, &token);
+        facts["query"] = json!("demo/state");
+        facts["token_scopes"] = json!(["demo", "peer:list"]);
+        facts["other"] = json!(others.certificate);
+        let tests = [&EVERYWHERE[..], &SERVICE].concat();
+        tokio::task::block_in_place(|| client.passes(&facts, &tests));
+    }
+}
+
+/// The examples promise a size and what they need.
+#[test]
+fn the_clients_are_short_and_need_little() {
+    for (client, needs) in [
+        (Client::Tls, &[][..]),
+        (
+            Client::Quic,
+            &[
+                "aioquic.asyncio",
+                "aioquic.quic.configuration",
+                "aioquic.quic.events",
+                "contextlib",
+            ],
+        ),
+    ] {
+        let text = std::fs::read_to_string(client.path()).expect("it is there");
+        assert!(text.lines().count() < 80, "{client:?}");
+        let standard = text.lines().find(|line| line.starts_with("import "));
+        assert_eq!(
+            standard,
+            Some("import asyncio, getopt, itertools, json, re, ssl, sys")
+        );
+        let mut from: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("from ")?.split(' ').next())
+            .collect();
+        from.sort_unstable();
+        assert_eq!(from, needs, "{client:?}");
+    }
+}
