@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Instant;
@@ -10,6 +10,7 @@ use std::time::Instant;
 use xtask::progress::{self, StepTime};
 use xtask::workspace::{BuildLock, Workspace};
 
+use crate::failed;
 use crate::failure::{Failure, Result};
 
 /// Lines of a failed program's log that are shown at once.
@@ -124,8 +125,7 @@ impl Context {
                         let _ = child.kill();
                         let _ = child.wait();
                     }
-                    let program = command.get_program().to_string_lossy();
-                    return Err(Failure::io(format!("run {program}"))(error));
+                    return Err(cannot_run(command)(error));
                 }
             }
             logs.push(log);
@@ -147,15 +147,30 @@ impl Context {
     /// Runs a program whose output belongs on the terminal.
     pub(crate) fn show(&self, command: &mut Command, what: &str) -> Result<()> {
         eprintln!("{what} ...");
-        let status = command.status().map_err(Failure::io(format!(
-            "run {}",
-            command.get_program().to_string_lossy()
-        )))?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(failed(what, status, None))
+        let status = command.status().map_err(cannot_run(command))?;
+        ended(what, status)
+    }
+
+    /// The same for tests; those that failed are told once more at the end.
+    pub(crate) fn show_tests(&self, command: &mut Command) -> Result<()> {
+        eprintln!("tests ...");
+        let (status, failed) = failed::watch(command).map_err(cannot_run(command))?;
+        for test in failed {
+            eprint!("{}", test.text());
         }
+        ended("tests", status)
+    }
+}
+
+fn cannot_run(command: &Command) -> impl FnOnce(io::Error) -> Failure + use<> {
+    Failure::io(format!("run {}", command.get_program().to_string_lossy()))
+}
+
+fn ended(what: &str, status: ExitStatus) -> Result<()> {
+    if status.success() {
+        Ok(())
+    } else {
+        Err(failed(what, status, None))
     }
 }
 

@@ -3,6 +3,7 @@
 mod bench;
 mod context;
 mod digest;
+mod failed;
 mod failure;
 mod fuzz;
 mod image;

@@ -47,7 +47,7 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
         if let Some(filter) = &arguments.filter {
             tests.args(["--", filter]);
         }
-        cx.show(&mut tests, "tests")
+        cx.show_tests(&mut tests)
     });
     drop(lock);
     result?;
