@@ -75,3 +75,6 @@ fn wrong_schema(error: &jsonschema::ValidationError<'_>) -> TypedefError {
     let ptr = at.strip_prefix(lower::ROOT).unwrap_or(at);
     TypedefError::schema(ptr, short(&error.masked().to_string()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,3 +138,6 @@ impl Union {
         self.tag.scalar_bytes().unwrap_or(1).into()
     }
 }
+
+#[cfg(test)]
+mod tests;

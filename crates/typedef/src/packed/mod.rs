@@ -72,3 +72,6 @@ impl PackedCodec {
         written
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -282,3 +282,6 @@ pub(crate) fn kind_of(keywords: &Map<String, Value>, ptr: &str) -> Result<Option
     }
     Ok(first)
 }
+
+#[cfg(test)]
+mod tests;
