@@ -29,6 +29,7 @@ impl Leaf {
             Encoding::Indirect => {
                 let (off, len) = bytes.split_at(bytes.len() / 2);
                 let [off, len] = [off, len].map(|half| take_bits(half, big));
+                self.check_bytes(len)?;
                 Ok(FieldValue::Indirect { off, len })
             }
             _ => self.take_fixed(bytes, big),

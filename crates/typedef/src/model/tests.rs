@@ -279,6 +279,15 @@ fn big_endian_is_for_wires() {
 }
 
 #[test]
+fn reserved_space_has_a_size() {
+    let schema = json!({ "TypeDef:String": { "encoding": "fixed" } });
+    for mode in [Mode::Aligned, Mode::Packed] {
+        let error = compile(&schema, mode, &Limits::default()).expect_err("no size");
+        assert!(error.to_string().contains("TypeDef:maxBytes"), "{error}");
+    }
+}
+
+#[test]
 fn an_enum_has_members_each_once() {
     for members in [
         json!([]),

@@ -80,7 +80,6 @@ fn annotations_are_checked_by_name_and_value() {
         ("Int8", "encoding", json!("fixed"), "align, endian"),
         ("Float32", "nonfinite", json!(1), "true or false"),
         ("String", "encoding", json!("zip"), "indirect"),
-        ("String", "encoding", json!("fixed"), ""),
         ("Int8", "align", json!(3), "power of two"),
         ("Int8", "align", json!(8192), "4096"),
         ("Int8", "align", json!(-1), "power of two"),
@@ -119,9 +118,6 @@ fn annotations_are_checked_by_name_and_value() {
             "Uint8",
         ),
     ] {
-        if word.is_empty() {
-            continue;
-        }
         let keyword = format!("TypeDef:{kind}");
         let at = format!("/{keyword}/{name}");
         refused(&json!({ keyword.as_str(): { name: value } }), &at, word);

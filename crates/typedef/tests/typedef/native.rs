@@ -12,7 +12,7 @@ use alknet_typedef::{Kind, Limits, Mode, compile};
 use crate::plan::{Dice, Plan, Style};
 
 /// Layouts in one program.
-const LAYOUTS: u64 = 60;
+const LAYOUTS: u64 = 80;
 
 /// What a language is asked in.
 struct Source {

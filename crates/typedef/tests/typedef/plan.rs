@@ -150,7 +150,7 @@ impl Plan {
         };
         Self::Text {
             kind: *dice.one(&kinds),
-            encoding: dice.one(encodings),
+            encoding: *dice.one(encodings),
             max: 25 + dice.below(8) as u32,
         }
     }
