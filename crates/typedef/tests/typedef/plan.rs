@@ -38,20 +38,20 @@ pub(crate) enum Plan {
         max: u32,
     },
     Struct {
-        fields: Vec<(String, Plan)>,
+        fields: Vec<(String, Self)>,
         align: u32,
     },
     Union {
         field: bool,
         tag: Kind,
-        variants: Vec<(String, Plan)>,
+        variants: Vec<(String, Self)>,
     },
     Array {
-        item: Box<Plan>,
+        item: Box<Self>,
         /// None where it varies.
         count: Option<u64>,
     },
-    Record(Box<Plan>),
+    Record(Box<Self>),
 }
 
 /// What kinds of parts there may be.
@@ -144,13 +144,13 @@ impl Plan {
 
     fn text(dice: &mut Dice, style: Style) -> Self {
         let kinds = [Kind::String, Kind::Bytes, Kind::Timestamp];
-        let encodings: &[_] = match style.mode {
+        let encodings: &[&str] = match style.mode {
             Mode::Aligned => &["fixed", "indirect"],
             Mode::Packed => &["fixed", "indirect", "length-prefixed"],
         };
         Self::Text {
             kind: *dice.one(&kinds),
-            encoding: *dice.one(encodings),
+            encoding: dice.one::<&str>(encodings),
             max: 25 + dice.below(8) as u32,
         }
     }
