@@ -15,6 +15,7 @@ mod json;
 mod key;
 mod mixed;
 mod token;
+mod typedef;
 
 pub use address::address;
 pub use config::config;
@@ -25,6 +26,7 @@ pub use join::join;
 pub use key::key;
 pub use mixed::mixed;
 pub use token::token;
+pub use typedef::typedef;
 
 /// One parser and what is held against it.
 #[derive(Clone, Copy, Debug)]
@@ -72,5 +74,9 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "token",
         run: token,
+    },
+    Target {
+        name: "typedef",
+        run: typedef,
     },
 ];

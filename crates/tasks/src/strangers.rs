@@ -95,6 +95,32 @@ pub(crate) fn python_packages(cx: &Context) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// The folder of TypeBox, a JavaScript package that makes and checks schemas.
+pub(crate) fn typebox(cx: &Context) -> Result<PathBuf> {
+    let archive = sources::obtain(cx, "typebox")?;
+    let folder = cx.cache().join("tools").join(format!(
+        "typebox-{}",
+        digest::key([archive.pin.sha256.as_bytes()])
+    ));
+    // Archives of npm hold one folder of this name.
+    let package = folder.join("package");
+    if package.exists() {
+        return Ok(package);
+    }
+    let scratch = Scratch::new(cx.cache(), "typebox-")?;
+    let fresh = scratch.path().join("typebox");
+    fs::create_dir(&fresh).map_err(Failure::io(format!("make {}", fresh.display())))?;
+    let mut unpack = Command::new("tar");
+    unpack
+        .args(["--extract", "--gzip", "--no-same-owner", "--file"])
+        .arg(&archive.path)
+        .arg("--directory")
+        .arg(&fresh);
+    cx.run(&mut unpack, "TypeBox (private)", "typebox")?;
+    settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    Ok(package)
+}
+
 /// What compiled packages are made for.
 fn python_version() -> Result<String> {
     let output = Command::new("python3")

@@ -75,6 +75,7 @@ pub(crate) fn command(cx: &Context, images: &Path) -> Result<Command> {
         .env("ALKNET_TEST_CHRONYD", chronyd(cx)?)
         .env("ALKNET_TEST_OPENSSL", strangers::openssl(cx)?)
         .env("ALKNET_TEST_PYTHONPATH", strangers::python_packages(cx)?)
+        .env("ALKNET_TEST_TYPEBOX", strangers::typebox(cx)?)
         .env("ALKNET_CACHE", cx.cache());
     Ok(command)
 }

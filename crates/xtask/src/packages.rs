@@ -115,6 +115,12 @@ pub const PACKAGES: &[Package] = &[
         "gtlsclient",
         "tests: a QUIC client nobody here wrote",
     ),
+    command("nodejs", "node", "tests: runs TypeBox"),
+    command(
+        "npm",
+        "npm",
+        "tests: fetches TypeBox, see crates/tasks/sources.toml",
+    ),
     command("openssl", "openssl", "tests: keys and a second TLS client"),
     file(
         "ovmf",

@@ -147,6 +147,15 @@ fn hub_reaches_the_network_only_through_core() {
 }
 
 #[test]
+fn typedef_is_pure() {
+    let graph = Graph::load();
+    graph.forbid("alknet-typedef", &["tokio", "reqwest", "rustls", "hyper"]);
+    let ours: Vec<_> = graph.closure("alknet-typedef").into_iter().collect();
+    let ours = ours.iter().filter(|name| graph.members.contains(*name));
+    assert_eq!(ours.count(), 0);
+}
+
+#[test]
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();
     for package in ["alknet-init", "alknet-init-net", "alknet-provisioning"] {
@@ -280,6 +289,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "tests/",
     ];
     let build_and_tests = [
+        "crates/typedef/tests/",
         "init/build.rs",
         "init/net/tests/",
         "init/src/console/tests.rs",

@@ -154,7 +154,8 @@ fn is_main(address: &str) -> bool {
     !address.is_empty() && !address.contains("security")
 }
 
-fn only_file(folder: &Path) -> Result<PathBuf> {
+/// What a package client put into an empty folder.
+pub(super) fn only_file(folder: &Path) -> Result<PathBuf> {
     let mut entries = fs::read_dir(folder).map_err(Failure::io("read the download"))?;
     entries
         .find_map(|entry| entry.ok().map(|entry| entry.path()))

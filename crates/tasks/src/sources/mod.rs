@@ -1,6 +1,7 @@
 //! Heavy sources: pinned by SHA-256, taken from whichever place has a match first.
 
 mod debian;
+mod npm;
 mod pins;
 
 use std::fs;
@@ -28,7 +29,7 @@ pub(crate) fn accepted(name: &str) -> Result<Vec<Pin>> {
     Ok(Pins::own()?.find(name)?.pins.clone())
 }
 
-/// Gets a source: from the user's folder, the cache, Debian, or upstream.
+/// Gets a source: from the user's folder, the cache, Debian, npm's registry, or upstream.
 pub(crate) fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
     let pins = Pins::own()?;
     let source = pins.find(name)?;
@@ -48,6 +49,9 @@ pub(crate) fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
         attempts: Vec::new(),
     };
     if let Some(found) = search.debian(&pins.suites())? {
+        return Ok(found);
+    }
+    if let Some(found) = search.npm()? {
         return Ok(found);
     }
     if let Some(found) = search.upstream()? {
@@ -162,6 +166,20 @@ impl Search<'_> {
         Ok(None)
     }
 
+    fn npm(&mut self) -> Result<Option<Obtained>> {
+        for pin in &self.source.pins {
+            let Some(package) = &pin.npm else {
+                continue;
+            };
+            let what = format!("npm {package}");
+            let found = self.take(pin, &what, |to| npm::fetch(self.cx, package, to))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     fn upstream(&mut self) -> Result<Option<Obtained>> {
         for pin in &self.source.pins {
             let Some(address) = &pin.upstream else {
@@ -236,6 +254,7 @@ mod tests {
             file: "f.tar.xz".into(),
             sha256: sha256.into(),
             debian: None,
+            npm: None,
             upstream: None,
         }
     }

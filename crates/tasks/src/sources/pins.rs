@@ -38,6 +38,8 @@ pub(crate) struct Pin {
     pub(crate) sha256: String,
     /// The Debian package that holds it.
     pub(crate) debian: Option<DebianPlace>,
+    /// The package of npm's registry, as `NAME@VERSION`.
+    pub(crate) npm: Option<String>,
     /// The upstream project's release address.
     pub(crate) upstream: Option<String>,
 }
@@ -139,7 +141,7 @@ mod tests {
         let pins = Pins::own().expect("sources.toml parses");
         for (source, pin) in pins.all() {
             assert!(
-                pin.debian.is_some() || pin.upstream.is_some(),
+                pin.debian.is_some() || pin.npm.is_some() || pin.upstream.is_some(),
                 "{} {}",
                 source.name,
                 pin.version

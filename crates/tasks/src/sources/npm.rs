@@ -1,0 +1,31 @@
+//! Packages of npm's registry, fetched by its own client: it knows the address and the way there that
+//! this machine is set up for. Nothing is installed, and no script of a package runs.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
+use crate::sources::debian::only_file;
+
+/// Takes the archive of `package`, `NAME@VERSION`, as the registry has it.
+pub(super) fn fetch(cx: &Context, package: &str, to: &Path) -> Result<()> {
+    let scratch = Scratch::new(cx.cache(), "npm-")?;
+    let [kept, packed] = ["cache", "packed"].map(|name| scratch.path().join(name));
+    fs::create_dir(&packed).map_err(Failure::io("make a folder for a package"))?;
+    let mut command = Command::new("npm");
+    command
+        .args(["pack", package, "--ignore-scripts", "--no-update-notifier"])
+        .arg("--cache")
+        .arg(&kept)
+        .arg("--pack-destination")
+        .arg(&packed)
+        .current_dir(scratch.path());
+    cx.run(&mut command, &format!("download {package}"), "npm")?;
+    let archive = only_file(&packed)?;
+    fs::copy(&archive, to)
+        .map(|_| ())
+        .map_err(Failure::io(format!("copy {}", archive.display())))
+}

@@ -1,0 +1,46 @@
+//! What one reading may cost.
+
+use crate::error::TypedefError;
+use crate::limits::Limits;
+use crate::schema::Result;
+
+/// Counts down while something is read or written.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    values: u64,
+    depth: u64,
+    limits: Limits,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            values: limits.values,
+            depth: limits.depth,
+            limits: *limits,
+        }
+    }
+
+    /// Takes one value, and looks at what is in it one level further in.
+    pub(crate) fn enter<T>(&mut self, inside: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.down()?;
+        let result = inside(self);
+        self.up();
+        result
+    }
+
+    /// Takes one value, and goes one level further in.
+    pub(crate) fn down(&mut self) -> Result<()> {
+        let over = |what, max| TypedefError::limit(what, max);
+        let values = self.values.checked_sub(1);
+        self.values = values.ok_or_else(|| over("values read at once", self.limits.values))?;
+        let depth = self.depth.checked_sub(1);
+        self.depth = depth.ok_or_else(|| over("values within each other", self.limits.depth))?;
+        Ok(())
+    }
+
+    /// One level back.
+    pub(crate) fn up(&mut self) {
+        self.depth += 1;
+    }
+}

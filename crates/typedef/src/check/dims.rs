@@ -1,0 +1,67 @@
+//! Sizes that have names, over a whole value.
+
+use serde_json::Value;
+
+use crate::error::Violation;
+use crate::kind::Kind;
+use crate::model::{Node, Shape};
+use crate::pointer::join;
+use crate::tensor::Dims;
+
+/// Gives names their sizes from the tensors of a value that is valid otherwise.
+pub(super) fn bind(node: &Node, value: &Value, dims: &mut Dims) -> Result<(), Violation> {
+    walk(node, value, "", dims)
+}
+
+fn walk(node: &Node, value: &Value, path: &str, dims: &mut Dims) -> Result<(), Violation> {
+    // Most parts have no tensor in them, and cost nothing then.
+    if !node.symbols {
+        return Ok(());
+    }
+    let mut each = |node: &Node, part: &str| {
+        let below = value.get(part).unwrap_or(&Value::Null);
+        walk(node, below, &join(path, part), dims)
+    };
+    match &node.shape {
+        Shape::Array(list) => {
+            let mut items = value.as_array().into_iter().flatten().enumerate();
+            items
+                .try_for_each(|(i, item)| walk(&list.item, item, &join(path, &i.to_string()), dims))
+        }
+        Shape::Leaf(_) => Ok(()),
+        Shape::Record(one) => {
+            let mut names = value
+                .as_object()
+                .into_iter()
+                .flat_map(serde_json::Map::keys);
+            names.try_for_each(|name| each(one, name))
+        }
+        Shape::Struct(members) => {
+            let mut members = members.iter();
+            members.try_for_each(|member| each(&member.node, &member.name))
+        }
+        Shape::Tensor(tensor) => tensor.check_json(value, dims).map_err(|message| Violation {
+            path: path.to_owned(),
+            keyword: Kind::Tensor.keyword().to_owned(),
+            message,
+        }),
+        Shape::Union(union) => match &union.field {
+            Some(field) => {
+                let name = value.get(field).and_then(Value::as_str).unwrap_or_default();
+                let variant = union.named(name);
+                variant.map_or(Ok(()), |variant| walk(&variant.node, value, path, dims))
+            }
+            None => {
+                let mut variants = union.variants.iter();
+                let there = |name: &str| value.get(name).is_some();
+                variants.try_for_each(|one| {
+                    if there(&one.name) {
+                        each(&one.node, &one.name)
+                    } else {
+                        Ok(())
+                    }
+                })
+            }
+        },
+    }
+}

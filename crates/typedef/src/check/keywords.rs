@@ -1,0 +1,94 @@
+//! The keywords, as the library knows them.
+
+use jsonschema::paths::Location;
+use jsonschema::{Keyword, ValidationError, ValidationOptions};
+use serde_json::{Map, Value};
+
+use crate::kind::Kind;
+use crate::leaf::{Fit, Leaf};
+use crate::model::{self, Mode};
+use crate::schema::notes::{self, Notes};
+use crate::tensor::{Dims, TensorType};
+
+type Made<'a> = Result<Box<dyn for<'i> Keyword<'i>>, ValidationError<'a>>;
+
+/// Registers every kind.
+pub(super) fn with_all(options: ValidationOptions<'_>, mode: Mode) -> ValidationOptions<'_> {
+    Kind::ALL.into_iter().fold(options, |options, kind| {
+        options.with_keyword(
+            kind.keyword(),
+            move |parent: &Map<String, Value>, value: &Value, _: Location| -> Made<'_> {
+                make(kind, parent, value, mode)
+            },
+        )
+    })
+}
+
+fn make<'a>(kind: Kind, parent: &Map<String, Value>, value: &Value, mode: Mode) -> Made<'a> {
+    // The pass over the schema read the same before, so that nothing is left to complain of.
+    let refuse = |error: crate::TypedefError| ValidationError::custom(error.to_string());
+    let notes = notes::read(kind, value, "").map_err(refuse)?;
+    let leaf = model::leaf(kind, parent, &notes, mode, "").map_err(refuse)?;
+    Ok(Box::new(match leaf {
+        Some(leaf) => Test::Leaf(leaf),
+        None => test(kind, notes, parent),
+    }))
+}
+
+fn test(kind: Kind, notes: Notes, parent: &Map<String, Value>) -> Test {
+    match kind {
+        Kind::Array => Test::Array,
+        Kind::Struct => {
+            let named = parent.get("properties").and_then(Value::as_object);
+            let all = || named.into_iter().flat_map(Map::keys).cloned().collect();
+            Test::Struct(notes.fields.unwrap_or_else(all))
+        }
+        Kind::Tensor => Test::Tensor(TensorType {
+            dtype: notes.dtype,
+            shape: notes.shape,
+        }),
+        _ => Test::Object,
+    }
+}
+
+/// What one keyword asks.
+enum Test {
+    Array,
+    Leaf(Leaf),
+    /// The rest of a record or a union is said in other keywords.
+    Object,
+    /// With these members.
+    Struct(Vec<String>),
+    Tensor(TensorType),
+}
+
+impl Test {
+    /// The one answer, for both questions the library asks.
+    fn test(&self, value: &Value) -> Fit<()> {
+        match self {
+            Self::Array if value.is_array() => Ok(()),
+            Self::Array => Err("it is no array".to_owned()),
+            Self::Leaf(leaf) => leaf.of_json(value).map(|_| ()),
+            Self::Object if value.is_object() => Ok(()),
+            Self::Object => Err("it is no object".to_owned()),
+            Self::Struct(fields) => {
+                let object = value.as_object().ok_or("it is no object")?;
+                match fields.iter().find(|name| !object.contains_key(*name)) {
+                    Some(name) => Err(format!("it lacks '{name}'")),
+                    None => Ok(()),
+                }
+            }
+            Self::Tensor(tensor) => tensor.check_json(value, &mut Dims::new()),
+        }
+    }
+}
+
+impl<'i> Keyword<'i> for Test {
+    fn validate(&self, instance: &'i Value) -> Result<(), ValidationError<'i>> {
+        self.test(instance).map_err(ValidationError::custom)
+    }
+
+    fn is_valid(&self, instance: &'i Value) -> bool {
+        self.test(instance).is_ok()
+    }
+}

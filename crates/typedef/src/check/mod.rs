@@ -1,0 +1,80 @@
+//! JSON values against a schema.
+
+mod dims;
+mod keywords;
+mod lower;
+
+use jsonschema::{Draft, PatternOptions, Validator};
+use serde_json::Value;
+
+use crate::error::{TypedefError, Violation, short};
+use crate::limits::{PATTERN_BYTES_MAX, VIOLATIONS_MAX};
+use crate::model::{Mode, Node};
+use crate::schema::{Result, Schema};
+use crate::tensor::Dims;
+
+/// A compiled schema.
+#[derive(Debug)]
+pub(crate) struct Check {
+    validator: Validator,
+    /// Whether sizes have names, so that tensors have to be looked at together.
+    symbols: bool,
+}
+
+impl Check {
+    pub(crate) fn new(schema: &Schema, ptr: &str, root: &Node, mode: Mode) -> Result<Self> {
+        let lowered = lower::lower(schema.normalized(), ptr)?;
+        let options = jsonschema::options()
+            .with_draft(Draft::Draft202012)
+            .offline()
+            .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
+            .should_validate_formats(false);
+        let validator = keywords::with_all(options, mode).build(&lowered);
+        Ok(Self {
+            validator: validator.map_err(|error| wrong_schema(&error))?,
+            symbols: root.symbols,
+        })
+    }
+
+    pub(crate) fn is_valid(&self, root: &Node, value: &Value) -> bool {
+        self.validator.is_valid(value)
+            && (!self.symbols || dims::bind(root, value, &mut Dims::new()).is_ok())
+    }
+
+    /// Fails with what is wrong with `value`. The sizes it gives to names go to `dims`, which stay
+    /// as they were where it fails.
+    pub(crate) fn check(&self, root: &Node, value: &Value, dims: &mut Dims) -> Result<()> {
+        if !self.validator.is_valid(value) {
+            let errors = self.validator.iter_errors(value).take(VIOLATIONS_MAX);
+            return Err(TypedefError::Validation(
+                errors.map(|e| violation(&e)).collect(),
+            ));
+        }
+        if !self.symbols {
+            return Ok(());
+        }
+        let mut bound = dims.clone();
+        let result = dims::bind(root, value, &mut bound);
+        result.map_err(|violation| TypedefError::Validation(vec![violation]))?;
+        *dims = bound;
+        Ok(())
+    }
+}
+
+fn violation(error: &jsonschema::ValidationError<'_>) -> Violation {
+    Violation {
+        path: error.instance_path().as_str().to_owned(),
+        keyword: error.kind().keyword().to_owned(),
+        message: short(&error.masked().to_string()),
+    }
+}
+
+/// What the library says of a schema, at the place in the schema as it was given.
+fn wrong_schema(error: &jsonschema::ValidationError<'_>) -> TypedefError {
+    let at = error.instance_path().as_str();
+    let ptr = at.strip_prefix(lower::ROOT).unwrap_or(at);
+    TypedefError::schema(ptr, short(&error.masked().to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! The explicit list of fields that a file carries beside its schema.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::kind::Kind;
+use crate::leaf::Leaf;
+use crate::limits::Limits;
+use crate::model::{Mode, Shape, build};
+use crate::offsets::{Entry, OffsetMap};
+use crate::schema::notes::Encoding;
+use crate::schema::{Result, Schema};
+
+/// One field of a record, without parts of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Field {
+    /// A JSON pointer (RFC 6901) into the record; empty where the record is the field.
+    pub path: String,
+    /// Bytes from the beginning of the record.
+    pub off: u64,
+    /// What it is; of an array, what each item is.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// Items of an array; bytes reserved for text and bytes, without the length before these; bytes
+    /// of a union. Nothing for one number, and for text that lies elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub len: Option<u64>,
+}
+
+/// The layout of one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// By offset. They do not overlap.
+    pub fields: Vec<Field>,
+    /// Bytes from one record to the next.
+    pub stride: u64,
+    /// Alignment of a record, in bytes.
+    pub align: u32,
+}
+
+/// The fields of the records that `def` (`#/$defs/X`) of `schema` describes.
+///
+/// # Errors
+/// The schema is refused, has no such definition, or that has no aligned layout.
+pub fn fields(schema: &Value, def: &str, limits: &Limits) -> Result<Record> {
+    Schema::new(schema, limits)?.fields(def)
+}
+
+impl Schema {
+    /// The same of a schema that went through the pass already.
+    ///
+    /// # Errors
+    /// There is no such definition, or it has no aligned layout.
+    pub fn fields(&self, def: &str) -> Result<Record> {
+        let ptr = self.pointer(def)?;
+        let root = build(self, &ptr, Mode::Aligned)?;
+        let map = OffsetMap::new(&root, self.limits().entries)?;
+        let mut fields = Vec::new();
+        // What lies in a union belongs to the union.
+        let mut union: Option<String> = None;
+        for entry in map.iter() {
+            if union
+                .as_ref()
+                .is_some_and(|union| entry.path().starts_with(union))
+            {
+                continue;
+            }
+            if entry.kind() == Kind::Union {
+                union = Some(format!("{}/", entry.path()));
+            }
+            fields.extend(field(entry));
+        }
+        Ok(Record {
+            fields,
+            stride: map.stride(),
+            align: map.align(),
+        })
+    }
+}
+
+/// None where the entry is only made of others, or has no bytes.
+fn field(entry: &Entry) -> Option<Field> {
+    let (kind, len) = match &entry.node().shape {
+        Shape::Leaf(leaf) => (leaf.kind, reserved(leaf)),
+        Shape::Union(_) => (Kind::Union, Some(entry.node().extent.size)),
+        Shape::Array(list) => match &list.item.shape {
+            Shape::Leaf(leaf) if leaf.kind.scalar_bytes().is_some() => {
+                (leaf.kind, entry.items().map(|(count, _)| count))
+            }
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(Field {
+        path: entry.path().to_owned(),
+        off: entry.range().start,
+        kind,
+        len,
+    })
+}
+
+fn reserved(leaf: &Leaf) -> Option<u64> {
+    let fixed = leaf.kind.is_text() && leaf.encoding == Encoding::Fixed;
+    fixed.then(|| leaf.max.unwrap_or_default().into())
+}

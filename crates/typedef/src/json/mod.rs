@@ -1,0 +1,18 @@
+//! Between JSON and values.
+
+mod from;
+mod to;
+
+use serde_json::{Map, Value};
+
+pub(crate) use self::from::from_json;
+pub(crate) use self::to::to_json;
+
+/// What a record refers to and does not hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outside<'o> {
+    /// The bytes that `indirect` fields point into.
+    pub region: &'o [u8],
+    /// References to tensors, `{"dtype":…,"shape":[…]}`, by the path of their field.
+    pub tensors: Option<&'o Map<String, Value>>,
+}

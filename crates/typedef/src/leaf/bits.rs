@@ -1,0 +1,174 @@
+//! Leaves as bytes of a known number.
+
+use half::{bf16, f16};
+
+use super::{Fit, Leaf};
+use crate::kind::Kind;
+use crate::schema::notes::Encoding;
+use crate::value::FieldValue;
+
+impl Leaf {
+    /// Writes `value` into exactly [`fixed_bytes`](Self::fixed_bytes) bytes.
+    pub(crate) fn put(&self, value: &FieldValue, big: bool, out: &mut [u8]) -> Fit<()> {
+        if self.kind.scalar_bytes().is_some() {
+            put_bits(self.to_bits(value)?, big, out);
+            return Ok(());
+        }
+        match self.encoding {
+            Encoding::Indirect => self.put_place(value, big, out),
+            _ => self.put_fixed(value, big, out),
+        }
+    }
+
+    /// Reads what lies in exactly [`fixed_bytes`](Self::fixed_bytes) bytes.
+    pub(crate) fn take(&self, bytes: &[u8], big: bool) -> Fit<FieldValue> {
+        if self.kind.scalar_bytes().is_some() {
+            return self.of_bits(take_bits(bytes, big));
+        }
+        match self.encoding {
+            Encoding::Indirect => {
+                let (off, len) = bytes.split_at(bytes.len() / 2);
+                let [off, len] = [off, len].map(|half| take_bits(half, big));
+                self.check_bytes(len)?;
+                Ok(FieldValue::Indirect { off, len })
+            }
+            _ => self.take_fixed(bytes, big),
+        }
+    }
+
+    fn put_place(&self, value: &FieldValue, big: bool, out: &mut [u8]) -> Fit<()> {
+        let FieldValue::Indirect { off, len } = value else {
+            return Err(self.other(value));
+        };
+        self.check_bytes(*len)?;
+        let (first, second) = out.split_at_mut(out.len() / 2);
+        put_bits(*off, big, first);
+        put_bits(*len, big, second);
+        Ok(())
+    }
+
+    /// The bits of a scalar, in the low end.
+    fn to_bits(&self, value: &FieldValue) -> Fit<u64> {
+        match (self.kind, value) {
+            (Kind::Boolean, FieldValue::Bool(value)) => Ok((*value).into()),
+            (Kind::Enum, FieldValue::Enum(index)) => self.member(*index).map(|_| (*index).into()),
+            (kind, FieldValue::Float(value)) if kind.is_float() => {
+                self.check_float(*value)?;
+                Ok(float_bits(kind, *value))
+            }
+            (kind, FieldValue::Int(value)) if is_signed(kind) => {
+                self.check_integer((*value).into())?;
+                Ok(value.cast_unsigned())
+            }
+            (kind, FieldValue::Uint(value)) if kind.integers().is_some() && !is_signed(kind) => {
+                self.check_integer((*value).into())?;
+                Ok(*value)
+            }
+            _ => Err(self.other(value)),
+        }
+    }
+
+    fn of_bits(&self, bits: u64) -> Fit<FieldValue> {
+        Ok(match self.kind {
+            Kind::Boolean if bits > 1 => {
+                return Err(format!("{bits:#04x} is neither 0 nor 1"));
+            }
+            Kind::Boolean => FieldValue::Bool(bits == 1),
+            Kind::Enum => {
+                let index = bits as u32;
+                self.member(index)?;
+                FieldValue::Enum(index)
+            }
+            Kind::Int8 => FieldValue::Int((bits as i8).into()),
+            Kind::Int16 => FieldValue::Int((bits as i16).into()),
+            Kind::Int32 => FieldValue::Int((bits as i32).into()),
+            Kind::Int64 => FieldValue::Int(bits.cast_signed()),
+            kind if kind.is_float() => {
+                let value = float(kind, bits);
+                self.check_float(value)?;
+                FieldValue::Float(value)
+            }
+            _ => FieldValue::Uint(bits),
+        })
+    }
+
+    /// That there is a member of this number.
+    pub(crate) fn member(&self, index: u32) -> Fit<&serde_json::Value> {
+        let members = self.members.len();
+        let member = self.members.get(index as usize);
+        member.ok_or_else(|| format!("{index} is no member: the enum has {members}"))
+    }
+
+    pub(crate) fn check_integer(&self, value: i128) -> Fit<()> {
+        let (min, max) = self.kind.integers().unwrap_or_default();
+        if (min..=max).contains(&value) {
+            return Ok(());
+        }
+        Err(format!(
+            "it is no {}: that goes from {min} to {max}",
+            self.kind
+        ))
+    }
+
+    /// That the number is finite once it is of the kind.
+    pub(crate) fn check_float(&self, value: f64) -> Fit<()> {
+        if self.nonfinite || rounded(self.kind, value).is_finite() {
+            return Ok(());
+        }
+        Err(format!(
+            "it is no finite {}, and \"nonfinite\" is not said",
+            self.kind
+        ))
+    }
+
+    pub(crate) fn other(&self, value: &FieldValue) -> String {
+        format!("{} is no {}", value.name(), self.kind)
+    }
+}
+
+fn is_signed(kind: Kind) -> bool {
+    kind.integers().is_some_and(|(min, _)| min < 0)
+}
+
+fn float_bits(kind: Kind, value: f64) -> u64 {
+    match kind {
+        Kind::BFloat16 => bf16::from_f64(value).to_bits().into(),
+        Kind::Float16 => f16::from_f64(value).to_bits().into(),
+        Kind::Float32 => (value as f32).to_bits().into(),
+        _ => value.to_bits(),
+    }
+}
+
+fn float(kind: Kind, bits: u64) -> f64 {
+    match kind {
+        Kind::BFloat16 => bf16::from_bits(bits as u16).to_f64(),
+        Kind::Float16 => f16::from_bits(bits as u16).to_f64(),
+        Kind::Float32 => f32::from_bits(bits as u32).into(),
+        _ => f64::from_bits(bits),
+    }
+}
+
+/// The nearest number that the kind has.
+pub(crate) fn rounded(kind: Kind, value: f64) -> f64 {
+    float(kind, float_bits(kind, value))
+}
+
+/// The low bytes of `bits`, as many as `out` has, at most eight.
+pub(crate) fn put_bits(bits: u64, big: bool, out: &mut [u8]) {
+    let n = out.len();
+    if big {
+        out.copy_from_slice(&bits.to_be_bytes()[8 - n..]);
+    } else {
+        out.copy_from_slice(&bits.to_le_bytes()[..n]);
+    }
+}
+
+/// At most eight bytes as a number.
+pub(crate) fn take_bits(bytes: &[u8], big: bool) -> u64 {
+    let add = |bits: u64, byte: &u8| bits << 8 | u64::from(*byte);
+    if big {
+        bytes.iter().fold(0, add)
+    } else {
+        bytes.iter().rev().fold(0, add)
+    }
+}

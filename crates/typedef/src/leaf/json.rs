@@ -1,0 +1,145 @@
+//! Leaves in JSON.
+
+use data_encoding::BASE64URL_NOPAD;
+use serde_json::{Number, Value};
+
+use super::bits::rounded;
+use super::{Fit, Leaf};
+use crate::kind::Kind;
+use crate::value::FieldValue;
+
+/// Up to here, and down to its negative, every reader of JSON has whole numbers exactly.
+const EXACT_MAX: i128 = 1 << 53;
+
+/// How JSON writes what its numbers cannot be.
+const NONFINITE: [(&str, f64); 3] = [
+    ("NaN", f64::NAN),
+    ("Infinity", f64::INFINITY),
+    ("-Infinity", f64::NEG_INFINITY),
+];
+
+impl Leaf {
+    /// What a JSON value means for this field. The one place that decides what is valid.
+    pub(crate) fn of_json(&self, value: &Value) -> Fit<FieldValue> {
+        match self.kind {
+            Kind::Boolean => {
+                let value = value.as_bool().ok_or("it is neither true nor false")?;
+                Ok(FieldValue::Bool(value))
+            }
+            Kind::Enum => {
+                let index = self.members.iter().position(|member| same(member, value));
+                let index = index.ok_or("it is no member of the enum")?;
+                // The pass over the schema allows far fewer.
+                Ok(FieldValue::Enum(index as u32))
+            }
+            kind if kind.is_float() => self.float_of_json(value),
+            kind if kind.is_text() => self.text_of_json(value),
+            _ => self.integer_of_json(value),
+        }
+    }
+
+    fn integer_of_json(&self, value: &Value) -> Fit<FieldValue> {
+        let integer = match value {
+            Value::String(text) if self.is_wide() => wide(text)?,
+            _ => integer(value).ok_or("it is no whole number")?,
+        };
+        self.check_integer(integer)?;
+        // Both were checked just now.
+        Ok(match self.kind {
+            Kind::Int8 | Kind::Int16 | Kind::Int32 | Kind::Int64 => FieldValue::Int(integer as i64),
+            _ => FieldValue::Uint(integer as u64),
+        })
+    }
+
+    fn float_of_json(&self, value: &Value) -> Fit<FieldValue> {
+        let number = match value {
+            Value::String(text) if self.nonfinite => {
+                let named = NONFINITE.iter().find(|(name, _)| name == text);
+                named
+                    .ok_or("it is neither a number nor NaN, Infinity or -Infinity")?
+                    .1
+            }
+            _ => {
+                let number = value.as_f64().ok_or("it is no number")?;
+                if !rounded(self.kind, number).is_finite() {
+                    return Err(format!("it is too large for a {}", self.kind));
+                }
+                number
+            }
+        };
+        Ok(FieldValue::Float(rounded(self.kind, number)))
+    }
+
+    fn text_of_json(&self, value: &Value) -> Fit<FieldValue> {
+        let text = value.as_str().ok_or("it is no text")?;
+        let value = if self.kind == Kind::Bytes {
+            let bytes = BASE64URL_NOPAD.decode(text.as_bytes());
+            FieldValue::Bytes(bytes.map_err(|_| "it is no base64url without padding")?)
+        } else {
+            FieldValue::Text(text.to_owned())
+        };
+        self.content(&value)?;
+        Ok(value)
+    }
+
+    /// The JSON that means this value, which is what [`of_json`](Self::of_json) takes.
+    pub(crate) fn to_json(&self, value: &FieldValue) -> Fit<Value> {
+        Ok(match value {
+            FieldValue::Bool(value) => (*value).into(),
+            FieldValue::Bytes(bytes) => BASE64URL_NOPAD.encode(bytes).into(),
+            FieldValue::Enum(index) => self.member(*index)?.clone(),
+            FieldValue::Float(value) => match Number::from_f64(*value) {
+                Some(number) => number.into(),
+                None if value.is_nan() => "NaN".into(),
+                None if *value > 0.0 => "Infinity".into(),
+                None => "-Infinity".into(),
+            },
+            FieldValue::Int(value) if exact((*value).into()) => (*value).into(),
+            FieldValue::Int(value) => value.to_string().into(),
+            FieldValue::Text(text) => text.as_str().into(),
+            FieldValue::Uint(value) if exact((*value).into()) => (*value).into(),
+            FieldValue::Uint(value) => value.to_string().into(),
+            _ => return Err(self.other(value)),
+        })
+    }
+
+    fn is_wide(&self) -> bool {
+        matches!(self.kind, Kind::Int64 | Kind::Uint64)
+    }
+}
+
+fn exact(value: i128) -> bool {
+    (-EXACT_MAX..=EXACT_MAX).contains(&value)
+}
+
+/// The whole number that JSON says; `1.0` is one, as JSON Schema has it.
+fn integer(value: &Value) -> Option<i128> {
+    let Value::Number(number) = value else {
+        return None;
+    };
+    if let Some(value) = number.as_i64() {
+        return Some(value.into());
+    }
+    if let Some(value) = number.as_u64() {
+        return Some(value.into());
+    }
+    let value = number.as_f64()?;
+    // What is larger than an `i128` becomes its bound, which no kind holds.
+    (value.fract() == 0.0).then_some(value as i128)
+}
+
+/// A whole number as text: only where JSON numbers end, and in one way only.
+fn wide(text: &str) -> Fit<i128> {
+    let value: Option<i128> = text.parse().ok();
+    let value = value.filter(|value| value.to_string() == text);
+    let value = value.ok_or("it is no whole number in decimal digits")?;
+    if exact(value) {
+        return Err("text is for whole numbers beyond 2^53 only; write the number".to_owned());
+    }
+    Ok(value)
+}
+
+/// Equal as JSON Schema has it: 1 and 1.0 are one number.
+pub(crate) fn same(one: &Value, other: &Value) -> bool {
+    one == other || integer(one).is_some_and(|number| integer(other) == Some(number))
+}

@@ -1,0 +1,310 @@
+//! From a schema to a layout.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::{Count, Extent, List, Member, Mode, Node, Shape, extent, leaf};
+use crate::error::TypedefError;
+use crate::kind::Kind;
+use crate::limits::PATH_BYTES_MAX;
+use crate::pointer::{join, of_reference};
+use crate::schema::notes::{self, Notes};
+use crate::schema::{Result, Schema, kind_of};
+use crate::tensor::TensorType;
+
+/// The layout of the schema at `ptr`.
+pub(crate) fn build(schema: &Schema, ptr: &str, mode: Mode) -> Result<Arc<Node>> {
+    // Without this, what follows might not come to an end.
+    schema.start(ptr)?;
+    let mut builder = Builder {
+        schema,
+        mode,
+        left: schema.limits().expanded,
+    };
+    let place = Place {
+        ptr,
+        path: "",
+        big: false,
+        tagged_by: None,
+    };
+    builder.node(&place)
+}
+
+pub(super) struct Builder<'s> {
+    pub(super) schema: &'s Schema,
+    pub(super) mode: Mode,
+    left: u64,
+}
+
+/// What is to be built.
+pub(super) struct Place<'p> {
+    /// In the schema.
+    pub(super) ptr: &'p str,
+    /// In the layout.
+    pub(super) path: &'p str,
+    /// Inherited.
+    pub(super) big: bool,
+    /// The property that names the variant, where this is one: it takes no room.
+    pub(super) tagged_by: Option<&'p str>,
+}
+
+/// The schema that says what a place is, after its references.
+pub(super) struct Found<'s> {
+    pub(super) keywords: &'s Map<String, Value>,
+    pub(super) notes: Notes,
+    pub(super) kind: Kind,
+    pub(super) ptr: String,
+    pub(super) big: bool,
+    align: u32,
+}
+
+impl<'s> Builder<'s> {
+    pub(super) fn node(&mut self, place: &Place<'_>) -> Result<Arc<Node>> {
+        self.count(place)?;
+        let found = self.find(place)?;
+        let mut shape = self.shape(place, &found)?;
+        let extent = match self.mode {
+            Mode::Aligned => aligned(&mut shape, found.align),
+            Mode::Packed => Ok(Extent::NONE),
+        };
+        Ok(Arc::new(Node {
+            big: found.big,
+            symbols: shape.has_symbols(),
+            extent: extent.map_err(|why| TypedefError::layout(place.path, why))?,
+            shape,
+        }))
+    }
+
+    fn count(&mut self, place: &Place<'_>) -> Result<()> {
+        let Some(left) = self.left.checked_sub(1) else {
+            let max = self.schema.limits().expanded;
+            return Err(TypedefError::limit("parts of a layout", max));
+        };
+        self.left = left;
+        if place.path.len() as u64 > PATH_BYTES_MAX {
+            return Err(TypedefError::limit(
+                "bytes of the path of a field",
+                PATH_BYTES_MAX,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Follows references, and gathers what is said on the way.
+    fn find(&self, place: &Place<'_>) -> Result<Found<'s>> {
+        let schema = self.schema;
+        let mut ptr = place.ptr.to_owned();
+        let (mut align, mut big) = (1, place.big);
+        loop {
+            let Value::Object(keywords) = schema.at(&ptr) else {
+                return Err(TypedefError::layout(place.path, "its schema names no kind"));
+            };
+            let mut said = |one: Option<u32>, other: Option<bool>| {
+                align = align.max(one.unwrap_or(1));
+                big = other.unwrap_or(big);
+            };
+            if let Some(reference) = keywords.get("$ref").and_then(Value::as_str) {
+                let read = |name: &str| keywords.get(name).map(|value| (value, join(&ptr, name)));
+                let one = read("align").map(|(value, at)| notes::align(value, &at));
+                let other = read("endian").map(|(value, at)| notes::big_endian(value, &at));
+                said(one.transpose()?, other.transpose()?);
+                // The pass over the schema took it.
+                ptr = of_reference(reference).unwrap_or_default();
+                continue;
+            }
+            let Some(kind) = kind_of(keywords, &ptr)? else {
+                let why = format!("its schema at #{ptr} names no kind");
+                return Err(TypedefError::layout(place.path, why));
+            };
+            let at = join(&ptr, kind.keyword());
+            let notes = notes::read(kind, &keywords[kind.keyword()], &at)?;
+            said(notes.align, notes.big_endian);
+            if big && self.mode == Mode::Aligned {
+                let why = "\"endian\":\"big\" is for packed mode only";
+                return Err(TypedefError::schema(&at, why));
+            }
+            return Ok(Found {
+                keywords,
+                notes,
+                kind,
+                ptr,
+                big,
+                align,
+            });
+        }
+    }
+
+    fn shape(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<Shape> {
+        let leaf = leaf(
+            found.kind,
+            found.keywords,
+            &found.notes,
+            self.mode,
+            &found.ptr,
+        )?;
+        if let Some(leaf) = leaf {
+            return Ok(Shape::Leaf(leaf));
+        }
+        match found.kind {
+            Kind::Array => self.array(place, found).map(Shape::Array),
+            Kind::Record => self.record(place, found).map(Shape::Record),
+            Kind::Struct => self.members(place, found).map(Shape::Struct),
+            Kind::Union => self.union(place, found).map(Shape::Union),
+            _ => Ok(Shape::Tensor(TensorType {
+                dtype: found.notes.dtype.clone(),
+                shape: found.notes.shape.clone(),
+            })),
+        }
+    }
+
+    fn array(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<List> {
+        if !found.keywords.contains_key("items") {
+            return Err(TypedefError::layout(place.path, "an Array needs items"));
+        }
+        let bound = |name: &str| found.keywords.get(name).and_then(Value::as_u64);
+        let (min, max) = (bound("minItems").unwrap_or(0), bound("maxItems"));
+        let count = match max {
+            Some(max) if min == max => Count::Fixed(max),
+            _ => Count::Between(min, max.unwrap_or(u64::MAX)),
+        };
+        let item = self.node(&Place {
+            ptr: &join(&found.ptr, "items"),
+            path: &join(place.path, "*"),
+            big: found.big,
+            tagged_by: None,
+        })?;
+        Ok(List {
+            item,
+            stride: 0,
+            count,
+        })
+    }
+
+    fn record(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<Arc<Node>> {
+        if self.mode == Mode::Aligned {
+            let why = "a Record has no fixed size; it is for packed mode only";
+            return Err(TypedefError::layout(place.path, why));
+        }
+        let ptr = value_of_record(found).ok_or_else(|| {
+            let why = "a Record needs one schema for its values: in values, additionalProperties \
+                       or a single pattern of patternProperties";
+            TypedefError::layout(place.path, why)
+        })?;
+        self.node(&Place {
+            ptr: &ptr,
+            path: &join(place.path, "*"),
+            big: found.big,
+            tagged_by: None,
+        })
+    }
+
+    fn members(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<Vec<Member>> {
+        let order = self.order(place, found)?;
+        let mut members = Vec::with_capacity(order.len());
+        for name in order {
+            let path = join(place.path, &name);
+            let node = self.node(&Place {
+                ptr: &join(&join(&found.ptr, "properties"), &name),
+                path: &path,
+                big: found.big,
+                tagged_by: None,
+            })?;
+            members.push(Member { name, off: 0, node });
+        }
+        Ok(members)
+    }
+
+    /// The names of the fields, in the order of their bytes.
+    fn order(&self, place: &Place<'_>, found: &Found<'_>) -> Result<Vec<String>> {
+        let wrong = |why: String| TypedefError::layout(place.path, why);
+        let none = Map::new();
+        let properties = match found.keywords.get("properties") {
+            None => &none,
+            Some(properties) => properties
+                .as_object()
+                .ok_or_else(|| TypedefError::schema(&found.ptr, "properties is an object"))?,
+        };
+        let is_tag = |name: &String| place.tagged_by == Some(name);
+        let order: Vec<String> = match (&found.notes.fields, self.mode) {
+            (Some(fields), _) => fields.clone(),
+            (None, Mode::Packed) => properties
+                .keys()
+                .filter(|name| !is_tag(name))
+                .cloned()
+                .collect(),
+            (None, Mode::Aligned) => {
+                let why = "a Struct needs the order of its fields, {\"fields\":[…]}: the order of \
+                           members in JSON is not kept by everyone";
+                return Err(wrong(why.to_owned()));
+            }
+        };
+        let named: HashSet<&String> = order.iter().collect();
+        if let Some(name) = order.iter().find(|name| !properties.contains_key(*name)) {
+            return Err(wrong(format!("the field '{name}' is not in properties")));
+        }
+        if let Some(name) = order.iter().find(|name| is_tag(name)) {
+            return Err(wrong(format!(
+                "'{name}' names the variant; it cannot be a field too"
+            )));
+        }
+        let mut properties = properties.keys();
+        if let Some(name) = properties.find(|name| !named.contains(*name) && !is_tag(name)) {
+            return Err(wrong(format!("the property '{name}' is not in fields")));
+        }
+        let required = found.keywords.get("required").and_then(Value::as_array);
+        let optional = required.and_then(|required| {
+            let required: HashSet<&str> = required.iter().filter_map(Value::as_str).collect();
+            order.iter().find(|name| !required.contains(name.as_str()))
+        });
+        if let Some(name) = optional {
+            let why = format!("the field '{name}' is not in required: bytes cannot leave it out");
+            return Err(wrong(why));
+        }
+        Ok(order)
+    }
+}
+
+fn value_of_record(found: &Found<'_>) -> Option<String> {
+    let keyword = found.kind.keyword();
+    let behind = found.keywords[keyword].get("values").is_some();
+    let above = found.keywords.get("additionalProperties");
+    let above = above.is_some_and(Value::is_object);
+    let patterns = found
+        .keywords
+        .get("patternProperties")
+        .and_then(Value::as_object);
+    let at = |parts: &[&str]| {
+        parts
+            .iter()
+            .fold(found.ptr.clone(), |at, part| join(&at, part))
+    };
+    match (behind, above, patterns.map_or(0, Map::len)) {
+        (true, false, 0) => Some(at(&[keyword, "values"])),
+        (false, true, 0) => Some(at(&["additionalProperties"])),
+        (false, false, 1) => {
+            let pattern = patterns?.keys().next()?;
+            Some(at(&["patternProperties", pattern]))
+        }
+        _ => None,
+    }
+}
+
+fn aligned(shape: &mut Shape, align: u32) -> std::result::Result<Extent, String> {
+    let natural = match shape {
+        Shape::Array(list) => extent::of_list(list)?,
+        Shape::Leaf(leaf) => extent::of_leaf(leaf)?,
+        Shape::Struct(members) => extent::of_members(members)?,
+        Shape::Union(union) => extent::of_union(union)?,
+        Shape::Record(_) | Shape::Tensor(_) => Extent::NONE,
+    };
+    let has_parts = matches!(shape, Shape::Struct(_) | Shape::Union(_));
+    if align > 1 && align < natural.align {
+        return Err(format!(
+            "an alignment of {align} is below the natural {}, and may only be above it",
+            natural.align
+        ));
+    }
+    natural.raised(align, has_parts)
+}

@@ -1,0 +1,100 @@
+//! Unions as a schema describes them.
+
+use serde_json::{Map, Value};
+
+use super::build::{Builder, Found, Place};
+use super::{Mode, Shape, Union, Variant};
+use crate::error::TypedefError;
+use crate::kind::Kind;
+use crate::pointer::join;
+use crate::schema::Result;
+
+impl Builder<'_> {
+    pub(super) fn union(&mut self, place: &Place<'_>, found: &Found<'_>) -> Result<Union> {
+        let wrong = |why: &str| TypedefError::layout(place.path, why);
+        let Some(discriminator) = &found.notes.discriminator else {
+            return Err(wrong("a Union needs a discriminator"));
+        };
+        let mapping = found.keywords[Kind::Union.keyword()].get("mapping");
+        let mapping = mapping
+            .and_then(Value::as_object)
+            .filter(|mapping| !mapping.is_empty());
+        let mapping = mapping.ok_or_else(|| wrong("a Union needs a mapping with a variant"))?;
+        let field = discriminator.field.clone();
+        let (tag, names) = match field {
+            None => (discriminator.tag.unwrap_or(Kind::Uint8), numbers(mapping)),
+            Some(_) => {
+                let names = self.ordered(mapping, found);
+                (discriminator.tag.unwrap_or(Kind::Uint32), names)
+            }
+        };
+        let names = names.map_err(|why| wrong(&why))?;
+        let (_, most) = tag.integers().unwrap_or_default();
+        if let Some((name, _)) = names.iter().find(|(_, tag)| i128::from(*tag) > most) {
+            return Err(wrong(&format!("the tag of '{name}' does not fit {tag}")));
+        }
+        let mut variants = Vec::with_capacity(names.len());
+        for (name, tag) in names {
+            let path = join(place.path, &name);
+            let ptr = [Kind::Union.keyword(), "mapping", &name];
+            let ptr = ptr
+                .iter()
+                .fold(found.ptr.clone(), |ptr, part| join(&ptr, part));
+            let node = self.node(&Place {
+                ptr: &ptr,
+                path: &path,
+                big: found.big,
+                tagged_by: field.as_deref(),
+            })?;
+            if field.is_some() && !matches!(node.shape, Shape::Struct(_)) {
+                let why = "what a field names is a Struct: the name is one of its members in JSON";
+                return Err(TypedefError::layout(&path, why));
+            }
+            variants.push(Variant { name, tag, node });
+        }
+        Ok(Union {
+            field,
+            tag,
+            off: 0,
+            variants,
+        })
+    }
+
+    /// Names and their places in `order`.
+    fn ordered(
+        &self,
+        mapping: &Map<String, Value>,
+        found: &Found<'_>,
+    ) -> std::result::Result<Vec<(String, u32)>, String> {
+        let order: Vec<String> = match (&found.notes.order, self.mode) {
+            (Some(order), _) => order.clone(),
+            (None, Mode::Packed) => mapping.keys().cloned().collect(),
+            (None, Mode::Aligned) => {
+                return Err(
+                    "a Union by a field needs the order of its variants, {\"order\":[…]}: \
+                            the tag is the place in it"
+                        .to_owned(),
+                );
+            }
+        };
+        // Each stands in the order once, so that equal numbers and no stranger mean all of them.
+        if let Some(name) = order.iter().find(|name| !mapping.contains_key(*name)) {
+            return Err(format!("'{name}' is in the order, and not in the mapping"));
+        }
+        if order.len() != mapping.len() {
+            return Err("the order does not name every variant".to_owned());
+        }
+        Ok(order.into_iter().zip(0..).collect())
+    }
+}
+
+/// Names that are the tags themselves.
+fn numbers(mapping: &Map<String, Value>) -> std::result::Result<Vec<(String, u32)>, String> {
+    let number = |name: &String| {
+        let tag: Option<u32> = name.parse().ok();
+        let tag = tag.filter(|tag| tag.to_string() == *name);
+        let tag = tag.ok_or_else(|| format!("'{name}' is no tag: a number in decimal digits is"));
+        tag.map(|tag| (name.clone(), tag))
+    };
+    mapping.keys().map(number).collect()
+}

@@ -1,0 +1,138 @@
+//! Packed bytes to values.
+
+use std::collections::HashSet;
+
+use crate::access::counted;
+use crate::budget::Budget;
+use crate::error::TypedefError;
+use crate::leaf::{Leaf, PREFIX_BYTES, take_bits};
+use crate::limits::Limits;
+use crate::model::{Count, List, Node, Shape};
+use crate::schema::Result;
+use crate::value::FieldValue;
+
+pub(super) fn read(root: &Node, bytes: &[u8], limits: &Limits) -> Result<(FieldValue, usize)> {
+    // What lies beyond the budget is not there.
+    let most = usize::try_from(limits.packed_bytes).unwrap_or(usize::MAX);
+    let mut reader = Reader {
+        bytes: &bytes[..bytes.len().min(most)],
+        used: 0,
+        more: bytes.len() > most,
+        budget: Budget::new(limits),
+        limits,
+    };
+    let value = reader.node(root)?;
+    Ok((value, reader.used))
+}
+
+struct Reader<'b> {
+    bytes: &'b [u8],
+    used: usize,
+    /// Whether there are bytes beyond the budget.
+    more: bool,
+    budget: Budget,
+    limits: &'b Limits,
+}
+
+impl<'b> Reader<'b> {
+    fn node(&mut self, node: &Node) -> Result<FieldValue> {
+        self.budget.down()?;
+        let value = self.inside(node);
+        self.budget.up();
+        value
+    }
+
+    fn inside(&mut self, node: &Node) -> Result<FieldValue> {
+        match &node.shape {
+            Shape::Leaf(leaf) => self.leaf(leaf, node.big),
+            Shape::Array(list) => self.array(list, node.big),
+            Shape::Record(value) => self.record(value, node.big),
+            Shape::Struct(members) => {
+                let mut values = Vec::with_capacity(members.len());
+                for member in members {
+                    let value = self.node(&member.node);
+                    let value = value.map_err(|error| error.under(&member.name))?;
+                    values.push((member.name.clone(), value));
+                }
+                Ok(FieldValue::Struct(values))
+            }
+            Shape::Tensor(_) => Ok(FieldValue::Tensor),
+            Shape::Union(union) => {
+                let tag = take_bits(self.take(union.tag_bytes() as u64)?, node.big);
+                let variant = union
+                    .tagged(tag)
+                    .map_err(|why| TypedefError::access("", why))?;
+                let value = self.node(&variant.node);
+                let value = value.map_err(|error| error.under(&variant.name))?;
+                Ok(FieldValue::Union(variant.name.clone(), Box::new(value)))
+            }
+        }
+    }
+
+    fn leaf(&mut self, leaf: &Leaf, big: bool) -> Result<FieldValue> {
+        let value = if let Some(len) = leaf.fixed_bytes() {
+            leaf.take(self.take(len)?, big)
+        } else {
+            let len = self.length(big)?;
+            // Before the bytes are asked for: the better message.
+            leaf.check_bytes(len)
+                .map_err(|why| TypedefError::access("", why))?;
+            leaf.of_content(self.take(len)?)
+        };
+        value.map_err(|why| TypedefError::access("", why))
+    }
+
+    fn array(&mut self, list: &List, big: bool) -> Result<FieldValue> {
+        let count = match list.count {
+            Count::Fixed(count) => count,
+            Count::Between(..) => self.length(big)?,
+        };
+        // A count that does not fit a `usize` breaks the budget before it matters.
+        counted(list.count, usize::try_from(count).unwrap_or(usize::MAX))?;
+        let mut items = Vec::new();
+        for i in 0..count {
+            let item = self.node(&list.item);
+            items.push(item.map_err(|error| error.under(&i.to_string()))?);
+        }
+        Ok(FieldValue::Array(items))
+    }
+
+    fn record(&mut self, value: &Node, big: bool) -> Result<FieldValue> {
+        let count = self.length(big)?;
+        let mut names = HashSet::new();
+        let mut values = Vec::new();
+        for _ in 0..count {
+            let len = self.length(big)?;
+            let name = std::str::from_utf8(self.take(len)?);
+            let name = name.map_err(|_| TypedefError::access("", "a name is no UTF-8"))?;
+            if !names.insert(name) {
+                return Err(TypedefError::access("", format!("'{name}' stands twice")));
+            }
+            let value = self.node(value).map_err(|error| error.under(name))?;
+            values.push((name.to_owned(), value));
+        }
+        Ok(FieldValue::Record(values))
+    }
+
+    fn length(&mut self, big: bool) -> Result<u64> {
+        self.take(PREFIX_BYTES as u64)
+            .map(|bytes| take_bits(bytes, big))
+    }
+
+    fn take(&mut self, len: u64) -> Result<&'b [u8]> {
+        let left = self.bytes.len() - self.used;
+        if len > left as u64 {
+            if self.more {
+                let max = self.limits.packed_bytes;
+                return Err(TypedefError::limit("bytes of a packed value", max));
+            }
+            let why = format!("{len} bytes are missing, and {left} are left");
+            return Err(TypedefError::access("", why));
+        }
+        // At most `left`.
+        let end = self.used + len as usize;
+        let taken = &self.bytes[self.used..end];
+        self.used = end;
+        Ok(taken)
+    }
+}

@@ -1,0 +1,132 @@
+//! Values to packed bytes.
+
+use std::collections::HashSet;
+
+use crate::access::{counted, named, other, variant};
+use crate::budget::Budget;
+use crate::error::TypedefError;
+use crate::leaf::{Leaf, PREFIX_BYTES, put_bits};
+use crate::limits::Limits;
+use crate::model::{Count, Node, Shape};
+use crate::schema::Result;
+use crate::value::FieldValue;
+
+pub(super) fn write(
+    root: &Node,
+    value: &FieldValue,
+    out: &mut Vec<u8>,
+    limits: &Limits,
+) -> Result<()> {
+    let mut writer = Writer {
+        start: out.len(),
+        out,
+        limits,
+    };
+    writer.node(root, value, &mut Budget::new(limits))
+}
+
+struct Writer<'o> {
+    start: usize,
+    out: &'o mut Vec<u8>,
+    limits: &'o Limits,
+}
+
+impl Writer<'_> {
+    fn node(&mut self, node: &Node, value: &FieldValue, budget: &mut Budget) -> Result<()> {
+        budget.enter(|budget| match (&node.shape, value) {
+            (Shape::Leaf(leaf), _) => self.leaf(leaf, node.big, value),
+            (Shape::Array(list), FieldValue::Array(items)) => {
+                counted(list.count, items.len())?;
+                if matches!(list.count, Count::Between(..)) {
+                    self.length(items.len(), node.big)?;
+                }
+                for (i, item) in items.iter().enumerate() {
+                    let written = self.node(&list.item, item, budget);
+                    written.map_err(|error| error.under(&i.to_string()))?;
+                }
+                Ok(())
+            }
+            (Shape::Record(each), FieldValue::Record(values)) => {
+                self.record(node.big, each, values, budget)
+            }
+            (Shape::Struct(members), FieldValue::Struct(values)) => {
+                named(members.iter().map(|member| &member.name), values)?;
+                for (member, (name, value)) in members.iter().zip(values) {
+                    let written = self.node(&member.node, value, budget);
+                    written.map_err(|error| error.under(name))?;
+                }
+                Ok(())
+            }
+            (Shape::Tensor(_), FieldValue::Tensor) => Ok(()),
+            (Shape::Union(union), FieldValue::Union(name, value)) => {
+                let variant = variant(union, name)?;
+                self.bits(variant.tag.into(), union.tag_bytes(), node.big)?;
+                let written = self.node(&variant.node, value, budget);
+                written.map_err(|error| error.under(name))
+            }
+            _ => Err(other(node, value)),
+        })
+    }
+
+    fn record(
+        &mut self,
+        big: bool,
+        each: &Node,
+        values: &[(String, FieldValue)],
+        budget: &mut Budget,
+    ) -> Result<()> {
+        self.length(values.len(), big)?;
+        let mut names = HashSet::with_capacity(values.len());
+        for (name, value) in values {
+            if !names.insert(name) {
+                return Err(TypedefError::access("", format!("'{name}' stands twice")));
+            }
+            self.length(name.len(), big)?;
+            self.bytes(name.as_bytes())?;
+            let written = self.node(each, value, budget);
+            written.map_err(|error| error.under(name))?;
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, leaf: &Leaf, big: bool, value: &FieldValue) -> Result<()> {
+        let wrong = |why: String| TypedefError::access("", why);
+        if let Some(len) = leaf.fixed_bytes() {
+            let room = self.room(len)?;
+            return leaf.put(value, big, room).map_err(wrong);
+        }
+        let content = leaf.content(value).map_err(wrong)?;
+        self.length(content.len(), big)?;
+        self.bytes(content)
+    }
+
+    fn length(&mut self, len: usize, big: bool) -> Result<()> {
+        let len = u32::try_from(len).map_err(|_| {
+            TypedefError::access("", format!("a length of {len} does not fit 32 bits"))
+        })?;
+        self.bits(len.into(), PREFIX_BYTES, big)
+    }
+
+    fn bits(&mut self, bits: u64, len: usize, big: bool) -> Result<()> {
+        put_bits(bits, big, self.room(len as u64)?);
+        Ok(())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.room(bytes.len() as u64)?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// More bytes, zero so far.
+    fn room(&mut self, len: u64) -> Result<&mut [u8]> {
+        let before = self.out.len();
+        let used = (before - self.start) as u64;
+        let max = self.limits.packed_bytes;
+        if len > max.saturating_sub(used) {
+            return Err(TypedefError::limit("bytes of a packed value", max));
+        }
+        // Within the limit, which is memory that may be used.
+        self.out.resize(before + len as usize, 0);
+        Ok(&mut self.out[before..])
+    }
+}

@@ -1,0 +1,126 @@
+//! Which schemas use which, for two questions: does one come back to itself, and how many are
+//! there once every reference is followed.
+
+use std::collections::HashMap;
+
+use super::Result;
+use crate::error::TypedefError;
+use crate::limits::Limits;
+
+/// One schema.
+#[derive(Clone, Debug)]
+struct Place {
+    ptr: String,
+    /// Schemas in it that apply when it does.
+    below: Vec<usize>,
+    /// Where its `$ref` points.
+    reference: Option<String>,
+}
+
+/// Every schema of a document.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Graph {
+    places: Vec<Place>,
+    by_ptr: HashMap<String, usize>,
+}
+
+/// What is known of a schema after its references.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    /// It is being looked at: whoever meets it now is in it.
+    Open,
+    /// How many schemas it is, and how many lie within each other.
+    Closed { count: u64, height: u64 },
+}
+
+impl Graph {
+    /// Adds a schema and returns its number.
+    pub(super) fn add(&mut self, ptr: &str) -> usize {
+        let number = self.places.len();
+        self.by_ptr.insert(ptr.to_owned(), number);
+        self.places.push(Place {
+            ptr: ptr.to_owned(),
+            below: Vec::new(),
+            reference: None,
+        });
+        number
+    }
+
+    pub(super) fn link(&mut self, from: usize, to: usize) {
+        self.places[from].below.push(to);
+    }
+
+    pub(super) fn refer(&mut self, from: usize, ptr: String) {
+        self.places[from].reference = Some(ptr);
+    }
+
+    /// Whether a schema lies at `ptr`.
+    pub(crate) fn contains(&self, ptr: &str) -> bool {
+        self.by_ptr.contains_key(ptr)
+    }
+
+    /// Refuses a reference to where no schema is.
+    pub(super) fn check_references(&self) -> Result<()> {
+        for place in &self.places {
+            if let Some(target) = &place.reference
+                && !self.contains(target)
+            {
+                let why = format!("$ref names #{target}, where no schema is");
+                return Err(TypedefError::schema(&place.ptr, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what comes back to itself below `ptr`, and what is too much.
+    pub(crate) fn check_expanded(&self, ptr: &str, limits: &Limits) -> Result<()> {
+        let Some(start) = self.by_ptr.get(ptr) else {
+            return Err(TypedefError::schema(ptr, "no schema is here"));
+        };
+        let mut seen = vec![None; self.places.len()];
+        self.expand(*start, 1, limits, &mut seen).map(|_| ())
+    }
+
+    fn expand(
+        &self,
+        number: usize,
+        depth: u64,
+        limits: &Limits,
+        seen: &mut [Option<Seen>],
+    ) -> Result<(u64, u64)> {
+        let place = &self.places[number];
+        let (count, height) = match seen[number] {
+            Some(Seen::Open) => {
+                let why = "it contains itself; what has a layout has an end";
+                return Err(TypedefError::schema(&place.ptr, why));
+            }
+            Some(Seen::Closed { count, height }) => (count, height),
+            None => (1, 1),
+        };
+        // Before going deeper: what is asked here bounds this function's own stack.
+        if depth + height - 1 > limits.depth {
+            let what = "schemas within each other, after references";
+            return Err(TypedefError::limit(what, limits.depth));
+        }
+        if seen[number].is_some() {
+            return Ok((count, height));
+        }
+        seen[number] = Some(Seen::Open);
+        let target = place
+            .reference
+            .as_ref()
+            .and_then(|ptr| self.by_ptr.get(ptr));
+        let (mut count, mut height) = (1_u64, 1);
+        for next in place.below.iter().chain(target) {
+            let (more, higher) = self.expand(*next, depth + 1, limits, seen)?;
+            count = count.saturating_add(more);
+            height = height.max(higher + 1);
+        }
+        if count > limits.expanded {
+            let what = "schemas within a schema, after references";
+            return Err(TypedefError::limit(what, limits.expanded));
+        }
+        seen[number] = Some(Seen::Closed { count, height });
+        Ok((count, height))
+    }
+}

@@ -1,0 +1,156 @@
+//! A random schema, laid out, written and read: what comes out is what went in.
+
+use alknet_typedef::{Engine, FieldValue, Kind, Limits, Mode, Outside, Schema, compile};
+use proptest::prelude::*;
+
+use crate::plan::{Dice, Plan, Style};
+
+const DEPTH: u32 = 3;
+
+fn engine(plan: &Plan, mode: Mode) -> Engine {
+    let schema = plan.schema();
+    compile(&schema, mode, &Limits::default()).unwrap_or_else(|error| panic!("{schema}: {error}"))
+}
+
+/// Through JSON and back, and valid on the way.
+fn through_json(engine: &Engine, value: &FieldValue, region: &[u8]) {
+    let outside = Outside {
+        region,
+        ..Outside::default()
+    };
+    let json = engine
+        .to_json(value, &outside)
+        .expect("every value has a JSON form");
+    assert_eq!(engine.validate(&json), Ok(()), "{json}");
+    let mut again = Vec::new();
+    let meant = engine
+        .from_json(&json, &mut again)
+        .expect("what is valid can be bytes");
+    assert_eq!((&meant, again.as_slice()), (value, region), "{json}");
+}
+
+/// Values of fields, by their paths.
+fn fields(path: &str, value: &FieldValue, found: &mut Vec<(String, FieldValue)>) {
+    let part = |name: &str| format!("{path}/{}", name.replace('~', "~0").replace('/', "~1"));
+    match value {
+        FieldValue::Struct(members) => {
+            members
+                .iter()
+                .for_each(|(name, value)| fields(&part(name), value, found));
+        }
+        FieldValue::Array(items) => {
+            let items = items.iter().enumerate();
+            items.for_each(|(i, item)| fields(&part(&i.to_string()), item, found));
+        }
+        // Its tag is written with the whole.
+        FieldValue::Union(..) => found.push((path.to_owned(), value.clone())),
+        other => found.push((path.to_owned(), other.clone())),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn aligned_records_keep_their_values(seed in any::<u64>()) {
+        let mut dice = Dice::new(seed);
+        let style = Style { mode: Mode::Aligned, native: false };
+        let plan = Plan::random(&mut dice, style, DEPTH);
+        let engine = engine(&plan, Mode::Aligned);
+        let stride = engine.offsets().expect("aligned").stride() as usize;
+        let mut region = Vec::new();
+        let value = plan.value(&mut dice, &mut region);
+
+        // Whole, over bytes that are not zero.
+        let mut record = vec![0xa5; stride + 3];
+        engine.write(&mut record, "", &value).expect("it fits");
+        prop_assert_eq!(&engine.read(&record, "").expect("it is whole"), &value);
+        prop_assert_eq!(&record[stride..], &[0xa5; 3]);
+        let outside = Outside { region: &region, ..Outside::default() };
+        engine.verify(&record, &outside, &mut Default::default()).expect("it is valid");
+        through_json(&engine, &value, &region);
+
+        // Field after field, each to its own place.
+        let mut parts = vec![0; stride];
+        let mut all = Vec::new();
+        fields("", &value, &mut all);
+        for (path, value) in &all {
+            engine.write(&mut parts, path, value).expect("it has a place");
+        }
+        for (path, value) in &all {
+            prop_assert_eq!(&engine.read(&parts, path).expect("it is there"), value, "{}", path);
+        }
+        prop_assert_eq!(&parts[..], &record[..stride], "gaps are zero");
+        for end in 0..stride {
+            let whole = engine.offsets().expect("aligned").get("").expect("the root").range().end;
+            prop_assert_eq!(engine.read(&record[..end], "").is_ok(), end as u64 >= whole);
+        }
+    }
+
+    #[test]
+    fn packed_values_keep_their_values(seed in any::<u64>()) {
+        let mut dice = Dice::new(seed);
+        let plan = Plan::random(&mut dice, Style { mode: Mode::Packed, native: false }, DEPTH);
+        let engine = engine(&plan, Mode::Packed);
+        let codec = engine.packed().expect("packed");
+        let mut region = Vec::new();
+        let value = plan.value(&mut dice, &mut region);
+        let mut bytes = Vec::new();
+        codec.write(&value, &mut bytes).expect("it fits");
+        prop_assert_eq!(&codec.read(&bytes).expect("it is whole"), &value);
+        for end in 0..bytes.len() {
+            prop_assert!(codec.read(&bytes[..end]).is_err(), "{} of {}", end, bytes.len());
+        }
+        bytes.push(0);
+        prop_assert_eq!(codec.read_first(&bytes).expect("it is whole"), (value.clone(), bytes.len() - 1));
+        prop_assert!(codec.read(&bytes).is_err());
+        through_json(&engine, &value, &region);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(seed in any::<u64>(), noise in proptest::collection::vec(any::<u8>(), 0..80)) {
+        let mut dice = Dice::new(seed);
+        for mode in [Mode::Aligned, Mode::Packed] {
+            let plan = Plan::random(&mut dice, Style { mode, native: false }, DEPTH);
+            let engine = engine(&plan, mode);
+            if let Ok(value) = engine.read(&noise, "") {
+                let mut again = noise.clone();
+                engine.write(&mut again, "", &value).expect("what was read can be written");
+                // Gaps aside, and what NaN's spare bits say.
+                prop_assert_eq!(&engine.read(&again, "").expect("written just now"), &value);
+            }
+            if mode == Mode::Packed
+                && let Ok((value, used)) = engine.packed().expect("packed").read_first(&noise)
+            {
+                let mut again = Vec::new();
+                engine.packed().expect("packed").write(&value, &mut again).expect("it was read");
+                prop_assert_eq!(&again, &noise[..used], "one value, one form");
+            }
+        }
+    }
+
+    #[test]
+    fn the_list_of_fields_tiles_the_record(seed in any::<u64>()) {
+        let mut dice = Dice::new(seed);
+        let plan = Plan::of_fields(&mut dice, Style { mode: Mode::Aligned, native: false }, DEPTH);
+        let engine = engine(&plan, Mode::Aligned);
+        let schema = Schema::new(&plan.schema(), &Limits::default()).expect("a schema");
+        let record = schema.fields("#").expect("a layout");
+        let map = engine.offsets().expect("aligned");
+        prop_assert_eq!((record.stride, record.align), (map.stride(), map.align()));
+        let mut end = 0;
+        for field in &record.fields {
+            prop_assert!(field.off >= end, "{:?} overlaps", field);
+            let scalar = field.kind.scalar_bytes().map(u64::from);
+            let size = match (field.kind, field.len, scalar) {
+                (Kind::Bytes, Some(len), _) => 4 + len,
+                (Kind::Bytes | Kind::String | Kind::Timestamp, None, _) => 16,
+                (_, len, scalar) => len.unwrap_or(1) * scalar.unwrap_or(1),
+            };
+            end = field.off + size;
+            prop_assert!(end <= record.stride, "{:?} is beyond {}", field, record.stride);
+            let text = serde_json::to_string(field).expect("JSON");
+            prop_assert_eq!(&serde_json::from_str::<alknet_typedef::Field>(&text).expect("JSON"), field);
+        }
+    }
+}
