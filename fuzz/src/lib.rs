@@ -14,6 +14,7 @@ mod join;
 mod json;
 mod key;
 mod mixed;
+mod tensor;
 mod token;
 
 pub use address::address;
@@ -24,6 +25,7 @@ pub use hello::hello;
 pub use join::join;
 pub use key::key;
 pub use mixed::mixed;
+pub use tensor::tensor;
 pub use token::token;
 
 /// One parser and what is held against it.
@@ -68,6 +70,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "mixed",
         run: mixed,
+    },
+    Target {
+        name: "tensor",
+        run: tensor,
     },
     Target {
         name: "token",

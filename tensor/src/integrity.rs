@@ -1,5 +1,6 @@
 //! Whether a file is what it says: hashes, pads, offsets and values.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -155,7 +156,9 @@ impl<S: ReadAt> Check<'_, S> {
 
     fn hashes(&mut self) -> Result<()> {
         let meta = self.reader.meta();
-        let mut data = meta.data_hash().map(|wanted| (wanted, blake3::Hasher::new()));
+        let mut data = meta
+            .data_hash()
+            .map(|wanted| (wanted, blake3::Hasher::new()));
         for entry in meta.entries() {
             let wanted = meta.hash_of(entry.name());
             if wanted.is_none() && !entry.is_pad() {
@@ -236,22 +239,21 @@ impl<S: ReadAt> Check<'_, S> {
         if stride > HELD_BYTES_MAX {
             return fail(Code::Limit, format!("records of {stride} bytes"));
         }
+        let known: HashMap<&str, u32> = members.iter().map(|(path, n)| (&**path, *n)).collect();
+        let fields: Vec<_> = records.fields().collect();
+        let limits: Vec<_> = fields.iter().map(|field| known.get(&*field.path)).collect();
         let at_once = (HELD_BYTES_MAX / 64 / stride).max(1);
         let mut first = 0;
         while first < records.count() {
             let end = records.count().min(first + at_once);
             let view = self.reader.strukt_rows(entry.name(), first..end)?;
             for (at, record) in view.records().enumerate() {
-                for field in view.fields() {
-                    let value = record.value(&field);
-                    let value = value.and_then(|value| {
-                        let limit = members.iter().find(|(path, _)| **path == field.path);
-                        match limit {
-                            Some((_, count)) if field.kind == FieldType::Enum => {
-                                check_member(&value, *count)
-                            }
-                            _ => Ok(()),
+                for (field, limit) in fields.iter().zip(&limits) {
+                    let value = record.value(field).and_then(|value| match limit {
+                        Some(count) if field.kind == FieldType::Enum => {
+                            check_member(&value, **count)
                         }
+                        _ => Ok(()),
                     });
                     let place = first + at as u64;
                     value.map_err(|error| error.of(format_args!("record {place}")))?;
@@ -328,11 +330,12 @@ fn members<S: ReadAt>(
 
 fn check_member(value: &FieldValue<'_>, count: u32) -> Result<()> {
     match value {
-        FieldValue::Uint(member) if *member >= u64::from(count) => fail(
-            Code::Value,
-            format!("member {member} of {count}"),
-        ),
-        FieldValue::List(values) => values.iter().try_for_each(|value| check_member(value, count)),
+        FieldValue::Uint(member) if *member >= u64::from(count) => {
+            fail(Code::Value, format!("member {member} of {count}"))
+        }
+        FieldValue::List(values) => values
+            .iter()
+            .try_for_each(|value| check_member(value, count)),
         _ => Ok(()),
     }
 }

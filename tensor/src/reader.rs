@@ -71,7 +71,10 @@ impl<S: ReadAt> Reader<S> {
         let size = size.map_err(|error| TensorError::io("find out the size", error))?;
         let mut prefix = [0; PREFIX_BYTES as usize];
         let Some(after) = size.checked_sub(PREFIX_BYTES) else {
-            return fail(Code::Header, format!("a file of {size} bytes has no header"));
+            return fail(
+                Code::Header,
+                format!("a file of {size} bytes has no header"),
+            );
         };
         read_exact(&source, &mut prefix, 0)?;
         let len = header_len(&prefix, size, limits)?;
@@ -140,11 +143,7 @@ impl<S: ReadAt> Reader<S> {
         if let Some(first) = shape.first_mut() {
             *first = rows.end - rows.start;
         }
-        Ok(TensorView::trusted(
-            entry.dtype(),
-            Cow::Owned(shape),
-            bytes,
-        ))
+        Ok(TensorView::trusted(entry.dtype(), Cow::Owned(shape), bytes))
     }
 
     /// The records of a struct.
@@ -252,11 +251,7 @@ impl<S: ReadAt> Reader<S> {
     ///
     /// # Errors
     /// `E_IO`, and what `look` says.
-    pub fn pass(
-        &self,
-        range: Range<u64>,
-        mut look: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
+    pub fn pass(&self, range: Range<u64>, mut look: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let mut buffer = Vec::new();
         let mut at = range.start;
         while at < range.end {

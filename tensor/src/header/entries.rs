@@ -182,7 +182,9 @@ impl<'de> Visitor<'de> for Metadata<'_> {
         let text = text.as_str();
         let mut keys: Vec<Span> = pairs.iter().map(|(key, _)| *key).collect();
         keys.sort_unstable_by(|a, b| a.of(text).cmp(b.of(text)));
-        let twice = keys.windows(2).find(|two| two[0].of(text) == two[1].of(text));
+        let twice = keys
+            .windows(2)
+            .find(|two| two[0].of(text) == two[1].of(text));
         match twice {
             None => Ok(()),
             Some(two) => Err(self.context.raise(duplicate(METADATA, two[0].of(text)))),

@@ -311,7 +311,8 @@ impl<'de> Visitor<'de> for Top<'_> {
                 _ => members.next_value_seed(self.state.skip(1))?,
             }
         }
-        keys.check(INDEX).map_err(|error| self.state.context.raise(error))
+        keys.check(INDEX)
+            .map_err(|error| self.state.context.raise(error))
     }
 }
 
@@ -442,7 +443,9 @@ impl<'de> Visitor<'de> for Tensor<'_> {
             }
         }
         let said = format!("{INDEX}: tensor {}", Quoted(self.name));
-        let tensor = keys.check(&said).and_then(|()| it.complete(&said, self.entry));
+        let tensor = keys
+            .check(&said)
+            .and_then(|()| it.complete(&said, self.entry));
         tensor.map_err(|error| context.raise(error))
     }
 }
@@ -567,8 +570,10 @@ impl<'de> Visitor<'de> for OneField<'_> {
                 })?,
             }
         }
-        keys.check(format_args!("{INDEX}: a field")).map_err(|error| context.raise(error))?;
-        let absent = |what: &str| context.say(Code::Schema, format!("{INDEX}: field without {what}"));
+        keys.check(format_args!("{INDEX}: a field"))
+            .map_err(|error| context.raise(error))?;
+        let absent =
+            |what: &str| context.say(Code::Schema, format!("{INDEX}: field without {what}"));
         let kind: FieldType = kind.ok_or_else(|| absent("type"))?;
         let len = match (len, kind.width()) {
             (Some(len), _) => len,

@@ -12,6 +12,9 @@ use serde_json::error::Category;
 
 use crate::error::{Code, Quoted, Result, TensorError};
 
+/// Characters of what serde says that an error repeats.
+const SAID_CHARS_MAX: usize = 200;
+
 /// What visitors leave behind for the error: serde itself would only carry a text.
 #[derive(Debug)]
 pub(super) struct Context {
@@ -77,15 +80,21 @@ impl Context {
         }
         let document = self.document;
         let subject = self.subject.borrow();
+        // A string of the wrong type is repeated in full.
+        let mut said = error.to_string();
+        if let Some((end, _)) = said.char_indices().nth(SAID_CHARS_MAX) {
+            said.truncate(end);
+            said.push('…');
+        }
         match error.classify() {
             Category::Data if subject.is_empty() => {
-                TensorError::new(self.code.get(), format!("{document}: {error}"))
+                TensorError::new(self.code.get(), format!("{document}: {said}"))
             }
             Category::Data => {
                 let subject = Quoted(&subject);
-                TensorError::new(self.code.get(), format!("{document}: {subject}: {error}"))
+                TensorError::new(self.code.get(), format!("{document}: {subject}: {said}"))
             }
-            _ => TensorError::new(Code::Json, format!("{document}: {error}")),
+            _ => TensorError::new(Code::Json, format!("{document}: {said}")),
         }
     }
 }
@@ -177,8 +186,12 @@ impl Keys {
     /// `E_DUPKEY` where a key comes twice in the object that errors call `what`.
     pub(super) fn check(mut self, what: impl fmt::Display) -> Result<()> {
         let text = self.arena.as_str();
-        self.spans.sort_unstable_by(|a, b| a.of(text).cmp(b.of(text)));
-        let twice = self.spans.windows(2).find(|pair| pair[0].of(text) == pair[1].of(text));
+        self.spans
+            .sort_unstable_by(|a, b| a.of(text).cmp(b.of(text)));
+        let twice = self
+            .spans
+            .windows(2)
+            .find(|pair| pair[0].of(text) == pair[1].of(text));
         match twice {
             None => Ok(()),
             Some(pair) => Err(duplicate(what, pair[0].of(text))),
@@ -187,7 +200,10 @@ impl Keys {
 }
 
 pub(super) fn duplicate(what: impl fmt::Display, key: &str) -> TensorError {
-    TensorError::new(Code::DupKey, format!("{what}: key {} comes twice", Quoted(key)))
+    TensorError::new(
+        Code::DupKey,
+        format!("{what}: key {} comes twice", Quoted(key)),
+    )
 }
 
 /// How deep and how long a value may be.
@@ -271,7 +287,9 @@ impl<W: Watch> Walk<'_, W> {
 
     fn scalar<E: de::Error>(&self) -> Result<(), E> {
         self.node()?;
-        self.watch.other().map_err(|error| self.context.raise(error))
+        self.watch
+            .other()
+            .map_err(|error| self.context.raise(error))
     }
 }
 
@@ -318,7 +336,9 @@ impl<'de, W: Watch> Visitor<'de> for Walk<'_, W> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
         let depth = self.deeper()?;
-        self.watch.list().map_err(|error| self.context.raise(error))?;
+        self.watch
+            .list()
+            .map_err(|error| self.context.raise(error))?;
         while items.next_element_seed(Walk { depth, ..self })?.is_some() {}
         Ok(())
     }
@@ -338,6 +358,7 @@ impl<'de, W: Watch> Visitor<'de> for Walk<'_, W> {
             key = Arena::default();
         }
         let document = self.context.document;
-        keys.check(document).map_err(|error| self.context.raise(error))
+        keys.check(document)
+            .map_err(|error| self.context.raise(error))
     }
 }

@@ -11,9 +11,7 @@ use crate::header::entries::RawEntry;
 use crate::header::index::{self, Index, RawKind, RawTensor};
 use crate::header::json::{Bounds, Context, Span, Walk, Watch};
 use crate::header::table::Table;
-use crate::keys::{
-    DATA_HASH, INDEX, LEVEL, OFFSETS_SUFFIX, PAD_PREFIX, SCHEMA,
-};
+use crate::keys::{DATA_HASH, INDEX, LEVEL, OFFSETS_SUFFIX, PAD_PREFIX, SCHEMA};
 use crate::layout::{Field, check_fields};
 use crate::limits::Limits;
 
@@ -36,7 +34,9 @@ pub(super) fn read(
     limits: &Limits,
 ) -> Result<Option<Extension>> {
     let value = |wanted: &str| {
-        let pair = metadata.iter().find(|(key, _)| key.of(table.text) == wanted);
+        let pair = metadata
+            .iter()
+            .find(|(key, _)| key.of(table.text) == wanted);
         pair.map(|(_, value)| value.of(table.text))
     };
     let Some(level) = value(LEVEL) else {
@@ -220,7 +220,10 @@ impl Check<'_> {
         for at in &self.index.order {
             let name = Quoted(self.table.name(*at));
             if !self.is_tensor(*at) {
-                return fail(Code::Schema, format!("{INDEX}: order names {name}, no tensor"));
+                return fail(
+                    Code::Schema,
+                    format!("{INDEX}: order names {name}, no tensor"),
+                );
             }
             if std::mem::replace(&mut seen[*at as usize], true) {
                 return fail(Code::Schema, format!("{INDEX}: order names {name} twice"));

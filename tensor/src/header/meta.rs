@@ -90,9 +90,7 @@ impl Meta {
     /// `E_NOTFOUND`: none has it. Pads and the offsets of blobs are no tensors.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
         let found = self.find(name).and_then(|at| self.tensor_at(at));
-        found.ok_or_else(|| {
-            TensorError::new(Code::NotFound, format!("no tensor {}", Quoted(name)))
-        })
+        found.ok_or_else(|| TensorError::new(Code::NotFound, format!("no tensor {}", Quoted(name))))
     }
 
     /// The metadata as it stands, in its order.
@@ -165,9 +163,13 @@ impl Meta {
             let mut theirs = layout.fields;
             ours.sort_by(|a, b| a.path.cmp(&b.path));
             theirs.sort_by(|a, b| a.path.cmp(&b.path));
-            let differ = ours.iter().zip(&theirs).find(|(ours, theirs)| ours != theirs);
+            let differ = ours
+                .iter()
+                .zip(&theirs)
+                .find(|(ours, theirs)| ours != theirs);
             if let Some((ours, theirs)) = differ {
-                let what = format!("struct {name}: {ours:?} by the index, {theirs:?} by its schema");
+                let what =
+                    format!("struct {name}: {ours:?} by the index, {theirs:?} by its schema");
                 return fail(Code::Layout, what);
             }
             if ours.len() != theirs.len() {
@@ -393,7 +395,11 @@ impl<'m> Struct<'m> {
             _ => (0, 0),
         };
         let (start, len) = (start as usize, len as usize);
-        let raw = self.index.fields.get(start..start + len).unwrap_or_default();
+        let raw = self
+            .index
+            .fields
+            .get(start..start + len)
+            .unwrap_or_default();
         let text = self.index.text.as_str();
         raw.iter().map(|field| Field {
             path: Cow::Borrowed(field.path.of(text)),

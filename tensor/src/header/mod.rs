@@ -39,10 +39,16 @@ pub fn header_len(prefix: &[u8], file_len: u64, limits: &Limits) -> Result<u64> 
         return fail(Code::Header, format!("a header of {len} bytes"));
     }
     if len > limits.header_bytes {
-        let what = format!("a header of {len} bytes, {} are allowed", limits.header_bytes);
+        let what = format!(
+            "a header of {len} bytes, {} are allowed",
+            limits.header_bytes
+        );
         return fail(Code::Limit, what);
     }
-    if file_len.checked_sub(PREFIX_BYTES).is_none_or(|rest| len > rest) {
+    if file_len
+        .checked_sub(PREFIX_BYTES)
+        .is_none_or(|rest| len > rest)
+    {
         let what = format!("a header of {len} bytes in a file of {file_len}");
         return fail(Code::Header, what);
     }
@@ -69,10 +75,17 @@ impl Meta {
             return fail(Code::Header, format!("a header of {len} bytes"));
         }
         if len > limits.header_bytes {
-            let what = format!("a header of {len} bytes, {} are allowed", limits.header_bytes);
+            let what = format!(
+                "a header of {len} bytes, {} are allowed",
+                limits.header_bytes
+            );
             return fail(Code::Limit, what);
         }
-        if PREFIX_BYTES.checked_add(len).and_then(|d| d.checked_add(data_len)).is_none() {
+        if PREFIX_BYTES
+            .checked_add(len)
+            .and_then(|d| d.checked_add(data_len))
+            .is_none()
+        {
             let what = format!("{data_len} bytes of data behind a header of {len}");
             return fail(Code::Overflow, what);
         }

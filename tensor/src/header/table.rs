@@ -37,13 +37,12 @@ pub(crate) fn shape<'a>(dims: &'a [u64], entry: &RawEntry) -> &'a [u64] {
     shape.unwrap_or_default()
 }
 
-pub(crate) fn find(
-    by_name: &[u32],
-    entries: &[RawEntry],
-    text: &str,
-    name: &str,
-) -> Option<u32> {
-    let name_of = |at: &u32| entries.get(*at as usize).map_or("", |entry| entry.name.of(text));
+pub(crate) fn find(by_name: &[u32], entries: &[RawEntry], text: &str, name: &str) -> Option<u32> {
+    let name_of = |at: &u32| {
+        entries
+            .get(*at as usize)
+            .map_or("", |entry| entry.name.of(text))
+    };
     let place = by_name.binary_search_by(|at| name_of(at).cmp(name)).ok()?;
     by_name.get(place).copied()
 }
@@ -78,7 +77,12 @@ pub(super) fn check_tiling(table: &Table<'_>, data_len: u64) -> Result<()> {
     for entry in table.entries {
         let said = || format!("entry {}", Quoted(entry.name.of(table.text)));
         if entry.start > entry.end {
-            let what = format!("{}: begins at {} and ends at {}", said(), entry.start, entry.end);
+            let what = format!(
+                "{}: begins at {} and ends at {}",
+                said(),
+                entry.start,
+                entry.end
+            );
             return fail(Code::Tiling, what);
         }
         match entry.start.cmp(&at) {
@@ -128,10 +132,15 @@ pub(super) fn check_tiling(table: &Table<'_>, data_len: u64) -> Result<()> {
 /// `E_OVERFLOW` beyond 64 bits; `E_DTYPE` where they do not fill whole bytes, or are unknown.
 pub(crate) fn byte_len(dtype: ElementType<'_>, shape: &[u64]) -> Result<u64> {
     let ElementType::Known(dtype) = dtype else {
-        let what = format!("elements of the unknown type {dtype} have no size");
+        let what = format!(
+            "elements of an unknown type, {}, have no size",
+            Quoted(&dtype.to_string())
+        );
         return fail(Code::Dtype, what);
     };
-    let count = shape.iter().try_fold(1_u64, |count, size| count.checked_mul(*size));
+    let count = shape
+        .iter()
+        .try_fold(1_u64, |count, size| count.checked_mul(*size));
     let bits = count.and_then(|count| count.checked_mul(dtype.bits()));
     let bits = bits.ok_or_else(|| {
         let what = format!("{dtype} of shape {shape:?} is more than 2^64 bits");

@@ -67,8 +67,8 @@ pub fn convert(
     limits: &Limits,
 ) -> Result<()> {
     let opened = File::open(input);
-    let file = opened
-        .map_err(|error| TensorError::io(format_args!("open {}", input.display()), error))?;
+    let file =
+        opened.map_err(|error| TensorError::io(format_args!("open {}", input.display()), error))?;
     match from {
         Format::Metatensor | Format::Safetensors => {
             container(&Reader::open(file, limits)?, (output, to), options)
@@ -114,11 +114,7 @@ fn arrays<'a>(
     Ok(())
 }
 
-fn container(
-    reader: &Reader<File>,
-    (output, to): (&Path, Format),
-    options: Options,
-) -> Result<()> {
+fn container(reader: &Reader<File>, (output, to): (&Path, Format), options: Options) -> Result<()> {
     let file = AtomicFile::create(output)?;
     match to {
         Format::Metatensor => rewrite(reader, file, options)?.1.commit(),
@@ -145,5 +141,6 @@ fn end(mut buffered: BufWriter<AtomicFile>) -> Result<()> {
     let flushed = buffered.flush();
     flushed.map_err(|error| TensorError::io("write the end", error))?;
     let file = buffered.into_inner();
-    file.map_err(|error| TensorError::io("write the end", error.into_error()))?.commit()
+    file.map_err(|error| TensorError::io("write the end", error.into_error()))?
+        .commit()
 }

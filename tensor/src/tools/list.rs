@@ -106,7 +106,9 @@ pub fn list<S: ReadAt>(reader: &Reader<S>) -> Listing {
         level: meta.level(),
         file_len: meta.file_len(),
         header_len: meta.header_len(),
-        metadata: others.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        metadata: others
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
         tensors: meta.tensors().map(|tensor| row(&tensor)).collect(),
     }
 }

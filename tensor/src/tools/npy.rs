@@ -178,7 +178,8 @@ impl<'a, R: Read + 'a> Npy<R> {
 pub fn npy_header(dtype: ElementType<'_>, shape: &[u64]) -> Result<Vec<u8>> {
     let found = TYPES.iter().find(|(ours, _)| dtype.known() == Some(*ours));
     let Some((ours, name)) = found else {
-        return fail(Code::Dtype, format!("NumPy has no type {dtype}"));
+        let what = format!("NumPy has no type {}", Quoted(&dtype.to_string()));
+        return fail(Code::Dtype, what);
     };
     let order = if ours.bits() == 8 { '|' } else { '<' };
     let dims: Vec<String> = shape.iter().map(u64::to_string).collect();
@@ -217,7 +218,8 @@ fn swap(bytes: &mut [u8], width: usize) {
 /// Elements of `width` bytes with the first dimension fastest, as the same with the last fastest.
 fn transpose(bytes: &[u8], width: usize, shape: &[u64]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
-    out.try_reserve_exact(bytes.len()).map_err(|_| no_memory(bytes.len()))?;
+    out.try_reserve_exact(bytes.len())
+        .map_err(|_| no_memory(bytes.len()))?;
     // Elements from one to the next along each dimension; their product is what lies in memory.
     let mut steps = Vec::with_capacity(shape.len());
     let mut step = 1_usize;
@@ -257,7 +259,9 @@ fn read_all(mut source: impl Read, bytes: &mut Vec<u8>) -> Result<usize> {
         if read == 0 {
             return Ok(bytes.len());
         }
-        bytes.try_reserve(read).map_err(|_| no_memory(bytes.len() + read))?;
+        bytes
+            .try_reserve(read)
+            .map_err(|_| no_memory(bytes.len() + read))?;
         bytes.extend_from_slice(&piece[..read]);
     }
 }
@@ -295,7 +299,10 @@ impl<'t> Literal<'t> {
         }
         let (Some((dtype, big_endian)), Some(fortran_order), Some(shape)) = (descr, fortran, shape)
         else {
-            return fail(Code::Header, "NumPy header: descr, fortran_order or shape is missing");
+            return fail(
+                Code::Header,
+                "NumPy header: descr, fortran_order or shape is missing",
+            );
         };
         Ok(NpyHeader {
             dtype,
@@ -307,7 +314,10 @@ impl<'t> Literal<'t> {
 
     fn descr(&mut self) -> Result<(Dtype, bool)> {
         if self.0.trim_start().starts_with('[') {
-            return fail(Code::Dtype, "NumPy arrays of records have no place in a container");
+            return fail(
+                Code::Dtype,
+                "NumPy arrays of records have no place in a container",
+            );
         }
         let text = self.string()?;
         let named = |name: &str| TYPES.iter().find(|(_, theirs)| *theirs == name);
@@ -341,7 +351,9 @@ impl<'t> Literal<'t> {
 
     fn number(&mut self) -> Result<u64> {
         let text = self.0.trim_start();
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
         let (digits, rest) = text.split_at(end);
         let number = digits.parse().map_err(|_| self.wrong("a whole number"))?;
         // What Python 2 wrote behind long numbers.
@@ -364,8 +376,9 @@ impl<'t> Literal<'t> {
         let text = self.0.trim_start();
         let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'));
         let quote = quote.ok_or_else(|| self.wrong("a string"))?;
-        let (content, rest) =
-            text[1..].split_once(quote).ok_or_else(|| self.wrong("the end of a string"))?;
+        let (content, rest) = text[1..]
+            .split_once(quote)
+            .ok_or_else(|| self.wrong("the end of a string"))?;
         self.0 = rest;
         Ok(content)
     }
@@ -384,7 +397,10 @@ impl<'t> Literal<'t> {
     }
 
     fn wrong(&self, wanted: &str) -> TensorError {
-        let what = format!("NumPy header: {wanted} is missing at {}", Quoted(self.0.trim_end()));
+        let what = format!(
+            "NumPy header: {wanted} is missing at {}",
+            Quoted(self.0.trim_end())
+        );
         TensorError::new(Code::Header, what)
     }
 }
@@ -410,7 +426,9 @@ mod tests {
     }
 
     fn refused(literal: &str) -> Code {
-        Npy::read(&file(literal, &[])[..]).expect_err("refused").code()
+        Npy::read(&file(literal, &[])[..])
+            .expect_err("refused")
+            .code()
     }
 
     #[test]
@@ -430,9 +448,15 @@ mod tests {
 
     #[test]
     fn bytes_and_dimensions_are_turned_round() {
-        let big = elements("{'descr': '>u2', 'fortran_order': False, 'shape': (2,)}", &[1, 2, 3, 4]);
+        let big = elements(
+            "{'descr': '>u2', 'fortran_order': False, 'shape': (2,)}",
+            &[1, 2, 3, 4],
+        );
         assert_eq!(big, [2, 1, 4, 3]);
-        let complex = elements("{'descr':'>c8','fortran_order':False,'shape':()}", &[1, 2, 3, 4, 5, 6, 7, 8]);
+        let complex = elements(
+            "{'descr':'>c8','fortran_order':False,'shape':()}",
+            &[1, 2, 3, 4, 5, 6, 7, 8],
+        );
         assert_eq!(complex, [4, 3, 2, 1, 8, 7, 6, 5]);
         let columns = "{'descr': '|u1', 'fortran_order': True, 'shape': (2, 3), }";
         assert_eq!(elements(columns, &[1, 4, 2, 5, 3, 6]), [1, 2, 3, 4, 5, 6]);
@@ -440,16 +464,30 @@ mod tests {
 
     #[test]
     fn wrong_headers_are_refused() {
-        assert_eq!(refused("{'descr': '<f4', 'fortran_order': False}"), Code::Header);
+        assert_eq!(
+            refused("{'descr': '<f4', 'fortran_order': False}"),
+            Code::Header
+        );
         assert_eq!(refused("{'descr': '<f4', 'descr': '<f4'}"), Code::DupKey);
-        assert_eq!(refused("{'descr': '<c16', 'fortran_order': False, 'shape': ()}"), Code::Dtype);
+        assert_eq!(
+            refused("{'descr': '<c16', 'fortran_order': False, 'shape': ()}"),
+            Code::Dtype
+        );
         assert_eq!(refused("{'descr': [('a', '<f4')]}"), Code::Dtype);
         assert_eq!(refused("{'descr': '<f4', 'shape': (-1,)}"), Code::Header);
         assert_eq!(refused("__import__('os')"), Code::Header);
         let many = "1,".repeat(40);
         assert_eq!(refused(&format!("{{'shape': ({many})}}")), Code::Limit);
-        assert_eq!(Npy::read(&b"PK\x03\x04 and more"[..]).expect_err("refused").code(), Code::Header);
-        assert_eq!(Npy::read(&b"\x93NUM"[..]).expect_err("refused").code(), Code::Io);
+        assert_eq!(
+            Npy::read(&b"PK\x03\x04 and more"[..])
+                .expect_err("refused")
+                .code(),
+            Code::Header
+        );
+        assert_eq!(
+            Npy::read(&b"\x93NUM"[..]).expect_err("refused").code(),
+            Code::Io
+        );
     }
 
     #[test]

@@ -64,7 +64,9 @@ pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
     source: &'s S,
     writer: &mut Writer<'s, W>,
 ) -> Result<()> {
-    let size = source.size().map_err(|error| TensorError::io("find out the size", error))?;
+    let size = source
+        .size()
+        .map_err(|error| TensorError::io("find out the size", error))?;
     let cursor = Cursor {
         source,
         size,
@@ -72,7 +74,10 @@ pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
     };
     let mut archive = ZipArchive::new(cursor).map_err(broken)?;
     if archive.len() > ENTRIES_MAX as usize {
-        return fail(Code::Limit, format!("an archive of {} files", archive.len()));
+        return fail(
+            Code::Limit,
+            format!("an archive of {} files", archive.len()),
+        );
     }
     for at in 0..archive.len() {
         let file = archive.by_index(at).map_err(broken)?;
@@ -91,7 +96,11 @@ pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
     Ok(())
 }
 
-fn unpack<R: Read + Seek>(mut archive: ZipArchive<R>, at: usize, out: &mut dyn Write) -> Result<()> {
+fn unpack<R: Read + Seek>(
+    mut archive: ZipArchive<R>,
+    at: usize,
+    out: &mut dyn Write,
+) -> Result<()> {
     let file = archive.by_index(at).map_err(broken)?;
     let buffered = io::BufReader::with_capacity(BUFFER_BYTES, file);
     Npy::read(buffered)?.write_elements(out)

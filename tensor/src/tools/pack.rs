@@ -60,11 +60,14 @@ pub fn pack<W: Write + Seek>(folder: &Path, sink: W, options: Options) -> Result
             }
             None => {
                 let metadata = file.metadata();
-                let len = metadata.map_err(|error| TensorError::io(Quoted(&name), error))?.len();
+                let len = metadata
+                    .map_err(|error| TensorError::io(Quoted(&name), error))?
+                    .len();
                 let known = ENCODINGS.iter().find(|(suffix, _)| name.ends_with(suffix));
                 let enc = known.map_or(ENCODING, |(_, enc)| enc);
                 let content = Content::made(move |out| {
-                    let copied = File::open(&path).and_then(|mut file| std::io::copy(&mut file, out));
+                    let copied =
+                        File::open(&path).and_then(|mut file| std::io::copy(&mut file, out));
                     copied.map_err(|error| TensorError::io("copy it", error))?;
                     Ok(())
                 });

@@ -109,9 +109,13 @@ fn add<'a, W: Write + Seek>(
 ) -> Result<()> {
     match entry.dtype() {
         ElementType::Known(dtype) => writer.flat(entry.name(), dtype, entry.shape(), content)?,
-        ElementType::Opaque(dtype) => {
-            writer.opaque(entry.name(), dtype, entry.shape(), entry.byte_len(), content)?
-        }
+        ElementType::Opaque(dtype) => writer.opaque(
+            entry.name(),
+            dtype,
+            entry.shape(),
+            entry.byte_len(),
+            content,
+        )?,
     };
     Ok(())
 }

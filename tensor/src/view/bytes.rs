@@ -24,7 +24,9 @@ impl Aligned {
         let too_long = || TensorError::new(Code::Limit, format!("no memory for {len} bytes"));
         let whole = usize::try_from(len).map_err(|_| too_long())?;
         let mut words = Vec::new();
-        words.try_reserve_exact(whole.div_ceil(8)).map_err(|_| too_long())?;
+        words
+            .try_reserve_exact(whole.div_ceil(8))
+            .map_err(|_| too_long())?;
         let mut at = 0;
         while at < whole {
             let end = whole.min(at + READ_BYTES);
@@ -71,7 +73,9 @@ impl Deref for Bytes<'_> {
 /// # Errors
 /// `E_SHAPE`: it does not lie within them.
 pub(crate) fn part<'b>(bytes: &'b [u8], range: &Range<u64>) -> Result<&'b [u8]> {
-    let inside = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+    let inside = usize::try_from(range.start)
+        .ok()
+        .zip(usize::try_from(range.end).ok());
     match inside.and_then(|(start, end)| bytes.get(start..end)) {
         Some(part) => Ok(part),
         None => fail(

@@ -80,7 +80,11 @@ impl Format {
             return f32::NAN;
         }
         let size = if self.ieee && exponent == exponent_max {
-            if fraction == 0 { f32::INFINITY } else { f32::NAN }
+            if fraction == 0 {
+                f32::INFINITY
+            } else {
+                f32::NAN
+            }
         } else {
             let (whole, exponent) = match exponent {
                 0 => (fraction, 1),
@@ -174,18 +178,29 @@ mod tests {
     #[test]
     fn known_values() {
         let f4 = one(Dtype::F4, &[0x10, 0x32, 0x54, 0x76, 0x98, 0xfe]);
-        let want = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -4.0, -6.0];
+        let want = [
+            0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -4.0, -6.0,
+        ];
         assert_eq!(f4, want);
         assert!(f4[8].is_sign_negative());
-        assert_eq!(one(Dtype::F8E4M3, &[0x7e, 0x01, 0x38]), [448.0, 0.001_953_125, 1.0]);
+        assert_eq!(
+            one(Dtype::F8E4M3, &[0x7e, 0x01, 0x38]),
+            [448.0, 0.001_953_125, 1.0]
+        );
         assert!(one(Dtype::F8E4M3, &[0xff])[0].is_nan());
-        assert_eq!(one(Dtype::F8E5M2, &[0x7b, 0x7c, 0xfc]), [57344.0, f32::INFINITY, f32::NEG_INFINITY]);
+        assert_eq!(
+            one(Dtype::F8E5M2, &[0x7b, 0x7c, 0xfc]),
+            [57344.0, f32::INFINITY, f32::NEG_INFINITY]
+        );
         assert!(one(Dtype::F8E5M2, &[0x7d])[0].is_nan());
         assert_eq!(one(Dtype::F8E4M3Fnuz, &[0x7f, 0x40]), [240.0, 1.0]);
         assert!(one(Dtype::F8E4M3Fnuz, &[0x80])[0].is_nan());
         assert_eq!(one(Dtype::F8E5M2Fnuz, &[0x7f, 0x40]), [57344.0, 1.0]);
         let scales = one(Dtype::F8E8M0, &[0, 1, 127, 254]);
-        assert_eq!(scales, [2_f32.powi(-127), 2_f32.powi(-126), 1.0, 2_f32.powi(127)]);
+        assert_eq!(
+            scales,
+            [2_f32.powi(-127), 2_f32.powi(-126), 1.0, 2_f32.powi(127)]
+        );
         assert!(one(Dtype::F8E8M0, &[255])[0].is_nan());
     }
 

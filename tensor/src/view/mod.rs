@@ -36,11 +36,7 @@ impl<'a> TensorView<'a> {
     ///
     /// # Errors
     /// `E_SHAPE` where the bytes are more or fewer than the shape says; `E_OVERFLOW`, `E_DTYPE`.
-    pub fn new(
-        dtype: Dtype,
-        shape: impl Into<Cow<'a, [u64]>>,
-        bytes: &'a [u8],
-    ) -> Result<Self> {
+    pub fn new(dtype: Dtype, shape: impl Into<Cow<'a, [u64]>>, bytes: &'a [u8]) -> Result<Self> {
         let shape = shape.into();
         let dtype = ElementType::Known(dtype);
         let wanted = byte_len(dtype, &shape)?;
@@ -157,7 +153,9 @@ impl<'a> TensorView<'a> {
         // In 128 bits, since eight times the bytes of a view may be beyond 64.
         let count = self.bytes.len() as u128 * 8 / u128::from(known.bits());
         let mut out = Vec::new();
-        let room = usize::try_from(count).ok().and_then(|n| out.try_reserve_exact(n).ok());
+        let room = usize::try_from(count)
+            .ok()
+            .and_then(|n| out.try_reserve_exact(n).ok());
         if room.is_none() {
             return fail(Code::Limit, format!("no memory for {count} elements"));
         }
@@ -172,7 +170,10 @@ impl<'a> TensorView<'a> {
             ElementType::Known(dtype) => Ok(dtype),
             ElementType::Opaque(name) => fail(
                 Code::Dtype,
-                format!("elements of the unknown type {}", crate::error::Quoted(name)),
+                format!(
+                    "elements of the unknown type {}",
+                    crate::error::Quoted(name)
+                ),
             ),
         }
     }

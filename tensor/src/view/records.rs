@@ -234,7 +234,10 @@ fn read(kind: FieldType, len: u64, bytes: &[u8]) -> Result<FieldValue<'_>> {
 fn sized(kind: FieldType, bytes: &[u8]) -> Result<FieldValue<'_>> {
     match kind {
         FieldType::String | FieldType::Timestamp => {
-            let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            let end = bytes
+                .iter()
+                .rposition(|byte| *byte != 0)
+                .map_or(0, |last| last + 1);
             let text = std::str::from_utf8(&bytes[..end]);
             let text = text.map_err(|error| TensorError::new(Code::Value, error.to_string()))?;
             Ok(FieldValue::Text(text))

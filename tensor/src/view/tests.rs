@@ -33,7 +33,10 @@ fn booleans_are_looked_at() {
     let view = TensorView::new(Dtype::Bool, vec![3], &[0, 1, 2]).expect("fits");
     assert_eq!(code(view.as_slice::<u8>()), Code::Value);
     assert_eq!(code(view.to_f32()), Code::Value);
-    assert_eq!(view.rows(0..2).expect("rows").to_f32().expect("booleans"), [0.0, 1.0]);
+    assert_eq!(
+        view.rows(0..2).expect("rows").to_f32().expect("booleans"),
+        [0.0, 1.0]
+    );
 }
 
 #[test]
@@ -74,8 +77,14 @@ fn every_type_has_its_numbers() {
         let view = TensorView::new(dtype, vec![1], bytes).expect("fits");
         view.to_f32()
     };
-    assert_eq!(one(Dtype::Bf16, &bf16::from_f32(3.0).to_le_bytes()).expect("real"), [3.0]);
-    assert_eq!(one(Dtype::I64, &(-7_i64).to_le_bytes()).expect("real"), [-7.0]);
+    assert_eq!(
+        one(Dtype::Bf16, &bf16::from_f32(3.0).to_le_bytes()).expect("real"),
+        [3.0]
+    );
+    assert_eq!(
+        one(Dtype::I64, &(-7_i64).to_le_bytes()).expect("real"),
+        [-7.0]
+    );
     assert_eq!(code(one(Dtype::C64, &[0; 8])), Code::Dtype);
 }
 
@@ -85,7 +94,10 @@ fn a_blob_is_its_offsets() {
     let blob = |ends: &[u64]| BlobView::new("utf8", Bytes::Borrowed(b"abc\xff"), offsets(ends));
     let good = blob(&[0, 0, 2, 4]).expect("rises");
     assert_eq!(good.len(), 3);
-    assert_eq!(good.items().collect::<Vec<_>>(), [&b""[..], b"ab", b"c\xff"]);
+    assert_eq!(
+        good.items().collect::<Vec<_>>(),
+        [&b""[..], b"ab", b"c\xff"]
+    );
     assert_eq!(good.text(1).expect("UTF-8"), "ab");
     assert_eq!(code(good.text(2)), Code::Value);
     assert_eq!(code(good.item(3)), Code::NotFound);

@@ -142,7 +142,10 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
             let what = format!("metadata {} is the writer's own", Quoted(&key));
             return fail(Code::Header, what);
         }
-        self.plan.metadata.get_or_insert_default().push((key, value));
+        self.plan
+            .metadata
+            .get_or_insert_default()
+            .push((key, value));
         Ok(self)
     }
 
@@ -306,7 +309,9 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
         let header = text::header(&self.plan, &layout, &vec![zero; layout.placed.len()], zero);
         // What is written is read as a stranger would, before any of it is.
         Meta::parse(&header[8..], layout.data_len, &self.limits)?;
-        self.sink.write_all(&header).map_err(io("write the header"))?;
+        self.sink
+            .write_all(&header)
+            .map_err(io("write the header"))?;
 
         let mut stream = Stream::new(&mut self.sink, header.len() as u64, !self.plan.plain);
         let mut hashes = Vec::with_capacity(layout.placed.len());
@@ -323,7 +328,9 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
             let seek = |to| move |error| TensorError::io(format!("seek to {to}"), error);
             let end = base + file_len;
             self.sink.seek(SeekFrom::Start(base)).map_err(seek(base))?;
-            self.sink.write_all(&header).map_err(io("write the header"))?;
+            self.sink
+                .write_all(&header)
+                .map_err(io("write the header"))?;
             self.sink.seek(SeekFrom::Start(end)).map_err(seek(end))?;
         }
         self.sink.flush().map_err(io("write the end"))?;
@@ -345,7 +352,9 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
             return fail(Code::Header, format!("{}: the name is reserved", said()));
         }
         if let Some(content) = &tensor.content {
-            content.check(tensor.len).map_err(|error| error.of(said()))?;
+            content
+                .check(tensor.len)
+                .map_err(|error| error.of(said()))?;
         }
         self.plan.tensors.push(tensor);
         Ok(self)

@@ -38,7 +38,10 @@ pub(super) fn header(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash], data: Ha
             write(&mut text, format_args!("{size}"));
         }
         let (start, end) = (entry.start, entry.end);
-        write(&mut text, format_args!("],\"data_offsets\":[{start},{end}]}}"));
+        write(
+            &mut text,
+            format_args!("],\"data_offsets\":[{start},{end}]}}"),
+        );
     }
     text.push('}');
     let unpadded = text.len() as u64 + PREFIX_BYTES;
@@ -104,7 +107,9 @@ fn index(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash]) -> String {
                 let def = quoted(def);
                 write(
                     &mut text,
-                    format_args!(",\"def\":{def},\"stride\":{stride},\"count\":{count},\"fields\":["),
+                    format_args!(
+                        ",\"def\":{def},\"stride\":{stride},\"count\":{count},\"fields\":["
+                    ),
                 );
                 for (at, one) in fields.iter().enumerate() {
                     separate(&mut text, at);
@@ -144,7 +149,10 @@ fn index(plan: &Plan<'_>, layout: &Layout, hashes: &[Hash]) -> String {
 fn field(text: &mut String, field: &Field<'_>) {
     let (path, kind) = (quoted(&field.path), field.kind.name());
     let off = field.off;
-    write(text, format_args!("{{\"path\":{path},\"off\":{off},\"type\":\"{kind}\""));
+    write(
+        text,
+        format_args!("{{\"path\":{path},\"off\":{off},\"type\":\"{kind}\""),
+    );
     if field.kind.width().is_none() || field.len != 1 {
         write(text, format_args!(",\"len\":{}", field.len));
     }

@@ -98,7 +98,9 @@ mod tests {
     fn the_hash_is_the_one_of_the_whole() {
         let file: Vec<u8> = (0..70_000_u32).map(|at| (at * 31 % 251) as u8).collect();
         let headers = [10, 64, 1000, 1024, 1025, 2048, 3000, 4096, 9000];
-        let lens = [0, 1, 24, 960, 1024, 1025, 2047, 2048, 2049, 4096, 8191, 8192, 8193, 61_000];
+        let lens = [
+            0, 1, 24, 960, 1024, 1025, 2047, 2048, 2049, 4096, 8191, 8192, 8193, 61_000,
+        ];
         for header in headers {
             for len in lens {
                 for piece in [1_usize, 1000, 1024, 100_000] {

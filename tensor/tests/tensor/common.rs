@@ -2,7 +2,9 @@
 
 use std::io::Cursor;
 
-use alknet_tensor::{Content, Dtype, Field, FieldType, Limits, Reader, TensorError, Writer, Written};
+use alknet_tensor::{
+    Content, Dtype, Field, FieldType, Limits, Reader, TensorError, Writer, Written,
+};
 
 /// A file with this header and so many zeros behind it.
 pub(crate) fn file(header: &str, data_len: usize) -> Vec<u8> {
@@ -84,7 +86,13 @@ fn add_sample(writer: &mut Writer<'_, Cursor<Vec<u8>>>) -> Result<(), TensorErro
     let lengths = TEXTS.iter().map(|text| text.len() as u64);
     writer
         .flat("weights", Dtype::F32, &[2, 3], weights.into())?
-        .strukt("things", "#/$defs/Thing", [3, STRIDE], fields(), records().into())?
+        .strukt(
+            "things",
+            "#/$defs/Thing",
+            [3, STRIDE],
+            fields(),
+            records().into(),
+        )?
         .blob("texts", "utf8", lengths, TEXTS.concat().into_bytes().into())?
         .flat("nothing", Dtype::F64, &[0, 4], Content::from(&[][..]))?
         .flat("one", Dtype::F16, &[], vec![0, 0x3c].into())?

@@ -25,7 +25,9 @@ impl Folder {
     fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).expect("readable");
         let name = |e: std::io::Result<fs::DirEntry>| e.expect("readable").file_name();
-        entries.map(|e| name(e).into_string().expect("UTF-8")).collect()
+        entries
+            .map(|e| name(e).into_string().expect("UTF-8"))
+            .collect()
     }
 }
 
@@ -43,18 +45,35 @@ fn a_file_is_read_by_offset_and_mapped() {
     let reader = Reader::open(File::open(&path).expect("there"), &Limits::default());
     let reader = reader.expect("a good file");
     let view = reader.view("weights").expect("readable");
-    assert_eq!(view.as_slice::<f32>().expect("aligned"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(
+        view.as_slice::<f32>().expect("aligned"),
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    );
     let rows = reader.rows("weights", 1..2).expect("a row");
     assert_eq!(rows.as_slice::<f32>().expect("aligned"), [3.0, 4.0, 5.0]);
-    assert_eq!(&*reader.item("texts", 2).expect("an item"), "größe".as_bytes());
-    assert!(verify(&reader, Verify::Full, None).expect("readable").is_good());
+    assert_eq!(
+        &*reader.item("texts", 2).expect("an item"),
+        "größe".as_bytes()
+    );
+    assert!(
+        verify(&reader, Verify::Full, None)
+            .expect("readable")
+            .is_good()
+    );
 
     let file = File::open(&path).expect("there");
     // SAFETY: nobody else has a name for the file, and it stays as it is until the folder goes.
     let mapped = unsafe { Reader::map(&file, &Limits::default()) }.expect("a good file");
     let view = mapped.view("weights").expect("mapped");
-    assert_eq!(view.as_slice::<f32>().expect("aligned"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-    assert!(verify(&mapped, Verify::Full, None).expect("readable").is_good());
+    assert_eq!(
+        view.as_slice::<f32>().expect("aligned"),
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    );
+    assert!(
+        verify(&mapped, Verify::Full, None)
+            .expect("readable")
+            .is_good()
+    );
 }
 
 #[test]
@@ -65,7 +84,8 @@ fn a_file_that_is_cut_short_is_an_error() {
     let reader = Reader::open(File::open(&path).expect("there"), &Limits::default());
     let reader = reader.expect("a good file");
     let cut = File::options().write(true).open(&path).expect("there");
-    cut.set_len(reader.meta().data_start() + 4).expect("writable");
+    cut.set_len(reader.meta().data_start() + 4)
+        .expect("writable");
     for error in [
         reader.view("weights").expect_err("cut").code(),
         reader.item("texts", 0).expect_err("cut").code(),
@@ -99,7 +119,10 @@ fn a_file_is_there_whole_or_not_at_all() {
     let file = fs::read(&path).expect("there");
     assert_eq!(written.id, FileId(blake3::hash(&file)));
     assert_eq!(written.file_len, file.len() as u64);
-    assert_eq!(open(&file).expect("good").view("a").expect("there").bytes(), [1, 2, 3]);
+    assert_eq!(
+        open(&file).expect("good").view("a").expect("there").bytes(),
+        [1, 2, 3]
+    );
     assert_eq!(folder.names(), ["out.mt"]);
     drop(AtomicFile::create(folder.0.join("never")).expect("writable"));
     assert_eq!(folder.names(), ["out.mt"]);
@@ -114,7 +137,8 @@ fn a_file_too_long_for_memory_is_an_error() {
     let len = 1_u64 << 52;
     let header = format!(r#"{{"a":{{"dtype":"U8","shape":[{len}],"data_offsets":[0,{len}]}}}}"#);
     let mut file = File::create(&path).expect("writable");
-    file.write_all(&(header.len() as u64).to_le_bytes()).expect("writable");
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .expect("writable");
     file.write_all(header.as_bytes()).expect("writable");
     // Not every file system has files of this length; those that do not are spared the rest.
     let whole = 8 + header.len() as u64 + len;
@@ -145,21 +169,54 @@ fn what_was_changed_is_found() {
         file[(entry.file_range().start + at) as usize] ^= 0x80;
         let report = verify(&open(&file).expect("the header is whole"), level, None);
         let problems = report.expect("in memory").problems;
-        problems.iter().map(|problem| problem.code()).collect::<Vec<_>>()
+        problems
+            .iter()
+            .map(|problem| problem.code())
+            .collect::<Vec<_>>()
     };
-    for name in ["weights", "things", "texts", "texts.__off__", "one", "flags"] {
+    for name in [
+        "weights",
+        "things",
+        "texts",
+        "texts.__off__",
+        "one",
+        "flags",
+    ] {
         assert_eq!(found(name, 0, Verify::Meta), []);
-        assert_eq!(found(name, 0, Verify::Hash), [Code::Hash, Code::Hash], "{name}");
+        assert_eq!(
+            found(name, 0, Verify::Hash),
+            [Code::Hash, Code::Hash],
+            "{name}"
+        );
     }
     // Which bytes are no value of their type is found beside the hashes.
     let beside = [Code::Hash, Code::Hash];
-    assert_eq!(found("flags", 1, Verify::Full), [&beside[..], &[Code::Value]].concat());
-    assert_eq!(found("things", 4, Verify::Full), [&beside[..], &[Code::Value]].concat());
-    assert_eq!(found("texts", 0, Verify::Full), [&beside[..], &[Code::Value]].concat());
-    assert_eq!(found("texts.__off__", 0, Verify::Full), [&beside[..], &[Code::Layout]].concat());
-    let pad = reader.meta().entries().find(|entry| entry.is_pad()).expect("there are pads");
+    assert_eq!(
+        found("flags", 1, Verify::Full),
+        [&beside[..], &[Code::Value]].concat()
+    );
+    assert_eq!(
+        found("things", 4, Verify::Full),
+        [&beside[..], &[Code::Value]].concat()
+    );
+    assert_eq!(
+        found("texts", 0, Verify::Full),
+        [&beside[..], &[Code::Value]].concat()
+    );
+    assert_eq!(
+        found("texts.__off__", 0, Verify::Full),
+        [&beside[..], &[Code::Layout]].concat()
+    );
+    let pad = reader
+        .meta()
+        .entries()
+        .find(|entry| entry.is_pad())
+        .expect("there are pads");
     assert_eq!(found(pad.name(), 0, Verify::Hash), [Code::Hash]);
-    assert_eq!(found(pad.name(), 0, Verify::Full), [Code::Hash, Code::Value]);
+    assert_eq!(
+        found(pad.name(), 0, Verify::Full),
+        [Code::Hash, Code::Value]
+    );
 }
 
 #[test]
@@ -170,9 +227,15 @@ fn a_header_is_signed_by_its_hash() {
     let end = reader.meta().data_start() as usize;
     assert_eq!(hash, blake3::hash(&file[..end]));
     let message = header_signature_message(&hash);
-    assert_eq!(message, [HEADER_SIGNATURE_CONTEXT, hash.as_bytes()].concat());
+    assert_eq!(
+        message,
+        [HEADER_SIGNATURE_CONTEXT, hash.as_bytes()].concat()
+    );
     assert_eq!(message.len(), 24 + 32);
     let id = FileId(blake3::hash(&file));
     assert_eq!(id.to_string().parse::<FileId>().expect("it is one"), id);
-    assert_eq!("00".parse::<FileId>().expect_err("too short").code(), Code::Hash);
+    assert_eq!(
+        "00".parse::<FileId>().expect_err("too short").code(),
+        Code::Hash
+    );
 }

@@ -67,8 +67,15 @@ fn measure(what: &str, header: &str, data: u64) {
     let (meta, most) = most_held(|| Meta::parse(header.as_bytes(), data, &limits));
     let times = most as f64 / header.len() as f64;
     let outcome = meta.map(|_| "read").map_err(|error| error.code());
-    eprintln!("figure header memory, {what}: {times:.2} times {} bytes ({outcome:?})", header.len());
-    assert!(most <= TIMES * header.len() + BESIDE, "{what}: {most} bytes of {}", header.len());
+    eprintln!(
+        "figure header memory, {what}: {times:.2} times {} bytes ({outcome:?})",
+        header.len()
+    );
+    assert!(
+        most <= TIMES * header.len() + BESIDE,
+        "{what}: {most} bytes of {}",
+        header.len()
+    );
 }
 
 #[test]
@@ -86,7 +93,11 @@ fn headers_cost_what_is_promised() {
     };
     measure("many dimensions", &format!("{{{}}}", list(&ranked)), 0);
     let pair = |at: usize| format!(r#""{at:x}":"""#);
-    measure("metadata", &format!(r#"{{"__metadata__":{{{}}}}}"#, list(&pair)), 0);
+    measure(
+        "metadata",
+        &format!(r#"{{"__metadata__":{{{}}}}}"#, list(&pair)),
+        0,
+    );
     let key = |at: usize| format!(r#""{at:x}":0"#);
     let others = format!(
         r#"{{"a":{{"dtype":"U8","shape":[0],"data_offsets":[0,0],{}}}}}"#,
@@ -98,7 +109,14 @@ fn headers_cost_what_is_promised() {
         list(&key)
     );
     measure("unknown objects", &nested, 0);
-    measure("one long name", &format!(r#"{{"{}":0}}"#, "x".repeat(1 << 20)), 0);
+    measure(
+        "one long name",
+        &format!(r#"{{"{}":0}}"#, "x".repeat(1 << 20)),
+        0,
+    );
+    let long = "\\u0001".repeat(200_000);
+    let wrong = format!(r#"{{"a":{{"shape":"{long}"}}}}"#);
+    measure("a long text in the wrong place", &wrong, 0);
 
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let metatensor = |index: &str, entries: &str| {
@@ -107,7 +125,11 @@ fn headers_cost_what_is_promised() {
     };
     let flat = |at: usize| format!(r#""{at:x}":{{"kind":"flat"}}"#);
     let order = |at: usize| format!(r#""{at:x}""#);
-    let index = format!(r#"{{"tensors":{{{}}},"order":[{}]}}"#, list(&flat), list(&order));
+    let index = format!(
+        r#"{{"tensors":{{{}}},"order":[{}]}}"#,
+        list(&flat),
+        list(&order)
+    );
     measure("an index", &metatensor(&index, &list(&entry)), 0);
     let field = |at: usize| format!(r#"{{"path":"{at:x}","off":{at},"type":"Int8"}}"#);
     let index = format!(

@@ -19,11 +19,42 @@ const SEED: u64 = 0x6d65_7461_7465_6e73;
 
 /// Pieces that a parser may stumble over.
 const PIECES: [&str; 36] = [
-    "{", "}", "[", "]", ",", ":", "\"", "\\", "\\\"", "\\u0000", "\\ud800", "null", "true", "-1",
-    "0", "1e3", "1.5", "18446744073709551615", "18446744073709551616", "9223372036854775808",
-    "\"dtype\"", "\"shape\":[0]", "\"data_offsets\":[0,0]", "\"F4\"", "\"F6_E3M2\"", "\"U64\"",
-    "\"BOOL\"", "\"Q8\"", "\"__metadata__\":{}", "\"metatensor\":\"1\"", "\"mt.index\"",
-    "__pad__.0", ".__off__", "\\\"kind\\\":\\\"blob\\\"", "\\\"off\\\":7", " ",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\"",
+    "\\",
+    "\\\"",
+    "\\u0000",
+    "\\ud800",
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e3",
+    "1.5",
+    "18446744073709551615",
+    "18446744073709551616",
+    "9223372036854775808",
+    "\"dtype\"",
+    "\"shape\":[0]",
+    "\"data_offsets\":[0,0]",
+    "\"F4\"",
+    "\"F6_E3M2\"",
+    "\"U64\"",
+    "\"BOOL\"",
+    "\"Q8\"",
+    "\"__metadata__\":{}",
+    "\"metatensor\":\"1\"",
+    "\"mt.index\"",
+    "__pad__.0",
+    ".__off__",
+    "\\\"kind\\\":\\\"blob\\\"",
+    "\\\"off\\\":7",
+    " ",
 ];
 
 /// What came of a campaign.
@@ -165,8 +196,14 @@ fn judge(file: &[u8], tally: &mut Tally) {
     let header = header_len(file, file.len() as u64, &limits).unwrap_or(0);
     let (opened, most) = most_held(|| Reader::open(file, &limits));
     let said = || String::from_utf8_lossy(file).into_owned();
-    assert!(most <= TIMES * header as usize + BESIDE, "{most} bytes: {}", said());
-    tally.times = tally.times.max((most.saturating_sub(BESIDE)) as f64 / header.max(1) as f64);
+    assert!(
+        most <= TIMES * header as usize + BESIDE,
+        "{most} bytes: {}",
+        said()
+    );
+    tally.times = tally
+        .times
+        .max((most.saturating_sub(BESIDE)) as f64 / header.max(1) as f64);
     let stock = SafeTensors::deserialize(file);
     match opened {
         Ok(reader) => {

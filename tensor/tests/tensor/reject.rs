@@ -85,8 +85,14 @@ const ENTRIES_LEN: usize = 104;
 
 /// A good index of them, in parts that are replaced below.
 const GOOD: [(&str, &str); 5] = [
-    ("S", r#""s":{"kind":"struct","def":"X","stride":24,"count":2,"fields":[FIELDS]}"#),
-    ("FIELDS", r#"{"path":"x","off":0,"type":"Float64"},{"path":"y","off":8,"type":"String","len":16}"#),
+    (
+        "S",
+        r#""s":{"kind":"struct","def":"X","stride":24,"count":2,"fields":[FIELDS]}"#,
+    ),
+    (
+        "FIELDS",
+        r#"{"path":"x","off":0,"type":"Float64"},{"path":"y","off":8,"type":"String","len":16}"#,
+    ),
     ("B", r#","b":{"kind":"blob","enc":"utf8"}"#),
     ("F", r#","f":{"kind":"flat","align":8}"#),
     ("ORDER", r#","order":["f","s","b"]"#),
@@ -159,8 +165,13 @@ const INDICES: &[(&str, &str, Code)] = &[
 fn index(part: &str, by: &str) -> String {
     let mut index = r#"{"tensors":{SBF}ORDER}"#.to_owned();
     // One letter would be found in words, so parts are replaced where they stand.
-    index = index.replace("SBF", "\u{1}\u{2}\u{3}").replace("ORDER", "\u{4}");
-    for ((name, good), place) in GOOD.iter().zip(["\u{1}", "FIELDS", "\u{2}", "\u{3}", "\u{4}"]) {
+    index = index
+        .replace("SBF", "\u{1}\u{2}\u{3}")
+        .replace("ORDER", "\u{4}");
+    for ((name, good), place) in GOOD
+        .iter()
+        .zip(["\u{1}", "FIELDS", "\u{2}", "\u{3}", "\u{4}"])
+    {
         index = index.replace(place, if *name == part { by } else { good });
     }
     index
@@ -169,8 +180,10 @@ fn index(part: &str, by: &str) -> String {
 /// A file with this index and more metadata.
 fn with_index(index: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let quote = |text: &str| serde_json::Value::from(text).to_string();
-    let more: String =
-        more.iter().map(|(key, value)| format!(",{}:{}", quote(key), quote(value))).collect();
+    let more: String = more
+        .iter()
+        .map(|(key, value)| format!(",{}:{}", quote(key), quote(value)))
+        .collect();
     let header = format!(
         r#"{{"__metadata__":{{"metatensor":"1","mt.index":{}{more}}},{ENTRIES}}}"#,
         quote(index)
@@ -198,7 +211,10 @@ fn plain_files_that_are_wrong_are_refused() {
 
 #[test]
 fn files_that_end_early_are_refused() {
-    let good = file(r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#, 4);
+    let good = file(
+        r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#,
+        4,
+    );
     open(&good).expect("it is whole");
     for end in 0..good.len() {
         let error = open(&good[..end]).expect_err("it is cut");
@@ -240,7 +256,10 @@ fn the_index_is_held_against_the_entries() {
     }
     for text in ["", "[]", "null", "{", r#"{"tensors":[],"order":[]}"#] {
         let error = open(&with_index(text, &[])).expect_err("refused");
-        assert!([Code::Json, Code::Schema].contains(&error.code()), "{error}");
+        assert!(
+            [Code::Json, Code::Schema].contains(&error.code()),
+            "{error}"
+        );
     }
 }
 
@@ -248,7 +267,11 @@ fn the_index_is_held_against_the_entries() {
 fn own_metadata_is_looked_at() {
     let good = index("", "");
     let zeros = "0".repeat(64);
-    open(&with_index(&good, &[("mt.b3", &zeros), ("mt.schema", "{}")])).expect("good");
+    open(&with_index(
+        &good,
+        &[("mt.b3", &zeros), ("mt.schema", "{}")],
+    ))
+    .expect("good");
     let deep = |n| format!("{}{}", "[".repeat(n), "]".repeat(n));
     let many = format!("[{}1]", "1,".repeat(10_000));
     let long = format!("\"{}\"", "x".repeat(1 << 20));
@@ -257,7 +280,11 @@ fn own_metadata_is_looked_at() {
         ("mt.b3", &*zeros.replace('0', "A"), Code::Header),
         ("mt.schema", "{", Code::Json),
         ("mt.schema", r#"{"a":1,"a":1}"#, Code::DupKey),
-        ("mt.schema", r#"{"TypeDef:Struct":{"endian":"big"}}"#, Code::Schema),
+        (
+            "mt.schema",
+            r#"{"TypeDef:Struct":{"endian":"big"}}"#,
+            Code::Schema,
+        ),
         ("mt.schema", &*deep(SCHEMA_DEPTH as usize + 1), Code::Limit),
         ("mt.schema", &*many, Code::Limit),
         ("mt.schema", &*long, Code::Limit),
@@ -265,7 +292,10 @@ fn own_metadata_is_looked_at() {
     ] {
         refused(&with_index(&good, &[(key, value)]), code, key);
     }
-    for schema in [&*deep(SCHEMA_DEPTH as usize), r#"{"TypeDef:Struct":{"endian":"little"}}"#] {
+    for schema in [
+        &*deep(SCHEMA_DEPTH as usize),
+        r#"{"TypeDef:Struct":{"endian":"little"}}"#,
+    ] {
         open(&with_index(&good, &[("mt.schema", schema)])).expect("good");
     }
 }
@@ -274,7 +304,10 @@ fn own_metadata_is_looked_at() {
 #[test]
 fn limits_are_where_they_are_said_to_be() {
     let entry = |at: usize| {
-        format!(r#""{at}":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{}]}}"#, at + 1)
+        format!(
+            r#""{at}":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{}]}}"#,
+            at + 1
+        )
     };
     let entries = |n: usize| {
         let all: Vec<_> = (0..n).map(entry).collect();
@@ -286,7 +319,10 @@ fn limits_are_where_they_are_said_to_be() {
 
     let named = |len: usize| {
         let name = "n".repeat(len);
-        file(&format!(r#"{{"{name}":{{"dtype":"U8","shape":[],"data_offsets":[0,1]}}}}"#), 1)
+        file(
+            &format!(r#"{{"{name}":{{"dtype":"U8","shape":[],"data_offsets":[0,1]}}}}"#),
+            1,
+        )
     };
     open(&named(1024)).expect("as long as is allowed");
     refused(&named(1025), Code::Limit, "name");
@@ -294,7 +330,10 @@ fn limits_are_where_they_are_said_to_be() {
 
     let ranked = |rank: usize| {
         let shape = vec!["1"; rank].join(",");
-        file(&format!(r#"{{"a":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,1]}}}}"#), 1)
+        file(
+            &format!(r#"{{"a":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,1]}}}}"#),
+            1,
+        )
     };
     open(&ranked(8)).expect("as many as are allowed");
     refused(&ranked(9), Code::Limit, "rank");
@@ -305,7 +344,9 @@ fn limits_are_where_they_are_said_to_be() {
     let nested = |depth: usize| {
         let (open, close) = ("[".repeat(depth), "]".repeat(depth));
         file(
-            &format!(r#"{{"a":{{"dtype":"U8","shape":[],"data_offsets":[0,1],"x":{open}{close}}}}}"#),
+            &format!(
+                r#"{{"a":{{"dtype":"U8","shape":[],"data_offsets":[0,1],"x":{open}{close}}}}}"#
+            ),
             1,
         )
     };
@@ -335,11 +376,26 @@ fn what_stock_writers_may_write_opens() {
         ("{}", 0),
         ("{}  \n\r\t", 0),
         (r#"{"__metadata__":null}"#, 0),
-        (r#"{"__metadata__":{"format":"pt","mt.index":"not ours at level 0"}}"#, 0),
-        (r#"{"__pad__.x":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#, 4),
-        (r#"{"a.__off__":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#, 4),
-        (r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"b":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#, 0),
-        (r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":{"y":[1.5,null,true,"z"]}}}"#, 1),
+        (
+            r#"{"__metadata__":{"format":"pt","mt.index":"not ours at level 0"}}"#,
+            0,
+        ),
+        (
+            r#"{"__pad__.x":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#,
+            4,
+        ),
+        (
+            r#"{"a.__off__":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#,
+            4,
+        ),
+        (
+            r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"b":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#,
+            0,
+        ),
+        (
+            r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":{"y":[1.5,null,true,"z"]}}}"#,
+            1,
+        ),
     ] {
         let file = file(header, data);
         let opened = open(&file).unwrap_or_else(|error| panic!("{header}: {error}"));
@@ -355,8 +411,14 @@ fn unknown_types_are_opaque() {
     let header = r#"{"a":{"dtype":"F2","shape":[7],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}}"#;
     let opened = open(&file(header, 4)).expect("it tiles");
     let view = opened.view("a").expect("its bytes are there");
-    assert_eq!((view.dtype().to_string(), view.bytes().len()), ("F2".to_owned(), 3));
-    assert_eq!(view.as_slice::<u8>().expect_err("no elements").code(), Code::Dtype);
+    assert_eq!(
+        (view.dtype().to_string(), view.bytes().len()),
+        ("F2".to_owned(), 3)
+    );
+    assert_eq!(
+        view.as_slice::<u8>().expect_err("no elements").code(),
+        Code::Dtype
+    );
     assert_eq!(view.to_f32().expect_err("no elements").code(), Code::Dtype);
     assert_eq!(view.rows(0..1).expect_err("no rows").code(), Code::Dtype);
     assert_eq!(opened.view("b").expect("known").bytes(), [0]);
@@ -371,16 +433,34 @@ fn errors_name_what_is_wrong() {
         r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b\n":{"dtype":"U8","shape":[4],"data_offsets":[8,12]}}"#,
         12,
     );
-    assert_eq!(control, "E_HEADER: entry \"b\\n\": name with a control character");
+    assert_eq!(
+        control,
+        "E_HEADER: entry \"b\\n\": name with a control character"
+    );
     let tiling = said(
         r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[8,12]}}"#,
         12,
     );
-    assert_eq!(tiling, "E_TILING: entry \"b\": begins at 8, what is before it ends at 4");
-    let shape = said(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4);
-    assert_eq!(shape, "E_SHAPE: entry \"a\": F32 of shape [2] is 8 bytes, the entry has 4");
-    let negative = said(r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,4]}}"#, 4);
-    assert!(negative.starts_with("E_SHAPE: header: \"a\": invalid value: integer `-2`"), "{negative}");
+    assert_eq!(
+        tiling,
+        "E_TILING: entry \"b\": begins at 8, what is before it ends at 4"
+    );
+    let shape = said(
+        r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#,
+        4,
+    );
+    assert_eq!(
+        shape,
+        "E_SHAPE: entry \"a\": F32 of shape [2] is 8 bytes, the entry has 4"
+    );
+    let negative = said(
+        r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,4]}}"#,
+        4,
+    );
+    assert!(
+        negative.starts_with("E_SHAPE: header: \"a\": invalid value: integer `-2`"),
+        "{negative}"
+    );
 }
 
 #[test]

@@ -22,45 +22,74 @@ fn every_kind_comes_back() {
     assert_eq!(meta.level(), 1);
     assert_eq!(meta.data_start() % 64, 0);
     let names: Vec<_> = reader.names().collect();
-    assert_eq!(names, ["weights", "things", "texts", "nothing", "one", "flags"]);
+    assert_eq!(
+        names,
+        ["weights", "things", "texts", "nothing", "one", "flags"]
+    );
     for tensor in meta.tensors() {
         let align = tensor.align().expect("it is said");
         assert_eq!(tensor.entry().file_range().start % u64::from(align), 0);
     }
     assert_eq!(meta.metadata_value("format"), Some("pt"));
     assert_eq!(meta.metadata_value("mt.note"), Some("made by a test"));
-    assert_eq!(meta.root(), Some(r##"{"model":{"w":"#weights"},"things":"#things"}"##));
+    assert_eq!(
+        meta.root(),
+        Some(r##"{"model":{"w":"#weights"},"things":"#things"}"##)
+    );
     assert_eq!(reader.view("nothing").expect("there").shape(), [0, 4]);
-    assert_eq!(reader.view("one").expect("there").to_f32().expect("real"), [1.0]);
+    assert_eq!(
+        reader.view("one").expect("there").to_f32().expect("real"),
+        [1.0]
+    );
 
     let things = reader.strukt("things").expect("records");
     assert_eq!((things.len(), things.stride()), (3, STRIDE));
     for (record, (id, live, at, name)) in things.records().zip(RECORDS) {
         let place = at.map(|x| FieldValue::Float(x.into())).to_vec();
-        assert_eq!(record.get("id").expect("there"), FieldValue::Uint(id.into()));
+        assert_eq!(
+            record.get("id").expect("there"),
+            FieldValue::Uint(id.into())
+        );
         assert_eq!(record.get("live").expect("there"), FieldValue::Bool(live));
         assert_eq!(record.get("at/x").expect("there"), FieldValue::List(place));
         assert_eq!(record.get("name").expect("there"), FieldValue::Text(name));
-        assert_eq!(record.get("nobody").expect_err("no field").code(), Code::NotFound);
+        assert_eq!(
+            record.get("nobody").expect_err("no field").code(),
+            Code::NotFound
+        );
     }
     let ids: Vec<u32> = things.column("id").expect("numbers").collect();
     assert_eq!(ids, [7, 8, 9]);
     let xs: Vec<f32> = things.column("at/x").expect("numbers").collect();
     assert_eq!(xs, [0.5, 2.0, 0.0]);
-    assert_eq!(things.column::<f64>("id").expect_err("no double").code(), Code::Dtype);
+    assert_eq!(
+        things.column::<f64>("id").expect_err("no double").code(),
+        Code::Dtype
+    );
     assert_eq!(things.record(3).expect_err("three").code(), Code::NotFound);
     let last = reader.strukt_rows("things", 2..3).expect("a record");
-    assert_eq!(last.record(0).expect("it").get("id").expect("there"), FieldValue::Uint(9));
+    assert_eq!(
+        last.record(0).expect("it").get("id").expect("there"),
+        FieldValue::Uint(9)
+    );
 
     let texts = reader.blob("texts").expect("items");
     assert_eq!(texts.enc(), "utf8");
-    let read: Vec<_> = (0..texts.len()).map(|at| texts.text(at).expect("UTF-8")).collect();
+    let read: Vec<_> = (0..texts.len())
+        .map(|at| texts.text(at).expect("UTF-8"))
+        .collect();
     assert_eq!(read, TEXTS);
-    for wrong in [reader.blob("weights").map(|_| ()), reader.strukt("texts").map(|_| ())] {
+    for wrong in [
+        reader.blob("weights").map(|_| ()),
+        reader.strukt("texts").map(|_| ()),
+    ] {
         assert_eq!(wrong.expect_err("another kind").code(), Code::Dtype);
     }
     for hidden in ["__pad__.0", "texts.__off__", "nobody", "__metadata__"] {
-        assert_eq!(reader.view(hidden).expect_err("no tensor").code(), Code::NotFound);
+        assert_eq!(
+            reader.view(hidden).expect_err("no tensor").code(),
+            Code::NotFound
+        );
     }
 }
 
@@ -80,8 +109,22 @@ fn gpus_and_pages_have_their_alignment() {
     let (_, file) = finish(all);
     let reader = open(&file).expect("good");
     assert_eq!(reader.meta().metadata_value("mt.gpu"), Some("1"));
-    let place = |name: &str| reader.tensor(name).expect("there").entry().file_range().start;
-    assert_eq!([place("small") % 256, place("large") % 4096, place("end") % 256], [0; 3]);
+    let place = |name: &str| {
+        reader
+            .tensor(name)
+            .expect("there")
+            .entry()
+            .file_range()
+            .start
+    };
+    assert_eq!(
+        [
+            place("small") % 256,
+            place("large") % 4096,
+            place("end") % 256
+        ],
+        [0; 3]
+    );
 }
 
 #[test]
@@ -89,37 +132,65 @@ fn writers_refuse_what_readers_would() {
     let one = || Content::from(vec![1]);
     let mut reserved = writer();
     for name in ["__pad__.1", "a.__off__", "__metadata__"] {
-        let error = reserved.flat(name, Dtype::U8, &[1], one()).expect_err("reserved");
+        let error = reserved
+            .flat(name, Dtype::U8, &[1], one())
+            .expect_err("reserved");
         assert_eq!(error.code(), Code::Header);
     }
-    assert_eq!(reserved.metadata("mt.index", "").expect_err("ours").code(), Code::Header);
-    let short = reserved.flat("a", Dtype::F32, &[1], one()).expect_err("too short");
+    assert_eq!(
+        reserved.metadata("mt.index", "").expect_err("ours").code(),
+        Code::Header
+    );
+    let short = reserved
+        .flat("a", Dtype::F32, &[1], one())
+        .expect_err("too short");
     assert_eq!(short.code(), Code::Shape);
-    let known = reserved.opaque("a", "F32", &[1], 4, one()).expect_err("it is known");
+    let known = reserved
+        .opaque("a", "F32", &[1], 4, one())
+        .expect_err("it is known");
     assert_eq!(known.code(), Code::Dtype);
 
     let ends = |writer: Writer<'_, Cursor<Vec<u8>>>| writer.finish().expect_err("refused").code();
     let mut twice = writer();
     for _ in 0..2 {
-        twice.flat("a", Dtype::U8, &[1], one()).expect("one by one they are good");
+        twice
+            .flat("a", Dtype::U8, &[1], one())
+            .expect("one by one they are good");
     }
     assert_eq!(ends(twice), Code::DupKey);
     let mut long = writer().with_limits(Limits::default());
-    long.flat("n".repeat(1025), Dtype::U8, &[1], one()).expect("found at the end");
+    long.flat("n".repeat(1025), Dtype::U8, &[1], one())
+        .expect("found at the end");
     assert_eq!(ends(long), Code::Limit);
     let mut overlap = writer();
-    let fields = vec![Field::new("a", FieldType::Uint16, 0), Field::new("b", FieldType::Int8, 1)];
-    overlap.strukt("s", "X", [0, 2], fields, vec![].into()).expect("found at the end");
+    let fields = vec![
+        Field::new("a", FieldType::Uint16, 0),
+        Field::new("b", FieldType::Int8, 1),
+    ];
+    overlap
+        .strukt("s", "X", [0, 2], fields, vec![].into())
+        .expect("found at the end");
     assert_eq!(ends(overlap), Code::Layout);
-    assert_eq!(ends(writer().with_root("{\"a\":\"#nobody\"}")), Code::Schema);
+    assert_eq!(
+        ends(writer().with_root("{\"a\":\"#nobody\"}")),
+        Code::Schema
+    );
     assert_eq!(ends(writer().with_root("no JSON")), Code::Json);
-    assert_eq!(ends(writer().with_order(vec!["nobody".to_owned()])), Code::Schema);
+    assert_eq!(
+        ends(writer().with_order(vec!["nobody".to_owned()])),
+        Code::Schema
+    );
     assert_eq!(ends(writer().with_schema("{")), Code::Json);
     let mut metadata = writer();
-    metadata.metadata("a", "1").and_then(|m| m.metadata("a", "2")).expect("found at the end");
+    metadata
+        .metadata("a", "1")
+        .and_then(|m| m.metadata("a", "2"))
+        .expect("found at the end");
     assert_eq!(ends(metadata), Code::DupKey);
     let mut blob = writer();
-    let error = blob.blob("b", "utf8", [u64::MAX, 1], one()).expect_err("beyond 64 bits");
+    let error = blob
+        .blob("b", "utf8", [u64::MAX, 1], one())
+        .expect_err("beyond 64 bits");
     assert_eq!(error.code(), Code::Overflow);
 }
 
@@ -153,8 +224,14 @@ fn layouts_are_held_against_the_schema() {
     assert_eq!(code(&|layout| layout.fields.reverse()), None);
     assert_eq!(code(&|layout| layout.stride = 32), Some(Code::Layout));
     assert_eq!(code(&|layout| layout.fields[0].off = 5), Some(Code::Layout));
-    assert_eq!(code(&|layout| layout.fields[1].kind = FieldType::Int8), Some(Code::Layout));
-    assert_eq!(code(&|layout| drop(layout.fields.pop())), Some(Code::Layout));
+    assert_eq!(
+        code(&|layout| layout.fields[1].kind = FieldType::Int8),
+        Some(Code::Layout)
+    );
+    assert_eq!(
+        code(&|layout| drop(layout.fields.pop())),
+        Some(Code::Layout)
+    );
     let report = verify(&reader, Verify::Full, Some(&Oracle(layout))).expect("in memory");
     assert!(report.is_good(), "{report:?}");
 }
@@ -164,7 +241,8 @@ fn members_of_enums_are_counted() {
     let fields = vec![Field::new("color", FieldType::Enum, 0)];
     let mut all = writer().with_schema("{}");
     let values = [0_u32, 2].map(u32::to_le_bytes).concat();
-    all.strukt("s", "#/$defs/Thing", [2, 4], fields.clone(), values.into()).expect("it fits");
+    all.strukt("s", "#/$defs/Thing", [2, 4], fields.clone(), values.into())
+        .expect("it fits");
     let (_, file) = finish(all);
     let reader = open(&file).expect("good");
     for (count, problems) in [(3, vec![]), (2, vec![Code::Value])] {
@@ -235,7 +313,8 @@ fn plan() -> impl Strategy<Value = Plan> {
         1 => records(),
         1 => items.prop_map(Spec::Blob),
     ];
-    let key = "[a-z.]{1,6}".prop_filter("ours", |key| !key.starts_with("mt") && key != "metatensor");
+    let key =
+        "[a-z.]{1,6}".prop_filter("ours", |key| !key.starts_with("mt") && key != "metatensor");
     (
         proptest::collection::btree_map(name, spec, 0..7),
         proptest::collection::btree_map(key, "\\PC{0,12}", 0..3),
@@ -305,7 +384,9 @@ impl Plan {
                 Spec::Struct(count, parts, stride) => {
                     let view = reader.strukt(name).expect("records");
                     assert_eq!((view.len(), view.stride()), (*count, *stride));
-                    let read = view.fields().map(|field| (field.kind, field.off, field.len));
+                    let read = view
+                        .fields()
+                        .map(|field| (field.kind, field.off, field.len));
                     assert_eq!(&read.collect::<Vec<_>>(), parts);
                 }
                 Spec::Blob(items) => {

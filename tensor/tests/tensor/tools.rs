@@ -11,7 +11,9 @@ use crate::common::{TEXTS, file, open, sample};
 
 /// A fresh folder that goes with the build.
 fn folder(name: &str) -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tools").join(name);
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+        .join("tools")
+        .join(name);
     fs::remove_dir_all(&path).ok();
     fs::create_dir_all(&path).expect("writable");
     path
@@ -32,9 +34,19 @@ fn a_listing_says_what_is_in_a_file() {
     let listing = list(&open(&bytes).expect("good"));
     assert_eq!((listing.level, listing.file_len), (1, bytes.len() as u64));
     assert_eq!(listing.metadata, [("format".to_owned(), "pt".to_owned())]);
-    let names: Vec<_> = listing.tensors.iter().map(|row| row.name.as_str()).collect();
-    assert_eq!(names, ["weights", "things", "texts", "nothing", "one", "flags"]);
-    assert!(matches!(&listing.tensors[2].kind, KindRow::Blob { count: 4, .. }));
+    let names: Vec<_> = listing
+        .tensors
+        .iter()
+        .map(|row| row.name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        ["weights", "things", "texts", "nothing", "one", "flags"]
+    );
+    assert!(matches!(
+        &listing.tensors[2].kind,
+        KindRow::Blob { count: 4, .. }
+    ));
     let json = serde_json::to_value(&listing).expect("it can be said");
     assert_eq!(json["tensors"][1]["kind"], "struct");
     assert_eq!(json["tensors"][1]["fields"][2]["type"], "Float32");
@@ -48,13 +60,27 @@ fn a_tensor_is_written_as_bytes_or_as_an_array() {
         let mut out = Vec::new();
         cat(&reader, name, rows, npy, &mut out).map(|()| out)
     };
-    assert_eq!(out("texts", None, false).expect("bytes"), TEXTS.concat().as_bytes());
+    assert_eq!(
+        out("texts", None, false).expect("bytes"),
+        TEXTS.concat().as_bytes()
+    );
     assert_eq!(out("weights", Some(1..2), false).expect("a row").len(), 12);
     let array = out("weights", Some(1..2), true).expect("an array");
     let npy = Npy::read(&array[..]).expect("an array");
-    assert_eq!((npy.header.dtype, &npy.header.shape[..]), (Dtype::F32, &[1, 3][..]));
-    assert_eq!(out("weights", Some(1..3), true).expect_err("two rows").code(), Code::Shape);
-    assert_eq!(out("nobody", None, true).expect_err("nobody").code(), Code::NotFound);
+    assert_eq!(
+        (npy.header.dtype, &npy.header.shape[..]),
+        (Dtype::F32, &[1, 3][..])
+    );
+    assert_eq!(
+        out("weights", Some(1..3), true)
+            .expect_err("two rows")
+            .code(),
+        Code::Shape
+    );
+    assert_eq!(
+        out("nobody", None, true).expect_err("nobody").code(),
+        Code::NotFound
+    );
 }
 
 #[test]
@@ -64,7 +90,12 @@ fn files_become_each_other() {
         let (from, to) = (folder.join(from), folder.join(to));
         let formats = [&from, &to].map(|path| Format::of(path).expect("a known name"));
         let limits = Limits::safetensors();
-        convert((&from, formats[0]), (&to, formats[1]), Options::default(), &limits)
+        convert(
+            (&from, formats[0]),
+            (&to, formats[1]),
+            Options::default(),
+            &limits,
+        )
     };
     let bytes = |name: &str| fs::read(folder.join(name)).expect("there");
     fs::write(folder.join("a.mt"), sample()).expect("writable");
@@ -78,14 +109,23 @@ fn files_become_each_other() {
     // The archive has no place for the metadata.
     let (back, plain) = (bytes("back.safetensors"), bytes("a.safetensors"));
     let (back, plain) = (open(&back).expect("good"), open(&plain).expect("good"));
-    assert_eq!(back.names().collect::<Vec<_>>(), plain.names().collect::<Vec<_>>());
+    assert_eq!(
+        back.names().collect::<Vec<_>>(),
+        plain.names().collect::<Vec<_>>()
+    );
     for name in plain.names() {
-        assert_eq!(back.view(name).expect("there").bytes(), plain.view(name).expect("there").bytes());
+        assert_eq!(
+            back.view(name).expect("there").bytes(),
+            plain.view(name).expect("there").bytes()
+        );
     }
     fs::write(folder.join("x.npy"), array(">u2", "(2,)", &[1, 2, 3, 4])).expect("writable");
     go("x.npy", "x.mt").expect("a container");
     let x = bytes("x.mt");
-    assert_eq!(open(&x).expect("good").view("x").expect("there").bytes(), [2, 1, 4, 3]);
+    assert_eq!(
+        open(&x).expect("good").view("x").expect("there").bytes(),
+        [2, 1, 4, 3]
+    );
     go("x.mt", "y.npy").expect("an array");
     let y = bytes("y.npy");
     assert_eq!(Npy::read(&y[..]).expect("an array").header.shape, [2]);
@@ -102,8 +142,14 @@ fn files_become_each_other() {
         assert!(!folder.join(to).exists() || to == from, "{to}");
     }
     fs::write(folder.join("no.npz"), "no archive").expect("writable");
-    assert_eq!(go("no.npz", "z.mt").expect_err("no archive").code(), Code::Header);
-    assert_eq!(Format::of("a.txt".as_ref()).expect_err("unknown").code(), Code::NotFound);
+    assert_eq!(
+        go("no.npz", "z.mt").expect_err("no archive").code(),
+        Code::Header
+    );
+    assert_eq!(
+        Format::of("a.txt".as_ref()).expect_err("unknown").code(),
+        Code::NotFound
+    );
 }
 
 #[test]
@@ -119,7 +165,12 @@ fn archives_that_lie_are_refused() {
         }
         archive.finish().expect("writable");
         let to = (&*folder.join("a.mt"), Format::Metatensor);
-        convert((&path, Format::Npz), to, Options::default(), &Limits::default())
+        convert(
+            (&path, Format::Npz),
+            to,
+            Options::default(),
+            &Limits::default(),
+        )
     };
     let good = array("|u1", "(3,)", &[1, 2, 3]);
     write(&[("a.npy", good.clone())]).expect("good");
@@ -127,8 +178,14 @@ fn archives_that_lie_are_refused() {
     let refused = |files: &[(&str, Vec<u8>)]| write(files).expect_err("refused").code();
     assert_eq!(refused(&[("a.txt", good.clone())]), Code::Header);
     assert_eq!(refused(&[("a.npy", b"no array".to_vec())]), Code::Header);
-    assert_eq!(refused(&[("a.npy", array("|u1", "(4,)", &[1, 2, 3]))]), Code::Io);
-    assert_eq!(refused(&[("a.npy", array("|u1", "(2,)", &[1, 2, 3]))]), Code::Shape);
+    assert_eq!(
+        refused(&[("a.npy", array("|u1", "(4,)", &[1, 2, 3]))]),
+        Code::Io
+    );
+    assert_eq!(
+        refused(&[("a.npy", array("|u1", "(2,)", &[1, 2, 3]))]),
+        Code::Shape
+    );
     let huge = array("<f8", "(18014398509481984,)", &[0; 8]);
     assert_eq!(refused(&[("a.npy", huge)]), Code::Io);
     let beyond = array("<f8", "(4611686018427387904,)", &[0; 8]);
@@ -154,9 +211,28 @@ fn a_folder_is_packed() {
     let file = File::open(&output).expect("there");
     let reader = Reader::open(file, &Limits::default()).expect("good");
     let names: Vec<_> = reader.names().collect();
-    assert_eq!(names, ["empty.txt", "sub/config.json", "sub/link", "sub/raw.bin", "w"]);
-    assert_eq!(reader.view("sub/link").expect("there").to_f32().expect("real"), [1.0]);
-    assert_eq!(&*reader.item("sub/config.json", 0).expect("there"), b"{\"a\":1}");
+    assert_eq!(
+        names,
+        [
+            "empty.txt",
+            "sub/config.json",
+            "sub/link",
+            "sub/raw.bin",
+            "w"
+        ]
+    );
+    assert_eq!(
+        reader
+            .view("sub/link")
+            .expect("there")
+            .to_f32()
+            .expect("real"),
+        [1.0]
+    );
+    assert_eq!(
+        &*reader.item("sub/config.json", 0).expect("there"),
+        b"{\"a\":1}"
+    );
     let enc = |name: &str| match reader.tensor(name).expect("there").kind() {
         Kind::Blob(blob) => blob.enc().to_owned(),
         _ => "none".to_owned(),
@@ -165,10 +241,17 @@ fn a_folder_is_packed() {
         ["sub/config.json", "sub/raw.bin", "empty.txt"].map(enc),
         ["json", "bytes", "utf8"]
     );
-    assert!(verify(&reader, Verify::Full, None).expect("readable").is_good());
+    assert!(
+        verify(&reader, Verify::Full, None)
+            .expect("readable")
+            .is_good()
+    );
 
     std::os::unix::fs::symlink(".", input.join("circle")).expect("writable");
-    assert_eq!(write().expect_err("a folder through a link").code(), Code::Io);
+    assert_eq!(
+        write().expect_err("a folder through a link").code(),
+        Code::Io
+    );
 }
 
 #[test]
@@ -183,5 +266,8 @@ fn unknown_types_survive_being_written_again() {
     go((&*mt, Format::Metatensor), (&*back, Format::Safetensors)).expect("stripped");
     let reader = Reader::open(fs::read(&back).expect("there"), &limits).expect("good");
     let entry = reader.meta().entry("a").expect("there");
-    assert_eq!((entry.dtype().to_string(), entry.byte_len()), ("F2".to_owned(), 3));
+    assert_eq!(
+        (entry.dtype().to_string(), entry.byte_len()),
+        ("F2".to_owned(), 3)
+    );
 }
