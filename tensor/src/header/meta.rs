@@ -1,6 +1,5 @@
 //! A header that was read, and how to look at it.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use blake3::Hash;
@@ -9,9 +8,10 @@ use crate::dtype::ElementType;
 use crate::error::{Code, Quoted, Result, TensorError, fail};
 use crate::header::PREFIX_BYTES;
 use crate::header::entries::RawEntry;
-use crate::header::index::{Index, RawKind, RawTensor};
+use crate::header::index::Index;
 use crate::header::json::Span;
 use crate::header::table;
+use crate::header::tensor::{Kind, Tensor};
 use crate::keys::{INDEX, OFFSETS_SUFFIX, PAD_PREFIX, SCHEMA};
 use crate::layout::{Field, LayoutOracle};
 
@@ -188,7 +188,7 @@ impl Meta {
         table::find(&self.by_name, &self.entries, &self.text, name)
     }
 
-    fn entry_at(&self, at: u32) -> Option<Entry<'_>> {
+    pub(super) fn entry_at(&self, at: u32) -> Option<Entry<'_>> {
         let raw = self.entries.get(at as usize)?;
         Some(Entry { meta: self, raw })
     }
@@ -219,7 +219,7 @@ impl Meta {
 /// One entry of the header.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'m> {
-    meta: &'m Meta,
+    pub(super) meta: &'m Meta,
     raw: &'m RawEntry,
 }
 
@@ -268,178 +268,5 @@ impl<'m> Entry<'m> {
     #[must_use]
     pub fn is_pad(&self) -> bool {
         self.meta.index.is_some() && self.name().starts_with(PAD_PREFIX)
-    }
-}
-
-/// A tensor: an entry, and what the index says about it.
-#[derive(Clone, Copy, Debug)]
-pub struct Tensor<'m> {
-    entry: Entry<'m>,
-    listed: Option<&'m RawTensor>,
-}
-
-impl<'m> Tensor<'m> {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &'m str {
-        self.entry.name()
-    }
-
-    /// Its entry; a blob's data.
-    #[must_use]
-    pub const fn entry(&self) -> Entry<'m> {
-        self.entry
-    }
-
-    /// The alignment that the index promises.
-    #[must_use]
-    pub fn align(&self) -> Option<u32> {
-        self.listed?.align
-    }
-
-    /// BLAKE3 of the entry's bytes, as the index says.
-    #[must_use]
-    pub fn hash(&self) -> Option<Hash> {
-        self.listed?.hash
-    }
-
-    /// How it is to be read.
-    #[must_use]
-    pub fn kind(&self) -> Kind<'m> {
-        let meta = self.entry.meta;
-        let (Some(tensor), Some(index)) = (self.listed, &meta.index) else {
-            return Kind::Flat;
-        };
-        match tensor.kind {
-            RawKind::Flat => Kind::Flat,
-            RawKind::Struct { .. } => Kind::Struct(Struct { index, tensor }),
-            RawKind::Blob { enc, shape_of } => {
-                let offsets = format!("{}{OFFSETS_SUFFIX}", self.name());
-                // The header was refused if it were not there.
-                let Some(offsets) = meta.entry(&offsets) else {
-                    return Kind::Flat;
-                };
-                Kind::Blob(Blob {
-                    enc: enc.of(index.text.as_str()),
-                    shape_of: shape_of.and_then(|at| meta.entry_at(at)),
-                    offsets,
-                })
-            }
-        }
-    }
-}
-
-/// How a tensor is to be read.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Kind<'m> {
-    /// Elements of one type.
-    Flat,
-    /// Records of one size.
-    Struct(Struct<'m>),
-    /// Items of any size.
-    Blob(Blob<'m>),
-}
-
-impl Kind<'_> {
-    /// The name in `mt.index`.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Flat => "flat",
-            Self::Struct(_) => "struct",
-            Self::Blob(_) => "blob",
-        }
-    }
-}
-
-/// The records of a struct.
-#[derive(Clone, Copy, Debug)]
-pub struct Struct<'m> {
-    index: &'m Index,
-    tensor: &'m RawTensor,
-}
-
-impl<'m> Struct<'m> {
-    /// Which definition of the schema the records are.
-    #[must_use]
-    pub fn def(&self) -> &'m str {
-        match self.tensor.kind {
-            RawKind::Struct { def, .. } => def.of(self.index.text.as_str()),
-            _ => "",
-        }
-    }
-
-    /// Bytes from one record to the next.
-    #[must_use]
-    pub const fn stride(&self) -> u64 {
-        match self.tensor.kind {
-            RawKind::Struct { stride, .. } => stride,
-            _ => 0,
-        }
-    }
-
-    /// How many records there are.
-    #[must_use]
-    pub const fn count(&self) -> u64 {
-        match self.tensor.kind {
-            RawKind::Struct { count, .. } => count,
-            _ => 0,
-        }
-    }
-
-    /// The fields as the index lists them.
-    pub fn fields(&self) -> impl ExactSizeIterator<Item = Field<'m>> + use<'m> {
-        let (start, len) = match self.tensor.kind {
-            RawKind::Struct { fields, .. } => fields,
-            _ => (0, 0),
-        };
-        let (start, len) = (start as usize, len as usize);
-        let raw = self
-            .index
-            .fields
-            .get(start..start + len)
-            .unwrap_or_default();
-        let text = self.index.text.as_str();
-        raw.iter().map(|field| Field {
-            path: Cow::Borrowed(field.path.of(text)),
-            kind: field.kind,
-            off: field.off,
-            len: field.len,
-        })
-    }
-}
-
-/// The items of a blob.
-#[derive(Clone, Copy, Debug)]
-pub struct Blob<'m> {
-    enc: &'m str,
-    shape_of: Option<Entry<'m>>,
-    offsets: Entry<'m>,
-}
-
-impl<'m> Blob<'m> {
-    /// What the items are: `utf8`, `bytes`, `json` or a media type.
-    #[must_use]
-    pub const fn enc(&self) -> &'m str {
-        self.enc
-    }
-
-    /// The tensor that has the shape of each item of a ragged array.
-    #[must_use]
-    pub fn shape_of(&self) -> Option<&'m str> {
-        self.shape_of.map(|entry| entry.name())
-    }
-
-    /// The entry of the offsets: one more than there are items.
-    #[must_use]
-    pub const fn offsets(&self) -> Entry<'m> {
-        self.offsets
-    }
-
-    /// How many items there are.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.offsets.byte_len() / 8 - 1
     }
 }

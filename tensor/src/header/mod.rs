@@ -12,11 +12,13 @@ mod json;
 mod level;
 mod meta;
 mod table;
+mod tensor;
 
 use crate::error::{Code, Result, TensorError, fail};
 use crate::limits::Limits;
 
-pub use meta::{Blob, Entry, Kind, Meta, Struct, Tensor};
+pub use meta::{Entry, Meta};
+pub use tensor::{Blob, Kind, Struct, Tensor};
 
 pub(crate) use table::byte_len;
 
