@@ -36,7 +36,8 @@ fn check(file: &[u8]) -> bool {
         let stock = SafeTensors::deserialize(file).expect("a safetensors file");
         assert_eq!(stock.len(), reader.meta().entries().len());
     }
-    list(&reader);
+    let listed = list(&reader).tensors.len();
+    assert_eq!(listed, reader.names().count());
     for tensor in reader.meta().tensors() {
         look(&reader, tensor.name());
     }

@@ -87,8 +87,7 @@ fn wrong_headers_are_refused() {
 fn elements_that_are_missing_are_missed() {
     for order in ["True", "False"] {
         for kind in ["<u2", ">u2"] {
-            let literal =
-                format!("{{'descr':'{kind}','fortran_order':{order},'shape':(2, 2)}}");
+            let literal = format!("{{'descr':'{kind}','fortran_order':{order},'shape':(2, 2)}}");
             let file = file(&literal, &[0; 7]);
             let npy = Npy::read(&file[..]).expect("a header");
             let error = npy.write_elements(&mut Vec::new()).expect_err("refused");
