@@ -14,6 +14,7 @@ mod join;
 mod json;
 mod key;
 mod mixed;
+mod tensor;
 mod token;
 mod typedef;
 
@@ -25,6 +26,7 @@ pub use hello::hello;
 pub use join::join;
 pub use key::key;
 pub use mixed::mixed;
+pub use tensor::tensor;
 pub use token::token;
 pub use typedef::typedef;
 
@@ -70,6 +72,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "mixed",
         run: mixed,
+    },
+    Target {
+        name: "tensor",
+        run: tensor,
     },
     Target {
         name: "token",

@@ -153,7 +153,7 @@ mod tests {
                 "{package}"
             );
         }
-        assert_eq!(PYTHON_PACKAGES.matches("sha256:").count(), 12);
+        assert_eq!(PYTHON_PACKAGES.matches("sha256:").count(), 19);
     }
 
     #[test]

@@ -1,0 +1,143 @@
+//! Containers: the header, and what it says about records and items.
+
+use std::io::Cursor;
+
+use alknet_tensor::tools::{Options, list, rewrite, strip};
+use alknet_tensor::{
+    Entry, Kind, Limits, PREFIX_BYTES, Reader, TensorError, Verify, header_len, verify,
+};
+use safetensors::SafeTensors;
+
+/// Takes a whole file, as it is and with the length of its header made to fit: up to the last brace.
+pub fn tensor(data: &[u8]) -> bool {
+    let mut fitted = data.to_vec();
+    let brace = data.iter().rposition(|byte| *byte == b'}');
+    if let Some(len) = brace.and_then(|at| (at + 1).checked_sub(PREFIX_BYTES as usize)) {
+        fitted[..PREFIX_BYTES as usize].copy_from_slice(&(len as u64).to_le_bytes());
+    }
+    let taken = check(data);
+    check(&fitted) || taken
+}
+
+fn check(file: &[u8]) -> bool {
+    let own = Limits::safetensors();
+    let network = Reader::open(file, &Limits::default());
+    let reader = match Reader::open(file, &own) {
+        Ok(reader) => reader,
+        Err(error) => {
+            assert!(network.is_err(), "the larger limits refuse: {error}");
+            one_line(&error);
+            return false;
+        }
+    };
+    tiles(&reader, file);
+    let opaque = |entry: Entry<'_>| entry.dtype().known().is_none();
+    if !reader.meta().entries().any(opaque) {
+        let stock = SafeTensors::deserialize(file).expect("a safetensors file");
+        assert_eq!(stock.len(), reader.meta().entries().len());
+    }
+    let listed = list(&reader).tensors.len();
+    assert_eq!(listed, reader.names().count());
+    for tensor in reader.meta().tensors() {
+        look(&reader, tensor.name());
+    }
+    let report = verify(&reader, Verify::Full, None).expect("memory can be read");
+    report.problems.iter().for_each(one_line);
+    again(&reader);
+    true
+}
+
+/// What is shown to people stays on its line and within it.
+fn one_line(error: &TensorError) {
+    let said = error.to_string();
+    assert!(said.starts_with(error.code().as_str()), "{said}");
+    assert!(!said.contains(char::is_control), "{said:?}");
+}
+
+/// Entries lie end to end from the end of the header to the end of the file.
+fn tiles(reader: &Reader<&[u8]>, file: &[u8]) {
+    let meta = reader.meta();
+    let len = header_len(file, file.len() as u64, &Limits::safetensors()).expect("it was read");
+    assert_eq!(meta.data_start(), PREFIX_BYTES + len);
+    let mut at = meta.data_start();
+    for entry in meta.entries() {
+        let range = entry.file_range();
+        assert_eq!(range.start, at);
+        at = range.end;
+    }
+    assert_eq!(at, file.len() as u64);
+}
+
+/// Every question has an answer, be it an error.
+fn look(reader: &Reader<&[u8]>, name: &str) {
+    let view = reader.view(name).expect("its bytes are in memory");
+    let floats = view.to_f32();
+    if let (Ok(floats), Some(dtype)) = (floats, view.dtype().known()) {
+        assert_eq!(
+            floats.len() as u64 * dtype.bits(),
+            view.bytes().len() as u64 * 8
+        );
+    }
+    if let Some(count) = view.shape().first() {
+        let all = view.rows(0..*count);
+        assert!(all.is_err() || all.is_ok_and(|all| all.bytes() == view.bytes()));
+        assert!(view.rows(0..count.saturating_add(1)).is_err() || *count == u64::MAX);
+    }
+    match reader.tensor(name).expect("it is there").kind() {
+        Kind::Struct(info) => {
+            let records = reader.strukt(name).expect("the header was checked");
+            assert_eq!(records.records().count() as u64, info.count());
+            for record in records.records() {
+                for field in records.fields() {
+                    let by_path = record.get(&field.path);
+                    assert_eq!(by_path.is_ok(), record.value(&field).is_ok());
+                }
+            }
+            assert!(records.record(info.count()).is_err());
+        }
+        Kind::Blob(info) => {
+            let items = reader.blob(name);
+            for at in 0..info.count() {
+                let one = reader.item(name, at);
+                if let Ok(items) = &items {
+                    let one = one.expect("the offsets rise");
+                    assert_eq!(&*one, items.item(at).expect("it is there"));
+                }
+            }
+            if let Ok(items) = items {
+                let sum: usize = items.items().map(<[u8]>::len).sum();
+                assert_eq!(sum, items.data().len());
+            }
+            assert!(reader.item(name, info.count()).is_err());
+        }
+        _ => {}
+    }
+}
+
+/// What was read can be written, and is the same then. A plain file may have names that a
+/// metatensor gives a meaning; a metatensor has none.
+fn again(reader: &Reader<&[u8]>) {
+    let limits = Limits::safetensors();
+    let (_, plain) = strip(reader, Cursor::new(Vec::new())).expect("any file can be stripped");
+    let plain = plain.into_inner();
+    let stripped = Reader::open(&plain[..], &limits).expect("we wrote it");
+    for entry in reader.meta().entries().filter(|entry| !entry.is_pad()) {
+        let theirs = stripped.view(entry.name()).expect("it is kept");
+        let mut ours = vec![0; theirs.bytes().len()];
+        reader.read_into(&entry, 0, &mut ours).expect("as long");
+        assert_eq!(theirs.bytes(), ours);
+    }
+    match rewrite(reader, Cursor::new(Vec::new()), Options::default()) {
+        Err(error) => assert_eq!(reader.meta().level(), 0, "{error}"),
+        Ok((_, file)) => {
+            let file = file.into_inner();
+            let second = Reader::open(&file[..], &limits).expect("we wrote it");
+            let names = |reader: &Reader<&[u8]>| -> Vec<String> {
+                reader.names().map(str::to_owned).collect()
+            };
+            assert_eq!(names(reader), names(&second));
+            let report = verify(&second, Verify::Hash, None).expect("memory can be read");
+            assert!(report.is_good(), "{:?}", report.problems);
+        }
+    }
+}

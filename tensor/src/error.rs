@@ -1,0 +1,191 @@
+//! One error for the whole crate: a stable code, and what was wrong with what.
+
+use std::fmt;
+use std::io;
+
+use thiserror::Error;
+
+/// Characters of a name from a file that an error repeats.
+const QUOTED_CHARS_MAX: usize = 80;
+
+/// What kind of thing is wrong. The text is the same on every interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Code {
+    /// Bytes do not lie where elements of this type may be viewed.
+    Align,
+    /// A JSON object has one key twice.
+    DupKey,
+    /// The element type is unknown, has no such view, or does not fill whole bytes.
+    Dtype,
+    /// Bytes are not those that the header names.
+    Hash,
+    /// The header's frame or one of its members is not what the format says.
+    Header,
+    /// Reading or writing failed, or the file ended early.
+    Io,
+    /// The header is not JSON in UTF-8.
+    Json,
+    /// A layout does not fit its entry, its schema or itself.
+    Layout,
+    /// More than the limits allow.
+    Limit,
+    /// No such tensor, record, item or field.
+    NotFound,
+    /// A size does not fit 64 bits.
+    Overflow,
+    /// `mt.index` or `mt.schema` is not what the format says.
+    Schema,
+    /// A shape does not fit the bytes, or a range does not fit the shape.
+    Shape,
+    /// Entries leave a hole, overlap, or do not end with the file.
+    Tiling,
+    /// A value is not one of its type.
+    Value,
+    /// A later major version of the container.
+    Version,
+}
+
+impl Code {
+    /// Every code, in the order of their names.
+    pub const ALL: [Self; 16] = [
+        Self::Align,
+        Self::DupKey,
+        Self::Dtype,
+        Self::Hash,
+        Self::Header,
+        Self::Io,
+        Self::Json,
+        Self::Layout,
+        Self::Limit,
+        Self::NotFound,
+        Self::Overflow,
+        Self::Schema,
+        Self::Shape,
+        Self::Tiling,
+        Self::Value,
+        Self::Version,
+    ];
+
+    /// The stable text.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Align => "E_ALIGN",
+            Self::DupKey => "E_DUPKEY",
+            Self::Dtype => "E_DTYPE",
+            Self::Hash => "E_HASH",
+            Self::Header => "E_HEADER",
+            Self::Io => "E_IO",
+            Self::Json => "E_JSON",
+            Self::Layout => "E_LAYOUT",
+            Self::Limit => "E_LIMIT",
+            Self::NotFound => "E_NOTFOUND",
+            Self::Overflow => "E_OVERFLOW",
+            Self::Schema => "E_SCHEMA",
+            Self::Shape => "E_SHAPE",
+            Self::Tiling => "E_TILING",
+            Self::Value => "E_VALUE",
+            Self::Version => "E_VERSION",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What went wrong: `E_TILING: entry "b" begins at 8, the one before it ends at 4`.
+#[derive(Debug, Error)]
+#[error("{code}: {what}")]
+pub struct TensorError {
+    code: Code,
+    what: String,
+    #[source]
+    source: Option<io::Error>,
+}
+
+impl TensorError {
+    /// An error that names what was wrong, on one line.
+    pub fn new(code: Code, what: impl Into<String>) -> Self {
+        Self {
+            code,
+            what: what.into(),
+            source: None,
+        }
+    }
+
+    /// A failure of the system while doing `what`.
+    pub fn io(what: impl fmt::Display, source: io::Error) -> Self {
+        Self {
+            code: Code::Io,
+            what: format!("{what}: {source}"),
+            source: Some(source),
+        }
+    }
+
+    /// What kind it is.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What was wrong, without the code.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// The same, said of something in particular.
+    pub(crate) fn of(mut self, subject: impl fmt::Display) -> Self {
+        self.what = format!("{subject}: {}", self.what);
+        self
+    }
+}
+
+/// The result of everything here.
+pub type Result<T, E = TensorError> = std::result::Result<T, E>;
+
+/// Shorthand for what most checks end in.
+pub(crate) fn fail<T>(code: Code, what: impl Into<String>) -> Result<T> {
+    Err(TensorError::new(code, what))
+}
+
+/// A text from a file as an error may repeat it: escaped, and not longer than a line.
+pub(crate) struct Quoted<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cut = self.0.char_indices().nth(QUOTED_CHARS_MAX);
+        match cut {
+            None => write!(f, "{:?}", self.0),
+            Some((end, _)) => write!(f, "{:?}…", &self.0[..end]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_different_names_in_order() {
+        let names: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        let mut sorted = names.clone();
+        sorted.sort_by_key(|name| name.to_lowercase());
+        sorted.dedup();
+        assert_eq!(sorted.len(), Code::ALL.len());
+        assert!(names.iter().all(|name| name.starts_with("E_")));
+    }
+
+    #[test]
+    fn names_from_files_are_escaped_and_cut() {
+        assert_eq!(Quoted("a\n\u{1b}b").to_string(), r#""a\n\u{1b}b""#);
+        let long = "ä".repeat(200);
+        let said = Quoted(&long).to_string();
+        assert_eq!(said.chars().count(), QUOTED_CHARS_MAX + 3);
+        assert!(said.ends_with('…'));
+    }
+}

@@ -1,0 +1,404 @@
+//! The top level of a header: entries, and `__metadata__`.
+
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::dtype::Dtype;
+use crate::error::{Code, Quoted, Result};
+use crate::header::json::{Arena, Bounds, Context, Keys, Span, Text, Unwatched, Walk, duplicate};
+use crate::keys::{INDEX, METADATA, SCHEMA};
+use crate::limits::Limits;
+
+/// Objects around a member of an entry.
+const ENTRY_DEPTH: u32 = 2;
+
+/// An entry as it is kept: texts and sizes lie in arenas.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawEntry {
+    pub(crate) name: Span,
+    /// Where the type is unknown, its name.
+    pub(crate) opaque: Span,
+    pub(crate) dims_start: u32,
+    pub(crate) rank: u8,
+    pub(crate) dtype: Option<Dtype>,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+/// What the top level says, before anything is held against anything.
+#[derive(Debug, Default)]
+pub(super) struct Raw {
+    pub(super) text: Arena,
+    pub(super) entries: Vec<RawEntry>,
+    pub(super) dims: Vec<u64>,
+    pub(super) metadata: Option<Vec<(Span, Span)>>,
+}
+
+/// Reads the whole header.
+pub(super) fn read(header: &str, limits: &Limits) -> Result<Raw> {
+    let context = Context::new("header", Code::Header);
+    let mut raw = Raw {
+        text: Arena::with_room_for(header.len()),
+        ..Raw::default()
+    };
+    let bounds = Bounds::new(limits.json_depth, u64::MAX);
+    let top = Top {
+        context: &context,
+        bounds: &bounds,
+        limits,
+        raw: &mut raw,
+    };
+    context.read(header, top)?;
+    Ok(raw)
+}
+
+struct Top<'a> {
+    context: &'a Context,
+    bounds: &'a Bounds,
+    limits: &'a Limits,
+    raw: &'a mut Raw,
+}
+
+impl Top<'_> {
+    fn name<E: de::Error>(&self, name: &str) -> Result<(), E> {
+        if self.raw.entries.len() as u64 >= u64::from(self.limits.entries) {
+            let what = format!("header: more than {} entries", self.limits.entries);
+            return Err(self.context.say(Code::Limit, what));
+        }
+        let Some(max) = self.limits.name_bytes else {
+            return Ok(());
+        };
+        if name.is_empty() || name.len() > max as usize {
+            let what = format!(
+                "entry {}: name of {} bytes, 1 to {max} are allowed",
+                Quoted(name),
+                name.len()
+            );
+            return Err(self.context.say(Code::Limit, what));
+        }
+        if name.chars().any(char::is_control) {
+            let what = format!("entry {}: name with a control character", Quoted(name));
+            return Err(self.context.say(Code::Header, what));
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Top<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Top<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of entries")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let mut described = false;
+        while let Some(name) = members.next_key_seed(Text(&mut self.raw.text))? {
+            self.context.subject(name.of(self.raw.text.as_str()));
+            self.context.expect(Code::Header);
+            if name.of(self.raw.text.as_str()) == METADATA {
+                if described {
+                    return Err(self.context.raise(duplicate("header", METADATA)));
+                }
+                described = true;
+                members.next_value_seed(Metadata {
+                    context: self.context,
+                    limits: self.limits,
+                    raw: self.raw,
+                })?;
+                continue;
+            }
+            self.name(name.of(self.raw.text.as_str()))?;
+            let entry = members.next_value_seed(Entry {
+                context: self.context,
+                bounds: self.bounds,
+                limits: self.limits,
+                name,
+                raw: self.raw,
+            })?;
+            self.raw.entries.push(entry);
+        }
+        self.context.subject("");
+        Ok(())
+    }
+}
+
+/// `__metadata__`: strings under strings. `null` is read as none, as stock readers do.
+struct Metadata<'a> {
+    context: &'a Context,
+    limits: &'a Limits,
+    raw: &'a mut Raw,
+}
+
+impl<'de> DeserializeSeed<'de> for Metadata<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Metadata<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let Raw { text, metadata, .. } = self.raw;
+        let pairs = metadata.get_or_insert_default();
+        let mut bytes = 0;
+        while let Some(key) = members.next_key_seed(Text(text))? {
+            let value = members.next_value_seed(Text(text))?;
+            let (limit, counted) = match key.of(text.as_str()) {
+                INDEX => (self.limits.header_bytes, value.len()),
+                SCHEMA => (self.limits.schema_bytes, value.len()),
+                _ => {
+                    bytes += key.len() + value.len();
+                    (self.limits.metadata_bytes, bytes)
+                }
+            };
+            if counted > limit {
+                let key = Quoted(key.of(text.as_str()));
+                let what = format!("metadata up to key {key}: more than {limit} bytes");
+                return Err(self.context.say(Code::Limit, what));
+            }
+            pairs.push((key, value));
+        }
+        let text = text.as_str();
+        let mut keys: Vec<Span> = pairs.iter().map(|(key, _)| *key).collect();
+        keys.sort_unstable_by(|a, b| a.of(text).cmp(b.of(text)));
+        let twice = keys
+            .windows(2)
+            .find(|two| two[0].of(text) == two[1].of(text));
+        match twice {
+            None => Ok(()),
+            Some(two) => Err(self.context.raise(duplicate(METADATA, two[0].of(text)))),
+        }
+    }
+}
+
+/// `{"dtype", "shape", "data_offsets"}`, and whatever else somebody put beside them.
+struct Entry<'a> {
+    context: &'a Context,
+    bounds: &'a Bounds,
+    limits: &'a Limits,
+    name: Span,
+    raw: &'a mut Raw,
+}
+
+/// A member's key; further ones are kept to see whether one comes twice.
+enum Member {
+    Dtype,
+    Shape,
+    Offsets,
+    Other,
+}
+
+struct MemberKey<'a>(&'a mut Keys);
+
+impl<'de> DeserializeSeed<'de> for MemberKey<'_> {
+    type Value = Member;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Member, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for MemberKey<'_> {
+    type Value = Member;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<Member, E> {
+        Ok(match key {
+            "dtype" => Member::Dtype,
+            "shape" => Member::Shape,
+            "data_offsets" => Member::Offsets,
+            _ => {
+                self.0.add(key);
+                Member::Other
+            }
+        })
+    }
+}
+
+/// Begin and end.
+struct Offsets;
+
+impl<'de> DeserializeSeed<'de> for Offsets {
+    type Value = [u64; 2];
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<[u64; 2], D::Error> {
+        json.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Offsets {
+    type Value = [u64; 2];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of two whole numbers")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<[u64; 2], A::Error> {
+        let short = |n| de::Error::invalid_length(n, &"a list of two whole numbers");
+        let start = items.next_element()?.ok_or_else(|| short(0))?;
+        let end = items.next_element()?.ok_or_else(|| short(1))?;
+        match items.next_element::<u64>()? {
+            None => Ok([start, end]),
+            Some(_) => Err(short(3)),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Entry<'_> {
+    type Value = RawEntry;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<RawEntry, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Entry<'_> {
+    type Value = RawEntry;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with dtype, shape and data_offsets")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<RawEntry, A::Error> {
+        let (mut dtype, mut shape, mut offsets) = (None, None, None);
+        let mut others = Keys::default();
+        while let Some(member) = members.next_key_seed(MemberKey(&mut others))? {
+            let twice = match member {
+                Member::Dtype => {
+                    self.context.expect(Code::Dtype);
+                    let text = members.next_value_seed(Text(&mut self.raw.text))?;
+                    dtype.replace(text).map(|_| "dtype")
+                }
+                Member::Shape => {
+                    self.context.expect(Code::Shape);
+                    let dims = members.next_value_seed(self.shape())?;
+                    shape.replace(dims).map(|_| "shape")
+                }
+                Member::Offsets => {
+                    self.context.expect(Code::Tiling);
+                    let pair = members.next_value_seed(Offsets)?;
+                    offsets.replace(pair).map(|_| "data_offsets")
+                }
+                Member::Other => {
+                    members.next_value_seed(self.skipped())?;
+                    None
+                }
+            };
+            if let Some(key) = twice {
+                let error = duplicate(self.said(), key);
+                return Err(self.context.raise(error));
+            }
+        }
+        self.context.expect(Code::Header);
+        others
+            .check(self.said())
+            .map_err(|error| self.context.raise(error))?;
+        let absent = |what: &str| {
+            let what = format!("{}: no {what}", self.said());
+            self.context.say(Code::Header, what)
+        };
+        let opaque = dtype.ok_or_else(|| absent("dtype"))?;
+        let (dims_start, rank) = shape.ok_or_else(|| absent("shape"))?;
+        let [start, end] = offsets.ok_or_else(|| absent("data_offsets"))?;
+        Ok(RawEntry {
+            name: self.name,
+            opaque,
+            dims_start,
+            rank,
+            dtype: Dtype::from_name(opaque.of(self.raw.text.as_str())),
+            start,
+            end,
+        })
+    }
+}
+
+impl Entry<'_> {
+    fn said(&self) -> String {
+        format!("entry {}", Quoted(self.name.of(self.raw.text.as_str())))
+    }
+
+    fn shape(&mut self) -> Shape<'_> {
+        Shape {
+            context: self.context,
+            rank_max: self.limits.rank,
+            name: self.name.of(self.raw.text.as_str()),
+            dims: &mut self.raw.dims,
+        }
+    }
+
+    const fn skipped(&self) -> Walk<'_, Unwatched> {
+        Walk {
+            context: self.context,
+            bounds: self.bounds,
+            watch: &Unwatched,
+            depth: ENTRY_DEPTH,
+            parent: "",
+            key: "",
+        }
+    }
+}
+
+/// Where the sizes begin, and how many there are.
+struct Shape<'a> {
+    context: &'a Context,
+    rank_max: u32,
+    name: &'a str,
+    dims: &'a mut Vec<u64>,
+}
+
+impl<'de> DeserializeSeed<'de> for Shape<'_> {
+    type Value = (u32, u8);
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(u32, u8), D::Error> {
+        json.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Shape<'_> {
+    type Value = (u32, u8);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of whole numbers")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> Result<(u32, u8), A::Error> {
+        let start = self.dims.len();
+        while let Some(size) = sizes.next_element::<u64>()? {
+            if (self.dims.len() - start) as u64 >= u64::from(self.rank_max) {
+                let what = format!(
+                    "entry {}: more than {} dimensions",
+                    Quoted(self.name),
+                    self.rank_max
+                );
+                return Err(self.context.say(Code::Limit, what));
+            }
+            self.dims.push(size);
+        }
+        // Two bytes of a header of at most 100 MB are one size at most, and ranks end at 32.
+        Ok((start as u32, (self.dims.len() - start) as u8))
+    }
+}

@@ -1,0 +1,378 @@
+//! `mt.index`: what kind each tensor is, its hash and alignment, the order to load them in, and the
+//! nested view.
+
+mod tensor;
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use blake3::Hash;
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::header::json::{Arena, Bounds, Context, Keys, Span, Unwatched, Walk, Watch, duplicate};
+use crate::header::table::Table;
+use crate::keys::INDEX;
+use crate::layout::FieldType;
+use crate::limits::Limits;
+
+use tensor::Tensor;
+
+/// A tensor as the index describes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawTensor {
+    /// Its place among the entries.
+    pub(crate) entry: u32,
+    pub(crate) kind: RawKind,
+    pub(crate) align: Option<u32>,
+    pub(crate) hash: Option<Hash>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RawKind {
+    Flat,
+    Struct {
+        def: Span,
+        stride: u64,
+        count: u64,
+        /// Where its fields begin, and how many there are.
+        fields: (u32, u32),
+    },
+    Blob {
+        enc: Span,
+        shape_of: Option<u32>,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawField {
+    pub(crate) path: Span,
+    pub(crate) kind: FieldType,
+    pub(crate) off: u64,
+    pub(crate) len: u64,
+}
+
+/// The index. Entries are named by their place.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    pub(crate) text: Arena,
+    pub(crate) tensors: Vec<RawTensor>,
+    /// For each entry, one more than its place among `tensors`; 0 where it is not listed.
+    pub(crate) slots: Vec<u32>,
+    pub(crate) fields: Vec<RawField>,
+    pub(crate) order: Vec<u32>,
+    /// Where the nested view lies in the text of the index.
+    pub(crate) root: Option<(u32, u32)>,
+}
+
+impl Index {
+    /// What is listed for an entry.
+    pub(crate) fn of(&self, entry: u32) -> Option<&RawTensor> {
+        let slot = *self.slots.get(entry as usize)?;
+        self.tensors.get((slot as usize).checked_sub(1)?)
+    }
+}
+
+/// Reads the index. Every name in it is one of `table`; nothing else is held against the entries.
+pub(super) fn read(text: &str, table: &Table<'_>, limits: &Limits) -> Result<Index> {
+    let context = Context::new(INDEX, Code::Schema);
+    let bounds = Bounds::new(limits.json_depth, u64::MAX);
+    let mut index = Index {
+        slots: vec![0; table.entries.len()],
+        ..Index::default()
+    };
+    let mut seen = [false; 2];
+    let top = Top {
+        state: State {
+            context: &context,
+            bounds: &bounds,
+            table,
+            index: &mut index,
+        },
+        text,
+        seen: &mut seen,
+    };
+    context.read(text, top)?;
+    for (present, key) in seen.into_iter().zip(["tensors", "order"]) {
+        if !present {
+            return fail(Code::Schema, format!("{INDEX}: no {key}"));
+        }
+    }
+    Ok(index)
+}
+
+/// Every leaf of the nested view names a tensor.
+pub(super) fn check_root(
+    root: &str,
+    limits: &Limits,
+    is_tensor: impl Fn(&str) -> bool,
+) -> Result<()> {
+    if !root.starts_with('{') {
+        return fail(Code::Schema, format!("{INDEX}: root is no object"));
+    }
+    let context = Context::new("mt.index root", Code::Schema);
+    let bounds = Bounds::new(limits.json_depth, u64::MAX);
+    let watch = Leaves(is_tensor);
+    context.read(
+        root,
+        Walk {
+            context: &context,
+            bounds: &bounds,
+            watch: &watch,
+            depth: 1,
+            parent: "",
+            key: "",
+        },
+    )
+}
+
+struct Leaves<F>(F);
+
+impl<F: Fn(&str) -> bool> Watch for Leaves<F> {
+    fn text(&self, _: &str, key: &str, text: &str) -> Result<()> {
+        match text.strip_prefix('#') {
+            Some(name) if (self.0)(name) => Ok(()),
+            _ => fail(
+                Code::Schema,
+                format!(
+                    "{INDEX}: root: {} is {}, which names no tensor",
+                    Quoted(key),
+                    Quoted(text)
+                ),
+            ),
+        }
+    }
+
+    fn other(&self) -> Result<()> {
+        let what = format!("{INDEX}: root: a leaf that is no \"#NAME\"");
+        fail(Code::Schema, what)
+    }
+
+    fn list(&self) -> Result<()> {
+        fail(Code::Schema, format!("{INDEX}: root: a list"))
+    }
+}
+
+struct State<'a> {
+    context: &'a Context,
+    bounds: &'a Bounds,
+    table: &'a Table<'a>,
+    index: &'a mut Index,
+}
+
+impl State<'_> {
+    const fn lend(&mut self) -> State<'_> {
+        State {
+            context: self.context,
+            bounds: self.bounds,
+            table: self.table,
+            index: self.index,
+        }
+    }
+
+    const fn skip(&self, depth: u32) -> Walk<'_, Unwatched> {
+        Walk {
+            context: self.context,
+            bounds: self.bounds,
+            watch: &Unwatched,
+            depth,
+            parent: "",
+            key: "",
+        }
+    }
+
+    /// Reads the name of an entry.
+    fn entry(&self) -> Str<'_, impl FnOnce(&str) -> Result<u32> + use<'_>, u32> {
+        let table = self.table;
+        Str::new(self.context, "the name of an entry", move |name| {
+            table.find(name).ok_or_else(|| {
+                let what = format!("{INDEX}: no entry {}", Quoted(name));
+                TensorError::new(Code::Schema, what)
+            })
+        })
+    }
+}
+
+/// Reads a string and makes something of it.
+struct Str<'a, F, T> {
+    context: &'a Context,
+    what: &'static str,
+    take: F,
+    made: PhantomData<T>,
+}
+
+impl<'a, T, F: FnOnce(&str) -> Result<T>> Str<'a, F, T> {
+    const fn new(context: &'a Context, what: &'static str, take: F) -> Self {
+        Self {
+            context,
+            what,
+            take,
+            made: PhantomData,
+        }
+    }
+}
+
+impl<'de, T, F: FnOnce(&str) -> Result<T>> DeserializeSeed<'de> for Str<'_, F, T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<T, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl<T, F: FnOnce(&str) -> Result<T>> Visitor<'_> for Str<'_, F, T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.take)(text).map_err(|error| self.context.raise(error))
+    }
+}
+
+/// Reads a key as its place in `known`; others are kept to see whether one comes twice.
+struct KeyOf<'a>(&'a [&'static str], &'a mut Keys);
+
+impl<'de> DeserializeSeed<'de> for KeyOf<'_> {
+    type Value = &'static str;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<&'static str, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for KeyOf<'_> {
+    type Value = &'static str;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<&'static str, E> {
+        self.1.add(key);
+        Ok(self.0.iter().find(|known| **known == key).unwrap_or(&""))
+    }
+}
+
+/// A hash in 64 lower-case hex digits.
+pub(super) fn hash(text: &str, code: Code) -> Result<Hash> {
+    let plain = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let hash = Hash::from_hex(text).ok().filter(|_| plain);
+    hash.ok_or_else(|| {
+        let what = format!("{} is no hash of 64 lower-case hex digits", Quoted(text));
+        TensorError::new(code, what)
+    })
+}
+
+struct Top<'a> {
+    state: State<'a>,
+    text: &'a str,
+    seen: &'a mut [bool; 2],
+}
+
+impl<'de> DeserializeSeed<'de> for Top<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Top<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with tensors and order")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
+        const KNOWN: [&str; 3] = ["tensors", "order", "root"];
+        let mut keys = Keys::default();
+        while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
+            match key {
+                "tensors" if !self.seen[0] => {
+                    self.seen[0] = true;
+                    members.next_value_seed(Tensors(self.state.lend()))?;
+                    self.state.context.subject("");
+                }
+                "order" if !self.seen[1] => {
+                    self.seen[1] = true;
+                    members.next_value_seed(Order(self.state.lend()))?;
+                }
+                "root" => {
+                    let root = members.next_value::<&RawValue>()?.get();
+                    let start = root.as_ptr().addr() - self.text.as_ptr().addr();
+                    self.state.index.root = Some((start as u32, root.len() as u32));
+                }
+                _ => members.next_value_seed(self.state.skip(1))?,
+            }
+        }
+        keys.check(INDEX)
+            .map_err(|error| self.state.context.raise(error))
+    }
+}
+
+struct Order<'a>(State<'a>);
+
+impl<'de> DeserializeSeed<'de> for Order<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Order<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of names")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<(), A::Error> {
+        while let Some(entry) = names.next_element_seed(self.0.entry())? {
+            self.0.index.order.push(entry);
+        }
+        Ok(())
+    }
+}
+
+struct Tensors<'a>(State<'a>);
+
+impl<'de> DeserializeSeed<'de> for Tensors<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tensors<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
+        while let Some(entry) = members.next_key_seed(self.0.entry())? {
+            let name = self.0.table.name(entry);
+            self.0.context.subject(name);
+            let slot = entry as usize;
+            if self.0.index.slots[slot] != 0 {
+                return Err(self.0.context.raise(duplicate(INDEX, name)));
+            }
+            let tensor = members.next_value_seed(Tensor {
+                state: self.0.lend(),
+                entry,
+                name,
+            })?;
+            self.0.index.tensors.push(tensor);
+            self.0.index.slots[slot] = self.0.index.tensors.len() as u32;
+        }
+        Ok(())
+    }
+}

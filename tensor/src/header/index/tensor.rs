@@ -1,0 +1,241 @@
+//! What the index says of one tensor.
+
+use std::fmt;
+
+use blake3::Hash;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::header::index::{KeyOf, RawField, RawKind, RawTensor, State, Str, hash};
+use crate::header::json::{Context, Keys, Span, Unwatched, Walk};
+use crate::keys::INDEX;
+use crate::layout::FieldType;
+use crate::limits::ALIGN_MAX;
+
+/// Objects around a tensor's members.
+const TENSOR_DEPTH: u32 = 3;
+/// Objects and arrays around a field's members.
+const FIELD_DEPTH: u32 = 5;
+
+/// The object under a tensor's name.
+pub(super) struct Tensor<'a> {
+    pub(super) state: State<'a>,
+    pub(super) entry: u32,
+    pub(super) name: &'a str,
+}
+
+/// The members of a tensor, as far as they are there.
+#[derive(Default)]
+struct Members {
+    kind: Option<&'static str>,
+    hash: Option<Hash>,
+    align: Option<u32>,
+    def: Option<Span>,
+    stride: Option<u64>,
+    count: Option<u64>,
+    fields: Option<(u32, u32)>,
+    enc: Option<Span>,
+    shape_of: Option<u32>,
+}
+
+impl<'de> DeserializeSeed<'de> for Tensor<'_> {
+    type Value = RawTensor;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<RawTensor, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tensor<'_> {
+    type Value = RawTensor;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with a kind")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<RawTensor, A::Error> {
+        const KNOWN: [&str; 9] = [
+            "kind", "b3", "align", "def", "stride", "count", "fields", "enc", "shape_of",
+        ];
+        let context = self.state.context;
+        let mut keys = Keys::default();
+        let mut it = Members::default();
+        while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
+            match key {
+                "kind" => it.kind = Some(members.next_value_seed(kind(context))?),
+                "b3" => {
+                    let hash = Str::new(context, "a hash", |text| hash(text, Code::Schema));
+                    it.hash = Some(members.next_value_seed(hash)?);
+                }
+                "align" => it.align = Some(members.next_value()?),
+                "def" => it.def = Some(members.next_value_seed(self.text())?),
+                "stride" => it.stride = Some(members.next_value()?),
+                "count" => it.count = Some(members.next_value()?),
+                "fields" => {
+                    let fields = Fields(self.state.lend());
+                    it.fields = Some(members.next_value_seed(fields)?);
+                }
+                "enc" => it.enc = Some(members.next_value_seed(self.text())?),
+                "shape_of" => {
+                    it.shape_of = Some(members.next_value_seed(self.state.entry())?);
+                }
+                _ => members.next_value_seed(self.state.skip(TENSOR_DEPTH))?,
+            }
+        }
+        let said = format!("{INDEX}: tensor {}", Quoted(self.name));
+        let tensor = keys
+            .check(&said)
+            .and_then(|()| it.complete(&said, self.entry));
+        tensor.map_err(|error| context.raise(error))
+    }
+}
+
+fn kind(
+    context: &Context,
+) -> Str<'_, impl FnOnce(&str) -> Result<&'static str> + use<'_>, &'static str> {
+    Str::new(context, "flat, struct or blob", |text| {
+        let known = ["flat", "struct", "blob"].into_iter();
+        known.into_iter().find(|kind| *kind == text).ok_or_else(|| {
+            let what = format!("{INDEX}: kind {} is not flat, struct or blob", Quoted(text));
+            TensorError::new(Code::Schema, what)
+        })
+    })
+}
+
+impl Tensor<'_> {
+    fn text(&mut self) -> Str<'_, impl FnOnce(&str) -> Result<Span> + use<'_>, Span> {
+        let State { context, index, .. } = &mut self.state;
+        let arena = &mut index.text;
+        Str::new(context, "a string", |text| Ok(arena.push(text)))
+    }
+}
+
+impl Members {
+    fn complete(self, said: &str, entry: u32) -> Result<RawTensor> {
+        let absent = |what: &str| TensorError::new(Code::Schema, format!("{said}: no {what}"));
+        let kind = match self.kind.ok_or_else(|| absent("kind"))? {
+            "struct" => RawKind::Struct {
+                def: self.def.ok_or_else(|| absent("def"))?,
+                stride: self.stride.ok_or_else(|| absent("stride"))?,
+                count: self.count.ok_or_else(|| absent("count"))?,
+                fields: self.fields.ok_or_else(|| absent("fields"))?,
+            },
+            "blob" => RawKind::Blob {
+                enc: self.enc.ok_or_else(|| absent("enc"))?,
+                shape_of: self.shape_of,
+            },
+            _ => RawKind::Flat,
+        };
+        if let Some(align) = self.align
+            && (!align.is_power_of_two() || align > ALIGN_MAX)
+        {
+            let what = format!("{said}: align {align} is no power of two up to {ALIGN_MAX}");
+            return fail(Code::Schema, what);
+        }
+        Ok(RawTensor {
+            entry,
+            kind,
+            align: self.align,
+            hash: self.hash,
+        })
+    }
+}
+
+struct Fields<'a>(State<'a>);
+
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
+    type Value = (u32, u32);
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(u32, u32), D::Error> {
+        json.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = (u32, u32);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of fields")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(u32, u32), A::Error> {
+        let start = self.0.index.fields.len();
+        while let Some(field) = items.next_element_seed(OneField(self.0.lend()))? {
+            self.0.index.fields.push(field);
+        }
+        // A field is some forty bytes of a header of at most 100 MB.
+        Ok((start as u32, (self.0.index.fields.len() - start) as u32))
+    }
+}
+
+struct OneField<'a>(State<'a>);
+
+impl<'de> DeserializeSeed<'de> for OneField<'_> {
+    type Value = RawField;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<RawField, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OneField<'_> {
+    type Value = RawField;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with path, off and type")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<RawField, A::Error> {
+        const KNOWN: [&str; 4] = ["path", "off", "type", "len"];
+        let context = self.0.context;
+        let arena = &mut self.0.index.text;
+        let mut keys = Keys::default();
+        let (mut path, mut off, mut kind, mut len) = (None, None, None, None);
+        while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
+            match key {
+                "path" => {
+                    let text = Str::new(context, "a string", |text| Ok(arena.push(text)));
+                    path = Some(members.next_value_seed(text)?);
+                }
+                "off" => off = Some(members.next_value::<u64>()?),
+                "type" => kind = Some(members.next_value_seed(field_type(context))?),
+                "len" => len = Some(members.next_value::<u64>()?),
+                _ => members.next_value_seed(Walk {
+                    context,
+                    bounds: self.0.bounds,
+                    watch: &Unwatched,
+                    depth: FIELD_DEPTH,
+                    parent: "",
+                    key: "",
+                })?,
+            }
+        }
+        keys.check(format_args!("{INDEX}: a field"))
+            .map_err(|error| context.raise(error))?;
+        let absent =
+            |what: &str| context.say(Code::Schema, format!("{INDEX}: field without {what}"));
+        let kind: FieldType = kind.ok_or_else(|| absent("type"))?;
+        let len = match (len, kind.width()) {
+            (Some(len), _) => len,
+            (None, Some(_)) => 1,
+            (None, None) => return Err(absent("len")),
+        };
+        Ok(RawField {
+            path: path.ok_or_else(|| absent("path"))?,
+            kind,
+            off: off.ok_or_else(|| absent("off"))?,
+            len,
+        })
+    }
+}
+
+fn field_type(
+    context: &Context,
+) -> Str<'_, impl FnOnce(&str) -> Result<FieldType> + use<'_>, FieldType> {
+    Str::new(context, "the name of a type", |text| {
+        FieldType::from_name(text).ok_or_else(|| {
+            let what = format!("{INDEX}: field of the unknown type {}", Quoted(text));
+            TensorError::new(Code::Schema, what)
+        })
+    })
+}

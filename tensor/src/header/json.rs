@@ -1,0 +1,364 @@
+//! Reading JSON without trust: keys that come twice are refused at every level, depth and number of
+//! values are bounded, and nothing is kept of what is not needed.
+//!
+//! `serde_json` keeps the last of two equal keys and says nothing, so every object is read by a
+//! visitor of ours.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
+
+use crate::error::{Code, Quoted, Result, TensorError};
+
+/// Characters of what serde says that an error repeats.
+const SAID_CHARS_MAX: usize = 200;
+
+/// What visitors leave behind for the error: serde itself would only carry a text.
+#[derive(Debug)]
+pub(super) struct Context {
+    /// What is read.
+    document: &'static str,
+    /// What a wrong type means where the reader is now.
+    code: Cell<Code>,
+    /// Whose part is read now.
+    subject: RefCell<String>,
+    fault: RefCell<Option<TensorError>>,
+}
+
+impl Context {
+    pub(super) fn new(document: &'static str, code: Code) -> Self {
+        Self {
+            document,
+            code: Cell::new(code),
+            subject: RefCell::default(),
+            fault: RefCell::default(),
+        }
+    }
+
+    /// From here on a wrong type means `code`.
+    pub(super) fn expect(&self, code: Code) {
+        self.code.set(code);
+    }
+
+    /// From here on errors are about `name`.
+    pub(super) fn subject(&self, name: &str) {
+        let mut subject = self.subject.borrow_mut();
+        subject.clear();
+        subject.push_str(name);
+    }
+
+    /// Keeps the first error, and gives serde one to stop with.
+    pub(super) fn raise<E: de::Error>(&self, error: TensorError) -> E {
+        self.fault.borrow_mut().get_or_insert(error);
+        E::custom("refused")
+    }
+
+    /// The same for a code and a text.
+    pub(super) fn say<E: de::Error>(&self, code: Code, what: impl Into<String>) -> E {
+        self.raise(TensorError::new(code, what))
+    }
+
+    /// Reads all of `text`.
+    ///
+    /// # Errors
+    /// The visitor's own; the expected code where a value has the wrong type; `E_JSON` where the
+    /// text is no JSON, or goes on after its end.
+    pub(super) fn read<'de, S>(&self, text: &'de str, seed: S) -> Result<()>
+    where
+        S: DeserializeSeed<'de, Value = ()>,
+    {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let done = seed.deserialize(&mut json).and_then(|()| json.end());
+        done.map_err(|error| self.explain(&error))
+    }
+
+    fn explain(&self, error: &serde_json::Error) -> TensorError {
+        if let Some(fault) = self.fault.borrow_mut().take() {
+            return fault;
+        }
+        let document = self.document;
+        let subject = self.subject.borrow();
+        // A string of the wrong type is repeated in full.
+        let mut said = error.to_string();
+        if let Some((end, _)) = said.char_indices().nth(SAID_CHARS_MAX) {
+            said.truncate(end);
+            said.push('…');
+        }
+        match error.classify() {
+            Category::Data if subject.is_empty() => {
+                TensorError::new(self.code.get(), format!("{document}: {said}"))
+            }
+            Category::Data => {
+                let subject = Quoted(&subject);
+                TensorError::new(self.code.get(), format!("{document}: {subject}: {said}"))
+            }
+            _ => TensorError::new(Code::Json, format!("{document}: {said}")),
+        }
+    }
+}
+
+/// A text in an arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    /// The text, in the arena it was put into.
+    pub(crate) fn of(self, arena: &str) -> &str {
+        let start = self.start as usize;
+        let text = arena.get(start..start + self.len as usize);
+        text.unwrap_or_default()
+    }
+
+    pub(crate) const fn len(self) -> u64 {
+        self.len as u64
+    }
+}
+
+/// Texts end to end. A header is at most 100 MB, and so is what is decoded from it.
+#[derive(Debug, Default)]
+pub(crate) struct Arena(String);
+
+impl Arena {
+    /// `bytes` is the size of something that lies in memory already.
+    pub(crate) fn with_room_for(bytes: usize) -> Self {
+        Self(String::with_capacity(bytes))
+    }
+
+    pub(crate) fn push(&mut self, text: &str) -> Span {
+        let start = self.0.len() as u32;
+        self.0.push_str(text);
+        Span {
+            start,
+            len: text.len() as u32,
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn into_text(self) -> Box<str> {
+        self.0.into_boxed_str()
+    }
+}
+
+/// Reads a string into an arena.
+pub(super) struct Text<'a>(pub(super) &'a mut Arena);
+
+impl<'de> DeserializeSeed<'de> for Text<'_> {
+    type Value = Span;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Span, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Text<'_> {
+    type Value = Span;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
+        Ok(self.0.push(text))
+    }
+}
+
+/// Keys of one object, to find out whether one comes twice.
+#[derive(Debug, Default)]
+pub(super) struct Keys {
+    arena: Arena,
+    spans: Vec<Span>,
+}
+
+impl Keys {
+    pub(super) fn add(&mut self, key: &str) {
+        let span = self.arena.push(key);
+        self.spans.push(span);
+    }
+
+    /// `E_DUPKEY` where a key comes twice in the object that errors call `what`.
+    pub(super) fn check(mut self, what: impl fmt::Display) -> Result<()> {
+        let text = self.arena.as_str();
+        self.spans
+            .sort_unstable_by(|a, b| a.of(text).cmp(b.of(text)));
+        let twice = self
+            .spans
+            .windows(2)
+            .find(|pair| pair[0].of(text) == pair[1].of(text));
+        match twice {
+            None => Ok(()),
+            Some(pair) => Err(duplicate(what, pair[0].of(text))),
+        }
+    }
+}
+
+pub(super) fn duplicate(what: impl fmt::Display, key: &str) -> TensorError {
+    TensorError::new(
+        Code::DupKey,
+        format!("{what}: key {} comes twice", Quoted(key)),
+    )
+}
+
+/// How deep and how long a value may be.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    pub(super) depth_max: u32,
+    pub(super) nodes_max: u64,
+    nodes: Cell<u64>,
+}
+
+impl Bounds {
+    pub(super) const fn new(depth_max: u32, nodes_max: u64) -> Self {
+        Self {
+            depth_max,
+            nodes_max,
+            nodes: Cell::new(0),
+        }
+    }
+}
+
+/// Told of every member of every object that is walked over.
+pub(super) trait Watch {
+    /// A string at `depth`, below `key`, which is inside the value of `parent`.
+    fn text(&self, parent: &str, key: &str, text: &str) -> Result<()> {
+        let _ = (parent, key, text);
+        Ok(())
+    }
+
+    /// Anything else that is neither object nor array.
+    fn other(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// An array begins.
+    fn list(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nobody.
+pub(super) struct Unwatched;
+
+impl Watch for Unwatched {}
+
+/// Reads any value and keeps nothing of it.
+pub(super) struct Walk<'a, W> {
+    pub(super) context: &'a Context,
+    pub(super) bounds: &'a Bounds,
+    pub(super) watch: &'a W,
+    /// Objects and arrays around the value.
+    pub(super) depth: u32,
+    pub(super) parent: &'a str,
+    pub(super) key: &'a str,
+}
+
+impl<W: Watch> Walk<'_, W> {
+    fn node<E: de::Error>(&self) -> Result<(), E> {
+        let nodes = self.bounds.nodes.get() + 1;
+        self.bounds.nodes.set(nodes);
+        if nodes > self.bounds.nodes_max {
+            let what = format!(
+                "{}: more than {} values",
+                self.context.document, self.bounds.nodes_max
+            );
+            return Err(self.context.say(Code::Limit, what));
+        }
+        Ok(())
+    }
+
+    fn deeper<E: de::Error>(&self) -> Result<u32, E> {
+        self.node()?;
+        if self.depth >= self.bounds.depth_max {
+            let what = format!(
+                "{}: nested deeper than {}",
+                self.context.document, self.bounds.depth_max
+            );
+            return Err(self.context.say(Code::Limit, what));
+        }
+        Ok(self.depth + 1)
+    }
+
+    fn scalar<E: de::Error>(&self) -> Result<(), E> {
+        self.node()?;
+        self.watch
+            .other()
+            .map_err(|error| self.context.raise(error))
+    }
+}
+
+impl<'de, W: Watch> DeserializeSeed<'de> for Walk<'_, W> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de, W: Watch> Visitor<'de> for Walk<'_, W> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        self.node()?;
+        let watched = self.watch.text(self.parent, self.key, text);
+        watched.map_err(|error| self.context.raise(error))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let depth = self.deeper()?;
+        self.watch
+            .list()
+            .map_err(|error| self.context.raise(error))?;
+        while items.next_element_seed(Walk { depth, ..self })?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let depth = self.deeper()?;
+        let mut keys = Keys::default();
+        let mut key = Arena::default();
+        while let Some(span) = members.next_key_seed(Text(&mut key))? {
+            keys.add(span.of(key.as_str()));
+            members.next_value_seed(Walk {
+                depth,
+                parent: self.key,
+                key: span.of(key.as_str()),
+                ..self
+            })?;
+            key = Arena::default();
+        }
+        let document = self.context.document;
+        keys.check(document)
+            .map_err(|error| self.context.raise(error))
+    }
+}

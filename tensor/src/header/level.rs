@@ -1,0 +1,275 @@
+//! What a file that calls itself a metatensor has to be beside a safetensors file: its index is held
+//! against its entries.
+
+use std::borrow::Cow;
+
+use blake3::Hash;
+
+use crate::dtype::Dtype;
+use crate::error::{Code, Quoted, Result, fail};
+use crate::header::entries::RawEntry;
+use crate::header::index::{self, Index, RawKind, RawTensor};
+use crate::header::json::{Bounds, Context, Span, Walk, Watch};
+use crate::header::table::Table;
+use crate::keys::{DATA_HASH, INDEX, LEVEL, OFFSETS_SUFFIX, PAD_PREFIX, SCHEMA};
+use crate::layout::{Field, check_fields};
+use crate::limits::Limits;
+
+/// The only level above plain safetensors.
+const LEVEL_ONE: &str = "1";
+/// What a schema's own annotations begin with.
+const ANNOTATION_PREFIX: &str = "TypeDef:";
+
+/// What level 1 adds.
+#[derive(Debug)]
+pub(super) struct Extension {
+    pub(super) index: Index,
+    pub(super) data_hash: Option<Hash>,
+}
+
+/// Reads what level 1 adds; none where the file is plain safetensors.
+pub(super) fn read(
+    table: &Table<'_>,
+    metadata: &[(Span, Span)],
+    limits: &Limits,
+) -> Result<Option<Extension>> {
+    let value = |wanted: &str| {
+        let pair = metadata
+            .iter()
+            .find(|(key, _)| key.of(table.text) == wanted);
+        pair.map(|(_, value)| value.of(table.text))
+    };
+    let Some(level) = value(LEVEL) else {
+        return Ok(None);
+    };
+    if level != LEVEL_ONE {
+        let what = format!("{LEVEL} is {}, this reads level 1", Quoted(level));
+        return fail(Code::Version, what);
+    }
+    let Some(text) = value(INDEX) else {
+        return fail(Code::Schema, format!("{LEVEL} without {INDEX}"));
+    };
+    let index = index::read(text, table, limits)?;
+    let check = Check {
+        table,
+        index: &index,
+        limits,
+    };
+    check.tensors()?;
+    check.entries()?;
+    check.order()?;
+    if let Some((start, len)) = index.root {
+        let root = text.get(start as usize..(start + len) as usize);
+        let is_tensor = |name: &str| table.find(name).is_some_and(|at| check.is_tensor(at));
+        index::check_root(root.unwrap_or_default(), limits, is_tensor)?;
+    }
+    if let Some(schema) = value(SCHEMA) {
+        check_schema(schema, limits)?;
+    }
+    let data_hash = value(DATA_HASH).map(|text| index::hash(text, Code::Header));
+    let data_hash = data_hash.transpose().map_err(|error| error.of(DATA_HASH))?;
+    Ok(Some(Extension { index, data_hash }))
+}
+
+struct Check<'a> {
+    table: &'a Table<'a>,
+    index: &'a Index,
+    limits: &'a Limits,
+}
+
+impl Check<'_> {
+    /// Whether the entry is a tensor, and not the offsets of one.
+    fn is_tensor(&self, entry: u32) -> bool {
+        let name = self.table.name(entry);
+        self.index.of(entry).is_some() && !name.ends_with(OFFSETS_SUFFIX)
+    }
+
+    fn tensors(&self) -> Result<()> {
+        for tensor in &self.index.tensors {
+            let name = self.table.name(tensor.entry);
+            if name.starts_with(PAD_PREFIX) {
+                let what = format!("{INDEX}: {} is a pad", Quoted(name));
+                return fail(Code::Schema, what);
+            }
+            if name.ends_with(OFFSETS_SUFFIX) && !matches!(tensor.kind, RawKind::Flat) {
+                let what = format!("{INDEX}: {} can only be flat", Quoted(name));
+                return fail(Code::Schema, what);
+            }
+            match tensor.kind {
+                RawKind::Flat => {}
+                RawKind::Struct {
+                    stride,
+                    count,
+                    fields,
+                    ..
+                } => self.records(name, tensor, [count, stride], fields)?,
+                RawKind::Blob { shape_of, .. } => self.blob(name, tensor, shape_of)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&self, at: u32) -> Option<(&RawEntry, &[u64])> {
+        let entry = self.table.entries.get(at as usize)?;
+        Some((entry, self.table.shape(entry)))
+    }
+
+    fn records(
+        &self,
+        name: &str,
+        tensor: &RawTensor,
+        [count, stride]: [u64; 2],
+        (start, len): (u32, u32),
+    ) -> Result<()> {
+        let said = Quoted(name);
+        if stride == 0 {
+            return fail(Code::Layout, format!("struct {said}: records of 0 bytes"));
+        }
+        if count.checked_mul(stride).is_none() {
+            let what = format!("struct {said}: {count} records of {stride} bytes");
+            return fail(Code::Overflow, what);
+        }
+        match self.entry(tensor.entry) {
+            Some((entry, shape)) if entry.dtype == Some(Dtype::U8) && shape == [count, stride] => {}
+            _ => {
+                let what = format!("struct {said}: its entry is not U8 of [{count}, {stride}]");
+                return fail(Code::Layout, what);
+            }
+        }
+        let (start, len) = (start as usize, len as usize);
+        let raw = self.index.fields.get(start..start + len);
+        let text = self.index.text.as_str();
+        let fields: Vec<Field<'_>> = raw
+            .unwrap_or_default()
+            .iter()
+            .map(|field| Field {
+                path: Cow::Borrowed(field.path.of(text)),
+                kind: field.kind,
+                off: field.off,
+                len: field.len,
+            })
+            .collect();
+        check_fields(name, stride, &fields)
+    }
+
+    fn blob(&self, name: &str, tensor: &RawTensor, shape_of: Option<u32>) -> Result<()> {
+        let said = Quoted(name);
+        match self.entry(tensor.entry) {
+            Some((entry, [_])) if entry.dtype == Some(Dtype::U8) => {}
+            _ => {
+                let what = format!("blob {said}: its entry is not U8 of one dimension");
+                return fail(Code::Layout, what);
+            }
+        }
+        let offsets = self.table.find(&format!("{name}{OFFSETS_SUFFIX}"));
+        let ends = match offsets.and_then(|at| self.entry(at)) {
+            Some((entry, &[ends])) if entry.dtype == Some(Dtype::U64) && ends > 0 => ends,
+            Some(_) => {
+                let what = format!("blob {said}: its offsets are not U64 of [items + 1]");
+                return fail(Code::Layout, what);
+            }
+            None => return fail(Code::Layout, format!("blob {said}: no offsets")),
+        };
+        if ends - 1 > self.limits.blob_items {
+            let what = format!("blob {said}: {} items", ends - 1);
+            return fail(Code::Limit, what);
+        }
+        match shape_of {
+            Some(other) if !self.is_tensor(other) => {
+                let other = Quoted(self.table.name(other));
+                let what = format!("blob {said}: shape_of {other}, which is no tensor");
+                fail(Code::Schema, what)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Every entry is a tensor, the offsets of a blob, or a pad.
+    fn entries(&self) -> Result<()> {
+        for (at, entry) in self.table.entries.iter().enumerate() {
+            // At most a million.
+            let at = at as u32;
+            let name = entry.name.of(self.table.text);
+            if name.starts_with(PAD_PREFIX) {
+                let shape = self.table.shape(entry);
+                if entry.dtype != Some(Dtype::U8) || shape.len() != 1 {
+                    let what = format!("pad {}: not U8 of one dimension", Quoted(name));
+                    return fail(Code::Layout, what);
+                }
+                continue;
+            }
+            if let Some(blob) = name.strip_suffix(OFFSETS_SUFFIX) {
+                let blob = self.table.find(blob).and_then(|at| self.index.of(at));
+                if !blob.is_some_and(|blob| matches!(blob.kind, RawKind::Blob { .. })) {
+                    let what = format!("entry {}: offsets without a blob", Quoted(name));
+                    return fail(Code::Layout, what);
+                }
+                continue;
+            }
+            if self.index.of(at).is_none() {
+                let what = format!("entry {} is not in {INDEX}", Quoted(name));
+                return fail(Code::Layout, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// Every tensor stands in the order once.
+    fn order(&self) -> Result<()> {
+        let mut seen = vec![false; self.table.entries.len()];
+        for at in &self.index.order {
+            let name = Quoted(self.table.name(*at));
+            if !self.is_tensor(*at) {
+                return fail(
+                    Code::Schema,
+                    format!("{INDEX}: order names {name}, no tensor"),
+                );
+            }
+            if std::mem::replace(&mut seen[*at as usize], true) {
+                return fail(Code::Schema, format!("{INDEX}: order names {name} twice"));
+            }
+        }
+        let forgotten = self.index.tensors.iter().map(|tensor| tensor.entry);
+        let mut forgotten = forgotten.filter(|at| self.is_tensor(*at) && !seen[*at as usize]);
+        match forgotten.next() {
+            None => Ok(()),
+            Some(at) => {
+                let name = Quoted(self.table.name(at));
+                fail(Code::Schema, format!("{INDEX}: order forgets {name}"))
+            }
+        }
+    }
+}
+
+/// Bounded, without keys that come twice, and little-endian.
+fn check_schema(schema: &str, limits: &Limits) -> Result<()> {
+    let context = Context::new(SCHEMA, Code::Schema);
+    let bounds = Bounds::new(limits.schema_depth, limits.schema_nodes);
+    context.read(
+        schema,
+        Walk {
+            context: &context,
+            bounds: &bounds,
+            watch: &LittleEndian,
+            depth: 0,
+            parent: "",
+            key: "",
+        },
+    )
+}
+
+struct LittleEndian;
+
+impl Watch for LittleEndian {
+    fn text(&self, parent: &str, key: &str, text: &str) -> Result<()> {
+        if parent.starts_with(ANNOTATION_PREFIX) && key == "endian" && text != "little" {
+            let what = format!(
+                "{SCHEMA}: {}: endian {}, a container is little-endian",
+                Quoted(parent),
+                Quoted(text)
+            );
+            return fail(Code::Schema, what);
+        }
+        Ok(())
+    }
+}

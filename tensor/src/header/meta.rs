@@ -1,0 +1,272 @@
+//! A header that was read, and how to look at it.
+
+use std::ops::Range;
+
+use blake3::Hash;
+
+use crate::dtype::ElementType;
+use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::header::PREFIX_BYTES;
+use crate::header::entries::RawEntry;
+use crate::header::index::Index;
+use crate::header::json::Span;
+use crate::header::table;
+use crate::header::tensor::{Kind, Tensor};
+use crate::keys::{INDEX, OFFSETS_SUFFIX, PAD_PREFIX, SCHEMA};
+use crate::layout::{Field, LayoutOracle};
+
+/// What a file holds, without its data.
+#[derive(Debug)]
+pub struct Meta {
+    pub(super) header_len: u64,
+    pub(super) data_len: u64,
+    pub(super) text: Box<str>,
+    pub(super) entries: Box<[RawEntry]>,
+    pub(super) dims: Box<[u64]>,
+    pub(super) by_name: Box<[u32]>,
+    pub(super) metadata: Option<Box<[(Span, Span)]>>,
+    pub(super) index: Option<Index>,
+    pub(super) data_hash: Option<Hash>,
+}
+
+impl Meta {
+    /// 1 for a metatensor, 0 for any other safetensors file.
+    #[must_use]
+    pub const fn level(&self) -> u32 {
+        self.index.is_some() as u32
+    }
+
+    /// Bytes of the header without the length before it.
+    #[must_use]
+    pub const fn header_len(&self) -> u64 {
+        self.header_len
+    }
+
+    /// Where the data begins in the file.
+    #[must_use]
+    pub const fn data_start(&self) -> u64 {
+        PREFIX_BYTES + self.header_len
+    }
+
+    /// Bytes of the data.
+    #[must_use]
+    pub const fn data_len(&self) -> u64 {
+        self.data_len
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub const fn file_len(&self) -> u64 {
+        self.data_start() + self.data_len
+    }
+
+    /// Every entry in the order of its bytes, pads and offsets included.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
+        self.entries.iter().map(|raw| Entry { meta: self, raw })
+    }
+
+    /// The entry of this name, be it a tensor or not.
+    #[must_use]
+    pub fn entry(&self, name: &str) -> Option<Entry<'_>> {
+        let at = self.find(name)?;
+        self.entry_at(at)
+    }
+
+    /// The tensors in the order that they are best loaded in.
+    pub fn tensors(&self) -> impl Iterator<Item = Tensor<'_>> {
+        let ordered = self.index.as_ref().map(|index| index.order.iter().copied());
+        // At most a million.
+        let plain = match self.index {
+            None => 0..self.entries.len() as u32,
+            Some(_) => 0..0,
+        };
+        let places = ordered.into_iter().flatten().chain(plain);
+        places.filter_map(|at| self.tensor_at(at))
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`: none has it. Pads and the offsets of blobs are no tensors.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        let found = self.find(name).and_then(|at| self.tensor_at(at));
+        found.ok_or_else(|| TensorError::new(Code::NotFound, format!("no tensor {}", Quoted(name))))
+    }
+
+    /// The metadata as it stands, in its order.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        let pairs = self.metadata.iter().flatten();
+        pairs.map(|(key, value)| (key.of(&self.text), value.of(&self.text)))
+    }
+
+    /// Whether there is metadata at all, be it empty.
+    #[must_use]
+    pub const fn has_metadata(&self) -> bool {
+        self.metadata.is_some()
+    }
+
+    /// The metadata under this key.
+    #[must_use]
+    pub fn metadata_value(&self, key: &str) -> Option<&str> {
+        let mut pairs = self.metadata();
+        pairs.find(|(k, _)| *k == key).map(|(_, value)| value)
+    }
+
+    /// BLAKE3 of the data, as the header says.
+    #[must_use]
+    pub const fn data_hash(&self) -> Option<Hash> {
+        self.data_hash
+    }
+
+    /// The schema of the records, a JSON Schema's text.
+    #[must_use]
+    pub fn schema(&self) -> Option<&str> {
+        self.index.as_ref()?;
+        self.metadata_value(SCHEMA)
+    }
+
+    /// The nested view: JSON objects whose leaves are `"#NAME"`.
+    #[must_use]
+    pub fn root(&self) -> Option<&str> {
+        let (start, len) = self.index.as_ref()?.root?;
+        let text = self.metadata_value(INDEX)?;
+        text.get(start as usize..(start + len) as usize)
+    }
+
+    /// Holds the fields of every struct against what its schema comes to.
+    ///
+    /// # Errors
+    /// `E_SCHEMA` where the schema or a definition cannot be laid out; `E_LAYOUT` where the file
+    /// says something else.
+    pub fn check_layouts(&self, oracle: &dyn LayoutOracle) -> Result<()> {
+        let Some(schema) = self.schema() else {
+            return Ok(());
+        };
+        for tensor in self.tensors() {
+            let Kind::Struct(records) = tensor.kind() else {
+                continue;
+            };
+            let name = Quoted(tensor.name());
+            let layout = oracle.layout(schema, records.def()).map_err(|why| {
+                let def = Quoted(records.def());
+                TensorError::new(Code::Schema, format!("struct {name}: {def}: {why}"))
+            })?;
+            if layout.stride != records.stride() {
+                let what = format!(
+                    "struct {name}: records of {} bytes, by its schema {}",
+                    records.stride(),
+                    layout.stride
+                );
+                return fail(Code::Layout, what);
+            }
+            let mut ours: Vec<Field<'_>> = records.fields().collect();
+            let mut theirs = layout.fields;
+            ours.sort_by(|a, b| a.path.cmp(&b.path));
+            theirs.sort_by(|a, b| a.path.cmp(&b.path));
+            let differ = ours
+                .iter()
+                .zip(&theirs)
+                .find(|(ours, theirs)| ours != theirs);
+            if let Some((ours, theirs)) = differ {
+                let what =
+                    format!("struct {name}: {ours:?} by the index, {theirs:?} by its schema");
+                return fail(Code::Layout, what);
+            }
+            if ours.len() != theirs.len() {
+                let what = format!(
+                    "struct {name}: {} fields by the index, {} by its schema",
+                    ours.len(),
+                    theirs.len()
+                );
+                return fail(Code::Layout, what);
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Option<u32> {
+        table::find(&self.by_name, &self.entries, &self.text, name)
+    }
+
+    pub(super) fn entry_at(&self, at: u32) -> Option<Entry<'_>> {
+        let raw = self.entries.get(at as usize)?;
+        Some(Entry { meta: self, raw })
+    }
+
+    fn tensor_at(&self, at: u32) -> Option<Tensor<'_>> {
+        let entry = self.entry_at(at)?;
+        let listed = match &self.index {
+            None => None,
+            Some(_) if entry.name().ends_with(OFFSETS_SUFFIX) => return None,
+            Some(index) => Some(index.of(at)?),
+        };
+        Some(Tensor { entry, listed })
+    }
+
+    /// The hash that the index has for an entry, be it a tensor or the offsets of one.
+    pub(crate) fn hash_of(&self, name: &str) -> Option<Hash> {
+        let index = self.index.as_ref()?;
+        index.of(self.find(name)?)?.hash
+    }
+
+    /// The alignment that the index has for an entry.
+    pub(crate) fn align_of(&self, name: &str) -> Option<u32> {
+        let index = self.index.as_ref()?;
+        index.of(self.find(name)?)?.align
+    }
+}
+
+/// One entry of the header.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'m> {
+    pub(super) meta: &'m Meta,
+    raw: &'m RawEntry,
+}
+
+impl<'m> Entry<'m> {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'m str {
+        self.raw.name.of(&self.meta.text)
+    }
+
+    /// Its element type.
+    #[must_use]
+    pub fn dtype(&self) -> ElementType<'m> {
+        match self.raw.dtype {
+            Some(dtype) => ElementType::Known(dtype),
+            None => ElementType::Opaque(self.raw.opaque.of(&self.meta.text)),
+        }
+    }
+
+    /// Its dimensions; none for a single element.
+    #[must_use]
+    pub fn shape(&self) -> &'m [u64] {
+        table::shape(&self.meta.dims, self.raw)
+    }
+
+    /// Its bytes, counted from the beginning of the data.
+    #[must_use]
+    pub const fn range(&self) -> Range<u64> {
+        self.raw.start..self.raw.end
+    }
+
+    /// Its bytes, counted from the beginning of the file.
+    #[must_use]
+    pub const fn file_range(&self) -> Range<u64> {
+        let start = self.meta.data_start();
+        start + self.raw.start..start + self.raw.end
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub const fn byte_len(&self) -> u64 {
+        self.raw.end - self.raw.start
+    }
+
+    /// Whether it only fills room, which only files of level 1 have.
+    #[must_use]
+    pub fn is_pad(&self) -> bool {
+        self.meta.index.is_some() && self.name().starts_with(PAD_PREFIX)
+    }
+}

@@ -1,0 +1,132 @@
+//! The header: eight bytes of length, then a JSON object that says which bytes are what.
+//!
+//! Nothing here touches the data, and nothing is allocated by a number in the file: what is kept is
+//! proportional to the text that is there. A header is read once, top to bottom, into a few flat
+//! lists ([`Meta`]); names and texts lie in one arena.
+
+#![forbid(unsafe_code)]
+
+mod entries;
+mod index;
+mod json;
+mod level;
+mod meta;
+mod table;
+mod tensor;
+
+use crate::error::{Code, Result, TensorError, fail};
+use crate::limits::Limits;
+
+pub use meta::{Entry, Meta};
+pub use tensor::{Blob, Kind, Struct, Tensor};
+
+pub(crate) use table::byte_len;
+
+/// Bytes of the length before the header.
+pub const PREFIX_BYTES: u64 = 8;
+/// Bytes of the shortest header, `{}`.
+pub const HEADER_BYTES_MIN: u64 = 2;
+
+/// The length of the header, from the first bytes of a file of `file_len` bytes.
+///
+/// # Errors
+/// `E_HEADER` where the file is too short for the length or for what it says; `E_LIMIT`.
+pub fn header_len(prefix: &[u8], file_len: u64, limits: &Limits) -> Result<u64> {
+    let Some(prefix) = prefix.first_chunk() else {
+        let what = format!("a file of {file_len} bytes has no header");
+        return fail(Code::Header, what);
+    };
+    let len = u64::from_le_bytes(*prefix);
+    if len < HEADER_BYTES_MIN {
+        return fail(Code::Header, format!("a header of {len} bytes"));
+    }
+    if len > limits.header_bytes {
+        let what = format!(
+            "a header of {len} bytes, {} are allowed",
+            limits.header_bytes
+        );
+        return fail(Code::Limit, what);
+    }
+    if file_len
+        .checked_sub(PREFIX_BYTES)
+        .is_none_or(|rest| len > rest)
+    {
+        let what = format!("a header of {len} bytes in a file of {file_len}");
+        return fail(Code::Header, what);
+    }
+    Ok(len)
+}
+
+impl Meta {
+    /// Reads a header, without the length before it, of a file with `data_len` bytes behind it.
+    ///
+    /// ```
+    /// use alknet_tensor::{Limits, Meta};
+    ///
+    /// let header = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    /// let meta = Meta::parse(header, 8, &Limits::default())?;
+    /// assert_eq!(meta.entry("a").expect("it is there").shape(), [2]);
+    /// # Ok::<(), alknet_tensor::TensorError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Any code of the format but those that need the data; see the table in `docs/tensor.md`.
+    pub fn parse(header: &[u8], data_len: u64, limits: &Limits) -> Result<Self> {
+        let len = header.len() as u64;
+        if len < HEADER_BYTES_MIN {
+            return fail(Code::Header, format!("a header of {len} bytes"));
+        }
+        if len > limits.header_bytes {
+            let what = format!(
+                "a header of {len} bytes, {} are allowed",
+                limits.header_bytes
+            );
+            return fail(Code::Limit, what);
+        }
+        if PREFIX_BYTES
+            .checked_add(len)
+            .and_then(|d| d.checked_add(data_len))
+            .is_none()
+        {
+            let what = format!("{data_len} bytes of data behind a header of {len}");
+            return fail(Code::Overflow, what);
+        }
+        if header.first() != Some(&b'{') {
+            return fail(Code::Header, "the header does not begin with '{'");
+        }
+        let text = std::str::from_utf8(header)
+            .map_err(|error| TensorError::new(Code::Json, format!("header: {error}")))?;
+        let entries::Raw {
+            text,
+            mut entries,
+            dims,
+            metadata,
+        } = entries::read(text, limits)?;
+        let text = text.into_text();
+        table::sort(&mut entries, &text);
+        let by_name = table::by_name(&entries, &text)?;
+        let table = table::Table {
+            text: &text,
+            entries: &entries,
+            dims: &dims,
+            by_name: &by_name,
+        };
+        table::check_tiling(&table, data_len)?;
+        let extension = level::read(&table, metadata.as_deref().unwrap_or_default(), limits)?;
+        let (index, data_hash) = match extension {
+            None => (None, None),
+            Some(level::Extension { index, data_hash }) => (Some(index), data_hash),
+        };
+        Ok(Self {
+            header_len: len,
+            data_len,
+            text,
+            entries: entries.into_boxed_slice(),
+            dims: dims.into_boxed_slice(),
+            by_name: by_name.into_boxed_slice(),
+            metadata: metadata.map(Vec::into_boxed_slice),
+            index,
+            data_hash,
+        })
+    }
+}

@@ -1,0 +1,341 @@
+//! Whether a file is what it says: hashes, pads, offsets and values.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+use blake3::Hash;
+
+use crate::dtype::{Dtype, ElementType};
+use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::header::{Blob, Entry, Kind, Struct, Tensor};
+use crate::layout::{FieldType, LayoutOracle};
+use crate::reader::Reader;
+use crate::source::ReadAt;
+use crate::view::{FieldValue, check_booleans, check_end, check_offsets};
+
+/// What a signature over a header begins with, so that it is good for nothing else.
+pub const HEADER_SIGNATURE_CONTEXT: &[u8] = b"alknet-tensor-header-v1\0";
+/// Problems that a report lists.
+const PROBLEMS_MAX: usize = 100;
+/// Bytes of records, or of an item, that are held to look at values.
+const HELD_BYTES_MAX: u64 = 64 << 20;
+
+/// BLAKE3 of a whole file: what it is called in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId(pub Hash);
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for FileId {
+    type Err = TensorError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let hash = Hash::from_hex(text);
+        hash.map(Self).map_err(|_| {
+            let what = format!("{} is no file id of 64 hex digits", Quoted(text));
+            TensorError::new(Code::Hash, what)
+        })
+    }
+}
+
+/// What is signed to vouch for a file: who trusts the signature trusts the header, and the header
+/// has the hash of everything else. A sidecar `NAME.sig` holds the Ed25519 signature over this.
+#[must_use]
+pub fn header_signature_message(header_hash: &Hash) -> Vec<u8> {
+    [HEADER_SIGNATURE_CONTEXT, header_hash.as_bytes()].concat()
+}
+
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verify {
+    /// The header alone: entries, kinds, layouts, alignment.
+    Meta,
+    /// And every hash it has.
+    Hash,
+    /// And that pads are zero, offsets rise, and values are values of their types.
+    Full,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Hashes that were held against the data.
+    pub hashes: u64,
+    /// Tensors without a hash of their own.
+    pub unhashed: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// What is wrong, at most a hundred.
+    pub problems: Vec<TensorError>,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub const fn is_good(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    fn note(&mut self, outcome: Result<()>) {
+        if let Err(problem) = outcome
+            && self.problems.len() < PROBLEMS_MAX
+        {
+            self.problems.push(problem);
+        }
+    }
+}
+
+/// Looks at a file that could be opened. With an oracle, layouts are held against the schema too.
+///
+/// # Errors
+/// `E_IO`. What is wrong with the file itself is in the report.
+pub fn verify<S: ReadAt>(
+    reader: &Reader<S>,
+    level: Verify,
+    oracle: Option<&dyn LayoutOracle>,
+) -> Result<Report> {
+    let mut check = Check {
+        reader,
+        report: Report::default(),
+    };
+    check.alignment();
+    if let Some(oracle) = oracle {
+        let outcome = reader.meta().check_layouts(oracle);
+        check.report.note(outcome);
+    }
+    if level >= Verify::Hash {
+        check.hashes()?;
+    }
+    if level >= Verify::Full {
+        check.pads()?;
+        for tensor in reader.meta().tensors() {
+            let members = members(reader, &tensor, oracle);
+            let outcome = check.values(&tensor, &members);
+            check.found(outcome)?;
+        }
+    }
+    Ok(check.report)
+}
+
+struct Check<'r, S> {
+    reader: &'r Reader<S>,
+    report: Report,
+}
+
+impl<S: ReadAt> Check<'_, S> {
+    /// Notes what is wrong with the file, passes on what keeps from reading it.
+    fn found(&mut self, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(error) if error.code() == Code::Io => Err(error),
+            other => {
+                self.report.note(other);
+                Ok(())
+            }
+        }
+    }
+
+    fn alignment(&mut self) {
+        let meta = self.reader.meta();
+        for entry in meta.entries() {
+            let Some(align) = meta.align_of(entry.name()) else {
+                continue;
+            };
+            let start = entry.file_range().start;
+            if start % u64::from(align) != 0 {
+                let name = Quoted(entry.name());
+                let what = format!("entry {name} begins at {start}, no multiple of {align}");
+                self.report.note(fail(Code::Align, what));
+            }
+        }
+    }
+
+    fn hashes(&mut self) -> Result<()> {
+        let meta = self.reader.meta();
+        let mut data = meta
+            .data_hash()
+            .map(|wanted| (wanted, blake3::Hasher::new()));
+        for entry in meta.entries() {
+            let wanted = meta.hash_of(entry.name());
+            if wanted.is_none() && !entry.is_pad() {
+                self.report.unhashed += 1;
+            }
+            if wanted.is_none() && data.is_none() {
+                continue;
+            }
+            // One pass for both.
+            let mut own = blake3::Hasher::new();
+            self.reader.pass(entry.file_range(), |bytes| {
+                if wanted.is_some() {
+                    own.update(bytes);
+                }
+                if let Some((_, data)) = &mut data {
+                    data.update(bytes);
+                }
+                Ok(())
+            })?;
+            self.report.bytes += entry.byte_len();
+            if let Some(wanted) = wanted {
+                let said = format!("entry {}", Quoted(entry.name()));
+                self.compare(&said, wanted, own.finalize());
+            }
+        }
+        if let Some((wanted, data)) = data {
+            self.compare("the data", wanted, data.finalize());
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, what: &str, wanted: Hash, found: Hash) {
+        self.report.hashes += 1;
+        if wanted != found {
+            let what = format!("{what} has the hash {found}, the header says {wanted}");
+            self.report.note(fail(Code::Hash, what));
+        }
+    }
+
+    fn pads(&mut self) -> Result<()> {
+        for entry in self.reader.meta().entries().filter(Entry::is_pad) {
+            let outcome = self.reader.pass(entry.file_range(), |bytes| {
+                match bytes.iter().all(|byte| *byte == 0) {
+                    true => Ok(()),
+                    false => fail(
+                        Code::Value,
+                        format!("pad {} is not zero", Quoted(entry.name())),
+                    ),
+                }
+            });
+            self.found(outcome)?;
+        }
+        Ok(())
+    }
+
+    fn values(&mut self, tensor: &Tensor<'_>, members: &[(String, u32)]) -> Result<()> {
+        let said = || format!("tensor {}", Quoted(tensor.name()));
+        let entry = tensor.entry();
+        let outcome = match tensor.kind() {
+            Kind::Flat if entry.dtype() == ElementType::Known(Dtype::Bool) => {
+                self.reader.pass(entry.file_range(), check_booleans)
+            }
+            Kind::Flat => Ok(()),
+            Kind::Struct(records) => self.records(&entry, &records, members),
+            Kind::Blob(blob) => self.blob(&entry, &blob),
+        };
+        outcome.map_err(|error| error.of(said()))
+    }
+
+    /// Every field of every record is a value of its type.
+    fn records(
+        &self,
+        entry: &Entry<'_>,
+        records: &Struct<'_>,
+        members: &[(String, u32)],
+    ) -> Result<()> {
+        let stride = records.stride();
+        if stride > HELD_BYTES_MAX {
+            return fail(Code::Limit, format!("records of {stride} bytes"));
+        }
+        let known: HashMap<&str, u32> = members.iter().map(|(path, n)| (&**path, *n)).collect();
+        let fields: Vec<_> = records.fields().collect();
+        let limits: Vec<_> = fields.iter().map(|field| known.get(&*field.path)).collect();
+        let at_once = (HELD_BYTES_MAX / 64 / stride).max(1);
+        let mut first = 0;
+        while first < records.count() {
+            let end = records.count().min(first + at_once);
+            let view = self.reader.strukt_rows(entry.name(), first..end)?;
+            for (at, record) in view.records().enumerate() {
+                for (field, limit) in fields.iter().zip(&limits) {
+                    let value = record.value(field).and_then(|value| match limit {
+                        Some(count) if field.kind == FieldType::Enum => {
+                            check_member(&value, **count)
+                        }
+                        _ => Ok(()),
+                    });
+                    let place = first + at as u64;
+                    value.map_err(|error| error.of(format_args!("record {place}")))?;
+                }
+            }
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// Offsets rise to the end, and every item is what the encoding says.
+    fn blob(&self, entry: &Entry<'_>, blob: &Blob<'_>) -> Result<()> {
+        let mut last = None;
+        let mut seen = 0;
+        self.reader.pass(blob.offsets().file_range(), |bytes| {
+            check_offsets(bytes, seen, &mut last)?;
+            seen += bytes.len() as u64 / 8;
+            Ok(())
+        })?;
+        check_end(last, entry.byte_len())?;
+        if !matches!(blob.enc(), "utf8" | "json") {
+            return Ok(());
+        }
+        let mut item = 0;
+        let mut before = None;
+        self.reader.pass(blob.offsets().file_range(), |bytes| {
+            let (offsets, _) = bytes.as_chunks::<8>();
+            for offset in offsets {
+                let end = u64::from_le_bytes(*offset);
+                if let Some(start) = before.replace(end) {
+                    let checked = self.text(entry, start..end, blob.enc() == "json");
+                    checked.map_err(|error| error.of(format_args!("item {item}")))?;
+                    item += 1;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn text(&self, entry: &Entry<'_>, range: std::ops::Range<u64>, json: bool) -> Result<()> {
+        let len = range.end - range.start;
+        if len > HELD_BYTES_MAX {
+            let what = format!("{len} bytes, {HELD_BYTES_MAX} are looked at");
+            return fail(Code::Limit, what);
+        }
+        // Below the limit.
+        let mut bytes = vec![0; len as usize];
+        self.reader.read_into(entry, range.start, &mut bytes)?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|error| TensorError::new(Code::Value, error.to_string()))?;
+        if json {
+            let read = serde_json::from_str::<serde::de::IgnoredAny>(text);
+            read.map_err(|error| TensorError::new(Code::Value, error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// How many members each `Enum` of the records has, where somebody can say it.
+fn members<S: ReadAt>(
+    reader: &Reader<S>,
+    tensor: &Tensor<'_>,
+    oracle: Option<&dyn LayoutOracle>,
+) -> Vec<(String, u32)> {
+    let (Kind::Struct(records), Some(schema), Some(oracle)) =
+        (tensor.kind(), reader.meta().schema(), oracle)
+    else {
+        return Vec::new();
+    };
+    // That it cannot be laid out was noted with the layouts.
+    let layout = oracle.layout(schema, records.def());
+    layout.map(|layout| layout.members).unwrap_or_default()
+}
+
+fn check_member(value: &FieldValue<'_>, count: u32) -> Result<()> {
+    match value {
+        FieldValue::Uint(member) if *member >= u64::from(count) => {
+            fail(Code::Value, format!("member {member} of {count}"))
+        }
+        FieldValue::List(values) => values
+            .iter()
+            .try_for_each(|value| check_member(value, count)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,261 @@
+//! Records of fixed size: where each field lies, and what it is.
+//!
+//! Offsets stand in the file and are never derived from the order of JSON keys, which differs from
+//! one producer to the next. Whoever has the schema's layout engine gives it as a [`LayoutOracle`];
+//! what it computes has to be what the file says.
+
+use std::borrow::Cow;
+
+use crate::error::{Code, Quoted, Result, fail};
+
+/// What a field of a record is. The names are the kinds of the schema keywords.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FieldType {
+    /// 0 or 1 in a byte.
+    Boolean,
+    /// Signed, 8 bits.
+    Int8,
+    /// Signed, 16 bits.
+    Int16,
+    /// Signed, 32 bits.
+    Int32,
+    /// Signed, 64 bits.
+    Int64,
+    /// Unsigned, 8 bits.
+    Uint8,
+    /// Unsigned, 16 bits.
+    Uint16,
+    /// Unsigned, 32 bits.
+    Uint32,
+    /// Unsigned, 64 bits.
+    Uint64,
+    /// IEEE 754 binary16.
+    Float16,
+    /// The upper half of a binary32.
+    BFloat16,
+    /// IEEE 754 binary32.
+    Float32,
+    /// IEEE 754 binary64.
+    Float64,
+    /// Number of a member of the schema's `enum`, 32 bits.
+    Enum,
+    /// UTF-8 in `len` bytes, filled up with zeros.
+    String,
+    /// RFC 3339 in `len` bytes, filled up with zeros.
+    Timestamp,
+    /// A length of 32 bits and so many bytes, filled up with zeros to `len` bytes in all.
+    Bytes,
+    /// `len` bytes that one of several layouts describes.
+    Union,
+    /// Offset and length of 64 bits each of bytes that lie elsewhere.
+    Indirect,
+}
+
+impl FieldType {
+    /// Every type.
+    pub const ALL: [Self; 19] = [
+        Self::Boolean,
+        Self::Int8,
+        Self::Int16,
+        Self::Int32,
+        Self::Int64,
+        Self::Uint8,
+        Self::Uint16,
+        Self::Uint32,
+        Self::Uint64,
+        Self::Float16,
+        Self::BFloat16,
+        Self::Float32,
+        Self::Float64,
+        Self::Enum,
+        Self::String,
+        Self::Timestamp,
+        Self::Bytes,
+        Self::Union,
+        Self::Indirect,
+    ];
+
+    /// The name in `mt.index`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Boolean => "Boolean",
+            Self::Int8 => "Int8",
+            Self::Int16 => "Int16",
+            Self::Int32 => "Int32",
+            Self::Int64 => "Int64",
+            Self::Uint8 => "Uint8",
+            Self::Uint16 => "Uint16",
+            Self::Uint32 => "Uint32",
+            Self::Uint64 => "Uint64",
+            Self::Float16 => "Float16",
+            Self::BFloat16 => "BFloat16",
+            Self::Float32 => "Float32",
+            Self::Float64 => "Float64",
+            Self::Enum => "Enum",
+            Self::String => "String",
+            Self::Timestamp => "Timestamp",
+            Self::Bytes => "Bytes",
+            Self::Union => "Union",
+            Self::Indirect => "Indirect",
+        }
+    }
+
+    /// The type of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Bytes of one value; none where `len` says it.
+    #[must_use]
+    pub const fn width(self) -> Option<u64> {
+        match self {
+            Self::Boolean | Self::Int8 | Self::Uint8 => Some(1),
+            Self::Int16 | Self::Uint16 | Self::Float16 | Self::BFloat16 => Some(2),
+            Self::Int32 | Self::Uint32 | Self::Float32 | Self::Enum => Some(4),
+            Self::Int64 | Self::Uint64 | Self::Float64 => Some(8),
+            Self::Indirect => Some(16),
+            Self::String | Self::Timestamp | Self::Bytes | Self::Union => None,
+        }
+    }
+}
+
+/// One field of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// What the layout engine calls it. Compared, never taken apart.
+    pub path: Cow<'a, str>,
+    /// What it is.
+    pub kind: FieldType,
+    /// Bytes before it in the record.
+    pub off: u64,
+    /// Values one after the other, or the bytes of a type that has no width of its own.
+    pub len: u64,
+}
+
+impl<'a> Field<'a> {
+    /// A single value.
+    pub fn new(path: impl Into<Cow<'a, str>>, kind: FieldType, off: u64) -> Self {
+        Self {
+            path: path.into(),
+            kind,
+            off,
+            len: 1,
+        }
+    }
+
+    /// The same with this many values or bytes.
+    #[must_use]
+    pub const fn with_len(mut self, len: u64) -> Self {
+        self.len = len;
+        self
+    }
+
+    /// Bytes of it; none where that does not fit 64 bits.
+    #[must_use]
+    pub fn bytes(&self) -> Option<u64> {
+        self.kind.width().unwrap_or(1).checked_mul(self.len)
+    }
+}
+
+/// What a schema's definition comes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes from one record to the next.
+    pub stride: u64,
+    /// The fields by offset.
+    pub fields: Vec<Field<'static>>,
+    /// How many members each `Enum` has, by its path.
+    pub members: Vec<(String, u32)>,
+}
+
+/// Computes layouts from schemas: the schema engine, seen from here.
+pub trait LayoutOracle {
+    /// Lays out what `def` names in `schema`, a JSON Schema's text.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with the schema or the definition.
+    fn layout(&self, schema: &str, def: &str) -> Result<Layout, String>;
+}
+
+/// Every field lies within the record and no two share a byte.
+pub(crate) fn check_fields(name: &str, stride: u64, fields: &[Field<'_>]) -> Result<()> {
+    let name = Quoted(name);
+    let mut ranges = Vec::with_capacity(fields.len());
+    for field in fields {
+        let path = Quoted(&field.path);
+        let end = field.bytes().and_then(|bytes| bytes.checked_add(field.off));
+        let Some(end) = end else {
+            let what = format!("struct {name}: field {path}: offset and size do not fit 64 bits");
+            return fail(Code::Overflow, what);
+        };
+        if end > stride {
+            let what = format!(
+                "struct {name}: field {path} ends at {end}, beyond the record of {stride} bytes"
+            );
+            return fail(Code::Layout, what);
+        }
+        ranges.push((field.off, end, &field.path));
+    }
+    ranges.sort_unstable();
+    for two in ranges.windows(2) {
+        let [(_, end, first), (off, _, second)] = two else {
+            continue;
+        };
+        if first == second || off < end {
+            let what = format!(
+                "struct {name}: fields {} and {} share bytes or a path",
+                Quoted(first),
+                Quoted(second)
+            );
+            return fail(Code::Layout, what);
+        }
+    }
+    let mut paths: Vec<_> = fields.iter().map(|field| &*field.path).collect();
+    paths.sort_unstable();
+    match paths.windows(2).find(|two| two[0] == two[1]) {
+        None => Ok(()),
+        Some(two) => fail(
+            Code::Layout,
+            format!("struct {name}: field {} comes twice", Quoted(two[0])),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(stride: u64, fields: &[Field<'_>]) -> Option<Code> {
+        check_fields("s", stride, fields).err().map(|e| e.code())
+    }
+
+    #[test]
+    fn names_are_unique() {
+        for kind in FieldType::ALL {
+            assert_eq!(FieldType::from_name(kind.name()), Some(kind));
+        }
+    }
+
+    #[test]
+    fn fields_touch_and_do_not_overlap() {
+        let a = Field::new("a", FieldType::Float64, 0);
+        let b = Field::new("b", FieldType::Uint8, 8).with_len(4);
+        assert_eq!(check(12, &[b.clone(), a.clone()]), None);
+        assert_eq!(check(11, &[a.clone(), b]), Some(Code::Layout));
+        let inside = Field::new("c", FieldType::Uint8, 7);
+        assert_eq!(check(12, &[a.clone(), inside]), Some(Code::Layout));
+        let same = Field::new("a", FieldType::Uint8, 8);
+        assert_eq!(check(12, &[a, same]), Some(Code::Layout));
+    }
+
+    #[test]
+    fn sizes_beyond_64_bits_are_refused() {
+        let long = Field::new("a", FieldType::Float64, 0).with_len(1 << 62);
+        assert_eq!(check(8, &[long]), Some(Code::Overflow));
+        let far = Field::new("a", FieldType::Uint8, u64::MAX);
+        assert_eq!(check(8, &[far]), Some(Code::Overflow));
+    }
+}

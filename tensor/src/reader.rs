@@ -1,0 +1,316 @@
+//! Opening a container and looking into it.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use blake3::Hash;
+
+use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::header::{Blob, Entry, Kind, Meta, PREFIX_BYTES, Struct, Tensor, header_len};
+use crate::limits::Limits;
+use crate::source::{Mapped, ReadAt};
+use crate::view::{Aligned, BlobView, Bytes, StructView, TensorView, row_bytes};
+
+/// Bytes that are read at once where they only pass by.
+pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+
+/// A container that was opened: its header was read and found correct.
+///
+/// ```
+/// use alknet_tensor::{Content, Dtype, Limits, Reader, Writer};
+///
+/// let mut writer = Writer::new(std::io::Cursor::new(Vec::new()));
+/// writer.flat("w", Dtype::F32, &[2], Content::from(&[0, 0, 128, 63, 0, 0, 0, 64][..]))?;
+/// let (_, file) = writer.finish()?;
+///
+/// let reader = Reader::from_bytes(file.into_inner().into(), &Limits::default())?;
+/// assert_eq!(reader.view("w")?.to_f32()?, [1.0, 2.0]);
+/// # Ok::<(), alknet_tensor::TensorError>(())
+/// ```
+#[derive(Debug)]
+pub struct Reader<S> {
+    source: S,
+    meta: Meta,
+}
+
+impl Reader<Arc<[u8]>> {
+    /// Opens a container in memory. Views borrow from it.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn from_bytes(bytes: Arc<[u8]>, limits: &Limits) -> Result<Self> {
+        Self::open(bytes, limits)
+    }
+}
+
+impl Reader<Mapped> {
+    /// Maps a file and opens it. Views borrow from the map.
+    ///
+    /// # Errors
+    /// As [`Reader::open`]; `E_IO` where it cannot be mapped.
+    ///
+    /// # Safety
+    /// The file is not changed and not shortened for the life of the reader; see [`Mapped::new`].
+    pub unsafe fn map(file: &File, limits: &Limits) -> Result<Self> {
+        // SAFETY: the caller answers for the file.
+        let mapped = unsafe { Mapped::new(file) };
+        let mapped = mapped.map_err(|error| TensorError::io("map the file", error))?;
+        Self::open(mapped, limits)
+    }
+}
+
+impl<S: ReadAt> Reader<S> {
+    /// Reads the header of a container.
+    ///
+    /// # Errors
+    /// `E_IO` where the source fails; any code of the format that needs no data.
+    pub fn open(source: S, limits: &Limits) -> Result<Self> {
+        let size = source.size();
+        let size = size.map_err(|error| TensorError::io("find out the size", error))?;
+        let mut prefix = [0; PREFIX_BYTES as usize];
+        let Some(after) = size.checked_sub(PREFIX_BYTES) else {
+            return fail(
+                Code::Header,
+                format!("a file of {size} bytes has no header"),
+            );
+        };
+        read_exact(&source, &mut prefix, 0)?;
+        let len = header_len(&prefix, size, limits)?;
+        let range = PREFIX_BYTES..PREFIX_BYTES + len;
+        let meta = match source.slice_at(range) {
+            Some(header) => Meta::parse(header, after - len, limits)?,
+            None => {
+                let header = Aligned::read(len, |at, piece| {
+                    read_exact(&source, piece, PREFIX_BYTES + at)
+                })?;
+                Meta::parse(&header, after - len, limits)?
+            }
+        };
+        Ok(Self { source, meta })
+    }
+
+    /// What the header says.
+    #[must_use]
+    pub const fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The source.
+    #[must_use]
+    pub const fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The names of the tensors in the order that they are best loaded in.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.meta.tensors().map(|tensor| tensor.name())
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        self.meta.tensor(name)
+    }
+
+    /// All elements of a tensor; a struct's and a blob's as bytes.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`; `E_IO` where it cannot be read; `E_LIMIT` where there is no memory.
+    pub fn view(&self, name: &str) -> Result<TensorView<'_>> {
+        let entry = self.tensor(name)?.entry();
+        let bytes = self.bytes(&entry, 0..entry.byte_len())?;
+        Ok(TensorView::trusted(
+            entry.dtype(),
+            Cow::Borrowed(entry.shape()),
+            bytes,
+        ))
+    }
+
+    /// Some rows of a tensor, without reading the others.
+    ///
+    /// # Errors
+    /// As [`Reader::view`] and [`TensorView::rows`].
+    pub fn rows(&self, name: &str, rows: Range<u64>) -> Result<TensorView<'_>> {
+        let entry = self.tensor(name)?.entry();
+        let range = row_bytes(entry.dtype(), entry.shape(), &rows)
+            .map_err(|error| error.of(format_args!("tensor {}", Quoted(name))))?;
+        let bytes = self.bytes(&entry, range)?;
+        let mut shape = entry.shape().to_vec();
+        if let Some(first) = shape.first_mut() {
+            *first = rows.end - rows.start;
+        }
+        Ok(TensorView::trusted(entry.dtype(), Cow::Owned(shape), bytes))
+    }
+
+    /// The records of a struct.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`; `E_DTYPE` where it is no struct; `E_IO`, `E_LIMIT`.
+    pub fn strukt(&self, name: &str) -> Result<StructView<'_>> {
+        let (entry, records) = self.records(name)?;
+        let bytes = self.bytes(&entry, 0..entry.byte_len())?;
+        Ok(StructView::trusted(records, records.count(), bytes))
+    }
+
+    /// Some records of a struct, without reading the others.
+    ///
+    /// # Errors
+    /// As [`Reader::strukt`]; `E_SHAPE` where there are no such records.
+    pub fn strukt_rows(&self, name: &str, rows: Range<u64>) -> Result<StructView<'_>> {
+        let (entry, records) = self.records(name)?;
+        let range = row_bytes(entry.dtype(), entry.shape(), &rows)
+            .map_err(|error| error.of(format_args!("struct {}", Quoted(name))))?;
+        let bytes = self.bytes(&entry, range)?;
+        Ok(StructView::trusted(records, rows.end - rows.start, bytes))
+    }
+
+    /// The items of a blob.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`; `E_DTYPE` where it is no blob; `E_LAYOUT` where its offsets do not rise from 0
+    /// to its end; `E_IO`, `E_LIMIT`.
+    pub fn blob(&self, name: &str) -> Result<BlobView<'_>> {
+        let (entry, blob) = self.items(name)?;
+        let said = format!("blob {}", Quoted(name));
+        let offsets = blob.offsets();
+        let offsets = self.bytes(&offsets, 0..offsets.byte_len())?;
+        let data = self.bytes(&entry, 0..entry.byte_len())?;
+        BlobView::new(blob.enc(), data, offsets).map_err(|error| error.of(said))
+    }
+
+    /// One item of a blob, without reading the others.
+    ///
+    /// # Errors
+    /// As [`Reader::blob`], of the two offsets around the item; `E_NOTFOUND` where there are fewer.
+    pub fn item(&self, name: &str, at: u64) -> Result<Bytes<'_>> {
+        let (entry, blob) = self.items(name)?;
+        let said = Quoted(name);
+        if at >= blob.count() {
+            let what = format!("blob {said}: item {at} of {}", blob.count());
+            return fail(Code::NotFound, what);
+        }
+        let two = self.bytes(&blob.offsets(), at * 8..at * 8 + 16)?;
+        let (two, _) = two.as_chunks::<8>();
+        let [start, end] = [two[0], two[1]].map(u64::from_le_bytes);
+        if start > end || end > entry.byte_len() {
+            let what = format!(
+                "blob {said}: item {at} is bytes {start} to {end} of {}",
+                entry.byte_len()
+            );
+            return fail(Code::Layout, what);
+        }
+        self.bytes(&entry, start..end)
+    }
+
+    /// Reads a part of an entry into memory of the caller's. `offset` counts from its beginning.
+    ///
+    /// # Errors
+    /// `E_SHAPE` where it does not lie within the entry; `E_IO`.
+    pub fn read_into(&self, entry: &Entry<'_>, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let len = entry.byte_len();
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > len) {
+            let what = format!(
+                "entry {}: {} bytes from {offset} on, of {len}",
+                Quoted(entry.name()),
+                buffer.len()
+            );
+            return fail(Code::Shape, what);
+        }
+        read_exact(&self.source, buffer, entry.file_range().start + offset)
+    }
+
+    /// BLAKE3 of the header with the length before it. Who has it from somebody trusted can check
+    /// every tensor.
+    ///
+    /// # Errors
+    /// `E_IO`.
+    pub fn header_hash(&self) -> Result<Hash> {
+        self.hash(0..self.meta.data_start())
+    }
+
+    /// BLAKE3 of these bytes of the file.
+    ///
+    /// # Errors
+    /// `E_IO`.
+    pub fn hash(&self, range: Range<u64>) -> Result<Hash> {
+        let mut hasher = blake3::Hasher::new();
+        self.pass(range, |bytes| {
+            hasher.update(bytes);
+            Ok(())
+        })?;
+        Ok(hasher.finalize())
+    }
+
+    /// Lets these bytes of the file pass by, in pieces of at most a MiB that begin at multiples of
+    /// it from the first byte on.
+    ///
+    /// # Errors
+    /// `E_IO`, and what `look` says.
+    pub fn pass(&self, range: Range<u64>, mut look: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut buffer = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(CHUNK_BYTES as u64);
+            match self.source.slice_at(at..at + len) {
+                Some(bytes) => look(bytes)?,
+                None => {
+                    // At most a MiB.
+                    buffer.resize(len as usize, 0);
+                    read_exact(&self.source, &mut buffer, at)?;
+                    look(&buffer)?;
+                }
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    fn records(&self, name: &str) -> Result<(Entry<'_>, Struct<'_>)> {
+        let tensor = self.tensor(name)?;
+        match tensor.kind() {
+            Kind::Struct(records) => Ok((tensor.entry(), records)),
+            other => fail(
+                Code::Dtype,
+                format!("tensor {} is {}, no struct", Quoted(name), other.name()),
+            ),
+        }
+    }
+
+    fn items(&self, name: &str) -> Result<(Entry<'_>, Blob<'_>)> {
+        let tensor = self.tensor(name)?;
+        match tensor.kind() {
+            Kind::Blob(blob) => Ok((tensor.entry(), blob)),
+            other => fail(
+                Code::Dtype,
+                format!("tensor {} is {}, no blob", Quoted(name), other.name()),
+            ),
+        }
+    }
+
+    /// Bytes of an entry, `range` counted from its beginning and within it.
+    fn bytes(&self, entry: &Entry<'_>, range: Range<u64>) -> Result<Bytes<'_>> {
+        let start = entry.file_range().start;
+        let range = start + range.start..start + range.end;
+        if let Some(bytes) = self.source.slice_at(range.clone()) {
+            return Ok(Bytes::Borrowed(bytes));
+        }
+        let read = Aligned::read(range.end - range.start, |at, piece| {
+            read_exact(&self.source, piece, range.start + at)
+        });
+        let read = read.map(Bytes::Owned);
+        read.map_err(|error| error.of(format_args!("entry {}", Quoted(entry.name()))))
+    }
+}
+
+fn read_exact(source: &(impl ReadAt + ?Sized), buffer: &mut [u8], offset: u64) -> Result<()> {
+    let read = source.read_exact_at(buffer, offset);
+    read.map_err(|error| {
+        let what = format!("read {} bytes at {offset}", buffer.len());
+        TensorError::io(what, error)
+    })
+}

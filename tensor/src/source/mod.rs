@@ -1,0 +1,93 @@
+//! Where the bytes of a container come from.
+//!
+//! The usual source is a file that is read by offset into memory of its own: a mapped file that
+//! shrinks ends the process with a signal. Mapping is [`Mapped`], and unsafe to ask for.
+
+mod mapped;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+pub use mapped::Mapped;
+
+/// Bytes that can be read by offset, as often and in as many threads as wanted.
+pub trait ReadAt {
+    /// How many bytes there are.
+    ///
+    /// # Errors
+    /// The system does not say.
+    fn size(&self) -> io::Result<u64>;
+
+    /// Fills `buffer` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// Any of the system's; `UnexpectedEof` where there are fewer.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// These bytes where they lie, if they are in memory.
+    fn slice_at(&self, range: Range<u64>) -> Option<&[u8]> {
+        let _ = range;
+        None
+    }
+}
+
+impl ReadAt for File {
+    fn size(&self) -> io::Result<u64> {
+        let metadata = self.metadata()?;
+        if !metadata.is_file() {
+            let what = "no regular file";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        Ok(metadata.len())
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+}
+
+impl ReadAt for [u8] {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).ok();
+        let rest = start.and_then(|start| self.get(start..));
+        let Some(bytes) = rest.and_then(|rest| rest.get(..buffer.len())) else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        buffer.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn slice_at(&self, range: Range<u64>) -> Option<&[u8]> {
+        let (start, end) = (range.start.try_into().ok()?, range.end.try_into().ok()?);
+        self.get::<Range<usize>>(start..end)
+    }
+}
+
+macro_rules! in_memory {
+    ($($source:ty),*) => {
+        $(
+            impl ReadAt for $source {
+                fn size(&self) -> io::Result<u64> {
+                    <[u8]>::size(self)
+                }
+
+                fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+                    <[u8]>::read_exact_at(self, buffer, offset)
+                }
+
+                fn slice_at(&self, range: Range<u64>) -> Option<&[u8]> {
+                    <[u8]>::slice_at(self, range)
+                }
+            }
+        )*
+    };
+}
+
+in_memory!(&[u8], Arc<[u8]>, Vec<u8>, Mapped);

@@ -1,0 +1,118 @@
+//! `pack`: the files of a folder in one container.
+
+use std::fs::{self, File};
+use std::io::{BufReader, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::limits::ENTRIES_MAX;
+use crate::tools::npy::Npy;
+use crate::tools::rewrite::Options;
+use crate::writer::{Content, Writer, Written};
+
+/// Folders within folders.
+const DEPTH_MAX: usize = 32;
+/// What files end with that hold an array.
+const ARRAY_SUFFIX: &str = ".npy";
+/// What other files are, by what their names end with.
+const ENCODINGS: [(&str, &str); 4] = [
+    (".csv", "utf8"),
+    (".json", "json"),
+    (".md", "utf8"),
+    (".txt", "utf8"),
+];
+/// What they are otherwise.
+const ENCODING: &str = "bytes";
+
+/// Writes a metatensor with every file below `folder`, in the order of their names: an array as a
+/// tensor called like its path without `.npy`, any other file as a blob of one item called like its
+/// path.
+///
+/// # Errors
+/// `E_IO`, also for what is neither file nor folder; `E_VALUE` for a name that is not UTF-8;
+/// `E_LIMIT`; what [`Npy::read`] and [`Writer::finish`] refuse.
+pub fn pack<W: Write + Seek>(folder: &Path, sink: W, options: Options) -> Result<(Written, W)> {
+    let mut files = Vec::new();
+    collect(folder, "", 0, &mut files)?;
+    let mut writer = Writer::new(sink);
+    if options.page_align {
+        writer = writer.page_aligned();
+    }
+    if options.gpu {
+        writer = writer.for_gpu();
+    }
+    for (name, path) in files {
+        let opened = File::open(&path);
+        let file = opened.map_err(|error| TensorError::io(Quoted(&name), error))?;
+        match name.strip_suffix(ARRAY_SUFFIX) {
+            Some(array) => {
+                // The file is opened again when it is its turn: there may be more of them than a
+                // process may have open.
+                let npy = Npy::read(BufReader::new(file));
+                let header = npy.map_err(|error| error.of(Quoted(&name)))?.header;
+                let content = Content::made(move |out| {
+                    let file = File::open(&path);
+                    let file = file.map_err(|error| TensorError::io("open it again", error))?;
+                    let npy = Npy::read(BufReader::new(file))?;
+                    npy.write_elements(out)
+                });
+                writer.flat(array, header.dtype, &header.shape, content)?;
+            }
+            None => {
+                let metadata = file.metadata();
+                let len = metadata
+                    .map_err(|error| TensorError::io(Quoted(&name), error))?
+                    .len();
+                let known = ENCODINGS.iter().find(|(suffix, _)| name.ends_with(suffix));
+                let enc = known.map_or(ENCODING, |(_, enc)| enc);
+                let content = Content::made(move |out| {
+                    let copied =
+                        File::open(&path).and_then(|mut file| std::io::copy(&mut file, out));
+                    copied.map_err(|error| TensorError::io("copy it", error))?;
+                    Ok(())
+                });
+                writer.blob(name, enc, [len], content)?;
+            }
+        }
+    }
+    writer.finish()
+}
+
+/// Every file below, as its name and where it lies.
+fn collect(
+    folder: &Path,
+    prefix: &str,
+    depth: usize,
+    files: &mut Vec<(String, PathBuf)>,
+) -> Result<()> {
+    if depth > DEPTH_MAX {
+        return fail(Code::Limit, format!("folders deeper than {DEPTH_MAX}"));
+    }
+    let io = |error| TensorError::io(format_args!("read {}", folder.display()), error);
+    let entries = fs::read_dir(folder).map_err(io)?;
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().map_err(io)?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let Ok(name) = entry.file_name().into_string() else {
+            let what = format!("{} is not UTF-8", Quoted(&path.to_string_lossy()));
+            return fail(Code::Value, what);
+        };
+        let name = format!("{prefix}{name}");
+        let kind = entry.file_type().map_err(io)?;
+        // A link counts as the file it leads to; folders are not followed, they could be circles.
+        let leads_to_file = || fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
+        if kind.is_dir() {
+            collect(&path, &format!("{name}/"), depth + 1, files)?;
+        } else if kind.is_file() || leads_to_file() {
+            if files.len() >= ENTRIES_MAX as usize {
+                return fail(Code::Limit, format!("more than {ENTRIES_MAX} files"));
+            }
+            files.push((name, path));
+        } else {
+            let what = format!("{} is neither file nor folder", Quoted(&name));
+            return fail(Code::Io, what);
+        }
+    }
+    Ok(())
+}

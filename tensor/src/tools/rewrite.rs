@@ -1,0 +1,131 @@
+//! The same tensors in another file: with everything this format adds, or without.
+
+use std::io::{Seek, Write};
+
+use crate::dtype::ElementType;
+use crate::error::{Result, TensorError};
+use crate::header::{Entry, Kind};
+use crate::keys::{DATA_HASH, GPU, INDEX, LEVEL, SCHEMA, is_own};
+use crate::reader::Reader;
+use crate::source::ReadAt;
+use crate::writer::{Content, Writer, Written};
+
+/// How a container is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Tensors of a MiB and more begin with a page of the file.
+    pub page_align: bool,
+    /// Tensors begin where a GPU can bind them. A file that says so already stays so.
+    pub gpu: bool,
+}
+
+/// Writes a metatensor with the tensors of any container, in the order of their bytes. Metadata that
+/// is not this writer's own, the schema, the nested view and the order are kept.
+///
+/// # Errors
+/// `E_IO`; what [`Writer::finish`] refuses, as a tensor of plain safetensors with a name that means
+/// something here.
+pub fn rewrite<S: ReadAt, W: Write + Seek>(
+    reader: &Reader<S>,
+    sink: W,
+    options: Options,
+) -> Result<(Written, W)> {
+    let meta = reader.meta();
+    let mut writer = Writer::new(sink);
+    if options.page_align {
+        writer = writer.page_aligned();
+    }
+    let level = meta.level();
+    if options.gpu || (level > 0 && meta.metadata_value(GPU) == Some("1")) {
+        writer = writer.for_gpu();
+    }
+    if let Some(schema) = meta.schema() {
+        writer = writer.with_schema(schema);
+    }
+    if let Some(root) = meta.root() {
+        writer = writer.with_root(root);
+    }
+    if level > 0 {
+        writer = writer.with_order(meta.tensors().map(|t| t.name().to_owned()).collect());
+    }
+    for (key, value) in meta.metadata() {
+        if ![LEVEL, INDEX, SCHEMA, DATA_HASH, GPU].contains(&key) {
+            writer.metadata(key, value)?;
+        }
+    }
+    for entry in meta.entries() {
+        // Pads and offsets are made anew.
+        let Ok(tensor) = meta.tensor(entry.name()) else {
+            continue;
+        };
+        let content = copied(reader, entry);
+        match tensor.kind() {
+            Kind::Flat => add(&mut writer, &entry, content)?,
+            Kind::Struct(records) => {
+                let size = [records.count(), records.stride()];
+                let fields = records.fields().collect();
+                writer.strukt(entry.name(), records.def(), size, fields, content)?;
+            }
+            Kind::Blob(blob) => {
+                let offsets = copied(reader, blob.offsets());
+                let size = [blob.count(), entry.byte_len()];
+                writer.blob_parts(entry.name(), blob.enc(), size, offsets, content)?;
+                if let Some(other) = blob.shape_of() {
+                    // It was a blob that was added.
+                    let _ = writer.shape_of(other);
+                }
+            }
+        }
+    }
+    writer.finish()
+}
+
+/// Writes a plain safetensors file, byte for byte as the stock package would: without this format's
+/// metadata and pads, packed anew. Records and items stay as the entries they are.
+///
+/// # Errors
+/// `E_IO`.
+pub fn strip<S: ReadAt, W: Write + Seek>(reader: &Reader<S>, sink: W) -> Result<(Written, W)> {
+    let meta = reader.meta();
+    let mut writer = Writer::plain(sink);
+    let own = |key: &str| meta.level() > 0 && is_own(key);
+    if meta.level() == 0 && meta.has_metadata() {
+        writer = writer.with_metadata();
+    }
+    for (key, value) in meta.metadata().filter(|(key, _)| !own(key)) {
+        writer.metadata(key, value)?;
+    }
+    for entry in meta.entries().filter(|entry| !entry.is_pad()) {
+        add(&mut writer, &entry, copied(reader, entry))?;
+    }
+    writer.finish()
+}
+
+/// Adds an entry as elements of its type.
+fn add<'a, W: Write + Seek>(
+    writer: &mut Writer<'a, W>,
+    entry: &Entry<'_>,
+    content: Content<'a>,
+) -> Result<()> {
+    match entry.dtype() {
+        ElementType::Known(dtype) => writer.flat(entry.name(), dtype, entry.shape(), content)?,
+        ElementType::Opaque(dtype) => writer.opaque(
+            entry.name(),
+            dtype,
+            entry.shape(),
+            entry.byte_len(),
+            content,
+        )?,
+    };
+    Ok(())
+}
+
+/// The bytes of an entry, read while the other file is written.
+fn copied<'a, S: ReadAt>(reader: &'a Reader<S>, entry: Entry<'a>) -> Content<'a> {
+    Content::made(move |out| {
+        reader.pass(entry.file_range(), |bytes| {
+            let written = out.write_all(bytes);
+            written.map_err(|error| TensorError::io("copy content", error))
+        })
+    })
+}

@@ -1,0 +1,86 @@
+//! Bytes that are borrowed from a source or were read into memory of their own.
+
+use std::ops::{Deref, Range};
+
+use crate::error::{Code, Result, TensorError, fail};
+
+/// Bytes read at once: what is read lies in the cache while it is copied, and memory is asked for no
+/// faster than bytes arrive.
+const READ_BYTES: usize = 1 << 20;
+
+/// Owned bytes that begin where any element may.
+#[derive(Clone, Debug, Default)]
+pub struct Aligned {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl Aligned {
+    /// Fills `len` bytes piece by piece; `fill` gets where a piece begins.
+    pub(crate) fn read(
+        len: u64,
+        mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<Self> {
+        let too_long = || TensorError::new(Code::Limit, format!("no memory for {len} bytes"));
+        let whole = usize::try_from(len).map_err(|_| too_long())?;
+        let mut words = Vec::new();
+        words
+            .try_reserve_exact(whole.div_ceil(8))
+            .map_err(|_| too_long())?;
+        let mut at = 0;
+        while at < whole {
+            let end = whole.min(at + READ_BYTES);
+            words.resize(end.div_ceil(8), 0);
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+            fill(at as u64, &mut bytes[at..end])?;
+            at = end;
+        }
+        Ok(Self { words, len: whole })
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.words);
+        &bytes[..self.len]
+    }
+}
+
+/// The bytes of a view.
+#[derive(Clone, Debug)]
+pub enum Bytes<'a> {
+    /// Of a source in memory.
+    Borrowed(&'a [u8]),
+    /// Read from a source that is not.
+    Owned(Aligned),
+}
+
+impl Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A part of `bytes`.
+///
+/// # Errors
+/// `E_SHAPE`: it does not lie within them.
+pub(crate) fn part<'b>(bytes: &'b [u8], range: &Range<u64>) -> Result<&'b [u8]> {
+    let inside = usize::try_from(range.start)
+        .ok()
+        .zip(usize::try_from(range.end).ok());
+    match inside.and_then(|(start, end)| bytes.get(start..end)) {
+        Some(part) => Ok(part),
+        None => fail(
+            Code::Shape,
+            format!("bytes {range:?} of {} bytes", bytes.len()),
+        ),
+    }
+}

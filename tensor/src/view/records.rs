@@ -1,0 +1,301 @@
+//! Records of fixed size: one by one, or one field of all of them.
+
+use std::marker::PhantomData;
+
+use half::{bf16, f16};
+
+use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::header::Struct;
+use crate::layout::{Field, FieldType};
+use crate::view::bytes::{Bytes, part};
+use crate::view::element::Element;
+
+/// Bytes of the length in front of a field of bytes.
+const LENGTH_BYTES: usize = 4;
+
+/// The records of a struct.
+#[derive(Clone, Debug)]
+pub struct StructView<'a> {
+    info: Struct<'a>,
+    count: u64,
+    bytes: Bytes<'a>,
+}
+
+/// The value of a field.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum FieldValue<'a> {
+    /// `Boolean`.
+    Bool(bool),
+    /// The content of `Bytes`, and a `Union` as it stands.
+    Bytes(&'a [u8]),
+    /// The floating-point types.
+    Float(f64),
+    /// The signed types.
+    Int(i64),
+    /// Several values, in order.
+    List(Vec<Self>),
+    /// `Indirect`: where bytes lie elsewhere.
+    Span {
+        /// Bytes before them.
+        offset: u64,
+        /// How many they are.
+        len: u64,
+    },
+    /// `String` and `Timestamp`, without the zeros that fill them up.
+    Text(&'a str),
+    /// The unsigned types, and the number of an `Enum`'s member.
+    Uint(u64),
+}
+
+impl<'a> StructView<'a> {
+    /// `bytes` are `count` of the records that `info` describes.
+    pub(crate) const fn trusted(info: Struct<'a>, count: u64, bytes: Bytes<'a>) -> Self {
+        Self { info, count, bytes }
+    }
+
+    /// How many records there are.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes from one record to the next.
+    #[must_use]
+    pub const fn stride(&self) -> u64 {
+        self.info.stride()
+    }
+
+    /// All of them, end to end.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The fields of a record.
+    pub fn fields(&self) -> impl ExactSizeIterator<Item = Field<'a>> + use<'a> {
+        self.info.fields()
+    }
+
+    /// The field of this path.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`: records have none.
+    pub fn field(&self, path: &str) -> Result<Field<'a>> {
+        let found = self.info.fields().find(|field| field.path == path);
+        found.ok_or_else(|| TensorError::new(Code::NotFound, format!("no field {}", Quoted(path))))
+    }
+
+    /// One record.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`: there are fewer.
+    pub fn record(&self, at: u64) -> Result<Record<'_>> {
+        if at >= self.count {
+            let what = format!("record {at} of {}", self.count);
+            return fail(Code::NotFound, what);
+        }
+        let stride = self.stride();
+        // The bytes are `count` records, and `at` is below.
+        let bytes = part(&self.bytes, &(at * stride..(at + 1) * stride))?;
+        Ok(Record {
+            info: self.info,
+            bytes,
+        })
+    }
+
+    /// Every record.
+    pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
+        let info = self.info;
+        // Layouts with records of no bytes are refused; this only keeps the division defined.
+        let stride = usize::try_from(self.stride()).unwrap_or(usize::MAX).max(1);
+        let records = self.bytes.chunks_exact(stride);
+        records.map(move |bytes| Record { info, bytes })
+    }
+
+    /// One field of all records; its first value where it has several.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND` where there is no such field; `E_DTYPE` where it is of another type.
+    pub fn column<T: Element>(&self, path: &str) -> Result<Column<'_, T>> {
+        let field = self.field(path)?;
+        let name = Quoted(path);
+        if !T::FIELDS.contains(&field.kind) {
+            let what = format!(
+                "field {name} is {}, no {}",
+                field.kind.name(),
+                std::any::type_name::<T>()
+            );
+            return fail(Code::Dtype, what);
+        }
+        if field.len == 0 {
+            return fail(Code::Dtype, format!("field {name} has no value"));
+        }
+        Ok(Column {
+            bytes: &self.bytes,
+            // A field lies within a record, and records within the bytes.
+            stride: usize::try_from(self.stride()).unwrap_or(usize::MAX),
+            off: usize::try_from(field.off).unwrap_or(usize::MAX),
+            element: PhantomData,
+        })
+    }
+}
+
+/// One field of every record.
+#[derive(Clone, Debug)]
+pub struct Column<'a, T> {
+    bytes: &'a [u8],
+    stride: usize,
+    off: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> Iterator for Column<'_, T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        let (record, rest) = self.bytes.split_at_checked(self.stride)?;
+        if record.is_empty() {
+            return None;
+        }
+        let value = record.get(self.off..)?.get(..size_of::<T>())?;
+        self.bytes = rest;
+        Some(bytemuck::pod_read_unaligned(value))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.bytes.len() / self.stride.max(1);
+        (left, Some(left))
+    }
+}
+
+/// One record.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    info: Struct<'a>,
+    bytes: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Its bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The value of the field of this path.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`: records have none. `E_VALUE`: the bytes are no value of its type.
+    pub fn get(&self, path: &str) -> Result<FieldValue<'a>> {
+        let found = self.info.fields().find(|field| field.path == path);
+        let Some(field) = found else {
+            return fail(Code::NotFound, format!("no field {}", Quoted(path)));
+        };
+        self.value(&field)
+    }
+
+    /// The value of a field of these records.
+    ///
+    /// # Errors
+    /// `E_VALUE`: the bytes are no value of its type.
+    pub fn value(&self, field: &Field<'_>) -> Result<FieldValue<'a>> {
+        let said = || format!("field {}", Quoted(&field.path));
+        let end = field.bytes().and_then(|bytes| bytes.checked_add(field.off));
+        let Some(end) = end else {
+            return fail(Code::Overflow, format!("{}: {field:?}", said()));
+        };
+        let bytes = part(self.bytes, &(field.off..end)).map_err(|error| error.of(said()))?;
+        read(field.kind, field.len, bytes).map_err(|error| error.of(said()))
+    }
+}
+
+/// What `bytes` are, as `len` values of a kind.
+fn read(kind: FieldType, len: u64, bytes: &[u8]) -> Result<FieldValue<'_>> {
+    match kind.width() {
+        None => sized(kind, bytes),
+        Some(_) if len == 1 => scalar(kind, bytes),
+        Some(width) => {
+            // At most 16.
+            let values = bytes.chunks_exact(width as usize);
+            let values = values.map(|value| scalar(kind, value));
+            Ok(FieldValue::List(values.collect::<Result<_>>()?))
+        }
+    }
+}
+
+/// A field whose bytes the layout counts.
+fn sized(kind: FieldType, bytes: &[u8]) -> Result<FieldValue<'_>> {
+    match kind {
+        FieldType::String | FieldType::Timestamp => {
+            let end = bytes
+                .iter()
+                .rposition(|byte| *byte != 0)
+                .map_or(0, |last| last + 1);
+            let text = std::str::from_utf8(&bytes[..end]);
+            let text = text.map_err(|error| TensorError::new(Code::Value, error.to_string()))?;
+            Ok(FieldValue::Text(text))
+        }
+        FieldType::Bytes => {
+            let Some((len, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
+                let what = format!("{} bytes have no room for a length", bytes.len());
+                return fail(Code::Value, what);
+            };
+            let len = u32::from_le_bytes(*len);
+            match rest.get(..len as usize) {
+                Some(content) => Ok(FieldValue::Bytes(content)),
+                None => fail(
+                    Code::Value,
+                    format!("{len} bytes in a field of {}", rest.len()),
+                ),
+            }
+        }
+        _ => Ok(FieldValue::Bytes(bytes)),
+    }
+}
+
+/// One value of a kind that has a width; `bytes` are as many.
+fn scalar(kind: FieldType, bytes: &[u8]) -> Result<FieldValue<'_>> {
+    use FieldValue::{Bool, Float, Int, Span, Uint};
+    Ok(match kind {
+        FieldType::Boolean => match array(bytes)? {
+            [0] => Bool(false),
+            [1] => Bool(true),
+            [other] => return fail(Code::Value, format!("boolean {other}, neither 0 nor 1")),
+        },
+        FieldType::Int8 => Int(i8::from_le_bytes(array(bytes)?).into()),
+        FieldType::Int16 => Int(i16::from_le_bytes(array(bytes)?).into()),
+        FieldType::Int32 => Int(i32::from_le_bytes(array(bytes)?).into()),
+        FieldType::Int64 => Int(i64::from_le_bytes(array(bytes)?)),
+        FieldType::Uint8 => Uint(u8::from_le_bytes(array(bytes)?).into()),
+        FieldType::Uint16 => Uint(u16::from_le_bytes(array(bytes)?).into()),
+        FieldType::Uint32 | FieldType::Enum => Uint(u32::from_le_bytes(array(bytes)?).into()),
+        FieldType::Uint64 => Uint(u64::from_le_bytes(array(bytes)?)),
+        FieldType::Float16 => Float(f16::from_le_bytes(array(bytes)?).into()),
+        FieldType::BFloat16 => Float(bf16::from_le_bytes(array(bytes)?).into()),
+        FieldType::Float32 => Float(f32::from_le_bytes(array(bytes)?).into()),
+        FieldType::Float64 => Float(f64::from_le_bytes(array(bytes)?)),
+        FieldType::Indirect => {
+            let both: [u8; 16] = array(bytes)?;
+            let (offset, len) = both.split_at(8);
+            Span {
+                offset: u64::from_le_bytes(array(offset)?),
+                len: u64::from_le_bytes(array(len)?),
+            }
+        }
+        FieldType::String | FieldType::Timestamp | FieldType::Bytes | FieldType::Union => {
+            return sized(kind, bytes);
+        }
+    })
+}
+
+fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N]> {
+    let what = || TensorError::new(Code::Layout, format!("{} bytes for {N}", bytes.len()));
+    bytes.try_into().map_err(|_| what())
+}

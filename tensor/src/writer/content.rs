@@ -1,0 +1,84 @@
+//! Bytes that are still to be written.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use crate::error::{Code, Result, TensorError, fail};
+use crate::view::Element;
+
+/// The bytes of a tensor, here already or made while the file is written.
+pub struct Content<'a>(Source<'a>);
+
+enum Source<'a> {
+    Here(Cow<'a, [u8]>),
+    Made(Maker<'a>),
+}
+
+type Maker<'a> = Box<dyn FnOnce(&mut dyn Write) -> Result<()> + 'a>;
+
+impl<'a> Content<'a> {
+    /// Elements of a Rust type.
+    #[must_use]
+    pub fn elements<T: Element>(elements: &'a [T]) -> Self {
+        Self::from(bytemuck::cast_slice::<T, u8>(elements))
+    }
+
+    /// Whatever `make` writes, which has to be as much as the shape says.
+    #[must_use]
+    pub fn made(make: impl FnOnce(&mut dyn Write) -> Result<()> + 'a) -> Self {
+        Self(Source::Made(Box::new(make)))
+    }
+
+    /// All of a reader.
+    #[must_use]
+    pub fn reader(mut reader: impl Read + 'a) -> Self {
+        Self::made(move |out| {
+            let copied = io::copy(&mut reader, out);
+            copied.map_err(|error| TensorError::io("copy content", error))?;
+            Ok(())
+        })
+    }
+
+    /// Where the bytes are here already, there are `len` of them.
+    pub(super) fn check(&self, len: u64) -> Result<()> {
+        match &self.0 {
+            Source::Here(bytes) if bytes.len() as u64 != len => fail(
+                Code::Shape,
+                format!("{} bytes of content, its shape says {len}", bytes.len()),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn write(self, out: &mut dyn Write) -> Result<()> {
+        match self.0 {
+            Source::Made(make) => make(out),
+            Source::Here(bytes) => {
+                let written = out.write_all(&bytes);
+                written.map_err(|error| TensorError::io("write content", error))
+            }
+        }
+    }
+}
+
+impl<'a> From<&'a [u8]> for Content<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self(Source::Here(Cow::Borrowed(bytes)))
+    }
+}
+
+impl From<Vec<u8>> for Content<'_> {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Source::Here(Cow::Owned(bytes)))
+    }
+}
+
+impl fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Here(bytes) => write!(f, "Content({} bytes)", bytes.len()),
+            Source::Made(_) => f.write_str("Content(made)"),
+        }
+    }
+}

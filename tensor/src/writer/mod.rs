@@ -1,0 +1,374 @@
+//! Making a container.
+//!
+//! What is to be written is said first, with its sizes; [`Writer::finish`] then writes the header
+//! with zeros for hashes, lets the data pass once while it is hashed, and puts the hashes into their
+//! places. The same input gives the same bytes.
+
+mod content;
+mod file;
+mod plan;
+mod stream;
+mod text;
+mod tree;
+
+use std::borrow::Cow;
+use std::io::{Seek, SeekFrom, Write};
+
+use blake3::Hash;
+
+use crate::dtype::{Dtype, ElementType};
+use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::header::{Meta, byte_len};
+use crate::integrity::FileId;
+use crate::keys::{DATA_HASH, GPU, INDEX, LEVEL, SCHEMA, is_reserved};
+use crate::layout::Field;
+use crate::limits::Limits;
+
+pub use content::Content;
+pub use file::AtomicFile;
+
+use plan::{Kind, Plan, Planned};
+use stream::Stream;
+
+/// What these files are aligned to, and the header.
+const ALIGN: u32 = 64;
+/// What a GPU may bind at any offset of: the largest that WebGPU allows a device to ask for.
+const ALIGN_GPU: u32 = 256;
+/// A page.
+const ALIGN_PAGE: u32 = 4096;
+/// From how many bytes on a tensor begins with a page, where that is asked for.
+const PAGE_ALIGN_FROM: u64 = 1 << 20;
+
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// BLAKE3 of the whole file.
+    pub id: FileId,
+    /// BLAKE3 of the header with the length before it.
+    pub header_hash: Hash,
+    /// Bytes of the file.
+    pub file_len: u64,
+}
+
+/// Makes a container in `W`.
+#[derive(Debug)]
+pub struct Writer<'a, W> {
+    sink: W,
+    plan: Plan<'a>,
+    limits: Limits,
+}
+
+impl<'a, W: Write + Seek> Writer<'a, W> {
+    /// A metatensor: with index, hashes and alignment. Tensors stand in the order that they are
+    /// given in.
+    pub fn new(sink: W) -> Self {
+        Self {
+            sink,
+            plan: Plan::default(),
+            limits: Limits::safetensors(),
+        }
+    }
+
+    /// A plain safetensors file, byte for byte as the stock package writes it: packed by descending
+    /// type, then by name.
+    pub fn plain(sink: W) -> Self {
+        let mut writer = Self::new(sink);
+        writer.plan.plain = true;
+        writer
+    }
+
+    /// Refuses what readers with these limits would. Unless this is called, what no stock reader
+    /// takes is refused.
+    #[must_use]
+    pub const fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Tensors of a MiB and more begin with a page of the file.
+    #[must_use]
+    pub const fn page_aligned(mut self) -> Self {
+        self.plan.pages = true;
+        self
+    }
+
+    /// Tensors begin where a GPU can bind them, and the file says so.
+    #[must_use]
+    pub const fn for_gpu(mut self) -> Self {
+        self.plan.gpu = true;
+        self
+    }
+
+    /// The nested view: JSON objects whose leaves are `"#NAME"`.
+    #[must_use]
+    pub fn with_root(mut self, root: impl Into<String>) -> Self {
+        self.plan.root = Some(root.into());
+        self
+    }
+
+    /// The schema of the records.
+    #[must_use]
+    pub fn with_schema(mut self, schema: impl Into<String>) -> Self {
+        self.plan.schema = Some(schema.into());
+        self
+    }
+
+    /// The order to load tensors in, which is otherwise the order that they are given in.
+    #[must_use]
+    pub fn with_order(mut self, order: Vec<String>) -> Self {
+        self.plan.order = Some(order);
+        self
+    }
+
+    /// There is metadata, be it empty.
+    #[must_use]
+    pub fn with_metadata(mut self) -> Self {
+        self.plan.metadata.get_or_insert_default();
+        self
+    }
+
+    /// Metadata of somebody else's, kept as it is.
+    ///
+    /// # Errors
+    /// `E_HEADER` for the keys that this writer itself fills in. A key that was given before is
+    /// refused at the end.
+    pub fn metadata(
+        &mut self,
+        key: impl Into<String>,
+        value: impl Into<String>,
+    ) -> Result<&mut Self> {
+        let (key, value) = (key.into(), value.into());
+        if !self.plan.plain && [LEVEL, INDEX, SCHEMA, DATA_HASH, GPU].contains(&&*key) {
+            let what = format!("metadata {} is the writer's own", Quoted(&key));
+            return fail(Code::Header, what);
+        }
+        self.plan
+            .metadata
+            .get_or_insert_default()
+            .push((key, value));
+        Ok(self)
+    }
+
+    /// Elements of one type.
+    ///
+    /// # Errors
+    /// `E_OVERFLOW`, `E_DTYPE` where the shape has no size in bytes; `E_SHAPE` where the content is
+    /// known and has another; `E_HEADER` for a reserved name.
+    pub fn flat(
+        &mut self,
+        name: impl Into<String>,
+        dtype: Dtype,
+        shape: &[u64],
+        content: Content<'a>,
+    ) -> Result<&mut Self> {
+        let len = byte_len(ElementType::Known(dtype), shape)?;
+        self.add(Planned {
+            name: name.into(),
+            dtype: Cow::Borrowed(dtype.name()),
+            shape: shape.to_vec(),
+            len,
+            kind: Kind::Flat,
+            content: Some(content),
+        })
+    }
+
+    /// Elements of somebody else's type, in so many bytes.
+    ///
+    /// # Errors
+    /// As [`Writer::flat`]; `E_DTYPE` where the type is one of ours.
+    pub fn opaque(
+        &mut self,
+        name: impl Into<String>,
+        dtype: impl Into<String>,
+        shape: &[u64],
+        len: u64,
+        content: Content<'a>,
+    ) -> Result<&mut Self> {
+        let dtype = dtype.into();
+        if Dtype::from_name(&dtype).is_some() {
+            return fail(Code::Dtype, format!("{dtype} is no unknown type"));
+        }
+        self.add(Planned {
+            name: name.into(),
+            dtype: Cow::Owned(dtype),
+            shape: shape.to_vec(),
+            len,
+            kind: Kind::Flat,
+            content: Some(content),
+        })
+    }
+
+    /// `count` records of `stride` bytes. `def` names their definition in the schema.
+    ///
+    /// # Errors
+    /// As [`Writer::flat`]. Fields that overlap or reach beyond a record are refused at the end.
+    pub fn strukt(
+        &mut self,
+        name: impl Into<String>,
+        def: impl Into<String>,
+        [count, stride]: [u64; 2],
+        fields: Vec<Field<'a>>,
+        content: Content<'a>,
+    ) -> Result<&mut Self> {
+        let shape = vec![count, stride];
+        let len = byte_len(ElementType::Known(Dtype::U8), &shape)?;
+        self.add(Planned {
+            name: name.into(),
+            dtype: Cow::Borrowed(Dtype::U8.name()),
+            shape,
+            len,
+            kind: Kind::Struct {
+                def: def.into(),
+                fields,
+            },
+            content: Some(content),
+        })
+    }
+
+    /// Items of these lengths, end to end in `content`. `enc` is `utf8`, `bytes`, `json` or a media
+    /// type.
+    ///
+    /// # Errors
+    /// As [`Writer::flat`].
+    pub fn blob(
+        &mut self,
+        name: impl Into<String>,
+        enc: impl Into<String>,
+        lengths: impl IntoIterator<Item = u64>,
+        content: Content<'a>,
+    ) -> Result<&mut Self> {
+        let name = name.into();
+        let mut total = 0_u64;
+        let mut offsets = total.to_le_bytes().to_vec();
+        for length in lengths {
+            let Some(sum) = total.checked_add(length) else {
+                let what = format!("blob {}: items of more than 2^64 bytes", Quoted(&name));
+                return fail(Code::Overflow, what);
+            };
+            total = sum;
+            offsets.extend(total.to_le_bytes());
+        }
+        let count = offsets.len() as u64 / 8 - 1;
+        self.blob_parts(name, enc, [count, total], offsets.into(), content)
+    }
+
+    /// `count` items in `total` bytes, with their `count + 1` offsets as they stand in a file.
+    ///
+    /// # Errors
+    /// As [`Writer::flat`]. The offsets are not looked at.
+    pub fn blob_parts(
+        &mut self,
+        name: impl Into<String>,
+        enc: impl Into<String>,
+        [count, total]: [u64; 2],
+        offsets: Content<'a>,
+        content: Content<'a>,
+    ) -> Result<&mut Self> {
+        let ends = count.checked_add(1);
+        let bytes = ends.and_then(|ends| ends.checked_mul(8));
+        let (Some(ends), Some(bytes)) = (ends, bytes) else {
+            return fail(Code::Overflow, format!("a blob of {count} items"));
+        };
+        offsets.check(bytes)?;
+        self.add(Planned {
+            name: name.into(),
+            dtype: Cow::Borrowed(Dtype::U8.name()),
+            shape: vec![total],
+            len: total,
+            kind: Kind::Blob {
+                enc: enc.into(),
+                shape_of: None,
+                ends,
+                offsets: Some(offsets),
+            },
+            content: Some(content),
+        })
+    }
+
+    /// The items of the blob added last are ragged arrays, whose shapes are in this tensor.
+    #[must_use]
+    pub fn shape_of(&mut self, tensor: impl Into<String>) -> Option<&mut Self> {
+        let last = self.plan.tensors.last_mut()?;
+        let Kind::Blob { shape_of, .. } = &mut last.kind else {
+            return None;
+        };
+        *shape_of = Some(tensor.into());
+        Some(self)
+    }
+
+    /// Writes the file. Gives back where it was written, behind its end.
+    ///
+    /// # Errors
+    /// `E_IO`; `E_SHAPE` where content is longer or shorter than said; `E_DUPKEY` where two tensors
+    /// have one name; whatever a reader would refuse.
+    pub fn finish(mut self) -> Result<(Written, W)> {
+        let io = |what| move |error| TensorError::io(what, error);
+        let base = self.sink.stream_position().map_err(io("find the place"))?;
+        let layout = self.plan.place()?;
+        let zero = Hash::from_bytes([0; 32]);
+        let header = text::header(&self.plan, &layout, &vec![zero; layout.placed.len()], zero);
+        // What is written is read as a stranger would, before any of it is.
+        Meta::parse(&header[8..], layout.data_len, &self.limits)?;
+        self.sink
+            .write_all(&header)
+            .map_err(io("write the header"))?;
+
+        let mut stream = Stream::new(&mut self.sink, header.len() as u64, !self.plan.plain);
+        let mut hashes = Vec::with_capacity(layout.placed.len());
+        for placed in &layout.placed {
+            let content = self.plan.content(placed.part);
+            let hash = stream.entry(&placed.name, placed.end - placed.start, content)?;
+            hashes.push(hash.unwrap_or(zero));
+        }
+        let (data_hash, tree) = stream.end();
+
+        let header = text::header(&self.plan, &layout, &hashes, data_hash.unwrap_or(zero));
+        let file_len = header.len() as u64 + layout.data_len;
+        if !self.plan.plain {
+            let seek = |to| move |error| TensorError::io(format!("seek to {to}"), error);
+            let end = base + file_len;
+            self.sink.seek(SeekFrom::Start(base)).map_err(seek(base))?;
+            self.sink
+                .write_all(&header)
+                .map_err(io("write the header"))?;
+            self.sink.seek(SeekFrom::Start(end)).map_err(seek(end))?;
+        }
+        self.sink.flush().map_err(io("write the end"))?;
+        let written = Written {
+            id: FileId(tree.finish(&header)),
+            header_hash: blake3::hash(&header),
+            file_len,
+        };
+        Ok((written, self.sink))
+    }
+
+    fn add(&mut self, tensor: Planned<'a>) -> Result<&mut Self> {
+        let said = || format!("tensor {}", Quoted(&tensor.name));
+        let reserved = match self.plan.plain {
+            true => tensor.name == crate::keys::METADATA,
+            false => is_reserved(&tensor.name),
+        };
+        if reserved {
+            return fail(Code::Header, format!("{}: the name is reserved", said()));
+        }
+        if let Some(content) = &tensor.content {
+            content
+                .check(tensor.len)
+                .map_err(|error| error.of(said()))?;
+        }
+        self.plan.tensors.push(tensor);
+        Ok(self)
+    }
+}
+
+impl Writer<'_, AtomicFile> {
+    /// Writes the file, has the system put it on the disk, and only then gives it its name.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`]. Nothing is left behind, and a file that had the name keeps it.
+    pub fn save(self) -> Result<Written> {
+        let (written, file) = self.finish()?;
+        file.commit()?;
+        Ok(written)
+    }
+}

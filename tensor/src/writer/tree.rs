@@ -1,0 +1,119 @@
+//! BLAKE3 of a file whose beginning is known last.
+//!
+//! The header carries hashes of the data and is complete only when the data has passed. BLAKE3 is a
+//! tree over pieces of the file, so the data can be hashed first: with `K` the first power of two at
+//! or behind the end of the header, the bytes from `K` to `2K`, from `2K` to `4K` and so on are whole
+//! subtrees, and the last one is whatever is left. Only the data below `K` has to be kept, which is
+//! no more than the header is long.
+
+use blake3::hazmat::{
+    ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
+};
+use blake3::{CHUNK_LEN, Hash, Hasher};
+
+/// The file behind its header.
+#[derive(Debug)]
+pub(super) struct Tree {
+    /// Where the first subtree of data alone begins.
+    first: u64,
+    /// The data before it.
+    kept: Vec<u8>,
+    /// Bytes of the file so far.
+    at: u64,
+    /// Subtrees that are complete.
+    done: Vec<ChainingValue>,
+    /// The one that is not, and where it ends.
+    open: Option<(Hasher, u64)>,
+}
+
+impl Tree {
+    /// A file with a header of this many bytes.
+    pub(super) fn behind(header_len: u64) -> Self {
+        Self {
+            first: header_len.max(CHUNK_LEN as u64).next_power_of_two(),
+            kept: Vec::new(),
+            at: header_len,
+            done: Vec::new(),
+            open: None,
+        }
+    }
+
+    pub(super) fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let end = match &self.open {
+                Some((_, end)) => *end,
+                None if self.at < self.first => self.first,
+                None => {
+                    let mut hasher = Hasher::new();
+                    hasher.set_input_offset(self.at);
+                    let end = self.at.saturating_mul(2);
+                    self.open = Some((hasher, end));
+                    end
+                }
+            };
+            let room = usize::try_from(end - self.at).unwrap_or(usize::MAX);
+            let (piece, rest) = bytes.split_at(room.min(bytes.len()));
+            bytes = rest;
+            self.at += piece.len() as u64;
+            match &mut self.open {
+                None => self.kept.extend_from_slice(piece),
+                Some((hasher, _)) => {
+                    hasher.update(piece);
+                }
+            }
+            if self.at == end {
+                self.close();
+            }
+        }
+    }
+
+    /// The hash of the file with this header.
+    pub(super) fn finish(mut self, header: &[u8]) -> Hash {
+        self.close();
+        let mut hasher = Hasher::new();
+        hasher.update(header).update(&self.kept);
+        let Some((last, others)) = self.done.split_last() else {
+            return hasher.finalize();
+        };
+        let first = hasher.finalize_non_root();
+        let left = others.iter().fold(first, |left, right| {
+            merge_subtrees_non_root(&left, right, Mode::Hash)
+        });
+        merge_subtrees_root(&left, last, Mode::Hash)
+    }
+
+    fn close(&mut self) {
+        if let Some((hasher, _)) = self.open.take() {
+            self.done.push(hasher.finalize_non_root());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every way the end of header and file can lie to pieces and subtrees.
+    #[test]
+    fn the_hash_is_the_one_of_the_whole() {
+        let file: Vec<u8> = (0..70_000_u32).map(|at| (at * 31 % 251) as u8).collect();
+        let headers = [10, 64, 1000, 1024, 1025, 2048, 3000, 4096, 9000];
+        let lens = [
+            0, 1, 24, 960, 1024, 1025, 2047, 2048, 2049, 4096, 8191, 8192, 8193, 61_000,
+        ];
+        for header in headers {
+            for len in lens {
+                for piece in [1_usize, 1000, 1024, 100_000] {
+                    let file = &file[..header + len];
+                    let mut tree = Tree::behind(header as u64);
+                    for piece in file[header..].chunks(piece) {
+                        tree.update(piece);
+                    }
+                    assert!(tree.kept.len() <= header.max(CHUNK_LEN));
+                    let hash = tree.finish(&file[..header]);
+                    assert_eq!(hash, blake3::hash(file), "{header} {len} {piece}");
+                }
+            }
+        }
+    }
+}
