@@ -163,7 +163,7 @@ mod tests {
             let mut next = 0;
             for bytes in wire.chunks(piece) {
                 decoder.push(bytes, []).expect("no descriptors");
-                while let Some((message, fds)) = decoder.next().expect("a message") {
+                while let Some((message, fds)) = decoder.next::<FromWorker>().expect("a message") {
                     assert_eq!(message, tell(next, 100 * next as usize));
                     assert!(fds.is_empty());
                     next += 1;
