@@ -130,7 +130,10 @@ mod tests {
         let js = Role::Js.rights(false);
         assert_eq!(level(&[], js), Level::Full);
         assert_eq!(level(&[Wall::CgroupMemory], js), Level::Partial);
-        assert_eq!(level(&[Wall::EmptyRoot, Wall::PidNamespace], js), Level::Partial);
+        assert_eq!(
+            level(&[Wall::EmptyRoot, Wall::PidNamespace], js),
+            Level::Partial
+        );
         assert_eq!(level(&[Wall::Seccomp], js), Level::ProcessOnly);
         assert!(Level::ProcessOnly < Level::Partial && Level::Partial < Level::Full);
     }

@@ -288,7 +288,10 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fa
         rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::Eq, flags)?]);
     }
     // To itself only: without a process namespace a number could be anybody's.
-    rules.insert(libc::SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, u64::from(pid))?]);
+    rules.insert(
+        libc::SYS_tgkill,
+        vec![when(0, SeccompCmpOp::Eq, u64::from(pid))?],
+    );
     // Asking only, and about itself.
     let ask = SeccompRule::new(vec![equal(0, 0)?, equal(2, 0)?])?;
     rules.insert(libc::SYS_prlimit64, vec![ask]);
@@ -298,7 +301,10 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fa
     });
     rules.insert(libc::SYS_fcntl, fcntl.collect::<Result<_, _>>()?);
     // How the standard library makes a descriptor not wait.
-    rules.insert(libc::SYS_ioctl, vec![when(1, SeccompCmpOp::Eq, libc::FIONBIO)?]);
+    rules.insert(
+        libc::SYS_ioctl,
+        vec![when(1, SeccompCmpOp::Eq, libc::FIONBIO)?],
+    );
     Ok(rules)
 }
 
@@ -310,7 +316,12 @@ fn when(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, Faile
 
 fn equal(argument: u8, value: u64) -> Result<SeccompCondition, Failed> {
     let whole = SeccompCmpArgLen::Qword;
-    Ok(SeccompCondition::new(argument, whole, SeccompCmpOp::Eq, value)?)
+    Ok(SeccompCondition::new(
+        argument,
+        whole,
+        SeccompCmpOp::Eq,
+        value,
+    )?)
 }
 
 #[cfg(test)]

@@ -1,16 +1,16 @@
 //! Rights that a worker gives up for good.
 
+use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Signal, getuid, set_dumpable_behavior, set_parent_process_death_signal,
 };
 use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
-    no_new_privs, remove_capability_from_bounding_set, set_capabilities,
-    set_capabilities_secure_bits, set_no_new_privs, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid,
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities,
+    clear_ambient_capability_set, no_new_privs, remove_capability_from_bounding_set,
+    set_capabilities, set_capabilities_secure_bits, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
-use rustix::fs::{Gid, Uid};
 
 use crate::{Gap, Wall};
 

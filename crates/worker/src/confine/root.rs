@@ -53,8 +53,12 @@ pub(crate) fn empty(binds: &[Bind]) -> Result<(), Failed> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root = fsmount(filesystem.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(at("mount the file system"))?;
+    let root = fsmount(
+        filesystem.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )
+    .map_err(at("mount the file system"))?;
     // On top of the root: no folder has to exist for it, not even in an empty chroot. Paths that
     // begin at the root go on meaning the old one until the pivot.
     let from_here = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -83,14 +87,18 @@ fn bind(bind: &Bind) -> Result<(), Failed> {
 
 /// Times of access, and read-only, as the folder's mount has them.
 fn kept(target: &str) -> Result<MountFlags, Failed> {
-    let has = statvfs(target).map_err(at("look at a bound folder"))?.f_flag;
+    let has = statvfs(target)
+        .map_err(at("look at a bound folder"))?
+        .f_flag;
     let pairs = [
         (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
         (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
         (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
         (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
     ];
-    let kept = pairs.into_iter().filter(|(has_it, _)| has.contains(*has_it));
+    let kept = pairs
+        .into_iter()
+        .filter(|(has_it, _)| has.contains(*has_it));
     Ok(kept.fold(MountFlags::empty(), |flags, (_, flag)| flags | flag))
 }
 

@@ -55,7 +55,9 @@ impl Blob {
         };
         let sealed = Sealed::check(fd.try_clone()?)?;
         if sealed.len() != *len {
-            return Err(FrameError::NotSealed("of another length than the message says"));
+            return Err(FrameError::NotSealed(
+                "of another length than the message says",
+            ));
         }
         Ok(Some(sealed))
     }

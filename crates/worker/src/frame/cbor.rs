@@ -114,7 +114,9 @@ impl<'de> Deserialize<'de> for Hash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = deserializer.deserialize_byte_buf(Bytes)?;
         let bytes = <[u8; 32]>::try_from(&bytes[..]);
-        bytes.map(Self).map_err(|_| D::Error::custom("not 32 bytes"))
+        bytes
+            .map(Self)
+            .map_err(|_| D::Error::custom("not 32 bytes"))
     }
 }
 
@@ -178,7 +180,12 @@ mod tests {
         let hash = Body::of(&Hash([7; 32])).expect("writable");
         assert_eq!(hash.as_bytes()[..2], [0x58, 32]);
         assert_eq!(hash.read::<Hash>().expect("itself"), Hash([7; 32]));
-        assert!(Body::of(&vec![7_u8; 32]).expect("writable").read::<Hash>().is_err());
+        assert!(
+            Body::of(&vec![7_u8; 32])
+                .expect("writable")
+                .read::<Hash>()
+                .is_err()
+        );
         assert!(Body::from_cbor(vec![0, 0]).read::<u8>().is_err());
         assert!(Body::default().read::<u8>().is_err());
     }

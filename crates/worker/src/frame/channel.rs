@@ -147,7 +147,13 @@ mod tests {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FRAME_FDS_MAX + 1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
-        sendmsg(&ours, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).expect("sent");
+        sendmsg(
+            &ours,
+            &[IoSlice::new(b"x")],
+            &mut control,
+            SendFlags::empty(),
+        )
+        .expect("sent");
         let outcome = read(&theirs, &mut Decoder::default(), &mut [0; 16]);
         assert!(matches!(outcome, Err(FrameError::TooManyDescriptors)));
     }

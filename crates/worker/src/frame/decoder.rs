@@ -186,9 +186,14 @@ mod tests {
         assert!(matches!(over, Err(FrameError::TooLong(_))));
         let mut decoder = Decoder::default();
         let length = u32::try_from(FRAME_BYTES_MAX + 1).expect("small");
-        decoder.push(&length.to_le_bytes(), []).expect("no descriptors");
+        decoder
+            .push(&length.to_le_bytes(), [])
+            .expect("no descriptors");
         let refused = decoder.next::<FromWorker>();
-        assert!(matches!(refused, Err(FrameError::TooLong(_))), "refused by its length alone");
+        assert!(
+            matches!(refused, Err(FrameError::TooLong(_))),
+            "refused by its length alone"
+        );
     }
 
     #[test]
@@ -196,7 +201,9 @@ mod tests {
         let mut wire = encode(&tell(1, 0), 0).expect("a frame");
         wire.extend(encode(&tell(2, 0), 2).expect("a frame"));
         let mut decoder = Decoder::default();
-        decoder.push(&wire, [descriptor(), descriptor()]).expect("few");
+        decoder
+            .push(&wire, [descriptor(), descriptor()])
+            .expect("few");
         let (_, fds) = decoder.next::<FromWorker>().expect("sound").expect("whole");
         assert_eq!(fds.len(), 0);
         let (_, fds) = decoder.next::<FromWorker>().expect("sound").expect("whole");
@@ -214,14 +221,20 @@ mod tests {
         let frame = encode(&tell(1, 0), 2).expect("a frame");
         decoder.push(&frame, [descriptor()]).expect("few");
         let short = decoder.next::<FromWorker>();
-        assert!(matches!(short, Err(FrameError::Descriptors { named: 2, came: 1 })));
+        assert!(matches!(
+            short,
+            Err(FrameError::Descriptors { named: 2, came: 1 })
+        ));
 
         let mut decoder = Decoder::default();
         let frame = encode(&tell(1, 0), 0).expect("a frame");
         decoder.push(&frame, [descriptor()]).expect("few");
         assert!(decoder.next::<FromWorker>().expect("sound").is_some());
         let unclaimed = decoder.next::<FromWorker>();
-        assert!(matches!(unclaimed, Err(FrameError::Descriptors { named: 0, came: 1 })));
+        assert!(matches!(
+            unclaimed,
+            Err(FrameError::Descriptors { named: 0, came: 1 })
+        ));
 
         let mut decoder = Decoder::default();
         let many = (0..=2 * FRAME_FDS_MAX).map(|_| descriptor());
@@ -237,7 +250,10 @@ mod tests {
         assert!(matches!(decoder.end(), Err(FrameError::Cut)));
         let mut decoder = Decoder::default();
         decoder.push(&[0; 4], []).expect("few");
-        assert!(matches!(decoder.next::<FromWorker>(), Err(FrameError::Empty)));
+        assert!(matches!(
+            decoder.next::<FromWorker>(),
+            Err(FrameError::Empty)
+        ));
     }
 
     proptest! {

@@ -63,7 +63,9 @@ impl Sealed {
         if !seals.contains(SEALS) {
             return Err(FrameError::NotSealed("it could still change"));
         }
-        let on = rustix::fs::fstatfs(&fd).map_err(std::io::Error::from)?.f_type;
+        let on = rustix::fs::fstatfs(&fd)
+            .map_err(std::io::Error::from)?
+            .f_type;
         if u64::try_from(on).ok() != Some(TMPFS) {
             return Err(FrameError::NotSealed("not of ordinary pages"));
         }
@@ -175,14 +177,25 @@ mod tests {
         assert!(Sealed::check(open.into()).is_err());
         let never = memfd(MemfdFlags::empty());
         assert!(Sealed::check(never.into()).is_err());
-        for lacking in [SealFlags::SEAL, SealFlags::SHRINK, SealFlags::GROW, SealFlags::WRITE] {
+        for lacking in [
+            SealFlags::SEAL,
+            SealFlags::SHRINK,
+            SealFlags::GROW,
+            SealFlags::WRITE,
+        ] {
             let file = memfd(MemfdFlags::ALLOW_SEALING);
             fcntl_add_seals(&file, SEALS.difference(lacking)).expect("sealed in part");
             let refused = Sealed::check(file.into());
-            assert!(matches!(refused, Err(FrameError::NotSealed(_))), "{lacking:?}");
+            assert!(
+                matches!(refused, Err(FrameError::NotSealed(_))),
+                "{lacking:?}"
+            );
         }
         let disk = tempfile::tempfile().expect("a file");
-        assert!(matches!(Sealed::check(disk.into()), Err(FrameError::NotSealed(_))));
+        assert!(matches!(
+            Sealed::check(disk.into()),
+            Err(FrameError::NotSealed(_))
+        ));
     }
 
     #[test]

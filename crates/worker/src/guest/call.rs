@@ -123,7 +123,9 @@ mod tests {
         };
         work(&call);
         let other = call.clone();
-        std::thread::spawn(move || work(&other)).join().expect("it ends");
+        std::thread::spawn(move || work(&other))
+            .join()
+            .expect("it ends");
         assert!(call.cpu_us() >= 4000);
         // Nobody is in it: it stands still.
         assert_eq!(call.cpu_us(), call.cpu_us());

@@ -94,7 +94,10 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
                 beat(guest, &call);
             }
         }
-        wait(guest, Some(beat_at.saturating_duration_since(Instant::now())));
+        wait(
+            guest,
+            Some(beat_at.saturating_duration_since(Instant::now())),
+        );
     }
 }
 

@@ -76,7 +76,12 @@ impl Leaf {
         // A kernel without swap has no such file; the other is as good as its being there.
         let _ = fs::write(path.join("memory.swap.max"), "0");
         let _ = fs::write(path.join("memory.oom.group"), "1");
-        let folder = openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let folder = openat(
+            CWD,
+            path,
+            OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let write = OFlags::WRONLY | OFlags::CLOEXEC;
         let kill = openat(&folder, "cgroup.kill", write, Mode::empty()).ok();
         Ok((folder, kill))
@@ -97,7 +102,9 @@ impl Leaf {
     /// Whether the kernel killed something in it for want of memory.
     pub(super) fn ran_out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        let kills = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
         kills.is_some_and(|count| count != "0")
     }
 

@@ -378,7 +378,11 @@ impl Future for Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if self.answer.as_mut().is_some_and(|answer| answer.try_recv().is_err()) {
+        if self
+            .answer
+            .as_mut()
+            .is_some_and(|answer| answer.try_recv().is_err())
+        {
             self.abort();
         }
     }
@@ -533,6 +537,8 @@ impl Told {
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), WorkerError> {
-    let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    let started = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
     started.map(drop).map_err(WorkerError::Supervisor)
 }

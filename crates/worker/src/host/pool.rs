@@ -122,8 +122,12 @@ impl Pool {
 
     /// A worker without a session that could make room for another.
     pub(super) fn evictable(&self) -> Option<u64> {
-        let idle = self.slots.iter().filter(|(_, slot)| slot.idle_until().is_some());
-        idle.min_by_key(|(_, slot)| slot.idle_since).map(|(worker, _)| *worker)
+        let idle = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.idle_until().is_some());
+        idle.min_by_key(|(_, slot)| slot.idle_since)
+            .map(|(worker, _)| *worker)
     }
 
     /// Workers of the role that any tenant could have, now or when they are ready.

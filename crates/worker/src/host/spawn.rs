@@ -20,7 +20,7 @@ use crate::guest::VERB;
 use crate::limits::{ADDRESS_SPACE_EXTRA, NOFILE, STACK_BYTES};
 use crate::setup::{Namespaces, Setup, VERSION};
 use crate::sys::{Identity, Launch, Launched};
-use crate::{Bind, Gap, Sealed, Wall, WorkerError, encode};
+use crate::{Gap, Sealed, Wall, WorkerError, encode};
 
 /// Name under which workers run.
 const PROCESS_NAME: &str = "alknet";
@@ -31,10 +31,7 @@ const NOBODY: u32 = 65_534;
 #[derive(Debug)]
 pub(super) enum Job {
     Remove(Leaf),
-    Start {
-        worker: u64,
-        role: Box<RoleConfig>,
-    },
+    Start { worker: u64, role: Box<RoleConfig> },
 }
 
 /// A worker that has executed; its walls are not up yet.
@@ -55,7 +52,16 @@ pub(super) struct Spawner {
     cgroup: Option<Delegated>,
     heartbeat_ms: u64,
     /// What this kernel and this user allow, found out at the first start.
-    namespaces: Option<(Namespaces, Vec<Gap>)>,
+    found: Option<Found>,
+}
+
+/// What a trial came to.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    namespaces: Namespaces,
+    /// Whether a worker of root's can be nobody outside.
+    nobody: bool,
+    gaps: Vec<Gap>,
 }
 
 impl Spawner {
@@ -66,10 +72,12 @@ impl Spawner {
     ) -> Result<Self, WorkerError> {
         Ok(Self {
             executable: open(executable).map_err(WorkerError::Executable)?,
-            null: File::open("/dev/null").map_err(WorkerError::Supervisor)?.into(),
+            null: File::open("/dev/null")
+                .map_err(WorkerError::Supervisor)?
+                .into(),
             cgroup,
             heartbeat_ms,
-            namespaces: None,
+            found: None,
         })
     }
 
@@ -85,9 +93,15 @@ impl Spawner {
 
     fn start(&mut self, worker: u64, role: &RoleConfig) -> Result<Born, String> {
         let say = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-        let (namespaces, mut gaps) = self.namespaces();
-        let identity = identity(namespaces, &role.binds);
-        let become_user = become_user(namespaces, &role.binds);
+        let Found {
+            namespaces,
+            nobody,
+            mut gaps,
+        } = self.found();
+        // Root's workers are nobody, unless they need folders that only root can read.
+        let nobody = nobody && role.binds.is_empty();
+        let identity = identity(nobody && namespaces.user);
+        let become_user = (nobody && !namespaces.user).then_some(NOBODY);
         if identity == Identity::Own && become_user.is_none() && geteuid().is_root() {
             let why = "it runs as root, whose folders it needs";
             gaps.push(Gap::new(Wall::UnprivilegedUser, why));
@@ -165,18 +179,18 @@ impl Spawner {
         }
     }
 
-    fn namespaces(&mut self) -> (Namespaces, Vec<Gap>) {
-        if let Some(known) = &self.namespaces {
+    fn found(&mut self) -> Found {
+        if let Some(known) = &self.found {
             return known.clone();
         }
         let found = self.find_out();
-        self.namespaces = Some(found.clone());
+        self.found = Some(found.clone());
         found
     }
 
-    /// Tries, from the most to the least: an own user namespace brings the right to the others;
-    /// without one only root has it.
-    fn find_out(&self) -> (Namespaces, Vec<Gap>) {
+    /// Tries, from the most to the least: a user namespace brings the right to the others; without one
+    /// only root has it. In a namespace of somebody else's, root may not be able to name nobody.
+    fn find_out(&self) -> Found {
         let has = |name: &str| Path::new("/proc/self/ns").join(name).exists();
         let all = Namespaces {
             ipc: has("ipc"),
@@ -186,29 +200,43 @@ impl Spawner {
             user: has("user"),
         };
         let without_user = Namespaces { user: false, ..all };
-        let mut why = "the kernel has none".to_owned();
-        let mut found = Namespaces::default();
-        for wanted in [all, without_user] {
-            match self.trial(wanted) {
+        let root = geteuid().is_root();
+        let mut why = None;
+        let mut found = Found::default();
+        for (namespaces, nobody) in [(all, root), (all, false), (without_user, root)] {
+            match self.trial(namespaces, identity(nobody && namespaces.user)) {
                 Ok(()) => {
-                    found = wanted;
+                    found.namespaces = namespaces;
+                    found.nobody = nobody;
                     break;
                 }
-                Err(error) => why = error,
+                // The first says most: it is about what was wanted.
+                Err(error) => why = why.or(Some(error)),
             }
         }
+        let why = why.unwrap_or_else(|| "the kernel has none".to_owned());
+        let Namespaces {
+            ipc,
+            mount,
+            net,
+            pid,
+            user,
+        } = found.namespaces;
         let walls = [
-            (found.ipc, Wall::IpcNamespace),
-            (found.mount, Wall::MountNamespace),
-            (found.net, Wall::NetNamespace),
-            (found.pid, Wall::PidNamespace),
-            (found.user, Wall::UserNamespace),
+            (ipc, Wall::IpcNamespace),
+            (mount, Wall::MountNamespace),
+            (net, Wall::NetNamespace),
+            (pid, Wall::PidNamespace),
+            (user, Wall::UserNamespace),
         ];
         let missing = walls.into_iter().filter(|(stands, _)| !stands);
-        (found, missing.map(|(_, wall)| Gap::new(wall, &why)).collect())
+        found.gaps = missing.map(|(_, wall)| Gap::new(wall, &why)).collect();
+        // Without any namespace a worker of root's can still become nobody by itself.
+        found.nobody |= root && !user;
+        found
     }
 
-    fn trial(&self, namespaces: Namespaces) -> Result<(), String> {
+    fn trial(&self, namespaces: Namespaces, identity: Identity) -> Result<(), String> {
         let null = self.null.as_fd();
         let launch = Launch {
             executable: None,
@@ -219,24 +247,18 @@ impl Spawner {
             host: null,
             limits: &[],
             namespaces,
-            identity: identity(namespaces, &[]),
+            identity,
             cgroup: None,
         };
         launch.start().map(drop).map_err(|error| error.to_string())
     }
 }
 
-/// Root's workers are nobody, unless they need folders that only root can read.
-fn identity(namespaces: Namespaces, binds: &[Bind]) -> Identity {
-    if namespaces.user && geteuid().is_root() && binds.is_empty() {
+const fn identity(nobody: bool) -> Identity {
+    if nobody {
         return Identity::Other(NOBODY);
     }
     Identity::Own
-}
-
-/// The same where there is no user namespace: then the worker does it, once it has made its mounts.
-fn become_user(namespaces: Namespaces, binds: &[Bind]) -> Option<u32> {
-    (!namespaces.user && geteuid().is_root() && binds.is_empty()).then_some(NOBODY)
 }
 
 /// Nothing of the host's own goes on.
@@ -286,5 +308,7 @@ fn copy(mut from: File) -> io::Result<OwnedFd> {
         .or_else(|_| memfd_create(c"alknet", flags))?;
     let mut memory = File::from(memory);
     io::copy(&mut from, &mut memory)?;
-    Sealed::seal(memory).map(OwnedFd::from).map_err(io::Error::other)
+    Sealed::seal(memory)
+        .map(OwnedFd::from)
+        .map_err(io::Error::other)
 }

@@ -89,10 +89,12 @@ struct Waiting {
 }
 
 /// How long no worker of a role is started, after one that did not.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Pause {
     until: u64,
     next: Duration,
+    /// The walls, where it is they that are not good enough.
+    sandbox: Option<Sandbox>,
 }
 
 #[derive(Debug)]
@@ -179,7 +181,9 @@ impl Supervisor {
             let _ = rustix::io::read(&*self.wake, &mut counter);
         }
         let of_workers = tokens.into_iter().filter(|token| *token != WAKE);
-        of_workers.map(|token| (token / KINDS, token % KINDS)).collect()
+        of_workers
+            .map(|token| (token / KINDS, token % KINDS))
+            .collect()
     }
 
     fn event(&mut self, worker: u64, kind: u64, scratch: &mut [u8]) {
@@ -309,7 +313,11 @@ impl Supervisor {
         if let Some(worker) = self.workers.get_mut(&open.worker) {
             worker.sessions.retain(|session| *session != sid);
             worker.tell(&ToWorker::Close { sid, id: None }, false);
-            for running in worker.calls.values_mut().filter(|running| running.sid == sid) {
+            for running in worker
+                .calls
+                .values_mut()
+                .filter(|running| running.sid == sid)
+            {
                 running.watch.give_up(now);
             }
             self.flush(open.worker);
@@ -357,7 +365,11 @@ impl Supervisor {
         match worker.state {
             State::Starting { by } if now >= by => {
                 let words = worker.last_words();
-                self.end(number, Reason::Start, &format!("it did not get ready {words}"));
+                self.end(
+                    number,
+                    Reason::Start,
+                    &format!("it did not get ready {words}"),
+                );
             }
             State::Leaving { by } if now >= by => {
                 self.end(number, Reason::ClosedChannel, "it closed its channel");
@@ -399,20 +411,34 @@ impl Supervisor {
             return;
         }
         worker.memory_looked_at = now;
-        let most = self.config.role(worker.role).map_or(u64::MAX, |role| role.memory_bytes);
+        let most = self
+            .config
+            .role(worker.role)
+            .map_or(u64::MAX, |role| role.memory_bytes);
         let Some(bytes) = worker.private_bytes().filter(|bytes| *bytes > most) else {
             return;
         };
-        self.end(number, Reason::Memory, &format!("{bytes} bytes are more than {most}"));
+        self.end(
+            number,
+            Reason::Memory,
+            &format!("{bytes} bytes are more than {most}"),
+        );
     }
 
     /// When something is due next.
     fn deadline(&self) -> Option<u64> {
-        let of_workers = self.workers.values().filter_map(|worker| match worker.state {
-            State::Starting { by } | State::Leaving { by } => Some(by),
-            State::Ready => worker.calls.values().map(|call| call.watch.deadline()).min(),
-            State::Dying(..) => None,
-        });
+        let of_workers = self
+            .workers
+            .values()
+            .filter_map(|worker| match worker.state {
+                State::Starting { by } | State::Leaving { by } => Some(by),
+                State::Ready => worker
+                    .calls
+                    .values()
+                    .map(|call| call.watch.deadline())
+                    .min(),
+                State::Dying(..) => None,
+            });
         let pauses = self.pauses.values().map(|pause| pause.until);
         let pauses = pauses.filter(|until| *until > self.now());
         of_workers
@@ -423,7 +449,9 @@ impl Supervisor {
     }
 
     fn shut_down(&mut self, done: Option<oneshot::Sender<()>>) {
-        let by = self.now().saturating_add(u64::try_from(GOODBYE.as_micros()).unwrap_or(0));
+        let by = self
+            .now()
+            .saturating_add(u64::try_from(GOODBYE.as_micros()).unwrap_or(0));
         let ending = self.ending.get_or_insert_with(|| Ending {
             by,
             tell: Vec::new(),
@@ -463,4 +491,3 @@ impl Supervisor {
         epoll::add(&self.epoll, worker.output().as_fd(), data(OUTPUT), readable)
     }
 }
-

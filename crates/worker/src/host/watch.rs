@@ -180,13 +180,14 @@ impl Watch {
     }
 
     /// The first limit that is behind us.
-    fn reached(
-        &mut self,
-        now: u64,
-        process: impl FnOnce() -> Option<u64>,
-    ) -> Option<(u64, Cause)> {
+    fn reached(&mut self, now: u64, process: impl FnOnce() -> Option<u64>) -> Option<(u64, Cause)> {
         let mut reached = vec![self.wall, (self.silent_at, Cause::Silent)];
-        reached.extend(self.gpu.as_ref().and_then(Gpu::at).map(|at| (at, Cause::Gpu)));
+        reached.extend(
+            self.gpu
+                .as_ref()
+                .and_then(Gpu::at)
+                .map(|at| (at, Cause::Gpu)),
+        );
         if let Some(cpu) = &mut self.cpu
             && now >= cpu.at
             && cpu.is_used_up(now, process())
@@ -250,7 +251,11 @@ mod tests {
     }
 
     /// Asks every half millisecond until something is to be done.
-    fn next(watch: &mut Watch, now: &mut u64, mut each: impl FnMut(&mut Watch, u64) -> u64) -> Order {
+    fn next(
+        watch: &mut Watch,
+        now: &mut u64,
+        mut each: impl FnMut(&mut Watch, u64) -> u64,
+    ) -> Order {
         loop {
             let process = each(watch, *now);
             if let Some(order) = watch.order(*now, || Some(process)) {
@@ -270,7 +275,10 @@ mod tests {
         assert_eq!(watch.ended(), Some((Cause::Wall, 307 * MS)));
         assert_eq!(watch.deadline(), 328 * MS);
         assert_eq!(watch.order(328 * MS - 1, || None), None);
-        assert_eq!(watch.order(328 * MS, || None), Some(Order::Kill(Cause::Wall)));
+        assert_eq!(
+            watch.order(328 * MS, || None),
+            Some(Order::Kill(Cause::Wall))
+        );
     }
 
     #[test]
@@ -321,7 +329,10 @@ mod tests {
         watch.beat(90 * MS, 0, 0, true);
         assert_eq!(watch.order(189 * MS, || None), None);
         assert_eq!(watch.order(190 * MS, || None), Some(Order::Abort));
-        assert_eq!(watch.order(210 * MS, || None), Some(Order::Kill(Cause::Silent)));
+        assert_eq!(
+            watch.order(210 * MS, || None),
+            Some(Order::Kill(Cause::Silent))
+        );
     }
 
     #[test]
@@ -343,7 +354,10 @@ mod tests {
         assert_eq!(watch.order(200 * MS, || None), Some(Order::Abort));
         assert_eq!(watch.ended(), Some((Cause::Gpu, 90 * MS)));
         watch.give_up(201 * MS);
-        assert_eq!(watch.order(220 * MS, || None), Some(Order::Kill(Cause::Gpu)));
+        assert_eq!(
+            watch.order(220 * MS, || None),
+            Some(Order::Kill(Cause::Gpu))
+        );
     }
 
     #[test]
@@ -352,7 +366,10 @@ mod tests {
         watch.give_up(5 * MS);
         assert_eq!(watch.deadline(), 0);
         assert_eq!(watch.order(5 * MS, || None), Some(Order::Abort));
-        assert_eq!(watch.order(25 * MS, || None), Some(Order::Kill(Cause::Aborted)));
+        assert_eq!(
+            watch.order(25 * MS, || None),
+            Some(Order::Kill(Cause::Aborted))
+        );
         let farewell = Watch::new(0, limits(1, None, None), u64::MAX, 0, false).draining();
         assert_eq!(farewell.wall.1, Cause::Drain);
     }

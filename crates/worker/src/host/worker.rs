@@ -31,6 +31,8 @@ pub(super) struct Worker {
     /// Whether it sees folders of the host's.
     pub(super) binds: bool,
     pub(super) state: State,
+    /// Whether it has been ready: before, its end is a start that failed.
+    pub(super) was_ready: bool,
     pub(super) gaps: Vec<Gap>,
     /// Calls that run in it, by number.
     pub(super) calls: BTreeMap<u64, Running>,
@@ -55,10 +57,14 @@ pub(super) struct Worker {
 #[derive(Debug)]
 pub(super) enum State {
     /// Not ready; given up at this time.
-    Starting { by: u64 },
+    Starting {
+        by: u64,
+    },
     Ready,
     /// It closed its socket; killed at this time if it has not ended.
-    Leaving { by: u64 },
+    Leaving {
+        by: u64,
+    },
     /// Killed; its end is only waited for.
     Dying(Reason, String),
 }
@@ -92,6 +98,7 @@ impl Worker {
             role,
             binds,
             state: State::Starting { by },
+            was_ready: false,
             gaps: born.gaps,
             calls: BTreeMap::new(),
             sessions: Vec::new(),
@@ -269,7 +276,11 @@ impl Worker {
             Some(Some(Signal::SYS)) => own(Reason::Violation),
             Some(Some(Signal::KILL)) => {
                 let starved = self.leaf.as_ref().is_some_and(Leaf::ran_out_of_memory);
-                own(if starved { Reason::Memory } else { Reason::Killed })
+                own(if starved {
+                    Reason::Memory
+                } else {
+                    Reason::Killed
+                })
             }
             Some(_) => own(Reason::Crash),
             None => own(Reason::Exit),

@@ -99,11 +99,13 @@ impl Launch<'_> {
         };
         let (null, output, host) = (high(self.null)?, high(self.output)?, high(self.host)?);
         let executable = self.executable.map(high).transpose()?;
-        let (go_read, go_write) =
+        let (low_go_read, go_write) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare(error.into()))?;
-        let (told_read, told_write) =
+        let (told_read, low_told_write) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare(error.into()))?;
-        let (go_read, told_write) = (high(go_read.as_fd())?, high(told_write.as_fd())?);
+        let (go_read, told_write) = (high(low_go_read.as_fd())?, high(low_told_write.as_fd())?);
+        // Ends of the child's that stay open here would keep its own end from being seen.
+        drop((low_go_read, low_told_write));
         let arguments = pointers(self.arguments);
         let environment = pointers(self.environment);
         let prepared = Prepared {

@@ -30,8 +30,7 @@ impl Mapping {
         }
         let nowhere = std::ptr::null_mut();
         // SAFETY: a new map at a place of the kernel's choice touches no memory of ours.
-        let start =
-            unsafe { mmap(nowhere, bytes, ProtFlags::READ, MapFlags::SHARED, sealed, 0)? };
+        let start = unsafe { mmap(nowhere, bytes, ProtFlags::READ, MapFlags::SHARED, sealed, 0)? };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(Self { start, bytes })
     }

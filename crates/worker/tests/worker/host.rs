@@ -58,7 +58,9 @@ pub(crate) fn ask(session: &Session, act: &Act) -> Result<Answer, CallError> {
 
 /// Asks in the name of an operation.
 pub(crate) fn ask_as(session: &Session, act: &Act, operation: Hash) -> Result<Answer, CallError> {
-    session.call(request(act), limits(LONG), Some(operation)).wait()
+    session
+        .call(request(act), limits(LONG), Some(operation))
+        .wait()
 }
 
 pub(crate) fn said(answer: Answer) -> Said {
@@ -83,7 +85,9 @@ pub(crate) fn answers(session: &Session) -> bool {
     let body = Body::of(&"hello").expect("CBOR");
     let answer = ask(session, &Act::Echo(body.clone()));
     answer.is_ok_and(|answer| match answer.reply {
-        Reply::Ok(blob) => blob.read(&answer.fds, 100).is_ok_and(|bytes| bytes == body.as_bytes()),
+        Reply::Ok(blob) => blob
+            .read(&answer.fds, 100)
+            .is_ok_and(|bytes| bytes == body.as_bytes()),
         Reply::Err(_) => false,
     })
 }

@@ -15,11 +15,21 @@ fn tenants_have_workers_of_their_own_and_share_the_fate_of_their_sessions() {
     let b = open(&workers, Role::Js, "b");
     assert_eq!(a[0].pid(), a[1].pid());
     assert!(a[0].pid() != b.pid() && alone.pid() != a[0].pid() && alone.pid() != b.pid());
-    let sibling = a[1].call(request(&Act::Sleep(600_000)), limits(crate::host::LONG), None);
+    let sibling = a[1].call(
+        request(&Act::Sleep(600_000)),
+        limits(crate::host::LONG),
+        None,
+    );
     assert!(matches!(ask(&a[0], &Act::Segv), Err(CallError::Lost(_))));
-    assert_eq!(sibling.wait().expect_err("it shares the fate").code(), "E_WORKER_LOST");
+    assert_eq!(
+        sibling.wait().expect_err("it shares the fate").code(),
+        "E_WORKER_LOST"
+    );
     assert!(answers(&alone) && answers(&b));
-    assert!(matches!(ask(&a[1], &Act::Inside), Err(CallError::SessionClosed)));
+    assert!(matches!(
+        ask(&a[1], &Act::Inside),
+        Err(CallError::SessionClosed)
+    ));
     let again = open(&workers, Role::Js, "a");
     assert!(answers(&again));
 }
@@ -35,7 +45,11 @@ fn a_warm_worker_waits_and_is_replaced() {
     let _session = open(&workers, Role::Js, "a");
     until("another takes its place", || idle(&workers) == 2);
     assert_eq!(workers.stats().sessions, 1);
-    assert_eq!(workers.stats().workers.get(&Role::Gpu), None, "nobody asked for one");
+    assert_eq!(
+        workers.stats().workers.get(&Role::Gpu),
+        None,
+        "nobody asked for one"
+    );
 }
 
 #[test]
@@ -46,7 +60,10 @@ fn there_are_no_more_workers_than_may_be() {
     let a = open(&workers, Role::Js, "a");
     let b = open(&workers, Role::Js, "b");
     let refused = block_on(workers.open(Lease::new(Role::Js, "c")));
-    assert!(matches!(refused, Err(WorkerError::Overloaded)), "{refused:?}");
+    assert!(
+        matches!(refused, Err(WorkerError::Overloaded)),
+        "{refused:?}"
+    );
     let pid = a.pid();
     drop(a);
     let c = open(&workers, Role::Js, "c");
@@ -61,9 +78,15 @@ fn what_cannot_start_is_an_error_and_no_endless_loop() {
     config.roles = vec![RoleConfig::new(Role::Js)];
     let workers = Workers::start(config).expect("a supervisor");
     let refused = block_on(workers.open(Lease::new(Role::Js, "a")));
-    assert!(matches!(refused, Err(WorkerError::Start { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(WorkerError::Start { .. })),
+        "{refused:?}"
+    );
     let unknown = block_on(workers.open(Lease::new(Role::Git, "a")));
-    assert!(matches!(unknown, Err(WorkerError::NotConfigured(Role::Git))), "{unknown:?}");
+    assert!(
+        matches!(unknown, Err(WorkerError::NotConfigured(Role::Git))),
+        "{unknown:?}"
+    );
 }
 
 #[test]
@@ -72,7 +95,10 @@ fn a_program_that_is_no_worker_is_given_up() {
     config.executable = alknet_worker::Executable::File("/bin/true".into());
     let workers = Workers::start(config).expect("a supervisor");
     let refused = block_on(workers.open(Lease::new(Role::Gpu, "a")));
-    assert!(matches!(refused, Err(WorkerError::Start { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(WorkerError::Start { .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]

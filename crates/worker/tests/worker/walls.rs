@@ -7,14 +7,17 @@ use std::process::{Command, Stdio};
 use alknet_worker::{Bind, CallError, Lease, Level, Reason, Role, Wall, WorkerError, Workers};
 
 use crate::act::{Act, Call, Inside, Said};
-use crate::host::{LONG, ask, block_on, config, errno, open, probe, said, stat, until, workers};
+use crate::host::{ask, block_on, config, errno, open, probe, said, stat, until, workers};
 
 const EPERM: i32 = libc::EPERM;
 
 fn status(pid: i32, field: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
     let line = text.lines().find_map(|line| line.strip_prefix(field));
-    line.expect("the field").trim_start_matches(':').trim().to_owned()
+    line.expect("the field")
+        .trim_start_matches(':')
+        .trim()
+        .to_owned()
 }
 
 #[test]
@@ -38,7 +41,11 @@ fn nothing_outside_can_be_opened_reached_or_signalled() {
         let generates_code = matches!(role, Role::Gpu | Role::JsGpu);
         for call in [Call::MapExec, Call::ProtectExec] {
             let expected = if generates_code { 0 } else { EPERM };
-            assert_eq!(errno(&session, &Act::Try(call)), expected, "{role} {call:?}");
+            assert_eq!(
+                errno(&session, &Act::Try(call)),
+                expected,
+                "{role} {call:?}"
+            );
         }
         let threads = errno(&session, &Act::Try(Call::Thread));
         if role == Role::Js {
@@ -84,7 +91,9 @@ fn a_worker_finds_nothing_but_its_host() {
         panic!("what it found");
     };
     let expected = Inside {
-        arguments: ["alknet", "worker", "--role", "js"].map(str::to_owned).to_vec(),
+        arguments: ["alknet", "worker", "--role", "js"]
+            .map(str::to_owned)
+            .to_vec(),
         descriptors: vec![0, 1, 2, 3],
         environment: vec!["LP_NUM_THREADS=1".to_owned()],
         folder: "/".to_owned(),
@@ -116,7 +125,10 @@ fn from_outside_the_walls_are_seen_to_stand() {
     let limit = |name: &str| {
         let line = limits.lines().find_map(|line| line.strip_prefix(name));
         let mut words = line.expect("the limit").split_whitespace();
-        (words.next().map(str::to_owned), words.next().map(str::to_owned))
+        (
+            words.next().map(str::to_owned),
+            words.next().map(str::to_owned),
+        )
     };
     for (name, value) in [
         ("Max core file size", "0"),
@@ -132,7 +144,10 @@ fn from_outside_the_walls_are_seen_to_stand() {
     let sandbox = session.sandbox();
     println!("{} {:?}", sandbox.level, sandbox.gaps);
     let groups = [Wall::CgroupCpu, Wall::CgroupMemory, Wall::CgroupPids];
-    let others = sandbox.gaps.iter().filter(|gap| !groups.contains(&gap.wall));
+    let others = sandbox
+        .gaps
+        .iter()
+        .filter(|gap| !groups.contains(&gap.wall));
     assert_eq!(others.count(), 0, "{:?}", sandbox.gaps);
     assert_eq!(sandbox.level, Level::Partial, "no cgroup was given");
 }
@@ -157,20 +172,44 @@ fn bound_folders_are_all_there_is_and_read_only_unless_said() {
     let session = block_on(workers.open(lease)).expect("a session");
     let text = |act: &Act| said(ask(&session, act).expect("an answer"));
     let path = |name: &str| format!("/{name}/file");
-    assert_eq!(text(&Act::Read(path("objects"))), Said::Text("objects".to_owned()));
+    assert_eq!(
+        text(&Act::Read(path("objects"))),
+        Said::Text("objects".to_owned())
+    );
     assert_eq!(text(&Act::Write(path("objects"))), Said::Errno(libc::EROFS));
-    assert_eq!(text(&Act::Write(path("quarantine"))), Said::Text(String::new()));
-    assert_eq!(text(&Act::Write("/file".to_owned())), Said::Errno(libc::EROFS));
-    for outside in ["/other/file", "/etc/passwd", "/proc/1/stat", "/objects/../../etc/passwd"] {
-        assert_eq!(text(&Act::Read(outside.to_owned())), Said::Errno(libc::ENOENT), "{outside}");
+    assert_eq!(
+        text(&Act::Write(path("quarantine"))),
+        Said::Text(String::new())
+    );
+    assert_eq!(
+        text(&Act::Write("/file".to_owned())),
+        Said::Errno(libc::EROFS)
+    );
+    for outside in [
+        "/other/file",
+        "/etc/passwd",
+        "/proc/1/stat",
+        "/objects/../../etc/passwd",
+    ] {
+        assert_eq!(
+            text(&Act::Read(outside.to_owned())),
+            Said::Errno(libc::ENOENT),
+            "{outside}"
+        );
     }
     let written = fs::read_to_string(folder.path().join("quarantine/file")).expect("there");
     assert_eq!(written, "by the worker");
     // What holds foreign source gets no folder at all.
     let refused = block_on(workers.open(Lease::new(Role::Js, "a").with(bind("objects", false))));
-    assert!(matches!(refused, Err(WorkerError::BindsRefused(Role::Js))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(WorkerError::BindsRefused(Role::Js))),
+        "{refused:?}"
+    );
     let refused = block_on(workers.open(Lease::new(Role::Git, "a").with(bind("..", false))));
-    assert!(matches!(refused, Err(WorkerError::BindName(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(WorkerError::BindName(_))),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -197,11 +236,17 @@ fn a_host_that_is_killed_takes_its_workers_along() {
     let mut line = String::new();
     let output = host.stdout.take().expect("its output");
     std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a line");
-    let pid: i32 = line.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a number");
+    let pid: i32 = line
+        .split(' ')
+        .next()
+        .and_then(|pid| pid.parse().ok())
+        .expect("a number");
     assert!(stat(pid).is_some());
     host.kill().expect("it lived");
     host.wait().expect("it is collected");
-    until("the worker is gone", || stat(pid).is_none_or(|(state, _)| "ZX".contains(state)));
+    until("the worker is gone", || {
+        stat(pid).is_none_or(|(state, _)| "ZX".contains(state))
+    });
 }
 
 /// The last line of a host's report: level and gaps.
@@ -209,7 +254,12 @@ fn report(command: &mut Command) -> (String, String) {
     let output = command.output().expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    let mut words = text.trim_end().rsplit('\n').next().unwrap_or_default().split(' ');
+    let mut words = text
+        .trim_end()
+        .rsplit('\n')
+        .next()
+        .unwrap_or_default()
+        .split(' ');
     let level = words.nth(1).map(str::to_owned);
     let gaps = words.next().unwrap_or_default().to_owned();
     (level.unwrap_or_else(|| panic!("{text} {errors}")), gaps)
@@ -225,7 +275,7 @@ fn an_ordinary_user_gets_the_same_walls() {
     let copy = folder.path().join("probe");
     fs::copy(probe(), &copy).expect("a copy");
     let mut command = Command::new("setpriv");
-    if alknet_worker_is_root() {
+    if is_root() {
         command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]);
     }
     command.arg("--no-new-privs").arg(&copy).arg("report");
@@ -245,18 +295,34 @@ fn without_user_namespaces_the_level_says_what_is_missing() {
     };
     let (level, gaps) = report(confined().arg(probe()).arg("report"));
     assert_eq!(level, "partial");
-    assert!(gaps.contains("UserNamespace") && !gaps.contains("MountNamespace"), "{gaps}");
+    assert!(
+        gaps.contains("UserNamespace") && !gaps.contains("MountNamespace"),
+        "{gaps}"
+    );
     let mut command = confined();
-    command.args(["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--securebits=+noroot"]);
+    command.args([
+        "setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--securebits=+noroot",
+    ]);
     let (level, gaps) = report(command.arg(probe()).arg("report"));
     assert_eq!(level, "partial", "the filter still holds");
-    for wall in ["EmptyRoot", "MountNamespace", "NetNamespace", "PidNamespace"] {
+    for wall in [
+        "EmptyRoot",
+        "MountNamespace",
+        "NetNamespace",
+        "PidNamespace",
+    ] {
         assert!(gaps.contains(wall), "{gaps}");
     }
-    assert!(!gaps.contains("Seccomp") && !gaps.contains("Capabilities"), "{gaps}");
+    assert!(
+        !gaps.contains("Seccomp") && !gaps.contains("Capabilities"),
+        "{gaps}"
+    );
 }
 
-fn alknet_worker_is_root() -> bool {
+fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
@@ -282,7 +348,10 @@ fn a_cgroup_of_its_own_is_made_and_removed() {
     let workers = Workers::start(config).expect("a supervisor");
     let session = open(&workers, Role::Js, "a");
     let own = fs::read_to_string(format!("/proc/{}/cgroup", session.pid())).expect("it lives");
-    assert!(own.contains(&format!("alknet-test-{}/worker-", std::process::id())), "{own}");
+    assert!(
+        own.contains(&format!("alknet-test-{}/worker-", std::process::id())),
+        "{own}"
+    );
     println!("{} {:?}", session.sandbox().level, session.sandbox().gaps);
     let act = Act::Spin { obeys: false };
     let quick = std::time::Duration::from_millis(100);
@@ -296,5 +365,4 @@ fn a_cgroup_of_its_own_is_made_and_removed() {
     };
     until("its groups are removed", || folders() == 0);
     fs::remove_dir(&group).expect("it is empty");
-    assert!(LONG.as_secs() > 0);
 }

@@ -30,7 +30,7 @@ impl Supervisor {
             return;
         }
         worker.kill();
-        let starting = matches!(worker.state, State::Starting { .. });
+        let starting = !worker.was_ready;
         worker.state = State::Dying(reason, detail.to_owned());
         let (role, pid) = (worker.role, worker.pid());
         if reason.is_crash() || starting {
@@ -117,8 +117,9 @@ impl Supervisor {
         worker.listen(scratch);
         let loss = worker.judge(exit);
         let (role, pid, limit_at) = (worker.role, worker.pid(), worker.limit_at);
-        let starting = matches!(worker.state, State::Starting { .. });
         let by_us = matches!(worker.state, State::Dying(..));
+        // Whoever waits for a worker that we ended has been told then.
+        let starting = !worker.was_ready && !by_us;
         let leaf = worker.take_leaf();
         if !by_us {
             tracing::warn!(%role, pid, %loss, "a worker was lost");
@@ -151,7 +152,11 @@ impl Supervisor {
 
     fn read_rest(&mut self, number: u64) {
         if let Err(Wrong(_, why)) = self.take_messages(number) {
-            tracing::debug!(worker = number, why, "the last words of a worker make no sense");
+            tracing::debug!(
+                worker = number,
+                why,
+                "the last words of a worker make no sense"
+            );
         }
     }
 }

@@ -72,12 +72,7 @@ impl Supervisor {
         }
     }
 
-    fn take(
-        &mut self,
-        number: u64,
-        message: FromWorker,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), Wrong> {
+    fn take(&mut self, number: u64, message: FromWorker, fds: Vec<OwnedFd>) -> Result<(), Wrong> {
         let Some(worker) = self.workers.get(&number) else {
             return Ok(());
         };
@@ -160,7 +155,9 @@ impl Supervisor {
         fds: Vec<OwnedFd>,
     ) -> Result<(), Wrong> {
         let now = self.now();
-        let open = message.session().and_then(|sid| self.sessions.get_mut(&sid));
+        let open = message
+            .session()
+            .and_then(|sid| self.sessions.get_mut(&sid));
         // One that is closed was not yet when the worker spoke. One of another worker is none of its
         // business.
         let Some(open) = open.filter(|open| open.worker == number) else {

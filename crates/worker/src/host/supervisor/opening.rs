@@ -67,6 +67,14 @@ impl Supervisor {
             return Ok(Found::Now(worker));
         }
         if self.paused(role) {
+            let sandbox = self
+                .pauses
+                .get(&role)
+                .and_then(|pause| pause.sandbox.clone());
+            if let Some(sandbox) = sandbox {
+                let minimum = self.config.minimum;
+                return Err(WorkerError::Policy { minimum, sandbox });
+            }
             let why = "the last one did not; it is tried again in a while".to_owned();
             return Err(WorkerError::Start { role, why });
         }
@@ -93,7 +101,8 @@ impl Supervisor {
 
     fn begin_start(&mut self, config: crate::host::RoleConfig, reserved: bool) -> u64 {
         let worker = self.pool.add(config.role, reserved);
-        self.starting.insert(worker, (config.role, !config.binds.is_empty()));
+        self.starting
+            .insert(worker, (config.role, !config.binds.is_empty()));
         let role = Box::new(config);
         // The spawner lives as long as this thread.
         let _ = self.jobs.send(Job::Start { worker, role });
@@ -107,7 +116,9 @@ impl Supervisor {
 
     fn paused(&self, role: Role) -> bool {
         let now = self.now();
-        self.pauses.get(&role).is_some_and(|pause| pause.until > now)
+        self.pauses
+            .get(&role)
+            .is_some_and(|pause| pause.until > now)
     }
 
     /// Keeps as many workers ready, or on their way, as are to be.
@@ -167,27 +178,35 @@ impl Supervisor {
         if known.as_ref() != Some(&sandbox) {
             tracing::info!(%role, level = %sandbox.level, gaps = ?sandbox.gaps, "worker sandbox");
         }
-        let minimum = self.config.minimum;
-        if sandbox.level < minimum {
-            let pause = Pause {
-                until: self.now().saturating_add(us(START_PAUSE_MAX)),
-                next: START_PAUSE_MAX,
-            };
-            self.pauses.insert(role, pause);
-            self.refuse(number, role, || WorkerError::Policy {
-                minimum,
-                sandbox: sandbox.clone(),
-            });
-            self.end(number, Reason::Start, "its walls are too low");
-            return;
-        }
         if let Some(worker) = self.workers.get_mut(&number) {
             worker.state = State::Ready;
+            worker.was_ready = true;
+        }
+        if sandbox.level < self.config.minimum {
+            self.too_low(number, role, sandbox);
+            return;
         }
         self.sandboxes.insert(number, sandbox);
         self.pauses.remove(&role);
         self.pool.ready(number);
         self.serve();
+    }
+
+    /// The walls are not what is required. They will not be at the next try either.
+    fn too_low(&mut self, number: u64, role: Role, sandbox: Sandbox) {
+        let until = self.now().saturating_add(us(START_PAUSE_MAX));
+        let minimum = self.config.minimum;
+        self.refuse(number, role, || WorkerError::Policy {
+            minimum,
+            sandbox: sandbox.clone(),
+        });
+        let pause = Pause {
+            until,
+            next: START_PAUSE_MAX,
+            sandbox: Some(sandbox),
+        };
+        self.pauses.insert(role, pause);
+        self.end(number, Reason::Start, "its walls are too low");
     }
 
     /// Gives workers to those who wait.
@@ -226,9 +245,11 @@ impl Supervisor {
             pid: worker.pid(),
             inbox: messages,
             waiting: worker.waiting.clone(),
-            sandbox: self.sandboxes.get(&number).cloned().unwrap_or_else(|| {
-                Sandbox::of(Vec::new(), worker.role.rights(false))
-            }),
+            sandbox: self
+                .sandboxes
+                .get(&number)
+                .cloned()
+                .unwrap_or_else(|| Sandbox::of(Vec::new(), worker.role.rights(false))),
         };
         let open = Open {
             worker: number,
@@ -246,10 +267,18 @@ impl Supervisor {
 
     /// A worker did not get as far as being ready.
     pub(super) fn start_failed(&mut self, number: u64, role: Role, why: &str) {
-        let pause = self.pauses.get(&role).map_or(START_PAUSE_MIN, |pause| pause.next);
+        let pause = self
+            .pauses
+            .get(&role)
+            .map_or(START_PAUSE_MIN, |pause| pause.next);
         let until = self.now().saturating_add(us(pause));
         let next = (pause * 2).min(START_PAUSE_MAX);
-        self.pauses.insert(role, Pause { until, next });
+        let pause = Pause {
+            until,
+            next,
+            sandbox: None,
+        };
+        self.pauses.insert(role, pause);
         self.refuse(number, role, || WorkerError::Start {
             role,
             why: why.to_owned(),

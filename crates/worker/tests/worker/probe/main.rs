@@ -10,8 +10,8 @@ use std::sync::Mutex;
 
 use act::{Act, Inside, Said};
 use alknet_worker::{
-    Blob, Body, Config, Fault, FromWorker, Guest, GuestCall, Incoming, Lease, LogLevel, Reply, Role,
-    RoleConfig, ToWorker, Workers, enter, started_as_worker,
+    Blob, Body, Config, Fault, FromWorker, Guest, GuestCall, Incoming, Lease, LogLevel, Reply,
+    Role, RoleConfig, ToWorker, Workers, enter, started_as_worker,
 };
 
 /// Threads that take calls: one may be busy while another answers.
@@ -32,11 +32,17 @@ fn host(stays: bool) {
     let mut config = Config::this_executable();
     config.roles = vec![RoleConfig::new(Role::Js)];
     let workers = Workers::start(config).expect("a supervisor");
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
     let session = runtime.block_on(workers.open(Lease::new(Role::Js, "probe")));
     let session = session.expect("a session");
     let sandbox = session.sandbox();
-    let gaps: Vec<String> = sandbox.gaps.iter().map(|gap| format!("{:?}", gap.wall)).collect();
+    let gaps: Vec<String> = sandbox
+        .gaps
+        .iter()
+        .map(|gap| format!("{:?}", gap.wall))
+        .collect();
     println!("{} {} {}", session.pid(), sandbox.level, gaps.join(","));
     while stays {
         std::thread::park();
@@ -50,7 +56,9 @@ fn work(role: Role) -> ! {
         let seen = Inside {
             arguments: std::env::args().collect(),
             descriptors: tricks::open_descriptors(),
-            environment: std::env::vars().map(|(name, value)| format!("{name}={value}")).collect(),
+            environment: std::env::vars()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect(),
             folder: std::env::current_dir()?.display().to_string(),
             pid: std::process::id(),
             root: names("/")?,
@@ -67,7 +75,9 @@ fn work(role: Role) -> ! {
 
 fn names(folder: &str) -> std::io::Result<Vec<String>> {
     let entries = std::fs::read_dir(folder)?;
-    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 /// Replies of the host to calls of ours that a thread waits for.
@@ -86,10 +96,17 @@ fn take_calls(guest: &Guest, seen: &Inside) -> ! {
             }
             (ToWorker::Close { .. }, Some(call)) => {
                 // A service that says what it leaves, unless its session was told not to.
-                answer(guest, &call, Ok(Body::of(&Said::Text("disposed".to_owned())).expect("CBOR")));
+                answer(
+                    guest,
+                    &call,
+                    Ok(Body::of(&Said::Text("disposed".to_owned())).expect("CBOR")),
+                );
             }
             (ToWorker::Reply { id, reply, .. }, _) => {
-                REPLIES.lock().expect("no thread panics with it").push((id, reply));
+                REPLIES
+                    .lock()
+                    .expect("no thread panics with it")
+                    .push((id, reply));
             }
             _ => {}
         }
@@ -104,7 +121,9 @@ fn answer(guest: &Guest, call: &GuestCall, outcome: Outcome) {
         Ok(body) => Reply::Ok(Blob::pack(body.into_bytes(), &mut fds).expect("it fits")),
         Err(fault) => Reply::Err(fault),
     };
-    guest.finish(call, reply, fds, 0, 0).expect("the host reads");
+    guest
+        .finish(call, reply, fds, 0, 0)
+        .expect("the host reads");
 }
 
 fn say(said: &Said) -> Option<Outcome> {
@@ -151,7 +170,7 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
             guest.send(&result, Vec::new()).expect("the host reads");
         }
         Act::Segv => tricks::segv(),
-        Act::Silence => return tricks::stop_control_thread().and_then(|errno| say(&Said::Errno(errno))),
+        Act::Silence => return say(&Said::Errno(tricks::silence())),
         Act::Sleep(ms) => std::thread::sleep(std::time::Duration::from_millis(ms)),
         Act::Spin { obeys } => {
             let mut ticks = 0_u64;
@@ -160,7 +179,10 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
                 call.progress(ticks, 0);
             }
             let code = "E_ABORT".to_owned();
-            return Some(Err(Fault { code, ..Fault::default() }));
+            return Some(Err(Fault {
+                code,
+                ..Fault::default()
+            }));
         }
         Act::Try(attempt) => return say(&Said::Errno(tricks::attempt(attempt))),
         Act::Value(bytes) => return Some(Ok(Body::from_cbor(vec![0x5a; bytes]))),

@@ -11,7 +11,9 @@ const HOST: i32 = 3;
 /// Descriptors that this process has.
 pub(crate) fn open_descriptors() -> Vec<i32> {
     // SAFETY: numbers only.
-    (0..64).filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0).collect()
+    (0..64)
+        .filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0)
+        .collect()
 }
 
 pub(crate) fn allocate(bytes: u64) {
@@ -29,7 +31,14 @@ pub(crate) fn bus() -> ! {
     unsafe {
         let memory = libc::memfd_create(c"probe".as_ptr(), 0);
         libc::ftruncate(memory, 8192);
-        let start = libc::mmap(ptr::null_mut(), 8192, libc::PROT_READ, libc::MAP_SHARED, memory, 0);
+        let start = libc::mmap(
+            ptr::null_mut(),
+            8192,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            memory,
+            0,
+        );
         libc::ftruncate(memory, 0);
         std::hint::black_box(start.cast::<u8>().read_volatile());
     }
@@ -41,13 +50,13 @@ pub(crate) fn segv() {
     unsafe { ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
 }
 
-pub(crate) fn close_channel() {
-    // SAFETY: a number only. The host's socket is of no use to anybody after this. Closing alone
-    // would not end it while another thread waits in it.
-    unsafe {
-        libc::shutdown(HOST, libc::SHUT_RDWR);
+/// Closes the channel and lives on. The control thread would end the process when it notices.
+pub(crate) fn close_channel() -> ! {
+    if halt_control_thread().is_none() {
+        // SAFETY: a number only. Closing alone would not end the channel while another thread waits
+        // in it.
+        unsafe { libc::shutdown(HOST, libc::SHUT_RDWR) };
     }
-    // The control thread ends the process when it notices; it is kept from that.
     loop {
         std::thread::park();
     }
@@ -92,9 +101,9 @@ extern "C" fn for_ever(_: libc::c_int) {
     }
 }
 
-/// Sends the control thread into a signal handler that never returns. It is the first thread that
-/// was started. Returns an error number if that did not work; else it does not return.
-pub(crate) fn stop_control_thread() -> Option<i32> {
+/// Sends the control thread, which is the first that was started, into a signal handler that never
+/// returns. Returns an error number if that did not work.
+fn halt_control_thread() -> Option<i32> {
     // SAFETY: the handler touches nothing; the number of the thread is this process's own.
     unsafe {
         libc::signal(libc::SIGUSR1, for_ever as *const () as usize);
@@ -102,6 +111,14 @@ pub(crate) fn stop_control_thread() -> Option<i32> {
         if libc::syscall(libc::SYS_tgkill, pid, pid + 1, libc::SIGUSR1) != 0 {
             return Some(errno());
         }
+    }
+    None
+}
+
+/// No heartbeat any more. Returns an error number if that did not work; else it does not return.
+pub(crate) fn silence() -> i32 {
+    if let Some(errno) = halt_control_thread() {
+        return errno;
     }
     loop {
         std::thread::park();
