@@ -158,7 +158,9 @@ impl Spawner {
                 gaps,
             }),
             Err(error) => {
-                leaf.map(Leaf::remove);
+                if let Some(leaf) = leaf {
+                    leaf.remove();
+                }
                 Err(error.to_string())
             }
         }

@@ -44,8 +44,10 @@ fn host(stays: bool) {
         .map(|gap| format!("{:?}", gap.wall))
         .collect();
     println!("{} {} {}", session.pid(), sandbox.level, gaps.join(","));
-    while stays {
-        std::thread::park();
+    if stays {
+        loop {
+            std::thread::park();
+        }
     }
     runtime.block_on(workers.shutdown());
 }
