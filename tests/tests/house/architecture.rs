@@ -133,6 +133,20 @@ fn call_reaches_the_network_only_through_core() {
 }
 
 #[test]
+fn workers_know_no_script_no_shader_and_no_protocol() {
+    let banned = [
+        "rquickjs",
+        "wgpu",
+        "quinn",
+        "rustls",
+        "alknet-core",
+        "alknet-call",
+        "alknet-endpoint",
+    ];
+    Graph::load().forbid("alknet-worker", &banned);
+}
+
+#[test]
 fn hub_reaches_the_network_only_through_core() {
     let banned = [
         "quinn",
@@ -305,6 +319,7 @@ fn the_environment_is_read_only_at_the_edges() {
     ];
     let build_and_tests = [
         "crates/typedef/tests/",
+        "crates/worker/tests/",
         "init/build.rs",
         "init/net/tests/",
         "init/src/console/tests.rs",
@@ -320,7 +335,16 @@ fn the_environment_is_read_only_at_the_edges() {
 
 #[test]
 fn unsafe_code_talks_to_the_kernel_and_nothing_else() {
-    let kernel = ["init/", "qemu/", "appliance/src/node/", "crates/tasks/src/"];
+    // In crates/worker: starting a process, mapping sealed memory, other threads' clocks, signals;
+    // and the probe of its tests, which does what no honest worker does.
+    let kernel = [
+        "init/",
+        "qemu/",
+        "appliance/src/node/",
+        "crates/tasks/src/",
+        "crates/worker/src/sys/",
+        "crates/worker/tests/worker/probe/",
+    ];
     // Mapping a file asks something of whoever has the file: that it stays as it is. What memory a
     // header costs is measured by an allocator of the tests.
     let mapping = [

@@ -1,0 +1,82 @@
+//! Rights that a worker gives up for good.
+
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Signal, getuid, set_dumpable_behavior, set_parent_process_death_signal,
+};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities,
+    clear_ambient_capability_set, no_new_privs, remove_capability_from_bounding_set,
+    set_capabilities, set_capabilities_secure_bits, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+
+use crate::{Gap, Wall};
+
+/// Bits of a set of capabilities.
+const CAPABILITY_BITS: u32 = u64::BITS;
+const NONE: CapabilitySets = CapabilitySets {
+    effective: CapabilitySet::empty(),
+    permitted: CapabilitySet::empty(),
+    inheritable: CapabilitySet::empty(),
+};
+
+/// Drops everything. What counts is what is left, not which step succeeded: an ordinary user may not
+/// drop what it does not have.
+pub(crate) fn drop_all(become_user: Option<u32>, gaps: &mut Vec<Gap>) {
+    if let Some(id) = become_user
+        && let Err(errno) = become_other(id)
+    {
+        gaps.push(Gap::new(Wall::UnprivilegedUser, errno));
+    }
+    drop_capabilities();
+    match capabilities(None) {
+        Ok(NONE) => {}
+        Ok(left) => gaps.push(Gap::new(Wall::Capabilities, format!("{left:?} are left"))),
+        Err(errno) => gaps.push(Gap::new(Wall::Capabilities, errno)),
+    }
+    if let Err(errno) = set_no_new_privs(true).and_then(|()| match no_new_privs() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Errno::NOTSUP),
+        Err(errno) => Err(errno),
+    }) {
+        gaps.push(Gap::new(Wall::NoNewPrivileges, errno));
+    }
+    // Neither other workers of the same user nor a core file may look into its memory.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // Changing users has cleared it.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+}
+
+/// Where there is no user namespace: only a process that is root itself is asked to do this.
+fn become_other(id: u32) -> Result<(), Errno> {
+    if !getuid().is_root() {
+        return Err(Errno::PERM);
+    }
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(group, group, group)?;
+    set_thread_res_uid(user, user, user)
+}
+
+fn drop_capabilities() {
+    // Each may be refused where there is nothing to drop.
+    for bit in 0..CAPABILITY_BITS {
+        let one = CapabilitySet::from_bits_retain(1 << bit);
+        if remove_capability_from_bounding_set(one).is_err() {
+            break;
+        }
+    }
+    let _ = clear_ambient_capability_set();
+    // Being root inside a user namespace brings none back.
+    let locked = CapabilitiesSecureBits::NO_ROOT
+        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    let _ = set_capabilities_secure_bits(locked);
+    let _ = set_capabilities(None, NONE);
+}

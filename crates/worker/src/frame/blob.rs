@@ -1,0 +1,106 @@
+//! Values that may be large.
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Body, Sealed};
+use crate::FrameError;
+use crate::limits::{FRAME_FDS_MAX, INLINE_BYTES_MAX};
+
+/// Bytes inside the frame, or in a sealed descriptor that travels with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blob {
+    /// In the frame.
+    Inline(Body),
+    /// In the descriptor at this place among the frame's.
+    Sealed {
+        /// Which one, counted from 0.
+        at: usize,
+        /// How many bytes it holds.
+        len: u64,
+    },
+}
+
+impl Blob {
+    /// Small bytes inline; others go into a sealed descriptor that is added to `fds`.
+    ///
+    /// # Errors
+    /// If there are too many bytes or descriptors, or the kernel refuses the memory.
+    pub fn pack(bytes: Vec<u8>, fds: &mut Vec<OwnedFd>) -> Result<Self, FrameError> {
+        if bytes.len() <= INLINE_BYTES_MAX {
+            return Ok(Self::Inline(Body::from_cbor(bytes)));
+        }
+        if fds.len() >= FRAME_FDS_MAX {
+            return Err(FrameError::TooManyDescriptors);
+        }
+        let len = bytes.len() as u64;
+        fds.push(Sealed::of(&bytes)?.into());
+        let at = fds.len() - 1;
+        Ok(Self::Sealed { at, len })
+    }
+
+    /// The sealed memory among `fds`, where that is where the bytes are.
+    ///
+    /// # Errors
+    /// If the descriptor is missing, no sealed memory, or of another length than is said.
+    pub fn sealed(&self, fds: &[OwnedFd]) -> Result<Option<Sealed>, FrameError> {
+        let Self::Sealed { at, len } = self else {
+            return Ok(None);
+        };
+        let Some(fd) = fds.get(*at) else {
+            let (named, came) = (at.saturating_add(1), fds.len());
+            return Err(FrameError::Descriptors { named, came });
+        };
+        let sealed = Sealed::check(fd.try_clone()?)?;
+        if sealed.len() != *len {
+            return Err(FrameError::NotSealed(
+                "of another length than the message says",
+            ));
+        }
+        Ok(Some(sealed))
+    }
+
+    /// The bytes, copied: for the node, which maps nothing that others made.
+    ///
+    /// # Errors
+    /// As [`Self::sealed`], or if there are more than `max` bytes.
+    pub fn read(self, fds: &[OwnedFd], max: u64) -> Result<Vec<u8>, FrameError> {
+        match self.sealed(fds)? {
+            Some(sealed) => sealed.read(max),
+            None => match self {
+                Self::Inline(body) => Ok(body.into_bytes()),
+                Self::Sealed { .. } => Err(FrameError::NotSealed("not there")),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_values_are_inline_and_large_ones_sealed() {
+        for (bytes, sealed) in [(0, 0), (INLINE_BYTES_MAX, 0), (INLINE_BYTES_MAX + 1, 1)] {
+            let mut fds = Vec::new();
+            let value = vec![3; bytes];
+            let blob = Blob::pack(value.clone(), &mut fds).expect("packed");
+            assert_eq!(fds.len(), sealed);
+            assert_eq!(blob.read(&fds, 1 << 20).expect("the same"), value);
+        }
+    }
+
+    #[test]
+    fn a_blob_that_lies_is_refused() {
+        let mut fds = Vec::new();
+        Blob::pack(vec![3; INLINE_BYTES_MAX + 1], &mut fds).expect("packed");
+        let len = INLINE_BYTES_MAX as u64 + 1;
+        for (at, len) in [(1, len), (usize::MAX, len), (0, len + 1), (0, u64::MAX)] {
+            assert!(Blob::Sealed { at, len }.read(&fds, u64::MAX).is_err());
+        }
+        let short = Blob::Sealed { at: 0, len }.read(&fds, 10);
+        assert!(matches!(short, Err(FrameError::TooMuch(_))));
+    }
+}

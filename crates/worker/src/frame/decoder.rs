@@ -1,0 +1,289 @@
+//! Frames out of whatever pieces the socket gives, and into bytes.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::cbor;
+use crate::FrameError;
+use crate::limits::{ENVELOPE_NESTING_MAX, FRAME_BYTES_MAX, FRAME_FDS_MAX};
+
+/// Bytes of the length before each frame.
+const LENGTH_BYTES: usize = 4;
+
+/// What a frame holds: the message, and how many descriptors came with it.
+#[derive(Serialize, Deserialize)]
+struct Envelope<M> {
+    /// Left out when there are none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    fds: usize,
+    m: M,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the signature is serde's
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// A frame with `message`, which `fds` descriptors go with.
+///
+/// # Errors
+/// If it would be longer than a frame may be, or have more descriptors.
+pub fn encode<M: Serialize>(message: &M, fds: usize) -> Result<Vec<u8>, FrameError> {
+    if fds > FRAME_FDS_MAX {
+        return Err(FrameError::TooManyDescriptors);
+    }
+    let mut frame = vec![0; LENGTH_BYTES];
+    cbor::write(&Envelope { fds, m: message }, &mut frame)?;
+    let bytes = frame.len() - LENGTH_BYTES;
+    let length = u32::try_from(bytes).ok();
+    let Some(length) = length.filter(|_| bytes <= FRAME_BYTES_MAX) else {
+        return Err(FrameError::TooLong(bytes));
+    };
+    frame[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+    Ok(frame)
+}
+
+/// Collects what comes and gives out what is whole.
+///
+/// Descriptors arrive in the order in which their frames were sent, but the kernel may hand over the
+/// bytes of several frames with the descriptors of the last: each frame therefore says how many it
+/// has, and takes them from the front.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+    /// What of `bytes` has been given out.
+    read: usize,
+    fds: VecDeque<OwnedFd>,
+}
+
+impl Decoder {
+    /// Takes what came in one reading.
+    ///
+    /// # Errors
+    /// If more descriptors wait than two frames could have: no honest peer is that far ahead, since
+    /// one reading ends at the first frame that has some.
+    pub fn push(
+        &mut self,
+        bytes: &[u8],
+        fds: impl IntoIterator<Item = OwnedFd>,
+    ) -> Result<(), FrameError> {
+        if self.read > 0 {
+            self.bytes.drain(..self.read);
+            self.read = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+        self.fds.extend(fds);
+        if self.fds.len() > 2 * FRAME_FDS_MAX {
+            return Err(FrameError::TooManyDescriptors);
+        }
+        Ok(())
+    }
+
+    /// The next whole message with its descriptors, if there is one.
+    ///
+    /// # Errors
+    /// If what came is no message. The channel is of no use after that.
+    #[allow(clippy::should_implement_trait)] // not an iterator: the kind of message is the caller's
+    pub fn next<M: DeserializeOwned>(&mut self) -> Result<Option<(M, Vec<OwnedFd>)>, FrameError> {
+        let waiting = &self.bytes[self.read..];
+        let Some((length, rest)) = waiting.split_first_chunk::<LENGTH_BYTES>() else {
+            return self.between(waiting.is_empty());
+        };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length == 0 {
+            return Err(FrameError::Empty);
+        }
+        if length > FRAME_BYTES_MAX {
+            return Err(FrameError::TooLong(length));
+        }
+        let Some(frame) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let Envelope { fds, m } = cbor::read(frame, ENVELOPE_NESTING_MAX)?;
+        self.read += LENGTH_BYTES + length;
+        if fds > FRAME_FDS_MAX {
+            return Err(FrameError::TooManyDescriptors);
+        }
+        if fds > self.fds.len() {
+            let came = self.fds.len();
+            return Err(FrameError::Descriptors { named: fds, came });
+        }
+        Ok(Some((m, self.fds.drain(..fds).collect())))
+    }
+
+    /// Nothing whole is there. Descriptors belong to the first byte of a frame: with none begun,
+    /// nobody will ever claim those that wait.
+    fn between<M>(&self, nothing_begun: bool) -> Result<Option<M>, FrameError> {
+        if nothing_begun && !self.fds.is_empty() {
+            let came = self.fds.len();
+            return Err(FrameError::Descriptors { named: 0, came });
+        }
+        Ok(None)
+    }
+
+    /// The peer closed the channel.
+    ///
+    /// # Errors
+    /// If that was inside a frame.
+    pub fn end(&self) -> Result<(), FrameError> {
+        if self.bytes.len() > self.read {
+            return Err(FrameError::Cut);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Body, FromWorker, ToWorker};
+
+    fn descriptor() -> OwnedFd {
+        rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("a descriptor")
+    }
+
+    fn tell(sid: u64, bytes: usize) -> FromWorker {
+        let body = Body::from_cbor(vec![7; bytes]);
+        FromWorker::Tell { sid, body }
+    }
+
+    #[test]
+    fn messages_come_out_of_any_pieces() {
+        let mut wire = Vec::new();
+        for sid in 0..20 {
+            wire.extend(encode(&tell(sid, 100 * sid as usize), 0).expect("a frame"));
+        }
+        for piece in [1, 3, 7, 1000, wire.len()] {
+            let mut decoder = Decoder::default();
+            let mut next = 0;
+            for bytes in wire.chunks(piece) {
+                decoder.push(bytes, []).expect("no descriptors");
+                while let Some((message, fds)) = decoder.next::<FromWorker>().expect("a message") {
+                    assert_eq!(message, tell(next, 100 * next as usize));
+                    assert!(fds.is_empty());
+                    next += 1;
+                }
+            }
+            assert_eq!(next, 20);
+            decoder.end().expect("nothing is left");
+        }
+    }
+
+    #[test]
+    fn a_frame_is_as_long_as_it_may_be_and_no_longer() {
+        let overhead = encode(&tell(0, 1 << 19), 0).expect("a frame").len() - (1 << 19);
+        let fits = FRAME_BYTES_MAX + LENGTH_BYTES - overhead;
+        let frame = encode(&tell(0, fits), 0).expect("exactly the limit");
+        let mut decoder = Decoder::default();
+        decoder.push(&frame, []).expect("no descriptors");
+        assert!(decoder.next::<FromWorker>().expect("whole").is_some());
+        let over = encode(&tell(0, fits + 1), 0);
+        assert!(matches!(over, Err(FrameError::TooLong(_))));
+        let mut decoder = Decoder::default();
+        let length = u32::try_from(FRAME_BYTES_MAX + 1).expect("small");
+        decoder
+            .push(&length.to_le_bytes(), [])
+            .expect("no descriptors");
+        let refused = decoder.next::<FromWorker>();
+        assert!(
+            matches!(refused, Err(FrameError::TooLong(_))),
+            "refused by its length alone"
+        );
+    }
+
+    #[test]
+    fn descriptors_go_with_the_frames_that_name_them() {
+        let mut wire = encode(&tell(1, 0), 0).expect("a frame");
+        wire.extend(encode(&tell(2, 0), 2).expect("a frame"));
+        let mut decoder = Decoder::default();
+        decoder
+            .push(&wire, [descriptor(), descriptor()])
+            .expect("few");
+        let (_, fds) = decoder.next::<FromWorker>().expect("sound").expect("whole");
+        assert_eq!(fds.len(), 0);
+        let (_, fds) = decoder.next::<FromWorker>().expect("sound").expect("whole");
+        assert_eq!(fds.len(), 2);
+        assert!(decoder.next::<FromWorker>().expect("sound").is_none());
+    }
+
+    #[test]
+    fn descriptors_too_many_or_too_few_are_refused() {
+        assert!(encode(&tell(1, 0), FRAME_FDS_MAX).is_ok());
+        let over = encode(&tell(1, 0), FRAME_FDS_MAX + 1);
+        assert!(matches!(over, Err(FrameError::TooManyDescriptors)));
+
+        let mut decoder = Decoder::default();
+        let frame = encode(&tell(1, 0), 2).expect("a frame");
+        decoder.push(&frame, [descriptor()]).expect("few");
+        let short = decoder.next::<FromWorker>();
+        assert!(matches!(
+            short,
+            Err(FrameError::Descriptors { named: 2, came: 1 })
+        ));
+
+        let mut decoder = Decoder::default();
+        let frame = encode(&tell(1, 0), 0).expect("a frame");
+        decoder.push(&frame, [descriptor()]).expect("few");
+        assert!(decoder.next::<FromWorker>().expect("sound").is_some());
+        let unclaimed = decoder.next::<FromWorker>();
+        assert!(matches!(
+            unclaimed,
+            Err(FrameError::Descriptors { named: 0, came: 1 })
+        ));
+
+        let mut decoder = Decoder::default();
+        let many = (0..=2 * FRAME_FDS_MAX).map(|_| descriptor());
+        assert!(decoder.push(&[], many).is_err());
+    }
+
+    #[test]
+    fn an_end_inside_a_frame_is_no_end() {
+        let frame = encode(&tell(1, 10), 0).expect("a frame");
+        let mut decoder = Decoder::default();
+        decoder.push(&frame[..frame.len() - 1], []).expect("few");
+        assert!(decoder.next::<FromWorker>().expect("sound").is_none());
+        assert!(matches!(decoder.end(), Err(FrameError::Cut)));
+        let mut decoder = Decoder::default();
+        decoder.push(&[0; 4], []).expect("few");
+        assert!(matches!(
+            decoder.next::<FromWorker>(),
+            Err(FrameError::Empty)
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn anything_at_all_is_a_message_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut framed = u32::try_from(bytes.len()).expect("short").to_le_bytes().to_vec();
+            framed.extend(&bytes);
+            let mut decoder = Decoder::default();
+            decoder.push(&framed, []).expect("no descriptors");
+            // Either direction, and without the length: no panic is all that is asked.
+            let _ = decoder.next::<FromWorker>();
+            let mut decoder = Decoder::default();
+            decoder.push(&bytes, []).expect("no descriptors");
+            while let Ok(Some(_)) = decoder.next::<ToWorker>() {}
+        }
+
+        #[test]
+        fn a_flipped_byte_is_a_message_or_an_error(at in 0_usize..60, value in any::<u8>()) {
+            let message = ToWorker::Invoke {
+                sid: 1,
+                id: 2,
+                op: "fs/read".to_owned(),
+                input: crate::Blob::Inline(Body::from_cbor(vec![0xf6])),
+            };
+            let mut frame = encode(&message, 0).expect("a frame");
+            let at = at % frame.len();
+            frame[at] = value;
+            let mut decoder = Decoder::default();
+            decoder.push(&frame, []).expect("no descriptors");
+            let _ = decoder.next::<ToWorker>();
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Memory that nobody can change any more: how large values travel.
+
+use std::fs::File;
+use std::io::Write;
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+
+use crate::FrameError;
+use crate::limits::SEALED_BYTES_MAX;
+use crate::sys::Mapping;
+
+const SEALS: SealFlags = SealFlags::SEAL
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::GROW)
+    .union(SealFlags::WRITE);
+
+/// `TMPFS_MAGIC` of the kernel: what an ordinary memfd lies on. One of huge pages lies elsewhere, and
+/// reading from its map may fail with a signal however it is sealed.
+const TMPFS: u64 = 0x0102_1994;
+
+/// A memfd that can be neither written nor cut nor grown, nor unsealed.
+#[derive(Debug)]
+pub struct Sealed {
+    file: File,
+    len: u64,
+}
+
+impl Sealed {
+    /// Copies `bytes` into new sealed memory.
+    ///
+    /// # Errors
+    /// If there are too many, or the kernel refuses the memory.
+    pub fn of(bytes: &[u8]) -> Result<Self, FrameError> {
+        let len = bytes.len() as u64;
+        if len > SEALED_BYTES_MAX {
+            return Err(FrameError::TooMuch(len));
+        }
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut file = File::from(memfd_create(c"alknet", flags).map_err(std::io::Error::from)?);
+        file.write_all(bytes)?;
+        Self::seal(file)
+    }
+
+    /// Seals what was written to `file`, which is a memfd that allows it and is mapped writable by
+    /// nobody.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or there are too many bytes.
+    pub fn seal(file: File) -> Result<Self, FrameError> {
+        fcntl_add_seals(&file, SEALS).map_err(std::io::Error::from)?;
+        Self::check(file.into())
+    }
+
+    /// Takes a descriptor that somebody sent.
+    ///
+    /// # Errors
+    /// If it is anything but sealed memory of at most [`SEALED_BYTES_MAX`].
+    pub fn check(fd: OwnedFd) -> Result<Self, FrameError> {
+        let seals = fcntl_get_seals(&fd).map_err(|_| FrameError::NotSealed("no memfd"))?;
+        if !seals.contains(SEALS) {
+            return Err(FrameError::NotSealed("it could still change"));
+        }
+        let on = rustix::fs::fstatfs(&fd)
+            .map_err(std::io::Error::from)?
+            .f_type;
+        if u64::try_from(on).ok() != Some(TMPFS) {
+            return Err(FrameError::NotSealed("not of ordinary pages"));
+        }
+        let end = rustix::fs::SeekFrom::End(0);
+        let len = rustix::fs::seek(&fd, end).map_err(std::io::Error::from)?;
+        if len > SEALED_BYTES_MAX {
+            return Err(FrameError::TooMuch(len));
+        }
+        let file = File::from(fd);
+        Ok(Self { file, len })
+    }
+
+    /// How many bytes there are.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A copy of the bytes.
+    ///
+    /// # Errors
+    /// If there are more than `max`, or the kernel cannot bring the pages back.
+    pub fn read(&self, max: u64) -> Result<Vec<u8>, FrameError> {
+        if self.len > max {
+            return Err(FrameError::TooMuch(self.len));
+        }
+        let mut bytes = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX)];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    /// The bytes as they lie in the descriptor. For workers: where the machine runs out of memory
+    /// while a page is brought in, whoever maps dies of it.
+    ///
+    /// # Errors
+    /// If the kernel refuses the map.
+    pub fn map(&self) -> Result<Mapped, FrameError> {
+        let len = usize::try_from(self.len).unwrap_or(usize::MAX);
+        let mapping = Mapping::of_sealed(self, len)?;
+        Ok(Mapped(mapping))
+    }
+}
+
+impl AsFd for Sealed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl From<Sealed> for OwnedFd {
+    fn from(sealed: Sealed) -> Self {
+        sealed.file.into()
+    }
+}
+
+/// Sealed memory, mapped to be read.
+#[derive(Debug)]
+pub struct Mapped(Mapping);
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memfd(flags: MemfdFlags) -> File {
+        File::from(memfd_create(c"test", flags).expect("memory"))
+    }
+
+    #[test]
+    fn sealed_bytes_are_read_and_mapped_and_cannot_change() {
+        let sealed = Sealed::of(b"some bytes").expect("sealed");
+        assert_eq!(sealed.read(10).expect("readable"), b"some bytes");
+        let mapped = sealed.map().expect("mapped");
+        assert_eq!(&mapped[..], b"some bytes");
+        let again = Sealed::check(sealed.as_fd().try_clone_to_owned().expect("a copy"));
+        assert_eq!(again.expect("still sealed").len(), 10);
+        let mut file = sealed.file;
+        assert!(file.write_all(b"x").is_err());
+        assert!(file.set_len(1).is_err());
+        assert!(file.set_len(1000).is_err());
+        // The map outlives the descriptor.
+        drop(file);
+        assert_eq!(&mapped[..], b"some bytes");
+    }
+
+    #[test]
+    fn nothing_is_bytes_too() {
+        let sealed = Sealed::of(b"").expect("sealed");
+        assert!(sealed.is_empty());
+        assert_eq!(&sealed.map().expect("mapped")[..], b"");
+    }
+
+    #[test]
+    fn what_could_change_is_refused() {
+        let open = memfd(MemfdFlags::ALLOW_SEALING);
+        assert!(Sealed::check(open.into()).is_err());
+        let never = memfd(MemfdFlags::empty());
+        assert!(Sealed::check(never.into()).is_err());
+        for lacking in [
+            SealFlags::SEAL,
+            SealFlags::SHRINK,
+            SealFlags::GROW,
+            SealFlags::WRITE,
+        ] {
+            let file = memfd(MemfdFlags::ALLOW_SEALING);
+            fcntl_add_seals(&file, SEALS.difference(lacking)).expect("sealed in part");
+            let refused = Sealed::check(file.into());
+            assert!(
+                matches!(refused, Err(FrameError::NotSealed(_))),
+                "{lacking:?}"
+            );
+        }
+        let disk = tempfile::tempfile().expect("a file");
+        assert!(matches!(
+            Sealed::check(disk.into()),
+            Err(FrameError::NotSealed(_))
+        ));
+    }
+
+    #[test]
+    fn too_much_is_refused_without_reading_it() {
+        let file = memfd(MemfdFlags::ALLOW_SEALING);
+        file.set_len(SEALED_BYTES_MAX + 1).expect("a hole");
+        let refused = Sealed::seal(file);
+        assert!(matches!(refused, Err(FrameError::TooMuch(_))));
+    }
+}

@@ -1,0 +1,242 @@
+//! The worker's own side.
+//!
+//! ```no_run
+//! use alknet_worker::{Reply, Blob, Body, Role, enter};
+//!
+//! fn work(role: Role) -> Result<(), alknet_worker::GuestError> {
+//!     let entered = enter(role)?;
+//!     // Threads and devices are made in the warm-up; after it, nothing new can be opened.
+//!     let (guest, ()) = entered.seal(|_| Ok::<_, String>(()))?;
+//!     loop {
+//!         let incoming = guest.next();
+//!         if let Some(call) = incoming.call {
+//!             let _here = call.on_this_thread();
+//!             let reply = Reply::Ok(Blob::Inline(Body::from_cbor(vec![0xf6])));
+//!             guest.finish(&call, reply, Vec::new(), 0, 0)?;
+//!         }
+//!     }
+//! }
+//! ```
+
+mod call;
+mod control;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketType, sockopt};
+
+pub use call::{Call, OnThread};
+pub use control::Incoming;
+use control::Queue;
+
+use crate::frame::channel::{self, Read};
+use crate::setup::{Confined, Setup, VERSION};
+use crate::{CallStats, Decoder, FrameError, FromWorker, Gap, GuestError, Reply, Role};
+use crate::{confine, encode, sys};
+
+/// First argument of a worker's command line.
+pub(crate) const VERB: &str = "worker";
+/// Room for the first frame and its descriptors.
+const SETUP_SCRATCH: usize = 64 << 10;
+
+/// Whether this process was started as a worker: by its command line, and with a host's socket at
+/// descriptor 3. To be asked first thing in `main`, before anything looks at the number of the
+/// process: a worker in a process namespace of its own is number 1 there.
+#[must_use]
+pub fn started_as_worker() -> bool {
+    let verb = std::env::args_os().nth(1);
+    let kind = sys::look_at_host(|fd| sockopt::socket_type(fd).ok()).flatten();
+    verb.is_some_and(|verb| verb == VERB) && kind == Some(SocketType::STREAM)
+}
+
+/// Becomes the worker that the host asked for: finds the host, hears from it what walls there are to
+/// be, and puts them up. To be called before any thread is started and anything is opened.
+///
+/// # Errors
+/// If there is no host, or it expects another role or version. A wall that cannot be put up is no
+/// error but in the report to the host.
+pub fn enter(role: Role) -> Result<Entered, GuestError> {
+    let confine = |what| move |source| GuestError::Confine { what, source };
+    sys::unblock_all().map_err(confine("let signals through"))?;
+    sys::abort_ends_with_a_status().map_err(confine("prepare for an abort"))?;
+    let host = sys::take_host().ok_or(GuestError::NoHost)?;
+    let (setup, decoder) = first_frame(&host)?;
+    if setup.version != VERSION {
+        return Err(GuestError::Setup(format!("version {}", setup.version)));
+    }
+    if setup.role != role {
+        return Err(GuestError::Setup(format!("role {}", setup.role)));
+    }
+    let gaps = confine::wall_in(&setup);
+    // The signal that follows the host's thread was set again just now; was it in time?
+    if !lives(&host) {
+        return Err(GuestError::NoHost);
+    }
+    Ok(Entered {
+        host,
+        setup,
+        gaps,
+        decoder,
+    })
+}
+
+/// The frame that lies in the socket since before this process was started.
+fn first_frame(host: &OwnedFd) -> Result<(Setup, Decoder), GuestError> {
+    let mut decoder = Decoder::default();
+    let mut scratch = vec![0; SETUP_SCRATCH];
+    loop {
+        if let Some((setup, _)) = decoder.next()? {
+            return Ok((setup, decoder));
+        }
+        match channel::read(host, &mut decoder, &mut scratch)? {
+            Read::Some(_) => {}
+            Read::End | Read::Wait => return Err(GuestError::NoHost),
+        }
+    }
+}
+
+/// Whether the other end of the socket is open.
+fn lives(host: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(host, PollFlags::IN)];
+    let now = Timespec::default();
+    let asked = poll(&mut fds, Some(&now));
+    asked.is_ok() && !fds[0].revents().contains(PollFlags::HUP)
+}
+
+/// A worker inside its walls, but for the last one.
+#[derive(Debug)]
+pub struct Entered {
+    host: OwnedFd,
+    setup: Setup,
+    gaps: Vec<Gap>,
+    decoder: Decoder,
+}
+
+impl Entered {
+    /// Runs `warm_up`, which starts every thread and opens every device that the role will ever
+    /// have, then leaves the process no system call but those of its role, and tells the host.
+    ///
+    /// # Errors
+    /// If the warm-up fails or the host is gone.
+    pub fn seal<T, E: fmt::Display>(
+        mut self,
+        warm_up: impl FnOnce(&Guest) -> Result<T, E>,
+    ) -> Result<(Guest, T), GuestError> {
+        let guest = Guest(Arc::new(Shared {
+            host: self.host,
+            sending: Mutex::default(),
+            calls: Mutex::default(),
+            queue: Queue::default(),
+            heartbeat: Duration::from_millis(self.setup.heartbeat_ms.max(1)),
+        }));
+        let (go, wait) = mpsc::channel();
+        let control = guest.clone();
+        std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                // A worker that never gets ready reads nothing.
+                if let Ok(decoder) = wait.recv() {
+                    control::run(&control, decoder);
+                }
+            })
+            .map_err(|source| GuestError::Confine {
+                what: "start the control thread",
+                source,
+            })?;
+        let made = warm_up(&guest).map_err(|error| GuestError::WarmUp(error.to_string()))?;
+        let rights = self.setup.role.rights(!self.setup.binds.is_empty());
+        if let Err(gap) = confine::close_system_calls(rights) {
+            self.gaps.push(gap);
+        }
+        let confined = Confined { gaps: self.gaps };
+        guest.send(&FromWorker::Ready { confined }, Vec::new())?;
+        // The control thread waits for exactly this.
+        let _ = go.send(self.decoder);
+        Ok((guest, made))
+    }
+
+    /// The role.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        self.setup.role
+    }
+}
+
+/// The worker's end of the channel; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Guest(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    host: OwnedFd,
+    /// Held while a frame is written, so that frames do not mix.
+    sending: Mutex<()>,
+    calls: Mutex<HashMap<u64, Call>>,
+    queue: Queue,
+    heartbeat: Duration,
+}
+
+impl Guest {
+    /// The next message of the host's; waits for one. Aborts come here too, after the flag of their
+    /// call is set.
+    #[must_use]
+    pub fn next(&self) -> Incoming {
+        self.0.queue.pop()
+    }
+
+    /// The next message, if there is one.
+    #[must_use]
+    pub fn try_next(&self) -> Option<Incoming> {
+        self.0.queue.try_pop()
+    }
+
+    /// Sends a message, from any thread.
+    ///
+    /// # Errors
+    /// If it makes no frame, or the host is gone.
+    pub fn send(&self, message: &FromWorker, fds: Vec<OwnedFd>) -> Result<(), FrameError> {
+        let frame = encode(message, fds.len())?;
+        let _one_at_a_time = lock(&self.0.sending);
+        channel::send_all(self.0.host.as_fd(), &frame, &fds)?;
+        Ok(())
+    }
+
+    /// Answers a call. Its heartbeats end with this.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn finish(
+        &self,
+        call: &Call,
+        reply: Reply,
+        fds: Vec<OwnedFd>,
+        heap_peak: u64,
+        external_peak: u64,
+    ) -> Result<(), FrameError> {
+        let stats = CallStats {
+            ticks: call.ticks(),
+            cpu_us: call.cpu_us(),
+            heap_peak,
+            external_peak,
+        };
+        lock(&self.0.calls).remove(&call.id());
+        let (sid, id) = (call.sid(), call.id());
+        let result = FromWorker::Result {
+            sid,
+            id,
+            reply,
+            stats,
+        };
+        self.send(&result, fds)
+    }
+}
+
+/// A thread that panicked while it held a lock left nothing half done: each holds it for one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

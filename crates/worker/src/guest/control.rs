@@ -1,0 +1,174 @@
+//! The control thread: reads the socket whatever the others do, so that an abort arrives in the
+//! middle of a native loop, and tells the host that running calls are alive.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::{Call, Guest, lock};
+use crate::frame::channel::{self, Read};
+use crate::limits::{GUEST_QUEUE_BYTES_MAX, READ_TURN_BYTES};
+use crate::{Decoder, FromWorker, ToWorker, sys};
+
+/// What a worker ends with when its host is gone, and when the host's messages are none.
+const HOST_GONE: i32 = 0;
+const HOST_WRONG: i32 = 76;
+
+/// A message for the worker's threads.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Incoming {
+    /// The message.
+    pub message: ToWorker,
+    /// The descriptors that came with it.
+    pub fds: Vec<OwnedFd>,
+    /// The call that it begins. Until that is finished the host hears that it is alive.
+    pub call: Option<Call>,
+}
+
+/// Messages that wait for the worker's threads.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: Mutex<(VecDeque<(usize, Incoming)>, usize)>,
+    grown: Condvar,
+}
+
+impl Queue {
+    pub(super) fn pop(&self) -> Incoming {
+        let mut waiting = lock(&self.waiting);
+        loop {
+            if let Some((bytes, incoming)) = waiting.0.pop_front() {
+                waiting.1 -= bytes;
+                return incoming;
+            }
+            let slept = self.grown.wait(waiting);
+            waiting = slept.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn try_pop(&self) -> Option<Incoming> {
+        let mut waiting = lock(&self.waiting);
+        let (bytes, incoming) = waiting.0.pop_front()?;
+        waiting.1 -= bytes;
+        Some(incoming)
+    }
+
+    /// Returns whether there was room.
+    fn push(&self, bytes: usize, incoming: Incoming) -> bool {
+        let mut waiting = lock(&self.waiting);
+        if waiting.1 + bytes > GUEST_QUEUE_BYTES_MAX {
+            return false;
+        }
+        waiting.1 += bytes;
+        waiting.0.push_back((bytes, incoming));
+        drop(waiting);
+        self.grown.notify_one();
+        true
+    }
+}
+
+/// Runs until the host is gone; then so is the process.
+pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
+    let mut scratch = vec![0; READ_TURN_BYTES];
+    let mut beat_at = Instant::now();
+    loop {
+        match take_all(guest, &mut decoder, &mut scratch) {
+            Ok(true) => {}
+            Ok(false) => sys::end_now(HOST_GONE),
+            Err(()) => sys::end_now(HOST_WRONG),
+        }
+        let calls: Vec<Call> = lock(&guest.0.calls).values().cloned().collect();
+        if calls.is_empty() {
+            wait(guest, None);
+            beat_at = Instant::now();
+            continue;
+        }
+        let now = Instant::now();
+        if now >= beat_at {
+            beat_at = now + guest.0.heartbeat;
+            for call in calls {
+                beat(guest, &call);
+            }
+        }
+        wait(
+            guest,
+            Some(beat_at.saturating_duration_since(Instant::now())),
+        );
+    }
+}
+
+/// Reads until nothing is there. Returns whether the host lives.
+fn take_all(guest: &Guest, decoder: &mut Decoder, scratch: &mut [u8]) -> Result<bool, ()> {
+    loop {
+        let read = channel::read(&guest.0.host, decoder, scratch).map_err(|_| ())?;
+        while let Some((message, fds)) = decoder.next().map_err(|_| ())? {
+            take(guest, message, fds)?;
+        }
+        match read {
+            Read::End => return Ok(false),
+            Read::Some(_) => {}
+            Read::Wait => return Ok(true),
+        }
+    }
+}
+
+fn take(guest: &Guest, message: ToWorker, fds: Vec<OwnedFd>) -> Result<(), ()> {
+    let mut call = None;
+    if let Some((sid, id)) = message.begins() {
+        let new = Call::new(sid, id);
+        lock(&guest.0.calls).insert(id, new.clone());
+        call = Some(new);
+    }
+    if let ToWorker::Abort { id } = message
+        && let Some(call) = lock(&guest.0.calls).get(&id)
+    {
+        call.abort();
+    }
+    let bytes = weight(&message);
+    let incoming = Incoming { message, fds, call };
+    if !guest.0.queue.push(bytes, incoming) {
+        return Err(());
+    }
+    Ok(())
+}
+
+/// About how much memory a message takes.
+fn weight(message: &ToWorker) -> usize {
+    let blob = |blob: &crate::Blob| match blob {
+        crate::Blob::Inline(body) => body.as_bytes().len(),
+        crate::Blob::Sealed { .. } => 0,
+    };
+    let held = match message {
+        ToWorker::Eval { source, .. } => blob(source),
+        ToWorker::Invoke { input, .. } => blob(input),
+        ToWorker::Run { body, .. } | ToWorker::Tell { body, .. } => body.as_bytes().len(),
+        _ => 0,
+    };
+    held + size_of::<Incoming>()
+}
+
+fn beat(guest: &Guest, call: &Call) {
+    let heartbeat = FromWorker::Heartbeat {
+        sid: call.sid(),
+        id: call.id(),
+        ticks: call.ticks(),
+        cpu_us: call.cpu_us(),
+        mem: call.mem(),
+    };
+    // A host that is gone is noticed by reading.
+    let _ = guest.send(&heartbeat, Vec::new());
+}
+
+fn wait(guest: &Guest, at_most: Option<std::time::Duration>) {
+    let at_most = at_most.and_then(|time| Timespec::try_from(time).ok());
+    let mut fds = [PollFd::new(&guest.0.host, PollFlags::IN)];
+    match poll(&mut fds, at_most.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        // Without the socket there is no host.
+        Err(_) => sys::end_now(HOST_GONE),
+    }
+}

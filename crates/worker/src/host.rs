@@ -1,0 +1,21 @@
+//! The host's side: who starts workers, watches them, ends them and counts.
+//!
+//! `watch`, `pool` and `quarantine` decide: times and events in, orders out, no clock and no process.
+//! `supervisor` is the thread that carries the orders out and never waits for anything but events;
+//! `spawn` is a second thread for what takes its time (starting, cleaning up), which is also the one
+//! whose end no worker survives.
+
+mod cgroup;
+mod config;
+mod handle;
+mod pool;
+mod quarantine;
+mod spawn;
+mod stats;
+mod supervisor;
+mod watch;
+mod worker;
+
+pub use config::{CallLimits, Config, Delegated, Executable, Lease, RoleConfig};
+pub use handle::{Answer, Call, Request, Session, Told, Workers};
+pub use stats::Stats;

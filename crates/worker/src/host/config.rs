@@ -1,0 +1,179 @@
+//! What a host says about its workers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::limits::{HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX};
+use crate::{Bind, Level, Role, Sealed};
+
+/// Workers at once, of all roles.
+const WORKERS_MAX: usize = 64;
+/// Heap 64 MiB, external bytes 256 MiB, and 64 MiB for the rest.
+const MEMORY_BYTES: u64 = 384 << 20;
+/// A tenth of the default weight of a cgroup, and so of the node's.
+const CPU_WEIGHT: u32 = 10;
+/// Threads of a worker.
+const PIDS: u32 = 64;
+/// Processor time of one worker in its whole life: many sessions at their hard cap.
+const CPU_SECONDS: u64 = 3600;
+
+/// Everything about workers.
+#[derive(Debug)]
+pub struct Config {
+    /// What is executed.
+    pub executable: Executable,
+    /// The roles that may be asked for.
+    pub roles: Vec<RoleConfig>,
+    /// A cgroup of the host's own, below which workers get theirs.
+    pub cgroup: Option<Delegated>,
+    /// A worker whose walls are lower gets no work.
+    pub minimum: Level,
+    /// Workers at once, of all roles.
+    pub workers_max: usize,
+    /// How often a worker shows that a running call is alive.
+    pub heartbeat: Duration,
+    /// How long it may fail to.
+    pub silence: Duration,
+}
+
+impl Config {
+    /// Workers of every role from the running executable itself; one of role js is kept warm.
+    #[must_use]
+    pub fn this_executable() -> Self {
+        Self {
+            executable: Executable::This,
+            roles: Role::ALL.map(RoleConfig::new).to_vec(),
+            cgroup: None,
+            minimum: Level::ProcessOnly,
+            workers_max: WORKERS_MAX,
+            heartbeat: HEARTBEAT_EVERY,
+            silence: HEARTBEAT_SILENCE_MAX,
+        }
+    }
+
+    pub(super) fn role(&self, role: Role) -> Option<&RoleConfig> {
+        self.roles.iter().find(|config| config.role == role)
+    }
+}
+
+/// Where the worker's program comes from.
+#[derive(Debug)]
+pub enum Executable {
+    /// A copy of the running executable in sealed memory: for where the file can be replaced while
+    /// the node runs. Takes its size in memory.
+    Copied,
+    /// This file.
+    File(PathBuf),
+    /// This memory.
+    Memory(Sealed),
+    /// The running executable, by `/proc/self/exe`.
+    This,
+}
+
+/// A cgroup (version 2) that the host may make others in. The host's own process must be in a
+/// different child of its parent, since a group with limits holds no process directly.
+#[derive(Clone, Debug)]
+pub struct Delegated {
+    /// Its folder.
+    pub path: PathBuf,
+}
+
+/// Workers of one role.
+#[derive(Clone, Debug)]
+pub struct RoleConfig {
+    /// Which.
+    pub role: Role,
+    /// Workers without a tenant that are kept ready.
+    pub min_idle: usize,
+    /// Memory of one worker, bytes.
+    pub memory_bytes: u64,
+    /// Processor time of one worker in its whole life, seconds.
+    pub cpu_seconds: u64,
+    /// At most so much of one processor, in hundredths; `None` is no limit.
+    pub cpu_percent: Option<u32>,
+    /// Share of the processors when they are contended; 100 is what others have.
+    pub cpu_weight: u32,
+    /// Threads of one worker.
+    pub pids: u32,
+    /// The whole environment; nothing of the host's goes on.
+    pub environment: Vec<(String, String)>,
+    /// Folders that every worker of the role sees.
+    pub binds: Vec<Bind>,
+}
+
+impl RoleConfig {
+    /// The defaults: one warm worker for scripts, none of others.
+    #[must_use]
+    pub fn new(role: Role) -> Self {
+        Self {
+            role,
+            min_idle: usize::from(role == Role::Js),
+            memory_bytes: MEMORY_BYTES,
+            cpu_seconds: CPU_SECONDS,
+            cpu_percent: None,
+            cpu_weight: CPU_WEIGHT,
+            pids: PIDS,
+            environment: Vec::new(),
+            binds: Vec::new(),
+        }
+    }
+}
+
+/// What is asked of the pool.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    pub(super) role: Role,
+    pub(super) tenant: String,
+    pub(super) alone: bool,
+    pub(super) binds: Vec<Bind>,
+}
+
+impl Lease {
+    /// A session in a worker of `role` that no other tenant is or ever was in.
+    #[must_use]
+    pub fn new(role: Role, tenant: impl Into<String>) -> Self {
+        Self {
+            role,
+            tenant: tenant.into(),
+            alone: false,
+            binds: Vec::new(),
+        }
+    }
+
+    /// Shares its worker with no session, not even of the same tenant.
+    #[must_use]
+    pub const fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    /// Sees this folder, in a worker started for this session.
+    #[must_use]
+    pub fn with(mut self, bind: Bind) -> Self {
+        self.binds.push(bind);
+        self.alone = true;
+        self
+    }
+}
+
+/// What one call may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallLimits {
+    /// By the clock on the wall, waiting included.
+    pub wall: Duration,
+    /// Of processor time.
+    pub cpu: Option<Duration>,
+    /// Of time on the GPU: in role gpu the whole call counts, in role js+gpu what the worker says it
+    /// is busy.
+    pub gpu: Option<Duration>,
+}
+
+impl Default for CallLimits {
+    fn default() -> Self {
+        Self {
+            wall: Duration::from_secs(30),
+            cpu: Some(Duration::from_secs(5)),
+            gpu: Some(Duration::from_secs(10)),
+        }
+    }
+}

@@ -1,0 +1,544 @@
+//! What the rest of the node holds: the workers, a session, a running call. None of it blocks; the
+//! supervisor's thread does the work, and answers whatever the async executor is doing.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::task::{Context, Poll};
+
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::{mpsc, oneshot};
+
+use super::spawn::Spawner;
+use super::stats::Counted;
+use super::supervisor::{self, Supervisor};
+use super::worker::ReplyTo;
+use super::{CallLimits, Config, Lease, Stats};
+use crate::limits::{DRAIN_MAX, OUT_BYTES_MAX};
+use crate::{
+    Blob, Body, CallError, CallStats, Event, FromWorker, Hash, Reply, Sandbox, ToWorker,
+    WorkerError, encode,
+};
+
+/// What the supervisor is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    Abort {
+        sid: u64,
+        id: u64,
+    },
+    Call {
+        sid: u64,
+        id: u64,
+        frame: Frame,
+        limits: CallLimits,
+        operation: Option<Hash>,
+        farewell: bool,
+        reply: ReplyTo,
+    },
+    Close {
+        sid: u64,
+    },
+    Kill {
+        sid: u64,
+    },
+    Open {
+        lease: Lease,
+        reply: oneshot::Sender<Result<Opened, WorkerError>>,
+    },
+    Release {
+        operation: Hash,
+        reply: oneshot::Sender<bool>,
+    },
+    Shutdown {
+        done: Option<oneshot::Sender<()>>,
+    },
+    Started {
+        worker: u64,
+        born: Result<super::spawn::Born, String>,
+    },
+    Tell {
+        sid: u64,
+        frame: Frame,
+        /// The worker's call or subscription that ends with this.
+        ends: Option<u64>,
+    },
+}
+
+/// A frame that is ready to be sent.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) bytes: Vec<u8>,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+/// A session that was opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) sid: u64,
+    pub(super) pid: i32,
+    pub(super) inbox: mpsc::Receiver<(FromWorker, Vec<OwnedFd>)>,
+    pub(super) waiting: Arc<AtomicUsize>,
+    pub(super) sandbox: Sandbox,
+}
+
+/// All workers of a node. Clones are the same; when the last one and the last session are gone, so
+/// are the workers.
+#[derive(Clone, Debug)]
+pub struct Workers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    line: Line,
+    calls: AtomicU64,
+    counted: Arc<Mutex<Counted>>,
+}
+
+/// The way to the supervisor.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    commands: std_mpsc::Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Line {
+    /// Returns whether the supervisor is there.
+    pub(super) fn send(&self, command: Command) -> bool {
+        let sent = self.commands.send(command).is_ok();
+        // The counter is far from full, and a supervisor that is gone needs no waking.
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+        sent
+    }
+}
+
+impl Workers {
+    /// Starts the supervisor, and the workers that are to be warm.
+    ///
+    /// # Errors
+    /// If the executable cannot be opened, a folder's name is none, or the kernel refuses a thread
+    /// or a descriptor.
+    pub fn start(config: Config) -> Result<Self, WorkerError> {
+        for role in &config.roles {
+            supervisor::check_binds(role.role, &role.binds)?;
+        }
+        let setup = |error: rustix::io::Errno| WorkerError::Supervisor(error.into());
+        let (commands, queue) = std_mpsc::channel();
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = Arc::new(eventfd(0, flags).map_err(setup)?);
+        let line = Line { commands, wake };
+        let counted = Arc::new(Mutex::default());
+        let heartbeat = u64::try_from(config.heartbeat.as_millis()).unwrap_or(u64::MAX);
+        let mut config = config;
+        let executable = std::mem::replace(&mut config.executable, super::Executable::This);
+        let spawner = Spawner::new(executable, config.cgroup.clone(), heartbeat)?;
+        let (jobs, asked) = std_mpsc::channel();
+        let told = line.clone();
+        thread("worker-spawner", move || {
+            spawner.run(&asked, |worker, born| {
+                told.send(Command::Started { worker, born });
+            });
+        })?;
+        let wake = line.wake.clone();
+        let supervisor = Supervisor::new(config, queue, wake, jobs, Arc::clone(&counted))?;
+        thread("worker-supervisor", move || supervisor.run())?;
+        let calls = AtomicU64::new(0);
+        Ok(Self(Arc::new(Inner {
+            line,
+            calls,
+            counted,
+        })))
+    }
+
+    /// A session in a worker, warm where there is one.
+    ///
+    /// # Errors
+    /// If there is no worker to be had: see [`WorkerError`].
+    pub async fn open(&self, lease: Lease) -> Result<Session, WorkerError> {
+        let (reply, answer) = oneshot::channel();
+        if !self.0.line.send(Command::Open { lease, reply }) {
+            return Err(WorkerError::Stopped);
+        }
+        let opened = answer.await.map_err(|_| WorkerError::Stopped)??;
+        Ok(Session {
+            workers: self.clone(),
+            opened,
+        })
+    }
+
+    /// What was counted until now.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let counted = self.0.counted.lock();
+        counted.unwrap_or_else(PoisonError::into_inner).snapshot()
+    }
+
+    /// Lets an operation out of quarantine. Returns whether it was in.
+    pub async fn release(&self, operation: Hash) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.0.line.send(Command::Release { operation, reply });
+        answer.await.unwrap_or(false)
+    }
+
+    /// Ends every worker, and waits until they are gone. Calls end with `shutdown`.
+    pub async fn shutdown(&self) {
+        let (done, gone) = oneshot::channel();
+        if self.0.line.send(Command::Shutdown { done: Some(done) }) {
+            // An error means that the supervisor has ended already, which is what is wanted.
+            let _ = gone.await;
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.line.send(Command::Shutdown { done: None });
+    }
+}
+
+/// A session in a worker. Dropping it closes it and gives up its calls.
+#[derive(Debug)]
+pub struct Session {
+    workers: Workers,
+    opened: Opened,
+}
+
+impl Session {
+    /// Its number, which every message of it has.
+    #[must_use]
+    pub const fn sid(&self) -> u64 {
+        self.opened.sid
+    }
+
+    /// Number of the worker's process, as the host sees it.
+    #[must_use]
+    pub const fn pid(&self) -> i32 {
+        self.opened.pid
+    }
+
+    /// The walls of its worker.
+    #[must_use]
+    pub const fn sandbox(&self) -> &Sandbox {
+        &self.opened.sandbox
+    }
+
+    /// Calls the worker. The call runs from now on, also if nobody waits for it; dropping it gives
+    /// it up. A crash is held against `operation`, where one is named.
+    pub fn call(&self, request: Request, limits: CallLimits, operation: Option<Hash>) -> Call {
+        let id = self.workers.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        self.begin(id, limits, operation, false, |fds| {
+            request.message(self.sid(), id, fds)
+        })
+    }
+
+    /// Lets a service dispose of itself, at most [`DRAIN_MAX`]; its answer is what it hands to its
+    /// successor. The session is of no use after that.
+    #[must_use]
+    pub fn drain(&self) -> Call {
+        let id = self.workers.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let limits = CallLimits {
+            wall: DRAIN_MAX,
+            cpu: None,
+            gpu: None,
+        };
+        let sid = self.sid();
+        let close = ToWorker::Close { sid, id: Some(id) };
+        self.begin(id, limits, None, true, |_| Ok(close))
+    }
+
+    /// Tells the worker something that is not answered.
+    ///
+    /// # Errors
+    /// If it makes no frame, or the worker does not read.
+    pub fn tell(&self, told: Told, fds: Vec<OwnedFd>) -> Result<(), CallError> {
+        let (message, ends) = told.message(self.sid());
+        let frame = self.frame(&message, fds)?;
+        let sid = self.sid();
+        if !self.workers.0.line.send(Command::Tell { sid, frame, ends }) {
+            return Err(CallError::SessionClosed);
+        }
+        Ok(())
+    }
+
+    /// What the worker says next in this session; `None` once the worker is gone.
+    pub async fn next(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
+        self.opened.inbox.recv().await
+    }
+
+    /// What the worker has said already.
+    pub fn try_next(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
+        self.opened.inbox.try_recv().ok()
+    }
+
+    /// Kills the worker, and with it every session in it.
+    pub fn kill(&self) {
+        let sid = self.sid();
+        self.workers.0.line.send(Command::Kill { sid });
+    }
+
+    fn begin(
+        &self,
+        id: u64,
+        limits: CallLimits,
+        operation: Option<Hash>,
+        farewell: bool,
+        message: impl FnOnce(&mut Vec<OwnedFd>) -> Result<ToWorker, CallError>,
+    ) -> Call {
+        let (reply, answer) = oneshot::channel();
+        let sid = self.sid();
+        let mut fds = Vec::new();
+        let frame = message(&mut fds).and_then(|message| self.frame(&message, fds));
+        match frame {
+            Err(error) => {
+                // The receiver is right here.
+                let _ = reply.send(Err(error));
+            }
+            Ok(frame) => {
+                let command = Command::Call {
+                    sid,
+                    id,
+                    frame,
+                    limits,
+                    operation,
+                    farewell,
+                    reply,
+                };
+                self.workers.0.line.send(command);
+            }
+        }
+        Call {
+            line: self.workers.0.line.clone(),
+            sid,
+            id,
+            answer: Some(answer),
+        }
+    }
+
+    fn frame(&self, message: &ToWorker, fds: Vec<OwnedFd>) -> Result<Frame, CallError> {
+        let bytes = encode(message, fds.len())?;
+        let waiting = &self.opened.waiting;
+        if waiting.load(Ordering::Relaxed) + bytes.len() > OUT_BYTES_MAX {
+            return Err(CallError::Busy);
+        }
+        waiting.fetch_add(bytes.len(), Ordering::Relaxed);
+        Ok(Frame { bytes, fds })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let sid = self.sid();
+        self.workers.0.line.send(Command::Close { sid });
+    }
+}
+
+/// A call that runs. Resolves to the worker's answer, or to why there is none.
+#[derive(Debug)]
+pub struct Call {
+    line: Line,
+    sid: u64,
+    id: u64,
+    answer: Option<oneshot::Receiver<Result<Answer, CallError>>>,
+}
+
+impl Call {
+    /// Tells the worker to stop it. The call then ends within the grace of an abort, with an answer
+    /// or without.
+    pub fn abort(&self) {
+        let (sid, id) = (self.sid, self.id);
+        self.line.send(Command::Abort { sid, id });
+    }
+
+    /// Waits for the answer, outside of any async executor.
+    ///
+    /// # Errors
+    /// As the future.
+    pub fn wait(mut self) -> Result<Answer, CallError> {
+        let answer = self.answer.take();
+        let answer = answer.and_then(|answer| answer.blocking_recv().ok());
+        answer.unwrap_or(Err(CallError::SessionClosed))
+    }
+}
+
+impl Future for Call {
+    type Output = Result<Answer, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(answer) = &mut self.answer else {
+            return Poll::Ready(Err(CallError::SessionClosed));
+        };
+        let Poll::Ready(answer) = Pin::new(answer).poll(context) else {
+            return Poll::Pending;
+        };
+        self.answer = None;
+        Poll::Ready(answer.unwrap_or(Err(CallError::SessionClosed)))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self
+            .answer
+            .as_mut()
+            .is_some_and(|answer| answer.try_recv().is_err())
+        {
+            self.abort();
+        }
+    }
+}
+
+/// What a worker answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The answer itself. It may be a fault of the operation's own.
+    pub reply: Reply,
+    /// The descriptors that came with it.
+    pub fds: Vec<OwnedFd>,
+    /// What it took, by the worker's own account.
+    pub stats: CallStats,
+}
+
+/// What a session is asked to do.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Request {
+    /// Run a module.
+    Eval {
+        /// Its name.
+        module: String,
+        /// The hash of its source.
+        source_hash: Hash,
+        /// Its source.
+        source: Vec<u8>,
+    },
+    /// Call an operation that the session registered.
+    Invoke {
+        /// Its name.
+        op: String,
+        /// Its input, CBOR.
+        input: Vec<u8>,
+    },
+    /// Something in the role's own language.
+    Role {
+        /// CBOR.
+        body: Body,
+    },
+}
+
+impl Request {
+    /// Something in the role's own language, CBOR.
+    #[must_use]
+    pub const fn role(cbor: Vec<u8>) -> Self {
+        Self::Role {
+            body: Body::from_cbor(cbor),
+        }
+    }
+
+    fn message(self, sid: u64, id: u64, fds: &mut Vec<OwnedFd>) -> Result<ToWorker, CallError> {
+        Ok(match self {
+            Self::Eval {
+                module,
+                source_hash,
+                source,
+            } => ToWorker::Eval {
+                sid,
+                id,
+                module,
+                source_hash,
+                source: Blob::pack(source, fds)?,
+            },
+            Self::Invoke { op, input } => ToWorker::Invoke {
+                sid,
+                id,
+                op,
+                input: Blob::pack(input, fds)?,
+            },
+            Self::Role { body } => ToWorker::Run { sid, id, body },
+        })
+    }
+}
+
+/// Names only: sources and inputs are long, and may be secret.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Eval { module, .. } => write!(f, "Eval({module:?})"),
+            Self::Invoke { op, .. } => write!(f, "Invoke({op:?})"),
+            Self::Role { body } => write!(f, "Role({body:?})"),
+        }
+    }
+}
+
+/// What a session is told.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Told {
+    /// A part of a subscription of its.
+    Event {
+        /// The subscription.
+        id: u64,
+        /// The part.
+        event: Event,
+    },
+    /// How it begins: before anything else.
+    Open {
+        /// What it may reach, in the role's own terms.
+        caps: Body,
+        /// Its limits, in the role's own terms.
+        limits: Body,
+        /// The bundle it runs.
+        bundle_hash: Option<Hash>,
+        /// Where its randomness comes from.
+        seed: Option<Hash>,
+        /// What its clock shows, in the role's own terms.
+        clock: Body,
+    },
+    /// The answer to a call of its.
+    Reply {
+        /// The call.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Something in the role's own language.
+    Role(Body),
+}
+
+impl Told {
+    /// The message, and the worker's call or subscription that ends with it.
+    fn message(self, sid: u64) -> (ToWorker, Option<u64>) {
+        match self {
+            Self::Event { id, event } => {
+                let last = matches!(event, Event::End | Event::Fail(_));
+                (ToWorker::Event { sid, id, event }, last.then_some(id))
+            }
+            Self::Open {
+                caps,
+                limits,
+                bundle_hash,
+                seed,
+                clock,
+            } => {
+                let open = ToWorker::Open {
+                    sid,
+                    caps,
+                    limits,
+                    bundle_hash,
+                    seed,
+                    clock,
+                };
+                (open, None)
+            }
+            Self::Reply { id, reply } => (ToWorker::Reply { sid, id, reply }, Some(id)),
+            Self::Role(body) => (ToWorker::Tell { sid, body }, None),
+        }
+    }
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), WorkerError> {
+    let started = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
+    started.map(drop).map_err(WorkerError::Supervisor)
+}

@@ -1,0 +1,102 @@
+//! Operations that crash their workers again and again.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use crate::Hash;
+use crate::limits::{CRASH_BOOK_MAX, CRASH_WINDOW, CRASHES_MAX};
+
+/// Who crashed when. Times are microseconds of one clock.
+///
+/// A crash is held against an operation only when it ran alone in its worker: a tenant could else
+/// bring an operation of everybody's into quarantine by crashing beside it.
+#[derive(Debug, Default)]
+pub(super) struct CrashBook {
+    crashes: HashMap<Hash, VecDeque<u64>>,
+    quarantined: HashSet<Hash>,
+}
+
+impl CrashBook {
+    /// `operation` crashed its worker. Returns whether it is in quarantine since just now.
+    pub(super) fn crashed(&mut self, operation: Hash, now: u64) -> bool {
+        if self.quarantined.contains(&operation) {
+            return false;
+        }
+        self.make_room(&operation);
+        let window = u64::try_from(CRASH_WINDOW.as_micros()).unwrap_or(u64::MAX);
+        let times = self.crashes.entry(operation).or_default();
+        times.push_back(now);
+        while times.front().is_some_and(|first| now - first >= window) {
+            times.pop_front();
+        }
+        if times.len() < CRASHES_MAX {
+            return false;
+        }
+        self.crashes.remove(&operation);
+        if self.quarantined.len() >= CRASH_BOOK_MAX {
+            // Somebody makes operations in order to crash them. Forgetting one lets it crash again;
+            // remembering all would take the node's memory.
+            let any = self.quarantined.iter().next().copied();
+            any.map(|any| self.quarantined.remove(&any));
+        }
+        self.quarantined.insert(operation)
+    }
+
+    pub(super) fn is_quarantined(&self, operation: &Hash) -> bool {
+        self.quarantined.contains(operation)
+    }
+
+    /// A person let it out. Returns whether it was in.
+    pub(super) fn release(&mut self, operation: &Hash) -> bool {
+        self.quarantined.remove(operation)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.quarantined.len()
+    }
+
+    fn make_room(&mut self, operation: &Hash) {
+        if self.crashes.len() < CRASH_BOOK_MAX || self.crashes.contains_key(operation) {
+            return;
+        }
+        let oldest = self.crashes.iter().min_by_key(|(_, times)| times.back());
+        let oldest = oldest.map(|(operation, _)| *operation);
+        oldest.map(|oldest| self.crashes.remove(&oldest));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000;
+
+    #[test]
+    fn the_third_crash_in_a_minute_quarantines() {
+        let mut book = CrashBook::default();
+        let (bad, other) = (Hash([1; 32]), Hash([2; 32]));
+        assert!(!book.crashed(bad, 0));
+        assert!(!book.crashed(other, S));
+        assert!(!book.crashed(bad, 59 * S));
+        assert!(!book.crashed(bad, 60 * S), "the first is a minute old");
+        assert!(!book.is_quarantined(&bad));
+        assert!(book.crashed(bad, 61 * S));
+        assert!(book.is_quarantined(&bad) && !book.is_quarantined(&other));
+        assert!(!book.crashed(bad, 62 * S), "it is in already");
+        assert!(book.release(&bad) && !book.release(&bad));
+        assert!(!book.crashed(bad, 63 * S), "and starts over");
+    }
+
+    #[test]
+    fn the_book_does_not_grow_without_end() {
+        let mut book = CrashBook::default();
+        for number in 0..2 * CRASH_BOOK_MAX as u64 {
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&number.to_le_bytes());
+            for crash in 0..=(number % 3) {
+                book.crashed(Hash(hash), number * 10 + crash);
+            }
+        }
+        assert!(book.crashes.len() <= CRASH_BOOK_MAX);
+        assert!(book.quarantined.len() <= CRASH_BOOK_MAX);
+    }
+}

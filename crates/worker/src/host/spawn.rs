@@ -1,0 +1,316 @@
+//! The thread that starts workers. It lives as long as the supervisor: workers are killed by the
+//! kernel when the thread that started them ends.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::Receiver;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Resource, Rlimit, geteuid};
+
+use super::cgroup::{self, Leaf};
+use super::{Delegated, Executable, RoleConfig};
+use crate::frame::channel;
+use crate::guest::VERB;
+use crate::limits::{ADDRESS_SPACE_EXTRA, NOFILE, STACK_BYTES};
+use crate::setup::{Namespaces, Setup, VERSION};
+use crate::sys::{Identity, Launch, Launched};
+use crate::{Gap, Sealed, Wall, WorkerError, encode};
+
+/// Name under which workers run.
+const PROCESS_NAME: &str = "alknet";
+/// Who a worker is where its host is root: nobody, on every system.
+const NOBODY: u32 = 65_534;
+
+/// What the thread is asked for.
+#[derive(Debug)]
+pub(super) enum Job {
+    Remove(Leaf),
+    Start { worker: u64, role: Box<RoleConfig> },
+}
+
+/// A worker that has executed; its walls are not up yet.
+#[derive(Debug)]
+pub(super) struct Born {
+    pub(super) process: Launched,
+    pub(super) channel: OwnedFd,
+    pub(super) output: OwnedFd,
+    pub(super) leaf: Option<Leaf>,
+    pub(super) gaps: Vec<Gap>,
+}
+
+/// Starts workers.
+#[derive(Debug)]
+pub(super) struct Spawner {
+    executable: OwnedFd,
+    null: OwnedFd,
+    cgroup: Option<Delegated>,
+    heartbeat_ms: u64,
+    /// What this kernel and this user allow, found out at the first start.
+    found: Option<Found>,
+}
+
+/// What a trial came to.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    namespaces: Namespaces,
+    /// Whether a worker of root's can be nobody outside.
+    nobody: bool,
+    gaps: Vec<Gap>,
+}
+
+impl Spawner {
+    pub(super) fn new(
+        executable: Executable,
+        cgroup: Option<Delegated>,
+        heartbeat_ms: u64,
+    ) -> Result<Self, WorkerError> {
+        Ok(Self {
+            executable: open(executable).map_err(WorkerError::Executable)?,
+            null: File::open("/dev/null")
+                .map_err(WorkerError::Supervisor)?
+                .into(),
+            cgroup,
+            heartbeat_ms,
+            found: None,
+        })
+    }
+
+    /// Works until nobody asks any more.
+    pub(super) fn run(mut self, jobs: &Receiver<Job>, told: impl Fn(u64, Result<Born, String>)) {
+        while let Ok(job) = jobs.recv() {
+            match job {
+                Job::Remove(leaf) => leaf.remove(),
+                Job::Start { worker, role } => told(worker, self.start(worker, &role)),
+            }
+        }
+    }
+
+    fn start(&mut self, worker: u64, role: &RoleConfig) -> Result<Born, String> {
+        let say = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+        let Found {
+            namespaces,
+            nobody,
+            mut gaps,
+        } = self.found();
+        // Root's workers are nobody, unless they need folders that only root can read.
+        let nobody = nobody && role.binds.is_empty();
+        let identity = identity(nobody && namespaces.user);
+        let become_user = (nobody && !namespaces.user).then_some(NOBODY);
+        if identity == Identity::Own && become_user.is_none() && geteuid().is_root() {
+            let why = "it runs as root, whose folders it needs";
+            gaps.push(Gap::new(Wall::UnprivilegedUser, why));
+        }
+        let (ours, theirs) = UnixStream::pair().map_err(|error| say("socket", &error))?;
+        let setup = Setup {
+            version: VERSION,
+            role: role.role,
+            namespaces,
+            become_user,
+            binds: role.binds.clone(),
+            heartbeat_ms: self.heartbeat_ms,
+        };
+        let frame = encode(&setup, 0).map_err(|error| say("setup", &error))?;
+        channel::send_all(&ours, &frame, &[]).map_err(|error| say("setup", &error))?;
+        let (output, input) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|e| say("pipe", &e))?;
+        let arguments = [PROCESS_NAME, VERB, "--role", role.role.name()].map(plain);
+        let environment = environment(role)?;
+        let limits = limits(role);
+        let attempt = |cgroup: Option<BorrowedFd<'_>>| {
+            let launch = Launch {
+                executable: Some(self.executable.as_fd()),
+                arguments: &arguments,
+                environment: &environment,
+                null: self.null.as_fd(),
+                output: input.as_fd(),
+                host: theirs.as_fd(),
+                limits: &limits,
+                namespaces,
+                identity,
+                cgroup,
+            };
+            launch.start()
+        };
+        let mut leaf = self.leaf(worker, role, &mut gaps);
+        let mut started = attempt(leaf.as_ref().map(Leaf::folder));
+        if let Err(error) = &started
+            && let Some(refused) = leaf.take()
+        {
+            // A group that takes nobody in must not keep every worker from starting.
+            let none = cgroup::none(&format!("not into the group: {error}"));
+            refused.remove();
+            started = attempt(None);
+            gaps.retain(|gap| !none.iter().any(|none| none.wall == gap.wall));
+            gaps.extend(none);
+        }
+        match started {
+            Ok(process) => Ok(Born {
+                process,
+                channel: ours.into(),
+                output,
+                leaf,
+                gaps,
+            }),
+            Err(error) => {
+                if let Some(leaf) = leaf {
+                    leaf.remove();
+                }
+                Err(error.to_string())
+            }
+        }
+    }
+
+    fn leaf(&self, worker: u64, role: &RoleConfig, gaps: &mut Vec<Gap>) -> Option<Leaf> {
+        let Some(parent) = &self.cgroup else {
+            gaps.extend(cgroup::none("no cgroup was given"));
+            return None;
+        };
+        let name = format!("worker-{}-{worker}", std::process::id());
+        match Leaf::make(parent, &name, role, gaps) {
+            Ok(leaf) => Some(leaf),
+            Err(error) => {
+                gaps.extend(cgroup::none(&format!("no group could be made: {error}")));
+                None
+            }
+        }
+    }
+
+    fn found(&mut self) -> Found {
+        if let Some(known) = &self.found {
+            return known.clone();
+        }
+        let found = self.find_out();
+        self.found = Some(found.clone());
+        found
+    }
+
+    /// Tries, from the most to the least: a user namespace brings the right to the others; without one
+    /// only root has it. In a namespace of somebody else's, root may not be able to name nobody.
+    fn find_out(&self) -> Found {
+        let has = |name: &str| Path::new("/proc/self/ns").join(name).exists();
+        let all = Namespaces {
+            ipc: has("ipc"),
+            mount: has("mnt"),
+            net: has("net"),
+            pid: has("pid"),
+            user: has("user"),
+        };
+        let without_user = Namespaces { user: false, ..all };
+        let root = geteuid().is_root();
+        let mut why = None;
+        let mut found = Found::default();
+        for (namespaces, nobody) in [(all, root), (all, false), (without_user, root)] {
+            match self.trial(namespaces, identity(nobody && namespaces.user)) {
+                Ok(()) => {
+                    found.namespaces = namespaces;
+                    found.nobody = nobody;
+                    break;
+                }
+                // The first says most: it is about what was wanted.
+                Err(error) => why = why.or(Some(error)),
+            }
+        }
+        let why = why.unwrap_or_else(|| "the kernel has none".to_owned());
+        let Namespaces {
+            ipc,
+            mount,
+            net,
+            pid,
+            user,
+        } = found.namespaces;
+        let walls = [
+            (ipc, Wall::IpcNamespace),
+            (mount, Wall::MountNamespace),
+            (net, Wall::NetNamespace),
+            (pid, Wall::PidNamespace),
+            (user, Wall::UserNamespace),
+        ];
+        let missing = walls.into_iter().filter(|(stands, _)| !stands);
+        found.gaps = missing.map(|(_, wall)| Gap::new(wall, &why)).collect();
+        // Without any namespace a worker of root's can still become nobody by itself.
+        found.nobody |= root && !user;
+        found
+    }
+
+    fn trial(&self, namespaces: Namespaces, identity: Identity) -> Result<(), String> {
+        let null = self.null.as_fd();
+        let launch = Launch {
+            executable: None,
+            arguments: &[],
+            environment: &[],
+            null,
+            output: null,
+            host: null,
+            limits: &[],
+            namespaces,
+            identity,
+            cgroup: None,
+        };
+        launch.start().map(drop).map_err(|error| error.to_string())
+    }
+}
+
+const fn identity(nobody: bool) -> Identity {
+    if nobody {
+        return Identity::Other(NOBODY);
+    }
+    Identity::Own
+}
+
+/// Nothing of the host's own goes on.
+fn environment(role: &RoleConfig) -> Result<Vec<CString>, String> {
+    let named = role.environment.iter().map(|(name, value)| {
+        CString::new(format!("{name}={value}")).map_err(|_| format!("{name} holds a null"))
+    });
+    named.collect()
+}
+
+/// Limits of the process itself, which hold with or without a cgroup.
+fn limits(role: &RoleConfig) -> Vec<(Resource, Rlimit)> {
+    let both = |value: u64| Rlimit {
+        current: Some(value),
+        maximum: Some(value),
+    };
+    let address_space = role.memory_bytes.saturating_add(ADDRESS_SPACE_EXTRA);
+    vec![
+        (Resource::As, both(address_space)),
+        (Resource::Core, both(0)),
+        (Resource::Cpu, both(role.cpu_seconds)),
+        (Resource::Memlock, both(0)),
+        (Resource::Nofile, both(NOFILE)),
+        (Resource::Stack, both(STACK_BYTES)),
+    ]
+}
+
+/// Our own words hold no null.
+fn plain(text: &str) -> CString {
+    CString::new(text).unwrap_or_default()
+}
+
+fn open(executable: Executable) -> io::Result<OwnedFd> {
+    let running = "/proc/self/exe";
+    match executable {
+        Executable::Copied => copy(File::open(running)?),
+        Executable::File(path) => Ok(File::open(path)?.into()),
+        Executable::Memory(sealed) => Ok(sealed.into()),
+        Executable::This => Ok(File::open(running)?.into()),
+    }
+}
+
+fn copy(mut from: File) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Older kernels do not know the flag, and let every memfd be executed.
+    let memory = memfd_create(c"alknet", flags | MemfdFlags::EXEC)
+        .or_else(|_| memfd_create(c"alknet", flags))?;
+    let mut memory = File::from(memory);
+    io::copy(&mut from, &mut memory)?;
+    Sealed::seal(memory)
+        .map(OwnedFd::from)
+        .map_err(io::Error::other)
+}

@@ -1,0 +1,104 @@
+//! What was counted, for `runtime/stats`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::limits::DEATHS_KEPT;
+use crate::{Reason, Role, Sandbox};
+
+/// The numbers of one moment.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Workers that run, by role.
+    pub workers: BTreeMap<Role, u64>,
+    /// Workers that were started.
+    pub started: u64,
+    /// Workers that ended, by reason.
+    pub ended: BTreeMap<Reason, u64>,
+    /// Sessions that are open.
+    pub sessions: u64,
+    /// Bytes of log that were dropped because there were too many.
+    pub log_dropped: u64,
+    /// Operations in quarantine.
+    pub quarantined: u64,
+    /// From a limit to the end of the worker that did not stop at it, at the middle and at the 99th
+    /// percentile of the last thousand.
+    pub death: Option<(Duration, Duration)>,
+    /// The walls of the last worker of each role that got ready.
+    pub sandbox: BTreeMap<Role, Sandbox>,
+}
+
+/// The numbers, and what they are made of.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    pub(super) now: Stats,
+    deaths: VecDeque<u64>,
+}
+
+impl Counted {
+    pub(super) fn ended(&mut self, role: Role, reason: Reason) {
+        *self.now.ended.entry(reason).or_default() += 1;
+        if let Some(running) = self.now.workers.get_mut(&role) {
+            *running = running.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn started(&mut self, role: Role) {
+        *self.now.workers.entry(role).or_default() += 1;
+        self.now.started += 1;
+    }
+
+    /// A worker ended this long after the limit, microseconds.
+    pub(super) fn died(&mut self, after_us: u64) {
+        if self.deaths.len() == DEATHS_KEPT {
+            self.deaths.pop_front();
+        }
+        self.deaths.push_back(after_us);
+    }
+
+    pub(super) fn snapshot(&self) -> Stats {
+        let mut sorted: Vec<u64> = self.deaths.iter().copied().collect();
+        sorted.sort_unstable();
+        let at = |percent: usize| {
+            let last = sorted.len().checked_sub(1)?;
+            let us = sorted.get((sorted.len() * percent / 100).min(last))?;
+            Some(Duration::from_micros(*us))
+        };
+        Stats {
+            death: at(50).zip(at(99)),
+            ..self.now.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_last_deaths() {
+        let mut counted = Counted::default();
+        assert_eq!(counted.snapshot().death, None);
+        for _ in 0..DEATHS_KEPT {
+            counted.died(1_000_000);
+        }
+        for us in 0..DEATHS_KEPT as u64 {
+            counted.died(us);
+        }
+        let (middle, most) = counted.snapshot().death.expect("deaths");
+        assert_eq!(middle, Duration::from_micros(512));
+        assert_eq!(most, Duration::from_micros(1013));
+    }
+
+    #[test]
+    fn workers_come_and_go() {
+        let mut counted = Counted::default();
+        counted.started(Role::Js);
+        counted.started(Role::Js);
+        counted.ended(Role::Js, Reason::Crash);
+        let stats = counted.snapshot();
+        assert_eq!(stats.workers[&Role::Js], 1);
+        assert_eq!((stats.started, stats.ended[&Reason::Crash]), (2, 1));
+    }
+}

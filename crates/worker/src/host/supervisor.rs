@@ -1,0 +1,493 @@
+//! The thread that owns every worker: reads what they say, keeps their time, ends them.
+//!
+//! It is an OS thread with its own timers, because an executor that is busy would be late, and a
+//! limit that is late is none. It never waits for a worker: sockets and pipes are read as far as they
+//! are filled, frames wait in queues with bounds, and starting and cleaning up is the spawner's.
+
+mod ending;
+mod incoming;
+mod opening;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use tokio::sync::{mpsc, oneshot};
+
+use super::handle::{Command, Frame, Opened};
+use super::pool::Pool;
+use super::quarantine::CrashBook;
+use super::spawn::Job;
+use super::stats::Counted;
+use super::watch::{Order, Watch};
+use super::worker::{ReplyTo, Running, State, Worker};
+use super::{CallLimits, Config, Lease};
+use crate::limits::{CALLS_IN_MAX, MEMORY_LOOK_EVERY, READ_TURN_BYTES};
+use crate::sys::process_cpu_us;
+use crate::{CallError, FromWorker, Hash, Reason, Role, Sandbox, ToWorker, WorkerError};
+
+pub(super) use opening::check_binds;
+
+/// Events taken in one go.
+const EVENTS: usize = 64;
+/// What an event is about: a worker's number times the kinds, plus the kind.
+const KINDS: u64 = 4;
+const SOCKET: u64 = 0;
+const PROCESS: u64 = 1;
+const OUTPUT: u64 = 2;
+const WAKE: u64 = u64::MAX;
+/// How long the last workers are waited for when everything ends.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// The thread's state.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    config: Config,
+    commands: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    jobs: Sender<Job>,
+    counted: Arc<Mutex<Counted>>,
+    epoll: OwnedFd,
+    began: Instant,
+    pool: Pool,
+    /// Workers that the spawner is starting, and whether they see folders.
+    starting: HashMap<u64, (Role, bool)>,
+    workers: BTreeMap<u64, Worker>,
+    sandboxes: HashMap<u64, Sandbox>,
+    sessions: HashMap<u64, Open>,
+    next_session: u64,
+    waiting: Vec<Waiting>,
+    pauses: HashMap<Role, Pause>,
+    book: CrashBook,
+    /// Set once everything is to end.
+    ending: Option<Ending>,
+}
+
+/// A session that is open.
+#[derive(Debug)]
+struct Open {
+    worker: u64,
+    inbox: mpsc::Sender<(FromWorker, Vec<OwnedFd>)>,
+    /// Calls and subscriptions of the worker's that the host has not ended.
+    calls_out: HashSet<u64>,
+    /// Bytes that may still be logged, and when that was worked out.
+    log: (u64, u64),
+}
+
+/// Somebody who waits for a worker.
+#[derive(Debug)]
+struct Waiting {
+    lease: Lease,
+    /// The worker that is started for it, where it must be one of its own.
+    worker: Option<u64>,
+    reply: oneshot::Sender<Result<Opened, WorkerError>>,
+}
+
+/// How long no worker of a role is started, after one that did not.
+#[derive(Debug)]
+struct Pause {
+    until: u64,
+    next: Duration,
+    /// The walls, where it is they that are not good enough.
+    sandbox: Option<Sandbox>,
+}
+
+#[derive(Debug)]
+struct Ending {
+    by: u64,
+    tell: Vec<oneshot::Sender<()>>,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        config: Config,
+        commands: Receiver<Command>,
+        wake: Arc<OwnedFd>,
+        jobs: Sender<Job>,
+        counted: Arc<Mutex<Counted>>,
+    ) -> Result<Self, WorkerError> {
+        let setup = |error: Errno| WorkerError::Supervisor(error.into());
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(setup)?;
+        let data = epoll::EventData::new_u64(WAKE);
+        epoll::add(&epoll, &*wake, data, epoll::EventFlags::IN).map_err(setup)?;
+        Ok(Self {
+            config,
+            commands,
+            wake,
+            jobs,
+            counted,
+            epoll,
+            began: Instant::now(),
+            pool: Pool::default(),
+            starting: HashMap::new(),
+            workers: BTreeMap::new(),
+            sandboxes: HashMap::new(),
+            sessions: HashMap::new(),
+            next_session: 0,
+            waiting: Vec::new(),
+            pauses: HashMap::new(),
+            book: CrashBook::default(),
+            ending: None,
+        })
+    }
+
+    /// Runs until the last handle is gone or everything was shut down.
+    pub(super) fn run(mut self) {
+        let mut scratch = vec![0; READ_TURN_BYTES];
+        self.fill();
+        loop {
+            // What has been said counts before what is late: a heartbeat may lie unread.
+            for (worker, kind) in self.events() {
+                self.event(worker, kind, &mut scratch);
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                self.command(command);
+            }
+            self.keep_time();
+            if self.is_over() {
+                return;
+            }
+        }
+    }
+
+    /// Microseconds since the thread began.
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn count(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something happens or is due.
+    fn events(&self) -> Vec<(u64, u64)> {
+        let left = self.deadline().map(|at| at.saturating_sub(self.now()));
+        let left = left.map(Duration::from_micros);
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut space = [MaybeUninit::uninit(); EVENTS];
+        // An error is a signal that came in between, or nothing that waiting would change.
+        let Ok((events, _)) = epoll::wait(&self.epoll, &mut space[..], left.as_ref()) else {
+            return Vec::new();
+        };
+        let tokens: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
+        if tokens.contains(&WAKE) {
+            let mut counter = [0; 8];
+            // Emptied or empty: either way it is quiet now.
+            let _ = rustix::io::read(&*self.wake, &mut counter);
+        }
+        let of_workers = tokens.into_iter().filter(|token| *token != WAKE);
+        of_workers
+            .map(|token| (token / KINDS, token % KINDS))
+            .collect()
+    }
+
+    fn event(&mut self, worker: u64, kind: u64, scratch: &mut [u8]) {
+        match kind {
+            SOCKET => self.read(worker, scratch),
+            PROCESS => self.process_ended(worker, scratch),
+            _ => {
+                let Some(it) = self.workers.get_mut(&worker) else {
+                    return;
+                };
+                if !it.listen(scratch) {
+                    // Its output is closed, and says so until it is taken away.
+                    let _ = epoll::delete(&self.epoll, it.output());
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Abort { sid, id } => self.give_up(sid, id),
+            Command::Call {
+                sid,
+                id,
+                frame,
+                limits,
+                operation,
+                farewell,
+                reply,
+            } => {
+                let running = (limits, operation, farewell);
+                if let Err((error, reply)) = self.call(sid, id, frame, running, reply) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Err(error));
+                }
+            }
+            Command::Close { sid } => self.close(sid),
+            Command::Kill { sid } => {
+                if let Some(worker) = self.sessions.get(&sid).map(|open| open.worker) {
+                    self.end(worker, Reason::Abort, "its session was killed");
+                }
+            }
+            Command::Open { lease, reply } => self.open(lease, reply),
+            Command::Release { operation, reply } => {
+                let was_in = self.book.release(&operation);
+                self.count().now.quarantined = self.book.len() as u64;
+                let _ = reply.send(was_in);
+            }
+            Command::Shutdown { done } => self.shut_down(done),
+            Command::Started { worker, born } => self.started(worker, born),
+            Command::Tell { sid, frame, ends } => self.tell(sid, frame, ends),
+        }
+    }
+
+    /// Sends a call to the worker of its session.
+    fn call(
+        &mut self,
+        sid: u64,
+        id: u64,
+        frame: Frame,
+        (limits, operation, farewell): (CallLimits, Option<Hash>, bool),
+        reply: ReplyTo,
+    ) -> Result<(), (CallError, ReplyTo)> {
+        let now = self.now();
+        let silence = u64::try_from(self.config.silence.as_micros()).unwrap_or(u64::MAX);
+        if operation.is_some_and(|operation| self.book.is_quarantined(&operation)) {
+            return Err((CallError::Quarantined, reply));
+        }
+        let open = self.sessions.get(&sid);
+        let Some((number, worker)) = open
+            .map(|open| open.worker)
+            .and_then(|number| Some((number, self.workers.get_mut(&number)?)))
+        else {
+            return Err((CallError::SessionClosed, reply));
+        };
+        if worker.calls.len() >= CALLS_IN_MAX {
+            return Err((CallError::Busy, reply));
+        }
+        let process = worker.cpu_us().unwrap_or(0);
+        let mut watch = Watch::new(now, limits, silence, process, worker.role.is_gpu_only());
+        if farewell {
+            watch = watch.draining();
+        }
+        let running = Running {
+            sid,
+            watch,
+            operation,
+            reply,
+        };
+        worker.calls.insert(id, running);
+        worker.queue(frame.bytes, frame.fds, false);
+        self.flush(number);
+        Ok(())
+    }
+
+    fn give_up(&mut self, sid: u64, id: u64) {
+        let now = self.now();
+        let Some(open) = self.sessions.get(&sid) else {
+            return;
+        };
+        if let Some(worker) = self.workers.get_mut(&open.worker)
+            && let Some(running) = worker.calls.get_mut(&id)
+        {
+            running.watch.give_up(now);
+        }
+    }
+
+    fn tell(&mut self, sid: u64, frame: Frame, ends: Option<u64>) {
+        let Some(open) = self.sessions.get_mut(&sid) else {
+            return;
+        };
+        ends.map(|id| open.calls_out.remove(&id));
+        let number = open.worker;
+        if let Some(worker) = self.workers.get_mut(&number) {
+            worker.queue(frame.bytes, frame.fds, false);
+            self.flush(number);
+        }
+    }
+
+    fn close(&mut self, sid: u64) {
+        let now = self.now();
+        let Some(open) = self.sessions.remove(&sid) else {
+            return;
+        };
+        self.count().now.sessions = self.sessions.len() as u64;
+        self.pool.release(open.worker, now);
+        if let Some(worker) = self.workers.get_mut(&open.worker) {
+            worker.sessions.retain(|session| *session != sid);
+            worker.tell(&ToWorker::Close { sid, id: None }, false);
+            for running in worker
+                .calls
+                .values_mut()
+                .filter(|running| running.sid == sid)
+            {
+                running.watch.give_up(now);
+            }
+            self.flush(open.worker);
+        }
+        self.serve();
+    }
+
+    /// Sends what the worker's socket takes; the rest when it is empty again.
+    fn flush(&mut self, number: u64) {
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        if matches!(worker.state, State::Dying(..)) {
+            return;
+        }
+        // A socket that is closed is noticed by reading.
+        let waits = worker.flush().unwrap_or(false);
+        let mut flags = epoll::EventFlags::IN;
+        if waits {
+            flags |= epoll::EventFlags::OUT;
+        }
+        let data = epoll::EventData::new_u64(number * KINDS + SOCKET);
+        let _ = epoll::modify(&self.epoll, worker.socket(), data, flags);
+    }
+
+    /// Everything whose time has come.
+    fn keep_time(&mut self) {
+        let now = self.now();
+        let numbers: Vec<u64> = self.workers.keys().copied().collect();
+        for number in numbers {
+            self.keep_time_of(number, now);
+        }
+        while let Some(worker) = self.pool.expired(now) {
+            self.end(worker, Reason::Idle, "");
+        }
+        if self.ending.is_none() {
+            self.fill();
+        }
+    }
+
+    fn keep_time_of(&mut self, number: u64, now: u64) {
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        match worker.state {
+            State::Starting { by } if now >= by => {
+                let words = worker.last_words();
+                self.end(
+                    number,
+                    Reason::Start,
+                    &format!("it did not get ready {words}"),
+                );
+            }
+            State::Leaving { by } if now >= by => {
+                self.end(number, Reason::ClosedChannel, "it closed its channel");
+            }
+            State::Ready => {
+                let pid = worker.pid();
+                let mut killed = None;
+                let mut aborts = Vec::new();
+                for (id, running) in &mut worker.calls {
+                    match running.watch.order(now, || process_cpu_us(pid)) {
+                        Some(Order::Abort) => aborts.push(*id),
+                        Some(Order::Kill(cause)) if killed.is_none() => killed = Some((*id, cause)),
+                        _ => {}
+                    }
+                }
+                for id in &aborts {
+                    worker.tell(&ToWorker::Abort { id: *id }, true);
+                }
+                if !aborts.is_empty() {
+                    self.flush(number);
+                }
+                if let Some((id, cause)) = killed {
+                    self.kill_for(number, id, cause);
+                } else {
+                    self.look_at_memory(number, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Where no cgroup does it, or not for all that counts.
+    fn look_at_memory(&mut self, number: u64, now: u64) {
+        let every = u64::try_from(MEMORY_LOOK_EVERY.as_micros()).unwrap_or(u64::MAX);
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        if worker.calls.is_empty() || now < worker.memory_looked_at.saturating_add(every) {
+            return;
+        }
+        worker.memory_looked_at = now;
+        let most = self
+            .config
+            .role(worker.role)
+            .map_or(u64::MAX, |role| role.memory_bytes);
+        let Some(bytes) = worker.private_bytes().filter(|bytes| *bytes > most) else {
+            return;
+        };
+        self.end(
+            number,
+            Reason::Memory,
+            &format!("{bytes} bytes are more than {most}"),
+        );
+    }
+
+    /// When something is due next.
+    fn deadline(&self) -> Option<u64> {
+        let of_workers = self
+            .workers
+            .values()
+            .filter_map(|worker| match worker.state {
+                State::Starting { by } | State::Leaving { by } => Some(by),
+                State::Ready => worker
+                    .calls
+                    .values()
+                    .map(|call| call.watch.deadline())
+                    .min(),
+                State::Dying(..) => None,
+            });
+        let pauses = self.pauses.values().map(|pause| pause.until);
+        let pauses = pauses.filter(|until| *until > self.now());
+        of_workers
+            .chain(pauses)
+            .chain(self.pool.deadline())
+            .chain(self.ending.as_ref().map(|ending| ending.by))
+            .min()
+    }
+
+    fn shut_down(&mut self, done: Option<oneshot::Sender<()>>) {
+        let by = self
+            .now()
+            .saturating_add(u64::try_from(GOODBYE.as_micros()).unwrap_or(0));
+        let ending = self.ending.get_or_insert_with(|| Ending {
+            by,
+            tell: Vec::new(),
+        });
+        ending.tell.extend(done);
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.reply.send(Err(WorkerError::Stopped));
+        }
+        let numbers: Vec<u64> = self.workers.keys().copied().collect();
+        for number in numbers {
+            self.end(number, Reason::Shutdown, "");
+        }
+    }
+
+    /// Whether everything has ended. What the spawner still starts ends with its thread.
+    fn is_over(&mut self) -> bool {
+        let now = self.now();
+        let Some(ending) = &mut self.ending else {
+            return false;
+        };
+        let gone = self.workers.is_empty() && self.starting.is_empty();
+        if !gone && now < ending.by {
+            return false;
+        }
+        for tell in ending.tell.drain(..) {
+            let _ = tell.send(());
+        }
+        true
+    }
+
+    /// Adds a worker's descriptors to what is waited for.
+    fn listen_to(&self, number: u64, worker: &Worker) -> Result<(), Errno> {
+        let data = |kind| epoll::EventData::new_u64(number * KINDS + kind);
+        let readable = epoll::EventFlags::IN;
+        epoll::add(&self.epoll, worker.socket().as_fd(), data(SOCKET), readable)?;
+        epoll::add(&self.epoll, worker.pidfd().as_fd(), data(PROCESS), readable)?;
+        epoll::add(&self.epoll, worker.output().as_fd(), data(OUTPUT), readable)
+    }
+}

@@ -1,0 +1,235 @@
+//! What workers say. None of it is believed beyond what it can do to themselves.
+
+use std::os::fd::OwnedFd;
+
+use super::Supervisor;
+use crate::frame::channel::Read;
+use crate::host::Answer;
+use crate::host::worker::State;
+use crate::limits::{CALLS_OUT_MAX, LEAVING_MAX, LOG_BYTES_PER_S};
+use crate::{CallError, CallStats, FromWorker, Reason, Reply, Role};
+
+/// A worker did what it must not.
+pub(super) struct Wrong(pub(super) Reason, pub(super) String);
+
+impl Supervisor {
+    /// A worker's socket is readable, writable or closed.
+    pub(super) fn read(&mut self, number: u64, scratch: &mut [u8]) {
+        self.flush(number);
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        if !matches!(worker.state, State::Starting { .. } | State::Ready) {
+            return;
+        }
+        let read = worker.read(scratch);
+        if let Err(error) = &read {
+            let why = error.to_string();
+            self.end(number, Reason::Protocol, &why);
+            return;
+        }
+        if let Err(Wrong(reason, why)) = self.take_messages(number) {
+            self.end(number, reason, &why);
+            return;
+        }
+        if matches!(read, Ok(Read::End)) {
+            self.leave(number);
+        }
+    }
+
+    /// Messages that are whole.
+    pub(super) fn take_messages(&mut self, number: u64) -> Result<(), Wrong> {
+        loop {
+            let Some(worker) = self.workers.get_mut(&number) else {
+                return Ok(());
+            };
+            let next = worker.message();
+            let next = next.map_err(|error| Wrong(Reason::Protocol, error.to_string()))?;
+            let Some((message, fds)) = next else {
+                return Ok(());
+            };
+            self.take(number, message, fds)?;
+        }
+    }
+
+    /// The socket was closed: either the process ends, which its pidfd will say, or it lives on
+    /// without a way to be reached.
+    fn leave(&mut self, number: u64) {
+        let now = self.now();
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        let grace = u64::try_from(LEAVING_MAX.as_micros()).unwrap_or(u64::MAX);
+        // Starting workers may still say why on their output, and then end.
+        worker.state = State::Leaving {
+            by: now.saturating_add(grace),
+        };
+        let cut = !worker.ended_cleanly();
+        self.pool.leave(number);
+        self.silence(number);
+        if cut {
+            tracing::debug!(worker = number, "a worker's channel ended inside a frame");
+        }
+    }
+
+    fn take(&mut self, number: u64, message: FromWorker, fds: Vec<OwnedFd>) -> Result<(), Wrong> {
+        let Some(worker) = self.workers.get(&number) else {
+            return Ok(());
+        };
+        let starting = matches!(worker.state, State::Starting { .. });
+        match message {
+            FromWorker::Ready { confined } if starting => {
+                self.ready(number, confined);
+                Ok(())
+            }
+            FromWorker::Ready { .. } => Err(wrong("it was ready already")),
+            _ if starting => Err(wrong("it spoke before it was ready")),
+            FromWorker::Heartbeat { id, cpu_us, .. } => {
+                self.heartbeat(number, id, cpu_us);
+                Ok(())
+            }
+            FromWorker::Gpu { id, busy, .. } => {
+                self.gpu(number, id, busy);
+                Ok(())
+            }
+            FromWorker::Result {
+                id, reply, stats, ..
+            } => self.result(number, id, reply, stats, fds),
+            other => self.forward(number, other, fds),
+        }
+    }
+
+    fn heartbeat(&mut self, number: u64, id: u64, cpu_us: u64) {
+        let now = self.now();
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        let process = worker.cpu_us().unwrap_or(0);
+        let only = worker.calls.len() == 1;
+        // One for a call that has just ended was under way already.
+        if let Some(running) = worker.calls.get_mut(&id) {
+            running.watch.beat(now, cpu_us, process, only);
+        }
+    }
+
+    fn gpu(&mut self, number: u64, id: u64, busy: bool) {
+        let now = self.now();
+        if let Some(worker) = self.workers.get_mut(&number)
+            && worker.role == Role::JsGpu
+            && let Some(running) = worker.calls.get_mut(&id)
+        {
+            running.watch.gpu(now, busy);
+        }
+    }
+
+    /// A call has ended. One that had reached its limit ends with that, whatever it came to since.
+    fn result(
+        &mut self,
+        number: u64,
+        id: u64,
+        reply: Reply,
+        stats: CallStats,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Wrong> {
+        let worker = self.workers.get_mut(&number);
+        let Some(running) = worker.and_then(|worker| worker.calls.remove(&id)) else {
+            return Err(wrong("it answered what it was not asked"));
+        };
+        let outcome = match running.watch.ended() {
+            Some((cause, _)) => Err(CallError::Limit {
+                cause,
+                killed: false,
+            }),
+            None => Ok(Answer { reply, fds, stats }),
+        };
+        // Whoever asked may have gone.
+        let _ = running.reply.send(outcome);
+        Ok(())
+    }
+
+    /// Something for the owner of a session.
+    fn forward(
+        &mut self,
+        number: u64,
+        message: FromWorker,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Wrong> {
+        let now = self.now();
+        let open = message
+            .session()
+            .and_then(|sid| self.sessions.get_mut(&sid));
+        // One that is closed was not yet when the worker spoke. One of another worker is none of its
+        // business.
+        let Some(open) = open.filter(|open| open.worker == number) else {
+            return Ok(());
+        };
+        match &message {
+            FromWorker::Log { text, .. } => {
+                let bytes = text.len() as u64;
+                if !may_log(&mut open.log, bytes, now) {
+                    self.count().now.log_dropped += bytes;
+                    return Ok(());
+                }
+            }
+            FromWorker::Call { id, .. } | FromWorker::Subscribe { id, .. } => {
+                if open.calls_out.len() >= CALLS_OUT_MAX {
+                    let why = format!("more than {CALLS_OUT_MAX} calls at once");
+                    return Err(Wrong(Reason::Flood, why));
+                }
+                if !open.calls_out.insert(*id) {
+                    return Err(wrong("it used the number of a call twice"));
+                }
+            }
+            _ => {}
+        }
+        match open.inbox.try_send((message, fds)) {
+            // Nobody listens; the session is about to be closed.
+            Ok(()) | Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(tokio::sync::mpsc::error::TrySendError::Full(_)) => {
+                let why = "more messages than its host can read".to_owned();
+                Err(Wrong(Reason::Flood, why))
+            }
+        }
+    }
+}
+
+fn wrong(why: &str) -> Wrong {
+    Wrong(Reason::Protocol, why.to_owned())
+}
+
+/// A bucket that fills up in a second.
+fn may_log((left, at): &mut (u64, u64), bytes: u64, now: u64) -> bool {
+    let since = now.saturating_sub(*at);
+    let more = since.saturating_mul(LOG_BYTES_PER_S) / 1_000_000;
+    if more > 0 {
+        *left = left.saturating_add(more).min(LOG_BYTES_PER_S);
+        *at = now;
+    }
+    match left.checked_sub(bytes) {
+        Some(rest) => {
+            *left = rest;
+            true
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_has_a_second_s_worth_at_once_and_then_its_rate() {
+        let mut bucket = (LOG_BYTES_PER_S, 0);
+        assert!(may_log(&mut bucket, LOG_BYTES_PER_S, 0));
+        assert!(!may_log(&mut bucket, 1, 10));
+        assert!(may_log(&mut bucket, LOG_BYTES_PER_S / 2, 500_000));
+        assert!(!may_log(&mut bucket, LOG_BYTES_PER_S / 2, 500_001));
+        // Looking often loses nothing.
+        let mut bucket = (0, 0);
+        for now in 0..100_000 {
+            may_log(&mut bucket, u64::MAX, now);
+        }
+        assert!(bucket.0 > LOG_BYTES_PER_S / 12, "{bucket:?}");
+    }
+}

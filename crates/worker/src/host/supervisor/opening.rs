@@ -1,0 +1,314 @@
+//! Sessions into workers, and workers for sessions.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Open, Pause, Supervisor, Waiting};
+use crate::host::Lease;
+use crate::host::handle::Opened;
+use crate::host::spawn::{Born, Job};
+use crate::host::worker::{State, Worker};
+use crate::limits::{
+    LOG_BYTES_PER_S, MESSAGES_WAITING_MAX, START_MAX, START_PAUSE_MAX, START_PAUSE_MIN,
+};
+use crate::setup::Confined;
+use crate::{Bind, Reason, Role, Sandbox, WorkerError};
+
+/// Folders that a role may have, under names that are names.
+pub(in crate::host) fn check_binds(role: Role, binds: &[Bind]) -> Result<(), WorkerError> {
+    if !binds.is_empty() && !role.may_have_binds() {
+        return Err(WorkerError::BindsRefused(role));
+    }
+    let mut names = HashSet::new();
+    for bind in binds {
+        bind.check()?;
+        if !names.insert(&bind.name) {
+            return Err(WorkerError::BindName(bind.name.clone()));
+        }
+    }
+    Ok(())
+}
+
+impl Supervisor {
+    pub(super) fn open(
+        &mut self,
+        lease: Lease,
+        reply: oneshot::Sender<Result<Opened, WorkerError>>,
+    ) {
+        match self.find(&lease) {
+            Ok(Found::Now(worker)) => self.hand_over(worker, reply),
+            Ok(Found::Later(worker)) => self.waiting.push(Waiting {
+                lease,
+                worker,
+                reply,
+            }),
+            Err(error) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(Err(error));
+            }
+        }
+        self.fill();
+    }
+
+    fn find(&mut self, lease: &Lease) -> Result<Found, WorkerError> {
+        let role = lease.role;
+        if self.ending.is_some() {
+            return Err(WorkerError::Stopped);
+        }
+        let Some(config) = self.config.role(role) else {
+            return Err(WorkerError::NotConfigured(role));
+        };
+        let mut config = config.clone();
+        config.binds.extend(lease.binds.iter().cloned());
+        check_binds(role, &config.binds)?;
+        if let Some(worker) = self.pool.place(lease) {
+            return Ok(Found::Now(worker));
+        }
+        if self.paused(role) {
+            let sandbox = self
+                .pauses
+                .get(&role)
+                .and_then(|pause| pause.sandbox.clone());
+            if let Some(sandbox) = sandbox {
+                let minimum = self.config.minimum;
+                return Err(WorkerError::Policy { minimum, sandbox });
+            }
+            let why = "the last one did not; it is tried again in a while".to_owned();
+            return Err(WorkerError::Start { role, why });
+        }
+        let reserved = !lease.binds.is_empty();
+        let wanting = self.waiting_for(role);
+        if !reserved && self.pool.free(role) > wanting {
+            return Ok(Found::Later(None));
+        }
+        self.make_room()?;
+        let worker = self.begin_start(config, reserved);
+        Ok(Found::Later(reserved.then_some(worker)))
+    }
+
+    /// Ends a worker that nobody is in, where there are as many as may be.
+    fn make_room(&mut self) -> Result<(), WorkerError> {
+        while self.pool.len() >= self.config.workers_max {
+            let Some(idle) = self.pool.evictable() else {
+                return Err(WorkerError::Overloaded);
+            };
+            self.end(idle, Reason::Idle, "");
+        }
+        Ok(())
+    }
+
+    fn begin_start(&mut self, config: crate::host::RoleConfig, reserved: bool) -> u64 {
+        let worker = self.pool.add(config.role, reserved);
+        self.starting
+            .insert(worker, (config.role, !config.binds.is_empty()));
+        let role = Box::new(config);
+        // The spawner lives as long as this thread.
+        let _ = self.jobs.send(Job::Start { worker, role });
+        worker
+    }
+
+    fn waiting_for(&self, role: Role) -> usize {
+        let same = |waiting: &&Waiting| waiting.lease.role == role && waiting.worker.is_none();
+        self.waiting.iter().filter(same).count()
+    }
+
+    fn paused(&self, role: Role) -> bool {
+        let now = self.now();
+        self.pauses
+            .get(&role)
+            .is_some_and(|pause| pause.until > now)
+    }
+
+    /// Keeps as many workers ready, or on their way, as are to be.
+    pub(super) fn fill(&mut self) {
+        for at in 0..self.config.roles.len() {
+            let config = &self.config.roles[at];
+            let wanted = config.min_idle + self.waiting_for(config.role);
+            let missing = wanted.saturating_sub(self.pool.free(config.role));
+            let config = config.clone();
+            if missing == 0 || self.paused(config.role) || self.ending.is_some() {
+                continue;
+            }
+            for _ in 0..missing {
+                if self.pool.len() < self.config.workers_max {
+                    self.begin_start(config.clone(), false);
+                }
+            }
+        }
+    }
+
+    pub(super) fn started(&mut self, number: u64, born: Result<Born, String>) {
+        let Some((role, binds)) = self.starting.remove(&number) else {
+            return;
+        };
+        let by = u64::try_from(START_MAX.as_micros()).unwrap_or(u64::MAX);
+        let by = self.now().saturating_add(by);
+        match born {
+            Ok(born) => {
+                let worker = Worker::new(born, role, binds, by);
+                self.count().started(role);
+                let heard = self.listen_to(number, &worker);
+                self.workers.insert(number, worker);
+                if let Err(errno) = heard {
+                    self.end(number, Reason::Start, &errno.to_string());
+                } else if self.ending.is_some() {
+                    self.end(number, Reason::Shutdown, "");
+                }
+            }
+            Err(why) => {
+                self.pool.remove(number);
+                tracing::warn!(%role, %why, "a worker could not be started");
+                self.start_failed(number, role, &why);
+            }
+        }
+    }
+
+    /// The walls of a worker stand.
+    pub(super) fn ready(&mut self, number: u64, confined: Confined) {
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
+        let role = worker.role;
+        let mut gaps = std::mem::take(&mut worker.gaps);
+        gaps.extend(confined.gaps);
+        let sandbox = Sandbox::of(gaps, role.rights(worker.binds));
+        let known = self.count().now.sandbox.insert(role, sandbox.clone());
+        if known.as_ref() != Some(&sandbox) {
+            tracing::info!(%role, level = %sandbox.level, gaps = ?sandbox.gaps, "worker sandbox");
+        }
+        if let Some(worker) = self.workers.get_mut(&number) {
+            worker.state = State::Ready;
+            worker.was_ready = true;
+        }
+        if sandbox.level < self.config.minimum {
+            self.too_low(number, role, sandbox);
+            return;
+        }
+        self.sandboxes.insert(number, sandbox);
+        self.pauses.remove(&role);
+        self.pool.ready(number);
+        self.serve();
+    }
+
+    /// The walls are not what is required. They will not be at the next try either.
+    fn too_low(&mut self, number: u64, role: Role, sandbox: Sandbox) {
+        let until = self.now().saturating_add(us(START_PAUSE_MAX));
+        let minimum = self.config.minimum;
+        self.refuse(number, role, || WorkerError::Policy {
+            minimum,
+            sandbox: sandbox.clone(),
+        });
+        let pause = Pause {
+            until,
+            next: START_PAUSE_MAX,
+            sandbox: Some(sandbox),
+        };
+        self.pauses.insert(role, pause);
+        self.end(number, Reason::Start, "its walls are too low");
+    }
+
+    /// Gives workers to those who wait.
+    pub(super) fn serve(&mut self) {
+        let mut at = 0;
+        while at < self.waiting.len() {
+            let waiting = &self.waiting[at];
+            let found = match waiting.worker {
+                Some(own) => self.pool.bind(own, &waiting.lease).then_some(own),
+                None => self.pool.place(&waiting.lease),
+            };
+            match found {
+                Some(worker) => {
+                    let waiting = self.waiting.remove(at);
+                    self.hand_over(worker, waiting.reply);
+                }
+                None => at += 1,
+            }
+        }
+    }
+
+    /// Opens a session in a worker that the pool has given it.
+    fn hand_over(&mut self, number: u64, reply: oneshot::Sender<Result<Opened, WorkerError>>) {
+        let now = self.now();
+        self.next_session += 1;
+        let sid = self.next_session;
+        let Some(worker) = self.workers.get_mut(&number) else {
+            self.pool.release(number, now);
+            let _ = reply.send(Err(WorkerError::Stopped));
+            return;
+        };
+        worker.sessions.push(sid);
+        let (inbox, messages) = mpsc::channel(MESSAGES_WAITING_MAX);
+        let opened = Opened {
+            sid,
+            pid: worker.pid(),
+            inbox: messages,
+            waiting: worker.waiting.clone(),
+            sandbox: self
+                .sandboxes
+                .get(&number)
+                .cloned()
+                .unwrap_or_else(|| Sandbox::of(Vec::new(), worker.role.rights(false))),
+        };
+        let open = Open {
+            worker: number,
+            inbox,
+            calls_out: HashSet::new(),
+            log: (LOG_BYTES_PER_S, now),
+        };
+        self.sessions.insert(sid, open);
+        self.count().now.sessions = self.sessions.len() as u64;
+        if reply.send(Ok(opened)).is_err() {
+            // Nobody waits any more.
+            self.close(sid);
+        }
+    }
+
+    /// A worker did not get as far as being ready.
+    pub(super) fn start_failed(&mut self, number: u64, role: Role, why: &str) {
+        let pause = self
+            .pauses
+            .get(&role)
+            .map_or(START_PAUSE_MIN, |pause| pause.next);
+        let until = self.now().saturating_add(us(pause));
+        let next = (pause * 2).min(START_PAUSE_MAX);
+        let pause = Pause {
+            until,
+            next,
+            sandbox: None,
+        };
+        self.pauses.insert(role, pause);
+        self.refuse(number, role, || WorkerError::Start {
+            role,
+            why: why.to_owned(),
+        });
+    }
+
+    /// Tells those who wait for this worker, or for any of its role, that there is none.
+    fn refuse(&mut self, number: u64, role: Role, error: impl Fn() -> WorkerError) {
+        let (mine, others) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| match waiting.worker {
+                Some(own) => own == number,
+                None => waiting.lease.role == role,
+            });
+        self.waiting = others;
+        let mine: Vec<Waiting> = mine;
+        for waiting in mine {
+            let _ = waiting.reply.send(Err(error()));
+        }
+    }
+}
+
+/// Where a session goes.
+enum Found {
+    /// Into this worker.
+    Now(u64),
+    /// Into one that is being started: this one, or any.
+    Later(Option<u64>),
+}
+
+fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

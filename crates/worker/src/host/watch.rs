@@ -1,0 +1,376 @@
+//! When a running call is told to stop, and when its worker is killed. Times are microseconds of one
+//! clock.
+
+use super::CallLimits;
+use crate::Cause;
+use crate::limits::{ABORT_GRACE, CPU_STEP_MIN};
+
+/// A worker has threads beside the call's own: one part in so many of its processor time, and so many
+/// microseconds, may be theirs before its account of the call is doubted.
+const OTHER_THREADS_SHARE: u64 = 8;
+const OTHER_THREADS_US: u64 = 20_000;
+
+/// What to do about a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Tell the worker to stop it.
+    Abort,
+    /// Kill the worker: it did not, for this.
+    Kill(Cause),
+}
+
+/// Watches one call.
+#[derive(Debug)]
+pub(super) struct Watch {
+    wall: (u64, Cause),
+    cpu: Option<Cpu>,
+    gpu: Option<Gpu>,
+    silence: u64,
+    silent_at: u64,
+    ending: Option<Ending>,
+}
+
+/// The limit that was reached.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    cause: Cause,
+    reached_at: u64,
+    kill_at: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Cpu {
+    budget: u64,
+    used: u64,
+    /// What the clock of the whole process showed when `used` was taken.
+    process: u64,
+    /// What the process burnt while this was its only call.
+    alone: u64,
+    /// When the budget could be used up at the earliest.
+    at: u64,
+}
+
+#[derive(Debug)]
+struct Gpu {
+    budget: u64,
+    used: u64,
+    since: Option<u64>,
+}
+
+impl Watch {
+    /// A call that is sent now. `process` is what the clock of the worker's process shows, `busy`
+    /// whether the GPU counts from the start.
+    pub(super) fn new(
+        now: u64,
+        limits: CallLimits,
+        silence: u64,
+        process: u64,
+        busy: bool,
+    ) -> Self {
+        let us = |limit: std::time::Duration| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
+        let cpu = limits.cpu.map(|limit| Cpu {
+            budget: us(limit),
+            used: 0,
+            process,
+            alone: 0,
+            at: now.saturating_add(us(limit)),
+        });
+        let gpu = limits.gpu.map(|limit| Gpu {
+            budget: us(limit),
+            used: 0,
+            since: busy.then_some(now),
+        });
+        Self {
+            wall: (now.saturating_add(us(limits.wall)), Cause::Wall),
+            cpu,
+            gpu,
+            silence,
+            silent_at: now.saturating_add(silence),
+            ending: None,
+        }
+    }
+
+    /// The same, for the farewell of a service.
+    pub(super) const fn draining(mut self) -> Self {
+        self.wall.1 = Cause::Drain;
+        self
+    }
+
+    /// A heartbeat came. `claimed` is the worker's own account of the call, which is not believed
+    /// where it is the worker's only call and the process's clock tells another story.
+    pub(super) fn beat(&mut self, now: u64, claimed: u64, process: u64, only: bool) {
+        self.silent_at = now.saturating_add(self.silence);
+        let Some(cpu) = &mut self.cpu else {
+            return;
+        };
+        let burnt = process.saturating_sub(cpu.process);
+        let most = cpu.used.saturating_add(burnt);
+        if only {
+            cpu.alone = cpu.alone.saturating_add(burnt);
+        }
+        let least = (cpu.alone - cpu.alone / OTHER_THREADS_SHARE).saturating_sub(OTHER_THREADS_US);
+        cpu.used = claimed.max(least).clamp(cpu.used, most);
+        cpu.process = process;
+        cpu.arm(now);
+    }
+
+    /// The GPU works for this call from now on, or no longer.
+    pub(super) fn gpu(&mut self, now: u64, busy: bool) {
+        let Some(gpu) = &mut self.gpu else {
+            return;
+        };
+        match (gpu.since, busy) {
+            (None, true) => gpu.since = Some(now),
+            (Some(since), false) => {
+                gpu.used = gpu.used.saturating_add(now.saturating_sub(since));
+                gpu.since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// The caller gave up.
+    pub(super) const fn give_up(&mut self, now: u64) {
+        if self.ending.is_none() {
+            self.ending = Some(Ending {
+                cause: Cause::Aborted,
+                reached_at: now,
+                kill_at: None,
+            });
+        }
+    }
+
+    /// What to do now; to be asked until there is nothing. `process` reads the clock of the worker's
+    /// process.
+    pub(super) fn order(
+        &mut self,
+        now: u64,
+        process: impl FnOnce() -> Option<u64>,
+    ) -> Option<Order> {
+        if self.ending.is_none() {
+            let (reached_at, cause) = self.reached(now, process)?;
+            self.ending = Some(Ending {
+                cause,
+                reached_at,
+                kill_at: None,
+            });
+        }
+        let ending = self.ending.as_mut()?;
+        let Some(kill_at) = ending.kill_at else {
+            let grace = u64::try_from(ABORT_GRACE.as_micros()).unwrap_or(u64::MAX);
+            ending.kill_at = Some(now.saturating_add(grace));
+            return Some(Order::Abort);
+        };
+        (now >= kill_at).then_some(Order::Kill(ending.cause))
+    }
+
+    /// When to ask [`Self::order`] next, if nothing else happens.
+    pub(super) fn deadline(&self) -> u64 {
+        if let Some(ending) = &self.ending {
+            return ending.kill_at.unwrap_or(0);
+        }
+        let cpu = self.cpu.as_ref().map_or(u64::MAX, |cpu| cpu.at);
+        let gpu = self.gpu.as_ref().and_then(Gpu::at).unwrap_or(u64::MAX);
+        self.wall.0.min(cpu).min(gpu).min(self.silent_at)
+    }
+
+    /// The limit that ended the call, and when it was reached.
+    pub(super) fn ended(&self) -> Option<(Cause, u64)> {
+        self.ending.map(|ending| (ending.cause, ending.reached_at))
+    }
+
+    /// The first limit that is behind us.
+    fn reached(&mut self, now: u64, process: impl FnOnce() -> Option<u64>) -> Option<(u64, Cause)> {
+        let mut reached = vec![self.wall, (self.silent_at, Cause::Silent)];
+        reached.extend(
+            self.gpu
+                .as_ref()
+                .and_then(Gpu::at)
+                .map(|at| (at, Cause::Gpu)),
+        );
+        if let Some(cpu) = &mut self.cpu
+            && now >= cpu.at
+            && cpu.is_used_up(now, process())
+        {
+            reached.push((cpu.at, Cause::Cpu));
+        }
+        let behind = reached.into_iter().filter(|(at, _)| *at <= now);
+        behind.min_by_key(|(at, _)| *at)
+    }
+}
+
+impl Cpu {
+    /// One thread burns a second a second at most.
+    fn arm(&mut self, now: u64) {
+        let step = u64::try_from(CPU_STEP_MIN.as_micros()).unwrap_or(u64::MAX);
+        let left = self.budget.saturating_sub(self.used);
+        self.at = match left {
+            0 => now,
+            left => now.saturating_add(left.max(step)),
+        };
+    }
+
+    /// Since the last heartbeat the call has burnt no more than the whole process: where even that
+    /// is not enough, it is not yet time.
+    fn is_used_up(&mut self, now: u64, process: Option<u64>) -> bool {
+        let Some(process) = process else {
+            return true;
+        };
+        let burnt = process.saturating_sub(self.process);
+        let most = self.used.saturating_add(burnt);
+        if most >= self.budget {
+            return true;
+        }
+        let step = u64::try_from(CPU_STEP_MIN.as_micros()).unwrap_or(u64::MAX);
+        self.at = now.saturating_add((self.budget - most).max(step));
+        false
+    }
+}
+
+impl Gpu {
+    fn at(&self) -> Option<u64> {
+        let left = self.budget.saturating_sub(self.used);
+        self.since.map(|since| since.saturating_add(left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const MS: u64 = 1000;
+
+    fn limits(wall_ms: u64, cpu_ms: Option<u64>, gpu_ms: Option<u64>) -> CallLimits {
+        CallLimits {
+            wall: Duration::from_millis(wall_ms),
+            cpu: cpu_ms.map(Duration::from_millis),
+            gpu: gpu_ms.map(Duration::from_millis),
+        }
+    }
+
+    /// Asks every half millisecond until something is to be done.
+    fn next(
+        watch: &mut Watch,
+        now: &mut u64,
+        mut each: impl FnMut(&mut Watch, u64) -> u64,
+    ) -> Order {
+        loop {
+            let process = each(watch, *now);
+            if let Some(order) = watch.order(*now, || Some(process)) {
+                return order;
+            }
+            *now += MS / 2;
+            assert!(*now < 1_000_000 * MS, "it ends");
+        }
+    }
+
+    #[test]
+    fn a_wall_limit_is_absolute_and_death_follows_20_ms_later() {
+        let mut watch = Watch::new(7 * MS, limits(300, None, None), u64::MAX, 0, false);
+        assert_eq!(watch.deadline(), 307 * MS);
+        assert_eq!(watch.order(307 * MS - 1, || None), None);
+        assert_eq!(watch.order(308 * MS, || None), Some(Order::Abort));
+        assert_eq!(watch.ended(), Some((Cause::Wall, 307 * MS)));
+        assert_eq!(watch.deadline(), 328 * MS);
+        assert_eq!(watch.order(328 * MS - 1, || None), None);
+        assert_eq!(
+            watch.order(328 * MS, || None),
+            Some(Order::Kill(Cause::Wall))
+        );
+    }
+
+    #[test]
+    fn processor_time_is_counted_from_heartbeats_and_waiting_is_free() {
+        let mut watch = Watch::new(0, limits(60_000, Some(100), None), 100 * MS, 0, false);
+        let mut now = 0;
+        // Works half of the time, and says so.
+        let order = next(&mut watch, &mut now, |watch, now| {
+            if now % (20 * MS) == 0 {
+                watch.beat(now, now / 2, now / 2, true);
+            }
+            now / 2
+        });
+        assert_eq!(order, Order::Abort);
+        assert_eq!(watch.ended().map(|(cause, _)| cause), Some(Cause::Cpu));
+        assert!((200 * MS..=210 * MS).contains(&now), "{now}");
+    }
+
+    #[test]
+    fn a_worker_that_denies_its_processor_time_is_not_believed() {
+        let mut watch = Watch::new(0, limits(60_000, Some(200), None), 100 * MS, 0, false);
+        let mut now = 0;
+        next(&mut watch, &mut now, |watch, now| {
+            if now % (20 * MS) == 0 {
+                watch.beat(now, 0, now, true);
+            }
+            now
+        });
+        assert_eq!(watch.ended().map(|(cause, _)| cause), Some(Cause::Cpu));
+    }
+
+    #[test]
+    fn a_call_beside_others_is_not_charged_with_theirs() {
+        let mut watch = Watch::new(0, limits(1000, Some(100), None), 100 * MS, 0, false);
+        let mut now = 0;
+        next(&mut watch, &mut now, |watch, now| {
+            if now % (20 * MS) == 0 {
+                watch.beat(now, 10 * MS, now, false);
+            }
+            now
+        });
+        assert_eq!(watch.ended(), Some((Cause::Wall, 1000 * MS)));
+    }
+
+    #[test]
+    fn silence_ends_a_call_and_a_heartbeat_puts_it_off() {
+        let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        watch.beat(90 * MS, 0, 0, true);
+        assert_eq!(watch.order(189 * MS, || None), None);
+        assert_eq!(watch.order(190 * MS, || None), Some(Order::Abort));
+        assert_eq!(
+            watch.order(210 * MS, || None),
+            Some(Order::Kill(Cause::Silent))
+        );
+    }
+
+    #[test]
+    fn the_gpu_clock_stands_still_between_dispatches() {
+        let mut watch = Watch::new(0, limits(60_000, None, Some(100)), u64::MAX, 0, false);
+        watch.gpu(10 * MS, true);
+        watch.gpu(10 * MS, true);
+        watch.gpu(70 * MS, false);
+        assert_eq!(watch.deadline(), 60_000 * MS);
+        watch.gpu(500 * MS, true);
+        assert_eq!(watch.deadline(), 540 * MS);
+        assert_eq!(watch.order(540 * MS, || None), Some(Order::Abort));
+        assert_eq!(watch.ended(), Some((Cause::Gpu, 540 * MS)));
+    }
+
+    #[test]
+    fn the_first_limit_names_the_cause_and_giving_up_later_changes_nothing() {
+        let mut watch = Watch::new(0, limits(100, None, Some(90)), 95 * MS, 0, true);
+        assert_eq!(watch.order(200 * MS, || None), Some(Order::Abort));
+        assert_eq!(watch.ended(), Some((Cause::Gpu, 90 * MS)));
+        watch.give_up(201 * MS);
+        assert_eq!(
+            watch.order(220 * MS, || None),
+            Some(Order::Kill(Cause::Gpu))
+        );
+    }
+
+    #[test]
+    fn giving_up_is_due_at_once() {
+        let mut watch = Watch::new(0, limits(1000, None, None), u64::MAX, 0, false);
+        watch.give_up(5 * MS);
+        assert_eq!(watch.deadline(), 0);
+        assert_eq!(watch.order(5 * MS, || None), Some(Order::Abort));
+        assert_eq!(
+            watch.order(25 * MS, || None),
+            Some(Order::Kill(Cause::Aborted))
+        );
+        let farewell = Watch::new(0, limits(1, None, None), u64::MAX, 0, false).draining();
+        assert_eq!(farewell.wall.1, Cause::Drain);
+    }
+}

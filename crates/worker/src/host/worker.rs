@@ -1,0 +1,294 @@
+//! One worker, as the supervisor sees it: its channel, its calls, its end.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use tokio::sync::oneshot;
+
+use super::Answer;
+use super::cgroup::Leaf;
+use super::spawn::Born;
+use super::watch::Watch;
+use crate::frame::channel::{self, Read};
+use crate::limits::{LAST_WORDS_BYTES, READ_TURN_BYTES};
+use crate::sys::{ABORTED_STATUS, Launched, process_cpu_us};
+use crate::{
+    CallError, Decoder, FrameError, FromWorker, Gap, Hash, Loss, Reason, Role, ToWorker, encode,
+};
+
+/// What the answer to a call goes through.
+pub(super) type ReplyTo = oneshot::Sender<Result<Answer, CallError>>;
+
+/// A worker that has executed.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) role: Role,
+    /// Whether it sees folders of the host's.
+    pub(super) binds: bool,
+    pub(super) state: State,
+    /// Whether it has been ready: before, its end is a start that failed.
+    pub(super) was_ready: bool,
+    pub(super) gaps: Vec<Gap>,
+    /// Calls that run in it, by number.
+    pub(super) calls: BTreeMap<u64, Running>,
+    /// Sessions in it.
+    pub(super) sessions: Vec<u64>,
+    /// Bytes that wait to be sent; the sessions' owners look at it before they send more.
+    pub(super) waiting: Arc<AtomicUsize>,
+    pub(super) memory_looked_at: u64,
+    /// When the limit was reached for which it is dying.
+    pub(super) limit_at: Option<u64>,
+    process: Launched,
+    leaf: Option<Leaf>,
+    socket: OwnedFd,
+    decoder: Decoder,
+    out: VecDeque<Outgoing>,
+    output: OwnedFd,
+    last_words: Vec<u8>,
+    ended: bool,
+}
+
+/// Where a worker is in its life.
+#[derive(Debug)]
+pub(super) enum State {
+    /// Not ready; given up at this time.
+    Starting {
+        by: u64,
+    },
+    Ready,
+    /// It closed its socket; killed at this time if it has not ended.
+    Leaving {
+        by: u64,
+    },
+    /// Killed; its end is only waited for.
+    Dying(Reason, String),
+}
+
+/// A call in a worker.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) sid: u64,
+    pub(super) watch: Watch,
+    pub(super) operation: Option<Hash>,
+    pub(super) reply: ReplyTo,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    frame: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    sent: usize,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    Signal(i32),
+    Status(i32),
+}
+
+impl Worker {
+    pub(super) fn new(born: Born, role: Role, binds: bool, by: u64) -> Self {
+        Self {
+            role,
+            binds,
+            state: State::Starting { by },
+            was_ready: false,
+            gaps: born.gaps,
+            calls: BTreeMap::new(),
+            sessions: Vec::new(),
+            waiting: Arc::default(),
+            memory_looked_at: 0,
+            limit_at: None,
+            process: born.process,
+            leaf: born.leaf,
+            socket: born.channel,
+            decoder: Decoder::default(),
+            out: VecDeque::new(),
+            output: born.output,
+            last_words: Vec::new(),
+            ended: false,
+        }
+    }
+
+    pub(super) const fn pid(&self) -> i32 {
+        self.process.pid
+    }
+
+    pub(super) const fn pidfd(&self) -> &OwnedFd {
+        &self.process.pidfd
+    }
+
+    pub(super) const fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    pub(super) const fn output(&self) -> &OwnedFd {
+        &self.output
+    }
+
+    /// Processor time of all its threads, microseconds.
+    pub(super) fn cpu_us(&self) -> Option<u64> {
+        process_cpu_us(self.process.pid)
+    }
+
+    /// Memory that is its alone, bytes: mapped files and shared memory are counted by its cgroup
+    /// only, since others may have them too.
+    pub(super) fn private_bytes(&self) -> Option<u64> {
+        let path = format!("/proc/{}/statm", self.process.pid);
+        let text = std::fs::read_to_string(path).ok()?;
+        let mut pages = text.split(' ').skip(1).map(str::parse::<u64>);
+        let resident = pages.next()?.ok()?;
+        let shared = pages.next()?.ok()?;
+        let page = rustix::param::page_size() as u64;
+        Some(resident.saturating_sub(shared).saturating_mul(page))
+    }
+
+    /// Queues a frame of the host's own. An abort goes before everything that has not begun to be
+    /// sent.
+    pub(super) fn tell(&mut self, message: &ToWorker, urgent: bool) {
+        // Our own messages without a body are far below any limit.
+        if let Ok(frame) = encode(message, 0) {
+            self.waiting.fetch_add(frame.len(), Ordering::Relaxed);
+            self.queue(frame, Vec::new(), urgent);
+        }
+    }
+
+    /// Queues a frame that is counted in `waiting` already.
+    pub(super) fn queue(&mut self, frame: Vec<u8>, fds: Vec<OwnedFd>, urgent: bool) {
+        let outgoing = Outgoing {
+            frame,
+            fds,
+            sent: 0,
+        };
+        let begun = self.out.front().is_some_and(|first| first.sent > 0);
+        match (urgent, begun) {
+            (false, _) => self.out.push_back(outgoing),
+            (true, false) => self.out.push_front(outgoing),
+            (true, true) => self.out.insert(1, outgoing),
+        }
+    }
+
+    /// Sends what the socket takes. Returns whether something still waits.
+    pub(super) fn flush(&mut self) -> io::Result<bool> {
+        while let Some(first) = self.out.front_mut() {
+            let fds: &[OwnedFd] = if first.sent == 0 { &first.fds } else { &[] };
+            match channel::send(self.socket.as_fd(), &first.frame[first.sent..], fds, false) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error),
+                Ok(sent) => first.sent += sent,
+            }
+            if first.sent == first.frame.len() {
+                self.waiting.fetch_sub(first.sent, Ordering::Relaxed);
+                self.out.pop_front();
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads once.
+    pub(super) fn read(&mut self, scratch: &mut [u8]) -> Result<Read, FrameError> {
+        let turn = scratch.len().min(READ_TURN_BYTES);
+        let read = channel::read(self.socket.as_fd(), &mut self.decoder, &mut scratch[..turn])?;
+        if read == Read::End {
+            self.ended = true;
+        }
+        Ok(read)
+    }
+
+    pub(super) fn message(&mut self) -> Result<Option<(FromWorker, Vec<OwnedFd>)>, FrameError> {
+        self.decoder.next()
+    }
+
+    /// Whether the channel was closed between two frames.
+    pub(super) fn ended_cleanly(&self) -> bool {
+        self.ended && self.decoder.end().is_ok()
+    }
+
+    /// Keeps the last of what it writes to its output. Returns whether more may come.
+    pub(super) fn listen(&mut self, scratch: &mut [u8]) -> bool {
+        match rustix::io::read(&self.output, &mut *scratch) {
+            Ok(0) => false,
+            Ok(bytes) => {
+                self.last_words.extend_from_slice(&scratch[..bytes]);
+                let surplus = self.last_words.len().saturating_sub(LAST_WORDS_BYTES);
+                self.last_words.drain(..surplus);
+                true
+            }
+            Err(Errno::AGAIN | Errno::INTR) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// What it wrote last, in one line.
+    pub(super) fn last_words(&self) -> String {
+        let text = String::from_utf8_lossy(&self.last_words);
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// No instruction of it runs after this.
+    pub(super) fn kill(&self) {
+        // It may have ended by itself.
+        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+        if let Some(leaf) = &self.leaf {
+            leaf.kill();
+        }
+    }
+
+    /// How it ended, once it has. To be asked once.
+    pub(super) fn collect(&self) -> Option<Exit> {
+        let id = WaitId::PidFd(self.process.pidfd.as_fd());
+        match waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(Some(status)) => Some(match status.terminating_signal() {
+                Some(signal) => Exit::Signal(signal),
+                None => Exit::Status(status.exit_status().unwrap_or_default()),
+            }),
+            Ok(None) => None,
+            // Somebody else collected it: it has ended, and nobody here will know how.
+            Err(_) => Some(Exit::Signal(Signal::KILL.as_raw())),
+        }
+    }
+
+    /// What its end means.
+    pub(super) fn judge(&self, exit: Exit) -> Loss {
+        let signal = match exit {
+            Exit::Signal(signal) => Some(signal),
+            Exit::Status(ABORTED_STATUS) => Some(Signal::ABORT.as_raw()),
+            Exit::Status(_) => None,
+        };
+        let own = |reason| Loss {
+            reason,
+            signal,
+            detail: self.last_words(),
+        };
+        if let State::Dying(reason, detail) = &self.state {
+            return Loss {
+                detail: detail.clone(),
+                ..own(*reason)
+            };
+        }
+        match signal.map(Signal::from_named_raw) {
+            Some(Some(Signal::SYS)) => own(Reason::Violation),
+            Some(Some(Signal::KILL)) => {
+                let starved = self.leaf.as_ref().is_some_and(Leaf::ran_out_of_memory);
+                own(if starved {
+                    Reason::Memory
+                } else {
+                    Reason::Killed
+                })
+            }
+            Some(_) => own(Reason::Crash),
+            None => own(Reason::Exit),
+        }
+    }
+
+    /// Its cgroup, to be removed.
+    pub(super) fn take_leaf(&mut self) -> Option<Leaf> {
+        self.leaf.take()
+    }
+}

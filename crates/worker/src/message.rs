@@ -1,0 +1,291 @@
+//! The messages between host and worker (`runtime.md` §3.1). In CBOR each is a map of one entry,
+//! named after the message in lower case; times are microseconds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::setup::Confined;
+use crate::{Blob, Body, Hash};
+
+/// What the host says. Roles with their own language use `Run` and `Tell`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ToWorker {
+    /// Call `id` is to end now.
+    Abort {
+        /// The call.
+        id: u64,
+    },
+    /// Session `sid` ends. With an `id` it is to dispose of itself and answer.
+    Close {
+        /// The session.
+        sid: u64,
+        /// The call that the answer belongs to.
+        id: Option<u64>,
+    },
+    /// Runs a module.
+    Eval {
+        /// The session.
+        sid: u64,
+        /// The call.
+        id: u64,
+        /// Its name.
+        module: String,
+        /// The hash of its source.
+        source_hash: Hash,
+        /// Its source.
+        source: Blob,
+    },
+    /// Something of a subscription of the worker's.
+    Event {
+        /// The session.
+        sid: u64,
+        /// The subscription.
+        id: u64,
+        /// What.
+        event: Event,
+    },
+    /// Calls an operation that the session registered.
+    Invoke {
+        /// The session.
+        sid: u64,
+        /// The call.
+        id: u64,
+        /// Its name.
+        op: String,
+        /// Its input.
+        input: Blob,
+    },
+    /// A session begins.
+    Open {
+        /// The session.
+        sid: u64,
+        /// What it may reach, in the role's own terms.
+        caps: Body,
+        /// Its limits, in the role's own terms.
+        limits: Body,
+        /// The bundle it runs.
+        bundle_hash: Option<Hash>,
+        /// Where its randomness comes from.
+        seed: Option<Hash>,
+        /// What its clock shows, in the role's own terms.
+        clock: Body,
+    },
+    /// The answer to a call of the worker's.
+    Reply {
+        /// The session.
+        sid: u64,
+        /// The call.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// A call in the role's own language.
+    Run {
+        /// The session.
+        sid: u64,
+        /// The call.
+        id: u64,
+        /// What.
+        body: Body,
+    },
+    /// A message in the role's own language.
+    Tell {
+        /// The session.
+        sid: u64,
+        /// What.
+        body: Body,
+    },
+}
+
+/// What the worker says. None of it is believed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FromWorker {
+    /// Calls an operation of the host's.
+    Call {
+        /// The session.
+        sid: u64,
+        /// The call, by the worker's own count.
+        id: u64,
+        /// Its name.
+        op: String,
+        /// Its input.
+        input: Blob,
+        /// Its options.
+        opts: Body,
+    },
+    /// A call or subscription of the worker's is no longer wanted.
+    Cancel {
+        /// The session.
+        sid: u64,
+        /// The call.
+        id: u64,
+    },
+    /// Whether the GPU works for a call.
+    Gpu {
+        /// The session.
+        sid: u64,
+        /// The call.
+        id: u64,
+        /// Whether it does from now on.
+        busy: bool,
+    },
+    /// A running call is alive. Comes from the control thread every 20 ms.
+    Heartbeat {
+        /// The session.
+        sid: u64,
+        /// The call.
+        id: u64,
+        /// Its fuel so far.
+        ticks: u64,
+        /// Its processor time so far.
+        cpu_us: u64,
+        /// Its memory now, bytes.
+        mem: u64,
+    },
+    /// A line for the log.
+    Log {
+        /// The session.
+        sid: u64,
+        /// How bad.
+        level: LogLevel,
+        /// The line.
+        text: String,
+    },
+    /// The walls stand and the worker waits for work.
+    Ready {
+        /// What stands.
+        confined: Confined,
+    },
+    /// The session wants to offer an operation.
+    Register {
+        /// The session.
+        sid: u64,
+        /// What it says about it.
+        spec: Body,
+        /// The hash of its source.
+        source_hash: Hash,
+    },
+    /// The answer to a call of the host's.
+    Result {
+        /// The session.
+        sid: u64,
+        /// The call.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+        /// What it took.
+        stats: CallStats,
+    },
+    /// Subscribes to an operation of the host's.
+    Subscribe {
+        /// The session.
+        sid: u64,
+        /// The subscription, by the worker's own count.
+        id: u64,
+        /// Its name.
+        op: String,
+        /// Its input.
+        input: Blob,
+        /// Its options.
+        opts: Body,
+    },
+    /// A message in the role's own language.
+    Tell {
+        /// The session.
+        sid: u64,
+        /// What.
+        body: Body,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// It failed.
+    Err(Fault),
+    /// It came to this.
+    Ok(Blob),
+}
+
+/// What failed, in the codes of the runtime or of the operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// `E_FUEL`, `NOT_FOUND`, …
+    pub code: String,
+    /// For a person.
+    pub message: String,
+    /// For a program.
+    #[serde(default)]
+    pub details: Body,
+}
+
+/// A part of a subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// Nothing more comes.
+    End,
+    /// Nothing more comes, because of this.
+    Fail(Fault),
+    /// One of its items.
+    Item(Blob),
+}
+
+/// What a call took, by the worker's own account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CallStats {
+    /// Fuel.
+    pub ticks: u64,
+    /// Processor time.
+    pub cpu_us: u64,
+    /// The most memory of the engine's heap, bytes.
+    pub heap_peak: u64,
+    /// The most memory outside it, bytes.
+    pub external_peak: u64,
+}
+
+/// How bad a line of the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    Debug,
+    Error,
+    Info,
+    Warn,
+}
+
+impl ToWorker {
+    /// The call that this begins, if it does.
+    pub(crate) const fn begins(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Close { sid, id: Some(id) }
+            | Self::Eval { sid, id, .. }
+            | Self::Invoke { sid, id, .. }
+            | Self::Run { sid, id, .. } => Some((*sid, *id)),
+            _ => None,
+        }
+    }
+}
+
+impl FromWorker {
+    /// The session that this belongs to, if to one.
+    pub(crate) const fn session(&self) -> Option<u64> {
+        match self {
+            Self::Call { sid, .. }
+            | Self::Cancel { sid, .. }
+            | Self::Gpu { sid, .. }
+            | Self::Heartbeat { sid, .. }
+            | Self::Log { sid, .. }
+            | Self::Register { sid, .. }
+            | Self::Result { sid, .. }
+            | Self::Subscribe { sid, .. }
+            | Self::Tell { sid, .. } => Some(*sid),
+            Self::Ready { .. } => None,
+        }
+    }
+}

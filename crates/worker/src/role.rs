@@ -1,0 +1,115 @@
+//! What kinds of worker there are, and what each may do.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::WorkerError;
+
+/// The kind of a worker: decides the system calls that are left to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Role {
+    /// A repository's packs: counting, writing, taking in.
+    #[serde(rename = "git")]
+    Git,
+    /// Compiled shaders and host kernels.
+    #[serde(rename = "gpu")]
+    Gpu,
+    /// Isolates that run scripts.
+    #[serde(rename = "js")]
+    Js,
+    /// Both; for code that is trusted.
+    #[serde(rename = "js+gpu")]
+    JsGpu,
+}
+
+/// What a role's system call filter leaves beyond the common set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// Memory may be made executable.
+    pub exec_memory: bool,
+    /// Paths may be opened: only what is bound into the worker's own root is there.
+    pub files: bool,
+    /// Threads may be started after the filter is in place.
+    pub threads: bool,
+}
+
+impl Role {
+    /// Every role, by name.
+    pub const ALL: [Self; 4] = [Self::Git, Self::Gpu, Self::Js, Self::JsGpu];
+
+    /// As the command line has it: `alknet worker --role NAME`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Git => "git",
+            Self::Gpu => "gpu",
+            Self::Js => "js",
+            Self::JsGpu => "js+gpu",
+        }
+    }
+
+    /// What the role may do, given whether folders are bound into its root.
+    #[must_use]
+    pub const fn rights(self, binds: bool) -> Rights {
+        let runs_generated_code = matches!(self, Self::Gpu | Self::JsGpu);
+        Rights {
+            exec_memory: runs_generated_code,
+            files: binds && self.may_have_binds(),
+            threads: runs_generated_code || matches!(self, Self::Git),
+        }
+    }
+
+    /// Whether folders may be bound into the root of such a worker.
+    #[must_use]
+    pub const fn may_have_binds(self) -> bool {
+        !matches!(self, Self::Js)
+    }
+
+    /// Whether a call counts as GPU time from its start to its end.
+    pub(crate) const fn is_gpu_only(self) -> bool {
+        matches!(self, Self::Gpu)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Role {
+    type Err = WorkerError;
+
+    fn from_str(name: &str) -> Result<Self, WorkerError> {
+        let known = Self::ALL.into_iter().find(|role| role.name() == name);
+        known.ok_or_else(|| WorkerError::NoSuchRole(name.chars().take(32).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_are_read_as_they_are_written() {
+        for role in Role::ALL {
+            assert_eq!(role.name().parse::<Role>().expect("its own name"), role);
+        }
+        assert!("".parse::<Role>().is_err());
+        assert!("js+git".parse::<Role>().is_err());
+    }
+
+    #[test]
+    fn what_holds_foreign_source_gets_no_executable_memory() {
+        for binds in [false, true] {
+            assert!(!Role::Js.rights(binds).exec_memory);
+            assert!(!Role::Js.rights(binds).threads);
+            assert!(!Role::Js.rights(binds).files);
+            assert!(!Role::Git.rights(binds).exec_memory);
+            assert!(Role::Gpu.rights(binds).exec_memory);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Everything in this crate that the compiler cannot check: starting a process, mapping memory, the
+//! clocks of other threads, signals. Small functions, each with its reason.
+
+mod clock;
+mod inherited;
+mod launch;
+mod mapping;
+mod signal;
+
+pub(crate) use clock::{ThreadClock, process_cpu_us};
+pub(crate) use inherited::{look_at_host, take_host};
+pub(crate) use launch::{Identity, Launch, Launched};
+pub(crate) use mapping::Mapping;
+pub(crate) use signal::{ABORTED_STATUS, abort_ends_with_a_status, end_now, unblock_all};

@@ -1,0 +1,62 @@
+//! Processor time of one process or one thread, as the kernel counts it.
+
+use rustix::thread::gettid;
+
+/// The kernel's code for "scheduler time" in a clock's number, and for "of one thread".
+const SCHEDULER: i32 = 2;
+const ONE_THREAD: i32 = 4;
+
+/// Processor time that process `pid` has used, all threads together, microseconds. `None` once it is
+/// gone.
+pub(crate) fn process_cpu_us(pid: i32) -> Option<u64> {
+    read(!pid << 3 | SCHEDULER)
+}
+
+/// The clock of one thread of this process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadClock(i32);
+
+impl ThreadClock {
+    /// Of the calling thread; may be read by any other.
+    pub(crate) fn of_this_thread() -> Self {
+        let tid = gettid().as_raw_nonzero().get();
+        Self(!tid << 3 | SCHEDULER | ONE_THREAD)
+    }
+
+    /// Microseconds; zero once the thread is gone.
+    pub(crate) fn us(self) -> u64 {
+        read(self.0).unwrap_or(0)
+    }
+}
+
+fn read(clock: i32) -> Option<u64> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a timespec of ours; a number that is no clock is refused with EINVAL.
+    let outcome = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    if outcome != 0 {
+        return None;
+    }
+    let seconds = u64::try_from(time.tv_sec).ok()?;
+    let nanos = u64::try_from(time.tv_nsec).ok()?;
+    Some(seconds * 1_000_000 + nanos / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_moves_the_clocks_of_its_thread_and_process() {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let thread = ThreadClock::of_this_thread();
+        let before = (thread.us(), process_cpu_us(pid).expect("we live"));
+        while thread.us() < before.0 + 2000 {
+            std::hint::spin_loop();
+        }
+        assert!(process_cpu_us(pid).expect("we live") >= before.1 + 2000);
+        assert_eq!(process_cpu_us(i32::MAX - 1), None);
+    }
+}

@@ -1,0 +1,351 @@
+//! Starting a process: one `clone3` with every namespace, a few system calls, `execveat`.
+//!
+//! Between the two the child is a copy of a process with many threads, of which only one was copied:
+//! any lock may be held for ever. [`child`] therefore makes system calls only, on what was prepared
+//! before: no allocation, no lock, no library function that could take one. It does not return, so
+//! that no destructor runs either. What needs more than that is done after the exec, by the worker
+//! itself, before it reads anything foreign.
+
+use std::ffi::{CString, c_char};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::{fs, ptr};
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    Resource, Rlimit, Signal, chdir, set_parent_process_death_signal, setrlimit, setsid,
+};
+
+use crate::setup::{HOST_FD, Namespaces};
+
+/// `CLONE_CLEAR_SIGHAND` and `CLONE_INTO_CGROUP`, which do not fit the type of libc's constants.
+const CLEAR_SIGNAL_HANDLERS: u64 = 0x1_0000_0000;
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+/// Lowest number of a descriptor that is prepared: above those that are placed.
+const PREPARED_FD_MIN: RawFd = 10;
+/// What a child that could not execute ends with; nobody reads it, the pipe says more.
+const NOT_STARTED: i32 = 127;
+
+/// What is to be started, all of it made before the clone.
+pub(crate) struct Launch<'a> {
+    /// None: a trial that ends where it would execute.
+    pub(crate) executable: Option<BorrowedFd<'a>>,
+    pub(crate) arguments: &'a [CString],
+    pub(crate) environment: &'a [CString],
+    /// Becomes standard input.
+    pub(crate) null: BorrowedFd<'a>,
+    /// Becomes standard output and error.
+    pub(crate) output: BorrowedFd<'a>,
+    /// Becomes descriptor 3.
+    pub(crate) host: BorrowedFd<'a>,
+    pub(crate) limits: &'a [(Resource, Rlimit)],
+    pub(crate) namespaces: Namespaces,
+    pub(crate) identity: Identity,
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// Who the process is, outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// Who its parent is.
+    Own,
+    /// This user and group, who is root inside its user namespace. Needs a privileged parent.
+    Other(u32),
+}
+
+/// A process that has executed.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Where a start failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Prepare,
+    Clone,
+    Identity,
+    Streams,
+    Limits,
+    Execute,
+}
+
+/// A start that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{stage:?}: {source}")]
+pub(crate) struct LaunchError {
+    pub(crate) stage: Stage,
+    #[source]
+    source: io::Error,
+}
+
+impl LaunchError {
+    fn at(stage: Stage) -> impl Fn(io::Error) -> Self {
+        move |source| Self { stage, source }
+    }
+}
+
+impl Launch<'_> {
+    /// Starts it and waits until it has executed. The calling thread is the one whose end the child
+    /// does not survive.
+    pub(crate) fn start(&self) -> Result<Launched, LaunchError> {
+        let prepare = LaunchError::at(Stage::Prepare);
+        let high = |fd: BorrowedFd<'_>| {
+            rustix::io::fcntl_dupfd_cloexec(fd, PREPARED_FD_MIN)
+                .map_err(|error| LaunchError::at(Stage::Prepare)(error.into()))
+        };
+        let (null, output, host) = (high(self.null)?, high(self.output)?, high(self.host)?);
+        let executable = self.executable.map(high).transpose()?;
+        let (low_go_read, go_write) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare(error.into()))?;
+        let (told_read, low_told_write) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare(error.into()))?;
+        let (go_read, told_write) = (high(low_go_read.as_fd())?, high(low_told_write.as_fd())?);
+        // Ends of the child's that stay open here would keep its own end from being seen.
+        drop((low_go_read, low_told_write));
+        let arguments = pointers(self.arguments);
+        let environment = pointers(self.environment);
+        let prepared = Prepared {
+            executable: executable.as_ref().map(AsFd::as_fd),
+            arguments: &arguments,
+            environment: &environment,
+            streams: [null.as_fd(), output.as_fd(), output.as_fd(), host.as_fd()],
+            limits: self.limits,
+            identity: self.identity,
+            namespaces: self.namespaces,
+            go: go_read.as_fd(),
+            told: told_write.as_fd(),
+            parent_go: go_write.as_fd(),
+        };
+        let child = self.clone_process(&prepared)?;
+        // The child's ends must not be held here, or its end would not be seen.
+        drop((go_read, told_write));
+        let outcome = self
+            .map_users(child.pid)
+            .and_then(|()| fs::File::from(go_write).write_all(&[1]))
+            .map_err(LaunchError::at(Stage::Identity))
+            .and_then(|()| told(told_read));
+        if let Err(error) = outcome {
+            end(&child);
+            return Err(error);
+        }
+        if self.executable.is_none() {
+            end(&child);
+        }
+        Ok(child)
+    }
+
+    fn clone_process(&self, prepared: &Prepared<'_>) -> Result<Launched, LaunchError> {
+        let mut pidfd: RawFd = -1;
+        // SAFETY: all fields are numbers, for which zero means "none".
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = flags(self.namespaces);
+        arguments.pidfd = (&raw mut pidfd) as u64;
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        if let Some(group) = self.cgroup {
+            arguments.flags |= INTO_CGROUP;
+            arguments.cgroup = u64::from(group.as_raw_fd().unsigned_abs());
+        }
+        let size = size_of::<libc::clone_args>();
+        // SAFETY: the arguments are a clone_args and its size, and outlive the call. No memory is
+        // shared with the child (no CLONE_VM) and no stack given, so that it goes on here, on a copy
+        // of everything, as after fork. It then runs `child` alone, which keeps to what is allowed.
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size) };
+        if pid == 0 {
+            child(prepared);
+        }
+        if pid < 0 {
+            return Err(LaunchError::at(Stage::Clone)(io::Error::last_os_error()));
+        }
+        // SAFETY: the kernel has just stored a new descriptor there, which nobody else owns.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        let pid = i32::try_from(pid).unwrap_or(i32::MAX);
+        Ok(Launched { pid, pidfd })
+    }
+
+    /// Says who is who inside the child's user namespace. Only the parent may say this of anybody but
+    /// itself, and the child of nobody.
+    fn map_users(&self, pid: i32) -> io::Result<()> {
+        if !self.namespaces.user {
+            return Ok(());
+        }
+        let (user, group) = match self.identity {
+            Identity::Other(id) => (id, id),
+            Identity::Own => {
+                // Without privileges a group is mapped only by who can no longer drop one.
+                fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+                let user = rustix::process::geteuid().as_raw();
+                (user, rustix::process::getegid().as_raw())
+            }
+        };
+        fs::write(format!("/proc/{pid}/uid_map"), format!("0 {user} 1\n"))?;
+        fs::write(format!("/proc/{pid}/gid_map"), format!("0 {group} 1\n"))
+    }
+}
+
+fn flags(namespaces: Namespaces) -> u64 {
+    let mut flags = CLEAR_SIGNAL_HANDLERS | libc::CLONE_PIDFD as u64;
+    for (wanted, flag) in [
+        (namespaces.ipc, libc::CLONE_NEWIPC),
+        (namespaces.mount, libc::CLONE_NEWNS),
+        (namespaces.net, libc::CLONE_NEWNET),
+        (namespaces.pid, libc::CLONE_NEWPID),
+        (namespaces.user, libc::CLONE_NEWUSER),
+    ] {
+        if wanted {
+            flags |= u64::from(flag.unsigned_abs());
+        }
+    }
+    flags
+}
+
+/// The strings as execve wants them: addresses, and a null at the end.
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    let addresses = strings.iter().map(|string| string.as_ptr());
+    addresses.chain([ptr::null()]).collect()
+}
+
+/// What the child said: nothing, when it executed and the pipe closed by itself.
+fn told(pipe: OwnedFd) -> Result<(), LaunchError> {
+    let mut bytes = Vec::new();
+    fs::File::from(pipe)
+        .read_to_end(&mut bytes)
+        .map_err(LaunchError::at(Stage::Execute))?;
+    let Some((stage, errno)) = bytes.split_first() else {
+        return Ok(());
+    };
+    let stage = match *stage {
+        1 => Stage::Clone,
+        2 => Stage::Identity,
+        3 => Stage::Streams,
+        4 => Stage::Limits,
+        _ => Stage::Execute,
+    };
+    let errno = <[u8; 4]>::try_from(errno).map_or(0, i32::from_ne_bytes);
+    Err(LaunchError::at(stage)(io::Error::from_raw_os_error(errno)))
+}
+
+/// Kills and collects a child that is of no use.
+fn end(child: &Launched) {
+    // It may have ended by itself.
+    let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
+    let id = rustix::process::WaitId::PidFd(child.pidfd.as_fd());
+    let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+}
+
+/// What the child uses.
+struct Prepared<'a> {
+    executable: Option<BorrowedFd<'a>>,
+    arguments: &'a [*const c_char],
+    environment: &'a [*const c_char],
+    streams: [BorrowedFd<'a>; 4],
+    limits: &'a [(Resource, Rlimit)],
+    identity: Identity,
+    namespaces: Namespaces,
+    go: BorrowedFd<'a>,
+    told: BorrowedFd<'a>,
+    parent_go: BorrowedFd<'a>,
+}
+
+/// The child, until it is another program. System calls only; see the head of this file.
+fn child(prepared: &Prepared<'_>) -> ! {
+    let Err((stage, errno)) = prepared.run() else {
+        // A trial that came through.
+        super::end_now(0);
+    };
+    let number = errno.raw_os_error().to_ne_bytes();
+    let message = [stage as u8, number[0], number[1], number[2], number[3]];
+    // A parent that is gone needs to know nothing.
+    let _ = rustix::io::write(prepared.told, &message);
+    super::end_now(NOT_STARTED)
+}
+
+impl Prepared<'_> {
+    fn run(&self) -> Result<(), (Stage, Errno)> {
+        self.wait_for_users()?;
+        self.become_somebody().map_err(|e| (Stage::Identity, e))?;
+        self.place_streams().map_err(|e| (Stage::Streams, e))?;
+        for (resource, limit) in self.limits {
+            setrlimit(*resource, *limit).map_err(|e| (Stage::Limits, e))?;
+        }
+        let Some(executable) = self.executable else {
+            return Ok(());
+        };
+        let flags = libc::AT_EMPTY_PATH;
+        // SAFETY: path, arguments and environment are strings that end with a null, in arrays that
+        // end with one, made before the clone and never freed here.
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                executable.as_raw_fd(),
+                c"".as_ptr(),
+                self.arguments.as_ptr(),
+                self.environment.as_ptr(),
+                flags,
+            );
+        }
+        Err((Stage::Execute, last_errno()))
+    }
+
+    /// Until the parent has said who is who. A parent that ends never says it.
+    fn wait_for_users(&self) -> Result<(), (Stage, Errno)> {
+        // The copy of the parent's own end would keep the pipe open for ever.
+        // SAFETY: close takes a number; this copy of the descriptor is used by nobody in the child.
+        unsafe { libc::close(self.parent_go.as_raw_fd()) };
+        let mut byte = [0];
+        match rustix::io::read(self.go, &mut byte) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err((Stage::Identity, Errno::CANCELED)),
+            Err(errno) => Err((Stage::Identity, errno)),
+        }
+    }
+
+    fn become_somebody(&self) -> Result<(), Errno> {
+        if self.namespaces.user && matches!(self.identity, Identity::Other(_)) {
+            // SAFETY: numbers, and a list of none. glibc's own functions would tell every thread of a
+            // process whose other threads are not here.
+            let outcome = unsafe {
+                libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>())
+                    | libc::syscall(libc::SYS_setresgid, 0, 0, 0)
+                    | libc::syscall(libc::SYS_setresuid, 0, 0, 0)
+            };
+            if outcome != 0 {
+                return Err(last_errno());
+            }
+        }
+        // After the user: changing it clears the signal.
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        setsid()?;
+        chdir(c"/")
+    }
+
+    fn place_streams(&self) -> Result<(), Errno> {
+        for (target, stream) in (0..).zip(&self.streams) {
+            // SAFETY: dup3 takes numbers; 0 to 3 are the child's to give, and what it still needs
+            // lies above them.
+            if unsafe { libc::dup3(stream.as_raw_fd(), target, 0) } < 0 {
+                return Err(last_errno());
+            }
+        }
+        let first = HOST_FD.unsigned_abs() + 1;
+        let flags = libc::CLOSE_RANGE_CLOEXEC;
+        // SAFETY: numbers only. Descriptors stay open until the exec, then none is left but four.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) } != 0 {
+            return Err(last_errno());
+        }
+        Ok(())
+    }
+}
+
+/// What the C library's wrapper has just stored.
+fn last_errno() -> Errno {
+    // SAFETY: the address is the calling thread's own.
+    let errno = unsafe { *libc::__errno_location() };
+    Errno::from_raw_os_error(errno)
+}
+
+/// The numbers of the stages are what `told` reads.
+const _: () = assert!(Stage::Clone as u8 == 1 && Stage::Execute as u8 == 5);

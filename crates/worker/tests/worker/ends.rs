@@ -1,0 +1,175 @@
+//! Workers that end by themselves, or say what is no message.
+
+use std::time::Duration;
+
+use alknet_worker::{CallError, FromWorker, Hash, Loss, Reason, Reply, Role, Told, Workers};
+
+use crate::act::{Act, Said};
+use crate::host::{
+    LONG, answers, ask, ask_as, block_on, config, errno, limits, open, request, said, stat, until,
+    workers,
+};
+
+#[track_caller]
+fn lost(outcome: Result<alknet_worker::Answer, CallError>) -> Loss {
+    match outcome {
+        Err(CallError::Lost(loss)) => loss,
+        other => panic!("a loss, not {other:?}"),
+    }
+}
+
+/// One worker per act; another tenant answers all the while, and everybody is collected.
+#[test]
+fn crashes_end_one_worker_and_say_how() {
+    let workers = workers();
+    let other = open(&workers, Role::Js, "other");
+    for role in [Role::Js, Role::Gpu, Role::Git, Role::JsGpu] {
+        for (act, reason, signal) in [
+            (Act::Segv, Reason::Crash, Some(libc::SIGSEGV)),
+            (Act::Abort, Reason::Crash, Some(libc::SIGABRT)),
+            (Act::Bus, Reason::Crash, Some(libc::SIGBUS)),
+            (Act::Exit(7), Reason::Exit, None),
+        ] {
+            let session = open(&workers, role, "hostile");
+            let pid = session.pid();
+            let loss = lost(ask(&session, &act));
+            assert_eq!(
+                (loss.reason, loss.signal),
+                (reason, signal),
+                "{role} {act:?}: {loss}"
+            );
+            assert!(answers(&other), "{role} {act:?}");
+            until("it is collected", || stat(pid).is_none());
+        }
+    }
+    let count = |reason| workers.stats().ended.get(&reason).copied();
+    until("all are counted", || {
+        (count(Reason::Crash), count(Reason::Exit)) == (Some(12), Some(4))
+    });
+}
+
+#[test]
+fn a_panic_s_last_words_are_kept() {
+    let workers = workers();
+    let session = open(&workers, Role::Js, "a");
+    // The thread of the call is gone, the worker is not: the call ends at its limit, and the next
+    // finds another thread.
+    let call = session.call(request(&Act::Panic), limits(Duration::from_secs(2)), None);
+    let error = call.wait().expect_err("nobody answers");
+    assert_eq!(error.code(), "E_TIMEOUT");
+}
+
+#[test]
+fn what_is_no_message_ends_the_worker() {
+    let workers = workers();
+    let mut deep = vec![0x81; 5000];
+    deep.splice(0..0, 5001_u32.to_le_bytes());
+    deep.push(0);
+    let unknown = [5_u32.to_le_bytes().to_vec(), b"\xa1\x61m\x61x".to_vec()].concat();
+    for (act, reason) in [
+        (Act::Garbage(vec![0xff; 64]), Reason::Protocol),
+        (Act::Garbage(0_u32.to_le_bytes().to_vec()), Reason::Protocol),
+        (
+            Act::Garbage((2_u32 << 20).to_le_bytes().to_vec()),
+            Reason::Protocol,
+        ),
+        (Act::Garbage(deep), Reason::Protocol),
+        (Act::Garbage(unknown), Reason::Protocol),
+        (Act::ManyDescriptors, Reason::Protocol),
+        (Act::ResultUnasked, Reason::Protocol),
+        (Act::Flood(65), Reason::Flood),
+        (Act::CloseChannel, Reason::ClosedChannel),
+    ] {
+        let session = open(&workers, Role::Js, "hostile");
+        let pid = session.pid();
+        // Kept busy, so that there is a call to be lost whichever comes first.
+        let busy = session.call(request(&Act::Sleep(600_000)), limits(LONG), None);
+        let _dropping_would_abort = session.call(request(&act), limits(LONG), None);
+        let loss = lost(busy.wait());
+        assert_eq!(loss.reason, reason, "{act:?}: {loss}");
+        println!("{loss}");
+        until("it is collected", || stat(pid).is_none());
+    }
+}
+
+#[test]
+fn memory_over_the_limit_ends_the_worker() {
+    let mut config = config();
+    for role in &mut config.roles {
+        role.memory_bytes = 64 << 20;
+    }
+    let workers = Workers::start(config).expect("a supervisor");
+    let session = open(&workers, Role::Js, "a");
+    assert!(ask(&session, &Act::Allocate(16 << 20)).is_ok());
+    let grown = session.call(request(&Act::Allocate(100 << 20)), limits(LONG), None);
+    let stays = session.call(request(&Act::Sleep(600_000)), limits(LONG), None);
+    // Dropping it would end the worker for another reason.
+    let (grown, loss) = (grown.wait(), lost(stays.wait()));
+    assert_eq!(loss.reason, Reason::Memory, "{loss} {grown:?}");
+}
+
+#[test]
+fn three_crashes_quarantine_an_operation_and_no_other() {
+    let workers = workers();
+    let (bad, good) = (Hash([1; 32]), Hash([2; 32]));
+    for _ in 0..3 {
+        let session = open(&workers, Role::Js, "a");
+        assert_eq!(
+            lost(ask_as(&session, &Act::Segv, bad)).reason,
+            Reason::Crash
+        );
+    }
+    let session = open(&workers, Role::Js, "a");
+    let refused = ask_as(&session, &Act::Inside, bad).expect_err("in quarantine");
+    assert!(matches!(refused, CallError::Quarantined), "{refused}");
+    assert_eq!(workers.stats().quarantined, 1);
+    assert!(ask_as(&session, &Act::Inside, good).is_ok());
+    assert!(block_on(workers.release(bad)));
+    assert!(ask_as(&session, &Act::Inside, bad).is_ok());
+}
+
+#[test]
+fn values_of_all_sizes_come_back_whole() {
+    let workers = workers();
+    let session = open(&workers, Role::Js, "a");
+    for bytes in [0, 1, 65_535, 65_536, 1 << 20, 64 << 20] {
+        let answer = ask(&session, &Act::Value(bytes)).expect("a value");
+        assert_eq!(answer.fds.len(), usize::from(bytes > 65_535));
+        let Reply::Ok(blob) = answer.reply else {
+            panic!("a fault");
+        };
+        let value = blob.read(&answer.fds, 64 << 20).expect("whole");
+        assert!(value.len() == bytes && value.iter().all(|byte| *byte == 0x5a));
+    }
+}
+
+#[test]
+fn a_worker_calls_its_host_and_logs_within_bounds() {
+    let workers = workers();
+    let mut session = open(&workers, Role::Js, "a");
+    let call = session.call(request(&Act::Ask("fs/read".to_owned())), limits(LONG), None);
+    let (message, _) = block_on(session.next()).expect("a call");
+    let FromWorker::Call { sid, id, op, .. } = message else {
+        panic!("{message:?}");
+    };
+    assert_eq!((sid, &*op), (session.sid(), "fs/read"));
+    let body = alknet_worker::Body::of(&Said::Errno(42)).expect("CBOR");
+    let reply = Reply::Ok(alknet_worker::Blob::Inline(body));
+    session
+        .tell(Told::Reply { id, reply }, Vec::new())
+        .expect("it reads");
+    assert_eq!(said(call.wait().expect("the reply")), Said::Errno(42));
+
+    assert!(ask(&session, &Act::Log(100, 1000)).is_ok());
+    let mut lines = 0;
+    while let Some((FromWorker::Log { .. }, _)) = session.try_next() {
+        lines += 1;
+    }
+    let dropped = workers.stats().log_dropped;
+    assert!((60..100).contains(&lines), "{lines}");
+    assert_eq!(dropped, (100 - lines) * 1000);
+    assert_eq!(
+        errno(&session, &Act::Try(crate::act::Call::Open)),
+        libc::EPERM
+    );
+}

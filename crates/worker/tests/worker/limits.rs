@@ -1,0 +1,152 @@
+//! Limits of calls. What is asserted is who ended and why; the times are printed.
+
+use std::time::{Duration, Instant};
+
+use alknet_worker::{CallError, CallLimits, Cause, Reason, Role};
+
+use crate::act::Act;
+use crate::host::{LONG, answers, limits, open, request, stands_still, stat, until, workers};
+
+const MS_300: Duration = Duration::from_millis(300);
+
+#[track_caller]
+fn ended(outcome: Result<alknet_worker::Answer, CallError>) -> (Cause, bool) {
+    match outcome {
+        Err(CallError::Limit { cause, killed }) => (cause, killed),
+        other => panic!("a limit, not {other:?}"),
+    }
+}
+
+/// What does not answer is killed from outside while another tenant keeps answering.
+#[test]
+fn native_loops_and_sleeps_are_killed_at_their_limit() {
+    let workers = workers();
+    let other = open(&workers, Role::Js, "other");
+    for (round, act) in [Act::Spin { obeys: false }, Act::Sleep(600_000)]
+        .iter()
+        .enumerate()
+    {
+        let session = open(&workers, Role::Js, &format!("hostile {round}"));
+        let pid = session.pid();
+        let began = Instant::now();
+        let call = session.call(request(act), limits(MS_300), None);
+        assert!(answers(&other));
+        assert_eq!(ended(call.wait()), (Cause::Wall, true));
+        let answered = began.elapsed();
+        until("no instruction runs", || {
+            stat(pid).is_none_or(|(state, _)| "ZX".contains(state))
+        });
+        let dead = began.elapsed();
+        assert!(stands_still(pid));
+        assert!(answers(&other));
+        println!("limit 300 ms, answered after {answered:?}, dead after {dead:?}: {act:?}");
+    }
+    until("both are counted", || {
+        workers.stats().ended.get(&Reason::Wall) == Some(&2)
+    });
+    let death = workers.stats().death;
+    assert!(death.is_some());
+    println!("limit to death, p50 and p99: {death:?}");
+}
+
+#[test]
+fn a_call_that_obeys_ends_and_its_worker_lives_on() {
+    let workers = workers();
+    let session = open(&workers, Role::Js, "a");
+    let call = session.call(request(&Act::Spin { obeys: true }), limits(MS_300), None);
+    let (cause, killed) = ended(call.wait());
+    // On a machine so busy that the worker did not run for 20 ms it is killed, which is right too.
+    assert_eq!(cause, Cause::Wall);
+    assert!(killed || answers(&session));
+}
+
+#[test]
+fn processor_time_runs_out_for_who_works_and_not_for_who_waits() {
+    let workers = workers();
+    let session = open(&workers, Role::Js, "a");
+    let budget = CallLimits {
+        wall: LONG,
+        cpu: Some(MS_300),
+        gpu: None,
+    };
+    let waits = session.call(request(&Act::Sleep(1500)), budget, None);
+    assert!(waits.wait().is_ok(), "waiting costs nothing");
+    let began = Instant::now();
+    let works = session.call(request(&Act::Spin { obeys: false }), budget, None);
+    assert_eq!(ended(works.wait()), (Cause::Cpu, true));
+    println!(
+        "300 ms of processor time were over after {:?}",
+        began.elapsed()
+    );
+}
+
+#[test]
+fn a_gpu_worker_is_killed_at_its_gpu_time() {
+    let workers = workers();
+    let session = open(&workers, Role::Gpu, "a");
+    let budget = CallLimits {
+        wall: LONG,
+        cpu: None,
+        gpu: Some(MS_300),
+    };
+    let call = session.call(request(&Act::Sleep(600_000)), budget, None);
+    let error = call.wait().expect_err("a limit");
+    assert_eq!(error.code(), "E_GPU_TIMEOUT");
+    assert_eq!(ended(Err(error)), (Cause::Gpu, true));
+}
+
+#[test]
+fn a_worker_without_heartbeats_is_lost() {
+    let mut config = crate::host::config();
+    config.silence = Duration::from_millis(500);
+    let workers = alknet_worker::Workers::start(config).expect("a supervisor");
+    let session = open(&workers, Role::Js, "a");
+    let call = session.call(request(&Act::Silence), limits(LONG), None);
+    let error = call.wait().expect_err("a limit");
+    assert_eq!(error.code(), "E_WORKER_LOST");
+    assert_eq!(ended(Err(error)), (Cause::Silent, true));
+    until("it is collected", || {
+        workers.stats().ended.contains_key(&Reason::Silent)
+    });
+}
+
+#[test]
+fn a_call_that_is_given_up_ends_with_its_worker_if_need_be() {
+    let workers = workers();
+    let session = open(&workers, Role::Js, "a");
+    let call = session.call(request(&Act::Sleep(600_000)), limits(LONG), None);
+    call.abort();
+    let error = call.wait().expect_err("it was given up");
+    assert_eq!(error.code(), "E_ABORT");
+    assert_eq!(ended(Err(error)), (Cause::Aborted, true));
+    // Dropped, nobody waits for it; it is given up all the same.
+    let session = open(&workers, Role::Js, "b");
+    let pid = session.pid();
+    drop(session.call(request(&Act::Spin { obeys: false }), limits(LONG), None));
+    until("the worker is killed", || stat(pid).is_none());
+    until("it is counted", || {
+        workers.stats().ended.get(&Reason::Abort) == Some(&2)
+    });
+}
+
+#[test]
+fn a_service_is_asked_to_leave_and_then_made_to() {
+    let workers = workers();
+    let session = open(&workers, Role::Js, "a");
+    let answer = session.drain().wait().expect("its last words");
+    assert_eq!(
+        crate::host::said(answer),
+        crate::act::Said::Text("disposed".to_owned())
+    );
+    // All threads of this one are in native sleeps: nobody reads the farewell.
+    let session = open(&workers, Role::Js, "b");
+    let pid = session.pid();
+    let busy: Vec<_> = (0..3)
+        .map(|_| session.call(request(&Act::Sleep(600_000)), limits(LONG), None))
+        .collect();
+    assert_eq!(ended(session.drain().wait()), (Cause::Drain, true));
+    for call in busy {
+        assert_eq!(call.wait().expect_err("a sibling").code(), "E_WORKER_LOST");
+    }
+    until("the worker is gone", || stat(pid).is_none());
+}

@@ -1,0 +1,8 @@
+//! Real workers, most of them hostile, watched from outside.
+
+mod act;
+mod ends;
+mod host;
+mod limits;
+mod pool;
+mod walls;

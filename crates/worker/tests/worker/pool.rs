@@ -1,0 +1,129 @@
+//! Who shares a worker, who does not, and when workers come and go.
+
+use std::time::Duration;
+
+use alknet_worker::{CallError, Lease, Reason, Role, RoleConfig, WorkerError, Workers};
+
+use crate::act::Act;
+use crate::host::{answers, ask, block_on, config, limits, open, request, stat, until, workers};
+
+#[test]
+fn tenants_have_workers_of_their_own_and_share_the_fate_of_their_sessions() {
+    let workers = workers();
+    let a = [open(&workers, Role::Js, "a"), open(&workers, Role::Js, "a")];
+    let alone = block_on(workers.open(Lease::new(Role::Js, "a").alone())).expect("a session");
+    let b = open(&workers, Role::Js, "b");
+    assert_eq!(a[0].pid(), a[1].pid());
+    assert!(a[0].pid() != b.pid() && alone.pid() != a[0].pid() && alone.pid() != b.pid());
+    let sibling = a[1].call(
+        request(&Act::Sleep(600_000)),
+        limits(crate::host::LONG),
+        None,
+    );
+    assert!(matches!(ask(&a[0], &Act::Segv), Err(CallError::Lost(_))));
+    assert_eq!(
+        sibling.wait().expect_err("it shares the fate").code(),
+        "E_WORKER_LOST"
+    );
+    assert!(answers(&alone) && answers(&b));
+    assert!(matches!(
+        ask(&a[1], &Act::Inside),
+        Err(CallError::SessionClosed)
+    ));
+    let again = open(&workers, Role::Js, "a");
+    assert!(answers(&again));
+}
+
+#[test]
+fn a_warm_worker_waits_and_is_replaced() {
+    let workers = workers();
+    let idle = |workers: &Workers| {
+        let stats = workers.stats();
+        stats.workers.get(&Role::Js).copied().unwrap_or(0)
+    };
+    until("one is kept warm", || idle(&workers) == 1);
+    let _session = open(&workers, Role::Js, "a");
+    until("another takes its place", || idle(&workers) == 2);
+    assert_eq!(workers.stats().sessions, 1);
+    assert_eq!(
+        workers.stats().workers.get(&Role::Gpu),
+        None,
+        "nobody asked for one"
+    );
+}
+
+#[test]
+fn there_are_no_more_workers_than_may_be() {
+    let mut config = config();
+    config.workers_max = 2;
+    let workers = Workers::start(config).expect("a supervisor");
+    let a = open(&workers, Role::Js, "a");
+    let b = open(&workers, Role::Js, "b");
+    let refused = block_on(workers.open(Lease::new(Role::Js, "c")));
+    assert!(
+        matches!(refused, Err(WorkerError::Overloaded)),
+        "{refused:?}"
+    );
+    let pid = a.pid();
+    drop(a);
+    let c = open(&workers, Role::Js, "c");
+    until("an idle one made room", || stat(pid).is_none());
+    assert!(answers(&b) && answers(&c));
+}
+
+#[test]
+fn what_cannot_start_is_an_error_and_no_endless_loop() {
+    let mut config = config();
+    config.executable = alknet_worker::Executable::File("/etc/hostname".into());
+    config.roles = vec![RoleConfig::new(Role::Js)];
+    let workers = Workers::start(config).expect("a supervisor");
+    let refused = block_on(workers.open(Lease::new(Role::Js, "a")));
+    assert!(
+        matches!(refused, Err(WorkerError::Start { .. })),
+        "{refused:?}"
+    );
+    let unknown = block_on(workers.open(Lease::new(Role::Git, "a")));
+    assert!(
+        matches!(unknown, Err(WorkerError::NotConfigured(Role::Git))),
+        "{unknown:?}"
+    );
+}
+
+#[test]
+fn a_program_that_is_no_worker_is_given_up() {
+    let mut config = config();
+    config.executable = alknet_worker::Executable::File("/bin/true".into());
+    let workers = Workers::start(config).expect("a supervisor");
+    let refused = block_on(workers.open(Lease::new(Role::Gpu, "a")));
+    assert!(
+        matches!(refused, Err(WorkerError::Start { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_copy_in_sealed_memory_runs_as_well() {
+    let program = std::fs::read(crate::host::probe()).expect("the probe");
+    let sealed = alknet_worker::Sealed::of(&program).expect("sealed");
+    let mut config = config();
+    config.executable = alknet_worker::Executable::Memory(sealed);
+    let workers = Workers::start(config).expect("a supervisor");
+    assert!(answers(&open(&workers, Role::Js, "a")));
+}
+
+#[test]
+fn shutting_down_ends_everybody() {
+    let workers = workers();
+    let session = open(&workers, Role::Js, "a");
+    let pid = session.pid();
+    let act = request(&Act::Sleep(600_000));
+    let call = session.call(act, limits(Duration::from_secs(600)), None);
+    block_on(workers.shutdown());
+    assert!(stat(pid).is_none());
+    match call.wait() {
+        Err(CallError::Lost(loss)) => assert_eq!(loss.reason, Reason::Shutdown),
+        other => panic!("{other:?}"),
+    }
+    let refused = block_on(workers.open(Lease::new(Role::Js, "a")));
+    assert!(matches!(refused, Err(WorkerError::Stopped)), "{refused:?}");
+}

@@ -1,0 +1,213 @@
+//! What no honest worker does.
+
+use std::io;
+use std::ptr;
+
+use crate::act::Call;
+
+/// The host's socket.
+const HOST: i32 = 3;
+
+/// Descriptors that this process has.
+pub(crate) fn open_descriptors() -> Vec<i32> {
+    // SAFETY: numbers only.
+    (0..64)
+        .filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0)
+        .collect()
+}
+
+pub(crate) fn allocate(bytes: u64) {
+    let mut memory = vec![0_u8; usize::try_from(bytes).expect("it fits")];
+    for page in memory.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    std::hint::black_box(&memory);
+    std::mem::forget(memory);
+}
+
+/// Reads a page of a map whose file has shrunk.
+pub(crate) fn bus() -> ! {
+    // SAFETY: that it is not safe is the point: the kernel answers with SIGBUS.
+    unsafe {
+        let memory = libc::memfd_create(c"probe".as_ptr(), 0);
+        libc::ftruncate(memory, 8192);
+        let start = libc::mmap(
+            ptr::null_mut(),
+            8192,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            memory,
+            0,
+        );
+        libc::ftruncate(memory, 0);
+        std::hint::black_box(start.cast::<u8>().read_volatile());
+    }
+    std::process::exit(3)
+}
+
+pub(crate) fn segv() {
+    // SAFETY: that it is not safe is the point.
+    unsafe { ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
+}
+
+/// Closes the channel and lives on. The control thread would end the process when it notices.
+pub(crate) fn close_channel() -> ! {
+    if halt_control_thread().is_none() {
+        // SAFETY: a number only. Closing alone would not end the channel while another thread waits
+        // in it.
+        unsafe { libc::shutdown(HOST, libc::SHUT_RDWR) };
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+pub(crate) fn send_raw(bytes: &[u8]) {
+    // SAFETY: the bytes are ours for as long as the call takes.
+    unsafe { libc::send(HOST, bytes.as_ptr().cast(), bytes.len(), 0) };
+}
+
+/// One byte with 30 descriptors.
+pub(crate) fn send_many_descriptors() {
+    const MANY: usize = 30;
+    let fds = [HOST; MANY];
+    let mut byte = 4_u8;
+    let mut part = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    let bytes = size_of_val(&fds);
+    let mut control = [0_u64; 64];
+    // SAFETY: the control buffer is aligned and larger than the one message in it; everything
+    // outlives the call.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(u32::try_from(bytes).expect("few")) as usize;
+        let first = libc::CMSG_FIRSTHDR(&raw const message);
+        (*first).cmsg_level = libc::SOL_SOCKET;
+        (*first).cmsg_type = libc::SCM_RIGHTS;
+        (*first).cmsg_len = libc::CMSG_LEN(u32::try_from(bytes).expect("few")) as usize;
+        ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(first), bytes);
+        libc::sendmsg(HOST, &raw const message, 0);
+    }
+}
+
+extern "C" fn for_ever(_: libc::c_int) {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// Sends the control thread, which is the first that was started, into a signal handler that never
+/// returns. Returns an error number if that did not work.
+fn halt_control_thread() -> Option<i32> {
+    // SAFETY: the handler touches nothing; the number of the thread is this process's own.
+    unsafe {
+        libc::signal(libc::SIGUSR1, for_ever as *const () as usize);
+        let pid = libc::getpid();
+        if libc::syscall(libc::SYS_tgkill, pid, pid + 1, libc::SIGUSR1) != 0 {
+            return Some(errno());
+        }
+    }
+    None
+}
+
+/// No heartbeat any more. Returns an error number if that did not work; else it does not return.
+pub(crate) fn silence() -> i32 {
+    if let Some(errno) = halt_control_thread() {
+        return errno;
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+fn errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(-1)
+}
+
+/// Tries a call. Zero when it worked.
+pub(crate) fn attempt(call: Call) -> i32 {
+    if matches!(call, Call::Thread) {
+        let thread = std::thread::Builder::new().spawn(|| {});
+        return match thread.map(std::thread::JoinHandle::join) {
+            Ok(_) => 0,
+            Err(error) => error.raw_os_error().unwrap_or(-1),
+        };
+    }
+    // SAFETY: each call gets numbers and addresses of constants, or of memory that it makes itself;
+    // that most are refused is the point.
+    let outcome = unsafe { raw(call) };
+    if outcome < 0 { errno() } else { 0 }
+}
+
+/// # Safety
+/// For a process that may end of it.
+unsafe fn raw(call: Call) -> i64 {
+    let none = ptr::null::<u8>();
+    // SAFETY: as above.
+    unsafe {
+        match call {
+            Call::Bpf => libc::syscall(libc::SYS_bpf, 0, none, 0),
+            Call::Connect => {
+                let address: libc::sockaddr_un = std::mem::zeroed();
+                let bytes = size_of::<libc::sockaddr_un>() as u32;
+                libc::connect(HOST, (&raw const address).cast(), bytes).into()
+            }
+            Call::Exec => libc::syscall(libc::SYS_execve, c"/proc/self/exe".as_ptr(), none, none),
+            Call::Fork => {
+                let pid = libc::fork();
+                if pid == 0 {
+                    libc::_exit(0);
+                }
+                pid.into()
+            }
+            Call::KillEverybody => libc::kill(-1, 0).into(),
+            Call::KillParent(pid) => libc::kill(pid, libc::SIGKILL).into(),
+            Call::MapExec => map(libc::PROT_READ | libc::PROT_EXEC),
+            Call::Mount => libc::mount(
+                c"none".as_ptr(),
+                c"/".as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                ptr::null(),
+            )
+            .into(),
+            Call::Open => libc::open(c"/etc/passwd".as_ptr(), libc::O_RDONLY).into(),
+            Call::ProtectExec => {
+                let prot = libc::PROT_READ | libc::PROT_WRITE;
+                let start = pages(prot);
+                libc::mprotect(start, 4096, libc::PROT_READ | libc::PROT_EXEC).into()
+            }
+            Call::Ptrace(pid) => libc::syscall(libc::SYS_ptrace, libc::PTRACE_ATTACH, pid, 0, 0),
+            Call::Setns => libc::setns(HOST, 0).into(),
+            Call::Signal(pid) => libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGKILL),
+            Call::Socket => libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0).into(),
+            Call::Stat => {
+                let mut stat: libc::stat = std::mem::zeroed();
+                libc::stat(c"/".as_ptr(), &raw mut stat).into()
+            }
+            Call::Thread => 0,
+            Call::Unshare => libc::unshare(libc::CLONE_NEWUSER).into(),
+        }
+    }
+}
+
+/// # Safety
+/// None: the map is new.
+unsafe fn pages(protection: i32) -> *mut libc::c_void {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new map at a place of the kernel's choice.
+    unsafe { libc::mmap(ptr::null_mut(), 4096, protection, flags, -1, 0) }
+}
+
+/// # Safety
+/// As [`pages`].
+unsafe fn map(protection: i32) -> i64 {
+    // SAFETY: as above.
+    let start = unsafe { pages(protection) };
+    if start == libc::MAP_FAILED { -1 } else { 0 }
+}

@@ -1,0 +1,368 @@
+//! The walls, tried from inside and looked at from outside.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use alknet_worker::{Bind, CallError, Lease, Level, Reason, Role, Wall, WorkerError, Workers};
+
+use crate::act::{Act, Call, Inside, Said};
+use crate::host::{ask, block_on, config, errno, open, probe, said, stat, until, workers};
+
+const EPERM: i32 = libc::EPERM;
+
+fn status(pid: i32, field: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    line.expect("the field")
+        .trim_start_matches(':')
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn nothing_outside_can_be_opened_reached_or_signalled() {
+    let workers = workers();
+    let host = i32::try_from(std::process::id()).expect("a number");
+    for role in Role::ALL {
+        let session = open(&workers, role, "hostile");
+        for call in [
+            Call::Connect,
+            Call::Fork,
+            Call::KillEverybody,
+            Call::KillParent(host),
+            Call::Open,
+            Call::Signal(host),
+            Call::Socket,
+            Call::Stat,
+        ] {
+            assert_eq!(errno(&session, &Act::Try(call)), EPERM, "{role} {call:?}");
+        }
+        let generates_code = matches!(role, Role::Gpu | Role::JsGpu);
+        for call in [Call::MapExec, Call::ProtectExec] {
+            let expected = if generates_code { 0 } else { EPERM };
+            assert_eq!(
+                errno(&session, &Act::Try(call)),
+                expected,
+                "{role} {call:?}"
+            );
+        }
+        let threads = errno(&session, &Act::Try(Call::Thread));
+        if role == Role::Js {
+            assert_ne!(threads, 0, "no new threads for scripts");
+        } else {
+            assert_eq!(threads, 0, "{role} may have threads");
+        }
+    }
+}
+
+#[test]
+fn what_no_honest_worker_asks_for_ends_it_at_once() {
+    let workers = workers();
+    let host = i32::try_from(std::process::id()).expect("a number");
+    for call in [
+        Call::Bpf,
+        Call::Exec,
+        Call::Mount,
+        Call::Ptrace(host),
+        Call::Setns,
+        Call::Unshare,
+    ] {
+        let session = open(&workers, Role::Js, "hostile");
+        match ask(&session, &Act::Try(call)) {
+            Err(CallError::Lost(loss)) => {
+                assert_eq!(loss.reason, Reason::Violation, "{call:?}: {loss}");
+                assert_eq!(loss.signal, Some(libc::SIGSYS));
+            }
+            other => panic!("{call:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_worker_finds_nothing_but_its_host() {
+    let mut config = config();
+    for role in &mut config.roles {
+        role.environment = vec![("LP_NUM_THREADS".to_owned(), "1".to_owned())];
+    }
+    let workers = Workers::start(config).expect("a supervisor");
+    let session = open(&workers, Role::Js, "a");
+    let Said::Inside(inside) = said(ask(&session, &Act::Inside).expect("an answer")) else {
+        panic!("what it found");
+    };
+    let expected = Inside {
+        arguments: ["alknet", "worker", "--role", "js"]
+            .map(str::to_owned)
+            .to_vec(),
+        descriptors: vec![0, 1, 2, 3],
+        environment: vec!["LP_NUM_THREADS=1".to_owned()],
+        folder: "/".to_owned(),
+        pid: 1,
+        root: Vec::new(),
+    };
+    assert_eq!(inside, expected);
+}
+
+#[test]
+fn from_outside_the_walls_are_seen_to_stand() {
+    let workers = workers();
+    let session = open(&workers, Role::Js, "a");
+    let pid = session.pid();
+    for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(pid, field), "0000000000000000", "{field}");
+    }
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "Seccomp"), "2");
+    let user = status(pid, "Uid");
+    assert!(user.split_whitespace().all(|id| id != "0"), "{user}");
+    for namespace in ["ipc", "mnt", "net", "pid", "user"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).ok();
+        let (theirs, ours) = (of(&pid.to_string()), of("self"));
+        // Who may not look sees nothing, which is a wall as well.
+        assert!(theirs.is_none() || theirs != ours, "{namespace}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it lives");
+    let limit = |name: &str| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        let mut words = line.expect("the limit").split_whitespace();
+        (
+            words.next().map(str::to_owned),
+            words.next().map(str::to_owned),
+        )
+    };
+    for (name, value) in [
+        ("Max core file size", "0"),
+        ("Max open files", "64"),
+        ("Max stack size", "8388608"),
+        ("Max cpu time", "3600"),
+        ("Max locked memory", "0"),
+    ] {
+        let value = Some(value.to_owned());
+        assert_eq!(limit(name), (value.clone(), value), "{name}");
+    }
+    assert_ne!(limit("Max address space").0.as_deref(), Some("unlimited"));
+    let sandbox = session.sandbox();
+    println!("{} {:?}", sandbox.level, sandbox.gaps);
+    let groups = [Wall::CgroupCpu, Wall::CgroupMemory, Wall::CgroupPids];
+    let others = sandbox
+        .gaps
+        .iter()
+        .filter(|gap| !groups.contains(&gap.wall));
+    assert_eq!(others.count(), 0, "{:?}", sandbox.gaps);
+    assert_eq!(sandbox.level, Level::Partial, "no cgroup was given");
+}
+
+#[test]
+fn bound_folders_are_all_there_is_and_read_only_unless_said() {
+    let workers = workers();
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["objects", "quarantine", "other"] {
+        let path = folder.path().join(name);
+        fs::create_dir(&path).expect("a folder");
+        fs::write(path.join("file"), name).expect("a file");
+    }
+    let bind = |name: &str, writable| Bind {
+        source: folder.path().join(name).display().to_string(),
+        name: name.to_owned(),
+        writable,
+    };
+    let lease = Lease::new(Role::Git, "a")
+        .with(bind("objects", false))
+        .with(bind("quarantine", true));
+    let session = block_on(workers.open(lease)).expect("a session");
+    let text = |act: &Act| said(ask(&session, act).expect("an answer"));
+    let path = |name: &str| format!("/{name}/file");
+    assert_eq!(
+        text(&Act::Read(path("objects"))),
+        Said::Text("objects".to_owned())
+    );
+    assert_eq!(text(&Act::Write(path("objects"))), Said::Errno(libc::EROFS));
+    assert_eq!(
+        text(&Act::Write(path("quarantine"))),
+        Said::Text(String::new())
+    );
+    assert_eq!(
+        text(&Act::Write("/file".to_owned())),
+        Said::Errno(libc::EROFS)
+    );
+    for outside in [
+        "/other/file",
+        "/etc/passwd",
+        "/proc/1/stat",
+        "/objects/../../etc/passwd",
+    ] {
+        assert_eq!(
+            text(&Act::Read(outside.to_owned())),
+            Said::Errno(libc::ENOENT),
+            "{outside}"
+        );
+    }
+    let written = fs::read_to_string(folder.path().join("quarantine/file")).expect("there");
+    assert_eq!(written, "by the worker");
+    // What holds foreign source gets no folder at all.
+    let refused = block_on(workers.open(Lease::new(Role::Js, "a").with(bind("objects", false))));
+    assert!(
+        matches!(refused, Err(WorkerError::BindsRefused(Role::Js))),
+        "{refused:?}"
+    );
+    let refused = block_on(workers.open(Lease::new(Role::Git, "a").with(bind("..", false))));
+    assert!(
+        matches!(refused, Err(WorkerError::BindName(_))),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn walls_that_are_too_low_are_refused() {
+    let mut config = config();
+    config.minimum = Level::Full;
+    let workers = Workers::start(config).expect("a supervisor");
+    let refused = block_on(workers.open(Lease::new(Role::Js, "a")));
+    let Err(error @ WorkerError::Policy { .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(error.code(), "E_POLICY");
+    assert!(error.to_string().contains("partial"), "{error}");
+}
+
+/// A worker does not outlive its host, however that ends.
+#[test]
+fn a_host_that_is_killed_takes_its_workers_along() {
+    let mut host = Command::new(probe())
+        .arg("host")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a host");
+    let mut line = String::new();
+    let output = host.stdout.take().expect("its output");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a line");
+    let pid: i32 = line
+        .split(' ')
+        .next()
+        .and_then(|pid| pid.parse().ok())
+        .expect("a number");
+    assert!(stat(pid).is_some());
+    host.kill().expect("it lived");
+    host.wait().expect("it is collected");
+    until("the worker is gone", || {
+        stat(pid).is_none_or(|(state, _)| "ZX".contains(state))
+    });
+}
+
+/// The last line of a host's report: level and gaps.
+fn report(command: &mut Command) -> (String, String) {
+    let output = command.output().expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let mut words = text
+        .trim_end()
+        .rsplit('\n')
+        .next()
+        .unwrap_or_default()
+        .split(' ');
+    let level = words.nth(1).map(str::to_owned);
+    let gaps = words.next().unwrap_or_default().to_owned();
+    (level.unwrap_or_else(|| panic!("{text} {errors}")), gaps)
+}
+
+const GROUPS: &str = "CgroupCpu,CgroupMemory,CgroupPids";
+
+/// The same executable as somebody else: as on a laptop, and as the appliance's node.
+#[test]
+fn an_ordinary_user_gets_the_same_walls() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    let copy = folder.path().join("probe");
+    fs::copy(probe(), &copy).expect("a copy");
+    let mut command = Command::new("setpriv");
+    if is_root() {
+        command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups"]);
+    }
+    command.arg("--no-new-privs").arg(&copy).arg("report");
+    let (level, gaps) = report(&mut command);
+    assert_eq!((&*level, &*gaps), ("partial", GROUPS));
+}
+
+/// Where user namespaces are switched off: root makes the others itself, anybody else goes without
+/// and says so.
+#[test]
+fn without_user_namespaces_the_level_says_what_is_missing() {
+    let off = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
+    let confined = || {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c", off, "sh"]);
+        command
+    };
+    let (level, gaps) = report(confined().arg(probe()).arg("report"));
+    assert_eq!(level, "partial");
+    assert!(
+        gaps.contains("UserNamespace") && !gaps.contains("MountNamespace"),
+        "{gaps}"
+    );
+    let mut command = confined();
+    command.args([
+        "setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--securebits=+noroot",
+    ]);
+    let (level, gaps) = report(command.arg(probe()).arg("report"));
+    assert_eq!(level, "partial", "the filter still holds");
+    for wall in [
+        "EmptyRoot",
+        "MountNamespace",
+        "NetNamespace",
+        "PidNamespace",
+    ] {
+        assert!(gaps.contains(wall), "{gaps}");
+    }
+    assert!(
+        !gaps.contains("Seccomp") && !gaps.contains("Capabilities"),
+        "{gaps}"
+    );
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+/// Where a group can be made, workers are in one of their own, which dies with them.
+#[test]
+fn a_cgroup_of_its_own_is_made_and_removed() {
+    let Some(parent) = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|path| fs::metadata(format!("{path}/cgroup.procs")).is_ok())
+    else {
+        println!("this kernel has no cgroup2; the gaps are shown by the other tests");
+        return;
+    };
+    let group = format!("{parent}/alknet-test-{}", std::process::id());
+    if let Err(error) = fs::create_dir(&group) {
+        println!("this user may make no cgroup ({error}); the gaps are shown by the other tests");
+        return;
+    }
+    let mut config = config();
+    config.cgroup = Some(alknet_worker::Delegated {
+        path: group.clone().into(),
+    });
+    let workers = Workers::start(config).expect("a supervisor");
+    let session = open(&workers, Role::Js, "a");
+    let own = fs::read_to_string(format!("/proc/{}/cgroup", session.pid())).expect("it lives");
+    assert!(
+        own.contains(&format!("alknet-test-{}/worker-", std::process::id())),
+        "{own}"
+    );
+    println!("{} {:?}", session.sandbox().level, session.sandbox().gaps);
+    let act = Act::Spin { obeys: false };
+    let quick = std::time::Duration::from_millis(100);
+    let call = session.call(crate::host::request(&act), crate::host::limits(quick), None);
+    assert!(call.wait().is_err());
+    block_on(workers.shutdown());
+    drop((session, workers));
+    let folders = || {
+        let entries = fs::read_dir(&group).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.path().is_dir()).count()
+    };
+    until("its groups are removed", || folders() == 0);
+    fs::remove_dir(&group).expect("it is empty");
+}
