@@ -26,7 +26,11 @@ pub(crate) struct Ticking {
 
 impl Ticking {
     pub(crate) fn new(kind: Clock) -> Self {
-        Self { kind, moved_ms: 0, since: Instant::now() }
+        Self {
+            kind,
+            moved_ms: 0,
+            since: Instant::now(),
+        }
     }
 
     pub(crate) const fn is_virtual(&self) -> bool {

@@ -15,7 +15,10 @@ pub fn declarations(operations: &[Operation]) -> String {
     let mut out = String::from(include_str!("declarations.d.ts"));
     let of = |kinds: &[Kind]| {
         let mut listed = String::new();
-        for operation in operations.iter().filter(|operation| kinds.contains(&operation.kind)) {
+        for operation in operations
+            .iter()
+            .filter(|operation| kinds.contains(&operation.kind))
+        {
             member(&mut listed, operation);
         }
         listed
@@ -23,14 +26,21 @@ pub fn declarations(operations: &[Operation]) -> String {
     let calls = of(&[Kind::Query, Kind::Mutation]);
     let streams = of(&[Kind::Subscription]);
     // Writing to a string does not fail.
-    let _ = write!(out, "\ninterface AlknetCalls {{\n{calls}}}\n\ninterface AlknetSubscriptions {{\n{streams}}}\n");
+    let _ = write!(
+        out,
+        "\ninterface AlknetCalls {{\n{calls}}}\n\ninterface AlknetSubscriptions {{\n{streams}}}\n"
+    );
     out
 }
 
 fn member(out: &mut String, operation: &Operation) {
     if !operation.description.is_empty() {
         let text = operation.description.replace("*/", "* /");
-        let _ = writeln!(out, "  /** {} */", text.split_whitespace().collect::<Vec<_>>().join(" "));
+        let _ = writeln!(
+            out,
+            "  /** {} */",
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        );
     }
     let path = Value::from(operation.path.as_str());
     let (input, output) = (type_of(&operation.input, 0), type_of(&operation.output, 0));
@@ -40,7 +50,12 @@ fn member(out: &mut String, operation: &Operation) {
 /// The type that a JSON Schema describes, as far as TypeScript has words for it.
 fn type_of(schema: &Value, depth: usize) -> String {
     let Some(schema) = schema.as_object().filter(|_| depth < DEPTH) else {
-        return if schema == &Value::Bool(false) { "never" } else { "unknown" }.to_owned();
+        return if schema == &Value::Bool(false) {
+            "never"
+        } else {
+            "unknown"
+        }
+        .to_owned();
     };
     if let Some(value) = schema.get("const") {
         return literal(value);
@@ -55,9 +70,12 @@ fn type_of(schema: &Value, depth: usize) -> String {
     }
     match schema.get("type") {
         Some(Value::String(name)) => named(name, schema, depth),
-        Some(Value::Array(names)) => {
-            union(names.iter().filter_map(Value::as_str).map(|name| named(name, schema, depth)))
-        }
+        Some(Value::Array(names)) => union(
+            names
+                .iter()
+                .filter_map(Value::as_str)
+                .map(|name| named(name, schema, depth)),
+        ),
         _ if schema.contains_key("properties") => named("object", schema, depth),
         _ => "unknown".to_owned(),
     }
@@ -70,7 +88,9 @@ fn named(name: &str, schema: &serde_json::Map<String, Value>, depth: usize) -> S
         "integer" | "number" => "number".to_owned(),
         "string" => "string".to_owned(),
         "array" => {
-            let item = schema.get("items").map_or("unknown".to_owned(), |items| type_of(items, depth + 1));
+            let item = schema
+                .get("items")
+                .map_or("unknown".to_owned(), |items| type_of(items, depth + 1));
             format!("Array<{item}>")
         }
         "object" => object(schema, depth),
@@ -80,7 +100,10 @@ fn named(name: &str, schema: &serde_json::Map<String, Value>, depth: usize) -> S
 
 fn object(schema: &serde_json::Map<String, Value>, depth: usize) -> String {
     let empty = serde_json::Map::new();
-    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
+    let properties = schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .unwrap_or(&empty);
     let required = schema.get("required").and_then(Value::as_array);
     let is_required = |name: &str| {
         required.is_some_and(|names| names.iter().any(|known| known.as_str() == Some(name)))
@@ -89,7 +112,11 @@ fn object(schema: &serde_json::Map<String, Value>, depth: usize) -> String {
         .iter()
         .map(|(name, schema)| {
             let mark = if is_required(name) { "" } else { "?" };
-            format!("{}{mark}: {}", Value::from(name.as_str()), type_of(schema, depth + 1))
+            format!(
+                "{}{mark}: {}",
+                Value::from(name.as_str()),
+                type_of(schema, depth + 1)
+            )
         })
         .collect();
     match (members.is_empty(), schema.get("additionalProperties")) {
@@ -129,12 +156,18 @@ mod tests {
             (json!({ "type": "integer" }), "number"),
             (json!({ "type": ["string", "null"] }), "string | null"),
             (json!({ "enum": ["a", 1, null] }), "\"a\" | 1 | null"),
-            (json!({ "type": "array", "items": { "type": "boolean" } }), "Array<boolean>"),
+            (
+                json!({ "type": "array", "items": { "type": "boolean" } }),
+                "Array<boolean>",
+            ),
             (
                 json!({ "type": "object", "properties": { "a-b": { "type": "string" }, "c": {} }, "required": ["a-b"] }),
                 "{ \"a-b\": string; \"c\"?: unknown }",
             ),
-            (json!({ "type": "object", "additionalProperties": { "type": "number" } }), "Record<string, number>"),
+            (
+                json!({ "type": "object", "additionalProperties": { "type": "number" } }),
+                "Record<string, number>",
+            ),
         ];
         for (schema, expected) in cases {
             assert_eq!(type_of(&schema, 0), expected, "{schema}");

@@ -204,7 +204,10 @@ impl Failure {
     /// The same, at a line of a module.
     #[must_use]
     pub fn at(mut self, module: impl Into<String>, line: u32) -> Self {
-        self.place = Some(Place { module: module.into(), line });
+        self.place = Some(Place {
+            module: module.into(),
+            line,
+        });
         self
     }
 

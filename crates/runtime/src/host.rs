@@ -119,7 +119,12 @@ pub enum Level {
 pub trait Host: Send + Sync + 'static {
     /// Calls an operation of the session's environment. One that is not in it answers exactly as
     /// one that does not exist.
-    fn call(&self, path: &str, input: Value, options: CallOptions) -> BoxFuture<Result<Reply, OpError>>;
+    fn call(
+        &self,
+        path: &str,
+        input: Value,
+        options: CallOptions,
+    ) -> BoxFuture<Result<Reply, OpError>>;
 
     /// Opens a subscription. The isolate holds at most [`crate::limits::UNACKNOWLEDGED`] items
     /// that the script did not take, and polls for no more until it takes one.
@@ -130,7 +135,11 @@ pub trait Host: Send + Sync + 'static {
 
     /// Offers an operation. `script` identifies specification and source (see
     /// [`crate::ops::script_id`]).
-    fn register(&self, registration: Registration, script: [u8; 32]) -> BoxFuture<Result<(), OpError>>;
+    fn register(
+        &self,
+        registration: Registration,
+        script: [u8; 32],
+    ) -> BoxFuture<Result<(), OpError>>;
 
     /// One item of a subscription that a script serves. The future resolves when the next one may
     /// follow.

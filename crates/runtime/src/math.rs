@@ -33,8 +33,8 @@ macro_rules! two_arguments {
 }
 
 one_argument!(
-    acos, acosh, asin, asinh, atan, atanh, cbrt, cos, cosh, exp, expm1, log, log10, log1p, log2, sin,
-    sinh, tan, tanh
+    acos, acosh, asin, asinh, atan, atanh, cbrt, cos, cosh, exp, expm1, log, log10, log1p, log2,
+    sin, sinh, tan, tanh
 );
 two_arguments!(atan2, hypot, pow);
 

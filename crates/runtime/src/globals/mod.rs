@@ -19,7 +19,10 @@ use crate::ops;
 /// Our own scripts, in the order in which they build on each other.
 const PRELUDE: [(&str, &str); 5] = [
     ("alknet:runtime/errors", include_str!("prelude/errors.js")),
-    ("alknet:runtime/language", include_str!("prelude/language.js")),
+    (
+        "alknet:runtime/language",
+        include_str!("prelude/language.js"),
+    ),
     ("alknet:runtime/abort", include_str!("prelude/abort.js")),
     ("alknet:runtime/text", include_str!("prelude/text.js")),
     ("alknet:runtime/clone", include_str!("prelude/clone.js")),

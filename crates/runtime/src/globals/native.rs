@@ -11,7 +11,11 @@ use crate::host::Level;
 use crate::isolate::{Shared, Timer, read_bytes};
 use crate::limits::{LOG_BYTES_PER_SECOND, LOG_LINE_BYTES, RANDOM_BYTES, TIMERS};
 
-pub(super) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Shared>) -> Result<()> {
+pub(super) fn install<'js>(
+    ctx: &Ctx<'js>,
+    native: &Object<'js>,
+    shared: &Rc<Shared>,
+) -> Result<()> {
     let state = Rc::clone(shared);
     native.set("now", Func::from(move || state.clock.borrow().now_ms()))?;
     let state = Rc::clone(shared);
@@ -26,7 +30,10 @@ pub(super) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Sha
     let state = Rc::clone(shared);
     native.set("untimer", Func::from(move |id: f64| untimer(&state, id)))?;
     let state = Rc::clone(shared);
-    native.set("log", Func::from(move |level: u8, line: String| log(&state, level, line)))
+    native.set(
+        "log",
+        Func::from(move |level: u8, line: String| log(&state, level, line)),
+    )
 }
 
 /// 53 bits of the session's stream, as a number below 1.
@@ -46,7 +53,11 @@ fn fill<'js>(ctx: &Ctx<'js>, shared: &Shared, length: usize) -> Result<TypedArra
 }
 
 /// The digest, or nothing for a name that is not known.
-fn digest<'js>(ctx: Ctx<'js>, name: String, data: TypedArray<'js, u8>) -> Result<Option<TypedArray<'js, u8>>> {
+fn digest<'js>(
+    ctx: Ctx<'js>,
+    name: String,
+    data: TypedArray<'js, u8>,
+) -> Result<Option<TypedArray<'js, u8>>> {
     let data = read_bytes(&data)?;
     let made = match name.as_str() {
         "SHA-256" => Sha256::digest(&data).to_vec(),
@@ -66,21 +77,35 @@ fn timer<'js>(ctx: &Ctx<'js>, shared: &Shared, run: Function<'js>, ms: f64) -> R
     let id = shared.next_timer.get();
     shared.next_timer.set(id.wrapping_add(1).max(1));
     let due = shared.clock.borrow().elapsed_ms().saturating_add(ms as u64);
-    timers.insert((due, id), Timer { run: Persistent::save(ctx, run) });
+    timers.insert(
+        (due, id),
+        Timer {
+            run: Persistent::save(ctx, run),
+        },
+    );
     Ok(id)
 }
 
 fn untimer(shared: &Shared, id: f64) {
-    shared.timers.borrow_mut().retain(|(_, known), _| f64::from(*known) != id);
+    shared
+        .timers
+        .borrow_mut()
+        .retain(|(_, known), _| f64::from(*known) != id);
 }
 
 /// Passes a line on, within what a second may have. The first line too many says so.
 fn log(shared: &Shared, level: u8, mut line: String) {
     let second = shared.clock.borrow().elapsed_ms() / 1000;
     let (left, since) = shared.log.get();
-    let left = if since == second { left } else { LOG_BYTES_PER_SECOND };
+    let left = if since == second {
+        left
+    } else {
+        LOG_BYTES_PER_SECOND
+    };
     if line.len() > LOG_LINE_BYTES {
-        let end = (0..=LOG_LINE_BYTES).rev().find(|at| line.is_char_boundary(*at));
+        let end = (0..=LOG_LINE_BYTES)
+            .rev()
+            .find(|at| line.is_char_boundary(*at));
         line.truncate(end.unwrap_or(0));
     }
     let level = match level {
@@ -94,7 +119,10 @@ fn log(shared: &Shared, level: u8, mut line: String) {
         shared.host.log(level, &line);
     } else if left > 0 {
         shared.log.set((0, second));
-        shared.host.log(Level::Warn, "the console is full for this second; lines are dropped");
+        shared.host.log(
+            Level::Warn,
+            "the console is full for this second; lines are dropped",
+        );
     } else {
         shared.log.set((0, second));
     }

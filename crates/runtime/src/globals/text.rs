@@ -17,7 +17,12 @@ fn encode(ctx: Ctx<'_>, text: String) -> Result<TypedArray<'_, u8>> {
 
 /// The text of `data` and how many bytes of it were used: all of them, but for a sequence that a
 /// stream cut in two.
-fn decode<'js>(ctx: Ctx<'js>, data: TypedArray<'js, u8>, fatal: bool, stream: bool) -> Result<Array<'js>> {
+fn decode<'js>(
+    ctx: Ctx<'js>,
+    data: TypedArray<'js, u8>,
+    fatal: bool,
+    stream: bool,
+) -> Result<Array<'js>> {
     let data = read_bytes(&data)?;
     let used = if stream { whole(&data) } else { data.len() };
     let text = String::from_utf8_lossy(&data[..used]);
@@ -41,7 +46,11 @@ fn whole(data: &[u8]) -> usize {
             0xf0..=0xf4 => 4,
             _ => 1,
         };
-        return if data.len() - at < needs { at } else { data.len() };
+        return if data.len() - at < needs {
+            at
+        } else {
+            data.len()
+        };
     }
     data.len()
 }
@@ -53,7 +62,10 @@ mod tests {
     #[test]
     fn a_cut_sequence_waits_and_a_broken_one_does_not() {
         let text = "a€".as_bytes();
-        assert_eq!([1, 2, 3, 4].map(|length| whole(&text[..length])), [1, 1, 1, 4]);
+        assert_eq!(
+            [1, 2, 3, 4].map(|length| whole(&text[..length])),
+            [1, 1, 1, 4]
+        );
         assert_eq!(whole(&[0x80, 0x80, 0x80, 0x80]), 4);
         assert_eq!(whole(&[0xff]), 1);
         assert_eq!(whole(&[]), 0);

@@ -21,8 +21,15 @@ fn parse<'js>(ctx: Ctx<'js>, url: String, base: Option<String>) -> Result<Option
 }
 
 /// The URL with one part changed; as in the standard, what does not fit changes nothing.
-fn set<'js>(ctx: Ctx<'js>, href: String, name: String, value: String) -> Result<Option<Array<'js>>> {
-    let Ok(mut url) = Url::parse(&href) else { return Ok(None) };
+fn set<'js>(
+    ctx: Ctx<'js>,
+    href: String,
+    name: String,
+    value: String,
+) -> Result<Option<Array<'js>>> {
+    let Ok(mut url) = Url::parse(&href) else {
+        return Ok(None);
+    };
     let done = match name.as_str() {
         "href" => match Url::parse(&value) {
             Ok(other) => {

@@ -19,12 +19,21 @@ pub(crate) fn read<'js>(value: &TypedArray<'js, u8>) -> rquickjs::Result<Vec<u8>
 
 /// Shows bytes of ours to a script without copying them: an immutable buffer, counted against the
 /// session's external limit until the script lets go of it.
-pub(crate) fn share<'js>(ctx: &Ctx<'js>, shared: &Shared, bytes: Arc<[u8]>) -> rquickjs::Result<JsValue<'js>> {
-    let reserved = shared.gauge.reserve(bytes.len(), shared.spec.limits.external_bytes);
+pub(crate) fn share<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    bytes: Arc<[u8]>,
+) -> rquickjs::Result<JsValue<'js>> {
+    let reserved = shared
+        .gauge
+        .reserve(bytes.len(), shared.spec.limits.external_bytes);
     let Some(reserved) = reserved else {
         return Err(shared.exhaust(ctx, Code::Memory, "the bytes outside the heap are used up"));
     };
-    let counted = Counted { bytes, _reserved: reserved };
+    let counted = Counted {
+        bytes,
+        _reserved: reserved,
+    };
     Ok(ArrayBuffer::from_source_immutable(ctx.clone(), counted)?.into_value())
 }
 
@@ -37,7 +46,7 @@ struct Counted {
 // the buffer made of it is immutable.
 unsafe impl rquickjs::ArrayBufferSource for Counted {
     fn as_ptr(&self) -> *mut u8 {
-        self.bytes.as_ptr().cast_mut()
+        <[u8]>::as_ptr(&self.bytes).cast_mut()
     }
 
     fn len(&self) -> usize {

@@ -90,7 +90,8 @@ impl Isolate {
         if let Poll::Ready(timer) = self.poll_timer(cx) {
             return Poll::Ready(Event::Due(timer));
         }
-        let waits = !self.shared.flights.borrow().is_empty() || !self.shared.timers.borrow().is_empty();
+        let waits =
+            !self.shared.flights.borrow().is_empty() || !self.shared.timers.borrow().is_empty();
         let can_stall = self.shared.spec.mode != Mode::Service && !self.entries.is_empty();
         match can_stall && !waits {
             true => Poll::Ready(Event::Stalled),
@@ -153,7 +154,9 @@ impl Isolate {
 
     /// Ends one call with `E_ABORT`; when it is the only one, what it awaits is aborted too.
     pub fn abort(&mut self, entry: u64) {
-        let Some(at) = self.entries.iter().position(|active| active.id == entry) else { return };
+        let Some(at) = self.entries.iter().position(|active| active.id == entry) else {
+            return;
+        };
         let mut active = self.entries.remove(at);
         self.enter(|ctx, _| active.abort(ctx));
         let outcome = active.outcome(&self.shared, Err(failure::ended(Code::Abort)));
@@ -188,7 +191,9 @@ impl Isolate {
                     let value = match reply {
                         None => JsValue::new_undefined(ctx.clone()),
                         Some(Reply::Json(value)) => json::write(ctx, &value)?,
-                        Some(Reply::Bytes(bytes)) => super::share_bytes(ctx, shared, Arc::clone(&bytes))?,
+                        Some(Reply::Bytes(bytes)) => {
+                            super::share_bytes(ctx, shared, Arc::clone(&bytes))?
+                        }
                     };
                     settle.resolve.restore(ctx)?.call::<_, ()>((value, end))
                 }
@@ -275,9 +280,14 @@ impl Isolate {
     /// After a limit nothing that the script left behind may run.
     fn close_if_over(&mut self) {
         let over = self.shared.gauge.stopped().map(failure::ended);
-        let last = self.finished.iter().filter_map(|outcome| outcome.result.as_ref().err());
+        let last = self
+            .finished
+            .iter()
+            .filter_map(|outcome| outcome.result.as_ref().err());
         let over = over.or_else(|| last.cloned().find(Failure::closes));
-        let Some(over) = over.filter(|_| self.closed.is_none()) else { return };
+        let Some(over) = over.filter(|_| self.closed.is_none()) else {
+            return;
+        };
         self.closed = Some(over.clone());
         self.fail_all(&over);
         self.shared.timers.borrow_mut().clear();
@@ -292,8 +302,16 @@ impl Isolate {
     }
 
     fn refuse(&mut self, entry: u64, failure: Failure) {
-        let stats = Stats { calls: self.shared.calls.get(), ..Stats::default() };
-        self.finished.push_back(Outcome { entry, result: Err(failure), shown: None, stats });
+        let stats = Stats {
+            calls: self.shared.calls.get(),
+            ..Stats::default()
+        };
+        self.finished.push_back(Outcome {
+            entry,
+            result: Err(failure),
+            shown: None,
+            stats,
+        });
     }
 
     /// The only way into the engine: what runs inside is charged.

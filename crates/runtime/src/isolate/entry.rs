@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use rquickjs::{Ctx, Function, Module, Object, Persistent, Promise, Value as JsValue, promise::PromiseState};
+use rquickjs::{
+    Ctx, Function, Module, Object, Persistent, Promise, Value as JsValue, promise::PromiseState,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Code, Failure};
+use crate::isolate::failure;
 use crate::isolate::shared::{Root, Shared};
 use crate::isolate::spec::Mode;
-use crate::isolate::failure;
 use crate::json;
 
 /// What a call does.
@@ -98,7 +100,12 @@ pub(crate) type Answer = Result<(Value, Option<String>), Failure>;
 
 impl Active {
     /// Begins: runs the script up to its first wait.
-    pub(crate) fn start(ctx: &Ctx<'_>, shared: &Shared, id: u64, work: Work) -> Result<Self, Failure> {
+    pub(crate) fn start(
+        ctx: &Ctx<'_>,
+        shared: &Shared,
+        id: u64,
+        work: Work,
+    ) -> Result<Self, Failure> {
         let (ticks, cpu) = (shared.gauge.ticks(), shared.gauge.cpu());
         let mut active = Self {
             id,
@@ -114,13 +121,23 @@ impl Active {
         Ok(active)
     }
 
-    fn begin(&mut self, ctx: &Ctx<'_>, shared: &Shared, work: Work) -> rquickjs::Result<Result<(), Failure>> {
+    fn begin(
+        &mut self,
+        ctx: &Ctx<'_>,
+        shared: &Shared,
+        work: Work,
+    ) -> rquickjs::Result<Result<(), Failure>> {
         let pair: Object<'_> = shared.hook(ctx, "newSignal")?.call((self.id,))?;
-        self.abort = Some(Persistent::save(ctx, pair.get("abort")?));
-        self.signal = Some(Persistent::save(ctx, pair.get("signal")?));
+        let (abort, signal): (Function<'_>, Object<'_>) = (pair.get("abort")?, pair.get("signal")?);
+        self.abort = Some(Persistent::save(ctx, abort));
+        self.signal = Some(Persistent::save(ctx, signal));
         match work {
             Work::Module { module } => self.evaluate(ctx, shared, module, None)?,
-            Work::Export { module, export, input } => {
+            Work::Export {
+                module,
+                export,
+                input,
+            } => {
                 self.evaluate(ctx, shared, module, Some((export, input)))?;
             }
             Work::Handler { name, input } => {
@@ -142,7 +159,8 @@ impl Active {
                 let mut options = rquickjs::context::EvalOptions::default();
                 options.strict = false;
                 options.promise = true;
-                options.filename = Some("repl".to_owned());
+                // As a file of the bundle, so that a line can import its neighbours.
+                options.filename = Some("./repl".to_owned());
                 let promise: Promise<'_> = ctx.eval_with_options(source, options)?;
                 quiet(ctx, shared, &promise)?;
                 self.stage = Stage::Show(Persistent::save(ctx, promise));
@@ -158,9 +176,9 @@ impl Active {
         module: String,
         then: Option<(String, Value)>,
     ) -> rquickjs::Result<()> {
+        shared.roots.borrow_mut().push(Root::Module(module.clone()));
         let promise = Module::import(ctx, module.as_str())?;
         quiet(ctx, shared, &promise)?;
-        shared.roots.borrow_mut().push(Root::Module(module));
         self.stage = Stage::Evaluate(Persistent::save(ctx, promise), then);
         Ok(())
     }
@@ -175,7 +193,11 @@ impl Active {
         serves: bool,
     ) -> rquickjs::Result<()> {
         let input = json::write(ctx, input)?;
-        let signal = self.signal.clone().map(|signal| signal.restore(ctx)).transpose()?;
+        let signal = self
+            .signal
+            .clone()
+            .map(|signal| signal.restore(ctx))
+            .transpose()?;
         let hook = shared.hook(ctx, if serves { "serve" } else { "invoke" })?;
         let promise: Promise<'js> = hook.call((function, input, signal, self.id))?;
         self.stage = Stage::Settle(Persistent::save(ctx, promise));
@@ -189,7 +211,8 @@ impl Active {
     }
 
     fn step(&mut self, ctx: &Ctx<'_>, shared: &Shared) -> rquickjs::Result<Option<Answer>> {
-        let (Stage::Evaluate(promise, _) | Stage::Settle(promise) | Stage::Show(promise)) = &self.stage;
+        let (Stage::Evaluate(promise, _) | Stage::Settle(promise) | Stage::Show(promise)) =
+            &self.stage;
         let promise = promise.clone().restore(ctx)?;
         if promise.state() == PromiseState::Pending {
             return Ok(None);
@@ -221,7 +244,10 @@ impl Active {
             }
             Stage::Settle(_) => Ok(Some(Ok((shared.read(ctx, &value)?, None)))),
             Stage::Show(_) => {
-                let value: JsValue<'_> = value.into_object().ok_or(rquickjs::Error::Unknown)?.get("value")?;
+                let value: JsValue<'_> = value
+                    .into_object()
+                    .ok_or(rquickjs::Error::Unknown)?
+                    .get("value")?;
                 let shown: String = shared.hook(ctx, "inspect")?.call((value.clone(),))?;
                 // What cannot cross is shown all the same.
                 let read = shared.read(ctx, &value).unwrap_or_else(|_| {
@@ -235,7 +261,9 @@ impl Active {
 
     /// Fires the signal. What the script then throws is nobody's.
     pub(crate) fn abort(&mut self, ctx: &Ctx<'_>) {
-        let Some(abort) = self.abort.take() else { return };
+        let Some(abort) = self.abort.take() else {
+            return;
+        };
         let fired = abort.restore(ctx).and_then(|abort| abort.call::<_, ()>(()));
         if fired.is_err() {
             ctx.catch();
@@ -253,7 +281,12 @@ impl Active {
             calls: shared.calls.get(),
             external_peak: shared.gauge.external().1,
         };
-        Outcome { entry: self.id, result, shown, stats }
+        Outcome {
+            entry: self.id,
+            result,
+            shown,
+            stats,
+        }
     }
 }
 

@@ -61,29 +61,39 @@ pub(crate) fn of_value<'js>(ctx: &Ctx<'js>, shared: &Shared, thrown: &JsValue<'j
     if thrown.is_null() {
         return Failure::new(Code::Exception, "null was thrown");
     }
+    if let Some(code) = engine_limit(thrown) {
+        return ended(code);
+    }
     // Reading the members may run the script's getters; what they throw is not told.
     let told = describe(ctx, shared, thrown);
     if let Some(code) = shared.gauge.stopped() {
         return ended(code);
     }
-    let mut failure = told.unwrap_or_else(|_| {
+    told.unwrap_or_else(|_| {
         ctx.catch();
         Failure::new(Code::Exception, "an exception that cannot be described")
-    });
-    let engine = |name: &str, text: &str| {
-        failure.name.as_deref() == Some(name) && failure.message == text
-    };
-    if engine("InternalError", "out of memory") {
-        failure.code = Code::Memory;
-    } else if engine("RangeError", "Maximum call stack size exceeded") {
-        failure.code = Code::Stack;
+    })
+}
+
+/// What the engine throws when heap or stack are used up. There may be no memory left to describe
+/// it, so only its text is asked.
+fn engine_limit(thrown: &JsValue<'_>) -> Option<Code> {
+    let error = thrown.as_object().filter(|_| thrown.is_error())?;
+    let text: String = error.get("message").ok()?;
+    match text.as_str() {
+        "out of memory" | "out of memory in regexp execution" => Some(Code::Memory),
+        "Maximum call stack size exceeded" => Some(Code::Stack),
+        _ => None,
     }
-    failure
 }
 
 /// Asks our own script, which knows the classes: `[kind, name, message, stack, code, module, line]`
 /// and, of an operation's error, `retryable`, `path` and `details`.
-fn describe<'js>(ctx: &Ctx<'js>, shared: &Shared, thrown: &JsValue<'js>) -> rquickjs::Result<Failure> {
+fn describe<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    thrown: &JsValue<'js>,
+) -> rquickjs::Result<Failure> {
     let told: Array<'js> = shared.hook(ctx, "describe")?.call((thrown.clone(),))?;
     let text = |index: usize| -> Option<String> {
         let text: String = told.get::<Option<String>>(index).ok().flatten()?;
@@ -91,14 +101,18 @@ fn describe<'js>(ctx: &Ctx<'js>, shared: &Shared, thrown: &JsValue<'js>) -> rqui
     };
     let mut failure = Failure::new(Code::Exception, text(2).unwrap_or_default());
     failure.name = text(1);
-    failure.stack = text(3).map(|stack| tidy(&stack)).filter(|stack| !stack.is_empty());
+    failure.stack = text(3)
+        .map(|stack| tidy(&stack))
+        .filter(|stack| !stack.is_empty());
     match text(0).as_deref() {
         Some("runtime") => {
             let name = text(4).unwrap_or_default();
             let known = RAISED.into_iter().find(|code| code.name() == name);
             failure.code = known.unwrap_or(Code::Exception);
             let line = told.get::<Option<u32>>(6).ok().flatten();
-            failure.place = text(5).zip(line).map(|(module, line)| Place { module, line });
+            failure.place = text(5)
+                .zip(line)
+                .map(|(module, line)| Place { module, line });
         }
         Some("operation") => {
             let details: JsValue<'js> = told.get(9)?;

@@ -47,7 +47,9 @@ pub(crate) struct Flights {
 
 impl fmt::Debug for Flights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flights").field("running", &self.running.len()).finish_non_exhaustive()
+        f.debug_struct("Flights")
+            .field("running", &self.running.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,7 +78,10 @@ impl Flights {
     }
 
     pub(crate) fn start(&mut self, settle: Settle, work: LocalBoxFuture<'static, Arrival>) -> u64 {
-        self.push(Flight { settle, state: State::Running(work) })
+        self.push(Flight {
+            settle,
+            state: State::Running(work),
+        })
     }
 
     /// Drops what waits for an answer: its call is aborted, its promise is the caller's to settle.
@@ -92,16 +97,23 @@ impl Flights {
 
     pub(crate) fn subscribe(&mut self, items: Items) -> u32 {
         self.next_subscription += 1;
-        let subscription = Subscription { items: Some(items), buffer: VecDeque::new() };
+        let subscription = Subscription {
+            items: Some(items),
+            buffer: VecDeque::new(),
+        };
         let id = self.next_subscription;
-        self.subscriptions.insert(id, Rc::new(RefCell::new(subscription)));
+        self.subscriptions
+            .insert(id, Rc::new(RefCell::new(subscription)));
         id
     }
 
     /// Waits for the next item; `false` when the subscription was closed.
     pub(crate) fn pull(&mut self, subscription: u32, settle: Settle) -> Result<u64, Settle> {
         match self.subscriptions.get(&subscription).cloned() {
-            Some(open) => Ok(self.push(Flight { settle, state: State::Item(open) })),
+            Some(open) => Ok(self.push(Flight {
+                settle,
+                state: State::Item(open),
+            })),
             None => Err(settle),
         }
     }
@@ -121,13 +133,21 @@ impl Flights {
         }
         let arrived = |flight: &Flight| matches!(flight.state, State::Arrived(_));
         let next = if self.ordered {
-            self.running.iter().next().filter(|(_, flight)| arrived(flight))
+            self.running
+                .iter()
+                .next()
+                .filter(|(_, flight)| arrived(flight))
         } else {
             self.running.iter().find(|(_, flight)| arrived(flight))
         };
-        let flight = next.map(|(id, _)| *id).and_then(|id| self.running.remove(&id));
+        let flight = next
+            .map(|(id, _)| *id)
+            .and_then(|id| self.running.remove(&id));
         match flight {
-            Some(Flight { settle, state: State::Arrived(arrival) }) => Poll::Ready((settle, arrival)),
+            Some(Flight {
+                settle,
+                state: State::Arrived(arrival),
+            }) => Poll::Ready((settle, arrival)),
             _ => Poll::Pending,
         }
     }

@@ -55,7 +55,9 @@ impl Gauge {
         let row = STOPS.iter().find(|(_, known)| *known == code);
         let value = row.map_or(1, |(value, _)| *value);
         // The first reason is the one that is told.
-        let _ = self.stop.compare_exchange(0, value, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .stop
+            .compare_exchange(0, value, Ordering::AcqRel, Ordering::Acquire);
         self.waker.wake();
     }
 
@@ -146,10 +148,16 @@ impl Gauge {
         let mut held = self.external.load(Ordering::Relaxed);
         loop {
             let next = held.checked_add(bytes).filter(|next| *next <= max as u64)?;
-            match self.external.compare_exchange(held, next, Ordering::Relaxed, Ordering::Relaxed) {
+            match self
+                .external
+                .compare_exchange(held, next, Ordering::Relaxed, Ordering::Relaxed)
+            {
                 Ok(_) => {
                     self.external_peak.fetch_max(next, Ordering::Relaxed);
-                    return Some(Reserved { gauge: Arc::clone(self), bytes });
+                    return Some(Reserved {
+                        gauge: Arc::clone(self),
+                        bytes,
+                    });
                 }
                 Err(now) => held = now,
             }
@@ -173,7 +181,8 @@ impl Drop for Reserved {
 fn thread_us() -> u64 {
     // The clock exists on every Linux; were it not there, fuel and the host's own timers would end
     // the script.
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    let time =
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -186,7 +195,10 @@ mod tests {
         let gauge = Gauge::new(None);
         gauge.allow(3, Duration::from_secs(60));
         gauge.enter();
-        assert_eq!([(); 4].map(|()| gauge.interrupt()), [false, false, false, true]);
+        assert_eq!(
+            [(); 4].map(|()| gauge.interrupt()),
+            [false, false, false, true]
+        );
         assert_eq!(gauge.stopped(), Some(Code::Fuel));
     }
 

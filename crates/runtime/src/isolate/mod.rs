@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 pub(crate) use bytes::{read as read_bytes, share as share_bytes};
 pub(crate) use entry::Active;
 pub use entry::{Outcome, Stats, Work};
-pub(crate) use failure::{ended, of_error};
+pub(crate) use failure::of_error;
 pub use gauge::Gauge;
 pub(crate) use shared::{Offered, Root, Settle, Shared, Timer};
 pub use spec::{Grants, Mode, Spec};
@@ -186,9 +186,14 @@ impl Isolate {
 impl Drop for Isolate {
     fn drop(&mut self) {
         self.entries.clear();
-        self.shared.clear();
-        self.context.with(|ctx| drop(ctx.remove_userdata::<Rejected<'_>>()));
+        release(&self.shared, &self.context);
     }
+}
+
+/// Lets go of every value of the engine's: it ends the process when one outlives it.
+fn release(shared: &Shared, context: &Context) {
+    shared.clear();
+    context.with(|ctx| drop(ctx.remove_userdata::<Rejected<'_>>()));
 }
 
 fn seed(spec: &Spec) -> Result<[u8; 32], Failure> {
@@ -196,8 +201,9 @@ fn seed(spec: &Spec) -> Result<[u8; 32], Failure> {
         Some(seed) => Ok(seed),
         None => {
             let mut seed = [0; 32];
-            getrandom::fill(&mut seed)
-                .map_err(|error| Failure::new(Code::Exception, format!("no random bytes: {error}")))?;
+            getrandom::fill(&mut seed).map_err(|error| {
+                Failure::new(Code::Exception, format!("no random bytes: {error}"))
+            })?;
             Ok(seed)
         }
     }
@@ -213,20 +219,26 @@ fn engine(shared: &Rc<Shared>) -> Result<(Runtime, Context), Failure> {
     let (resolver, loader) = modules::loader(shared);
     runtime.set_loader(resolver, loader);
     runtime.set_host_promise_rejection_tracker(Some(Box::new(rejection)));
-    context.with(|ctx| {
+    let installed = context.with(|ctx| {
         let installed = ctx
             .store_userdata(Rejected::default())
             .map_err(|_| rquickjs::Error::Unknown)
             .and_then(|_| globals::install(&ctx, shared));
         installed.map_err(|error| of_error(&ctx, shared, error))
-    })?;
+    });
+    if let Err(failure) = installed {
+        release(shared, &context);
+        return Err(failure);
+    }
     let gauge = Arc::clone(&shared.gauge);
     runtime.set_interrupt_handler(Some(Box::new(move || gauge.interrupt())));
     Ok((runtime, context))
 }
 
 fn rejection<'js>(ctx: Ctx<'js>, promise: JsValue<'js>, _reason: JsValue<'js>, handled: bool) {
-    let Some(list) = ctx.userdata::<Rejected<'js>>() else { return };
+    let Some(list) = ctx.userdata::<Rejected<'js>>() else {
+        return;
+    };
     let mut list = list.borrow_mut();
     if handled {
         list.retain(|known| *known != promise);

@@ -77,7 +77,12 @@ pub(crate) enum Root {
 }
 
 impl Shared {
-    pub(crate) fn new(spec: Spec, host: Arc<dyn Host>, gauge: Arc<Gauge>, seed: [u8; 32]) -> Rc<Self> {
+    pub(crate) fn new(
+        spec: Spec,
+        host: Arc<dyn Host>,
+        gauge: Arc<Gauge>,
+        seed: [u8; 32],
+    ) -> Rc<Self> {
         let mut bytes = ChaCha20Rng::from_seed(seed);
         // The two streams of one seed never meet: what Math.random shows tells nothing about keys.
         bytes.set_stream(1);
@@ -127,7 +132,10 @@ impl Shared {
     /// The same with the place in a module.
     pub(crate) fn raise_failure(&self, ctx: &Ctx<'_>, failure: &Failure) -> Error {
         let place = failure.place.as_ref();
-        let (module, line) = (place.map(|place| place.module.as_str()), place.map(|place| place.line));
+        let (module, line) = (
+            place.map(|place| place.module.as_str()),
+            place.map(|place| place.line),
+        );
         let make = self.hook(ctx, "runtimeError");
         let (code, text) = (failure.code.name(), failure.message.as_str());
         match make.and_then(|make| make.call::<_, JsValue<'_>>((code, text, module, line))) {
@@ -143,7 +151,11 @@ impl Shared {
     }
 
     /// The script's form of an operation's error.
-    pub(crate) fn op_error<'js>(&self, ctx: &Ctx<'js>, error: &OpError) -> rquickjs::Result<JsValue<'js>> {
+    pub(crate) fn op_error<'js>(
+        &self,
+        ctx: &Ctx<'js>,
+        error: &OpError,
+    ) -> rquickjs::Result<JsValue<'js>> {
         let details = json::write(ctx, &error.details)?;
         let make = self.hook(ctx, "opError")?;
         make.call((
@@ -156,7 +168,11 @@ impl Shared {
     }
 
     /// The host's form of a script's value; throws `E_ENCODE` where there is none.
-    pub(crate) fn read<'js>(&self, ctx: &Ctx<'js>, value: &JsValue<'js>) -> rquickjs::Result<Value> {
+    pub(crate) fn read<'js>(
+        &self,
+        ctx: &Ctx<'js>,
+        value: &JsValue<'js>,
+    ) -> rquickjs::Result<Value> {
         let reader = json::Reader::new(self.hook(ctx, "fits")?);
         reader.read(value).map_err(|unfit| match unfit {
             json::Unfit::Threw(error) => error,

@@ -38,7 +38,11 @@ pub(crate) struct Reader<'js> {
 
 impl<'js> Reader<'js> {
     pub(crate) fn new(fits: Function<'js>) -> Self {
-        Self { fits, left: JSON_BYTES, path: Vec::new() }
+        Self {
+            fits,
+            left: JSON_BYTES,
+            path: Vec::new(),
+        }
     }
 
     /// `undefined` at the root is `null`.
@@ -51,7 +55,9 @@ impl<'js> Reader<'js> {
         let read = match value.type_of() {
             Type::Undefined | Type::Uninitialized => return Ok(None),
             Type::Null => self.take(4).map(|()| Value::Null)?,
-            Type::Bool => self.take(5).map(|()| Value::Bool(value.as_bool() == Some(true)))?,
+            Type::Bool => self
+                .take(5)
+                .map(|()| Value::Bool(value.as_bool() == Some(true)))?,
             Type::Int | Type::Float => self.number(value.as_number().unwrap_or(f64::NAN))?,
             Type::BigInt => self.big(value)?,
             Type::String => Value::String(self.text(value)?),
@@ -167,10 +173,13 @@ impl<'js> Reader<'js> {
 
     fn unfit(&self, what: &str) -> Unfit {
         let at = self.path.join(".");
-        let at = if at.is_empty() { String::new() } else { format!(" below {at:?}") };
+        let at = if at.is_empty() {
+            String::new()
+        } else {
+            format!(" below {at:?}")
+        };
         Unfit::Encode(format!("{what} has no JSON form{at}"))
     }
-
 }
 
 /// Views of bytes. Buffers are found by [`Reader::members`]: asking the engine about each object

@@ -25,7 +25,10 @@ pub(crate) use load::loader;
 const CORE: [(&str, &str); 4] = [
     ("alknet:core/signals", include_str!("../core/signals.js")),
     ("alknet:core/ujsx", include_str!("../core/ujsx.js")),
-    ("alknet:core/json-host", include_str!("../core/json-host.js")),
+    (
+        "alknet:core/json-host",
+        include_str!("../core/json-host.js"),
+    ),
     ("alknet:core/ops-host", include_str!("../core/ops-host.js")),
 ];
 
@@ -113,7 +116,8 @@ impl ModuleSet {
         if self.modules.len() >= MODULES && !self.modules.contains_key(specifier) {
             return refuse("a session has at most 256 modules");
         }
-        self.modules.insert(specifier.to_owned(), Module { text, language });
+        self.modules
+            .insert(specifier.to_owned(), Module { text, language });
         Ok(())
     }
 
@@ -148,7 +152,10 @@ impl ModuleSet {
             return Ok((*text).to_owned());
         }
         let Some(module) = self.modules.get(specifier) else {
-            return Err(Failure::new(Code::NotFound, format!("no module {specifier:?}")));
+            return Err(Failure::new(
+                Code::NotFound,
+                format!("no module {specifier:?}"),
+            ));
         };
         match module.language {
             Language::JavaScript => Ok(module.text.clone()),
@@ -215,12 +222,24 @@ mod tests {
     fn specifiers_resolve_within_the_set_only() {
         let set = set();
         let resolve = |base: &str, name: &str| set.resolve(base, name).ok();
-        assert_eq!(resolve("./main.js", "./lib/a.js").as_deref(), Some("./lib/a.js"));
-        assert_eq!(resolve("./lib/a.js", "../main.js").as_deref(), Some("./main.js"));
-        assert_eq!(resolve("./lib/a.js", "./b.js").as_deref(), Some("./lib/b.ts"));
+        assert_eq!(
+            resolve("./main.js", "./lib/a.js").as_deref(),
+            Some("./lib/a.js")
+        );
+        assert_eq!(
+            resolve("./lib/a.js", "../main.js").as_deref(),
+            Some("./main.js")
+        );
+        assert_eq!(
+            resolve("./lib/a.js", "./b.js").as_deref(),
+            Some("./lib/b.ts")
+        );
         assert_eq!(resolve("op:js/x@3", "b").as_deref(), Some("./lib/b.ts"));
         assert_eq!(resolve("", "./main.js").as_deref(), Some("./main.js"));
-        assert_eq!(resolve("./main.js", "alknet:core/ujsx").as_deref(), Some("alknet:core/ujsx"));
+        assert_eq!(
+            resolve("./main.js", "alknet:core/ujsx").as_deref(),
+            Some("alknet:core/ujsx")
+        );
         for (base, name) in [
             ("./main.js", "../main.js"),
             ("./main.js", "../../etc/passwd"),
@@ -237,23 +256,38 @@ mod tests {
     #[test]
     fn a_module_is_refused_for_its_name_length_hash_or_number() {
         let mut set = ModuleSet::new();
-        let mut refused = |name: &str, text: &str| {
-            set.insert(name, text).err().map(|failure| failure.code)
-        };
-        for name in ["x.js", "/x.js", "./../x.js", "./a/./x.js", "op:x", "op:@1", "alknet:core/x", "./a\n"] {
+        let mut refused =
+            |name: &str, text: &str| set.insert(name, text).err().map(|failure| failure.code);
+        for name in [
+            "x.js",
+            "/x.js",
+            "./../x.js",
+            "./a/./x.js",
+            "op:x",
+            "op:@1",
+            "alknet:core/x",
+            "./a\n",
+        ] {
             assert_eq!(refused(name, ""), Some(Code::Limit), "{name}");
         }
         assert_eq!(refused("./long.js", &" ".repeat(SOURCE_BYTES)), None);
-        assert_eq!(refused("./long.js", &" ".repeat(SOURCE_BYTES + 1)), Some(Code::Limit));
+        assert_eq!(
+            refused("./long.js", &" ".repeat(SOURCE_BYTES + 1)),
+            Some(Code::Limit)
+        );
         assert_eq!(refused("./nul.js", "\0"), Some(Code::Limit));
         let hash = blake3::hash(b"1").to_hex();
         assert_eq!(refused(&format!("blob:{hash}"), "1"), None);
         assert_eq!(refused(&format!("blob:{hash}"), "2"), Some(Code::Limit));
         let mut set = ModuleSet::new();
         for index in 0..MODULES {
-            set.insert(&format!("./{index}.js"), "").expect("one of 256");
+            set.insert(&format!("./{index}.js"), "")
+                .expect("one of 256");
         }
         assert!(set.insert("./more.js", "").is_err());
-        assert!(set.insert("./0.js", "1").is_ok(), "the same again is no further one");
+        assert!(
+            set.insert("./0.js", "1").is_ok(),
+            "the same again is no further one"
+        );
     }
 }

@@ -37,7 +37,9 @@ fn canonical(value: &Value) -> Value {
         Value::Array(items) => items.iter().map(canonical).collect(),
         Value::Object(members) => {
             let sorted: std::collections::BTreeMap<_, _> = members.iter().collect();
-            let sorted = sorted.into_iter().map(|(name, member)| (name.clone(), canonical(member)));
+            let sorted = sorted
+                .into_iter()
+                .map(|(name, member)| (name.clone(), canonical(member)));
             Value::Object(sorted.collect())
         }
         plain => plain.clone(),
@@ -45,12 +47,17 @@ fn canonical(value: &Value) -> Value {
 }
 
 /// Puts the functions behind `ops` onto `native`.
-pub(crate) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Shared>) -> Result<()> {
+pub(crate) fn install<'js>(
+    ctx: &Ctx<'js>,
+    native: &Object<'js>,
+    shared: &Rc<Shared>,
+) -> Result<()> {
     let state = Rc::clone(shared);
-    let f = move |ctx: Ctx<'js>, path: String, input: JsValue<'js>, options: JsValue<'js>, yes, no| {
-        let settle = settle(&ctx, yes, no);
-        call(&ctx, &state, &path, &input, &options, settle)
-    };
+    let f =
+        move |ctx: Ctx<'js>, path: String, input: JsValue<'js>, options: JsValue<'js>, yes, no| {
+            let settle = settle(&ctx, yes, no);
+            call(&ctx, &state, &path, &input, &options, settle)
+        };
     native.set("call", Function::new(ctx.clone(), f)?)?;
     let state = Rc::clone(shared);
     let cancel = move |id: JsValue<'js>| {
@@ -70,9 +77,9 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Sha
         in_flight(&ctx, &state)?;
         let settle = settle(&ctx, yes, no);
         let pulled = state.flights.borrow_mut().pull(id, settle);
-        pulled.map(|id| id as f64).map_err(|_| {
-            state.raise(&ctx, Code::Disposed, "the subscription was closed")
-        })
+        pulled
+            .map(|id| id as f64)
+            .map_err(|_| state.raise(&ctx, Code::Disposed, "the subscription was closed"))
     };
     native.set("pull", Function::new(ctx.clone(), f)?)?;
     let state = Rc::clone(shared);
@@ -91,7 +98,11 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Sha
     // Nested: what is pure stays so until the outermost ends.
     let pure = move |begins: bool| {
         let depth = state.pure.get();
-        state.pure.set(if begins { depth + 1 } else { depth.saturating_sub(1) });
+        state.pure.set(if begins {
+            depth + 1
+        } else {
+            depth.saturating_sub(1)
+        });
     };
     native.set("pure", Function::new(ctx.clone(), pure)?)?;
     install_own(ctx, native, shared)
@@ -110,7 +121,10 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Shared>) -
         let cases = state.read(&ctx, &cases)?;
         let work = test::begin(&state, name, cases);
         let work = work.map_err(|failure| state.raise_failure(&ctx, &failure))?;
-        state.flights.borrow_mut().start(settle(&ctx, yes, no), work);
+        state
+            .flights
+            .borrow_mut()
+            .start(settle(&ctx, yes, no), work);
         Ok::<(), Error>(())
     };
     native.set("test", Function::new(ctx.clone(), f)?)?;
@@ -119,7 +133,10 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Shared>) -
         let item = state.read(&ctx, &item)?;
         let taken = state.host.emit(entry as u64, item);
         let work = taken.map(|taken| taken.map(|()| None)).boxed_local();
-        state.flights.borrow_mut().start(settle(&ctx, yes, no), work);
+        state
+            .flights
+            .borrow_mut()
+            .start(settle(&ctx, yes, no), work);
         Ok::<(), Error>(())
     };
     native.set("emit", Function::new(ctx.clone(), f)?)
@@ -178,14 +195,21 @@ fn subscribe<'js>(
 }
 
 fn schema<'js>(ctx: &Ctx<'js>, shared: &Shared, path: &str) -> Result<JsValue<'js>> {
-    let found = shared.host.list(path).into_iter().find(|operation| operation.path == path);
+    let found = shared
+        .host
+        .list(path)
+        .into_iter()
+        .find(|operation| operation.path == path);
     match found {
         Some(operation) => {
             let schema = json!({ "input": operation.input, "output": operation.output });
             json::write(ctx, &schema)
         }
         None => {
-            let error = OpError { path: path.to_owned(), ..OpError::new("NOT_FOUND", "no such operation") };
+            let error = OpError {
+                path: path.to_owned(),
+                ..OpError::new("NOT_FOUND", "no such operation")
+            };
             let error = shared.op_error(ctx, &error)?;
             Err(ctx.throw(error))
         }
@@ -200,8 +224,9 @@ fn register<'js>(
     settle: Settle,
 ) -> Result<()> {
     let plain = shared.read(ctx, spec)?;
-    let registration: Registration = serde_json::from_value(plain.clone())
-        .map_err(|error| shared.raise(ctx, Code::Limit, &format!("not a specification: {error}")))?;
+    let registration: Registration = serde_json::from_value(plain.clone()).map_err(|error| {
+        shared.raise(ctx, Code::Limit, &format!("not a specification: {error}"))
+    })?;
     let name = registration.name.clone();
     if !is_name(&name) {
         let text = "a name has 1 to 128 of a-z, 0-9, - and _, with / between parts";
@@ -210,11 +235,22 @@ fn register<'js>(
     if shared.offered.borrow().len() >= REGISTERED && !shared.offered.borrow().contains_key(&name) {
         return Err(shared.raise(ctx, Code::Quota, "too many operations are registered"));
     }
-    let source = String::from_js(ctx, ctx.globals().get::<_, Function<'js>>("String")?.call((handler.clone(),))?)?;
+    let source = String::from_js(
+        ctx,
+        ctx.globals()
+            .get::<_, Function<'js>>("String")?
+            .call((handler.clone(),))?,
+    )?;
     let script = script_id(&plain, &source);
     let work = shared.host.register(registration.clone(), script);
     let handler = Persistent::save(ctx, handler);
-    shared.offered.borrow_mut().insert(name, Offered { registration, handler });
+    shared.offered.borrow_mut().insert(
+        name,
+        Offered {
+            registration,
+            handler,
+        },
+    );
     let work = work.map(|done| done.map(|()| None)).boxed_local();
     shared.flights.borrow_mut().start(settle, work);
     Ok(())
@@ -223,12 +259,18 @@ fn register<'js>(
 fn is_name(name: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
     };
     name.len() <= 128 && name.split('/').all(part)
 }
 
-fn read_options<'js>(ctx: &Ctx<'js>, shared: &Shared, options: &JsValue<'js>) -> Result<CallOptions> {
+fn read_options<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    options: &JsValue<'js>,
+) -> Result<CallOptions> {
     let plain = shared.read(ctx, options)?;
     serde_json::from_value(plain)
         .map_err(|error| shared.raise(ctx, Code::Limit, &format!("not options of a call: {error}")))
@@ -259,14 +301,27 @@ mod tests {
     #[test]
     fn an_id_ignores_the_order_of_members_and_nothing_else() {
         let one = script_id(&json!({ "name": "a", "kind": "query" }), "() => 1");
-        assert_eq!(one, script_id(&json!({ "kind": "query", "name": "a" }), "() => 1"));
-        assert_ne!(one, script_id(&json!({ "kind": "query", "name": "a" }), "() => 2"));
-        assert_ne!(one, script_id(&json!({ "kind": "query", "name": "b" }), "() => 1"));
+        assert_eq!(
+            one,
+            script_id(&json!({ "kind": "query", "name": "a" }), "() => 1")
+        );
+        assert_ne!(
+            one,
+            script_id(&json!({ "kind": "query", "name": "a" }), "() => 2")
+        );
+        assert_ne!(
+            one,
+            script_id(&json!({ "kind": "query", "name": "b" }), "() => 1")
+        );
     }
 
     #[test]
     fn names_are_plain() {
         assert!(["a", "a/b-c", "x_1"].iter().all(|name| is_name(name)));
-        assert!(!["", "/", "a/", "A", "a b", "../a", "js/\u{e9}"].iter().any(|name| is_name(name)));
+        assert!(
+            !["", "/", "a/", "A", "a b", "../a", "js/\u{e9}"]
+                .iter()
+                .any(|name| is_name(name))
+        );
     }
 }

@@ -48,22 +48,36 @@ impl Replay {
     pub fn new(record: &[Recorded], real: Arc<dyn Host>) -> Self {
         let mut answers: BTreeMap<String, VecDeque<Recorded>> = BTreeMap::new();
         for call in record {
-            answers.entry(key(&call.path, &call.input)).or_default().push_back(call.clone());
+            answers
+                .entry(key(&call.path, &call.input))
+                .or_default()
+                .push_back(call.clone());
         }
-        Self { answers: Mutex::new(answers), real, lines: Mutex::default() }
+        Self {
+            answers: Mutex::new(answers),
+            real,
+            lines: Mutex::default(),
+        }
     }
 
     /// What the script wrote to its console.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn answer(&self, path: &str, input: &Value) -> Result<Reply, OpError> {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = answers.get_mut(&key(path, input)).and_then(VecDeque::pop_front);
+        let next = answers
+            .get_mut(&key(path, input))
+            .and_then(VecDeque::pop_front);
         match next {
-            Some(Recorded { error: Some(error), .. }) => Err(error),
+            Some(Recorded {
+                error: Some(error), ..
+            }) => Err(error),
             Some(call) => Ok(Reply::Json(call.output.unwrap_or_default())),
             None => Err(OpError::new("NOT_FOUND", "the record has no such call")),
         }
@@ -83,9 +97,10 @@ impl Host for Replay {
     /// The record has the items as one array.
     fn subscribe(&self, path: &str, input: Value, _: CallOptions) -> Items {
         let items = match self.answer(path, &input) {
-            Ok(Reply::Json(Value::Array(items))) => {
-                items.into_iter().map(|item| Ok(Reply::Json(item))).collect()
-            }
+            Ok(Reply::Json(Value::Array(items))) => items
+                .into_iter()
+                .map(|item| Ok(Reply::Json(item)))
+                .collect(),
             Ok(reply) => vec![Ok(reply)],
             Err(error) => vec![Err(error)],
         };
@@ -105,7 +120,10 @@ impl Host for Replay {
     }
 
     fn log(&self, _: Level, text: &str) {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).push(text.to_owned());
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(text.to_owned());
     }
 
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {

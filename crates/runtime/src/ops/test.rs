@@ -112,12 +112,18 @@ pub(super) fn begin(
     }
     // Inside a case the module runs from its beginning, and with it this call.
     if shared.spec.testing {
-        let skipped = serde_json::json!({ "name": name, "passed": true, "cases": [], "skipped": true });
+        let skipped =
+            serde_json::json!({ "name": name, "passed": true, "cases": [], "skipped": true });
         return Ok(std::future::ready(Ok(Some(Reply::Json(skipped)))).boxed_local());
     }
     let declared = match shared.offered.borrow().get(&name) {
         Some(offered) => offered.registration.errors.keys().cloned().collect(),
-        None => return Err(Failure::new(Code::NotFound, format!("no operation js/{name} is registered"))),
+        None => {
+            return Err(Failure::new(
+                Code::NotFound,
+                format!("no operation js/{name} is registered"),
+            ));
+        }
     };
     let mut spec = shared.spec.clone().deterministic(SEED, START_MS);
     spec.testing = true;
@@ -150,14 +156,24 @@ impl Setting {
             let index = (fuel.len() * hundredths).div_ceil(100).saturating_sub(1);
             fuel.get(index).copied().unwrap_or(0)
         };
-        let expected: BTreeSet<&str> = self.cases.iter().filter_map(|case| match &case.expect {
-            Expect::Error(code) => Some(code.as_str()),
-            _ => None,
-        }).collect();
-        let uncovered = self.declared.iter().filter(|code| !expected.contains(code.as_str()));
+        let expected: BTreeSet<&str> = self
+            .cases
+            .iter()
+            .filter_map(|case| match &case.expect {
+                Expect::Error(code) => Some(code.as_str()),
+                _ => None,
+            })
+            .collect();
+        let uncovered = self
+            .declared
+            .iter()
+            .filter(|code| !expected.contains(code.as_str()));
         Report {
             passed: !reports.is_empty() && reports.iter().all(|report| report.passed),
-            fuel: Percentiles { p50: at(50), p99: at(99) },
+            fuel: Percentiles {
+                p50: at(50),
+                p99: at(99),
+            },
             uncovered: uncovered.cloned().collect(),
             name: self.name.clone(),
             cases: reports,
@@ -196,14 +212,21 @@ impl Setting {
         };
         for root in &self.roots {
             let work = match root {
-                Root::Module(module) => Work::Module { module: module.clone() },
-                Root::Script(source) => Work::Script { source: source.clone() },
+                Root::Module(module) => Work::Module {
+                    module: module.clone(),
+                },
+                Root::Script(source) => Work::Script {
+                    source: source.clone(),
+                },
             };
             // A module that fails here failed in the session as well; what it registered until
             // then is what is tested.
             drop(isolate.run(work).await);
         }
-        let work = Work::Handler { name: self.name.clone(), input: case.input.clone() };
+        let work = Work::Handler {
+            name: self.name.clone(),
+            input: case.input.clone(),
+        };
         isolate.run(work).await
     }
 

@@ -14,7 +14,10 @@ struct Edit {
 
 impl<'s> Edits<'s> {
     pub(super) const fn new(source: &'s str) -> Self {
-        Self { source, list: Vec::new() }
+        Self {
+            source,
+            list: Vec::new(),
+        }
     }
 
     pub(super) fn slice(&self, start: usize, end: usize) -> &'s str {
@@ -30,7 +33,9 @@ impl<'s> Edits<'s> {
     /// `text` first and blanks after it.
     pub(super) fn erase_to(&mut self, start: usize, end: usize, text: &str) {
         let blanks = blank(self.slice(start, end));
-        let rest = blanks.strip_prefix(' ').map_or(blanks.as_str(), |rest| rest);
+        let rest = blanks
+            .strip_prefix(' ')
+            .map_or(blanks.as_str(), |rest| rest);
         self.put(start, end, format!("{text}{rest}"));
     }
 
@@ -64,7 +69,9 @@ impl<'s> Edits<'s> {
             at += rest.len() - trimmed.len();
             at += match trimmed {
                 line if line.starts_with("//") => line.find('\n').unwrap_or(line.len()),
-                block if block.starts_with("/*") => block.find("*/").map_or(block.len(), |end| end + 2),
+                block if block.starts_with("/*") => {
+                    block.find("*/").map_or(block.len(), |end| end + 2)
+                }
                 _ => return at,
             };
         }
@@ -97,7 +104,9 @@ const fn ends_line(c: char) -> bool {
 }
 
 fn blank(text: &str) -> String {
-    text.chars().map(|c| if ends_line(c) { c } else { ' ' }).collect()
+    text.chars()
+        .map(|c| if ends_line(c) { c } else { ' ' })
+        .collect()
 }
 
 pub(super) fn ends(text: &str) -> String {

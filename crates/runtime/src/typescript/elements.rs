@@ -13,7 +13,8 @@ impl Eraser<'_> {
         let (start, named) = (it.span.start as usize, opening.name.span().end as usize);
         let attributes = &opening.attributes;
         let begin = if attributes.is_empty() { "null" } else { "{" };
-        self.edits.replace(start, named, &format!("h({name}, {begin}"));
+        self.edits
+            .replace(start, named, &format!("h({name}, {begin}"));
         let mut at = named;
         for attribute in attributes {
             self.edits.erase(at, attribute.span().start as usize);
@@ -26,18 +27,26 @@ impl Eraser<'_> {
             self.child(child);
         }
         match &it.closing_element {
-            Some(closing) => self.edits.replace(closing.span.start as usize, closing.span.end as usize, ")"),
+            Some(closing) => {
+                self.edits
+                    .replace(closing.span.start as usize, closing.span.end as usize, ")")
+            }
             None => self.edits.insert(it.span.end as usize, ")"),
         }
     }
 
     pub(super) fn fragment(&mut self, it: &JSXFragment<'_>) {
         let (opening, closing) = (it.opening_fragment.span, it.closing_fragment.span);
-        self.edits.replace(opening.start as usize, opening.end as usize, "h(Fragment, null");
+        self.edits.replace(
+            opening.start as usize,
+            opening.end as usize,
+            "h(Fragment, null",
+        );
         for child in &it.children {
             self.child(child);
         }
-        self.edits.replace(closing.start as usize, closing.end as usize, ")");
+        self.edits
+            .replace(closing.start as usize, closing.end as usize, ")");
     }
 
     fn name(&self, name: &JSXElementName<'_>) -> String {
@@ -51,22 +60,32 @@ impl Eraser<'_> {
 
     fn attribute(&mut self, item: &JSXAttributeItem<'_>) {
         match item {
-            JSXAttributeItem::SpreadAttribute(it) => self.between(it.span, &it.argument, "...(", "), "),
+            JSXAttributeItem::SpreadAttribute(it) => {
+                self.between(it.span, &it.argument, "...(", "), ")
+            }
             JSXAttributeItem::Attribute(it) => {
                 let name = it.name.span();
                 let text = self.edits.slice(name.start as usize, name.end as usize);
                 let key = quoted(text);
                 let end = it.span.end as usize;
                 match &it.value {
-                    None => self.edits.replace(name.start as usize, end, &format!("{key}: true, ")),
+                    None => self
+                        .edits
+                        .replace(name.start as usize, end, &format!("{key}: true, ")),
                     Some(JSXAttributeValue::StringLiteral(value)) => {
-                        let (start, end) = (value.span.start as usize + 1, value.span.end as usize - 1);
+                        let (start, end) =
+                            (value.span.start as usize + 1, value.span.end as usize - 1);
                         let text = quoted(&decoded(self.edits.slice(start, end)));
-                        self.edits.replace(name.start as usize, it.span.end as usize, &format!("{key}: {text}, "));
+                        self.edits.replace(
+                            name.start as usize,
+                            it.span.end as usize,
+                            &format!("{key}: {text}, "),
+                        );
                     }
                     Some(value) => {
                         let from = value.span().start as usize;
-                        self.edits.replace(name.start as usize, from, &format!("{key}: "));
+                        self.edits
+                            .replace(name.start as usize, from, &format!("{key}: "));
                         self.value(value);
                         self.edits.insert(end, ", ");
                     }
@@ -81,7 +100,10 @@ impl Eraser<'_> {
             JSXAttributeValue::Fragment(it) => self.fragment(it),
             JSXAttributeValue::ExpressionContainer(it) => match it.expression.as_expression() {
                 Some(expression) => self.between(it.span, expression, "(", ")"),
-                None => self.edits.replace(it.span.start as usize, it.span.end as usize, "undefined"),
+                None => {
+                    self.edits
+                        .replace(it.span.start as usize, it.span.end as usize, "undefined")
+                }
             },
             JSXAttributeValue::StringLiteral(_) => {}
         }
@@ -92,7 +114,11 @@ impl Eraser<'_> {
             JSXChild::Text(it) => {
                 let (start, end) = (it.span.start as usize, it.span.end as usize);
                 let text = trimmed(self.edits.slice(start, end));
-                let text = if text.is_empty() { text } else { format!(", {}", quoted(&decoded(&text))) };
+                let text = if text.is_empty() {
+                    text
+                } else {
+                    format!(", {}", quoted(&decoded(&text)))
+                };
                 self.edits.replace(start, end, &text);
             }
             JSXChild::Element(it) => {
@@ -105,7 +131,9 @@ impl Eraser<'_> {
             }
             JSXChild::ExpressionContainer(it) => match it.expression.as_expression() {
                 Some(expression) => self.between(it.span, expression, ", (", ")"),
-                None => self.edits.erase(it.span.start as usize, it.span.end as usize),
+                None => self
+                    .edits
+                    .erase(it.span.start as usize, it.span.end as usize),
             },
             JSXChild::Spread(it) => self.between(it.span, &it.expression, ", ...(", ")"),
         }
@@ -114,9 +142,11 @@ impl Eraser<'_> {
     /// What stands in braces, with something else instead of the braces.
     fn between(&mut self, whole: Span, inner: &Expression<'_>, before: &str, after: &str) {
         let span = inner.span();
-        self.edits.replace(whole.start as usize, span.start as usize, before);
+        self.edits
+            .replace(whole.start as usize, span.start as usize, before);
         self.visit_expression(inner);
-        self.edits.replace(span.end as usize, whole.end as usize, after);
+        self.edits
+            .replace(span.end as usize, whole.end as usize, after);
     }
 }
 
@@ -126,16 +156,27 @@ fn trimmed(text: &str) -> String {
     let last = lines.len() - 1;
     let blank = |c: char| matches!(c, ' ' | '\t' | '\r');
     let cut = lines.iter().enumerate().map(|(index, line)| {
-        let line = if index == 0 { line } else { line.trim_start_matches(blank) };
-        if index == last { line } else { line.trim_end_matches(blank) }
+        let line = if index == 0 {
+            line
+        } else {
+            line.trim_start_matches(blank)
+        };
+        if index == last {
+            line
+        } else {
+            line.trim_end_matches(blank)
+        }
     });
-    cut.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+    cut.filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A literal of JavaScript, on one line.
 fn quoted(text: &str) -> String {
     let json = serde_json::Value::from(text).to_string();
-    json.replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
+    json.replace('\u{2028}', "\\u2028")
+        .replace('\u{2029}', "\\u2029")
 }
 
 /// The few entities that people write; others stay as they are.
@@ -145,7 +186,10 @@ fn decoded(text: &str) -> String {
     while let Some(at) = rest.find('&') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        let entity = rest.find(';').filter(|end| *end <= 10).map(|end| &rest[1..end]);
+        let entity = rest
+            .find(';')
+            .filter(|end| *end <= 10)
+            .map(|end| &rest[1..end]);
         let char = entity.and_then(|entity| match entity {
             "amp" => Some('&'),
             "lt" => Some('<'),

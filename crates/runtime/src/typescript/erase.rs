@@ -7,8 +7,15 @@ use oxc_span::{GetSpan, Span};
 use super::edits::{Edits, ends};
 
 /// Words before a class member's name that JavaScript does not have.
-const MODIFIERS: [&str; 7] =
-    ["public", "private", "protected", "readonly", "override", "abstract", "declare"];
+const MODIFIERS: [&str; 7] = [
+    "public",
+    "private",
+    "protected",
+    "readonly",
+    "override",
+    "abstract",
+    "declare",
+];
 
 pub(super) struct Eraser<'s> {
     pub(super) edits: Edits<'s>,
@@ -18,7 +25,10 @@ pub(super) struct Eraser<'s> {
 
 impl<'s> Eraser<'s> {
     pub(super) const fn new(source: &'s str) -> Self {
-        Self { edits: Edits::new(source), refused: None }
+        Self {
+            edits: Edits::new(source),
+            refused: None,
+        }
     }
 
     pub(super) fn finish(self) -> Result<String, (usize, &'static str)> {
@@ -42,7 +52,8 @@ impl<'s> Eraser<'s> {
     /// A statement or member that goes away leaves a `;`, so that what follows is not joined to what
     /// precedes.
     fn erase_whole(&mut self, span: Span) {
-        self.edits.erase_to(span.start as usize, span.end as usize, ";");
+        self.edits
+            .erase_to(span.start as usize, span.end as usize, ";");
     }
 
     /// `: T`, with the mark of an optional or definite name before it.
@@ -90,7 +101,9 @@ impl<'s> Eraser<'s> {
         while at < end {
             at = self.edits.skip_blanks(at);
             let rest = self.edits.slice(at, end);
-            let length = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+            let length = rest
+                .find(|c: char| !c.is_ascii_alphabetic())
+                .unwrap_or(rest.len());
             if MODIFIERS.contains(&&rest[..length]) {
                 match at == start {
                     true => self.edits.erase_to(at, at + length, ";"),
@@ -113,7 +126,9 @@ impl<'s> Eraser<'s> {
                 self.refuse(it.span, "an enum");
                 true
             }
-            Declaration::TSExternalModuleDeclaration(_) | Declaration::TSGlobalDeclaration(_) => true,
+            Declaration::TSExternalModuleDeclaration(_) | Declaration::TSGlobalDeclaration(_) => {
+                true
+            }
             Declaration::TSNamespaceDeclaration(it) if it.declare => true,
             Declaration::TSNamespaceDeclaration(it) => {
                 self.refuse(it.span, "a namespace");
@@ -196,7 +211,11 @@ impl<'a> Visit<'a> for Eraser<'_> {
 
     fn visit_ts_type_assertion(&mut self, it: &TSTypeAssertion<'a>) {
         // In parentheses, so that `=> <T>{}` stays an object and a line end after `return` harmless.
-        self.edits.replace(it.span.start as usize, it.expression.span().start as usize, "(");
+        self.edits.replace(
+            it.span.start as usize,
+            it.expression.span().start as usize,
+            "(",
+        );
         self.visit_expression(&it.expression);
         self.edits.insert(it.span.end as usize, ")");
     }
@@ -318,7 +337,8 @@ impl<'a> Visit<'a> for Eraser<'_> {
             (Some(annotation), None) => {
                 // `get: T` must not become the beginning of a getter.
                 let start = self.edits.back_over_marks(annotation.span.start as usize);
-                self.edits.erase_to(start, annotation.span.end as usize, ";");
+                self.edits
+                    .erase_to(start, annotation.span.end as usize, ";");
             }
             (Some(annotation), Some(_)) => {
                 self.erase_annotation(annotation);

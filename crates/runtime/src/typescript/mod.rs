@@ -39,9 +39,15 @@ pub(crate) fn strip(module: &str, source: &str, language: Language) -> Result<St
     let allocator = Allocator::default();
     let parsed = Parser::new(&allocator, source, kind.with_module(true)).parse();
     if let Some(error) = parsed.diagnostics.errors().next() {
-        let at = error.labels.first().map_or(0, |label| label.offset() as usize);
+        let at = error
+            .labels
+            .first()
+            .map_or(0, |label| label.offset() as usize);
         let line = line_of(source, at);
-        let mut failure = Failure::new(Code::Exception, format!("{module}:{line}: {}", error.message));
+        let mut failure = Failure::new(
+            Code::Exception,
+            format!("{module}:{line}: {}", error.message),
+        );
         failure.name = Some("SyntaxError".to_owned());
         return Err(failure.at(module, line));
     }

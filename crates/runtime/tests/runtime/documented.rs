@@ -25,14 +25,27 @@ fn blocks() -> Vec<(String, String)> {
 fn every_example_runs() {
     let mut run = 0;
     for (head, body) in blocks() {
-        let Some(ending) = head.split_whitespace().next().filter(|word| ["js", "ts", "tsx"].contains(word)) else {
+        let Some(ending) = head
+            .split_whitespace()
+            .next()
+            .filter(|word| ["js", "ts", "tsx"].contains(word))
+        else {
             continue;
         };
         let mut set = ModuleSet::new();
-        set.insert(&format!("./example.{ending}"), body.as_str()).expect("a module");
-        set.insert("./main.js", format!("export {{ default }} from './example.{ending}'; import './example.{ending}';")).expect("a module");
+        set.insert(&format!("./example.{ending}"), body.as_str())
+            .expect("a module");
+        set.insert(
+            "./main.js",
+            format!("export {{ default }} from './example.{ending}'; import './example.{ending}';"),
+        )
+        .expect("a module");
         if !body.contains("export default") {
-            set.insert("./main.js", format!("import './example.{ending}'; export default null;")).expect("a module");
+            set.insert(
+                "./main.js",
+                format!("import './example.{ending}'; export default null;"),
+            )
+            .expect("a module");
         }
         let spec = Spec::new(set).deterministic([1; 32], 1_000);
         let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
@@ -46,9 +59,24 @@ fn every_example_runs() {
 #[test]
 fn the_page_tells_the_codes_and_limits_that_there_are() {
     for code in [
-        Code::Abort, Code::Denied, Code::DeviceLost, Code::Disposed, Code::Encode, Code::Exception, Code::Fuel,
-        Code::GpuTimeout, Code::Limit, Code::Memory, Code::NoAdapter, Code::NotFound, Code::Policy, Code::Quota,
-        Code::Stack, Code::Timeout, Code::TsUnsupported, Code::WorkerLost,
+        Code::Abort,
+        Code::Denied,
+        Code::DeviceLost,
+        Code::Disposed,
+        Code::Encode,
+        Code::Exception,
+        Code::Fuel,
+        Code::GpuTimeout,
+        Code::Limit,
+        Code::Memory,
+        Code::NoAdapter,
+        Code::NotFound,
+        Code::Policy,
+        Code::Quota,
+        Code::Stack,
+        Code::Timeout,
+        Code::TsUnsupported,
+        Code::WorkerLost,
     ] {
         let row = format!("| `{}` | `{}` |", code.name(), code.on_the_wire().0);
         assert!(PAGE.contains(&row), "{row}");
@@ -58,18 +86,39 @@ fn the_page_tells_the_codes_and_limits_that_there_are() {
         format!("| fuel | {} ticks", defaults.fuel_ticks),
         format!("| CPU time | {} s", defaults.cpu.as_secs()),
         format!("| heap | {} MiB", defaults.heap_bytes >> 20),
-        format!("| bytes outside the heap | {} MiB", defaults.external_bytes >> 20),
+        format!(
+            "| bytes outside the heap | {} MiB",
+            defaults.external_bytes >> 20
+        ),
         format!("| stack | {} KiB", defaults.stack_bytes >> 10),
         format!("| jobs | {} a turn", limits::JOBS_PER_TURN),
-        format!("| calls | {} a session, {} in flight", defaults.calls, defaults.calls_in_flight),
-        format!("| items of a subscription that wait | {}", limits::UNACKNOWLEDGED),
-        format!("| JSON | {} levels, {} MiB", limits::JSON_DEPTH, limits::JSON_BYTES >> 20),
-        format!("| modules | {} of {} MiB", limits::MODULES, limits::SOURCE_BYTES >> 20),
+        format!(
+            "| calls | {} a session, {} in flight",
+            defaults.calls, defaults.calls_in_flight
+        ),
+        format!(
+            "| items of a subscription that wait | {}",
+            limits::UNACKNOWLEDGED
+        ),
+        format!(
+            "| JSON | {} levels, {} MiB",
+            limits::JSON_DEPTH,
+            limits::JSON_BYTES >> 20
+        ),
+        format!(
+            "| modules | {} of {} MiB",
+            limits::MODULES,
+            limits::SOURCE_BYTES >> 20
+        ),
         format!("| timers | {}", limits::TIMERS),
         format!("| subscriptions | {}", limits::SUBSCRIPTIONS),
         format!("| registered operations | {}", limits::REGISTERED),
         format!("| cases of a test | {}", limits::TEST_CASES),
-        format!("| console | {} KiB a second, {} KiB a line", limits::LOG_BYTES_PER_SECOND >> 10, limits::LOG_LINE_BYTES >> 10),
+        format!(
+            "| console | {} KiB a second, {} KiB a line",
+            limits::LOG_BYTES_PER_SECOND >> 10,
+            limits::LOG_LINE_BYTES >> 10
+        ),
         format!("| `getRandomValues` | {} bytes", limits::RANDOM_BYTES),
     ] {
         assert!(PAGE.contains(&row), "{row}");

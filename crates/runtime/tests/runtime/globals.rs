@@ -18,8 +18,15 @@ const NAMES: &str = "AbortController AbortSignal AggregateError Array ArrayBuffe
 #[test]
 fn global_names_are_exactly_these() {
     let names = value("export default Object.getOwnPropertyNames(globalThis).sort().join(' ')");
-    let listed = names.as_str().expect("a text").replace("AsyncDisposableStack ", "").replace("DisposableStack ", "");
-    assert_eq!(listed, NAMES.split_whitespace().collect::<Vec<_>>().join(" "));
+    let listed = names
+        .as_str()
+        .expect("a text")
+        .replace("AsyncDisposableStack ", "")
+        .replace("DisposableStack ", "");
+    assert_eq!(
+        listed,
+        NAMES.split_whitespace().collect::<Vec<_>>().join(" ")
+    );
 }
 
 #[test]
@@ -54,7 +61,10 @@ fn no_text_becomes_code() {
         let name = failure.name.clone().unwrap_or_default();
         assert!(refused.contains(&name.as_str()), "{source}: {failure:?}");
     }
-    assert_eq!(value("export default (() => {}) instanceof Function"), json!(true));
+    assert_eq!(
+        value("export default (() => {}) instanceof Function"),
+        json!(true)
+    );
 }
 
 #[test]
@@ -63,9 +73,18 @@ fn a_repl_has_eval_and_shows_values() {
     spec.mode = Mode::Repl;
     let host = Arc::new(Memory::default());
     let mut isolate = Isolate::open(spec, host).expect("an isolate");
-    let mut run = |source: &str| wait(isolate.run(Work::Script { source: source.to_owned() }));
+    let mut run = |source: &str| {
+        wait(isolate.run(Work::Script {
+            source: source.to_owned(),
+        }))
+    };
     assert_eq!(run("eval('1 + 1')").result, Ok(json!(2)));
-    assert_eq!(run("var a = new Map([[1, { b: 'c' }]]); a").shown.as_deref(), Some("Map(1) { 1 => { b: 'c' } }"));
+    assert_eq!(
+        run("var a = new Map([[1, { b: 'c' }]]); a")
+            .shown
+            .as_deref(),
+        Some("Map(1) { 1 => { b: 'c' } }")
+    );
     assert_eq!(run("await Promise.resolve(a.size)").result, Ok(json!(1)));
     assert!(run("throw new Error('x')").result.is_err());
     assert_eq!(run("a.size").result, Ok(json!(1)), "the session goes on");
@@ -106,7 +125,12 @@ fn text_is_utf_8() {
         let fatal = '';
         try { new TextDecoder('utf-8', { fatal: true }).decode(new Uint8Array([0xff])); } catch (error) { fatal = error.name; }
         export default [[...bytes], text + parts.decode(), fatal, new TextDecoder().decode(new Uint8Array([0xef, 0xbb, 0xbf, 65]))];";
-    let expected = json!([[97, 226, 130, 172, 239, 191, 189], "a€\u{fffd}", "TypeError", "A"]);
+    let expected = json!([
+        [97, 226, 130, 172, 239, 191, 189],
+        "a€\u{fffd}",
+        "TypeError",
+        "A"
+    ]);
     assert_eq!(value(source), expected);
 }
 
@@ -121,7 +145,15 @@ fn urls_follow_the_standard() {
         try { new URL('nothing'); } catch (error) { bad = error.name; }
         export default [url.href, url.host, url.origin, url.searchParams.get('y'), bad, JSON.stringify({ url }), URL.canParse('x:y')];";
     let href = "https://u:p@example.org:8080/b?x=1&y=a+b";
-    let expected = json!([href, "example.org:8080", "https://example.org:8080", "a b", "TypeError", format!("{{\"url\":\"{href}\"}}"), true]);
+    let expected = json!([
+        href,
+        "example.org:8080",
+        "https://example.org:8080",
+        "a b",
+        "TypeError",
+        format!("{{\"url\":\"{href}\"}}"),
+        true
+    ]);
     assert_eq!(value(source), expected);
 }
 
@@ -149,7 +181,12 @@ fn chance_is_seeded_where_it_has_to_be() {
     let system = outcome(system).0.result.expect("bytes");
     assert_eq!(system[0], value(source)[0]);
     assert_ne!(system[1], value(source)[1]);
-    assert_eq!(failure("crypto.getRandomValues(new Uint8Array(65537))").name.as_deref(), Some("QuotaExceededError"));
+    assert_eq!(
+        failure("crypto.getRandomValues(new Uint8Array(65537))")
+            .name
+            .as_deref(),
+        Some("QuotaExceededError")
+    );
 }
 
 #[test]
@@ -163,7 +200,20 @@ fn clones_are_deep_and_keep_cycles() {
         let bad = '';
         try { structuredClone(() => {}); } catch (error) { bad = error.name; }
         export default [to !== from, to.self === to, +to.date, to.map.get(1).has(2), String(to.re), [...to.bytes], to.bytes.buffer !== from.bytes.buffer, to.error.name, Object.hasOwn(to, '__proto__'), moved.byteLength, given.moved.byteLength, bad];";
-    let expected = json!([true, true, 5, true, "/a/g", [1, 2], true, "RangeError", true, 0, 4, "DataCloneError"]);
+    let expected = json!([
+        true,
+        true,
+        5,
+        true,
+        "/a/g",
+        [1, 2],
+        true,
+        "RangeError",
+        true,
+        0,
+        4,
+        "DataCloneError"
+    ]);
     assert_eq!(value(source), expected);
 }
 
@@ -183,7 +233,14 @@ fn signals_abort_once_and_join() {
         const late = AbortSignal.timeout(5);
         await new Promise((done) => late.addEventListener('abort', done));
         export default [seen, any.reason, control.signal.aborted, AbortSignal.abort().reason.name, late.reason.name, illegal];";
-    let expected = json!([["on", "any", "listened"], "why", true, "AbortError", "TimeoutError", "TypeError"]);
+    let expected = json!([
+        ["on", "any", "listened"],
+        "why",
+        true,
+        "AbortError",
+        "TimeoutError",
+        "TypeError"
+    ]);
     assert_eq!(value(source), expected);
 }
 
@@ -208,10 +265,19 @@ fn frozen_objects_stay_as_they_are() {
 #[test]
 fn an_exception_names_the_line() {
     let failure = failure("\n\nfunction f() { throw new TypeError('no'); }\nf();");
-    assert_eq!((failure.name.as_deref(), failure.message.as_str()), (Some("TypeError"), "no"));
+    assert_eq!(
+        (failure.name.as_deref(), failure.message.as_str()),
+        (Some("TypeError"), "no")
+    );
     let stack = failure.stack.expect("a stack");
-    assert!(stack.contains("./main.js:3") && stack.contains("./main.js:4"), "{stack}");
+    assert!(
+        stack.contains("./main.js:3") && stack.contains("./main.js:4"),
+        "{stack}"
+    );
     assert!(!stack.contains("alknet:runtime"), "{stack}");
     assert_eq!(code("throw 5").name(), "E_EXCEPTION");
-    assert_eq!(code("Promise.reject(new Error('x')); await 1; await 2;").name(), "E_EXCEPTION");
+    assert_eq!(
+        code("Promise.reject(new Error('x')); await 1; await 2;").name(),
+        "E_EXCEPTION"
+    );
 }

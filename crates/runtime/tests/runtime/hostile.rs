@@ -91,7 +91,10 @@ fn memory_ends_by_the_heap() {
         let expected = [Code::Memory, Code::Fuel, Code::Stack, Code::Exception];
         ends(source, &expected);
     }
-    assert_eq!(code("const a = []; for (;;) a.push(new Uint8Array(1 << 20))"), Code::Memory);
+    assert_eq!(
+        code("const a = []; for (;;) a.push(new Uint8Array(1 << 20))"),
+        Code::Memory
+    );
 }
 
 #[test]
@@ -106,7 +109,10 @@ fn a_script_is_closed_after_a_limit_and_cannot_go_on() {
     let mut isolate = Isolate::open(tight(source), Arc::clone(&host) as _).expect("an isolate");
     let first = wait(isolate.run(main())).result.expect_err("fuel");
     assert_eq!(first.code, Code::Fuel);
-    assert_eq!(isolate.closed().map(|failure| failure.code), Some(Code::Fuel));
+    assert_eq!(
+        isolate.closed().map(|failure| failure.code),
+        Some(Code::Fuel)
+    );
     let again = wait(isolate.run(main())).result.expect_err("closed");
     assert_eq!(again.code, Code::Fuel);
     assert!(host.lines.lock().expect("no poison").is_empty());
@@ -156,7 +162,10 @@ fn odd_values_end_with_an_error_and_nothing_worse() {
         "ops.test('none', [])",
         "await ops.call('echo', 1, { timeoutMs: 'x' })",
     ] {
-        ends(source, &[Code::Exception, Code::Limit, Code::NotFound, Code::Encode]);
+        ends(
+            source,
+            &[Code::Exception, Code::Limit, Code::NotFound, Code::Encode],
+        );
     }
 }
 
@@ -177,12 +186,19 @@ fn polluted_prototypes_reach_nothing_of_ours() {
     assert_eq!(calls.len(), 1, "{outcome:?}");
     assert_eq!(calls[0].2, alknet_runtime::CallOptions::default());
     drop(calls);
-    assert_eq!(outcome.result, Ok(serde_json::json!({ "a": [1, { "__proto__x": 2 }] })));
+    assert_eq!(
+        outcome.result,
+        Ok(serde_json::json!({ "a": [1, { "__proto__x": 2 }] }))
+    );
 }
 
 #[test]
 fn the_flag_ends_what_computes_and_what_waits() {
-    for source in ["for (;;) {}", "await ops.call('never')", "await new Promise((r) => setTimeout(r, 1e9))"] {
+    for source in [
+        "for (;;) {}",
+        "await ops.call('never')",
+        "await new Promise((r) => setTimeout(r, 1e9))",
+    ] {
         let mut spec = spec(source);
         spec.limits.fuel_ticks = u64::MAX >> 1;
         spec.limits.cpu = Duration::from_secs(300);
@@ -205,7 +221,10 @@ fn cpu_time_is_limited_where_fuel_is_not() {
     let mut spec = spec("for (;;) {}");
     spec.limits.fuel_ticks = u64::MAX >> 1;
     spec.limits.cpu = Duration::from_millis(20);
-    assert_eq!(outcome(spec).0.result.expect_err("time").code, Code::Timeout);
+    assert_eq!(
+        outcome(spec).0.result.expect_err("time").code,
+        Code::Timeout
+    );
 }
 
 #[test]
@@ -220,14 +239,22 @@ fn native_loops_stay_within_memory_when_they_are_small() {
     // The engine's own cap, or the memory.
     let (outcome, _) = outcome(tight("let a = 2n; for (;;) a *= a"));
     let failure = outcome.result.expect_err("too large");
-    assert!([Code::Exception, Code::Memory, Code::Fuel].contains(&failure.code), "{failure:?}");
+    assert!(
+        [Code::Exception, Code::Memory, Code::Fuel].contains(&failure.code),
+        "{failure:?}"
+    );
 }
 
 #[test]
 fn many_isolates_come_and_go() {
     let host = Arc::new(Memory::default());
     for round in 0..200 {
-        let source = ["for (;;) {}", "(function f() { f() })()", "await ops.call('never')", "export default 1"][round % 4];
+        let source = [
+            "for (;;) {}",
+            "(function f() { f() })()",
+            "await ops.call('never')",
+            "export default 1",
+        ][round % 4];
         let mut isolate = Isolate::open(tight(source), Arc::clone(&host) as _).expect("an isolate");
         if round % 4 == 2 {
             isolate.start(1, main());

@@ -24,11 +24,29 @@ fn a_member_named_proto_is_a_member() {
 #[test]
 fn what_json_cannot_say_is_refused() {
     for made in [
-        "NaN", "Infinity", "-Infinity", "2n ** 53n + 1n", "-(2n ** 64n)", "() => 1", "Symbol('x')", "'\\ud800'",
-        "new Uint8Array(2)", "new ArrayBuffer(2)", "new DataView(new ArrayBuffer(2))", "new Map([[1, 2]])", "new Set()",
-        "Promise.resolve(1)", "new Float16Array(1)", "{ '\\ud800': 1 }", "class {}",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "2n ** 53n + 1n",
+        "-(2n ** 64n)",
+        "() => 1",
+        "Symbol('x')",
+        "'\\ud800'",
+        "new Uint8Array(2)",
+        "new ArrayBuffer(2)",
+        "new DataView(new ArrayBuffer(2))",
+        "new Map([[1, 2]])",
+        "new Set()",
+        "Promise.resolve(1)",
+        "new Float16Array(1)",
+        "{ '\\ud800': 1 }",
+        "class {}",
     ] {
-        assert_eq!(code(&format!("await ops.call('echo', {{ a: [{made}] }})")), Code::Encode, "{made}");
+        assert_eq!(
+            code(&format!("await ops.call('echo', {{ a: [{made}] }})")),
+            Code::Encode,
+            "{made}"
+        );
     }
     // A function as the default export is what a module offers, no value.
     assert_eq!(value("export default () => 1"), Value::Null);
@@ -37,15 +55,26 @@ fn what_json_cannot_say_is_refused() {
 
 #[test]
 fn depth_and_size_are_limited() {
-    let deep = |levels: usize| format!("let a = 1; for (let i = 0; i < {levels}; i++) a = [a]; export default a");
+    let deep = |levels: usize| {
+        format!("let a = 1; for (let i = 0; i < {levels}; i++) a = [a]; export default a")
+    };
     assert!(value(&deep(limits::JSON_DEPTH)).is_array());
     assert_eq!(code(&deep(limits::JSON_DEPTH + 1)), Code::Encode);
-    assert_eq!(code("const a = {}; a.a = a; export default a"), Code::Encode);
+    assert_eq!(
+        code("const a = {}; a.a = a; export default a"),
+        Code::Encode
+    );
     let text = |bytes: usize| format!("export default 'x'.repeat({bytes})");
     assert!(value(&text(limits::JSON_BYTES - 2)).is_string());
     assert_eq!(code(&text(limits::JSON_BYTES - 1)), Code::Encode);
-    assert_eq!(code("const a = []; a.length = 2 ** 32 - 1; export default a"), Code::Encode);
-    assert_eq!(code("export default new Proxy([], { get: (t, k) => k === 'length' ? 2 ** 40 : t[k] })"), Code::Encode);
+    assert_eq!(
+        code("const a = []; a.length = 2 ** 32 - 1; export default a"),
+        Code::Encode
+    );
+    assert_eq!(
+        code("export default new Proxy([], { get: (t, k) => k === 'length' ? 2 ** 40 : t[k] })"),
+        Code::Encode
+    );
 }
 
 #[test]
@@ -58,7 +87,16 @@ fn getters_proxies_and_to_json_give_what_they_say() {
             { toJSON: (key) => ({ key }) },
             new (class { c = 4; #d = 5; get e() { return 6; } })(),
         ];";
-    assert_eq!(value(source), json!([{ "a": 1 }, { "b": 2 }, [3], { "key": "3" }, { "c": 4 }]));
-    assert_eq!(code("export default { get a() { throw new Error('x'); } }"), Code::Exception);
-    assert_eq!(code("export default { toJSON() { return this; } }"), Code::Encode);
+    assert_eq!(
+        value(source),
+        json!([{ "a": 1 }, { "b": 2 }, [3], { "key": "3" }, { "c": 4 }])
+    );
+    assert_eq!(
+        code("export default { get a() { throw new Error('x'); } }"),
+        Code::Exception
+    );
+    assert_eq!(
+        code("export default { toJSON() { return this; } }"),
+        Code::Encode
+    );
 }

@@ -15,9 +15,18 @@ fn limits_out_of_range_are_refused() {
     };
     assert_eq!(with(|_| {}), None);
     assert_eq!(with(|l| l.heap_bytes = limits::HEAP_BYTES_MAX), None);
-    assert_eq!(with(|l| l.heap_bytes = limits::HEAP_BYTES_MAX + 1), Some(Code::Limit));
-    assert_eq!(with(|l| l.heap_bytes = limits::HEAP_BYTES_MIN - 1), Some(Code::Limit));
-    assert_eq!(with(|l| l.stack_bytes = limits::STACK_BYTES_MAX + 1), Some(Code::Limit));
+    assert_eq!(
+        with(|l| l.heap_bytes = limits::HEAP_BYTES_MAX + 1),
+        Some(Code::Limit)
+    );
+    assert_eq!(
+        with(|l| l.heap_bytes = limits::HEAP_BYTES_MIN - 1),
+        Some(Code::Limit)
+    );
+    assert_eq!(
+        with(|l| l.stack_bytes = limits::STACK_BYTES_MAX + 1),
+        Some(Code::Limit)
+    );
     assert_eq!(with(|l| l.cpu = limits::CPU_MAX * 2), Some(Code::Limit));
     assert_eq!(with(|l| l.fuel_ticks = 0), Some(Code::Limit));
 }
@@ -50,7 +59,11 @@ fn each_call_has_fuel_of_its_own() {
     spec.limits.fuel_ticks = 50;
     let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
     for _ in 0..5 {
-        let work = Work::Export { module: "./main.js".into(), export: "f".into(), input: json!(null) };
+        let work = Work::Export {
+            module: "./main.js".into(),
+            export: "f".into(),
+            input: json!(null),
+        };
         assert_eq!(wait(isolate.run(work)).result, Ok(json!(1)));
     }
 }
@@ -58,7 +71,9 @@ fn each_call_has_fuel_of_its_own() {
 #[test]
 fn jobs_of_a_turn_are_counted() {
     let jobs = |count: u64| {
-        format!("let n = 0; for (let i = 0; i < {count}; i++) queueMicrotask(() => n++); await new Promise((r) => setTimeout(r)); export default n")
+        format!(
+            "let n = 0; for (let i = 0; i < {count}; i++) queueMicrotask(() => n++); await new Promise((r) => setTimeout(r)); export default n"
+        )
     };
     let few = limits::JOBS_PER_TURN - 100;
     assert_eq!(value(&jobs(few)), json!(few));
@@ -68,14 +83,24 @@ fn jobs_of_a_turn_are_counted() {
 #[test]
 fn calls_are_limited_in_flight_and_in_all() {
     let all = |count: usize| {
-        let source = format!("const all = []; for (let i = 0; i < {count}; i++) all.push(ops.call('yields', 1)); await Promise.all(all); export default all.length");
-        outcome(spec(&source)).0.result.map_err(|failure| failure.code)
+        let source = format!(
+            "const all = []; for (let i = 0; i < {count}; i++) all.push(ops.call('yields', 1)); await Promise.all(all); export default all.length"
+        );
+        outcome(spec(&source))
+            .0
+            .result
+            .map_err(|failure| failure.code)
     };
     assert_eq!(all(64), Ok(json!(64)));
     assert_eq!(all(65), Err(Code::Quota));
     let each = |count: usize| {
-        let source = format!("for (let i = 0; i < {count}; i++) await ops.call('echo'); export default {count}");
-        outcome(spec(&source)).0.result.map_err(|failure| failure.code)
+        let source = format!(
+            "for (let i = 0; i < {count}; i++) await ops.call('echo'); export default {count}"
+        );
+        outcome(spec(&source))
+            .0
+            .result
+            .map_err(|failure| failure.code)
     };
     assert_eq!(each(1000), Ok(json!(1000)));
     assert_eq!(each(1001), Err(Code::Quota));
@@ -83,10 +108,16 @@ fn calls_are_limited_in_flight_and_in_all() {
 
 #[test]
 fn timers_and_subscriptions_are_limited() {
-    let timers = |count: usize| format!("for (let i = 0; i < {count}; i++) setTimeout(() => {{}}); export default 1");
+    let timers = |count: usize| {
+        format!("for (let i = 0; i < {count}; i++) setTimeout(() => {{}}); export default 1")
+    };
     assert_eq!(value(&timers(limits::TIMERS)), json!(1));
     assert_eq!(code(&timers(limits::TIMERS + 1)), Code::Quota);
-    let open = |count: usize| format!("for (let i = 0; i < {count}; i++) await ops.subscribe('count').next(); export default 1");
+    let open = |count: usize| {
+        format!(
+            "for (let i = 0; i < {count}; i++) await ops.subscribe('count').next(); export default 1"
+        )
+    };
     assert_eq!(value(&open(limits::SUBSCRIPTIONS)), json!(1));
     assert_eq!(code(&open(limits::SUBSCRIPTIONS + 1)), Code::Quota);
 }
@@ -100,9 +131,13 @@ fn bytes_outside_the_heap_are_counted_and_given_back() {
         outcome(spec).0
     };
     let four = with("4");
-    assert_eq!((four.result, four.stats.external_peak), (Ok(json!(4)), 4 << 20));
+    assert_eq!(
+        (four.result, four.stats.external_peak),
+        (Ok(json!(4)), 4 << 20)
+    );
     assert_eq!(with("5").result.expect_err("too many").code, Code::Memory);
-    let mut dropped = spec("for (let i = 0; i < 50; i++) await ops.call('bytes', 1 << 20); export default 1");
+    let mut dropped =
+        spec("for (let i = 0; i < 50; i++) await ops.call('bytes', 1 << 20); export default 1");
     dropped.limits.external_bytes = 2 << 20;
     assert_eq!(outcome(dropped).0.result, Ok(json!(1)));
 }
@@ -115,7 +150,10 @@ fn shared_bytes_cannot_be_changed() {
         view[0] = 1;
         const tries = [() => view.fill(1), () => buffer.transfer(), () => structuredClone(buffer, { transfer: [buffer] })];
         export default [...tries.map((run) => { try { run(); return 'ran'; } catch (error) { return error.name; } }), [...view]];";
-    assert_eq!(value(source), json!(["TypeError", "TypeError", "TypeError", [7, 7, 7, 7]]));
+    assert_eq!(
+        value(source),
+        json!(["TypeError", "TypeError", "TypeError", [7, 7, 7, 7]])
+    );
 }
 
 #[test]
@@ -142,7 +180,9 @@ fn what_nothing_can_settle_is_told() {
 
 #[test]
 fn real_time_passes_by_itself() {
-    let mut spec = spec("const t = Date.now(); await new Promise((r) => setTimeout(r, 20)); export default Date.now() > t && t > 1.6e12");
+    let mut spec = spec(
+        "const t = Date.now(); await new Promise((r) => setTimeout(r, 20)); export default Date.now() > t && t > 1.6e12",
+    );
     spec.clock = Clock::System;
     let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
     assert_eq!(wait(isolate.run(main())).result, Ok(json!(true)));

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_runtime::{
-    BoxFuture, CallOptions, Code, Failure, Host, Isolate, Items, Kind, Level, ModuleSet, OpError, Operation,
-    Outcome, Registration, Reply, Spec, Work,
+    BoxFuture, CallOptions, Code, Failure, Host, Isolate, Items, Kind, Level, ModuleSet, OpError,
+    Operation, Outcome, Registration, Reply, Spec, Work,
 };
 use futures_util::stream;
 use serde_json::{Value, json};
@@ -32,11 +32,21 @@ impl Drop for Dropped {
 }
 
 impl Host for Memory {
-    fn call(&self, path: &str, input: Value, options: CallOptions) -> BoxFuture<Result<Reply, OpError>> {
-        self.calls.lock().expect("no poison").push((path.to_owned(), input.clone(), options));
+    fn call(
+        &self,
+        path: &str,
+        input: Value,
+        options: CallOptions,
+    ) -> BoxFuture<Result<Reply, OpError>> {
+        self.calls
+            .lock()
+            .expect("no poison")
+            .push((path.to_owned(), input.clone(), options));
         let answer = match path {
             "echo" => Ok(Reply::Json(input)),
-            "bytes" => Ok(Reply::Bytes(vec![7; input.as_u64().unwrap_or(0) as usize].into())),
+            "bytes" => Ok(Reply::Bytes(
+                vec![7; input.as_u64().unwrap_or(0) as usize].into(),
+            )),
             "fail" => Err(OpError {
                 details: json!({ "at": 3 }),
                 retryable: true,
@@ -66,7 +76,10 @@ impl Host for Memory {
 
     fn subscribe(&self, path: &str, input: Value, _: CallOptions) -> Items {
         if path != "count" {
-            return Box::pin(stream::iter([Err(OpError::new("NOT_FOUND", "no such operation"))]));
+            return Box::pin(stream::iter([Err(OpError::new(
+                "NOT_FOUND",
+                "no such operation",
+            ))]));
         }
         let (polled, guard) = (Arc::clone(&self.polled), Dropped(Arc::clone(&self.aborted)));
         let count = input.as_u64().unwrap_or(u64::MAX);
@@ -84,14 +97,30 @@ impl Host for Memory {
             output: json!({ "type": "number" }),
             description: "for tests".to_owned(),
         };
-        let all = [operation("echo", Kind::Query), operation("count", Kind::Subscription)];
-        all.into_iter().filter(|operation| operation.path.starts_with(prefix)).collect()
+        let all = [
+            operation("echo", Kind::Query),
+            operation("count", Kind::Subscription),
+        ];
+        all.into_iter()
+            .filter(|operation| operation.path.starts_with(prefix))
+            .collect()
     }
 
-    fn register(&self, registration: Registration, script: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
+    fn register(
+        &self,
+        registration: Registration,
+        script: [u8; 32],
+    ) -> BoxFuture<Result<(), OpError>> {
         let refused = registration.name == "taken";
-        self.registered.lock().expect("no poison").push((registration, script));
-        let answer = if refused { Err(OpError::new("CONFLICT", "the name is taken")) } else { Ok(()) };
+        self.registered
+            .lock()
+            .expect("no poison")
+            .push((registration, script));
+        let answer = if refused {
+            Err(OpError::new("CONFLICT", "the name is taken"))
+        } else {
+            Ok(())
+        };
         Box::pin(std::future::ready(answer))
     }
 
@@ -101,7 +130,10 @@ impl Host for Memory {
     }
 
     fn log(&self, level: Level, text: &str) {
-        self.lines.lock().expect("no poison").push((level, text.to_owned()));
+        self.lines
+            .lock()
+            .expect("no poison")
+            .push((level, text.to_owned()));
     }
 
     /// Knows `type` alone, which is what the tests use.
@@ -135,11 +167,15 @@ pub(crate) fn modules(sources: &[(&str, &str)]) -> Spec {
 }
 
 pub(crate) fn main() -> Work {
-    Work::Module { module: "./main.js".to_owned() }
+    Work::Module {
+        module: "./main.js".to_owned(),
+    }
 }
 
 pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
     runtime.expect("a runtime").block_on(future)
 }
 

@@ -37,8 +37,13 @@ export default [first, second.children[0].children, (root.value as any).children
 #[test]
 fn workflows_call_operations() {
     let spec = modules(&[
-        ("./main.js", "import flow from './flow.tsx'; export default flow;"),
-        ("./flow.tsx", "
+        (
+            "./main.js",
+            "import flow from './flow.tsx'; export default flow;",
+        ),
+        (
+            "./flow.tsx",
+            "
 import { h } from 'alknet:core/ujsx';
 import { run, Operation, Sequential, Parallel, Conditional, Map } from 'alknet:core/ops-host';
 export default await run(
@@ -55,10 +60,12 @@ export default await run(
     <Map over={(r) => r.list}>{(item) => <Operation path='echo' input={item * 10}/>}</Map>
   </Sequential>,
 );
-"),
+",
+        ),
     ]);
     let (outcome, host) = outcome(spec);
-    let expected = json!({ "answer": [10, 20, 30], "results": { "list": [1, 2, 3], "b": "b", "length": 3 } });
+    let expected =
+        json!({ "answer": [10, 20, 30], "results": { "list": [1, 2, 3], "b": "b", "length": 3 } });
     assert_eq!(outcome.result, Ok(expected));
     assert_eq!(host.calls.lock().expect("no poison").len(), 7);
 }
@@ -70,20 +77,38 @@ fn predicates_have_nothing_to_call() {
         "h(Map, { over: () => { ops.subscribe('count').next(); return []; } }, () => null)",
         "h(Operation, { path: 'echo', input: () => ops.call('echo') })",
     ] {
-        let source = format!("import {{ run, h, Conditional, Map, Operation }} from 'alknet:core/ops-host'; await run({element}); await 0;");
+        let source = format!(
+            "import {{ run, h, Conditional, Map, Operation }} from 'alknet:core/ops-host'; await run({element}); await 0;"
+        );
         let (outcome, host) = outcome(modules(&[("./main.js", &source)]));
         let failure = outcome.result.expect_err(element);
-        assert!(["E_DENIED", "E_ENCODE"].contains(&failure.code.name()), "{failure:?}");
-        assert!(host.calls.lock().expect("no poison").is_empty(), "{element}");
+        assert!(
+            ["E_DENIED", "E_ENCODE"].contains(&failure.code.name()),
+            "{failure:?}"
+        );
+        assert!(
+            host.calls.lock().expect("no poison").is_empty(),
+            "{element}"
+        );
     }
 }
 
 #[test]
 fn a_workflow_refuses_what_it_does_not_know() {
-    for element in ["h('Shell', null)", "h(Operation, null, 'text')", "h(Map, { over: [1] })"] {
-        let source = format!("import {{ run, h, Operation, Map }} from 'alknet:core/ops-host'; await run({element});");
+    for element in [
+        "h('Shell', null)",
+        "h(Operation, null, 'text')",
+        "h(Map, { over: [1] })",
+    ] {
+        let source = format!(
+            "import {{ run, h, Operation, Map }} from 'alknet:core/ops-host'; await run({element});"
+        );
         let (outcome, _) = outcome(modules(&[("./main.js", &source)]));
-        assert_eq!(outcome.result.expect_err(element).name.as_deref(), Some("TypeError"), "{element}");
+        assert_eq!(
+            outcome.result.expect_err(element).name.as_deref(),
+            Some("TypeError"),
+            "{element}"
+        );
     }
 }
 
@@ -121,5 +146,8 @@ fn our_signals_tell_each_change_once() {
         try { effect(() => { loop.value = loop.value + 1; }); } catch (error) { endless = error.message; }
         export default [seen, computed_, sum.value, endless !== undefined];";
     let (outcome, _) = outcome(modules(&[("./main.js", main)]));
-    assert_eq!(outcome.result, Ok(json!([[3, "cleaned", 50, "cleaned"], 2, 30, true])));
+    assert_eq!(
+        outcome.result,
+        Ok(json!([[3, "cleaned", 50, "cleaned"], 2, 30, true]))
+    );
 }

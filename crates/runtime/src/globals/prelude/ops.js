@@ -8,7 +8,7 @@
     if (peer !== undefined) plain.peer = String(peer);
     if (timeoutMs !== undefined) plain.timeout_ms = Number(timeoutMs);
     if (idempotencyKey !== undefined) plain.idempotency_key = String(idempotencyKey);
-    return [plain, signal];
+    return { plain, signal };
   };
 
   const session = hooks.newSignal();
@@ -17,7 +17,7 @@
 
     call(path, input = null, options = undefined) {
       return new Promise((resolve, reject) => {
-        const [plain, signal] = optionsOf(options);
+        const { plain, signal } = optionsOf(options);
         signal?.throwIfAborted();
         let id;
         const stop = () => { cancel(id); reject(signal.reason); };
@@ -28,7 +28,7 @@
     },
 
     subscribe(path, input = null, options = undefined) {
-      const [plain, signal] = optionsOf(options);
+      const { plain, signal } = optionsOf(options);
       let id;
       let ended = false;
       const close = () => {
