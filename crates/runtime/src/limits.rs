@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Code, Failure};
 
-/// Poll points (backward jumps, calls) in one tick of fuel: the interval at which the engine asks.
+/// Poll points (jumps, calls; a plain loop has two a round) in one tick of fuel: the interval at which the engine asks.
 pub const POLL_POINTS_PER_TICK: u64 = 10_000;
 /// Most CPU time that one call can be given.
 pub const CPU_MAX: Duration = Duration::from_secs(300);

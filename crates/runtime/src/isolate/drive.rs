@@ -7,6 +7,7 @@ use std::task::{Context as TaskContext, Poll};
 use futures_util::future::LocalBoxFuture;
 use rquickjs::{Ctx, Promise, Value as JsValue};
 
+use super::failure::NULL;
 use super::flights::Arrival;
 use super::shared::{Settle, Timer};
 use super::{Active, Command, Isolate, Mode, Outcome, Rejected, Stats, Work, failure};
@@ -249,6 +250,12 @@ impl Isolate {
                     let told = exception.0.with(|ctx| {
                         failure::of_error(&ctx, &self.shared, rquickjs::Error::Exception)
                     });
+                    // A job throws only what a microtask of the script threw, or the null that
+                    // stands for an error for which there was no memory.
+                    let told = match told.message.as_str() {
+                        NULL => failure::ended(Code::Memory),
+                        _ => told,
+                    };
                     uncaught.get_or_insert(told);
                 }
             }
@@ -269,9 +276,9 @@ impl Isolate {
 
     /// A thrown `null` with a full heap is the engine's way to say that an error did not fit.
     fn judged(&self, mut failure: Failure) -> Failure {
-        let null = failure.code == Code::Exception && failure.message == "null was thrown";
+        let null = failure.code == Code::Exception && failure.message == NULL;
         let heap = self.shared.spec.limits.heap_bytes as u64;
-        if null && self.heap_bytes() > heap / 8 * 7 {
+        if null && self.heap_bytes() > heap / 2 {
             failure = failure::ended(Code::Memory);
         }
         failure

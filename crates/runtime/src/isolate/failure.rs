@@ -9,6 +9,9 @@ use crate::isolate::shared::Shared;
 /// Longest text of an exception that is told.
 const TEXT_BYTES: usize = 8 << 10;
 
+/// What a thrown `null` is told as.
+pub(super) const NULL: &str = "null was thrown";
+
 /// The codes that a script's own exceptions can stand for.
 const RAISED: [Code; 17] = [
     Code::Abort,
@@ -59,7 +62,7 @@ pub(crate) fn of_value<'js>(ctx: &Ctx<'js>, shared: &Shared, thrown: &JsValue<'j
     }
     // The engine throws null when there is no memory left for an error.
     if thrown.is_null() {
-        return Failure::new(Code::Exception, "null was thrown");
+        return Failure::new(Code::Exception, NULL);
     }
     if let Some(code) = engine_limit(thrown) {
         return ended(code);

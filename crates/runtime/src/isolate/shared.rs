@@ -173,7 +173,7 @@ impl Shared {
         ctx: &Ctx<'js>,
         value: &JsValue<'js>,
     ) -> rquickjs::Result<Value> {
-        let reader = json::Reader::new(self.hook(ctx, "fits")?);
+        let reader = json::Reader::new(self.hook(ctx, "fits")?, self.hook(ctx, "isArray")?);
         reader.read(value).map_err(|unfit| match unfit {
             json::Unfit::Threw(error) => error,
             json::Unfit::Encode(text) => self.raise(ctx, Code::Encode, &text),

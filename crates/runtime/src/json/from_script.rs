@@ -31,15 +31,18 @@ pub(crate) struct Reader<'js> {
     /// Whether a `BigInt` lies within 2^53 of zero, or an object without members is nothing more
     /// than that (and no buffer, map or set); asked of the engine.
     fits: Function<'js>,
+    /// `Array.isArray`.
+    is_array: Function<'js>,
     left: usize,
     /// Keys from the root, for the message.
     path: Vec<String>,
 }
 
 impl<'js> Reader<'js> {
-    pub(crate) fn new(fits: Function<'js>) -> Self {
+    pub(crate) fn new(fits: Function<'js>, is_array: Function<'js>) -> Self {
         Self {
             fits,
+            is_array,
             left: JSON_BYTES,
             path: Vec::new(),
         }
@@ -122,11 +125,19 @@ impl<'js> Reader<'js> {
                 let instead: JsValue<'js> = to_json.call((This(object.clone()), key))?;
                 self.value(&instead, key)?
             }
-            None if value.is_array() => Some(self.array(object)?),
+            None if self.is_array(value)? => Some(self.array(object)?),
             None => Some(self.members(object)?),
         };
         self.path.pop();
         Ok(read)
+    }
+
+    /// As `Array.isArray` has it: a proxy is what it stands for.
+    fn is_array(&self, value: &JsValue<'js>) -> Result<bool, Unfit> {
+        match value.is_proxy() {
+            true => Ok(self.is_array.call((value.clone(),))?),
+            false => Ok(value.is_array()),
+        }
     }
 
     fn array(&mut self, object: &Object<'js>) -> Result<Value, Unfit> {

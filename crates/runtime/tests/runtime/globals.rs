@@ -259,7 +259,7 @@ fn frozen_objects_stay_as_they_are() {
         export default tries.map((run) => { try { run(); return 'changed'; } catch (error) { return error.name; } });";
     let mut frozen = spec(source);
     frozen.frozen = true;
-    assert_eq!(outcome(frozen).0.result, Ok(json!(["TypeError"; 7])));
+    assert_eq!(outcome(frozen).0.result, Ok(json!(vec!["TypeError"; 7])));
 }
 
 #[test]

@@ -78,6 +78,8 @@
     return !isView(value) && !special.some((kind) => value instanceof kind);
   };
 
+  hooks.isArray = Array.isArray;
+
   hooks.quiet = (promise) => { apply(then, promise, [undefined, () => {}]); };
   const quiet = hooks.quiet;
   hooks.invoke = (f, input, signal) => {
