@@ -173,12 +173,10 @@ mod tests {
             assert_eq!(type_of(&schema, 0), expected, "{schema}");
         }
         let mut deep = json!({ "type": "string" });
-        for _ in 0..10_000 {
+        for _ in 0..100 {
             deep = json!({ "type": "array", "items": deep });
         }
         assert!(type_of(&deep, 0).ends_with(&format!("unknown{}", ">".repeat(DEPTH))));
-        // Values nested this deeply are dropped by a recursion of their own.
-        std::mem::forget(deep);
     }
 
     #[test]

@@ -30,8 +30,8 @@ struct Scan<'s> {
     bytes: &'s [u8],
     at: usize,
     line: u32,
-    /// The open brackets (`$` for `${`), each with what may nest around it.
-    open: Vec<(u8, usize)>,
+    /// The open brackets (`$` for `${`), each with what may nest around it: in expressions, in statements.
+    open: Vec<(u8, usize, usize)>,
     /// The sum over `open`.
     below: usize,
     /// What may nest within the innermost, so far.
@@ -103,8 +103,8 @@ impl Scan<'_> {
                     .open
                     .iter()
                     .rev()
-                    .find(|(kind, _)| matches!(kind, b'{' | b'$'));
-                if template.is_some_and(|(kind, _)| *kind == b'$') {
+                    .find(|(kind, ..)| matches!(kind, b'{' | b'$'));
+                if template.is_some_and(|(kind, ..)| *kind == b'$') {
                     self.pop(b"$");
                     return self.template();
                 }
@@ -124,26 +124,23 @@ impl Scan<'_> {
     }
 
     fn push(&mut self, kind: u8) {
-        if kind != b'(' && kind != b'[' {
-            self.statements = 0;
-        }
-        self.open.push((kind, self.chain));
-        self.below += self.chain;
+        self.open.push((kind, self.chain, self.statements));
+        self.below += self.chain + self.statements;
         self.chain = 0;
+        self.statements = 0;
     }
 
     /// Closes the innermost bracket of `kind`, and those within it that nothing closed.
     fn pop(&mut self, kind: &[u8]) {
-        let Some(at) = self
+        let found = self
             .open
             .iter()
-            .rposition(|(known, _)| kind.contains(known))
-        else {
-            return;
-        };
-        for (_, chain) in self.open.split_off(at).into_iter().rev() {
-            self.below -= chain;
+            .rposition(|(known, ..)| kind.contains(known));
+        let Some(at) = found else { return };
+        for (_, chain, statements) in self.open.split_off(at).into_iter().rev() {
+            self.below -= chain + statements;
             self.chain = chain;
+            self.statements = statements;
         }
     }
 
