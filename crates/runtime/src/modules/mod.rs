@@ -131,10 +131,10 @@ impl ModuleSet {
     /// # Errors
     /// [`Code::NotFound`] when the set has no such module.
     pub fn resolve(&self, base: &str, name: &str) -> Result<String, Failure> {
-        let name = self.imports.get(name).map_or(name, String::as_str);
-        let full = match name.starts_with("./") || name.starts_with("../") {
-            true => relative(base, name),
-            false => Some(name.to_owned()),
+        let full = match self.imports.get(name) {
+            Some(full) => Some(full.clone()),
+            None if name.starts_with("./") || name.starts_with("../") => relative(base, name),
+            None => Some(name.to_owned()),
         };
         let found = full.and_then(|full| self.find(full));
         found.ok_or_else(|| {

@@ -98,7 +98,7 @@ fn classes_keep_what_runs() {
         ),
         (
             "class A { private a: number = 1; static readonly b = 2; declare c: 1; d?: 1; e!: 2; [k: string]: 1 }",
-            "class A { ; a = 1; static b = 2; ; d ;; e ;; ; }",
+            "class A { ; a = 1; static b = 2; ; d; ; e; ; ; }",
         ),
         (
             "class A { get: number\n f() {} }",
