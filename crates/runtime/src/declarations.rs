@@ -90,7 +90,7 @@ fn named(name: &str, schema: &serde_json::Map<String, Value>, depth: usize) -> S
         "array" => {
             let item = schema
                 .get("items")
-                .map_or("unknown".to_owned(), |items| type_of(items, depth + 1));
+                .map_or_else(|| "unknown".to_owned(), |items| type_of(items, depth + 1));
             format!("Array<{item}>")
         }
         "object" => object(schema, depth),

@@ -136,7 +136,7 @@ pub struct OpError {
     pub retryable: bool,
     /// What the code's schema says.
     #[serde(default)]
-    pub details: Value,
+    pub details: Box<Value>,
     /// The operation that answered.
     #[serde(default)]
     pub path: String,
@@ -150,7 +150,7 @@ impl OpError {
             code: code.into(),
             message: message.into(),
             retryable: false,
-            details: Value::Null,
+            details: Box::default(),
             path: String::new(),
         }
     }

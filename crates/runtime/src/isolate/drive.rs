@@ -267,7 +267,7 @@ impl Isolate {
             }
         }
         gauge.leave();
-        let unheard = self.enter(|ctx, isolate| unheard(ctx, isolate));
+        let unheard = self.enter(unheard);
         match uncaught.or(unheard) {
             Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure)),
             _ => Ok(()),
@@ -287,11 +287,11 @@ impl Isolate {
     /// After a limit nothing that the script left behind may run.
     fn close_if_over(&mut self) {
         let over = self.shared.gauge.stopped().map(failure::ended);
-        let last = self
+        let mut failed = self
             .finished
             .iter()
             .filter_map(|outcome| outcome.result.as_ref().err());
-        let over = over.or_else(|| last.cloned().find(Failure::closes));
+        let over = over.or_else(|| failed.find(|failure| failure.closes()).cloned());
         let Some(over) = over.filter(|_| self.closed.is_none()) else {
             return;
         };

@@ -124,7 +124,7 @@ fn describe<'js>(
                 code: text(4).unwrap_or_default(),
                 message: failure.message.clone(),
                 retryable: told.get(7).unwrap_or(false),
-                details,
+                details: Box::new(details),
                 path: text(8).unwrap_or_default(),
             }));
         }

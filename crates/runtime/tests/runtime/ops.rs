@@ -51,7 +51,7 @@ fn errors_keep_their_code_and_details() {
         .operation
         .expect("an operation's");
     assert_eq!(
-        (error.code.as_str(), error.details),
+        (error.code.as_str(), *error.details),
         ("CONFLICT", json!({ "at": 3 }))
     );
     // A missing operation is the host's answer and no matter of ours.

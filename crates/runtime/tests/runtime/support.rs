@@ -48,7 +48,7 @@ impl Host for Memory {
                 vec![7; input.as_u64().unwrap_or(0) as usize].into(),
             )),
             "fail" => Err(OpError {
-                details: json!({ "at": 3 }),
+                details: Box::new(json!({ "at": 3 })),
                 retryable: true,
                 ..OpError::new("CONFLICT", "somebody was faster")
             }),
