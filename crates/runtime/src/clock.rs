@@ -1,0 +1,76 @@
+//! The time that a script sees.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Where a session's time comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Clock {
+    /// Real time.
+    System,
+    /// Begins at these milliseconds since 1970 and moves only when a timer is due. Timers fire when
+    /// no call is in flight, in their order, without waiting.
+    Virtual {
+        /// Milliseconds since 1970-01-01T00:00:00Z.
+        start_ms: i64,
+    },
+}
+
+/// A session's clock while it runs.
+#[derive(Debug)]
+pub(crate) struct Ticking {
+    kind: Clock,
+    /// Milliseconds since the session began; of a virtual clock only.
+    moved_ms: u64,
+    since: Instant,
+}
+
+impl Ticking {
+    pub(crate) fn new(kind: Clock) -> Self {
+        Self {
+            kind,
+            moved_ms: 0,
+            since: Instant::now(),
+        }
+    }
+
+    pub(crate) const fn is_virtual(&self) -> bool {
+        matches!(self.kind, Clock::Virtual { .. })
+    }
+
+    /// Milliseconds since 1970, as `Date.now()` answers.
+    pub(crate) fn now_ms(&self) -> f64 {
+        match self.kind {
+            Clock::Virtual { start_ms } => start_ms as f64 + self.moved_ms as f64,
+            Clock::System => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0.0, |since| (since.as_millis() as f64).trunc()),
+        }
+    }
+
+    /// Milliseconds since the session began; never goes back.
+    pub(crate) fn elapsed_ms(&self) -> u64 {
+        match self.kind {
+            Clock::Virtual { .. } => self.moved_ms,
+            Clock::System => u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// A virtual clock moves to a timer's time; a real one has moved by itself.
+    pub(crate) fn advance_to(&mut self, elapsed_ms: u64) {
+        self.moved_ms = self.moved_ms.max(elapsed_ms);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_virtual_clock_moves_only_when_told_and_never_back() {
+        let mut clock = Ticking::new(Clock::Virtual { start_ms: 1_000 });
+        clock.advance_to(50);
+        clock.advance_to(20);
+        assert_eq!(clock.now_ms(), 1_050.0);
+        assert_eq!(clock.elapsed_ms(), 50);
+    }
+}

@@ -1,0 +1,203 @@
+// What a script of this session can use. Written by `alknet`; changes here are lost.
+
+type Json = null | boolean | number | string | Json[] | { [name: string]: Json };
+type JsonSchema = boolean | { [word: string]: unknown };
+
+interface CallOptions {
+  /** The peer that shall answer. */
+  peer?: string;
+  timeoutMs?: number;
+  signal?: AbortSignal;
+  idempotencyKey?: string;
+}
+
+interface OperationInfo {
+  path: string;
+  kind: "query" | "mutation" | "subscription";
+  input: JsonSchema;
+  output: JsonSchema;
+  description: string;
+}
+
+interface OperationSpec {
+  /** Called by others as `js/<name>`. */
+  name: string;
+  input?: JsonSchema;
+  output?: JsonSchema;
+  errors?: { [code: string]: JsonSchema };
+  uses?: string[];
+  kind: "query" | "mutation" | "subscription";
+  description?: string;
+}
+
+interface HandlerContext {
+  signal: AbortSignal;
+}
+
+interface RecordedCall {
+  path: string;
+  input?: unknown;
+  output?: unknown;
+  error?: { code: string; message: string; retryable?: boolean; details?: unknown };
+}
+
+interface TestCase {
+  name?: string;
+  input?: unknown;
+  calls?: RecordedCall[];
+  expect: { output: unknown } | { error: string } | { schema: JsonSchema };
+}
+
+interface TestReport {
+  name: string;
+  passed: boolean;
+  cases: { name: string; passed: boolean; reason: string | null; fuel: number }[];
+  fuel: { p50: number; p99: number };
+  uncovered: string[];
+}
+
+interface Ops {
+  call<P extends keyof AlknetCalls>(path: P, input: AlknetCalls[P]["input"], options?: CallOptions): Promise<AlknetCalls[P]["output"]>;
+  call(path: string, input?: unknown, options?: CallOptions): Promise<any>;
+  subscribe<P extends keyof AlknetSubscriptions>(path: P, input: AlknetSubscriptions[P]["input"], options?: CallOptions): AsyncIterableIterator<AlknetSubscriptions[P]["output"]>;
+  subscribe(path: string, input?: unknown, options?: CallOptions): AsyncIterableIterator<any>;
+  list(prefix?: string): OperationInfo[];
+  schema(path: string): { input: JsonSchema; output: JsonSchema };
+  register<I = any, O = any>(spec: OperationSpec, handler: (input: I, context: HandlerContext) => O | Promise<O> | AsyncIterable<O>): Promise<void>;
+  test(name: string, cases: TestCase[]): Promise<TestReport>;
+  /** Runs `f` while nothing can be called. */
+  pure<A extends unknown[], R>(f: (...args: A) => R, ...args: A): R;
+  /** Fires when the session's call is aborted. */
+  readonly signal: AbortSignal;
+}
+
+declare const ops: Ops;
+
+declare class OpError extends Error {
+  constructor(code: string, message?: string, options?: { retryable?: boolean; details?: unknown; path?: string });
+  code: string;
+  retryable: boolean;
+  details: any;
+  path: string;
+}
+
+declare class RuntimeError extends Error {
+  private constructor();
+  code: `E_${string}`;
+}
+
+declare const console: Record<"assert" | "debug" | "dir" | "error" | "info" | "log" | "trace" | "warn", (...args: unknown[]) => void>;
+declare function structuredClone<T>(value: T, options?: { transfer?: ArrayBuffer[] }): T;
+declare function queueMicrotask(callback: () => void): void;
+declare function setTimeout<A extends unknown[]>(callback: (...args: A) => void, ms?: number, ...args: A): number;
+declare function clearTimeout(id: number | undefined): void;
+
+interface AbortSignal {
+  readonly aborted: boolean;
+  readonly reason: any;
+  onabort: ((event: { type: "abort" }) => void) | null;
+  throwIfAborted(): void;
+  addEventListener(type: "abort", listener: (event: { type: "abort" }) => void, options?: { once?: boolean }): void;
+  removeEventListener(type: "abort", listener: (event: { type: "abort" }) => void): void;
+}
+declare const AbortSignal: {
+  prototype: AbortSignal;
+  abort(reason?: unknown): AbortSignal;
+  timeout(ms: number): AbortSignal;
+  any(signals: Iterable<AbortSignal>): AbortSignal;
+};
+declare class AbortController {
+  readonly signal: AbortSignal;
+  abort(reason?: unknown): void;
+}
+declare class DOMException extends Error {
+  constructor(message?: string, name?: string);
+  readonly code: number;
+}
+
+declare class TextEncoder {
+  readonly encoding: "utf-8";
+  encode(text?: string): Uint8Array<ArrayBuffer>;
+  encodeInto(text: string, target: Uint8Array): { read: number; written: number };
+}
+declare class TextDecoder {
+  constructor(label?: "utf-8", options?: { fatal?: boolean; ignoreBOM?: boolean });
+  readonly encoding: "utf-8";
+  readonly fatal: boolean;
+  readonly ignoreBOM: boolean;
+  decode(data?: ArrayBuffer | ArrayBufferView, options?: { stream?: boolean }): string;
+}
+declare const crypto: {
+  getRandomValues<T extends ArrayBufferView>(array: T): T;
+  subtle: {
+    digest(algorithm: "SHA-256" | "SHA-384" | "SHA-512" | { name: string }, data: ArrayBuffer | ArrayBufferView): Promise<ArrayBuffer>;
+  };
+};
+
+interface URLSearchParams extends Iterable<[string, string]> {
+  readonly size: number;
+  append(name: string, value: string): void;
+  delete(name: string): void;
+  get(name: string): string | null;
+  getAll(name: string): string[];
+  has(name: string): boolean;
+  set(name: string, value: string): void;
+  sort(): void;
+  toString(): string;
+}
+declare class URL {
+  constructor(url: string, base?: string);
+  static canParse(url: string, base?: string): boolean;
+  static parse(url: string, base?: string): URL | null;
+  hash: string;
+  host: string;
+  hostname: string;
+  href: string;
+  password: string;
+  pathname: string;
+  port: string;
+  protocol: string;
+  search: string;
+  username: string;
+  readonly origin: string;
+  readonly searchParams: URLSearchParams;
+  toJSON(): string;
+}
+
+declare module "alknet:core/signals" {
+  interface ReadonlySignal<T> { readonly value: T; peek(): T }
+  interface Signal<T> { value: T; peek(): T }
+  export function signal<T>(value: T): Signal<T>;
+  export function computed<T>(compute: () => T): ReadonlySignal<T>;
+  export function effect(run: () => void | (() => void)): () => void;
+  export function batch<T>(run: () => T): T;
+  export function untracked<T>(run: () => T): T;
+  export function isSignal(value: unknown): boolean;
+}
+declare module "alknet:core/ujsx" {
+  export type Element = { readonly type: unknown; readonly props: Record<string, any> };
+  export const Fragment: unique symbol;
+  export function h(type: any, props: Record<string, any> | null, ...children: any[]): Element;
+  export function isElement(value: unknown): value is Element;
+  export interface Host<N, R> {
+    element(type: string, props: Record<string, any>, children: N[]): N;
+    text(value: string | number): N;
+    root(children: N[]): R;
+  }
+  export function createRoot<N, R>(host: Host<N, R>): { render(element: Element): R; readonly value: R; unmount(): void };
+}
+declare module "alknet:core/json-host" {
+  export const jsonHost: import("alknet:core/ujsx").Host<any, any>;
+}
+declare module "alknet:core/ops-host" {
+  import type { Element, Host } from "alknet:core/ujsx";
+  export const opsHost: Host<any, any>;
+  export const Operation: any, Sequential: any, Parallel: any, Conditional: any, Map: any;
+  export function plan(element: Element): any;
+  export function run(element: Element, options?: { signal?: AbortSignal }): Promise<{ answer: any; results: Record<string, any> }>;
+  export { h } from "alknet:core/ujsx";
+}
+declare namespace JSX {
+  type Element = import("alknet:core/ujsx").Element;
+  interface IntrinsicElements { [name: string]: any }
+}

@@ -1,0 +1,222 @@
+//! How a call into a script ends when it does not end well.
+//!
+//! `E_*` names live in the worker protocol and in exceptions inside scripts. On the wire a caller
+//! sees one of the call protocol's codes; [`Code::on_the_wire`] is the table.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+/// The runtime's own codes. The names never change.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[non_exhaustive]
+pub enum Code {
+    /// Ended from outside.
+    #[serde(rename = "E_ABORT")]
+    Abort,
+    /// The session's grants do not allow it.
+    #[serde(rename = "E_DENIED")]
+    Denied,
+    /// The device that held the data is gone.
+    #[serde(rename = "E_DEVICE_LOST")]
+    DeviceLost,
+    /// A handle was used after it was disposed of.
+    #[serde(rename = "E_DISPOSED")]
+    Disposed,
+    /// A value that no JSON says.
+    #[serde(rename = "E_ENCODE")]
+    Encode,
+    /// An exception that nothing caught.
+    #[serde(rename = "E_EXCEPTION")]
+    Exception,
+    /// The fuel of the call is used up.
+    #[serde(rename = "E_FUEL")]
+    Fuel,
+    /// A dispatch took too long.
+    #[serde(rename = "E_GPU_TIMEOUT")]
+    GpuTimeout,
+    /// Source, graph or request outside what is accepted.
+    #[serde(rename = "E_LIMIT")]
+    Limit,
+    /// Heap or external bytes are used up.
+    #[serde(rename = "E_MEMORY")]
+    Memory,
+    /// No adapter for shaders.
+    #[serde(rename = "E_NO_ADAPTER")]
+    NoAdapter,
+    /// Nothing of that name that the session may see.
+    #[serde(rename = "E_NOTFOUND")]
+    NotFound,
+    /// The node's policy refuses to run it here.
+    #[serde(rename = "E_POLICY")]
+    Policy,
+    /// Too many calls.
+    #[serde(rename = "E_QUOTA")]
+    Quota,
+    /// The stack is used up.
+    #[serde(rename = "E_STACK")]
+    Stack,
+    /// CPU or wall time is used up.
+    #[serde(rename = "E_TIMEOUT")]
+    Timeout,
+    /// TypeScript that is more than types.
+    #[serde(rename = "E_TS_UNSUPPORTED")]
+    TsUnsupported,
+    /// The worker process ended.
+    #[serde(rename = "E_WORKER_LOST")]
+    WorkerLost,
+}
+
+impl Code {
+    /// The name as scripts and the protocol have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Abort => "E_ABORT",
+            Self::Denied => "E_DENIED",
+            Self::DeviceLost => "E_DEVICE_LOST",
+            Self::Disposed => "E_DISPOSED",
+            Self::Encode => "E_ENCODE",
+            Self::Exception => "E_EXCEPTION",
+            Self::Fuel => "E_FUEL",
+            Self::GpuTimeout => "E_GPU_TIMEOUT",
+            Self::Limit => "E_LIMIT",
+            Self::Memory => "E_MEMORY",
+            Self::NoAdapter => "E_NO_ADAPTER",
+            Self::NotFound => "E_NOTFOUND",
+            Self::Policy => "E_POLICY",
+            Self::Quota => "E_QUOTA",
+            Self::Stack => "E_STACK",
+            Self::Timeout => "E_TIMEOUT",
+            Self::TsUnsupported => "E_TS_UNSUPPORTED",
+            Self::WorkerLost => "E_WORKER_LOST",
+        }
+    }
+
+    /// The call protocol's code and whether trying again can help. [`Self::Encode`] is the code for
+    /// a result here; for an argument it is `INVALID_INPUT`.
+    #[must_use]
+    pub const fn on_the_wire(self) -> (&'static str, bool) {
+        match self {
+            Self::NotFound => ("NOT_FOUND", false),
+            Self::Denied => ("FORBIDDEN", false),
+            Self::Timeout | Self::GpuTimeout => ("TIMEOUT", true),
+            Self::Abort => ("ABORTED", false),
+            Self::WorkerLost | Self::DeviceLost => ("UNAVAILABLE", true),
+            Self::NoAdapter | Self::Policy => ("UNAVAILABLE", false),
+            Self::Encode => ("INVALID_OUTPUT", false),
+            Self::Limit | Self::TsUnsupported => ("INVALID_INPUT", false),
+            Self::Fuel => ("FUEL_EXHAUSTED", false),
+            Self::Memory => ("MEMORY_LIMIT", false),
+            Self::Stack => ("STACK_LIMIT", false),
+            Self::Quota => ("QUOTA_EXCEEDED", false),
+            Self::Disposed | Self::Exception => ("INTERNAL", false),
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What an operation answers when it fails: a code of the call protocol, or one it declares.
+#[derive(Clone, Debug, Deserialize, Error, PartialEq, Serialize)]
+#[error("{code}: {message}")]
+pub struct OpError {
+    /// Upper case, as on the wire.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// Whether the same call can succeed later.
+    #[serde(default)]
+    pub retryable: bool,
+    /// What the code's schema says.
+    #[serde(default)]
+    pub details: Box<Value>,
+    /// The operation that answered.
+    #[serde(default)]
+    pub path: String,
+}
+
+impl OpError {
+    /// An error without details.
+    #[must_use]
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            code: code.into(),
+            message: message.into(),
+            retryable: false,
+            details: Box::default(),
+            path: String::new(),
+        }
+    }
+}
+
+/// How a call into a script failed.
+#[derive(Clone, Debug, Deserialize, Error, PartialEq, Serialize)]
+#[error("{code}: {message}")]
+pub struct Failure {
+    /// What happened.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+    /// `Error`, `TypeError`, … of an exception that nothing caught.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Where: one frame a line, the innermost first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<String>,
+    /// The module that could not be taken, and its line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    /// The error of an operation that the script let pass; declared codes go on unchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Box<OpError>>,
+}
+
+/// A place in a module.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Its specifier.
+    pub module: String,
+    /// Its line, from 1.
+    pub line: u32,
+}
+
+impl Failure {
+    /// A failure without more than its code and text.
+    #[must_use]
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            name: None,
+            stack: None,
+            place: None,
+            operation: None,
+        }
+    }
+
+    /// The same, at a line of a module.
+    #[must_use]
+    pub fn at(mut self, module: impl Into<String>, line: u32) -> Self {
+        self.place = Some(Place {
+            module: module.into(),
+            line,
+        });
+        self
+    }
+
+    /// Whether the isolate that answered with this can take another call.
+    #[must_use]
+    pub const fn closes(&self) -> bool {
+        matches!(
+            self.code,
+            Code::Fuel | Code::Memory | Code::Stack | Code::Timeout | Code::WorkerLost
+        )
+    }
+}

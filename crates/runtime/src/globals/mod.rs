@@ -1,0 +1,56 @@
+//! What a script finds on `globalThis` beyond the language, and what of the language it does not.
+//!
+//! The classes are small scripts of ours (`prelude/`); what they cannot do themselves are functions
+//! of Rust, which they get as `native` and no other script ever sees. A test lists the names of
+//! `globalThis` and fails on any change.
+
+mod native;
+mod text;
+mod url;
+
+use std::rc::Rc;
+
+use rquickjs::context::EvalOptions;
+use rquickjs::{Ctx, Function, Object, Persistent, Result};
+
+use crate::isolate::{Mode, Shared};
+use crate::ops;
+
+/// Our own scripts, in the order in which they build on each other.
+const PRELUDE: [(&str, &str); 5] = [
+    ("alknet:runtime/errors", include_str!("prelude/errors.js")),
+    (
+        "alknet:runtime/language",
+        include_str!("prelude/language.js"),
+    ),
+    ("alknet:runtime/abort", include_str!("prelude/abort.js")),
+    ("alknet:runtime/text", include_str!("prelude/text.js")),
+    ("alknet:runtime/clone", include_str!("prelude/clone.js")),
+];
+/// Only where the session's grants let it call.
+const OPS: (&str, &str) = ("alknet:runtime/ops", include_str!("prelude/ops.js"));
+
+/// Prepares the globals of a fresh engine.
+pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<Shared>) -> Result<()> {
+    let native = Object::new(ctx.clone())?;
+    native::install(ctx, &native, shared)?;
+    text::install(ctx, &native, shared)?;
+    url::install(ctx, &native)?;
+    ops::install(ctx, &native, shared)?;
+    let hooks = Object::new(ctx.clone())?;
+    // Kept from the first script on, so that a failure of the next can be told.
+    *shared.hooks.borrow_mut() = Some(Persistent::save(ctx, hooks.clone()));
+    let repl = shared.spec.mode == Mode::Repl;
+    // What a session's grants decide: a global that is not granted is absent, not broken.
+    let granted = shared.spec.grants.ops.then_some(OPS);
+    for (name, source) in PRELUDE.into_iter().chain(granted) {
+        let mut options = EvalOptions::default();
+        options.filename = Some(name.to_owned());
+        let script: Function<'js> = ctx.eval_with_options(source, options)?;
+        script.call::<_, ()>((native.clone(), hooks.clone(), repl))?;
+    }
+    if shared.spec.frozen {
+        hooks.get::<_, Function<'js>>("freeze")?.call::<_, ()>(())?;
+    }
+    Ok(())
+}

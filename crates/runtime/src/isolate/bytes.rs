@@ -1,0 +1,55 @@
+//! Bytes between a script and Rust.
+
+use std::sync::Arc;
+
+use rquickjs::{ArrayBuffer, Ctx, Error, TypedArray, Value as JsValue};
+
+use crate::error::Code;
+use crate::isolate::gauge::Reserved;
+use crate::isolate::shared::Shared;
+
+/// Copies what a `Uint8Array` shows.
+pub(crate) fn read<'js>(value: &TypedArray<'js, u8>) -> rquickjs::Result<Vec<u8>> {
+    let raw = value.as_raw().ok_or(Error::Unknown)?;
+    // SAFETY: the engine's memory stays where it is until a script runs or a value is freed;
+    // between these two lines neither happens, and the bytes are copied.
+    let bytes = unsafe { raw.as_ref() };
+    Ok(bytes.to_vec())
+}
+
+/// Shows bytes of ours to a script without copying them: an immutable buffer, counted against the
+/// session's external limit until the script lets go of it.
+pub(crate) fn share<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    bytes: Arc<[u8]>,
+) -> rquickjs::Result<JsValue<'js>> {
+    let reserved = shared
+        .gauge
+        .reserve(bytes.len(), shared.spec.limits.external_bytes);
+    let Some(reserved) = reserved else {
+        return Err(shared.exhaust(ctx, Code::Memory, "the bytes outside the heap are used up"));
+    };
+    let counted = Counted {
+        bytes,
+        _reserved: reserved,
+    };
+    Ok(ArrayBuffer::from_source_immutable(ctx.clone(), counted)?.into_value())
+}
+
+struct Counted {
+    bytes: Arc<[u8]>,
+    _reserved: Reserved,
+}
+
+// SAFETY: the slice behind an `Arc` neither moves nor changes its length while the `Arc` lives, and
+// the buffer made of it is immutable.
+unsafe impl rquickjs::ArrayBufferSource for Counted {
+    fn as_ptr(&self) -> *mut u8 {
+        <[u8]>::as_ptr(&self.bytes).cast_mut()
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}

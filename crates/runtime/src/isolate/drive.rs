@@ -1,0 +1,342 @@
+//! Turns: enter the engine, run its jobs, look at what the calls became, wait.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use futures_util::future::LocalBoxFuture;
+use rquickjs::{Ctx, Promise, Value as JsValue};
+
+use super::failure::NULL;
+use super::flights::Arrival;
+use super::shared::{Settle, Timer};
+use super::{Active, Command, Isolate, Mode, Outcome, Rejected, Stats, Work, failure};
+use crate::error::{Code, Failure};
+use crate::host::Reply;
+use crate::json;
+use crate::limits::JOBS_PER_TURN;
+
+/// Jobs between two looks at the clock: the engine asks only inside of jobs that are long.
+const JOBS_PER_LOOK: u64 = 64;
+
+/// What ends a wait.
+enum Event {
+    Command(Command),
+    Arrived(Settle, Arrival),
+    Due(Timer),
+    Stopped,
+    /// Nothing is left that could settle the calls.
+    Stalled,
+}
+
+impl Isolate {
+    /// Begins a call. Its outcome comes out of [`next`](Self::next) under the same id.
+    pub fn start(&mut self, entry: u64, work: Work) {
+        if let Some(closed) = self.closed.clone() {
+            self.refuse(entry, closed);
+            return;
+        }
+        let (limits, gauge) = (&self.shared.spec.limits, &self.shared.gauge);
+        match self.entries.is_empty() {
+            true => gauge.renew(limits.fuel_ticks, limits.cpu),
+            false => gauge.allow(limits.fuel_ticks, limits.cpu),
+        }
+        let started = self.enter(|ctx, isolate| Active::start(ctx, &isolate.shared, entry, work));
+        match started {
+            Ok(active) => self.entries.push(active),
+            Err(failure) => self.refuse(entry, failure),
+        }
+        self.turn();
+    }
+
+    /// Begins a call and waits for its outcome; those of others meanwhile are kept for
+    /// [`next`](Self::next).
+    pub async fn run(&mut self, work: Work) -> Outcome {
+        let entry = u64::MAX;
+        self.start(entry, work);
+        let mut others = Vec::new();
+        loop {
+            let outcome = self.next().await;
+            if outcome.entry == entry {
+                self.finished.extend(others);
+                return outcome;
+            }
+            others.push(outcome);
+        }
+    }
+
+    /// The next call that ended. Waits as long as none has; dropping the future loses nothing.
+    pub async fn next(&mut self) -> Outcome {
+        loop {
+            if let Some(outcome) = self.finished.pop_front() {
+                return outcome;
+            }
+            let event = poll_fn(|cx| self.poll_event(cx)).await;
+            self.handle(event);
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+        self.shared.gauge.waker().register(cx.waker());
+        if self.closed.is_none() && self.shared.gauge.stopped().is_some() {
+            return Poll::Ready(Event::Stopped);
+        }
+        if let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+            return Poll::Ready(Event::Command(command));
+        }
+        let arrival = self.shared.flights.borrow_mut().poll(cx);
+        if let Poll::Ready((settle, arrival)) = arrival {
+            return Poll::Ready(Event::Arrived(settle, arrival));
+        }
+        if let Poll::Ready(timer) = self.poll_timer(cx) {
+            return Poll::Ready(Event::Due(timer));
+        }
+        let waits =
+            !self.shared.flights.borrow().is_empty() || !self.shared.timers.borrow().is_empty();
+        let can_stall = self.shared.spec.mode != Mode::Service && !self.entries.is_empty();
+        match can_stall && !waits {
+            true => Poll::Ready(Event::Stalled),
+            false => Poll::Pending,
+        }
+    }
+
+    /// The earliest timer, once it is due. A virtual clock goes there by itself when no answer is
+    /// awaited.
+    fn poll_timer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Timer> {
+        let shared = &self.shared;
+        let Some((due, _)) = shared.timers.borrow().keys().next().copied() else {
+            return Poll::Pending;
+        };
+        let mut clock = shared.clock.borrow_mut();
+        let now = clock.elapsed_ms();
+        if now < due {
+            if !clock.is_virtual() {
+                return self.sleep_until_due(due - now, cx);
+            }
+            if !shared.flights.borrow().is_empty() {
+                return Poll::Pending;
+            }
+            clock.advance_to(due);
+        }
+        match shared.timers.borrow_mut().pop_first() {
+            Some((_, timer)) => Poll::Ready(timer),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Asks the host to wake us. What it says is not believed: the clock is asked again.
+    fn sleep_until_due(&self, ms: u64, cx: &mut TaskContext<'_>) -> Poll<Timer> {
+        let mut sleep: LocalBoxFuture<'static, ()> =
+            self.shared.host.sleep(std::time::Duration::from_millis(ms));
+        if sleep.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        *self.sleeping.borrow_mut() = Some(sleep);
+        Poll::Pending
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Command(Command::Start(entry, work)) => return self.start(entry, work),
+            Event::Command(Command::Abort(entry)) => return self.abort(entry),
+            Event::Arrived(settle, arrival) => self.deliver(settle, arrival),
+            Event::Due(timer) => {
+                let called = self.enter(|ctx, _| timer.run.restore(ctx)?.call::<_, ()>(()));
+                self.told(called);
+            }
+            Event::Stopped => {}
+            Event::Stalled => {
+                let text = "the promise can never settle: nothing is awaited any more";
+                self.fail_all(&Failure::new(Code::Exception, text));
+            }
+        }
+        self.turn();
+    }
+
+    /// Ends one call with `E_ABORT`; when it is the only one, what it awaits is aborted too.
+    pub fn abort(&mut self, entry: u64) {
+        let Some(at) = self.entries.iter().position(|active| active.id == entry) else {
+            return;
+        };
+        let mut active = self.entries.remove(at);
+        self.enter(|ctx, _| active.abort(ctx));
+        let outcome = active.outcome(&self.shared, Err(failure::ended(Code::Abort)));
+        self.finished.push_back(outcome);
+        if self.entries.is_empty() {
+            if self.shared.spec.mode == Mode::OneShot {
+                self.enter(|ctx, isolate| {
+                    let session = isolate.shared.hook(ctx, "sessionAbort");
+                    // Absent without the grant to call; then nothing listens.
+                    if session.and_then(|abort| abort.call::<_, ()>(())).is_err() {
+                        ctx.catch();
+                    }
+                });
+            }
+            drop(self.shared.flights.borrow_mut().cancel_all());
+            self.shared.timers.borrow_mut().clear();
+        }
+        self.turn();
+    }
+
+    /// Settles a promise with what the host answered.
+    fn deliver(&mut self, settle: Settle, arrival: Arrival) {
+        let settled = self.enter(|ctx, isolate| {
+            let shared = &isolate.shared;
+            match arrival {
+                Err(error) => {
+                    let error = shared.op_error(ctx, &error)?;
+                    settle.reject.restore(ctx)?.call::<_, ()>((error,))
+                }
+                Ok(reply) => {
+                    let end = reply.is_none();
+                    let value = match reply {
+                        None => JsValue::new_undefined(ctx.clone()),
+                        Some(Reply::Json(value)) => json::write(ctx, &value)?,
+                        Some(Reply::Bytes(bytes)) => {
+                            super::share_bytes(ctx, shared, Arc::clone(&bytes))?
+                        }
+                    };
+                    settle.resolve.restore(ctx)?.call::<_, ()>((value, end))
+                }
+            }
+        });
+        self.told(settled);
+    }
+
+    /// An exception that reached us from where no promise carries it.
+    fn told(&mut self, called: rquickjs::Result<()>) {
+        if let Err(error) = called {
+            let failure = self.enter(|ctx, isolate| failure::of_error(ctx, &isolate.shared, error));
+            self.fail_all(&failure);
+        }
+    }
+
+    /// Runs jobs and calls until all of them wait, and closes when a limit was hit.
+    fn turn(&mut self) {
+        loop {
+            if let Err(failure) = self.drain() {
+                self.fail_all(&failure);
+            }
+            let before = self.finished.len();
+            let mut entries = std::mem::take(&mut self.entries);
+            entries.retain_mut(|active| {
+                let answer = self.enter(|ctx, isolate| active.advance(ctx, &isolate.shared));
+                let Some(answer) = answer else { return true };
+                let answer = answer.map_err(|failure| self.judged(failure));
+                let outcome = active.outcome(&self.shared, answer);
+                self.finished.push_back(outcome);
+                false
+            });
+            self.entries = entries;
+            self.close_if_over();
+            let quiet = self.finished.len() == before && !self.runtime.is_job_pending();
+            if quiet || self.closed.is_some() {
+                break;
+            }
+        }
+    }
+
+    /// Jobs until none is left or the budget is gone.
+    fn drain(&self) -> Result<(), Failure> {
+        let gauge = &self.shared.gauge;
+        let mut uncaught = None;
+        let mut jobs = 0;
+        gauge.enter();
+        while gauge.stopped().is_none() {
+            match self.runtime.execute_pending_job() {
+                Ok(false) => break,
+                Ok(true) => {}
+                Err(exception) => {
+                    let told = exception.0.with(|ctx| {
+                        failure::of_error(&ctx, &self.shared, rquickjs::Error::Exception)
+                    });
+                    // A job throws only what a microtask of the script threw, or the null that
+                    // stands for an error for which there was no memory.
+                    let told = match told.message.as_str() {
+                        NULL => failure::ended(Code::Memory),
+                        _ => told,
+                    };
+                    uncaught.get_or_insert(told);
+                }
+            }
+            jobs += 1;
+            if jobs >= JOBS_PER_TURN && self.runtime.is_job_pending() {
+                gauge.stop(Code::Fuel);
+            } else if jobs % JOBS_PER_LOOK == 0 {
+                gauge.over_time();
+            }
+        }
+        gauge.leave();
+        let unheard = self.enter(unheard);
+        match uncaught.or(unheard) {
+            Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A thrown `null` with a full heap is the engine's way to say that an error did not fit.
+    fn judged(&self, mut failure: Failure) -> Failure {
+        let null = failure.code == Code::Exception && failure.message == NULL;
+        let heap = self.shared.spec.limits.heap_bytes as u64;
+        if null && self.heap_bytes() > heap / 2 {
+            failure = failure::ended(Code::Memory);
+        }
+        failure
+    }
+
+    /// After a limit nothing that the script left behind may run.
+    fn close_if_over(&mut self) {
+        let over = self.shared.gauge.stopped().map(failure::ended);
+        let mut failed = self
+            .finished
+            .iter()
+            .filter_map(|outcome| outcome.result.as_ref().err());
+        let over = over.or_else(|| failed.find(|failure| failure.closes()).cloned());
+        let Some(over) = over.filter(|_| self.closed.is_none()) else {
+            return;
+        };
+        self.closed = Some(over.clone());
+        self.fail_all(&over);
+        self.shared.timers.borrow_mut().clear();
+        drop(self.shared.flights.borrow_mut().cancel_all());
+    }
+
+    fn fail_all(&mut self, failure: &Failure) {
+        for active in std::mem::take(&mut self.entries) {
+            let outcome = active.outcome(&self.shared, Err(failure.clone()));
+            self.finished.push_back(outcome);
+        }
+    }
+
+    fn refuse(&mut self, entry: u64, failure: Failure) {
+        let stats = Stats {
+            calls: self.shared.calls.get(),
+            ..Stats::default()
+        };
+        self.finished.push_back(Outcome {
+            entry,
+            result: Err(failure),
+            shown: None,
+            stats,
+        });
+    }
+
+    /// The only way into the engine: what runs inside is charged.
+    pub(super) fn enter<R>(&self, run: impl FnOnce(&Ctx<'_>, &Self) -> R) -> R {
+        self.shared.gauge.enter();
+        let result = self.context.with(|ctx| run(&ctx, self));
+        self.shared.gauge.leave();
+        result
+    }
+}
+
+/// The first promise that was rejected while nobody listened.
+fn unheard(ctx: &Ctx<'_>, isolate: &Isolate) -> Option<Failure> {
+    let list = ctx.userdata::<Rejected<'_>>()?.take();
+    let first = list.into_iter().next()?;
+    let promise: Promise<'_> = first.into_promise()?;
+    match promise.result::<JsValue<'_>>() {
+        Some(Err(error)) => Some(failure::of_error(ctx, &isolate.shared, error)),
+        _ => None,
+    }
+}

@@ -1,0 +1,182 @@
+//! What the functions that a script calls share with the isolate that runs it.
+//!
+//! Everything here belongs to one thread. Values of the engine are kept as [`Persistent`]s, which
+//! must be gone before the engine is: [`Shared::clear`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::SeedableRng;
+use rquickjs::{Ctx, Error, Function, Object, Persistent, Value as JsValue};
+use serde_json::Value;
+
+use crate::clock::Ticking;
+use crate::error::{Code, Failure, OpError};
+use crate::host::{Host, Registration};
+use crate::isolate::flights::Flights;
+use crate::isolate::gauge::Gauge;
+use crate::isolate::spec::Spec;
+use crate::json;
+use crate::modules::ModuleSet;
+
+pub(crate) type Kept<T> = RefCell<Option<Persistent<T>>>;
+
+/// One timer that waits.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    pub(crate) run: Persistent<Function<'static>>,
+}
+
+/// One operation that the script offers.
+#[derive(Clone, Debug)]
+pub(crate) struct Offered {
+    pub(crate) registration: Registration,
+    pub(crate) handler: Persistent<Function<'static>>,
+}
+
+/// A promise that Rust settles.
+#[derive(Debug)]
+pub(crate) struct Settle {
+    pub(crate) resolve: Persistent<Function<'static>>,
+    pub(crate) reject: Persistent<Function<'static>>,
+}
+
+/// The state of one isolate, apart from the engine.
+pub(crate) struct Shared {
+    pub(crate) spec: Spec,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) clock: RefCell<Ticking>,
+    pub(crate) random: RefCell<ChaCha20Rng>,
+    pub(crate) bytes: RefCell<ChaCha20Rng>,
+    pub(crate) modules: Arc<ModuleSet>,
+    pub(crate) flights: RefCell<Flights>,
+    /// By the milliseconds they are due at, then by when they were set.
+    pub(crate) timers: RefCell<BTreeMap<(u64, u32), Timer>>,
+    pub(crate) next_timer: Cell<u32>,
+    pub(crate) offered: RefCell<BTreeMap<String, Offered>>,
+    pub(crate) calls: Cell<u64>,
+    /// How many functions run that must not call anything.
+    pub(crate) pure: Cell<u32>,
+    /// Bytes of console left in the current second, and which second.
+    pub(crate) log: Cell<(usize, u64)>,
+    /// Functions of our own scripts that Rust calls.
+    pub(crate) hooks: Kept<Object<'static>>,
+    /// What was evaluated, so that a test case can do the same again.
+    pub(crate) roots: RefCell<Vec<Root>>,
+}
+
+/// Something evaluated at the top of a session.
+#[derive(Clone, Debug)]
+pub(crate) enum Root {
+    Module(String),
+    Script(String),
+}
+
+impl Shared {
+    pub(crate) fn new(
+        spec: Spec,
+        host: Arc<dyn Host>,
+        gauge: Arc<Gauge>,
+        seed: [u8; 32],
+    ) -> Rc<Self> {
+        let mut bytes = ChaCha20Rng::from_seed(seed);
+        // The two streams of one seed never meet: what Math.random shows tells nothing about keys.
+        bytes.set_stream(1);
+        Rc::new(Self {
+            clock: RefCell::new(Ticking::new(spec.clock)),
+            random: RefCell::new(ChaCha20Rng::from_seed(seed)),
+            bytes: RefCell::new(bytes),
+            modules: Arc::clone(&spec.modules),
+            flights: RefCell::new(Flights::new(spec.ordered())),
+            timers: RefCell::default(),
+            next_timer: Cell::new(1),
+            offered: RefCell::default(),
+            calls: Cell::new(0),
+            pure: Cell::new(0),
+            log: Cell::new((crate::limits::LOG_BYTES_PER_SECOND, 0)),
+            hooks: RefCell::default(),
+            roots: RefCell::default(),
+            spec,
+            host,
+            gauge,
+        })
+    }
+
+    /// Lets go of everything of the engine's.
+    pub(crate) fn clear(&self) {
+        self.timers.borrow_mut().clear();
+        self.offered.borrow_mut().clear();
+        self.flights.borrow_mut().clear();
+        self.hooks.borrow_mut().take();
+    }
+
+    /// A function of our own scripts.
+    pub(crate) fn hook<'js>(&self, ctx: &Ctx<'js>, name: &str) -> rquickjs::Result<Function<'js>> {
+        let hooks = self.hooks.borrow().clone().ok_or(Error::Unknown)?;
+        hooks.restore(ctx)?.get(name)
+    }
+
+    /// Throws a `RuntimeError` inside the script.
+    pub(crate) fn raise(&self, ctx: &Ctx<'_>, code: Code, message: &str) -> Error {
+        let make = self.hook(ctx, "runtimeError");
+        match make.and_then(|make| make.call::<_, JsValue<'_>>((code.name(), message))) {
+            Ok(error) => ctx.throw(error),
+            Err(error) => error,
+        }
+    }
+
+    /// The same with the place in a module.
+    pub(crate) fn raise_failure(&self, ctx: &Ctx<'_>, failure: &Failure) -> Error {
+        let place = failure.place.as_ref();
+        let (module, line) = (
+            place.map(|place| place.module.as_str()),
+            place.map(|place| place.line),
+        );
+        let make = self.hook(ctx, "runtimeError");
+        let (code, text) = (failure.code.name(), failure.message.as_str());
+        match make.and_then(|make| make.call::<_, JsValue<'_>>((code, text, module, line))) {
+            Ok(error) => ctx.throw(error),
+            Err(error) => error,
+        }
+    }
+
+    /// Throws a `RuntimeError` that ends the session as well.
+    pub(crate) fn exhaust(&self, ctx: &Ctx<'_>, code: Code, message: &str) -> Error {
+        self.gauge.stop(code);
+        self.raise(ctx, code, message)
+    }
+
+    /// The script's form of an operation's error.
+    pub(crate) fn op_error<'js>(
+        &self,
+        ctx: &Ctx<'js>,
+        error: &OpError,
+    ) -> rquickjs::Result<JsValue<'js>> {
+        let details = json::write(ctx, &error.details)?;
+        let make = self.hook(ctx, "opError")?;
+        make.call((
+            error.code.as_str(),
+            error.message.as_str(),
+            error.retryable,
+            details,
+            error.path.as_str(),
+        ))
+    }
+
+    /// The host's form of a script's value; throws `E_ENCODE` where there is none.
+    pub(crate) fn read<'js>(
+        &self,
+        ctx: &Ctx<'js>,
+        value: &JsValue<'js>,
+    ) -> rquickjs::Result<Value> {
+        let reader = json::Reader::new(self.hook(ctx, "fits")?, self.hook(ctx, "isArray")?);
+        reader.read(value).map_err(|unfit| match unfit {
+            json::Unfit::Threw(error) => error,
+            json::Unfit::Encode(text) => self.raise(ctx, Code::Encode, &text),
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! From a script to the host.
+
+use rquickjs::atom::PredefinedAtom;
+use rquickjs::function::This;
+use rquickjs::object::Filter;
+use rquickjs::{Error, Function, Object, Type, Value as JsValue};
+use serde_json::{Map, Number, Value};
+
+use crate::limits::{JSON_BYTES, JSON_DEPTH};
+
+/// Largest whole number that a double holds without a neighbour in between.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// Why a value does not cross.
+#[derive(Debug)]
+pub(crate) enum Unfit {
+    /// The script threw while it was asked (a getter, a proxy, `toJSON`), or was stopped.
+    Threw(Error),
+    /// No JSON says it; the text says what and where.
+    Encode(String),
+}
+
+impl From<Error> for Unfit {
+    fn from(error: Error) -> Self {
+        Self::Threw(error)
+    }
+}
+
+/// Reads one value of a script, within depth and size.
+pub(crate) struct Reader<'js> {
+    /// Whether a `BigInt` lies within 2^53 of zero, or an object without members is nothing more
+    /// than that (and no buffer, map or set); asked of the engine.
+    fits: Function<'js>,
+    /// `Array.isArray`.
+    is_array: Function<'js>,
+    left: usize,
+    /// Keys from the root, for the message.
+    path: Vec<String>,
+}
+
+impl<'js> Reader<'js> {
+    pub(crate) fn new(fits: Function<'js>, is_array: Function<'js>) -> Self {
+        Self {
+            fits,
+            is_array,
+            left: JSON_BYTES,
+            path: Vec::new(),
+        }
+    }
+
+    /// `undefined` at the root is `null`.
+    pub(crate) fn read(mut self, value: &JsValue<'js>) -> Result<Value, Unfit> {
+        Ok(self.value(value, "")?.unwrap_or(Value::Null))
+    }
+
+    /// `None` for `undefined`.
+    fn value(&mut self, value: &JsValue<'js>, key: &str) -> Result<Option<Value>, Unfit> {
+        let read = match value.type_of() {
+            Type::Undefined | Type::Uninitialized => return Ok(None),
+            Type::Null => self.take(4).map(|()| Value::Null)?,
+            Type::Bool => self
+                .take(5)
+                .map(|()| Value::Bool(value.as_bool() == Some(true)))?,
+            Type::Int | Type::Float => self.number(value.as_number().unwrap_or(f64::NAN))?,
+            Type::BigInt => self.big(value)?,
+            Type::String => Value::String(self.text(value)?),
+            Type::Symbol => return Err(self.unfit("a symbol")),
+            _ => return self.object(value, key),
+        };
+        Ok(Some(read))
+    }
+
+    fn number(&mut self, number: f64) -> Result<Value, Unfit> {
+        self.take(8)?;
+        if number.trunc() == number && number.abs() <= WHOLE_MAX {
+            // Also makes 0 of -0, as JSON's text does.
+            return Ok(Value::Number(Number::from(number as i64)));
+        }
+        Number::from_f64(number)
+            .map(Value::Number)
+            .ok_or_else(|| self.unfit("a number that is not finite"))
+    }
+
+    fn big(&mut self, value: &JsValue<'js>) -> Result<Value, Unfit> {
+        self.take(8)?;
+        if !self.fits.call::<_, bool>((value.clone(),))? {
+            return Err(self.unfit("a BigInt beyond 2^53"));
+        }
+        let big = value.clone().into_big_int();
+        let whole = big.ok_or(Error::Unknown)?.to_i64()?;
+        Ok(Value::Number(Number::from(whole)))
+    }
+
+    fn text(&mut self, value: &JsValue<'js>) -> Result<String, Unfit> {
+        let text = value.as_string().ok_or(Error::Unknown)?;
+        let text = match text.to_string() {
+            Ok(text) => text,
+            Err(Error::Utf8(_)) => return Err(self.unfit("half of a surrogate pair")),
+            Err(error) => return Err(error.into()),
+        };
+        self.take(text.len() + 2)?;
+        Ok(text)
+    }
+
+    fn object(&mut self, value: &JsValue<'js>, key: &str) -> Result<Option<Value>, Unfit> {
+        if value.is_function() {
+            return Err(self.unfit("a function"));
+        }
+        let Some(object) = value.as_object() else {
+            return Err(self.unfit("a value of the engine's own"));
+        };
+        if self.path.len() >= JSON_DEPTH {
+            return Err(self.unfit("something deeper than 64 levels"));
+        }
+        if is_bytes(object) {
+            return Err(self.unfit("bytes"));
+        }
+        if value.is_promise() {
+            return Err(self.unfit("a promise that nobody awaits"));
+        }
+        self.path.push(key.to_owned());
+        let own: JsValue<'js> = object.get(PredefinedAtom::ToJSON)?;
+        let read = match own.into_function() {
+            Some(to_json) => {
+                let instead: JsValue<'js> = to_json.call((This(object.clone()), key))?;
+                self.value(&instead, key)?
+            }
+            None if self.is_array(value)? => Some(self.array(object)?),
+            None => Some(self.members(object)?),
+        };
+        self.path.pop();
+        Ok(read)
+    }
+
+    /// As `Array.isArray` has it: a proxy is what it stands for.
+    fn is_array(&self, value: &JsValue<'js>) -> Result<bool, Unfit> {
+        match value.is_proxy() {
+            true => Ok(self.is_array.call((value.clone(),))?),
+            false => Ok(value.is_array()),
+        }
+    }
+
+    fn array(&mut self, object: &Object<'js>) -> Result<Value, Unfit> {
+        let length: f64 = object.get(PredefinedAtom::Length)?;
+        // Each element takes a byte at least, so that an array of four thousand million holes is
+        // refused by the size and not counted out.
+        if !(0.0..=self.left as f64).contains(&length) {
+            return Err(self.unfit("an array larger than 4 MiB"));
+        }
+        let mut items = Vec::new();
+        for index in 0..length as u32 {
+            self.take(1)?;
+            let item: JsValue<'js> = object.get(index)?;
+            let item = self.value(&item, &index.to_string())?;
+            items.push(item.unwrap_or(Value::Null));
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn members(&mut self, object: &Object<'js>) -> Result<Value, Unfit> {
+        let mut members = Map::new();
+        for key in object.own_keys::<rquickjs::String<'js>>(Filter::new().string().enum_only()) {
+            let key = self.text(key?.as_value())?;
+            let member: JsValue<'js> = object.get(key.as_str())?;
+            if let Some(member) = self.value(&member, &key)? {
+                members.insert(key, member);
+            }
+        }
+        if members.is_empty() && !self.fits.call::<_, bool>((object.clone(),))? {
+            return Err(self.unfit("bytes, a map or a set"));
+        }
+        Ok(Value::Object(members))
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), Unfit> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(Unfit::Encode("the value is larger than 4 MiB".to_owned())),
+        }
+    }
+
+    fn unfit(&self, what: &str) -> Unfit {
+        let at = self.path.join(".");
+        let at = if at.is_empty() {
+            String::new()
+        } else {
+            format!(" below {at:?}")
+        };
+        Unfit::Encode(format!("{what} has no JSON form{at}"))
+    }
+}
+
+/// Views of bytes. Buffers are found by [`Reader::members`]: asking the engine about each object
+/// would make an exception of each "no".
+fn is_bytes(object: &Object<'_>) -> bool {
+    object.is_typed_array::<u8>()
+        || object.is_typed_array::<i8>()
+        || object.is_typed_array::<u16>()
+        || object.is_typed_array::<i16>()
+        || object.is_typed_array::<u32>()
+        || object.is_typed_array::<i32>()
+        || object.is_typed_array::<f32>()
+        || object.is_typed_array::<f64>()
+        || object.is_typed_array::<u64>()
+        || object.is_typed_array::<i64>()
+        || object.is_typed_array::<half::f16>()
+}

@@ -1,0 +1,43 @@
+//! From the host into a script.
+
+use rquickjs::object::Property;
+use rquickjs::{Array, Ctx, IntoJs, Object, Result, String as JsString, Value as JsValue};
+use serde_json::{Number, Value};
+
+/// Makes a script's value of a host's. Properties are defined, not assigned: a key `__proto__` or a
+/// setter that the script put on `Object.prototype` does nothing.
+pub(crate) fn write<'js>(ctx: &Ctx<'js>, value: &Value) -> Result<JsValue<'js>> {
+    match value {
+        Value::Null => Ok(JsValue::new_null(ctx.clone())),
+        Value::Bool(value) => Ok(JsValue::new_bool(ctx.clone(), *value)),
+        Value::Number(number) => Ok(number_of(ctx, number)),
+        Value::String(text) => Ok(JsString::from_str(ctx.clone(), text)?.into_value()),
+        Value::Array(items) => {
+            let array = Array::new(ctx.clone())?;
+            for (index, item) in items.iter().enumerate() {
+                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                array.as_object().prop(index, own(write(ctx, item)?))?;
+            }
+            Ok(array.into_value())
+        }
+        Value::Object(members) => {
+            let object = Object::new(ctx.clone())?;
+            for (key, member) in members {
+                object.prop(key.as_str(), own(write(ctx, member)?))?;
+            }
+            Ok(object.into_value())
+        }
+    }
+}
+
+fn own<'js>(value: impl IntoJs<'js>) -> Property<impl IntoJs<'js>> {
+    Property::from(value).writable().enumerable().configurable()
+}
+
+fn number_of<'js>(ctx: &Ctx<'js>, number: &Number) -> JsValue<'js> {
+    let small = number.as_i64().and_then(|whole| i32::try_from(whole).ok());
+    match small {
+        Some(whole) => JsValue::new_int(ctx.clone(), whole),
+        None => JsValue::new_number(ctx.clone(), number.as_f64().unwrap_or(f64::NAN)),
+    }
+}

@@ -1,0 +1,105 @@
+//! Every limit of a session, as a constant with its unit and its reason.
+//!
+//! What a session may set is a field of [`Limits`]; what it may not is a constant. Each is listed in
+//! `docs/scripts.md`, and a test hits each.
+
+use std::time::Duration;
+
+use crate::error::{Code, Failure};
+
+/// Poll points (jumps, calls; a plain loop has two a round) in one tick of fuel: the interval at which the engine asks.
+pub const POLL_POINTS_PER_TICK: u64 = 10_000;
+/// Most CPU time that one call can be given.
+pub const CPU_MAX: Duration = Duration::from_secs(300);
+/// Least heap a session works with: the globals alone take a good part of it.
+pub const HEAP_BYTES_MIN: usize = 1 << 20;
+/// Most heap a session can be given.
+pub const HEAP_BYTES_MAX: usize = 1 << 30;
+/// Least stack a session works with.
+pub const STACK_BYTES_MIN: usize = 64 << 10;
+/// Most stack a session can be given. The thread needs 128 KiB more, for the calls into Rust.
+pub const STACK_BYTES_MAX: usize = 1 << 20;
+/// Length of one module's source.
+pub const SOURCE_BYTES: usize = 1 << 20;
+/// Modules of one graph, the embedded ones aside.
+pub const MODULES: usize = 256;
+/// Jobs (promise reactions, microtasks) that one turn may run.
+pub const JOBS_PER_TURN: u64 = 100_000;
+/// Depth of a JSON value that crosses between a script and its host.
+pub const JSON_DEPTH: usize = 64;
+/// Size of a JSON value that crosses, counted as its text would be long.
+pub const JSON_BYTES: usize = 4 << 20;
+/// Items of a subscription that the host sent and the script did not take yet.
+pub const UNACKNOWLEDGED: usize = 16;
+/// Timers that wait at the same time.
+pub const TIMERS: usize = 1024;
+/// Subscriptions open at the same time.
+pub const SUBSCRIPTIONS: usize = 64;
+/// Operations that one session registers.
+pub const REGISTERED: usize = 256;
+/// Cases of one `ops.test`.
+pub const TEST_CASES: usize = 256;
+/// Text that `console` may write within one second of the session's clock.
+pub const LOG_BYTES_PER_SECOND: usize = 64 << 10;
+/// Length of one line of `console`; the rest is cut.
+pub const LOG_LINE_BYTES: usize = 8 << 10;
+/// Random bytes of one `crypto.getRandomValues`, as browsers have it.
+pub const RANDOM_BYTES: usize = 65_536;
+
+/// What one session may use. Fuel and CPU time are per call, everything else per session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Ticks of [`POLL_POINTS_PER_TICK`] for a call. The same script on the same input always takes
+    /// the same number.
+    pub fuel_ticks: u64,
+    /// CPU time of a call, of the thread that runs it.
+    pub cpu: Duration,
+    /// Bytes the engine may have allocated.
+    pub heap_bytes: usize,
+    /// Bytes outside the engine's heap that the script can see.
+    pub external_bytes: usize,
+    /// Depth of the stack, in bytes.
+    pub stack_bytes: usize,
+    /// Calls and subscriptions during the whole session.
+    pub calls: u64,
+    /// Calls not answered yet, and subscriptions waiting for an item.
+    pub calls_in_flight: usize,
+}
+
+impl Limits {
+    /// Refuses what is above a hard cap or too small to work with.
+    ///
+    /// # Errors
+    /// [`Code::Limit`], with the name of the field.
+    pub fn checked(self) -> Result<Self, Failure> {
+        let heap = (HEAP_BYTES_MIN..=HEAP_BYTES_MAX).contains(&self.heap_bytes);
+        let stack = (STACK_BYTES_MIN..=STACK_BYTES_MAX).contains(&self.stack_bytes);
+        let wrong = [
+            (self.fuel_ticks > 0, "fuel_ticks"),
+            (!self.cpu.is_zero() && self.cpu <= CPU_MAX, "cpu"),
+            (heap, "heap_bytes"),
+            (stack, "stack_bytes"),
+        ];
+        match wrong.into_iter().find(|(fits, _)| !fits) {
+            Some((_, field)) => Err(Failure::new(
+                Code::Limit,
+                format!("the limit {field} is out of its range"),
+            )),
+            None => Ok(self),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            fuel_ticks: 5_000,
+            cpu: Duration::from_secs(5),
+            heap_bytes: 64 << 20,
+            external_bytes: 256 << 20,
+            stack_bytes: 256 << 10,
+            calls: 1_000,
+            calls_in_flight: 64,
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! `ops`: the one way from a script to anything else.
+
+mod replay;
+mod test;
+
+use std::rc::Rc;
+
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use rquickjs::{Ctx, Error, FromJs, Function, Object, Persistent, Result, Value as JsValue};
+use serde_json::{Value, json};
+
+pub use replay::{Recorded, Replay};
+pub use test::{Case, CaseReport, Expect, Report};
+
+use crate::error::{Code, OpError};
+use crate::host::{CallOptions, Registration};
+use crate::isolate::{ENGINE, Offered, Settle, Shared};
+use crate::json;
+use crate::limits::{REGISTERED, SUBSCRIPTIONS};
+
+/// Identifies what a script offers: BLAKE3 over the specification with its members in order, a zero
+/// byte, the source, and the engine, whose version decides what the source means.
+#[must_use]
+pub fn script_id(specification: &Value, source: &str) -> [u8; 32] {
+    let mut hash = blake3::Hasher::new();
+    hash.update(canonical(specification).to_string().as_bytes());
+    hash.update(&[0]);
+    hash.update(source.as_bytes());
+    hash.update(ENGINE.as_bytes());
+    *hash.finalize().as_bytes()
+}
+
+/// The same value with the members of every object in the order of their names.
+fn canonical(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(canonical).collect(),
+        Value::Object(members) => {
+            let sorted: std::collections::BTreeMap<_, _> = members.iter().collect();
+            let sorted = sorted
+                .into_iter()
+                .map(|(name, member)| (name.clone(), canonical(member)));
+            Value::Object(sorted.collect())
+        }
+        plain => plain.clone(),
+    }
+}
+
+/// Puts the functions behind `ops` onto `native`.
+pub(crate) fn install<'js>(
+    ctx: &Ctx<'js>,
+    native: &Object<'js>,
+    shared: &Rc<Shared>,
+) -> Result<()> {
+    let state = Rc::clone(shared);
+    let f =
+        move |ctx: Ctx<'js>, path: String, input: JsValue<'js>, options: JsValue<'js>, yes, no| {
+            let settle = settle(&ctx, yes, no);
+            call(&ctx, &state, &path, &input, &options, settle)
+        };
+    native.set("call", Function::new(ctx.clone(), f)?)?;
+    let state = Rc::clone(shared);
+    let cancel = move |id: JsValue<'js>| {
+        // A call that was refused has no id.
+        if let Some(id) = id.as_number() {
+            drop(state.flights.borrow_mut().cancel(id as u64));
+        }
+    };
+    native.set("cancel", Function::new(ctx.clone(), cancel)?)?;
+    let state = Rc::clone(shared);
+    let f = move |ctx: Ctx<'js>, path: String, input: JsValue<'js>, options: JsValue<'js>| {
+        subscribe(&ctx, &state, &path, &input, &options)
+    };
+    native.set("subscribe", Function::new(ctx.clone(), f)?)?;
+    let state = Rc::clone(shared);
+    let f = move |ctx: Ctx<'js>, id: u32, yes, no| {
+        in_flight(&ctx, &state)?;
+        let settle = settle(&ctx, yes, no);
+        let pulled = state.flights.borrow_mut().pull(id, settle);
+        pulled
+            .map(|id| id as f64)
+            .map_err(|_| state.raise(&ctx, Code::Disposed, "the subscription was closed"))
+    };
+    native.set("pull", Function::new(ctx.clone(), f)?)?;
+    let state = Rc::clone(shared);
+    let unsubscribe = move |id: u32| state.flights.borrow_mut().unsubscribe(id);
+    native.set("unsubscribe", Function::new(ctx.clone(), unsubscribe)?)?;
+    let state = Rc::clone(shared);
+    let list = move |ctx: Ctx<'js>, prefix: String| {
+        let listed = serde_json::to_value(state.host.list(&prefix)).unwrap_or_default();
+        json::write(&ctx, &listed)
+    };
+    native.set("list", Function::new(ctx.clone(), list)?)?;
+    let state = Rc::clone(shared);
+    let schema = move |ctx: Ctx<'js>, path: String| schema(&ctx, &state, &path);
+    native.set("schema", Function::new(ctx.clone(), schema)?)?;
+    let state = Rc::clone(shared);
+    // Nested: what is pure stays so until the outermost ends.
+    let pure = move |begins: bool| {
+        let depth = state.pure.get();
+        state.pure.set(if begins {
+            depth + 1
+        } else {
+            depth.saturating_sub(1)
+        });
+    };
+    native.set("pure", Function::new(ctx.clone(), pure)?)?;
+    install_own(ctx, native, shared)
+}
+
+/// The functions about operations that the script itself offers.
+fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<Shared>) -> Result<()> {
+    let state = Rc::clone(shared);
+    let f = move |ctx: Ctx<'js>, spec: JsValue<'js>, handler: Function<'js>, yes, no| {
+        let settle = settle(&ctx, yes, no);
+        register(&ctx, &state, &spec, handler, settle)
+    };
+    native.set("register", Function::new(ctx.clone(), f)?)?;
+    let state = Rc::clone(shared);
+    let f = move |ctx: Ctx<'js>, name: String, cases: JsValue<'js>, yes, no| {
+        let cases = state.read(&ctx, &cases)?;
+        let work = test::begin(&state, name, cases);
+        let work = work.map_err(|failure| state.raise_failure(&ctx, &failure))?;
+        state
+            .flights
+            .borrow_mut()
+            .start(settle(&ctx, yes, no), work);
+        Ok::<(), Error>(())
+    };
+    native.set("test", Function::new(ctx.clone(), f)?)?;
+    let state = Rc::clone(shared);
+    let f = move |ctx: Ctx<'js>, entry: f64, item: JsValue<'js>, yes, no| {
+        let item = state.read(&ctx, &item)?;
+        let taken = state.host.emit(entry as u64, item);
+        let work = taken.map(|taken| taken.map(|()| None)).boxed_local();
+        state
+            .flights
+            .borrow_mut()
+            .start(settle(&ctx, yes, no), work);
+        Ok::<(), Error>(())
+    };
+    native.set("emit", Function::new(ctx.clone(), f)?)
+}
+
+fn settle<'js>(ctx: &Ctx<'js>, resolve: Function<'js>, reject: Function<'js>) -> Settle {
+    Settle {
+        resolve: Persistent::save(ctx, resolve),
+        reject: Persistent::save(ctx, reject),
+    }
+}
+
+fn call<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    path: &str,
+    input: &JsValue<'js>,
+    options: &JsValue<'js>,
+    settle: Settle,
+) -> Result<f64> {
+    let input = shared.read(ctx, input)?;
+    let options = read_options(ctx, shared, options)?;
+    in_flight(ctx, shared)?;
+    count(ctx, shared)?;
+    let answer = shared.host.call(path, input, options);
+    let path = path.to_owned();
+    let work: LocalBoxFuture<'static, _> = answer
+        .map(|answer| answer.map(Some).map_err(|error| named(error, path)))
+        .boxed_local();
+    Ok(shared.flights.borrow_mut().start(settle, work) as f64)
+}
+
+/// An error without a path is the called operation's own.
+fn named(mut error: OpError, path: String) -> OpError {
+    if error.path.is_empty() {
+        error.path = path;
+    }
+    error
+}
+
+fn subscribe<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    path: &str,
+    input: &JsValue<'js>,
+    options: &JsValue<'js>,
+) -> Result<u32> {
+    let input = shared.read(ctx, input)?;
+    let options = read_options(ctx, shared, options)?;
+    count(ctx, shared)?;
+    if shared.flights.borrow().subscriptions.len() >= SUBSCRIPTIONS {
+        return Err(shared.raise(ctx, Code::Quota, "too many subscriptions are open"));
+    }
+    let items = shared.host.subscribe(path, input, options);
+    Ok(shared.flights.borrow_mut().subscribe(items))
+}
+
+fn schema<'js>(ctx: &Ctx<'js>, shared: &Shared, path: &str) -> Result<JsValue<'js>> {
+    let found = shared
+        .host
+        .list(path)
+        .into_iter()
+        .find(|operation| operation.path == path);
+    match found {
+        Some(operation) => {
+            let schema = json!({ "input": operation.input, "output": operation.output });
+            json::write(ctx, &schema)
+        }
+        None => {
+            let error = OpError {
+                path: path.to_owned(),
+                ..OpError::new("NOT_FOUND", "no such operation")
+            };
+            let error = shared.op_error(ctx, &error)?;
+            Err(ctx.throw(error))
+        }
+    }
+}
+
+fn register<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    spec: &JsValue<'js>,
+    handler: Function<'js>,
+    settle: Settle,
+) -> Result<()> {
+    let plain = shared.read(ctx, spec)?;
+    let registration: Registration = serde_json::from_value(plain.clone()).map_err(|error| {
+        shared.raise(ctx, Code::Limit, &format!("not a specification: {error}"))
+    })?;
+    let name = registration.name.clone();
+    if !is_name(&name) {
+        let text = "a name has 1 to 128 of a-z, 0-9, - and _, with / between parts";
+        return Err(shared.raise(ctx, Code::Limit, text));
+    }
+    if shared.offered.borrow().len() >= REGISTERED && !shared.offered.borrow().contains_key(&name) {
+        return Err(shared.raise(ctx, Code::Quota, "too many operations are registered"));
+    }
+    let source = String::from_js(
+        ctx,
+        ctx.globals()
+            .get::<_, Function<'js>>("String")?
+            .call((handler.clone(),))?,
+    )?;
+    let script = script_id(&plain, &source);
+    let work = shared.host.register(registration.clone(), script);
+    let handler = Persistent::save(ctx, handler);
+    shared.offered.borrow_mut().insert(
+        name,
+        Offered {
+            registration,
+            handler,
+        },
+    );
+    let work = work.map(|done| done.map(|()| None)).boxed_local();
+    shared.flights.borrow_mut().start(settle, work);
+    Ok(())
+}
+
+fn is_name(name: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+    };
+    name.len() <= 128 && name.split('/').all(part)
+}
+
+fn read_options<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    options: &JsValue<'js>,
+) -> Result<CallOptions> {
+    let plain = shared.read(ctx, options)?;
+    serde_json::from_value(plain)
+        .map_err(|error| shared.raise(ctx, Code::Limit, &format!("not options of a call: {error}")))
+}
+
+fn in_flight(ctx: &Ctx<'_>, shared: &Shared) -> Result<()> {
+    match shared.flights.borrow().len() < shared.spec.limits.calls_in_flight {
+        true => Ok(()),
+        false => Err(shared.raise(ctx, Code::Quota, "too many calls are not answered yet")),
+    }
+}
+
+fn count(ctx: &Ctx<'_>, shared: &Shared) -> Result<()> {
+    if shared.pure.get() > 0 {
+        return Err(shared.raise(ctx, Code::Denied, "what has to be pure calls nothing"));
+    }
+    if shared.calls.get() >= shared.spec.limits.calls {
+        return Err(shared.raise(ctx, Code::Quota, "the calls of the session are used up"));
+    }
+    shared.calls.set(shared.calls.get() + 1);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_ignores_the_order_of_members_and_nothing_else() {
+        let one = script_id(&json!({ "name": "a", "kind": "query" }), "() => 1");
+        assert_eq!(
+            one,
+            script_id(&json!({ "kind": "query", "name": "a" }), "() => 1")
+        );
+        assert_ne!(
+            one,
+            script_id(&json!({ "kind": "query", "name": "a" }), "() => 2")
+        );
+        assert_ne!(
+            one,
+            script_id(&json!({ "kind": "query", "name": "b" }), "() => 1")
+        );
+    }
+
+    #[test]
+    fn names_are_plain() {
+        assert!(["a", "a/b-c", "x_1"].iter().all(|name| is_name(name)));
+        assert!(
+            !["", "/", "a/", "A", "a b", "../a", "js/\u{e9}"]
+                .iter()
+                .any(|name| is_name(name))
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! A host that answers from a record, and one that makes it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::stream;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::OpError;
+use crate::host::{BoxFuture, CallOptions, Host, Items, Level, Operation, Registration, Reply};
+
+/// One call and its answer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recorded {
+    /// The operation.
+    pub path: String,
+    /// What it was given.
+    #[serde(default)]
+    pub input: Value,
+    /// What it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Value>,
+    /// Or how it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<OpError>,
+}
+
+/// Answers each call with the record's next answer for the same path and input; one that is not in
+/// the record fails with `NOT_FOUND`.
+pub struct Replay {
+    answers: Mutex<BTreeMap<String, VecDeque<Recorded>>>,
+    /// Whoever checks schemas.
+    real: Arc<dyn Host>,
+    lines: Mutex<Vec<String>>,
+}
+
+impl std::fmt::Debug for Replay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replay").finish_non_exhaustive()
+    }
+}
+
+impl Replay {
+    /// A host over `record`; `real` checks schemas and is called for nothing else.
+    #[must_use]
+    pub fn new(record: &[Recorded], real: Arc<dyn Host>) -> Self {
+        let mut answers: BTreeMap<String, VecDeque<Recorded>> = BTreeMap::new();
+        for call in record {
+            answers
+                .entry(key(&call.path, &call.input))
+                .or_default()
+                .push_back(call.clone());
+        }
+        Self {
+            answers: Mutex::new(answers),
+            real,
+            lines: Mutex::default(),
+        }
+    }
+
+    /// What the script wrote to its console.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn answer(&self, path: &str, input: &Value) -> Result<Reply, OpError> {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = answers
+            .get_mut(&key(path, input))
+            .and_then(VecDeque::pop_front);
+        match next {
+            Some(Recorded {
+                error: Some(error), ..
+            }) => Err(error),
+            Some(call) => Ok(Reply::Json(call.output.unwrap_or_default())),
+            None => Err(OpError::new("NOT_FOUND", "the record has no such call")),
+        }
+    }
+}
+
+fn key(path: &str, input: &Value) -> String {
+    format!("{path}\n{}", super::canonical(input))
+}
+
+impl Host for Replay {
+    fn call(&self, path: &str, input: Value, _: CallOptions) -> BoxFuture<Result<Reply, OpError>> {
+        let answer = self.answer(path, &input);
+        Box::pin(std::future::ready(answer))
+    }
+
+    /// The record has the items as one array.
+    fn subscribe(&self, path: &str, input: Value, _: CallOptions) -> Items {
+        let items = match self.answer(path, &input) {
+            Ok(Reply::Json(Value::Array(items))) => items
+                .into_iter()
+                .map(|item| Ok(Reply::Json(item)))
+                .collect(),
+            Ok(reply) => vec![Ok(reply)],
+            Err(error) => vec![Err(error)],
+        };
+        Box::pin(stream::iter(items))
+    }
+
+    fn list(&self, _: &str) -> Vec<Operation> {
+        Vec::new()
+    }
+
+    fn register(&self, _: Registration, _: [u8; 32]) -> BoxFuture<Result<(), OpError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn emit(&self, _: u64, _: Value) -> BoxFuture<Result<(), OpError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn log(&self, _: Level, text: &str) {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(text.to_owned());
+    }
+
+    fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
+        self.real.check(schema, value)
+    }
+}

@@ -1,0 +1,72 @@
+//! From TypeScript and JSX to JavaScript by taking the types away.
+//!
+//! The parser is `oxc`'s; erasure is ours and works on the text: what is only a type becomes blanks,
+//! elements become calls of `h`, and every line keeps its number. Columns of code without elements
+//! stay as well. So stacks name the line that the author wrote, and no source map is needed.
+//!
+//! What is more than types (`enum`, `namespace`, decorators, parameter properties, `import =`) ends
+//! with [`Code::TsUnsupported`]. A name that is imported for its type only has to be imported by
+//! `import type`, as with TypeScript's own `verbatimModuleSyntax`: without knowing the other module
+//! nobody can tell the two apart.
+
+mod edits;
+mod elements;
+mod erase;
+mod guard;
+
+use oxc_allocator::Allocator;
+use oxc_ast_visit::Visit;
+use oxc_parser::Parser;
+use oxc_span::SourceType;
+
+use crate::error::{Code, Failure};
+use crate::modules::Language;
+
+/// The JavaScript of a module.
+///
+/// # Errors
+/// [`Code::TsUnsupported`] for what no erasure does, [`Code::Limit`] for nesting that the parser
+/// should not be given, [`Code::Exception`] for a syntax error; each with module and line.
+pub(crate) fn strip(module: &str, source: &str, language: Language) -> Result<String, Failure> {
+    guard::check(source).map_err(|line| {
+        Failure::new(Code::Limit, format!("{module}:{line}: nested too deeply")).at(module, line)
+    })?;
+    let kind = match language {
+        Language::JavaScript | Language::Jsx => SourceType::jsx(),
+        Language::TypeScript => SourceType::ts(),
+        Language::Tsx => SourceType::tsx(),
+    };
+    let allocator = Allocator::default();
+    let parsed = Parser::new(&allocator, source, kind.with_module(true)).parse();
+    if let Some(error) = parsed.diagnostics.errors().next() {
+        let at = error
+            .labels
+            .first()
+            .map_or(0, |label| label.offset() as usize);
+        let line = line_of(source, at);
+        let mut failure = Failure::new(
+            Code::Exception,
+            format!("{module}:{line}: {}", error.message),
+        );
+        failure.name = Some("SyntaxError".to_owned());
+        return Err(failure.at(module, line));
+    }
+    let mut eraser = erase::Eraser::new(source);
+    eraser.visit_program(&parsed.program);
+    match eraser.finish() {
+        Ok(text) => Ok(text),
+        Err((at, what)) => {
+            let line = line_of(source, at);
+            let text = format!("{module}:{line}: {what} is more than a type");
+            Err(Failure::new(Code::TsUnsupported, text).at(module, line))
+        }
+    }
+}
+
+fn line_of(source: &str, at: usize) -> u32 {
+    let before = source.as_bytes().iter().take(at);
+    u32::try_from(before.filter(|byte| **byte == b'\n').count()).map_or(u32::MAX, |lines| lines + 1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! Each limit, at its edge.
+
+use alknet_runtime::{Clock, Code, Isolate, Limits, Work, limits};
+use serde_json::json;
+use std::sync::Arc;
+
+use crate::support::{Memory, code, failure, main, outcome, spec, value, wait};
+
+#[test]
+fn limits_out_of_range_are_refused() {
+    let with = |change: fn(&mut Limits)| {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        limits.checked().err().map(|failure| failure.code)
+    };
+    assert_eq!(with(|_| {}), None);
+    assert_eq!(with(|l| l.heap_bytes = limits::HEAP_BYTES_MAX), None);
+    assert_eq!(
+        with(|l| l.heap_bytes = limits::HEAP_BYTES_MAX + 1),
+        Some(Code::Limit)
+    );
+    assert_eq!(
+        with(|l| l.heap_bytes = limits::HEAP_BYTES_MIN - 1),
+        Some(Code::Limit)
+    );
+    assert_eq!(
+        with(|l| l.stack_bytes = limits::STACK_BYTES_MAX + 1),
+        Some(Code::Limit)
+    );
+    assert_eq!(with(|l| l.cpu = limits::CPU_MAX * 2), Some(Code::Limit));
+    assert_eq!(with(|l| l.fuel_ticks = 0), Some(Code::Limit));
+}
+
+#[test]
+fn the_least_heap_holds_the_globals() {
+    let mut least = spec("export default 1");
+    least.limits.heap_bytes = limits::HEAP_BYTES_MIN;
+    least.limits.stack_bytes = limits::STACK_BYTES_MIN;
+    assert_eq!(outcome(least).0.result, Ok(json!(1)));
+}
+
+#[test]
+fn fuel_is_what_a_call_may_take_and_no_tick_more() {
+    let source = "let n = 0; for (let i = 0; i < 200000; i++) n += i; export default n";
+    let needed = outcome(spec(source)).0.stats.ticks;
+    assert!(needed >= 20, "{needed}");
+    let with = |ticks| {
+        let mut spec = spec(source);
+        spec.limits.fuel_ticks = ticks;
+        outcome(spec).0.result.map_err(|failure| failure.code)
+    };
+    assert!(with(needed).is_ok());
+    assert_eq!(with(needed - 1), Err(Code::Fuel));
+}
+
+#[test]
+fn each_call_has_fuel_of_its_own() {
+    let mut spec = spec("export function f() { for (let i = 0; i < 100000; i++); return 1 }");
+    spec.limits.fuel_ticks = 50;
+    let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
+    for _ in 0..5 {
+        let work = Work::Export {
+            module: "./main.js".into(),
+            export: "f".into(),
+            input: json!(null),
+        };
+        assert_eq!(wait(isolate.run(work)).result, Ok(json!(1)));
+    }
+}
+
+#[test]
+fn jobs_of_a_turn_are_counted() {
+    let jobs = |count: u64| {
+        format!(
+            "let n = 0; for (let i = 0; i < {count}; i++) queueMicrotask(() => n++); await new Promise((r) => setTimeout(r)); export default n"
+        )
+    };
+    let few = limits::JOBS_PER_TURN - 100;
+    assert_eq!(value(&jobs(few)), json!(few));
+    assert_eq!(code(&jobs(limits::JOBS_PER_TURN + 1)), Code::Fuel);
+}
+
+#[test]
+fn calls_are_limited_in_flight_and_in_all() {
+    let all = |count: usize| {
+        let source = format!(
+            "const all = []; for (let i = 0; i < {count}; i++) all.push(ops.call('yields', 1)); await Promise.all(all); export default all.length"
+        );
+        outcome(spec(&source))
+            .0
+            .result
+            .map_err(|failure| failure.code)
+    };
+    assert_eq!(all(64), Ok(json!(64)));
+    assert_eq!(all(65), Err(Code::Quota));
+    let each = |count: usize| {
+        let source = format!(
+            "for (let i = 0; i < {count}; i++) await ops.call('echo'); export default {count}"
+        );
+        outcome(spec(&source))
+            .0
+            .result
+            .map_err(|failure| failure.code)
+    };
+    assert_eq!(each(1000), Ok(json!(1000)));
+    assert_eq!(each(1001), Err(Code::Quota));
+}
+
+#[test]
+fn timers_and_subscriptions_are_limited() {
+    let timers = |count: usize| {
+        format!("for (let i = 0; i < {count}; i++) setTimeout(() => {{}}); export default 1")
+    };
+    assert_eq!(value(&timers(limits::TIMERS)), json!(1));
+    assert_eq!(code(&timers(limits::TIMERS + 1)), Code::Quota);
+    let open = |count: usize| {
+        format!(
+            "for (let i = 0; i < {count}; i++) await ops.subscribe('count').next(); export default 1"
+        )
+    };
+    assert_eq!(value(&open(limits::SUBSCRIPTIONS)), json!(1));
+    assert_eq!(code(&open(limits::SUBSCRIPTIONS + 1)), Code::Quota);
+}
+
+#[test]
+fn bytes_outside_the_heap_are_counted_and_given_back() {
+    let hold = "const held = []; for (let i = 0; i < COUNT; i++) held.push(await ops.call('bytes', 1 << 20)); export default held.length";
+    let with = |count: &str| {
+        let mut spec = spec(&hold.replace("COUNT", count));
+        spec.limits.external_bytes = 4 << 20;
+        outcome(spec).0
+    };
+    let four = with("4");
+    assert_eq!(
+        (four.result, four.stats.external_peak),
+        (Ok(json!(4)), 4 << 20)
+    );
+    assert_eq!(with("5").result.expect_err("too many").code, Code::Memory);
+    let mut dropped =
+        spec("for (let i = 0; i < 50; i++) await ops.call('bytes', 1 << 20); export default 1");
+    dropped.limits.external_bytes = 2 << 20;
+    assert_eq!(outcome(dropped).0.result, Ok(json!(1)));
+}
+
+#[test]
+fn shared_bytes_cannot_be_changed() {
+    let source = "
+        const buffer = await ops.call('bytes', 4);
+        const view = new Uint8Array(buffer);
+        view[0] = 1;
+        const tries = [() => view.fill(1), () => buffer.transfer(), () => structuredClone(buffer, { transfer: [buffer] })];
+        export default [...tries.map((run) => { try { run(); return 'ran'; } catch (error) { return error.name; } }), [...view]];";
+    assert_eq!(
+        value(source),
+        json!(["TypeError", "TypeError", "TypeError", [7, 7, 7, 7]])
+    );
+}
+
+#[test]
+fn the_console_is_limited_by_the_second_and_the_line() {
+    let source = "
+        console.log('x'.repeat(100000));
+        for (let i = 0; i < 1000; i++) console.log('y'.repeat(1000));
+        await new Promise((r) => setTimeout(r, 1000));
+        console.error('next');";
+    let (_, host) = outcome(spec(source));
+    let lines = host.lines.lock().expect("no poison");
+    assert_eq!(lines[0].1.len(), limits::LOG_LINE_BYTES);
+    let bytes: usize = lines.iter().map(|(_, line)| line.len()).sum();
+    assert!(bytes <= limits::LOG_BYTES_PER_SECOND + 200, "{bytes}");
+    assert!(lines[lines.len() - 2].1.contains("dropped"));
+    assert_eq!(lines[lines.len() - 1].1, "next");
+}
+
+#[test]
+fn what_nothing_can_settle_is_told() {
+    let failure = failure("await new Promise(() => {})");
+    assert!(failure.message.contains("never settle"), "{failure}");
+}
+
+#[test]
+fn real_time_passes_by_itself() {
+    let mut spec = spec(
+        "const t = Date.now(); await new Promise((r) => setTimeout(r, 20)); export default Date.now() > t && t > 1.6e12",
+    );
+    spec.clock = Clock::System;
+    let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
+    assert_eq!(wait(isolate.run(main())).result, Ok(json!(true)));
+}
