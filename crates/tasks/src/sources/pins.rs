@@ -38,6 +38,8 @@ pub(crate) struct Pin {
     pub(crate) sha256: String,
     /// The Debian package that holds it.
     pub(crate) debian: Option<DebianPlace>,
+    /// Where it lies below the address of Debian's archive, as a part of a source package.
+    pub(crate) pool: Option<String>,
     /// The upstream project's release address.
     pub(crate) upstream: Option<String>,
 }
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn the_own_pins_are_well_formed() {
         let pins = Pins::own().expect("sources.toml parses");
-        for name in ["linux", "systemd-stub", "debian-cloud-kernel"] {
+        for name in ["linux", "systemd-stub", "debian-cloud-kernel", "mesa", "libdrm"] {
             assert!(!pins.find(name).expect("pinned").pins.is_empty());
         }
         assert_eq!(pins.suites(), ["bookworm", "bookworm-backports", "trixie"]);
@@ -139,7 +141,7 @@ mod tests {
         let pins = Pins::own().expect("sources.toml parses");
         for (source, pin) in pins.all() {
             assert!(
-                pin.debian.is_some() || pin.upstream.is_some(),
+                pin.debian.is_some() || pin.pool.is_some() || pin.upstream.is_some(),
                 "{} {}",
                 source.name,
                 pin.version
