@@ -41,7 +41,9 @@ pub fn adapters(
         }
     }
     // A stable sort: drivers list their own best first.
-    found.adapters.sort_by_key(|adapter| rank(adapter.info.device_type));
+    found
+        .adapters
+        .sort_by_key(|adapter| rank(adapter.info.device_type));
     found
 }
 

@@ -32,6 +32,7 @@ impl fmt::Debug for Driver {
 }
 
 /// Declares the two functions that a sealed driver shows to the outside, and its row of the table.
+#[cfg(any(vulkan_llvmpipe, vulkan_panvk, vulkan_v3dv))]
 macro_rules! driver {
     ($name:literal, $functions:ident, $negotiate:ident) => {{
         unsafe extern "system" {
@@ -128,8 +129,7 @@ pub fn instance(driver: &Driver) -> Result<LinkedInstance, Error> {
     let version = unsafe { entry.try_enumerate_instance_version() }
         .map_err(refused)?
         .unwrap_or(vk::API_VERSION_1_0);
-    let extensions =
-        HalInstance::desired_extensions(&entry, version, flags).map_err(adopt)?;
+    let extensions = HalInstance::desired_extensions(&entry, version, flags).map_err(adopt)?;
     let raw = create(&entry, &extensions).map_err(refused)?;
     // SAFETY: the raw instance was made from this entry with exactly these extensions. Without a drop
     // callback wgpu owns it and destroys it.

@@ -134,7 +134,10 @@ mod tests {
 
     #[test]
     fn differences_are_named() {
-        assert_eq!(compare("k", &[1, 2], &[1, 2]).expect("equal"), Outcome::Equal);
+        assert_eq!(
+            compare("k", &[1, 2], &[1, 2]).expect("equal"),
+            Outcome::Equal
+        );
         let error = compare("k", &[1, 2], &[1, 3]).expect_err("different");
         assert_eq!(error.to_string(), "k: result 1 is 2, expected 3");
         let error = compare("k", &[1], &[1, 3]).expect_err("one is missing");

@@ -189,7 +189,9 @@ impl Device {
 
     fn wait(&self) -> Result<()> {
         let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
-        waited.map(drop).map_err(|error| Error::Lost(error.to_string()))
+        waited
+            .map(drop)
+            .map_err(|error| Error::Lost(error.to_string()))
     }
 
     /// Does `work` and returns what wgpu had against it; outside of such a scope it would panic.

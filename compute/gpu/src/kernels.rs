@@ -50,7 +50,6 @@ pub(crate) const MATMULS: [Matmul; 4] = [
 ];
 
 /// A multiplication that can be repeated.
-#[derive(Debug)]
 pub(crate) struct PreparedMatmul<'a> {
     device: &'a Device,
     kernel: crate::device::Kernel,

@@ -87,6 +87,8 @@ fn milliseconds(time: std::time::Duration) -> f64 {
 /// Memory that this process has in RAM, in KiB; none where `/proc` is not there to say so.
 fn resident_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }

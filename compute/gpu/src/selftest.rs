@@ -71,7 +71,11 @@ fn row(name: &str, outcome: &Result<Outcome>, begun: Instant) -> Value {
 fn show(report: &Value) {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let adapter = &report["adapter"];
-    println!("{} ({})", text(&adapter["name"]), text(&adapter["versions"]));
+    println!(
+        "{} ({})",
+        text(&adapter["name"]),
+        text(&adapter["versions"])
+    );
     for row in report["checks"].as_array().into_iter().flatten() {
         println!(
             "  {:8} {:9.1} ms  {}",

@@ -49,8 +49,7 @@ pub(crate) fn ensure(cx: &Context, selection: &Selection) -> Result<Gpu> {
     driver::ensure(cx, selection)?;
     let built = build(cx)?;
     check(&built, selection)?;
-    let hash = digest::of_file(&built)
-        .map_err(Failure::io(format!("read {}", built.display())))?;
+    let hash = digest::of_file(&built).map_err(Failure::io(format!("read {}", built.display())))?;
     let key = digest::key([hash.as_bytes(), RECIPE.as_bytes()]);
     let folder = cx.cache().join("gpu").join(key);
     let gpu = Gpu::at(&folder);
@@ -121,5 +120,6 @@ fn pack(cx: &Context, built: &Path, folder: &Path) -> Result<()> {
         .arg(&fresh.packed)
         .arg(&fresh.executable);
     cx.run(&mut zstd, "pack the program for GPUs", "gpu-pack")?;
-    strangers::settle(&ready, folder).map_err(Failure::io("put the program for GPUs into the cache"))
+    strangers::settle(&ready, folder)
+        .map_err(Failure::io("put the program for GPUs into the cache"))
 }

@@ -14,11 +14,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     var r2 = vec4<f32>();
     var r3 = vec4<f32>();
     for (var k = 0u; k < width; k++) {
-        let from = k * 4u * width + id.x;
-        let b0 = b[from];
-        let b1 = b[from + width];
-        let b2 = b[from + 2u * width];
-        let b3 = b[from + 3u * width];
+        let first = k * 4u * width + id.x;
+        let b0 = b[first];
+        let b1 = b[first + width];
+        let b2 = b[first + 2u * width];
+        let b3 = b[first + 3u * width];
         let a0 = a[row + k];
         let a1 = a[row + width + k];
         let a2 = a[row + 2u * width + k];

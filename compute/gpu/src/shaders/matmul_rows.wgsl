@@ -8,12 +8,12 @@
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let n = size[0];
-    let from = id.y * 8u * n;
+    let first = id.y * 8u * n;
     var s0 = 0.0; var s1 = 0.0; var s2 = 0.0; var s3 = 0.0;
     var s4 = 0.0; var s5 = 0.0; var s6 = 0.0; var s7 = 0.0;
     for (var k = 0u; k < n; k++) {
         let y = b[k * n + id.x];
-        let x = from + k;
+        let x = first + k;
         s0 += a[x] * y;
         s1 += a[x + n] * y;
         s2 += a[x + 2u * n] * y;
@@ -23,7 +23,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         s6 += a[x + 6u * n] * y;
         s7 += a[x + 7u * n] * y;
     }
-    let to = from + id.x;
+    let to = first + id.x;
     c[to] = s0;
     c[to + n] = s1;
     c[to + 2u * n] = s2;

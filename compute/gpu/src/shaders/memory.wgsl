@@ -27,7 +27,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(local_invocation_
         let row = after.rows[i];
         sum += ((row.x * 3u + row.y) ^ row.z) + row.w;
     }
-    let signed = bitcast<i32>(sum);
-    let quotient = signed / -7 + signed % 13;
+    let whole = bitcast<i32>(sum);
+    let quotient = whole / -7 + whole % 13;
     data[id.x] = (sum ^ bitcast<u32>(quotient)) + before.rows[lane % 16u].z;
 }

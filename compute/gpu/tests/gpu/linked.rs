@@ -32,7 +32,10 @@ fn nothing_is_loaded_into_it_and_it_is_not_moved() {
         assert!(!segments.contains(unwanted), "{unwanted} in\n{segments}");
     }
     let stack = segments.lines().find(|line| line.contains("GNU_STACK"));
-    assert!(!stack.expect("a stack segment").contains("RWE"), "{segments}");
+    assert!(
+        !stack.expect("a stack segment").contains("RWE"),
+        "{segments}"
+    );
 }
 
 #[test]
@@ -52,10 +55,16 @@ fn names_of_drivers_are_all_that_is_seen_of_them() {
     for line in symbols.lines() {
         let name = line.rsplit(' ').next().unwrap_or_default();
         let hidden = ["_ZN4llvm", "LLVM", "lvp_", "vk_icd", "v3dv_Create"];
-        assert!(!hidden.iter().any(|prefix| name.starts_with(prefix)), "{name}");
+        assert!(
+            !hidden.iter().any(|prefix| name.starts_with(prefix)),
+            "{name}"
+        );
     }
     for driver in drivers() {
-        assert!(symbols.contains(&format!(" {driver}_icd_functions")), "{driver}");
+        assert!(
+            symbols.contains(&format!(" {driver}_icd_functions")),
+            "{driver}"
+        );
     }
 }
 
@@ -85,7 +94,10 @@ fn the_self_test_passes_in_an_empty_root() {
     assert_eq!(report["adapter"]["driver"], "llvmpipe");
     let checks = report["checks"].as_array().expect("a list");
     assert_eq!(checks.len(), 5);
-    assert!(checks.iter().all(|check| check["outcome"] == "equal"), "{report}");
+    assert!(
+        checks.iter().all(|check| check["outcome"] == "equal"),
+        "{report}"
+    );
 }
 
 #[test]
@@ -110,10 +122,15 @@ fn the_drivers_say_which_they_are() {
     let processor = adapters.last().expect("the processor is always there");
     assert_eq!(processor["class"], "Cpu", "{info}");
     let versions = processor["versions"].as_str().expect("a text");
-    assert!(versions.contains("Mesa") && versions.contains("LLVM"), "{versions}");
+    assert!(
+        versions.contains("Mesa") && versions.contains("LLVM"),
+        "{versions}"
+    );
     for driver in drivers().iter().filter(|name| *name != "llvmpipe") {
         let told = adapters.iter().any(|adapter| adapter["driver"] == **driver)
-            || info["without_hardware"].to_string().contains(driver.as_str());
+            || info["without_hardware"]
+                .to_string()
+                .contains(driver.as_str());
         assert!(told, "{driver} is not accounted for: {info}");
     }
 }

@@ -69,6 +69,9 @@ fn computes() -> bool {
         text.contains("no Vulkan driver linked") || text.contains("no adapter"),
         "{text}"
     );
-    eprintln!("nothing to compute on is linked, and the program said so: {}", text.trim());
+    eprintln!(
+        "nothing to compute on is linked, and the program said so: {}",
+        text.trim()
+    );
     false
 }

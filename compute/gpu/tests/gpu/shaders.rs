@@ -26,7 +26,10 @@ fn a_shader_computes() {
     }
     let output = gpu(&["run", &shader("double.wgsl")]);
     assert!(output.status.success(), "{}", complaints(&output));
-    assert_eq!(rows(&output)[0]["words"].to_string(), "[0,2,4,6,8,10,12,14]");
+    assert_eq!(
+        rows(&output)[0]["words"].to_string(),
+        "[0,2,4,6,8,10,12,14]"
+    );
 }
 
 #[test]
@@ -34,7 +37,13 @@ fn what_is_wrong_with_a_shader_is_told_and_the_next_one_runs() {
     if !computes() {
         return;
     }
-    let wrong = ["syntax.wgsl", "types.wgsl", "no_main.wgsl", "bindings.wgsl", "workgroup.wgsl"];
+    let wrong = [
+        "syntax.wgsl",
+        "types.wgsl",
+        "no_main.wgsl",
+        "bindings.wgsl",
+        "workgroup.wgsl",
+    ];
     let mut arguments = vec!["run".to_owned()];
     arguments.extend(wrong.map(shader));
     arguments.extend([shader("missing.wgsl"), shader("double.wgsl")]);
@@ -67,7 +76,10 @@ fn an_endless_shader_is_ended_from_outside_and_the_next_process_works() {
     // The device is open and the first shader done: what takes time now is the endless one.
     let begun = ticks(&child);
     while ticks(&child) < begun + BUSY_TICKS {
-        assert!(child.try_wait().expect("ours").is_none(), "it ended by itself");
+        assert!(
+            child.try_wait().expect("ours").is_none(),
+            "it ended by itself"
+        );
         thread::sleep(Duration::from_millis(10));
     }
     child.kill().expect("ours to end");

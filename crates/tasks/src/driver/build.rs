@@ -81,8 +81,11 @@ impl<'a> Build<'a> {
     fn step(&self, command: &mut Command, what: &str) -> Result<()> {
         let name = &self.recipe.name;
         let title = format!("Vulkan driver {name}: {what}");
-        self.cx
-            .run(command, &title, &format!("vulkan-{name}-{}", what.replace(' ', "-")))
+        self.cx.run(
+            command,
+            &title,
+            &format!("vulkan-{name}-{}", what.replace(' ', "-")),
+        )
     }
 
     fn unpack(&self, archive: &Path, to: &str) -> Result<()> {
@@ -147,7 +150,13 @@ impl<'a> Build<'a> {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("LC_ALL", "C");
         for variable in [
-            "CC", "CFLAGS", "CPPFLAGS", "CXX", "CXXFLAGS", "LDFLAGS", "PKG_CONFIG_PATH",
+            "CC",
+            "CFLAGS",
+            "CPPFLAGS",
+            "CXX",
+            "CXXFLAGS",
+            "LDFLAGS",
+            "PKG_CONFIG_PATH",
         ] {
             command.env_remove(variable);
         }

@@ -114,7 +114,11 @@ fn key(
         parts.push(recipes.llvm.components.join(" "));
     }
     if recipe.libdrm {
-        parts.extend(sources::accepted("libdrm")?.into_iter().map(|pin| pin.sha256));
+        parts.extend(
+            sources::accepted("libdrm")?
+                .into_iter()
+                .map(|pin| pin.sha256),
+        );
     }
     // Only what a patch does counts, not what it says about itself.
     let diffs = patches.iter().map(|(_, text)| text.split_once("\ndiff "));

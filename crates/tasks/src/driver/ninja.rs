@@ -55,10 +55,7 @@ impl Parts {
 
     /// Everything that has to be built.
     pub(super) fn goals(&self) -> impl Iterator<Item = &String> {
-        self.objects
-            .iter()
-            .chain(&self.whole)
-            .chain(&self.archives)
+        self.objects.iter().chain(&self.whole).chain(&self.archives)
     }
 }
 
@@ -96,6 +93,12 @@ build src/after.so: c_LINKER src/c.o
     fn a_target_that_is_not_there_has_no_parts() {
         assert_eq!(Parts::of("src/liby.so", FILE), None);
         assert_eq!(Parts::of("src/libx.s", FILE), None);
-        assert_eq!(Parts::of("x", "build x: rule in\n\nbuild y: rule in\n LINK_ARGS = a.a"), None);
+        assert_eq!(
+            Parts::of(
+                "x",
+                "build x: rule in\n\nbuild y: rule in\n LINK_ARGS = a.a"
+            ),
+            None
+        );
     }
 }

@@ -112,7 +112,9 @@ impl FromStr for Selection {
         }
         let names = recipes.drivers.iter().map(|driver| driver.name.clone());
         Ok(Self(
-            names.filter(|name| asked.contains(&name.as_str())).collect(),
+            names
+                .filter(|name| asked.contains(&name.as_str()))
+                .collect(),
         ))
     }
 }
@@ -132,7 +134,10 @@ mod tests {
         assert_eq!(parse("none").expect("a word").names(), [""; 0]);
         assert_eq!(parse("none").expect("a word").to_string(), "none");
         let error = parse("llvmpipe,nvidia").expect_err("there is none");
-        assert!(error.contains("nvidia") && error.contains("panvk"), "{error}");
+        assert!(
+            error.contains("nvidia") && error.contains("panvk"),
+            "{error}"
+        );
         assert!(parse("").is_err() && parse("none,llvmpipe").is_err());
     }
 

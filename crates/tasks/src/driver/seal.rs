@@ -4,13 +4,14 @@
 //! only what has no name cannot clash. So everything that a driver needs, down to the C++ library, is
 //! linked into one object in which two names stay visible, and these two carry the driver's own.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::first_line;
 use super::ninja::Parts;
 use super::recipe::Llvm;
-use super::first_line;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 
 /// What every Vulkan driver shows to a loader, and what we call it behind the driver's name.
 const ENTRIES: [(&str, &str); 2] = [
@@ -46,8 +47,13 @@ pub(super) fn seal(
         Command::new("strip").arg("--strip-debug").arg(&linked),
         "strip",
     )?;
-    // One after the other: hiding goes by the names that renaming gave.
+    let unique = scratch.join("unique");
+    fs::write(&unique, unique_names(&linked)?)
+        .map_err(Failure::io(format!("write {}", unique.display())))?;
+    // One after the other: hiding goes by what renaming made. C++'s unique names (static variables of
+    // templates) cannot be hidden, weak ones can.
     let mut rename = Command::new("objcopy");
+    rename.arg(format!("--weaken-symbols={}", unique.display()));
     let mut hide = Command::new("objcopy");
     for (entry, own) in ENTRIES {
         let own = format!("{}_{own}", inputs.driver);
@@ -92,6 +98,28 @@ fn link(inputs: &Inputs<'_>, output: &Path) -> Result<Command> {
     Ok(command)
 }
 
+/// Names of an object that are unique in the sense of C++, one to a line.
+fn unique_names(object: &Path) -> Result<String> {
+    let output = Command::new("nm")
+        .arg("--defined-only")
+        .arg(object)
+        .output()
+        .map_err(Failure::io("run nm"))?;
+    if !output.status.success() {
+        return Err(Failure::Step {
+            what: "nm".to_owned(),
+            how: output.status.to_string(),
+            log: None,
+        });
+    }
+    Ok(unique_in(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn unique_in(symbols: &str) -> String {
+    let name = |line: &str| Some(line.split_once(" u ")?.1.to_owned() + "\n");
+    symbols.lines().filter_map(name).collect()
+}
+
 /// LLVM's own program knows which archives the components need.
 fn llvm_archives(llvm: &Llvm) -> Result<Vec<String>> {
     let ask = |what: &str| {
@@ -107,4 +135,16 @@ fn llvm_archives(llvm: &Llvm) -> Result<Vec<String>> {
 /// reports as missing.
 fn library_file(name: &str) -> Result<String> {
     first_line(Command::new("g++").arg(format!("-print-file-name={name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unique_names_are_told_from_others() {
+        let symbols = "0000000000000000 T vk_icd\n0000000000000010 u _ZN1AIiE1vE\n\
+                       0000000000000000 d u_format\n";
+        assert_eq!(unique_in(symbols), "_ZN1AIiE1vE\n");
+    }
 }

@@ -130,7 +130,13 @@ mod tests {
     #[test]
     fn the_own_pins_are_well_formed() {
         let pins = Pins::own().expect("sources.toml parses");
-        for name in ["linux", "systemd-stub", "debian-cloud-kernel", "mesa", "libdrm"] {
+        for name in [
+            "linux",
+            "systemd-stub",
+            "debian-cloud-kernel",
+            "mesa",
+            "libdrm",
+        ] {
             assert!(!pins.find(name).expect("pinned").pins.is_empty());
         }
         assert_eq!(pins.suites(), ["bookworm", "bookworm-backports", "trixie"]);
