@@ -12,6 +12,8 @@ mod info;
 mod kernels;
 mod run;
 mod selftest;
+#[cfg(all(target_arch = "x86_64", target_feature = "crt-static", not(test)))]
+mod startup;
 
 use std::process::ExitCode;
 use std::time::Instant;
