@@ -154,7 +154,8 @@ fn tool_versions(llvm: &Llvm, recipe: &Recipe) -> Result<String> {
     }
     let package = llvm_package(&version);
     // Elsewhere than in Debian there is no such package, and its version stays out of the name.
-    let built = first_line(Command::new("dpkg-query").args(["-W", "-f=${Version}", package.as_str()]));
+    let built =
+        first_line(Command::new("dpkg-query").args(["-W", "-f=${Version}", package.as_str()]));
     let _ = writeln!(text, "LLVM {version} {}", built.unwrap_or_default());
     Ok(text)
 }
