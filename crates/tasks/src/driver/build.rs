@@ -148,6 +148,8 @@ impl<'a> Build<'a> {
             .env("PATH", SYSTEM_PATH)
             .env("PYTHONPATH", &self.meson)
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            // Mesa would put the name of a commit of ours into its version.
+            .env("GIT_CEILING_DIRECTORIES", self.scratch.path())
             .env("LC_ALL", "C");
         for variable in [
             "CC",
