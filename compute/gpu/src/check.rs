@@ -29,6 +29,9 @@ pub(crate) enum Outcome {
 /// A check's name and what it does.
 pub(crate) type Check = (&'static str, fn(&Device) -> Result<Outcome>);
 
+/// A function's name, and what the processor says it is.
+type Function = (&'static str, fn(f64) -> f64);
+
 /// In the order they are run; the first dispatch of all is in the first.
 pub(crate) const CHECKS: [Check; 5] = [
     ("math", math),
@@ -39,7 +42,7 @@ pub(crate) const CHECKS: [Check; 5] = [
 ];
 
 fn math(device: &Device) -> Result<Outcome> {
-    let functions: [(&str, fn(f64) -> f64); 14] = [
+    let functions: [Function; 14] = [
         ("sin", f64::sin),
         ("cos", f64::cos),
         ("exp", f64::exp),
