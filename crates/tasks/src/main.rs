@@ -3,9 +3,11 @@
 mod bench;
 mod context;
 mod digest;
+mod driver;
 mod failed;
 mod failure;
 mod fuzz;
+mod gpu;
 mod image;
 mod kernel;
 mod node;
@@ -49,6 +51,8 @@ struct CommandLine {
 enum Task {
     /// Measure, and print rows; exit code 0 whatever the figures
     Bench(bench::Arguments),
+    /// Build Vulkan drivers and the program that uses them, or find them in the cache, and say where
+    Driver(driver::Arguments),
     /// Write image files and their manifest
     Image(image::Arguments),
     /// Build the kernel, or find it in the cache, and say where it is
@@ -78,6 +82,12 @@ fn run(line: CommandLine) -> Result<()> {
     let mut cx = Context::from_environment(line.sources)?;
     match line.task {
         Task::Bench(arguments) => bench::run(&mut cx, &arguments),
+        Task::Driver(arguments) => {
+            let gpu = cx.step("gpu", |cx| gpu::ensure(cx, &arguments.vulkan))?;
+            println!("{}\n{}", gpu.executable.display(), gpu.packed.display());
+            eprint!("{}", cx.table());
+            Ok(())
+        }
         Task::Image(arguments) => image::run(&mut cx, &arguments),
         Task::Kernel => {
             let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
@@ -92,6 +102,7 @@ fn run(line: CommandLine) -> Result<()> {
         }
         Task::Setup => {
             cx.step("kernel", |cx| kernel::ensure(cx))?;
+            cx.step("gpu", |cx| gpu::ensure(cx, &driver::Selection::usual()))?;
             cx.step("cargo-deny", |cx| test::deny_program(cx))?;
             eprint!("{}", cx.table());
             Ok(())

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::context::{self, Context};
 use crate::failure::{Failure, Result};
-use crate::{fuzz, image, test};
+use crate::{driver, fuzz, gpu, image, test};
 
 /// Tests read this: `full` asks for the counts that are promised, instead of those that fit
 /// continuous integration.
@@ -17,10 +17,11 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// What a campaign is called, and what it does.
-const CAMPAIGNS: [(&str, Kind); 4] = [
+const CAMPAIGNS: [(&str, Kind); 5] = [
     ("flood", Kind::Tests("flood_of_forged")),
     (fuzz::NAME, Kind::Fuzz),
     ("hostile", Kind::Tests("hostile_")),
+    ("pipelines", Kind::Tests("pipelines_that")),
     ("power-cuts", Kind::Tests("power_cut")),
 ];
 
@@ -37,7 +38,7 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Campaign: flood, fuzz, hostile or power-cuts [default: all]
+    /// Campaign: flood, fuzz, hostile, pipelines or power-cuts [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]
@@ -110,6 +111,7 @@ fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
 
 fn tests(cx: &mut Context, arguments: &Arguments, name: &str, filter: &str) -> Result<()> {
     let images = test::images(cx)?;
+    cx.step("gpu", |cx| gpu::ensure(cx, &driver::Selection::usual()))?;
     let lock = cx.claim()?;
     let started = Instant::now();
     let log = format!("soak-{name}");

@@ -71,15 +71,20 @@ fn launcher() -> String {
 
 /// The folder that Python finds the packages in.
 pub(crate) fn python_packages(cx: &Context) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_PACKAGES)
+}
+
+/// A folder in the cache with exactly the packages of a list that pins each by its hash.
+pub(crate) fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
     let python = python_version()?;
-    let key = digest::key([PYTHON_PACKAGES.as_bytes(), python.as_bytes()]);
+    let key = digest::key([packages.as_bytes(), python.as_bytes()]);
     let folder = cx.cache().join("tools").join(format!("python-{key}"));
     if folder.exists() {
         return Ok(folder);
     }
     let scratch = Scratch::new(cx.cache(), "python-")?;
     let list = scratch.path().join("python.txt");
-    fs::write(&list, PYTHON_PACKAGES).map_err(Failure::io(format!("write {}", list.display())))?;
+    fs::write(&list, packages).map_err(Failure::io(format!("write {}", list.display())))?;
     let fresh = scratch.path().join("packages");
     let mut command = Command::new("python3");
     command
@@ -131,7 +136,7 @@ fn python_version() -> Result<String> {
 }
 
 /// Moves a finished folder to its place. Who comes second finds the same there.
-fn settle(fresh: &Path, place: &Path) -> io::Result<()> {
+pub(crate) fn settle(fresh: &Path, place: &Path) -> io::Result<()> {
     fs::create_dir_all(place.parent().unwrap_or(place))?;
     match fs::rename(fresh, place) {
         Err(_) if place.exists() => Ok(()),

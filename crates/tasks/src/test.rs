@@ -10,7 +10,7 @@ use alknet_image::Form;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::{image, kernel, sources, strangers};
+use crate::{driver, gpu, image, kernel, sources, strangers};
 
 /// The licence and dependency checker, built once into the cache.
 const DENY_VERSION: &str = "0.20.2";
@@ -20,6 +20,8 @@ const DENY_VERSION: &str = "0.20.2";
 pub(crate) struct Arguments {
     /// Run only tests whose name contains this, and no other checks
     filter: Option<String>,
+    #[command(flatten)]
+    drivers: driver::Arguments,
     /// Further arguments for cargo test, such as `--package NAME`
     #[arg(last = true)]
     cargo: Vec<String>,
@@ -28,6 +30,7 @@ pub(crate) struct Arguments {
 /// Runs the checks, then the tests. What failed stands last, else how long each step took.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let images = images(cx)?;
+    cx.step("gpu", |cx| gpu::ensure(cx, &arguments.drivers.vulkan))?;
     let lock = cx.claim()?;
     if arguments.filter.is_none() {
         checks(cx)?;

@@ -19,6 +19,7 @@ cargo xtask COMMAND
   soak    the long campaigns at full count
   bench   measure, and print rows of JSON
   image   write image files and their manifest
+  driver  build Vulkan drivers and the program that uses them, and say where they are
   kernel  build (or find in the cache) the kernel, and say where it is
   setup   get everything the other commands need, and stop there
 

@@ -53,7 +53,11 @@ pub const PACKAGES: &[Package] = &[
         "strip",
         "kernel build; section list of the unified kernel image",
     ),
-    command("bison", "bison", "kernel build: configuration parser"),
+    command(
+        "bison",
+        "bison",
+        "kernel build: configuration parser; Vulkan drivers",
+    ),
     command("cpio", "cpio", "tests read our initramfs with it"),
     command(
         "curl",
@@ -81,12 +85,25 @@ pub const PACKAGES: &[Package] = &[
         "read-only root of the small machine",
     ),
     command("file", "file", "tests say with it what we made"),
-    command("flex", "flex", "kernel build: configuration parser"),
-    command("g++", "c++", "fuzzing: libFuzzer is C++"),
+    command(
+        "flex",
+        "flex",
+        "kernel build: configuration parser; Vulkan drivers",
+    ),
+    command(
+        "g++",
+        "c++",
+        "Vulkan drivers and fuzzing: LLVM and libFuzzer are C++",
+    ),
     command(
         "gdisk",
         "sgdisk",
         "tests check our partition tables with it",
+    ),
+    command(
+        "glslang-tools",
+        "glslangValidator",
+        "Vulkan drivers: shaders of Mesa's own",
     ),
     command(
         "gnutls-bin",
@@ -107,6 +124,16 @@ pub const PACKAGES: &[Package] = &[
         ],
         "kernel build: certificate tools",
     ),
+    file(
+        "libzstd-dev",
+        &["/usr/lib/x86_64-linux-gnu/libzstd.a"],
+        "Vulkan drivers: LLVM compresses with it",
+    ),
+    file(
+        "llvm-19-dev",
+        &["/usr/lib/llvm-19/lib/libLLVMCore.a"],
+        "Vulkan drivers: the processor's compiles shaders with it",
+    ),
     command("lz4", "lz4", "kernel build: compression"),
     command("make", "make", "kernel build"),
     command("mtools", "mcopy", "tests read our FAT file systems with it"),
@@ -115,6 +142,7 @@ pub const PACKAGES: &[Package] = &[
         "gtlsclient",
         "tests: a QUIC client nobody here wrote",
     ),
+    command("ninja-build", "ninja", "Vulkan drivers: Mesa's build"),
     command("nodejs", "node", "tests: runs TypeBox"),
     command(
         "npm",
@@ -132,11 +160,27 @@ pub const PACKAGES: &[Package] = &[
     ),
     command("pebble", "pebble", "tests: an ACME certificate authority"),
     command("perl", "perl", "kernel build: scripts"),
+    command("pkg-config", "pkg-config", "Vulkan drivers: Mesa's build"),
     command("python3", "python3", "tests: Python's ssl as a client"),
+    file(
+        "python3-mako",
+        &["/usr/lib/python3/dist-packages/mako/__init__.py"],
+        "Vulkan drivers: generators of Mesa's code",
+    ),
+    file(
+        "python3-packaging",
+        &["/usr/lib/python3/dist-packages/packaging/__init__.py"],
+        "Vulkan drivers: generators of Mesa's code",
+    ),
     command(
         "python3-pip",
         "pip3",
-        "tests: Python's QUIC, see crates/tasks/python.txt",
+        "tests: Python's QUIC, see crates/tasks/python.txt; Vulkan drivers: meson",
+    ),
+    file(
+        "python3-yaml",
+        &["/usr/lib/python3/dist-packages/yaml/__init__.py"],
+        "Vulkan drivers: generators of Mesa's code",
     ),
     command(
         "qemu-system-x86",
@@ -147,6 +191,11 @@ pub const PACKAGES: &[Package] = &[
     command("rsync", "rsync", "kernel build: headers"),
     command("xorriso", "xorriso", "tests: NoCloud volumes on CDs"),
     command("xz-utils", "xz", "kernel source is packed with it"),
+    file(
+        "zlib1g-dev",
+        &["/usr/lib/x86_64-linux-gnu/libz.a"],
+        "Vulkan drivers: caches of shaders are compressed with it",
+    ),
     command("zstd", "zstd", "kernel build: compression"),
 ];
 

@@ -121,7 +121,7 @@ fn read_fragments(root: &Path) -> Result<Vec<(String, String)>> {
 }
 
 /// First lines of the compiler's and linker's version texts.
-fn tool_versions() -> Result<String> {
+pub(crate) fn tool_versions() -> Result<String> {
     let mut text = String::new();
     for tool in ["gcc", "ld"] {
         let output = Command::new(tool)

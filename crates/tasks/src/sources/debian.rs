@@ -15,6 +15,23 @@ use crate::sources::pins::DebianPlace;
 /// Keys of every Debian release that this machine's keyring package knows.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// The package client's own downloader, with its configuration of mirrors and proxies.
+const DOWNLOADER: &str = "/usr/lib/apt/apt-helper";
+
+/// Fetches a file by its path in the archive that this machine is configured for. No lists are needed:
+/// the file is judged by its hash.
+pub(super) fn fetch_from_pool(cx: &Context, path: &str, to: &Path) -> Result<()> {
+    let address = format!("{}/{path}", address()?.trim_end_matches('/'));
+    // What is there already would be asked after by its age, and kept.
+    fs::remove_file(to).map_err(Failure::io(format!("replace {}", to.display())))?;
+    let mut command = Command::new(DOWNLOADER);
+    command
+        .args(["-o", "APT::Sandbox::User=root", "download-file"])
+        .arg(&address)
+        .arg(to);
+    cx.run(&mut command, &format!("download {address}"), "apt-download")
+}
+
 /// A private view of the archive, gone when dropped.
 #[derive(Debug)]
 pub(crate) struct Archive {

@@ -54,6 +54,9 @@ pub(crate) fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
     if let Some(found) = search.npm()? {
         return Ok(found);
     }
+    if let Some(found) = search.pool()? {
+        return Ok(found);
+    }
     if let Some(found) = search.upstream()? {
         return Ok(found);
     }
@@ -180,6 +183,21 @@ impl Search<'_> {
         Ok(None)
     }
 
+    fn pool(&mut self) -> Result<Option<Obtained>> {
+        for pin in &self.source.pins {
+            let Some(path) = &pin.pool else {
+                continue;
+            };
+            let what = format!("Debian {path}");
+            let fetch = |to: &Path| debian::fetch_from_pool(self.cx, path, to);
+            let found = self.take(pin, &what, fetch)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     fn upstream(&mut self) -> Result<Option<Obtained>> {
         for pin in &self.source.pins {
             let Some(address) = &pin.upstream else {
@@ -255,6 +273,7 @@ mod tests {
             sha256: sha256.into(),
             debian: None,
             npm: None,
+            pool: None,
             upstream: None,
         }
     }

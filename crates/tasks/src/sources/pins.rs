@@ -40,6 +40,8 @@ pub(crate) struct Pin {
     pub(crate) debian: Option<DebianPlace>,
     /// The package of npm's registry, as `NAME@VERSION`.
     pub(crate) npm: Option<String>,
+    /// Where it lies below the address of Debian's archive, as a part of a source package.
+    pub(crate) pool: Option<String>,
     /// The upstream project's release address.
     pub(crate) upstream: Option<String>,
 }
@@ -130,7 +132,13 @@ mod tests {
     #[test]
     fn the_own_pins_are_well_formed() {
         let pins = Pins::own().expect("sources.toml parses");
-        for name in ["linux", "systemd-stub", "debian-cloud-kernel"] {
+        for name in [
+            "linux",
+            "systemd-stub",
+            "debian-cloud-kernel",
+            "mesa",
+            "libdrm",
+        ] {
             assert!(!pins.find(name).expect("pinned").pins.is_empty());
         }
         assert_eq!(pins.suites(), ["bookworm", "bookworm-backports", "trixie"]);
@@ -141,7 +149,10 @@ mod tests {
         let pins = Pins::own().expect("sources.toml parses");
         for (source, pin) in pins.all() {
             assert!(
-                pin.debian.is_some() || pin.npm.is_some() || pin.upstream.is_some(),
+                pin.debian.is_some()
+                    || pin.npm.is_some()
+                    || pin.pool.is_some()
+                    || pin.upstream.is_some(),
                 "{} {}",
                 source.name,
                 pin.version

@@ -1,0 +1,109 @@
+//! Every adapter of every driver, best first.
+
+use wgpu::{Adapter, AdapterInfo, Backends, DeviceType};
+
+use crate::instance::{Error, LinkedInstance};
+
+/// An adapter, and which driver it belongs to.
+#[derive(Debug)]
+pub struct FoundAdapter {
+    /// The driver's name.
+    pub driver: &'static str,
+    /// What it says about itself.
+    pub info: AdapterInfo,
+    /// For wgpu's safe interface.
+    pub adapter: Adapter,
+    /// Keeps the driver's instance.
+    _instance: wgpu::Instance,
+}
+
+/// What was found, and what was not.
+#[derive(Debug, Default)]
+pub struct FoundAdapters {
+    /// Discrete, integrated, virtual, processor, others; in each class as the drivers list them.
+    pub adapters: Vec<FoundAdapter>,
+    /// Drivers without hardware on this machine.
+    pub idle: Vec<&'static str>,
+    /// Drivers that gave no instance.
+    pub errors: Vec<Error>,
+}
+
+/// Asks every instance for its adapters and puts them in order.
+#[must_use]
+pub fn adapters(
+    instances: impl IntoIterator<Item = Result<LinkedInstance, Error>>,
+) -> FoundAdapters {
+    let mut found = FoundAdapters::default();
+    for instance in instances {
+        match instance {
+            Ok(linked) => ask(&mut found, &linked),
+            Err(error) => found.errors.push(error),
+        }
+    }
+    // A stable sort: drivers list their own best first.
+    found
+        .adapters
+        .sort_by_key(|adapter| rank(adapter.info.device_type));
+    found
+}
+
+fn ask(found: &mut FoundAdapters, linked: &LinkedInstance) {
+    let listed = linked.instance.enumerate_adapters(Backends::VULKAN);
+    let listed = pollster::block_on(listed);
+    if listed.is_empty() {
+        found.idle.push(linked.driver);
+    }
+    for adapter in listed {
+        found.adapters.push(FoundAdapter {
+            driver: linked.driver,
+            info: adapter.get_info(),
+            adapter,
+            _instance: linked.instance.clone(),
+        });
+    }
+}
+
+/// Lower is better.
+const fn rank(class: DeviceType) -> u8 {
+    match class {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Cpu => 3,
+        DeviceType::Other => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_comes_before_the_processor() {
+        let mut classes = [
+            DeviceType::Other,
+            DeviceType::Cpu,
+            DeviceType::IntegratedGpu,
+            DeviceType::DiscreteGpu,
+        ];
+        classes.sort_by_key(|class| rank(*class));
+        let best_first = [
+            DeviceType::DiscreteGpu,
+            DeviceType::IntegratedGpu,
+            DeviceType::Cpu,
+            DeviceType::Other,
+        ];
+        assert_eq!(classes, best_first);
+    }
+
+    #[test]
+    fn a_driver_that_fails_is_told_and_hides_no_other() {
+        let error = Error::Create {
+            driver: "x",
+            result: ash::vk::Result::ERROR_INCOMPATIBLE_DRIVER,
+        };
+        let found = adapters([Err(error.clone()), Err(error.clone())]);
+        assert_eq!(found.errors, [error.clone(), error]);
+        assert!(found.adapters.is_empty() && found.idle.is_empty());
+    }
+}

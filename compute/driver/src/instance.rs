@@ -1,0 +1,183 @@
+//! An instance for each linked driver.
+
+use std::ffi::{CStr, c_char};
+use std::fmt;
+
+use ash::vk;
+use wgpu_hal::vulkan::Instance as HalInstance;
+
+/// Version of the interface between loader and driver that the drivers are told: the newest they know.
+const LOADER_INTERFACE: u32 = 5;
+
+/// Newest Vulkan that wgpu-hal handles.
+const API_VERSION: u32 = vk::API_VERSION_1_3;
+
+type GetInstanceProcAddr =
+    unsafe extern "system" fn(vk::Instance, *const c_char) -> vk::PFN_vkVoidFunction;
+type Negotiate = unsafe extern "system" fn(*mut u32) -> vk::Result;
+
+/// A driver that is linked into this program.
+#[derive(Clone, Copy)]
+pub struct Driver {
+    /// As `--vulkan` names it.
+    pub name: &'static str,
+    functions: GetInstanceProcAddr,
+    negotiate: Negotiate,
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("name", &self.name).finish()
+    }
+}
+
+/// Declares the two functions that a sealed driver shows to the outside, and its row of the table.
+#[cfg(any(vulkan_llvmpipe, vulkan_panvk, vulkan_v3dv))]
+macro_rules! driver {
+    ($name:literal, $functions:ident, $negotiate:ident) => {{
+        unsafe extern "system" {
+            fn $functions(instance: vk::Instance, name: *const c_char) -> vk::PFN_vkVoidFunction;
+            fn $negotiate(version: *mut u32) -> vk::Result;
+        }
+        Driver {
+            name: $name,
+            functions: $functions,
+            negotiate: $negotiate,
+        }
+    }};
+}
+
+/// The linked drivers: hardware first, the processor last.
+pub const DRIVERS: &[Driver] = &[
+    #[cfg(vulkan_v3dv)]
+    driver!("v3dv", v3dv_icd_functions, v3dv_icd_negotiate),
+    #[cfg(vulkan_panvk)]
+    driver!("panvk", panvk_icd_functions, panvk_icd_negotiate),
+    #[cfg(vulkan_llvmpipe)]
+    driver!("llvmpipe", llvmpipe_icd_functions, llvmpipe_icd_negotiate),
+];
+
+/// Why a driver gave no instance.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// wgpu did not take the instance.
+    #[error("{driver}: wgpu refuses the instance: {why}")]
+    Adopt {
+        /// The driver.
+        driver: &'static str,
+        /// wgpu's reason.
+        why: String,
+    },
+    /// The driver did not make an instance.
+    #[error("{driver}: no Vulkan instance: {result}")]
+    Create {
+        /// The driver.
+        driver: &'static str,
+        /// Vulkan's result.
+        result: vk::Result,
+    },
+    /// The driver does not speak a version of the loader's interface that we do.
+    #[error("{driver}: not the interface that is spoken here: {result}")]
+    Interface {
+        /// The driver.
+        driver: &'static str,
+        /// Vulkan's result.
+        result: vk::Result,
+    },
+}
+
+/// An instance and the driver behind it. Its devices never mix with another driver's.
+#[derive(Debug)]
+pub struct LinkedInstance {
+    /// The driver's name.
+    pub driver: &'static str,
+    /// For wgpu's safe interface.
+    pub instance: wgpu::Instance,
+}
+
+/// An instance of every linked driver, in the order of [`DRIVERS`]; empty when none is linked.
+#[must_use]
+pub fn instances() -> Vec<Result<LinkedInstance, Error>> {
+    DRIVERS.iter().map(instance).collect()
+}
+
+/// An instance of one driver.
+///
+/// There is no validation layer, and none is asked for. The driver being without hardware is no error:
+/// the instance then has no adapters.
+pub fn instance(driver: &Driver) -> Result<LinkedInstance, Error> {
+    let name = driver.name;
+    let refused = |result| Error::Create {
+        driver: name,
+        result,
+    };
+    let adopt = |why: wgpu_hal::InstanceError| Error::Adopt {
+        driver: name,
+        why: why.to_string(),
+    };
+    negotiate(driver)?;
+    let flags = wgpu::InstanceFlags::empty();
+    // SAFETY: the function is a Vulkan driver's vk_icdGetInstanceProcAddr: it answers the global
+    // commands for no instance and every other command for its own instances.
+    let entry = unsafe {
+        ash::Entry::from_static_fn(ash::StaticFn {
+            get_instance_proc_addr: driver.functions,
+        })
+    };
+    // SAFETY: the entry is valid; drivers are never unloaded.
+    let version = unsafe { entry.try_enumerate_instance_version() }
+        .map_err(refused)?
+        .unwrap_or(vk::API_VERSION_1_0);
+    let extensions = HalInstance::desired_extensions(&entry, version, flags).map_err(adopt)?;
+    let raw = create(&entry, &extensions).map_err(refused)?;
+    // SAFETY: the raw instance was made from this entry with exactly these extensions. Without a drop
+    // callback wgpu owns it and destroys it.
+    let hal = unsafe {
+        HalInstance::from_raw(
+            entry,
+            raw,
+            version,
+            0,
+            None,
+            extensions,
+            flags,
+            wgpu::MemoryBudgetThresholds::default(),
+            false,
+            None,
+        )
+    };
+    let hal = hal.map_err(adopt)?;
+    // SAFETY: the instance was just made and has no other owner.
+    let instance = unsafe { wgpu::Instance::from_hal::<wgpu_hal::api::Vulkan>(hal) };
+    Ok(LinkedInstance {
+        driver: name,
+        instance,
+    })
+}
+
+fn negotiate(driver: &Driver) -> Result<(), Error> {
+    let mut version = LOADER_INTERFACE;
+    // SAFETY: the function is a driver's vk_icdNegotiateLoaderICDInterfaceVersion; it writes the
+    // version it will speak through the pointer.
+    let result = unsafe { (driver.negotiate)(&raw mut version) };
+    if result == vk::Result::SUCCESS {
+        return Ok(());
+    }
+    Err(Error::Interface {
+        driver: driver.name,
+        result,
+    })
+}
+
+fn create(entry: &ash::Entry, extensions: &[&'static CStr]) -> Result<ash::Instance, vk::Result> {
+    let names: Vec<_> = extensions.iter().map(|name| name.as_ptr()).collect();
+    let application = vk::ApplicationInfo::default()
+        .application_name(c"alknet")
+        .api_version(API_VERSION);
+    let wanted = vk::InstanceCreateInfo::default()
+        .application_info(&application)
+        .enabled_extension_names(&names);
+    // SAFETY: every pointer in `wanted` is to something that outlives the call.
+    unsafe { entry.create_instance(&wanted, None) }
+}

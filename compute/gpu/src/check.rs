@@ -1,0 +1,150 @@
+//! The checks of the self-test: each runs one kernel and compares.
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::kernels::{self, MATMULS};
+
+/// Side of the matrices: enough for every kernel, and little enough for an emulated processor.
+const SIDE: usize = 64;
+
+/// Side of the matrices where any will do: one that is a multiple of nothing.
+const ODD_SIDE: usize = 37;
+
+/// Longest message that is hashed, in bytes: three blocks, with every way to pad among them.
+const MESSAGE_BYTES: usize = 150;
+
+/// Largest difference from the processor, relative to values above 1. WGSL lets `sin` and `cos` be off
+/// by 2⁻¹¹ and others by less.
+const TOLERANCE: f64 = 1.0 / 2048.0;
+
+/// What came of one check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The results are the processor's.
+    Equal,
+    /// The adapter cannot do this.
+    NotOffered,
+}
+
+/// A check's name and what it does.
+pub(crate) type Check = (&'static str, fn(&Device) -> Result<Outcome>);
+
+/// A function's name, and what the processor says it is.
+type Function = (&'static str, fn(f64) -> f64);
+
+/// In the order they are run; the first dispatch of all is in the first.
+pub(crate) const CHECKS: [Check; 5] = [
+    ("math", math),
+    ("double", double),
+    ("memory", memory),
+    ("matmul", matmul),
+    ("sha256", sha256),
+];
+
+fn math(device: &Device) -> Result<Outcome> {
+    let functions: [Function; 14] = [
+        ("sin", f64::sin),
+        ("cos", f64::cos),
+        ("exp", f64::exp),
+        ("exp2", f64::exp2),
+        ("log", f64::ln),
+        ("log2", f64::log2),
+        ("sqrt", f64::sqrt),
+        ("pow", |x| x.powf(1.3)),
+        ("tanh", f64::tanh),
+        ("atan2", |x| x.atan2(2.0)),
+        ("floor", |x| (-x).floor()),
+        ("round", |x| (x * 4.0).round_ties_even()),
+        ("fma", |x| x.mul_add(x, 1.0)),
+        ("rem", |x| x % 0.75),
+    ];
+    // Away from whole numbers and their quarters, where the last bit decides about `floor` and `%`.
+    let xs: Vec<f32> = (0..64).map(|i| 0.05 + i as f32 * 0.047_3).collect();
+    let wgsl = include_str!("shaders/math.wgsl");
+    let ys: Vec<f32> = kernels::map(device, wgsl, &xs, functions.len())?;
+    for ((name, function), row) in functions.iter().zip(ys.chunks_exact(xs.len())) {
+        for (x, y) in xs.iter().zip(row) {
+            let expected = function(f64::from(*x));
+            let off = (f64::from(*y) - expected).abs() / expected.abs().max(1.0);
+            // A result that is no number is off by what is no number either.
+            if off.is_nan() || off > TOLERANCE {
+                return wrong("math", format!("{name}({x}) is {y}, expected {expected}"));
+            }
+        }
+    }
+    Ok(Outcome::Equal)
+}
+
+fn double(device: &Device) -> Result<Outcome> {
+    if !device.has(wgpu::Features::SHADER_F64) {
+        return Ok(Outcome::NotOffered);
+    }
+    let xs: Vec<f64> = (0..64).map(|i| f64::from(i) * 0.375 - 11.0).collect();
+    let ys: Vec<f64> = kernels::map(device, include_str!("shaders/double.wgsl"), &xs, 1)?;
+    let expected = |x: &f64| x.floor() + x / 4.0 + (x * x).sqrt();
+    compare("double", &ys, &xs.iter().map(expected).collect::<Vec<_>>())
+}
+
+fn memory(device: &Device) -> Result<Outcome> {
+    let data: Vec<u32> = (0..256_u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
+    let got = kernels::change(device, include_str!("shaders/memory.wgsl"), &data)?;
+    compare("memory", &got, &kernels::memory_expected(&data))
+}
+
+fn matmul(device: &Device) -> Result<Outcome> {
+    for kind in MATMULS {
+        let n = if kind.step == 1 { ODD_SIDE } else { SIDE };
+        let [a, b] = kernels::exact_matrices(n);
+        let prepared = kind.prepare(device, n, &a, &b)?;
+        prepared.multiply()?;
+        compare("matmul", &prepared.product()?, &kernels::product(n, &a, &b))?;
+    }
+    Ok(Outcome::Equal)
+}
+
+fn sha256(device: &Device) -> Result<Outcome> {
+    let byte = |length: usize, i: usize| (length * 31 + i * 7) as u8;
+    let message = |length: usize| (0..length).map(|i| byte(length, i)).collect();
+    let messages: Vec<Vec<u8>> = (0..=MESSAGE_BYTES).map(message).collect();
+    let got = kernels::sha256(device, &messages)?;
+    compare("sha256", &got, &kernels::sha256_expected(&messages))
+}
+
+fn compare<T: PartialEq + std::fmt::Debug>(
+    kernel: &'static str,
+    got: &[T],
+    expected: &[T],
+) -> Result<Outcome> {
+    if got.len() != expected.len() {
+        let why = format!("{} results, expected {}", got.len(), expected.len());
+        return wrong(kernel, why);
+    }
+    let differs = (got.iter().zip(expected)).position(|(got, expected)| got != expected);
+    let Some(at) = differs else {
+        return Ok(Outcome::Equal);
+    };
+    let why = format!("result {at} is {:?}, expected {:?}", got[at], expected[at]);
+    wrong(kernel, why)
+}
+
+fn wrong(kernel: &'static str, why: String) -> Result<Outcome> {
+    Err(Error::Wrong { kernel, why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_named() {
+        assert_eq!(
+            compare("k", &[1, 2], &[1, 2]).expect("equal"),
+            Outcome::Equal
+        );
+        let error = compare("k", &[1, 2], &[1, 3]).expect_err("different");
+        assert_eq!(error.to_string(), "k: result 1 is 2, expected 3");
+        let error = compare("k", &[1], &[1, 3]).expect_err("one is missing");
+        assert!(error.to_string().contains("1 results, expected 2"));
+        assert_eq!(error.exit_code(), 1);
+    }
+}

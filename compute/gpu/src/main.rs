@@ -1,0 +1,96 @@
+//! The program that computes on a GPU, and on a processor as if it were one.
+//!
+//! It holds the Vulkan drivers and nothing else: the one binary carries it compressed and starts it
+//! from memory as a worker of its own when something is to be computed (`docs/driver.md`). Everything
+//! that could go wrong in a driver goes wrong in this process and not in the node.
+
+mod bench;
+mod check;
+mod device;
+mod error;
+mod info;
+mod kernels;
+mod run;
+mod selftest;
+#[cfg(all(target_arch = "x86_64", target_feature = "crt-static", not(test)))]
+mod startup;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+/// As in every program of this project.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Computes on a GPU, or on the processor as if it were one.
+#[derive(Debug, Parser)]
+#[command(name = "alknet-gpu", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Measure kinds of matrix multiplication
+    Bench(bench::Arguments),
+    /// Say which drivers are linked and which adapters they find
+    Info(info::Arguments),
+    /// Say whether code that a driver generates may call a function; one that it may not ends the
+    /// process with exit code 70, as it does in a shader
+    #[cfg(target_feature = "crt-static")]
+    Resolve {
+        /// The function's name
+        name: String,
+    },
+    /// Run shaders from files, one after the other
+    Run(run::Arguments),
+    /// Compare the results of known kernels with the processor's
+    Selftest(selftest::Arguments),
+}
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let line = CommandLine::parse();
+    match run(&line.verb, started) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("alknet-gpu: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(verb: &Verb, started: Instant) -> Result<ExitCode> {
+    match verb {
+        Verb::Bench(arguments) => bench::run(arguments),
+        Verb::Info(arguments) => info::run(arguments),
+        #[cfg(target_feature = "crt-static")]
+        Verb::Resolve { name } => {
+            let name = std::ffi::CString::new(name.as_str())
+                .map_err(|error| error::Error::Shader(error.to_string()))?;
+            println!("{:#x}", alknet_vulkan::resolve(&name));
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Run(arguments) => run::run(arguments, started),
+        Verb::Selftest(arguments) => selftest::run(arguments, started),
+    }
+}
+
+/// Thousandths of a second, for people and programs to read.
+fn milliseconds(time: std::time::Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Memory that this process has in RAM, in KiB; none where `/proc` is not there to say so.
+fn resident_kib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}

@@ -1,0 +1,87 @@
+//! `selftest`: whether this adapter computes what the processor computes.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::check::{CHECKS, Outcome};
+use crate::device::Device;
+use crate::error::Result;
+use crate::{info, milliseconds, resident_kib};
+
+/// Arguments of `selftest`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs every check, also after one has failed. Exit code 0 when all results are the processor's.
+pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
+    let device = Device::open()?;
+    let device_kib = resident_kib();
+    let mut first = None;
+    let mut ok = true;
+    let mut rows = Vec::new();
+    for (name, check) in CHECKS {
+        let begun = Instant::now();
+        let outcome = check(&device);
+        first.get_or_insert_with(|| started.elapsed());
+        ok &= outcome.is_ok();
+        rows.push(row(name, &outcome, begun));
+    }
+    let report = json!({
+        "ok": ok,
+        "adapter": info::adapter(&device.found),
+        "checks": rows,
+        "instance_ms": milliseconds(device.instance_time),
+        "device_ms": milliseconds(device.device_time),
+        "first_result_ms": first.map(milliseconds),
+        "device_kib": device_kib,
+        "resident_kib": resident_kib(),
+    });
+    if arguments.json {
+        println!("{report}");
+    } else {
+        show(&report);
+    }
+    Ok(if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn row(name: &str, outcome: &Result<Outcome>, begun: Instant) -> Value {
+    let text = match outcome {
+        Ok(Outcome::Equal) => "equal".to_owned(),
+        Ok(Outcome::NotOffered) => "not offered by this adapter".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    json!({
+        "check": name,
+        "ok": outcome.is_ok(),
+        "outcome": text,
+        "ms": milliseconds(begun.elapsed()),
+    })
+}
+
+fn show(report: &Value) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let adapter = &report["adapter"];
+    println!(
+        "{} ({})",
+        text(&adapter["name"]),
+        text(&adapter["versions"])
+    );
+    for row in report["checks"].as_array().into_iter().flatten() {
+        println!(
+            "  {:8} {:9.1} ms  {}",
+            text(&row["check"]),
+            row["ms"].as_f64().unwrap_or_default(),
+            text(&row["outcome"])
+        );
+    }
+}

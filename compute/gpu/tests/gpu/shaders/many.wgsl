@@ -1,0 +1,11 @@
+@group(0) @binding(0) var<storage, read_write> data: array<u32>;
+override round: u32 = 0u;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    var sum = round;
+    for (var i = 0u; i < 16u; i++) {
+        sum = sum * 31u + (data[(id.x + i) % arrayLength(&data)] ^ round);
+    }
+    data[id.x] = sum;
+}

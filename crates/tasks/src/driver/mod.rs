@@ -1,0 +1,246 @@
+//! Builds Mesa's Vulkan drivers as sealed archives, and tells the workspace's build which to link.
+//!
+//! Each driver is one archive with one object in it, which shows two functions to the outside and hides
+//! everything else, LLVM included. It lies in the cache under a name made of everything that decides
+//! its bytes. docs/driver.md explains the steps.
+
+mod build;
+mod ninja;
+mod recipe;
+mod seal;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use self::build::Build;
+pub(crate) use self::recipe::Selection;
+use self::recipe::{Llvm, Recipe, Recipes};
+use crate::context::Context;
+use crate::digest;
+use crate::failure::{Failure, Result};
+use crate::{kernel, sources, strangers};
+
+/// Changed when the steps change in a way that changes their result.
+const RECIPE: &str = "1";
+
+/// Mesa's build tool, pinned by SHA-256.
+const MESON: &str = include_str!("../../../../compute/driver/meson.txt");
+
+/// The file that the build of `alknet-vulkan` reads.
+const LINKED: &str = "compute/driver/linked-drivers";
+
+/// The choice of drivers, for the commands that build an image.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Vulkan drivers to link: llvmpipe, v3dv and panvk, separated by commas, or none
+    #[arg(long, value_name = "DRIVERS", default_value_t = Selection::usual())]
+    pub(crate) vulkan: Selection,
+}
+
+/// A driver in the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    /// As `--vulkan` names it.
+    pub(crate) name: String,
+    /// Where the archive lies.
+    pub(crate) folder: PathBuf,
+}
+
+impl Sealed {
+    fn at(cache: &Path, name: &str, key: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            folder: cache.join("vulkan").join(format!("{name}-{key}")),
+        }
+    }
+
+    /// The archive.
+    pub(crate) fn archive(&self) -> PathBuf {
+        self.folder.join(archive_name(&self.name))
+    }
+}
+
+fn archive_name(driver: &str) -> String {
+    format!("libvulkan_{driver}.a")
+}
+
+/// Finds the drivers in the cache or builds them, and has the next build of the workspace link them.
+pub(crate) fn ensure(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>> {
+    let recipes = Recipes::own().map_err(Failure::Arguments)?;
+    let wanted = |recipe: &&Recipe| selection.names().contains(&recipe.name);
+    let mut drivers = Vec::new();
+    for recipe in recipes.drivers.iter().filter(wanted) {
+        drivers.push(ensure_one(cx, &recipes, recipe)?);
+    }
+    tell(cx.root(), &drivers)?;
+    Ok(drivers)
+}
+
+fn ensure_one(cx: &Context, recipes: &Recipes, recipe: &Recipe) -> Result<Sealed> {
+    let patches = read_patches(cx.root(), recipe)?;
+    let tools = tool_versions(&recipes.llvm, recipe)?;
+    let sealed = |mesa: &str| {
+        let key = key(recipes, recipe, mesa, &patches, &tools)?;
+        Ok::<Sealed, Failure>(Sealed::at(cx.cache(), &recipe.name, &key))
+    };
+    for pin in sources::accepted("mesa")? {
+        let sealed = sealed(&pin.sha256)?;
+        if sealed.archive().exists() {
+            return Ok(sealed);
+        }
+    }
+    let mesa = sources::obtain(cx, "mesa")?;
+    let sealed = sealed(&mesa.pin.sha256)?;
+    let meson = strangers::python_folder(cx, MESON)?;
+    Build::new(cx, recipes, recipe, meson)?.run(&mesa.path, &patches, &sealed)?;
+    Ok(sealed)
+}
+
+/// Everything that decides an archive's bytes, as a short name.
+fn key(
+    recipes: &Recipes,
+    recipe: &Recipe,
+    mesa: &str,
+    patches: &[(String, String)],
+    tools: &str,
+) -> Result<String> {
+    let own = serde_json::to_string(recipe)
+        .map_err(|error| Failure::Arguments(format!("drivers.toml: {error}")))?;
+    let mut parts = vec![RECIPE.to_owned(), mesa.to_owned(), tools.to_owned(), own];
+    parts.extend([recipes.mesa.options.join(" "), MESON.to_owned()]);
+    if recipe.llvm {
+        parts.push(recipes.llvm.components.join(" "));
+    }
+    if recipe.libdrm {
+        parts.extend(
+            sources::accepted("libdrm")?
+                .into_iter()
+                .map(|pin| pin.sha256),
+        );
+    }
+    // Only what a patch does counts, not what it says about itself.
+    let diffs = patches.iter().map(|(_, text)| text.split_once("\ndiff "));
+    parts.extend(diffs.map(|diff| diff.map_or_else(String::new, |diff| diff.1.to_owned())));
+    Ok(digest::key(parts.iter().map(String::as_bytes)))
+}
+
+/// Name and text of each patch.
+fn read_patches(root: &Path, recipe: &Recipe) -> Result<Vec<(String, String)>> {
+    let read = |name: &String| {
+        let path = root
+            .join("compute/driver/patches")
+            .join(format!("{name}.patch"));
+        let text =
+            fs::read_to_string(&path).map_err(Failure::io(format!("read {}", path.display())))?;
+        Ok((name.clone(), text))
+    };
+    recipe.patches.iter().map(read).collect()
+}
+
+/// Compiler, linker, and LLVM where it is used: its version is demanded, its package's is noted.
+fn tool_versions(llvm: &Llvm, recipe: &Recipe) -> Result<String> {
+    let mut text = kernel::tool_versions()?;
+    if !recipe.llvm {
+        return Ok(text);
+    }
+    let version = first_line(Command::new(&llvm.config).arg("--version"))?;
+    if version != llvm.version {
+        return Err(Failure::Arguments(format!(
+            "{} is LLVM {version}, but compute/driver/drivers.toml asks for {}",
+            llvm.config, llvm.version
+        )));
+    }
+    let package = llvm_package(&version);
+    // Elsewhere than in Debian there is no such package, and its version stays out of the name.
+    let built =
+        first_line(Command::new("dpkg-query").args(["-W", "-f=${Version}", package.as_str()]));
+    let _ = writeln!(text, "LLVM {version} {}", built.unwrap_or_default());
+    Ok(text)
+}
+
+/// The package that has the static archives of a version.
+fn llvm_package(version: &str) -> String {
+    let major = version.split('.').next().unwrap_or(version);
+    format!("llvm-{major}-dev")
+}
+
+/// What a program says first.
+fn first_line(command: &mut Command) -> Result<String> {
+    let what = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .output()
+        .map_err(Failure::io(format!("run {what}")))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().next() {
+        Some(line) if output.status.success() => Ok(line.trim().to_owned()),
+        _ => Err(Failure::Step {
+            what,
+            how: output.status.to_string(),
+            log: None,
+        }),
+    }
+}
+
+/// Writes what is to be linked, unless it stands there already: a new file means a new build.
+fn tell(root: &Path, drivers: &[Sealed]) -> Result<()> {
+    let line = |driver: &Sealed| format!("{}={}\n", driver.name, driver.folder.display());
+    let text: String = drivers.iter().map(line).collect();
+    let file = root.join(LINKED);
+    if fs::read_to_string(&file).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    fs::write(&file, text).map_err(Failure::io(format!("write {}", file.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_decides_the_bytes_decides_the_name() {
+        let recipes = Recipes::own().expect("it parses");
+        let patch = |diff: &str| vec![("p".to_owned(), format!("Why.\n\ndiff {diff}"))];
+        let name = |recipes: &Recipes, mesa: &str, diff: &str, tools: &str| {
+            key(recipes, &recipes.drivers[0], mesa, &patch(diff), tools).expect("a name")
+        };
+        let base = name(&recipes, "m", "d", "t");
+        assert_eq!(base, name(&recipes, "m", "d", "t"));
+        assert_ne!(base, name(&recipes, "n", "d", "t"));
+        assert_ne!(base, name(&recipes, "m", "e", "t"));
+        assert_ne!(base, name(&recipes, "m", "d", "u"));
+        let mut others = recipes.clone();
+        others.drivers[0].options.push("-Dx=y".into());
+        assert_ne!(base, name(&others, "m", "d", "t"));
+        // Another driver's recipe is another driver's matter.
+        let mut others = recipes;
+        others.drivers[1].options.push("-Dx=y".into());
+        assert_eq!(base, name(&others, "m", "d", "t"));
+    }
+
+    #[test]
+    fn what_is_linked_is_told_once() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir_all(root.path().join("compute/driver")).expect("writable");
+        let drivers = [Sealed::at(Path::new("/c"), "llvmpipe", "0")];
+        tell(root.path(), &drivers).expect("writable");
+        let file = root.path().join(LINKED);
+        let old = std::time::SystemTime::UNIX_EPOCH;
+        fs::File::open(&file)
+            .and_then(|file| file.set_modified(old))
+            .expect("ours to date");
+        tell(root.path(), &drivers).expect("writable");
+        let data = fs::metadata(&file).expect("it is there");
+        assert_eq!(data.modified().expect("dated"), old, "it was not touched");
+        let text = fs::read_to_string(&file).expect("readable");
+        assert_eq!(text, "llvmpipe=/c/vulkan/llvmpipe-0\n");
+        tell(root.path(), &[]).expect("writable");
+        assert_eq!(fs::read_to_string(&file).expect("readable"), "");
+    }
+
+    #[test]
+    fn the_package_is_that_of_the_major_version() {
+        assert_eq!(llvm_package("19.1.7"), "llvm-19-dev");
+    }
+}

@@ -1,0 +1,125 @@
+//! The sealed executable that computes on a GPU: built, stripped, and packed for the one binary.
+//!
+//! It holds the Vulkan drivers and, with llvmpipe, LLVM: 50 MB that a node which never computes should
+//! neither load nor keep in memory. So it is a program of its own, which the one binary carries
+//! compressed and starts from memory when a worker is wanted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::context::Context;
+use crate::driver::{self, Selection};
+use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
+use crate::{digest, strangers};
+
+/// The executable's name.
+const NAME: &str = "alknet-gpu";
+
+/// Largest executable in bytes, stripped: docs/driver.md promises it.
+pub(crate) const BYTES_MAX: u64 = 75_000_000;
+
+/// Unpacking takes the same time at every level; packing is done once and kept.
+const ZSTD_LEVEL: &str = "-19";
+
+/// Changed when the steps below change in a way that changes their result.
+const RECIPE: &str = "1";
+
+/// The executable in the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Gpu {
+    /// Stripped and runnable.
+    pub(crate) executable: PathBuf,
+    /// The same, compressed with zstd.
+    pub(crate) packed: PathBuf,
+}
+
+impl Gpu {
+    fn at(folder: &Path) -> Self {
+        Self {
+            executable: folder.join(NAME),
+            packed: folder.join(format!("{NAME}.zst")),
+        }
+    }
+}
+
+/// Builds drivers and executable, or finds them in the cache.
+pub(crate) fn ensure(cx: &Context, selection: &Selection) -> Result<Gpu> {
+    driver::ensure(cx, selection)?;
+    let built = build(cx)?;
+    check(&built, selection)?;
+    let hash = digest::of_file(&built).map_err(Failure::io(format!("read {}", built.display())))?;
+    let key = digest::key([hash.as_bytes(), RECIPE.as_bytes()]);
+    let folder = cx.cache().join("gpu").join(key);
+    let gpu = Gpu::at(&folder);
+    if !gpu.packed.exists() {
+        pack(cx, &built, &folder)?;
+    }
+    Ok(gpu)
+}
+
+/// The same artefacts as the build of the whole workspace makes: nothing is compiled twice.
+fn build(cx: &Context) -> Result<PathBuf> {
+    let lock = cx.claim()?;
+    let mut cargo = cx.cargo("build");
+    cargo.args(["--release", "--quiet", "--workspace", "--bin", NAME]);
+    cx.show(&mut cargo, "building the program for GPUs")?;
+    drop(lock);
+    Ok(cx.executable(NAME))
+}
+
+/// Whether the program itself says that it has exactly these drivers.
+fn check(program: &Path, selection: &Selection) -> Result<()> {
+    let output = Command::new(program)
+        .args(["info", "--json"])
+        .output()
+        .map_err(Failure::io(format!("run {}", program.display())))?;
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let names = info["drivers"].as_array();
+    let names = names.map(|names| names.iter().filter_map(serde_json::Value::as_str));
+    let mut linked: Vec<&str> = names.into_iter().flatten().collect();
+    linked.sort_unstable();
+    let mut wanted: Vec<&str> = selection.names().iter().map(String::as_str).collect();
+    wanted.sort_unstable();
+    if output.status.success() && linked == wanted {
+        return Ok(());
+    }
+    Err(Failure::Workspace(format!(
+        "{} was to have the drivers {selection}, and says \"{}\" ({}): {}",
+        program.display(),
+        linked.join(","),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    )))
+}
+
+fn pack(cx: &Context, built: &Path, folder: &Path) -> Result<()> {
+    let scratch = Scratch::new(cx.cache(), "gpu-pack-")?;
+    let ready = scratch.path().join("ready");
+    fs::create_dir(&ready).map_err(Failure::io("make a folder for the program"))?;
+    let fresh = Gpu::at(&ready);
+    let mut strip = Command::new("strip");
+    strip
+        .args(["--strip-all", "-o"])
+        .arg(&fresh.executable)
+        .arg(built);
+    cx.run(&mut strip, "strip the program for GPUs", "gpu-strip")?;
+    let bytes = fs::metadata(&fresh.executable)
+        .map_err(Failure::io("look at the program for GPUs"))?
+        .len();
+    if bytes > BYTES_MAX {
+        return Err(Failure::TooLarge {
+            what: NAME.into(),
+            bytes,
+            limit: BYTES_MAX,
+        });
+    }
+    let mut zstd = Command::new("zstd");
+    zstd.args(["--quiet", "-T0", ZSTD_LEVEL, "-o"])
+        .arg(&fresh.packed)
+        .arg(&fresh.executable);
+    cx.run(&mut zstd, "pack the program for GPUs", "gpu-pack")?;
+    strangers::settle(&ready, folder)
+        .map_err(Failure::io("put the program for GPUs into the cache"))
+}
