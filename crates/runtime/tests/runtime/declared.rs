@@ -22,8 +22,8 @@ fn every_declared_global_exists() {
         .filter_map(|line| line.strip_prefix("declare "))
         .filter_map(|line| {
             line.strip_prefix("const ")
-                .or(line.strip_prefix("function "))
-                .or(line.strip_prefix("class "))
+                .or_else(|| line.strip_prefix("function "))
+                .or_else(|| line.strip_prefix("class "))
         })
         .filter_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric()).next())
         .collect();
