@@ -1,8 +1,8 @@
 //! The sealed executable that computes on a GPU: built, stripped, and packed for the one binary.
 //!
 //! It holds the Vulkan drivers and, with llvmpipe, LLVM: 50 MB that a node which never computes should
-//! neither load nor keep in memory. So it is a program of its own, which the one binary carries
-//! compressed and starts from memory when a worker is wanted.
+//! neither load nor keep in memory. So it is a program of its own, packed so that the one binary can
+//! carry it and start it from memory when a worker is wanted.
 
 use std::fs;
 use std::path::{Path, PathBuf};

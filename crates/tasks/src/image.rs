@@ -10,7 +10,7 @@ use alknet_image::{Form, Inputs, MANIFEST_FILE, Manifest, Progress};
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::kernel::Kernel;
-use crate::{digest, driver, gpu, kernel, sources};
+use crate::{digest, kernel, sources};
 
 /// The kernel command line of every form: serial console, no chatter, reboot 10 s after a panic.
 ///
@@ -37,8 +37,6 @@ pub(crate) struct Arguments {
     /// Folder the files go to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    #[command(flatten)]
-    drivers: driver::Arguments,
 }
 
 /// A folder of image files in the cache.
@@ -58,7 +56,6 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
         arguments.forms.clone()
     };
     let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
-    cx.step("gpu", |cx| gpu::ensure(cx, &arguments.drivers.vulkan))?;
     let inputs = cx.step("sources", |cx| inputs(cx, &kernel, &forms))?;
     let manifest = cx.step("image", |_| write(&inputs, &forms, &arguments.out))?;
     for output in &manifest.outputs {

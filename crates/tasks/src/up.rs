@@ -12,9 +12,9 @@ use alknet_qemu::{Disk, Vm};
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::image::{self, Image};
+use crate::kernel;
 use crate::node::{self, Cli, Machine, Reached};
 use crate::terminal::Terminal;
-use crate::{driver, gpu, kernel};
 
 /// Size of the data disk in bytes; it is sparse.
 const DATA_BYTES: u64 = 1 << 30;
@@ -40,8 +40,6 @@ pub(crate) struct Arguments {
     /// Begin with a blank data disk, and so with a new identity
     #[arg(long)]
     fresh: bool,
-    #[command(flatten)]
-    drivers: driver::Arguments,
 }
 
 impl Arguments {
@@ -54,7 +52,6 @@ impl Arguments {
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let machine = arguments.machine();
     let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
-    cx.step("gpu", |cx| gpu::ensure(cx, &arguments.drivers.vulkan))?;
     let image = cx.step("image", |cx| image::ensure(cx, &kernel, &[arguments.form]))?;
     let cli = Cli::new(cx, None)?;
     let admin = cli.identity()?;
