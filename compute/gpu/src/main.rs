@@ -12,7 +12,7 @@ mod info;
 mod kernels;
 mod run;
 mod selftest;
-#[cfg(all(target_arch = "x86_64", target_feature = "crt-static", not(test)))]
+#[cfg(all(target_arch = "x86_64", target_feature = "crt-static"))]
 mod startup;
 
 use std::process::ExitCode;
