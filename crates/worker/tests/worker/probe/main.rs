@@ -65,14 +65,17 @@ fn work(role: Role) -> ! {
             pid: std::process::id(),
             root: names("/")?,
         };
-        for _ in 1..THREADS {
+        for _ in 0..THREADS {
             let (guest, seen) = (guest.clone(), seen.clone());
             std::thread::Builder::new().spawn(move || take_calls(&guest, &seen))?;
         }
-        Ok::<_, std::io::Error>(seen)
+        Ok::<_, std::io::Error>(())
     };
-    let (guest, seen) = entered.seal(warm_up).expect("walls");
-    take_calls(&guest, &seen)
+    // A call that panicked on this thread would end the process, and one on another does not.
+    let (_guest, ()) = entered.seal(warm_up).expect("walls");
+    loop {
+        std::thread::park();
+    }
 }
 
 fn names(folder: &str) -> std::io::Result<Vec<String>> {
