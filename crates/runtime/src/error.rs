@@ -70,6 +70,28 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every code, in the order of the names.
+    pub const ALL: [Self; 18] = [
+        Self::Abort,
+        Self::Denied,
+        Self::DeviceLost,
+        Self::Disposed,
+        Self::Encode,
+        Self::Exception,
+        Self::Fuel,
+        Self::GpuTimeout,
+        Self::Limit,
+        Self::Memory,
+        Self::NoAdapter,
+        Self::NotFound,
+        Self::Policy,
+        Self::Quota,
+        Self::Stack,
+        Self::Timeout,
+        Self::TsUnsupported,
+        Self::WorkerLost,
+    ];
+
     /// The name as scripts and the protocol have it.
     #[must_use]
     pub const fn name(self) -> &'static str {

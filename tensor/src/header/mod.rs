@@ -37,6 +37,18 @@ pub fn header_len(prefix: &[u8], file_len: u64, limits: &Limits) -> Result<u64> 
         return fail(Code::Header, what);
     };
     let len = u64::from_le_bytes(*prefix);
+    check_len(len, limits)?;
+    if file_len
+        .checked_sub(PREFIX_BYTES)
+        .is_none_or(|rest| len > rest)
+    {
+        let what = format!("a header of {len} bytes in a file of {file_len}");
+        return fail(Code::Header, what);
+    }
+    Ok(len)
+}
+
+fn check_len(len: u64, limits: &Limits) -> Result<()> {
     if len < HEADER_BYTES_MIN {
         return fail(Code::Header, format!("a header of {len} bytes"));
     }
@@ -47,14 +59,7 @@ pub fn header_len(prefix: &[u8], file_len: u64, limits: &Limits) -> Result<u64> 
         );
         return fail(Code::Limit, what);
     }
-    if file_len
-        .checked_sub(PREFIX_BYTES)
-        .is_none_or(|rest| len > rest)
-    {
-        let what = format!("a header of {len} bytes in a file of {file_len}");
-        return fail(Code::Header, what);
-    }
-    Ok(len)
+    Ok(())
 }
 
 impl Meta {
@@ -73,16 +78,7 @@ impl Meta {
     /// Any code of the format but those that need the data; see the table in `docs/tensor.md`.
     pub fn parse(header: &[u8], data_len: u64, limits: &Limits) -> Result<Self> {
         let len = header.len() as u64;
-        if len < HEADER_BYTES_MIN {
-            return fail(Code::Header, format!("a header of {len} bytes"));
-        }
-        if len > limits.header_bytes {
-            let what = format!(
-                "a header of {len} bytes, {} are allowed",
-                limits.header_bytes
-            );
-            return fail(Code::Limit, what);
-        }
+        check_len(len, limits)?;
         if PREFIX_BYTES
             .checked_add(len)
             .and_then(|d| d.checked_add(data_len))

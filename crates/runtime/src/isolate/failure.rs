@@ -12,27 +12,6 @@ const TEXT_BYTES: usize = 8 << 10;
 /// What a thrown `null` is told as.
 pub(super) const NULL: &str = "null was thrown";
 
-/// The codes that a script's own exceptions can stand for.
-const RAISED: [Code; 17] = [
-    Code::Abort,
-    Code::Denied,
-    Code::DeviceLost,
-    Code::Disposed,
-    Code::Encode,
-    Code::Fuel,
-    Code::GpuTimeout,
-    Code::Limit,
-    Code::Memory,
-    Code::NoAdapter,
-    Code::NotFound,
-    Code::Policy,
-    Code::Quota,
-    Code::Stack,
-    Code::Timeout,
-    Code::TsUnsupported,
-    Code::WorkerLost,
-];
-
 /// What a limit says when it ended a call.
 pub(crate) fn ended(code: Code) -> Failure {
     let text = match code {
@@ -110,7 +89,9 @@ fn describe<'js>(
     match text(0).as_deref() {
         Some("runtime") => {
             let name = text(4).unwrap_or_default();
-            let known = RAISED.into_iter().find(|code| code.name() == name);
+            // `E_EXCEPTION` is what the others are not; nobody can throw it.
+            let raised = |code: &Code| *code != Code::Exception && code.name() == name;
+            let known = Code::ALL.into_iter().find(raised);
             failure.code = known.unwrap_or(Code::Exception);
             let line = told.get::<Option<u32>>(6).ok().flatten();
             failure.place = text(5)

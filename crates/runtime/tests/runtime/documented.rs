@@ -58,26 +58,7 @@ fn every_example_runs() {
 
 #[test]
 fn the_page_tells_the_codes_and_limits_that_there_are() {
-    for code in [
-        Code::Abort,
-        Code::Denied,
-        Code::DeviceLost,
-        Code::Disposed,
-        Code::Encode,
-        Code::Exception,
-        Code::Fuel,
-        Code::GpuTimeout,
-        Code::Limit,
-        Code::Memory,
-        Code::NoAdapter,
-        Code::NotFound,
-        Code::Policy,
-        Code::Quota,
-        Code::Stack,
-        Code::Timeout,
-        Code::TsUnsupported,
-        Code::WorkerLost,
-    ] {
+    for code in Code::ALL {
         let row = format!("| `{}` | `{}` |", code.name(), code.on_the_wire().0);
         assert!(PAGE.contains(&row), "{row}");
     }

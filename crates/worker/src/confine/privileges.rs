@@ -43,6 +43,7 @@ pub(crate) fn drop_all(become_user: Option<u32>, gaps: &mut Vec<Gap>) {
     }) {
         gaps.push(Gap::new(Wall::NoNewPrivileges, errno));
     }
+    // The kernel refuses neither of these: both values are ones it knows, and no right is needed.
     // Neither other workers of the same user nor a core file may look into its memory.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // Changing users has cleared it.
@@ -61,7 +62,7 @@ fn become_other(id: u32) -> Result<(), Errno> {
 }
 
 fn drop_capabilities() {
-    // Each may be refused where there is nothing to drop.
+    // Each may be refused where there is nothing to drop; the caller looks at what is left.
     for bit in 0..CAPABILITY_BITS {
         let one = CapabilitySet::from_bits_retain(1 << bit);
         if remove_capability_from_bounding_set(one).is_err() {

@@ -227,8 +227,8 @@ mod tests {
         assert!(!may_log(&mut bucket, LOG_BYTES_PER_S / 2, 500_001));
         // Looking often loses nothing.
         let mut bucket = (0, 0);
-        for now in 0..100_000 {
-            may_log(&mut bucket, u64::MAX, now);
+        for moment in 0..100_000 {
+            may_log(&mut bucket, u64::MAX, moment);
         }
         assert!(bucket.0 > LOG_BYTES_PER_S / 12, "{bucket:?}");
     }
