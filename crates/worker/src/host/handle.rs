@@ -114,7 +114,7 @@ impl Line {
 }
 
 impl Workers {
-    /// Starts the supervisor, and the workers that are to be warm.
+    /// Starts the supervisor. The first worker is started when a session is opened.
     ///
     /// # Errors
     /// If the executable cannot be opened, a folder's name is none, or the kernel refuses a thread
