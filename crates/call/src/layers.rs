@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 
 use crate::compiled::Compiled;
+use crate::compose::Resolved;
 use crate::registry::Registration;
 use crate::rules::RegistryError;
 use crate::sync::lock;
@@ -71,6 +72,11 @@ pub(crate) struct SessionLayer {
 impl SessionLayer {
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Compiled>> {
         self.operations.load().get(name).cloned()
+    }
+
+    pub(crate) fn every(&self) -> Vec<Resolved> {
+        let operations = self.operations.load();
+        operations.sorted().into_iter().map(Resolved::here).collect()
     }
 
     /// Adds an operation unless there are `most` already.
