@@ -79,14 +79,19 @@ impl SessionLayer {
         operations.sorted().into_iter().map(Resolved::here).collect()
     }
 
-    /// Adds an operation unless there are `most` already.
+    /// Adds an operation unless there are `most` already; with `replaces`, in the place of one of
+    /// the same name.
     pub(crate) fn insert(
         &self,
         registration: Registration,
         most: usize,
+        replaces: bool,
     ) -> Result<bool, RegistryError> {
         let _one_at_a_time = lock(&self.registering);
         let mut operations = Overlay::clone(&self.operations.load());
+        if replaces {
+            operations.0.remove(registration.spec.name.as_str());
+        }
         if operations.len() >= most {
             return Ok(false);
         }

@@ -2,15 +2,17 @@
 //!
 //! Values travel as CBOR, so that a number arrives as it left; as text it would be rounded twice.
 
+mod json;
+
 use std::os::fd::OwnedFd;
 
 use alknet_runtime::{
     CallOptions, Grants, Language, Level, Limits, Mode, ModuleSet, OpError, Operation, Registration,
 };
 use alknet_worker::{Blob, Body, FrameError};
+pub(crate) use json::Json;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::limits::{NESTING_MAX, VALUE_BYTES_MAX};
 
@@ -102,17 +104,17 @@ pub(crate) struct Opts {
 /// What an operation answered.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum Answer {
-    Json(Value),
+    Json(Json),
     /// With the bytes that `{"$bin": …}` points into.
-    Mixed(Value, Blob),
+    Mixed(Json, Blob),
     /// With the file that lies in this descriptor of the frame.
-    File(Value, usize),
+    File(Json, usize),
 }
 
 /// What a call of the host's came to.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Done {
-    pub(crate) value: Value,
+    pub(crate) value: Json,
     pub(crate) shown: Option<String>,
     pub(crate) calls: u64,
 }
@@ -126,7 +128,7 @@ pub(crate) enum Up {
     /// The script has taken so many items of a subscription.
     Taken(u64, u32),
     /// An item of a subscription that the script serves, by the host's call.
-    Item(u64, Value),
+    Item(u64, Json),
     /// Lines of the console.
     Lines(Vec<(Level, String)>),
 }
@@ -144,7 +146,7 @@ pub(crate) enum Down {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -158,11 +160,11 @@ mod tests {
                 json!({ "a": deep })
             };
         }
-        let answer = Answer::Json(deep.clone());
+        let answer = Answer::Json(Json(deep.clone()));
         let Answer::Json(back) = unpack(&pack(&answer).expect("CBOR")).expect("the same") else {
             panic!("another kind");
         };
-        assert_eq!(back, deep);
+        assert_eq!(back.0, deep);
         let numbers = json!([i64::MIN, u64::MAX, 5e-324, 1.7976931348623157e308, -0.5, 0]);
         let bytes = pack(&numbers).expect("CBOR");
         assert_eq!(unpack::<Value>(&bytes).expect("the same"), numbers);

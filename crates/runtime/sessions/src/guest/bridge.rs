@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::lock;
 use crate::limits::{LINES_BYTES, UNACKNOWLEDGED, UNHEARD_MAX};
-use crate::wire::{self, Answer, Down, Offer, Opts, Up};
+use crate::wire::{self, Answer, Down, Json, Offer, Opts, Up};
 
 /// One session's way to the host.
 #[derive(Debug)]
@@ -449,7 +449,7 @@ impl Host for Side {
             permit.forget();
             let mut state = lock(&bridge.state);
             bridge.flush_locked(&mut state);
-            bridge.tell(&mut state, &Up::Item(entry, item));
+            bridge.tell(&mut state, &Up::Item(entry, Json(item)));
             Ok(())
         })
     }
@@ -484,12 +484,14 @@ fn await_reply(
         Ok(begun) => begun,
         Err(error) => return Box::pin(std::future::ready(Err(error))),
     };
-    let mut wish = Wish {
+    let wish = Wish {
         bridge,
         id,
         done: false,
     };
     Box::pin(async move {
+        // As a whole: a block that took only the flag would drop the wish here and now.
+        let mut wish = wish;
         let answer = answer.await;
         wish.done = true;
         let (reply, fds) = answer.map_err(|_| gone())?;
@@ -564,7 +566,7 @@ impl Stream for Following {
 fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
     let answer: Answer = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
     Ok(match answer {
-        Answer::Json(value) => Reply::Json(value),
+        Answer::Json(value) => Reply::Json(value.0),
         Answer::Mixed(value, tail) => {
             let sealed = tail.sealed(fds).map_err(|error| unsendable(&error))?;
             let bytes = match sealed {
@@ -577,7 +579,7 @@ fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
                     .map_err(|error| unsendable(&error))?
                     .into(),
             };
-            Reply::Mixed(value, bytes)
+            Reply::Mixed(value.0, bytes)
         }
         Answer::File(value, at) => {
             let fd = fds
@@ -585,7 +587,7 @@ fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
                 .and_then(|fd| fd.try_clone().ok())
                 .ok_or_else(gone)?;
             let mapped = Mapped::of_file(fd).map_err(|error| unsendable(&error))?;
-            Reply::Mixed(value, Bytes::from_owner(mapped))
+            Reply::Mixed(value.0, Bytes::from_owner(mapped))
         }
     })
 }

@@ -156,7 +156,9 @@ impl Office {
     }
 
     fn take(&mut self, incoming: Incoming) {
-        let Incoming { message, fds, call } = incoming;
+        let Incoming {
+            message, fds, call, ..
+        } = incoming;
         match message {
             ToWorker::Open {
                 sid,
@@ -234,7 +236,6 @@ impl Office {
         };
         self.pulse.add_session(sid, Arc::clone(&slot.bridge));
         self.waiting.push(session::Start {
-            sid,
             spec: spec.map(|(spec, opening)| (spec, opening.main)),
             slot: slot.clone(),
             queue,

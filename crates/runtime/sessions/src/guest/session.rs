@@ -11,12 +11,11 @@ use tokio::sync::mpsc;
 use super::bridge::{Bridge, Side, Verdict};
 use super::pulse::Pulse;
 use super::{Slot, fault};
-use crate::wire::{self, Done};
+use crate::wire::{self, Done, Json};
 
 /// A session on its way to a thread.
 #[derive(Debug)]
 pub(super) struct Start {
-    pub(super) sid: u64,
     /// How it begins, and the module that a service says goodbye with.
     pub(super) spec: Result<(Spec, Option<String>), Failure>,
     pub(super) slot: Slot,
@@ -49,9 +48,7 @@ struct Active {
 
 /// Runs a session until its host closes it.
 pub(super) async fn serve(start: Start, guest: &Guest, pulse: &Pulse) {
-    let Start {
-        spec, slot, queue, ..
-    } = start;
+    let Start { spec, slot, queue } = start;
     // The office holds the other end of the queue; this one must not keep it open.
     let Slot {
         bridge,
@@ -78,6 +75,7 @@ pub(super) async fn serve(start: Start, guest: &Guest, pulse: &Pulse) {
             session.run(queue).await;
             // The isolate asks nobody any more while it is taken apart.
             session.bridge.close();
+            session.leave();
         }
         Err(failure) => refuse_all(queue, guest, pulse, &failure).await,
     }
@@ -120,6 +118,15 @@ impl Session<'_> {
             if self.bridge.has_lines() {
                 self.pulse.has_lines();
             }
+        }
+    }
+
+    /// The host closed the session: whatever still runs is over, and the host counts it until then.
+    fn leave(&mut self) {
+        let left: Vec<u64> = self.active.keys().copied().collect();
+        for id in left {
+            let failure = Failure::new(Code::Abort, "the session was closed");
+            self.answer(id, Err(failure), 0, 0);
         }
     }
 
@@ -183,7 +190,7 @@ impl Session<'_> {
         let reply = match result {
             Ok((value, shown)) => {
                 let done = Done {
-                    value,
+                    value: Json(value),
                     shown,
                     calls: self.bridge.calls(),
                 };

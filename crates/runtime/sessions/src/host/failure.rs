@@ -70,6 +70,14 @@ pub(crate) fn overloaded(what: &str) -> CallError {
         .with_retry_after_ms(RETRY_MS)
 }
 
+/// Why a session could not be opened; where there are too many, later is better.
+pub(crate) fn of_open(failure: &Failure) -> CallError {
+    match failure.code {
+        Code::Quota => overloaded(&failure.message),
+        _ => to_call_error(failure, |_| false),
+    }
+}
+
 /// The isolate's own account of a failure; its code and text where that is all there is.
 pub(crate) fn of_fault(fault: &Fault) -> Failure {
     let told: Option<Failure> = wire::read(&fault.details).ok();

@@ -1,13 +1,15 @@
 //! The node's side of script sessions.
 //!
 //! `spec` is what a session is made of, `session` the handle that the rest of the node holds,
-//! `actor` the task that listens to its worker and answers it, `outgoing` a call of the script's on
-//! its way through the registry, `service` what lives on through a change of its code.
+//! `actor` the task that listens to its worker and answers it, `reach` what the script may call,
+//! `outgoing` a call of the script's on its way through the registry, `offered` an operation that it
+//! registered, `service` what lives on through a change of its code.
 
 mod actor;
 mod failure;
 mod offered;
 mod outgoing;
+mod reach;
 mod service;
 mod session;
 mod shared;
@@ -29,8 +31,9 @@ use tokio::sync::mpsc;
 use crate::limits::{LISTED_BYTES_MAX, LISTED_MAX, SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
 use crate::wire::{self, Opening};
 use actor::{Actor, Command};
-pub(crate) use failure::overloaded;
+pub(crate) use failure::{of_open, overloaded};
 pub use failure::{declared_errors, to_call_error};
+use reach::Reach;
 pub use service::Service;
 pub use session::{Ran, Session};
 use shared::Shared;
@@ -152,6 +155,7 @@ impl Sessions {
     ) -> Result<Session, Failure> {
         spec.check()?;
         let tenant = tenant(spec.identity.as_deref());
+        let reach = Reach::new(&spec.grants)?;
         let layer = layer(env, &spec)?;
         let shared = self.admit(&tenant, &spec)?;
         let mut lease = Lease::new(self.config.role, tenant);
@@ -183,7 +187,7 @@ impl Sessions {
             spec.limits.clone(),
             bundle,
         );
-        let actor = Actor::new(self, worker, shared, &session, queue, spec);
+        let actor = Actor::new(self, worker, shared, &session, queue, spec, reach);
         tokio::spawn(actor.run());
         Ok(session)
     }
@@ -255,6 +259,20 @@ impl Sessions {
         }
         let help = "Bytes of workers' log that were dropped.";
         into.counter("alknet_workers_log_dropped_total", help, &[], stats.log_dropped);
+    }
+
+    fn count_call(&self) {
+        self.counters.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_call_out(&self) {
+        self.counters.calls_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many sessions were opened, and how many refused, since the node started.
+    pub(crate) fn opened(&self) -> (u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (read(&self.counters.opened), read(&self.counters.refused))
     }
 
     /// How sessions ended since the node started.

@@ -8,7 +8,7 @@ use alknet_worker::{Body, CallLimits, CallStats, Hash, Reply, Request};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::actor::{Asked, Command};
+use super::actor::{Asked, Command, Start};
 use super::failure::{of_call, of_fault};
 use super::shared::{Reason, Shared};
 use super::{SessionInfo, SessionLimits};
@@ -151,15 +151,15 @@ impl Entrance {
     ) -> Result<Ran, Failure> {
         let over = || Failure::new(Code::Disposed, "the session is over");
         let (begun, call) = oneshot::channel();
-        let start = Command::Start {
+        let start = Start {
             asked,
             limits: self.limits,
             bundle: self.bundle,
-            env: Box::new(env),
+            env,
             items,
             begun,
         };
-        if !self.send(start) {
+        if !self.send(Command::Start(Box::new(start))) {
             return Err(over());
         }
         let call = call.await.map_err(|_| over())?;
@@ -189,7 +189,7 @@ impl Entrance {
                     Ok(done) => {
                         self.shared.count_ended(Some(answer.stats));
                         return Ok(Ran {
-                            value: done.value,
+                            value: done.value.0,
                             shown: done.shown,
                             calls: done.calls,
                             stats: answer.stats,

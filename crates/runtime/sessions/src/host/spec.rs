@@ -14,7 +14,7 @@ use crate::limits::{
 };
 
 /// Everything that decides what a session may do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionSpec {
     /// Who runs it. Its scopes are the most that the session's calls may need.
     pub identity: Option<Arc<Identity>>,
