@@ -78,7 +78,7 @@ pub use batch::Batch;
 pub use body::{Body, Item, Output};
 pub use client::{CallClient, CallConnection, CallOptions, Caller, Route, Subscription};
 pub use compose::{
-    CompositionAuthority, Env, InvokeOptions, Lookup, OnAbort, OperationEnv, PeerCompositeEnv,
+    CompositionAuthority, Env, Followed, InvokeOptions, Lookup, OnAbort, OperationEnv, PeerCompositeEnv,
     Provenance, Resolved, Session, SessionError,
 };
 pub use connect::{ConnectError, Credentials};

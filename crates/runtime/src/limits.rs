@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Code, Failure};
 
 /// Poll points (jumps, calls; a plain loop has two a round) in one tick of fuel: the interval at which the engine asks.
@@ -47,7 +49,7 @@ pub const LOG_LINE_BYTES: usize = 8 << 10;
 pub const RANDOM_BYTES: usize = 65_536;
 
 /// What one session may use. Fuel and CPU time are per call, everything else per session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Ticks of [`POLL_POINTS_PER_TICK`] for a call. The same script on the same input always takes
     /// the same number.

@@ -9,6 +9,7 @@ use crate::compiled::Compiled;
 use crate::layers::{Overlay, SessionLayer};
 use crate::peers::{PeerRef, Peers, ScopedPeerEnv};
 use crate::registry::Registry;
+use crate::spec::OperationSpec;
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,12 @@ impl Resolved {
         }
     }
 
+    /// What it says about itself.
+    #[must_use]
+    pub fn spec(&self) -> &OperationSpec {
+        &self.operation.spec
+    }
+
     /// Its name.
     #[must_use]
     pub fn operation(&self) -> &str {
@@ -60,6 +67,12 @@ impl Resolved {
 pub trait OperationEnv: Send + Sync + 'static {
     /// The operation, or `None`: then the caller sees `NOT_FOUND`.
     fn resolve(&self, lookup: &Lookup<'_>) -> Option<Resolved>;
+
+    /// Everything that can be found on this node, for those who ask what there is. What peers serve
+    /// need not be among it.
+    fn every(&self) -> Vec<Resolved> {
+        Vec::new()
+    }
 }
 
 /// The layers of a node, in order: what was imported from the connection that the request came
@@ -107,6 +120,14 @@ impl OperationEnv for PeerCompositeEnv {
             None => anywhere(),
         }
     }
+
+    fn every(&self) -> Vec<Resolved> {
+        let imported = self.connection.iter().flat_map(|layer| layer.sorted());
+        imported
+            .chain(self.base.sorted())
+            .map(Resolved::here)
+            .collect()
+    }
 }
 
 impl fmt::Debug for PeerCompositeEnv {
@@ -135,5 +156,11 @@ impl OperationEnv for SessionEnv {
             None => own().or_else(|| self.below.resolve(lookup)),
             Some(_) => self.below.resolve(lookup),
         }
+    }
+
+    fn every(&self) -> Vec<Resolved> {
+        let mut all = self.layer.every();
+        all.extend(self.below.every());
+        all
     }
 }

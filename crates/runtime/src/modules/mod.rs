@@ -15,6 +15,8 @@ mod load;
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Code, Failure};
 use crate::limits::{MODULES, SOURCE_BYTES};
 use crate::typescript;
@@ -33,7 +35,7 @@ const CORE: [(&str, &str); 4] = [
 ];
 
 /// What a module is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Language {
     /// JavaScript.
     JavaScript,
@@ -124,6 +126,18 @@ impl ModuleSet {
     /// Lets modules say `name` for `specifier`.
     pub fn map(&mut self, name: impl Into<String>, specifier: impl Into<String>) {
         self.imports.insert(name.into(), specifier.into());
+    }
+
+    /// Every module that was added: specifier, text and language, in order of specifier.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &str, Language)> {
+        let modules = self.modules.iter();
+        modules.map(|(name, module)| (name.as_str(), module.text.as_str(), module.language))
+    }
+
+    /// Every name that [`map`](Self::map) made, with what it stands for.
+    pub fn imports(&self) -> impl Iterator<Item = (&str, &str)> {
+        let imports = self.imports.iter();
+        imports.map(|(name, full)| (name.as_str(), full.as_str()))
     }
 
     /// The full specifier that `name` in module `base` stands for.

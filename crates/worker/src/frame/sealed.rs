@@ -143,6 +143,30 @@ impl From<Sealed> for OwnedFd {
 #[derive(Debug)]
 pub struct Mapped(Mapping);
 
+impl Mapped {
+    /// Maps a file that the host passed, to be read. Only for workers, and only of files that the
+    /// host never changes: one that is cut short while it is mapped ends the process by a signal,
+    /// which is what workers are for.
+    ///
+    /// # Errors
+    /// If it is no ordinary file, or the kernel refuses the map.
+    pub fn of_file(fd: OwnedFd) -> Result<Self, FrameError> {
+        let file = File::from(fd);
+        let about = file.metadata()?;
+        if !about.is_file() {
+            return Err(FrameError::NotSealed("no file"));
+        }
+        let len = usize::try_from(about.len()).unwrap_or(usize::MAX);
+        Ok(Self(Mapping::of_file(&file, len)?))
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
 impl Deref for Mapped {
     type Target = [u8];
 
@@ -174,6 +198,18 @@ mod tests {
         // The map outlives the descriptor.
         drop(file);
         assert_eq!(&mapped[..], b"some bytes");
+    }
+
+    #[test]
+    fn files_are_mapped_and_other_things_are_not() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"of the store").expect("written");
+        let mapped = Mapped::of_file(file.into()).expect("mapped");
+        assert_eq!(&mapped[..], b"of the store");
+        let empty = tempfile::tempfile().expect("a file");
+        assert_eq!(&Mapped::of_file(empty.into()).expect("mapped")[..], b"");
+        let folder = File::open("/").expect("a folder");
+        assert!(Mapped::of_file(folder.into()).is_err());
     }
 
     #[test]

@@ -345,6 +345,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// Its number, as the worker knows it.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Tells the worker to stop it. The call then ends within the grace of an abort, with an answer
     /// or without.
     pub fn abort(&self) {
