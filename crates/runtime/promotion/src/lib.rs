@@ -8,26 +8,34 @@
 //!
 //! The way through the folders: `bundle` is what is signed; `check` looks at sources without running
 //! them; `trial` runs the tests; `store` keeps; `service` decides; `operations` is what the wire
-//! sees; `generation` makes operations of versions; `record` makes fixtures of real calls.
+//! sees; `generation` makes operations of versions and `tally` counts how they fare; `record` makes
+//! fixtures of real calls.
 
 mod bundle;
 mod check;
 mod difference;
-mod failing;
+mod error;
 mod generation;
 mod grants;
 pub mod limits;
 mod operations;
 mod record;
+mod schema;
 mod service;
 mod store;
 mod tally;
 mod trial;
 
 pub use bundle::{Bundle, BundleError, Code, Content, Fuel, Hash, canonical, read_json};
-pub use check::{Finding, check};
-pub use generation::Invoker;
-pub use record::{Recorder, redact};
-pub use service::{Activate, Config, Parts, Promotion};
-pub use store::{AuditEntry, Proposal, State, Store, StoreError, Version};
-pub use trial::{Ran, Run, TestRunner, Trial, trial};
+pub use check::Finding;
+pub use error::PromotionError;
+pub use generation::{Invocation, Invoker};
+pub use grants::Grant;
+pub use record::Recorder;
+pub use schema::{REDACTED, redact};
+pub use service::{Activate, Asked, Config, LeftOut, Parts, Promotion, Show, Wanted};
+pub use store::{
+    Act, AuditEntry, Authority, Filter, Found, New, Proposal, Reviewed, State, Store, StoreError,
+    Taken, Tallied, Terms, Version,
+};
+pub use trial::{Ran, Run, TestRunner};

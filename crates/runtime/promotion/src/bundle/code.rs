@@ -6,7 +6,6 @@ use alknet_runtime::{Code as FailureCode, Failure, Language, ModuleSet, Registra
 use serde_json::Value;
 
 use super::{Bundle, Hash};
-use crate::check::imports;
 use crate::limits::IMPORT_DEPTH_MAX;
 
 /// The code of an operation and where it begins.
@@ -18,20 +17,29 @@ pub struct Code {
     pub spec: Registration,
     /// Every module that it can import.
     pub modules: Arc<ModuleSet>,
+    /// Whether the engine has to freeze its built-in objects first: the modules have several authors.
+    pub frozen: bool,
     entry: String,
     export: Option<String>,
 }
 
 impl Code {
-    pub(super) fn new(bundle: &Bundle, modules: ModuleSet) -> Self {
+    pub(super) fn new(bundle: &Bundle, modules: ModuleSet, frozen: bool) -> Self {
         let content = bundle.content();
         Self {
             id: bundle.id(),
             spec: content.spec.clone(),
             modules: Arc::new(modules),
+            frozen,
             entry: content.entry.clone(),
             export: content.export.clone(),
         }
+    }
+
+    /// What its bundle was proposed by, and its author calls it: without `js/`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.spec.name
     }
 
     /// What to do in a fresh engine, in this order; the last one's answer is the operation's.
@@ -56,56 +64,51 @@ impl Code {
     }
 }
 
-/// Puts the modules of `bundle` into the set, and the code of promoted operations that they import.
+/// A bundle with the promoted code that it imports, by `op:<path>@<version>`.
+pub(crate) type Imported = (Arc<Bundle>, Vec<String>);
+
+/// Puts the modules of `bundle` into the set, and the promoted code that is named in `imports`.
 pub(super) fn fill(
     set: &mut ModuleSet,
     bundle: &Bundle,
-    imported: &mut dyn FnMut(&str, u64) -> Option<Arc<Bundle>>,
-    depth: usize,
+    imports: &[String],
+    find: &mut dyn FnMut(&str, u64) -> Option<Imported>,
 ) -> Result<(), Failure> {
     for (name, text) in &bundle.content().modules {
         set.insert(name, text.as_str())?;
     }
-    let texts = bundle.content().modules.iter();
-    for (module, text) in texts {
-        fill_imports(set, module, Language::of(module), text, imported, depth)?;
-    }
-    Ok(())
+    fill_imports(set, imports, find, 0)
 }
 
 fn fill_imports(
     set: &mut ModuleSet,
-    module: &str,
-    language: Language,
-    text: &str,
-    imported: &mut dyn FnMut(&str, u64) -> Option<Arc<Bundle>>,
+    imports: &[String],
+    find: &mut dyn FnMut(&str, u64) -> Option<Imported>,
     depth: usize,
 ) -> Result<(), Failure> {
-    // What cannot be read is told by the check; here it imports nothing.
-    for specifier in imports(language, text) {
-        let Some((path, version)) = of_operation(&specifier) else {
-            continue;
-        };
-        if set.resolve("", &specifier).is_ok() {
+    for specifier in imports {
+        if set.resolve("", specifier).is_ok() {
             continue;
         }
-        let missing = |why: &str| {
-            let text = format!("{specifier:?}, imported by {module:?}, {why}");
-            Failure::new(FailureCode::NotFound, text)
+        let refuse = |why: &str| {
+            Failure::new(
+                FailureCode::NotFound,
+                format!("the import {specifier:?} {why}"),
+            )
         };
         if depth >= IMPORT_DEPTH_MAX {
-            return Err(missing("is imported by code that is imported itself too often"));
+            return Err(refuse("is that of code that is imported itself too often"));
         }
-        let found = imported(path, version).ok_or_else(|| missing("was never promoted"))?;
-        let modules = &found.content().modules;
+        let found = of_operation(specifier).and_then(|(path, version)| find(path, version));
+        let (bundle, further) = found.ok_or_else(|| refuse("was never promoted"))?;
+        let modules = &bundle.content().modules;
         // Names of files mean nothing outside of their own bundle.
         let (name, text) = match (modules.len(), modules.iter().next()) {
             (1, Some(module)) => module,
-            _ => return Err(missing("has several modules; only one can be imported so")),
+            _ => return Err(refuse("has several modules; only one can be imported so")),
         };
-        let language = Language::of(name);
-        set.insert_as(&specifier, text.as_str(), language)?;
-        fill_imports(set, &specifier, language, text, imported, depth + 1)?;
+        set.insert_as(specifier, text.as_str(), Language::of(name))?;
+        fill_imports(set, &further, find, depth + 1)?;
     }
     Ok(())
 }

@@ -7,7 +7,6 @@ mod shape;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use alknet_core::{PeerId, PeerKey};
 use alknet_runtime::ops::Case;
@@ -18,9 +17,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::limits::{BUNDLE_BYTES_MAX, NESTING_MAX};
+
 pub use code::Code;
+pub(crate) use code::Imported;
 pub use json::{canonical, read as read_json};
-pub(crate) use shape::{is_reach, is_runtime_code};
 
 /// The form of the document.
 pub(crate) const FORMAT: u32 = 1;
@@ -150,9 +151,8 @@ impl Bundle {
         content: &Content,
         sign: impl FnOnce(&[u8]) -> [u8; 64],
     ) -> Result<Self, BundleError> {
-        let mut value = serde_json::to_value(content).map_err(|error| {
-            BundleError::Json(format!("the content has no JSON form: {error}"))
-        })?;
+        let mut value = serde_json::to_value(content)
+            .map_err(|error| BundleError::Json(format!("the content has no JSON form: {error}")))?;
         let signature = HEXLOWER.encode(&sign(&signed_text(&value)));
         if let Value::Object(members) = &mut value {
             members.insert("signature".to_owned(), Value::String(signature));
@@ -184,7 +184,7 @@ impl Bundle {
             members.insert("signature".to_owned(), signature.into());
         }
         let document = canonical(&value);
-        if document.len() > crate::limits::BUNDLE_BYTES_MAX {
+        if document.len() > BUNDLE_BYTES_MAX {
             return Err(BundleError::TooLarge(document.len()));
         }
         Ok(Self {
@@ -220,17 +220,19 @@ impl Bundle {
         self.digest
     }
 
-    /// The code, ready to be run. `imported` finds the code that `op:<path>@<version>` names.
+    /// The code, ready to be run, with the promoted code that it imports: `imports` are the names of
+    /// that, and `find` has each with the imports of its own.
     ///
     /// # Errors
     /// A module is not to be had, or there are too many.
-    pub fn code(
+    pub(crate) fn code(
         &self,
-        imported: &mut dyn FnMut(&str, u64) -> Option<Arc<Self>>,
+        imports: &[String],
+        find: &mut dyn FnMut(&str, u64) -> Option<Imported>,
     ) -> Result<Code, Failure> {
         let mut modules = ModuleSet::new();
-        code::fill(&mut modules, self, imported, 0)?;
-        Ok(Code::new(self, modules))
+        code::fill(&mut modules, self, imports, find)?;
+        Ok(Code::new(self, modules, !imports.is_empty()))
     }
 }
 
@@ -303,7 +305,7 @@ pub enum BundleError {
     #[error("the bundle cannot be read: {0}")]
     Json(String),
     /// It nests too deeply.
-    #[error("the bundle nests more than {} levels", crate::limits::NESTING_MAX)]
+    #[error("the bundle nests more than {NESTING_MAX} levels")]
     Nesting,
     /// A member is not what it has to be.
     #[error("the bundle's {place}: {what}")]
@@ -317,7 +319,7 @@ pub enum BundleError {
     #[error("the signature is not that of the bundle's key over its content")]
     Signature,
     /// It is too long.
-    #[error("the bundle has {0} bytes; at most {} are taken", crate::limits::BUNDLE_BYTES_MAX)]
+    #[error("the bundle has {0} bytes; at most {BUNDLE_BYTES_MAX} are taken")]
     TooLarge(usize),
 }
 

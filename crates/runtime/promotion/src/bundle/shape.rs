@@ -26,7 +26,12 @@ pub(super) fn check(document: &Value) -> Result<(), BundleError> {
         object(errors, "spec.errors")?;
     }
     let none = Vec::new();
-    for (n, case) in document["tests"].as_array().unwrap_or(&none).iter().enumerate() {
+    for (n, case) in document["tests"]
+        .as_array()
+        .unwrap_or(&none)
+        .iter()
+        .enumerate()
+    {
         object(case, &format!("tests.{n}"))?;
         object(&case["expect"], &format!("tests.{n}.expect"))?;
         for (m, call) in case["calls"].as_array().unwrap_or(&none).iter().enumerate() {
@@ -97,7 +102,8 @@ fn check_spec(spec: &Registration) -> Result<(), BundleError> {
     }
     let mine = |code: &&String| !ErrorCode::may_declare(code) || is_runtime_code(code);
     if let Some(code) = spec.errors.keys().find(mine) {
-        let what = format!("'{code}': own codes match [A-Z][A-Z0-9_]{{2,63}} and are nobody else's");
+        let what =
+            format!("'{code}': own codes match [A-Z][A-Z0-9_]{{2,63}} and are nobody else's");
         return refuse("spec.errors", what);
     }
     if spec.uses.len() > USES_MAX {
@@ -153,7 +159,7 @@ fn is_identifier(name: &str) -> bool {
 }
 
 /// An operation, or everything below a prefix.
-pub(crate) fn is_reach(name: &str) -> bool {
+fn is_reach(name: &str) -> bool {
     match name.strip_suffix("/*") {
         // With a further segment it is a name exactly where the prefix may stand before one.
         Some(prefix) => is_operation_name(&format!("{prefix}/x")),
@@ -162,8 +168,6 @@ pub(crate) fn is_reach(name: &str) -> bool {
 }
 
 /// Codes that every promoted operation has, because its runtime does.
-pub(crate) fn is_runtime_code(code: &str) -> bool {
-    RuntimeCode::ALL
-        .iter()
-        .any(|it| it.on_the_wire().0 == code)
+fn is_runtime_code(code: &str) -> bool {
+    RuntimeCode::ALL.iter().any(|it| it.on_the_wire().0 == code)
 }

@@ -19,10 +19,12 @@ fn content() -> Content {
             .expect("a specification"),
         entry: "./main.js".to_owned(),
         export: Some("total".to_owned()),
-        modules: [("./main.js".to_owned(), "export const total = () => 1".to_owned())].into(),
-        tests: vec![
-            serde_json::from_value(json!({ "expect": { "output": 1 } })).expect("a case"),
-        ],
+        modules: [(
+            "./main.js".to_owned(),
+            "export const total = () => 1".to_owned(),
+        )]
+        .into(),
+        tests: vec![serde_json::from_value(json!({ "expect": { "output": 1 } })).expect("a case")],
         fuel: Fuel { p50: 1, p99: 1 },
         author: "ada".parse().expect("a name"),
         key: PeerKey::Ed25519(public),
@@ -46,7 +48,10 @@ fn what_was_signed_is_read_and_nothing_else() {
     let read = Bundle::read(pretty.as_bytes()).expect("the same");
     assert_eq!((read.digest(), read.id()), (bundle.digest(), bundle.id()));
     let changed = bundle.document().replace("() => 1", "() => 2");
-    assert_eq!(Bundle::read(changed.as_bytes()), Err(BundleError::Signature));
+    assert_eq!(
+        Bundle::read(changed.as_bytes()),
+        Err(BundleError::Signature)
+    );
     let other = bundle.document().replace("\"ada\"", "\"eve\"");
     assert_eq!(Bundle::read(other.as_bytes()), Err(BundleError::Signature));
 }
@@ -75,7 +80,10 @@ fn documents_that_are_none_are_refused() {
         Err(BundleError::Shape { place, .. }) => place,
         other => panic!("{text}: {other:?}"),
     };
-    assert_eq!(place(&good.replace("\"fuel\":{\"p50\":1,\"p99\":1}", "\"fuel\":[1,1]")), "fuel");
+    assert_eq!(
+        place(&good.replace("\"fuel\":{\"p50\":1,\"p99\":1}", "\"fuel\":[1,1]")),
+        "fuel"
+    );
     let array = good.replace("{\"kind\":\"query\"", "[{\"kind\":\"query\"");
     assert!(Bundle::read(array.as_bytes()).is_err());
     let twice = good.replacen('{', "{\"format\":1,", 1);
@@ -84,13 +92,19 @@ fn documents_that_are_none_are_refused() {
         Err(BundleError::Duplicate("format".to_owned()))
     );
     let unknown = good.replacen('{', "{\"more\":1,", 1);
-    assert!(matches!(Bundle::read(unknown.as_bytes()), Err(BundleError::Json(_))));
+    assert!(matches!(
+        Bundle::read(unknown.as_bytes()),
+        Err(BundleError::Json(_))
+    ));
     let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
     assert_eq!(Bundle::read(deep.as_bytes()), Err(BundleError::Nesting));
     let long = vec![b' '; crate::limits::BUNDLE_BYTES_MAX + 1];
     assert!(matches!(Bundle::read(&long), Err(BundleError::TooLarge(_))));
     let after = format!("{good} 1");
-    assert!(matches!(Bundle::read(after.as_bytes()), Err(BundleError::Json(_))));
+    assert!(matches!(
+        Bundle::read(after.as_bytes()),
+        Err(BundleError::Json(_))
+    ));
     for text in ["", "null", "1", "[]", "{}", "\"x\""] {
         assert!(Bundle::read(text.as_bytes()).is_err(), "{text}");
     }
@@ -117,12 +131,17 @@ fn every_bound_is_held() {
             it.modules.insert("./nul.js".to_owned(), "\0".to_owned());
         }),
         ("modules", |it| {
-            it.modules.insert("./long.js".to_owned(), " ".repeat((1 << 20) + 1));
+            it.modules
+                .insert("./long.js".to_owned(), " ".repeat((1 << 20) + 1));
         }),
         ("spec.name", |it| it.spec.name = "A/B".to_owned()),
         ("spec.name", |it| it.spec.name = "../a".to_owned()),
-        ("spec.description", |it| it.spec.description = "x".repeat(4097)),
-        ("spec.uses", |it| it.spec.uses = vec!["fs/read".to_owned(); 2]),
+        ("spec.description", |it| {
+            it.spec.description = "x".repeat(4097)
+        }),
+        ("spec.uses", |it| {
+            it.spec.uses = vec!["fs/read".to_owned(); 2]
+        }),
         ("spec.uses", |it| it.spec.uses = vec!["*".to_owned()]),
         ("spec.uses", |it| it.spec.uses = vec!["/*".to_owned()]),
         ("spec.uses", |it| it.spec.uses = vec!["fs/re*".to_owned()]),
@@ -130,7 +149,9 @@ fn every_bound_is_held() {
             it.spec.errors.insert("TIMEOUT".to_owned(), json!({}));
         }),
         ("spec.errors", |it| {
-            it.spec.errors.insert("FUEL_EXHAUSTED".to_owned(), json!({}));
+            it.spec
+                .errors
+                .insert("FUEL_EXHAUSTED".to_owned(), json!({}));
         }),
         ("tests.0.calls", |it| {
             let call = json!({ "path": "fs/read", "output": 1 });
@@ -154,7 +175,10 @@ fn every_bound_is_held() {
 #[test]
 fn fuel_is_counted_as_sessions_do() {
     assert_eq!(Fuel::of(vec![5]), Fuel { p50: 5, p99: 5 });
-    assert_eq!(Fuel::of((1..=100).rev().collect()), Fuel { p50: 50, p99: 99 });
+    assert_eq!(
+        Fuel::of((1..=100).rev().collect()),
+        Fuel { p50: 50, p99: 99 }
+    );
     assert_eq!(Fuel::of(Vec::new()), Fuel { p50: 0, p99: 0 });
 }
 
