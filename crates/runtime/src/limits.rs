@@ -41,6 +41,8 @@ pub const SUBSCRIPTIONS: usize = 64;
 pub const REGISTERED: usize = 256;
 /// Cases of one `ops.test`.
 pub const TEST_CASES: usize = 256;
+/// Imports, and places that make code of text, that are told of one source.
+pub const LOOKED: usize = 1_000;
 /// Text that `console` may write within one second of the session's clock.
 pub const LOG_BYTES_PER_SECOND: usize = 64 << 10;
 /// Length of one line of `console`; the rest is cut.

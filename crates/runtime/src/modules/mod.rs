@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Failure};
 use crate::limits::{MODULES, SOURCE_BYTES};
-use crate::typescript;
+use crate::typescript::{self, Looked};
 
 pub(crate) use load::loader;
 
@@ -175,6 +175,16 @@ impl ModuleSet {
             Language::JavaScript => Ok(module.text.clone()),
             language => typescript::strip(specifier, &module.text, language),
         }
+    }
+
+    /// What each module that was added says about itself without being run: see [`look`].
+    ///
+    /// [`look`]: crate::look
+    pub fn look(&self) -> impl Iterator<Item = (&str, Result<Looked, Failure>)> {
+        self.modules.iter().map(|(name, module)| {
+            let looked = typescript::look(name, &module.text, module.language);
+            (name.as_str(), looked)
+        })
     }
 
     fn find(&self, full: String) -> Option<String> {
