@@ -25,6 +25,7 @@ const USAGES: BufferUsages = BufferUsages::STORAGE
 const MAPPED: BufferUsages = BufferUsages::MAP_READ.union(BufferUsages::MAP_WRITE);
 
 /// An open device.
+#[derive(Debug)]
 pub(crate) struct Device {
     /// The adapter behind it, and its driver.
     pub(crate) found: FoundAdapter,
@@ -57,11 +58,15 @@ pub(crate) fn look() -> Result<FoundAdapters> {
 impl Device {
     /// Opens the best adapter, with its real limits: wgpu's usual ones are far below them.
     pub(crate) fn open() -> Result<Self> {
-        Self::open_trusted(|_| Ok(()))
+        Self::open_trusted(None, |_| Ok(()))
     }
 
-    /// Opens the best adapter that `trust` has nothing against.
-    pub(crate) fn open_trusted(trust: impl Fn(&Self) -> Result<()>) -> Result<Self> {
+    /// Opens the best adapter that `trust` has nothing against; of one driver only, where one is
+    /// wanted.
+    pub(crate) fn open_trusted(
+        wanted: Option<&str>,
+        trust: impl Fn(&Self) -> Result<()>,
+    ) -> Result<Self> {
         let started = Instant::now();
         let found = look()?;
         let instance_time = started.elapsed();
@@ -69,6 +74,10 @@ impl Device {
         let mut last = None;
         for adapter in found.adapters {
             let name = adapter.info.name.clone();
+            if wanted.is_some_and(|wanted| wanted != adapter.driver) {
+                passed_over.push(format!("{name}: not the driver that is wanted"));
+                continue;
+            }
             let opened = Self::open_one(adapter, instance_time);
             let opened = opened.and_then(|device| trust(&device).map(|()| device));
             match opened {

@@ -10,6 +10,7 @@ mod engine;
 mod fault;
 mod matmul;
 mod measure;
+mod memory;
 mod sha256;
 mod shader;
 mod templates;
@@ -28,6 +29,9 @@ use crate::error::{Error, Result};
 /// Stack of the thread that takes requests: shaders are parsed on it, and nest.
 const STACK_BYTES: usize = 64 << 20;
 
+/// Variable with the name of the one driver that is wanted; `none` is no driver's.
+const DRIVER: &str = "ALKNET_GPU_DRIVER";
+
 /// Arguments of `worker`, which the node gives.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -42,12 +46,13 @@ pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
     if role != Role::Gpu {
         return Err(Error::Worker(format!("this program is no {role} worker")));
     }
+    let wanted = std::env::var(DRIVER).ok();
     end_at_a_panic();
     let worker = |error: alknet_worker::GuestError| Error::Worker(error.to_string());
     let entered = alknet_worker::enter(role).map_err(worker)?;
     let (_guest, ()) = entered
         .seal(|guest| {
-            let (guest, state) = (guest.clone(), State::start(started));
+            let (guest, state) = (guest.clone(), State::start(started, wanted.as_deref()));
             std::thread::Builder::new()
                 .name("requests".to_owned())
                 .stack_size(STACK_BYTES)
@@ -70,7 +75,9 @@ fn end_at_a_panic() {
 
 fn take_all(guest: &Guest, mut state: State) -> ! {
     loop {
-        let Incoming { message, fds, call } = guest.next();
+        let Incoming {
+            message, fds, call, ..
+        } = guest.next();
         let sid = match &message {
             ToWorker::Close { sid, .. } | ToWorker::Run { sid, .. } | ToWorker::Tell { sid, .. } => {
                 *sid

@@ -261,7 +261,7 @@ pub struct DeviceLimits {
     pub groups: u32,
 }
 
-/// How fast this machine is.
+/// How fast this machine is. What needs a device is 0 where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Multiplying matrices by a shader, GFLOP/s.

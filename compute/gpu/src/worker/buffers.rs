@@ -9,12 +9,12 @@ use alknet_compute_wire::{Source, Upload, codes};
 use alknet_worker::{Blob, Mapped};
 
 use super::fault::{Failed, Outcome};
-use crate::device::Device;
+use super::memory::{Kept, Memory};
 
-/// A buffer and how many bytes of it mean something; it is rounded up to whole words.
+/// A tensor's bytes and how many of them mean something; buffers are rounded up to whole words.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
-    pub(super) buffer: wgpu::Buffer,
+    pub(super) kept: Kept,
     pub(super) len: u64,
 }
 
@@ -76,7 +76,7 @@ impl Shelf {
     pub(super) fn bytes(&self) -> u64 {
         self.buffers
             .values()
-            .map(|stored| stored.buffer.size())
+            .map(|stored| stored.kept.size())
             .sum()
     }
 
@@ -123,21 +123,26 @@ impl Shelf {
             .ok_or_else(|| Failed::internal("no such upload"))
     }
 
-    /// A source as a buffer: its own, or a new one.
-    pub(super) fn buffer(&self, device: &Device, source: &Source, used: u64) -> Outcome<Stored> {
+    /// A source as a tensor: its own, or a new one.
+    pub(super) fn stored_from(
+        &self,
+        memory: &Memory,
+        source: &Source,
+        used: u64,
+    ) -> Outcome<Stored> {
         let len = self.len(source)?;
         fits(len)?;
         if let Source::Buffer(number) = source {
             return self.stored(*number);
         }
         room(used, len)?;
-        let buffer = match source {
-            Source::Zero(len) => device.buffer(*len)?,
-            Source::Bytes(bytes) => device.upload(bytes)?,
-            Source::Upload(number) => device.upload(self.held(*number)?)?,
+        let kept = match source {
+            Source::Zero(len) => memory.zeroed(*len)?,
+            Source::Bytes(bytes) => memory.upload(bytes)?,
+            Source::Upload(number) => memory.upload(self.held(*number)?)?,
             Source::Buffer(number) => return self.stored(*number),
         };
-        Ok(Stored { buffer, len })
+        Ok(Stored { kept, len })
     }
 }
 

@@ -48,17 +48,15 @@ impl Job<'_> {
         let key = key(&ask);
         let known = self.engine.pipelines.get(&key);
         if known.is_none() {
-            let bounds = bounds(&self.engine.device);
+            let bounds = bounds(self.engine.memory.device()?);
             shader::check(&ask.wgsl, &ask.entry, &ask.bindings, bounds)?;
         }
         let bound = self.bind(&ask.bindings)?;
-        let buffers: Vec<_> = ask
-            .bindings
-            .iter()
-            .zip(&bound)
-            .map(|(binding, stored)| (binding.binding, &stored.buffer))
-            .collect();
-        let device = &self.engine.device;
+        let mut buffers = Vec::with_capacity(bound.len());
+        for (binding, stored) in ask.bindings.iter().zip(&bound) {
+            buffers.push((binding.binding, stored.kept.buffer()?));
+        }
+        let device = self.engine.memory.device()?;
         let fresh = known.is_none();
         let kernel = match known {
             Some(kernel) => kernel,
@@ -81,6 +79,7 @@ impl Job<'_> {
         device.submit(&kernel, &buffers, ask.groups)?;
         device.wait()?;
         let gpu_ms = milliseconds(begun.elapsed());
+        drop(buffers);
         if fresh {
             self.engine.pipelines.put(key, &kernel);
         }
@@ -90,7 +89,7 @@ impl Job<'_> {
             let Some(to) = binding.to else {
                 continue;
             };
-            let bytes = self.deliver_buffer(to, stored.buffer, stored.len)?;
+            let bytes = self.deliver_kept(to, stored.kept, stored.len)?;
             outputs.extend(bytes.map(|bytes| (binding.binding, bytes)));
         }
         Ok(Dispatched {
@@ -102,8 +101,8 @@ impl Job<'_> {
 
     /// A buffer for each binding.
     fn bind(&self, bindings: &[Binding]) -> Outcome<Vec<Stored>> {
-        let device = &self.engine.device;
-        let limits = device.limits();
+        let memory = &self.engine.memory;
+        let limits = memory.device()?.limits();
         let mut used = self.used;
         let mut bound = Vec::new();
         for binding in bindings {
@@ -112,9 +111,9 @@ impl Job<'_> {
                 let message = format!("binding {number}: a tensor of no bytes cannot be bound");
                 return Err(Failed::shape(message));
             }
-            let stored = self.shelf.buffer(device, &binding.from, used)?;
+            let stored = self.shelf.stored_from(memory, &binding.from, used)?;
             if !matches!(binding.from, Source::Buffer(_)) {
-                used += stored.buffer.size();
+                used += stored.kept.size();
             }
             let most = match binding.access {
                 Access::Uniform => limits.max_uniform_buffer_binding_size,

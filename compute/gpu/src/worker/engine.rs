@@ -5,68 +5,69 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
-use alknet_compute_wire::{Adapter, Ask, DeviceLimits, Info, Made, Sink, Source, Upload, codes};
+use alknet_compute_wire::{Adapter, Ask, DeviceLimits, Info, Made, Sink, Source, Upload};
 use alknet_worker::{Body, GuestCall};
 use serde::Serialize;
 
 use super::buffers::{Located, Shelf, Stored, fits, room};
 use super::dispatch::Pipelines;
 use super::fault::{Failed, Outcome};
+use super::memory::{Kept, Memory};
 use super::templates::Kernels;
 use super::trust;
 use crate::device::Device;
 use crate::milliseconds;
 
-/// A worker: with something to compute on, or only able to say why there is nothing.
+/// A worker. Where there is no device it says so, and does what it can on its own threads.
 #[derive(Debug)]
 pub(super) struct State {
     info: Info,
-    pub(super) engine: Option<Engine>,
+    engine: Engine,
     shelves: HashMap<u64, Shelf>,
 }
 
-/// The device and what was compiled for it.
+/// The device, if there is one, and what was compiled for it.
 #[derive(Debug)]
 pub(super) struct Engine {
-    pub(super) device: Device,
+    pub(super) memory: Memory,
     pub(super) pipelines: Pipelines,
     pub(super) kernels: Kernels,
 }
 
 impl State {
-    /// Opens the best adapter that computes as it should.
-    pub(super) fn start(started: Instant) -> Self {
+    /// Opens the best adapter that computes as it should, of one driver only where one is wanted.
+    pub(super) fn start(started: Instant, wanted: Option<&str>) -> Self {
         let mut info = Info {
             wgpu: WGPU.to_owned(),
             ..Info::default()
         };
         let mut selftest_ms = 0.0;
-        let opened = Device::open_trusted(trust::check).and_then(|device| {
+        let opened = Device::open_trusted(wanted, trust::check).and_then(|device| {
             // Again, now that it is compiled: what is told is what the first one cost beyond that.
             let begun = Instant::now();
             trust::check(&device)?;
             selftest_ms = milliseconds(begun.elapsed());
             Ok(device)
         });
-        let engine = match opened {
+        let memory = match opened {
             Ok(device) => {
                 info.reason = reason(&device);
                 info.adapter = Some(adapter(&device, selftest_ms));
-                Some(Engine {
-                    device,
-                    pipelines: Pipelines::default(),
-                    kernels: Kernels::default(),
-                })
+                Memory::Device(Box::new(device))
             }
             Err(error) => {
                 info.reason = Some(error.to_string());
-                None
+                Memory::Process(error.to_string())
             }
         };
         info.start_ms = milliseconds(started.elapsed());
         Self {
             info,
-            engine,
+            engine: Engine {
+                memory,
+                pipelines: Pipelines::default(),
+                kernels: Kernels::default(),
+            },
             shelves: HashMap::new(),
         }
     }
@@ -77,14 +78,10 @@ impl State {
             return encoded(&self.info);
         }
         let used = self.bytes();
-        let Some(engine) = &mut self.engine else {
-            let why = self.info.reason.clone().unwrap_or_default();
-            return Err(Failed::new(codes::NO_ADAPTER, why));
-        };
         let shelf = self.shelves.entry(call.sid()).or_default();
         let mut job = Job {
             call,
-            engine,
+            engine: &mut self.engine,
             shelf,
             used,
         };
@@ -147,11 +144,10 @@ impl Job<'_> {
             Source::Buffer(other) => {
                 let other = self.shelf.stored(*other)?;
                 room(self.used, other.len)?;
-                let buffer = self.engine.device.buffer(other.len)?;
-                self.engine.device.copy(&other.buffer, &buffer)?;
-                Stored { buffer, ..other }
+                let kept = self.engine.memory.copied(&other.kept)?;
+                Stored { kept, ..other }
             }
-            from => self.shelf.buffer(&self.engine.device, from, self.used)?,
+            from => (self.shelf).stored_from(&self.engine.memory, from, self.used)?,
         };
         self.shelf.put(number, stored);
         encoded(&Made {})
@@ -161,7 +157,7 @@ impl Job<'_> {
         let stored = self.shelf.stored(number)?;
         let range = within(stored.len, offset, len)?;
         let read = |bytes: &[u8]| bytes.get(range).map(<[u8]>::to_vec);
-        let bytes = self.engine.device.with_read(&stored.buffer, read)?;
+        let bytes = self.engine.memory.with_read(&stored.kept, read)?;
         bytes.ok_or_else(|| Failed::internal("a buffer shorter than it is"))
     }
 
@@ -170,21 +166,9 @@ impl Job<'_> {
         let Located::Memory(bytes) = self.shelf.locate(from)? else {
             return Err(Failed::internal("only bytes are written"));
         };
-        let range = within(stored.len, offset, bytes.len() as u64)?;
-        if bytes.is_empty() {
-            return encoded(&Made {});
-        }
-        let device = &self.engine.device;
-        let aligned = offset.is_multiple_of(WORD) && bytes.len().is_multiple_of(WORD as usize);
-        if aligned || device.host_memory {
-            device.write(&stored.buffer, offset, &bytes)?;
-        } else {
-            // Such memory takes whole words only.
-            let mut all = device.read(&stored.buffer)?;
-            if let Some(part) = all.get_mut(range) {
-                part.copy_from_slice(&bytes);
-            }
-            device.write(&stored.buffer, 0, &all)?;
+        within(stored.len, offset, bytes.len() as u64)?;
+        if !bytes.is_empty() {
+            self.engine.memory.write(&stored.kept, offset, &bytes)?;
         }
         encoded(&Made {})
     }
@@ -197,28 +181,28 @@ impl Job<'_> {
                 let len = result.len() as u64;
                 fits(len)?;
                 room(self.used, len)?;
-                let buffer = self.engine.device.upload(&result)?;
-                self.shelf.put(number, Stored { buffer, len });
+                let kept = self.engine.memory.upload(&result)?;
+                self.shelf.put(number, Stored { kept, len });
                 Ok(None)
             }
         }
     }
 
-    /// The same for a result that is a buffer, of which `len` bytes mean something.
-    pub(super) fn deliver_buffer(
+    /// The same for a result that is kept already, of which `len` bytes mean something.
+    pub(super) fn deliver_kept(
         &mut self,
         to: Sink,
-        buffer: wgpu::Buffer,
+        kept: Kept,
         len: u64,
     ) -> Outcome<Option<bytes::Bytes>> {
         match to {
             Sink::Answer => {
                 let cut = usize::try_from(len).unwrap_or(usize::MAX);
                 let read = |bytes: &[u8]| bytes::Bytes::copy_from_slice(&bytes[..cut.min(bytes.len())]);
-                Ok(Some(self.engine.device.with_read(&buffer, read)?))
+                Ok(Some(self.engine.memory.with_read(&kept, read)?))
             }
             Sink::Buffer(number) => {
-                self.shelf.put(number, Stored { buffer, len });
+                self.shelf.put(number, Stored { kept, len });
                 Ok(None)
             }
         }
@@ -232,9 +216,6 @@ impl Job<'_> {
         Ok(())
     }
 }
-
-/// Bytes of a word, the unit in which devices are written.
-const WORD: u64 = 4;
 
 /// Version of the library that speaks to drivers, with the compiler of shaders in it.
 const WGPU: &str = "30";
@@ -253,11 +234,13 @@ pub(super) fn encoded<T: Serialize>(value: &T) -> Outcome<Vec<u8>> {
 
 /// Why it is no hardware, where it is none.
 fn reason(device: &Device) -> Option<String> {
-    if !device.passed_over.is_empty() {
-        return Some(device.passed_over.join("; "));
+    if device.found.info.device_type != wgpu::DeviceType::Cpu {
+        return None;
     }
-    let software = device.found.info.device_type == wgpu::DeviceType::Cpu;
-    software.then(|| "no driver for hardware is linked".to_owned())
+    if device.passed_over.is_empty() {
+        return Some("no driver for hardware is linked".to_owned());
+    }
+    Some(device.passed_over.join("; "))
 }
 
 fn adapter(device: &Device, selftest_ms: f64) -> Adapter {

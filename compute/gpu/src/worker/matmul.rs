@@ -9,6 +9,7 @@ use alknet_compute_wire::{Computed, Matmul, Matrix, Sink, Variant};
 use super::buffers::{Located, Stored, fits, room};
 use super::engine::Job;
 use super::fault::{Failed, Outcome};
+use super::memory::{Kept, Memory};
 use super::templates::{Name, block_groups, block_rows};
 use crate::host::{self, View};
 use crate::milliseconds;
@@ -59,14 +60,15 @@ impl Job<'_> {
 
     fn multiply_here(&mut self, ask: &Matmul, len: u64) -> Outcome<Option<bytes::Bytes>> {
         let threads = ask.threads.clamp(1, THREADS_MAX) as usize;
-        let device = &self.engine.device;
         let (a, b) = (
             self.shelf.locate(&ask.a.from)?,
             self.shelf.locate(&ask.b.from)?,
         );
         let same = ask.a.from == ask.b.from;
         // Straight into the buffer where that is memory of this process.
-        if let (Sink::Buffer(number), true) = (ask.to, device.host_memory) {
+        if let (Sink::Buffer(number), Memory::Device(device)) = (ask.to, &self.engine.memory)
+            && device.host_memory
+        {
             let buffer = device.buffer(len)?;
             self.with_floats(&a, &b, same, |x, y| {
                 device.with_written(&buffer, |memory| {
@@ -74,7 +76,8 @@ impl Job<'_> {
                     host::matmul_into(a, b, memory, threads);
                 })
             })??;
-            self.shelf.put(number, Stored { buffer, len });
+            let kept = Kept::Device(buffer);
+            self.shelf.put(number, Stored { kept, len });
             return Ok(None);
         }
         let product = self.with_floats(&a, &b, same, |x, y| {
@@ -104,7 +107,7 @@ impl Job<'_> {
             Located::Buffer(stored) => {
                 let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
                 let read = |bytes: &[u8]| work(&aligned(&bytes[..len.min(bytes.len())]));
-                Ok(self.engine.device.with_read(&stored.buffer, read)?)
+                self.engine.memory.with_read(&stored.kept, read)
             }
         }
     }
@@ -121,7 +124,7 @@ impl Job<'_> {
         let a = self.packed(&ask.a, [rows, depth], jit)?;
         let b = self.packed(&ask.b, [depth, width], jit)?;
         self.still_wanted()?;
-        let device = &self.engine.device;
+        let device = self.engine.memory.device()?;
         let floats = u64::from(rows) * u64::from(width);
         let c = device.buffer(floats * size_of::<f32>() as u64)?;
         let size = device.upload(bytemuck::cast_slice(&[width / 4, depth / 4, rows, 0]))?;
@@ -137,7 +140,7 @@ impl Job<'_> {
         device.wait()?;
         self.still_wanted()?;
         if rows == m && width == n {
-            return self.deliver_buffer(ask.to, c, len);
+            return self.deliver_kept(ask.to, Kept::Device(c), len);
         }
         let padded = Placed {
             offset: 0,
@@ -145,7 +148,7 @@ impl Job<'_> {
             shape: [m, n],
         };
         let cut = self.pack(&c, padded, [m, n], jit)?;
-        self.deliver_buffer(ask.to, cut, len)
+        self.deliver_kept(ask.to, Kept::Device(cut), len)
     }
 
     /// A matrix as a buffer of rows without gaps, padded with zeros to `shape`.
@@ -155,7 +158,8 @@ impl Job<'_> {
         shape: [u32; 2],
         jit: &mut Duration,
     ) -> Outcome<wgpu::Buffer> {
-        let stored = (self.shelf).buffer(&self.engine.device, &matrix.from, self.used)?;
+        let stored = (self.shelf).stored_from(&self.engine.memory, &matrix.from, self.used)?;
+        let buffer = stored.kept.buffer()?;
         let placed = Placed {
             offset: matrix.offset,
             strides: matrix.strides,
@@ -165,9 +169,9 @@ impl Job<'_> {
             && placed.offset == 0
             && placed.strides == [i64::from(matrix.columns), 1];
         if lies_so {
-            return Ok(stored.buffer);
+            return Ok(buffer.clone());
         }
-        self.pack(&stored.buffer, placed, shape, jit)
+        self.pack(buffer, placed, shape, jit)
     }
 
     fn pack(
@@ -180,7 +184,7 @@ impl Job<'_> {
         let elements = u64::from(height) * u64::from(width);
         let bytes = elements * size_of::<f32>() as u64;
         room(self.used, bytes)?;
-        let device = &self.engine.device;
+        let device = self.engine.memory.device()?;
         let packed = device.buffer(bytes)?;
         // A tensor's limit keeps every number far below 2³¹.
         let small = |number: i64| i32::try_from(number).unwrap_or(i32::MAX).cast_unsigned();

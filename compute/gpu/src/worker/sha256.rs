@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::buffers::{Located, fits, room};
 use super::engine::Job;
 use super::fault::{Failed, Outcome};
+use super::memory::Kept;
 use super::templates::Name;
 use crate::milliseconds;
 
@@ -51,8 +52,8 @@ impl Job<'_> {
             Located::Memory(bytes) => numbers(&bytes),
             Located::Buffer(stored) => {
                 let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
-                let device = &self.engine.device;
-                device.with_read(&stored.buffer, |bytes| numbers(&bytes[..len.min(bytes.len())]))?
+                let whole = |bytes: &[u8]| numbers(&bytes[..len.min(bytes.len())]);
+                self.engine.memory.with_read(&stored.kept, whole)?
             }
         }
     }
@@ -67,7 +68,7 @@ impl Job<'_> {
         };
         match self.shelf.locate(data)? {
             Located::Memory(bytes) => Ok(hash(&bytes)),
-            Located::Buffer(stored) => Ok(self.engine.device.with_read(&stored.buffer, hash)?),
+            Located::Buffer(stored) => self.engine.memory.with_read(&stored.kept, hash),
         }
     }
 
@@ -77,14 +78,14 @@ impl Job<'_> {
         spans: &[[u32; 2]],
         jit: &mut Duration,
     ) -> Outcome<Option<bytes::Bytes>> {
-        let data = (self.shelf).buffer(&self.engine.device, &ask.data, self.used)?;
-        let device = &self.engine.device;
+        let data = (self.shelf).stored_from(&self.engine.memory, &ask.data, self.used)?;
+        let device = self.engine.memory.device()?;
         let len = (spans.len() * DIGEST) as u64;
         let places = device.upload(bytemuck::cast_slice(spans))?;
         let digests = device.buffer(len)?;
         let begun = Instant::now();
         let (kernel, fresh) = self.engine.kernels.get(device, Name::Sha256)?;
-        let buffers = [(0, &data.buffer), (1, &places), (2, &digests)];
+        let buffers = [(0, data.kept.buffer()?), (1, &places), (2, &digests)];
         if fresh {
             device.submit(kernel, &buffers, [0, 0, 0])?;
             device.wait()?;
@@ -94,7 +95,7 @@ impl Job<'_> {
         device.submit(kernel, &buffers, [groups, 1, 1])?;
         device.wait()?;
         self.still_wanted()?;
-        self.deliver_buffer(ask.to, digests, len)
+        self.deliver_kept(ask.to, Kept::Device(digests), len)
     }
 }
 
