@@ -23,7 +23,7 @@ pub struct Meta {
     pub(super) text: Box<str>,
     pub(super) entries: Box<[RawEntry]>,
     pub(super) dims: Box<[u64]>,
-    pub(super) by_name: Box<[u32]>,
+    pub(super) by_name: table::Names,
     pub(super) metadata: Option<Box<[(Span, Span)]>>,
     pub(super) index: Option<Index>,
     pub(super) data_hash: Option<Hash>,
@@ -185,7 +185,7 @@ impl Meta {
     }
 
     fn find(&self, name: &str) -> Option<u32> {
-        table::find(&self.by_name, &self.entries, &self.text, name)
+        self.by_name.find(&self.entries, &self.text, name)
     }
 
     pub(super) fn entry_at(&self, at: u32) -> Option<Entry<'_>> {

@@ -100,7 +100,7 @@ impl Meta {
         } = entries::read(text, limits)?;
         let text = text.into_text();
         table::sort(&mut entries, &text);
-        let by_name = table::by_name(&entries, &text)?;
+        let by_name = table::Names::of(&entries, &text)?;
         let table = table::Table {
             text: &text,
             entries: &entries,
@@ -119,7 +119,7 @@ impl Meta {
             text,
             entries: entries.into_boxed_slice(),
             dims: dims.into_boxed_slice(),
-            by_name: by_name.into_boxed_slice(),
+            by_name,
             metadata: metadata.map(Vec::into_boxed_slice),
             index,
             data_hash,
