@@ -2,6 +2,7 @@
 //! started by a person it is the command line.
 
 mod cli;
+mod gpu;
 mod key;
 mod node;
 

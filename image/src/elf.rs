@@ -2,6 +2,8 @@
 //!
 //! Field offsets are those of the 64-bit little-endian format (System V ABI, chapters 4 and 5).
 
+use alknet_carried::{Carried, CarriedError};
+
 const MAGIC: &[u8; 4] = b"\x7fELF";
 const CLASS_64: u8 = 2;
 const DATA_LITTLE: u8 = 1;
@@ -61,6 +63,22 @@ impl<'a> StaticElf<'a> {
         out[SECTION_TABLE].fill(0);
         out[SECTION_COUNTS].fill(0);
         out
+    }
+
+    /// [`Self::stripped`], and behind it what the executable carries, if it carries something.
+    pub(crate) fn packed(&self) -> Result<Vec<u8>, String> {
+        let mut out = self.stripped();
+        match Carried::find_in(self.bytes) {
+            Ok(carried) => {
+                let at = to_usize(carried.offset)?;
+                // The kernel loads nothing of it, so it begins behind what is loaded.
+                let carried = self.bytes.get(at.max(self.loaded_end)..);
+                out.extend(carried.unwrap_or_default());
+                Ok(out)
+            }
+            Err(CarriedError::None) => Ok(out),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

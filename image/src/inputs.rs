@@ -69,8 +69,8 @@ impl Loaded {
             kernel::release(&kernel).map_err(|why| invalid("kernel", &inputs.kernel, why))?;
         let binary = read("binary", &inputs.binary, &mut files)?;
         let binary = StaticElf::parse(&binary)
-            .map_err(|why| invalid("static binary", &inputs.binary, why))?
-            .stripped();
+            .and_then(|elf| elf.packed())
+            .map_err(|why| invalid("static binary", &inputs.binary, why))?;
         let wants = |wanted: &[Form]| forms.iter().any(|form| wanted.contains(form));
         let vmlinux = match &inputs.vmlinux {
             Some(path) if wants(&[Form::Direct, Form::Erofs]) => {

@@ -24,6 +24,7 @@ use crate::{
     control::PowerAction,
     data::{self, Prepared},
     facts::{Clock, Facts},
+    groups,
     log::{Log, RingSubscriber},
     machine::{EVENTS_MAX, Event, Machine, panic_text},
     mount, power,
@@ -99,7 +100,9 @@ fn start() -> Result<(), InitError> {
     record_panics(&log);
     // Only PID 1 sets it, once.
     let _ = tracing::subscriber::set_global_default(RingSubscriber::new(log.clone()));
-    for error in failed_mounts.iter().chain(streams.as_ref().err()) {
+    let groups = groups::prepare();
+    let failed = [streams.err(), groups.err()].into_iter().flatten();
+    for error in failed_mounts.into_iter().chain(failed) {
         log.warn(error);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

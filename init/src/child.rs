@@ -30,6 +30,7 @@ use crate::{
     InitError,
     control::{LINE_BYTES_MAX, NODE_FD, ToInit, ToNode},
     data::NODE_UID,
+    groups,
     log::{Author, Log, MESSAGE_BYTES_MAX, TARGET_NODE, split_priority},
     machine::Event,
 };
@@ -65,6 +66,9 @@ impl Node {
         let (ours, theirs) = StdStream::pair().map_err(InitError::Spawn)?;
         let (output, input) =
             pipe2(OFlag::O_CLOEXEC).map_err(|error| InitError::Spawn(error.into()))?;
+        if let Err(error) = groups::clear_workers() {
+            log.warn(error);
+        }
         let pid = execute(&theirs, input).map_err(InitError::Spawn)?;
         let score = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
         if let Err(error) = score {
@@ -126,15 +130,23 @@ fn execute(control: &StdStream, output: OwnedFd) -> io::Result<Pid> {
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(errors);
+    let group = groups::node_entrance().ok();
+    let entrance = group.as_ref().map(AsRawFd::as_raw_fd);
     // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
-    let child = unsafe { command.pre_exec(move || confine(control)) }.spawn()?;
+    let child = unsafe { command.pre_exec(move || confine(control, entrance)) }.spawn()?;
     i32::try_from(child.id())
         .map(Pid::from_raw)
         .map_err(io::Error::other)
 }
 
-/// In the child: no way to gain privileges, no life after PID 1, and the control channel.
-fn confine(control: i32) -> io::Result<()> {
+/// In the child: its control group, no way to gain privileges, no life after PID 1, and the control
+/// channel.
+fn confine(control: i32, group: Option<i32>) -> io::Result<()> {
+    if let Some(group) = group {
+        // "0" is whoever writes. A node that stays where it is has workers without groups, and says so.
+        // SAFETY: the descriptor is open, and the text lives as long as the program.
+        unsafe { libc::write(group, c"0".as_ptr().cast(), 1) };
+    }
     // SAFETY: the calls take numbers only; the descriptor is open, its copy the node's own.
     unsafe {
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;

@@ -16,6 +16,10 @@ pub const NODE_FD: i32 = 3;
 /// Longest line on the control channel.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
+/// Control group in which the node may make others, for its workers. Not there where the kernel has
+/// no control groups.
+pub const WORKERS_CGROUP: &str = "/sys/fs/cgroup/alknet/workers";
+
 /// From PID 1 to the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]

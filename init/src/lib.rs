@@ -14,6 +14,7 @@ mod data;
 mod error;
 mod facts;
 mod fault;
+mod groups;
 mod log;
 mod machine;
 mod mount;

@@ -5,6 +5,7 @@ mod call;
 mod config;
 mod enroll;
 mod exit;
+mod gpu;
 mod hub;
 mod identity;
 mod key;
@@ -75,6 +76,12 @@ alknet enroll - --hub attic < join.txt\n  alknet call attic node/info --peer kit
 A node that serves joins by its configuration instead: [[join]] code = \"alkjoin1_…\"."
     )]
     Enroll(enroll::EnrollArgs),
+    /// Look at this computer's GPU, or at its processor as one, and run shaders on it.
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  alknet gpu info\n  alknet gpu selftest --json"
+    )]
+    Gpu(gpu::GpuArgs),
     /// Invite peers to a hub, see who has come, and put them out.
     #[command(subcommand)]
     Hub(hub::HubVerb),
@@ -209,6 +216,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         }
         Verb::Config(verb) => config::run(verb, json),
         Verb::Enroll(args) => enroll::run(&args, json),
+        Verb::Gpu(args) => gpu::run(args, json),
         Verb::Hub(verb) => hub::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),
         Verb::Key(verb) => key::run(verb, json),

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::driver::{self, Selection};
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::{digest, strangers};
+use crate::{cached, digest};
 
 /// The executable's name.
 const NAME: &str = "alknet-gpu";
@@ -120,6 +120,5 @@ fn pack(cx: &Context, built: &Path, folder: &Path) -> Result<()> {
         .arg(&fresh.packed)
         .arg(&fresh.executable);
     cx.run(&mut zstd, "pack the program for GPUs", "gpu-pack")?;
-    strangers::settle(&ready, folder)
-        .map_err(Failure::io("put the program for GPUs into the cache"))
+    cached::settle(&ready, folder).map_err(Failure::io("put the program for GPUs into the cache"))
 }

@@ -1,16 +1,14 @@
 //! `image`: kernel and binary in, files that boot out.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 
 use alknet_image::{Form, Inputs, MANIFEST_FILE, Manifest, Progress};
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::kernel::Kernel;
-use crate::{digest, kernel, sources};
+use crate::{binary, cached, digest, driver, kernel, sources};
 
 /// The kernel command line of every form: serial console, no chatter, reboot 10 s after a panic.
 ///
@@ -37,6 +35,8 @@ pub(crate) struct Arguments {
     /// Folder the files go to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    drivers: driver::Arguments,
 }
 
 /// A folder of image files in the cache.
@@ -56,7 +56,8 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
         arguments.forms.clone()
     };
     let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
-    let inputs = cx.step("sources", |cx| inputs(cx, &kernel, &forms))?;
+    let binary = cx.step("gpu", |cx| binary::whole(cx, &arguments.drivers.vulkan))?;
+    let inputs = cx.step("sources", |cx| inputs(cx, &kernel, &binary, &forms))?;
     let manifest = cx.step("image", |_| write(&inputs, &forms, &arguments.out))?;
     for output in &manifest.outputs {
         println!(
@@ -69,14 +70,20 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
 }
 
 /// Finds images of these forms in the cache, or makes them.
-pub(crate) fn ensure(cx: &Context, kernel: &Kernel, forms: &[Form]) -> Result<Image> {
-    let inputs = inputs(cx, kernel, forms)?;
+pub(crate) fn ensure(
+    cx: &Context,
+    kernel: &Kernel,
+    binary: &Path,
+    forms: &[Form],
+) -> Result<Image> {
+    let inputs = inputs(cx, kernel, binary, forms)?;
     let images = cx.cache().join("image");
     let folder = images.join(key(&inputs, kernel, forms)?);
     if !folder.join(MANIFEST_FILE).exists() {
         // The manifest is written last, so an interrupted build is not taken for a finished one.
         write(&inputs, forms, &folder)?;
-        forget_old(&images, &folder)?;
+        cached::forget_old(&images, &folder, KEPT_IMAGES)
+            .map_err(Failure::io(format!("clear {}", images.display())))?;
     }
     let manifest = Manifest::read(&folder)?;
     Ok(Image { folder, manifest })
@@ -94,8 +101,7 @@ fn write(inputs: &Inputs, forms: &[Form], out: &Path) -> Result<Manifest> {
     Ok(alknet_image::build(inputs, forms, out, &mut say)?)
 }
 
-fn inputs(cx: &Context, kernel: &Kernel, forms: &[Form]) -> Result<Inputs> {
-    let binary = binary(cx)?;
+fn inputs(cx: &Context, kernel: &Kernel, binary: &Path, forms: &[Form]) -> Result<Inputs> {
     let needs_stub = forms
         .iter()
         .any(|form| matches!(form, Form::Uki | Form::Raw));
@@ -108,24 +114,12 @@ fn inputs(cx: &Context, kernel: &Kernel, forms: &[Form]) -> Result<Inputs> {
         kernel: kernel.bzimage.clone(),
         vmlinux: Some(kernel.vmlinux.clone()),
         kernel_config: Some(kernel.config.clone()),
-        binary,
+        binary: binary.to_owned(),
         stub,
         cmdline: CMDLINE.to_owned(),
         version: VERSION.to_owned(),
         git: commit(cx.root()),
     })
-}
-
-/// The one binary; the front door built it.
-pub(crate) fn binary(cx: &Context) -> Result<PathBuf> {
-    let path = cx.executable("alknet");
-    if path.exists() {
-        return Ok(path);
-    }
-    Err(Failure::Workspace(format!(
-        "{} is missing: run this through `cargo xtask`",
-        path.display()
-    )))
 }
 
 /// The commit that is checked out; a copy without history has none.
@@ -166,53 +160,9 @@ fn key(inputs: &Inputs, kernel: &Kernel, forms: &[Form]) -> Result<String> {
     Ok(digest::key(parts.iter().map(String::as_bytes)))
 }
 
-/// Removes all but the newest images; the one just made is the newest.
-fn forget_old(images: &Path, made: &Path) -> Result<()> {
-    let what = || Failure::io(format!("clear {}", images.display()));
-    let mut folders: Vec<(SystemTime, PathBuf)> = Vec::new();
-    for entry in fs::read_dir(images).map_err(what())? {
-        let entry = entry.map_err(what())?;
-        let modified = entry
-            .metadata()
-            .and_then(|data| data.modified())
-            .map_err(what())?;
-        folders.push((modified, entry.path()));
-    }
-    folders.sort();
-    let surplus = folders.len().saturating_sub(KEPT_IMAGES);
-    for (_, folder) in folders
-        .into_iter()
-        .take(surplus)
-        .filter(|(_, folder)| folder != made)
-    {
-        fs::remove_dir_all(&folder).map_err(what())?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_newest_images_are_kept() {
-        let images = tempfile::tempdir().expect("a temporary folder");
-        let folder = |n: usize| images.path().join(n.to_string());
-        for n in 0..KEPT_IMAGES + 2 {
-            fs::create_dir(folder(n)).expect("writable");
-            let age = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(n as u64);
-            fs::File::open(folder(n))
-                .and_then(|f| f.set_modified(age))
-                .expect("ours to date");
-        }
-        forget_old(images.path(), &folder(0)).expect("removable");
-        assert!(
-            folder(0).exists(),
-            "the one just made stays whatever its date"
-        );
-        assert!(!folder(1).exists());
-        assert!((2..KEPT_IMAGES + 2).all(|n| folder(n).exists()));
-    }
 
     #[test]
     fn a_folder_without_history_has_no_commit() {

@@ -1,6 +1,8 @@
 //! What the project's commands do. `cargo xtask` gets the machine ready and starts this.
 
 mod bench;
+mod binary;
+mod cached;
 mod context;
 mod digest;
 mod driver;

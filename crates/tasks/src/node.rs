@@ -8,9 +8,10 @@ use std::time::Duration;
 use alknet_image::{Form, Role};
 use alknet_qemu::{Disk, MachineKind, Nic, Vm, VmBuilder};
 
+use crate::binary;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
-use crate::image::{self, Image};
+use crate::image::Image;
 use crate::kernel::Kernel;
 
 /// What PID 1 prints, once, when the port is served: host name, identity, port.
@@ -69,7 +70,7 @@ impl Cli {
     /// With the user's own keys, or those in `state`.
     pub(crate) fn new(cx: &Context, state: Option<&Path>) -> Result<Self> {
         Ok(Self {
-            program: image::binary(cx)?,
+            program: binary::plain(cx)?,
             state: state.map(Path::to_owned),
         })
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::context::{self, Context};
 use crate::failure::{Failure, Result};
-use crate::{driver, fuzz, gpu, image, test};
+use crate::{driver, fuzz, image, test};
 
 /// Tests read this: `full` asks for the counts that are promised, instead of those that fit
 /// continuous integration.
@@ -110,12 +110,11 @@ fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
 }
 
 fn tests(cx: &mut Context, arguments: &Arguments, name: &str, filter: &str) -> Result<()> {
-    let images = test::images(cx)?;
-    cx.step("gpu", |cx| gpu::ensure(cx, &driver::Selection::usual()))?;
+    let booted = test::Booted::ensure(cx, &driver::Selection::usual())?;
     let lock = cx.claim()?;
     let started = Instant::now();
     let log = format!("soak-{name}");
-    let mut command = test::command(cx, &images)?;
+    let mut command = test::command(cx, &booted)?;
     // The whole workspace, so that libraries keep the features they were compiled with.
     command.args(["--workspace", "--tests", "--", "--nocapture", filter]);
     command.env(COUNT_VARIABLE, "full");

@@ -4,14 +4,14 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::context::Context;
-use crate::digest;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
 use crate::sources;
+use crate::{cached, digest};
 
 /// The packages, each pinned by SHA-256.
 const PYTHON_PACKAGES: &str = include_str!("../python.txt");
@@ -55,7 +55,7 @@ pub(crate) fn openssl(cx: &Context) -> Result<PathBuf> {
         let run = fresh.join("run");
         fs::write(&run, launcher())?;
         fs::set_permissions(&run, Permissions::from_mode(0o755))?;
-        settle(&fresh, &folder)
+        cached::settle(&fresh, &folder)
     };
     make().map_err(Failure::io(format!("make {}", folder.display())))?;
     Ok(program)
@@ -96,7 +96,7 @@ pub(crate) fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
         .arg("--target")
         .arg(&fresh);
     cx.run(&mut command, "Python packages (private)", "python-packages")?;
-    settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    cached::settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
     Ok(folder)
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn typebox(cx: &Context) -> Result<PathBuf> {
         .arg("--directory")
         .arg(&fresh);
     cx.run(&mut unpack, "TypeBox (private)", "typebox")?;
-    settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    cached::settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
     Ok(package)
 }
 
@@ -133,15 +133,6 @@ fn python_version() -> Result<String> {
         .output()
         .map_err(Failure::io("run python3"))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// Moves a finished folder to its place. Who comes second finds the same there.
-pub(crate) fn settle(fresh: &Path, place: &Path) -> io::Result<()> {
-    fs::create_dir_all(place.parent().unwrap_or(place))?;
-    match fs::rename(fresh, place) {
-        Err(_) if place.exists() => Ok(()),
-        moved => moved,
-    }
 }
 
 #[cfg(test)]
@@ -159,19 +150,5 @@ mod tests {
             );
         }
         assert_eq!(PYTHON_PACKAGES.matches("sha256:").count(), 19);
-    }
-
-    #[test]
-    fn what_is_there_already_stays() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let [fresh, place] = ["fresh", "tools/place"].map(|name| folder.path().join(name));
-        for content in ["first", "second"] {
-            fs::create_dir(&fresh).expect("writable");
-            fs::write(fresh.join("file"), content).expect("writable");
-            settle(&fresh, &place).expect("settled");
-            fs::remove_dir_all(&fresh).ok();
-        }
-        let kept = fs::read_to_string(place.join("file")).expect("readable");
-        assert_eq!(kept, "first");
     }
 }

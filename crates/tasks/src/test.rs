@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use alknet_image::Form;
@@ -10,7 +10,7 @@ use alknet_image::Form;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::{driver, gpu, image, kernel, sources, strangers};
+use crate::{binary, driver, image, kernel, sources, strangers};
 
 /// The licence and dependency checker, built once into the cache.
 const DENY_VERSION: &str = "0.20.2";
@@ -29,14 +29,13 @@ pub(crate) struct Arguments {
 
 /// Runs the checks, then the tests. What failed stands last, else how long each step took.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
-    let images = images(cx)?;
-    cx.step("gpu", |cx| gpu::ensure(cx, &arguments.drivers.vulkan))?;
+    let booted = Booted::ensure(cx, &arguments.drivers.vulkan)?;
     let lock = cx.claim()?;
     if arguments.filter.is_none() {
         checks(cx)?;
     }
     let tests = |cx: &Context| {
-        let mut tests = command(cx, &images)?;
+        let mut tests = command(cx, &booted)?;
         tests
             .args(["--workspace", "--no-fail-fast"])
             .args(&arguments.cargo);
@@ -61,20 +60,34 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Kernel and every form of the image, for tests that boot them.
-pub(crate) fn images(cx: &mut Context) -> Result<PathBuf> {
-    let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
-    let image = cx.step("images", |cx| image::ensure(cx, &kernel, &Form::ALL))?;
-    Ok(image.folder)
+/// What tests start: the one binary, and every form of the image with it.
+pub(crate) struct Booted {
+    binary: PathBuf,
+    images: PathBuf,
+}
+
+impl Booted {
+    /// Finds or makes all of it.
+    pub(crate) fn ensure(cx: &mut Context, selection: &driver::Selection) -> Result<Self> {
+        let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
+        let binary = cx.step("gpu", |cx| binary::whole(cx, selection))?;
+        let image = cx.step("images", |cx| {
+            image::ensure(cx, &kernel, &binary, &Form::ALL)
+        })?;
+        Ok(Self {
+            binary,
+            images: image.folder,
+        })
+    }
 }
 
 /// `cargo test` in the one profile, told where image and binary are.
-pub(crate) fn command(cx: &Context, images: &Path) -> Result<Command> {
+pub(crate) fn command(cx: &Context, booted: &Booted) -> Result<Command> {
     let mut command = cx.cargo("test");
     command
         .arg("--release")
-        .env("ALKNET_TEST_IMAGE_DIR", images)
-        .env("ALKNET_TEST_BIN", image::binary(cx)?)
+        .env("ALKNET_TEST_IMAGE_DIR", &booted.images)
+        .env("ALKNET_TEST_BIN", &booted.binary)
         .env("ALKNET_TEST_CHRONYD", chronyd(cx)?)
         .env("ALKNET_TEST_OPENSSL", strangers::openssl(cx)?)
         .env("ALKNET_TEST_PYTHONPATH", strangers::python_packages(cx)?)

@@ -12,9 +12,9 @@ use alknet_qemu::{Disk, Vm};
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::image::{self, Image};
-use crate::kernel;
 use crate::node::{self, Cli, Machine, Reached};
 use crate::terminal::Terminal;
+use crate::{binary, driver, kernel};
 
 /// Size of the data disk in bytes; it is sparse.
 const DATA_BYTES: u64 = 1 << 30;
@@ -40,6 +40,8 @@ pub(crate) struct Arguments {
     /// Begin with a blank data disk, and so with a new identity
     #[arg(long)]
     fresh: bool,
+    #[command(flatten)]
+    drivers: driver::Arguments,
 }
 
 impl Arguments {
@@ -52,7 +54,10 @@ impl Arguments {
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let machine = arguments.machine();
     let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
-    let image = cx.step("image", |cx| image::ensure(cx, &kernel, &[arguments.form]))?;
+    let binary = cx.step("gpu", |cx| binary::whole(cx, &arguments.drivers.vulkan))?;
+    let image = cx.step("image", |cx| {
+        image::ensure(cx, &kernel, &binary, &[arguments.form])
+    })?;
     let cli = Cli::new(cx, None)?;
     let admin = cli.identity()?;
     let disk = DataDisk::open(cx, &image, arguments)?;
@@ -67,7 +72,7 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
         Ok((vm, node))
     })?;
     let answer = cx.step("call", |_| cli.call(&node, "node/info"))?;
-    show(cx, &vm, &node, &answer);
+    show(&binary, &vm, &node, &answer);
     if arguments.smoke {
         cx.step("power off", |_| {
             node::power_off(&mut vm, machine, &cli, &node)
@@ -79,10 +84,9 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn show(cx: &Context, vm: &Vm, node: &Reached, answer: &str) {
+fn show(program: &Path, vm: &Vm, node: &Reached, answer: &str) {
     eprintln!("node/info answered:");
     println!("{}", answer.trim_end());
-    let program = cx.executable("alknet");
     eprintln!(
         "\nServed under {} on UDP and TCP. From another terminal:",
         vm.accel().name()

@@ -16,6 +16,6 @@ mod supervisor;
 mod watch;
 mod worker;
 
-pub use config::{CallLimits, Config, Delegated, Executable, Lease, RoleConfig};
+pub use config::{CallLimits, Config, Delegated, Executable, Lease, Make, RoleConfig};
 pub use handle::{Answer, Call, Request, Session, Told, Workers};
 pub use stats::Stats;

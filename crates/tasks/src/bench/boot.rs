@@ -15,7 +15,9 @@ use alknet_qemu::{Accel, MachineKind, Vm, VmBuilder};
 
 use super::empty;
 use super::rows::{Goal, Row, median};
+use crate::binary;
 use crate::context::Context;
+use crate::driver::Selection;
 use crate::failure::{Failure, Result};
 use crate::image::{self, Image};
 use crate::kernel::{self, Kernel};
@@ -202,13 +204,19 @@ impl Bench {
         let scratch =
             tempfile::tempdir().map_err(Failure::io("make a folder for the benchmark"))?;
         let kernel = kernel::ensure(cx)?;
-        let image = image::ensure(cx, &kernel, &[Form::Direct, Form::Erofs, Form::Uki])?;
+        let binary = binary::whole(cx, &Selection::usual())?;
+        let image = image::ensure(
+            cx,
+            &kernel,
+            &binary,
+            &[Form::Direct, Form::Erofs, Form::Uki],
+        )?;
         let cli = Cli::new(cx, Some(&scratch.path().join("cli")))?;
         Ok(Self {
             debian: sources::obtain(cx, "debian-cloud-kernel")?.path,
             empty: empty::initramfs(scratch.path())?,
             admin: cli.identity()?,
-            binary: image::binary(cx)?,
+            binary,
             kernel,
             image,
             cli,

@@ -11,7 +11,7 @@ use super::{Sealed, archive_name, seal};
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::{sources, strangers};
+use crate::{cached, sources};
 
 /// Debian's Python has the modules that Mesa's generators import; another one in front of it may not.
 const PYTHON: &str = "/usr/bin/python3";
@@ -218,7 +218,6 @@ impl<'a> Build<'a> {
         seal::seal(self.scratch.path(), &inputs, &archive, |command, what| {
             self.step(command, what)
         })?;
-        strangers::settle(&ready, &sealed.folder)
-            .map_err(Failure::io("put the driver into the cache"))
+        cached::settle(&ready, &sealed.folder).map_err(Failure::io("put the driver into the cache"))
     }
 }

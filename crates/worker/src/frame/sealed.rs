@@ -1,7 +1,7 @@
 //! Memory that nobody can change any more: how large values travel.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -39,9 +39,23 @@ impl Sealed {
             return Err(FrameError::TooMuch(len));
         }
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let mut file = File::from(memfd_create(c"alknet", flags).map_err(std::io::Error::from)?);
+        let mut file = File::from(memfd_create(c"alknet", flags).map_err(io::Error::from)?);
         file.write_all(bytes)?;
         Self::seal(file)
+    }
+
+    /// Sealed memory that can be executed, as `write` fills it.
+    ///
+    /// # Errors
+    /// Those of `write`; and if there is too much, or the kernel refuses the memory.
+    pub fn program(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Older kernels do not know the flag, and let every memfd be executed.
+        let memory = memfd_create(c"alknet", flags | MemfdFlags::EXEC)
+            .or_else(|_| memfd_create(c"alknet", flags))?;
+        let mut memory = File::from(memory);
+        write(&mut memory)?;
+        Self::seal(memory).map_err(io::Error::other)
     }
 
     /// Seals what was written to `file`, which is a memfd that allows it and is mapped writable by
@@ -50,7 +64,7 @@ impl Sealed {
     /// # Errors
     /// If the kernel refuses, or there are too many bytes.
     pub fn seal(file: File) -> Result<Self, FrameError> {
-        fcntl_add_seals(&file, SEALS).map_err(std::io::Error::from)?;
+        fcntl_add_seals(&file, SEALS).map_err(io::Error::from)?;
         Self::check(file.into())
     }
 
@@ -63,14 +77,12 @@ impl Sealed {
         if !seals.contains(SEALS) {
             return Err(FrameError::NotSealed("it could still change"));
         }
-        let on = rustix::fs::fstatfs(&fd)
-            .map_err(std::io::Error::from)?
-            .f_type;
+        let on = rustix::fs::fstatfs(&fd).map_err(io::Error::from)?.f_type;
         if u64::try_from(on).ok() != Some(TMPFS) {
             return Err(FrameError::NotSealed("not of ordinary pages"));
         }
         let end = rustix::fs::SeekFrom::End(0);
-        let len = rustix::fs::seek(&fd, end).map_err(std::io::Error::from)?;
+        let len = rustix::fs::seek(&fd, end).map_err(io::Error::from)?;
         if len > SEALED_BYTES_MAX {
             return Err(FrameError::TooMuch(len));
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, io};
 
 use crate::limits::{HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX};
 use crate::{Bind, Level, Role, Sealed};
@@ -22,6 +23,8 @@ const CPU_SECONDS: u64 = 3600;
 pub struct Config {
     /// What is executed.
     pub executable: Executable,
+    /// Roles that execute something else.
+    pub programs: Vec<(Role, Executable)>,
     /// The roles that may be asked for.
     pub roles: Vec<RoleConfig>,
     /// A cgroup of the host's own, below which workers get theirs.
@@ -42,6 +45,7 @@ impl Config {
     pub fn this_executable() -> Self {
         Self {
             executable: Executable::This,
+            programs: Vec::new(),
             roles: Role::ALL.map(RoleConfig::new).to_vec(),
             cgroup: None,
             minimum: Level::ProcessOnly,
@@ -64,10 +68,34 @@ pub enum Executable {
     Copied,
     /// This file.
     File(PathBuf),
+    /// What this makes when the first worker is wanted. It is forgotten when the last has ended, so
+    /// that its memory is held only while somebody runs it, and then made again.
+    Made(Make),
     /// This memory.
     Memory(Sealed),
     /// The running executable, by `/proc/self/exe`.
     This,
+}
+
+/// Makes a program in sealed memory, on the thread that starts workers: [`Sealed::program`] does.
+pub struct Make(Box<dyn FnMut() -> io::Result<Sealed> + Send>);
+
+impl Make {
+    /// Calls `make` each time the program is wanted.
+    #[must_use]
+    pub fn new(make: impl FnMut() -> io::Result<Sealed> + Send + 'static) -> Self {
+        Self(Box::new(make))
+    }
+
+    pub(super) fn make(&mut self) -> io::Result<Sealed> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Make {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Make")
+    }
 }
 
 /// A cgroup (version 2) that the host may make others in. The host's own process must be in a

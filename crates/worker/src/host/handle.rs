@@ -132,7 +132,9 @@ impl Workers {
         let heartbeat = u64::try_from(config.heartbeat.as_millis()).unwrap_or(u64::MAX);
         let mut config = config;
         let executable = std::mem::replace(&mut config.executable, super::Executable::This);
-        let spawner = Spawner::new(executable, config.cgroup.clone(), heartbeat)?;
+        let programs = std::mem::take(&mut config.programs);
+        let cgroup = config.cgroup.clone();
+        let spawner = Spawner::new(executable, programs, cgroup, heartbeat)?;
         let (jobs, asked) = std_mpsc::channel();
         let told = line.clone();
         thread("worker-spawner", move || {

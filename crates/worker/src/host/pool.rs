@@ -108,6 +108,11 @@ impl Pool {
         self.slots.remove(&worker);
     }
 
+    /// Whether there is a worker of the role, whatever it does.
+    pub(super) fn has(&self, role: Role) -> bool {
+        self.slots.values().any(|slot| slot.role == role)
+    }
+
     /// A worker that waits for nothing any more.
     pub(super) fn expired(&self, now: u64) -> Option<u64> {
         let done = |slot: &Slot| slot.idle_until().is_some_and(|until| now >= until);

@@ -1,26 +1,27 @@
 //! The thread that starts workers. It lives as long as the supervisor: workers are killed by the
 //! kernel when the thread that started them ends.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Resource, Rlimit, geteuid};
 
 use super::cgroup::{self, Leaf};
-use super::{Delegated, Executable, RoleConfig};
+use super::{Delegated, Executable, Make, RoleConfig};
 use crate::frame::channel;
 use crate::guest::VERB;
 use crate::limits::{ADDRESS_SPACE_EXTRA, NOFILE, STACK_BYTES};
 use crate::setup::{Namespaces, Setup, VERSION};
 use crate::sys::{Identity, Launch, Launched};
-use crate::{Gap, Sealed, Wall, WorkerError, encode};
+use crate::{Gap, Role, Sealed, Wall, WorkerError, encode};
 
 /// Name under which workers run.
 const PROCESS_NAME: &str = "alknet";
@@ -30,8 +31,13 @@ const NOBODY: u32 = 65_534;
 /// What the thread is asked for.
 #[derive(Debug)]
 pub(super) enum Job {
+    /// No worker of the role is left.
+    Forget(Role),
     Remove(Leaf),
-    Start { worker: u64, role: Box<RoleConfig> },
+    Start {
+        worker: u64,
+        role: Box<RoleConfig>,
+    },
 }
 
 /// A worker that has executed; its walls are not up yet.
@@ -47,7 +53,8 @@ pub(super) struct Born {
 /// Starts workers.
 #[derive(Debug)]
 pub(super) struct Spawner {
-    executable: OwnedFd,
+    program: Program,
+    programs: HashMap<Role, Program>,
     null: OwnedFd,
     cgroup: Option<Delegated>,
     heartbeat_ms: u64,
@@ -67,11 +74,16 @@ struct Found {
 impl Spawner {
     pub(super) fn new(
         executable: Executable,
+        programs: Vec<(Role, Executable)>,
         cgroup: Option<Delegated>,
         heartbeat_ms: u64,
     ) -> Result<Self, WorkerError> {
         Ok(Self {
-            executable: open(executable).map_err(WorkerError::Executable)?,
+            program: Program::open(executable)?,
+            programs: programs
+                .into_iter()
+                .map(|(role, executable)| Ok((role, Program::open(executable)?)))
+                .collect::<Result<_, WorkerError>>()?,
             null: File::open("/dev/null")
                 .map_err(WorkerError::Supervisor)?
                 .into(),
@@ -85,14 +97,21 @@ impl Spawner {
     pub(super) fn run(mut self, jobs: &Receiver<Job>, told: impl Fn(u64, Result<Born, String>)) {
         while let Ok(job) = jobs.recv() {
             match job {
+                Job::Forget(role) => self.program(role).forget(),
                 Job::Remove(leaf) => leaf.remove(),
                 Job::Start { worker, role } => told(worker, self.start(worker, &role)),
             }
         }
     }
 
+    fn program(&mut self, role: Role) -> &mut Program {
+        self.programs.get_mut(&role).unwrap_or(&mut self.program)
+    }
+
     fn start(&mut self, worker: u64, role: &RoleConfig) -> Result<Born, String> {
         let say = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+        let program = self.program(role.role).get();
+        let program = program.map_err(|error| say("its program", &error))?;
         let Found {
             namespaces,
             nobody,
@@ -124,7 +143,7 @@ impl Spawner {
         let limits = limits(role);
         let attempt = |cgroup: Option<BorrowedFd<'_>>| {
             let launch = Launch {
-                executable: Some(self.executable.as_fd()),
+                executable: Some(program.as_fd()),
                 arguments: &arguments,
                 environment: &environment,
                 null: self.null.as_fd(),
@@ -293,24 +312,53 @@ fn plain(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
-fn open(executable: Executable) -> io::Result<OwnedFd> {
-    let running = "/proc/self/exe";
-    match executable {
-        Executable::Copied => copy(File::open(running)?),
-        Executable::File(path) => Ok(File::open(path)?.into()),
-        Executable::Memory(sealed) => Ok(sealed.into()),
-        Executable::This => Ok(File::open(running)?.into()),
+/// A program, and whether it is there.
+#[derive(Debug)]
+enum Program {
+    Made {
+        make: Make,
+        made: Option<Arc<OwnedFd>>,
+    },
+    There(Arc<OwnedFd>),
+}
+
+impl Program {
+    fn open(executable: Executable) -> Result<Self, WorkerError> {
+        let running = || File::open("/proc/self/exe");
+        let opened = match executable {
+            Executable::Copied => running().and_then(copy),
+            Executable::File(path) => File::open(path).map(OwnedFd::from),
+            Executable::Made(make) => return Ok(Self::Made { make, made: None }),
+            Executable::Memory(sealed) => Ok(sealed.into()),
+            Executable::This => running().map(OwnedFd::from),
+        };
+        let fd = opened.map_err(WorkerError::Executable)?;
+        Ok(Self::There(Arc::new(fd)))
+    }
+
+    fn get(&mut self) -> io::Result<Arc<OwnedFd>> {
+        match self {
+            Self::Made { make, made } => {
+                let fd = match made.take() {
+                    Some(fd) => fd,
+                    None => Arc::new(make.make()?.into()),
+                };
+                *made = Some(Arc::clone(&fd));
+                Ok(fd)
+            }
+            Self::There(fd) => Ok(Arc::clone(fd)),
+        }
+    }
+
+    /// Lets go of what can be made again.
+    fn forget(&mut self) {
+        if let Self::Made { made, .. } = self {
+            *made = None;
+        }
     }
 }
 
 fn copy(mut from: File) -> io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Older kernels do not know the flag, and let every memfd be executed.
-    let memory = memfd_create(c"alknet", flags | MemfdFlags::EXEC)
-        .or_else(|_| memfd_create(c"alknet", flags))?;
-    let mut memory = File::from(memory);
-    io::copy(&mut from, &mut memory)?;
-    Sealed::seal(memory)
-        .map(OwnedFd::from)
-        .map_err(io::Error::other)
+    let sealed = Sealed::program(|memory| io::copy(&mut from, memory).map(drop))?;
+    Ok(sealed.into())
 }

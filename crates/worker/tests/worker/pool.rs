@@ -112,6 +112,52 @@ fn a_copy_in_sealed_memory_runs_as_well() {
 }
 
 #[test]
+fn a_role_runs_a_program_of_its_own_that_is_made_when_it_is_wanted() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    let made = std::sync::Arc::new(AtomicU32::new(0));
+    let count = std::sync::Arc::clone(&made);
+    let make = move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        let mut probe = std::fs::File::open(crate::host::probe())?;
+        alknet_worker::Sealed::program(|memory| std::io::copy(&mut probe, memory).map(drop))
+    };
+    let mut config = config();
+    let make = alknet_worker::Make::new(make);
+    config.programs = vec![(Role::Gpu, alknet_worker::Executable::Made(make))];
+    let workers = Workers::start(config).expect("a supervisor");
+    assert!(answers(&open(&workers, Role::Js, "a")));
+    assert_eq!(made.load(Ordering::SeqCst), 0, "nobody wanted it");
+    let first = open(&workers, Role::Gpu, "a");
+    let second = open(&workers, Role::Gpu, "b");
+    assert!(answers(&first) && answers(&second));
+    assert_eq!(made.load(Ordering::SeqCst), 1, "both run the same memory");
+    for session in [first, second] {
+        let pid = session.pid();
+        // Whoever crashes is gone at once; an idle one would linger.
+        let _ = ask(&session, &Act::Segv);
+        until("it is gone", || stat(pid).is_none());
+    }
+    until("it can be started again", || {
+        block_on(workers.open(Lease::new(Role::Gpu, "c"))).is_ok()
+    });
+    assert_eq!(made.load(Ordering::SeqCst), 2, "it was forgotten between");
+}
+
+#[test]
+fn what_cannot_be_made_is_said() {
+    let make = || Err(std::io::Error::other("it is not in this binary"));
+    let mut config = config();
+    let make = alknet_worker::Make::new(make);
+    config.programs = vec![(Role::Gpu, alknet_worker::Executable::Made(make))];
+    let workers = Workers::start(config).expect("a supervisor");
+    match block_on(workers.open(Lease::new(Role::Gpu, "a"))) {
+        Err(WorkerError::Start { why, .. }) => assert!(why.contains("not in this binary"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn shutting_down_ends_everybody() {
     let workers = workers();
     let session = open(&workers, Role::Js, "a");

@@ -132,7 +132,7 @@ impl Supervisor {
         }
         self.workers.remove(&number);
         self.sandboxes.remove(&number);
-        self.pool.remove(number);
+        self.forget(number, role);
         if let Some(leaf) = leaf {
             // The spawner lives as long as this thread.
             let _ = self.jobs.send(Job::Remove(leaf));

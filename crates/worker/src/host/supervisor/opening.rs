@@ -158,7 +158,7 @@ impl Supervisor {
                 }
             }
             Err(why) => {
-                self.pool.remove(number);
+                self.forget(number, role);
                 tracing::warn!(%role, %why, "a worker could not be started");
                 self.start_failed(number, role, &why);
             }
@@ -262,6 +262,15 @@ impl Supervisor {
         if reply.send(Ok(opened)).is_err() {
             // Nobody waits any more.
             self.close(sid);
+        }
+    }
+
+    /// A worker is gone, or never came. With the last of its role goes a program that can be made.
+    pub(super) fn forget(&mut self, number: u64, role: Role) {
+        self.pool.remove(number);
+        if !self.pool.has(role) {
+            // The spawner lives as long as this thread.
+            let _ = self.jobs.send(Job::Forget(role));
         }
     }
 

@@ -1,0 +1,59 @@
+//! `alknet gpu`: this computer's GPU, or its processor as one, without a node.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use alknet_carried::CarriedError;
+
+use super::{Exit, Failure};
+
+/// What the program calls itself in its help.
+const NAME: &str = "alknet gpu";
+
+/// Arguments of `alknet gpu`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GpuArgs {
+    /// What to do: bench, info, run or selftest, and its arguments; `help` lists them
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true
+    )]
+    command: Vec<OsString>,
+}
+
+/// Becomes the program that this executable carries; its exit codes are its own.
+pub(crate) fn run(args: GpuArgs, json: bool) -> Result<Exit, Failure> {
+    let program = crate::gpu::program().map_err(|error| match error {
+        CarriedError::None => Failure::usage(error),
+        error => Failure::local(error),
+    })?;
+    let mut command = vec![OsString::from(NAME)];
+    command.extend(args.command);
+    command.extend(json.then(|| OsString::from("--json")));
+    let arguments = texts(command)?;
+    let environment = std::env::vars_os().map(|(mut name, value)| {
+        name.push("=");
+        name.push(value);
+        name
+    });
+    let environment = texts(environment)?;
+    let become_it: Result<Infallible, _> = nix::unistd::fexecve(&program, &arguments, &environment);
+    match become_it {
+        Ok(never) => match never {},
+        Err(errno) => Err(Failure::local(format!(
+            "the program for GPUs could not be started: {errno}"
+        ))),
+    }
+}
+
+fn texts(texts: impl IntoIterator<Item = OsString>) -> Result<Vec<CString>, Failure> {
+    let text = |text: OsString| {
+        let shown = String::from_utf8_lossy(text.as_bytes()).into_owned();
+        CString::new(text.into_vec())
+            .map_err(|_| Failure::usage(format!("'{shown}' holds a null character")))
+    };
+    texts.into_iter().map(text).collect()
+}
