@@ -264,6 +264,15 @@ impl<'m> Entry<'m> {
         self.raw.end - self.raw.start
     }
 
+    /// Where these rows lie in it, counted from its beginning.
+    ///
+    /// # Errors
+    /// `E_SHAPE` where there are no such rows; `E_DTYPE` where they are no whole bytes.
+    pub fn row_range(&self, rows: Range<u64>) -> Result<Range<u64>> {
+        let range = crate::view::row_bytes(self.dtype(), self.shape(), &rows);
+        range.map_err(|error| error.of(format_args!("entry {}", Quoted(self.name()))))
+    }
+
     /// Whether it only fills room, which only files of level 1 have.
     #[must_use]
     pub fn is_pad(&self) -> bool {

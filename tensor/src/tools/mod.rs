@@ -14,4 +14,4 @@ pub use diff::{Change, ChangeKind, diff};
 pub use list::{FieldRow, Hashes, KindRow, Listing, TensorRow, cat, hashes, list};
 pub use npy::{Npy, NpyHeader, npy_header};
 pub use pack::pack;
-pub use rewrite::{Options, rewrite, strip};
+pub use rewrite::{Options, rewrite, select, strip};
