@@ -2,7 +2,7 @@
 //! did not listen to an abort is stopped, and lines of the console go out.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use alknet_runtime::{Code, Failure, Remote};
@@ -24,7 +24,7 @@ pub(super) struct Pulse {
 struct State {
     calls: HashMap<u64, Watched>,
     /// Weak: a session that is over takes its bridge with it.
-    sessions: HashMap<u64, std::sync::Weak<Bridge>>,
+    sessions: HashMap<u64, Weak<Bridge>>,
     /// Whether some session has lines to send.
     lines: bool,
 }
@@ -57,13 +57,13 @@ impl Pulse {
             let slept = self.changed.wait_timeout(state, PULSE);
             let (mut state, _) = slept.unwrap_or_else(PoisonError::into_inner);
             self.look(&mut state);
-            if std::mem::take(&mut state.lines) {
-                state.sessions.retain(|_, bridge| bridge.strong_count() > 0);
-                let bridges: Vec<Arc<Bridge>> =
-                    state.sessions.values().filter_map(std::sync::Weak::upgrade).collect();
-                drop(state);
-                bridges.iter().for_each(|bridge| bridge.flush());
-            }
+            state.lines = false;
+            state.sessions.retain(|_, bridge| bridge.strong_count() > 0);
+            let sessions = state.sessions.values();
+            let bridges: Vec<Arc<Bridge>> = sessions.filter_map(Weak::upgrade).collect();
+            drop(state);
+            // Also of scripts that write and then compute: their own threads do not come back.
+            bridges.iter().for_each(|bridge| bridge.flush());
         }
     }
 

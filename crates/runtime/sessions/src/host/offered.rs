@@ -11,6 +11,7 @@ use futures_util::{Stream, stream};
 use serde_json::{Value, json};
 
 use super::failure::{declared_errors, to_call_error};
+use super::reach::compile;
 use super::session::{Entrance, Following};
 use crate::wire::Offer;
 
@@ -21,6 +22,10 @@ pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registra
         let text = "a name that is called has one to three parts of 1 to 63 characters, each \
                     beginning with a letter";
         return Err(refusal(text));
+    }
+    // The registry compiles them when a value has to be checked; the script is told now.
+    for (what, schema) in [("input", &offer.input), ("output", &offer.output)] {
+        compile(schema).map_err(|error| refusal(&format!("the schema of the {what}: {error}")))?;
     }
     let kind = match offer.kind {
         Kind::Mutation => OperationType::Mutation,

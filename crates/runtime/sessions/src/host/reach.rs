@@ -76,7 +76,7 @@ impl Reach {
 }
 
 /// No schema leaves the process, and no pattern takes long.
-fn compile(schema: &Value) -> Result<Validator, String> {
+pub(super) fn compile(schema: &Value) -> Result<Validator, String> {
     let patterns = jsonschema::PatternOptions::regex()
         .size_limit(alknet_call::limits::PATTERN_BYTES_MAX);
     let options = jsonschema::options().with_pattern_options(patterns);

@@ -23,7 +23,6 @@ fn hostile(case: &Case) -> SessionSpec {
     let mut spec = spec_of("hostile", &case.source);
     spec.limits.runtime.cpu = CPU;
     spec.limits.wall = WALL;
-    spec.limits.runtime.heap_bytes = 32 << 20;
     match case.kind {
         Kind::Fuel => {
             spec.limits.runtime.fuel_ticks = 50;
@@ -59,7 +58,13 @@ fn codes(kind: Kind) -> &'static [Code] {
         },
         // Which of its limits such a loop meets first depends on the machine; that it meets one does
         // not.
-        Kind::AnyLimit => &[Code::Timeout, Code::Memory, Code::Stack, Code::Exception],
+        Kind::AnyLimit => &[
+            Code::Exception,
+            Code::Fuel,
+            Code::Memory,
+            Code::Stack,
+            Code::Timeout,
+        ],
         Kind::Harmless => &[],
     }
 }

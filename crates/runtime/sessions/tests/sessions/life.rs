@@ -218,7 +218,7 @@ async fn what_a_worker_dies_of_stays_in_it() {
     let kill = async {
         until("it started", || lab.probe.started.load(Ordering::SeqCst) == 1).await;
         let mut signal = std::process::Command::new("kill");
-        let sent = signal.args(["-SEGV", &pid.to_string()]).status();
+        let sent = signal.args(["-KILL", &pid.to_string()]).status();
         assert!(sent.expect("a signal").success());
     };
     let (ended, ()) = soon(async { tokio::join!(mine.run(&env, main()), kill) }).await;
