@@ -204,7 +204,8 @@ impl Meta {
     }
 
     /// The hash that the index has for an entry, be it a tensor or the offsets of one.
-    pub(crate) fn hash_of(&self, name: &str) -> Option<Hash> {
+    #[must_use]
+    pub fn entry_hash(&self, name: &str) -> Option<Hash> {
         let index = self.index.as_ref()?;
         index.of(self.find(name)?)?.hash
     }
