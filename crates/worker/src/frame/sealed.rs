@@ -17,6 +17,8 @@ const SEALS: SealFlags = SealFlags::SEAL
     .union(SealFlags::GROW)
     .union(SealFlags::WRITE);
 
+const FLAGS: MemfdFlags = MemfdFlags::CLOEXEC.union(MemfdFlags::ALLOW_SEALING);
+
 /// `TMPFS_MAGIC` of the kernel: what an ordinary memfd lies on. One of huge pages lies elsewhere, and
 /// reading from its map may fail with a signal however it is sealed.
 const TMPFS: u64 = 0x0102_1994;
@@ -38,21 +40,34 @@ impl Sealed {
         if len > SEALED_BYTES_MAX {
             return Err(FrameError::TooMuch(len));
         }
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let mut file = File::from(memfd_create(c"alknet", flags).map_err(io::Error::from)?);
+        let mut file = File::from(memfd_create(c"alknet", FLAGS).map_err(io::Error::from)?);
         file.write_all(bytes)?;
         Self::seal(file)
     }
 
-    /// Sealed memory that can be executed, as `write` fills it.
+    /// Sealed memory as `write` fills it.
     ///
     /// # Errors
     /// Those of `write`; and if there is too much, or the kernel refuses the memory.
+    pub fn written(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
+        Self::fill(memfd_create(c"alknet", FLAGS)?, write)
+    }
+
+    /// The same, and it can be executed.
+    ///
+    /// # Errors
+    /// As [`written`](Self::written).
     pub fn program(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         // Older kernels do not know the flag, and let every memfd be executed.
-        let memory = memfd_create(c"alknet", flags | MemfdFlags::EXEC)
-            .or_else(|_| memfd_create(c"alknet", flags))?;
+        let memory = memfd_create(c"alknet", FLAGS | MemfdFlags::EXEC)
+            .or_else(|_| memfd_create(c"alknet", FLAGS))?;
+        Self::fill(memory, write)
+    }
+
+    fn fill(
+        memory: OwnedFd,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<Self> {
         let mut memory = File::from(memory);
         write(&mut memory)?;
         Self::seal(memory).map_err(io::Error::other)
