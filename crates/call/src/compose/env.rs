@@ -129,7 +129,7 @@ impl OperationEnv for PeerCompositeEnv {
     fn every(&self) -> Vec<Resolved> {
         let imported = self.connection.iter().flat_map(|layer| layer.sorted());
         imported
-            .chain(self.base.sorted())
+            .chain(self.promoted.sorted())
             .map(Resolved::here)
             .collect()
     }
