@@ -7,3 +7,4 @@ mod limits;
 mod operations;
 mod service;
 mod support;
+mod tensors;
