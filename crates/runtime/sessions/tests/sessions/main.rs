@@ -1,6 +1,7 @@
 //! Sessions in real workers, called through a real registry, many of them hostile.
 
 mod calls;
+mod documented;
 mod hostile;
 mod life;
 mod limits;

@@ -16,7 +16,7 @@ use crate::support::{Lab, code, spec};
 
 /// Handles and what they hold, in the place of a GPU.
 #[derive(Default)]
-struct Shelf {
+pub(crate) struct Shelf {
     held: Mutex<BTreeMap<String, (String, Vec<u64>, Vec<u8>)>>,
     asked: Mutex<Vec<Value>>,
 }
@@ -34,7 +34,7 @@ fn registration(
     Registration::new(OperationSpec::query(name, "For tests."), handler)
 }
 
-fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
+pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
     vec![
         registration("compute/info", shelf, |_, _| Ok(json!({ "state": "ready" }).into())),
         registration("compute/dispatch", shelf, |shelf, input| {
@@ -167,7 +167,7 @@ impl TensorFiles for Files {
     }
 }
 
-fn stored() -> Lab {
+pub(crate) fn stored() -> Lab {
     let folder = tempfile::tempdir().expect("a folder");
     let mut file = File::create(folder.path().join("m.mt")).expect("a file");
     file.write_all(&container()).expect("written");
