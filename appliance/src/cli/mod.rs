@@ -8,6 +8,7 @@ mod exit;
 mod gpu;
 mod hub;
 mod identity;
+mod js;
 mod key;
 mod output;
 mod peers;
@@ -88,6 +89,9 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Print the public key this command line acts with, making it on first use.
     #[command(after_help = "Example:\n  alknet identity --json")]
     Identity(StateArgs),
+    /// Run scripts on a node.
+    #[command(subcommand)]
+    Js(js::JsVerb),
     /// Replace the key this command line acts with.
     #[command(subcommand)]
     Key(key::KeyVerb),
@@ -219,6 +223,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Gpu(args) => gpu::run(args, json),
         Verb::Hub(verb) => hub::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),
+        Verb::Js(verb) => js::run(verb, json),
         Verb::Key(verb) => key::run(verb, json),
         Verb::Ops(args) => call::ops(args, json),
         Verb::Peers(args) => peers::run(&args, json),

@@ -199,6 +199,20 @@ fn scripts_reach_nothing_but_their_host() {
 }
 
 #[test]
+fn sessions_know_no_transport_and_no_gpu() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "alknet-endpoint",
+        "alknet-tensor",
+        "hyper",
+        "rusqlite",
+        "wgpu",
+    ];
+    Graph::load().forbid("alknet-sessions", &banned);
+}
+
+#[test]
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();
     for package in ["alknet-init", "alknet-init-net", "alknet-provisioning"] {

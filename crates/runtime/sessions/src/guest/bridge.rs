@@ -587,7 +587,14 @@ fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
                 .and_then(|fd| fd.try_clone().ok())
                 .ok_or_else(gone)?;
             let mapped = Mapped::of_file(fd).map_err(|error| unsendable(&error))?;
-            Reply::Mixed(value.0, Bytes::from_owner(mapped))
+            let bytes = Bytes::from_owner(mapped);
+            let mut value = value.0;
+            if let Some(members) = value.as_object_mut() {
+                // `tensor.open` looks for the whole file here.
+                let whole = serde_json::json!({ "$bin": [0, bytes.len()] });
+                members.insert("file".to_owned(), whole);
+            }
+            Reply::Mixed(value, bytes)
         }
     })
 }

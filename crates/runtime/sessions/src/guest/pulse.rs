@@ -89,8 +89,9 @@ impl Pulse {
         }
     }
 
-    /// It did not listen. Alone in its isolate it is stopped; beside others it is answered from
-    /// here, so that they go on: what it burns is theirs, until their budget is gone.
+    /// It did not listen. Alone in its isolate it is stopped, and calls that wait for it to end are
+    /// stopped with it; beside others that have begun it is answered from here, so that they go on:
+    /// what it burns is theirs, until their budget is gone.
     fn stop(&self, state: &mut State, id: u64) {
         let Some(watched) = state.calls.get(&id) else {
             return;
@@ -99,7 +100,7 @@ impl Pulse {
         let siblings = state
             .calls
             .values()
-            .filter(|other| other.call.sid() == sid)
+            .filter(|other| other.call.sid() == sid && other.running.is_some())
             .count();
         match &watched.running {
             Some((remote, _)) if siblings == 1 => remote.stop(Code::Abort),

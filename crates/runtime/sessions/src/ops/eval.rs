@@ -32,6 +32,9 @@ pub(super) struct Asked {
     main: Option<String>,
     /// The REPL that the lines belong to.
     repl: Option<String>,
+    /// The REPL ends with this.
+    #[serde(default)]
+    end: bool,
     /// What it may call; everything that may be, if nothing is said.
     uses: Option<Vec<String>>,
     #[serde(default)]
@@ -78,6 +81,7 @@ pub(super) fn schema() -> Value {
             "modules": { "type": "object", "additionalProperties": { "type": "string" } },
             "main": { "type": "string" },
             "repl": { "type": "string", "minLength": 1, "maxLength": REPL_NAME_BYTES_MAX },
+            "end": { "type": "boolean" },
             "uses": { "type": "array", "items": { "type": "string" } },
             "limits": {
                 "type": "object",
@@ -178,8 +182,14 @@ impl Evals {
         let tenant = ctx.identity().map_or_else(String::new, |who| who.id.to_string());
         let name = (tenant, name);
         let source = asked.source.clone().unwrap_or_default();
-        let (session, turn) = match self.known(&name) {
+        let known = self.known(&name);
+        if asked.end {
+            // What was begun before runs to its end; nobody finds it any more.
+            self.lock().remove(&name);
+        }
+        let (session, turn) = match known {
             Some(known) => known,
+            None if asked.end => return Err(CallError::invalid_input("no such REPL is open")),
             None => self.begin(&name, &asked, ctx).await?,
         };
         let _one_at_a_time = turn.lock().await;

@@ -31,7 +31,7 @@ fn hostile(case: &Case) -> SessionSpec {
         Kind::Wall => spec.limits.wall = Duration::from_millis(150),
         _ => spec.limits.runtime.fuel_ticks = 10_000_000,
     }
-    if matches!(case.kind, Kind::Memory | Kind::Stack) {
+    if matches!(case.kind, Kind::Memory | Kind::Refused(_) | Kind::Stack) {
         // Time must not come first, however slow the machine is.
         spec.limits.runtime.cpu = Duration::from_secs(60);
         spec.limits.wall = Duration::from_secs(60);

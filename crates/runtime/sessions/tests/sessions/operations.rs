@@ -102,6 +102,10 @@ async fn lines_of_a_repl_go_to_the_same_session() {
     }
     assert_eq!(refused(&dev, line("i", "1")).await.0, "OVERLOADED");
     eval(&other, line("i", "1")).await.expect("a value");
+    // One that is ended makes room.
+    eval(&dev, json!({ "repl": "c", "end": true })).await.expect("ended");
+    assert_eq!(refused(&dev, json!({ "repl": "c", "end": true })).await.0, "INVALID_INPUT");
+    eval(&dev, line("i", "1")).await.expect("a value");
 }
 
 #[tokio::test(flavor = "multi_thread")]
