@@ -98,7 +98,7 @@ fn documents_that_are_none_are_refused() {
     ));
     let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
     assert_eq!(Bundle::read(deep.as_bytes()), Err(BundleError::Nesting));
-    let long = vec![b' '; crate::limits::BUNDLE_BYTES_MAX + 1];
+    let long = vec![b' '; BUNDLE_BYTES_MAX + 1];
     assert!(matches!(Bundle::read(&long), Err(BundleError::TooLarge(_))));
     let after = format!("{good} 1");
     assert!(matches!(
