@@ -199,6 +199,30 @@ fn scripts_reach_nothing_but_their_host() {
 }
 
 #[test]
+fn promotion_starts_no_process_and_opens_no_connection() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "alknet-endpoint",
+        "alknet-tls",
+        "alknet-worker",
+        "hyper",
+    ];
+    Graph::load().forbid("alknet-promotion", &banned);
+    // The parser of scripts is for workers.
+    let folder = "crates/runtime/promotion/src/";
+    let mut files = Vec::new();
+    sources(&root().join(folder), &mut files);
+    assert!(!files.is_empty(), "{folder} moved");
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a readable file");
+        for word in ["alknet_runtime::look", "Isolate::", ".look("] {
+            assert!(!text.contains(word), "{}: {word}", file.display());
+        }
+    }
+}
+
+#[test]
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();
     for package in ["alknet-init", "alknet-init-net", "alknet-provisioning"] {
@@ -332,6 +356,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "tests/",
     ];
     let build_and_tests = [
+        "crates/runtime/promotion/tests/",
         "crates/typedef/tests/",
         "crates/worker/tests/",
         "compute/driver/build.rs",

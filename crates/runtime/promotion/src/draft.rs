@@ -120,10 +120,10 @@ fn read(path: &Path) -> Result<String, DraftError> {
 #[non_exhaustive]
 pub enum DraftError {
     /// `operation.json` is not what it has to be.
-    #[error("{}: {1}", .0.display())]
+    #[error("{path}: {1}", path = .0.display())]
     Draft(PathBuf, String),
     /// A file cannot be read.
-    #[error("cannot read {}: {1}", .0.display())]
+    #[error("cannot read {path}: {1}", path = .0.display())]
     Read(PathBuf, #[source] io::Error),
     /// There is more than a bundle takes.
     #[error("the folder has more than {1} {0}")]
