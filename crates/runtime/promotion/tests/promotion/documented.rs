@@ -43,15 +43,25 @@ async fn the_example_is_proposed_promoted_and_called() {
     let node = Node::start(place.path(), live()).await;
     let proposed = node.propose("ada", &bundle).await.expect("it passes");
     let yes = json!({ "id": proposed["id"], "accept": true, "external": true });
-    let promoted = node.call("eve", "ops/promote", &yes).await.expect("reviewed");
+    let promoted = node
+        .call("eve", "ops/promote", &yes)
+        .await
+        .expect("reviewed");
     let path = promoted["path"].as_str().expect("a path");
     let answer = node.call("cal", path, &json!({ "items": [1, 3] })).await;
     assert_eq!(answer, Ok(json!(6)));
     let schema = node.client("eve").schema(path).await.expect("a spec");
-    assert_eq!(schema.access_control.required_scopes, ["call:js:invoice:total"]);
+    assert_eq!(
+        schema.access_control.required_scopes,
+        ["call:js:invoice:total"]
+    );
     for operation in node.promotion.operations() {
         let spec = operation.spec();
-        assert!(PAGE.contains(&format!("| `{}` |", spec.name)), "{}", spec.name);
+        assert!(
+            PAGE.contains(&format!("| `{}` |", spec.name)),
+            "{}",
+            spec.name
+        );
         for error in &spec.error_schemas {
             assert!(PAGE.contains(&error.code) || error.code == "STORE_FULL");
         }
@@ -62,14 +72,20 @@ async fn the_example_is_proposed_promoted_and_called() {
 fn the_page_tells_the_limits_and_settings_that_there_are() {
     use limits::*;
     for row in [
-        format!("| bundle | {} MiB, {NESTING_MAX} levels |", BUNDLE_BYTES_MAX >> 20),
+        format!(
+            "| bundle | {} MiB, {NESTING_MAX} levels |",
+            BUNDLE_BYTES_MAX >> 20
+        ),
         format!("| modules, cases | {MODULES_MAX}, {CASES_MAX} |"),
         format!("| `uses`, declared errors | {USES_MAX}, {ERRORS_MAX} |"),
         format!("| all tests together | {} s |", TRIAL_MAX.as_secs()),
         format!("| findings told at once | {FINDINGS_MAX} |"),
         format!("| imports of `op:` through `op:` | {IMPORT_DEPTH_MAX} |"),
         format!("| proposals whose tests run at the same time | {TRIALS_AT_ONCE} |"),
-        format!("| bundles kept | {BUNDLES_MAX}, {} GiB |", STORE_BYTES_MAX >> 30),
+        format!(
+            "| bundles kept | {BUNDLES_MAX}, {} GiB |",
+            STORE_BYTES_MAX >> 30
+        ),
         format!("| proposals of one author that wait | {WAITING_PER_AUTHOR_MAX} |"),
         format!("| promoted operations | {PATHS_MAX} |"),
         format!("| scopes for callers | {SCOPES_MAX} of {SCOPE_BYTES_MAX} bytes |"),
@@ -84,7 +100,10 @@ fn the_page_tells_the_limits_and_settings_that_there_are() {
         assert!(PAGE.contains(&row), "{row}");
     }
     let words: Vec<_> = PAGE.split_whitespace().collect();
-    let crashes = format!("loses {CRASHES_MAX} workers within {} s", CRASHES_WITHIN.as_secs());
+    let crashes = format!(
+        "loses {CRASHES_MAX} workers within {} s",
+        CRASHES_WITHIN.as_secs()
+    );
     assert!(words.join(" ").contains(&crashes), "{crashes}");
     let usual = Config::default();
     assert_eq!((usual.activate, usual.reviews), (Activate::Boot, 1));

@@ -14,7 +14,7 @@ async fn from_a_draft_to_an_operation_and_back() {
     let node = Node::start(folder.path(), live()).await;
     let source = "
         export async function run({ items }) {
-            if (items.length === 0) throw new OpError('EMPTY', 'nothing to add up', { at: 1 });
+            if (items.length === 0) throw new OpError('EMPTY', 'nothing to add up', { details: { at: 1 } });
             const { percent } = await ops.call('config/tax', {});
             return items.reduce((sum, item) => sum + item, 0) * (1 + percent / 100);
         }";
