@@ -12,6 +12,7 @@ mod js;
 mod key;
 mod output;
 mod peers;
+mod promotion;
 mod serve;
 mod status;
 mod token;
@@ -95,9 +96,11 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Replace the key this command line acts with.
     #[command(subcommand)]
     Key(key::KeyVerb),
-    /// List the operations of a node that you may call.
+    /// List the operations of a node that you may call; propose, review and take back operations
+    /// that scripts offer.
     #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
-alknet ops ed25519:…@192.0.2.7:443 node/info")]
+alknet ops ed25519:…@192.0.2.7:443 node/info\n  \
+alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
     Ops(call::OpsArgs),
     /// List who may connect to a node, and who has.
     #[command(after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443")]

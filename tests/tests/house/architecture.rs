@@ -200,6 +200,7 @@ fn scripts_reach_nothing_but_their_host() {
 
 #[test]
 fn sessions_know_no_transport_and_no_gpu() {
+fn promotion_starts_no_process_and_opens_no_connection() {
     let banned = [
         "quinn",
         "rustls",
@@ -210,6 +211,22 @@ fn sessions_know_no_transport_and_no_gpu() {
         "wgpu",
     ];
     Graph::load().forbid("alknet-sessions", &banned);
+        "alknet-tls",
+        "alknet-worker",
+        "hyper",
+    ];
+    Graph::load().forbid("alknet-promotion", &banned);
+    // The parser of scripts is for workers.
+    let folder = "crates/runtime/promotion/src/";
+    let mut files = Vec::new();
+    sources(&root().join(folder), &mut files);
+    assert!(!files.is_empty(), "{folder} moved");
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a readable file");
+        for word in ["alknet_runtime::look", "Isolate::", ".look("] {
+            assert!(!text.contains(word), "{}: {word}", file.display());
+        }
+    }
 }
 
 #[test]
@@ -347,6 +364,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "tests/",
     ];
     let build_and_tests = [
+        "crates/runtime/promotion/tests/",
         "crates/typedef/tests/",
         "crates/worker/tests/",
         "compute/driver/build.rs",

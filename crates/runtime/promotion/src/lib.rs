@@ -14,6 +14,7 @@
 mod bundle;
 mod check;
 mod difference;
+mod draft;
 mod error;
 mod generation;
 mod grants;
@@ -28,6 +29,7 @@ mod trial;
 
 pub use bundle::{Bundle, BundleError, Code, Content, Fuel, Hash, canonical, read_json};
 pub use check::Finding;
+pub use draft::{DRAFT_FILE, DraftError, read_draft};
 pub use error::PromotionError;
 pub use generation::{Invocation, Invoker};
 pub use grants::Grant;

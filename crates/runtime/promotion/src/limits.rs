@@ -8,6 +8,8 @@ pub const BUNDLE_BYTES_MAX: usize = alknet_runtime::limits::JSON_BYTES;
 pub const NESTING_MAX: usize = alknet_runtime::limits::JSON_DEPTH;
 /// Modules of a bundle.
 pub const MODULES_MAX: usize = alknet_runtime::limits::MODULES;
+/// Folders below that of a draft.
+pub const FOLDERS_MAX: usize = 256;
 /// Cases of a bundle's tests. There is at least one.
 pub const CASES_MAX: usize = alknet_runtime::limits::TEST_CASES;
 /// Operations that a bundle may want to call: more, no reviewer reads.

@@ -61,7 +61,10 @@ pub struct Ran {
 ///
 /// # Errors
 /// The worker was lost, or what it answers is none.
-pub(crate) async fn look(runner: &dyn TestRunner, bundle: &Bundle) -> Result<crate::check::Seen, Failure> {
+pub(crate) async fn look(
+    runner: &dyn TestRunner,
+    bundle: &Bundle,
+) -> Result<crate::check::Seen, Failure> {
     let mut modules = ModuleSet::new();
     for (name, text) in &bundle.content().modules {
         modules.insert(name, text.as_str())?;

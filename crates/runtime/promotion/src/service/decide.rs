@@ -55,18 +55,19 @@ impl Promotion {
             );
             return Err(PromotionError::Forbidden(text));
         }
-        if self.author(content).is_none() {
+        let Some(author) = self.author(content) else {
             let text = format!("{} is no key of '{}' on this node", content.key, who.id);
             return Err(PromotionError::Forbidden(text));
-        }
+        };
         let judged = self.judge(&bundle).await?;
         let found = Found {
-            authority: Authority::of(who),
+            // Whoever asks may be known by less than their key.
+            authority: Authority::of(who).and(&Authority::of(&author)),
             imports: judged.imports,
             report: judged.report,
         };
         let grants = grants::of(&bundle, &found.authority, self.dispatcher()?.registry());
-        let (kept, at_s, author) = (Arc::clone(&bundle), self.now(), who.id.clone());
+        let (kept, at_s, author) = (Arc::clone(&bundle), self.now(), author.id.clone());
         let proposal = self.stored(move |store| {
             let new = New {
                 bundle: &kept,

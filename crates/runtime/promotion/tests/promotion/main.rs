@@ -1,1 +1,12 @@
-//! x
+//! Promotion on a node, with scripts in isolates on threads of their own.
+
+mod authority;
+mod documented;
+mod faults;
+mod generations;
+mod isolates;
+mod killed;
+mod proposals;
+mod recorded;
+mod review;
+mod support;
