@@ -11,6 +11,7 @@ mod fault;
 mod matmul;
 mod measure;
 mod memory;
+mod nesting;
 mod sha256;
 mod shader;
 mod templates;
@@ -79,9 +80,9 @@ fn take_all(guest: &Guest, mut state: State) -> ! {
             message, fds, call, ..
         } = guest.next();
         let sid = match &message {
-            ToWorker::Close { sid, .. } | ToWorker::Run { sid, .. } | ToWorker::Tell { sid, .. } => {
-                *sid
-            }
+            ToWorker::Close { sid, .. }
+            | ToWorker::Run { sid, .. }
+            | ToWorker::Tell { sid, .. } => *sid,
             _ => 0,
         };
         match (message, call) {

@@ -118,6 +118,7 @@ impl Job<'_> {
         len: u64,
         jit: &mut Duration,
     ) -> Outcome<Option<bytes::Bytes>> {
+        self.engine.memory.device()?;
         let (m, k, n) = (ask.a.rows, ask.a.columns, ask.b.columns);
         let rows = m.next_multiple_of(block_rows());
         let (depth, width) = (k.next_multiple_of(4), n.next_multiple_of(4));
@@ -237,7 +238,10 @@ fn extent(matrix: &Matrix, elements: u64) -> Outcome<()> {
     }
     let mut least = i128::from(matrix.offset);
     let mut most = least;
-    for (count, stride) in [matrix.rows, matrix.columns].into_iter().zip(matrix.strides) {
+    for (count, stride) in [matrix.rows, matrix.columns]
+        .into_iter()
+        .zip(matrix.strides)
+    {
         let reach = i128::from(count - 1) * i128::from(stride);
         least += reach.min(0);
         most += reach.max(0);
