@@ -25,6 +25,7 @@ use alknet_worker::{Blob, Body, FromWorker, Guest, GuestCall, Incoming, Reply, R
 
 use self::engine::State;
 use self::fault::{Failed, Outcome};
+pub(crate) use self::templates::Plan;
 use crate::error::{Error, Result};
 
 /// Stack of the thread that takes requests: shaders are parsed on it, and nest.
