@@ -263,7 +263,9 @@ impl Device {
         }
         self.with_written(buffer, |mut memory| {
             let from = usize::try_from(offset).unwrap_or(usize::MAX);
-            memory.slice(from..from + bytes.len()).copy_from_slice(bytes);
+            memory
+                .slice(from..from + bytes.len())
+                .copy_from_slice(bytes);
         })
     }
 

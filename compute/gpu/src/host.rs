@@ -101,7 +101,11 @@ unsafe fn matmul_rows(a: View<'_>, b: View<'_>, target: Target, threads: usize) 
         return;
     }
     let work = a.rows * a.columns * b.columns;
-    let useful = if work < WORK_MIN { 1 } else { a.rows / ROWS_MIN };
+    let useful = if work < WORK_MIN {
+        1
+    } else {
+        a.rows / ROWS_MIN
+    };
     let each = a.rows.div_ceil(threads.min(useful).max(1));
     std::thread::scope(|scope| {
         for from in (each..a.rows).step_by(each) {
@@ -157,7 +161,8 @@ mod tests {
     #[test]
     fn products_are_right_however_the_matrices_lie() {
         let data: Vec<f32> = (0..4000).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
-        for (rows, depth, columns) in [(1, 1, 1), (3, 5, 7), (33, 17, 9), (64, 8, 40), (70, 40, 20)] {
+        for (rows, depth, columns) in [(1, 1, 1), (3, 5, 7), (33, 17, 9), (64, 8, 40), (70, 40, 20)]
+        {
             let plain = |rows, columns: usize| View {
                 data: &data,
                 offset: 3,
@@ -175,7 +180,8 @@ mod tests {
                 ..plain(rows, columns)
             };
             let at = |view: View<'_>, row: usize, column: usize| {
-                let away = row.cast_signed() * view.strides[0] + column.cast_signed() * view.strides[1];
+                let away =
+                    row.cast_signed() * view.strides[0] + column.cast_signed() * view.strides[1];
                 view.data[view.offset.saturating_add_signed(away)]
             };
             for (a, b) in [

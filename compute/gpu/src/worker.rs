@@ -11,6 +11,7 @@ mod fault;
 mod matmul;
 mod measure;
 mod memory;
+mod nesting;
 mod sha256;
 mod shader;
 mod templates;
@@ -24,6 +25,7 @@ use alknet_worker::{Blob, Body, FromWorker, Guest, GuestCall, Incoming, Reply, R
 
 use self::engine::State;
 use self::fault::{Failed, Outcome};
+pub(crate) use self::templates::Plan;
 use crate::error::{Error, Result};
 
 /// Stack of the thread that takes requests: shaders are parsed on it, and nest.
@@ -79,9 +81,9 @@ fn take_all(guest: &Guest, mut state: State) -> ! {
             message, fds, call, ..
         } = guest.next();
         let sid = match &message {
-            ToWorker::Close { sid, .. } | ToWorker::Run { sid, .. } | ToWorker::Tell { sid, .. } => {
-                *sid
-            }
+            ToWorker::Close { sid, .. }
+            | ToWorker::Run { sid, .. }
+            | ToWorker::Tell { sid, .. } => *sid,
             _ => 0,
         };
         match (message, call) {

@@ -126,7 +126,10 @@ mod tests {
             records.choose(Kernel::Matmul, 1e6, &info(class), measured)
         };
         assert_eq!(choose(&records, "cpu", None), (Variant::Host, Why::Class));
-        assert_eq!(choose(&records, "discrete", None), (Variant::Wgsl, Why::Class));
+        assert_eq!(
+            choose(&records, "discrete", None),
+            (Variant::Wgsl, Why::Class)
+        );
         let none = records.choose(Kernel::Matmul, 1e6, &Info::default(), None);
         assert_eq!(none, (Variant::Host, Why::Class));
 
@@ -153,7 +156,12 @@ mod tests {
     #[test]
     fn nonsense_is_not_written_down() {
         let mut records = Records::default();
-        for (operations, ms) in [(0.0, 1.0), (1.0, 0.0), (1.0, f64::NAN), (1.0, f64::INFINITY)] {
+        for (operations, ms) in [
+            (0.0, 1.0),
+            (1.0, 0.0),
+            (1.0, f64::NAN),
+            (1.0, f64::INFINITY),
+        ] {
             records.record(Kernel::Sha256, operations, Variant::Host, ms);
         }
         assert!(records.0.is_empty());

@@ -65,7 +65,9 @@ impl Default for Settings {
 /// Processors of this machine.
 fn threads() -> u32 {
     let processors = std::thread::available_parallelism();
-    processors.map_or(1, |processors| u32::try_from(processors.get()).unwrap_or(u32::MAX))
+    processors.map_or(1, |processors| {
+        u32::try_from(processors.get()).unwrap_or(u32::MAX)
+    })
 }
 
 /// How workers of role `gpu` are configured: memory for their buffers, and as many threads for shaders
@@ -75,7 +77,8 @@ pub fn role(settings: &Settings) -> RoleConfig {
     let mut role = RoleConfig::new(Role::Gpu);
     role.memory_bytes = settings.tenant_bytes.saturating_add(WORKER_BYTES);
     let threads = settings.threads.to_string();
-    role.environment.push(("LP_NUM_THREADS".to_owned(), threads));
+    role.environment
+        .push(("LP_NUM_THREADS".to_owned(), threads));
     role
 }
 
@@ -148,11 +151,7 @@ impl Compute {
         Self::make(workers, settings, Some(references))
     }
 
-    fn make(
-        workers: Workers,
-        settings: Settings,
-        references: Option<Arc<dyn References>>,
-    ) -> Self {
+    fn make(workers: Workers, settings: Settings, references: Option<Arc<dyn References>>) -> Self {
         Self(Arc::new(Inner {
             workers,
             settings,
@@ -181,7 +180,9 @@ impl Compute {
         let found = references.find(ctx, &reference).await?;
         let kind = Kind::of(&found.dtype, found.shape)?;
         if kind.bytes() != found.data.len() {
-            return Err(Error::Internal("a stored tensor of another length".to_owned()));
+            return Err(Error::Internal(
+                "a stored tensor of another length".to_owned(),
+            ));
         }
         Ok(Arg::Stored(Arc::new(found.data), kind))
     }
@@ -245,7 +246,9 @@ impl Compute {
     }
 
     pub(crate) fn record(&self, kernel: Kernel, operations: f64, variant: Variant, ms: f64) {
-        lock(&self.0.known).records.record(kernel, operations, variant, ms);
+        lock(&self.0.known)
+            .records
+            .record(kernel, operations, variant, ms);
     }
 
     pub(crate) fn choose(&self, kernel: Kernel, operations: f64, info: &Info) -> (Variant, Why) {

@@ -208,18 +208,33 @@ mod tests {
     fn callers_see_the_documented_codes() {
         let text = String::new;
         let cases = [
-            (Error::DeviceLost(text()), "UNAVAILABLE", true, "E_DEVICE_LOST"),
+            (
+                Error::DeviceLost(text()),
+                "UNAVAILABLE",
+                true,
+                "E_DEVICE_LOST",
+            ),
             (Error::Dtype(text()), "INVALID_INPUT", false, "E_DTYPE"),
             (Error::GpuTimeout, "TIMEOUT", true, "E_GPU_TIMEOUT"),
             (Error::Lost(text()), "UNAVAILABLE", true, "E_WORKER_LOST"),
-            (Error::NoAdapter(text()), "UNAVAILABLE", false, "E_NO_ADAPTER"),
+            (
+                Error::NoAdapter(text()),
+                "UNAVAILABLE",
+                false,
+                "E_NO_ADAPTER",
+            ),
             (Error::NoHandle, "NOT_FOUND", false, "E_NOTFOUND"),
             (Error::Overloaded(text()), "OVERLOADED", true, "E_BUSY"),
             (Error::Policy(text()), "UNAVAILABLE", false, "E_POLICY"),
             (Error::Quota(text()), QUOTA_EXCEEDED, false, "E_QUOTA"),
             (Error::Shape(text()), "INVALID_INPUT", false, "E_SHAPE"),
             (Error::Timeout, "TIMEOUT", true, "E_TIMEOUT"),
-            (Error::TooLarge(text()), TENSOR_TOO_LARGE, false, "E_TOO_LARGE"),
+            (
+                Error::TooLarge(text()),
+                TENSOR_TOO_LARGE,
+                false,
+                "E_TOO_LARGE",
+            ),
         ];
         for (error, code, retryable, inside) in cases {
             let seen = Answered::from(error);
@@ -240,6 +255,9 @@ mod tests {
         let seen = Answered::from(Error::from_fault(fault));
         assert_eq!(seen.code.name(), SHADER_INVALID);
         let details = seen.details.expect("details");
-        assert_eq!((&details["line"], &details["column"]), (&json!(3), &json!(7)));
+        assert_eq!(
+            (&details["line"], &details["column"]),
+            (&json!(3), &json!(7))
+        );
     }
 }

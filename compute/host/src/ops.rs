@@ -10,7 +10,9 @@ mod tensors;
 
 use std::sync::Arc;
 
-use alknet_call::{Body, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, Output, Registration};
+use alknet_call::{
+    Body, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, Output, Registration,
+};
 use serde_json::json;
 
 use crate::compute::Compute;

@@ -178,7 +178,10 @@ impl Shelf {
     }
 
     fn bytes(&self) -> u64 {
-        self.handles.values().map(|handle| handle.kind.bytes()).sum()
+        self.handles
+            .values()
+            .map(|handle| handle.kind.bytes())
+            .sum()
     }
 
     fn settle(&mut self, now: Instant) {
@@ -207,7 +210,10 @@ mod tests {
         let number = shelf.number();
         let name = shelf.keep(number, kind(3), nobody(), at(60)).expect("kept");
         shelf.expire(at(59), Duration::ZERO);
-        assert_eq!(shelf.find(&name, nobody(), at(119)).expect("there"), (number, kind(3)));
+        assert_eq!(
+            shelf.find(&name, nobody(), at(119)).expect("there"),
+            (number, kind(3))
+        );
         shelf.expire(at(118), Duration::ZERO);
         assert!(!shelf.is_empty() && !shelf.has_garbage());
         shelf.expire(at(119), Duration::ZERO);

@@ -210,7 +210,9 @@ impl Desk {
             upload(&live.session, number, data)?;
         }
         let request = Request::Role { body: sending.body };
-        let mut call = live.session.call(request, sending.limits, sending.operation);
+        let mut call = live
+            .session
+            .call(request, sending.limits, sending.operation);
         let answer = tokio::select! {
             biased;
             answer = &mut call => answer,

@@ -82,7 +82,9 @@ impl Kind {
         let elements = if shape.contains(&0) {
             Some(0)
         } else {
-            shape.iter().try_fold(1_u64, |all, side| all.checked_mul(*side))
+            shape
+                .iter()
+                .try_fold(1_u64, |all, side| all.checked_mul(*side))
         };
         let bytes = elements.and_then(|elements| elements.checked_mul(dtype.bytes()));
         if bytes.is_none_or(|bytes| bytes > TENSOR_BYTES_MAX) {
@@ -113,9 +115,10 @@ impl Kind {
         let Some([from, to]) = rows else {
             return Ok((0, self.clone()));
         };
-        let most = *self.shape.first().ok_or_else(|| {
-            Error::Shape("a tensor without dimensions has no rows".to_owned())
-        })?;
+        let most = *self
+            .shape
+            .first()
+            .ok_or_else(|| Error::Shape("a tensor without dimensions has no rows".to_owned()))?;
         if from > to || to > most {
             return Err(Error::Shape(format!("rows {from} to {to}, of {most}")));
         }
@@ -156,7 +159,8 @@ struct Written {
 impl Arg {
     /// Reads one; `body` has the bytes that it may point to.
     pub(crate) fn read(body: &Body, written: &Value) -> Result<Self> {
-        let written = Written::deserialize(written).map_err(|error| Error::Shape(error.to_string()))?;
+        let written =
+            Written::deserialize(written).map_err(|error| Error::Shape(error.to_string()))?;
         let dtype = written.dtype.as_deref().map(Dtype::parse).transpose()?;
         match (written.inline, written.reference, written.handle) {
             (Some(inline), None, None) => {
@@ -242,8 +246,14 @@ mod tests {
     #[test]
     fn rows_lie_inside() {
         let tensor = kind(&[4, 3]);
-        assert_eq!(tensor.rows(Some([1, 3])).expect("inside"), (12, kind(&[2, 3])));
-        assert_eq!(tensor.rows(Some([4, 4])).expect("none"), (48, kind(&[0, 3])));
+        assert_eq!(
+            tensor.rows(Some([1, 3])).expect("inside"),
+            (12, kind(&[2, 3]))
+        );
+        assert_eq!(
+            tensor.rows(Some([4, 4])).expect("none"),
+            (48, kind(&[0, 3]))
+        );
         assert_eq!(tensor.rows(None).expect("all"), (0, tensor.clone()));
         for rows in [[3, 2], [0, 5], [5, 5], [0, u64::MAX]] {
             assert!(tensor.rows(Some(rows)).is_err(), "{rows:?}");
@@ -255,8 +265,14 @@ mod tests {
     fn a_tensor_is_one_thing_and_says_how_long_it_is() {
         let good = json!({ "inline": "AAAAAAAAAAA=", "dtype": "F32", "shape": [2] });
         assert!(matches!(read(&good), Ok(Arg::Inline(bytes, _)) if bytes.len() == 8));
-        assert!(matches!(read(&json!({ "handle": "a", "expires_ms": 7 })), Ok(Arg::Handle { .. })));
-        assert!(matches!(read(&json!({ "ref": "alknet-tensor://x" })), Ok(Arg::Ref(_))));
+        assert!(matches!(
+            read(&json!({ "handle": "a", "expires_ms": 7 })),
+            Ok(Arg::Handle { .. })
+        ));
+        assert!(matches!(
+            read(&json!({ "ref": "alknet-tensor://x" })),
+            Ok(Arg::Ref(_))
+        ));
         for bad in [
             json!({}),
             json!(3),

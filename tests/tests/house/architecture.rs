@@ -185,6 +185,19 @@ fn tensors_know_no_network_no_script_and_no_gpu() {
 }
 
 #[test]
+fn operations_that_compute_have_no_driver_in_them() {
+    let banned = [
+        "alknet-endpoint",
+        "alknet-vulkan",
+        "matrixmultiply",
+        "quinn",
+        "rustls",
+        "wgpu",
+    ];
+    Graph::load().forbid("alknet-compute", &banned);
+}
+
+#[test]
 fn scripts_reach_nothing_but_their_host() {
     let banned = [
         "quinn",

@@ -74,10 +74,7 @@ impl Shelf {
 
     /// Bytes of all buffers.
     pub(super) fn bytes(&self) -> u64 {
-        self.buffers
-            .values()
-            .map(|stored| stored.kept.size())
-            .sum()
+        self.buffers.values().map(|stored| stored.kept.size()).sum()
     }
 
     pub(super) fn stored(&self, number: u64) -> Outcome<Stored> {

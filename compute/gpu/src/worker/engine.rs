@@ -198,7 +198,8 @@ impl Job<'_> {
         match to {
             Sink::Answer => {
                 let cut = usize::try_from(len).unwrap_or(usize::MAX);
-                let read = |bytes: &[u8]| bytes::Bytes::copy_from_slice(&bytes[..cut.min(bytes.len())]);
+                let read =
+                    |bytes: &[u8]| bytes::Bytes::copy_from_slice(&bytes[..cut.min(bytes.len())]);
                 Ok(Some(self.engine.memory.with_read(&kept, read)?))
             }
             Sink::Buffer(number) => {
@@ -259,7 +260,10 @@ fn adapter(device: &Device, selftest_ms: f64) -> Adapter {
         driver: device.found.driver.to_owned(),
         class: class.to_owned(),
         versions: info.driver_info.clone(),
-        features: features.iter_names().map(|(name, _)| name.to_owned()).collect(),
+        features: features
+            .iter_names()
+            .map(|(name, _)| name.to_owned())
+            .collect(),
         limits: DeviceLimits {
             buffer_bytes: limits.max_buffer_size,
             storage_bytes: limits.max_storage_buffer_binding_size.min(TENSOR_BYTES_MAX),

@@ -10,7 +10,7 @@ use super::buffers::{Located, Stored, fits, room};
 use super::engine::Job;
 use super::fault::{Failed, Outcome};
 use super::memory::{Kept, Memory};
-use super::templates::{Name, block_groups, block_rows};
+use super::templates::Name;
 use crate::host::{self, View};
 use crate::milliseconds;
 
@@ -119,7 +119,13 @@ impl Job<'_> {
         jit: &mut Duration,
     ) -> Outcome<Option<bytes::Bytes>> {
         let (m, k, n) = (ask.a.rows, ask.a.columns, ask.b.columns);
-        let rows = m.next_multiple_of(block_rows());
+        let begun = Instant::now();
+        let device = self.engine.memory.device()?;
+        let (_, plan, fresh) = self.engine.kernels.product(device)?;
+        if fresh {
+            *jit += begun.elapsed();
+        }
+        let rows = m.next_multiple_of(plan.height);
         let (depth, width) = (k.next_multiple_of(4), n.next_multiple_of(4));
         let a = self.packed(&ask.a, [rows, depth], jit)?;
         let b = self.packed(&ask.b, [depth, width], jit)?;
@@ -128,15 +134,9 @@ impl Job<'_> {
         let floats = u64::from(rows) * u64::from(width);
         let c = device.buffer(floats * size_of::<f32>() as u64)?;
         let size = device.upload(bytemuck::cast_slice(&[width / 4, depth / 4, rows, 0]))?;
-        let begun = Instant::now();
-        let (kernel, fresh) = self.engine.kernels.get(device, Name::Block)?;
+        let (kernel, plan, _) = self.engine.kernels.product(device)?;
         let buffers = [(0, &a), (1, &b), (2, &c), (3, &size)];
-        if fresh {
-            device.submit(kernel, &buffers, [0, 0, 0])?;
-            device.wait()?;
-            *jit += begun.elapsed();
-        }
-        device.submit(kernel, &buffers, block_groups(width, rows))?;
+        device.submit(kernel, &buffers, plan.groups(width, rows))?;
         device.wait()?;
         self.still_wanted()?;
         if rows == m && width == n {
@@ -237,7 +237,10 @@ fn extent(matrix: &Matrix, elements: u64) -> Outcome<()> {
     }
     let mut least = i128::from(matrix.offset);
     let mut most = least;
-    for (count, stride) in [matrix.rows, matrix.columns].into_iter().zip(matrix.strides) {
+    for (count, stride) in [matrix.rows, matrix.columns]
+        .into_iter()
+        .zip(matrix.strides)
+    {
         let reach = i128::from(count - 1) * i128::from(stride);
         least += reach.min(0);
         most += reach.max(0);

@@ -26,7 +26,9 @@ impl Job<'_> {
     pub(super) fn measure(&mut self, threads: u32) -> Outcome<Measured> {
         let operations = 2.0 * f64::from(SIDE).powi(3);
         let side = SIDE as usize;
-        let data: Vec<f32> = (0..side * side).map(|i| (i % 17) as f32 * 0.25 - 2.0).collect();
+        let data: Vec<f32> = (0..side * side)
+            .map(|i| (i % 17) as f32 * 0.25 - 2.0)
+            .collect();
         let view = View {
             data: &data,
             offset: 0,

@@ -104,7 +104,8 @@ impl Memory {
             Kept::Process(bytes) => locked(bytes, |bytes| into(bytes)),
             Kept::Device(buffer) => {
                 let device = self.device()?;
-                let aligned = offset.is_multiple_of(WORD) && new.len().is_multiple_of(WORD as usize);
+                let aligned =
+                    offset.is_multiple_of(WORD) && new.len().is_multiple_of(WORD as usize);
                 if aligned || device.host_memory {
                     return Ok(device.write(buffer, offset, new)?);
                 }
@@ -141,10 +142,16 @@ mod tests {
         memory.write(&a, 2, b"XY").expect("inside");
         assert!(memory.write(&a, 5, b"XY").is_err());
         let read = |kept| memory.with_read(kept, <[u8]>::to_vec).expect("there");
-        assert_eq!((read(&a), read(&b)), (b"abXYef".to_vec(), b"abcdef".to_vec()));
+        assert_eq!(
+            (read(&a), read(&b)),
+            (b"abXYef".to_vec(), b"abcdef".to_vec())
+        );
         assert_eq!(memory.zeroed(3).expect("kept").size(), 3);
         let why = memory.device().expect_err("none");
-        assert_eq!((why.code, why.message.as_str()), (codes::NO_ADAPTER, "none here"));
+        assert_eq!(
+            (why.code, why.message.as_str()),
+            (codes::NO_ADAPTER, "none here")
+        );
         assert!(a.buffer().is_err());
     }
 }

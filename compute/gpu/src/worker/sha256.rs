@@ -78,8 +78,8 @@ impl Job<'_> {
         spans: &[[u32; 2]],
         jit: &mut Duration,
     ) -> Outcome<Option<bytes::Bytes>> {
-        let data = (self.shelf).stored_from(&self.engine.memory, &ask.data, self.used)?;
         let device = self.engine.memory.device()?;
+        let data = (self.shelf).stored_from(&self.engine.memory, &ask.data, self.used)?;
         let len = (spans.len() * DIGEST) as u64;
         let places = device.upload(bytemuck::cast_slice(spans))?;
         let digests = device.buffer(len)?;
@@ -108,7 +108,11 @@ fn spans(bytes: &[u8], total: u64) -> Outcome<Vec<[u32; 2]>> {
     if offsets.len() > MESSAGES_MAX + 1 {
         let most = (MESSAGES_MAX * DIGEST) as u64;
         let bytes = offsets.len() as u64 * DIGEST as u64;
-        return Err(Failed::too_large("digests", bytes, most.min(TENSOR_BYTES_MAX)));
+        return Err(Failed::too_large(
+            "digests",
+            bytes,
+            most.min(TENSOR_BYTES_MAX),
+        ));
     }
     let mut spans = Vec::with_capacity(offsets.len());
     for pair in offsets.windows(2) {

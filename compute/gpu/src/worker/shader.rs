@@ -14,6 +14,7 @@ use wgpu::naga::{
 };
 
 use super::fault::{Failed, Outcome};
+use super::nesting;
 
 /// Longest message that is passed on, in characters: it quotes the shader.
 const MESSAGE_CHARS_MAX: usize = 500;
@@ -28,7 +29,10 @@ pub(super) struct Bounds {
 /// Checks everything.
 pub(super) fn check(wgsl: &str, entry: &str, bindings: &[Binding], bounds: Bounds) -> Outcome<()> {
     if wgsl.len() > WGSL_BYTES_MAX {
-        let message = format!("a shader may have {WGSL_BYTES_MAX} bytes, not {}", wgsl.len());
+        let message = format!(
+            "a shader may have {WGSL_BYTES_MAX} bytes, not {}",
+            wgsl.len()
+        );
         return Err(Failed::shader(message));
     }
     if bindings.len() > BINDINGS_MAX {
@@ -36,6 +40,9 @@ pub(super) fn check(wgsl: &str, entry: &str, bindings: &[Binding], bounds: Bound
             "a shader may have {BINDINGS_MAX} bindings, not {}",
             bindings.len()
         )));
+    }
+    if let Some(why) = nesting::of_text(wgsl) {
+        return Err(Failed::shader(why));
     }
     let module = wgsl::parse_str(wgsl)
         .map_err(|error| located(error.message().to_owned(), error.location(wgsl)))?;
@@ -46,6 +53,9 @@ pub(super) fn check(wgsl: &str, entry: &str, bindings: &[Binding], bounds: Bound
     })?;
     if module.overrides.iter().next().is_some() {
         return Err(Failed::shader("overrides cannot be set here"));
+    }
+    if let Some(why) = nesting::of_module(&module) {
+        return Err(Failed::shader(why));
     }
     let entry = entry_point(&module, entry)?;
     group(entry, bounds)?;
@@ -119,7 +129,11 @@ fn memory(module: &Module, bounds: Bounds) -> Outcome<()> {
         .sum();
     let own = globals(AddressSpace::Private).saturating_add(locals);
     for (what, bytes, most) in [
-        ("a group's", globals(AddressSpace::WorkGroup), bounds.group_bytes),
+        (
+            "a group's",
+            globals(AddressSpace::WorkGroup),
+            bounds.group_bytes,
+        ),
         ("an invocation's", own, PRIVATE_BYTES_MAX),
     ] {
         if bytes > most {
@@ -195,9 +209,8 @@ mod tests {
     }
 
     fn refused(body: &str) -> Failed {
-        let wgsl = format!(
-            "@group(0) @binding(0) var<storage, read_write> data: array<u32>;\n{body}\n"
-        );
+        let wgsl =
+            format!("@group(0) @binding(0) var<storage, read_write> data: array<u32>;\n{body}\n");
         let bindings = [binding(0, Access::ReadWrite)];
         check(&wgsl, "main", &bindings, BOUNDS).expect_err("refused")
     }

@@ -37,7 +37,9 @@ fn one(lane: u32, word: u32) -> u32 {
     let mut x = word;
     let mut f = (word % 256) as f32;
     for round in 0..ROUNDS {
-        x = (x ^ (x >> 15)).wrapping_mul(0x85eb_ca6b).wrapping_add(round);
+        x = (x ^ (x >> 15))
+            .wrapping_mul(0x85eb_ca6b)
+            .wrapping_add(round);
         f = f * 3.0 + (lane % 8) as f32;
     }
     x ^ (f as u32)

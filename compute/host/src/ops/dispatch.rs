@@ -135,18 +135,31 @@ fn check(input: &Input) -> Result<()> {
     };
     if input.wgsl.len() > WGSL_BYTES_MAX {
         let bytes = input.wgsl.len();
-        return Err(refused(format!("a shader may have {WGSL_BYTES_MAX} bytes, not {bytes}")));
+        return Err(refused(format!(
+            "a shader may have {WGSL_BYTES_MAX} bytes, not {bytes}"
+        )));
     }
     if input.bindings.len() > BINDINGS_MAX {
         let bindings = input.bindings.len();
-        return Err(refused(format!("a shader may have {BINDINGS_MAX} bindings, not {bindings}")));
+        return Err(refused(format!(
+            "a shader may have {BINDINGS_MAX} bindings, not {bindings}"
+        )));
     }
     if input.groups.iter().any(|groups| *groups > GROUPS_MAX) {
-        return Err(Error::Shape(format!("at most {GROUPS_MAX} groups in a dimension")));
+        return Err(Error::Shape(format!(
+            "at most {GROUPS_MAX} groups in a dimension"
+        )));
     }
     let mut seen = HashSet::new();
-    match input.bindings.iter().find(|wanted| !seen.insert(wanted.binding)) {
-        Some(twice) => Err(Error::Shape(format!("binding {} is there twice", twice.binding))),
+    match input
+        .bindings
+        .iter()
+        .find(|wanted| !seen.insert(wanted.binding))
+    {
+        Some(twice) => Err(Error::Shape(format!(
+            "binding {} is there twice",
+            twice.binding
+        ))),
         None => Ok(()),
     }
 }
@@ -166,7 +179,12 @@ fn bind(turn: &mut Turn, wanted: Wanted, arg: Option<Arg>) -> Result<(Binding, K
         (None | Some(Access::ReadWrite), None, Some(out)) => {
             let kind = Kind::of(&out.dtype, out.shape)?;
             let to = turn.sink(&kind, out.wanted)?;
-            (Access::ReadWrite, Source::Zero(kind.bytes()), Some(to), kind)
+            (
+                Access::ReadWrite,
+                Source::Zero(kind.bytes()),
+                Some(to),
+                kind,
+            )
         }
         _ => {
             return Err(Error::Shape(format!(

@@ -129,9 +129,15 @@ mod tests {
     #[test]
     fn versions_are_found_in_what_a_driver_says() {
         let found = versions("Mesa 25.0.7 (LLVM 19.1.7)", "30");
-        assert_eq!((&found["mesa"], &found["llvm"]), (&json!("25.0.7"), &json!("19.1.7")));
+        assert_eq!(
+            (&found["mesa"], &found["llvm"]),
+            (&json!("25.0.7"), &json!("19.1.7"))
+        );
         let found = versions("550.54", "30");
-        assert_eq!(found, json!({ "driver": "550.54", "wgpu": "30", "naga": "30" }));
+        assert_eq!(
+            found,
+            json!({ "driver": "550.54", "wgpu": "30", "naga": "30" })
+        );
         assert_eq!(versions("Mesa", "30")["mesa"], Value::Null);
     }
 }

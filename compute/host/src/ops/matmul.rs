@@ -91,10 +91,13 @@ pub(super) fn operation(compute: &Compute) -> Registration {
             "ms": { "type": "number" }, "jit_ms": { "type": "number" },
         }
     });
-    let spec = OperationSpec::query("compute/matmul", "Multiplies two matrices of 32-bit floats.")
-        .with_input(input)
-        .with_output(output)
-        .with_scope("compute:run");
+    let spec = OperationSpec::query(
+        "compute/matmul",
+        "Multiplies two matrices of 32-bit floats.",
+    )
+    .with_input(input)
+    .with_output(output)
+    .with_scope("compute:run");
     register(compute, spec, run)
 }
 

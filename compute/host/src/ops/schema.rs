@@ -53,7 +53,7 @@ pub(super) fn variant() -> Value {
 /// Some rows: from, and up to.
 pub(super) fn rows() -> Value {
     json!({
-        "type": "array", "minItems": 2, "maxItems": 2,
+        "type": ["array", "null"], "minItems": 2, "maxItems": 2,
         "items": { "type": "integer", "minimum": 0 },
     })
 }

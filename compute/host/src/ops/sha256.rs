@@ -60,7 +60,9 @@ pub(super) fn operation(compute: &Compute) -> Registration {
 
 async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
     let input: Input = parse(&body)?;
-    let data = compute.resolve(&ctx, Arg::read(&body, &input.data)?).await?;
+    let data = compute
+        .resolve(&ctx, Arg::read(&body, &input.data)?)
+        .await?;
     let offsets = match &input.offsets {
         Some(offsets) => Some(compute.resolve(&ctx, Arg::read(&body, offsets)?).await?),
         None => None,

@@ -92,7 +92,9 @@ fn same(kind: &Kind, from: &Kind) -> Result<()> {
     }
     if kind.bytes() != from.bytes() {
         let (to, from) = (&kind.shape, &from.shape);
-        return Err(Error::Shape(format!("a tensor of {to:?} from one of {from:?}")));
+        return Err(Error::Shape(format!(
+            "a tensor of {to:?} from one of {from:?}"
+        )));
     }
     Ok(())
 }

@@ -29,7 +29,10 @@ pub(super) fn endless() -> Value {
 /// Whether the node computes for somebody.
 pub(super) fn works(person: &Person) -> bool {
     let one = inline("F32", &[1, 1], &le(&[3.0]));
-    let answer = person.ask("compute/matmul", &json!({ "a": one, "b": one, "variant": "wgsl" }));
+    let answer = person.ask(
+        "compute/matmul",
+        &json!({ "a": one, "b": one, "variant": "wgsl" }),
+    );
     floats(&person.bytes(&answer, &answer.value()["product"])) == [9.0]
 }
 
@@ -37,7 +40,11 @@ pub(super) fn works(person: &Person) -> bool {
 fn marked(mark: &str) -> Option<(i32, u64)> {
     let wanted = format!("{MARK}={mark}");
     for entry in fs::read_dir("/proc").expect("/proc is there").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
@@ -75,7 +82,9 @@ fn busy(mark: &str) -> i32 {
 
 /// Ends a worker of this test's own, found by its mark.
 fn kill(pid: i32) {
-    let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+    let status = Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status();
     assert!(status.expect("every Debian has it").success());
 }
 
@@ -97,13 +106,21 @@ fn a_worker_that_dies_ends_its_call_and_the_next_one_has_another() {
         let pid = busy(&mark);
         kill(pid);
     });
-    let error = person.try_ask("compute/dispatch", &endless()).expect_err("its worker died");
+    let error = person
+        .try_ask("compute/dispatch", &endless())
+        .expect_err("its worker died");
     killer.join().expect("it found the worker");
-    assert_eq!(codes(&error), ("UNAVAILABLE".to_owned(), "E_WORKER_LOST".to_owned()));
+    assert_eq!(
+        codes(&error),
+        ("UNAVAILABLE".to_owned(), "E_WORKER_LOST".to_owned())
+    );
     assert!(error.retryable);
     assert!(works(&other), "the next call has a new worker");
     let lost = other.refused("tensor/read", &json!({ "handle": handle }));
-    assert_eq!(lost.0, "NOT_FOUND", "what was in the worker is gone with it");
+    assert_eq!(
+        lost.0, "NOT_FOUND",
+        "what was in the worker is gone with it"
+    );
 }
 
 #[test]
@@ -140,7 +157,10 @@ fn whoever_gives_up_leaves_the_place_to_the_next() {
         tokio::time::timeout(Duration::from_millis(500), asking).await
     });
     assert!(given_up.is_err(), "an endless shader has no answer");
-    assert!(works(&person), "its worker was killed, and there is another");
+    assert!(
+        works(&person),
+        "its worker was killed, and there is another"
+    );
 }
 
 #[test]
@@ -174,7 +194,10 @@ fn a_queue_has_an_end() {
             refused
         };
         let (first, refused) = tokio::join!(first, rest);
-        assert_eq!(codes(&first.expect_err("it has a limit")).1, "E_GPU_TIMEOUT");
+        assert_eq!(
+            codes(&first.expect_err("it has a limit")).1,
+            "E_GPU_TIMEOUT"
+        );
         refused
     });
     assert!(overloaded > 0, "nobody was turned away");

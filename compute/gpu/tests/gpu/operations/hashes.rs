@@ -67,10 +67,16 @@ fn rows_are_messages_where_there_are_no_offsets() {
         }
     }
     // Nothing is one message without bytes; no rows are no message.
-    let empty = person.ask("compute/sha256", &json!({ "data": inline("U8", &[0], &[]) }));
+    let empty = person.ask(
+        "compute/sha256",
+        &json!({ "data": inline("U8", &[0], &[]) }),
+    );
     let digests = person.bytes(&empty, &empty.value()["digests"]);
     assert_eq!(digests, Sha256::digest([]).to_vec());
-    let none = person.ask("compute/sha256", &json!({ "data": inline("U8", &[0, 9], &[]) }));
+    let none = person.ask(
+        "compute/sha256",
+        &json!({ "data": inline("U8", &[0, 9], &[]) }),
+    );
     assert_eq!(none.value()["digests"]["shape"], json!([0, 32]));
 }
 
@@ -79,7 +85,10 @@ fn offsets_that_lead_nowhere_are_refused() {
     let person = NODE.person("hashed-nowhere");
     let data = inline("U8", &[4], b"abcd");
     let le = |offsets: &[u32]| -> Vec<u8> {
-        offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect()
+        offsets
+            .iter()
+            .flat_map(|offset| offset.to_le_bytes())
+            .collect()
     };
     for offsets in [&[0, 5][..], &[3, 2], &[0, u32::MAX], &[9]] {
         let offsets = inline("U32", &[offsets.len()], &le(offsets));

@@ -20,19 +20,28 @@ fn dispatch(body: &str) -> Value {
 }
 
 fn main(body: &str) -> Value {
-    dispatch(&format!("@compute @workgroup_size(1) fn main() {{ {body} }}"))
+    dispatch(&format!(
+        "@compute @workgroup_size(1) fn main() {{ {body} }}"
+    ))
 }
 
 /// What is refused before anything runs.
 fn invalid() -> Vec<(&'static str, Value)> {
     let repeat = |open: &str, count: usize, close: &str| {
-        main(&format!("data[0] = {}1u{};", open.repeat(count), close.repeat(count)))
+        main(&format!(
+            "data[0] = {}1u{};",
+            open.repeat(count),
+            close.repeat(count)
+        ))
     };
     let mut unbound = main("data[0] = 1u;");
     unbound["bindings"] = json!([]);
     let mut stray = main("data[0] = 1u;");
     let extra = json!({ "binding": 9, "out": { "dtype": "U32", "shape": [1] } });
-    stray["bindings"].as_array_mut().expect("a list").push(extra);
+    stray["bindings"]
+        .as_array_mut()
+        .expect("a list")
+        .push(extra);
     let mut access = main("data[0] = 1u;");
     access["bindings"] =
         json!([{ "binding": 0, "access": "read", "arg": inline("U32", &[1], &[0; 4]) }]);
@@ -43,35 +52,110 @@ fn invalid() -> Vec<(&'static str, Value)> {
         .map(|binding| json!({ "binding": binding, "out": { "dtype": "U32", "shape": [1] } }))
         .collect();
     vec![
-        ("no text", json!({ "wgsl": "", "entry": "main", "groups": [1, 1, 1], "bindings": [] })),
+        (
+            "no text",
+            json!({ "wgsl": "", "entry": "main", "groups": [1, 1, 1], "bindings": [] }),
+        ),
         ("no WGSL", dispatch("int main() { return 0; }")),
         ("bytes", dispatch("\u{0}\u{1}\u{7f}\u{feff}\u{202e}")),
         ("a string that does not end", main("let x = \"")),
         ("types", main("data[0] = 1.5;")),
         ("an unknown name", main("data[0] = secret;")),
-        ("a huge group", dispatch("@compute @workgroup_size(65535, 65535, 64) fn main() { data[0] = 1u; }")),
-        ("a group of nothing", dispatch("@compute @workgroup_size(0) fn main() { data[0] = 1u; }")),
-        ("a group of 1025", dispatch("@compute @workgroup_size(1025) fn main() { data[0] = 1u; }")),
-        ("much shared memory", dispatch("var<workgroup> w: array<u32, 8193>; @compute @workgroup_size(1) fn main() { data[0] = w[data[0]]; }")),
-        ("much private memory", main("var p: array<array<u32, 1024>, 1024>; data[0] = p[data[1]][data[2]];")),
-        ("a gigabyte of private memory", main("var p: array<array<u32, 16384>, 16384>; data[0] = p[data[1]][data[2]];")),
-        ("an array beyond all numbers", main("var p: array<array<array<u32, 65536>, 65536>, 65536>; data[0] = p[0][0][0];")),
-        ("recursion", dispatch("fn f() { g(); } fn g() { f(); } @compute @workgroup_size(1) fn main() { f(); }")),
+        (
+            "a huge group",
+            dispatch("@compute @workgroup_size(65535, 65535, 64) fn main() { data[0] = 1u; }"),
+        ),
+        (
+            "a group of nothing",
+            dispatch("@compute @workgroup_size(0) fn main() { data[0] = 1u; }"),
+        ),
+        (
+            "a group of 1025",
+            dispatch("@compute @workgroup_size(1025) fn main() { data[0] = 1u; }"),
+        ),
+        (
+            "much shared memory",
+            dispatch(
+                "var<workgroup> w: array<u32, 8193>; @compute @workgroup_size(1) fn main() { data[0] = w[data[0]]; }",
+            ),
+        ),
+        (
+            "much private memory",
+            main("var p: array<array<u32, 1024>, 1024>; data[0] = p[data[1]][data[2]];"),
+        ),
+        (
+            "a gigabyte of private memory",
+            main("var p: array<array<u32, 16384>, 16384>; data[0] = p[data[1]][data[2]];"),
+        ),
+        (
+            "an array beyond all numbers",
+            main("var p: array<array<array<u32, 65536>, 65536>, 65536>; data[0] = p[0][0][0];"),
+        ),
+        (
+            "recursion",
+            dispatch(
+                "fn f() { g(); } fn g() { f(); } @compute @workgroup_size(1) fn main() { f(); }",
+            ),
+        ),
         ("brackets in brackets", repeat("(", 60_000, ")")),
         ("minus of minus", repeat("-", 60_000, "")),
         ("not of not", repeat("!", 60_000, "")),
-        ("blocks in blocks", main(&format!("{}{}", "{".repeat(60_000), "}".repeat(60_000)))),
-        ("ifs in ifs", main(&format!("{}{}", "if true {".repeat(20_000), "}".repeat(20_000)))),
-        ("types in types", dispatch(&format!("var<private> p: {}u32{}; @compute @workgroup_size(1) fn main() {{ data[0] = 1u; }}", "array<".repeat(20_000), ",1>".repeat(20_000)))),
-        ("too long", dispatch(&format!("// {}", "x".repeat(256 << 10)))),
-        ("overrides", dispatch("override n: u32; @compute @workgroup_size(n) fn main() { data[0] = 1u; }")),
+        (
+            "blocks in blocks",
+            main(&format!("{}{}", "{".repeat(60_000), "}".repeat(60_000))),
+        ),
+        (
+            "ifs in ifs",
+            main(&format!(
+                "{}{}",
+                "if true {".repeat(20_000),
+                "}".repeat(20_000)
+            )),
+        ),
+        (
+            "types in types",
+            dispatch(&format!(
+                "var<private> p: {}u32{}; @compute @workgroup_size(1) fn main() {{ data[0] = 1u; }}",
+                "array<".repeat(20_000),
+                ",1>".repeat(20_000)
+            )),
+        ),
+        (
+            "too long",
+            dispatch(&format!("// {}", "x".repeat(256 << 10))),
+        ),
+        (
+            "overrides",
+            dispatch("override n: u32; @compute @workgroup_size(n) fn main() { data[0] = 1u; }"),
+        ),
         ("floats of 64 bits", main("data[0] = u32(1.0lf);")),
-        ("half floats", dispatch("enable f16; @compute @workgroup_size(1) fn main() { data[0] = u32(1.0h); }")),
+        (
+            "half floats",
+            dispatch("enable f16; @compute @workgroup_size(1) fn main() { data[0] = u32(1.0h); }"),
+        ),
         ("subgroups", main("data[0] = subgroupAdd(1u);")),
-        ("ray tracing", dispatch("enable wgpu_ray_query; var t: acceleration_structure; @compute @workgroup_size(1) fn main() { data[0] = 1u; }")),
-        ("a texture", dispatch("@group(0) @binding(1) var t: texture_2d<f32>; @compute @workgroup_size(1) fn main() { data[0] = textureDimensions(t).x; }")),
-        ("another group", dispatch("@group(1) @binding(0) var<storage> o: array<u32>; @compute @workgroup_size(1) fn main() { data[0] = o[0]; }")),
-        ("a fragment", dispatch("@fragment fn main() -> @location(0) vec4<f32> { return vec4<f32>(); }")),
+        (
+            "ray tracing",
+            dispatch(
+                "enable wgpu_ray_query; var t: acceleration_structure; @compute @workgroup_size(1) fn main() { data[0] = 1u; }",
+            ),
+        ),
+        (
+            "a texture",
+            dispatch(
+                "@group(0) @binding(1) var t: texture_2d<f32>; @compute @workgroup_size(1) fn main() { data[0] = textureDimensions(t).x; }",
+            ),
+        ),
+        (
+            "another group",
+            dispatch(
+                "@group(1) @binding(0) var<storage> o: array<u32>; @compute @workgroup_size(1) fn main() { data[0] = o[0]; }",
+            ),
+        ),
+        (
+            "a fragment",
+            dispatch("@fragment fn main() -> @location(0) vec4<f32> { return vec4<f32>(); }"),
+        ),
         ("nothing bound", unbound),
         ("too much bound", stray),
         ("bound to be read", access),
@@ -86,7 +170,10 @@ fn shapes() -> Vec<(&'static str, Value, [&'static str; 2])> {
     groups["groups"] = json!([65_536, 1, 1]);
     let mut twice = main("data[0] = 1u;");
     let again = twice["bindings"][0].clone();
-    twice["bindings"].as_array_mut().expect("a list").push(again);
+    twice["bindings"]
+        .as_array_mut()
+        .expect("a list")
+        .push(again);
     let mut huge = main("data[0] = 1u;");
     huge["bindings"][0]["out"]["shape"] = json!([1_u64 << 40]);
     let mut beyond = main("data[0] = 1u;");
@@ -116,9 +203,16 @@ fn what_is_wrong_is_refused_and_the_worker_lives() {
     let canary = person.create("U8", &[6], b"canary");
     for (what, input) in invalid() {
         let error = person.try_ask("compute/dispatch", &input).expect_err(what);
-        assert_eq!(codes(&error), (INVALID.into(), "E_SHADER".into()), "{what}: {error:?}");
+        assert_eq!(
+            codes(&error),
+            (INVALID.into(), "E_SHADER".into()),
+            "{what}: {error:?}"
+        );
         let details = error.details.expect("details");
-        assert!(details["line"].is_u64() && details["column"].is_u64(), "{what}: {details}");
+        assert!(
+            details["line"].is_u64() && details["column"].is_u64(),
+            "{what}: {details}"
+        );
         assert!(error.message.len() < 4000, "{what}");
     }
     for (what, input, [code, inside]) in shapes() {
@@ -127,7 +221,10 @@ fn what_is_wrong_is_refused_and_the_worker_lives() {
     }
     // None of them cost the worker its life: what it keeps is still there.
     let read = person.ask("tensor/read", &json!({ "handle": canary }));
-    assert_eq!(super::node::binary(&read, &read.value()["bytes"]), b"canary");
+    assert_eq!(
+        super::node::binary(&read, &read.value()["bytes"]),
+        b"canary"
+    );
 }
 
 #[test]
@@ -137,10 +234,16 @@ fn a_mistake_has_its_line() {
     }
     let person = NODE.person("mistaken");
     let input = dispatch("@compute @workgroup_size(1)\nfn main() {\n  data[0] = 1.5;\n}");
-    let error = person.try_ask("compute/dispatch", &input).expect_err("types");
+    let error = person
+        .try_ask("compute/dispatch", &input)
+        .expect_err("types");
     let details = error.details.expect("details");
     assert_eq!(details["line"], 4, "{details}");
-    assert!(details["message"].as_str().is_some_and(|message| !message.is_empty()));
+    assert!(
+        details["message"]
+            .as_str()
+            .is_some_and(|message| !message.is_empty())
+    );
 }
 
 #[test]
@@ -165,7 +268,10 @@ fn reaching_beyond_a_buffer_reaches_nothing() {
         }
         fn atomic_free(at: u32) { found[0] = 1u; found[1] = at; }";
     for [step, from] in [[1_u32, 0], [4096, 3], [65_521, 17], [u32::MAX / 4096, 1]] {
-        let steps: Vec<u8> = [step, from, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let steps: Vec<u8> = [step, from, 0, 0]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
         let input = json!({
             "wgsl": wgsl, "entry": "main", "groups": [64, 1, 1],
             "bindings": [
@@ -218,9 +324,19 @@ fn endless_ones() -> Vec<(&'static str, Value)> {
     flood["groups"] = json!([65_535, 65_535, 65_535]);
     vec![
         ("a loop", endless()),
-        ("a loop in a function", dispatch("fn f(n: u32) -> u32 { var m = n; while m != 1u { m = m * m * 2u; data[1] = m; } return m; } @compute @workgroup_size(64) fn main() { data[0] = f(data[2]); }")),
+        (
+            "a loop in a function",
+            dispatch(
+                "fn f(n: u32) -> u32 { var m = n; while m != 1u { m = m * m * 2u; data[1] = m; } return m; } @compute @workgroup_size(64) fn main() { data[0] = f(data[2]); }",
+            ),
+        ),
         ("as many groups as there are", flood),
-        ("a barrier in a loop", dispatch("var<workgroup> w: u32; @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) { loop { w += 1u; workgroupBarrier(); data[i] = w; if workgroupUniformLoad(&w) == 0xffffffffu { break; } } }")),
+        (
+            "a barrier in a loop",
+            dispatch(
+                "var<workgroup> w: u32; @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) { loop { w += 1u; workgroupBarrier(); data[i] = w; if workgroupUniformLoad(&w) == 0xffffffffu { break; } } }",
+            ),
+        ),
     ]
 }
 
@@ -248,7 +364,11 @@ fn what_does_not_end_is_ended_while_others_are_answered() {
                     }
                 }
             };
-            assert_eq!(codes(&error), ("TIMEOUT".into(), "E_GPU_TIMEOUT".into()), "{what}");
+            assert_eq!(
+                codes(&error),
+                ("TIMEOUT".into(), "E_GPU_TIMEOUT".into()),
+                "{what}"
+            );
             answered
         });
         assert!(answered > 0, "{what}: nobody else was answered");

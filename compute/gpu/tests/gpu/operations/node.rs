@@ -142,7 +142,11 @@ impl Person {
         for (at, part) in bytes.chunks(rows_at_once * each).enumerate() {
             let from = at * rows_at_once;
             let to = (from + rows_at_once).min(rows);
-            let rows = if shape.is_empty() { Value::Null } else { json!([from, to]) };
+            let rows = if shape.is_empty() {
+                Value::Null
+            } else {
+                json!([from, to])
+            };
             let input = json!({ "handle": handle, "rows": rows, "bytes": STANDARD.encode(part) });
             self.ask("tensor/write", &input);
         }
@@ -167,7 +171,9 @@ pub(super) fn binary(answer: &Body, value: &Value) -> Vec<u8> {
     if let Some(bytes) = answer.binary(value) {
         return bytes.to_vec();
     }
-    let text = value.as_str().unwrap_or_else(|| panic!("no bytes: {value}"));
+    let text = value
+        .as_str()
+        .unwrap_or_else(|| panic!("no bytes: {value}"));
     STANDARD.decode(text).expect("base64")
 }
 
@@ -189,7 +195,10 @@ pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 pub(super) fn le(floats: &[f32]) -> Vec<u8> {
-    floats.iter().flat_map(|float| float.to_le_bytes()).collect()
+    floats
+        .iter()
+        .flat_map(|float| float.to_le_bytes())
+        .collect()
 }
 
 /// Numbers that look random and are the same each time.

@@ -51,9 +51,9 @@ fn alike(page: &Value, real: &Value) -> bool {
         (Value::String(text), _) if text == "…" => !real.is_null(),
         (Value::Object(page), Value::Object(real)) => {
             page.len() == real.len()
-                && page.iter().all(|(name, value)| {
-                    real.get(name).is_some_and(|other| alike(value, other))
-                })
+                && page
+                    .iter()
+                    .all(|(name, value)| real.get(name).is_some_and(|other| alike(value, other)))
         }
         (Value::Array(page), Value::Array(real)) => {
             page.len() == real.len() && page.iter().zip(real).all(|(a, b)| alike(a, b))
@@ -97,6 +97,9 @@ fn the_page_is_right() {
         if let Some(made) = real.get("handle") {
             handle = made.clone();
         }
-        assert!(alike(&answer, &real), "{operation} {input}:\n{real:#}\nis not\n{answer:#}");
+        assert!(
+            alike(&answer, &real),
+            "{operation} {input}:\n{real:#}\nis not\n{answer:#}"
+        );
     }
 }

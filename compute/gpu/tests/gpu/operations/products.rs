@@ -103,8 +103,12 @@ fn close(product: &[f32], a: &Placed, b: &Placed, what: &str) {
                 (sum + term, size + term.abs())
             });
             let off = (f64::from(product[row * n + column]) - sum).abs();
-            let most = 2.0 * k as f64 * f64::from(f32::EPSILON) * size + f64::from(f32::MIN_POSITIVE);
-            assert!(off <= most, "{what} at {row}, {column}: off by {off}, at most {most}");
+            let most =
+                2.0 * k as f64 * f64::from(f32::EPSILON) * size + f64::from(f32::MIN_POSITIVE);
+            assert!(
+                off <= most,
+                "{what} at {row}, {column}: off by {off}, at most {most}"
+            );
         }
     }
 }
@@ -137,7 +141,10 @@ fn products_are_right_whatever_the_shape() {
         [200, 3, 1],
     ];
     for [m, k, n] in shapes {
-        let (a, b) = (Placed::dense(&mut dice, m, k), Placed::dense(&mut dice, k, n));
+        let (a, b) = (
+            Placed::dense(&mut dice, m, k),
+            Placed::dense(&mut dice, k, n),
+        );
         for way in ways() {
             let (_, product) = multiply(&person, &a, &b, way);
             close(&product, &a, &b, &format!("{way} {m}×{k}×{n}"));
@@ -151,7 +158,10 @@ fn matrices_may_lie_anyhow() {
     let mut dice = Dice::new(3);
     for _ in 0..DRAWN {
         let [m, k, n] = [90, 70, 80].map(|most| 1 + dice.below(most));
-        let (a, b) = (Placed::anyhow(&mut dice, m, k), Placed::anyhow(&mut dice, k, n));
+        let (a, b) = (
+            Placed::anyhow(&mut dice, m, k),
+            Placed::anyhow(&mut dice, k, n),
+        );
         for way in ways() {
             let (_, product) = multiply(&person, &a, &b, way);
             let what = format!("{way} {m}×{k}×{n}, {:?} {:?}", a.strides, b.strides);
@@ -165,7 +175,10 @@ fn a_product_without_elements_has_none_and_one_without_terms_is_zero() {
     let person = NODE.person("empty");
     let mut dice = Dice::new(4);
     for [m, k, n] in [[0, 3, 4], [3, 4, 0], [0, 0, 0], [3, 0, 4]] {
-        let (a, b) = (Placed::dense(&mut dice, m, k), Placed::dense(&mut dice, k, n));
+        let (a, b) = (
+            Placed::dense(&mut dice, m, k),
+            Placed::dense(&mut dice, k, n),
+        );
         for way in ways() {
             let (_, product) = multiply(&person, &a, &b, way);
             assert_eq!(product, vec![0.0; m * n], "{way} {m}×{k}×{n}");
@@ -176,9 +189,8 @@ fn a_product_without_elements_has_none_and_one_without_terms_is_zero() {
 #[test]
 fn matrices_that_do_not_fit_are_refused() {
     let person = NODE.person("misfits");
-    let matrix = |rows: usize, columns: usize| {
-        inline("F32", &[rows, columns], &vec![0; rows * columns * 4])
-    };
+    let matrix =
+        |rows: usize, columns: usize| inline("F32", &[rows, columns], &vec![0; rows * columns * 4]);
     let shape = ("INVALID_INPUT".to_owned(), "E_SHAPE".to_owned());
     let cases = [
         json!({ "a": matrix(2, 3), "b": matrix(2, 3) }),
@@ -208,28 +220,47 @@ fn matrices_that_do_not_fit_are_refused() {
     let across = json!({ "shape": [1, 1 << 20], "strides": [0, 0] });
     let case = json!({ "a": matrix(1, 1), "b": matrix(1, 1), "a_view": view, "b_view": across });
     let (code, inside) = person.refused("compute/matmul", &case);
-    assert_eq!((code.as_str(), inside.as_str()), ("TENSOR_TOO_LARGE", "E_TOO_LARGE"));
+    assert_eq!(
+        (code.as_str(), inside.as_str()),
+        ("TENSOR_TOO_LARGE", "E_TOO_LARGE")
+    );
 }
 
 #[test]
 fn the_answer_says_which_way_was_taken() {
     let person = NODE.person("chosen");
     let mut dice = Dice::new(5);
-    let (a, b) = (Placed::dense(&mut dice, 8, 8), Placed::dense(&mut dice, 8, 8));
+    let (a, b) = (
+        Placed::dense(&mut dice, 8, 8),
+        Placed::dense(&mut dice, 8, 8),
+    );
     let (answer, _) = multiply(&person, &a, &b, "host");
     assert_eq!(answer.value()["variant"], "host");
     assert_eq!(answer.value()["chosen"], "asked");
     let (answer, _) = multiply(&person, &a, &b, "auto");
-    assert!(["class", "measured"].map(Value::from).contains(&answer.value()["chosen"]));
+    assert!(
+        ["class", "measured"]
+            .map(Value::from)
+            .contains(&answer.value()["chosen"])
+    );
     let informed = person.ask("compute/info", &json!({ "probe": true }));
     let measured = informed.value()["measured"].clone();
-    assert!(measured["matmul_host"].as_f64().expect("measured") > 0.0, "{measured}");
+    assert!(
+        measured["matmul_host"].as_f64().expect("measured") > 0.0,
+        "{measured}"
+    );
     // Never measured at this size: the probe decides.
-    let (a, b) = (Placed::dense(&mut dice, 2, 90), Placed::dense(&mut dice, 90, 180));
+    let (a, b) = (
+        Placed::dense(&mut dice, 2, 90),
+        Placed::dense(&mut dice, 90, 180),
+    );
     let (answer, _) = multiply(&person, &a, &b, "auto");
     if computes() {
         assert_eq!(answer.value()["chosen"], "measured");
-        assert!(measured["matmul_wgsl"].as_f64().expect("measured") > 0.0, "{measured}");
+        assert!(
+            measured["matmul_wgsl"].as_f64().expect("measured") > 0.0,
+            "{measured}"
+        );
     }
 }
 
@@ -246,7 +277,10 @@ fn products_are_numpys() {
     let mut cases = Vec::new();
     for _ in 0..DRAWN {
         let [m, k, n] = [120, 90, 110].map(|most| dice.below(most));
-        let (a, b) = (Placed::anyhow(&mut dice, m, k), Placed::anyhow(&mut dice, k, n));
+        let (a, b) = (
+            Placed::anyhow(&mut dice, m, k),
+            Placed::anyhow(&mut dice, k, n),
+        );
         for way in ways() {
             let name = cases.len().to_string();
             let (_, product) = multiply(&person, &a, &b, way);
