@@ -4,6 +4,7 @@ mod access;
 mod changes;
 mod hostile;
 mod operations;
+mod page;
 mod pull;
 mod put;
 mod scene;
