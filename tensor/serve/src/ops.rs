@@ -277,19 +277,19 @@ async fn store_piece(
     let Some(name) = said["upload"].as_str() else {
         return Err(unclear());
     };
+    let commit = said["commit"] == true && names(&["upload", "commit"]);
+    let offset = said["offset"].as_u64();
+    let offset = offset.filter(|_| names(&["upload", "offset", "bytes"]));
+    if !commit && offset.is_none() {
+        return Err(unclear());
+    }
     let shared = uploads.of(&identity.id, name)?;
     let mut held = shared.lock().await;
-    if said["commit"] == true && names(&["upload", "commit"]) {
+    let Some(offset) = offset else {
         let upload = held.take().ok_or(ServeError::Missing)?;
         uploads.forget(name);
         let id = blocking(move || upload.commit()).await?;
         return Ok(json!({ "id": id.to_string() }).into());
-    }
-    let (Some(offset), true) = (
-        said["offset"].as_u64(),
-        names(&["upload", "offset", "bytes"]),
-    ) else {
-        return Err(unclear());
     };
     let piece = bytes(&input, &said["bytes"])?;
     let upload = held.as_mut().ok_or(ServeError::Missing)?;

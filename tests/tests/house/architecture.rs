@@ -181,7 +181,16 @@ fn tensors_know_no_network_no_script_and_no_gpu() {
         "tokio",
         "wgpu",
     ];
-    Graph::load().forbid("alknet-tensor", &banned);
+    let graph = Graph::load();
+    graph.forbid("alknet-tensor", &banned);
+    graph.forbid("alknet-tensor-cli", &banned);
+    let beyond_core = ["alknet-endpoint", "quinn", "rquickjs", "rustls", "wgpu"];
+    graph.forbid("alknet-tensor-serve", &beyond_core);
+    only_in(
+        "a mapped tensor",
+        &["Reader::map(", "Mapped::new("],
+        &["tensor/src/", "tensor/tests/"],
+    );
 }
 
 #[test]
