@@ -7,5 +7,6 @@ mod operations;
 mod page;
 mod pull;
 mod put;
+mod quic;
 mod scene;
 mod streams;
