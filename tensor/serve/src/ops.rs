@@ -117,7 +117,7 @@ fn put(store: &Arc<Store>, uploads: &Arc<Uploads>) -> Registration {
     let (store, uploads) = (Arc::clone(store), Arc::clone(uploads));
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let (store, uploads) = (Arc::clone(&store), Arc::clone(&uploads));
-        async move { Ok::<_, CallError>(store_piece(store, uploads, input, &ctx).await?) }
+        async move { store_piece(store, uploads, input, &ctx).await }
     });
     Registration::new(spec, handler)
 }
