@@ -6,7 +6,7 @@ use std::time::Duration;
 use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, OperationType,
 };
-use alknet_core::Carriage;
+use alknet_core::{Carriage, Connection};
 use alknet_endpoint::{DialError, Dialer, Target};
 use alknet_tls::NodeKey;
 use clap::Args;
@@ -352,7 +352,7 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
-    fn new(args: &DialArgs) -> Result<Self, Failure> {
+    pub(crate) fn new(args: &DialArgs) -> Result<Self, Failure> {
         let key = if args.anonymous {
             None
         } else {
@@ -393,13 +393,23 @@ impl Reach {
         target: &Target,
         work: impl AsyncFnOnce(&CallConnection) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let dial = self.dialer.dial_over(self.carriage, target, ALPN);
-        let connection = within_time(self.timeout, &target.address(), dial).await?;
-        let connection = connection.map_err(|error| of_dial(&error))?;
+        let connection = self.dialled(target, ALPN, self.carriage).await?;
         let client = CallClient::without_operations().attach(connection, None);
         let result = work(&client).await;
         client.close(alknet_core::CloseCode::Normal, "");
         result
+    }
+
+    /// Dials for another protocol, over the carriage that it is served on.
+    pub(crate) async fn dialled(
+        &self,
+        target: &Target,
+        alpn: &'static [u8],
+        carriage: Carriage,
+    ) -> Result<Connection, Failure> {
+        let dial = self.dialer.dial_over(carriage, target, alpn);
+        let connection = within_time(self.timeout, &target.address(), dial).await?;
+        connection.map_err(|error| of_dial(&error))
     }
 }
 

@@ -15,6 +15,7 @@ mod peers;
 mod promotion;
 mod serve;
 mod status;
+mod tensor;
 mod token;
 
 use std::path::PathBuf;
@@ -111,6 +112,9 @@ alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
     /// Say how a node is: exit code 0 when nothing is wrong with it, else 1.
     #[command(after_help = "Examples:\n  alknet status\n  alknet status ed25519:…@192.0.2.7:443")]
     Status(status::StatusArgs),
+    /// Look into files of typed data, make them of others, and fetch them from nodes.
+    #[command(subcommand)]
+    Tensor(tensor::TensorVerb),
     /// Make a bearer token and print it, with what the configuration of a node needs of it.
     #[command(after_help = "Example:\n  alknet token --json")]
     Token,
@@ -232,6 +236,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Peers(args) => peers::run(&args, json),
         Verb::Serve(args) => serve::run(args, json),
         Verb::Status(args) => status::run(args, json),
+        Verb::Tensor(verb) => tensor::run(verb, json),
         Verb::Token => token::run(json),
     }
 }

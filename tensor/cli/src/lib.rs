@@ -4,6 +4,7 @@
 //! [`alknet_tensor::tools`]. Files are read by offset and never mapped.
 
 mod error;
+mod glob;
 mod progress;
 mod values;
 mod verbs;
@@ -19,9 +20,11 @@ use alknet_tensor::{
 use serde_json::json;
 
 pub use error::CliError;
+pub use glob::fits;
+pub use progress::Progress;
 pub use verbs::{CatArgs, ConvertArgs, FormatArg, LayoutArgs, Verb, VerifyArgs};
 
-use progress::{Progress, Watched};
+use progress::Watched;
 
 /// How a command ended that did what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

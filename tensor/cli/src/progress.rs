@@ -16,20 +16,25 @@ const EVERY: Duration = Duration::from_millis(500);
 
 /// Tells how many bytes have passed, once a command takes long. Dropping it says nothing more.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub struct Progress {
     bytes: Arc<AtomicU64>,
+    /// Of so many; 0 where that is not known.
+    total: Arc<AtomicU64>,
     ended: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Progress {
     /// Of `total` bytes, where that is known. Without `told`, nothing is ever said.
-    pub(crate) fn new(what: &'static str, total: Option<u64>, told: bool) -> Self {
+    #[must_use]
+    pub fn new(what: &'static str, total: Option<u64>, told: bool) -> Self {
         let bytes = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&bytes);
+        let total = Arc::new(AtomicU64::new(total.unwrap_or(0)));
+        let (counted, all) = (Arc::clone(&bytes), Arc::clone(&total));
         let (end, ended) = channel::<()>();
         let tell = move || {
             let mut wait = SILENCE;
             while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                let total = all.load(Ordering::Relaxed);
                 let text = line(what, counted.load(Ordering::Relaxed), total);
                 // Where standard error is gone there is nobody left to tell.
                 write!(io::stderr(), "\r{text}").ok();
@@ -44,8 +49,15 @@ impl Progress {
         let thread = thread.and_then(Result::ok);
         Self {
             bytes,
+            total,
             ended: thread.map(|thread| (end, thread)),
         }
+    }
+
+    /// It is this far.
+    pub fn set(&self, bytes: u64, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Counts what passes through `inner`.
@@ -67,12 +79,13 @@ impl Drop for Progress {
 }
 
 /// What is shown, always as long so that it covers what stood there.
-fn line(what: &str, bytes: u64, total: Option<u64>) -> String {
+fn line(what: &str, bytes: u64, total: u64) -> String {
     let mb = bytes / 1_000_000;
     match total {
         // Commands may pass over a file more than once.
-        Some(total) if total > 0 && bytes <= total => {
-            format!("{what}: {mb} MB, {:>3} %", bytes * 100 / total)
+        total if total > 0 && bytes <= total => {
+            let percent = u128::from(bytes) * 100 / u128::from(total);
+            format!("{what}: {mb} MB, {percent:>3} %")
         }
         _ => format!("{what}: {mb} MB      "),
     }
@@ -131,12 +144,9 @@ mod tests {
 
     #[test]
     fn lines_say_how_far_it_is() {
-        assert_eq!(
-            line("hash", 5_000_000, Some(10_000_000)),
-            "hash: 5 MB,  50 %"
-        );
-        assert_eq!(line("pack", 5_000_000, None).trim_end(), "pack: 5 MB");
-        assert_eq!(line("hash", 2, Some(1)).trim_end(), "hash: 0 MB");
+        assert_eq!(line("hash", 5_000_000, 10_000_000), "hash: 5 MB,  50 %");
+        assert_eq!(line("pack", 5_000_000, 0).trim_end(), "pack: 5 MB");
+        assert_eq!(line("hash", 2, 1).trim_end(), "hash: 0 MB");
     }
 
     #[test]

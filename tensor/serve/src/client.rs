@@ -89,7 +89,7 @@ pub struct Pulled {
     pub fetched: u64,
 }
 
-/// Fetches over one connection.
+/// Fetches over one connection. What is `told` hears how many bytes of how many are here.
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
@@ -112,9 +112,6 @@ struct Answer {
     msg: String,
 }
 
-/// Told how many bytes of how many are here.
-pub type Told<'a> = &'a (dyn Fn(u64, u64) + Sync);
-
 impl Client {
     /// Over a connection that speaks [`ALPN`](crate::ALPN).
     #[must_use]
@@ -136,7 +133,7 @@ impl Client {
         &self,
         src: &Src,
         target: &Path,
-        told: Told<'_>,
+        told: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Pulled, ClientError> {
         let header = self.header(src).await?;
         let (id, len) = (header.id, header.meta.file_len());
@@ -176,7 +173,7 @@ impl Client {
         src: &Src,
         target: &Path,
         keep: &(dyn Fn(&str) -> bool + Sync),
-        told: Told<'_>,
+        told: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Pulled, ClientError> {
         let header = self.header(src).await?;
         let meta = &header.meta;
@@ -226,7 +223,7 @@ impl Client {
         &self,
         mut source: impl Read,
         path: Option<&str>,
-        told: Told<'_>,
+        told: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<FileId, ClientError> {
         let mut header = vec![0; PREFIX_BYTES as usize];
         source

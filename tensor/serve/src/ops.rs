@@ -118,7 +118,7 @@ fn put(store: &Arc<Store>, uploads: &Arc<Uploads>) -> Registration {
     let (store, uploads) = (Arc::clone(store), Arc::clone(uploads));
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let (store, uploads) = (Arc::clone(&store), Arc::clone(&uploads));
-        async move { Ok::<_, CallError>(store_piece(store, uploads, input, &ctx).await?) }
+        async move { store_piece(store, uploads, input, &ctx).await }
     });
     Registration::new(spec, handler)
 }
@@ -251,6 +251,32 @@ async fn begin_fetch(
     Ok((part, flight))
 }
 
+/// What a call of `tensor/put` does.
+enum Piece<'i> {
+    Begin,
+    Add(&'i str, u64),
+    Commit(&'i str),
+}
+
+impl<'i> Piece<'i> {
+    /// By the members that are there.
+    fn of(said: &'i Value) -> Result<Self, CallError> {
+        let members = said.as_object().map(|members| members.keys());
+        let mut members: Vec<&str> = members.into_iter().flatten().map(String::as_str).collect();
+        members.sort_unstable();
+        let upload = said["upload"].as_str().unwrap_or_default();
+        match (&*members, said["offset"].as_u64()) {
+            (["header"] | ["header", "path"], _) => Ok(Self::Begin),
+            (["bytes", "offset", "upload"], Some(offset)) => Ok(Self::Add(upload, offset)),
+            (["commit", "upload"], _) if said["commit"] == true => Ok(Self::Commit(upload)),
+            _ => Err(CallError::invalid_input(
+                "put takes header, with path if it has one; upload, offset and bytes; or upload \
+                 and commit",
+            )),
+        }
+    }
+}
+
 async fn store_piece(
     store: Arc<Store>,
     uploads: Arc<Uploads>,
@@ -258,69 +284,68 @@ async fn store_piece(
     ctx: &Ctx,
 ) -> Result<Output, CallError> {
     let identity = caller(ctx)?;
-    let said = input.value();
-    let names = |wanted: &[&str]| {
-        let members = said.as_object();
-        members.is_some_and(|members| members.keys().all(|key| wanted.contains(&key.as_str())))
-    };
-    if !said["header"].is_null() && names(&["header", "path"]) {
-        let path = said["path"].as_str().map(StorePath::parse).transpose()?;
-        let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
-        if !allows(&identity.scopes, Deed::Write, place) {
-            return Err(ServeError::Missing.into());
+    match Piece::of(input.value())? {
+        Piece::Begin => begin_upload(store, &uploads, &input, &identity).await,
+        Piece::Add(name, offset) => {
+            let piece = bytes(&input, &input.value()["bytes"])?;
+            add_piece(&uploads, &identity, name, offset, piece).await
         }
-        uploads.room(&identity.id)?;
-        let header = bytes(&input, &said["header"])?;
-        let upload = blocking(move || Upload::begin(&store, &header, path)).await?;
-        let name = uploads.keep(&identity.id, upload)?;
-        return Ok(json!({ "upload": name }).into());
+        Piece::Commit(name) => {
+            let mut held = uploads.of(&identity.id, name)?.lock_owned().await;
+            uploads.forget(name);
+            let upload = held.take().ok_or(ServeError::Missing)?;
+            let id = blocking(move || upload.commit()).await?;
+            Ok(json!({ "id": id.to_string() }).into())
+        }
     }
-    let Some(name) = said["upload"].as_str() else {
-        return Err(unclear());
-    };
-    let shared = uploads.of(&identity.id, name)?;
-    let mut held = shared.lock().await;
-    if said["commit"] == true && names(&["upload", "commit"]) {
-        let upload = held.take().ok_or(ServeError::Missing)?;
-        uploads.forget(name);
-        let id = blocking(move || upload.commit()).await?;
-        return Ok(json!({ "id": id.to_string() }).into());
+}
+
+async fn begin_upload(
+    store: Arc<Store>,
+    uploads: &Arc<Uploads>,
+    input: &Body,
+    identity: &Identity,
+) -> Result<Output, CallError> {
+    let said = input.value();
+    let path = said["path"].as_str().map(StorePath::parse).transpose()?;
+    let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
+    if !allows(&identity.scopes, Deed::Write, place) {
+        return Err(ServeError::Missing.into());
     }
-    let (Some(offset), true) = (
-        said["offset"].as_u64(),
-        names(&["upload", "offset", "bytes"]),
-    ) else {
-        return Err(unclear());
-    };
-    let piece = bytes(&input, &said["bytes"])?;
-    let upload = held.as_mut().ok_or(ServeError::Missing)?;
-    let have = upload.have();
+    uploads.room(&identity.id)?;
+    let header = bytes(input, &said["header"])?;
+    let upload = blocking(move || Upload::begin(&store, &header, path)).await?;
+    let name = uploads.keep(&identity.id, upload)?;
+    Ok(json!({ "upload": name }).into())
+}
+
+async fn add_piece(
+    uploads: &Uploads,
+    identity: &Identity,
+    name: &str,
+    offset: u64,
+    piece: Bytes,
+) -> Result<Output, CallError> {
+    // Held by whoever writes, so that a call which is given up in the middle loses nothing.
+    let mut held = uploads.of(&identity.id, name)?.lock_owned().await;
+    let have = held.as_ref().ok_or(ServeError::Missing)?.have();
     if offset != have {
         let message = format!("the next piece begins at {have}");
         let details = json!({ "code": Code::Shape.as_str(), "have": have });
         return Err(CallError::invalid_input(message).with_details(details));
     }
-    let Some(mut upload) = held.take() else {
-        return Err(ServeError::Missing.into());
-    };
-    let written = blocking(move || upload.write(&piece).map(|()| upload)).await;
-    match written {
-        Ok(upload) => {
-            let have = upload.have();
-            *held = Some(upload);
-            Ok(json!({ "have": have }).into())
-        }
+    let written = blocking(move || {
+        let upload = held.as_mut().ok_or(ServeError::Missing)?;
+        upload.write(&piece)?;
+        Ok(upload.have())
+    });
+    match written.await {
+        Ok(have) => Ok(json!({ "have": have }).into()),
         Err(error) => {
             uploads.forget(name);
             Err(error.into())
         }
     }
-}
-
-fn unclear() -> CallError {
-    CallError::invalid_input(
-        "put takes header, with path if it has one; upload, offset and bytes; or upload and commit",
-    )
 }
 
 /// Bytes that lie behind the JSON, or stand in it as base64.

@@ -203,7 +203,7 @@ mod tests {
                 let ranges = if len == 0 { ChunkRanges::all() } else { ranges };
                 let mut theirs = Vec::new();
                 encode_ranges_validated(data, &outboard, &ranges, &mut theirs).expect("whole");
-                let mut ours = Vec::new();
+                let mut ours: Vec<u8> = Vec::new();
                 let mut expected = Expected::root(&outboard.root);
                 for step in Steps::new(len, &part) {
                     match step {

@@ -119,3 +119,72 @@ async fn expire(uploads: Weak<Uploads>, name: String) {
         tokio::time::sleep_until(end).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alknet_tensor::{Dtype, Writer};
+
+    use super::*;
+    use crate::store::{Store, StoreOptions};
+
+    fn header() -> Vec<u8> {
+        let mut writer = Writer::new(std::io::Cursor::new(Vec::new()));
+        let content = vec![0; 64].into();
+        writer
+            .flat("x", Dtype::U8, &[64], content)
+            .expect("it fits");
+        let mut file = writer.finish().expect("memory").1.into_inner();
+        file.truncate(file.len() - 64);
+        file
+    }
+
+    #[tokio::test]
+    async fn what_is_left_alone_is_dropped_with_all_it_held() {
+        let folder = tempfile::tempdir().expect("writable");
+        let mut options = StoreOptions::default();
+        // Room for one.
+        options.bytes_max = header().len() as u64 + 64;
+        let store = Store::open(folder.path(), options).expect("writable");
+        let owner: PeerId = "ada".parse().expect("a name");
+        let uploads = Uploads::new(Duration::from_millis(20));
+        let begin = || Upload::begin(&store, &header(), None);
+        let upload = begin().expect("there is room");
+        let name = uploads.keep(&owner, upload).expect("the first");
+        assert!(uploads.of(&owner, &name).is_ok());
+        assert_eq!(begin().expect_err("it is taken").code(), "E_QUOTA");
+        while uploads.of_untouched(&name) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(
+            uploads.of(&owner, &name).expect_err("gone").code(),
+            "E_NOTFOUND"
+        );
+        begin().expect("there is room again");
+    }
+
+    #[tokio::test]
+    async fn a_peer_and_all_of_them_have_so_many() {
+        let folder = tempfile::tempdir().expect("writable");
+        let store = Store::open(folder.path(), StoreOptions::default()).expect("writable");
+        let uploads = Uploads::new(Duration::from_secs(60));
+        let peer = |at: usize| -> PeerId { format!("p{at}").parse().expect("a name") };
+        let begin = |at| {
+            let upload = Upload::begin(&store, &header(), None).expect("good");
+            uploads.keep(&peer(at), upload)
+        };
+        for at in 0..UPLOADS {
+            begin(at / UPLOADS_PER_PEER).expect("there is room");
+        }
+        assert_eq!(begin(0).expect_err("too many of one").code(), "E_BUSY");
+        assert_eq!(begin(99).expect_err("too many").code(), "E_BUSY");
+        uploads.forget("u1");
+        begin(99).expect("there is room");
+    }
+
+    impl Uploads {
+        /// Whether it is there, without going on with it.
+        fn of_untouched(&self, name: &str) -> bool {
+            self.table().slots.contains_key(name)
+        }
+    }
+}

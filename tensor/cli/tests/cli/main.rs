@@ -1,5 +1,6 @@
 //! The verbs of `alknet tensor` as somebody at a terminal uses them.
 
 mod failures;
+mod page;
 mod shell;
 mod verbs;

@@ -101,7 +101,7 @@ fn sample(path: &Path) {
         Field::new("/x", FieldType::Float32, 0),
         Field::new("/n", FieldType::Uint16, 4),
     ];
-    let mut add = || {
+    let add = || {
         writer
             .flat("weights", Dtype::F32, &[2, 3], elements.clone().into())?
             .strukt("points", "#/$defs/Point", [2, 8], fields, records.into())?

@@ -107,7 +107,11 @@ impl Store {
                 fs::remove_file(left?.path())?;
             }
             for folder in fs::read_dir(root.join(OBJECTS))? {
-                for object in fs::read_dir(folder?.path())? {
+                let folder = folder?;
+                if !folder.file_type()?.is_dir() {
+                    continue;
+                }
+                for object in fs::read_dir(folder.path())? {
                     state.used = state.used.saturating_add(object?.metadata()?.len());
                 }
             }
@@ -212,6 +216,47 @@ impl Store {
                 len => upload.write(&piece[..len])?,
             }
         }
+    }
+
+    /// Takes a path away, and the file that it led to if no other path leads there. Whoever is
+    /// reading it reads on. Blocks.
+    ///
+    /// # Errors
+    /// [`ServeError::Missing`]; `E_IO`.
+    pub fn remove(&self, path: &StorePath) -> Result<(), ServeError> {
+        let (id, last) = {
+            let mut state = self.state();
+            let id = state.paths.remove(path).ok_or(ServeError::Missing)?;
+            let names = state.names.get_mut(id.0.as_bytes());
+            let last = names.is_none_or(|names| {
+                names.remove(path);
+                names.is_empty()
+            });
+            if last {
+                state.names.remove(id.0.as_bytes());
+                state.open.retain(|object| object.id() != id);
+            }
+            (id, last)
+        };
+        let remove = || -> std::io::Result<()> {
+            fs::remove_file(self.root.join(NAMES).join(path.as_str()))?;
+            if !last {
+                return Ok(());
+            }
+            let object = self.object_path(&id);
+            let len = fs::metadata(&object)?.len();
+            fs::remove_file(&object)?;
+            self.release(len);
+            let trees = format!("{id}-");
+            for tree in fs::read_dir(self.root.join(OUTBOARDS))? {
+                let tree = tree?;
+                if tree.file_name().to_string_lossy().starts_with(&trees) {
+                    fs::remove_file(tree.path())?;
+                }
+            }
+            Ok(())
+        };
+        remove().map_err(|error| ServeError::io(format_args!("remove {path}"), error))
     }
 
     /// Every path and where it leads.

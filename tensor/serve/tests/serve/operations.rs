@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use alknet_call::{
-    ALPN, CallClient, CallConnection, CallHandler, CallOptions, Dispatcher, Registry,
-};
+use alknet_call::{ALPN, CallClient, CallConnection, CallHandler, Dispatcher, Registry};
 use alknet_core::{AuthContext, Carriage, ProtocolHandler, memory_pair};
 use alknet_tensor_serve::limits::UPLOADS_PER_PEER;
 use alknet_tensor_serve::operations;
@@ -192,31 +190,4 @@ async fn a_file_is_put_in_pieces() {
         put(begin.clone()).await.expect("begun");
     }
     assert_eq!(refused(&peer, "tensor/put", begin).await.0, "OVERLOADED");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_upload_left_alone_is_dropped() {
-    let scene = Scene::new();
-    let node = Node::new(&scene);
-    let peer = node.peer(Some("ada"), &["*"]);
-    let file = small(10);
-    let len = u64::from_le_bytes(*file.first_chunk().expect("long enough")) as usize + 8;
-    let begin = json!({ "header": STANDARD.encode(&file[..len]), "path": "x" });
-    let options = CallOptions::default();
-    let upload = peer
-        .call_with("tensor/put", &begin, &options)
-        .await
-        .expect("begun");
-    let upload = upload.value()["upload"].clone();
-    assert_eq!(scene.count("uploads"), 1);
-    tokio::time::sleep(std::time::Duration::from_secs(599)).await;
-    let piece = json!({ "upload": upload, "offset": len, "bytes": "" });
-    peer.call("tensor/put", &piece).await.expect("still there");
-    tokio::time::sleep(std::time::Duration::from_secs(599)).await;
-    peer.call("tensor/put", &piece)
-        .await
-        .expect("it was touched");
-    tokio::time::sleep(std::time::Duration::from_secs(601)).await;
-    assert_eq!(refused(&peer, "tensor/put", piece).await.0, "NOT_FOUND");
-    assert_eq!(scene.count("uploads"), 0);
 }

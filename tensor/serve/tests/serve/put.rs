@@ -77,6 +77,29 @@ async fn a_path_is_a_file_or_a_folder() {
     put("a/b").await.expect("it leads to the same again");
 }
 
+#[tokio::test]
+async fn what_is_removed_makes_room_and_leaves_nothing() {
+    let (scene, id) = Scene::holding("a");
+    scene.add("b/c", &file());
+    let client = scene.client(&["tensor:read:*"]);
+    let target = scene.path("a.mt");
+    client
+        .pull(&at("a"), &target, &|_, _| {})
+        .await
+        .expect("served");
+    let [a, c] = ["a", "b/c"].map(|path| alknet_tensor_serve::StorePath::parse(path).expect(path));
+    scene.store.remove(&a).expect("there");
+    let gone = client.pull(&at("a"), &target, &|_, _| {}).await;
+    assert_eq!(gone.expect_err("gone").code(), "E_NOTFOUND");
+    assert!(scene.object(id).exists() && scene.count("outboards") > 0);
+    scene.store.remove(&c).expect("there");
+    assert!(!scene.object(id).exists());
+    assert_eq!(scene.count("outboards"), 0);
+    let again = scene.store.remove(&c).expect_err("gone");
+    assert_eq!(again.code(), "E_NOTFOUND");
+    scene.add("a", &file());
+}
+
 pub(crate) fn small(len: u64) -> Vec<u8> {
     let mut writer = alknet_tensor::Writer::new(std::io::Cursor::new(Vec::new()));
     let content = vec![3; len as usize].into();

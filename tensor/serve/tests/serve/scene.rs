@@ -37,7 +37,7 @@ pub(crate) fn file() -> Vec<u8> {
         Field::new("/x", FieldType::Float32, 0),
         Field::new("/n", FieldType::Uint32, 4),
     ];
-    let mut add = || {
+    let add = || {
         writer
             .flat("large", Dtype::U8, &[LARGE as u64], large().into())?
             .flat("small", Dtype::U8, &[2, 3], vec![1, 2, 3, 4, 5, 6].into())?

@@ -284,14 +284,33 @@ impl Visitor<'_> for KeyOf<'_> {
     }
 }
 
-/// A hash in 64 lower-case hex digits.
+/// What a byte is worth as a lower-case hex digit; more than 15 where it is none.
+const DIGITS: [u8; 256] = {
+    let mut digits = [u8::MAX; 256];
+    let mut value = 0;
+    while value < 16 {
+        let digit = b"0123456789abcdef"[value as usize];
+        digits[digit as usize] = value;
+        value += 1;
+    }
+    digits
+};
+
+/// A hash in 64 lower-case hex digits. A header has one for each tensor.
 pub(super) fn hash(text: &str, code: Code) -> Result<Hash> {
-    let plain = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let hash = Hash::from_hex(text).ok().filter(|_| plain);
-    hash.ok_or_else(|| {
+    let mut bytes = [0; 32];
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let mut seen = u8::from(pairs.len() != bytes.len() || !rest.is_empty()) << 4;
+    for (byte, pair) in bytes.iter_mut().zip(pairs) {
+        let [high, low] = pair.map(|digit| DIGITS[usize::from(digit)]);
+        seen |= high | low;
+        *byte = high << 4 | (low & 15);
+    }
+    if seen > 15 {
         let what = format!("{} is no hash of 64 lower-case hex digits", Quoted(text));
-        TensorError::new(code, what)
-    })
+        return fail(code, what);
+    }
+    Ok(Hash::from_bytes(bytes))
 }
 
 struct Top<'a> {
@@ -401,5 +420,29 @@ impl<'de> Visitor<'de> for Tensors<'_> {
             self.0.index.slots[slot] = self.0.index.tensors.len() as u32;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_are_64_lower_case_digits() {
+        let good = blake3::hash(b"x");
+        let text = good.to_hex().to_string();
+        assert_eq!(hash(&text, Code::Schema).expect("good"), good);
+        let upper = text.to_uppercase();
+        let odd = format!("{}g", &text[..63]);
+        for bad in [
+            "",
+            &text[1..],
+            &upper,
+            &odd,
+            &format!("{text}0"),
+            &"ä".repeat(32),
+        ] {
+            assert_eq!(hash(bad, Code::Schema).expect_err(bad).code(), Code::Schema);
+        }
     }
 }
