@@ -222,7 +222,6 @@ fn scripts_reach_nothing_but_their_host() {
 
 #[test]
 fn sessions_know_no_transport_and_no_gpu() {
-fn promotion_starts_no_process_and_opens_no_connection() {
     let banned = [
         "quinn",
         "rustls",
@@ -233,6 +232,14 @@ fn promotion_starts_no_process_and_opens_no_connection() {
         "wgpu",
     ];
     Graph::load().forbid("alknet-sessions", &banned);
+}
+
+#[test]
+fn promotion_starts_no_process_and_opens_no_connection() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "alknet-endpoint",
         "alknet-tls",
         "alknet-worker",
         "hyper",
