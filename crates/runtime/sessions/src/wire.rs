@@ -7,7 +7,7 @@ mod json;
 use std::os::fd::OwnedFd;
 
 use alknet_runtime::{
-    CallOptions, Grants, Language, Level, Limits, Mode, ModuleSet, OpError, Operation, Registration,
+    CallOptions, Grants, Language, Level, Limits, Mode, ModuleSet, OpError, Operation, Recorded, Registration,
 };
 use alknet_worker::{Blob, Body, FrameError};
 pub(crate) use json::Json;
@@ -71,6 +71,8 @@ pub(crate) struct Opening {
     pub(crate) main: Option<String>,
     /// What the session may call, for `ops.list`.
     pub(crate) operations: Vec<Operation>,
+    /// What its calls are answered with, instead of by the host.
+    pub(crate) record: Option<Vec<Recorded>>,
 }
 
 impl Opening {

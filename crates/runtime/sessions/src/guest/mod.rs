@@ -236,7 +236,11 @@ impl Office {
         };
         self.pulse.add_session(sid, Arc::clone(&slot.bridge));
         self.waiting.push(session::Start {
-            spec: spec.map(|(spec, opening)| (spec, opening.main)),
+            spec: spec.map(|(spec, opening)| session::Begin {
+                spec,
+                main: opening.main,
+                record: opening.record,
+            }),
             slot: slot.clone(),
             queue,
         });

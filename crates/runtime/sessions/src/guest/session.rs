@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use alknet_runtime::{Code, Failure, Isolate, Outcome, Spec, Work};
+use alknet_runtime::{Code, Failure, Host, Isolate, Outcome, Recorded, Replay, Spec, Work};
 use alknet_worker::{Guest, GuestCall, OnThread, Reply};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -16,10 +16,30 @@ use crate::wire::{self, Done, Json};
 /// A session on its way to a thread.
 #[derive(Debug)]
 pub(super) struct Start {
-    /// How it begins, and the module that a service says goodbye with.
-    pub(super) spec: Result<(Spec, Option<String>), Failure>,
+    pub(super) spec: Result<Begin, Failure>,
     pub(super) slot: Slot,
     pub(super) queue: mpsc::UnboundedReceiver<Job>,
+}
+
+/// How a session begins.
+#[derive(Debug)]
+pub(super) struct Begin {
+    pub(super) spec: Spec,
+    /// The module that a service says goodbye with.
+    pub(super) main: Option<String>,
+    /// What its calls are answered with, instead of by the host.
+    pub(super) record: Option<Vec<Recorded>>,
+}
+
+impl Begin {
+    fn isolate(self, bridge: &Arc<Bridge>) -> Result<(Isolate, Option<String>), Failure> {
+        let side: Arc<dyn Host> = Arc::new(Side(Arc::clone(bridge)));
+        let host = match self.record {
+            Some(record) => Arc::new(Replay::new(&record, side)),
+            None => side,
+        };
+        Ok((Isolate::open(self.spec, host)?, self.main))
+    }
 }
 
 /// What a thread is told.
@@ -56,11 +76,7 @@ pub(super) async fn serve(start: Start, guest: &Guest, pulse: &Pulse) {
         remote,
     } = slot;
     drop(jobs);
-    let opened = spec.and_then(|(spec, main)| {
-        let isolate = Isolate::open(spec, Arc::new(Side(Arc::clone(&bridge))))?;
-        Ok((isolate, main))
-    });
-    match opened {
+    match spec.and_then(|begin| begin.isolate(&bridge)) {
         Ok((isolate, main)) => {
             // Nobody else sets it.
             let _ = remote.set(isolate.remote());

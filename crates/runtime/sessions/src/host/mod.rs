@@ -10,6 +10,7 @@ mod failure;
 mod offered;
 mod outgoing;
 mod reach;
+mod replay;
 mod service;
 mod session;
 mod shared;
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_call::{CompositionAuthority, Env};
 use alknet_core::{BoxFuture, Identity, Metrics};
-use alknet_runtime::{Code, Failure, Grants as Globals, Operation};
+use alknet_runtime::{Code, Failure, Grants as Globals, Operation, Recorded};
 use alknet_worker::{Body, Hash, Lease, Role, Told, Workers};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -34,8 +35,9 @@ use actor::{Actor, Command};
 pub(crate) use failure::{of_open, overloaded};
 pub use failure::{declared_errors, to_call_error};
 use reach::Reach;
+pub use replay::Replayed;
 pub use service::Service;
-pub use session::{Ran, Session};
+pub use session::{Following, Ran, Session};
 use shared::Shared;
 pub use shared::{Reason, SessionInfo, State};
 pub use spec::{Console, Grant, Grants, Line, Peer, SessionLimits, SessionSpec};
@@ -169,7 +171,7 @@ impl Sessions {
         })?;
         let operations = listed(&layer.env(env), &spec.grants);
         let bundle = Hash(spec.bundle());
-        let (told, fds) = opening(&mut spec, operations, bundle).map_err(|error| {
+        let (told, fds) = opening(&mut spec, operations, None, bundle).map_err(|error| {
             self.forget(&shared, Reason::Quota);
             Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
         })?;
@@ -390,6 +392,7 @@ fn listed(env: &Env, grants: &Grants) -> Vec<Operation> {
 fn opening(
     spec: &mut SessionSpec,
     operations: Vec<Operation>,
+    record: Option<Vec<Recorded>>,
     bundle: Hash,
 ) -> Result<(Told, Vec<std::os::fd::OwnedFd>), alknet_worker::FrameError> {
     let may = |name: &str| operations.iter().any(|operation| operation.path == name);
@@ -407,6 +410,7 @@ fn opening(
         imports: Opening::map(&spec.modules),
         main: spec.main.clone(),
         operations,
+        record,
     };
     // The node needs the texts no longer.
     spec.modules = alknet_runtime::ModuleSet::new();

@@ -97,6 +97,15 @@ impl Session {
         self.entrance.enter(Asked::Call(request(work)?), env, None).await
     }
 
+    /// The same for what yields items, which are taken one by one.
+    ///
+    /// # Errors
+    /// The input cannot travel.
+    pub fn follow(&self, env: &Env, work: Work) -> Result<Following, Failure> {
+        let env = self.layer.env(env);
+        Ok(self.entrance.follow(Asked::Call(request(work)?), env))
+    }
+
     /// Lets a service say goodbye: its `dispose` is called, at most 500 ms; what that answers is for
     /// its successor.
     ///
@@ -131,16 +140,24 @@ impl Entrance {
     }
 
     /// The same for one that yields items, which the receiver takes one by one.
-    pub(super) fn follow(&self, name: &str, input: &Value, env: Env) -> Result<Following, Failure> {
-        let asked = Asked::Call(handler(name, input)?);
+    pub(super) fn follow_operation(
+        &self,
+        name: &str,
+        input: &Value,
+        env: Env,
+    ) -> Result<Following, Failure> {
+        Ok(self.follow(Asked::Call(handler(name, input)?), env))
+    }
+
+    fn follow(&self, asked: Asked, env: Env) -> Following {
         let (items, taken) = mpsc::channel(UNACKNOWLEDGED);
         let entrance = self.clone();
         let ended = Box::pin(async move { entrance.enter(asked, env, Some(items)).await });
-        Ok(Following {
+        Following {
             entrance: self.clone(),
             ended: Some(ended),
             items: taken,
-        })
+        }
     }
 
     async fn enter(
@@ -252,7 +269,7 @@ impl Drop for Entered<'_> {
 }
 
 /// Items that a script yields.
-pub(super) struct Following {
+pub struct Following {
     entrance: Entrance,
     ended: Option<std::pin::Pin<Box<dyn Future<Output = Result<Ran, Failure>> + Send>>>,
     items: mpsc::Receiver<(u64, Value)>,
@@ -260,7 +277,7 @@ pub(super) struct Following {
 
 impl Following {
     /// The next item; `None` once the script has ended well.
-    pub(super) async fn next(&mut self) -> Option<Result<Value, Failure>> {
+    pub async fn next(&mut self) -> Option<Result<Value, Failure>> {
         loop {
             let Some(ended) = &mut self.ended else {
                 // What was said before the end is all there is.
@@ -290,7 +307,7 @@ impl Following {
     }
 }
 
-fn request(work: Work) -> Result<Request, Failure> {
+pub(super) fn request(work: Work) -> Result<Request, Failure> {
     let evaluate = |module: String, source: Vec<u8>| Request::Eval {
         module,
         source_hash: Hash(*blake3::hash(&source).as_bytes()),
