@@ -37,7 +37,7 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use certificates::Certificates;
-use computing::Computing;
+use computing::{Around, Computing};
 use facts::{About, SharedFacts};
 use hub::Hub;
 use join::{JoinContext, Joins, Reached};
@@ -146,8 +146,15 @@ impl Node {
             certificates: Arc::clone(&certificates.problems),
         };
         let hub = Hub::new(config, &people, &about, &facts, clock());
-        let computing = Computing::new(options.state_dir, about.identity())?;
+        let computing = Computing::new(&Around {
+            state_dir: options.state_dir,
+            identity: about.identity(),
+            identities: Arc::clone(&people.identities),
+            clock: clock(),
+            promotion: &config.promotion,
+        })?;
         let (handlers, dispatcher) = handlers(config, &context, hub.as_ref(), &computing)?;
+        computing.attach(&dispatcher).await;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let mut server = Server::bind(
             ServerOptions {

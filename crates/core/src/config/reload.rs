@@ -359,6 +359,7 @@ impl NodeConfig {
             network: running.network.clone(),
             tls: running.tls.clone(),
             iroh: running.iroh.clone(),
+            promotion: running.promotion.clone(),
             node: NodeSection {
                 admin_keys,
                 ..running.node.clone()
@@ -391,6 +392,7 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("hub.enabled", running.hub.enabled != next.hub.enabled),
         ("hub.disclose", running.hub.disclose != next.hub.disclose),
         ("iroh", running.iroh != next.iroh),
+        ("promotion", running.promotion != next.promotion),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()
