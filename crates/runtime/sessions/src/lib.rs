@@ -14,7 +14,7 @@ mod ops;
 mod wire;
 
 pub use host::{
-    Config, Console, Grant, Grants, Line, Peer, Ran, Reason, Session, SessionInfo, SessionLimits,
-    SessionSpec, Sessions, Service, State, TensorFiles, declared_errors, to_call_error,
+    Config, Console, Grant, Grants, Line, Peer, Ran, Reason, Service, Session, SessionInfo,
+    SessionLimits, SessionSpec, Sessions, State, TensorFiles, declared_errors, to_call_error,
 };
 pub use ops::operations;
