@@ -150,7 +150,10 @@ fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
 
 /// Whether the script failed, and not the call of it.
 fn is_scripts(error: &CallError) -> bool {
-    let own = error.details.as_ref().and_then(|details| details["code"].as_str());
+    let own = error
+        .details
+        .as_ref()
+        .and_then(|details| details["code"].as_str());
     error.code.name() == SCRIPT_FAILED || own.is_some_and(|code| code.starts_with("E_"))
 }
 
@@ -165,7 +168,8 @@ fn read_input(typed: bool) -> Result<Option<String>, Failure> {
             let _ = out.write_all(prompt.as_bytes()).and_then(|()| out.flush());
         }
         let read = std::io::stdin().lock().read_line(&mut text);
-        let read = read.map_err(|error| Failure::usage(format!("cannot read the input: {error}")))?;
+        let read =
+            read.map_err(|error| Failure::usage(format!("cannot read the input: {error}")))?;
         if read == 0 {
             return Ok((!text.trim().is_empty()).then_some(text));
         }
@@ -217,11 +221,7 @@ fn is_whole(text: &str) -> bool {
     open.is_empty()
 }
 
-async fn eval(
-    client: &CallConnection,
-    args: &DialArgs,
-    input: &Value,
-) -> Result<Value, CallError> {
+async fn eval(client: &CallConnection, args: &DialArgs, input: &Value) -> Result<Value, CallError> {
     let options = CallOptions {
         timeout: Some(args.timeout),
         ..CallOptions::default()
@@ -231,7 +231,9 @@ async fn eval(
 }
 
 fn millis(args: &DialArgs) -> u64 {
-    u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX).max(1)
+    u64::try_from(args.timeout.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1)
 }
 
 /// What the script wrote goes where what is not its result goes.
@@ -272,8 +274,17 @@ mod tests {
     #[test]
     fn an_input_ends_when_its_brackets_do() {
         for whole in [
-            "1\n", "f(1)\n", "'(' + \"[\"\n", "// (\n", "/* ( */ 1\n", "`${1}`\n", "{ a: [1] }\n",
-            "'\\'('\n", "'(\n", "}\n", "(\n\n",
+            "1\n",
+            "f(1)\n",
+            "'(' + \"[\"\n",
+            "// (\n",
+            "/* ( */ 1\n",
+            "`${1}`\n",
+            "{ a: [1] }\n",
+            "'\\'('\n",
+            "'(\n",
+            "}\n",
+            "(\n\n",
         ] {
             assert!(is_whole(whole), "{whole}");
         }
@@ -289,7 +300,10 @@ mod tests {
         }));
         assert!(is_scripts(&error));
         let failure = ended(error, false);
-        assert_eq!((failure.exit, failure.code.as_str()), (Exit::Failed, "E_EXCEPTION"));
+        assert_eq!(
+            (failure.exit, failure.code.as_str()),
+            (Exit::Failed, "E_EXCEPTION")
+        );
         assert_eq!(failure.message, "TypeError: no ink\n    at f (./a.ts:3)");
         assert!(!is_scripts(&CallError::not_found("runtime/eval")));
     }

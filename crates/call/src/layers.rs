@@ -76,7 +76,11 @@ impl SessionLayer {
 
     pub(crate) fn every(&self) -> Vec<Resolved> {
         let operations = self.operations.load();
-        operations.sorted().into_iter().map(Resolved::here).collect()
+        operations
+            .sorted()
+            .into_iter()
+            .map(Resolved::here)
+            .collect()
     }
 
     /// Adds an operation unless there are `most` already; with `replaces`, in the place of one of

@@ -79,8 +79,8 @@ pub use batch::Batch;
 pub use body::{Body, Item, Output};
 pub use client::{CallClient, CallConnection, CallOptions, Caller, Route, Subscription};
 pub use compose::{
-    CompositionAuthority, Env, Followed, InvokeOptions, Lookup, OnAbort, OperationEnv, PeerCompositeEnv,
-    Provenance, Resolved, Session, SessionError,
+    CompositionAuthority, Env, Followed, InvokeOptions, Lookup, OnAbort, OperationEnv,
+    PeerCompositeEnv, Provenance, Resolved, Session, SessionError,
 };
 pub use connect::{ConnectError, Credentials};
 pub use context::{ConnInfo, Ctx};

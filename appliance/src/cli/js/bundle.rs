@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::super::call::{read_file, read_stdin};
 use super::super::Failure;
+use super::super::call::{read_file, read_stdin};
 
 /// What standard input is called.
 const STDIN_MODULE: &str = "./main.ts";
@@ -85,7 +85,9 @@ fn resolve(folder: &Path, base: &str, name: &str) -> Option<String> {
     }
     let full = parts.join("/");
     let stem = full.strip_suffix(".js").map(ToOwned::to_owned);
-    let others = ENDINGS.iter().filter_map(|end| Some(format!("{}{end}", stem.as_ref()?)));
+    let others = ENDINGS
+        .iter()
+        .filter_map(|end| Some(format!("{}{end}", stem.as_ref()?)));
     let mut candidates = std::iter::once(full.clone()).chain(others);
     let known = |name: &String| ENDINGS.iter().any(|end| name.ends_with(end));
     let is_file = |name: &String| PathBuf::from(folder).join(name).is_file();
@@ -103,8 +105,14 @@ mod tests {
         let inside = folder.path().join("app");
         std::fs::create_dir_all(inside.join("lib")).expect("a folder");
         for (name, text) in [
-            ("app/main.ts", "import a from './lib/a.js'; import '../secret.js'; import 'alknet:core/ujsx';"),
-            ("app/lib/a.ts", "export * from \"../b.js\"; await import('./c.tsx'); import './gone.js'"),
+            (
+                "app/main.ts",
+                "import a from './lib/a.js'; import '../secret.js'; import 'alknet:core/ujsx';",
+            ),
+            (
+                "app/lib/a.ts",
+                "export * from \"../b.js\"; await import('./c.tsx'); import './gone.js'",
+            ),
             ("app/b.js", "import './main.ts'"),
             ("app/lib/c.tsx", ""),
             ("app/unused.js", ""),

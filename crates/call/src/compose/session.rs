@@ -82,7 +82,10 @@ impl Session {
         registration.spec = registration.spec.internal();
         let authority = CompositionAuthority::clone(&self.authority);
         let registration = registration.composing(authority, ScopedPeerEnv::clone(&self.scope));
-        if self.layer.insert(registration, SESSION_OPERATIONS_MAX, replaces)? {
+        if self
+            .layer
+            .insert(registration, SESSION_OPERATIONS_MAX, replaces)?
+        {
             Ok(())
         } else {
             Err(SessionError::TooMany)

@@ -14,7 +14,8 @@ mod ops;
 mod wire;
 
 pub use host::{
-    Config, Console, Following, Grant, Grants, Line, Peer, Ran, Reason, Replayed, Session, SessionInfo, SessionLimits,
-    SessionSpec, Sessions, Service, State, TensorFiles, declared_errors, to_call_error,
+    Config, Console, Following, Grant, Grants, Line, Peer, Ran, Reason, Replayed, Service, Session,
+    SessionInfo, SessionLimits, SessionSpec, Sessions, State, TensorFiles, declared_errors,
+    to_call_error,
 };
 pub use ops::operations;

@@ -98,7 +98,9 @@ fn kill(sessions: Arc<Sessions>) -> Registration {
             "required": ["killed"],
         }));
     let handler = HandlerKind::once(move |input: Body, _| {
-        let killed = input.parse::<Kill>().map(|kill| sessions.kill(kill.session));
+        let killed = input
+            .parse::<Kill>()
+            .map(|kill| sessions.kill(kill.session));
         async move { killed.map(|killed| json!({ "killed": killed })) }
     });
     Registration::new(spec, handler)
@@ -138,7 +140,10 @@ fn numbers(sessions: &Sessions) -> Value {
                 .map(|gap| format!("{:?}: {}", gap.wall, gap.why))
                 .collect();
             let level = sandbox.level.to_string();
-            (role.name().to_owned(), json!({ "level": level, "gaps": gaps }))
+            (
+                role.name().to_owned(),
+                json!({ "level": level, "gaps": gaps }),
+            )
         })
         .collect();
     let ended: Map<String, Value> = sessions

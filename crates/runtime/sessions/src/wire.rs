@@ -28,9 +28,8 @@ pub(crate) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
 pub(crate) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
     let mut rest = bytes;
     let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, NESTING_MAX);
-    let value = value.map_err(|error| {
-        FrameError::Cbor(error.to_string().chars().take(160).collect())
-    })?;
+    let value =
+        value.map_err(|error| FrameError::Cbor(error.to_string().chars().take(160).collect()))?;
     match rest.is_empty() {
         true => Ok(value),
         false => Err(FrameError::Cbor("something follows the value".to_owned())),

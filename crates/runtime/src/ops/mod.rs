@@ -201,7 +201,11 @@ fn call_with_bytes<'js>(
         let text = "the bytes outside the heap are used up";
         return Err(shared.exhaust(ctx, Code::Memory, text));
     };
-    let bytes = bytes.as_ref().map(read_bytes).transpose()?.unwrap_or_default();
+    let bytes = bytes
+        .as_ref()
+        .map(read_bytes)
+        .transpose()?
+        .unwrap_or_default();
     let answer = shared.host.call_with_bytes(path, input, bytes.into(), map);
     let path = path.to_owned();
     let work: LocalBoxFuture<'static, _> = answer

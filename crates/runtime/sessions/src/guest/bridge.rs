@@ -75,13 +75,9 @@ pub(super) struct Verdict {
 
 impl Verdict {
     fn send(self) {
-        let sent = self.guest.finish(
-            &self.call,
-            self.reply,
-            self.fds,
-            self.heap,
-            self.external,
-        );
+        let sent = self
+            .guest
+            .finish(&self.call, self.reply, self.fds, self.heap, self.external);
         if let Err(error) = sent {
             // Too large for a frame, or the host is gone, which ends this process.
             let fault = Fault {
@@ -464,8 +460,8 @@ impl Host for Side {
     }
 
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
-        let patterns = jsonschema::PatternOptions::regex()
-            .size_limit(alknet_call::limits::PATTERN_BYTES_MAX);
+        let patterns =
+            jsonschema::PatternOptions::regex().size_limit(alknet_call::limits::PATTERN_BYTES_MAX);
         let validator = jsonschema::options()
             .with_pattern_options(patterns)
             .build(schema);

@@ -20,7 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use alknet_runtime::{Code, Failure, ModuleSet, Remote, Spec, Work};
 use alknet_worker::{
-    Fault, Guest, GuestCall, GuestError, Incoming, Reply, Role, ToWorker, enter, limits,
+    Fault, Guest, GuestCall, GuestError, Incoming, Reply, Role, ToWorker, enter, give_back_memory,
+    limits,
 };
 use tokio::sync::mpsc;
 
@@ -143,6 +144,7 @@ impl Office {
                             // Nobody knows what state the engine is in. The host sees a crash.
                             std::process::abort();
                         }
+                        give_back_memory();
                     }
                 })?;
         }

@@ -113,7 +113,9 @@ impl Pulse {
     }
 
     pub(super) fn add_session(&self, sid: u64, bridge: Arc<Bridge>) {
-        lock(&self.state).sessions.insert(sid, Arc::downgrade(&bridge));
+        lock(&self.state)
+            .sessions
+            .insert(sid, Arc::downgrade(&bridge));
     }
 
     /// A call that its isolate has not begun.

@@ -16,9 +16,15 @@ const RETRY_MS: u64 = 1000;
 pub fn declared_errors() -> Vec<ErrorDef> {
     let declared = [
         ("FUEL_EXHAUSTED", "The script took more steps than it may."),
-        ("MEMORY_LIMIT", "The script needed more memory than it may have."),
+        (
+            "MEMORY_LIMIT",
+            "The script needed more memory than it may have.",
+        ),
         ("QUOTA_EXCEEDED", "The script made more calls than it may."),
-        ("STACK_LIMIT", "The script called itself deeper than it may."),
+        (
+            "STACK_LIMIT",
+            "The script called itself deeper than it may.",
+        ),
     ];
     let schema = json!({
         "type": "object",
@@ -38,7 +44,11 @@ pub fn declared_errors() -> Vec<ErrorDef> {
 /// operation that a script let pass goes on unchanged where its code is among them.
 #[must_use]
 pub fn to_call_error(failure: &Failure, declares: impl Fn(&str) -> bool) -> CallError {
-    if let Some(error) = failure.operation.as_deref().filter(|error| declares(&error.code)) {
+    if let Some(error) = failure
+        .operation
+        .as_deref()
+        .filter(|error| declares(&error.code))
+    {
         return CallError {
             retryable: error.retryable,
             details: (*error.details != Value::Null).then(|| error.details.clone()),

@@ -32,8 +32,8 @@ use tokio::sync::mpsc;
 use crate::limits::{LISTED_BYTES_MAX, LISTED_MAX, SESSIONS_MAX, SESSIONS_OF_TENANT_MAX};
 use crate::wire::{self, Opening};
 use actor::{Actor, Command};
-pub(crate) use failure::{of_open, overloaded};
 pub use failure::{declared_errors, to_call_error};
+pub(crate) use failure::{of_open, overloaded};
 use reach::Reach;
 pub use replay::Replayed;
 pub use service::Service;
@@ -159,26 +159,21 @@ impl Sessions {
         let tenant = tenant(spec.identity.as_deref());
         let reach = Reach::new(&spec.grants)?;
         let layer = layer(env, &spec)?;
-        let shared = self.admit(&tenant, &spec)?;
+        let place = self.admit(&tenant, &spec)?;
         let mut lease = Lease::new(self.config.role, tenant);
         if spec.alone {
             lease = lease.alone();
         }
         let opened = self.workers.open(lease).await;
-        let worker = opened.map_err(|error| {
-            self.forget(&shared, Reason::WorkerLost);
-            failure::of_worker(&error)
-        })?;
+        let worker = opened.map_err(|error| failure::of_worker(&error))?;
         let operations = listed(&layer.env(env), &spec.grants);
         let bundle = Hash(spec.bundle());
         let (told, fds) = opening(&mut spec, operations, None, bundle).map_err(|error| {
-            self.forget(&shared, Reason::Quota);
             Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
         })?;
-        worker.tell(told, fds).map_err(|error| {
-            self.forget(&shared, Reason::WorkerLost);
-            failure::of_call(&error)
-        })?;
+        let sent = worker.tell(told, fds);
+        sent.map_err(|error| failure::of_call(&error))?;
+        let shared = place.keep();
         shared.set_worker(worker.pid());
         let (commands, queue) = mpsc::unbounded_channel();
         self.know(&shared, &commands);
@@ -260,7 +255,12 @@ impl Sessions {
             into.counter("alknet_workers_ended_total", help, &labels, *count);
         }
         let help = "Bytes of workers' log that were dropped.";
-        into.counter("alknet_workers_log_dropped_total", help, &[], stats.log_dropped);
+        into.counter(
+            "alknet_workers_log_dropped_total",
+            help,
+            &[],
+            stats.log_dropped,
+        );
     }
 
     fn count_call(&self) {
@@ -282,9 +282,11 @@ impl Sessions {
         lock(&self.counters.closed).clone()
     }
 
-    fn admit(&self, tenant: &str, spec: &SessionSpec) -> Result<Arc<Shared>, Failure> {
+    fn admit(self: &Arc<Self>, tenant: &str, spec: &SessionSpec) -> Result<Place, Failure> {
         let mut table = self.lock();
-        let own = table.values().filter(|known| known.shared.tenant() == tenant);
+        let own = table
+            .values()
+            .filter(|known| known.shared.tenant() == tenant);
         if table.len() >= self.config.sessions_max || own.count() >= self.config.of_tenant_max {
             return Err(Failure::new(Code::Quota, "too many sessions are open"));
         }
@@ -296,7 +298,11 @@ impl Sessions {
             commands: nobody.downgrade(),
         };
         table.insert(id, known);
-        Ok(shared)
+        Ok(Place {
+            sessions: Arc::clone(self),
+            shared,
+            kept: false,
+        })
     }
 
     fn know(&self, shared: &Shared, commands: &mpsc::UnboundedSender<Command>) {
@@ -309,12 +315,37 @@ impl Sessions {
     fn forget(&self, shared: &Shared, reason: Reason) {
         shared.close(reason);
         if self.lock().remove(&shared.id()).is_some() {
-            *lock(&self.counters.closed).entry(shared.reason()).or_default() += 1;
+            *lock(&self.counters.closed)
+                .entry(shared.reason())
+                .or_default() += 1;
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Known>> {
         lock(&self.table)
+    }
+}
+
+/// A session's place in the table while it is opened. Whoever opens it may give up at any moment.
+struct Place {
+    sessions: Arc<Sessions>,
+    shared: Arc<Shared>,
+    kept: bool,
+}
+
+impl Place {
+    /// It is open: from now on its task keeps the place.
+    fn keep(mut self) -> Arc<Shared> {
+        self.kept = true;
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.sessions.lock().remove(&self.shared.id());
+        }
     }
 }
 
@@ -348,7 +379,11 @@ fn authority(own: &CompositionAuthority, identity: Option<&Identity>) -> Composi
     let mut scopes: Vec<String> = texts(&identity.scopes);
     scopes.retain(|scope| own.scopes.allows(scope));
     let narrower = texts(&own.scopes);
-    scopes.extend(narrower.into_iter().filter(|scope| identity.scopes.allows(scope)));
+    scopes.extend(
+        narrower
+            .into_iter()
+            .filter(|scope| identity.scopes.allows(scope)),
+    );
     let label = format!("script of {}", identity.id);
     let mut authority = CompositionAuthority::new(&label, scopes);
     for (kind, ids) in &identity.resources {

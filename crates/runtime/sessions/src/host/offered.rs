@@ -37,7 +37,11 @@ pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registra
         .with_output(offer.output)
         .internal();
     spec.error_schemas = errors(offer.errors);
-    let declares: Arc<[String]> = spec.error_schemas.iter().map(|def| def.code.clone()).collect();
+    let declares: Arc<[String]> = spec
+        .error_schemas
+        .iter()
+        .map(|def| def.code.clone())
+        .collect();
     let script = Arc::new(Script {
         entrance: entrance.clone(),
         name: offer.name,
@@ -97,7 +101,8 @@ impl Script {
     async fn call(&self, input: Body, ctx: Ctx) -> Result<Value, CallError> {
         let input = self.input(&input)?;
         let ran = self.entrance.invoke(&self.name, input, ctx.env()).await;
-        ran.map(|ran| ran.value).map_err(|failure| self.error(&failure))
+        ran.map(|ran| ran.value)
+            .map_err(|failure| self.error(&failure))
     }
 
     fn input<'a>(&self, input: &'a Body) -> Result<&'a Value, CallError> {

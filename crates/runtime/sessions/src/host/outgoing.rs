@@ -106,7 +106,10 @@ impl Outgoing {
         let task = match subscribes {
             true => tokio::spawn(follow(wish, said, Arc::clone(&room))),
             false => {
-                let files = self.files.clone().filter(|_| wish.opts.map && wish.name == MAPPED);
+                let files = self
+                    .files
+                    .clone()
+                    .filter(|_| wish.opts.map && wish.name == MAPPED);
                 let files = files.map(|files| (files, self.identity.clone()));
                 tokio::spawn(async move {
                     let (reply, fds) = call(wish, files).await;

@@ -48,7 +48,11 @@ impl Reach {
             return Err(CallError::not_found(name));
         };
         // Without a peer's name a call goes wherever the operation is.
-        let here = || env.reachable().iter().any(|found| found.operation() == name);
+        let here = || {
+            env.reachable()
+                .iter()
+                .any(|found| found.operation() == name)
+        };
         if grant.peer == Peer::Local && !here() {
             return Err(CallError::not_found(name));
         }
@@ -77,8 +81,8 @@ impl Reach {
 
 /// No schema leaves the process, and no pattern takes long.
 pub(super) fn compile(schema: &Value) -> Result<Validator, String> {
-    let patterns = jsonschema::PatternOptions::regex()
-        .size_limit(alknet_call::limits::PATTERN_BYTES_MAX);
+    let patterns =
+        jsonschema::PatternOptions::regex().size_limit(alknet_call::limits::PATTERN_BYTES_MAX);
     let options = jsonschema::options().with_pattern_options(patterns);
     options.build(schema).map_err(|error| error.to_string())
 }

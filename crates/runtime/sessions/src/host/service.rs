@@ -138,7 +138,9 @@ impl Service {
 
 fn main(spec: &SessionSpec) -> Result<&str, Failure> {
     let text = "a service names the module that it is";
-    spec.main.as_deref().ok_or_else(|| Failure::new(Code::Limit, text))
+    spec.main
+        .as_deref()
+        .ok_or_else(|| Failure::new(Code::Limit, text))
 }
 
 /// Opens it and evaluates its module.

@@ -94,7 +94,9 @@ impl Session {
     /// What the script ends with.
     pub async fn run(&self, env: &Env, work: Work) -> Result<Ran, Failure> {
         let env = self.layer.env(env);
-        self.entrance.enter(Asked::Call(request(work)?), env, None).await
+        self.entrance
+            .enter(Asked::Call(request(work)?), env, None)
+            .await
     }
 
     /// The same for what yields items, which are taken one by one.
@@ -129,12 +131,7 @@ impl Session {
 
 impl Entrance {
     /// Calls an operation that the session registered.
-    pub(super) async fn invoke(
-        &self,
-        name: &str,
-        input: &Value,
-        env: Env,
-    ) -> Result<Ran, Failure> {
+    pub(super) async fn invoke(&self, name: &str, input: &Value, env: Env) -> Result<Ran, Failure> {
         let asked = Asked::Call(handler(name, input)?);
         self.enter(asked, env, None).await
     }

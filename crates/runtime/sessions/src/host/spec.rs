@@ -69,7 +69,10 @@ impl SessionSpec {
         let limits = &self.limits;
         let wrong = [
             (limits.runtime.fuel_ticks <= FUEL_MAX, "fuel_ticks"),
-            (limits.runtime.external_bytes <= EXTERNAL_BYTES_MAX, "external_bytes"),
+            (
+                limits.runtime.external_bytes <= EXTERNAL_BYTES_MAX,
+                "external_bytes",
+            ),
             (limits.runtime.calls <= CALLS_MAX, "calls"),
             (
                 limits.runtime.calls_in_flight <= Limits::default().calls_in_flight,

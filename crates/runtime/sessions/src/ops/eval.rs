@@ -179,7 +179,9 @@ impl Evals {
             let text = format!("a REPL's name has 1 to {REPL_NAME_BYTES_MAX} bytes");
             return Err(CallError::invalid_input(text));
         }
-        let tenant = ctx.identity().map_or_else(String::new, |who| who.id.to_string());
+        let tenant = ctx
+            .identity()
+            .map_or_else(String::new, |who| who.id.to_string());
         let name = (tenant, name);
         let source = asked.source.clone().unwrap_or_default();
         let known = self.known(&name);
@@ -216,7 +218,11 @@ impl Evals {
         asked: &Asked,
         ctx: &Ctx,
     ) -> Result<(Session, Arc<tokio::sync::Mutex<()>>), CallError> {
-        let own = self.lock().keys().filter(|(tenant, _)| *tenant == name.0).count();
+        let own = self
+            .lock()
+            .keys()
+            .filter(|(tenant, _)| *tenant == name.0)
+            .count();
         if own >= REPLS_OF_TENANT_MAX {
             return Err(overloaded("as many REPLs as one caller may have are open"));
         }

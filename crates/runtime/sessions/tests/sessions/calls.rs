@@ -57,7 +57,10 @@ async fn errors_of_operations_arrive_whole() {
     let failure = lab.run(spec("await ops.call('test/fail', {})")).await;
     let failure = failure.expect_err("uncaught");
     assert_eq!(failure.code, Code::Exception);
-    assert_eq!(failure.operation.expect("the operation's").code, "OUT_OF_INK");
+    assert_eq!(
+        failure.operation.expect("the operation's").code,
+        "OUT_OF_INK"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,17 +77,27 @@ async fn only_what_is_granted_exists() {
         (all(), "runtime/stats", "NOT_FOUND"),
         (Grants::default(), "test/deep/one", "NOT_FOUND"),
         (Grants::to(["test/echo"]), "test/deep/one", "NOT_FOUND"),
-        (Grants::to(["test/deep/*"]), "test/deep/one", "it came to \"yes\""),
+        (
+            Grants::to(["test/deep/*"]),
+            "test/deep/one",
+            "it came to \"yes\"",
+        ),
         // The operation that opens the session does not reach it, whatever is granted.
         (Grants::to(["other/*"]), "other/place", "NOT_FOUND"),
         (Grants::to(["*"]), "other/place", "NOT_FOUND"),
         (
-            Grants { deny: ["test/deep/*"].into_iter().collect(), ..all() },
+            Grants {
+                deny: ["test/deep/*"].into_iter().collect(),
+                ..all()
+            },
             "test/deep/one",
             "NOT_FOUND",
         ),
         (
-            Grants { deny: ["test/deep/*"].into_iter().collect(), ..all() },
+            Grants {
+                deny: ["test/deep/*"].into_iter().collect(),
+                ..all()
+            },
             "//test/deep/one",
             "NOT_FOUND",
         ),
@@ -94,7 +107,10 @@ async fn only_what_is_granted_exists() {
     let elsewhere = "await ops.call('test/deep/one', {}, { peer: 'far' })";
     assert_eq!(refused(&lab, all(), elsewhere).await, "NOT_FOUND");
     let local = Grants {
-        allow: vec![Grant { peer: Peer::Local, ..Grant::to("test/*") }],
+        allow: vec![Grant {
+            peer: Peer::Local,
+            ..Grant::to("test/*")
+        }],
         ..Grants::default()
     };
     assert_eq!(refused(&lab, local.clone(), elsewhere).await, "NOT_FOUND");
@@ -115,12 +131,18 @@ async fn grants_have_constraints_and_budgets() {
         budget: Some(2),
         ..Grant::to("test/echo")
     };
-    let grants = Grants { allow: vec![grant], ..Grants::default() };
+    let grants = Grants {
+        allow: vec![grant],
+        ..Grants::default()
+    };
     let wrong = "await ops.call('test/echo', { b: 1 })";
     assert_eq!(refused(&lab, grants.clone(), wrong).await, "FORBIDDEN");
     let source = "const go = () => ops.call('test/echo', { a: 1 });
         await go(); await go(); await go();";
-    assert_eq!(refused(&lab, grants.clone(), source).await, "QUOTA_EXCEEDED");
+    assert_eq!(
+        refused(&lab, grants.clone(), source).await,
+        "QUOTA_EXCEEDED"
+    );
     let source = "const go = () => ops.call('test/echo', { a: 1 }); await go(); await go();
         export default 'two'";
     assert_eq!(refused(&lab, grants, source).await, "it came to \"two\"");
@@ -162,12 +184,18 @@ async fn subscriptions_yield_as_they_are_taken() {
         await new Promise((done) => setTimeout(done, 20));
         export default taken";
     assert_eq!(value(&lab, source).await, json!([0, 1, 2, 3, 4]));
-    until("it is dropped", || lab.probe.dropped.load(Ordering::SeqCst) == 2).await;
+    until("it is dropped", || {
+        lab.probe.dropped.load(Ordering::SeqCst) == 2
+    })
+    .await;
     let yielded = lab.probe.yielded.load(Ordering::SeqCst) - before;
     // Sixteen that nobody has taken, and those that were.
     assert!(yielded <= 5 + 2 * 16, "{yielded}");
     let wrong = "for await (const n of ops.subscribe('test/echo', {}));";
-    assert_eq!(refusal(lab.run(spec(wrong)).await), "INVALID_OPERATION_TYPE");
+    assert_eq!(
+        refusal(lab.run(spec(wrong)).await),
+        "INVALID_OPERATION_TYPE"
+    );
     let unknown = "for await (const n of ops.subscribe('test/nowhere', {}));";
     assert_eq!(refusal(lab.run(spec(unknown)).await), "NOT_FOUND");
 }
@@ -205,16 +233,32 @@ async fn an_operation_is_registered_again_and_better() {
         await ops.register(spec({ type: 'integer' }), () => 'new');
         let refused; try { await ops.call('js/x', 'a') } catch (e) { refused = e.code }
         export default [old, await ops.call('js/x', 1), refused]";
-    assert_eq!(value(&lab, source).await, json!(["old", "new", "INVALID_INPUT"]));
+    assert_eq!(
+        value(&lab, source).await,
+        json!(["old", "new", "INVALID_INPUT"])
+    );
     for (spec_text, expected) in [
         ("{ name: '1x', kind: 'query', uses: [] }", "INVALID_INPUT"),
-        ("{ name: 'a/b/c/d', kind: 'query', uses: [] }", "INVALID_INPUT"),
-        ("{ name: 'a', kind: 'query', uses: [], input: { type: 'nonsense' } }", "INVALID_INPUT"),
-        ("{ name: 'a', kind: 'query', uses: [], errors: { lower: {} } }", "INVALID_INPUT"),
+        (
+            "{ name: 'a/b/c/d', kind: 'query', uses: [] }",
+            "INVALID_INPUT",
+        ),
+        (
+            "{ name: 'a', kind: 'query', uses: [], input: { type: 'nonsense' } }",
+            "INVALID_INPUT",
+        ),
+        (
+            "{ name: 'a', kind: 'query', uses: [], errors: { lower: {} } }",
+            "INVALID_INPUT",
+        ),
         ("{ name: 'A', kind: 'query', uses: [] }", "E_LIMIT"),
     ] {
         let source = format!("await ops.register({spec_text}, () => 1)");
-        assert_eq!(refusal(lab.run(spec(&source)).await), expected, "{spec_text}");
+        assert_eq!(
+            refusal(lab.run(spec(&source)).await),
+            expected,
+            "{spec_text}"
+        );
     }
 }
 
@@ -226,7 +270,10 @@ async fn recursion_through_the_registry_ends() {
         let e; try { await ops.call('js/again', 0) } catch (error) { e = error }
         export default e.code";
     let code = value(&lab, source).await;
-    assert!(["QUOTA_EXCEEDED", "INTERNAL"].contains(&code.as_str().unwrap_or("")), "{code}");
+    assert!(
+        ["QUOTA_EXCEEDED", "INTERNAL"].contains(&code.as_str().unwrap_or("")),
+        "{code}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,14 +282,17 @@ async fn calls_are_counted_and_bounded() {
     let mut few = spec("for (let i = 0; i < 6; i++) await ops.call('test/echo', i)");
     few.limits.runtime.calls = 5;
     assert_eq!(code(lab.run(few).await), Code::Quota);
-    let mut wide = spec("await Promise.all(Array.from({ length: 9 }, () => ops.call('test/hang')))");
+    let mut wide =
+        spec("await Promise.all(Array.from({ length: 9 }, () => ops.call('test/hang')))");
     wide.limits.runtime.calls_in_flight = 8;
     assert_eq!(code(lab.run(wide).await), Code::Quota);
     let request = lab.request().await;
     let source = "for (let i = 0; i < 3; i++) await ops.call('test/echo', i);
         export default await ops.call('test/deep/one', 1)";
     let session = lab.open(&request, spec(source)).await;
-    let ran = soon(session.run(&request.env(), main())).await.expect("a value");
+    let ran = soon(session.run(&request.env(), main()))
+        .await
+        .expect("a value");
     assert_eq!(ran.calls, 4);
     let calls = session.info().calls;
     assert_eq!((calls["test/echo"], calls["test/deep/one"]), (3, 1));
@@ -259,7 +309,9 @@ async fn a_service_calls_only_in_the_course_of_a_call() {
     let mut spec = spec(source);
     spec.mode = Mode::Service;
     let session = lab.open(&request, spec).await;
-    soon(session.run(&env, export("begin", json!(null)))).await.expect("begun");
+    soon(session.run(&env, export("begin", json!(null))))
+        .await
+        .expect("begun");
     let later = soon(async {
         loop {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -112,11 +112,23 @@ async fn every_case_ends_with_its_code_while_others_are_served() {
     for case in &cases {
         all.extend(wrong(&lab, &request, &witness, case).await);
     }
-    assert!(all.is_empty(), "{} of {}:\n{}", all.len(), cases.len(), all.join("\n"));
+    assert!(
+        all.is_empty(),
+        "{} of {}:\n{}",
+        all.len(),
+        cases.len(),
+        all.join("\n")
+    );
     // Some were ended from outside, and none brought its worker down.
     let ended = lab.sessions.workers().stats().ended;
     let count = |reason: Reason| ended.get(&reason).copied().unwrap_or_default();
     assert!(count(Reason::Cpu) + count(Reason::Wall) > 0, "{ended:?}");
-    let bad = [Reason::Crash, Reason::Violation, Reason::Exit, Reason::Protocol, Reason::Flood];
+    let bad = [
+        Reason::Crash,
+        Reason::Violation,
+        Reason::Exit,
+        Reason::Protocol,
+        Reason::Flood,
+    ];
     assert!(bad.iter().all(|reason| count(*reason) == 0), "{ended:?}");
 }

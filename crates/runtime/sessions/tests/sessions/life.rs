@@ -20,8 +20,13 @@ async fn a_module_runs_in_a_worker() {
     let request = lab.request().await;
     let session = lab.open(&request, spec).await;
     assert_eq!(session.info().state, State::Idle);
-    assert_ne!(session.info().pid, i32::try_from(std::process::id()).expect("a pid"));
-    let ran = soon(session.run(&request.env(), main())).await.expect("a value");
+    assert_ne!(
+        session.info().pid,
+        i32::try_from(std::process::id()).expect("a pid")
+    );
+    let ran = soon(session.run(&request.env(), main()))
+        .await
+        .expect("a value");
     let expected = json!({ "six": 6, "ops": "object", "gpu": "undefined", "tensor": "undefined" });
     assert_eq!(ran.value, expected);
     assert!(ran.stats.heap_peak > 0);
@@ -59,11 +64,17 @@ async fn modules_import_each_other_and_types_are_erased() {
     let lab = Lab::new();
     let mut one = spec("import { twice } from './twice.ts'; export default twice(21);");
     one.modules
-        .insert("./twice.ts", "export const twice = (n: number): number => 2 * n;")
+        .insert(
+            "./twice.ts",
+            "export const twice = (n: number): number => 2 * n;",
+        )
         .expect("a module");
     assert_eq!(lab.run(one).await.expect("a value").value, json!(42));
     let mut wrong = spec("import './a.ts'; export default 1;");
-    wrong.modules.insert("./a.ts", "enum A { B }").expect("a module");
+    wrong
+        .modules
+        .insert("./a.ts", "enum A { B }")
+        .expect("a module");
     let failure = lab.run(wrong).await.expect_err("an enum");
     assert_eq!(failure.code, Code::TsUnsupported);
     assert_eq!(failure.place.expect("a place").module, "./a.ts");
@@ -113,12 +124,20 @@ async fn a_repl_remembers_its_lines() {
         let source = source.to_owned();
         soon(session.run(&env, Work::Script { source })).await
     };
-    assert_eq!(line("let a = 2").await.expect("nothing").shown.as_deref(), Some("undefined"));
+    assert_eq!(
+        line("let a = 2").await.expect("nothing").shown.as_deref(),
+        Some("undefined")
+    );
     assert_eq!(line("a * 21").await.expect("a value").value, json!(42));
     assert_eq!(code(line("nowhere").await), Code::Exception);
     assert_eq!(line("eval('a')").await.expect("a value").value, json!(2));
-    assert_eq!(line("").await.expect("nothing").shown.as_deref(), Some("undefined"));
-    let six = line("(await import('./main.js')).six").await.expect("a value");
+    assert_eq!(
+        line("").await.expect("nothing").shown.as_deref(),
+        Some("undefined")
+    );
+    let six = line("(await import('./main.js')).six")
+        .await
+        .expect("a value");
     assert_eq!((six.value, six.shown.as_deref()), (json!(6), Some("6")));
 }
 
@@ -140,14 +159,20 @@ async fn dropping_a_call_aborts_it_and_what_it_called() {
         let waiting = session.run(&env, export("wait", json!(null)));
         tokio::pin!(waiting);
         let started = async {
-            until("it started", || lab.probe.started.load(Ordering::SeqCst) == 1).await;
+            until("it started", || {
+                lab.probe.started.load(Ordering::SeqCst) == 1
+            })
+            .await;
         };
         tokio::select! {
             _ = &mut waiting => panic!("it waits"),
             () = started => {}
         }
     }
-    until("it was dropped", || lab.probe.dropped.load(Ordering::SeqCst) == 1).await;
+    until("it was dropped", || {
+        lab.probe.dropped.load(Ordering::SeqCst) == 1
+    })
+    .await;
     let did = soon(session.run(&env, export("did", json!(null)))).await;
     assert_eq!(did.expect("alive").value, json!(true));
 }
@@ -157,8 +182,12 @@ async fn an_abort_that_nobody_listens_to_ends_the_script_and_not_its_neighbours(
     let lab = Lab::new();
     let request = lab.request().await;
     let env = request.env();
-    let neighbour = lab.open(&request, spec("export const ping = () => 'pong'")).await;
-    soon(neighbour.run(&env, export("ping", json!(null)))).await.expect("pong");
+    let neighbour = lab
+        .open(&request, spec("export const ping = () => 'pong'"))
+        .await;
+    soon(neighbour.run(&env, export("ping", json!(null))))
+        .await
+        .expect("pong");
     let mut busy = spec("console.log('on'); for (;;);");
     let (console, mut lines) = mpsc::channel(8);
     busy.console = Some(console);
@@ -178,7 +207,10 @@ async fn an_abort_that_nobody_listens_to_ends_the_script_and_not_its_neighbours(
     let pong = soon(neighbour.run(&env, export("ping", json!(null)))).await;
     assert_eq!(pong.expect("not ended with it").value, json!("pong"));
     let over = soon(session.run(&env, main())).await;
-    assert!(matches!(code(over), Code::Abort | Code::WorkerLost | Code::Disposed));
+    assert!(matches!(
+        code(over),
+        Code::Abort | Code::WorkerLost | Code::Disposed
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,16 +218,27 @@ async fn a_killed_session_ends_its_calls() {
     let lab = Lab::new();
     let request = lab.request().await;
     let env = request.env();
-    let session = lab.open(&request, spec("await ops.call('test/hang', {})")).await;
+    let session = lab
+        .open(&request, spec("await ops.call('test/hang', {})"))
+        .await;
     let kill = async {
-        until("it started", || lab.probe.started.load(Ordering::SeqCst) == 1).await;
+        until("it started", || {
+            lab.probe.started.load(Ordering::SeqCst) == 1
+        })
+        .await;
         assert!(matches!(session.info().state, State::Running { .. }));
         assert!(lab.sessions.kill(session.id()));
     };
     let (ended, ()) = soon(async { tokio::join!(session.run(&env, main()), kill) }).await;
     assert_eq!(code(ended), Code::Abort);
-    until("it was dropped", || lab.probe.dropped.load(Ordering::SeqCst) == 1).await;
-    until("it is over", || session.info().state == State::Closed(Reason::Abort)).await;
+    until("it was dropped", || {
+        lab.probe.dropped.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    until("it is over", || {
+        session.info().state == State::Closed(Reason::Abort)
+    })
+    .await;
     assert!(!lab.sessions.kill(session.id()));
     assert_eq!(code(soon(session.run(&env, main())).await), Code::Disposed);
 }
@@ -205,7 +248,9 @@ async fn what_a_worker_dies_of_stays_in_it() {
     let lab = Lab::new();
     let request = lab.request().await;
     let env = request.env();
-    let mine = lab.open(&request, spec("await ops.call('test/hang', {})")).await;
+    let mine = lab
+        .open(&request, spec("await ops.call('test/hang', {})"))
+        .await;
     let ping = "export const ping = () => 'pong'";
     let sibling = lab.open(&request, spec(ping)).await;
     let other = lab.open(&request, spec_of("other", ping)).await;
@@ -216,7 +261,10 @@ async fn what_a_worker_dies_of_stays_in_it() {
     assert_eq!(pid, sibling.info().pid);
     assert!(pid != other.info().pid && pid != alone.info().pid);
     let kill = async {
-        until("it started", || lab.probe.started.load(Ordering::SeqCst) == 1).await;
+        until("it started", || {
+            lab.probe.started.load(Ordering::SeqCst) == 1
+        })
+        .await;
         let mut signal = std::process::Command::new("kill");
         let sent = signal.args(["-KILL", &pid.to_string()]).status();
         assert!(sent.expect("a signal").success());
@@ -249,8 +297,14 @@ async fn there_are_only_so_many_sessions() {
     for tenant in ["a", "a", "a", "b"] {
         held.push(open(tenant).await.expect("room"));
     }
-    assert_eq!(open("a").await.expect_err("its own limit").code, Code::Quota);
-    assert_eq!(open("c").await.expect_err("everybody's limit").code, Code::Quota);
+    assert_eq!(
+        open("a").await.expect_err("its own limit").code,
+        Code::Quota
+    );
+    assert_eq!(
+        open("c").await.expect_err("everybody's limit").code,
+        Code::Quota
+    );
     held.pop();
     until("one is gone", || lab.sessions.list().len() == 3).await;
     open("c").await.expect("room");
@@ -268,8 +322,14 @@ async fn what_no_session_may_have_is_refused() {
         opened.err().map(|failure| failure.code)
     };
     assert_eq!(refused(|_| {}).await, None);
-    assert_eq!(refused(|s| s.limits.runtime.heap_bytes = 2 << 30).await, Some(Code::Limit));
-    assert_eq!(refused(|s| s.limits.wall = std::time::Duration::MAX).await, Some(Code::Limit));
+    assert_eq!(
+        refused(|s| s.limits.runtime.heap_bytes = 2 << 30).await,
+        Some(Code::Limit)
+    );
+    assert_eq!(
+        refused(|s| s.limits.wall = std::time::Duration::MAX).await,
+        Some(Code::Limit)
+    );
     let constraint = |s: &mut SessionSpec| {
         s.grants.allow[0].constraint = Some(json!({ "type": "nonsense" }));
     };

@@ -18,7 +18,10 @@ async fn limited(lab: &Lab, source: &str, limit: impl FnOnce(&mut SessionSpec)) 
     let ended = code(ran);
     // After a limit nothing of it is used again.
     if let Some(reason) = reason(ended) {
-        until("it is closed", || session.info().state == State::Closed(reason)).await;
+        until("it is closed", || {
+            session.info().state == State::Closed(reason)
+        })
+        .await;
         let again = soon(session.run(&request.env(), main())).await;
         assert!(again.is_err());
     }
@@ -40,7 +43,10 @@ async fn every_limit_has_its_code() {
     let lab = Lab::new();
     let ms = Duration::from_millis;
     let spin = "for (;;);";
-    assert_eq!(limited(&lab, spin, |s| s.limits.runtime.fuel_ticks = 10).await, Code::Fuel);
+    assert_eq!(
+        limited(&lab, spin, |s| s.limits.runtime.fuel_ticks = 10).await,
+        Code::Fuel
+    );
     let cpu = |s: &mut SessionSpec| {
         s.limits.runtime.fuel_ticks = 10_000_000;
         s.limits.runtime.cpu = ms(100);
@@ -49,20 +55,29 @@ async fn every_limit_has_its_code() {
     let wall = |s: &mut SessionSpec| s.limits.wall = ms(200);
     let waits = "await new Promise((done) => setTimeout(done, 1e9))";
     assert_eq!(limited(&lab, waits, wall).await, Code::Timeout);
-    assert_eq!(limited(&lab, "await ops.call('test/hang', {})", wall).await, Code::Timeout);
+    assert_eq!(
+        limited(&lab, "await ops.call('test/hang', {})", wall).await,
+        Code::Timeout
+    );
     let heap = |s: &mut SessionSpec| s.limits.runtime.heap_bytes = 4 << 20;
     let fills = "const all = []; for (;;) all.push(new Array(1000).fill(1.5))";
     assert_eq!(limited(&lab, fills, heap).await, Code::Memory);
     let external = |s: &mut SessionSpec| s.limits.runtime.external_bytes = 2;
     let bytes = "await ops.call('test/bytes', {})";
     assert_eq!(limited(&lab, bytes, external).await, Code::Memory);
-    assert_eq!(limited(&lab, "(function f() { f() })()", |_| {}).await, Code::Stack);
+    assert_eq!(
+        limited(&lab, "(function f() { f() })()", |_| {}).await,
+        Code::Stack
+    );
     let chain = "const go = () => Promise.resolve().then(go); go();
         await new Promise((done) => setTimeout(done, 1e9))";
     assert_eq!(limited(&lab, chain, |_| {}).await, Code::Fuel);
     let never = "await new Promise(() => {})";
     assert_eq!(limited(&lab, never, |_| {}).await, Code::Exception);
-    assert_eq!(limited(&lab, "export default NaN", |_| {}).await, Code::Encode);
+    assert_eq!(
+        limited(&lab, "export default NaN", |_| {}).await,
+        Code::Encode
+    );
     let many = "for (let i = 0; i < 2000; i++) setTimeout(() => {}, 1e6)";
     assert_eq!(limited(&lab, many, |_| {}).await, Code::Quota);
 }
@@ -89,7 +104,11 @@ async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
             [Code::Timeout, Code::Exception].contains(&failure.code),
             "{name}: {failure}"
         );
-        assert_eq!(failure.code == Code::Exception, failure.message.contains("BigInt"), "{name}");
+        assert_eq!(
+            failure.code == Code::Exception,
+            failure.message.contains("BigInt"),
+            "{name}"
+        );
     }
 }
 
@@ -113,7 +132,13 @@ async fn a_limit_of_one_call_ends_the_others_of_its_session() {
     let (waited, span) = soon(async { tokio::join!(wait, spin) }).await;
     assert!(matches!(code(span), Code::Fuel | Code::Timeout));
     let waited = code(waited);
-    let expected = [Code::Fuel, Code::Timeout, Code::WorkerLost, Code::Abort, Code::Disposed];
+    let expected = [
+        Code::Fuel,
+        Code::Timeout,
+        Code::WorkerLost,
+        Code::Abort,
+        Code::Disposed,
+    ];
     assert!(expected.contains(&waited), "{waited}");
 }
 
@@ -121,11 +146,14 @@ async fn a_limit_of_one_call_ends_the_others_of_its_session() {
 async fn a_console_has_its_share() {
     let lab = Lab::new();
     let request = lab.request().await;
-    let mut loud = spec("for (let i = 0; i < 300; i++) console.log('x'.repeat(1000)); export default 1");
+    let mut loud =
+        spec("for (let i = 0; i < 300; i++) console.log('x'.repeat(1000)); export default 1");
     let (console, mut lines) = mpsc::channel(1000);
     loud.console = Some(console);
     let session = lab.open(&request, loud).await;
-    soon(session.run(&request.env(), main())).await.expect("a value");
+    soon(session.run(&request.env(), main()))
+        .await
+        .expect("a value");
     let mut bytes = 0;
     while let Ok(line) = lines.try_recv() {
         bytes += line.text.len();

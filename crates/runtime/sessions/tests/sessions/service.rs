@@ -42,13 +42,17 @@ async fn state_passes_from_version_to_version() {
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
-    let service = Service::start(&lab.sessions, &env, spec).await.expect("a service");
+    let service = Service::start(&lab.sessions, &env, spec)
+        .await
+        .expect("a service");
     let add = async |by: i64| -> Value {
         let ran = soon(service.call(&env, "add", json!(by))).await;
         ran.expect("a sum").value
     };
     assert_eq!(add(5).await, json!([1, 5]));
-    soon(service.reload(&env, modules(&counter(2)), passes)).await.expect("reloaded");
+    soon(service.reload(&env, modules(&counter(2)), passes))
+        .await
+        .expect("reloaded");
     assert_eq!(add(1).await, json!([2, 6]));
     // A version whose test fails never serves.
     let test = |trial: alknet_sessions::Session| {
@@ -65,7 +69,11 @@ async fn state_passes_from_version_to_version() {
     assert_eq!(failed.expect_err("a test").message, "the test failed");
     assert_eq!(add(1).await, json!([2, 7]));
     // Nor does one that does not compile, nor one whose init throws: what was known is kept.
-    for broken in ["export default (", "throw 1", "export const init = () => { throw new Error('no') }"] {
+    for broken in [
+        "export default (",
+        "throw 1",
+        "export const init = () => { throw new Error('no') }",
+    ] {
         let failed = soon(service.reload(&env, modules(broken), passes)).await;
         assert!(failed.is_err(), "{broken}");
         assert_eq!(add(0).await, json!([2, 7]), "{broken}");
@@ -81,7 +89,11 @@ async fn calls_that_run_finish_on_the_old_version() {
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
-    let service = Arc::new(Service::start(&lab.sessions, &env, spec).await.expect("a service"));
+    let service = Arc::new(
+        Service::start(&lab.sessions, &env, spec)
+            .await
+            .expect("a service"),
+    );
     let hang = {
         let (service, env) = (Arc::clone(&service), env.clone());
         tokio::spawn(async move { service.call(&env, "hang", json!(null)).await })
@@ -97,7 +109,10 @@ async fn calls_that_run_finish_on_the_old_version() {
     let old = soon(hang).await.expect("no panic").expect("a value").value;
     assert_eq!(old, json!(1));
     soon(reload).await.expect("no panic").expect("reloaded");
-    let new = soon(service.call(&env, "add", json!(1))).await.expect("a sum").value;
+    let new = soon(service.call(&env, "add", json!(1)))
+        .await
+        .expect("a sum")
+        .value;
     assert_eq!(new, json!([2, 1]));
 }
 
@@ -107,11 +122,18 @@ async fn a_service_that_was_ended_begins_anew() {
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
-    let service = Service::start(&lab.sessions, &env, spec).await.expect("a service");
-    soon(service.call(&env, "add", json!(5))).await.expect("a sum");
+    let service = Service::start(&lab.sessions, &env, spec)
+        .await
+        .expect("a service");
+    soon(service.call(&env, "add", json!(5)))
+        .await
+        .expect("a sum");
     let ended = code(soon(service.call(&env, "spin", json!(null))).await);
     assert!(matches!(ended, Code::Timeout | Code::Fuel), "{ended}");
-    let anew = soon(service.call(&env, "add", json!(1))).await.expect("a sum").value;
+    let anew = soon(service.call(&env, "add", json!(1)))
+        .await
+        .expect("a sum")
+        .value;
     assert_eq!(anew, json!([1, 1]));
 }
 
@@ -122,11 +144,20 @@ async fn a_farewell_has_half_a_second() {
     let env = request.env();
     let source = "export const v = () => 1; export const dispose = () => new Promise(() => {});";
     let spec = service_spec(source);
-    let service = Service::start(&lab.sessions, &env, spec).await.expect("a service");
+    let service = Service::start(&lab.sessions, &env, spec)
+        .await
+        .expect("a service");
     // It leaves nothing, and keeps nobody out.
-    let next = modules("let p; export const init = (prev) => { p = prev; }; export const v = () => [2, p];");
-    soon(service.reload(&env, next, passes)).await.expect("reloaded");
-    let v = soon(service.call(&env, "v", json!(null))).await.expect("a value").value;
+    let next = modules(
+        "let p; export const init = (prev) => { p = prev; }; export const v = () => [2, p];",
+    );
+    soon(service.reload(&env, next, passes))
+        .await
+        .expect("reloaded");
+    let v = soon(service.call(&env, "v", json!(null)))
+        .await
+        .expect("a value")
+        .value;
     assert_eq!(v, json!([2, null]));
 }
 

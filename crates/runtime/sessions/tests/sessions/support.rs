@@ -25,7 +25,8 @@ pub(crate) const LONG: Duration = Duration::from_secs(120);
 /// Patient workers: a loaded machine must not be taken for a silent worker.
 pub(crate) fn workers() -> Workers {
     let mut config = alknet_worker::Config::this_executable();
-    config.executable = Executable::File(PathBuf::from(env!("CARGO_BIN_EXE_alknet-sessions-probe")));
+    config.executable =
+        Executable::File(PathBuf::from(env!("CARGO_BIN_EXE_alknet-sessions-probe")));
     config.silence = LONG;
     config.roles = vec![RoleConfig::new(Role::Js)];
     Workers::start(config).expect("a supervisor")

@@ -36,9 +36,15 @@ fn registration(
 
 pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
     vec![
-        registration("compute/info", shelf, |_, _| Ok(json!({ "state": "ready" }).into())),
+        registration("compute/info", shelf, |_, _| {
+            Ok(json!({ "state": "ready" }).into())
+        }),
         registration("compute/dispatch", shelf, |shelf, input| {
-            shelf.asked.lock().expect("no panic").push(input.value().clone());
+            shelf
+                .asked
+                .lock()
+                .expect("no panic")
+                .push(input.value().clone());
             shelf.put("out", "F32", vec![2], 1.5_f32.to_le_bytes().repeat(2));
             let outputs = json!({ "1": { "handle": "out", "dtype": "F32", "shape": [2] } });
             Ok(json!({ "outputs": outputs, "gpu_ms": 0.5, "jit_ms": 1 }).into())
@@ -54,7 +60,9 @@ pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
         }),
         registration("tensor/write", shelf, |shelf, input| {
             let value = input.value();
-            let new = input.binary(&value["bytes"]).expect("bytes beside the input");
+            let new = input
+                .binary(&value["bytes"])
+                .expect("bytes beside the input");
             let mut held = shelf.held.lock().expect("no panic");
             let (_, shape, bytes) = held
                 .get_mut(value["handle"].as_str().expect("a handle"))
@@ -67,9 +75,11 @@ pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
         registration("tensor/read", shelf, |shelf, input| {
             let held = shelf.held.lock().expect("no panic");
             let handle = input.value()["handle"].as_str().expect("a handle");
-            let (dtype, shape, bytes) =
-                held.get(handle).ok_or_else(|| CallError::not_found("handle"))?;
-            let value = json!({ "dtype": dtype, "shape": shape, "bytes": { "$bin": [0, bytes.len()] } });
+            let (dtype, shape, bytes) = held
+                .get(handle)
+                .ok_or_else(|| CallError::not_found("handle"))?;
+            let value =
+                json!({ "dtype": dtype, "shape": shape, "bytes": { "$bin": [0, bytes.len()] } });
             Ok(Output::Mixed(value, Bytes::from(bytes.clone())))
         }),
         registration("tensor/drop", shelf, |shelf, input| {
@@ -83,7 +93,10 @@ pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
 impl Shelf {
     fn put(&self, handle: &str, dtype: &str, shape: Vec<u64>, bytes: Vec<u8>) {
         let held = (dtype.to_owned(), shape, bytes);
-        self.held.lock().expect("no panic").insert(handle.to_owned(), held);
+        self.held
+            .lock()
+            .expect("no panic")
+            .insert(handle.to_owned(), held);
     }
 }
 
@@ -111,8 +124,19 @@ async fn shaders_are_run_by_operations() {
     let mut spec = spec(source);
     spec.grants = Grants::to(["compute/*", "tensor/*"]);
     let value = lab.run(spec).await.expect("a value").value;
-    let expected = json!(["ready", 0.5, [1.5, 1.5], [1, 2, 3], "F32", [3], 1_500_000, true,
-        "E_DISPOSED", "TypeError", 8]);
+    let expected = json!([
+        "ready",
+        0.5,
+        [1.5, 1.5],
+        [1, 2, 3],
+        "F32",
+        [3],
+        1_500_000,
+        true,
+        "E_DISPOSED",
+        "TypeError",
+        8
+    ]);
     assert_eq!(value, expected);
     let asked = shelf.asked.lock().expect("no panic")[0].clone();
     let expected = json!({
@@ -237,8 +261,20 @@ async fn tensors_of_a_script_s_own_need_no_store() {
     let mut own = spec(source);
     own.grants = Grants::to(["tensor/open"]);
     let value = lab.run(own).await.expect("a value").value;
-    let expected = json!(["I16", [1, -2], ["1", "NaN", "-2"], "undefined",
-        ["RangeError", "RangeError", "TypeError", "RangeError", "E_DISPOSED", "E_DENIED"]]);
+    let expected = json!([
+        "I16",
+        [1, -2],
+        ["1", "NaN", "-2"],
+        "undefined",
+        [
+            "RangeError",
+            "RangeError",
+            "TypeError",
+            "RangeError",
+            "E_DISPOSED",
+            "E_DENIED"
+        ]
+    ]);
     assert_eq!(value, expected);
     // Neither what is not there nor what is not granted.
     for (path, grant, expected) in [
