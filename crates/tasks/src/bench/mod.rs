@@ -2,6 +2,7 @@
 
 mod boot;
 mod call;
+mod compute;
 mod empty;
 mod rows;
 
@@ -18,7 +19,7 @@ const ROUNDS: usize = 10;
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Benchmarks to run: boot, call [default: all]
+    /// Benchmarks to run: boot, call, compute [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]
@@ -39,7 +40,11 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
 
 /// Every benchmark.
-const BENCHES: [Bench; 2] = [("boot", boot::run), ("call", call::run)];
+const BENCHES: [Bench; 3] = [
+    ("boot", boot::run),
+    ("call", call::run),
+    ("compute", compute::run),
+];
 
 /// Measures what was asked for; the figures never decide the exit code.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
