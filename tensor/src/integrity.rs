@@ -160,7 +160,7 @@ impl<S: ReadAt> Check<'_, S> {
             .data_hash()
             .map(|wanted| (wanted, blake3::Hasher::new()));
         for entry in meta.entries() {
-            let wanted = meta.hash_of(entry.name());
+            let wanted = meta.entry_hash(entry.name());
             if wanted.is_none() && !entry.is_pad() {
                 self.report.unhashed += 1;
             }

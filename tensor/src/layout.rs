@@ -4,9 +4,16 @@
 //! one producer to the next. Whoever has the schema's layout engine gives it as a [`LayoutOracle`];
 //! what it computes has to be what the file says.
 
+mod typedef;
+
 use std::borrow::Cow;
 
 use crate::error::{Code, Quoted, Result, fail};
+
+pub use typedef::SchemaLayouts;
+
+/// Bytes of the length in front of a field of bytes.
+pub(crate) const LENGTH_BYTES: usize = 4;
 
 /// What a field of a record is. The names are the kinds of the schema keywords.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,7 +51,7 @@ pub enum FieldType {
     String,
     /// RFC 3339 in `len` bytes, filled up with zeros.
     Timestamp,
-    /// A length of 32 bits and so many bytes, filled up with zeros to `len` bytes in all.
+    /// A length of 32 bits, and so many bytes, filled up with zeros to `len`.
     Bytes,
     /// `len` bytes that one of several layouts describes.
     Union,
@@ -156,7 +163,10 @@ impl<'a> Field<'a> {
     /// Bytes of it; none where that does not fit 64 bits.
     #[must_use]
     pub fn bytes(&self) -> Option<u64> {
-        self.kind.width().unwrap_or(1).checked_mul(self.len)
+        match self.kind {
+            FieldType::Bytes => self.len.checked_add(LENGTH_BYTES as u64),
+            kind => kind.width().unwrap_or(1).checked_mul(self.len),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub use header::{
 pub use integrity::{
     FileId, HEADER_SIGNATURE_CONTEXT, Report, Verify, header_signature_message, verify,
 };
-pub use layout::{Field, FieldType, Layout, LayoutOracle};
+pub use layout::{Field, FieldType, Layout, LayoutOracle, SchemaLayouts};
 pub use limits::Limits;
 pub use reader::Reader;
 pub use source::{Mapped, ReadAt};

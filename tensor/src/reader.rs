@@ -103,6 +103,12 @@ impl<S: ReadAt> Reader<S> {
         &self.source
     }
 
+    /// The source, and nothing else.
+    #[must_use]
+    pub fn into_source(self) -> S {
+        self.source
+    }
+
     /// The names of the tensors in the order that they are best loaded in.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.meta.tensors().map(|tensor| tensor.name())

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+pub use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
+
 /// Bytes of a tensor written into a request or an answer; longer ones travel as handles.
 pub const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of one `tensor/read`: what a peer takes in one frame is often less.

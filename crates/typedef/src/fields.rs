@@ -37,6 +37,8 @@ pub struct Record {
     pub stride: u64,
     /// Alignment of a record, in bytes.
     pub align: u32,
+    /// How many members each field that is an `Enum`, or a list of one, may take; by its path.
+    pub enums: Vec<(String, u32)>,
 }
 
 /// The fields of the records that `def` (`#/$defs/X`) of `schema` describes.
@@ -56,7 +58,7 @@ impl Schema {
         let ptr = self.pointer(def)?;
         let root = build(self, &ptr, Mode::Aligned)?;
         let map = OffsetMap::new(&root, self.limits().entries)?;
-        let mut fields = Vec::new();
+        let (mut fields, mut enums) = (Vec::new(), Vec::new());
         // What lies in a union belongs to the union.
         let mut union: Option<String> = None;
         for entry in map.iter() {
@@ -69,12 +71,18 @@ impl Schema {
             if entry.kind() == Kind::Union {
                 union = Some(format!("{}/", entry.path()));
             }
-            fields.extend(field(entry));
+            if let Some(field) = field(entry) {
+                if let Some(members) = members(entry) {
+                    enums.push((field.path.clone(), members));
+                }
+                fields.push(field);
+            }
         }
         Ok(Record {
             fields,
             stride: map.stride(),
             align: map.align(),
+            enums,
         })
     }
 }
@@ -98,6 +106,20 @@ fn field(entry: &Entry) -> Option<Field> {
         kind,
         len,
     })
+}
+
+/// How many members an `Enum` has. A schema has far fewer values than 32 bits count.
+fn members(entry: &Entry) -> Option<u32> {
+    let leaf = match &entry.node().shape {
+        Shape::Leaf(leaf) => leaf,
+        Shape::Array(list) => match &list.item.shape {
+            Shape::Leaf(leaf) => leaf,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let members = || u32::try_from(leaf.members.len()).unwrap_or(u32::MAX);
+    (leaf.kind == Kind::Enum).then(members)
 }
 
 fn reserved(leaf: &Leaf) -> Option<u64> {

@@ -315,7 +315,7 @@ impl<'de> Visitor<'de> for Entry<'_> {
         }
         self.context.expect(Code::Header);
         others
-            .check(self.said())
+            .check(Said(self.name.of(self.raw.text.as_str())))
             .map_err(|error| self.context.raise(error))?;
         let absent = |what: &str| {
             let what = format!("{}: no {what}", self.said());
@@ -333,6 +333,15 @@ impl<'de> Visitor<'de> for Entry<'_> {
             start,
             end,
         })
+    }
+}
+
+/// An entry as errors call it.
+struct Said<'a>(&'a str);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entry {}", Quoted(self.0))
     }
 }
 

@@ -185,6 +185,9 @@ impl Keys {
 
     /// `E_DUPKEY` where a key comes twice in the object that errors call `what`.
     pub(super) fn check(mut self, what: impl fmt::Display) -> Result<()> {
+        if self.spans.len() < 2 {
+            return Ok(());
+        }
         let text = self.arena.as_str();
         self.spans
             .sort_unstable_by(|a, b| a.of(text).cmp(b.of(text)));

@@ -23,7 +23,7 @@ pub struct Meta {
     pub(super) text: Box<str>,
     pub(super) entries: Box<[RawEntry]>,
     pub(super) dims: Box<[u64]>,
-    pub(super) by_name: Box<[u32]>,
+    pub(super) by_name: table::Names,
     pub(super) metadata: Option<Box<[(Span, Span)]>>,
     pub(super) index: Option<Index>,
     pub(super) data_hash: Option<Hash>,
@@ -185,7 +185,7 @@ impl Meta {
     }
 
     fn find(&self, name: &str) -> Option<u32> {
-        table::find(&self.by_name, &self.entries, &self.text, name)
+        self.by_name.find(&self.entries, &self.text, name)
     }
 
     pub(super) fn entry_at(&self, at: u32) -> Option<Entry<'_>> {
@@ -204,7 +204,8 @@ impl Meta {
     }
 
     /// The hash that the index has for an entry, be it a tensor or the offsets of one.
-    pub(crate) fn hash_of(&self, name: &str) -> Option<Hash> {
+    #[must_use]
+    pub fn entry_hash(&self, name: &str) -> Option<Hash> {
         let index = self.index.as_ref()?;
         index.of(self.find(name)?)?.hash
     }
@@ -262,6 +263,15 @@ impl<'m> Entry<'m> {
     #[must_use]
     pub const fn byte_len(&self) -> u64 {
         self.raw.end - self.raw.start
+    }
+
+    /// Where these rows lie in it, counted from its beginning.
+    ///
+    /// # Errors
+    /// `E_SHAPE` where there are no such rows; `E_DTYPE` where they are no whole bytes.
+    pub fn row_range(&self, rows: Range<u64>) -> Result<Range<u64>> {
+        let range = crate::view::row_bytes(self.dtype(), self.shape(), &rows);
+        range.map_err(|error| error.of(format_args!("entry {}", Quoted(self.name()))))
     }
 
     /// Whether it only fills room, which only files of level 1 have.

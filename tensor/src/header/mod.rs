@@ -77,16 +77,21 @@ impl Meta {
     /// # Errors
     /// Any code of the format but those that need the data; see the table in `docs/tensor.md`.
     pub fn parse(header: &[u8], data_len: u64, limits: &Limits) -> Result<Self> {
+        Self::read(header, Some(data_len), limits)
+    }
+
+    /// Reads the header of a file of which nothing else is there yet: it says itself how long the
+    /// data is.
+    ///
+    /// # Errors
+    /// As [`Meta::parse`].
+    pub fn of_header(header: &[u8], limits: &Limits) -> Result<Self> {
+        Self::read(header, None, limits)
+    }
+
+    fn read(header: &[u8], data_len: Option<u64>, limits: &Limits) -> Result<Self> {
         let len = header.len() as u64;
         check_len(len, limits)?;
-        if PREFIX_BYTES
-            .checked_add(len)
-            .and_then(|d| d.checked_add(data_len))
-            .is_none()
-        {
-            let what = format!("{data_len} bytes of data behind a header of {len}");
-            return fail(Code::Overflow, what);
-        }
         if header.first() != Some(&b'{') {
             return fail(Code::Header, "the header does not begin with '{'");
         }
@@ -100,7 +105,16 @@ impl Meta {
         } = entries::read(text, limits)?;
         let text = text.into_text();
         table::sort(&mut entries, &text);
-        let by_name = table::by_name(&entries, &text)?;
+        let data_len = data_len.unwrap_or_else(|| entries.last().map_or(0, |last| last.end));
+        if PREFIX_BYTES
+            .checked_add(len)
+            .and_then(|d| d.checked_add(data_len))
+            .is_none()
+        {
+            let what = format!("{data_len} bytes of data behind a header of {len}");
+            return fail(Code::Overflow, what);
+        }
+        let by_name = table::Names::of(&entries, &text)?;
         let table = table::Table {
             text: &text,
             entries: &entries,
@@ -119,7 +133,7 @@ impl Meta {
             text,
             entries: entries.into_boxed_slice(),
             dims: dims.into_boxed_slice(),
-            by_name: by_name.into_boxed_slice(),
+            by_name,
             metadata: metadata.map(Vec::into_boxed_slice),
             index,
             data_hash,

@@ -1,6 +1,11 @@
 //! The entries in the order of their bytes, each tried against its size and its neighbours.
 
 use std::cmp::Ordering;
+use std::fmt;
+use std::hash::BuildHasher;
+
+use hashbrown::hash_table::Entry as Slot;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::dtype::ElementType;
 use crate::error::{Code, Quoted, Result, TensorError, fail};
@@ -13,7 +18,7 @@ pub(super) struct Table<'a> {
     pub(super) text: &'a str,
     pub(super) entries: &'a [RawEntry],
     pub(super) dims: &'a [u64],
-    pub(super) by_name: &'a [u32],
+    pub(super) by_name: &'a Names,
 }
 
 impl<'a> Table<'a> {
@@ -23,7 +28,7 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn find(&self, name: &str) -> Option<u32> {
-        find(self.by_name, self.entries, self.text, name)
+        self.by_name.find(self.entries, self.text, name)
     }
 
     pub(super) fn shape(&self, entry: &RawEntry) -> &'a [u64] {
@@ -37,14 +42,56 @@ pub(crate) fn shape<'a>(dims: &'a [u64], entry: &RawEntry) -> &'a [u64] {
     shape.unwrap_or_default()
 }
 
-pub(crate) fn find(by_name: &[u32], entries: &[RawEntry], text: &str, name: &str) -> Option<u32> {
-    let name_of = |at: &u32| {
-        entries
-            .get(*at as usize)
-            .map_or("", |entry| entry.name.of(text))
-    };
-    let place = by_name.binary_search_by(|at| name_of(at).cmp(name)).ok()?;
-    by_name.get(place).copied()
+/// The places of entries by name. The hash is seeded anew for each file, so that names cannot be
+/// chosen to share a slot.
+#[derive(Default)]
+pub(crate) struct Names {
+    places: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+impl Names {
+    /// # Errors
+    /// `E_DUPKEY`: two have one name.
+    pub(super) fn of(entries: &[RawEntry], text: &str) -> Result<Self> {
+        let name = |at: u32| {
+            let entry = entries.get(at as usize);
+            entry.map_or("", |entry| entry.name.of(text))
+        };
+        let mut names = Self {
+            places: HashTable::with_capacity(entries.len()),
+            hasher: DefaultHashBuilder::default(),
+        };
+        let hasher = &names.hasher;
+        // At most a million.
+        for at in 0..entries.len() as u32 {
+            let own = name(at);
+            let slot = names.places.entry(
+                hasher.hash_one(own),
+                |other| name(*other) == own,
+                |other| hasher.hash_one(name(*other)),
+            );
+            match slot {
+                Slot::Vacant(slot) => slot.insert(at),
+                Slot::Occupied(_) => return Err(duplicate("header", own)),
+            };
+        }
+        Ok(names)
+    }
+
+    pub(crate) fn find(&self, entries: &[RawEntry], text: &str, name: &str) -> Option<u32> {
+        let named = |at: &u32| {
+            let entry = entries.get(*at as usize);
+            entry.is_some_and(|entry| entry.name.of(text) == name)
+        };
+        self.places.find(self.hasher.hash_one(name), named).copied()
+    }
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Names({})", self.places.len())
+    }
 }
 
 /// Sorts entries by their bytes; those without any come before what begins where they lie.
@@ -53,21 +100,6 @@ pub(super) fn sort(entries: &mut [RawEntry], text: &str) {
         let bytes = (a.start, a.end).cmp(&(b.start, b.end));
         bytes.then_with(|| a.name.of(text).cmp(b.name.of(text)))
     });
-}
-
-/// The places of the entries by name.
-///
-/// # Errors
-/// `E_DUPKEY`: two have one name.
-pub(super) fn by_name(entries: &[RawEntry], text: &str) -> Result<Vec<u32>> {
-    let name = |at: &u32| entries[*at as usize].name.of(text);
-    // At most a million.
-    let mut places: Vec<u32> = (0..entries.len() as u32).collect();
-    places.sort_unstable_by(|a, b| name(a).cmp(name(b)));
-    match places.windows(2).find(|two| name(&two[0]) == name(&two[1])) {
-        None => Ok(places),
-        Some(two) => Err(duplicate("header", name(&two[0]))),
-    }
 }
 
 /// Each entry is as long as its shape says, begins where the one before ends, and the last ends

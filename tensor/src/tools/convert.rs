@@ -7,9 +7,10 @@ use std::path::Path;
 use crate::error::{Code, Quoted, Result, TensorError, fail};
 use crate::limits::Limits;
 use crate::reader::Reader;
+use crate::source::ReadAt;
 use crate::tools::list::cat;
 use crate::tools::npy::Npy;
-use crate::tools::npz;
+use crate::tools::npz::{self, Cursor};
 use crate::tools::rewrite::{Options, rewrite, strip};
 use crate::writer::{AtomicFile, Writer};
 
@@ -53,7 +54,7 @@ impl Format {
     }
 }
 
-/// Reads `input`, writes `output`, which is there whole or not at all.
+/// Reads the file `input`, writes `output`, which is there whole or not at all.
 ///
 /// An array is made of a container with one tensor; a tensor that comes from an array is called like
 /// its file.
@@ -62,20 +63,33 @@ impl Format {
 /// `E_IO`; what readers of the one and writers of the other refuse.
 pub fn convert(
     (input, from): (&Path, Format),
-    (output, to): (&Path, Format),
+    output: (&Path, Format),
     options: Options,
     limits: &Limits,
 ) -> Result<()> {
     let opened = File::open(input);
     let file =
         opened.map_err(|error| TensorError::io(format_args!("open {}", input.display()), error))?;
+    let name = input.file_stem().and_then(|stem| stem.to_str());
+    convert_source((file, name, from), output, options, limits)
+}
+
+/// The same of anything that is called `name`, if it has a name.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_source<S: ReadAt>(
+    (source, name, from): (S, Option<&str>, Format),
+    (output, to): (&Path, Format),
+    options: Options,
+    limits: &Limits,
+) -> Result<()> {
     match from {
         Format::Metatensor | Format::Safetensors => {
-            container(&Reader::open(file, limits)?, (output, to), options)
+            container(&Reader::open(source, limits)?, (output, to), options)
         }
         Format::Npy => {
-            let npy = Npy::read(BufReader::new(file))?;
-            let name = input.file_stem().and_then(|stem| stem.to_str());
+            let npy = Npy::read(BufReader::new(Cursor::new(&source)?))?;
             arrays((output, to), options, |writer| {
                 let (dtype, shape) = (npy.header.dtype, npy.header.shape.clone());
                 writer.flat(name.unwrap_or(UNNAMED), dtype, &shape, npy.into_content())?;
@@ -83,7 +97,7 @@ pub fn convert(
             })
         }
         Format::Npz => arrays((output, to), options, |writer| {
-            npz::add_archive(&file, writer)
+            npz::add_archive(&source, writer)
         }),
     }
 }
@@ -114,7 +128,11 @@ fn arrays<'a>(
     Ok(())
 }
 
-fn container(reader: &Reader<File>, (output, to): (&Path, Format), options: Options) -> Result<()> {
+fn container<S: ReadAt>(
+    reader: &Reader<S>,
+    (output, to): (&Path, Format),
+    options: Options,
+) -> Result<()> {
     let file = AtomicFile::create(output)?;
     match to {
         Format::Metatensor => rewrite(reader, file, options)?.1.commit(),

@@ -20,10 +20,24 @@ const BUFFER_BYTES: usize = 128 << 10;
 
 /// A source as a file that is read from a place on. Copies share the source.
 #[derive(Debug)]
-struct Cursor<'s, S> {
+pub(super) struct Cursor<'s, S> {
     source: &'s S,
     size: u64,
     at: u64,
+}
+
+impl<'s, S: ReadAt> Cursor<'s, S> {
+    /// # Errors
+    /// `E_IO`.
+    pub(super) fn new(source: &'s S) -> Result<Self> {
+        let size = source.size();
+        let size = size.map_err(|error| TensorError::io("find out the size", error))?;
+        Ok(Self {
+            source,
+            size,
+            at: 0,
+        })
+    }
 }
 
 impl<S> Clone for Cursor<'_, S> {
@@ -64,15 +78,7 @@ pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
     source: &'s S,
     writer: &mut Writer<'s, W>,
 ) -> Result<()> {
-    let size = source
-        .size()
-        .map_err(|error| TensorError::io("find out the size", error))?;
-    let cursor = Cursor {
-        source,
-        size,
-        at: 0,
-    };
-    let mut archive = ZipArchive::new(cursor).map_err(broken)?;
+    let mut archive = ZipArchive::new(Cursor::new(source)?).map_err(broken)?;
     if archive.len() > ENTRIES_MAX as usize {
         return fail(
             Code::Limit,

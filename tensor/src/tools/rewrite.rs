@@ -30,7 +30,30 @@ pub fn rewrite<S: ReadAt, W: Write + Seek>(
     sink: W,
     options: Options,
 ) -> Result<(Written, W)> {
+    write(reader, sink, options, None)
+}
+
+/// The same with some of the tensors. The nested view is left out, whose leaves could be gone.
+///
+/// # Errors
+/// As [`rewrite`].
+pub fn select<S: ReadAt, W: Write + Seek>(
+    reader: &Reader<S>,
+    sink: W,
+    options: Options,
+    keep: &dyn Fn(&str) -> bool,
+) -> Result<(Written, W)> {
+    write(reader, sink, options, Some(keep))
+}
+
+fn write<S: ReadAt, W: Write + Seek>(
+    reader: &Reader<S>,
+    sink: W,
+    options: Options,
+    keep: Option<&dyn Fn(&str) -> bool>,
+) -> Result<(Written, W)> {
     let meta = reader.meta();
+    let kept = |name: &str| keep.is_none_or(|keep| keep(name));
     let mut writer = Writer::new(sink);
     if options.page_align {
         writer = writer.page_aligned();
@@ -42,11 +65,13 @@ pub fn rewrite<S: ReadAt, W: Write + Seek>(
     if let Some(schema) = meta.schema() {
         writer = writer.with_schema(schema);
     }
-    if let Some(root) = meta.root() {
+    if let Some(root) = meta.root().filter(|_| keep.is_none()) {
         writer = writer.with_root(root);
     }
     if level > 0 {
-        writer = writer.with_order(meta.tensors().map(|t| t.name().to_owned()).collect());
+        let names = meta.tensors().map(|tensor| tensor.name());
+        let order = names.filter(|name| kept(name)).map(str::to_owned);
+        writer = writer.with_order(order.collect());
     }
     for (key, value) in meta.metadata() {
         if ![LEVEL, INDEX, SCHEMA, DATA_HASH, GPU].contains(&key) {
@@ -55,7 +80,7 @@ pub fn rewrite<S: ReadAt, W: Write + Seek>(
     }
     for entry in meta.entries() {
         // Pads and offsets are made anew.
-        let Ok(tensor) = meta.tensor(entry.name()) else {
+        let Some(tensor) = meta.tensor(entry.name()).ok().filter(|t| kept(t.name())) else {
             continue;
         };
         let content = copied(reader, entry);
@@ -70,7 +95,7 @@ pub fn rewrite<S: ReadAt, W: Write + Seek>(
                 let offsets = copied(reader, blob.offsets());
                 let size = [blob.count(), entry.byte_len()];
                 writer.blob_parts(entry.name(), blob.enc(), size, offsets, content)?;
-                if let Some(other) = blob.shape_of() {
+                if let Some(other) = blob.shape_of().filter(|other| kept(other)) {
                     // It was a blob that was added.
                     let _ = writer.shape_of(other);
                 }

@@ -6,12 +6,9 @@ use half::{bf16, f16};
 
 use crate::error::{Code, Quoted, Result, TensorError, fail};
 use crate::header::Struct;
-use crate::layout::{Field, FieldType};
+use crate::layout::{Field, FieldType, LENGTH_BYTES};
 use crate::view::bytes::{Bytes, part};
 use crate::view::element::Element;
-
-/// Bytes of the length in front of a field of bytes.
-const LENGTH_BYTES: usize = 4;
 
 /// The records of a struct.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ mod content;
 mod file;
 mod plan;
 mod stream;
+mod sums;
 mod text;
 mod tree;
 
@@ -28,7 +29,7 @@ pub use content::Content;
 pub use file::AtomicFile;
 
 use plan::{Kind, Plan, Planned};
-use stream::Stream;
+use stream::{Passed, Stream};
 
 /// What these files are aligned to, and the header.
 const ALIGN: u32 = 64;
@@ -313,16 +314,18 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
             .write_all(&header)
             .map_err(io("write the header"))?;
 
-        let mut stream = Stream::new(&mut self.sink, header.len() as u64, !self.plan.plain);
-        let mut hashes = Vec::with_capacity(layout.placed.len());
+        let (header_len, hashed) = (header.len() as u64, !self.plan.plain);
+        let mut stream = Stream::new(&mut self.sink, header_len, layout.data_len, hashed);
         for placed in &layout.placed {
             let content = self.plan.content(placed.part);
-            let hash = stream.entry(&placed.name, placed.end - placed.start, content)?;
-            hashes.push(hash.unwrap_or(zero));
+            stream.entry(&placed.name, placed.end - placed.start, content)?;
         }
-        let (data_hash, tree) = stream.end();
+        let Passed { hashes, tree } = stream.end()?;
 
-        let header = text::header(&self.plan, &layout, &hashes, data_hash.unwrap_or(zero));
+        let header = match hashes {
+            Some((data, entries)) => text::header(&self.plan, &layout, &entries, data),
+            None => header,
+        };
         let file_len = header.len() as u64 + layout.data_len;
         if !self.plan.plain {
             let seek = |to| move |error| TensorError::io(format!("seek to {to}"), error);

@@ -2,10 +2,11 @@
 
 use std::io::{self, Read as _, Write};
 
-use blake3::{Hash, Hasher};
+use blake3::Hash;
 
 use crate::error::{Code, Quoted, Result, TensorError, fail};
 use crate::writer::content::Content;
+use crate::writer::sums::Sums;
 use crate::writer::tree::Tree;
 
 /// Bytes that pass at once, so that every hash finds them in the cache.
@@ -15,37 +16,40 @@ const PIECE_BYTES: usize = 128 << 10;
 pub(super) struct Stream<'w, W> {
     sink: &'w mut W,
     tree: Tree,
-    /// Of the whole data, where it is wanted.
-    data: Option<Hasher>,
-    /// Of the entry that is written.
-    entry: Hasher,
+    /// Of the data and of its entries, where they are wanted.
+    sums: Option<Sums>,
     left: u64,
     too_long: bool,
 }
 
+/// What is known once the data has passed.
+pub(super) struct Passed {
+    /// Of the whole data and of each entry, where they were wanted.
+    pub(super) hashes: Option<(Hash, Vec<Hash>)>,
+    /// The tree of the file.
+    pub(super) tree: Tree,
+}
+
 impl<'w, W: Write> Stream<'w, W> {
-    /// Data behind a header of so many bytes, the length counted.
-    pub(super) fn new(sink: &'w mut W, header_len: u64, hashed: bool) -> Self {
+    /// So many bytes of data behind a header of so many bytes, the length counted.
+    pub(super) fn new(sink: &'w mut W, header_len: u64, data_len: u64, hashed: bool) -> Self {
         Self {
             sink,
             tree: Tree::behind(header_len),
-            data: hashed.then(Hasher::new),
-            entry: Hasher::new(),
+            sums: hashed.then(|| Sums::new(data_len)),
             left: 0,
             too_long: false,
         }
     }
 
-    /// Writes one entry of `len` bytes; zeros where there is no content. Its hash, where hashes are
-    /// wanted.
+    /// Writes one entry of `len` bytes; zeros where there is no content.
     pub(super) fn entry(
         &mut self,
         name: &str,
         len: u64,
         content: Option<Content<'_>>,
-    ) -> Result<Option<Hash>> {
+    ) -> Result<()> {
         self.left = len;
-        self.entry.reset();
         match content {
             None => {
                 let zeros = io::copy(&mut io::repeat(0).take(len), self);
@@ -75,12 +79,18 @@ impl<'w, W: Write> Stream<'w, W> {
             );
             return fail(Code::Shape, what);
         }
-        Ok(self.data.is_some().then(|| self.entry.finalize()))
+        if let Some(sums) = &mut self.sums {
+            sums.end_entry();
+        }
+        Ok(())
     }
 
-    /// The hash of all data, where it was wanted, and the tree of the file.
-    pub(super) fn end(self) -> (Option<Hash>, Tree) {
-        (self.data.map(|data| data.finalize()), self.tree)
+    pub(super) fn end(self) -> Result<Passed> {
+        let hashes = self.sums.map(Sums::end).transpose();
+        Ok(Passed {
+            hashes: hashes.map_err(|error| TensorError::io("hash the data", error))?,
+            tree: self.tree,
+        })
     }
 }
 
@@ -96,12 +106,12 @@ impl<W: Write> Write for Stream<'_, W> {
             return Err(io::Error::other("more content than its shape says"));
         }
         let piece = &bytes[..len];
-        self.sink.write_all(piece)?;
-        self.tree.update(piece);
-        if let Some(data) = &mut self.data {
-            data.update(piece);
-            self.entry.update(piece);
+        // First, so that another thread may hash while this one writes.
+        if let Some(sums) = &mut self.sums {
+            sums.update(piece)?;
         }
+        self.tree.update(piece);
+        self.sink.write_all(piece)?;
         self.left -= len as u64;
         Ok(len)
     }

@@ -3,8 +3,11 @@
 
 mod common;
 mod files;
+mod layouts;
 mod memory;
 mod mutation;
+#[path = "../../../crates/typedef/tests/typedef/plan.rs"]
+mod plan;
 mod python;
 mod reject;
 mod roundtrip;

@@ -137,7 +137,7 @@ const INDICES: &[(&str, &str, Code)] = &[
     ("FIELDS", r#"{"path":"x","off":0,"type":"Float64","len":2305843009213693952}"#, Code::Overflow),
     ("FIELDS", r#"{"path":"x","off":18446744073709551615,"type":"Uint8"}"#, Code::Overflow),
     ("FIELDS", r#"{"path":"x","off":0,"type":"Float80"}"#, Code::Schema),
-    ("FIELDS", r#"{"path":"x","off":0,"type":"String"}"#, Code::Schema),
+    ("FIELDS", r#"{"path":"x","off":0,"type":"Union"}"#, Code::Schema),
     ("FIELDS", r#"{"path":"x","type":"Uint8"}"#, Code::Schema),
     ("FIELDS", r#"{"off":0,"type":"Uint8"}"#, Code::Schema),
     ("FIELDS", r#"{"path":"x","off":0}"#, Code::Schema),

@@ -299,7 +299,7 @@ fn records() -> impl Strategy<Value = Spec> {
         for (gap, kind, len) in parts {
             at += gap;
             fields.push((kind, at, len));
-            at += kind.width().unwrap_or(1) * len;
+            at += Field::new("", kind, 0).with_len(len).bytes().expect("few");
         }
         Spec::Struct(count, fields, at + 1)
     })

@@ -1,7 +1,6 @@
 //! Turns: enter the engine, run its jobs, look at what the calls became, wait.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use futures_util::future::LocalBoxFuture;
@@ -192,8 +191,9 @@ impl Isolate {
                     let value = match reply {
                         None => JsValue::new_undefined(ctx.clone()),
                         Some(Reply::Json(value)) => json::write(ctx, &value)?,
-                        Some(Reply::Bytes(bytes)) => {
-                            super::share_bytes(ctx, shared, Arc::clone(&bytes))?
+                        Some(Reply::Bytes(bytes)) => super::share_bytes(ctx, shared, bytes)?,
+                        Some(Reply::Mixed(value, bytes)) => {
+                            json::write_mixed(ctx, shared, &value, &bytes)?
                         }
                     };
                     settle.resolve.restore(ctx)?.call::<_, ()>((value, end))

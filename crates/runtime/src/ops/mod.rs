@@ -11,7 +11,7 @@ use rquickjs::{Ctx, Error, FromJs, Function, Object, Persistent, Result, Value a
 use serde_json::{Value, json};
 
 pub use replay::{Recorded, Replay};
-pub use test::{Case, CaseReport, Expect, Report};
+pub use test::{Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS};
 
 use crate::error::{Code, OpError};
 use crate::host::{CallOptions, Registration};

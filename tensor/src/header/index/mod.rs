@@ -233,8 +233,27 @@ impl<T, F: FnOnce(&str) -> Result<T>> Visitor<'_> for Str<'_, F, T> {
     }
 }
 
-/// Reads a key as its place in `known`; others are kept to see whether one comes twice.
-struct KeyOf<'a>(&'a [&'static str], &'a mut Keys);
+/// Reads a key as one of `known`, of which there are at most 32. That none of them comes twice is
+/// seen here; others are kept to see whether one of those does.
+struct KeyOf<'a>(&'a [&'static str], &'a mut Seen);
+
+/// The keys of one object so far.
+#[derive(Debug, Default)]
+struct Seen {
+    known: u32,
+    twice: Option<&'static str>,
+    others: Keys,
+}
+
+impl Seen {
+    /// `E_DUPKEY` where a key came twice in the object that errors call `what`.
+    fn check(self, what: impl fmt::Display) -> Result<()> {
+        match self.twice {
+            Some(key) => Err(duplicate(what, key)),
+            None => self.others.check(what),
+        }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for KeyOf<'_> {
     type Value = &'static str;
@@ -252,8 +271,16 @@ impl Visitor<'_> for KeyOf<'_> {
     }
 
     fn visit_str<E: de::Error>(self, key: &str) -> Result<&'static str, E> {
-        self.1.add(key);
-        Ok(self.0.iter().find(|known| **known == key).unwrap_or(&""))
+        let Self(known, seen) = self;
+        let Some(at) = known.iter().position(|known| *known == key) else {
+            seen.others.add(key);
+            return Ok("");
+        };
+        if seen.known & (1 << at) != 0 {
+            seen.twice = Some(known[at]);
+        }
+        seen.known |= 1 << at;
+        Ok(known[at])
     }
 }
 
@@ -290,7 +317,7 @@ impl<'de> Visitor<'de> for Top<'_> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
         const KNOWN: [&str; 3] = ["tensors", "order", "root"];
-        let mut keys = Keys::default();
+        let mut keys = Seen::default();
         while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
             match key {
                 "tensors" if !self.seen[0] => {

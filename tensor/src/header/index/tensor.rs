@@ -6,8 +6,8 @@ use blake3::Hash;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Code, Quoted, Result, TensorError, fail};
-use crate::header::index::{KeyOf, RawField, RawKind, RawTensor, State, Str, hash};
-use crate::header::json::{Context, Keys, Span, Unwatched, Walk};
+use crate::header::index::{KeyOf, RawField, RawKind, RawTensor, Seen, State, Str, hash};
+use crate::header::json::{Context, Span, Unwatched, Walk};
 use crate::keys::INDEX;
 use crate::layout::FieldType;
 use crate::limits::ALIGN_MAX;
@@ -58,7 +58,7 @@ impl<'de> Visitor<'de> for Tensor<'_> {
             "kind", "b3", "align", "def", "stride", "count", "fields", "enc", "shape_of",
         ];
         let context = self.state.context;
-        let mut keys = Keys::default();
+        let mut keys = Seen::default();
         let mut it = Members::default();
         while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
             match key {
@@ -82,7 +82,7 @@ impl<'de> Visitor<'de> for Tensor<'_> {
                 _ => members.next_value_seed(self.state.skip(TENSOR_DEPTH))?,
             }
         }
-        let said = format!("{INDEX}: tensor {}", Quoted(self.name));
+        let said = Said(self.name);
         let tensor = keys
             .check(&said)
             .and_then(|()| it.complete(&said, self.entry));
@@ -110,8 +110,17 @@ impl Tensor<'_> {
     }
 }
 
+/// The tensor as errors call it.
+struct Said<'a>(&'a str);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{INDEX}: tensor {}", Quoted(self.0))
+    }
+}
+
 impl Members {
-    fn complete(self, said: &str, entry: u32) -> Result<RawTensor> {
+    fn complete(self, said: &Said<'_>, entry: u32) -> Result<RawTensor> {
         let absent = |what: &str| TensorError::new(Code::Schema, format!("{said}: no {what}"));
         let kind = match self.kind.ok_or_else(|| absent("kind"))? {
             "struct" => RawKind::Struct {
@@ -189,7 +198,7 @@ impl<'de> Visitor<'de> for OneField<'_> {
         const KNOWN: [&str; 4] = ["path", "off", "type", "len"];
         let context = self.0.context;
         let arena = &mut self.0.index.text;
-        let mut keys = Keys::default();
+        let mut keys = Seen::default();
         let (mut path, mut off, mut kind, mut len) = (None, None, None, None);
         while let Some(key) = members.next_key_seed(KeyOf(&KNOWN, &mut keys))? {
             match key {
@@ -215,10 +224,14 @@ impl<'de> Visitor<'de> for OneField<'_> {
         let absent =
             |what: &str| context.say(Code::Schema, format!("{INDEX}: field without {what}"));
         let kind: FieldType = kind.ok_or_else(|| absent("type"))?;
-        let len = match (len, kind.width()) {
-            (Some(len), _) => len,
-            (None, Some(_)) => 1,
-            (None, None) => return Err(absent("len")),
+        let (kind, len) = match (kind, len) {
+            (kind, Some(len)) => (kind, len),
+            // Text without space of its own lies elsewhere.
+            (FieldType::String | FieldType::Timestamp | FieldType::Bytes, None) => {
+                (FieldType::Indirect, 1)
+            }
+            (FieldType::Union, None) => return Err(absent("len")),
+            (kind, None) => (kind, 1),
         };
         Ok(RawField {
             path: path.ok_or_else(|| absent("path"))?,

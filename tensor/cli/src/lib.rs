@@ -1,0 +1,366 @@
+//! `alknet tensor`: what people do with containers on their own computer.
+//!
+//! A [`Verb`] is what was asked, as clap reads it; [`run`] does it over the functions of
+//! [`alknet_tensor::tools`]. Files are read by offset and never mapped.
+
+mod error;
+mod progress;
+mod values;
+mod verbs;
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::Path;
+
+use alknet_tensor::tools::{self, Change, ChangeKind, Format, KindRow, Listing, TensorRow};
+use alknet_tensor::{
+    AtomicFile, Limits, Reader, Report, SchemaLayouts, TensorError, Verify, Written, verify,
+};
+use serde_json::json;
+
+pub use error::CliError;
+pub use verbs::{CatArgs, ConvertArgs, FormatArg, LayoutArgs, Verb, VerifyArgs};
+
+use progress::{Progress, Watched};
+
+/// How a command ended that did what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well.
+    Good,
+    /// It found what it looked for: problems, differences. Exit code 1.
+    Found,
+}
+
+/// Does what was asked, and prints it to `out`, as JSON where that is asked for.
+///
+/// # Errors
+/// See [`CliError`].
+pub fn run(verb: Verb, json: bool, out: &mut dyn Write) -> Result<Outcome, CliError> {
+    // Progress is for people.
+    let told = !json && std::io::stderr().is_terminal();
+    let cli = Cli { json, told };
+    match verb {
+        Verb::Cat(args) => cli.cat(args, out),
+        Verb::Convert(args) => cli.convert(&args, out),
+        Verb::Diff { first, second } => cli.diff(&first, &second, out),
+        Verb::Hash { file } => cli.hash(&file, out),
+        Verb::Ls { file } => cli.ls(&file, out),
+        Verb::Pack {
+            folder,
+            output,
+            layout,
+        } => cli.pack(&folder, &output, layout, out),
+        Verb::Strip { input, output } => cli.strip(&input, &output, out),
+        Verb::Verify(args) => cli.verify(&args, out),
+    }
+}
+
+struct Cli {
+    json: bool,
+    told: bool,
+}
+
+impl Cli {
+    fn open(
+        &self,
+        what: &'static str,
+        file: &Path,
+    ) -> Result<(Progress, Reader<Watched<File>>), CliError> {
+        let (progress, watched) = self.watched(what, file)?;
+        Ok((progress, Reader::open(watched, &Limits::safetensors())?))
+    }
+
+    fn watched(
+        &self,
+        what: &'static str,
+        path: &Path,
+    ) -> Result<(Progress, Watched<File>), CliError> {
+        let opened = File::open(path);
+        let file =
+            opened.map_err(|e| TensorError::io(format_args!("open {}", path.display()), e))?;
+        let total = file.metadata().ok().map(|metadata| metadata.len());
+        let progress = Progress::new(what, total, self.told);
+        let watched = progress.watch(file);
+        Ok((progress, watched))
+    }
+
+    fn cat(&self, args: CatArgs, out: &mut dyn Write) -> Result<Outcome, CliError> {
+        let (_progress, reader) = self.open("cat", &args.file)?;
+        if self.json {
+            if args.npy {
+                let what = "--npy is bytes and --json is text: take one of them";
+                return Err(CliError::Usage(what.to_owned()));
+            }
+            let values = values::values(&reader, &args.name, args.rows)?;
+            writeln!(out, "{values}")?;
+        } else {
+            // So that an error of the writer is told from one of the file.
+            let mut sink = Sink {
+                inner: &mut *out,
+                failed: None,
+            };
+            let written = tools::cat(&reader, &args.name, args.rows, args.npy, &mut sink);
+            if let Some(error) = sink.failed {
+                return Err(error.into());
+            }
+            written?;
+        }
+        out.flush()?;
+        Ok(Outcome::Good)
+    }
+
+    fn convert(&self, args: &ConvertArgs, out: &mut dyn Write) -> Result<Outcome, CliError> {
+        let format = |said: Option<FormatArg>, path: &Path| match said {
+            Some(said) => Ok(Format::from(said)),
+            None => Format::of(path).map_err(|error| CliError::Usage(error.what().to_owned())),
+        };
+        let from = format(args.from, &args.input)?;
+        let to = format(args.to, &args.output)?;
+        let (progress, source) = self.watched("convert", &args.input)?;
+        let name = args.input.file_stem().and_then(|stem| stem.to_str());
+        let limits = Limits::safetensors();
+        let output = args.output.as_path();
+        tools::convert_source(
+            (source, name, from),
+            (output, to),
+            args.layout.into(),
+            &limits,
+        )?;
+        drop(progress);
+        self.made(output, None, out)
+    }
+
+    fn diff(&self, first: &Path, second: &Path, out: &mut dyn Write) -> Result<Outcome, CliError> {
+        let (_progress, first) = self.open("diff", first)?;
+        let (_progress, second) = self.open("diff", second)?;
+        let changes = tools::diff(first.meta(), second.meta());
+        if self.json {
+            writeln!(out, "{}", json!({ "changes": changes }))?;
+        } else {
+            for change in &changes {
+                writeln!(out, "{}", change_line(change))?;
+            }
+        }
+        Ok(found(!changes.is_empty()))
+    }
+
+    fn hash(&self, file: &Path, out: &mut dyn Write) -> Result<Outcome, CliError> {
+        let (progress, reader) = self.open("hash", file)?;
+        let hashes = tools::hashes(&reader)?;
+        drop(progress);
+        let hex = |hash: &alknet_tensor::Hash| hash.to_hex().to_string();
+        if self.json {
+            let tensors: serde_json::Map<_, _> = hashes
+                .tensors
+                .iter()
+                .map(|(name, hash)| (name.clone(), hex(hash).into()))
+                .collect();
+            let all = json!({ "id": hashes.id.to_string(), "header": hex(&hashes.header),
+                              "data": hex(&hashes.data), "tensors": tensors });
+            writeln!(out, "{all}")?;
+        } else {
+            writeln!(out, "{}  (file)", hashes.id)?;
+            writeln!(out, "{}  (header)", hashes.header)?;
+            writeln!(out, "{}  (data)", hashes.data)?;
+            for (name, hash) in &hashes.tensors {
+                writeln!(out, "{hash}  {}", printable(name))?;
+            }
+        }
+        Ok(Outcome::Good)
+    }
+
+    fn ls(&self, file: &Path, out: &mut dyn Write) -> Result<Outcome, CliError> {
+        let (_progress, reader) = self.open("ls", file)?;
+        let listing = tools::list(&reader);
+        if self.json {
+            writeln!(out, "{}", json!(listing))?;
+        } else {
+            table(&listing, &mut BufWriter::new(&mut *out))?;
+        }
+        Ok(Outcome::Good)
+    }
+
+    fn pack(
+        &self,
+        folder: &Path,
+        output: &Path,
+        layout: LayoutArgs,
+        out: &mut dyn Write,
+    ) -> Result<Outcome, CliError> {
+        let progress = Progress::new("pack", None, self.told);
+        let sink = progress.watch(AtomicFile::create(output)?);
+        let (written, sink) = tools::pack(folder, sink, layout.into())?;
+        sink.into_inner().commit()?;
+        drop(progress);
+        self.made(output, Some(written), out)
+    }
+
+    fn strip(&self, input: &Path, output: &Path, out: &mut dyn Write) -> Result<Outcome, CliError> {
+        let (progress, reader) = self.open("strip", input)?;
+        let (written, file) = tools::strip(&reader, AtomicFile::create(output)?)?;
+        file.commit()?;
+        drop(progress);
+        self.made(output, Some(written), out)
+    }
+
+    fn verify(&self, args: &VerifyArgs, out: &mut dyn Write) -> Result<Outcome, CliError> {
+        let level = match (args.full, args.meta) {
+            (true, _) => Verify::Full,
+            (false, true) => Verify::Meta,
+            (false, false) => Verify::Hash,
+        };
+        let (progress, reader) = self.open("verify", &args.file)?;
+        let report = verify(&reader, level, Some(&SchemaLayouts::default()))?;
+        drop(progress);
+        if self.json {
+            writeln!(out, "{}", report_json(&report))?;
+        } else {
+            for problem in &report.problems {
+                writeln!(out, "{problem}")?;
+            }
+            writeln!(out, "{}", report_line(&report))?;
+        }
+        Ok(found(!report.is_good()))
+    }
+
+    /// What was made. Of a format without an id only where it is.
+    fn made(
+        &self,
+        path: &Path,
+        written: Option<Written>,
+        out: &mut dyn Write,
+    ) -> Result<Outcome, CliError> {
+        if self.json {
+            let file = path.to_string_lossy();
+            let made = match written {
+                Some(written) => json!({ "file": file, "id": written.id.to_string(),
+                                         "bytes": written.file_len }),
+                None => json!({ "file": file }),
+            };
+            writeln!(out, "{made}")?;
+        } else if let Some(written) = written {
+            writeln!(out, "{}  {}", written.id, path.display())?;
+        }
+        Ok(Outcome::Good)
+    }
+}
+
+const fn found(something: bool) -> Outcome {
+    if something {
+        Outcome::Found
+    } else {
+        Outcome::Good
+    }
+}
+
+/// A name from a file as a terminal may show it.
+fn printable(name: &str) -> String {
+    let shown = |c: char| -> String {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            c.into()
+        }
+    };
+    name.chars().map(shown).collect()
+}
+
+fn change_line(change: &Change) -> String {
+    let path = printable(&change.path);
+    let op = match change.op {
+        ChangeKind::Add => "add",
+        ChangeKind::Remove => "remove",
+        ChangeKind::Reshape => "reshape",
+        ChangeKind::Retype => "retype",
+    };
+    let text = |side: &Option<String>| printable(side.as_deref().unwrap_or_default());
+    match (&change.from, &change.to) {
+        (Some(_), Some(_)) => {
+            format!(
+                "{op:8}{path}: {} -> {}",
+                text(&change.from),
+                text(&change.to)
+            )
+        }
+        (from, None) => format!("{op:8}{path}: {}", text(from)),
+        (None, to) => format!("{op:8}{path}: {}", text(to)),
+    }
+}
+
+fn table(listing: &Listing, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(
+        out,
+        "level {}, {} tensors, {} bytes, {} of them header",
+        listing.level,
+        listing.tensors.len(),
+        listing.file_len,
+        listing.header_len
+    )?;
+    for (key, value) in &listing.metadata {
+        writeln!(out, "{} = {}", printable(key), printable(value))?;
+    }
+    for tensor in &listing.tensors {
+        writeln!(out, "{}", row(tensor))?;
+    }
+    out.flush()
+}
+
+fn row(tensor: &TensorRow) -> String {
+    let what = match &tensor.kind {
+        KindRow::Struct {
+            stride,
+            count,
+            fields,
+            ..
+        } => format!(
+            "struct [{count}] of {stride} bytes, {} fields",
+            fields.len()
+        ),
+        KindRow::Blob { enc, count, .. } => format!("blob [{count}] of {}", printable(enc)),
+        _ => format!("{} {:?}", printable(&tensor.dtype), tensor.shape),
+    };
+    let name = printable(&tensor.name);
+    format!("{:>12}  {name}: {what}", tensor.bytes)
+}
+
+fn report_json(report: &Report) -> serde_json::Value {
+    let problems: Vec<_> = report
+        .problems
+        .iter()
+        .map(|problem| json!({ "code": problem.code().as_str(), "message": problem.what() }))
+        .collect();
+    json!({ "good": report.is_good(), "hashes": report.hashes, "unhashed": report.unhashed,
+            "bytes": report.bytes, "problems": problems })
+}
+
+fn report_line(report: &Report) -> String {
+    let verdict = if report.is_good() { "good" } else { "not good" };
+    format!(
+        "{verdict}: {} hashes held against {} bytes, {} tensors without a hash",
+        report.hashes, report.bytes, report.unhashed
+    )
+}
+
+/// Standard output, whose failures are not those of the file that is read.
+struct Sink<'o> {
+    inner: &'o mut dyn Write,
+    failed: Option<std::io::Error>,
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(bytes);
+        written.map_err(|error| {
+            let kind = error.kind();
+            if kind != std::io::ErrorKind::Interrupted {
+                self.failed = Some(error);
+            }
+            kind.into()
+        })
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}

@@ -1,0 +1,152 @@
+//! How far a command is, for people whose patience it takes.
+
+use std::io::{self, Seek, SeekFrom, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use alknet_tensor::ReadAt;
+
+/// How long a command may take in silence.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How often it says something from then on.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Tells how many bytes have passed, once a command takes long. Dropping it says nothing more.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bytes: Arc<AtomicU64>,
+    ended: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Progress {
+    /// Of `total` bytes, where that is known. Without `told`, nothing is ever said.
+    pub(crate) fn new(what: &'static str, total: Option<u64>, told: bool) -> Self {
+        let bytes = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&bytes);
+        let (end, ended) = channel::<()>();
+        let tell = move || {
+            let mut wait = SILENCE;
+            while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                let text = line(what, counted.load(Ordering::Relaxed), total);
+                // Where standard error is gone there is nobody left to tell.
+                write!(io::stderr(), "\r{text}").ok();
+                wait = EVERY;
+            }
+            if wait == EVERY {
+                writeln!(io::stderr()).ok();
+            }
+        };
+        // Without a thread it is done in silence.
+        let thread = told.then(|| thread::Builder::new().spawn(tell));
+        let thread = thread.and_then(Result::ok);
+        Self {
+            bytes,
+            ended: thread.map(|thread| (end, thread)),
+        }
+    }
+
+    /// Counts what passes through `inner`.
+    pub(crate) fn watch<T>(&self, inner: T) -> Watched<T> {
+        Watched {
+            inner,
+            bytes: Arc::clone(&self.bytes),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some((end, thread)) = self.ended.take() {
+            drop(end);
+            thread.join().ok();
+        }
+    }
+}
+
+/// What is shown, always as long so that it covers what stood there.
+fn line(what: &str, bytes: u64, total: Option<u64>) -> String {
+    let mb = bytes / 1_000_000;
+    match total {
+        // Commands may pass over a file more than once.
+        Some(total) if total > 0 && bytes <= total => {
+            format!("{what}: {mb} MB, {:>3} %", bytes * 100 / total)
+        }
+        _ => format!("{what}: {mb} MB      "),
+    }
+}
+
+/// Bytes that are counted as they pass.
+#[derive(Debug)]
+pub(crate) struct Watched<T> {
+    inner: T,
+    bytes: Arc<AtomicU64>,
+}
+
+impl<T> Watched<T> {
+    pub(crate) fn into_inner(self) -> T {
+        self.inner
+    }
+
+    fn count(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl<T: ReadAt> ReadAt for Watched<T> {
+    fn size(&self) -> io::Result<u64> {
+        self.inner.size()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_exact_at(buffer, offset)?;
+        self.count(buffer.len());
+        Ok(())
+    }
+}
+
+impl<T: Write> Write for Watched<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.count(written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<T: Seek> Seek for Watched<T> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_say_how_far_it_is() {
+        assert_eq!(
+            line("hash", 5_000_000, Some(10_000_000)),
+            "hash: 5 MB,  50 %"
+        );
+        assert_eq!(line("pack", 5_000_000, None).trim_end(), "pack: 5 MB");
+        assert_eq!(line("hash", 2, Some(1)).trim_end(), "hash: 0 MB");
+    }
+
+    #[test]
+    fn bytes_are_counted_both_ways() {
+        let progress = Progress::new("x", None, true);
+        let read = progress.watch(&b"abcdef"[..]);
+        let mut two = [0; 2];
+        read.read_exact_at(&mut two, 1).expect("in memory");
+        let mut written = progress.watch(Vec::new());
+        written.write_all(b"abc").expect("in memory");
+        assert_eq!(progress.bytes.load(Ordering::Relaxed), 5);
+    }
+}

@@ -1,0 +1,166 @@
+//! The values of a tensor as JSON.
+
+use alknet_tensor::{
+    Code, Dtype, ElementType, FieldValue, Kind, ReadAt, Reader, TensorError, TensorView,
+};
+use serde_json::{Map, Value, json};
+use std::ops::Range;
+
+use crate::error::CliError;
+
+/// Bytes of a tensor that are shown as JSON at once; `--rows` picks a part of more.
+pub(crate) const SHOWN_BYTES_MAX: u64 = 64 << 20;
+
+/// What `cat --json` prints: name, type, shape and values. Numbers that JSON does not have are texts,
+/// as the schema keywords write them; bytes are lower-case hex digits.
+pub(crate) fn values<S: ReadAt>(
+    reader: &Reader<S>,
+    name: &str,
+    rows: Option<Range<u64>>,
+) -> Result<Value, CliError> {
+    let tensor = reader.tensor(name)?;
+    let entry = tensor.entry();
+    let count = entry.shape().first().copied();
+    let all = 0..count.unwrap_or(1);
+    let part = rows.clone().unwrap_or(all);
+    let (kind, values) = match tensor.kind() {
+        Kind::Struct(_) => {
+            let size = entry.byte_len() / count.unwrap_or(1).max(1);
+            bounded(size.saturating_mul(part.end.saturating_sub(part.start)))?;
+            let records = reader.strukt_rows(name, part)?;
+            let record = |record: alknet_tensor::Record<'_>| {
+                let fields = records.fields().map(|field| {
+                    let value = record.value(&field)?;
+                    Ok((field.path.to_string(), shown(&value)))
+                });
+                fields.collect::<Result<Map<_, _>, TensorError>>()
+            };
+            let records: Result<Vec<_>, _> = records.records().map(record).collect();
+            ("struct", json!(records?))
+        }
+        Kind::Blob(blob) => {
+            let all = 0..blob.count();
+            let part = rows.unwrap_or(all);
+            if part.start > part.end || part.end > blob.count() {
+                let what = format!("items {part:?} of {}", blob.count());
+                return Err(TensorError::new(Code::Shape, what).into());
+            }
+            let (mut items, mut bytes) = (Vec::new(), 0_u64);
+            for at in part {
+                let item = reader.item(name, at)?;
+                bytes += item.len() as u64;
+                bounded(bytes)?;
+                items.push(text_of(blob.enc(), &item));
+            }
+            ("blob", json!(items))
+        }
+        _ => {
+            let view = match rows {
+                Some(rows) => {
+                    let size = entry.byte_len() / count.unwrap_or(1).max(1);
+                    bounded(size.saturating_mul(rows.end.saturating_sub(rows.start)))?;
+                    reader.rows(name, rows)?
+                }
+                None => {
+                    bounded(entry.byte_len())?;
+                    reader.view(name)?
+                }
+            };
+            let values = elements(&view)?;
+            let shape = view.shape().to_vec();
+            let dtype = entry.dtype().to_string();
+            return Ok(
+                json!({ "name": name, "kind": "flat", "dtype": dtype, "shape": shape,
+                              "values": values }),
+            );
+        }
+    };
+    Ok(json!({ "name": name, "kind": kind, "values": values }))
+}
+
+fn bounded(bytes: u64) -> Result<(), CliError> {
+    if bytes > SHOWN_BYTES_MAX {
+        let what = format!("more than {SHOWN_BYTES_MAX} bytes as JSON; pick rows with --rows a:b");
+        return Err(TensorError::new(Code::Limit, what).into());
+    }
+    Ok(())
+}
+
+fn text_of(enc: &str, item: &[u8]) -> Value {
+    match (enc, std::str::from_utf8(item)) {
+        ("bytes", _) | (_, Err(_)) => hex(item).into(),
+        ("json", Ok(text)) => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
+        (_, Ok(text)) => text.into(),
+    }
+}
+
+/// Element after element, last dimension fastest.
+fn elements(view: &TensorView<'_>) -> Result<Vec<Value>, CliError> {
+    let words = |width: usize, value: &dyn Fn(&[u8]) -> Value| -> Vec<Value> {
+        view.bytes().chunks_exact(width).map(value).collect()
+    };
+    Ok(match view.dtype() {
+        ElementType::Known(Dtype::I64) => words(8, &|b| i64::from_le_bytes(fixed(b)).into()),
+        ElementType::Known(Dtype::U64) => words(8, &|b| u64::from_le_bytes(fixed(b)).into()),
+        ElementType::Known(Dtype::I32) => words(4, &|b| i32::from_le_bytes(fixed(b)).into()),
+        ElementType::Known(Dtype::U32) => words(4, &|b| u32::from_le_bytes(fixed(b)).into()),
+        ElementType::Known(Dtype::F64) => words(8, &|b| number(f64::from_le_bytes(fixed(b)))),
+        ElementType::Known(Dtype::C64) => words(8, &|b| {
+            let part = |at: usize| number(f32::from_le_bytes(fixed(&b[at..at + 4])).into());
+            json!([part(0), part(4)])
+        }),
+        ElementType::Known(Dtype::Bool) => {
+            // Says which byte is neither.
+            view.as_slice::<u8>()?;
+            words(1, &|b| (b == [1]).into())
+        }
+        ElementType::Known(Dtype::U8 | Dtype::I8 | Dtype::U16 | Dtype::I16) => view
+            .to_f32()?
+            .into_iter()
+            .map(|x| (x as i64).into())
+            .collect(),
+        ElementType::Known(_) => view
+            .to_f32()?
+            .into_iter()
+            .map(|x| number(x.into()))
+            .collect(),
+        ElementType::Opaque(_) => vec![hex(view.bytes()).into()],
+    })
+}
+
+/// Pieces were cut to this length.
+fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.try_into().unwrap_or([0; N])
+}
+
+fn number(x: f64) -> Value {
+    if x.is_nan() {
+        "NaN".into()
+    } else if x.is_infinite() {
+        if x > 0.0 { "Infinity" } else { "-Infinity" }.into()
+    } else {
+        x.into()
+    }
+}
+
+fn shown(value: &FieldValue<'_>) -> Value {
+    match value {
+        FieldValue::Bool(x) => (*x).into(),
+        FieldValue::Int(x) => (*x).into(),
+        FieldValue::Uint(x) => (*x).into(),
+        FieldValue::Float(x) => number(*x),
+        FieldValue::Text(text) => (*text).into(),
+        FieldValue::Bytes(bytes) => hex(bytes).into(),
+        FieldValue::Span { offset, len } => json!({ "offset": offset, "len": len }),
+        FieldValue::List(values) => values.iter().map(shown).collect(),
+        other => format!("{other:?}").into(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
+}

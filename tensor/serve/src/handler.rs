@@ -1,0 +1,368 @@
+//! `alknet/tensor`: each request has a stream of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::{
+    AlpnSpec, AuthContext, AuthNeed, BoxFuture, Carriage, Connection, HandlerError, Identity,
+    ProtocolHandler, RecvStream, SendStream, StreamBudget, StreamCode, StreamError,
+};
+use alknet_tensor::{Code, PREFIX_BYTES, header_len};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::access::{Deed, allows};
+use crate::error::ServeError;
+use crate::limits::{BLOCK_BYTES, REQUEST_TIME, STALLED_TIME, STREAMS};
+use crate::part::{Head, Part};
+use crate::path::StorePath;
+use crate::request::{Fetch, Request};
+use crate::store::{Store, Upload};
+use crate::wire::{self, Unread};
+
+/// The protocol's name in TLS.
+pub const ALPN: &[u8] = b"alknet/tensor";
+/// What a file without a path is stored as, for its scope.
+pub(crate) const NAMELESS: &str = "id";
+/// Bytes handed to the carriage at a time, so that a slow peer is told from one that stopped.
+const STEP_BYTES: usize = 64 << 10;
+
+/// How long a peer may leave this node waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For a request.
+    pub request: Duration,
+    /// For bytes, either way.
+    pub stalled: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            request: REQUEST_TIME,
+            stalled: STALLED_TIME,
+        }
+    }
+}
+
+/// Serves the files of a store.
+#[derive(Debug)]
+pub struct TensorHandler {
+    store: Arc<Store>,
+    patience: Patience,
+    alpns: [AlpnSpec; 1],
+}
+
+impl TensorHandler {
+    /// Serves `store` to known peers over QUIC, to each what its scopes say.
+    #[must_use]
+    pub fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            patience: Patience::default(),
+            alpns: [AlpnSpec {
+                carriage: Carriage::Quic,
+                auth: AuthNeed::Tls,
+                limits: StreamBudget::AUTHENTICATED,
+                ..AlpnSpec::new(ALPN)
+            }],
+        }
+    }
+
+    /// Waits longer or shorter.
+    #[must_use]
+    pub const fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    async fn serve(self: Arc<Self>, connection: Connection) -> Result<(), HandlerError> {
+        let permits = Arc::new(Semaphore::new(STREAMS));
+        let mut running = JoinSet::new();
+        loop {
+            let pair = tokio::select! {
+                pair = connection.accept_bi() => pair,
+                Some(_) = running.join_next() => continue,
+            };
+            let (send, recv) = match pair {
+                Ok(pair) => pair,
+                Err(StreamError::Closed(_) | StreamError::Timeout) => return Ok(()),
+                Err(_) => continue,
+            };
+            let permit = Arc::clone(&permits).try_acquire_owned().ok();
+            let stream = Stream {
+                store: Arc::clone(&self.store),
+                // Asked for anew with each request: scopes change while connections stay.
+                identity: connection.identity(),
+                patience: self.patience,
+                send,
+                recv,
+            };
+            running.spawn(async move {
+                let busy = permit
+                    .is_none()
+                    .then_some(ServeError::Busy("requests", STREAMS as u64));
+                stream.answer(busy).await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+impl ProtocolHandler for TensorHandler {
+    fn alpns(&self) -> &[AlpnSpec] {
+        &self.alpns
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        connection: Connection,
+        auth: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        Box::pin(async move {
+            if let Some(identity) = &auth.identity {
+                let set = connection.set_identity(Arc::clone(identity));
+                set.map_err(|error| HandlerError::Internal(error.into()))?;
+                connection.raise_budget(StreamBudget::AUTHENTICATED);
+            }
+            self.serve(connection).await
+        })
+    }
+}
+
+/// How a stream ends that does not end well.
+enum Ended {
+    /// With what is said to the peer.
+    Refused(ServeError),
+    /// Half-way: nothing more can be said.
+    Broken(StreamCode, String),
+    /// The peer went away.
+    Gone,
+}
+
+impl From<ServeError> for Ended {
+    fn from(error: ServeError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<StreamError> for Ended {
+    fn from(_: StreamError) -> Self {
+        Self::Gone
+    }
+}
+
+/// One request.
+struct Stream {
+    store: Arc<Store>,
+    identity: Option<Arc<Identity>>,
+    patience: Patience,
+    send: SendStream,
+    recv: RecvStream,
+}
+
+impl Stream {
+    async fn answer(mut self, busy: Option<ServeError>) {
+        let ended = match busy {
+            Some(busy) => Err(Ended::Refused(busy)),
+            None => self.run().await,
+        };
+        match ended {
+            Ok(()) => {
+                // A stream that is gone has nobody who misses its end.
+                let _ = self.send.finish();
+            }
+            Err(Ended::Refused(error)) => {
+                if error.is_io() {
+                    tracing::warn!(code = error.code(), "a tensor could not be served: {error}");
+                }
+                let refusal = json!({ "ok": false, "code": error.code(),
+                                      "msg": error.to_string() });
+                self.recv.stop(StreamCode::Cancelled);
+                let said = timeout(self.patience.stalled, wire::write(&mut self.send, &refusal));
+                match said.await {
+                    Ok(Ok(())) => {
+                        let _ = self.send.finish();
+                    }
+                    _ => self.send.reset(StreamCode::Cancelled),
+                }
+            }
+            Err(Ended::Broken(code, why)) => {
+                tracing::warn!("a tensor was not served to its end: {why}");
+                self.send.reset(code);
+                self.recv.stop(code);
+            }
+            Err(Ended::Gone) => {
+                self.send.reset(StreamCode::Cancelled);
+                self.recv.stop(StreamCode::Cancelled);
+            }
+        }
+    }
+
+    async fn run(&mut self) -> Result<(), Ended> {
+        let asked = timeout(self.patience.request, wire::read(&mut self.recv)).await;
+        let text = match asked {
+            Ok(Ok(text)) => text,
+            Ok(Err(Unread::Long(len))) => {
+                let what = format!("a request of {len} bytes");
+                return Err(ServeError::input(Code::Limit, what).into());
+            }
+            Ok(Err(Unread::Gone(_))) => return Err(Ended::Gone),
+            Err(_) => return Err(late("a request")),
+        };
+        match Request::parse(&text)? {
+            Request::Fetch(fetch) => self.fetch(fetch).await,
+            Request::Put(path) => self.put(path).await,
+        }
+    }
+
+    async fn fetch(&mut self, fetch: Fetch) -> Result<(), Ended> {
+        let identity = self.identity.clone().ok_or(ServeError::Missing)?;
+        let store = Arc::clone(&self.store);
+        let id = store.resolve(&identity.scopes, &fetch.src)?;
+        let part = blocking(move || {
+            let object = store.object(id)?;
+            Part::find(&store, &object, &fetch.want, fetch.encoding)
+        });
+        let part = part.await?;
+        let _flight = self.store.flights().enter(&identity.id, part.head.len)?;
+        // Earlier in the order goes first.
+        let order = i32::try_from(part.order).unwrap_or(i32::MAX);
+        self.send.set_priority(-order);
+        self.say(&part.head).await?;
+        let mut next = read_on(part);
+        loop {
+            let (part, block) = next.await.map_err(|error| broken(&error))?;
+            match block {
+                Err(error) => return Err(broken(&error)),
+                Ok(None) => return Ok(()),
+                Ok(Some(block)) => {
+                    // The next block is read while this one travels.
+                    next = read_on(part);
+                    self.pass(block).await?;
+                }
+            }
+        }
+    }
+
+    async fn put(&mut self, path: Option<StorePath>) -> Result<(), Ended> {
+        let identity = self.identity.clone().ok_or(ServeError::Missing)?;
+        let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
+        if !allows(&identity.scopes, Deed::Write, place) {
+            return Err(ServeError::Missing.into());
+        }
+        let header = self.header().await?;
+        let store = Arc::clone(&self.store);
+        let mut upload = blocking(move || Upload::begin(&store, &header, path)).await?;
+        let go = Head {
+            go: Some(true),
+            ..Head::default()
+        };
+        self.say(&go).await?;
+        let mut piece = Vec::new();
+        loop {
+            let chunk = timeout(self.patience.stalled, self.recv.read_chunk(BLOCK_BYTES)).await;
+            let chunk = chunk.map_err(|_| late("content"))??;
+            let ended = chunk.is_none();
+            piece.extend_from_slice(&chunk.unwrap_or_default());
+            if piece.len() >= BLOCK_BYTES || (ended && !piece.is_empty()) {
+                let full = std::mem::take(&mut piece);
+                let written = move || upload.write(&full).map(|()| upload);
+                upload = blocking(written).await?;
+            }
+            if ended {
+                break;
+            }
+        }
+        let id = blocking(move || upload.commit()).await?;
+        let done = Head {
+            id: Some(id.to_string()),
+            ..Head::default()
+        };
+        self.say(&done).await
+    }
+
+    /// Reads a header with the length before it; memory grows as it arrives.
+    async fn header(&mut self) -> Result<Vec<u8>, Ended> {
+        let mut header = Vec::new();
+        let mut wanted = PREFIX_BYTES as usize;
+        loop {
+            while header.len() < wanted {
+                let piece = (wanted - header.len()).min(STEP_BYTES) as u64;
+                let mut part = (&mut self.recv).take(piece);
+                let read = timeout(self.patience.stalled, part.read_to_end(&mut header)).await;
+                match read.map_err(|_| late("a header"))? {
+                    Ok(read) if read as u64 == piece => {}
+                    Ok(_) => {
+                        let what = format!("a header ends after {} bytes", header.len());
+                        return Err(ServeError::input(Code::Header, what).into());
+                    }
+                    Err(_) => return Err(Ended::Gone),
+                }
+            }
+            if wanted > PREFIX_BYTES as usize {
+                return Ok(header);
+            }
+            let len = header_len(&header, u64::MAX, self.store.limits());
+            // Within the limits, which are far below what memory can address.
+            wanted += len.map_err(ServeError::Input)? as usize;
+        }
+    }
+
+    async fn say(&mut self, head: &Head) -> Result<(), Ended> {
+        let head = accepted(head);
+        let said = timeout(self.patience.stalled, wire::write(&mut self.send, &head));
+        said.await.map_err(|_| late("the head to be taken"))??;
+        Ok(())
+    }
+
+    async fn pass(&mut self, mut block: Bytes) -> Result<(), Ended> {
+        while !block.is_empty() {
+            let step = block.split_to(block.len().min(STEP_BYTES));
+            let sent = timeout(self.patience.stalled, self.send.write_chunk(step)).await;
+            sent.map_err(|_| late("bytes to be taken"))??;
+        }
+        Ok(())
+    }
+}
+
+fn accepted(head: &Head) -> Value {
+    let mut said = json!(head);
+    said["ok"] = true.into();
+    said
+}
+
+fn late(what: &str) -> Ended {
+    Ended::Broken(StreamCode::Deadline, format!("waited too long for {what}"))
+}
+
+fn broken(error: &ServeError) -> Ended {
+    Ended::Broken(StreamCode::Internal, format!("{}: {error}", error.code()))
+}
+
+type Next = BoxFuture<'static, Result<(Part, Result<Option<Bytes>, ServeError>), ServeError>>;
+
+/// Begins to read the next block.
+pub(crate) fn read_on(mut part: Part) -> Next {
+    let reading = tokio::task::spawn_blocking(move || {
+        let block = part.next_block();
+        (part, block)
+    });
+    Box::pin(async move { reading.await.map_err(|error| stopped(&error)) })
+}
+
+/// Does what blocks where that is allowed.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
+) -> Result<T, ServeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| stopped(&error))?
+}
+
+fn stopped(error: &tokio::task::JoinError) -> ServeError {
+    ServeError::io("work on a file", std::io::Error::other(error.to_string()))
+}

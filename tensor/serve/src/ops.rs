@@ -1,0 +1,340 @@
+//! The store as operations: `tensor/open`, `stat`, `fetch` and `put`.
+
+use std::sync::Arc;
+
+use alknet_call::{
+    Body, CallError, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec, Output, Registration,
+};
+use alknet_core::Identity;
+use alknet_tensor::{Code, Kind};
+use base64::Engine;
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use serde_json::{Map, Value, json};
+
+use crate::access::{Deed, allows};
+use crate::error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
+use crate::flights::Flight;
+use crate::handler::{NAMELESS, blocking, read_on};
+use crate::limits::UPLOAD_IDLE;
+use crate::part::Part;
+use crate::path::StorePath;
+use crate::path::Src;
+use crate::request::Fetch;
+use crate::store::{Object, Store, Upload};
+use crate::uploads::Uploads;
+
+/// The operations of a store. Whoever is identified may call them; what they may read and write is
+/// what their scopes say, also where an operation calls for them.
+#[must_use]
+pub fn operations(store: &Arc<Store>) -> Vec<Registration> {
+    let uploads = Uploads::new(UPLOAD_IDLE);
+    vec![open(store), stat(store), fetch(store), put(store, &uploads)]
+}
+
+fn open(store: &Arc<Store>) -> Registration {
+    let spec = OperationSpec::query("tensor/open", "What a file of tensors holds.")
+        .with_input(json!({
+            "type": "object", "required": ["src"], "additionalProperties": false,
+            "properties": { "src": src_schema() },
+        }))
+        .with_identity();
+    let store = Arc::clone(store);
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let store = Arc::clone(&store);
+        async move {
+            let object = object(&store, input.value(), &ctx).await?;
+            Ok::<_, CallError>(Output::from(described(&object)))
+        }
+    });
+    reading(spec, handler)
+}
+
+fn stat(store: &Arc<Store>) -> Registration {
+    let spec = OperationSpec::query("tensor/stat", "What one tensor of a file is.")
+        .with_input(json!({
+            "type": "object", "required": ["src", "name"], "additionalProperties": false,
+            "properties": { "src": src_schema(), "name": { "type": "string" } },
+        }))
+        .with_identity();
+    let store = Arc::clone(store);
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let store = Arc::clone(&store);
+        async move {
+            let object = object(&store, input.value(), &ctx).await?;
+            let name = input.value()["name"].as_str().unwrap_or_default();
+            tensor(&object, name).map(Output::from)
+        }
+    });
+    reading(spec, handler)
+}
+
+fn fetch(store: &Arc<Store>) -> Registration {
+    let spec = OperationSpec::subscription(
+        "tensor/fetch",
+        "A part of a file: first what it is, then its bytes.",
+    )
+    .with_input(json!({
+        "type": "object", "required": ["src", "want"], "additionalProperties": false,
+        "properties": {
+            "src": src_schema(),
+            "want": { "enum": ["header", "tensor", "rows", "range"] },
+            "name": { "type": "string" },
+            "rows": { "type": "array" },
+            "range": { "type": "array" },
+            "encoding": { "enum": ["raw", "bao16"], "default": "raw" },
+        },
+    }))
+    .with_identity();
+    let store = Arc::clone(store);
+    let handler = HandlerKind::stream(move |input: Body, ctx: Ctx| {
+        let begin = Fetching::Asked(Arc::clone(&store), input, Box::new(ctx));
+        items(begin)
+    });
+    reading(spec, handler)
+}
+
+fn put(store: &Arc<Store>, uploads: &Arc<Uploads>) -> Registration {
+    let mut spec = OperationSpec::mutation(
+        "tensor/put",
+        "Stores a file: its header, then its bytes piece by piece, then commit.",
+    )
+    .with_input(json!({
+        "type": "object", "additionalProperties": false,
+        "properties": {
+            "header": { "description": "The header with the length before it, as bytes" },
+            "path": { "type": "string", "description": "What leads to it, with its header" },
+            "upload": { "type": "string" },
+            "offset": { "type": "integer", "minimum": 0 },
+            "bytes": { "description": "The bytes from the offset on" },
+            "commit": { "const": true },
+        },
+    }))
+    .with_identity();
+    spec.error_schemas.push(error(
+        QUOTA_EXCEEDED,
+        "The store has no room for the file; details.code is E_QUOTA.",
+    ));
+    let (store, uploads) = (Arc::clone(store), Arc::clone(uploads));
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let (store, uploads) = (Arc::clone(&store), Arc::clone(&uploads));
+        async move { Ok::<_, CallError>(store_piece(store, uploads, input, &ctx).await?) }
+    });
+    Registration::new(spec, handler)
+}
+
+fn reading(mut spec: OperationSpec, handler: HandlerKind) -> Registration {
+    spec.error_schemas.push(error(
+        TENSOR_INVALID,
+        "The stored file is not what it was; details.code says how.",
+    ));
+    Registration::new(spec, handler)
+}
+
+fn error(code: &str, description: &str) -> ErrorDef {
+    ErrorDef {
+        code: code.to_owned(),
+        description: description.to_owned(),
+        schema: json!({ "type": "object", "properties": { "code": { "type": "string" } } }),
+        http_status: None,
+    }
+}
+
+fn src_schema() -> Value {
+    json!({
+        "type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": false,
+        "properties": {
+            "id": { "type": "string", "description": "BLAKE3 of the file, 64 hex digits" },
+            "path": { "type": "string", "description": "What leads to the file" },
+        },
+    })
+}
+
+/// On whose behalf it happens.
+fn caller(ctx: &Ctx) -> Result<Arc<Identity>, ServeError> {
+    ctx.identity().cloned().ok_or(ServeError::Missing)
+}
+
+async fn object(store: &Arc<Store>, input: &Value, ctx: &Ctx) -> Result<Arc<Object>, ServeError> {
+    let id = store.resolve(&caller(ctx)?.scopes, &Src::from_value(&input["src"])?)?;
+    let store = Arc::clone(store);
+    blocking(move || store.object(id)).await
+}
+
+fn described(object: &Object) -> Value {
+    let meta = object.meta();
+    let listing = alknet_tensor::tools::list(object.reader());
+    let tensors: Vec<Value> = meta
+        .tensors()
+        .map(|tensor| {
+            let entry = tensor.entry();
+            let mut row = json!({ "name": tensor.name(), "kind": tensor.kind().name(),
+                                  "dtype": entry.dtype().to_string(), "shape": entry.shape() });
+            if let Some(hash) = tensor.hash() {
+                row["b3"] = hash.to_hex().to_string().into();
+            }
+            row
+        })
+        .collect();
+    let metadata: Map<String, Value> = listing
+        .metadata
+        .into_iter()
+        .map(|(key, value)| (key, value.into()))
+        .collect();
+    let order: Vec<&str> = meta.tensors().map(|tensor| tensor.name()).collect();
+    json!({ "id": object.id().to_string(), "len": meta.file_len(),
+            "header_b3": object.header_hash().to_hex().to_string(), "level": meta.level(),
+            "metadata": metadata, "order": order, "tensors": tensors })
+}
+
+fn tensor(object: &Object, name: &str) -> Result<Value, CallError> {
+    let tensor = object.meta().tensor(name).map_err(ServeError::Input)?;
+    let entry = tensor.entry();
+    let mut said = json!({ "kind": tensor.kind().name(), "dtype": entry.dtype().to_string(),
+                           "shape": entry.shape(), "len": entry.byte_len(),
+                           "align": tensor.align().unwrap_or(1) });
+    if let Some(hash) = tensor.hash() {
+        said["b3"] = hash.to_hex().to_string().into();
+    }
+    if let Kind::Struct(records) = tensor.kind() {
+        let fields = records.fields().map(|field| {
+            json!({ "path": field.path, "off": field.off, "type": field.kind.name(),
+                    "len": field.len })
+        });
+        said["fields"] = fields.collect();
+    }
+    Ok(said)
+}
+
+/// How far a fetch is.
+enum Fetching {
+    Asked(Arc<Store>, Body, Box<Ctx>),
+    Under(Part, Flight),
+}
+
+fn items(begin: Fetching) -> impl Stream<Item = Result<Output, CallError>> {
+    stream::try_unfold(begin, |state| async move {
+        match state {
+            Fetching::Asked(store, input, ctx) => {
+                let (part, flight) = begin_fetch(store, &input, &ctx).await?;
+                let head = Output::json(&part.head)?;
+                Ok::<_, CallError>(Some((head, Fetching::Under(part, flight))))
+            }
+            Fetching::Under(part, flight) => {
+                let (part, block) = read_on(part).await?;
+                let item = |block: Bytes| {
+                    let reference = json!({ "bytes": { "$bin": [0, block.len()] } });
+                    let output = Output::Mixed(reference, block);
+                    (output, Fetching::Under(part, flight))
+                };
+                Ok(block?.map(item))
+            }
+        }
+    })
+}
+
+async fn begin_fetch(
+    store: Arc<Store>,
+    input: &Body,
+    ctx: &Ctx,
+) -> Result<(Part, Flight), ServeError> {
+    let identity = caller(ctx)?;
+    let fetch = Fetch::from_value(input.value())?;
+    let id = store.resolve(&identity.scopes, &fetch.src)?;
+    let flights = Arc::clone(store.flights());
+    let found = blocking(move || {
+        let object = store.object(id)?;
+        Part::find(&store, &object, &fetch.want, fetch.encoding)
+    });
+    let part = found.await?;
+    let flight = flights.enter(&identity.id, part.head.len)?;
+    Ok((part, flight))
+}
+
+async fn store_piece(
+    store: Arc<Store>,
+    uploads: Arc<Uploads>,
+    input: Body,
+    ctx: &Ctx,
+) -> Result<Output, CallError> {
+    let identity = caller(ctx)?;
+    let said = input.value();
+    let names = |wanted: &[&str]| {
+        let members = said.as_object();
+        members.is_some_and(|members| members.keys().all(|key| wanted.contains(&key.as_str())))
+    };
+    if !said["header"].is_null() && names(&["header", "path"]) {
+        let path = said["path"].as_str().map(StorePath::parse).transpose()?;
+        let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
+        if !allows(&identity.scopes, Deed::Write, place) {
+            return Err(ServeError::Missing.into());
+        }
+        uploads.room(&identity.id)?;
+        let header = bytes(&input, &said["header"])?;
+        let upload = blocking(move || Upload::begin(&store, &header, path)).await?;
+        let name = uploads.keep(&identity.id, upload)?;
+        return Ok(json!({ "upload": name }).into());
+    }
+    let Some(name) = said["upload"].as_str() else {
+        return Err(unclear());
+    };
+    let shared = uploads.of(&identity.id, name)?;
+    let mut held = shared.lock().await;
+    if said["commit"] == true && names(&["upload", "commit"]) {
+        let upload = held.take().ok_or(ServeError::Missing)?;
+        uploads.forget(name);
+        let id = blocking(move || upload.commit()).await?;
+        return Ok(json!({ "id": id.to_string() }).into());
+    }
+    let (Some(offset), true) = (
+        said["offset"].as_u64(),
+        names(&["upload", "offset", "bytes"]),
+    ) else {
+        return Err(unclear());
+    };
+    let piece = bytes(&input, &said["bytes"])?;
+    let upload = held.as_mut().ok_or(ServeError::Missing)?;
+    let have = upload.have();
+    if offset != have {
+        let message = format!("the next piece begins at {have}");
+        let details = json!({ "code": Code::Shape.as_str(), "have": have });
+        return Err(CallError::invalid_input(message).with_details(details));
+    }
+    let Some(mut upload) = held.take() else {
+        return Err(ServeError::Missing.into());
+    };
+    let written = blocking(move || upload.write(&piece).map(|()| upload)).await;
+    match written {
+        Ok(upload) => {
+            let have = upload.have();
+            *held = Some(upload);
+            Ok(json!({ "have": have }).into())
+        }
+        Err(error) => {
+            uploads.forget(name);
+            Err(error.into())
+        }
+    }
+}
+
+fn unclear() -> CallError {
+    CallError::invalid_input(
+        "put takes header, with path if it has one; upload, offset and bytes; or upload and commit",
+    )
+}
+
+/// Bytes that lie behind the JSON, or stand in it as base64.
+fn bytes(input: &Body, value: &Value) -> Result<Bytes, CallError> {
+    if let Some(bytes) = input.binary(value) {
+        return Ok(bytes);
+    }
+    let text = value.as_str();
+    let decoded = text.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
+    match decoded {
+        Some(Ok(bytes)) => Ok(bytes.into()),
+        _ => Err(CallError::new(
+            ErrorCode::InvalidInput,
+            "bytes are {\"$bin\":[offset,length]} or base64",
+        )),
+    }
+}

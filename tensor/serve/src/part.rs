@@ -1,0 +1,368 @@
+//! A part of a stored file on its way out: what is said of it first, and its bytes block by block.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use alknet_tensor::{Code, Entry, Hash, Kind, Tensor, TensorError};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ServeError;
+use crate::limits::BLOCK_BYTES;
+use crate::request::{Encoding, Want};
+use crate::store::{Object, Outboard, Store};
+use crate::tree::{Expected, PAIR_BYTES, Step, Steps};
+
+/// Bytes of an offset of an item.
+const OFFSET_BYTES: u64 = 8;
+
+/// What a response begins with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Bytes that follow.
+    #[serde(default)]
+    pub len: u64,
+    /// BLAKE3 of what the part belongs to: the entry, the header or the file. What is encoded is
+    /// proven by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub b3: Option<String>,
+    /// Element type of a tensor or its rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Its dimensions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shape: Option<Vec<u64>>,
+    /// The content may come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub go: Option<bool>,
+    /// BLAKE3 of the header, where the header was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header_b3: Option<String>,
+    /// The file, where the header was asked for or the file was stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Bytes of what the part belongs to, where it is encoded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// A part that may be read.
+#[derive(Debug)]
+pub struct Part {
+    /// What is said first.
+    pub head: Head,
+    /// Where the tensor stands in the order to load in.
+    pub order: u32,
+    object: Arc<Object>,
+    pieces: VecDeque<Piece>,
+}
+
+#[derive(Debug)]
+enum Piece {
+    /// Bytes of the file.
+    Raw(Range<u64>),
+    /// Offsets of items, from which the first one is taken away.
+    Offsets {
+        range: Range<u64>,
+        first: u64,
+        last: u64,
+    },
+    /// Groups with what proves them.
+    Encoded(Box<Encoded>),
+}
+
+#[derive(Debug)]
+struct Encoded {
+    /// Where the tree's bytes begin in the file.
+    start: u64,
+    outboard: Outboard,
+    steps: Steps,
+    expected: Expected,
+}
+
+/// What a part is cut out of: bytes of the file and their hash, if somebody vouches for it.
+struct Whole {
+    range: Range<u64>,
+    hash: Option<Hash>,
+}
+
+impl Part {
+    /// Finds the part, and the tree that proves it where it is to be encoded. Blocks.
+    ///
+    /// # Errors
+    /// `E_NOTFOUND`, `E_SHAPE`, `E_VALUE` where there is no such part; [`ServeError::Stored`].
+    pub fn find(
+        store: &Store,
+        object: &Arc<Object>,
+        want: &Want,
+        encoding: Encoding,
+    ) -> Result<Self, ServeError> {
+        let meta = object.meta();
+        let mut head = Head::default();
+        let mut order = 0;
+        let (whole, part) = match want {
+            Want::Header => {
+                let range = 0..meta.data_start();
+                head.header_b3 = Some(object.header_hash().to_hex().to_string());
+                head.id = Some(object.id().to_string());
+                let hash = Some(object.header_hash());
+                (Whole { range, hash }, 0..meta.data_start())
+            }
+            Want::Range(None, range) => {
+                let len = meta.file_len();
+                let hash = Some(object.id().0);
+                within(range, len)?;
+                (
+                    Whole {
+                        range: 0..len,
+                        hash,
+                    },
+                    range.clone(),
+                )
+            }
+            Want::Range(Some(name), range) => {
+                let entry = entry(object, name)?;
+                within(range, entry.byte_len())?;
+                (whole(object, &entry), range.clone())
+            }
+            Want::Tensor(name) => {
+                let entry = entry(object, name)?;
+                describe(&mut head, &entry, entry.shape().to_vec());
+                order = place(object, name);
+                (whole(object, &entry), 0..entry.byte_len())
+            }
+            Want::Rows(name, rows) => {
+                let tensor = meta.tensor(name).map_err(ServeError::Input)?;
+                order = place(object, name);
+                if let Kind::Blob(_) = tensor.kind() {
+                    return Self::items(object, &tensor, rows, encoding, order);
+                }
+                let entry = tensor.entry();
+                let part = entry.row_range(rows.clone()).map_err(ServeError::Input)?;
+                let mut shape = entry.shape().to_vec();
+                if let Some(first) = shape.first_mut() {
+                    *first = rows.end - rows.start;
+                }
+                describe(&mut head, &entry, shape);
+                (whole(object, &entry), part)
+            }
+        };
+        let hex = |hash: Hash| hash.to_hex().to_string();
+        head.b3 = whole.hash.map(hex);
+        let piece = match encoding {
+            Encoding::Raw => {
+                head.len = part.end - part.start;
+                let start = whole.range.start;
+                Piece::Raw(start + part.start..start + part.end)
+            }
+            Encoding::Bao16 => {
+                let len = whole.range.end - whole.range.start;
+                let outboard = Outboard::of(store, object, &whole.range, whole.hash)?;
+                let root = outboard.root();
+                head.b3 = Some(hex(root));
+                head.len = Steps::encoded_len(len, &part);
+                head.size = Some(len);
+                Piece::Encoded(Box::new(Encoded {
+                    start: whole.range.start,
+                    outboard,
+                    steps: Steps::new(len, &part),
+                    expected: Expected::root(&root),
+                }))
+            }
+        };
+        Ok(Self {
+            head,
+            order,
+            object: Arc::clone(object),
+            pieces: [piece].into(),
+        })
+    }
+
+    /// Items of a blob: their offsets, counted from the first of them, then their bytes.
+    fn items(
+        object: &Arc<Object>,
+        tensor: &Tensor<'_>,
+        rows: &Range<u64>,
+        encoding: Encoding,
+        order: u32,
+    ) -> Result<Self, ServeError> {
+        let Kind::Blob(blob) = tensor.kind() else {
+            return Err(ServeError::input(Code::Dtype, "no blob"));
+        };
+        if encoding != Encoding::Raw {
+            let what = "items travel raw; ask for their ranges to have them proven";
+            return Err(ServeError::input(Code::Value, what));
+        }
+        within(rows, blob.count())?;
+        let offsets = blob.offsets().file_range().start;
+        let at = |item: u64| -> Result<u64, ServeError> {
+            let mut bytes = [0; OFFSET_BYTES as usize];
+            object.read(&mut bytes, offsets + item * OFFSET_BYTES)?;
+            Ok(u64::from_le_bytes(bytes))
+        };
+        let (first, last) = (at(rows.start)?, at(rows.end)?);
+        let entry = tensor.entry();
+        if first > last || last > entry.byte_len() {
+            let what = format!("items {rows:?} are bytes {first} to {last}");
+            return Err(ServeError::Stored(TensorError::new(Code::Layout, what)));
+        }
+        let ends = (rows.end - rows.start + 1) * OFFSET_BYTES;
+        let from = offsets + rows.start * OFFSET_BYTES;
+        let data = entry.file_range().start;
+        let mut head = Head {
+            len: ends + (last - first),
+            ..Head::default()
+        };
+        describe(&mut head, &entry, vec![rows.end - rows.start]);
+        Ok(Self {
+            head,
+            order,
+            object: Arc::clone(object),
+            pieces: [
+                Piece::Offsets {
+                    range: from..from + ends,
+                    first,
+                    last,
+                },
+                Piece::Raw(data + first..data + last),
+            ]
+            .into(),
+        })
+    }
+
+    /// The next bytes; none at the end. Blocks.
+    ///
+    /// # Errors
+    /// `E_IO` where the file changed meanwhile; `E_HASH` where it is not what it was stored as.
+    pub fn next_block(&mut self) -> Result<Option<Bytes>, ServeError> {
+        loop {
+            let Some(piece) = self.pieces.front_mut() else {
+                return Ok(None);
+            };
+            let block = match piece {
+                Piece::Raw(range) => raw(&self.object, range)?,
+                Piece::Offsets { range, first, last } => {
+                    let mut block = raw(&self.object, range)?;
+                    rebase(&mut block, *first, *last)?;
+                    block
+                }
+                Piece::Encoded(encoded) => encoded.block(&self.object)?,
+            };
+            if block.is_empty() {
+                self.pieces.pop_front();
+                continue;
+            }
+            self.object.check()?;
+            return Ok(Some(block.into()));
+        }
+    }
+}
+
+impl Encoded {
+    fn block(&mut self, object: &Object) -> Result<Vec<u8>, ServeError> {
+        let mut block = Vec::new();
+        while block.len() < BLOCK_BYTES {
+            let Some(step) = self.steps.next() else {
+                break;
+            };
+            let good = match step {
+                Step::Pair {
+                    at,
+                    root,
+                    left,
+                    right,
+                } => {
+                    let bytes = self.outboard.pair(at)?;
+                    block.extend(bytes);
+                    self.expected.pair(&bytes, (root, left, right))
+                }
+                Step::Group { start, len, root } => {
+                    let from = block.len();
+                    block.resize(from + len, 0);
+                    object.read(&mut block[from..], self.start + start)?;
+                    self.expected.group(start, &block[from..], root)
+                }
+            };
+            if !good {
+                let what = format!("file {} is not what was stored", object.id());
+                return Err(ServeError::Stored(TensorError::new(Code::Hash, what)));
+            }
+        }
+        debug_assert!(block.len() < BLOCK_BYTES + PAIR_BYTES + 16_384 + 1);
+        Ok(block)
+    }
+}
+
+fn raw(object: &Object, range: &mut Range<u64>) -> Result<Vec<u8>, ServeError> {
+    // At most a block.
+    let len = (range.end - range.start).min(BLOCK_BYTES as u64) as usize;
+    let mut block = vec![0; len];
+    object.read(&mut block, range.start)?;
+    range.start += len as u64;
+    Ok(block)
+}
+
+/// Takes `first` from every offset. Blocks are whole offsets.
+fn rebase(block: &mut [u8], first: u64, last: u64) -> Result<(), ServeError> {
+    let (offsets, _) = block.as_chunks_mut::<{ OFFSET_BYTES as usize }>();
+    for bytes in offsets {
+        let offset = u64::from_le_bytes(*bytes);
+        let based = offset.checked_sub(first).filter(|_| offset <= last);
+        let Some(based) = based else {
+            let what = format!("an offset {offset} is not between {first} and {last}");
+            return Err(ServeError::Stored(TensorError::new(Code::Layout, what)));
+        };
+        *bytes = based.to_le_bytes();
+    }
+    Ok(())
+}
+
+fn within(range: &Range<u64>, len: u64) -> Result<(), ServeError> {
+    match range.start <= range.end && range.end <= len {
+        true => Ok(()),
+        false => Err(ServeError::input(
+            Code::Shape,
+            format!("{range:?} of {len}"),
+        )),
+    }
+}
+
+/// An entry that is more than room: a tensor, or the offsets of one.
+fn entry<'o>(object: &'o Object, name: &str) -> Result<Entry<'o>, ServeError> {
+    let entry = object.meta().entry(name).filter(|entry| !entry.is_pad());
+    // Says how a name that is not there is shown.
+    entry.map_or_else(
+        || {
+            Err(ServeError::Input(
+                object.meta().tensor(name).err().unwrap_or_else(absent),
+            ))
+        },
+        Ok,
+    )
+}
+
+fn absent() -> TensorError {
+    TensorError::new(Code::NotFound, "no such tensor")
+}
+
+fn whole(object: &Object, entry: &Entry<'_>) -> Whole {
+    Whole {
+        range: entry.file_range(),
+        hash: object.meta().entry_hash(entry.name()),
+    }
+}
+
+fn describe(head: &mut Head, entry: &Entry<'_>, shape: Vec<u64>) {
+    head.dtype = Some(entry.dtype().to_string());
+    head.shape = Some(shape);
+}
+
+/// Where a tensor stands in the order.
+fn place(object: &Object, name: &str) -> u32 {
+    let at = object
+        .meta()
+        .tensors()
+        .position(|tensor| tensor.name() == name);
+    at.and_then(|at| u32::try_from(at).ok()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,332 @@
+//! A folder of containers by the hash of their content.
+//!
+//! ```text
+//! objects/ab/HEX     a container; HEX is its id, ab the first two digits
+//! names/PATH         the id that a path leads to
+//! outboards/…        hash trees, computed when first wanted; deleting them is always safe
+//! uploads/…          what is being stored; emptied when the store is opened
+//! ```
+//!
+//! An object is there whole or not at all, never changes and is never mapped here.
+
+mod object;
+mod outboard;
+mod upload;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_core::ScopeSet;
+use alknet_tensor::{Code, FileId, Limits};
+use tempfile::NamedTempFile;
+
+use crate::access::{Deed, allows};
+use crate::error::ServeError;
+use crate::flights::Flights;
+use crate::limits::{OPEN_FILES, OPEN_HEADER_BYTES, PATHS, STORE_BYTES};
+use crate::path::{Src, StorePath};
+
+pub use object::Object;
+pub use upload::Upload;
+
+pub(crate) use outboard::Outboard;
+
+const OBJECTS: &str = "objects";
+const NAMES: &str = "names";
+const OUTBOARDS: &str = "outboards";
+const UPLOADS: &str = "uploads";
+/// Folders below each other that are looked for paths: as many as a path has segments.
+const DEPTH_MAX: usize = crate::limits::PATH_SEGMENTS;
+
+/// How a store is kept.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct StoreOptions {
+    /// Bytes of files that it holds at most.
+    pub bytes_max: u64,
+    /// What headers may say.
+    pub limits: Limits,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            bytes_max: STORE_BYTES,
+            limits: Limits::NETWORK,
+        }
+    }
+}
+
+/// A store.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    options: StoreOptions,
+    state: Mutex<State>,
+    flights: Arc<Flights>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes of objects, and of uploads that were begun.
+    used: u64,
+    paths: BTreeMap<StorePath, FileId>,
+    /// The same the other way round.
+    names: BTreeMap<[u8; 32], BTreeSet<StorePath>>,
+    /// Files that were asked for lately, the last one last.
+    open: Vec<Arc<Object>>,
+}
+
+impl State {
+    fn lead(&mut self, path: StorePath, id: FileId) {
+        if let Some(before) = self.paths.insert(path.clone(), id)
+            && let Some(names) = self.names.get_mut(before.0.as_bytes())
+        {
+            names.remove(&path);
+        }
+        self.names.entry(*id.0.as_bytes()).or_default().insert(path);
+    }
+}
+
+impl Store {
+    /// Opens the store in a folder, which is made where there is none. Blocks.
+    ///
+    /// # Errors
+    /// `E_IO`; `E_LIMIT` where it holds more paths than it may.
+    pub fn open(root: impl Into<PathBuf>, options: StoreOptions) -> Result<Arc<Self>, ServeError> {
+        let root = root.into();
+        let mut state = State::default();
+        let mut walk = || -> std::io::Result<()> {
+            for folder in [OBJECTS, NAMES, OUTBOARDS, UPLOADS] {
+                fs::create_dir_all(root.join(folder))?;
+            }
+            for left in fs::read_dir(root.join(UPLOADS))? {
+                fs::remove_file(left?.path())?;
+            }
+            for folder in fs::read_dir(root.join(OBJECTS))? {
+                for object in fs::read_dir(folder?.path())? {
+                    state.used = state.used.saturating_add(object?.metadata()?.len());
+                }
+            }
+            Ok(())
+        };
+        walk().map_err(|error| ServeError::io(format_args!("open {}", root.display()), error))?;
+        paths(&root.join(NAMES), "", 0, &mut state)?;
+        Ok(Arc::new(Self {
+            root,
+            options,
+            state: Mutex::new(state),
+            flights: Arc::default(),
+        }))
+    }
+
+    /// What headers may say.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.options.limits
+    }
+
+    /// Which file is meant, if whoever has these scopes may read it: by the path or id that it is
+    /// asked for by, or by any path that leads to it.
+    ///
+    /// # Errors
+    /// [`ServeError::Missing`], whether it is not there or not for them.
+    pub fn resolve(&self, scopes: &ScopeSet, src: &Src) -> Result<FileId, ServeError> {
+        let state = self.state();
+        let id = match src {
+            Src::Id(id) => Some(*id),
+            Src::Path(path) => state.paths.get(path).copied(),
+        };
+        let id = id.ok_or(ServeError::Missing)?;
+        let may = |path: &str| allows(scopes, Deed::Read, path);
+        let by_name = || {
+            let names = state.names.get(id.0.as_bytes());
+            let mut names = names.into_iter().flatten();
+            names.any(|path| may(path.as_str()))
+        };
+        let allowed = may(&src.scope_path()) || (matches!(src, Src::Id(_)) && by_name());
+        match allowed {
+            true => Ok(id),
+            false => Err(ServeError::Missing),
+        }
+    }
+
+    /// A file with its header read. Blocks.
+    ///
+    /// # Errors
+    /// [`ServeError::Missing`]; [`ServeError::Stored`] where it is not what it was.
+    pub fn object(&self, id: FileId) -> Result<Arc<Object>, ServeError> {
+        let known = {
+            let state = self.state();
+            let mut open = state.open.iter();
+            open.find(|object| object.id() == id).map(Arc::clone)
+        };
+        if let Some(object) = known.filter(|object| object.check().is_ok()) {
+            return Ok(object);
+        }
+        let object = Arc::new(Object::open(&self.object_path(&id), id, self.limits())?);
+        let mut state = self.state();
+        state.open.retain(|other| other.id() != id);
+        state.open.push(Arc::clone(&object));
+        let bytes = |open: &[Arc<Object>]| -> u64 {
+            open.iter().map(|object| object.meta().header_len()).sum()
+        };
+        while state.open.len() > OPEN_FILES
+            || (state.open.len() > 1 && bytes(&state.open) > OPEN_HEADER_BYTES)
+        {
+            state.open.remove(0);
+        }
+        Ok(object)
+    }
+
+    /// A file of its own to read a container by, for a process that is to map it: it never changes.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// As [`Store::resolve`]; `E_IO`.
+    pub fn descriptor(&self, scopes: &ScopeSet, src: &Src) -> Result<(FileId, File), ServeError> {
+        let id = self.resolve(scopes, src)?;
+        let file = Object::open(&self.object_path(&id), id, self.limits())?.into_file();
+        Ok((id, file))
+    }
+
+    /// Stores a container that is at hand. Blocks.
+    ///
+    /// # Errors
+    /// As [`Upload`]'s functions.
+    pub fn add(
+        self: &Arc<Self>,
+        file: impl Read,
+        path: Option<StorePath>,
+    ) -> Result<FileId, ServeError> {
+        let mut file = file;
+        let mut upload = Upload::read(self, &mut file, path)?;
+        let mut piece = vec![0; crate::limits::BLOCK_BYTES];
+        loop {
+            let read = file.read(&mut piece);
+            match read.map_err(|error| ServeError::io("read a file", error))? {
+                0 => return upload.commit(),
+                len => upload.write(&piece[..len])?,
+            }
+        }
+    }
+
+    /// Every path and where it leads.
+    #[must_use]
+    pub fn paths(&self) -> Vec<(StorePath, FileId)> {
+        let state = self.state();
+        let pairs = state.paths.iter().map(|(path, id)| (path.clone(), *id));
+        pairs.collect()
+    }
+
+    /// Lets a path lead to a file.
+    pub(crate) fn lead(&self, path: StorePath, id: FileId) -> Result<(), ServeError> {
+        let file = self.root.join(NAMES).join(path.as_str());
+        let folder = file.parent().unwrap_or(&self.root);
+        {
+            let state = self.state();
+            if state.paths.len() >= PATHS && !state.paths.contains_key(&path) {
+                return Err(ServeError::Busy("paths in the store", PATHS as u64));
+            }
+        }
+        let write = || -> std::io::Result<()> {
+            fs::create_dir_all(folder)?;
+            let mut new = self.temporary()?;
+            writeln!(new, "{id}")?;
+            new.as_file().sync_all()?;
+            new.persist(&file)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(|error| match error.kind() {
+            // A path is a file or a folder of others.
+            std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::AlreadyExists
+            | std::io::ErrorKind::DirectoryNotEmpty => {
+                ServeError::input(Code::Value, format!("{path} is a folder, or below a file"))
+            }
+            _ => ServeError::io(format_args!("name {path}"), error),
+        })?;
+        self.state().lead(path, id);
+        Ok(())
+    }
+
+    /// A file in the folder of what is being stored.
+    pub(crate) fn temporary(&self) -> std::io::Result<NamedTempFile> {
+        tempfile::Builder::new().tempfile_in(self.root.join(UPLOADS))
+    }
+
+    /// Keeps room for a file that is to come.
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<(), ServeError> {
+        let mut state = self.state();
+        let left = self.options.bytes_max.saturating_sub(state.used);
+        if bytes > left {
+            let wanted = bytes;
+            return Err(ServeError::Quota { wanted, left });
+        }
+        state.used += bytes;
+        Ok(())
+    }
+
+    /// Gives room back that was kept.
+    pub(crate) fn release(&self, bytes: u64) {
+        let mut state = self.state();
+        state.used = state.used.saturating_sub(bytes);
+    }
+
+    /// What is under way to whom.
+    pub(crate) const fn flights(&self) -> &Arc<Flights> {
+        &self.flights
+    }
+
+    pub(crate) fn object_path(&self, id: &FileId) -> PathBuf {
+        let hex = id.to_string();
+        self.root.join(OBJECTS).join(&hex[..2]).join(hex)
+    }
+
+    pub(crate) fn outboard_path(&self, name: &str) -> PathBuf {
+        self.root.join(OUTBOARDS).join(name)
+    }
+
+    /// Panics while it is held can only leave counters behind that are right.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads every path below a folder.
+fn paths(folder: &Path, prefix: &str, depth: usize, state: &mut State) -> Result<(), ServeError> {
+    let io = |error| ServeError::io(format_args!("read {}", folder.display()), error);
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let name = entry.file_name();
+        let path = format!("{prefix}{}", name.to_string_lossy());
+        if entry.file_type().map_err(io)?.is_dir() {
+            if depth < DEPTH_MAX {
+                paths(&entry.path(), &format!("{path}/"), depth + 1, state)?;
+            }
+            continue;
+        }
+        if state.paths.len() >= PATHS {
+            let what = format!("{}: more than {PATHS} paths", folder.display());
+            return Err(ServeError::input(Code::Limit, what));
+        }
+        let mut text = String::new();
+        // An id is 64 digits; whatever else lies there leads nowhere.
+        let read =
+            File::open(entry.path()).and_then(|file| file.take(66).read_to_string(&mut text));
+        let found = read.ok().and_then(|_| text.trim_end().parse().ok());
+        if let (Some(id), Ok(path)) = (found, StorePath::parse(&path)) {
+            state.lead(path, id);
+        } else {
+            tracing::warn!(
+                "{} in the store of tensors leads nowhere",
+                entry.path().display()
+            );
+        }
+    }
+    Ok(())
+}

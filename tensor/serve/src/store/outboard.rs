@@ -1,0 +1,152 @@
+//! The hash tree of a part of a file, computed when it is first wanted and kept beside the store.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use alknet_tensor::{Code, Hash, TensorError};
+use bao_tree::io::sync::{OutboardMut, outboard};
+use bao_tree::{BaoTree, TreeNode};
+use tempfile::NamedTempFile;
+
+use crate::error::ServeError;
+use crate::limits::BLOCK_BYTES;
+use crate::store::{Object, Store};
+use crate::tree::{PAIR_BYTES, tree};
+
+/// Bytes of the root in front of the pairs.
+const ROOT_BYTES: u64 = 32;
+
+/// The root of a tree, and the file its pairs lie in, in pre-order.
+#[derive(Debug)]
+pub(crate) struct Outboard {
+    root: Hash,
+    file: File,
+}
+
+impl Outboard {
+    /// The tree of these bytes of a file. What was kept is not trusted: every pair is held against
+    /// the root when it is read, and the root against the hash that the header has.
+    pub(crate) fn of(
+        store: &Store,
+        object: &Arc<Object>,
+        range: &Range<u64>,
+        listed: Option<Hash>,
+    ) -> Result<Self, ServeError> {
+        let io = |error| ServeError::io("keep a hash tree", error);
+        let name = format!("{}-{}-{}", object.id(), range.start, range.end);
+        let path = store.outboard_path(&name);
+        let len = range.end - range.start;
+        let kept = File::open(&path).and_then(|file| Self::kept(file, len));
+        let found = match kept {
+            Ok(Some(found)) if listed.is_none_or(|listed| listed == found.root) => found,
+            _ => {
+                let mut new = store.temporary().map_err(io)?;
+                let root = compute(object, range, &mut new)?;
+                let file = new.persist(&path).map_err(|error| io(error.error))?;
+                Self { root, file }
+            }
+        };
+        match listed {
+            Some(listed) if listed != found.root => {
+                let root = found.root;
+                let what =
+                    format!("bytes {range:?} have the hash {root}, the header says {listed}");
+                Err(ServeError::Stored(TensorError::new(Code::Hash, what)))
+            }
+            _ => Ok(found),
+        }
+    }
+
+    /// What lies there, if it is as long as it must be.
+    fn kept(file: File, len: u64) -> io::Result<Option<Self>> {
+        if file.metadata()?.len() != ROOT_BYTES + tree(len).outboard_size() {
+            return Ok(None);
+        }
+        let mut root = [0; ROOT_BYTES as usize];
+        file.read_exact_at(&mut root, 0)?;
+        let root = Hash::from_bytes(root);
+        Ok(Some(Self { root, file }))
+    }
+
+    pub(crate) const fn root(&self) -> Hash {
+        self.root
+    }
+
+    /// The pair at this place.
+    pub(crate) fn pair(&self, at: u64) -> Result<[u8; PAIR_BYTES], ServeError> {
+        let mut bytes = [0; PAIR_BYTES];
+        let read = self
+            .file
+            .read_exact_at(&mut bytes, ROOT_BYTES + at * PAIR_BYTES as u64);
+        read.map_err(|error| ServeError::io("read a hash tree", error))?;
+        Ok(bytes)
+    }
+}
+
+fn compute(
+    object: &Arc<Object>,
+    range: &Range<u64>,
+    file: &mut NamedTempFile,
+) -> Result<Hash, ServeError> {
+    let tree = tree(range.end - range.start);
+    let source = Part {
+        object,
+        at: range.start,
+        end: range.end,
+    };
+    let source = BufReader::with_capacity(BLOCK_BYTES, source);
+    let hash = |error| ServeError::io("hash a stored file", error);
+    // Room for the root and for every pair, which are written in another order.
+    let len = ROOT_BYTES + tree.outboard_size();
+    file.as_file().set_len(len).map_err(hash)?;
+    let root = outboard(source, tree, Pairs { tree, file }).map_err(hash)?;
+    file.as_file()
+        .write_all_at(root.as_bytes(), 0)
+        .map_err(hash)?;
+    object.check()?;
+    Ok(root)
+}
+
+/// Where pairs are put.
+struct Pairs<'f> {
+    tree: BaoTree,
+    file: &'f mut NamedTempFile,
+}
+
+impl OutboardMut for Pairs<'_> {
+    fn save(&mut self, node: TreeNode, pair: &(Hash, Hash)) -> io::Result<()> {
+        let Some(at) = self.tree.pre_order_offset(node) else {
+            return Ok(());
+        };
+        let mut bytes = [0; PAIR_BYTES];
+        bytes[..32].copy_from_slice(pair.0.as_bytes());
+        bytes[32..].copy_from_slice(pair.1.as_bytes());
+        let at = ROOT_BYTES + at * PAIR_BYTES as u64;
+        self.file.as_file().write_all_at(&bytes, at)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Bytes of a file, one after the other.
+struct Part<'o> {
+    object: &'o Object,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Part<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // At most as much as the buffer holds.
+        let len = (self.end - self.at).min(buffer.len() as u64) as usize;
+        let source = self.object.reader().source();
+        source.read_exact_at(&mut buffer[..len], self.at)?;
+        self.at += len as u64;
+        Ok(len)
+    }
+}

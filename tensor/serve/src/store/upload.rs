@@ -1,0 +1,164 @@
+//! A container on its way into a store.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use alknet_tensor::{
+    Code, FileId, Meta, PREFIX_BYTES, Reader, SchemaLayouts, Verify, header_len, verify,
+};
+use blake3::Hasher;
+use tempfile::NamedTempFile;
+
+use crate::error::ServeError;
+use crate::path::StorePath;
+use crate::store::Store;
+
+/// A container of which the header is here. Dropped before [`Upload::commit`], nothing is left of
+/// it.
+#[derive(Debug)]
+pub struct Upload {
+    store: Arc<Store>,
+    path: Option<StorePath>,
+    file: NamedTempFile,
+    hasher: Hasher,
+    have: u64,
+    len: u64,
+    /// What was kept of the store's room.
+    reserved: u64,
+}
+
+impl Upload {
+    /// Begins with a header and the length before it, and keeps room for the file. Blocks.
+    ///
+    /// # Errors
+    /// Any code of the format that needs no data; [`ServeError::Quota`]; `E_IO`.
+    pub fn begin(
+        store: &Arc<Store>,
+        header: &[u8],
+        path: Option<StorePath>,
+    ) -> Result<Self, ServeError> {
+        let limits = store.limits();
+        let len = header_len(header, header.len() as u64, limits).map_err(ServeError::Input)?;
+        let text = header.get(PREFIX_BYTES as usize..).unwrap_or_default();
+        if text.len() as u64 != len {
+            let what = format!("a header of {len} bytes came in {}", text.len());
+            return Err(ServeError::input(Code::Header, what));
+        }
+        let meta = Meta::of_header(text, limits).map_err(ServeError::Input)?;
+        let len = meta.file_len();
+        let io = |error| ServeError::io("begin a file of the store", error);
+        let file = store.temporary().map_err(io)?;
+        store.reserve(len)?;
+        let mut upload = Self {
+            store: Arc::clone(store),
+            path,
+            file,
+            hasher: Hasher::new(),
+            have: 0,
+            len,
+            reserved: len,
+        };
+        upload.write(header)?;
+        Ok(upload)
+    }
+
+    /// The same with a header that is read first.
+    pub(crate) fn read(
+        store: &Arc<Store>,
+        source: &mut impl Read,
+        path: Option<StorePath>,
+    ) -> Result<Self, ServeError> {
+        let io = |error| ServeError::io("read a header", error);
+        let mut header = vec![0; PREFIX_BYTES as usize];
+        source.read_exact(&mut header).map_err(io)?;
+        let len = header_len(&header, u64::MAX, store.limits()).map_err(ServeError::Input)?;
+        let read = source.take(len).read_to_end(&mut header).map_err(io)?;
+        if read as u64 != len {
+            let what = format!("a header of {len} bytes ends after {read}");
+            return Err(ServeError::input(Code::Header, what));
+        }
+        Self::begin(store, &header, path)
+    }
+
+    /// Bytes that are here.
+    #[must_use]
+    pub const fn have(&self) -> u64 {
+        self.have
+    }
+
+    /// Bytes that the whole file has.
+    #[must_use]
+    pub const fn file_len(&self) -> u64 {
+        self.len
+    }
+
+    /// Takes the next bytes. Blocks.
+    ///
+    /// # Errors
+    /// `E_TILING` where they go beyond the end that the header says; `E_IO`.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ServeError> {
+        if bytes.len() as u64 > self.len - self.have {
+            let what = format!("bytes beyond the {} that the header says", self.len);
+            return Err(ServeError::input(Code::Tiling, what));
+        }
+        let written = self.file.write_all(bytes);
+        written.map_err(|error| ServeError::io("write a file of the store", error))?;
+        self.hasher.update(bytes);
+        self.have += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Looks whether the file is what its header says, and stores it under its id, which is given
+    /// back. Blocks.
+    ///
+    /// # Errors
+    /// `E_TILING` where bytes are missing; `E_HASH` and whatever else is wrong with it; `E_IO`.
+    pub fn commit(mut self) -> Result<FileId, ServeError> {
+        if self.have < self.len {
+            let what = format!("{} bytes of {} are here", self.have, self.len);
+            return Err(ServeError::input(Code::Tiling, what));
+        }
+        let io = |error| ServeError::io("store a file", error);
+        let file = self.file.reopen().map_err(io)?;
+        let reader = Reader::open(file, self.store.limits()).map_err(ServeError::Input)?;
+        let report = verify(&reader, Verify::Hash, Some(&SchemaLayouts::default()));
+        let report = report.map_err(ServeError::Stored)?;
+        if let Some(problem) = report.problems.into_iter().next() {
+            return Err(ServeError::Input(problem));
+        }
+        let id = FileId(self.hasher.finalize());
+        let target = self.store.object_path(&id);
+        if !target.exists() {
+            self.keep(&target).map_err(io)?;
+        }
+        if let Some(path) = self.path.take() {
+            self.store.lead(path, id)?;
+        }
+        Ok(id)
+    }
+
+    /// Gives the file its name, once it is on the disk.
+    fn keep(&mut self, target: &std::path::Path) -> std::io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = target.parent().unwrap_or(target);
+        std::fs::create_dir_all(folder)?;
+        let read_only = std::fs::Permissions::from_mode(0o444);
+        self.file.as_file().set_permissions(read_only)?;
+        self.file.as_file().sync_all()?;
+        let placeholder = self.store.temporary()?;
+        match std::mem::replace(&mut self.file, placeholder).persist_noclobber(target) {
+            // The room is the object's from now on.
+            Ok(_) => self.reserved = 0,
+            // Somebody else stored the same meanwhile.
+            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error.error),
+        }
+        std::fs::File::open(folder)?.sync_all()
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.store.release(self.reserved);
+    }
+}

@@ -1,0 +1,233 @@
+//! The hash tree of a part that is verified while it travels: BLAKE3 with groups of 16 KiB, as
+//! [`bao_tree`] has it and iroh's blobs travel.
+//!
+//! An encoded part is, in pre-order, the two hashes below each inner node that leads to it, and each
+//! group of it.
+
+use std::ops::Range;
+
+use alknet_tensor::Hash;
+use bao_tree::iter::{BaoChunk, ResponseIter};
+use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges};
+use blake3::Hasher;
+use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+
+use crate::limits::GROUP_BYTES;
+
+/// Sixteen chunks of 1 KiB.
+const BLOCK: BlockSize = BlockSize::from_chunk_log(4);
+/// Bytes of the two hashes of an inner node.
+pub(crate) const PAIR_BYTES: usize = 64;
+
+/// One step of an encoded part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The hashes below a node, which lie at this pair of the outboard; whether what is to the left
+    /// and to the right of it comes too.
+    Pair {
+        at: u64,
+        root: bool,
+        left: bool,
+        right: bool,
+    },
+    /// A group: where it begins, and its bytes.
+    Group { start: u64, len: usize, root: bool },
+}
+
+/// The tree of so many bytes.
+pub(crate) fn tree(len: u64) -> BaoTree {
+    BaoTree::new(len, BLOCK)
+}
+
+/// The groups that a part of `len` bytes touches.
+pub(crate) fn groups(len: u64, part: &Range<u64>) -> Range<u64> {
+    let end = part.end.next_multiple_of(GROUP_BYTES).min(len);
+    part.start / GROUP_BYTES * GROUP_BYTES..end
+}
+
+/// The steps that encode a part, which lies within the `len` bytes.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    tree: BaoTree,
+    inner: ResponseIter,
+}
+
+impl Steps {
+    pub(crate) fn new(len: u64, part: &Range<u64>) -> Self {
+        let groups = groups(len, part);
+        let start = ChunkNum::full_chunks(groups.start);
+        let ranges = if len == 0 {
+            ChunkRanges::all()
+        } else if part.is_empty() {
+            ChunkRanges::empty()
+        } else if groups.end >= len {
+            ChunkRanges::from(start..)
+        } else {
+            ChunkRanges::from(start..ChunkNum::chunks(groups.end))
+        };
+        let tree = tree(len);
+        Self {
+            tree,
+            inner: ResponseIter::new(tree, ranges),
+        }
+    }
+
+    /// Bytes of the encoded part.
+    pub(crate) fn encoded_len(len: u64, part: &Range<u64>) -> u64 {
+        let bytes = |step| match step {
+            Step::Pair { .. } => PAIR_BYTES as u64,
+            Step::Group { len, .. } => len as u64,
+        };
+        Self::new(len, part).map(bytes).sum()
+    }
+}
+
+impl Iterator for Steps {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        Some(match self.inner.next()? {
+            BaoChunk::Parent {
+                node,
+                is_root,
+                left,
+                right,
+                ..
+            } => Step::Pair {
+                // Whole groups are asked for, so no node within one comes.
+                at: self.tree.pre_order_offset(node)?,
+                root: is_root,
+                left,
+                right,
+            },
+            BaoChunk::Leaf {
+                start_chunk,
+                size,
+                is_root,
+                ..
+            } => Step::Group {
+                start: start_chunk.to_bytes(),
+                len: size,
+                root: is_root,
+            },
+        })
+    }
+}
+
+/// The two hashes of a node, and whether they are those of the hash above.
+pub(crate) fn pair(bytes: &[u8; PAIR_BYTES], root: bool) -> ([[u8; 32]; 2], [u8; 32]) {
+    let mut two = [[0; 32]; 2];
+    two[0].copy_from_slice(&bytes[..32]);
+    two[1].copy_from_slice(&bytes[32..]);
+    let above = if root {
+        *merge_subtrees_root(&two[0], &two[1], Mode::Hash).as_bytes()
+    } else {
+        merge_subtrees_non_root(&two[0], &two[1], Mode::Hash)
+    };
+    (two, above)
+}
+
+/// The hash of a group.
+pub(crate) fn group(start: u64, bytes: &[u8], root: bool) -> [u8; 32] {
+    if root {
+        return *blake3::hash(bytes).as_bytes();
+    }
+    let mut hasher = Hasher::new();
+    hasher.set_input_offset(start).update(bytes);
+    hasher.finalize_non_root()
+}
+
+/// Hashes that were vouched for and whose bytes have not come yet.
+#[derive(Debug)]
+pub(crate) struct Expected(Vec<[u8; 32]>);
+
+impl Expected {
+    pub(crate) fn root(root: &Hash) -> Self {
+        Self(vec![*root.as_bytes()])
+    }
+
+    /// Takes a pair, if it is the one that has to come.
+    pub(crate) fn pair(
+        &mut self,
+        bytes: &[u8; PAIR_BYTES],
+        (root, left, right): (bool, bool, bool),
+    ) -> bool {
+        let ([l, r], above) = pair(bytes, root);
+        if self.0.pop() != Some(above) {
+            return false;
+        }
+        self.0.extend(right.then_some(r));
+        self.0.extend(left.then_some(l));
+        true
+    }
+
+    /// Takes a group, if it is the one that has to come.
+    pub(crate) fn group(&mut self, start: u64, bytes: &[u8], root: bool) -> bool {
+        self.0.pop() == Some(group(start, bytes, root))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bao_tree::io::outboard::PreOrderMemOutboard;
+    use bao_tree::io::round_up_to_chunks_groups;
+    use bao_tree::io::sync::encode_ranges_validated;
+
+    use super::*;
+
+    /// Encoded here, byte for byte as the library does it.
+    #[test]
+    fn parts_are_encoded_as_the_library_does() {
+        let data: Vec<u8> = (0..300_000_u32).map(|at| (at * 31 % 251) as u8).collect();
+        for len in [
+            0_usize, 1, 1024, 16_384, 16_385, 32_768, 65_537, 180_000, 300_000,
+        ] {
+            let data = &data[..len];
+            let outboard = PreOrderMemOutboard::create(data, BLOCK);
+            let len = len as u64;
+            let parts = [
+                0..len,
+                0..len.min(1),
+                len / 2..len,
+                len / 3..len * 2 / 3,
+                len..len,
+            ];
+            for part in parts {
+                let ranges = match part.is_empty() && len > 0 {
+                    true => ChunkRanges::empty(),
+                    false => {
+                        let chunks = ChunkNum::full_chunks(part.start)..ChunkNum::chunks(part.end);
+                        round_up_to_chunks_groups(ChunkRanges::from(chunks), BLOCK)
+                    }
+                };
+                let ranges = if len == 0 { ChunkRanges::all() } else { ranges };
+                let mut theirs = Vec::new();
+                encode_ranges_validated(data, &outboard, &ranges, &mut theirs).expect("whole");
+                let mut ours = Vec::new();
+                let mut expected = Expected::root(&outboard.root);
+                for step in Steps::new(len, &part) {
+                    match step {
+                        Step::Pair {
+                            at,
+                            root,
+                            left,
+                            right,
+                        } => {
+                            let at = at as usize * PAIR_BYTES;
+                            let bytes = outboard.data[at..].first_chunk().expect("a pair");
+                            assert!(expected.pair(bytes, (root, left, right)));
+                            ours.extend(bytes);
+                        }
+                        Step::Group { start, len, root } => {
+                            let group = &data[start as usize..][..len];
+                            assert!(expected.group(start, group, root));
+                            ours.extend(group);
+                        }
+                    }
+                }
+                assert!(ours == theirs, "{part:?} of {len}");
+                assert_eq!(ours.len() as u64, Steps::encoded_len(len, &part));
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Frames of the protocol: a length of 32 bits, most significant byte first, and JSON.
+
+use alknet_core::{RecvStream, SendStream, StreamError};
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::io::AsyncReadExt;
+
+use crate::limits::REQUEST_BYTES;
+
+/// What keeps a frame from being read.
+#[derive(Debug)]
+pub(crate) enum Unread {
+    /// It says that it is longer than may be.
+    Long(usize),
+    /// The stream ended or failed.
+    Gone(std::io::Error),
+}
+
+/// Reads a frame.
+pub(crate) async fn read(recv: &mut RecvStream) -> Result<Vec<u8>, Unread> {
+    let len = recv.read_u32().await.map_err(Unread::Gone)?;
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    if len > REQUEST_BYTES {
+        return Err(Unread::Long(len));
+    }
+    let mut text = vec![0; len];
+    recv.read_exact(&mut text).await.map_err(Unread::Gone)?;
+    Ok(text)
+}
+
+/// Writes a frame.
+pub(crate) async fn write(send: &mut SendStream, value: &Value) -> Result<(), StreamError> {
+    let text = value.to_string();
+    // What this side says is short.
+    let mut frame = (text.len() as u32).to_be_bytes().to_vec();
+    frame.extend(text.into_bytes());
+    send.write_chunk(Bytes::from(frame)).await
+}

@@ -1,0 +1,80 @@
+//! Nobody reads or writes what no scope says.
+
+use serde_json::{Value, json};
+
+use crate::scene::{Scene, ask, file, refused};
+
+fn header(src: Value) -> Value {
+    json!({ "v": 1, "want": "header", "src": src })
+}
+
+#[tokio::test]
+async fn forbidden_is_told_from_absent_by_nobody() {
+    let (scene, id) = Scene::holding("models/a");
+    let peer = scene.peer("eve", &["tensor:read:other", "tensor:write:models"]);
+    let mut said = Vec::new();
+    for src in [
+        json!({ "path": "models/a" }),
+        json!({ "path": "models/none" }),
+        json!({ "path": "other/none" }),
+        json!({ "id": id.to_string() }),
+        json!({ "id": "00".repeat(32) }),
+    ] {
+        said.push(ask(&peer, &header(src)).await.0.to_string());
+    }
+    said.dedup();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("E_NOTFOUND"));
+    let nobody = scene.peer("nobody", &[]);
+    let request = json!({ "want": "header", "src": { "path": "models/a" } });
+    assert_eq!(refused(&nobody, request).await, "E_NOTFOUND");
+}
+
+#[tokio::test]
+async fn an_id_is_as_good_as_a_path_that_leads_to_it() {
+    let (scene, id) = Scene::holding("models/a");
+    let by_id = header(json!({ "id": id.to_string() }));
+    let exact = format!("tensor:read:id/{id}");
+    for scopes in [
+        ["tensor:read:models"],
+        ["tensor:read:id"],
+        [exact.as_str()],
+        ["*"],
+    ] {
+        let peer = scene.peer("ada", &scopes);
+        assert_eq!(ask(&peer, &by_id).await.0["ok"], true, "{scopes:?}");
+    }
+    // The path leads elsewhere now.
+    scene.add("models/a", &other());
+    let peer = scene.peer("ada", &["tensor:read:models"]);
+    assert_eq!(ask(&peer, &by_id).await.0["code"], "E_NOTFOUND");
+}
+
+#[tokio::test]
+async fn writing_needs_a_scope_of_its_own() {
+    let scene = Scene::new();
+    let file = file();
+    for (scopes, path, good) in [
+        (["tensor:read:*"], Some("a"), false),
+        (["tensor:write:b"], Some("a"), false),
+        (["tensor:write:a"], None, false),
+        (["tensor:write:a"], Some("a/b"), true),
+        (["tensor:write:id"], None, true),
+    ] {
+        let put = scene
+            .client(&scopes)
+            .put(file.as_slice(), path, &|_, _| {})
+            .await;
+        match put {
+            Ok(id) => assert!(good && id.0 == blake3::hash(&file), "{scopes:?}"),
+            Err(error) => assert!(!good && error.code() == "E_NOTFOUND", "{scopes:?} {error}"),
+        }
+    }
+}
+
+fn other() -> Vec<u8> {
+    let mut writer = alknet_tensor::Writer::new(std::io::Cursor::new(Vec::new()));
+    let added = writer.flat("x", alknet_tensor::Dtype::U8, &[1], vec![1].into());
+    added.expect("it fits");
+    writer.finish().expect("memory").1.into_inner()
+}

@@ -1,0 +1,188 @@
+//! Peers that do not keep to the protocol.
+
+use alknet_core::{Connection, StreamCode};
+use alknet_tensor_serve::limits::{REQUEST_BYTES, STREAMS};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::put::small;
+use crate::scene::{Scene, answer, ask, file, refused, say};
+
+/// Sends these bytes, and reads what is said.
+async fn send(connection: &Connection, bytes: &[u8]) -> Value {
+    let (mut send, recv) = connection.open_bi().await.expect("connected");
+    send.write_all(bytes).await.expect("taken");
+    send.finish().expect("open");
+    answer(recv).await.0
+}
+
+fn framed(text: &str) -> Vec<u8> {
+    let mut frame = u32::try_from(text.len())
+        .expect("short")
+        .to_be_bytes()
+        .to_vec();
+    frame.extend(text.as_bytes());
+    frame
+}
+
+#[tokio::test]
+async fn every_bad_request_is_one_clear_error() {
+    let (scene, _) = Scene::holding("a");
+    let peer = scene.peer("eve", &["*"]);
+    let long = u32::try_from(REQUEST_BYTES + 1)
+        .expect("short")
+        .to_be_bytes();
+    for (bytes, code) in [
+        (long.to_vec(), "E_LIMIT"),
+        (u32::MAX.to_be_bytes().to_vec(), "E_LIMIT"),
+        (framed(""), "E_JSON"),
+        (framed("\u{0}"), "E_JSON"),
+        (
+            framed(r#"{"v":1,"want":"header","src":{"path":"a"},"more":1}"#),
+            "E_JSON",
+        ),
+        (
+            framed(r#"{"v":1,"want":"header","src":{"path":"a","id":"b"}}"#),
+            "E_VALUE",
+        ),
+        (
+            framed(r#"{"v":1,"want":"header","src":{"path":"../../etc/passwd"}}"#),
+            "E_VALUE",
+        ),
+        (
+            framed(r#"{"v":1,"want":"range","src":{"path":"a"},"range":[0,-1]}"#),
+            "E_JSON",
+        ),
+        (
+            framed(r#"{"v":1,"want":"range","src":{"path":"a"},"range":[0,1e30]}"#),
+            "E_JSON",
+        ),
+        (framed(&"[".repeat(10_000)), "E_JSON"),
+    ] {
+        let said = send(&peer, &bytes).await;
+        assert_eq!(said["code"], code, "{said}");
+    }
+    // The connection is as good as before.
+    let request = json!({ "v": 1, "want": "header", "src": { "path": "a" } });
+    assert_eq!(ask(&peer, &request).await.0["ok"], true);
+}
+
+#[tokio::test]
+async fn streams_that_end_or_stop_leave_nothing() {
+    let (scene, _) = Scene::holding("a");
+    let peer = scene.peer("eve", &["*"]);
+    for bytes in [&b""[..], b"\0", b"\0\0\0\x10{"] {
+        let (mut send, mut recv) = peer.open_bi().await.expect("connected");
+        send.write_all(bytes).await.expect("taken");
+        send.finish().expect("open");
+        let mut rest = Vec::new();
+        assert!(recv.read_to_end(&mut rest).await.is_err() && rest.is_empty());
+    }
+    for _ in 0..2 * STREAMS {
+        let request = json!({ "v": 1, "want": "tensor", "name": "large", "src": { "path": "a" } });
+        let (head, mut recv) = ask(&peer, &request).await;
+        assert_eq!(head["ok"], true, "{head}");
+        recv.stop(StreamCode::Cancelled);
+    }
+    let request = json!({ "want": "tensor", "name": "none", "src": { "path": "a" } });
+    assert_eq!(refused(&peer, request).await, "E_NOTFOUND");
+}
+
+#[tokio::test]
+async fn slow_peers_are_not_waited_for() {
+    let (scene, _) = Scene::holding("a");
+    let scene = scene.impatient();
+    let peer = scene.peer("eve", &["*"]);
+    // A request that never comes.
+    let (mut send, mut recv) = peer.open_bi().await.expect("connected");
+    send.write_all(b"\0\0").await.expect("taken");
+    let mut rest = Vec::new();
+    assert!(recv.read_to_end(&mut rest).await.is_err());
+    // A response that nobody takes.
+    let request = json!({ "v": 1, "want": "tensor", "name": "large", "src": { "path": "a" } });
+    let (_, mut recv) = ask(&peer, &request).await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let mut rest = Vec::new();
+    assert!(recv.read_to_end(&mut rest).await.is_err());
+    // Content that stops half-way.
+    let (mut send, recv) = peer.open_bi().await.expect("connected");
+    say(&mut send, br#"{"v":1,"want":"put","path":"b"}"#).await;
+    let file = file();
+    send.write_all(&file[..file.len() / 2])
+        .await
+        .expect("taken");
+    let (go, mut recv) = answer(recv).await;
+    assert_eq!(go["go"], true);
+    let mut rest = Vec::new();
+    assert!(recv.read_to_end(&mut rest).await.is_err());
+    assert_eq!(scene.count("uploads"), 0);
+}
+
+#[tokio::test]
+async fn requests_beyond_the_limit_are_refused_and_not_queued() {
+    let (scene, _) = Scene::holding("a");
+    let peer = scene.peer("eve", &["*"]);
+    let request = json!({ "v": 1, "want": "tensor", "name": "large", "src": { "path": "a" } });
+    let mut held = Vec::new();
+    for _ in 0..STREAMS {
+        let (head, recv) = ask(&peer, &request).await;
+        assert_eq!(head["ok"], true);
+        held.push(recv);
+    }
+    assert_eq!(ask(&peer, &request).await.0["code"], "E_BUSY");
+    let other = scene.peer("ada", &["*"]);
+    assert_eq!(ask(&other, &request).await.0["ok"], true);
+}
+
+/// Puts `bytes` with everything after the request as it is.
+async fn put(peer: &Connection, bytes: &[u8]) -> Value {
+    let (mut send, recv) = peer.open_bi().await.expect("connected");
+    say(&mut send, br#"{"v":1,"want":"put","path":"x"}"#).await;
+    // Where it is refused early, the rest is not taken.
+    let _ = send.write_all(bytes).await;
+    let _ = send.finish();
+    let (said, recv) = answer(recv).await;
+    if said["go"] == true {
+        return answer(recv).await.0;
+    }
+    said
+}
+
+#[tokio::test]
+async fn files_that_lie_are_not_stored() {
+    let scene = Scene::new();
+    let peer = scene.peer("eve", &["*"]);
+    let good = small(100_000);
+    let changed = |at: usize| {
+        let mut file = good.clone();
+        file[at] ^= 1;
+        file
+    };
+    let longer = [&good[..], &[0]].concat();
+    let huge = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
+    let large =
+        "{\"a\":{\"dtype\":\"U8\",\"shape\":[1000000000000],\"data_offsets\":[0,1000000000000]}}";
+    let large = [&(large.len() as u64).to_le_bytes()[..], large.as_bytes()].concat();
+    for (file, code) in [
+        (&b""[..], "E_HEADER"),
+        (&good[..7], "E_HEADER"),
+        (&good[..100], "E_HEADER"),
+        (&good[..good.len() - 1], "E_TILING"),
+        (&longer[..], "E_TILING"),
+        (&changed(good.len() - 1)[..], "E_HASH"),
+        (&changed(9)[..], "E_JSON"),
+        (&huge[..], "E_LIMIT"),
+        (&large[..], "E_QUOTA"),
+    ] {
+        let said = put(&peer, file).await;
+        assert_eq!(
+            (&said["ok"], &said["code"]),
+            (&json!(false), &json!(code)),
+            "{said}"
+        );
+        assert_eq!((scene.count("objects"), scene.count("names")), (0, 0));
+        assert_eq!(scene.count("uploads"), 0, "{code}");
+    }
+    let said = put(&peer, &good).await;
+    assert_eq!(said["id"], blake3::hash(&good).to_hex().to_string());
+}

@@ -1,0 +1,222 @@
+//! The store over `alknet/call`.
+
+use std::sync::Arc;
+
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallHandler, CallOptions, Dispatcher, Registry,
+};
+use alknet_core::{AuthContext, Carriage, ProtocolHandler, memory_pair};
+use alknet_tensor_serve::limits::UPLOADS_PER_PEER;
+use alknet_tensor_serve::operations;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::put::small;
+use crate::scene::{Scene, file, identity, large};
+
+struct Node(Arc<CallHandler>);
+
+impl Node {
+    fn new(scene: &Scene) -> Self {
+        let mut builder = Registry::builder();
+        for operation in operations(&scene.store) {
+            builder.add(operation);
+        }
+        let registry = builder.build().expect("no rule is broken");
+        let dispatcher = Arc::new(Dispatcher::new(registry));
+        Self(Arc::new(CallHandler::new(dispatcher)))
+    }
+
+    fn peer(&self, name: Option<&str>, scopes: &[&str]) -> CallConnection {
+        let (ours, theirs) = memory_pair(ALPN);
+        let auth = AuthContext {
+            identity: name.map(|name| identity(name, scopes)),
+            key: None,
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: Carriage::Memory,
+            early_data: false,
+        };
+        tokio::spawn(Arc::clone(&self.0).handle(theirs, auth));
+        CallClient::without_operations().attach(ours, None)
+    }
+}
+
+async fn refused(peer: &CallConnection, operation: &str, input: Value) -> (String, Value) {
+    let error = peer
+        .call(operation, &input)
+        .await
+        .expect_err("it is refused");
+    let details = error.details.map(|details| *details).unwrap_or_default();
+    (error.code.name().to_owned(), details["code"].clone())
+}
+
+#[tokio::test]
+async fn files_are_described() {
+    let (scene, id) = Scene::holding("models/a");
+    let node = Node::new(&scene);
+    let peer = node.peer(Some("ada"), &["tensor:read:models"]);
+    let src = json!({ "path": "models/a" });
+    let opened = peer
+        .call("tensor/open", &json!({ "src": src }))
+        .await
+        .expect("there");
+    let opened = opened.value();
+    assert_eq!(opened["id"], id.to_string());
+    assert_eq!(opened["len"], file().len());
+    assert_eq!(
+        (&opened["level"], &opened["metadata"]["format"]),
+        (&json!(1), &json!("pt"))
+    );
+    assert_eq!(
+        opened["order"],
+        json!(["large", "small", "points", "names"])
+    );
+    let large = &opened["tensors"][0];
+    assert_eq!(large["kind"], "flat");
+    assert_eq!(large["b3"].as_str().map(str::len), Some(64));
+    let stat = json!({ "src": { "id": id.to_string() }, "name": "points" });
+    let stat = peer.call("tensor/stat", &stat).await.expect("there");
+    let stat = stat.value();
+    assert_eq!(
+        (&stat["kind"], &stat["len"], &stat["align"]),
+        (&json!("struct"), &json!(16), &json!(64))
+    );
+    assert_eq!(stat["fields"][1]["path"], "/n");
+}
+
+#[tokio::test]
+async fn codes_are_those_of_the_table() {
+    let (scene, id) = Scene::holding("a");
+    let node = Node::new(&scene);
+    let stranger = node.peer(None, &[]);
+    let open = json!({ "src": { "path": "a" } });
+    let (code, _) = refused(&stranger, "tensor/open", open.clone()).await;
+    assert_eq!(code, "UNAUTHENTICATED");
+    let eve = node.peer(Some("eve"), &["tensor:read:b"]);
+    let forbidden = refused(&eve, "tensor/open", open.clone()).await;
+    assert_eq!(
+        forbidden,
+        refused(&eve, "tensor/open", json!({ "src": { "path": "b" } })).await
+    );
+    assert_eq!(forbidden, ("NOT_FOUND".to_owned(), json!("E_NOTFOUND")));
+    let ada = node.peer(Some("ada"), &["*"]);
+    let stat = json!({ "src": { "path": "a" }, "name": "no" });
+    let said = refused(&ada, "tensor/stat", stat).await;
+    assert_eq!(said, ("INVALID_INPUT".to_owned(), json!("E_NOTFOUND")));
+    let (code, _) = refused(&ada, "tensor/open", json!({ "src": {} })).await;
+    assert_eq!(code, "INVALID_INPUT");
+    let object = std::fs::OpenOptions::new()
+        .write(true)
+        .open(scene.object(id))
+        .expect("ours");
+    object.set_len(100).expect("writable");
+    let said = refused(&ada, "tensor/open", open).await;
+    assert_eq!(said.0, "TENSOR_INVALID");
+}
+
+#[tokio::test]
+async fn fetch_says_what_comes_and_sends_it() {
+    let (scene, _) = Scene::holding("a");
+    let node = Node::new(&scene);
+    let peer = node.peer(Some("ada"), &["tensor:read:a"]);
+    let input = json!({ "src": { "path": "a" }, "want": "tensor", "name": "large" });
+    let mut events = peer.subscribe("tensor/fetch", &input).await.expect("there");
+    let head = events.next().await.expect("a head").expect("a head");
+    assert_eq!(head.output.value()["len"], large().len());
+    let mut bytes = Vec::new();
+    while let Some(event) = events.next().await {
+        let event = event.expect("bytes");
+        let said = &event.output.value()["bytes"];
+        let piece = match event.output.binary(said) {
+            Some(piece) => piece.to_vec(),
+            None => STANDARD
+                .decode(said.as_str().expect("base64"))
+                .expect("base64"),
+        };
+        assert!(piece.len() <= 512 << 10);
+        bytes.extend(piece);
+    }
+    assert!(bytes == large());
+}
+
+#[tokio::test]
+async fn a_file_is_put_in_pieces() {
+    let scene = Scene::new();
+    let node = Node::new(&scene);
+    let peer = node.peer(Some("ada"), &["tensor:write:in", "tensor:read:in"]);
+    let file = small(300_000);
+    let len = u64::from_le_bytes(*file.first_chunk().expect("long enough")) as usize + 8;
+    let (header, data) = file.split_at(len);
+    let put = async |input: Value| peer.call("tensor/put", &input).await;
+    let begin = json!({ "header": STANDARD.encode(header), "path": "in/x" });
+    let upload = put(begin.clone()).await.expect("begun").value()["upload"].clone();
+    let mut have = len as u64;
+    for piece in data.chunks(100_000) {
+        let input = json!({ "upload": upload, "offset": have, "bytes": STANDARD.encode(piece) });
+        have = put(input).await.expect("taken").value()["have"]
+            .as_u64()
+            .expect("a number");
+    }
+    // What is out of its place is refused, with the place; the upload goes on.
+    let odd = json!({ "upload": upload, "offset": 3, "bytes": "" });
+    let error = put(odd).await.expect_err("out of place");
+    assert_eq!(error.details.expect("the place")["have"], have);
+    // Somebody else's upload is not there.
+    let eve = node.peer(Some("eve"), &["*"]);
+    let commit = json!({ "upload": upload, "commit": true });
+    assert_eq!(
+        refused(&eve, "tensor/put", commit.clone()).await.0,
+        "NOT_FOUND"
+    );
+    let id = put(commit.clone()).await.expect("stored").value()["id"].clone();
+    assert_eq!(id, blake3::hash(&file).to_hex().to_string());
+    assert_eq!(refused(&peer, "tensor/put", commit).await.0, "NOT_FOUND");
+    peer.call("tensor/open", &json!({ "src": { "path": "in/x" } }))
+        .await
+        .expect("there");
+
+    let other = json!({ "header": STANDARD.encode(header), "path": "out/x" });
+    assert_eq!(refused(&peer, "tensor/put", other).await.0, "NOT_FOUND");
+    let wrong = json!({ "header": STANDARD.encode(b"\x02\0\0\0\0\0\0\0[]"), "path": "in/x" });
+    let said = refused(&peer, "tensor/put", wrong).await;
+    assert_eq!(said, ("INVALID_INPUT".to_owned(), json!("E_HEADER")));
+    let unclear = json!({ "upload": upload, "header": "" });
+    assert_eq!(
+        refused(&peer, "tensor/put", unclear).await.0,
+        "INVALID_INPUT"
+    );
+    for _ in 0..UPLOADS_PER_PEER {
+        put(begin.clone()).await.expect("begun");
+    }
+    assert_eq!(refused(&peer, "tensor/put", begin).await.0, "OVERLOADED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_left_alone_is_dropped() {
+    let scene = Scene::new();
+    let node = Node::new(&scene);
+    let peer = node.peer(Some("ada"), &["*"]);
+    let file = small(10);
+    let len = u64::from_le_bytes(*file.first_chunk().expect("long enough")) as usize + 8;
+    let begin = json!({ "header": STANDARD.encode(&file[..len]), "path": "x" });
+    let options = CallOptions::default();
+    let upload = peer
+        .call_with("tensor/put", &begin, &options)
+        .await
+        .expect("begun");
+    let upload = upload.value()["upload"].clone();
+    assert_eq!(scene.count("uploads"), 1);
+    tokio::time::sleep(std::time::Duration::from_secs(599)).await;
+    let piece = json!({ "upload": upload, "offset": len, "bytes": "" });
+    peer.call("tensor/put", &piece).await.expect("still there");
+    tokio::time::sleep(std::time::Duration::from_secs(599)).await;
+    peer.call("tensor/put", &piece)
+        .await
+        .expect("it was touched");
+    tokio::time::sleep(std::time::Duration::from_secs(601)).await;
+    assert_eq!(refused(&peer, "tensor/put", piece).await.0, "NOT_FOUND");
+    assert_eq!(scene.count("uploads"), 0);
+}

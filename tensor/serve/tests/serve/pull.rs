@@ -1,0 +1,139 @@
+//! Fetching whole files and some of their tensors, with connections that are cut.
+
+use std::fs::{self, File};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use alknet_core::CloseCode;
+use alknet_tensor::{Limits, Reader, SchemaLayouts, Verify, verify};
+use alknet_tensor_serve::{Client, Src};
+
+use crate::scene::{Scene, at, file, large};
+
+/// What may be fetched twice where a connection is cut.
+const AGAIN_BYTES: u64 = 64 << 10;
+
+fn names(scene: &Scene) -> Vec<String> {
+    let entries = fs::read_dir(scene.folder.path()).expect("readable");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("readable").file_name();
+    let names = entries.map(|entry| name(entry).into_string().expect("UTF-8"));
+    let mut names: Vec<_> = names.filter(|name| name != "store").collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_whole_file_comes_as_it_was_stored() {
+    let (scene, id) = Scene::holding("models/a");
+    let client = scene.client(&["tensor:read:models"]);
+    let target = scene.path("a.mt");
+    let last = AtomicU64::new(0);
+    let told = |done, total| {
+        assert!(done <= total);
+        last.store(done, Ordering::Relaxed);
+    };
+    for src in [at("models/a"), Src::Id(id)] {
+        let pulled = client.pull(&src, &target, &told).await.expect("served");
+        assert_eq!((pulled.id, pulled.bytes), (id, file().len() as u64));
+        assert!(fs::read(&target).expect("there") == file());
+        assert_eq!(last.load(Ordering::Relaxed), pulled.bytes);
+    }
+    assert_eq!(names(&scene), ["a.mt"]);
+}
+
+#[tokio::test]
+async fn a_cut_costs_less_than_64_kib() {
+    let (scene, id) = Scene::holding("a");
+    let target = scene.path("a.mt");
+    let connection = scene.peer("ada", &["tensor:read:a"]);
+    let cut = connection.clone();
+    let seen = AtomicU64::new(0);
+    let told = |done, _| {
+        seen.store(done, Ordering::Relaxed);
+        if done > 400_000 {
+            cut.close(CloseCode::Normal, "cut");
+        }
+    };
+    let error = Client::new(connection).pull(&at("a"), &target, &told).await;
+    let error = error.expect_err("it was cut");
+    assert_eq!(error.code(), "E_IO");
+    assert!(!target.exists());
+    let before = seen.load(Ordering::Relaxed);
+    assert!(before < id_len(&scene), "{before}");
+
+    let client = scene.client(&["tensor:read:a"]);
+    let pulled = client
+        .pull(&at("a"), &target, &|_, _| {})
+        .await
+        .expect("it goes on");
+    assert_eq!(pulled.id, id);
+    assert!(before + pulled.fetched < pulled.bytes + AGAIN_BYTES);
+    assert!(pulled.fetched < pulled.bytes - 300_000);
+    assert!(fs::read(&target).expect("there") == file());
+    assert_eq!(names(&scene), ["a.mt"]);
+}
+
+fn id_len(_: &Scene) -> u64 {
+    file().len() as u64
+}
+
+/// What a disk changed between two attempts is found out, and fetched anew.
+#[tokio::test]
+async fn a_part_that_was_changed_here_is_thrown_away() {
+    let (scene, id) = Scene::holding("a");
+    let target = scene.path("a.mt");
+    let digits = id.to_string();
+    let part = scene.path(&format!(".a.mt.{}.part", &digits[..16]));
+    fs::write(&part, vec![0; 100_000]).expect("writable");
+    let client = scene.client(&["tensor:read:a"]);
+    let error = client
+        .pull(&at("a"), &target, &|_, _| {})
+        .await
+        .expect_err("another file");
+    assert_eq!(error.code(), "E_HASH");
+    assert!(names(&scene).is_empty());
+    let pulled = client
+        .pull(&at("a"), &target, &|_, _| {})
+        .await
+        .expect("anew");
+    assert_eq!(pulled.fetched, pulled.bytes);
+
+    let held = File::create(&part).expect("writable");
+    held.lock().expect("nobody else has it");
+    let error = client
+        .pull(&at("a"), &target, &|_, _| {})
+        .await
+        .expect_err("another process");
+    assert_eq!(error.code(), "E_IO");
+}
+
+#[tokio::test]
+async fn some_tensors_make_a_container_of_their_own() {
+    let (scene, _) = Scene::holding("a");
+    let client = scene.client(&["tensor:read:a"]);
+    let target = scene.path("some.mt");
+    let keep = |name: &str| name != "large";
+    let pulled = client.pull_some(&at("a"), &target, &keep, &|_, _| {}).await;
+    let pulled = pulled.expect("served");
+    assert_eq!(pulled.fetched, 6 + 16 + 8 + 32);
+    let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
+    let reader = reader.expect("good");
+    assert_eq!(
+        reader.names().collect::<Vec<_>>(),
+        ["small", "points", "names"]
+    );
+    assert_eq!(&*reader.item("names", 2).expect("there"), b"three");
+    assert_eq!(reader.meta().metadata_value("format"), Some("pt"));
+    let report = verify(&reader, Verify::Full, Some(&SchemaLayouts::default()));
+    assert!(report.expect("readable").is_good());
+
+    let none = |name: &str| name == "no";
+    let error = client.pull_some(&at("a"), &target, &none, &|_, _| {}).await;
+    assert_eq!(error.expect_err("none").code(), "E_NOTFOUND");
+    let alone = |name: &str| name == "large";
+    client
+        .pull_some(&at("a"), &target, &alone, &|_, _| {})
+        .await
+        .expect("served");
+    let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
+    assert!(reader.expect("good").view("large").expect("there").bytes() == large());
+}

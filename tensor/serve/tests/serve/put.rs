@@ -1,0 +1,87 @@
+//! Storing over the protocol.
+
+use alknet_tensor_serve::{Store, StoreOptions};
+
+use crate::scene::{Scene, at, file};
+
+#[tokio::test]
+async fn what_is_put_can_be_pulled_after_a_restart() {
+    let scene = Scene::new();
+    let client = scene.client(&["tensor:write:in", "tensor:read:in"]);
+    let file = file();
+    let id = client
+        .put(file.as_slice(), Some("in/a"), &|_, _| {})
+        .await
+        .expect("stored");
+    assert_eq!(id.0, blake3::hash(&file));
+    // Twice is once.
+    let again = client
+        .put(file.as_slice(), Some("in/b"), &|_, _| {})
+        .await
+        .expect("stored");
+    assert_eq!(again, id);
+    assert_eq!((scene.count("objects"), scene.count("uploads")), (1, 0));
+
+    let root = scene.path("store");
+    let again = Store::open(root, StoreOptions::default()).expect("it is there");
+    let paths: Vec<_> = again
+        .paths()
+        .into_iter()
+        .map(|(path, id)| (path.to_string(), id))
+        .collect();
+    assert_eq!(paths, [("in/a".to_owned(), id), ("in/b".to_owned(), id)]);
+    let target = scene.path("a.mt");
+    client
+        .pull(&at("in/b"), &target, &|_, _| {})
+        .await
+        .expect("served");
+    assert!(std::fs::read(target).expect("there") == file);
+}
+
+#[tokio::test]
+async fn the_store_is_never_larger_than_it_may_be() {
+    let file = file();
+    let mut options = StoreOptions::default();
+    options.bytes_max = file.len() as u64 + 100;
+    let scene = Scene::with(options);
+    let client = scene.client(&["*"]);
+    client
+        .put(file.as_slice(), Some("a"), &|_, _| {})
+        .await
+        .expect("it fits");
+    let small = small(1000);
+    let put = client.put(small.as_slice(), Some("b"), &|_, _| {}).await;
+    assert_eq!(put.expect_err("no room").code(), "E_QUOTA");
+    // The same file needs no more room once it is known to be the same, but room to arrive.
+    let put = client.put(file.as_slice(), Some("c"), &|_, _| {}).await;
+    assert_eq!(put.expect_err("no room").code(), "E_QUOTA");
+    assert_eq!(scene.count("uploads"), 0);
+}
+
+#[tokio::test]
+async fn a_path_is_a_file_or_a_folder() {
+    let scene = Scene::new();
+    let client = scene.client(&["*"]);
+    let put = async |path| {
+        client
+            .put(small(10).as_slice(), Some(path), &|_, _| {})
+            .await
+    };
+    put("a/b").await.expect("stored");
+    for path in ["a", "a/b/c"] {
+        assert_eq!(put(path).await.expect_err(path).code(), "E_VALUE");
+    }
+    for path in ["../x", "id/x", ""] {
+        assert_eq!(put(path).await.expect_err(path).code(), "E_VALUE");
+    }
+    put("a/b").await.expect("it leads to the same again");
+}
+
+pub(crate) fn small(len: u64) -> Vec<u8> {
+    let mut writer = alknet_tensor::Writer::new(std::io::Cursor::new(Vec::new()));
+    let content = vec![3; len as usize].into();
+    writer
+        .flat("x", alknet_tensor::Dtype::U8, &[len], content)
+        .expect("it fits");
+    writer.finish().expect("memory").1.into_inner()
+}

@@ -1,0 +1,158 @@
+//! `diff`: what would have to be done to a file's tensors to make those of another.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::header::{Kind, Meta, Tensor};
+use crate::layout::Field;
+
+/// What a [`Change`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    /// The second file has it alone.
+    Add,
+    /// The first file has it alone.
+    Remove,
+    /// It has another number of elements, or another arrangement of them.
+    Reshape,
+    /// It is of another type or kind, or a field lies elsewhere in its record.
+    Retype,
+}
+
+/// One step from the first file to the second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// What is to be done.
+    pub op: ChangeKind,
+    /// A tensor, or `TENSOR#FIELD`.
+    pub path: String,
+    /// What it is in the first file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// What it is in the second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// The steps: what goes, in the order of the first file, then the rest in that of the second. Only
+/// headers are compared; files without a step between them may hold different values.
+#[must_use]
+pub fn diff(first: &Meta, second: &Meta) -> Vec<Change> {
+    let (before, after) = (shapes(first), shapes(second));
+    let known: BTreeMap<&str, &Shape> = before.iter().map(|it| (&*it.name, it)).collect();
+    let kept: BTreeMap<&str, &Shape> = after.iter().map(|it| (&*it.name, it)).collect();
+    let gone = before.iter().filter(|it| !kept.contains_key(&*it.name));
+    let mut changes: Vec<Change> = gone.map(|it| it.change(ChangeKind::Remove)).collect();
+    for shape in &after {
+        match known.get(&*shape.name) {
+            None => changes.push(shape.change(ChangeKind::Add)),
+            Some(old) => compare(old, shape, &mut changes),
+        }
+    }
+    changes
+}
+
+/// A tensor as far as it is compared.
+struct Shape {
+    name: String,
+    what: String,
+    dims: String,
+    /// Paths and what they are.
+    fields: Vec<(String, String)>,
+}
+
+impl Shape {
+    fn text(&self) -> String {
+        format!("{} {}", self.what, self.dims)
+    }
+
+    fn change(&self, op: ChangeKind) -> Change {
+        let text = Some(self.text());
+        let (from, to) = match op {
+            ChangeKind::Remove => (text, None),
+            _ => (None, text),
+        };
+        Change {
+            op,
+            path: self.name.clone(),
+            from,
+            to,
+        }
+    }
+}
+
+fn shapes(meta: &Meta) -> Vec<Shape> {
+    meta.tensors().map(|tensor| shape(&tensor)).collect()
+}
+
+fn shape(tensor: &Tensor<'_>) -> Shape {
+    let entry = tensor.entry();
+    let (what, dims, fields) = match tensor.kind() {
+        Kind::Flat => {
+            let dims = format!("{:?}", entry.shape());
+            (entry.dtype().to_string(), dims, Vec::new())
+        }
+        Kind::Struct(records) => (
+            // Another stride shows in the fields too, but for gaps at the end.
+            format!("struct of {} bytes", records.stride()),
+            format!("[{}]", records.count()),
+            records
+                .fields()
+                .map(|field| (field.path.to_string(), said(&field)))
+                .collect(),
+        ),
+        Kind::Blob(blob) => {
+            let what = format!("blob of {}", blob.enc());
+            (what, format!("[{}]", blob.count()), Vec::new())
+        }
+    };
+    Shape {
+        name: tensor.name().to_owned(),
+        what,
+        dims,
+        fields,
+    }
+}
+
+fn said(field: &Field<'_>) -> String {
+    let (kind, off) = (field.kind.name(), field.off);
+    match field.len {
+        1 => format!("{kind} at {off}"),
+        len => format!("{kind}[{len}] at {off}"),
+    }
+}
+
+fn compare(old: &Shape, new: &Shape, changes: &mut Vec<Change>) {
+    let both = |op| Change {
+        op,
+        path: new.name.clone(),
+        from: Some(old.text()),
+        to: Some(new.text()),
+    };
+    if old.what != new.what {
+        changes.push(both(ChangeKind::Retype));
+    } else if old.dims != new.dims {
+        changes.push(both(ChangeKind::Reshape));
+    }
+    let field = |op, path: &str, from: Option<&String>, to: Option<&String>| Change {
+        op,
+        path: format!("{}#{path}", new.name),
+        from: from.cloned(),
+        to: to.cloned(),
+    };
+    let of = |shape: &Shape| -> BTreeMap<String, String> { shape.fields.iter().cloned().collect() };
+    let (before, after) = (of(old), of(new));
+    let gone = old.fields.iter().filter(|it| !after.contains_key(&it.0));
+    changes.extend(gone.map(|(path, was)| field(ChangeKind::Remove, path, Some(was), None)));
+    for (path, is) in &new.fields {
+        match before.get(path) {
+            None => changes.push(field(ChangeKind::Add, path, None, Some(is))),
+            Some(was) if was != is => {
+                changes.push(field(ChangeKind::Retype, path, Some(was), Some(is)));
+            }
+            Some(_) => {}
+        }
+    }
+}
