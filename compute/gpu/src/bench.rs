@@ -32,6 +32,15 @@ pub(crate) struct Arguments {
     /// Threads of the processor's own kernel
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: u32,
+    /// What to measure: naive, tile, rows, block, worker-block, worker, host, memory [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    kernels: Vec<String>,
+}
+
+impl Arguments {
+    fn wants(&self, name: &str) -> bool {
+        self.kernels.is_empty() || self.kernels.iter().any(|wanted| wanted == name)
+    }
 }
 
 fn side(text: &str) -> std::result::Result<u64, String> {
@@ -46,15 +55,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let device = Device::open()?;
     let n = arguments.side as usize;
     let [a, b] = kernels::exact_matrices(n);
-    for kind in MATMULS {
+    let wanted = |name: &str| arguments.wants(name);
+    for kind in MATMULS.into_iter().filter(|kind| wanted(kind.name)) {
         measure(&device, &kind, n, [&a, &b], arguments.rounds)?;
     }
     let plan = Plan::first(&device);
-    for (name, plan) in [("worker-block", Plan::BLOCK), ("worker", plan)] {
+    let plans = [("worker-block", Plan::BLOCK), ("worker", plan)];
+    for (name, plan) in plans.into_iter().filter(|(name, _)| wanted(name)) {
         measure_worker(&device, name, plan, n, [&a, &b], arguments.rounds)?;
     }
-    measure_host(n, [&a, &b], arguments);
-    measure_memory(&device, arguments)?;
+    if wanted("host") {
+        measure_host(n, [&a, &b], arguments);
+    }
+    if wanted("memory") {
+        measure_memory(&device, arguments)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

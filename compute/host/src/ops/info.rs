@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{parse, register};
 use crate::compute::Compute;
+use crate::error::Error;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -48,10 +49,21 @@ pub(super) fn operation(compute: &Compute) -> Registration {
             parse(&input)?
         };
         if input.probe {
-            let mut turn = compute.turn(&ctx).await?;
-            let threads = compute.0.settings.threads;
-            let measured: Measured = turn.ask(&Ask::Measure { threads }, None).await?;
-            compute.learn_measured(measured);
+            match compute.turn(&ctx).await {
+                Ok(mut turn) => {
+                    let threads = compute.0.settings.threads;
+                    let measured: Measured = turn.ask(&Ask::Measure { threads }, None).await?;
+                    compute.learn_measured(measured);
+                }
+                // That is an answer too, to whoever asks what there is.
+                Err(Error::Policy(why) | Error::Worker(why)) => {
+                    let mut told = describe(&compute);
+                    told["state"] = "none".into();
+                    told["reason"] = why.into();
+                    return Ok(Output::Value(told));
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(Output::Value(describe(&compute)))
     })

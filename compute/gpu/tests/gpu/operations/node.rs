@@ -1,5 +1,6 @@
 //! A node that computes, and people who ask it.
 
+use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -50,13 +51,22 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn start(settings: Settings, change: impl FnOnce(&mut RoleConfig)) -> Self {
+        Self::with_program(program(), settings, change)
+    }
+
+    /// The same with another program for the workers.
+    pub(super) fn with_program(
+        program: &Path,
+        settings: Settings,
+        change: impl FnOnce(&mut RoleConfig),
+    ) -> Self {
         let _inside = RUNTIME.enter();
         let mut config = Config::this_executable();
         config.silence = LONG;
         let mut gpu = role(&settings);
         change(&mut gpu);
         config.roles = vec![gpu];
-        config.programs = vec![(Role::Gpu, Executable::File(program().to_owned()))];
+        config.programs = vec![(Role::Gpu, Executable::File(program.to_owned()))];
         let workers = Workers::start(config).expect("a supervisor");
         let compute = Compute::new(workers.clone(), settings);
         let mut builder = Registry::builder();

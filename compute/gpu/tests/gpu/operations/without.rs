@@ -1,5 +1,7 @@
 //! Workers without a driver: they say so, and what needs none works.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::node::{Node, binary, floats, inline, le, patient};
@@ -70,6 +72,29 @@ fn without_a_driver_it_is_said_and_the_processor_computes() {
         );
         assert_eq!(error.details.expect("details")["code"], "E_NO_ADAPTER");
     }
+}
+
+#[test]
+fn without_a_program_it_is_said_too() {
+    let node = Node::with_program(Path::new("/bin/false"), patient(), |_| {});
+    let person = node.person("poorest");
+    let info = person
+        .ask("compute/info", &json!({ "probe": true }))
+        .value()
+        .clone();
+    assert_eq!(info["state"], "none", "{info}");
+    assert!(
+        info["reason"]
+            .as_str()
+            .is_some_and(|reason| !reason.is_empty()),
+        "{info}"
+    );
+    let one = inline("F32", &[1, 1], &le(&[3.0]));
+    let (code, inside) = person.refused("compute/matmul", &json!({ "a": one, "b": one }));
+    assert_eq!(
+        (code.as_str(), inside.as_str()),
+        ("UNAVAILABLE", "E_WORKER_LOST")
+    );
 }
 
 #[test]
