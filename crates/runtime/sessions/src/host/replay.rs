@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::failure::{of_call, of_fault, of_worker};
 use super::session::request;
-use super::{Reason, SessionSpec, Sessions, Shared, opening};
+use super::{SessionSpec, Sessions, opening};
 use crate::wire::{self, Done};
 
 /// What a replay came to.
@@ -25,7 +25,7 @@ impl Sessions {
     /// `record`, and with `NOT_FOUND` where that has no such call. The session belongs to nobody;
     /// its worker sees no other modules than those of `spec`.
     pub async fn replay(
-        &self,
+        self: &Arc<Self>,
         spec: SessionSpec,
         steps: Vec<Work>,
         record: Vec<Recorded>,
@@ -39,7 +39,7 @@ impl Sessions {
     }
 
     async fn replay_steps(
-        &self,
+        self: &Arc<Self>,
         mut spec: SessionSpec,
         steps: Vec<Work>,
         record: Vec<Recorded>,
@@ -48,19 +48,14 @@ impl Sessions {
         spec.check()?;
         let bundle = Hash(spec.bundle());
         let tenant = format!("replay {}", blake3::Hash::from(bundle.0).to_hex());
-        let shared = self.admit(&tenant, &spec)?;
-        // However this ends, the session is in the table no longer.
-        let ended = Ended {
-            sessions: self,
-            shared: Arc::clone(&shared),
-        };
+        let place = self.admit(&tenant, &spec)?;
         let worker = self.workers.open(Lease::new(self.config.role, tenant)).await;
         let mut worker = worker.map_err(|error| of_worker(&error))?;
         let (told, fds) = opening(&mut spec, Vec::new(), Some(record), bundle).map_err(|error| {
             Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
         })?;
         worker.tell(told, fds).map_err(|error| of_call(&error))?;
-        shared.set_worker(worker.pid());
+        place.shared.set_worker(worker.pid());
         let limits = CallLimits {
             wall: spec.limits.wall,
             cpu: Some(spec.limits.runtime.cpu),
@@ -78,7 +73,7 @@ impl Sessions {
             };
             let answer = answer.map_err(|error| of_call(&error))?;
             *stats = answer.stats;
-            shared.count_ended(Some(answer.stats));
+            place.shared.count_ended(Some(answer.stats));
             value = match answer.reply {
                 Reply::Ok(blob) => wire::open::<Done>(blob, &answer.fds)
                     .map(|done| done.value.0)
@@ -89,18 +84,6 @@ impl Sessions {
                 Reply::Err(fault) => return Err(of_fault(&fault)),
             };
         }
-        drop(ended);
         Ok(value)
-    }
-}
-
-struct Ended<'a> {
-    sessions: &'a Sessions,
-    shared: Arc<Shared>,
-}
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.sessions.forget(&self.shared, Reason::Done);
     }
 }
