@@ -55,7 +55,7 @@ fn link(line: &str) -> bool {
     if !archive.exists() {
         // The cache may be deleted at any time; the next `cargo xtask` builds the driver again.
         println!(
-            "cargo::warning={} is gone: built without the Vulkan driver {name}; `cargo xtask setup` \
+            "cargo::warning={} is gone: built without the Vulkan driver {name}; `cargo xtask driver` \
              brings it back",
             archive.display()
         );

@@ -260,7 +260,13 @@ mod tests {
     #[test]
     fn what_an_executable_carries_goes_along() {
         let frame = b"not looked into";
-        let carried = |unpacked| [&frame[..], &alknet_carried::trailer(frame.len() as u64, unpacked)].concat();
+        let carried = |unpacked| {
+            [
+                &frame[..],
+                &alknet_carried::trailer(frame.len() as u64, unpacked),
+            ]
+            .concat()
+        };
         let whole = [elf(&[]), carried(99)].concat();
         let parsed = StaticElf::parse(&whole).expect("it is static");
         let packed = parsed.packed().expect("it carries something whole");
@@ -270,7 +276,10 @@ mod tests {
 
         let none = elf(&[]);
         let parsed = StaticElf::parse(&none).expect("it is static");
-        assert_eq!(parsed.packed().expect("nothing to carry"), parsed.stripped());
+        assert_eq!(
+            parsed.packed().expect("nothing to carry"),
+            parsed.stripped()
+        );
 
         let loaded = alknet_carried::trailer(whole.len() as u64, 1);
         let wrong = [elf(&[]), loaded.to_vec()].concat();

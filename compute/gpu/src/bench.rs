@@ -147,7 +147,7 @@ fn measure_memory(device: &Device, arguments: &Arguments) -> Result<()> {
     }
     for (name, time) in [("map", map), ("copy", copy)] {
         let rate = 2.0 * MAP_BYTES as f64 / time.as_secs_f64() / 1e9;
-        println!(
+        say!(
             "{}",
             json!({ "kernel": name, "bytes": MAP_BYTES, "gb_s": rounded(rate) })
         );
@@ -164,7 +164,7 @@ fn say(name: &str, n: usize, first: Duration, best: Duration) {
         "best_ms": milliseconds(best),
         "gflops": rounded(operations / best.as_secs_f64() / 1e9),
     });
-    println!("{row}");
+    say!("{row}");
 }
 
 fn rounded(figure: f64) -> f64 {

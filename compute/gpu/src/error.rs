@@ -24,7 +24,7 @@ pub(crate) enum Error {
         why: String,
     },
     /// The program was built without any driver.
-    #[error("no Vulkan driver linked: `cargo xtask setup` builds one")]
+    #[error("no Vulkan driver linked: `cargo xtask driver` builds one")]
     NoDriver,
     /// A file of the command line cannot be read.
     #[error("cannot read {path}: {source}")]

@@ -19,9 +19,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let info = info()?;
     if arguments.json {
-        println!("{info}");
+        say!("{info}");
     } else {
-        println!("{info:#}");
+        say!("{info:#}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,11 @@
 //! from memory as a worker of its own when something is to be computed (`docs/driver.md`). Everything
 //! that could go wrong in a driver goes wrong in this process and not in the node.
 
+/// A line on standard output, as by `println!`. Who reads no further has seen enough: the program ends.
+macro_rules! say {
+    ($($line:tt)*) => { $crate::write_line(format_args!($($line)*)) };
+}
+
 mod bench;
 mod check;
 mod device;
@@ -17,7 +22,8 @@ mod selftest;
 mod startup;
 mod worker;
 
-use std::process::ExitCode;
+use std::io::{self, Write};
+use std::process::{self, ExitCode};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
@@ -77,12 +83,24 @@ fn run(verb: &Verb, started: Instant) -> Result<ExitCode> {
         Verb::Resolve { name } => {
             let name = std::ffi::CString::new(name.as_str())
                 .map_err(|error| error::Error::Shader(error.to_string()))?;
-            println!("{:#x}", alknet_vulkan::resolve(&name));
+            say!("{:#x}", alknet_vulkan::resolve(&name));
             Ok(ExitCode::SUCCESS)
         }
         Verb::Run(arguments) => run::run(arguments, started),
         Verb::Selftest(arguments) => selftest::run(arguments, started),
         Verb::Worker(arguments) => worker::run(arguments, started),
+    }
+}
+
+fn write_line(line: std::fmt::Arguments<'_>) {
+    let written = writeln!(io::stdout().lock(), "{line}");
+    match written.map_err(|error| error.kind()) {
+        Ok(()) => {}
+        Err(io::ErrorKind::BrokenPipe) => process::exit(0),
+        Err(kind) => {
+            eprintln!("alknet-gpu: cannot write: {kind}");
+            process::exit(1);
+        }
     }
 }
 

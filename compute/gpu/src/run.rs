@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
                 json!({ "file": file, "error": error.to_string() })
             }
         };
-        println!("{row}");
+        say!("{row}");
     }
     Ok(if ok {
         ExitCode::SUCCESS

@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
         "resident_kib": resident_kib(),
     });
     if arguments.json {
-        println!("{report}");
+        say!("{report}");
     } else {
         show(&report);
     }
@@ -71,13 +71,13 @@ fn row(name: &str, outcome: &Result<Outcome>, begun: Instant) -> Value {
 fn show(report: &Value) {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let adapter = &report["adapter"];
-    println!(
+    say!(
         "{} ({})",
         text(&adapter["name"]),
         text(&adapter["versions"])
     );
     for row in report["checks"].as_array().into_iter().flatten() {
-        println!(
+        say!(
             "  {:8} {:9.1} ms  {}",
             text(&row["check"]),
             row["ms"].as_f64().unwrap_or_default(),

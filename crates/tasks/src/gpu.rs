@@ -4,9 +4,10 @@
 //! neither load nor keep in memory. So it is a program of its own, packed so that the one binary can
 //! carry it and start it from memory when a worker is wanted.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use crate::context::Context;
 use crate::driver::{self, Selection};
@@ -20,18 +21,15 @@ const NAME: &str = "alknet-gpu";
 /// Largest executable in bytes, stripped: docs/driver.md promises it.
 pub(crate) const BYTES_MAX: u64 = 75_000_000;
 
-/// Unpacking takes the same time at every level; packing is done once and kept.
-const ZSTD_LEVEL: &str = "-19";
-
 /// Changed when the steps below change in a way that changes their result.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// The executable in the cache.
 #[derive(Clone, Debug)]
 pub(crate) struct Gpu {
     /// Stripped and runnable.
     pub(crate) executable: PathBuf,
-    /// The same, compressed with zstd.
+    /// The same, as `alknet` carries it.
     pub(crate) packed: PathBuf,
 }
 
@@ -115,10 +113,12 @@ fn pack(cx: &Context, built: &Path, folder: &Path) -> Result<()> {
             limit: BYTES_MAX,
         });
     }
-    let mut zstd = Command::new("zstd");
-    zstd.args(["--quiet", "-T0", ZSTD_LEVEL, "-o"])
-        .arg(&fresh.packed)
-        .arg(&fresh.executable);
-    cx.run(&mut zstd, "pack the program for GPUs", "gpu-pack")?;
+    eprintln!("pack the program for GPUs ...");
+    let what = || Failure::io("pack the program for GPUs");
+    let program = fs::read(&fresh.executable).map_err(what())?;
+    let packed = File::create(&fresh.packed).map_err(what())?;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let threads = u32::try_from(threads).unwrap_or(1);
+    alknet_carried::pack(&program, packed, threads).map_err(what())?;
     cached::settle(&ready, folder).map_err(Failure::io("put the program for GPUs into the cache"))
 }

@@ -19,7 +19,7 @@ const TWICE: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32
 const SCRIPT: &str = "
 const a = { inline: 'AACAPwAAAEAAAEBAAACAQA==', dtype: 'F32', shape: [2, 2] };
 const { product } = await ops.call('compute/matmul', { a, b: a, variant: 'wgsl' });
-export default product.inline;
+export default Array.from(product.inline);
 ";
 
 #[test]
@@ -47,10 +47,14 @@ fn scripts_and_shaders_run_behind_every_wall() {
                        "arg": { "inline": "AQAAAAIAAAADAAAABAAAAA==", "dtype": "U32", "shape": [4] } }],
     });
     let outputs = &node.call("compute/dispatch", &shader)["outputs"];
-    assert_eq!(outputs["0"]["inline"], "AgAAAAQAAAAGAAAACAAAAA==", "{outputs}");
+    assert_eq!(
+        outputs["0"]["inline"], "AgAAAAQAAAAGAAAACAAAAA==",
+        "{outputs}"
+    );
 
     let ran = node.call("runtime/eval", &json!({ "source": SCRIPT }));
-    assert_eq!(ran["value"], SQUARE, "{ran}");
+    let bytes = [7.0_f32, 10.0, 15.0, 22.0].map(f32::to_le_bytes).concat();
+    assert_eq!(ran["value"], json!(bytes), "{ran}");
 
     let info = node.call("compute/info", &json!({}));
     assert_eq!(info["state"], "ready", "{info}");

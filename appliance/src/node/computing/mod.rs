@@ -73,7 +73,9 @@ impl Computing {
         let settings = Settings::default();
         let workers = workers::start(&settings)?;
         let store = open_store(around.state_dir);
-        let stored = store.clone().map(|store| Arc::new(Stored::new(store, around.identity)));
+        let stored = store
+            .clone()
+            .map(|store| Arc::new(Stored::new(store, around.identity)));
         let config = alknet_sessions::Config {
             files: stored.clone().map(|stored| stored as _),
             ..Default::default()

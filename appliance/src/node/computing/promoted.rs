@@ -68,9 +68,9 @@ async fn begin(sessions: &Arc<Sessions>, call: &Invocation) -> Result<(Session, 
     spec.grants = Grants::to(&call.code.spec.uses);
     let session = sessions.open(&env, spec).await?;
     let mut steps = call.code.steps(call.input.clone());
-    let last = steps.pop().ok_or_else(|| {
-        Failure::new(Code::Encode, "the operation has no step to do")
-    })?;
+    let last = steps
+        .pop()
+        .ok_or_else(|| Failure::new(Code::Encode, "the operation has no step to do"))?;
     for step in steps {
         session.run(&env, step).await?;
     }

@@ -5,18 +5,13 @@ use std::path::Path;
 
 use alknet_compute::Settings;
 use alknet_init::control::WORKERS_CGROUP;
-use alknet_worker::{
-    Config, Delegated, Executable, Make, Role, RoleConfig, WorkerError, Workers,
-};
+use alknet_worker::{Config, Delegated, Executable, Make, Role, RoleConfig, WorkerError, Workers};
 
 /// Starts nothing but what watches over them: the first session of a role starts the first worker.
 pub(super) fn start(settings: &Settings) -> Result<Workers, WorkerError> {
     let program = Make::new(|| crate::gpu::program().map_err(io::Error::other));
     let mut config = Config::this_executable();
-    config.roles = vec![
-        RoleConfig::new(Role::Js),
-        alknet_compute::role(settings),
-    ];
+    config.roles = vec![RoleConfig::new(Role::Js), alknet_compute::role(settings)];
     config.programs = vec![(Role::Gpu, Executable::Made(program))];
     config.cgroup = delegated();
     Workers::start(config)

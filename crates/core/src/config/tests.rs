@@ -285,9 +285,18 @@ fn promotion_waits_for_the_next_start_unless_somebody_says_so() {
     let standard = NodeConfig::default().promotion;
     assert_eq!((standard.activate, standard.reviews), (Activation::Boot, 1));
     assert!(!standard.rollback_on_errors);
-    complaint("[promotion]\nactivate = \"soon\"\n", &["promotion.activate", "boot"]);
-    complaint("[promotion]\nreviews = 0\n", &["promotion.reviews", "1 to 16"]);
-    complaint("[promotion]\nreviewers = 2\n", &["promotion.reviewers", "reviews"]);
+    complaint(
+        "[promotion]\nactivate = \"soon\"\n",
+        &["promotion.activate", "boot"],
+    );
+    complaint(
+        "[promotion]\nreviews = 0\n",
+        &["promotion.reviews", "1 to 16"],
+    );
+    complaint(
+        "[promotion]\nreviewers = 2\n",
+        &["promotion.reviewers", "reviews"],
+    );
 }
 
 #[test]

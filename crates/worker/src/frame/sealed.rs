@@ -64,10 +64,7 @@ impl Sealed {
         Self::fill(memory, write)
     }
 
-    fn fill(
-        memory: OwnedFd,
-        write: impl FnOnce(&mut File) -> io::Result<()>,
-    ) -> io::Result<Self> {
+    fn fill(memory: OwnedFd, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
         let mut memory = File::from(memory);
         write(&mut memory)?;
         Self::seal(memory).map_err(io::Error::other)

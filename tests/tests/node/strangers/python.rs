@@ -13,6 +13,13 @@ use super::service::Service;
 /// The operations of this project's dependencies in Python, put into the cache by the set-up.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 
+/// [[1, 2], [3, 4]] times [1, 2], by a shader.
+const PRODUCT: &str = r#"{
+    "a": { "inline": "AACAPwAAAEAAAEBAAACAQA==", "dtype": "F32", "shape": [2, 2] },
+    "b": { "inline": "AACAPwAAAEA=", "dtype": "F32", "shape": [2, 1] },
+    "variant": "wgsl"
+}"#;
+
 /// What every node can be asked.
 const EVERYWHERE: [&str; 7] = [
     "lists_and_describes",
@@ -113,6 +120,9 @@ fn serves_python(pem: &Pem, target: &str) {
         let info = line(&client.run(&[target, "node/info", "--cert", certificate]));
         let identity = info["identity"].as_str().expect("an identity");
         assert!(target.starts_with(identity), "{info}");
+        let product =
+            line(&client.run(&[target, "compute/matmul", PRODUCT, "--cert", certificate]));
+        assert_eq!(product["product"]["inline"], "AACgQAAAMEE=", "{product}");
         let log = client.run(&[
             target,
             "node/log",
