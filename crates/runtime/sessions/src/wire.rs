@@ -7,7 +7,8 @@ mod json;
 use std::os::fd::OwnedFd;
 
 use alknet_runtime::{
-    CallOptions, Grants, Language, Level, Limits, Mode, ModuleSet, OpError, Operation, Recorded, Registration,
+    CallOptions, Grants, Language, Level, Limits, Mode, ModuleSet, OpError, Operation, Recorded,
+    Registration,
 };
 use alknet_worker::{Blob, Body, FrameError};
 pub(crate) use json::Json;

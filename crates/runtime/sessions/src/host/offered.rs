@@ -125,7 +125,9 @@ fn follow(
 ) -> impl Stream<Item = Result<Value, CallError>> + Send + use<> {
     let input = script.input(&input).cloned();
     let begun = input.and_then(|input| {
-        let following = script.entrance.follow_operation(&script.name, &input, ctx.env());
+        let following = script
+            .entrance
+            .follow_operation(&script.name, &input, ctx.env());
         following.map_err(|failure| script.error(&failure))
     });
     let state: State = match begun {

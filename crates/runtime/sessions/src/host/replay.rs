@@ -49,11 +49,15 @@ impl Sessions {
         let bundle = Hash(spec.bundle());
         let tenant = format!("replay {}", blake3::Hash::from(bundle.0).to_hex());
         let place = self.admit(&tenant, &spec)?;
-        let worker = self.workers.open(Lease::new(self.config.role, tenant)).await;
+        let worker = self
+            .workers
+            .open(Lease::new(self.config.role, tenant))
+            .await;
         let mut worker = worker.map_err(|error| of_worker(&error))?;
-        let (told, fds) = opening(&mut spec, Vec::new(), Some(record), bundle).map_err(|error| {
-            Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
-        })?;
+        let (told, fds) =
+            opening(&mut spec, Vec::new(), Some(record), bundle).map_err(|error| {
+                Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
+            })?;
         worker.tell(told, fds).map_err(|error| of_call(&error))?;
         place.shared.set_worker(worker.pid());
         let limits = CallLimits {
