@@ -47,11 +47,16 @@ struct State {
     closed: bool,
 }
 
+/// The host's answer, with its descriptors.
+type Replied = (alknet_worker::Reply, Vec<OwnedFd>);
+/// A part of a subscription, with its descriptors.
+type Happened = (Event, Vec<OwnedFd>);
+
 /// Who waits for an answer of the host's.
 #[derive(Debug)]
 enum Open {
-    Call(oneshot::Sender<(alknet_worker::Reply, Vec<OwnedFd>)>),
-    Subscription(mpsc::UnboundedSender<(Event, Vec<OwnedFd>)>),
+    Call(oneshot::Sender<Replied>),
+    Subscription(mpsc::UnboundedSender<Happened>),
     /// Nobody any more; the host's last word is still to come.
     GivenUp,
 }
@@ -280,7 +285,7 @@ impl Bridge {
         input: &Value,
         opts: &mut Opts,
         tail: Option<Bytes>,
-    ) -> Result<(u64, oneshot::Receiver<(alknet_worker::Reply, Vec<OwnedFd>)>), OpError> {
+    ) -> Result<(u64, oneshot::Receiver<Replied>), OpError> {
         let mut fds = Vec::new();
         opts.tail = tail
             .map(|tail| Blob::pack(tail.to_vec(), &mut fds))
@@ -308,7 +313,7 @@ impl Bridge {
         path: &str,
         input: &Value,
         options: CallOptions,
-    ) -> Result<(u64, mpsc::UnboundedReceiver<(Event, Vec<OwnedFd>)>), OpError> {
+    ) -> Result<(u64, mpsc::UnboundedReceiver<Happened>), OpError> {
         let mut fds = Vec::new();
         let opts = Opts {
             options,
@@ -474,7 +479,7 @@ impl Host for Side {
 
 fn await_reply(
     bridge: Arc<Bridge>,
-    begun: Result<(u64, oneshot::Receiver<(alknet_worker::Reply, Vec<OwnedFd>)>), OpError>,
+    begun: Result<(u64, oneshot::Receiver<Replied>), OpError>,
 ) -> BoxFuture<Result<Reply, OpError>> {
     let (id, answer) = match begun {
         Ok(begun) => begun,
@@ -502,7 +507,7 @@ fn await_reply(
 /// as may wait, asks for the one that many later.
 struct Following {
     wish: Wish,
-    events: mpsc::UnboundedReceiver<(Event, Vec<OwnedFd>)>,
+    events: mpsc::UnboundedReceiver<Happened>,
     yielded: u32,
     acknowledged: u32,
 }

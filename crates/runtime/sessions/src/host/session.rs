@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use alknet_call::Env;
+use alknet_core::BoxFuture;
 use alknet_runtime::{Code, Failure, Work};
 use alknet_worker::{Body, CallLimits, CallStats, Hash, Reply, Request};
 use serde_json::Value;
@@ -268,8 +269,16 @@ impl Drop for Entered<'_> {
 /// Items that a script yields.
 pub struct Following {
     entrance: Entrance,
-    ended: Option<std::pin::Pin<Box<dyn Future<Output = Result<Ran, Failure>> + Send>>>,
+    ended: Option<BoxFuture<'static, Result<Ran, Failure>>>,
     items: mpsc::Receiver<(u64, Value)>,
+}
+
+impl std::fmt::Debug for Following {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Following")
+            .field("entrance", &self.entrance)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Following {

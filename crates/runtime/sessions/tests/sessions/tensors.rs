@@ -14,10 +14,13 @@ use serde_json::{Value, json};
 
 use crate::support::{Lab, code, spec};
 
+/// Type, shape and bytes.
+type Held = (String, Vec<u64>, Vec<u8>);
+
 /// Handles and what they hold, in the place of a GPU.
 #[derive(Default)]
 pub(crate) struct Shelf {
-    held: Mutex<BTreeMap<String, (String, Vec<u64>, Vec<u8>)>>,
+    held: Mutex<BTreeMap<String, Held>>,
     asked: Mutex<Vec<Value>>,
 }
 
@@ -161,7 +164,7 @@ fn container() -> Vec<u8> {
         "outside": { "dtype": "U8", "shape": [9], "data_offsets": [29, 3300] },
     });
     let mut text = header.to_string();
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
