@@ -103,8 +103,8 @@ pub(crate) struct RollbackArgs {
     /// The operation.
     path: String,
     /// The version to put in place [default: the one that the present one replaced]
-    #[arg(long)]
-    version: Option<u64>,
+    #[arg(long, value_name = "VERSION")]
+    to: Option<u64>,
     /// Why, for the record.
     #[arg(long, default_value = "")]
     reason: String,
@@ -119,7 +119,7 @@ pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<Exit, Failure> {
         PromotionVerb::Promote(args) => promote(args, json),
         PromotionVerb::Rollback(args) => {
             let mut input = json!({ "path": args.path, "reason": args.reason });
-            if let Some(version) = args.version {
+            if let Some(version) = args.to {
                 input["version"] = version.into();
             }
             tell(&args.target, &args.dial, "ops/rollback", &input, json)

@@ -122,3 +122,55 @@ fn one(found: &mut Vec<Finding>, module: &str, looked: &Looked, modules: &Module
         found.push(Finding::new("source", module, 0, what));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn bundle() -> Bundle {
+        use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[9; 32]).expect("a seed");
+        let key =
+            alknet_core::PeerKey::Ed25519(pair.public_key().as_ref().try_into().expect("32 bytes"));
+        let content = json!({
+            "format": 1, "engine": alknet_runtime::ENGINE, "entry": "./a.js", "export": "run",
+            "spec": { "name": "a", "kind": "query" }, "author": "ada", "key": key,
+            "modules": { "./a.js": "", "./b.js": "" }, "fuel": { "p50": 1, "p99": 1 },
+            "tests": [{ "expect": { "output": 1 } }],
+        });
+        let content = serde_json::from_value(content).expect("a content");
+        let sign = |text: &[u8]| pair.sign(text).as_ref().try_into().expect("64 bytes");
+        Bundle::sign(&content, sign).expect("a bundle")
+    }
+
+    /// A worker that what it read has taken over says whatever it likes.
+    #[test]
+    fn an_answer_that_is_none_is_refused() {
+        let none = json!({ "found": { "imports": [], "makers": [] } });
+        assert!(read(&json!({ "./a.js": none, "./b.js": none }), &bundle()).is_ok());
+        for strange in [
+            json!(null),
+            json!([]),
+            json!({}),
+            json!({ "./a.js": none }),
+            json!({ "./a.js": none, "./b.js": {} }),
+            json!({ "./a.js": none, "./b.js": { "found": {}, "failed": {} } }),
+            json!({ "./a.js": none, "./b.js": { "found": { "imports": 1 } } }),
+            json!({ "./a.js": none, "./b.js": { "failed": 1 } }),
+        ] {
+            let refused = read(&strange, &bundle()).expect_err("none");
+            assert_eq!(refused.code, Code::WorkerLost, "{strange}");
+        }
+    }
+
+    #[test]
+    fn findings_are_bounded() {
+        let maker = json!({ "name": "eval", "line": 1 });
+        let many = json!({ "imports": [], "makers": vec![maker; 1_000], "cut": true });
+        let answer = json!({ "./a.js": { "found": many }, "./b.js": { "found": many } });
+        let seen = read(&answer, &bundle()).expect("an answer");
+        assert_eq!(check(&seen, &ModuleSet::new()).len(), FINDINGS_MAX);
+    }
+}

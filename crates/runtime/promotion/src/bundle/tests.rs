@@ -136,6 +136,18 @@ fn every_bound_is_held() {
             it.modules
                 .insert("./long.js".to_owned(), " ".repeat((1 << 20) + 1));
         }),
+        ("modules", |it| {
+            let more = |n| (format!("./{n}.js"), String::new());
+            it.modules.extend((0..256).map(more));
+        }),
+        ("spec.name", |it| it.spec.name = "a".repeat(129)),
+        ("spec.uses", |it| {
+            it.spec.uses = (0..65).map(|n| format!("a/b{n}")).collect()
+        }),
+        ("spec.errors", |it| {
+            let more = |n| (format!("CODE_{n}"), json!({}));
+            it.spec.errors = (0..65).map(more).collect();
+        }),
         ("spec.name", |it| it.spec.name = "A/B".to_owned()),
         ("spec.name", |it| it.spec.name = "../a".to_owned()),
         ("spec.description", |it| {
@@ -172,6 +184,13 @@ fn every_bound_is_held() {
     let mut reaches = content();
     reaches.spec.uses = ["fs/*", "fs/a/*", "config/tax"].map(str::to_owned).to_vec();
     assert!(sign(&reaches).is_ok());
+    let mut full = content();
+    full.spec.name = "a".repeat(128);
+    full.spec.uses = (0..64).map(|n| format!("a/b{n}")).collect();
+    full.tests = vec![full.tests[0].clone(); 256];
+    let more = |n| (format!("./{n}.js"), String::new());
+    full.modules.extend((0..255).map(more));
+    assert!(sign(&full).is_ok());
 }
 
 #[test]
