@@ -71,9 +71,10 @@ impl<'a> StaticElf<'a> {
         match Carried::find_in(self.bytes) {
             Ok(carried) => {
                 let at = to_usize(carried.offset)?;
-                // The kernel loads nothing of it, so it begins behind what is loaded.
-                let carried = self.bytes.get(at.max(self.loaded_end)..);
-                out.extend(carried.unwrap_or_default());
+                match self.bytes.get(at..) {
+                    Some(carried) if at >= self.loaded_end => out.extend(carried),
+                    _ => return Err("what it carries lies in what the kernel loads".into()),
+                }
                 Ok(out)
             }
             Err(CarriedError::None) => Ok(out),
@@ -254,6 +255,31 @@ mod tests {
             .expect("still static")
             .stripped();
         assert_eq!(again, stripped);
+    }
+
+    #[test]
+    fn what_an_executable_carries_goes_along() {
+        let frame = b"not looked into";
+        let carried = |unpacked| [&frame[..], &alknet_carried::trailer(frame.len() as u64, unpacked)].concat();
+        let whole = [elf(&[]), carried(99)].concat();
+        let parsed = StaticElf::parse(&whole).expect("it is static");
+        let packed = parsed.packed().expect("it carries something whole");
+        assert_eq!(packed, [parsed.stripped(), carried(99)].concat());
+        let again = StaticElf::parse(&packed).expect("still static");
+        assert_eq!(again.packed().expect("still there"), packed);
+
+        let none = elf(&[]);
+        let parsed = StaticElf::parse(&none).expect("it is static");
+        assert_eq!(parsed.packed().expect("nothing to carry"), parsed.stripped());
+
+        let loaded = alknet_carried::trailer(whole.len() as u64, 1);
+        let wrong = [elf(&[]), loaded.to_vec()].concat();
+        let parsed = StaticElf::parse(&wrong).expect("it is static");
+        parsed.packed().expect_err("more than there is");
+        let most = wrong.len() as u64 - 32 - 1;
+        let wrong = [elf(&[]), alknet_carried::trailer(most, 1).to_vec()].concat();
+        let parsed = StaticElf::parse(&wrong).expect("it is static");
+        parsed.packed().expect_err("it would be loaded");
     }
 
     #[test]

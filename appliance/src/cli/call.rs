@@ -13,6 +13,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::enroll::Hubs;
+use super::promotion::{self, PromotionVerb};
 use super::{DialArgs, Exit, Failure, batch, output};
 
 /// Longest input read from a file or standard input: what a call may carry at most.
@@ -47,7 +48,17 @@ pub(crate) struct CallArgs {
 
 /// Arguments of `alknet ops`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct OpsArgs {
+    #[command(subcommand)]
+    verb: Option<PromotionVerb>,
+    #[command(flatten)]
+    list: Option<ListArgs>,
+}
+
+/// Arguments of `alknet ops` without another word.
+#[derive(Debug, Args)]
+struct ListArgs {
     /// The node.
     target: String,
     /// Show the full specification of this operation.
@@ -274,6 +285,11 @@ fn log_line(operation: &str, value: &Value) -> Option<String> {
 
 /// `alknet ops`
 pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
+    let args = match (args.verb, args.list) {
+        (Some(verb), _) => return promotion::run(verb, json),
+        (None, Some(list)) => list,
+        (None, None) => return Err(Failure::usage("name a node; see alknet ops --help")),
+    };
     connected(&args.target, &args.dial, async |client| {
         if let Some(operation) = &args.operation {
             let spec = client

@@ -8,9 +8,11 @@ mod exit;
 mod gpu;
 mod hub;
 mod identity;
+mod js;
 mod key;
 mod output;
 mod peers;
+mod promotion;
 mod serve;
 mod status;
 mod tensor;
@@ -89,12 +91,17 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     /// Print the public key this command line acts with, making it on first use.
     #[command(after_help = "Example:\n  alknet identity --json")]
     Identity(StateArgs),
+    /// Run scripts on a node.
+    #[command(subcommand)]
+    Js(js::JsVerb),
     /// Replace the key this command line acts with.
     #[command(subcommand)]
     Key(key::KeyVerb),
-    /// List the operations of a node that you may call.
+    /// List the operations of a node that you may call; propose, review and take back operations
+    /// that scripts offer.
     #[command(after_help = "Examples:\n  alknet ops ed25519:…@192.0.2.7:443\n  \
-alknet ops ed25519:…@192.0.2.7:443 node/info")]
+alknet ops ed25519:…@192.0.2.7:443 node/info\n  \
+alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
     Ops(call::OpsArgs),
     /// List who may connect to a node, and who has.
     #[command(after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443")]
@@ -223,6 +230,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Gpu(args) => gpu::run(args, json),
         Verb::Hub(verb) => hub::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),
+        Verb::Js(verb) => js::run(verb, json),
         Verb::Key(verb) => key::run(verb, json),
         Verb::Ops(args) => call::ops(args, json),
         Verb::Peers(args) => peers::run(&args, json),

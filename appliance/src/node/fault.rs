@@ -4,22 +4,26 @@
 //! (who can do that owns the machine anyway), and only an administrator may call it. The console
 //! says so.
 
+use std::{fs, io};
+
 use alknet_call::{CallError, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_init::control::ToInit;
-use nix::sys::signal::{Signal, raise};
+use alknet_init::control::{ToInit, WORKERS_CGROUP};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::ops::NodeContext;
 
 /// What can be broken. Names beginning with `init-` are PID 1's.
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 11] = [
     "handler-panic",
     "handler-hang",
     "node-hang",
     "node-segv",
     "node-kill",
     "node-panic",
+    "worker-kill",
     "init-hang",
     "init-orphans",
     "init-panic",
@@ -65,6 +69,9 @@ async fn inject(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
             std::thread::spawn(|| panic!("a fault was injected into a thread of the node"));
             Ok(json!({ "injected": kind }))
         }
+        "worker-kill" => kill_workers()
+            .map(|killed| json!({ "injected": kind, "killed": killed }))
+            .map_err(|error| CallError::internal(format!("cannot end workers: {error}"))),
         _ => ask_init(node, kind).await,
     }
 }
@@ -73,6 +80,26 @@ fn signal(signal: Signal) -> Result<Value, CallError> {
     raise(signal)
         .map_err(|error| CallError::internal(format!("cannot raise {signal}: {error}")))?;
     Ok(json!({ "injected": signal.as_str() }))
+}
+
+/// Ends every worker at once, as a crash would: to a process that is the first of its namespace no other
+/// signal comes through. Returns how many there were.
+fn kill_workers() -> io::Result<usize> {
+    let mut killed = 0;
+    for group in fs::read_dir(WORKERS_CGROUP)? {
+        let processes = group?.path().join("cgroup.procs");
+        if !processes.exists() {
+            // A file of the group itself.
+            continue;
+        }
+        for process in fs::read_to_string(processes)?.lines() {
+            if let Ok(number) = process.parse() {
+                kill(Pid::from_raw(number), Signal::SIGKILL)?;
+                killed += 1;
+            }
+        }
+    }
+    Ok(killed)
 }
 
 async fn ask_init(node: &NodeContext, kind: &str) -> Result<Value, CallError> {

@@ -9,6 +9,7 @@ use alknet_core::metrics::CONTENT_TYPE;
 use alknet_tls::CertificateStore;
 use serde_json::json;
 
+use super::computing::Computing;
 use super::facts;
 use super::ops::empty_input;
 use super::people::People;
@@ -28,6 +29,7 @@ pub(crate) struct Meters {
 struct Parts {
     dispatcher: OnceLock<Weak<Dispatcher>>,
     certificates: OnceLock<Arc<CertificateStore>>,
+    computing: OnceLock<Computing>,
 }
 
 impl Meters {
@@ -46,6 +48,10 @@ impl Meters {
 
     pub(crate) fn set_certificates(&self, store: Arc<CertificateStore>) {
         self.parts.certificates.get_or_init(|| store);
+    }
+
+    pub(crate) fn set_computing(&self, computing: &Computing) {
+        self.parts.computing.get_or_init(|| computing.clone());
     }
 
     /// Everything, now.
@@ -73,6 +79,9 @@ impl Meters {
         }
         if let Some(server) = self.people.server.get() {
             server.collect(&mut metrics);
+        }
+        if let Some(computing) = self.parts.computing.get() {
+            computing.collect(&mut metrics);
         }
         let dispatcher = self.parts.dispatcher.get().and_then(Weak::upgrade);
         if let Some(dispatcher) = dispatcher {

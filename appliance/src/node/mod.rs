@@ -1,6 +1,7 @@
 //! The node: what serves the one port, under PID 1 or on an ordinary host.
 
 mod certificates;
+mod computing;
 mod control;
 mod dialler;
 mod facts;
@@ -36,6 +37,7 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use certificates::Certificates;
+use computing::{Around, Computing};
 use facts::{About, SharedFacts};
 use hub::Hub;
 use join::{JoinContext, Joins, Reached};
@@ -89,6 +91,7 @@ struct Node {
     verbose: bool,
     hub: Option<Hub>,
     joins: Arc<Joins>,
+    computing: Computing,
 }
 
 impl Node {
@@ -143,7 +146,15 @@ impl Node {
             certificates: Arc::clone(&certificates.problems),
         };
         let hub = Hub::new(config, &people, &about, &facts, clock());
-        let (handlers, dispatcher) = handlers(config, &context, hub.as_ref())?;
+        let computing = Computing::new(&Around {
+            state_dir: options.state_dir,
+            identity: about.identity(),
+            identities: Arc::clone(&people.identities),
+            clock: clock(),
+            promotion: &config.promotion,
+        })?;
+        let (handlers, dispatcher) = handlers(config, &context, hub.as_ref(), &computing)?;
+        computing.attach(&dispatcher).await;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let mut server = Server::bind(
             ServerOptions {
@@ -174,6 +185,7 @@ impl Node {
         let node = Self {
             hub,
             joins: Arc::new(joins),
+            computing,
             server,
             about,
             facts,
@@ -243,6 +255,7 @@ impl Node {
     async fn drain(&self, deadline: Duration) {
         self.joins.stop();
         let drained = self.server.drain(deadline).await;
+        self.computing.stop().await;
         tracing::info!(finished = drained.finished, cut = drained.cut, "drained");
     }
 }
@@ -287,9 +300,12 @@ fn handlers(
     config: &NodeConfig,
     context: &NodeContext,
     hub: Option<&Hub>,
+    computing: &Computing,
 ) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
+    computing.register(&mut builder);
+    context.meters.set_computing(computing);
     if let Some(hub) = hub {
         hub.register(&mut builder);
     }
@@ -299,6 +315,7 @@ fn handlers(
         let any = rule.required_scopes_any.iter().flatten();
         rule.required_scopes.iter().chain(any).cloned()
     });
+    let scopes = scopes.chain(computing::SCOPES.map(str::to_owned));
     context.people.reloader.know_scopes(scopes);
     let identities = Arc::clone(&context.people.identities);
     let mut dispatcher = Dispatcher::new(registry)
@@ -315,6 +332,7 @@ fn handlers(
         hub.attach(&dispatcher);
         handlers.register(Arc::new(hub.handler()))?;
     }
+    computing.serve(&mut handlers)?;
     Ok((handlers, dispatcher))
 }
 

@@ -1,17 +1,24 @@
-//! `bench`: how fast each kind of matrix multiplication is here.
+//! `bench`: how fast each kind of matrix multiplication is here, by shaders and by the processor, and how
+//! fast memory is.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use bytemuck::cast_slice;
 use serde_json::json;
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::host::{self, View};
 use crate::kernels::{self, MATMULS, Matmul};
 use crate::milliseconds;
+use crate::worker::Plan;
 
 /// Side lengths are multiples of it, so that every kind can be measured.
 const STEP: u64 = 64;
+
+/// Bytes that are mapped and copied.
+const MAP_BYTES: u64 = 32 << 20;
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -22,6 +29,18 @@ pub(crate) struct Arguments {
     /// Repetitions, of which the fastest counts
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    /// Threads of the processor's own kernel
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: u32,
+    /// What to measure: naive, tile, rows, block, worker-block, worker, host, memory [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    kernels: Vec<String>,
+}
+
+impl Arguments {
+    fn wants(&self, name: &str) -> bool {
+        self.kernels.is_empty() || self.kernels.iter().any(|wanted| wanted == name)
+    }
 }
 
 fn side(text: &str) -> std::result::Result<u64, String> {
@@ -36,10 +55,120 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let device = Device::open()?;
     let n = arguments.side as usize;
     let [a, b] = kernels::exact_matrices(n);
-    for kind in MATMULS {
+    let wanted = |name: &str| arguments.wants(name);
+    for kind in MATMULS.into_iter().filter(|kind| wanted(kind.name)) {
         measure(&device, &kind, n, [&a, &b], arguments.rounds)?;
     }
+    let plan = Plan::first(&device);
+    let plans = [("worker-block", Plan::BLOCK), ("worker", plan)];
+    for (name, plan) in plans.into_iter().filter(|(name, _)| wanted(name)) {
+        measure_worker(&device, name, plan, n, [&a, &b], arguments.rounds)?;
+    }
+    if wanted("host") {
+        measure_host(n, [&a, &b], arguments);
+    }
+    if wanted("memory") {
+        measure_memory(&device, arguments)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The worker's own kernel.
+fn measure_worker(
+    device: &Device,
+    name: &str,
+    plan: Plan,
+    n: usize,
+    [a, b]: [&[f32]; 2],
+    rounds: u32,
+) -> Result<()> {
+    let kernel = device.kernel(&plan.source()?, &[])?;
+    let side = n as u32;
+    let buffers = [
+        device.upload(cast_slice(a))?,
+        device.upload(cast_slice(b))?,
+        device.buffer(size_of_val(a) as u64)?,
+        device.upload(cast_slice(&[side / 4, side / 4, side, 0]))?,
+    ];
+    let groups = plan.groups(side, side);
+    let timed = || -> Result<Duration> {
+        let started = Instant::now();
+        device.dispatch(&kernel, &buffers.each_ref(), groups)?;
+        Ok(started.elapsed())
+    };
+    let first = timed()?;
+    let mut best = timed()?;
+    for _ in 1..rounds {
+        best = best.min(timed()?);
+    }
+    say(name, n, first, best);
+    Ok(())
+}
+
+/// The processor's, as the worker calls it.
+fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &Arguments) {
+    let view = |data| View {
+        data,
+        offset: 0,
+        rows: n,
+        columns: n,
+        strides: [n.cast_signed(), 1],
+    };
+    let timed = || {
+        let started = Instant::now();
+        std::hint::black_box(host::matmul(view(a), view(b), arguments.threads as usize));
+        started.elapsed()
+    };
+    let first = timed();
+    let best = (0..arguments.rounds).map(|_| timed()).min();
+    say("host", n, first, best.unwrap_or(first));
+}
+
+/// A map over a large buffer, and a copy of as many bytes: both read and write each once.
+fn measure_memory(device: &Device, arguments: &Arguments) -> Result<()> {
+    let kernel = device.kernel(include_str!("shaders/map.wgsl"), &[])?;
+    let buffer = device.buffer(MAP_BYTES)?;
+    let groups = u32::try_from(MAP_BYTES / (16 * 64)).unwrap_or(1);
+    let from = vec![1_u8; MAP_BYTES as usize];
+    let mut to = vec![0_u8; MAP_BYTES as usize];
+    let (mut map, mut copy) = (Duration::MAX, Duration::MAX);
+    // The first round of each is not like the others: it compiles, and touches pages.
+    for round in 0..=arguments.rounds {
+        let started = Instant::now();
+        device.dispatch(&kernel, &[&buffer], [groups, 1, 1])?;
+        let mapped = started.elapsed();
+        let started = Instant::now();
+        to.copy_from_slice(std::hint::black_box(&from));
+        std::hint::black_box(&to);
+        let copied = started.elapsed();
+        if round > 0 {
+            (map, copy) = (map.min(mapped), copy.min(copied));
+        }
+    }
+    for (name, time) in [("map", map), ("copy", copy)] {
+        let rate = 2.0 * MAP_BYTES as f64 / time.as_secs_f64() / 1e9;
+        println!(
+            "{}",
+            json!({ "kernel": name, "bytes": MAP_BYTES, "gb_s": rounded(rate) })
+        );
+    }
+    Ok(())
+}
+
+fn say(name: &str, n: usize, first: Duration, best: Duration) {
+    let operations = 2.0 * (n as f64).powi(3);
+    let row = json!({
+        "kernel": name,
+        "side": n,
+        "first_ms": milliseconds(first),
+        "best_ms": milliseconds(best),
+        "gflops": rounded(operations / best.as_secs_f64() / 1e9),
+    });
+    println!("{row}");
+}
+
+fn rounded(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0
 }
 
 fn measure(
@@ -60,14 +189,6 @@ fn measure(
     for _ in 1..rounds {
         best = best.min(timed()?);
     }
-    let operations = 2.0 * (n as f64).powi(3);
-    let row = json!({
-        "kernel": kind.name,
-        "side": n,
-        "first_ms": milliseconds(first),
-        "best_ms": milliseconds(best),
-        "gflops": (operations / best.as_secs_f64() / 1e7).round() / 100.0,
-    });
-    println!("{row}");
+    say(kind.name, n, first, best);
     Ok(())
 }

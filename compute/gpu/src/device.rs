@@ -15,7 +15,17 @@ const WANTED: Features = Features::SHADER_F16
     .union(Features::SHADER_INT64)
     .union(Features::SUBGROUP);
 
+/// What every buffer may be used for.
+const USAGES: BufferUsages = BufferUsages::STORAGE
+    .union(BufferUsages::UNIFORM)
+    .union(BufferUsages::COPY_DST)
+    .union(BufferUsages::COPY_SRC);
+
+/// What a buffer may be used for besides, where memory of the device is memory of this process.
+const MAPPED: BufferUsages = BufferUsages::MAP_READ.union(BufferUsages::MAP_WRITE);
+
 /// An open device.
+#[derive(Debug)]
 pub(crate) struct Device {
     /// The adapter behind it, and its driver.
     pub(crate) found: FoundAdapter,
@@ -23,6 +33,10 @@ pub(crate) struct Device {
     pub(crate) instance_time: Duration,
     /// How long the device took to open.
     pub(crate) device_time: Duration,
+    /// Why no better adapter was taken, one reason for each that was passed over.
+    pub(crate) passed_over: Vec<String>,
+    /// Memory of the device is memory of this process.
+    pub(crate) host_memory: bool,
     device: wgpu::Device,
     queue: wgpu::Queue,
 }
@@ -44,15 +58,53 @@ pub(crate) fn look() -> Result<FoundAdapters> {
 impl Device {
     /// Opens the best adapter, with its real limits: wgpu's usual ones are far below them.
     pub(crate) fn open() -> Result<Self> {
+        Self::open_trusted(None, |_| Ok(()))
+    }
+
+    /// Opens the best adapter that `trust` has nothing against; of one driver only, where one is
+    /// wanted.
+    pub(crate) fn open_trusted(
+        wanted: Option<&str>,
+        trust: impl Fn(&Self) -> Result<()>,
+    ) -> Result<Self> {
         let started = Instant::now();
         let found = look()?;
         let instance_time = started.elapsed();
-        let nothing = nothing(&found);
-        let found = found.adapters.into_iter().next().ok_or(nothing)?;
+        let mut passed_over = reasons(&found);
+        let mut last = None;
+        for adapter in found.adapters {
+            let name = adapter.info.name.clone();
+            if wanted.is_some_and(|wanted| wanted != adapter.driver) {
+                passed_over.push(format!("{name}: not the driver that is wanted"));
+                continue;
+            }
+            let opened = Self::open_one(adapter, instance_time);
+            let opened = opened.and_then(|device| trust(&device).map(|()| device));
+            match opened {
+                Ok(mut device) => {
+                    device.passed_over = passed_over;
+                    return Ok(device);
+                }
+                Err(error) => {
+                    passed_over.push(format!("{name}: {error}"));
+                    last = Some(error);
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::NoAdapter(passed_over.join("; "))))
+    }
+
+    fn open_one(found: FoundAdapter, instance_time: Duration) -> Result<Self> {
         let started = Instant::now();
+        let mut features = WANTED;
+        // On a processor only: elsewhere, memory that both sides reach is slow for one of them.
+        if found.info.device_type == wgpu::DeviceType::Cpu {
+            features |= Features::MAPPABLE_PRIMARY_BUFFERS;
+        }
+        let features = found.adapter.features() & features;
         let wanted = wgpu::DeviceDescriptor {
             required_limits: found.adapter.limits(),
-            required_features: found.adapter.features() & WANTED,
+            required_features: features,
             ..wgpu::DeviceDescriptor::default()
         };
         let opened = pollster::block_on(found.adapter.request_device(&wanted));
@@ -69,6 +121,8 @@ impl Device {
             found,
             instance_time,
             device_time: started.elapsed(),
+            passed_over: Vec::new(),
+            host_memory: features.contains(Features::MAPPABLE_PRIMARY_BUFFERS),
             device,
             queue,
         })
@@ -79,8 +133,63 @@ impl Device {
         self.device.features().contains(features)
     }
 
+    /// What the device was opened with.
+    pub(crate) fn features(&self) -> Features {
+        self.device.features()
+    }
+
+    /// The device's limits.
+    pub(crate) fn limits(&self) -> wgpu::Limits {
+        self.device.limits()
+    }
+
     /// Compiles `main` of a shader; `constants` are its overrides by name.
     pub(crate) fn kernel(&self, wgsl: &str, constants: &[(&str, f64)]) -> Result<Kernel> {
+        self.compile(wgsl, "main", constants, None)
+    }
+
+    /// Compiles a shader whose bindings, all of them in group 0, are these.
+    pub(crate) fn kernel_bound(
+        &self,
+        wgsl: &str,
+        entry: &str,
+        bindings: &[(u32, wgpu::BufferBindingType)],
+    ) -> Result<Kernel> {
+        let entries: Vec<_> = bindings
+            .iter()
+            .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
+                binding: *binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: *ty,
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = self.checked(|| {
+            let group = (self.device).create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: None,
+                entries: &entries,
+            });
+            self.device
+                .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                    label: None,
+                    bind_group_layouts: &[Some(&group)],
+                    immediate_size: 0,
+                })
+        })?;
+        self.compile(wgsl, entry, &[], Some(&layout))
+    }
+
+    fn compile(
+        &self,
+        wgsl: &str,
+        entry: &str,
+        constants: &[(&str, f64)],
+        layout: Option<&wgpu::PipelineLayout>,
+    ) -> Result<Kernel> {
         self.checked(|| {
             let module = self
                 .device
@@ -94,9 +203,9 @@ impl Device {
             };
             let wanted = wgpu::ComputePipelineDescriptor {
                 label: None,
-                layout: None,
+                layout,
                 module: &module,
-                entry_point: Some("main"),
+                entry_point: Some(entry),
                 compilation_options,
                 cache: None,
             };
@@ -106,31 +215,111 @@ impl Device {
         })
     }
 
-    /// A buffer with this content; its size is rounded up to whole words.
+    /// A buffer with this content; its size is rounded up to whole words, and is one word at least.
     pub(crate) fn upload(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
-        let words = bytes.len().next_multiple_of(size_of::<u32>());
-        let buffer = self.buffer(words as u64)?;
-        let mut padded = bytes.to_vec();
-        padded.resize(words, 0);
-        self.checked(|| self.queue.write_buffer(&buffer, 0, &padded))?;
+        let buffer = self.allocate(words(bytes.len() as u64), self.usages(), true)?;
+        self.checked(|| {
+            let mapped = buffer.get_mapped_range_mut(..);
+            mapped.map(|mut mapped| mapped.slice(..bytes.len()).copy_from_slice(bytes))
+        })?
+        .map_err(|error| Error::Lost(error.to_string()))?;
+        buffer.unmap();
         Ok(buffer)
     }
 
     /// A buffer full of zeros.
     pub(crate) fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer> {
-        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-        self.allocate(bytes, usage)
+        self.allocate(words(bytes), self.usages(), false)
     }
 
-    fn allocate(&self, size: u64, usage: BufferUsages) -> Result<wgpu::Buffer> {
+    fn usages(&self) -> BufferUsages {
+        if self.host_memory {
+            return USAGES | MAPPED;
+        }
+        USAGES
+    }
+
+    fn allocate(
+        &self,
+        size: u64,
+        usage: BufferUsages,
+        mapped_at_creation: bool,
+    ) -> Result<wgpu::Buffer> {
         self.checked(|| {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: None,
                 size,
                 usage,
-                mapped_at_creation: false,
+                mapped_at_creation,
             })
         })
+    }
+
+    /// Overwrites a part of a buffer. Offset and length are multiples of a word, unless the buffer is
+    /// memory of this process.
+    pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        if !self.host_memory {
+            return self.checked(|| self.queue.write_buffer(buffer, offset, bytes));
+        }
+        self.with_written(buffer, |mut memory| {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX);
+            memory
+                .slice(from..from + bytes.len())
+                .copy_from_slice(bytes);
+        })
+    }
+
+    /// Copies a whole buffer into another of the same size.
+    pub(crate) fn copy(&self, from: &wgpu::Buffer, to: &wgpu::Buffer) -> Result<()> {
+        self.checked(|| {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size().min(to.size()));
+            self.queue.submit([encoder.finish()]);
+        })?;
+        self.wait()
+    }
+
+    /// Hands out the buffer's memory to be written. Only where that is memory of this process.
+    pub(crate) fn with_written<T>(
+        &self,
+        buffer: &wgpu::Buffer,
+        work: impl FnOnce(wgpu::WriteOnly<'_, [u8]>) -> T,
+    ) -> Result<T> {
+        self.map(buffer, wgpu::MapMode::Write)?;
+        let mapped = buffer.get_mapped_range_mut(..);
+        let done = mapped.map(|mut mapped| work(mapped.slice(..)));
+        buffer.unmap();
+        done.map_err(|error| Error::Lost(error.to_string()))
+    }
+
+    /// Hands out the buffer's content to be read, without a copy where it is memory of this process.
+    pub(crate) fn with_read<T>(
+        &self,
+        buffer: &wgpu::Buffer,
+        work: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
+        if !self.host_memory {
+            return Ok(work(&self.read_staged(buffer)?));
+        }
+        self.map(buffer, wgpu::MapMode::Read)?;
+        let mapped = buffer.get_mapped_range(..);
+        let done = mapped.map(|mapped| work(&mapped));
+        buffer.unmap();
+        done.map_err(|error| Error::Lost(error.to_string()))
+    }
+
+    fn map(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Result<()> {
+        let (told, mapped) = mpsc::channel();
+        self.checked(|| {
+            buffer.map_async(mode, .., move |result| {
+                // Nobody listens any more when this call has already failed.
+                let _ = told.send(result);
+            });
+        })?;
+        self.wait()?;
+        let lost = |why: &dyn std::fmt::Display| Error::Lost(why.to_string());
+        let result = mapped.try_recv().map_err(|error| lost(&error))?;
+        result.map_err(|error| lost(&error))
     }
 
     /// Runs a kernel with `buffers` as its bindings 0, 1, … and waits until it is done.
@@ -140,11 +329,23 @@ impl Device {
         buffers: &[&wgpu::Buffer],
         groups: [u32; 3],
     ) -> Result<()> {
+        let bindings: Vec<_> = (0..).zip(buffers.iter().copied()).collect();
+        self.submit(kernel, &bindings, groups)?;
+        self.wait()
+    }
+
+    /// Lets a kernel run, after all that was submitted before.
+    pub(crate) fn submit(
+        &self,
+        kernel: &Kernel,
+        buffers: &[(u32, &wgpu::Buffer)],
+        groups: [u32; 3],
+    ) -> Result<()> {
         self.checked(|| {
-            let entries: Vec<_> = (0..)
-                .zip(buffers)
+            let entries: Vec<_> = buffers
+                .iter()
                 .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                    binding,
+                    binding: *binding,
                     resource: buffer.as_entire_binding(),
                 })
                 .collect();
@@ -161,33 +362,28 @@ impl Device {
                 pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
             }
             self.queue.submit([encoder.finish()]);
-        })?;
-        self.wait()
+        })
     }
 
     /// A buffer's content.
     pub(crate) fn read(&self, buffer: &wgpu::Buffer) -> Result<Vec<u8>> {
-        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
-        let staging = self.allocate(buffer.size(), usage)?;
-        let (told, mapped) = mpsc::channel();
-        self.checked(|| {
-            let mut encoder = self.device.create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
-            self.queue.submit([encoder.finish()]);
-            staging.map_async(wgpu::MapMode::Read, .., move |result| {
-                // Nobody listens any more when this call has already failed.
-                let _ = told.send(result);
-            });
-        })?;
-        self.wait()?;
-        let lost = |why: &dyn std::fmt::Display| Error::Lost(why.to_string());
-        let result = mapped.try_recv().map_err(|error| lost(&error))?;
-        result.map_err(|error| lost(&error))?;
-        let range = staging.get_mapped_range(..).map_err(|error| lost(&error))?;
-        Ok(range.to_vec())
+        self.with_read(buffer, <[u8]>::to_vec)
     }
 
-    fn wait(&self) -> Result<()> {
+    /// The same by way of a second buffer, for memory that only the device reaches.
+    fn read_staged(&self, buffer: &wgpu::Buffer) -> Result<Vec<u8>> {
+        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+        let staging = self.allocate(buffer.size(), usage, false)?;
+        self.copy(buffer, &staging)?;
+        self.map(&staging, wgpu::MapMode::Read)?;
+        let range = staging.get_mapped_range(..);
+        range
+            .map(|range| range.to_vec())
+            .map_err(|error| Error::Lost(error.to_string()))
+    }
+
+    /// Waits until everything that was submitted is done.
+    pub(crate) fn wait(&self) -> Result<()> {
         let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
         waited
             .map(drop)
@@ -213,12 +409,18 @@ impl Device {
     }
 }
 
-/// Why there is no adapter, driver by driver.
-fn nothing(found: &FoundAdapters) -> Error {
+/// Why there is no adapter, or none better, driver by driver.
+fn reasons(found: &FoundAdapters) -> Vec<String> {
     let idle = found
         .idle
         .iter()
         .map(|driver| format!("{driver} has no hardware here"));
     let failed = found.errors.iter().map(ToString::to_string);
-    Error::NoAdapter(idle.chain(failed).collect::<Vec<_>>().join("; "))
+    idle.chain(failed).collect()
+}
+
+/// Whole words, and one at least: a binding may not be empty.
+fn words(bytes: u64) -> u64 {
+    let word = size_of::<u32>() as u64;
+    bytes.next_multiple_of(word).max(word)
 }

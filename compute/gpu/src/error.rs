@@ -37,6 +37,9 @@ pub(crate) enum Error {
     /// The shader, or what it was to be run with, is wrong.
     #[error("{0}")]
     Shader(String),
+    /// This process cannot be the worker that somebody wanted.
+    #[error("{0}")]
+    Worker(String),
     /// A kernel's result is not the processor's.
     #[error("{kernel}: {why}")]
     Wrong {
@@ -58,6 +61,7 @@ impl Error {
             | Self::Memory(_)
             | Self::Read { .. }
             | Self::Shader(_)
+            | Self::Worker(_)
             | Self::Wrong { .. } => 1,
         }
     }

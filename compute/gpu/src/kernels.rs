@@ -161,7 +161,7 @@ pub(crate) fn sha256(device: &Device, messages: &[Vec<u8>]) -> Result<Vec<[u8; 3
     let digest = |words: &[u32]| {
         let mut digest = [0; 32];
         for (to, word) in digest.chunks_exact_mut(4).zip(words) {
-            to.copy_from_slice(&word.to_be_bytes());
+            to.copy_from_slice(&word.to_le_bytes());
         }
         digest
     };

@@ -8,12 +8,14 @@ mod bench;
 mod check;
 mod device;
 mod error;
+mod host;
 mod info;
 mod kernels;
 mod run;
 mod selftest;
 #[cfg(all(target_arch = "x86_64", target_feature = "crt-static"))]
 mod startup;
+mod worker;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -51,6 +53,8 @@ enum Verb {
     Run(run::Arguments),
     /// Compare the results of known kernels with the processor's
     Selftest(selftest::Arguments),
+    /// Compute for the node that started this process; of no use to people
+    Worker(worker::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -78,6 +82,7 @@ fn run(verb: &Verb, started: Instant) -> Result<ExitCode> {
         }
         Verb::Run(arguments) => run::run(arguments, started),
         Verb::Selftest(arguments) => selftest::run(arguments, started),
+        Verb::Worker(arguments) => worker::run(arguments, started),
     }
 }
 

@@ -178,7 +178,7 @@ impl AccessControl {
         }
     }
 
-    fn scopes_allow(&self, scopes: &ScopeSet) -> bool {
+    pub(crate) fn scopes_allow(&self, scopes: &ScopeSet) -> bool {
         let has = |scope: &String| scopes.allows(scope);
         self.required_scopes.iter().all(has)
             && self

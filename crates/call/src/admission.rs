@@ -162,7 +162,6 @@ fn lookup(link: &Link, payload: &Payload<'_>) -> Result<Arc<Compiled>, CallError
     let found = link.dispatcher.registry.lookup(name);
     found
         .filter(|operation| operation.is_external() && operation.is_callable())
-        .cloned()
         .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
 }
 

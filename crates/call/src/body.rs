@@ -70,7 +70,8 @@ impl Body {
     }
 
     /// What `{"$bin":[offset,length]}` point into.
-    pub(crate) fn tail(&self) -> &Bytes {
+    #[must_use]
+    pub fn tail(&self) -> &Bytes {
         &self.tail
     }
 

@@ -210,7 +210,9 @@ impl Ctx {
         }
     }
 
-    pub(crate) fn depth(&self) -> usize {
+    /// How many calls of operations by operations lie above this one; 0 for a request from outside.
+    #[must_use]
+    pub fn depth(&self) -> usize {
         match &self.0 {
             Kind::Request(_) => 0,
             Kind::Child(child) => child.depth,

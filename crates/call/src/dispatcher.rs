@@ -12,12 +12,14 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::access::OwnershipProvider;
+use crate::generation::Generation;
 use crate::import::ImportOptions;
 use crate::keyed::KeyedCalls;
 use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits};
 use crate::link::Link;
 use crate::peers::{self, PeerState, Peers};
-use crate::registry::Registry;
+use crate::registry::{Registration, Registry};
+use crate::rules::RegistryError;
 use crate::sync::lock;
 use crate::watch::Announcer;
 
@@ -40,6 +42,7 @@ pub struct Dispatcher {
     identities: Option<Arc<dyn IdentityProvider>>,
     links: Mutex<Vec<Weak<Link>>>,
     draining: AtomicBool,
+    promoting: Mutex<()>,
 }
 
 impl Dispatcher {
@@ -62,6 +65,7 @@ impl Dispatcher {
             identities: None,
             links: Mutex::default(),
             draining: AtomicBool::new(false),
+            promoting: Mutex::default(),
         }
     }
 
@@ -154,6 +158,26 @@ impl Dispatcher {
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Puts these promoted operations in the place of those there are, all at once, and tells whoever
+    /// watches. Requests that run finish with what they began with. An operation that breaks a rule,
+    /// has a name of the program's own or lies in a reserved namespace is left out and named by
+    /// [`Generation::rejected`].
+    ///
+    /// # Errors
+    /// A spec has no JSON form; everything stays as it is.
+    pub fn promote(
+        &self,
+        number: u64,
+        registrations: Vec<Registration>,
+    ) -> Result<Arc<Generation>, RegistryError> {
+        // The last one to swap is also the last one to tell.
+        let _one_at_a_time = lock(&self.promoting);
+        let now = self.registry.install(number, registrations)?;
+        let specs = self.registry.specs().chain(now.specs());
+        self.announcer.own(now.digest(), specs);
+        Ok(now)
     }
 
     /// Where changes of the operations are announced to those who watch them.

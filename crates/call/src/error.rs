@@ -242,7 +242,9 @@ impl CallError {
         Self::new(ErrorCode::Unavailable, message)
     }
 
-    pub(crate) fn not_found(operation: &str) -> Self {
+    /// No such operation, or none that the caller may know of: both look the same.
+    #[must_use]
+    pub fn not_found(operation: &str) -> Self {
         let message = format!("there is no operation '{operation}'; services/list names them");
         Self::new(ErrorCode::NotFound, message)
     }

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 
 use crate::compiled::Compiled;
+use crate::compose::Resolved;
 use crate::registry::Registration;
 use crate::rules::RegistryError;
 use crate::sync::lock;
@@ -73,14 +74,28 @@ impl SessionLayer {
         self.operations.load().get(name).cloned()
     }
 
-    /// Adds an operation unless there are `most` already.
+    pub(crate) fn every(&self) -> Vec<Resolved> {
+        let operations = self.operations.load();
+        operations
+            .sorted()
+            .into_iter()
+            .map(Resolved::here)
+            .collect()
+    }
+
+    /// Adds an operation unless there are `most` already; with `replaces`, in the place of one of
+    /// the same name.
     pub(crate) fn insert(
         &self,
         registration: Registration,
         most: usize,
+        replaces: bool,
     ) -> Result<bool, RegistryError> {
         let _one_at_a_time = lock(&self.registering);
         let mut operations = Overlay::clone(&self.operations.load());
+        if replaces {
+            operations.0.remove(registration.spec.name.as_str());
+        }
         if operations.len() >= most {
             return Ok(false);
         }

@@ -45,6 +45,7 @@ mod dispatcher;
 mod envelope;
 mod error;
 mod frame;
+mod generation;
 mod handler;
 mod idempotency;
 mod import;
@@ -78,8 +79,8 @@ pub use batch::Batch;
 pub use body::{Body, Item, Output};
 pub use client::{CallClient, CallConnection, CallOptions, Caller, Route, Subscription};
 pub use compose::{
-    CompositionAuthority, Env, InvokeOptions, Lookup, OnAbort, OperationEnv, PeerCompositeEnv,
-    Provenance, Resolved, Session, SessionError,
+    CompositionAuthority, Env, Followed, InvokeOptions, Lookup, OnAbort, OperationEnv,
+    PeerCompositeEnv, Provenance, Resolved, Session, SessionError,
 };
 pub use connect::{ConnectError, Credentials};
 pub use context::{ConnInfo, Ctx};
@@ -87,6 +88,7 @@ pub use dispatcher::{Dispatcher, Stats};
 pub use envelope::{Envelope, EventKind, ForwardedFor, NO_REQUEST, encode_event};
 pub use error::{CallError, ErrorCode};
 pub use frame::{FrameBody, FrameError, FrameReader};
+pub use generation::Generation;
 pub use handler::{BoxStream, HandlerKind, OnSlow, OnceHandler, StreamHandler};
 pub use import::{
     AdapterError, Disclose, FromCall, FromJsonSchema, ImportOptions, OperationAdapter, from_call,

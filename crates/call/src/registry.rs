@@ -4,14 +4,13 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use data_encoding::HEXLOWER;
-use hashbrown::HashMap;
+use arc_swap::ArcSwap;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::compiled::Compiled;
 use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::CallError;
+use crate::generation::{ByName, Generation};
 use crate::handler::{HandlerKind, OnSlow};
 use crate::peers::ScopedPeerEnv;
 use crate::rules::{self, RegistryError};
@@ -177,7 +176,7 @@ impl RegistryBuilder {
     /// Adds an operation that was written by a session, reviewed and promoted: generation `b` of
     /// layer 0. What this program brings is never replaced by one: a promoted operation that
     /// breaks a rule, has a name already taken or a reserved namespace is left out and named by
-    /// [`Registry::rejected`], so that no promotion can keep a node from starting.
+    /// [`Generation::rejected`], so that no promotion can keep a node from starting.
     pub fn promote(&mut self, registration: Registration) -> &mut Self {
         self.promoted.push(registration);
         self
@@ -205,7 +204,7 @@ impl RegistryBuilder {
     /// # Errors
     /// The first operation that breaks a rule, by name.
     pub fn build_lazily(self) -> Result<Registry, RegistryError> {
-        let mut by_name = HashMap::new();
+        let mut by_name = ByName::new();
         for registration in self.registrations {
             if rules::is_protocols(&registration.spec.namespace) {
                 return Err(RegistryError::Reserved(registration.spec.name));
@@ -215,26 +214,16 @@ impl RegistryBuilder {
         for registration in services::registrations() {
             insert(&mut by_name, registration)?;
         }
-        let mut rejected = Vec::new();
-        for registration in self.promoted {
-            if let Err(error) = insert_promoted(&mut by_name, registration) {
-                tracing::warn!(%error, "a promoted operation is left out");
-                rejected.push(error);
-            }
-        }
+        let generation = Generation::new(0, &by_name, self.promoted)?;
         let mut sorted: Vec<_> = by_name.values().map(Arc::clone).collect();
         sorted.sort_by(|a: &Arc<Compiled>, b| a.spec.name.cmp(&b.spec.name));
-        let digest = digest(&sorted)?;
         Ok(Registry {
             by_name,
             sorted,
-            digest,
-            rejected,
+            generation: ArcSwap::from_pointee(generation),
         })
     }
 }
-
-type ByName = HashMap<Box<str>, Arc<Compiled>>;
 
 fn insert(by_name: &mut ByName, registration: Registration) -> Result<(), RegistryError> {
     let compiled = Compiled::new(registration)?;
@@ -245,36 +234,12 @@ fn insert(by_name: &mut ByName, registration: Registration) -> Result<(), Regist
     }
 }
 
-fn insert_promoted(by_name: &mut ByName, registration: Registration) -> Result<(), RegistryError> {
-    rules::check_namespace(&registration.spec)?;
-    let name = registration.spec.name.clone();
-    if by_name.contains_key(name.as_str()) {
-        return Err(RegistryError::Duplicate(name));
-    }
-    let compiled = Compiled::new(registration)?;
-    compiled.compile()?;
-    by_name.insert(name.into(), Arc::new(compiled));
-    Ok(())
-}
-
-fn digest(sorted: &[Arc<Compiled>]) -> Result<String, RegistryError> {
-    let mut hash = Sha256::new();
-    for operation in sorted {
-        let text = serde_json::to_vec(&operation.spec).map_err(|error| RegistryError::Schema {
-            name: operation.spec.name.clone(),
-            reason: error.to_string(),
-        })?;
-        hash.update(text);
-    }
-    Ok(HEXLOWER.encode(&hash.finalize()))
-}
-
-/// The curated operations of a node: layer 0, immutable. Requests from outside reach nothing else.
+/// The operations of a node that requests from outside reach: layer 0. Those of the program are
+/// immutable; promoted ones stand beside them, a [`Generation`] at a time.
 pub struct Registry {
     by_name: ByName,
     sorted: Vec<Arc<Compiled>>,
-    digest: String,
-    rejected: Vec<RegistryError>,
+    generation: ArcSwap<Generation>,
 }
 
 impl Registry {
@@ -288,34 +253,44 @@ impl Registry {
     #[must_use]
     pub fn empty() -> Self {
         Self {
-            by_name: HashMap::new(),
+            by_name: ByName::new(),
             sorted: Vec::new(),
-            digest: String::new(),
-            rejected: Vec::new(),
+            generation: ArcSwap::from_pointee(Generation::empty()),
         }
     }
 
-    /// The spec of an operation, whoever may call it.
+    /// The spec of an operation of the program, whoever may call it.
     #[must_use]
     pub fn spec(&self, name: &str) -> Option<&OperationSpec> {
         self.by_name.get(name).map(|operation| &operation.spec)
     }
 
-    /// Every spec, in order of name.
+    /// Every spec of the program's operations, in order of name.
     pub fn specs(&self) -> impl Iterator<Item = &OperationSpec> {
         self.sorted.iter().map(|operation| &operation.spec)
     }
 
-    /// SHA-256 over every spec, in hex: changes when any operation does.
+    /// The promoted operations, as they are now.
     #[must_use]
-    pub fn digest(&self) -> &str {
-        &self.digest
+    pub fn generation(&self) -> Arc<Generation> {
+        self.generation.load_full()
     }
 
-    /// Why promoted operations were left out.
+    /// SHA-256 over every spec, promoted ones included, in hex: changes when any operation does.
     #[must_use]
-    pub fn rejected(&self) -> &[RegistryError] {
-        &self.rejected
+    pub fn digest(&self) -> String {
+        self.generation.load().digest().to_owned()
+    }
+
+    /// Puts another generation in the place of the one there is.
+    pub(crate) fn install(
+        &self,
+        number: u64,
+        registrations: Vec<Registration>,
+    ) -> Result<Arc<Generation>, RegistryError> {
+        let next = Arc::new(Generation::new(number, &self.by_name, registrations)?);
+        self.generation.store(Arc::clone(&next));
+        Ok(next)
     }
 
     /// Checks `input` against the schema of an operation without calling it, for planning.
@@ -329,12 +304,17 @@ impl Registry {
     }
 
     /// An operation by its name on the wire, with or without the leading slash.
-    pub(crate) fn lookup(&self, name: &str) -> Option<&Arc<Compiled>> {
-        self.by_name.get(name.strip_prefix('/').unwrap_or(name))
+    pub(crate) fn lookup(&self, name: &str) -> Option<Arc<Compiled>> {
+        let name = name.strip_prefix('/').unwrap_or(name);
+        match self.curated(name) {
+            Some(found) => Some(Arc::clone(found)),
+            None => self.generation.load().get(name).map(Arc::clone),
+        }
     }
 
-    pub(crate) fn sorted(&self) -> &[Arc<Compiled>] {
-        &self.sorted
+    /// An operation of the program by its name.
+    pub(crate) fn curated(&self, name: &str) -> Option<&Arc<Compiled>> {
+        self.by_name.get(name)
     }
 }
 
@@ -434,9 +414,11 @@ mod tests {
             .promote(query("services/list"))
             .promote(Registration::new(broken, once()));
         let registry = builder.build_lazily().expect("the others are fine");
-        assert!(registry.spec("a/c").is_some() && registry.spec("a/d").is_none());
-        assert!(registry.spec("node/info").is_none());
-        let rejected = registry.rejected();
+        let promoted = registry.generation();
+        let names: Vec<_> = promoted.specs().map(|spec| spec.name.as_str()).collect();
+        assert_eq!(names, ["a/c"]);
+        assert!(registry.spec("a/c").is_none() && registry.lookup("/a/c").is_some());
+        let rejected = promoted.rejected();
         assert_eq!(rejected[0], RegistryError::Duplicate("a/b".to_owned()));
         assert_eq!(rejected[1], RegistryError::Reserved("node/info".to_owned()));
         assert_eq!(

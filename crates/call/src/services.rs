@@ -1,5 +1,7 @@
 //! What a node says about its own operations.
 
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -157,13 +159,13 @@ fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
         let message = format!("limit is 1 to {PAGE_MAX}, not {limit}");
         return Err(CallError::invalid_input(message));
     }
-    let registry = &ctx.dispatcher().registry;
+    let now = ctx.dispatcher().registry.generation();
     // A cursor is the last name of the page before: stable whatever is registered later.
     let cursor = input.cursor.unwrap_or_default();
-    let first = registry
+    let first = now
         .sorted()
         .partition_point(|operation| operation.spec.name.as_str() <= cursor.as_str());
-    let mut operations: Vec<_> = registry.sorted()[first..]
+    let mut operations: Vec<_> = now.sorted()[first..]
         .iter()
         .filter(|operation| operation.spec.name.starts_with(prefix))
         .filter(|operation| is_shown(operation, ctx))
@@ -176,7 +178,7 @@ fn run_list(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
     Output::json(&Listing {
         operations,
         next,
-        registry: registry.digest().to_owned(),
+        registry: now.digest().to_owned(),
         protocol: protocol(ctx),
     })
 }
@@ -212,7 +214,7 @@ fn protocol(ctx: &Ctx) -> Protocol {
 fn run_schema(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
     let input: SchemaInput = members(input)?.unwrap_or_default();
     let names = match (input.name, input.names) {
-        (Some(name), None) => return Output::json(spec_of(&name, ctx)?),
+        (Some(name), None) => return Output::json(&spec_of(&name, ctx)?.spec),
         (None, Some(names)) if names.len() <= NAMES_MAX => names,
         _ => {
             let message = format!("give name, or names with at most {NAMES_MAX} of them");
@@ -223,14 +225,14 @@ fn run_schema(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
         .iter()
         .map(|name| spec_of(name, ctx))
         .collect::<Result<Vec<_>, _>>()?;
+    let specs: Vec<_> = specs.iter().map(|operation| &operation.spec).collect();
     Output::json(&json!({ "specs": specs }))
 }
 
-fn spec_of<'a>(name: &str, ctx: &'a Ctx) -> Result<&'a OperationSpec, CallError> {
+fn spec_of(name: &str, ctx: &Ctx) -> Result<Arc<Compiled>, CallError> {
     let found = ctx.dispatcher().registry.lookup(name);
     found
         .filter(|operation| is_shown(operation, ctx))
-        .map(|operation| &operation.spec)
         .ok_or_else(|| CallError::not_found(name))
 }
 

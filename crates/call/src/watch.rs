@@ -45,7 +45,9 @@ pub struct Announcer(Arc<watch::Sender<Arc<Snapshot>>>);
 
 impl Announcer {
     pub(crate) fn new(registry: &Registry) -> Self {
-        let own = Source::new(registry.digest(), external(registry.specs()));
+        let promoted = registry.generation();
+        let specs = registry.specs().chain(promoted.specs());
+        let own = Source::new(promoted.digest(), external(specs));
         let snapshot = Snapshot {
             own: Arc::new(own),
             peers: BTreeMap::new(),

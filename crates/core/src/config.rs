@@ -10,6 +10,7 @@ mod error;
 mod hub;
 mod iroh;
 mod people;
+mod promotion;
 mod read;
 mod reload;
 mod sections;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
 pub use iroh::IrohSection;
+pub use promotion::{Activation, PromotionSection};
 pub use reload::{
     Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
 };
@@ -67,6 +69,8 @@ pub struct NodeConfig {
     pub join: Vec<JoinConfig>,
     /// The node's protocols for whoever dials its key with iroh.
     pub iroh: IrohSection,
+    /// How scripts become operations of the node.
+    pub promotion: PromotionSection,
 }
 
 impl NodeConfig {

@@ -13,6 +13,21 @@ const DEPTH: usize = 12;
 #[must_use]
 pub fn declarations(operations: &[Operation]) -> String {
     let mut out = String::from(include_str!("declarations.d.ts"));
+    // As the session has them: what may not be called is not declared either.
+    let may = |path: &str| operations.iter().any(|operation| operation.path == path);
+    let parts = [
+        ("compute/dispatch", include_str!("declarations.gpu.d.ts")),
+        ("tensor/open", include_str!("declarations.tensor.d.ts")),
+    ];
+    for (path, part) in parts {
+        if may(path) {
+            out.push('\n');
+            out.push_str(part);
+        }
+    }
+    if may("compute/dispatch") || may("tensor/open") {
+        out.push_str("\ntype Bytes = ArrayBuffer | ArrayBufferView;\n");
+    }
     let of = |kinds: &[Kind]| {
         let mut listed = String::new();
         for operation in operations

@@ -6,11 +6,11 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::future::Future;
-use std::sync::Arc;
 
 use crate::error::OpError;
 
@@ -25,7 +25,10 @@ pub enum Reply {
     /// A JSON value.
     Json(Value),
     /// Bytes that stay where they are: the script sees them as an immutable `ArrayBuffer`.
-    Bytes(Arc<[u8]>),
+    Bytes(Bytes),
+    /// A value with bytes: each `{"$bin": [offset, length]}` in it becomes an immutable
+    /// `ArrayBuffer` over that part of them.
+    Mixed(Value, Bytes),
 }
 
 /// Options of a call, named as in the call protocol.
@@ -125,6 +128,20 @@ pub trait Host: Send + Sync + 'static {
         input: Value,
         options: CallOptions,
     ) -> BoxFuture<Result<Reply, OpError>>;
+
+    /// The same with bytes beside the input, which `{"$bin": [offset, length]}` in it point into.
+    /// With `map`, the answer may come as a file's bytes where they lie.
+    fn call_with_bytes(
+        &self,
+        path: &str,
+        input: Value,
+        bytes: Bytes,
+        map: bool,
+    ) -> BoxFuture<Result<Reply, OpError>> {
+        let _ = (path, input, bytes, map);
+        let error = OpError::new("NOT_FOUND", "bytes go nowhere from here");
+        Box::pin(std::future::ready(Err(error)))
+    }
 
     /// Opens a subscription. The isolate holds at most [`crate::limits::UNACKNOWLEDGED`] items
     /// that the script did not take, and polls for no more until it takes one.

@@ -29,3 +29,4 @@ pub use isolate::{ENGINE, Gauge, Grants, Isolate, Mode, Outcome, Remote, Spec, S
 pub use limits::Limits;
 pub use modules::{Language, ModuleSet};
 pub use ops::{Recorded, Replay};
+pub use typescript::{Import, Looked, Maker, Via, look};

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Code, Failure};
 
 /// Poll points (jumps, calls; a plain loop has two a round) in one tick of fuel: the interval at which the engine asks.
@@ -39,6 +41,8 @@ pub const SUBSCRIPTIONS: usize = 64;
 pub const REGISTERED: usize = 256;
 /// Cases of one `ops.test`.
 pub const TEST_CASES: usize = 256;
+/// Imports, and places that make code of text, that are told of one source.
+pub const LOOKED: usize = 1_000;
 /// Text that `console` may write within one second of the session's clock.
 pub const LOG_BYTES_PER_SECOND: usize = 64 << 10;
 /// Length of one line of `console`; the rest is cut.
@@ -47,7 +51,7 @@ pub const LOG_LINE_BYTES: usize = 8 << 10;
 pub const RANDOM_BYTES: usize = 65_536;
 
 /// What one session may use. Fuel and CPU time are per call, everything else per session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Ticks of [`POLL_POINTS_PER_TICK`] for a call. The same script on the same input always takes
     /// the same number.

@@ -49,3 +49,4 @@ pub use level::{Gap, Level, Sandbox, Wall};
 pub use message::{CallStats, Event, Fault, FromWorker, LogLevel, Reply, ToWorker};
 pub use role::{Rights, Role};
 pub use setup::{Bind, Namespaces};
+pub use sys::give_back_memory;

@@ -5,10 +5,12 @@ mod clock;
 mod inherited;
 mod launch;
 mod mapping;
+mod memory;
 mod signal;
 
 pub(crate) use clock::{ThreadClock, process_cpu_us};
 pub(crate) use inherited::{look_at_host, take_host};
 pub(crate) use launch::{Identity, Launch, Launched};
 pub(crate) use mapping::Mapping;
+pub use memory::give_back_memory;
 pub(crate) use signal::{ABORTED_STATUS, abort_ends_with_a_status, end_now, unblock_all};

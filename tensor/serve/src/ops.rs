@@ -19,7 +19,8 @@ use crate::handler::{NAMELESS, blocking, read_on};
 use crate::limits::UPLOAD_IDLE;
 use crate::part::Part;
 use crate::path::StorePath;
-use crate::request::{Fetch, src};
+use crate::path::Src;
+use crate::request::Fetch;
 use crate::store::{Object, Store, Upload};
 use crate::uploads::Uploads;
 
@@ -155,7 +156,7 @@ fn caller(ctx: &Ctx) -> Result<Arc<Identity>, ServeError> {
 }
 
 async fn object(store: &Arc<Store>, input: &Value, ctx: &Ctx) -> Result<Arc<Object>, ServeError> {
-    let id = store.resolve(&caller(ctx)?.scopes, &src(input)?)?;
+    let id = store.resolve(&caller(ctx)?.scopes, &Src::from_value(&input["src"])?)?;
     let store = Arc::clone(store);
     blocking(move || store.object(id)).await
 }

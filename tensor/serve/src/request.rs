@@ -152,13 +152,15 @@ impl RawSrc {
     }
 }
 
-/// Reads the `src` of an operation.
-///
-/// # Errors
-/// `E_VALUE`.
-pub(crate) fn src(input: &Value) -> Result<Src, ServeError> {
-    let raw = RawSrc::deserialize(&input["src"]);
-    raw.map_err(|error| value(format!("src: {error}")))?.read()
+impl Src {
+    /// Reads what stands in the `src` of a request: `{"id": …}` or `{"path": …}`.
+    ///
+    /// # Errors
+    /// `E_VALUE`, and `E_LIMIT` for too long a path.
+    pub fn from_value(src: &Value) -> Result<Self, ServeError> {
+        let raw = RawSrc::deserialize(src);
+        raw.map_err(|error| value(format!("src: {error}")))?.read()
+    }
 }
 
 fn range([start, end]: [u64; 2]) -> Result<Range<u64>, ServeError> {

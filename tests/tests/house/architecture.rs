@@ -194,6 +194,19 @@ fn tensors_know_no_network_no_script_and_no_gpu() {
 }
 
 #[test]
+fn operations_that_compute_have_no_driver_in_them() {
+    let banned = [
+        "alknet-endpoint",
+        "alknet-vulkan",
+        "matrixmultiply",
+        "quinn",
+        "rustls",
+        "wgpu",
+    ];
+    Graph::load().forbid("alknet-compute", &banned);
+}
+
+#[test]
 fn scripts_reach_nothing_but_their_host() {
     let banned = [
         "quinn",
@@ -205,6 +218,44 @@ fn scripts_reach_nothing_but_their_host() {
         "rusqlite",
     ];
     Graph::load().forbid("alknet-runtime", &banned);
+}
+
+#[test]
+fn sessions_know_no_transport_and_no_gpu() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "alknet-endpoint",
+        "alknet-tensor",
+        "hyper",
+        "rusqlite",
+        "wgpu",
+    ];
+    Graph::load().forbid("alknet-sessions", &banned);
+}
+
+#[test]
+fn promotion_starts_no_process_and_opens_no_connection() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "alknet-endpoint",
+        "alknet-tls",
+        "alknet-worker",
+        "hyper",
+    ];
+    Graph::load().forbid("alknet-promotion", &banned);
+    // The parser of scripts is for workers.
+    let folder = "crates/runtime/promotion/src/";
+    let mut files = Vec::new();
+    sources(&root().join(folder), &mut files);
+    assert!(!files.is_empty(), "{folder} moved");
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a readable file");
+        for word in ["alknet_runtime::look", "Isolate::", ".look("] {
+            assert!(!text.contains(word), "{}: {word}", file.display());
+        }
+    }
 }
 
 #[test]
@@ -334,6 +385,7 @@ fn the_environment_is_read_only_at_the_edges() {
     // Secrets never travel in the environment; a library that cannot read it cannot be tempted.
     let edges = [
         "appliance/",
+        "compute/gpu/src/worker.rs",
         "crates/tasks/",
         "crates/xtask/",
         "image/",
@@ -341,6 +393,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "tests/",
     ];
     let build_and_tests = [
+        "crates/runtime/promotion/tests/",
         "crates/typedef/tests/",
         "crates/worker/tests/",
         "compute/driver/build.rs",
@@ -374,10 +427,12 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
     // Mesa's drivers are C: their two entry points are called there, and generated code finds the C
     // library's functions there.
     let drivers = ["compute/driver/src/"];
-    // Bytes that the script engine and Rust both see. Mapping a file asks something of whoever has
+    // The kernels that multiply matrices take addresses. Bytes that the script engine and Rust both
+    // see. Mapping a file asks something of whoever has
     // the file: that it stays as it is. What memory a header costs is measured by an allocator of
     // the tests.
     let memory = [
+        "compute/gpu/src/host.rs",
         "crates/runtime/src/isolate/bytes.rs",
         "tensor/src/reader.rs",
         "tensor/src/source/mapped.rs",

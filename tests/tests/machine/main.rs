@@ -1,5 +1,6 @@
 //! The booted appliance and its machine: disks, networks, power, and what breaks.
 
+mod computing;
 mod configuration;
 mod disks;
 mod faults;

@@ -3,7 +3,7 @@ struct Span { offset: u32, length: u32 } // bytes
 
 @group(0) @binding(0) var<storage, read> messages: array<u32>; // bytes, four to a word, lowest first
 @group(0) @binding(1) var<storage, read> spans: array<Span>;
-@group(0) @binding(2) var<storage, read_write> digests: array<u32>; // eight words for each message
+@group(0) @binding(2) var<storage, read_write> digests: array<u32>; // 32 bytes for each message
 
 const K = array<u32, 64>(
     0x428a2f98u, 0x71374491u, 0xb5c0fbcfu, 0xe9b5dba5u, 0x3956c25bu, 0x59f111f1u, 0x923f82a4u, 0xab1c5ed5u,
@@ -38,6 +38,11 @@ fn word(span: Span, blocks: u32, at: u32) -> u32 {
         | (padded(span, blocks, at + 2u) << 8u) | padded(span, blocks, at + 3u);
 }
 
+// Digests have their highest byte first, words their lowest.
+fn swapped(x: u32) -> u32 {
+    return (x << 24u) | ((x & 0xff00u) << 8u) | ((x >> 8u) & 0xff00u) | (x >> 24u);
+}
+
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if id.x >= arrayLength(&spans) { return; }
@@ -68,5 +73,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         state[0] += a; state[1] += b; state[2] += c; state[3] += d;
         state[4] += e; state[5] += f; state[6] += g; state[7] += h;
     }
-    for (var i = 0u; i < 8u; i++) { digests[id.x * 8u + i] = state[i]; }
+    for (var i = 0u; i < 8u; i++) { digests[id.x * 8u + i] = swapped(state[i]); }
 }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod linked;
+mod operations;
 mod shaders;
 
 use std::path::{Path, PathBuf};

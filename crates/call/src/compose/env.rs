@@ -6,9 +6,11 @@ use std::sync::Arc;
 use alknet_core::PeerId;
 
 use crate::compiled::Compiled;
+use crate::generation::Generation;
 use crate::layers::{Overlay, SessionLayer};
 use crate::peers::{PeerRef, Peers, ScopedPeerEnv};
 use crate::registry::Registry;
+use crate::spec::OperationSpec;
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +41,12 @@ impl Resolved {
         }
     }
 
+    /// What it says about itself.
+    #[must_use]
+    pub fn spec(&self) -> &OperationSpec {
+        &self.operation.spec
+    }
+
     /// Its name.
     #[must_use]
     pub fn operation(&self) -> &str {
@@ -60,16 +68,24 @@ impl Resolved {
 pub trait OperationEnv: Send + Sync + 'static {
     /// The operation, or `None`: then the caller sees `NOT_FOUND`.
     fn resolve(&self, lookup: &Lookup<'_>) -> Option<Resolved>;
+
+    /// Everything that can be found on this node, for those who ask what there is. What peers serve
+    /// need not be among it.
+    fn every(&self) -> Vec<Resolved> {
+        Vec::new()
+    }
 }
 
-/// The layers of a node, in order: what was imported from the connection that the request came
-/// over, the curated operations, and what attached peers serve. No name is in both of the first
-/// two: importing a curated one is refused. Peers come last, so that no peer can take the place of
-/// an operation of this node. A [`Session`](crate::Session) puts its own operations before all of
+/// The layers of a node, in order: the operations of the program, the promoted ones as they were
+/// when the request first called another operation, what was imported from the connection that the
+/// request came over, and what attached peers serve. Importing a name that this node has is refused,
+/// and one that is promoted later counts before what was imported: no peer can take the place of an
+/// operation of this node. A [`Session`](crate::Session) puts its own operations before all of
 /// them.
 #[derive(Clone)]
 pub struct PeerCompositeEnv {
     base: Arc<Registry>,
+    promoted: Arc<Generation>,
     connection: Option<Arc<Overlay>>,
     peers: Arc<Peers>,
 }
@@ -82,15 +98,17 @@ impl PeerCompositeEnv {
     ) -> Self {
         Self {
             base: Arc::clone(base),
+            promoted: base.generation(),
             connection,
             peers: Arc::clone(peers),
         }
     }
 
     fn here(&self, name: &str) -> Option<Resolved> {
-        let imported = self.connection.as_ref().and_then(|layer| layer.get(name));
-        imported
-            .or_else(|| self.base.lookup(name))
+        let imported = || self.connection.as_ref().and_then(|layer| layer.get(name));
+        let own = self.base.curated(name);
+        own.or_else(|| self.promoted.get(name))
+            .or_else(imported)
             .map(Resolved::here)
     }
 }
@@ -106,6 +124,14 @@ impl OperationEnv for PeerCompositeEnv {
             }
             None => anywhere(),
         }
+    }
+
+    fn every(&self) -> Vec<Resolved> {
+        let imported = self.connection.iter().flat_map(|layer| layer.sorted());
+        imported
+            .chain(self.promoted.sorted())
+            .map(Resolved::here)
+            .collect()
     }
 }
 
@@ -135,5 +161,11 @@ impl OperationEnv for SessionEnv {
             None => own().or_else(|| self.below.resolve(lookup)),
             Some(_) => self.below.resolve(lookup),
         }
+    }
+
+    fn every(&self) -> Vec<Resolved> {
+        let mut all = self.layer.every();
+        all.extend(self.below.every());
+        all
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::PeerId;
+use alknet_core::{PeerId, ScopeSet};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -16,6 +16,7 @@ use crate::compiled::Compiled;
 use crate::compose::authority::{CompositionAuthority, Provenance};
 use crate::compose::child::{Child, Running, aborted};
 use crate::compose::env::{Lookup, OperationEnv, Resolved};
+use crate::compose::follow::Followed;
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{HandlerKind, OnceHandler};
@@ -108,6 +109,12 @@ impl Env {
         &self.resolver
     }
 
+    /// How many calls of operations by operations lie above the one that calls through it.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.ctx.depth()
+    }
+
     /// What may be done through it.
     #[must_use]
     pub fn authority(&self) -> Option<&CompositionAuthority> {
@@ -175,6 +182,59 @@ impl Env {
             Ok(found) => self.start(&found, input, options).await,
             Err(_) => Err(lost),
         }
+    }
+
+    /// Follows a subscription. The stream ends after its first error; dropping it ends the work
+    /// behind it. It lives no longer than the request that this belongs to.
+    ///
+    /// # Errors
+    /// As [`invoke`](Self::invoke); `INVALID_OPERATION_TYPE` for what answers once.
+    pub fn follow(
+        &self,
+        operation: &str,
+        input: Body,
+        options: &InvokeOptions,
+    ) -> Result<Followed, CallError> {
+        let name = operation.trim_start_matches('/');
+        let found = self.resolve(name, options, None)?;
+        let operation = &found.operation;
+        self.check_access(operation, &input)?;
+        let HandlerKind::Stream(handler) = &operation.handler else {
+            let message = format!("'{name}' is no subscription; it cannot be followed");
+            return Err(CallError::new(ErrorCode::InvalidOperationType, message));
+        };
+        let mut child = self.child(operation, options)?;
+        // A subscription ends when it ends, unless somebody says otherwise.
+        if options.timeout.is_none() {
+            child.deadline = self.ctx.deadline();
+        }
+        if child.tokens.gate().is_cancelled() {
+            return Err(aborted());
+        }
+        let running = Running::new(child)?;
+        if operation.checks_input() {
+            operation.check_input(input.try_value()?)?;
+        }
+        Ok(running.follow(Arc::clone(handler), input))
+    }
+
+    /// What may be called through it on this node, as far as scopes decide it; in order of name
+    /// within each layer.
+    #[must_use]
+    pub fn reachable(&self) -> Vec<Resolved> {
+        let Some(scope) = self.scope.as_deref() else {
+            return Vec::new();
+        };
+        let nobody = ScopeSet::default();
+        let scopes = self.authority().map_or(&nobody, |own| &own.scopes);
+        let mut every = self.resolver.every();
+        every.retain(|found| {
+            let rule = &found.operation.spec.access_control;
+            (self.is_own(found) || scope.reaches(found.operation(), None))
+                && found.operation.is_callable()
+                && (rule.is_open() || rule.scopes_allow(scopes))
+        });
+        every
     }
 
     fn resolve(

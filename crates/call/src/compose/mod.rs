@@ -3,12 +3,14 @@
 mod authority;
 mod child;
 mod env;
+mod follow;
 mod invoke;
 mod session;
 mod tokens;
 
 pub use authority::{CompositionAuthority, Provenance};
 pub use env::{Lookup, OperationEnv, PeerCompositeEnv, Resolved};
+pub use follow::Followed;
 pub use invoke::{Env, InvokeOptions, OnAbort};
 pub use session::{Session, SessionError};
 

@@ -56,7 +56,20 @@ impl Session {
     /// # Errors
     /// A rule of every operation is broken, the name exists in this or another layer, it lies in a
     /// reserved namespace, it brings an authority of its own, or there are too many.
-    pub fn register(&self, mut registration: Registration) -> Result<(), SessionError> {
+    pub fn register(&self, registration: Registration) -> Result<(), SessionError> {
+        self.add(registration, false)
+    }
+
+    /// The same, in the place of one that this session registered under the name before: code that
+    /// is written step by step gets better. Calls that run go on with the one they began with.
+    ///
+    /// # Errors
+    /// As [`register`](Self::register), but for a name of the session's own.
+    pub fn replace(&self, registration: Registration) -> Result<(), SessionError> {
+        self.add(registration, true)
+    }
+
+    fn add(&self, mut registration: Registration, replaces: bool) -> Result<(), SessionError> {
         if registration.authority.is_some() || registration.scoped_env.is_some() {
             return Err(SessionError::Authority(registration.spec.name.into()));
         }
@@ -69,7 +82,10 @@ impl Session {
         registration.spec = registration.spec.internal();
         let authority = CompositionAuthority::clone(&self.authority);
         let registration = registration.composing(authority, ScopedPeerEnv::clone(&self.scope));
-        if self.layer.insert(registration, SESSION_OPERATIONS_MAX)? {
+        if self
+            .layer
+            .insert(registration, SESSION_OPERATIONS_MAX, replaces)?
+        {
             Ok(())
         } else {
             Err(SessionError::TooMany)

@@ -114,7 +114,7 @@ fn attach(link: &Arc<Link>, peer: &PeerId, found: Imports) -> Result<(), Adapter
 fn keep(link: &Link, found: Imports) -> Result<(), AdapterError> {
     let overlay = Overlay::new(found.registrations)?;
     let registry = &link.dispatcher.registry;
-    if let Some(name) = overlay.names().find(|name| registry.spec(name).is_some()) {
+    if let Some(name) = overlay.names().find(|name| registry.lookup(name).is_some()) {
         return Err(AdapterError::Collision { name: name.into() });
     }
     link.set_imports(overlay);

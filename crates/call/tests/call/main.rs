@@ -11,6 +11,7 @@ mod descendants;
 mod endings;
 mod farm;
 mod forwarding;
+mod generations;
 mod hostile;
 mod imports;
 mod interop;

@@ -201,8 +201,8 @@ impl ReloadHandle {
         self
     }
 
-    /// Scopes that something on this node asks for: granting another is warned about from now on.
-    /// Counts once; before it nothing is warned about.
+    /// Scopes that something on this node asks for: granting another is warned about from now on. One
+    /// that ends in `*` stands for all that begin so. Counts once; before it nothing is warned about.
     pub fn know_scopes(&self, scopes: impl IntoIterator<Item = String>) {
         self.scopes.get_or_init(|| scopes.into_iter().collect());
     }
@@ -327,10 +327,17 @@ impl ReloadHandle {
     fn is_asked_for(&self, scope: &str) -> bool {
         self.scopes
             .get()
-            .is_none_or(|scopes| match scope.strip_suffix('*') {
-                Some(prefix) => scopes.iter().any(|known| known.starts_with(prefix)),
-                None => scopes.contains(scope),
-            })
+            .is_none_or(|scopes| scopes.iter().any(|known| is_granted_by(known, scope)))
+    }
+}
+
+/// Whether what asks for `known`, a scope or a family of scopes, finds something in `granted`, a scope
+/// or a pattern.
+fn is_granted_by(known: &str, granted: &str) -> bool {
+    match (known.strip_suffix('*'), granted.strip_suffix('*')) {
+        (Some(family), _) if granted.starts_with(family) => true,
+        (_, Some(prefix)) => known.starts_with(prefix),
+        _ => known == granted,
     }
 }
 
@@ -352,6 +359,7 @@ impl NodeConfig {
             network: running.network.clone(),
             tls: running.tls.clone(),
             iroh: running.iroh.clone(),
+            promotion: running.promotion.clone(),
             node: NodeSection {
                 admin_keys,
                 ..running.node.clone()
@@ -384,6 +392,7 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("hub.enabled", running.hub.enabled != next.hub.enabled),
         ("hub.disclose", running.hub.disclose != next.hub.disclose),
         ("iroh", running.iroh != next.iroh),
+        ("promotion", running.promotion != next.promotion),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()

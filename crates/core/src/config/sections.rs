@@ -10,7 +10,7 @@ use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
     HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection,
-    TlsSection, hub, iroh, tls, tuning, values,
+    PromotionSection, TlsSection, hub, iroh, promotion, tls, tuning, values,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
@@ -44,6 +44,12 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             .and_then(|value| value.section(notes))
             .map_or_else(IrohSection::default, |section| {
                 iroh::section(section, listen.port, notes)
+            }),
+        promotion: top
+            .key("promotion")
+            .and_then(|value| value.section(notes))
+            .map_or_else(PromotionSection::default, |section| {
+                promotion::section(section, notes)
             }),
         listen,
     };

@@ -62,6 +62,11 @@ hash_addresses = true
 enabled = true
 port = 4433
 relays = ["https://relay.example.org", "https://192.0.2.1:8443/"]
+
+[promotion]
+activate = "live"
+reviews = 2
+rollback_on_errors = true
 "#;
 
 fn refused(document: &str) -> Vec<String> {
@@ -273,6 +278,16 @@ fn documents_that_are_no_toml_say_where() {
     let long = vec![b'#'; CONFIG_BYTES_MAX + 1];
     let errors = NodeConfig::parse(&long).expect_err("too long");
     assert!(errors[0].to_string().contains("longer than 65536 bytes"));
+}
+
+#[test]
+fn promotion_waits_for_the_next_start_unless_somebody_says_so() {
+    let standard = NodeConfig::default().promotion;
+    assert_eq!((standard.activate, standard.reviews), (Activation::Boot, 1));
+    assert!(!standard.rollback_on_errors);
+    complaint("[promotion]\nactivate = \"soon\"\n", &["promotion.activate", "boot"]);
+    complaint("[promotion]\nreviews = 0\n", &["promotion.reviews", "1 to 16"]);
+    complaint("[promotion]\nreviewers = 2\n", &["promotion.reviewers", "reviews"]);
 }
 
 #[test]

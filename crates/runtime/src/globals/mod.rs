@@ -29,6 +29,12 @@ const PRELUDE: [(&str, &str); 5] = [
 ];
 /// Only where the session's grants let it call.
 const OPS: (&str, &str) = ("alknet:runtime/ops", include_str!("prelude/ops.js"));
+/// For both of the following.
+const BYTES: (&str, &str) = ("alknet:runtime/bytes", include_str!("prelude/bytes.js"));
+/// Only where they let it run shaders.
+const GPU: (&str, &str) = ("alknet:runtime/gpu", include_str!("prelude/gpu.js"));
+/// Only where they let it open stored tensors.
+const TENSOR: (&str, &str) = ("alknet:runtime/tensor", include_str!("prelude/tensor.js"));
 
 /// Prepares the globals of a fresh engine.
 pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<Shared>) -> Result<()> {
@@ -42,8 +48,14 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<Shared>) -> Result<()> {
     *shared.hooks.borrow_mut() = Some(Persistent::save(ctx, hooks.clone()));
     let repl = shared.spec.mode == Mode::Repl;
     // What a session's grants decide: a global that is not granted is absent, not broken.
-    let granted = shared.spec.grants.ops.then_some(OPS);
-    for (name, source) in PRELUDE.into_iter().chain(granted) {
+    let grants = shared.spec.grants;
+    let granted = [
+        grants.ops.then_some(OPS),
+        (grants.gpu || grants.tensor).then_some(BYTES),
+        grants.gpu.then_some(GPU),
+        grants.tensor.then_some(TENSOR),
+    ];
+    for (name, source) in PRELUDE.into_iter().chain(granted.into_iter().flatten()) {
         let mut options = EvalOptions::default();
         options.filename = Some(name.to_owned());
         let script: Function<'js> = ctx.eval_with_options(source, options)?;

@@ -1,7 +1,6 @@
 //! Bytes between a script and Rust.
 
-use std::sync::Arc;
-
+use bytes::Bytes;
 use rquickjs::{ArrayBuffer, Ctx, Error, TypedArray, Value as JsValue};
 
 use crate::error::Code;
@@ -22,7 +21,7 @@ pub(crate) fn read<'js>(value: &TypedArray<'js, u8>) -> rquickjs::Result<Vec<u8>
 pub(crate) fn share<'js>(
     ctx: &Ctx<'js>,
     shared: &Shared,
-    bytes: Arc<[u8]>,
+    bytes: Bytes,
 ) -> rquickjs::Result<JsValue<'js>> {
     let reserved = shared
         .gauge
@@ -38,15 +37,15 @@ pub(crate) fn share<'js>(
 }
 
 struct Counted {
-    bytes: Arc<[u8]>,
+    bytes: Bytes,
     _reserved: Reserved,
 }
 
-// SAFETY: the slice behind an `Arc` neither moves nor changes its length while the `Arc` lives, and
-// the buffer made of it is immutable.
+// SAFETY: what `Bytes` holds neither moves nor changes its length while it lives, and the buffer made
+// of it is immutable.
 unsafe impl rquickjs::ArrayBufferSource for Counted {
     fn as_ptr(&self) -> *mut u8 {
-        <[u8]>::as_ptr(&self.bytes).cast_mut()
+        self.bytes.as_ptr().cast_mut()
     }
 
     fn len(&self) -> usize {

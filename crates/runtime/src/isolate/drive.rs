@@ -1,7 +1,6 @@
 //! Turns: enter the engine, run its jobs, look at what the calls became, wait.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use futures_util::future::LocalBoxFuture;
@@ -18,6 +17,9 @@ use crate::limits::JOBS_PER_TURN;
 
 /// Jobs between two looks at the clock: the engine asks only inside of jobs that are long.
 const JOBS_PER_LOOK: u64 = 64;
+
+/// Faster than this no script fills its heap with small values, by much.
+const FILLED_BYTES_PER_US: u64 = 8192;
 
 /// What ends a wait.
 enum Event {
@@ -41,10 +43,15 @@ impl Isolate {
             true => gauge.renew(limits.fuel_ticks, limits.cpu),
             false => gauge.allow(limits.fuel_ticks, limits.cpu),
         }
+        let before = gauge.cpu();
         let started = self.enter(|ctx, isolate| Active::start(ctx, &isolate.shared, entry, work));
+        let spent = self.shared.gauge.cpu().saturating_sub(before);
         match started {
             Ok(active) => self.entries.push(active),
-            Err(failure) => self.refuse(entry, failure),
+            Err(failure) => {
+                let failure = self.judged(failure, spent);
+                self.refuse(entry, failure);
+            }
         }
         self.turn();
     }
@@ -192,8 +199,9 @@ impl Isolate {
                     let value = match reply {
                         None => JsValue::new_undefined(ctx.clone()),
                         Some(Reply::Json(value)) => json::write(ctx, &value)?,
-                        Some(Reply::Bytes(bytes)) => {
-                            super::share_bytes(ctx, shared, Arc::clone(&bytes))?
+                        Some(Reply::Bytes(bytes)) => super::share_bytes(ctx, shared, bytes)?,
+                        Some(Reply::Mixed(value, bytes)) => {
+                            json::write_mixed(ctx, shared, &value, &bytes)?
                         }
                     };
                     settle.resolve.restore(ctx)?.call::<_, ()>((value, end))
@@ -222,7 +230,8 @@ impl Isolate {
             entries.retain_mut(|active| {
                 let answer = self.enter(|ctx, isolate| active.advance(ctx, &isolate.shared));
                 let Some(answer) = answer else { return true };
-                let answer = answer.map_err(|failure| self.judged(failure));
+                let spent = active.spent(&self.shared);
+                let answer = answer.map_err(|failure| self.judged(failure, spent));
                 let outcome = active.outcome(&self.shared, answer);
                 self.finished.push_back(outcome);
                 false
@@ -269,16 +278,20 @@ impl Isolate {
         gauge.leave();
         let unheard = self.enter(unheard);
         match uncaught.or(unheard) {
-            Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure)),
+            Some(failure) if gauge.stopped().is_none() => {
+                Err(self.judged(failure, std::time::Duration::ZERO))
+            }
             _ => Ok(()),
         }
     }
 
-    /// A thrown `null` with a full heap is the engine's way to say that an error did not fit.
-    fn judged(&self, mut failure: Failure) -> Failure {
+    /// A thrown `null` with a full heap is the engine's way to say that an error did not fit. The
+    /// heap may be empty again by now: then it counts whether there was the time to fill it.
+    fn judged(&self, mut failure: Failure, spent: std::time::Duration) -> Failure {
         let null = failure.code == Code::Exception && failure.message == NULL;
         let heap = self.shared.spec.limits.heap_bytes as u64;
-        if null && self.heap_bytes() > heap / 2 {
+        let fills = std::time::Duration::from_micros(heap / FILLED_BYTES_PER_US);
+        if null && (spent >= fills || self.heap_bytes() > heap / 2) {
             failure = failure::ended(Code::Memory);
         }
         failure

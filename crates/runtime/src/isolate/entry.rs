@@ -13,6 +13,7 @@ use crate::isolate::failure;
 use crate::isolate::shared::{Root, Shared};
 use crate::isolate::spec::Mode;
 use crate::json;
+use crate::typescript::Looked;
 
 /// What a call does.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -40,6 +41,9 @@ pub enum Work {
         /// Its first argument.
         input: Value,
     },
+    /// Looks at the session's own modules without running any; the answer has, by specifier, what
+    /// [`look`](crate::look) found as `found`, or how it failed as `failed`.
+    Look,
     /// Runs lines of a REPL; the answer is the last expression's value.
     Script {
         /// The text.
@@ -150,6 +154,13 @@ impl Active {
                 let handler = offered.handler.restore(ctx)?;
                 self.call(ctx, shared, handler, &input, serves)?;
             }
+            Work::Look => {
+                let told: serde_json::Map<_, _> = shared.spec.modules.look().map(told).collect();
+                let told = json::write(ctx, &Value::Object(told))?;
+                let (promise, resolve, _) = Promise::new(ctx)?;
+                resolve.call::<_, ()>((told,))?;
+                self.stage = Stage::Settle(Persistent::save(ctx, promise));
+            }
             Work::Script { source } => {
                 if shared.spec.mode != Mode::Repl {
                     let text = "only a REPL runs scripts; others run modules";
@@ -202,6 +213,11 @@ impl Active {
         let promise: Promise<'js> = hook.call((function, input, signal, self.id))?;
         self.stage = Stage::Settle(Persistent::save(ctx, promise));
         Ok(())
+    }
+
+    /// Its CPU time so far.
+    pub(crate) fn spent(&self, shared: &Shared) -> Duration {
+        shared.gauge.cpu().saturating_sub(self.cpu)
     }
 
     /// Goes on as far as it can; the answer when there is one.
@@ -288,6 +304,15 @@ impl Active {
             stats,
         }
     }
+}
+
+/// A module's name, and what was seen of it.
+fn told((name, looked): (&str, Result<Looked, Failure>)) -> (String, Value) {
+    let told = match looked {
+        Ok(found) => serde_json::json!({ "found": found }),
+        Err(failure) => serde_json::json!({ "failed": failure }),
+    };
+    (name.to_owned(), told)
 }
 
 /// A promise that stands for a call until it has its own.

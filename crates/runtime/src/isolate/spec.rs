@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::Clock;
 use crate::limits::Limits;
 use crate::modules::ModuleSet;
 
 /// How long a session lives and what its scripts may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Mode {
     /// Modules of a frozen graph, no `eval`. A call whose promise nothing can settle any more fails.
     OneShot,
@@ -19,18 +21,23 @@ pub enum Mode {
 
 /// The parts of the API that a session's grants switch on. What is not granted does not exist as a
 /// global, so that a script can ask with `typeof`.
-///
-/// Globals of later parts (`tensor` with `tensor/open`, `gpu` with `compute/dispatch`) get a field
-/// here and a line in `globals::install`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Grants {
     /// `ops`: the session may call something, or register.
     pub ops: bool,
+    /// `tensor`: it may call `tensor/open`.
+    pub tensor: bool,
+    /// `gpu`: it may call `compute/dispatch`.
+    pub gpu: bool,
 }
 
 impl Default for Grants {
     fn default() -> Self {
-        Self { ops: true }
+        Self {
+            ops: true,
+            tensor: false,
+            gpu: false,
+        }
     }
 }
 

@@ -8,4 +8,4 @@ mod from_script;
 mod to_script;
 
 pub(crate) use from_script::{Reader, Unfit};
-pub(crate) use to_script::write;
+pub(crate) use to_script::{write, write_mixed};

@@ -1,8 +1,11 @@
 //! From the host into a script.
 
+use bytes::Bytes;
 use rquickjs::object::Property;
 use rquickjs::{Array, Ctx, IntoJs, Object, Result, String as JsString, Value as JsValue};
 use serde_json::{Number, Value};
+
+use crate::isolate::{Shared, share_bytes};
 
 /// Makes a script's value of a host's. Properties are defined, not assigned: a key `__proto__` or a
 /// setter that the script put on `Object.prototype` does nothing.
@@ -28,6 +31,49 @@ pub(crate) fn write<'js>(ctx: &Ctx<'js>, value: &Value) -> Result<JsValue<'js>> 
             Ok(object.into_value())
         }
     }
+}
+
+/// The same of a value with bytes: what points into them becomes an immutable buffer over that part.
+/// Something that only looks like it stays an object.
+pub(crate) fn write_mixed<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    value: &Value,
+    bytes: &Bytes,
+) -> Result<JsValue<'js>> {
+    if let Some(part) = part(value, bytes) {
+        return share_bytes(ctx, shared, part);
+    }
+    match value {
+        Value::Array(items) => {
+            let array = Array::new(ctx.clone())?;
+            for (index, item) in items.iter().enumerate() {
+                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                let item = write_mixed(ctx, shared, item, bytes)?;
+                array.as_object().prop(index, own(item))?;
+            }
+            Ok(array.into_value())
+        }
+        Value::Object(members) => {
+            let object = Object::new(ctx.clone())?;
+            for (key, member) in members {
+                let member = write_mixed(ctx, shared, member, bytes)?;
+                object.prop(key.as_str(), own(member))?;
+            }
+            Ok(object.into_value())
+        }
+        plain => write(ctx, plain),
+    }
+}
+
+fn part(value: &Value, bytes: &Bytes) -> Option<Bytes> {
+    let pair = value.as_object().filter(|members| members.len() == 1)?;
+    let [offset, len] = pair.get("$bin")?.as_array()?.as_slice() else {
+        return None;
+    };
+    let offset = usize::try_from(offset.as_u64()?).ok()?;
+    let end = offset.checked_add(usize::try_from(len.as_u64()?).ok()?)?;
+    (end <= bytes.len()).then(|| bytes.slice(offset..end))
 }
 
 fn own<'js>(value: impl IntoJs<'js>) -> Property<impl IntoJs<'js>> {

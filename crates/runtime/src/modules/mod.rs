@@ -15,9 +15,11 @@ mod load;
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Code, Failure};
 use crate::limits::{MODULES, SOURCE_BYTES};
-use crate::typescript;
+use crate::typescript::{self, Looked};
 
 pub(crate) use load::loader;
 
@@ -33,7 +35,7 @@ const CORE: [(&str, &str); 4] = [
 ];
 
 /// What a module is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Language {
     /// JavaScript.
     JavaScript,
@@ -126,6 +128,18 @@ impl ModuleSet {
         self.imports.insert(name.into(), specifier.into());
     }
 
+    /// Every module that was added: specifier, text and language, in order of specifier.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &str, Language)> {
+        let modules = self.modules.iter();
+        modules.map(|(name, module)| (name.as_str(), module.text.as_str(), module.language))
+    }
+
+    /// Every name that [`map`](Self::map) made, with what it stands for.
+    pub fn imports(&self) -> impl Iterator<Item = (&str, &str)> {
+        let imports = self.imports.iter();
+        imports.map(|(name, full)| (name.as_str(), full.as_str()))
+    }
+
     /// The full specifier that `name` in module `base` stands for.
     ///
     /// # Errors
@@ -161,6 +175,16 @@ impl ModuleSet {
             Language::JavaScript => Ok(module.text.clone()),
             language => typescript::strip(specifier, &module.text, language),
         }
+    }
+
+    /// What each module that was added says about itself without being run: see [`look`].
+    ///
+    /// [`look`]: crate::look
+    pub fn look(&self) -> impl Iterator<Item = (&str, Result<Looked, Failure>)> {
+        self.modules.iter().map(|(name, module)| {
+            let looked = typescript::look(name, &module.text, module.language);
+            (name.as_str(), looked)
+        })
     }
 
     fn find(&self, full: String) -> Option<String> {

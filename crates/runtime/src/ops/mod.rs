@@ -7,15 +7,17 @@ use std::rc::Rc;
 
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
-use rquickjs::{Ctx, Error, FromJs, Function, Object, Persistent, Result, Value as JsValue};
+use rquickjs::{
+    Ctx, Error, FromJs, Function, Object, Persistent, Result, TypedArray, Value as JsValue,
+};
 use serde_json::{Value, json};
 
 pub use replay::{Recorded, Replay};
-pub use test::{Case, CaseReport, Expect, Report};
+pub use test::{Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS};
 
 use crate::error::{Code, OpError};
 use crate::host::{CallOptions, Registration};
-use crate::isolate::{ENGINE, Offered, Settle, Shared};
+use crate::isolate::{ENGINE, Offered, Settle, Shared, read_bytes};
 use crate::json;
 use crate::limits::{REGISTERED, SUBSCRIPTIONS};
 
@@ -59,6 +61,18 @@ pub(crate) fn install<'js>(
             call(&ctx, &state, &path, &input, &options, settle)
         };
     native.set("call", Function::new(ctx.clone(), f)?)?;
+    let state = Rc::clone(shared);
+    let f = move |ctx: Ctx<'js>,
+                  path: String,
+                  input: JsValue<'js>,
+                  bytes: Option<TypedArray<'js, u8>>,
+                  map: bool,
+                  yes,
+                  no| {
+        let settle = settle(&ctx, yes, no);
+        call_with_bytes(&ctx, &state, &path, &input, (bytes, map), settle)
+    };
+    native.set("callBytes", Function::new(ctx.clone(), f)?)?;
     let state = Rc::clone(shared);
     let cancel = move |id: JsValue<'js>| {
         // A call that was refused has no id.
@@ -167,6 +181,42 @@ fn call<'js>(
         .map(|answer| answer.map(Some).map_err(|error| named(error, path)))
         .boxed_local();
     Ok(shared.flights.borrow_mut().start(settle, work) as f64)
+}
+
+/// The same with bytes beside the input; with `map`, for an answer that may be a file.
+fn call_with_bytes<'js>(
+    ctx: &Ctx<'js>,
+    shared: &Shared,
+    path: &str,
+    input: &JsValue<'js>,
+    (bytes, map): (Option<TypedArray<'js, u8>>, bool),
+    settle: Settle,
+) -> Result<()> {
+    let input = shared.read(ctx, input)?;
+    in_flight(ctx, shared)?;
+    count(ctx, shared)?;
+    let len = bytes.as_ref().map_or(0, TypedArray::len);
+    let limit = shared.spec.limits.external_bytes;
+    let Some(reserved) = shared.gauge.reserve(len, limit) else {
+        let text = "the bytes outside the heap are used up";
+        return Err(shared.exhaust(ctx, Code::Memory, text));
+    };
+    let bytes = bytes
+        .as_ref()
+        .map(read_bytes)
+        .transpose()?
+        .unwrap_or_default();
+    let answer = shared.host.call_with_bytes(path, input, bytes.into(), map);
+    let path = path.to_owned();
+    let work: LocalBoxFuture<'static, _> = answer
+        .map(move |answer| {
+            // The copy counts until the host has answered.
+            drop(reserved);
+            answer.map(Some).map_err(|error| named(error, path))
+        })
+        .boxed_local();
+    shared.flights.borrow_mut().start(settle, work);
+    Ok(())
 }
 
 /// An error without a path is the called operation's own.

@@ -18,9 +18,10 @@ use crate::host::{Host, Reply};
 use crate::isolate::{Gauge, Isolate, Outcome, Root, Shared, Spec, Work};
 use crate::limits::TEST_CASES;
 
-/// Seed and clock of every case: 2025-01-01T00:00:00Z.
-const SEED: [u8; 32] = [7; 32];
-const START_MS: i64 = 1_735_689_600_000;
+/// Seed of every case.
+pub const TEST_SEED: [u8; 32] = [7; 32];
+/// Clock of every case when it begins: 2025-01-01T00:00:00Z.
+pub const TEST_START_MS: i64 = 1_735_689_600_000;
 
 /// One case.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -125,7 +126,7 @@ pub(super) fn begin(
             ));
         }
     };
-    let mut spec = shared.spec.clone().deterministic(SEED, START_MS);
+    let mut spec = shared.spec.clone().deterministic(TEST_SEED, TEST_START_MS);
     spec.testing = true;
     let setting = Setting {
         name,

@@ -13,14 +13,17 @@ mod edits;
 mod elements;
 mod erase;
 mod guard;
+mod look;
 
 use oxc_allocator::Allocator;
 use oxc_ast_visit::Visit;
-use oxc_parser::Parser;
+use oxc_parser::{Parser, ParserReturn};
 use oxc_span::SourceType;
 
 use crate::error::{Code, Failure};
 use crate::modules::Language;
+
+pub use look::{Import, Looked, Maker, Via, look};
 
 /// The JavaScript of a module.
 ///
@@ -28,16 +31,37 @@ use crate::modules::Language;
 /// [`Code::TsUnsupported`] for what no erasure does, [`Code::Limit`] for nesting that the parser
 /// should not be given, [`Code::Exception`] for a syntax error; each with module and line.
 pub(crate) fn strip(module: &str, source: &str, language: Language) -> Result<String, Failure> {
+    let allocator = Allocator::default();
+    let parsed = parse(&allocator, module, source, language)?;
+    let mut eraser = erase::Eraser::new(source);
+    eraser.visit_program(&parsed.program);
+    match eraser.finish() {
+        Ok(text) => Ok(text),
+        Err((at, what)) => {
+            let line = line_of(source, at);
+            let text = format!("{module}:{line}: {what} is more than a type");
+            Err(Failure::new(Code::TsUnsupported, text).at(module, line))
+        }
+    }
+}
+
+/// The syntax tree, once the guard has let the source pass.
+fn parse<'a>(
+    allocator: &'a Allocator,
+    module: &str,
+    source: &'a str,
+    language: Language,
+) -> Result<ParserReturn<'a>, Failure> {
     guard::check(source).map_err(|line| {
         Failure::new(Code::Limit, format!("{module}:{line}: nested too deeply")).at(module, line)
     })?;
     let kind = match language {
-        Language::JavaScript | Language::Jsx => SourceType::jsx(),
+        Language::JavaScript => SourceType::mjs(),
+        Language::Jsx => SourceType::jsx(),
         Language::TypeScript => SourceType::ts(),
         Language::Tsx => SourceType::tsx(),
     };
-    let allocator = Allocator::default();
-    let parsed = Parser::new(&allocator, source, kind.with_module(true)).parse();
+    let parsed = Parser::new(allocator, source, kind.with_module(true)).parse();
     if let Some(error) = parsed.diagnostics.errors().next() {
         let at = error
             .labels
@@ -51,16 +75,7 @@ pub(crate) fn strip(module: &str, source: &str, language: Language) -> Result<St
         failure.name = Some("SyntaxError".to_owned());
         return Err(failure.at(module, line));
     }
-    let mut eraser = erase::Eraser::new(source);
-    eraser.visit_program(&parsed.program);
-    match eraser.finish() {
-        Ok(text) => Ok(text),
-        Err((at, what)) => {
-            let line = line_of(source, at);
-            let text = format!("{module}:{line}: {what} is more than a type");
-            Err(Failure::new(Code::TsUnsupported, text).at(module, line))
-        }
-    }
+    Ok(parsed)
 }
 
 fn line_of(source: &str, at: usize) -> u32 {

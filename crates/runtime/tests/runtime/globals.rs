@@ -32,7 +32,10 @@ fn global_names_are_exactly_these() {
 #[test]
 fn what_is_not_granted_is_absent() {
     let mut spec = spec("export default typeof ops");
-    spec.grants = Grants { ops: false };
+    spec.grants = Grants {
+        ops: false,
+        ..Grants::default()
+    };
     assert_eq!(outcome(spec).0.result, Ok(json!("undefined")));
 }
 

@@ -190,3 +190,29 @@ fn a_reload_passes_state_by_json_only() {
     assert_eq!(call(&mut new, "add", json!(null)), json!(2));
     assert_eq!(wait(new.run(main())).result, Ok(json!(null)));
 }
+
+/// A look at the modules tells what each imports and where it makes code, and runs none of them.
+#[test]
+fn a_look_runs_nothing() {
+    let spec = modules(&[
+        ("./main.ts", "import './gone.js';\nlet a: Function = eval;"),
+        ("./more.js", "throw ops.call('echo', 1)"),
+        ("./none.js", "1;\nimport {"),
+    ]);
+    let host = Arc::new(Memory::default());
+    let mut isolate = Isolate::open(spec, Arc::clone(&host) as _).expect("an isolate");
+    let seen = wait(isolate.run(Work::Look)).result.expect("an answer");
+    assert_eq!(
+        seen["./main.ts"]["found"],
+        json!({
+            "imports": [{ "specifier": "./gone.js", "via": "import", "line": 1 }],
+            "makers": [{ "name": "eval", "line": 2 }],
+            "cut": false,
+        })
+    );
+    assert_eq!(seen["./more.js"]["found"]["makers"], json!([]));
+    assert_eq!(seen["./none.js"]["failed"]["place"]["line"], 2);
+    assert!(host.calls.lock().expect("no poison").is_empty());
+    let text = serde_json::to_value(Work::Look).expect("JSON");
+    assert_eq!(text, json!({ "do": "look" }));
+}

@@ -45,7 +45,7 @@ impl Host for Memory {
         let answer = match path {
             "echo" => Ok(Reply::Json(input)),
             "bytes" => Ok(Reply::Bytes(
-                vec![7; input.as_u64().unwrap_or(0) as usize].into(),
+                vec![7_u8; input.as_u64().unwrap_or(0) as usize].into(),
             )),
             "fail" => Err(OpError {
                 details: Box::new(json!({ "at": 3 })),

@@ -2,6 +2,7 @@
 
 mod boot;
 mod call;
+mod compute;
 mod empty;
 mod rows;
 mod tensor;
@@ -19,7 +20,7 @@ const ROUNDS: usize = 10;
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Benchmarks to run: boot, call, tensor [default: all]
+    /// Benchmarks to run: boot, call, compute, tensor [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]
@@ -40,9 +41,10 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
 
 /// Every benchmark.
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 4] = [
     ("boot", boot::run),
     ("call", call::run),
+    ("compute", compute::run),
     ("tensor", tensor::run),
 ];
 

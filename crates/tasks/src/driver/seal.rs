@@ -23,6 +23,15 @@ const ENTRIES: [(&str, &str); 2] = [
 /// the compiler's own support, of which there may be one in a program only.
 const LIBRARIES: [&str; 3] = ["libstdc++.a", "libz.a", "libzstd.a"];
 
+/// Tables for unwinding, 4 MB with LLVM. Neither Mesa nor LLVM handles an exception: one thrown by the
+/// C++ library ends the program, with tables or without.
+const UNWINDING: [&str; 4] = [
+    ".eh_frame",
+    ".rela.eh_frame",
+    ".gcc_except_table*",
+    ".rela.gcc_except_table*",
+];
+
 /// What a driver is made of.
 pub(super) struct Inputs<'a> {
     pub(super) driver: &'a str,
@@ -61,6 +70,7 @@ pub(super) fn seal(
         hide.arg(format!("--keep-global-symbol={own}"));
     }
     step(rename.arg(&linked).arg(&named), "rename")?;
+    hide.args(UNWINDING.map(|section| format!("--remove-section={section}")));
     step(hide.arg(&named).arg(&hidden), "hide")?;
     let mut pack = Command::new("ar");
     // D: no times and owners, so that two builds give the same bytes.

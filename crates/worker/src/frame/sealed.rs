@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 
 use crate::FrameError;
 use crate::limits::SEALED_BYTES_MAX;
@@ -16,6 +16,8 @@ const SEALS: SealFlags = SealFlags::SEAL
     .union(SealFlags::SHRINK)
     .union(SealFlags::GROW)
     .union(SealFlags::WRITE);
+
+const FLAGS: MemfdFlags = MemfdFlags::CLOEXEC.union(MemfdFlags::ALLOW_SEALING);
 
 /// `TMPFS_MAGIC` of the kernel: what an ordinary memfd lies on. One of huge pages lies elsewhere, and
 /// reading from its map may fail with a signal however it is sealed.
@@ -38,21 +40,34 @@ impl Sealed {
         if len > SEALED_BYTES_MAX {
             return Err(FrameError::TooMuch(len));
         }
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let mut file = File::from(memfd_create(c"alknet", flags).map_err(io::Error::from)?);
+        let mut file = File::from(memfd_create(c"alknet", FLAGS).map_err(io::Error::from)?);
         file.write_all(bytes)?;
         Self::seal(file)
     }
 
-    /// Sealed memory that can be executed, as `write` fills it.
+    /// Sealed memory as `write` fills it.
     ///
     /// # Errors
     /// Those of `write`; and if there is too much, or the kernel refuses the memory.
+    pub fn written(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
+        Self::fill(memfd_create(c"alknet", FLAGS)?, write)
+    }
+
+    /// The same, and it can be executed.
+    ///
+    /// # Errors
+    /// As [`written`](Self::written).
     pub fn program(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         // Older kernels do not know the flag, and let every memfd be executed.
-        let memory = memfd_create(c"alknet", flags | MemfdFlags::EXEC)
-            .or_else(|_| memfd_create(c"alknet", flags))?;
+        let memory = memfd_create(c"alknet", FLAGS | MemfdFlags::EXEC)
+            .or_else(|_| memfd_create(c"alknet", FLAGS))?;
+        Self::fill(memory, write)
+    }
+
+    fn fill(
+        memory: OwnedFd,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<Self> {
         let mut memory = File::from(memory);
         write(&mut memory)?;
         Self::seal(memory).map_err(io::Error::other)
@@ -143,6 +158,31 @@ impl From<Sealed> for OwnedFd {
 #[derive(Debug)]
 pub struct Mapped(Mapping);
 
+impl Mapped {
+    /// Maps a file that the host passed, to be read. Only for workers, and only of files that the
+    /// host never changes: one that is cut short while it is mapped ends the process by a signal,
+    /// which is what workers are for.
+    ///
+    /// # Errors
+    /// If it is no ordinary file, or the kernel refuses the map.
+    pub fn of_file(fd: OwnedFd) -> Result<Self, FrameError> {
+        let file = File::from(fd);
+        // Not by the standard library: it asks in a way that the walls do not let through.
+        let about = rustix::fs::fstat(&file).map_err(io::Error::from)?;
+        if !FileType::from_raw_mode(about.st_mode).is_file() {
+            return Err(FrameError::NotSealed("no file"));
+        }
+        let len = usize::try_from(about.st_size).unwrap_or(usize::MAX);
+        Ok(Self(Mapping::of_file(&file, len)?))
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
 impl Deref for Mapped {
     type Target = [u8];
 
@@ -174,6 +214,18 @@ mod tests {
         // The map outlives the descriptor.
         drop(file);
         assert_eq!(&mapped[..], b"some bytes");
+    }
+
+    #[test]
+    fn files_are_mapped_and_other_things_are_not() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"of the store").expect("written");
+        let mapped = Mapped::of_file(file.into()).expect("mapped");
+        assert_eq!(&mapped[..], b"of the store");
+        let empty = tempfile::tempfile().expect("a file");
+        assert_eq!(&Mapped::of_file(empty.into()).expect("mapped")[..], b"");
+        let folder = File::open("/").expect("a folder");
+        assert!(Mapped::of_file(folder.into()).is_err());
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Workers of every role from the running executable itself; one of role js is kept warm.
+    /// Workers of every role from the running executable itself; one of role js is kept warm once
+    /// there was one.
     #[must_use]
     pub fn this_executable() -> Self {
         Self {
@@ -111,7 +112,8 @@ pub struct Delegated {
 pub struct RoleConfig {
     /// Which.
     pub role: Role,
-    /// Workers without a tenant that are kept ready.
+    /// Workers without a tenant that are kept ready, from the first session of the role on: a host
+    /// that never opens one holds none.
     pub min_idle: usize,
     /// Memory of one worker, bytes.
     pub memory_bytes: u64,

@@ -114,7 +114,7 @@ impl Line {
 }
 
 impl Workers {
-    /// Starts the supervisor, and the workers that are to be warm.
+    /// Starts the supervisor. The first worker is started when a session is opened.
     ///
     /// # Errors
     /// If the executable cannot be opened, a folder's name is none, or the kernel refuses a thread
@@ -345,6 +345,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// Its number, as the worker knows it.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Tells the worker to stop it. The call then ends within the grace of an abort, with an answer
     /// or without.
     pub fn abort(&self) {

@@ -57,6 +57,8 @@ pub(super) struct Supervisor {
     pool: Pool,
     /// Workers that the spawner is starting, and whether they see folders.
     starting: HashMap<u64, (Role, bool)>,
+    /// Roles that somebody asked for: only of these are workers kept ready.
+    used: HashSet<Role>,
     workers: BTreeMap<u64, Worker>,
     sandboxes: HashMap<u64, Sandbox>,
     sessions: HashMap<u64, Open>,
@@ -125,6 +127,7 @@ impl Supervisor {
             began: Instant::now(),
             pool: Pool::default(),
             starting: HashMap::new(),
+            used: HashSet::new(),
             workers: BTreeMap::new(),
             sandboxes: HashMap::new(),
             sessions: HashMap::new(),

@@ -1,6 +1,7 @@
-//! A read-only map of sealed memory.
+//! Read-only maps: of sealed memory, and of files that stay as they are.
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
 
@@ -8,14 +9,14 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::Sealed;
 
-/// Pages of a sealed descriptor.
+/// Pages of a descriptor.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: the pages are sealed, so that nobody writes them; reading is safe from any thread.
+// SAFETY: nobody writes the pages (see `bytes`); reading is safe from any thread.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -35,9 +36,23 @@ impl Mapping {
         Ok(Self { start, bytes })
     }
 
+    /// Maps the first `bytes` of a file that whoever passed it leaves as it is.
+    pub(crate) fn of_file(file: &File, bytes: usize) -> io::Result<Self> {
+        if bytes == 0 {
+            let start = NonNull::dangling();
+            return Ok(Self { start, bytes });
+        }
+        let nowhere = std::ptr::null_mut();
+        // SAFETY: a new map at a place of the kernel's choice touches no memory of ours.
+        let start = unsafe { mmap(nowhere, bytes, ProtFlags::READ, MapFlags::SHARED, file, 0)? };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, bytes })
+    }
+
     pub(crate) const fn bytes(&self) -> &[u8] {
-        // SAFETY: the map lives as long as `self`, is `bytes` long (or empty), and sealed against
-        // writing and shrinking, so that the bytes stay there and stay the same.
+        // SAFETY: the map lives as long as `self` and is `bytes` long (or empty). What is behind it
+        // is sealed against writing and shrinking, or is a file that the host, which passed it, never
+        // changes; one that is cut short all the same ends the worker by a signal.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
     }
 }

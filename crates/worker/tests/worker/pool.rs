@@ -41,10 +41,12 @@ fn a_warm_worker_waits_and_is_replaced() {
         let stats = workers.stats();
         stats.workers.get(&Role::Js).copied().unwrap_or(0)
     };
-    until("one is kept warm", || idle(&workers) == 1);
+    assert_eq!(idle(&workers), 0, "nobody asked for one yet");
     let _session = open(&workers, Role::Js, "a");
-    until("another takes its place", || idle(&workers) == 2);
-    assert_eq!(workers.stats().sessions, 1);
+    until("another is kept warm", || idle(&workers) == 2);
+    let _other = open(&workers, Role::Js, "b");
+    until("a third takes its place", || idle(&workers) == 3);
+    assert_eq!(workers.stats().sessions, 2);
     assert_eq!(
         workers.stats().workers.get(&Role::Gpu),
         None,

@@ -50,6 +50,19 @@ fn a_document_comes_into_force_whole() {
 }
 
 #[test]
+fn a_family_of_scopes_is_asked_for_by_all_that_begin_so() {
+    let fits = |known, granted| is_granted_by(known, granted);
+    for granted in ["tensor:read:a", "tensor:read:a/*", "tensor:read:*", "tensor:*", "*"] {
+        assert!(fits("tensor:read:*", granted), "{granted}");
+    }
+    for granted in ["tensor:write:a", "tensor:reads", "fs:*", "fs:read"] {
+        assert!(!fits("tensor:read:*", granted), "{granted}");
+    }
+    assert!(fits("fs:read", "fs:*") && fits("fs:read", "fs:read"));
+    assert!(!fits("fs:read", "fs:readonly"));
+}
+
+#[test]
 fn the_same_again_changes_nothing() {
     let (handle, _) = handle(ONE_ADMIN);
     let watch = handle.watch();

@@ -63,6 +63,7 @@ impl Supervisor {
         let mut config = config.clone();
         config.binds.extend(lease.binds.iter().cloned());
         check_binds(role, &config.binds)?;
+        self.used.insert(role);
         if let Some(worker) = self.pool.place(lease) {
             return Ok(Found::Now(worker));
         }
@@ -125,7 +126,12 @@ impl Supervisor {
     pub(super) fn fill(&mut self) {
         for at in 0..self.config.roles.len() {
             let config = &self.config.roles[at];
-            let wanted = config.min_idle + self.waiting_for(config.role);
+            let kept = if self.used.contains(&config.role) {
+                config.min_idle
+            } else {
+                0
+            };
+            let wanted = kept + self.waiting_for(config.role);
             let missing = wanted.saturating_sub(self.pool.free(config.role));
             let config = config.clone();
             if missing == 0 || self.paused(config.role) || self.ending.is_some() {

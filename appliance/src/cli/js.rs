@@ -1,0 +1,310 @@
+//! `alknet js`: scripts on a node, from files and line by line.
+
+mod bundle;
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use alknet_call::{CallConnection, CallError, CallOptions};
+use alknet_runtime::{Operation, declarations};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::call::{connected, of_call};
+use super::{DialArgs, Exit, Failure, output};
+use bundle::Bundle;
+
+/// The operation behind all of this.
+const EVAL: &str = "runtime/eval";
+/// What the node calls a script's own exception.
+const SCRIPT_FAILED: &str = "SCRIPT_FAILED";
+/// Longest text that one REPL input gathers before it is sent as it is.
+const INPUT_BYTES_MAX: usize = 1 << 20;
+
+/// `alknet js …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum JsVerb {
+    /// Type JavaScript and see what it comes to; names last until the end.
+    #[command(after_help = "Examples:\n  alknet js repl attic\n  \
+echo '6 * 7' | alknet js repl attic")]
+    Repl(ReplArgs),
+    /// Run a JavaScript or TypeScript file with the files it imports, and print its default export.
+    #[command(after_help = "Examples:\n  alknet js run attic report.ts\n  \
+alknet js run attic - < report.js\n  \
+alknet js run attic report.ts --uses 'fs/*' --uses node/info")]
+    Run(RunArgs),
+    /// Print alknet.d.ts: what a script on the node can use, for an editor.
+    #[command(after_help = "Example:\n  alknet js types attic > alknet.d.ts")]
+    Types(TypesArgs),
+}
+
+/// Arguments of `alknet js repl`.
+#[derive(Debug, Args)]
+pub(crate) struct ReplArgs {
+    /// The node.
+    target: String,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Arguments of `alknet js run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The node.
+    target: String,
+    /// The file; - reads standard input.
+    file: String,
+    /// May call this operation, or with /* everything below; everything that you may, if none is
+    /// given.
+    #[arg(long, value_name = "OPERATION")]
+    uses: Vec<String>,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Arguments of `alknet js types`.
+#[derive(Debug, Args)]
+pub(crate) struct TypesArgs {
+    /// The node.
+    target: String,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// `alknet js`
+pub(crate) fn run(verb: JsVerb, json: bool) -> Result<Exit, Failure> {
+    match verb {
+        JsVerb::Repl(args) => repl(&args, json),
+        JsVerb::Run(args) => file(&args, json),
+        JsVerb::Types(args) => types(&args),
+    }
+}
+
+fn file(args: &RunArgs, json: bool) -> Result<Exit, Failure> {
+    let bundle = Bundle::read(&args.file)?;
+    let mut input = json!({ "modules": bundle.modules, "main": bundle.main });
+    if !args.uses.is_empty() {
+        input["uses"] = json!(args.uses);
+    }
+    // What the node's own limit ends is told by the node.
+    input["limits"] = json!({ "wall_ms": millis(&args.dial) });
+    connected(&args.target, &args.dial, async |client| {
+        let answer = eval(client, &args.dial, &input).await;
+        let answer = answer.map_err(|error| ended(error, json))?;
+        if json {
+            output::json_line(&answer)?;
+            return Ok(Exit::Ok);
+        }
+        console(&answer["console"]);
+        match &answer["value"] {
+            Value::Null => {}
+            value => output::line(&serde_json::to_string_pretty(value).map_err(Failure::local)?)?,
+        }
+        Ok(Exit::Ok)
+    })
+}
+
+fn types(args: &TypesArgs) -> Result<Exit, Failure> {
+    let input = json!({ "source": "export default ops.list()" });
+    connected(&args.target, &args.dial, async |client| {
+        let answer = eval(client, &args.dial, &input).await.map_err(of_call)?;
+        let operations: Vec<Operation> = serde_json::from_value(answer["value"].clone())
+            .map_err(|error| Failure::local(format!("the node lists no operations: {error}")))?;
+        output::line(declarations(&operations).trim_end())?;
+        Ok(Exit::Ok)
+    })
+}
+
+fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(Failure::local)?;
+    let name = format!("cli-{}", data_encoding::HEXLOWER.encode(&random));
+    let typed = std::io::stdin().is_terminal() && !json;
+    connected(&args.target, &args.dial, async |client| {
+        let mut exit = Exit::Ok;
+        // Reading blocks: nothing else is to be done meanwhile but to keep the connection.
+        while let Some(source) = tokio::task::spawn_blocking(move || read_input(typed))
+            .await
+            .map_err(Failure::local)??
+        {
+            let input = json!({ "repl": name, "source": source });
+            match eval(client, &args.dial, &input).await {
+                Ok(answer) if json => output::json_line(&answer)?,
+                Ok(answer) => {
+                    console(&answer["console"]);
+                    let shown = answer["shown"].as_str().unwrap_or_default();
+                    output::line(shown)?;
+                }
+                Err(error) if is_scripts(&error) => {
+                    exit = Exit::Failed;
+                    output::failure(&ended(error, json), json);
+                }
+                Err(error) => return Err(of_call(error)),
+            }
+        }
+        // A REPL that was never opened needs no end.
+        let _ = eval(client, &args.dial, &json!({ "repl": name, "end": true })).await;
+        // Somebody who types sees each failure, and ends the REPL themselves.
+        Ok(if typed { Exit::Ok } else { exit })
+    })
+}
+
+/// Whether the script failed, and not the call of it.
+fn is_scripts(error: &CallError) -> bool {
+    let own = error
+        .details
+        .as_ref()
+        .and_then(|details| details["code"].as_str());
+    error.code.name() == SCRIPT_FAILED || own.is_some_and(|code| code.starts_with("E_"))
+}
+
+/// Lines until every bracket is closed; `None` at the end.
+fn read_input(typed: bool) -> Result<Option<String>, Failure> {
+    let mut text = String::new();
+    loop {
+        if typed {
+            let mut out = std::io::stdout().lock();
+            let prompt = if text.is_empty() { "> " } else { "… " };
+            // Where standard output is gone the next line says so.
+            let _ = out.write_all(prompt.as_bytes()).and_then(|()| out.flush());
+        }
+        let read = std::io::stdin().lock().read_line(&mut text);
+        let read =
+            read.map_err(|error| Failure::usage(format!("cannot read the input: {error}")))?;
+        if read == 0 {
+            return Ok((!text.trim().is_empty()).then_some(text));
+        }
+        if text.trim().is_empty() {
+            text.clear();
+        } else if text.len() > INPUT_BYTES_MAX || is_whole(&text) {
+            return Ok(Some(text));
+        }
+    }
+}
+
+/// Whether nothing is open that a further line has to close. Patterns are not looked into: a bracket
+/// in one waits for an empty line.
+fn is_whole(text: &str) -> bool {
+    if text.ends_with("\n\n") {
+        return true;
+    }
+    let mut open = Vec::new();
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (c, chars.peek()) {
+            ('/', Some('/')) => while chars.next_if(|c| *c != '\n').is_some() {},
+            ('/', Some('*')) => {
+                chars.next();
+                let mut last = ' ';
+                loop {
+                    match chars.next() {
+                        None => return false,
+                        Some('/') if last == '*' => break,
+                        Some(c) => last = c,
+                    }
+                }
+            }
+            ('"' | '\'' | '`', _) => loop {
+                match chars.next() {
+                    None => return c != '`',
+                    // Only templates go over lines.
+                    Some('\n') if c != '`' => break,
+                    Some('\\') => drop(chars.next()),
+                    Some(end) if end == c => break,
+                    Some(_) => {}
+                }
+            },
+            ('(' | '[' | '{', _) => open.push(c),
+            (')' | ']' | '}', _) => drop(open.pop()),
+            _ => {}
+        }
+    }
+    open.is_empty()
+}
+
+async fn eval(client: &CallConnection, args: &DialArgs, input: &Value) -> Result<Value, CallError> {
+    let options = CallOptions {
+        timeout: Some(args.timeout),
+        ..CallOptions::default()
+    };
+    let answer = client.call_with(EVAL, input, &options).await?;
+    Ok(answer.value().clone())
+}
+
+fn millis(args: &DialArgs) -> u64 {
+    u64::try_from(args.timeout.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1)
+}
+
+/// What the script wrote goes where what is not its result goes.
+fn console(lines: &Value) {
+    for line in lines.as_array().into_iter().flatten() {
+        let text = line["text"].as_str().unwrap_or_default();
+        // Where standard error is gone there is nobody left to tell.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
+
+/// A script's failure: its text, and where.
+fn ended(error: CallError, json: bool) -> Failure {
+    if json {
+        return of_call(error);
+    }
+    let exit = Exit::of_code(&error.code);
+    let details = error.details.unwrap_or_default();
+    console(&details["console"]);
+    let mut message = error.message;
+    if let Some(name) = details["name"].as_str() {
+        message = format!("{name}: {message}");
+    }
+    if let (Some(module), Some(line)) = (details["module"].as_str(), details["line"].as_u64()) {
+        message.push_str(&format!(" ({module}:{line})"));
+    }
+    for line in details["stack"].as_str().unwrap_or_default().lines() {
+        message.push_str(&format!("\n    {line}"));
+    }
+    let code = details["code"].as_str().unwrap_or(error.code.name());
+    Failure::new(exit, code, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_ends_when_its_brackets_do() {
+        for whole in [
+            "1\n",
+            "f(1)\n",
+            "'(' + \"[\"\n",
+            "// (\n",
+            "/* ( */ 1\n",
+            "`${1}`\n",
+            "{ a: [1] }\n",
+            "'\\'('\n",
+            "'(\n",
+            "}\n",
+            "(\n\n",
+        ] {
+            assert!(is_whole(whole), "{whole}");
+        }
+        for open in ["f(\n", "{ a: [\n", "`a\n", "/* a\n", "f(')'\n"] {
+            assert!(!is_whole(open), "{open}");
+        }
+    }
+
+    #[test]
+    fn a_script_s_failure_is_told_with_its_place() {
+        let error = CallError::operation(SCRIPT_FAILED, "no ink").with_details(json!({
+            "code": "E_EXCEPTION", "name": "TypeError", "stack": "at f (./a.ts:3)",
+        }));
+        assert!(is_scripts(&error));
+        let failure = ended(error, false);
+        assert_eq!(
+            (failure.exit, failure.code.as_str()),
+            (Exit::Failed, "E_EXCEPTION")
+        );
+        assert_eq!(failure.message, "TypeError: no ink\n    at f (./a.ts:3)");
+        assert!(!is_scripts(&CallError::not_found("runtime/eval")));
+    }
+}

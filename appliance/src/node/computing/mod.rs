@@ -1,0 +1,199 @@
+//! What the node computes for its callers: scripts and shaders in workers, and the tensors that they
+//! read.
+//!
+//! Nothing of a caller's is compiled, run or mapped in the node's own process, and nothing is started
+//! before somebody asks.
+
+mod promoted;
+mod stored;
+mod workers;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use alknet_call::{Dispatcher, RegistryBuilder};
+use alknet_compute::{Compute, Settings};
+use alknet_core::config::{Activation, PromotionSection};
+use alknet_core::{Clock, HandlerRegistry, Identities, Metrics};
+use alknet_promotion::{Activate, Parts, Promotion};
+use alknet_sessions::Sessions;
+use alknet_tensor_serve::{Store, StoreOptions, TensorHandler};
+use alknet_worker::Workers;
+use nix::sys::statvfs::statvfs;
+use promoted::Promoted;
+use stored::Stored;
+
+/// Folder of the node's tensors below its state directory.
+const STORE_DIR: &str = "tensors";
+/// File of what was proposed and promoted below it.
+const PROMOTION_FILE: &str = "promotion/promotion.db";
+/// Part of the file system that the tensors may fill: the rest is for whatever else the node keeps.
+const STORE_PERCENT: u64 = 50;
+/// What scripts of `runtime/eval` may call, as far as whoever runs them may.
+const REACH: [&str; 9] = [
+    "compute/*",
+    "config/*",
+    "hub/*",
+    "js/*",
+    "node/*",
+    "ops/*",
+    "peer/*",
+    "runtime/*",
+    "tensor/*",
+];
+/// Scopes that operations here look for beside those that they declare.
+pub(super) const SCOPES: [&str; 2] = ["tensor:read:*", "tensor:write:*"];
+
+/// Everything that computes. Clones share it.
+#[derive(Clone)]
+pub(super) struct Computing {
+    workers: Workers,
+    sessions: Arc<Sessions>,
+    compute: Compute,
+    store: Option<Arc<Store>>,
+    promotion: Option<Arc<Promotion>>,
+}
+
+/// What it needs of the node.
+pub(super) struct Around<'a> {
+    pub(super) state_dir: &'a Path,
+    /// What the node is called in references to its tensors.
+    pub(super) identity: &'a str,
+    pub(super) identities: Arc<Identities>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) promotion: &'a PromotionSection,
+}
+
+impl Computing {
+    /// Opens the store; no worker is started yet.
+    ///
+    /// # Errors
+    /// If the thread that watches over workers cannot be started.
+    pub(super) fn new(around: &Around<'_>) -> anyhow::Result<Self> {
+        let settings = Settings::default();
+        let workers = workers::start(&settings)?;
+        let store = open_store(around.state_dir);
+        let stored = store.clone().map(|store| Arc::new(Stored::new(store, around.identity)));
+        let config = alknet_sessions::Config {
+            files: stored.clone().map(|stored| stored as _),
+            ..Default::default()
+        };
+        let sessions = Sessions::new(workers.clone(), config);
+        let compute = match stored {
+            Some(stored) => Compute::with_references(workers.clone(), settings, stored),
+            None => Compute::new(workers.clone(), settings),
+        };
+        let promotion = promotion(around, &sessions)?;
+        Ok(Self {
+            workers,
+            sessions,
+            compute,
+            store,
+            promotion,
+        })
+    }
+
+    /// Adds the operations to a registry.
+    pub(super) fn register(&self, builder: &mut RegistryBuilder) {
+        let mut operations = alknet_sessions::operations(&self.sessions, REACH);
+        operations.extend(alknet_compute::operations(&self.compute));
+        if let Some(store) = &self.store {
+            operations.extend(alknet_tensor_serve::operations(store));
+        }
+        if let Some(promotion) = &self.promotion {
+            operations.extend(promotion.operations());
+        }
+        for operation in operations {
+            builder.add(operation);
+        }
+    }
+
+    /// Puts in place what was promoted, before anybody is served.
+    pub(super) async fn attach(&self, dispatcher: &Arc<Dispatcher>) {
+        let Some(promotion) = &self.promotion else {
+            return;
+        };
+        match promotion.attach(dispatcher).await {
+            Ok(_) => {
+                for left in promotion.left_out() {
+                    tracing::warn!("not in place: {left:?}");
+                }
+            }
+            Err(error) => tracing::warn!("no promoted operation is in place: {error}"),
+        }
+    }
+
+    /// Adds what serves protocols of their own.
+    pub(super) fn serve(&self, handlers: &mut HandlerRegistry) -> anyhow::Result<()> {
+        if let Some(store) = &self.store {
+            handlers.register(Arc::new(TensorHandler::new(Arc::clone(store))))?;
+        }
+        Ok(())
+    }
+
+    /// Adds what was counted.
+    pub(super) fn collect(&self, metrics: &mut Metrics) {
+        self.sessions.collect(metrics);
+    }
+
+    /// Ends every worker.
+    pub(super) async fn stop(&self) {
+        self.workers.shutdown().await;
+    }
+}
+
+/// The node's tensors. A node that cannot keep any serves everything else.
+fn open_store(state_dir: &Path) -> Option<Arc<Store>> {
+    let mut options = StoreOptions::default();
+    if let Ok(system) = statvfs(state_dir) {
+        let bytes = u128::from(system.blocks()) * u128::from(system.fragment_size());
+        let most = bytes * u128::from(STORE_PERCENT) / 100;
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        options.bytes_max = options.bytes_max.min(most);
+    }
+    let store = Store::open(state_dir.join(STORE_DIR), options);
+    store
+        .inspect_err(|error| tracing::warn!("tensors are not served: {error}"))
+        .ok()
+}
+
+/// Promotion. A node that cannot keep what is proposed serves everything else.
+fn promotion(
+    around: &Around<'_>,
+    sessions: &Arc<Sessions>,
+) -> anyhow::Result<Option<Arc<Promotion>>> {
+    let file = around.state_dir.join(PROMOTION_FILE);
+    let opened = match file.parent().map(super::make_private_dir) {
+        Some(Err(error)) => Err(error.to_string()),
+        _ => alknet_promotion::Store::open(&file).map_err(|error| error.to_string()),
+    };
+    let store = match opened {
+        Ok(store) => store,
+        Err(error) => {
+            tracing::warn!("nothing is promoted and nothing can be: {error}");
+            return Ok(None);
+        }
+    };
+    let PromotionSection {
+        activate,
+        reviews,
+        rollback_on_errors,
+    } = *around.promotion;
+    let promoted = Arc::new(Promoted(Arc::clone(sessions)));
+    let parts = Parts {
+        store,
+        runner: Arc::clone(&promoted) as _,
+        invoker: promoted,
+        identities: Arc::clone(&around.identities) as _,
+        clock: Arc::clone(&around.clock),
+        config: alknet_promotion::Config {
+            activate: match activate {
+                Activation::Boot => Activate::Boot,
+                Activation::Live => Activate::Live,
+            },
+            reviews,
+            rollback_on_errors,
+        },
+    };
+    Ok(Some(Promotion::new(parts)?))
+}

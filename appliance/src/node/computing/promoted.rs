@@ -1,0 +1,92 @@
+//! Promoted operations and their tests, in the sessions of this node.
+
+use std::sync::Arc;
+
+use alknet_call::BoxStream;
+use alknet_core::{BoxFuture, Identity, IdentityKind};
+use alknet_promotion::{Invocation, Invoker, Ran, Run, TestRunner};
+use alknet_runtime::{Code, Failure, ModuleSet, Work};
+use alknet_sessions::{Grants, Session, SessionSpec, Sessions};
+use futures_util::{TryStreamExt, stream};
+use serde_json::Value;
+
+/// The sessions of this node, as promotion uses them.
+pub(super) struct Promoted(pub(super) Arc<Sessions>);
+
+impl TestRunner for Promoted {
+    fn run(&self, run: Run) -> BoxFuture<'static, Ran> {
+        let sessions = Arc::clone(&self.0);
+        Box::pin(async move {
+            let asked = run.spec();
+            let mut spec = SessionSpec::new(None, ModuleSet::clone(&asked.modules));
+            spec.limits.runtime = asked.limits;
+            spec.clock = asked.clock;
+            spec.seed = asked.seed;
+            spec.frozen = asked.frozen;
+            let replayed = sessions.replay(spec, run.steps, run.calls).await;
+            Ran {
+                result: replayed.result,
+                ticks: replayed.ticks,
+            }
+        })
+    }
+}
+
+impl Invoker for Promoted {
+    fn invoke(&self, call: Invocation) -> BoxFuture<'static, Result<Value, Failure>> {
+        let sessions = Arc::clone(&self.0);
+        Box::pin(async move {
+            let env = call.ctx.env();
+            let (session, last) = begin(&sessions, &call).await?;
+            Ok(session.run(&env, last).await?.value)
+        })
+    }
+
+    fn subscribe(&self, call: Invocation) -> BoxStream<Result<Value, Failure>> {
+        let sessions = Arc::clone(&self.0);
+        let began = async move {
+            let (session, last) = begin(&sessions, &call).await?;
+            let following = session.follow(&call.ctx.env(), last)?;
+            // The session lives as long as somebody holds it.
+            Ok((session, following))
+        };
+        let items = stream::once(began).map_ok(|(session, following)| {
+            stream::unfold((session, following), |(session, mut following)| async {
+                let item = following.next().await?;
+                Some((item, (session, following)))
+            })
+        });
+        Box::pin(items.try_flatten())
+    }
+}
+
+/// A session of the operation's own, which has done all but the last step.
+async fn begin(sessions: &Arc<Sessions>, call: &Invocation) -> Result<(Session, Work), Failure> {
+    let env = call.ctx.env();
+    let mut spec = SessionSpec::new(owner(call), ModuleSet::clone(&call.code.modules));
+    spec.frozen = call.code.frozen;
+    spec.grants = Grants::to(&call.code.spec.uses);
+    let session = sessions.open(&env, spec).await?;
+    let mut steps = call.code.steps(call.input.clone());
+    let last = steps.pop().ok_or_else(|| {
+        Failure::new(Code::Encode, "the operation has no step to do")
+    })?;
+    for step in steps {
+        session.run(&env, step).await?;
+    }
+    Ok((session, last))
+}
+
+/// Whose workers the session may be in, and what it may: its author's, and what the operation may.
+/// Whoever calls it lends it nothing.
+fn owner(call: &Invocation) -> Option<Arc<Identity>> {
+    let env = call.ctx.env();
+    let authority = env.authority()?;
+    Some(Arc::new(Identity {
+        id: authority.label.parse().ok()?,
+        kind: IdentityKind::Peer,
+        scopes: authority.scopes.clone(),
+        resources: authority.resources.clone(),
+        generation: 0,
+    }))
+}

@@ -1,0 +1,133 @@
+//! Tensors of the node's store, for scripts and shaders.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use alknet_call::{CallError, Ctx};
+use alknet_compute::limits::TENSOR_BYTES_MAX;
+use alknet_compute::{Referenced, References, TENSOR_TOO_LARGE};
+use alknet_core::{BoxFuture, Identity};
+use alknet_sessions::TensorFiles;
+use alknet_tensor::FileId;
+use alknet_tensor_serve::{Encoding, Object, Part, ServeError, Src, Store, Want};
+use alknet_worker::Sealed;
+use serde_json::Value;
+
+/// What a reference begins with: `alknet-tensor://NODE/ID#NAME`.
+const SCHEME: &str = "alknet-tensor://";
+
+/// The store as scripts and shaders see it.
+pub(super) struct Stored {
+    store: Arc<Store>,
+    /// What this node is called in references.
+    identity: String,
+}
+
+impl Stored {
+    pub(super) fn new(store: Arc<Store>, identity: &str) -> Self {
+        Self {
+            store,
+            identity: identity.to_owned(),
+        }
+    }
+}
+
+impl TensorFiles for Stored {
+    fn open(
+        &self,
+        identity: Option<Arc<Identity>>,
+        src: Value,
+    ) -> BoxFuture<'static, Result<File, CallError>> {
+        let store = Arc::clone(&self.store);
+        Box::pin(blocking(move || {
+            let identity = identity.ok_or(ServeError::Missing)?;
+            let src = Src::from_value(&src)?;
+            let (_, file) = store.descriptor(&identity.scopes, &src)?;
+            Ok(file)
+        }))
+    }
+}
+
+impl References for Stored {
+    fn find(
+        &self,
+        ctx: &Ctx,
+        reference: &str,
+    ) -> BoxFuture<'static, Result<Referenced, CallError>> {
+        let store = Arc::clone(&self.store);
+        let identity = ctx.identity().cloned();
+        let named = self.named(reference);
+        Box::pin(blocking(move || {
+            let (id, name) = named?;
+            let identity = identity.ok_or(ServeError::Missing)?;
+            let id = store.resolve(&identity.scopes, &Src::Id(id))?;
+            let object = store.object(id)?;
+            read(&store, &object, name)
+        }))
+    }
+}
+
+impl Stored {
+    /// The file and the name that a reference means.
+    fn named(&self, reference: &str) -> Result<(FileId, String), CallError> {
+        let parts = reference.strip_prefix(SCHEME).and_then(|rest| {
+            let (node, rest) = rest.split_once('/')?;
+            let (id, name) = rest.split_once('#')?;
+            Some((node, id.parse::<FileId>().ok()?, name))
+        });
+        let Some((node, id, name)) = parts else {
+            return Err(CallError::invalid_input(format!(
+                "'{reference}' is no reference: it is {SCHEME}NODE/ID#NAME"
+            )));
+        };
+        if node != self.identity {
+            return Err(CallError::invalid_input(format!(
+                "{node} is another node: put its file into this one's store first (`alknet tensor \
+                 pull`, `tensor/put`)"
+            )));
+        }
+        Ok((id, name.to_owned()))
+    }
+}
+
+/// The bytes of one tensor, where no one can change them.
+fn read(store: &Store, object: &Arc<Object>, name: String) -> Result<Referenced, CallError> {
+    let mut part = Part::find(store, object, &Want::Tensor(name), Encoding::Raw)?;
+    if part.head.len > TENSOR_BYTES_MAX {
+        return Err(too_large(part.head.len));
+    }
+    let dtype = part.head.dtype.take().unwrap_or_default();
+    let shape = part.head.shape.take().unwrap_or_default();
+    // What went wrong with the file says more than what the memory says about it.
+    let mut failed = None;
+    let data = Sealed::written(|memory| {
+        loop {
+            match part.next_block() {
+                Ok(Some(block)) => memory.write_all(&block)?,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    failed = Some(error);
+                    return Err(io::Error::other("the file cannot be read"));
+                }
+            }
+        }
+    });
+    match (data, failed) {
+        (_, Some(error)) => Err(error.into()),
+        (Ok(data), None) => Ok(Referenced { dtype, shape, data }),
+        (Err(error), None) => Err(CallError::internal(error.to_string())),
+    }
+}
+
+fn too_large(bytes: u64) -> CallError {
+    let text = format!("the tensor has {bytes} bytes; {TENSOR_BYTES_MAX} are the most");
+    CallError::new(alknet_call::ErrorCode::from_name(TENSOR_TOO_LARGE), text)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CallError> + Send + 'static,
+) -> Result<T, CallError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| CallError::internal(error.to_string()))?
+}

@@ -1,0 +1,217 @@
+//! Kernels on the processor itself: where the adapter is the processor too, they are faster than any
+//! shader by one or two orders of magnitude.
+
+use std::ptr::NonNull;
+
+/// Least rows for a thread of its own: below, starting it costs more than it saves.
+const ROWS_MIN: usize = 32;
+
+/// Least multiplications for a second thread.
+const WORK_MIN: usize = 1 << 20;
+
+/// A matrix in memory. Every element that shape, offset and strides name is inside `data`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) offset: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// From one row to the next, and from one column to the next.
+    pub(crate) strides: [isize; 2],
+}
+
+impl<'a> View<'a> {
+    /// Some rows of it.
+    fn rows(self, from: usize, rows: usize) -> Self {
+        let skipped = self.strides[0] * from.cast_signed();
+        Self {
+            offset: self.offset.saturating_add_signed(skipped),
+            rows,
+            ..self
+        }
+    }
+
+    /// Where the first element is.
+    ///
+    /// # Panics
+    /// If one of the elements is outside of `data`.
+    fn start(self) -> *const f32 {
+        let reach = |count: usize, stride: isize| (count - 1).cast_signed() * stride;
+        let reaches = [
+            reach(self.rows, self.strides[0]),
+            reach(self.columns, self.strides[1]),
+        ];
+        let least: isize = reaches.iter().map(|reach| reach.min(&0)).sum();
+        let most: isize = reaches.iter().map(|reach| reach.max(&0)).sum();
+        let first = self.offset.checked_add_signed(least);
+        let last = self.offset.checked_add_signed(most);
+        assert!(first.is_some() && last.is_some_and(|last| last < self.data.len()));
+        &raw const self.data[self.offset]
+    }
+}
+
+/// The product, row by row.
+pub(crate) fn matmul(a: View<'_>, b: View<'_>, threads: usize) -> Vec<f32> {
+    let mut product = vec![0.0_f32; a.rows * b.columns];
+    let target = Target(NonNull::from(product.as_mut_slice()).cast());
+    // SAFETY: the product has room for every row, and nobody else has it.
+    unsafe { matmul_rows(a, b, target, threads) };
+    product
+}
+
+/// The product straight into memory that has room for it.
+///
+/// # Panics
+/// If it has not.
+pub(crate) fn matmul_into(
+    a: View<'_>,
+    b: View<'_>,
+    mut memory: wgpu::WriteOnly<'_, [u8]>,
+    threads: usize,
+) {
+    let start = memory.as_raw_ptr().cast::<f32>();
+    assert!(memory.len() >= a.rows * b.columns * size_of::<f32>() && start.is_aligned());
+    // SAFETY: there is room, as just seen. The memory is this process's own, on adapters where buffers
+    // are handed out so; it is only called write-only because on others it would be slow to read.
+    unsafe { matmul_rows(a, b, Target(start), threads) };
+}
+
+/// Where rows of a product go, without gaps.
+#[derive(Clone, Copy, Debug)]
+struct Target(NonNull<f32>);
+
+// SAFETY: a plain address. Whoever writes through it sees to it that nobody else does.
+unsafe impl Send for Target {}
+
+impl Target {
+    /// # Safety
+    /// There are so many elements behind it.
+    const unsafe fn skip(self, elements: usize) -> Self {
+        // SAFETY: as the caller says.
+        Self(unsafe { self.0.add(elements) })
+    }
+}
+
+/// Shares the rows out among threads.
+///
+/// # Safety
+/// The target has room for the whole product, and nobody else reads or writes it.
+unsafe fn matmul_rows(a: View<'_>, b: View<'_>, target: Target, threads: usize) {
+    if a.rows == 0 || a.columns == 0 || b.columns == 0 {
+        return;
+    }
+    let work = a.rows * a.columns * b.columns;
+    let useful = if work < WORK_MIN {
+        1
+    } else {
+        a.rows / ROWS_MIN
+    };
+    let each = a.rows.div_ceil(threads.min(useful).max(1));
+    std::thread::scope(|scope| {
+        for from in (each..a.rows).step_by(each) {
+            let part = a.rows(from, each.min(a.rows - from));
+            // SAFETY: every part has rows of its own, inside the product.
+            let rows = unsafe { target.skip(from * b.columns) };
+            let job = move || {
+                let rows = rows;
+                // SAFETY: as above.
+                unsafe { multiply(part, b, rows) };
+            };
+            // Where no thread is to be had, it is done here.
+            let spawned = std::thread::Builder::new().spawn_scoped(scope, job);
+            if spawned.is_err() {
+                job();
+            }
+        }
+        // SAFETY: the first part's rows are at the beginning.
+        unsafe { multiply(a.rows(0, each.min(a.rows)), b, target) };
+    });
+}
+
+/// # Safety
+/// The target has room for the product, and nobody else reads or writes it.
+unsafe fn multiply(a: View<'_>, b: View<'_>, target: Target) {
+    let (x, y) = (a.start(), b.start());
+    // SAFETY: `start` has seen that every element named by shape and strides is there; the target is as
+    // the caller says.
+    unsafe {
+        matrixmultiply::sgemm(
+            a.rows,
+            a.columns,
+            b.columns,
+            1.0,
+            x,
+            a.strides[0],
+            a.strides[1],
+            y,
+            b.strides[0],
+            b.strides[1],
+            0.0,
+            target.0.as_ptr(),
+            b.columns.cast_signed(),
+            1,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_right_however_the_matrices_lie() {
+        let data: Vec<f32> = (0..4000).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
+        for (rows, depth, columns) in [(1, 1, 1), (3, 5, 7), (33, 17, 9), (64, 8, 40), (70, 40, 20)]
+        {
+            let plain = |rows, columns: usize| View {
+                data: &data,
+                offset: 3,
+                rows,
+                columns,
+                strides: [columns.cast_signed(), 1],
+            };
+            let turned = |rows: usize, columns| View {
+                strides: [1, rows.cast_signed()],
+                ..plain(rows, columns)
+            };
+            let backwards = |rows, columns: usize| View {
+                offset: rows * columns,
+                strides: [-columns.cast_signed(), -1],
+                ..plain(rows, columns)
+            };
+            let at = |view: View<'_>, row: usize, column: usize| {
+                let away =
+                    row.cast_signed() * view.strides[0] + column.cast_signed() * view.strides[1];
+                view.data[view.offset.saturating_add_signed(away)]
+            };
+            for (a, b) in [
+                (plain(rows, depth), turned(depth, columns)),
+                (backwards(rows, depth), plain(depth, columns)),
+            ] {
+                for threads in [1, 3] {
+                    let got = matmul(a, b, threads);
+                    for row in 0..rows {
+                        for column in 0..columns {
+                            // Small whole numbers: exact in any order.
+                            let terms = (0..depth).map(|k| at(a, row, k) * at(b, k, column));
+                            assert_eq!(got[row * columns + column], terms.sum::<f32>());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "first.is_some()")]
+    fn a_view_that_reaches_beyond_its_data_is_refused() {
+        let view = View {
+            data: &[1.0; 5],
+            offset: 0,
+            rows: 2,
+            columns: 3,
+            strides: [3, 1],
+        };
+        matmul(view, view, 1);
+    }
+}

@@ -1,0 +1,151 @@
+//! `worker`: computes for a node, walled in (`docs/workers.md`).
+//!
+//! One thread takes one request after the other: the device has one queue, and the node sends a worker
+//! no second request before the first is answered. A request that does not end is killed with its
+//! worker; a panic ends the worker too, since what it left behind is anybody's guess.
+
+mod buffers;
+mod dispatch;
+mod engine;
+mod fault;
+mod matmul;
+mod measure;
+mod memory;
+mod nesting;
+mod sha256;
+mod shader;
+mod templates;
+mod trust;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use alknet_compute_wire::{Ask, Upload};
+use alknet_worker::{Blob, Body, FromWorker, Guest, GuestCall, Incoming, Reply, Role, ToWorker};
+
+use self::engine::State;
+use self::fault::{Failed, Outcome};
+pub(crate) use self::templates::Plan;
+use crate::error::{Error, Result};
+
+/// Stack of the thread that takes requests: shaders are parsed on it, and nest.
+const STACK_BYTES: usize = 64 << 20;
+
+/// Variable with the name of the one driver that is wanted; `none` is no driver's.
+const DRIVER: &str = "ALKNET_GPU_DRIVER";
+
+/// Arguments of `worker`, which the node gives.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The kind of worker
+    #[arg(long, default_value = "gpu")]
+    role: String,
+}
+
+/// Runs until the node is gone.
+pub(crate) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
+    let role: Role = (arguments.role.parse()).map_err(|error| Error::Worker(format!("{error}")))?;
+    if role != Role::Gpu {
+        return Err(Error::Worker(format!("this program is no {role} worker")));
+    }
+    let wanted = std::env::var(DRIVER).ok();
+    end_at_a_panic();
+    let worker = |error: alknet_worker::GuestError| Error::Worker(error.to_string());
+    let entered = alknet_worker::enter(role).map_err(worker)?;
+    let (_guest, ()) = entered
+        .seal(|guest| {
+            let (guest, state) = (guest.clone(), State::start(started, wanted.as_deref()));
+            std::thread::Builder::new()
+                .name("requests".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn(move || take_all(&guest, state))
+                .map(drop)
+        })
+        .map_err(worker)?;
+    loop {
+        std::thread::park();
+    }
+}
+
+fn end_at_a_panic() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        std::process::abort();
+    }));
+}
+
+fn take_all(guest: &Guest, mut state: State) -> ! {
+    loop {
+        let Incoming {
+            message, fds, call, ..
+        } = guest.next();
+        let sid = match &message {
+            ToWorker::Close { sid, .. }
+            | ToWorker::Run { sid, .. }
+            | ToWorker::Tell { sid, .. } => *sid,
+            _ => 0,
+        };
+        match (message, call) {
+            (ToWorker::Run { body, .. }, Some(call)) => {
+                let here = call.on_this_thread();
+                let outcome = take(guest, &call, &mut state, &body);
+                drop(here);
+                state.forget_uploads(sid);
+                answer(guest, &call, outcome, state.bytes());
+            }
+            (ToWorker::Close { .. }, call) => {
+                state.close(sid);
+                if let Some(call) = call {
+                    answer(guest, &call, Ok(Vec::new()), 0);
+                }
+            }
+            (ToWorker::Tell { body, .. }, _) => {
+                // What is wrong here is noticed by the request that misses it.
+                if let Ok(upload) = body.read::<Upload>() {
+                    state.upload(sid, upload, &fds);
+                }
+            }
+            (_, Some(call)) => {
+                let outcome = Err(Failed::internal("this worker has no such request"));
+                answer(guest, &call, outcome, 0);
+            }
+            // An abort of a call that has ended, or the beginning of a session.
+            (_, None) => {}
+        }
+    }
+}
+
+fn take(guest: &Guest, call: &GuestCall, state: &mut State, body: &Body) -> Outcome<Vec<u8>> {
+    let ask: Ask = body
+        .read()
+        .map_err(|error| Failed::internal(&format!("no request: {error}")))?;
+    if call.is_aborted() {
+        return Err(Failed::aborted());
+    }
+    call.progress(0, state.bytes());
+    busy(guest, call, true);
+    let outcome = state.perform(call, ask);
+    busy(guest, call, false);
+    outcome
+}
+
+/// Tells the host from when to when the GPU works for a call.
+fn busy(guest: &Guest, call: &GuestCall, busy: bool) {
+    let (sid, id) = (call.sid(), call.id());
+    // A host that is gone is noticed by reading.
+    let _ = guest.send(&FromWorker::Gpu { sid, id, busy }, Vec::new());
+}
+
+fn answer(guest: &Guest, call: &GuestCall, outcome: Outcome<Vec<u8>>, bytes: u64) {
+    let mut fds = Vec::new();
+    let packed = outcome.and_then(|bytes| {
+        Blob::pack(bytes, &mut fds).map_err(|error| Failed::internal(&error.to_string()))
+    });
+    let reply = match packed {
+        Ok(blob) => Reply::Ok(blob),
+        Err(failed) => Reply::Err(failed.fault()),
+    };
+    // As above.
+    let _ = guest.finish(call, reply, fds, 0, bytes);
+}

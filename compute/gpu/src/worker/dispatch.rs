@@ -1,0 +1,175 @@
+//! Callers' shaders, run.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use alknet_compute_wire::limits::GROUPS_MAX;
+use alknet_compute_wire::{Access, Binding, Dispatch, Dispatched, Sink, Source};
+use sha2::{Digest, Sha256};
+
+use super::buffers::Stored;
+use super::engine::Job;
+use super::fault::{Failed, Outcome};
+use super::shader::{self, Bounds};
+use crate::device::{Device, Kernel};
+use crate::milliseconds;
+
+/// Compiled shaders of callers that are kept.
+const PIPELINES_KEPT: usize = 64;
+
+/// What was compiled, most recently used last.
+#[derive(Debug, Default)]
+pub(super) struct Pipelines(Vec<([u8; 32], Arc<Kernel>)>);
+
+impl Pipelines {
+    fn get(&mut self, key: &[u8; 32]) -> Option<Arc<Kernel>> {
+        let at = self.0.iter().position(|(known, _)| known == key)?;
+        let found = self.0.remove(at);
+        self.0.push(found);
+        self.0.last().map(|(_, kernel)| Arc::clone(kernel))
+    }
+
+    fn put(&mut self, key: [u8; 32], kernel: &Arc<Kernel>) {
+        if self.0.len() >= PIPELINES_KEPT {
+            self.0.remove(0);
+        }
+        self.0.push((key, Arc::clone(kernel)));
+    }
+}
+
+impl Job<'_> {
+    pub(super) fn dispatch(&mut self, ask: Dispatch) -> Outcome<Dispatched> {
+        if ask.groups.iter().any(|groups| *groups > GROUPS_MAX) {
+            return Err(Failed::shape(format!(
+                "at most {GROUPS_MAX} groups in a dimension"
+            )));
+        }
+        let begun = Instant::now();
+        let key = key(&ask);
+        let known = self.engine.pipelines.get(&key);
+        if known.is_none() {
+            let bounds = bounds(self.engine.memory.device()?);
+            shader::check(&ask.wgsl, &ask.entry, &ask.bindings, bounds)?;
+        }
+        let bound = self.bind(&ask.bindings)?;
+        let mut buffers = Vec::with_capacity(bound.len());
+        for (binding, stored) in ask.bindings.iter().zip(&bound) {
+            buffers.push((binding.binding, stored.kept.buffer()?));
+        }
+        let device = self.engine.memory.device()?;
+        let fresh = known.is_none();
+        let kernel = match known {
+            Some(kernel) => kernel,
+            None => Arc::new(compile(device, &ask)?),
+        };
+        if fresh {
+            // The driver compiles when it is to run a shader for the first time: let it run nothing.
+            device.submit(&kernel, &buffers, [0, 0, 0])?;
+            device.wait()?;
+        }
+        let jit_ms = if fresh {
+            milliseconds(begun.elapsed())
+        } else {
+            0.0
+        };
+        if self.call.is_aborted() {
+            return Err(Failed::aborted());
+        }
+        let begun = Instant::now();
+        device.submit(&kernel, &buffers, ask.groups)?;
+        device.wait()?;
+        let gpu_ms = milliseconds(begun.elapsed());
+        drop(buffers);
+        if fresh {
+            self.engine.pipelines.put(key, &kernel);
+        }
+        self.still_wanted()?;
+        let mut outputs = Vec::new();
+        for (binding, stored) in ask.bindings.iter().zip(bound) {
+            let Some(to) = binding.to else {
+                continue;
+            };
+            let bytes = self.deliver_kept(to, stored.kept, stored.len)?;
+            outputs.extend(bytes.map(|bytes| (binding.binding, bytes)));
+        }
+        Ok(Dispatched {
+            outputs,
+            gpu_ms,
+            jit_ms,
+        })
+    }
+
+    /// A buffer for each binding.
+    fn bind(&self, bindings: &[Binding]) -> Outcome<Vec<Stored>> {
+        let memory = &self.engine.memory;
+        let limits = memory.device()?.limits();
+        let mut used = self.used;
+        let mut bound = Vec::new();
+        for binding in bindings {
+            let number = binding.binding;
+            if self.shelf.len(&binding.from)? == 0 {
+                let message = format!("binding {number}: a tensor of no bytes cannot be bound");
+                return Err(Failed::shape(message));
+            }
+            let stored = self.shelf.stored_from(memory, &binding.from, used)?;
+            if !matches!(binding.from, Source::Buffer(_)) {
+                used += stored.kept.size();
+            }
+            let most = match binding.access {
+                Access::Uniform => limits.max_uniform_buffer_binding_size,
+                Access::Read | Access::ReadWrite => limits.max_storage_buffer_binding_size,
+            };
+            if stored.len > most {
+                let what = format!("binding {number}, a tensor");
+                return Err(Failed::too_large(&what, stored.len, most));
+            }
+            if matches!(
+                (&binding.from, binding.to),
+                (Source::Buffer(_), Some(Sink::Buffer(_)))
+            ) {
+                return Err(Failed::internal("a buffer has one number"));
+            }
+            bound.push(stored);
+        }
+        Ok(bound)
+    }
+}
+
+fn bounds(device: &Device) -> Bounds {
+    let limits = device.limits();
+    Bounds {
+        group_invocations: limits.max_compute_invocations_per_workgroup,
+        group_bytes: u64::from(limits.max_compute_workgroup_storage_size),
+    }
+}
+
+fn compile(device: &Device, ask: &Dispatch) -> Outcome<Kernel> {
+    let layout: Vec<_> = ask
+        .bindings
+        .iter()
+        .map(|binding| {
+            let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
+            let ty = match binding.access {
+                Access::Read => storage(true),
+                Access::ReadWrite => storage(false),
+                Access::Uniform => wgpu::BufferBindingType::Uniform,
+            };
+            (binding.binding, ty)
+        })
+        .collect();
+    Ok(device.kernel_bound(&ask.wgsl, &ask.entry, &layout)?)
+}
+
+/// What decides about the compiled code, and about whether it fits its bindings.
+fn key(ask: &Dispatch) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for text in [&ask.wgsl, &ask.entry] {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    }
+    for binding in &ask.bindings {
+        hash.update(binding.binding.to_le_bytes());
+        hash.update([binding.access as u8]);
+    }
+    hash.finalize().into()
+}

@@ -1,0 +1,75 @@
+//! What a request fails with.
+
+use alknet_compute_wire::{Place, codes};
+use alknet_worker::{Body, Fault};
+
+use crate::error::Error;
+
+/// Result of a request, or of a part of it.
+pub(super) type Outcome<T> = Result<T, Failed>;
+
+/// A code, a line for people, and for shaders the place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failed {
+    pub(super) code: &'static str,
+    pub(super) message: String,
+    pub(super) place: Option<Place>,
+}
+
+impl Failed {
+    pub(super) fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            place: None,
+        }
+    }
+
+    pub(super) fn aborted() -> Self {
+        Self::new(codes::ABORTED, "given up")
+    }
+
+    pub(super) fn internal(why: &str) -> Self {
+        Self::new(codes::INTERNAL, why)
+    }
+
+    pub(super) fn shader(message: impl Into<String>) -> Self {
+        Self {
+            place: Some(Place::default()),
+            ..Self::new(codes::SHADER, message)
+        }
+    }
+
+    pub(super) fn shape(message: impl Into<String>) -> Self {
+        Self::new(codes::SHAPE, message)
+    }
+
+    pub(super) fn too_large(what: &str, bytes: u64, most: u64) -> Self {
+        let message = format!("{what} of {bytes} bytes; at most {most} are possible");
+        Self::new(codes::TOO_LARGE, message)
+    }
+
+    pub(super) fn fault(self) -> Fault {
+        let details = self.place.and_then(|place| Body::of(&place).ok());
+        Fault {
+            code: self.code.to_owned(),
+            message: self.message,
+            details: details.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Lost(_) => Self::new(codes::DEVICE_LOST, message),
+            Error::Memory(_) => Self::new(codes::QUOTA, message),
+            Error::NoAdapter(_) | Error::NoDevice { .. } | Error::NoDriver => {
+                Self::new(codes::NO_ADAPTER, message)
+            }
+            Error::Shader(_) => Self::shader(message),
+            Error::Read { .. } | Error::Worker(_) | Error::Wrong { .. } => Self::internal(&message),
+        }
+    }
+}

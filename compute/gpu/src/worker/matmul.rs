@@ -1,0 +1,319 @@
+//! Products of matrices: by a shader, and on the worker's own threads.
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
+
+use alknet_compute_wire::limits::{SIDE_MAX, THREADS_MAX};
+use alknet_compute_wire::{Computed, Matmul, Matrix, Sink, Variant};
+
+use super::buffers::{Located, Stored, fits, room};
+use super::engine::Job;
+use super::fault::{Failed, Outcome};
+use super::memory::{Kept, Memory};
+use super::templates::Name;
+use crate::host::{self, View};
+use crate::milliseconds;
+
+/// Invocations of a group of `pack.wgsl`.
+const PACK_GROUP: u32 = 64;
+
+/// Groups in one dimension of `pack.wgsl`, which folds them.
+const PACK_LINES: u32 = 1 << 14;
+
+impl Job<'_> {
+    pub(super) fn matmul(&mut self, ask: &Matmul) -> Outcome<Computed> {
+        let begun = Instant::now();
+        let (m, k, n) = self.checked(ask)?;
+        let len = u64::from(m) * u64::from(n) * size_of::<f32>() as u64;
+        fits(len)?;
+        room(self.used, len)?;
+        let mut jit = Duration::ZERO;
+        let bytes = if m == 0 || n == 0 || k == 0 {
+            self.deliver(ask.to, vec![0; usize::try_from(len).unwrap_or(usize::MAX)])?
+        } else {
+            match ask.variant {
+                Variant::Host => self.multiply_here(ask, len)?,
+                Variant::Wgsl => self.multiply_there(ask, len, &mut jit)?,
+            }
+        };
+        Ok(Computed {
+            bytes,
+            ms: milliseconds(begun.elapsed()),
+            jit_ms: milliseconds(jit),
+        })
+    }
+
+    /// Rows of A, its columns, columns of B; once everything is known to fit.
+    fn checked(&self, ask: &Matmul) -> Outcome<(u32, u32, u32)> {
+        if ask.a.columns != ask.b.rows {
+            return Err(Failed::shape(format!(
+                "{} by {} times {} by {}",
+                ask.a.rows, ask.a.columns, ask.b.rows, ask.b.columns
+            )));
+        }
+        for matrix in [&ask.a, &ask.b] {
+            let elements = self.shelf.len(&matrix.from)? / size_of::<f32>() as u64;
+            extent(matrix, elements)?;
+        }
+        Ok((ask.a.rows, ask.a.columns, ask.b.columns))
+    }
+
+    fn multiply_here(&mut self, ask: &Matmul, len: u64) -> Outcome<Option<bytes::Bytes>> {
+        let threads = ask.threads.clamp(1, THREADS_MAX) as usize;
+        let (a, b) = (
+            self.shelf.locate(&ask.a.from)?,
+            self.shelf.locate(&ask.b.from)?,
+        );
+        let same = ask.a.from == ask.b.from;
+        // Straight into the buffer where that is memory of this process.
+        if let (Sink::Buffer(number), Memory::Device(device)) = (ask.to, &self.engine.memory)
+            && device.host_memory
+        {
+            let buffer = device.buffer(len)?;
+            self.with_floats(&a, &b, same, |x, y| {
+                device.with_written(&buffer, |memory| {
+                    let (a, b) = (view(x, &ask.a), view(y, &ask.b));
+                    host::matmul_into(a, b, memory, threads);
+                })
+            })??;
+            let kept = Kept::Device(buffer);
+            self.shelf.put(number, Stored { kept, len });
+            return Ok(None);
+        }
+        let product = self.with_floats(&a, &b, same, |x, y| {
+            host::matmul(view(x, &ask.a), view(y, &ask.b), threads)
+        })?;
+        self.deliver(ask.to, bytemuck::cast_slice(&product).to_vec())
+    }
+
+    /// Hands out two matrices' memory, where it lies.
+    fn with_floats<T>(
+        &self,
+        a: &Located<'_>,
+        b: &Located<'_>,
+        same: bool,
+        work: impl FnOnce(&[f32], &[f32]) -> T,
+    ) -> Outcome<T> {
+        if same {
+            // A buffer is not mapped twice.
+            return self.floats(a, |x| work(x, x));
+        }
+        self.floats(a, |x| self.floats(b, |y| work(x, y)))?
+    }
+
+    fn floats<T>(&self, located: &Located<'_>, work: impl FnOnce(&[f32]) -> T) -> Outcome<T> {
+        match located {
+            Located::Memory(bytes) => Ok(work(&aligned(bytes))),
+            Located::Buffer(stored) => {
+                let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
+                let read = |bytes: &[u8]| work(&aligned(&bytes[..len.min(bytes.len())]));
+                self.engine.memory.with_read(&stored.kept, read)
+            }
+        }
+    }
+
+    fn multiply_there(
+        &mut self,
+        ask: &Matmul,
+        len: u64,
+        jit: &mut Duration,
+    ) -> Outcome<Option<bytes::Bytes>> {
+        let (m, k, n) = (ask.a.rows, ask.a.columns, ask.b.columns);
+        let begun = Instant::now();
+        let device = self.engine.memory.device()?;
+        let (_, plan, fresh) = self.engine.kernels.product(device)?;
+        if fresh {
+            *jit += begun.elapsed();
+        }
+        let rows = m.next_multiple_of(plan.height);
+        let (depth, width) = (k.next_multiple_of(4), n.next_multiple_of(4));
+        let a = self.packed(&ask.a, [rows, depth], jit)?;
+        let b = self.packed(&ask.b, [depth, width], jit)?;
+        self.still_wanted()?;
+        let device = self.engine.memory.device()?;
+        let floats = u64::from(rows) * u64::from(width);
+        let c = device.buffer(floats * size_of::<f32>() as u64)?;
+        let size = device.upload(bytemuck::cast_slice(&[width / 4, depth / 4, rows, 0]))?;
+        let (kernel, plan, _) = self.engine.kernels.product(device)?;
+        let buffers = [(0, &a), (1, &b), (2, &c), (3, &size)];
+        device.submit(kernel, &buffers, plan.groups(width, rows))?;
+        device.wait()?;
+        self.still_wanted()?;
+        if rows == m && width == n {
+            return self.deliver_kept(ask.to, Kept::Device(c), len);
+        }
+        let padded = Placed {
+            offset: 0,
+            strides: [i64::from(width), 1],
+            shape: [m, n],
+        };
+        let cut = self.pack(&c, padded, [m, n], jit)?;
+        self.deliver_kept(ask.to, Kept::Device(cut), len)
+    }
+
+    /// A matrix as a buffer of rows without gaps, padded with zeros to `shape`.
+    fn packed(
+        &mut self,
+        matrix: &Matrix,
+        shape: [u32; 2],
+        jit: &mut Duration,
+    ) -> Outcome<wgpu::Buffer> {
+        let stored = (self.shelf).stored_from(&self.engine.memory, &matrix.from, self.used)?;
+        let buffer = stored.kept.buffer()?;
+        let placed = Placed {
+            offset: matrix.offset,
+            strides: matrix.strides,
+            shape: [matrix.rows, matrix.columns],
+        };
+        let lies_so = placed.shape == shape
+            && placed.offset == 0
+            && placed.strides == [i64::from(matrix.columns), 1];
+        if lies_so {
+            return Ok(buffer.clone());
+        }
+        self.pack(buffer, placed, shape, jit)
+    }
+
+    fn pack(
+        &mut self,
+        from: &wgpu::Buffer,
+        placed: Placed,
+        [height, width]: [u32; 2],
+        jit: &mut Duration,
+    ) -> Outcome<wgpu::Buffer> {
+        let elements = u64::from(height) * u64::from(width);
+        let bytes = elements * size_of::<f32>() as u64;
+        room(self.used, bytes)?;
+        let device = self.engine.memory.device()?;
+        let packed = device.buffer(bytes)?;
+        // A tensor's limit keeps every number far below 2³¹.
+        let small = |number: i64| i32::try_from(number).unwrap_or(i32::MAX).cast_unsigned();
+        let groups = elements.div_ceil(u64::from(PACK_GROUP));
+        let shape = [
+            small(placed.offset.cast_signed()),
+            small(placed.strides[0]),
+            small(placed.strides[1]),
+            placed.shape[0],
+            placed.shape[1],
+            height,
+            width,
+            PACK_LINES,
+        ];
+        let shape = device.upload(bytemuck::cast_slice(&shape))?;
+        let begun = Instant::now();
+        let (kernel, fresh) = self.engine.kernels.get(device, Name::Pack)?;
+        let buffers = [(0, from), (1, &packed), (2, &shape)];
+        if fresh {
+            device.submit(kernel, &buffers, [0, 0, 0])?;
+            device.wait()?;
+            *jit += begun.elapsed();
+        }
+        let lines = groups.div_ceil(u64::from(PACK_LINES));
+        let across = groups.min(u64::from(PACK_LINES));
+        let groups = [across, lines, 1].map(|groups| u32::try_from(groups).unwrap_or(u32::MAX));
+        device.submit(kernel, &buffers, groups)?;
+        device.wait()?;
+        Ok(packed)
+    }
+}
+
+/// How a matrix lies in its buffer, in elements.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    offset: u64,
+    strides: [i64; 2],
+    shape: [u32; 2],
+}
+
+/// Whether every element of the matrix is among so many.
+fn extent(matrix: &Matrix, elements: u64) -> Outcome<()> {
+    if matrix.rows > SIDE_MAX || matrix.columns > SIDE_MAX {
+        return Err(Failed::shape(format!(
+            "a side may have {SIDE_MAX} elements"
+        )));
+    }
+    if matrix.rows == 0 || matrix.columns == 0 {
+        return Ok(());
+    }
+    let mut least = i128::from(matrix.offset);
+    let mut most = least;
+    for (count, stride) in [matrix.rows, matrix.columns]
+        .into_iter()
+        .zip(matrix.strides)
+    {
+        let reach = i128::from(count - 1) * i128::from(stride);
+        least += reach.min(0);
+        most += reach.max(0);
+    }
+    if least < 0 || most >= i128::from(elements) {
+        return Err(Failed::shape(format!(
+            "the matrix reaches from element {least} to {most}, of {elements}"
+        )));
+    }
+    Ok(())
+}
+
+fn view<'a>(data: &'a [f32], matrix: &Matrix) -> View<'a> {
+    let size = |side: u32| side as usize;
+    let stride = |stride: i64| isize::try_from(stride).unwrap_or(0);
+    View {
+        data,
+        offset: usize::try_from(matrix.offset).unwrap_or(usize::MAX),
+        rows: size(matrix.rows),
+        columns: size(matrix.columns),
+        strides: matrix.strides.map(stride),
+    }
+}
+
+/// Bytes as floats: where they lie, or copied to where floats may lie. Bytes that make no whole float
+/// are left out.
+fn aligned(bytes: &[u8]) -> Cow<'_, [f32]> {
+    let whole = &bytes[..bytes.len() - bytes.len() % size_of::<f32>()];
+    match bytemuck::try_cast_slice(whole) {
+        Ok(floats) => Cow::Borrowed(floats),
+        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(whole)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_compute_wire::Source;
+
+    use super::*;
+
+    fn matrix(rows: u32, columns: u32, offset: u64, strides: [i64; 2]) -> Matrix {
+        Matrix {
+            from: Source::Zero(0),
+            offset,
+            rows,
+            columns,
+            strides,
+        }
+    }
+
+    #[test]
+    fn a_matrix_lies_inside_its_tensor_or_is_refused() {
+        for (matrix, elements, fits) in [
+            (matrix(2, 3, 0, [3, 1]), 6, true),
+            (matrix(2, 3, 0, [3, 1]), 5, false),
+            (matrix(2, 3, 5, [-3, -1]), 6, true),
+            (matrix(2, 3, 4, [-3, -1]), 6, false),
+            (matrix(0, 3, 99, [3, 1]), 0, true),
+            (matrix(2, 2, 0, [0, 0]), 1, true),
+            (matrix(2, 2, 0, [i64::MAX, i64::MAX]), 100, false),
+            (matrix(2, 2, u64::MAX, [i64::MIN, 1]), 100, false),
+            (matrix(SIDE_MAX + 1, 1, 0, [0, 0]), 1, false),
+        ] {
+            assert_eq!(extent(&matrix, elements).is_ok(), fits, "{matrix:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_lie_anywhere_are_floats() {
+        let floats = [1.0_f32, 2.0, 3.0];
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(bytemuck::cast_slice(&floats));
+        assert_eq!(&aligned(&bytes[1..])[..], floats);
+        assert_eq!(aligned(&bytes[1..8]).len(), 1);
+    }
+}

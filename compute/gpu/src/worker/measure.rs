@@ -1,0 +1,109 @@
+//! How fast this machine is: what decides between a shader and the worker's own threads.
+
+use std::time::{Duration, Instant};
+
+use alknet_compute_wire::limits::THREADS_MAX;
+use alknet_compute_wire::{Matmul, Matrix, Measured, Sink, Source, Variant};
+
+use super::engine::Job;
+use super::fault::Outcome;
+use crate::host::{self, View};
+use crate::milliseconds;
+
+/// Side of the matrices: large enough to show what a kernel can do, and done in tens of milliseconds.
+const SIDE: u32 = 256;
+
+/// Bytes that the map reads and writes.
+const MAP_BYTES: u64 = 16 << 20;
+
+/// Repetitions, of which the fastest counts.
+const ROUNDS: usize = 3;
+
+/// Lone dispatches that are timed.
+const DISPATCHES: usize = 20;
+
+impl Job<'_> {
+    pub(super) fn measure(&mut self, threads: u32) -> Outcome<Measured> {
+        let operations = 2.0 * f64::from(SIDE).powi(3);
+        let side = SIDE as usize;
+        let data: Vec<f32> = (0..side * side)
+            .map(|i| (i % 17) as f32 * 0.25 - 2.0)
+            .collect();
+        let view = View {
+            data: &data,
+            offset: 0,
+            rows: side,
+            columns: side,
+            strides: [SIDE as isize, 1],
+        };
+        let threads = threads.clamp(1, THREADS_MAX) as usize;
+        let host = best(ROUNDS, || {
+            std::hint::black_box(host::matmul(view, view, threads));
+            Ok(())
+        })?;
+        let matmul_host = operations / host.as_secs_f64() / 1e9;
+        if self.engine.memory.device().is_err() {
+            return Ok(Measured {
+                matmul_host,
+                ..Measured::default()
+            });
+        }
+        let begun = Instant::now();
+        self.product(&data)?;
+        let cold = begun.elapsed();
+        let wgsl = best(ROUNDS, || self.product(&data))?;
+        let (map, dispatch) = self.map()?;
+        Ok(Measured {
+            matmul_wgsl: operations / wgsl.as_secs_f64() / 1e9,
+            matmul_host,
+            map_bytes_s: 2.0 * MAP_BYTES as f64 / map.as_secs_f64(),
+            dispatch_us: dispatch.as_secs_f64() * 1e6,
+            cold_jit_ms: milliseconds(cold.saturating_sub(wgsl)),
+        })
+    }
+
+    fn product(&mut self, data: &[f32]) -> Outcome<()> {
+        let bytes = bytes::Bytes::copy_from_slice(bytemuck::cast_slice(data));
+        let matrix = |bytes: &bytes::Bytes| Matrix {
+            from: Source::Bytes(bytes.clone()),
+            offset: 0,
+            rows: SIDE,
+            columns: SIDE,
+            strides: [i64::from(SIDE), 1],
+        };
+        let ask = Matmul {
+            a: matrix(&bytes),
+            b: matrix(&bytes),
+            variant: Variant::Wgsl,
+            threads: 1,
+            to: Sink::Answer,
+        };
+        self.matmul(&ask).map(drop)
+    }
+
+    /// A map over a large buffer, and one over next to nothing.
+    fn map(&self) -> Outcome<(Duration, Duration)> {
+        let device = self.engine.memory.device()?;
+        let kernel = device.kernel(include_str!("../shaders/map.wgsl"), &[])?;
+        let large = device.buffer(MAP_BYTES)?;
+        // Sixteen bytes for each invocation, 64 of them to a group.
+        let groups = u32::try_from(MAP_BYTES / (16 * 64)).unwrap_or(1);
+        let run = |groups: u32| -> Outcome<()> {
+            Ok(device.dispatch(&kernel, &[&large], [groups, 1, 1])?)
+        };
+        run(groups)?;
+        let map = best(ROUNDS, || run(groups))?;
+        let dispatch = best(DISPATCHES, || run(1))?;
+        Ok((map, dispatch))
+    }
+}
+
+fn best(rounds: usize, mut work: impl FnMut() -> Outcome<()>) -> Outcome<Duration> {
+    let mut best = Duration::MAX;
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        work()?;
+        best = best.min(begun.elapsed());
+    }
+    Ok(best)
+}

@@ -1,0 +1,157 @@
+//! Where bytes are kept: in buffers of the device, or, where there is no device, in this process.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use alknet_compute_wire::codes;
+
+use super::fault::{Failed, Outcome};
+use crate::device::Device;
+
+/// Memory for tensors. Without a device everything that needs none still works on it.
+#[derive(Debug)]
+pub(super) enum Memory {
+    /// A device's, which may be this process's as well.
+    Device(Box<Device>),
+    /// This process's, and why there is no device.
+    Process(String),
+}
+
+/// Bytes in it. Clones are the same bytes.
+#[derive(Clone, Debug)]
+pub(super) enum Kept {
+    Device(wgpu::Buffer),
+    Process(Arc<Mutex<Vec<u8>>>),
+}
+
+impl Kept {
+    /// How many bytes it takes.
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Self::Device(buffer) => buffer.size(),
+            Self::Process(bytes) => locked(bytes, |bytes| bytes.len() as u64),
+        }
+    }
+
+    /// As a shader sees it.
+    pub(super) fn buffer(&self) -> Outcome<&wgpu::Buffer> {
+        match self {
+            Self::Device(buffer) => Ok(buffer),
+            Self::Process(_) => Err(Failed::internal("no memory of a device")),
+        }
+    }
+}
+
+impl Memory {
+    /// The device.
+    pub(super) fn device(&self) -> Outcome<&Device> {
+        match self {
+            Self::Device(device) => Ok(device),
+            Self::Process(why) => Err(Failed::new(codes::NO_ADAPTER, why.clone())),
+        }
+    }
+
+    /// So many zeros.
+    pub(super) fn zeroed(&self, bytes: u64) -> Outcome<Kept> {
+        Ok(match self {
+            Self::Device(device) => Kept::Device(device.buffer(bytes)?),
+            Self::Process(_) => kept(vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)]),
+        })
+    }
+
+    /// These bytes.
+    pub(super) fn upload(&self, bytes: &[u8]) -> Outcome<Kept> {
+        Ok(match self {
+            Self::Device(device) => Kept::Device(device.upload(bytes)?),
+            Self::Process(_) => kept(bytes.to_vec()),
+        })
+    }
+
+    /// The same bytes once more.
+    pub(super) fn copied(&self, from: &Kept) -> Outcome<Kept> {
+        Ok(match (self, from) {
+            (Self::Device(device), Kept::Device(from)) => {
+                let copy = device.buffer(from.size())?;
+                device.copy(from, &copy)?;
+                Kept::Device(copy)
+            }
+            (_, Kept::Process(from)) => kept(locked(from, |bytes| bytes.clone())),
+            (Self::Process(why), Kept::Device(_)) => {
+                return Err(Failed::new(codes::NO_ADAPTER, why.clone()));
+            }
+        })
+    }
+
+    /// Hands them out to be read.
+    pub(super) fn with_read<T>(&self, kept: &Kept, work: impl FnOnce(&[u8]) -> T) -> Outcome<T> {
+        match kept {
+            Kept::Device(buffer) => Ok(self.device()?.with_read(buffer, work)?),
+            Kept::Process(bytes) => Ok(locked(bytes, |bytes| work(bytes))),
+        }
+    }
+
+    /// Overwrites a part, which is inside.
+    pub(super) fn write(&self, kept: &Kept, offset: u64, new: &[u8]) -> Outcome<()> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = from.saturating_add(new.len());
+        let into = |bytes: &mut [u8]| match bytes.get_mut(from..end) {
+            Some(part) => {
+                part.copy_from_slice(new);
+                Ok(())
+            }
+            None => Err(Failed::internal("a buffer shorter than it is")),
+        };
+        match kept {
+            Kept::Process(bytes) => locked(bytes, |bytes| into(bytes)),
+            Kept::Device(buffer) => {
+                let device = self.device()?;
+                let aligned =
+                    offset.is_multiple_of(WORD) && new.len().is_multiple_of(WORD as usize);
+                if aligned || device.host_memory {
+                    return Ok(device.write(buffer, offset, new)?);
+                }
+                // Such memory takes whole words only.
+                let mut all = device.read(buffer)?;
+                into(&mut all)?;
+                Ok(device.write(buffer, 0, &all)?)
+            }
+        }
+    }
+}
+
+/// Bytes of a word, the unit in which devices are written.
+const WORD: u64 = 4;
+
+fn kept(bytes: Vec<u8>) -> Kept {
+    Kept::Process(Arc::new(Mutex::new(bytes)))
+}
+
+/// One thread does everything here; a panic in it ends the process.
+fn locked<T>(bytes: &Mutex<Vec<u8>>, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    work(&mut bytes.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_device_bytes_are_kept_all_the_same() {
+        let memory = Memory::Process("none here".to_owned());
+        let a = memory.upload(b"abcdef").expect("kept");
+        let b = memory.copied(&a).expect("copied");
+        memory.write(&a, 2, b"XY").expect("inside");
+        assert!(memory.write(&a, 5, b"XY").is_err());
+        let read = |kept| memory.with_read(kept, <[u8]>::to_vec).expect("there");
+        assert_eq!(
+            (read(&a), read(&b)),
+            (b"abXYef".to_vec(), b"abcdef".to_vec())
+        );
+        assert_eq!(memory.zeroed(3).expect("kept").size(), 3);
+        let why = memory.device().expect_err("none");
+        assert_eq!(
+            (why.code, why.message.as_str()),
+            (codes::NO_ADAPTER, "none here")
+        );
+        assert!(a.buffer().is_err());
+    }
+}

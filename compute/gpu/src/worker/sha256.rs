@@ -1,0 +1,148 @@
+//! SHA-256 of many messages at once.
+
+use std::time::{Duration, Instant};
+
+use alknet_compute_wire::limits::{MESSAGES_MAX, TENSOR_BYTES_MAX};
+use alknet_compute_wire::{Computed, Sha256 as Ask, Source, Variant};
+use sha2::{Digest, Sha256};
+
+use super::buffers::{Located, fits, room};
+use super::engine::Job;
+use super::fault::{Failed, Outcome};
+use super::memory::Kept;
+use super::templates::Name;
+use crate::milliseconds;
+
+/// Invocations of a group.
+const GROUP: usize = 64;
+
+/// Bytes of a digest.
+const DIGEST: usize = 32;
+
+impl Job<'_> {
+    pub(super) fn sha256(&mut self, ask: &Ask) -> Outcome<Computed> {
+        let begun = Instant::now();
+        let total = self.shelf.len(&ask.data)?;
+        fits(total)?;
+        let spans = self.spans(&ask.offsets, total)?;
+        room(self.used, (spans.len() * DIGEST) as u64)?;
+        let mut jit = Duration::ZERO;
+        let bytes = if spans.is_empty() {
+            self.deliver(ask.to, Vec::new())?
+        } else {
+            match ask.variant {
+                Variant::Host => {
+                    let digests = self.hash_here(&ask.data, &spans)?;
+                    self.deliver(ask.to, digests)?
+                }
+                Variant::Wgsl => self.hash_there(ask, &spans, &mut jit)?,
+            }
+        };
+        Ok(Computed {
+            bytes,
+            ms: milliseconds(begun.elapsed()),
+            jit_ms: milliseconds(jit),
+        })
+    }
+
+    /// Where each message lies: offset and length.
+    fn spans(&self, offsets: &Source, total: u64) -> Outcome<Vec<[u32; 2]>> {
+        let numbers = |bytes: &[u8]| spans(bytes, total);
+        match self.shelf.locate(offsets)? {
+            Located::Memory(bytes) => numbers(&bytes),
+            Located::Buffer(stored) => {
+                let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
+                let whole = |bytes: &[u8]| numbers(&bytes[..len.min(bytes.len())]);
+                self.engine.memory.with_read(&stored.kept, whole)?
+            }
+        }
+    }
+
+    fn hash_here(&self, data: &Source, spans: &[[u32; 2]]) -> Outcome<Vec<u8>> {
+        let hash = |bytes: &[u8]| {
+            let mut digests = Vec::with_capacity(spans.len() * DIGEST);
+            for [from, len] in spans.iter().map(|span| span.map(|number| number as usize)) {
+                digests.extend_from_slice(&Sha256::digest(&bytes[from..from + len]));
+            }
+            digests
+        };
+        match self.shelf.locate(data)? {
+            Located::Memory(bytes) => Ok(hash(&bytes)),
+            Located::Buffer(stored) => self.engine.memory.with_read(&stored.kept, hash),
+        }
+    }
+
+    fn hash_there(
+        &mut self,
+        ask: &Ask,
+        spans: &[[u32; 2]],
+        jit: &mut Duration,
+    ) -> Outcome<Option<bytes::Bytes>> {
+        let device = self.engine.memory.device()?;
+        let data = (self.shelf).stored_from(&self.engine.memory, &ask.data, self.used)?;
+        let len = (spans.len() * DIGEST) as u64;
+        let places = device.upload(bytemuck::cast_slice(spans))?;
+        let digests = device.buffer(len)?;
+        let begun = Instant::now();
+        let (kernel, fresh) = self.engine.kernels.get(device, Name::Sha256)?;
+        let buffers = [(0, data.kept.buffer()?), (1, &places), (2, &digests)];
+        if fresh {
+            device.submit(kernel, &buffers, [0, 0, 0])?;
+            device.wait()?;
+            *jit += begun.elapsed();
+        }
+        let groups = u32::try_from(spans.len().div_ceil(GROUP)).unwrap_or(u32::MAX);
+        device.submit(kernel, &buffers, [groups, 1, 1])?;
+        device.wait()?;
+        self.still_wanted()?;
+        self.deliver_kept(ask.to, Kept::Device(digests), len)
+    }
+}
+
+/// Offsets as spans. They never go back, and end inside the data.
+fn spans(bytes: &[u8], total: u64) -> Outcome<Vec<[u32; 2]>> {
+    if !bytes.len().is_multiple_of(size_of::<u32>()) {
+        return Err(Failed::shape("offsets are numbers of 32 bits"));
+    }
+    let offsets: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
+    if offsets.len() > MESSAGES_MAX + 1 {
+        let most = (MESSAGES_MAX * DIGEST) as u64;
+        let bytes = offsets.len() as u64 * DIGEST as u64;
+        return Err(Failed::too_large(
+            "digests",
+            bytes,
+            most.min(TENSOR_BYTES_MAX),
+        ));
+    }
+    let mut spans = Vec::with_capacity(offsets.len());
+    for pair in offsets.windows(2) {
+        let Some(len) = pair[1].checked_sub(pair[0]) else {
+            return Err(Failed::shape("an offset before the one before it"));
+        };
+        spans.push([pair[0], len]);
+    }
+    if offsets.last().is_some_and(|end| u64::from(*end) > total) {
+        return Err(Failed::shape("an offset beyond the data"));
+    }
+    Ok(spans)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(offsets: &[u32], total: u64) -> Outcome<Vec<[u32; 2]>> {
+        spans(bytemuck::cast_slice(offsets), total)
+    }
+
+    #[test]
+    fn offsets_are_ends_and_beginnings() {
+        assert_eq!(of(&[], 0).expect("none"), Vec::<[u32; 2]>::new());
+        assert_eq!(of(&[3], 3).expect("none"), Vec::<[u32; 2]>::new());
+        assert_eq!(of(&[1, 1, 4], 4).expect("two"), [[1, 0], [1, 3]]);
+        assert!(of(&[0, 5], 4).is_err());
+        assert!(of(&[4, 3], 4).is_err());
+        assert!(of(&[9], 4).is_err());
+        assert!(spans(&[0; 7], 4).is_err());
+    }
+}

@@ -1,0 +1,249 @@
+//! Kernels of ours, made from templates and kept once compiled.
+
+use handlebars::{Handlebars, no_escape};
+use serde_json::json;
+
+use super::fault::{Failed, Outcome};
+use crate::device::{Device, Kernel};
+use crate::error::{Error, Result};
+
+/// Rows of the product that one invocation has in registers. Eight need a second of compiling on a
+/// processor and are slower for it.
+const ROWS: u32 = 4;
+
+/// Invocations of a group, in columns and rows, on a processor: a group is one thread's job.
+const GROUP: [u32; 2] = [8, 8];
+
+/// Rows of the product for each lane of a subgroup that shares what it loads.
+const ROWS_FOR_LANE: u32 = 2;
+
+/// Subgroups in a group of that kernel.
+const SUBGROUPS: u32 = 4;
+
+/// Sizes of subgroups for which that kernel is made.
+const LANES: std::ops::RangeInclusive<u32> = 4..=16;
+
+/// Steps along a row of A that are taken at once, and where in four elements they are.
+const STEPS: [(u32, &str); 4] = [(0, "x"), (1, "y"), (2, "z"), (3, "w")];
+
+/// Each is compiled when it is first wanted.
+#[derive(Debug, Default)]
+pub(super) struct Kernels {
+    product: Option<(Plan, Kernel)>,
+    pack: Option<Kernel>,
+    sha256: Option<Kernel>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Name {
+    Pack,
+    Sha256,
+}
+
+impl Kernels {
+    /// The kernel, and whether it was compiled just now.
+    pub(super) fn get(&mut self, device: &Device, name: Name) -> Outcome<(&Kernel, bool)> {
+        let slot = match name {
+            Name::Pack => &mut self.pack,
+            Name::Sha256 => &mut self.sha256,
+        };
+        let fresh = slot.is_none();
+        if fresh {
+            *slot = Some(device.kernel(&source(name)?, &[])?);
+        }
+        let kernel = slot.as_ref();
+        let kernel = kernel.ok_or_else(|| Failed::internal("a kernel that is not there"))?;
+        Ok((kernel, fresh))
+    }
+
+    /// The kernel that multiplies, how it divides its work, and whether it was compiled just now.
+    pub(super) fn product(&mut self, device: &Device) -> Outcome<(&Kernel, Plan, bool)> {
+        let fresh = self.product.is_none();
+        if fresh {
+            self.product = Some(best_product(device)?);
+        }
+        let product = self.product.as_ref();
+        let (plan, kernel) =
+            product.ok_or_else(|| Failed::internal("a kernel that is not there"))?;
+        Ok((kernel, *plan, fresh))
+    }
+}
+
+/// How a product is divided among groups, and what kernel does that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Rows are padded to multiples of it.
+    pub(crate) height: u32,
+    /// Of a group: columns in fours, and rows.
+    covers: [u32; 2],
+    /// Size of the subgroups that share what they load.
+    lanes: Option<u32>,
+}
+
+impl Plan {
+    /// Every invocation loads for itself.
+    pub(crate) const BLOCK: Self = Self {
+        height: ROWS,
+        covers: [GROUP[0], GROUP[1] * ROWS],
+        lanes: None,
+    };
+
+    /// Subgroups of so many share.
+    const fn shared(lanes: u32) -> Self {
+        let height = lanes * ROWS_FOR_LANE;
+        Self {
+            height,
+            covers: [lanes, height * SUBGROUPS],
+            lanes: Some(lanes),
+        }
+    }
+
+    /// The one to be tried first: a processor pays for every load of every lane.
+    pub(crate) fn first(device: &Device) -> Self {
+        let info = &device.found.info;
+        let lanes = info.subgroup_min_size;
+        let known = lanes == info.subgroup_max_size && LANES.contains(&lanes);
+        let processor = info.device_type == wgpu::DeviceType::Cpu;
+        if known && processor && device.has(wgpu::Features::SUBGROUP) {
+            return Self::shared(lanes);
+        }
+        Self::BLOCK
+    }
+
+    /// Groups for a product of so many columns and rows, both padded.
+    pub(crate) const fn groups(&self, columns: u32, rows: u32) -> [u32; 3] {
+        [
+            (columns / 4).div_ceil(self.covers[0]),
+            rows.div_ceil(self.covers[1]),
+            1,
+        ]
+    }
+
+    pub(crate) fn source(&self) -> Result<String> {
+        match self.lanes {
+            Some(lanes) => shared(lanes, self.height, SUBGROUPS),
+            None => block(self.height, GROUP),
+        }
+    }
+}
+
+/// The first kernel that multiplies as it should: which lanes of a group are a subgroup is something
+/// that only devices know.
+fn best_product(device: &Device) -> Outcome<(Plan, Kernel)> {
+    for plan in [Plan::first(device), Plan::BLOCK] {
+        let kernel = device.kernel(&plan.source()?, &[])?;
+        if multiplies(device, plan, &kernel)? {
+            return Ok((plan, kernel));
+        }
+    }
+    Err(Failed::internal("no kernel multiplies as it should"))
+}
+
+/// Whether a small product is right, to the last bit: its numbers are small and whole.
+fn multiplies(device: &Device, plan: Plan, kernel: &Kernel) -> Outcome<bool> {
+    let (rows, depth, columns) = (plan.height * 3, 8, plan.covers[0] * 4 + 4);
+    let numbers = |count: u32, by: u32| -> Vec<f32> {
+        (0..count).map(|i| (i * by % 13) as f32 - 6.0).collect()
+    };
+    let (a, b) = (numbers(rows * depth, 7), numbers(depth * columns, 5));
+    let buffers = [
+        device.upload(bytemuck::cast_slice(&a))?,
+        device.upload(bytemuck::cast_slice(&b))?,
+        device.buffer(u64::from(rows * columns) * size_of::<f32>() as u64)?,
+        device.upload(bytemuck::cast_slice(&[columns / 4, depth / 4, rows, 0]))?,
+    ];
+    device.dispatch(kernel, &buffers.each_ref(), plan.groups(columns, rows))?;
+    let expected = (0..rows).flat_map(|row| {
+        let (a, b) = (&a, &b);
+        (0..columns).map(move |column| {
+            let terms = (0..depth)
+                .map(|k| a[(row * depth + k) as usize] * b[(k * columns + column) as usize]);
+            terms.sum::<f32>()
+        })
+    });
+    let expected: Vec<f32> = expected.collect();
+    let right = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, f32>(bytes) == expected;
+    Ok(device.with_read(&buffers[2], right)?)
+}
+
+fn source(name: Name) -> Result<String> {
+    Ok(match name {
+        Name::Pack => include_str!("../shaders/pack.wgsl").to_owned(),
+        Name::Sha256 => include_str!("../shaders/sha256.wgsl").to_owned(),
+    })
+}
+
+fn block(rows: u32, group: [u32; 2]) -> Result<String> {
+    let variables = json!({
+        "columns_at_once": group[0],
+        "rows_at_once": group[1],
+        "height": rows,
+        "rows": (0..rows).collect::<Vec<_>>(),
+        "steps": STEPS.map(|(number, lane)| json!({ "number": number, "lane": lane })),
+    });
+    rendered(include_str!("../shaders/block.wgsl.hbs"), &variables)
+}
+
+/// The same where subgroups share: `height` rows for each subgroup of `lanes`, so many of them in a group.
+fn shared(lanes: u32, height: u32, subgroups: u32) -> Result<String> {
+    let rows =
+        (0..height).map(|row| json!({ "row": row, "part": row / lanes, "lane": row % lanes }));
+    let parts =
+        (0..height.div_ceil(lanes)).map(|part| json!({ "part": part, "first": part * lanes }));
+    let variables = json!({
+        "lanes": lanes,
+        "height": height,
+        "subgroups": subgroups,
+        "rows": rows.collect::<Vec<_>>(),
+        "parts": parts.collect::<Vec<_>>(),
+        "steps": STEPS.map(|(number, lane)| json!({ "number": number, "lane": lane })),
+    });
+    rendered(include_str!("../shaders/shared.wgsl.hbs"), &variables)
+}
+
+fn rendered(template: &str, variables: &serde_json::Value) -> Result<String> {
+    let mut engine = Handlebars::new();
+    // A name that is missing is a mistake, and WGSL is no HTML.
+    engine.set_strict_mode(true);
+    engine.register_escape_fn(no_escape);
+    let made = engine.render_template(template, variables);
+    made.map_err(|error| Error::Worker(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use wgpu::naga::front::wgsl;
+    use wgpu::naga::valid::{
+        Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator,
+    };
+
+    use super::*;
+
+    #[test]
+    fn every_variant_is_a_valid_shader() {
+        let mut shaders = Vec::new();
+        for rows in [1, 2, 4, 8] {
+            for group in [[8, 8], [8, 1], [64, 1], [16, 16]] {
+                shaders.push(block(rows, group).expect("made"));
+            }
+        }
+        for lanes in LANES {
+            for subgroups in [1, SUBGROUPS] {
+                let height = lanes * ROWS_FOR_LANE;
+                shaders.push(shared(lanes, height, subgroups).expect("made"));
+            }
+        }
+        for name in [Name::Pack, Name::Sha256] {
+            shaders.push(source(name).expect("made"));
+        }
+        for shader in shaders {
+            let module = wgsl::parse_str(&shader);
+            let module = module.unwrap_or_else(|error| panic!("{}", error.emit_to_string(&shader)));
+            let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP);
+            validator.subgroup_stages(ShaderStages::COMPUTE);
+            validator.subgroup_operations(SubgroupOperationSet::all());
+            validator.validate(&module).expect("valid");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Workers that die, and callers who give up.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::node::{LONG, Node, Person, block_on, codes, floats, inline, le, patient};
+use crate::computes;
+
+/// A shader that never ends, as far as anybody can wait.
+pub(super) const ENDLESS: &str = "
+    @group(0) @binding(0) var<storage, read_write> data: array<u32>;
+    @compute @workgroup_size(1) fn main() {
+        loop { data[0] = data[0] * 5u + 1u; if data[1] == 7u { break; } }
+    }";
+
+/// Marks the workers of one test, so that no other's are touched.
+const MARK: &str = "ALKNET_TEST_MARK";
+
+pub(super) fn endless() -> Value {
+    json!({
+        "wgsl": ENDLESS, "entry": "main", "groups": [1, 1, 1],
+        "bindings": [{ "binding": 0, "out": { "dtype": "U32", "shape": [2] } }],
+    })
+}
+
+/// Whether the node computes for somebody.
+pub(super) fn works(person: &Person) -> bool {
+    let one = inline("F32", &[1, 1], &le(&[3.0]));
+    let answer = person.ask(
+        "compute/matmul",
+        &json!({ "a": one, "b": one, "variant": "wgsl" }),
+    );
+    floats(&person.bytes(&answer, &answer.value()["product"])) == [9.0]
+}
+
+/// The worker with this mark, and how much processor time it has used, in ticks.
+fn marked(mark: &str) -> Option<(i32, u64)> {
+    let wanted = format!("{MARK}={mark}");
+    for entry in fs::read_dir("/proc").expect("/proc is there").flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let mut variables = environment.split(|byte| *byte == 0);
+        if variables.any(|variable| variable == wanted.as_bytes()) {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let fields: Vec<&str> = stat[stat.rfind(')')? + 2..].split(' ').collect();
+            return Some((pid, fields.get(11)?.parse().ok()?));
+        }
+    }
+    None
+}
+
+fn node(mark: &str) -> Node {
+    Node::start(patient(), |role| {
+        role.environment.push((MARK.to_owned(), mark.to_owned()));
+    })
+}
+
+/// Waits until the worker is busy with what it was asked last.
+fn busy(mark: &str) -> i32 {
+    let began = Instant::now();
+    let mut first = None;
+    loop {
+        if let Some((pid, ticks)) = marked(mark) {
+            let (known, begun) = *first.get_or_insert((pid, ticks));
+            if known == pid && ticks > begun + 30 {
+                return pid;
+            }
+        }
+        assert!(began.elapsed() < LONG, "the worker never began");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends a worker of this test's own, found by its mark.
+fn kill(pid: i32) {
+    let status = Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status();
+    assert!(status.expect("every Debian has it").success());
+}
+
+fn running(node: &Node) -> u64 {
+    node.workers.stats().workers.values().sum()
+}
+
+#[test]
+fn a_worker_that_dies_ends_its_call_and_the_next_one_has_another() {
+    if !computes() {
+        return;
+    }
+    let mark = format!("dies-{}", std::process::id());
+    let node = node(&mark);
+    let (person, other) = (node.person("unlucky"), node.person("unlucky"));
+    assert!(works(&person));
+    let handle = person.create("U8", &[1], b"x");
+    let killer = std::thread::spawn(move || {
+        let pid = busy(&mark);
+        kill(pid);
+    });
+    let error = person
+        .try_ask("compute/dispatch", &endless())
+        .expect_err("its worker died");
+    killer.join().expect("it found the worker");
+    assert_eq!(
+        codes(&error),
+        ("UNAVAILABLE".to_owned(), "E_WORKER_LOST".to_owned())
+    );
+    assert!(error.retryable);
+    assert!(works(&other), "the next call has a new worker");
+    let lost = other.refused("tensor/read", &json!({ "handle": handle }));
+    assert_eq!(
+        lost.0, "NOT_FOUND",
+        "what was in the worker is gone with it"
+    );
+}
+
+#[test]
+fn a_worker_that_died_in_between_is_nobodys_error() {
+    if !computes() {
+        return;
+    }
+    let mark = format!("idle-{}", std::process::id());
+    let node = node(&mark);
+    let person = node.person("patient");
+    assert!(works(&person));
+    let (pid, _) = marked(&mark).expect("it lingers");
+    kill(pid);
+    let began = Instant::now();
+    while running(&node) > 0 {
+        assert!(began.elapsed() < LONG, "the death is noticed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(works(&person));
+}
+
+#[test]
+fn whoever_gives_up_leaves_the_place_to_the_next() {
+    if !computes() {
+        return;
+    }
+    let mark = format!("gives-up-{}", std::process::id());
+    let node = node(&mark);
+    let person = node.person("impatient");
+    assert!(works(&person));
+    let given_up = block_on(async {
+        let input = endless();
+        let asking = person.asking("compute/dispatch", &input);
+        tokio::time::timeout(Duration::from_millis(500), asking).await
+    });
+    assert!(given_up.is_err(), "an endless shader has no answer");
+    assert!(
+        works(&person),
+        "its worker was killed, and there is another"
+    );
+}
+
+#[test]
+fn a_queue_has_an_end() {
+    if !computes() {
+        return;
+    }
+    let mut settings = patient();
+    settings.gpu_time = Duration::from_secs(8);
+    let node = Node::start(settings, |_| {});
+    let person = node.person("crowd");
+    let (endless, quick) = (endless(), json!({ "probe": true }));
+    let overloaded = block_on(async {
+        let first = person.asking("compute/dispatch", &endless);
+        let rest = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let mut waiting = tokio::task::JoinSet::new();
+            for _ in 0..40 {
+                let connection = person.0.clone();
+                let quick = quick.clone();
+                waiting.spawn(async move { connection.call("compute/info", &quick).await });
+            }
+            let mut refused = 0;
+            while let Some(answer) = waiting.join_next().await {
+                if let Err(error) = answer.expect("no panic") {
+                    assert_eq!(error.code.name(), "OVERLOADED", "{error:?}");
+                    assert!(error.retry_after_ms.is_some());
+                    refused += 1;
+                }
+            }
+            refused
+        };
+        let (first, refused) = tokio::join!(first, rest);
+        assert_eq!(
+            codes(&first.expect_err("it has a limit")).1,
+            "E_GPU_TIMEOUT"
+        );
+        refused
+    });
+    assert!(overloaded > 0, "nobody was turned away");
+}

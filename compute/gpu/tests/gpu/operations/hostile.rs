@@ -1,0 +1,382 @@
+//! Shaders that are meant to do harm.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::ends::{ENDLESS, endless, works};
+use super::node::{NODE, Node, Person, block_on, codes, inline, patient};
+use crate::computes;
+
+const INVALID: &str = "SHADER_INVALID";
+
+/// A shader with one buffer.
+fn dispatch(body: &str) -> Value {
+    let wgsl = format!("@group(0) @binding(0) var<storage, read_write> data: array<u32>;\n{body}");
+    json!({
+        "wgsl": wgsl, "entry": "main", "groups": [1, 1, 1],
+        "bindings": [{ "binding": 0, "out": { "dtype": "U32", "shape": [64] } }],
+    })
+}
+
+fn main(body: &str) -> Value {
+    dispatch(&format!(
+        "@compute @workgroup_size(1) fn main() {{ {body} }}"
+    ))
+}
+
+/// What is refused before anything runs.
+fn invalid() -> Vec<(&'static str, Value)> {
+    let repeat = |open: &str, count: usize, close: &str| {
+        main(&format!(
+            "data[0] = {}1u{};",
+            open.repeat(count),
+            close.repeat(count)
+        ))
+    };
+    let mut unbound = main("data[0] = 1u;");
+    unbound["bindings"] = json!([]);
+    let mut stray = main("data[0] = 1u;");
+    let extra = json!({ "binding": 9, "out": { "dtype": "U32", "shape": [1] } });
+    stray["bindings"]
+        .as_array_mut()
+        .expect("a list")
+        .push(extra);
+    let mut access = main("data[0] = 1u;");
+    access["bindings"] =
+        json!([{ "binding": 0, "access": "read", "arg": inline("U32", &[1], &[0; 4]) }]);
+    let mut entry = main("data[0] = 1u;");
+    entry["entry"] = "other".into();
+    let mut many = main("data[0] = 1u;");
+    many["bindings"] = (0..17)
+        .map(|binding| json!({ "binding": binding, "out": { "dtype": "U32", "shape": [1] } }))
+        .collect();
+    vec![
+        (
+            "no text",
+            json!({ "wgsl": "", "entry": "main", "groups": [1, 1, 1], "bindings": [] }),
+        ),
+        ("no WGSL", dispatch("int main() { return 0; }")),
+        ("bytes", dispatch("\u{0}\u{1}\u{7f}\u{feff}\u{202e}")),
+        ("a string that does not end", main("let x = \"")),
+        ("types", main("data[0] = 1.5;")),
+        ("an unknown name", main("data[0] = secret;")),
+        (
+            "a huge group",
+            dispatch("@compute @workgroup_size(65535, 65535, 64) fn main() { data[0] = 1u; }"),
+        ),
+        (
+            "a group of nothing",
+            dispatch("@compute @workgroup_size(0) fn main() { data[0] = 1u; }"),
+        ),
+        (
+            "a group of 1025",
+            dispatch("@compute @workgroup_size(1025) fn main() { data[0] = 1u; }"),
+        ),
+        (
+            "much shared memory",
+            dispatch(
+                "var<workgroup> w: array<u32, 8193>; @compute @workgroup_size(1) fn main() { data[0] = w[data[0]]; }",
+            ),
+        ),
+        (
+            "much private memory",
+            main("var p: array<array<u32, 1024>, 1024>; data[0] = p[data[1]][data[2]];"),
+        ),
+        (
+            "a gigabyte of private memory",
+            main("var p: array<array<u32, 16384>, 16384>; data[0] = p[data[1]][data[2]];"),
+        ),
+        (
+            "an array beyond all numbers",
+            main("var p: array<array<array<u32, 65536>, 65536>, 65536>; data[0] = p[0][0][0];"),
+        ),
+        (
+            "recursion",
+            dispatch(
+                "fn f() { g(); } fn g() { f(); } @compute @workgroup_size(1) fn main() { f(); }",
+            ),
+        ),
+        ("brackets in brackets", repeat("(", 60_000, ")")),
+        ("minus of minus", repeat("-", 60_000, "")),
+        ("not of not", repeat("!", 60_000, "")),
+        (
+            "blocks in blocks",
+            main(&format!("{}{}", "{".repeat(60_000), "}".repeat(60_000))),
+        ),
+        (
+            "ifs in ifs",
+            main(&format!(
+                "{}{}",
+                "if true {".repeat(20_000),
+                "}".repeat(20_000)
+            )),
+        ),
+        (
+            "types in types",
+            dispatch(&format!(
+                "var<private> p: {}u32{}; @compute @workgroup_size(1) fn main() {{ data[0] = 1u; }}",
+                "array<".repeat(20_000),
+                ",1>".repeat(20_000)
+            )),
+        ),
+        (
+            "too long",
+            dispatch(&format!("// {}", "x".repeat(256 << 10))),
+        ),
+        (
+            "overrides",
+            dispatch("override n: u32; @compute @workgroup_size(n) fn main() { data[0] = 1u; }"),
+        ),
+        ("floats of 64 bits", main("data[0] = u32(1.0lf);")),
+        (
+            "half floats",
+            dispatch("enable f16; @compute @workgroup_size(1) fn main() { data[0] = u32(1.0h); }"),
+        ),
+        ("subgroups", main("data[0] = subgroupAdd(1u);")),
+        (
+            "ray tracing",
+            dispatch(
+                "enable wgpu_ray_query; var t: acceleration_structure; @compute @workgroup_size(1) fn main() { data[0] = 1u; }",
+            ),
+        ),
+        (
+            "a texture",
+            dispatch(
+                "@group(0) @binding(1) var t: texture_2d<f32>; @compute @workgroup_size(1) fn main() { data[0] = textureDimensions(t).x; }",
+            ),
+        ),
+        (
+            "another group",
+            dispatch(
+                "@group(1) @binding(0) var<storage> o: array<u32>; @compute @workgroup_size(1) fn main() { data[0] = o[0]; }",
+            ),
+        ),
+        (
+            "a fragment",
+            dispatch("@fragment fn main() -> @location(0) vec4<f32> { return vec4<f32>(); }"),
+        ),
+        ("nothing bound", unbound),
+        ("too much bound", stray),
+        ("bound to be read", access),
+        ("another entry", entry),
+        ("many bindings", many),
+    ]
+}
+
+/// What is no shader's fault.
+fn shapes() -> Vec<(&'static str, Value, [&'static str; 2])> {
+    let mut groups = main("data[0] = 1u;");
+    groups["groups"] = json!([65_536, 1, 1]);
+    let mut twice = main("data[0] = 1u;");
+    let again = twice["bindings"][0].clone();
+    twice["bindings"]
+        .as_array_mut()
+        .expect("a list")
+        .push(again);
+    let mut huge = main("data[0] = 1u;");
+    huge["bindings"][0]["out"]["shape"] = json!([1_u64 << 40]);
+    let mut beyond = main("data[0] = 1u;");
+    beyond["bindings"][0]["out"]["shape"] = json!([1 << 20, 1 << 20, 1 << 20, 1 << 20]);
+    let mut empty = main("data[0] = 1u;");
+    empty["bindings"][0]["out"]["shape"] = json!([0]);
+    let mut both = main("data[0] = 1u;");
+    both["bindings"][0]["access"] = "read".into();
+    let shape = ["INVALID_INPUT", "E_SHAPE"];
+    let large = ["TENSOR_TOO_LARGE", "E_TOO_LARGE"];
+    vec![
+        ("too many groups", groups, ["INVALID_INPUT", ""]),
+        ("bound twice", twice, shape),
+        ("a huge buffer", huge, large),
+        ("a buffer beyond all numbers", beyond, large),
+        ("an empty buffer", empty, shape),
+        ("an output that is read", both, shape),
+    ]
+}
+
+#[test]
+fn what_is_wrong_is_refused_and_the_worker_lives() {
+    if !computes() {
+        return;
+    }
+    let person = NODE.person("hostile");
+    let canary = person.create("U8", &[6], b"canary");
+    for (what, input) in invalid() {
+        let error = person.try_ask("compute/dispatch", &input).expect_err(what);
+        assert_eq!(
+            codes(&error),
+            (INVALID.into(), "E_SHADER".into()),
+            "{what}: {error:?}"
+        );
+        let details = error.details.expect("details");
+        assert!(
+            details["line"].is_u64() && details["column"].is_u64(),
+            "{what}: {details}"
+        );
+        assert!(error.message.len() < 4000, "{what}");
+    }
+    for (what, input, [code, inside]) in shapes() {
+        let refused = person.refused("compute/dispatch", &input);
+        assert_eq!(refused, (code.into(), inside.into()), "{what}");
+    }
+    // None of them cost the worker its life: what it keeps is still there.
+    let read = person.ask("tensor/read", &json!({ "handle": canary }));
+    assert_eq!(
+        super::node::binary(&read, &read.value()["bytes"]),
+        b"canary"
+    );
+}
+
+#[test]
+fn a_mistake_has_its_line() {
+    if !computes() {
+        return;
+    }
+    let person = NODE.person("mistaken");
+    let input = dispatch("@compute @workgroup_size(1)\nfn main() {\n  data[0] = 1.5;\n}");
+    let error = person
+        .try_ask("compute/dispatch", &input)
+        .expect_err("types");
+    let details = error.details.expect("details");
+    assert_eq!(details["line"], 4, "{details}");
+    assert!(
+        details["message"]
+            .as_str()
+            .is_some_and(|message| !message.is_empty())
+    );
+}
+
+#[test]
+fn reaching_beyond_a_buffer_reaches_nothing() {
+    if !computes() {
+        return;
+    }
+    let (person, other) = (NODE.person("reaching"), NODE.person("reached"));
+    let secret = [0x5e_u8; 4096];
+    let theirs = other.create("U8", &[secret.len()], &secret);
+    let mine = person.create("U8", &[secret.len()], &secret);
+    // Every index that there is room for, far beyond either end, read and written.
+    let wgsl = "
+        @group(0) @binding(0) var<storage, read_write> found: array<u32>;
+        @group(0) @binding(1) var<storage, read_write> small: array<u32, 4>;
+        @group(0) @binding(2) var<uniform> steps: vec4<u32>;
+        @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+            let at = id.x * steps.x + steps.y;
+            if small[at] == 0x5e5e5e5eu { atomic_free(at); }
+            small[at] = 7u;
+            if i32(at) > 3 { small[u32(-i32(at))] = 7u; }
+        }
+        fn atomic_free(at: u32) { found[0] = 1u; found[1] = at; }";
+    for [step, from] in [[1_u32, 0], [4096, 3], [65_521, 17], [u32::MAX / 4096, 1]] {
+        let steps: Vec<u8> = [step, from, 0, 0]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        let input = json!({
+            "wgsl": wgsl, "entry": "main", "groups": [64, 1, 1],
+            "bindings": [
+                { "binding": 0, "out": { "dtype": "U32", "shape": [2] } },
+                { "binding": 1, "out": { "dtype": "U32", "shape": [4] } },
+                { "binding": 2, "access": "uniform", "arg": inline("U32", &[4], &steps) },
+            ],
+        });
+        let answer = person.ask("compute/dispatch", &input);
+        let found = person.bytes(&answer, &answer.value()["outputs"]["0"]);
+        assert_eq!(found, [0; 8], "something was found at {step}");
+    }
+    for (who, handle) in [(&person, mine), (&other, theirs)] {
+        let read = who.ask("tensor/read", &json!({ "handle": handle }));
+        let bytes = super::node::binary(&read, &read.value()["bytes"]);
+        assert_eq!(bytes, secret, "somebody wrote into it");
+    }
+}
+
+#[test]
+fn fresh_buffers_hold_nothing_of_old_ones() {
+    if !computes() {
+        return;
+    }
+    let person = NODE.person("frugal");
+    let copy = "
+        @group(0) @binding(0) var<storage, read_write> to: array<u32>;
+        var<workgroup> w: array<u32, 256>;
+        var<private> p: array<u32, 16>;
+        @compute @workgroup_size(1) fn main(@builtin(workgroup_id) id: vec3<u32>) {
+            var own: array<u32, 16>;
+            to[id.x] = to[id.x] | w[id.x % 256u] | p[id.x % 16u] | own[id.x % 16u];
+        }";
+    for _ in 0..3 {
+        let full = person.create("U8", &[65_536], &[0xff; 65_536]);
+        person.ask("tensor/drop", &json!({ "handle": full }));
+        let input = json!({
+            "wgsl": copy, "entry": "main", "groups": [16_384, 1, 1],
+            "bindings": [{ "binding": 0, "out": { "dtype": "U8", "shape": [65_536] } }],
+        });
+        let answer = person.ask("compute/dispatch", &input);
+        let seen = person.bytes(&answer, &answer.value()["outputs"]["0"]);
+        assert!(seen.iter().all(|byte| *byte == 0));
+    }
+}
+
+/// What runs for longer than it may.
+fn endless_ones() -> Vec<(&'static str, Value)> {
+    let mut flood = main("for (var i = 0u; i < 4000000000u; i++) { data[i % 64u] += i; }");
+    flood["groups"] = json!([65_535, 65_535, 65_535]);
+    vec![
+        ("a loop", endless()),
+        (
+            "a loop in a function",
+            dispatch(
+                "fn f(n: u32) -> u32 { var m = n; while m != 1u { m = m * m * 2u; data[1] = m; } return m; } @compute @workgroup_size(64) fn main() { data[0] = f(data[2]); }",
+            ),
+        ),
+        ("as many groups as there are", flood),
+        (
+            "a barrier in a loop",
+            dispatch(
+                "var<workgroup> w: u32; @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) { loop { w += 1u; workgroupBarrier(); data[i] = w; if workgroupUniformLoad(&w) == 0xffffffffu { break; } } }",
+            ),
+        ),
+    ]
+}
+
+#[test]
+fn what_does_not_end_is_ended_while_others_are_answered() {
+    if !computes() {
+        return;
+    }
+    let mut settings = patient();
+    settings.gpu_time = Duration::from_secs(3);
+    let node = Node::start(settings, |_| {});
+    let (hostile, other) = (node.person("endless"), node.person("bystander"));
+    assert!(ENDLESS.contains("loop") && works(&other));
+    for (what, input) in endless_ones() {
+        let answered = block_on(async {
+            let mut ending = std::pin::pin!(hostile.asking("compute/dispatch", &input));
+            let mut answered = 0;
+            let error = loop {
+                let info = json!({ "data": inline("U8", &[1], b"x") });
+                tokio::select! {
+                    ended = &mut ending => break ended.expect_err(what),
+                    answer = other.asking("compute/sha256", &info) => {
+                        answer.expect("the other one is answered");
+                        answered += 1;
+                    }
+                }
+            };
+            assert_eq!(
+                codes(&error),
+                ("TIMEOUT".into(), "E_GPU_TIMEOUT".into()),
+                "{what}"
+            );
+            answered
+        });
+        assert!(answered > 0, "{what}: nobody else was answered");
+        assert_works(&hostile);
+    }
+}
+
+#[track_caller]
+fn assert_works(person: &Person) {
+    assert!(works(person), "there is a new worker");
+}

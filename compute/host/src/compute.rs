@@ -1,0 +1,280 @@
+//! What all operations share: the workers, who has one, and what is known of the device.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use alknet_call::{CallError, Ctx};
+use alknet_compute_wire::limits::BUFFERS_BYTES_MAX;
+use alknet_compute_wire::{Info, Measured, Variant};
+use alknet_core::BoxFuture;
+use alknet_worker::{Role, RoleConfig, Sealed, Workers};
+
+use crate::choose::{Kernel, Records, Why};
+use crate::error::{Error, Result};
+use crate::limits::{GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, TENANTS_MAX, TICK};
+use crate::tenant::Tenant;
+use crate::tensor::{Arg, Kind};
+use crate::turn::Turn;
+
+/// Memory of a worker beyond its buffers: program, generated code, stacks.
+const WORKER_BYTES: u64 = 512 << 20;
+
+/// What may be set.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Threads of the kernels that run on the processor. Usually as many as the shaders' (see [`role`]).
+    pub threads: u32,
+    /// Time on the GPU of one request.
+    pub gpu_time: Duration,
+    /// Bytes of all tensors of one identity.
+    pub tenant_bytes: u64,
+    /// Identities with a worker of theirs at the same time.
+    pub tenants_max: usize,
+    /// How long a handle lives after its last use.
+    pub lease: Duration,
+    /// What is left of that once the connection that used it last is gone.
+    pub orphan_lease: Duration,
+    /// How long a worker without handles is kept for its identity.
+    pub idle: Duration,
+    /// How often leases are looked at.
+    pub tick: Duration,
+    /// Whether kernels of ours may run on the processor where nobody asks for it; without, they are
+    /// shaders wherever there is an adapter.
+    pub host_kernels: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            threads: threads(),
+            gpu_time: GPU_TIME,
+            tenant_bytes: BUFFERS_BYTES_MAX,
+            tenants_max: TENANTS_MAX,
+            lease: LEASE,
+            orphan_lease: ORPHAN_LEASE,
+            idle: IDLE,
+            tick: TICK,
+            host_kernels: true,
+        }
+    }
+}
+
+/// Processors of this machine.
+fn threads() -> u32 {
+    let processors = std::thread::available_parallelism();
+    processors.map_or(1, |processors| {
+        u32::try_from(processors.get()).unwrap_or(u32::MAX)
+    })
+}
+
+/// How workers of role `gpu` are configured: memory for their buffers, and as many threads for shaders
+/// as the settings have for kernels on the processor.
+#[must_use]
+pub fn role(settings: &Settings) -> RoleConfig {
+    let mut role = RoleConfig::new(Role::Gpu);
+    role.memory_bytes = settings.tenant_bytes.saturating_add(WORKER_BYTES);
+    let threads = settings.threads.to_string();
+    role.environment
+        .push(("LP_NUM_THREADS".to_owned(), threads));
+    role
+}
+
+/// Finds what `{"ref": …}` names; whoever stores tensors implements it.
+pub trait References: Send + Sync + 'static {
+    /// The tensor, for whoever asks, with the rights that `tensor/open` asks for.
+    ///
+    /// # Errors
+    /// As `tensor/open`; the caller sees it as it is.
+    fn find(
+        &self,
+        ctx: &Ctx,
+        reference: &str,
+    ) -> BoxFuture<'static, std::result::Result<Referenced, CallError>>;
+}
+
+/// A tensor that was found.
+#[derive(Debug)]
+pub struct Referenced {
+    /// As containers write it.
+    pub dtype: String,
+    /// Elements in each dimension.
+    pub shape: Vec<u64>,
+    /// All of its bytes, densely.
+    pub data: Sealed,
+}
+
+/// Everything behind the operations. Clones are the same.
+#[derive(Clone)]
+pub struct Compute(pub(crate) Arc<Inner>);
+
+impl fmt::Debug for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compute")
+            .field("settings", &self.0.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) workers: Workers,
+    pub(crate) settings: Settings,
+    references: Option<Arc<dyn References>>,
+    tenants: Mutex<HashMap<String, Arc<Tenant>>>,
+    known: Mutex<Known>,
+}
+
+/// What workers told.
+#[derive(Debug, Default)]
+struct Known {
+    info: Option<Arc<Info>>,
+    measured: Option<Measured>,
+    records: Records,
+}
+
+impl Compute {
+    /// On these workers. Nothing is started yet.
+    #[must_use]
+    pub fn new(workers: Workers, settings: Settings) -> Self {
+        Self::make(workers, settings, None)
+    }
+
+    /// The same, with tensors that are stored elsewhere.
+    #[must_use]
+    pub fn with_references(
+        workers: Workers,
+        settings: Settings,
+        references: Arc<dyn References>,
+    ) -> Self {
+        Self::make(workers, settings, Some(references))
+    }
+
+    fn make(workers: Workers, settings: Settings, references: Option<Arc<dyn References>>) -> Self {
+        Self(Arc::new(Inner {
+            workers,
+            settings,
+            references,
+            tenants: Mutex::default(),
+            known: Mutex::default(),
+        }))
+    }
+
+    /// Waits until it is this caller's turn, and has a worker for it.
+    pub(crate) async fn turn(&self, ctx: &Ctx) -> Result<Turn> {
+        let tenant = self.tenant(ctx)?;
+        Turn::begin(self, tenant, ctx).await
+    }
+
+    /// Looks a reference up; other arguments are what they are.
+    pub(crate) async fn resolve(&self, ctx: &Ctx, arg: Arg) -> Result<Arg> {
+        let Arg::Ref(reference) = arg else {
+            return Ok(arg);
+        };
+        let Some(references) = &self.0.references else {
+            let mut error = CallError::unavailable("this node stores no tensors");
+            error.retryable = false;
+            return Err(error.into());
+        };
+        let found = references.find(ctx, &reference).await?;
+        let kind = Kind::of(&found.dtype, found.shape)?;
+        if kind.bytes() != found.data.len() {
+            return Err(Error::Internal(
+                "a stored tensor of another length".to_owned(),
+            ));
+        }
+        Ok(Arg::Stored(Arc::new(found.data), kind))
+    }
+
+    fn tenant(&self, ctx: &Ctx) -> Result<Arc<Tenant>> {
+        let name = ctx.identity().map_or_else(
+            || format!("connection {}", ctx.conn().id),
+            |who| who.id.to_string(),
+        );
+        let mut tenants = lock(&self.0.tenants);
+        if let Some(tenant) = tenants.get(&name) {
+            return Ok(Arc::clone(tenant));
+        }
+        if tenants.len() >= self.0.settings.tenants_max {
+            let idle = tenants.iter().find(|(_, tenant)| tenant.is_idle());
+            let Some(idle) = idle.map(|(name, _)| name.clone()) else {
+                let most = self.0.settings.tenants_max;
+                return Err(Error::Overloaded(format!("{most} others are computing")));
+            };
+            tenants.remove(&idle);
+        }
+        let tenant = Arc::new(Tenant::new(&name));
+        tenants.insert(name, Arc::clone(&tenant));
+        tenant.look_after(&self.0);
+        Ok(tenant)
+    }
+
+    /// What the last worker said of itself.
+    pub(crate) fn info(&self) -> Option<Arc<Info>> {
+        lock(&self.0.known).info.clone()
+    }
+
+    pub(crate) fn measured(&self) -> Option<Measured> {
+        lock(&self.0.known).measured
+    }
+
+    /// A worker has said what it has.
+    pub(crate) fn learn(&self, info: &Arc<Info>) {
+        let mut known = lock(&self.0.known);
+        let name = |info: &Info| {
+            let adapter = info.adapter.as_ref();
+            adapter.map(|adapter| (adapter.name.clone(), adapter.versions.clone()))
+        };
+        if known.info.as_deref().map(name) != Some(name(info)) {
+            known.measured = None;
+            known.records.clear();
+            match &info.adapter {
+                Some(adapter) => tracing::info!(
+                    adapter = adapter.name,
+                    reason = info.reason,
+                    "computing has an adapter"
+                ),
+                None => tracing::warn!(reason = info.reason, "computing has no adapter"),
+            }
+        }
+        known.info = Some(Arc::clone(info));
+    }
+
+    pub(crate) fn learn_measured(&self, measured: Measured) {
+        lock(&self.0.known).measured = Some(measured);
+    }
+
+    pub(crate) fn record(&self, kernel: Kernel, operations: f64, variant: Variant, ms: f64) {
+        lock(&self.0.known)
+            .records
+            .record(kernel, operations, variant, ms);
+    }
+
+    pub(crate) fn choose(&self, kernel: Kernel, operations: f64, info: &Info) -> (Variant, Why) {
+        if !self.0.settings.host_kernels && info.adapter.is_some() {
+            return (Variant::Wgsl, Why::Class);
+        }
+        let known = lock(&self.0.known);
+        (known.records).choose(kernel, operations, info, known.measured.as_ref())
+    }
+}
+
+impl Inner {
+    /// Forgets an identity of which nothing is left, unless somebody is just asking in its name.
+    pub(crate) fn forget(&self, tenant: &Arc<Tenant>) -> bool {
+        let mut tenants = lock(&self.tenants);
+        // The table's and the caller's own.
+        let unused = Arc::strong_count(tenant) <= 2 && tenant.is_idle();
+        let known = tenants.get(tenant.name());
+        if unused && known.is_some_and(|known| Arc::ptr_eq(known, tenant)) {
+            tenants.remove(tenant.name());
+        }
+        unused
+    }
+}
+
+/// Nothing panics while it has one of these.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

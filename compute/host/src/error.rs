@@ -1,0 +1,263 @@
+//! What can go wrong with a request, and what its caller sees of it.
+
+use alknet_call::{CallError as Answered, ErrorCode};
+use alknet_compute_wire::{Place, codes};
+use alknet_worker::{CallError, Cause, Fault, FrameError, WorkerError};
+use serde_json::json;
+
+use crate::limits::QUEUE_RETRY_MS;
+
+/// Result of anything here.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A request came to nothing. [`Self::code`] is the code inside; what a caller of an operation sees is
+/// in the table of `docs/compute.md`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Given up by whoever asked.
+    #[error("given up")]
+    Aborted,
+    /// A library of ours refused, with an error that callers may see.
+    #[error(transparent)]
+    Answered(#[from] Answered),
+    /// The device is gone, and the worker with it.
+    #[error("the device is lost: {0}")]
+    DeviceLost(String),
+    /// No element type, or one that the operation does not take.
+    #[error("{0}")]
+    Dtype(String),
+    /// More time on the GPU than a request may have.
+    #[error("the request has used its time on the GPU")]
+    GpuTimeout,
+    /// A mistake of ours.
+    #[error("{0}")]
+    Internal(String),
+    /// The worker died during the request.
+    #[error("the worker was lost: {0}")]
+    Lost(String),
+    /// There is nothing to compute with.
+    #[error("no adapter: {0}")]
+    NoAdapter(String),
+    /// No handle of this identity's.
+    #[error("there is no such handle")]
+    NoHandle,
+    /// Workers of this kind are refused here, or the shader has crashed too many of them.
+    #[error("{0}")]
+    Policy(String),
+    /// More than one identity may have.
+    #[error("{0}")]
+    Quota(String),
+    /// Too many requests at once.
+    #[error("{0}")]
+    Overloaded(String),
+    /// The shader is wrong, or is not what is bound to it.
+    #[error("{message}")]
+    Shader {
+        /// Where; line 0 where it is no place of the text.
+        place: Place,
+        /// What.
+        message: String,
+    },
+    /// What was given does not fit together.
+    #[error("{0}")]
+    Shape(String),
+    /// More time than the request may have.
+    #[error("the request did not end in time")]
+    Timeout,
+    /// More than one tensor may be.
+    #[error("{0}")]
+    TooLarge(String),
+    /// No worker can be had.
+    #[error("no worker: {0}")]
+    Worker(String),
+}
+
+/// Code of a shader that is refused, declared by `compute/dispatch`.
+pub const SHADER_INVALID: &str = "SHADER_INVALID";
+/// Code of a tensor beyond its limit.
+pub const TENSOR_TOO_LARGE: &str = "TENSOR_TOO_LARGE";
+/// Code of an identity beyond its limits.
+pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
+
+impl Error {
+    /// The code inside, which callers find in the details.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Aborted => codes::ABORTED,
+            Self::Answered(_) | Self::Internal(_) => codes::INTERNAL,
+            Self::DeviceLost(_) => codes::DEVICE_LOST,
+            Self::Dtype(_) => "E_DTYPE",
+            Self::GpuTimeout => "E_GPU_TIMEOUT",
+            Self::Lost(_) | Self::Worker(_) => "E_WORKER_LOST",
+            Self::NoAdapter(_) => codes::NO_ADAPTER,
+            Self::NoHandle => "E_NOTFOUND",
+            Self::Policy(_) => "E_POLICY",
+            Self::Quota(_) => codes::QUOTA,
+            Self::Overloaded(_) => "E_BUSY",
+            Self::Shader { .. } => codes::SHADER,
+            Self::Shape(_) => codes::SHAPE,
+            Self::Timeout => "E_TIMEOUT",
+            Self::TooLarge(_) => codes::TOO_LARGE,
+        }
+    }
+
+    fn call_code(&self) -> ErrorCode {
+        match self {
+            Self::Aborted => ErrorCode::Aborted,
+            Self::Answered(error) => error.code.clone(),
+            Self::Dtype(_) | Self::Shape(_) => ErrorCode::InvalidInput,
+            Self::Internal(_) => ErrorCode::Internal,
+            Self::DeviceLost(_)
+            | Self::Lost(_)
+            | Self::NoAdapter(_)
+            | Self::Policy(_)
+            | Self::Worker(_) => ErrorCode::Unavailable,
+            Self::GpuTimeout | Self::Timeout => ErrorCode::Timeout,
+            Self::NoHandle => ErrorCode::NotFound,
+            Self::Overloaded(_) => ErrorCode::Overloaded,
+            Self::Quota(_) => ErrorCode::from_name(QUOTA_EXCEEDED),
+            Self::Shader { .. } => ErrorCode::from_name(SHADER_INVALID),
+            Self::TooLarge(_) => ErrorCode::from_name(TENSOR_TOO_LARGE),
+        }
+    }
+
+    /// What a worker said.
+    pub(crate) fn from_fault(fault: Fault) -> Self {
+        let message = fault.message;
+        match fault.code.as_str() {
+            codes::ABORTED => Self::Aborted,
+            codes::DEVICE_LOST => Self::DeviceLost(message),
+            codes::NO_ADAPTER => Self::NoAdapter(message),
+            codes::QUOTA => Self::Quota(message),
+            codes::SHADER => Self::Shader {
+                place: fault.details.read().unwrap_or_default(),
+                message,
+            },
+            codes::SHAPE => Self::Shape(message),
+            codes::TOO_LARGE => Self::TooLarge(message),
+            _ => Self::Internal(message),
+        }
+    }
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Limit { cause, .. } => match cause {
+                Cause::Aborted => Self::Aborted,
+                Cause::Gpu => Self::GpuTimeout,
+                Cause::Silent => Self::Lost("no sign of life".to_owned()),
+                _ => Self::Timeout,
+            },
+            CallError::Lost(loss) => Self::Lost(loss.to_string()),
+            CallError::Quarantined => Self::Policy(error.to_string()),
+            CallError::Busy => Self::Overloaded(error.to_string()),
+            CallError::Frame(error) => Self::Internal(error.to_string()),
+            error => Self::Lost(error.to_string()),
+        }
+    }
+}
+
+impl From<WorkerError> for Error {
+    fn from(error: WorkerError) -> Self {
+        let message = error.to_string();
+        match error {
+            WorkerError::Overloaded => Self::Overloaded(message),
+            WorkerError::Policy { .. } | WorkerError::NotConfigured(_) => Self::Policy(message),
+            _ => Self::Worker(message),
+        }
+    }
+}
+
+impl From<FrameError> for Error {
+    fn from(error: FrameError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+impl From<Error> for Answered {
+    fn from(error: Error) -> Self {
+        if let Error::Answered(error) = error {
+            return error;
+        }
+        let mut details = json!({ "code": error.code() });
+        if let Error::Shader { place, message } = &error {
+            details["line"] = place.line.into();
+            details["column"] = place.column.into();
+            details["message"] = message.as_str().into();
+        }
+        let mut answered = Self::new(error.call_code(), error.to_string()).with_details(details);
+        match error {
+            Error::NoAdapter(_) | Error::Policy(_) => answered.retryable = false,
+            Error::Overloaded(_) => answered = answered.with_retry_after_ms(QUEUE_RETRY_MS),
+            _ => {}
+        }
+        answered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_worker::Body;
+
+    use super::*;
+
+    #[test]
+    fn callers_see_the_documented_codes() {
+        let text = String::new;
+        let cases = [
+            (
+                Error::DeviceLost(text()),
+                "UNAVAILABLE",
+                true,
+                "E_DEVICE_LOST",
+            ),
+            (Error::Dtype(text()), "INVALID_INPUT", false, "E_DTYPE"),
+            (Error::GpuTimeout, "TIMEOUT", true, "E_GPU_TIMEOUT"),
+            (Error::Lost(text()), "UNAVAILABLE", true, "E_WORKER_LOST"),
+            (
+                Error::NoAdapter(text()),
+                "UNAVAILABLE",
+                false,
+                "E_NO_ADAPTER",
+            ),
+            (Error::NoHandle, "NOT_FOUND", false, "E_NOTFOUND"),
+            (Error::Overloaded(text()), "OVERLOADED", true, "E_BUSY"),
+            (Error::Policy(text()), "UNAVAILABLE", false, "E_POLICY"),
+            (Error::Quota(text()), QUOTA_EXCEEDED, false, "E_QUOTA"),
+            (Error::Shape(text()), "INVALID_INPUT", false, "E_SHAPE"),
+            (Error::Timeout, "TIMEOUT", true, "E_TIMEOUT"),
+            (
+                Error::TooLarge(text()),
+                TENSOR_TOO_LARGE,
+                false,
+                "E_TOO_LARGE",
+            ),
+        ];
+        for (error, code, retryable, inside) in cases {
+            let seen = Answered::from(error);
+            assert_eq!(seen.code.name(), code);
+            assert_eq!(seen.retryable, retryable, "{code}");
+            assert_eq!(seen.details.expect("details")["code"], inside);
+        }
+    }
+
+    #[test]
+    fn a_shader_error_keeps_its_place() {
+        let place = Place { line: 3, column: 7 };
+        let fault = Fault {
+            code: codes::SHADER.to_owned(),
+            message: "no such type".to_owned(),
+            details: Body::of(&place).expect("CBOR"),
+        };
+        let seen = Answered::from(Error::from_fault(fault));
+        assert_eq!(seen.code.name(), SHADER_INVALID);
+        let details = seen.details.expect("details");
+        assert_eq!(
+            (&details["line"], &details["column"]),
+            (&json!(3), &json!(7))
+        );
+    }
+}

@@ -1,0 +1,35 @@
+//! Computing for callers: shaders, kernels of ours, and tensors that stay where they are computed on.
+//!
+//! Nothing is computed in this process. Each identity has a worker of its own (`alknet-gpu`, role
+//! `gpu`), started when it first asks for something, which has the device and the memory; here are the
+//! operations, who may keep what for how long, and the choice between a shader and the processor.
+//!
+//! ```no_run
+//! # fn node(workers: alknet_worker::Workers, builder: &mut alknet_call::RegistryBuilder) {
+//! use alknet_compute::{Compute, Settings, operations};
+//!
+//! let compute = Compute::new(workers, Settings::default());
+//! for operation in operations(&compute) {
+//!     builder.add(operation);
+//! }
+//! # }
+//! ```
+//!
+//! The workers need a program for role `gpu` (`Config::programs`) and [`role`] as its configuration.
+//! `docs/compute.md` has the operations, their limits and their errors.
+
+pub mod limits;
+
+mod budget;
+mod choose;
+mod compute;
+mod error;
+mod ops;
+mod shelf;
+mod tenant;
+mod tensor;
+mod turn;
+
+pub use compute::{Compute, Referenced, References, Settings, role};
+pub use error::{Error, QUOTA_EXCEEDED, Result, SHADER_INVALID, TENSOR_TOO_LARGE};
+pub use ops::operations;

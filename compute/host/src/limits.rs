@@ -1,0 +1,36 @@
+//! Limits of the node's side, each with its unit. Those that workers keep as well are in
+//! `alknet_compute_wire::limits`; `docs/compute.md` has all of them as a table.
+
+use std::time::Duration;
+
+pub use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
+
+/// Bytes of a tensor written into a request or an answer; longer ones travel as handles.
+pub const INLINE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one `tensor/read`: what a peer takes in one frame is often less.
+pub const READ_BYTES_MAX: u64 = 16 << 20;
+/// Dimensions of a tensor.
+pub const RANK_MAX: usize = 8;
+/// Handles of one identity.
+pub const HANDLES_MAX: usize = 1024;
+/// Requests of one identity that wait for the one before.
+pub const QUEUE_MAX: usize = 16;
+/// How long whoever finds the queue full is told to wait, milliseconds.
+pub const QUEUE_RETRY_MS: u64 = 100;
+/// Identities with a worker of theirs at the same time.
+pub const TENANTS_MAX: usize = 16;
+/// How long a handle lives after its last use.
+pub const LEASE: Duration = Duration::from_secs(60);
+/// What is left of that once the connection that used it last is gone.
+pub const ORPHAN_LEASE: Duration = Duration::from_secs(10);
+/// How long a worker without handles is kept for its identity.
+pub const IDLE: Duration = Duration::from_secs(10);
+/// How often leases are looked at.
+pub const TICK: Duration = Duration::from_millis(500);
+/// Time on the GPU of one request.
+pub const GPU_TIME: Duration = Duration::from_secs(10);
+/// Time of one request whose caller names no deadline, and of one of the node's own.
+pub const WALL_TIME: Duration = Duration::from_secs(30);
+/// What one identity may keep and for how long, together: bytes times seconds, given back over a day.
+/// 64 GiB for an hour.
+pub const BYTE_SECONDS_MAX: u128 = (64 << 30) * 3600;

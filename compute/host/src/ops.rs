@@ -1,0 +1,87 @@
+//! The operations.
+
+mod answer;
+mod dispatch;
+mod info;
+mod matmul;
+mod schema;
+mod sha256;
+mod tensors;
+
+use std::sync::Arc;
+
+use alknet_call::{
+    Body, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, Output, Registration,
+};
+use serde_json::json;
+
+use crate::compute::Compute;
+use crate::error::{Error, QUOTA_EXCEEDED, Result, SHADER_INVALID, TENSOR_TOO_LARGE};
+
+/// All operations, to be added to a registry.
+#[must_use]
+pub fn operations(compute: &Compute) -> Vec<Registration> {
+    let mut operations = vec![
+        info::operation(compute),
+        dispatch::operation(compute),
+        sha256::operation(compute),
+        matmul::operation(compute),
+    ];
+    operations.extend(tensors::operations(compute));
+    operations
+}
+
+/// An operation from its description and its function.
+fn register<F, Fut>(compute: &Compute, mut spec: OperationSpec, function: F) -> Registration
+where
+    F: Fn(Compute, Body, Ctx) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Output>> + Send + 'static,
+{
+    spec.error_schemas.extend(errors());
+    spec.tags.push("compute".to_owned());
+    let compute = compute.clone();
+    let function = Arc::new(function);
+    let handler = HandlerKind::once(move |input, ctx| {
+        let answer = function(compute.clone(), input, ctx);
+        async move { answer.await.map_err(CallError::from) }
+    });
+    Registration::new(spec, handler)
+}
+
+fn errors() -> [ErrorDef; 3] {
+    let place = json!({
+        "type": "object",
+        "properties": {
+            "line": { "type": "integer" }, "column": { "type": "integer" },
+            "message": { "type": "string" },
+        }
+    });
+    [
+        (
+            SHADER_INVALID,
+            "The shader is wrong, asks for too much, or is not what is bound to it.",
+            place,
+        ),
+        (
+            TENSOR_TOO_LARGE,
+            "A tensor has more bytes than one may have; split it.",
+            json!({}),
+        ),
+        (
+            QUOTA_EXCEEDED,
+            "This identity has as much as it may have; drop handles.",
+            json!({}),
+        ),
+    ]
+    .map(|(code, description, schema)| ErrorDef {
+        code: code.to_owned(),
+        description: description.to_owned(),
+        schema,
+        http_status: Some(422),
+    })
+}
+
+/// The input as what the operation takes.
+fn parse<T: serde::de::DeserializeOwned>(input: &Body) -> Result<T> {
+    input.parse().map_err(Error::Answered)
+}

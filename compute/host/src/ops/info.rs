@@ -1,0 +1,155 @@
+//! `compute/info`: what this node computes with.
+
+use alknet_call::{OperationSpec, Output, Registration};
+use alknet_compute_wire::{Adapter, Ask, Info, Measured};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{parse, register};
+use crate::compute::Compute;
+use crate::error::Error;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Input {
+    probe: bool,
+}
+
+pub(super) fn operation(compute: &Compute) -> Registration {
+    let input = json!({
+        "type": ["object", "null"],
+        "additionalProperties": false,
+        "properties": {
+            "probe": { "type": "boolean", "default": false,
+                       "description": "Start a worker and measure, if that is what it takes" },
+        }
+    });
+    let output = json!({
+        "type": "object",
+        "required": ["state", "host_kernels", "shader_cache"],
+        "properties": {
+            "state": { "enum": ["ready", "unprobed", "none"] },
+            "reason": { "type": "string" },
+            "adapter": { "type": "object" }, "limits": { "type": "object" },
+            "features": { "type": "array" }, "versions": { "type": "object" },
+            "selftest": { "type": "object" }, "measured": { "type": "object" },
+            "host_kernels": { "type": "array", "items": { "type": "string" } },
+            "threads": { "type": "integer" },
+            "shader_cache": { "enum": ["disk", "warmup", "none"] },
+        }
+    });
+    let spec = OperationSpec::query("compute/info", "What this node computes with.")
+        .with_input(input)
+        .with_output(output)
+        .with_scope("compute:read");
+    register(compute, spec, |compute, input, ctx| async move {
+        let input: Input = if input.value().is_null() {
+            Input::default()
+        } else {
+            parse(&input)?
+        };
+        if input.probe {
+            match compute.turn(&ctx).await {
+                Ok(mut turn) => {
+                    let threads = compute.0.settings.threads;
+                    let measured: Measured = turn.ask(&Ask::Measure { threads }, None).await?;
+                    compute.learn_measured(measured);
+                }
+                // That is an answer too, to whoever asks what there is.
+                Err(Error::Policy(why) | Error::Worker(why)) => {
+                    let mut told = describe(&compute);
+                    told["state"] = "none".into();
+                    told["reason"] = why.into();
+                    return Ok(Output::Value(told));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Output::Value(describe(&compute)))
+    })
+}
+
+fn describe(compute: &Compute) -> Value {
+    let settings = &compute.0.settings;
+    let mut told = json!({
+        "state": "unprobed",
+        "host_kernels": if settings.host_kernels { json!(["matmul", "sha256"]) } else { json!([]) },
+        "threads": settings.threads,
+        "shader_cache": "none",
+    });
+    let Some(info) = compute.info() else {
+        return told;
+    };
+    match &info.adapter {
+        None => {
+            told["state"] = "none".into();
+            told["reason"] = info.reason.clone().unwrap_or_default().into();
+            told["versions"] = json!({ "wgpu": info.wgpu, "naga": info.wgpu });
+        }
+        Some(adapter) => {
+            told["state"] = "ready".into();
+            add(&mut told, &info, adapter);
+        }
+    }
+    if let Some(measured) = compute.measured() {
+        told["measured"] = json!(measured);
+    }
+    told
+}
+
+fn add(told: &mut Value, info: &Info, adapter: &Adapter) {
+    let hardware = adapter.class != "cpu";
+    told["adapter"] = json!({
+        "name": adapter.name,
+        "driver": adapter.driver,
+        "class": adapter.class,
+        "hardware": hardware,
+    });
+    if let (false, Some(reason)) = (hardware, &info.reason) {
+        told["adapter"]["fallback_reason"] = reason.as_str().into();
+    }
+    told["limits"] = json!(adapter.limits);
+    told["features"] = json!(adapter.features);
+    told["versions"] = versions(&adapter.versions, &info.wgpu);
+    told["selftest"] = json!({
+        "ok": true, "ms": adapter.selftest_ms, "worker_start_ms": info.start_ms,
+    });
+}
+
+/// Versions out of what a driver says of itself, which is for people and begins with `Mesa`.
+fn versions(driver: &str, wgpu: &str) -> Value {
+    let after = |name: &str| {
+        let at = driver.find(name)? + name.len();
+        let rest = driver[at..].trim_start();
+        let end = rest.find(|c: char| c.is_whitespace() || "(),".contains(c));
+        let version = &rest[..end.unwrap_or(rest.len())];
+        (!version.is_empty()).then(|| version.to_owned())
+    };
+    let mut versions = json!({ "driver": driver, "wgpu": wgpu, "naga": wgpu });
+    for (key, name) in [("mesa", "Mesa"), ("llvm", "LLVM")] {
+        if let Some(version) = after(name) {
+            versions[key] = version.into();
+        }
+    }
+    versions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_a_driver_says() {
+        let found = versions("Mesa 25.0.7 (LLVM 19.1.7)", "30");
+        assert_eq!(
+            (&found["mesa"], &found["llvm"]),
+            (&json!("25.0.7"), &json!("19.1.7"))
+        );
+        let found = versions("550.54", "30");
+        assert_eq!(
+            found,
+            json!({ "driver": "550.54", "wgpu": "30", "naga": "30" })
+        );
+        assert_eq!(versions("Mesa", "30")["mesa"], Value::Null);
+    }
+}

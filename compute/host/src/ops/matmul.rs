@@ -1,0 +1,179 @@
+//! `compute/matmul`: the product of two matrices.
+
+use alknet_call::{Body, Ctx, OperationSpec, Output, Registration};
+use alknet_compute_wire::limits::SIDE_MAX;
+use alknet_compute_wire::{Ask, Computed, Matmul, Matrix, Variant};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::Tail;
+use super::{parse, register, schema};
+use crate::choose::{Kernel, Why};
+use crate::compute::Compute;
+use crate::error::{Error, Result};
+use crate::tensor::{Arg, Dtype, Kind};
+use crate::turn::{As, Operand};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    a: Value,
+    b: Value,
+    a_view: Option<View>,
+    b_view: Option<View>,
+    #[serde(default)]
+    variant: Asked,
+    #[serde(rename = "as")]
+    wanted: Option<As>,
+}
+
+/// A matrix inside a tensor, counted in elements.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct View {
+    #[serde(default)]
+    offset: u64,
+    shape: [u64; 2],
+    strides: [i64; 2],
+}
+
+/// Which way the caller wants it.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Asked {
+    #[default]
+    Auto,
+    Host,
+    Wgsl,
+}
+
+impl Asked {
+    /// The variant, where the caller said one.
+    pub(super) const fn variant(self) -> Option<Variant> {
+        match self {
+            Self::Auto => None,
+            Self::Host => Some(Variant::Host),
+            Self::Wgsl => Some(Variant::Wgsl),
+        }
+    }
+}
+
+pub(super) fn operation(compute: &Compute) -> Registration {
+    let view = json!({
+        "type": "object",
+        "required": ["shape", "strides"],
+        "additionalProperties": false,
+        "properties": {
+            "offset": { "type": "integer", "minimum": 0, "default": 0 },
+            "shape": { "type": "array", "minItems": 2, "maxItems": 2,
+                       "items": { "type": "integer", "minimum": 0 } },
+            "strides": { "type": "array", "minItems": 2, "maxItems": 2,
+                         "items": { "type": "integer" } },
+        }
+    });
+    let input = json!({
+        "type": "object",
+        "required": ["a", "b"],
+        "additionalProperties": false,
+        "properties": {
+            "a": schema::tensor(), "b": schema::tensor(),
+            "a_view": view, "b_view": view,
+            "variant": schema::variant(), "as": schema::wanted(),
+        }
+    });
+    let output = json!({
+        "type": "object",
+        "required": ["product", "variant", "chosen", "ms", "jit_ms"],
+        "properties": {
+            "product": schema::tensor(),
+            "variant": { "enum": ["host", "wgsl"] },
+            "chosen": { "enum": ["asked", "class", "measured"] },
+            "ms": { "type": "number" }, "jit_ms": { "type": "number" },
+        }
+    });
+    let spec = OperationSpec::query(
+        "compute/matmul",
+        "Multiplies two matrices of 32-bit floats.",
+    )
+    .with_input(input)
+    .with_output(output)
+    .with_scope("compute:run");
+    register(compute, spec, run)
+}
+
+async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
+    let input: Input = parse(&body)?;
+    let a = compute.resolve(&ctx, Arg::read(&body, &input.a)?).await?;
+    let b = compute.resolve(&ctx, Arg::read(&body, &input.b)?).await?;
+    let mut turn = compute.turn(&ctx).await?;
+    let a = matrix(turn.operand(a)?, input.a_view)?;
+    let b = matrix(turn.operand(b)?, input.b_view)?;
+    if a.columns != b.rows {
+        return Err(Error::Shape(format!(
+            "{} by {} times {} by {}",
+            a.rows, a.columns, b.rows, b.columns
+        )));
+    }
+    let kind = Kind::new(Dtype::F32, vec![a.rows.into(), b.columns.into()])?;
+    let operations = 2.0 * f64::from(a.rows) * f64::from(a.columns) * f64::from(b.columns);
+    let (variant, why) = match input.variant.variant() {
+        Some(variant) => (variant, Why::Asked),
+        None => compute.choose(Kernel::Matmul, operations, turn.info()),
+    };
+    let to = turn.sink(&kind, input.wanted)?;
+    let ask = Ask::Matmul(Matmul {
+        a,
+        b,
+        variant,
+        threads: compute.0.settings.threads,
+        to,
+    });
+    let done: Computed = turn.ask(&ask, None).await?;
+    compute.record(Kernel::Matmul, operations, variant, done.ms - done.jit_ms);
+    let mut tail = Tail::default();
+    let product = tail.tensor(&mut turn, to, &kind, done.bytes.as_ref())?;
+    Ok(tail.into_output(json!({
+        "product": product,
+        "variant": variant,
+        "chosen": why,
+        "ms": done.ms,
+        "jit_ms": done.jit_ms,
+    })))
+}
+
+fn matrix(operand: Operand, view: Option<View>) -> Result<Matrix> {
+    let Operand { source, kind } = operand;
+    if kind.dtype != Dtype::F32 {
+        let name = kind.dtype.name();
+        return Err(Error::Dtype(format!("matrices are F32, not {name}")));
+    }
+    let view = match view {
+        Some(view) => view,
+        None => whole(&kind)?,
+    };
+    let side = |side: u64| {
+        let fits = u32::try_from(side).ok().filter(|side| *side <= SIDE_MAX);
+        fits.ok_or_else(|| Error::Shape(format!("a side may have {SIDE_MAX} elements, not {side}")))
+    };
+    Ok(Matrix {
+        rows: side(view.shape[0])?,
+        columns: side(view.shape[1])?,
+        offset: view.offset,
+        strides: view.strides,
+        from: source,
+    })
+}
+
+fn whole(kind: &Kind) -> Result<View> {
+    let [rows, columns] = kind.shape[..] else {
+        return Err(Error::Shape(format!(
+            "a matrix has two dimensions, not {}; a view makes one of any tensor",
+            kind.shape.len()
+        )));
+    };
+    Ok(View {
+        offset: 0,
+        shape: [rows, columns],
+        strides: [i64::try_from(columns).unwrap_or(i64::MAX), 1],
+    })
+}

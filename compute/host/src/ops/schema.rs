@@ -1,0 +1,59 @@
+//! Schemas that several operations share.
+
+use serde_json::{Value, json};
+
+use crate::limits::RANK_MAX;
+
+/// A shape.
+pub(super) fn shape() -> Value {
+    json!({
+        "type": "array", "maxItems": RANK_MAX,
+        "items": { "type": "integer", "minimum": 0 },
+    })
+}
+
+/// A tensor in a request or an answer. Bytes are a part of a mixed frame, or base64.
+pub(super) fn tensor() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "inline": bytes(),
+            "ref": { "type": "string" },
+            "handle": { "type": "string" },
+            "dtype": { "type": "string" },
+            "shape": shape(),
+            "expires_ms": { "type": "integer", "minimum": 0 },
+        },
+        "additionalProperties": false,
+    })
+}
+
+/// Bytes.
+pub(super) fn bytes() -> Value {
+    json!({
+        "type": ["string", "object"],
+        "contentEncoding": "base64",
+        "description": "{\"$bin\":[offset,length]}, or base64",
+    })
+}
+
+/// How an answer is wanted.
+pub(super) fn wanted() -> Value {
+    json!({
+        "enum": ["inline", "handle"],
+        "description": "inline where it is short, else a handle, unless said",
+    })
+}
+
+/// Which way something is computed.
+pub(super) fn variant() -> Value {
+    json!({ "enum": ["auto", "host", "wgsl"], "default": "auto" })
+}
+
+/// Some rows: from, and up to.
+pub(super) fn rows() -> Value {
+    json!({
+        "type": ["array", "null"], "minItems": 2, "maxItems": 2,
+        "items": { "type": "integer", "minimum": 0 },
+    })
+}

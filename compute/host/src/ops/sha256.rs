@@ -1,0 +1,140 @@
+//! `compute/sha256`: many hashes at once.
+
+use alknet_call::{Body, Ctx, OperationSpec, Output, Registration};
+use alknet_compute_wire::limits::MESSAGES_MAX;
+use alknet_compute_wire::{Ask, Computed, Sha256};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::Tail;
+use super::matmul::Asked;
+use super::{parse, register, schema};
+use crate::choose::{Kernel, Why};
+use crate::compute::Compute;
+use crate::error::{Error, Result};
+use crate::tenant::Data;
+use crate::tensor::{Arg, Dtype, Kind};
+use crate::turn::{As, Operand, Turn};
+
+/// Bytes of a digest.
+const DIGEST: u64 = 32;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    data: Value,
+    offsets: Option<Value>,
+    #[serde(default)]
+    variant: Asked,
+    #[serde(rename = "as")]
+    wanted: Option<As>,
+}
+
+pub(super) fn operation(compute: &Compute) -> Registration {
+    let input = json!({
+        "type": "object",
+        "required": ["data"],
+        "additionalProperties": false,
+        "properties": {
+            "data": schema::tensor(), "offsets": schema::tensor(),
+            "variant": schema::variant(), "as": schema::wanted(),
+        }
+    });
+    let output = json!({
+        "type": "object",
+        "required": ["digests", "variant", "chosen", "ms", "jit_ms"],
+        "properties": {
+            "digests": schema::tensor(),
+            "variant": { "enum": ["host", "wgsl"] },
+            "chosen": { "enum": ["asked", "class", "measured"] },
+            "ms": { "type": "number" }, "jit_ms": { "type": "number" },
+        }
+    });
+    let spec = OperationSpec::query("compute/sha256", "Hashes messages with SHA-256.")
+        .with_input(input)
+        .with_output(output)
+        .with_scope("compute:run");
+    register(compute, spec, run)
+}
+
+async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
+    let input: Input = parse(&body)?;
+    let data = compute
+        .resolve(&ctx, Arg::read(&body, &input.data)?)
+        .await?;
+    let offsets = match &input.offsets {
+        Some(offsets) => Some(compute.resolve(&ctx, Arg::read(&body, offsets)?).await?),
+        None => None,
+    };
+    let mut turn = compute.turn(&ctx).await?;
+    let data = turn.operand(data)?;
+    if data.kind.dtype != Dtype::U8 {
+        let name = data.kind.dtype.name();
+        return Err(Error::Dtype(format!("messages are U8, not {name}")));
+    }
+    let offsets = match offsets {
+        Some(offsets) => turn.operand(offsets)?,
+        None => rows(&mut turn, &data.kind)?,
+    };
+    let messages = messages(&offsets.kind)?;
+    let kind = Kind::new(Dtype::U8, vec![messages, DIGEST])?;
+    let operations = data.kind.bytes() as f64;
+    let (variant, why) = match input.variant.variant() {
+        Some(variant) => (variant, Why::Asked),
+        None => compute.choose(Kernel::Sha256, operations, turn.info()),
+    };
+    let to = turn.sink(&kind, input.wanted)?;
+    let ask = Ask::Sha256(Sha256 {
+        data: data.source,
+        offsets: offsets.source,
+        variant,
+        to,
+    });
+    let done: Computed = turn.ask(&ask, None).await?;
+    compute.record(Kernel::Sha256, operations, variant, done.ms - done.jit_ms);
+    let mut tail = Tail::default();
+    let digests = tail.tensor(&mut turn, to, &kind, done.bytes.as_ref())?;
+    Ok(tail.into_output(json!({
+        "digests": digests,
+        "variant": variant,
+        "chosen": why,
+        "ms": done.ms,
+        "jit_ms": done.jit_ms,
+    })))
+}
+
+/// Offsets where none are given: a message for each row, or one where there are no rows.
+fn rows(turn: &mut Turn, kind: &Kind) -> Result<Operand> {
+    let (messages, each) = match kind.shape.len() {
+        0 | 1 => (1, kind.bytes()),
+        _ => (kind.shape[0], kind.row_bytes()),
+    };
+    if messages > MESSAGES_MAX as u64 {
+        return Err(too_many());
+    }
+    let offsets = (0..=messages).flat_map(|row| {
+        // A tensor's limit is far below 4 GiB.
+        u32::try_from(row * each).unwrap_or(u32::MAX).to_le_bytes()
+    });
+    let bytes: Bytes = offsets.collect::<Vec<_>>().into();
+    let kind = Kind::new(Dtype::U32, vec![messages + 1])?;
+    let source = turn.source(Data::Bytes(bytes));
+    Ok(Operand { source, kind })
+}
+
+/// How many messages so many offsets make.
+fn messages(offsets: &Kind) -> Result<u64> {
+    if offsets.dtype != Dtype::U32 || offsets.shape.len() != 1 {
+        return Err(Error::Dtype("offsets are U32 in one dimension".to_owned()));
+    }
+    let messages = offsets.shape[0].saturating_sub(1);
+    if messages > MESSAGES_MAX as u64 {
+        return Err(too_many());
+    }
+    Ok(messages)
+}
+
+fn too_many() -> Error {
+    Error::TooLarge(format!("more than {MESSAGES_MAX} messages at once"))
+}

@@ -1,0 +1,216 @@
+//! `tensor/create`, `read`, `write`, `drop`: tensors that stay with the worker.
+
+use alknet_call::{OperationSpec, Output, Registration};
+use alknet_compute_wire::{Ask, Made, Source};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::Tail;
+use super::{parse, register, schema};
+use crate::compute::Compute;
+use crate::error::{Error, Result};
+use crate::limits::READ_BYTES_MAX;
+use crate::tenant::Data;
+use crate::tensor::{self, Arg, Kind};
+
+pub(super) fn operations(compute: &Compute) -> Vec<Registration> {
+    vec![
+        create(compute),
+        read(compute),
+        write(compute),
+        drop_handle(compute),
+    ]
+}
+
+fn object(required: &[&str], properties: Value) -> Value {
+    json!({
+        "type": "object",
+        "required": required,
+        "additionalProperties": false,
+        "properties": properties,
+    })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    dtype: String,
+    shape: Vec<u64>,
+    from: Option<Value>,
+}
+
+fn create(compute: &Compute) -> Registration {
+    let input = object(
+        &["dtype", "shape"],
+        json!({
+            "dtype": { "type": "string" }, "shape": schema::shape(), "from": schema::tensor(),
+        }),
+    );
+    let output = json!({
+        "type": "object",
+        "required": ["handle", "expires_ms"],
+        "properties": { "handle": { "type": "string" }, "expires_ms": { "type": "integer" } },
+    });
+    let spec = OperationSpec::mutation("tensor/create", "Makes a tensor that stays here a while.")
+        .with_input(input)
+        .with_output(output)
+        .with_scope("compute:run");
+    register(compute, spec, |compute, body, ctx| async move {
+        let input: Create = parse(&body)?;
+        let kind = Kind::of(&input.dtype, input.shape)?;
+        let from = match &input.from {
+            Some(from) => Some(compute.resolve(&ctx, Arg::read(&body, from)?).await?),
+            None => None,
+        };
+        let mut turn = compute.turn(&ctx).await?;
+        let source = match from {
+            Some(from) => {
+                let from = turn.operand(from)?;
+                same(&kind, &from.kind)?;
+                from.source
+            }
+            None => Source::Zero(kind.bytes()),
+        };
+        let number = turn.number(&kind)?;
+        let ask = Ask::Create {
+            buffer: number,
+            from: source,
+        };
+        let Made {} = turn.ask(&ask, None).await?;
+        let made = turn.keep(number, &kind)?;
+        Ok(Output::Value(json!({
+            "handle": made["handle"], "expires_ms": made["expires_ms"],
+        })))
+    })
+}
+
+/// Elements are copied as they are, in whichever shape.
+fn same(kind: &Kind, from: &Kind) -> Result<()> {
+    if kind.dtype != from.dtype {
+        let (to, from) = (kind.dtype.name(), from.dtype.name());
+        return Err(Error::Dtype(format!("a tensor of {to} from one of {from}")));
+    }
+    if kind.bytes() != from.bytes() {
+        let (to, from) = (&kind.shape, &from.shape);
+        return Err(Error::Shape(format!(
+            "a tensor of {to:?} from one of {from:?}"
+        )));
+    }
+    Ok(())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Read {
+    handle: String,
+    rows: Option<[u64; 2]>,
+}
+
+fn read(compute: &Compute) -> Registration {
+    let input = object(
+        &["handle"],
+        json!({ "handle": { "type": "string" }, "rows": schema::rows() }),
+    );
+    let output = json!({
+        "type": "object",
+        "required": ["dtype", "shape", "bytes"],
+        "properties": {
+            "dtype": { "type": "string" }, "shape": schema::shape(), "bytes": schema::bytes(),
+        },
+    });
+    let spec = OperationSpec::query("tensor/read", "Reads a tensor, or some of its rows.")
+        .with_input(input)
+        .with_output(output)
+        .with_scope("compute:run");
+    register(compute, spec, |compute, body, ctx| async move {
+        let input: Read = parse(&body)?;
+        let mut turn = compute.turn(&ctx).await?;
+        let (buffer, kind) = turn.find(&input.handle)?;
+        let (offset, part) = kind.rows(input.rows)?;
+        let len = part.bytes();
+        if len > READ_BYTES_MAX {
+            return Err(Error::TooLarge(format!(
+                "{len} bytes; at most {READ_BYTES_MAX} are read at once, by rows"
+            )));
+        }
+        let ask = Ask::Read {
+            buffer,
+            offset,
+            len,
+        };
+        let bytes = turn.exchange(&ask, None).await?;
+        if bytes.len() as u64 != len {
+            return Err(Error::Internal("a tensor of another length".to_owned()));
+        }
+        let mut tail = Tail::default();
+        let answer = json!({
+            "dtype": part.dtype.name(), "shape": part.shape, "bytes": tail.add(&bytes),
+        });
+        Ok(tail.into_output(answer))
+    })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Write {
+    handle: String,
+    rows: Option<[u64; 2]>,
+    bytes: Value,
+}
+
+fn write(compute: &Compute) -> Registration {
+    let input = object(
+        &["handle", "bytes"],
+        json!({
+            "handle": { "type": "string" }, "rows": schema::rows(), "bytes": schema::bytes(),
+        }),
+    );
+    let spec = OperationSpec::mutation("tensor/write", "Overwrites a tensor, or some of its rows.")
+        .with_input(input)
+        .with_output(json!({ "type": "object" }))
+        .with_scope("compute:run");
+    register(compute, spec, |compute, body, ctx| async move {
+        let input: Write = parse(&body)?;
+        let bytes = tensor::bytes(&body, &input.bytes, usize::MAX)?;
+        let mut turn = compute.turn(&ctx).await?;
+        let (buffer, kind) = turn.find(&input.handle)?;
+        let (offset, part) = kind.rows(input.rows)?;
+        if bytes.len() as u64 != part.bytes() {
+            return Err(Error::Shape(format!(
+                "{} bytes for {:?} of {}, which has {}",
+                bytes.len(),
+                part.shape,
+                part.dtype.name(),
+                part.bytes()
+            )));
+        }
+        let from = turn.source(Data::Bytes(bytes));
+        let ask = Ask::Write {
+            buffer,
+            offset,
+            from,
+        };
+        let Made {} = turn.ask(&ask, None).await?;
+        Ok(Output::Value(json!({})))
+    })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Drop {
+    handle: String,
+}
+
+fn drop_handle(compute: &Compute) -> Registration {
+    let input = object(&["handle"], json!({ "handle": { "type": "string" } }));
+    let spec = OperationSpec::mutation("tensor/drop", "Gives a tensor back.")
+        .with_input(input)
+        .with_output(json!({ "type": "object" }))
+        .with_scope("compute:run");
+    register(compute, spec, |compute, body, ctx| async move {
+        let input: Drop = parse(&body)?;
+        let mut turn = compute.turn(&ctx).await?;
+        turn.drop_handle(&input.handle).await?;
+        Ok(Output::Value(json!({})))
+    })
+}

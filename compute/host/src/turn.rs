@@ -1,0 +1,262 @@
+//! One caller's turn at its worker.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alknet_call::Ctx;
+use alknet_compute_wire::limits::INLINE_BYTES_MAX as FRAME_BYTES_MAX;
+use alknet_compute_wire::{Ask, Info, Sink, Source};
+use alknet_worker::{Body, CallLimits, Hash, Lease, Role};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, oneshot};
+
+use crate::compute::Compute;
+use crate::error::{Error, Result};
+use crate::limits::{INLINE_BYTES_MAX, WALL_TIME};
+use crate::shelf::{Shelf, User};
+use crate::tenant::{Data, Desk, Sending, Tenant};
+use crate::tensor::{Arg, Kind};
+
+/// While it is there nobody else has the identity's worker. What was made and not kept is thrown away
+/// with it.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    compute: Compute,
+    tenant: Arc<Tenant>,
+    /// Away while a request is out.
+    desk: Option<OwnedMutexGuard<Desk>>,
+    _place: OwnedSemaphorePermit,
+    ctx: Ctx,
+    info: Arc<Info>,
+    uploads: Vec<(u64, Data)>,
+    /// Numbers and bytes of tensors that this turn makes.
+    fresh: Vec<(u64, u64)>,
+}
+
+/// A tensor that is at hand.
+#[derive(Clone, Debug)]
+pub(crate) struct Operand {
+    pub(crate) source: Source,
+    pub(crate) kind: Kind,
+}
+
+/// How a caller wants a tensor back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum As {
+    Handle,
+    Inline,
+}
+
+impl Turn {
+    pub(crate) async fn begin(compute: &Compute, tenant: Arc<Tenant>, ctx: &Ctx) -> Result<Self> {
+        let place = tenant.place()?;
+        tenant.touch();
+        let mut desk = tenant.desk().await;
+        let info = desk.info(&tenant);
+        let opened = if info.is_none() {
+            let lease = Lease::new(Role::Gpu, tenant.name());
+            Some(compute.0.workers.open(lease).await?)
+        } else {
+            desk.tidy(&tenant).await;
+            None
+        };
+        let fresh = opened.is_some();
+        if let Some(session) = opened {
+            desk.seat(session);
+        }
+        let mut turn = Self {
+            compute: compute.clone(),
+            tenant,
+            desk: Some(desk),
+            _place: place,
+            ctx: ctx.clone(),
+            info: info.unwrap_or_default(),
+            uploads: Vec::new(),
+            fresh: Vec::new(),
+        };
+        if fresh {
+            let info: Arc<Info> = Arc::new(turn.ask(&Ask::Info, None).await?);
+            compute.learn(&info);
+            if let Some(desk) = &mut turn.desk {
+                desk.learn(&info);
+            }
+            turn.info = info;
+        }
+        Ok(turn)
+    }
+
+    /// What the worker computes with.
+    pub(crate) fn info(&self) -> &Arc<Info> {
+        &self.info
+    }
+
+    /// Asks the worker. A crash is held against `operation`.
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &mut self,
+        ask: &Ask,
+        operation: Option<Hash>,
+    ) -> Result<T> {
+        let answer = self.exchange(ask, operation).await?;
+        Ok(Body::from_cbor(answer).read()?)
+    }
+
+    /// The same for answers that are the bytes themselves. When the caller gives up in the middle, the
+    /// worker is told and has its next turn when it has stopped.
+    pub(crate) async fn exchange(&mut self, ask: &Ask, operation: Option<Hash>) -> Result<Vec<u8>> {
+        let lost = || Error::Internal("a request came to no end".to_owned());
+        let sending = Sending {
+            body: Body::of(ask)?,
+            uploads: std::mem::take(&mut self.uploads),
+            limits: self.limits(),
+            operation,
+        };
+        let mut desk = self.desk.take().ok_or_else(lost)?;
+        let tenant = Arc::clone(&self.tenant);
+        let (told, outcome) = oneshot::channel();
+        let (wanted, given_up) = oneshot::channel();
+        tokio::spawn(async move {
+            let result = desk.exchange(&tenant, sending, given_up).await;
+            // Where nobody wants it any more, the next one has its turn.
+            let _ = told.send((desk, result));
+        });
+        let (desk, result) = outcome.await.map_err(|_| lost())?;
+        drop(wanted);
+        self.desk = Some(desk);
+        self.tenant.touch();
+        result
+    }
+
+    fn limits(&self) -> CallLimits {
+        let left = |deadline: tokio::time::Instant| {
+            deadline.saturating_duration_since(tokio::time::Instant::now())
+        };
+        CallLimits {
+            wall: self.ctx.deadline().map_or(WALL_TIME, left),
+            // Threads of the worker use several seconds of it in one.
+            cpu: None,
+            gpu: Some(self.compute.0.settings.gpu_time),
+        }
+    }
+
+    /// A tensor of a request.
+    pub(crate) fn operand(&mut self, arg: Arg) -> Result<Operand> {
+        match arg {
+            Arg::Handle {
+                handle,
+                dtype,
+                shape,
+            } => {
+                let (number, kind) = self.find(&handle)?;
+                let other = dtype.is_some_and(|dtype| dtype != kind.dtype);
+                if other || shape.is_some_and(|shape| shape != kind.shape) {
+                    return Err(Error::Shape(format!(
+                        "the handle's tensor is {:?} of {}",
+                        kind.shape,
+                        kind.dtype.name()
+                    )));
+                }
+                let source = Source::Buffer(number);
+                Ok(Operand { source, kind })
+            }
+            Arg::Inline(bytes, kind) => {
+                let source = self.source(Data::Bytes(bytes));
+                Ok(Operand { source, kind })
+            }
+            Arg::Stored(sealed, kind) => {
+                let source = self.source(Data::Sealed(sealed));
+                Ok(Operand { source, kind })
+            }
+            Arg::Ref(_) => Err(Error::Internal("a reference nobody looked up".to_owned())),
+        }
+    }
+
+    /// Number and kind of a handle's tensor.
+    pub(crate) fn find(&mut self, handle: &str) -> Result<(u64, Kind)> {
+        let (user, until) = (self.user(), self.until());
+        self.tenant.shelf(|shelf| shelf.find(handle, user, until))
+    }
+
+    /// Bytes for the next request: small ones in it, others ahead of it.
+    pub(crate) fn source(&mut self, data: Data) -> Source {
+        if let Data::Bytes(bytes) = &data
+            && bytes.len() <= FRAME_BYTES_MAX
+        {
+            return Source::Bytes(Bytes::clone(bytes));
+        }
+        let number = self.tenant.shelf(Shelf::number);
+        self.uploads.push((number, data));
+        Source::Upload(number)
+    }
+
+    /// Where a result of this kind goes: as the caller wants it, or by its length.
+    pub(crate) fn sink(&mut self, kind: &Kind, wanted: Option<As>) -> Result<Sink> {
+        let small = kind.bytes() <= INLINE_BYTES_MAX as u64;
+        match wanted {
+            Some(As::Inline) if !small => Err(Error::TooLarge(format!(
+                "{} bytes; at most {INLINE_BYTES_MAX} come inline, others as handles",
+                kind.bytes()
+            ))),
+            Some(As::Inline) => Ok(Sink::Answer),
+            None if small => Ok(Sink::Answer),
+            None | Some(As::Handle) => Ok(Sink::Buffer(self.number(kind)?)),
+        }
+    }
+
+    /// A number for a tensor that this turn makes, if there is room for it.
+    pub(crate) fn number(&mut self, kind: &Kind) -> Result<u64> {
+        let bytes = self.fresh.iter().map(|(_, bytes)| bytes).sum::<u64>() + kind.bytes();
+        let (more, most) = (self.fresh.len() + 1, self.compute.0.settings.tenant_bytes);
+        let number = self.tenant.shelf(|shelf| {
+            shelf.room(more, bytes, most, Instant::now())?;
+            Ok::<_, Error>(shelf.number())
+        })?;
+        self.fresh.push((number, kind.bytes()));
+        Ok(number)
+    }
+
+    /// A handle for what this turn made, as answers show it.
+    pub(crate) fn keep(&mut self, number: u64, kind: &Kind) -> Result<Value> {
+        let (user, until) = (self.user(), self.until());
+        let handle = (self.tenant).shelf(|shelf| shelf.keep(number, kind.clone(), user, until))?;
+        self.fresh.retain(|(fresh, _)| *fresh != number);
+        Ok(json!({
+            "handle": handle,
+            "dtype": kind.dtype.name(),
+            "shape": kind.shape,
+            "expires_ms": u64::try_from(self.lease().as_millis()).unwrap_or(u64::MAX),
+        }))
+    }
+
+    /// Ends a handle.
+    pub(crate) async fn drop_handle(&mut self, handle: &str) -> Result<()> {
+        self.tenant.shelf(|shelf| shelf.drop_handle(handle))?;
+        if let Some(desk) = &mut self.desk {
+            desk.tidy(&self.tenant).await;
+        }
+        Ok(())
+    }
+
+    /// How long a handle lives from now on.
+    pub(crate) fn lease(&self) -> Duration {
+        self.compute.0.settings.lease
+    }
+
+    fn until(&self) -> Instant {
+        Instant::now() + self.lease()
+    }
+
+    fn user(&self) -> User {
+        User::new(self.ctx.caller())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let numbers = self.fresh.drain(..).map(|(number, _)| number);
+        self.tenant.shelf(|shelf| shelf.discard(numbers));
+        self.tenant.touch();
+    }
+}

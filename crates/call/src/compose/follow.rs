@@ -1,0 +1,93 @@
+//! How an operation follows another that yields events.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt};
+use tokio::time::{Instant, timeout_at};
+
+use crate::body::{Body, Item};
+use crate::compose::child::{Running, aborted};
+use crate::context::Ctx;
+use crate::error::CallError;
+use crate::handler::StreamHandler;
+use crate::request;
+
+/// What an operation sees of one that it follows. Dropping it ends the work behind it.
+pub type Followed = Pin<Box<dyn Stream<Item = Result<Body, CallError>> + Send>>;
+
+type Events = Pin<Box<dyn Stream<Item = Result<Item, CallError>> + Send>>;
+
+/// One subscription in the tree of calls.
+struct Following {
+    running: Running,
+    events: Events,
+}
+
+impl Running {
+    /// Yields what the handler yields, until its deadline passes or it is stopped. The next event is
+    /// asked for when the one before was taken: nothing is kept for slow readers.
+    pub(crate) fn follow(self, handler: Arc<dyn StreamHandler>, input: Body) -> Followed {
+        let child = Arc::clone(self.child());
+        let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let events = handler.call(input, Ctx::child(Arc::clone(&child)));
+            let caught = AssertUnwindSafe(events).catch_unwind();
+            let (root, name) = (Arc::clone(&child.root), child.operation.spec.name.clone());
+            caught.map(move |event| event.unwrap_or_else(|_| Err(request::panicked(&root, &name))))
+        }));
+        let events: Events = match started {
+            Ok(events) => Box::pin(events),
+            Err(_) => {
+                let error = request::panicked(&child.root, &child.operation.spec.name);
+                Box::pin(futures_util::stream::once(async move { Err(error) }))
+            }
+        };
+        let following = Following {
+            running: self,
+            events,
+        };
+        Box::pin(futures_util::stream::unfold(
+            Some(following),
+            |following| async move {
+                let mut following = following?;
+                let event = following.next().await?;
+                // An error is the last that comes.
+                let rest = event.is_ok().then_some(following);
+                Some((event, rest))
+            },
+        ))
+    }
+}
+
+impl Following {
+    async fn next(&mut self) -> Option<Result<Body, CallError>> {
+        let child = Arc::clone(self.running.child());
+        let next = async {
+            match child.deadline {
+                Some(deadline) => within(deadline, self.events.next()).await,
+                None => self.events.next().await,
+            }
+        };
+        let event = match child.tokens.run().run_until_cancelled(next).await {
+            Some(event) => event?,
+            None => Err(aborted()),
+        };
+        let operation = &child.operation;
+        let checked = event.and_then(|item| operation.checked(item.output));
+        Some(
+            checked
+                .map(Body::from)
+                .map_err(|error| operation.visible(error)),
+        )
+    }
+}
+
+async fn within(
+    deadline: Instant,
+    next: impl Future<Output = Option<Result<Item, CallError>>>,
+) -> Option<Result<Item, CallError>> {
+    timeout_at(deadline, next)
+        .await
+        .unwrap_or_else(|_| Some(Err(CallError::timeout())))
+}

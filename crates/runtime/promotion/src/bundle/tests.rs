@@ -1,0 +1,236 @@
+use alknet_runtime::ops::{Expect, script_id};
+use alknet_runtime::{ENGINE, Kind};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn pair() -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[9; 32]).expect("a seed")
+}
+
+fn content() -> Content {
+    let public = pair().public_key().as_ref().try_into().expect("32 bytes");
+    Content {
+        format: 1,
+        engine: ENGINE.to_owned(),
+        spec: serde_json::from_value(json!({ "name": "invoice/total", "kind": "query" }))
+            .expect("a specification"),
+        entry: "./main.js".to_owned(),
+        export: Some("total".to_owned()),
+        modules: [(
+            "./main.js".to_owned(),
+            "export const total = () => 1".to_owned(),
+        )]
+        .into(),
+        tests: vec![serde_json::from_value(json!({ "expect": { "output": 1 } })).expect("a case")],
+        fuel: Fuel { p50: 1, p99: 1 },
+        author: "ada".parse().expect("a name"),
+        key: PeerKey::Ed25519(public),
+    }
+}
+
+fn sign(content: &Content) -> Result<Bundle, BundleError> {
+    Bundle::sign(content, |text| {
+        pair().sign(text).as_ref().try_into().expect("64 bytes")
+    })
+}
+
+#[test]
+fn what_was_signed_is_read_and_nothing_else() {
+    let bundle = sign(&content()).expect("a bundle");
+    let read = Bundle::read(bundle.document().as_bytes()).expect("its own text");
+    assert_eq!(read, bundle);
+    // Blanks and order are no part of it.
+    let value: Value = serde_json::from_str(bundle.document()).expect("JSON");
+    let pretty = serde_json::to_string_pretty(&value).expect("text");
+    let read = Bundle::read(pretty.as_bytes()).expect("the same");
+    assert_eq!((read.digest(), read.id()), (bundle.digest(), bundle.id()));
+    let changed = bundle.document().replace("() => 1", "() => 2");
+    assert_eq!(
+        Bundle::read(changed.as_bytes()),
+        Err(BundleError::Signature)
+    );
+    let other = bundle.document().replace("\"ada\"", "\"eve\"");
+    assert_eq!(Bundle::read(other.as_bytes()), Err(BundleError::Signature));
+}
+
+#[test]
+fn an_id_is_that_of_the_script() {
+    let bundle = sign(&content()).expect("a bundle");
+    let spec = serde_json::from_str::<Value>(bundle.document()).expect("JSON");
+    let mut spec = spec["spec"].clone();
+    spec["entry"] = json!("./main.js");
+    spec["export"] = json!("total");
+    let expected = script_id(&spec, "export const total = () => 1");
+    assert_eq!(bundle.id(), Hash(expected));
+    // Tests and author are no part of it, every source is.
+    let mut more = content();
+    more.fuel.p99 = 5;
+    assert_eq!(sign(&more).expect("a bundle").id(), bundle.id());
+    more.modules.insert("./b.js".to_owned(), String::new());
+    assert_ne!(sign(&more).expect("a bundle").id(), bundle.id());
+}
+
+#[test]
+fn documents_that_are_none_are_refused() {
+    let good = sign(&content()).expect("a bundle").document().to_owned();
+    let place = |text: &str| match Bundle::read(text.as_bytes()) {
+        Err(BundleError::Shape { place, .. }) => place,
+        other => panic!("{text}: {other:?}"),
+    };
+    assert_eq!(
+        place(&good.replace("\"fuel\":{\"p50\":1,\"p99\":1}", "\"fuel\":[1,1]")),
+        "fuel"
+    );
+    let mut array: Value = serde_json::from_str(&good).expect("JSON");
+    let members = array["spec"].as_object().expect("members").values();
+    array["spec"] = members.cloned().collect();
+    assert_eq!(place(&array.to_string()), "spec");
+    let twice = good.replacen('{', "{\"format\":1,", 1);
+    assert_eq!(
+        Bundle::read(twice.as_bytes()),
+        Err(BundleError::Duplicate("format".to_owned()))
+    );
+    let unknown = good.replacen('{', "{\"more\":1,", 1);
+    assert!(matches!(
+        Bundle::read(unknown.as_bytes()),
+        Err(BundleError::Json(_))
+    ));
+    let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
+    assert_eq!(Bundle::read(deep.as_bytes()), Err(BundleError::Nesting));
+    let long = vec![b' '; BUNDLE_BYTES_MAX + 1];
+    assert!(matches!(Bundle::read(&long), Err(BundleError::TooLarge(_))));
+    let after = format!("{good} 1");
+    assert!(matches!(
+        Bundle::read(after.as_bytes()),
+        Err(BundleError::Json(_))
+    ));
+    for text in ["", "null", "1", "[]", "{}", "\"x\""] {
+        assert!(Bundle::read(text.as_bytes()).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn every_bound_is_held() {
+    type Change = fn(&mut Content);
+    let broken: &[(&str, Change)] = &[
+        ("format", |it| it.format = 2),
+        ("engine", |it| it.engine.clear()),
+        ("entry", |it| it.entry = "./other.js".to_owned()),
+        ("export", |it| it.export = Some("a b".to_owned())),
+        ("export", |it| it.spec.kind = Kind::Subscription),
+        ("tests", |it| it.tests.clear()),
+        ("tests", |it| it.tests = vec![it.tests[0].clone(); 257]),
+        ("modules", |it| {
+            it.modules.insert("op:a/b@1".to_owned(), String::new());
+        }),
+        ("modules", |it| {
+            it.modules.insert("./a/../b.js".to_owned(), String::new());
+        }),
+        ("modules", |it| {
+            it.modules.insert("./nul.js".to_owned(), "\0".to_owned());
+        }),
+        ("modules", |it| {
+            it.modules
+                .insert("./long.js".to_owned(), " ".repeat((1 << 20) + 1));
+        }),
+        ("spec.name", |it| it.spec.name = "A/B".to_owned()),
+        ("spec.name", |it| it.spec.name = "../a".to_owned()),
+        ("spec.description", |it| {
+            it.spec.description = "x".repeat(4097)
+        }),
+        ("spec.uses", |it| {
+            it.spec.uses = vec!["fs/read".to_owned(); 2]
+        }),
+        ("spec.uses", |it| it.spec.uses = vec!["*".to_owned()]),
+        ("spec.uses", |it| it.spec.uses = vec!["/*".to_owned()]),
+        ("spec.uses", |it| it.spec.uses = vec!["fs/re*".to_owned()]),
+        ("spec.errors", |it| {
+            it.spec.errors.insert("TIMEOUT".to_owned(), json!({}));
+        }),
+        ("spec.errors", |it| {
+            it.spec
+                .errors
+                .insert("FUEL_EXHAUSTED".to_owned(), json!({}));
+        }),
+        ("tests.0.calls", |it| {
+            let call = json!({ "path": "fs/read", "output": 1 });
+            it.tests[0].calls = vec![serde_json::from_value(call).expect("a call")];
+        }),
+        ("key", |it| it.key = PeerKey::Spki([1; 32])),
+    ];
+    for (place, change) in broken {
+        let mut content = content();
+        change(&mut content);
+        match sign(&content) {
+            Err(BundleError::Shape { place: found, .. }) => assert_eq!(found, *place),
+            other => panic!("{place}: {other:?}"),
+        }
+    }
+    let mut reaches = content();
+    reaches.spec.uses = ["fs/*", "fs/a/*", "config/tax"].map(str::to_owned).to_vec();
+    assert!(sign(&reaches).is_ok());
+}
+
+#[test]
+fn fuel_is_counted_as_sessions_do() {
+    assert_eq!(Fuel::of(vec![5]), Fuel { p50: 5, p99: 5 });
+    assert_eq!(
+        Fuel::of((1..=100).rev().collect()),
+        Fuel { p50: 50, p99: 99 }
+    );
+    assert_eq!(Fuel::of(Vec::new()), Fuel { p50: 0, p99: 0 });
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(|it| json!(it)),
+        "\\PC{0,12}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::btree_map("\\PC{0,6}", inner, 0..5)
+                .prop_map(|it| Value::Object(it.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn canonical_text_is_one_and_says_the_same(value in any_json()) {
+        let text = canonical(&value);
+        let read = read_json(text.as_bytes()).expect("its own text");
+        prop_assert_eq!(canonical(&read), text.clone());
+        // The order of members is no part of a value.
+        let turned = match &value {
+            Value::Object(members) => {
+                Value::Object(members.iter().rev().map(|(k, v)| (k.clone(), v.clone())).collect())
+            }
+            other => other.clone(),
+        };
+        prop_assert_eq!(canonical(&turned), text);
+    }
+
+    #[test]
+    fn hostile_documents_end_in_an_error(at in 0_usize..600, with in "\\PC{0,3}", cut in any::<bool>()) {
+        let good = sign(&content()).expect("a bundle").document().to_owned();
+        let at = at % good.len();
+        let end = if cut { good.len() } else { at + 1 };
+        let mut text = good.clone().into_bytes();
+        text.splice(at..end, with.bytes());
+        if let Ok(read) = Bundle::read(&text) {
+            prop_assert_eq!(read.document(), good);
+        }
+    }
+}
+
+#[test]
+fn a_case_is_the_runtimes() {
+    assert!(matches!(content().tests[0].expect, Expect::Output(_)));
+}

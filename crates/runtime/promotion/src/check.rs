@@ -1,0 +1,124 @@
+//! A look at sources without running them: what they import, and whether they make code of text.
+//!
+//! The engine has neither `eval` nor `Function('…')` for such an operation and loads nothing that is
+//! not in the bundle, so this protects nobody; it tells an author early and a reviewer plainly. What
+//! strangers wrote is parsed in a worker, by [`Work::Look`](alknet_runtime::Work::Look); here is what
+//! is made of it.
+
+use std::collections::BTreeMap;
+
+use alknet_runtime::{Code, Failure, Looked, ModuleSet};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::bundle::Bundle;
+use crate::limits::FINDINGS_MAX;
+
+/// Something that is wrong with a bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// `eval`, `fuel`, `graph`, `secret` or `source`.
+    pub check: String,
+    /// The module, or the place in the document.
+    pub module: String,
+    /// The module's line, from 1; 0 where there is none.
+    pub line: u32,
+    /// For people.
+    pub what: String,
+}
+
+impl Finding {
+    pub(crate) fn new(check: &str, module: &str, line: u32, what: impl Into<String>) -> Self {
+        Self {
+            check: check.to_owned(),
+            module: module.to_owned(),
+            line,
+            what: what.into(),
+        }
+    }
+}
+
+/// What was seen of each module.
+pub(crate) type Seen = BTreeMap<String, Result<Looked, Failure>>;
+
+/// Reads the answer of [`Work::Look`](alknet_runtime::Work::Look). A worker may have been taken over
+/// by what it read: every module has to be there.
+///
+/// # Errors
+/// It is none.
+pub(crate) fn read(answer: &Value, bundle: &Bundle) -> Result<Seen, Failure> {
+    let strange = || {
+        Failure::new(
+            Code::WorkerLost,
+            "the worker's answer about sources is none",
+        )
+    };
+    let answer = answer.as_object().ok_or_else(strange)?;
+    let one = |module: &String| {
+        let told = answer.get(module).ok_or_else(strange)?;
+        let looked = match (told.get("found"), told.get("failed")) {
+            (Some(found), None) => Ok(serde_json::from_value(found.clone())),
+            (None, Some(failed)) => Err(serde_json::from_value(failed.clone())),
+            _ => return Err(strange()),
+        };
+        let looked = match looked {
+            Ok(found) => Ok(found.map_err(|_| strange())?),
+            Err(failed) => Err(failed.map_err(|_| strange())?),
+        };
+        Ok((module.clone(), looked))
+    };
+    bundle.content().modules.keys().map(one).collect()
+}
+
+/// The promoted code that modules import, as `op:<path>@<version>`, each once.
+#[must_use]
+pub(crate) fn imports(seen: &Seen) -> Vec<String> {
+    let looked = seen.values().filter_map(|it| it.as_ref().ok());
+    let named = looked.flat_map(|it| it.imports.iter().filter_map(|it| it.specifier.clone()));
+    let mut named: Vec<_> = named.filter(|name| name.starts_with("op:")).collect();
+    named.sort();
+    named.dedup();
+    named
+}
+
+/// Everything that is wrong with the modules of a bundle; `modules` is what it will be run with.
+#[must_use]
+pub(crate) fn check(seen: &Seen, modules: &ModuleSet) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (module, looked) in seen {
+        match looked {
+            Ok(looked) => one(&mut found, module, looked, modules),
+            Err(failure) => {
+                let line = failure.place.as_ref().map_or(0, |place| place.line);
+                found.push(Finding::new("source", module, line, &failure.message));
+            }
+        }
+        if found.len() >= FINDINGS_MAX {
+            found.truncate(FINDINGS_MAX);
+            break;
+        }
+    }
+    found
+}
+
+fn one(found: &mut Vec<Finding>, module: &str, looked: &Looked, modules: &ModuleSet) {
+    for maker in &looked.makers {
+        let what = format!(
+            "'{}' makes code of text; a bundle's code is what was reviewed",
+            maker.name
+        );
+        found.push(Finding::new("eval", module, maker.line, what));
+    }
+    for import in &looked.imports {
+        let what = match &import.specifier {
+            Some(name) if modules.resolve(module, name).is_ok() => continue,
+            Some(name) => format!("'{name}' is not in the bundle"),
+            None => "what import() loads has to be written as one text".to_owned(),
+        };
+        found.push(Finding::new("graph", module, import.line, what));
+    }
+    if looked.cut {
+        let what = "it imports more, or makes code more often, than anybody reads";
+        found.push(Finding::new("source", module, 0, what));
+    }
+}

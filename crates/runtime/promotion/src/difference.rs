@@ -1,0 +1,76 @@
+//! What changes between two bundles, for a reviewer.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use similar::TextDiff;
+
+use crate::bundle::Bundle;
+use crate::limits::DIFFERENCE_BYTES_MAX;
+
+/// How long one text is compared before the comparison becomes coarse.
+const COMPARE: Duration = Duration::from_millis(200);
+/// Lines around a change.
+const AROUND: usize = 3;
+
+/// Specification, tests and every module as unified differences; from nothing where there is no
+/// bundle before. What is too long is cut, and it is said.
+pub(crate) fn between(before: Option<&Bundle>, now: &Bundle) -> String {
+    let mut text = String::new();
+    let (old, new) = (before.map(parts).unwrap_or_default(), parts(now));
+    let gone = old
+        .iter()
+        .filter(|(name, _)| new.iter().all(|(it, _)| it != name));
+    let names = new.iter().chain(gone).map(|(name, _)| name);
+    for name in names {
+        let of = |parts: &[(String, String)]| {
+            let found = parts.iter().find(|(it, _)| it == name);
+            found.map(|(_, text)| text.clone()).unwrap_or_default()
+        };
+        let (old, new) = (of(&old), of(&new));
+        if old == new {
+            continue;
+        }
+        let difference = TextDiff::configure()
+            .timeout(COMPARE)
+            .diff_lines(old.as_str(), new.as_str());
+        let mut unified = difference.unified_diff();
+        unified.context_radius(AROUND).header(name, name);
+        text.push_str(&unified.to_string());
+        if text.len() > DIFFERENCE_BYTES_MAX {
+            let end = text.floor_char_boundary(DIFFERENCE_BYTES_MAX);
+            text.truncate(end);
+            text.push_str("\n… the rest is cut; the bundle itself has all of it\n");
+            break;
+        }
+    }
+    text
+}
+
+/// The texts of a bundle, by name.
+fn parts(bundle: &Bundle) -> Vec<(String, String)> {
+    let content = bundle.content();
+    let pretty = |value: Result<Value, _>| {
+        let value: Value = value.unwrap_or_default();
+        format!("{value:#}\n")
+    };
+    let head = serde_json::json!({
+        "author": content.author,
+        "entry": content.entry,
+        "export": content.export,
+        "spec": content.spec,
+    });
+    let fixed = [
+        (
+            "specification".to_owned(),
+            pretty(Ok::<_, serde_json::Error>(head)),
+        ),
+        (
+            "tests".to_owned(),
+            pretty(serde_json::to_value(&content.tests)),
+        ),
+    ];
+    let modules = content.modules.iter();
+    let modules = modules.map(|(name, text)| (name.clone(), text.clone()));
+    fixed.into_iter().chain(modules).collect()
+}

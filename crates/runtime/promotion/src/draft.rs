@@ -1,0 +1,210 @@
+//! A bundle as its author keeps it: a folder with sources and a file that says what they are.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use alknet_core::{PeerId, PeerKey};
+use alknet_runtime::ops::Case;
+use alknet_runtime::{ENGINE, Limits, Registration};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::bundle::{Content, FORMAT, Fuel};
+use crate::limits::{BUNDLE_BYTES_MAX, FOLDERS_MAX, MODULES_MAX};
+
+/// The file in the folder that says what the sources are.
+pub const DRAFT_FILE: &str = "operation.json";
+/// Endings of files that are modules.
+const SOURCES: [&str; 6] = ["js", "jsx", "mjs", "mts", "ts", "tsx"];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Draft {
+    spec: Registration,
+    entry: String,
+    export: Option<String>,
+    tests: Vec<Case>,
+    /// What any call may take at most, unless said.
+    fuel: Option<Fuel>,
+}
+
+/// Reads a folder: `operation.json` has `spec`, `entry`, `tests`, and if need be `export` and `fuel`;
+/// every file below the folder whose name ends as that of a script is a module, by its path. What
+/// begins with a dot, and `node_modules`, is left out.
+///
+/// # Errors
+/// A file cannot be read, `operation.json` is not what it has to be, or there is too much. Whether
+/// the content is one that can be signed is said by [`Bundle::sign`](crate::Bundle::sign).
+pub fn read_draft(folder: &Path, author: PeerId, key: PeerKey) -> Result<Content, DraftError> {
+    let path = folder.join(DRAFT_FILE);
+    let draft = crate::bundle::read_json(read(&path)?.as_bytes());
+    let draft = draft.map_err(|error| DraftError::Draft(path.clone(), error.to_string()))?;
+    let draft: Draft = serde_json::from_value(draft)
+        .map_err(|error| DraftError::Draft(path.clone(), error.to_string()))?;
+    let most = Limits::default().fuel_ticks;
+    Ok(Content {
+        format: FORMAT,
+        engine: ENGINE.to_owned(),
+        spec: draft.spec,
+        entry: draft.entry,
+        export: draft.export,
+        modules: modules(folder)?,
+        tests: draft.tests,
+        fuel: draft.fuel.unwrap_or(Fuel {
+            p50: most,
+            p99: most,
+        }),
+        author,
+        key,
+    })
+}
+
+fn modules(folder: &Path) -> Result<BTreeMap<String, String>, DraftError> {
+    let mut modules = BTreeMap::new();
+    let mut open = vec![("./".to_owned(), folder.to_owned())];
+    let (mut folders, mut bytes) = (0, 0);
+    while let Some((prefix, folder)) = open.pop() {
+        folders += 1;
+        if folders > FOLDERS_MAX {
+            return Err(DraftError::TooMuch("folders", FOLDERS_MAX));
+        }
+        let failed = |error| DraftError::Read(folder.clone(), error);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kind = entry.file_type().map_err(failed)?;
+            if name.starts_with('.') || name == "node_modules" {
+                continue;
+            }
+            if kind.is_dir() {
+                open.push((format!("{prefix}{name}/"), entry.path()));
+            } else if kind.is_file() && is_source(&name) {
+                let text = read(&entry.path())?;
+                bytes += text.len();
+                modules.insert(format!("{prefix}{name}"), text);
+            }
+            if modules.len() > MODULES_MAX {
+                return Err(DraftError::TooMuch("modules", MODULES_MAX));
+            }
+            if bytes > BUNDLE_BYTES_MAX {
+                return Err(DraftError::TooMuch("bytes", BUNDLE_BYTES_MAX));
+            }
+        }
+    }
+    Ok(modules)
+}
+
+fn is_source(name: &str) -> bool {
+    let ending = name.rsplit_once('.').map(|(_, ending)| ending);
+    // Declarations are for editors.
+    ending.is_some_and(|ending| SOURCES.contains(&ending)) && !name.ends_with(".d.ts")
+}
+
+/// A text, as long as a bundle may be.
+fn read(path: &Path) -> Result<String, DraftError> {
+    let failed = |error| DraftError::Read(path.to_owned(), error);
+    let file = fs::File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    let most = u64::try_from(BUNDLE_BYTES_MAX + 1).unwrap_or(u64::MAX);
+    file.take(most).read_to_string(&mut text).map_err(failed)?;
+    match text.len() > BUNDLE_BYTES_MAX {
+        true => Err(DraftError::TooMuch("bytes", BUNDLE_BYTES_MAX)),
+        false => Ok(text),
+    }
+}
+
+/// Why a folder is no draft.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DraftError {
+    /// `operation.json` is not what it has to be.
+    #[error("{path}: {1}", path = .0.display())]
+    Draft(PathBuf, String),
+    /// A file cannot be read.
+    #[error("cannot read {path}: {1}", path = .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// There is more than a bundle takes.
+    #[error("the folder has more than {1} {0}")]
+    TooMuch(&'static str, usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> PeerKey {
+        PeerKey::Ed25519([1; 32])
+    }
+
+    fn read_in(folder: &Path) -> Result<Content, DraftError> {
+        read_draft(folder, "ada".parse().expect("a name"), key())
+    }
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("room");
+            fs::write(path, text).expect("room");
+        }
+        folder
+    }
+
+    const DRAFT: &str = r#"{ "spec": { "name": "a/b", "kind": "query" }, "entry": "./main.ts",
+        "export": "run", "tests": [{ "expect": { "output": 1 } }] }"#;
+
+    #[test]
+    fn a_folder_is_a_draft() {
+        let folder = folder(&[
+            (DRAFT_FILE, DRAFT),
+            ("main.ts", "1"),
+            ("lib/a.js", "2"),
+            ("types.d.ts", "3"),
+            (".git/x.js", "4"),
+            ("node_modules/y/z.js", "5"),
+            ("notes.txt", "6"),
+        ]);
+        let content = read_in(folder.path()).expect("a draft");
+        let names: Vec<_> = content.modules.keys().map(String::as_str).collect();
+        assert_eq!(names, ["./lib/a.js", "./main.ts"]);
+        assert_eq!(
+            (content.spec.name.as_str(), content.fuel.p99),
+            ("a/b", 5_000)
+        );
+    }
+
+    #[test]
+    fn what_is_none_says_why() {
+        let empty = folder(&[]);
+        assert!(matches!(read_in(empty.path()), Err(DraftError::Read(..))));
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{ "entry": 1 }"#,
+            &DRAFT.replace("tests", "more"),
+        ] {
+            let folder = folder(&[(DRAFT_FILE, text)]);
+            assert!(
+                matches!(read_in(folder.path()), Err(DraftError::Draft(..))),
+                "{text}"
+            );
+        }
+        let long = "x".repeat(BUNDLE_BYTES_MAX + 1);
+        let long = folder(&[(DRAFT_FILE, DRAFT), ("a.js", &long)]);
+        assert!(matches!(
+            read_in(long.path()),
+            Err(DraftError::TooMuch("bytes", _))
+        ));
+        let names: Vec<_> = (0..=MODULES_MAX).map(|n| format!("{n}.js")).collect();
+        let mut files: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+        files.push((DRAFT_FILE, DRAFT));
+        let many = folder(&files);
+        assert!(matches!(
+            read_in(many.path()),
+            Err(DraftError::TooMuch("modules", _))
+        ));
+    }
+}

@@ -1,0 +1,85 @@
+//! Why a proposal does not become an operation.
+
+use alknet_call::{CallError, ErrorCode};
+use alknet_runtime::Failure;
+use alknet_runtime::ops::Report;
+use serde_json::json;
+use thiserror::Error;
+
+use crate::bundle::BundleError;
+use crate::check::Finding;
+use crate::store::StoreError;
+
+/// Code of a bundle whose sources are not what they have to be.
+pub(crate) const CHECK_FAILED: &str = "CHECK_FAILED";
+/// Code of a store without room.
+pub(crate) const STORE_FULL: &str = "STORE_FULL";
+/// Code of a bundle whose tests fail.
+pub(crate) const TESTS_FAILED: &str = "TESTS_FAILED";
+
+/// Why a proposal, a review or a rollback came to nothing.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PromotionError {
+    /// The bundle is none.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// What was looked at without running it is not what it has to be.
+    #[error("the bundle does not pass its checks; see details")]
+    Check(Vec<Finding>),
+    /// Something else stands against it.
+    #[error("{0}")]
+    Conflict(String),
+    /// Whoever asks may not.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The request says something that cannot be.
+    #[error("{0}")]
+    Input(String),
+    /// The code could not be put together or run at all.
+    #[error("{0}")]
+    Run(#[from] Failure),
+    /// The store does not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Tests fail.
+    #[error("the bundle does not pass its tests; see details")]
+    Tests(Box<Report>),
+    /// The node is not ready, or ends.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<PromotionError> for CallError {
+    fn from(error: PromotionError) -> Self {
+        let text = error.to_string();
+        match error {
+            PromotionError::Bundle(_) | PromotionError::Input(_) => Self::invalid_input(text),
+            PromotionError::Check(findings) => {
+                Self::operation(CHECK_FAILED, text).with_details(json!({ "findings": findings }))
+            }
+            PromotionError::Conflict(_) => Self::new(ErrorCode::Conflict, text),
+            PromotionError::Forbidden(_) => Self::new(ErrorCode::Forbidden, text),
+            PromotionError::Run(failure) => {
+                let (name, retryable) = failure.code.on_the_wire();
+                let mut error = Self::new(ErrorCode::from_name(name), text);
+                // What only the operation itself would declare is no code of ours.
+                if matches!(error.code, ErrorCode::Operation(_) | ErrorCode::NotFound) {
+                    error.code = ErrorCode::InvalidInput;
+                }
+                error.retryable = retryable;
+                error.with_details(json!({ "code": failure.code.name() }))
+            }
+            PromotionError::Store(store) => match store {
+                StoreError::Conflict(_) => Self::new(ErrorCode::Conflict, text),
+                StoreError::Full(_) => Self::operation(STORE_FULL, text),
+                StoreError::Unknown(_) => Self::new(ErrorCode::NotFound, text),
+                _ => Self::internal(text),
+            },
+            PromotionError::Tests(report) => {
+                Self::operation(TESTS_FAILED, text).with_details(json!({ "report": report }))
+            }
+            PromotionError::Unavailable(_) => Self::unavailable(text),
+        }
+    }
+}

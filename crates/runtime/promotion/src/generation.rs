@@ -1,0 +1,223 @@
+//! Versions as operations of the node: layer 0b.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use alknet_call::{
+    AccessControl, Body, BoxStream, CallError, CompositionAuthority, Ctx, ErrorCode, ErrorDef,
+    HandlerKind, OperationSpec, OperationType, Registration, ScopedPeerEnv, Visibility,
+};
+use alknet_core::BoxFuture;
+use alknet_runtime::{Code as RuntimeCode, Failure, Kind};
+use futures_util::{StreamExt, future, stream};
+use serde_json::{Value, json};
+
+use crate::bundle::Code;
+use crate::store::{Authority, Terms};
+use crate::tally::{Crashes, Tally, Verdict};
+
+/// Runs the code of promoted operations: sessions in workers do. Dropping what it returns aborts the
+/// call.
+pub trait Invoker: Send + Sync + 'static {
+    /// A query or mutation: does [`Code::steps`] in an engine with [`Code::modules`], and answers
+    /// with what the last came to. Whatever the script calls goes through the context's
+    /// [`env`](Ctx::env), which has the operation's own authority and reach.
+    fn invoke(&self, call: Invocation) -> BoxFuture<'static, Result<Value, Failure>>;
+
+    /// A subscription: the same, with the items that the handler yields. Ends after the first error.
+    fn subscribe(&self, call: Invocation) -> BoxStream<Result<Value, Failure>>;
+}
+
+/// One call of a promoted operation.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// What to run.
+    pub code: Arc<Code>,
+    /// Its input, which fits its schema.
+    pub input: Value,
+    /// Who called, until when, and what it may call.
+    pub ctx: Ctx,
+}
+
+/// Where verdicts about versions go.
+pub(crate) trait Judge: Send + Sync + 'static {
+    fn told(&self, path: &str, version: u64, verdict: Verdict);
+}
+
+/// Everything that an operation is made of.
+pub(crate) struct Making {
+    pub(crate) code: Arc<Code>,
+    pub(crate) terms: Terms,
+    pub(crate) version: u64,
+    pub(crate) author: String,
+    pub(crate) authority: Authority,
+    pub(crate) tally: Arc<Tally>,
+    pub(crate) crashes: Arc<Crashes>,
+    pub(crate) invoker: Arc<dyn Invoker>,
+    pub(crate) judge: Arc<dyn Judge>,
+}
+
+impl Making {
+    /// The operation. It may do what its author might when it was proposed and still may, reaches
+    /// what its bundle says that it uses, and is called by whom the reviewer let.
+    pub(crate) fn registration(self) -> Registration {
+        let spec = spec(&self.code, &self.terms, self.version);
+        let mut authority = CompositionAuthority::new(&self.author, &self.authority.scopes);
+        for (kind, ids) in &self.authority.resources {
+            authority = authority.with_resources(kind, ids);
+        }
+        let reach = ScopedPeerEnv::new(&self.code.spec.uses);
+        let streams = self.code.spec.kind == Kind::Subscription;
+        let running = Arc::new(self);
+        let handler = match streams {
+            true => HandlerKind::stream(move |input, ctx| running.clone().stream(&input, ctx)),
+            false => HandlerKind::once(move |input, ctx| running.clone().once(input, ctx)),
+        };
+        Registration::new(spec, handler)
+            .composing(authority, reach)
+            .checking_output()
+    }
+
+    async fn once(self: Arc<Self>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+        let call = self.begin(&input, ctx)?;
+        let answer = self.invoker.invoke(call).await;
+        self.ended(answer.as_ref().err());
+        answer.map_err(|failure| call_error(&self.code, failure))
+    }
+
+    fn stream(self: Arc<Self>, input: &Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
+        let call = match self.begin(input, ctx) {
+            Ok(call) => call,
+            Err(error) => return Box::pin(stream::iter([Err(error)])),
+        };
+        let items = self.invoker.subscribe(call);
+        let told = Arc::clone(&self);
+        let end = stream::once(future::lazy(move |_| told.ended(None)));
+        let items = items.map(Some).chain(end.map(|()| None));
+        // The end is counted once: as an error, or as what follows the last item.
+        let items = items.scan(false, move |failed, item| {
+            let item = match item {
+                Some(Ok(item)) => Some(Ok(item)),
+                Some(Err(failure)) if !*failed => {
+                    *failed = true;
+                    self.ended(Some(&failure));
+                    Some(Err(call_error(&self.code, failure)))
+                }
+                _ => None,
+            };
+            future::ready(item)
+        });
+        Box::pin(items)
+    }
+
+    fn begin(&self, input: &Body, ctx: Ctx) -> Result<Invocation, CallError> {
+        if self.crashes.is_aside(self.code.id) {
+            let text = "the operation lost its worker too often; it is set aside until the node \
+                 starts again or another version is promoted";
+            let details = json!({ "code": RuntimeCode::Policy.name() });
+            let mut error = CallError::unavailable(text).with_details(details);
+            error.retryable = false;
+            return Err(error);
+        }
+        Ok(Invocation {
+            code: Arc::clone(&self.code),
+            input: input.value().clone(),
+            ctx,
+        })
+    }
+
+    fn ended(&self, failure: Option<&Failure>) {
+        let lost = failure.is_some_and(|it| it.code == RuntimeCode::WorkerLost);
+        if lost && self.crashes.lost(self.code.id, Instant::now()) {
+            tracing::error!(
+                operation = self.terms.path,
+                "set aside: it lost its worker too often"
+            );
+        }
+        let failed = failure.is_some_and(|failure| is_fault(&self.code, failure));
+        if let Some(verdict) = self.tally.count(failed) {
+            self.judge.told(&self.terms.path, self.version, verdict);
+        }
+    }
+}
+
+/// Whether a failure speaks against the code: what it declares and what its caller gave up does not.
+fn is_fault(code: &Code, failure: &Failure) -> bool {
+    let declared = failure.operation.as_ref();
+    let declared = declared.is_some_and(|error| code.spec.errors.contains_key(&error.code));
+    !declared && failure.code != RuntimeCode::Abort
+}
+
+fn spec(code: &Code, terms: &Terms, version: u64) -> OperationSpec {
+    let registration = &code.spec;
+    let op_type = match registration.kind {
+        Kind::Mutation => OperationType::Mutation,
+        Kind::Query => OperationType::Query,
+        Kind::Subscription => OperationType::Subscription,
+    };
+    let mut spec = OperationSpec::new(&terms.path, op_type, &registration.description)
+        .with_input(registration.input.clone())
+        .with_output(registration.output.clone());
+    spec.version = version.to_string();
+    spec.tags = vec!["promoted".to_owned()];
+    spec.error_schemas = errors(code);
+    spec.visibility = match terms.external {
+        true => Visibility::External,
+        false => Visibility::Internal,
+    };
+    spec.access_control = AccessControl {
+        required_scopes: terms.scopes.clone(),
+        identified: true,
+        ..AccessControl::default()
+    };
+    if !terms.external {
+        // Whether another operation reaches it is decided by that one's `uses`.
+        spec.access_control = AccessControl::default();
+    }
+    spec
+}
+
+/// What the bundle declares, and what its runtime can end with.
+fn errors(code: &Code) -> Vec<ErrorDef> {
+    let own = code.spec.errors.iter().map(|(code, schema)| ErrorDef {
+        code: code.clone(),
+        description: String::new(),
+        schema: schema.clone(),
+        http_status: None,
+    });
+    let runtime = RuntimeCode::ALL.into_iter().filter_map(|it| {
+        let (name, _) = it.on_the_wire();
+        ErrorCode::may_declare(name).then(|| ErrorDef {
+            code: name.to_owned(),
+            description: format!("The script ended with {it}."),
+            schema: Value::Bool(true),
+            http_status: None,
+        })
+    });
+    own.chain(runtime).collect()
+}
+
+/// What callers see of a failure: a declared error as it is, the runtime's by the table of codes.
+pub(crate) fn call_error(code: &Code, failure: Failure) -> CallError {
+    if let Some(error) = failure.operation {
+        if code.spec.errors.contains_key(&error.code) {
+            let mut told = CallError::operation(&error.code, error.message);
+            told.retryable = error.retryable;
+            return match *error.details {
+                Value::Null => told,
+                details => told.with_details(details),
+            };
+        }
+        let details = json!({ "code": error.code, "path": error.path });
+        return CallError::internal(error.message).with_details(details);
+    }
+    let (name, retryable) = failure.code.on_the_wire();
+    let mut details = json!({ "code": failure.code.name() });
+    if let Some(place) = failure.place {
+        details["module"] = place.module.into();
+        details["line"] = place.line.into();
+    }
+    let mut error = CallError::operation(name, failure.message).with_details(details);
+    error.retryable = retryable;
+    error
+}

@@ -1,0 +1,43 @@
+//! From a script that works to an operation of the node: proposed by its author, tested again,
+//! reviewed by somebody else, promoted, and taken back when it was a mistake.
+//!
+//! What is proposed is a [`Bundle`]: sources, specification, tests and the operations it wants to
+//! call, signed by its author. The [`Store`] keeps every bundle, every version and a record of who
+//! did what. [`Promotion`] is the whole of it for a node: its operations `ops/*`, and the generation
+//! of promoted operations that it puts beside those of the program.
+//!
+//! The way through the folders: `bundle` is what is signed; `check` looks at sources without running
+//! them; `trial` runs the tests; `store` keeps; `service` decides; `operations` is what the wire
+//! sees; `generation` makes operations of versions and `tally` counts how they fare; `record` makes
+//! fixtures of real calls.
+
+mod bundle;
+mod check;
+mod difference;
+mod draft;
+mod error;
+mod generation;
+mod grants;
+pub mod limits;
+mod operations;
+mod record;
+mod schema;
+mod service;
+mod store;
+mod tally;
+mod trial;
+
+pub use bundle::{Bundle, BundleError, Code, Content, Fuel, Hash, canonical, read_json};
+pub use check::Finding;
+pub use draft::{DRAFT_FILE, DraftError, read_draft};
+pub use error::PromotionError;
+pub use generation::{Invocation, Invoker};
+pub use grants::Grant;
+pub use record::Recorder;
+pub use schema::{REDACTED, redact};
+pub use service::{Activate, Asked, Config, LeftOut, Parts, Promotion, Show, Wanted};
+pub use store::{
+    Act, AuditEntry, Authority, Filter, Found, New, Proposal, Reviewed, State, Store, StoreError,
+    Taken, Tallied, Terms, Version,
+};
+pub use trial::{Ran, Run, TestRunner};

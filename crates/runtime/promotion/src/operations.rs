@@ -1,0 +1,281 @@
+//! `ops/*`, as the wire sees them.
+
+use std::sync::Arc;
+
+use alknet_call::{
+    Body, CallError, Ctx, ErrorCode, ErrorDef, HandlerKind, Idempotence, OperationSpec,
+    Registration,
+};
+use alknet_core::Identity;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::bundle::Hash;
+use crate::error::{CHECK_FAILED, PromotionError, STORE_FULL, TESTS_FAILED};
+use crate::limits::{PAGE_MAX, REASON_BYTES_MAX, SCOPES_MAX, TRIAL_MAX, TRIALS_AT_ONCE};
+use crate::service::{Promotion, Show, Wanted};
+
+/// Who may send bundles.
+const PROPOSE: &str = "ops:propose";
+/// Who may decide about them.
+const PROMOTE: &str = "ops:promote";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PromoteInput {
+    id: Hash,
+    accept: bool,
+    path: Option<String>,
+    external: Option<bool>,
+    scopes: Option<Vec<String>>,
+    #[serde(default)]
+    reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RollbackInput {
+    path: String,
+    version: Option<u64>,
+    #[serde(default)]
+    reason: String,
+}
+
+pub(crate) fn registrations(promotion: &Arc<Promotion>) -> Vec<Registration> {
+    let once = |run: fn(Arc<Promotion>, Body, Ctx) -> Answer| {
+        let promotion = Arc::clone(promotion);
+        HandlerKind::once(move |input, ctx| run(Arc::clone(&promotion), input, ctx))
+    };
+    [
+        (
+            propose_spec(),
+            once(|it, input, ctx| Box::pin(propose(it, input, ctx))),
+        ),
+        (
+            promote_spec(),
+            once(|it, input, ctx| Box::pin(promote(it, input, ctx))),
+        ),
+        (
+            proposals_spec(),
+            once(|it, input, _| Box::pin(proposals(it, input))),
+        ),
+        (
+            rollback_spec(),
+            once(|it, input, ctx| Box::pin(rollback(it, input, ctx))),
+        ),
+    ]
+    .map(|(spec, handler)| Registration::new(spec, handler))
+    .into()
+}
+
+type Answer = alknet_core::BoxFuture<'static, Result<Value, CallError>>;
+
+async fn propose(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+    let who = known(&ctx)?;
+    // As it was sent: what a member named twice says is only in the text.
+    let bundle = input.member("bundle");
+    let bundle = bundle.ok_or_else(|| CallError::invalid_input("the input has a bundle"))?;
+    Ok(promotion.propose(bundle.raw(), &who).await?)
+}
+
+async fn promote(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+    let who = oneself(&ctx)?;
+    let input: PromoteInput = read(&input)?;
+    check_reason(&input.reason)?;
+    if !input.accept {
+        if input.path.is_some() || input.external.is_some() || input.scopes.is_some() {
+            let text = "path, external and scopes go with accept";
+            return Err(CallError::invalid_input(text));
+        }
+        return Ok(promotion.reject(input.id, &who, &input.reason).await?);
+    }
+    let wanted = Wanted {
+        path: input.path,
+        external: input.external.unwrap_or(false),
+        scopes: input.scopes,
+    };
+    let done = promotion.accept(input.id, wanted, &who, &input.reason);
+    Ok(done.await?)
+}
+
+async fn rollback(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+    let who = oneself(&ctx)?;
+    let input: RollbackInput = read(&input)?;
+    check_reason(&input.reason)?;
+    let who = who.id.as_str();
+    let done = promotion.rollback(&input.path, input.version, who, &input.reason);
+    Ok(done.await?)
+}
+
+async fn proposals(promotion: Arc<Promotion>, input: Body) -> Result<Value, CallError> {
+    let show: Option<Show> = match input.value() {
+        Value::Null => None,
+        _ => Some(read(&input)?),
+    };
+    let asked = show.unwrap_or_default().asked()?;
+    Ok(promotion.show(asked).await?)
+}
+
+fn read<T: DeserializeOwned>(input: &Body) -> Result<T, CallError> {
+    match input.value() {
+        Value::Object(_) => input.parse(),
+        _ => Err(CallError::invalid_input("the input is an object")),
+    }
+}
+
+fn known(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
+    let known = ctx.identity().map(Arc::clone);
+    known.ok_or_else(|| CallError::new(ErrorCode::Unauthenticated, "nobody is known to propose"))
+}
+
+/// Whoever decides does so by a request of their own: what an operation does on somebody's behalf
+/// would be decided by whoever wrote the operation.
+fn oneself(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
+    if ctx.internal() {
+        let text = "no operation reviews on somebody's behalf; ask by yourself".to_owned();
+        return Err(PromotionError::Forbidden(text).into());
+    }
+    known(ctx)
+}
+
+fn check_reason(reason: &str) -> Result<(), CallError> {
+    match reason.len() <= REASON_BYTES_MAX {
+        true => Ok(()),
+        false => {
+            let text = format!("a reason has at most {REASON_BYTES_MAX} bytes");
+            Err(CallError::invalid_input(text))
+        }
+    }
+}
+
+fn own(code: &str, description: &str, schema: Value) -> ErrorDef {
+    ErrorDef {
+        code: code.to_owned(),
+        description: description.to_owned(),
+        schema,
+        http_status: None,
+    }
+}
+
+/// Everything that tests and checks can end with.
+fn tried(mut spec: OperationSpec) -> OperationSpec {
+    let object = |name: &str| json!({ "type": "object", "required": [name] });
+    spec.error_schemas = vec![
+        own(
+            CHECK_FAILED,
+            "A look at the bundle found something wrong.",
+            object("findings"),
+        ),
+        own(
+            TESTS_FAILED,
+            "A test of the bundle fails.",
+            object("report"),
+        ),
+        own(STORE_FULL, "The node keeps no more of this.", json!({})),
+    ];
+    spec.concurrency = Some(TRIALS_AT_ONCE);
+    // A look and all tests, and a moment for what is around them.
+    let most = (TRIAL_MAX * 2).as_millis() + 10_000;
+    spec.default_timeout_ms = u32::try_from(most).ok();
+    spec
+}
+
+fn propose_spec() -> OperationSpec {
+    let spec = OperationSpec::mutation(
+        "ops/propose",
+        "Takes a signed bundle of its author for review, and says what it would be granted.",
+    )
+    .with_scope(PROPOSE)
+    .with_input(json!({
+        "type": "object",
+        "properties": { "bundle": { "type": "object" } },
+        "required": ["bundle"],
+        "additionalProperties": false,
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["id", "digest", "state", "grants", "report"],
+    }));
+    OperationSpec {
+        idempotent: Idempotence::Yes,
+        ..tried(spec)
+    }
+}
+
+fn id_schema() -> Value {
+    json!({ "type": "string", "pattern": "^[0-9a-f]{64}$" })
+}
+
+fn promote_spec() -> OperationSpec {
+    let spec = OperationSpec::mutation(
+        "ops/promote",
+        "Reviews a proposal of somebody else: makes it an operation of the node, or rejects it.",
+    )
+    .with_scope(PROMOTE)
+    .with_input(json!({
+        "type": "object",
+        "properties": {
+            "id": id_schema(),
+            "accept": { "type": "boolean" },
+            "path": { "type": "string", "description": "js/<name> unless said" },
+            "external": { "type": "boolean", "description": "whether peers may call it" },
+            "scopes": {
+                "type": "array", "items": { "type": "string" }, "maxItems": SCOPES_MAX,
+                "description": "what peers need for it; call:<path with colons> unless said",
+            },
+            "reason": { "type": "string", "maxLength": REASON_BYTES_MAX },
+        },
+        "required": ["id", "accept"],
+        "additionalProperties": false,
+    }))
+    .with_output(json!({ "type": "object", "required": ["id", "state"] }));
+    tried(spec)
+}
+
+fn rollback_spec() -> OperationSpec {
+    OperationSpec::mutation(
+        "ops/rollback",
+        "Puts an earlier version of a promoted operation in place, or takes the operation away.",
+    )
+    .with_scope(PROMOTE)
+    .with_input(json!({
+        "type": "object",
+        "properties": {
+            "path": { "type": "string" },
+            "version": {
+                "type": "integer", "minimum": 1,
+                "description": "the one that the present one replaced, unless said",
+            },
+            "reason": { "type": "string", "maxLength": REASON_BYTES_MAX },
+        },
+        "required": ["path"],
+        "additionalProperties": false,
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["path", "version", "generation", "active"],
+    }))
+}
+
+fn proposals_spec() -> OperationSpec {
+    let mut spec = OperationSpec::query(
+        "ops/proposals",
+        "Lists proposals, shows everything about one, or the versions of an operation.",
+    )
+    .with_input(json!({
+        "type": ["object", "null"],
+        "properties": {
+            "id": id_schema(),
+            "path": { "type": "string" },
+            "bundle": { "type": "boolean" },
+            "state": { "enum": ["promoted", "proposed", "rejected", "retired"] },
+            "cursor": { "type": "integer" },
+            "limit": { "type": "integer", "minimum": 1, "maximum": PAGE_MAX },
+        },
+        "additionalProperties": false,
+    }))
+    .with_output(json!({ "type": "object" }));
+    spec.access_control.required_scopes_any = Some(vec![PROPOSE.to_owned(), PROMOTE.to_owned()]);
+    spec
+}

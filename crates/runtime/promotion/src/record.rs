@@ -1,0 +1,191 @@
+//! Fixtures made of real calls.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use alknet_runtime::{
+    BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Recorded, Registration, Reply,
+};
+use futures_util::{FutureExt, StreamExt};
+use serde_json::Value;
+
+use crate::limits::RECORDED_MAX;
+use crate::schema;
+
+/// A host that writes down what is called through it, without secrets: what the schema of the called
+/// operation marks by `"x-secret": true` is redacted before it is kept. Calls answered with bytes are
+/// not kept, for no JSON says them.
+pub struct Recorder {
+    host: Arc<dyn Host>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Default)]
+struct Kept {
+    calls: Vec<Recorded>,
+    left_out: usize,
+}
+
+impl Kept {
+    fn keep(&mut self, call: Recorded) {
+        match self.calls.len() < RECORDED_MAX {
+            true => self.calls.push(call),
+            false => self.left_out += 1,
+        }
+    }
+}
+
+impl Recorder {
+    /// In front of `host`.
+    #[must_use]
+    pub fn new(host: Arc<dyn Host>) -> Self {
+        Self {
+            host,
+            kept: Arc::default(),
+        }
+    }
+
+    /// What was called so far, in the order of the answers: `calls` of a test case.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Recorded> {
+        lock(&self.kept).calls.clone()
+    }
+
+    /// How many calls were not kept: with bytes, or beyond [`RECORDED_MAX`].
+    #[must_use]
+    pub fn left_out(&self) -> usize {
+        lock(&self.kept).left_out
+    }
+
+    /// What the called operation says about its input and output; `false` marks nothing.
+    fn schemas(&self, path: &str) -> (Value, Value) {
+        let mut listed = self.host.list(path).into_iter();
+        let found = listed.find(|it| it.path == path);
+        found.map_or((Value::Bool(false), Value::Bool(false)), |it| {
+            (it.input, it.output)
+        })
+    }
+}
+
+impl Host for Recorder {
+    fn call(
+        &self,
+        path: &str,
+        mut input: Value,
+        options: CallOptions,
+    ) -> BoxFuture<Result<Reply, OpError>> {
+        let (of_input, of_output) = self.schemas(path);
+        let answer = self.host.call(path, input.clone(), options);
+        schema::redact(&of_input, &mut input);
+        let (path, kept) = (path.to_owned(), Arc::clone(&self.kept));
+        Box::pin(answer.map(move |answer| {
+            let mut call = Recorded {
+                path,
+                input,
+                output: None,
+                error: None,
+            };
+            match &answer {
+                Ok(Reply::Json(output)) => {
+                    let mut output = output.clone();
+                    schema::redact(&of_output, &mut output);
+                    call.output = Some(output);
+                }
+                Ok(_) => {
+                    lock(&kept).left_out += 1;
+                    return answer;
+                }
+                Err(error) => call.error = Some(error.clone()),
+            }
+            lock(&kept).keep(call);
+            answer
+        }))
+    }
+
+    /// The record has the items as one array, once the subscription ends or is left.
+    fn subscribe(&self, path: &str, mut input: Value, options: CallOptions) -> Items {
+        let (of_input, of_output) = self.schemas(path);
+        let items = self.host.subscribe(path, input.clone(), options);
+        schema::redact(&of_input, &mut input);
+        let mut written = Written {
+            call: Recorded {
+                path: path.to_owned(),
+                input,
+                output: None,
+                error: None,
+            },
+            items: Vec::new(),
+            kept: Arc::clone(&self.kept),
+        };
+        Box::pin(items.map(move |item| {
+            match &item {
+                Ok(Reply::Json(item)) if written.items.len() < RECORDED_MAX => {
+                    let mut item = item.clone();
+                    schema::redact(&of_output, &mut item);
+                    written.items.push(item);
+                }
+                Ok(_) => {}
+                Err(error) => written.call.error = Some(error.clone()),
+            }
+            item
+        }))
+    }
+
+    fn list(&self, prefix: &str) -> Vec<Operation> {
+        self.host.list(prefix)
+    }
+
+    fn register(
+        &self,
+        registration: Registration,
+        script: [u8; 32],
+    ) -> BoxFuture<Result<(), OpError>> {
+        self.host.register(registration, script)
+    }
+
+    fn emit(&self, entry: u64, item: Value) -> BoxFuture<Result<(), OpError>> {
+        self.host.emit(entry, item)
+    }
+
+    fn log(&self, level: Level, text: &str) {
+        self.host.log(level, text);
+    }
+
+    fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
+        self.host.check(schema, value)
+    }
+
+    fn sleep(&self, time: std::time::Duration) -> BoxFuture<()> {
+        self.host.sleep(time)
+    }
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder").finish_non_exhaustive()
+    }
+}
+
+/// The items of a subscription, kept when it is over.
+struct Written {
+    call: Recorded,
+    items: Vec<Value>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        let mut call = Recorded {
+            output: Some(Value::Array(std::mem::take(&mut self.items))),
+            ..self.call.clone()
+        };
+        if call.error.is_some() {
+            call.output = None;
+        }
+        lock(&self.kept).keep(call);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

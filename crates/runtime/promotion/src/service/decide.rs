@@ -1,0 +1,417 @@
+//! Proposing, promoting, rejecting, taking back.
+
+use std::sync::Arc;
+
+use alknet_call::{Registry, RegistryError, is_operation_name};
+use alknet_core::Identity;
+use alknet_runtime::ops::Report;
+use serde_json::{Value, json};
+
+use super::{Activate, Promotion, install};
+use crate::bundle::{Bundle, Code, Fuel, Hash};
+use crate::check::{self, Finding};
+use crate::error::PromotionError;
+use crate::generation::Making;
+use crate::grants;
+use crate::limits::{FINDINGS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX};
+use crate::schema;
+use crate::store::{Act, Authority, Found, New, Proposal, Reviewed, State, Tallied, Terms};
+use crate::tally::{Tally, Verdict};
+use crate::trial;
+
+/// The name in the record of what nobody asked for.
+const NODE: &str = "node";
+
+/// What a reviewer agrees to; what is left out has its usual value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// What it is called by; `js/<name>` unless said.
+    pub path: Option<String>,
+    /// Whether peers may call it.
+    pub external: bool,
+    /// Scopes that peers need: `call:` and the path with `:` for `/`, unless said.
+    pub scopes: Option<Vec<String>>,
+}
+
+/// What the tests of a bundle and a look at it came to.
+struct Judged {
+    code: Code,
+    imports: Vec<String>,
+    report: Report,
+}
+
+impl Promotion {
+    /// Takes a bundle, as its author sends it, for review.
+    ///
+    /// # Errors
+    /// It is none, it is not the caller's, its checks or its tests fail, or it is not kept.
+    pub async fn propose(&self, document: &[u8], who: &Identity) -> Result<Value, PromotionError> {
+        let bundle = Arc::new(Bundle::read(document)?);
+        let content = bundle.content();
+        if content.author != who.id {
+            let text = format!(
+                "the bundle's author is '{}', and you are '{}'",
+                content.author, who.id
+            );
+            return Err(PromotionError::Forbidden(text));
+        }
+        let Some(author) = self.author(content) else {
+            let text = format!("{} is no key of '{}' on this node", content.key, who.id);
+            return Err(PromotionError::Forbidden(text));
+        };
+        let judged = self.judge(&bundle).await?;
+        let found = Found {
+            // Whoever asks may be known by less than their key.
+            authority: Authority::of(who).and(&Authority::of(&author)),
+            imports: judged.imports,
+            report: judged.report,
+        };
+        let grants = grants::of(&bundle, &found.authority, self.dispatcher()?.registry());
+        let (kept, at_s, author) = (Arc::clone(&bundle), self.now(), author.id.clone());
+        let proposal = self.stored(move |store| {
+            let new = New {
+                bundle: &kept,
+                found: &found,
+            };
+            let act = Act {
+                who: author.as_str(),
+                at_s,
+                note: "",
+            };
+            store.propose(new, act)
+        });
+        let proposal = proposal.await?;
+        Ok(json!({
+            "id": proposal.id,
+            "digest": proposal.digest,
+            "state": proposal.state,
+            "grants": grants,
+            "report": proposal.found.report,
+        }))
+    }
+
+    /// A reviewer's yes. The bundle is looked at and tested once more; with enough reviewers that
+    /// agree to the same it is promoted.
+    ///
+    /// # Errors
+    /// There is no such proposal, it waits for no review, it is the reviewer's own, it does not pass,
+    /// or what is wanted cannot be.
+    pub async fn accept(
+        &self,
+        id: Hash,
+        wanted: Wanted,
+        who: &Identity,
+        note: &str,
+    ) -> Result<Value, PromotionError> {
+        let (proposal, bundle) = self.reviewed(id, who).await?;
+        if self.author(bundle.content()).is_none() {
+            let text = format!("'{}' has the bundle's key no more", proposal.author);
+            return Err(PromotionError::Conflict(text));
+        }
+        let judged = self.judge(&bundle).await?;
+        let terms = self.terms(wanted, &bundle, judged.code)?;
+        let (needed, live) = (self.parts.config.reviews, self.is_live());
+        let (at_s, who, note) = (self.now(), who.id.clone(), note.to_owned());
+        self.to_its_end(move |me| async move {
+            let _one_at_a_time = me.deciding.lock().await;
+            let reviewed = me.stored(move |store| {
+                let act = Act {
+                    who: who.as_str(),
+                    at_s,
+                    note: &note,
+                };
+                store.accept(id, &terms, needed, act)
+            });
+            let version = match reviewed.await? {
+                Reviewed::Promoted(version) => version,
+                Reviewed::Waiting(agree) => {
+                    return Ok(json!({
+                        "id": id, "state": State::Proposed, "reviews": agree, "needed": needed,
+                    }));
+                }
+            };
+            if live {
+                me.install().await?;
+            }
+            Ok(json!({
+                "id": id,
+                "state": State::Promoted,
+                "path": version.path,
+                "version": version.version,
+                "generation": version.generation,
+                "active": live,
+            }))
+        })
+        .await
+    }
+
+    /// A reviewer's no.
+    ///
+    /// # Errors
+    /// There is no such proposal, it waits for no review, or it is the reviewer's own.
+    pub async fn reject(
+        &self,
+        id: Hash,
+        who: &Identity,
+        note: &str,
+    ) -> Result<Value, PromotionError> {
+        self.reviewed(id, who).await?;
+        let (at_s, who, note) = (self.now(), who.id.clone(), note.to_owned());
+        self.stored(move |store| {
+            let act = Act {
+                who: who.as_str(),
+                at_s,
+                note: &note,
+            };
+            store.reject(id, act)
+        })
+        .await?;
+        Ok(json!({ "id": id, "state": State::Rejected }))
+    }
+
+    /// Puts another version of an operation in place: the one named, or the one before.
+    ///
+    /// # Errors
+    /// There is no such operation or version, or it is in place.
+    pub async fn rollback(
+        &self,
+        path: &str,
+        to: Option<u64>,
+        who: &str,
+        note: &str,
+    ) -> Result<Value, PromotionError> {
+        let (live, at_s) = (self.is_live(), self.now());
+        let [path, who, note] = [path, who, note].map(str::to_owned);
+        self.to_its_end(move |me| async move {
+            let _one_at_a_time = me.deciding.lock().await;
+            let back = path.clone();
+            let taken = me.stored(move |store| {
+                let act = Act {
+                    who: &who,
+                    at_s,
+                    note: &note,
+                };
+                store.rollback(&back, to, act)
+            });
+            let taken = taken.await?;
+            if live {
+                me.install().await?;
+            }
+            Ok(json!({
+                "path": path,
+                "version": taken.version,
+                "generation": taken.generation,
+                "active": live,
+            }))
+        })
+        .await
+    }
+
+    /// A version's first calls said something about it.
+    pub(super) async fn judged(&self, path: &str, version: u64, verdict: Verdict) {
+        let (Verdict::Failing(tallied) | Verdict::Over(tallied)) = verdict;
+        let Tallied { calls, errors } = tallied;
+        let kept = path.to_owned();
+        if let Err(error) = self
+            .stored(move |store| store.tally(&kept, version, tallied))
+            .await
+        {
+            tracing::warn!(%error, path, "the errors of a promoted operation are not kept");
+        }
+        if matches!(verdict, Verdict::Over(_)) {
+            return;
+        }
+        tracing::error!(
+            path,
+            version,
+            calls,
+            errors,
+            "a promoted operation fails too often"
+        );
+        if !self.parts.config.rollback_on_errors {
+            return;
+        }
+        // Somebody may have been faster.
+        if super::lock(&self.active).version_of(path) != Some(version) {
+            return;
+        }
+        let note = format!("{errors} of the first {calls} calls of version {version} failed");
+        match self.rollback(path, None, NODE, &note).await {
+            Ok(now) => tracing::warn!(path, version, %now, "taken back"),
+            Err(error) => tracing::error!(%error, path, version, "not taken back"),
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.parts.config.activate == Activate::Live
+    }
+
+    /// A proposal that waits for somebody's review.
+    async fn reviewed(
+        &self,
+        id: Hash,
+        who: &Identity,
+    ) -> Result<(Proposal, Arc<Bundle>), PromotionError> {
+        let found = self.stored(move |store| Ok((store.proposal(id)?, store.bundle(id)?)));
+        let (Some(proposal), Some(bundle)) = found.await? else {
+            let text = format!("there is no proposal {id}");
+            return Err(crate::store::StoreError::Unknown(text).into());
+        };
+        if proposal.author == who.id {
+            let text = "nobody reviews what is their own".to_owned();
+            return Err(PromotionError::Forbidden(text));
+        }
+        if proposal.state != State::Proposed {
+            let text = format!(
+                "the proposal is {}, it waits for no review",
+                proposal.state.as_str()
+            );
+            return Err(PromotionError::Conflict(text));
+        }
+        Ok((proposal, bundle))
+    }
+
+    /// Looks at a bundle and runs its tests.
+    async fn judge(&self, bundle: &Arc<Bundle>) -> Result<Judged, PromotionError> {
+        let content = bundle.content();
+        if content.engine != alknet_runtime::ENGINE {
+            let text = format!(
+                "the bundle was tested with {}, and this node has {}",
+                content.engine,
+                alknet_runtime::ENGINE
+            );
+            return Err(PromotionError::Conflict(text));
+        }
+        let runner = self.parts.runner.as_ref();
+        let seen = trial::look(runner, bundle).await?;
+        let imports = check::imports(&seen);
+        let (of, names) = (Arc::clone(bundle), imports.clone());
+        let code = self.stored(move |store| Ok(install::code(store, &of, &names)));
+        let code = code.await??;
+        let mut findings = check::check(&seen, &code.modules);
+        findings.extend(self.secrets(bundle)?);
+        if !findings.is_empty() {
+            findings.truncate(FINDINGS_MAX);
+            return Err(PromotionError::Check(findings));
+        }
+        let report = trial::trial(runner, &code, &content.tests).await?;
+        if !report.passed {
+            return Err(PromotionError::Tests(Box::new(report)));
+        }
+        let fuel = Fuel {
+            p50: report.fuel.p50,
+            p99: report.fuel.p99,
+        };
+        if !fuel.within(content.fuel) {
+            let what = format!(
+                "the tests take {} and {} ticks, more than the {} and {} that it says",
+                fuel.p50, fuel.p99, content.fuel.p50, content.fuel.p99
+            );
+            return Err(PromotionError::Check(vec![Finding::new(
+                "fuel", "fuel", 0, what,
+            )]));
+        }
+        Ok(Judged {
+            code,
+            imports,
+            report,
+        })
+    }
+
+    /// Recorded calls that tell what the called operation marks as secret.
+    fn secrets(&self, bundle: &Bundle) -> Result<Vec<Finding>, PromotionError> {
+        let dispatcher = self.dispatcher()?;
+        let registry = dispatcher.registry();
+        let promoted = registry.generation();
+        let mut found = Vec::new();
+        for (n, case) in bundle.content().tests.iter().enumerate() {
+            for (m, call) in case.calls.iter().enumerate() {
+                let path = call.path.as_str();
+                let Some(spec) = registry.spec(path).or_else(|| promoted.spec(path)) else {
+                    continue;
+                };
+                let given = schema::tells(&spec.input_schema, &call.input);
+                let answered = call.output.as_ref();
+                let answered = answered.is_some_and(|it| schema::tells(&spec.output_schema, it));
+                if given || answered {
+                    let place = format!("tests.{n}.calls.{m}");
+                    let what = format!("'{path}' marks a part of this as secret; redact it");
+                    found.push(Finding::new("secret", &place, 0, what));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What is promoted by the name of what, and whether it can be.
+    fn terms(&self, wanted: Wanted, bundle: &Bundle, code: Code) -> Result<Terms, PromotionError> {
+        let name = &bundle.content().spec.name;
+        let path = wanted.path.unwrap_or_else(|| format!("js/{name}"));
+        if !is_operation_name(&path) {
+            let text = format!("'{path}' is no operation's name; say another path");
+            return Err(PromotionError::Input(text));
+        }
+        let scopes = match (wanted.external, wanted.scopes) {
+            (false, None) => Vec::new(),
+            (false, Some(scopes)) if scopes.is_empty() => scopes,
+            (false, Some(_)) => {
+                let text = "scopes are asked of peers, who call external operations only";
+                return Err(PromotionError::Input(text.to_owned()));
+            }
+            (true, scopes) => scopes.unwrap_or_else(|| vec![call_scope(&path)]),
+        };
+        if scopes.len() > SCOPES_MAX || !scopes.iter().all(|scope| is_scope(scope)) {
+            let text =
+                format!("scopes are at most {SCOPES_MAX} of a-z, 0-9, ':', '_', '.' and '-'");
+            return Err(PromotionError::Input(text));
+        }
+        let terms = Terms {
+            path,
+            external: wanted.external,
+            scopes,
+        };
+        self.probe(&terms, bundle, code)?;
+        Ok(terms)
+    }
+
+    /// Whether the registry would take it.
+    fn probe(&self, terms: &Terms, bundle: &Bundle, code: Code) -> Result<(), PromotionError> {
+        let dispatcher = self.dispatcher()?;
+        if dispatcher.registry().spec(&terms.path).is_some() {
+            let text = format!(
+                "'{}' is an operation of this program; say another path",
+                terms.path
+            );
+            return Err(PromotionError::Conflict(text));
+        }
+        let making = Making {
+            code: Arc::new(code),
+            terms: terms.clone(),
+            version: 1,
+            author: bundle.content().author.to_string(),
+            authority: Authority::default(),
+            tally: Arc::new(Tally::new(Tallied::default(), Tallied::default())),
+            crashes: Arc::clone(&self.crashes),
+            invoker: Arc::clone(&self.parts.invoker),
+            judge: Arc::new(self.me.clone()),
+        };
+        let mut alone = Registry::builder();
+        alone.promote(making.registration());
+        let refused = |error: &RegistryError| PromotionError::Input(error.to_string());
+        let alone = alone.build_lazily().map_err(|error| refused(&error))?;
+        match alone.generation().rejected().first() {
+            Some(error) => Err(refused(error)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The scope that peers need for an operation, unless the reviewer says another.
+fn call_scope(path: &str) -> String {
+    format!("call:{}", path.replace('/', ":").to_ascii_lowercase())
+}
+
+fn is_scope(scope: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b":_.-".contains(&b);
+    (1..=SCOPE_BYTES_MAX).contains(&scope.len()) && scope.bytes().all(plain)
+}

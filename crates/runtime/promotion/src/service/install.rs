@@ -1,0 +1,243 @@
+//! Putting versions in place.
+
+use std::sync::Arc;
+
+use alknet_call::{Generation, Registration};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::{Promotion, lock};
+use crate::bundle::{Bundle, Code, Imported};
+use crate::error::PromotionError;
+use crate::generation::Making;
+use crate::store::{Authority, Found, Store, Tallied, Version};
+use crate::tally::Tally;
+
+/// The generation that is in place.
+#[derive(Debug, Default)]
+pub(super) struct Active {
+    pub(super) number: u64,
+    versions: Vec<Loaded>,
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+/// A promoted operation that is not in place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// What it would be called by.
+    pub path: String,
+    /// Its version.
+    pub version: u64,
+    /// Why it is not in place.
+    pub reason: String,
+}
+
+/// A version with everything that it takes to run it.
+#[derive(Clone, Debug)]
+struct Loaded {
+    version: Version,
+    bundle: Arc<Bundle>,
+    found: Found,
+    code: Arc<Code>,
+    tally: Arc<Tally>,
+    /// What it may do at present.
+    authority: Authority,
+}
+
+impl Active {
+    /// The version of an operation that is in place.
+    pub(super) fn version_of(&self, path: &str) -> Option<u64> {
+        let found = self.versions.iter().find(|it| it.version.path == path);
+        found.map(|it| it.version.version)
+    }
+}
+
+impl Promotion {
+    /// Puts in place what the store says. Whoever calls decides, nobody else does meanwhile.
+    pub(super) async fn install(&self) -> Result<Arc<Generation>, PromotionError> {
+        let dispatcher = self.dispatcher()?;
+        let before = lock(&self.active).versions.clone();
+        let loaded = self.stored(move |store| {
+            for known in &before {
+                let Version { path, version, .. } = &known.version;
+                store.tally(path, *version, known.tally.tallied())?;
+            }
+            let (number, heads) = store.heads()?;
+            let loaded: Vec<_> = heads
+                .into_iter()
+                .map(|version| load(store, version, &before))
+                .collect();
+            Ok((number, loaded))
+        });
+        let (number, loaded) = loaded.await?;
+        let mut active = Active {
+            number,
+            ..Active::default()
+        };
+        let mut registrations = Vec::new();
+        for loaded in loaded {
+            match loaded {
+                Ok(mut loaded) => {
+                    loaded.authority = self.authority(&loaded);
+                    registrations.push(self.registration(&loaded));
+                    active.versions.push(loaded);
+                }
+                Err(left_out) => active.left_out.push(left_out),
+            }
+        }
+        let generation = dispatcher
+            .promote(number, registrations)
+            .map_err(|error| PromotionError::Conflict(error.to_string()))?;
+        // What the registry refuses was checked before it was promoted; a newer program may have
+        // taken the name since.
+        for Loaded { version, .. } in &active.versions {
+            if generation.spec(&version.path).is_none() {
+                active.left_out.push(LeftOut {
+                    path: version.path.clone(),
+                    version: version.version,
+                    reason: "this program has an operation of the name, or reserves it".to_owned(),
+                });
+            }
+        }
+        for out in &active.left_out {
+            let (path, version, reason) = (&out.path, out.version, &out.reason);
+            tracing::warn!(path, version, reason, "a promoted operation is left out");
+        }
+        let count = active.versions.len();
+        tracing::info!(
+            generation = number,
+            operations = count,
+            "promoted operations are in place"
+        );
+        *lock(&self.active) = active;
+        Ok(generation)
+    }
+
+    /// Lets what is in place do what its authors may do now.
+    async fn authorise(&self) -> Result<(), PromotionError> {
+        let _one_at_a_time = self.deciding.lock().await;
+        let dispatcher = self.dispatcher()?;
+        let mut changed = false;
+        let mut versions = lock(&self.active).versions.clone();
+        for loaded in &mut versions {
+            let now = self.authority(loaded);
+            changed |= now != loaded.authority;
+            loaded.authority = now;
+        }
+        if !changed {
+            return Ok(());
+        }
+        let registrations = versions.iter().map(|it| self.registration(it)).collect();
+        let mut active = lock(&self.active);
+        dispatcher
+            .promote(active.number, registrations)
+            .map_err(|error| PromotionError::Conflict(error.to_string()))?;
+        active.versions = versions;
+        Ok(())
+    }
+
+    /// Follows what authors may do, as long as there is a promotion.
+    pub(super) fn follow(&self) {
+        let mut changes = self.parts.identities.watch();
+        let me = self.me.clone();
+        let task = tokio::spawn(async move {
+            while changed(&mut changes).await {
+                let Some(me) = me.upgrade() else { return };
+                if let Err(error) = me.authorise().await {
+                    tracing::warn!(%error, "promoted operations keep the rights they had");
+                }
+            }
+        });
+        let _ = self.following.set(task.abort_handle());
+    }
+
+    /// What the author might do when the bundle was proposed, and still may; nothing once the key
+    /// that signed it is not the author's any more.
+    fn authority(&self, loaded: &Loaded) -> Authority {
+        let author = self.author(loaded.bundle.content());
+        let now = author.map(|now| Authority::of(&now)).unwrap_or_default();
+        loaded.found.authority.and(&now)
+    }
+
+    fn registration(&self, loaded: &Loaded) -> Registration {
+        let making = Making {
+            code: Arc::clone(&loaded.code),
+            terms: loaded.version.terms.clone(),
+            version: loaded.version.version,
+            author: loaded.bundle.content().author.to_string(),
+            authority: loaded.authority.clone(),
+            tally: Arc::clone(&loaded.tally),
+            crashes: Arc::clone(&self.crashes),
+            invoker: Arc::clone(&self.parts.invoker),
+            judge: Arc::new(self.me.clone()),
+        };
+        making.registration()
+    }
+}
+
+async fn changed(changes: &mut watch::Receiver<u64>) -> bool {
+    changes.changed().await.is_ok()
+}
+
+fn load(store: &Store, version: Version, before: &[Loaded]) -> Result<Loaded, LeftOut> {
+    let known = before
+        .iter()
+        .find(|it| (&it.version.path, it.version.version) == (&version.path, version.version));
+    if let Some(known) = known {
+        return Ok(Loaded {
+            version,
+            ..known.clone()
+        });
+    }
+    let out = |reason: String| LeftOut {
+        path: version.path.clone(),
+        version: version.version,
+        reason,
+    };
+    let damaged = |error: crate::store::StoreError| out(error.to_string());
+    let gone = || out("its bundle is gone".to_owned());
+    let bundle = store
+        .bundle(version.id)
+        .map_err(damaged)?
+        .ok_or_else(gone)?;
+    if bundle.content().engine != alknet_runtime::ENGINE {
+        let reason = format!("it was tested with {}", bundle.content().engine);
+        return Err(out(reason));
+    }
+    let proposal = store
+        .proposal(version.id)
+        .map_err(damaged)?
+        .ok_or_else(gone)?;
+    let code = code(store, &bundle, &proposal.found.imports);
+    let code = code.map_err(|failure| out(failure.to_string()))?;
+    let earlier = version.replaced.map(|it| store.version(&version.path, it));
+    let earlier = earlier.transpose().map_err(damaged)?.flatten();
+    let tallied = |it: &Version| Tallied {
+        calls: it.calls,
+        errors: it.errors,
+    };
+    let baseline = earlier.as_ref().map(tallied).unwrap_or_default();
+    Ok(Loaded {
+        tally: Arc::new(Tally::new(baseline, tallied(&version))),
+        version,
+        bundle,
+        found: proposal.found,
+        code: Arc::new(code),
+        authority: Authority::default(),
+    })
+}
+
+/// The code of a bundle with the promoted code that it imports. An imported version never changes, so
+/// neither does what this gives.
+pub(super) fn code(
+    store: &Store,
+    bundle: &Bundle,
+    imports: &[String],
+) -> Result<Code, alknet_runtime::Failure> {
+    let mut find = |path: &str, version: u64| -> Option<Imported> {
+        let version = store.version(path, version).ok()??;
+        let found = store.proposal(version.id).ok()??.found;
+        Some((store.bundle(version.id).ok()??, found.imports))
+    };
+    bundle.code(imports, &mut find)
+}

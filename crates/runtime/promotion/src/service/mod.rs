@@ -1,0 +1,219 @@
+//! The whole of promotion for one node: what it decides, and what is in place.
+
+mod decide;
+mod install;
+mod show;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use alknet_call::{Dispatcher, Generation, Registration};
+use alknet_core::{Clock, Identity, IdentityProvider};
+use serde::{Deserialize, Serialize};
+use tokio::task::AbortHandle;
+
+use crate::error::PromotionError;
+use crate::generation::{Invoker, Judge};
+use crate::limits::REVIEWS_MAX;
+use crate::operations;
+use crate::store::{Store, StoreError};
+use crate::tally::{Crashes, Verdict};
+use crate::trial::TestRunner;
+
+pub use decide::Wanted;
+pub use install::LeftOut;
+pub use show::{Asked, Show};
+
+/// When what was decided takes its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activate {
+    /// When the node starts next: while it runs, nothing changes.
+    #[default]
+    Boot,
+    /// At once.
+    Live,
+}
+
+/// What an administrator decides about promotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// When promotions take their place.
+    pub activate: Activate,
+    /// Reviewers that have to agree.
+    pub reviews: u32,
+    /// Whether a version whose first calls fail too often is taken back without anybody's word.
+    pub rollback_on_errors: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            activate: Activate::Boot,
+            reviews: 1,
+            rollback_on_errors: false,
+        }
+    }
+}
+
+/// What promotion needs of its node.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where everything is kept.
+    pub store: Store,
+    /// Runs tests.
+    pub runner: Arc<dyn TestRunner>,
+    /// Runs what was promoted.
+    pub invoker: Arc<dyn Invoker>,
+    /// Knows whose a key is, and what they may do.
+    pub identities: Arc<dyn IdentityProvider>,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// What an administrator decided.
+    pub config: Config,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Promotion for one node.
+pub struct Promotion {
+    parts: Parts,
+    /// One decision at a time: what is stored last is also what is put in place last.
+    deciding: tokio::sync::Mutex<()>,
+    dispatcher: OnceLock<Weak<Dispatcher>>,
+    active: Mutex<install::Active>,
+    crashes: Arc<Crashes>,
+    following: OnceLock<AbortHandle>,
+    me: Weak<Self>,
+}
+
+impl Promotion {
+    /// Of these parts. Nothing is in place before [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// The configuration asks for no review, or for more than [`REVIEWS_MAX`].
+    pub fn new(parts: Parts) -> Result<Arc<Self>, PromotionError> {
+        if !(1..=REVIEWS_MAX).contains(&parts.config.reviews) {
+            let text = format!("promotion.reviews is 1 to {REVIEWS_MAX}");
+            return Err(PromotionError::Input(text));
+        }
+        Ok(Arc::new_cyclic(|me| Self {
+            parts,
+            deciding: tokio::sync::Mutex::default(),
+            dispatcher: OnceLock::new(),
+            active: Mutex::default(),
+            crashes: Arc::default(),
+            following: OnceLock::new(),
+            me: Weak::clone(me),
+        }))
+    }
+
+    /// `ops/*`, for the registry that the dispatcher will serve.
+    #[must_use]
+    pub fn operations(self: &Arc<Self>) -> Vec<Registration> {
+        operations::registrations(self)
+    }
+
+    /// Puts in place what was promoted, and follows from now on what authors may do. To be called
+    /// once, when the dispatcher is made and before it serves, from within the runtime.
+    ///
+    /// # Errors
+    /// The store cannot be read; nothing is in place.
+    pub async fn attach(
+        &self,
+        dispatcher: &Arc<Dispatcher>,
+    ) -> Result<Arc<Generation>, PromotionError> {
+        let _one_at_a_time = self.deciding.lock().await;
+        // A second one would serve the generation of the first.
+        if self.dispatcher.set(Arc::downgrade(dispatcher)).is_err() {
+            let text = "promotion is attached already".to_owned();
+            return Err(PromotionError::Conflict(text));
+        }
+        let generation = self.install().await?;
+        self.follow();
+        Ok(generation)
+    }
+
+    /// What is promoted and could not be put in place, and why.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<LeftOut> {
+        lock(&self.active).left_out.clone()
+    }
+
+    fn dispatcher(&self) -> Result<Arc<Dispatcher>, PromotionError> {
+        let dispatcher = self.dispatcher.get().and_then(Weak::upgrade);
+        dispatcher.ok_or_else(|| PromotionError::Unavailable("the node starts or stops".to_owned()))
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.parts.clock.now_s()
+    }
+
+    /// On a thread of its own: it waits for a disk.
+    async fn stored<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, PromotionError> {
+        let store = self.parts.store.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        let done = done.map_err(|error| PromotionError::Unavailable(error.to_string()))?;
+        Ok(done?)
+    }
+
+    /// Runs to its end, whether or not whoever asked still waits: what is stored is put in place.
+    async fn to_its_end<T: Send + 'static, F>(
+        &self,
+        work: impl FnOnce(Arc<Self>) -> F,
+    ) -> Result<T, PromotionError>
+    where
+        F: Future<Output = Result<T, PromotionError>> + Send + 'static,
+    {
+        let me = self.me.upgrade();
+        let me = me.ok_or_else(|| PromotionError::Unavailable("the node stops".to_owned()))?;
+        let done = tokio::spawn(work(me)).await;
+        done.map_err(|error| PromotionError::Unavailable(error.to_string()))?
+    }
+
+    /// Whether somebody is who a bundle says its author is.
+    fn author(&self, content: &crate::bundle::Content) -> Option<Arc<Identity>> {
+        let known = self.parts.identities.by_key(&content.key);
+        known.filter(|known| known.id == content.author)
+    }
+}
+
+impl Judge for Weak<Promotion> {
+    fn told(&self, path: &str, version: u64, verdict: Verdict) {
+        let Some(promotion) = self.upgrade() else {
+            return;
+        };
+        let path = path.to_owned();
+        tokio::spawn(async move { promotion.judged(&path, version, verdict).await });
+    }
+}
+
+impl Drop for Promotion {
+    fn drop(&mut self) {
+        if let Some(following) = self.following.get() {
+            following.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Promotion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Promotion")
+            .field("parts", &self.parts)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,151 @@
+//! The file: made, checked and opened.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::StoreError;
+
+/// `application_id` of the file: "alkp".
+const APPLICATION_ID: i64 = 0x616c_6b70;
+/// `user_version` of the file. A program that finds a higher one leaves the file alone.
+pub(super) const SCHEMA_VERSION: i64 = 1;
+/// How long to wait for a process before this one that still ends.
+const BUSY: Duration = Duration::from_secs(2);
+/// Permission bits of the file; SQLite gives its log the same.
+const MODE: u32 = 0o600;
+
+/// What is looked up stands in columns, the rest is JSON. The record is only ever added to.
+const TABLES: &str = "
+CREATE TABLE generation (
+    one INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
+    number INTEGER NOT NULL
+) STRICT;
+INSERT INTO generation VALUES (1, 0);
+CREATE TABLE proposals (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    digest TEXT NOT NULL,
+    name TEXT NOT NULL,
+    author TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('proposed', 'promoted', 'rejected', 'retired')),
+    at_s INTEGER,
+    found TEXT NOT NULL,
+    document TEXT NOT NULL
+) STRICT;
+CREATE TABLE reviews (
+    id TEXT NOT NULL REFERENCES proposals (id) ON DELETE CASCADE,
+    reviewer TEXT NOT NULL,
+    terms TEXT NOT NULL,
+    PRIMARY KEY (id, reviewer)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE versions (
+    path TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    id TEXT NOT NULL REFERENCES proposals (id),
+    terms TEXT NOT NULL,
+    replaced INTEGER,
+    generation INTEGER NOT NULL,
+    at_s INTEGER,
+    calls INTEGER NOT NULL DEFAULT 0,
+    errors INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (path, version)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX versions_by_id ON versions (id);
+CREATE TABLE heads (
+    path TEXT NOT NULL PRIMARY KEY,
+    version INTEGER NOT NULL,
+    FOREIGN KEY (path, version) REFERENCES versions (path, version)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE audit (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    at_s INTEGER,
+    who TEXT NOT NULL,
+    did TEXT NOT NULL,
+    id TEXT NOT NULL,
+    path TEXT,
+    version INTEGER,
+    generation INTEGER,
+    note TEXT NOT NULL
+) STRICT;
+CREATE INDEX audit_by_id ON audit (id);
+CREATE TRIGGER audit_stays BEFORE DELETE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the record is only added to'); END;
+CREATE TRIGGER audit_as_it_was BEFORE UPDATE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the record is only added to'); END;
+";
+
+/// Opens the file, and makes it where there is none.
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    prepare(path).map_err(|error| StoreError::Unusable(error.to_string()))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    // Until the file is known to be whole nothing is written to it, nor its log deleted.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // One process holds the file: another would promote beside it, unseen.
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    let check: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    if check != "ok" {
+        return Err(StoreError::Damaged(check));
+    }
+    let empty = is_empty(&connection)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    if empty {
+        create(&mut connection)?;
+    }
+    Ok(connection)
+}
+
+/// Whether there is nothing yet; an error for what is not ours.
+fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
+    let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables = "SELECT count(*) FROM sqlite_schema";
+    let tables: i64 = connection.query_row(tables, [], |row| row.get(0))?;
+    match (application, version) {
+        (0, 0) if tables == 0 => Ok(true),
+        (APPLICATION_ID, SCHEMA_VERSION) => Ok(false),
+        (APPLICATION_ID, later) if later > SCHEMA_VERSION => Err(StoreError::Newer(later)),
+        _ => Err(StoreError::Unusable(
+            "it is the database of another program".to_owned(),
+        )),
+    }
+}
+
+fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(TABLES)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()
+}
+
+/// Makes an empty file that nobody else can read; SQLite would ask the umask.
+fn prepare(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(MODE)
+        .open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    if about.permissions().mode() & 0o777 & !MODE != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,375 @@
+//! What changes a store. Each of these is one transaction.
+
+use rusqlite::{Connection, params};
+use serde::Serialize;
+
+use super::{Act, Found, Proposal, State, Store, StoreError, Terms, Version, read};
+use crate::bundle::{Bundle, Hash};
+use crate::limits::{BUNDLES_MAX, PATHS_MAX, STORE_BYTES_MAX, WAITING_PER_AUTHOR_MAX};
+
+/// A bundle on its way in.
+#[derive(Clone, Copy, Debug)]
+pub struct New<'a> {
+    /// It.
+    pub bundle: &'a Bundle,
+    /// What was found out about it.
+    pub found: &'a Found,
+}
+
+/// What became of a reviewer's yes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reviewed {
+    /// It is an operation now.
+    Promoted(Version),
+    /// So many agree, and more are needed.
+    Waiting(u32),
+}
+
+/// What a rollback came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The version that is in place now; none when the operation is gone.
+    pub version: Option<u64>,
+    /// The generation that this began.
+    pub generation: u64,
+}
+
+/// How the first calls of a version went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tallied {
+    /// Counted.
+    pub calls: u32,
+    /// Of which so many failed.
+    pub errors: u32,
+}
+
+impl Store {
+    /// Keeps a bundle for review. The same document again changes nothing, and neither does it while
+    /// it is promoted or was.
+    ///
+    /// # Errors
+    /// Code of the same id was proposed by another document, its author has too many that wait, or
+    /// there is no room.
+    pub fn propose(&self, new: New<'_>, act: Act<'_>) -> Result<Proposal, StoreError> {
+        self.write(|connection| {
+            let id = new.bundle.id();
+            if let Some(known) = read::proposal(connection, id)? {
+                if known.state != State::Rejected {
+                    return same(known, new.bundle);
+                }
+                // Whoever was told no may ask again, with better tests say.
+                connection.execute("DELETE FROM proposals WHERE id = ?1", [id.to_string()])?;
+            }
+            make_room(connection, new.bundle, act)?;
+            insert(connection, new, act)?;
+            record(connection, act, "propose", id, None, None)?;
+            read::proposal(connection, id)?
+                .ok_or_else(|| StoreError::Damaged("what was written is not there".to_owned()))
+        })
+    }
+
+    /// A reviewer says yes. With as many as are `needed` that agree to the same, it is promoted.
+    ///
+    /// # Errors
+    /// There is no such proposal, it waits for no review, the reviewer wrote it, or the node has as
+    /// many operations as it may.
+    pub fn accept(
+        &self,
+        id: Hash,
+        terms: &Terms,
+        needed: u32,
+        act: Act<'_>,
+    ) -> Result<Reviewed, StoreError> {
+        self.write(|connection| {
+            let known = waiting(connection, id)?;
+            if known.author.as_str() == act.who {
+                return Err(StoreError::Conflict(
+                    "nobody reviews what is their own".to_owned(),
+                ));
+            }
+            let sql = "INSERT OR REPLACE INTO reviews (id, reviewer, terms) VALUES (?1, ?2, ?3)";
+            connection.execute(sql, params![id.to_string(), act.who, json(terms)?])?;
+            let reviews = read::reviews(connection, id)?;
+            let agree = reviews.iter().filter(|(_, theirs)| theirs == terms).count();
+            let agree = u32::try_from(agree).unwrap_or(u32::MAX);
+            if agree < needed {
+                record(
+                    connection,
+                    act,
+                    "accept",
+                    id,
+                    Some((&terms.path, None)),
+                    None,
+                )?;
+                return Ok(Reviewed::Waiting(agree));
+            }
+            promote(connection, id, terms, act).map(Reviewed::Promoted)
+        })
+    }
+
+    /// A reviewer says no.
+    ///
+    /// # Errors
+    /// There is no such proposal, or it waits for no review.
+    pub fn reject(&self, id: Hash, act: Act<'_>) -> Result<(), StoreError> {
+        self.write(|connection| {
+            waiting(connection, id)?;
+            connection.execute("DELETE FROM reviews WHERE id = ?1", [id.to_string()])?;
+            set_state(connection, id, State::Rejected)?;
+            record(connection, act, "reject", id, None, None)
+        })
+    }
+
+    /// Puts another version in place: the one named, or the one whose place the present one took. The
+    /// operation is gone where there was none.
+    ///
+    /// # Errors
+    /// There is no such operation or version, or it is in place already.
+    pub fn rollback(&self, path: &str, to: Option<u64>, act: Act<'_>) -> Result<Taken, StoreError> {
+        self.write(|connection| {
+            let versions = read::versions(connection, path)?;
+            if versions.is_empty() {
+                return Err(StoreError::Unknown(format!("'{path}' was never promoted")));
+            }
+            let now = versions.iter().find(|it| it.current);
+            let back = match (to, now) {
+                (Some(to), _) => Some(to),
+                (None, Some(now)) => now.replaced,
+                (None, None) => {
+                    let text = format!("'{path}' is not in place; name the version to put back");
+                    return Err(StoreError::Conflict(text));
+                }
+            };
+            if back.is_some() && back == now.map(|it| it.version) {
+                let text = format!("version {} of '{path}' is in place", back.unwrap_or(0));
+                return Err(StoreError::Conflict(text));
+            }
+            let back = back.map(|to| {
+                let found = versions.iter().find(|it| it.version == to);
+                found.ok_or_else(|| StoreError::Unknown(format!("'{path}' has no version {to}")))
+            });
+            let back = back.transpose()?;
+            let generation = next_generation(connection)?;
+            match back {
+                Some(back) => set_head(connection, path, back.version)?,
+                None => {
+                    connection.execute("DELETE FROM heads WHERE path = ?1", [path])?;
+                }
+            }
+            let version = back.map(|it| it.version);
+            for id in [now.map(|it| it.id), back.map(|it| it.id)]
+                .into_iter()
+                .flatten()
+            {
+                settle(connection, id)?;
+                let what = Some((path, version));
+                record(connection, act, "rollback", id, what, Some(generation))?;
+            }
+            Ok(Taken {
+                version,
+                generation,
+            })
+        })
+    }
+
+    /// Keeps how the first calls of a version went.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn tally(&self, path: &str, version: u64, tallied: Tallied) -> Result<(), StoreError> {
+        self.write(|connection| {
+            let sql =
+                "UPDATE versions SET calls = ?3, errors = ?4 WHERE path = ?1 AND version = ?2";
+            connection.execute(sql, params![path, version, tallied.calls, tallied.errors])?;
+            Ok(())
+        })
+    }
+}
+
+fn same(known: Proposal, bundle: &Bundle) -> Result<Proposal, StoreError> {
+    match known.digest == bundle.digest() {
+        true => Ok(known),
+        false => Err(StoreError::Conflict(format!(
+            "this code is {} already, by a bundle of '{}'",
+            known.state.as_str(),
+            known.author
+        ))),
+    }
+}
+
+/// Forgets what was rejected longest ago, as long as there is no room otherwise.
+fn make_room(connection: &Connection, bundle: &Bundle, act: Act<'_>) -> Result<(), StoreError> {
+    let author = bundle.content().author.as_str();
+    let sql = "SELECT count(*) FROM proposals WHERE author = ?1 AND state = 'proposed'";
+    let waiting: u64 = connection.query_row(sql, [author], |row| row.get(0))?;
+    if waiting >= WAITING_PER_AUTHOR_MAX {
+        let text =
+            format!("{waiting} proposals of '{author}' wait for a review; no more are taken");
+        return Err(StoreError::Full(text));
+    }
+    let more = u64::try_from(bundle.document().len()).unwrap_or(u64::MAX);
+    loop {
+        let sql = "SELECT count(*), coalesce(sum(octet_length(document)), 0) FROM proposals";
+        let (count, bytes): (u64, u64) =
+            connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if count < BUNDLES_MAX && bytes.saturating_add(more) <= STORE_BYTES_MAX {
+            return Ok(());
+        }
+        let sql = "DELETE FROM proposals WHERE seq = (SELECT min(seq) FROM proposals \
+             WHERE state = 'rejected') RETURNING id";
+        let gone = connection.query_row(sql, [], |row| row.get::<_, String>(0));
+        match gone {
+            Ok(id) => {
+                let id = id.parse().map_err(|_| StoreError::Damaged(id))?;
+                record(connection, act, "forget", id, None, None)?;
+            }
+            Err(rusqlite::Error::QueryReturnedNoRows) => {
+                let text = "the node keeps as many bundles as it may".to_owned();
+                return Err(StoreError::Full(text));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn insert(connection: &Connection, new: New<'_>, act: Act<'_>) -> Result<(), StoreError> {
+    let content = new.bundle.content();
+    let sql = "INSERT INTO proposals (id, digest, name, author, state, at_s, found, document) \
+         VALUES (?1, ?2, ?3, ?4, 'proposed', ?5, ?6, ?7)";
+    connection.execute(
+        sql,
+        params![
+            new.bundle.id().to_string(),
+            new.bundle.digest().to_string(),
+            content.spec.name,
+            content.author.as_str(),
+            act.at_s,
+            json(new.found)?,
+            new.bundle.document(),
+        ],
+    )?;
+    Ok(())
+}
+
+fn waiting(connection: &Connection, id: Hash) -> Result<Proposal, StoreError> {
+    let known = read::proposal(connection, id)?;
+    let known = known.ok_or_else(|| StoreError::Unknown(format!("there is no proposal {id}")))?;
+    match known.state {
+        State::Proposed => Ok(known),
+        state => Err(StoreError::Conflict(format!(
+            "the proposal is {} and waits for no review",
+            state.as_str()
+        ))),
+    }
+}
+
+fn promote(
+    connection: &Connection,
+    id: Hash,
+    terms: &Terms,
+    act: Act<'_>,
+) -> Result<Version, StoreError> {
+    let path = terms.path.as_str();
+    let versions = read::versions(connection, path)?;
+    let now = versions.iter().find(|it| it.current);
+    let paths: u64 = connection.query_row("SELECT count(*) FROM heads", [], |row| row.get(0))?;
+    if now.is_none() && paths >= PATHS_MAX {
+        let text = format!("the node has {paths} promoted operations; no more are taken");
+        return Err(StoreError::Full(text));
+    }
+    let generation = next_generation(connection)?;
+    let version = Version {
+        path: path.to_owned(),
+        version: versions.first().map_or(1, |newest| newest.version + 1),
+        id,
+        terms: terms.clone(),
+        replaced: now.map(|it| it.version),
+        generation,
+        at_s: act.at_s,
+        calls: 0,
+        errors: 0,
+        current: true,
+    };
+    let sql = "INSERT INTO versions (path, version, id, terms, replaced, generation, at_s) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    connection.execute(
+        sql,
+        params![
+            version.path,
+            version.version,
+            id.to_string(),
+            json(terms)?,
+            version.replaced,
+            generation,
+            act.at_s,
+        ],
+    )?;
+    set_head(connection, path, version.version)?;
+    set_state(connection, id, State::Promoted)?;
+    if let Some(now) = now {
+        settle(connection, now.id)?;
+    }
+    let what = Some((path, Some(version.version)));
+    record(connection, act, "promote", id, what, Some(generation))?;
+    Ok(version)
+}
+
+fn next_generation(connection: &Connection) -> Result<u64, StoreError> {
+    let sql = "UPDATE generation SET number = number + 1 RETURNING number";
+    Ok(connection.query_row(sql, [], |row| row.get(0))?)
+}
+
+fn set_head(connection: &Connection, path: &str, version: u64) -> Result<(), StoreError> {
+    let sql = "INSERT OR REPLACE INTO heads (path, version) VALUES (?1, ?2)";
+    connection.execute(sql, params![path, version])?;
+    Ok(())
+}
+
+fn set_state(connection: &Connection, id: Hash, state: State) -> Result<(), StoreError> {
+    let sql = "UPDATE proposals SET state = ?2 WHERE id = ?1";
+    connection.execute(sql, params![id.to_string(), state.as_str()])?;
+    Ok(())
+}
+
+/// Promoted where a path has it in place, else retired.
+fn settle(connection: &Connection, id: Hash) -> Result<(), StoreError> {
+    let sql = "SELECT count(*) FROM versions v JOIN heads h \
+         ON h.path = v.path AND h.version = v.version WHERE v.id = ?1";
+    let places: u64 = connection.query_row(sql, [id.to_string()], |row| row.get(0))?;
+    let state = match places {
+        0 => State::Retired,
+        _ => State::Promoted,
+    };
+    set_state(connection, id, state)
+}
+
+fn record(
+    connection: &Connection,
+    act: Act<'_>,
+    did: &str,
+    id: Hash,
+    what: Option<(&str, Option<u64>)>,
+    generation: Option<u64>,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO audit (at_s, who, did, id, path, version, generation, note) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    let (path, version) = (what.map(|it| it.0), what.and_then(|it| it.1));
+    connection.execute(
+        sql,
+        params![
+            act.at_s,
+            act.who,
+            did,
+            id.to_string(),
+            path,
+            version,
+            generation,
+            act.note
+        ],
+    )?;
+    Ok(())
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Unusable(error.to_string()))
+}

@@ -1,0 +1,140 @@
+//! How promoted operations fare: errors of a version's first calls, and workers lost to its code.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::bundle::Hash;
+use crate::limits::{CRASHES_MAX, CRASHES_WITHIN, WATCHED_CALLS, WORSE_PERCENT_MAX};
+use crate::store::Tallied;
+
+/// Counts the first calls of one version.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// Errors in a hundred of the version before.
+    baseline: u32,
+    counted: Mutex<(Tallied, bool)>,
+}
+
+/// What a call made known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// More fail than may: told once.
+    Failing(Tallied),
+    /// The first calls are over and went well enough.
+    Over(Tallied),
+}
+
+impl Tally {
+    /// After a version whose first calls went so, and with what was counted of this one before.
+    pub(crate) fn new(before: Tallied, counted: Tallied) -> Self {
+        let over = counted.calls >= WATCHED_CALLS;
+        Self {
+            baseline: (before.errors * 100).checked_div(before.calls).unwrap_or(0),
+            counted: Mutex::new((counted, over)),
+        }
+    }
+
+    /// One call ended. More than the allowed share of the first calls can have failed before all of
+    /// them were made.
+    pub(crate) fn count(&self, failed: bool) -> Option<Verdict> {
+        let mut counted = lock(&self.counted);
+        let (tallied, told) = &mut *counted;
+        if *told {
+            return None;
+        }
+        tallied.calls += 1;
+        tallied.errors += u32::from(failed);
+        let most = (self.baseline + WORSE_PERCENT_MAX) * WATCHED_CALLS / 100;
+        let verdict = match *tallied {
+            now if now.errors > most => Verdict::Failing(now),
+            now if now.calls >= WATCHED_CALLS => Verdict::Over(now),
+            _ => return None,
+        };
+        *told = true;
+        Some(verdict)
+    }
+
+    pub(crate) fn tallied(&self) -> Tallied {
+        lock(&self.counted).0
+    }
+}
+
+/// Workers that were lost while they ran some code.
+#[derive(Debug, Default)]
+pub(crate) struct Crashes(Mutex<HashMap<Hash, VecDeque<Instant>>>);
+
+impl Crashes {
+    /// One more; whether the code is set aside from now on.
+    pub(crate) fn lost(&self, code: Hash, now: Instant) -> bool {
+        let mut all = lock(&self.0);
+        let times = all.entry(code).or_default();
+        if times.len() >= CRASHES_MAX {
+            return false;
+        }
+        while times
+            .front()
+            .is_some_and(|first| now.duration_since(*first) > CRASHES_WITHIN)
+        {
+            times.pop_front();
+        }
+        times.push_back(now);
+        times.len() >= CRASHES_MAX
+    }
+
+    /// Whether the code is set aside: until the node starts again.
+    pub(crate) fn is_aside(&self, code: Hash) -> bool {
+        lock(&self.0)
+            .get(&code)
+            .is_some_and(|times| times.len() >= CRASHES_MAX)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn counted(calls: u32, errors: u32) -> Tallied {
+        Tallied { calls, errors }
+    }
+
+    #[test]
+    fn more_than_a_fifth_beyond_the_version_before_is_too_much() {
+        let tally = Tally::new(counted(0, 0), counted(0, 0));
+        let verdicts = (0..20).filter_map(|_| tally.count(true)).count();
+        assert_eq!(verdicts, 0, "a fifth is allowed");
+        assert_eq!(tally.count(true), Some(Verdict::Failing(counted(21, 21))));
+        assert_eq!(tally.count(true), None, "told once");
+        let worse = Tally::new(counted(50, 5), counted(0, 0));
+        assert_eq!((0..30).filter_map(|_| worse.count(true)).count(), 0);
+        assert!(matches!(worse.count(true), Some(Verdict::Failing(_))));
+    }
+
+    #[test]
+    fn the_first_hundred_calls_count() {
+        let tally = Tally::new(counted(0, 0), counted(0, 0));
+        let mut verdicts = (0..200).filter_map(|n| tally.count(n % 5 == 0));
+        assert_eq!(verdicts.next(), Some(Verdict::Over(counted(100, 20))));
+        assert_eq!(verdicts.next(), None);
+        let done = Tally::new(counted(0, 0), counted(100, 0));
+        assert_eq!((0..200).filter_map(|_| done.count(true)).count(), 0);
+    }
+
+    #[test]
+    fn code_that_loses_three_workers_in_a_minute_is_set_aside() {
+        let crashes = Crashes::default();
+        let (code, start) = (Hash([1; 32]), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!crashes.lost(code, at(0)) && !crashes.lost(code, at(50)));
+        assert!(!crashes.lost(code, at(61)), "the first is too long ago");
+        assert!(!crashes.is_aside(code));
+        assert!(crashes.lost(code, at(70)));
+        assert!(crashes.is_aside(code) && !crashes.is_aside(Hash([2; 32])));
+    }
+}

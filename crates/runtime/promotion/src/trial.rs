@@ -1,0 +1,178 @@
+//! A bundle's tests, run where nothing of its author's is left: each case twice, in an engine of its
+//! own, with recorded answers for its calls.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use alknet_core::BoxFuture;
+use alknet_runtime::ops::{
+    Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS,
+};
+use alknet_runtime::{Code as FailureCode, Failure, ModuleSet, Recorded, Spec, Work};
+use futures_util::{StreamExt, stream};
+use serde_json::Value;
+
+use crate::bundle::{Bundle, Code, Fuel};
+use crate::limits::{CASES_AT_ONCE, TRIAL_MAX};
+use crate::schema;
+
+/// Runs what strangers wrote, away from the node: sessions in workers do.
+pub trait TestRunner: Send + Sync + 'static {
+    /// Does every step of `run` in one fresh engine, with [`Run::spec`] and a
+    /// [`Replay`](alknet_runtime::Replay) of its calls for a host, and answers with what the last
+    /// one came to. A step before the last that fails is what the run came to.
+    fn run(&self, run: Run) -> BoxFuture<'static, Ran>;
+}
+
+/// One run in an engine of its own.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Every module there is.
+    pub modules: Arc<ModuleSet>,
+    /// Whether the built-in objects are frozen: its modules have several authors.
+    pub frozen: bool,
+    /// What to do, in this order.
+    pub steps: Vec<Work>,
+    /// What its calls are answered with; any other fails with `NOT_FOUND`.
+    pub calls: Vec<Recorded>,
+}
+
+impl Run {
+    /// The engine that it has to run in: the clock and the seed of every test, default limits.
+    #[must_use]
+    pub fn spec(&self) -> Spec {
+        let mut spec = Spec::new(ModuleSet::new()).deterministic(TEST_SEED, TEST_START_MS);
+        spec.modules = Arc::clone(&self.modules);
+        spec.frozen = self.frozen;
+        spec
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ran {
+    /// The answer of the last step.
+    pub result: Result<Value, Failure>,
+    /// Fuel of the last step, in ticks.
+    pub ticks: u64,
+}
+
+/// Looks at the sources of a bundle in a worker.
+///
+/// # Errors
+/// The worker was lost, or what it answers is none.
+pub(crate) async fn look(
+    runner: &dyn TestRunner,
+    bundle: &Bundle,
+) -> Result<crate::check::Seen, Failure> {
+    let mut modules = ModuleSet::new();
+    for (name, text) in &bundle.content().modules {
+        modules.insert(name, text.as_str())?;
+    }
+    let run = Run {
+        modules: Arc::new(modules),
+        frozen: false,
+        steps: vec![Work::Look],
+        calls: Vec::new(),
+    };
+    let ran = bounded(runner.run(run)).await?;
+    crate::check::read(&ran.result?, bundle)
+}
+
+/// Runs every case of `tests` twice.
+///
+/// # Errors
+/// All of them together took too long.
+pub(crate) async fn trial(
+    runner: &dyn TestRunner,
+    code: &Code,
+    tests: &[Case],
+) -> Result<Report, Failure> {
+    let mut all = Vec::with_capacity(tests.len());
+    for test in tests {
+        all.push(case(runner, code, test));
+    }
+    let all = stream::iter(all).buffered(CASES_AT_ONCE);
+    let cases = bounded(all.collect::<Vec<_>>()).await?;
+    Ok(report(code, tests, cases))
+}
+
+async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let done = tokio::time::timeout(TRIAL_MAX, work).await;
+    done.map_err(|_| {
+        let text = format!(
+            "the tests together took longer than {} s",
+            TRIAL_MAX.as_secs()
+        );
+        Failure::new(FailureCode::Timeout, text)
+    })
+}
+
+fn report(code: &Code, tests: &[Case], cases: Vec<CaseReport>) -> Report {
+    let fuel = Fuel::of(cases.iter().map(|case| case.fuel).collect());
+    let expected: BTreeSet<&str> = tests
+        .iter()
+        .filter_map(|test| match &test.expect {
+            Expect::Error(code) => Some(code.as_str()),
+            _ => None,
+        })
+        .collect();
+    let declared = code.spec.errors.keys();
+    let uncovered = declared.filter(|code| !expected.contains(code.as_str()));
+    Report {
+        name: code.name().to_owned(),
+        passed: !cases.is_empty() && cases.iter().all(|case| case.passed),
+        fuel: Percentiles {
+            p50: fuel.p50,
+            p99: fuel.p99,
+        },
+        uncovered: uncovered.cloned().collect(),
+        cases,
+    }
+}
+
+async fn case(runner: &dyn TestRunner, code: &Code, test: &Case) -> CaseReport {
+    let run = || Run {
+        modules: Arc::clone(&code.modules),
+        frozen: code.frozen,
+        steps: code.steps(test.input.clone()),
+        calls: test.calls.clone(),
+    };
+    let first = runner.run(run()).await;
+    let second = runner.run(run()).await;
+    let reason = match first == second {
+        true => differs(&test.expect, &first.result),
+        false => Some("two runs differ".to_owned()),
+    };
+    CaseReport {
+        name: test.name.clone(),
+        passed: reason.is_none(),
+        reason,
+        fuel: first.ticks,
+    }
+}
+
+fn differs(expect: &Expect, result: &Result<Value, Failure>) -> Option<String> {
+    match (expect, result) {
+        (Expect::Output(expected), Ok(output)) if expected == output => None,
+        (Expect::Output(_), Ok(output)) => Some(format!("it answered {}", shown(output))),
+        (Expect::Schema(schema), Ok(output)) => schema::check(schema, output).err(),
+        (Expect::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
+        (Expect::Error(code), Err(failure)) => {
+            let own = failure.operation.as_ref().map(|error| error.code.as_str());
+            let matches = own == Some(code) || own.is_none() && failure.code.name() == code;
+            (!matches).then(|| format!("it failed with {failure}"))
+        }
+        (_, Err(failure)) => Some(format!("it failed with {failure}")),
+    }
+}
+
+/// The beginning of an answer: a report is for people.
+fn shown(output: &Value) -> String {
+    const SHOWN: usize = 200;
+    let text = output.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,148 @@
+//! No promotion gives more than its author had, its bundle says and its reviewer saw.
+
+use alknet_call::{
+    CompositionAuthority, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration, ScopedPeerEnv,
+};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// Calls what its input names.
+fn caller(name: &str, uses: &[&str]) -> Draft {
+    let source = "export const run = async (path) => {
+        try { return await ops.call(path, {}) } catch (error) { return error.code }
+    };";
+    Draft::new(name, source)
+        .uses(uses)
+        .test(json!({ "input": "x/y", "expect": { "output": "NOT_FOUND" } }))
+}
+
+async fn calls(node: &Node, who: &str, path: &str) -> Value {
+    let answer = node.call(who, "js/caller", &json!(path)).await;
+    answer.expect("an answer")
+}
+
+#[tokio::test]
+async fn it_reaches_what_its_bundle_says_and_does_what_its_author_may() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    // Whoever calls may do everything: it is no help.
+    node.people.set("root", &["*"]);
+    node.promote(&caller("caller", &["config/tax", "files/write"]))
+        .await;
+    assert_eq!(
+        calls(&node, "root", "config/tax").await,
+        json!({ "percent": 50 })
+    );
+    assert_eq!(
+        calls(&node, "root", "files/write").await,
+        json!("FORBIDDEN"),
+        "not ada's"
+    );
+    assert_eq!(
+        calls(&node, "root", "door/open").await,
+        json!("NOT_FOUND"),
+        "not said"
+    );
+    assert_eq!(
+        calls(&node, "root", "ops/proposals").await,
+        json!("NOT_FOUND")
+    );
+    // The same code by somebody else has other rights: it is another's proposal, which waits.
+    let bobs = caller("caller", &["config/tax", "files/write"]).by("bob");
+    let refused = node.propose("bob", &bobs.sign()).await;
+    assert_eq!(refused.expect_err("ada's").code, ErrorCode::Conflict);
+}
+
+#[tokio::test]
+async fn what_the_author_is_given_later_is_not_granted_and_what_is_taken_is_gone() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    node.promote(&caller("caller", &["config/tax", "files/write"]))
+        .await;
+    node.people
+        .set("ada", &["ops:propose", "config:*", "files:*"]);
+    node.people
+        .set("eve", &["ops:promote", "call:*", "files:*"]);
+    // Another promotion makes another generation; it knows what ada may by now.
+    node.promote(&says("other", &json!(1))).await;
+    assert_eq!(calls(&node, "cal", "files/write").await, json!("FORBIDDEN"));
+    assert_eq!(
+        calls(&node, "cal", "config/tax").await,
+        json!({ "percent": 50 })
+    );
+    node.people.set("ada", &["ops:propose"]);
+    soon(async {
+        while calls(&node, "cal", "config/tax").await != json!("FORBIDDEN") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    node.people.set("ada", &["ops:propose", "config:read"]);
+    soon(async {
+        while calls(&node, "cal", "config/tax").await != json!({ "percent": 50 }) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    node.people.forget("ada");
+    soon(async {
+        while calls(&node, "cal", "config/tax").await != json!("FORBIDDEN") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // And after a start.
+    let people = node.people.clone();
+    node.stop().await;
+    let tax = OperationSpec::query("config/tax", "").with_scope("config:read");
+    let tax = Registration::new(tax, HandlerKind::once(|_, _| async { Ok(json!(1)) }));
+    let node = Node::start_with(folder.path(), live(), people, vec![tax]).await;
+    assert_eq!(calls(&node, "cal", "config/tax").await, json!("FORBIDDEN"));
+}
+
+#[tokio::test]
+async fn an_author_who_is_gone_promotes_nothing() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    let bundle = says("a/b", &json!(1)).sign();
+    let id = node.propose("ada", &bundle).await.expect("kept")["id"].clone();
+    node.people.forget("ada");
+    let yes = json!({ "id": id, "accept": true });
+    assert_eq!(
+        node.code("eve", "ops/promote", &yes).await,
+        ErrorCode::Conflict
+    );
+}
+
+/// An operation that holds the scope and reaches the review cannot be made to review.
+#[tokio::test]
+async fn no_operation_reviews_on_somebodys_behalf() {
+    let folder = folder();
+    let people = std::sync::Arc::new(People::default());
+    people.set("ada", &["ops:propose"]);
+    people.set("eve", &["ops:promote", "call:*"]);
+    let trick = HandlerKind::once(|input: alknet_call::Body, ctx: Ctx| async move {
+        let input = input.value().clone();
+        let name = input["name"].as_str().expect("a name").to_owned();
+        let answer = ctx.env().invoke(&name, &input["input"]).await;
+        Ok(json!(
+            answer.map_err(|error| error.code.name().to_owned()).err()
+        ))
+    });
+    let trick = Registration::new(OperationSpec::query("app/trick", ""), trick).composing(
+        CompositionAuthority::new("trick", ["ops:promote"]),
+        ScopedPeerEnv::new(["ops/*"]),
+    );
+    let node = Node::start_with(folder.path(), live(), people, vec![trick]).await;
+    let bundle = says("a/b", &json!(1)).sign();
+    let id = node.propose("ada", &bundle).await.expect("kept")["id"].clone();
+    for (name, input) in [
+        ("ops/promote", json!({ "id": id, "accept": true })),
+        ("ops/rollback", json!({ "path": "js/a/b" })),
+    ] {
+        let input = json!({ "name": name, "input": input });
+        let told = node.call("eve", "app/trick", &input).await;
+        assert_eq!(told, Ok(json!("FORBIDDEN")), "{name}");
+    }
+}

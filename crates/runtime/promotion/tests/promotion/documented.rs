@@ -1,0 +1,115 @@
+//! The examples and tables of `docs/promotion.md`.
+
+use std::fs;
+
+use alknet_promotion::{Activate, Bundle, Config, Content, limits, read_draft};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+const PAGE: &str = include_str!("../../../../../docs/promotion.md");
+
+/// Blocks with a file's name behind their language.
+fn files() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    for block in PAGE.split("\n```").skip(1).step_by(2) {
+        let (head, body) = block.split_once('\n').expect("a block has lines");
+        if let Some((_, name)) = head.split_once(' ') {
+            files.push((name.to_owned(), body.to_owned()));
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn the_example_is_proposed_promoted_and_called() {
+    let draft = folder();
+    let files = files();
+    assert_eq!(files.len(), 3);
+    for (name, text) in files {
+        fs::write(draft.path().join(name), text).expect("room");
+    }
+    let content: Content =
+        read_draft(draft.path(), "ada".parse().expect("a name"), key("ada")).expect("a draft");
+    let pair = pair("ada");
+    let sign = |text: &[u8]| pair.sign(text).as_ref().try_into().expect("64 bytes");
+    let bundle = Bundle::sign(&content, sign).expect("a bundle");
+    // Every member of the table is one of the document, and the other way round.
+    let document = parsed(bundle.document());
+    for name in document.as_object().expect("an object").keys() {
+        assert!(PAGE.contains(&format!("`{name}`")), "{name}");
+    }
+    let place = folder();
+    let node = Node::start(place.path(), live()).await;
+    let proposed = node.propose("ada", &bundle).await.expect("it passes");
+    let yes = json!({ "id": proposed["id"], "accept": true, "external": true });
+    let promoted = node
+        .call("eve", "ops/promote", &yes)
+        .await
+        .expect("reviewed");
+    let path = promoted["path"].as_str().expect("a path");
+    let answer = node.call("cal", path, &json!({ "items": [1, 3] })).await;
+    assert_eq!(answer, Ok(json!(6)));
+    let schema = node.client("eve").schema(path).await.expect("a spec");
+    assert_eq!(
+        schema.access_control.required_scopes,
+        ["call:js:invoice:total"]
+    );
+    for operation in node.promotion.operations() {
+        let spec = operation.spec();
+        assert!(
+            PAGE.contains(&format!("| `{}` |", spec.name)),
+            "{}",
+            spec.name
+        );
+        for error in &spec.error_schemas {
+            assert!(PAGE.contains(&error.code) || error.code == "STORE_FULL");
+        }
+    }
+}
+
+#[test]
+fn the_page_tells_the_limits_and_settings_that_there_are() {
+    use limits::*;
+    for row in [
+        format!(
+            "| bundle | {} MiB, {NESTING_MAX} levels |",
+            BUNDLE_BYTES_MAX >> 20
+        ),
+        format!("| modules, cases | {MODULES_MAX}, {CASES_MAX} |"),
+        format!("| `uses`, declared errors | {USES_MAX}, {ERRORS_MAX} |"),
+        format!("| all tests together | {} s |", TRIAL_MAX.as_secs()),
+        format!("| findings told at once | {FINDINGS_MAX} |"),
+        format!("| imports of `op:` through `op:` | {IMPORT_DEPTH_MAX} |"),
+        format!("| proposals whose tests run at the same time | {TRIALS_AT_ONCE} |"),
+        format!(
+            "| bundles kept | {BUNDLES_MAX}, {} GiB |",
+            STORE_BYTES_MAX >> 30
+        ),
+        format!("| proposals of one author that wait | {WAITING_PER_AUTHOR_MAX} |"),
+        format!("| promoted operations | {PATHS_MAX} |"),
+        format!("| scopes for callers | {SCOPES_MAX} of {SCOPE_BYTES_MAX} bytes |"),
+        format!("| reason | {REASON_BYTES_MAX} bytes |"),
+        format!("| page of a listing | {PAGE_MAX} |"),
+        format!("| difference shown | {} KiB |", DIFFERENCE_BYTES_MAX >> 10),
+        format!("| record shown | {AUDIT_SHOWN_MAX} entries |"),
+        format!("| recorded calls | {RECORDED_MAX} |"),
+        format!("| `reviews` | 1 (default) to {REVIEWS_MAX} |"),
+        format!("first {WATCHED_CALLS} calls, more fail than {WORSE_PERCENT_MAX} of a hundred"),
+    ] {
+        assert!(PAGE.contains(&row), "{row}");
+    }
+    let words: Vec<_> = PAGE.split_whitespace().collect();
+    let crashes = format!(
+        "loses {CRASHES_MAX} workers within {} s",
+        CRASHES_WITHIN.as_secs()
+    );
+    assert!(words.join(" ").contains(&crashes), "{crashes}");
+    let usual = Config::default();
+    assert_eq!((usual.activate, usual.reviews), (Activate::Boot, 1));
+    let names = serde_json::to_value(usual).expect("JSON");
+    for name in names.as_object().map(|it| it.keys()).into_iter().flatten() {
+        assert!(PAGE.contains(&format!("| `{name}` |")), "{name}");
+    }
+    assert_ne!(names, Value::Null);
+}

@@ -1,0 +1,193 @@
+//! What goes wrong while promoted operations run, and with what is kept.
+
+use std::fs;
+use std::sync::atomic::Ordering;
+
+use alknet_call::ErrorCode;
+use alknet_promotion::{Config, Store, StoreError};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn three_lost_workers_set_an_operation_aside_until_another_version() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    node.promote(&says("a", &json!(1))).await;
+    node.isolates.lose.store(3, Ordering::SeqCst);
+    for _ in 0..3 {
+        let lost = node
+            .call("cal", "js/a", &json!({}))
+            .await
+            .expect_err("lost");
+        assert_eq!((lost.code, lost.retryable), (ErrorCode::Unavailable, true));
+        assert_eq!(lost.details.expect("a code")["code"], "E_WORKER_LOST");
+    }
+    let aside = node
+        .call("cal", "js/a", &json!({}))
+        .await
+        .expect_err("set aside");
+    assert_eq!(
+        (aside.code, aside.retryable),
+        (ErrorCode::Unavailable, false)
+    );
+    node.promote(&says("a", &json!(2))).await;
+    assert_eq!(node.call("cal", "js/a", &json!({})).await, Ok(json!(2)));
+}
+
+/// Fails for every odd number.
+fn odd(text: &str) -> Draft {
+    let source = format!(
+        "export const run = (n) => {{ if (n % 2) throw new Error('odd'); return '{text}' }};"
+    );
+    Draft::new("odd", &source).test(json!({ "input": 2, "expect": { "output": text } }))
+}
+
+async fn many(node: &Node, each: impl Fn(u32) -> u32) {
+    let client = node.client("cal");
+    for n in 0..60 {
+        soon(client.call("js/odd", &json!(each(n)))).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_fails_more_often_is_taken_back_where_that_is_wanted() {
+    for rollback_on_errors in [false, true] {
+        let folder = folder();
+        let config = Config {
+            rollback_on_errors,
+            ..live()
+        };
+        let node = Node::start(folder.path(), config).await;
+        node.promote(&odd("one")).await;
+        many(&node, |n| 2 * n).await;
+        node.promote(&odd("two")).await;
+        many(&node, |n| n).await;
+        let versions = json!({ "path": "js/odd" });
+        let expected = if rollback_on_errors { 1 } else { 2 };
+        let told = soon(async {
+            loop {
+                let told = node
+                    .call("eve", "ops/proposals", &versions)
+                    .await
+                    .expect("known");
+                if told["active"] == expected && told["versions"][0]["errors"] != 0 {
+                    break told;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(told["versions"][0]["errors"], 21, "one more than may");
+        assert_eq!(told["current"], expected);
+        let text = if rollback_on_errors { "one" } else { "two" };
+        assert_eq!(node.call("cal", "js/odd", &json!(2)).await, Ok(json!(text)));
+        if rollback_on_errors {
+            let id = told["versions"][0]["id"].clone();
+            let one = node
+                .call("eve", "ops/proposals", &json!({ "id": id }))
+                .await;
+            let record = one.expect("known")["record"].clone();
+            let last = record
+                .as_array()
+                .expect("a list")
+                .last()
+                .expect("an entry")
+                .clone();
+            assert_eq!(
+                (&last["who"], &last["did"]),
+                (&json!("node"), &json!("rollback"))
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_script_does_not_declare_is_no_code_of_its_operation() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    let source = "export const run = (how) => {
+        if (how === 'op') throw new OpError('SECRET_CODE', 'no');
+        if (how === 'error') throw new TypeError('no');
+        if (how === 'encode') return NaN;
+        if (how === 'fuel') for (;;);
+        if (how === 'shape') return 'text';
+        return 1;
+    };";
+    let mut draft = Draft::new("how", source).test(json!({ "expect": { "output": 1 } }));
+    draft.content.spec.output = json!({ "type": "number" });
+    node.promote(&draft).await;
+    for (how, code, inner) in [
+        ("op", "INTERNAL", json!("SECRET_CODE")),
+        ("error", "INTERNAL", json!("E_EXCEPTION")),
+        ("encode", "INVALID_OUTPUT", json!("E_ENCODE")),
+        ("fuel", "FUEL_EXHAUSTED", json!("E_FUEL")),
+        ("shape", "INVALID_OUTPUT", Value::Null),
+    ] {
+        let error = node
+            .call("cal", "js/how", &json!(how))
+            .await
+            .expect_err(how);
+        let told = error.details.map_or(Value::Null, |it| it["code"].clone());
+        assert_eq!((error.code.name(), told), (code, inner), "{how}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_none_of_ours_or_damaged_is_refused() {
+    let folder = folder();
+    let open = |name: &str| Store::open(&folder.path().join(name)).err();
+    fs::write(folder.path().join("text"), "x".repeat(8_000)).expect("room");
+    assert!(matches!(open("text"), Some(StoreError::Damaged(_))));
+    fs::create_dir(folder.path().join("folder")).expect("room");
+    assert!(matches!(open("folder"), Some(StoreError::Unusable(_))));
+    let other = rusqlite::Connection::open(folder.path().join("other")).expect("a file");
+    other.execute_batch("CREATE TABLE t (a)").expect("room");
+    drop(other);
+    assert!(matches!(open("other"), Some(StoreError::Unusable(_))));
+    let path = folder.path().join("promotion.db");
+    let held = Store::open(&path).expect("ours");
+    assert!(
+        matches!(open("promotion.db"), Some(StoreError::Unusable(_))),
+        "held"
+    );
+    drop(held);
+    let newer = rusqlite::Connection::open(&path).expect("a file");
+    newer.pragma_update(None, "user_version", 2).expect("room");
+    drop(newer);
+    assert_eq!(open("promotion.db"), Some(StoreError::Newer(2)));
+}
+
+/// A bundle that somebody changed in the file is not run, and the others are.
+#[tokio::test]
+async fn what_was_changed_in_the_file_is_left_out() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    node.promote(&says("good", &json!(1))).await;
+    node.promote(&says("bad", &json!(2))).await;
+    let file = node.file.clone();
+    node.stop().await;
+    let change = rusqlite::Connection::open(&file).expect("a file");
+    let sql = "UPDATE proposals SET document = replace(document, '(2)', '(3)') WHERE name = 'bad'";
+    assert_eq!(change.execute(sql, []), Ok(1));
+    let audit = change.execute("DELETE FROM audit", []);
+    assert!(audit.is_err(), "the record is only added to");
+    drop(change);
+    let node = Node::start(folder.path(), live()).await;
+    let left_out = node.promotion.left_out();
+    assert_eq!(left_out.len(), 1);
+    assert_eq!(
+        (left_out[0].path.as_str(), left_out[0].version),
+        ("js/bad", 1)
+    );
+    assert!(
+        left_out[0].reason.contains("signature"),
+        "{}",
+        left_out[0].reason
+    );
+    assert_eq!(node.call("cal", "js/good", &json!({})).await, Ok(json!(1)));
+    assert_eq!(
+        node.code("cal", "js/bad", &json!({})).await,
+        ErrorCode::NotFound
+    );
+}

@@ -1,0 +1,165 @@
+//! A process that proposes, promotes and takes back, and is killed in the middle of it, again and
+//! again: what it was told is done is done, and nothing is half done.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use alknet_promotion::{
+    Act, Authority, Found, New, Reviewed, State, Store, StoreError, Terms, Version,
+};
+use alknet_runtime::ops::{Percentiles, Report};
+use serde_json::json;
+
+use crate::support::*;
+
+/// Names the file to the process that writes it.
+const FILE: &str = "ALKNET_TEST_PROMOTION_DB";
+/// How often a writer is killed.
+const ROUNDS: usize = 25;
+
+fn found() -> Found {
+    Found {
+        authority: Authority::default(),
+        imports: Vec::new(),
+        report: Report {
+            name: "a".to_owned(),
+            passed: true,
+            cases: Vec::new(),
+            fuel: Percentiles { p50: 0, p99: 0 },
+            uncovered: Vec::new(),
+        },
+    }
+}
+
+fn act(who: &str) -> Act<'_> {
+    Act {
+        who,
+        at_s: Some(1),
+        note: "",
+    }
+}
+
+/// Proposes, promotes, and every third time takes back.
+fn step(store: &Store, n: u64) -> Result<u64, StoreError> {
+    let bundle = says("a", &json!(n)).sign();
+    store.propose(
+        New {
+            bundle: &bundle,
+            found: &found(),
+        },
+        act("ada"),
+    )?;
+    let terms = Terms {
+        path: "js/a".to_owned(),
+        external: false,
+        scopes: Vec::new(),
+    };
+    let Reviewed::Promoted(promoted) = store.accept(bundle.id(), &terms, 1, act("eve"))? else {
+        return Err(StoreError::Conflict("one is enough".to_owned()));
+    };
+    match n % 3 {
+        0 => Ok(store.rollback("js/a", None, act("eve"))?.generation),
+        _ => Ok(promoted.generation),
+    }
+}
+
+/// Not a test by itself: the process that is killed. Without its file it does nothing.
+#[test]
+fn writer() {
+    let Some(file) = std::env::var_os(FILE) else {
+        return;
+    };
+    let store = Store::open(Path::new(&file)).expect("a whole file");
+    let (begun, _) = store.heads().expect("it can be read");
+    let mut out = std::io::stdout().lock();
+    for n in begun * 1_000.. {
+        let generation = step(&store, n).expect("room");
+        writeln!(out, "\ndone {generation}").expect("somebody reads");
+        out.flush().expect("somebody reads");
+    }
+}
+
+/// Everything that is there fits together.
+fn is_whole(store: &Store) -> u64 {
+    let (generation, heads) = store.heads().expect("it can be read");
+    let versions = store.versions("js/a").expect("it can be read");
+    let numbers: Vec<_> = versions.iter().rev().map(|it| it.version).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    assert!(heads.len() <= 1);
+    for Version {
+        id,
+        current,
+        generation: of,
+        ..
+    } in &versions
+    {
+        let proposal = store.proposal(*id).expect("it can be read").expect("kept");
+        let state = if *current {
+            State::Promoted
+        } else {
+            State::Retired
+        };
+        assert_eq!(proposal.state, state);
+        assert!(*of <= generation);
+        store.bundle(*id).expect("signed").expect("kept");
+    }
+    let filter = alknet_promotion::Filter {
+        state: Some(State::Proposed),
+        before: None,
+    };
+    // Proposed by a writer that was killed before it promoted.
+    let waiting = store.proposals(&filter, 1_000).expect("it can be read");
+    assert!(waiting.len() <= ROUNDS);
+    // Each generation is in the record, once for each proposal that it concerns.
+    let mut recorded = std::collections::BTreeSet::new();
+    for version in &versions {
+        let entries = store.audit(version.id).expect("it can be read");
+        recorded.extend(entries.iter().filter_map(|it| it.generation));
+    }
+    assert_eq!(recorded, (1..=generation).collect());
+    generation
+}
+
+#[test]
+fn a_killed_writer_leaves_everything_whole() {
+    let folder = folder();
+    let file = folder.path().join("promotion.db");
+    let mut done = 0;
+    for round in 0..ROUNDS {
+        let mut writer = Command::new(std::env::current_exe().expect("this test"))
+            .args([
+                "--exact",
+                "killed::writer",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env(FILE, &file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("this test can be started");
+        let lines = BufReader::new(writer.stdout.take().expect("asked for"));
+        let until = done + 1 + (round as u64 * 5) % 7;
+        for line in lines.lines() {
+            let line = line.expect("text");
+            if let Some(n) = line.strip_prefix("done ") {
+                done = n.parse().expect("a number");
+                if done >= until {
+                    writer.kill().ok();
+                }
+            }
+        }
+        let ended = writer.wait().expect("our child");
+        assert!(
+            !ended.success() && done >= until,
+            "round {round}: {ended}, {done}"
+        );
+        let store = Store::open(&file).expect("a whole file");
+        let found = is_whole(&store);
+        assert!(
+            (done..=done + 2).contains(&found),
+            "round {round}: {found} after {done}"
+        );
+        done = found;
+    }
+}

@@ -1,0 +1,12 @@
+//! Promotion on a node, with scripts in isolates on threads of their own.
+
+mod authority;
+mod documented;
+mod faults;
+mod generations;
+mod isolates;
+mod killed;
+mod proposals;
+mod recorded;
+mod review;
+mod support;

@@ -1,0 +1,287 @@
+//! Who decides, about what, and from when on it holds.
+
+use alknet_call::ErrorCode;
+use alknet_promotion::{Activate, Config, Parts, Promotion, PromotionError, Store};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+async fn proposed(node: &Node, draft: &Draft) -> Value {
+    let bundle = draft.sign();
+    let answer = node.propose(draft.author, &bundle).await;
+    answer.expect("it is fine")["id"].clone()
+}
+
+#[tokio::test]
+async fn nobody_reviews_their_own() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    let id = proposed(&node, &says("a/b", &json!(1)).by("bob")).await;
+    for accept in [true, false] {
+        let input = json!({ "id": id, "accept": accept });
+        let refused = node.code("bob", "ops/promote", &input).await;
+        assert_eq!(refused, ErrorCode::Forbidden);
+        assert_eq!(
+            node.code("ada", "ops/promote", &input).await,
+            ErrorCode::Forbidden
+        );
+    }
+    let unknown = json!({ "id": "00".repeat(32), "accept": true });
+    assert_eq!(
+        node.code("eve", "ops/promote", &unknown).await,
+        ErrorCode::NotFound
+    );
+    for bad in [
+        json!({ "id": id }),
+        json!({ "id": "x", "accept": true }),
+        json!({ "id": id, "accept": true, "more": 1 }),
+        json!({ "id": id, "accept": false, "path": "a/b" }),
+        json!({ "id": id, "accept": true, "reason": "x".repeat(2_000) }),
+        json!([id, true]),
+    ] {
+        let code = node.code("eve", "ops/promote", &bad).await;
+        assert_eq!(code, ErrorCode::InvalidInput, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn as_many_as_are_asked_for_have_to_agree_to_the_same() {
+    let folder = folder();
+    let config = Config {
+        reviews: 2,
+        ..live()
+    };
+    let node = Node::start(folder.path(), config).await;
+    let id = proposed(&node, &says("a/b", &json!(1))).await;
+    let yes = |external: bool| json!({ "id": id, "accept": true, "external": external });
+    let waits = json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 });
+    assert_eq!(
+        node.call("eve", "ops/promote", &yes(true)).await,
+        Ok(waits.clone())
+    );
+    assert_eq!(
+        node.call("eve", "ops/promote", &yes(true)).await,
+        Ok(waits.clone()),
+        "one is one"
+    );
+    assert_eq!(
+        node.call("bob", "ops/promote", &yes(false)).await,
+        Ok(waits),
+        "to something else"
+    );
+    let one = node
+        .call("bob", "ops/proposals", &json!({ "id": id }))
+        .await
+        .expect("known");
+    assert_eq!(one["reviews"].as_array().map(Vec::len), Some(2));
+    let done = node
+        .call("bob", "ops/promote", &yes(true))
+        .await
+        .expect("agreed");
+    assert_eq!(done["state"], "promoted");
+}
+
+#[tokio::test]
+async fn what_cannot_be_an_operation_is_refused_before_it_is_one() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    let id = proposed(&node, &says("a/b", &json!(1))).await;
+    let refused = async |more: Value| {
+        let mut input = json!({ "id": id, "accept": true });
+        for (name, value) in more.as_object().expect("members") {
+            input[name] = value.clone();
+        }
+        node.code("eve", "ops/promote", &input).await
+    };
+    let input = ErrorCode::InvalidInput;
+    assert_eq!(
+        refused(json!({ "path": "config/tax" })).await,
+        ErrorCode::Conflict
+    );
+    for reserved in [
+        "config/mine",
+        "ops/mine",
+        "vault/open",
+        "services/x",
+        "node/info",
+    ] {
+        assert_eq!(
+            refused(json!({ "path": reserved })).await,
+            input,
+            "{reserved}"
+        );
+    }
+    for bad in ["", "a", "a b/c", "../a", "a/b/c/d/e"] {
+        assert_eq!(refused(json!({ "path": bad })).await, input, "{bad}");
+    }
+    for bad in [
+        json!(["A"]),
+        json!([""]),
+        json!(["*"]),
+        json!(vec!["a"; 17]),
+    ] {
+        let more = json!({ "external": true, "scopes": bad });
+        assert_eq!(refused(more).await, input, "{bad}");
+    }
+    assert_eq!(
+        refused(json!({ "scopes": ["a"] })).await,
+        input,
+        "nobody to ask it of"
+    );
+    let mut broken = says("a/c", &json!(1));
+    broken.content.spec.input = json!({ "type": "nonsense" });
+    let broken = proposed(&node, &broken).await;
+    let yes = json!({ "id": broken, "accept": true });
+    assert_eq!(node.code("eve", "ops/promote", &yes).await, input);
+    assert!(
+        node.dispatcher
+            .registry()
+            .generation()
+            .specs()
+            .next()
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn the_reviewer_says_who_may_call() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    node.people.set("dan", &["special"]);
+    let accept = async |name: &str, more: Value| {
+        let mut input = more;
+        input["id"] = proposed(&node, &says(name, &json!(name))).await;
+        input["accept"] = json!(true);
+        node.call("eve", "ops/promote", &input)
+            .await
+            .expect("promoted")
+    };
+    let may = async |who: &str, path: &str| match node.call(who, path, &Value::Null).await {
+        Ok(_) => "yes".to_owned(),
+        Err(error) => error.code.name().to_owned(),
+    };
+    accept("inner", json!({})).await;
+    assert_eq!(may("cal", "js/inner").await, "NOT_FOUND");
+    accept("usual", json!({ "external": true })).await;
+    assert_eq!(
+        (may("cal", "js/usual").await, may("dan", "js/usual").await),
+        ("yes".into(), "FORBIDDEN".into())
+    );
+    accept(
+        "narrow",
+        json!({ "external": true, "scopes": ["special"], "path": "app/narrow" }),
+    )
+    .await;
+    assert_eq!(
+        (
+            may("cal", "app/narrow").await,
+            may("dan", "app/narrow").await
+        ),
+        ("FORBIDDEN".into(), "yes".into())
+    );
+    accept("wide", json!({ "external": true, "scopes": [] })).await;
+    assert_eq!(
+        (may("ada", "js/wide").await, may("dan", "js/wide").await),
+        ("yes".into(), "yes".into())
+    );
+}
+
+#[tokio::test]
+async fn unless_it_is_live_nothing_changes_before_the_next_start() {
+    let folder = folder();
+    let boot = Config::default();
+    assert_eq!(boot.activate, Activate::Boot);
+    let node = Node::start(folder.path(), boot).await;
+    let promoted = node.promote(&says("a", &json!(1))).await;
+    assert_eq!(
+        (&promoted["active"], &promoted["generation"]),
+        (&json!(false), &json!(1))
+    );
+    assert_eq!(
+        node.code("cal", "js/a", &json!({})).await,
+        ErrorCode::NotFound
+    );
+    let versions = node
+        .call("eve", "ops/proposals", &json!({ "path": "js/a" }))
+        .await;
+    let versions = versions.expect("known");
+    assert_eq!(
+        (&versions["current"], &versions["active"]),
+        (&json!(1), &Value::Null)
+    );
+    node.stop().await;
+    let node = Node::start(folder.path(), boot).await;
+    assert_eq!(node.dispatcher.registry().generation().number(), 1);
+    assert_eq!(node.call("cal", "js/a", &json!({})).await, Ok(json!(1)));
+    let back = node
+        .call("eve", "ops/rollback", &json!({ "path": "js/a" }))
+        .await;
+    assert_eq!(back.expect("taken away")["active"], false);
+    assert_eq!(node.call("cal", "js/a", &json!({})).await, Ok(json!(1)));
+    node.stop().await;
+    let node = Node::start(folder.path(), boot).await;
+    assert_eq!(
+        node.code("cal", "js/a", &json!({})).await,
+        ErrorCode::NotFound
+    );
+}
+
+#[tokio::test]
+async fn a_reviewer_sees_what_changes() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    node.promote(&says("a", &json!(1))).await;
+    let id = proposed(
+        &node,
+        &says("a", &json!(2)).uses(&["files/*", "peers/only"]),
+    )
+    .await;
+    let one = node
+        .call("eve", "ops/proposals", &json!({ "id": id }))
+        .await
+        .expect("known");
+    assert_eq!(
+        one["against"],
+        json!({ "path": "js/a", "version": 1, "author": "ada" })
+    );
+    let difference = one["difference"].as_str().expect("a text");
+    for line in [
+        "--- ./main.js",
+        "-export const run = () => (1);",
+        "+export const run = () => (2);",
+        "+      \"files/*\",",
+    ] {
+        assert!(
+            difference.lines().any(|it| it == line),
+            "{line}\n{difference}"
+        );
+    }
+    assert_eq!(one["grants"][0]["missing"], json!(["files:write"]));
+    assert_eq!(
+        one["grants"][1]["text"],
+        "calls 'peers/only', which this node does not have; a peer may"
+    );
+}
+
+#[tokio::test]
+async fn a_configuration_asks_for_somebodys_review() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    for reviews in [0, 17] {
+        let parts = Parts {
+            store: Store::open(&folder.path().join("other.db")).expect("a file"),
+            runner: node.isolates.clone(),
+            invoker: node.isolates.clone(),
+            identities: node.people.clone(),
+            clock: std::sync::Arc::new(Noon),
+            config: Config { reviews, ..live() },
+        };
+        let refused = Promotion::new(parts).expect_err("out of its range");
+        assert!(matches!(refused, PromotionError::Input(_)));
+    }
+    let twice = node.promotion.attach(&node.dispatcher).await;
+    assert!(matches!(twice, Err(PromotionError::Conflict(_))));
+    let config: Config = serde_json::from_value(json!({ "activate": "live" })).expect("a section");
+    assert_eq!(config, live());
+    assert!(serde_json::from_value::<Config>(json!({ "active": "live" })).is_err());
+}

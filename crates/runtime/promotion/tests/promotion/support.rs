@@ -1,0 +1,331 @@
+//! A node with promotion, who is known on it, and bundles.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallError, CallHandler, Dispatcher, ErrorCode, HandlerKind,
+    OperationSpec, Registration, Registry,
+};
+use alknet_core::{
+    AuthContext, AuthToken, Carriage, Clock, Identity, IdentityKind, IdentityProvider, PeerKey,
+    ProtocolHandler, memory_pair,
+};
+use alknet_promotion::{
+    Activate, Bundle, BundleError, Config, Content, Fuel, Parts, Promotion, Store,
+};
+use alknet_runtime::ENGINE;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::isolates::Isolates;
+
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(120), future)
+        .await
+        .expect("it happens")
+}
+
+/// The key of whoever is called so.
+pub(crate) fn pair(name: &str) -> Ed25519KeyPair {
+    let seed = *blake3::hash(name.as_bytes()).as_bytes();
+    Ed25519KeyPair::from_seed_unchecked(&seed).expect("a seed")
+}
+
+pub(crate) fn key(name: &str) -> PeerKey {
+    let public = pair(name).public_key().as_ref().try_into();
+    PeerKey::Ed25519(public.expect("32 bytes"))
+}
+
+pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
+    Arc::new(Identity {
+        id: name.parse().expect("a peer id"),
+        kind: IdentityKind::Peer,
+        scopes: scopes.iter().collect(),
+        resources: BTreeMap::new(),
+        generation: 0,
+    })
+}
+
+/// Who is known, by name.
+#[derive(Default)]
+pub(crate) struct People {
+    known: Mutex<BTreeMap<String, Arc<Identity>>>,
+    changed: watch::Sender<u64>,
+}
+
+impl People {
+    pub(crate) fn set(&self, name: &str, scopes: &[&str]) {
+        let who = identity(name, scopes);
+        let mut known = self.known.lock().expect("no poison");
+        known.insert(name.to_owned(), who);
+        drop(known);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    pub(crate) fn forget(&self, name: &str) {
+        self.known.lock().expect("no poison").remove(name);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Arc<Identity> {
+        let known = self.known.lock().expect("no poison");
+        Arc::clone(known.get(name).expect("somebody known"))
+    }
+}
+
+impl IdentityProvider for People {
+    fn by_key(&self, asked: &PeerKey) -> Option<Arc<Identity>> {
+        let known = self.known.lock().expect("no poison");
+        let found = known.iter().find(|(name, _)| key(name) == *asked);
+        found.map(|(_, who)| Arc::clone(who))
+    }
+
+    fn by_token(&self, _: &AuthToken) -> Option<Arc<Identity>> {
+        None
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+/// It is always the same time.
+pub(crate) struct Noon;
+
+impl Clock for Noon {
+    fn now_s(&self) -> Option<u64> {
+        Some(1_800_000_000)
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) promotion: Arc<Promotion>,
+    pub(crate) people: Arc<People>,
+    pub(crate) isolates: Arc<Isolates>,
+    pub(crate) handler: Arc<CallHandler>,
+    pub(crate) file: PathBuf,
+}
+
+pub(crate) fn live() -> Config {
+    Config {
+        activate: Activate::Live,
+        ..Config::default()
+    }
+}
+
+/// A folder that is gone when the test ends.
+pub(crate) fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+/// Operations of the program.
+fn program() -> Vec<Registration> {
+    let tax = OperationSpec::query("config/tax", "The tax.").with_scope("config:read");
+    let write = OperationSpec::mutation("files/write", "Writes.").with_scope("files:write");
+    let login = OperationSpec::query("door/open", "Opens.").with_input(json!({
+        "type": "object", "properties": { "pin": { "type": "string", "x-secret": true } },
+    }));
+    let answer = |value: Value| {
+        HandlerKind::once(move |_, _| {
+            let value = value.clone();
+            async move { Ok(value) }
+        })
+    };
+    vec![
+        Registration::new(tax, answer(json!({ "percent": 50 }))),
+        Registration::new(write, answer(json!("written"))),
+        Registration::new(login, answer(json!("open"))),
+    ]
+}
+
+impl Node {
+    /// Over the file in `folder`, which an earlier node may have left.
+    pub(crate) async fn start(folder: &Path, config: Config) -> Self {
+        let people = Arc::new(People::default());
+        people.set("ada", &["ops:propose", "config:read"]);
+        people.set("bob", &["ops:propose", "ops:promote"]);
+        people.set("eve", &["ops:promote", "call:*"]);
+        people.set("cal", &["call:*"]);
+        Self::start_with(folder, config, people, program()).await
+    }
+
+    pub(crate) async fn start_with(
+        folder: &Path,
+        config: Config,
+        people: Arc<People>,
+        program: Vec<Registration>,
+    ) -> Self {
+        let file = folder.join("promotion.db");
+        let isolates = Arc::new(Isolates::default());
+        let parts = Parts {
+            store: Store::open(&file).expect("a file"),
+            runner: Arc::clone(&isolates) as _,
+            invoker: Arc::clone(&isolates) as _,
+            identities: Arc::clone(&people) as _,
+            clock: Arc::new(Noon),
+            config,
+        };
+        let promotion = Promotion::new(parts).expect("a configuration");
+        let mut registry = Registry::builder();
+        for registration in program.into_iter().chain(promotion.operations()) {
+            registry.add(registration);
+        }
+        let registry = registry.build().expect("every rule is kept");
+        let dispatcher = Dispatcher::new(registry).with_identities(Arc::clone(&people) as _);
+        let dispatcher = Arc::new(dispatcher);
+        let attached = promotion.attach(&dispatcher).await;
+        attached.expect("the store can be read");
+        Self {
+            handler: Arc::new(CallHandler::new(Arc::clone(&dispatcher))),
+            dispatcher,
+            promotion,
+            people,
+            isolates,
+            file,
+        }
+    }
+
+    /// A connection of whoever is called so.
+    pub(crate) fn client(&self, name: &str) -> CallConnection {
+        let (dialled, accepted) = memory_pair(ALPN);
+        let auth = AuthContext {
+            identity: Some(self.people.get(name)),
+            key: Some(key(name)),
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: Carriage::Memory,
+            early_data: false,
+        };
+        let handler: Arc<dyn ProtocolHandler> = Arc::clone(&self.handler) as _;
+        tokio::spawn(handler.handle(accepted, auth));
+        CallClient::without_operations().attach(dialled, None)
+    }
+
+    pub(crate) async fn call(
+        &self,
+        name: &str,
+        operation: &str,
+        input: &Value,
+    ) -> Result<Value, CallError> {
+        let client = self.client(name);
+        let answer = soon(client.call(operation, input)).await;
+        answer.map(|body| body.value().clone())
+    }
+
+    pub(crate) async fn code(&self, name: &str, operation: &str, input: &Value) -> ErrorCode {
+        let answer = self.call(name, operation, input).await;
+        answer.expect_err("it is refused").code
+    }
+
+    pub(crate) async fn propose(&self, name: &str, bundle: &Bundle) -> Result<Value, CallError> {
+        let input = json!({ "bundle": parsed(bundle.document()) });
+        self.call(name, "ops/propose", &input).await
+    }
+
+    /// Proposed by its author, and accepted by eve for peers.
+    #[track_caller]
+    pub(crate) fn promote(&self, draft: &Draft) -> impl Future<Output = Value> {
+        let (bundle, author) = (draft.sign(), draft.author);
+        async move {
+            let proposed = self.propose(author, &bundle).await.expect("it is fine");
+            let yes = json!({ "id": proposed["id"], "accept": true, "external": true });
+            let promoted = self.call("eve", "ops/promote", &yes).await;
+            promoted.expect("it is promoted")
+        }
+    }
+
+    /// Ends, so that another can open the file.
+    pub(crate) async fn stop(self) {
+        let Self {
+            dispatcher,
+            promotion,
+            ..
+        } = self;
+        let gone = Arc::downgrade(&promotion);
+        drop((promotion, dispatcher, self.handler));
+        soon(async {
+            while gone.strong_count() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+pub(crate) fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+/// A bundle on its way.
+pub(crate) struct Draft {
+    pub(crate) author: &'static str,
+    pub(crate) content: Content,
+}
+
+impl Draft {
+    /// One module that exports `run`.
+    pub(crate) fn new(name: &str, source: &str) -> Self {
+        let content = Content {
+            format: 1,
+            engine: ENGINE.to_owned(),
+            spec: serde_json::from_value(json!({ "name": name, "kind": "query" }))
+                .expect("a specification"),
+            entry: "./main.js".to_owned(),
+            export: Some("run".to_owned()),
+            modules: [("./main.js".to_owned(), source.to_owned())].into(),
+            tests: Vec::new(),
+            fuel: Fuel {
+                p50: 5_000,
+                p99: 5_000,
+            },
+            author: "ada".parse().expect("a name"),
+            key: key("ada"),
+        };
+        Self {
+            author: "ada",
+            content,
+        }
+    }
+
+    pub(crate) fn by(mut self, author: &'static str) -> Self {
+        self.author = author;
+        self.content.author = author.parse().expect("a name");
+        self.content.key = key(author);
+        self
+    }
+
+    pub(crate) fn uses(mut self, uses: &[&str]) -> Self {
+        self.content.spec.uses = uses.iter().map(|it| (*it).to_owned()).collect();
+        self
+    }
+
+    pub(crate) fn test(mut self, case: Value) -> Self {
+        let case = serde_json::from_value(case).expect("a case");
+        self.content.tests.push(case);
+        self
+    }
+
+    pub(crate) fn try_sign(&self) -> Result<Bundle, BundleError> {
+        let pair = pair(self.author);
+        Bundle::sign(&self.content, |text| {
+            pair.sign(text).as_ref().try_into().expect("64 bytes")
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn sign(&self) -> Bundle {
+        self.try_sign().expect("a bundle")
+    }
+}
+
+/// One that answers with `value`, whatever it is asked.
+pub(crate) fn says(name: &str, value: &Value) -> Draft {
+    Draft::new(name, &format!("export const run = () => ({value});"))
+        .test(json!({ "expect": { "output": value } }))
+}

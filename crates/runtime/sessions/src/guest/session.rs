@@ -1,0 +1,241 @@
+//! One session on its thread: the isolate, and the calls that run in it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use alknet_runtime::{Code, Failure, Host, Isolate, Outcome, Recorded, Replay, Spec, Work};
+use alknet_worker::{Guest, GuestCall, OnThread, Reply};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::bridge::{Bridge, Side, Verdict};
+use super::pulse::Pulse;
+use super::{Slot, fault};
+use crate::wire::{self, Done, Json};
+
+/// A session on its way to a thread.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) spec: Result<Begin, Failure>,
+    pub(super) slot: Slot,
+    pub(super) queue: mpsc::UnboundedReceiver<Job>,
+}
+
+/// How a session begins.
+#[derive(Debug)]
+pub(super) struct Begin {
+    pub(super) spec: Spec,
+    /// The module that a service says goodbye with.
+    pub(super) main: Option<String>,
+    /// What its calls are answered with, instead of by the host.
+    pub(super) record: Option<Vec<Recorded>>,
+}
+
+impl Begin {
+    fn isolate(self, bridge: &Arc<Bridge>) -> Result<(Isolate, Option<String>), Failure> {
+        let side: Arc<dyn Host> = Arc::new(Side(Arc::clone(bridge)));
+        let host = match self.record {
+            Some(record) => Arc::new(Replay::new(&record, side)),
+            None => side,
+        };
+        Ok((Isolate::open(self.spec, host)?, self.main))
+    }
+}
+
+/// What a thread is told.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Begin a call.
+    Start(GuestCall, Work),
+    /// Say goodbye: hand over what a successor needs.
+    Dispose(GuestCall),
+}
+
+impl Job {
+    fn call(&self) -> &GuestCall {
+        match self {
+            Self::Start(call, _) | Self::Dispose(call) => call,
+        }
+    }
+}
+
+struct Active {
+    call: GuestCall,
+    /// Its thread's time is the call's as long as this lives.
+    _here: OnThread,
+    farewell: bool,
+}
+
+/// Runs a session until its host closes it.
+pub(super) async fn serve(start: Start, guest: &Guest, pulse: &Pulse) {
+    let Start { spec, slot, queue } = start;
+    // The office holds the other end of the queue; this one must not keep it open.
+    let Slot {
+        bridge,
+        jobs,
+        remote,
+    } = slot;
+    drop(jobs);
+    match spec.and_then(|begin| begin.isolate(&bridge)) {
+        Ok((isolate, main)) => {
+            // Nobody else sets it.
+            let _ = remote.set(isolate.remote());
+            let mut session = Session {
+                isolate,
+                main,
+                bridge,
+                guest,
+                pulse,
+                active: HashMap::new(),
+            };
+            session.run(queue).await;
+            // The isolate asks nobody any more while it is taken apart.
+            session.bridge.close();
+            session.leave();
+        }
+        Err(failure) => refuse_all(queue, guest, pulse, &failure).await,
+    }
+}
+
+/// A session that could not be opened answers each call with why.
+async fn refuse_all(
+    mut queue: mpsc::UnboundedReceiver<Job>,
+    guest: &Guest,
+    pulse: &Pulse,
+    failure: &Failure,
+) {
+    while let Some(job) = queue.recv().await {
+        if pulse.end(job.call().id()) {
+            super::refuse(guest, job.call(), failure);
+        }
+    }
+}
+
+struct Session<'a> {
+    isolate: Isolate,
+    main: Option<String>,
+    bridge: Arc<Bridge>,
+    guest: &'a Guest,
+    pulse: &'a Pulse,
+    active: HashMap<u64, Active>,
+}
+
+impl Session<'_> {
+    async fn run(&mut self, mut queue: mpsc::UnboundedReceiver<Job>) {
+        loop {
+            tokio::select! {
+                biased;
+                job = queue.recv() => match job {
+                    Some(job) => self.begin(job),
+                    None => return,
+                },
+                outcome = self.isolate.next() => self.finish(outcome),
+            }
+            if self.bridge.has_lines() {
+                self.pulse.has_lines();
+            }
+        }
+    }
+
+    /// The host closed the session: whatever still runs is over, and the host counts it until then.
+    fn leave(&mut self) {
+        let left: Vec<u64> = self.active.keys().copied().collect();
+        for id in left {
+            let failure = Failure::new(Code::Abort, "the session was closed");
+            self.answer(id, Err(failure), 0, 0);
+        }
+    }
+
+    fn begin(&mut self, job: Job) {
+        let (call, work, farewell) = match job {
+            Job::Start(call, work) => (call, work, false),
+            Job::Dispose(call) => {
+                let work = Work::Export {
+                    module: self.main.clone().unwrap_or_default(),
+                    export: "dispose".to_owned(),
+                    input: Value::Null,
+                };
+                (call, work, true)
+            }
+        };
+        let id = call.id();
+        if !self.pulse.begin(id, &self.isolate.remote()) {
+            // It was given up before it began.
+            return;
+        }
+        let active = Active {
+            _here: call.on_this_thread(),
+            call,
+            farewell,
+        };
+        if farewell && self.main.is_none() {
+            self.active.insert(id, active);
+            return self.answer(id, Ok((Value::Null, None)), 0, 0);
+        }
+        self.bridge.serves(id);
+        self.active.insert(id, active);
+        self.isolate.start(id, work);
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        let (ticks, external) = (outcome.stats.ticks, outcome.stats.external_peak);
+        let mut result = outcome.result.map(|value| (value, outcome.shown));
+        let farewell = self
+            .active
+            .get(&outcome.entry)
+            .is_some_and(|active| active.farewell);
+        // A service without `dispose` leaves nothing.
+        if farewell && matches!(&result, Err(failure) if failure.code == Code::NotFound) {
+            result = Ok((Value::Null, None));
+        }
+        self.answer(outcome.entry, result, ticks, external);
+    }
+
+    fn answer(
+        &mut self,
+        id: u64,
+        result: Result<(Value, Option<String>), Failure>,
+        ticks: u64,
+        external: u64,
+    ) {
+        let Some(active) = self.active.remove(&id) else {
+            return;
+        };
+        self.bridge.served(id);
+        let mut fds = Vec::new();
+        let reply = match result {
+            Ok((value, shown)) => {
+                let done = Done {
+                    value: Json(value),
+                    shown,
+                    calls: self.bridge.calls(),
+                };
+                wire::blob(&done, &mut fds).map_or_else(
+                    |error| {
+                        let text = format!("the answer cannot be sent: {error}");
+                        Reply::Err(fault(&Failure::new(Code::Encode, text)))
+                    },
+                    Reply::Ok,
+                )
+            }
+            Err(failure) => Reply::Err(fault(&failure)),
+        };
+        if !self.pulse.end(id) {
+            // It was answered from outside, because it did not listen.
+            return;
+        }
+        active.call.progress(ticks, external);
+        let heap = match self.active.is_empty() {
+            true => self.isolate.heap_bytes(),
+            false => 0,
+        };
+        self.bridge.finish(Verdict {
+            guest: self.guest.clone(),
+            call: active.call,
+            reply,
+            fds,
+            heap,
+            external,
+        });
+    }
+}

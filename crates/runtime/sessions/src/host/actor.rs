@@ -1,0 +1,443 @@
+//! The task behind a session: it alone speaks with the worker, and it lives as long as the session.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alknet_call::Env;
+use alknet_runtime::{Level, OpError};
+use alknet_worker::{Body, Call, CallLimits, FromWorker, Hash, Reply, Request, Told};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use super::failure::{op_error, op_fault};
+use super::offered;
+use super::outgoing::{Outgoing, Said, Wish};
+use super::reach::Reach;
+use super::session::Entrance;
+use super::shared::{Reason, Shared};
+use super::{Console, Line, Session, SessionSpec, Sessions};
+use crate::limits::{HEARD_EVERY, LOG_BYTES_PER_S};
+use crate::wire::{self, Down, Offer, Opts, Up};
+
+/// What the holders of a session ask for.
+pub(super) enum Command {
+    /// The session is over.
+    Close(Reason),
+    /// Who follows the console from now on.
+    Console(Option<Console>),
+    /// A call into the session ended. Told back once everything was heard that came before.
+    Ended(u64, Option<oneshot::Sender<()>>),
+    /// A call into the session begins.
+    Start(Box<Start>),
+    /// An item that the script yielded in a call was taken.
+    Taken(u64),
+}
+
+/// A call into the session.
+pub(super) struct Start {
+    pub(super) asked: Asked,
+    pub(super) limits: CallLimits,
+    pub(super) bundle: Hash,
+    /// In the course of what, and what can be called.
+    pub(super) env: Env,
+    /// Who takes what the script yields.
+    pub(super) items: Option<mpsc::Sender<(u64, Value)>>,
+    pub(super) begun: oneshot::Sender<Call>,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Close(_) => "Close",
+            Self::Console(_) => "Console",
+            Self::Ended(..) => "Ended",
+            Self::Start(_) => "Start",
+            Self::Taken(_) => "Taken",
+        })
+    }
+}
+
+/// What a session is asked.
+pub(super) enum Asked {
+    /// To work.
+    Call(Request),
+    /// To leave.
+    Farewell,
+}
+
+/// A call into the session that runs.
+struct Running {
+    id: u64,
+    env: Env,
+    items: Option<mpsc::Sender<(u64, Value)>>,
+    farewell: bool,
+}
+
+pub(super) struct Actor {
+    sessions: Arc<Sessions>,
+    worker: alknet_worker::Session,
+    shared: Arc<Shared>,
+    entrance: Entrance,
+    layer: Arc<alknet_call::Session>,
+    queue: mpsc::UnboundedReceiver<Command>,
+    outgoing: Outgoing,
+    said: mpsc::UnboundedReceiver<Said>,
+    /// In the order in which they began.
+    running: Vec<Running>,
+    /// Names of its own operations.
+    offered: HashSet<String>,
+    reach: Reach,
+    calls_max: u64,
+    console: Option<Console>,
+    log: LogBudget,
+    heard: usize,
+}
+
+/// Whether the session goes on.
+type Next = ControlFlow<Reason>;
+
+const ON: Next = ControlFlow::Continue(());
+/// No honest worker does that.
+const LIES: Next = ControlFlow::Break(Reason::WorkerLost);
+
+impl Actor {
+    pub(super) fn new(
+        sessions: &Arc<Sessions>,
+        worker: alknet_worker::Session,
+        shared: Arc<Shared>,
+        session: &Session,
+        queue: mpsc::UnboundedReceiver<Command>,
+        spec: SessionSpec,
+        reach: Reach,
+    ) -> Self {
+        let (sender, said) = mpsc::unbounded_channel();
+        let files = sessions.config.files.clone();
+        Self {
+            sessions: Arc::clone(sessions),
+            worker,
+            shared,
+            entrance: session.entrance.clone(),
+            layer: session.layer(),
+            queue,
+            outgoing: Outgoing::new(sender, files, spec.identity),
+            said,
+            running: Vec::new(),
+            offered: HashSet::new(),
+            reach,
+            calls_max: spec.limits.runtime.calls,
+            console: spec.console,
+            log: LogBudget::new(),
+            heard: 0,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let reason = loop {
+            let next = tokio::select! {
+                biased;
+                command = self.queue.recv() => match command {
+                    Some(command) => self.take(command),
+                    None => ControlFlow::Break(Reason::Done),
+                },
+                said = self.said.recv() => match said {
+                    Some(said) => self.pass_on(said),
+                    None => ON,
+                },
+                frame = self.worker.next() => match frame {
+                    Some((message, fds)) => self.hear(message, fds),
+                    None => ControlFlow::Break(Reason::WorkerLost),
+                },
+            };
+            if let ControlFlow::Break(reason) = next {
+                break reason;
+            }
+        };
+        self.outgoing.give_up_all();
+        self.sessions.forget(&self.shared, reason);
+    }
+
+    fn take(&mut self, command: Command) -> Next {
+        match command {
+            Command::Close(reason) => return ControlFlow::Break(reason),
+            Command::Console(console) => self.console = console,
+            Command::Ended(id, heard) => {
+                while let Some((message, fds)) = self.worker.try_next() {
+                    if let stop @ ControlFlow::Break(_) = self.hear(message, fds) {
+                        return stop;
+                    }
+                }
+                self.running.retain(|running| running.id != id);
+                self.show_running();
+                if let Some(heard) = heard {
+                    // Whoever waited may be gone.
+                    let _ = heard.send(());
+                }
+            }
+            Command::Start(start) => self.start(*start),
+            Command::Taken(id) => {
+                // A worker that cannot be told is about to be lost.
+                let _ = self.tell(&Down::Taken(id));
+            }
+        }
+        ON
+    }
+
+    fn start(&mut self, start: Start) {
+        let farewell = matches!(start.asked, Asked::Farewell);
+        let call = match start.asked {
+            Asked::Call(request) => self.worker.call(request, start.limits, Some(start.bundle)),
+            Asked::Farewell => self.worker.drain(),
+        };
+        let id = call.id();
+        if start.begun.send(call).is_err() {
+            // Whoever asked is gone, and the call was given up with its handle.
+            return;
+        }
+        self.sessions.count_call();
+        self.running.push(Running {
+            id,
+            env: start.env,
+            items: start.items,
+            farewell,
+        });
+        self.show_running();
+    }
+
+    fn show_running(&self) {
+        let draining = self.running.iter().any(|running| running.farewell);
+        self.shared.set_running(self.running.len(), draining);
+    }
+
+    /// In the course of which call the script calls now. The engine cannot tell which of several it
+    /// is, so it is the newest of those that are nearest to a request: calls that the session makes
+    /// into itself end before it, and what they began must not end with them.
+    fn env(&self) -> Option<&Env> {
+        let newest_first = self.running.iter().rev();
+        newest_first
+            .min_by_key(|running| running.env.depth())
+            .map(|running| &running.env)
+    }
+
+    /// One message of the worker's.
+    fn hear(&mut self, message: FromWorker, fds: Vec<OwnedFd>) -> Next {
+        self.heard += 1;
+        if self.heard >= HEARD_EVERY {
+            let heard = std::mem::take(&mut self.heard);
+            if self.tell(&Down::Heard(heard)).is_err() {
+                return LIES;
+            }
+        }
+        match message {
+            FromWorker::Call {
+                id,
+                op,
+                input,
+                opts,
+                ..
+            } => self.wish(id, &op, false, (input, opts), fds),
+            FromWorker::Subscribe {
+                id,
+                op,
+                input,
+                opts,
+                ..
+            } => self.wish(id, &op, true, (input, opts), fds),
+            FromWorker::Cancel { id, .. } => {
+                if self.outgoing.give_up(id) {
+                    let error = OpError::new("ABORTED", "the script gave it up");
+                    return self.refuse(id, &error);
+                }
+                ON
+            }
+            FromWorker::Register {
+                spec, source_hash, ..
+            } => self.register(&spec, source_hash),
+            FromWorker::Tell { body, .. } => match wire::read(&body) {
+                Ok(up) => self.told(up),
+                Err(_) => LIES,
+            },
+            FromWorker::Log { text, .. } => {
+                self.line(Level::Info, text);
+                ON
+            }
+            _ => ON,
+        }
+    }
+
+    /// A call or subscription of the script's.
+    fn wish(
+        &mut self,
+        id: u64,
+        op: &str,
+        subscribes: bool,
+        (input, opts): (alknet_worker::Blob, Body),
+        fds: Vec<OwnedFd>,
+    ) -> Next {
+        if self.outgoing.has(id) {
+            return LIES;
+        }
+        let Ok(opts) = wire::read::<Opts>(&opts) else {
+            return LIES;
+        };
+        let name = op.trim_start_matches('/');
+        self.sessions.count_call_out();
+        let calls = self.shared.count_out(name);
+        let Ok(input) = wire::open::<wire::Json>(input, &fds) else {
+            let error = OpError::new("INVALID_INPUT", "the input is larger than an input may be");
+            return self.refuse(id, &error);
+        };
+        if calls > self.calls_max {
+            let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
+            return self.refuse(id, &error);
+        }
+        let Some(env) = self.env().cloned() else {
+            let text = "no call of the session runs, so there is nobody to call for";
+            return self.refuse(id, &OpError::new("ABORTED", text));
+        };
+        let peer = opts.options.peer.as_deref();
+        if !(peer.is_none() && self.offered.contains(name))
+            && let Err(error) = self.reach.check(&env, name, peer, &input.0)
+        {
+            return self.refuse(id, &op_error(&error, name));
+        }
+        let wish = Wish {
+            id,
+            name: name.to_owned(),
+            input: input.0,
+            opts,
+            fds,
+            env,
+        };
+        self.outgoing.begin(wish, subscribes);
+        ON
+    }
+
+    /// The answer to a wish that goes nowhere.
+    fn refuse(&mut self, id: u64, error: &OpError) -> Next {
+        let reply = Reply::Err(op_fault(error));
+        match self.worker.tell(Told::Reply { id, reply }, Vec::new()) {
+            Ok(()) => ON,
+            Err(_) => LIES,
+        }
+    }
+
+    /// What an operation answered goes to the script.
+    fn pass_on(&mut self, said: Said) -> Next {
+        if !self.outgoing.ends(&said) {
+            // It was given up meanwhile.
+            return ON;
+        }
+        let id = said.id();
+        let (told, fds) = said.told();
+        let last = matches!(told, Told::Reply { .. });
+        if self.worker.tell(told, fds).is_ok() {
+            return ON;
+        }
+        // Too much for a frame, or for a worker that does not read.
+        let error = OpError::new("INVALID_OUTPUT", "the answer cannot be sent to the script");
+        if !last {
+            self.outgoing.give_up(id);
+        }
+        self.refuse(id, &error)
+    }
+
+    fn register(&mut self, spec: &Body, _script: Hash) -> Next {
+        let Ok(offer) = wire::read::<Offer>(spec) else {
+            return LIES;
+        };
+        let name = format!("js/{}", offer.name);
+        let registered = offered::registration(&self.entrance, offer)
+            .and_then(|registration| self.layer.replace(registration).map_err(offered::refused));
+        if registered.is_ok() {
+            self.offered.insert(name);
+        }
+        match self.tell(&Down::Registered(registered)) {
+            Ok(()) => ON,
+            Err(()) => LIES,
+        }
+    }
+
+    fn told(&mut self, up: Up) -> Next {
+        match up {
+            Up::Taken(id, items) => self.outgoing.allow(id, items as usize),
+            Up::Item(id, item) => {
+                let running = self.running.iter().find(|running| running.id == id);
+                let Some(items) = running.and_then(|running| running.items.as_ref()) else {
+                    // Nobody asked for items, or does no more.
+                    return ON;
+                };
+                if let Err(mpsc::error::TrySendError::Full(_)) = items.try_send((id, item.0)) {
+                    return LIES;
+                }
+            }
+            Up::Lines(lines) => {
+                for (level, text) in lines {
+                    self.line(level, text);
+                }
+            }
+        }
+        ON
+    }
+
+    fn line(&mut self, level: Level, text: String) {
+        if !self.log.takes(text.len() as u64) {
+            self.shared.count_dropped(text.len() as u64);
+            return;
+        }
+        let session = self.shared.id();
+        match level {
+            Level::Error | Level::Warn => tracing::info!(session, ?level, "script: {text}"),
+            _ => tracing::debug!(session, ?level, "script: {text}"),
+        }
+        if let Some(console) = &self.console {
+            // What it does not take in time is in the log.
+            let _ = console.try_send(Line { level, text });
+        }
+    }
+
+    fn tell(&self, down: &Down) -> Result<(), ()> {
+        let body = wire::body(down).map_err(drop)?;
+        self.worker.tell(Told::Role(body), Vec::new()).map_err(drop)
+    }
+}
+
+/// Bytes of console in a second.
+struct LogBudget {
+    since: Instant,
+    left: u64,
+}
+
+impl LogBudget {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            left: LOG_BYTES_PER_S,
+        }
+    }
+
+    fn takes(&mut self, bytes: u64) -> bool {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Self::new();
+        }
+        let left = self.left.checked_sub(bytes);
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_of_console_holds_what_it_may() {
+        let mut log = LogBudget::new();
+        assert!(log.takes(LOG_BYTES_PER_S - 1));
+        assert!(!log.takes(2) && log.takes(1) && !log.takes(1));
+        log.since -= Duration::from_secs(1);
+        assert!(log.takes(LOG_BYTES_PER_S));
+    }
+}

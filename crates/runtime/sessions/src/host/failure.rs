@@ -1,0 +1,175 @@
+//! Codes at the boundary (`runtime.md` §6.1): from what workers and isolates say to what a caller
+//! sees.
+
+use alknet_call::{CallError, ErrorCode, ErrorDef};
+use alknet_runtime::{Code, Failure, OpError};
+use alknet_worker::{Fault, Loss, WorkerError};
+use serde_json::{Value, json};
+
+use crate::wire;
+
+/// How long a caller waits before it tries again where there are too many.
+const RETRY_MS: u64 = 1000;
+
+/// The errors that every operation written in a script may end with.
+#[must_use]
+pub fn declared_errors() -> Vec<ErrorDef> {
+    let declared = [
+        ("FUEL_EXHAUSTED", "The script took more steps than it may."),
+        (
+            "MEMORY_LIMIT",
+            "The script needed more memory than it may have.",
+        ),
+        ("QUOTA_EXCEEDED", "The script made more calls than it may."),
+        (
+            "STACK_LIMIT",
+            "The script called itself deeper than it may.",
+        ),
+    ];
+    let schema = json!({
+        "type": "object",
+        "properties": { "code": { "type": "string" } },
+        "required": ["code"],
+    });
+    let declared = declared.map(|(code, description)| ErrorDef {
+        code: code.to_owned(),
+        description: description.to_owned(),
+        schema: schema.clone(),
+        http_status: Some(422),
+    });
+    declared.into()
+}
+
+/// What a caller sees of a failure. `declares` knows the operation's own codes: an error of another
+/// operation that a script let pass goes on unchanged where its code is among them.
+#[must_use]
+pub fn to_call_error(failure: &Failure, declares: impl Fn(&str) -> bool) -> CallError {
+    if let Some(error) = failure
+        .operation
+        .as_deref()
+        .filter(|error| declares(&error.code))
+    {
+        return CallError {
+            retryable: error.retryable,
+            details: (*error.details != Value::Null).then(|| error.details.clone()),
+            ..CallError::operation(&error.code, error.message.clone())
+        };
+    }
+    let (name, retryable) = failure.code.on_the_wire();
+    let mut details = json!({ "code": failure.code.name() });
+    if let Some(place) = &failure.place {
+        details["module"] = json!(place.module);
+        details["line"] = json!(place.line);
+    }
+    if let Some(name) = &failure.name {
+        details["name"] = json!(name);
+    }
+    if let Some(stack) = &failure.stack {
+        details["stack"] = json!(stack);
+    }
+    CallError {
+        retryable,
+        ..CallError::new(ErrorCode::from_name(name), failure.message.clone()).with_details(details)
+    }
+}
+
+/// Too many of something: the caller may try again.
+pub(crate) fn overloaded(what: &str) -> CallError {
+    CallError::new(ErrorCode::Overloaded, what)
+        .with_details(json!({ "code": Code::Quota.name() }))
+        .with_retry_after_ms(RETRY_MS)
+}
+
+/// Why a session could not be opened; where there are too many, later is better.
+pub(crate) fn of_open(failure: &Failure) -> CallError {
+    match failure.code {
+        Code::Quota => overloaded(&failure.message),
+        _ => to_call_error(failure, |_| false),
+    }
+}
+
+/// The isolate's own account of a failure; its code and text where that is all there is.
+pub(crate) fn of_fault(fault: &Fault) -> Failure {
+    let told: Option<Failure> = wire::read(&fault.details).ok();
+    told.unwrap_or_else(|| {
+        let known = Code::ALL.into_iter().find(|code| code.name() == fault.code);
+        Failure::new(known.unwrap_or(Code::Exception), fault.message.clone())
+    })
+}
+
+/// No worker to be had.
+pub(crate) fn of_worker(error: &WorkerError) -> Failure {
+    let code = match error {
+        WorkerError::Policy { .. } => Code::Policy,
+        WorkerError::Overloaded => Code::Quota,
+        _ => Code::WorkerLost,
+    };
+    Failure::new(code, error.to_string())
+}
+
+/// A call without an answer of the worker's.
+pub(crate) fn of_call(error: &alknet_worker::CallError) -> Failure {
+    let name = error.code();
+    let known = Code::ALL.into_iter().find(|code| code.name() == name);
+    let text = match error {
+        alknet_worker::CallError::Lost(Loss { reason, .. }) => {
+            format!("the worker was lost: {reason}")
+        }
+        alknet_worker::CallError::SessionClosed => "the session is over".to_owned(),
+        other => other.to_string(),
+    };
+    Failure::new(known.unwrap_or(Code::WorkerLost), text)
+}
+
+/// A script's form of an error of the registry's.
+pub(crate) fn op_error(error: &CallError, path: &str) -> OpError {
+    OpError {
+        code: error.code.name().to_owned(),
+        message: error.message.clone(),
+        retryable: error.retryable,
+        details: error.details.clone().unwrap_or_default(),
+        path: path.to_owned(),
+    }
+}
+
+/// The same, on its way through the frames.
+pub(crate) fn op_fault(error: &OpError) -> Fault {
+    Fault {
+        code: error.code.clone(),
+        message: error.message.clone(),
+        details: wire::body(error).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_arrives_as_the_table_says_with_its_name_in_the_details() {
+        for code in Code::ALL {
+            let error = to_call_error(&Failure::new(code, "x"), |_| false);
+            let (name, retryable) = code.on_the_wire();
+            assert_eq!((error.code.name(), error.retryable), (name, retryable));
+            assert_eq!(error.details.expect("details")["code"], code.name());
+        }
+        let own: Vec<String> = declared_errors().into_iter().map(|def| def.code).collect();
+        for code in [Code::Fuel, Code::Memory, Code::Stack, Code::Quota] {
+            assert!(own.contains(&code.on_the_wire().0.to_owned()));
+        }
+    }
+
+    #[test]
+    fn declared_errors_of_operations_pass_and_others_do_not() {
+        let mut failure = Failure::new(Code::Exception, "x");
+        failure.operation = Some(Box::new(OpError {
+            details: Box::new(json!({ "at": 3 })),
+            ..OpError::new("OUT_OF_INK", "no ink")
+        }));
+        let passed = to_call_error(&failure, |code| code == "OUT_OF_INK");
+        assert_eq!(passed.code.name(), "OUT_OF_INK");
+        assert_eq!(passed.details.expect("details")["at"], 3);
+        let hidden = to_call_error(&failure, |_| false);
+        assert_eq!(hidden.code, ErrorCode::Internal);
+    }
+}

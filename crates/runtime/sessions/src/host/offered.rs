@@ -1,0 +1,155 @@
+//! Operations that a session registered, as the registry sees them.
+
+use std::sync::Arc;
+
+use alknet_call::{
+    Body, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, OperationType, Registration,
+    SessionError,
+};
+use alknet_runtime::{Code, Kind, OpError};
+use futures_util::{Stream, stream};
+use serde_json::{Value, json};
+
+use super::failure::{declared_errors, to_call_error};
+use super::reach::compile;
+use super::session::{Entrance, Following};
+use crate::wire::Offer;
+
+/// The operation `js/<name>`, which calls the script.
+pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registration, OpError> {
+    let name = format!("js/{}", offer.name);
+    if !alknet_call::is_operation_name(&name) {
+        let text = "a name that is called has one to three parts of 1 to 63 characters, each \
+                    beginning with a letter";
+        return Err(refusal(text));
+    }
+    // The registry compiles them when a value has to be checked; the script is told now.
+    for (what, schema) in [("input", &offer.input), ("output", &offer.output)] {
+        compile(schema).map_err(|error| refusal(&format!("the schema of the {what}: {error}")))?;
+    }
+    let kind = match offer.kind {
+        Kind::Mutation => OperationType::Mutation,
+        Kind::Query => OperationType::Query,
+        Kind::Subscription => OperationType::Subscription,
+    };
+    let mut spec = OperationSpec::new(&name, kind, &offer.description)
+        .with_input(offer.input)
+        .with_output(offer.output)
+        .internal();
+    spec.error_schemas = errors(offer.errors);
+    let declares: Arc<[String]> = spec
+        .error_schemas
+        .iter()
+        .map(|def| def.code.clone())
+        .collect();
+    let script = Arc::new(Script {
+        entrance: entrance.clone(),
+        name: offer.name,
+        declares,
+    });
+    let handler = match offer.kind {
+        Kind::Subscription => HandlerKind::stream(move |input, ctx| follow(&script, input, &ctx)),
+        Kind::Mutation | Kind::Query => HandlerKind::once(move |input, ctx| {
+            let script = Arc::clone(&script);
+            async move { script.call(input, ctx).await }
+        }),
+    };
+    Ok(Registration::new(spec, handler))
+}
+
+/// The script's own errors, and those of every script.
+fn errors(own: serde_json::Map<String, Value>) -> Vec<ErrorDef> {
+    let mut all = declared_errors();
+    for (code, schema) in own {
+        if all.iter().all(|known| known.code != code) {
+            all.push(ErrorDef {
+                code,
+                description: String::new(),
+                schema,
+                http_status: None,
+            });
+        }
+    }
+    all
+}
+
+/// What the registry says against an operation.
+pub(super) fn refused(error: SessionError) -> OpError {
+    match error {
+        SessionError::TooMany => OpError {
+            details: Box::new(json!({ "code": Code::Quota.name() })),
+            ..OpError::new("QUOTA_EXCEEDED", error.to_string())
+        },
+        other => refusal(&other.to_string()),
+    }
+}
+
+fn refusal(text: &str) -> OpError {
+    OpError {
+        details: Box::new(json!({ "code": Code::Limit.name() })),
+        ..OpError::new("INVALID_INPUT", text)
+    }
+}
+
+struct Script {
+    entrance: Entrance,
+    name: String,
+    declares: Arc<[String]>,
+}
+
+impl Script {
+    async fn call(&self, input: Body, ctx: Ctx) -> Result<Value, CallError> {
+        let input = self.input(&input)?;
+        let ran = self.entrance.invoke(&self.name, input, ctx.env()).await;
+        ran.map(|ran| ran.value)
+            .map_err(|failure| self.error(&failure))
+    }
+
+    fn input<'a>(&self, input: &'a Body) -> Result<&'a Value, CallError> {
+        match input.tail().is_empty() {
+            true => Ok(input.value()),
+            false => Err(CallError::invalid_input("a script takes no bytes as input")),
+        }
+    }
+
+    fn error(&self, failure: &alknet_runtime::Failure) -> CallError {
+        to_call_error(failure, |code| self.declares.iter().any(|own| own == code))
+    }
+}
+
+/// What a script yields.
+fn follow(
+    script: &Arc<Script>,
+    input: Body,
+    ctx: &Ctx,
+) -> impl Stream<Item = Result<Value, CallError>> + Send + use<> {
+    let input = script.input(&input).cloned();
+    let begun = input.and_then(|input| {
+        let following = script.entrance.follow_operation(&script.name, &input, ctx.env());
+        following.map_err(|failure| script.error(&failure))
+    });
+    let state: State = match begun {
+        Ok(following) => State::Runs(Box::new(following)),
+        Err(error) => State::Failed(error),
+    };
+    let script = Arc::clone(script);
+    stream::unfold(state, move |state| {
+        let script = Arc::clone(&script);
+        async move {
+            match state {
+                State::Over => None,
+                State::Failed(error) => Some((Err(error), State::Over)),
+                State::Runs(mut following) => match following.next().await? {
+                    Ok(item) => Some((Ok(item), State::Runs(following))),
+                    Err(failure) => Some((Err(script.error(&failure)), State::Over)),
+                },
+            }
+        }
+    })
+}
+
+enum State {
+    Failed(CallError),
+    Over,
+    Runs(Box<Following>),
+}

@@ -1,0 +1,280 @@
+//! Calls of a script's on their way through the registry.
+//!
+//! Each runs in a task of its own, so that a slow operation holds up nothing; what it comes to goes
+//! back to the session's own task, which alone speaks with the worker.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef};
+use alknet_core::Identity;
+use alknet_runtime::OpError;
+use alknet_runtime::limits::JSON_BYTES;
+use alknet_worker::{Blob, Event, Reply, Told};
+use futures_util::StreamExt;
+use serde_json::Value;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+
+use super::TensorFiles;
+use super::failure::{op_error, op_fault};
+use crate::limits::{UNACKNOWLEDGED, VALUE_BYTES_MAX};
+use crate::wire::{self, Answer, Opts};
+
+/// The operation whose answer may come as a file.
+const MAPPED: &str = "tensor/open";
+
+/// What a script wants.
+pub(super) struct Wish {
+    pub(super) id: u64,
+    /// Without a leading slash.
+    pub(super) name: String,
+    pub(super) input: Value,
+    pub(super) opts: Opts,
+    pub(super) fds: Vec<OwnedFd>,
+    pub(super) env: Env,
+}
+
+/// What came of it, or a part of that.
+pub(super) enum Said {
+    Reply(u64, Reply, Vec<OwnedFd>),
+    Item(u64, Blob, Vec<OwnedFd>),
+    End(u64),
+}
+
+impl Said {
+    pub(super) const fn id(&self) -> u64 {
+        match self {
+            Self::Reply(id, ..) | Self::Item(id, ..) | Self::End(id) => *id,
+        }
+    }
+
+    /// As the worker hears it.
+    pub(super) fn told(self) -> (Told, Vec<OwnedFd>) {
+        match self {
+            Self::Reply(id, reply, fds) => (Told::Reply { id, reply }, fds),
+            Self::Item(id, blob, fds) => {
+                let event = Event::Item(blob);
+                (Told::Event { id, event }, fds)
+            }
+            Self::End(id) => {
+                let event = Event::End;
+                (Told::Event { id, event }, Vec::new())
+            }
+        }
+    }
+}
+
+/// Everything that a session has under way.
+pub(super) struct Outgoing {
+    said: mpsc::UnboundedSender<Said>,
+    files: Option<Arc<dyn TensorFiles>>,
+    identity: Option<Arc<Identity>>,
+    open: HashMap<u64, Open>,
+}
+
+struct Open {
+    task: AbortHandle,
+    /// Items that may be sent.
+    room: Arc<Semaphore>,
+}
+
+impl Outgoing {
+    pub(super) fn new(
+        said: mpsc::UnboundedSender<Said>,
+        files: Option<Arc<dyn TensorFiles>>,
+        identity: Option<Arc<Identity>>,
+    ) -> Self {
+        Self {
+            said,
+            files,
+            identity,
+            open: HashMap::new(),
+        }
+    }
+
+    pub(super) fn has(&self, id: u64) -> bool {
+        self.open.contains_key(&id)
+    }
+
+    pub(super) fn begin(&mut self, wish: Wish, subscribes: bool) {
+        let id = wish.id;
+        let said = self.said.clone();
+        let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
+        let task = match subscribes {
+            true => tokio::spawn(follow(wish, said, Arc::clone(&room))),
+            false => {
+                let files = self
+                    .files
+                    .clone()
+                    .filter(|_| wish.opts.map && wish.name == MAPPED);
+                let files = files.map(|files| (files, self.identity.clone()));
+                tokio::spawn(async move {
+                    let (reply, fds) = call(wish, files).await;
+                    // A session that is over listens no more.
+                    let _ = said.send(Said::Reply(id, reply, fds));
+                })
+            }
+        };
+        let task = task.abort_handle();
+        self.open.insert(id, Open { task, room });
+    }
+
+    /// Whether somebody still waits for this; with the last word nobody does any more.
+    pub(super) fn ends(&mut self, said: &Said) -> bool {
+        match said {
+            Said::Item(id, ..) => self.open.contains_key(id),
+            Said::Reply(id, ..) | Said::End(id) => self.open.remove(id).is_some(),
+        }
+    }
+
+    /// The script took items. It cannot take more than there were.
+    pub(super) fn allow(&self, id: u64, items: usize) {
+        if let Some(open) = self.open.get(&id) {
+            let most = UNACKNOWLEDGED.saturating_sub(open.room.available_permits());
+            open.room.add_permits(items.min(most));
+        }
+    }
+
+    /// Returns whether it was under way.
+    pub(super) fn give_up(&mut self, id: u64) -> bool {
+        let open = self.open.remove(&id);
+        open.inspect(|open| open.task.abort()).is_some()
+    }
+
+    pub(super) fn give_up_all(&mut self) {
+        for (_, open) in self.open.drain() {
+            open.task.abort();
+        }
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.give_up_all();
+    }
+}
+
+type Files = Option<(Arc<dyn TensorFiles>, Option<Arc<Identity>>)>;
+
+async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>) {
+    let name = wish.name.clone();
+    match try_call(wish, files).await {
+        Ok((blob, fds)) => (Reply::Ok(blob), fds),
+        Err(error) => (Reply::Err(op_fault(&op_error(&error, &name))), Vec::new()),
+    }
+}
+
+async fn try_call(wish: Wish, files: Files) -> Result<(Blob, Vec<OwnedFd>), CallError> {
+    let options = options(&wish)?;
+    let Wish {
+        name,
+        input,
+        opts,
+        fds,
+        env,
+        ..
+    } = wish;
+    let source = input.get("src").cloned();
+    let tail = match opts.tail {
+        Some(blob) => blob.read(&fds, VALUE_BYTES_MAX),
+        None => Ok(Vec::new()),
+    };
+    let tail = tail.map_err(|error| CallError::invalid_input(error.to_string()))?;
+    let input = match tail.is_empty() {
+        true => Body::json(&input)?,
+        false => Body::from(Output::Mixed(input, tail.into())),
+    };
+    let answer = env.invoke_body(&name, input, &options).await?;
+    match (files, source) {
+        (Some((files, identity)), Some(source)) => {
+            let file = files.open(identity, source).await?;
+            let mut fds = vec![OwnedFd::from(file)];
+            let answer = Answer::File(wire::Json(value(&answer)?), 0);
+            let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
+            Ok((blob, fds))
+        }
+        _ if opts.map => Err(CallError::unavailable("this node maps no stored tensors")),
+        _ => pack(&answer),
+    }
+}
+
+/// An answer in the form of the frames.
+fn pack(answer: &Body) -> Result<(Blob, Vec<OwnedFd>), CallError> {
+    let mut fds = Vec::new();
+    let value = wire::Json(value(answer)?);
+    let answer = match answer.tail() {
+        tail if tail.is_empty() => Answer::Json(value),
+        tail => {
+            let blob = Blob::pack(tail.to_vec(), &mut fds).map_err(|error| unsendable(&error))?;
+            Answer::Mixed(value, blob)
+        }
+    };
+    let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
+    Ok((blob, fds))
+}
+
+fn value(answer: &Body) -> Result<Value, CallError> {
+    match answer.raw().len() <= JSON_BYTES {
+        true => Ok(answer.value().clone()),
+        false => Err(CallError::new(
+            alknet_call::ErrorCode::InvalidOutput,
+            "the answer is longer than a script may take",
+        )),
+    }
+}
+
+fn unsendable(error: &alknet_worker::FrameError) -> CallError {
+    CallError::internal(format!("the answer cannot be sent to the script: {error}"))
+}
+
+fn options(wish: &Wish) -> Result<InvokeOptions, CallError> {
+    let own = &wish.opts.options;
+    let peer = own.peer.as_deref().map(str::parse).transpose();
+    Ok(InvokeOptions {
+        peer: peer
+            .map_err(|_| CallError::not_found(&wish.name))?
+            .map(PeerRef::Specific),
+        timeout: own.timeout_ms.map(Duration::from_millis),
+        ..InvokeOptions::default()
+    })
+}
+
+async fn follow(wish: Wish, said: mpsc::UnboundedSender<Said>, room: Arc<Semaphore>) {
+    let (id, name) = (wish.id, wish.name.clone());
+    let last = match try_follow(wish, &said, &room).await {
+        Ok(()) => Said::End(id),
+        Err(error) => {
+            let error: OpError = op_error(&error, &name);
+            Said::Reply(id, Reply::Err(op_fault(&error)), Vec::new())
+        }
+    };
+    // A session that is over listens no more.
+    let _ = said.send(last);
+}
+
+async fn try_follow(
+    wish: Wish,
+    said: &mpsc::UnboundedSender<Said>,
+    room: &Semaphore,
+) -> Result<(), CallError> {
+    let options = options(&wish)?;
+    let input = Body::json(&wish.input)?;
+    let mut items = wish.env.follow(&wish.name, input, &options)?;
+    loop {
+        // Nothing closes it.
+        let Ok(permit) = room.acquire().await else {
+            return Ok(());
+        };
+        let Some(item) = items.next().await else {
+            return Ok(());
+        };
+        permit.forget();
+        let (blob, fds) = pack(&item?)?;
+        if said.send(Said::Item(wish.id, blob, fds)).is_err() {
+            return Ok(());
+        }
+    }
+}

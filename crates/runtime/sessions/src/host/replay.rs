@@ -1,0 +1,89 @@
+//! Sessions that reach nothing: their calls are answered from a record, in the worker.
+
+use std::sync::Arc;
+
+use alknet_runtime::{Code, Failure, Recorded, Work};
+use alknet_worker::{CallLimits, CallStats, Hash, Lease, Reply};
+use serde_json::Value;
+
+use super::failure::{of_call, of_fault, of_worker};
+use super::session::request;
+use super::{SessionSpec, Sessions, opening};
+use crate::wire::{self, Done};
+
+/// What a replay came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replayed {
+    /// The value of the last step; a step that fails is the last one.
+    pub result: Result<Value, Failure>,
+    /// Fuel of that step, in ticks.
+    pub ticks: u64,
+}
+
+impl Sessions {
+    /// Does every step in one fresh session that can call nothing: what it calls is answered from
+    /// `record`, and with `NOT_FOUND` where that has no such call. The session belongs to nobody;
+    /// its worker sees no other modules than those of `spec`.
+    pub async fn replay(
+        self: &Arc<Self>,
+        spec: SessionSpec,
+        steps: Vec<Work>,
+        record: Vec<Recorded>,
+    ) -> Replayed {
+        let mut stats = CallStats::default();
+        let result = self.replay_steps(spec, steps, record, &mut stats).await;
+        Replayed {
+            result,
+            ticks: stats.ticks,
+        }
+    }
+
+    async fn replay_steps(
+        self: &Arc<Self>,
+        mut spec: SessionSpec,
+        steps: Vec<Work>,
+        record: Vec<Recorded>,
+        stats: &mut CallStats,
+    ) -> Result<Value, Failure> {
+        spec.check()?;
+        let bundle = Hash(spec.bundle());
+        let tenant = format!("replay {}", blake3::Hash::from(bundle.0).to_hex());
+        let place = self.admit(&tenant, &spec)?;
+        let worker = self.workers.open(Lease::new(self.config.role, tenant)).await;
+        let mut worker = worker.map_err(|error| of_worker(&error))?;
+        let (told, fds) = opening(&mut spec, Vec::new(), Some(record), bundle).map_err(|error| {
+            Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
+        })?;
+        worker.tell(told, fds).map_err(|error| of_call(&error))?;
+        place.shared.set_worker(worker.pid());
+        let limits = CallLimits {
+            wall: spec.limits.wall,
+            cpu: Some(spec.limits.runtime.cpu),
+            gpu: Some(spec.limits.gpu),
+        };
+        let mut value = Value::Null;
+        for step in steps {
+            let mut call = worker.call(request(step)?, limits, Some(bundle));
+            let answer = loop {
+                tokio::select! {
+                    answer = &mut call => break answer,
+                    // Nothing that it says is for anybody, and unread it would pile up.
+                    Some(_) = worker.next() => {}
+                }
+            };
+            let answer = answer.map_err(|error| of_call(&error))?;
+            *stats = answer.stats;
+            place.shared.count_ended(Some(answer.stats));
+            value = match answer.reply {
+                Reply::Ok(blob) => wire::open::<Done>(blob, &answer.fds)
+                    .map(|done| done.value.0)
+                    .map_err(|error| {
+                        let text = format!("the worker's answer is none: {error}");
+                        Failure::new(Code::WorkerLost, text)
+                    })?,
+                Reply::Err(fault) => return Err(of_fault(&fault)),
+            };
+        }
+        Ok(value)
+    }
+}

@@ -1,0 +1,165 @@
+//! Services: sessions that live on through changes of their code.
+
+use std::sync::Arc;
+
+use alknet_call::Env;
+use alknet_runtime::{Code, Failure, Mode, ModuleSet, Work};
+use serde_json::Value;
+use tokio::sync::RwLock;
+
+use super::session::{Ran, Session};
+use super::shared::State;
+use super::{SessionSpec, Sessions};
+
+/// Takes what the code before it left.
+const INIT: &str = "init";
+
+/// A module whose exports are called for as long as the node runs. It may export `init(prev)`, called
+/// before anything else, and `dispose()`, called when its code is replaced: what that answers is all
+/// that its successor gets.
+#[derive(Debug)]
+pub struct Service {
+    sessions: Arc<Sessions>,
+    /// Held for reading by every call, so that a change of code waits for those that run.
+    current: RwLock<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    session: Session,
+    /// How to open it again.
+    spec: SessionSpec,
+}
+
+impl Service {
+    /// Opens the session of `spec` as a service, evaluates its `main` and calls its `init`.
+    ///
+    /// # Errors
+    /// [`Code::Limit`] without a `main`; as [`Sessions::open`]; what the module or `init` ends with.
+    pub async fn start(
+        sessions: &Arc<Sessions>,
+        env: &Env,
+        mut spec: SessionSpec,
+    ) -> Result<Self, Failure> {
+        spec.mode = Mode::Service;
+        let session = open(sessions, env, &spec).await?;
+        init(&session, env, main(&spec)?, Value::Null).await?;
+        Ok(Self {
+            sessions: Arc::clone(sessions),
+            current: RwLock::new(Current { session, spec }),
+        })
+    }
+
+    /// Calls an export of the module, in the course of the request that `env` belongs to. One that
+    /// was ended by a limit or a crash is opened again first, without what it knew.
+    ///
+    /// # Errors
+    /// What the script ends with.
+    pub async fn call(&self, env: &Env, export: &str, input: Value) -> Result<Ran, Failure> {
+        let is_over = |session: &Session| matches!(session.info().state, State::Closed(_));
+        let mut current = self.current.read().await;
+        if is_over(&current.session) {
+            drop(current);
+            let mut changing = self.current.write().await;
+            if is_over(&changing.session) {
+                let session = open(&self.sessions, env, &changing.spec).await?;
+                init(&session, env, main(&changing.spec)?, Value::Null).await?;
+                changing.session = session;
+            }
+            current = changing.downgrade();
+        }
+        let work = Work::Export {
+            module: main(&current.spec)?.to_owned(),
+            export: export.to_owned(),
+            input,
+        };
+        current.session.run(env, work).await
+    }
+
+    /// Replaces the code. The new one is compiled and `test`ed while the old one still serves; then
+    /// calls wait until those that run have ended, the old one's `dispose` has answered (at most
+    /// 500 ms) and the new one's `init` has taken that. Where `init` fails, the old code is opened
+    /// again with the same state.
+    ///
+    /// # Errors
+    /// What the new code, its test or its `init` ends with; the old code serves on.
+    pub async fn reload<T, F>(&self, env: &Env, modules: ModuleSet, test: T) -> Result<(), Failure>
+    where
+        T: FnOnce(Session) -> F,
+        F: Future<Output = Result<(), Failure>>,
+    {
+        let mut spec = self.current.read().await.spec.clone();
+        spec.modules = modules;
+        let main = main(&spec)?.to_owned();
+        // Tests leave something behind: what serves is opened afresh.
+        let trial = open(&self.sessions, env, &spec).await?;
+        test(trial).await?;
+        let fresh = open(&self.sessions, env, &spec).await?;
+        let mut current = self.current.write().await;
+        let prev = match current.session.dispose(env).await {
+            Ok(ran) => ran.value,
+            // What does not leave in time leaves nothing; that must not keep a better one out.
+            Err(failure) => {
+                tracing::warn!(session = current.session.id(), %failure, "a service left nothing");
+                Value::Null
+            }
+        };
+        match init(&fresh, env, &main, prev.clone()).await {
+            Ok(()) => {
+                *current = Current {
+                    session: fresh,
+                    spec,
+                };
+                Ok(())
+            }
+            Err(failure) => {
+                let back = open(&self.sessions, env, &current.spec).await?;
+                init(&back, env, self::main(&current.spec)?, prev).await?;
+                current.session = back;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Lets it leave: waits for the calls that run, then for its `dispose`.
+    ///
+    /// # Errors
+    /// What `dispose` ends with.
+    pub async fn stop(self, env: &Env) -> Result<Value, Failure> {
+        let current = self.current.into_inner();
+        current.session.dispose(env).await.map(|ran| ran.value)
+    }
+
+    /// Its session at this moment.
+    pub async fn session(&self) -> Session {
+        self.current.read().await.session.clone()
+    }
+}
+
+fn main(spec: &SessionSpec) -> Result<&str, Failure> {
+    let text = "a service names the module that it is";
+    spec.main
+        .as_deref()
+        .ok_or_else(|| Failure::new(Code::Limit, text))
+}
+
+/// Opens it and evaluates its module.
+async fn open(sessions: &Arc<Sessions>, env: &Env, spec: &SessionSpec) -> Result<Session, Failure> {
+    let module = main(spec)?.to_owned();
+    let session = sessions.open(env, spec.clone()).await?;
+    session.run(env, Work::Module { module }).await?;
+    Ok(session)
+}
+
+async fn init(session: &Session, env: &Env, module: &str, prev: Value) -> Result<(), Failure> {
+    let work = Work::Export {
+        module: module.to_owned(),
+        export: INIT.to_owned(),
+        input: prev,
+    };
+    match session.run(env, work).await {
+        // A service need not export it.
+        Err(failure) if failure.code == Code::NotFound => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}

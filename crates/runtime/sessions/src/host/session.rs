@@ -1,0 +1,335 @@
+//! What the rest of the node holds of a session.
+
+use std::sync::Arc;
+
+use alknet_call::Env;
+use alknet_runtime::{Code, Failure, Work};
+use alknet_worker::{Body, CallLimits, CallStats, Hash, Reply, Request};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use super::actor::{Asked, Command, Start};
+use super::failure::{of_call, of_fault};
+use super::shared::{Reason, Shared};
+use super::{SessionInfo, SessionLimits};
+use crate::limits::UNACKNOWLEDGED;
+use crate::wire::{self, Done};
+
+/// An open session. Clones are the same; when the last one is gone, so is the session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub(super) entrance: Entrance,
+    layer: Arc<alknet_call::Session>,
+    /// What keeps the session open.
+    _commands: mpsc::UnboundedSender<Command>,
+}
+
+/// The way into a session, which does not keep it open.
+#[derive(Clone, Debug)]
+pub(super) struct Entrance {
+    pub(super) shared: Arc<Shared>,
+    commands: mpsc::WeakUnboundedSender<Command>,
+    limits: CallLimits,
+    bundle: Hash,
+}
+
+/// What a call into a session came to.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// Its value.
+    pub value: Value,
+    /// The same as a REPL shows it.
+    pub shown: Option<String>,
+    /// Calls that the session has made so far, by the worker's own account.
+    pub calls: u64,
+    /// What it took, by the worker's own account.
+    pub stats: CallStats,
+}
+
+impl Session {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        commands: mpsc::UnboundedSender<Command>,
+        layer: alknet_call::Session,
+        limits: SessionLimits,
+        bundle: Hash,
+    ) -> Self {
+        let entrance = Entrance {
+            shared,
+            commands: commands.downgrade(),
+            limits: CallLimits {
+                wall: limits.wall,
+                cpu: Some(limits.runtime.cpu),
+                gpu: Some(limits.gpu),
+            },
+            bundle,
+        };
+        Self {
+            entrance,
+            layer: Arc::new(layer),
+            _commands: commands,
+        }
+    }
+
+    pub(super) fn layer(&self) -> Arc<alknet_call::Session> {
+        Arc::clone(&self.layer)
+    }
+
+    /// Its number on this node.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.entrance.shared.id()
+    }
+
+    /// What is known of it now.
+    #[must_use]
+    pub fn info(&self) -> SessionInfo {
+        self.entrance.shared.info()
+    }
+
+    /// Runs something in it, in the course of the request that `env` belongs to. Dropping the future
+    /// aborts it: its `AbortSignal` fires, and what it called is aborted.
+    ///
+    /// # Errors
+    /// What the script ends with.
+    pub async fn run(&self, env: &Env, work: Work) -> Result<Ran, Failure> {
+        let env = self.layer.env(env);
+        self.entrance
+            .enter(Asked::Call(request(work)?), env, None)
+            .await
+    }
+
+    /// The same for what yields items, which are taken one by one.
+    ///
+    /// # Errors
+    /// The input cannot travel.
+    pub fn follow(&self, env: &Env, work: Work) -> Result<Following, Failure> {
+        let env = self.layer.env(env);
+        Ok(self.entrance.follow(Asked::Call(request(work)?), env))
+    }
+
+    /// Lets a service say goodbye: its `dispose` is called, at most 500 ms; what that answers is for
+    /// its successor.
+    ///
+    /// # Errors
+    /// What the script ends with.
+    pub async fn dispose(&self, env: &Env) -> Result<Ran, Failure> {
+        let env = self.layer.env(env);
+        self.entrance.enter(Asked::Farewell, env, None).await
+    }
+
+    /// Ends it and every call in it.
+    pub fn kill(&self) {
+        self.entrance.close(Reason::Abort);
+    }
+
+    /// Who follows its console from now on, beside the log.
+    pub fn set_console(&self, console: Option<super::Console>) {
+        self.entrance.send(Command::Console(console));
+    }
+}
+
+impl Entrance {
+    /// Calls an operation that the session registered.
+    pub(super) async fn invoke(&self, name: &str, input: &Value, env: Env) -> Result<Ran, Failure> {
+        let asked = Asked::Call(handler(name, input)?);
+        self.enter(asked, env, None).await
+    }
+
+    /// The same for one that yields items, which the receiver takes one by one.
+    pub(super) fn follow_operation(
+        &self,
+        name: &str,
+        input: &Value,
+        env: Env,
+    ) -> Result<Following, Failure> {
+        Ok(self.follow(Asked::Call(handler(name, input)?), env))
+    }
+
+    fn follow(&self, asked: Asked, env: Env) -> Following {
+        let (items, taken) = mpsc::channel(UNACKNOWLEDGED);
+        let entrance = self.clone();
+        let ended = Box::pin(async move { entrance.enter(asked, env, Some(items)).await });
+        Following {
+            entrance: self.clone(),
+            ended: Some(ended),
+            items: taken,
+        }
+    }
+
+    async fn enter(
+        &self,
+        asked: Asked,
+        env: Env,
+        items: Option<mpsc::Sender<(u64, Value)>>,
+    ) -> Result<Ran, Failure> {
+        let over = || Failure::new(Code::Disposed, "the session is over");
+        let (begun, call) = oneshot::channel();
+        let start = Start {
+            asked,
+            limits: self.limits,
+            bundle: self.bundle,
+            env,
+            items,
+            begun,
+        };
+        if !self.send(Command::Start(Box::new(start))) {
+            return Err(over());
+        }
+        let call = call.await.map_err(|_| over())?;
+        let mut guard = Entered {
+            entrance: self,
+            id: Some(call.id()),
+        };
+        let outcome = call.await;
+        // What the script said before it ended comes first.
+        if let Some(id) = guard.id.take() {
+            let (heard, everything) = oneshot::channel();
+            if self.send(Command::Ended(id, Some(heard))) {
+                // An error means that the session is over, and nothing more comes.
+                let _ = everything.await;
+            }
+        }
+        self.ran(outcome)
+    }
+
+    fn ran(
+        &self,
+        outcome: Result<alknet_worker::Answer, alknet_worker::CallError>,
+    ) -> Result<Ran, Failure> {
+        let (failure, stats) = match outcome {
+            Ok(answer) => match answer.reply {
+                Reply::Ok(blob) => match wire::open::<Done>(blob, &answer.fds) {
+                    Ok(done) => {
+                        self.shared.count_ended(Some(answer.stats));
+                        return Ok(Ran {
+                            value: done.value.0,
+                            shown: done.shown,
+                            calls: done.calls,
+                            stats: answer.stats,
+                        });
+                    }
+                    Err(error) => {
+                        // No honest worker says that.
+                        self.close(Reason::WorkerLost);
+                        let text = format!("the worker's answer is none: {error}");
+                        (Failure::new(Code::WorkerLost, text), None)
+                    }
+                },
+                Reply::Err(fault) => (of_fault(&fault), Some(answer.stats)),
+            },
+            Err(error) => (of_call(&error), None),
+        };
+        self.shared.count_ended(stats);
+        Err(self.judged(failure, stats.is_some()))
+    }
+
+    /// After a limit nothing of the session is used again.
+    fn judged(&self, failure: Failure, answered: bool) -> Failure {
+        // A worker that answers with an abort that nobody asked for was stopped for another call.
+        let failure = match (failure.code, answered) {
+            (Code::Abort, true) => {
+                let text = "the session ended with another of its calls";
+                Failure::new(Code::WorkerLost, text)
+            }
+            _ => failure,
+        };
+        if let Some(reason) = Reason::of(failure.code) {
+            self.close(reason);
+        }
+        failure
+    }
+
+    fn close(&self, reason: Reason) {
+        self.shared.close(reason);
+        self.send(Command::Close(reason));
+    }
+
+    fn send(&self, command: Command) -> bool {
+        let commands = self.commands.upgrade();
+        commands.is_some_and(|commands| commands.send(command).is_ok())
+    }
+}
+
+/// A call that runs; one that is dropped before its end is over as well.
+struct Entered<'a> {
+    entrance: &'a Entrance,
+    id: Option<u64>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.entrance.send(Command::Ended(id, None));
+        }
+    }
+}
+
+/// Items that a script yields.
+pub struct Following {
+    entrance: Entrance,
+    ended: Option<std::pin::Pin<Box<dyn Future<Output = Result<Ran, Failure>> + Send>>>,
+    items: mpsc::Receiver<(u64, Value)>,
+}
+
+impl Following {
+    /// The next item; `None` once the script has ended well.
+    pub async fn next(&mut self) -> Option<Result<Value, Failure>> {
+        loop {
+            let Some(ended) = &mut self.ended else {
+                // What was said before the end is all there is.
+                return self.items.recv().await.map(|(_, item)| Ok(item));
+            };
+            tokio::select! {
+                biased;
+                item = self.items.recv() => match item {
+                    Some((id, item)) => {
+                        self.entrance.send(Command::Taken(id));
+                        return Some(Ok(item));
+                    }
+                    None => {
+                        let outcome = ended.await;
+                        self.ended = None;
+                        return outcome.err().map(Err);
+                    }
+                },
+                outcome = &mut *ended => {
+                    self.ended = None;
+                    if let Err(failure) = outcome {
+                        return Some(Err(failure));
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn request(work: Work) -> Result<Request, Failure> {
+    let evaluate = |module: String, source: Vec<u8>| Request::Eval {
+        module,
+        source_hash: Hash(*blake3::hash(&source).as_bytes()),
+        source,
+    };
+    Ok(match work {
+        // The text of a module came when the session was opened.
+        Work::Module { module } => evaluate(module, Vec::new()),
+        Work::Script { source } if !source.is_empty() => {
+            evaluate("./repl".to_owned(), source.into_bytes())
+        }
+        Work::Handler { name, input } => handler(&name, &input)?,
+        other => Request::Role {
+            body: Body::from_cbor(wire::pack(&other).map_err(|error| unsendable(&error))?),
+        },
+    })
+}
+
+fn handler(name: &str, input: &Value) -> Result<Request, Failure> {
+    Ok(Request::Invoke {
+        op: name.to_owned(),
+        input: wire::pack(input).map_err(|error| unsendable(&error))?,
+    })
+}
+
+fn unsendable(error: &alknet_worker::FrameError) -> Failure {
+    Failure::new(Code::Encode, format!("the input cannot travel: {error}"))
+}

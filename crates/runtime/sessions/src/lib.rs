@@ -1,0 +1,21 @@
+//! Script sessions: isolates in confined workers on one side, the node's operations on the other.
+//!
+//! [`guest`] is what a worker of role `js` runs: it turns frames into calls of an isolate and an
+//! isolate's wishes into frames. [`Sessions`] is the node's side: it opens sessions in workers,
+//! enforces what each may call, follows what they write, and ends them. The worker is taken to be
+//! hostile: whatever it says is checked here, and nothing that it keeps to itself is relied upon.
+//!
+//! `docs/sessions.md` has the tables.
+
+pub mod guest;
+mod host;
+pub mod limits;
+mod ops;
+mod wire;
+
+pub use host::{
+    Config, Console, Following, Grant, Grants, Line, Peer, Ran, Reason, Replayed, Service, Session,
+    SessionInfo, SessionLimits, SessionSpec, Sessions, State, TensorFiles, declared_errors,
+    to_call_error,
+};
+pub use ops::operations;

@@ -1,0 +1,54 @@
+//! Every limit of sessions beyond those of the isolate and of the worker, with its unit and reason.
+
+use std::time::Duration;
+
+/// Longest time by the clock on the wall that a call of a one-shot session can be given.
+pub const WALL_MAX_ONE_SHOT: Duration = Duration::from_secs(3600);
+/// The same for services and REPLs.
+pub const WALL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Longest time on the GPU that a call can be given.
+pub const GPU_MAX: Duration = Duration::from_secs(300);
+/// Most fuel that a call can be given: what a processor does in the longest CPU time, roughly.
+pub const FUEL_MAX: u64 = 10_000_000;
+/// Most bytes outside the heap that a session can be given.
+pub const EXTERNAL_BYTES_MAX: usize = 4 << 30;
+/// Most calls that a session can be given.
+pub const CALLS_MAX: u64 = 1_000_000;
+/// Sessions at once, over all tenants.
+pub const SESSIONS_MAX: usize = 4096;
+/// Sessions of one tenant at once.
+pub const SESSIONS_OF_TENANT_MAX: usize = 1024;
+/// Operations that a session is told about; it may call those that are left out all the same.
+pub const LISTED_MAX: usize = 512;
+/// Bytes of descriptions and schemas that a session is told.
+pub const LISTED_BYTES_MAX: usize = 1 << 20;
+/// Items of a subscription that were sent and not taken, in either direction.
+pub const UNACKNOWLEDGED: usize = alknet_runtime::limits::UNACKNOWLEDGED;
+/// What a session may write to its console in a second, bytes; the rest is counted and dropped.
+pub const LOG_BYTES_PER_S: u64 = 64 << 10;
+/// Lines that wait for whoever follows a session's console; the rest is in the log only.
+pub const CONSOLE_LINES: usize = 1024;
+/// Bytes of an answer or input that crosses, at most: what an isolate would refuse as well.
+pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+/// Levels of CBOR around and in a value that crosses.
+pub(crate) const NESTING_MAX: usize = 4 * alknet_runtime::limits::JSON_DEPTH;
+/// Frames of a session on their way to the host. The host takes 256; the rest waits in the worker.
+pub(crate) const UNHEARD_MAX: usize = 128;
+/// How many frames the host takes before it says so.
+pub(crate) const HEARD_EVERY: usize = 32;
+/// Bytes of console that a worker collects before it sends them.
+pub(crate) const LINES_BYTES: usize = 8 << 10;
+/// Stack of a thread that runs an isolate: the most an isolate may use, and what Rust needs below.
+pub(crate) const THREAD_STACK_BYTES: usize = 8 << 20;
+/// How often a worker looks at its running calls: tells the heartbeats how far they are, and stops
+/// what did not listen.
+pub(crate) const PULSE: Duration = Duration::from_millis(5);
+/// How long a script may take to hear that its call was aborted before it is stopped: the host kills
+/// the worker 20 ms after the abort.
+pub(crate) const ABORT_LISTEN: Duration = Duration::from_millis(5);
+/// REPLs that one identity keeps at once.
+pub const REPLS_OF_TENANT_MAX: usize = 8;
+/// How long a REPL is kept that nobody uses.
+pub const REPL_IDLE: Duration = Duration::from_secs(600);
+/// Bytes of a REPL's name.
+pub const REPL_NAME_BYTES_MAX: usize = 64;

@@ -1,0 +1,194 @@
+//! The operations about scripts: what runs, how much of it, and trying something out.
+
+mod eval;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use alknet_call::{
+    Body, CallError, CompositionAuthority, ErrorDef, HandlerKind, OperationSpec, Registration,
+    ScopedPeerEnv,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::host::{SessionInfo, Sessions, State, declared_errors};
+use eval::Evals;
+
+/// `runtime/sessions`, `runtime/kill`, `runtime/stats` and `runtime/eval`.
+///
+/// `reach` is what scripts of `runtime/eval` can call at most, such as `fs/*`: with the scopes of
+/// whoever runs them, never with more.
+pub fn operations<S: AsRef<str>>(
+    sessions: &Arc<Sessions>,
+    reach: impl IntoIterator<Item = S>,
+) -> Vec<Registration> {
+    let reach: Vec<String> = reach.into_iter().map(|p| p.as_ref().to_owned()).collect();
+    vec![
+        list(Arc::clone(sessions)),
+        kill(Arc::clone(sessions)),
+        stats(Arc::clone(sessions)),
+        eval(Evals::new(sessions, reach.clone()), &reach),
+    ]
+}
+
+fn list(sessions: Arc<Sessions>) -> Registration {
+    let spec = OperationSpec::query("runtime/sessions", "Script sessions that are open.")
+        .with_scope("runtime:read")
+        .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
+        .with_output(json!({
+            "type": "object",
+            "properties": { "sessions": { "type": "array", "items": { "type": "object" } } },
+            "required": ["sessions"],
+        }));
+    let handler = HandlerKind::once(move |_: Body, _| {
+        let shown: Vec<Value> = sessions.list().iter().map(shown).collect();
+        async move { Ok(json!({ "sessions": shown })) }
+    });
+    Registration::new(spec, handler)
+}
+
+fn shown(info: &SessionInfo) -> Value {
+    let opened = info.opened.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let running_ms = match info.state {
+        State::Running { since } => json!(millis(since.elapsed())),
+        _ => Value::Null,
+    };
+    json!({
+        "session": info.id,
+        "tenant": info.tenant,
+        "mode": format!("{:?}", info.mode).to_lowercase(),
+        "state": info.state.name(),
+        "running_ms": running_ms,
+        "opened_ms": millis(opened),
+        "age_ms": millis(SystemTime::now().duration_since(info.opened).unwrap_or_default()),
+        "pid": info.pid,
+        "calls_ended": info.ended,
+        "fuel": info.ticks,
+        "cpu_ms": millis(info.cpu),
+        "heap_peak": info.heap_peak,
+        "external_peak": info.external_peak,
+        "calls_out": info.calls,
+        "log_dropped": info.log_dropped,
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kill {
+    session: u64,
+}
+
+fn kill(sessions: Arc<Sessions>) -> Registration {
+    let spec = OperationSpec::mutation("runtime/kill", "Ends a script session and its calls.")
+        .with_scope("runtime:admin")
+        .with_input(json!({
+            "type": "object",
+            "properties": { "session": { "type": "integer", "minimum": 0 } },
+            "required": ["session"],
+            "additionalProperties": false,
+        }))
+        .with_output(json!({
+            "type": "object",
+            "properties": { "killed": { "type": "boolean" } },
+            "required": ["killed"],
+        }));
+    let handler = HandlerKind::once(move |input: Body, _| {
+        let killed = input
+            .parse::<Kill>()
+            .map(|kill| sessions.kill(kill.session));
+        async move { killed.map(|killed| json!({ "killed": killed })) }
+    });
+    Registration::new(spec, handler)
+}
+
+fn stats(sessions: Arc<Sessions>) -> Registration {
+    let spec = OperationSpec::query("runtime/stats", "Workers and script sessions in numbers.")
+        .with_scope("runtime:read")
+        .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
+        .with_output(json!({ "type": "object" }));
+    let handler = HandlerKind::once(move |_: Body, _| {
+        let stats = numbers(&sessions);
+        async move { Ok(stats) }
+    });
+    Registration::new(spec, handler)
+}
+
+fn numbers(sessions: &Sessions) -> Value {
+    let stats = sessions.workers().stats();
+    let workers: Map<String, Value> = stats
+        .workers
+        .iter()
+        .map(|(role, running)| (role.name().to_owned(), json!(running)))
+        .collect();
+    let kills: Map<String, Value> = stats
+        .ended
+        .iter()
+        .map(|(reason, count)| (reason.name().to_owned(), json!(count)))
+        .collect();
+    let sandbox: Map<String, Value> = stats
+        .sandbox
+        .iter()
+        .map(|(role, sandbox)| {
+            let gaps: Vec<String> = sandbox
+                .gaps
+                .iter()
+                .map(|gap| format!("{:?}: {}", gap.wall, gap.why))
+                .collect();
+            let level = sandbox.level.to_string();
+            (
+                role.name().to_owned(),
+                json!({ "level": level, "gaps": gaps }),
+            )
+        })
+        .collect();
+    let ended: Map<String, Value> = sessions
+        .closed()
+        .iter()
+        .map(|(reason, count)| (reason.name().to_owned(), json!(count)))
+        .collect();
+    let (opened, refused) = sessions.opened();
+    let death = stats.death.map(|(middle, most)| {
+        json!({ "p50_ms": middle.as_secs_f64() * 1e3, "p99_ms": most.as_secs_f64() * 1e3 })
+    });
+    json!({
+        "workers": workers,
+        "workers_started": stats.started,
+        "workers_ended": kills,
+        "sandbox": sandbox,
+        "limit_to_death": death,
+        "quarantined": stats.quarantined,
+        "sessions": sessions.list().len(),
+        "sessions_opened": opened,
+        "sessions_refused": refused,
+        "sessions_ended": ended,
+    })
+}
+
+fn eval(evals: Arc<Evals>, reach: &[String]) -> Registration {
+    let mut spec = OperationSpec::mutation("runtime/eval", "Runs a script as its caller.")
+        .with_scope("runtime:debug")
+        .with_input(eval::schema())
+        .with_output(json!({ "type": "object" }));
+    spec.error_schemas = declared_errors();
+    spec.error_schemas.push(ErrorDef {
+        code: eval::SCRIPT_FAILED.to_owned(),
+        description: "An exception that the script did not catch.".to_owned(),
+        schema: json!({ "type": "object" }),
+        http_status: None,
+    });
+    let handler = HandlerKind::once(move |input: Body, ctx| {
+        let evals = Arc::clone(&evals);
+        async move {
+            let asked = input.parse().map_err(|error: CallError| error)?;
+            evals.run(asked, &ctx).await
+        }
+    });
+    // Whatever the script calls it calls with its caller's scopes: these are cut to them.
+    let authority = CompositionAuthority::new("runtime/eval", ["*"]);
+    Registration::new(spec, handler).composing(authority, ScopedPeerEnv::new(reach))
+}

@@ -1,0 +1,318 @@
+//! `runtime/eval`: a script that its caller brings along, once or line by line.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use alknet_call::{CallError, Ctx};
+use alknet_runtime::{Clock, Code, Failure, Mode, ModuleSet, Work};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::host::{
+    Grants, Line, Ran, Session, SessionLimits, SessionSpec, Sessions, State, of_open, overloaded,
+    to_call_error,
+};
+use crate::limits::{CONSOLE_LINES, REPL_IDLE, REPL_NAME_BYTES_MAX, REPLS_OF_TENANT_MAX};
+
+/// What an exception is told as that is no operation's error.
+pub(super) const SCRIPT_FAILED: &str = "SCRIPT_FAILED";
+
+/// What `runtime/eval` takes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Asked {
+    /// Lines of a REPL, or the one module of a script.
+    source: Option<String>,
+    /// Modules by specifier.
+    #[serde(default)]
+    modules: BTreeMap<String, String>,
+    /// The module that is evaluated.
+    main: Option<String>,
+    /// The REPL that the lines belong to.
+    repl: Option<String>,
+    /// The REPL ends with this.
+    #[serde(default)]
+    end: bool,
+    /// What it may call; everything that may be, if nothing is said.
+    uses: Option<Vec<String>>,
+    #[serde(default)]
+    limits: AskedLimits,
+    /// 64 hexadecimal digits: it then gives the same answer each time, and begins in 1970.
+    seed: Option<String>,
+}
+
+/// What it may use; absent is the default.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AskedLimits {
+    wall_ms: Option<u64>,
+    cpu_ms: Option<u64>,
+    fuel_ticks: Option<u64>,
+    heap_bytes: Option<usize>,
+    external_bytes: Option<usize>,
+    stack_bytes: Option<usize>,
+    calls: Option<u64>,
+}
+
+impl AskedLimits {
+    fn limits(&self) -> SessionLimits {
+        let mut limits = SessionLimits::default();
+        let runtime = &mut limits.runtime;
+        let ms = |ms: u64| Duration::from_millis(ms);
+        runtime.cpu = self.cpu_ms.map_or(runtime.cpu, ms);
+        runtime.fuel_ticks = self.fuel_ticks.unwrap_or(runtime.fuel_ticks);
+        runtime.heap_bytes = self.heap_bytes.unwrap_or(runtime.heap_bytes);
+        runtime.external_bytes = self.external_bytes.unwrap_or(runtime.external_bytes);
+        runtime.stack_bytes = self.stack_bytes.unwrap_or(runtime.stack_bytes);
+        runtime.calls = self.calls.unwrap_or(runtime.calls);
+        limits.wall = self.wall_ms.map_or(limits.wall, ms);
+        limits
+    }
+}
+
+pub(super) fn schema() -> Value {
+    let whole = json!({ "type": "integer", "minimum": 1 });
+    json!({
+        "type": "object",
+        "properties": {
+            "source": { "type": "string" },
+            "modules": { "type": "object", "additionalProperties": { "type": "string" } },
+            "main": { "type": "string" },
+            "repl": { "type": "string", "minLength": 1, "maxLength": REPL_NAME_BYTES_MAX },
+            "end": { "type": "boolean" },
+            "uses": { "type": "array", "items": { "type": "string" } },
+            "limits": {
+                "type": "object",
+                "properties": {
+                    "wall_ms": whole, "cpu_ms": whole, "fuel_ticks": whole, "heap_bytes": whole,
+                    "external_bytes": whole, "stack_bytes": whole, "calls": whole,
+                },
+                "additionalProperties": false,
+            },
+            "seed": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
+        },
+        "additionalProperties": false,
+    })
+}
+
+/// Whose REPL, and its name.
+type Name = (String, String);
+
+/// A session that waits for further lines.
+#[derive(Debug)]
+struct Repl {
+    session: Session,
+    /// One line at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    used: Instant,
+}
+
+/// Runs scripts for callers.
+#[derive(Debug)]
+pub(super) struct Evals {
+    sessions: Arc<Sessions>,
+    reach: Vec<String>,
+    repls: Mutex<HashMap<Name, Repl>>,
+}
+
+impl Evals {
+    pub(super) fn new(sessions: &Arc<Sessions>, reach: Vec<String>) -> Arc<Self> {
+        Arc::new(Self {
+            sessions: Arc::clone(sessions),
+            reach,
+            repls: Mutex::default(),
+        })
+    }
+
+    pub(super) async fn run(self: &Arc<Self>, asked: Asked, ctx: &Ctx) -> Result<Value, CallError> {
+        let (console, mut lines) = mpsc::channel(CONSOLE_LINES);
+        let ran = match asked.repl.clone() {
+            Some(name) => self.line(name, asked, ctx, console).await,
+            None => self.once(asked, ctx, console).await,
+        };
+        let mut said = Vec::new();
+        while let Ok(Line { level, text }) = lines.try_recv() {
+            said.push(json!({ "level": level, "text": text }));
+        }
+        match ran {
+            Ok(ran) => Ok(answer(&ran, said)),
+            Err(mut error) => {
+                let details = error.details.get_or_insert_with(|| Box::new(json!({})));
+                if let (Some(details), false) = (details.as_object_mut(), said.is_empty()) {
+                    details.insert("console".to_owned(), Value::Array(said));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A script with its modules.
+    async fn once(
+        &self,
+        asked: Asked,
+        ctx: &Ctx,
+        console: mpsc::Sender<Line>,
+    ) -> Result<Ran, CallError> {
+        let main = asked.main.clone().unwrap_or_else(|| "./main.ts".to_owned());
+        let mut spec = self.spec(&asked, ctx, Mode::OneShot)?;
+        if let Some(source) = asked.source {
+            spec.modules.insert(&main, source).map_err(|f| told(&f))?;
+        }
+        spec.console = Some(console);
+        let opened = self.sessions.open(&ctx.env(), spec).await;
+        let session = opened.map_err(|failure| of_open(&failure))?;
+        let ran = session.run(&ctx.env(), Work::Module { module: main }).await;
+        ran.map_err(|failure| told(&failure))
+    }
+
+    /// Lines of a REPL, which is opened by the first of them.
+    async fn line(
+        self: &Arc<Self>,
+        name: String,
+        asked: Asked,
+        ctx: &Ctx,
+        console: mpsc::Sender<Line>,
+    ) -> Result<Ran, CallError> {
+        if name.is_empty() || name.len() > REPL_NAME_BYTES_MAX {
+            let text = format!("a REPL's name has 1 to {REPL_NAME_BYTES_MAX} bytes");
+            return Err(CallError::invalid_input(text));
+        }
+        let tenant = ctx
+            .identity()
+            .map_or_else(String::new, |who| who.id.to_string());
+        let name = (tenant, name);
+        let source = asked.source.clone().unwrap_or_default();
+        let known = self.known(&name);
+        if asked.end {
+            // What was begun before runs to its end; nobody finds it any more.
+            self.lock().remove(&name);
+        }
+        let (session, turn) = match known {
+            Some(known) => known,
+            None if asked.end => return Err(CallError::invalid_input("no such REPL is open")),
+            None => self.begin(&name, &asked, ctx).await?,
+        };
+        let _one_at_a_time = turn.lock().await;
+        session.set_console(Some(console));
+        let ran = session.run(&ctx.env(), Work::Script { source }).await;
+        session.set_console(None);
+        if let Some(repl) = self.lock().get_mut(&name) {
+            repl.used = Instant::now();
+        }
+        ran.map_err(|failure| told(&failure))
+    }
+
+    fn known(&self, name: &Name) -> Option<(Session, Arc<tokio::sync::Mutex<()>>)> {
+        let mut repls = self.lock();
+        repls.retain(|_, repl| !matches!(repl.session.info().state, State::Closed(_)));
+        let repl = repls.get_mut(name)?;
+        repl.used = Instant::now();
+        Some((repl.session.clone(), Arc::clone(&repl.turn)))
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        name: &Name,
+        asked: &Asked,
+        ctx: &Ctx,
+    ) -> Result<(Session, Arc<tokio::sync::Mutex<()>>), CallError> {
+        let own = self
+            .lock()
+            .keys()
+            .filter(|(tenant, _)| *tenant == name.0)
+            .count();
+        if own >= REPLS_OF_TENANT_MAX {
+            return Err(overloaded("as many REPLs as one caller may have are open"));
+        }
+        let spec = self.spec(asked, ctx, Mode::Repl)?;
+        let opened = self.sessions.open(&ctx.env(), spec).await;
+        let session = opened.map_err(|failure| of_open(&failure))?;
+        let turn = Arc::default();
+        let repl = Repl {
+            session: session.clone(),
+            turn: Arc::clone(&turn),
+            used: Instant::now(),
+        };
+        // Two that began at once: the later one is the one.
+        self.lock().insert(name.clone(), repl);
+        self.forget_when_idle(name.clone(), session.id());
+        Ok((session, turn))
+    }
+
+    /// A REPL that nobody uses is closed after a while.
+    fn forget_when_idle(self: &Arc<Self>, name: Name, session: u64) {
+        let evals = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut wait = REPL_IDLE;
+            loop {
+                tokio::time::sleep(wait).await;
+                let Some(evals) = evals.upgrade() else { return };
+                let mut repls = evals.lock();
+                let Some(repl) = repls.get(&name).filter(|repl| repl.session.id() == session)
+                else {
+                    return;
+                };
+                wait = REPL_IDLE.saturating_sub(repl.used.elapsed());
+                if wait.is_zero() {
+                    repls.remove(&name);
+                    return;
+                }
+            }
+        });
+    }
+
+    fn spec(&self, asked: &Asked, ctx: &Ctx, mode: Mode) -> Result<SessionSpec, CallError> {
+        let mut modules = ModuleSet::new();
+        for (name, text) in &asked.modules {
+            modules.insert(name, text.clone()).map_err(|f| told(&f))?;
+        }
+        let mut spec = SessionSpec::new(ctx.identity().cloned(), modules);
+        spec.mode = mode;
+        spec.grants = Grants::to(asked.uses.as_ref().unwrap_or(&self.reach));
+        spec.limits = asked.limits.limits();
+        if let Some(seed) = &asked.seed {
+            spec.seed = Some(seed_of(seed)?);
+            spec.clock = Clock::Virtual { start_ms: 0 };
+        }
+        Ok(spec)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Repl>> {
+        self.repls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn seed_of(text: &str) -> Result<[u8; 32], CallError> {
+    let hash = blake3::Hash::from_hex(text);
+    hash.map(|hash| *hash.as_bytes())
+        .map_err(|_| CallError::invalid_input("a seed has 64 hexadecimal digits"))
+}
+
+/// The caller wrote the script: an exception is theirs to see, and no fault of the node's.
+fn told(failure: &Failure) -> CallError {
+    let mut error = to_call_error(failure, |_| false);
+    if failure.code == Code::Exception {
+        error.code = CallError::operation(SCRIPT_FAILED, "").code;
+        if let (Some(operation), Some(details)) = (&failure.operation, &mut error.details) {
+            details["operation"] = json!(operation);
+        }
+    }
+    error
+}
+
+fn answer(ran: &Ran, console: Vec<Value>) -> Value {
+    json!({
+        "value": ran.value,
+        "shown": ran.shown,
+        "console": console,
+        "stats": {
+            "fuel": ran.stats.ticks,
+            "cpu_us": ran.stats.cpu_us,
+            "heap_peak": ran.stats.heap_peak,
+            "external_peak": ran.stats.external_peak,
+            "calls": ran.calls,
+        },
+    })
+}

@@ -1,0 +1,175 @@
+//! What the frames of a script's session hold, beyond what every worker's frames do.
+//!
+//! Values travel as CBOR, so that a number arrives as it left; as text it would be rounded twice.
+
+mod json;
+
+use std::os::fd::OwnedFd;
+
+use alknet_runtime::{
+    CallOptions, Grants, Language, Level, Limits, Mode, ModuleSet, OpError, Operation, Recorded, Registration,
+};
+use alknet_worker::{Blob, Body, FrameError};
+pub(crate) use json::Json;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{NESTING_MAX, VALUE_BYTES_MAX};
+
+/// Writes a value.
+pub(crate) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
+    let mut bytes = Vec::new();
+    let written = ciborium::ser::into_writer(value, &mut bytes);
+    written.map_err(|error| FrameError::Cbor(error.to_string()))?;
+    Ok(bytes)
+}
+
+/// Reads exactly one value.
+pub(crate) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    let mut rest = bytes;
+    let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, NESTING_MAX);
+    let value =
+        value.map_err(|error| FrameError::Cbor(error.to_string().chars().take(160).collect()))?;
+    match rest.is_empty() {
+        true => Ok(value),
+        false => Err(FrameError::Cbor("something follows the value".to_owned())),
+    }
+}
+
+/// A body of a frame.
+pub(crate) fn body<T: Serialize>(value: &T) -> Result<Body, FrameError> {
+    pack(value).map(Body::from_cbor)
+}
+
+/// What a body of a frame says.
+pub(crate) fn read<T: DeserializeOwned>(body: &Body) -> Result<T, FrameError> {
+    unpack(body.as_bytes())
+}
+
+/// A value inside the frame, or beside it where it is large.
+pub(crate) fn blob<T: Serialize>(value: &T, fds: &mut Vec<OwnedFd>) -> Result<Blob, FrameError> {
+    Blob::pack(pack(value)?, fds)
+}
+
+/// The value of a blob.
+pub(crate) fn open<T: DeserializeOwned>(blob: Blob, fds: &[OwnedFd]) -> Result<T, FrameError> {
+    unpack(&blob.read(fds, VALUE_BYTES_MAX)?)
+}
+
+/// How a session begins, beyond its limits, seed and clock.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Opening {
+    pub(crate) mode: Mode,
+    pub(crate) grants: Grants,
+    pub(crate) frozen: bool,
+    pub(crate) seeded_crypto: bool,
+    pub(crate) limits: Limits,
+    pub(crate) modules: Vec<(String, String, Language)>,
+    pub(crate) imports: Vec<(String, String)>,
+    /// The module whose `dispose` is called when a service leaves.
+    pub(crate) main: Option<String>,
+    /// What the session may call, for `ops.list`.
+    pub(crate) operations: Vec<Operation>,
+    /// What its calls are answered with, instead of by the host.
+    pub(crate) record: Option<Vec<Recorded>>,
+}
+
+impl Opening {
+    /// The modules, in the form that the frame holds.
+    pub(crate) fn texts(set: &ModuleSet) -> Vec<(String, String, Language)> {
+        let entries = set.entries();
+        entries
+            .map(|(name, text, language)| (name.to_owned(), text.to_owned(), language))
+            .collect()
+    }
+
+    /// The import map, in the form that the frame holds.
+    pub(crate) fn map(set: &ModuleSet) -> Vec<(String, String)> {
+        let imports = set.imports();
+        imports
+            .map(|(name, full)| (name.to_owned(), full.to_owned()))
+            .collect()
+    }
+}
+
+/// Options of a call, and what travels beside its input.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Opts {
+    pub(crate) options: CallOptions,
+    /// What `{"$bin": …}` in the input points into.
+    pub(crate) tail: Option<Blob>,
+    /// Whether the answer may be a file to be mapped.
+    pub(crate) map: bool,
+}
+
+/// What an operation answered.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) enum Answer {
+    Json(Json),
+    /// With the bytes that `{"$bin": …}` points into.
+    Mixed(Json, Blob),
+    /// With the file that lies in this descriptor of the frame.
+    File(Json, usize),
+}
+
+/// What a call of the host's came to.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Done {
+    pub(crate) value: Json,
+    pub(crate) shown: Option<String>,
+    pub(crate) calls: u64,
+}
+
+/// What a session offers, with the operation as the frame names it.
+pub(crate) type Offer = Registration;
+
+/// What a worker tells its host in a script's own language.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) enum Up {
+    /// The script has taken so many items of a subscription.
+    Taken(u64, u32),
+    /// An item of a subscription that the script serves, by the host's call.
+    Item(u64, Json),
+    /// Lines of the console.
+    Lines(Vec<(Level, String)>),
+}
+
+/// What a host tells a worker.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) enum Down {
+    /// So many frames were taken.
+    Heard(usize),
+    /// The answer to the oldest registration without one.
+    Registered(Result<(), OpError>),
+    /// An item of a subscription that the script serves was taken, by the host's call.
+    Taken(u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn values_of_the_deepest_kind_cross_and_numbers_stay_what_they_are() {
+        let mut deep = json!(0.1 + 0.2);
+        for level in 0..alknet_runtime::limits::JSON_DEPTH {
+            deep = if level % 2 == 0 {
+                json!([deep])
+            } else {
+                json!({ "a": deep })
+            };
+        }
+        let answer = Answer::Json(Json(deep.clone()));
+        let Answer::Json(back) = unpack(&pack(&answer).expect("CBOR")).expect("the same") else {
+            panic!("another kind");
+        };
+        assert_eq!(back.0, deep);
+        let numbers = json!([i64::MIN, u64::MAX, 5e-324, 1.7976931348623157e308, -0.5, 0]);
+        let bytes = pack(&numbers).expect("CBOR");
+        assert_eq!(unpack::<Value>(&bytes).expect("the same"), numbers);
+        let bottomless = [vec![0x81; 1_000_000], vec![0]].concat();
+        assert!(unpack::<Value>(&bottomless).is_err());
+    }
+}

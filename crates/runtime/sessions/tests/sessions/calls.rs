@@ -1,0 +1,328 @@
+//! What sessions may call, and as whom.
+
+use std::sync::atomic::Ordering;
+
+use alknet_runtime::{Code, Failure, Mode};
+use alknet_sessions::{Grant, Grants, Peer, Ran};
+use serde_json::{Value, json};
+
+use crate::support::{Lab, code, export, identity, main, soon, spec, until};
+
+async fn value(lab: &Lab, source: &str) -> Value {
+    lab.run(spec(source)).await.expect("a value").value
+}
+
+/// The operation's code, in a session with these grants.
+async fn refused(lab: &Lab, grants: Grants, source: &str) -> String {
+    let mut spec = spec(source);
+    spec.grants = grants;
+    refusal(lab.run(spec).await)
+}
+
+fn refusal(ran: Result<Ran, Failure>) -> String {
+    match ran {
+        Ok(ran) => format!("it came to {}", ran.value),
+        Err(failure) => match failure.operation {
+            Some(error) => error.code,
+            None => failure.code.name().to_owned(),
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_cross_unchanged() {
+    let lab = Lab::new();
+    let source = "const v = { 'é': [1, -1, 0.1, 1e308, 5e-324, 2 ** 53, null, true, ''], a: {} };
+        const back = await ops.call('test/echo', v);
+        export default JSON.stringify(back) === JSON.stringify(v)";
+    assert_eq!(value(&lab, source).await, json!(true));
+    let source = "const { data, n } = await ops.call('test/bytes', {});
+        export default [new TextDecoder().decode(data), n, data.byteLength]";
+    assert_eq!(value(&lab, source).await, json!(["bcd", 0.1, 3]));
+    let source = "const text = await ops.call('test/big', 3000000);
+        export default (await ops.call('test/echo', text)).length";
+    assert_eq!(value(&lab, source).await, json!(3_000_000));
+    let source = "await ops.call('test/big', 5000000)";
+    assert_eq!(refusal(lab.run(spec(source)).await), "INVALID_OUTPUT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_operations_arrive_whole() {
+    let lab = Lab::new();
+    let source = "try { await ops.call('test/fail', { at: 3 }) } catch (e) {
+        globalThis.e = e; }
+        export default [e instanceof OpError, e.code, e.details.at, e.path, e.retryable]";
+    let expected = json!([true, "OUT_OF_INK", 3, "test/fail", false]);
+    assert_eq!(value(&lab, source).await, expected);
+    let failure = lab.run(spec("await ops.call('test/fail', {})")).await;
+    let failure = failure.expect_err("uncaught");
+    assert_eq!(failure.code, Code::Exception);
+    assert_eq!(
+        failure.operation.expect("the operation's").code,
+        "OUT_OF_INK"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_granted_exists() {
+    let lab = Lab::new();
+    let call = |path: &str| format!("export default await ops.call('{path}', {{}})");
+    let all = || Grants::to(["test/*"]);
+    for (grants, path, expected) in [
+        (all(), "test/deep/one", "it came to \"yes\""),
+        (all(), "/test/deep/one", "it came to \"yes\""),
+        (all(), "test/nowhere", "NOT_FOUND"),
+        (all(), "other/place", "NOT_FOUND"),
+        (all(), "lab/enter", "NOT_FOUND"),
+        (all(), "runtime/stats", "NOT_FOUND"),
+        (Grants::default(), "test/deep/one", "NOT_FOUND"),
+        (Grants::to(["test/echo"]), "test/deep/one", "NOT_FOUND"),
+        (
+            Grants::to(["test/deep/*"]),
+            "test/deep/one",
+            "it came to \"yes\"",
+        ),
+        // The operation that opens the session does not reach it, whatever is granted.
+        (Grants::to(["other/*"]), "other/place", "NOT_FOUND"),
+        (Grants::to(["*"]), "other/place", "NOT_FOUND"),
+        (
+            Grants {
+                deny: ["test/deep/*"].into_iter().collect(),
+                ..all()
+            },
+            "test/deep/one",
+            "NOT_FOUND",
+        ),
+        (
+            Grants {
+                deny: ["test/deep/*"].into_iter().collect(),
+                ..all()
+            },
+            "//test/deep/one",
+            "NOT_FOUND",
+        ),
+    ] {
+        assert_eq!(refused(&lab, grants, &call(path)).await, expected, "{path}");
+    }
+    let elsewhere = "await ops.call('test/deep/one', {}, { peer: 'far' })";
+    assert_eq!(refused(&lab, all(), elsewhere).await, "NOT_FOUND");
+    let local = Grants {
+        allow: vec![Grant {
+            peer: Peer::Local,
+            ..Grant::to("test/*")
+        }],
+        ..Grants::default()
+    };
+    assert_eq!(refused(&lab, local.clone(), elsewhere).await, "NOT_FOUND");
+    let here = refused(&lab, local, &call("test/deep/one")).await;
+    assert_eq!(here, "it came to \"yes\"");
+    let listed = "export default ops.list().map((o) => o.path).sort()";
+    let mut spec = spec(listed);
+    spec.grants = Grants::to(["test/deep/*", "test/echo", "other/*"]);
+    let listed = lab.run(spec).await.expect("a list").value;
+    assert_eq!(listed, json!(["test/deep/one", "test/echo"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_have_constraints_and_budgets() {
+    let lab = Lab::new();
+    let grant = Grant {
+        constraint: Some(json!({ "type": "object", "required": ["a"] })),
+        budget: Some(2),
+        ..Grant::to("test/echo")
+    };
+    let grants = Grants {
+        allow: vec![grant],
+        ..Grants::default()
+    };
+    let wrong = "await ops.call('test/echo', { b: 1 })";
+    assert_eq!(refused(&lab, grants.clone(), wrong).await, "FORBIDDEN");
+    let source = "const go = () => ops.call('test/echo', { a: 1 });
+        await go(); await go(); await go();";
+    assert_eq!(
+        refused(&lab, grants.clone(), source).await,
+        "QUOTA_EXCEEDED"
+    );
+    let source = "const go = () => ops.call('test/echo', { a: 1 }); await go(); await go();
+        export default 'two'";
+    assert_eq!(refused(&lab, grants, source).await, "it came to \"two\"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_acts_with_the_scopes_of_whoever_runs_it_and_no_more() {
+    let lab = Lab::new();
+    let source = "export default await ops.call('test/paper', {})";
+    for (scopes, expected) in [
+        (&["*"][..], "it came to \"yes\""),
+        (&["paper:read"], "it came to \"yes\""),
+        (&["paper:*"], "it came to \"yes\""),
+        (&["paper:write"], "FORBIDDEN"),
+        (&[], "FORBIDDEN"),
+    ] {
+        let mut spec = spec(source);
+        spec.identity = Some(identity("who", scopes));
+        assert_eq!(refusal(lab.run(spec).await), expected, "{scopes:?}");
+    }
+    let mut nobody = spec(source);
+    nobody.identity = None;
+    assert_eq!(refusal(lab.run(nobody).await), "FORBIDDEN");
+    // Nothing in the call says who it is for.
+    let source = "const asked = { identity: 'root', scopes: ['*'], auth_token: 'x' };
+        export default (await ops.call('test/who', asked)).id";
+    assert_eq!(value(&lab, source).await, json!("lab"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscriptions_yield_as_they_are_taken() {
+    let lab = Lab::new();
+    let source = "let sum = 0; for await (const n of ops.subscribe('test/count', 1000)) sum += n;
+        export default sum";
+    assert_eq!(value(&lab, source).await, json!(499_500));
+    let before = lab.probe.yielded.load(Ordering::SeqCst);
+    let source = "const taken = [];
+        for await (const n of ops.subscribe('test/count')) { taken.push(n); if (n === 4) break; }
+        await new Promise((done) => setTimeout(done, 20));
+        export default taken";
+    assert_eq!(value(&lab, source).await, json!([0, 1, 2, 3, 4]));
+    until("it is dropped", || {
+        lab.probe.dropped.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    let yielded = lab.probe.yielded.load(Ordering::SeqCst) - before;
+    // Sixteen that nobody has taken, and those that were.
+    assert!(yielded <= 5 + 2 * 16, "{yielded}");
+    let wrong = "for await (const n of ops.subscribe('test/echo', {}));";
+    assert_eq!(
+        refusal(lab.run(spec(wrong)).await),
+        "INVALID_OPERATION_TYPE"
+    );
+    let unknown = "for await (const n of ops.subscribe('test/nowhere', {}));";
+    assert_eq!(refusal(lab.run(spec(unknown)).await), "NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_calls_its_own_operations_through_the_registry() {
+    let lab = Lab::new();
+    let source = "await ops.register({ name: 'twice', kind: 'query', uses: [],
+            input: { type: 'integer' }, errors: { TOO_BIG: {} } },
+            (n) => { if (n > 99) throw new OpError('TOO_BIG', 'no', { n }); return 2 * n; });
+        await ops.register({ name: 'upto', kind: 'subscription', uses: [] },
+            async function* (n) { for (let i = 0; i < n; i++) yield i; });
+        const codes = [];
+        for (const bad of ['x', 100]) {
+            try { await ops.call('js/twice', bad) } catch (e) { codes.push(e.code) }
+        }
+        const items = [];
+        for await (const i of ops.subscribe('js/upto', 100)) items.push(i);
+        export default [await ops.call('js/twice', 21), codes, items.length, items[99]]";
+    let expected = json!([42, ["INVALID_INPUT", "TOO_BIG"], 100, 99]);
+    let mut own = spec(source);
+    own.grants = Grants::default();
+    assert_eq!(lab.run(own).await.expect("a value").value, expected);
+    // No other session sees them.
+    let other = "await ops.call('js/twice', 1)";
+    assert_eq!(refusal(lab.run(spec(other)).await), "NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_is_registered_again_and_better() {
+    let lab = Lab::new();
+    let source = "const spec = (input) => ({ name: 'x', kind: 'query', uses: [], input });
+        await ops.register(spec({ type: 'string' }), () => 'old');
+        const old = await ops.call('js/x', 'a');
+        await ops.register(spec({ type: 'integer' }), () => 'new');
+        let refused; try { await ops.call('js/x', 'a') } catch (e) { refused = e.code }
+        export default [old, await ops.call('js/x', 1), refused]";
+    assert_eq!(
+        value(&lab, source).await,
+        json!(["old", "new", "INVALID_INPUT"])
+    );
+    for (spec_text, expected) in [
+        ("{ name: '1x', kind: 'query', uses: [] }", "INVALID_INPUT"),
+        (
+            "{ name: 'a/b/c/d', kind: 'query', uses: [] }",
+            "INVALID_INPUT",
+        ),
+        (
+            "{ name: 'a', kind: 'query', uses: [], input: { type: 'nonsense' } }",
+            "INVALID_INPUT",
+        ),
+        (
+            "{ name: 'a', kind: 'query', uses: [], errors: { lower: {} } }",
+            "INVALID_INPUT",
+        ),
+        ("{ name: 'A', kind: 'query', uses: [] }", "E_LIMIT"),
+    ] {
+        let source = format!("await ops.register({spec_text}, () => 1)");
+        assert_eq!(
+            refusal(lab.run(spec(&source)).await),
+            expected,
+            "{spec_text}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recursion_through_the_registry_ends() {
+    let lab = Lab::new();
+    let source = "await ops.register({ name: 'again', kind: 'query', uses: [] },
+            (n) => ops.call('js/again', n + 1));
+        let e; try { await ops.call('js/again', 0) } catch (error) { e = error }
+        export default e.code";
+    let code = value(&lab, source).await;
+    assert!(
+        ["QUOTA_EXCEEDED", "INTERNAL"].contains(&code.as_str().unwrap_or("")),
+        "{code}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_counted_and_bounded() {
+    let lab = Lab::new();
+    let mut few = spec("for (let i = 0; i < 6; i++) await ops.call('test/echo', i)");
+    few.limits.runtime.calls = 5;
+    assert_eq!(code(lab.run(few).await), Code::Quota);
+    let mut wide =
+        spec("await Promise.all(Array.from({ length: 9 }, () => ops.call('test/hang')))");
+    wide.limits.runtime.calls_in_flight = 8;
+    assert_eq!(code(lab.run(wide).await), Code::Quota);
+    let request = lab.request().await;
+    let source = "for (let i = 0; i < 3; i++) await ops.call('test/echo', i);
+        export default await ops.call('test/deep/one', 1)";
+    let session = lab.open(&request, spec(source)).await;
+    let ran = soon(session.run(&request.env(), main()))
+        .await
+        .expect("a value");
+    assert_eq!(ran.calls, 4);
+    let calls = session.info().calls;
+    assert_eq!((calls["test/echo"], calls["test/deep/one"]), (3, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_calls_only_in_the_course_of_a_call() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "let later; export const begin = () => { setTimeout(async () => {
+            try { later = await ops.call('test/echo', 1) } catch (e) { later = e.code } }, 1); };
+        export const end = () => later ?? null;";
+    let mut spec = spec(source);
+    spec.mode = Mode::Service;
+    let session = lab.open(&request, spec).await;
+    soon(session.run(&env, export("begin", json!(null))))
+        .await
+        .expect("begun");
+    let later = soon(async {
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            let ran = session.run(&env, export("end", json!(null))).await;
+            let value = ran.expect("a value").value;
+            if value != Value::Null {
+                return value;
+            }
+        }
+    })
+    .await;
+    // The timer may fire while `end` runs, and then there is somebody to call for.
+    assert!([json!("ABORTED"), json!(1)].contains(&later), "{later}");
+}

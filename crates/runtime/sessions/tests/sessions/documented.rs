@@ -1,0 +1,135 @@
+//! The examples of `docs/sessions.md`, as they stand there, and its table of limits.
+
+use alknet_runtime::limits::JSON_BYTES;
+use alknet_sessions::{Config, Grants, Service, SessionLimits, limits};
+use serde_json::{Value, json};
+
+use crate::support::{Lab, identity, soon, spec};
+use crate::tensors;
+
+const PAGE: &str = include_str!("../../../../../docs/sessions.md");
+
+/// The blocks of this kind.
+fn blocks(kind: &str) -> Vec<String> {
+    let opening = format!("\n```{kind}\n");
+    let after = PAGE.split(opening.as_str()).skip(1);
+    after
+        .map(|rest| rest.split("\n```").next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_page_sends_is_answered() {
+    let lab = Lab::new();
+    let client = lab.client(&identity("reader", &["runtime:debug"]));
+    let mut last = Value::Null;
+    let inputs = blocks("json");
+    assert_eq!(inputs.len(), 4);
+    for input in inputs {
+        let input: Value = serde_json::from_str(&input).expect("JSON");
+        let answer = soon(client.call("runtime/eval", &input)).await;
+        last = answer
+            .unwrap_or_else(|error| panic!("{input}: {error}"))
+            .value()
+            .clone();
+    }
+    assert_eq!(last["value"], json!(42));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_s_service_counts_on() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let sources = blocks("js");
+    let [source] = sources.as_slice() else {
+        panic!("one service")
+    };
+    let service = Service::start(&lab.sessions, &env, spec(source))
+        .await
+        .expect("a service");
+    soon(service.call(&env, "visit", json!(2)))
+        .await
+        .expect("two");
+    let modules = spec(source).modules;
+    soon(service.reload(&env, modules, async |_| Ok(())))
+        .await
+        .expect("reloaded");
+    let three = soon(service.call(&env, "visit", json!(1)))
+        .await
+        .expect("three");
+    assert_eq!(three.value, json!(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_s_tensors_are_there() {
+    let shelf = Lab::with(
+        Config::default(),
+        tensors::operations(&std::sync::Arc::default()),
+    );
+    for (lab, kind, expected) in [
+        (shelf, "js gpu", json!([1.5, 1.5])),
+        (
+            tensors::stored(),
+            "js tensor",
+            json!(["F32", [3, 2], [2, 3]]),
+        ),
+    ] {
+        let sources = blocks(kind);
+        let [source] = sources.as_slice() else {
+            panic!("one example of {kind}")
+        };
+        let mut spec = spec(source);
+        spec.grants = Grants::to(["compute/*", "tensor/*"]);
+        assert_eq!(lab.run(spec).await.expect("a value").value, expected);
+    }
+}
+
+#[test]
+fn the_page_tells_the_limits_that_there_are() {
+    let own = SessionLimits::default();
+    for row in [
+        format!(
+            "| wall time of a call | {} s unless said, at most {} s, in a service or REPL {} s |",
+            own.wall.as_secs(),
+            limits::WALL_MAX_ONE_SHOT.as_secs(),
+            limits::WALL_MAX.as_secs()
+        ),
+        format!(
+            "| GPU time of a call | {} s unless said, at most {} s |",
+            own.gpu.as_secs(),
+            limits::GPU_MAX.as_secs()
+        ),
+        format!("| fuel of a call | at most {} ticks |", limits::FUEL_MAX),
+        format!(
+            "| bytes outside the heap | at most {} MiB |",
+            limits::EXTERNAL_BYTES_MAX >> 20
+        ),
+        format!("| calls of a session | at most {} |", limits::CALLS_MAX),
+        format!("| sessions of a node | {} |", limits::SESSIONS_MAX),
+        format!(
+            "| sessions of one tenant | {} |",
+            limits::SESSIONS_OF_TENANT_MAX
+        ),
+        format!(
+            "| REPLs of one caller | {}, each closed after {} s without a line |",
+            limits::REPLS_OF_TENANT_MAX,
+            limits::REPL_IDLE.as_secs()
+        ),
+        format!(
+            "| operations that `ops.list` tells | {}, {} KiB |",
+            limits::LISTED_MAX,
+            limits::LISTED_BYTES_MAX >> 10
+        ),
+        format!(
+            "| console | {} KiB a second |",
+            limits::LOG_BYTES_PER_S >> 10
+        ),
+        format!(
+            "| a value that crosses | {} MiB as text |",
+            JSON_BYTES >> 20
+        ),
+    ] {
+        assert!(PAGE.contains(&row), "{row}");
+    }
+}

@@ -1,0 +1,343 @@
+//! How sessions begin, run and end.
+
+use std::sync::atomic::Ordering;
+
+use alknet_runtime::{Clock, Code, Mode, Work};
+use alknet_sessions::{Config, Line, Reason, SessionSpec, State};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::support::{Lab, code, export, identity, main, soon, spec, spec_of, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_runs_in_a_worker() {
+    let lab = Lab::new();
+    let source = "console.log('hello', [1]); console.error('no'); export default { six: 2 * 3, \
+                  ops: typeof ops, gpu: typeof gpu, tensor: typeof tensor }";
+    let mut spec = spec(source);
+    let (console, mut lines) = mpsc::channel(8);
+    spec.console = Some(console);
+    let request = lab.request().await;
+    let session = lab.open(&request, spec).await;
+    assert_eq!(session.info().state, State::Idle);
+    assert_ne!(
+        session.info().pid,
+        i32::try_from(std::process::id()).expect("a pid")
+    );
+    let ran = soon(session.run(&request.env(), main()))
+        .await
+        .expect("a value");
+    let expected = json!({ "six": 6, "ops": "object", "gpu": "undefined", "tensor": "undefined" });
+    assert_eq!(ran.value, expected);
+    assert!(ran.stats.heap_peak > 0);
+    let Line { text, .. } = lines.recv().await.expect("a line");
+    assert!(text.starts_with("hello"), "{text}");
+    assert_eq!(lines.recv().await.expect("another").text, "no");
+    let info = session.info();
+    assert_eq!((info.ended, info.tenant.as_str()), (1, "tenant"));
+    drop(session);
+    until("it is forgotten", || lab.sessions.list().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exports_are_called_again_and_again() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let source = "let n = 0; export const add = (x) => n += x; export default 1;";
+    let session = lab.open(&request, spec(source)).await;
+    let env = request.env();
+    for (add, sum) in [(1, 1), (2, 3), (40, 43)] {
+        let ran = soon(session.run(&env, export("add", json!(add)))).await;
+        assert_eq!(ran.expect("a sum").value, json!(sum));
+    }
+    let none = soon(session.run(&env, export("sub", json!(1)))).await;
+    assert_eq!(code(none), Code::NotFound);
+    // Two hundred at once share the isolate.
+    let many = (0..200).map(|_| session.run(&env, export("add", json!(0))));
+    for ran in soon(futures_util::future::join_all(many)).await {
+        assert_eq!(ran.expect("a sum").value, json!(43));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn modules_import_each_other_and_types_are_erased() {
+    let lab = Lab::new();
+    let mut one = spec("import { twice } from './twice.ts'; export default twice(21);");
+    one.modules
+        .insert(
+            "./twice.ts",
+            "export const twice = (n: number): number => 2 * n;",
+        )
+        .expect("a module");
+    assert_eq!(lab.run(one).await.expect("a value").value, json!(42));
+    let mut wrong = spec("import './a.ts'; export default 1;");
+    wrong
+        .modules
+        .insert("./a.ts", "enum A { B }")
+        .expect("a module");
+    let failure = lab.run(wrong).await.expect_err("an enum");
+    assert_eq!(failure.code, Code::TsUnsupported);
+    assert_eq!(failure.place.expect("a place").module, "./a.ts");
+    let missing = spec("import './nowhere.js'");
+    assert_eq!(code(lab.run(missing).await), Code::NotFound);
+    let syntax = spec("export default (");
+    assert_eq!(code(lab.run(syntax).await), Code::Exception);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_bundle_and_a_large_answer_travel_beside_the_frames() {
+    let lab = Lab::new();
+    let mut large = spec("import { n } from './large.js'; export default 'y'.repeat(n);");
+    let text = format!("/* {} */ export const n = 3000000;", "x".repeat(900_000));
+    large.modules.insert("./large.js", text).expect("a module");
+    let value = lab.run(large).await.expect("a text").value;
+    assert_eq!(value.as_str().map(str::len), Some(3_000_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_seed_and_clock_give_the_same_answer() {
+    let lab = Lab::new();
+    let source = "await new Promise((done) => setTimeout(done, 86_400_000)); export default [
+        Math.random(), Date.now(), [...crypto.getRandomValues(new Uint8Array(4))]]";
+    let run = async |seed: u8| {
+        let mut spec = spec(source);
+        spec.seed = Some([seed; 32]);
+        spec.clock = Clock::Virtual { start_ms: 1000 };
+        let ran = lab.run(spec).await.expect("a value");
+        (ran.value, ran.stats.ticks)
+    };
+    let (one, again, other) = (run(1).await, run(1).await, run(2).await);
+    assert_eq!(one, again);
+    assert_ne!(one.0, other.0);
+    assert_eq!(one.0[1], json!(86_401_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repl_remembers_its_lines() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let mut spec = spec("export const six = 6;");
+    spec.mode = Mode::Repl;
+    let session = lab.open(&request, spec).await;
+    let env = request.env();
+    let line = async |source: &str| {
+        let source = source.to_owned();
+        soon(session.run(&env, Work::Script { source })).await
+    };
+    assert_eq!(
+        line("let a = 2").await.expect("nothing").shown.as_deref(),
+        Some("undefined")
+    );
+    assert_eq!(line("a * 21").await.expect("a value").value, json!(42));
+    assert_eq!(code(line("nowhere").await), Code::Exception);
+    assert_eq!(line("eval('a')").await.expect("a value").value, json!(2));
+    assert_eq!(
+        line("").await.expect("nothing").shown.as_deref(),
+        Some("undefined")
+    );
+    let six = line("(await import('./main.js')).six")
+        .await
+        .expect("a value");
+    assert_eq!((six.value, six.shown.as_deref()), (json!(6), Some("6")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_a_call_aborts_it_and_what_it_called() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let source = "export let heard = false;
+        export const wait = async (_, { signal }) => {
+            signal.addEventListener('abort', () => { heard = true; });
+            return ops.call('test/hang', {}, { signal });
+        };
+        export const did = () => heard;";
+    let mut spec = spec(source);
+    spec.mode = Mode::Service;
+    let session = lab.open(&request, spec).await;
+    let env = request.env();
+    {
+        let waiting = session.run(&env, export("wait", json!(null)));
+        tokio::pin!(waiting);
+        let started = async {
+            until("it started", || {
+                lab.probe.started.load(Ordering::SeqCst) == 1
+            })
+            .await;
+        };
+        tokio::select! {
+            _ = &mut waiting => panic!("it waits"),
+            () = started => {}
+        }
+    }
+    until("it was dropped", || {
+        lab.probe.dropped.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    let did = soon(session.run(&env, export("did", json!(null)))).await;
+    assert_eq!(did.expect("alive").value, json!(true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_that_nobody_listens_to_ends_the_script_and_not_its_neighbours() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let neighbour = lab
+        .open(&request, spec("export const ping = () => 'pong'"))
+        .await;
+    soon(neighbour.run(&env, export("ping", json!(null))))
+        .await
+        .expect("pong");
+    let mut busy = spec("console.log('on'); for (;;);");
+    let (console, mut lines) = mpsc::channel(8);
+    busy.console = Some(console);
+    busy.limits.runtime.fuel_ticks = 10_000_000;
+    busy.limits.runtime.cpu = std::time::Duration::from_secs(100);
+    let session = lab.open(&request, busy).await;
+    // Both are in one worker.
+    assert_eq!(session.info().pid, neighbour.info().pid);
+    {
+        let running = session.run(&env, main());
+        tokio::pin!(running);
+        tokio::select! {
+            _ = &mut running => panic!("it goes on"),
+            line = lines.recv() => assert_eq!(line.expect("a line").text, "on"),
+        }
+    }
+    let pong = soon(neighbour.run(&env, export("ping", json!(null)))).await;
+    assert_eq!(pong.expect("not ended with it").value, json!("pong"));
+    let over = soon(session.run(&env, main())).await;
+    assert!(matches!(
+        code(over),
+        Code::Abort | Code::WorkerLost | Code::Disposed
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_session_ends_its_calls() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let session = lab
+        .open(&request, spec("await ops.call('test/hang', {})"))
+        .await;
+    let kill = async {
+        until("it started", || {
+            lab.probe.started.load(Ordering::SeqCst) == 1
+        })
+        .await;
+        assert!(matches!(session.info().state, State::Running { .. }));
+        assert!(lab.sessions.kill(session.id()));
+    };
+    let (ended, ()) = soon(async { tokio::join!(session.run(&env, main()), kill) }).await;
+    assert_eq!(code(ended), Code::Abort);
+    until("it was dropped", || {
+        lab.probe.dropped.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    until("it is over", || {
+        session.info().state == State::Closed(Reason::Abort)
+    })
+    .await;
+    assert!(!lab.sessions.kill(session.id()));
+    assert_eq!(code(soon(session.run(&env, main())).await), Code::Disposed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_dies_of_stays_in_it() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let mine = lab
+        .open(&request, spec("await ops.call('test/hang', {})"))
+        .await;
+    let ping = "export const ping = () => 'pong'";
+    let sibling = lab.open(&request, spec(ping)).await;
+    let other = lab.open(&request, spec_of("other", ping)).await;
+    let mut alone = spec(ping);
+    alone.alone = true;
+    let alone = lab.open(&request, alone).await;
+    let pid = mine.info().pid;
+    assert_eq!(pid, sibling.info().pid);
+    assert!(pid != other.info().pid && pid != alone.info().pid);
+    let kill = async {
+        until("it started", || {
+            lab.probe.started.load(Ordering::SeqCst) == 1
+        })
+        .await;
+        let mut signal = std::process::Command::new("kill");
+        let sent = signal.args(["-KILL", &pid.to_string()]).status();
+        assert!(sent.expect("a signal").success());
+    };
+    let (ended, ()) = soon(async { tokio::join!(mine.run(&env, main()), kill) }).await;
+    assert_eq!(code(ended), Code::WorkerLost);
+    until("both are over", || {
+        let lost = State::Closed(Reason::WorkerLost);
+        mine.info().state == lost && sibling.info().state == lost
+    })
+    .await;
+    for session in [&other, &alone] {
+        let pong = soon(session.run(&env, export("ping", json!(null)))).await;
+        assert_eq!(pong.expect("alive").value, json!("pong"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_are_only_so_many_sessions() {
+    let config = Config {
+        sessions_max: 4,
+        of_tenant_max: 3,
+        ..Config::default()
+    };
+    let lab = Lab::with(config, Vec::new());
+    let request = lab.request().await;
+    let env = request.env();
+    let open = async |tenant: &str| lab.sessions.open(&env, spec_of(tenant, "")).await;
+    let mut held = Vec::new();
+    for tenant in ["a", "a", "a", "b"] {
+        held.push(open(tenant).await.expect("room"));
+    }
+    assert_eq!(
+        open("a").await.expect_err("its own limit").code,
+        Code::Quota
+    );
+    assert_eq!(
+        open("c").await.expect_err("everybody's limit").code,
+        Code::Quota
+    );
+    held.pop();
+    until("one is gone", || lab.sessions.list().len() == 3).await;
+    open("c").await.expect("room");
+    assert_eq!(open("a").await.expect_err("still").code, Code::Quota);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_session_may_have_is_refused() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let refused = async |change: fn(&mut SessionSpec)| {
+        let mut spec = spec("export default 1");
+        change(&mut spec);
+        let opened = lab.sessions.open(&request.env(), spec).await;
+        opened.err().map(|failure| failure.code)
+    };
+    assert_eq!(refused(|_| {}).await, None);
+    assert_eq!(
+        refused(|s| s.limits.runtime.heap_bytes = 2 << 30).await,
+        Some(Code::Limit)
+    );
+    assert_eq!(
+        refused(|s| s.limits.wall = std::time::Duration::MAX).await,
+        Some(Code::Limit)
+    );
+    let constraint = |s: &mut SessionSpec| {
+        s.grants.allow[0].constraint = Some(json!({ "type": "nonsense" }));
+    };
+    assert_eq!(refused(constraint).await, Some(Code::Limit));
+    // An operation that calls nothing itself opens nothing that calls.
+    let stranger = identity("stranger", &[]);
+    let mut spec = spec("export default await ops.call('test/paper', {})");
+    spec.identity = Some(stranger);
+    let failure = lab.run(spec).await.expect_err("no scope");
+    assert_eq!(failure.operation.expect("an error").code, "FORBIDDEN");
+}

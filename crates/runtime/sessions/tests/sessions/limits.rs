@@ -1,0 +1,162 @@
+//! Every limit of a session, and the code that it ends with.
+
+use std::time::Duration;
+
+use alknet_runtime::{Code, Failure, Mode};
+use alknet_sessions::{Ran, Reason, SessionSpec, State};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::support::{Lab, code, export, main, soon, spec, until};
+
+async fn limited(lab: &Lab, source: &str, limit: impl FnOnce(&mut SessionSpec)) -> Code {
+    let mut spec = spec(source);
+    limit(&mut spec);
+    let request = lab.request().await;
+    let session = lab.open(&request, spec).await;
+    let ran: Result<Ran, Failure> = soon(session.run(&request.env(), main())).await;
+    let ended = code(ran);
+    // After a limit nothing of it is used again.
+    if let Some(reason) = reason(ended) {
+        until("it is closed", || {
+            session.info().state == State::Closed(reason)
+        })
+        .await;
+        let again = soon(session.run(&request.env(), main())).await;
+        assert!(again.is_err());
+    }
+    ended
+}
+
+fn reason(code: Code) -> Option<Reason> {
+    Some(match code {
+        Code::Fuel => Reason::Fuel,
+        Code::Memory => Reason::Memory,
+        Code::Stack => Reason::Stack,
+        Code::Timeout => Reason::Timeout,
+        _ => return None,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_limit_has_its_code() {
+    let lab = Lab::new();
+    let ms = Duration::from_millis;
+    let spin = "for (;;);";
+    assert_eq!(
+        limited(&lab, spin, |s| s.limits.runtime.fuel_ticks = 10).await,
+        Code::Fuel
+    );
+    let cpu = |s: &mut SessionSpec| {
+        s.limits.runtime.fuel_ticks = 10_000_000;
+        s.limits.runtime.cpu = ms(100);
+    };
+    assert_eq!(limited(&lab, spin, cpu).await, Code::Timeout);
+    let wall = |s: &mut SessionSpec| s.limits.wall = ms(200);
+    let waits = "await new Promise((done) => setTimeout(done, 1e9))";
+    assert_eq!(limited(&lab, waits, wall).await, Code::Timeout);
+    assert_eq!(
+        limited(&lab, "await ops.call('test/hang', {})", wall).await,
+        Code::Timeout
+    );
+    let heap = |s: &mut SessionSpec| s.limits.runtime.heap_bytes = 4 << 20;
+    let fills = "const all = []; for (;;) all.push(new Array(1000).fill(1.5))";
+    assert_eq!(limited(&lab, fills, heap).await, Code::Memory);
+    let external = |s: &mut SessionSpec| s.limits.runtime.external_bytes = 2;
+    let bytes = "await ops.call('test/bytes', {})";
+    assert_eq!(limited(&lab, bytes, external).await, Code::Memory);
+    assert_eq!(
+        limited(&lab, "(function f() { f() })()", |_| {}).await,
+        Code::Stack
+    );
+    let chain = "const go = () => Promise.resolve().then(go); go();
+        await new Promise((done) => setTimeout(done, 1e9))";
+    assert_eq!(limited(&lab, chain, |_| {}).await, Code::Fuel);
+    let never = "await new Promise(() => {})";
+    assert_eq!(limited(&lab, never, |_| {}).await, Code::Exception);
+    assert_eq!(
+        limited(&lab, "export default NaN", |_| {}).await,
+        Code::Encode
+    );
+    let many = "for (let i = 0; i < 2000; i++) setTimeout(() => {}, 1e6)";
+    assert_eq!(limited(&lab, many, |_| {}).await, Code::Quota);
+}
+
+/// Loops inside the engine that no flag stops: killed from outside, with the limit's code.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "const a = Array.from({ length: 600000 }, (_, i) => String((i * 7919) % 600011));
+        export const sort = () => { for (;;) a.sort(); };
+        export const big = () => { let n = 3n ** 300000n; for (;;) n = n * n; };";
+    for name in ["sort", "big"] {
+        let mut slow = spec(source);
+        slow.limits.runtime.fuel_ticks = 10_000_000;
+        slow.limits.runtime.cpu = Duration::from_secs(100);
+        slow.limits.runtime.heap_bytes = 512 << 20;
+        slow.limits.wall = Duration::from_secs(3);
+        let session = lab.open(&request, slow).await;
+        let ended = soon(session.run(&env, export(name, json!(null)))).await;
+        let failure = ended.expect_err("it has no end");
+        assert!(
+            [Code::Timeout, Code::Exception].contains(&failure.code),
+            "{name}: {failure}"
+        );
+        assert_eq!(
+            failure.code == Code::Exception,
+            failure.message.contains("BigInt"),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_one_call_ends_the_others_of_its_session() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "export const wait = () => ops.call('test/hang', {});
+        export const spin = () => { for (;;); };";
+    let mut both = spec(source);
+    both.mode = Mode::Service;
+    both.limits.runtime.cpu = Duration::from_millis(100);
+    let session = lab.open(&request, both).await;
+    let started = || lab.probe.started.load(std::sync::atomic::Ordering::SeqCst) == 1;
+    let spin = async {
+        until("it waits", started).await;
+        session.run(&env, export("spin", json!(null))).await
+    };
+    let wait = session.run(&env, export("wait", json!(null)));
+    let (waited, span) = soon(async { tokio::join!(wait, spin) }).await;
+    assert!(matches!(code(span), Code::Fuel | Code::Timeout));
+    let waited = code(waited);
+    let expected = [
+        Code::Fuel,
+        Code::Timeout,
+        Code::WorkerLost,
+        Code::Abort,
+        Code::Disposed,
+    ];
+    assert!(expected.contains(&waited), "{waited}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_console_has_its_share() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let mut loud =
+        spec("for (let i = 0; i < 300; i++) console.log('x'.repeat(1000)); export default 1");
+    let (console, mut lines) = mpsc::channel(1000);
+    loud.console = Some(console);
+    let session = lab.open(&request, loud).await;
+    soon(session.run(&request.env(), main()))
+        .await
+        .expect("a value");
+    let mut bytes = 0;
+    while let Ok(line) = lines.try_recv() {
+        bytes += line.text.len();
+    }
+    assert!((1..=2 * (64 << 10)).contains(&bytes), "{bytes}");
+}

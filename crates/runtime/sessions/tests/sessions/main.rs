@@ -1,0 +1,11 @@
+//! Sessions in real workers, called through a real registry, many of them hostile.
+
+mod calls;
+mod documented;
+mod hostile;
+mod life;
+mod limits;
+mod operations;
+mod service;
+mod support;
+mod tensors;

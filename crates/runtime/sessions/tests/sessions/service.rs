@@ -1,0 +1,172 @@
+//! Services and the change of their code.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use alknet_runtime::{Code, Failure, ModuleSet};
+use alknet_sessions::{Service, SessionSpec};
+use serde_json::{Value, json};
+
+use crate::support::{Lab, code, export, soon, spec, until};
+
+fn counter(version: u32) -> String {
+    format!(
+        "let n = 0; export const init = (prev) => {{ n = prev?.n ?? 0; }};
+         export const dispose = () => ({{ n }});
+         export const add = (by) => [{version}, n += by];
+         export const hang = async () => {{ await ops.call('test/hang', {{}}); return {version}; }};
+         export const spin = () => {{ for (;;); }};"
+    )
+}
+
+fn service_spec(source: &str) -> SessionSpec {
+    let mut spec = spec(source);
+    spec.limits.runtime.cpu = Duration::from_millis(200);
+    spec
+}
+
+fn modules(source: &str) -> ModuleSet {
+    let mut modules = ModuleSet::new();
+    modules.insert("./main.js", source).expect("a module");
+    modules
+}
+
+async fn passes(_: alknet_sessions::Session) -> Result<(), Failure> {
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_passes_from_version_to_version() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let spec = service_spec(&counter(1));
+    let service = Service::start(&lab.sessions, &env, spec)
+        .await
+        .expect("a service");
+    let add = async |by: i64| -> Value {
+        let ran = soon(service.call(&env, "add", json!(by))).await;
+        ran.expect("a sum").value
+    };
+    assert_eq!(add(5).await, json!([1, 5]));
+    soon(service.reload(&env, modules(&counter(2)), passes))
+        .await
+        .expect("reloaded");
+    assert_eq!(add(1).await, json!([2, 6]));
+    // A version whose test fails never serves.
+    let test = |trial: alknet_sessions::Session| {
+        let env = env.clone();
+        async move {
+            let ran = trial.run(&env, export("add", json!(2))).await?;
+            match ran.value == json!([2, 2]) {
+                true => Ok(()),
+                false => Err(Failure::new(Code::Exception, "the test failed")),
+            }
+        }
+    };
+    let failed = soon(service.reload(&env, modules(&counter(3)), test)).await;
+    assert_eq!(failed.expect_err("a test").message, "the test failed");
+    assert_eq!(add(1).await, json!([2, 7]));
+    // Nor does one that does not compile, nor one whose init throws: what was known is kept.
+    for broken in [
+        "export default (",
+        "throw 1",
+        "export const init = () => { throw new Error('no') }",
+    ] {
+        let failed = soon(service.reload(&env, modules(broken), passes)).await;
+        assert!(failed.is_err(), "{broken}");
+        assert_eq!(add(0).await, json!([2, 7]), "{broken}");
+    }
+    let left = soon(service.stop(&env)).await.expect("a state");
+    assert_eq!(left, json!({ "n": 7 }));
+    until("all are closed", || lab.sessions.list().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_run_finish_on_the_old_version() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let spec = service_spec(&counter(1));
+    let service = Arc::new(
+        Service::start(&lab.sessions, &env, spec)
+            .await
+            .expect("a service"),
+    );
+    let hang = {
+        let (service, env) = (Arc::clone(&service), env.clone());
+        tokio::spawn(async move { service.call(&env, "hang", json!(null)).await })
+    };
+    until("it hangs", || lab.probe.started.load(Ordering::SeqCst) == 1).await;
+    let reload = {
+        let (service, env) = (Arc::clone(&service), env.clone());
+        tokio::spawn(async move { service.reload(&env, modules(&counter(2)), passes).await })
+    };
+    // The new one is there, and waits.
+    until("both are open", || lab.sessions.list().len() >= 2).await;
+    lab.probe.release.notify_one();
+    let old = soon(hang).await.expect("no panic").expect("a value").value;
+    assert_eq!(old, json!(1));
+    soon(reload).await.expect("no panic").expect("reloaded");
+    let new = soon(service.call(&env, "add", json!(1)))
+        .await
+        .expect("a sum")
+        .value;
+    assert_eq!(new, json!([2, 1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_was_ended_begins_anew() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let spec = service_spec(&counter(1));
+    let service = Service::start(&lab.sessions, &env, spec)
+        .await
+        .expect("a service");
+    soon(service.call(&env, "add", json!(5)))
+        .await
+        .expect("a sum");
+    let ended = code(soon(service.call(&env, "spin", json!(null))).await);
+    assert!(matches!(ended, Code::Timeout | Code::Fuel), "{ended}");
+    let anew = soon(service.call(&env, "add", json!(1)))
+        .await
+        .expect("a sum")
+        .value;
+    assert_eq!(anew, json!([1, 1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farewell_has_half_a_second() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "export const v = () => 1; export const dispose = () => new Promise(() => {});";
+    let spec = service_spec(source);
+    let service = Service::start(&lab.sessions, &env, spec)
+        .await
+        .expect("a service");
+    // It leaves nothing, and keeps nobody out.
+    let next = modules(
+        "let p; export const init = (prev) => { p = prev; }; export const v = () => [2, p];",
+    );
+    soon(service.reload(&env, next, passes))
+        .await
+        .expect("reloaded");
+    let v = soon(service.call(&env, "v", json!(null)))
+        .await
+        .expect("a value")
+        .value;
+    assert_eq!(v, json!([2, null]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_names_its_module() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let mut nameless = service_spec("export const v = 1");
+    nameless.main = None;
+    let failed = Service::start(&lab.sessions, &request.env(), nameless).await;
+    assert_eq!(failed.expect_err("no module").code, Code::Limit);
+}

@@ -1,0 +1,283 @@
+//! What every test has: a node with operations, sessions in real workers, and requests to open them
+//! from.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
+    Dispatcher, Env, ErrorDef, HandlerKind, OperationSpec, Output, Registration, Registry,
+    ScopedPeerEnv,
+};
+use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_pair};
+use alknet_runtime::{Code, Failure, ModuleSet, Work};
+use alknet_sessions::{Config, Grants, Ran, Session, SessionSpec, Sessions, operations};
+use alknet_worker::{Executable, Role, RoleConfig, Workers};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
+
+/// How long anything may take that has no limit of its own here: machines are slow, and shared.
+pub(crate) const LONG: Duration = Duration::from_secs(120);
+
+/// Patient workers: a loaded machine must not be taken for a silent worker.
+pub(crate) fn workers() -> Workers {
+    let mut config = alknet_worker::Config::this_executable();
+    config.executable =
+        Executable::File(PathBuf::from(env!("CARGO_BIN_EXE_alknet-sessions-probe")));
+    config.silence = LONG;
+    config.roles = vec![RoleConfig::new(Role::Js)];
+    Workers::start(config).expect("a supervisor")
+}
+
+/// A node with sessions.
+pub(crate) struct Lab {
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) probe: Arc<Probe>,
+    handler: Arc<CallHandler>,
+    entered: tokio::sync::Mutex<mpsc::UnboundedReceiver<Ctx>>,
+}
+
+/// What the operations of the node saw.
+#[derive(Default)]
+pub(crate) struct Probe {
+    pub(crate) started: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    pub(crate) yielded: AtomicU64,
+    pub(crate) release: Notify,
+}
+
+struct Guard(Arc<Probe>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.dropped.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        Self::with(Config::default(), Vec::new())
+    }
+
+    pub(crate) fn with(config: Config, more: Vec<Registration>) -> Self {
+        let sessions = Sessions::new(workers(), config);
+        let probe = Arc::default();
+        let (enter, entered) = mpsc::unbounded_channel();
+        let mut builder = Registry::builder();
+        for registration in test_operations(&probe) {
+            builder.add(registration);
+        }
+        for registration in operations(&sessions, ["test/*", "node/*"]) {
+            builder.add(registration);
+        }
+        for registration in more {
+            builder.add(registration);
+        }
+        // The request that a session is opened in: it lasts until its caller is gone.
+        let handler = HandlerKind::stream(move |_, ctx| {
+            // The test may be over.
+            let _ = enter.send(ctx);
+            stream::pending::<Result<Value, CallError>>()
+        });
+        let authority = CompositionAuthority::new("lab", ["*"]);
+        let reach = ScopedPeerEnv::new(["test/*", "lab/*", "runtime/*", "tensor/*", "compute/*"]);
+        let spec = OperationSpec::subscription("lab/enter", "For tests.");
+        builder.add(Registration::new(spec, handler).composing(authority, reach));
+        let registry = builder.build().expect("every rule is kept");
+        let dispatcher = Arc::new(Dispatcher::new(registry));
+        Self {
+            sessions,
+            probe,
+            handler: Arc::new(CallHandler::new(dispatcher)),
+            entered: tokio::sync::Mutex::new(entered),
+        }
+    }
+
+    /// A connection to the node.
+    pub(crate) fn client(&self, who: &Arc<Identity>) -> CallConnection {
+        let (dialled, accepted) = memory_pair(ALPN);
+        let auth = AuthContext {
+            identity: Some(Arc::clone(who)),
+            key: None,
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: accepted.carriage(),
+            early_data: false,
+        };
+        let handler: Arc<dyn ProtocolHandler> = Arc::clone(&self.handler) as _;
+        tokio::spawn(handler.handle(accepted, auth));
+        CallClient::without_operations().attach(dialled, None)
+    }
+
+    /// A request that lasts until it is dropped.
+    pub(crate) async fn request(&self) -> Request {
+        let client = self.client(&identity("lab", &["*"]));
+        let mut entered = self.entered.lock().await;
+        let subscription = tokio::spawn(async move {
+            let subscribed = client.subscribe("lab/enter", &json!({})).await;
+            let mut subscription = subscribed.expect("a subscription");
+            // Nothing comes; it ends with this task.
+            let _ = subscription.next().await;
+        });
+        let ctx = entered.recv().await.expect("a request");
+        Request { ctx, subscription }
+    }
+
+    /// Opens a session for somebody who may everything.
+    pub(crate) async fn open(&self, request: &Request, spec: SessionSpec) -> Session {
+        let opened = self.sessions.open(&request.env(), spec).await;
+        opened.expect("a session")
+    }
+
+    /// Runs one module in a session of its own.
+    pub(crate) async fn run(&self, spec: SessionSpec) -> Result<Ran, Failure> {
+        let request = self.request().await;
+        let env = request.env();
+        let session = self.sessions.open(&env, spec).await?;
+        soon(session.run(&env, main())).await
+    }
+}
+
+pub(crate) struct Request {
+    pub(crate) ctx: Ctx,
+    subscription: tokio::task::JoinHandle<()>,
+}
+
+impl Request {
+    pub(crate) fn env(&self) -> Env {
+        self.ctx.env()
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.subscription.abort();
+    }
+}
+
+pub(crate) fn identity(id: &str, scopes: &[&str]) -> Arc<Identity> {
+    Arc::new(Identity {
+        id: id.parse().expect("an id"),
+        kind: IdentityKind::Peer,
+        scopes: scopes.iter().collect(),
+        resources: Default::default(),
+        generation: 0,
+    })
+}
+
+/// A one-shot session over one module, for a tenant who may everything that is reached.
+pub(crate) fn spec(source: &str) -> SessionSpec {
+    spec_of("tenant", source)
+}
+
+pub(crate) fn spec_of(tenant: &str, source: &str) -> SessionSpec {
+    let mut modules = ModuleSet::new();
+    modules.insert("./main.js", source).expect("a module");
+    let mut spec = SessionSpec::new(Some(identity(tenant, &["*"])), modules);
+    spec.grants = Grants::to(["test/*"]);
+    spec.main = Some("./main.js".to_owned());
+    spec.limits.wall = LONG;
+    spec
+}
+
+pub(crate) fn main() -> Work {
+    Work::Module {
+        module: "./main.js".to_owned(),
+    }
+}
+
+pub(crate) fn export(name: &str, input: Value) -> Work {
+    Work::Export {
+        module: "./main.js".to_owned(),
+        export: name.to_owned(),
+        input,
+    }
+}
+
+#[track_caller]
+pub(crate) fn code(outcome: Result<Ran, Failure>) -> Code {
+    match outcome {
+        Ok(ran) => panic!("it came to {}", ran.value),
+        Err(failure) => failure.code,
+    }
+}
+
+/// Nothing here takes long, but for a machine that does other things.
+pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, work).await.expect("in time")
+}
+
+/// Waits for something that others are about to do.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    soon(async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let _ = what;
+}
+
+fn test_operations(probe: &Arc<Probe>) -> Vec<Registration> {
+    let query = |name| OperationSpec::query(name, "For tests.");
+    let echo = HandlerKind::once(|input, _| async move { Ok(Output::from(input)) });
+    let p = Arc::clone(probe);
+    let hang = HandlerKind::once(move |_, _| {
+        p.started.fetch_add(1, Ordering::SeqCst);
+        let guard = Guard(Arc::clone(&p));
+        async move {
+            guard.0.release.notified().await;
+            Ok(json!("released"))
+        }
+    });
+    let mut fail = query("test/fail");
+    fail.error_schemas.push(ErrorDef {
+        code: "OUT_OF_INK".to_owned(),
+        description: String::new(),
+        schema: json!({}),
+        http_status: None,
+    });
+    let failing = HandlerKind::once(|input, _| async move {
+        let details = input.value().clone();
+        Err::<Value, _>(CallError::operation("OUT_OF_INK", "no ink").with_details(details))
+    });
+    let who = HandlerKind::once(|_, ctx| async move {
+        Ok(json!({ "id": ctx.identity().map(|who| who.id.to_string()), "depth": ctx.depth() }))
+    });
+    let bytes = HandlerKind::once(|_, _| async move {
+        let value = json!({ "data": { "$bin": [1, 3] }, "n": 0.1 });
+        Ok(Output::Mixed(value, (&b"abcde"[..]).into()))
+    });
+    let p = Arc::clone(probe);
+    let count = HandlerKind::stream(move |input, _| {
+        let most = input.value().as_u64().unwrap_or(u64::MAX);
+        let guard = Guard(Arc::clone(&p));
+        stream::unfold((0, guard), move |(n, guard)| async move {
+            (n < most).then(|| {
+                guard.0.yielded.fetch_add(1, Ordering::SeqCst);
+                (Ok::<_, CallError>(json!(n)), (n + 1, guard))
+            })
+        })
+    });
+    let big = HandlerKind::once(|input, _| async move {
+        let bytes: usize = input.parse()?;
+        Ok(json!("x".repeat(bytes)))
+    });
+    let answers = || HandlerKind::once(|_, _| async { Ok(json!("yes")) });
+    vec![
+        Registration::new(query("test/echo"), echo),
+        Registration::new(query("test/hang"), hang),
+        Registration::new(fail, failing),
+        Registration::new(query("test/who"), who),
+        Registration::new(query("test/bytes"), bytes),
+        Registration::new(query("test/big"), big),
+        Registration::new(OperationSpec::subscription("test/count", ""), count),
+        Registration::new(query("test/deep/one"), answers()),
+        Registration::new(query("test/paper").with_scope("paper:read"), answers()),
+        Registration::new(query("other/place"), answers()),
+    ]
+}

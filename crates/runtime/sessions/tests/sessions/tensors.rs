@@ -1,0 +1,291 @@
+//! `gpu` and `tensor`: what scripts make of the operations behind them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use alknet_call::{Body, CallError, HandlerKind, OperationSpec, Output, Registration};
+use alknet_core::{BoxFuture, Identity};
+use alknet_runtime::Code;
+use alknet_sessions::{Config, Grants, TensorFiles};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::support::{Lab, code, spec};
+
+/// Handles and what they hold, in the place of a GPU.
+#[derive(Default)]
+pub(crate) struct Shelf {
+    held: Mutex<BTreeMap<String, (String, Vec<u64>, Vec<u8>)>>,
+    asked: Mutex<Vec<Value>>,
+}
+
+fn registration(
+    name: &str,
+    shelf: &Arc<Shelf>,
+    work: fn(&Shelf, &Body) -> Result<Output, CallError>,
+) -> Registration {
+    let shelf = Arc::clone(shelf);
+    let handler = HandlerKind::once(move |input: Body, _| {
+        let answer = work(&shelf, &input);
+        async move { answer }
+    });
+    Registration::new(OperationSpec::query(name, "For tests."), handler)
+}
+
+pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
+    vec![
+        registration("compute/info", shelf, |_, _| {
+            Ok(json!({ "state": "ready" }).into())
+        }),
+        registration("compute/dispatch", shelf, |shelf, input| {
+            shelf
+                .asked
+                .lock()
+                .expect("no panic")
+                .push(input.value().clone());
+            shelf.put("out", "F32", vec![2], 1.5_f32.to_le_bytes().repeat(2));
+            let outputs = json!({ "1": { "handle": "out", "dtype": "F32", "shape": [2] } });
+            Ok(json!({ "outputs": outputs, "gpu_ms": 0.5, "jit_ms": 1 }).into())
+        }),
+        registration("tensor/create", shelf, |shelf, input| {
+            let value = input.value();
+            let shape: Vec<u64> = serde_json::from_value(value["shape"].clone()).expect("a shape");
+            let dtype = value["dtype"].as_str().expect("a type");
+            let bytes = shape.iter().product::<u64>() * if dtype == "U8" { 1 } else { 4 };
+            let handle = format!("h{}", shelf.held.lock().expect("no panic").len());
+            shelf.put(&handle, dtype, shape, vec![0; bytes as usize]);
+            Ok(json!({ "handle": handle, "expires_ms": 60000 }).into())
+        }),
+        registration("tensor/write", shelf, |shelf, input| {
+            let value = input.value();
+            let new = input
+                .binary(&value["bytes"])
+                .expect("bytes beside the input");
+            let mut held = shelf.held.lock().expect("no panic");
+            let (_, shape, bytes) = held
+                .get_mut(value["handle"].as_str().expect("a handle"))
+                .ok_or_else(|| CallError::not_found("handle"))?;
+            let row = bytes.len() / shape.first().map_or(1, |rows| *rows as usize);
+            let at = value["rows"][0].as_u64().unwrap_or(0) as usize * row;
+            bytes[at..at + new.len()].copy_from_slice(&new);
+            Ok(json!({}).into())
+        }),
+        registration("tensor/read", shelf, |shelf, input| {
+            let held = shelf.held.lock().expect("no panic");
+            let handle = input.value()["handle"].as_str().expect("a handle");
+            let (dtype, shape, bytes) = held
+                .get(handle)
+                .ok_or_else(|| CallError::not_found("handle"))?;
+            let value =
+                json!({ "dtype": dtype, "shape": shape, "bytes": { "$bin": [0, bytes.len()] } });
+            Ok(Output::Mixed(value, Bytes::from(bytes.clone())))
+        }),
+        registration("tensor/drop", shelf, |shelf, input| {
+            let handle = input.value()["handle"].as_str().expect("a handle");
+            shelf.held.lock().expect("no panic").remove(handle);
+            Ok(json!({}).into())
+        }),
+    ]
+}
+
+impl Shelf {
+    fn put(&self, handle: &str, dtype: &str, shape: Vec<u64>, bytes: Vec<u8>) {
+        let held = (dtype.to_owned(), shape, bytes);
+        self.held
+            .lock()
+            .expect("no panic")
+            .insert(handle.to_owned(), held);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shaders_are_run_by_operations() {
+    let shelf = Arc::default();
+    let lab = Lab::with(Config::default(), operations(&shelf));
+    let source = "const { state } = await gpu.adapter;
+        const module = gpu.module('// wgsl');
+        const input = await gpu.buffer(new Float32Array([1, 2, 3]));
+        const zeros = await gpu.buffer(8);
+        const { outputs, gpu_ms } = await gpu.dispatch(module, 'main', [
+            { binding: 0, access: 'read', arg: input },
+            { binding: 1, out: { dtype: 'F32', shape: [2] } },
+        ], [4]);
+        const out = new Float32Array(await gpu.read(outputs[1]));
+        const back = new Float32Array(await input.read());
+        const many = await gpu.buffer(new Uint8Array(1_500_000).fill(7));
+        const all = new Uint8Array(await many.read());
+        await input.dispose();
+        let after; try { await input.read(); } catch (e) { after = e.code; }
+        let data; try { zeros.data(); } catch (e) { data = e.name; }
+        export default [state, gpu_ms, [...out], [...back], input.dtype, [...input.shape],
+            all.length, all.every((b) => b === 7), after, data, (await zeros.read()).byteLength]";
+    let mut spec = spec(source);
+    spec.grants = Grants::to(["compute/*", "tensor/*"]);
+    let value = lab.run(spec).await.expect("a value").value;
+    let expected = json!([
+        "ready",
+        0.5,
+        [1.5, 1.5],
+        [1, 2, 3],
+        "F32",
+        [3],
+        1_500_000,
+        true,
+        "E_DISPOSED",
+        "TypeError",
+        8
+    ]);
+    assert_eq!(value, expected);
+    let asked = shelf.asked.lock().expect("no panic")[0].clone();
+    let expected = json!({
+        "wgsl": "// wgsl", "entry": "main", "groups": [4, 1, 1],
+        "bindings": [
+            { "binding": 0, "access": "read", "arg": { "handle": "h0" } },
+            { "binding": 1, "out": { "dtype": "F32", "shape": [2] } },
+        ],
+    });
+    assert_eq!(asked, expected);
+}
+
+/// A file of the level that everybody reads.
+fn container() -> Vec<u8> {
+    let header = json!({
+        "__metadata__": { "a": "b" },
+        "rows": { "dtype": "F32", "shape": [3, 2], "data_offsets": [0, 24] },
+        "brain": { "dtype": "BF16", "shape": [2], "data_offsets": [24, 28] },
+        "odd": { "dtype": "U8", "shape": [1], "data_offsets": [28, 29] },
+        "unaligned": { "dtype": "I32", "shape": [1], "data_offsets": [29, 33] },
+        "lies": { "dtype": "F64", "shape": [9], "data_offsets": [29, 33] },
+        "outside": { "dtype": "U8", "shape": [9], "data_offsets": [29, 3300] },
+    });
+    let mut text = header.to_string();
+    while text.len() % 8 != 0 {
+        text.push(' ');
+    }
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.bytes());
+    for n in 0..6 {
+        bytes.extend((n as f32).to_le_bytes());
+    }
+    bytes.extend([0x80, 0x3f, 0x00, 0xc0, 9]);
+    bytes.extend((-5_i32).to_le_bytes());
+    bytes
+}
+
+struct Files(tempfile::TempDir);
+
+impl TensorFiles for Files {
+    fn open(
+        &self,
+        identity: Option<Arc<Identity>>,
+        src: Value,
+    ) -> BoxFuture<'static, Result<File, CallError>> {
+        assert_eq!(identity.expect("somebody").id.to_string(), "tenant");
+        let file = match src["path"].as_str() {
+            Some("m.mt") => File::open(self.0.path().join("m.mt")),
+            _ => return Box::pin(async { Err(CallError::not_found("tensor/open")) }),
+        };
+        Box::pin(async { file.map_err(|error| CallError::internal(error.to_string())) })
+    }
+}
+
+pub(crate) fn stored() -> Lab {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut file = File::create(folder.path().join("m.mt")).expect("a file");
+    file.write_all(&container()).expect("written");
+    let open = HandlerKind::once(|input: Body, _| async move {
+        let names = ["rows", "brain", "odd", "unaligned", "lies", "outside"];
+        let tensors: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
+        match input.value()["src"]["path"].as_str() {
+            Some("m.mt" | "gone") => Ok(json!({ "id": "00", "tensors": tensors })),
+            _ => Err(CallError::not_found("tensor/open")),
+        }
+    });
+    let open = Registration::new(OperationSpec::query("tensor/open", "For tests."), open);
+    let config = Config {
+        files: Some(Arc::new(Files(folder))),
+        ..Config::default()
+    };
+    Lab::with(config, vec![open])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_tensor_is_seen_where_it_lies() {
+    let lab = stored();
+    let source = "const file = await tensor.open({ path: 'm.mt' });
+        const rows = file.view('rows'), last = rows.slice(-1), flat = rows.reshape([6]);
+        rows.data()[0] = 99;
+        let fills; try { rows.data().fill(1); fills = 'done'; } catch (e) { fills = e.name; }
+        const odd = file.view('unaligned'), brain = [...file.view('brain').toF32()];
+        const codes = [];
+        for (const name of ['nowhere', '__metadata__', 'lies', 'outside']) {
+            try { file.view(name); } catch (e) { codes.push(e.code); }
+        }
+        file.close();
+        try { file.view('rows'); } catch (e) { codes.push(e.code); }
+        try { flat.reshape([5]); } catch (e) { codes.push(e.name); }
+        export default { names: file.names().length, id: file.info.id, shape: rows.shape,
+            strides: rows.strides, last: [...last.data()], flat: [...flat.data()], fills,
+            readonly: rows.readonly, brain,
+            odd: [...odd.data()], copied: [rows.copied, odd.copied], codes }";
+    let mut spec = spec(source);
+    spec.grants = Grants::to(["tensor/*"]);
+    let value = lab.run(spec).await.expect("a value").value;
+    let expected = json!({
+        "names": 6, "id": "00", "shape": [3, 2], "strides": [2, 1], "last": [4, 5],
+        "flat": [0, 1, 2, 3, 4, 5], "fills": "TypeError", "readonly": true, "brain": [1, -2],
+        "odd": [-5], "copied": [false, true],
+        "codes": ["E_NOTFOUND", "E_NOTFOUND", "TENSOR_INVALID", "TENSOR_INVALID", "E_DISPOSED",
+            "RangeError"],
+    });
+    assert_eq!(value, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tensors_of_a_script_s_own_need_no_store() {
+    let lab = stored();
+    let source = "const t = tensor.from(new Int16Array([1, 2, 3, 4]), [2, 2]);
+        const z = tensor.alloc('BF16', [2]); z.data().set([0x80, 0x3f, 0x00, 0xc0]);
+        const e = tensor.alloc('F8_E4M3', [3]); e.data().set([0x38, 0x7f, 0xc0]);
+        t.slice(1).data()[0] = 9;
+        const codes = [];
+        for (const f of [() => tensor.alloc('F3', [1]), () => tensor.alloc('U8', [-1]),
+            () => tensor.from([1]), () => tensor.alloc('F64', [2 ** 40])]) {
+            try { f(); } catch (e) { codes.push(e.name); }
+        }
+        t.dispose(); try { t.data(); } catch (e) { codes.push(e.code); }
+        try { await z.toGPU(); } catch (e) { codes.push(e.code); }
+        export default [t.dtype, [...z.toF32()], [...e.toF32()].map(String), typeof gpu, codes]";
+    let mut own = spec(source);
+    own.grants = Grants::to(["tensor/open"]);
+    let value = lab.run(own).await.expect("a value").value;
+    let expected = json!([
+        "I16",
+        [1, -2],
+        ["1", "NaN", "-2"],
+        "undefined",
+        [
+            "RangeError",
+            "RangeError",
+            "TypeError",
+            "RangeError",
+            "E_DISPOSED",
+            "E_DENIED"
+        ]
+    ]);
+    assert_eq!(value, expected);
+    // Neither what is not there nor what is not granted.
+    for (path, grant, expected) in [
+        ("nowhere", "tensor/open", "NOT_FOUND"),
+        ("gone", "tensor/open", "NOT_FOUND"),
+    ] {
+        let mut wrong = spec(&format!("await tensor.open({{ path: '{path}' }})"));
+        wrong.grants = Grants::to([grant]);
+        let failure = lab.run(wrong).await.expect_err("no file");
+        assert_eq!(failure.operation.expect("an operation's").code, expected);
+    }
+    let ungranted = spec("tensor.open({ path: 'm.mt' })");
+    assert_eq!(code(lab.run(ungranted).await), Code::Exception);
+}
