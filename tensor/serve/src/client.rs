@@ -17,7 +17,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, BufReader};
 
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
 use crate::part::Head;
@@ -381,12 +381,14 @@ async fn answer(recv: &mut RecvStream) -> Result<Head, ClientError> {
 
 /// Reads an encoded part; nothing is handed on before it is proven.
 async fn proven(
-    mut recv: RecvStream,
+    recv: RecvStream,
     root: &Hash,
     len: u64,
     part: &Range<u64>,
     mut write: impl FnMut(u64, &[u8]) -> Result<(), ClientError>,
 ) -> Result<(), ClientError> {
+    // Pairs are short, and taken one by one.
+    let mut recv = BufReader::with_capacity(BLOCK_BYTES, recv);
     let mut expected = Expected::root(root);
     let mut bytes = vec![0; GROUP_BYTES as usize];
     for step in Steps::new(len, part) {
@@ -411,7 +413,7 @@ async fn proven(
             }
         };
         if !good {
-            recv.stop(StreamCode::Protocol);
+            recv.get_mut().stop(StreamCode::Protocol);
             let what = "bytes came that the hash does not vouch for";
             return Err(ClientError::wrong(Code::Hash, what));
         }

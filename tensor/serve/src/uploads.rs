@@ -141,9 +141,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_left_alone_is_dropped_with_all_it_held() {
         let folder = tempfile::tempdir().expect("writable");
-        let mut options = StoreOptions::default();
         // Room for one.
-        options.bytes_max = header().len() as u64 + 64;
+        let options = StoreOptions {
+            bytes_max: header().len() as u64 + 64,
+            ..StoreOptions::default()
+        };
         let store = Store::open(folder.path(), options).expect("writable");
         let owner: PeerId = "ada".parse().expect("a name");
         let uploads = Uploads::new(Duration::from_millis(20));

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use alknet_tensor::{Content, Dtype, Limits, Reader, TensorError, Verify, Writer, verify};
 use memmap2::Mmap;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as StockDtype, TensorView};
 
@@ -18,7 +20,15 @@ use crate::failure::{Failure, Result};
 use super::rows::{Goal, Row, median};
 
 const BENCH: &str = "tensor";
+const OURS: &str = "alknet";
 const PEER: &str = "safetensors";
+
+const OPEN_INDEXED: &str = "open 10,000 entries, level 1";
+const OPEN_PLAIN: &str = "open 10,000 entries, level 0";
+const OPEN_LARGE: &str = "open 0.5 GB of 8 tensors, read a row";
+const WRITE_HASHED: &str = "write with every hash";
+const WRITE_PLAIN: &str = "write plain";
+const VERIFY: &str = "verify every hash";
 
 /// Entries of the file with many.
 const MANY: u64 = 10_000;
@@ -29,7 +39,7 @@ const LARGE_BYTES: u64 = 64 << 20;
 /// How many it has.
 const LARGE: u64 = 8;
 /// Opens of a small header that are timed together.
-const OPENS: u32 = 100;
+const OPENS: u64 = 100;
 
 /// What opening 10,000 entries may take.
 const OPEN_MS: f64 = 20.0;
@@ -44,26 +54,26 @@ pub(super) fn run(_: &mut Context, rounds: usize) -> Result<Vec<Row>> {
     let files = Files::make(folder.path())?;
     let mut figures = Figures::default();
     for _ in 0..rounds {
-        for (name, file) in [("level 1", &files.many), ("level 0", &files.many_plain)] {
-            let case = format!("open, 10,000 entries, {name}");
-            figures.add(&case, "ours", timed(|| ours_first(file, 0))?.1);
-            figures.add(&case, PEER, timed(|| theirs_first(file, 0))?.1);
+        for (case, file) in [(OPEN_INDEXED, &files.many), (OPEN_PLAIN, &files.many_plain)] {
+            figures.run(case, OURS, || ours_first(file, 0).map(|()| 1))?;
+            figures.run(case, PEER, || theirs_first(file, 0).map(|()| 1))?;
         }
-        let case = "open, 0.5 GB of 8 tensors, and a row";
-        let (_, ours) = timed(|| (0..OPENS).try_for_each(|_| ours_first(&files.large, 1)))?;
-        let (_, theirs) = timed(|| (0..OPENS).try_for_each(|_| theirs_first(&files.large, 1)))?;
-        figures.add(case, "ours", ours / f64::from(OPENS));
-        figures.add(case, PEER, theirs / f64::from(OPENS));
+        let often = |open: fn(&Path, u64) -> Result<()>| {
+            let opened = (0..OPENS).try_for_each(|_| open(&files.large, 1));
+            opened.map(|()| OPENS)
+        };
+        figures.run(OPEN_LARGE, OURS, || often(ours_first))?;
+        figures.run(OPEN_LARGE, PEER, || often(theirs_first))?;
         let target = folder.path().join("written");
-        let (bytes, seconds) = timed(|| ours_write(&target, &files.content))?;
-        figures.add("write, hashed", "ours", gigabytes(bytes, seconds));
-        let (bytes, seconds) = timed(|| ours_write_plain(&target, &files.content))?;
-        figures.add("write, plain", "ours", gigabytes(bytes, seconds));
-        let (bytes, seconds) = timed(|| theirs_write(&target, &files.content))?;
-        figures.add("write, hashed", PEER, gigabytes(bytes, seconds));
-        figures.add("write, plain", PEER, gigabytes(bytes, seconds));
-        let (bytes, seconds) = timed(|| ours_verify(&files.large))?;
-        figures.add("verify, every hash", "ours", gigabytes(bytes, seconds));
+        let content = &files.content;
+        figures.run(WRITE_HASHED, OURS, || {
+            ours_write(Writer::new, &target, content)
+        })?;
+        figures.run(WRITE_PLAIN, OURS, || {
+            ours_write(Writer::plain, &target, content)
+        })?;
+        figures.run(WRITE_PLAIN, PEER, || theirs_write(&target, content))?;
+        figures.run(VERIFY, OURS, || ours_verify(&files.large))?;
     }
     Ok(figures.rows())
 }
@@ -98,7 +108,7 @@ impl Files {
         let file = alknet_tensor::AtomicFile::create(&many_plain);
         let written = file.map(Writer::plain).and_then(all);
         written.map_err(failed("write a plain file of many"))?;
-        ours_write(&large, &content)?;
+        ours_write(Writer::new, &large, &content)?;
         Ok(Self {
             many,
             many_plain,
@@ -154,16 +164,13 @@ fn add<'a, W: std::io::Write + std::io::Seek>(
 }
 
 /// Writes without waiting for the disk.
-fn ours_write(path: &Path, content: &[u8]) -> Result<u64> {
+fn ours_write<'a>(
+    begin: impl FnOnce(File) -> Writer<'a, File>,
+    path: &Path,
+    content: &'a [u8],
+) -> Result<u64> {
     let file = File::create(path).map_err(Failure::io("make a tensor file"))?;
-    let mut writer = Writer::new(file);
-    let written = add(&mut writer, content).and_then(|()| writer.finish());
-    Ok(written.map_err(failed("write"))?.0.file_len)
-}
-
-fn ours_write_plain(path: &Path, content: &[u8]) -> Result<u64> {
-    let file = File::create(path).map_err(Failure::io("make a tensor file"))?;
-    let mut writer = Writer::plain(file);
+    let mut writer = begin(file);
     let written = add(&mut writer, content).and_then(|()| writer.finish());
     Ok(written.map_err(failed("write"))?.0.file_len)
 }
@@ -192,17 +199,6 @@ fn ours_verify(path: &Path) -> Result<u64> {
     }
 }
 
-/// What `work` makes, and the seconds it took.
-fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
-    let begun = Instant::now();
-    let made = work()?;
-    Ok((made, begun.elapsed().as_secs_f64()))
-}
-
-fn gigabytes(bytes: u64, seconds: f64) -> f64 {
-    bytes as f64 / 1e9 / seconds
-}
-
 fn failed(what: &'static str) -> impl FnOnce(TensorError) -> Failure {
     move |error| step(what, error.to_string())
 }
@@ -219,48 +215,81 @@ fn step(what: &'static str, how: String) -> Failure {
     }
 }
 
+/// One run: seconds and seconds of processors, for each of what was done.
+#[derive(Clone, Copy)]
+struct Run {
+    wall: f64,
+    cpu: f64,
+}
+
 /// Runs by case and by whose they are.
 #[derive(Default)]
-struct Figures(HashMap<(String, &'static str), Vec<f64>>);
+struct Figures(HashMap<(&'static str, &'static str), Vec<Run>>);
 
 impl Figures {
-    fn add(&mut self, case: &str, whose: &'static str, figure: f64) {
-        let runs = self.0.entry((case.to_owned(), whose)).or_default();
-        runs.push(figure);
+    /// Times `work`, which says how much it did.
+    fn run(
+        &mut self,
+        case: &'static str,
+        whose: &'static str,
+        work: impl FnOnce() -> Result<u64>,
+    ) -> Result<()> {
+        let (begun, before) = (Instant::now(), cpu_seconds()?);
+        let done = work()? as f64;
+        let run = Run {
+            wall: begun.elapsed().as_secs_f64() / done,
+            cpu: (cpu_seconds()? - before) / done,
+        };
+        self.0.entry((case, whose)).or_default().push(run);
+        Ok(())
     }
 
-    fn of(&self, case: &str, whose: &'static str) -> f64 {
-        let runs = self.0.get(&(case.to_owned(), whose));
-        median(runs.cloned().unwrap_or_default())
+    fn of(&self, case: &'static str, whose: &'static str, part: fn(&Run) -> f64) -> f64 {
+        let runs = self.0.get(&(case, whose)).into_iter().flatten();
+        median(runs.map(part).collect())
     }
 
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        for (case, goal) in [
-            ("open, 10,000 entries, level 1", Goal::Ours(OPEN_MS)),
-            ("open, 10,000 entries, level 0", Goal::Ratio(1.0)),
-            (
-                "open, 0.5 GB of 8 tensors, and a row",
-                Goal::Ours(OPEN_LARGE_MS),
-            ),
+        for (case, most_ms) in [
+            (OPEN_INDEXED, Some(OPEN_MS)),
+            (OPEN_PLAIN, None),
+            (OPEN_LARGE, Some(OPEN_LARGE_MS)),
         ] {
-            let [ours, theirs] = ["ours", PEER].map(|whose| self.of(case, whose) * 1000.0);
-            let row = Row::lower(BENCH, case, "ms", ours).beside(PEER, theirs);
-            rows.push(row.goal(goal));
+            let both = |part| [OURS, PEER].map(|whose| self.of(case, whose, part) * 1e3);
+            let [ours, theirs] = both(|run| run.wall);
+            let goal = most_ms.map_or(Goal::Ratio(1.0), Goal::Ours);
+            rows.push(
+                Row::lower(BENCH, case, "ms", ours)
+                    .beside(PEER, theirs)
+                    .goal(goal),
+            );
+            let [ours, theirs] = both(|run| run.cpu);
+            let row = Row::lower(BENCH, case, "CPU ms", ours).beside(PEER, theirs);
+            rows.push(row.goal(Goal::Ratio(1.0)));
         }
-        for (case, goal) in [
-            ("write, hashed", Some(Goal::Ours(WRITE_GB_S))),
-            ("write, plain", None),
-        ] {
-            let [ours, theirs] = ["ours", PEER].map(|whose| self.of(case, whose));
-            let row = Row::higher(BENCH, case, "GB/s", ours).beside(PEER, theirs);
-            rows.push(match goal {
-                Some(goal) => row.goal(goal),
-                None => row,
-            });
+        for case in [WRITE_HASHED, WRITE_PLAIN, VERIFY] {
+            let both = |part| [OURS, PEER].map(|whose| self.of(case, whose, part) * 1e9);
+            let [ours, theirs] = both(|run| run.wall);
+            let row = Row::higher(BENCH, case, "GB/s", 1.0 / ours);
+            let [cpu, their_cpu] = both(|run| run.cpu);
+            let cpu = Row::lower(BENCH, case, "CPU s/GB", cpu);
+            match case {
+                WRITE_HASHED => rows.extend([row.goal(Goal::Ours(WRITE_GB_S)), cpu]),
+                WRITE_PLAIN => {
+                    rows.extend([row.beside(PEER, 1.0 / theirs), cpu.beside(PEER, their_cpu)]);
+                }
+                _ => rows.extend([row, cpu]),
+            }
         }
-        let case = "verify, every hash";
-        rows.push(Row::higher(BENCH, case, "GB/s", self.of(case, "ours")));
         rows
     }
+}
+
+/// Of this process, the kernel's part included.
+fn cpu_seconds() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF);
+    let usage = usage.map_err(|errno| step("read the processor time", errno.to_string()))?;
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }

@@ -43,7 +43,6 @@ const DEPTH_MAX: usize = crate::limits::PATH_SEGMENTS;
 
 /// How a store is kept.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub struct StoreOptions {
     /// Bytes of files that it holds at most.
     pub bytes_max: u64,

@@ -41,8 +41,10 @@ async fn what_is_put_can_be_pulled_after_a_restart() {
 #[tokio::test]
 async fn the_store_is_never_larger_than_it_may_be() {
     let file = file();
-    let mut options = StoreOptions::default();
-    options.bytes_max = file.len() as u64 + 100;
+    let options = StoreOptions {
+        bytes_max: file.len() as u64 + 100,
+        ..StoreOptions::default()
+    };
     let scene = Scene::with(options);
     let client = scene.client(&["*"]);
     client
