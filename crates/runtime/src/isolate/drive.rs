@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use rquickjs::{Ctx, Promise, Value as JsValue};
@@ -20,6 +21,8 @@ const JOBS_PER_LOOK: u64 = 64;
 
 /// Faster than this no script fills its heap with small values, by much.
 const FILLED_BYTES_PER_US: u64 = 8192;
+/// Nor at all in less: what is thrown sooner was thrown by the script.
+const FILLED_MIN: Duration = Duration::from_millis(5);
 
 /// What ends a wait.
 enum Event {
@@ -134,7 +137,7 @@ impl Isolate {
     /// Asks the host to wake us. What it says is not believed: the clock is asked again.
     fn sleep_until_due(&self, ms: u64, cx: &mut TaskContext<'_>) -> Poll<Timer> {
         let mut sleep: LocalBoxFuture<'static, ()> =
-            self.shared.host.sleep(std::time::Duration::from_millis(ms));
+            self.shared.host.sleep(Duration::from_millis(ms));
         if sleep.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
@@ -278,19 +281,17 @@ impl Isolate {
         gauge.leave();
         let unheard = self.enter(unheard);
         match uncaught.or(unheard) {
-            Some(failure) if gauge.stopped().is_none() => {
-                Err(self.judged(failure, std::time::Duration::ZERO))
-            }
+            Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure, Duration::ZERO)),
             _ => Ok(()),
         }
     }
 
     /// A thrown `null` with a full heap is the engine's way to say that an error did not fit. The
     /// heap may be empty again by now: then it counts whether there was the time to fill it.
-    fn judged(&self, mut failure: Failure, spent: std::time::Duration) -> Failure {
+    fn judged(&self, mut failure: Failure, spent: Duration) -> Failure {
         let null = failure.code == Code::Exception && failure.message == NULL;
         let heap = self.shared.spec.limits.heap_bytes as u64;
-        let fills = std::time::Duration::from_micros(heap / FILLED_BYTES_PER_US);
+        let fills = Duration::from_micros(heap / FILLED_BYTES_PER_US).max(FILLED_MIN);
         if null && (spent >= fills || self.heap_bytes() > heap / 2) {
             failure = failure::ended(Code::Memory);
         }

@@ -1,8 +1,8 @@
 //! The declarations for TypeScript, against what is really there.
 
-use alknet_runtime::{Host, declarations};
+use alknet_runtime::{Host, Kind, Operation, declarations};
 
-use crate::support::{Memory, value};
+use crate::support::{Memory, outcome, spec, value};
 
 #[test]
 fn operations_of_the_session_are_declared() {
@@ -33,4 +33,32 @@ fn every_declared_global_exists() {
         names
     );
     assert_eq!(value(&source), serde_json::json!([]));
+}
+
+#[test]
+fn shaders_and_tensors_are_declared_where_they_may_be_used() {
+    let may = |path: &str| Operation {
+        path: path.to_owned(),
+        kind: Kind::Query,
+        input: serde_json::json!({}),
+        output: serde_json::json!({}),
+        description: String::new(),
+    };
+    let none = declarations(&[may("test/echo")]);
+    assert!(!none.contains("declare const gpu") && !none.contains("declare const tensor"));
+    let gpu = declarations(&[may("compute/dispatch")]);
+    assert!(gpu.contains("declare const gpu: {") && !gpu.contains("declare const tensor"));
+    let tensor = declarations(&[may("tensor/open")]);
+    assert!(tensor.contains("declare const tensor: {") && tensor.contains("type Bytes ="));
+}
+
+#[test]
+fn shaders_and_tensors_are_there_where_they_are_granted() {
+    for (gpu, tensor) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut spec = spec("export default [typeof gpu, typeof tensor]");
+        (spec.grants.gpu, spec.grants.tensor) = (gpu, tensor);
+        let kind = |granted| if granted { "object" } else { "undefined" };
+        let expected = serde_json::json!([kind(gpu), kind(tensor)]);
+        assert_eq!(outcome(spec).0.result, Ok(expected));
+    }
 }
