@@ -263,7 +263,9 @@ fn ended(error: CallError, json: bool) -> Failure {
     for line in details["stack"].as_str().unwrap_or_default().lines() {
         message.push_str(&format!("\n    {line}"));
     }
-    let code = details["code"].as_str().unwrap_or(error.code.name());
+    let code = details["code"]
+        .as_str()
+        .unwrap_or_else(|| error.code.name());
     Failure::new(exit, code, message)
 }
 

@@ -34,7 +34,7 @@ impl Bundle {
         let path = Path::new(file);
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| Failure::usage(format!("'{file}' names no file")))?;
-        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
         let main = format!("./{name}");
         let mut modules = BTreeMap::new();
         let mut waiting = vec![main.clone()];

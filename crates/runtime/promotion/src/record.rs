@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use alknet_runtime::{
     BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Recorded, Registration, Reply,
 };
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::Value;
 
@@ -13,8 +14,8 @@ use crate::limits::RECORDED_MAX;
 use crate::schema;
 
 /// A host that writes down what is called through it, without secrets: what the schema of the called
-/// operation marks by `"x-secret": true` is redacted before it is kept. Calls answered with bytes are
-/// not kept, for no JSON says them.
+/// operation marks by `"x-secret": true` is redacted before it is kept. Calls with bytes, or
+/// answered with them, are not kept, for no JSON says them.
 pub struct Recorder {
     host: Arc<dyn Host>,
     kept: Arc<Mutex<Kept>>,
@@ -100,6 +101,17 @@ impl Host for Recorder {
             lock(&kept).keep(call);
             answer
         }))
+    }
+
+    fn call_with_bytes(
+        &self,
+        path: &str,
+        input: Value,
+        bytes: Bytes,
+        map: bool,
+    ) -> BoxFuture<Result<Reply, OpError>> {
+        lock(&self.kept).left_out += 1;
+        self.host.call_with_bytes(path, input, bytes, map)
     }
 
     /// The record has the items as one array, once the subscription ends or is left.

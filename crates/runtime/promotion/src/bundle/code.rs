@@ -103,9 +103,8 @@ fn fill_imports(
         let (bundle, further) = found.ok_or_else(|| refuse("was never promoted"))?;
         let modules = &bundle.content().modules;
         // Names of files mean nothing outside of their own bundle.
-        let (name, text) = match (modules.len(), modules.iter().next()) {
-            (1, Some(module)) => module,
-            _ => return Err(refuse("has several modules; only one can be imported so")),
+        let (1, Some((name, text))) = (modules.len(), modules.iter().next()) else {
+            return Err(refuse("has several modules; only one can be imported so"));
         };
         set.insert_as(specifier, text.as_str(), Language::of(name))?;
         fill_imports(set, &further, find, depth + 1)?;

@@ -7,6 +7,7 @@ use alknet_runtime::{
     BoxFuture, CallOptions, Host, Isolate, Items, Kind, Level, ModuleSet, OpError, Operation,
     Registration, Reply, Spec, Work,
 };
+use bytes::Bytes;
 use futures_util::stream;
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ impl Host for Real {
             "door/open" => Ok(Reply::Json(
                 json!({ "token": "t-1", "door": input["pin"] == "1234" }),
             )),
-            "bytes" => Ok(Reply::Bytes(Arc::from(&[1_u8, 2][..]))),
+            "bytes" => Ok(Reply::Bytes(Bytes::from_static(&[1, 2]))),
             _ => Err(OpError::new("NOT_FOUND", "no such operation")),
         };
         Box::pin(std::future::ready(answer))
