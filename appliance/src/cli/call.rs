@@ -52,15 +52,9 @@ pub(crate) struct CallArgs {
 pub(crate) struct OpsArgs {
     #[command(subcommand)]
     verb: Option<PromotionVerb>,
-    #[command(flatten)]
-    list: Option<ListArgs>,
-}
-
-/// Arguments of `alknet ops` without another word.
-#[derive(Debug, Args)]
-struct ListArgs {
     /// The node.
-    target: String,
+    #[arg(required = true)]
+    target: Option<String>,
     /// Show the full specification of this operation.
     operation: Option<String>,
     #[command(flatten)]
@@ -285,12 +279,12 @@ fn log_line(operation: &str, value: &Value) -> Option<String> {
 
 /// `alknet ops`
 pub(crate) fn ops(args: OpsArgs, json: bool) -> Result<Exit, Failure> {
-    let args = match (args.verb, args.list) {
+    let target = match (args.verb, args.target) {
         (Some(verb), _) => return promotion::run(verb, json),
-        (None, Some(list)) => list,
+        (None, Some(target)) => target,
         (None, None) => return Err(Failure::usage("name a node; see alknet ops --help")),
     };
-    connected(&args.target, &args.dial, async |client| {
+    connected(&target, &args.dial, async |client| {
         if let Some(operation) = &args.operation {
             let spec = client
                 .schema(operation.trim_start_matches('/'))

@@ -131,7 +131,15 @@ impl Node {
             reached.clone(),
             Arc::clone(&certificates.problems),
         );
+        let computing = Computing::new(&Around {
+            state_dir: options.state_dir,
+            identity: about.identity(),
+            identities: Arc::clone(&people.identities),
+            clock: clock(),
+            promotion: &config.promotion,
+        })?;
         let context = NodeContext {
+            computing: computing.clone(),
             own_key: Arc::new(own_key),
             about: Arc::clone(&about),
             facts: Arc::clone(&facts),
@@ -146,13 +154,6 @@ impl Node {
             certificates: Arc::clone(&certificates.problems),
         };
         let hub = Hub::new(config, &people, &about, &facts, clock());
-        let computing = Computing::new(&Around {
-            state_dir: options.state_dir,
-            identity: about.identity(),
-            identities: Arc::clone(&people.identities),
-            clock: clock(),
-            promotion: &config.promotion,
-        })?;
         let (handlers, dispatcher) = handlers(config, &context, hub.as_ref(), &computing)?;
         computing.attach(&dispatcher).await;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
@@ -248,7 +249,8 @@ impl Node {
     fn problems(&self) -> Vec<Problem> {
         let certificates = certificates::problems(&self.certificates);
         let own = self.people.problems().into_iter();
-        own.chain(certificates).collect()
+        let computing = self.computing.problems().iter().cloned();
+        own.chain(certificates).chain(computing).collect()
     }
 
     /// Finishes what runs, refuses what is new, closes the rest.

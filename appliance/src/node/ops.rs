@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc};
 
+use super::computing::Computing;
 use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
 use super::metrics::{self, Meters};
@@ -50,6 +51,8 @@ pub(crate) struct NodeContext {
     pub(crate) meters: Meters,
     /// What is wrong with certificates.
     pub(crate) certificates: Arc<Problems>,
+    /// What computes.
+    pub(crate) computing: Computing,
     /// The key the node serves with.
     pub(crate) own_key: Arc<OwnKey>,
 }
@@ -81,14 +84,9 @@ fn info(node: NodeContext) -> Registration {
     spec.access_control.required_scopes_any = Some(either.to_vec());
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
-        let certificates = super::certificates::problems(&node.certificates);
-        let answer = facts::info(
-            &node.about,
-            &facts,
-            &node.people,
-            &certificates,
-            (node.counters)(),
-        );
+        let mut more = super::certificates::problems(&node.certificates);
+        more.extend(node.computing.problems().iter().cloned());
+        let answer = facts::info(&node.about, &facts, &node.people, &more, (node.counters)());
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)

@@ -9,7 +9,11 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 14] = [
+const OPERATIONS: [&str; 34] = [
+    "compute/dispatch",
+    "compute/info",
+    "compute/matmul",
+    "compute/sha256",
     "config/apply",
     "node/info",
     "node/log",
@@ -17,13 +21,29 @@ const OPERATIONS: [&str; 14] = [
     "node/poweroff",
     "node/reboot",
     "node/rotate-key",
+    "ops/promote",
+    "ops/proposals",
+    "ops/propose",
+    "ops/rollback",
     "peer/list",
     "peer/rotate-key",
+    "runtime/eval",
+    "runtime/kill",
+    "runtime/sessions",
+    "runtime/stats",
     "services/list",
     "services/list-peers",
     "services/schema",
     "services/watch",
     "session/authenticate",
+    "tensor/create",
+    "tensor/drop",
+    "tensor/fetch",
+    "tensor/open",
+    "tensor/put",
+    "tensor/read",
+    "tensor/stat",
+    "tensor/write",
 ];
 
 /// What every node offers everybody.
@@ -66,7 +86,8 @@ fn knows_itself(admin: &Cli, target: &str) {
         let memory = &info["memory"];
         assert!(memory["node_resident_bytes"].as_u64() > Some(0), "{info}");
         assert!(memory["total_bytes"].as_u64() > memory["node_resident_bytes"].as_u64());
-        assert_eq!(info["listen"]["alpns"], json!(["alknet/call"]), "{info}");
+        let alpns = &info["listen"]["alpns"];
+        assert_eq!(*alpns, json!(["alknet/call", "alknet/tensor"]), "{info}");
         let counted = &info["endpoint"][format!("connections_{carriage}")];
         assert!(counted.as_u64() > Some(0), "{carriage}: {info}");
     }

@@ -15,6 +15,7 @@ use alknet_call::{Dispatcher, RegistryBuilder};
 use alknet_compute::{Compute, Settings};
 use alknet_core::config::{Activation, PromotionSection};
 use alknet_core::{Clock, HandlerRegistry, Identities, Metrics};
+use alknet_init::control::Problem;
 use alknet_promotion::{Activate, Parts, Promotion};
 use alknet_sessions::Sessions;
 use alknet_tensor_serve::{Store, StoreOptions, TensorHandler};
@@ -24,9 +25,9 @@ use promoted::Promoted;
 use stored::Stored;
 
 /// Folder of the node's tensors below its state directory.
-const STORE_DIR: &str = "tensors";
+const STORE_DIR: &str = "state/tensors";
 /// File of what was proposed and promoted below it.
-const PROMOTION_FILE: &str = "promotion/promotion.db";
+const PROMOTION_FILE: &str = "state/promotion/promotion.db";
 /// Part of the file system that the tensors may fill: the rest is for whatever else the node keeps.
 const STORE_PERCENT: u64 = 50;
 /// What scripts of `runtime/eval` may call, as far as whoever runs them may.
@@ -52,6 +53,7 @@ pub(super) struct Computing {
     compute: Compute,
     store: Option<Arc<Store>>,
     promotion: Option<Arc<Promotion>>,
+    problems: Arc<[Problem]>,
 }
 
 /// What it needs of the node.
@@ -72,7 +74,8 @@ impl Computing {
     pub(super) fn new(around: &Around<'_>) -> anyhow::Result<Self> {
         let settings = Settings::default();
         let workers = workers::start(&settings)?;
-        let store = open_store(around.state_dir);
+        let mut problems = Vec::new();
+        let store = open_store(around.state_dir, &mut problems);
         let stored = store
             .clone()
             .map(|store| Arc::new(Stored::new(store, around.identity)));
@@ -85,13 +88,14 @@ impl Computing {
             Some(stored) => Compute::with_references(workers.clone(), settings, stored),
             None => Compute::new(workers.clone(), settings),
         };
-        let promotion = promotion(around, &sessions)?;
+        let promotion = promotion(around, &sessions, &mut problems)?;
         Ok(Self {
             workers,
             sessions,
             compute,
             store,
             promotion,
+            problems: problems.into(),
         })
     }
 
@@ -138,6 +142,11 @@ impl Computing {
         self.sessions.collect(metrics);
     }
 
+    /// What could not be opened.
+    pub(super) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
     /// Ends every worker.
     pub(super) async fn stop(&self) {
         self.workers.shutdown().await;
@@ -145,7 +154,7 @@ impl Computing {
 }
 
 /// The node's tensors. A node that cannot keep any serves everything else.
-fn open_store(state_dir: &Path) -> Option<Arc<Store>> {
+fn open_store(state_dir: &Path, problems: &mut Vec<Problem>) -> Option<Arc<Store>> {
     let mut options = StoreOptions::default();
     if let Ok(system) = statvfs(state_dir) {
         let bytes = u128::from(system.blocks()) * u128::from(system.fragment_size());
@@ -153,16 +162,33 @@ fn open_store(state_dir: &Path) -> Option<Arc<Store>> {
         let most = u64::try_from(most).unwrap_or(u64::MAX);
         options.bytes_max = options.bytes_max.min(most);
     }
-    let store = Store::open(state_dir.join(STORE_DIR), options);
-    store
-        .inspect_err(|error| tracing::warn!("tensors are not served: {error}"))
-        .ok()
+    let folder = state_dir.join(STORE_DIR);
+    // Where this fails, opening says why.
+    let _ = super::make_private_dir(&folder);
+    let store = Store::open(folder, options);
+    let unusable = |error: &_| {
+        let text = format!("tensors are neither kept nor served: {error}");
+        problems.push(problem("tensors-unusable", text));
+    };
+    store.inspect_err(unusable).ok()
+}
+
+/// Something that is said in the log and among the node's problems.
+fn problem(code: &str, text: String) -> Problem {
+    let hint = "correct what the text names and restart the node; everything else is served";
+    tracing::warn!("{code}: {text}; {hint}");
+    Problem {
+        code: code.to_owned(),
+        text,
+        hint: hint.to_owned(),
+    }
 }
 
 /// Promotion. A node that cannot keep what is proposed serves everything else.
 fn promotion(
     around: &Around<'_>,
     sessions: &Arc<Sessions>,
+    problems: &mut Vec<Problem>,
 ) -> anyhow::Result<Option<Arc<Promotion>>> {
     let file = around.state_dir.join(PROMOTION_FILE);
     let opened = match file.parent().map(super::make_private_dir) {
@@ -172,7 +198,8 @@ fn promotion(
     let store = match opened {
         Ok(store) => store,
         Err(error) => {
-            tracing::warn!("nothing is promoted and nothing can be: {error}");
+            let text = format!("nothing is promoted and nothing can be: {error}");
+            problems.push(problem("promotion-unusable", text));
             return Ok(None);
         }
     };
