@@ -139,7 +139,7 @@ impl Node {
             promotion: &config.promotion,
         })?;
         let context = NodeContext {
-            computing: computing.clone(),
+            unusable: computing.problems(),
             own_key: Arc::new(own_key),
             about: Arc::clone(&about),
             facts: Arc::clone(&facts),
@@ -249,8 +249,10 @@ impl Node {
     fn problems(&self) -> Vec<Problem> {
         let certificates = certificates::problems(&self.certificates);
         let own = self.people.problems().into_iter();
-        let computing = self.computing.problems().iter().cloned();
-        own.chain(certificates).chain(computing).collect()
+        let computing = self.computing.problems();
+        own.chain(certificates)
+            .chain(computing.iter().cloned())
+            .collect()
     }
 
     /// Finishes what runs, refuses what is new, closes the rest.

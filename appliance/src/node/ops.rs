@@ -8,14 +8,13 @@ use alknet_call::{
     BoxStream, CallError, ErrorCode, HandlerKind, Item, OperationSpec, Registration,
     RegistryBuilder,
 };
-use alknet_init::control::{LogRecord, PowerAction, ToInit};
+use alknet_init::control::{LogRecord, PowerAction, Problem, ToInit};
 use alknet_tls::Problems;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc};
 
-use super::computing::Computing;
 use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
 use super::metrics::{self, Meters};
@@ -51,8 +50,8 @@ pub(crate) struct NodeContext {
     pub(crate) meters: Meters,
     /// What is wrong with certificates.
     pub(crate) certificates: Arc<Problems>,
-    /// What computes.
-    pub(crate) computing: Computing,
+    /// What could not be opened at the start.
+    pub(crate) unusable: Arc<[Problem]>,
     /// The key the node serves with.
     pub(crate) own_key: Arc<OwnKey>,
 }
@@ -85,7 +84,7 @@ fn info(node: NodeContext) -> Registration {
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
         let mut more = super::certificates::problems(&node.certificates);
-        more.extend(node.computing.problems().iter().cloned());
+        more.extend(node.unusable.iter().cloned());
         let answer = facts::info(&node.about, &facts, &node.people, &more, (node.counters)());
         std::future::ready(Ok::<_, CallError>(answer))
     });
@@ -260,6 +259,7 @@ mod tests {
             Arc::default(),
         );
         let node = NodeContext {
+            unusable: Arc::default(),
             own_key: Arc::new(own_key),
             about: Arc::new(About::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),

@@ -143,8 +143,8 @@ impl Computing {
     }
 
     /// What could not be opened.
-    pub(super) fn problems(&self) -> &[Problem] {
-        &self.problems
+    pub(super) fn problems(&self) -> Arc<[Problem]> {
+        Arc::clone(&self.problems)
     }
 
     /// Ends every worker.
