@@ -115,7 +115,9 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
     assert_eq!(me["keys"], json!([before, after]), "{peers:#}");
     let ends = me["key_ends"][&before].as_str().expect("an end");
     assert_eq!(done["targets"][0]["old_key_ends"], ends);
-    assert_eq!(done["old_key_ends"], ends);
+    // The file of the old key goes no earlier than the node's word; a second may have begun meanwhile.
+    let deleted = done["old_key_ends"].as_str().expect("an end");
+    assert!(deleted >= ends, "{done:#}");
     let connections = me["connections"].to_string();
     for key in [&before, &after] {
         assert!(connections.contains(key), "{peers:#}");
