@@ -38,6 +38,8 @@ interface RecordedCall {
   path: string;
   input?: unknown;
   output?: unknown;
+  /** base64; `{ "$bin": [offset, length] }` in `output` points into it. */
+  bytes?: string;
   error?: { code: string; message: string; retryable?: boolean; details?: unknown };
 }
 

@@ -60,10 +60,13 @@ impl Reader {
 
 /// Runs tests with their output on the terminal; how they ended, and which of them failed.
 pub(crate) fn watch(command: &mut Command) -> io::Result<(ExitStatus, Vec<Failed>)> {
+    watch_to(&mut io::stdout().lock(), command)
+}
+
+fn watch_to(out: &mut dyn Write, command: &mut Command) -> io::Result<(ExitStatus, Vec<Failed>)> {
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut reader = Reader::default();
     if let Some(stdout) = child.stdout.take() {
-        let mut out = io::stdout().lock();
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line?;
             out.write_all(&line)?;
@@ -128,7 +131,10 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
     fn the_status_comes_back() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo '---- a stdout ----'; echo no; exit 3"]);
-        let (status, failed) = watch(&mut command).expect("sh starts");
+        // Not the terminal: who watches these tests would take it for one that failed.
+        let mut out = Vec::new();
+        let (status, failed) = watch_to(&mut out, &mut command).expect("sh starts");
+        assert_eq!(out, b"---- a stdout ----\nno\n");
         assert_eq!(status.code(), Some(3));
         assert_eq!(failed[0].text(), "FAILED: a\n    no\n");
     }

@@ -109,6 +109,54 @@ fn a_worker_that_dies_takes_nobody_along() {
     node.end();
 }
 
+/// A shader that does not end.
+const ENDLESS: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32>;
+@compute @workgroup_size(1) fn spin() {
+    loop { a[0] = a[0] + 1u; if a[1] == 7u { break; } }
+}";
+
+/// One that an adapter without 16-bit floats cannot run.
+const HALVES: &str = "enable f16;
+@group(0) @binding(0) var<storage, read_write> a: array<u32>;
+@compute @workgroup_size(1) fn half() { a[0] = u32(f16(a[1]) * 2.0h); }";
+
+fn dispatch(wgsl: &str, entry: &str) -> Value {
+    json!({
+        "wgsl": wgsl, "entry": entry, "groups": [1, 1, 1],
+        "bindings": [{ "binding": 0, "access": "read_write",
+                       "arg": { "inline": "AQAAAAIAAAADAAAABAAAAA==", "dtype": "U32", "shape": [4] } }],
+    })
+}
+
+/// The oldest processor of its kind, little memory, and everything in it: the adapter's self-test
+/// passes there, and what goes wrong with a shader is its caller's alone.
+#[test]
+fn an_old_processor_computes() {
+    let bench = Bench::new();
+    let machine = bench.machine(Boot::Q35Initramfs);
+    let node = machine
+        .with(|vm| vm.argument("-cpu").argument("qemu64"))
+        .boot();
+    let info = node.call("compute/info", &json!({ "probe": true }));
+    assert_eq!(info["state"], "ready", "{info}");
+    assert_eq!(info["selftest"]["ok"], true, "{info}");
+    assert_eq!(product(&node, "wgsl"), SQUARE);
+    assert_eq!(product(&node, "host"), SQUARE);
+
+    let halves = node.try_call("compute/dispatch", &dispatch(HALVES, "half"), &[]);
+    assert_eq!(halves.code(), "SHADER_INVALID", "{halves:?}");
+    let endless = node.try_call("compute/dispatch", &dispatch(ENDLESS, "spin"), &[]);
+    assert_eq!(endless.code(), "TIMEOUT", "{endless:?}");
+    // Its worker was killed; the next caller's is another.
+    assert_eq!(product(&node, "wgsl"), SQUARE);
+    let after = node.info();
+    assert_eq!(
+        (&after["node_restarts"], &after["problems"]),
+        (&json!(0), &json!([]))
+    );
+    node.end();
+}
+
 /// Waits until a script runs.
 fn runs(node: &Node) {
     eventually("a script that runs", || {

@@ -9,6 +9,7 @@ mod hostile;
 mod identities;
 mod iroh;
 mod node_key;
+mod promotion;
 mod rotation;
 mod serving;
 mod strangers;

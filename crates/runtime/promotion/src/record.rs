@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_runtime::{
-    BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Recorded, Registration, Reply,
+    BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Recorded, RecordedBytes,
+    Registration, Reply,
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::limits::RECORDED_MAX;
+use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX};
 use crate::schema;
 
 /// A host that writes down what is called through it, without secrets: what the schema of the called
@@ -24,14 +25,18 @@ pub struct Recorder {
 #[derive(Default)]
 struct Kept {
     calls: Vec<Recorded>,
+    bytes: usize,
     left_out: usize,
 }
 
 impl Kept {
     fn keep(&mut self, call: Recorded) {
-        match self.calls.len() < RECORDED_MAX {
-            true => self.calls.push(call),
-            false => self.left_out += 1,
+        let bytes = call.bytes.as_ref().map_or(0, |it| it.0.len());
+        if self.calls.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX {
+            self.bytes += bytes;
+            self.calls.push(call);
+        } else {
+            self.left_out += 1;
         }
     }
 }
@@ -52,7 +57,8 @@ impl Recorder {
         lock(&self.kept).calls.clone()
     }
 
-    /// How many calls were not kept: with bytes, or beyond [`RECORDED_MAX`].
+    /// How many calls were not kept: those that sent bytes, and those beyond [`RECORDED_MAX`] or
+    /// [`RECORDED_BYTES_MAX`].
     #[must_use]
     pub fn left_out(&self) -> usize {
         lock(&self.kept).left_out
@@ -84,18 +90,17 @@ impl Host for Recorder {
                 path,
                 input,
                 output: None,
+                bytes: None,
                 error: None,
             };
             match &answer {
-                Ok(Reply::Json(output)) => {
-                    let mut output = output.clone();
-                    schema::redact(&of_output, &mut output);
-                    call.output = Some(output);
-                }
-                Ok(_) => {
-                    lock(&kept).left_out += 1;
-                    return answer;
-                }
+                Ok(reply) => match said(reply, &of_output) {
+                    Some((output, bytes)) => (call.output, call.bytes) = (Some(output), bytes),
+                    None => {
+                        lock(&kept).left_out += 1;
+                        return answer;
+                    }
+                },
                 Err(error) => call.error = Some(error.clone()),
             }
             lock(&kept).keep(call);
@@ -124,6 +129,7 @@ impl Host for Recorder {
                 path: path.to_owned(),
                 input,
                 output: None,
+                bytes: None,
                 error: None,
             },
             items: Vec::new(),
@@ -195,6 +201,43 @@ impl Drop for Written {
             call.output = None;
         }
         lock(&self.kept).keep(call);
+    }
+}
+
+/// What an answer said, without its secrets; `None` where it points to bytes that it has not.
+fn said(reply: &Reply, schema: &Value) -> Option<(Value, Option<RecordedBytes>)> {
+    let (mut output, bytes) = match reply {
+        Reply::Json(output) => (output.clone(), None),
+        Reply::Bytes(bytes) => (json!({ "$bin": [0, bytes.len()] }), Some(bytes)),
+        Reply::Mixed(output, bytes) => (output.clone(), Some(bytes)),
+    };
+    schema::redact(schema, &mut output);
+    // What nothing points to any more may have been a secret.
+    let Some(bytes) = bytes else {
+        return Some((output, None));
+    };
+    let mut kept = Vec::new();
+    gather(&mut output, bytes, &mut kept)?;
+    Some((output, Some(RecordedBytes(kept.into()))))
+}
+
+/// Copies what `value` points to from `bytes` to the end of `kept`, and points there.
+fn gather(value: &mut Value, bytes: &[u8], kept: &mut Vec<u8>) -> Option<()> {
+    if let Some(place) = value.get_mut("$bin") {
+        let (offset, len): (usize, usize) = serde_json::from_value(place.take()).ok()?;
+        let part = bytes.get(offset..offset.checked_add(len)?)?;
+        *place = json!([kept.len(), len]);
+        kept.extend_from_slice(part);
+        return Some(());
+    }
+    match value {
+        Value::Array(items) => items
+            .iter_mut()
+            .try_for_each(|item| gather(item, bytes, kept)),
+        Value::Object(members) => members
+            .values_mut()
+            .try_for_each(|member| gather(member, bytes, kept)),
+        _ => Some(()),
     }
 }
 

@@ -12,7 +12,7 @@ use rquickjs::{
 };
 use serde_json::{Value, json};
 
-pub use replay::{Recorded, Replay};
+pub use replay::{Recorded, RecordedBytes, Replay};
 pub use test::{Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS};
 
 use crate::error::{Code, OpError};

@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use futures_util::stream;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::OpError;
@@ -22,9 +25,31 @@ pub struct Recorded {
     /// What it answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Value>,
+    /// The bytes that it answered: `{"$bin": [offset, length]}` in `output` points into them, as in
+    /// [`Reply::Mixed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<RecordedBytes>,
     /// Or how it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<OpError>,
+}
+
+/// Bytes of a record, base64 (RFC 4648, section 4) in JSON.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordedBytes(pub Bytes);
+
+impl Serialize for RecordedBytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for RecordedBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = STANDARD.decode(text).map_err(serde::de::Error::custom)?;
+        Ok(Self(bytes.into()))
+    }
 }
 
 /// Answers each call with the record's next answer for the same path and input; one that is not in
@@ -78,7 +103,13 @@ impl Replay {
             Some(Recorded {
                 error: Some(error), ..
             }) => Err(error),
-            Some(call) => Ok(Reply::Json(call.output.unwrap_or_default())),
+            Some(call) => {
+                let output = call.output.unwrap_or_default();
+                Ok(match call.bytes {
+                    Some(RecordedBytes(bytes)) => Reply::Mixed(output, bytes),
+                    None => Reply::Json(output),
+                })
+            }
             None => Err(OpError::new("NOT_FOUND", "the record has no such call")),
         }
     }

@@ -27,6 +27,7 @@ fn replay() -> (Vec<u8>, u64) {
             path: "slow".into(),
             input: json!(k),
             output: Some(json!(k * 10)),
+            bytes: None,
             error: None,
         })
         .collect();

@@ -94,6 +94,10 @@ fn the_page_tells_the_limits_and_settings_that_there_are() {
         format!("| difference shown | {} KiB |", DIFFERENCE_BYTES_MAX >> 10),
         format!("| record shown | {AUDIT_SHOWN_MAX} entries |"),
         format!("| recorded calls | {RECORDED_MAX} |"),
+        format!(
+            "| bytes of recorded calls | {} MiB |",
+            RECORDED_BYTES_MAX >> 20
+        ),
         format!("| `reviews` | 1 (default) to {REVIEWS_MAX} |"),
         format!("first {WATCHED_CALLS} calls, more fail than {WORSE_PERCENT_MAX} of a hundred"),
     ] {
