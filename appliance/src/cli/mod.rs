@@ -248,6 +248,7 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        each_option_is_one(&mut Cli::command());
     }
 
     #[test]
@@ -282,5 +283,25 @@ mod tests {
         for bad in ["", "x", "0", "-1", "NaN", "inf", "86401"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
+    }
+
+    /// What clap itself looks at in debug builds only: of two options with one name, one is lost.
+    fn each_option_is_one(command: &mut clap::Command) {
+        command.build();
+        let mut seen = std::collections::BTreeSet::new();
+        for argument in command.get_arguments() {
+            let names = [
+                argument.get_long().map(str::to_owned),
+                argument.get_short().map(String::from),
+            ];
+            for name in names
+                .into_iter()
+                .flatten()
+                .chain([format!("id {}", argument.get_id())])
+            {
+                assert!(seen.insert(name.clone()), "{}: {name}", command.get_name());
+            }
+        }
+        command.get_subcommands_mut().for_each(each_option_is_one);
     }
 }

@@ -64,7 +64,7 @@ pub(crate) struct ProposalsArgs {
     /// Only proposals of this state.
     #[arg(long, conflicts_with = "which",
           value_parser = ["promoted", "proposed", "rejected", "retired"])]
-    state: Option<String>,
+    only: Option<String>,
     #[command(flatten)]
     dial: DialArgs,
 }
@@ -164,7 +164,7 @@ fn proposals(args: &ProposalsArgs, json: bool) -> Result<Exit, Failure> {
         Some(which) => json!({ "path": which.trim_start_matches('/') }),
         None => json!({}),
     };
-    if let Some(state) = &args.state {
+    if let Some(state) = &args.only {
         input["state"] = state.as_str().into();
     }
     let listing = args.which.is_none();

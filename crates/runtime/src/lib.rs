@@ -28,5 +28,5 @@ pub use host::{BoxFuture, CallOptions, Host, Items, Kind, Level, Operation, Regi
 pub use isolate::{ENGINE, Gauge, Grants, Isolate, Mode, Outcome, Remote, Spec, Stats, Work};
 pub use limits::Limits;
 pub use modules::{Language, ModuleSet};
-pub use ops::{Recorded, RecordedBytes, Replay};
+pub use ops::{Recorded, RecordedBytes, Replay, canonical};
 pub use typescript::{Import, Looked, Maker, Via, look};

@@ -57,6 +57,8 @@ fn scripts_and_shaders_run_behind_every_wall() {
         "{outputs}"
     );
 
+    given_back(&node);
+
     let ran = node.call("runtime/eval", &json!({ "source": SCRIPT }));
     let bytes = [7.0_f32, 10.0, 15.0, 22.0].map(f32::to_le_bytes).concat();
     assert_eq!(ran["value"], json!(bytes), "{ran}");
@@ -72,6 +74,30 @@ fn scripts_and_shaders_run_behind_every_wall() {
     assert_eq!(after["problems"], before["problems"], "{after}");
     assert_eq!(after["node_restarts"], 0);
     node.end();
+}
+
+/// 64 MiB in a tensor that a shader filled: the machine has them again once the handle is dropped.
+fn given_back(node: &Node) {
+    let available = || {
+        let bytes = node.info()["memory"]["available_bytes"].as_u64();
+        bytes.expect("a machine knows its memory") >> 20
+    };
+    let before = available();
+    let made = node.call(
+        "tensor/create",
+        &json!({ "dtype": "U32", "shape": [16 << 20] }),
+    );
+    let handle = json!({ "handle": made["handle"] });
+    let fill = json!({
+        "wgsl": FILL, "entry": "fill", "groups": [64, 1, 1],
+        "bindings": [{ "binding": 0, "access": "read_write", "arg": handle }],
+    });
+    node.call("compute/dispatch", &fill);
+    let full = available();
+    assert!(full + 48 < before, "{full} of {before} MiB");
+    node.call("tensor/drop", &handle);
+    let after = available();
+    assert!(after + 16 > before, "{after} of {before} MiB");
 }
 
 #[test]
@@ -109,6 +135,12 @@ fn a_worker_that_dies_takes_nobody_along() {
     node.end();
 }
 
+/// One that writes 16 Mi numbers.
+const FILL: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32>;
+@compute @workgroup_size(64) fn fill(@builtin(global_invocation_id) id: vec3<u32>) {
+    for (var i = id.x; i < arrayLength(&a); i += 4096u) { a[i] = i; }
+}";
+
 /// A shader that does not end.
 const ENDLESS: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32>;
 @compute @workgroup_size(1) fn spin() {
@@ -119,6 +151,35 @@ const ENDLESS: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u
 const HALVES: &str = "enable f16;
 @group(0) @binding(0) var<storage, read_write> a: array<u32>;
 @compute @workgroup_size(1) fn half() { a[0] = u32(f16(a[1]) * 2.0h); }";
+
+/// Every function of mathematics, the clock, timers, randomness and sorting, as one number.
+const EVERYTHING: &str = "
+const bits = new BigUint64Array(1), float = new Float64Array(bits.buffer);
+let hash = 14695981039346656037n;
+const feed = (n) => { hash = BigInt.asUintN(64, (hash ^ BigInt.asUintN(64, n)) * 1099511628211n); };
+const number = (x) => { float[0] = x; feed(bits[0]); };
+const names = 'acos acosh asin asinh atan atanh cbrt cos cosh exp expm1 log log10 log1p log2 sin sinh tan tanh sqrt fround';
+for (let i = -1500; i < 1500; i++) {
+  const x = i * 0.7310585786300049 / (1 + Math.abs(i) % 7);
+  for (const name of names.split(' ')) number(Math[name](x));
+  number(Math.abs(x) ** (i / 300)); number(Math.atan2(x, i)); number(Math.hypot(x, i)); number(Math.random());
+}
+const seen = [];
+const wait = (ms) => new Promise((done) => setTimeout(() => { seen.push(ms, Date.now()); done(); }, ms));
+await Promise.all([30, 1, 10].map(wait));
+for (const n of [...seen, ...crypto.getRandomValues(new Uint8Array(64)), ...[5, 3, 9, 1].sort()]) feed(BigInt(n));
+export default hash.toString(16);";
+
+/// What a seeded run of it comes to, and how much work it was.
+fn everything(node: impl Fn(&str, &Value) -> Value) -> (Value, Value) {
+    let input = json!({
+        "source": EVERYTHING, "seed": "07".repeat(32),
+        "limits": { "wall_ms": 60_000, "cpu_ms": 60_000 },
+    });
+    let ran = node("runtime/eval", &input);
+    assert!(ran["value"].is_string(), "{ran}");
+    (ran["value"].clone(), ran["stats"]["fuel"].clone())
+}
 
 fn dispatch(wgsl: &str, entry: &str) -> Value {
     json!({
@@ -142,6 +203,11 @@ fn an_old_processor_computes() {
     assert_eq!(info["selftest"]["ok"], true, "{info}");
     assert_eq!(product(&node, "wgsl"), SQUARE);
     assert_eq!(product(&node, "host"), SQUARE);
+    // A processor that fuses multiplications and additions, and one that cannot.
+    let host = bench.host();
+    let here = everything(|operation, input| host.call(operation, input));
+    let there = everything(|operation, input| node.call(operation, input));
+    assert_eq!(there, here);
 
     let halves = node.try_call("compute/dispatch", &dispatch(HALVES, "half"), &[]);
     assert_eq!(halves.code(), "SHADER_INVALID", "{halves:?}");

@@ -8,7 +8,7 @@ use alknet_core::BoxFuture;
 use alknet_runtime::ops::{
     Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS,
 };
-use alknet_runtime::{Code as FailureCode, Failure, ModuleSet, Recorded, Spec, Work};
+use alknet_runtime::{Code as FailureCode, Failure, ModuleSet, Recorded, Spec, Work, canonical};
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
@@ -154,7 +154,7 @@ async fn case(runner: &dyn TestRunner, code: &Code, test: &Case) -> CaseReport {
 
 fn differs(expect: &Expect, result: &Result<Value, Failure>) -> Option<String> {
     match (expect, result) {
-        (Expect::Output(expected), Ok(output)) if expected == output => None,
+        (Expect::Output(expected), Ok(output)) if canonical(expected) == canonical(output) => None,
         (Expect::Output(_), Ok(output)) => Some(format!("it answered {}", shown(output))),
         (Expect::Schema(schema), Ok(output)) => schema::check(schema, output).err(),
         (Expect::Error(_), Ok(_)) => Some("it did not fail".to_owned()),

@@ -33,8 +33,13 @@ pub fn script_id(specification: &Value, source: &str) -> [u8; 32] {
     *hash.finalize().as_bytes()
 }
 
-/// The same value with the members of every object in the order of their names.
-fn canonical(value: &Value) -> Value {
+/// Whole numbers beyond this are not all told apart by a script.
+const SAFE_INTEGER_MAX: f64 = 9_007_199_254_740_991.0;
+
+/// The same value with the members of every object in the order of their names, and whole numbers
+/// without a fraction: `22.0` is what a script calls `22`.
+#[must_use]
+pub fn canonical(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(canonical).collect(),
         Value::Object(members) => {
@@ -44,8 +49,20 @@ fn canonical(value: &Value) -> Value {
                 .map(|(name, member)| (name.clone(), canonical(member)));
             Value::Object(sorted.collect())
         }
+        Value::Number(number) => whole(number).map_or_else(|| value.clone(), Value::from),
         plain => plain.clone(),
     }
+}
+
+/// The integer that a number with a fraction of zero is.
+fn whole(number: &serde_json::Number) -> Option<i64> {
+    let float = number.as_f64().filter(|_| number.is_f64())?;
+    let fits = float.fract() == 0.0 && float.abs() <= SAFE_INTEGER_MAX;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it is whole, and within the bound"
+    )]
+    fits.then_some(float as i64)
 }
 
 /// Puts the functions behind `ops` onto `native`.
@@ -363,6 +380,21 @@ mod tests {
             one,
             script_id(&json!({ "kind": "query", "name": "b" }), "() => 1")
         );
+    }
+
+    #[test]
+    fn a_whole_number_is_the_same_with_a_fraction_of_zero() {
+        for (one, other) in [
+            ("22.0", "22"),
+            ("-0.0", "0"),
+            ("[{\"a\":1e3}]", "[{\"a\":1000}]"),
+        ] {
+            let [one, other] = [one, other].map(|text| serde_json::from_str(text).expect("JSON"));
+            assert_eq!(canonical(&one), canonical(&other));
+        }
+        for number in [0.5, 1e300, 9_007_199_254_740_992.0] {
+            assert_eq!(canonical(&json!(number)), json!(number));
+        }
     }
 
     #[test]

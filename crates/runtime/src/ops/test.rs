@@ -12,6 +12,7 @@ use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::canonical;
 use super::replay::{Recorded, Replay};
 use crate::error::{Code, Failure, OpError};
 use crate::host::{Host, Reply};
@@ -233,7 +234,9 @@ impl Setting {
 
     fn differs(&self, expect: &Expect, result: &Result<Value, Failure>) -> Option<String> {
         match (expect, result) {
-            (Expect::Output(expected), Ok(output)) if expected == output => None,
+            (Expect::Output(expected), Ok(output)) if canonical(expected) == canonical(output) => {
+                None
+            }
             (Expect::Output(_), Ok(output)) => Some(format!("it answered {output}")),
             (Expect::Schema(schema), Ok(output)) => self.host.check(schema, output).err(),
             (Expect::Error(_), Ok(_)) => Some("it did not fail".to_owned()),

@@ -79,6 +79,11 @@ impl Selection {
         }
     }
 
+    /// No driver at all.
+    pub(crate) const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// Their names.
     pub(crate) fn names(&self) -> &[String] {
         &self.0

@@ -12,20 +12,7 @@ use crate::limits::{BUNDLE_BYTES_MAX, NESTING_MAX};
 /// bytes, strings with no more escapes than JSON asks for, numbers as they are shortest.
 #[must_use]
 pub fn canonical(value: &Value) -> String {
-    sorted(value).to_string()
-}
-
-fn sorted(value: &Value) -> Value {
-    match value {
-        Value::Array(items) => items.iter().map(sorted).collect(),
-        Value::Object(members) => {
-            let mut all: Vec<_> = members.iter().collect();
-            all.sort_unstable_by(|a, b| a.0.cmp(b.0));
-            let all = all.into_iter();
-            Value::Object(all.map(|(name, it)| (name.clone(), sorted(it))).collect())
-        }
-        plain => plain.clone(),
-    }
+    alknet_runtime::canonical(value).to_string()
 }
 
 /// Reads one JSON value that strangers sent, and nothing after it.
