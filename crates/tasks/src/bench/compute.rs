@@ -1,11 +1,11 @@
-//! How fast matrices are multiplied, by shaders and by the processor, beside NumPy's OpenBLAS; and how
-//! fast a shader goes through memory, beside a copy.
+//! How fast matrices are multiplied, by shaders and by the processor, beside burn-wgpu on the same driver
+//! and NumPy's OpenBLAS; and how fast a shader goes through memory, beside a copy.
 //!
 //! Every round starts a process for each side and takes its fastest repetition, one side after the
 //! other, so that a busy machine disturbs all of them alike.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -14,7 +14,7 @@ use super::rows::{Goal, Row, median};
 use crate::context::Context;
 use crate::driver::Selection;
 use crate::failure::{Failure, Result};
-use crate::{gpu, strangers};
+use crate::{gpu, strangers, test};
 
 /// Name of this benchmark in rows.
 const BENCH: &str = "compute";
@@ -34,9 +34,16 @@ mod goals {
     pub(super) const HOST: f64 = 1.0;
     /// The shader, of one that computes one element in each invocation.
     pub(super) const SHADER: f64 = 4.0;
+    /// The shader, of other people's on the same driver.
+    pub(super) const PEER: f64 = 2.0;
 }
 
+/// The peer on the same driver: a workspace of its own (`compute/peer/Cargo.toml` says why).
+const PEER_MANIFEST: &str = "compute/peer/Cargo.toml";
+const PEER_PROGRAM: &str = "alknet-compute-peer";
+
 /// What the peers are called in rows.
+const BURN: &str = "burn-wgpu";
 const OPENBLAS: &str = "OpenBLAS (NumPy)";
 const NAIVE: &str = "naive shader";
 const BLOCK: &str = "4×4 block shader";
@@ -48,6 +55,7 @@ type Figures = BTreeMap<(u32, usize, String), Vec<f64>>;
 /// Measures.
 pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
     let program = gpu::ensure(cx, &Selection::usual())?.executable;
+    let peer = peer(cx)?;
     let packages = strangers::python_packages(cx)?;
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let mut threads = vec![1, all];
@@ -56,7 +64,9 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
     for _ in 0..rounds {
         for side in SIDES {
             for threads in threads.iter().copied() {
-                for (kernel, figure) in ours(&program, side, threads)? {
+                let mut measured = ours(&program, side, threads)?;
+                measured.extend(burn(&peer, side, threads)?);
+                for (kernel, figure) in measured {
                     let key = (side, threads, kernel);
                     figures.entry(key).or_default().push(figure);
                 }
@@ -71,9 +81,9 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
 
 fn ours(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>> {
     let kernels = if side == PLAIN_SIDE {
-        "naive,worker-block,worker,host,memory"
+        "naive,worker-block,worker,worker-end,host,memory"
     } else {
-        "worker-block,worker,host"
+        "worker-block,worker,worker-end,host"
     };
     let threads = threads.to_string();
     let mut command = Command::new(program);
@@ -87,13 +97,42 @@ fn ours(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>>
     text.lines().map(figure).collect()
 }
 
-/// A line of the program's: its kernel, and GFLOP/s or GB/s.
+/// Builds the peer, once its libraries' licences are known to be such as any other's here: it is passed
+/// on to nobody, but people build it.
+fn peer(cx: &Context) -> Result<PathBuf> {
+    let mut deny = Command::new(test::deny_program(cx)?);
+    deny.current_dir(cx.root())
+        .args(["--manifest-path", PEER_MANIFEST, "check", "--config"])
+        .arg(cx.root().join("deny.toml"))
+        .args(["licenses", "sources"]);
+    cx.run(&mut deny, "licences of the benchmark's peer", "peer-deny")?;
+    let target = cx.cache().join("peer");
+    let mut cargo = cx.cargo("build");
+    cargo
+        .args(["--release", "--quiet", "--locked"])
+        .args(["--manifest-path", PEER_MANIFEST])
+        .env("CARGO_TARGET_DIR", &target);
+    cx.run(&mut cargo, "build the benchmark's peer", "peer-build")?;
+    Ok(target.join(cx.triple()).join("release").join(PEER_PROGRAM))
+}
+
+fn burn(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>> {
+    let mut command = Command::new(program);
+    command
+        .args([side.to_string(), REPETITIONS.to_string()])
+        .env_clear()
+        .env("LP_NUM_THREADS", threads.to_string());
+    let text = output(&mut command)?;
+    text.lines().map(figure).collect()
+}
+
+/// A line of a program's: its kernel, and GFLOP/s or GB/s.
 fn figure(line: &str) -> Result<(String, f64)> {
     let row: Value = serde_json::from_str(line).unwrap_or_default();
     let figure = row["gflops"].as_f64().or_else(|| row["gb_s"].as_f64());
     match (row["kernel"].as_str(), figure) {
         (Some(kernel), Some(figure)) => Ok((kernel.to_owned(), figure)),
-        _ => Err(Failure::Workspace(format!("alknet-gpu bench says {line}"))),
+        _ => Err(Failure::Workspace(format!("a benchmark says {line}"))),
     }
 }
 
@@ -132,10 +171,12 @@ fn rows(figures: &Figures, threads: &[usize]) -> Vec<Row> {
                 figures.get(&key).cloned().map(median)
             };
             let mut add = |case: &str, unit, ours: &str, peer: &str, goal: Option<f64>| {
-                let theirs = of(match peer {
-                    NAIVE => "naive",
-                    BLOCK => "worker-block",
-                    peer => peer,
+                let theirs = of(match (peer, ours) {
+                    (NAIVE, _) => "naive",
+                    (BLOCK, _) => "worker-block",
+                    (BURN, "worker-end") => "burn-end",
+                    (BURN, _) => "burn",
+                    (peer, _) => peer,
                 });
                 if let (Some(ours), Some(theirs)) = (of(ours), theirs) {
                     let case = format!("{case}, {}", counted(threads));
@@ -147,9 +188,12 @@ fn rows(figures: &Figures, threads: &[usize]) -> Vec<Row> {
                 }
             };
             let shader = format!("matmul {side}: shader");
+            let end = format!("matmul {side}: shader, end to end");
             let host = format!("matmul {side}: processor");
             add(&shader, "GFLOP/s", "worker", NAIVE, Some(goals::SHADER));
             add(&shader, "GFLOP/s", "worker", BLOCK, None);
+            add(&shader, "GFLOP/s", "worker", BURN, Some(goals::PEER));
+            add(&end, "GFLOP/s", "worker-end", BURN, Some(goals::PEER));
             add(&shader, "GFLOP/s", "worker", OPENBLAS, None);
             add(&host, "GFLOP/s", "host", OPENBLAS, Some(goals::HOST));
             add("32 MiB through a shader", "GB/s", "map", COPY, None);
@@ -185,6 +229,9 @@ mod tests {
             "naive",
             "worker-block",
             "worker",
+            "worker-end",
+            "burn",
+            "burn-end",
             "host",
             "map",
             COPY,
@@ -195,12 +242,12 @@ mod tests {
             figures.insert(key, vec![2.0, 4.0, 3.0]);
         }
         let rows = rows(&figures, &[1]);
-        assert_eq!(rows.len(), 5);
+        assert_eq!(rows.len(), 7);
         assert!(
             rows.iter()
                 .all(|row| row.ours == 3.0 && row.ratio == Some(1.0))
         );
         let promised = rows.iter().filter(|row| row.goal.is_some());
-        assert_eq!(promised.count(), 2);
+        assert_eq!(promised.count(), 4);
     }
 }
