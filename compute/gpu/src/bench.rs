@@ -12,13 +12,16 @@ use crate::error::Result;
 use crate::host::{self, View};
 use crate::kernels::{self, MATMULS, Matmul};
 use crate::milliseconds;
-use crate::worker::Plan;
+use crate::worker::{Plan, arranged};
 
 /// Side lengths are multiples of it, so that every kind can be measured.
 const STEP: u64 = 64;
 
 /// Bytes that are mapped and copied.
 const MAP_BYTES: u64 = 32 << 20;
+
+/// The worker's kernel, with bringing the matrices there and the product back.
+const END_TO_END: &str = "worker-end";
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -32,7 +35,7 @@ pub(crate) struct Arguments {
     /// Threads of the processor's own kernel
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: u32,
-    /// What to measure: naive, tile, rows, block, worker-block, worker, host, memory [default: all]
+    /// What to measure: naive, tile, rows, block, worker-block, worker, worker-end, host, memory [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     kernels: Vec<String>,
 }
@@ -60,7 +63,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         measure(&device, &kind, n, [&a, &b], arguments.rounds)?;
     }
     let plan = Plan::first(&device);
-    let plans = [("worker-block", Plan::BLOCK), ("worker", plan)];
+    let plans = [
+        ("worker-block", Plan::BLOCK),
+        ("worker", plan),
+        (END_TO_END, plan),
+    ];
     for (name, plan) in plans.into_iter().filter(|(name, _)| wanted(name)) {
         measure_worker(&device, name, plan, n, [&a, &b], arguments.rounds)?;
     }
@@ -73,27 +80,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The worker's own kernel.
+/// The worker's own kernel: alone, or with bringing the matrices there and the product back.
 fn measure_worker(
     device: &Device,
     name: &str,
     plan: Plan,
     n: usize,
-    [a, b]: [&[f32]; 2],
+    matrices: [&[f32]; 2],
     rounds: u32,
 ) -> Result<()> {
     let kernel = device.kernel(&plan.source()?, &[])?;
     let side = n as u32;
-    let buffers = [
-        device.upload(cast_slice(a))?,
-        device.upload(cast_slice(b))?,
-        device.buffer(size_of_val(a) as u64)?,
-        device.upload(cast_slice(&[side / 4, side / 4, side, 0]))?,
-    ];
-    let groups = plan.groups(side, side);
+    let [rows, columns] = plan.padded(side, side);
+    let [a, b] = matrices.map(|matrix| View::of(matrix, n, n));
+    let uploaded = || -> Result<[wgpu::Buffer; 4]> {
+        let [a, b] = arranged(plan.order(), a, b);
+        Ok([
+            device.upload(cast_slice(&a))?,
+            device.upload(cast_slice(&b))?,
+            device.buffer(u64::from(rows * columns) * size_of::<f32>() as u64)?,
+            device.upload(cast_slice(&[columns / 4, side / 4, rows, 0]))?,
+        ])
+    };
+    let multiply = |buffers: &[wgpu::Buffer; 4]| {
+        device.dispatch(&kernel, &buffers.each_ref(), plan.groups(columns, rows))
+    };
+    let ready = uploaded()?;
+    let end_to_end = name == END_TO_END;
     let timed = || -> Result<Duration> {
         let started = Instant::now();
-        device.dispatch(&kernel, &buffers.each_ref(), groups)?;
+        if end_to_end {
+            let buffers = uploaded()?;
+            multiply(&buffers)?;
+            std::hint::black_box(device.read(&buffers[2])?);
+        } else {
+            multiply(&ready)?;
+        }
         Ok(started.elapsed())
     };
     let first = timed()?;
@@ -107,13 +129,7 @@ fn measure_worker(
 
 /// The processor's, as the worker calls it.
 fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &Arguments) {
-    let view = |data| View {
-        data,
-        offset: 0,
-        rows: n,
-        columns: n,
-        strides: [n.cast_signed(), 1],
-    };
+    let view = |data| View::of(data, n, n);
     let timed = || {
         let started = Instant::now();
         std::hint::black_box(host::matmul(view(a), view(b), arguments.threads as usize));

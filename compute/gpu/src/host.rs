@@ -24,6 +24,23 @@ pub(crate) struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// A matrix that lies row by row.
+    pub(crate) const fn of(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self {
+            data,
+            offset: 0,
+            rows,
+            columns,
+            strides: [columns.cast_signed(), 1],
+        }
+    }
+
+    /// Where in the data an element is.
+    pub(crate) const fn index(self, row: usize, column: usize) -> usize {
+        let away = row.cast_signed() * self.strides[0] + column.cast_signed() * self.strides[1];
+        self.offset.saturating_add_signed(away)
+    }
+
     /// Some rows of it.
     fn rows(self, from: usize, rows: usize) -> Self {
         let skipped = self.strides[0] * from.cast_signed();

@@ -390,7 +390,9 @@ mod tests {
             eprintln!("this processor has no AVX-512: only what stands in for it is tested");
             return;
         }
-        let data: Vec<f32> = (0..1_200_000).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
+        let data: Vec<f32> = (0..1_200_000)
+            .map(|i| ((i * 7) % 13) as f32 - 6.0)
+            .collect();
         let sizes = [
             (1, 1, 1),
             (ROWS, 1, COLUMNS),
