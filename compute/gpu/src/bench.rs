@@ -1,6 +1,7 @@
 //! `bench`: how fast each kind of matrix multiplication is here, by shaders and by the processor, and how
 //! fast memory is.
 
+use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -72,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         measure_worker(&device, name, plan, n, [&a, &b], arguments.rounds)?;
     }
     if wanted("host") {
-        measure_host(n, [&a, &b], arguments);
+        measure_host(n, [&a, &b], arguments)?;
     }
     if wanted("memory") {
         measure_memory(&device, arguments)?;
@@ -106,38 +107,31 @@ fn measure_worker(
         device.dispatch(&kernel, &buffers.each_ref(), plan.groups(columns, rows))
     };
     let ready = uploaded()?;
-    let end_to_end = name == END_TO_END;
-    let timed = || -> Result<Duration> {
-        let started = Instant::now();
-        if end_to_end {
+    let timed = if name == END_TO_END {
+        Timed::of(rounds, || {
             let buffers = uploaded()?;
             multiply(&buffers)?;
             std::hint::black_box(device.read(&buffers[2])?);
-        } else {
-            multiply(&ready)?;
-        }
-        Ok(started.elapsed())
+            Ok(())
+        })?
+    } else {
+        Timed::of(rounds, || multiply(&ready))?
     };
-    let first = timed()?;
-    let mut best = timed()?;
-    for _ in 1..rounds {
-        best = best.min(timed()?);
-    }
-    say(name, n, first, best);
+    timed.say(name, n);
     Ok(())
 }
 
 /// The processor's, as the worker calls it.
-fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &Arguments) {
+fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &Arguments) -> Result<()> {
     let view = |data| View::of(data, n, n);
-    let timed = || {
-        let started = Instant::now();
+    let mut timed = Timed::of(arguments.rounds, || {
         std::hint::black_box(host::matmul(view(a), view(b), arguments.threads as usize));
-        started.elapsed()
-    };
-    let first = timed();
-    let best = (0..arguments.rounds).map(|_| timed()).min();
-    say("host", n, first, best.unwrap_or(first));
+        Ok(())
+    })?;
+    // Its threads end with each product, and what they used with them.
+    timed.busy = None;
+    timed.say("host", n);
+    Ok(())
 }
 
 /// A map over a large buffer, and a copy of as many bytes: both read and write each once.
@@ -171,16 +165,58 @@ fn measure_memory(device: &Device, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn say(name: &str, n: usize, first: Duration, best: Duration) {
-    let operations = 2.0 * (n as f64).powi(3);
-    let row = json!({
-        "kernel": name,
-        "side": n,
-        "first_ms": milliseconds(first),
-        "best_ms": milliseconds(best),
-        "gflops": rounded(operations / best.as_secs_f64() / 1e9),
+/// How long something took.
+#[derive(Clone, Copy, Debug)]
+struct Timed {
+    /// The first time, which compiles and touches pages.
+    first: Duration,
+    /// The fastest time after that.
+    best: Duration,
+    /// The least processor time of all threads after that: what others do on the machine is not in it.
+    busy: Option<Duration>,
+}
+
+impl Timed {
+    fn of(rounds: u32, mut work: impl FnMut() -> Result<()>) -> Result<Self> {
+        let started = Instant::now();
+        work()?;
+        let mut timed = Self {
+            first: started.elapsed(),
+            best: Duration::MAX,
+            busy: None,
+        };
+        for _ in 0..rounds {
+            let (started, busy) = (Instant::now(), processor_time());
+            work()?;
+            timed.best = timed.best.min(started.elapsed());
+            let busy = processor_time().saturating_sub(busy);
+            timed.busy = Some(timed.busy.map_or(busy, |least| least.min(busy)));
+        }
+        Ok(timed)
+    }
+
+    fn say(&self, name: &str, n: usize) {
+        let rate = |time: Duration| rounded(2.0 * (n as f64).powi(3) / time.as_secs_f64() / 1e9);
+        let row = json!({
+            "kernel": name,
+            "side": n,
+            "first_ms": milliseconds(self.first),
+            "best_ms": milliseconds(self.best),
+            "gflops": rate(self.best),
+            "gflop_cpu_s": self.busy.map(rate),
+        });
+        say!("{row}");
+    }
+}
+
+/// What all threads that there are have used; nothing where `/proc` is not there to say so.
+fn processor_time() -> Duration {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
+    let used = threads.flatten().filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse().ok()
     });
-    say!("{row}");
+    Duration::from_nanos(used.sum())
 }
 
 fn rounded(figure: f64) -> f64 {
@@ -195,16 +231,6 @@ fn measure(
     rounds: u32,
 ) -> Result<()> {
     let prepared = kind.prepare(device, n, a, b)?;
-    let timed = || -> Result<Duration> {
-        let started = Instant::now();
-        prepared.multiply()?;
-        Ok(started.elapsed())
-    };
-    let first = timed()?;
-    let mut best = timed()?;
-    for _ in 1..rounds {
-        best = best.min(timed()?);
-    }
-    say(kind.name, n, first, best);
+    Timed::of(rounds, || prepared.multiply())?.say(kind.name, n);
     Ok(())
 }

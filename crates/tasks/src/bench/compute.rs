@@ -49,6 +49,12 @@ const NAIVE: &str = "naive shader";
 const BLOCK: &str = "4×4 block shader";
 const COPY: &str = "copy";
 
+/// Marks the figure of a kernel for each second of processor time, which says something on a busy machine too.
+const BUSY: &str = ", processor time";
+
+const WORKER_BUSY: &str = "worker, processor time";
+const BURN_BUSY: &str = "burn, processor time";
+
 /// Figures by side, threads and kernel.
 type Figures = BTreeMap<(u32, usize, String), Vec<f64>>;
 
@@ -94,7 +100,7 @@ fn ours(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>>
         .env_clear()
         .env("LP_NUM_THREADS", &threads);
     let text = output(&mut command)?;
-    text.lines().map(figure).collect()
+    figures_of(&text)
 }
 
 /// Builds the peer, once its libraries' licences are known to be such as any other's here: it is passed
@@ -122,18 +128,25 @@ fn burn(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>>
         .args([side.to_string(), REPETITIONS.to_string()])
         .env_clear()
         .env("LP_NUM_THREADS", threads.to_string());
-    let text = output(&mut command)?;
-    text.lines().map(figure).collect()
+    figures_of(&output(&mut command)?)
 }
 
-/// A line of a program's: its kernel, and GFLOP/s or GB/s.
-fn figure(line: &str) -> Result<(String, f64)> {
-    let row: Value = serde_json::from_str(line).unwrap_or_default();
-    let figure = row["gflops"].as_f64().or_else(|| row["gb_s"].as_f64());
-    match (row["kernel"].as_str(), figure) {
-        (Some(kernel), Some(figure)) => Ok((kernel.to_owned(), figure)),
-        _ => Err(Failure::Workspace(format!("a benchmark says {line}"))),
+/// Each line of a program's: its kernel, and GFLOP/s or GB/s; and where it says so, GFLOP for each second of
+/// processor time.
+fn figures_of(text: &str) -> Result<Vec<(String, f64)>> {
+    let mut figures = Vec::new();
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).unwrap_or_default();
+        let figure = row["gflops"].as_f64().or_else(|| row["gb_s"].as_f64());
+        let (Some(kernel), Some(figure)) = (row["kernel"].as_str(), figure) else {
+            return Err(Failure::Workspace(format!("a benchmark says {line}")));
+        };
+        figures.push((kernel.to_owned(), figure));
+        if let Some(busy) = row["gflop_cpu_s"].as_f64() {
+            figures.push((format!("{kernel}{BUSY}"), busy));
+        }
     }
+    Ok(figures)
 }
 
 fn openblas(packages: &Path, side: u32, threads: usize) -> Result<f64> {
@@ -175,7 +188,8 @@ fn rows(figures: &Figures, threads: &[usize]) -> Vec<Row> {
                     (NAIVE, _) => "naive",
                     (BLOCK, _) => "worker-block",
                     (BURN, "worker-end") => "burn-end",
-                    (BURN, _) => "burn",
+                    (BURN, "worker") => "burn",
+                    (BURN, _) => BURN_BUSY,
                     (peer, _) => peer,
                 });
                 if let (Some(ours), Some(theirs)) = (of(ours), theirs) {
@@ -193,6 +207,7 @@ fn rows(figures: &Figures, threads: &[usize]) -> Vec<Row> {
             add(&shader, "GFLOP/s", "worker", NAIVE, Some(goals::SHADER));
             add(&shader, "GFLOP/s", "worker", BLOCK, None);
             add(&shader, "GFLOP/s", "worker", BURN, Some(goals::PEER));
+            add(&shader, "GFLOP/CPU s", WORKER_BUSY, BURN, Some(goals::PEER));
             add(&end, "GFLOP/s", "worker-end", BURN, Some(goals::PEER));
             add(&shader, "GFLOP/s", "worker", OPENBLAS, None);
             add(&host, "GFLOP/s", "host", OPENBLAS, Some(goals::HOST));
@@ -214,12 +229,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_the_program_are_figures() {
-        let line = r#"{"kernel":"host","side":256,"first_ms":1.0,"best_ms":0.5,"gflops":67.1}"#;
-        assert_eq!(figure(line).expect("a figure"), ("host".to_owned(), 67.1));
+    fn lines_of_the_programs_are_figures() {
+        let line =
+            r#"{"kernel":"worker","side":256,"first_ms":1.0,"gflops":67.1,"gflop_cpu_s":40.5}"#;
+        let figures = figures_of(line).expect("figures");
+        let expected = [("worker", 67.1), (WORKER_BUSY, 40.5)];
+        assert_eq!(
+            figures,
+            expected.map(|(name, figure)| (name.to_owned(), figure))
+        );
         let line = r#"{"kernel":"map","bytes":1,"gb_s":2.5}"#;
-        assert_eq!(figure(line).expect("a figure"), ("map".to_owned(), 2.5));
-        assert!(figure("{}").is_err() && figure("no driver").is_err());
+        let figures = figures_of(line).expect("a figure");
+        assert_eq!(figures, [("map".to_owned(), 2.5)]);
+        assert!(figures_of("{}").is_err() && figures_of("no driver").is_err());
+        assert_eq!(format!("burn{BUSY}"), BURN_BUSY);
     }
 
     #[test]
@@ -230,8 +253,10 @@ mod tests {
             "worker-block",
             "worker",
             "worker-end",
+            WORKER_BUSY,
             "burn",
             "burn-end",
+            BURN_BUSY,
             "host",
             "map",
             COPY,
@@ -242,12 +267,12 @@ mod tests {
             figures.insert(key, vec![2.0, 4.0, 3.0]);
         }
         let rows = rows(&figures, &[1]);
-        assert_eq!(rows.len(), 7);
+        assert_eq!(rows.len(), 8);
         assert!(
             rows.iter()
                 .all(|row| row.ours == 3.0 && row.ratio == Some(1.0))
         );
         let promised = rows.iter().filter(|row| row.goal.is_some());
-        assert_eq!(promised.count(), 4);
+        assert_eq!(promised.count(), 5);
     }
 }
