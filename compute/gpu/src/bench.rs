@@ -1,6 +1,7 @@
 //! `bench`: how fast each kind of matrix multiplication is here, by shaders and by the processor, and how
 //! fast memory is.
 
+use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,16 @@ use crate::error::Result;
 use crate::host::{self, View};
 use crate::kernels::{self, MATMULS, Matmul};
 use crate::milliseconds;
-use crate::worker::Plan;
+use crate::worker::{Plan, arranged};
 
 /// Side lengths are multiples of it, so that every kind can be measured.
 const STEP: u64 = 64;
 
 /// Bytes that are mapped and copied.
 const MAP_BYTES: u64 = 32 << 20;
+
+/// The worker's kernel, with bringing the matrices there and the product back.
+const END_TO_END: &str = "worker-end";
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -32,7 +36,7 @@ pub(crate) struct Arguments {
     /// Threads of the processor's own kernel
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: u32,
-    /// What to measure: naive, tile, rows, block, worker-block, worker, host, memory [default: all]
+    /// What to measure: naive, tile, rows, block, worker-block, worker, worker-end, host, memory [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     kernels: Vec<String>,
 }
@@ -60,12 +64,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         measure(&device, &kind, n, [&a, &b], arguments.rounds)?;
     }
     let plan = Plan::first(&device);
-    let plans = [("worker-block", Plan::BLOCK), ("worker", plan)];
+    let plans = [
+        ("worker-block", Plan::BLOCK),
+        ("worker", plan),
+        (END_TO_END, plan),
+    ];
     for (name, plan) in plans.into_iter().filter(|(name, _)| wanted(name)) {
         measure_worker(&device, name, plan, n, [&a, &b], arguments.rounds)?;
     }
     if wanted("host") {
-        measure_host(n, [&a, &b], arguments);
+        measure_host(n, [&a, &b], arguments)?;
     }
     if wanted("memory") {
         measure_memory(&device, arguments)?;
@@ -73,55 +81,57 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The worker's own kernel.
+/// The worker's own kernel: alone, or with bringing the matrices there and the product back.
 fn measure_worker(
     device: &Device,
     name: &str,
     plan: Plan,
     n: usize,
-    [a, b]: [&[f32]; 2],
+    matrices: [&[f32]; 2],
     rounds: u32,
 ) -> Result<()> {
     let kernel = device.kernel(&plan.source()?, &[])?;
     let side = n as u32;
-    let buffers = [
-        device.upload(cast_slice(a))?,
-        device.upload(cast_slice(b))?,
-        device.buffer(size_of_val(a) as u64)?,
-        device.upload(cast_slice(&[side / 4, side / 4, side, 0]))?,
-    ];
-    let groups = plan.groups(side, side);
-    let timed = || -> Result<Duration> {
-        let started = Instant::now();
-        device.dispatch(&kernel, &buffers.each_ref(), groups)?;
-        Ok(started.elapsed())
+    let [rows, columns] = plan.padded(side, side);
+    let [a, b] = matrices.map(|matrix| View::of(matrix, n, n));
+    let uploaded = || -> Result<[wgpu::Buffer; 4]> {
+        let [a, b] = arranged(plan.order(), a, b);
+        Ok([
+            device.upload(cast_slice(&a))?,
+            device.upload(cast_slice(&b))?,
+            device.buffer(u64::from(rows * columns) * size_of::<f32>() as u64)?,
+            device.upload(cast_slice(&[columns / 4, side / 4, rows, 0]))?,
+        ])
     };
-    let first = timed()?;
-    let mut best = timed()?;
-    for _ in 1..rounds {
-        best = best.min(timed()?);
-    }
-    say(name, n, first, best);
+    let multiply = |buffers: &[wgpu::Buffer; 4]| {
+        device.dispatch(&kernel, &buffers.each_ref(), plan.groups(columns, rows))
+    };
+    let ready = uploaded()?;
+    let timed = if name == END_TO_END {
+        Timed::of(rounds, || {
+            let buffers = uploaded()?;
+            multiply(&buffers)?;
+            std::hint::black_box(device.read(&buffers[2])?);
+            Ok(())
+        })?
+    } else {
+        Timed::of(rounds, || multiply(&ready))?
+    };
+    timed.say(name, n);
     Ok(())
 }
 
 /// The processor's, as the worker calls it.
-fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &Arguments) {
-    let view = |data| View {
-        data,
-        offset: 0,
-        rows: n,
-        columns: n,
-        strides: [n.cast_signed(), 1],
-    };
-    let timed = || {
-        let started = Instant::now();
+fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &Arguments) -> Result<()> {
+    let view = |data| View::of(data, n, n);
+    let mut timed = Timed::of(arguments.rounds, || {
         std::hint::black_box(host::matmul(view(a), view(b), arguments.threads as usize));
-        started.elapsed()
-    };
-    let first = timed();
-    let best = (0..arguments.rounds).map(|_| timed()).min();
-    say("host", n, first, best.unwrap_or(first));
+        Ok(())
+    })?;
+    // Its threads end with each product, and what they used with them.
+    timed.busy = None;
+    timed.say("host", n);
+    Ok(())
 }
 
 /// A map over a large buffer, and a copy of as many bytes: both read and write each once.
@@ -155,16 +165,58 @@ fn measure_memory(device: &Device, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn say(name: &str, n: usize, first: Duration, best: Duration) {
-    let operations = 2.0 * (n as f64).powi(3);
-    let row = json!({
-        "kernel": name,
-        "side": n,
-        "first_ms": milliseconds(first),
-        "best_ms": milliseconds(best),
-        "gflops": rounded(operations / best.as_secs_f64() / 1e9),
+/// How long something took.
+#[derive(Clone, Copy, Debug)]
+struct Timed {
+    /// The first time, which compiles and touches pages.
+    first: Duration,
+    /// The fastest time after that.
+    best: Duration,
+    /// The least processor time of all threads after that: what others do on the machine is not in it.
+    busy: Option<Duration>,
+}
+
+impl Timed {
+    fn of(rounds: u32, mut work: impl FnMut() -> Result<()>) -> Result<Self> {
+        let started = Instant::now();
+        work()?;
+        let mut timed = Self {
+            first: started.elapsed(),
+            best: Duration::MAX,
+            busy: None,
+        };
+        for _ in 0..rounds {
+            let (started, busy) = (Instant::now(), processor_time());
+            work()?;
+            timed.best = timed.best.min(started.elapsed());
+            let busy = processor_time().saturating_sub(busy);
+            timed.busy = Some(timed.busy.map_or(busy, |least| least.min(busy)));
+        }
+        Ok(timed)
+    }
+
+    fn say(&self, name: &str, n: usize) {
+        let rate = |time: Duration| rounded(2.0 * (n as f64).powi(3) / time.as_secs_f64() / 1e9);
+        let row = json!({
+            "kernel": name,
+            "side": n,
+            "first_ms": milliseconds(self.first),
+            "best_ms": milliseconds(self.best),
+            "gflops": rate(self.best),
+            "gflop_cpu_s": self.busy.map(rate),
+        });
+        say!("{row}");
+    }
+}
+
+/// What all threads that there are have used; nothing where `/proc` is not there to say so.
+fn processor_time() -> Duration {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
+    let used = threads.flatten().filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse().ok()
     });
-    say!("{row}");
+    Duration::from_nanos(used.sum())
 }
 
 fn rounded(figure: f64) -> f64 {
@@ -179,16 +231,6 @@ fn measure(
     rounds: u32,
 ) -> Result<()> {
     let prepared = kind.prepare(device, n, a, b)?;
-    let timed = || -> Result<Duration> {
-        let started = Instant::now();
-        prepared.multiply()?;
-        Ok(started.elapsed())
-    };
-    let first = timed()?;
-    let mut best = timed()?;
-    for _ in 1..rounds {
-        best = best.min(timed()?);
-    }
-    say(kind.name, n, first, best);
+    Timed::of(rounds, || prepared.multiply())?.say(kind.name, n);
     Ok(())
 }

@@ -138,6 +138,12 @@ impl Device {
         self.device.features()
     }
 
+    /// Whether shaders may pack half floats: the language's core, which not every processor can.
+    pub(crate) fn packs_half_floats(&self) -> bool {
+        let capabilities = self.found.adapter.get_downlevel_capabilities();
+        (capabilities.flags).contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32)
+    }
+
     /// The device's limits.
     pub(crate) fn limits(&self) -> wgpu::Limits {
         self.device.limits()

@@ -1,6 +1,9 @@
 //! Kernels on the processor itself: where the adapter is the processor too, they are faster than any
 //! shader by one or two orders of magnitude.
 
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
 use std::ptr::NonNull;
 
 /// Least rows for a thread of its own: below, starting it costs more than it saves.
@@ -21,6 +24,23 @@ pub(crate) struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// A matrix that lies row by row.
+    pub(crate) const fn of(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self {
+            data,
+            offset: 0,
+            rows,
+            columns,
+            strides: [columns.cast_signed(), 1],
+        }
+    }
+
+    /// Where in the data an element is.
+    pub(crate) const fn index(self, row: usize, column: usize) -> usize {
+        let away = row.cast_signed() * self.strides[0] + column.cast_signed() * self.strides[1];
+        self.offset.saturating_add_signed(away)
+    }
+
     /// Some rows of it.
     fn rows(self, from: usize, rows: usize) -> Self {
         let skipped = self.strides[0] * from.cast_signed();
@@ -131,6 +151,12 @@ unsafe fn matmul_rows(a: View<'_>, b: View<'_>, target: Target, threads: usize) 
 /// # Safety
 /// The target has room for the product, and nobody else reads or writes it.
 unsafe fn multiply(a: View<'_>, b: View<'_>, target: Target) {
+    #[cfg(target_arch = "x86_64")]
+    if wide::is_for(a, b) {
+        // SAFETY: the processor can, as just seen; the target is as the caller says.
+        unsafe { wide::multiply(a, b, target.0.as_ptr()) };
+        return;
+    }
     let (x, y) = (a.start(), b.start());
     // SAFETY: `start` has seen that every element named by shape and strides is there; the target is as
     // the caller says.

@@ -12,6 +12,7 @@ mod matmul;
 mod measure;
 mod memory;
 mod nesting;
+mod order;
 mod sha256;
 mod shader;
 mod templates;
@@ -25,6 +26,7 @@ use alknet_worker::{Blob, Body, FromWorker, Guest, GuestCall, Incoming, Reply, R
 
 use self::engine::State;
 use self::fault::{Failed, Outcome};
+pub(crate) use self::order::arranged;
 pub(crate) use self::templates::Plan;
 use crate::error::{Error, Result};
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use alknet_compute_wire::{Adapter, Info, Measured, Variant};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Sizes that count as one: powers of this many operations.
 const STEP_BITS: u32 = 3;
@@ -11,8 +11,12 @@ const STEP_BITS: u32 = 3;
 /// How much of a new measurement is believed: machines are shared.
 const NEW_SHARE: f64 = 0.3;
 
+/// Largest class of sizes: what is counted has 64 bits.
+const CLASS_MAX: u32 = u64::BITS / STEP_BITS;
+
 /// Kernels that exist in both ways.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Kernel {
     Matmul,
     Sha256,
@@ -34,28 +38,63 @@ pub(crate) enum Why {
 #[derive(Debug, Default)]
 pub(crate) struct Records(HashMap<(Kernel, u32, bool), f64>);
 
+/// One of them, as a file has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    kernel: Kernel,
+    class: u32,
+    variant: Variant,
+    operations_ms: f64,
+}
+
 impl Records {
-    /// Writes down how long a kernel took for so many operations, without what compiling took.
-    pub(crate) fn record(&mut self, kernel: Kernel, operations: f64, variant: Variant, ms: f64) {
+    /// Writes down how long a kernel took for so many operations, without what compiling took. Whether
+    /// nothing was known of it.
+    pub(crate) fn record(
+        &mut self,
+        kernel: Kernel,
+        operations: f64,
+        variant: Variant,
+        ms: f64,
+    ) -> bool {
         if !(ms.is_finite() && ms > 0.0 && operations > 0.0) {
-            return;
+            return false;
         }
         let rate = operations / ms;
         let key = (kernel, class(operations), variant == Variant::Host);
-        self.0
-            .entry(key)
-            .and_modify(|known| *known += (rate - *known) * NEW_SHARE)
-            .or_insert(rate);
+        match self.0.get_mut(&key) {
+            Some(known) => *known += (rate - *known) * NEW_SHARE,
+            None => return self.0.insert(key, rate).is_none(),
+        }
+        false
+    }
+
+    /// All of them.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        let entry = |((kernel, class, host), rate): (&(Kernel, u32, bool), &f64)| Entry {
+            kernel: *kernel,
+            class: *class,
+            variant: if *host { Variant::Host } else { Variant::Wgsl },
+            operations_ms: *rate,
+        };
+        self.0.iter().map(entry).collect()
+    }
+
+    /// What a file had; what no measurement can be is left out.
+    pub(crate) fn restored(entries: Vec<Entry>) -> Self {
+        let sound = |entry: &Entry| {
+            entry.operations_ms.is_finite() && entry.operations_ms > 0.0 && entry.class <= CLASS_MAX
+        };
+        let entries = entries.into_iter().filter(sound).map(|entry| {
+            let host = entry.variant == Variant::Host;
+            ((entry.kernel, entry.class, host), entry.operations_ms)
+        });
+        Self(entries.collect())
     }
 
     fn rate(&self, kernel: Kernel, operations: f64, variant: Variant) -> Option<f64> {
         let key = (kernel, class(operations), variant == Variant::Host);
         self.0.get(&key).copied()
-    }
-
-    /// Forgets everything: there is another adapter.
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
     }
 
     /// The better variant for so many operations.
@@ -149,8 +188,6 @@ mod tests {
         // Other sizes are another matter.
         let chosen = records.choose(Kernel::Matmul, 1e9, &info("cpu"), None);
         assert_eq!(chosen, (Variant::Host, Why::Class));
-        records.clear();
-        assert_eq!(choose(&records, "cpu", None), (Variant::Host, Why::Class));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use alknet_worker::{Role, RoleConfig, Sealed, Workers};
 
 use crate::choose::{Kernel, Records, Why};
 use crate::error::{Error, Result};
+use crate::kept::{Kept, Machine};
 use crate::limits::{GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, TENANTS_MAX, TICK};
 use crate::tenant::Tenant;
 use crate::tensor::{Arg, Kind};
@@ -44,6 +46,8 @@ pub struct Settings {
     /// Whether kernels of ours may run on the processor where nobody asks for it; without, they are
     /// shaders wherever there is an adapter.
     pub host_kernels: bool,
+    /// File in which what was measured is kept over restarts; nowhere if there is none.
+    pub measured: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -58,6 +62,7 @@ impl Default for Settings {
             idle: IDLE,
             tick: TICK,
             host_kernels: true,
+            measured: None,
         }
     }
 }
@@ -227,8 +232,7 @@ impl Compute {
             adapter.map(|adapter| (adapter.name.clone(), adapter.versions.clone()))
         };
         if known.info.as_deref().map(name) != Some(name(info)) {
-            known.measured = None;
-            known.records.clear();
+            (known.measured, known.records) = self.kept(info).unwrap_or_default();
             match &info.adapter {
                 Some(adapter) => tracing::info!(
                     adapter = adapter.name,
@@ -241,14 +245,39 @@ impl Compute {
         known.info = Some(Arc::clone(info));
     }
 
+    /// What was measured on this adapter before the node was started.
+    fn kept(&self, info: &Info) -> Option<(Option<Measured>, Records)> {
+        let file = self.0.settings.measured.as_ref()?;
+        let machine = Machine::of(info.adapter.as_ref()?, self.0.settings.threads);
+        Kept::load(file, &machine)
+    }
+
+    /// Keeps what is known now.
+    fn keep(&self, known: &Known) {
+        let Some(file) = self.0.settings.measured.clone() else {
+            return;
+        };
+        let Some(adapter) = known.info.as_ref().and_then(|info| info.adapter.as_ref()) else {
+            return;
+        };
+        let machine = Machine::of(adapter, self.0.settings.threads);
+        let kept = Kept::new(machine, known.measured, &known.records);
+        // Nobody waits for the disk, and the last one to be written is as good as any.
+        drop(tokio::task::spawn_blocking(move || kept.save(&file)));
+    }
+
     pub(crate) fn learn_measured(&self, measured: Measured) {
-        lock(&self.0.known).measured = Some(measured);
+        let mut known = lock(&self.0.known);
+        known.measured = Some(measured);
+        self.keep(&known);
     }
 
     pub(crate) fn record(&self, kernel: Kernel, operations: f64, variant: Variant, ms: f64) {
-        lock(&self.0.known)
-            .records
-            .record(kernel, operations, variant, ms);
+        let mut known = lock(&self.0.known);
+        // What is only put right is not worth a write.
+        if known.records.record(kernel, operations, variant, ms) {
+            self.keep(&known);
+        }
     }
 
     pub(crate) fn choose(&self, kernel: Kernel, operations: f64, info: &Info) -> (Variant, Why) {

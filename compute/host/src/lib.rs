@@ -24,6 +24,7 @@ mod budget;
 mod choose;
 mod compute;
 mod error;
+mod kept;
 mod ops;
 mod shelf;
 mod tenant;

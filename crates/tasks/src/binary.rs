@@ -30,12 +30,10 @@ pub(crate) fn plain(cx: &Context) -> Result<PathBuf> {
     )))
 }
 
-/// With the program for GPUs behind it, which has these drivers; with no driver it is the plain one.
+/// With the program for GPUs behind it, which has these drivers. With no driver it still has what the
+/// processor computes without one.
 pub(crate) fn whole(cx: &Context, selection: &Selection) -> Result<PathBuf> {
     let plain = plain(cx)?;
-    if selection.names().is_empty() {
-        return Ok(plain);
-    }
     let gpu = gpu::ensure(cx, selection)?;
     let binaries = cx.cache().join("binary");
     let folder = binaries.join(key(&[&plain, &gpu.packed])?);
@@ -66,4 +64,37 @@ fn key(files: &[&Path]) -> Result<String> {
         .map(|path| digest::of_file(path).map_err(Failure::io(format!("read {}", path.display()))));
     let hashes: Vec<String> = hashes.collect::<Result<_>>()?;
     Ok(digest::key(hashes.iter().map(String::as_bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_carried::Carried;
+
+    use super::*;
+
+    #[test]
+    fn what_is_put_together_runs_as_before_and_carries_the_program() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let program = b"a program without any driver".repeat(40);
+        let mut packed = Vec::new();
+        alknet_carried::pack(&program, &mut packed, 1).expect("it packs");
+        fs::write(at("plain"), b"what cargo linked").expect("writable");
+        fs::write(at("gpu"), &program).expect("writable");
+        fs::write(at("gpu.zst"), &packed).expect("writable");
+        let gpu = gpu::Gpu {
+            executable: at("gpu"),
+            packed: at("gpu.zst"),
+        };
+        join(&at("plain"), &gpu, &at("whole")).expect("put together");
+        let whole = fs::read(at("whole")).expect("readable");
+        assert!(whole.starts_with(b"what cargo linked"));
+        let file = File::open(at("whole")).expect("readable");
+        let mut carried = Vec::new();
+        let found = Carried::find(&file).expect("it carries something");
+        found
+            .unpack(&file, &mut carried)
+            .expect("and that is whole");
+        assert_eq!(carried, program);
+    }
 }

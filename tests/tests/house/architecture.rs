@@ -433,6 +433,7 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
     // the tests.
     let memory = [
         "compute/gpu/src/host.rs",
+        "compute/gpu/src/host/",
         "crates/runtime/src/isolate/bytes.rs",
         "tensor/src/reader.rs",
         "tensor/src/source/mapped.rs",

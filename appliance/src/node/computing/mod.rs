@@ -28,6 +28,8 @@ use stored::Stored;
 const STORE_DIR: &str = "state/tensors";
 /// File of what was proposed and promoted below it.
 const PROMOTION_FILE: &str = "state/promotion/promotion.db";
+/// File of how fast this machine computes in which way below it.
+const MEASURED_FILE: &str = "state/compute/measured.json";
 /// Part of the file system that the tensors may fill: the rest is for whatever else the node keeps.
 const STORE_PERCENT: u64 = 50;
 /// What scripts of `runtime/eval` may call, as far as whoever runs them may.
@@ -72,7 +74,8 @@ impl Computing {
     /// # Errors
     /// If the thread that watches over workers cannot be started.
     pub(super) fn new(around: &Around<'_>) -> anyhow::Result<Self> {
-        let settings = Settings::default();
+        let mut settings = Settings::default();
+        settings.measured = Some(around.state_dir.join(MEASURED_FILE));
         let workers = workers::start(&settings)?;
         let mut problems = Vec::new();
         let store = open_store(around.state_dir, &mut problems);

@@ -140,6 +140,7 @@ fn bounds(device: &Device) -> Bounds {
     Bounds {
         group_invocations: limits.max_compute_invocations_per_workgroup,
         group_bytes: u64::from(limits.max_compute_workgroup_storage_size),
+        half_floats: device.packs_half_floats(),
     }
 }
 

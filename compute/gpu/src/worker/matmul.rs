@@ -10,7 +10,8 @@ use super::buffers::{Located, Stored, fits, room};
 use super::engine::Job;
 use super::fault::{Failed, Outcome};
 use super::memory::{Kept, Memory};
-use super::templates::Name;
+use super::order::arranged;
+use super::templates::{Name, Order};
 use crate::host::{self, View};
 use crate::milliseconds;
 
@@ -125,10 +126,15 @@ impl Job<'_> {
         if fresh {
             *jit += begun.elapsed();
         }
-        let rows = m.next_multiple_of(plan.height);
-        let (depth, width) = (k.next_multiple_of(4), n.next_multiple_of(4));
-        let a = self.packed(&ask.a, [rows, depth], jit)?;
-        let b = self.packed(&ask.b, [depth, width], jit)?;
+        let [rows, width] = plan.padded(m, n);
+        let depth = k.next_multiple_of(4);
+        let [a, b] = match plan.order() {
+            Some(order) => self.arranged(ask, order, u64::from(rows + width) * u64::from(depth))?,
+            None => [
+                self.packed(&ask.a, [rows, depth], jit)?,
+                self.packed(&ask.b, [depth, width], jit)?,
+            ],
+        };
         self.still_wanted()?;
         let device = self.engine.memory.device()?;
         let floats = u64::from(rows) * u64::from(width);
@@ -142,6 +148,11 @@ impl Job<'_> {
         if rows == m && width == n {
             return self.deliver_kept(ask.to, Kept::Device(c), len);
         }
+        if plan.order().is_some() {
+            let device = self.engine.memory.device()?;
+            let cut = device.with_read(&c, |bytes| cut(bytes, [m, n], width))?;
+            return self.deliver(ask.to, cut);
+        }
         let padded = Placed {
             offset: 0,
             strides: [i64::from(width), 1],
@@ -149,6 +160,26 @@ impl Job<'_> {
         };
         let cut = self.pack(&c, padded, [m, n], jit)?;
         self.deliver_kept(ask.to, Kept::Device(cut), len)
+    }
+
+    /// Both matrices in the order that the kernel wants, which is made here: memory of the device is
+    /// memory of this process then. Together they have so many elements.
+    fn arranged(&self, ask: &Matmul, order: Order, elements: u64) -> Outcome<[wgpu::Buffer; 2]> {
+        room(self.used, elements * size_of::<f32>() as u64)?;
+        let device = self.engine.memory.device()?;
+        let (a, b) = (
+            self.shelf.locate(&ask.a.from)?,
+            self.shelf.locate(&ask.b.from)?,
+        );
+        let same = ask.a.from == ask.b.from;
+        let [a, b] = self.with_floats(&a, &b, same, |x, y| {
+            let made = arranged(Some(order), view(x, &ask.a), view(y, &ask.b));
+            made.map(Cow::into_owned)
+        })?;
+        Ok([
+            device.upload(bytemuck::cast_slice(&a))?,
+            device.upload(bytemuck::cast_slice(&b))?,
+        ])
     }
 
     /// A matrix as a buffer of rows without gaps, padded with zeros to `shape`.
@@ -265,6 +296,13 @@ fn view<'a>(data: &'a [f32], matrix: &Matrix) -> View<'a> {
     }
 }
 
+/// The first rows and columns of a product that has more of both.
+fn cut(bytes: &[u8], [rows, columns]: [u32; 2], width: u32) -> Vec<u8> {
+    let [columns, width] = [columns, width].map(|side| side as usize * size_of::<f32>());
+    let rows = bytes.chunks_exact(width).take(rows as usize);
+    rows.flat_map(|row| &row[..columns]).copied().collect()
+}
+
 /// Bytes as floats: where they lie, or copied to where floats may lie. Bytes that make no whole float
 /// are left out.
 fn aligned(bytes: &[u8]) -> Cow<'_, [f32]> {
@@ -306,6 +344,14 @@ mod tests {
         ] {
             assert_eq!(extent(&matrix, elements).is_ok(), fits, "{matrix:?}");
         }
+    }
+
+    #[test]
+    fn what_was_added_to_a_product_is_cut_off() {
+        let floats: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let cut = cut(bytemuck::cast_slice(&floats), [2, 3], 4);
+        let expected = [0.0_f32, 1.0, 2.0, 4.0, 5.0, 6.0];
+        assert_eq!(cut, bytemuck::cast_slice::<f32, u8>(&expected));
     }
 
     #[test]

@@ -29,13 +29,7 @@ impl Job<'_> {
         let data: Vec<f32> = (0..side * side)
             .map(|i| (i % 17) as f32 * 0.25 - 2.0)
             .collect();
-        let view = View {
-            data: &data,
-            offset: 0,
-            rows: side,
-            columns: side,
-            strides: [SIDE as isize, 1],
-        };
+        let view = View::of(&data, side, side);
         let threads = threads.clamp(1, THREADS_MAX) as usize;
         let host = best(ROUNDS, || {
             std::hint::black_box(host::matmul(view, view, threads));

@@ -1,7 +1,7 @@
 //! Callers' shaders: read, checked, and held against what is bound to them, before the driver sees
 //! anything.
 //!
-//! No capability beyond the language's core is allowed: what a driver does for floats of 64 bits or for
+//! No capability beyond the language's core is allowed, and of that only what the device can: what a driver does for floats of 64 bits or for
 //! subgroups is more code of other people's to trust. Overrides are refused because a dispatch has no way
 //! to set them, and sizes that depend on them would be known to the driver only.
 
@@ -24,6 +24,17 @@ const MESSAGE_CHARS_MAX: usize = 500;
 pub(super) struct Bounds {
     pub(super) group_invocations: u32,
     pub(super) group_bytes: u64,
+    /// Half floats can be packed and unpacked, which processors without F16C cannot.
+    pub(super) half_floats: bool,
+}
+
+impl Bounds {
+    const fn capabilities(self) -> Capabilities {
+        if self.half_floats {
+            return Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        }
+        Capabilities::empty()
+    }
 }
 
 /// Checks everything.
@@ -46,7 +57,7 @@ pub(super) fn check(wgsl: &str, entry: &str, bindings: &[Binding], bounds: Bound
     }
     let module = wgsl::parse_str(wgsl)
         .map_err(|error| located(error.message().to_owned(), error.location(wgsl)))?;
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+    let mut validator = Validator::new(ValidationFlags::all(), bounds.capabilities());
     validator.validate(&module).map_err(|error| {
         let place = error.location(wgsl);
         located(chain(error.as_inner()), place)
@@ -197,6 +208,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds {
         group_invocations: 1024,
         group_bytes: 32 << 10,
+        half_floats: true,
     };
 
     fn binding(binding: u32, access: Access) -> Binding {
@@ -235,6 +247,20 @@ mod tests {
         wrong[2].access = Access::Read;
         wrong.push(binding(4, Access::Read));
         assert!(check(wgsl, "go", &wrong, BOUNDS).is_err());
+    }
+
+    #[test]
+    fn half_floats_are_packed_where_the_device_can() {
+        let wgsl = "@group(0) @binding(0) var<storage, read_write> data: array<u32>;
+            @compute @workgroup_size(1) fn main() { data[0] = pack2x16float(vec2(f32(data[1]), 2.0)); }";
+        let bindings = [binding(0, Access::ReadWrite)];
+        check(wgsl, "main", &bindings, BOUNDS).expect("it can");
+        let cannot = Bounds {
+            half_floats: false,
+            ..BOUNDS
+        };
+        let failed = check(wgsl, "main", &bindings, cannot).expect_err("it cannot");
+        assert!(failed.message.contains("FLOAT16"), "{failed:?}");
     }
 
     #[test]

@@ -4,8 +4,10 @@ use handlebars::{Handlebars, no_escape};
 use serde_json::json;
 
 use super::fault::{Failed, Outcome};
+use super::order::arranged;
 use crate::device::{Device, Kernel};
 use crate::error::{Error, Result};
+use crate::host::View;
 
 /// Rows of the product that one invocation has in registers. Eight need a second of compiling on a
 /// processor and are slower for it.
@@ -14,7 +16,8 @@ const ROWS: u32 = 4;
 /// Invocations of a group, in columns and rows, on a processor: a group is one thread's job.
 const GROUP: [u32; 2] = [8, 8];
 
-/// Rows of the product for each lane of a subgroup that shares what it loads.
+/// Rows of the product for each lane of a subgroup that shares what it loads. More need fewer loads, and
+/// longer to be compiled.
 const ROWS_FOR_LANE: u32 = 2;
 
 /// Subgroups in a group of that kernel.
@@ -81,6 +84,15 @@ pub(crate) struct Plan {
     lanes: Option<u32>,
 }
 
+/// How the kernel wants its matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Rows of a strip of A.
+    pub(crate) rows: usize,
+    /// Columns of a strip of B; those of the product are padded to a multiple of it.
+    pub(crate) columns: usize,
+}
+
 impl Plan {
     /// Every invocation loads for itself.
     pub(crate) const BLOCK: Self = Self {
@@ -105,10 +117,30 @@ impl Plan {
         let lanes = info.subgroup_min_size;
         let known = lanes == info.subgroup_max_size && LANES.contains(&lanes);
         let processor = info.device_type == wgpu::DeviceType::Cpu;
-        if known && processor && device.has(wgpu::Features::SUBGROUP) {
+        if known && processor && device.host_memory && device.has(wgpu::Features::SUBGROUP) {
             return Self::shared(lanes);
         }
         Self::BLOCK
+    }
+
+    /// In which order the matrices have to lie; row by row where there is none.
+    pub(crate) fn order(&self) -> Option<Order> {
+        self.lanes.map(|lanes| Order {
+            rows: self.height as usize,
+            columns: 4 * lanes as usize,
+        })
+    }
+
+    /// The product's rows and columns with what is added for the kernel's sake.
+    pub(crate) const fn padded(&self, rows: u32, columns: u32) -> [u32; 2] {
+        let columns_at_once = match self.lanes {
+            Some(lanes) => 4 * lanes,
+            None => 4,
+        };
+        [
+            rows.next_multiple_of(self.height),
+            columns.next_multiple_of(columns_at_once),
+        ]
     }
 
     /// Groups for a product of so many columns and rows, both padded.
@@ -142,14 +174,20 @@ fn best_product(device: &Device) -> Outcome<(Plan, Kernel)> {
 
 /// Whether a small product is right, to the last bit: its numbers are small and whole.
 fn multiplies(device: &Device, plan: Plan, kernel: &Kernel) -> Outcome<bool> {
-    let (rows, depth, columns) = (plan.height * 3, 8, plan.covers[0] * 4 + 4);
+    let [rows, columns] = plan.padded(plan.height * 3, plan.covers[0] * 4 + 4);
+    let depth = 8;
     let numbers = |count: u32, by: u32| -> Vec<f32> {
         (0..count).map(|i| (i * by % 13) as f32 - 6.0).collect()
     };
     let (a, b) = (numbers(rows * depth, 7), numbers(depth * columns, 5));
+    let (x, y) = (
+        View::of(&a, rows as usize, depth as usize),
+        View::of(&b, depth as usize, columns as usize),
+    );
+    let [x, y] = arranged(plan.order(), x, y);
     let buffers = [
-        device.upload(bytemuck::cast_slice(&a))?,
-        device.upload(bytemuck::cast_slice(&b))?,
+        device.upload(bytemuck::cast_slice(&x))?,
+        device.upload(bytemuck::cast_slice(&y))?,
         device.buffer(u64::from(rows * columns) * size_of::<f32>() as u64)?,
         device.upload(bytemuck::cast_slice(&[columns / 4, depth / 4, rows, 0]))?,
     ];
@@ -194,10 +232,13 @@ fn shared(lanes: u32, height: u32, subgroups: u32) -> Result<String> {
     let variables = json!({
         "lanes": lanes,
         "height": height,
+        "columns": 4 * lanes,
         "subgroups": subgroups,
         "rows": rows.collect::<Vec<_>>(),
         "parts": parts.collect::<Vec<_>>(),
-        "steps": STEPS.map(|(number, lane)| json!({ "number": number, "lane": lane })),
+        "steps": STEPS.map(|(number, lane)| {
+            json!({ "number": number, "lane": lane, "offset": number * lanes })
+        }),
     });
     rendered(include_str!("../shaders/shared.wgsl.hbs"), &variables)
 }

@@ -2,9 +2,11 @@
 
 mod ends;
 mod hashes;
+mod heavy;
 mod hostile;
 mod node;
 mod page;
 mod products;
+mod refused;
 mod tensors;
 mod without;

@@ -1,6 +1,7 @@
 //! Workers that die, and callers who give up.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,60 @@ fn kill(pid: i32) {
 
 fn running(node: &Node) -> u64 {
     node.workers.stats().workers.values().sum()
+}
+
+/// Bytes that a worker's files in memory take: its device's memory is one.
+fn committed(pid: i32) -> u64 {
+    let folder = format!("/proc/{pid}/fd");
+    let files = fs::read_dir(folder).expect("the worker is there").flatten();
+    files
+        .filter_map(|entry| fs::metadata(entry.path()).ok())
+        .filter(|file| file.is_file())
+        .map(|file| file.blocks() * 512)
+        .sum()
+}
+
+#[test]
+fn memory_of_tensors_that_are_dropped_is_given_back() {
+    if !computes() {
+        return;
+    }
+    let mark = format!("gives-back-{}", std::process::id());
+    let node = node(&mark);
+    let person = node.person("tidy");
+    assert!(works(&person));
+    let (pid, _) = marked(&mark).expect("it lingers");
+    let before = committed(pid);
+    let each = 64_u64 << 20;
+    // A word of every page of each.
+    let body: String = (0..4)
+        .map(|i| format!("b{i}[id.x * 1024u] = 1u;"))
+        .collect();
+    let declared: String = (0..4)
+        .map(|i| format!("@group(0) @binding({i}) var<storage, read_write> b{i}: array<u32>;"))
+        .collect();
+    let out = json!({ "dtype": "U8", "shape": [each], "as": "handle" });
+    let outputs: Vec<Value> = (0..4)
+        .map(|binding| json!({ "binding": binding, "out": out }))
+        .collect();
+    let input = json!({
+        "wgsl": format!("{declared} @compute @workgroup_size(64)
+            fn main(@builtin(global_invocation_id) id: vec3<u32>) {{ {body} }}"),
+        "entry": "main", "groups": [each / 4096 / 64, 1, 1], "bindings": outputs,
+    });
+    let answer = person.ask("compute/dispatch", &input);
+    let during = committed(pid);
+    assert!(during >= before + 4 * each, "{before}, {during}");
+    for tensor in answer.value()["outputs"]
+        .as_object()
+        .expect("outputs")
+        .values()
+    {
+        person.ask("tensor/drop", &json!({ "handle": tensor["handle"] }));
+    }
+    assert!(works(&person));
+    let after = committed(pid);
+    assert!(after <= before + (16 << 20), "{before}, {during}, {after}");
 }
 
 #[test]

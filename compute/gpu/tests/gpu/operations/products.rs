@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use alknet_call::Body;
 use serde_json::{Value, json};
 
-use super::node::{Dice, NODE, Person, floats, inline, le};
+use super::node::{Dice, LONG, NODE, Node, Person, floats, inline, le, patient};
 use crate::computes;
 
 /// Products whose shapes are drawn.
@@ -139,6 +140,8 @@ fn products_are_right_whatever_the_shape() {
         [128, 2, 130],
         [1, 300, 1],
         [200, 3, 1],
+        // More than is copied at once, in every direction.
+        [350, 520, 70],
     ];
     for [m, k, n] in shapes {
         let (a, b) = (
@@ -262,6 +265,40 @@ fn the_answer_says_which_way_was_taken() {
             "{measured}"
         );
     }
+}
+
+#[test]
+fn what_was_measured_is_known_after_a_restart() {
+    if !computes() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("state/measured.json");
+    let settings = || {
+        let mut settings = patient();
+        settings.measured = Some(file.clone());
+        settings
+    };
+    let one = inline("F32", &[1, 1], &le(&[3.0]));
+    let input = json!({ "a": one, "b": one });
+    let chosen = |node: &Node| {
+        let answer = node.person("again").ask("compute/matmul", &input);
+        answer.value()["chosen"].clone()
+    };
+    let before = Node::start(settings(), |_| {});
+    assert_eq!(chosen(&before), "class");
+    (before.person("again")).ask("compute/info", &json!({ "probe": true }));
+    let began = Instant::now();
+    while !fs::read_to_string(&file).is_ok_and(|text| text.contains("matmul_host")) {
+        assert!(began.elapsed() < LONG, "it is written");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let after = Node::start(settings(), |_| {});
+    assert_eq!(chosen(&after), "measured");
+    let threads = settings().threads + 1;
+    let mut others = settings();
+    others.threads = threads;
+    assert_eq!(chosen(&Node::start(others, |_| {})), "class");
 }
 
 #[test]
