@@ -60,9 +60,10 @@ interface TestReport {
 
 interface Ops {
   call<P extends keyof AlknetCalls>(path: P, input: AlknetCalls[P]["input"], options?: CallOptions): Promise<AlknetCalls[P]["output"]>;
-  call(path: string, input?: unknown, options?: CallOptions): Promise<any>;
+  /** One that is not listed. */
+  call<P extends string>(path: P extends keyof AlknetCalls ? never : P, input?: unknown, options?: CallOptions): Promise<any>;
   subscribe<P extends keyof AlknetSubscriptions>(path: P, input: AlknetSubscriptions[P]["input"], options?: CallOptions): AsyncIterableIterator<AlknetSubscriptions[P]["output"]>;
-  subscribe(path: string, input?: unknown, options?: CallOptions): AsyncIterableIterator<any>;
+  subscribe<P extends string>(path: P extends keyof AlknetSubscriptions ? never : P, input?: unknown, options?: CallOptions): AsyncIterableIterator<any>;
   list(prefix?: string): OperationInfo[];
   schema(path: string): { input: JsonSchema; output: JsonSchema };
   register<I = any, O = any>(spec: OperationSpec, handler: (input: I, context: HandlerContext) => O | Promise<O> | AsyncIterable<O>): Promise<void>;
@@ -178,7 +179,8 @@ declare module "alknet:core/signals" {
 }
 declare module "alknet:core/ujsx" {
   export type Element = { readonly type: unknown; readonly props: Record<string, any> };
-  export const Fragment: unique symbol;
+  /** What `<>` becomes. */
+  export const Fragment: any;
   export function h(type: any, props: Record<string, any> | null, ...children: any[]): Element;
   export function isElement(value: unknown): value is Element;
   export interface Host<N, R> {

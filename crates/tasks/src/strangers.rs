@@ -25,6 +25,9 @@ const OPENSSL_PARTS: [&str; 5] = [
     "openssl-loader",
 ];
 
+/// Folders around the language's tests in the source of the engine that carries them.
+const TEST262_DEPTH: u32 = 5;
+
 /// Where the libraries lie that both C libraries can carry.
 const SYSTEM_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
@@ -102,28 +105,49 @@ pub(crate) fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
 
 /// The folder of TypeBox, a JavaScript package that makes and checks schemas.
 pub(crate) fn typebox(cx: &Context) -> Result<PathBuf> {
-    let archive = sources::obtain(cx, "typebox")?;
-    let folder = cx.cache().join("tools").join(format!(
-        "typebox-{}",
-        digest::key([archive.pin.sha256.as_bytes()])
-    ));
     // Archives of npm hold one folder of this name.
-    let package = folder.join("package");
-    if package.exists() {
-        return Ok(package);
+    Ok(unpacked(cx, "typebox", &[], 0)?.join("package"))
+}
+
+/// The folder of TypeScript's compiler.
+pub(crate) fn typescript(cx: &Context) -> Result<PathBuf> {
+    Ok(unpacked(cx, "typescript", &[], 0)?.join("package"))
+}
+
+/// The folder of the language's own tests, with what they share in `shell.js`.
+pub(crate) fn test262(cx: &Context) -> Result<PathBuf> {
+    unpacked(cx, "test262", &["*/js/src/tests/test262/*"], TEST262_DEPTH)
+}
+
+/// A pinned archive in a folder in the cache: the members that fit the patterns, or all, without so
+/// many folders around them.
+fn unpacked(cx: &Context, name: &str, members: &[&str], strip: u32) -> Result<PathBuf> {
+    let archive = sources::obtain(cx, name)?;
+    let key = digest::key([archive.pin.sha256.as_bytes()]);
+    let folder = cx.cache().join("tools").join(format!("{name}-{key}"));
+    if folder.exists() {
+        return Ok(folder);
     }
-    let scratch = Scratch::new(cx.cache(), "typebox-")?;
-    let fresh = scratch.path().join("typebox");
+    let scratch = Scratch::new(cx.cache(), &format!("{name}-"))?;
+    let fresh = scratch.path().join(name);
     fs::create_dir(&fresh).map_err(Failure::io(format!("make {}", fresh.display())))?;
     let mut unpack = Command::new("tar");
     unpack
-        .args(["--extract", "--gzip", "--no-same-owner", "--file"])
+        .args([
+            "--extract",
+            "--auto-compress",
+            "--no-same-owner",
+            "--wildcards",
+        ])
+        .arg(format!("--strip-components={strip}"))
+        .arg("--file")
         .arg(&archive.path)
         .arg("--directory")
-        .arg(&fresh);
-    cx.run(&mut unpack, "TypeBox (private)", "typebox")?;
+        .arg(&fresh)
+        .args(members);
+    cx.run(&mut unpack, &format!("{name} (private)"), name)?;
     cached::settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
-    Ok(package)
+    Ok(folder)
 }
 
 /// What compiled packages are made for.

@@ -91,7 +91,9 @@ pub(crate) fn command(cx: &Context, booted: &Booted) -> Result<Command> {
         .env("ALKNET_TEST_CHRONYD", chronyd(cx)?)
         .env("ALKNET_TEST_OPENSSL", strangers::openssl(cx)?)
         .env("ALKNET_TEST_PYTHONPATH", strangers::python_packages(cx)?)
+        .env("ALKNET_TEST_TEST262", strangers::test262(cx)?)
         .env("ALKNET_TEST_TYPEBOX", strangers::typebox(cx)?)
+        .env("ALKNET_TEST_TYPESCRIPT", strangers::typescript(cx)?)
         .env("ALKNET_CACHE", cx.cache());
     Ok(command)
 }

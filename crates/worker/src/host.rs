@@ -18,4 +18,4 @@ mod worker;
 
 pub use config::{CallLimits, Config, Delegated, Executable, Lease, Make, RoleConfig};
 pub use handle::{Answer, Call, Request, Session, Told, Workers};
-pub use stats::Stats;
+pub use stats::{Deaths, Stats};

@@ -42,8 +42,8 @@ pub use error::{CallError, Cause, FrameError, GuestError, Loss, Reason, WorkerEr
 pub use frame::{Blob, Body, Decoder, Hash, Mapped, Sealed, encode};
 pub use guest::{Call as GuestCall, Entered, Guest, Incoming, OnThread, enter, started_as_worker};
 pub use host::{
-    Answer, Call, CallLimits, Config, Delegated, Executable, Lease, Make, Request, RoleConfig,
-    Session, Stats, Told, Workers,
+    Answer, Call, CallLimits, Config, Deaths, Delegated, Executable, Lease, Make, Request,
+    RoleConfig, Session, Stats, Told, Workers,
 };
 pub use level::{Gap, Level, Sandbox, Wall};
 pub use message::{CallStats, Event, Fault, FromWorker, LogLevel, Reply, ToWorker};

@@ -67,6 +67,8 @@ pub const STACK_BYTES: u64 = 8 << 20;
 pub const ADDRESS_SPACE_EXTRA: u64 = 16 << 30;
 /// What a dying worker wrote last, bytes kept of it.
 pub const LAST_WORDS_BYTES: usize = 2 << 10;
+/// How long after a limit a worker that did not stop at it may still run; what took longer is counted.
+pub const DEATH_WITHIN: Duration = Duration::from_millis(50);
 /// How many deaths the percentiles are taken from.
 pub const DEATHS_KEPT: usize = 1024;
 /// First pause after a worker that could not be started.

@@ -68,6 +68,12 @@ impl Role {
         !matches!(self, Self::Js)
     }
 
+    /// Whether its memory may be in huge pages: worth it for large arrays of numbers only. Where there
+    /// are many workers with little in each, they would hold several times what is in them.
+    pub(crate) const fn wants_huge_pages(self) -> bool {
+        matches!(self, Self::Gpu | Self::JsGpu)
+    }
+
     /// Whether a call counts as GPU time from its start to its end.
     pub(crate) const fn is_gpu_only(self) -> bool {
         matches!(self, Self::Gpu)

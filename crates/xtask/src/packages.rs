@@ -143,7 +143,7 @@ pub const PACKAGES: &[Package] = &[
         "tests: a QUIC client nobody here wrote",
     ),
     command("ninja-build", "ninja", "Vulkan drivers: Mesa's build"),
-    command("nodejs", "node", "tests: runs TypeBox"),
+    command("nodejs", "node", "tests: runs TypeBox and TypeScript"),
     command(
         "npm",
         "npm",

@@ -153,7 +153,12 @@ fn numbers(sessions: &Sessions) -> Value {
         .collect();
     let (opened, refused) = sessions.opened();
     let death = stats.death.map(|(middle, most)| {
-        json!({ "p50_ms": middle.as_secs_f64() * 1e3, "p99_ms": most.as_secs_f64() * 1e3 })
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let all = stats.deaths;
+        json!({
+            "p50_ms": ms(middle), "p99_ms": ms(most), "max_ms": ms(all.longest),
+            "count": all.count, "late": all.late,
+        })
     });
     json!({
         "workers": workers,

@@ -4,37 +4,38 @@
 //! of Rust, which they get as `native` and no other script ever sees. A test lists the names of
 //! `globalThis` and fails on any change.
 
+mod compiled;
 mod native;
 mod text;
 mod url;
 
 use std::rc::Rc;
 
-use rquickjs::context::EvalOptions;
 use rquickjs::{Ctx, Function, Object, Persistent, Result};
 
 use crate::isolate::{Mode, Shared};
 use crate::ops;
+use compiled::Own;
 
 /// Our own scripts, in the order in which they build on each other.
-const PRELUDE: [(&str, &str); 5] = [
-    ("alknet:runtime/errors", include_str!("prelude/errors.js")),
-    (
+static PRELUDE: [Own; 5] = [
+    Own::new("alknet:runtime/errors", include_str!("prelude/errors.js")),
+    Own::new(
         "alknet:runtime/language",
         include_str!("prelude/language.js"),
     ),
-    ("alknet:runtime/abort", include_str!("prelude/abort.js")),
-    ("alknet:runtime/text", include_str!("prelude/text.js")),
-    ("alknet:runtime/clone", include_str!("prelude/clone.js")),
+    Own::new("alknet:runtime/abort", include_str!("prelude/abort.js")),
+    Own::new("alknet:runtime/text", include_str!("prelude/text.js")),
+    Own::new("alknet:runtime/clone", include_str!("prelude/clone.js")),
 ];
 /// Only where the session's grants let it call.
-const OPS: (&str, &str) = ("alknet:runtime/ops", include_str!("prelude/ops.js"));
+static OPS: Own = Own::new("alknet:runtime/ops", include_str!("prelude/ops.js"));
 /// For both of the following.
-const BYTES: (&str, &str) = ("alknet:runtime/bytes", include_str!("prelude/bytes.js"));
+static BYTES: Own = Own::new("alknet:runtime/bytes", include_str!("prelude/bytes.js"));
 /// Only where they let it run shaders.
-const GPU: (&str, &str) = ("alknet:runtime/gpu", include_str!("prelude/gpu.js"));
+static GPU: Own = Own::new("alknet:runtime/gpu", include_str!("prelude/gpu.js"));
 /// Only where they let it open stored tensors.
-const TENSOR: (&str, &str) = ("alknet:runtime/tensor", include_str!("prelude/tensor.js"));
+static TENSOR: Own = Own::new("alknet:runtime/tensor", include_str!("prelude/tensor.js"));
 
 /// Prepares the globals of a fresh engine.
 pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<Shared>) -> Result<()> {
@@ -50,15 +51,13 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<Shared>) -> Result<()> {
     // What a session's grants decide: a global that is not granted is absent, not broken.
     let grants = shared.spec.grants;
     let granted = [
-        grants.ops.then_some(OPS),
-        (grants.gpu || grants.tensor).then_some(BYTES),
-        grants.gpu.then_some(GPU),
-        grants.tensor.then_some(TENSOR),
+        grants.ops.then_some(&OPS),
+        (grants.gpu || grants.tensor).then_some(&BYTES),
+        grants.gpu.then_some(&GPU),
+        grants.tensor.then_some(&TENSOR),
     ];
-    for (name, source) in PRELUDE.into_iter().chain(granted.into_iter().flatten()) {
-        let mut options = EvalOptions::default();
-        options.filename = Some(name.to_owned());
-        let script: Function<'js> = ctx.eval_with_options(source, options)?;
+    for own in PRELUDE.iter().chain(granted.into_iter().flatten()) {
+        let script = own.function(ctx)?;
         script.call::<_, ()>((native.clone(), hooks.clone(), repl))?;
     }
     if shared.spec.frozen {

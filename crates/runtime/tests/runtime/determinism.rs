@@ -43,15 +43,17 @@ fn replay() -> (Vec<u8>, u64) {
     (bytes, outcome.stats.ticks)
 }
 
+/// What it comes to on every machine: whoever runs this test compares theirs with ours.
+const ANSWER: &str = r#"[0.5728268547685844,5000,-0.34999350217129294,1.3696066657894779,0.30000000000000004,9998,30,10,20,"timer",["1","b","a"],[1,10,2,3],[230,239,207,85]]"#;
+/// The fuel it takes there.
+const TICKS: u64 = 7;
+
 #[test]
-fn a_hundred_replays_are_equal() {
-    let first = replay();
-    assert!(
-        String::from_utf8_lossy(&first.0).contains("30,10,20,\"timer\""),
-        "in the order of the calls"
-    );
-    for _ in 1..100 {
-        assert_eq!(replay(), first);
+fn a_thousand_replays_are_equal_here_and_on_other_machines() {
+    for _ in 0..1000 {
+        let (answer, ticks) = replay();
+        let answer = String::from_utf8(answer).expect("JSON");
+        assert_eq!((answer.as_str(), ticks), (ANSWER, TICKS));
     }
 }
 

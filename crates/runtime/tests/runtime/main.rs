@@ -10,4 +10,6 @@ mod limits;
 mod modules;
 mod ops;
 mod support;
+mod test262;
+mod typed;
 mod ujsx;

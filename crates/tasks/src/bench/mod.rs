@@ -5,6 +5,7 @@ mod call;
 mod compute;
 mod empty;
 mod rows;
+mod runtime;
 mod tensor;
 
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ const ROUNDS: usize = 10;
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Benchmarks to run: boot, call, compute, tensor [default: all]
+    /// Benchmarks to run: boot, call, compute, runtime, tensor [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]
@@ -41,10 +42,11 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
 
 /// Every benchmark.
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     ("boot", boot::run),
     ("call", call::run),
     ("compute", compute::run),
+    ("runtime", runtime::run),
     ("tensor", tensor::run),
 ];
 

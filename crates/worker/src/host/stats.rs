@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::limits::DEATHS_KEPT;
+use crate::limits::{DEATH_WITHIN, DEATHS_KEPT};
 use crate::{Reason, Role, Sandbox};
 
 /// The numbers of one moment.
@@ -25,8 +25,21 @@ pub struct Stats {
     /// From a limit to the end of the worker that did not stop at it, at the middle and at the 99th
     /// percentile of the last thousand.
     pub death: Option<(Duration, Duration)>,
+    /// All of these ends.
+    pub deaths: Deaths,
     /// The walls of the last worker of each role that got ready.
     pub sandbox: BTreeMap<Role, Sandbox>,
+}
+
+/// Ends of workers that did not stop at a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deaths {
+    /// How many.
+    pub count: u64,
+    /// Those that took more than [`DEATH_WITHIN`] after the limit, until their memory was gone.
+    pub late: u64,
+    /// The longest.
+    pub longest: Duration,
 }
 
 /// The numbers, and what they are made of.
@@ -55,6 +68,11 @@ impl Counted {
             self.deaths.pop_front();
         }
         self.deaths.push_back(after_us);
+        let after = Duration::from_micros(after_us);
+        let deaths = &mut self.now.deaths;
+        deaths.count += 1;
+        deaths.late += u64::from(after > DEATH_WITHIN);
+        deaths.longest = deaths.longest.max(after);
     }
 
     pub(super) fn snapshot(&self) -> Stats {
@@ -89,6 +107,10 @@ mod tests {
         let (middle, most) = counted.snapshot().death.expect("deaths");
         assert_eq!(middle, Duration::from_micros(512));
         assert_eq!(most, Duration::from_micros(1013));
+        let all = counted.snapshot().deaths;
+        let kept = DEATHS_KEPT as u64;
+        assert_eq!((all.count, all.late), (2 * kept, kept));
+        assert_eq!(all.longest, Duration::from_secs(1));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Resource, Rlimit, Signal, chdir, set_parent_process_death_signal, setrlimit, setsid,
 };
+use rustix::thread::disable_transparent_huge_pages;
 
 use crate::setup::{HOST_FD, Namespaces};
 
@@ -40,6 +41,8 @@ pub(crate) struct Launch<'a> {
     /// Becomes descriptor 3.
     pub(crate) host: BorrowedFd<'a>,
     pub(crate) limits: &'a [(Resource, Rlimit)],
+    /// Whether its memory may be in huge pages, of which a small part takes the whole.
+    pub(crate) huge_pages: bool,
     pub(crate) namespaces: Namespaces,
     pub(crate) identity: Identity,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
@@ -114,6 +117,7 @@ impl Launch<'_> {
             environment: &environment,
             streams: [null.as_fd(), output.as_fd(), output.as_fd(), host.as_fd()],
             limits: self.limits,
+            huge_pages: self.huge_pages,
             identity: self.identity,
             namespaces: self.namespaces,
             go: go_read.as_fd(),
@@ -243,6 +247,7 @@ struct Prepared<'a> {
     environment: &'a [*const c_char],
     streams: [BorrowedFd<'a>; 4],
     limits: &'a [(Resource, Rlimit)],
+    huge_pages: bool,
     identity: Identity,
     namespaces: Namespaces,
     go: BorrowedFd<'a>,
@@ -270,6 +275,9 @@ impl Prepared<'_> {
         self.place_streams().map_err(|e| (Stage::Streams, e))?;
         for (resource, limit) in self.limits {
             setrlimit(*resource, *limit).map_err(|e| (Stage::Limits, e))?;
+        }
+        if !self.huge_pages {
+            disable_transparent_huge_pages(true).map_err(|e| (Stage::Limits, e))?;
         }
         let Some(executable) = self.executable else {
             return Ok(());

@@ -4,7 +4,9 @@
 mod table;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use alknet_runtime::{Code, Mode};
 use alknet_sessions::{Session, SessionSpec};
@@ -14,58 +16,62 @@ use serde_json::json;
 use crate::support::{Lab, Request, export, main, soon, spec_of};
 use table::{Case, Kind, cases};
 
-/// Processor time of each: what nothing inside stops is killed after it.
-const CPU: Duration = Duration::from_millis(150);
-/// By the clock on the wall: for what waits, and for machines that have no time for it.
-const WALL: Duration = Duration::from_secs(5);
+/// Runs in the long campaign (`cargo xtask soak hostile`).
+const SOAK_RUNS: usize = 10_000;
+/// How many of them at once, each of a tenant of its own.
+const SOAK_LANES: usize = 4;
 
-fn hostile(case: &Case) -> SessionSpec {
-    let mut spec = spec_of("hostile", &case.source);
-    spec.limits.runtime.cpu = CPU;
-    spec.limits.wall = WALL;
+/// What the cases are run with.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Processor time of those that end by it: what nothing inside stops is killed after it.
+    cpu: Duration,
+    /// Time by the clock on the wall of those that end by that.
+    wall: Duration,
+    heap_bytes: usize,
+}
+
+/// Once each.
+const ONCE: Limits = Limits {
+    cpu: Duration::from_millis(150),
+    wall: Duration::from_millis(150),
+    heap_bytes: 64 << 20,
+};
+/// Over and over: what a case does with more of it, it does with little.
+const OVER_AND_OVER: Limits = Limits {
+    cpu: Duration::from_millis(30),
+    wall: Duration::from_millis(30),
+    heap_bytes: 32 << 20,
+};
+/// What no case reaches, on however slow a machine: only one limit is near in each.
+const FAR: Duration = Duration::from_secs(110);
+const FAR_TICKS: u64 = 10_000_000;
+
+fn hostile(case: &Case, tenant: &str, limits: Limits) -> SessionSpec {
+    let mut spec = spec_of(tenant, &case.source);
+    let runtime = &mut spec.limits.runtime;
+    runtime.fuel_ticks = FAR_TICKS;
+    runtime.cpu = FAR;
+    runtime.heap_bytes = limits.heap_bytes;
+    spec.limits.wall = FAR;
     match case.kind {
-        Kind::Fuel => {
-            spec.limits.runtime.fuel_ticks = 50;
-            spec.limits.runtime.cpu = Duration::from_secs(60);
-        }
-        Kind::Wall => spec.limits.wall = Duration::from_millis(150),
-        _ => spec.limits.runtime.fuel_ticks = 10_000_000,
-    }
-    if matches!(case.kind, Kind::Memory | Kind::Refused(_) | Kind::Stack) {
-        // Time must not come first, however slow the machine is.
-        spec.limits.runtime.cpu = Duration::from_secs(60);
-        spec.limits.wall = Duration::from_secs(60);
+        Kind::Fuel => runtime.fuel_ticks = 50,
+        Kind::Time => runtime.cpu = limits.cpu,
+        Kind::Wall => spec.limits.wall = limits.wall,
+        _ => {}
     }
     spec
 }
 
-/// The codes that a case may end with.
-fn codes(kind: Kind) -> &'static [Code] {
+/// The one code that a case ends with, if it ends with one: all limits but its own are far away.
+const fn code(kind: Kind) -> Option<Code> {
     match kind {
-        Kind::Fuel => &[Code::Fuel],
-        Kind::Memory => &[Code::Memory],
-        Kind::Stack => &[Code::Stack],
-        Kind::Time | Kind::Wall => &[Code::Timeout],
-        Kind::Refused(code) => match code {
-            Code::Denied => &[Code::Denied],
-            Code::Encode => &[Code::Encode],
-            Code::Fuel => &[Code::Fuel],
-            Code::Limit => &[Code::Limit],
-            Code::NotFound => &[Code::NotFound],
-            Code::Quota => &[Code::Quota],
-            Code::TsUnsupported => &[Code::TsUnsupported],
-            _ => &[Code::Exception],
-        },
-        // Which of its limits such a loop meets first depends on the machine; that it meets one does
-        // not.
-        Kind::AnyLimit => &[
-            Code::Exception,
-            Code::Fuel,
-            Code::Memory,
-            Code::Stack,
-            Code::Timeout,
-        ],
-        Kind::Harmless => &[],
+        Kind::Fuel => Some(Code::Fuel),
+        Kind::Harmless => None,
+        Kind::Memory => Some(Code::Memory),
+        Kind::Refused(code) => Some(code),
+        Kind::Stack => Some(Code::Stack),
+        Kind::Time | Kind::Wall => Some(Code::Timeout),
     }
 }
 
@@ -76,9 +82,15 @@ async fn pongs(witness: &Session, request: &Request, what: &str) {
 }
 
 /// What came of a case, if it is not what should have come.
-async fn wrong(lab: &Lab, request: &Request, witness: &Session, case: &Case) -> Option<String> {
+async fn wrong(
+    lab: &Lab,
+    request: &Request,
+    witness: &Session,
+    case: &Case,
+    spec: SessionSpec,
+) -> Option<String> {
     let env = request.env();
-    let session = match lab.sessions.open(&env, hostile(case)).await {
+    let session = match lab.sessions.open(&env, spec).await {
         Ok(session) => session,
         Err(failure) => return Some(format!("{}: not opened: {failure}", case.name)),
     };
@@ -88,7 +100,7 @@ async fn wrong(lab: &Lab, request: &Request, witness: &Session, case: &Case) -> 
     pongs(witness, request, case.name).await;
     match (ended, case.kind) {
         (Ok(_), Kind::Harmless) => None,
-        (Err(failure), kind) if codes(kind).contains(&failure.code) => None,
+        (Err(failure), kind) if code(kind) == Some(failure.code) => None,
         (ended, kind) => {
             let ended = ended.map(|ran| ran.value);
             Some(format!("{}: expected {kind:?}: {ended:?}", case.name))
@@ -96,30 +108,16 @@ async fn wrong(lab: &Lab, request: &Request, witness: &Session, case: &Case) -> 
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_case_ends_with_its_code_while_others_are_served() {
-    let lab = Lab::new();
-    let request = lab.request().await;
+async fn witness(lab: &Lab, request: &Request) -> Session {
     let mut witness = spec_of("witness", "export const ping = (what) => ['pong', what]");
     witness.mode = Mode::Service;
-    let witness = lab.open(&request, witness).await;
-    pongs(&witness, &request, "before").await;
-    let cases = cases();
-    let names: BTreeMap<_, _> = cases.iter().map(|case| (case.name, case.kind)).collect();
-    assert_eq!(names.len(), cases.len(), "every name once");
-    assert!(cases.len() >= 110, "{}", cases.len());
-    let mut all = Vec::new();
-    for case in &cases {
-        all.extend(wrong(&lab, &request, &witness, case).await);
-    }
-    assert!(
-        all.is_empty(),
-        "{} of {}:\n{}",
-        all.len(),
-        cases.len(),
-        all.join("\n")
-    );
-    // Some were ended from outside, and none brought its worker down.
+    let witness = lab.open(request, witness).await;
+    pongs(&witness, request, "before").await;
+    witness
+}
+
+/// Some were ended from outside, and none brought its worker down.
+fn ended_well(lab: &Lab) {
     let ended = lab.sessions.workers().stats().ended;
     let count = |reason: Reason| ended.get(&reason).copied().unwrap_or_default();
     assert!(count(Reason::Cpu) + count(Reason::Wall) > 0, "{ended:?}");
@@ -131,4 +129,105 @@ async fn every_case_ends_with_its_code_while_others_are_served() {
         Reason::Flood,
     ];
     assert!(bad.iter().all(|reason| count(*reason) == 0), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_case_ends_with_its_code_while_others_are_served() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let witness = witness(&lab, &request).await;
+    let cases = cases();
+    let names: BTreeMap<_, _> = cases.iter().map(|case| (case.name, case.kind)).collect();
+    assert_eq!(names.len(), cases.len(), "every name once");
+    assert!(cases.len() >= 110, "{}", cases.len());
+    let mut all = Vec::new();
+    for case in &cases {
+        let spec = hostile(case, "hostile", ONCE);
+        all.extend(wrong(&lab, &request, &witness, case, spec).await);
+    }
+    assert!(
+        all.is_empty(),
+        "{} of {}:\n{}",
+        all.len(),
+        cases.len(),
+        all.join("\n")
+    );
+    ended_well(&lab);
+}
+
+/// Anonymous memory of this process, which is the node: what it allocated and has not given back.
+fn held() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("the kernel tells");
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+    kib.expect("it is a number") / 1024.0
+}
+
+/// The corpus over and over: nothing that one run leaves behind in the node may stay. In the long
+/// campaign it prints figures; else it is two rounds of what ends soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_scripts_leave_nothing_behind() {
+    let full = std::env::var("ALKNET_SOAK").is_ok_and(|count| count == "full");
+    let lab = Arc::new(Lab::new());
+    let request = Arc::new(lab.request().await);
+    let witness = Arc::new(witness(&lab, &request).await);
+    let mut cases = cases();
+    if !full {
+        cases.retain(|case| matches!(case.kind, Kind::Fuel | Kind::Stack | Kind::Wall));
+    }
+    let (cases, round) = (Arc::new(cases), AtomicUsize::new(0));
+    let runs = if full { SOAK_RUNS } else { cases.len() };
+    let wrongs = async |runs: usize| {
+        let round = round.fetch_add(1, Ordering::Relaxed);
+        let next = Arc::new(AtomicUsize::new(0));
+        let lane = |lane: usize| {
+            let (lab, request, witness) = (lab.clone(), request.clone(), witness.clone());
+            let (cases, next) = (cases.clone(), next.clone());
+            tokio::spawn(async move {
+                let (tenant, mut all) = (format!("hostile-{round}-{lane}"), Vec::new());
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= runs {
+                        return all;
+                    }
+                    let case = &cases[at % cases.len()];
+                    let spec = hostile(case, &tenant, OVER_AND_OVER);
+                    all.extend(wrong(&lab, &request, &witness, case, spec).await);
+                }
+            })
+        };
+        let lanes: Vec<_> = (0..SOAK_LANES).map(lane).collect();
+        let mut all = Vec::new();
+        for lane in lanes {
+            all.extend(lane.await.expect("no panic"));
+        }
+        all
+    };
+    // The first round fills what stays: threads, tables, the allocator's own.
+    let mut all = wrongs(cases.len()).await;
+    let (before, begun) = (held(), Instant::now());
+    all.extend(wrongs(runs).await);
+    let (after, took) = (held(), begun.elapsed());
+    let deaths = lab.sessions.workers().stats().deaths;
+    println!(
+        "figure hostile scripts: {runs} runs in {:.0} s, {} ended otherwise than they should",
+        took.as_secs_f64(),
+        all.len()
+    );
+    println!(
+        "figure workers that did not stop at a limit: {}; later than 50 ms after it: {}, the latest {:.1} ms",
+        deaths.count,
+        deaths.late,
+        deaths.longest.as_secs_f64() * 1e3
+    );
+    println!("figure the node's memory: {before:.2} MiB before, {after:.2} MiB after");
+    let listed = lab.sessions.list();
+    assert_eq!(listed.len(), 1, "only the witness is left: {listed:?}");
+    assert!(
+        all.is_empty(),
+        "{} of {runs}:\n{}",
+        all.len(),
+        all.join("\n")
+    );
+    ended_well(&lab);
 }

@@ -5,6 +5,7 @@ mod documented;
 mod hostile;
 mod life;
 mod limits;
+mod memory;
 mod operations;
 mod service;
 mod support;

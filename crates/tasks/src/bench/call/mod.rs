@@ -7,9 +7,9 @@
 
 mod grpc;
 mod measure;
-mod node;
+pub(super) mod node;
 mod quic;
-mod sides;
+pub(super) mod sides;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

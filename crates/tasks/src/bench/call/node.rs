@@ -75,7 +75,11 @@ impl Node {
 }
 
 /// Serves `handlers` on a free port, with limits that a machine calling itself does not reach.
-pub(super) fn bind(sides: &Sides, keys: &Keys, handlers: HandlerRegistry) -> Result<Server> {
+pub(in crate::bench) fn bind(
+    sides: &Sides,
+    keys: &Keys,
+    handlers: HandlerRegistry,
+) -> Result<Server> {
     let options = ServerOptions {
         addrs: vec![HOST.into()],
         port: 0,

@@ -26,13 +26,13 @@ const PLACE: Place<'static> = Place::Ip(std::net::IpAddr::V4(HOST));
 
 /// A runtime for each side.
 #[derive(Debug)]
-pub(super) struct Sides {
-    pub(super) server: Runtime,
-    pub(super) client: Runtime,
+pub(in crate::bench) struct Sides {
+    pub(in crate::bench) server: Runtime,
+    pub(in crate::bench) client: Runtime,
 }
 
 impl Sides {
-    pub(super) fn new() -> Result<Self> {
+    pub(in crate::bench) fn new() -> Result<Self> {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let runtime = |name| {
             Builder::new_multi_thread()
@@ -51,13 +51,13 @@ impl Sides {
 
 /// The server's key, and one for each client: they prove who they are to each other, in the same
 /// way whatever they speak.
-pub(super) struct Keys {
-    pub(super) server: NodeKey,
-    pub(super) clients: Vec<NodeKey>,
+pub(in crate::bench) struct Keys {
+    pub(in crate::bench) server: NodeKey,
+    pub(in crate::bench) clients: Vec<NodeKey>,
 }
 
 impl Keys {
-    pub(super) fn new(clients: usize) -> Result<Self> {
+    pub(in crate::bench) fn new(clients: usize) -> Result<Self> {
         let key = || NodeKey::generate().map_err(failed("making a key"));
         Ok(Self {
             server: key()?,
@@ -91,7 +91,7 @@ impl Keys {
     }
 
     /// A node of ours on `port`, by its key.
-    pub(super) fn target(&self, port: u16) -> Result<Target> {
+    pub(in crate::bench) fn target(&self, port: u16) -> Result<Target> {
         let target: Target = SocketAddr::new(HOST.into(), port)
             .to_string()
             .parse()

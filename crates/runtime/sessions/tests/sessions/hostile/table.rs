@@ -5,8 +5,6 @@ use alknet_runtime::Code;
 /// How a case ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// At one of several limits.
-    AnyLimit,
     /// At its fuel, with little of it.
     Fuel,
     /// Well: what it tries has no effect.
@@ -82,23 +80,23 @@ const TABLE: Rows = &[
     ),
     (
         "an array of all indices filled",
-        Kind::AnyLimit,
+        Kind::Memory,
         "new Array(2 ** 32 - 1).fill(0)",
     ),
     (
         "sort of many numbers, again and again",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = Array.from({ length: 300000 }, (_, i) => (i * 7919) % 300007);
          for (;;) a.sort()",
     ),
     (
         "a BigInt power as text",
-        Kind::AnyLimit,
+        Kind::Time,
         "for (;;) String(3n ** 200000n)",
     ),
     (
         "repeated BigInt squaring",
-        Kind::AnyLimit,
+        EXCEPTION,
         "let n = 3n; for (;;) n = n * n",
     ),
     (
@@ -129,22 +127,22 @@ const LOOPS: Rows = &[
     ),
     (
         "spread of an endless generator",
-        Kind::AnyLimit,
+        Kind::Memory,
         "[...(function* () { for (;;) yield 1; })()]",
     ),
     (
         "array destructuring of an endless iterator",
-        Kind::AnyLimit,
+        Kind::Memory,
         "const [...a] = { [Symbol.iterator]: () => ({ next: () => ({ value: 1, done: false }) }) }",
     ),
     (
         "for in over a proxy that lies",
-        Kind::AnyLimit,
+        Kind::Fuel,
         "for (;;) for (const k in new Proxy({}, { ownKeys: () => ['a', 'b'] }));",
     ),
     (
         "for await of nothing new",
-        Kind::AnyLimit,
+        Kind::Fuel,
         "for await (const _ of (async function* () { for (;;) yield; })());",
     ),
     (
@@ -259,7 +257,7 @@ const LOOPS: Rows = &[
     ),
     (
         "a handler that loops",
-        Kind::AnyLimit,
+        Kind::Fuel,
         "await ops.register({ name: 'l', kind: 'query', uses: [] }, () => { for (;;); });
          await ops.call('js/l', 1)",
     ),
@@ -324,7 +322,7 @@ const NATIVE: Rows = &[
     ),
     (
         "sparse reverse",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = [1]; a.length = 2 ** 32 - 1; a.reverse()",
     ),
     (
@@ -334,17 +332,17 @@ const NATIVE: Rows = &[
     ),
     (
         "sparse join",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = []; a.length = 2 ** 32 - 1; a.join()",
     ),
     (
         "sparse sort",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = []; a.length = 2 ** 32 - 1; a.sort()",
     ),
     (
         "sparse copyWithin",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = []; a.length = 2 ** 32 - 1; a.copyWithin(1, 0)",
     ),
     (
@@ -354,53 +352,53 @@ const NATIVE: Rows = &[
     ),
     (
         "fill of something that is like an array",
-        Kind::AnyLimit,
+        Kind::Memory,
         "Array.prototype.fill.call({ length: 2 ** 53 - 1 }, 1)",
     ),
     (
         "unshift of something that is like an array",
-        Kind::AnyLimit,
+        Kind::Time,
         "Array.prototype.unshift.call({ length: 2 ** 53 - 2 }, 1)",
     ),
     (
         "splice of something that is like an array",
-        Kind::AnyLimit,
+        Kind::Time,
         "Array.prototype.splice.call({ length: 2 ** 53 - 1 }, 0, 1)",
     ),
     (
         "sort of many texts",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = Array.from({ length: 100000 }, (_, i) => 'x'.repeat(50) + (i * 7919) % 100003);
          for (;;) a.sort()",
     ),
     (
         "toSorted in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = Array.from({ length: 100000 }, (_, i) => (i * 7919) % 100003); for (;;) a.toSorted()",
     ),
     (
         "sort of typed numbers",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = new Float64Array(1000000).map((_, i) => (i * 7919) % 1000003); for (;;) a.sort()",
     ),
     (
         "factorial of a BigInt",
-        Kind::AnyLimit,
+        Kind::Time,
         "let n = 1n; for (let i = 1n; ; i++) n *= i",
     ),
     (
         "division of large BigInts",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = 7n ** 100000n, b = 3n ** 90000n; for (;;) a / b",
     ),
     (
         "remainder of large BigInts",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = 7n ** 100000n, b = 3n ** 90000n; for (;;) a % b",
     ),
     (
         "a long text as BigInt",
-        Kind::AnyLimit,
+        Kind::Time,
         "const t = '9'.repeat(200000); for (;;) BigInt(t)",
     ),
     (
@@ -410,52 +408,52 @@ const NATIVE: Rows = &[
     ),
     (
         "indexOf of a long text in a long text",
-        Kind::AnyLimit,
+        Kind::Time,
         "const t = 'a'.repeat(2e6); for (;;) t.indexOf('a'.repeat(1e6) + 'b')",
     ),
     (
         "normalize in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const t = 'é'.repeat(1e6); for (;;) t.normalize('NFD')",
     ),
     (
         "localeCompare in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const t = 'a'.repeat(3e6); for (;;) t.localeCompare(t)",
     ),
     (
         "toUpperCase in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const t = 'ß'.repeat(1e6); for (;;) t.toUpperCase()",
     ),
     (
         "fill of a typed array in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = new Uint8Array(2e7); for (;;) a.fill(1)",
     ),
     (
         "structuredClone in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = Array.from({ length: 10000 }, (_, i) => ({ i })); for (;;) structuredClone(a)",
     ),
     (
         "digest in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = new Uint8Array(8e6); for (;;) await crypto.subtle.digest('SHA-512', a)",
     ),
     (
         "JSON of much in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = Array.from({ length: 100000 }, (_, i) => i); for (;;) JSON.stringify(a)",
     ),
     (
         "encoding in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "const t = 'é'.repeat(1e6), e = new TextEncoder(); for (;;) e.encode(t)",
     ),
     (
         "URLs in a loop",
-        Kind::AnyLimit,
+        Kind::Time,
         "for (;;) new URL('http://' + 'a.'.repeat(50000) + 'b')",
     ),
 ];
@@ -531,7 +529,7 @@ const MEMORY: Rows = &[
     ),
     (
         "promises that wait",
-        Kind::AnyLimit,
+        Kind::Memory,
         "const a = []; for (;;) a.push(new Promise(() => {}))",
     ),
     (
@@ -541,12 +539,12 @@ const MEMORY: Rows = &[
     ),
     (
         "out of memory, caught again and again",
-        Kind::AnyLimit,
+        Kind::Time,
         "const a = []; for (;;) try { for (;;) a.push(new Array(100).fill(0.5)) } catch {}",
     ),
     (
         "cycles that only the collector finds",
-        Kind::AnyLimit,
+        Kind::Time,
         "for (;;) { const a = {}; a.a = { a, t: 'x'.repeat(10000) }; }",
     ),
 ];
@@ -569,7 +567,7 @@ const STACK: Rows = &[
     ),
     (
         "a proxy of a proxy",
-        Kind::AnyLimit,
+        Kind::Stack,
         "let p = {}; for (let i = 0; i < 200000; i++) p = new Proxy(p, {}); p.a",
     ),
     (
@@ -604,7 +602,7 @@ const STACK: Rows = &[
     ),
     (
         "a bound function of a bound function",
-        Kind::AnyLimit,
+        Kind::Memory,
         "let f = () => 1; for (let i = 0; i < 200000; i++) f = f.bind(null); f()",
     ),
     (
@@ -622,7 +620,7 @@ const PROMISES: Rows = &[
     ),
     (
         "a fork bomb of promises",
-        Kind::AnyLimit,
+        Kind::Refused(Code::Fuel),
         "const go = () => { Promise.resolve().then(go); Promise.resolve().then(go); }; go();
          await new Promise((r) => setTimeout(r, 1e9))",
     ),
@@ -638,7 +636,7 @@ const PROMISES: Rows = &[
     ),
     (
         "a thenable of itself",
-        Kind::AnyLimit,
+        Kind::Refused(Code::Fuel),
         "const t = { then(r) { r(t); } }; await t",
     ),
     (
@@ -663,7 +661,7 @@ const PROMISES: Rows = &[
     ),
     (
         "a subscription without end",
-        Kind::AnyLimit,
+        Kind::Time,
         "for await (const _ of ops.subscribe('test/count'));",
     ),
     (
@@ -710,7 +708,7 @@ const TRICKS: Rows = &[
          const back = await ops.call('test/echo', v); if (back.x) throw 1; export default 1"),
     ("Array.prototype.push replaced", Kind::Harmless,
         "Array.prototype.push = () => { throw 1; }; export default await ops.call('test/echo', [1])"),
-    ("Promise.prototype.then replaced", Kind::AnyLimit,
+    ("Promise.prototype.then replaced", EXCEPTION,
         "Promise.prototype.then = function () { return this; };
          await ops.call('test/echo', 1); throw 1"),
     ("Symbol.species that lies", EXCEPTION,
@@ -766,6 +764,16 @@ const REFUSED: Rows = &[
         "import of the engine's own modules",
         Kind::Refused(Code::NotFound),
         "import * as std from 'std'",
+    ),
+    (
+        "import of the runtime's own scripts",
+        Kind::Refused(Code::NotFound),
+        "import own from 'alknet:runtime/errors'; export default typeof own",
+    ),
+    (
+        "dynamic import of the runtime's own scripts",
+        Kind::Refused(Code::NotFound),
+        "const own = await import('alknet:runtime/ops'); export default typeof own.default",
     ),
     (
         "import from outside of the bundle",

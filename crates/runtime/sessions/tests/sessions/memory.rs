@@ -1,0 +1,193 @@
+//! What workers hold, as the kernel counts it: of a thousand idle sessions, and of a tensor that a
+//! script has opened and not looked at.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alknet_call::{CallError, HandlerKind, OperationSpec, Registration};
+use alknet_core::{BoxFuture, Identity};
+use alknet_runtime::Mode;
+use alknet_sessions::{Config, Grants, TensorFiles};
+use serde_json::{Value, json};
+
+use crate::support::{Lab, export, soon, spec};
+
+const MIB: u64 = 1 << 20;
+
+/// Idle sessions, and what all of their workers may hold together.
+const IDLE: usize = 1000;
+const IDLE_BYTES_MAX: u64 = 1 << 30;
+
+/// Elements of the tensor, of four bytes each.
+const ELEMENTS: u64 = 64 << 20;
+/// What opening it may add.
+const OPENED_BYTES_MAX: u64 = 4 * MIB;
+
+/// What the kernel keeps of a process.
+fn status(pid: i32, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the worker lives");
+    in_bytes(&text, name).expect("the kernel says it")
+}
+
+/// A line of the kernel's, which counts in KiB.
+fn in_bytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Pages that are in memory, in bytes: counted where we may, else what the kernel keeps of it, which on
+/// machines of many processors is a little behind.
+fn resident(pid: i32) -> u64 {
+    let counted = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+    let counted = counted.ok().and_then(|text| in_bytes(&text, "Rss:"));
+    counted.unwrap_or_else(|| status(pid, "VmRSS:"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_idle_sessions_answer_are_listed_and_fit_into_a_gibibyte() {
+    let lab = Lab::new();
+    let request = lab.request().await;
+    let env = request.env();
+    let mut sessions = Vec::new();
+    for at in 0..IDLE {
+        let source = format!("let n = {at}; export const next = () => ++n;");
+        let mut idle = spec(&source);
+        idle.mode = Mode::Service;
+        let session = lab.open(&request, idle).await;
+        let ran = soon(session.run(&env, export("next", Value::Null))).await;
+        assert_eq!(ran.expect("a value").value, json!(at + 1));
+        sessions.push(session);
+    }
+    let listed = lab.sessions.list();
+    assert_eq!(listed.len(), IDLE);
+    assert!(listed.iter().all(|info| info.state.name() == "idle"));
+    // One tenant's, sixteen in a worker. What the kernel gives a worker alone is counted for each;
+    // the program that all of them run, once.
+    let mut workers: BTreeMap<i32, u32> = BTreeMap::new();
+    for info in &listed {
+        *workers.entry(info.pid).or_default() += 1;
+    }
+    assert_eq!(workers.len(), IDLE.div_ceil(16), "{workers:?}");
+    let own: u64 = workers
+        .keys()
+        .map(|pid| status(*pid, "RssAnon:") + status(*pid, "RssShmem:"))
+        .sum();
+    let program = workers.keys().map(|pid| status(*pid, "RssFile:")).max();
+    let held = own + program.unwrap_or(0);
+    println!("figure idle sessions: {IDLE} in {} MiB", held / MIB);
+    assert!(held <= IDLE_BYTES_MAX, "{} MiB", held / MIB);
+    // Each is still its own.
+    for (at, session) in sessions.iter().enumerate() {
+        let ran = soon(session.run(&env, export("next", Value::Null))).await;
+        assert_eq!(ran.expect("a value").value, json!(at + 2));
+    }
+}
+
+/// The one file of a store, which forgets it when it has handed it out.
+struct Deleted(PathBuf);
+
+impl TensorFiles for Deleted {
+    fn open(
+        &self,
+        _: Option<Arc<Identity>>,
+        _: Value,
+    ) -> BoxFuture<'static, Result<File, CallError>> {
+        let file = File::open(&self.0).expect("it was not asked for before");
+        fs::remove_file(&self.0).expect("the folder is ours");
+        Box::pin(std::future::ready(Ok(file)))
+    }
+}
+
+/// A file of 256 MiB whose first and last elements are 1.5.
+fn tensor_file(folder: &tempfile::TempDir) -> PathBuf {
+    let bytes = ELEMENTS * 4;
+    let header = json!({
+        "t": { "dtype": "F32", "shape": [ELEMENTS], "data_offsets": [0, bytes] },
+    });
+    let mut text = header.to_string();
+    while !text.len().is_multiple_of(8) {
+        text.push(' ');
+    }
+    let path = folder.path().join("large.safetensors");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&path)?;
+        file.write_all(&(text.len() as u64).to_le_bytes())?;
+        file.write_all(text.as_bytes())?;
+        let begin = file.stream_position()?;
+        file.write_all(&1.5_f32.to_le_bytes())?;
+        file.seek(SeekFrom::Start(begin + bytes - 4))?;
+        file.write_all(&1.5_f32.to_le_bytes())
+    };
+    write().expect("the folder is ours");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tensor_costs_memory_only_where_it_is_looked_at_and_outlives_its_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = tensor_file(&folder);
+    let open = HandlerKind::once(|_, _| async { Ok(json!({ "tensors": [{ "name": "t" }] })) });
+    let open = Registration::new(OperationSpec::query("tensor/open", "For tests."), open);
+    let config = Config {
+        files: Some(Arc::new(Deleted(path.clone()))),
+        ..Config::default()
+    };
+    let lab = Lab::with(config, vec![open]);
+    let request = lab.request().await;
+    let env = request.env();
+    let mut opening = spec(
+        "let data;
+         const names = (f) => { try { f(); return 'done'; } catch (e) { return e.name; } };
+         export const nothing = () => 0;
+         export const open = async () => {
+             data = (await tensor.open({ id: '00' })).view('t').data();
+             return [data.length, data.byteLength];
+         };
+         export const write = () => {
+             data[0] = 7;
+             return [data[0], names(() => data.fill(7)), names(() => data.set([7])),
+                 names(() => data.sort()), names(() => data.copyWithin(0, 1)),
+                 names(() => data.buffer.transfer()), names(() => data.buffer.resize(1)),
+                 names(() => structuredClone(data.buffer, { transfer: [data.buffer] }))];
+         };
+         export const read = () => {
+             let sum = 0;
+             for (let i = 0; i < data.length; i += 1024) sum += data[i];
+             return [sum, data[data.length - 1]];
+         };",
+    );
+    opening.grants = Grants::to(["tensor/*"]);
+    opening.mode = Mode::Service;
+    opening.alone = true;
+    opening.limits.runtime.external_bytes = 512 << 20;
+    let session = lab.open(&request, opening).await;
+    let call = async |name: &str| {
+        let ran = soon(session.run(&env, export(name, Value::Null))).await;
+        ran.expect("a value").value
+    };
+    call("nothing").await;
+    let pid = session.info().pid;
+    let resident = || resident(pid);
+    let before = resident();
+    assert_eq!(call("open").await, json!([ELEMENTS, ELEMENTS * 4]));
+    assert!(!path.exists(), "the store has let go of it");
+    let opened = resident().saturating_sub(before);
+    assert!(opened < OPENED_BYTES_MAX, "{opened} bytes");
+    // A store to an element has no effect, everything else is refused.
+    let written = call("write").await;
+    assert_eq!(written[0], json!(1.5), "{written}");
+    let refused = written.as_array().expect("a list").iter().skip(1);
+    assert!(
+        refused.clone().all(|name| name != "done") && refused.len() == 7,
+        "{written}"
+    );
+    let written = resident().saturating_sub(before);
+    assert!(written < OPENED_BYTES_MAX, "{written} bytes");
+    assert_eq!(call("read").await, json!([1.5, 1.5]));
+    let read = resident().saturating_sub(before);
+    assert!(read > ELEMENTS * 4 / 2, "the measure sees it: {read} bytes");
+}
