@@ -1,5 +1,7 @@
 //! `alknet tensor`: files of typed data, here and on nodes.
 
+mod share;
+
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -10,6 +12,8 @@ use alknet_tensor_cli::{CliError, Outcome, Progress, Verb, fits, run as run_loca
 use alknet_tensor_serve::{ALPN, Client, ClientError, Src, StorePath};
 use clap::{Args, Subcommand};
 use serde_json::json;
+
+use share::ShareArgs;
 
 use super::call::{Reach, parse_target};
 use super::{DialArgs, Exit, Failure, output};
@@ -28,6 +32,13 @@ alknet tensor pull alknet-tensor://ed25519:…@192.0.2.7:443/models/bert bert.mt
 alknet tensor pull 'alknet-tensor://attic/models/bert#lm_head.weight' head.mt"
     )]
     Pull(PullArgs),
+    /// Serve the tensor files of a folder, as a node of this computer: until it is told to stop. The
+    /// node is that of 'alknet serve', with its options; whoever --admin names may fetch everything.
+    #[command(
+        after_help = "Examples:\n  alknet tensor serve models --admin \"$(alknet identity)\"\n  \
+alknet tensor pull ed25519:…@192.0.2.7:443 bert/model.safetensors bert.safetensors"
+    )]
+    Serve(ShareArgs),
 }
 
 /// Arguments of `alknet tensor pull`.
@@ -50,6 +61,7 @@ pub(crate) struct PullArgs {
 pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<Exit, Failure> {
     match verb {
         TensorVerb::Pull(args) => pull(&args, json),
+        TensorVerb::Serve(args) => share::run(args, json),
         TensorVerb::Local(verb) => {
             let ended = run_local(verb, json, &mut std::io::stdout().lock());
             ended.map(exit).map_err(|error| of_cli(&error))
