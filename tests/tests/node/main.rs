@@ -12,3 +12,4 @@ mod node_key;
 mod rotation;
 mod serving;
 mod strangers;
+mod tensors;

@@ -49,7 +49,7 @@ pub(super) fn run(args: ShareArgs, json: bool) -> Result<Exit, Failure> {
             state_dir.display()
         )));
     }
-    let store = tensor_store(&state_dir).map_err(|error| of_serve(&args.folder, &error))?;
+    let store = tensor_store(&state_dir).map_err(|error| of_serve(&state_dir, &error))?;
     let shared = share(&store, &args.folder)?;
     drop(store);
     if !json {
@@ -96,7 +96,11 @@ fn walk(
         .collect();
     paths.sort();
     for path in paths {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if name.starts_with('.') {
             continue;
         }
