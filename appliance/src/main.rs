@@ -14,13 +14,13 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // The allocator asks for pages of 2 MiB, and a process of a few such areas then holds four times
-    // what it uses. What computes asks for them again.
-    let _ = nix::sys::prctl::set_thp_disable(true);
     // Asked first: in the namespace of its own that a worker has, it is process 1.
     if alknet_worker::started_as_worker() {
         return worker::run();
     }
+    // The allocator asks for pages of 2 MiB, and a process of a few such areas then holds four times
+    // what it uses. Workers that compute are given them again.
+    let _ = nix::sys::prctl::set_thp_disable(true);
     if std::process::id() == 1 {
         alknet_init::run();
     }

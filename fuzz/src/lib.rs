@@ -14,6 +14,8 @@ mod join;
 mod json;
 mod key;
 mod mixed;
+mod records;
+mod request;
 mod tensor;
 mod token;
 mod typedef;
@@ -26,6 +28,8 @@ pub use hello::hello;
 pub use join::join;
 pub use key::key;
 pub use mixed::mixed;
+pub use records::records;
+pub use request::request;
 pub use tensor::tensor;
 pub use token::token;
 pub use typedef::typedef;
@@ -72,6 +76,14 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "mixed",
         run: mixed,
+    },
+    Target {
+        name: "records",
+        run: records,
+    },
+    Target {
+        name: "request",
+        run: request,
     },
     Target {
         name: "tensor",

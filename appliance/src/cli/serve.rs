@@ -33,6 +33,13 @@ pub(crate) struct ServeArgs {
     verbose: bool,
 }
 
+impl ServeArgs {
+    /// Where the node keeps its state.
+    pub(crate) fn state_dir(&self) -> Result<PathBuf, Failure> {
+        self.state.dir()
+    }
+}
+
 /// Serves until it is told to stop.
 pub(crate) fn run(args: ServeArgs, json: bool) -> Result<Exit, Failure> {
     let state_dir = args.state.dir()?;

@@ -1,5 +1,8 @@
 //! `alknet tensor`: files of typed data, here and on nodes.
 
+mod share;
+
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
@@ -9,6 +12,8 @@ use alknet_tensor_cli::{CliError, Outcome, Progress, Verb, fits, run as run_loca
 use alknet_tensor_serve::{ALPN, Client, ClientError, Src, StorePath};
 use clap::{Args, Subcommand};
 use serde_json::json;
+
+use share::ShareArgs;
 
 use super::call::{Reach, parse_target};
 use super::{DialArgs, Exit, Failure, output};
@@ -22,20 +27,28 @@ pub(crate) enum TensorVerb {
     /// is kept that its hash does not prove.
     #[command(
         after_help = "Examples:\n  alknet tensor pull ed25519:…@192.0.2.7:443 models/bert bert.mt\n  \
-alknet tensor pull attic models/bert layer0.mt --only 'model.layers.0.*'"
+alknet tensor pull attic models/bert layer0.mt --only 'model.layers.0.*'\n  \
+alknet tensor pull alknet-tensor://ed25519:…@192.0.2.7:443/models/bert bert.mt\n  \
+alknet tensor pull 'alknet-tensor://attic/models/bert#lm_head.weight' head.mt"
     )]
     Pull(PullArgs),
+    /// Serve the tensor files of a folder, as a node of this computer: until it is told to stop. The
+    /// node is that of 'alknet serve', with its options; whoever --admin names may fetch everything.
+    #[command(
+        after_help = "Examples:\n  alknet tensor serve models --admin \"$(alknet identity)\"\n  \
+alknet tensor pull ed25519:…@192.0.2.7:443 bert/model.safetensors bert.safetensors"
+    )]
+    Serve(ShareArgs),
 }
 
 /// Arguments of `alknet tensor pull`.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// The node.
-    target: String,
-    /// The file: a path of its store, or an id of 64 hex digits.
-    source: String,
-    /// The container to be made.
-    output: PathBuf,
+    /// The node, the file (a path of its store, or an id of 64 hex digits) and the container to be
+    /// made; node and file may also be written alknet-tensor://NODE/FILE, or
+    /// alknet-tensor://NODE/FILE#TENSOR for one tensor of it.
+    #[arg(required = true, num_args = 2..=3, value_names = ["NODE", "FILE", "OUTPUT"])]
+    what: Vec<OsString>,
     /// Fetch only the tensors whose names fit; * stands for any characters, ? for one. They make
     /// another file, with an id of its own.
     #[arg(long, value_name = "GLOB")]
@@ -48,6 +61,7 @@ pub(crate) struct PullArgs {
 pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<Exit, Failure> {
     match verb {
         TensorVerb::Pull(args) => pull(&args, json),
+        TensorVerb::Serve(args) => share::run(args, json),
         TensorVerb::Local(verb) => {
             let ended = run_local(verb, json, &mut std::io::stdout().lock());
             ended.map(exit).map_err(|error| of_cli(&error))
@@ -63,8 +77,23 @@ const fn exit(outcome: Outcome) -> Exit {
 }
 
 fn pull(args: &PullArgs, json: bool) -> Result<Exit, Failure> {
-    let target = parse_target(&args.target, &args.dial)?;
-    let src = source(&args.source)?;
+    let Asked {
+        node,
+        src,
+        tensor,
+        output: made,
+    } = Asked::read(&args.what)?;
+    let only = match (&tensor, &args.only) {
+        (Some(_), Some(_)) => {
+            return Err(Failure::usage(
+                "the address names a tensor, and so does --only",
+            ));
+        }
+        (Some(name), None) => Some(Only::Name(name)),
+        (None, Some(glob)) => Some(Only::Glob(glob)),
+        (None, None) => None,
+    };
+    let target = parse_target(&node, &args.dial)?;
     let told = !json && std::io::stderr().is_terminal();
     let progress = Progress::new("pull", None, told);
     let tell = |done, total| progress.set(done, total);
@@ -72,11 +101,11 @@ fn pull(args: &PullArgs, json: bool) -> Result<Exit, Failure> {
         // Served on QUIC alone: each request has a stream.
         let connection = reach.dialled(&target, ALPN, Carriage::Quic).await?;
         let client = Client::new(connection);
-        let pulled = match &args.only {
-            None => client.pull(&src, &args.output, &tell).await,
-            Some(glob) => {
-                let keep = |name: &str| fits(glob, name);
-                client.pull_some(&src, &args.output, &keep, &tell).await
+        let pulled = match &only {
+            None => client.pull(&src, &made, &tell).await,
+            Some(only) => {
+                let keep = |name: &str| only.wants(name);
+                client.pull_some(&src, &made, &keep, &tell).await
             }
         };
         pulled.map_err(|error| of_client(&error))
@@ -84,12 +113,76 @@ fn pull(args: &PullArgs, json: bool) -> Result<Exit, Failure> {
     drop(progress);
     let id = pulled.id.to_string();
     if json {
-        output::json_line(&json!({ "file": args.output.to_string_lossy(), "id": id,
+        output::json_line(&json!({ "file": made.to_string_lossy(), "id": id,
                                    "bytes": pulled.bytes, "fetched": pulled.fetched }))?;
     } else {
-        output::line(&format!("{id}  {}", args.output.display()))?;
+        output::line(&format!("{id}  {}", made.display()))?;
     }
     Ok(Exit::Ok)
+}
+
+/// What addresses of files begin with, as references to tensors do.
+const SCHEME: &str = "alknet-tensor://";
+
+/// Which tensors.
+enum Only<'a> {
+    Glob(&'a str),
+    Name(&'a str),
+}
+
+impl Only<'_> {
+    fn wants(&self, name: &str) -> bool {
+        match self {
+            Self::Glob(glob) => fits(glob, name),
+            Self::Name(only) => name == *only,
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+struct Asked {
+    node: String,
+    src: Src,
+    /// The only tensor of it.
+    tensor: Option<String>,
+    output: PathBuf,
+}
+
+impl Asked {
+    fn read(what: &[OsString]) -> Result<Self, Failure> {
+        let text = |word: &OsString| {
+            let text = word.to_str().map(str::to_owned);
+            text.ok_or_else(|| Failure::usage("nodes and files of theirs are called in UTF-8"))
+        };
+        let (node, file, tensor, output) = match what {
+            [address, output] => {
+                let address = text(address)?;
+                let parts = address
+                    .strip_prefix(SCHEME)
+                    .and_then(|rest| rest.split_once('/'));
+                let Some((node, file)) = parts else {
+                    return Err(Failure::usage(format!(
+                        "say NODE FILE OUTPUT, or {SCHEME}NODE/FILE OUTPUT"
+                    )));
+                };
+                // Paths and ids have no such sign; the names of tensors may.
+                let (file, tensor) = match file.split_once('#') {
+                    None => (file, None),
+                    Some((file, tensor)) => (file, Some(tensor.to_owned())),
+                };
+                (node.to_owned(), file.to_owned(), tensor, output)
+            }
+            [node, file, output] => (text(node)?, text(file)?, None, output),
+            _ => return Err(Failure::usage("say NODE FILE OUTPUT")),
+        };
+        Ok(Self {
+            node,
+            src: source(&file)?,
+            tensor,
+            output: output.into(),
+        })
+    }
 }
 
 /// An id is 64 hex digits; anything else is a path.
@@ -129,5 +222,35 @@ mod tests {
         assert!(matches!(source(&id), Ok(Src::Id(found)) if found.to_string() == id));
         assert!(matches!(source("models/bert"), Ok(Src::Path(_))));
         assert_eq!(source("../x").expect_err("it leads away").exit, Exit::Usage);
+    }
+
+    fn asked(words: &[&str]) -> Result<Asked, Failure> {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        Asked::read(&words)
+    }
+
+    #[test]
+    fn a_file_is_asked_for_in_two_ways() {
+        let node = "ed25519:abc@[::1]:443";
+        let address = format!("alknet-tensor://{node}/models/bert");
+        let one = format!("{address}#a/b#c");
+        for (words, tensor) in [
+            (vec![node, "models/bert", "out.mt"], None),
+            (vec![&*address, "out.mt"], None),
+            (vec![&*one, "out.mt"], Some("a/b#c")),
+        ] {
+            let asked = asked(&words).expect("both are good");
+            assert_eq!((&*asked.node, asked.tensor.as_deref()), (node, tensor));
+            assert!(matches!(asked.src, Src::Path(path) if path.as_str() == "models/bert"));
+            assert_eq!(asked.output, PathBuf::from("out.mt"));
+        }
+        for words in [
+            &["attic", "models/bert"][..],
+            &["alknet-tensor://attic", "out.mt"],
+            &["alknet-tensor://attic/../x", "out.mt"],
+            &["https://attic/models/bert", "out.mt"],
+        ] {
+            assert_eq!(asked(words).expect_err("neither").exit, Exit::Usage);
+        }
     }
 }

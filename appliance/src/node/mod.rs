@@ -51,6 +51,7 @@ use reload::Reloader;
 
 use crate::key::KeyFiles;
 
+pub(crate) use computing::tensor_store;
 pub(crate) use host::{Configured, Overlay, ServeFile, serve};
 pub(crate) use join::problems as join_problems;
 pub(crate) use keep::{last_good_of, read as read_document};

@@ -193,6 +193,21 @@ declare module "alknet:core/ujsx" {
 declare module "alknet:core/json-host" {
   export const jsonHost: import("alknet:core/ujsx").Host<any, any>;
 }
+declare module "alknet:core/layout-host" {
+  import type { Element, Host } from "alknet:core/ujsx";
+  export interface Layout {
+    /** The text of `mt.schema` as JSON; null where there are no records. */
+    readonly schema: Record<string, any> | null;
+    /** `mt.index`, with element types and shapes. */
+    readonly index: { tensors: Record<string, any>; order: string[]; root: Record<string, any> };
+  }
+  export interface Change { op: "add" | "remove" | "retype" | "reshape"; path: string; from?: string; to?: string }
+  export const layoutHost: Host<any, Layout>;
+  export const Struct: any, Field: any, Tensor: any, Blob: any, ArrayOf: any;
+  export function layout(element: Element): Layout;
+  export function diff(before: Layout, after: Layout): Change[];
+  export { h } from "alknet:core/ujsx";
+}
 declare module "alknet:core/ops-host" {
   import type { Element, Host } from "alknet:core/ujsx";
   export const opsHost: Host<any, any>;

@@ -10,6 +10,26 @@ pub const TENSOR_INVALID: &str = "TENSOR_INVALID";
 /// Declared by operations that store.
 pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 
+/// Characters of somebody else's words that an error repeats.
+const SAID_CHARS_MAX: usize = 200;
+
+/// What a peer sent, or serde says of it: on one line that a terminal may show, and not for ever.
+pub(crate) fn said(words: impl std::fmt::Display) -> String {
+    let words = words.to_string();
+    let mut line = String::new();
+    for (at, c) in words.chars().enumerate() {
+        if at == SAID_CHARS_MAX {
+            line.push('…');
+            break;
+        }
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
+}
+
 /// Why a request is refused. The text is one line without the code.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -82,6 +102,13 @@ impl From<ServeError> for CallError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_others_stay_on_their_line() {
+        assert_eq!(said("a\n\u{7f}ä"), "a\\n\\u{7f}ä");
+        let long = said("x".repeat(10_000));
+        assert_eq!(long.chars().count(), SAID_CHARS_MAX + 1);
+    }
 
     #[test]
     fn codes_are_those_of_the_table() {

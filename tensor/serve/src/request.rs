@@ -6,7 +6,7 @@ use alknet_tensor::{Code, FileId};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::ServeError;
+use crate::error::{ServeError, said};
 use crate::path::{Src, StorePath};
 
 /// The only version of requests.
@@ -86,7 +86,7 @@ impl Request {
     /// `E_JSON`, `E_VERSION`, `E_VALUE`.
     pub fn parse(text: &[u8]) -> Result<Self, ServeError> {
         let raw: Raw = serde_json::from_slice(text)
-            .map_err(|error| ServeError::input(Code::Json, format!("request: {error}")))?;
+            .map_err(|error| ServeError::input(Code::Json, format!("request: {}", said(error))))?;
         if raw.v != Some(VERSION) {
             let what = format!("a request of version {VERSION} says \"v\":{VERSION}");
             return Err(ServeError::input(Code::Version, what));
@@ -109,7 +109,7 @@ impl Fetch {
     /// As [`Request::parse`].
     pub fn from_value(value: &Value) -> Result<Self, ServeError> {
         let raw = Raw::deserialize(value)
-            .map_err(|error| ServeError::input(Code::Json, format!("request: {error}")))?;
+            .map_err(|error| ServeError::input(Code::Json, format!("request: {}", said(error))))?;
         raw.fetch()
     }
 }
@@ -159,7 +159,8 @@ impl Src {
     /// `E_VALUE`, and `E_LIMIT` for too long a path.
     pub fn from_value(src: &Value) -> Result<Self, ServeError> {
         let raw = RawSrc::deserialize(src);
-        raw.map_err(|error| value(format!("src: {error}")))?.read()
+        raw.map_err(|error| value(format!("src: {}", said(error))))?
+            .read()
     }
 }
 
@@ -206,6 +207,13 @@ mod tests {
             "E_JSON"
         );
         assert_eq!(refused(r#"{"v":1,"v":1,"want":"put"}"#), "E_JSON");
+        let odd = format!("{{\"{}\\n\u{7f}\":1}}", "x".repeat(1000));
+        let error = Request::parse(odd.as_bytes()).expect_err("no such member");
+        let text = error.to_string();
+        assert!(
+            text.len() < 300 && !text.contains(char::is_control),
+            "{text}"
+        );
         assert_eq!(refused(r#"{"v":2,"want":"put"}"#), "E_VERSION");
         assert_eq!(refused(r#"{"want":"put"}"#), "E_VERSION");
         for bad in [

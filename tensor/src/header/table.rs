@@ -1,5 +1,6 @@
 //! The entries in the order of their bytes, each tried against its size and its neighbours.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::BuildHasher;
@@ -29,6 +30,17 @@ impl<'a> Table<'a> {
 
     pub(super) fn find(&self, name: &str) -> Option<u32> {
         self.by_name.find(self.entries, self.text, name)
+    }
+
+    /// The same where names mostly come in the order of the bytes, as whoever writes them has them:
+    /// the entry behind the last one, or behind the pad that follows it, is looked at first.
+    pub(super) fn find_near(&self, name: &str, near: &Cell<u32>) -> Option<u32> {
+        let next = near.get();
+        let is_it = |at: &u32| self.entries.get(*at as usize).is_some() && self.name(*at) == name;
+        let after = [next, next.saturating_add(1)];
+        let found = after.into_iter().find(is_it).or_else(|| self.find(name))?;
+        near.set(found.saturating_add(1));
+        Some(found)
     }
 
     pub(super) fn shape(&self, entry: &RawEntry) -> &'a [u64] {

@@ -2,10 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 
 use crate::error::{Code, Result, TensorError, fail};
 use crate::view::Element;
+
+/// Bytes that are read at once.
+const PIECE_BYTES: usize = 128 << 10;
 
 /// The bytes of a tensor, here already or made while the file is written.
 pub struct Content<'a>(Source<'a>);
@@ -32,8 +35,9 @@ impl<'a> Content<'a> {
 
     /// All of a reader.
     #[must_use]
-    pub fn reader(mut reader: impl Read + 'a) -> Self {
+    pub fn reader(reader: impl Read + 'a) -> Self {
         Self::made(move |out| {
+            let mut reader = BufReader::with_capacity(PIECE_BYTES, reader);
             let copied = io::copy(&mut reader, out);
             copied.map_err(|error| TensorError::io("copy content", error))?;
             Ok(())

@@ -4,7 +4,9 @@
 //! with zeros for hashes, lets the data pass once while it is hashed, and puts the hashes into their
 //! places. The same input gives the same bytes.
 
+mod batch;
 mod content;
+mod even;
 mod file;
 mod plan;
 mod stream;

@@ -5,16 +5,16 @@ use std::io::{self, Read as _, Write};
 use blake3::Hash;
 
 use crate::error::{Code, Quoted, Result, TensorError, fail};
+use crate::writer::batch::Batch;
 use crate::writer::content::Content;
 use crate::writer::sums::Sums;
 use crate::writer::tree::Tree;
 
-/// Bytes that pass at once, so that every hash finds them in the cache.
-const PIECE_BYTES: usize = 128 << 10;
-
 /// What is written between header and end.
 pub(super) struct Stream<'w, W> {
     sink: &'w mut W,
+    /// What came and is not written yet.
+    batch: Batch,
     tree: Tree,
     /// Of the data and of its entries, where they are wanted.
     sums: Option<Sums>,
@@ -35,6 +35,7 @@ impl<'w, W: Write> Stream<'w, W> {
     pub(super) fn new(sink: &'w mut W, header_len: u64, data_len: u64, hashed: bool) -> Self {
         Self {
             sink,
+            batch: Batch::default(),
             tree: Tree::behind(header_len),
             sums: hashed.then(|| Sums::new(data_len)),
             left: 0,
@@ -56,14 +57,7 @@ impl<'w, W: Write> Stream<'w, W> {
                 zeros.map_err(|error| TensorError::io("write a pad", error))?;
             }
             Some(content) => {
-                // Some content comes in small pieces.
-                let mut buffered = io::BufWriter::with_capacity(PIECE_BYTES, &mut *self);
-                let written = content.write(&mut buffered).and_then(|()| {
-                    let flushed = buffered.flush();
-                    flushed.map_err(|error| TensorError::io("write content", error))
-                });
-                // Whatever is left in the buffer after an error is not to be written.
-                let _ = buffered.into_parts();
+                let written = content.write(self);
                 if self.too_long {
                     let what = format!("{}: more than {len} bytes of content", Quoted(name));
                     return fail(Code::Shape, what);
@@ -79,18 +73,32 @@ impl<'w, W: Write> Stream<'w, W> {
             );
             return fail(Code::Shape, what);
         }
-        if let Some(sums) = &mut self.sums {
-            sums.end_entry();
-        }
+        self.batch.ends.push(self.batch.bytes.len());
         Ok(())
     }
 
-    pub(super) fn end(self) -> Result<Passed> {
+    pub(super) fn end(mut self) -> Result<Passed> {
+        let passed = self.pass();
+        passed.map_err(|error| TensorError::io("write content", error))?;
         let hashes = self.sums.map(Sums::end).transpose();
         Ok(Passed {
             hashes: hashes.map_err(|error| TensorError::io("hash the data", error))?,
             tree: self.tree,
         })
+    }
+
+    /// Writes and hashes what has come together.
+    fn pass(&mut self) -> io::Result<()> {
+        let batch = self.batch.share();
+        // First, so that another thread may hash while this one writes.
+        if let Some(sums) = &mut self.sums {
+            sums.take(&batch)?;
+        }
+        self.tree.update(&batch.bytes);
+        self.sink.write_all(&batch.bytes)?;
+        let hashed = self.sums.as_ref().and_then(Sums::done);
+        self.batch.reuse(hashed.unwrap_or(batch));
+        Ok(())
     }
 }
 
@@ -100,20 +108,17 @@ impl<W: Write> Write for Stream<'_, W> {
             return Ok(0);
         }
         // Less than the length of a slice.
-        let len = (bytes.len().min(PIECE_BYTES) as u64).min(self.left) as usize;
+        let len = (bytes.len() as u64).min(self.left) as usize;
         if len == 0 {
             self.too_long = true;
             return Err(io::Error::other("more content than its shape says"));
         }
-        let piece = &bytes[..len];
-        // First, so that another thread may hash while this one writes.
-        if let Some(sums) = &mut self.sums {
-            sums.update(piece)?;
+        let taken = self.batch.fill(&bytes[..len]);
+        self.left -= taken as u64;
+        if self.batch.is_full() {
+            self.pass()?;
         }
-        self.tree.update(piece);
-        self.sink.write_all(piece)?;
-        self.left -= len as u64;
-        Ok(len)
+        Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {

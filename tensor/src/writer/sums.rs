@@ -2,29 +2,24 @@
 //! byte is hashed twice more; where there is much of it, on a thread beside the one that writes.
 
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use blake3::{Hash, Hasher};
+use blake3::Hash;
 
-/// Bytes that are hashed at once.
-const BATCH_BYTES: usize = 256 << 10;
+use crate::writer::batch::Batch;
+use crate::writer::even::Even;
+
 /// Batches under way to the other thread.
-const BATCHES: usize = 4;
+const BATCHES: usize = 3;
 /// Bytes of data from which on another thread is worth its start.
 const THREAD_FROM: u64 = 4 << 20;
 
-/// Bytes of data, and where entries end in them.
 #[derive(Debug, Default)]
-struct Batch {
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
-}
-
-#[derive(Debug, Default)]
-struct Hashers {
-    data: Hasher,
-    entry: Hasher,
+pub(super) struct Hashers {
+    data: Even,
+    entry: Even,
     entries: Vec<Hash>,
 }
 
@@ -33,31 +28,23 @@ impl Hashers {
         self.data.update(&batch.bytes);
         let mut start = 0;
         for end in &batch.ends {
-            self.entry.update(&batch.bytes[start..*end]);
-            self.entries.push(self.entry.finalize());
-            self.entry.reset();
+            self.entries
+                .push(self.entry.last(&batch.bytes[start..*end]));
             start = *end;
         }
         self.entry.update(&batch.bytes[start..]);
     }
 }
 
-/// Who hashes.
+/// The hashes on their way, and who makes them.
 #[derive(Debug)]
-enum Who {
+pub(super) enum Sums {
     This(Box<Hashers>),
     Other {
-        full: SyncSender<Batch>,
-        empty: Receiver<Batch>,
+        full: SyncSender<Arc<Batch>>,
+        done: Receiver<Arc<Batch>>,
         thread: JoinHandle<Box<Hashers>>,
     },
-}
-
-/// The hashes on their way.
-#[derive(Debug)]
-pub(super) struct Sums {
-    batch: Batch,
-    who: Who,
 }
 
 impl Sums {
@@ -65,54 +52,36 @@ impl Sums {
     pub(super) fn new(data_len: u64) -> Self {
         // Where no thread can be had, this one does it.
         let other = (data_len >= THREAD_FROM).then(start).and_then(Result::ok);
-        Self {
-            batch: Batch::default(),
-            who: other.unwrap_or_else(|| Who::This(Box::default())),
-        }
+        other.unwrap_or_else(|| Self::This(Box::default()))
     }
 
-    pub(super) fn update(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let room = BATCH_BYTES - self.batch.bytes.len();
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.batch.bytes.extend_from_slice(now);
-            bytes = later;
-            if self.batch.bytes.len() == BATCH_BYTES {
-                self.pass()?;
-            }
+    /// Hashes a batch, or has it hashed.
+    pub(super) fn take(&mut self, batch: &Arc<Batch>) -> io::Result<()> {
+        match self {
+            Self::This(hashers) => hashers.take(batch),
+            Self::Other { full, .. } => full.send(Arc::clone(batch)).map_err(|_| gone())?,
         }
         Ok(())
     }
 
-    pub(super) fn end_entry(&mut self) {
-        self.batch.ends.push(self.batch.bytes.len());
+    /// A batch that has been hashed, if there is one by now.
+    pub(super) fn done(&self) -> Option<Arc<Batch>> {
+        match self {
+            Self::This(_) => None,
+            Self::Other { done, .. } => done.try_recv().ok(),
+        }
     }
 
     /// Hash of the data, and of each entry.
-    pub(super) fn end(mut self) -> io::Result<(Hash, Vec<Hash>)> {
-        self.pass()?;
-        let hashers = match self.who {
-            Who::This(hashers) => hashers,
-            Who::Other { full, thread, .. } => {
+    pub(super) fn end(self) -> io::Result<(Hash, Vec<Hash>)> {
+        let mut hashers = match self {
+            Self::This(hashers) => hashers,
+            Self::Other { full, thread, .. } => {
                 drop(full);
                 thread.join().map_err(|_| gone())?
             }
         };
-        Ok((hashers.data.finalize(), hashers.entries))
-    }
-
-    fn pass(&mut self) -> io::Result<()> {
-        match &mut self.who {
-            Who::This(hashers) => hashers.take(&self.batch),
-            Who::Other { full, empty, .. } => {
-                let next = empty.recv().map_err(|_| gone())?;
-                let batch = std::mem::replace(&mut self.batch, next);
-                full.send(batch).map_err(|_| gone())?;
-            }
-        }
-        self.batch.bytes.clear();
-        self.batch.ends.clear();
-        Ok(())
+        Ok((hashers.data.last(&[]), hashers.entries))
     }
 }
 
@@ -121,12 +90,9 @@ fn gone() -> io::Error {
     io::Error::other("the thread that hashes ended")
 }
 
-fn start() -> io::Result<Who> {
-    let (full, batches) = sync_channel::<Batch>(BATCHES);
-    let (back, empty) = sync_channel(BATCHES);
-    for _ in 0..BATCHES {
-        back.send(Batch::default()).map_err(|_| gone())?;
-    }
+fn start() -> io::Result<Sums> {
+    let (full, batches) = sync_channel::<Arc<Batch>>(BATCHES);
+    let (back, done) = channel();
     let thread = thread::Builder::new()
         .name("tensor-hash".to_owned())
         .spawn(move || {
@@ -138,11 +104,7 @@ fn start() -> io::Result<Who> {
             }
             hashers
         })?;
-    Ok(Who::Other {
-        full,
-        empty,
-        thread,
-    })
+    Ok(Sums::Other { full, done, thread })
 }
 
 #[cfg(test)]
@@ -155,17 +117,28 @@ mod tests {
         let lens = [0, 1, 0, 262_143, 262_144, 700_000, 5, 0];
         for data_len in [0, THREAD_FROM] {
             let mut sums = Sums::new(data_len);
-            assert_eq!(matches!(sums.who, Who::Other { .. }), data_len > 0);
-            let (mut start, mut expected) = (0, Vec::new());
+            assert_eq!(matches!(sums, Sums::Other { .. }), data_len > 0);
+            let (mut start, mut expected, mut batch) = (0, Vec::new(), Batch::default());
+            let mut pass = |batch: &mut Batch| {
+                let full = batch.share();
+                sums.take(&full).expect("it hashes");
+                batch.reuse(full);
+            };
             for len in lens {
                 let entry = &data[start..start + len];
-                for piece in entry.chunks(100_000) {
-                    sums.update(piece).expect("it hashes");
+                for mut piece in entry.chunks(100_000) {
+                    while !piece.is_empty() {
+                        piece = &piece[batch.fill(piece)..];
+                        if batch.is_full() {
+                            pass(&mut batch);
+                        }
+                    }
                 }
-                sums.end_entry();
+                batch.ends.push(batch.bytes.len());
                 expected.push(blake3::hash(entry));
                 start += len;
             }
+            pass(&mut batch);
             let (all, entries) = sums.end().expect("it hashes");
             assert_eq!(all, blake3::hash(&data[..start]));
             assert_eq!(entries, expected);

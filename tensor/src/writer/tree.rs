@@ -11,6 +11,8 @@ use blake3::hazmat::{
 };
 use blake3::{CHUNK_LEN, Hash, Hasher};
 
+use crate::writer::even::Even;
+
 /// The file behind its header.
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -23,7 +25,7 @@ pub(super) struct Tree {
     /// Subtrees that are complete.
     done: Vec<ChainingValue>,
     /// The one that is not, and where it ends.
-    open: Option<(Hasher, u64)>,
+    open: Option<(Even, u64)>,
 }
 
 impl Tree {
@@ -44,10 +46,8 @@ impl Tree {
                 Some((_, end)) => *end,
                 None if self.at < self.first => self.first,
                 None => {
-                    let mut hasher = Hasher::new();
-                    hasher.set_input_offset(self.at);
                     let end = self.at.saturating_mul(2);
-                    self.open = Some((hasher, end));
+                    self.open = Some((Even::at(self.at), end));
                     end
                 }
             };
@@ -57,9 +57,7 @@ impl Tree {
             self.at += piece.len() as u64;
             match &mut self.open {
                 None => self.kept.extend_from_slice(piece),
-                Some((hasher, _)) => {
-                    hasher.update(piece);
-                }
+                Some((part, _)) => part.update(piece),
             }
             if self.at == end {
                 self.close();
@@ -83,8 +81,8 @@ impl Tree {
     }
 
     fn close(&mut self) {
-        if let Some((hasher, _)) = self.open.take() {
-            self.done.push(hasher.finalize_non_root());
+        if let Some((part, _)) = self.open.take() {
+            self.done.push(part.subtree());
         }
     }
 }

@@ -2,6 +2,8 @@
 
 make FOLDER        every type NumPy and ml_dtypes have: all.safetensors, facts.json
 check FOLDER       sample.mt against sample.json, stripped.safetensors against save()
+onnx FOLDER        the initialisers of a model: model.onnx, model.safetensors
+onnx-check FOLDER  model.mt against model.onnx
 """
 
 import json
@@ -119,4 +121,42 @@ def check(folder):
     assert save(kept, metadata={"format": "pt"}) == stripped
 
 
-{"make": make, "check": check}[sys.argv[1]](pathlib.Path(sys.argv[2]))
+def initialisers(folder):
+    import onnx
+
+    return onnx.load(folder / "model.onnx").graph.initializer
+
+
+def make_onnx(folder):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(2)
+    kinds = ["float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "uint64", "bool"]
+    arrays = {f"/layer.{at}/{kind}": (random.normal(size=(4, 3)) * 9).astype(kind) for at, kind in enumerate(kinds)}
+    arrays["bias"] = random.normal(size=7).astype(ml_dtypes.bfloat16)
+    arrays["scale"] = np.array(0.125, dtype=np.float32)
+    arrays["nothing"] = np.zeros((0, 3), dtype=np.float32)
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 3]) for name in ["x", "y"]]
+    node = helper.make_node("Add", ["x", "/layer.0/float32"], ["y"])
+    graph = helper.make_graph([node], "graph", ends[:1], ends[1:], initializer=weights)
+    onnx.save(helper.make_model(graph), folder / "model.onnx")
+    save_file({it.name: numpy_helper.to_array(it) for it in initialisers(folder)}, folder / "model.safetensors")
+    facts = {it.name: {"shape": list(it.dims), "bytes": it.raw_data.hex()} for it in initialisers(folder)}
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def check_onnx(folder):
+    from onnx import numpy_helper
+
+    tensors = load_file(folder / "model.mt")
+    theirs = {it.name: it for it in initialisers(folder)}
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("__pad__.")}
+    assert set(kept) == set(theirs)
+    for name, array in kept.items():
+        again = numpy_helper.from_array(array, name)
+        assert again.SerializeToString(deterministic=True) == theirs[name].SerializeToString(deterministic=True), name
+
+
+{"make": make, "check": check, "onnx": make_onnx, "onnx-check": check_onnx}[sys.argv[1]](pathlib.Path(sys.argv[2]))

@@ -115,3 +115,25 @@ fn what_we_make_is_read_by_python() {
     fs::write(folder.join("sample.json"), expected.to_string()).expect("writable");
     python("check", &folder);
 }
+
+/// The weights of an ONNX model, by its own package: into a file, through ours, and into a model again.
+#[test]
+fn weights_of_a_model_are_read_and_given_back() {
+    let folder = folder("onnx");
+    python("onnx", &folder);
+    let facts = fs::read(folder.join("facts.json")).expect("there");
+    let facts: Value = serde_json::from_slice(&facts).expect("JSON");
+    let facts = facts.as_object().expect("an object");
+    let file = fs::read(folder.join("model.safetensors")).expect("there");
+    let reader = open(&file).expect("a safetensors file");
+    assert_eq!((reader.names().count(), facts.len()), (13, 13));
+    for (name, weights) in facts {
+        let view = reader.view(name).expect("there");
+        assert_eq!(json!(view.shape()), weights["shape"], "{name}");
+        assert!(view.bytes() == bytes(&weights["bytes"]), "{name}");
+    }
+    let written = rewrite(&reader, Cursor::new(Vec::new()), Options::default());
+    let metatensor = written.expect("written").1.into_inner();
+    fs::write(folder.join("model.mt"), metatensor).expect("writable");
+    python("onnx-check", &folder);
+}

@@ -13,3 +13,4 @@ mod promotion;
 mod rotation;
 mod serving;
 mod strangers;
+mod tensors;

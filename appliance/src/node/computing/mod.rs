@@ -18,7 +18,7 @@ use alknet_core::{Clock, HandlerRegistry, Identities, Metrics};
 use alknet_init::control::Problem;
 use alknet_promotion::{Activate, Parts, Promotion};
 use alknet_sessions::Sessions;
-use alknet_tensor_serve::{Store, StoreOptions, TensorHandler};
+use alknet_tensor_serve::{ServeError, Store, StoreOptions, TensorHandler};
 use alknet_worker::Workers;
 use nix::sys::statvfs::statvfs;
 use promoted::Promoted;
@@ -156,8 +156,8 @@ impl Computing {
     }
 }
 
-/// The node's tensors. A node that cannot keep any serves everything else.
-fn open_store(state_dir: &Path, problems: &mut Vec<Problem>) -> Option<Arc<Store>> {
+/// The store of the node with this state directory.
+pub(crate) fn tensor_store(state_dir: &Path) -> Result<Arc<Store>, ServeError> {
     let mut options = StoreOptions::default();
     if let Ok(system) = statvfs(state_dir) {
         let bytes = u128::from(system.blocks()) * u128::from(system.fragment_size());
@@ -168,7 +168,12 @@ fn open_store(state_dir: &Path, problems: &mut Vec<Problem>) -> Option<Arc<Store
     let folder = state_dir.join(STORE_DIR);
     // Where this fails, opening says why.
     let _ = super::make_private_dir(&folder);
-    let store = Store::open(folder, options);
+    Store::open(folder, options)
+}
+
+/// The node's tensors. A node that cannot keep any serves everything else.
+fn open_store(state_dir: &Path, problems: &mut Vec<Problem>) -> Option<Arc<Store>> {
+    let store = tensor_store(state_dir);
     let unusable = |error: &_| {
         let text = format!("tensors are neither kept nor served: {error}");
         problems.push(problem("tensors-unusable", text));

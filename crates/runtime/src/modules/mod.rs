@@ -24,12 +24,16 @@ use crate::typescript::{self, Looked};
 pub(crate) use load::loader;
 
 /// The modules that come with the program.
-const CORE: [(&str, &str); 4] = [
+const CORE: [(&str, &str); 5] = [
     ("alknet:core/signals", include_str!("../core/signals.js")),
     ("alknet:core/ujsx", include_str!("../core/ujsx.js")),
     (
         "alknet:core/json-host",
         include_str!("../core/json-host.js"),
+    ),
+    (
+        "alknet:core/layout-host",
+        include_str!("../core/layout-host.js"),
     ),
     ("alknet:core/ops-host", include_str!("../core/ops-host.js")),
 ];

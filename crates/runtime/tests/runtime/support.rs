@@ -21,6 +21,8 @@ pub(crate) struct Memory {
     pub(crate) aborted: Arc<AtomicUsize>,
     /// Items that subscriptions were asked for.
     pub(crate) polled: Arc<AtomicUsize>,
+    /// What `file` answers.
+    pub(crate) file: bytes::Bytes,
 }
 
 struct Dropped(Arc<AtomicUsize>);
@@ -47,6 +49,7 @@ impl Host for Memory {
             "bytes" => Ok(Reply::Bytes(
                 vec![7_u8; input.as_u64().unwrap_or(0) as usize].into(),
             )),
+            "file" => Ok(Reply::Bytes(self.file.clone())),
             "fail" => Err(OpError {
                 details: Box::new(json!({ "at": 3 })),
                 retryable: true,

@@ -29,6 +29,8 @@ const OPEN_LARGE: &str = "open 0.5 GB of 8 tensors, read a row";
 const WRITE_HASHED: &str = "write with every hash";
 const WRITE_PLAIN: &str = "write plain";
 const VERIFY: &str = "verify every hash";
+const HASH: &str = "the same bytes, hashed once in memory";
+const COPY: &str = "the same bytes, copied in memory";
 
 /// Entries of the file with many.
 const MANY: u64 = 10_000;
@@ -51,7 +53,7 @@ const WRITE_GB_S: f64 = 1.0;
 /// Measures, each round one run of every case.
 pub(super) fn run(_: &mut Context, rounds: usize) -> Result<Vec<Row>> {
     let folder = tempfile::tempdir().map_err(Failure::io("make a folder"))?;
-    let files = Files::make(folder.path())?;
+    let mut files = Files::make(folder.path())?;
     let mut figures = Figures::default();
     for _ in 0..rounds {
         for (case, file) in [(OPEN_INDEXED, &files.many), (OPEN_PLAIN, &files.many_plain)] {
@@ -74,6 +76,8 @@ pub(super) fn run(_: &mut Context, rounds: usize) -> Result<Vec<Row>> {
         })?;
         figures.run(WRITE_PLAIN, PEER, || theirs_write(&target, content))?;
         figures.run(VERIFY, OURS, || ours_verify(&files.large))?;
+        figures.run(HASH, OURS, || Ok(hash(content)))?;
+        figures.run(COPY, OURS, || Ok(copy(content, &mut files.copied)))?;
     }
     Ok(figures.rows())
 }
@@ -84,6 +88,8 @@ struct Files {
     many_plain: std::path::PathBuf,
     large: std::path::PathBuf,
     content: Vec<u8>,
+    /// Where it is copied to.
+    copied: Vec<u8>,
 }
 
 impl Files {
@@ -113,6 +119,7 @@ impl Files {
             many,
             many_plain,
             large,
+            copied: content.clone(),
             content,
         })
     }
@@ -199,6 +206,25 @@ fn ours_verify(path: &Path) -> Result<u64> {
     }
 }
 
+/// What any program that hashes the file has to do, on one thread.
+fn hash(content: &[u8]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for _ in 0..LARGE {
+        hasher.update(content);
+    }
+    black_box(hasher.finalize());
+    LARGE * LARGE_BYTES
+}
+
+/// What any program that passes the bytes on has to do.
+fn copy(content: &[u8], to: &mut [u8]) -> u64 {
+    for _ in 0..LARGE {
+        to.copy_from_slice(content);
+        black_box(&mut *to);
+    }
+    LARGE * LARGE_BYTES
+}
+
 fn failed(what: &'static str) -> impl FnOnce(TensorError) -> Failure {
     move |error| step(what, error.to_string())
 }
@@ -268,7 +294,7 @@ impl Figures {
             let row = Row::lower(BENCH, case, "CPU ms", ours).beside(PEER, theirs);
             rows.push(row.goal(Goal::Ratio(1.0)));
         }
-        for case in [WRITE_HASHED, WRITE_PLAIN, VERIFY] {
+        for case in [WRITE_HASHED, WRITE_PLAIN, VERIFY, HASH, COPY] {
             let both = |part| [OURS, PEER].map(|whose| self.of(case, whose, part) * 1e9);
             let [ours, theirs] = both(|run| run.wall);
             let row = Row::higher(BENCH, case, "GB/s", 1.0 / ours);

@@ -276,9 +276,8 @@ impl Prepared<'_> {
         for (resource, limit) in self.limits {
             setrlimit(*resource, *limit).map_err(|e| (Stage::Limits, e))?;
         }
-        if !self.huge_pages {
-            disable_transparent_huge_pages(true).map_err(|e| (Stage::Limits, e))?;
-        }
+        // Said either way: what starts workers may do without them itself.
+        disable_transparent_huge_pages(!self.huge_pages).map_err(|e| (Stage::Limits, e))?;
         let Some(executable) = self.executable else {
             return Ok(());
         };

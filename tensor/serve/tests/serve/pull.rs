@@ -1,9 +1,12 @@
 //! Fetching whole files and some of their tensors, with connections that are cut.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::io::Cursor;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use alknet_core::CloseCode;
+use alknet_tensor::tools::strip;
 use alknet_tensor::{Limits, Reader, SchemaLayouts, Verify, verify};
 use alknet_tensor_serve::{Client, Src};
 
@@ -136,4 +139,74 @@ async fn some_tensors_make_a_container_of_their_own() {
         .expect("served");
     let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
     assert!(reader.expect("good").view("large").expect("there").bytes() == large());
+}
+
+/// A file whose header has a hash of every tensor, and one whose header has none.
+#[tokio::test]
+async fn some_tensors_go_on_where_they_were_cut() {
+    let scene = Scene::new();
+    let ours = file();
+    let reader = Reader::open(&ours[..], &Limits::default()).expect("good");
+    let plain = strip(&reader, Cursor::new(Vec::new())).expect("memory");
+    scene.add("with", &ours);
+    scene.add("without", &plain.1.into_inner());
+    for path in ["with", "without"] {
+        let target = scene.path("some.mt");
+        let keep = |name: &str| ["small", "large", "points"].contains(&name);
+        let connection = scene.peer("ada", &["tensor:read:*"]);
+        let cut = connection.clone();
+        let seen = AtomicU64::new(0);
+        let told = |done, _| {
+            seen.store(done, Ordering::Relaxed);
+            if done > 400_000 {
+                cut.close(CloseCode::Normal, "cut");
+            }
+        };
+        let client = Client::new(connection);
+        let error = client.pull_some(&at(path), &target, &keep, &told).await;
+        assert_eq!(error.expect_err("it was cut").code(), "E_IO", "{path}");
+        assert!(!target.exists());
+        let before = seen.load(Ordering::Relaxed);
+
+        // What was fetched for others is not mistaken for it.
+        let client = scene.client(&["tensor:read:*"]);
+        let other = |name: &str| name == "small";
+        let small = client.pull_some(&at(path), &target, &other, &|_, _| {});
+        assert_eq!(small.await.expect("served").fetched, 6);
+
+        let pulled = client.pull_some(&at(path), &target, &keep, &|_, _| {});
+        let pulled = pulled.await.expect("it goes on");
+        let total = large().len() as u64 + 6 + 16;
+        assert!(
+            before + pulled.fetched < total + AGAIN_BYTES,
+            "{path}: {before} {pulled:?}"
+        );
+        assert!(pulled.fetched < total - 300_000);
+        let reader = Reader::open(File::open(&target).expect("made"), &Limits::default());
+        let reader = reader.expect("good");
+        assert!(reader.view("large").expect("there").bytes() == large());
+        assert_eq!(reader.names().count(), 3);
+        assert_eq!(names(&scene), ["some.mt"]);
+        fs::remove_file(&target).expect("there");
+
+        // What a disk changed meanwhile is found out, and fetched anew.
+        let cut_again = scene.peer("ada", &["tensor:read:*"]);
+        let closing = cut_again.clone();
+        let told = |done, _| {
+            if done > 400_000 {
+                closing.close(CloseCode::Normal, "cut");
+            }
+        };
+        let error = Client::new(cut_again).pull_some(&at(path), &target, &keep, &told);
+        error.await.expect_err("it was cut");
+        let [part] = &names(&scene)[..] else {
+            panic!("one file is kept");
+        };
+        let file = OpenOptions::new().write(true).open(scene.path(part));
+        let file = file.expect("ours");
+        file.write_all_at(&[0xaa; 64], 100_000).expect("writable");
+        let error = client.pull_some(&at(path), &target, &keep, &|_, _| {});
+        assert_eq!(error.await.expect_err("another file").code(), "E_HASH");
+        assert!(names(&scene).is_empty());
+    }
 }

@@ -1,8 +1,24 @@
 //! Storing over the protocol.
 
+use std::process::Command;
+
 use alknet_tensor_serve::{Store, StoreOptions};
 
 use crate::scene::{Scene, at, file};
+
+/// A program that knows nothing of us calls a file as its store does.
+#[tokio::test]
+async fn the_id_is_what_b3sum_says() {
+    let (scene, id) = Scene::holding("a");
+    let said = Command::new("b3sum")
+        .arg("--no-names")
+        .arg(scene.object(id))
+        .output()
+        .expect("b3sum is not here; run these tests with `cargo xtask test`, which installs it");
+    assert!(said.status.success(), "{said:?}");
+    let said = String::from_utf8(said.stdout).expect("digits");
+    assert_eq!(said.trim_end(), id.to_string());
+}
 
 #[tokio::test]
 async fn what_is_put_can_be_pulled_after_a_restart() {

@@ -3,6 +3,7 @@
 
 mod tensor;
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -83,11 +84,13 @@ pub(super) fn read(text: &str, table: &Table<'_>, limits: &Limits) -> Result<Ind
         ..Index::default()
     };
     let mut seen = [false; 2];
+    let near = Cell::new(0);
     let top = Top {
         state: State {
             context: &context,
             bounds: &bounds,
             table,
+            near: &near,
             index: &mut index,
         },
         text,
@@ -158,6 +161,8 @@ struct State<'a> {
     context: &'a Context,
     bounds: &'a Bounds,
     table: &'a Table<'a>,
+    /// Where the entry lies that is probably named next.
+    near: &'a Cell<u32>,
     index: &'a mut Index,
 }
 
@@ -167,6 +172,7 @@ impl State<'_> {
             context: self.context,
             bounds: self.bounds,
             table: self.table,
+            near: self.near,
             index: self.index,
         }
     }
@@ -184,9 +190,9 @@ impl State<'_> {
 
     /// Reads the name of an entry.
     fn entry(&self) -> Str<'_, impl FnOnce(&str) -> Result<u32> + use<'_>, u32> {
-        let table = self.table;
+        let (table, near) = (self.table, self.near);
         Str::new(self.context, "the name of an entry", move |name| {
-            table.find(name).ok_or_else(|| {
+            table.find_near(name, near).ok_or_else(|| {
                 let what = format!("{INDEX}: no entry {}", Quoted(name));
                 TensorError::new(Code::Schema, what)
             })
@@ -284,31 +290,31 @@ impl Visitor<'_> for KeyOf<'_> {
     }
 }
 
-/// What a byte is worth as a lower-case hex digit; more than 15 where it is none.
-const DIGITS: [u8; 256] = {
-    let mut digits = [u8::MAX; 256];
-    let mut value = 0;
-    while value < 16 {
-        let digit = b"0123456789abcdef"[value as usize];
-        digits[digit as usize] = value;
-        value += 1;
-    }
-    digits
-};
+/// Digits of a hash.
+const HASH_DIGITS: usize = 64;
 
-/// A hash in 64 lower-case hex digits. A header has one for each tensor.
+/// A hash in 64 lower-case hex digits. A header has one for each tensor, so this is written for the
+/// compiler to do many digits at once.
 pub(super) fn hash(text: &str, code: Code) -> Result<Hash> {
-    let mut bytes = [0; 32];
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let mut seen = u8::from(pairs.len() != bytes.len() || !rest.is_empty()) << 4;
-    for (byte, pair) in bytes.iter_mut().zip(pairs) {
-        let [high, low] = pair.map(|digit| DIGITS[usize::from(digit)]);
-        seen |= high | low;
-        *byte = high << 4 | (low & 15);
+    let mut values = [0_u8; HASH_DIGITS];
+    let mut good = text.len() == HASH_DIGITS;
+    for (value, digit) in values.iter_mut().zip(text.as_bytes()) {
+        let (decimal, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
+        *value = if decimal < 10 {
+            decimal
+        } else {
+            letter.wrapping_add(10)
+        };
+        good &= (decimal < 10) | (letter < 6);
     }
-    if seen > 15 {
+    if !good {
         let what = format!("{} is no hash of 64 lower-case hex digits", Quoted(text));
         return fail(code, what);
+    }
+    let mut bytes = [0; 32];
+    let (pairs, _) = values.as_chunks::<2>();
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = high << 4 | low;
     }
     Ok(Hash::from_bytes(bytes))
 }

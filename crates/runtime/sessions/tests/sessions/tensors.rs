@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use alknet_call::{Body, CallError, HandlerKind, OperationSpec, Output, Registration};
 use alknet_core::{BoxFuture, Identity};
-use alknet_runtime::Code;
+use alknet_runtime::{Code, Mode};
 use alknet_sessions::{Config, Grants, TensorFiles};
+use alknet_worker::Reason;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::support::{Lab, code, spec};
+use crate::support::{Lab, code, export, spec, spec_of};
 
 /// Type, shape and bytes.
 type Held = (String, Vec<u64>, Vec<u8>);
@@ -177,7 +178,7 @@ fn container() -> Vec<u8> {
     bytes
 }
 
-struct Files(tempfile::TempDir);
+struct Files(Arc<tempfile::TempDir>);
 
 impl TensorFiles for Files {
     fn open(
@@ -195,7 +196,11 @@ impl TensorFiles for Files {
 }
 
 pub(crate) fn stored() -> Lab {
-    let folder = tempfile::tempdir().expect("a folder");
+    stored_in(Arc::new(tempfile::tempdir().expect("a folder")), Vec::new())
+}
+
+/// A store in this folder, and further operations.
+fn stored_in(folder: Arc<tempfile::TempDir>, mut more: Vec<Registration>) -> Lab {
     let mut file = File::create(folder.path().join("m.mt")).expect("a file");
     file.write_all(&container()).expect("written");
     let open = HandlerKind::once(|input: Body, _| async move {
@@ -211,7 +216,8 @@ pub(crate) fn stored() -> Lab {
         files: Some(Arc::new(Files(folder))),
         ..Config::default()
     };
-    Lab::with(config, vec![open])
+    more.push(open);
+    Lab::with(config, more)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,4 +297,40 @@ async fn tensors_of_a_script_s_own_need_no_store() {
     }
     let ungranted = spec("tensor.open({ path: 'm.mt' })");
     assert_eq!(code(lab.run(ungranted).await), Code::Exception);
+}
+
+/// Files of a store never shrink. Where a disk loses one all the same, whoever mapped it falls, and
+/// nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mapped_file_that_shrinks_ends_its_worker_alone() {
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    let path = folder.path().join("m.mt");
+    let cut = HandlerKind::once(move |_: Body, _| {
+        let file = File::options().write(true).open(&path);
+        let cut = file.and_then(|file| file.set_len(0));
+        let answer = cut.map_err(|error| CallError::internal(error.to_string()));
+        async move { answer.map(|()| json!({}).into()) }
+    });
+    let cut = Registration::new(OperationSpec::query("test/cut", "For tests."), cut);
+    let lab = stored_in(folder, vec![cut]);
+    let request = lab.request().await;
+    let mut other = spec_of("other", "export const ping = () => 'pong'");
+    other.mode = Mode::Service;
+    let other = lab.open(&request, other).await;
+    let mut cut = spec(
+        "const file = await tensor.open({ path: 'm.mt' });
+        const rows = file.view('rows').data();
+        const before = rows[5];
+        await ops.call('test/cut', {});
+        export default [before, rows[5]]",
+    );
+    cut.grants = Grants::to(["tensor/*", "test/*"]);
+    cut.alone = true;
+    let failure = lab.run(cut).await.expect_err("there is nothing any more");
+    assert_eq!(failure.code, Code::WorkerLost, "{failure}");
+    assert_eq!(failure.code.on_the_wire(), ("UNAVAILABLE", true));
+    let ended = lab.sessions.workers().stats().ended;
+    assert_eq!(ended.get(&Reason::Crash), Some(&1), "{ended:?}");
+    let pong = other.run(&request.env(), export("ping", json!(null))).await;
+    assert_eq!(pong.expect("it was not in that worker").value, "pong");
 }

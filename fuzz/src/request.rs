@@ -1,0 +1,277 @@
+//! Requests of `alknet/tensor`, and the streams that answer them.
+
+use std::io::Cursor;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use alknet_core::{
+    AuthContext, Carriage, CloseCode, Identity, IdentityKind, ProtocolHandler, memory_pair,
+};
+use alknet_tensor::{Code, Dtype, Field, FieldType, Kind, Limits, Reader, Writer};
+use alknet_tensor_serve::limits::REQUEST_BYTES;
+use alknet_tensor_serve::{
+    ALPN, Encoding, Fetch, Request, Src, Store, StoreOptions, StorePath, TensorHandler, Want,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Runtime;
+
+/// The path of the one file that is there.
+const PATH: &str = "a";
+/// Room of the store: for that file and for what inputs store.
+const STORE_BYTES: u64 = 1 << 20;
+/// What the request is framed by.
+const LENGTH_BYTES: usize = 4;
+/// Codes of this protocol beside those of the format.
+const OWN_CODES: [&str; 2] = ["E_BUSY", "E_QUOTA"];
+
+/// Takes what a peer sends on one stream, as it is and as a request with its length put in front: the
+/// text up to the first zero byte, and what follows a put.
+pub fn request(data: &[u8]) -> bool {
+    static SCENE: OnceLock<Mutex<Scene>> = OnceLock::new();
+    let text = data.split(|byte| *byte == 0).next().unwrap_or_default();
+    let content = data.get(text.len() + 1..).unwrap_or_default();
+    // Inputs are shorter than 4 GiB.
+    let mut framed = (text.len() as u32).to_be_bytes().to_vec();
+    framed.extend([text, content].concat());
+    let scene = SCENE.get_or_init(|| Mutex::new(Scene::new()));
+    let mut scene = scene.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = scene.hold(data);
+    scene.hold(&framed) || taken
+}
+
+struct Scene {
+    runtime: Runtime,
+    store: Arc<Store>,
+    file: Vec<u8>,
+    _folder: TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = StoreOptions {
+            bytes_max: STORE_BYTES,
+            ..StoreOptions::default()
+        };
+        let store = Store::open(folder.path().join("store"), options).expect("a new store");
+        let file = file();
+        let path = StorePath::parse(PATH).expect("a path");
+        store.add(&file[..], Some(path)).expect("a good file");
+        Self {
+            runtime: runtime.enable_time().build().expect("a runtime"),
+            store,
+            file,
+            _folder: folder,
+        }
+    }
+
+    /// Holds what is answered to a stream against what it says.
+    fn hold(&mut self, stream: &[u8]) -> bool {
+        let (answer, whole) = self.exchange(stream);
+        let Some((text, content)) = frame(stream) else {
+            assert!(answer.is_empty() && !whole, "no request, and an answer");
+            return false;
+        };
+        let Some(text) = text else {
+            refused(&answer, Some(Code::Limit.as_str()));
+            return false;
+        };
+        assert!(whole, "the answer to a whole request has an end");
+        match Request::parse(text) {
+            Err(error) => {
+                assert!(!error.to_string().contains(char::is_control), "{error}");
+                refused(&answer, Some(error.code()));
+                false
+            }
+            Ok(Request::Fetch(fetch)) => self.fetched(&fetch, &answer),
+            Ok(Request::Put(path)) => self.stored(path.as_ref(), content, &answer),
+        }
+    }
+
+    /// What is sent back, and whether it ended well.
+    fn exchange(&self, stream: &[u8]) -> (Vec<u8>, bool) {
+        let handler = Arc::new(TensorHandler::new(Arc::clone(&self.store)));
+        self.runtime.block_on(async {
+            let (ours, theirs) = memory_pair(ALPN);
+            let served = tokio::spawn(handler.handle(theirs, peer()));
+            let (mut send, mut recv) = ours.open_bi().await.expect("in memory");
+            let write = async {
+                // The other side may stop reading.
+                let _ = send.write_all(stream).await;
+                let _ = send.finish();
+            };
+            let mut answer = Vec::new();
+            let ((), read) = tokio::join!(write, recv.read_to_end(&mut answer));
+            let whole = read.is_ok();
+            ours.close(CloseCode::Normal, "done");
+            let ended = served.await.expect("it does not panic");
+            ended.expect("a peer that leaves is no failure");
+            (answer, whole)
+        })
+    }
+
+    fn fetched(&self, fetch: &Fetch, answer: &[u8]) -> bool {
+        let (head, bytes) = said(answer);
+        if head["ok"] == false {
+            refused(answer, None);
+            return false;
+        }
+        assert_eq!(
+            head["len"].as_u64(),
+            Some(bytes.len() as u64),
+            "{fetch:?}: {head}"
+        );
+        let ours = Reader::open(&self.file[..], &Limits::default()).expect("it was stored");
+        let file = |range: &std::ops::Range<u64>| {
+            // Of a file in memory.
+            &self.file[range.start as usize..range.end as usize]
+        };
+        if let Src::Path(path) = &fetch.src {
+            assert_eq!(path.as_str(), PATH);
+        }
+        if fetch.encoding == Encoding::Bao16 {
+            assert!(head["size"].is_u64() && head["b3"].is_string(), "{head}");
+            return true;
+        }
+        match &fetch.want {
+            Want::Header => assert_eq!(bytes, file(&(0..ours.meta().data_start()))),
+            Want::Range(None, range) => assert_eq!(bytes, file(range)),
+            Want::Range(Some(name), range) => {
+                let start = entry_start(&ours, name);
+                assert_eq!(bytes, file(&(start + range.start..start + range.end)));
+            }
+            Want::Tensor(name) => {
+                let start = entry_start(&ours, name);
+                assert_eq!(bytes, file(&(start..start + bytes.len() as u64)));
+            }
+            Want::Rows(name, rows) => match ours.tensor(name).expect("it was served").kind() {
+                Kind::Blob(_) => assert_eq!(bytes, items(&ours, name, rows)),
+                _ => {
+                    let view = ours.rows(name, rows.clone()).expect("they were served");
+                    assert_eq!(bytes, view.bytes());
+                }
+            },
+        }
+        true
+    }
+
+    fn stored(&mut self, path: Option<&StorePath>, content: &[u8], answer: &[u8]) -> bool {
+        let (head, rest) = said(answer);
+        if head["ok"] == false {
+            refused(answer, None);
+            return false;
+        }
+        assert_eq!(head["go"], true, "{head}");
+        let (done, more) = said(rest);
+        assert!(more.is_empty());
+        if done["ok"] == false {
+            refused(rest, None);
+            return false;
+        }
+        let theirs = Reader::open(content, &Limits::default()).expect("it was stored");
+        let hash = theirs.hash(0..content.len() as u64).expect("in memory");
+        assert_eq!(done["id"].as_str(), Some(&*hash.to_hex()), "{done}");
+        let known = path.filter(|path| path.as_str() != PATH);
+        match known.map(|path| self.store.remove(path)) {
+            Some(removed) => removed.expect("it was stored"),
+            // Without a path of its own it can only go with the store.
+            None => *self = Self::new(),
+        }
+        true
+    }
+}
+
+/// May read and store everything.
+fn peer() -> AuthContext {
+    let identity = Identity {
+        id: "fuzz".parse().expect("a peer id"),
+        kind: IdentityKind::Peer,
+        scopes: ["*"].into_iter().collect(),
+        resources: Default::default(),
+        generation: 1,
+    };
+    AuthContext {
+        identity: Some(Arc::new(identity)),
+        key: None,
+        alpn: ALPN.into(),
+        sni: None,
+        remote_addr: None,
+        carriage: Carriage::Memory,
+        early_data: false,
+    }
+}
+
+/// The request of a stream and what follows; no request where it is longer than may be.
+fn frame(stream: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
+    let (len, rest) = stream.split_first_chunk::<LENGTH_BYTES>()?;
+    let len = u32::from_be_bytes(*len) as usize;
+    if len > REQUEST_BYTES {
+        return Some((None, rest));
+    }
+    let (text, content) = rest.split_at_checked(len)?;
+    Some((Some(text), content))
+}
+
+/// The frame that an answer begins with, and the rest.
+fn said(answer: &[u8]) -> (Value, &[u8]) {
+    let (text, rest) = frame(answer).expect("a whole frame");
+    let value: Value = serde_json::from_slice(text.expect("not too long")).expect("JSON");
+    assert!(value["ok"].is_boolean(), "{value}");
+    (value, rest)
+}
+
+/// Ends with one refusal, of this code where it is known which.
+fn refused(answer: &[u8], code: Option<&str>) {
+    let mut rest = answer;
+    let mut last = Value::Null;
+    while !rest.is_empty() {
+        (last, rest) = said(rest);
+    }
+    assert_eq!(last["ok"], false, "{last}");
+    let name = last["code"].as_str().expect("a code");
+    let known = Code::ALL.iter().any(|known| known.as_str() == name);
+    assert!(known || OWN_CODES.contains(&name), "{last}");
+    let text = last["msg"].as_str().expect("a text");
+    assert!(
+        !text.is_empty() && !text.contains(char::is_control),
+        "{last}"
+    );
+    if let Some(code) = code {
+        assert_eq!(name, code, "{last}");
+    }
+}
+
+fn entry_start(reader: &Reader<&[u8]>, name: &str) -> u64 {
+    let entry = reader.meta().entry(name).expect("it was served");
+    entry.file_range().start
+}
+
+/// Items as they travel: where each begins and the last one ends, and then they.
+fn items(reader: &Reader<&[u8]>, name: &str, rows: &std::ops::Range<u64>) -> Vec<u8> {
+    let (mut offsets, mut data) = (0_u64.to_le_bytes().to_vec(), Vec::new());
+    for at in rows.clone() {
+        data.extend_from_slice(&reader.item(name, at).expect("it was served"));
+        offsets.extend((data.len() as u64).to_le_bytes());
+    }
+    offsets.extend(data);
+    offsets
+}
+
+/// Several groups of one tensor, one of another, records, items.
+fn file() -> Vec<u8> {
+    let large: Vec<u8> = (0..40_000_u32).map(|at| (at * 31 % 251) as u8).collect();
+    let fields = vec![Field::new("/x", FieldType::Float32, 0)];
+    let mut writer = Writer::new(Cursor::new(Vec::new()));
+    let add = || {
+        writer
+            .flat("l", Dtype::U8, &[40, 1000], large.into())?
+            .flat("f", Dtype::F4, &[4, 2], vec![1, 2, 3, 4].into())?
+            .strukt("s", "#", [3, 4], fields, vec![0; 12].into())?
+            .blob("b", "utf8", [3, 0, 5], b"onethree".to_vec().into())?;
+        Ok::<(), alknet_tensor::TensorError>(())
+    };
+    add().expect("it fits");
+    writer.finish().expect("memory").1.into_inner()
+}
