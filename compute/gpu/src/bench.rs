@@ -214,7 +214,7 @@ fn processor_time() -> Duration {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
     let used = threads.flatten().filter_map(|thread| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
+        text.split(' ').next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(used.sum())
 }
