@@ -93,7 +93,7 @@ fn open() -> Result<Device, String> {
 fn read(tensor: Tensor) -> Result<Vec<f32>, String> {
     let data = pollster::block_on(Wgpu::float_into_data(tensor));
     let data = data.map_err(|error| error.to_string())?;
-    data.to_vec().map_err(|error| format!("{error:?}"))
+    data.try_to_vec::<f32>().map_err(|error| format!("{error:?}"))
 }
 
 /// A few elements of the product: a kernel that is fast and wrong is no peer.
@@ -128,7 +128,7 @@ fn processor_time() -> Duration {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
     let used = threads.flatten().filter_map(|thread| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
+        text.split(' ').next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(used.sum())
 }

@@ -270,7 +270,14 @@ impl Part {
                     ..self
                 };
                 // SAFETY: the same for rows; the block is inside the part.
-                unsafe { block.write(sums(a.add(strip * ROWS * steps), b, steps)) };
+                unsafe {
+                    let a = a.add(strip * ROWS * steps);
+                    block.write(match block.rows {
+                        0..=3 => sums_of_three(a, b, steps),
+                        4..=7 => sums_of_seven(a, b, steps),
+                        _ => sums(a, b, steps),
+                    });
+                }
             }
         }
     }
@@ -307,35 +314,38 @@ const fn mask(lanes: usize) -> __mmask16 {
     (1 << lanes) - 1
 }
 
-/// Adds a step to the sums of each of these rows. Written out, since the compiler keeps the sums in
-/// memory where it is left with a loop.
-macro_rules! rows {
-    ($sums:ident, $a:ident, $halves:ident: $($row:literal)*) => {$({
-        let x = _mm512_set1_ps(*$a.add($row));
-        $sums[$row][0] = _mm512_fmadd_ps(x, $halves[0], $sums[$row][0]);
-        $sums[$row][1] = _mm512_fmadd_ps(x, $halves[1], $sums[$row][1]);
-    })*};
+/// A block of sums, all in registers; of these rows, the others are left at zero. Written out for each row,
+/// since the compiler keeps the sums in memory where it is left with a loop.
+macro_rules! sums_of {
+    ($name:ident: $($row:literal)*) => {
+        /// # Safety
+        /// There are so many steps of both strips, and B's is aligned.
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        unsafe fn $name(a: *const f32, b: *const f32, steps: usize) -> [[__m512; 2]; ROWS] {
+            let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+            for step in 0..steps {
+                // SAFETY: as the caller says.
+                unsafe {
+                    let b = b.add(step * COLUMNS);
+                    let halves = [_mm512_load_ps(b), _mm512_load_ps(b.add(LANES))];
+                    let a = a.add(step * ROWS);
+                    $(
+                        let x = _mm512_set1_ps(*a.add($row));
+                        sums[$row][0] = _mm512_fmadd_ps(x, halves[0], sums[$row][0]);
+                        sums[$row][1] = _mm512_fmadd_ps(x, halves[1], sums[$row][1]);
+                    )*
+                }
+            }
+            sums
+        }
+    };
 }
 
-/// A block of sums, all in registers.
-///
-/// # Safety
-/// There are so many steps of both strips, and B's is aligned.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn sums(a: *const f32, b: *const f32, steps: usize) -> [[__m512; 2]; ROWS] {
-    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    for step in 0..steps {
-        // SAFETY: as the caller says.
-        unsafe {
-            let b = b.add(step * COLUMNS);
-            let halves = [_mm512_load_ps(b), _mm512_load_ps(b.add(LANES))];
-            let a = a.add(step * ROWS);
-            rows!(sums, a, halves: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
-        }
-    }
-    sums
-}
+sums_of!(sums: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
+// For what is left at the lower edge.
+sums_of!(sums_of_seven: 0 1 2 3 4 5 6);
+sums_of!(sums_of_three: 0 1 2);
 
 #[cfg(test)]
 mod tests {
