@@ -171,11 +171,15 @@ async fn some_tensors_go_on_where_they_were_cut() {
         // What was fetched for others is not mistaken for it.
         let client = scene.client(&["tensor:read:*"]);
         let other = |name: &str| name == "small";
-        let small = client.pull_some(&at(path), &target, &other, &|_, _| {});
-        assert_eq!(small.await.expect("served").fetched, 6);
+        let small = client
+            .pull_some(&at(path), &target, &other, &|_, _| {})
+            .await;
+        assert_eq!(small.expect("served").fetched, 6);
 
-        let pulled = client.pull_some(&at(path), &target, &keep, &|_, _| {});
-        let pulled = pulled.await.expect("it goes on");
+        let pulled = client
+            .pull_some(&at(path), &target, &keep, &|_, _| {})
+            .await;
+        let pulled = pulled.expect("it goes on");
         let total = large().len() as u64 + 6 + 16;
         assert!(
             before + pulled.fetched < total + AGAIN_BYTES,
@@ -197,16 +201,20 @@ async fn some_tensors_go_on_where_they_were_cut() {
                 closing.close(CloseCode::Normal, "cut");
             }
         };
-        let error = Client::new(cut_again).pull_some(&at(path), &target, &keep, &told);
-        error.await.expect_err("it was cut");
+        let cut = Client::new(cut_again)
+            .pull_some(&at(path), &target, &keep, &told)
+            .await;
+        cut.expect_err("it was cut");
         let [part] = &names(&scene)[..] else {
             panic!("one file is kept");
         };
         let file = OpenOptions::new().write(true).open(scene.path(part));
         let file = file.expect("ours");
         file.write_all_at(&[0xaa; 64], 100_000).expect("writable");
-        let error = client.pull_some(&at(path), &target, &keep, &|_, _| {});
-        assert_eq!(error.await.expect_err("another file").code(), "E_HASH");
+        let error = client
+            .pull_some(&at(path), &target, &keep, &|_, _| {})
+            .await;
+        assert_eq!(error.expect_err("another file").code(), "E_HASH");
         assert!(names(&scene).is_empty());
     }
 }

@@ -309,7 +309,7 @@ async fn a_mapped_file_that_shrinks_ends_its_worker_alone() {
         let file = File::options().write(true).open(&path);
         let cut = file.and_then(|file| file.set_len(0));
         let answer = cut.map_err(|error| CallError::internal(error.to_string()));
-        async move { answer.map(|()| Output::Value(json!({}))) }
+        async move { answer.map(|()| Output::from(json!({}))) }
     });
     let cut = Registration::new(OperationSpec::query("test/cut", "For tests."), cut);
     let lab = stored_in(folder, vec![cut]);
