@@ -156,8 +156,14 @@ impl Isolate {
             }
             Event::Stopped => {}
             Event::Stalled => {
+                // With a full heap there was no memory for what would have settled it.
+                let full = self.heap_bytes() > self.shared.spec.limits.heap_bytes as u64 / 2;
                 let text = "the promise can never settle: nothing is awaited any more";
-                self.fail_all(&Failure::new(Code::Exception, text));
+                let failure = match full {
+                    true => failure::ended(Code::Memory),
+                    false => Failure::new(Code::Exception, text),
+                };
+                self.fail_all(&failure);
             }
         }
         self.turn();
@@ -280,8 +286,10 @@ impl Isolate {
         }
         gauge.leave();
         let unheard = self.enter(unheard);
+        let spent = self.entries.iter().map(|active| active.spent(&self.shared));
+        let spent = spent.max().unwrap_or_default();
         match uncaught.or(unheard) {
-            Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure, Duration::ZERO)),
+            Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure, spent)),
             _ => Ok(()),
         }
     }

@@ -187,3 +187,20 @@ fn real_time_passes_by_itself() {
     let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
     assert_eq!(wait(isolate.run(main())).result, Ok(json!(true)));
 }
+
+#[test]
+fn memory_that_promises_fill_is_told_as_memory() {
+    // The engine throws null where there is no memory for an error, and nobody hears a promise that was
+    // rejected with it.
+    for source in [
+        "const go = () => Promise.resolve().then(go); await go()",
+        "const all = []; for (;;) all.push(new Promise(() => {}))",
+    ] {
+        let mut little = spec(source);
+        little.limits.heap_bytes = 16 << 20;
+        little.limits.fuel_ticks = u64::MAX;
+        let failure = outcome(little).0.result.expect_err(source);
+        assert_eq!(failure.code, Code::Memory, "{source}: {failure}");
+    }
+    assert_eq!(code("Promise.reject(null); await 0"), Code::Exception);
+}

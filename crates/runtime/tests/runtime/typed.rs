@@ -114,13 +114,12 @@ fn tsc(folder: &Path) -> (bool, String) {
 
 fn project() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text);
-    let mut written = write("tsconfig.json", SETTINGS);
-    written = written.and(write("alknet.d.ts", &declarations(&operations())));
-    for (name, text) in FILES {
-        written = written.and(write(name, text));
+    let declared = declarations(&operations());
+    let more = [("tsconfig.json", SETTINGS), ("alknet.d.ts", &declared)];
+    for (name, text) in FILES.into_iter().chain(more) {
+        let written = std::fs::write(folder.path().join(name), text);
+        written.expect("the folder is ours");
     }
-    written.expect("the folder is ours");
     folder
 }
 

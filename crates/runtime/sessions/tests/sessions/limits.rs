@@ -130,16 +130,13 @@ async fn a_limit_of_one_call_ends_the_others_of_its_session() {
     };
     let wait = session.run(&env, export("wait", json!(null)));
     let (waited, span) = soon(async { tokio::join!(wait, spin) }).await;
-    assert!(matches!(code(span), Code::Fuel | Code::Timeout));
-    let waited = code(waited);
-    let expected = [
-        Code::Fuel,
-        Code::Timeout,
-        Code::WorkerLost,
-        Code::Abort,
-        Code::Disposed,
-    ];
-    assert!(expected.contains(&waited), "{waited}");
+    // They share a thread and so its time: which of them is told of the limit and which of its end is
+    // the machine's to choose.
+    let told = [code(waited), code(span)];
+    let limit = |code: &Code| matches!(code, Code::Fuel | Code::Timeout);
+    let end = |code: &Code| matches!(code, Code::WorkerLost | Code::Abort | Code::Disposed);
+    assert!(told.iter().any(limit), "{told:?}");
+    assert!(told.iter().all(|code| limit(code) || end(code)), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,7 +78,12 @@ async fn a_thousand_idle_sessions_answer_are_listed_and_fit_into_a_gibibyte() {
         .sum();
     let program = workers.keys().map(|pid| status(*pid, "RssFile:")).max();
     let held = own + program.unwrap_or(0);
-    println!("figure idle sessions: {IDLE} in {} MiB", held / MIB);
+    let heap = listed.iter().map(|info| info.heap_peak).max().unwrap_or(0);
+    println!(
+        "figure idle sessions: {IDLE} in {} MiB, each with a heap of {} KiB",
+        held / MIB,
+        heap >> 10
+    );
     assert!(held <= IDLE_BYTES_MAX, "{} MiB", held / MIB);
     // Each is still its own.
     for (at, session) in sessions.iter().enumerate() {

@@ -7,6 +7,9 @@ use alknet_runtime::Code;
 pub(super) enum Kind {
     /// At its fuel, with little of it.
     Fuel,
+    /// At the fuel of a call that it made into its own session, which ends with it: as that, or as lost
+    /// where the machine is too busy for the session to say so before it is closed.
+    FuelOfAnother,
     /// Well: what it tries has no effect.
     Harmless,
     /// At its memory.
@@ -257,7 +260,7 @@ const LOOPS: Rows = &[
     ),
     (
         "a handler that loops",
-        Kind::Fuel,
+        Kind::FuelOfAnother,
         "await ops.register({ name: 'l', kind: 'query', uses: [] }, () => { for (;;); });
          await ops.call('js/l', 1)",
     ),
