@@ -93,7 +93,8 @@ fn open() -> Result<Device, String> {
 fn read(tensor: Tensor) -> Result<Vec<f32>, String> {
     let data = pollster::block_on(Wgpu::float_into_data(tensor));
     let data = data.map_err(|error| error.to_string())?;
-    data.try_to_vec::<f32>().map_err(|error| format!("{error:?}"))
+    data.try_to_vec::<f32>()
+        .map_err(|error| format!("{error:?}"))
 }
 
 /// A few elements of the product: a kernel that is fast and wrong is no peer.
