@@ -26,6 +26,8 @@ pub(crate) enum TensorVerb {
     /// Fetch a file from a node. What an earlier attempt fetched is not fetched again, and nothing
     /// is kept that its hash does not prove.
     #[command(
+        override_usage = "alknet tensor pull [OPTIONS] <NODE> <FILE> <OUTPUT>\n       \
+alknet tensor pull [OPTIONS] alknet-tensor://<NODE>/<FILE>[#<TENSOR>] <OUTPUT>",
         after_help = "Examples:\n  alknet tensor pull ed25519:…@192.0.2.7:443 models/bert bert.mt\n  \
 alknet tensor pull attic models/bert layer0.mt --only 'model.layers.0.*'\n  \
 alknet tensor pull alknet-tensor://ed25519:…@192.0.2.7:443/models/bert bert.mt\n  \
@@ -47,7 +49,7 @@ pub(crate) struct PullArgs {
     /// The node, the file (a path of its store, or an id of 64 hex digits) and the container to be
     /// made; node and file may also be written alknet-tensor://NODE/FILE, or
     /// alknet-tensor://NODE/FILE#TENSOR for one tensor of it.
-    #[arg(required = true, num_args = 2..=3, value_names = ["NODE", "FILE", "OUTPUT"])]
+    #[arg(required = true, num_args = 2..=3, value_name = "WHAT")]
     what: Vec<OsString>,
     /// Fetch only the tensors whose names fit; * stands for any characters, ? for one. They make
     /// another file, with an id of its own.

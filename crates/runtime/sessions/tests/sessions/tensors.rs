@@ -13,7 +13,7 @@ use alknet_worker::Reason;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::support::{Lab, code, export, spec, spec_of};
+use crate::support::{Lab, code, export, spec, spec_of, until};
 
 /// Type, shape and bytes.
 type Held = (String, Vec<u64>, Vec<u8>);
@@ -329,8 +329,12 @@ async fn a_mapped_file_that_shrinks_ends_its_worker_alone() {
     let failure = lab.run(cut).await.expect_err("there is nothing any more");
     assert_eq!(failure.code, Code::WorkerLost, "{failure}");
     assert_eq!(failure.code.on_the_wire(), ("UNAVAILABLE", true));
-    let ended = lab.sessions.workers().stats().ended;
-    assert_eq!(ended.get(&Reason::Crash), Some(&1), "{ended:?}");
+    // The caller is answered before the worker is buried.
+    until("a crash is counted", || {
+        let ended = lab.sessions.workers().stats().ended;
+        ended.get(&Reason::Crash) == Some(&1)
+    })
+    .await;
     let pong = other.run(&request.env(), export("ping", json!(null))).await;
     assert_eq!(pong.expect("it was not in that worker").value, "pong");
 }
