@@ -427,8 +427,8 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
         "crates/worker/tests/worker/probe/",
     ];
     // Mesa's drivers are C: their two entry points are called there, and generated code finds the C
-    // library's functions there.
-    let drivers = ["compute/driver/src/"];
+    // library's functions there. What is measured beside our shaders asks for every feature.
+    let drivers = ["compute/driver/src/", "compute/peer/src/"];
     // The kernels that multiply matrices take addresses. Bytes that the script engine and Rust both
     // see, and code that the engine wrote itself. Mapping a file asks something of whoever has
     // the file: that it stays as it is. What memory a header costs is measured by an allocator of

@@ -120,11 +120,10 @@ async fn witness(lab: &Lab, request: &Request) -> Session {
     witness
 }
 
-/// Some were ended from outside, and none brought its worker down.
-fn ended_well(lab: &Lab) {
+/// No case brought its worker down. How many were ended from outside.
+fn ended_well(lab: &Lab) -> u64 {
     let ended = lab.sessions.workers().stats().ended;
     let count = |reason: Reason| ended.get(&reason).copied().unwrap_or_default();
-    assert!(count(Reason::Cpu) + count(Reason::Wall) > 0, "{ended:?}");
     let bad = [
         Reason::Crash,
         Reason::Violation,
@@ -133,6 +132,7 @@ fn ended_well(lab: &Lab) {
         Reason::Flood,
     ];
     assert!(bad.iter().all(|reason| count(*reason) == 0), "{ended:?}");
+    count(Reason::Cpu) + count(Reason::Wall)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn every_case_ends_with_its_code_while_others_are_served() {
         cases.len(),
         all.join("\n")
     );
-    ended_well(&lab);
+    assert!(ended_well(&lab) > 0, "native loops end from outside only");
 }
 
 /// Anonymous memory of this process, which is the node: what it allocated and has not given back.
