@@ -40,6 +40,8 @@ mod goals {
 
 /// The peer on the same driver: a workspace of its own (`compute/peer/Cargo.toml` says why).
 const PEER_MANIFEST: &str = "compute/peer/Cargo.toml";
+/// What it may be made of.
+const PEER_LICENCES: &str = "compute/peer/deny.toml";
 const PEER_PROGRAM: &str = "alknet-compute-peer";
 
 /// What the peers are called in rows.
@@ -108,9 +110,8 @@ fn ours(program: &Path, side: u32, threads: usize) -> Result<Vec<(String, f64)>>
 fn peer(cx: &Context) -> Result<PathBuf> {
     let mut deny = Command::new(test::deny_program(cx)?);
     deny.current_dir(cx.root())
-        .args(["--manifest-path", PEER_MANIFEST, "check", "--config"])
-        .arg(cx.root().join("deny.toml"))
-        .args(["licenses", "sources"]);
+        .args(["--manifest-path", PEER_MANIFEST, "--config", PEER_LICENCES])
+        .args(["check", "licenses", "sources"]);
     cx.run(&mut deny, "licences of the benchmark's peer", "peer-deny")?;
     let target = cx.cache().join("peer");
     let mut cargo = cx.cargo("build");
