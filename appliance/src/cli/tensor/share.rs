@@ -68,7 +68,11 @@ fn share(store: &Arc<Store>, folder: &Path) -> Result<Shared, Failure> {
     for (file, path) in files {
         let failed = |error: &ServeError| of_serve(&file, error);
         let path = StorePath::parse(&path).map_err(|error| failed(&error))?;
-        if known.get(&path) == Some(&id(&file)?) {
+        let unchanged = match known.get(&path) {
+            Some(known) => *known == id(&file)?,
+            None => false,
+        };
+        if unchanged {
             shared.unchanged += 1;
         } else {
             let opened = File::open(&file).map_err(|error| cannot(&file, &error))?;

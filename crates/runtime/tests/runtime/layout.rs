@@ -158,8 +158,8 @@ fn a_layout_is_that_of_a_file() {
         "model.sizes",
     ]);
     assert_eq!(layout["index"]["order"], expected);
-    let leaf = "/index/root/model/layers/1/bias";
-    assert_eq!(layout.pointer(leaf), Some(&json!("#model.layers.1.bias")));
+    let leaf = layout["index"]["root"].pointer("/model/layers/1/bias");
+    assert_eq!(leaf, Some(&json!("#model.layers.1.bias")));
 }
 
 /// The index is what a file may have as it stands: what is more in it readers pass over.

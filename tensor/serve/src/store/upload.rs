@@ -1,5 +1,6 @@
 //! A container on its way into a store.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use alknet_tensor::{
     Code, FileId, Meta, PREFIX_BYTES, Reader, SchemaLayouts, Verify, header_len, verify,
 };
 use blake3::Hasher;
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 
 use crate::error::ServeError;
 use crate::path::StorePath;
@@ -19,7 +20,9 @@ use crate::store::Store;
 pub struct Upload {
     store: Arc<Store>,
     path: Option<StorePath>,
-    file: NamedTempFile,
+    file: File,
+    /// Its name, until it gets the one that it is for.
+    name: Option<TempPath>,
     hasher: Hasher,
     have: u64,
     len: u64,
@@ -47,12 +50,13 @@ impl Upload {
         let meta = Meta::of_header(text, limits).map_err(ServeError::Input)?;
         let len = meta.file_len();
         let io = |error| ServeError::io("begin a file of the store", error);
-        let file = store.temporary().map_err(io)?;
+        let (file, name) = store.temporary().map_err(io)?.into_parts();
         store.reserve(len)?;
         let mut upload = Self {
             store: Arc::clone(store),
             path,
             file,
+            name: Some(name),
             hasher: Hasher::new(),
             have: 0,
             len,
@@ -119,7 +123,7 @@ impl Upload {
             return Err(ServeError::input(Code::Tiling, what));
         }
         let io = |error| ServeError::io("store a file", error);
-        let file = self.file.reopen().map_err(io)?;
+        let file = self.file.try_clone().map_err(io)?;
         let reader = Reader::open(file, self.store.limits()).map_err(ServeError::Input)?;
         let report = verify(&reader, Verify::Hash, Some(&SchemaLayouts::default()));
         let report = report.map_err(ServeError::Stored)?;
@@ -143,17 +147,16 @@ impl Upload {
         let folder = target.parent().unwrap_or(target);
         std::fs::create_dir_all(folder)?;
         let read_only = std::fs::Permissions::from_mode(0o444);
-        self.file.as_file().set_permissions(read_only)?;
-        self.file.as_file().sync_all()?;
-        let placeholder = self.store.temporary()?;
-        match std::mem::replace(&mut self.file, placeholder).persist_noclobber(target) {
+        self.file.set_permissions(read_only)?;
+        self.file.sync_all()?;
+        match self.name.take().map(|name| name.persist_noclobber(target)) {
             // The room is the object's from now on.
-            Ok(_) => self.reserved = 0,
+            None | Some(Ok(())) => self.reserved = 0,
             // Somebody else stored the same meanwhile.
-            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error.error),
+            Some(Err(error)) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Some(Err(error)) => return Err(error.error),
         }
-        std::fs::File::open(folder)?.sync_all()
+        File::open(folder)?.sync_all()
     }
 }
 

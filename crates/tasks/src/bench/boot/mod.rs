@@ -121,76 +121,54 @@ fn cost_rows(costs: &BTreeMap<Case, Vec<Cost>>) -> Vec<Row> {
     let cpu = |case| plain(case, |cost| cost.cpu_s);
     let wall = |case| plain(case, |cost| cost.wall_s);
     let row = |case: &str, unit, ours| Row::lower(BENCH, case, unit, ours);
-    vec![
-        row("q35: power-on to answered call", "CPU s", cpu(Case::Q35))
-            .beside(DEBIAN, cpu(Case::Debian))
-            .goal(Goal::Ratio(goals::Q35_OF_DEBIAN)),
-        row(
-            "q35: power-on to answered call",
-            "M instructions",
-            counted(Case::Q35),
-        )
-        .beside(DEBIAN, counted(Case::Debian))
-        .goal(Goal::Ratio(goals::Q35_OF_DEBIAN)),
-        row("q35: power-on to answered call", "s wall", wall(Case::Q35))
-            .beside(DEBIAN, wall(Case::Debian)),
-        row("q35: what the driver costs", "CPU s", cpu(Case::Q35))
-            .beside(WITHOUT, cpu(Case::Q35Bare)),
-        row(
+    let beside = |what: &str, ours, name: &'static str, peer| {
+        [
+            row(what, "CPU s", cpu(ours)).beside(name, cpu(peer)),
+            row(what, "M instructions", counted(ours)).beside(name, counted(peer)),
+        ]
+    };
+    let answered = "q35: power-on to answered call";
+    let goal = Goal::Ratio(goals::Q35_OF_DEBIAN);
+    let mut rows: Vec<Row> = beside(answered, Case::Q35, DEBIAN, Case::Debian)
+        .map(|row| row.goal(goal))
+        .into();
+    rows.push(row(answered, "s wall", wall(Case::Q35)).beside(DEBIAN, wall(Case::Debian)));
+    for (what, ours, name, peer) in [
+        (
             "q35: what the driver costs",
-            "M instructions",
-            counted(Case::Q35),
-        )
-        .beside(WITHOUT, counted(Case::Q35Bare)),
-        row(
+            Case::Q35,
+            WITHOUT,
+            Case::Q35Bare,
+        ),
+        (
             "microvm: what the driver costs",
-            "CPU s",
-            cpu(Case::Microvm),
-        )
-        .beside(WITHOUT, cpu(Case::MicrovmBare)),
-        row(
-            "microvm: what the driver costs",
-            "M instructions",
-            counted(Case::Microvm),
-        )
-        .beside(WITHOUT, counted(Case::MicrovmBare)),
-        row("q35: power-on to empty init", "CPU s", cpu(Case::Q35Empty))
-            .beside(DEBIAN, cpu(Case::Debian)),
-        row(
+            Case::Microvm,
+            WITHOUT,
+            Case::MicrovmBare,
+        ),
+        (
             "q35: power-on to empty init",
-            "M instructions",
-            counted(Case::Q35Empty),
-        )
-        .beside(DEBIAN, counted(Case::Debian)),
-        row(
-            "microvm: power-on to answered call",
-            "CPU s",
-            cpu(Case::Microvm),
-        )
-        .goal(Goal::Ours(goals::MICROVM_CPU_S)),
-        row(
-            "microvm: power-on to answered call",
-            "M instructions",
-            counted(Case::Microvm),
-        )
-        .goal(Goal::Ours(goals::MICROVM_MINSN)),
-        row(
-            "microvm: power-on to answered call",
-            "s wall",
-            wall(Case::Microvm),
+            Case::Q35Empty,
+            DEBIAN,
+            Case::Debian,
         ),
-        row(
-            "microvm: power-on to empty init",
-            "CPU s",
-            cpu(Case::MicrovmEmpty),
-        ),
-        row(
-            "microvm: power-on to empty init",
-            "M instructions",
-            counted(Case::MicrovmEmpty),
-        )
-        .goal(Goal::Ours(goals::INIT_MINSN)),
-    ]
+    ] {
+        rows.extend(beside(what, ours, name, peer));
+    }
+    let (answered, empty) = (
+        "microvm: power-on to answered call",
+        "microvm: power-on to empty init",
+    );
+    rows.extend([
+        row(answered, "CPU s", cpu(Case::Microvm)).goal(Goal::Ours(goals::MICROVM_CPU_S)),
+        row(answered, "M instructions", counted(Case::Microvm))
+            .goal(Goal::Ours(goals::MICROVM_MINSN)),
+        row(answered, "s wall", wall(Case::Microvm)),
+        row(empty, "CPU s", cpu(Case::MicrovmEmpty)),
+        row(empty, "M instructions", counted(Case::MicrovmEmpty))
+            .goal(Goal::Ours(goals::INIT_MINSN)),
+    ]);
+    rows
 }
 
 #[cfg(test)]
