@@ -5,6 +5,7 @@
 //! worker; a panic ends the worker too, since what it left behind is anybody's guess.
 
 mod buffers;
+mod clock;
 mod dispatch;
 mod engine;
 mod fault;
@@ -22,8 +23,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use alknet_compute_wire::{Ask, Upload};
-use alknet_worker::{Blob, Body, FromWorker, Guest, GuestCall, Incoming, Reply, Role, ToWorker};
+use alknet_worker::{Blob, Body, Guest, GuestCall, Incoming, Reply, Role, ToWorker};
 
+use self::clock::Clock;
 use self::engine::State;
 use self::fault::{Failed, Outcome};
 pub(crate) use self::order::arranged;
@@ -126,17 +128,8 @@ fn take(guest: &Guest, call: &GuestCall, state: &mut State, body: &Body) -> Outc
         return Err(Failed::aborted());
     }
     call.progress(0, state.bytes());
-    busy(guest, call, true);
-    let outcome = state.perform(call, ask);
-    busy(guest, call, false);
-    outcome
-}
-
-/// Tells the host from when to when the GPU works for a call.
-fn busy(guest: &Guest, call: &GuestCall, busy: bool) {
-    let (sid, id) = (call.sid(), call.id());
-    // A host that is gone is noticed by reading.
-    let _ = guest.send(&FromWorker::Gpu { sid, id, busy }, Vec::new());
+    let clock = Clock::of(guest, call);
+    clock.runs(|| state.perform(call, clock, ask))
 }
 
 fn answer(guest: &Guest, call: &GuestCall, outcome: Outcome<Vec<u8>>, bytes: u64) {

@@ -26,7 +26,7 @@ pub const CPU_STEP_MIN: Duration = Duration::from_millis(5);
 /// How long a service may take to dispose of itself when it is drained.
 pub const DRAIN_MAX: Duration = Duration::from_millis(500);
 /// How long a worker may take from its start until it is ready, its warm-up included.
-pub const START_MAX: Duration = Duration::from_secs(10);
+pub const START_MAX: Duration = Duration::from_secs(30);
 /// How long the end of a worker that closed its socket is waited for before it is killed.
 pub const LEAVING_MAX: Duration = Duration::from_millis(20);
 

@@ -438,6 +438,7 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
         "compute/gpu/src/host/",
         "crates/runtime/src/globals/compiled.rs",
         "crates/runtime/src/isolate/bytes.rs",
+        "crates/runtime/src/isolate/heap.rs",
         "tensor/src/reader.rs",
         "tensor/src/source/mapped.rs",
         "tensor/tests/tensor/files.rs",

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
 use alknet_compute_wire::{Adapter, Ask, DeviceLimits, Info, Made, Sink, Source, Upload};
@@ -10,12 +10,13 @@ use alknet_worker::{Body, GuestCall};
 use serde::Serialize;
 
 use super::buffers::{Located, Shelf, Stored, fits, room};
+use super::clock::Clock;
 use super::dispatch::Pipelines;
 use super::fault::{Failed, Outcome};
 use super::memory::{Kept, Memory};
-use super::templates::Kernels;
+use super::templates::{Kernels, Name, Plan, best_product};
 use super::trust;
-use crate::device::Device;
+use crate::device::{Device, Kernel};
 use crate::milliseconds;
 
 /// A worker. Where there is no device it says so, and does what it can on its own threads.
@@ -73,7 +74,12 @@ impl State {
     }
 
     /// Does what is asked.
-    pub(super) fn perform(&mut self, call: &GuestCall, ask: Ask) -> Outcome<Vec<u8>> {
+    pub(super) fn perform(
+        &mut self,
+        call: &GuestCall,
+        clock: Clock<'_>,
+        ask: Ask,
+    ) -> Outcome<Vec<u8>> {
         if ask == Ask::Info {
             return encoded(&self.info);
         }
@@ -81,6 +87,7 @@ impl State {
         let shelf = self.shelves.entry(call.sid()).or_default();
         let mut job = Job {
             call,
+            clock,
             engine: &mut self.engine,
             shelf,
             used,
@@ -132,6 +139,7 @@ impl State {
 /// One request while it is done.
 pub(super) struct Job<'a> {
     pub(super) call: &'a GuestCall,
+    pub(super) clock: Clock<'a>,
     pub(super) engine: &'a mut Engine,
     pub(super) shelf: &'a mut Shelf,
     /// Bytes of the worker's buffers when it began.
@@ -207,6 +215,39 @@ impl Job<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// A kernel of ours, compiled when it is first wanted. Until the driver has to run a shader it
+    /// compiles nothing: a new one runs once, over no group of these buffers.
+    pub(super) fn kernel(
+        &mut self,
+        name: Name,
+        buffers: &[(u32, &wgpu::Buffer)],
+        jit: &mut Duration,
+    ) -> Outcome<(&Device, &Kernel)> {
+        let Engine {
+            memory, kernels, ..
+        } = &mut *self.engine;
+        let device = memory.device()?;
+        let kernel = kernels.get(name, |wgsl| {
+            self.clock.stands(jit, || {
+                let kernel = device.kernel(wgsl, &[])?;
+                device.submit(&kernel, buffers, [0, 0, 0])?;
+                device.wait()?;
+                Ok(kernel)
+            })
+        })?;
+        Ok((device, kernel))
+    }
+
+    /// The kernel that multiplies, and how it divides its work.
+    pub(super) fn multiplier(&mut self, jit: &mut Duration) -> Outcome<(&Device, &Kernel, Plan)> {
+        let Engine {
+            memory, kernels, ..
+        } = &mut *self.engine;
+        let device = memory.device()?;
+        let (kernel, plan) = kernels.product(|| self.clock.stands(jit, || best_product(device)))?;
+        Ok((device, kernel, plan))
     }
 
     /// Nobody waits any more.

@@ -120,12 +120,7 @@ impl Job<'_> {
         jit: &mut Duration,
     ) -> Outcome<Option<bytes::Bytes>> {
         let (m, k, n) = (ask.a.rows, ask.a.columns, ask.b.columns);
-        let begun = Instant::now();
-        let device = self.engine.memory.device()?;
-        let (_, plan, fresh) = self.engine.kernels.product(device)?;
-        if fresh {
-            *jit += begun.elapsed();
-        }
+        let plan = self.multiplier(jit)?.2;
         let [rows, width] = plan.padded(m, n);
         let depth = k.next_multiple_of(4);
         let [a, b] = match plan.order() {
@@ -140,7 +135,7 @@ impl Job<'_> {
         let floats = u64::from(rows) * u64::from(width);
         let c = device.buffer(floats * size_of::<f32>() as u64)?;
         let size = device.upload(bytemuck::cast_slice(&[width / 4, depth / 4, rows, 0]))?;
-        let (kernel, plan, _) = self.engine.kernels.product(device)?;
+        let (device, kernel, _) = self.multiplier(jit)?;
         let buffers = [(0, &a), (1, &b), (2, &c), (3, &size)];
         device.submit(kernel, &buffers, plan.groups(width, rows))?;
         device.wait()?;
@@ -231,14 +226,8 @@ impl Job<'_> {
             PACK_LINES,
         ];
         let shape = device.upload(bytemuck::cast_slice(&shape))?;
-        let begun = Instant::now();
-        let (kernel, fresh) = self.engine.kernels.get(device, Name::Pack)?;
         let buffers = [(0, from), (1, &packed), (2, &shape)];
-        if fresh {
-            device.submit(kernel, &buffers, [0, 0, 0])?;
-            device.wait()?;
-            *jit += begun.elapsed();
-        }
+        let (device, kernel) = self.kernel(Name::Pack, &buffers, jit)?;
         let lines = groups.div_ceil(u64::from(PACK_LINES));
         let across = groups.min(u64::from(PACK_LINES));
         let groups = [across, lines, 1].map(|groups| u32::try_from(groups).unwrap_or(u32::MAX));

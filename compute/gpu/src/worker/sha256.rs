@@ -83,14 +83,8 @@ impl Job<'_> {
         let len = (spans.len() * DIGEST) as u64;
         let places = device.upload(bytemuck::cast_slice(spans))?;
         let digests = device.buffer(len)?;
-        let begun = Instant::now();
-        let (kernel, fresh) = self.engine.kernels.get(device, Name::Sha256)?;
         let buffers = [(0, data.kept.buffer()?), (1, &places), (2, &digests)];
-        if fresh {
-            device.submit(kernel, &buffers, [0, 0, 0])?;
-            device.wait()?;
-            *jit += begun.elapsed();
-        }
+        let (device, kernel) = self.kernel(Name::Sha256, &buffers, jit)?;
         let groups = u32::try_from(spans.len().div_ceil(GROUP)).unwrap_or(u32::MAX);
         device.submit(kernel, &buffers, [groups, 1, 1])?;
         device.wait()?;

@@ -45,31 +45,37 @@ pub(super) enum Name {
 }
 
 impl Kernels {
-    /// The kernel, and whether it was compiled just now.
-    pub(super) fn get(&mut self, device: &Device, name: Name) -> Outcome<(&Kernel, bool)> {
+    /// Such a kernel, which `compile` makes and runs once where there is none yet: drivers compile
+    /// when a shader is to run for the first time.
+    pub(super) fn get(
+        &mut self,
+        name: Name,
+        compile: impl FnOnce(&str) -> Outcome<Kernel>,
+    ) -> Outcome<&Kernel> {
         let slot = match name {
             Name::Pack => &mut self.pack,
             Name::Sha256 => &mut self.sha256,
         };
-        let fresh = slot.is_none();
-        if fresh {
-            *slot = Some(device.kernel(&source(name)?, &[])?);
+        if slot.is_none() {
+            *slot = Some(compile(&source(name)?)?);
         }
         let kernel = slot.as_ref();
-        let kernel = kernel.ok_or_else(|| Failed::internal("a kernel that is not there"))?;
-        Ok((kernel, fresh))
+        kernel.ok_or_else(|| Failed::internal("a kernel that is not there"))
     }
 
-    /// The kernel that multiplies, how it divides its work, and whether it was compiled just now.
-    pub(super) fn product(&mut self, device: &Device) -> Outcome<(&Kernel, Plan, bool)> {
-        let fresh = self.product.is_none();
-        if fresh {
-            self.product = Some(best_product(device)?);
+    /// The kernel that multiplies, and how it divides its work; `compile` makes it where there is none
+    /// yet.
+    pub(super) fn product(
+        &mut self,
+        compile: impl FnOnce() -> Outcome<(Plan, Kernel)>,
+    ) -> Outcome<(&Kernel, Plan)> {
+        if self.product.is_none() {
+            self.product = Some(compile()?);
         }
         let product = self.product.as_ref();
         let (plan, kernel) =
             product.ok_or_else(|| Failed::internal("a kernel that is not there"))?;
-        Ok((kernel, *plan, fresh))
+        Ok((kernel, *plan))
     }
 }
 
@@ -162,7 +168,7 @@ impl Plan {
 
 /// The first kernel that multiplies as it should: which lanes of a group are a subgroup is something
 /// that only devices know.
-fn best_product(device: &Device) -> Outcome<(Plan, Kernel)> {
+pub(super) fn best_product(device: &Device) -> Outcome<(Plan, Kernel)> {
     for plan in [Plan::first(device), Plan::BLOCK] {
         let kernel = device.kernel(&plan.source()?, &[])?;
         if multiplies(device, plan, &kernel)? {

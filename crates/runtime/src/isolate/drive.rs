@@ -19,11 +19,6 @@ use crate::limits::JOBS_PER_TURN;
 /// Jobs between two looks at the clock: the engine asks only inside of jobs that are long.
 const JOBS_PER_LOOK: u64 = 64;
 
-/// Faster than this no script fills its heap with small values, by much.
-const FILLED_BYTES_PER_US: u64 = 8192;
-/// Nor at all in less: what is thrown sooner was thrown by the script.
-const FILLED_MIN: Duration = Duration::from_millis(5);
-
 /// What ends a wait.
 enum Event {
     Command(Command),
@@ -46,13 +41,11 @@ impl Isolate {
             true => gauge.renew(limits.fuel_ticks, limits.cpu),
             false => gauge.allow(limits.fuel_ticks, limits.cpu),
         }
-        let before = gauge.cpu();
         let started = self.enter(|ctx, isolate| Active::start(ctx, &isolate.shared, entry, work));
-        let spent = self.shared.gauge.cpu().saturating_sub(before);
         match started {
             Ok(active) => self.entries.push(active),
             Err(failure) => {
-                let failure = self.judged(failure, spent);
+                let failure = self.judged(failure);
                 self.refuse(entry, failure);
             }
         }
@@ -156,10 +149,9 @@ impl Isolate {
             }
             Event::Stopped => {}
             Event::Stalled => {
-                // With a full heap there was no memory for what would have settled it.
-                let full = self.heap_bytes() > self.shared.spec.limits.heap_bytes as u64 / 2;
+                // There may have been no memory for what would have settled it.
                 let text = "the promise can never settle: nothing is awaited any more";
-                let failure = match full {
+                let failure = match self.heap.was_refused() {
                     true => failure::ended(Code::Memory),
                     false => Failure::new(Code::Exception, text),
                 };
@@ -239,8 +231,7 @@ impl Isolate {
             entries.retain_mut(|active| {
                 let answer = self.enter(|ctx, isolate| active.advance(ctx, &isolate.shared));
                 let Some(answer) = answer else { return true };
-                let spent = active.spent(&self.shared);
-                let answer = answer.map_err(|failure| self.judged(failure, spent));
+                let answer = answer.map_err(|failure| self.judged(failure));
                 let outcome = active.outcome(&self.shared, answer);
                 self.finished.push_back(outcome);
                 false
@@ -268,12 +259,6 @@ impl Isolate {
                     let told = exception.0.with(|ctx| {
                         failure::of_error(&ctx, &self.shared, rquickjs::Error::Exception)
                     });
-                    // A job throws only what a microtask of the script threw, or the null that
-                    // stands for an error for which there was no memory.
-                    let told = match told.message.as_str() {
-                        NULL => failure::ended(Code::Memory),
-                        _ => told,
-                    };
                     uncaught.get_or_insert(told);
                 }
             }
@@ -286,24 +271,20 @@ impl Isolate {
         }
         gauge.leave();
         let unheard = self.enter(unheard);
-        let spent = self.entries.iter().map(|active| active.spent(&self.shared));
-        let spent = spent.max().unwrap_or_default();
         match uncaught.or(unheard) {
-            Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure, spent)),
+            Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure)),
             _ => Ok(()),
         }
     }
 
-    /// A thrown `null` with a full heap is the engine's way to say that an error did not fit. The
-    /// heap may be empty again by now: then it counts whether there was the time to fill it.
-    fn judged(&self, mut failure: Failure, spent: Duration) -> Failure {
+    /// A thrown `null`, where memory was refused, is the engine's way to say that an error did not
+    /// fit.
+    fn judged(&self, failure: Failure) -> Failure {
         let null = failure.code == Code::Exception && failure.message == NULL;
-        let heap = self.shared.spec.limits.heap_bytes as u64;
-        let fills = Duration::from_micros(heap / FILLED_BYTES_PER_US).max(FILLED_MIN);
-        if null && (spent >= fills || self.heap_bytes() > heap / 2) {
-            failure = failure::ended(Code::Memory);
+        match null && self.heap.was_refused() {
+            true => failure::ended(Code::Memory),
+            false => failure,
         }
-        failure
     }
 
     /// After a limit nothing that the script left behind may run.

@@ -215,11 +215,6 @@ impl Active {
         Ok(())
     }
 
-    /// Its CPU time so far.
-    pub(crate) fn spent(&self, shared: &Shared) -> Duration {
-        shared.gauge.cpu().saturating_sub(self.cpu)
-    }
-
     /// Goes on as far as it can; the answer when there is one.
     pub(crate) fn advance(&mut self, ctx: &Ctx<'_>, shared: &Shared) -> Option<Answer> {
         self.step(ctx, shared)

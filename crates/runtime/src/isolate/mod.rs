@@ -10,6 +10,7 @@ mod entry;
 mod failure;
 mod flights;
 mod gauge;
+mod heap;
 mod shared;
 mod spec;
 
@@ -29,6 +30,7 @@ pub(crate) use entry::Active;
 pub use entry::{Outcome, Stats, Work};
 pub(crate) use failure::of_error;
 pub use gauge::Gauge;
+use heap::{Counted, Heap};
 pub(crate) use shared::{Offered, Root, Settle, Shared, Timer};
 pub use spec::{Grants, Mode, Spec};
 
@@ -73,6 +75,7 @@ pub struct Isolate {
     closed: Option<Failure>,
     /// Wakes us when the next timer is due.
     sleeping: RefCell<Option<LocalBoxFuture<'static, ()>>>,
+    heap: Arc<Heap>,
     context: Context,
     runtime: Runtime,
 }
@@ -146,7 +149,8 @@ impl Isolate {
         let seed = seed(&spec)?;
         let gauge = Gauge::new(parent);
         let shared = Shared::new(spec, host, Arc::clone(&gauge), seed);
-        let (runtime, context) = engine(&shared)?;
+        let heap = Heap::new();
+        let (runtime, context) = engine(&shared, &heap)?;
         let (sender, commands) = mpsc::unbounded_channel();
         Ok(Self {
             shared,
@@ -156,6 +160,7 @@ impl Isolate {
             sender,
             closed: None,
             sleeping: RefCell::default(),
+            heap,
             context,
             runtime,
         })
@@ -179,7 +184,7 @@ impl Isolate {
     /// Bytes that the engine has allocated now.
     #[must_use]
     pub fn heap_bytes(&self) -> u64 {
-        u64::try_from(self.runtime.memory_usage().malloc_size).unwrap_or(0)
+        self.heap.used() as u64
     }
 }
 
@@ -209,13 +214,13 @@ fn seed(spec: &Spec) -> Result<[u8; 32], Failure> {
     }
 }
 
-fn engine(shared: &Rc<Shared>) -> Result<(Runtime, Context), Failure> {
+fn engine(shared: &Rc<Shared>, heap: &Arc<Heap>) -> Result<(Runtime, Context), Failure> {
     let out = |_| Failure::new(Code::Memory, "no memory for an engine");
-    let runtime = Runtime::new().map_err(out)?;
+    let runtime = Runtime::new_with_alloc(Counted(Arc::clone(heap))).map_err(out)?;
     runtime.set_max_stack_size(shared.spec.limits.stack_bytes);
     runtime.set_gc_threshold(COLLECT_AFTER_BYTES);
     let context = Context::custom::<Intrinsics>(&runtime).map_err(out)?;
-    runtime.set_memory_limit(shared.spec.limits.heap_bytes);
+    heap.limit(shared.spec.limits.heap_bytes);
     let (resolver, loader) = modules::loader(shared);
     runtime.set_loader(resolver, loader);
     runtime.set_host_promise_rejection_tracker(Some(Box::new(rejection)));

@@ -203,4 +203,9 @@ fn memory_that_promises_fill_is_told_as_memory() {
         assert_eq!(failure.code, Code::Memory, "{source}: {failure}");
     }
     assert_eq!(code("Promise.reject(null); await 0"), Code::Exception);
+    // However full the heap is, a null that the script threw is its own.
+    let mut full = spec("const a = new Array(1e6).fill(0.5); throw null");
+    full.limits.heap_bytes = 20 << 20;
+    let failure = outcome(full).0.result.expect_err("it throws");
+    assert_eq!(failure.code, Code::Exception, "{failure}");
 }
