@@ -73,10 +73,19 @@ impl<'a> View<'a> {
 /// The product, row by row.
 pub(crate) fn matmul(a: View<'_>, b: View<'_>, threads: usize) -> Vec<f32> {
     let mut product = vec![0.0_f32; a.rows * b.columns];
-    let target = Target(NonNull::from(product.as_mut_slice()).cast());
-    // SAFETY: the product has room for every row, and nobody else has it.
-    unsafe { matmul_rows(a, b, target, threads) };
+    matmul_over(a, b, &mut product, threads);
     product
+}
+
+/// The product over what was in memory before.
+///
+/// # Panics
+/// If it is larger than that.
+pub(crate) fn matmul_over(a: View<'_>, b: View<'_>, product: &mut [f32], threads: usize) {
+    assert!(product.len() >= a.rows * b.columns);
+    let target = Target(NonNull::from(product).cast());
+    // SAFETY: the product has room for every row, as just seen, and nobody else has it.
+    unsafe { matmul_rows(a, b, target, threads) };
 }
 
 /// The product straight into memory that has room for it.

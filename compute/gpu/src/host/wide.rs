@@ -2,15 +2,15 @@
 //! `matrixmultiply` knows.
 //!
 //! The usual scheme: a block of the product stays in registers while a strip of A and a strip of B, copied
-//! into the order in which they are read, pass by. Strips of B stay in the first cache, blocks of A in
-//! the second.
+//! into the order in which they are read, pass by. Strips of A stay in the first cache, blocks of B in
+//! the second; so the product is gone through row by row, and as few times as may be.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _mm_storeu_ps, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd,
-    _mm512_castps512_ps128, _mm512_extractf32x4_ps, _mm512_fmadd_ps, _mm512_load_ps,
-    _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_store_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
-    _mm512_unpacklo_ps,
+    __m128, __m512, __mmask16, _MM_HINT_T0, _mm_loadu_ps, _mm_prefetch, _mm512_add_ps,
+    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps128_ps512, _mm512_fmadd_ps,
+    _mm512_insertf32x4, _mm512_load_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_store_ps, _mm512_storeu_ps, _mm512_unpackhi_pd,
+    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
 use super::View;
@@ -25,19 +25,28 @@ const ROWS: usize = 14;
 /// Columns of the product in registers.
 const COLUMNS: usize = 2 * LANES;
 
-/// Rows of A that are copied at once: 344 KB of a second cache that has 1 MB or more.
-const ROWS_COPIED: usize = 24 * ROWS;
+/// Rows of A that are copied at once, which is a part of 6 MB at most.
+const ROWS_COPIED: usize = 290 * ROWS;
 
-/// Columns of B that are copied at once: 2 MB.
-const COLUMNS_COPIED: usize = 64 * COLUMNS;
+/// Columns of B that are copied at once: 576 KB of a second cache that has 1 MB or more.
+const COLUMNS_COPIED: usize = 12 * COLUMNS;
 
-/// Terms that are added up before the sums are written: a strip of B has 32 KB, of a first cache that has
-/// 48 wherever there is AVX-512 on a server of today.
-const DEPTH: usize = 256;
+/// Terms that are added up before the sums are written: a strip of A has 21 KB, of a first cache that has
+/// 32 or 48.
+const DEPTH: usize = 384;
 
 /// Least sides that make it worth while: a register is filled.
 const ROWS_MIN: usize = 4;
 const COLUMNS_MIN: usize = LANES;
+
+/// Steps of B of which all strips are copied before the next ones, so that its rows are read as they lie.
+const STEPS_TOGETHER: usize = 16;
+
+/// Floats of a quarter of a register.
+const QUARTER: usize = 4;
+
+/// Floats that a strip of A needs behind it while it is written, a register at a time.
+const BEHIND: usize = LANES - ROWS;
 
 /// As much as a register holds, and aligned for it.
 #[repr(C, align(64))]
@@ -64,23 +73,23 @@ pub(super) unsafe fn multiply(a: View<'_>, b: View<'_>, c: *mut f32) {
     let of_a = strips(rows, ROWS, ROWS_COPIED) * ROWS * steps;
     let of_b = strips(columns, COLUMNS, COLUMNS_COPIED) * COLUMNS * steps;
     // Only written and read by address, each strip whole before it is read.
-    let mut of_a = Vec::<Line>::with_capacity(of_a.div_ceil(LANES));
+    let mut of_a = Vec::<Line>::with_capacity((of_a + BEHIND).div_ceil(LANES));
     let mut of_b = Vec::<Line>::with_capacity(of_b / LANES);
     let (of_a, of_b) = (
         of_a.as_mut_ptr().cast::<f32>(),
         of_b.as_mut_ptr().cast::<f32>(),
     );
-    for column in (0..columns).step_by(COLUMNS_COPIED) {
-        let width = COLUMNS_COPIED.min(columns - column);
+    for row in (0..rows).step_by(ROWS_COPIED) {
+        let height = ROWS_COPIED.min(rows - row);
         for step in (0..depth).step_by(DEPTH) {
             let steps = DEPTH.min(depth - step);
-            // SAFETY: the part is inside B, and there is room for it in whole strips.
-            unsafe { copy_b(y.at(step, column), of_b, steps, width) };
-            for row in (0..rows).step_by(ROWS_COPIED) {
-                let height = ROWS_COPIED.min(rows - row);
-                // SAFETY: as for B; the part of the product is inside it.
+            // SAFETY: the part is inside A, and there is room for it in whole strips.
+            unsafe { copy_a(x.at(row, step), of_a, steps, height) };
+            for column in (0..columns).step_by(COLUMNS_COPIED) {
+                let width = COLUMNS_COPIED.min(columns - column);
+                // SAFETY: as for A; the part of the product is inside it.
                 unsafe {
-                    copy_a(x.at(row, step), of_a, steps, height);
+                    copy_b(y.at(step, column), of_b, steps, width);
                     let part = Part {
                         start: c.add(row * columns + column),
                         stride: columns,
@@ -119,6 +128,17 @@ impl Strided {
         }
     }
 
+    /// Four elements of a row that lies without gaps; of the last row of a strip instead of one that the
+    /// strip has not.
+    ///
+    /// # Safety
+    /// They are inside the matrix.
+    #[inline]
+    unsafe fn four(self, row: usize, column: usize) -> __m128 {
+        // SAFETY: as the caller says; an address need not be aligned.
+        unsafe { _mm_loadu_ps(self.at(row.min(ROWS - 1), column).start) }
+    }
+
     /// # Safety
     /// The element is inside the matrix.
     const unsafe fn get(self, row: usize, column: usize) -> f32 {
@@ -133,28 +153,41 @@ impl Strided {
 /// They are inside B, and `to` has room for whole strips and is aligned as a [`Line`].
 #[target_feature(enable = "avx512f")]
 unsafe fn copy_b(b: Strided, to: *mut f32, steps: usize, columns: usize) {
-    for (strip, first) in (0..columns).step_by(COLUMNS).enumerate() {
-        let width = COLUMNS.min(columns - first);
-        // SAFETY: a strip is as long as `steps` rows of it.
-        let to = unsafe { to.add(strip * COLUMNS * steps) };
-        if b.strides[1] == 1 {
+    if b.strides[1] != 1 {
+        // SAFETY: as the caller says.
+        unsafe { copy_scattered(b, to, steps, columns) };
+        return;
+    }
+    for group in (0..steps).step_by(STEPS_TOGETHER) {
+        let group = group..steps.min(group + STEPS_TOGETHER);
+        for (strip, first) in (0..columns).step_by(COLUMNS).enumerate() {
+            let width = COLUMNS.min(columns - first);
             let masks = [mask(width), mask(width.saturating_sub(LANES))];
-            for step in 0..steps {
+            for step in group.clone() {
                 let from = b.at(step, first).start;
                 for (half, mask) in masks.into_iter().enumerate() {
-                    // SAFETY: what is masked is inside B; the strip has room, and every half of its rows is
-                    // aligned.
+                    // SAFETY: what is masked is inside B; a strip is as long as `steps` rows of it, every
+                    // half of which is aligned.
                     unsafe {
+                        let to = to.add((strip * steps + step) * COLUMNS + half * LANES);
                         let line = _mm512_maskz_loadu_ps(mask, from.wrapping_add(half * LANES));
-                        _mm512_store_ps(to.add(step * COLUMNS + half * LANES), line);
+                        _mm512_store_ps(to, line);
                     }
                 }
             }
-            continue;
         }
+    }
+}
+
+/// The same where columns of a row are not neighbours.
+///
+/// # Safety
+/// As for [`copy_b`].
+unsafe fn copy_scattered(b: Strided, to: *mut f32, steps: usize, columns: usize) {
+    for (strip, first) in (0..columns).step_by(COLUMNS).enumerate() {
         for column in 0..COLUMNS {
+            let inside = first + column < columns;
             for step in 0..steps {
-                let inside = column < width;
                 // SAFETY: inside B, as just seen, and inside the strip.
                 unsafe {
                     let value = if inside {
@@ -162,7 +195,7 @@ unsafe fn copy_b(b: Strided, to: *mut f32, steps: usize, columns: usize) {
                     } else {
                         0.0
                     };
-                    *to.add(step * COLUMNS + column) = value;
+                    *to.add((strip * steps + step) * COLUMNS + column) = value;
                 }
             }
         }
@@ -181,11 +214,8 @@ unsafe fn copy_a(a: Strided, to: *mut f32, steps: usize, rows: usize) {
         let mut copied = 0;
         if a.strides[1] == 1 && rows - first >= ROWS {
             copied = steps - steps % LANES;
-            // The last two groups of rows overlap.
-            for row in [0, 4, 8, ROWS - 4] {
-                // SAFETY: four rows of the strip, and whole registers of each, are inside A.
-                unsafe { turn_four(a.at(first + row, 0), to.add(row), copied) };
-            }
+            // SAFETY: whole registers of each row of the strip are inside A, and there is room for them.
+            unsafe { turn(a.at(first, 0), to, copied) };
         }
         for row in 0..ROWS {
             let inside = first + row < rows;
@@ -204,38 +234,39 @@ unsafe fn copy_a(a: Strided, to: *mut f32, steps: usize, rows: usize) {
     }
 }
 
-/// Copies four rows of A that lie without gaps, so that what is in one column comes together.
+/// Copies a strip's rows of A that lie without gaps, so that what is in one column comes together.
 ///
 /// # Safety
-/// So many steps of each row, whole registers of them, are inside A and inside the strip.
+/// So many steps of each row, whole registers of them, are inside A and inside the strip, behind which
+/// there is room for [`BEHIND`] more.
 #[target_feature(enable = "avx512f")]
-unsafe fn turn_four(a: Strided, to: *mut f32, steps: usize) {
-    for step in (0..steps).step_by(LANES) {
-        // SAFETY: as the caller says.
-        let [r0, r1, r2, r3] =
-            [0, 1, 2, 3].map(|row| unsafe { _mm512_loadu_ps(a.at(row, step).start) });
+unsafe fn turn(a: Strided, to: *mut f32, steps: usize) {
+    for step in (0..steps).step_by(QUARTER) {
+        // Every fourth row beside each of the first four, so that what follows puts them in order. Not
+        // by a closure, which is called where it would have to be part of this.
+        let mut rows = [_mm512_setzero_ps(); QUARTER];
+        for (row, rows) in rows.iter_mut().enumerate() {
+            // SAFETY: as the caller says.
+            unsafe {
+                let whole = _mm512_castps128_ps512(a.four(row, step));
+                let whole = _mm512_insertf32x4::<1>(whole, a.four(row + 4, step));
+                let whole = _mm512_insertf32x4::<2>(whole, a.four(row + 8, step));
+                *rows = _mm512_insertf32x4::<3>(whole, a.four(row + 12, step));
+            }
+        }
+        let [r0, r1, r2, r3] = rows;
         let (low, high) = (_mm512_unpacklo_ps(r0, r1), _mm512_unpackhi_ps(r0, r1));
         let (low2, high2) = (_mm512_unpacklo_ps(r2, r3), _mm512_unpackhi_ps(r2, r3));
-        let pairs = [(low, low2), (high, high2)].map(|(one, other)| {
+        let columns = [(low, low2), (high, high2)].map(|(one, other)| {
             let (one, other) = (_mm512_castps_pd(one), _mm512_castps_pd(other));
             [
                 _mm512_unpacklo_pd(one, other),
                 _mm512_unpackhi_pd(one, other),
             ]
         });
-        // Each quarter of a register is a column now, every fourth of them in the same register.
-        for (at, turned) in pairs.as_flattened().iter().enumerate() {
-            let turned = _mm512_castpd_ps(*turned);
-            let quarters = [
-                _mm512_castps512_ps128(turned),
-                _mm512_extractf32x4_ps::<1>(turned),
-                _mm512_extractf32x4_ps::<2>(turned),
-                _mm512_extractf32x4_ps::<3>(turned),
-            ];
-            for (quarter, column) in quarters.into_iter().enumerate() {
-                // SAFETY: as the caller says.
-                unsafe { _mm_storeu_ps(to.add((step + quarter * 4 + at) * ROWS), column) };
-            }
+        for (at, column) in columns.as_flattened().iter().enumerate() {
+            // SAFETY: as the caller says. What is too much is written over by the next column.
+            unsafe { _mm512_storeu_ps(to.add((step + at) * ROWS), _mm512_castpd_ps(*column)) };
         }
     }
 }
@@ -259,25 +290,37 @@ impl Part {
     /// The part is inside the product; `a` and `b` are strips of its rows and columns, `b` aligned.
     #[target_feature(enable = "avx512f")]
     unsafe fn fill(self, a: *const f32, b: *const f32, steps: usize) {
-        for (strip, column) in (0..self.columns).step_by(COLUMNS).enumerate() {
-            // SAFETY: there are as many strips as columns of the part need.
-            let b = unsafe { b.add(strip * COLUMNS * steps) };
-            for (strip, row) in (0..self.rows).step_by(ROWS).enumerate() {
+        for (strip, row) in (0..self.rows).step_by(ROWS).enumerate() {
+            // SAFETY: there are as many strips as rows of the part need.
+            let a = unsafe { a.add(strip * ROWS * steps) };
+            for (strip, column) in (0..self.columns).step_by(COLUMNS).enumerate() {
                 let block = Self {
                     start: self.start.wrapping_add(row * self.stride + column),
                     rows: ROWS.min(self.rows - row),
                     columns: COLUMNS.min(self.columns - column),
                     ..self
                 };
-                // SAFETY: the same for rows; the block is inside the part.
+                block.fetch();
+                // SAFETY: the same for columns; the block is inside the part.
                 unsafe {
-                    let a = a.add(strip * ROWS * steps);
+                    let b = b.add(strip * COLUMNS * steps);
                     block.write(match block.rows {
                         0..=3 => sums_of_three(a, b, steps),
                         4..=7 => sums_of_seven(a, b, steps),
                         _ => sums(a, b, steps),
                     });
                 }
+            }
+        }
+    }
+
+    /// Has the block brought near while it is computed: its rows are far from each other.
+    fn fetch(self) {
+        for row in 0..self.rows {
+            let at = self.start.wrapping_add(row * self.stride);
+            for half in [0, LANES] {
+                // SAFETY: a hint, which reads nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(half).cast()) };
             }
         }
     }
@@ -400,7 +443,7 @@ mod tests {
             eprintln!("this processor has no AVX-512: only what stands in for it is tested");
             return;
         }
-        let data: Vec<f32> = (0..1_200_000)
+        let data: Vec<f32> = (0..1_600_000)
             .map(|i| ((i * 7) % 13) as f32 - 6.0)
             .collect();
         let sizes = [

@@ -130,10 +130,8 @@ mod tests {
         let second = memory.calloc(10, 100);
         assert!(heap.used() >= 2000 && !first.is_null() && !second.is_null());
         // SAFETY: `calloc` gave a thousand bytes.
-        assert_eq!(
-            unsafe { std::slice::from_raw_parts(second, 1000) },
-            [0; 1000]
-        );
+        let zeros = unsafe { std::slice::from_raw_parts(second, 1000) };
+        assert_eq!(zeros, [0; 1000]);
 
         heap.limit(10_000);
         assert!(!heap.was_refused());
