@@ -159,12 +159,28 @@ async fn every_case_ends_with_its_code_while_others_are_served() {
     assert!(ended_well(&lab) > 0, "native loops end from outside only");
 }
 
-/// Anonymous memory of this process, which is the node: what it allocated and has not given back.
-fn held() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/status").expect("the kernel tells");
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    kib.expect("it is a number") / 1024.0
+/// What this process, which is the node, holds, MiB: what it allocated and has not freed, and the
+/// anonymous memory behind it, of which the allocator keeps some for later.
+#[derive(Clone, Copy, Debug)]
+#[expect(dead_code, reason = "shown")]
+struct Held {
+    allocated: f64,
+    resident: f64,
+}
+
+impl Held {
+    fn now() -> Self {
+        // SAFETY: it takes nothing and answers with numbers.
+        let info = unsafe { libc::mallinfo2() };
+        let allocated = (info.uordblks + info.hblkhd) as f64 / (1 << 20) as f64;
+        let text = std::fs::read_to_string("/proc/self/status").expect("the kernel tells");
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+        Self {
+            allocated,
+            resident: kib.expect("it is a number") / 1024.0,
+        }
+    }
 }
 
 /// The corpus over and over: nothing that one run leaves behind in the node may stay. In the long
@@ -209,10 +225,10 @@ async fn hostile_scripts_leave_nothing_behind() {
     };
     // The first round fills what stays: threads, tables, the allocator's own.
     let mut all = wrongs(cases.len()).await;
-    let (mut memory, begun) = (vec![held()], Instant::now());
+    let (mut memory, begun) = (vec![Held::now()], Instant::now());
     for part in 0..PARTS {
         all.extend(wrongs(runs * (part + 1) / PARTS - runs * part / PARTS).await);
-        memory.push(held());
+        memory.push(Held::now());
         println!("{} runs: {memory:.2?} MiB", runs * (part + 1) / PARTS);
     }
     let took = begun.elapsed();
