@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alknet_call::Env;
-use alknet_runtime::{Level, OpError};
+use alknet_runtime::{Level, Noted, OpError, Record};
 use alknet_worker::{Body, Call, CallLimits, FromWorker, Hash, Reply, Request, Told};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::failure::{op_error, op_fault};
 use super::offered;
-use super::outgoing::{Outgoing, Said, Wish};
+use super::outgoing::{self, Outgoing, Said, Wish};
 use super::reach::Reach;
 use super::session::Entrance;
 use super::shared::{Reason, Shared};
@@ -30,6 +30,8 @@ pub(super) enum Command {
     Console(Option<Console>),
     /// A call into the session ended. Told back once everything was heard that came before.
     Ended(u64, Option<oneshot::Sender<()>>),
+    /// Where calls of the script's are written down from now on.
+    Record(Option<Record>),
     /// A call into the session begins.
     Start(Box<Start>),
     /// An item that the script yielded in a call was taken.
@@ -54,6 +56,7 @@ impl std::fmt::Debug for Command {
             Self::Close(_) => "Close",
             Self::Console(_) => "Console",
             Self::Ended(..) => "Ended",
+            Self::Record(_) => "Record",
             Self::Start(_) => "Start",
             Self::Taken(_) => "Taken",
         })
@@ -92,6 +95,7 @@ pub(super) struct Actor {
     reach: Reach,
     calls_max: u64,
     console: Option<Console>,
+    record: Option<Record>,
     log: LogBudget,
     heard: usize,
 }
@@ -129,6 +133,7 @@ impl Actor {
             reach,
             calls_max: spec.limits.runtime.calls,
             console: spec.console,
+            record: None,
             log: LogBudget::new(),
             heard: 0,
         }
@@ -176,6 +181,7 @@ impl Actor {
                     let _ = heard.send(());
                 }
             }
+            Command::Record(record) => self.record = record,
             Command::Start(start) => self.start(*start),
             Command::Taken(id) => {
                 // A worker that cannot be told is about to be lost.
@@ -248,7 +254,7 @@ impl Actor {
             FromWorker::Cancel { id, .. } => {
                 if self.outgoing.give_up(id) {
                     let error = OpError::new("ABORTED", "the script gave it up");
-                    return self.refuse(id, &error);
+                    return self.refuse(id, &error, None);
                 }
                 ON
             }
@@ -286,22 +292,27 @@ impl Actor {
         self.sessions.count_call_out();
         let calls = self.shared.count_out(name);
         let Ok(input) = wire::open::<wire::Json>(input, &fds) else {
+            if let Some(record) = &self.record {
+                record.leave_out();
+            }
             let error = OpError::new("INVALID_INPUT", "the input is larger than an input may be");
-            return self.refuse(id, &error);
+            return self.refuse(id, &error, None);
         };
+        let env = self.env().cloned();
+        let noted = self.note(env.as_ref(), name, &input.0, &opts);
         if calls > self.calls_max {
             let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
-            return self.refuse(id, &error);
+            return self.refuse(id, &error, noted.as_ref());
         }
-        let Some(env) = self.env().cloned() else {
+        let Some(env) = env else {
             let text = "no call of the session runs, so there is nobody to call for";
-            return self.refuse(id, &OpError::new("ABORTED", text));
+            return self.refuse(id, &OpError::new("ABORTED", text), noted.as_ref());
         };
         let peer = opts.options.peer.as_deref();
         if !(peer.is_none() && self.offered.contains(name))
             && let Err(error) = self.reach.check(&env, name, peer, &input.0)
         {
-            return self.refuse(id, &op_error(&error, name));
+            return self.refuse(id, &op_error(&error, name), noted.as_ref());
         }
         let wish = Wish {
             id,
@@ -310,13 +321,29 @@ impl Actor {
             opts,
             fds,
             env,
+            noted,
         };
         self.outgoing.begin(wish, subscribes);
         ON
     }
 
+    /// Writes a wish down where the session is recorded, without what the operation's schemas mark as
+    /// secret.
+    fn note(&self, env: Option<&Env>, name: &str, input: &Value, opts: &Opts) -> Option<Noted> {
+        let record = self.record.as_ref()?;
+        if opts.tail.is_some() || opts.map {
+            record.leave_out();
+            return None;
+        }
+        let marks = env.and_then(|env| outgoing::marks(env, name, opts));
+        Some(record.begin(name, input, marks))
+    }
+
     /// The answer to a wish that goes nowhere.
-    fn refuse(&mut self, id: u64, error: &OpError) -> Next {
+    fn refuse(&mut self, id: u64, error: &OpError, noted: Option<&Noted>) -> Next {
+        if let Some(noted) = noted {
+            noted.failed(error);
+        }
         let reply = Reply::Err(op_fault(error));
         match self.worker.tell(Told::Reply { id, reply }, Vec::new()) {
             Ok(()) => ON,
@@ -341,7 +368,7 @@ impl Actor {
         if !last {
             self.outgoing.give_up(id);
         }
-        self.refuse(id, &error)
+        self.refuse(id, &error, None)
     }
 
     fn register(&mut self, spec: &Body, _script: Hash) -> Next {

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, Ctx};
-use alknet_runtime::{Clock, Code, Failure, Mode, ModuleSet, Work};
+use alknet_runtime::{Calls, Clock, Code, Failure, Mode, ModuleSet, Record, Work};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use crate::host::{
@@ -39,6 +39,9 @@ pub(super) struct Asked {
     uses: Option<Vec<String>>,
     #[serde(default)]
     limits: AskedLimits,
+    /// What it calls is told with what it comes to.
+    #[serde(default)]
+    record: bool,
     /// 64 hexadecimal digits: it then gives the same answer each time, and begins in 1970.
     seed: Option<String>,
 }
@@ -91,9 +94,44 @@ pub(super) fn schema() -> Value {
                 },
                 "additionalProperties": false,
             },
+            "record": {
+                "type": "boolean",
+                "description": "Tell the calls that it makes, as a test takes them",
+            },
             "seed": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
         },
         "additionalProperties": false,
+    })
+}
+
+/// What `runtime/eval` answers.
+pub(super) fn output_schema() -> Value {
+    let call = json!({
+        "type": "object",
+        "properties": {
+            "path": { "type": "string" }, "input": {}, "output": {},
+            "bytes": { "type": "string", "contentEncoding": "base64" },
+            "error": { "type": "object" },
+        },
+        "required": ["path"],
+    });
+    json!({
+        "type": "object",
+        "properties": {
+            "value": { "description": "The default export, or what the lines come to" },
+            "shown": { "type": ["string", "null"], "description": "The same as a REPL shows it" },
+            "console": { "type": "array", "items": { "type": "object" } },
+            "stats": { "type": "object" },
+            "calls": {
+                "type": "array", "items": call,
+                "description": "With record: what it called, without secrets",
+            },
+            "calls_left_out": {
+                "type": "integer", "minimum": 0,
+                "description": "With record: how many calls are not told",
+            },
+        },
+        "required": ["value", "shown", "console", "stats"],
     })
 }
 
@@ -107,6 +145,12 @@ struct Repl {
     /// One line at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
     used: Instant,
+}
+
+/// Who hears what a script says, and what it calls.
+struct Heard {
+    console: mpsc::Sender<Line>,
+    record: Option<Record>,
 }
 
 /// Runs scripts for callers.
@@ -128,20 +172,39 @@ impl Evals {
 
     pub(super) async fn run(self: &Arc<Self>, asked: Asked, ctx: &Ctx) -> Result<Value, CallError> {
         let (console, mut lines) = mpsc::channel(CONSOLE_LINES);
-        let ran = match asked.repl.clone() {
-            Some(name) => self.line(name, asked, ctx, console).await,
-            None => self.once(asked, ctx, console).await,
+        let record = asked.record.then(Record::default);
+        let heard = Heard {
+            console,
+            record: record.clone(),
         };
+        let ran = match asked.repl.clone() {
+            Some(name) => self.line(name, asked, ctx, heard).await,
+            None => self.once(asked, ctx, heard).await,
+        };
+        let recorded = record.map(|record| record.end());
         let mut said = Vec::new();
         while let Ok(Line { level, text }) = lines.try_recv() {
             said.push(json!({ "level": level, "text": text }));
         }
         match ran {
-            Ok(ran) => Ok(answer(&ran, said)),
+            Ok(ran) => {
+                let mut answer = answer(&ran, said);
+                if let (Some(answer), Some(recorded)) = (answer.as_object_mut(), recorded) {
+                    tell_calls(answer, &recorded);
+                }
+                Ok(answer)
+            }
             Err(mut error) => {
                 let details = error.details.get_or_insert_with(|| Box::new(json!({})));
-                if let (Some(details), false) = (details.as_object_mut(), said.is_empty()) {
-                    details.insert("console".to_owned(), Value::Array(said));
+                if let Some(details) = details.as_object_mut() {
+                    if !said.is_empty() {
+                        details.insert("console".to_owned(), Value::Array(said));
+                    }
+                    // What failed before it called anything has nothing to tell.
+                    let some = |it: &Calls| it.left_out > 0 || !it.calls.is_empty();
+                    if let Some(recorded) = recorded.filter(some) {
+                        tell_calls(details, &recorded);
+                    }
                 }
                 Err(error)
             }
@@ -149,20 +212,16 @@ impl Evals {
     }
 
     /// A script with its modules.
-    async fn once(
-        &self,
-        asked: Asked,
-        ctx: &Ctx,
-        console: mpsc::Sender<Line>,
-    ) -> Result<Ran, CallError> {
+    async fn once(&self, asked: Asked, ctx: &Ctx, heard: Heard) -> Result<Ran, CallError> {
         let main = asked.main.clone().unwrap_or_else(|| "./main.ts".to_owned());
         let mut spec = self.spec(&asked, ctx, Mode::OneShot)?;
         if let Some(source) = asked.source {
             spec.modules.insert(&main, source).map_err(|f| told(&f))?;
         }
-        spec.console = Some(console);
+        spec.console = Some(heard.console);
         let opened = self.sessions.open(&ctx.env(), spec).await;
         let session = opened.map_err(|failure| of_open(&failure))?;
+        session.set_record(heard.record);
         let ran = session.run(&ctx.env(), Work::Module { module: main }).await;
         ran.map_err(|failure| told(&failure))
     }
@@ -173,7 +232,7 @@ impl Evals {
         name: String,
         asked: Asked,
         ctx: &Ctx,
-        console: mpsc::Sender<Line>,
+        heard: Heard,
     ) -> Result<Ran, CallError> {
         if name.is_empty() || name.len() > REPL_NAME_BYTES_MAX {
             let text = format!("a REPL's name has 1 to {REPL_NAME_BYTES_MAX} bytes");
@@ -195,9 +254,11 @@ impl Evals {
             None => self.begin(&name, &asked, ctx).await?,
         };
         let _one_at_a_time = turn.lock().await;
-        session.set_console(Some(console));
+        session.set_console(Some(heard.console));
+        session.set_record(heard.record);
         let ran = session.run(&ctx.env(), Work::Script { source }).await;
         session.set_console(None);
+        session.set_record(None);
         if let Some(repl) = self.lock().get_mut(&name) {
             repl.used = Instant::now();
         }
@@ -315,4 +376,10 @@ fn answer(ran: &Ran, console: Vec<Value>) -> Value {
             "calls": ran.calls,
         },
     })
+}
+
+/// What was called, beside what it came to.
+fn tell_calls(into: &mut Map<String, Value>, recorded: &Calls) {
+    into.insert("calls".to_owned(), json!(recorded.calls));
+    into.insert("calls_left_out".to_owned(), json!(recorded.left_out));
 }
