@@ -25,7 +25,7 @@ const SOURCE: &str =
   } catch (error) {
     refused = (error as OpError).code;
   }
-  return { numbers: numbers.map((n) => n / 3), invited: join.length > 0, count, refused };
+  return { numbers: numbers.map((n) => n / 13), invited: join.length > 0, count, refused };
 }
 ";
 
@@ -33,6 +33,15 @@ fn run(who: &Cli, words: &[&str], more: &[&Path]) -> Answer {
     let mut command: Command = who.command(words);
     command.args(more);
     who.run(command)
+}
+
+/// Runs a script and has what it calls written to `out`.
+fn record(who: &Cli, at: &str, out: &Path, script: &Path) -> Answer {
+    run(
+        who,
+        &["js", "run", at],
+        &[Path::new("--record"), out, script],
+    )
 }
 
 fn read(path: &Path) -> Value {
@@ -89,15 +98,14 @@ fn what_a_session_called_is_what_its_test_is_answered_with() {
 
     // A real session, and what it called, without the invitation that it was given.
     let recorded = folder.join("calls.json");
-    let words = ["js", "run", at, "--record"];
-    let answer = run(&ada, &words, &[&recorded, &script]).json();
+    let answer = record(&ada, at, &recorded, &script).json();
     let calls = read(&recorded);
     assert_eq!(
         (&answer["calls"], &answer["calls_left_out"]),
         (&calls, &json!(0))
     );
     let value = &answer["value"];
-    let numbers = [7.0, 10.0, 15.0, 22.0].map(|n: f64| n / 3.0);
+    let numbers = [7.0, 10.0, 15.0, 22.0].map(|n: f64| n / 13.0);
     assert_eq!(value["numbers"], json!(numbers), "{answer:#}");
     assert_eq!(
         (&calls[0]["path"], &calls[0]["bytes"]),
@@ -108,7 +116,7 @@ fn what_a_session_called_is_what_its_test_is_answered_with() {
     assert_eq!(calls[2]["error"]["code"], value["refused"]);
 
     // A second session does not take the place of the first.
-    let again = run(&ada, &words, &[&recorded, &script]);
+    let again = record(&ada, at, &recorded, &script);
     assert_eq!(
         (again.status, again.code().as_str()),
         (2, "USAGE"),
@@ -142,9 +150,8 @@ export default await ops.test('door', {cases});
     assert_eq!(report["value"]["passed"], true, "{report:#}");
 
     // Recording shows what one's own session was told, and lends nobody a right.
-    let words = ["js", "run", at, "--record"];
     let refused = bench.path().join("refused.json");
-    assert_ne!(run(&bob, &words, &[&refused, &script]).status, 0);
+    assert_ne!(record(&bob, at, &refused, &script).status, 0);
     let calls = read(&refused);
     assert_eq!(
         (&calls[0]["error"]["code"], &calls[1]),
@@ -163,10 +170,9 @@ fn lines_are_recorded_as_they_are_typed() {
     )
     .expect("room");
     let recorded = bench.path().join("calls.json");
-    let mut command = bench
-        .admin()
-        .command(&["js", "repl", node.target(), "--record"]);
+    let mut command = bench.admin().command(&["js", "repl", node.target()]);
     command
+        .arg("--record")
         .arg(&recorded)
         .stdin(File::open(&typed).expect("it was written"));
     let answer = bench.admin().run(command);
