@@ -1,26 +1,29 @@
 //! The task behind a session: it alone speaks with the worker, and it lives as long as the session.
+//!
+//! `wishes` is what the script asks of the node, `console` what it says.
+
+mod console;
+mod wishes;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use alknet_call::Env;
-use alknet_runtime::{Level, Noted, OpError, Record};
-use alknet_worker::{Body, Call, CallLimits, FromWorker, Hash, Reply, Request, Told};
+use alknet_runtime::{Level, OpError, Record};
+use alknet_worker::{Call, CallLimits, FromWorker, Hash, Request, Told};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::failure::{op_error, op_fault};
-use super::offered;
-use super::outgoing::{self, Outgoing, Said, Wish};
+use super::outgoing::{Outgoing, Said};
 use super::reach::Reach;
 use super::session::Entrance;
 use super::shared::{Reason, Shared};
-use super::{Console, Line, Session, SessionSpec, Sessions};
-use crate::limits::{HEARD_EVERY, LOG_BYTES_PER_S};
-use crate::wire::{self, Down, Offer, Opts, Up};
+use super::{Console, Session, SessionSpec, Sessions};
+use crate::limits::HEARD_EVERY;
+use crate::wire::{self, Down, Up};
+use console::LogBudget;
 
 /// What the holders of a session ask for.
 pub(super) enum Command {
@@ -273,120 +276,6 @@ impl Actor {
         }
     }
 
-    /// A call or subscription of the script's.
-    fn wish(
-        &mut self,
-        id: u64,
-        op: &str,
-        subscribes: bool,
-        (input, opts): (alknet_worker::Blob, Body),
-        fds: Vec<OwnedFd>,
-    ) -> Next {
-        if self.outgoing.has(id) {
-            return LIES;
-        }
-        let Ok(opts) = wire::read::<Opts>(&opts) else {
-            return LIES;
-        };
-        let name = op.trim_start_matches('/');
-        self.sessions.count_call_out();
-        let calls = self.shared.count_out(name);
-        let Ok(input) = wire::open::<wire::Json>(input, &fds) else {
-            if let Some(record) = &self.record {
-                record.leave_out();
-            }
-            let error = OpError::new("INVALID_INPUT", "the input is larger than an input may be");
-            return self.refuse(id, &error, None);
-        };
-        let env = self.env().cloned();
-        let noted = self.note(env.as_ref(), name, &input.0, &opts);
-        if calls > self.calls_max {
-            let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
-            return self.refuse(id, &error, noted.as_ref());
-        }
-        let Some(env) = env else {
-            let text = "no call of the session runs, so there is nobody to call for";
-            return self.refuse(id, &OpError::new("ABORTED", text), noted.as_ref());
-        };
-        let peer = opts.options.peer.as_deref();
-        if !(peer.is_none() && self.offered.contains(name))
-            && let Err(error) = self.reach.check(&env, name, peer, &input.0)
-        {
-            return self.refuse(id, &op_error(&error, name), noted.as_ref());
-        }
-        let wish = Wish {
-            id,
-            name: name.to_owned(),
-            input: input.0,
-            opts,
-            fds,
-            env,
-            noted,
-        };
-        self.outgoing.begin(wish, subscribes);
-        ON
-    }
-
-    /// Writes a wish down where the session is recorded, without what the operation's schemas mark as
-    /// secret.
-    fn note(&self, env: Option<&Env>, name: &str, input: &Value, opts: &Opts) -> Option<Noted> {
-        let record = self.record.as_ref()?;
-        if opts.tail.is_some() || opts.map {
-            record.leave_out();
-            return None;
-        }
-        let marks = env.and_then(|env| outgoing::marks(env, name, opts));
-        Some(record.begin(name, input, marks))
-    }
-
-    /// The answer to a wish that goes nowhere.
-    fn refuse(&mut self, id: u64, error: &OpError, noted: Option<&Noted>) -> Next {
-        if let Some(noted) = noted {
-            noted.failed(error);
-        }
-        let reply = Reply::Err(op_fault(error));
-        match self.worker.tell(Told::Reply { id, reply }, Vec::new()) {
-            Ok(()) => ON,
-            Err(_) => LIES,
-        }
-    }
-
-    /// What an operation answered goes to the script.
-    fn pass_on(&mut self, said: Said) -> Next {
-        if !self.outgoing.ends(&said) {
-            // It was given up meanwhile.
-            return ON;
-        }
-        let id = said.id();
-        let (told, fds) = said.told();
-        let last = matches!(told, Told::Reply { .. });
-        if self.worker.tell(told, fds).is_ok() {
-            return ON;
-        }
-        // Too much for a frame, or for a worker that does not read.
-        let error = OpError::new("INVALID_OUTPUT", "the answer cannot be sent to the script");
-        if !last {
-            self.outgoing.give_up(id);
-        }
-        self.refuse(id, &error, None)
-    }
-
-    fn register(&mut self, spec: &Body, _script: Hash) -> Next {
-        let Ok(offer) = wire::read::<Offer>(spec) else {
-            return LIES;
-        };
-        let name = format!("js/{}", offer.name);
-        let registered = offered::registration(&self.entrance, offer)
-            .and_then(|registration| self.layer.replace(registration).map_err(offered::refused));
-        if registered.is_ok() {
-            self.offered.insert(name);
-        }
-        match self.tell(&Down::Registered(registered)) {
-            Ok(()) => ON,
-            Err(()) => LIES,
-        }
-    }
-
     fn told(&mut self, up: Up) -> Next {
         match up {
             Up::Taken(id, items) => self.outgoing.allow(id, items as usize),
@@ -409,62 +298,8 @@ impl Actor {
         ON
     }
 
-    fn line(&mut self, level: Level, text: String) {
-        if !self.log.takes(text.len() as u64) {
-            self.shared.count_dropped(text.len() as u64);
-            return;
-        }
-        let session = self.shared.id();
-        match level {
-            Level::Error | Level::Warn => tracing::info!(session, ?level, "script: {text}"),
-            _ => tracing::debug!(session, ?level, "script: {text}"),
-        }
-        if let Some(console) = &self.console {
-            // What it does not take in time is in the log.
-            let _ = console.try_send(Line { level, text });
-        }
-    }
-
     fn tell(&self, down: &Down) -> Result<(), ()> {
         let body = wire::body(down).map_err(drop)?;
         self.worker.tell(Told::Role(body), Vec::new()).map_err(drop)
-    }
-}
-
-/// Bytes of console in a second.
-struct LogBudget {
-    since: Instant,
-    left: u64,
-}
-
-impl LogBudget {
-    fn new() -> Self {
-        Self {
-            since: Instant::now(),
-            left: LOG_BYTES_PER_S,
-        }
-    }
-
-    fn takes(&mut self, bytes: u64) -> bool {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self::new();
-        }
-        let left = self.left.checked_sub(bytes);
-        self.left = left.unwrap_or(self.left);
-        left.is_some()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_second_of_console_holds_what_it_may() {
-        let mut log = LogBudget::new();
-        assert!(log.takes(LOG_BYTES_PER_S - 1));
-        assert!(!log.takes(2) && log.takes(1) && !log.takes(1));
-        log.since -= Duration::from_secs(1);
-        assert!(log.takes(LOG_BYTES_PER_S));
     }
 }

@@ -1,139 +1,25 @@
 //! `runtime/eval`: a script that its caller brings along, once or line by line.
 
-use std::collections::{BTreeMap, HashMap};
+mod asked;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use alknet_call::{CallError, Ctx};
 use alknet_runtime::{Calls, Clock, Code, Failure, Mode, ModuleSet, Record, Work};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use crate::host::{
-    Grants, Line, Ran, Session, SessionLimits, SessionSpec, Sessions, State, of_open, overloaded,
-    to_call_error,
+    Grants, Line, Ran, Session, SessionSpec, Sessions, State, of_open, overloaded, to_call_error,
 };
 use crate::limits::{CONSOLE_LINES, REPL_IDLE, REPL_NAME_BYTES_MAX, REPLS_OF_TENANT_MAX};
+use asked::seed_of;
+pub(super) use asked::{Asked, output_schema, schema};
 
 /// What an exception is told as that is no operation's error.
 pub(super) const SCRIPT_FAILED: &str = "SCRIPT_FAILED";
-
-/// What `runtime/eval` takes.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Asked {
-    /// Lines of a REPL, or the one module of a script.
-    source: Option<String>,
-    /// Modules by specifier.
-    #[serde(default)]
-    modules: BTreeMap<String, String>,
-    /// The module that is evaluated.
-    main: Option<String>,
-    /// The REPL that the lines belong to.
-    repl: Option<String>,
-    /// The REPL ends with this.
-    #[serde(default)]
-    end: bool,
-    /// What it may call; everything that may be, if nothing is said.
-    uses: Option<Vec<String>>,
-    #[serde(default)]
-    limits: AskedLimits,
-    /// What it calls is told with what it comes to.
-    #[serde(default)]
-    record: bool,
-    /// 64 hexadecimal digits: it then gives the same answer each time, and begins in 1970.
-    seed: Option<String>,
-}
-
-/// What it may use; absent is the default.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AskedLimits {
-    wall_ms: Option<u64>,
-    cpu_ms: Option<u64>,
-    fuel_ticks: Option<u64>,
-    heap_bytes: Option<usize>,
-    external_bytes: Option<usize>,
-    stack_bytes: Option<usize>,
-    calls: Option<u64>,
-}
-
-impl AskedLimits {
-    fn limits(&self) -> SessionLimits {
-        let mut limits = SessionLimits::default();
-        let runtime = &mut limits.runtime;
-        let ms = |ms: u64| Duration::from_millis(ms);
-        runtime.cpu = self.cpu_ms.map_or(runtime.cpu, ms);
-        runtime.fuel_ticks = self.fuel_ticks.unwrap_or(runtime.fuel_ticks);
-        runtime.heap_bytes = self.heap_bytes.unwrap_or(runtime.heap_bytes);
-        runtime.external_bytes = self.external_bytes.unwrap_or(runtime.external_bytes);
-        runtime.stack_bytes = self.stack_bytes.unwrap_or(runtime.stack_bytes);
-        runtime.calls = self.calls.unwrap_or(runtime.calls);
-        limits.wall = self.wall_ms.map_or(limits.wall, ms);
-        limits
-    }
-}
-
-pub(super) fn schema() -> Value {
-    let whole = json!({ "type": "integer", "minimum": 1 });
-    json!({
-        "type": "object",
-        "properties": {
-            "source": { "type": "string" },
-            "modules": { "type": "object", "additionalProperties": { "type": "string" } },
-            "main": { "type": "string" },
-            "repl": { "type": "string", "minLength": 1, "maxLength": REPL_NAME_BYTES_MAX },
-            "end": { "type": "boolean" },
-            "uses": { "type": "array", "items": { "type": "string" } },
-            "limits": {
-                "type": "object",
-                "properties": {
-                    "wall_ms": whole, "cpu_ms": whole, "fuel_ticks": whole, "heap_bytes": whole,
-                    "external_bytes": whole, "stack_bytes": whole, "calls": whole,
-                },
-                "additionalProperties": false,
-            },
-            "record": {
-                "type": "boolean",
-                "description": "Tell the calls that it makes, as a test takes them",
-            },
-            "seed": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
-        },
-        "additionalProperties": false,
-    })
-}
-
-/// What `runtime/eval` answers.
-pub(super) fn output_schema() -> Value {
-    let call = json!({
-        "type": "object",
-        "properties": {
-            "path": { "type": "string" }, "input": {}, "output": {},
-            "bytes": { "type": "string", "contentEncoding": "base64" },
-            "error": { "type": "object" },
-        },
-        "required": ["path"],
-    });
-    json!({
-        "type": "object",
-        "properties": {
-            "value": { "description": "The default export, or what the lines come to" },
-            "shown": { "type": ["string", "null"], "description": "The same as a REPL shows it" },
-            "console": { "type": "array", "items": { "type": "object" } },
-            "stats": { "type": "object" },
-            "calls": {
-                "type": "array", "items": call,
-                "description": "With record: what it called, without secrets",
-            },
-            "calls_left_out": {
-                "type": "integer", "minimum": 0,
-                "description": "With record: how many calls are not told",
-            },
-        },
-        "required": ["value", "shown", "console", "stats"],
-    })
-}
 
 /// Whose REPL, and its name.
 type Name = (String, String);
@@ -343,12 +229,6 @@ impl Evals {
     fn lock(&self) -> MutexGuard<'_, HashMap<Name, Repl>> {
         self.repls.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn seed_of(text: &str) -> Result<[u8; 32], CallError> {
-    let hash = blake3::Hash::from_hex(text);
-    hash.map(|hash| *hash.as_bytes())
-        .map_err(|_| CallError::invalid_input("a seed has 64 hexadecimal digits"))
 }
 
 /// The caller wrote the script: an exception is theirs to see, and no fault of the node's.
