@@ -1,8 +1,10 @@
 //! `alknet js`: scripts on a node, from files and line by line.
 
 mod bundle;
+mod recording;
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::PathBuf;
 
 use alknet_call::{CallConnection, CallError, CallOptions};
 use alknet_runtime::{Operation, declarations};
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 use super::call::{connected, of_call};
 use super::{DialArgs, Exit, Failure, output};
 use bundle::Bundle;
+use recording::Recording;
 
 /// The operation behind all of this.
 const EVAL: &str = "runtime/eval";
@@ -25,12 +28,14 @@ const INPUT_BYTES_MAX: usize = 1 << 20;
 pub(crate) enum JsVerb {
     /// Type JavaScript and see what it comes to; names last until the end.
     #[command(after_help = "Examples:\n  alknet js repl attic\n  \
-echo '6 * 7' | alknet js repl attic")]
+echo '6 * 7' | alknet js repl attic\n  \
+alknet js repl attic --record calls.json")]
     Repl(ReplArgs),
     /// Run a JavaScript or TypeScript file with the files it imports, and print its default export.
     #[command(after_help = "Examples:\n  alknet js run attic report.ts\n  \
 alknet js run attic - < report.js\n  \
-alknet js run attic report.ts --uses 'fs/*' --uses node/info")]
+alknet js run attic report.ts --uses 'fs/*' --uses node/info\n  \
+alknet js run attic report.ts --record calls.json")]
     Run(RunArgs),
     /// Print alknet.d.ts: what a script on the node can use, for an editor.
     #[command(after_help = "Example:\n  alknet js types attic > alknet.d.ts")]
@@ -42,6 +47,9 @@ alknet js run attic report.ts --uses 'fs/*' --uses node/info")]
 pub(crate) struct ReplArgs {
     /// The node.
     target: String,
+    /// Write the calls that the lines make, with their answers and without secrets, to this new file.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     #[command(flatten)]
     dial: DialArgs,
 }
@@ -57,6 +65,10 @@ pub(crate) struct RunArgs {
     /// given.
     #[arg(long, value_name = "OPERATION")]
     uses: Vec<String>,
+    /// Write the calls that the script makes, with their answers and without secrets, to this new
+    /// file: a test of an operation takes it as its calls.
+    #[arg(long, value_name = "OUT")]
+    record: Option<PathBuf>,
     #[command(flatten)]
     dial: DialArgs,
 }
@@ -87,9 +99,18 @@ fn file(args: &RunArgs, json: bool) -> Result<Exit, Failure> {
     }
     // What the node's own limit ends is told by the node.
     input["limits"] = json!({ "wall_ms": millis(&args.dial) });
+    let mut recording = args.record.as_deref().map(Recording::to).transpose()?;
+    if recording.is_some() {
+        input["record"] = json!(true);
+    }
     connected(&args.target, &args.dial, async |client| {
-        let answer = eval(client, &args.dial, &input).await;
-        let answer = answer.map_err(|error| ended(error, json))?;
+        let answer = match eval(client, &args.dial, &input).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(failed(error, recording.as_mut(), json)),
+        };
+        if let Some(recording) = &mut recording {
+            recording.take(&answer)?;
+        }
         if json {
             output::json_line(&answer)?;
             return Ok(Exit::Ok);
@@ -99,8 +120,29 @@ fn file(args: &RunArgs, json: bool) -> Result<Exit, Failure> {
             Value::Null => {}
             value => output::line(&serde_json::to_string_pretty(value).map_err(Failure::local)?)?,
         }
+        tell(recording.as_ref());
         Ok(Exit::Ok)
     })
+}
+
+/// The failure of a script; what it called before is kept all the same.
+fn failed(mut error: CallError, recording: Option<&mut Recording>, json: bool) -> Failure {
+    if let Some(recording) = recording {
+        match recording.take_failed(&mut error) {
+            Ok(()) if json => {}
+            Ok(()) => tell(Some(recording)),
+            Err(failure) => output::failure(&failure, json),
+        }
+    }
+    ended(error, json)
+}
+
+/// Where calls were recorded: for people, and not among a script's results.
+fn tell(recording: Option<&Recording>) {
+    if let Some(summary) = recording.and_then(Recording::summary) {
+        // Where standard error is gone there is nobody left to tell.
+        let _ = writeln!(std::io::stderr(), "{summary}");
+    }
 }
 
 fn types(args: &TypesArgs) -> Result<Exit, Failure> {
@@ -119,6 +161,7 @@ fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
     getrandom::fill(&mut random).map_err(Failure::local)?;
     let name = format!("cli-{}", data_encoding::HEXLOWER.encode(&random));
     let typed = std::io::stdin().is_terminal() && !json;
+    let mut recording = args.record.as_deref().map(Recording::to).transpose()?;
     connected(&args.target, &args.dial, async |client| {
         let mut exit = Exit::Ok;
         // Reading blocks: nothing else is to be done meanwhile but to keep the connection.
@@ -126,16 +169,26 @@ fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
             .await
             .map_err(Failure::local)??
         {
-            let input = json!({ "repl": name, "source": source });
-            match eval(client, &args.dial, &input).await {
+            let mut input = json!({ "repl": name, "source": source });
+            if recording.is_some() {
+                input["record"] = json!(true);
+            }
+            let answer = eval(client, &args.dial, &input).await;
+            if let (Ok(answer), Some(recording)) = (&answer, &mut recording) {
+                recording.take(answer)?;
+            }
+            match answer {
                 Ok(answer) if json => output::json_line(&answer)?,
                 Ok(answer) => {
                     console(&answer["console"]);
                     let shown = answer["shown"].as_str().unwrap_or_default();
                     output::line(shown)?;
                 }
-                Err(error) if is_scripts(&error) => {
+                Err(mut error) if is_scripts(&error) => {
                     exit = Exit::Failed;
+                    if let Some(recording) = &mut recording {
+                        recording.take_failed(&mut error)?;
+                    }
                     output::failure(&ended(error, json), json);
                 }
                 Err(error) => return Err(of_call(error)),
@@ -143,6 +196,9 @@ fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
         }
         // A REPL that was never opened needs no end.
         let _ = eval(client, &args.dial, &json!({ "repl": name, "end": true })).await;
+        if !json {
+            tell(recording.as_ref());
+        }
         // Somebody who types sees each failure, and ends the REPL themselves.
         Ok(if typed { Exit::Ok } else { exit })
     })

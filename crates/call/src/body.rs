@@ -234,9 +234,18 @@ fn inline(value: &mut Value, tail: &Bytes) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_number_is_read_as_it_was_written(number in any::<f64>()) {
+            let body = Body::json(&number).expect("it has a text");
+            prop_assert_eq!(body.value().as_f64(), number.is_finite().then_some(number));
+        }
+    }
 
     #[test]
     fn binary_references_are_bounded() {

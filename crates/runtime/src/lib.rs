@@ -28,5 +28,8 @@ pub use host::{BoxFuture, CallOptions, Host, Items, Kind, Level, Operation, Regi
 pub use isolate::{ENGINE, Gauge, Grants, Isolate, Mode, Outcome, Remote, Spec, Stats, Work};
 pub use limits::Limits;
 pub use modules::{Language, ModuleSet};
-pub use ops::{Recorded, RecordedBytes, Replay, canonical};
+pub use ops::{
+    Calls, Marks, Noted, REDACTED, Record, Recorded, RecordedBytes, Replay, canonical, redact,
+    tells,
+};
 pub use typescript::{Import, Looked, Maker, Via, look};

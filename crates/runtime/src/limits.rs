@@ -41,6 +41,11 @@ pub const SUBSCRIPTIONS: usize = 64;
 pub const REGISTERED: usize = 256;
 /// Cases of one `ops.test`.
 pub const TEST_CASES: usize = 256;
+/// Calls that a record keeps.
+pub const RECORDED_MAX: usize = 1_000;
+/// Bytes of all of them, as their JSON text is long, bytes as base64 included: half of what an answer
+/// may be long, so that a script's own value finds room beside them.
+pub const RECORDED_BYTES_MAX: usize = 512 << 10;
 /// Imports, and places that make code of text, that are told of one source.
 pub const LOOKED: usize = 1_000;
 /// Text that `console` may write within one second of the session's clock.

@@ -10,6 +10,7 @@ mod identities;
 mod iroh;
 mod node_key;
 mod promotion;
+mod recording;
 mod rotation;
 mod serving;
 mod strangers;

@@ -70,7 +70,7 @@ pub(super) fn invite(hub: Hub) -> Registration {
         "type": "object",
         "required": ["join", "key_id", "expires", "role", "count"],
         "properties": {
-            "join": { "type": "string" }, "key_id": { "type": "string" },
+            "join": { "type": "string", "x-secret": true }, "key_id": { "type": "string" },
             "expires": { "type": "string" }, "role": { "type": "string" },
             "count": { "type": "integer" }, "addresses": { "type": "array" },
         }

@@ -218,6 +218,14 @@ impl Env {
         Ok(running.follow(Arc::clone(handler), input))
     }
 
+    /// What a call by this name reaches, wherever it is; `None` where it would be `NOT_FOUND`. Whether
+    /// the authority suffices is not asked.
+    #[must_use]
+    pub fn find(&self, operation: &str, options: &InvokeOptions) -> Option<Resolved> {
+        let name = operation.trim_start_matches('/');
+        self.resolve(name, options, None).ok()
+    }
+
     /// What may be called through it on this node, as far as scopes decide it; in order of name
     /// within each layer.
     #[must_use]

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use alknet_core::{PeerId, PeerKey};
 use alknet_runtime::ops::Case;
 use alknet_runtime::{ENGINE, Limits, Registration};
 use serde::Deserialize;
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::bundle::{Content, FORMAT, Fuel};
@@ -31,6 +32,7 @@ struct Draft {
 }
 
 /// Reads a folder: `operation.json` has `spec`, `entry`, `tests`, and if need be `export` and `fuel`;
+/// `calls` of a test may be the name of a file of the folder that has them, as a session records it;
 /// every file below the folder whose name ends as that of a script is a module, by its path. What
 /// begins with a dot, and `node_modules`, is left out.
 ///
@@ -40,7 +42,8 @@ struct Draft {
 pub fn read_draft(folder: &Path, author: PeerId, key: PeerKey) -> Result<Content, DraftError> {
     let path = folder.join(DRAFT_FILE);
     let draft = crate::bundle::read_json(read(&path)?.as_bytes());
-    let draft = draft.map_err(|error| DraftError::Draft(path.clone(), error.to_string()))?;
+    let mut draft = draft.map_err(|error| DraftError::Draft(path.clone(), error.to_string()))?;
+    recorded(folder, &mut draft)?;
     let draft: Draft = serde_json::from_value(draft)
         .map_err(|error| DraftError::Draft(path.clone(), error.to_string()))?;
     let most = Limits::default().fuel_ticks;
@@ -59,6 +62,31 @@ pub fn read_draft(folder: &Path, author: PeerId, key: PeerKey) -> Result<Content
         author,
         key,
     })
+}
+
+/// Puts what is in a file in the place of its name.
+fn recorded(folder: &Path, draft: &mut Value) -> Result<(), DraftError> {
+    let tests = draft.get_mut("tests").and_then(Value::as_array_mut);
+    for case in tests.into_iter().flatten() {
+        let Some(calls) = case.get_mut("calls") else {
+            continue;
+        };
+        let Some(name) = calls.as_str().map(PathBuf::from) else {
+            continue;
+        };
+        let path = folder.join(&name);
+        let wrong = |what: String| DraftError::Draft(path.clone(), what);
+        let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+        if !name.components().all(plain) {
+            return Err(wrong("recorded calls lie in the draft's folder".to_owned()));
+        }
+        let read = crate::bundle::read_json(read(&path)?.as_bytes());
+        *calls = read.map_err(|error| wrong(error.to_string()))?;
+        if !calls.is_array() {
+            return Err(wrong("no list of recorded calls".to_owned()));
+        }
+    }
+    Ok(())
 }
 
 fn modules(folder: &Path) -> Result<BTreeMap<String, String>, DraftError> {
@@ -173,6 +201,43 @@ mod tests {
             (content.spec.name.as_str(), content.fuel.p99),
             ("a/b", 5_000)
         );
+    }
+
+    #[test]
+    fn recorded_calls_may_lie_in_a_file() {
+        let draft = |calls: &str| {
+            let named = format!(r#"[{{ "calls": {calls}, "expect": {{ "output": 1 }} }}]"#);
+            DRAFT.replace(r#"[{ "expect": { "output": 1 } }]"#, &named)
+        };
+        let list = r#"[{ "path": "a/b", "input": {}, "output": 0.30000000000000004 }]"#;
+        let files = |draft: &str| {
+            folder(&[
+                (DRAFT_FILE, draft),
+                ("main.ts", "1"),
+                ("calls/one.json", list),
+                ("none.json", "{}"),
+            ])
+        };
+        let from_file = files(&draft("\"./calls/one.json\""));
+        let written_out = files(&draft(list));
+        let content = read_in(from_file.path()).expect("a draft");
+        assert_eq!(content, read_in(written_out.path()).expect("a draft"));
+        assert_eq!(
+            content.tests[0].calls[0].output,
+            Some(0.300_000_000_000_000_04.into())
+        );
+        for wrong in [
+            "../one.json",
+            "/etc/hostname",
+            "none.json",
+            "operation.json",
+        ] {
+            let folder = files(&draft(&format!("{wrong:?}")));
+            let error = read_in(folder.path()).expect_err("no calls");
+            assert!(matches!(error, DraftError::Draft(..)), "{wrong}: {error}");
+        }
+        let missing = files(&draft("\"gone.json\""));
+        assert!(matches!(read_in(missing.path()), Err(DraftError::Read(..))));
     }
 
     #[test]

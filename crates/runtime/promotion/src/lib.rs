@@ -8,8 +8,7 @@
 //!
 //! The way through the folders: `bundle` is what is signed; `check` looks at sources without running
 //! them; `trial` runs the tests; `store` keeps; `service` decides; `operations` is what the wire
-//! sees; `generation` makes operations of versions and `tally` counts how they fare; `record` makes
-//! fixtures of real calls.
+//! sees; `generation` makes operations of versions and `tally` counts how they fare.
 
 mod bundle;
 mod check;
@@ -20,7 +19,6 @@ mod generation;
 mod grants;
 pub mod limits;
 mod operations;
-mod record;
 mod schema;
 mod service;
 mod store;
@@ -33,8 +31,6 @@ pub use draft::{DRAFT_FILE, DraftError, read_draft};
 pub use error::PromotionError;
 pub use generation::{Invocation, Invoker};
 pub use grants::Grant;
-pub use record::Recorder;
-pub use schema::{REDACTED, redact};
 pub use service::{Activate, Asked, Config, LeftOut, Parts, Promotion, Show, Wanted};
 pub use store::{
     Act, AuditEntry, Authority, Filter, Found, New, Proposal, Reviewed, State, Store, StoreError,

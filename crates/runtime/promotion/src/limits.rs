@@ -60,8 +60,3 @@ pub const TRIALS_AT_ONCE: u32 = 2;
 pub const CRASHES_MAX: usize = 3;
 /// See [`CRASHES_MAX`].
 pub const CRASHES_WITHIN: Duration = Duration::from_secs(60);
-/// Calls that a recorder keeps.
-pub const RECORDED_MAX: usize = 1_000;
-/// Most bytes beside the values of all calls that a [`Recorder`](crate::Recorder) keeps: they have room
-/// in a bundle as base64.
-pub const RECORDED_BYTES_MAX: usize = 1024 * 1024;

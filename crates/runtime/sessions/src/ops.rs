@@ -178,7 +178,7 @@ fn eval(evals: Arc<Evals>, reach: &[String]) -> Registration {
     let mut spec = OperationSpec::mutation("runtime/eval", "Runs a script as its caller.")
         .with_scope("runtime:debug")
         .with_input(eval::schema())
-        .with_output(json!({ "type": "object" }));
+        .with_output(eval::output_schema());
     spec.error_schemas = declared_errors();
     spec.error_schemas.push(ErrorDef {
         code: eval::SCRIPT_FAILED.to_owned(),

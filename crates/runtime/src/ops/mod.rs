@@ -1,6 +1,8 @@
 //! `ops`: the one way from a script to anything else.
 
+mod record;
 mod replay;
+mod secret;
 mod test;
 
 use std::rc::Rc;
@@ -12,7 +14,9 @@ use rquickjs::{
 };
 use serde_json::{Value, json};
 
+pub use record::{Calls, Noted, Record};
 pub use replay::{Recorded, RecordedBytes, Replay};
+pub use secret::{Marks, REDACTED, redact, tells};
 pub use test::{Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS};
 
 use crate::error::{Code, OpError};

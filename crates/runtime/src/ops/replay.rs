@@ -1,4 +1,4 @@
-//! A host that answers from a record, and one that makes it.
+//! A host that answers from a record.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use crate::error::OpError;
 use crate::host::{BoxFuture, CallOptions, Host, Items, Level, Operation, Registration, Reply};
 
 /// One call and its answer.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recorded {
     /// The operation.
@@ -29,7 +29,7 @@ pub struct Recorded {
     /// [`Reply::Mixed`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<RecordedBytes>,
-    /// Or how it failed.
+    /// Or how it failed; a subscription may have answered items before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<OpError>,
 }
@@ -94,24 +94,21 @@ impl Replay {
             .clone()
     }
 
-    fn answer(&self, path: &str, input: &Value) -> Result<Reply, OpError> {
+    fn next(&self, path: &str, input: &Value) -> Result<Recorded, OpError> {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let next = answers
             .get_mut(&key(path, input))
             .and_then(VecDeque::pop_front);
-        match next {
-            Some(Recorded {
-                error: Some(error), ..
-            }) => Err(error),
-            Some(call) => {
-                let output = call.output.unwrap_or_default();
-                Ok(match call.bytes {
-                    Some(RecordedBytes(bytes)) => Reply::Mixed(output, bytes),
-                    None => Reply::Json(output),
-                })
-            }
-            None => Err(OpError::new("NOT_FOUND", "the record has no such call")),
-        }
+        next.ok_or_else(|| OpError::new("NOT_FOUND", "the record has no such call"))
+    }
+}
+
+fn answer(call: Recorded) -> Result<Reply, OpError> {
+    let output = call.output.unwrap_or_default();
+    match (call.error, call.bytes) {
+        (Some(error), _) => Err(error),
+        (None, Some(RecordedBytes(bytes))) => Ok(Reply::Mixed(output, bytes)),
+        (None, None) => Ok(Reply::Json(output)),
     }
 }
 
@@ -121,19 +118,23 @@ fn key(path: &str, input: &Value) -> String {
 
 impl Host for Replay {
     fn call(&self, path: &str, input: Value, _: CallOptions) -> BoxFuture<Result<Reply, OpError>> {
-        let answer = self.answer(path, &input);
+        let answer = self.next(path, &input).and_then(answer);
         Box::pin(std::future::ready(answer))
     }
 
     /// The record has the items as one array.
     fn subscribe(&self, path: &str, input: Value, _: CallOptions) -> Items {
-        let items = match self.answer(path, &input) {
-            Ok(Reply::Json(Value::Array(items))) => items
-                .into_iter()
-                .map(|item| Ok(Reply::Json(item)))
-                .collect(),
-            Ok(reply) => vec![Ok(reply)],
-            Err(error) => vec![Err(error)],
+        let items = match self.next(path, &input) {
+            Ok(Recorded {
+                output: Some(Value::Array(items)),
+                bytes: None,
+                error,
+                ..
+            }) => {
+                let items = items.into_iter().map(|item| Ok(Reply::Json(item)));
+                items.chain(error.map(Err)).collect()
+            }
+            other => vec![other.and_then(answer)],
         };
         Box::pin(stream::iter(items))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alknet_call::{Registry, RegistryError, is_operation_name};
 use alknet_core::Identity;
-use alknet_runtime::ops::Report;
+use alknet_runtime::ops::{Report, tells};
 use serde_json::{Value, json};
 
 use super::{Activate, Promotion, install};
@@ -14,7 +14,6 @@ use crate::error::PromotionError;
 use crate::generation::Making;
 use crate::grants;
 use crate::limits::{FINDINGS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX};
-use crate::schema;
 use crate::store::{Act, Authority, Found, New, Proposal, Reviewed, State, Tallied, Terms};
 use crate::tally::{Tally, Verdict};
 use crate::trial;
@@ -330,9 +329,9 @@ impl Promotion {
                 let Some(spec) = registry.spec(path).or_else(|| promoted.spec(path)) else {
                     continue;
                 };
-                let given = schema::tells(&spec.input_schema, &call.input);
+                let given = tells(&spec.input_schema, &call.input);
                 let answered = call.output.as_ref();
-                let answered = answered.is_some_and(|it| schema::tells(&spec.output_schema, it));
+                let answered = answered.is_some_and(|it| tells(&spec.output_schema, it));
                 if given || answered {
                     let place = format!("tests.{n}.calls.{m}");
                     let what = format!("'{path}' marks a part of this as secret; redact it");

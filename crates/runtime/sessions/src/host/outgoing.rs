@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef};
 use alknet_core::Identity;
-use alknet_runtime::OpError;
 use alknet_runtime::limits::JSON_BYTES;
+use alknet_runtime::{Marks, Noted, OpError};
 use alknet_worker::{Blob, Event, Reply, Told};
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -35,6 +35,8 @@ pub(super) struct Wish {
     pub(super) opts: Opts,
     pub(super) fds: Vec<OwnedFd>,
     pub(super) env: Env,
+    /// Where it is written down what comes of it.
+    pub(super) noted: Option<Noted>,
 }
 
 /// What came of it, or a part of that.
@@ -79,6 +81,8 @@ struct Open {
     task: AbortHandle,
     /// Items that may be sent.
     room: Arc<Semaphore>,
+    /// Of a subscription, which may be left at any item.
+    noted: Option<Noted>,
 }
 
 impl Outgoing {
@@ -103,6 +107,7 @@ impl Outgoing {
         let id = wish.id;
         let said = self.said.clone();
         let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
+        let noted = wish.noted.clone().filter(|_| subscribes);
         let task = match subscribes {
             true => tokio::spawn(follow(wish, said, Arc::clone(&room))),
             false => {
@@ -119,7 +124,7 @@ impl Outgoing {
             }
         };
         let task = task.abort_handle();
-        self.open.insert(id, Open { task, room });
+        self.open.insert(id, Open { task, room, noted });
     }
 
     /// Whether somebody still waits for this; with the last word nobody does any more.
@@ -140,8 +145,14 @@ impl Outgoing {
 
     /// Returns whether it was under way.
     pub(super) fn give_up(&mut self, id: u64) -> bool {
-        let open = self.open.remove(&id);
-        open.inspect(|open| open.task.abort()).is_some()
+        let Some(open) = self.open.remove(&id) else {
+            return false;
+        };
+        open.task.abort();
+        if let Some(noted) = open.noted {
+            noted.left();
+        }
+        true
     }
 
     pub(super) fn give_up_all(&mut self) {
@@ -160,21 +171,28 @@ impl Drop for Outgoing {
 type Files = Option<(Arc<dyn TensorFiles>, Option<Arc<Identity>>)>;
 
 async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>) {
-    let name = wish.name.clone();
+    let (name, noted) = (wish.name.clone(), wish.noted.clone());
     match try_call(wish, files).await {
         Ok((blob, fds)) => (Reply::Ok(blob), fds),
-        Err(error) => (Reply::Err(op_fault(&op_error(&error, &name))), Vec::new()),
+        Err(error) => {
+            let error = op_error(&error, &name);
+            if let Some(noted) = noted {
+                noted.failed(&error);
+            }
+            (Reply::Err(op_fault(&error)), Vec::new())
+        }
     }
 }
 
 async fn try_call(wish: Wish, files: Files) -> Result<(Blob, Vec<OwnedFd>), CallError> {
-    let options = options(&wish)?;
+    let options = options(&wish.name, &wish.opts)?;
     let Wish {
         name,
         input,
         opts,
         fds,
         env,
+        noted,
         ..
     } = wish;
     let source = input.get("src").cloned();
@@ -197,7 +215,14 @@ async fn try_call(wish: Wish, files: Files) -> Result<(Blob, Vec<OwnedFd>), Call
             Ok((blob, fds))
         }
         _ if opts.map => Err(CallError::unavailable("this node maps no stored tensors")),
-        _ => pack(&answer),
+        _ => {
+            let packed = pack(&answer)?;
+            if let Some(noted) = noted {
+                let tail = answer.tail();
+                noted.answered(answer.value(), (!tail.is_empty()).then_some(tail));
+            }
+            Ok(packed)
+        }
     }
 }
 
@@ -230,24 +255,41 @@ fn unsendable(error: &alknet_worker::FrameError) -> CallError {
     CallError::internal(format!("the answer cannot be sent to the script: {error}"))
 }
 
-fn options(wish: &Wish) -> Result<InvokeOptions, CallError> {
-    let own = &wish.opts.options;
+fn options(name: &str, opts: &Opts) -> Result<InvokeOptions, CallError> {
+    let own = &opts.options;
     let peer = own.peer.as_deref().map(str::parse).transpose();
     Ok(InvokeOptions {
         peer: peer
-            .map_err(|_| CallError::not_found(&wish.name))?
+            .map_err(|_| CallError::not_found(name))?
             .map(PeerRef::Specific),
         timeout: own.timeout_ms.map(Duration::from_millis),
         ..InvokeOptions::default()
     })
 }
 
+/// What the operation that a call reaches marks as secret; `None` where it reaches none.
+pub(super) fn marks(env: &Env, name: &str, opts: &Opts) -> Option<Marks> {
+    let found = env.find(name, &options(name, opts).ok()?)?;
+    let spec = found.spec();
+    let errors = spec.error_schemas.iter();
+    let errors = errors.map(|error| (error.code.as_str(), &error.schema));
+    Some(Marks::of(&spec.input_schema, &spec.output_schema, errors))
+}
+
 async fn follow(wish: Wish, said: mpsc::UnboundedSender<Said>, room: Arc<Semaphore>) {
-    let (id, name) = (wish.id, wish.name.clone());
+    let (id, name, noted) = (wish.id, wish.name.clone(), wish.noted.clone());
     let last = match try_follow(wish, &said, &room).await {
-        Ok(()) => Said::End(id),
+        Ok(()) => {
+            if let Some(noted) = noted {
+                noted.left();
+            }
+            Said::End(id)
+        }
         Err(error) => {
             let error: OpError = op_error(&error, &name);
+            if let Some(noted) = noted {
+                noted.failed(&error);
+            }
             Said::Reply(id, Reply::Err(op_fault(&error)), Vec::new())
         }
     };
@@ -260,7 +302,7 @@ async fn try_follow(
     said: &mpsc::UnboundedSender<Said>,
     room: &Semaphore,
 ) -> Result<(), CallError> {
-    let options = options(&wish)?;
+    let options = options(&wish.name, &wish.opts)?;
     let input = Body::json(&wish.input)?;
     let mut items = wish.env.follow(&wish.name, input, &options)?;
     loop {
@@ -272,7 +314,14 @@ async fn try_follow(
             return Ok(());
         };
         permit.forget();
-        let (blob, fds) = pack(&item?)?;
+        let item = item?;
+        let (blob, fds) = pack(&item)?;
+        match &wish.noted {
+            Some(noted) if item.tail().is_empty() => noted.yielded(item.value()),
+            // A record has items as plain values.
+            Some(noted) => noted.leave_out(),
+            None => {}
+        }
         if said.send(Said::Item(wish.id, blob, fds)).is_err() {
             return Ok(());
         }

@@ -7,8 +7,9 @@ use alknet_worker::{CallLimits, CallStats, Hash, Lease, Reply};
 use serde_json::Value;
 
 use super::failure::{of_call, of_fault, of_worker};
+use super::opening::first_frame;
 use super::session::request;
-use super::{SessionSpec, Sessions, opening};
+use super::{SessionSpec, Sessions};
 use crate::wire::{self, Done};
 
 /// What a replay came to.
@@ -55,7 +56,7 @@ impl Sessions {
             .await;
         let mut worker = worker.map_err(|error| of_worker(&error))?;
         let (told, fds) =
-            opening(&mut spec, Vec::new(), Some(record), bundle).map_err(|error| {
+            first_frame(&mut spec, Vec::new(), Some(record), bundle).map_err(|error| {
                 Failure::new(Code::Limit, format!("the session cannot be sent: {error}"))
             })?;
         worker.tell(told, fds).map_err(|error| of_call(&error))?;

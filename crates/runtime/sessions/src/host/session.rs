@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alknet_call::Env;
 use alknet_core::BoxFuture;
-use alknet_runtime::{Code, Failure, Work};
+use alknet_runtime::{Code, Failure, Record, Work};
 use alknet_worker::{Body, CallLimits, CallStats, Hash, Reply, Request};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -127,6 +127,12 @@ impl Session {
     /// Who follows its console from now on, beside the log.
     pub fn set_console(&self, console: Option<super::Console>) {
         self.entrance.send(Command::Console(console));
+    }
+
+    /// Where the calls that it makes are written down from now on: all of them, with their answers,
+    /// but for what the schemas of the called operations mark as secret.
+    pub fn set_record(&self, record: Option<Record>) {
+        self.entrance.send(Command::Record(record));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The examples of `docs/sessions.md`, as they stand there, and its table of limits.
 
-use alknet_runtime::limits::JSON_BYTES;
+use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX, RECORDED_MAX};
 use alknet_sessions::{Config, Grants, Service, SessionLimits, limits};
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ async fn what_the_page_sends_is_answered() {
     let client = lab.client(&identity("reader", &["runtime:debug"]));
     let mut last = Value::Null;
     let inputs = blocks("json");
-    assert_eq!(inputs.len(), 4);
+    assert_eq!(inputs.len(), 5);
     for input in inputs {
         let input: Value = serde_json::from_str(&input).expect("JSON");
         let answer = soon(client.call("runtime/eval", &input)).await;
@@ -120,6 +120,10 @@ fn the_page_tells_the_limits_that_there_are() {
             "| operations that `ops.list` tells | {}, {} KiB |",
             limits::LISTED_MAX,
             limits::LISTED_BYTES_MAX >> 10
+        ),
+        format!(
+            "| recorded calls | {RECORDED_MAX}, {} KiB as text |",
+            RECORDED_BYTES_MAX >> 10
         ),
         format!(
             "| console | {} KiB a second |",

@@ -7,6 +7,7 @@ mod life;
 mod limits;
 mod memory;
 mod operations;
+mod recorded;
 mod service;
 mod support;
 mod tensors;

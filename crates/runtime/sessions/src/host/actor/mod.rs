@@ -1,26 +1,29 @@
 //! The task behind a session: it alone speaks with the worker, and it lives as long as the session.
+//!
+//! `wishes` is what the script asks of the node, `console` what it says.
+
+mod console;
+mod wishes;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use alknet_call::Env;
-use alknet_runtime::{Level, OpError};
-use alknet_worker::{Body, Call, CallLimits, FromWorker, Hash, Reply, Request, Told};
+use alknet_runtime::{Level, OpError, Record};
+use alknet_worker::{Call, CallLimits, FromWorker, Hash, Request, Told};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::failure::{op_error, op_fault};
-use super::offered;
-use super::outgoing::{Outgoing, Said, Wish};
+use super::outgoing::{Outgoing, Said};
 use super::reach::Reach;
 use super::session::Entrance;
 use super::shared::{Reason, Shared};
-use super::{Console, Line, Session, SessionSpec, Sessions};
-use crate::limits::{HEARD_EVERY, LOG_BYTES_PER_S};
-use crate::wire::{self, Down, Offer, Opts, Up};
+use super::{Console, Session, SessionSpec, Sessions};
+use crate::limits::HEARD_EVERY;
+use crate::wire::{self, Down, Up};
+use console::LogBudget;
 
 /// What the holders of a session ask for.
 pub(super) enum Command {
@@ -30,6 +33,8 @@ pub(super) enum Command {
     Console(Option<Console>),
     /// A call into the session ended. Told back once everything was heard that came before.
     Ended(u64, Option<oneshot::Sender<()>>),
+    /// Where calls of the script's are written down from now on.
+    Record(Option<Record>),
     /// A call into the session begins.
     Start(Box<Start>),
     /// An item that the script yielded in a call was taken.
@@ -54,6 +59,7 @@ impl std::fmt::Debug for Command {
             Self::Close(_) => "Close",
             Self::Console(_) => "Console",
             Self::Ended(..) => "Ended",
+            Self::Record(_) => "Record",
             Self::Start(_) => "Start",
             Self::Taken(_) => "Taken",
         })
@@ -92,6 +98,7 @@ pub(super) struct Actor {
     reach: Reach,
     calls_max: u64,
     console: Option<Console>,
+    record: Option<Record>,
     log: LogBudget,
     heard: usize,
 }
@@ -129,6 +136,7 @@ impl Actor {
             reach,
             calls_max: spec.limits.runtime.calls,
             console: spec.console,
+            record: None,
             log: LogBudget::new(),
             heard: 0,
         }
@@ -176,6 +184,7 @@ impl Actor {
                     let _ = heard.send(());
                 }
             }
+            Command::Record(record) => self.record = record,
             Command::Start(start) => self.start(*start),
             Command::Taken(id) => {
                 // A worker that cannot be told is about to be lost.
@@ -248,7 +257,7 @@ impl Actor {
             FromWorker::Cancel { id, .. } => {
                 if self.outgoing.give_up(id) {
                     let error = OpError::new("ABORTED", "the script gave it up");
-                    return self.refuse(id, &error);
+                    return self.refuse(id, &error, None);
                 }
                 ON
             }
@@ -264,99 +273,6 @@ impl Actor {
                 ON
             }
             _ => ON,
-        }
-    }
-
-    /// A call or subscription of the script's.
-    fn wish(
-        &mut self,
-        id: u64,
-        op: &str,
-        subscribes: bool,
-        (input, opts): (alknet_worker::Blob, Body),
-        fds: Vec<OwnedFd>,
-    ) -> Next {
-        if self.outgoing.has(id) {
-            return LIES;
-        }
-        let Ok(opts) = wire::read::<Opts>(&opts) else {
-            return LIES;
-        };
-        let name = op.trim_start_matches('/');
-        self.sessions.count_call_out();
-        let calls = self.shared.count_out(name);
-        let Ok(input) = wire::open::<wire::Json>(input, &fds) else {
-            let error = OpError::new("INVALID_INPUT", "the input is larger than an input may be");
-            return self.refuse(id, &error);
-        };
-        if calls > self.calls_max {
-            let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
-            return self.refuse(id, &error);
-        }
-        let Some(env) = self.env().cloned() else {
-            let text = "no call of the session runs, so there is nobody to call for";
-            return self.refuse(id, &OpError::new("ABORTED", text));
-        };
-        let peer = opts.options.peer.as_deref();
-        if !(peer.is_none() && self.offered.contains(name))
-            && let Err(error) = self.reach.check(&env, name, peer, &input.0)
-        {
-            return self.refuse(id, &op_error(&error, name));
-        }
-        let wish = Wish {
-            id,
-            name: name.to_owned(),
-            input: input.0,
-            opts,
-            fds,
-            env,
-        };
-        self.outgoing.begin(wish, subscribes);
-        ON
-    }
-
-    /// The answer to a wish that goes nowhere.
-    fn refuse(&mut self, id: u64, error: &OpError) -> Next {
-        let reply = Reply::Err(op_fault(error));
-        match self.worker.tell(Told::Reply { id, reply }, Vec::new()) {
-            Ok(()) => ON,
-            Err(_) => LIES,
-        }
-    }
-
-    /// What an operation answered goes to the script.
-    fn pass_on(&mut self, said: Said) -> Next {
-        if !self.outgoing.ends(&said) {
-            // It was given up meanwhile.
-            return ON;
-        }
-        let id = said.id();
-        let (told, fds) = said.told();
-        let last = matches!(told, Told::Reply { .. });
-        if self.worker.tell(told, fds).is_ok() {
-            return ON;
-        }
-        // Too much for a frame, or for a worker that does not read.
-        let error = OpError::new("INVALID_OUTPUT", "the answer cannot be sent to the script");
-        if !last {
-            self.outgoing.give_up(id);
-        }
-        self.refuse(id, &error)
-    }
-
-    fn register(&mut self, spec: &Body, _script: Hash) -> Next {
-        let Ok(offer) = wire::read::<Offer>(spec) else {
-            return LIES;
-        };
-        let name = format!("js/{}", offer.name);
-        let registered = offered::registration(&self.entrance, offer)
-            .and_then(|registration| self.layer.replace(registration).map_err(offered::refused));
-        if registered.is_ok() {
-            self.offered.insert(name);
-        }
-        match self.tell(&Down::Registered(registered)) {
-            Ok(()) => ON,
-            Err(()) => LIES,
         }
     }
 
@@ -382,62 +298,8 @@ impl Actor {
         ON
     }
 
-    fn line(&mut self, level: Level, text: String) {
-        if !self.log.takes(text.len() as u64) {
-            self.shared.count_dropped(text.len() as u64);
-            return;
-        }
-        let session = self.shared.id();
-        match level {
-            Level::Error | Level::Warn => tracing::info!(session, ?level, "script: {text}"),
-            _ => tracing::debug!(session, ?level, "script: {text}"),
-        }
-        if let Some(console) = &self.console {
-            // What it does not take in time is in the log.
-            let _ = console.try_send(Line { level, text });
-        }
-    }
-
     fn tell(&self, down: &Down) -> Result<(), ()> {
         let body = wire::body(down).map_err(drop)?;
         self.worker.tell(Told::Role(body), Vec::new()).map_err(drop)
-    }
-}
-
-/// Bytes of console in a second.
-struct LogBudget {
-    since: Instant,
-    left: u64,
-}
-
-impl LogBudget {
-    fn new() -> Self {
-        Self {
-            since: Instant::now(),
-            left: LOG_BYTES_PER_S,
-        }
-    }
-
-    fn takes(&mut self, bytes: u64) -> bool {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self::new();
-        }
-        let left = self.left.checked_sub(bytes);
-        self.left = left.unwrap_or(self.left);
-        left.is_some()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_second_of_console_holds_what_it_may() {
-        let mut log = LogBudget::new();
-        assert!(log.takes(LOG_BYTES_PER_S - 1));
-        assert!(!log.takes(2) && log.takes(1) && !log.takes(1));
-        log.since -= Duration::from_secs(1);
-        assert!(log.takes(LOG_BYTES_PER_S));
     }
 }

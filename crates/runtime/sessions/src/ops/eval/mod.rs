@@ -1,101 +1,25 @@
 //! `runtime/eval`: a script that its caller brings along, once or line by line.
 
-use std::collections::{BTreeMap, HashMap};
+mod asked;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use alknet_call::{CallError, Ctx};
-use alknet_runtime::{Clock, Code, Failure, Mode, ModuleSet, Work};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use alknet_runtime::{Calls, Clock, Code, Failure, Mode, ModuleSet, Record, Work};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use crate::host::{
-    Grants, Line, Ran, Session, SessionLimits, SessionSpec, Sessions, State, of_open, overloaded,
-    to_call_error,
+    Grants, Line, Ran, Session, SessionSpec, Sessions, State, of_open, overloaded, to_call_error,
 };
 use crate::limits::{CONSOLE_LINES, REPL_IDLE, REPL_NAME_BYTES_MAX, REPLS_OF_TENANT_MAX};
+use asked::seed_of;
+pub(super) use asked::{Asked, output_schema, schema};
 
 /// What an exception is told as that is no operation's error.
 pub(super) const SCRIPT_FAILED: &str = "SCRIPT_FAILED";
-
-/// What `runtime/eval` takes.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Asked {
-    /// Lines of a REPL, or the one module of a script.
-    source: Option<String>,
-    /// Modules by specifier.
-    #[serde(default)]
-    modules: BTreeMap<String, String>,
-    /// The module that is evaluated.
-    main: Option<String>,
-    /// The REPL that the lines belong to.
-    repl: Option<String>,
-    /// The REPL ends with this.
-    #[serde(default)]
-    end: bool,
-    /// What it may call; everything that may be, if nothing is said.
-    uses: Option<Vec<String>>,
-    #[serde(default)]
-    limits: AskedLimits,
-    /// 64 hexadecimal digits: it then gives the same answer each time, and begins in 1970.
-    seed: Option<String>,
-}
-
-/// What it may use; absent is the default.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AskedLimits {
-    wall_ms: Option<u64>,
-    cpu_ms: Option<u64>,
-    fuel_ticks: Option<u64>,
-    heap_bytes: Option<usize>,
-    external_bytes: Option<usize>,
-    stack_bytes: Option<usize>,
-    calls: Option<u64>,
-}
-
-impl AskedLimits {
-    fn limits(&self) -> SessionLimits {
-        let mut limits = SessionLimits::default();
-        let runtime = &mut limits.runtime;
-        let ms = |ms: u64| Duration::from_millis(ms);
-        runtime.cpu = self.cpu_ms.map_or(runtime.cpu, ms);
-        runtime.fuel_ticks = self.fuel_ticks.unwrap_or(runtime.fuel_ticks);
-        runtime.heap_bytes = self.heap_bytes.unwrap_or(runtime.heap_bytes);
-        runtime.external_bytes = self.external_bytes.unwrap_or(runtime.external_bytes);
-        runtime.stack_bytes = self.stack_bytes.unwrap_or(runtime.stack_bytes);
-        runtime.calls = self.calls.unwrap_or(runtime.calls);
-        limits.wall = self.wall_ms.map_or(limits.wall, ms);
-        limits
-    }
-}
-
-pub(super) fn schema() -> Value {
-    let whole = json!({ "type": "integer", "minimum": 1 });
-    json!({
-        "type": "object",
-        "properties": {
-            "source": { "type": "string" },
-            "modules": { "type": "object", "additionalProperties": { "type": "string" } },
-            "main": { "type": "string" },
-            "repl": { "type": "string", "minLength": 1, "maxLength": REPL_NAME_BYTES_MAX },
-            "end": { "type": "boolean" },
-            "uses": { "type": "array", "items": { "type": "string" } },
-            "limits": {
-                "type": "object",
-                "properties": {
-                    "wall_ms": whole, "cpu_ms": whole, "fuel_ticks": whole, "heap_bytes": whole,
-                    "external_bytes": whole, "stack_bytes": whole, "calls": whole,
-                },
-                "additionalProperties": false,
-            },
-            "seed": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
-        },
-        "additionalProperties": false,
-    })
-}
 
 /// Whose REPL, and its name.
 type Name = (String, String);
@@ -107,6 +31,12 @@ struct Repl {
     /// One line at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
     used: Instant,
+}
+
+/// Who hears what a script says, and what it calls.
+struct Heard {
+    console: mpsc::Sender<Line>,
+    record: Option<Record>,
 }
 
 /// Runs scripts for callers.
@@ -128,20 +58,39 @@ impl Evals {
 
     pub(super) async fn run(self: &Arc<Self>, asked: Asked, ctx: &Ctx) -> Result<Value, CallError> {
         let (console, mut lines) = mpsc::channel(CONSOLE_LINES);
-        let ran = match asked.repl.clone() {
-            Some(name) => self.line(name, asked, ctx, console).await,
-            None => self.once(asked, ctx, console).await,
+        let record = asked.record.then(Record::default);
+        let heard = Heard {
+            console,
+            record: record.clone(),
         };
+        let ran = match asked.repl.clone() {
+            Some(name) => self.line(name, asked, ctx, heard).await,
+            None => self.once(asked, ctx, heard).await,
+        };
+        let recorded = record.map(|record| record.end());
         let mut said = Vec::new();
         while let Ok(Line { level, text }) = lines.try_recv() {
             said.push(json!({ "level": level, "text": text }));
         }
         match ran {
-            Ok(ran) => Ok(answer(&ran, said)),
+            Ok(ran) => {
+                let mut answer = answer(&ran, said);
+                if let (Some(answer), Some(recorded)) = (answer.as_object_mut(), recorded) {
+                    tell_calls(answer, &recorded);
+                }
+                Ok(answer)
+            }
             Err(mut error) => {
                 let details = error.details.get_or_insert_with(|| Box::new(json!({})));
-                if let (Some(details), false) = (details.as_object_mut(), said.is_empty()) {
-                    details.insert("console".to_owned(), Value::Array(said));
+                if let Some(details) = details.as_object_mut() {
+                    if !said.is_empty() {
+                        details.insert("console".to_owned(), Value::Array(said));
+                    }
+                    // What failed before it called anything has nothing to tell.
+                    let some = |it: &Calls| it.left_out > 0 || !it.calls.is_empty();
+                    if let Some(recorded) = recorded.filter(some) {
+                        tell_calls(details, &recorded);
+                    }
                 }
                 Err(error)
             }
@@ -149,20 +98,16 @@ impl Evals {
     }
 
     /// A script with its modules.
-    async fn once(
-        &self,
-        asked: Asked,
-        ctx: &Ctx,
-        console: mpsc::Sender<Line>,
-    ) -> Result<Ran, CallError> {
+    async fn once(&self, asked: Asked, ctx: &Ctx, heard: Heard) -> Result<Ran, CallError> {
         let main = asked.main.clone().unwrap_or_else(|| "./main.ts".to_owned());
         let mut spec = self.spec(&asked, ctx, Mode::OneShot)?;
         if let Some(source) = asked.source {
             spec.modules.insert(&main, source).map_err(|f| told(&f))?;
         }
-        spec.console = Some(console);
+        spec.console = Some(heard.console);
         let opened = self.sessions.open(&ctx.env(), spec).await;
         let session = opened.map_err(|failure| of_open(&failure))?;
+        session.set_record(heard.record);
         let ran = session.run(&ctx.env(), Work::Module { module: main }).await;
         ran.map_err(|failure| told(&failure))
     }
@@ -173,7 +118,7 @@ impl Evals {
         name: String,
         asked: Asked,
         ctx: &Ctx,
-        console: mpsc::Sender<Line>,
+        heard: Heard,
     ) -> Result<Ran, CallError> {
         if name.is_empty() || name.len() > REPL_NAME_BYTES_MAX {
             let text = format!("a REPL's name has 1 to {REPL_NAME_BYTES_MAX} bytes");
@@ -195,9 +140,11 @@ impl Evals {
             None => self.begin(&name, &asked, ctx).await?,
         };
         let _one_at_a_time = turn.lock().await;
-        session.set_console(Some(console));
+        session.set_console(Some(heard.console));
+        session.set_record(heard.record);
         let ran = session.run(&ctx.env(), Work::Script { source }).await;
         session.set_console(None);
+        session.set_record(None);
         if let Some(repl) = self.lock().get_mut(&name) {
             repl.used = Instant::now();
         }
@@ -284,12 +231,6 @@ impl Evals {
     }
 }
 
-fn seed_of(text: &str) -> Result<[u8; 32], CallError> {
-    let hash = blake3::Hash::from_hex(text);
-    hash.map(|hash| *hash.as_bytes())
-        .map_err(|_| CallError::invalid_input("a seed has 64 hexadecimal digits"))
-}
-
 /// The caller wrote the script: an exception is theirs to see, and no fault of the node's.
 fn told(failure: &Failure) -> CallError {
     let mut error = to_call_error(failure, |_| false);
@@ -315,4 +256,10 @@ fn answer(ran: &Ran, console: Vec<Value>) -> Value {
             "calls": ran.calls,
         },
     })
+}
+
+/// What was called, beside what it came to.
+fn tell_calls(into: &mut Map<String, Value>, recorded: &Calls) {
+    into.insert("calls".to_owned(), json!(recorded.calls));
+    into.insert("calls_left_out".to_owned(), json!(recorded.left_out));
 }

@@ -1,0 +1,58 @@
+//! The isolate's form of what the host answers.
+
+use std::os::fd::OwnedFd;
+
+use alknet_runtime::{OpError, Reply};
+use alknet_worker::{Blob, Fault, FrameError, Mapped};
+use bytes::Bytes;
+
+use crate::wire::{self, Answer};
+
+/// The isolate's form of an answer.
+pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
+    let answer: Answer = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
+    Ok(match answer {
+        Answer::Json(value) => Reply::Json(value.0),
+        Answer::Mixed(value, tail) => {
+            let sealed = tail.sealed(fds).map_err(|error| unsendable(&error))?;
+            let bytes = match sealed {
+                Some(sealed) => {
+                    let mapped = sealed.map().map_err(|error| unsendable(&error))?;
+                    Bytes::from_owner(mapped)
+                }
+                None => tail
+                    .read(fds, u64::MAX)
+                    .map_err(|error| unsendable(&error))?
+                    .into(),
+            };
+            Reply::Mixed(value.0, bytes)
+        }
+        Answer::File(value, at) => {
+            let fd = fds
+                .get(at)
+                .and_then(|fd| fd.try_clone().ok())
+                .ok_or_else(gone)?;
+            let mapped = Mapped::of_file(fd).map_err(|error| unsendable(&error))?;
+            let bytes = Bytes::from_owner(mapped);
+            let mut value = value.0;
+            if let Some(members) = value.as_object_mut() {
+                // `tensor.open` looks for the whole file here.
+                let whole = serde_json::json!({ "$bin": [0, bytes.len()] });
+                members.insert("file".to_owned(), whole);
+            }
+            Reply::Mixed(value, bytes)
+        }
+    })
+}
+
+pub(super) fn op_error(fault: &Fault) -> OpError {
+    wire::read(&fault.details).unwrap_or_else(|_| OpError::new(&fault.code, &fault.message))
+}
+
+pub(super) fn unsendable(error: &FrameError) -> OpError {
+    OpError::new("INVALID_INPUT", format!("the value cannot travel: {error}"))
+}
+
+pub(super) fn gone() -> OpError {
+    OpError::new("ABORTED", "the session is over")
+}

@@ -1,0 +1,247 @@
+//! An isolate's host, over the worker's frames.
+//!
+//! Each wish of the script has a number; the answer comes under the same one. What the host has not
+//! taken yet is bounded: beyond that, frames wait here, in their order.
+//!
+//! Here is who waits for what; `queue` is what goes to the host, `side` what an isolate holds,
+//! `following` a subscription, `answer` what the isolate makes of the host's answers.
+
+mod answer;
+mod following;
+mod queue;
+mod side;
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use alknet_runtime::{CallOptions, Level, OpError, Operation};
+use alknet_worker::{Blob, Event, FromWorker, Guest, limits};
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::lock;
+use crate::limits::UNACKNOWLEDGED;
+use crate::wire::{self, Down, Opts};
+use answer::{gone, unsendable};
+pub(super) use queue::Verdict;
+use queue::Waiting;
+pub(super) use side::Side;
+
+/// One session's way to the host.
+#[derive(Debug)]
+pub(super) struct Bridge {
+    guest: Guest,
+    sid: u64,
+    operations: Vec<Operation>,
+    calls: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    open: HashMap<u64, Open>,
+    registering: VecDeque<oneshot::Sender<Result<(), OpError>>>,
+    /// Items that may be sent, by the host's call that asked for them.
+    serving: HashMap<u64, Arc<Semaphore>>,
+    lines: Vec<(Level, String)>,
+    lines_bytes: usize,
+    unheard: usize,
+    queue: VecDeque<Waiting>,
+    closed: bool,
+}
+
+/// The host's answer, with its descriptors.
+type Replied = (alknet_worker::Reply, Vec<OwnedFd>);
+/// A part of a subscription, with its descriptors.
+type Happened = (Event, Vec<OwnedFd>);
+
+/// Who waits for an answer of the host's.
+#[derive(Debug)]
+enum Open {
+    Call(oneshot::Sender<Replied>),
+    Subscription(mpsc::UnboundedSender<Happened>),
+    /// Nobody any more; the host's last word is still to come.
+    GivenUp,
+}
+
+impl Bridge {
+    pub(super) fn new(guest: Guest, sid: u64, operations: Vec<Operation>) -> Arc<Self> {
+        Arc::new(Self {
+            guest,
+            sid,
+            operations,
+            calls: AtomicU64::new(0),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Calls that the session has made.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// The host answered a call, or ended one with it.
+    pub(super) fn replied(&self, id: u64, reply: alknet_worker::Reply, fds: Vec<OwnedFd>) {
+        match lock(&self.state).open.remove(&id) {
+            Some(Open::Call(waits)) => {
+                // Whoever waited may be gone.
+                let _ = waits.send((reply, fds));
+            }
+            Some(Open::Subscription(waits)) => {
+                let last = match reply {
+                    alknet_worker::Reply::Err(fault) => Event::Fail(fault),
+                    alknet_worker::Reply::Ok(_) => Event::End,
+                };
+                let _ = waits.send((last, fds));
+            }
+            Some(Open::GivenUp) | None => {}
+        }
+    }
+
+    /// Something of a subscription came.
+    pub(super) fn happened(&self, id: u64, event: Event, fds: Vec<OwnedFd>) {
+        let mut state = lock(&self.state);
+        let last = matches!(event, Event::End | Event::Fail(_));
+        if let Some(Open::Subscription(waits)) = state.open.get(&id) {
+            let _ = waits.send((event, fds));
+        }
+        if last {
+            state.open.remove(&id);
+        }
+    }
+
+    pub(super) fn told(&self, told: Down) {
+        let mut state = lock(&self.state);
+        match told {
+            Down::Heard(frames) => {
+                state.unheard = state.unheard.saturating_sub(frames);
+                self.send_waiting(&mut state);
+            }
+            Down::Registered(outcome) => {
+                if let Some(waits) = state.registering.pop_front() {
+                    let _ = waits.send(outcome);
+                }
+            }
+            Down::Taken(entry) => {
+                if let Some(room) = state.serving.get(&entry) {
+                    room.add_permits(1);
+                }
+            }
+        }
+    }
+
+    /// A call of the host's may yield items from now on.
+    pub(super) fn serves(&self, entry: u64) {
+        let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
+        lock(&self.state).serving.insert(entry, room);
+    }
+
+    /// It is over.
+    pub(super) fn served(&self, entry: u64) {
+        if let Some(room) = lock(&self.state).serving.remove(&entry) {
+            room.close();
+        }
+    }
+
+    /// Nobody listens any more.
+    pub(super) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        state.open.clear();
+        state.registering.clear();
+        state.lines.clear();
+        // Calls that have an answer get it: the host still counts them.
+        for waiting in std::mem::take(&mut state.queue) {
+            if let Waiting::Result(result) = waiting {
+                result.send();
+            }
+        }
+    }
+
+    /// Takes a number for a wish, if there is room for one.
+    fn open(&self, state: &mut State, open: Open) -> Result<u64, OpError> {
+        if state.closed {
+            return Err(gone());
+        }
+        if state.open.len() >= limits::CALLS_OUT_MAX {
+            let text = "too many calls and subscriptions are not ended yet";
+            return Err(OpError::new("QUOTA_EXCEEDED", text));
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        state.next += 1;
+        let id = state.next;
+        state.open.insert(id, open);
+        Ok(id)
+    }
+
+    /// The script does not wait any more.
+    fn give_up(&self, id: u64) {
+        let mut state = lock(&self.state);
+        if let Some(open) = state.open.get_mut(&id) {
+            *open = Open::GivenUp;
+            let sid = self.sid;
+            self.send(&mut state, FromWorker::Cancel { sid, id }, Vec::new());
+        }
+    }
+
+    fn begin_call(
+        &self,
+        path: &str,
+        input: &Value,
+        opts: &mut Opts,
+        tail: Option<Bytes>,
+    ) -> Result<(u64, oneshot::Receiver<Replied>), OpError> {
+        let mut fds = Vec::new();
+        opts.tail = tail
+            .map(|tail| Blob::pack(tail.to_vec(), &mut fds))
+            .transpose()
+            .map_err(|error| unsendable(&error))?;
+        let input = wire::blob(input, &mut fds).map_err(|error| unsendable(&error))?;
+        let opts = wire::body(opts).map_err(|error| unsendable(&error))?;
+        let (waits, answer) = oneshot::channel();
+        let mut state = lock(&self.state);
+        self.flush_locked(&mut state);
+        let id = self.open(&mut state, Open::Call(waits))?;
+        let message = FromWorker::Call {
+            sid: self.sid,
+            id,
+            op: path.to_owned(),
+            input,
+            opts,
+        };
+        self.send(&mut state, message, fds);
+        Ok((id, answer))
+    }
+
+    fn begin_subscription(
+        &self,
+        path: &str,
+        input: &Value,
+        options: CallOptions,
+    ) -> Result<(u64, mpsc::UnboundedReceiver<Happened>), OpError> {
+        let mut fds = Vec::new();
+        let opts = Opts {
+            options,
+            ..Opts::default()
+        };
+        let input = wire::blob(input, &mut fds).map_err(|error| unsendable(&error))?;
+        let opts = wire::body(&opts).map_err(|error| unsendable(&error))?;
+        let (waits, events) = mpsc::unbounded_channel();
+        let mut state = lock(&self.state);
+        self.flush_locked(&mut state);
+        let id = self.open(&mut state, Open::Subscription(waits))?;
+        let message = FromWorker::Subscribe {
+            sid: self.sid,
+            id,
+            op: path.to_owned(),
+            input,
+            opts,
+        };
+        self.send(&mut state, message, fds);
+        Ok((id, events))
+    }
+}

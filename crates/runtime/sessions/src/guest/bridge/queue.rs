@@ -1,0 +1,111 @@
+//! Frames on their way to the host, in their order.
+
+use std::os::fd::OwnedFd;
+
+use alknet_worker::{Body, Fault, FromWorker, Guest, GuestCall};
+
+use super::{Bridge, State};
+use crate::guest::lock;
+use crate::limits::UNHEARD_MAX;
+use crate::wire::{self, Up};
+
+/// What waits until the host has taken what came before.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    Frame(FromWorker, Vec<OwnedFd>),
+    Result(Verdict),
+}
+
+/// The answer to a call of the host's, when everything before it has been sent.
+#[derive(Debug)]
+pub(in crate::guest) struct Verdict {
+    pub(in crate::guest) guest: Guest,
+    pub(in crate::guest) call: GuestCall,
+    pub(in crate::guest) reply: alknet_worker::Reply,
+    pub(in crate::guest) fds: Vec<OwnedFd>,
+    pub(in crate::guest) heap: u64,
+    pub(in crate::guest) external: u64,
+}
+
+impl Verdict {
+    pub(super) fn send(self) {
+        let sent = self
+            .guest
+            .finish(&self.call, self.reply, self.fds, self.heap, self.external);
+        if let Err(error) = sent {
+            // Too large for a frame, or the host is gone, which ends this process.
+            let fault = Fault {
+                code: "E_ENCODE".to_owned(),
+                message: format!("the answer cannot be sent: {error}"),
+                details: Body::default(),
+            };
+            let reply = alknet_worker::Reply::Err(fault);
+            let _ = self.guest.finish(&self.call, reply, Vec::new(), 0, 0);
+        }
+    }
+}
+
+impl Bridge {
+    /// Answers a call of the host's, behind everything that was said before.
+    pub(in crate::guest) fn finish(&self, result: Verdict) {
+        let mut state = lock(&self.state);
+        self.flush_locked(&mut state);
+        match state.queue.is_empty() {
+            true => result.send(),
+            false => state.queue.push_back(Waiting::Result(result)),
+        }
+    }
+
+    pub(in crate::guest) fn has_lines(&self) -> bool {
+        !lock(&self.state).lines.is_empty()
+    }
+
+    /// Sends the lines of the console that were collected.
+    pub(in crate::guest) fn flush(&self) {
+        self.flush_locked(&mut lock(&self.state));
+    }
+
+    pub(super) fn flush_locked(&self, state: &mut State) {
+        if state.lines.is_empty() {
+            return;
+        }
+        state.lines_bytes = 0;
+        let lines = Up::Lines(std::mem::take(&mut state.lines));
+        self.tell(state, &lines);
+    }
+
+    pub(super) fn tell(&self, state: &mut State, up: &Up) {
+        // What a script's own value made too deep was refused before it came here.
+        if let Ok(body) = wire::body(up) {
+            let sid = self.sid;
+            self.send(state, FromWorker::Tell { sid, body }, Vec::new());
+        }
+    }
+
+    /// Sends a frame, or lets it wait until the host has taken some.
+    pub(super) fn send(&self, state: &mut State, message: FromWorker, fds: Vec<OwnedFd>) {
+        if state.closed {
+            return;
+        }
+        state.queue.push_back(Waiting::Frame(message, fds));
+        self.send_waiting(state);
+    }
+
+    pub(super) fn send_waiting(&self, state: &mut State) {
+        while let Some(waiting) = state.queue.pop_front() {
+            match waiting {
+                Waiting::Result(result) => result.send(),
+                Waiting::Frame(..) if state.unheard >= UNHEARD_MAX => {
+                    state.queue.push_front(waiting);
+                    return;
+                }
+                Waiting::Frame(message, fds) => {
+                    state.unheard += 1;
+                    // A host that is gone ends this process; a frame that is none was checked
+                    // before.
+                    let _ = self.guest.send(&message, fds);
+                }
+            }
+        }
+    }
+}

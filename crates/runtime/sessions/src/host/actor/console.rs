@@ -1,0 +1,65 @@
+//! The console of a session, on its way to the log and to whoever follows it.
+
+use std::time::{Duration, Instant};
+
+use alknet_runtime::Level;
+
+use super::Actor;
+use crate::host::Line;
+use crate::limits::LOG_BYTES_PER_S;
+
+impl Actor {
+    pub(super) fn line(&mut self, level: Level, text: String) {
+        if !self.log.takes(text.len() as u64) {
+            self.shared.count_dropped(text.len() as u64);
+            return;
+        }
+        let session = self.shared.id();
+        match level {
+            Level::Error | Level::Warn => tracing::info!(session, ?level, "script: {text}"),
+            _ => tracing::debug!(session, ?level, "script: {text}"),
+        }
+        if let Some(console) = &self.console {
+            // What it does not take in time is in the log.
+            let _ = console.try_send(Line { level, text });
+        }
+    }
+}
+
+/// Bytes of console in a second.
+pub(super) struct LogBudget {
+    since: Instant,
+    left: u64,
+}
+
+impl LogBudget {
+    pub(super) fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            left: LOG_BYTES_PER_S,
+        }
+    }
+
+    fn takes(&mut self, bytes: u64) -> bool {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Self::new();
+        }
+        let left = self.left.checked_sub(bytes);
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_of_console_holds_what_it_may() {
+        let mut log = LogBudget::new();
+        assert!(log.takes(LOG_BYTES_PER_S - 1));
+        assert!(!log.takes(2) && log.takes(1) && !log.takes(1));
+        log.since -= Duration::from_secs(1);
+        assert!(log.takes(LOG_BYTES_PER_S));
+    }
+}

@@ -1,0 +1,130 @@
+//! What the script wants: calls, subscriptions, and operations of its own to be called by.
+
+use std::os::fd::OwnedFd;
+
+use alknet_call::Env;
+use alknet_runtime::{Noted, OpError};
+use alknet_worker::{Body, Hash, Reply, Told};
+use serde_json::Value;
+
+use super::{Actor, LIES, Next, ON};
+use crate::host::failure::{op_error, op_fault};
+use crate::host::offered;
+use crate::host::outgoing::{self, Said, Wish};
+use crate::wire::{self, Down, Offer, Opts};
+
+impl Actor {
+    /// A call or subscription of the script's.
+    pub(super) fn wish(
+        &mut self,
+        id: u64,
+        op: &str,
+        subscribes: bool,
+        (input, opts): (alknet_worker::Blob, Body),
+        fds: Vec<OwnedFd>,
+    ) -> Next {
+        if self.outgoing.has(id) {
+            return LIES;
+        }
+        let Ok(opts) = wire::read::<Opts>(&opts) else {
+            return LIES;
+        };
+        let name = op.trim_start_matches('/');
+        self.sessions.count_call_out();
+        let calls = self.shared.count_out(name);
+        let Ok(input) = wire::open::<wire::Json>(input, &fds) else {
+            if let Some(record) = &self.record {
+                record.leave_out();
+            }
+            let error = OpError::new("INVALID_INPUT", "the input is larger than an input may be");
+            return self.refuse(id, &error, None);
+        };
+        let env = self.env().cloned();
+        let noted = self.note(env.as_ref(), name, &input.0, &opts);
+        if calls > self.calls_max {
+            let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
+            return self.refuse(id, &error, noted.as_ref());
+        }
+        let Some(env) = env else {
+            let text = "no call of the session runs, so there is nobody to call for";
+            return self.refuse(id, &OpError::new("ABORTED", text), noted.as_ref());
+        };
+        let peer = opts.options.peer.as_deref();
+        if !(peer.is_none() && self.offered.contains(name))
+            && let Err(error) = self.reach.check(&env, name, peer, &input.0)
+        {
+            return self.refuse(id, &op_error(&error, name), noted.as_ref());
+        }
+        let wish = Wish {
+            id,
+            name: name.to_owned(),
+            input: input.0,
+            opts,
+            fds,
+            env,
+            noted,
+        };
+        self.outgoing.begin(wish, subscribes);
+        ON
+    }
+
+    /// Writes a wish down where the session is recorded, without what the operation's schemas mark as
+    /// secret.
+    fn note(&self, env: Option<&Env>, name: &str, input: &Value, opts: &Opts) -> Option<Noted> {
+        let record = self.record.as_ref()?;
+        if opts.tail.is_some() || opts.map {
+            record.leave_out();
+            return None;
+        }
+        let marks = env.and_then(|env| outgoing::marks(env, name, opts));
+        Some(record.begin(name, input, marks))
+    }
+
+    /// The answer to a wish that goes nowhere.
+    pub(super) fn refuse(&mut self, id: u64, error: &OpError, noted: Option<&Noted>) -> Next {
+        if let Some(noted) = noted {
+            noted.failed(error);
+        }
+        let reply = Reply::Err(op_fault(error));
+        match self.worker.tell(Told::Reply { id, reply }, Vec::new()) {
+            Ok(()) => ON,
+            Err(_) => LIES,
+        }
+    }
+
+    /// What an operation answered goes to the script.
+    pub(super) fn pass_on(&mut self, said: Said) -> Next {
+        if !self.outgoing.ends(&said) {
+            // It was given up meanwhile.
+            return ON;
+        }
+        let id = said.id();
+        let (told, fds) = said.told();
+        let last = matches!(told, Told::Reply { .. });
+        if self.worker.tell(told, fds).is_ok() {
+            return ON;
+        }
+        // Too much for a frame, or for a worker that does not read.
+        let error = OpError::new("INVALID_OUTPUT", "the answer cannot be sent to the script");
+        if !last {
+            self.outgoing.give_up(id);
+        }
+        self.refuse(id, &error, None)
+    }
+
+    pub(super) fn register(&mut self, spec: &Body, _script: Hash) -> Next {
+        let Ok(offer) = wire::read::<Offer>(spec) else {
+            return LIES;
+        };
+        let name = format!("js/{}", offer.name);
+        let registered = offered::registration(&self.entrance, offer)
+            .and_then(|registration| self.layer.replace(registration).map_err(offered::refused));
+        if registered.is_ok() {
+            self.offered.insert(name);
+        }
+        match self.tell(&Down::Registered(registered)) {
+            Ok(()) => ON,
+            Err(()) => LIES,
+        }
+    }
+}

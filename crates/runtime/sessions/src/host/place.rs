@@ -1,0 +1,85 @@
+//! The table of sessions, and a session's place in it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use alknet_runtime::{Code, Failure};
+use tokio::sync::mpsc;
+
+use super::actor::Command;
+use super::shared::{Reason, Shared};
+use super::{SessionSpec, Sessions, lock};
+
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) shared: Arc<Shared>,
+    pub(super) commands: mpsc::WeakUnboundedSender<Command>,
+}
+
+impl Sessions {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        tenant: &str,
+        spec: &SessionSpec,
+    ) -> Result<Place, Failure> {
+        let mut table = self.lock();
+        let own = table
+            .values()
+            .filter(|known| known.shared.tenant() == tenant);
+        if table.len() >= self.config.sessions_max || own.count() >= self.config.of_tenant_max {
+            return Err(Failure::new(Code::Quota, "too many sessions are open"));
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let shared = Arc::new(Shared::new(id, tenant, spec.mode));
+        let (nobody, _) = mpsc::unbounded_channel();
+        let known = Known {
+            shared: Arc::clone(&shared),
+            commands: nobody.downgrade(),
+        };
+        table.insert(id, known);
+        Ok(Place {
+            sessions: Arc::clone(self),
+            shared,
+            kept: false,
+        })
+    }
+
+    pub(super) fn know(&self, shared: &Shared, commands: &mpsc::UnboundedSender<Command>) {
+        if let Some(known) = self.lock().get_mut(&shared.id()) {
+            known.commands = commands.downgrade();
+        }
+    }
+
+    /// A session is over.
+    pub(super) fn forget(&self, shared: &Shared, reason: Reason) {
+        shared.close(reason);
+        if self.lock().remove(&shared.id()).is_some() {
+            *lock(&self.counters.closed)
+                .entry(shared.reason())
+                .or_default() += 1;
+        }
+    }
+}
+
+/// A session's place in the table while it is opened. Whoever opens it may give up at any moment.
+pub(super) struct Place {
+    sessions: Arc<Sessions>,
+    pub(super) shared: Arc<Shared>,
+    kept: bool,
+}
+
+impl Place {
+    /// It is open: from now on its task keeps the place.
+    pub(super) fn keep(mut self) -> Arc<Shared> {
+        self.kept = true;
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.sessions.lock().remove(&self.shared.id());
+        }
+    }
+}

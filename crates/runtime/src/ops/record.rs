@@ -1,0 +1,423 @@
+//! Fixtures made of real calls.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::replay::{Recorded, RecordedBytes};
+use super::secret::Marks;
+use crate::error::OpError;
+use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX};
+
+/// Writes down calls and their answers, in the order in which they began, without what the schemas
+/// of the called operations mark as secret. Clones write to the same.
+///
+/// Whoever knows these schemas and sees the calls says what happens: that is the host, never the
+/// script.
+#[derive(Clone, Debug, Default)]
+pub struct Record(Arc<Mutex<Kept>>);
+
+/// What was recorded.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Calls {
+    /// `calls` of a test case.
+    pub calls: Vec<Recorded>,
+    /// How many calls are not among them: those that sent bytes or took a file, those without an
+    /// answer, those whose answer no record can say, and those beyond [`RECORDED_MAX`] or
+    /// [`RECORDED_BYTES_MAX`].
+    pub left_out: usize,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    entries: Vec<Entry>,
+    /// As the text of all calls would be long.
+    bytes: usize,
+    left_out: usize,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    call: Recorded,
+    /// `None` for an operation that nobody knows, whose input is not kept either.
+    marks: Option<Marks>,
+    bytes: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Without an answer so far.
+    Open,
+    /// It has what was answered, or what came until now.
+    Good,
+    /// It cannot be kept.
+    Bad,
+    /// It found no operation, and a replay answers the same to every call that it does not know.
+    Needless,
+}
+
+impl Record {
+    /// A call or a subscription begins. Of an operation that is not known there are no `marks`.
+    #[must_use]
+    pub fn begin(&self, path: &str, input: &Value, marks: Option<Marks>) -> Noted {
+        let mut input = match &marks {
+            Some(_) => input.clone(),
+            None => Value::Null,
+        };
+        if let Some(marks) = &marks {
+            marks.redact_input(&mut input);
+        }
+        let call = Recorded {
+            path: path.to_owned(),
+            input,
+            output: None,
+            bytes: None,
+            error: None,
+        };
+        Noted {
+            at: lock(&self.0).begin(call, marks),
+            kept: Arc::clone(&self.0),
+        }
+    }
+
+    /// A call that no record can say.
+    pub fn leave_out(&self) {
+        lock(&self.0).left_out += 1;
+    }
+
+    /// What was recorded until now. Nothing is added any more.
+    #[must_use]
+    pub fn end(&self) -> Calls {
+        let mut kept = lock(&self.0);
+        kept.ended = true;
+        let open = kept.entries.iter().filter(|it| it.state == State::Open);
+        let left_out = kept.left_out + open.count();
+        let entries = std::mem::take(&mut kept.entries).into_iter();
+        let good = entries.filter(|it| it.state == State::Good);
+        Calls {
+            calls: good.map(|it| it.call).collect(),
+            left_out,
+        }
+    }
+}
+
+/// One call that was begun.
+#[derive(Clone, Debug)]
+pub struct Noted {
+    kept: Arc<Mutex<Kept>>,
+    /// `None` where there was no room.
+    at: Option<usize>,
+}
+
+impl Noted {
+    /// It was answered; `{"$bin": [offset, length]}` in `output` points into `bytes`, as in
+    /// [`Reply::Mixed`](crate::Reply::Mixed).
+    pub fn answered(&self, output: &Value, bytes: Option<&[u8]>) {
+        self.grow(|call, marks| {
+            let mut output = output.clone();
+            marks.redact_output(&mut output);
+            let mut more = text_len(&output);
+            if let Some(bytes) = bytes {
+                // What nothing points to any more may have been a secret.
+                let mut kept = Vec::new();
+                gather(&mut output, bytes, &mut kept)?;
+                more += base64_len(kept.len());
+                call.bytes = Some(RecordedBytes(kept.into()));
+            }
+            call.output = Some(output);
+            Some(more)
+        });
+    }
+
+    /// An item of a subscription came. The record has all of them as one array.
+    pub fn yielded(&self, item: &Value) {
+        self.grow(|call, marks| {
+            let mut item = item.clone();
+            marks.redact_output(&mut item);
+            let more = text_len(&item) + 1;
+            let items = call.output.get_or_insert_with(|| json!([]));
+            items.as_array_mut()?.push(item);
+            Some(more)
+        });
+    }
+
+    /// A subscription ended, or was left.
+    pub fn left(&self) {
+        self.grow(|call, _| {
+            call.output.get_or_insert_with(|| json!([]));
+            Some(0)
+        });
+    }
+
+    /// It failed; a subscription may have had items before.
+    pub fn failed(&self, error: &OpError) {
+        if error.code == "NOT_FOUND" && lock(&self.kept).is_needless(self.at) {
+            return;
+        }
+        self.grow(|call, marks| {
+            let mut error = error.clone();
+            marks.redact_error(&mut error);
+            let more = text_len(&error);
+            call.error = Some(error);
+            Some(more)
+        });
+    }
+
+    /// It had an answer that no record can say.
+    pub fn leave_out(&self) {
+        self.grow(|_, _| None);
+    }
+
+    /// Adds to the call, unless it cannot be kept; `add` says by how much it grows.
+    fn grow(&self, add: impl FnOnce(&mut Recorded, &Marks) -> Option<usize>) {
+        let mut kept = lock(&self.kept);
+        let kept = &mut *kept;
+        let Some(entry) = self.at.and_then(|at| kept.entries.get_mut(at)) else {
+            return;
+        };
+        if matches!(entry.state, State::Bad | State::Needless) {
+            return;
+        }
+        let marks = entry.marks.as_ref();
+        let more = marks.and_then(|marks| add(&mut entry.call, marks));
+        match more.filter(|more| kept.bytes + more <= RECORDED_BYTES_MAX) {
+            Some(more) => {
+                entry.state = State::Good;
+                entry.bytes += more;
+                kept.bytes += more;
+            }
+            None => {
+                entry.state = State::Bad;
+                entry.call = Recorded::default();
+                kept.bytes -= std::mem::take(&mut entry.bytes);
+                kept.left_out += 1;
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn begin(&mut self, call: Recorded, marks: Option<Marks>) -> Option<usize> {
+        let bytes = text_len(&call);
+        let fits = self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
+        if self.ended || !fits {
+            self.left_out += 1;
+            return None;
+        }
+        self.bytes += bytes;
+        self.entries.push(Entry {
+            call,
+            marks,
+            bytes,
+            state: State::Open,
+        });
+        Some(self.entries.len() - 1)
+    }
+
+    /// Whether the call is of an operation that is not known, and so need not be kept to be told
+    /// that it is not there.
+    fn is_needless(&mut self, at: Option<usize>) -> bool {
+        let entry = at.and_then(|at| self.entries.get_mut(at));
+        let unknown = entry.filter(|entry| entry.marks.is_none());
+        unknown.is_some_and(|entry| {
+            entry.state = State::Needless;
+            true
+        })
+    }
+}
+
+/// Copies what `value` points to, as much as a record holds, from `bytes` to the end of `kept`, and points there.
+fn gather(value: &mut Value, bytes: &[u8], kept: &mut Vec<u8>) -> Option<()> {
+    if let Some(place) = value.get_mut("$bin") {
+        let (offset, len): (usize, usize) = serde_json::from_value(place.take()).ok()?;
+        let part = bytes.get(offset..offset.checked_add(len)?)?;
+        // The same bytes may be pointed to many times over.
+        if base64_len(kept.len() + len) > RECORDED_BYTES_MAX {
+            return None;
+        }
+        *place = json!([kept.len(), len]);
+        kept.extend_from_slice(part);
+        return Some(());
+    }
+    match value {
+        Value::Array(items) => items
+            .iter_mut()
+            .try_for_each(|item| gather(item, bytes, kept)),
+        Value::Object(members) => members
+            .values_mut()
+            .try_for_each(|member| gather(member, bytes, kept)),
+        _ => Some(()),
+    }
+}
+
+/// How long the text of bytes is.
+const fn base64_len(bytes: usize) -> usize {
+    bytes.div_ceil(3) * 4
+}
+
+/// How long the text of a value is, without making it.
+fn text_len(value: &impl Serialize) -> usize {
+    struct Count(usize);
+    impl Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    match serde_json::to_writer(&mut count, value) {
+        Ok(()) => count.0,
+        // What has no text has no place in a record.
+        Err(_) => RECORDED_BYTES_MAX + 1,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open() -> Option<Marks> {
+        Some(Marks::default())
+    }
+
+    fn answered(record: &Record, path: &str, output: &Value, bytes: Option<&[u8]>) {
+        let noted = record.begin(path, &json!({}), open());
+        noted.answered(output, bytes);
+    }
+
+    fn said(calls: &Calls) -> Value {
+        serde_json::to_value(&calls.calls).expect("JSON")
+    }
+
+    #[test]
+    fn calls_are_in_the_order_in_which_they_began() {
+        let record = Record::default();
+        let [one, two, three] = [1, 2, 3].map(|n| record.begin("a/b", &json!(n), open()));
+        let flows = record.begin("a/items", &json!(null), open());
+        flows.yielded(&json!("x"));
+        three.answered(&json!(30), None);
+        two.failed(&OpError::new("OUT_OF_INK", "no ink"));
+        one.answered(&json!(10), None);
+        // One that has no answer, and a subscription that goes on.
+        let _ = record.begin("a/b", &json!(4), open());
+        flows.yielded(&json!("y"));
+        let calls = record.end();
+        assert_eq!(calls.left_out, 1);
+        let error = json!({ "code": "OUT_OF_INK", "message": "no ink", "retryable": false,
+            "details": null, "path": "" });
+        assert_eq!(
+            said(&calls),
+            json!([
+                { "path": "a/b", "input": 1, "output": 10 },
+                { "path": "a/b", "input": 2, "error": error },
+                { "path": "a/b", "input": 3, "output": 30 },
+                { "path": "a/items", "input": null, "output": ["x", "y"] },
+            ])
+        );
+        flows.yielded(&json!("z"));
+        assert_eq!(record.end().calls, []);
+    }
+
+    #[test]
+    fn no_secret_is_in_it() {
+        let secret = json!({ "x-secret": true });
+        let input = json!({ "properties": { "pin": secret } });
+        let output = json!({ "properties": { "token": secret, "key": secret } });
+        let marks = || Some(Marks::of(&input, &output, []));
+        let record = Record::default();
+        let input = json!({ "pin": "1234", "door": 1 });
+        let noted = record.begin("door/open", &input, marks());
+        noted.answered(&json!({ "token": "t-1", "open": true }), None);
+        let noted = record.begin("door/open", &input, marks());
+        noted.failed(&OpError::new("INVALID_INPUT", "1234 is no number"));
+        let noted = record.begin("door/watch", &input, marks());
+        noted.yielded(&json!({ "token": "t-2" }));
+        let noted = record.begin("door/image", &input, marks());
+        let image = json!({ "key": { "$bin": [0, 2] }, "pixels": { "$bin": [2, 3] } });
+        noted.answered(&image, Some(&[9, 9, 1, 2, 3]));
+        // Nobody knows what these mark.
+        record
+            .begin("none/such", &input, None)
+            .failed(&OpError::new("NOT_FOUND", ""));
+        record
+            .begin("none/such", &input, None)
+            .answered(&json!("t-3"), None);
+        record
+            .begin("none/such", &input, None)
+            .failed(&OpError::new("QUOTA_EXCEEDED", "1234"));
+        let calls = record.end();
+        let text = said(&calls).to_string();
+        assert!(!text.contains("1234") && !text.contains("t-"), "{text}");
+        assert_eq!((calls.calls.len(), calls.left_out), (4, 2));
+        let image = said(&calls)[3].clone();
+        assert_eq!(
+            (&image["output"], &image["bytes"]),
+            (
+                &json!({ "key": "[secret]", "pixels": { "$bin": [0, 3] } }),
+                &json!("AQID")
+            )
+        );
+    }
+
+    #[test]
+    fn what_no_record_can_say_is_counted() {
+        let record = Record::default();
+        record.leave_out();
+        record.begin("a/b", &json!({}), open()).leave_out();
+        // It points to what it has not.
+        answered(&record, "a/b", &json!({ "$bin": [1, 3] }), Some(&[1, 2, 3]));
+        let calls = record.end();
+        assert_eq!((calls.calls.len(), calls.left_out), (0, 3));
+    }
+
+    #[test]
+    fn a_record_is_bounded() {
+        let record = Record::default();
+        for _ in 0..RECORDED_MAX + 2 {
+            answered(&record, "a/b", &json!(1), None);
+        }
+        let calls = record.end();
+        assert_eq!((calls.calls.len(), calls.left_out), (RECORDED_MAX, 2));
+
+        let record = Record::default();
+        let third = "x".repeat(RECORDED_BYTES_MAX / 3);
+        for _ in 0..3 {
+            answered(&record, "a/b", &json!(third), None);
+        }
+        // What did not fit takes no room.
+        answered(&record, "a/b", &json!(1), None);
+        let calls = record.end();
+        assert_eq!((calls.calls.len(), calls.left_out), (3, 1));
+
+        // Neither do items, or bytes that are pointed to again and again.
+        let record = Record::default();
+        let items = record.begin("a/items", &json!(null), open());
+        for _ in 0..4 {
+            items.yielded(&json!(third));
+        }
+        let bytes = vec![0; RECORDED_BYTES_MAX / 8];
+        let again = vec![json!({ "$bin": [0, bytes.len()] }); 1000];
+        answered(&record, "a/b", &json!(again), Some(&bytes));
+        answered(
+            &record,
+            "a/b",
+            &json!({ "$bin": [0, bytes.len()] }),
+            Some(&bytes),
+        );
+        let calls = record.end();
+        assert_eq!((calls.calls.len(), calls.left_out), (1, 2));
+        assert!(said(&calls).to_string().len() <= RECORDED_BYTES_MAX);
+    }
+}

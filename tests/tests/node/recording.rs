@@ -1,0 +1,192 @@
+//! From a session to a test, by the command line: what a script called on a node is written to a file,
+//! and with that file its test passes where there is no node.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use alknet_tests::{Answer, Bench, Cli};
+use serde_json::{Value, json};
+
+/// `[[1, 2], [3, 4]]` as little-endian 32-bit floats, and its square.
+const MATRIX: &str = "AACAPwAAAEAAAEBAAACAQA==";
+const SQUARE: &str = "AADgQAAAIEEAAHBBAACwQQ==";
+
+/// Computes with bytes, with numbers that have no short text, with a secret and with an error.
+const SOURCE: &str =
+    "export async function door({ inline }: { inline: string }): Promise<unknown> {
+  const a = { inline, dtype: 'F32', shape: [2, 2] };
+  const { product } = await ops.call('compute/matmul', { a, b: a });
+  const numbers = [...new Float32Array(new Uint8Array(product.inline).buffer)];
+  const { join, count } = await ops.call('hub/invite', { role: 'worker' });
+  let refused = '';
+  try {
+    await ops.call('hub/invite', { role: 'nobody', count: 1 });
+  } catch (error) {
+    refused = (error as OpError).code;
+  }
+  return { numbers: numbers.map((n) => n / 13), invited: join.length > 0, count, refused };
+}
+";
+
+fn run(who: &Cli, words: &[&str], more: &[&Path]) -> Answer {
+    let mut command: Command = who.command(words);
+    command.args(more);
+    who.run(command)
+}
+
+/// Runs a script and has what it calls written to `out`.
+fn record(who: &Cli, at: &str, out: &Path, script: &Path) -> Answer {
+    run(
+        who,
+        &["js", "run", at],
+        &[Path::new("--record"), out, script],
+    )
+}
+
+fn read(path: &Path) -> Value {
+    let text = fs::read_to_string(path).expect("it was written");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// A folder as `alknet ops propose` takes it, whose only case expects `output`.
+fn draft(folder: &Path, calls: &Value, output: &Value) {
+    fs::create_dir_all(folder).expect("the folder is ours");
+    let operation = json!({
+        "spec": {
+            "name": "door", "kind": "query", "input": { "type": "object" },
+            "uses": ["compute/matmul", "hub/invite"],
+        },
+        "entry": "./main.ts", "export": "door",
+        "tests": [{
+            "input": { "inline": MATRIX }, "calls": calls, "expect": { "output": output },
+        }],
+    });
+    fs::write(folder.join("operation.json"), operation.to_string()).expect("room");
+    fs::write(folder.join("main.ts"), SOURCE).expect("room");
+}
+
+#[test]
+fn what_a_session_called_is_what_its_test_is_answered_with() {
+    let bench = Bench::new();
+    let [ada, bob] = ["ada", "bob"].map(|name| bench.somebody(name));
+    let peers = [
+        (
+            "ada",
+            &ada,
+            &["compute:run", "hub:invite", "ops:propose", "runtime:debug"][..],
+        ),
+        ("bob", &bob, &["runtime:debug"]),
+    ];
+    let peers = peers.map(|(name, who, scopes)| {
+        let key = who.identity();
+        format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
+    });
+    let config = format!(
+        "[hub]\nenabled = true\n[[hub.role]]\nname = \"worker\"\n{}",
+        peers.concat()
+    );
+    let node = bench.host_with(&config);
+    let at = node.target();
+    let folder = bench.path().join("door");
+    draft(&folder, &json!([]), &json!(null));
+    let script = bench.path().join("try.ts");
+    let source = format!(
+        "import {{ door }} from './door/main.ts';\nexport default await door({{ inline: '{MATRIX}' }});\n"
+    );
+    fs::write(&script, source).expect("room");
+
+    // A real session, and what it called, without the invitation that it was given.
+    let recorded = folder.join("calls.json");
+    let answer = record(&ada, at, &recorded, &script).json();
+    let calls = read(&recorded);
+    assert_eq!(
+        (&answer["calls"], &answer["calls_left_out"]),
+        (&calls, &json!(0))
+    );
+    let value = &answer["value"];
+    let numbers = [7.0, 10.0, 15.0, 22.0].map(|n: f64| n / 13.0);
+    assert_eq!(value["numbers"], json!(numbers), "{answer:#}");
+    assert_eq!(
+        (&calls[0]["path"], &calls[0]["bytes"]),
+        (&json!("compute/matmul"), &json!(SQUARE))
+    );
+    assert_eq!(calls[1]["output"]["join"], "[secret]", "{calls:#}");
+    assert_eq!(calls[2]["error"]["message"], "[secret]", "{calls:#}");
+    assert_eq!(calls[2]["error"]["code"], value["refused"]);
+
+    // A second session does not take the place of the first.
+    let again = record(&ada, at, &recorded, &script);
+    assert_eq!(
+        (again.status, again.code().as_str()),
+        (2, "USAGE"),
+        "{again:?}"
+    );
+    assert_eq!(read(&recorded), calls);
+
+    // The file as it stands is what a proposal is tested with; with nothing in it, nothing is known.
+    let propose = ["ops", "propose", at, "--as", "ada"];
+    draft(&folder, &json!("none.json"), value);
+    fs::write(folder.join("none.json"), "[]").expect("room");
+    assert_eq!(run(&ada, &propose, &[&folder]).code(), "TESTS_FAILED");
+    draft(&folder, &json!("calls.json"), value);
+    let proposed = run(&ada, &propose, &[&folder]).json();
+    assert_eq!(proposed["report"]["passed"], true, "{proposed:#}");
+
+    // It is what a session's own test is answered with as well, in one that reaches nothing.
+    let cases = json!([{
+        "input": { "inline": MATRIX }, "calls": calls, "expect": { "output": value },
+    }]);
+    let test = bench.path().join("test.ts");
+    let source = format!(
+        "import {{ door }} from './door/main.ts';
+await ops.register({{ name: 'door', kind: 'query' }}, door);
+export default await ops.test('door', {cases});
+"
+    );
+    fs::write(&test, source).expect("room");
+    let words = ["js", "run", at, "--uses", "none/such"];
+    let report = run(&ada, &words, &[&test]).json();
+    assert_eq!(report["value"]["passed"], true, "{report:#}");
+
+    // Recording shows what one's own session was told, and lends nobody a right.
+    let refused = bench.path().join("refused.json");
+    assert_ne!(record(&bob, at, &refused, &script).status, 0);
+    let calls = read(&refused);
+    assert_eq!(
+        (&calls[0]["error"]["code"], &calls[1]),
+        (&json!("FORBIDDEN"), &Value::Null)
+    );
+}
+
+#[test]
+fn lines_are_recorded_as_they_are_typed() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let typed = bench.path().join("typed");
+    fs::write(
+        &typed,
+        "const { name } = await ops.call('node/info', {})\nawait ops.call('runtime/kill', {})\nname\n",
+    )
+    .expect("room");
+    let recorded = bench.path().join("calls.json");
+    let mut command = bench.admin().command(&["js", "repl", node.target()]);
+    command
+        .arg("--record")
+        .arg(&recorded)
+        .stdin(File::open(&typed).expect("it was written"));
+    let answer = bench.admin().run(command);
+    assert_eq!(answer.status, 1, "a line failed: {answer:?}");
+    let calls = read(&recorded);
+    let name = &calls[0]["output"]["name"];
+    assert!(name.is_string(), "{calls:#}");
+    assert_eq!(
+        (&calls[1]["path"], &calls[1]["error"]["code"], &calls[2]),
+        (
+            &json!("runtime/kill"),
+            &json!("INVALID_INPUT"),
+            &Value::Null
+        )
+    );
+    assert!(!answer.errors.contains("calls_left_out"), "{answer:?}");
+}
