@@ -104,7 +104,10 @@ fn fsck_reads_the_erofs_root() {
     run("fsck.erofs", &[text(&root)]);
     let facts = run("dump.erofs", &["-s", text(&root)]);
     // Nothing in it has to be unpacked: pages are what the drive has.
-    assert!(!facts.contains("lz4") && !facts.contains("cluster"), "{facts}");
+    assert!(
+        !facts.contains("lz4") && !facts.contains("cluster"),
+        "{facts}"
+    );
     let init = run("dump.erofs", &["--path=/init", text(&root)]);
     assert!(
         init.contains("rwxr-xr-x") || init.contains("0755"),
