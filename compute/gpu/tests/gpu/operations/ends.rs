@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::node::{LONG, Node, Person, block_on, codes, floats, inline, le, patient};
@@ -83,10 +84,7 @@ fn busy(mark: &str) -> i32 {
 
 /// Ends a worker of this test's own, found by its mark.
 fn kill(pid: i32) {
-    let status = Command::new("kill")
-        .args(["-KILL", &pid.to_string()])
-        .status();
-    assert!(status.expect("every Debian has it").success());
+    signal::kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
 }
 
 fn running(node: &Node) -> u64 {

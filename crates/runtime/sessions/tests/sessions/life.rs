@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 
 use alknet_runtime::{Clock, Code, Mode, Work};
 use alknet_sessions::{Config, Line, Reason, SessionSpec, State};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -265,9 +267,7 @@ async fn what_a_worker_dies_of_stays_in_it() {
             lab.probe.started.load(Ordering::SeqCst) == 1
         })
         .await;
-        let mut signal = std::process::Command::new("kill");
-        let sent = signal.args(["-KILL", &pid.to_string()]).status();
-        assert!(sent.expect("a signal").success());
+        signal::kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
     };
     let (ended, ()) = soon(async { tokio::join!(mine.run(&env, main()), kill) }).await;
     assert_eq!(code(ended), Code::WorkerLost);
