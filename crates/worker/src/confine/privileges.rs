@@ -25,6 +25,8 @@ const NONE: CapabilitySets = CapabilitySets {
 /// Drops everything. What counts is what is left, not which step succeeded: an ordinary user may not
 /// drop what it does not have.
 pub(crate) fn drop_all(become_user: Option<u32>, gaps: &mut Vec<Gap>) {
+    // While there is the right to: another user has it no more.
+    drop_bounding_set();
     if let Some(id) = become_user
         && let Err(errno) = become_other(id)
     {
@@ -61,14 +63,18 @@ fn become_other(id: u32) -> Result<(), Errno> {
     set_thread_res_uid(user, user, user)
 }
 
-fn drop_capabilities() {
-    // Each may be refused where there is nothing to drop; the caller looks at what is left.
+/// Up to the first that the kernel does not know, or to none for who may not.
+fn drop_bounding_set() {
     for bit in 0..CAPABILITY_BITS {
         let one = CapabilitySet::from_bits_retain(1 << bit);
         if remove_capability_from_bounding_set(one).is_err() {
             break;
         }
     }
+}
+
+fn drop_capabilities() {
+    // Each may be refused where there is nothing to drop; the caller looks at what is left.
     let _ = clear_ambient_capability_set();
     // Being root inside a user namespace brings none back.
     let locked = CapabilitiesSecureBits::NO_ROOT
