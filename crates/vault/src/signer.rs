@@ -48,7 +48,7 @@ impl<K> Held<K> {
         Arc::new(Self(RwLock::new(Some(Box::new(key)))))
     }
 
-    fn with<R>(&self, act: impl FnOnce(&K) -> R) -> Result<R, VaultError> {
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&K) -> R) -> Result<R, VaultError> {
         let held = self.0.read().unwrap_or_else(|poison| poison.into_inner());
         held.as_deref().map(act).ok_or(VaultError::Locked)
     }
@@ -206,7 +206,7 @@ impl EthereumSigner {
     /// Signs a digest; `r ‖ s` with the smaller `s`, and which of the points is the signer's (0 or 1).
     pub fn sign_digest(&self, digest: &[u8; 32]) -> Result<([u8; 64], u8), VaultError> {
         let signed = self.key.with(|key| key.sign_prehash_recoverable(digest))?;
-        let (signature, recovery) = signed.map_err(|_| VaultError::Unsupported)?;
+        let (signature, recovery) = signed;
         Ok((signature.to_bytes().into(), recovery.to_byte()))
     }
 }

@@ -111,7 +111,7 @@ pub(crate) fn public(key: &SecretArr<32>, curve: Curve) -> Result<[u8; 33], Vaul
 /// One function per curve, of the same text: their types share no trait that also wipes.
 macro_rules! sum {
     ($curve:ident, $left:expr, $parent:expr) => {{
-        use $curve::elliptic_curve::{Field as _, PrimeField as _};
+        use $curve::elliptic_curve::{Field, PrimeField as _};
         let read = |bytes: &SecretArr<32>| {
             Option::<$curve::Scalar>::from($curve::Scalar::from_repr((*bytes.expose()).into()))
         };
@@ -120,7 +120,8 @@ macro_rules! sum {
             .and_then(|(mut left, mut parent)| {
                 let mut sum = left + parent;
                 let mut bytes = sum.to_repr();
-                let key = (!bool::from(sum.is_zero())).then(|| SecretArr::from_slice(&bytes));
+                let key =
+                    (!bool::from(Field::is_zero(&sum))).then(|| SecretArr::from_slice(&bytes));
                 bytes.as_mut_slice().zeroize();
                 for scalar in [&mut left, &mut parent, &mut sum] {
                     scalar.zeroize();

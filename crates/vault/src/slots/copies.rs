@@ -347,3 +347,6 @@ fn is_begun(bytes: &[u8]) -> bool {
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().fold(0, |all, byte| all | byte) == 0
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,3 +3,4 @@
 
 mod dependencies;
 mod lifecycle;
+mod secrets;
