@@ -12,6 +12,8 @@ use sha2::Sha512;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::crypto;
+use crate::derive::DerivationPath;
+use crate::derive::slip10::Node;
 use crate::error::{MnemonicError, VaultError};
 use crate::limits::{MAX_PASSPHRASE_BYTES, MAX_PHRASE_BYTES};
 use crate::secret::{SecretArr, SecretStr};
@@ -124,6 +126,16 @@ impl Entropy {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes.expose()[..self.len]
+    }
+
+    /// The private key at any path of these words: for a tool on the desk of whoever holds the paper. A
+    /// [`crate::Vault`] answers by purpose only.
+    pub fn key_at(
+        &self,
+        passphrase: &SecretStr,
+        path: &DerivationPath,
+    ) -> Result<SecretArr<32>, VaultError> {
+        Ok(Node::at(self.seed(passphrase)?.expose(), path)?.key)
     }
 
     /// What keys are derived from: PBKDF2-HMAC-SHA512 over the phrase, 2048 rounds.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::derive::DerivationPath;
 use crate::signer::Reason;
 
 const WORDS: &str = "abandon abandon abandon abandon abandon abandon \
@@ -179,4 +180,64 @@ fn everything_that_happens_is_heard_and_nothing_secret_is_said() {
         assert!(heard.contains(part), "{part} in {heard}");
     }
     assert!(!heard.contains("top-secret"));
+}
+
+#[test]
+fn purposes_give_the_keys_of_the_table() {
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let public = |device, purpose| hex(&unlocked(device).signer(purpose).expect("open").public());
+    let node = "e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
+    assert_eq!(public(0, Purpose::NodeIdentity), node);
+    let host = "e21db52decc1387a5ac6e8db38623807646f7a2ef9254b84ab58ba7bcf775e0c";
+    assert_eq!(public(1, Purpose::SshHost), host);
+    let acme = unlocked(1).p256_signer(Purpose::AcmeAccount).expect("open");
+    let key = acme.expose(Reason::AcmeClient).expect("open");
+    let private = "f41363906899670a15823cfb54ff900abdf158793dfc4fa475a677631bc6f822";
+    assert_eq!(hex(key.expose()), private);
+    let recovery = "531a21ea739313afeda0219c83788a1b699c3d7fee18d2a84a5e448b45c1bfcb";
+    let secret = unlocked(0).recovery_secret().expect("open");
+    assert_eq!(hex(secret.expose()), recovery);
+    let path = path_on("m/74'/0'/2'/0'", Curve::NistP256);
+    let words = Entropy::parse(WORDS).expect("words");
+    assert_eq!(
+        words.key_at(&SecretStr::empty(), &path).expect("a key"),
+        key
+    );
+}
+
+#[test]
+fn signatures_are_what_others_verify() {
+    use p256::ecdsa::signature::Verifier as _;
+    let vault = unlocked(0);
+    let node = vault.signer(Purpose::NodeIdentity).expect("open");
+    let key = ed25519_dalek::VerifyingKey::from_bytes(&node.public()).expect("a point");
+    let signature = ed25519_dalek::Signature::from_bytes(&node.sign(b"x").expect("open"));
+    assert!(key.verify_strict(b"x", &signature).is_ok());
+    let acme = vault.p256_signer(Purpose::AcmeAccount).expect("open");
+    let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(&acme.public()).expect("a point");
+    let signature = acme.sign(b"x").expect("open");
+    let signature = p256::ecdsa::Signature::from_slice(&signature).expect("two numbers");
+    assert!(key.verify(b"x", &signature).is_ok());
+    assert!(key.verify(b"y", &signature).is_err());
+}
+
+#[cfg(feature = "secp256k1")]
+#[test]
+fn the_ethereum_key_is_the_one_that_wallets_show() {
+    let path = path_on("m/44'/60'/0'/0/0", Curve::Secp256k1);
+    let words = Entropy::parse(WORDS).expect("words");
+    let key = words.key_at(&SecretStr::empty(), &path).expect("a key");
+    let known = "1ab42cc412b618bdea3a599e3c9bae199ebf030895b039e9db1e30dafb12b727";
+    assert_eq!(data_encoding::HEXLOWER.encode(key.expose()), known);
+    let signer = unlocked(0).ethereum_signer().expect("open");
+    let (signature, recovery) = signer.sign_digest(&[7; 32]).expect("open");
+    let signature = k256::ecdsa::Signature::from_slice(&signature).expect("two numbers");
+    let recovery = k256::ecdsa::RecoveryId::from_byte(recovery).expect("0 or 1");
+    let key = k256::ecdsa::VerifyingKey::recover_from_prehash(&[7; 32], &signature, recovery);
+    let point = key.expect("recovered").to_sec1_point(false);
+    assert_eq!(point.as_bytes(), signer.public());
+}
+
+fn path_on(text: &str, curve: Curve) -> DerivationPath {
+    DerivationPath::parse(text, curve).expect("within the grammar")
 }
