@@ -258,6 +258,14 @@ fn promotion_starts_no_process_and_opens_no_connection() {
     }
 }
 
+/// What else is beneath it, its own tests ask with all of its features.
+#[test]
+fn the_vault_is_alone() {
+    let closure = Graph::load().closure("alknet-vault");
+    let ours = closure.iter().filter(|name| name.starts_with("alknet"));
+    assert_eq!(ours.collect::<Vec<_>>(), Vec::<&String>::new());
+}
+
 #[test]
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();

@@ -1,0 +1,227 @@
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use super::*;
+use crate::limits::{AUDIT_FILES, MAX_PENDING_EVENTS};
+use crate::{Entropy, SecretStr, Vault};
+
+fn vault() -> Vault {
+    static VAULT: LazyLock<Vault> = LazyLock::new(|| {
+        let vault = Vault::locked();
+        let words = Entropy::from_bytes(&[7; 32]).expect("32 bytes");
+        vault.unlock(&words, &SecretStr::empty()).expect("unlocked");
+        vault
+    });
+    VAULT.clone()
+}
+
+fn record(t_ms: u64) -> Record {
+    let label = "cred:a".parse().expect("a label");
+    let boot = "8a5f0c3e".parse().expect("plain");
+    Record::new(t_ms, boot, Event::Sealed { label })
+}
+
+fn written(dir: &Path, lines: u64) -> Vec<u8> {
+    let mut log = AuditLog::open(dir).expect("opened");
+    for t in 0..lines {
+        log.append(&vault(), &[record(t)]).expect("written");
+    }
+    fs::read(dir.join("vault.log")).expect("a file")
+}
+
+fn break_of(dir: &Path) -> (usize, Break) {
+    match verify(dir, &vault()).expect_err("a break") {
+        AuditError::Broken { line, why, .. } => (line, why),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn lines_are_canonical_and_hang_on_each_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = String::from_utf8(written(dir.path(), 3)).expect("text");
+    let first = text.lines().next().expect("a line");
+    let start = r#"{"boot":"8a5f0c3e","detail":{"label":"cred:a"},"ev":"sealed","mac":""#;
+    assert!(first.starts_with(start), "{first}");
+    assert!(first.ends_with(r#"","seq":1,"t":0}"#), "{first}");
+    let verified = verify(dir.path(), &vault()).expect("whole");
+    assert_eq!(
+        verified,
+        Verified {
+            lines: 3,
+            first: 1,
+            last: 3
+        }
+    );
+    let mut again = AuditLog::open(dir.path()).expect("opened");
+    assert_eq!(again.last_number(), 3);
+    again.append(&vault(), &[record(9)]).expect("written");
+    assert_eq!(verify(dir.path(), &vault()).expect("whole").last, 4);
+}
+
+#[test]
+fn every_flipped_bit_is_found_where_it_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let good = written(dir.path(), 3);
+    let path = dir.path().join("vault.log");
+    for bit in 0..good.len() * 8 {
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &bad).expect("written");
+        let line = good[..bit / 8]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+            + 1;
+        assert_eq!(break_of(dir.path()).0, line, "bit {bit}");
+    }
+}
+
+#[test]
+fn missing_exchanged_and_foreign_lines_are_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let good = String::from_utf8(written(dir.path(), 4)).expect("text");
+    let lines: Vec<_> = good.lines().collect();
+    let with = |lines: &[&str]| {
+        fs::write(dir.path().join("vault.log"), lines.join("\n") + "\n").expect("written");
+        break_of(dir.path())
+    };
+    assert_eq!(with(&[lines[0], lines[2]]), (2, Break::Sequence));
+    assert_eq!(with(&[lines[1]]), (1, Break::Sequence));
+    assert_eq!(with(&[lines[0], lines[2], lines[1]]), (2, Break::Sequence));
+    assert_eq!(with(&[lines[0], "{}"]), (2, Break::Form));
+    let renumbered = lines[2].replace("\"seq\":3", "\"seq\":2");
+    assert_eq!(with(&[lines[0], &renumbered]), (2, Break::Previous));
+    let changed = lines[1].replace("cred:a", "cred:b");
+    assert_eq!(with(&[lines[0], &changed, lines[2]]), (2, Break::Mac));
+    fs::write(dir.path().join("vault.log"), &good[..good.len() - 1]).expect("written");
+    assert_eq!(break_of(dir.path()), (4, Break::Cut));
+    fs::write(dir.path().join("vault.log"), good).expect("written");
+    let other = Vault::locked();
+    let words = Entropy::from_bytes(&[8; 32]).expect("32 bytes");
+    other.unlock(&words, &SecretStr::empty()).expect("unlocked");
+    let error = verify(dir.path(), &other).expect_err("other words");
+    assert!(matches!(
+        error,
+        AuditError::Broken {
+            line: 1,
+            why: Break::Mac,
+            ..
+        }
+    ));
+    let error = verify(dir.path(), &Vault::locked()).expect_err("locked");
+    assert!(matches!(error, AuditError::Vault(VaultError::Locked)));
+}
+
+#[test]
+fn a_power_cut_at_every_byte_costs_one_line_at_most() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let good = written(dir.path(), 3);
+    for cut in 0..good.len() {
+        fs::write(dir.path().join("vault.log"), &good[..cut]).expect("written");
+        let whole = good[..cut].iter().filter(|byte| **byte == b'\n').count() as u64;
+        let mut log = AuditLog::open(dir.path()).expect("opened");
+        assert_eq!(log.last_number(), whole, "cut at {cut}");
+        log.append(&vault(), &[record(5)]).expect("written");
+        let at_a_line = cut == 0 || good[cut - 1] == b'\n';
+        let added = if at_a_line { 1 } else { 2 };
+        let verified = verify(dir.path(), &vault()).expect("whole again");
+        assert_eq!(verified.last, whole + added, "cut at {cut}");
+    }
+}
+
+#[test]
+fn files_are_rotated_and_the_chain_goes_on_across_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut log = AuditLog::open_with(dir.path(), 1000).expect("opened");
+    let vault = vault();
+    for t in 0..10 {
+        log.append(&vault, &[record(t), record(t)])
+            .expect("written");
+        log = AuditLog::open_with(dir.path(), 1000).expect("opened again");
+    }
+    let verified = verify(dir.path(), &vault).expect("whole");
+    assert_eq!((verified.first, verified.last), (1, 20));
+    for t in 0..30 {
+        log.append(&vault, &[record(t)]).expect("written");
+    }
+    let verified = verify(dir.path(), &vault).expect("whole");
+    assert!(verified.first > 1);
+    assert_eq!(verified.last, 50);
+    assert_eq!(
+        fs::read_dir(dir.path()).expect("a directory").count(),
+        AUDIT_FILES
+    );
+    for entry in fs::read_dir(dir.path()).expect("a directory") {
+        assert!(entry.expect("an entry").metadata().expect("a file").len() <= 1000);
+    }
+    fs::remove_file(dir.path().join("vault.log.3")).expect("removed");
+    assert_eq!(break_of(dir.path()), (1, Break::Sequence));
+    fs::remove_file(dir.path().join("vault.log.7")).expect("removed");
+    assert_eq!(break_of(dir.path()), (1, Break::Sequence));
+}
+
+#[test]
+fn what_happens_while_locked_is_kept_to_a_limit_and_written_later() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut log = AuditLog::open(dir.path()).expect("opened");
+    let mut pending = Pending::default();
+    for t in 0..MAX_PENDING_EVENTS as u64 + 3 {
+        pending.push(record(t));
+    }
+    let error = pending
+        .flush(&mut log, &Vault::locked())
+        .expect_err("locked");
+    assert!(matches!(error, AuditError::Vault(VaultError::Locked)));
+    assert_eq!(pending.len(), MAX_PENDING_EVENTS);
+    pending.flush(&mut log, &vault()).expect("written");
+    assert!(pending.is_empty());
+    assert_eq!(log.last_number(), MAX_PENDING_EVENTS as u64 + 1);
+    let text = fs::read_to_string(dir.path().join("vault.log")).expect("text");
+    let last = text.lines().last().expect("a line");
+    assert!(
+        last.contains(r#""detail":{"count":3},"ev":"dropped""#),
+        "{last}"
+    );
+    verify(dir.path(), &vault()).expect("whole");
+}
+
+#[test]
+fn a_broken_end_is_not_written_on_but_put_aside() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("vault.log"), "no line\n").expect("written");
+    let error = AuditLog::open(dir.path()).expect_err("broken");
+    assert!(matches!(
+        error,
+        AuditError::Broken {
+            why: Break::Form,
+            ..
+        }
+    ));
+    let mut log = AuditLog::begin_anew(dir.path()).expect("begun");
+    log.append(&vault(), &[record(1)]).expect("written");
+    assert_eq!(break_of(dir.path()), (1, Break::Form));
+}
+
+#[test]
+fn limits_hold() {
+    for bad in ["", "a b", "ä", &"x".repeat(line::MAX_BOOT_BYTES + 1)] {
+        assert!(
+            matches!(bad.parse::<BootId>(), Err(AuditError::BadBoot)),
+            "{bad}"
+        );
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut log = AuditLog::open(dir.path()).expect("opened");
+    let event = Event::Exported {
+        what: "x".repeat(limits::MAX_AUDIT_LINE_BYTES),
+        reason: crate::Reason::Console,
+    };
+    let long = Record::new(0, "b".parse().expect("plain"), event);
+    let error = log
+        .append(&vault(), &[record(0), long])
+        .expect_err("too long");
+    assert!(matches!(error, AuditError::TooLong));
+    assert_eq!(log.last_number(), 0);
+}

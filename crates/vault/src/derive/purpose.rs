@@ -1,0 +1,241 @@
+//! What keys are for, and where they lie. Every row is for ever: an identity depends on it.
+
+use std::fmt;
+
+use crate::derive::{DerivationPath, Index};
+use crate::error::VaultError;
+
+/// What kind of key a path ends in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Curve {
+    /// SLIP-0010 with `ed25519 seed`; also for symmetric keys, which are the 32 bytes themselves.
+    Ed25519,
+    /// SLIP-0010 with `Nist256p1 seed`.
+    NistP256,
+    /// BIP-32 with `Bitcoin seed`; keys need the feature `secp256k1`.
+    Secp256k1,
+}
+
+/// The version of the key that credentials are sealed with: 2 and up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyVersion(Index);
+
+impl KeyVersion {
+    /// The first there is; 1 was of another design.
+    pub const FIRST: Self = match Self::new(2) {
+        Some(version) => version,
+        None => unreachable!(),
+    };
+
+    /// The version of that number, which is at least 2 and at most 2³¹ + 1.
+    #[must_use]
+    pub const fn new(number: u32) -> Option<Self> {
+        match number.checked_sub(2) {
+            Some(place) => match Index::new(place) {
+                Some(place) => Some(Self(place)),
+                None => None,
+            },
+            None => None,
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0.number() + 2
+    }
+}
+
+impl TryFrom<u32> for KeyVersion {
+    type Error = VaultError;
+
+    fn try_from(number: u32) -> Result<Self, VaultError> {
+        Self::new(number).ok_or(VaultError::UnknownVersion(number))
+    }
+}
+
+impl fmt::Display for KeyVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number().fmt(f)
+    }
+}
+
+/// What a key is for: a closed list, so that no caller can name a path.
+///
+/// `m/74'/1'/…` was of another design and is never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Purpose {
+    /// ES256 account key at certificate authorities: one for all devices of the words.
+    AcmeAccount,
+    /// HMAC key of the audit log.
+    AuditMac,
+    /// What blobs are sealed with: one for all devices of the words.
+    Credentials(KeyVersion),
+    /// Opens the data partition when only the words are left.
+    DataRecovery,
+    /// DNSSEC key of one zone.
+    DnsZone {
+        /// Which zone.
+        zone: Index,
+        /// Which of its keys.
+        generation: Index,
+    },
+    /// Ethereum; needs the feature `secp256k1`.
+    Ethereum,
+    /// Signs images and updates on a build machine.
+    ImageSigning,
+    /// Signs the leaf of this device in groups of messages.
+    MessageLeaf,
+    /// Who this node is.
+    NodeIdentity,
+    /// SSH host key.
+    SshHost,
+    /// Signs certificates of SSH users.
+    SshUserCa,
+}
+
+impl Purpose {
+    /// What kind of key it is.
+    #[must_use]
+    pub const fn curve(self) -> Curve {
+        match self {
+            Self::AcmeAccount => Curve::NistP256,
+            Self::Ethereum => Curve::Secp256k1,
+            _ => Curve::Ed25519,
+        }
+    }
+
+    /// Whether the key signs; the others encrypt and authenticate inside the vault.
+    #[must_use]
+    pub const fn signs(self) -> bool {
+        !matches!(
+            self,
+            Self::AuditMac | Self::Credentials(_) | Self::DataRecovery
+        )
+    }
+
+    /// Where the key of that device lies. Devices share the keys whose rows do not name them.
+    #[must_use]
+    pub fn path(self, device: Index) -> DerivationPath {
+        const N: [Index; 6] = {
+            let mut small = [Index::new(0).expect("small"); 6];
+            let mut at = 0;
+            while at < small.len() {
+                small[at] = Index::new(at as u32).expect("small");
+                at += 1;
+            }
+            small
+        };
+        const COIN: Index = Index::new(74).expect("small");
+        // Device 0 lies where there was only one device; others are one level further down, so that
+        // none of them can meet a neighbouring row.
+        let hardened = |rest: &[Index], own: bool| {
+            let device = (own && device.number() > 0).then_some(device);
+            let all: Vec<_> = [COIN].iter().chain(rest).copied().chain(device).collect();
+            DerivationPath::hardened(self.curve(), &all)
+        };
+        match self {
+            Self::AcmeAccount => hardened(&[N[0], N[2], N[0]], false),
+            Self::AuditMac => hardened(&[N[2], N[2], N[0]], true),
+            Self::Credentials(version) => hardened(&[N[2], N[0], version.0], false),
+            Self::DataRecovery => hardened(&[N[2], N[1], N[0]], true),
+            Self::DnsZone { zone, generation } => hardened(&[N[4], zone, generation], false),
+            Self::Ethereum => {
+                let levels = [44, 60, 0].map(|n| n | 1 << 31).into_iter().chain([0, 0]);
+                DerivationPath::of(Curve::Secp256k1, levels)
+            }
+            Self::ImageSigning => hardened(&[N[3], N[0], N[0]], false),
+            Self::MessageLeaf => hardened(&[N[5], N[0], device], false),
+            Self::NodeIdentity => hardened(&[N[0], N[0], device], false),
+            Self::SshHost => hardened(&[N[0], N[1], N[0]], true),
+            Self::SshUserCa => hardened(&[N[0], N[1], N[1]], false),
+        }
+    }
+}
+
+/// As the audit log names it; no number that a secret depends on.
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AcmeAccount => f.write_str("acme-account"),
+            Self::AuditMac => f.write_str("audit-mac"),
+            Self::Credentials(version) => write!(f, "credentials-{version}"),
+            Self::DataRecovery => f.write_str("data-recovery"),
+            Self::DnsZone { zone, generation } => write!(f, "dns-zone-{zone}-{generation}"),
+            Self::Ethereum => f.write_str("ethereum"),
+            Self::ImageSigning => f.write_str("image-signing"),
+            Self::MessageLeaf => f.write_str("message-leaf"),
+            Self::NodeIdentity => f.write_str("node-identity"),
+            Self::SshHost => f.write_str("ssh-host"),
+            Self::SshUserCa => f.write_str("ssh-user-ca"),
+        }
+    }
+}
+
+/// What may be authenticated with a key of the vault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MacPurpose {
+    /// Lines of the audit log.
+    Audit,
+}
+
+impl MacPurpose {
+    pub(crate) const fn purpose(self) -> Purpose {
+        match self {
+            Self::Audit => Purpose::AuditMac,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn n(number: u32) -> Index {
+        Index::new(number).expect("below 2³¹")
+    }
+
+    #[test]
+    fn every_row_lies_where_the_table_says() {
+        let version = |number| Purpose::Credentials(KeyVersion::new(number).expect("a version"));
+        let zone = Purpose::DnsZone {
+            zone: n(3),
+            generation: n(9),
+        };
+        let rows = [
+            (Purpose::NodeIdentity, "m/74'/0'/0'/0'", "m/74'/0'/0'/7'"),
+            (Purpose::SshHost, "m/74'/0'/1'/0'", "m/74'/0'/1'/0'/7'"),
+            (Purpose::SshUserCa, "m/74'/0'/1'/1'", "m/74'/0'/1'/1'"),
+            (Purpose::AcmeAccount, "m/74'/0'/2'/0'", "m/74'/0'/2'/0'"),
+            (version(2), "m/74'/2'/0'/0'", "m/74'/2'/0'/0'"),
+            (version(12), "m/74'/2'/0'/10'", "m/74'/2'/0'/10'"),
+            (Purpose::DataRecovery, "m/74'/2'/1'/0'", "m/74'/2'/1'/0'/7'"),
+            (Purpose::AuditMac, "m/74'/2'/2'/0'", "m/74'/2'/2'/0'/7'"),
+            (Purpose::ImageSigning, "m/74'/3'/0'/0'", "m/74'/3'/0'/0'"),
+            (zone, "m/74'/4'/3'/9'", "m/74'/4'/3'/9'"),
+            (Purpose::MessageLeaf, "m/74'/5'/0'/0'", "m/74'/5'/0'/7'"),
+            (Purpose::Ethereum, "m/44'/60'/0'/0/0", "m/44'/60'/0'/0/0"),
+        ];
+        for (purpose, first, seventh) in rows {
+            assert_eq!(purpose.path(n(0)).to_string(), first, "{purpose}");
+            assert_eq!(purpose.path(n(7)).to_string(), seventh, "{purpose}");
+            let read = DerivationPath::parse(first, purpose.curve()).expect(first);
+            assert_eq!(purpose.path(n(0)), read);
+        }
+    }
+
+    #[test]
+    fn versions_begin_at_two_and_end_where_paths_do() {
+        for number in [0, 1, (1 << 31) + 2, u32::MAX] {
+            let error = KeyVersion::try_from(number).expect_err("no version");
+            assert!(matches!(error, VaultError::UnknownVersion(got) if got == number));
+        }
+        for number in [2, (1 << 31) + 1] {
+            assert_eq!(KeyVersion::new(number).expect("a version").number(), number);
+        }
+        assert_eq!(KeyVersion::FIRST.number(), 2);
+    }
+}

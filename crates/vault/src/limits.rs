@@ -1,0 +1,48 @@
+//! Every limit of the vault, so that no input decides how much is read, kept or computed.
+
+/// Bytes of a phrase of words as it is typed, white space included.
+pub const MAX_PHRASE_BYTES: usize = 1024;
+/// Bytes of a passphrase as it is typed.
+pub const MAX_PASSPHRASE_BYTES: usize = 1024;
+/// Levels of a derivation path.
+pub const MAX_PATH_LEVELS: usize = 10;
+/// Highest number of one level, and so of a device, a zone or a generation.
+pub const MAX_INDEX: u32 = (1 << 31) - 1;
+
+/// Bytes of a label.
+pub const MAX_LABEL_BYTES: usize = 255;
+/// Bytes that one blob may hold in the clear: 1 MiB.
+pub const MAX_PLAINTEXT_BYTES: usize = 1 << 20;
+/// Bytes of a blob's JSON form; base64 of the largest blob and its other fields fit.
+pub const MAX_BLOB_JSON_BYTES: usize = MAX_PLAINTEXT_BYTES / 3 * 4 + 1024;
+/// Bytes in the clear of one chunk of a stream: 64 KiB.
+pub const STREAM_CHUNK_BYTES: usize = 64 << 10;
+
+/// Bytes of one copy of `vault.alkv`, always written whole: 64 KiB.
+pub const COPY_BYTES: usize = 64 << 10;
+/// Key slots of one vault.
+pub const MAX_SLOTS: usize = 16;
+/// Bytes of each of the two parts that a TPM hands out for a sealed object.
+pub const MAX_TPM_PART_BYTES: usize = 1024;
+/// PCRs that one slot may be bound to.
+pub const MAX_TPM_PCRS: usize = 24;
+/// Bytes of the names in a `kms` slot.
+pub const MAX_KMS_NAME_BYTES: usize = 255;
+
+/// Least memory of Argon2id in KiB: 19 MiB.
+pub const ARGON2_FLOOR_KIB: u32 = 19 << 10;
+/// Least passes of Argon2id.
+pub const ARGON2_FLOOR_PASSES: u32 = 2;
+/// Most passes of Argon2id that are accepted or chosen.
+pub const ARGON2_MAX_PASSES: u32 = 64;
+/// Most memory of Argon2id in KiB whatever the machine has: 4 GiB.
+pub const ARGON2_MAX_KIB: u32 = 4 << 20;
+
+/// Events kept in memory while the audit log cannot be written.
+pub const MAX_PENDING_EVENTS: usize = 1000;
+/// Bytes of one audit file before the next is begun: 8 MiB.
+pub const AUDIT_FILE_BYTES: u64 = 8 << 20;
+/// Audit files kept, the one being written included.
+pub const AUDIT_FILES: usize = 8;
+/// Bytes of one line of the audit log.
+pub const MAX_AUDIT_LINE_BYTES: usize = 4096;

@@ -1,0 +1,238 @@
+//! Keys that sign, handed out one by one. A key that was handed out outlives `lock`, so that what is
+//! being served goes on; `lock_hard` takes all of them back.
+
+use std::fmt;
+use std::sync::{Arc, RwLock};
+
+use ed25519_dalek::Signer as _;
+
+use crate::audit::Event;
+use crate::derive::Purpose;
+use crate::error::VaultError;
+use crate::secret::{SecretArr, SecretBytes};
+use crate::vault::Vault;
+
+/// Why the bytes of a key leave the vault; goes into the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A certificate authority's client takes key bytes only.
+    AcmeClient,
+    /// Somebody at the console asked.
+    Console,
+    /// iroh takes key bytes only.
+    IrohEndpoint,
+    /// The SSH server takes key bytes only.
+    SshServer,
+    /// The TLS library takes key bytes only.
+    TlsConfig,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AcmeClient => "acme-client",
+            Self::Console => "console",
+            Self::IrohEndpoint => "iroh-endpoint",
+            Self::SshServer => "ssh-server",
+            Self::TlsConfig => "tls-config",
+        })
+    }
+}
+
+/// A key that can be taken back.
+pub(crate) struct Held<K>(RwLock<Option<Box<K>>>);
+
+impl<K> Held<K> {
+    pub(crate) fn new(key: K) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(Some(Box::new(key)))))
+    }
+
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&K) -> R) -> Result<R, VaultError> {
+        let held = self.0.read().unwrap_or_else(|poison| poison.into_inner());
+        held.as_deref().map(act).ok_or(VaultError::Locked)
+    }
+}
+
+/// What `lock_hard` does to every key there is; dropping a key wipes it.
+pub(crate) trait Revoke: Send + Sync {
+    fn revoke(&self);
+}
+
+impl<K: Send + Sync> Revoke for Held<K> {
+    fn revoke(&self) {
+        *self.0.write().unwrap_or_else(|poison| poison.into_inner()) = None;
+    }
+}
+
+/// An Ed25519 key. Clones are the same key.
+#[derive(Clone)]
+pub struct Ed25519Signer {
+    pub(crate) key: Arc<Held<ed25519_dalek::SigningKey>>,
+    pub(crate) public: [u8; 32],
+    pub(crate) purpose: Purpose,
+    pub(crate) vault: Vault,
+}
+
+impl Ed25519Signer {
+    /// What others know it by.
+    #[must_use]
+    pub fn public(&self) -> [u8; 32] {
+        self.public
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    /// Signs as RFC 8032 says; `Locked` once the key was taken back.
+    pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], VaultError> {
+        self.key.with(|key| key.sign(message).to_bytes())
+    }
+
+    /// The 32-byte seed of RFC 8032, for a library that signs by itself. What is exposed cannot be
+    /// taken back.
+    pub fn expose(&self, reason: Reason) -> Result<SecretArr<32>, VaultError> {
+        let seed = self.key.with(|key| SecretArr::copy_of(key.as_bytes()))?;
+        self.vault.exposed(self.purpose, reason);
+        Ok(seed)
+    }
+
+    /// The same as PKCS #8 (RFC 8410), without the public key.
+    pub fn pkcs8(&self, reason: Reason) -> Result<SecretBytes, VaultError> {
+        const BEFORE: [u8; 16] = [
+            0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22,
+            0x04, 0x20,
+        ];
+        let seed = self.expose(reason)?;
+        Ok(SecretBytes::from_vec(
+            [&BEFORE, seed.expose().as_slice()].concat(),
+        ))
+    }
+}
+
+impl fmt::Debug for Ed25519Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ed25519Signer({})", self.purpose)
+    }
+}
+
+/// A NIST P-256 key. Clones are the same key.
+#[derive(Clone)]
+pub struct P256Signer {
+    pub(crate) key: Arc<Held<p256::ecdsa::SigningKey>>,
+    pub(crate) public: [u8; 65],
+    pub(crate) purpose: Purpose,
+    pub(crate) vault: Vault,
+}
+
+impl P256Signer {
+    /// What others know it by: the uncompressed point of SEC 1.
+    #[must_use]
+    pub fn public(&self) -> [u8; 65] {
+        self.public
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    /// ES256: ECDSA over SHA-256, deterministic (RFC 6979), `r ‖ s`.
+    pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], VaultError> {
+        self.key.with(|key| {
+            let signature: p256::ecdsa::Signature = key.sign(message);
+            signature.to_bytes().into()
+        })
+    }
+
+    /// The private scalar, big endian. What is exposed cannot be taken back.
+    pub fn expose(&self, reason: Reason) -> Result<SecretArr<32>, VaultError> {
+        let scalar = self.key.with(|key| {
+            let bytes = zeroize::Zeroizing::new(<[u8; 32]>::from(key.to_bytes()));
+            SecretArr::copy_of(&bytes)
+        })?;
+        self.vault.exposed(self.purpose, reason);
+        Ok(scalar)
+    }
+
+    /// The same as PKCS #8 (RFC 5958, RFC 5915), with the public key.
+    pub fn pkcs8(&self, reason: Reason) -> Result<SecretBytes, VaultError> {
+        const BEFORE: [u8; 36] = [
+            0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce,
+            0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04,
+            0x6d, 0x30, 0x6b, 0x02, 0x01, 0x01, 0x04, 0x20,
+        ];
+        const BETWEEN: [u8; 5] = [0xa1, 0x44, 0x03, 0x42, 0x00];
+        let scalar = self.expose(reason)?;
+        let parts = [&BEFORE, scalar.expose().as_slice(), &BETWEEN, &self.public];
+        Ok(SecretBytes::from_vec(parts.concat()))
+    }
+}
+
+impl fmt::Debug for P256Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "P256Signer({})", self.purpose)
+    }
+}
+
+pub(crate) fn p256_public(key: &p256::ecdsa::SigningKey) -> [u8; 65] {
+    let point = key.verifying_key().to_sec1_point(false);
+    point
+        .as_bytes()
+        .try_into()
+        .expect("an uncompressed point of P-256 has 65 bytes")
+}
+
+/// The Ethereum key. Clones are the same key.
+#[cfg(feature = "secp256k1")]
+#[derive(Clone)]
+pub struct EthereumSigner {
+    pub(crate) key: Arc<Held<k256::ecdsa::SigningKey>>,
+    pub(crate) public: [u8; 65],
+}
+
+#[cfg(feature = "secp256k1")]
+impl EthereumSigner {
+    /// What others know it by: the uncompressed point of SEC 1.
+    #[must_use]
+    pub fn public(&self) -> [u8; 65] {
+        self.public
+    }
+
+    /// Signs a digest; `r ‖ s` with the smaller `s`, and which of the points is the signer's (0 or 1).
+    pub fn sign_digest(&self, digest: &[u8; 32]) -> Result<([u8; 64], u8), VaultError> {
+        let signed = self.key.with(|key| key.sign_prehash_recoverable(digest))?;
+        let (signature, recovery) = signed;
+        Ok((signature.to_bytes().into(), recovery.to_byte()))
+    }
+}
+
+#[cfg(feature = "secp256k1")]
+impl fmt::Debug for EthereumSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EthereumSigner")
+    }
+}
+
+#[cfg(feature = "secp256k1")]
+pub(crate) fn k256_public(key: &k256::ecdsa::SigningKey) -> [u8; 65] {
+    let point = key.verifying_key().to_sec1_point(false);
+    point
+        .as_bytes()
+        .try_into()
+        .expect("an uncompressed point of secp256k1 has 65 bytes")
+}
+
+impl Vault {
+    /// Tells the audit log that bytes of a key left the vault.
+    fn exposed(&self, purpose: Purpose, reason: Reason) {
+        self.tell(&Event::Exported {
+            what: purpose.to_string(),
+            reason,
+        });
+    }
+}

@@ -1,0 +1,82 @@
+//! How long somebody who typed a wrong passphrase waits. Nothing is ever wiped for wrong ones: that
+//! would be a way to destroy a node by typing.
+
+use std::time::Duration;
+
+/// Wrong passphrases that cost nothing but Argon2id.
+const FREE: u32 = 4;
+
+/// The longest wait.
+const MOST: Duration = Duration::from_secs(60);
+
+/// The wait after that many wrong passphrases in a row: from the fifth on one second, doubling up to
+/// a minute.
+#[must_use]
+pub fn delay(wrong: u32) -> Duration {
+    match wrong.checked_sub(FREE + 1) {
+        None => Duration::ZERO,
+        Some(doublings) => Duration::from_secs(1 << doublings.min(6)).min(MOST),
+    }
+}
+
+/// Counts wrong passphrases. Times are since any fixed moment of a clock that never goes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempts {
+    wrong: u32,
+    not_before: Duration,
+}
+
+impl Attempts {
+    /// How many were wrong in a row.
+    #[must_use]
+    pub fn wrong(&self) -> u32 {
+        self.wrong
+    }
+
+    /// How long to wait until the next may be tried.
+    #[must_use]
+    pub fn wait(&self, now: Duration) -> Duration {
+        self.not_before.saturating_sub(now)
+    }
+
+    /// One more was wrong.
+    pub fn failed(&mut self, now: Duration) {
+        self.wrong = self.wrong.saturating_add(1);
+        self.not_before = now.saturating_add(delay(self.wrong));
+    }
+
+    /// One was right.
+    pub fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_from_the_fifth_on_and_end_at_a_minute() {
+        let seconds: Vec<_> = (0..14).map(|wrong| delay(wrong).as_secs()).collect();
+        assert_eq!(seconds, [0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(delay(u32::MAX), MOST);
+    }
+
+    #[test]
+    fn a_right_one_forgives_the_wrong_ones() {
+        let mut attempts = Attempts::default();
+        let now = Duration::from_secs(100);
+        for _ in 0..6 {
+            assert_eq!(attempts.wrong(), attempts.wrong);
+            attempts.failed(now);
+        }
+        assert_eq!(attempts.wait(now), Duration::from_secs(2));
+        assert_eq!(
+            attempts.wait(now + Duration::from_secs(1)),
+            Duration::from_secs(1)
+        );
+        assert_eq!(attempts.wait(now + Duration::from_secs(5)), Duration::ZERO);
+        attempts.succeeded();
+        assert_eq!(attempts, Attempts::default());
+    }
+}

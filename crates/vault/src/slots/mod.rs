@@ -1,0 +1,52 @@
+//! `vault.alkv`: the words at rest, and the key slots that open them.
+//!
+//! A random 32-byte vault master key encrypts the entropy; every slot holds that key encrypted under
+//! one of its own, which somebody types, a medium carries, a TPM or another node releases, or which,
+//! for development, lies beside it. The file is canonical JSON and exists twice ([`Copies`]).
+//!
+//! ```
+//! use alknet_vault::slots::{Alkv, Key, NewSlot, NewVault, OpenAlkv};
+//! use alknet_vault::{Entropy, WordCount};
+//!
+//! let vault = NewVault::new(Entropy::generate(WordCount::TwentyFour)?, 1_767_225_600);
+//! let open = OpenAlkv::create(vault, NewSlot::None)?;
+//!
+//! let read = Alkv::parse(open.alkv().to_text().as_bytes())?;
+//! let again = read.open(read.slots()[0].id(), &mut Key::Stored)?;
+//! assert_eq!(again.entropy(), open.entropy());
+//! # Ok::<(), alknet_vault::VaultError>(())
+//! ```
+
+mod alkv;
+mod argon;
+mod attempts;
+mod copies;
+mod error;
+mod form;
+mod kek;
+mod open;
+mod record;
+mod seed_key;
+
+use crate::limits::ARGON2_MAX_KIB;
+
+pub use alkv::{Alkv, VaultId};
+pub use argon::{Argon2Params, calibrate};
+pub use attempts::{Attempts, delay};
+pub use copies::{Area, Copies, CopyId, FileArea, Found};
+pub use error::{KekError, SlotError};
+pub use kek::{Kek, KekRequest, KekSource, Key};
+pub use open::{Consent, NewSlot, NewVault, OpenAlkv, luks_phrase};
+pub use record::{KmsParams, Slot, SlotId, SlotParams, SlotType, Tpm2Params};
+pub use seed_key::SeedKey;
+
+/// How much memory Argon2id may take on a machine with that much: a quarter.
+#[must_use]
+pub fn memory_cap_kib(ram_kib: u64) -> u32 {
+    u32::try_from(ram_kib / 4)
+        .unwrap_or(ARGON2_MAX_KIB)
+        .min(ARGON2_MAX_KIB)
+}
+
+#[cfg(test)]
+mod tests;

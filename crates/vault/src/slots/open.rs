@@ -1,0 +1,335 @@
+//! The file once a slot opened: what it holds, and how its slots are changed.
+
+use std::fmt;
+
+use data_encoding::{BASE64, BASE64URL_NOPAD};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::bip39::Entropy;
+use crate::crypto;
+use crate::derive::Index;
+use crate::error::VaultError;
+use crate::limits::{MAX_PASSPHRASE_BYTES, MAX_SLOTS};
+use crate::secret::{SecretArr, SecretBytes, SecretStr};
+use crate::slots::copies::TEXT_BYTES_MAX;
+use crate::slots::record::SlotParams;
+use crate::slots::{
+    Alkv, Argon2Params, Kek, KmsParams, SeedKey, Slot, SlotError, SlotId, SlotType, Tpm2Params,
+    VaultId, alkv, argon,
+};
+
+/// The last number that every reader of JSON has.
+const MAX_SAFE: u64 = (1 << 53) - 1;
+
+/// What a new vault is made of.
+#[derive(Debug)]
+pub struct NewVault {
+    /// The words.
+    pub entropy: Entropy,
+    /// BIP39's passphrase; empty for none.
+    pub passphrase: SecretStr,
+    /// Which of the nodes of these words it is.
+    pub device: Index,
+    /// Seconds since 1970.
+    pub created_s: u64,
+}
+
+impl NewVault {
+    /// Device 0 of words without a passphrase.
+    #[must_use]
+    pub fn new(entropy: Entropy, created_s: u64) -> Self {
+        Self {
+            entropy,
+            passphrase: SecretStr::empty(),
+            device: Index::default(),
+            created_s,
+        }
+    }
+}
+
+/// A slot that is to be made.
+#[expect(missing_debug_implementations, reason = "a secret is never shown")]
+#[non_exhaustive]
+pub enum NewSlot<'a> {
+    /// Another node keeps `kek`.
+    Kms(KmsParams, &'a Kek),
+    /// The key lies beside: for development.
+    None,
+    /// Somebody types it.
+    Passphrase {
+        /// As it was typed, twice.
+        passphrase: &'a SecretStr,
+        /// See [`super::calibrate`].
+        cost: Argon2Params,
+        /// See [`super::memory_cap_kib`].
+        cap_kib: u32,
+    },
+    /// A medium carries it.
+    Provisioning(&'a SeedKey),
+    /// A TPM keeps `kek`.
+    Tpm2(Tpm2Params, &'a Kek),
+}
+
+impl NewSlot<'_> {
+    fn make(self, vault: VaultId, id: SlotId, vmk: &SecretArr<32>) -> Result<Slot, VaultError> {
+        match self {
+            Self::Kms(params, kek) => Slot::wrap(vault, id, SlotParams::Kms(params), kek, vmk),
+            Self::None => {
+                let kek = crypto::random::<32>()?;
+                let under = Kek::copy_of(&kek);
+                Slot::wrap(vault, id, SlotParams::None { kek }, &under, vmk)
+            }
+            Self::Passphrase {
+                passphrase,
+                cost,
+                cap_kib,
+            } => {
+                if passphrase.is_empty() {
+                    return Err(SlotError::BadParams("an empty passphrase").into());
+                }
+                let salt = crypto::random()?;
+                let kek = argon::kek(passphrase, &salt, cost, cap_kib)?;
+                let params = SlotParams::Passphrase { argon2: cost, salt };
+                Slot::wrap(vault, id, params, &kek, vmk)
+            }
+            Self::Provisioning(seed) => {
+                let kek = seed.kek(vault)?;
+                Slot::wrap(vault, id, SlotParams::Provisioning, &kek, vmk)
+            }
+            Self::Tpm2(params, kek) => Slot::wrap(vault, id, SlotParams::Tpm2(params), kek, vmk),
+        }
+    }
+}
+
+/// Whether somebody said that the words are at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// They are: without any slot to type into, only they help when the devices are gone.
+    HaveTheWords,
+    /// Nobody asked.
+    None,
+}
+
+/// An open vault file. Every change makes a new generation, which [`super::Copies::save`] writes.
+pub struct OpenAlkv {
+    pub(super) alkv: Alkv,
+    pub(super) vmk: SecretArr<32>,
+    pub(super) contents: Contents,
+    pub(super) opened_by: SlotId,
+}
+
+impl OpenAlkv {
+    /// A new vault with one slot. A slot that is bound to the vault's id needs [`OpenAlkv::create_for`].
+    pub fn create(vault: NewVault, first: NewSlot<'_>) -> Result<Self, VaultError> {
+        Self::create_for(vault, |_| Ok(first))
+    }
+
+    /// The same with a slot that is made once the id of the vault is known.
+    pub fn create_for<'a>(
+        vault: NewVault,
+        first: impl FnOnce(VaultId) -> Result<NewSlot<'a>, VaultError>,
+    ) -> Result<Self, VaultError> {
+        if vault.passphrase.expose().len() > MAX_PASSPHRASE_BYTES {
+            return Err(crate::error::MnemonicError::PassphraseTooLong.into());
+        }
+        let contents = Contents {
+            entropy: vault.entropy,
+            passphrase: vault.passphrase,
+            created_s: vault.created_s.min(MAX_SAFE),
+        };
+        let uuid = VaultId::generate()?;
+        let vmk = crypto::random_secret()?;
+        let opened_by = SlotId(0);
+        let mut open = Self {
+            alkv: Alkv {
+                uuid,
+                generation: 0,
+                device: vault.device,
+                slots: vec![first(uuid)?.make(uuid, opened_by, &vmk)?],
+                payload: alkv::seal_payload(uuid, &vmk, &contents)?,
+                mac: [0; 32],
+            },
+            vmk,
+            contents,
+            opened_by,
+        };
+        let slots = open.alkv.slots.clone();
+        open.change(slots)?;
+        Ok(open)
+    }
+
+    /// The file as it is to be written.
+    #[must_use]
+    pub fn alkv(&self) -> &Alkv {
+        &self.alkv
+    }
+
+    /// The words.
+    #[must_use]
+    pub fn entropy(&self) -> &Entropy {
+        &self.contents.entropy
+    }
+
+    /// BIP39's passphrase; empty for none.
+    #[must_use]
+    pub fn passphrase(&self) -> &SecretStr {
+        &self.contents.passphrase
+    }
+
+    /// Seconds since 1970, when the vault was made.
+    #[must_use]
+    pub fn created_s(&self) -> u64 {
+        self.contents.created_s
+    }
+
+    /// Which slot it was opened by.
+    #[must_use]
+    pub fn opened_by(&self) -> SlotId {
+        self.opened_by
+    }
+
+    /// The secret of the data partition's first key slot, of which LUKS gets [`luks_phrase`].
+    #[must_use]
+    pub fn data_secret(&self) -> SecretArr<32> {
+        crypto::hkdf_sha256(self.vmk.expose(), &[], b"alknet/data/luks0")
+    }
+
+    /// Adds a slot and answers its number.
+    pub fn add(&mut self, slot: NewSlot<'_>) -> Result<SlotId, VaultError> {
+        let mut slots = self.alkv.slots.clone();
+        let id = self.push(&mut slots, slot)?;
+        self.change(slots)?;
+        Ok(id)
+    }
+
+    /// Removes a slot. Whoever kept an old copy of the file and the key of the slot still opens that
+    /// copy; only other words help against them.
+    pub fn remove(&mut self, id: SlotId, consent: Consent) -> Result<(), VaultError> {
+        let mut slots = self.alkv.slots.clone();
+        let removed = Self::take(&mut slots, id)?;
+        if slots.is_empty() {
+            return Err(SlotError::LastSlot(id).into());
+        }
+        Self::needs_no_words(&removed, &slots, consent)?;
+        self.change(slots)
+    }
+
+    /// Puts a slot in the place of another in one change: a new passphrase for an old one.
+    pub fn replace(
+        &mut self,
+        id: SlotId,
+        slot: NewSlot<'_>,
+        consent: Consent,
+    ) -> Result<SlotId, VaultError> {
+        let mut slots = self.alkv.slots.clone();
+        let removed = Self::take(&mut slots, id)?;
+        let new = self.push(&mut slots, slot)?;
+        Self::needs_no_words(&removed, &slots, consent)?;
+        self.change(slots)?;
+        Ok(new)
+    }
+
+    fn push(&self, slots: &mut Vec<Slot>, slot: NewSlot<'_>) -> Result<SlotId, VaultError> {
+        if slots.len() >= MAX_SLOTS {
+            return Err(SlotError::Full.into());
+        }
+        // Above every number in use, also that of a slot being replaced, to keep them in order.
+        let last = self.alkv.slots.last().map_or(0, |slot| slot.id.0);
+        let id = SlotId(last.checked_add(1).ok_or(SlotError::Full)?);
+        slots.push(slot.make(self.alkv.uuid, id, &self.vmk)?);
+        Ok(id)
+    }
+
+    fn take(slots: &mut Vec<Slot>, id: SlotId) -> Result<Slot, SlotError> {
+        let at = slots.iter().position(|slot| slot.id == id);
+        Ok(slots.remove(at.ok_or(SlotError::NoSuchSlot(id))?))
+    }
+
+    fn needs_no_words(removed: &Slot, left: &[Slot], consent: Consent) -> Result<(), SlotError> {
+        let typed = |slot: &Slot| slot.kind() == SlotType::Passphrase;
+        if typed(removed) && !left.iter().any(typed) && consent == Consent::None {
+            return Err(SlotError::LastInteractive(removed.id));
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, slots: Vec<Slot>) -> Result<(), VaultError> {
+        let mut next = Alkv {
+            slots,
+            generation: self.alkv.generation + 1,
+            ..self.alkv.clone()
+        };
+        next.mac = next.mac_under(&self.vmk);
+        if next.generation > MAX_SAFE || next.to_text().len() > TEXT_BYTES_MAX {
+            return Err(SlotError::TooLarge.into());
+        }
+        self.alkv = next;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for OpenAlkv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenAlkv")
+            .field("uuid", &self.alkv.uuid)
+            .field("slots", &self.alkv.slots)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A secret as a LUKS passphrase: base64url without padding.
+#[must_use]
+pub fn luks_phrase(secret: &SecretArr<32>) -> SecretStr {
+    SecretStr::from_string(BASE64URL_NOPAD.encode(secret.expose()))
+}
+
+/// What is encrypted: `{"bip39_passphrase"?,"created","entropy"}`, the secrets in base64.
+pub(super) struct Contents {
+    pub(super) entropy: Entropy,
+    pub(super) passphrase: SecretStr,
+    pub(super) created_s: u64,
+}
+
+/// Borrowed from the decrypted text, so that no copy is made on the way.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContentsForm<'a> {
+    bip39_passphrase: Option<&'a str>,
+    created: u64,
+    entropy: &'a str,
+}
+
+impl Contents {
+    pub(super) fn read(text: &SecretBytes) -> Result<Self, SlotError> {
+        let bad = || SlotError::Form("its payload is none");
+        let form: ContentsForm<'_> = serde_json::from_slice(text.expose()).map_err(|_| bad())?;
+        let bytes = |text: &str| BASE64.decode(text.as_bytes()).map(Zeroizing::new);
+        let entropy = bytes(form.entropy).map_err(|_| bad())?;
+        let passphrase = bytes(form.bip39_passphrase.unwrap_or_default()).map_err(|_| bad())?;
+        let passphrase = std::str::from_utf8(&passphrase).map_err(|_| bad())?;
+        Ok(Self {
+            entropy: Entropy::from_bytes(&entropy).map_err(|_| bad())?,
+            passphrase: SecretStr::from(passphrase),
+            created_s: form.created,
+        })
+    }
+
+    pub(super) fn text(&self) -> SecretBytes {
+        let encoded = |bytes: &[u8]| Zeroizing::new(BASE64.encode(bytes));
+        let entropy = encoded(self.entropy.bytes());
+        let passphrase = encoded(self.passphrase.expose().as_bytes());
+        let created = self.created_s.to_string();
+        let with = if passphrase.is_empty() {
+            ["", "", ""]
+        } else {
+            ["\"bip39_passphrase\":\"", &passphrase, "\","]
+        };
+        let parts = [
+            &["{"],
+            with.as_slice(),
+            &["\"created\":", &created, ",\"entropy\":\"", &entropy, "\"}"],
+        ];
+        SecretBytes::from_vec(parts.concat().concat().into_bytes())
+    }
+}

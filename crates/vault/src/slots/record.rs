@@ -1,0 +1,304 @@
+//! One slot: what it says about its key, and the master key it holds.
+
+use std::fmt;
+
+use crate::crypto::{self, IV, TAG};
+use crate::error::VaultError;
+use crate::limits::{MAX_KMS_NAME_BYTES, MAX_TPM_PART_BYTES, MAX_TPM_PCRS};
+use crate::secret::SecretArr;
+use crate::slots::{Argon2Params, Kek, SlotError, VaultId, form};
+
+/// Bytes of a master key as a slot holds it: IV, ciphertext, tag.
+pub(super) const WRAPPED: usize = IV + 32 + TAG;
+
+/// The number of a slot within its vault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(pub(super) u32);
+
+impl SlotId {
+    /// The slot of that number, whether there is one or not.
+    #[must_use]
+    pub fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for SlotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What opens a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SlotType {
+    /// Another node releases the key.
+    Kms,
+    /// Nothing: the key lies beside. For development; such a vault is not sealed.
+    None,
+    /// Somebody types it.
+    Passphrase,
+    /// A medium carries it.
+    Provisioning,
+    /// A TPM releases it.
+    Tpm2,
+}
+
+impl SlotType {
+    /// Its name in the file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kms => "kms",
+            Self::None => "none",
+            Self::Passphrase => "passphrase",
+            Self::Provisioning => "provisioning",
+            Self::Tpm2 => "tpm2",
+        }
+    }
+
+    /// Whether it opens without anybody typing.
+    #[must_use]
+    pub fn is_unattended(self) -> bool {
+        self != Self::Passphrase
+    }
+}
+
+/// What a slot says about its key. Nobody can change it without the slot refusing to open.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SlotParams {
+    /// See [`SlotType::Kms`].
+    Kms(KmsParams),
+    /// The key itself.
+    None {
+        /// In the clear.
+        kek: [u8; 32],
+    },
+    /// The cost of an attempt.
+    Passphrase {
+        /// Memory and passes.
+        argon2: Argon2Params,
+        /// Random.
+        salt: [u8; 16],
+    },
+    /// Nothing: `seed.key` has all.
+    Provisioning,
+    /// See [`SlotType::Tpm2`].
+    Tpm2(Tpm2Params),
+}
+
+impl SlotParams {
+    /// Of which type.
+    #[must_use]
+    pub fn kind(&self) -> SlotType {
+        match self {
+            Self::Kms(_) => SlotType::Kms,
+            Self::None { .. } => SlotType::None,
+            Self::Passphrase { .. } => SlotType::Passphrase,
+            Self::Provisioning => SlotType::Provisioning,
+            Self::Tpm2(_) => SlotType::Tpm2,
+        }
+    }
+}
+
+/// The type only: one kind of parameters is a key.
+impl fmt::Debug for SlotParams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SlotParams({})", self.kind().name())
+    }
+}
+
+/// A sealed object of a TPM 2.0 and what it is bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tpm2Params {
+    public: Vec<u8>,
+    private: Vec<u8>,
+    pcrs: Vec<u8>,
+    policy: [u8; 32],
+    pin: bool,
+}
+
+impl Tpm2Params {
+    /// `public` and `private` as `TPM2_Create` answers them; PCRs of the SHA-256 bank in rising order.
+    pub fn new(
+        public: Vec<u8>,
+        private: Vec<u8>,
+        pcrs: Vec<u8>,
+        policy: [u8; 32],
+        pin: bool,
+    ) -> Result<Self, SlotError> {
+        let part = |bytes: &[u8]| (1..=MAX_TPM_PART_BYTES).contains(&bytes.len());
+        if !part(&public) || !part(&private) {
+            return Err(SlotError::BadParams("a TPM object of a size it never has"));
+        }
+        let rising = pcrs.windows(2).all(|two| two[0] < two[1]);
+        let known = pcrs.iter().all(|pcr| usize::from(*pcr) < MAX_TPM_PCRS);
+        if pcrs.is_empty() || !rising || !known {
+            return Err(SlotError::BadParams("PCRs that are none or not in order"));
+        }
+        Ok(Self {
+            public,
+            private,
+            pcrs,
+            policy,
+            pin,
+        })
+    }
+
+    /// The public part, `TPM2B_PUBLIC`.
+    #[must_use]
+    pub fn public(&self) -> &[u8] {
+        &self.public
+    }
+
+    /// The private part, `TPM2B_PRIVATE`, which only that TPM reads.
+    #[must_use]
+    pub fn private(&self) -> &[u8] {
+        &self.private
+    }
+
+    /// Which PCRs it is bound to.
+    #[must_use]
+    pub fn pcrs(&self) -> &[u8] {
+        &self.pcrs
+    }
+
+    /// The digest of the policy.
+    #[must_use]
+    pub fn policy(&self) -> &[u8; 32] {
+        &self.policy
+    }
+
+    /// Whether it wants a PIN as well.
+    #[must_use]
+    pub fn pin(&self) -> bool {
+        self.pin
+    }
+}
+
+/// A key that another node of the owner keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KmsParams {
+    peer: String,
+    key: String,
+}
+
+impl KmsParams {
+    /// The node's fingerprint, `ed25519:` and 64 hex digits, and the key's name there.
+    pub fn new(peer: String, key: String) -> Result<Self, SlotError> {
+        let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let hex = peer.strip_prefix("ed25519:");
+        if !hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(digit)) {
+            return Err(SlotError::BadParams("a peer that is no fingerprint"));
+        }
+        let plain = key.bytes().all(|byte| byte.is_ascii_graphic());
+        if key.is_empty() || key.len() > MAX_KMS_NAME_BYTES || !plain {
+            return Err(SlotError::BadParams("a key name that is no plain text"));
+        }
+        Ok(Self { peer, key })
+    }
+
+    /// Which node.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Which of its keys.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+/// A slot of a vault.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Slot {
+    pub(super) id: SlotId,
+    pub(super) params: SlotParams,
+    pub(super) wrapped: [u8; WRAPPED],
+}
+
+impl Slot {
+    /// Puts the master key under `kek`.
+    pub(super) fn wrap(
+        vault: VaultId,
+        id: SlotId,
+        params: SlotParams,
+        kek: &Kek,
+        vmk: &SecretArr<32>,
+    ) -> Result<Self, VaultError> {
+        let iv = crypto::random::<IV>()?;
+        let mut sealed = iv.to_vec();
+        crypto::encrypt(
+            kek,
+            &iv,
+            &aad(vault, id, &params),
+            vmk.expose(),
+            &mut sealed,
+        );
+        let mut wrapped = [0; WRAPPED];
+        wrapped.copy_from_slice(&sealed);
+        Ok(Self {
+            id,
+            params,
+            wrapped,
+        })
+    }
+
+    /// The master key.
+    pub(super) fn unwrap(&self, vault: VaultId, kek: &Kek) -> Result<SecretArr<32>, SlotError> {
+        let (iv, sealed) = self.wrapped.split_at(IV);
+        let wrong = || SlotError::WrongKey(self.id);
+        let iv = iv.try_into().map_err(|_| wrong())?;
+        let aad = aad(vault, self.id, &self.params);
+        let vmk = crypto::decrypt(kek, iv, &aad, sealed).map_err(|_| wrong())?;
+        SecretArr::from_slice(vmk.expose()).ok_or_else(wrong)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> SlotId {
+        self.id
+    }
+
+    /// What opens it.
+    #[must_use]
+    pub fn kind(&self) -> SlotType {
+        self.params.kind()
+    }
+
+    /// What it says about its key.
+    #[must_use]
+    pub fn params(&self) -> &SlotParams {
+        &self.params
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({}, {})", self.id, self.kind().name())
+    }
+}
+
+/// What a slot is bound to: `uuid ‖ be32(id) ‖ be16(length of the type) ‖ type ‖ canonical parameters`.
+fn aad(vault: VaultId, id: SlotId, params: &SlotParams) -> Vec<u8> {
+    let kind = params.kind().name().as_bytes();
+    let length = u16::try_from(kind.len()).expect("types have short names");
+    [
+        vault.bytes().as_slice(),
+        &id.0.to_be_bytes(),
+        &length.to_be_bytes(),
+        kind,
+        form::params_text(params).as_bytes(),
+    ]
+    .concat()
+}

@@ -1,0 +1,334 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::limits::{ARGON2_FLOOR_KIB, MAX_SLOTS};
+use crate::{Entropy, Index, SecretArr, SecretStr, VaultError};
+
+const CAP: u32 = ARGON2_FLOOR_KIB;
+
+pub(super) fn new() -> NewVault {
+    NewVault::new(
+        Entropy::from_bytes(&[5; 32]).expect("32 bytes"),
+        1_767_225_600,
+    )
+}
+
+pub(super) fn development() -> OpenAlkv {
+    OpenAlkv::create(new(), NewSlot::None).expect("made")
+}
+
+fn typed(passphrase: &SecretStr) -> NewSlot<'_> {
+    NewSlot::Passphrase {
+        passphrase,
+        cost: Argon2Params::FLOOR,
+        cap_kib: CAP,
+    }
+}
+
+fn tpm() -> Tpm2Params {
+    Tpm2Params::new(vec![1; 90], vec![2; 160], vec![7, 11], [3; 32], true).expect("in range")
+}
+
+fn kms() -> KmsParams {
+    let peer = format!("ed25519:{}", "ab".repeat(32));
+    KmsParams::new(peer, "node-7".to_owned()).expect("in range")
+}
+
+pub(super) fn one() -> Kek {
+    SecretArr::copy_of(&[1; 32])
+}
+
+/// A vault with a slot of every type.
+fn full() -> (OpenAlkv, SeedKey) {
+    let mut open = development();
+    let seed = SeedKey::generate(open.alkv().uuid()).expect("random bytes");
+    open.add(NewSlot::Provisioning(&seed)).expect("added");
+    open.add(typed(&"right".into())).expect("added");
+    open.add(NewSlot::Tpm2(tpm(), &one())).expect("added");
+    open.add(NewSlot::Kms(kms(), &one())).expect("added");
+    (open, seed)
+}
+
+/// What keeps a key and answers for slots that say what is expected.
+struct Keeper(Result<[u8; 32], KekError>);
+
+impl KekSource for Keeper {
+    fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
+        match request.params {
+            SlotParams::Tpm2(params) => assert_eq!(*params, tpm()),
+            SlotParams::Kms(params) => assert_eq!(*params, kms()),
+            other => panic!("{other:?}"),
+        }
+        self.0.clone().map(|kek| Kek::copy_of(&kek))
+    }
+}
+
+#[test]
+fn every_type_of_slot_opens_the_same_vault() {
+    let (open, seed) = full();
+    let alkv = Alkv::parse(open.alkv().to_text().as_bytes()).expect("our own");
+    assert_eq!(&alkv, open.alkv());
+    assert_eq!(alkv.generation(), 5);
+    assert!(!alkv.is_sealed());
+    let right = SecretStr::from("right");
+    let mut keeper = Keeper(Ok([1; 32]));
+    let mut other = Keeper(Ok([1; 32]));
+    let keys = [
+        Key::Stored,
+        Key::Seed(&seed),
+        Key::Passphrase {
+            passphrase: &right,
+            cap_kib: CAP,
+        },
+        Key::Source(SlotType::Tpm2, &mut keeper),
+        Key::Source(SlotType::Kms, &mut other),
+    ];
+    for (slot, mut key) in alkv.slots().iter().zip(keys) {
+        assert!(key.fits(slot.kind()));
+        let again = alkv.open(slot.id(), &mut key).expect("opened");
+        assert_eq!(again.entropy(), open.entropy());
+        assert_eq!(again.opened_by(), slot.id());
+        assert_eq!(again.data_secret(), open.data_secret());
+        assert_eq!(again.created_s(), 1_767_225_600);
+    }
+    assert_eq!(luks_phrase(&open.data_secret()).expose().len(), 43);
+}
+
+#[test]
+fn wrong_keys_are_told_apart_from_what_is_missing() {
+    let (open, seed) = full();
+    let alkv = open.alkv();
+    let id = SlotId::new;
+    let wrong = SecretStr::from("wrong");
+    let mut typed = Key::Passphrase {
+        passphrase: &wrong,
+        cap_kib: CAP,
+    };
+    assert!(matches!(
+        alkv.open(id(2), &mut typed),
+        Err(SlotError::WrongKey(_))
+    ));
+    assert!(matches!(
+        alkv.open(id(0), &mut typed),
+        Err(SlotError::WrongType(_))
+    ));
+    assert!(matches!(
+        alkv.open(id(9), &mut typed),
+        Err(SlotError::NoSuchSlot(_))
+    ));
+    for error in [
+        KekError::Absent,
+        KekError::LockedOut,
+        KekError::Refused,
+        KekError::WrongPin,
+    ] {
+        let mut keeper = Keeper(Err(error.clone()));
+        let got = alkv.open(id(3), &mut Key::Source(SlotType::Tpm2, &mut keeper));
+        assert!(matches!(got, Err(SlotError::Kek { source, .. }) if source == error));
+    }
+    let mut keeper = Keeper(Ok([2; 32]));
+    let got = alkv.open(id(4), &mut Key::Source(SlotType::Kms, &mut keeper));
+    assert!(matches!(got, Err(SlotError::WrongKey(_))));
+    let got = alkv.open(id(4), &mut Key::Source(SlotType::Tpm2, &mut keeper));
+    assert!(matches!(got, Err(SlotError::WrongType(_))));
+    let other = development();
+    let got = other.alkv().open(id(0), &mut Key::Seed(&seed));
+    assert!(matches!(got, Err(SlotError::WrongType(_))));
+    let mut other = development();
+    let error = other
+        .add(NewSlot::Provisioning(&seed))
+        .expect_err("of another vault");
+    assert!(matches!(error, VaultError::Slot(SlotError::OtherVault(of)) if of == alkv.uuid()));
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let (open, _) = full();
+    let good = open.alkv().to_text().into_bytes();
+    for bit in 0..good.len() * 8 {
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let opened = Alkv::parse(&bad).and_then(|alkv| alkv.open(SlotId::new(0), &mut Key::Stored));
+        assert!(
+            opened.is_err(),
+            "bit {bit}: {}",
+            String::from_utf8_lossy(&bad)
+        );
+    }
+}
+
+#[test]
+fn parameters_of_a_slot_cannot_be_exchanged() {
+    let (mut open, seed) = full();
+    // A slot under another number, and one whose parameters were changed, do not open by themselves.
+    open.alkv.slots[1].id = SlotId::new(7);
+    let got = open.alkv.open(SlotId::new(7), &mut Key::Seed(&seed));
+    assert!(matches!(got, Err(SlotError::WrongKey(_))));
+    let changed = Tpm2Params::new(vec![1; 90], vec![2; 160], vec![7], [3; 32], true);
+    open.alkv.slots[3].params = SlotParams::Tpm2(changed.expect("in range"));
+    struct Any;
+    impl KekSource for Any {
+        fn kek(&mut self, _: KekRequest<'_>) -> Result<Kek, KekError> {
+            Ok(one())
+        }
+    }
+    let got = open
+        .alkv
+        .open(SlotId::new(3), &mut Key::Source(SlotType::Tpm2, &mut Any));
+    assert!(matches!(got, Err(SlotError::WrongKey(_))));
+}
+
+#[test]
+fn words_with_a_passphrase_and_a_device_are_kept() {
+    let vault = NewVault {
+        passphrase: "Zürich \"\\".into(),
+        device: Index::new(3).expect("small"),
+        ..new()
+    };
+    let open = OpenAlkv::create(vault, NewSlot::None).expect("made");
+    assert_eq!(open.alkv().device().number(), 3);
+    let again = open
+        .alkv()
+        .open(SlotId::new(0), &mut Key::Stored)
+        .expect("opened");
+    assert_eq!(again.passphrase().expose(), "Zürich \"\\");
+    assert!(!format!("{open:?}").contains("rich"));
+}
+
+#[test]
+fn slots_have_a_least_and_a_most() {
+    let mut open = development();
+    let error = open
+        .remove(SlotId::new(0), Consent::HaveTheWords)
+        .expect_err("the last");
+    assert!(matches!(error, VaultError::Slot(SlotError::LastSlot(_))));
+    while open.alkv().slots().len() < MAX_SLOTS {
+        open.add(NewSlot::None).expect("added");
+    }
+    let error = open.add(NewSlot::None).expect_err("too many");
+    assert!(matches!(error, VaultError::Slot(SlotError::Full)));
+    let id = open
+        .replace(SlotId::new(3), NewSlot::None, Consent::None)
+        .expect("a full vault changes its slots as well");
+    assert_eq!(id.number(), MAX_SLOTS as u32);
+    open.remove(id, Consent::None).expect("removed");
+    open.add(NewSlot::None).expect("added");
+    let ids: BTreeSet<_> = open.alkv().slots().iter().map(Slot::id).collect();
+    assert_eq!(ids.len(), MAX_SLOTS);
+    assert!(Alkv::parse(open.alkv().to_text().as_bytes()).is_ok());
+}
+
+#[test]
+fn the_last_slot_to_type_into_goes_only_with_the_words_at_hand() {
+    let (mut open, _) = full();
+    let id = SlotId::new(2);
+    let error = open
+        .remove(id, Consent::None)
+        .expect_err("the last interactive");
+    assert!(matches!(
+        error,
+        VaultError::Slot(SlotError::LastInteractive(_))
+    ));
+    let new = open
+        .replace(id, typed(&"other".into()), Consent::None)
+        .expect("replaced");
+    let right = SecretStr::from("right");
+    let other = SecretStr::from("other");
+    let mut key = Key::Passphrase {
+        passphrase: &right,
+        cap_kib: CAP,
+    };
+    assert!(matches!(
+        open.alkv().open(new, &mut key),
+        Err(SlotError::WrongKey(_))
+    ));
+    let mut key = Key::Passphrase {
+        passphrase: &other,
+        cap_kib: CAP,
+    };
+    assert!(open.alkv().open(new, &mut key).is_ok());
+    open.remove(new, Consent::HaveTheWords).expect("removed");
+    open.remove(SlotId::new(0), Consent::None).expect("removed");
+    assert!(open.alkv().is_sealed());
+    let error = open.add(typed(&SecretStr::empty())).expect_err("empty");
+    assert!(matches!(error, VaultError::Slot(SlotError::BadParams(_))));
+}
+
+#[test]
+fn parameters_out_of_range_are_refused() {
+    let tpm = |public: usize, pcrs: &[u8]| {
+        Tpm2Params::new(vec![0; public], vec![0; 9], pcrs.to_vec(), [0; 32], false).is_ok()
+    };
+    let most = crate::limits::MAX_TPM_PART_BYTES;
+    assert!(tpm(1, &[0]) && tpm(most, &[0, 23]));
+    assert!(!tpm(0, &[0]) && !tpm(most + 1, &[0]));
+    assert!(!tpm(1, &[]) && !tpm(1, &[24]) && !tpm(1, &[7, 7]) && !tpm(1, &[11, 7]));
+    let kms = |peer: &str, key: &str| KmsParams::new(peer.to_owned(), key.to_owned()).is_ok();
+    let peer = format!("ed25519:{}", "0f".repeat(32));
+    assert!(kms(&peer, "a") && !kms(&peer, "") && !kms(&peer, "a b") && !kms("ed25519:0f", "a"));
+    assert!(!kms(&peer.to_uppercase(), "a") && !kms(&peer, &"a".repeat(256)));
+    assert_eq!(memory_cap_kib(1 << 20), 256 << 10);
+    assert_eq!(memory_cap_kib(u64::MAX), ARGON2_MAX_KIB);
+}
+
+#[test]
+fn a_seed_key_is_one_line_for_one_vault() {
+    let uuid = development().alkv().uuid();
+    let seed = SeedKey::generate(uuid).expect("random bytes");
+    let text = seed.to_text();
+    assert!(text.expose().starts_with(&format!("alknet-seed-1 {uuid} ")));
+    assert!(text.expose().ends_with("=\n"));
+    let again = SeedKey::parse(&format!("\r\n {}\n", text.expose())).expect("our own");
+    assert_eq!(again.vault(), uuid);
+    assert_eq!(again.to_text().expose(), text.expose());
+    assert!(!format!("{seed:?}").contains(&text.expose()[51..80]));
+    let line = text.expose().trim();
+    for bad in [
+        "",
+        "alknet-seed-1",
+        &line[..line.len() - 1],
+        &line.replace("seed-1", "seed-2"),
+        &line.to_uppercase(),
+        &format!("{line} x"),
+        &line.replace(' ', "  "),
+    ] {
+        assert!(
+            matches!(SeedKey::parse(bad), Err(SlotError::BadSeedKey)),
+            "{bad}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn a_changed_file_is_an_error_and_never_a_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3_u8), 1..6),
+    ) {
+        let mut text = TEXT.with(Clone::clone);
+        let good = text.clone();
+        for (at, byte, how) in edits {
+            let at = at.index(text.len());
+            match how {
+                0 => text[at] = byte,
+                1 => text.insert(at, byte),
+                _ => drop(text.remove(at)),
+            }
+        }
+        let opened = Alkv::parse(&text).and_then(|alkv| alkv.open(SlotId::new(0), &mut Key::Stored));
+        prop_assert!(opened.is_err() || text == good);
+    }
+
+    #[test]
+    fn any_text_is_a_seed_key_or_an_error(text in any::<String>(), tail in "[ -~]{0,90}") {
+        let _ = SeedKey::parse(&text);
+        let _ = SeedKey::parse(&format!("alknet-seed-1 {tail}"));
+    }
+}
+
+thread_local! {
+    static TEXT: Vec<u8> = full().0.alkv().to_text().into_bytes();
+}
