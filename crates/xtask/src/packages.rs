@@ -61,6 +61,11 @@ pub const PACKAGES: &[Package] = &[
     ),
     command("cpio", "cpio", "tests read our initramfs with it"),
     command(
+        "cryptsetup-bin",
+        "cryptsetup",
+        "tests: what others say of our sealed partitions",
+    ),
+    command(
         "curl",
         "curl",
         "upstream sources where Debian no longer has them",

@@ -267,9 +267,23 @@ fn the_vault_is_alone() {
 }
 
 #[test]
+fn what_seals_the_data_is_alone() {
+    let graph = Graph::load();
+    let closure = graph.closure("alknet-sealed");
+    let ours = closure.iter().filter(|name| graph.members.contains(*name));
+    assert_eq!(ours.collect::<Vec<_>>(), Vec::<&String>::new());
+    graph.forbid("alknet-sealed", &["tokio"]);
+}
+
+#[test]
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();
-    for package in ["alknet-init", "alknet-init-net", "alknet-provisioning"] {
+    for package in [
+        "alknet-init",
+        "alknet-init-net",
+        "alknet-provisioning",
+        "alknet-sealed",
+    ] {
         graph.forbid(
             package,
             &[
@@ -411,6 +425,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "compute/gpu/tests/",
         "init/build.rs",
         "init/net/tests/",
+        "init/sealed/tests/",
         "init/src/console/tests.rs",
         "provisioning/tests/",
         "tensor/tests/",

@@ -1,0 +1,119 @@
+//! What a sealed partition is read from and written to.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind},
+    os::{fd::AsRawFd, unix::fs::FileExt},
+};
+
+use nix::errno::Errno;
+
+const BLKDISCARD: libc::c_ulong = 0x1277;
+const BLKZEROOUT: libc::c_ulong = 0x127f;
+/// Zeroes and noise are written in pieces of this many bytes.
+const PIECE_BYTES: usize = 1 << 18;
+
+/// A partition, a disk, or a file in their place. A test's disk loses power.
+pub trait Disk {
+    /// Fills `buffer` from `at` on.
+    fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// Writes all of `bytes` at `at`. It may reach the disk in any order of sectors, or not at all,
+    /// until [`flush`](Self::flush) returned.
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()>;
+
+    /// Returns when everything written before is on the disk.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Writes zeroes.
+    fn zero(&self, at: u64, bytes: u64) -> io::Result<()> {
+        let piece = vec![0; PIECE_BYTES];
+        pieces(at, bytes, |at, length| self.write(&piece[..length], at))
+    }
+
+    /// Tells the disk that what is there is not needed any more.
+    fn discard(&self, at: u64, bytes: u64) -> io::Result<()> {
+        let _ = (at, bytes);
+        Err(ErrorKind::Unsupported.into())
+    }
+}
+
+/// Writes random bytes: what was there cannot be told from what was not.
+pub(crate) fn noise(disk: &(impl Disk + ?Sized), at: u64, bytes: u64) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    pieces(at, bytes, |at, length| {
+        getrandom::fill(&mut piece[..length]).map_err(|_| io::Error::other("no random numbers"))?;
+        disk.write(&piece[..length], at)
+    })
+}
+
+fn pieces(
+    at: u64,
+    bytes: u64,
+    mut each: impl FnMut(u64, usize) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes {
+        let left = usize::try_from(bytes - done).unwrap_or(usize::MAX);
+        let length = left.min(PIECE_BYTES);
+        each(at + done, length)?;
+        done += length as u64;
+    }
+    Ok(())
+}
+
+impl Disk for File {
+    fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.read_exact_at(buffer, at)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.write_all_at(bytes, at)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.sync_all()
+    }
+
+    fn zero(&self, at: u64, bytes: u64) -> io::Result<()> {
+        if block_ioctl(self, BLKZEROOUT, at, bytes).is_ok() {
+            return Ok(());
+        }
+        // A file, or a device that wants larger sectors.
+        let piece = vec![0; PIECE_BYTES];
+        pieces(at, bytes, |at, length| self.write(&piece[..length], at))
+    }
+
+    fn discard(&self, at: u64, bytes: u64) -> io::Result<()> {
+        block_ioctl(self, BLKDISCARD, at, bytes)
+    }
+}
+
+fn block_ioctl(file: &File, request: libc::c_ulong, at: u64, bytes: u64) -> io::Result<()> {
+    let range = [at, bytes];
+    // SAFETY: both ioctls read the two numbers behind the pointer, which outlive the call.
+    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), request, range.as_ptr()) };
+    Ok(Errno::result(outcome).map(drop)?)
+}
+
+impl<D: Disk + ?Sized> Disk for &D {
+    fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        (**self).read(buffer, at)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        (**self).write(bytes, at)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        (**self).flush()
+    }
+
+    fn zero(&self, at: u64, bytes: u64) -> io::Result<()> {
+        (**self).zero(at, bytes)
+    }
+
+    fn discard(&self, at: u64, bytes: u64) -> io::Result<()> {
+        (**self).discard(at, bytes)
+    }
+}

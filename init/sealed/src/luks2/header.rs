@@ -1,0 +1,328 @@
+//! A header: the two copies of it, and the key slots that it describes.
+
+use std::io::ErrorKind;
+
+use serde_json::Map;
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::cipher::Cipher;
+use crate::disk::Disk;
+use crate::error::{HeaderError, SealedError};
+use crate::limits::{
+    AREA_BYTES, BINARY_BYTES, HEADER_BYTES, KEYSLOTS_AT, PHRASE_BYTES_MAX, ROUNDS, VAULT_A_AT,
+};
+use crate::luks2::area::{material_bytes, open, stretch};
+use crate::luks2::binary::{Binary, is_whole, sizes};
+use crate::luks2::change::write_area;
+use crate::luks2::json::{Metadata, Slot};
+use crate::luks2::parts::{DIGEST, LuksSlot, Segment, digest_value, parse_slot, slot_value};
+use crate::luks2::{Mark, TEAR_BYTES};
+use crate::secret::VolumeKey;
+
+/// Bytes of salts.
+pub(super) const SALT: usize = 32;
+/// One of the two copies of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyId {
+    /// At the partition's start.
+    First,
+    /// Behind it.
+    Second,
+}
+
+impl CopyId {
+    const fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+}
+
+/// What a new partition is made of.
+#[derive(Clone, Debug)]
+pub struct NewHeader<'a> {
+    /// Of the partition.
+    pub uuid: Uuid,
+    /// Of the vault, for the token.
+    pub vault: &'a str,
+    /// How the data will be encrypted.
+    pub cipher: Cipher,
+    /// What opens the key slots 0, 1 ….
+    pub phrases: &'a [&'a [u8]],
+}
+
+/// The header that counts, as it was read or written last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    pub(super) binary: Binary,
+    pub(super) metadata: Metadata,
+    /// Where it was read from.
+    source: CopyId,
+    /// The other copy is damaged or older.
+    stale: bool,
+}
+
+impl Header {
+    /// Reads the newer valid copy. Writes nothing.
+    pub fn load(disk: &impl Disk) -> Result<Self, SealedError> {
+        let first = read_copy(disk, CopyId::First, 0);
+        let second = match &first {
+            Ok((binary, _)) => read_copy(disk, CopyId::Second, binary.bytes),
+            Err(_) => find_second(disk),
+        };
+        let chosen = match (first, second) {
+            (Ok(first), Ok(second)) => {
+                let newer = second.0.sequence > first.0.sequence;
+                let stale = first.0 != second.0 || first.1 != second.1;
+                let (source, (binary, metadata)) = if newer {
+                    (CopyId::Second, second)
+                } else {
+                    (CopyId::First, first)
+                };
+                (source, stale, binary, metadata)
+            }
+            (Ok((binary, metadata)), Err(_)) => (CopyId::First, true, binary, metadata),
+            (Err(_), Ok((binary, metadata))) => (CopyId::Second, true, binary, metadata),
+            (Err(HeaderError::Absent), Err(HeaderError::Absent)) => {
+                return Err(SealedError::NotSealed);
+            }
+            (Err(primary), Err(secondary)) => {
+                return Err(SealedError::Damaged { primary, secondary });
+            }
+        };
+        let (source, stale, binary, metadata) = chosen;
+        Ok(Self {
+            binary,
+            metadata,
+            source,
+            stale,
+        })
+    }
+
+    /// Writes the copy that is damaged or older anew. Answers which it was.
+    pub fn repair(&mut self, disk: &impl Disk) -> Result<Option<CopyId>, SealedError> {
+        if !self.stale {
+            return Ok(None);
+        }
+        let copy = self.source.other();
+        self.write_copy(disk, copy)?;
+        self.stale = false;
+        Ok(Some(copy))
+    }
+
+    /// Makes a header, its key slots and a volume key. Nothing but zeroes is left where it lies; the
+    /// vault's two areas are not touched. A power cut leaves the mark that it had begun, or all of it.
+    pub fn format(disk: &impl Disk, new: &NewHeader<'_>) -> Result<(Self, VolumeKey), SealedError> {
+        let key = VolumeKey::random(new.cipher.key_bytes())?;
+        mark(disk, Mark::Formatting)?;
+        // A header of an earlier life must not be found where this one's second copy is lost.
+        let rest = TEAR_BYTES as u64;
+        disk.zero(rest, VAULT_A_AT - rest)
+            .map_err(SealedError::io("clear"))?;
+        let mut slots = Map::new();
+        for (number, phrase) in (0_u64..).zip(new.phrases) {
+            let at = KEYSLOTS_AT + number * AREA_BYTES;
+            let value = slot_value(key.expose().len(), &random::<SALT>()?, at);
+            let slot = parse_slot(&value).map_err(SealedError::Unsupported)?;
+            write_area(disk, &slot, phrase, &key)?;
+            slots.insert(number.to_string(), value);
+        }
+        disk.flush().map_err(SealedError::io("write"))?;
+        let names: Vec<_> = slots.keys().cloned().collect();
+        let salt = random::<SALT>()?;
+        let mut digest = [0; DIGEST];
+        stretch(key.expose(), &salt, ROUNDS, &mut digest);
+        let digest = digest_value(&names, &salt, &digest);
+        let mut header = Self {
+            binary: Binary {
+                bytes: HEADER_BYTES,
+                sequence: 0,
+                label: [0; 48],
+                uuid: text_field(&new.uuid.to_string()),
+                subsystem: [0; 48],
+            },
+            metadata: Metadata::new(new.cipher, slots, digest, new.vault),
+            source: CopyId::First,
+            stale: false,
+        };
+        header.store(disk)?;
+        Ok((header, key))
+    }
+
+    /// The partition's uuid.
+    #[must_use]
+    pub fn uuid(&self) -> String {
+        let text = self.binary.uuid.split(|byte| *byte == 0).next();
+        String::from_utf8_lossy(text.unwrap_or_default()).into_owned()
+    }
+
+    /// The uuid of the vault, if our token is there.
+    #[must_use]
+    pub fn vault(&self) -> Option<&str> {
+        self.metadata.vault()
+    }
+
+    /// Whether only one copy is whole and of today.
+    #[must_use]
+    pub const fn has_one_copy(&self) -> bool {
+        self.stale
+    }
+
+    /// How often the header was changed.
+    #[must_use]
+    pub const fn sequence(&self) -> u64 {
+        self.binary.sequence
+    }
+
+    /// Every key slot.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Slot> {
+        self.metadata.slots()
+    }
+
+    /// Where and how the data are encrypted.
+    pub fn segment(&self) -> Result<Segment, SealedError> {
+        if self.metadata.demands_more() {
+            return Err(SealedError::Unsupported(
+                "another program has not finished its work on it",
+            ));
+        }
+        self.metadata.segment().map_err(SealedError::Unsupported)
+    }
+
+    /// The volume key, if `phrase` opens the key slot `number`.
+    pub fn unlock(
+        &self,
+        disk: &impl Disk,
+        number: u32,
+        phrase: &[u8],
+    ) -> Result<VolumeKey, SealedError> {
+        check_phrase(phrase)?;
+        let segment = self.segment()?;
+        let slot = self.luks_slot(number)?;
+        if !segment.cipher.takes(slot.key_bytes) {
+            return Err(SealedError::Unsupported("its key does not suit its cipher"));
+        }
+        let mut area = Zeroizing::new(vec![0; material_bytes(&slot)]);
+        disk.read(&mut area, slot.area.start)
+            .map_err(SealedError::io("read"))?;
+        let key = open(&slot, phrase, area)?;
+        match self.recognise(&key) {
+            Err(SealedError::WrongKey) => Err(SealedError::WrongPhrase(number)),
+            Err(other) => Err(other),
+            Ok(()) => Ok(key),
+        }
+    }
+
+    pub(super) fn luks_slot(&self, number: u32) -> Result<LuksSlot, SealedError> {
+        let slot = self.metadata.slot(number);
+        let slot = slot.ok_or(SealedError::NoSlot(number))?;
+        slot.map_err(|why| SealedError::SlotUnsupported { slot: number, why })
+    }
+
+    /// Whether `key` is the one that the header's digest is of.
+    pub(super) fn recognise(&self, key: &VolumeKey) -> Result<(), SealedError> {
+        let digest = self.metadata.digest().map_err(SealedError::Unsupported)?;
+        let mut found = Zeroizing::new(vec![0; digest.digest.len()]);
+        stretch(key.expose(), &digest.salt, digest.rounds, &mut found);
+        let same: bool = found.ct_eq(&digest.digest).into();
+        same.then_some(()).ok_or(SealedError::WrongKey)
+    }
+
+    pub(super) fn check_fits(&self) -> Result<(), SealedError> {
+        // The text is ended by a zero byte.
+        let fits =
+            self.metadata.to_text().len() as u64 + 1 + BINARY_BYTES as u64 <= self.binary.bytes;
+        fits.then_some(()).ok_or(SealedError::HeaderFull)
+    }
+
+    /// Writes both copies with the next sequence number, the one that did not count first.
+    pub(super) fn store(&mut self, disk: &impl Disk) -> Result<(), SealedError> {
+        self.check_fits()?;
+        self.binary.sequence += 1;
+        self.write_copy(disk, self.source.other())?;
+        self.write_copy(disk, self.source)
+    }
+
+    fn write_copy(&self, disk: &impl Disk, copy: CopyId) -> Result<(), SealedError> {
+        self.check_fits()?;
+        let bytes = self
+            .binary
+            .encode(copy, &random()?, &self.metadata.to_text());
+        let at = match copy {
+            CopyId::First => 0,
+            CopyId::Second => self.binary.bytes,
+        };
+        disk.write(&bytes, at)
+            .and_then(|()| disk.flush())
+            .map_err(SealedError::io("write the header of"))
+    }
+}
+
+/// Puts a mark in place of the header, and returns when it is on the disk.
+pub(crate) fn mark(disk: &impl Disk, mark: Mark) -> Result<(), SealedError> {
+    disk.write(&mark.sector(), 0)
+        .and_then(|()| disk.flush())
+        .map_err(SealedError::io("mark"))
+}
+
+/// The mark that is in place of a header.
+pub(crate) fn read_mark(disk: &impl Disk) -> Result<Option<Mark>, SealedError> {
+    let mut sector = [0; TEAR_BYTES];
+    disk.read(&mut sector, 0).map_err(SealedError::io("read"))?;
+    Ok(Mark::of(&sector))
+}
+
+fn read_copy(disk: &impl Disk, copy: CopyId, at: u64) -> Result<(Binary, Metadata), HeaderError> {
+    let mut block = [0; BINARY_BYTES];
+    disk.read(&mut block, at)
+        .map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => HeaderError::Absent,
+            _ => HeaderError::Unreadable,
+        })?;
+    let binary = Binary::parse(&block, copy, at)?;
+    let bytes = usize::try_from(binary.bytes).map_err(|_| HeaderError::Unreadable)?;
+    let mut whole = vec![0; bytes];
+    disk.read(&mut whole, at)
+        .map_err(|_| HeaderError::Unreadable)?;
+    if !is_whole(&whole) {
+        return Err(HeaderError::Checksum);
+    }
+    let metadata = Metadata::parse(&whole[BINARY_BYTES..], binary.bytes)?;
+    Ok((binary, metadata))
+}
+
+/// The second copy where the first does not tell how large it is.
+fn find_second(disk: &impl Disk) -> Result<(Binary, Metadata), HeaderError> {
+    let mut worst = HeaderError::Absent;
+    for at in sizes() {
+        match read_copy(disk, CopyId::Second, at) {
+            Err(HeaderError::Absent) => {}
+            Err(error) if worst == HeaderError::Absent => worst = error,
+            Err(_) => {}
+            found => return found,
+        }
+    }
+    Err(worst)
+}
+
+pub(super) fn check_phrase(phrase: &[u8]) -> Result<(), SealedError> {
+    let fine = (1..=PHRASE_BYTES_MAX).contains(&phrase.len());
+    fine.then_some(()).ok_or(SealedError::Phrase)
+}
+
+pub(super) fn random<const N: usize>() -> Result<[u8; N], SealedError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| SealedError::NoRandomness)?;
+    Ok(bytes)
+}
+
+fn text_field<const N: usize>(text: &str) -> [u8; N] {
+    let mut field = [0; N];
+    let length = text.len().min(N - 1);
+    field[..length].copy_from_slice(&text.as_bytes()[..length]);
+    field
+}

@@ -1,0 +1,279 @@
+//! The JSON part of a header: what of it is understood here, and what all of it must be.
+
+use std::ops::Range;
+
+use serde_json::{Map, Value, json};
+
+use crate::cipher::Cipher;
+use crate::error::HeaderError;
+use crate::limits::{
+    BINARY_BYTES, DATA_AT, HEADER_BYTES, KEYSLOTS_BYTES, KEYSLOTS_BYTES_MAX, SECTOR_BYTES,
+    SLOTS_MAX, TOKENS_MAX,
+};
+use crate::luks2::parts::{Digest, LuksSlot, SEGMENT, Segment, area, number, parse_slot};
+
+/// Type of the token that names the vault.
+pub(super) const TOKEN: &str = "alknet";
+/// Units in which areas lie.
+const PAGE: u64 = 4096;
+/// A key slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Number of the slot.
+    pub number: u32,
+    /// `luks2`, or what somebody else put there.
+    pub kind: String,
+    /// How the phrase is stretched: `pbkdf2`, `argon2id` ….
+    pub kdf: String,
+    /// Whether it can be opened here; else why not.
+    pub unsupported: Option<&'static str>,
+}
+
+/// The whole metadata.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Metadata(Map<String, Value>);
+
+impl Metadata {
+    /// Of a partition with `slots`, which belong to one volume key.
+    pub(super) fn new(
+        cipher: Cipher,
+        slots: Map<String, Value>,
+        digest: Value,
+        vault: &str,
+    ) -> Self {
+        let names: Vec<_> = slots.keys().cloned().collect();
+        let json_bytes = HEADER_BYTES - BINARY_BYTES as u64;
+        let whole = json!({
+            "keyslots": slots,
+            "tokens": { "0": { "type": TOKEN, "keyslots": names, "vault": vault } },
+            "segments": { SEGMENT: {
+                "type": "crypt",
+                "offset": DATA_AT.to_string(),
+                "size": "dynamic",
+                "iv_tweak": "0",
+                "encryption": cipher.name(),
+                "sector_size": SECTOR_BYTES,
+            } },
+            "digests": { "0": digest },
+            "config": {
+                "json_size": json_bytes.to_string(),
+                "keyslots_size": KEYSLOTS_BYTES.to_string(),
+            },
+        });
+        match whole {
+            Value::Object(map) => Self(map),
+            _ => unreachable!("it was written as an object"),
+        }
+    }
+
+    /// Of a copy of `bytes` bytes: the text up to its first zero byte, and zeroes only behind.
+    pub(super) fn parse(text: &[u8], bytes: u64) -> Result<Self, HeaderError> {
+        let end = text.iter().position(|byte| *byte == 0);
+        let end = end.ok_or(HeaderError::Form("its JSON has no end"))?;
+        if text[end..].iter().any(|byte| *byte != 0) {
+            return Err(HeaderError::Form("something lies behind its JSON"));
+        }
+        let parsed = serde_json::from_slice(&text[..end]);
+        let map = parsed.map_err(|_| HeaderError::Form("its JSON cannot be read"))?;
+        let metadata = Self(map);
+        metadata.check(bytes)?;
+        Ok(metadata)
+    }
+
+    pub(super) fn to_text(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.0).expect("keys are strings and nothing else can fail")
+    }
+
+    fn check(&self, bytes: u64) -> Result<(), HeaderError> {
+        let form = |fine: bool, what| fine.then_some(()).ok_or(HeaderError::Form(what));
+        for name in ["keyslots", "tokens", "segments", "digests", "config"] {
+            form(
+                self.0.get(name).is_some_and(Value::is_object),
+                "its JSON lacks a part",
+            )?;
+        }
+        let config = &self.0["config"];
+        let json_bytes = bytes - BINARY_BYTES as u64;
+        form(
+            number(&config["json_size"]) == Some(json_bytes),
+            "its JSON has another size than it says",
+        )?;
+        let room = number(&config["keyslots_size"]);
+        form(
+            room.is_some_and(|room| room <= KEYSLOTS_BYTES_MAX && room.is_multiple_of(PAGE)),
+            "the room for its key slots is unusual",
+        )?;
+        form(
+            all_numbered(&self.0["keyslots"], SLOTS_MAX),
+            "its key slots are badly numbered",
+        )?;
+        form(
+            all_numbered(&self.0["tokens"], TOKENS_MAX),
+            "its tokens are badly numbered",
+        )?;
+        let room = self.room(bytes);
+        let inside = |area: Option<Range<u64>>| {
+            area.is_some_and(|area| room.start <= area.start && area.end <= room.end)
+        };
+        form(
+            self.areas().all(|(_, area)| inside(area)),
+            "a key slot lies outside the room for them",
+        )
+    }
+
+    /// Where key slots may lie, in a header whose copies have `bytes` bytes.
+    pub(super) fn room(&self, bytes: u64) -> Range<u64> {
+        let start = 2 * bytes;
+        let room = number(&self.0["config"]["keyslots_size"]).unwrap_or(0);
+        start..start.saturating_add(room)
+    }
+
+    /// Where each key slot's area lies.
+    pub(super) fn areas(&self) -> impl Iterator<Item = (&str, Option<Range<u64>>)> {
+        let slots = self.0["keyslots"].as_object().into_iter().flatten();
+        slots.map(|(name, slot)| (name.as_str(), area(slot)))
+    }
+
+    /// What a program must understand before it may touch the partition.
+    pub(super) fn demands_more(&self) -> bool {
+        let mandatory = &self.0["config"]["requirements"]["mandatory"];
+        match mandatory {
+            Value::Null => false,
+            Value::Array(list) => !list.is_empty(),
+            _ => true,
+        }
+    }
+
+    /// The uuid that our token names.
+    pub(super) fn vault(&self) -> Option<&str> {
+        let tokens = self.0["tokens"].as_object()?;
+        let ours = tokens.values().find(|token| token["type"] == TOKEN)?;
+        ours["vault"].as_str()
+    }
+
+    pub(super) fn segment(&self) -> Result<Segment, &'static str> {
+        let segments = self.0["segments"].as_object().map_or(0, Map::len);
+        let segment = &self.0["segments"][SEGMENT];
+        if segments != 1 || segment["type"] != "crypt" {
+            return Err("its data are not one encrypted segment");
+        }
+        Segment::parse(segment)
+    }
+
+    /// What recognises the volume key of the data.
+    pub(super) fn digest(&self) -> Result<Digest, &'static str> {
+        let digest = self.digest_value();
+        Digest::parse(digest.ok_or("its volume key has no digest")?)
+    }
+
+    fn digest_value(&self) -> Option<&Value> {
+        let digests = self.0["digests"].as_object()?;
+        digests.values().find(|digest| is_of_data(digest))
+    }
+
+    pub(super) fn slots(&self) -> Vec<Slot> {
+        let bound = self.digest().map(|digest| digest.slots).unwrap_or_default();
+        let slots = self.0["keyslots"].as_object().into_iter().flatten();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let mut found: Vec<_> = slots
+            .filter_map(|(name, slot)| {
+                let number = name.parse().ok()?;
+                let unsupported = match parse_slot(slot) {
+                    Err(why) => Some(why),
+                    Ok(_) if !bound.contains(&number) => Some(UNBOUND),
+                    Ok(_) => None,
+                };
+                Some(Slot {
+                    number,
+                    kind: text(&slot["type"]),
+                    kdf: text(&slot["kdf"]["type"]),
+                    unsupported,
+                })
+            })
+            .collect();
+        found.sort_by_key(|slot| slot.number);
+        found
+    }
+
+    /// The key slot `number`; `None` if there is none, or why it cannot be opened here.
+    pub(super) fn slot(&self, number: u32) -> Option<Result<LuksSlot, &'static str>> {
+        let slot = self.0["keyslots"].get(number.to_string())?;
+        let bound = self.digest().map(|digest| digest.slots.contains(&number));
+        Some(match bound {
+            Ok(true) => parse_slot(slot),
+            Ok(false) => Err(UNBOUND),
+            Err(why) => Err(why),
+        })
+    }
+
+    /// Puts a key slot in, in place of the one of that number, and binds it to the data's volume key.
+    pub(super) fn put_slot(&mut self, number: u32, mut slot: Value) {
+        let name = number.to_string();
+        let slots = self.part("keyslots");
+        if let Some(priority) = slots.get(&name).and_then(|old| old.get("priority")) {
+            slot["priority"] = priority.clone();
+        }
+        slots.insert(name.clone(), slot);
+        self.each_list(|list, owner| match owner {
+            Owner::Ours if list.iter().any(|known| *known == name) => {}
+            Owner::Ours => list.push(Value::String(name.clone())),
+            // It was of another volume key and no longer is.
+            Owner::OtherDigest => list.retain(|known| *known != name),
+            Owner::OtherToken => {}
+        });
+    }
+
+    /// Takes a key slot out.
+    pub(super) fn take_slot(&mut self, number: u32) {
+        let name = number.to_string();
+        self.part("keyslots").remove(&name);
+        self.each_list(|list, _| list.retain(|known| *known != name));
+    }
+
+    /// Every list of key slots, and whose it is.
+    fn each_list(&mut self, mut change: impl FnMut(&mut Vec<Value>, Owner)) {
+        for (part, other) in [
+            ("digests", Owner::OtherDigest),
+            ("tokens", Owner::OtherToken),
+        ] {
+            for entry in self.part(part).values_mut() {
+                let ours = match other {
+                    Owner::OtherToken => entry["type"] == TOKEN,
+                    _ => is_of_data(entry),
+                };
+                if let Some(list) = entry.get_mut("keyslots").and_then(Value::as_array_mut) {
+                    change(list, if ours { Owner::Ours } else { other });
+                }
+            }
+        }
+    }
+
+    fn part(&mut self, name: &str) -> &mut Map<String, Value> {
+        let part = self.0.get_mut(name).and_then(Value::as_object_mut);
+        part.expect("the parts were checked when it was read")
+    }
+}
+
+/// Who lists key slots.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    OtherDigest,
+    OtherToken,
+    /// The digest of the data's volume key, or our token.
+    Ours,
+}
+
+/// Whether a digest is of the data's volume key.
+fn is_of_data(digest: &Value) -> bool {
+    let segments = digest["segments"].as_array();
+    segments.is_some_and(|segments| segments.iter().any(|name| name == SEGMENT))
+}
+
+/// Why a key slot of another volume key is not opened.
+const UNBOUND: &str = "it does not open the data";
+
+fn all_numbered(part: &Value, below: u32) -> bool {
+    let names = part.as_object().into_iter().flatten().map(|(name, _)| name);
+    let mut names = names.map(|name| name.parse::<u32>().map(|n| (n, n.to_string() == *name)));
+    names.all(|name| name.is_ok_and(|(number, plain)| plain && number < below))
+}

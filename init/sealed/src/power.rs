@@ -1,0 +1,248 @@
+//! What a power cut leaves: after every write, within every write, and with any part of what was
+//! written since the last flush lost.
+
+use crate::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
+use crate::luks2::{Header, NewHeader};
+use crate::sealed::{Content, Sealed};
+use crate::testing::{BYTES, Dice, ONE, Op, SECTOR, TWO, TestDisk, new_header};
+
+/// A write of at most this many sectors is cut after each of them.
+const CUT_ALL: usize = 64;
+/// How often a part of what was not flushed is lost.
+const LOSSES: usize = 12;
+const THREE: &[u8] = b"the new phrase of the first key slot";
+
+/// Shows `each` the disk that began as `image`, at every moment at which `ops` can be cut off.
+fn at_every_cut(image: Vec<u8>, ops: &[Op], mut each: impl FnMut(&TestDisk)) {
+    let disk = TestDisk::of(image);
+    let mut dice = Dice(0x5eed_5eed_5eed_5eed);
+    let mut begun = Vec::new();
+    for op in ops {
+        match op {
+            Op::Flush => {
+                lose_some(&disk, &begun, &mut dice, &mut each);
+                for (at, bytes) in begun.drain(..) {
+                    disk.poke(at, bytes);
+                }
+            }
+            Op::Write { at, bytes } => begun.push((*at, &bytes[..])),
+        }
+    }
+    assert!(begun.is_empty(), "something was never flushed");
+    each(&disk);
+}
+
+/// With the writes of one flush arriving in order, then with any of their sectors missing. The disk is
+/// left as it was.
+fn lose_some(
+    disk: &TestDisk,
+    writes: &[(usize, &[u8])],
+    dice: &mut Dice,
+    each: &mut impl FnMut(&TestDisk),
+) {
+    let before: Vec<_> = writes
+        .iter()
+        .map(|(at, bytes)| (*at, disk.image()[*at..at + bytes.len()].to_vec()))
+        .collect();
+    let undo = || {
+        for (at, bytes) in before.iter().rev() {
+            disk.poke(*at, bytes);
+        }
+    };
+    for (at, bytes) in writes {
+        let sectors = bytes.len() / SECTOR;
+        let all = sectors <= CUT_ALL;
+        for number in 0..sectors {
+            if all || [0, 1, sectors / 2, sectors - 1].contains(&number) {
+                each(disk);
+            }
+            let part = number * SECTOR..(number + 1) * SECTOR;
+            disk.poke(at + part.start, &bytes[part]);
+        }
+    }
+    undo();
+    for _ in 0..LOSSES {
+        for (at, bytes) in writes {
+            for (number, sector) in bytes.chunks(SECTOR).enumerate() {
+                if dice.below(2) == 0 {
+                    disk.poke(at + number * SECTOR, sector);
+                }
+            }
+        }
+        each(disk);
+        undo();
+    }
+}
+
+fn formatted() -> TestDisk {
+    let disk = TestDisk::blank();
+    Header::format(&disk, &new_header()).expect("a disk that works");
+    disk.take_ops();
+    disk
+}
+
+#[test]
+fn formatting_is_whole_or_begun() {
+    let disk = TestDisk::blank();
+    // The vault is there before.
+    disk.poke(VAULT_A_AT as usize, b"one");
+    disk.poke(VAULT_B_AT as usize, b"two");
+    let image = disk.image().clone();
+    Header::format(&disk, &new_header()).expect("a disk that works");
+    let (mut sealed, mut begun) = (0, 0);
+    at_every_cut(image, &disk.take_ops(), |cut| {
+        assert_eq!(cut.image()[VAULT_A_AT as usize..][..3], *b"one");
+        assert_eq!(cut.image()[VAULT_B_AT as usize..][..3], *b"two");
+        match Sealed::probe(cut, BYTES).expect("readable") {
+            // Nothing was written yet.
+            Content::Unsealed => assert!(cut.image()[..1 << 20].iter().all(|b| *b == 0)),
+            Content::HalfFormatted => begun += 1,
+            Content::Sealed(_) => {
+                sealed += 1;
+                let header = Header::load(cut).expect("it was found");
+                for (slot, phrase) in [(0, ONE), (1, TWO)] {
+                    header.unlock(cut, slot, phrase).expect("the phrase of it");
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    assert!(sealed > 30 && begun > 30, "{sealed} {begun}");
+}
+
+#[test]
+fn a_cut_formatting_is_done_again() {
+    let disk = TestDisk::blank();
+    Header::format(&disk, &new_header()).expect("a disk that works");
+    let ops = disk.take_ops();
+    // Up to and with half of the second copy.
+    let cut = TestDisk::blank();
+    for op in &ops[..ops.len() - 4] {
+        if let Op::Write { at, bytes } = op {
+            cut.poke(*at, bytes);
+        }
+    }
+    let found = Sealed::probe(&cut, BYTES).expect("readable");
+    assert!(matches!(found, Content::HalfFormatted), "{found:?}");
+    let again = Sealed::format(cut, BYTES, &new_header()).expect("a disk that works");
+    again.unlock(0, ONE).expect("the phrase of it");
+}
+
+#[test]
+fn a_change_of_phrase_never_locks_anybody_out() {
+    let disk = formatted();
+    let image = disk.image().clone();
+    let mut header = Header::load(&disk).expect("formatted");
+    let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
+    header
+        .set_phrase(&disk, 0, THREE, &key)
+        .expect("a disk that works");
+    let (mut old, mut new) = (0, 0);
+    at_every_cut(image, &disk.take_ops(), |cut| {
+        let header = Header::load(cut).expect("one copy is whole");
+        assert!(header.unlock(cut, 1, TWO).is_ok_and(|found| found == key));
+        match header.unlock(cut, 0, THREE) {
+            Ok(found) => {
+                assert_eq!(found, key);
+                new += 1;
+            }
+            Err(_) => {
+                let found = header.unlock(cut, 0, ONE).expect("one of the two");
+                assert_eq!(found, key);
+                old += 1;
+            }
+        }
+    });
+    assert!(old > 30 && new > 30, "{old} {new}");
+    let header = Header::load(&disk).expect("whole");
+    assert!(header.unlock(&disk, 0, ONE).is_err());
+}
+
+#[test]
+fn after_a_cut_the_next_change_wipes_what_was_left() {
+    let disk = formatted();
+    let mut header = Header::load(&disk).expect("formatted");
+    let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
+    let area = 32_768..32_768 + 258_048;
+    let old = disk.image()[area.clone()].to_vec();
+    header
+        .set_phrase(&disk, 0, THREE, &key)
+        .expect("a disk that works");
+    assert_ne!(disk.image()[area.clone()], old, "it was wiped");
+    // As if the power had gone before that.
+    disk.poke(area.start, &old);
+    let mut header = Header::load(&disk).expect("whole");
+    header
+        .set_phrase(&disk, 1, TWO, &key)
+        .expect("a disk that works");
+    assert_ne!(disk.image()[area.start..area.start + 512], old[..512]);
+    for (slot, phrase) in [(0, THREE), (1, TWO)] {
+        let found = header
+            .unlock(&disk, slot, phrase)
+            .expect("the phrase of it");
+        assert_eq!(found, key);
+    }
+}
+
+#[test]
+fn slots_come_and_go_and_the_last_stays() {
+    let disk = formatted();
+    let image = disk.image().clone();
+    let mut header = Header::load(&disk).expect("formatted");
+    let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
+    header
+        .set_phrase(&disk, 7, THREE, &key)
+        .expect("a disk that works");
+    assert!(header.unlock(&disk, 7, THREE).is_ok());
+    header.remove_slot(&disk, 0).expect("two are left");
+    header.remove_slot(&disk, 1).expect("one is left");
+    let last = header.remove_slot(&disk, 7).expect_err("the last");
+    assert_eq!(
+        last.to_string(),
+        "key slot 7 is the last that opens the data and stays"
+    );
+    assert!(header.remove_slot(&disk, 0).is_err(), "it is gone");
+    at_every_cut(image, &disk.take_ops(), |cut| {
+        let header = Header::load(cut).expect("one copy is whole");
+        let phrases = [(0, ONE), (1, TWO), (7, THREE)];
+        let mut open = phrases
+            .into_iter()
+            .filter_map(|(slot, phrase)| header.unlock(cut, slot, phrase).ok());
+        assert!(open.next().is_some_and(|found| found == key));
+    });
+}
+
+#[test]
+fn an_erasure_that_began_is_finished() {
+    let disk = formatted();
+    disk.poke(VAULT_A_AT as usize, &[0xaa; 3]);
+    disk.poke(DATA_AT as usize, b"data");
+    let image = disk.image().clone();
+    let erased = Sealed::erase(&disk, BYTES).expect("a disk that works");
+    assert_eq!(erased.overwritten, DATA_AT);
+    assert!(erased.discarded.is_err(), "the test's disk takes no blocks");
+    assert!(disk.image()[..DATA_AT as usize].iter().all(|b| *b == 0));
+    assert_eq!(disk.image()[DATA_AT as usize..][..4], *b"data");
+    let (mut whole, mut begun) = (0, 0);
+    at_every_cut(image, &disk.take_ops(), |cut| {
+        match Sealed::probe(cut, BYTES).expect("readable") {
+            Content::Sealed(_) => whole += 1,
+            Content::Erasing => begun += 1,
+            Content::Unsealed => assert!(cut.image()[..DATA_AT as usize].iter().all(|b| *b == 0)),
+            other => panic!("{other:?}"),
+        }
+    });
+    assert!(whole >= 1 && begun > 100, "{whole} {begun}");
+}
+
+#[test]
+fn too_small_is_said_before_anything_is_written() {
+    let new = NewHeader {
+        phrases: &[ONE],
+        ..new_header()
+    };
+    let disk = TestDisk::blank();
+    let refused = Sealed::format(&disk, 17 << 10, &new).expect_err("17 KiB");
+    assert!(refused.to_string().contains("17408 bytes"), "{refused}");
+    assert!(disk.take_ops().is_empty());
+}

@@ -1,0 +1,246 @@
+//! What PID 1 does with a sealed partition.
+
+use std::{fs::File, io};
+
+use crate::disk::{Disk, noise};
+use crate::error::SealedError;
+use crate::limits::{DATA_AT, KEYSLOTS_AT, PARTITION_BYTES_MIN, SECTOR_BYTES};
+use crate::luks2::{CopyId, Header, Mark, NewHeader, Segment, Slot, TEAR_BYTES, mark, read_mark};
+use crate::secret::VolumeKey;
+use crate::volume::{self, OpenOptions, Volume};
+
+/// What is on a partition, as far as sealing is concerned.
+#[derive(Debug)]
+pub enum Content {
+    /// A header of LUKS2 both copies of which are unusable, with the reason.
+    Damaged(SealedError),
+    /// It was being erased when the power went: to be finished by [`Sealed::erase`].
+    Erasing,
+    /// It was being formatted when the power went: to be done again by [`Sealed::format`].
+    HalfFormatted,
+    /// It is sealed.
+    Sealed(Summary),
+    /// Nothing of LUKS2: blank, or something else.
+    Unsealed,
+}
+
+/// What a header tells without a phrase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Of the partition.
+    pub uuid: String,
+    /// Of the vault, as our token names it. Without it somebody else formatted the partition.
+    pub vault: Option<String>,
+    /// Every key slot.
+    pub slots: Vec<Slot>,
+    /// Where and how the data are encrypted; else why that cannot be used here.
+    pub segment: Result<Segment, String>,
+    /// One copy of the header is damaged or older; loading repairs it.
+    pub one_copy: bool,
+}
+
+/// What came of erasing.
+#[derive(Debug)]
+pub struct Erased {
+    /// Bytes that were overwritten: the header, every key slot and the vault.
+    pub overwritten: u64,
+    /// Whether the device was told that it need not keep the rest. Where it was not, the data stay
+    /// there, encrypted with a key that no longer exists.
+    pub discarded: io::Result<()>,
+}
+
+/// A sealed partition whose header was read.
+#[derive(Debug)]
+pub struct Sealed<D = File> {
+    disk: D,
+    bytes: u64,
+    header: Header,
+    repaired: Result<Option<CopyId>, SealedError>,
+}
+
+impl Sealed<File> {
+    /// Opens the data: the key slot by its phrase, then a mapping in the kernel.
+    pub fn open(
+        &self,
+        slot: u32,
+        phrase: &[u8],
+        options: &OpenOptions,
+    ) -> Result<Volume, SealedError> {
+        self.map(&self.unlock(slot, phrase)?, options)
+    }
+
+    /// The same with the volume key.
+    pub fn map(&self, key: &VolumeKey, options: &OpenOptions) -> Result<Volume, SealedError> {
+        let uuid = self.header.uuid();
+        volume::map(
+            &self.disk,
+            self.bytes,
+            &uuid,
+            &self.segment()?,
+            key,
+            options,
+        )
+    }
+
+    /// Maps what was added to a partition that now has `bytes` bytes, while the data are in use.
+    /// Answers whether anything was. The key slot's phrase is asked for again because the kernel does
+    /// not give a volume key back.
+    pub fn grow(
+        &mut self,
+        volume: &mut Volume,
+        bytes: u64,
+        slot: u32,
+        phrase: &[u8],
+    ) -> Result<bool, SealedError> {
+        let key = self.unlock(slot, phrase)?;
+        let segment = self.segment()?;
+        let grown = volume.grow(&self.disk, bytes, &segment, &key)?;
+        self.bytes = bytes;
+        Ok(grown)
+    }
+}
+
+impl<D: Disk> Sealed<D> {
+    /// Looks at a partition of `bytes` bytes. Writes nothing.
+    pub fn probe(disk: &D, bytes: u64) -> Result<Content, SealedError> {
+        if bytes < KEYSLOTS_AT {
+            return Ok(Content::Unsealed);
+        }
+        let marked = read_mark(disk);
+        if let Ok(Some(Mark::Erasing)) = marked {
+            return Ok(Content::Erasing);
+        }
+        match Header::load(disk) {
+            Ok(header) => Ok(Content::Sealed(Summary::of(&header))),
+            Err(SealedError::Damaged { .. } | SealedError::NotSealed)
+                if matches!(marked, Ok(Some(Mark::Formatting))) =>
+            {
+                Ok(Content::HalfFormatted)
+            }
+            Err(error @ SealedError::Damaged { .. }) => Ok(Content::Damaged(error)),
+            // A first sector that cannot be read is no blank one.
+            Err(SealedError::NotSealed) => marked.map(|_| Content::Unsealed),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a sealed partition of one that holds nothing anybody needs. The vault's areas stay.
+    pub fn format(disk: D, bytes: u64, new: &NewHeader<'_>) -> Result<Self, SealedError> {
+        if bytes < PARTITION_BYTES_MIN {
+            return Err(SealedError::TooSmall(bytes));
+        }
+        let (header, _) = Header::format(&disk, new)?;
+        Ok(Self {
+            disk,
+            bytes,
+            header,
+            repaired: Ok(None),
+        })
+    }
+
+    /// Reads the header of a partition of `bytes` bytes, and writes a damaged or older copy anew. That
+    /// this failed does not keep the data from being opened: see [`repaired`](Self::repaired).
+    pub fn load(disk: D, bytes: u64) -> Result<Self, SealedError> {
+        match Self::probe(&disk, bytes)? {
+            Content::Damaged(error) => return Err(error),
+            Content::Erasing => return Err(SealedError::Erasing),
+            Content::HalfFormatted => return Err(SealedError::HalfFormatted),
+            Content::Unsealed => return Err(SealedError::NotSealed),
+            Content::Sealed(_) => {}
+        }
+        let mut header = Header::load(&disk)?;
+        let repaired = header.repair(&disk);
+        Ok(Self {
+            disk,
+            bytes,
+            header,
+            repaired,
+        })
+    }
+
+    /// Which copy of the header had to be written anew, and what became of that.
+    pub const fn repaired(&self) -> Result<Option<CopyId>, &SealedError> {
+        match &self.repaired {
+            Ok(copy) => Ok(*copy),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the header tells.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        Summary::of(&self.header)
+    }
+
+    /// Where and how the data are encrypted.
+    pub fn segment(&self) -> Result<Segment, SealedError> {
+        self.header.segment()
+    }
+
+    /// The volume key, if `phrase` opens the key slot.
+    pub fn unlock(&self, slot: u32, phrase: &[u8]) -> Result<VolumeKey, SealedError> {
+        self.header.unlock(&self.disk, slot, phrase)
+    }
+
+    /// Makes `phrase` open the key slot, and nothing else any more. The data are not touched and may be
+    /// in use. At a power cut one of the two phrases opens the slot.
+    pub fn set_phrase(
+        &mut self,
+        slot: u32,
+        phrase: &[u8],
+        key: &VolumeKey,
+    ) -> Result<(), SealedError> {
+        self.header.set_phrase(&self.disk, slot, phrase, key)
+    }
+
+    /// Removes a key slot. The last that opens the data stays.
+    pub fn remove_slot(&mut self, slot: u32) -> Result<(), SealedError> {
+        self.header.remove_slot(&self.disk, slot)
+    }
+
+    /// Destroys every key: overwrites header, key slots and vault, then gives the device its blocks
+    /// back where it takes them. What is left is blank. A power cut leaves a partition that says that
+    /// it is being erased, whatever else is still readable, and this is called again.
+    ///
+    /// The volume is closed before; a mapping that is still there keeps the volume key in the kernel.
+    pub fn erase(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
+        let failed = |what| SealedError::io(what);
+        let rest = TEAR_BYTES as u64;
+        let overwritten = bytes.min(DATA_AT);
+        if overwritten < rest {
+            return Err(SealedError::TooSmall(bytes));
+        }
+        mark(disk, Mark::Erasing)?;
+        noise(disk, rest, overwritten - rest).map_err(failed("overwrite the keys of"))?;
+        disk.flush().map_err(failed("overwrite the keys of"))?;
+        let unit = u64::from(SECTOR_BYTES);
+        let data = (bytes - overwritten) / unit * unit;
+        let discarded = match data {
+            0 => Ok(()),
+            data => disk.discard(overwritten, data),
+        };
+        disk.zero(rest, overwritten - rest)
+            .and_then(|()| disk.flush())
+            .map_err(failed("clear"))?;
+        // The mark goes last.
+        disk.write(&[0; TEAR_BYTES], 0)
+            .and_then(|()| disk.flush())
+            .map_err(failed("clear"))?;
+        Ok(Erased {
+            overwritten,
+            discarded,
+        })
+    }
+}
+
+impl Summary {
+    fn of(header: &Header) -> Self {
+        Self {
+            uuid: header.uuid(),
+            vault: header.vault().map(str::to_owned),
+            slots: header.slots(),
+            segment: header.segment().map_err(|error| error.to_string()),
+            one_copy: header.has_one_copy(),
+        }
+    }
+}

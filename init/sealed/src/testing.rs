@@ -1,0 +1,107 @@
+//! A disk of the tests: it remembers every write, and can be what it was at any moment.
+
+use std::{
+    cell::{Ref, RefCell},
+    io::{self, ErrorKind},
+};
+
+use uuid::Uuid;
+
+use crate::cipher::Cipher;
+use crate::disk::Disk;
+use crate::luks2::NewHeader;
+
+/// Bytes of the disk: a header and one MiB.
+pub(crate) const BYTES: u64 = 17 << 20;
+/// What disks write at once.
+pub(crate) const SECTOR: usize = 512;
+pub(crate) const ONE: &[u8] = b"the phrase of the first key slot";
+pub(crate) const TWO: &[u8] = b"the phrase of the second key slot";
+pub(crate) const VAULT: &str = "0b9e8a4e-5e6c-4a1f-9d55-7f3f6f0d9f11";
+
+/// What was done to the disk.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Flush,
+    Write { at: usize, bytes: Vec<u8> },
+}
+
+#[derive(Debug)]
+pub(crate) struct TestDisk {
+    image: RefCell<Vec<u8>>,
+    ops: RefCell<Vec<Op>>,
+}
+
+impl TestDisk {
+    pub(crate) fn blank() -> Self {
+        Self::of(vec![0; BYTES as usize])
+    }
+
+    pub(crate) fn of(image: Vec<u8>) -> Self {
+        Self {
+            image: RefCell::new(image),
+            ops: RefCell::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn image(&self) -> Ref<'_, Vec<u8>> {
+        self.image.borrow()
+    }
+
+    /// Everything that was done since this was asked last.
+    pub(crate) fn take_ops(&self) -> Vec<Op> {
+        self.ops.take()
+    }
+
+    /// Changes it as nobody should.
+    pub(crate) fn poke(&self, at: usize, bytes: &[u8]) {
+        self.image.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+impl Disk for TestDisk {
+    fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        let at = usize::try_from(at).map_err(io::Error::other)?;
+        let image = self.image.borrow();
+        let found = at
+            .checked_add(buffer.len())
+            .and_then(|end| image.get(at..end));
+        buffer.copy_from_slice(found.ok_or(ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let at = usize::try_from(at).map_err(io::Error::other)?;
+        self.poke(at, bytes);
+        let bytes = bytes.to_vec();
+        self.ops.borrow_mut().push(Op::Write { at, bytes });
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.ops.borrow_mut().push(Op::Flush);
+        Ok(())
+    }
+}
+
+/// A header with two key slots.
+pub(crate) fn new_header() -> NewHeader<'static> {
+    NewHeader {
+        uuid: Uuid::from_bytes([0x42; 16]),
+        vault: VAULT,
+        cipher: Cipher::AesXts,
+        phrases: &[ONE, TWO],
+    }
+}
+
+/// Reproducible chance.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 11).unwrap_or(0) % limit
+    }
+}

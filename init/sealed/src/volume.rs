@@ -1,0 +1,333 @@
+//! The opened data: a mapping in the kernel.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use crate::cipher::Cipher;
+use crate::dm::{self, Control, LoadedKey, Removal, Status, Table};
+use crate::error::SealedError;
+use crate::luks2::Segment;
+use crate::secret::VolumeKey;
+
+/// Name of the mapping.
+const NAME: &str = "alknet-data";
+/// Unit in which device mapper counts, bytes.
+const UNIT: u64 = 512;
+
+/// How the data are opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Name of the mapping.
+    pub name: String,
+    /// Deletions in the file system are passed on to the device. That tells whoever sees the device
+    /// which blocks are in use.
+    pub discards: bool,
+    /// Reads are decrypted where they end and not by a worker of the kernel.
+    pub no_read_workqueue: bool,
+    /// Writes are encrypted where they begin and not by a worker of the kernel.
+    pub no_write_workqueue: bool,
+    /// Nothing may be written.
+    pub read_only: bool,
+    /// A folder in which the device node is made, where no devtmpfs makes it in `/dev`.
+    pub nodes: Option<PathBuf>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            name: NAME.to_owned(),
+            discards: false,
+            no_read_workqueue: false,
+            no_write_workqueue: false,
+            read_only: false,
+            nodes: None,
+        }
+    }
+}
+
+impl OpenOptions {
+    fn words(&self, segment: &Segment) -> Vec<String> {
+        let mut words = Vec::new();
+        for (wanted, word) in [
+            (self.discards, "allow_discards"),
+            (self.no_read_workqueue, "no_read_workqueue"),
+            (self.no_write_workqueue, "no_write_workqueue"),
+        ] {
+            if wanted {
+                words.push(word.to_owned());
+            }
+        }
+        // Never `iv_large_sectors`: LUKS2 numbers sectors in units of 512 bytes.
+        if u64::from(segment.sector) != UNIT {
+            words.push(format!("sector_size:{}", segment.sector));
+        }
+        words
+    }
+}
+
+/// An opened partition. Dropping it leaves the mapping as it is: the data outlive who opened them.
+#[derive(Debug)]
+pub struct Volume {
+    path: PathBuf,
+    device: (u32, u32),
+    bytes: u64,
+    cipher: Cipher,
+    options: OpenOptions,
+}
+
+impl Volume {
+    /// The block device with the data.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its major and minor number.
+    #[must_use]
+    pub const fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
+    /// Bytes of the data.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How they are encrypted.
+    #[must_use]
+    pub const fn cipher(&self) -> Cipher {
+        self.cipher
+    }
+
+    /// Name of the mapping.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// Closes it: the kernel forgets the volume key. Answers whether that has happened; deferred, it
+    /// happens when nobody has the data open any more.
+    pub fn close(self, removal: Removal) -> Result<bool, SealedError> {
+        let gone = close(self.name(), removal)?;
+        if self.options.nodes.is_some() {
+            fs::remove_file(&self.path).map_err(SealedError::io("remove the node of"))?;
+        }
+        Ok(gone)
+    }
+
+    /// The table and the state that the kernel has.
+    pub fn status(&self) -> Result<Status, SealedError> {
+        Ok(Control::open()?.status(self.name())?)
+    }
+
+    pub(crate) fn grow(
+        &mut self,
+        disk: &File,
+        bytes: u64,
+        segment: &Segment,
+        key: &VolumeKey,
+    ) -> Result<bool, SealedError> {
+        let grown = mapped_bytes(bytes, segment)?;
+        if grown <= self.bytes {
+            return Ok(false);
+        }
+        let control = Control::open()?;
+        let loaded = LoadedKey::new(key)?;
+        let table = table(disk, grown, segment, &loaded, &self.options)?;
+        let outcome = control
+            .load(self.name(), &table)
+            .and_then(|()| control.resume(self.name()));
+        if let Err(error) = outcome {
+            // The mapping runs on with the table it has; what was refused must not wait for a resume.
+            drop(control.clear(self.name()));
+            return Err(error.into());
+        }
+        loaded.unlink()?;
+        self.bytes = grown;
+        Ok(true)
+    }
+}
+
+/// Closes the mapping of that name, whoever opened it.
+pub fn close(name: &str, removal: Removal) -> Result<bool, SealedError> {
+    Ok(Control::open()?.remove(name, removal)?)
+}
+
+/// Opens the data on `disk`.
+pub(crate) fn map(
+    disk: &File,
+    bytes: u64,
+    uuid: &str,
+    segment: &Segment,
+    key: &VolumeKey,
+    options: &OpenOptions,
+) -> Result<Volume, SealedError> {
+    let length = mapped_bytes(bytes, segment)?;
+    let control = Control::open()?;
+    // As cryptsetup has it, which finds the partition's header by it.
+    let uuid = format!("CRYPT-LUKS2-{}-{}", uuid.replace('-', ""), options.name);
+    control.create(&options.name, &uuid)?;
+    let begun = Begun {
+        control: &control,
+        name: &options.name,
+        armed: true,
+    };
+    let loaded = LoadedKey::new(key)?;
+    let table = table(disk, length, segment, &loaded, options)?;
+    control.load(&options.name, &table)?;
+    loaded.unlink()?;
+    let device = control.resume(&options.name)?.device;
+    let path = node(device, options)?;
+    begun.finish();
+    Ok(Volume {
+        path,
+        device,
+        bytes: length,
+        cipher: segment.cipher,
+        options: options.clone(),
+    })
+}
+
+/// A mapping that is removed again unless all goes well.
+struct Begun<'a> {
+    control: &'a Control,
+    name: &'a str,
+    armed: bool,
+}
+
+impl Begun<'_> {
+    fn finish(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            // Why it is removed is on its way to the caller.
+            drop(self.control.remove(self.name, Removal::Deferred));
+        }
+    }
+}
+
+/// Bytes of data on a partition of `bytes` bytes.
+fn mapped_bytes(bytes: u64, segment: &Segment) -> Result<u64, SealedError> {
+    let room = bytes.checked_sub(segment.offset);
+    let room = room.ok_or(SealedError::TooSmall(bytes))?;
+    let wanted = segment.length.unwrap_or(room);
+    if wanted > room {
+        return Err(SealedError::Unsupported(
+            "its data are longer than the partition",
+        ));
+    }
+    let unit = u64::from(segment.sector);
+    match wanted / unit * unit {
+        0 => Err(SealedError::TooSmall(bytes)),
+        length => Ok(length),
+    }
+}
+
+fn table(
+    disk: &File,
+    length: u64,
+    segment: &Segment,
+    key: &LoadedKey,
+    options: &OpenOptions,
+) -> Result<Table, SealedError> {
+    let metadata = disk.metadata().map_err(SealedError::io("look at"))?;
+    if !metadata.file_type().is_block_device() {
+        return Err(SealedError::NotABlockDevice);
+    }
+    Ok(Table {
+        cipher: segment.cipher.name().to_owned(),
+        key: key.reference(),
+        tweak: segment.tweak,
+        device: (libc::major(metadata.rdev()), libc::minor(metadata.rdev())),
+        offset: segment.offset / UNIT,
+        sectors: length / UNIT,
+        options: options.words(segment),
+        read_only: options.read_only,
+    })
+}
+
+/// The block device of a mapping.
+fn node(device: (u32, u32), options: &OpenOptions) -> Result<PathBuf, SealedError> {
+    if let Some(folder) = &options.nodes {
+        let path = folder.join(&options.name);
+        dm::make_node(&path, device).map_err(SealedError::io("make a node for"))?;
+        return Ok(path);
+    }
+    let path = PathBuf::from(format!("/dev/dm-{}", device.1));
+    if !path.exists() {
+        return Err(SealedError::NoNode(path));
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::DATA_AT;
+
+    fn segment() -> Segment {
+        Segment {
+            offset: DATA_AT,
+            length: None,
+            tweak: 0,
+            cipher: Cipher::AesXts,
+            sector: 4096,
+        }
+    }
+
+    #[test]
+    fn only_whole_sectors_of_the_partition_are_mapped() {
+        let of = |bytes| mapped_bytes(bytes, &segment());
+        assert!(matches!(of(DATA_AT - 1), Err(SealedError::TooSmall(_))));
+        assert!(matches!(of(DATA_AT + 4095), Err(SealedError::TooSmall(_))));
+        assert_eq!(of(DATA_AT + 4096).expect("one sector"), 4096);
+        assert_eq!(of(DATA_AT + 8191).expect("one sector"), 4096);
+        let fixed = Segment {
+            length: Some(8192),
+            ..segment()
+        };
+        assert_eq!(mapped_bytes(DATA_AT + 9000, &fixed).expect("two"), 8192);
+        assert!(matches!(
+            mapped_bytes(DATA_AT + 4096, &fixed),
+            Err(SealedError::Unsupported(_))
+        ));
+    }
+
+    #[test]
+    fn options_are_only_those_asked_for() {
+        let mut options = OpenOptions::default();
+        assert_eq!(options.words(&segment()), ["sector_size:4096"]);
+        options.discards = true;
+        options.no_read_workqueue = true;
+        options.no_write_workqueue = true;
+        let all = [
+            "allow_discards",
+            "no_read_workqueue",
+            "no_write_workqueue",
+            "sector_size:4096",
+        ];
+        assert_eq!(options.words(&segment()), all);
+        let small = Segment {
+            sector: 512,
+            ..segment()
+        };
+        assert!(OpenOptions::default().words(&small).is_empty());
+    }
+
+    #[test]
+    fn a_file_is_no_block_device() {
+        let file = tempfile::tempfile().expect("a file");
+        let key = VolumeKey::random(64).expect("random numbers");
+        let loaded = LoadedKey::new(&key).expect("a kernel with keyrings");
+        let refused = table(&file, 4096, &segment(), &loaded, &OpenOptions::default());
+        assert!(matches!(refused, Err(SealedError::NotABlockDevice)));
+    }
+}
