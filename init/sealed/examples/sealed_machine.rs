@@ -258,18 +258,28 @@ fn in_use() -> Outcome {
     let refused = sealed.open(0, TWO.as_bytes(), &options);
     let refused = matches!(refused, Err(SealedError::WrongPhrase(0)));
     wrong(!refused, "another phrase opens it")?;
-    // The partition is somebody else's: nothing half made stays behind.
+    // Under another name neither: two mappings of one partition do not see each other's writes.
     let other = OpenOptions {
         name: "other".to_owned(),
         ..OpenOptions::default()
     };
     let volume = sealed.open(0, ONE.as_bytes(), &options)?;
     let second = sealed.open(0, ONE.as_bytes(), &other);
-    say(&format!("a second mapping of the partition: {second:?}"));
-    if let Ok(second) = second {
-        second.close(Removal::Now)?;
-    }
-    gone("other")?;
+    let exists = matches!(second, Err(SealedError::Dm(DmError::Exists(_))));
+    wrong(
+        !exists,
+        &format!("a second one of that partition: {second:?}"),
+    )?;
+    // What is refused leaves nothing behind.
+    let (file, bytes) = device("/dev/vda")?;
+    volume.close(Removal::Now)?;
+    let long = Sealed::load(file, bytes + (1 << 30))?;
+    let refused = long.open(0, ONE.as_bytes(), &options);
+    say(&format!("beyond the disk: {refused:?}"));
+    let is_refused = matches!(refused, Err(SealedError::Dm(DmError::Refused { .. })));
+    wrong(!is_refused, "it was mapped beyond the disk")?;
+    wrong(!Control::open()?.list()?.is_empty(), "it left a mapping")?;
+    let volume = sealed.open(0, ONE.as_bytes(), &options)?;
     volume.close(Removal::Now).map(drop).map_err(Into::into)
 }
 
@@ -390,6 +400,11 @@ fn theirs() -> Outcome {
             "256",
             "-c",
             "xchacha12,aes-adiantum-plain64",
+            // Left alone, it would need the kernel's crypto API for sockets, which is not there.
+            "--keyslot-cipher",
+            "aes-xts-plain64",
+            "--keyslot-key-size",
+            "512",
         ],
     ];
     for way in ways {

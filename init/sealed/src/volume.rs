@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::cipher::Cipher;
-use crate::dm::{self, Control, LoadedKey, Removal, Status, Table};
+use crate::dm::{self, Control, DmError, LoadedKey, Removal, Status, Table};
 use crate::error::SealedError;
 use crate::luks2::Segment;
 use crate::secret::VolumeKey;
@@ -138,14 +138,7 @@ impl Volume {
         let control = Control::open()?;
         let loaded = LoadedKey::new(key)?;
         let table = table(disk, grown, segment, &loaded, &self.options)?;
-        let outcome = control
-            .load(self.name(), &table)
-            .and_then(|()| control.resume(self.name()));
-        if let Err(error) = outcome {
-            // The mapping runs on with the table it has; what was refused must not wait for a resume.
-            drop(control.clear(self.name()));
-            return Err(error.into());
-        }
+        control.run(self.name(), &table)?;
         loaded.unlink()?;
         self.bytes = grown;
         Ok(true)
@@ -169,7 +162,9 @@ pub(crate) fn map(
     let length = mapped_bytes(bytes, segment)?;
     let control = Control::open()?;
     // As cryptsetup has it, which finds the partition's header by it.
-    let uuid = format!("CRYPT-LUKS2-{}-{}", uuid.replace('-', ""), options.name);
+    let uuid = format!("CRYPT-LUKS2-{}-", uuid.replace('-', ""));
+    not_mapped(&control, &uuid)?;
+    let uuid = format!("{uuid}{}", options.name);
     control.create(&options.name, &uuid)?;
     let begun = Begun {
         control: &control,
@@ -178,9 +173,8 @@ pub(crate) fn map(
     };
     let loaded = LoadedKey::new(key)?;
     let table = table(disk, length, segment, &loaded, options)?;
-    control.load(&options.name, &table)?;
+    let device = control.run(&options.name, &table)?.device;
     loaded.unlink()?;
-    let device = control.resume(&options.name)?.device;
     let path = node(device, options)?;
     begun.finish();
     Ok(Volume {
@@ -190,6 +184,21 @@ pub(crate) fn map(
         cipher: segment.cipher,
         options: options.clone(),
     })
+}
+
+/// The kernel lets one partition be mapped twice, and nothing good comes of it.
+fn not_mapped(control: &Control, uuid: &str) -> Result<(), SealedError> {
+    for listed in control.list()? {
+        match control.status(&listed.name) {
+            Ok(status) if status.uuid.starts_with(uuid) => {
+                return Err(DmError::Exists(listed.name).into());
+            }
+            // Closed just now.
+            Ok(_) | Err(DmError::NotFound(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A mapping that is removed again unless all goes well.

@@ -98,7 +98,8 @@ pub enum DmError {
     /// The kernel refused the table.
     #[error(
         "the kernel refuses to encrypt with {cipher}: {source}; it needs the cipher, \
-         CONFIG_DM_CRYPT and the whole partition to itself (its log says more)"
+         CONFIG_DM_CRYPT, and a partition that nobody else uses and that is long enough (its log \
+         says more)"
     )]
     Refused {
         /// The cipher.
@@ -202,14 +203,22 @@ impl Control {
     pub fn load(&self, name: &str, table: &Table) -> Result<(), DmError> {
         let flags = flags::SECURE_DATA | if table.read_only { flags::READ_ONLY } else { 0 };
         let message = Message::new().name(name)?.flags(flags).table(table)?;
-        let refused = |source| DmError::Refused {
-            cipher: table.cipher.clone(),
-            source,
-        };
-        match self.named(Call::Load, name, message) {
-            Err(DmError::Call { source, .. }) => Err(refused(source)),
-            other => other.map(drop),
+        refused(self.named(Call::Load, name, message), table).map(drop)
+    }
+
+    /// Gives a mapping its table and lets it run with it. If the kernel refuses, it runs on with the
+    /// table it has, if it has one.
+    pub fn run(&self, name: &str, table: &Table) -> Result<Status, DmError> {
+        self.load(name, table)?;
+        // That the partition is too short is only found out here.
+        let outcome = refused(self.resume(name), table);
+        if outcome.is_err() {
+            // The refused table must not wait for the next time, and the kernel has stopped the old
+            // one for the change. What was refused matters more than either.
+            drop(self.clear(name));
+            drop(self.resume(name));
         }
+        outcome
     }
 
     /// Forgets the next table.
@@ -313,6 +322,17 @@ pub(crate) fn make_node(path: &Path, device: (u32, u32)) -> io::Result<()> {
     // SAFETY: the kernel reads the text behind the pointer, which outlives the call.
     let outcome = unsafe { libc::mknod(text.as_ptr(), libc::S_IFBLK | 0o600, number) };
     Ok(Errno::result(outcome).map(drop)?)
+}
+
+/// What the kernel says against a table.
+fn refused<T>(outcome: Result<T, DmError>, table: &Table) -> Result<T, DmError> {
+    outcome.map_err(|error| match error {
+        DmError::Call { source, .. } => DmError::Refused {
+            cipher: table.cipher.clone(),
+            source,
+        },
+        other => other,
+    })
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {
