@@ -15,22 +15,22 @@ const SECTOR: usize = 512;
 
 /// `aes-xts-plain64`, with 32 or 64 bytes of key.
 enum Cipher {
-    Long(Xts128<Aes256>),
-    Short(Xts128<Aes128>),
+    Long(Box<Xts128<Aes256>>),
+    Short(Box<Xts128<Aes128>>),
 }
 
 impl Cipher {
     fn new(key: &[u8]) -> Option<Self> {
         let (one, two) = key.split_at(key.len() / 2);
         match key.len() {
-            64 => Some(Self::Long(Xts128::new(
+            64 => Some(Self::Long(Box::new(Xts128::new(
                 Aes256::new_from_slice(one).ok()?,
                 Aes256::new_from_slice(two).ok()?,
-            ))),
-            32 => Some(Self::Short(Xts128::new(
+            )))),
+            32 => Some(Self::Short(Box::new(Xts128::new(
                 Aes128::new_from_slice(one).ok()?,
                 Aes128::new_from_slice(two).ok()?,
-            ))),
+            )))),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! Changes of key slots. The order of writes is what makes them safe at a power cut: new key material
 //! lies where nothing was, then the header says so, then the old material goes.
 
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 use crate::disk::{Disk, noise};
 use crate::error::SealedError;
@@ -94,7 +94,8 @@ impl Header {
         areas.sort_by_key(|area| area.start);
         let mut gaps = Vec::new();
         let mut free = room.start;
-        for area in areas.into_iter().chain([room.end..room.end]) {
+        let end = room.end..room.end;
+        for area in areas.into_iter().chain(iter::once(end)) {
             if area.start > free {
                 gaps.push(free..area.start.min(room.end));
             }

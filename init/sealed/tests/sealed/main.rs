@@ -1,6 +1,7 @@
 //! Sealed partitions before stock cryptsetup, and before the kernel of the appliance.
 
 mod machine;
+mod memory;
 mod stock;
 
 use std::path::Path;
