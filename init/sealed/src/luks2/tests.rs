@@ -450,7 +450,7 @@ fn other_disks_are_not_sealed() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     /// Any JSON, by edits of a good one.
     #[test]

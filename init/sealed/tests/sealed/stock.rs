@@ -314,6 +314,35 @@ fn what_cryptsetup_formats_is_opened_here() {
 }
 
 #[test]
+fn cryptsetup_opens_by_the_second_copy_alone() {
+    let lab = Lab::sealed(Cipher::AesXts);
+    lab.file().write_all_at(&[0; 16_384], 0).expect("writable");
+    assert!(lab.opens("one", 0) && lab.opens("two", 1));
+    content(&["repair", &lab.disk()]);
+    let sealed = lab.load();
+    assert!(matches!(sealed.repaired(), Ok(None)), "it repaired it");
+    assert!(sealed.unlock(0, ONE.as_bytes()).is_ok());
+}
+
+#[test]
+fn a_slot_that_cryptsetup_removes_is_gone() {
+    let lab = Lab::sealed(Cipher::AesXts);
+    let (disk, two) = (lab.disk(), lab.key("two"));
+    content(&["luksKillSlot", "--key-file", &two, &disk, "0"]);
+    let mut sealed = lab.load();
+    let gone = sealed.unlock(0, ONE.as_bytes());
+    assert!(matches!(gone, Err(SealedError::NoSlot(0))), "{gone:?}");
+    let key = sealed.unlock(1, TWO.as_bytes()).expect("its phrase");
+    // It is made again, and the token names it again.
+    sealed
+        .set_phrase(0, ONE.as_bytes(), &key)
+        .expect("writable");
+    assert!(lab.opens("one", 0));
+    let token = content(&["token", "export", "--token-id", "0", &disk]);
+    assert!(token.contains(r#"["1","0"]"#), "{token}");
+}
+
+#[test]
 fn nothing_opens_what_was_erased() {
     let lab = Lab::sealed(Cipher::AesXts);
     lab.file().write_all_at(b"data", DATA_AT).expect("writable");
