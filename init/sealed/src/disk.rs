@@ -40,7 +40,8 @@ pub trait Disk {
 
 /// Writes random bytes: what was there cannot be told from what was not.
 pub(crate) fn noise(disk: &(impl Disk + ?Sized), at: u64, bytes: u64) -> io::Result<()> {
-    let mut piece = vec![0; PIECE_BYTES];
+    let most = usize::try_from(bytes).unwrap_or(PIECE_BYTES);
+    let mut piece = vec![0; most.min(PIECE_BYTES)];
     pieces(at, bytes, |at, length| {
         getrandom::fill(&mut piece[..length]).map_err(|_| io::Error::other("no random numbers"))?;
         disk.write(&piece[..length], at)

@@ -236,6 +236,27 @@ fn an_erasure_that_began_is_finished() {
 }
 
 #[test]
+fn a_sector_that_cannot_be_written_does_not_save_the_keys() {
+    for broken in [0, 600, 32_768, 16_384] {
+        let disk = formatted();
+        disk.break_at(broken);
+        let before = disk.image().clone();
+        let error = Sealed::erase(&disk, BYTES).expect_err("a broken sector");
+        assert!(error.to_string().contains("broken"), "{error}");
+        let page = broken / 4096;
+        let left = (1..before.len().min(600_000) / 4096)
+            .filter(|at| before[at * 4096..][..4096] == disk.image()[at * 4096..][..4096]);
+        let left: Vec<_> = left.collect();
+        assert!(left.iter().all(|at| at.abs_diff(page) <= 1), "{left:?}");
+        if broken > 0 {
+            let found = Sealed::probe(&disk, BYTES).expect("readable");
+            assert!(matches!(found, Content::Erasing), "{found:?}");
+        }
+        assert!(Sealed::load(disk, BYTES).is_err());
+    }
+}
+
+#[test]
 fn too_small_is_said_before_anything_is_written() {
     let new = NewHeader {
         phrases: &[ONE],

@@ -9,6 +9,9 @@ use crate::luks2::{CopyId, Header, Mark, NewHeader, Segment, Slot, TEAR_BYTES, m
 use crate::secret::VolumeKey;
 use crate::volume::{self, OpenOptions, Volume};
 
+/// Keys are overwritten in pieces of this many bytes, each whatever became of the one before.
+const ERASE_BYTES: usize = 4096;
+
 /// What is on a partition, as far as sealing is concerned.
 #[derive(Debug)]
 pub enum Content {
@@ -200,7 +203,8 @@ impl<D: Disk> Sealed<D> {
 
     /// Destroys every key: overwrites header, key slots and vault, then gives the device its blocks
     /// back where it takes them. What is left is blank. A power cut leaves a partition that says that
-    /// it is being erased, whatever else is still readable, and this is called again.
+    /// it is being erased, whatever else is still readable, and this is called again. So does a place
+    /// that cannot be written: everything else is overwritten before the error is answered.
     ///
     /// The volume is closed before; a mapping that is still there keeps the volume key in the kernel.
     pub fn erase(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
@@ -210,15 +214,23 @@ impl<D: Disk> Sealed<D> {
         if overwritten < rest {
             return Err(SealedError::TooSmall(bytes));
         }
-        mark(disk, Mark::Erasing)?;
-        noise(disk, rest, overwritten - rest).map_err(failed("overwrite the keys of"))?;
-        disk.flush().map_err(failed("overwrite the keys of"))?;
+        // A sector that cannot be written must not save the keys behind it.
+        let marked = mark(disk, Mark::Erasing);
+        let mut first = Ok(());
+        for at in (rest..overwritten).step_by(ERASE_BYTES) {
+            let length = (overwritten - at).min(ERASE_BYTES as u64);
+            let outcome = noise(disk, at, length);
+            first = first.and(outcome);
+        }
+        let first = first.and(disk.flush());
         let unit = u64::from(SECTOR_BYTES);
         let data = (bytes - overwritten) / unit * unit;
         let discarded = match data {
             0 => Ok(()),
             data => disk.discard(overwritten, data),
         };
+        marked?;
+        first.map_err(failed("overwrite the keys of"))?;
         disk.zero(rest, overwritten - rest)
             .and_then(|()| disk.flush())
             .map_err(failed("clear"))?;

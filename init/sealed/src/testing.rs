@@ -1,7 +1,7 @@
 //! A disk of the tests: it remembers every write, and can be what it was at any moment.
 
 use std::{
-    cell::{Ref, RefCell},
+    cell::{Cell, Ref, RefCell},
     io::{self, ErrorKind},
 };
 
@@ -30,6 +30,7 @@ pub(crate) enum Op {
 pub(crate) struct TestDisk {
     image: RefCell<Vec<u8>>,
     ops: RefCell<Vec<Op>>,
+    broken: Cell<Option<usize>>,
 }
 
 impl TestDisk {
@@ -41,6 +42,7 @@ impl TestDisk {
         Self {
             image: RefCell::new(image),
             ops: RefCell::new(Vec::new()),
+            broken: Cell::new(None),
         }
     }
 
@@ -51,6 +53,11 @@ impl TestDisk {
     /// Everything that was done since this was asked last.
     pub(crate) fn take_ops(&self) -> Vec<Op> {
         self.ops.take()
+    }
+
+    /// The sector at `at` takes no writes any more.
+    pub(crate) fn break_at(&self, at: usize) {
+        self.broken.set(Some(at));
     }
 
     /// Changes it as nobody should.
@@ -72,6 +79,10 @@ impl Disk for TestDisk {
 
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).map_err(io::Error::other)?;
+        let place = at..at + bytes.len();
+        if self.broken.get().is_some_and(|at| place.contains(&at)) {
+            return Err(io::Error::other("a broken sector"));
+        }
         self.poke(at, bytes);
         let bytes = bytes.to_vec();
         self.ops.borrow_mut().push(Op::Write { at, bytes });

@@ -63,6 +63,7 @@ impl Header {
             return Err(SealedError::LastSlot(number));
         }
         self.repair(disk)?;
+        self.check_fits()?;
         let old = old_area(&self.metadata, number);
         self.metadata.take_slot(number);
         self.store(disk)?;

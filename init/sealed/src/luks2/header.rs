@@ -11,7 +11,8 @@ use crate::cipher::Cipher;
 use crate::disk::Disk;
 use crate::error::{HeaderError, SealedError};
 use crate::limits::{
-    AREA_BYTES, BINARY_BYTES, HEADER_BYTES, KEYSLOTS_AT, PHRASE_BYTES_MAX, ROUNDS, VAULT_A_AT,
+    AREA_BYTES, BINARY_BYTES, HEADER_BYTES, KEYSLOTS_AT, PHRASE_BYTES_MAX, ROUNDS, SLOTS_MAX,
+    VAULT_A_AT,
 };
 use crate::luks2::area::{material_bytes, open, stretch};
 use crate::luks2::binary::{Binary, is_whole, sizes};
@@ -116,6 +117,10 @@ impl Header {
     /// Makes a header, its key slots and a volume key. Nothing but zeroes is left where it lies; the
     /// vault's two areas are not touched. A power cut leaves the mark that it had begun, or all of it.
     pub fn format(disk: &impl Disk, new: &NewHeader<'_>) -> Result<(Self, VolumeKey), SealedError> {
+        new.phrases.iter().copied().try_for_each(check_phrase)?;
+        if !(1..=SLOTS_MAX as usize).contains(&new.phrases.len()) {
+            return Err(SealedError::NoSlot(SLOTS_MAX));
+        }
         let key = VolumeKey::random(new.cipher.key_bytes())?;
         mark(disk, Mark::Formatting)?;
         // A header of an earlier life must not be found where this one's second copy is lost.
@@ -232,11 +237,23 @@ impl Header {
         same.then_some(()).ok_or(SealedError::WrongKey)
     }
 
+    /// Whether the header can be stored once more.
     pub(super) fn check_fits(&self) -> Result<(), SealedError> {
+        if self.binary.sequence == u64::MAX {
+            return Err(SealedError::Unsupported(
+                "its header cannot be changed any more",
+            ));
+        }
+        self.text().map(drop)
+    }
+
+    /// The JSON, if it has room. What somebody else wrote may be longer when it is written here.
+    fn text(&self) -> Result<Vec<u8>, SealedError> {
+        let text = self.metadata.to_text();
         // The text is ended by a zero byte.
-        let fits =
-            self.metadata.to_text().len() as u64 + 1 + BINARY_BYTES as u64 <= self.binary.bytes;
-        fits.then_some(()).ok_or(SealedError::HeaderFull)
+        let bytes = text.len() + 1 + BINARY_BYTES;
+        let fits = bytes as u64 <= self.binary.bytes;
+        fits.then_some(text).ok_or(SealedError::HeaderFull)
     }
 
     /// Writes both copies with the next sequence number, the one that did not count first.
@@ -248,10 +265,7 @@ impl Header {
     }
 
     fn write_copy(&self, disk: &impl Disk, copy: CopyId) -> Result<(), SealedError> {
-        self.check_fits()?;
-        let bytes = self
-            .binary
-            .encode(copy, &random()?, &self.metadata.to_text());
+        let bytes = self.binary.encode(copy, &random()?, &self.text()?);
         let at = match copy {
             CopyId::First => 0,
             CopyId::Second => self.binary.bytes,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{CopyId, Header};
+use super::{CopyId, Header, NewHeader};
 use crate::disk::Disk;
 use crate::error::{HeaderError, SealedError};
 use crate::limits::{BINARY_BYTES, HEADER_BYTES, KEYSLOTS_BYTES, VAULT_A_AT};
@@ -393,6 +393,63 @@ fn a_full_header_is_not_changed() {
     );
     assert_eq!(disk.image()[..2 * COPY], before);
     assert!(header.unlock(&disk, 0, ONE).is_ok(), "it is what it was");
+}
+
+#[test]
+fn a_copy_that_would_become_longer_is_not_repaired() {
+    let disk = formatted();
+    let used = text(&disk).len();
+    // Short as it is there, long as it is written here.
+    let numbers = "1E9,".repeat((COPY - BINARY_BYTES - used - 100) / 4);
+    let json = String::from_utf8(text(&disk)).expect("our own JSON");
+    let json = json.replace("\"config\":{", &format!("\"config\":{{\"x\":[{numbers}1],"));
+    put_text(&disk, json.as_bytes());
+    disk.poke(COPY, &[0; 512]);
+    let mut header = Header::load(&disk).expect("it is allowed");
+    let refused = header.repair(&disk);
+    assert!(
+        matches!(refused, Err(SealedError::HeaderFull)),
+        "{refused:?}"
+    );
+    assert!(header.unlock(&disk, 0, ONE).is_ok());
+    let disk_of = |disk: &TestDisk| TestDisk::of(disk.image().clone());
+    let sealed = Sealed::load(disk_of(&disk), BYTES).expect("it opens all the same");
+    assert!(sealed.repaired().is_err());
+}
+
+#[test]
+fn what_cannot_be_formatted_is_not_begun() {
+    let disk = TestDisk::blank();
+    let many: Vec<&[u8]> = vec![ONE; 33];
+    for phrases in [&[] as &[&[u8]], &many, &[b""]] {
+        let new = NewHeader {
+            phrases,
+            ..new_header()
+        };
+        Header::format(&disk, &new).expect_err("not so many");
+    }
+    assert!(disk.take_ops().is_empty());
+}
+
+#[test]
+fn a_sequence_that_ends_is_not_begun_again() {
+    let disk = formatted();
+    for at in [16, COPY + 16] {
+        disk.poke(at, &u64::MAX.to_be_bytes());
+    }
+    checksum(&disk);
+    let mut header = Header::load(&disk).expect("it is allowed");
+    let key = header.unlock(&disk, 0, ONE).expect("the phrase of it");
+    let before = disk.image()[..2 * COPY].to_vec();
+    for refused in [
+        header.set_phrase(&disk, 0, TWO, &key),
+        header.remove_slot(&disk, 0),
+    ] {
+        let refused = refused.expect_err("the last number").to_string();
+        assert!(refused.contains("cannot be changed any more"), "{refused}");
+    }
+    assert_eq!(disk.image()[..2 * COPY], before);
+    assert!(header.unlock(&disk, 0, ONE).is_ok());
 }
 
 #[test]
