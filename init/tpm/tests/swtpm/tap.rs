@@ -4,6 +4,10 @@ use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What went each way, message by message.
 #[derive(Default)]
@@ -28,6 +32,9 @@ pub(crate) struct Tap {
 
 impl Tap {
     pub(crate) fn new(io: UnixStream) -> Self {
+        // Whoever is told to wait for more than was sent would wait for ever; the kernel's device says
+        // that there is no more.
+        io.set_read_timeout(Some(PATIENCE)).expect("a socket");
         Self {
             io,
             heard: Rc::default(),
