@@ -138,6 +138,57 @@ fn is_absent(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    /// Answers one after the other, whatever it is asked; one byte at a time.
+    struct Answers(Vec<u8>, usize);
+
+    impl Read for Answers {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let Some(byte) = self.0.get(self.1) else {
+                return Ok(0);
+            };
+            into[0] = *byte;
+            self.1 += 1;
+            Ok(1)
+        }
+    }
+
+    impl Write for Answers {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_busy_tpm_is_asked_again_and_answers_may_come_in_pieces() {
+        let answer = |code: u32, body: &[u8]| {
+            let size = 10 + body.len() as u32;
+            [
+                &[0x80, 1],
+                size.to_be_bytes().as_slice(),
+                &code.to_be_bytes(),
+                body,
+            ]
+            .concat()
+        };
+        // Yielded, testing, retry: whatever it calls it.
+        let busy = [0x908, 0x90a, 0x922].map(|code| answer(code, b""));
+        let answers = [busy.concat(), answer(0, b"done"), answer(0, b"not read")].concat();
+        let mut channel = Channel(Answers(answers, 0));
+        let done = channel.exchange(b"command").expect("an answer");
+        assert_eq!(
+            (done.tag, done.code, done.body()),
+            (0x8001, 0, b"done".as_slice())
+        );
+        let next = channel.exchange(b"command").expect("an answer");
+        assert_eq!(next.body(), b"not read");
+        let end = channel.exchange(b"command");
+        assert!(matches!(end, Err(TpmError::Transport(_))));
+    }
+
     #[test]
     fn no_device_an_old_one_and_one_that_breaks_are_told_apart() {
         let dir = tempfile::tempdir().expect("a temporary directory");

@@ -10,8 +10,8 @@ use crate::{TpmError, pcr};
 
 /// Bytes of a name: an algorithm and its digest.
 pub(crate) const NAME: usize = 2 + DIGEST;
-/// Parameters of `TPM2B` structures that are empty, as they stand in the template's `unique`.
-const ZERO_POINT: [u8; DIGEST] = [0; DIGEST];
+/// Each coordinate in the `unique` of the template.
+const ZERO_COORDINATE: [u8; DIGEST] = [0; DIGEST];
 
 /// The storage key, loaded.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     fn create_primary(&mut self) -> Result<Parent, TpmError> {
-        let template = common().sized(&ZERO_POINT).sized(&ZERO_POINT);
+        let template = common().sized(&ZERO_COORDINATE).sized(&ZERO_COORDINATE);
         let no_sensitive = Writer::new().sized(&[]).sized(&[]);
         let owner = handle::OWNER.to_be_bytes();
         let command = Command {
@@ -142,7 +142,12 @@ impl<T: Read + Write> Tpm<T> {
                 .bytes(pcr::NO_SELECTION),
             makes: true,
         };
-        let done = self.run_open(&command).map_err(of_owner)?;
+        let done = self.run_open(&command).map_err(|error| match error {
+            TpmError::Refused { code, .. } if matches!(rc::base(code), rc::CURVE | rc::VALUE) => {
+                TpmError::Unsupported("it has no keys on P-256")
+            }
+            other => of_owner(other),
+        })?;
         let area = done.reader().sized();
         let parent = area.and_then(|area| Parent::read(done.handle, area, true));
         if parent.is_err() {
@@ -152,14 +157,14 @@ impl<T: Read + Write> Tpm<T> {
     }
 }
 
-/// What a refusal of the owner hierarchy means.
+/// Tells a password of the owner hierarchy from other refusals.
 pub(crate) fn of_owner(error: TpmError) -> TpmError {
     match error {
-        TpmError::Refused { code, .. } => match rc::base(code) {
-            rc::BAD_AUTH | rc::AUTH_FAIL => TpmError::OwnerPassword,
-            rc::CURVE | rc::VALUE => TpmError::Unsupported("it has no keys on P-256"),
-            _ => error,
-        },
+        TpmError::Refused { code, .. }
+            if matches!(rc::base(code), rc::BAD_AUTH | rc::AUTH_FAIL) =>
+        {
+            TpmError::OwnerPassword
+        }
         other => other,
     }
 }
