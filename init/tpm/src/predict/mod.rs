@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::limits::{BOOTED_PROGRAMS_MAX, FAILED_OPTIONS_MAX, PE_BYTES_MAX, PE_SECTIONS_MAX};
+use crate::{PcrChoice, PcrValues};
 
 pub use pe::Pe;
 
@@ -131,6 +132,45 @@ fn pcr4(failed: u8, digests: &[[u8; 32]]) -> Pcr {
     let first = Pcr::START.measure(CALLING).measure(SEPARATOR);
     let ready = (0..failed).fold(first, |pcr, _| pcr.measure(RETURNING).measure(CALLING));
     digests.iter().fold(ready, |pcr, digest| pcr.extend(digest))
+}
+
+/// An image that is to be started in the place of the one that runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Update<'a> {
+    /// The programs before either, in the order of their loading: a boot loader, or nothing.
+    pub loaders: &'a [&'a [u8]],
+    /// The unified image that this machine started.
+    pub running: &'a [u8],
+    /// The one that it is to start.
+    pub next: &'a [u8],
+}
+
+impl Update<'_> {
+    /// Those of the chosen PCRs that will be other than `now`, to seal to
+    /// ([`crate::Expected::Predicted`]) before the machine starts the next image.
+    ///
+    /// # Errors
+    /// As [`predict_pcr11`] and [`predict_pcr4`]; `Unpredictable` where PCR 4 shows that something else
+    /// was started than `running`.
+    pub fn predict(&self, choice: &PcrChoice, now: &PcrValues) -> Result<PcrValues, PredictError> {
+        let mut values = PcrValues::new();
+        if choice.pcrs().contains(&11) {
+            values.insert(11, predict_pcr11(self.next)?);
+        }
+        if choice.pcrs().contains(&4) {
+            let of = |image| Ok([self.loaders, booted(image)?.as_slice()].concat());
+            let found = match now.get(&4) {
+                Some(pcr_4) => failed_options(pcr_4, &of(self.running)?)?,
+                None => None,
+            };
+            let failed = found.ok_or_else(|| {
+                let why = "PCR 4 is not what starting the running image gives";
+                PredictError::Unpredictable(why.into())
+            })?;
+            values.insert(4, predict_pcr4(failed, &of(self.next)?)?);
+        }
+        Ok(values)
+    }
 }
 
 /// The programs that a unified kernel image stands for: itself, and the kernel in it.

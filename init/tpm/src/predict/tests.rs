@@ -128,6 +128,34 @@ fn what_firmware_tried_before_is_found_and_used_for_the_next_image() {
 }
 
 #[test]
+fn an_update_is_predicted_from_what_runs() {
+    let (running, next) = (uki(&[(".uname", b"1")]), uki(&[(".uname", b"2")]));
+    let loader = program(&[(".text", b"loader")]);
+    let loaders = [loader.as_slice()];
+    let (loaders, running, next) = (&loaders, running.as_slice(), next.as_slice());
+    let update = Update {
+        loaders,
+        running,
+        next,
+    };
+    let pcr_4 = |failed, image| {
+        let [image, kernel] = booted(image).expect("an image");
+        predict_pcr4(failed, &[&loader, image, kernel]).expect("predictable")
+    };
+    let pcr_11 = predict_pcr11(next).expect("predictable");
+    let now = PcrValues::from([(4, pcr_4(2, running)), (7, [7; 32])]);
+    let measured = update.predict(&PcrChoice::measured(), &now);
+    let expected = PcrValues::from([(4, pcr_4(2, next)), (11, pcr_11)]);
+    assert_eq!(measured, Ok(expected));
+    let enforced = update.predict(&PcrChoice::enforced(), &now);
+    assert_eq!(enforced, Ok(PcrValues::from([(11, pcr_11)])));
+    for other in [PcrValues::new(), PcrValues::from([(4, pcr_4(2, next))])] {
+        let refused = update.predict(&PcrChoice::measured(), &other);
+        assert!(matches!(refused, Err(PredictError::Unpredictable(_))));
+    }
+}
+
+#[test]
 fn limits_hold_on_both_sides() {
     let small = program(&[]);
     let programs = vec![small.as_slice(); BOOTED_PROGRAMS_MAX + 1];
