@@ -195,6 +195,12 @@ pub const PACKAGES: &[Package] = &[
     ),
     command("qemu-utils", "qemu-img", "disk images for tests"),
     command("rsync", "rsync", "kernel build: headers"),
+    command("swtpm", "swtpm", "tests: a TPM in software"),
+    command(
+        "tpm2-tools",
+        "tpm2_unseal",
+        "tests: a TPM client nobody here wrote",
+    ),
     command("xorriso", "xorriso", "tests: NoCloud volumes on CDs"),
     command("xz-utils", "xz", "kernel source is packed with it"),
     file(

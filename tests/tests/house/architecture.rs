@@ -297,6 +297,19 @@ fn pid_1_knows_no_protocol() {
     }
 }
 
+/// Beneath it are the vault, whose slots it answers for, and libraries.
+#[test]
+fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {
+    let graph = Graph::load();
+    let closure = graph.closure("alknet-tpm");
+    let ours: Vec<_> = closure
+        .iter()
+        .filter(|name| name.starts_with("alknet"))
+        .collect();
+    assert_eq!(ours, ["alknet-vault"]);
+    graph.forbid("alknet-tpm", &["tokio", "nix", "tpm2-protocol"]);
+}
+
 #[test]
 fn only_the_appliance_and_the_tools_wire_parts_together() {
     let graph = Graph::load();

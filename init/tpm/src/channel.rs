@@ -1,0 +1,201 @@
+//! Bytes to a TPM and back: one command, one answer.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::Path;
+use std::thread;
+
+use zeroize::Zeroizing;
+
+use crate::TpmError;
+use crate::codes::rc;
+use crate::limits::{ATTEMPTS_MAX, MESSAGE_BYTES_MAX, RETRY_WAIT, RETRY_WAIT_MAX};
+
+/// Bytes before the handles: tag, size, code.
+pub(crate) const HEADER_BYTES: usize = 10;
+
+/// A device, or a socket to a TPM in software.
+#[derive(Debug)]
+pub(crate) struct Channel<T>(pub(crate) T);
+
+impl<T: Read + Write> Channel<T> {
+    /// Sends a whole command and reads a whole answer, again while the TPM is busy.
+    pub(crate) fn exchange(&mut self, command: &[u8]) -> Result<Answer, TpmError> {
+        let mut wait = RETRY_WAIT;
+        for _ in 1..ATTEMPTS_MAX {
+            let answer = self.exchange_once(command)?;
+            if !rc::is_busy(answer.code) {
+                return Ok(answer);
+            }
+            thread::sleep(wait);
+            wait = (wait * 2).min(RETRY_WAIT_MAX);
+        }
+        self.exchange_once(command)
+    }
+
+    fn exchange_once(&mut self, command: &[u8]) -> Result<Answer, TpmError> {
+        // The kernel takes a command by one write.
+        self.0.write_all(command).map_err(TpmError::Transport)?;
+        self.0.flush().map_err(TpmError::Transport)?;
+        let mut bytes = Zeroizing::new(vec![0; MESSAGE_BYTES_MAX]);
+        let mut filled = 0;
+        let size = loop {
+            if let Some(size) = size_of(&bytes[..filled])?
+                && filled >= size
+            {
+                break size;
+            }
+            filled += self.read_some(&mut bytes[filled..])?;
+        };
+        if filled != size {
+            return Err(TpmError::Malformed("it is longer than it says"));
+        }
+        bytes.truncate(size);
+        Answer::parse(bytes)
+    }
+
+    fn read_some(&mut self, into: &mut [u8]) -> Result<usize, TpmError> {
+        loop {
+            match self.0.read(into) {
+                Ok(0) => {
+                    let cut = io::Error::new(ErrorKind::UnexpectedEof, "it closed the connection");
+                    return Err(TpmError::Transport(cut));
+                }
+                Ok(count) => return Ok(count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(TpmError::Transport(error)),
+            }
+        }
+    }
+}
+
+/// The size that an answer states, once that much of it is there.
+fn size_of(begun: &[u8]) -> Result<Option<usize>, TpmError> {
+    let Some(size) = begun.get(2..6).and_then(|bytes| bytes.first_chunk()) else {
+        return Ok(None);
+    };
+    let size = u32::from_be_bytes(*size) as usize;
+    if (HEADER_BYTES..=MESSAGE_BYTES_MAX).contains(&size) {
+        return Ok(Some(size));
+    }
+    Err(TpmError::Malformed("it states a size that no answer has"))
+}
+
+/// A whole answer.
+pub(crate) struct Answer {
+    pub(crate) tag: u16,
+    pub(crate) code: u32,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl Answer {
+    fn parse(bytes: Zeroizing<Vec<u8>>) -> Result<Self, TpmError> {
+        let short = TpmError::Malformed("it is shorter than a header");
+        let header: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(short)?;
+        let [t0, t1, _, _, _, _, c0, c1, c2, c3] = *header;
+        Ok(Self {
+            tag: u16::from_be_bytes([t0, t1]),
+            code: u32::from_be_bytes([c0, c1, c2, c3]),
+            bytes,
+        })
+    }
+
+    /// What follows the header.
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.bytes[HEADER_BYTES..]
+    }
+}
+
+/// Opens the kernel's device for programs that share the TPM: `tpmrm0` in `dev`, which is `/dev`.
+pub(crate) fn open(dev: &Path) -> Result<File, TpmError> {
+    let open = |name: &str| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(dev.join(name))
+    };
+    match open("tpmrm0") {
+        Ok(file) => Ok(file),
+        Err(error) if is_absent(&error) => {
+            if dev.join("tpm0").exists() {
+                // The kernel shares a TPM 2.0 only.
+                return Err(TpmError::Unsupported(
+                    "it is a TPM 1.2; a TPM 2.0 is needed",
+                ));
+            }
+            Err(TpmError::Absent)
+        }
+        Err(error) => Err(TpmError::Transport(error)),
+    }
+}
+
+/// No such node, or a node without a device behind it (ENXIO, ENODEV).
+fn is_absent(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || matches!(error.raw_os_error(), Some(6 | 19))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers one after the other, whatever it is asked; one byte at a time.
+    struct Answers(Vec<u8>, usize);
+
+    impl Read for Answers {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let Some(byte) = self.0.get(self.1) else {
+                return Ok(0);
+            };
+            into[0] = *byte;
+            self.1 += 1;
+            Ok(1)
+        }
+    }
+
+    impl Write for Answers {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_busy_tpm_is_asked_again_and_answers_may_come_in_pieces() {
+        let answer = |code: u32, body: &[u8]| {
+            let size = 10 + body.len() as u32;
+            [
+                &[0x80, 1],
+                size.to_be_bytes().as_slice(),
+                &code.to_be_bytes(),
+                body,
+            ]
+            .concat()
+        };
+        // Yielded, testing, retry: whatever it calls it.
+        let busy = [0x908, 0x90a, 0x922].map(|code| answer(code, b""));
+        let answers = [busy.concat(), answer(0, b"done"), answer(0, b"not read")].concat();
+        let mut channel = Channel(Answers(answers, 0));
+        let done = channel.exchange(b"command").expect("an answer");
+        assert_eq!(
+            (done.tag, done.code, done.body()),
+            (0x8001, 0, b"done".as_slice())
+        );
+        let next = channel.exchange(b"command").expect("an answer");
+        assert_eq!(next.body(), b"not read");
+        let end = channel.exchange(b"command");
+        assert!(matches!(end, Err(TpmError::Transport(_))));
+    }
+
+    #[test]
+    fn no_device_an_old_one_and_one_that_breaks_are_told_apart() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert!(matches!(open(dir.path()), Err(TpmError::Absent)));
+        std::fs::write(dir.path().join("tpm0"), b"").expect("a writable directory");
+        assert!(matches!(open(dir.path()), Err(TpmError::Unsupported(_))));
+        std::fs::create_dir(dir.path().join("tpmrm0")).expect("a writable directory");
+        assert!(matches!(open(dir.path()), Err(TpmError::Transport(_))));
+    }
+}

@@ -1,0 +1,158 @@
+//! Which PCRs to seal to.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::TpmError;
+use crate::limits::PCRS;
+
+/// What firmware calls the variables of Secure Boot (UEFI, section 3.3): name and vendor.
+const SECURE_BOOT: &str = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+const SETUP_MODE: &str = "SetupMode-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+/// Bytes of such a variable in Linux' file system: four of attributes, one of value.
+const VARIABLE_BYTES: usize = 5;
+/// What a TPM answers the values of at once.
+const PCRS_MAX: usize = 8;
+
+/// PCRs of the SHA-256 bank, and what being bound to them is worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PcrChoice {
+    pcrs: Vec<u8>,
+    enforced: bool,
+}
+
+impl PcrChoice {
+    /// Secure Boot decides what may start: its keys (7), and our program as its stub measured it (11).
+    #[must_use]
+    pub fn enforced() -> Self {
+        Self {
+            pcrs: vec![7, 11],
+            enforced: true,
+        }
+    }
+
+    /// Anything may start; what did is known: the programs themselves (4), and ours in parts (11).
+    #[must_use]
+    pub fn measured() -> Self {
+        Self {
+            pcrs: vec![4, 11],
+            enforced: false,
+        }
+    }
+
+    /// Any other, 1 to 8, in rising order. What it is worth is for the caller to say.
+    ///
+    /// # Errors
+    /// `BadPcrs`.
+    pub fn of(pcrs: Vec<u8>) -> Result<Self, TpmError> {
+        let rising = pcrs.windows(2).all(|two| two[0] < two[1]);
+        let known = pcrs.iter().all(|pcr| *pcr < PCRS);
+        if !(1..=PCRS_MAX).contains(&pcrs.len()) || !rising || !known {
+            return Err(TpmError::BadPcrs("1 to 8 of 0 to 23 in rising order"));
+        }
+        let enforced = false;
+        Ok(Self { pcrs, enforced })
+    }
+
+    /// Their numbers in rising order.
+    #[must_use]
+    pub fn pcrs(&self) -> &[u8] {
+        &self.pcrs
+    }
+
+    /// Whether Secure Boot decides what may start.
+    #[must_use]
+    pub fn is_enforced(&self) -> bool {
+        self.enforced
+    }
+}
+
+impl fmt::Display for PcrChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.enforced {
+            "measured and enforced"
+        } else {
+            "measured, not enforced"
+        })
+    }
+}
+
+/// What fits this machine, by the firmware's variables in `efi_vars`, which is
+/// `/sys/firmware/efi/efivars`: Secure Boot on and out of setup mode, or anything else.
+#[must_use]
+pub fn choose(efi_vars: &Path) -> PcrChoice {
+    let flag = |name: &str| flag(&efi_vars.join(name));
+    if flag(SECURE_BOOT) == Some(true) && flag(SETUP_MODE) == Some(false) {
+        PcrChoice::enforced()
+    } else {
+        PcrChoice::measured()
+    }
+}
+
+/// A variable that is 0 or 1; `None` for anything else.
+fn flag(path: &Path) -> Option<bool> {
+    let mut bytes = Vec::new();
+    let limit = VARIABLE_BYTES as u64 + 1;
+    File::open(path)
+        .ok()?
+        .take(limit)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    match *bytes.as_slice() {
+        [_, _, _, _, 0] => Some(false),
+        [_, _, _, _, 1] => Some(true),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(secure_boot: Option<&[u8]>, setup_mode: Option<&[u8]>) -> PcrChoice {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (name, content) in [(SECURE_BOOT, secure_boot), (SETUP_MODE, setup_mode)] {
+            if let Some(content) = content {
+                std::fs::write(dir.path().join(name), content).expect("a writable directory");
+            }
+        }
+        choose(dir.path())
+    }
+
+    #[test]
+    fn only_secure_boot_out_of_setup_mode_enforces() {
+        let on: &[u8] = &[6, 0, 0, 0, 1];
+        let off: &[u8] = &[6, 0, 0, 0, 0];
+        let enforced = chosen(Some(on), Some(off));
+        assert_eq!(
+            (enforced.pcrs(), enforced.is_enforced()),
+            ([7, 11].as_slice(), true)
+        );
+        for (secure_boot, setup_mode) in [
+            (Some(on), Some(on)),
+            (Some(off), Some(off)),
+            (Some(on), None),
+            (None, Some(off)),
+            (None, None),
+            (Some(&on[..4]), Some(off)),
+            (Some(&[6, 0, 0, 0, 1, 0]), Some(off)),
+            (Some(&[6, 0, 0, 0, 2]), Some(off)),
+        ] {
+            let measured = chosen(secure_boot, setup_mode);
+            assert_eq!(measured, PcrChoice::measured());
+            assert_eq!(measured.to_string(), "measured, not enforced");
+            assert_eq!(measured.pcrs(), [4, 11]);
+        }
+        assert_eq!(choose(Path::new("/absent")), PcrChoice::measured());
+    }
+
+    #[test]
+    fn other_choices_are_bounded() {
+        assert!(PcrChoice::of(vec![0, 23]).is_ok());
+        for bad in [vec![], vec![24], vec![3, 2], vec![2, 2], (0..9).collect()] {
+            assert!(PcrChoice::of(bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! A number in the TPM that only ever rises.
+//!
+//! It is for noticing that a whole disk was put back to an older state: data that says how far the
+//! counter was when it was written, and says less than the counter does, is old. The number survives
+//! everything but a new TPM: a counter that is removed and made again starts above every counter that
+//! the TPM ever had (part 1, section 37.2.6.2).
+//!
+//! Whoever runs a program on the machine can let it rise, or remove it: there is no secret about it,
+//! since a secret would have to be on the disk that is not trusted. That makes data look old; it never
+//! makes old data look new.
+
+use std::io::{Read, Write};
+
+use crate::TpmError;
+use crate::codes::{alg, cc, handle, nv, rc};
+use crate::primary::{NAME, name, of_owner};
+use crate::session::Kind;
+use crate::tpm::{Command, Target, Tpm};
+use crate::wire::{Reader, Writer};
+
+/// Bytes of a counter.
+const COUNT: u16 = 8;
+const ATTRIBUTES: u32 = nv::AUTH_WRITE | nv::COUNTER | nv::AUTH_READ | nv::NO_DA;
+
+/// `TPMS_NV_PUBLIC` of the counter.
+fn public(attributes: u32) -> Writer {
+    Writer::new()
+        .u32(handle::COUNTER)
+        .u16(alg::SHA256)
+        .u32(attributes)
+        .sized(&[])
+        .u16(COUNT)
+}
+
+impl<T: Read + Write> Tpm<T> {
+    /// How far the counter is; `None` where there is none.
+    ///
+    /// # Errors
+    /// `CounterForeign`, and what ends a command.
+    pub fn counter(&mut self) -> Result<Option<u64>, TpmError> {
+        match self.counter_name()? {
+            Some(State {
+                written: true,
+                name,
+            }) => self.read_counter(&name).map(Some),
+            // Made, but the power went before it had its first value.
+            Some(State { written: false, .. }) => self.advance_counter().map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes the counter where there is none, and answers its value.
+    ///
+    /// # Errors
+    /// `OwnerPassword`, `CounterForeign`, and what ends a command.
+    pub fn make_counter(&mut self) -> Result<u64, TpmError> {
+        if let Some(value) = self.counter()? {
+            return Ok(value);
+        }
+        let owner = handle::OWNER.to_be_bytes();
+        let command = Command {
+            code: cc::NV_DEFINE_SPACE,
+            targets: &[Target {
+                handle: handle::OWNER,
+                name: &owner,
+            }],
+            parameters: Writer::new()
+                .sized(&[])
+                .sized(public(ATTRIBUTES).as_slice()),
+            makes: false,
+        };
+        match self.run_open(&command) {
+            Ok(_) => {}
+            Err(TpmError::Refused { code, .. }) if rc::base(code) == rc::NV_DEFINED => {}
+            Err(error) => return Err(of_owner(error)),
+        }
+        self.advance_counter()
+    }
+
+    /// Adds one, and answers the new value.
+    ///
+    /// # Errors
+    /// `CounterMissing`, `CounterForeign`, and what ends a command.
+    pub fn advance_counter(&mut self) -> Result<u64, TpmError> {
+        let state = self.counter_name()?.ok_or(TpmError::CounterMissing)?;
+        self.with_parent(None, |tpm, parent| {
+            tpm.with_session(parent, Kind::Hmac, |tpm, session| {
+                let command = Command {
+                    code: cc::NV_INCREMENT,
+                    targets: &[target(&state.name), target(&state.name)],
+                    parameters: Writer::new(),
+                    makes: false,
+                };
+                tpm.run_in(session, command, &[], 0).map(|_| ())
+            })
+        })?;
+        self.read_counter(&name(public(ATTRIBUTES | nv::WRITTEN).as_slice()))
+    }
+
+    /// Removes the counter, where there is one: for a reset to the state of delivery.
+    ///
+    /// # Errors
+    /// `OwnerPassword`, `CounterForeign`, and what ends a command.
+    pub fn remove_counter(&mut self) -> Result<(), TpmError> {
+        let Some(state) = self.counter_name()? else {
+            return Ok(());
+        };
+        let owner = handle::OWNER.to_be_bytes();
+        let command = Command {
+            code: cc::NV_UNDEFINE_SPACE,
+            targets: &[
+                Target {
+                    handle: handle::OWNER,
+                    name: &owner,
+                },
+                target(&state.name),
+            ],
+            parameters: Writer::new(),
+            makes: false,
+        };
+        self.run_open(&command).map_err(of_owner).map(|_| ())
+    }
+
+    fn read_counter(&mut self, name: &[u8; NAME]) -> Result<u64, TpmError> {
+        self.with_parent(None, |tpm, parent| {
+            tpm.with_session(parent, Kind::Hmac, |tpm, session| {
+                let command = Command {
+                    code: cc::NV_READ,
+                    targets: &[target(name), target(name)],
+                    parameters: Writer::new().u16(COUNT).u16(0),
+                    makes: false,
+                };
+                let done = tpm.run_in(session, command, &[], 0)?;
+                let mut reader = done.reader();
+                let value = reader.sized()?.try_into();
+                reader.end()?;
+                let value =
+                    value.map_err(|_| TpmError::Malformed("a counter of another length"))?;
+                Ok(u64::from_be_bytes(value))
+            })
+        })
+    }
+
+    fn counter_name(&mut self) -> Result<Option<State>, TpmError> {
+        let command = Command {
+            code: cc::NV_READ_PUBLIC,
+            targets: &[Target {
+                handle: handle::COUNTER,
+                name: &[],
+            }],
+            parameters: Writer::new(),
+            makes: false,
+        };
+        match self.run(&command) {
+            Ok(done) => State::read(done.reader()).map(Some),
+            Err(TpmError::Refused { code, .. }) if rc::base(code) == rc::HANDLE => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn target(name: &[u8; NAME]) -> Target<'_> {
+    Target {
+        handle: handle::COUNTER,
+        name,
+    }
+}
+
+/// The counter as the TPM has it.
+struct State {
+    written: bool,
+    name: [u8; NAME],
+}
+
+impl State {
+    fn read(mut reader: Reader<'_>) -> Result<Self, TpmError> {
+        let (area, stated) = (reader.sized()?, reader.sized()?);
+        reader.end()?;
+        let is = |attributes| area == public(attributes).as_slice();
+        let written = is(ATTRIBUTES | nv::WRITTEN);
+        if !written && !is(ATTRIBUTES) {
+            return Err(TpmError::CounterForeign(handle::COUNTER));
+        }
+        let name = name(area);
+        if stated != name {
+            return Err(TpmError::Malformed(
+                "a name that is not the one of what it names",
+            ));
+        }
+        Ok(Self { written, name })
+    }
+}

@@ -1,0 +1,128 @@
+//! What can go wrong between a TPM and us, told apart by what somebody can do about it.
+
+use std::io;
+
+use alknet_vault::slots::KekError;
+use thiserror::Error;
+
+/// Why the TPM did not do what it was asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TpmError {
+    /// There is none.
+    #[error("this machine has no TPM")]
+    Absent,
+    /// PCRs that cannot be sealed to.
+    #[error("PCRs: {0}")]
+    BadPcrs(&'static str),
+    /// A PIN that cannot be used.
+    #[error("the PIN must be 1 to 32 printable ASCII characters")]
+    BadPin,
+    /// The NV index of the counter belongs to something else.
+    #[error("NV index {0:#010x} of the TPM holds something that is not our counter")]
+    CounterForeign(u32),
+    /// There is no counter.
+    #[error("the TPM holds no counter of ours")]
+    CounterMissing,
+    /// The record of the slot is not one that sealing made.
+    #[error("the sealed object is damaged: {0}")]
+    Damaged(&'static str),
+    /// The answer does not carry the code that only the TPM with our key can make.
+    #[error("an answer of the TPM was forged or altered on the way")]
+    Forged,
+    /// Too many wrong PINs.
+    #[error(
+        "the TPM is locked after too many wrong PINs{}",
+        wait(.0.as_ref().map(|state| state.interval_s))
+    )]
+    LockedOut(Option<Lockout>),
+    /// An answer that no TPM gives.
+    #[error("the TPM's answer makes no sense: {0}")]
+    Malformed(&'static str),
+    /// The kernel's generator failed.
+    #[error("the system gives no random numbers")]
+    NoRandomness,
+    /// A PCR has the value of a machine that measured nothing.
+    #[error("PCR {0} is empty: nothing was measured into it, so sealing to it protects nothing")]
+    NotMeasured(u8),
+    /// It was sealed by another TPM, or by this one before it was cleared.
+    #[error("the key was sealed by another TPM, or before this one was cleared")]
+    OtherTpm,
+    /// Somebody set a password for the owner hierarchy.
+    #[error("the owner hierarchy of the TPM has a password; clear it in the firmware's setup")]
+    OwnerPassword,
+    /// The slot wants one.
+    #[error("the slot wants a PIN")]
+    PinMissing,
+    /// A refusal that none of the others is.
+    #[error("{command} failed with TPM code {code:#x}")]
+    Refused {
+        /// Which.
+        command: &'static str,
+        /// As TPM 2.0 part 2, section 6.6, numbers them.
+        code: u32,
+    },
+    /// The connection to the TPM broke.
+    #[error("the TPM cannot be talked to ({0})")]
+    Transport(#[source] io::Error),
+    /// It cannot do what is needed.
+    #[error("the TPM is not usable: {0}")]
+    Unsupported(&'static str),
+    /// What runs here is not what the key is bound to.
+    #[error("what was booted is not what the key is bound to")]
+    WrongPcrs,
+    /// Not the PIN of the slot.
+    #[error("wrong PIN{}", tries(.tries_left))]
+    WrongPin {
+        /// How many more may be wrong before the TPM locks, if it said so.
+        tries_left: Option<u32>,
+    },
+}
+
+fn wait(interval_s: Option<u32>) -> String {
+    match interval_s {
+        Some(0) | None => String::new(),
+        Some(seconds) => format!("; one more attempt after {seconds} s of power"),
+    }
+}
+
+fn tries(left: &Option<u32>) -> String {
+    left.map_or_else(String::new, |left| {
+        format!(", {left} more before the TPM locks")
+    })
+}
+
+/// The TPM's counters against guessing, which are the same for everything it protects so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lockout {
+    /// Whether it is locked.
+    pub locked: bool,
+    /// Wrong PINs that count.
+    pub failed: u32,
+    /// How many lock it.
+    pub failed_max: u32,
+    /// Seconds with power after which one wrong PIN is forgotten; 0: nothing is counted.
+    pub interval_s: u32,
+    /// Seconds after which the owner's means to unlock it may be tried again when that went wrong.
+    pub recovery_s: u32,
+}
+
+impl Lockout {
+    /// How many more may be wrong.
+    #[must_use]
+    pub fn tries_left(&self) -> u32 {
+        self.failed_max.saturating_sub(self.failed)
+    }
+}
+
+impl From<&TpmError> for KekError {
+    fn from(error: &TpmError) -> Self {
+        match error {
+            TpmError::Absent => Self::Absent,
+            TpmError::LockedOut(_) => Self::LockedOut,
+            TpmError::WrongPcrs => Self::Refused,
+            TpmError::WrongPin { .. } => Self::WrongPin,
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}

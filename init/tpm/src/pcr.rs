@@ -1,0 +1,153 @@
+//! PCRs of the SHA-256 bank: which, with what values, and the policies that name them.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+
+use crate::codes::{alg, cc};
+use crate::crypto::{self, DIGEST};
+use crate::limits::PCRS;
+use crate::primary::Parent;
+use crate::session::{Kind, Session, protect};
+use crate::tpm::{Command, Tpm};
+use crate::wire::{Reader, Writer};
+use crate::{PcrChoice, TpmError};
+
+/// A `TPML_PCR_SELECTION` of nothing.
+pub(crate) const NO_SELECTION: &[u8] = &[0; 4];
+/// Bytes of the bit mask of 24 PCRs.
+const MASK: usize = 3;
+/// How many values `TPM2_PCR_Read` answers at once (`TPML_DIGEST`, part 2, section 10.9.2).
+const VALUES_AT_ONCE: usize = 8;
+
+/// Values of PCRs in the SHA-256 bank, by number.
+pub type PcrValues = BTreeMap<u8, [u8; DIGEST]>;
+
+/// Which values of the chosen PCRs the key is bound to.
+#[derive(Clone, Copy, Debug)]
+pub enum Expected<'a> {
+    /// Those of now.
+    Current,
+    /// These, and those of now for the chosen PCRs that are not among them.
+    Predicted(&'a PcrValues),
+}
+
+/// A `TPML_PCR_SELECTION` in the SHA-256 bank.
+pub(crate) fn selection(pcrs: &[u8]) -> Writer {
+    let mut mask = [0_u8; MASK];
+    for pcr in pcrs {
+        if let Some(byte) = mask.get_mut(usize::from(pcr / 8)) {
+            *byte |= 1 << (pcr % 8);
+        }
+    }
+    Writer::new()
+        .u32(1)
+        .u16(alg::SHA256)
+        .u8(MASK as u8)
+        .bytes(&mask)
+}
+
+/// The digest of the policy: these values, and the authorisation value where there is a PIN
+/// (part 3, sections 23.7 and 23.17).
+pub(crate) fn policy(values: &PcrValues, pin: bool) -> [u8; DIGEST] {
+    let pcrs: Vec<u8> = values.keys().copied().collect();
+    let of_values = crypto::sha256(
+        &values
+            .values()
+            .map(<[u8; DIGEST]>::as_slice)
+            .collect::<Vec<_>>(),
+    );
+    let by_pcrs = crypto::sha256(&[
+        &[0; DIGEST],
+        &cc::POLICY_PCR.to_be_bytes(),
+        selection(&pcrs).as_slice(),
+        &of_values,
+    ]);
+    if !pin {
+        return by_pcrs;
+    }
+    crypto::sha256(&[&by_pcrs, &cc::POLICY_AUTH_VALUE.to_be_bytes()])
+}
+
+impl<T: Read + Write> Tpm<T> {
+    /// The values of these PCRs, as the TPM with the storage key vouches for them.
+    ///
+    /// # Errors
+    /// `BadPcrs`; `Unsupported` without a SHA-256 bank; whatever ends a command.
+    pub fn pcr_values(&mut self, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
+        let known = pcrs.iter().all(|pcr| *pcr < PCRS);
+        if pcrs.is_empty() || pcrs.len() > VALUES_AT_ONCE || !known {
+            return Err(TpmError::BadPcrs("1 to 8 of the numbers 0 to 23 are read"));
+        }
+        self.with_parent(None, |tpm, parent| tpm.pcr_values_by(parent, pcrs))
+    }
+
+    fn pcr_values_by(&mut self, parent: &Parent, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
+        self.with_session(parent, Kind::Hmac, |tpm, session| {
+            tpm.read_pcrs(session, pcrs)
+        })
+    }
+
+    fn read_pcrs(&mut self, session: &mut Session, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
+        let asked = selection(pcrs);
+        let command = Command {
+            code: cc::PCR_READ,
+            targets: &[],
+            parameters: asked.clone(),
+            makes: false,
+        };
+        let done = self.run_in(session, command, &[], protect::AUDIT)?;
+        let mut reader = done.reader();
+        let _changes = reader.u32()?;
+        if reader.take(asked.len()).ok() != Some(asked.as_slice()) {
+            return Err(TpmError::Unsupported(
+                "its SHA-256 bank of PCRs is switched off",
+            ));
+        }
+        digests(reader, pcrs)
+    }
+
+    /// The values that a key is to be bound to.
+    pub(crate) fn expected_values(
+        &mut self,
+        parent: &Parent,
+        choice: &PcrChoice,
+        expected: Expected<'_>,
+    ) -> Result<PcrValues, TpmError> {
+        let mut values = match expected {
+            Expected::Current => PcrValues::new(),
+            Expected::Predicted(values) => values.clone(),
+        };
+        if values.keys().any(|pcr| !choice.pcrs().contains(pcr)) {
+            return Err(TpmError::BadPcrs(
+                "a value is predicted for one that is not chosen",
+            ));
+        }
+        let is_open = |pcr: &u8| !values.contains_key(pcr);
+        let open: Vec<u8> = choice.pcrs().iter().copied().filter(is_open).collect();
+        if !open.is_empty() {
+            values.extend(self.pcr_values_by(parent, &open)?);
+        }
+        match values.iter().find(|(_, value)| **value == [0; DIGEST]) {
+            Some((pcr, _)) => Err(TpmError::NotMeasured(*pcr)),
+            None => Ok(values),
+        }
+    }
+}
+
+/// A `TPML_DIGEST` with the values of these PCRs in rising order.
+fn digests(mut reader: Reader<'_>, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
+    let mut rising = pcrs.to_vec();
+    rising.sort_unstable();
+    rising.dedup();
+    if reader.u32()? as usize != rising.len() {
+        return Err(TpmError::Malformed("another number of PCRs than asked for"));
+    }
+    let mut values = PcrValues::new();
+    for pcr in rising {
+        let value = reader.sized()?.try_into();
+        let value = value.map_err(|_| TpmError::Malformed("a PCR of another length"))?;
+        values.insert(pcr, value);
+    }
+    reader.end()?;
+    Ok(values)
+}

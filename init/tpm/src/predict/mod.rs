@@ -1,0 +1,215 @@
+//! What a machine will measure when it starts an image, computed from the image's bytes.
+//!
+//! PCR 11 is systemd-stub's: of each section of the unified image that it knows, in its own order,
+//! the name with a zero byte and the contents, each as one extension. PCR 4 is the firmware's: that it
+//! turned to a boot option, that it is done with itself, that options before led to nothing, and the
+//! Authenticode digest of each program it loaded (TCG's PC client platform firmware profile).
+
+mod pe;
+
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::limits::{BOOTED_PROGRAMS_MAX, FAILED_OPTIONS_MAX, PE_BYTES_MAX, PE_SECTIONS_MAX};
+use crate::{PcrChoice, PcrValues};
+
+pub use pe::Pe;
+
+/// The sections that systemd-stub 257 measures, in its order.
+const MEASURED: [&str; 10] = [
+    ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat",
+    ".pcrpkey",
+];
+/// Sections of which that stub takes one of several, as the machine decides.
+const CHOSEN: [&str; 4] = [".profile", ".dtbauto", ".hwids", ".efifw"];
+/// How a stub says which it is, in its section `.sdmagic`.
+const STUB_IS: &[u8] = b"systemd-stub ";
+/// The stub whose ways are known here.
+const STUB_VERSION: &[u8] = b"257";
+
+const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
+const RETURNING: &[u8] = b"Returning from EFI Application from Boot Option";
+const SEPARATOR: &[u8] = &[0; 4];
+
+/// Why nothing can be predicted of a program.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PredictError {
+    /// It is cut short, or its parts lie on or outside each other.
+    #[error("this is no whole EFI program: {0}")]
+    Form(&'static str),
+    /// Not what is built here.
+    #[error("{0}")]
+    Unpredictable(String),
+    /// Longer than what is booted may be.
+    #[error("the program has {0} bytes, more than {PE_BYTES_MAX}")]
+    TooLarge(usize),
+    /// More than are started one after the other.
+    #[error("{0} programs are given; 1 to {BOOTED_PROGRAMS_MAX} are started")]
+    TooMany(usize),
+    /// A table that no program needs.
+    #[error("the program has {0} sections, more than {PE_SECTIONS_MAX}")]
+    TooManySections(usize),
+}
+
+/// A PCR of the SHA-256 bank, as it is extended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pcr([u8; 32]);
+
+impl Pcr {
+    const START: Self = Self([0; 32]);
+
+    fn extend(self, digest: &[u8; 32]) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(self.0);
+        hash.update(digest);
+        Self(hash.finalize().into())
+    }
+
+    fn measure(self, event: &[u8]) -> Self {
+        self.extend(&Sha256::digest(event).into())
+    }
+}
+
+/// PCR 11 after the stub of this unified kernel image started its kernel.
+///
+/// # Errors
+/// Anything that is no such image, has another stub than systemd's 257, or sections that the stub
+/// chooses among.
+pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
+    let pe = Pe::parse(uki)?;
+    check_stub(&pe)?;
+    let chosen = CHOSEN.iter().find(|name| pe.has(name));
+    if let Some(name) = chosen {
+        let why = format!("what of section {name} is measured, the machine decides");
+        return Err(PredictError::Unpredictable(why));
+    }
+    let mut pcr = Pcr::START;
+    for name in MEASURED {
+        // One without contents is as one that is not there.
+        if let Some(content) = pe.section(name)?.filter(|content| !content.is_empty()) {
+            pcr = pcr.measure(format!("{name}\0").as_bytes()).measure(content);
+        }
+    }
+    Ok(pcr.0)
+}
+
+/// PCR 4 after firmware tried `failed` boot options in vain and then started one whose programs load
+/// each other in this order: all that firmware was asked to load, the kernel inside a unified image
+/// among them ([`booted`]).
+///
+/// # Errors
+/// What is no EFI program; more than the limits.
+pub fn predict_pcr4(failed: u8, programs: &[&[u8]]) -> Result<[u8; 32], PredictError> {
+    if failed > FAILED_OPTIONS_MAX {
+        let why = format!("more than {FAILED_OPTIONS_MAX} boot options that led to nothing");
+        return Err(PredictError::Unpredictable(why));
+    }
+    Ok(pcr4(failed, &digests(programs)?).0)
+}
+
+/// How many boot options this machine tried in vain before it started these programs, by the PCR 4
+/// that it has; `None` if it started something else. It will do the same with the next image.
+///
+/// # Errors
+/// As [`predict_pcr4`].
+pub fn failed_options(pcr_4: &[u8; 32], programs: &[&[u8]]) -> Result<Option<u8>, PredictError> {
+    let digests = digests(programs)?;
+    Ok((0..=FAILED_OPTIONS_MAX).find(|failed| pcr4(*failed, &digests).0 == *pcr_4))
+}
+
+fn digests(programs: &[&[u8]]) -> Result<Vec<[u8; 32]>, PredictError> {
+    if !(1..=BOOTED_PROGRAMS_MAX).contains(&programs.len()) {
+        return Err(PredictError::TooMany(programs.len()));
+    }
+    programs
+        .iter()
+        .map(|program| authenticode(program))
+        .collect()
+}
+
+fn pcr4(failed: u8, digests: &[[u8; 32]]) -> Pcr {
+    let first = Pcr::START.measure(CALLING).measure(SEPARATOR);
+    let ready = (0..failed).fold(first, |pcr, _| pcr.measure(RETURNING).measure(CALLING));
+    digests.iter().fold(ready, |pcr, digest| pcr.extend(digest))
+}
+
+/// An image that is to be started in the place of the one that runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Update<'a> {
+    /// The programs before either, in the order of their loading: a boot loader, or nothing.
+    pub loaders: &'a [&'a [u8]],
+    /// The unified image that this machine started.
+    pub running: &'a [u8],
+    /// The one that it is to start.
+    pub next: &'a [u8],
+}
+
+impl Update<'_> {
+    /// Those of the chosen PCRs that will be other than `now`, to seal to
+    /// ([`crate::Expected::Predicted`]) before the machine starts the next image.
+    ///
+    /// # Errors
+    /// As [`predict_pcr11`] and [`predict_pcr4`]; `Unpredictable` where PCR 4 shows that something else
+    /// was started than `running`.
+    pub fn predict(&self, choice: &PcrChoice, now: &PcrValues) -> Result<PcrValues, PredictError> {
+        let mut values = PcrValues::new();
+        if choice.pcrs().contains(&11) {
+            values.insert(11, predict_pcr11(self.next)?);
+        }
+        if choice.pcrs().contains(&4) {
+            let of = |image| Ok([self.loaders, booted(image)?.as_slice()].concat());
+            let found = match now.get(&4) {
+                Some(pcr_4) => failed_options(pcr_4, &of(self.running)?)?,
+                None => None,
+            };
+            let failed = found.ok_or_else(|| {
+                let why = "PCR 4 is not what starting the running image gives";
+                PredictError::Unpredictable(why.into())
+            })?;
+            values.insert(4, predict_pcr4(failed, &of(self.next)?)?);
+        }
+        Ok(values)
+    }
+}
+
+/// The programs that a unified kernel image stands for: itself, and the kernel in it.
+///
+/// # Errors
+/// As [`predict_pcr11`]; an image without a kernel.
+pub fn booted(uki: &[u8]) -> Result<[&[u8]; 2], PredictError> {
+    let pe = Pe::parse(uki)?;
+    check_stub(&pe)?;
+    let kernel = pe.section(".linux")?;
+    Ok([uki, kernel.ok_or(PredictError::Form("it has no kernel"))?])
+}
+
+/// The SHA-256 digest by which firmware knows a program: Authenticode's, without what a signature
+/// changes.
+///
+/// # Errors
+/// What is no EFI program.
+pub fn authenticode(program: &[u8]) -> Result<[u8; 32], PredictError> {
+    Ok(Pe::parse(program)?.authenticode())
+}
+
+/// Other stubs measure other sections in another order.
+fn check_stub(pe: &Pe<'_>) -> Result<(), PredictError> {
+    let magic = pe.section(".sdmagic")?.unwrap_or_default();
+    let at = magic
+        .windows(STUB_IS.len())
+        .position(|part| part == STUB_IS);
+    let version = at.map(|at| &magic[at + STUB_IS.len()..]);
+    let known = version.is_some_and(|version| {
+        let next = version.strip_prefix(STUB_VERSION);
+        next.is_some_and(|next| next.first().is_none_or(|byte| !byte.is_ascii_digit()))
+    });
+    if known {
+        return Ok(());
+    }
+    let why = "its stub is not systemd-stub 257, whose ways are known here";
+    Err(PredictError::Unpredictable(why.into()))
+}
+
+#[cfg(test)]
+mod tests;

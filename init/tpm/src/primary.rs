@@ -1,0 +1,193 @@
+//! The storage key: a key on P-256 that the TPM derives from its seed and a template, always the same.
+
+use std::io::{Read, Write};
+
+use crate::codes::{alg, cc, handle, object, rc};
+use crate::crypto::{self, DIGEST, Point};
+use crate::tpm::{Command, Target, Tpm};
+use crate::wire::{Reader, Writer};
+use crate::{TpmError, pcr};
+
+/// Bytes of a name: an algorithm and its digest.
+pub(crate) const NAME: usize = 2 + DIGEST;
+/// Each coordinate in the `unique` of the template.
+const ZERO_COORDINATE: [u8; DIGEST] = [0; DIGEST];
+
+/// The storage key, loaded.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    handle: u32,
+    pub(crate) name: [u8; NAME],
+    pub(crate) point: Point,
+    transient: bool,
+}
+
+impl Parent {
+    pub(crate) fn target(&self) -> Target<'_> {
+        Target {
+            handle: self.handle,
+            name: &self.name,
+        }
+    }
+
+    /// Whether it is one that somebody else left in the TPM.
+    pub(crate) fn is_persistent(&self) -> bool {
+        !self.transient
+    }
+
+    /// From the public area that the TPM answered.
+    fn read(handle: u32, area: &[u8], transient: bool) -> Result<Self, TpmError> {
+        let template = common();
+        let unique = area
+            .strip_prefix(template.as_slice())
+            .ok_or(TpmError::Malformed("a storage key of another kind"))?;
+        let mut reader = Reader::new(unique);
+        let (x, y) = (reader.sized()?, reader.sized()?);
+        reader.end()?;
+        Ok(Self {
+            handle,
+            name: name(area),
+            point: Point::new(x, y).ok_or(TpmError::Malformed("a point off its curve"))?,
+            transient,
+        })
+    }
+}
+
+/// The name of what has this public area, under SHA-256.
+pub(crate) fn name(area: &[u8]) -> [u8; NAME] {
+    let mut name = [0; NAME];
+    name[..2].copy_from_slice(&alg::SHA256.to_be_bytes());
+    name[2..].copy_from_slice(&crypto::sha256(&[area]));
+    name
+}
+
+/// `TPMT_PUBLIC` up to its `unique`: the storage root key of TCG's provisioning guidance.
+fn common() -> Writer {
+    let attributes = object::FIXED_TPM
+        | object::FIXED_PARENT
+        | object::SENSITIVE_DATA_ORIGIN
+        | object::USER_WITH_AUTH
+        | object::NO_DA
+        | object::RESTRICTED
+        | object::DECRYPT;
+    let symmetric = |to: Writer| to.u16(alg::AES).u16(128).u16(alg::CFB);
+    let head = Writer::new().u16(alg::ECC).u16(alg::SHA256).u32(attributes);
+    symmetric(head.sized(&[]))
+        .u16(alg::NULL)
+        .u16(alg::NIST_P256)
+        .u16(alg::NULL)
+}
+
+impl<T: Read + Write> Tpm<T> {
+    /// Runs `work` with the storage key: the one of this name if there is a name, else whichever this
+    /// TPM has. One that is kept in the TPM is used first, since making one takes some TPMs a second.
+    pub(crate) fn with_parent<R>(
+        &mut self,
+        wanted: Option<&[u8; NAME]>,
+        mut work: impl FnMut(&mut Self, &Parent) -> Result<R, TpmError>,
+    ) -> Result<R, TpmError> {
+        let fits = |parent: &Parent| wanted.is_none_or(|name| *name == parent.name);
+        if wanted.is_some()
+            && let Some(parent) = self.persistent()?
+            && fits(&parent)
+        {
+            match work(self, &parent) {
+                // Whoever put it there gave it a password.
+                Err(TpmError::OwnerPassword) => {}
+                result => return result,
+            }
+        }
+        let parent = self.create_primary()?;
+        let result = if fits(&parent) {
+            work(self, &parent)
+        } else {
+            Err(TpmError::OtherTpm)
+        };
+        self.flush(parent.handle);
+        result
+    }
+
+    /// What is kept at the usual handle, if that is a key of our template.
+    fn persistent(&mut self) -> Result<Option<Parent>, TpmError> {
+        let command = Command {
+            code: cc::READ_PUBLIC,
+            targets: &[Target {
+                handle: handle::STORAGE_ROOT,
+                name: &[],
+            }],
+            parameters: Writer::new(),
+            makes: false,
+        };
+        match self.run(&command) {
+            Ok(done) => Ok(Parent::read(handle::STORAGE_ROOT, done.reader().sized()?, false).ok()),
+            Err(TpmError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create_primary(&mut self) -> Result<Parent, TpmError> {
+        let template = common().sized(&ZERO_COORDINATE).sized(&ZERO_COORDINATE);
+        let no_sensitive = Writer::new().sized(&[]).sized(&[]);
+        let owner = handle::OWNER.to_be_bytes();
+        let command = Command {
+            code: cc::CREATE_PRIMARY,
+            targets: &[Target {
+                handle: handle::OWNER,
+                name: &owner,
+            }],
+            parameters: Writer::new()
+                .sized(no_sensitive.as_slice())
+                .sized(template.as_slice())
+                .sized(&[])
+                .bytes(pcr::NO_SELECTION),
+            makes: true,
+        };
+        let done = self.run_open(&command).map_err(|error| match error {
+            TpmError::Refused { code, .. } if matches!(rc::base(code), rc::CURVE | rc::VALUE) => {
+                TpmError::Unsupported("it has no keys on P-256")
+            }
+            other => of_owner(other),
+        })?;
+        let area = done.reader().sized();
+        let parent = area.and_then(|area| Parent::read(done.handle, area, true));
+        if parent.is_err() {
+            self.flush(done.handle);
+        }
+        parent
+    }
+}
+
+/// Tells a password of the owner hierarchy from other refusals.
+pub(crate) fn of_owner(error: TpmError) -> TpmError {
+    match error {
+        TpmError::Refused { code, .. }
+            if matches!(rc::base(code), rc::BAD_AUTH | rc::AUTH_FAIL) =>
+        {
+            TpmError::OwnerPassword
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_is_the_one_of_the_guidance() {
+        // Its attributes are the ones that every other program writes as 0x30472.
+        let expected = b"\x00\x23\x00\x0b\x00\x03\x04\x72\x00\x00\x00\x06\x00\x80\x00\x43\
+                         \x00\x10\x00\x03\x00\x10";
+        assert_eq!(common().as_slice(), expected);
+    }
+
+    #[test]
+    fn keys_of_other_kinds_and_points_off_the_curve_are_refused() {
+        let area = |x: &[u8], y: &[u8]| common().sized(x).sized(y);
+        let read = |area: &Writer| Parent::read(1, area.as_slice(), true).map(|key| key.handle);
+        assert!(read(&area(&[1; 32], &[1; 32])).is_err());
+        assert!(read(&area(&[1; 33], &[1; 32])).is_err());
+        assert!(read(&area(&[], &[])).is_err());
+        assert!(read(&Writer::new().u16(alg::ECC)).is_err());
+    }
+}

@@ -1,0 +1,292 @@
+//! 32 bytes that the TPM gives back only to the machine they were sealed for.
+
+use std::io::{Read, Write};
+
+use alknet_vault::SecretStr;
+use alknet_vault::slots::{Kek, Tpm2Params};
+
+use crate::codes::{alg, cc, object, rc};
+use crate::crypto::DIGEST;
+use crate::limits::{PCR_RACES_MAX, PIN_BYTES_MAX};
+use crate::pcr::{self, Expected};
+use crate::primary::{NAME, Parent, name};
+use crate::session::{Kind, Session, protect};
+use crate::tpm::{Command, Target, Tpm};
+use crate::wire::{Reader, Writer};
+use crate::{PcrChoice, TpmError};
+
+/// What somebody types besides. It is the object's authorisation value as it stands: the TPM counts
+/// wrong ones, so it may be short.
+#[derive(Debug)]
+pub struct Pin(SecretStr);
+
+impl Pin {
+    /// 1 to 32 printable ASCII characters.
+    ///
+    /// # Errors
+    /// `BadPin`.
+    pub fn new(pin: SecretStr) -> Result<Self, TpmError> {
+        let text = pin.expose();
+        let plain = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+        if (1..=PIN_BYTES_MAX).contains(&text.len()) && plain {
+            return Ok(Self(pin));
+        }
+        Err(TpmError::BadPin)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.0.expose().as_bytes()
+    }
+}
+
+/// The authorisation value: nothing without a PIN.
+fn auth(pin: Option<&Pin>) -> &[u8] {
+    pin.map_or(&[], Pin::bytes)
+}
+
+/// `TPMT_PUBLIC` of a sealed object up to its `unique`. Only the policy opens it, also for changes;
+/// with a PIN the TPM counts wrong attempts.
+fn template(policy: &[u8; DIGEST], pin: bool) -> Writer {
+    let guarded = if pin { 0 } else { object::NO_DA };
+    let attributes = object::FIXED_TPM | object::FIXED_PARENT | object::ADMIN_WITH_POLICY | guarded;
+    Writer::new()
+        .u16(alg::KEYED_HASH)
+        .u16(alg::SHA256)
+        .u32(attributes)
+        .sized(policy)
+        .u16(alg::NULL)
+}
+
+impl<T: Read + Write> Tpm<T> {
+    /// Seals a key to the values of PCRs, and to a PIN if there is one.
+    ///
+    /// # Errors
+    /// `NotMeasured` for a PCR that holds nothing, `BadPcrs`, `OwnerPassword`, `Unsupported`, and what
+    /// ends a command.
+    pub fn seal(
+        &mut self,
+        secret: &Kek,
+        choice: &PcrChoice,
+        expected: Expected<'_>,
+        pin: Option<&Pin>,
+    ) -> Result<Tpm2Params, TpmError> {
+        self.with_parent(None, |tpm, parent| {
+            let values = tpm.expected_values(parent, choice, expected)?;
+            let policy = pcr::policy(&values, pin.is_some());
+            let area = template(&policy, pin.is_some());
+            let made = tpm.with_session(parent, Kind::Hmac, |tpm, session| {
+                tpm.create(session, parent, &area, secret, auth(pin))
+            })?;
+            let pcrs = values.keys().copied().collect();
+            Tpm2Params::new(made.public, made.private, pcrs, policy, pin.is_some())
+                .map_err(|_| TpmError::Malformed("a sealed object of a size it never has"))
+        })
+    }
+
+    fn create(
+        &mut self,
+        session: &mut Session,
+        parent: &Parent,
+        area: &Writer,
+        secret: &Kek,
+        auth: &[u8],
+    ) -> Result<Made, TpmError> {
+        let sensitive = Writer::new().sized(auth).sized(secret.expose());
+        let public = area.clone().sized(&[]);
+        let command = Command {
+            code: cc::CREATE,
+            targets: &[parent.target()],
+            parameters: Writer::new()
+                .sized(sensitive.as_slice())
+                .sized(public.as_slice())
+                .sized(&[])
+                .bytes(pcr::NO_SELECTION),
+            makes: false,
+        };
+        let both = protect::COMMAND | protect::ANSWER;
+        let done = self.run_in(session, command, &[], both)?;
+        let mut reader = done.reader();
+        let (private, public) = (reader.sized()?, reader.sized()?);
+        if !is_made_of(public, area) {
+            return Err(TpmError::Malformed("it sealed under another policy"));
+        }
+        let sized = |bytes: &[u8]| Writer::new().sized(bytes);
+        Ok(Made {
+            private: sized(private).as_slice().to_vec(),
+            // With the name of the storage key: who answers in its place is found out by that.
+            public: sized(public).sized(&parent.name).as_slice().to_vec(),
+        })
+    }
+
+    /// Gives the key back.
+    ///
+    /// # Errors
+    /// `WrongPcrs`, `WrongPin`, `PinMissing`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`,
+    /// `Forged`, and what ends a command.
+    pub fn unseal(&mut self, params: &Tpm2Params, pin: Option<&Pin>) -> Result<Kek, TpmError> {
+        let sealed = Sealed::read(params)?;
+        let pin = match (params.pin(), pin) {
+            (true, None) => return Err(TpmError::PinMissing),
+            (true, pin) => pin,
+            (false, _) => None,
+        };
+        self.with_parent(Some(&sealed.parent), |tpm, parent| {
+            let loaded = tpm.load(parent, &sealed)?;
+            let result = tpm.unseal_loaded(parent, loaded, &sealed, pin);
+            tpm.flush(loaded);
+            result
+        })
+    }
+
+    /// An answer altered on the way would only lead to a refusal later, so none has to be authentic.
+    fn load(&mut self, parent: &Parent, sealed: &Sealed<'_>) -> Result<u32, TpmError> {
+        let command = Command {
+            code: cc::LOAD,
+            targets: &[parent.target()],
+            parameters: Writer::new().sized(sealed.private).sized(sealed.public),
+            makes: true,
+        };
+        match self.run_open(&command) {
+            Ok(done) => Ok(done.handle),
+            Err(TpmError::Refused { command, code }) => Err(match rc::base(code) {
+                rc::BAD_AUTH | rc::AUTH_FAIL if parent.is_persistent() => TpmError::OwnerPassword,
+                rc::INTEGRITY => TpmError::Damaged("the TPM does not know its private part"),
+                _ => TpmError::Refused { command, code },
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unseal_loaded(
+        &mut self,
+        parent: &Parent,
+        loaded: u32,
+        sealed: &Sealed<'_>,
+        pin: Option<&Pin>,
+    ) -> Result<Kek, TpmError> {
+        for _ in 0..PCR_RACES_MAX {
+            let result = self.with_session(parent, Kind::Policy, |tpm, session| {
+                tpm.unseal_by(session, loaded, sealed, pin)
+            });
+            match result {
+                Err(TpmError::Refused { code, .. }) if rc::base(code) == rc::PCR_CHANGED => {}
+                Err(TpmError::Refused { command, code }) => {
+                    return Err(self.explain(command, code, pin.is_some()));
+                }
+                result => return result,
+            }
+        }
+        Err(TpmError::WrongPcrs)
+    }
+
+    fn unseal_by(
+        &mut self,
+        session: &mut Session,
+        loaded: u32,
+        sealed: &Sealed<'_>,
+        pin: Option<&Pin>,
+    ) -> Result<Kek, TpmError> {
+        self.policy_step(session, cc::POLICY_PCR, |to| {
+            to.sized(&[]).bytes(sealed.selection.as_slice())
+        })?;
+        if pin.is_some() {
+            self.policy_step(session, cc::POLICY_AUTH_VALUE, |to| to)?;
+        }
+        let command = Command {
+            code: cc::UNSEAL,
+            targets: &[Target {
+                handle: loaded,
+                name: &sealed.name,
+            }],
+            parameters: Writer::new(),
+            makes: false,
+        };
+        let done = self.run_in(session, command, auth(pin), protect::ANSWER)?;
+        let mut reader = done.reader();
+        let secret = reader.sized()?;
+        reader.end()?;
+        Kek::from_slice(secret).ok_or(TpmError::Damaged("it holds no key of 32 bytes"))
+    }
+
+    fn policy_step(
+        &mut self,
+        session: &Session,
+        code: u32,
+        parameters: impl FnOnce(Writer) -> Writer,
+    ) -> Result<(), TpmError> {
+        let name = session.handle.to_be_bytes();
+        let command = Command {
+            code,
+            targets: &[Target {
+                handle: session.handle,
+                name: &name,
+            }],
+            parameters: parameters(Writer::new()),
+            makes: false,
+        };
+        self.run(&command)?.reader().end()
+    }
+
+    /// What a refusal to unseal means.
+    fn explain(&mut self, command: &'static str, code: u32, pin: bool) -> TpmError {
+        match rc::base(code) {
+            rc::POLICY_FAIL => TpmError::WrongPcrs,
+            rc::LOCKOUT => TpmError::LockedOut(self.lockout().ok()),
+            rc::AUTH_FAIL | rc::BAD_AUTH if pin => {
+                let tries_left = self.lockout().ok().map(|state| state.tries_left());
+                TpmError::WrongPin { tries_left }
+            }
+            _ => TpmError::Refused { command, code },
+        }
+    }
+}
+
+/// What the TPM made of a secret.
+struct Made {
+    private: Vec<u8>,
+    public: Vec<u8>,
+}
+
+/// A record that can be loaded.
+struct Sealed<'a> {
+    private: &'a [u8],
+    public: &'a [u8],
+    name: [u8; NAME],
+    parent: [u8; NAME],
+    selection: Writer,
+}
+
+impl<'a> Sealed<'a> {
+    /// Whoever could change a record makes it useless and gains nothing: the vault binds it to what
+    /// it opens. The checks tell damage from a refusal of the TPM.
+    fn read(params: &'a Tpm2Params) -> Result<Self, TpmError> {
+        let cut = |_| TpmError::Damaged("it is cut short");
+        let long = |_| TpmError::Damaged("it is longer than it says");
+        let mut reader = Reader::new(params.private());
+        let private = reader.sized().map_err(cut)?;
+        reader.end().map_err(long)?;
+        let mut reader = Reader::new(params.public());
+        let (public, parent) = (reader.sized().map_err(cut)?, reader.sized().map_err(cut)?);
+        reader.end().map_err(long)?;
+        let no_name = |_| TpmError::Damaged("the name of its storage key is none");
+        if !is_made_of(public, &template(params.policy(), params.pin())) {
+            return Err(TpmError::Damaged("its parts do not fit each other"));
+        }
+        Ok(Self {
+            private,
+            public,
+            name: name(public),
+            parent: parent.try_into().map_err(no_name)?,
+            selection: pcr::selection(params.pcrs()),
+        })
+    }
+}
+
+/// Whether a public area is of that template, with what a TPM fills in.
+fn is_made_of(area: &[u8], template: &Writer) -> bool {
+    let unique = area.strip_prefix(template.as_slice());
+    unique.is_some_and(|unique| {
+        let mut reader = Reader::new(unique);
+        reader.sized().is_ok_and(|digest| digest.len() == DIGEST) && reader.end().is_ok()
+    })
+}

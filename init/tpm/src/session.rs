@@ -1,0 +1,145 @@
+//! Sessions: what makes an answer the TPM's own, and a parameter unreadable between it and us.
+//!
+//! A session's key comes from a salt that only the holder of the storage key can read. Each command
+//! and each answer carries an HMAC under it over everything that matters, and the first parameter of
+//! either can be encrypted (part 1, sections 19.6 and 21).
+
+use alknet_vault::SecretArr;
+use hmac::Mac;
+use subtle::ConstantTimeEq;
+
+use crate::TpmError;
+use crate::crypto::{self, DIGEST, Direction};
+use crate::limits::NONCE_BYTES;
+use crate::wire::{Reader, Writer, first_sized_mut};
+
+/// Attributes of a session for one command (part 2, section 8.4).
+pub(crate) mod protect {
+    /// The session lives on.
+    pub(crate) const CONTINUE: u8 = 1 << 0;
+    /// The first parameter of the command is encrypted.
+    pub(crate) const COMMAND: u8 = 1 << 5;
+    /// The first parameter of the answer is.
+    pub(crate) const ANSWER: u8 = 1 << 6;
+    /// Nothing is authorised; the answer is only authenticated.
+    pub(crate) const AUDIT: u8 = 1 << 7;
+    /// In an answer to such a command: nobody else's came in between.
+    pub(super) const EXCLUSIVE: u8 = 1 << 1;
+}
+
+/// What a session is started for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Hmac = 0,
+    Policy = 1,
+}
+
+/// A started session.
+pub(crate) struct Session {
+    pub(crate) handle: u32,
+    key: SecretArr<DIGEST>,
+    tpm_nonce: Vec<u8>,
+}
+
+/// One command under way.
+pub(crate) struct Authorised {
+    /// Session, nonce, attributes and HMAC, as they go into the command.
+    pub(crate) area: Writer,
+    nonce: [u8; DIGEST],
+    attributes: u8,
+}
+
+impl Session {
+    /// After `TPM2_StartAuthSession`.
+    pub(crate) fn new(
+        handle: u32,
+        salt: &SecretArr<DIGEST>,
+        tpm_nonce: &[u8],
+        nonce: &[u8],
+    ) -> Result<Self, TpmError> {
+        if !NONCE_BYTES.contains(&tpm_nonce.len()) {
+            return Err(TpmError::Malformed("a nonce of a length that none has"));
+        }
+        Ok(Self {
+            handle,
+            key: crypto::kdf_a([salt.expose(), &[]], b"ATH", tpm_nonce, nonce),
+            tpm_nonce: tpm_nonce.to_vec(),
+        })
+    }
+
+    /// Encrypts what is to be encrypted and authenticates the command. `auth` is the authorisation
+    /// value of what it is about.
+    pub(crate) fn authorise(
+        &self,
+        code: u32,
+        names: &[&[u8]],
+        parameters: &mut Writer,
+        auth: &[u8],
+        attributes: u8,
+    ) -> Result<Authorised, TpmError> {
+        let nonce = crypto::random::<DIGEST>()?;
+        let key = [self.key.expose().as_slice(), auth];
+        if attributes & protect::COMMAND != 0 {
+            let first = first_sized_mut(parameters.as_mut_slice())?;
+            crypto::cfb(key, &nonce, &self.tpm_nonce, Direction::ToTpm, first);
+        }
+        let code = code.to_be_bytes();
+        let digest = crypto::sha256(&[&code, &names.concat(), parameters.as_slice()]);
+        let mut mac = crypto::mac(key);
+        for part in [digest.as_slice(), &nonce, &self.tpm_nonce, &[attributes]] {
+            mac.update(part);
+        }
+        let area = Writer::new()
+            .u32(self.handle)
+            .sized(&nonce)
+            .u8(attributes)
+            .sized(&mac.finalize().into_bytes());
+        Ok(Authorised {
+            area,
+            nonce,
+            attributes,
+        })
+    }
+
+    /// Checks the answer and decrypts in place what is encrypted.
+    pub(crate) fn accept(
+        &mut self,
+        sent: &Authorised,
+        code: u32,
+        parameters: &mut [u8],
+        area: &[u8],
+        auth: &[u8],
+    ) -> Result<(), TpmError> {
+        let mut reader = Reader::new(area);
+        let tpm_nonce = reader.sized()?;
+        let attributes = reader.u8()?;
+        let hmac = reader.sized()?;
+        reader.end()?;
+        if !NONCE_BYTES.contains(&tpm_nonce.len()) {
+            return Err(TpmError::Malformed("a nonce of a length that none has"));
+        }
+        let key = [self.key.expose().as_slice(), auth];
+        let codes = [[0; 4], code.to_be_bytes()].concat();
+        let digest = crypto::sha256(&[&codes, parameters]);
+        let mut mac = crypto::mac(key);
+        for part in [digest.as_slice(), tpm_nonce, &sent.nonce, &[attributes]] {
+            mac.update(part);
+        }
+        let genuine: bool = mac.finalize().into_bytes().as_slice().ct_eq(hmac).into();
+        if !genuine {
+            return Err(TpmError::Forged);
+        }
+        // Who encrypts is part of what was authenticated: an answer in the clear is refused.
+        if attributes & !protect::EXCLUSIVE != sent.attributes {
+            return Err(TpmError::Malformed(
+                "it changed the attributes of the session",
+            ));
+        }
+        self.tpm_nonce = tpm_nonce.to_vec();
+        if attributes & protect::ANSWER != 0 {
+            let first = first_sized_mut(parameters)?;
+            crypto::cfb(key, tpm_nonce, &sent.nonce, Direction::FromTpm, first);
+        }
+        Ok(())
+    }
+}

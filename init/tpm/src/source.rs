@@ -1,0 +1,64 @@
+//! The TPM as the vault asks for it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+
+use alknet_vault::slots::{Kek, KekError, KekRequest, KekSource, SlotParams};
+
+use crate::{Pin, Tpm, TpmError};
+
+/// Answers for slots of type `tpm2`.
+#[derive(Debug)]
+pub struct TpmSource<T> {
+    tpm: Tpm<T>,
+    pin: Option<Pin>,
+    error: Option<TpmError>,
+}
+
+impl TpmSource<File> {
+    /// With the TPM of this machine.
+    ///
+    /// # Errors
+    /// As [`Tpm::open`].
+    pub fn open(pin: Option<Pin>) -> Result<Self, TpmError> {
+        Tpm::open().map(|tpm| Self::new(tpm, pin))
+    }
+}
+
+impl<T> TpmSource<T> {
+    /// With this TPM, and the PIN that somebody typed.
+    #[must_use]
+    pub fn new(tpm: Tpm<T>, pin: Option<Pin>) -> Self {
+        let error = None;
+        Self { tpm, pin, error }
+    }
+
+    /// Another PIN for the next attempt.
+    pub fn set_pin(&mut self, pin: Option<Pin>) {
+        self.pin = pin;
+    }
+
+    /// What the last refusal was in full: how many attempts are left, or how long to wait.
+    pub fn take_error(&mut self) -> Option<TpmError> {
+        self.error.take()
+    }
+
+    /// The TPM.
+    pub fn tpm(&mut self) -> &mut Tpm<T> {
+        &mut self.tpm
+    }
+}
+
+impl<T: Read + Write> KekSource for TpmSource<T> {
+    fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
+        let SlotParams::Tpm2(params) = request.params else {
+            return Err(KekError::Failed("the slot is of another type".into()));
+        };
+        self.error = None;
+        self.tpm.unseal(params, self.pin.as_ref()).map_err(|error| {
+            let short = KekError::from(&error);
+            self.error = Some(error);
+            short
+        })
+    }
+}

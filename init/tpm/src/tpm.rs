@@ -1,0 +1,270 @@
+//! Commands as a whole: header, handles, authorisation, parameters, and the same way back.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::channel::{self, Answer, Channel, HEADER_BYTES};
+use crate::codes::{alg, cc, handle, rc, tag};
+use crate::crypto;
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::primary::Parent;
+use crate::session::{Kind, Session, protect};
+use crate::wire::{Reader, Writer};
+use crate::{Lockout, TpmError};
+
+/// A TPM 2.0 behind any connection that carries one command and one answer at a time.
+#[derive(Debug)]
+pub struct Tpm<T> {
+    channel: Channel<T>,
+}
+
+/// A handle and the name by which it is authenticated.
+pub(crate) struct Target<'a> {
+    pub(crate) handle: u32,
+    pub(crate) name: &'a [u8],
+}
+
+/// A command without its authorisation.
+pub(crate) struct Command<'a> {
+    pub(crate) code: u32,
+    pub(crate) targets: &'a [Target<'a>],
+    pub(crate) parameters: Writer,
+    /// Whether the answer has a handle.
+    pub(crate) makes: bool,
+}
+
+/// The answer to it.
+pub(crate) struct Done {
+    /// 0 where there is none.
+    pub(crate) handle: u32,
+    pub(crate) parameters: Zeroizing<Vec<u8>>,
+}
+
+impl Done {
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader::new(&self.parameters)
+    }
+}
+
+impl Tpm<File> {
+    /// The TPM of this machine.
+    ///
+    /// # Errors
+    /// `Absent`, `Unsupported` for a TPM 1.2, `Transport` where the device cannot be opened.
+    pub fn open() -> Result<Self, TpmError> {
+        Self::open_in(Path::new("/dev"))
+    }
+
+    /// The same with another folder of devices.
+    ///
+    /// # Errors
+    /// As [`Tpm::open`].
+    pub fn open_in(dev: &Path) -> Result<Self, TpmError> {
+        channel::open(dev).map(Self::new)
+    }
+}
+
+impl<T: Read + Write> Tpm<T> {
+    /// A TPM that was started (`TPM2_Startup`), which on a machine its firmware does.
+    #[must_use]
+    pub fn new(io: T) -> Self {
+        Self {
+            channel: Channel(io),
+        }
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn into_inner(self) -> T {
+        self.channel.0
+    }
+
+    /// A command that nobody has to authorise.
+    pub(crate) fn run(&mut self, command: &Command<'_>) -> Result<Done, TpmError> {
+        let answer = self.send(command, tag::NO_SESSIONS, &[])?;
+        expect_tag(&answer, tag::NO_SESSIONS)?;
+        let mut reader = Reader::new(answer.body());
+        let handle = if command.makes { reader.u32()? } else { 0 };
+        Ok(Done {
+            handle,
+            parameters: Zeroizing::new(reader.rest().to_vec()),
+        })
+    }
+
+    /// A command that an empty password authorises.
+    pub(crate) fn run_open(&mut self, command: &Command<'_>) -> Result<Done, TpmError> {
+        let area = Writer::new()
+            .u32(handle::PASSWORD)
+            .sized(&[])
+            .u8(protect::CONTINUE)
+            .sized(&[]);
+        let answer = self.send(command, tag::SESSIONS, area.as_slice())?;
+        let (done, _) = split(command, &answer)?;
+        Ok(done)
+    }
+
+    /// A command in a session.
+    pub(crate) fn run_in(
+        &mut self,
+        session: &mut Session,
+        mut command: Command<'_>,
+        auth: &[u8],
+        attributes: u8,
+    ) -> Result<Done, TpmError> {
+        let names: Vec<_> = command.targets.iter().map(|target| target.name).collect();
+        let attributes = attributes | protect::CONTINUE;
+        let code = command.code;
+        let parameters = &mut command.parameters;
+        let sent = session.authorise(code, &names, parameters, auth, attributes)?;
+        let answer = self.send(&command, tag::SESSIONS, sent.area.as_slice())?;
+        let (mut done, area) = split(&command, &answer)?;
+        session.accept(&sent, code, &mut done.parameters, &area, auth)?;
+        Ok(done)
+    }
+
+    fn send(&mut self, command: &Command<'_>, tag: u16, area: &[u8]) -> Result<Answer, TpmError> {
+        let sessions = if area.is_empty() { 0 } else { 4 + area.len() };
+        let size = HEADER_BYTES + 4 * command.targets.len() + sessions + command.parameters.len();
+        if size > MESSAGE_BYTES_MAX {
+            return Err(TpmError::Damaged("it is longer than a command may be"));
+        }
+        let narrow =
+            |size: usize| u32::try_from(size).expect("checked against the longest command");
+        let mut bytes = Writer::new().u16(tag).u32(narrow(size)).u32(command.code);
+        for target in command.targets {
+            bytes = bytes.u32(target.handle);
+        }
+        if !area.is_empty() {
+            bytes = bytes.u32(narrow(area.len())).bytes(area);
+        }
+        let bytes = bytes.bytes(command.parameters.as_slice());
+        let answer = self.channel.exchange(bytes.as_slice())?;
+        if answer.code == rc::SUCCESS {
+            return Ok(answer);
+        }
+        if rc::base(answer.code) == rc::COMMAND_CODE {
+            return Err(TpmError::Unsupported("it lacks a command that is needed"));
+        }
+        Err(TpmError::Refused {
+            command: cc::name(command.code),
+            code: answer.code,
+        })
+    }
+
+    /// Starts a session whose key only the holder of the parent's private key knows.
+    pub(crate) fn start(&mut self, parent: &Parent, kind: Kind) -> Result<Session, TpmError> {
+        let (salt, point) = parent.point.salt()?;
+        let nonce = crypto::random::<{ crypto::DIGEST }>()?;
+        let parameters = Writer::new()
+            .sized(&nonce)
+            .sized(point.as_slice())
+            .u8(kind as u8)
+            .u16(alg::AES)
+            .u16(128)
+            .u16(alg::CFB)
+            .u16(alg::SHA256);
+        let command = Command {
+            code: cc::START_AUTH_SESSION,
+            targets: &[
+                parent.target(),
+                Target {
+                    handle: handle::NULL,
+                    name: &[],
+                },
+            ],
+            parameters,
+            makes: true,
+        };
+        let done = self.run(&command)?;
+        let mut reader = done.reader();
+        let session = Session::new(done.handle, &salt, reader.sized()?, &nonce);
+        let session = session.and_then(|session| reader.end().map(|()| session));
+        if session.is_err() {
+            self.flush(done.handle);
+        }
+        session
+    }
+
+    /// Runs `work` in a session and ends that, whatever came of it.
+    pub(crate) fn with_session<R>(
+        &mut self,
+        parent: &Parent,
+        kind: Kind,
+        work: impl FnOnce(&mut Self, &mut Session) -> Result<R, TpmError>,
+    ) -> Result<R, TpmError> {
+        let mut session = self.start(parent, kind)?;
+        let result = work(self, &mut session);
+        self.flush(session.handle);
+        result
+    }
+
+    /// Lets a session or a loaded object go. What cannot be let go the kernel does when we close.
+    pub(crate) fn flush(&mut self, handle: u32) {
+        let command = Command {
+            code: cc::FLUSH_CONTEXT,
+            targets: &[],
+            parameters: Writer::new().u32(handle),
+            makes: false,
+        };
+        let _ = self.run(&command);
+    }
+
+    /// The counters against guessing.
+    ///
+    /// # Errors
+    /// `Transport`, `Malformed`, `Refused`.
+    pub fn lockout(&mut self) -> Result<Lockout, TpmError> {
+        use crate::codes::property;
+        Ok(Lockout {
+            locked: self.property(property::PERMANENT)? & property::IN_LOCKOUT != 0,
+            failed: self.property(property::LOCKOUT_COUNTER)?,
+            failed_max: self.property(property::MAX_AUTH_FAIL)?,
+            interval_s: self.property(property::LOCKOUT_INTERVAL)?,
+            recovery_s: self.property(property::LOCKOUT_RECOVERY)?,
+        })
+    }
+
+    fn property(&mut self, property: u32) -> Result<u32, TpmError> {
+        use crate::codes::property::TPM_PROPERTIES;
+        let command = Command {
+            code: cc::GET_CAPABILITY,
+            targets: &[],
+            parameters: Writer::new().u32(TPM_PROPERTIES).u32(property).u32(1),
+            makes: false,
+        };
+        let done = self.run(&command)?;
+        let mut reader = done.reader();
+        let _more = reader.u8()?;
+        let (kind, count) = (reader.u32()?, reader.u32()?);
+        if (kind, count) != (TPM_PROPERTIES, 1) || reader.u32()? != property {
+            return Err(TpmError::Malformed("it names another property"));
+        }
+        let value = reader.u32()?;
+        reader.end()?;
+        Ok(value)
+    }
+}
+
+fn expect_tag(answer: &Answer, tag: u16) -> Result<(), TpmError> {
+    if answer.tag == tag {
+        return Ok(());
+    }
+    Err(TpmError::Malformed("its tag does not fit the command"))
+}
+
+/// Handle, parameters and authorisation of an answer in a session.
+fn split(command: &Command<'_>, answer: &Answer) -> Result<(Done, Vec<u8>), TpmError> {
+    expect_tag(answer, tag::SESSIONS)?;
+    let mut reader = Reader::new(answer.body());
+    let handle = if command.makes { reader.u32()? } else { 0 };
+    let length = reader.u32()?;
+    let parameters = reader.take(length as usize)?;
+    let done = Done {
+        handle,
+        parameters: Zeroizing::new(parameters.to_vec()),
+    };
+    Ok((done, reader.rest().to_vec()))
+}

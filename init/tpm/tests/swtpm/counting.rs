@@ -1,0 +1,84 @@
+//! The counter only rises, whatever is done to it.
+
+use alknet_tpm::TpmError;
+
+use crate::machine::Machine;
+
+const HANDLE: &str = "0x180414c";
+
+#[test]
+fn it_rises_over_resets_and_removal() {
+    let mut machine = Machine::new();
+    let mut tpm = machine.tpm();
+    assert_eq!(tpm.counter().expect("readable"), None);
+    let missing = tpm.advance_counter();
+    assert!(
+        matches!(missing, Err(TpmError::CounterMissing)),
+        "{missing:?}"
+    );
+    let first = tpm.make_counter().expect("a counter");
+    assert_eq!(tpm.make_counter().expect("is there"), first);
+    let second = tpm.advance_counter().expect("a counter");
+    assert_eq!(second, first + 1);
+    drop(tpm);
+    machine.assert_clean();
+    machine.reset();
+    assert_eq!(machine.tpm().counter().expect("readable"), Some(second));
+
+    let mut tpm = machine.tpm();
+    tpm.remove_counter().expect("removed");
+    tpm.remove_counter().expect("nothing to remove");
+    assert_eq!(tpm.counter().expect("readable"), None);
+    assert!(tpm.make_counter().expect("a counter") > second);
+}
+
+#[test]
+fn others_read_it_and_it_cannot_be_set() {
+    let machine = Machine::new();
+    let value = machine.tpm().make_counter().expect("a counter");
+    let read = machine.tool("tpm2_nvread", &[HANDLE, "--print-yaml"]);
+    assert!(read.contains(&format!("counter: {value}")), "{read}");
+    std::fs::write(machine.path("zero"), [0; 8]).expect("a writable directory");
+    let set = machine.try_tool("tpm2_nvwrite", &[HANDLE, "-C", HANDLE, "-i", "zero"]);
+    assert!(!set.status.success());
+    assert_eq!(machine.tpm().counter().expect("readable"), Some(value));
+}
+
+#[test]
+fn one_that_was_made_but_never_raised_gets_its_first_value() {
+    let machine = Machine::new();
+    let attributes = "authread|authwrite|no_da|nt=counter";
+    machine.tool("tpm2_nvdefine", &[HANDLE, "-C", "o", "-a", attributes]);
+    assert!(machine.tpm().counter().expect("readable").is_some());
+}
+
+#[test]
+fn what_somebody_else_keeps_there_is_left_alone() {
+    let machine = Machine::new();
+    machine.tool(
+        "tpm2_nvdefine",
+        &[
+            HANDLE,
+            "-C",
+            "o",
+            "-s",
+            "8",
+            "-a",
+            "ownerread|ownerwrite|authread|authwrite",
+        ],
+    );
+    let mut tpm = machine.tpm();
+    for refused in [
+        tpm.counter().map(|_| ()),
+        tpm.make_counter().map(|_| ()),
+        tpm.advance_counter().map(|_| ()),
+        tpm.remove_counter(),
+    ] {
+        assert!(
+            matches!(refused, Err(TpmError::CounterForeign(_))),
+            "{refused:?}"
+        );
+    }
+    drop(tpm);
+    machine.assert_clean();
+}

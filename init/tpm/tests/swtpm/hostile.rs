@@ -1,0 +1,158 @@
+//! A TPM, or somebody between it and us, that answers anything at all.
+
+use alknet_tpm::{Expected, Tpm, TpmError};
+use alknet_vault::slots::Tpm2Params;
+
+use crate::machine::Machine;
+use crate::tap::{Script, Tap};
+use crate::{choice, kek, pin};
+
+/// Numbers that look random and are the same in every run (Marsaglia's xorshift).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.next() as u8).collect()
+    }
+}
+
+fn everything(tpm: &mut Tpm<Script>, slot: &Tpm2Params) -> [Option<TpmError>; 5] {
+    [
+        tpm.unseal(slot, Some(&pin("1"))).err(),
+        tpm.seal(&kek(), &choice(), Expected::Current, None).err(),
+        tpm.lockout().err(),
+        tpm.counter().err(),
+        tpm.pcr_values(&[11]).err(),
+    ]
+}
+
+#[test]
+fn noise_in_place_of_a_tpm_ends_in_errors() {
+    let machine = Machine::booted();
+    let slot = machine
+        .tpm()
+        .seal(&kek(), &choice(), Expected::Current, Some(&pin("1")))
+        .expect("sealed");
+    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+    for round in 0..4000 {
+        let count = (noise.next() % 600) as usize;
+        let mut answers = noise.bytes(count);
+        if round % 4 != 0 {
+            // Headers that are believed: the noise reaches what reads the parameters.
+            answers = (0..6)
+                .flat_map(|_| {
+                    let body = (noise.next() % 200) as usize;
+                    let tag = [0x80, 1 + (noise.next() % 2) as u8];
+                    let size = (10 + body as u32).to_be_bytes();
+                    [tag.as_slice(), &size, &[0; 4], &noise.bytes(body)].concat()
+                })
+                .collect();
+        }
+        let mut tpm = Tpm::new(Script::new(answers));
+        let [unsealed, sealed, ..] = everything(&mut tpm, &slot);
+        assert!(unsealed.is_some() && sealed.is_some());
+    }
+}
+
+#[test]
+fn sizes_that_no_answer_has_are_refused() {
+    for size in [0_u32, 9, 4097, u32::MAX] {
+        let answer = [&[0x80, 1], size.to_be_bytes().as_slice(), &[0; 9000]].concat();
+        let refused = Tpm::new(Script::new(answer)).lockout();
+        assert!(
+            matches!(refused, Err(TpmError::Malformed(_))),
+            "{size}: {refused:?}"
+        );
+    }
+    let longer = [[0x80, 1, 0, 0, 0, 10].as_slice(), &[0; 5]].concat();
+    let refused = Tpm::new(Script::new(longer)).lockout();
+    assert!(
+        matches!(refused, Err(TpmError::Malformed(_))),
+        "{refused:?}"
+    );
+    let cut = Tpm::new(Script::new(vec![0x80, 1, 0, 0])).lockout();
+    assert!(matches!(cut, Err(TpmError::Transport(_))), "{cut:?}");
+}
+
+#[test]
+fn somebody_between_us_changes_a_byte_and_gains_nothing() {
+    let machine = Machine::booted();
+    let (secret, pin) = (kek(), pin("1"));
+    machine.tool(
+        "tpm2_dictionarylockout",
+        &["-s", "-n", "100000", "-t", "1", "-l", "1"],
+    );
+    let slot = machine
+        .tpm()
+        .seal(&secret, &choice(), Expected::Current, Some(&pin))
+        .expect("sealed");
+    // The first time that it counts PINs, a TPM asks for a second try.
+    let first = machine.tpm().unseal(&slot, Some(&pin));
+    assert_eq!(first.expect("unsealed"), secret);
+    let plain = Tap::new(machine.connect());
+    let heard = plain.heard.clone();
+    Tpm::new(plain).unseal(&slot, Some(&pin)).expect("unsealed");
+    let lengths: Vec<_> = heard.borrow().answers.iter().map(Vec::len).collect();
+
+    let unsealed = heard
+        .borrow()
+        .commands
+        .iter()
+        .position(|command| command[6..10] == [0, 0, 1, 0x5e])
+        .expect("unsealed");
+    let mut refused = 0;
+    for (answer, length) in lengths.iter().enumerate() {
+        let step = if answer == unsealed { 1 } else { 11 };
+        for byte in (0..*length).step_by(step) {
+            let mut tap = Tap::new(machine.connect());
+            tap.change = Some((answer, byte, 0x41));
+            let mut tpm = Tpm::new(tap);
+            let result = tpm.unseal(&slot, Some(&pin));
+            drop(tpm);
+            match result {
+                Ok(unsealed) => assert_eq!(unsealed, secret),
+                Err(_) => {
+                    refused += 1;
+                    // What could not be let go, since its handle was changed, a kernel would.
+                    machine.flush();
+                }
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+#[test]
+fn a_changed_record_does_not_open() {
+    let machine = Machine::booted();
+    let slot = machine
+        .tpm()
+        .seal(&kek(), &choice(), Expected::Current, None)
+        .expect("sealed");
+    let parts = [slot.public().to_vec(), slot.private().to_vec()];
+    let mut tpm = machine.tpm();
+    for part in 0..2 {
+        for at in 0..parts[part].len() {
+            let mut changed = parts.clone();
+            changed[part][at] ^= 1;
+            let [public, private] = changed;
+            let pcrs = slot.pcrs().to_vec();
+            let changed = Tpm2Params::new(public, private, pcrs, *slot.policy(), false);
+            let refused = tpm.unseal(&changed.expect("of a size that may be"), None);
+            let is_told = matches!(
+                refused,
+                Err(TpmError::Damaged(_) | TpmError::OtherTpm | TpmError::Refused { .. })
+            );
+            assert!(is_told, "{part} {at}: {refused:?}");
+        }
+    }
+    drop(tpm);
+    machine.assert_clean();
+}

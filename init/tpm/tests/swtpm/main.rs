@@ -1,0 +1,25 @@
+//! Against a TPM in software, with the tools of others on the other side.
+
+mod counting;
+mod hostile;
+mod machine;
+mod pins;
+mod sealing;
+mod strangers;
+mod tap;
+
+use alknet_tpm::{PcrChoice, Pin};
+use alknet_vault::SecretStr;
+use alknet_vault::slots::Kek;
+
+fn kek() -> Kek {
+    alknet_tpm::new_kek().expect("random numbers")
+}
+
+fn pin(text: &str) -> Pin {
+    Pin::new(SecretStr::from(text)).expect("a PIN")
+}
+
+fn choice() -> PcrChoice {
+    PcrChoice::enforced()
+}
