@@ -269,7 +269,14 @@ fn the_vault_is_alone() {
 #[test]
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();
-    for package in ["alknet-init", "alknet-init-net", "alknet-provisioning"] {
+    let packages = [
+        "alknet-handover",
+        "alknet-init",
+        "alknet-init-net",
+        "alknet-provision-cli",
+        "alknet-provisioning",
+    ];
+    for package in packages {
         graph.forbid(
             package,
             &[
@@ -412,6 +419,8 @@ fn the_environment_is_read_only_at_the_edges() {
         "init/build.rs",
         "init/net/tests/",
         "init/src/console/tests.rs",
+        "provisioning/cli/tests/",
+        "provisioning/handover/tests/",
         "provisioning/tests/",
         "tensor/tests/",
     ];
