@@ -106,14 +106,6 @@ impl Form {
         matches!(self, Self::Cmdline | Self::Console | Self::Text)
     }
 
-    /// Whether it has files beside the document for what is secret.
-    pub(crate) const fn has_files(self) -> bool {
-        matches!(
-            self,
-            Self::Esp | Self::FwCfg | Self::NocloudFat | Self::NocloudIso
-        )
-    }
-
     /// Whether the node finds it again at every start, and not on the disk that it is to protect.
     pub(crate) const fn stays_apart(self) -> bool {
         matches!(self, Self::FwCfg | Self::NocloudFat | Self::NocloudIso)

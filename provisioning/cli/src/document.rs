@@ -21,12 +21,21 @@ pub(crate) fn build(
     let given = parse(base)?;
     let syntax = |error: toml_edit::TomlError| ProvisionError::Document(error.message().to_owned());
     let mut document: DocumentMut = base.parse().map_err(syntax)?;
+    // Comments without a key to belong to would end up behind everything that is added.
+    let mut head = String::new();
+    if document.is_empty() {
+        document = DocumentMut::new();
+        head.push_str(base);
+        if !base.trim().is_empty() {
+            head.push_str(if base.ends_with('\n') { "\n" } else { "\n\n" });
+        }
+    }
     let node = section(&mut document, "node")?;
     if let Some(name) = &args.name {
-        node.insert("name", value(name));
+        set(node, "name", name);
     }
     if let Some(domain) = &args.domain {
-        node.insert("domain", value(domain));
+        set(node, "domain", domain);
     }
     let admins = match (&args.admin[..], &given.node.admin_keys[..]) {
         ([], []) => Some(vec![own_key()?]),
@@ -34,7 +43,7 @@ pub(crate) fn build(
         (keys, _) => Some(keys.to_vec()),
     };
     if let Some(keys) = admins {
-        node.insert("admin_keys", list(&keys));
+        set(node, "admin_keys", list(&keys));
     }
     network(&mut document, &args.network)?;
     let says_init = document
@@ -50,18 +59,18 @@ pub(crate) fn build(
         None => Some(Init::Generate),
     };
     if let Some(init) = init {
-        vault.insert("init", value(init.name()));
+        set(vault, "init", init.name());
     }
     if !args.unlock.is_empty() {
-        vault.insert("unlock", list(&args.unlock));
+        set(vault, "unlock", list(&args.unlock));
     }
     if let Some(device) = args.device {
-        vault.insert("device", value(i64::from(device)));
+        set(vault, "device", i64::from(device));
     }
     if !args.words_to.is_empty() {
-        vault.insert("words_to", list(&args.words_to));
+        set(vault, "words_to", list(&args.words_to));
     }
-    let text = document.to_string();
+    let text = format!("{head}{document}");
     let config = parse(&text)?;
     Ok(Document { text, config })
 }
@@ -82,8 +91,24 @@ fn section<'d>(
     table.ok_or_else(|| ProvisionError::Document(format!("{name}: expected a table")))
 }
 
-fn list(texts: &[String]) -> Item {
-    value(Array::from_iter(texts))
+fn list(texts: &[String]) -> Value {
+    Array::from_iter(texts).into()
+}
+
+/// Puts a value in place; the comment beside the old one stays.
+fn set(table: &mut dyn TableLike, key: &str, new: impl Into<Value>) {
+    let mut new = new.into();
+    match table.get_mut(key) {
+        Some(item) => {
+            if let Some(old) = item.as_value() {
+                *new.decor_mut() = old.decor().clone();
+            }
+            *item = Item::Value(new);
+        }
+        None => {
+            table.insert(key, Item::Value(new));
+        }
+    }
 }
 
 /// Adds a card for each description.

@@ -154,7 +154,8 @@ impl Seed<'_> {
         let mut text = Zeroizing::new(String::with_capacity(self.document.len() + 16_384));
         text.push_str(self.document);
         let has_passphrase = self.words.is_some() && !self.passphrase.is_empty();
-        if !has_passphrase && !(with_all && self.has_secrets()) {
+        let has_table = has_passphrase || with_all && self.has_secrets();
+        if !has_table {
             return text;
         }
         if !text.is_empty() && !text.ends_with('\n') {

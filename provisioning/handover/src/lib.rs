@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(encrypt(b"", &many), Err(HandoverError::Recipients(9)));
         assert!(encrypt(b"", &many[1..]).is_ok());
         let long = vec![0; CONTENT_BYTES_MAX + 1];
-        assert!(encrypt(&long[1..], &[ada.clone()]).is_ok());
+        assert!(encrypt(&long[1..], std::slice::from_ref(&ada)).is_ok());
         let refused = encrypt(&long, &[ada]);
         assert_eq!(refused, Err(HandoverError::TooLong(CONTENT_BYTES_MAX + 1)));
     }

@@ -68,9 +68,9 @@ fn erase_file(paths: &Paths, mounter: &dyn Mounter, place: &PlaceFile) -> io::Re
     // Mounted anew, so that it is the disk that answers and not the cache of what was written.
     let mounted = mounter.mount(device, *file_system, &paths.mount_point)?;
     let file = file::open(&mounted.root().join(path))?;
-    let (bytes, ranges) = words(&file, *is_document)?;
+    let Content { bytes, words } = content(&file, *is_document)?;
     let is_blank = |at: Range<usize>| bytes[at].iter().all(u8::is_ascii_whitespace);
-    if ranges.into_iter().all(is_blank) {
+    if words.into_iter().all(is_blank) {
         Ok(())
     } else {
         Err(io::Error::other("it reads as before"))
@@ -83,29 +83,34 @@ fn overwrite(path: &Path, is_document: bool) -> io::Result<()> {
         .write(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)?;
-    let (mut bytes, ranges) = words(&file, is_document)?;
-    for at in ranges {
+    let Content { mut bytes, words } = content(&file, is_document)?;
+    for at in words {
         blank(&mut bytes[at.clone()]);
         file.write_all_at(&bytes[at.clone()], at.start as u64)?;
     }
     file.sync_all()
 }
 
-/// The content, and where in it the words are.
-fn words(file: &File, is_document: bool) -> io::Result<(Zeroizing<Vec<u8>>, Vec<Range<usize>>)> {
+/// The content of a file, and where in it the words are.
+struct Content {
+    bytes: Zeroizing<Vec<u8>>,
+    words: Vec<Range<usize>>,
+}
+
+fn content(file: &File, is_document: bool) -> io::Result<Content> {
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let bytes = file::read_from(file, CONFIG_BYTES_MAX)?;
     if !is_document {
-        let whole = 0..bytes.len();
-        return Ok((bytes, vec![whole]));
+        let words = Vec::from_iter(Some(0..bytes.len()));
+        return Ok(Content { bytes, words });
     }
     let offset = text::offset(&bytes);
     let clean = text::clean(&bytes).unwrap_or_default();
     let text = std::str::from_utf8(clean).map_err(|_| io::ErrorKind::InvalidData)?;
     let within = Split::of(text).erasable();
     let moved = |at: Range<usize>| at.start + offset..at.end + offset;
-    let ranges = within.into_iter().map(moved).collect();
-    Ok((bytes, ranges))
+    let words = within.into_iter().map(moved).collect();
+    Ok(Content { bytes, words })
 }

@@ -114,7 +114,7 @@ fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
     let part = |number: usize| {
         let mut out = [0; ENTRY];
         let last = if number + 1 == parts { 0x40 } else { 0 };
-        put(&mut out, 0, &[number as u8 + 1 | last]);
+        put(&mut out, 0, &[(number as u8 + 1) | last]);
         put(&mut out, 11, &[ATTRIBUTE_LONG, 0, sum]);
         let units = &units[number * UNITS..(number + 1) * UNITS];
         let places = (1..11)

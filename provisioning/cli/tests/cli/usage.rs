@@ -154,7 +154,7 @@ fn a_node_that_makes_its_words_has_no_key_yet() {
 #[test]
 fn options_win_over_the_base_and_its_comments_stay() {
     let desk = Desk::new();
-    let key = OWN_KEY.replace('1', "2");
+    let key = OWN_KEY.replace("11", "22");
     let base = format!(
         "# my node\n[node] # who\nname = \"old\" # a name\nadmin_keys = [\"{key}\"]\n\n[vault]\ninit = \"prompt\"\n"
     );
@@ -175,7 +175,7 @@ fn options_win_over_the_base_and_its_comments_stay() {
     ] {
         assert!(text.contains(there), "{text}");
     }
-    let other = OWN_KEY.replace('1', "3");
+    let other = OWN_KEY.replace("11", "33");
     let answer = desk.json(&format!(
         "--config @base.toml --admin {other} --force --form text --out @seed"
     ));
