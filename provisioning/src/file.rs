@@ -5,14 +5,17 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use alknet_core::config::CONFIG_BYTES_MAX;
+use zeroize::Zeroizing;
 
 use crate::ProvisioningError;
 
-/// The content of a regular file, cut off one byte after the longest document, so that a longer
-/// one is still seen to be too long. `None` where there is no such file. Never blocks on a pipe or
-/// a terminal, and follows no link in the last component.
-pub(crate) fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>, ProvisioningError> {
+/// The content of a regular file, cut off one byte after `limit`, so that a longer one is still seen to
+/// be too long. `None` where there is no such file. Never blocks on a pipe or a terminal, and follows no
+/// link in the last component.
+pub(crate) fn read_bounded(
+    path: &Path,
+    limit: usize,
+) -> Result<Option<Zeroizing<Vec<u8>>>, ProvisioningError> {
     let failed = |source| ProvisioningError::Read {
         path: path.to_owned(),
         source,
@@ -29,10 +32,15 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>, ProvisioningE
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(not_a_file());
     }
-    let mut bytes = Vec::new();
-    let limit = CONFIG_BYTES_MAX as u64 + 1;
-    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(Some(bytes))
+    read_from(&file, limit).map(Some).map_err(failed)
+}
+
+/// The content of an open file, cut off one byte after `limit`.
+pub(crate) fn read_from(file: &File, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    // A buffer that grows leaves its beginnings behind, and they may be secret.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 2));
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Opens for reading without waiting for anything and without following a link.
@@ -58,6 +66,8 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: usize = 4096;
+
     #[test]
     fn only_regular_files_are_read() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -67,12 +77,13 @@ mod tests {
         nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
         let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
 
-        assert_eq!(
-            read_bounded(&at("plain")).expect("readable"),
-            Some(b"x".to_vec())
-        );
-        assert_eq!(read_bounded(&at("absent")).expect("no error"), None);
-        assert_eq!(read_bounded(&at("plain/below")).expect("no error"), None);
+        let read = |path: &Path| {
+            let read = read_bounded(path, LIMIT).expect("no error");
+            read.map(|bytes| bytes.to_vec())
+        };
+        assert_eq!(read(&at("plain")), Some(b"x".to_vec()));
+        assert_eq!(read(&at("absent")), None);
+        assert_eq!(read(&at("plain/below")), None);
         for special in [
             at("link"),
             at("pipe"),
@@ -80,7 +91,7 @@ mod tests {
             dir.path().into(),
             "/dev/null".into(),
         ] {
-            let result = read_bounded(&special);
+            let result = read_bounded(&special, LIMIT);
             let refused = matches!(result, Err(ProvisioningError::NotAFile { .. }));
             assert!(refused, "{special:?}: {result:?}");
         }
@@ -90,8 +101,10 @@ mod tests {
     fn endless_files_are_cut_off_after_the_limit() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("long");
-        std::fs::write(&path, vec![b'#'; CONFIG_BYTES_MAX * 4]).expect("a writable directory");
-        let read = read_bounded(&path).expect("readable").expect("there");
-        assert_eq!(read.len(), CONFIG_BYTES_MAX + 1);
+        std::fs::write(&path, vec![b'#'; LIMIT * 4]).expect("a writable directory");
+        let read = read_bounded(&path, LIMIT)
+            .expect("readable")
+            .expect("there");
+        assert_eq!(read.len(), LIMIT + 1);
     }
 }

@@ -1,7 +1,8 @@
 //! Where the node's configuration comes from.
 //!
-//! A provisioning medium (QEMU's fw_cfg, else a NoCloud volume) is the outside's word; the data
-//! partition keeps what was last accepted. [`load`] weighs them and always ends with a
+//! A provisioning medium is the outside's word; the data partition keeps what was last accepted. Media
+//! count in this order: QEMU's fw_cfg, NoCloud volumes, the boot partition, SMBIOS strings, the kernel's
+//! command line where nobody signed the image, the console. [`load`] weighs them and always ends with a
 //! configuration, together with everything that was wrong on the way:
 //!
 //! 1. A medium whose document differs from the one last taken from a medium becomes the stored
@@ -11,24 +12,36 @@
 //! 3. A refused document never replaces a correct one. Where there is no correct one, what lets
 //!    the administrators in is salvaged from it.
 //!
+//! Recovery words and seed keys on a medium are [`Secrets`]: they are taken out before a document is
+//! read and never stored, and [`erase`] overwrites the words once the vault has them.
+//!
 //! What a medium holds is untrusted until it is read: sizes are bounded, special files are not
 //! opened, file systems are mounted read-only without devices, set-uid bits or programs.
 
 mod error;
 mod file;
 mod label;
-mod nocloud;
+mod mount;
+mod secrets;
+mod source;
+mod sources;
 mod store;
+mod text;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
-use alknet_core::config::{ConfigError, NodeConfig};
+use alknet_core::config::NodeConfig;
+use toml::de::DeTable;
 
 pub use error::ProvisioningError;
 pub use label::{FileSystem, VolumeLabel, volume_label};
-pub use nocloud::{KernelMounter, Mounted, Mounter};
+pub use mount::{KernelMounter, Mounted, Mounter};
+pub use secrets::{FoundSeedKey, Place, SECRET_BYTES_MAX, Secrets, Words, erase};
+pub use source::{Problem, Source};
+pub use sources::console::{CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX, ConsoleDocument, ConsoleError};
+pub use sources::strings;
 
+use secrets::Collector;
 use store::Store;
 
 /// Where to look. Every root can be moved, for tests and for hosts that are not the appliance.
@@ -41,7 +54,13 @@ pub struct Paths {
     pub block_class: PathBuf,
     /// Device nodes.
     pub dev: PathBuf,
-    /// Where a NoCloud volume is mounted while it is read.
+    /// Structures of the firmware's tables, as sysfs shows them.
+    pub dmi: PathBuf,
+    /// The firmware's variables; absent on machines that start without UEFI.
+    pub efi: PathBuf,
+    /// The kernel's command line.
+    pub command_line: PathBuf,
+    /// Where a volume is mounted while it is read.
     pub mount_point: PathBuf,
     /// Where the configuration is kept; absent while there is no data partition.
     pub config_dir: Option<PathBuf>,
@@ -55,6 +74,9 @@ impl Paths {
             fw_cfg: "/sys/firmware/qemu_fw_cfg/by_name/opt/org.alknet".into(),
             block_class: "/sys/class/block".into(),
             dev: "/dev".into(),
+            dmi: "/sys/firmware/dmi/entries".into(),
+            efi: "/sys/firmware/efi".into(),
+            command_line: "/proc/cmdline".into(),
             mount_point: "/run/alknet/nocloud".into(),
             config_dir: None,
         }
@@ -68,86 +90,36 @@ impl Paths {
     }
 }
 
-/// Where a configuration came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Source {
-    /// Nothing was configured.
-    Default,
-    /// QEMU's fw_cfg.
-    FwCfg,
-    /// `config.last-good.toml`, since `config.toml` is damaged.
-    LastGood,
-    /// A NoCloud volume on the block device of this name.
-    NoCloud { device: String },
-    /// `config.toml` of the data partition.
-    Stored,
-}
-
-impl Source {
-    /// Whose word it is: `hypervisor`, `medium` (whoever could attach one), `data-partition` (what
-    /// this node accepted before) or `built-in`.
-    #[must_use]
-    pub fn trust(&self) -> &'static str {
-        match self {
-            Self::Default => "built-in",
-            Self::FwCfg => "hypervisor",
-            Self::LastGood | Self::Stored => "data-partition",
-            Self::NoCloud { .. } => "medium",
-        }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::FwCfg => f.write_str("fw_cfg"),
-            Self::LastGood => f.write_str(store::LAST_GOOD),
-            Self::NoCloud { device } => write!(f, "nocloud ({device})"),
-            Self::Stored => f.write_str(store::LIVE),
-        }
-    }
-}
-
-/// Something that was wrong on the way to a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Stable name, see `docs/provisioning.md`.
-    pub code: &'static str,
-    /// What is wrong, one line.
-    pub text: String,
-    /// What to do, one line.
-    pub hint: String,
-}
-
-impl Problem {
-    fn new(code: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code,
-            text: text.into(),
-            hint: hint.into(),
-        }
-    }
-
-    fn refused(source: &Source, error: &ConfigError) -> Self {
-        let text = format!("{source}: {}", error.summary());
-        Self::new("config-refused", text, error.fix.clone())
-    }
-}
-
 /// A configuration and how it came about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Loaded {
     /// What to run with.
     pub config: NodeConfig,
     /// Where it came from.
     pub source: Source,
+    /// What it set: the names of the document's tables and keys, in order.
+    pub set: Vec<String>,
     /// Everything that was wrong, in the order in which it was met.
     pub problems: Vec<Problem>,
     /// The document of `source` was refused, and `config` holds only what
     /// [`NodeConfig::salvage`] takes from it.
     pub salvaged: bool,
+    /// Words and seed keys that lie on media, whichever document counts.
+    pub secrets: Secrets,
+}
+
+impl Loaded {
+    /// Where the configuration came from, whose word that is, and what it set: one line for the log.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let set = if self.set.is_empty() {
+            "nothing".to_owned()
+        } else {
+            self.set.join(", ")
+        };
+        format!("{} ({}) set {set}", self.source, self.source.trust())
+    }
 }
 
 /// Finds the configuration of this boot. Blocks on disks; fails never.
@@ -159,19 +131,50 @@ pub fn load(paths: &Paths) -> Loaded {
 /// [`load`] with another way to look into a volume.
 #[must_use]
 pub fn load_with(paths: &Paths, mounter: &dyn Mounter) -> Loaded {
+    load_all(paths, mounter, None)
+}
+
+/// [`load`] with what somebody pasted at the console, which counts after every medium.
+#[must_use]
+pub fn load_console(paths: &Paths, mounter: &dyn Mounter, pasted: ConsoleDocument) -> Loaded {
+    load_all(paths, mounter, Some(pasted))
+}
+
+fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument>) -> Loaded {
     let mut problems = Vec::new();
-    let medium = medium(paths, mounter, &mut problems);
+    let pasted = pasted.map(|document| document.0);
+    let offers = sources::all(paths, mounter, pasted, &mut problems);
+    let mut collector = Collector::default();
+    let mut documents = Vec::new();
+    for offer in &offers {
+        let bytes = offer.document.as_ref();
+        let mut parted = bytes.map_or_else(Default::default, |bytes| secrets::part(bytes));
+        collector.take(offer, &mut parted);
+        if bytes.is_some() {
+            documents.push(Document {
+                source: offer.source.clone(),
+                bytes: parted.document,
+                mistakes: parted.mistakes,
+                held_secrets: parted.held_secrets,
+            });
+        }
+    }
+    let medium = first(documents, &mut problems);
+    let (secrets, more) = collector.finish();
+    problems.extend(more);
     let store = paths.config_dir.clone().map(Store::new);
     let mut choice = Choice {
         problems,
         refused: None,
     };
-    let (config, source, salvaged) = choice.of(medium, store.as_ref());
+    let (config, source, salvaged, set) = choice.of(medium, store.as_ref());
     Loaded {
         config,
         source,
+        set,
         problems: choice.problems,
         salvaged,
+        secrets,
     }
 }
 
@@ -187,49 +190,82 @@ pub fn keep(config_dir: &Path, document: &[u8]) -> Result<(), ProvisioningError>
 /// Whether the hypervisor switched fault injection on (fw_cfg `opt/org.alknet/test-faults`).
 #[must_use]
 pub fn fault_injection(paths: &Paths) -> bool {
-    let switch = file::read_bounded(&paths.fw_cfg.join("test-faults/raw"));
+    let switch = file::read_bounded(&paths.fw_cfg.join("test-faults/raw"), 16);
     matches!(switch, Ok(Some(content)) if content.trim_ascii() == b"1")
 }
 
-/// A document and where it lay.
+/// A document and where it lay, without its secrets.
 struct Document {
     source: Source,
     bytes: Vec<u8>,
+    /// Why it cannot be believed, whatever the rest of it says.
+    mistakes: Vec<(String, String)>,
+    /// There were secrets in it.
+    held_secrets: bool,
 }
 
-/// What the outside provides: fw_cfg before a NoCloud volume.
-fn medium(paths: &Paths, mounter: &dyn Mounter, problems: &mut Vec<Problem>) -> Option<Document> {
-    let fw_cfg = file::read_bounded(&paths.fw_cfg.join("node/raw"));
-    let found = match fw_cfg {
-        Ok(Some(bytes)) => Some(Document {
-            source: Source::FwCfg,
+impl Document {
+    fn stored(source: Source, bytes: Vec<u8>) -> Self {
+        Self {
+            source,
             bytes,
-        }),
-        Ok(None) => nocloud::find(paths, mounter, problems),
-        Err(error) => {
-            problems.push(Problem::new(
-                "provisioning-unreadable",
-                format!("fw_cfg: {error}"),
-                "check the -fw_cfg option of the hypervisor",
-            ));
-            nocloud::find(paths, mounter, problems)
+            mistakes: Vec::new(),
+            held_secrets: false,
         }
-    }?;
-    if found.bytes.trim_ascii().is_empty() {
+    }
+
+    fn is_empty(&self) -> bool {
+        self.mistakes.is_empty() && self.bytes.trim_ascii().is_empty()
+    }
+}
+
+/// The first document that says something. What others say, and it does not, is lost, and told.
+fn first(documents: Vec<Document>, problems: &mut Vec<Problem>) -> Option<Document> {
+    let (empty, mut saying): (Vec<_>, Vec<_>) = documents.into_iter().partition(Document::is_empty);
+    // One that held nothing but secrets was not left empty by mistake.
+    for document in empty.iter().filter(|document| !document.held_secrets) {
         problems.push(Problem::new(
             "provisioning-empty",
             format!(
                 "{}: the document is empty and changes nothing",
-                found.source
+                document.source
             ),
             "write at least node.admin_keys, or take the medium away",
         ));
+    }
+    if saying.is_empty() {
         return None;
     }
-    Some(found)
+    let first = saying.remove(0);
+    let others = saying.iter().filter(|other| other.bytes != first.bytes);
+    let others: Vec<_> = others.map(|other| other.source.to_string()).collect();
+    if !others.is_empty() {
+        problems.push(Problem::new(
+            "provisioning-conflict",
+            format!(
+                "{} counts; other documents are not used: {}",
+                first.source,
+                others.join(", ")
+            ),
+            "leave one document, or make all of them the same",
+        ));
+    }
+    Some(first)
 }
 
-type Chosen = (NodeConfig, Source, bool);
+type Chosen = (NodeConfig, Source, bool, Vec<String>);
+
+/// The names of a document's tables and keys, as they are written.
+fn names(document: &[u8]) -> Vec<String> {
+    let text = std::str::from_utf8(document).unwrap_or_default();
+    let (table, _) = DeTable::parse_recoverable(text);
+    let mut names: Vec<_> = table.get_ref().keys().collect();
+    names.sort_unstable_by_key(|name| name.span().start);
+    names
+        .iter()
+        .map(|name| name.get_ref().to_string())
+        .collect()
+}
 
 struct Choice {
     problems: Vec<Problem>,
@@ -243,13 +279,12 @@ impl Choice {
         if let Some(medium) = medium {
             let new =
                 store.is_none_or(|store| store.last_applied().as_deref() != Some(&medium.bytes));
-            let Document { source, bytes } = &medium;
-            match self.parse(source, bytes) {
-                Some(config) if new => {
-                    self.keep(store, bytes);
-                    return (config, source.clone(), false);
+            match self.parse(&medium) {
+                Some(chosen) if new => {
+                    self.keep(store, &medium.bytes);
+                    return chosen;
                 }
-                Some(config) => fallback = Some((config, source.clone(), false)),
+                Some(chosen) => fallback = Some(chosen),
                 None => self.refused = Some(medium),
             }
         }
@@ -261,18 +296,18 @@ impl Choice {
 
     fn stored(&mut self, store: &Store) -> Option<Chosen> {
         let had_refused = self.refused.is_some();
-        if let Some(config) = self.read_stored(store, Source::Stored) {
+        if let Some(chosen) = self.read_stored(store, Source::Stored) {
             if had_refused {
                 self.note_last_good("the stored configuration");
             }
-            return Some((config, Source::Stored, false));
+            return Some(chosen);
         }
-        let config = self.read_stored(store, Source::LastGood)?;
+        let chosen = self.read_stored(store, Source::LastGood)?;
         self.note_last_good(store::LAST_GOOD);
-        Some((config, Source::LastGood, false))
+        Some(chosen)
     }
 
-    fn read_stored(&mut self, store: &Store, source: Source) -> Option<NodeConfig> {
+    fn read_stored(&mut self, store: &Store, source: Source) -> Option<Chosen> {
         let bytes = match store.read(&source.to_string()) {
             Ok(bytes) => bytes?,
             Err(error) => {
@@ -284,22 +319,29 @@ impl Choice {
                 return None;
             }
         };
-        let config = self.parse(&source, &bytes);
-        if config.is_none() && self.refused.is_none() {
-            self.refused = Some(Document { source, bytes });
+        let document = Document::stored(source, bytes);
+        let chosen = self.parse(&document);
+        if chosen.is_none() && self.refused.is_none() {
+            self.refused = Some(document);
         }
-        config
+        chosen
     }
 
-    fn parse(&mut self, source: &Source, bytes: &[u8]) -> Option<NodeConfig> {
-        match NodeConfig::parse(bytes) {
-            Ok(config) => Some(config),
-            Err(errors) => {
-                let refused = errors.iter().map(|error| Problem::refused(source, error));
-                self.problems.extend(refused);
-                None
-            }
+    fn parse(&mut self, document: &Document) -> Option<Chosen> {
+        let Document { source, bytes, .. } = document;
+        let of_text = |(what, fix): &(String, String)| {
+            Problem::new("config-refused", format!("{source}: {what}"), fix)
+        };
+        let before = self.problems.len();
+        self.problems.extend(document.mistakes.iter().map(of_text));
+        let parsed = NodeConfig::parse(bytes);
+        if let Err(errors) = &parsed {
+            let refused = errors.iter().map(|error| Problem::refused(source, error));
+            self.problems.extend(refused);
         }
+        let is_good = self.problems.len() == before;
+        let config = parsed.ok().filter(|_| is_good)?;
+        Some((config, source.clone(), false, names(bytes)))
     }
 
     fn note_last_good(&mut self, what: &str) {
@@ -323,7 +365,7 @@ impl Choice {
 
     fn last_resort(&mut self) -> Chosen {
         let Some(refused) = self.refused.take() else {
-            return (NodeConfig::default(), Source::Default, false);
+            return (NodeConfig::default(), Source::Default, false, Vec::new());
         };
         let config = NodeConfig::salvage(&refused.bytes);
         let text = if config.node.admin_keys.is_empty() {
@@ -332,7 +374,7 @@ impl Choice {
                 refused.source
             )
         } else {
-            let way_in = "only administrators, name, port and network";
+            let way_in = "only administrators, name, port, network and vault";
             format!("{}: {way_in} are taken from it", refused.source)
         };
         self.problems.push(Problem::new(
@@ -340,7 +382,16 @@ impl Choice {
             text,
             "correct the document and start again",
         ));
-        (config, refused.source, true)
+        // What is used of it, and not what it says.
+        let taken = [
+            ("listen", config.listen != Default::default()),
+            ("network", !config.network.is_empty()),
+            ("node", config.node != Default::default()),
+            ("vault", config.vault != Default::default()),
+        ];
+        let set = taken.into_iter().filter(|(_, is_set)| *is_set);
+        let set = set.map(|(name, _)| name.to_owned()).collect();
+        (config, refused.source, true, set)
     }
 }
 

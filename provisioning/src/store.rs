@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use alknet_core::config::NodeConfig;
+use alknet_core::config::{CONFIG_BYTES_MAX, NodeConfig};
 
 use crate::{ProvisioningError, file};
 
@@ -27,7 +27,8 @@ impl Store {
     }
 
     pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, ProvisioningError> {
-        file::read_bounded(&self.dir.join(name))
+        let read = file::read_bounded(&self.dir.join(name), CONFIG_BYTES_MAX)?;
+        Ok(read.map(|bytes| bytes.to_vec()))
     }
 
     /// The document last taken from a medium. One that cannot be read counts as none: the medium

@@ -6,6 +6,9 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod media;
+mod words;
+
 const FILE: &str = "a writable directory";
 
 fn key(n: u8) -> String {
@@ -35,6 +38,10 @@ impl Mounter for HashMap<PathBuf, PathBuf> {
         let content = self.get(device).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Mounted::directory(content.clone()))
     }
+
+    fn mount_writable(&self, device: &Path, kind: FileSystem, at: &Path) -> io::Result<Mounted> {
+        self.mount(device, kind, at)
+    }
 }
 
 impl Machine {
@@ -45,6 +52,9 @@ impl Machine {
             fw_cfg: at("fw_cfg"),
             block_class: at("class"),
             dev: at("dev"),
+            dmi: at("dmi"),
+            efi: at("efi"),
+            command_line: at("cmdline"),
             mount_point: at("mnt"),
             config_dir: Some(at("config")),
         };
@@ -59,7 +69,11 @@ impl Machine {
     }
 
     fn fw_cfg(&self, content: impl AsRef<[u8]>) {
-        let dir = self.paths.fw_cfg.join("node");
+        self.fw_cfg_entry("node", content);
+    }
+
+    fn fw_cfg_entry(&self, name: &str, content: impl AsRef<[u8]>) {
+        let dir = self.paths.fw_cfg.join(name);
         fs::create_dir_all(&dir).expect(FILE);
         fs::write(dir.join("raw"), content).expect(FILE);
     }
@@ -149,6 +163,8 @@ fn nothing_anywhere_is_the_default() {
     let nowhere = Paths {
         fw_cfg: "/nonexistent".into(),
         block_class: "/nonexistent".into(),
+        dmi: "/nonexistent".into(),
+        command_line: "/nonexistent".into(),
         ..Paths::system()
     };
     assert_eq!(load(&nowhere).source, Source::Default);

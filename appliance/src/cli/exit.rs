@@ -20,19 +20,22 @@ pub(crate) enum Exit {
     Denied = 4,
     /// Time ran out.
     Timeout = 5,
+    /// Words that are no recovery words.
+    BadWords = 12,
     /// Interrupted.
     Aborted = 130,
 }
 
 impl Exit {
     /// Every exit code.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
         Self::Unreachable,
         Self::Denied,
         Self::Timeout,
+        Self::BadWords,
         Self::Aborted,
     ];
 

@@ -13,6 +13,7 @@ mod key;
 mod output;
 mod peers;
 mod promotion;
+mod provision;
 mod serve;
 mod status;
 mod tensor;
@@ -106,6 +107,15 @@ alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
     /// List who may connect to a node, and who has.
     #[command(after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443")]
     Peers(peers::PeersArgs),
+    /// Make what a new node is told at its first start: recovery words, a configuration, and a seed that
+    /// carries both.
+    #[command(
+        after_help = "Examples:\n  alknet provision --name edge-1 --domain edge.example.org \
+--out seed.iso\n  alknet provision --form esp --config node.toml --out /media/ALKESP\n  \
+alknet provision --words-to age1… --name far-away --out seed.iso\n\nExit codes: 12 when the words are \
+no recovery words."
+    )]
+    Provision(provision::OwnArgs),
     /// Serve a node on this computer, unprivileged.
     #[command(after_help = "Example:\n  alknet serve --port 4433 --admin \"$(alknet identity)\"")]
     Serve(serve::ServeArgs),
@@ -234,6 +244,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Key(verb) => key::run(verb, json),
         Verb::Ops(args) => call::ops(args, json),
         Verb::Peers(args) => peers::run(&args, json),
+        Verb::Provision(args) => provision::run(&args, json),
         Verb::Serve(args) => serve::run(args, json),
         Verb::Status(args) => status::run(args, json),
         Verb::Tensor(verb) => tensor::run(verb, json),

@@ -17,6 +17,7 @@ mod sections;
 mod tls;
 mod tuning;
 mod values;
+mod vault;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -34,10 +35,14 @@ pub use reload::{
 };
 pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};
+pub use vault::{VaultInit, VaultSection, VaultUnlock};
 
 /// Longest configuration document in bytes. A thousand peers with two keys each fit; a file that
 /// is not a configuration is refused before it costs memory.
 pub const CONFIG_BYTES_MAX: usize = 64 << 10;
+
+/// The version of the document that this program knows.
+pub const CONFIG_VERSION: u32 = 1;
 
 /// Most problems reported for one document: more are of no use to anybody, and each is a line on a
 /// console of 24.
@@ -47,6 +52,11 @@ pub const CONFIG_ERRORS_MAX: usize = 50;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeConfig {
+    /// Version of the document, 1. A program that does not know the version of a document refuses
+    /// it by that one word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1))]
+    pub version: Option<u32>,
     /// Where the node listens.
     pub listen: ListenConfig,
     /// Who the node is and who administers it.
@@ -71,6 +81,8 @@ pub struct NodeConfig {
     pub iroh: IrohSection,
     /// How scripts become operations of the node.
     pub promotion: PromotionSection,
+    /// Where the node's recovery words come from, and what opens them at a start.
+    pub vault: VaultSection,
 }
 
 impl NodeConfig {
@@ -89,8 +101,8 @@ impl NodeConfig {
     }
 
     /// What a refused document still says that lets its administrator in: well-formed
-    /// administrator keys, the port and addresses listened on, the name, and network cards whose
-    /// entries are free of mistakes. Peers and tokens are left out: nobody gets more than a correct
+    /// administrator keys, the port and addresses listened on, the name, network cards whose
+    /// entries are free of mistakes, and what is correct of the vault. Peers and tokens are left out: nobody gets more than a correct
     /// document gives. All defaults where the document is not TOML at all.
     #[must_use]
     pub fn salvage(document: &[u8]) -> Self {
@@ -98,6 +110,7 @@ impl NodeConfig {
         Self {
             listen: config.listen,
             network: config.network,
+            vault: config.vault,
             node: NodeSection {
                 name: config.node.name,
                 admin_keys: config.node.admin_keys,

@@ -47,6 +47,7 @@ const fn file(name: &'static str, files: &'static [&'static str], why: &'static 
 
 /// Everything a minimal Debian 12 with git, a C compiler and Rust lacks.
 pub const PACKAGES: &[Package] = &[
+    command("age", "age", "tests: opens what is handed over with it"),
     command("b3sum", "b3sum", "tests: what others call a file"),
     command("bc", "bc", "kernel build: time constants"),
     command(

@@ -278,12 +278,16 @@ fn what_seals_the_data_is_alone() {
 #[test]
 fn pid_1_knows_no_protocol() {
     let graph = Graph::load();
-    for package in [
+    let packages = [
+        "alknet-handover",
         "alknet-init",
         "alknet-init-net",
+        "alknet-provision-cli",
         "alknet-provisioning",
         "alknet-sealed",
-    ] {
+        "alknet-tpm",
+    ];
+    for package in packages {
         graph.forbid(
             package,
             &[
@@ -440,6 +444,8 @@ fn the_environment_is_read_only_at_the_edges() {
         "init/net/tests/",
         "init/sealed/tests/",
         "init/src/console/tests.rs",
+        "provisioning/cli/tests/",
+        "provisioning/handover/tests/",
         "provisioning/tests/",
         "tensor/tests/",
     ];

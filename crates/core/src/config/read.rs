@@ -7,7 +7,9 @@ use toml::Spanned;
 use toml::de::{DeArray, DeString, DeTable, DeValue};
 
 use super::error::quote;
-use super::{CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, ConfigError, NodeConfig, sections};
+use super::{
+    CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, CONFIG_VERSION, ConfigError, NodeConfig, sections,
+};
 
 /// What a document says, and everything that is wrong with it. Values that are wrong are left at
 /// their defaults in `config`.
@@ -29,6 +31,20 @@ pub(super) fn read(document: &[u8]) -> Reading {
     let (table, syntax) = DeTable::parse_recoverable(text);
     for error in &syntax {
         notes.syntax(error);
+    }
+    if let Some((version, at)) = sections::newer(table.get_ref()) {
+        let what = format!(
+            "the document has version {version}, which is newer than this program; it knows \
+             {CONFIG_VERSION}"
+        );
+        let fix = "update the node, or write the document for it (docs/configuration.md)";
+        let mut notes = Notes::new(text);
+        notes.wrong("version", at, what, fix);
+        // Its keys may mean something else, but whoever is let in would be refused for nothing.
+        return Reading {
+            config: sections::node_config(table.get_ref(), &mut Notes::new(text)),
+            errors: notes.finish(),
+        };
     }
     // Half a document may say the opposite of the whole one, so nothing of it is taken.
     let config = if syntax.is_empty() {

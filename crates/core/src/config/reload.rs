@@ -360,6 +360,8 @@ impl NodeConfig {
             tls: running.tls.clone(),
             iroh: running.iroh.clone(),
             promotion: running.promotion.clone(),
+            vault: running.vault.clone(),
+            version: running.version,
             node: NodeSection {
                 admin_keys,
                 ..running.node.clone()
@@ -393,6 +395,7 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("hub.disclose", running.hub.disclose != next.hub.disclose),
         ("iroh", running.iroh != next.iroh),
         ("promotion", running.promotion != next.promotion),
+        ("vault", running.vault != next.vault),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()

@@ -9,8 +9,9 @@ use super::error::quote;
 use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
-    HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig, NodeSection,
-    PromotionSection, TlsSection, hub, iroh, promotion, tls, tuning, values,
+    CONFIG_VERSION, HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig,
+    NodeSection, PromotionSection, TlsSection, VaultSection, hub, iroh, promotion, tls, tuning,
+    values, vault,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
@@ -51,10 +52,27 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             .map_or_else(PromotionSection::default, |section| {
                 promotion::section(section, notes)
             }),
+        vault: top
+            .key("vault")
+            .and_then(|value| value.section(notes))
+            .map_or_else(VaultSection::default, |section| {
+                vault::section(section, notes)
+            }),
+        version: top
+            .key("version")
+            .and_then(|value| value.number(1..=CONFIG_VERSION, notes)),
         listen,
     };
     top.finish(notes);
     config
+}
+
+/// The version that the document says it has, if this program does not know it.
+pub(super) fn newer(table: &DeTable<'_>) -> Option<(u64, std::ops::Range<usize>)> {
+    let value = table.get("version")?;
+    let number = value.get_ref().as_integer()?;
+    let number = u64::from_str_radix(number.as_str(), number.radix()).ok()?;
+    (number > u64::from(CONFIG_VERSION)).then(|| (number, value.span()))
 }
 
 fn listen_config(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> ListenConfig {

@@ -5,6 +5,8 @@ use super::*;
 const PAGE: &str = include_str!("../../../../docs/configuration.md");
 
 const COMPLETE: &str = r#"
+version = 1
+
 [listen]
 port = 8443
 addrs = ["192.0.2.10", "::1"]
@@ -67,6 +69,14 @@ relays = ["https://relay.example.org", "https://192.0.2.1:8443/"]
 activate = "live"
 reviews = 2
 rollback_on_errors = true
+
+[vault]
+init = "provisioned"
+unlock = ["tpm2", "provisioning"]
+device = 3
+key_version = 4
+min_version = 3
+words_to = ["age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"]
 "#;
 
 fn refused(document: &str) -> Vec<String> {
@@ -278,6 +288,122 @@ fn documents_that_are_no_toml_say_where() {
     let long = vec![b'#'; CONFIG_BYTES_MAX + 1];
     let errors = NodeConfig::parse(&long).expect_err("too long");
     assert!(errors[0].to_string().contains("longer than 65536 bytes"));
+}
+
+const AGE: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+
+/// A line as ssh-keygen writes it.
+fn ssh_line(kind: &str, fields: &[&[u8]]) -> String {
+    let field = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat();
+    let all = [&[kind.as_bytes()][..], fields].concat();
+    let bytes: Vec<u8> = all.iter().flat_map(|it| field(it)).collect();
+    let encoded = data_encoding::BASE64.encode(&bytes);
+    format!("{kind} {encoded} ada@laptop")
+}
+
+#[test]
+fn a_vault_is_made_unless_it_is_off() {
+    let standard = NodeConfig::default().vault;
+    assert_eq!(standard.init, VaultInit::Generate);
+    assert!(standard.unlock.is_empty() && standard.words_to.is_empty());
+    assert_eq!((standard.device, standard.key_version), (0, 2));
+    let vault = |rest: &str| format!("[vault]\n{rest}\n");
+    complaint(
+        &vault("init = \"import\""),
+        &[
+            "line 2, vault.init:",
+            "'import' is no source",
+            "provisioned",
+        ],
+    );
+    complaint(&vault("unlok = []"), &["did you mean 'unlock'?"]);
+    complaint(
+        &vault("unlock = [\"tpm2\", \"pin\"]"),
+        &["vault.unlock[1]:", "'pin' opens no vault", "passphrase"],
+    );
+    complaint(&vault("unlock = \"tpm2\""), &["expected a list"]);
+    complaint(
+        &vault("unlock = [\"kms\", \"kms\"]"),
+        &["vault.unlock[1]:", "twice"],
+    );
+    complaint(&vault("unlock = [\"none\", \"tpm2\"]"), &["'none' leaves"]);
+    complaint(&vault("device = 2147483648"), &["0 to 2147483647"]);
+    complaint(&vault("device = -1"), &["vault.device"]);
+    complaint(&vault("key_version = 1"), &["2 to 2147483649"]);
+    complaint(
+        &vault("key_version = 3\nmin_version = 4"),
+        &["line 3, vault.min_version:", "above vault.key_version, 3"],
+    );
+    complaint(&vault("min_version = 3"), &["above vault.key_version, 2"]);
+    complaint(
+        &vault("init = \"off\"\nunlock = [\"tpm2\"]"),
+        &["vault.unlock:", "there is no vault"],
+    );
+    let full = vault("device = 2147483647\nkey_version = 2147483649");
+    assert!(NodeConfig::parse(full.as_bytes()).is_ok());
+}
+
+#[test]
+fn words_are_encrypted_to_public_keys_only() {
+    let to = |list: &[&str]| format!("[vault]\nwords_to = {list:?}\n");
+    let elliptic = ssh_line("ssh-ed25519", &[&[7; 32]]);
+    let rsa = |bytes: usize| {
+        let modulus = [&[0][..], &vec![0x80; bytes]].concat();
+        ssh_line("ssh-rsa", &[&[1, 0, 1], &modulus])
+    };
+    let (least, most) = (rsa(256), rsa(512));
+    let good = [AGE, elliptic.as_str(), least.as_str(), most.as_str()];
+    let config = NodeConfig::parse(to(&good).as_bytes()).expect("all of them are keys");
+    assert_eq!(config.vault.words_to, good);
+
+    let typo = AGE.replace("zvky", "zvkx");
+    let upper = AGE.to_uppercase();
+    let cut = &elliptic[..60];
+    let named = elliptic.replacen("ssh-ed25519", "ssh-rsa", 1);
+    let (short, weak) = (ssh_line("ssh-ed25519", &[&[7; 31]]), rsa(255));
+    let (long, wide) = (ssh_line("ssh-ed25519", &[&[7; 32], &[]]), rsa(513));
+    for bad in [
+        "",
+        "age1",
+        "ada",
+        &typo,
+        &upper,
+        cut,
+        &named,
+        &short,
+        &long,
+        &weak,
+        &wide,
+        "ssh-ed25519",
+        "ecdsa-sha2-nistp256 AAAA",
+    ] {
+        complaint(&to(&[bad]), &["vault.words_to[0]:", "nobody to encrypt to"]);
+    }
+    let secret = "AGE-SECRET-KEY-1QQPQYRNPWXHZ";
+    let errors = refused(&to(&[secret]));
+    assert!(errors[0].contains("private key") && !errors[0].contains("QQPQY"));
+    complaint(&to(&[AGE, AGE]), &["words_to[1]", "twice"]);
+    let many: Vec<_> = (0..9_u8)
+        .map(|n| ssh_line("ssh-ed25519", &[&[n; 32]]))
+        .collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    complaint(&to(&many), &["words_to[8]", "more than 8"]);
+}
+
+#[test]
+fn a_document_of_a_newer_version_is_refused_by_that_one_word() {
+    for ok in ["", "version = 1\n"] {
+        assert!(NodeConfig::parse(ok.as_bytes()).is_ok());
+    }
+    let key = format!("ed25519:{}", "ab".repeat(32));
+    let newer = format!("version = 2\nshape = 5\n[node]\nadmin_keys = [\"{key}\"]\n");
+    complaint(
+        &newer,
+        &["line 1, version:", "newer than this program", "update"],
+    );
+    assert_eq!(NodeConfig::salvage(newer.as_bytes()).node.admin_keys, [key]);
+    complaint("version = 0", &["line 1, version:", "out of range"]);
+    complaint("version = \"1\"", &["expected a whole number"]);
 }
 
 #[test]
@@ -562,7 +688,8 @@ fn the_schema_and_the_reader_know_the_same_keys() {
         let unknown = errors.iter().any(|error| error.contains("unknown key"));
         assert!(!unknown, "the reader does not know {key}: {errors:?}");
     }
-    let tables = keys.iter().filter(|key| !key.contains('.'));
+    let is_table = |key: &&String| !key.contains('.') && *key != "version";
+    let tables = keys.iter().filter(is_table);
     for table in tables.map(String::as_str).chain([""]) {
         let document = match table {
             "" => "qqq = 1".to_owned(),

@@ -1,34 +1,11 @@
-//! Volumes made by the tools people make them with. A tool this machine lacks is named and left
-//! out: the formats themselves are covered by the unit tests.
+//! Labels of volumes made by the tools people make them with.
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
 
 use alknet_provisioning::{FileSystem, volume_label};
 
-/// Whether the command ran; a missing program is announced.
-fn ran(program: &str, args: &[&str], dir: &Path) -> bool {
-    let path = format!(
-        "{}:/usr/sbin:/sbin",
-        std::env::var("PATH").unwrap_or_default()
-    );
-    let output = Command::new(program)
-        .args(args)
-        .env("PATH", path)
-        .current_dir(dir)
-        .output();
-    match output {
-        Ok(output) => {
-            assert!(output.status.success(), "{program}: {output:?}");
-            true
-        }
-        Err(error) => {
-            eprintln!("left out: {program}: {error}");
-            false
-        }
-    }
-}
+use crate::tools::tool;
 
 fn check(image: &Path, file_system: FileSystem, label: &str) {
     let mut device = File::open(image).expect("the tool wrote it");
@@ -47,13 +24,9 @@ fn mkfs_vfat_in_every_size() {
     for (bits, megabytes) in [("12", 1), ("16", 20), ("32", 40)] {
         let file = File::create(&image).expect("a writable directory");
         file.set_len(megabytes << 20).expect("a sparse file");
-        if ran(
-            "mkfs.vfat",
-            &["-F", bits, "-n", "CIDATA", "seed"],
-            dir.path(),
-        ) {
-            check(&image, FileSystem::Vfat, "CIDATA");
-        }
+        let args = ["-F", bits, "-n", "CIDATA", "seed"];
+        tool("mkfs.vfat", &args, dir.path());
+        check(&image, FileSystem::Vfat, "CIDATA");
     }
 }
 
@@ -61,9 +34,8 @@ fn mkfs_vfat_in_every_size() {
 fn mtools() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let args = ["-C", "-f", "1440", "-v", "cidata", "-i", "seed", "::"];
-    if ran("mformat", &args, dir.path()) {
-        check(&dir.path().join("seed"), FileSystem::Vfat, "CIDATA");
-    }
+    tool("mformat", &args, dir.path());
+    check(&dir.path().join("seed"), FileSystem::Vfat, "CIDATA");
 }
 
 #[test]
@@ -85,7 +57,6 @@ fn xorriso() {
         "user-data",
         "meta-data",
     ];
-    if ran("xorriso", &args, dir.path()) {
-        check(&dir.path().join("seed"), FileSystem::Iso9660, "cidata");
-    }
+    tool("xorriso", &args, dir.path());
+    check(&dir.path().join("seed"), FileSystem::Iso9660, "cidata");
 }

@@ -1,0 +1,391 @@
+//! `alknet provision`: on the desk of whoever owns a node, makes what the node is told at its first
+//! start.
+//!
+//! Words are made, shown once and asked back; the document is put together and checked as the node will
+//! check it; the seed is written in the form that the machine takes; and the node's key, which follows
+//! from the words, is known before the node has ever started. [`run`] does all of it; whatever belongs
+//! to the computer it runs on comes through [`Host`].
+
+mod args;
+mod document;
+mod error;
+mod media;
+mod seed;
+mod tty;
+mod words;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use alknet_core::config::{LinkMethod, NodeConfig, VaultInit, VaultUnlock};
+use alknet_vault::slots::{SeedKey, VaultId};
+use alknet_vault::{Entropy, Index, Purpose, SecretStr, Vault};
+use data_encoding::HEXLOWER;
+use serde_json::json;
+
+pub use args::{Form, Init, ProvisionArgs};
+pub use error::ProvisionError;
+pub use seed::COMMAND_LINE_BYTES_MAX;
+pub use tty::Tty;
+pub use words::Terminal;
+
+use document::Document;
+use seed::{Seed, Written};
+
+/// Longest document read from standard input.
+const INPUT_BYTES_MAX: usize = alknet_core::config::CONFIG_BYTES_MAX + 1;
+
+/// The computer it runs on.
+pub trait Host {
+    /// The key this computer acts with, as a configuration has it; made on first use.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a line.
+    fn admin_key(&mut self) -> Result<String, String>;
+
+    /// The lines of a QR code, for a person's eyes.
+    fn qr_code(&self, text: &str) -> Option<Vec<String>>;
+
+    /// At most so many bytes of standard input.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn stdin(&mut self, bytes: usize) -> io::Result<Vec<u8>>;
+
+    /// Says something beside the answer.
+    fn tell(&mut self, line: &str);
+
+    /// The person at the keyboard, if there is one.
+    fn terminal(&mut self) -> Option<Box<dyn Terminal>>;
+}
+
+/// What the node will be, and what came of the command.
+struct Outcome<'a> {
+    args: &'a ProvisionArgs,
+    config: &'a NodeConfig,
+    sets: Vec<String>,
+    identity: Option<String>,
+    uri: Option<String>,
+    vault: Option<VaultId>,
+    words: Option<SecretStr>,
+    written: Written,
+    warnings: Vec<String>,
+}
+
+/// Does what was asked, and prints it to `out`, as JSON where that is asked for.
+///
+/// # Errors
+/// See [`ProvisionError`].
+pub fn run(
+    args: &ProvisionArgs,
+    json: bool,
+    host: &mut dyn Host,
+    out: &mut dyn Write,
+) -> Result<(), ProvisionError> {
+    let form = args.form;
+    let to = target(args, json)?;
+    if let Some(path) = to {
+        form.check(path, args.force)?;
+    }
+    check_inputs(args)?;
+    let base = base(args, host)?;
+    let own_key = || host.admin_key().map_err(ProvisionError::Local);
+    let Document { text, config } = document::build(args, &base, own_key)?;
+    check_words(args, &config)?;
+    let words = match config.vault.init {
+        VaultInit::Provisioned => Some(words::obtain(args, host)?),
+        _ => None,
+    };
+    let identity = words.as_ref().map(|words| identity(words, &config));
+    let seed_key = wants_seed_key(form, &config).then(seed_key).transpose()?;
+    let passphrase = SecretStr::empty();
+    let (entropy, passphrase) = match &words {
+        Some((entropy, passphrase)) => (Some(entropy), passphrase),
+        None => (None, &passphrase),
+    };
+    let seed = Seed {
+        document: &text,
+        words: entropy,
+        passphrase,
+        seed_key: seed_key.as_ref(),
+    };
+    let identity = identity.transpose()?;
+    let Some(path) = to else {
+        let text = seed.text(form)?;
+        if let Some(identity) = &identity {
+            host.tell(&format!("the node's key: {identity}"));
+        }
+        warnings(&seed, form).iter().for_each(|it| host.tell(it));
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        return written.map_err(|error| ProvisionError::output(&error));
+    };
+    let uri = identity.as_ref().and_then(|key| uri(key, args, &config));
+    let outcome = Outcome {
+        args,
+        sets: text_names(&text),
+        uri,
+        identity,
+        vault: seed_key.as_ref().map(SeedKey::vault),
+        words: entropy.filter(|_| args.show_words).map(Entropy::phrase),
+        warnings: warnings(&seed, form),
+        written: seed.write(form, path, args.force)?,
+        config: &config,
+    };
+    let printed = if json {
+        writeln!(out, "{}", outcome.json())
+    } else {
+        outcome
+            .lines(host)
+            .iter()
+            .try_for_each(|line| writeln!(out, "{line}"))
+    };
+    let printed = printed.and_then(|()| out.flush());
+    printed.map_err(|error| ProvisionError::output(&error))
+}
+
+/// Where it goes; nothing for standard output.
+fn target(args: &ProvisionArgs, json: bool) -> Result<Option<&Path>, ProvisionError> {
+    let named = args.out.as_deref().filter(|path| path.as_os_str() != "-");
+    if named.is_none() && !args.form.is_text() {
+        return Err(ProvisionError::usage(format!(
+            "say where with --out: --form {} is no text for standard output",
+            args.form.name()
+        )));
+    }
+    if named.is_none() && (json || args.show_words) {
+        return Err(ProvisionError::usage(
+            "with --json or --show-words, name a file with --out: one answer goes to standard output",
+        ));
+    }
+    Ok(named)
+}
+
+fn is_input(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+/// Standard input is read once.
+fn check_inputs(args: &ProvisionArgs) -> Result<(), ProvisionError> {
+    let files = [&args.config, &args.words_file, &args.passphrase_file];
+    let inputs = files.into_iter().flatten().filter(|file| is_input(file));
+    if inputs.count() > 1 {
+        return Err(ProvisionError::usage(
+            "standard input is one file: name the others",
+        ));
+    }
+    Ok(())
+}
+
+fn base(args: &ProvisionArgs, host: &mut dyn Host) -> Result<String, ProvisionError> {
+    let Some(file) = &args.config else {
+        return Ok(String::new());
+    };
+    let name = file.display();
+    let bytes = if is_input(file) {
+        host.stdin(INPUT_BYTES_MAX)
+    } else {
+        std::fs::read(file)
+    };
+    let bytes =
+        bytes.map_err(|error| ProvisionError::usage(format!("cannot read {name}: {error}")))?;
+    String::from_utf8(bytes)
+        .map_err(|_| ProvisionError::usage(format!("{name}: the document is not UTF-8 text")))
+}
+
+/// Options about words that nobody would look at are mistakes.
+fn check_words(args: &ProvisionArgs, config: &NodeConfig) -> Result<(), ProvisionError> {
+    let given = args.words_file.is_some() || args.passphrase_file.is_some() || args.show_words;
+    if given && config.vault.init != VaultInit::Provisioned {
+        return Err(ProvisionError::usage(
+            "no words go with the seed unless --init is provisioned: leave --words-file, \
+             --passphrase-file and --show-words out",
+        ));
+    }
+    if !args.words_to.is_empty() && config.vault.init != VaultInit::Generate {
+        return Err(ProvisionError::usage(
+            "--words-to is for words that the node makes: leave it out, or take --init generate",
+        ));
+    }
+    Ok(())
+}
+
+/// The key that the node will have.
+fn identity(
+    (entropy, passphrase): &(Entropy, SecretStr),
+    config: &NodeConfig,
+) -> Result<String, ProvisionError> {
+    let device = Index::new(config.vault.device);
+    let device = device.ok_or_else(|| ProvisionError::usage("vault.device is too high"))?;
+    let vault = Vault::locked_as(device, None);
+    vault.unlock(entropy, passphrase)?;
+    let public = vault.signer(Purpose::NodeIdentity)?.public();
+    Ok(format!("ed25519:{}", HEXLOWER.encode(&public)))
+}
+
+/// Where one is asked for; and where nothing is said, on a medium that is not the disk it protects.
+fn wants_seed_key(form: Form, config: &NodeConfig) -> bool {
+    match (&config.vault.unlock[..], config.vault.init) {
+        (_, VaultInit::Off) => false,
+        ([], _) => form.stays_apart(),
+        (slots, _) => slots.contains(&VaultUnlock::Provisioning),
+    }
+}
+
+/// A key for a vault that is yet to be made: the node takes the vault's id from it.
+fn seed_key() -> Result<SeedKey, ProvisionError> {
+    let mut bytes = [0; 16];
+    let no_luck = |error| ProvisionError::Local(format!("no random bytes: {error}"));
+    getrandom::fill(&mut bytes).map_err(no_luck)?;
+    // Version 4 of RFC 9562, variant 10.
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex = HEXLOWER.encode(&bytes);
+    let parts = [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ];
+    let vault = parts.join("-").parse();
+    let vault = vault.map_err(|()| ProvisionError::Local("no id for the vault".to_owned()))?;
+    Ok(SeedKey::generate(vault)?)
+}
+
+/// The URI that the node's console will show, where its address can be known.
+fn uri(key: &str, args: &ProvisionArgs, config: &NodeConfig) -> Option<String> {
+    let of_card = || {
+        let cards = config.network.iter();
+        let mut fixed = cards.filter(|card| card.method == LinkMethod::Static);
+        let address = fixed.find_map(|card| card.addresses.first())?;
+        address.split('/').next().map(str::to_owned)
+    };
+    let given = args.address.clone().or_else(|| config.node.domain.clone());
+    let host = given.or_else(of_card)?;
+    let is_bare_v6 = host.contains(':') && !host.contains(['[', '.']);
+    let host = if is_bare_v6 {
+        format!("[{host}]")
+    } else {
+        host
+    };
+    let has_port = host
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let place = if has_port && !is_bare_v6 {
+        host
+    } else {
+        format!("{host}:{}", config.listen.port)
+    };
+    Some(format!("alknet:{key}@{place}"))
+}
+
+/// Names of the document's tables and keys.
+fn text_names(text: &str) -> Vec<String> {
+    let document: Result<toml_edit::DocumentMut, _> = text.parse();
+    let names = |it: toml_edit::DocumentMut| it.iter().map(|(name, _)| name.to_owned()).collect();
+    document.map(names).unwrap_or_default()
+}
+
+/// What whoever keeps the seed has to know.
+fn warnings(seed: &Seed<'_>, form: Form) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if seed.words.is_some() {
+        let what = match form {
+            Form::Cmdline => {
+                "the words stand in the boot loader's configuration, and everything on the node can \
+                 read them until the word is taken out of it"
+            }
+            Form::FwCfg | Form::Smbios => {
+                "the node cannot erase the words from the hypervisor's configuration: take them out \
+                 after its first start"
+            }
+            Form::NocloudIso => {
+                "the node cannot erase the words from a CD: destroy it after its first start; --form \
+                 nocloud-fat can be erased"
+            }
+            Form::Console | Form::Text => {
+                "the words are in it: whoever reads it has the node; destroy it after its first start"
+            }
+            Form::Esp | Form::NocloudFat => {
+                "the words are in it until the node's first start, which erases them; flash memory may \
+                 keep a copy"
+            }
+        };
+        warnings.push(what.to_owned());
+    }
+    if seed.seed_key.is_some() && !form.stays_apart() {
+        warnings.push(
+            "the seed key is not on a medium of its own: whoever copies the disk, or the line, opens \
+             the vault with it"
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
+impl Outcome<'_> {
+    fn json(&self) -> serde_json::Value {
+        let files: Vec<_> = self
+            .written
+            .paths
+            .iter()
+            .map(|it| it.to_string_lossy())
+            .collect();
+        let mut answer = json!({
+            "form": self.args.form.name(),
+            "files": files,
+            "usage": self.written.usage,
+            "sets": self.sets,
+            "admin_keys": self.config.node.admin_keys,
+            "init": self.config.vault.init,
+            "unlock": self.config.vault.unlock,
+            "device": self.config.vault.device,
+            "identity": self.identity,
+            "uri": self.uri,
+            "vault": self.vault.map(|vault| vault.to_string()),
+            "warnings": self.warnings,
+        });
+        if let Some(words) = &self.words {
+            answer["words"] = words.expose().into();
+        }
+        answer
+    }
+
+    fn lines(&self, host: &dyn Host) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut tell = |what: &str, text: String| lines.push(format!("{what:<9} {text}"));
+        if let Some(words) = &self.words {
+            tell("words", words.expose().to_owned());
+        }
+        match &self.identity {
+            Some(identity) => tell("node", identity.clone()),
+            None => tell(
+                "node",
+                "its key is made with its words, at its first start".to_owned(),
+            ),
+        }
+        for key in &self.config.node.admin_keys {
+            tell("admin", key.clone());
+        }
+        tell("sets", self.sets.join(", "));
+        for path in &self.written.paths {
+            tell("written", path.display().to_string());
+        }
+        for text in &self.written.usage {
+            tell("use", text.clone());
+        }
+        for text in &self.warnings {
+            tell("warning", text.clone());
+        }
+        if let Some(uri) = &self.uri {
+            tell("enrol", uri.clone());
+            lines.extend(host.qr_code(uri).unwrap_or_default());
+        } else if self.identity.is_some() {
+            tell(
+                "enrol",
+                "the node's console shows the code; --address HOST makes it here".to_owned(),
+            );
+        }
+        lines
+    }
+}

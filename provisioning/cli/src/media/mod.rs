@@ -1,0 +1,21 @@
+//! Volumes with a handful of small files in their root, as one image each.
+
+mod fat;
+mod iso;
+
+pub(crate) use fat::fat;
+pub(crate) use iso::iso;
+
+/// The label of a NoCloud volume.
+const LABEL: &str = "CIDATA";
+
+/// A file of a volume.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct File<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) content: &'a [u8],
+}
+
+fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
+    out[at..at + bytes.len()].copy_from_slice(bytes);
+}

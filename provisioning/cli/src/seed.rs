@@ -1,0 +1,274 @@
+//! A seed in each of its forms, and the files it is.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use alknet_provisioning::{ConsoleDocument, strings};
+use alknet_vault::slots::SeedKey;
+use alknet_vault::{Entropy, SecretStr};
+use zeroize::Zeroizing;
+
+use crate::media::{self, File};
+use crate::{Form, ProvisionError};
+
+/// Longest word for a kernel's command line, which is 2048 bytes on x86 and holds more than this.
+pub const COMMAND_LINE_BYTES_MAX: usize = 1800;
+/// Longest OEM string.
+const STRING_BYTES_MAX: usize = 1024;
+
+/// Everything that a node is told.
+pub(crate) struct Seed<'a> {
+    pub(crate) document: &'a str,
+    pub(crate) words: Option<&'a Entropy>,
+    pub(crate) passphrase: &'a SecretStr,
+    pub(crate) seed_key: Option<&'a SeedKey>,
+}
+
+/// A file that is to be written; its path is below the folder that was named, or that file itself.
+struct Made {
+    path: PathBuf,
+    content: Zeroizing<Vec<u8>>,
+}
+
+/// What was written, and how it is used.
+pub(crate) struct Written {
+    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) usage: Vec<String>,
+}
+
+impl Seed<'_> {
+    pub(crate) fn has_secrets(&self) -> bool {
+        self.words.is_some() || self.seed_key.is_some()
+    }
+
+    /// The text of a form that is one text, with its line end.
+    pub(crate) fn text(&self, form: Form) -> Result<Zeroizing<String>, ProvisionError> {
+        let whole = self.whole(true);
+        let text = match form {
+            Form::Console => ConsoleDocument::line(whole.as_bytes()),
+            Form::Cmdline => {
+                let word = strings(whole.as_bytes(), usize::MAX).remove(0);
+                if word.len() > COMMAND_LINE_BYTES_MAX {
+                    return Err(ProvisionError::usage(format!(
+                        "the document is too long for a kernel's command line ({} of \
+                         {COMMAND_LINE_BYTES_MAX} bytes): take another --form",
+                        word.len()
+                    )));
+                }
+                word
+            }
+            _ => return Ok(whole),
+        };
+        Ok(Zeroizing::new(format!("{}\n", *text)))
+    }
+
+    /// Writes all of it.
+    pub(crate) fn write(
+        &self,
+        form: Form,
+        out: &Path,
+        force: bool,
+    ) -> Result<Written, ProvisionError> {
+        let made = self.files(form, out)?;
+        for file in &made {
+            if let Some(folder) = file.path.parent().filter(|_| !form.is_one_file()) {
+                fs::create_dir_all(folder).map_err(ProvisionError::write(folder))?;
+            }
+            store(file, force)?;
+        }
+        Ok(Written {
+            usage: usage(form, out, &made),
+            paths: made.into_iter().map(|file| file.path).collect(),
+        })
+    }
+
+    fn files(&self, form: Form, out: &Path) -> Result<Vec<Made>, ProvisionError> {
+        let one = |content| {
+            let path = out.to_owned();
+            vec![Made { path, content }]
+        };
+        match form {
+            Form::Cmdline | Form::Console | Form::Text => {
+                let text = self.text(form)?;
+                Ok(one(Zeroizing::new(text.as_bytes().to_vec())))
+            }
+            Form::Esp => Ok(self.beside(
+                out,
+                ["alknet.toml", "alknet/vault.words", "alknet/seed.key"],
+            )),
+            Form::FwCfg => Ok(self.beside(out, ["node.toml", "words", "seed.key"])),
+            Form::NocloudFat | Form::NocloudIso => {
+                let folder = self.beside(Path::new(""), ["user-data", "vault.words", "seed.key"]);
+                let mut files = vec![File {
+                    name: "meta-data",
+                    content: b"",
+                }];
+                files.extend(folder.iter().map(|made| File {
+                    name: made.path.to_str().unwrap_or_default(),
+                    content: &made.content,
+                }));
+                if form == Form::NocloudIso {
+                    return Ok(one(media::iso(&files)));
+                }
+                let mut serial = [0; 4];
+                let no_luck = |error| ProvisionError::Local(format!("no random bytes: {error}"));
+                getrandom::fill(&mut serial).map_err(no_luck)?;
+                let image = media::fat(&files, serial);
+                image.map(one).ok_or_else(|| {
+                    ProvisionError::usage("the document does not fit; take --form nocloud-iso")
+                })
+            }
+            Form::Smbios => {
+                let strings = strings(self.whole(true).as_bytes(), STRING_BYTES_MAX);
+                let file = |(number, string): (usize, Zeroizing<String>)| Made {
+                    path: out.join(format!("node.{number}")),
+                    content: Zeroizing::new(string.as_bytes().to_vec()),
+                };
+                Ok(strings.into_iter().enumerate().map(file).collect())
+            }
+        }
+    }
+
+    /// The document, and a file for each secret, by these names.
+    fn beside(&self, folder: &Path, [document, words, seed_key]: [&str; 3]) -> Vec<Made> {
+        let file = |name: &str, text: &str| Made {
+            path: folder.join(name),
+            content: Zeroizing::new(text.as_bytes().to_vec()),
+        };
+        let mut files = vec![file(document, &self.whole(false))];
+        if let Some(entropy) = self.words {
+            let line = Zeroizing::new(format!("{}\n", entropy.phrase().expose()));
+            files.push(file(words, &line));
+        }
+        files.extend(
+            self.seed_key
+                .map(|key| file(seed_key, key.to_text().expose())),
+        );
+        files
+    }
+
+    /// The document with the secrets in it that have no file of their own.
+    fn whole(&self, with_all: bool) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::with_capacity(self.document.len() + 16_384));
+        text.push_str(self.document);
+        let has_passphrase = self.words.is_some() && !self.passphrase.is_empty();
+        let has_table = has_passphrase || with_all && self.has_secrets();
+        if !has_table {
+            return text;
+        }
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str("\n[secrets]\n");
+        if let Some(entropy) = self.words.filter(|_| with_all) {
+            for part in ["words = \"", entropy.phrase().expose(), "\"\n"] {
+                text.push_str(part);
+            }
+        }
+        if has_passphrase {
+            text.push_str("words_passphrase = ");
+            quote(self.passphrase.expose(), &mut text);
+            text.push('\n');
+        }
+        if let Some(key) = self.seed_key.filter(|_| with_all) {
+            for part in ["seed_key = \"", key.to_text().expose().trim_end(), "\"\n"] {
+                text.push_str(part);
+            }
+        }
+        text
+    }
+}
+
+impl Form {
+    const fn is_one_file(self) -> bool {
+        !matches!(self, Self::Esp | Self::FwCfg | Self::Smbios)
+    }
+
+    /// Refuses what could not be written before anybody wrote words down.
+    pub(crate) fn check(self, out: &Path, force: bool) -> Result<(), ProvisionError> {
+        if self == Self::Esp && !out.is_dir() {
+            return Err(ProvisionError::usage(format!(
+                "{}: no folder; mount the boot partition of the flashed image and name where",
+                out.display()
+            )));
+        }
+        let taken = match self {
+            Self::Esp => out.join("alknet.toml"),
+            Self::FwCfg => out.join("node.toml"),
+            Self::Smbios => out.join("node.0"),
+            _ => out.to_owned(),
+        };
+        if taken.exists() && !force {
+            return Err(ProvisionError::usage(format!(
+                "{} is there already: take another --out, or --force",
+                taken.display()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A string of TOML; only what must be is escaped.
+fn quote(text: &str, out: &mut String) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// Readable by nobody else from its first byte on.
+fn store(file: &Made, force: bool) -> Result<(), ProvisionError> {
+    let failed = || ProvisionError::write(&file.path);
+    if force && file.path.exists() {
+        fs::remove_file(&file.path).map_err(failed())?;
+    }
+    let mut opened = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&file.path)
+        .map_err(failed())?;
+    opened.write_all(&file.content).map_err(failed())?;
+    opened.sync_all().map_err(failed())
+}
+
+/// How the node gets it: options of QEMU, or what to do.
+fn usage(form: Form, out: &Path, made: &[Made]) -> Vec<String> {
+    let text = match form {
+        Form::Cmdline => "add the word to the kernel's command line",
+        Form::Console => "paste the line at the node's console",
+        Form::Esp => "unmount the boot partition, and start the node from it",
+        Form::NocloudFat => "attach it as a drive, or write it onto a stick",
+        Form::NocloudIso => "attach it as a CD or a drive",
+        Form::Text => "give it as a NoCloud volume's user-data, or as alknet.toml",
+        Form::FwCfg => {
+            let entries = [
+                ("node", "node.toml"),
+                ("words", "words"),
+                ("seed.key", "seed.key"),
+            ];
+            let is_made = |name: &str| made.iter().any(|file| file.path.ends_with(name));
+            let option = |(entry, name): (&str, &str)| {
+                let file = out.join(name);
+                format!(
+                    "-fw_cfg name=opt/org.alknet/{entry},file={}",
+                    file.display()
+                )
+            };
+            let there = entries.into_iter().filter(|(_, name)| is_made(name));
+            return there.map(option).collect();
+        }
+        Form::Smbios => {
+            let option = |file: &Made| format!("-smbios type=11,path={}", file.path.display());
+            return made.iter().map(option).collect();
+        }
+    };
+    vec![text.to_owned()]
+}

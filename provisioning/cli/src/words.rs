@@ -1,0 +1,251 @@
+//! Where the words come from, and whether somebody wrote them down.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+use alknet_vault::{Entropy, SecretStr, WordCount};
+use zeroize::Zeroizing;
+
+use crate::{Host, ProvisionArgs, ProvisionError};
+
+/// Longest file of words or of a passphrase.
+const FILE_BYTES_MAX: usize = 4096;
+/// How many words are asked back.
+const QUESTIONS: usize = 3;
+/// How often all of them are shown.
+const ROUNDS_MAX: usize = 5;
+/// Home, the screen, and what was scrolled out of it.
+const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+
+/// Somebody who can read and write.
+pub trait Terminal {
+    /// Shows a text.
+    ///
+    /// # Errors
+    /// The terminal is gone.
+    fn show(&mut self, text: &str) -> io::Result<()>;
+
+    /// A line that somebody typed; nothing where they left.
+    ///
+    /// # Errors
+    /// The terminal is gone.
+    fn line(&mut self) -> io::Result<Option<Zeroizing<String>>>;
+}
+
+/// The words of this node, as the options have it.
+pub(crate) fn obtain(
+    args: &ProvisionArgs,
+    host: &mut dyn Host,
+) -> Result<(Entropy, SecretStr), ProvisionError> {
+    let passphrase = match &args.passphrase_file {
+        Some(file) => {
+            let text = read(file, host)?;
+            SecretStr::from(text.trim_end_matches(['\r', '\n']))
+        }
+        None => SecretStr::empty(),
+    };
+    if let Some(file) = &args.words_file {
+        return Ok((Entropy::parse(&read(file, host)?)?, passphrase));
+    }
+    let count = match args.words.as_str() {
+        "12" => WordCount::Twelve,
+        _ => WordCount::TwentyFour,
+    };
+    if args.show_words {
+        return Ok((Entropy::generate(count)?, passphrase));
+    }
+    let mut terminal = host.terminal().ok_or_else(|| {
+        ProvisionError::usage(
+            "new words are shown on a terminal, and there is none: take --words-file FILE, \
+             --show-words, or --words-to RECIPIENT to let the node make them",
+        )
+    })?;
+    let entropy = Entropy::generate(count)?;
+    confirm(&entropy, &mut *terminal)?;
+    Ok((entropy, passphrase))
+}
+
+fn read(file: &Path, host: &mut dyn Host) -> Result<Zeroizing<String>, ProvisionError> {
+    let name = file.display();
+    let bytes = if file.as_os_str() == "-" {
+        host.stdin(FILE_BYTES_MAX + 1)
+    } else {
+        std::fs::read(file)
+    };
+    let bytes =
+        bytes.map_err(|error| ProvisionError::usage(format!("cannot read {name}: {error}")))?;
+    let bytes = Zeroizing::new(bytes);
+    if bytes.len() > FILE_BYTES_MAX {
+        let text = format!("{name}: longer than {FILE_BYTES_MAX} bytes");
+        return Err(ProvisionError::usage(text));
+    }
+    let text = std::str::from_utf8(&bytes);
+    let text = text.map_err(|_| ProvisionError::usage(format!("{name}: this is no text")))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Shows the words once, and asks some of them back. Nothing is left on the screen.
+fn confirm(entropy: &Entropy, terminal: &mut dyn Terminal) -> Result<(), ProvisionError> {
+    let gone = |error: io::Error| ProvisionError::Local(format!("the terminal: {error}"));
+    let phrase = entropy.phrase();
+    let words: Vec<_> = phrase.expose().split(' ').collect();
+    let mut remark = String::new();
+    for _ in 0..ROUNDS_MAX {
+        terminal.show(&sheet(&words, &remark)).map_err(gone)?;
+        let read = terminal.line().map_err(gone)?;
+        terminal.show(CLEAR).map_err(gone)?;
+        if read.is_none() {
+            return Err(ProvisionError::Aborted);
+        }
+        let Some(wrong) = ask(&words, terminal)? else {
+            terminal.show(CLEAR).map_err(gone)?;
+            return Ok(());
+        };
+        remark = format!("Word {wrong} was another one. Here they are again.\n\n");
+    }
+    terminal.show(CLEAR).map_err(gone)?;
+    Err(ProvisionError::Aborted)
+}
+
+/// Asks for some words; answers the number of one that was wrong.
+fn ask(words: &[&str], terminal: &mut dyn Terminal) -> Result<Option<usize>, ProvisionError> {
+    let gone = |error: io::Error| ProvisionError::Local(format!("the terminal: {error}"));
+    for at in positions(words.len())? {
+        let number = at + 1;
+        terminal.show(&format!("Word {number}: ")).map_err(gone)?;
+        let Some(typed) = terminal.line().map_err(gone)? else {
+            terminal.show(CLEAR).map_err(gone)?;
+            return Err(ProvisionError::Aborted);
+        };
+        if !typed.trim().eq_ignore_ascii_case(words[at]) {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
+}
+
+fn sheet(words: &[&str], remark: &str) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(4096));
+    text.push_str(CLEAR);
+    text.push_str(remark);
+    text.push_str(
+        "These words are the node: with them it can be made again, exactly, and by anybody.\n\
+         Write them on paper, in this order. They are shown nowhere else.\n\n",
+    );
+    let rows = words.len().div_ceil(4);
+    for row in 0..rows {
+        for at in (row..words.len()).step_by(rows) {
+            text.push_str(&format!("{:>4}  {:<10}", at + 1, words[at]));
+        }
+        text.push('\n');
+    }
+    text.push_str("\nEnter, when you have them; the screen is cleared, and some are asked back. ");
+    text
+}
+
+/// Different places, in order.
+fn positions(words: usize) -> Result<BTreeSet<usize>, ProvisionError> {
+    let mut places = BTreeSet::new();
+    while places.len() < QUESTIONS {
+        let mut byte = [0];
+        let no_luck = |error| ProvisionError::Local(format!("no random bytes: {error}"));
+        getrandom::fill(&mut byte).map_err(no_luck)?;
+        let byte = usize::from(byte[0]);
+        // Of the highest numbers not every remainder would be as likely.
+        if byte < 256 / words * words {
+            places.insert(byte % words);
+        }
+    }
+    Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody who reads the sheet and answers what is asked.
+    struct Reader {
+        seen: String,
+        /// Answers wrongly so many times.
+        wrong: usize,
+        leaves: bool,
+    }
+
+    impl Terminal for Reader {
+        fn show(&mut self, text: &str) -> io::Result<()> {
+            self.seen.push_str(text);
+            Ok(())
+        }
+
+        fn line(&mut self) -> io::Result<Option<Zeroizing<String>>> {
+            if self.leaves {
+                return Ok(None);
+            }
+            let last = self.seen.lines().last().unwrap_or_default();
+            let Some(number) = last.rsplit_once("Word ").map(|(_, it)| it) else {
+                return Ok(Some(Zeroizing::default()));
+            };
+            if self.wrong > 0 {
+                self.wrong -= 1;
+                return Ok(Some(Zeroizing::new("wrong".to_owned())));
+            }
+            let number = number.trim_end_matches(": ");
+            let mut on_sheet = self.seen.split_whitespace();
+            on_sheet.find(|word| *word == number);
+            let word = on_sheet.next().unwrap_or_default().to_uppercase();
+            Ok(Some(Zeroizing::new(word + "\n")))
+        }
+    }
+
+    fn confirmed(wrong: usize, leaves: bool) -> (Result<(), ProvisionError>, String) {
+        let entropy = Entropy::from_bytes(&[7; 32]).expect("32 bytes");
+        let mut reader = Reader {
+            seen: String::new(),
+            wrong,
+            leaves,
+        };
+        let result = confirm(&entropy, &mut reader);
+        (result, reader.seen)
+    }
+
+    #[test]
+    fn whoever_wrote_them_down_goes_on() {
+        for wrong in [0, 1, 4] {
+            let (result, seen) = confirmed(wrong, false);
+            assert!(result.is_ok(), "{wrong}");
+            assert_eq!(seen.matches("These words are the node").count(), wrong + 1);
+            assert!(seen.ends_with(CLEAR));
+        }
+    }
+
+    #[test]
+    fn whoever_did_not_gets_nothing_and_nothing_stays_on_the_screen() {
+        for (wrong, leaves) in [(ROUNDS_MAX, false), (0, true)] {
+            let (result, seen) = confirmed(wrong, leaves);
+            assert!(matches!(result, Err(ProvisionError::Aborted)));
+            assert!(seen.ends_with(CLEAR));
+        }
+    }
+
+    #[test]
+    fn every_word_is_on_the_sheet_behind_its_number() {
+        let words: Vec<String> = (1..=24).map(|n| format!("w{n}")).collect();
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let sheet = sheet(&words, "");
+        let on_sheet: Vec<_> = sheet.split_whitespace().collect();
+        for n in 1..=24 {
+            let word = format!("w{n}");
+            let at = on_sheet.iter().position(|it| **it == word).expect("on it");
+            assert_eq!(on_sheet[at - 1], n.to_string());
+        }
+        assert!(
+            sheet
+                .lines()
+                .all(|line| line.trim_start_matches(CLEAR).len() <= 85)
+        );
+        let places = positions(12).expect("random bytes");
+        assert!(places.len() == 3 && places.iter().all(|at| *at < 12));
+    }
+}

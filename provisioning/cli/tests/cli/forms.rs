@@ -1,0 +1,231 @@
+//! Each form, read by stock tools and by the node.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use alknet_provisioning::{ConsoleDocument, KernelMounter, Loaded, load_console, load_with};
+use alknet_vault::Entropy;
+
+use crate::desk::{Desk, IDENTITY, OWN_KEY, WORDS, tool};
+
+const OPTIONS: &str = "--name edge-1 --domain edge.example.org --words-file @words.txt";
+
+/// The node has the configuration, the words, and the seed key of that vault.
+fn check(loaded: &Loaded, vault: Option<&str>) {
+    assert_eq!(loaded.problems, []);
+    assert_eq!(loaded.config.node.name.as_deref(), Some("edge-1"));
+    assert_eq!(loaded.config.node.admin_keys, [OWN_KEY]);
+    assert_eq!(loaded.set, ["node", "vault"]);
+    let words = loaded.secrets.words.as_ref().expect("words");
+    assert_eq!(words.entropy, Entropy::parse(WORDS).expect("words"));
+    match vault {
+        None => assert!(loaded.secrets.seed_keys.is_empty()),
+        Some(vault) => {
+            let vault = vault.parse().expect("an id");
+            assert!(loaded.secrets.seed_key_of(vault).is_some());
+        }
+    }
+}
+
+#[test]
+fn a_cd_is_one_to_stock_tools_and_to_the_node() {
+    let desk = Desk::new();
+    let answer = desk.json(&format!("{OPTIONS} --out @seed.iso"));
+    let image = desk.path("seed.iso");
+    let name = image.to_str().expect("text");
+    let toc = tool("xorriso", &["-indev", name, "-toc"]);
+    assert!(toc.contains("'CIDATA'"), "{toc}");
+    let listed = tool("xorriso", &["-indev", name, "-find", "/"]);
+    for file in ["user-data", "meta-data", "vault.words", "seed.key"] {
+        assert!(listed.contains(&format!("'/{file}'")), "{listed}");
+    }
+    assert_eq!(answer["identity"], IDENTITY);
+    assert_eq!(
+        answer["uri"],
+        format!("alknet:{IDENTITY}@edge.example.org:443")
+    );
+    check(&desk.boot_with(&image), answer["vault"].as_str());
+}
+
+#[test]
+fn a_stick_is_one_to_stock_tools_and_to_the_node() {
+    let desk = Desk::new();
+    let answer = desk.json(&format!("{OPTIONS} --form nocloud-fat --out @seed.img"));
+    let image = desk.path("seed.img");
+    tool("fsck.vfat", &["-n", "-v", image.to_str().expect("text")]);
+    check(&desk.boot_with(&image), answer["vault"].as_str());
+}
+
+#[test]
+fn a_large_document_fits_on_both() {
+    let desk = Desk::new();
+    let long = format!("# {}\n", "x".repeat(60_000));
+    fs::write(desk.path("base.toml"), &long).expect("writable");
+    for form in ["nocloud-iso", "nocloud-fat"] {
+        let options = format!("{OPTIONS} --config @base.toml --force --form {form} --out @seed");
+        let answer = desk.json(&options);
+        let loaded = desk.boot_with(&desk.path("seed"));
+        check(&loaded, answer["vault"].as_str());
+        let stored = fs::read_to_string(desk.path("config/config.toml")).expect("stored");
+        assert!(stored.starts_with(&long));
+    }
+    tool(
+        "fsck.vfat",
+        &["-n", "-v", desk.path("seed").to_str().expect("text")],
+    );
+}
+
+#[test]
+fn files_for_the_boot_partition_lie_where_the_node_looks() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path("esp")).expect("writable");
+    let answer = desk.json(&format!(
+        "{OPTIONS} --unlock tpm2,provisioning --form esp --out @esp"
+    ));
+    assert!(
+        answer["warnings"]
+            .to_string()
+            .contains("seed key is not on a medium of its own")
+    );
+    // As people have it: the folder's files on a volume with the image's label.
+    let image = desk.path("esp.img");
+    let name = image.to_str().expect("text");
+    fs::File::create(&image)
+        .and_then(|file| file.set_len(40 << 20))
+        .expect("writable");
+    tool("mkfs.vfat", &["-F", "32", "-n", "ALKESP", name]);
+    let file = |name: &str| desk.path("esp").join(name).display().to_string();
+    tool(
+        "mcopy",
+        &[
+            "-s",
+            "-i",
+            name,
+            &file("alknet.toml"),
+            &file("alknet"),
+            "::",
+        ],
+    );
+    let loaded = desk.boot_with(&image);
+    assert_eq!(loaded.source.trust(), "boot-partition");
+    check(&loaded, answer["vault"].as_str());
+}
+
+#[test]
+fn entries_of_fw_cfg_are_what_the_options_name() {
+    let desk = Desk::new();
+    let answer = desk.json(&format!("{OPTIONS} --form fw-cfg --out @fw"));
+    let paths = desk.machine();
+    let options = answer["usage"].as_array().expect("a list");
+    assert_eq!(options.len(), 3);
+    for option in options {
+        let (_, rest) = option
+            .as_str()
+            .and_then(|it| it.split_once("org.alknet/"))
+            .expect("ours");
+        let (entry, file) = rest.split_once(",file=").expect("a file");
+        fs::create_dir_all(paths.fw_cfg.join(entry)).expect("writable");
+        fs::copy(file, paths.fw_cfg.join(entry).join("raw")).expect("made");
+    }
+    check(&load_with(&paths, &KernelMounter), answer["vault"].as_str());
+}
+
+#[test]
+fn strings_for_the_firmware_are_put_together() {
+    let desk = Desk::new();
+    let base = format!("# {}\n", "x".repeat(4000));
+    fs::write(desk.path("base.toml"), base).expect("writable");
+    let answer = desk.json(&format!(
+        "{OPTIONS} --config @base.toml --unlock provisioning --form smbios --out @strings"
+    ));
+    let files = answer["files"].as_array().expect("a list");
+    assert!(files.len() > 4);
+    let mut raw = vec![11, 5, 0, 11, files.len() as u8];
+    for file in files {
+        raw.extend(fs::read(file.as_str().expect("a path")).expect("made"));
+        raw.push(0);
+    }
+    raw.push(0);
+    let paths = desk.machine();
+    fs::create_dir_all(paths.dmi.join("11-0")).expect("writable");
+    fs::write(paths.dmi.join("11-0/raw"), raw).expect("writable");
+    let loaded = load_with(&paths, &KernelMounter);
+    check(&loaded, answer["vault"].as_str());
+}
+
+#[test]
+fn a_word_of_the_command_line_is_taken() {
+    let desk = Desk::new();
+    let word = desk
+        .run(&format!("{OPTIONS} --form cmdline"), false)
+        .expect("it fits");
+    assert_eq!(word.split_whitespace().count(), 1);
+    let paths = desk.machine();
+    fs::write(&paths.command_line, format!("quiet {word}")).expect("writable");
+    check(&load_with(&paths, &KernelMounter), None);
+}
+
+#[test]
+fn a_line_of_the_console_is_taken() {
+    let desk = Desk::new();
+    let line = desk
+        .run(&format!("{OPTIONS} --form console --out -"), false)
+        .expect("text");
+    let pasted = ConsoleDocument::parse(&line).expect("whole");
+    check(&load_console(&desk.machine(), &KernelMounter, pasted), None);
+}
+
+#[test]
+fn the_document_alone_is_whole() {
+    let desk = Desk::new();
+    fs::write(desk.path("pass"), "TREZ\"OR\\\n").expect("writable");
+    let line = format!(
+        "{OPTIONS} --passphrase-file @pass --unlock provisioning --form text --out @node.toml"
+    );
+    let answer = desk.json(&line);
+    assert_ne!(
+        answer["identity"], IDENTITY,
+        "the passphrase makes other keys"
+    );
+    let mode = fs::metadata(desk.path("node.toml"))
+        .expect("made")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let paths = desk.machine();
+    fs::create_dir_all(paths.fw_cfg.join("node")).expect("writable");
+    fs::copy(desk.path("node.toml"), paths.fw_cfg.join("node/raw")).expect("made");
+    let loaded = load_with(&paths, &KernelMounter);
+    check(&loaded, answer["vault"].as_str());
+    let words = loaded.secrets.words.expect("words");
+    assert_eq!(words.passphrase.expose(), "TREZ\"OR\\");
+}
+
+#[test]
+fn a_passphrase_goes_with_files_as_well() {
+    let desk = Desk::new();
+    fs::write(desk.path("pass"), "TREZOR").expect("writable");
+    desk.json(&format!(
+        "{OPTIONS} --passphrase-file @pass --form nocloud-fat --out @seed"
+    ));
+    let loaded = desk.boot_with(&desk.path("seed"));
+    assert_eq!(loaded.problems, []);
+    assert_eq!(
+        loaded.secrets.words.expect("words").passphrase.expose(),
+        "TREZOR"
+    );
+}
+
+#[test]
+fn the_same_words_are_the_same_node_and_devices_differ() {
+    let desk = Desk::new();
+    let of = |more: &str| {
+        desk.json(&format!("{OPTIONS} --force --out @seed {more}"))["identity"].clone()
+    };
+    assert_eq!(of(""), of("--form nocloud-fat"));
+    let first = of("--device 1");
+    assert_eq!(
+        first, "ed25519:733961f7573657324f22e91f06ea4f0b359e2efa0ccffc954616dadee7444daa",
+        "as the brief's table has it"
+    );
+}

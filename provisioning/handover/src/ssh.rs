@@ -1,0 +1,130 @@
+//! SSH public keys as recipients: `ssh-ed25519` (RFC 8709) by its point on the curve's other form,
+//! `ssh-rsa` (RFC 4253, 6.6) by OAEP.
+
+use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
+use curve25519_dalek::edwards::CompressedEdwardsY;
+use data_encoding::{BASE64, BASE64_NOPAD};
+use sha2::{Digest, Sha256};
+
+use crate::recipient::{Stanza, agree};
+use crate::seal::hkdf;
+use crate::{FILE_KEY_BYTES, HandoverError};
+
+/// Bits of an RSA key: fewer age refuses, more nobody has.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
+
+/// A key, and its bytes as SSH sends them, by which age tells keys apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    wire: Vec<u8>,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The point in the form that X25519 takes.
+    Ed25519([u8; 32]),
+    /// SubjectPublicKeyInfo.
+    Rsa(Vec<u8>),
+}
+
+impl Key {
+    /// A line of a `.pub` file; what stands behind the key is a comment.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_ascii_whitespace();
+        let (name, encoded) = (words.next()?, words.next()?);
+        let wire = BASE64.decode(encoded.as_bytes()).ok()?;
+        let mut fields = Fields(&wire);
+        if fields.next()? != name.as_bytes() {
+            return None;
+        }
+        let kind = match name {
+            "ssh-ed25519" => {
+                let point = CompressedEdwardsY(fields.next()?.try_into().ok()?);
+                Kind::Ed25519(point.decompress()?.to_montgomery().to_bytes())
+            }
+            "ssh-rsa" => {
+                let (exponent, modulus) = (fields.next()?, fields.next()?);
+                Kind::Rsa(spki(modulus, exponent)?)
+            }
+            _ => return None,
+        };
+        let is_whole = fields.0.is_empty();
+        is_whole.then_some(Self { wire, kind })
+    }
+
+    pub(crate) fn wrap(&self, file_key: &[u8; FILE_KEY_BYTES]) -> Result<Stanza, HandoverError> {
+        let tag = BASE64_NOPAD.encode(&Sha256::digest(&self.wire)[..4]);
+        match &self.kind {
+            Kind::Ed25519(point) => {
+                let info = b"age-encryption.org/v1/ssh-ed25519";
+                let tweak = *hkdf(&self.wire, &[], info);
+                let (share, body) = agree(point, Some(tweak), info, file_key)?;
+                let share = BASE64_NOPAD.encode(&share);
+                Ok(Stanza {
+                    arguments: vec!["ssh-ed25519".to_owned(), tag, share],
+                    body,
+                })
+            }
+            Kind::Rsa(spki) => Ok(Stanza {
+                arguments: vec!["ssh-rsa".to_owned(), tag],
+                body: oaep(spki, file_key)?,
+            }),
+        }
+    }
+}
+
+fn oaep(spki: &[u8], file_key: &[u8]) -> Result<Vec<u8>, HandoverError> {
+    let failed = |_| HandoverError::Failed;
+    let key = PublicEncryptingKey::from_der(spki).map_err(|_| HandoverError::Recipient)?;
+    let key = OaepPublicEncryptingKey::new(key).map_err(failed)?;
+    let mut sealed = vec![0; key.ciphertext_size()];
+    let label = Some(&b"age-encryption.org/v1/ssh-rsa"[..]);
+    key.encrypt(&OAEP_SHA256_MGF1SHA256, file_key, &mut sealed, label)
+        .map_err(failed)?;
+    Ok(sealed)
+}
+
+/// The key as X.509 has it (RFC 3279, 2.3.1). Both numbers are big endian with their sign, as DER has
+/// them.
+fn spki(modulus: &[u8], exponent: &[u8]) -> Option<Vec<u8>> {
+    const RSA_ENCRYPTION: [u8; 13] = [
+        0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00,
+    ];
+    let magnitude = modulus.strip_prefix(&[0]).unwrap_or(modulus);
+    let unused = magnitude.first()?.leading_zeros() as usize;
+    let bits = (magnitude.len() * 8).checked_sub(unused)?;
+    let is_positive = |number: &[u8]| number.first().is_some_and(|high| high & 0x80 == 0);
+    if !RSA_BITS.contains(&bits) || !is_positive(modulus) || !is_positive(exponent) {
+        return None;
+    }
+    let numbers = [der(0x02, modulus), der(0x02, exponent)].concat();
+    let key = [&[0], &*der(0x30, &numbers)].concat();
+    let both = [der(0x30, &RSA_ENCRYPTION), der(0x03, &key)].concat();
+    Some(der(0x30, &both))
+}
+
+/// Tag, length and content (X.690, 8.1).
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len().to_be_bytes();
+    let skipped = length.iter().take_while(|byte| **byte == 0).count();
+    let length = &length[skipped..];
+    let head = match content.len() {
+        short @ 0..0x80 => vec![tag, short as u8],
+        _ => [&[tag, 0x80 | length.len() as u8], length].concat(),
+    };
+    [&head, content].concat()
+}
+
+/// Byte strings, each behind its length.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (length, rest) = self.0.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        let (field, rest) = rest.split_at_checked(length)?;
+        self.0 = rest;
+        Some(field)
+    }
+}

@@ -1,0 +1,116 @@
+//! Overwrites words where they lie. Sizes and names of files stay, so that no table of the file system
+//! is written and a power cut leaves the volume whole.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use alknet_core::config::CONFIG_BYTES_MAX;
+use zeroize::Zeroizing;
+
+use super::split::{Split, blank};
+use super::{Place, PlaceFile};
+use crate::mount::Mounter;
+use crate::{FileSystem, Paths, Problem, Source, file, text};
+
+/// Overwrites the words at each of the places with spaces, in place, brings that to the disk, and reads
+/// it back. A seed key stays: the medium has to go on holding it. Answers one problem, `secrets-left`,
+/// for each place where words are left; no problem means that none are.
+///
+/// To be called once the vault that they went into was written and read back, and again at each start
+/// while a medium still has the words of this vault. Blocks on disks.
+///
+/// What flash memory keeps of a block that was overwritten, and copies that an editor made, are beyond
+/// it.
+#[must_use]
+pub fn erase(paths: &Paths, mounter: &dyn Mounter, places: &[Place]) -> Vec<Problem> {
+    let left = |place: &Place| {
+        let why = match &place.file {
+            None => "it cannot be written from here".to_owned(),
+            Some(found) => match erase_file(paths, mounter, found) {
+                Ok(()) => return None,
+                Err(error) => error.to_string(),
+            },
+        };
+        let text = format!(
+            "{}: the recovery words are still there and cannot be erased ({why})",
+            place.source
+        );
+        Some(Problem::new("secrets-left", text, hint(&place.source)))
+    };
+    places.iter().filter_map(left).collect()
+}
+
+fn hint(source: &Source) -> &'static str {
+    match source {
+        Source::CommandLine => "take alknet.node out of the boot loader's configuration",
+        Source::FwCfg | Source::Smbios => "take them out of the hypervisor's configuration",
+        _ => "remove it: take the medium away, and destroy it or erase the words on it",
+    }
+}
+
+fn erase_file(paths: &Paths, mounter: &dyn Mounter, place: &PlaceFile) -> io::Result<()> {
+    let PlaceFile {
+        device,
+        file_system,
+        path,
+        is_document,
+    } = place;
+    if *file_system == FileSystem::Iso9660 {
+        return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+    }
+    {
+        let mounted = mounter.mount_writable(device, *file_system, &paths.mount_point)?;
+        overwrite(&mounted.root().join(path), *is_document)?;
+    }
+    // Mounted anew, so that it is the disk that answers and not the cache of what was written.
+    let mounted = mounter.mount(device, *file_system, &paths.mount_point)?;
+    let file = file::open(&mounted.root().join(path))?;
+    let Content { bytes, words } = content(&file, *is_document)?;
+    let is_blank = |at: Range<usize>| bytes[at].iter().all(u8::is_ascii_whitespace);
+    if words.into_iter().all(is_blank) {
+        Ok(())
+    } else {
+        Err(io::Error::other("it reads as before"))
+    }
+}
+
+fn overwrite(path: &Path, is_document: bool) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    let Content { mut bytes, words } = content(&file, is_document)?;
+    for at in words {
+        blank(&mut bytes[at.clone()]);
+        file.write_all_at(&bytes[at.clone()], at.start as u64)?;
+    }
+    file.sync_all()
+}
+
+/// The content of a file, and where in it the words are.
+struct Content {
+    bytes: Zeroizing<Vec<u8>>,
+    words: Vec<Range<usize>>,
+}
+
+fn content(file: &File, is_document: bool) -> io::Result<Content> {
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let bytes = file::read_from(file, CONFIG_BYTES_MAX)?;
+    if !is_document {
+        let words = Vec::from_iter(Some(0..bytes.len()));
+        return Ok(Content { bytes, words });
+    }
+    let offset = text::offset(&bytes);
+    let clean = text::clean(&bytes).unwrap_or_default();
+    let text = std::str::from_utf8(clean).map_err(|_| io::ErrorKind::InvalidData)?;
+    let within = Split::of(text).erasable();
+    let moved = |at: Range<usize>| at.start + offset..at.end + offset;
+    let words = within.into_iter().map(moved).collect();
+    Ok(Content { bytes, words })
+}

@@ -1,0 +1,315 @@
+//! Recovery words and seed keys that lie on provisioning media: found, read, and erased where they can
+//! be. They are never part of the document that is stored.
+
+mod erase;
+pub(crate) mod split;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use alknet_core::config::CONFIG_BYTES_MAX;
+use alknet_vault::slots::{SeedKey, VaultId};
+use alknet_vault::{Entropy, MnemonicError, SecretStr};
+use toml::de::DeTable;
+use zeroize::Zeroizing;
+
+use crate::sources::Offer;
+use crate::{FileSystem, Problem, Source, text};
+
+pub use erase::erase;
+
+/// Longest file of words or of a seed key that is read.
+pub const SECRET_BYTES_MAX: usize = 4096;
+
+/// What was found on the media.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Secrets {
+    /// The words: those of the first source that has some.
+    pub words: Option<Words>,
+    /// Every seed key, in the order of the sources: each is for one vault.
+    pub seed_keys: Vec<FoundSeedKey>,
+}
+
+/// Recovery words from a medium.
+#[non_exhaustive]
+pub struct Words {
+    /// What the words spell.
+    pub entropy: Entropy,
+    /// BIP39's passphrase; empty for none.
+    pub passphrase: SecretStr,
+    /// The first source that has them.
+    pub source: Source,
+    /// Everywhere they lie, for [`erase`].
+    pub places: Vec<Place>,
+}
+
+impl fmt::Debug for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Words(of {}, ..)", self.source)
+    }
+}
+
+/// A seed key from a medium.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct FoundSeedKey {
+    /// The key.
+    pub key: SeedKey,
+    /// Where it lies.
+    pub source: Source,
+}
+
+impl Secrets {
+    /// The key of that vault, if a medium has it.
+    #[must_use]
+    pub fn seed_key_of(&self, vault: VaultId) -> Option<&SeedKey> {
+        let mut keys = self.seed_keys.iter().map(|found| &found.key);
+        keys.find(|key| key.vault() == vault)
+    }
+}
+
+/// Where words lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub(crate) source: Source,
+    /// Nothing where it cannot be written.
+    pub(crate) file: Option<PlaceFile>,
+}
+
+/// A file of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PlaceFile {
+    pub(crate) device: PathBuf,
+    pub(crate) file_system: FileSystem,
+    pub(crate) path: &'static str,
+    /// Only the table of the secrets in it, not all of it.
+    pub(crate) is_document: bool,
+}
+
+/// A document as it was offered, taken apart.
+#[derive(Default)]
+pub(crate) struct Parted {
+    /// Everything but the secrets.
+    pub(crate) document: Vec<u8>,
+    /// Why the document cannot be believed: what is wrong and what to do.
+    pub(crate) mistakes: Vec<(String, String)>,
+    /// There is a table of secrets.
+    pub(crate) held_secrets: bool,
+    secrets: Table,
+    /// Why secrets of it are not used.
+    refused: Vec<(String, String)>,
+}
+
+/// The table `[secrets]`.
+#[derive(Default)]
+struct Table {
+    words: Option<Zeroizing<String>>,
+    passphrase: Option<Zeroizing<String>>,
+    seed_key: Option<Zeroizing<String>>,
+}
+
+/// Takes the secrets out of a document.
+pub(crate) fn part(bytes: &[u8]) -> Parted {
+    let Some(clean) = text::clean(bytes) else {
+        let (what, fix) = text::UTF_16;
+        return Parted {
+            mistakes: vec![(what.to_owned(), fix.to_owned())],
+            ..Parted::default()
+        };
+    };
+    let whole = || Parted {
+        document: clean.to_vec(),
+        ..Parted::default()
+    };
+    // What is refused for its length or its bytes is refused by whoever reads the rest.
+    let text = match std::str::from_utf8(clean) {
+        Ok(text) if clean.len() <= CONFIG_BYTES_MAX => text,
+        _ => return whole(),
+    };
+    let split = split::Split::of(text);
+    if split.is_empty() {
+        return whole();
+    }
+    let mut parted = Parted {
+        document: split.document(clean),
+        held_secrets: true,
+        ..Parted::default()
+    };
+    parted.read(&split.secrets(clean));
+    parted
+}
+
+impl Parted {
+    fn read(&mut self, secrets: &[u8]) {
+        let text = std::str::from_utf8(secrets).unwrap_or_default();
+        let line = |at: usize| 1 + text[..at.min(text.len())].matches('\n').count();
+        let (root, mistakes) = DeTable::parse_recoverable(text);
+        for mistake in &mistakes {
+            let at = line(mistake.span().unwrap_or_default().start);
+            self.mistakes.push((
+                format!("line {at}, secrets: this is no TOML"),
+                "correct the TOML syntax here".to_owned(),
+            ));
+        }
+        if !mistakes.is_empty() {
+            return;
+        }
+        let Some(value) = root.get_ref().get(split::TABLE) else {
+            return;
+        };
+        let Some(table) = value.get_ref().as_table() else {
+            let what = format!(
+                "line {}, secrets: expected a table",
+                line(value.span().start)
+            );
+            let fix = "write [secrets] on a line of its own, and its keys below";
+            self.refused.push((what, fix.to_owned()));
+            return;
+        };
+        for (key, value) in table {
+            let name: &str = key.get_ref();
+            let at = line(key.span().start);
+            let place = match name {
+                "words" => &mut self.secrets.words,
+                "words_passphrase" => &mut self.secrets.passphrase,
+                split::SEED_KEY => &mut self.secrets.seed_key,
+                // Not quoted: it may be a secret in the wrong place.
+                _ => {
+                    let what = format!("line {at}, secrets: unknown key");
+                    let fix = "known here: words, words_passphrase, seed_key";
+                    self.refused.push((what, fix.to_owned()));
+                    continue;
+                }
+            };
+            match value.get_ref().as_str() {
+                Some(text) => *place = Some(Zeroizing::new(text.to_owned())),
+                None => {
+                    let what = format!("line {at}, secrets.{name}: expected a string in quotes");
+                    self.refused
+                        .push((what, "write a string in quotes".to_owned()));
+                }
+            }
+        }
+    }
+}
+
+/// Collects what the offers hold, in their order.
+#[derive(Default)]
+pub(crate) struct Collector {
+    found: Secrets,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Collector {
+    /// Takes the secrets of one source: of its document, and of the files beside it.
+    pub(crate) fn take(&mut self, offer: &Offer, parted: &mut Parted) {
+        for (what, fix) in std::mem::take(&mut parted.refused) {
+            self.refuse(&offer.source, &what, &fix);
+        }
+        let table = std::mem::take(&mut parted.secrets);
+        let passphrase = table.passphrase.unwrap_or_default();
+        if let Some(words) = table.words {
+            let place = offer.place(offer.names.map(|names| names.document), true);
+            self.words(offer, "secrets.words", &words, &passphrase, place);
+        }
+        let name = offer.names.map_or("words", |names| names.words);
+        if let Some(words) = self.file(offer, name, offer.words.as_ref()) {
+            let place = offer.place(offer.names.map(|names| names.words), false);
+            self.words(offer, name, &words, &passphrase, place);
+        }
+        if let Some(key) = table.seed_key {
+            self.seed_key(offer, "secrets.seed_key", &key);
+        }
+        let name = offer.names.map_or("seed.key", |names| names.seed_key);
+        if let Some(key) = self.file(offer, name, offer.seed_key.as_ref()) {
+            self.seed_key(offer, name, &key);
+        }
+    }
+
+    /// Everything that was found.
+    pub(crate) fn finish(self) -> (Secrets, Vec<Problem>) {
+        (self.found, self.problems)
+    }
+
+    /// The text of a file, if there is one that says something: words that were erased are spaces.
+    fn file(
+        &mut self,
+        offer: &Offer,
+        name: &str,
+        bytes: Option<&Zeroizing<Vec<u8>>>,
+    ) -> Option<Zeroizing<String>> {
+        let bytes = bytes?;
+        let wrong = if bytes.len() > SECRET_BYTES_MAX {
+            let what = format!("{name}: the file is longer than {SECRET_BYTES_MAX} bytes");
+            (what, "write what belongs into it, and nothing else")
+        } else if let Some(clean) = text::clean(bytes) {
+            match std::str::from_utf8(clean) {
+                Ok(text) if text.trim().is_empty() => return None,
+                Ok(text) => return Some(Zeroizing::new(text.to_owned())),
+                Err(_) => (format!("{name}: the file is no text"), "save it as UTF-8"),
+            }
+        } else {
+            (format!("{name}: {}", text::UTF_16.0), text::UTF_16.1)
+        };
+        self.refuse(&offer.source, &wrong.0, wrong.1);
+        None
+    }
+
+    fn words(&mut self, offer: &Offer, name: &str, text: &str, passphrase: &str, place: Place) {
+        let entropy = match Entropy::parse(text) {
+            Ok(entropy) => entropy,
+            Err(error) => {
+                // The nearest word would tell too much to everybody who reads a console.
+                let what = match error {
+                    MnemonicError::UnknownWord { position, .. } => {
+                        format!("{name}: word {position} is not in the list")
+                    }
+                    error => format!("{name}: {error}"),
+                };
+                self.refuse(&offer.source, &what, "compare the words with the paper");
+                return;
+            }
+        };
+        let Some(first) = &mut self.found.words else {
+            self.found.words = Some(Words {
+                entropy,
+                passphrase: SecretStr::from(passphrase),
+                source: offer.source.clone(),
+                places: vec![place],
+            });
+            return;
+        };
+        if first.entropy == entropy && first.passphrase.expose() == passphrase {
+            first.places.push(place);
+        } else {
+            let (taken, left) = (first.source.clone(), &offer.source);
+            let what = format!("{left}: {name}: other words than those of {taken}, which are used");
+            self.problems.push(Problem::new(
+                "provisioning-conflict",
+                what,
+                "take one of the two away",
+            ));
+        }
+    }
+
+    fn seed_key(&mut self, offer: &Offer, name: &str, text: &str) {
+        match SeedKey::parse(text) {
+            Ok(key) => self.found.seed_keys.push(FoundSeedKey {
+                key,
+                source: offer.source.clone(),
+            }),
+            Err(error) => self.refuse(
+                &offer.source,
+                &format!("{name}: {error}"),
+                "write the line as it was made",
+            ),
+        }
+    }
+
+    fn refuse(&mut self, source: &Source, what: &str, fix: &str) {
+        let text = format!("{source}: {what}");
+        self.problems
+            .push(Problem::new("secrets-refused", text, fix));
+    }
+}

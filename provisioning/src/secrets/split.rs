@@ -1,0 +1,317 @@
+//! The table `[secrets]` of a document: where it lies, byte by byte, so that the rest of the document
+//! keeps its lines and comments, and so that the table can be overwritten where it was written.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use toml_parser::Source;
+use toml_parser::parser::{Event, EventKind, RecursionGuard, parse_document};
+use zeroize::Zeroizing;
+
+/// The table's name.
+pub(crate) const TABLE: &str = "secrets";
+/// The one secret of the table that a medium has to go on holding.
+pub(crate) const SEED_KEY: &str = "seed_key";
+/// Most levels of arrays and tables in each other, as the TOML library has it.
+const DEPTH_MAX: u32 = 80;
+
+/// Where the secrets are in a document.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Split {
+    /// Everything that belongs to the table.
+    ranges: Vec<Range<usize>>,
+    /// Of that, what stays when the words are erased: the headers and the seed key, if there is one.
+    kept: Vec<Range<usize>>,
+}
+
+impl Split {
+    /// Looks for the table. A document that is no TOML is split as well as can be told: it is refused
+    /// anyway.
+    pub(crate) fn of(text: &str) -> Self {
+        let mut finder = Finder::new(text);
+        let tokens = Source::new(text).lex().into_vec();
+        let mut receiver = |event: Event| finder.take(&event);
+        let mut guard = RecursionGuard::new(&mut receiver, DEPTH_MAX);
+        parse_document(&tokens, &mut guard, &mut ());
+        finder.finish()
+    }
+
+    /// Whether there is such a table.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The document without its secrets: spaces stand in their place, and lines end where they did.
+    pub(crate) fn document(&self, text: &[u8]) -> Vec<u8> {
+        let mut document = text.to_vec();
+        self.ranges
+            .iter()
+            .for_each(|at| blank(&mut document[at.clone()]));
+        document
+    }
+
+    /// The secrets without their document.
+    pub(crate) fn secrets(&self, text: &[u8]) -> Zeroizing<Vec<u8>> {
+        let mut secrets = Zeroizing::new(text.to_vec());
+        for gap in gaps(&self.ranges, 0..text.len()) {
+            blank(&mut secrets[gap]);
+        }
+        secrets
+    }
+
+    /// What has to be overwritten for the words to be gone.
+    pub(crate) fn erasable(&self) -> Vec<Range<usize>> {
+        let within = |range: &Range<usize>| gaps(&self.kept, range.clone());
+        self.ranges.iter().flat_map(within).collect()
+    }
+}
+
+/// What lies in `whole` and in none of `taken`, which are in order.
+fn gaps(taken: &[Range<usize>], whole: Range<usize>) -> Vec<Range<usize>> {
+    let mut at = whole.start;
+    let mut gaps = Vec::new();
+    for range in taken
+        .iter()
+        .filter(|it| it.start < whole.end && whole.start < it.end)
+    {
+        gaps.push(at..range.start.max(at));
+        at = at.max(range.end);
+    }
+    gaps.push(at..whole.end.max(at));
+    gaps.retain(|gap| !gap.is_empty());
+    gaps
+}
+
+/// Spaces in the place of everything but line ends.
+pub(crate) fn blank(bytes: &mut [u8]) {
+    for byte in bytes
+        .iter_mut()
+        .filter(|byte| !matches!(byte, b'\n' | b'\r'))
+    {
+        *byte = b' ';
+    }
+}
+
+/// Follows the parser through the document.
+struct Finder<'a> {
+    text: &'a str,
+    split: Split,
+    /// Headers of the table and its seed key, to be kept together or not at all.
+    kept: Vec<Range<usize>>,
+    has_seed_key: bool,
+    /// The header that is being read: where it began, and its first name.
+    header: Option<(usize, Option<String>)>,
+    /// Where the table began that is being read, if it is ours, and where what it says ends.
+    table: Option<Range<usize>>,
+    in_root: bool,
+    /// The line that is being read: where it began, and its first name.
+    line: Option<(usize, String)>,
+    depth: usize,
+}
+
+impl<'a> Finder<'a> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            split: Split::default(),
+            kept: Vec::new(),
+            has_seed_key: false,
+            header: None,
+            table: None,
+            in_root: true,
+            line: None,
+            depth: 0,
+        }
+    }
+
+    fn take(&mut self, event: &Event) {
+        let span = event.span();
+        match event.kind() {
+            EventKind::StdTableOpen | EventKind::ArrayTableOpen => {
+                self.line_ends(span.start());
+                self.table_ends(span.start());
+                self.in_root = false;
+                self.header = Some((span.start(), None));
+            }
+            EventKind::StdTableClose | EventKind::ArrayTableClose => {
+                let Some((start, name)) = self.header.take() else {
+                    return;
+                };
+                if name.as_deref() == Some(TABLE) {
+                    self.table = Some(start..span.end());
+                    self.kept.push(start..span.end());
+                }
+            }
+            EventKind::SimpleKey => self.name(event),
+            EventKind::ArrayOpen | EventKind::InlineTableOpen => self.depth += 1,
+            EventKind::ArrayClose | EventKind::InlineTableClose => {
+                self.depth = self.depth.saturating_sub(1);
+            }
+            EventKind::Newline if self.depth == 0 => self.line_ends(span.start()),
+            _ => {}
+        }
+    }
+
+    fn name(&mut self, event: &Event) {
+        if self.depth > 0 {
+            return;
+        }
+        let name = || {
+            let mut name = Cow::Borrowed("");
+            if let Some(raw) = Source::new(self.text).get(event) {
+                raw.decode_key(&mut name, &mut ());
+            }
+            name.into_owned()
+        };
+        match &mut self.header {
+            Some((_, Some(_))) => {}
+            Some((start, None)) => self.header = Some((*start, Some(name()))),
+            None if self.line.is_none() => self.line = Some((event.span().start(), name())),
+            None => {}
+        }
+    }
+
+    fn line_ends(&mut self, at: usize) {
+        let Some((start, name)) = self.line.take() else {
+            return;
+        };
+        if let Some(table) = &mut self.table {
+            table.end = at;
+            if name == SEED_KEY {
+                self.has_seed_key = true;
+                self.kept.push(start..at);
+            }
+        } else if self.in_root && name == TABLE {
+            self.split.ranges.push(start..at);
+        }
+    }
+
+    /// A comment right below the last line belongs to the table, and may be an older secret; one
+    /// behind an empty line belongs to what follows.
+    fn table_ends(&mut self, at: usize) {
+        let Some(table) = self.table.take() else {
+            return;
+        };
+        let rest = self.text.get(table.end..at).unwrap_or_default();
+        let mut end = table.end;
+        for (number, line) in rest.split_inclusive('\n').enumerate() {
+            if number > 0 && line.trim().is_empty() {
+                break;
+            }
+            end += line.len();
+        }
+        self.split.ranges.push(table.start..end);
+    }
+
+    fn finish(mut self) -> Split {
+        let end = self.text.len();
+        self.depth = 0;
+        self.line_ends(end);
+        self.table_ends(end);
+        if self.has_seed_key {
+            self.split.kept = self.kept;
+        }
+        self.split
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn split(text: &str) -> (String, String) {
+        let split = Split::of(text);
+        let text_of = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("still text");
+        let secrets = split.secrets(text.as_bytes());
+        (text_of(&split.document(text.as_bytes())), text_of(&secrets))
+    }
+
+    fn erased(text: &str) -> String {
+        let mut bytes = text.as_bytes().to_vec();
+        for at in Split::of(text).erasable() {
+            blank(&mut bytes[at]);
+        }
+        String::from_utf8(bytes).expect("still text")
+    }
+
+    const WHOLE: &str = "# mine\n[node]\nname = \"a\" # a name\n\n[secrets] # never shown\n\
+                         words = \"w\"\n# old words\n\n# the card\n[[network]]\nmatch = \"eth0\"\n";
+
+    #[test]
+    fn the_table_goes_and_everything_else_stays_on_its_line() {
+        let (document, secrets) = split(WHOLE);
+        assert_eq!(document.len(), WHOLE.len());
+        assert_eq!(document.lines().count(), WHOLE.lines().count());
+        for stays in ["# mine", "name = \"a\" # a name", "# the card\n[[network]]"] {
+            assert!(document.contains(stays), "{document}");
+        }
+        for goes in ["secrets", "words", "never", "old"] {
+            assert!(!document.contains(goes), "{document}");
+        }
+        assert_eq!(secrets.lines().nth(5), Some("words = \"w\""));
+        assert!(!secrets.contains("node") && !secrets.contains("network"));
+    }
+
+    #[test]
+    fn every_way_to_write_the_table_is_found() {
+        for text in [
+            "secrets.words = \"xyz\"\n[node]\n",
+            "secrets = { words = \"xyz\" }\r\n[node]\r\n",
+            "secrets = { words = [\n\"xyz\",\n] }\n[node]\n",
+            "\"secrets\".words = 'xyz'\n[node]\n",
+            "\"\\u0073ecrets\".words = 'xyz'\n[node]\n",
+            " [ 'secrets' ]\nwords = \"\"\"\nxyz\n[no]\n\"\"\"\n[node]\n",
+            "[node]\n[secrets]\nwords = \"xyz\"",
+            "[node]\n[secrets.more]\nwords = \"xyz\"",
+            "[secrets]\na = 1\n[node]\n[secrets.more]\nwords = \"xyz\"\n",
+            "[node]\n[[secrets]]\nwords = \"xyz\"\n[[secrets]]\nwords = \"xyz\"",
+        ] {
+            let (document, _) = split(text);
+            assert!(
+                !document.contains("xyz") && !document.contains("ecrets"),
+                "{document}"
+            );
+            assert!(document.contains("[node]"), "{document}");
+        }
+    }
+
+    #[test]
+    fn other_tables_have_such_keys_too() {
+        for text in [
+            "",
+            "a = \"secrets\"\n",
+            "[node]\nsecrets = 1\n",
+            "[node.secrets]\nwords = \"a\"\n",
+            "a = { secrets = 1 }\n# [secrets]\n",
+            "a = '''\n[secrets]\n'''\n",
+        ] {
+            assert!(Split::of(text).is_empty(), "{text}");
+            assert_eq!(split(text).0, text);
+        }
+    }
+
+    #[test]
+    fn what_was_erased_is_the_same_document() {
+        let after = erased(WHOLE);
+        assert!(!after.contains("words"), "{after}");
+        assert_eq!(split(&after).0, split(WHOLE).0);
+
+        let both = "[node]\n[secrets]\nwords = \"w\"\nseed_key = \"k\" # stays\n# words too\n";
+        let after = erased(both);
+        assert!(after.contains("[secrets]\n") && after.contains("seed_key = \"k\""));
+        assert!(!after.contains('w'), "{after}");
+        assert_eq!(split(&after).0, split(both).0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_split_without_a_panic(text in "(\\[?\\[?secrets\\]?\\]?|[a-z=.\"'{}\\[\\]#\\n\\r ,é]){0,60}") {
+            let (document, secrets) = split(&text);
+            prop_assert_eq!(document.len(), text.len());
+            prop_assert_eq!(secrets.len(), text.len());
+            erased(&text);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Where a configuration comes from, and whose word that is.
+
+use std::fmt;
+
+use alknet_core::config::ConfigError;
+
+use crate::store;
+
+/// Where a configuration came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// `alknet.toml` of the boot partition on the block device of this name.
+    BootPartition { device: String },
+    /// The kernel's command line.
+    CommandLine,
+    /// Somebody pasted it at the console.
+    Console,
+    /// Nothing was configured.
+    Default,
+    /// QEMU's fw_cfg.
+    FwCfg,
+    /// `config.last-good.toml`, since `config.toml` is damaged.
+    LastGood,
+    /// A NoCloud volume on the block device of this name.
+    NoCloud { device: String },
+    /// OEM strings of the firmware's tables.
+    Smbios,
+    /// `config.toml` of the data partition.
+    Stored,
+}
+
+impl Source {
+    /// Whose word it is: `hypervisor`, `medium` (whoever could attach one), `boot-partition` (whoever
+    /// could write to the disk), `boot-loader`, `console` (whoever stands in front of it),
+    /// `data-partition` (what this node accepted before) or `built-in`.
+    #[must_use]
+    pub fn trust(&self) -> &'static str {
+        match self {
+            Self::BootPartition { .. } => "boot-partition",
+            Self::CommandLine => "boot-loader",
+            Self::Console => "console",
+            Self::Default => "built-in",
+            Self::FwCfg | Self::Smbios => "hypervisor",
+            Self::LastGood | Self::Stored => "data-partition",
+            Self::NoCloud { .. } => "medium",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BootPartition { device } => write!(f, "alknet.toml ({device})"),
+            Self::CommandLine => f.write_str("kernel command line"),
+            Self::Console => f.write_str("console"),
+            Self::Default => f.write_str("default"),
+            Self::FwCfg => f.write_str("fw_cfg"),
+            Self::LastGood => f.write_str(store::LAST_GOOD),
+            Self::NoCloud { device } => write!(f, "nocloud ({device})"),
+            Self::Smbios => f.write_str("smbios"),
+            Self::Stored => f.write_str(store::LIVE),
+        }
+    }
+}
+
+/// Something that was wrong on the way to a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Stable name, see `docs/provisioning.md`.
+    pub code: &'static str,
+    /// What is wrong, one line.
+    pub text: String,
+    /// What to do, one line.
+    pub hint: String,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        code: &'static str,
+        text: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            code,
+            text: text.into(),
+            hint: hint.into(),
+        }
+    }
+
+    pub(crate) fn refused(source: &Source, error: &ConfigError) -> Self {
+        let text = format!("{source}: {}", error.summary());
+        Self::new("config-refused", text, error.fix.clone())
+    }
+
+    /// Whether it holds nothing up: looking at the sources again would not make it go away.
+    #[must_use]
+    pub fn is_notice(&self) -> bool {
+        const NOTICES: [&str; 4] = [
+            "nocloud-ignored",
+            "provisioning-conflict",
+            "provisioning-ignored",
+            "secrets-left",
+        ];
+        NOTICES.contains(&self.code)
+    }
+}

@@ -1,0 +1,159 @@
+//! A document that somebody pastes at the console, as one line:
+//! `alknet-node-1 <base64url> <CRC-32 in hex>`. A terminal may break the line and put spaces in.
+
+use std::fmt;
+
+use alknet_core::config::CONFIG_BYTES_MAX;
+use data_encoding::BASE64URL_NOPAD;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::{Bytes, parts};
+
+/// What the line begins with.
+pub const CONSOLE_HEAD: &str = "alknet-node-1";
+/// Most bytes of the line: the longest document, and as much white space as a terminal may add.
+pub const CONSOLE_LINE_BYTES_MAX: usize = CONFIG_BYTES_MAX / 3 * 4 + 8192;
+
+/// Why a line is no document.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConsoleError {
+    /// The middle of the line is no base64url, or too long.
+    #[error("{0}")]
+    Document(String),
+    /// It begins otherwise.
+    #[error("a document begins with {CONSOLE_HEAD}; 'alknet provision --form console' prints one")]
+    Head,
+    /// The line is longer than any document.
+    #[error("the line is longer than {CONSOLE_LINE_BYTES_MAX} bytes")]
+    Long,
+    /// Something is missing at its end, or was lost on the way.
+    #[error("characters were lost on the way, or changed; paste the line again, more slowly")]
+    Sum,
+}
+
+/// A pasted document. Its bytes are wiped when it is let go.
+pub struct ConsoleDocument(pub(crate) Bytes);
+
+impl fmt::Debug for ConsoleDocument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConsoleDocument({} bytes)", self.0.len())
+    }
+}
+
+impl ConsoleDocument {
+    /// Reads the line; white space in it counts for nothing.
+    ///
+    /// # Errors
+    /// See [`ConsoleError`].
+    pub fn parse(line: &str) -> Result<Self, ConsoleError> {
+        if line.len() > CONSOLE_LINE_BYTES_MAX {
+            return Err(ConsoleError::Long);
+        }
+        let rest = line.trim_start().strip_prefix(CONSOLE_HEAD);
+        let rest = rest.filter(|it| it.starts_with(char::is_whitespace));
+        let rest = rest.ok_or(ConsoleError::Head)?.trim();
+        let (text, sum) = rest
+            .rsplit_once(char::is_whitespace)
+            .ok_or(ConsoleError::Sum)?;
+        let mut encoded = Zeroizing::new(String::with_capacity(text.len()));
+        text.split_whitespace()
+            .for_each(|part| encoded.push_str(part));
+        if sum.len() != 8 {
+            return Err(ConsoleError::Sum);
+        }
+        let sum = u32::from_str_radix(sum, 16).map_err(|_| ConsoleError::Sum)?;
+        let document = parts::decode(&encoded).map_err(ConsoleError::Document)?;
+        if crc_32(&document) == sum {
+            Ok(Self(document))
+        } else {
+            Err(ConsoleError::Sum)
+        }
+    }
+
+    /// The line of a document, without an end.
+    #[must_use]
+    pub fn line(document: &[u8]) -> Zeroizing<String> {
+        let encoded = Zeroizing::new(BASE64URL_NOPAD.encode(document));
+        let sum = crc_32(document);
+        Zeroizing::new(format!("{CONSOLE_HEAD} {} {sum:08x}", *encoded))
+    }
+}
+
+/// CRC-32 of ISO-HDLC, as zip and gzip have it.
+fn crc_32(bytes: &[u8]) -> u32 {
+    const REFLECTED: u32 = 0xedb8_8320;
+    let step = |sum: u32, _| sum >> 1 ^ (REFLECTED & 0_u32.wrapping_sub(sum & 1));
+    let byte = |sum: u32, byte: &u8| (0..8).fold(sum ^ u32::from(*byte), step);
+    !bytes.iter().fold(!0, byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DOCUMENT: &[u8] = b"[node]\nname = \"edge-1\"\n";
+
+    #[test]
+    fn the_sum_is_the_usual_one() {
+        assert_eq!(crc_32(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn a_line_is_read_as_terminals_break_it() {
+        let line = ConsoleDocument::line(DOCUMENT);
+        let broken = format!("\r\n  {}\r\n", line.replace("bm9k", "bm\r\n 9k"));
+        for text in [line.as_str(), &broken] {
+            let read = ConsoleDocument::parse(text).expect("whole");
+            assert_eq!(*read.0, DOCUMENT);
+        }
+        let longest = vec![b'#'; CONFIG_BYTES_MAX];
+        assert!(ConsoleDocument::parse(&ConsoleDocument::line(&longest)).is_ok());
+    }
+
+    #[test]
+    fn damage_is_told_from_other_words() {
+        for other in ["", "hello", "alknet-node-2 YQ 0", "alknet-node-1x YQ 0"] {
+            let error = ConsoleDocument::parse(other).expect_err("nothing of ours");
+            assert_eq!(error, ConsoleError::Head, "{other}");
+        }
+        for cut in [
+            "alknet-node-1 ",
+            "alknet-node-1 YQ",
+            "alknet-node-1 YQ 12",
+            "alknet-node-1 YQ 12345678",
+        ] {
+            assert_eq!(
+                ConsoleDocument::parse(cut).err(),
+                Some(ConsoleError::Sum),
+                "{cut}"
+            );
+        }
+        let error = ConsoleDocument::parse("alknet-node-1 Y* 12345678").expect_err("no base64");
+        assert!(error.to_string().contains("base64url"));
+        let long = format!("{CONSOLE_HEAD} {}", "A".repeat(CONSOLE_LINE_BYTES_MAX));
+        assert_eq!(
+            ConsoleDocument::parse(&long).err(),
+            Some(ConsoleError::Long)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_lost_or_changed_character_goes_unseen(at in 14_usize..45, by in prop::char::range('A', 'Z'), cut in any::<bool>()) {
+            let line = ConsoleDocument::line(DOCUMENT);
+            let mut damaged = line.to_string();
+            if cut { damaged.remove(at); } else { damaged.replace_range(at..=at, &by.to_string()); }
+            prop_assume!(damaged != *line);
+            prop_assert!(ConsoleDocument::parse(&damaged).is_err());
+        }
+
+        #[test]
+        fn any_line_is_answered(line in "(alknet-node-1 )?[A-Za-z0-9_ -]{0,40}") {
+            let _ = ConsoleDocument::parse(&line);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! OEM strings of the firmware's tables: structures of type 11 (DMTF DSP0134, 7.12), which a hypervisor
+//! or a board's maker fills.
+
+use std::fs;
+
+use super::parts::assemble;
+use super::{Bytes, Offer, unreadable};
+use crate::{Paths, Problem, Source, file};
+
+const OEM_STRINGS: u8 = 11;
+/// Most bytes of one structure: as many as a table of SMBIOS 2 could have altogether.
+const STRUCTURE_BYTES_MAX: usize = (64 << 10) * 3 / 2;
+/// Most structures of the kind that are read.
+const STRUCTURES_MAX: usize = 64;
+
+const HINT: &str =
+    "correct the strings alknet.node in the hypervisor's configuration (docs/provisioning.md)";
+
+pub(super) fn find(paths: &Paths, problems: &mut Vec<Problem>) -> Option<Offer> {
+    let entries = fs::read_dir(&paths.dmi).ok()?;
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
+    let number = |name: String| name.strip_prefix("11-")?.parse::<u32>().ok();
+    let mut numbers: Vec<_> = entries.filter_map(name).filter_map(number).collect();
+    numbers.sort_unstable();
+    numbers.truncate(STRUCTURES_MAX);
+    let mut structures = Vec::new();
+    for number in numbers {
+        let raw = paths.dmi.join(format!("11-{number}")).join("raw");
+        match file::read_bounded(&raw, STRUCTURE_BYTES_MAX) {
+            Ok(found) => structures.extend(found),
+            Err(error) => problems.push(unreadable(&Source::Smbios, error, HINT)),
+        }
+    }
+    let texts = structures.iter().flat_map(|it| strings(it));
+    match assemble(texts.filter_map(|it| std::str::from_utf8(it).ok())) {
+        Ok(document) => document.map(|it: Bytes| Offer::document(Source::Smbios, it)),
+        Err(error) => {
+            problems.push(unreadable(&Source::Smbios, error, HINT));
+            None
+        }
+    }
+}
+
+/// The strings of a structure, which stand behind its formatted part, each with a zero at its end.
+fn strings(structure: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let formatted = match structure {
+        [OEM_STRINGS, length, ..] => usize::from(*length),
+        _ => structure.len(),
+    };
+    let strings = structure.get(formatted..).unwrap_or_default();
+    strings
+        .split(|byte| *byte == 0)
+        .take_while(|it| !it.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn strings_stand_behind_the_formatted_part() {
+        let structure = b"\x0b\x05\x00\x0b\x02first\0alknet.node=YQ\0\0after";
+        let found: Vec<_> = strings(structure).collect();
+        assert_eq!(found, [&b"first"[..], b"alknet.node=YQ"]);
+        for none in [
+            &b""[..],
+            b"\x0b",
+            b"\x0b\xff\0",
+            b"\x01\x05\0\0\0a\0\0",
+            b"\x0b\x05\0\0\0\0\0",
+        ] {
+            assert_eq!(strings(none).count(), 0, "{none:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = strings(&bytes).count();
+        }
+    }
+}

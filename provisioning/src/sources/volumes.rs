@@ -1,0 +1,183 @@
+//! Volumes: NoCloud's, labelled `cidata` or `CIDATA`, with `meta-data` and `user-data` as cloud-init
+//! defines them, and the boot partition, which people open on a laptop after flashing. Of both only what
+//! carries the label is ever mounted.
+
+use std::path::Path;
+
+use alknet_core::config::CONFIG_BYTES_MAX;
+
+use super::{Offer, of_volume, unreadable};
+use crate::label::{FileSystem, volume_label};
+use crate::mount::{Mounter, devices};
+use crate::secrets::SECRET_BYTES_MAX;
+use crate::{Paths, Problem, ProvisioningError, Source, file};
+
+/// What the files of a volume are called.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) document: &'static str,
+    pub(crate) words: &'static str,
+    pub(crate) seed_key: &'static str,
+}
+
+const NOCLOUD: Names = Names {
+    document: "user-data",
+    words: "vault.words",
+    seed_key: "seed.key",
+};
+
+const BOOT: Names = Names {
+    document: "alknet.toml",
+    words: "alknet/vault.words",
+    seed_key: "alknet/seed.key",
+};
+
+/// The label of our images' boot partition.
+const BOOT_LABEL: &str = "ALKESP";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    NoCloud,
+    Boot,
+}
+
+impl Kind {
+    fn source(self, device: String) -> Source {
+        match self {
+            Self::NoCloud => Source::NoCloud { device },
+            Self::Boot => Source::BootPartition { device },
+        }
+    }
+
+    const fn hint(self) -> &'static str {
+        match self {
+            Self::NoCloud => "write the NoCloud volume anew",
+            Self::Boot => "check the boot partition, or flash the image anew",
+        }
+    }
+}
+
+/// NoCloud volumes, then boot partitions; each kind in the order of device names.
+pub(super) fn find(
+    paths: &Paths,
+    mounter: &dyn Mounter,
+    problems: &mut Vec<Problem>,
+) -> Vec<Offer> {
+    let labelled = |name: String| {
+        let device = paths.dev.join(name.replace('!', "/"));
+        let (kind, file_system) = kind(&device)?;
+        Some((kind, name, device, file_system))
+    };
+    let found: Vec<_> = devices(paths).into_iter().filter_map(labelled).collect();
+    let of_kind = |wanted| found.iter().filter(move |(kind, ..)| *kind == wanted);
+    let mut offers = Vec::new();
+    for (kind, name, device, file_system) in of_kind(Kind::NoCloud).chain(of_kind(Kind::Boot)) {
+        let source = kind.source(name.clone());
+        match read(
+            *kind,
+            &source,
+            device,
+            *file_system,
+            paths,
+            mounter,
+            problems,
+        ) {
+            Ok(offer) => offers.extend(offer),
+            Err(error) => problems.push(unreadable(&source, error, kind.hint())),
+        }
+    }
+    offers
+}
+
+fn kind(device: &Path) -> Option<(Kind, FileSystem)> {
+    let mut opened = file::open(device).ok()?;
+    let kind = opened.metadata().ok()?.file_type();
+    if !kind.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
+        return None;
+    }
+    // A device that cannot be read is no medium; whoever needs it will say so.
+    let found = volume_label(&mut opened).ok()??;
+    let kind = match (found.label.as_str(), found.file_system) {
+        ("cidata" | "CIDATA", _) => Kind::NoCloud,
+        (BOOT_LABEL, FileSystem::Vfat) => Kind::Boot,
+        _ => return None,
+    };
+    Some((kind, found.file_system))
+}
+
+fn read(
+    kind: Kind,
+    source: &Source,
+    device: &Path,
+    file_system: FileSystem,
+    paths: &Paths,
+    mounter: &dyn Mounter,
+    problems: &mut Vec<Problem>,
+) -> Result<Option<Offer>, ProvisioningError> {
+    let mounted = mounter
+        .mount(device, file_system, &paths.mount_point)
+        .map_err(|source| ProvisioningError::Mount {
+            device: device.to_owned(),
+            source,
+        })?;
+    let root = mounted.root();
+    let names = match kind {
+        Kind::NoCloud => &NOCLOUD,
+        Kind::Boot => &BOOT,
+    };
+    let mut offer = Offer {
+        source: source.clone(),
+        document: of_volume(root, names.document, CONFIG_BYTES_MAX)?,
+        words: of_volume(root, names.words, SECRET_BYTES_MAX)?,
+        seed_key: of_volume(root, names.seed_key, SECRET_BYTES_MAX)?,
+        names: Some(names),
+        volume: Some((device.to_owned(), file_system)),
+    };
+    let has_secrets = offer.words.is_some() || offer.seed_key.is_some();
+    if kind == Kind::NoCloud {
+        let meta_data = of_volume(root, "meta-data", CONFIG_BYTES_MAX)?;
+        // A stick that only opens the vault is no half of a NoCloud volume.
+        let is_key_only = has_secrets && meta_data.is_none() && offer.document.is_none();
+        if !is_key_only {
+            missing(
+                device,
+                meta_data.is_none(),
+                offer.document.is_none(),
+                problems,
+            );
+        }
+        ignored(device, root, problems);
+        if meta_data.is_none() {
+            offer.document = None;
+        }
+    }
+    let is_something = offer.document.is_some() || has_secrets;
+    Ok(is_something.then_some(offer))
+}
+
+fn missing(device: &Path, meta_data: bool, user_data: bool, problems: &mut Vec<Problem>) {
+    for (name, is_missing) in [("meta-data", meta_data), ("user-data", user_data)] {
+        if is_missing {
+            problems.push(Problem::new(
+                "nocloud-incomplete",
+                format!(
+                    "{}: the NoCloud volume has no {name} and is not used",
+                    device.display()
+                ),
+                format!("add {name}; both files must be there, meta-data may be empty"),
+            ));
+        }
+    }
+}
+
+fn ignored(device: &Path, root: &Path, problems: &mut Vec<Problem>) {
+    for name in ["network-config", "vendor-data"] {
+        if root.join(name).symlink_metadata().is_ok() {
+            problems.push(Problem::new(
+                "nocloud-ignored",
+                format!("{}: {name} is not read", device.display()),
+                "put its settings into user-data (docs/configuration.md)",
+            ));
+        }
+    }
+}

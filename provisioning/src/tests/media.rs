@@ -1,0 +1,369 @@
+//! Every source, good and damaged, and all of them at once.
+
+use alknet_core::config::CONFIG_BYTES_MAX;
+use data_encoding::BASE64URL_NOPAD;
+
+use super::*;
+
+impl Machine {
+    fn boot_partition(&mut self, name: &str, files: &[(&str, &str)]) {
+        self.disk(name, fat32_boot_sector("ALKESP"), &[]);
+        let content = self.root.path().join(format!("content-{name}"));
+        fs::create_dir(content.join("alknet")).expect(FILE);
+        for (name, text) in files {
+            fs::write(content.join(name), text).expect(FILE);
+        }
+    }
+
+    /// OEM strings, in one structure.
+    fn smbios(&self, number: usize, strings: &[&str]) {
+        let dir = self.paths.dmi.join(format!("11-{number}"));
+        fs::create_dir_all(&dir).expect(FILE);
+        let mut raw = vec![11, 5, 0, 11, strings.len() as u8];
+        strings
+            .iter()
+            .for_each(|it| raw.extend([it.as_bytes(), b"\0"].concat()));
+        raw.push(0);
+        fs::write(dir.join("raw"), raw).expect(FILE);
+    }
+
+    fn command_line(&self, document: &str) {
+        let encoded = BASE64URL_NOPAD.encode(document.as_bytes());
+        let line = format!("console=ttyS0 quiet alknet.node={encoded} panic=10\n");
+        fs::write(&self.paths.command_line, line).expect(FILE);
+    }
+
+    fn secure_boot(&self, value: &[u8]) {
+        let dir = self.paths.efi.join("efivars");
+        fs::create_dir_all(&dir).expect(FILE);
+        let name = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+        fs::write(dir.join(name), value).expect(FILE);
+    }
+
+    fn paste(&self, document: &str) -> Loaded {
+        let line = ConsoleDocument::line(document.as_bytes());
+        let pasted = ConsoleDocument::parse(&line).expect("whole");
+        load_console(&self.paths, &self.volumes, pasted)
+    }
+}
+
+fn parts(document: &str, bytes: usize) -> Vec<String> {
+    let strings = strings(document.as_bytes(), bytes);
+    strings.iter().map(|it| it.to_string()).collect()
+}
+
+#[test]
+fn a_file_on_the_boot_partition_is_a_configuration() {
+    let mut machine = Machine::new();
+    machine.boot_partition("vda2", &[("alknet.toml", &document(7))]);
+    let loaded = machine.load();
+    assert_eq!((name(&loaded), codes(&loaded)), ("node-7", vec![]));
+    assert_eq!(loaded.source.to_string(), "alknet.toml (vda2)");
+    assert_eq!(loaded.source.trust(), "boot-partition");
+    assert_eq!(
+        loaded.summary(),
+        "alknet.toml (vda2) (boot-partition) set node"
+    );
+}
+
+#[test]
+fn a_boot_partition_without_a_file_is_no_problem() {
+    let mut machine = Machine::new();
+    machine.boot_partition("vda2", &[]);
+    let loaded = machine.load();
+    assert_eq!((loaded.source, loaded.problems), (Source::Default, vec![]));
+}
+
+#[test]
+fn editors_of_every_system_may_write_it() {
+    let written = document(7).replace('\n', "\r\n");
+    for text in [
+        format!("\u{feff}{written}"),
+        format!("{written}\0\0\0\0"),
+        format!("\u{feff}# mine\r\n{written}\0"),
+    ] {
+        let mut machine = Machine::new();
+        machine.boot_partition("vda2", &[("alknet.toml", &text)]);
+        let loaded = machine.load();
+        assert_eq!(
+            (name(&loaded), codes(&loaded)),
+            ("node-7", vec![]),
+            "{text:?}"
+        );
+        let stored = machine.stored("config.toml").expect("stored");
+        assert!(!stored.contains(['\0', '\u{feff}']));
+        // Found again, it is the same one.
+        assert_eq!(machine.load().source, Source::Stored);
+    }
+}
+
+#[test]
+fn utf_16_is_refused_by_name() {
+    let mut machine = Machine::new();
+    machine.boot_partition("vda2", &[]);
+    let utf_16: Vec<u8> = "\u{feff}[node]"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let path = machine.root.path().join("content-vda2/alknet.toml");
+    fs::write(path, utf_16).expect(FILE);
+    let loaded = machine.load();
+    assert_eq!(codes(&loaded), ["config-refused", "config-salvaged"]);
+    assert!(loaded.problems[0].text.contains("UTF-16"));
+    assert!(loaded.problems[0].hint.contains("UTF-8"));
+}
+
+#[test]
+fn strings_of_the_firmware_are_put_together() {
+    let machine = Machine::new();
+    let long = format!("{}# {}\n", document(5), "x".repeat(3000));
+    let strings = parts(&long, 60);
+    assert!(strings.len() > 50);
+    let (some, rest) = strings.split_at(20);
+    let texts = |list: &'_ [String]| list.iter().rev().cloned().collect::<Vec<_>>();
+    let (some, rest) = (texts(some), texts(rest));
+    let some: Vec<_> = some
+        .iter()
+        .map(String::as_str)
+        .chain(["Vendor: x"])
+        .collect();
+    let rest: Vec<_> = rest.iter().map(String::as_str).collect();
+    machine.smbios(0, &some);
+    machine.smbios(1, &rest);
+    let loaded = machine.load();
+    assert_eq!((name(&loaded), codes(&loaded)), ("node-5", vec![]));
+    assert_eq!(
+        (&loaded.source, loaded.source.trust()),
+        (&Source::Smbios, "hypervisor")
+    );
+    assert_eq!(machine.stored("config.toml"), Some(long));
+}
+
+#[test]
+fn damaged_strings_of_the_firmware_are_one_clear_line() {
+    let whole = parts(&document(5), 40);
+    let first = whole[0].as_str();
+    for (strings, word) in [
+        (
+            &whole[1..].iter().map(String::as_str).collect::<Vec<_>>()[..],
+            "alknet.node.0 is missing",
+        ),
+        (&[first, first], "alknet.node.0 is there twice"),
+        (&["alknet.node=a b"], "no base64url"),
+    ] {
+        let machine = Machine::new();
+        machine.smbios(0, strings);
+        let loaded = machine.load();
+        assert_eq!(codes(&loaded), ["provisioning-unreadable"]);
+        let text = &loaded.problems[0].text;
+        assert!(
+            text.starts_with("smbios: ") && text.contains(word),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn the_command_line_counts_where_nobody_signed_the_image() {
+    let machine = Machine::new();
+    machine.command_line(&document(6));
+    let loaded = machine.load();
+    assert_eq!((name(&loaded), codes(&loaded)), ("node-6", vec![]));
+    assert_eq!(loaded.source.to_string(), "kernel command line");
+    assert_eq!(loaded.source.trust(), "boot-loader");
+
+    let off = Machine::new();
+    off.command_line(&document(6));
+    off.secure_boot(&[6, 0, 0, 0, 0]);
+    assert_eq!(name(&off.load()), "node-6");
+}
+
+#[test]
+fn the_command_line_of_a_signed_image_is_not_believed() {
+    let values: [(&[u8], &str); 3] = [
+        (&[6, 0, 0, 0, 1], "Secure Boot is on"),
+        (&[6, 0, 0], "nobody knows"),
+        (&[], "nobody knows"),
+    ];
+    for (value, why) in values {
+        let machine = Machine::new();
+        machine.command_line(&document(6));
+        machine.secure_boot(value);
+        let loaded = machine.load();
+        assert_eq!(
+            (&loaded.source, codes(&loaded)),
+            (&Source::Default, vec!["provisioning-ignored"])
+        );
+        assert!(
+            loaded.problems[0].text.contains(why),
+            "{:?}",
+            loaded.problems
+        );
+        assert!(loaded.problems[0].is_notice());
+    }
+    let unmounted = Machine::new();
+    unmounted.command_line(&document(6));
+    fs::create_dir(&unmounted.paths.efi).expect(FILE);
+    assert_eq!(codes(&unmounted.load()), ["provisioning-ignored"]);
+
+    let locked = Machine::new();
+    locked.command_line(&document(6));
+    let line = fs::read_to_string(&locked.paths.command_line).expect(FILE);
+    fs::write(
+        &locked.paths.command_line,
+        format!("lockdown=confidentiality {line}"),
+    )
+    .expect(FILE);
+    let loaded = locked.load();
+    assert!(
+        loaded.problems[0].text.contains("locked down"),
+        "{:?}",
+        loaded.problems
+    );
+}
+
+#[test]
+fn a_damaged_command_line_is_one_clear_line() {
+    let machine = Machine::new();
+    fs::write(&machine.paths.command_line, "alknet.node=*** quiet").expect(FILE);
+    let loaded = machine.load();
+    assert_eq!(codes(&loaded), ["provisioning-unreadable"]);
+    assert!(loaded.problems[0].text.starts_with("kernel command line: "));
+}
+
+#[test]
+fn what_somebody_pastes_at_the_console_is_kept() {
+    let machine = Machine::new();
+    let loaded = machine.paste(&document(8));
+    assert_eq!(
+        (name(&loaded), &loaded.source),
+        ("node-8", &Source::Console)
+    );
+    assert_eq!(loaded.source.trust(), "console");
+    assert_eq!(machine.stored("config.toml"), Some(document(8)));
+    let refused = machine.paste(&misspelt(9));
+    assert_eq!(codes(&refused), ["config-refused", "config-last-good"]);
+    assert_eq!(name(&refused), "node-8");
+}
+
+#[test]
+fn of_several_documents_the_order_decides_and_the_losers_are_named() {
+    let mut machine = Machine::new();
+    machine.command_line(&document(6));
+    assert_eq!(name(&machine.paste(&document(8))), "node-6");
+    machine.smbios(0, &[&parts(&document(5), 4096)[0]]);
+    assert_eq!(name(&machine.load()), "node-5");
+    machine.boot_partition("vda2", &[("alknet.toml", &document(4))]);
+    assert_eq!(name(&machine.load()), "node-4");
+    machine.disk(
+        "vdb",
+        iso_volume("cidata"),
+        &[("meta-data", ""), ("user-data", &document(3))],
+    );
+    assert_eq!(name(&machine.load()), "node-3");
+    machine.fw_cfg(document(2));
+    let loaded = machine.paste(&document(8));
+    assert_eq!(
+        (name(&loaded), codes(&loaded)),
+        ("node-2", vec!["provisioning-conflict"])
+    );
+    let losers = "nocloud (vdb), alknet.toml (vda2), smbios, kernel command line, console";
+    assert_eq!(
+        loaded.problems[0].text,
+        format!("fw_cfg counts; other documents are not used: {losers}")
+    );
+    assert!(loaded.problems[0].is_notice());
+}
+
+#[test]
+fn the_same_document_twice_is_no_conflict() {
+    let mut machine = Machine::new();
+    machine.fw_cfg(document(2));
+    machine.boot_partition(
+        "vda2",
+        &[("alknet.toml", &format!("\u{feff}{}", document(2)))],
+    );
+    assert!(machine.load().problems.is_empty());
+}
+
+#[test]
+fn an_empty_source_lets_the_next_one_count() {
+    let machine = Machine::new();
+    machine.fw_cfg(" \n");
+    machine.command_line(&document(6));
+    let loaded = machine.load();
+    assert_eq!(
+        (name(&loaded), codes(&loaded)),
+        ("node-6", vec!["provisioning-empty"])
+    );
+}
+
+#[test]
+fn an_over_long_document_is_one_clear_line_from_every_source() {
+    let long = format!("{}#{}\n", document(1), "x".repeat(CONFIG_BYTES_MAX));
+    let refused = |loaded: &Loaded| {
+        let first = &loaded.problems[0];
+        assert!(first.text.contains("longer than 65536 bytes"), "{first:?}");
+        assert_eq!(
+            loaded
+                .problems
+                .iter()
+                .filter(|it| it.text.contains("longer"))
+                .count(),
+            1
+        );
+    };
+    let mut boot = Machine::new();
+    boot.boot_partition("vda2", &[("alknet.toml", &long)]);
+    refused(&boot.load());
+    let fw_cfg = Machine::new();
+    fw_cfg.fw_cfg(&long);
+    refused(&fw_cfg.load());
+    let mut nocloud = Machine::new();
+    nocloud.disk(
+        "sr0",
+        iso_volume("cidata"),
+        &[("meta-data", ""), ("user-data", &long)],
+    );
+    refused(&nocloud.load());
+    let firmware = Machine::new();
+    let strings = parts(&long, 60_000);
+    let strings: Vec<_> = strings.iter().map(String::as_str).collect();
+    strings
+        .chunks(1)
+        .enumerate()
+        .for_each(|(at, it)| firmware.smbios(at, it));
+    refused(&firmware.load());
+}
+
+#[test]
+fn a_document_of_a_newer_version_is_one_clear_line() {
+    let machine = Machine::new();
+    machine.fw_cfg(format!("version = 9\nshape = 1\n{}", document(1)));
+    let loaded = machine.load();
+    assert_eq!(codes(&loaded), ["config-refused", "config-salvaged"]);
+    assert!(
+        loaded.problems[0]
+            .text
+            .contains("version 9, which is newer")
+    );
+    assert_eq!(loaded.config.node.admin_keys, [key(1)]);
+}
+
+#[test]
+fn what_a_document_sets_is_told_in_its_order() {
+    let machine = Machine::new();
+    machine.fw_cfg(format!(
+        "version = 1\n[log]\nlevel = \"debug\"\n{}[vault]\n",
+        document(1)
+    ));
+    assert_eq!(machine.load().set, ["version", "log", "node", "vault"]);
+    assert_eq!(
+        machine.load().summary(),
+        "config.toml (data-partition) set version, log, node, vault"
+    );
+    assert_eq!(
+        Machine::new().load().summary(),
+        "default (built-in) set nothing"
+    );
+}

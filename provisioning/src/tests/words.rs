@@ -1,0 +1,346 @@
+//! Words and seed keys on media: found, never stored, erased.
+
+use alknet_vault::Entropy;
+use alknet_vault::slots::SeedKey;
+
+use super::*;
+
+const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
+                     abandon about";
+const OTHERS: &str = "legal winner thank year wave sausage worth useful legal winner thank yellow";
+const ID: &str = "00112233-4455-4677-8899-aabbccddeeff";
+
+fn seed_key() -> String {
+    let vault = ID.parse().expect("an id");
+    let key = SeedKey::generate(vault).expect("random bytes");
+    key.to_text().expose().to_owned()
+}
+
+fn with_secrets(n: u8, secrets: &str) -> String {
+    format!(
+        "# mine\n[secrets] # hidden\n{secrets}\n\n# who\n{}",
+        document(n)
+    )
+}
+
+fn entropy(text: &str) -> Entropy {
+    Entropy::parse(text).expect("words")
+}
+
+fn words(loaded: &Loaded) -> &Words {
+    loaded.secrets.words.as_ref().expect("words on a medium")
+}
+
+fn erased(machine: &Machine, loaded: &Loaded) -> Vec<Problem> {
+    erase(&machine.paths, &machine.volumes, &words(loaded).places)
+}
+
+fn content(machine: &Machine, path: &str) -> String {
+    fs::read_to_string(machine.root.path().join(path)).expect("there")
+}
+
+#[test]
+fn secrets_of_a_document_are_not_stored_with_it() {
+    let machine = Machine::new();
+    let table = format!(
+        "words = \"{WORDS}\"\nwords_passphrase = \"TREZOR\"\nseed_key = \"{}\"",
+        seed_key().trim()
+    );
+    machine.fw_cfg(with_secrets(1, &table));
+    let loaded = machine.load();
+    assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec![]));
+    let found = words(&loaded);
+    assert_eq!(found.entropy, entropy(WORDS));
+    assert_eq!(
+        (found.passphrase.expose(), &found.source),
+        ("TREZOR", &Source::FwCfg)
+    );
+    let vault = ID.parse().expect("an id");
+    assert!(loaded.secrets.seed_key_of(vault).is_some());
+    let dir = machine.paths.config_dir.clone().expect("given");
+    for file in fs::read_dir(dir).expect(FILE) {
+        let stored = fs::read_to_string(file.expect(FILE).path()).expect(FILE);
+        assert!(
+            stored.contains("# mine\n") && stored.contains("# who\n[node]"),
+            "{stored}"
+        );
+        for secret in ["abandon", "TREZOR", "alknet-seed", "secrets", "hidden"] {
+            assert!(!stored.contains(secret), "{stored}");
+        }
+    }
+    assert!(!format!("{loaded:?}").contains("abandon"));
+    assert_eq!(
+        machine.load().source,
+        Source::Stored,
+        "the same document again"
+    );
+}
+
+#[test]
+fn a_mistake_keeps_its_line_behind_the_secrets() {
+    let machine = Machine::new();
+    machine.fw_cfg(with_secrets(1, &format!("words = \"{WORDS}\"")) + "nmae = 1\n");
+    let loaded = machine.load();
+    assert!(
+        loaded.problems[0]
+            .text
+            .starts_with("fw_cfg: line 9, node.nmae:"),
+        "{:?}",
+        loaded.problems
+    );
+    assert_eq!(machine.stored("config.toml"), None);
+}
+
+#[test]
+fn secrets_lie_beside_the_document_as_well() {
+    let mut machine = Machine::new();
+    machine.fw_cfg(document(1));
+    machine.fw_cfg_entry("words", format!("\u{feff}{}\r\n\0\0", WORDS.to_uppercase()));
+    machine.fw_cfg_entry("seed.key", seed_key());
+    machine.disk(
+        "sda1",
+        fat16_volume("CIDATA", None),
+        &[("seed.key", &seed_key())],
+    );
+    machine.disk(
+        "sdb1",
+        fat16_volume("CIDATA", None),
+        &[("vault.words", WORDS)],
+    );
+    let loaded = machine.load();
+    assert_eq!(
+        codes(&loaded),
+        Vec::<&str>::new(),
+        "sticks with nothing but secrets are whole"
+    );
+    assert_eq!(words(&loaded).entropy, entropy(WORDS));
+    assert_eq!(words(&loaded).places.len(), 2);
+    let sources: Vec<_> = loaded
+        .secrets
+        .seed_keys
+        .iter()
+        .map(|it| it.source.to_string())
+        .collect();
+    assert_eq!(sources, ["fw_cfg", "nocloud (sda1)"]);
+}
+
+#[test]
+fn words_that_are_none_are_not_repeated() {
+    let unknown = WORDS.replace("about", "abuot");
+    let checksum = WORDS.replace("about", "abandon");
+    for (text, word) in [
+        (unknown.as_str(), "words: word 12 is not in the list"),
+        (&checksum, "checksum"),
+        ("abandon about", "2 words"),
+        (&"x".repeat(5000), "longer than 4096 bytes"),
+        ("a\0b\0c\0", "UTF-16"),
+        ("\u{0}", ""),
+        (" \n ", ""),
+    ] {
+        let machine = Machine::new();
+        machine.fw_cfg(document(1));
+        machine.fw_cfg_entry("words", text);
+        let loaded = machine.load();
+        assert!(loaded.secrets.words.is_none());
+        assert_eq!(name(&loaded), "node-1");
+        if word.is_empty() {
+            assert!(loaded.problems.is_empty(), "erased words are no words");
+            continue;
+        }
+        assert_eq!(codes(&loaded), ["secrets-refused"]);
+        let problem = &loaded.problems[0];
+        assert!(
+            problem.text.starts_with("fw_cfg: ") && problem.text.contains(word),
+            "{problem:?}"
+        );
+        assert!(
+            !problem.text.contains("abuot") && !problem.text.contains("about"),
+            "{problem:?}"
+        );
+    }
+}
+
+#[test]
+fn a_damaged_table_of_secrets_is_not_quoted() {
+    for (table, place, word) in [
+        ("wrods = \"hush\"", "line 3, secrets", "unknown key"),
+        ("words = 5", "line 3, secrets.words", "expected a string"),
+        ("seed_key = \"hush\"", "secrets.seed_key", "no seed.key"),
+    ] {
+        let machine = Machine::new();
+        machine.fw_cfg(with_secrets(1, table));
+        let loaded = machine.load();
+        assert_eq!(
+            (name(&loaded), codes(&loaded)),
+            ("node-1", vec!["secrets-refused"])
+        );
+        let text = &loaded.problems[0].text;
+        assert!(
+            text.contains(place) && text.contains(word) && !text.contains("hush"),
+            "{text}"
+        );
+    }
+    for table in [
+        "words = \"hush",
+        "words = hush",
+        "words \"hush\"",
+        "words = \"\"\"hush",
+    ] {
+        let machine = Machine::new();
+        machine.fw_cfg(with_secrets(1, table));
+        let loaded = machine.load();
+        assert_eq!(codes(&loaded)[0], "config-refused", "{table}");
+        assert!(loaded.salvaged);
+        for problem in &loaded.problems {
+            assert!(!problem.text.contains("hush"), "{problem:?}");
+        }
+        assert_eq!(machine.stored("config.toml"), None);
+    }
+    let machine = Machine::new();
+    machine.fw_cfg(format!("secrets = 5\n{}", document(1)));
+    assert_eq!(codes(&machine.load()), ["secrets-refused"]);
+}
+
+#[test]
+fn other_words_of_a_later_source_are_named_and_left() {
+    let mut machine = Machine::new();
+    machine.fw_cfg_entry("words", WORDS);
+    machine.disk(
+        "sdb1",
+        fat16_volume("CIDATA", None),
+        &[("vault.words", OTHERS)],
+    );
+    let loaded = machine.load();
+    assert_eq!(codes(&loaded), ["provisioning-conflict"]);
+    assert_eq!(
+        loaded.problems[0].text,
+        "nocloud (sdb1): vault.words: other words than those of fw_cfg, which are used"
+    );
+    assert_eq!(words(&loaded).places.len(), 1);
+}
+
+#[test]
+fn words_in_a_file_are_erased_and_the_seed_key_stays() {
+    let mut machine = Machine::new();
+    let key = seed_key();
+    let files = [
+        ("vault.words", WORDS),
+        ("seed.key", &key),
+        ("meta-data", ""),
+        ("user-data", &document(1)),
+    ];
+    machine.disk("sda1", fat16_volume("CIDATA", None), &files);
+    let loaded = machine.load();
+    assert_eq!(erased(&machine, &loaded), []);
+    let after = content(&machine, "content-sda1/vault.words");
+    assert_eq!((after.len(), after.trim()), (WORDS.len(), ""));
+    assert_eq!(content(&machine, "content-sda1/seed.key"), key);
+    let again = machine.load();
+    assert!(again.secrets.words.is_none() && again.problems.is_empty());
+    assert_eq!(again.secrets.seed_keys.len(), 1);
+}
+
+#[test]
+fn words_in_a_document_are_erased_and_nothing_else_of_it() {
+    let mut machine = Machine::new();
+    let table = format!(
+        "words = \"{WORDS}\"\nwords_passphrase = \"TREZOR\"\nseed_key = \"{}\"\n# {WORDS}",
+        seed_key().trim()
+    );
+    let whole = format!("\u{feff}{}", with_secrets(1, &table).replace('\n', "\r\n"));
+    machine.disk(
+        "vda2",
+        fat32_boot_sector("ALKESP"),
+        &[("alknet.toml", &whole)],
+    );
+    let loaded = machine.load();
+    assert_eq!(erased(&machine, &loaded), []);
+    let after = content(&machine, "content-vda2/alknet.toml");
+    assert_eq!(after.len(), whole.len());
+    assert_eq!(after.matches("\r\n").count(), whole.matches("\r\n").count());
+    for gone in ["abandon", "TREZOR", "words"] {
+        assert!(!after.contains(gone), "{after}");
+    }
+    for there in [
+        "# mine",
+        "[secrets]",
+        "seed_key = \"alknet-seed-1",
+        "# who",
+        "[node]",
+    ] {
+        assert!(after.contains(there), "{after}");
+    }
+    let again = machine.load();
+    assert_eq!(
+        (again.source, again.problems),
+        (Source::Stored, vec![]),
+        "the same document"
+    );
+    assert!(again.secrets.words.is_none());
+    assert_eq!(again.secrets.seed_keys.len(), 1);
+}
+
+#[test]
+fn words_that_cannot_be_erased_are_a_problem_each() {
+    let mut machine = Machine::new();
+    machine.fw_cfg_entry("words", WORDS);
+    machine.disk("sr0", iso_volume("cidata"), &[("vault.words", WORDS)]);
+    machine.disk(
+        "sda1",
+        fat16_volume("CIDATA", None),
+        &[("vault.words", WORDS)],
+    );
+    machine.disk(
+        "sdb1",
+        fat16_volume("CIDATA", None),
+        &[("vault.words", WORDS)],
+    );
+    let loaded = machine.load();
+    machine.volumes.remove(&machine.paths.dev.join("sda1"));
+    let problems = erased(&machine, &loaded);
+    let texts: Vec<_> = problems.iter().map(|it| it.text.as_str()).collect();
+    assert_eq!(texts.len(), 3, "{texts:?}");
+    for (text, source) in texts
+        .iter()
+        .zip(["fw_cfg:", "nocloud (sda1):", "nocloud (sr0):"])
+    {
+        assert!(
+            text.starts_with(source) && text.contains("still there"),
+            "{text}"
+        );
+    }
+    assert!(
+        problems
+            .iter()
+            .all(|it| it.code == "secrets-left" && it.is_notice())
+    );
+    assert_eq!(content(&machine, "content-sdb1/vault.words").trim(), "");
+}
+
+#[test]
+fn a_link_is_not_followed_to_be_overwritten() {
+    let mut machine = Machine::new();
+    machine.disk(
+        "sda1",
+        fat16_volume("CIDATA", None),
+        &[("vault.words", WORDS)],
+    );
+    let loaded = machine.load();
+    let elsewhere = machine.root.path().join("elsewhere");
+    fs::write(&elsewhere, WORDS).expect(FILE);
+    let file = machine.root.path().join("content-sda1/vault.words");
+    fs::remove_file(&file).expect(FILE);
+    std::os::unix::fs::symlink(&elsewhere, &file).expect(FILE);
+    assert_eq!(erased(&machine, &loaded).len(), 1);
+    assert_eq!(content(&machine, "elsewhere"), WORDS);
+}
+
+#[test]
+fn a_document_of_secrets_alone_is_not_called_empty() {
+    let machine = Machine::new();
+    machine.store("config.toml", document(1));
+    machine.fw_cfg(format!("[secrets]\nwords = \"{WORDS}\"\n"));
+    let loaded = machine.load();
+    assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec![]));
+    assert!(loaded.secrets.words.is_some());
+}

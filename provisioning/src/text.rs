@@ -1,0 +1,67 @@
+//! Text as people's editors and tools leave it: with a byte order mark, in UTF-16, with zeros after it.
+
+/// Why bytes are no text that can be read here.
+pub(crate) const UTF_16: (&str, &str) = (
+    "the file is UTF-16, which some editors of Windows write",
+    "save it as UTF-8",
+);
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The text without its byte order mark and without the zeros that some tools pad with; nothing where
+/// it is UTF-16.
+pub(crate) fn clean(bytes: &[u8]) -> Option<&[u8]> {
+    if is_utf_16(bytes) {
+        return None;
+    }
+    let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    let end = text.iter().rposition(|byte| *byte != 0);
+    Some(&text[..end.map_or(0, |at| at + 1)])
+}
+
+/// Where in the file the cleaned text begins.
+pub(crate) fn offset(bytes: &[u8]) -> usize {
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        BYTE_ORDER_MARK.len()
+    } else {
+        0
+    }
+}
+
+/// Marked as such, or with the zeros that ASCII has in it.
+fn is_utf_16(bytes: &[u8]) -> bool {
+    let zeros = |odd: usize| {
+        let start = bytes.get(..4).unwrap_or_default();
+        let is_zero = |(at, byte): (usize, &u8)| (*byte == 0) == (at % 2 == odd);
+        start.len() == 4 && start.iter().enumerate().all(is_zero)
+    };
+    bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) || zeros(0) || zeros(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_and_padding_are_no_text() {
+        assert_eq!(
+            clean(b"\xef\xbb\xbfa = 1\r\n\0\0\0"),
+            Some(&b"a = 1\r\n"[..])
+        );
+        assert_eq!(clean(b""), Some(&b""[..]));
+        assert_eq!(clean(&[0; 9]), Some(&b""[..]));
+        assert_eq!(clean(b"a\0b"), Some(&b"a\0b"[..]));
+        assert_eq!((offset(b"\xef\xbb\xbfa"), offset(b"a")), (3, 0));
+    }
+
+    #[test]
+    fn utf_16_is_known_in_both_orders_with_and_without_a_mark() {
+        let units = || "[node]".encode_utf16();
+        let little: Vec<u8> = units().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = units().flat_map(u16::to_be_bytes).collect();
+        for (mark, text) in [(&[0xff, 0xfe], &little), (&[0xfe, 0xff], &big)] {
+            assert_eq!(clean(text), None);
+            assert_eq!(clean(&[&mark[..], text].concat()), None);
+        }
+    }
+}
