@@ -173,6 +173,6 @@ mod tests {
                 "{package}"
             );
         }
-        assert_eq!(PYTHON_PACKAGES.matches("sha256:").count(), 22);
+        assert_eq!(PYTHON_PACKAGES.matches("sha256:").count(), 23);
     }
 }

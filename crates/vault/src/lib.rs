@@ -9,11 +9,13 @@
 //! project beneath, no clock and no environment: times come from the caller, and the only files
 //! touched are those a caller names.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod area;
 pub mod audit;
 mod bip39;
 mod blob;
+pub mod credentials;
 mod crypto;
 mod derive;
 mod error;
@@ -23,16 +25,19 @@ mod secret;
 mod selftest;
 mod signer;
 pub mod slots;
+mod successor;
 mod vault;
 
+pub use area::{AREA_BYTES, Area, AreaError, AreaKind};
 pub use bip39::{Entropy, WordCount};
 pub use blob::stream::StreamError;
 pub use blob::{Blob, Label};
-pub use derive::{Curve, DerivationPath, Index, KeyVersion, MacPurpose, Purpose};
+pub use derive::{Curve, DerivationPath, Index, KeyVersion, MacPurpose, Purpose, public_key};
 pub use error::{LabelError, MnemonicError, PathError, VaultError};
 pub use secret::{SecretArr, SecretBytes, SecretStr};
 pub use selftest::{SelfTestFailure, Suite, selftest};
 #[cfg(feature = "secp256k1")]
 pub use signer::EthereumSigner;
 pub use signer::{Ed25519Signer, P256Signer, Reason};
-pub use vault::{Epoch, KeyVersions, Observer, Vault, VaultState};
+pub use successor::{Successor, SuccessorError};
+pub use vault::{Epoch, KeyVersions, Noticed, Observer, Vault, VaultState};

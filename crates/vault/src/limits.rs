@@ -18,6 +18,12 @@ pub const MAX_BLOB_JSON_BYTES: usize = MAX_PLAINTEXT_BYTES / 3 * 4 + 1024;
 /// Bytes in the clear of one chunk of a stream: 64 KiB.
 pub const STREAM_CHUNK_BYTES: usize = 64 << 10;
 
+/// Sealed records in one directory.
+pub const MAX_CREDENTIALS: usize = 4096;
+
+/// Bytes of a statement that one identity succeeds another.
+pub const MAX_SUCCESSOR_BYTES: usize = 1024;
+
 /// Bytes of one copy of `vault.alkv`, always written whole: 64 KiB.
 pub const COPY_BYTES: usize = 64 << 10;
 /// Key slots of one vault.
@@ -44,5 +50,8 @@ pub const MAX_PENDING_EVENTS: usize = 1000;
 pub const AUDIT_FILE_BYTES: u64 = 8 << 20;
 /// Audit files kept, the one being written included.
 pub const AUDIT_FILES: usize = 8;
+/// Bytes of an event as one process hands it to another; its line, with two hashes and a number more,
+/// fits the log.
+pub const MAX_AUDIT_RECORD_BYTES: usize = 2048;
 /// Bytes of one line of the audit log.
 pub const MAX_AUDIT_LINE_BYTES: usize = 4096;

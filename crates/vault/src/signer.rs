@@ -2,11 +2,13 @@
 //! being served goes on; `lock_hard` takes all of them back.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::{Arc, RwLock};
 
 use ed25519_dalek::Signer as _;
 
-use crate::audit::Event;
+use crate::area::Area;
+use crate::audit::{Event, Exported};
 use crate::derive::Purpose;
 use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretBytes};
@@ -40,16 +42,44 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A key that can be taken back.
-pub(crate) struct Held<K>(RwLock<Option<Box<K>>>);
+/// The names that `Display` writes, and no others.
+impl FromStr for Reason {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "acme-client" => Ok(Self::AcmeClient),
+            "console" => Ok(Self::Console),
+            "iroh-endpoint" => Ok(Self::IrohEndpoint),
+            "ssh-server" => Ok(Self::SshServer),
+            "tls-config" => Ok(Self::TlsConfig),
+            _ => Err(()),
+        }
+    }
+}
+
+/// A key that can be taken back, by this process or by the other that has the vault.
+pub(crate) struct Held<K> {
+    key: RwLock<Option<Box<K>>>,
+    area: Arc<Area>,
+    /// How often all keys had been taken back when it was handed out.
+    hard_locks: u64,
+}
 
 impl<K> Held<K> {
-    pub(crate) fn new(key: K) -> Arc<Self> {
-        Arc::new(Self(RwLock::new(Some(Box::new(key)))))
+    pub(crate) fn new(key: K, area: Arc<Area>, hard_locks: u64) -> Arc<Self> {
+        Arc::new(Self {
+            key: RwLock::new(Some(Box::new(key))),
+            area,
+            hard_locks,
+        })
     }
 
     pub(crate) fn with<R>(&self, act: impl FnOnce(&K) -> R) -> Result<R, VaultError> {
-        let held = self.0.read().unwrap_or_else(|poison| poison.into_inner());
+        if self.area.hard_locks() != self.hard_locks {
+            return Err(VaultError::Locked);
+        }
+        let held = self.key.read().unwrap_or_else(|poison| poison.into_inner());
         held.as_deref().map(act).ok_or(VaultError::Locked)
     }
 }
@@ -61,7 +91,8 @@ pub(crate) trait Revoke: Send + Sync {
 
 impl<K: Send + Sync> Revoke for Held<K> {
     fn revoke(&self) {
-        *self.0.write().unwrap_or_else(|poison| poison.into_inner()) = None;
+        let held = self.key.write();
+        *held.unwrap_or_else(|poison| poison.into_inner()) = None;
     }
 }
 
@@ -230,9 +261,7 @@ pub(crate) fn k256_public(key: &k256::ecdsa::SigningKey) -> [u8; 65] {
 impl Vault {
     /// Tells the audit log that bytes of a key left the vault.
     fn exposed(&self, purpose: Purpose, reason: Reason) {
-        self.tell(&Event::Exported {
-            what: purpose.to_string(),
-            reason,
-        });
+        let what = Exported::Key(purpose);
+        self.tell(&Event::Exported { what, reason });
     }
 }

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::io::{Read, Write};
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use crate::area::Area;
 use crate::audit::Event;
-use crate::bip39::{Entropy, Seed};
+use crate::bip39::Entropy;
 use crate::blob::stream::{self, StreamError};
 use crate::blob::{Blob, Label};
 use crate::crypto;
@@ -15,7 +16,7 @@ use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretBytes, SecretStr};
 use crate::signer::{Ed25519Signer, Held, P256Signer, Revoke, p256_public};
 
-/// Which unlocking it is: 1 is the first since the program started.
+/// Which unlocking it is: 1 is the first since the memory of the seed was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(u64);
 
@@ -38,6 +39,15 @@ pub enum VaultState {
         /// Since which unlocking.
         epoch: Epoch,
     },
+}
+
+/// What changed without this process having done it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noticed {
+    /// How it is now.
+    pub state: VaultState,
+    /// Whether all keys that had been handed out were taken back.
+    pub revoked: bool,
 }
 
 /// Whoever hears what the vault did: the audit log's writer.
@@ -91,18 +101,19 @@ impl Default for KeyVersions {
 pub struct Vault(Arc<Shared>);
 
 struct Shared {
+    /// The only place that has the seed.
+    area: Arc<Area>,
     device: Index,
     observer: Option<Box<dyn Observer>>,
-    inner: RwLock<Inner>,
     /// Keys that are out there. Weak, so that a key that nobody has any more is gone.
     held: Mutex<Vec<Weak<dyn Revoke>>>,
+    seen: Mutex<Seen>,
 }
 
-#[derive(Default)]
-struct Inner {
-    seed: Option<Seed>,
-    epoch: u64,
-    versions: KeyVersions,
+/// What this process did last, or noticed of the other.
+struct Seen {
+    state: VaultState,
+    hard_locks: u64,
 }
 
 impl Vault {
@@ -115,60 +126,99 @@ impl Vault {
     /// The same for one of several nodes of the same words, with somebody who hears what happens.
     #[must_use]
     pub fn locked_as(device: Index, observer: Option<Box<dyn Observer>>) -> Self {
+        let area = Area::private();
+        // A new one is locked, and takes it.
+        let _ = area.set_device(device);
+        Self::over(area, observer)
+    }
+
+    /// A vault whose seed is in that area only, and which is open if the area is: two processes that
+    /// have one area have one vault. What this process had handed out, it has itself; the other learns
+    /// of it by nothing but the log.
+    #[must_use]
+    pub fn over(area: impl Into<Arc<Area>>, observer: Option<Box<dyn Observer>>) -> Self {
+        let area = area.into();
+        let device = area.device();
+        let seen = Seen {
+            state: state_of(&area, device),
+            hard_locks: area.hard_locks(),
+        };
         Self(Arc::new(Shared {
+            area,
             device,
             observer,
-            inner: RwLock::default(),
             held: Mutex::default(),
+            seen: Mutex::new(seen),
         }))
     }
 
     /// Takes the words in. The passphrase is BIP39's, empty for none.
     pub fn unlock(&self, words: &Entropy, passphrase: &SecretStr) -> Result<Epoch, VaultError> {
-        // Derived outside the lock: it takes a millisecond.
         let seed = words.seed(passphrase)?;
-        let mut inner = self.write();
-        if inner.seed.is_some() {
-            return Err(VaultError::AlreadyUnlocked);
-        }
-        inner.seed = Some(seed);
-        inner.epoch += 1;
-        Ok(Epoch(inner.epoch))
+        let mut seen = self.seen();
+        let epoch = self.0.area.unlock(self.0.device, &seed);
+        let epoch = epoch.map(Epoch).ok_or(VaultError::AlreadyUnlocked)?;
+        seen.state = VaultState::Unlocked { epoch };
+        Ok(epoch)
     }
 
-    /// Wipes the seed. Keys that were handed out go on signing. Locking twice is locking once.
+    /// Wipes the seed, also for the other process. Keys that were handed out go on signing. Locking
+    /// twice is locking once.
     pub fn lock(&self) {
-        if self.write().seed.take().is_some() {
+        let mut seen = self.seen();
+        seen.state = VaultState::Locked;
+        let was_open = self.0.area.lock();
+        drop(seen);
+        if was_open {
             self.tell(&Event::Locked { hard: false });
         }
     }
 
-    /// Wipes the seed and every key that was handed out.
+    /// Wipes the seed and every key that was handed out. Those of the other process sign nothing from
+    /// now on, and are wiped when it notices ([`Vault::notice`]).
     pub fn lock_hard(&self) {
-        let mut inner = self.write();
-        let was_open = inner.seed.take().is_some();
-        // Still under the lock, so that no key is handed out between.
-        let held = std::mem::take(&mut *self.held());
-        let keys: Vec<_> = held.iter().filter_map(Weak::upgrade).collect();
-        for key in &keys {
-            key.revoke();
-        }
-        drop(inner);
-        if was_open || !keys.is_empty() {
+        let mut seen = self.seen();
+        seen.hard_locks = self.0.area.count_hard_lock();
+        seen.state = VaultState::Locked;
+        let was_open = self.0.area.lock();
+        drop(seen);
+        let had_keys = self.revoke_all();
+        if was_open || had_keys {
             self.tell(&Event::Locked { hard: true });
         }
+    }
+
+    /// What the other process did since this one last did or noticed something; wipes the keys of this
+    /// one if all were taken back. Asked for now and then: nothing wakes this process.
+    pub fn notice(&self) -> Option<Noticed> {
+        let mut seen = self.seen();
+        let now = Seen {
+            state: self.state(),
+            hard_locks: self.0.area.hard_locks(),
+        };
+        let revoked = seen.hard_locks != now.hard_locks;
+        let state = now.state;
+        if !revoked && seen.state == state {
+            return None;
+        }
+        *seen = now;
+        drop(seen);
+        if revoked {
+            self.revoke_all();
+        }
+        Some(Noticed { state, revoked })
     }
 
     /// Whether it is open.
     #[must_use]
     pub fn state(&self) -> VaultState {
-        let inner = self.read();
-        match inner.seed {
-            Some(_) => VaultState::Unlocked {
-                epoch: Epoch(inner.epoch),
-            },
-            None => VaultState::Locked,
-        }
+        state_of(&self.0.area, self.0.device)
+    }
+
+    /// Where the seed is.
+    #[must_use]
+    pub fn area(&self) -> &Area {
+        &self.0.area
     }
 
     /// Which of the nodes of its words it is.
@@ -177,19 +227,20 @@ impl Vault {
         self.0.device
     }
 
-    /// Says which versions of the credential key are sealed with and opened, open or locked.
+    /// Says which versions of the credential key are sealed with and opened, open or locked; for the
+    /// other process as well.
     pub fn use_versions(&self, versions: KeyVersions) -> Result<(), VaultError> {
         if versions.oldest > versions.current {
             return Err(VaultError::UnknownVersion(versions.current.number()));
         }
-        self.write().versions = versions;
+        self.0.area.set_versions(versions);
         Ok(())
     }
 
     /// Which versions are in use.
     #[must_use]
     pub fn versions(&self) -> KeyVersions {
-        self.read().versions
+        self.0.area.versions()
     }
 
     /// The Ed25519 key of a purpose that signs; `Unsupported` for the others.
@@ -265,6 +316,12 @@ impl Vault {
         Ok(sealed)
     }
 
+    /// Seals anew for a vault of other words, under its current version: one step of a migration.
+    pub fn hand_over(&self, to: &Self, label: &Label, blob: &Blob) -> Result<Blob, VaultError> {
+        let plaintext = self.open(label, blob)?;
+        to.seal(label, plaintext.expose())
+    }
+
     /// Seals data of any length; answers how many bytes there were.
     pub fn seal_stream(
         &self,
@@ -325,14 +382,15 @@ impl Vault {
         if purpose.curve() != curve || !purpose.signs() {
             return Err(VaultError::Unsupported);
         }
-        let inner = self.read();
-        let key = read(self.derive_from(&inner, purpose)?.expose())?;
-        let held = Held::new(key);
+        // Read first: a key that is derived while all are taken back is of before that.
+        let hard_locks = self.0.area.hard_locks();
+        let key = read(self.derive(purpose)?.expose())?;
+        let held = Held::new(key, Arc::clone(&self.0.area), hard_locks);
         let weak: Weak<dyn Revoke> = Arc::downgrade(&(Arc::clone(&held) as Arc<dyn Revoke>));
         let mut all = self.held();
         all.retain(|other| other.strong_count() > 0);
         all.push(weak);
-        drop((all, inner));
+        drop(all);
         self.tell(&Event::Derived { purpose });
         Ok(held)
     }
@@ -349,37 +407,42 @@ impl Vault {
         self.derive(Purpose::Credentials(version))
     }
 
+    /// Derived anew each time: four hashes take microseconds, and a cache would be one more secret. The
+    /// copy of the seed lives as long.
     fn derive(&self, purpose: Purpose) -> Result<SecretArr<32>, VaultError> {
-        self.derive_from(&self.read(), purpose)
-    }
-
-    /// Derived anew each time: four hashes take microseconds, and a cache would be one more secret.
-    fn derive_from(&self, inner: &Inner, purpose: Purpose) -> Result<SecretArr<32>, VaultError> {
-        let seed = inner.seed.as_ref().ok_or(VaultError::Locked)?;
-        let node = Node::at(seed.expose(), &purpose.path(self.0.device))?;
+        let open = self.0.area.read(self.0.device).ok_or(VaultError::Locked)?;
+        let node = Node::at(open.seed.expose(), &purpose.path(self.0.device))?;
         Ok(node.key)
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Inner> {
-        // No invariant spans two steps, so what a panicking thread left is whole.
-        self.0
-            .inner
-            .read()
-            .unwrap_or_else(|poison| poison.into_inner())
+    /// Wipes every key that this process handed out; answers whether there were any.
+    fn revoke_all(&self) -> bool {
+        let held = std::mem::take(&mut *self.held());
+        let keys: Vec<_> = held.iter().filter_map(Weak::upgrade).collect();
+        for key in &keys {
+            key.revoke();
+        }
+        !keys.is_empty()
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
-        self.0
-            .inner
-            .write()
-            .unwrap_or_else(|poison| poison.into_inner())
+    // No invariant spans two steps, so what a panicking thread left is whole.
+    fn held(&self) -> MutexGuard<'_, Vec<Weak<dyn Revoke>>> {
+        let held = self.0.held.lock();
+        held.unwrap_or_else(|poison| poison.into_inner())
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Revoke>>> {
-        self.0
-            .held
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        let seen = self.0.seen.lock();
+        seen.unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+fn state_of(area: &Area, device: Index) -> VaultState {
+    match area.read(device) {
+        Some(open) => VaultState::Unlocked {
+            epoch: Epoch(open.epoch),
+        },
+        None => VaultState::Locked,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use crate::blob::Label;
@@ -16,6 +17,25 @@ pub struct SlotName {
     pub kind: SlotType,
     /// Its number.
     pub id: SlotId,
+}
+
+/// What left the vault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Exported {
+    /// The bytes of a key.
+    Key(Purpose),
+    /// The recovery words.
+    Phrase,
+}
+
+impl fmt::Display for Exported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(purpose) => purpose.fmt(f),
+            Self::Phrase => f.write_str("phrase"),
+        }
+    }
 }
 
 /// Something that happened to the vault.
@@ -34,10 +54,10 @@ pub enum Event {
         /// How many events.
         count: u64,
     },
-    /// Bytes of a key left the vault.
+    /// A secret left the vault.
     Exported {
-        /// What: a purpose, or `phrase`.
-        what: String,
+        /// What.
+        what: Exported,
         /// What for.
         reason: Reason,
     },
@@ -53,11 +73,18 @@ pub enum Event {
         /// How many bytes.
         bytes: u64,
     },
+    /// The vault was replaced by one of other words.
+    Migrated {
+        /// The Ed25519 key that its identity is now.
+        to: [u8; 32],
+    },
     /// A sealed record was opened.
     Opened {
         /// Which.
         label: Label,
     },
+    /// The vault has a new master key; old copies of its file open nothing new.
+    Rekeyed,
     /// Everything was erased.
     Reset,
     /// A record was sealed anew.
@@ -94,7 +121,9 @@ impl Event {
             Self::Imported => "imported",
             Self::Locked { .. } => "locked",
             Self::LogRepaired { .. } => "log_repaired",
+            Self::Migrated { .. } => "migrated",
             Self::Opened { .. } => "opened",
+            Self::Rekeyed => "rekeyed",
             Self::Reset => "reset",
             Self::Rotated { .. } => "rotated",
             Self::Sealed { .. } => "sealed",
@@ -107,14 +136,15 @@ impl Event {
 
     pub(crate) fn detail(&self) -> Value {
         match self {
-            Self::Created | Self::Imported | Self::Reset => json!({}),
+            Self::Created | Self::Imported | Self::Rekeyed | Self::Reset => json!({}),
             Self::Derived { purpose } => json!({"purpose": purpose.to_string()}),
             Self::Dropped { count } => json!({"count": count}),
             Self::Exported { what, reason } => {
-                json!({"what": what, "reason": reason.to_string()})
+                json!({"what": what.to_string(), "reason": reason.to_string()})
             }
             Self::Locked { hard } => json!({"hard": hard}),
             Self::LogRepaired { bytes } => json!({"bytes": bytes}),
+            Self::Migrated { to } => json!({"to": HEXLOWER.encode(to)}),
             Self::Opened { label } | Self::Sealed { label } => json!({"label": label.as_str()}),
             Self::Rotated { label, to } => json!({"label": label.as_str(), "to": to.number()}),
             Self::SlotAdded(slot)
@@ -124,6 +154,65 @@ impl Event {
                 json!({"type": slot.kind.name(), "id": slot.id.number()})
             }
         }
+    }
+}
+
+impl Event {
+    /// The event of that name with that detail; `None` where [`Event::detail`] writes no such thing.
+    pub(crate) fn of(name: &str, detail: &Value) -> Option<Self> {
+        let text = |field: &str| detail[field].as_str();
+        let number = |field: &str| detail[field].as_u64();
+        let label = || text("label")?.parse().ok();
+        let slot = || {
+            let id = SlotId::new(number("id")?.try_into().ok()?);
+            let kind = SlotType::from_name(text("type")?)?;
+            Some(SlotName { kind, id })
+        };
+        let event = match name {
+            "created" => Self::Created,
+            "derived" => Self::Derived {
+                purpose: text("purpose")?.parse().ok()?,
+            },
+            "dropped" => Self::Dropped {
+                count: number("count")?,
+            },
+            "exported" => Self::Exported {
+                what: match text("what")? {
+                    "phrase" => Exported::Phrase,
+                    purpose => Exported::Key(purpose.parse().ok()?),
+                },
+                reason: text("reason")?.parse().ok()?,
+            },
+            "imported" => Self::Imported,
+            "locked" => Self::Locked {
+                hard: detail["hard"].as_bool()?,
+            },
+            "log_repaired" => Self::LogRepaired {
+                bytes: number("bytes")?,
+            },
+            "migrated" => Self::Migrated {
+                to: HEXLOWER
+                    .decode(text("to")?.as_bytes())
+                    .ok()?
+                    .try_into()
+                    .ok()?,
+            },
+            "opened" => Self::Opened { label: label()? },
+            "rekeyed" => Self::Rekeyed,
+            "reset" => Self::Reset,
+            "rotated" => Self::Rotated {
+                label: label()?,
+                to: KeyVersion::new(number("to")?.try_into().ok()?)?,
+            },
+            "sealed" => Self::Sealed { label: label()? },
+            "slot_added" => Self::SlotAdded(slot()?),
+            "slot_removed" => Self::SlotRemoved(slot()?),
+            "unlock_failed" => Self::UnlockFailed(slot()?),
+            "unlocked" => Self::Unlocked(slot()?),
+            _ => return None,
+        };
+        // Nothing more and nothing else than what is written.
+        (event.detail() == *detail).then_some(event)
     }
 }
 

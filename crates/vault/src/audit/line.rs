@@ -10,7 +10,7 @@ use crate::audit::{AuditError, Break, Event};
 use crate::crypto;
 use crate::derive::MacPurpose;
 use crate::json;
-use crate::limits::MAX_AUDIT_LINE_BYTES;
+use crate::limits::{MAX_AUDIT_LINE_BYTES, MAX_AUDIT_RECORD_BYTES};
 use crate::vault::Vault;
 
 /// Bytes of the name of a boot.
@@ -51,6 +51,41 @@ impl Record {
     #[must_use]
     pub fn new(t_ms: u64, boot: BootId, event: Event) -> Self {
         Self { t_ms, boot, event }
+    }
+
+    /// As another process hands it to the writer: `{"boot","detail","ev","t"}`, canonical, at most
+    /// [`MAX_AUDIT_RECORD_BYTES`].
+    pub fn to_json(&self) -> Result<String, AuditError> {
+        let record = json!({
+            "boot": &*self.boot.0,
+            "detail": self.event.detail(),
+            "ev": self.event.name(),
+            "t": self.t_ms,
+        });
+        let text = json::canonical(&record).ok_or(AuditError::TooLong)?;
+        if text.len() > MAX_AUDIT_RECORD_BYTES {
+            return Err(AuditError::TooLong);
+        }
+        Ok(text)
+    }
+
+    /// Reads what another process handed over: exactly what [`Record::to_json`] writes.
+    pub fn from_json(text: &[u8]) -> Result<Self, AuditError> {
+        if text.len() > MAX_AUDIT_RECORD_BYTES {
+            return Err(AuditError::TooLong);
+        }
+        let value = json::parse_canonical(text).ok_or(AuditError::BadRecord)?;
+        let fields = value.as_object().map_or(0, serde_json::Map::len);
+        let read = || {
+            let name = value["ev"].as_str()?;
+            let event = Event::of(name, &value["detail"])?;
+            Some((value["t"].as_u64()?, value["boot"].as_str()?, event))
+        };
+        let (t_ms, boot, event) = read()
+            .filter(|_| fields == 4)
+            .ok_or(AuditError::BadRecord)?;
+        let boot = boot.parse()?;
+        Ok(Self { t_ms, boot, event })
     }
 
     /// The line with its end.

@@ -6,6 +6,9 @@
 //! is that its newest lines were cut off; compare the last number with one written down elsewhere.
 //!
 //! No value, no key and no length of a secret is in it.
+//!
+//! One process writes it: the node, which has the disk it lies on. What happens in another, before the
+//! node is there or beside it, is handed to it as [`Record`]s, whose JSON has no secret in it either.
 
 mod event;
 mod line;
@@ -17,7 +20,7 @@ use thiserror::Error;
 use crate::error::VaultError;
 use crate::limits;
 
-pub use event::{Event, SlotName};
+pub use event::{Event, Exported, SlotName};
 pub use line::{BootId, Record};
 pub use log::{AuditLog, Pending};
 pub use verify::{Verified, verify};
@@ -32,6 +35,9 @@ pub enum AuditError {
         line::MAX_BOOT_BYTES
     )]
     BadBoot,
+    /// A text that is no record.
+    #[error("this is no record of an event")]
+    BadRecord,
     /// The chain ends here.
     #[error("{file}, line {line}: {why}")]
     Broken {

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use super::*;
 use crate::limits::{AUDIT_FILES, MAX_PENDING_EVENTS};
-use crate::{Entropy, SecretStr, Vault};
+use crate::slots::{SlotId, SlotType};
+use crate::{Entropy, KeyVersion, Purpose, Reason, SecretStr, Vault};
 
 fn vault() -> Vault {
     static VAULT: LazyLock<Vault> = LazyLock::new(|| {
@@ -214,14 +215,116 @@ fn limits_hold() {
     }
     let dir = tempfile::tempdir().expect("a directory");
     let mut log = AuditLog::open(dir.path()).expect("opened");
-    let event = Event::Exported {
-        what: "x".repeat(limits::MAX_AUDIT_LINE_BYTES),
-        reason: crate::Reason::Console,
-    };
-    let long = Record::new(0, "b".parse().expect("plain"), event);
+    // A number that not every reader of JSON has.
+    let long = record(1 << 53);
+    assert!(matches!(long.to_json(), Err(AuditError::TooLong)));
     let error = log
         .append(&vault(), &[record(0), long])
         .expect_err("too long");
     assert!(matches!(error, AuditError::TooLong));
     assert_eq!(log.last_number(), 0);
+}
+
+fn every_event() -> Vec<Event> {
+    let label = || "cred:a\"\\b".parse().expect("a label");
+    let slot = |kind| SlotName {
+        kind,
+        id: SlotId::new(u32::MAX),
+    };
+    let to = KeyVersion::new(9).expect("a version");
+    let purpose = Purpose::Credentials(to);
+    let key = Exported::Key(Purpose::SshHost);
+    let reason = Reason::TlsConfig;
+    vec![
+        Event::Created,
+        Event::Derived { purpose },
+        Event::Dropped { count: 7 },
+        Event::Exported { what: key, reason },
+        Event::Exported {
+            what: Exported::Phrase,
+            reason: Reason::Console,
+        },
+        Event::Imported,
+        Event::Locked { hard: true },
+        Event::LogRepaired { bytes: 12 },
+        Event::Migrated { to: [0xab; 32] },
+        Event::Opened { label: label() },
+        Event::Rekeyed,
+        Event::Reset,
+        Event::Rotated { label: label(), to },
+        Event::Sealed { label: label() },
+        Event::SlotAdded(slot(SlotType::Kms)),
+        Event::SlotRemoved(slot(SlotType::None)),
+        Event::UnlockFailed(slot(SlotType::Passphrase)),
+        Event::Unlocked(slot(SlotType::Tpm2)),
+        Event::Unlocked(slot(SlotType::Provisioning)),
+    ]
+}
+
+#[test]
+fn events_are_handed_from_one_process_to_another() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut log = AuditLog::open(dir.path()).expect("opened");
+    for event in every_event() {
+        let boot = "8a5f0c3e".parse().expect("plain");
+        let record = Record::new(1_767_225_600_000, boot, event);
+        let text = record.to_json().expect("short");
+        let read = Record::from_json(text.as_bytes()).expect(&text);
+        assert_eq!(read, record);
+        log.append(&vault(), &[read]).expect("written");
+        // Not one bit of it may differ.
+        for bit in 0..text.len() * 8 {
+            let mut bad = text.clone().into_bytes();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(other) = Record::from_json(&bad) {
+                assert_ne!(other, record);
+                assert_eq!(other.to_json().expect("short").as_bytes(), bad);
+            }
+        }
+    }
+    verify(dir.path(), &vault()).expect("whole");
+}
+
+#[test]
+fn other_texts_are_no_records() {
+    let good = r#"{"boot":"a","detail":{"hard":true},"ev":"locked","t":1}"#;
+    assert!(Record::from_json(good.as_bytes()).is_ok());
+    for bad in [
+        "",
+        "{}",
+        "[]",
+        r#"{"boot":"a","detail":{"hard":true},"ev":"locked","t":1,"x":2}"#,
+        r#"{"boot":"a","detail":{"hard":true,"x":1},"ev":"locked","t":1}"#,
+        r#"{"boot":"a","detail":{},"ev":"locked","t":1}"#,
+        r#"{"boot":"a","detail":{"hard":true},"ev":"opened","t":1}"#,
+        r#"{"boot":"a","detail":{"hard":true},"ev":"locked","t":"1"}"#,
+        r#"{"boot":"a","detail":null,"ev":"reset","t":1}"#,
+        r#"{"boot":"a","detail":{},"ev":"no_such","t":1}"#,
+        r#"{"boot":"a","detail":{"hard":true},"ev":"locked","t":1} "#,
+    ] {
+        let error = Record::from_json(bad.as_bytes()).expect_err(bad);
+        assert!(matches!(error, AuditError::BadRecord), "{bad}: {error}");
+    }
+    let boot = |name: &str| good.replace(r#""boot":"a""#, &format!(r#""boot":"{name}""#));
+    for name in ["", "a b", &"x".repeat(65)] {
+        let error = Record::from_json(boot(name).as_bytes()).expect_err(name);
+        assert!(matches!(error, AuditError::BadBoot), "{name}: {error}");
+    }
+    let long = " ".repeat(limits::MAX_AUDIT_RECORD_BYTES + 1);
+    let error = Record::from_json(long.as_bytes()).expect_err("long");
+    assert!(matches!(error, AuditError::TooLong), "{error}");
+}
+
+#[test]
+fn the_largest_record_is_a_line() {
+    let label = format!("a:{}", "\"".repeat(limits::MAX_LABEL_BYTES - 2));
+    let event = Event::Rotated {
+        label: label.parse().expect("a label"),
+        to: KeyVersion::new(u32::MAX / 2 + 2).expect("the last"),
+    };
+    let record = Record::new((1 << 53) - 1, "b".repeat(64).parse().expect("plain"), event);
+    assert!(record.to_json().is_ok());
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut log = AuditLog::open(dir.path()).expect("opened");
+    log.append(&vault(), &[record]).expect("written");
 }

@@ -138,6 +138,14 @@ impl Entropy {
         Ok(Node::at(self.seed(passphrase)?.expose(), path)?.key)
     }
 
+    /// Said by name, since secrets are not copied by accident.
+    pub(crate) fn copied(&self) -> Self {
+        Self {
+            bytes: SecretArr::copy_of(self.bytes.expose()),
+            len: self.len,
+        }
+    }
+
     /// What keys are derived from: PBKDF2-HMAC-SHA512 over the phrase, 2048 rounds.
     pub(crate) fn seed(&self, passphrase: &SecretStr) -> Result<Seed, MnemonicError> {
         const PREFIX: &str = "mnemonic";

@@ -1,6 +1,7 @@
 //! What keys are for, and where they lie. Every row is for ever: an identity depends on it.
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::derive::{DerivationPath, Index};
 use crate::error::VaultError;
@@ -174,6 +175,38 @@ impl fmt::Display for Purpose {
     }
 }
 
+/// The names that `Display` writes, and no others.
+impl FromStr for Purpose {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = |text: &str| text.parse().ok();
+        let of_version = |text: &str| {
+            let version = number(text.strip_prefix("credentials-")?)?;
+            KeyVersion::new(version).map(Self::Credentials)
+        };
+        let of_zone = |text: &str| {
+            let (zone, generation) = text.strip_prefix("dns-zone-")?.split_once('-')?;
+            let (zone, generation) = (Index::new(number(zone)?)?, Index::new(number(generation)?)?);
+            Some(Self::DnsZone { zone, generation })
+        };
+        let purpose = match text {
+            "acme-account" => Self::AcmeAccount,
+            "audit-mac" => Self::AuditMac,
+            "data-recovery" => Self::DataRecovery,
+            "ethereum" => Self::Ethereum,
+            "image-signing" => Self::ImageSigning,
+            "message-leaf" => Self::MessageLeaf,
+            "node-identity" => Self::NodeIdentity,
+            "ssh-host" => Self::SshHost,
+            "ssh-user-ca" => Self::SshUserCa,
+            other => of_version(other).or_else(|| of_zone(other)).ok_or(())?,
+        };
+        // Numbers have other spellings, which are no names.
+        (purpose.to_string() == text).then_some(purpose).ok_or(())
+    }
+}
+
 /// What may be authenticated with a key of the vault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -224,6 +257,24 @@ mod tests {
             assert_eq!(purpose.path(n(7)).to_string(), seventh, "{purpose}");
             let read = DerivationPath::parse(first, purpose.curve()).expect(first);
             assert_eq!(purpose.path(n(0)), read);
+            assert_eq!(purpose.to_string().parse(), Ok(purpose));
+        }
+    }
+
+    #[test]
+    fn other_names_are_no_purposes() {
+        for text in [
+            "",
+            "node",
+            "credentials-1",
+            "credentials-02",
+            "credentials-+2",
+            "dns-zone-1",
+            "dns-zone-1-2-3",
+            "dns-zone-1-2147483648",
+            "Node-Identity",
+        ] {
+            assert_eq!(text.parse::<Purpose>(), Err(()), "{text}");
         }
     }
 

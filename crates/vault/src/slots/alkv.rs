@@ -189,6 +189,7 @@ impl Alkv {
             contents: Contents::read(&payload)?,
             alkv: self.clone(),
             vmk,
+            former: None,
             opened_by: id,
         })
     }

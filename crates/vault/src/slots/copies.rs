@@ -217,12 +217,9 @@ impl<A: Area> Copies<A> {
         let alkv = open.alkv();
         let known = [Some(&found.newest), found.other.as_ref()];
         for old in known.into_iter().flatten() {
-            let newer = old.generation() > alkv.generation();
-            let forked = old.generation() == alkv.generation()
-                && old != alkv
-                // A copy that somebody changed is worth nothing, whatever it says.
-                && old.mac_under(&open.vmk) == old.mac;
-            if old.uuid() != alkv.uuid() || newer && old.mac_under(&open.vmk) == old.mac || forked {
+            let other = old.generation() >= alkv.generation() && old != alkv;
+            // A copy that somebody changed is worth nothing, whatever it says.
+            if old.uuid() != alkv.uuid() || other && open.wrote(old) {
                 return Err(SlotError::Stale);
             }
         }
@@ -248,7 +245,7 @@ impl<A: Area> Copies<A> {
         let [a, b] = CopyId::BOTH;
         let worth = |copy: &Copy| match copy {
             // A changed copy may say any generation.
-            Copy::Good(alkv) if alkv.mac_under(&open.vmk) == alkv.mac => Some(alkv.generation()),
+            Copy::Good(alkv) if open.wrote(alkv) => Some(alkv.generation()),
             _ => None,
         };
         let copies = self.read()?;
@@ -349,4 +346,4 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

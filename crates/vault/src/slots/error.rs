@@ -95,12 +95,20 @@ pub enum SlotError {
         limits::COPY_BYTES
     )]
     TooLarge,
+    /// A new master key goes only into slots whose keys are there.
+    #[error("slots {} need their keys, or are to be named as lost", list(.0))]
+    Unnamed(Vec<SlotId>),
     /// The key does not open the slot.
     #[error("slot {0} does not open with this key")]
     WrongKey(SlotId),
     /// The key is for slots of another type.
     #[error("slot {0} is of another type than the key")]
     WrongType(SlotId),
+}
+
+fn list(ids: &[SlotId]) -> String {
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    ids.join(", ")
 }
 
 /// Why a key that is kept elsewhere could not be had.

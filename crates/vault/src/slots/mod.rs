@@ -26,18 +26,20 @@ mod form;
 mod kek;
 mod open;
 mod record;
+mod rekey;
 mod seed_key;
 
 use crate::limits::ARGON2_MAX_KIB;
 
 pub use alkv::{Alkv, VaultId};
-pub use argon::{Argon2Params, calibrate};
+pub use argon::{Argon2Params, attempt, calibrate};
 pub use attempts::{Attempts, delay};
 pub use copies::{Area, Copies, CopyId, FileArea, Found};
 pub use error::{KekError, SlotError};
 pub use kek::{Kek, KekRequest, KekSource, Key};
 pub use open::{Consent, NewSlot, NewVault, OpenAlkv, luks_phrase};
 pub use record::{KmsParams, Slot, SlotId, SlotParams, SlotType, Tpm2Params};
+pub use rekey::{DataKeyslots, RekeyError, change_master_key, settle};
 pub use seed_key::SeedKey;
 
 /// How much memory Argon2id may take on a machine with that much: a quarter.

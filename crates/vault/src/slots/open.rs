@@ -72,7 +72,12 @@ pub enum NewSlot<'a> {
 }
 
 impl NewSlot<'_> {
-    fn make(self, vault: VaultId, id: SlotId, vmk: &SecretArr<32>) -> Result<Slot, VaultError> {
+    pub(super) fn make(
+        self,
+        vault: VaultId,
+        id: SlotId,
+        vmk: &SecretArr<32>,
+    ) -> Result<Slot, VaultError> {
         match self {
             Self::Kms(params, kek) => Slot::wrap(vault, id, SlotParams::Kms(params), kek, vmk),
             Self::None => {
@@ -115,6 +120,8 @@ pub enum Consent {
 pub struct OpenAlkv {
     pub(super) alkv: Alkv,
     pub(super) vmk: SecretArr<32>,
+    /// The master key of the copies on the disk, where that is not this one yet.
+    pub(super) former: Option<SecretArr<32>>,
     pub(super) contents: Contents,
     pub(super) opened_by: SlotId,
 }
@@ -151,6 +158,7 @@ impl OpenAlkv {
                 mac: [0; 32],
             },
             vmk,
+            former: None,
             contents,
             opened_by,
         };
@@ -246,7 +254,11 @@ impl OpenAlkv {
         Ok(slots.remove(at.ok_or(SlotError::NoSuchSlot(id))?))
     }
 
-    fn needs_no_words(removed: &Slot, left: &[Slot], consent: Consent) -> Result<(), SlotError> {
+    pub(super) fn needs_no_words(
+        removed: &Slot,
+        left: &[Slot],
+        consent: Consent,
+    ) -> Result<(), SlotError> {
         let typed = |slot: &Slot| slot.kind() == SlotType::Passphrase;
         if typed(removed) && !left.iter().any(typed) && consent == Consent::None {
             return Err(SlotError::LastInteractive(removed.id));
@@ -254,7 +266,7 @@ impl OpenAlkv {
         Ok(())
     }
 
-    fn change(&mut self, slots: Vec<Slot>) -> Result<(), VaultError> {
+    pub(super) fn change(&mut self, slots: Vec<Slot>) -> Result<(), VaultError> {
         let mut next = Alkv {
             slots,
             generation: self.alkv.generation + 1,
@@ -301,6 +313,14 @@ struct ContentsForm<'a> {
 }
 
 impl Contents {
+    pub(super) fn copied(&self) -> Self {
+        Self {
+            entropy: self.entropy.copied(),
+            passphrase: SecretStr::from(self.passphrase.expose()),
+            created_s: self.created_s,
+        }
+    }
+
     pub(super) fn read(text: &SecretBytes) -> Result<Self, SlotError> {
         let bad = || SlotError::Form("its payload is none");
         let form: ContentsForm<'_> = serde_json::from_slice(text.expose()).map_err(|_| bad())?;

@@ -64,6 +64,19 @@ impl SlotType {
         }
     }
 
+    /// The type of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "kms" => Some(Self::Kms),
+            "none" => Some(Self::None),
+            "passphrase" => Some(Self::Passphrase),
+            "provisioning" => Some(Self::Provisioning),
+            "tpm2" => Some(Self::Tpm2),
+            _ => None,
+        }
+    }
+
     /// Whether it opens without anybody typing.
     #[must_use]
     pub fn is_unattended(self) -> bool {

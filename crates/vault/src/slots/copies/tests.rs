@@ -8,7 +8,7 @@ use crate::slots::tests::{development, one};
 use crate::slots::{Consent, NewSlot, SlotId, Tpm2Params};
 
 /// A copy in memory, and power that ends after so many bytes.
-struct Memory {
+pub(in crate::slots) struct Memory {
     bytes: Rc<RefCell<Vec<u8>>>,
     power: Rc<Cell<usize>>,
 }
@@ -32,9 +32,9 @@ impl Area for Memory {
     }
 }
 
-type Held = [Rc<RefCell<Vec<u8>>>; 2];
+pub(in crate::slots) type Held = [Rc<RefCell<Vec<u8>>>; 2];
 
-fn memory() -> (Copies<Memory>, Held, Rc<Cell<usize>>) {
+pub(in crate::slots) fn memory() -> (Copies<Memory>, Held, Rc<Cell<usize>>) {
     let held: Held = Default::default();
     let power = Rc::new(Cell::new(usize::MAX));
     let area = |at: usize| Memory {

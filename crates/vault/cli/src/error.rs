@@ -1,0 +1,180 @@
+//! How a command ends when it does not end well.
+
+use std::io;
+use std::path::Path;
+
+use alknet_vault::audit::AuditError;
+use alknet_vault::credentials::CredentialsError;
+use alknet_vault::slots::SlotError;
+use alknet_vault::{MnemonicError, SelfTestFailure, SuccessorError, VaultError};
+use thiserror::Error;
+
+/// Why a command failed. Each has the stable code and the exit code that the command line shows.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CliError {
+    /// The words are none.
+    #[error(transparent)]
+    BadMnemonic(MnemonicError),
+    /// Whoever read standard output went away, which `| head` does.
+    #[error("the reader went away")]
+    Closed,
+    /// A file is damaged or was changed.
+    #[error("{0}")]
+    Corrupt(String),
+    /// It is not done for whoever asks like that.
+    #[error("{0}")]
+    Denied(String),
+    /// Something of this computer failed.
+    #[error("{0}")]
+    Local(String),
+    /// Nothing opens it here.
+    #[error("{0}")]
+    Locked(String),
+    /// There is no such record.
+    #[error("{0}")]
+    NotFound(String),
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+    /// The command line says nothing sensible.
+    #[error("{0}")]
+    Usage(String),
+    /// The passphrase does not open the slot.
+    #[error("wrong passphrase")]
+    WrongPassphrase,
+}
+
+impl CliError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::BadMnemonic(_) => "BAD_MNEMONIC",
+            Self::Closed => "CLOSED",
+            Self::Corrupt(_) => "CORRUPT",
+            Self::Denied(_) => "FORBIDDEN",
+            Self::Local(_) | Self::Output(_) => "LOCAL",
+            Self::Locked(_) => "VAULT_LOCKED",
+            Self::NotFound(_) => "NOT_FOUND",
+            Self::Usage(_) => "USAGE",
+            Self::WrongPassphrase => "WRONG_PASSPHRASE",
+        }
+    }
+
+    /// The exit code: 0 where nobody is left to tell, 1 where something of this computer failed or is
+    /// not there, 2 usage, 4 denied, 10 locked, 11 wrong passphrase, 12 bad words, 13 corrupt.
+    #[must_use]
+    pub fn exit(&self) -> u8 {
+        match self {
+            Self::Closed => 0,
+            Self::Local(_) | Self::NotFound(_) | Self::Output(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Denied(_) => 4,
+            Self::Locked(_) => 10,
+            Self::WrongPassphrase => 11,
+            Self::BadMnemonic(_) => 12,
+            Self::Corrupt(_) => 13,
+        }
+    }
+
+    /// A file that could not be read or written.
+    pub(crate) fn file(path: &Path) -> impl Fn(io::Error) -> Self {
+        let name = path.display().to_string();
+        move |error| Self::Local(format!("{name} cannot be used ({error})"))
+    }
+}
+
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Output(error),
+        }
+    }
+}
+
+impl From<MnemonicError> for CliError {
+    fn from(error: MnemonicError) -> Self {
+        match error {
+            // Of a passphrase, which is no word.
+            MnemonicError::PassphraseTooLong => Self::Usage(error.to_string()),
+            error => Self::BadMnemonic(error),
+        }
+    }
+}
+
+impl From<VaultError> for CliError {
+    fn from(error: VaultError) -> Self {
+        let text = error.to_string();
+        match error {
+            VaultError::BadMnemonic(error) => error.into(),
+            VaultError::Slot(error) => error.into(),
+            VaultError::Locked => Self::Locked(text),
+            VaultError::Decrypt | VaultError::Foreign => Self::Corrupt(text),
+            VaultError::AlreadyUnlocked | VaultError::NoRandomness => Self::Local(text),
+            _ => Self::Usage(text),
+        }
+    }
+}
+
+impl From<SlotError> for CliError {
+    fn from(error: SlotError) -> Self {
+        let text = error.to_string();
+        match error {
+            SlotError::Corrupt | SlotError::Form(_) | SlotError::Tampered => Self::Corrupt(text),
+            SlotError::Exists | SlotError::LastInteractive(_) | SlotError::LastSlot(_) => {
+                Self::Denied(text)
+            }
+            SlotError::Kek { .. } => Self::Locked(text),
+            SlotError::Passphrase(error) => error.into(),
+            SlotError::WrongKey(_) => Self::WrongPassphrase,
+            SlotError::BadParams(_)
+            | SlotError::BadSeedKey
+            | SlotError::NoSuchSlot(_)
+            | SlotError::Nothing
+            | SlotError::OtherVault(_)
+            | SlotError::Unnamed(_)
+            | SlotError::WrongType(_) => Self::Usage(text),
+            _ => Self::Local(text),
+        }
+    }
+}
+
+impl From<CredentialsError> for CliError {
+    fn from(error: CredentialsError) -> Self {
+        let text = error.to_string();
+        match error {
+            CredentialsError::Foreign(_) => Self::Corrupt(text),
+            CredentialsError::NotFound(_) => Self::NotFound(text),
+            CredentialsError::Record {
+                source: VaultError::Decrypt | VaultError::Foreign,
+                ..
+            } => Self::Corrupt(text),
+            CredentialsError::Record { .. } | CredentialsError::TooOld { .. } => Self::Usage(text),
+            _ => Self::Local(text),
+        }
+    }
+}
+
+impl From<AuditError> for CliError {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Broken { .. } => Self::Corrupt(error.to_string()),
+            AuditError::Vault(error) => error.into(),
+            _ => Self::Local(error.to_string()),
+        }
+    }
+}
+
+impl From<SuccessorError> for CliError {
+    fn from(error: SuccessorError) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
+impl From<SelfTestFailure> for CliError {
+    fn from(error: SelfTestFailure) -> Self {
+        Self::Local(error.to_string())
+    }
+}

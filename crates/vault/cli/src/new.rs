@@ -1,0 +1,362 @@
+//! Making a vault: of new words, of words that exist, and in the place of one whose words leaked.
+
+use std::cell::OnceCell;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Instant;
+
+use alknet_vault::audit::Event;
+use alknet_vault::credentials::Credentials;
+use alknet_vault::slots::{
+    Argon2Params, NewSlot, NewVault, OpenAlkv, SeedKey, VaultId, attempt, calibrate,
+};
+use alknet_vault::{
+    Entropy, Purpose, SecretStr, Successor, SuccessorError, Vault, VaultError, WordCount, limits,
+};
+use data_encoding::HEXLOWER;
+use serde_json::json;
+
+use crate::place::{Opened, Place, cap_kib, now_s};
+use crate::progress::Slow;
+use crate::verbs::{CostArgs, ImportArgs, InitArgs, MigrateArgs, NewArgs, SlotArg};
+use crate::{Ask, Cli, CliError};
+
+/// Words that somebody has to type again.
+const CONFIRMED: usize = 3;
+/// How often they may be mistyped.
+const TRIES: usize = 3;
+
+impl Cli<'_> {
+    pub(crate) fn init(&mut self, args: &InitArgs) -> Result<(), CliError> {
+        if args.new.passphrase_stdin {
+            self.ask.use_stdin();
+        }
+        let place = Place::fresh(&args.new.place.dir)?;
+        let words = Entropy::generate(count(&args.words))?;
+        let made = self.make(&args.new, &words)?;
+        self.show_words(&words)?;
+        self.finish_new(place, made, Event::Created, Some(&words))
+    }
+
+    pub(crate) fn import(&mut self, args: &ImportArgs) -> Result<(), CliError> {
+        if args.mnemonic_stdin || args.new.passphrase_stdin {
+            self.ask.use_stdin();
+        }
+        let place = Place::fresh(&args.new.place.dir)?;
+        let words = typed_words(self.ask)?;
+        let made = self.make(&args.new, &words)?;
+        self.finish_new(place, made, Event::Imported, None)
+    }
+
+    pub(crate) fn migrate(&mut self, args: &MigrateArgs) -> Result<(), CliError> {
+        let old = Opened::open(&args.open, self.ask)?;
+        let place = Place::fresh(&args.to)?;
+        let words = Entropy::generate(count(&args.words))?;
+        let vault = NewVault {
+            device: old.alkv.alkv().device(),
+            ..NewVault::new(copy(&words)?, now_s())
+        };
+        let made = self.with_slots(vault, &args.slots, args.cost)?;
+        self.show_words(&words)?;
+        let next = Vault::locked_as(made.alkv.alkv().device(), None);
+        next.unlock(made.alkv.entropy(), made.alkv.passphrase())?;
+        // The vault itself comes last: a directory without one may be used again.
+        let records = match old.place.records()? {
+            Some(records) => {
+                let to = Credentials::open(&place.path("credentials"))?;
+                records.hand_over(&old.vault, &next, &to)?
+            }
+            None => 0,
+        };
+        let stated = Successor::state(&old.vault, &next, now_s())?;
+        write_file(
+            &place.path("successor.json"),
+            stated.to_text().as_bytes(),
+            0o644,
+        )?;
+        let seed = place.path("seed.key");
+        made.write_seed(&seed)?;
+        place.copies().create(&made.alkv)?;
+        let opened = Opened::made(place, made.alkv, Event::Created)?;
+        let id = opened.alkv.alkv().uuid().to_string();
+        opened.finish()?;
+        old.record(Event::Migrated {
+            to: stated.new_key(),
+        });
+        old.finish()?;
+        let key = |key: [u8; 32]| format!("ed25519:{}", HEXLOWER.encode(&key));
+        let (from, to) = (key(stated.old()), key(stated.new_key()));
+        let mut value = json!({ "vault": id, "old": &from, "new": &to, "records": records });
+        value["words"] = self.words_value(&words);
+        let text = format!("vault {id}\nwas   {from}\nis    {to}\n{records} records moved");
+        self.print(&value, &text)
+    }
+
+    pub(crate) fn successor(&mut self, file: &Path) -> Result<(), CliError> {
+        let long = || CliError::from(SuccessorError::TooLong);
+        let meta = std::fs::metadata(file).map_err(CliError::file(file))?;
+        if meta.len() > limits::MAX_SUCCESSOR_BYTES as u64 {
+            return Err(long());
+        }
+        let text = std::fs::read(file).map_err(CliError::file(file))?;
+        let stated = Successor::parse(&text)?;
+        let key = |key: [u8; 32]| format!("ed25519:{}", HEXLOWER.encode(&key));
+        let (old, new) = (key(stated.old()), key(stated.new_key()));
+        let value = json!({ "old": &old, "new": &new, "t": stated.time_s() });
+        self.print(
+            &value,
+            &format!("was {old}\nis  {new}\nt   {}", stated.time_s()),
+        )
+    }
+
+    fn make(&mut self, args: &NewArgs, words: &Entropy) -> Result<Made, CliError> {
+        let passphrase = match args.bip39_passphrase {
+            true => new_secret(self.ask, "passphrase of the words")?,
+            false => SecretStr::empty(),
+        };
+        let vault = NewVault {
+            passphrase,
+            device: args.device,
+            ..NewVault::new(copy(words)?, now_s())
+        };
+        self.with_slots(vault, &args.slots, args.cost)
+    }
+
+    /// The vault with its slots, not on the disk yet.
+    fn with_slots(
+        &mut self,
+        vault: NewVault,
+        slots: &[SlotArg],
+        cost: CostArgs,
+    ) -> Result<Made, CliError> {
+        if slots.is_empty() {
+            return Err(CliError::Usage("a vault needs a slot".to_owned()));
+        }
+        let cost = match slots.contains(&SlotArg::Passphrase) {
+            true => chosen_cost(cost)?,
+            false => Argon2Params::DEFAULT,
+        };
+        let mut typed = Vec::with_capacity(slots.len());
+        for (at, kind) in slots.iter().enumerate() {
+            if slots[..at].contains(kind) && *kind != SlotArg::Passphrase {
+                let text = "a second slot of that type opens for nobody else";
+                return Err(CliError::Usage(text.to_owned()));
+            }
+            typed.push(match kind {
+                SlotArg::Passphrase => Some(new_secret(self.ask, "new passphrase")?),
+                _ => None,
+            });
+        }
+        let _slow = Slow::new("making the slots");
+        let seed = OnceCell::new();
+        let slot = |at: usize, id| new_slot(slots[at], typed[at].as_ref(), &seed, id, cost);
+        let mut alkv = OpenAlkv::create_for(vault, |id| slot(0, id))?;
+        for at in 1..slots.len() {
+            let id = alkv.alkv().uuid();
+            alkv.add(slot(at, id)?)?;
+        }
+        Ok(Made {
+            alkv,
+            seed: seed.into_inner(),
+        })
+    }
+
+    fn finish_new(
+        &mut self,
+        place: Place,
+        made: Made,
+        event: Event,
+        words: Option<&Entropy>,
+    ) -> Result<(), CliError> {
+        made.write_seed(&place.path("seed.key"))?;
+        place.copies().create(&made.alkv)?;
+        let opened = Opened::made(place, made.alkv, event)?;
+        let node = opened.vault.signer(Purpose::NodeIdentity)?.public();
+        let node = format!("ed25519:{}", HEXLOWER.encode(&node));
+        let id = opened.alkv.alkv().uuid().to_string();
+        let sealed = opened.alkv.alkv().is_sealed();
+        opened.finish()?;
+        let mut value = json!({ "vault": id, "node": node, "sealed": sealed });
+        if let Some(words) = words {
+            value["words"] = self.words_value(words);
+        }
+        let warning = match sealed {
+            true => "",
+            false => "\nUNSEALED: its key lies beside it; for development only",
+        };
+        self.print(&value, &format!("vault {id}\nnode  {node}{warning}"))
+    }
+
+    fn words_value(&self, words: &Entropy) -> serde_json::Value {
+        match self.json {
+            true => json!(words.phrase().expose()),
+            false => serde_json::Value::Null,
+        }
+    }
+
+    /// Shows new words, and goes on when somebody proved to have them. In JSON they are part of the
+    /// result instead.
+    fn show_words(&mut self, words: &Entropy) -> Result<(), CliError> {
+        if self.json {
+            return Ok(());
+        }
+        let phrase = words.phrase();
+        let all: Vec<&str> = phrase.expose().split(' ').collect();
+        writeln!(
+            self.out,
+            "These words are the vault. Write them on paper; they are shown once.\n"
+        )?;
+        for (row, four) in all.chunks(4).enumerate() {
+            for (at, word) in four.iter().enumerate() {
+                write!(self.out, "{:>4}  {word:10}", row * 4 + at + 1)?;
+            }
+            writeln!(self.out)?;
+        }
+        writeln!(self.out)?;
+        self.out.flush()?;
+        if !self.ask.is_person() {
+            return Ok(());
+        }
+        for position in positions(all.len())? {
+            let mut tries = 0;
+            loop {
+                let typed = self.ask.secret(&format!("word {}", position + 1))?;
+                if typed.expose().trim().eq_ignore_ascii_case(all[position]) {
+                    break;
+                }
+                tries += 1;
+                if tries == TRIES {
+                    let text = "the words are not on paper; no vault was made";
+                    return Err(CliError::Denied(text.to_owned()));
+                }
+                self.ask.tell("that is another word");
+            }
+        }
+        // The words leave the screen and what can be scrolled back to.
+        self.ask.tell("\x1b[H\x1b[2J\x1b[3J");
+        Ok(())
+    }
+}
+
+/// A vault that is not on the disk yet.
+struct Made {
+    alkv: OpenAlkv,
+    seed: Option<SeedKey>,
+}
+
+impl Made {
+    fn write_seed(&self, path: &Path) -> Result<(), CliError> {
+        match &self.seed {
+            Some(seed) => write_file(path, seed.to_text().expose().as_bytes(), 0o600),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A slot as it is asked for; its seed goes into `seed`.
+pub(crate) fn new_slot<'a>(
+    kind: SlotArg,
+    typed: Option<&'a SecretStr>,
+    seed: &'a OnceCell<SeedKey>,
+    vault: VaultId,
+    cost: Argon2Params,
+) -> Result<NewSlot<'a>, VaultError> {
+    Ok(match (kind, typed) {
+        (SlotArg::Passphrase, Some(passphrase)) => NewSlot::Passphrase {
+            passphrase,
+            cost,
+            cap_kib: cap_kib(),
+        },
+        (SlotArg::Provisioning, _) => {
+            let fresh = SeedKey::generate(vault)?;
+            NewSlot::Provisioning(seed.get_or_init(|| fresh))
+        }
+        _ => NewSlot::None,
+    })
+}
+
+/// What an attempt shall cost: as it was said, or as this computer makes it half a second to one.
+pub(crate) fn chosen_cost(args: CostArgs) -> Result<Argon2Params, CliError> {
+    if let Some(cost) = args.chosen().map_err(CliError::Usage)? {
+        return Ok(cost);
+    }
+    let _slow = Slow::new("measuring this computer");
+    let cap_kib = cap_kib();
+    let measured = calibrate(cap_kib, |cost| {
+        let begun = Instant::now();
+        attempt(cost, cap_kib)?;
+        Ok(begun.elapsed())
+    });
+    Ok(measured?)
+}
+
+/// A secret that is chosen now: typed twice by somebody, read once from a program.
+pub(crate) fn new_secret(ask: &mut dyn Ask, what: &str) -> Result<SecretStr, CliError> {
+    loop {
+        let secret = ask.secret(what)?;
+        if secret.is_empty() {
+            if ask.is_person() {
+                ask.tell("an empty one protects nothing");
+                continue;
+            }
+            return Err(CliError::Usage(format!("an empty {what}")));
+        }
+        if !ask.is_person() || ask.secret(&format!("{what} again"))?.expose() == secret.expose() {
+            return Ok(secret);
+        }
+        ask.tell("those were two different ones");
+    }
+}
+
+/// Words that exist. Somebody may correct them; a program may not.
+pub(crate) fn typed_words(ask: &mut dyn Ask) -> Result<Entropy, CliError> {
+    loop {
+        let typed = ask.secret("recovery words")?;
+        match Entropy::parse(typed.expose()) {
+            Ok(words) => return Ok(words),
+            Err(error) if ask.is_person() => ask.tell(&error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A file that was not there, on the disk when this returns.
+pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CliError> {
+    let io = CliError::file(path);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(mode);
+    let mut file = options.open(path).map_err(&io)?;
+    file.write_all(bytes).map_err(&io)?;
+    file.sync_all().map_err(&io)
+}
+
+fn count(words: &str) -> WordCount {
+    match words {
+        "12" => WordCount::Twelve,
+        _ => WordCount::TwentyFour,
+    }
+}
+
+/// Said by name, since secrets are not copied by accident.
+fn copy(words: &Entropy) -> Result<Entropy, CliError> {
+    Ok(Entropy::from_bytes(words.bytes())?)
+}
+
+/// Which words are asked for: any, each once.
+fn positions(words: usize) -> Result<Vec<usize>, CliError> {
+    let mut chosen = Vec::with_capacity(CONFIRMED);
+    while chosen.len() < CONFIRMED.min(words) {
+        let mut byte = [0];
+        let filled = getrandom::fill(&mut byte);
+        filled.map_err(|_| CliError::from(VaultError::NoRandomness))?;
+        // A multiple of every number of words, so that each is as likely.
+        let position = usize::from(byte[0] % 120) % words;
+        if byte[0] < 240 && !chosen.contains(&position) {
+            chosen.push(position);
+        }
+    }
+    chosen.sort_unstable();
+    Ok(chosen)
+}

@@ -1,0 +1,85 @@
+//! Sealed records.
+
+use alknet_vault::limits::MAX_PLAINTEXT_BYTES;
+use data_encoding::BASE64;
+use serde_json::json;
+
+use crate::place::{Opened, Place};
+use crate::verbs::{DirArgs, RecordArgs, RemoveArgs, RotateArgs};
+use crate::{Cli, CliError};
+
+impl Cli<'_> {
+    pub(crate) fn seal(&mut self, args: &RecordArgs) -> Result<(), CliError> {
+        let opened = Opened::open(&args.open, self.ask)?;
+        let plain = self.ask.rest(MAX_PLAINTEXT_BYTES)?;
+        let records = opened.records()?;
+        let blob = opened.vault.seal(&args.label, plain.expose())?;
+        records.put(&args.label, &blob)?;
+        opened.finish()?;
+        let version = blob.key_version().number();
+        let value = json!({ "label": args.label.as_str(), "key_version": version });
+        self.print(&value, &format!("{} is sealed", args.label))
+    }
+
+    pub(crate) fn open(&mut self, args: &RecordArgs) -> Result<(), CliError> {
+        let opened = Opened::open(&args.open, self.ask)?;
+        let blob = opened.records()?.get(&args.label)?;
+        let plain = opened.vault.open(&args.label, &blob);
+        opened.finish()?;
+        let plain = plain?;
+        if self.json {
+            let data = BASE64.encode(plain.expose());
+            let value = json!({ "label": args.label.as_str(), "data": data });
+            return self.print(&value, "");
+        }
+        // As it was sealed, without a line end that it did not have.
+        self.out.write_all(plain.expose())?;
+        self.out.flush()?;
+        Ok(())
+    }
+
+    pub(crate) fn list(&mut self, place: &DirArgs) -> Result<(), CliError> {
+        let place = Place::look(&place.dir);
+        place.load()?;
+        let entries = match place.records()? {
+            Some(records) => records.list()?,
+            None => Vec::new(),
+        };
+        let value: Vec<_> = entries
+            .iter()
+            .map(|entry| json!({"label": entry.label.as_str(), "key_version": entry.version.number()}))
+            .collect();
+        let text: Vec<_> = entries
+            .iter()
+            .map(|entry| format!("{:>4}  {}", entry.version, entry.label))
+            .collect();
+        self.print(&json!({ "records": value }), &text.join("\n"))
+    }
+
+    pub(crate) fn remove(&mut self, args: &RemoveArgs) -> Result<(), CliError> {
+        let place = Place::existing(&args.place.dir)?;
+        match place.records()? {
+            Some(records) => records.remove(&args.label)?,
+            None => {
+                let text = format!("there is no record {}", args.label);
+                return Err(CliError::NotFound(text));
+            }
+        }
+        let value = json!({ "removed": args.label.as_str() });
+        self.print(&value, &format!("{} is gone", args.label))
+    }
+
+    pub(crate) fn rotate(&mut self, args: &RotateArgs) -> Result<(), CliError> {
+        let opened = Opened::open(&args.open, self.ask)?;
+        let records = opened.records()?;
+        let rotated = records.rotate_to(&opened.vault, args.to);
+        opened.finish()?;
+        let count = rotated?;
+        let value = json!({ "key_version": args.to.number(), "records": count });
+        let text = format!(
+            "{count} records have version {}; older ones are refused",
+            args.to
+        );
+        self.print(&value, &text)
+    }
+}

@@ -1,0 +1,9 @@
+//! The verbs of `alknet vault` as somebody at a terminal and a script use them, beside the programs
+//! that read the same keys.
+
+mod damage;
+mod lifecycle;
+mod page;
+mod shell;
+mod strangers;
+mod typed;

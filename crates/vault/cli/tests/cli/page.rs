@@ -1,0 +1,49 @@
+//! The commands that docs/vault.md shows do what it says.
+
+use std::fs;
+
+use crate::shell::{CHEAP, Shell, WORDS};
+
+/// What needs nobody to type.
+const UNASKED: [&str; 7] = [
+    "audit show",
+    "list",
+    "remove",
+    "selftest",
+    "slot list",
+    "status",
+    "successor",
+];
+
+#[test]
+fn the_commands_of_the_page_work() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../docs/vault.md");
+    let page = fs::read_to_string(page).expect("the page exists");
+    let shell = Shell::new();
+    let mut count = 0;
+    for line in page
+        .lines()
+        .filter_map(|line| line.strip_prefix("alknet vault "))
+    {
+        // A comment, another program, and what is read are for the reader's shell.
+        let command = line.split(['#', '|']).next().unwrap_or_default();
+        let (command, file) = command.split_once('<').unwrap_or((command, ""));
+        let mut words: Vec<_> = command
+            .split_whitespace()
+            .map(|word| word.trim_matches('"'))
+            .collect();
+        let mut input = "right\n".repeat(2);
+        if file.trim() == "words.txt" {
+            WORDS.clone_into(&mut input);
+        } else if !UNASKED.iter().any(|verb| command.starts_with(verb)) {
+            words.push("--passphrase-stdin");
+        }
+        if ["init", "migrate", "passwd"].contains(&words[0]) {
+            words.extend(CHEAP.split(' '));
+        }
+        let ended = shell.run_words(&words, &input);
+        assert_eq!(ended.code, 0, "{line}: {}", ended.err);
+        count += 1;
+    }
+    assert_eq!(count, 27);
+}

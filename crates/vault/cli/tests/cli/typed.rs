@@ -1,0 +1,302 @@
+//! Somebody at a terminal: who is asked, asked again, made to wait and shown words once.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use alknet_vault::{SecretBytes, SecretStr};
+use alknet_vault_cli::{Ask, CliError, Verb, run};
+use clap::Parser;
+use nix::pty::openpty;
+use nix::sys::termios::{LocalFlags, tcgetattr};
+
+use crate::shell::{CHEAP, Shell, WORDS};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Somebody who types, and what they saw.
+#[derive(Default)]
+struct Person {
+    types: VecDeque<String>,
+    asked: Vec<String>,
+    told: Vec<String>,
+    waited: Vec<Duration>,
+    /// Reads the words from what was shown, as on paper.
+    confirms: Option<usize>,
+    paper: Vec<String>,
+}
+
+impl Person {
+    fn typing(lines: &[&str]) -> Self {
+        let types = lines.iter().map(|line| (*line).to_owned()).collect();
+        Self {
+            types,
+            ..Self::default()
+        }
+    }
+}
+
+impl Ask for Person {
+    fn use_stdin(&mut self) {}
+
+    fn is_person(&self) -> bool {
+        true
+    }
+
+    fn secret(&mut self, what: &str) -> Result<SecretStr, CliError> {
+        self.asked.push(what.to_owned());
+        let position = what
+            .strip_prefix("word ")
+            .and_then(|number| number.parse::<usize>().ok());
+        if let (Some(position), Some(_)) = (position, self.confirms) {
+            return Ok(SecretStr::from(self.paper[position - 1].as_str()));
+        }
+        let typed = self.types.pop_front();
+        typed
+            .map(SecretStr::from_string)
+            .ok_or_else(|| CliError::Usage("nothing more".to_owned()))
+    }
+
+    fn line(&mut self, what: &str) -> Result<String, CliError> {
+        Ok(self.secret(what)?.expose().to_owned())
+    }
+
+    fn rest(&mut self, _: usize) -> Result<SecretBytes, CliError> {
+        Ok(SecretBytes::copy_of(b""))
+    }
+
+    fn tell(&mut self, what: &str) {
+        self.told.push(what.to_owned());
+    }
+
+    fn pause(&mut self, time: Duration) {
+        self.waited.push(time);
+    }
+}
+
+fn types(shell: &Shell, line: &str, person: &mut Person) -> (Result<(), CliError>, String) {
+    let dir = shell.path("vault").to_string_lossy().into_owned();
+    let words = ["vault"]
+        .into_iter()
+        .chain(line.split(' '))
+        .chain(["--dir", &dir]);
+    let arguments = Arguments::try_parse_from(words).expect("a line that can be read");
+    let mut out = Vec::new();
+    let ended = run(arguments.verb, false, &mut out, person);
+    (ended, String::from_utf8(out).expect("text"))
+}
+
+#[test]
+fn six_wrong_passphrases_take_longer_and_longer_and_the_right_one_still_opens() {
+    let shell = Shell::new();
+    shell.with_vault();
+    let mut lines = vec!["wrong"; 6];
+    lines.push("right");
+    let mut person = Person::typing(&lines);
+    let (ended, _) = types(&shell, "pub ssh-host", &mut person);
+    ended.expect("the seventh is right");
+    assert_eq!(person.asked.len(), 7);
+    let seconds: Vec<_> = person
+        .waited
+        .iter()
+        .map(|wait| wait.as_secs_f64().round())
+        .collect();
+    assert_eq!(seconds, [1.0, 2.0], "after the fifth and the sixth");
+    let log = shell.good("audit show --dir vault", "");
+    assert_eq!(log.matches("unlock_failed").count(), 6, "{log}");
+    assert!(log.contains("unlocked"));
+    // Nobody is asked for ever.
+    let mut person = Person::typing(&["wrong"; 20]);
+    let (ended, _) = types(&shell, "pub ssh-host", &mut person);
+    assert!(matches!(ended, Err(CliError::WrongPassphrase)));
+    assert_eq!(person.asked.len(), 10);
+}
+
+/// The words as they are shown, in their order.
+fn shown(out: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut words = out.split_whitespace();
+    while let Some(word) = words.next() {
+        if word.parse::<usize>() == Ok(found.len() + 1) {
+            found.extend(words.next().map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[test]
+fn new_words_are_confirmed_before_there_is_a_vault() {
+    let shell = Shell::new();
+    let init = format!("init {CHEAP}");
+    // Passphrases that differ are asked again; then the words are not on paper.
+    let mut person = Person::typing(&["", "one", "two", "one", "one", "x", "y", "z"]);
+    let (ended, out) = types(&shell, &init, &mut person);
+    assert!(matches!(ended, Err(CliError::Denied(_))), "{ended:?}");
+    assert_eq!(shown(&out).len(), 24, "{out}");
+    assert!(!shell.path("vault/vault.a").exists());
+    assert!(!out.contains("\x1b["));
+}
+
+/// A person who has what the program shows: it shares the buffer that the program writes to.
+struct Paper<'a> {
+    person: Person,
+    screen: &'a std::cell::RefCell<Vec<u8>>,
+}
+
+impl Ask for Paper<'_> {
+    fn use_stdin(&mut self) {}
+
+    fn is_person(&self) -> bool {
+        true
+    }
+
+    fn secret(&mut self, what: &str) -> Result<SecretStr, CliError> {
+        if what.starts_with("word ") {
+            let text = String::from_utf8(self.screen.borrow().clone()).expect("text");
+            self.person.paper = shown(&text);
+            self.person.confirms = Some(3);
+        }
+        self.person.secret(what)
+    }
+
+    fn line(&mut self, what: &str) -> Result<String, CliError> {
+        self.person.line(what)
+    }
+
+    fn rest(&mut self, most: usize) -> Result<SecretBytes, CliError> {
+        self.person.rest(most)
+    }
+
+    fn tell(&mut self, what: &str) {
+        self.person.tell(what);
+    }
+
+    fn pause(&mut self, time: Duration) {
+        self.person.pause(time);
+    }
+}
+
+struct Screen<'a>(&'a std::cell::RefCell<Vec<u8>>);
+
+impl std::io::Write for Screen<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.borrow_mut().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn three_of_the_words_are_asked_and_the_screen_is_cleared() {
+    let shell = Shell::new();
+    let dir = shell.path("vault").to_string_lossy().into_owned();
+    let line = format!("vault init {CHEAP} --dir {dir}");
+    let arguments = Arguments::try_parse_from(line.split(' ')).expect("a line");
+    let screen = std::cell::RefCell::default();
+    let mut paper = Paper {
+        person: Person::typing(&["one", "one"]),
+        screen: &screen,
+    };
+    run(arguments.verb, false, &mut Screen(&screen), &mut paper).expect("made");
+    let words = paper
+        .person
+        .asked
+        .iter()
+        .filter(|what| what.starts_with("word "));
+    assert_eq!(words.count(), 3);
+    assert!(
+        paper
+            .person
+            .told
+            .iter()
+            .any(|text| text.contains("\x1b[3J"))
+    );
+    // What was shown makes the same node.
+    let phrase = paper.person.paper.join(" ");
+    let node = shell.good("pub node-identity --mnemonic-stdin", &phrase);
+    let text = String::from_utf8(screen.into_inner()).expect("text");
+    assert!(text.contains(node.trim()), "{text}");
+}
+
+#[test]
+fn a_typed_word_may_be_corrected() {
+    let shell = Shell::new();
+    let wrong = WORDS.replace("about", "abuot");
+    let mut person = Person::typing(&[&wrong, WORDS]);
+    let (ended, _) = types(&shell, "import --slot none", &mut person);
+    ended.expect("made");
+    assert!(
+        person
+            .told
+            .iter()
+            .any(|text| text.contains("word 12") && text.contains("about"))
+    );
+}
+
+/// Reads from a terminal until `end` was seen.
+fn until(terminal: &mut File, end: &str) -> String {
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    while !String::from_utf8_lossy(&seen).contains(end) {
+        match terminal.read(&mut byte) {
+            Ok(1) => seen.push(byte[0]),
+            _ => break,
+        }
+    }
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+/// Waits until a terminal does not show what is typed; gives up after a minute.
+fn quiet(terminal: &OwnedFd) {
+    for _ in 0..60_000 {
+        let now = tcgetattr(terminal).expect("a terminal");
+        if !now.local_flags.contains(LocalFlags::ECHO) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("the terminal still shows what is typed");
+}
+
+#[test]
+fn a_terminal_does_not_show_what_is_typed() {
+    let shell = Shell::new();
+    shell.with_vault();
+    let pty = openpty(None, None).expect("a terminal");
+    let mut keyboard = File::from(pty.master);
+    let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
+    let child = Command::new(env!("CARGO_BIN_EXE_alknet-vault-tool"))
+        .args(["pub", "node-identity", "--dir", "vault"])
+        .current_dir(shell.path(""))
+        .stdin(side(&pty.slave))
+        .stderr(side(&pty.slave))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut seen = until(&mut keyboard, "passphrase: ");
+    quiet(&pty.slave);
+    keyboard.write_all(b"wrong\n").expect("typed");
+    seen += &until(&mut keyboard, "wrong passphrase");
+    seen += &until(&mut keyboard, "passphrase: ");
+    quiet(&pty.slave);
+    keyboard.write_all(b"right\n").expect("typed");
+    drop(pty.slave);
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success());
+    assert_eq!(output.stdout.len(), 65);
+    seen += &until(&mut keyboard, "nothing more");
+    assert!(
+        !seen.contains("right") && !seen.contains("wrong\r"),
+        "{seen:?}"
+    );
+}

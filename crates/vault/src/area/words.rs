@@ -1,0 +1,163 @@
+//! What lies in the area, as words that two processes read and write at the same time.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use zeroize::Zeroizing;
+
+use crate::bip39::Seed;
+use crate::crypto;
+use crate::derive::{Index, KeyVersion};
+
+pub(super) const MAGIC: u64 = u64::from_ne_bytes(*b"ALKSEED1");
+pub(super) const LAYOUT: u64 = 1;
+
+/// Bits of the state that are the phase.
+const PHASE: u64 = 3;
+const LOCKED: u64 = 0;
+const WRITING: u64 = 1;
+const OPEN: u64 = 2;
+
+/// How often a reader looks again while the other process writes, which takes it a microsecond. After
+/// that it has died there or means ill, and there is no seed.
+const LOOKS: usize = 1000;
+
+/// All of it, at the place that the layout gives each.
+#[repr(C)]
+#[derive(Default)]
+pub(super) struct Words {
+    pub(super) magic: AtomicU64,
+    pub(super) layout: AtomicU64,
+    pub(super) device: AtomicU64,
+    pub(super) versions: AtomicU64,
+    pub(super) kind: AtomicU64,
+    pub(super) hard: AtomicU64,
+    pub(super) state: AtomicU64,
+    _reserved: AtomicU64,
+    pub(super) seed: [AtomicU64; 8],
+    pub(super) check: [AtomicU64; 4],
+}
+
+/// Nothing of what lies there is shown.
+impl fmt::Debug for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Words(..)")
+    }
+}
+
+/// A whole seed, and of which unlocking.
+pub(crate) struct Open {
+    pub(crate) seed: Seed,
+    pub(crate) epoch: u64,
+}
+
+impl Words {
+    /// Makes zeroes an area with nothing in it.
+    pub(super) fn initialize(&self, kind: u64) {
+        let version = u64::from(KeyVersion::FIRST.number());
+        self.versions
+            .store(version << 32 | version, Ordering::Relaxed);
+        self.kind.store(kind, Ordering::Relaxed);
+        self.layout.store(LAYOUT, Ordering::Relaxed);
+        self.magic.store(MAGIC, Ordering::Release);
+    }
+
+    /// Whether it says that there is a seed; only [`Words::read`] knows.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Acquire) & PHASE != LOCKED
+    }
+
+    pub(super) fn unlock(&self, device: Index, seed: &Seed) -> Option<u64> {
+        let mine = (0..LOOKS).find_map(|_| {
+            let state = self.state.load(Ordering::Acquire);
+            let mine = (state >> 2).wrapping_add(1) << 2 | WRITING;
+            // A phase without a whole seed was left by a process that died: it is begun anew.
+            match self.read(device) {
+                Some(_) => Some(None),
+                None => self.exchange(state, mine).is_ok().then_some(Some(mine)),
+            }
+        });
+        let mine = mine.flatten()?;
+        fence(Ordering::Release);
+        let check = check(device, seed);
+        for (word, bytes) in self.seed.iter().zip(seed.expose().chunks_exact(8)) {
+            word.store(word_of(bytes), Ordering::Relaxed);
+        }
+        for (word, bytes) in self.check.iter().zip(check.chunks_exact(8)) {
+            word.store(word_of(bytes), Ordering::Relaxed);
+        }
+        match self.exchange(mine, mine - WRITING + OPEN) {
+            Ok(()) => Some(mine >> 2),
+            // Somebody locked meanwhile, and what was written after that has to go as well.
+            Err(now) if now & PHASE == LOCKED => {
+                self.wipe();
+                Some(mine >> 2)
+            }
+            // Somebody else unlocked.
+            Err(_) => None,
+        }
+    }
+
+    pub(super) fn lock(&self) -> bool {
+        let before = self.state.fetch_and(!PHASE, Ordering::AcqRel);
+        fence(Ordering::Release);
+        self.wipe();
+        before & PHASE != LOCKED
+    }
+
+    pub(super) fn read(&self, device: Index) -> Option<Open> {
+        for _ in 0..LOOKS {
+            let state = self.state.load(Ordering::Acquire);
+            match state & PHASE {
+                OPEN => {}
+                WRITING => {
+                    std::hint::spin_loop();
+                    continue;
+                }
+                _ => return None,
+            }
+            let mut seed = Seed::zeroed();
+            for (bytes, word) in seed.expose_mut().chunks_exact_mut(8).zip(&self.seed) {
+                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            let mut said = Zeroizing::new([0; 32]);
+            for (bytes, word) in said.chunks_exact_mut(8).zip(&self.check) {
+                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            fence(Ordering::Acquire);
+            if self.state.load(Ordering::Relaxed) != state {
+                continue;
+            }
+            let epoch = state >> 2;
+            return (check(device, &seed) == said).then_some(Open { seed, epoch });
+        }
+        None
+    }
+
+    pub(super) fn wipe(&self) {
+        for word in self.seed.iter().chain(&self.check) {
+            word.store(0, Ordering::Relaxed);
+        }
+        // The stores are done before anything that follows, also where nobody reads them any more.
+        fence(Ordering::SeqCst);
+        std::hint::black_box(self);
+    }
+
+    fn exchange(&self, from: u64, to: u64) -> Result<(), u64> {
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        let exchanged = self.state.compare_exchange(from, to, success, failure);
+        exchanged.map(|_| ())
+    }
+}
+
+/// Tells a whole seed of that device from anything else.
+fn check(device: Index, seed: &Seed) -> Zeroizing<[u8; 32]> {
+    let mut bytes = Zeroizing::new([0; 4 + 64]);
+    bytes[..4].copy_from_slice(&device.number().to_be_bytes());
+    bytes[4..].copy_from_slice(seed.expose());
+    Zeroizing::new(crypto::sha256(bytes.as_slice()))
+}
+
+fn word_of(bytes: &[u8]) -> u64 {
+    u64::from_ne_bytes(bytes.try_into().expect("pieces of eight bytes"))
+}

@@ -1,0 +1,346 @@
+//! Sealed records in a directory: secrets from outside that a node or an operator keeps.
+//!
+//! ```text
+//! lock       whoever changes something holds a lock on it
+//! current    {"credentials":1,"set":3,"version":4}
+//! set-3/     one file for each record, called by the SHA-256 of its label:
+//!            the label, a line end, the record's JSON form, a line end
+//! ```
+//!
+//! Every file is written beside its place and moved there, so that a power cut leaves the old or the
+//! new. A rotation writes a whole new set and then moves `current`: before that moment every record has
+//! its old version, after it every one the new. What an interrupted one left is removed by the next that
+//! opens the directory, and the rotation is run again.
+//!
+//! Labels are readable to whoever reads the directory. That a record was put back to an older one of
+//! the same version is not noticed.
+
+mod disk;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use data_encoding::HEXLOWER;
+use thiserror::Error;
+
+use crate::blob::{Blob, Label};
+use crate::crypto;
+use crate::derive::KeyVersion;
+use crate::error::VaultError;
+use crate::limits::{MAX_BLOB_JSON_BYTES, MAX_CREDENTIALS, MAX_LABEL_BYTES};
+use crate::vault::{KeyVersions, Vault};
+use disk::{Current, Locked};
+
+/// Bytes of one record's file.
+const FILE_BYTES_MAX: usize = MAX_LABEL_BYTES + MAX_BLOB_JSON_BYTES + 2;
+
+/// Why a record was not kept, found or rotated.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CredentialsError {
+    /// A file that this program did not write, or that was damaged.
+    #[error("{0} is no file of sealed records")]
+    Foreign(String),
+    /// As many records as there may be.
+    #[error("there are {} records, more are not possible", MAX_CREDENTIALS)]
+    Full,
+    /// A file could not be read or written.
+    #[error("{file} cannot be used ({source})")]
+    Io {
+        /// Which.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Of a later program.
+    #[error("the records have format {0}; this program knows 1")]
+    Newer(u64),
+    /// No record of that label.
+    #[error("there is no record {0}")]
+    NotFound(Label),
+    /// The vault did not seal or open one.
+    #[error("{label}: {source}")]
+    Record {
+        /// Which.
+        label: Label,
+        /// Why.
+        source: VaultError,
+    },
+    /// A version that is older than that of the set.
+    #[error("key version {version} is older than {oldest}, to which the records were rotated")]
+    TooOld {
+        /// Which.
+        version: KeyVersion,
+        /// What there is.
+        oldest: KeyVersion,
+    },
+}
+
+impl CredentialsError {
+    fn io(path: &Path) -> impl Fn(io::Error) -> Self {
+        let file = path.display().to_string();
+        move |source| {
+            let file = file.clone();
+            Self::Io { file, source }
+        }
+    }
+
+    fn foreign(path: &Path) -> Self {
+        Self::Foreign(path.display().to_string())
+    }
+}
+
+/// What is known of a record without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is called.
+    pub label: Label,
+    /// Which key it is sealed with.
+    pub version: KeyVersion,
+}
+
+/// The records of one directory. Several processes may have it: changes wait for each other.
+#[derive(Debug)]
+pub struct Credentials {
+    dir: PathBuf,
+}
+
+impl Credentials {
+    /// The records in `dir`, which is made if it is not there. Ends what a power cut interrupted.
+    pub fn open(dir: &Path) -> Result<Self, CredentialsError> {
+        disk::make_dir(dir)?;
+        let store = Self {
+            dir: dir.to_owned(),
+        };
+        let locked = Locked::exclusive(dir)?;
+        let current = match Current::read(dir)? {
+            Some(current) => current,
+            None => {
+                let first = Current::FIRST;
+                disk::make_dir(&store.set(first.set))?;
+                first.write(dir, &locked)?;
+                first
+            }
+        };
+        store.remove_other_sets(current.set)?;
+        Ok(store)
+    }
+
+    /// What the last rotation left: new records are sealed with that version and older ones are not
+    /// there. For [`Vault::use_versions`].
+    pub fn versions(&self) -> Result<KeyVersions, CredentialsError> {
+        let _locked = Locked::shared(&self.dir)?;
+        let version = self.current()?.version;
+        Ok(KeyVersions {
+            current: version,
+            oldest: version,
+        })
+    }
+
+    /// Keeps a record, in the place of the one of the same label.
+    pub fn put(&self, label: &Label, blob: &Blob) -> Result<(), CredentialsError> {
+        let locked = Locked::exclusive(&self.dir)?;
+        let current = self.current()?;
+        if blob.key_version() < current.version {
+            return Err(CredentialsError::TooOld {
+                version: blob.key_version(),
+                oldest: current.version,
+            });
+        }
+        let set = self.set(current.set);
+        let path = set.join(file_name(label));
+        if !path.exists() && names(&set)?.len() >= MAX_CREDENTIALS {
+            return Err(CredentialsError::Full);
+        }
+        disk::replace(&path, text_of(label, blob).as_bytes(), &locked)
+    }
+
+    /// The record of that label.
+    pub fn get(&self, label: &Label) -> Result<Blob, CredentialsError> {
+        let _locked = Locked::shared(&self.dir)?;
+        let path = self.set(self.current()?.set).join(file_name(label));
+        match disk::read(&path, FILE_BYTES_MAX)? {
+            None => Err(CredentialsError::NotFound(label.clone())),
+            Some(bytes) => match parse(&bytes) {
+                Some((found, blob)) if found == *label => Ok(blob),
+                _ => Err(CredentialsError::foreign(&path)),
+            },
+        }
+    }
+
+    /// Every record, by label.
+    pub fn list(&self) -> Result<Vec<Entry>, CredentialsError> {
+        let _locked = Locked::shared(&self.dir)?;
+        let records = self.records(self.current()?.set)?;
+        let entry = |(label, blob): (Label, Blob)| Entry {
+            label,
+            version: blob.key_version(),
+        };
+        Ok(records.into_iter().map(entry).collect())
+    }
+
+    /// Removes a record, also a damaged one.
+    pub fn remove(&self, label: &Label) -> Result<(), CredentialsError> {
+        let locked = Locked::exclusive(&self.dir)?;
+        let path = self.set(self.current()?.set).join(file_name(label));
+        match disk::remove(&path, &locked)? {
+            true => Ok(()),
+            false => Err(CredentialsError::NotFound(label.clone())),
+        }
+    }
+
+    /// Seals every record anew under the key of `to`, all or none; answers how many there are. The vault
+    /// must still open the older ones. Afterwards [`Vault::use_versions`] with what
+    /// [`Credentials::versions`] says forbids them.
+    pub fn rotate_to(&self, vault: &Vault, to: KeyVersion) -> Result<usize, CredentialsError> {
+        self.rotate_in_steps(to, &mut |label, blob| vault.rewrap(label, blob, to))
+    }
+
+    /// Puts every record, opened by one vault and sealed by the other, into another directory, all or
+    /// none; what that had is gone. Answers how many there are.
+    pub fn hand_over(
+        &self,
+        from: &Vault,
+        to: &Vault,
+        other: &Self,
+    ) -> Result<usize, CredentialsError> {
+        let records = {
+            let _locked = Locked::shared(&self.dir)?;
+            self.records(self.current()?.set)?
+        };
+        let mut moved = Vec::with_capacity(records.len());
+        for (label, blob) in records {
+            let blob = from.hand_over(to, &label, &blob);
+            let blob = blob.map_err(|source| CredentialsError::Record {
+                label: label.clone(),
+                source,
+            })?;
+            moved.push((label, blob));
+        }
+        let locked = Locked::exclusive(&other.dir)?;
+        let current = other.current()?;
+        let version = to.versions().current.max(current.version);
+        other.replace_set(current, version, &moved, &locked)?;
+        Ok(moved.len())
+    }
+
+    fn rotate_in_steps(
+        &self,
+        to: KeyVersion,
+        rewrap: &mut dyn FnMut(&Label, &Blob) -> Result<Blob, VaultError>,
+    ) -> Result<usize, CredentialsError> {
+        let locked = Locked::exclusive(&self.dir)?;
+        let current = self.current()?;
+        if to < current.version {
+            return Err(CredentialsError::TooOld {
+                version: to,
+                oldest: current.version,
+            });
+        }
+        let mut records = self.records(current.set)?;
+        for (label, blob) in &mut records {
+            *blob = rewrap(label, blob).map_err(|source| CredentialsError::Record {
+                label: label.clone(),
+                source,
+            })?;
+        }
+        self.replace_set(current, to, &records, &locked)?;
+        Ok(records.len())
+    }
+
+    /// Writes a whole set, and makes it the one that counts.
+    fn replace_set(
+        &self,
+        current: Current,
+        version: KeyVersion,
+        records: &[(Label, Blob)],
+        locked: &Locked,
+    ) -> Result<(), CredentialsError> {
+        let next = Current {
+            set: current.set + 1,
+            version,
+        };
+        self.remove_other_sets(current.set)?;
+        let set = self.set(next.set);
+        disk::make_dir(&set)?;
+        for (label, blob) in records {
+            disk::write_new(&set.join(file_name(label)), text_of(label, blob).as_bytes())?;
+        }
+        disk::sync_dir(&set)?;
+        next.write(&self.dir, locked)?;
+        // What fails here, the next that opens the directory does.
+        self.remove_other_sets(next.set)
+    }
+
+    fn current(&self) -> Result<Current, CredentialsError> {
+        let current = Current::read(&self.dir)?;
+        current.ok_or_else(|| CredentialsError::foreign(&self.dir))
+    }
+
+    fn set(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("set-{number}"))
+    }
+
+    fn records(&self, set: u64) -> Result<Vec<(Label, Blob)>, CredentialsError> {
+        let set = self.set(set);
+        let names = names(&set)?;
+        if names.len() > MAX_CREDENTIALS {
+            return Err(CredentialsError::Full);
+        }
+        let mut records = Vec::with_capacity(names.len());
+        for name in names {
+            let path = set.join(&name);
+            let bytes = disk::read(&path, FILE_BYTES_MAX)?.unwrap_or_default();
+            let record = parse(&bytes).filter(|(label, _)| file_name(label) == name);
+            records.push(record.ok_or_else(|| CredentialsError::foreign(&path))?);
+        }
+        records.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(records)
+    }
+
+    fn remove_other_sets(&self, current: u64) -> Result<(), CredentialsError> {
+        let own = format!("set-{current}");
+        for name in names(&self.dir)? {
+            if name.starts_with("set-") && name != own {
+                let path = self.dir.join(name);
+                fs::remove_dir_all(&path).map_err(CredentialsError::io(&path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names in a directory, without those of files that are being written.
+fn names(dir: &Path) -> Result<Vec<String>, CredentialsError> {
+    let io = CredentialsError::io(dir);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(&io)? {
+        let name = entry.map_err(&io)?.file_name();
+        let name = name
+            .into_string()
+            .map_err(|_| CredentialsError::foreign(dir))?;
+        if !name.ends_with(disk::NEW) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn file_name(label: &Label) -> String {
+    HEXLOWER.encode(&crypto::sha256(label.as_str().as_bytes()))
+}
+
+fn text_of(label: &Label, blob: &Blob) -> String {
+    format!("{label}\n{}\n", blob.to_json())
+}
+
+fn parse(bytes: &[u8]) -> Option<(Label, Blob)> {
+    let text = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
+    let (label, json) = text.split_once('\n')?;
+    let (label, blob) = (label.parse().ok()?, Blob::from_json(json).ok()?);
+    (text_of(&label, &blob).as_bytes() == bytes).then_some((label, blob))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! A new master key: what makes old copies of the file and old keys of slots worth nothing for what
+//! comes after.
+//!
+//! A slot only holds the new key under its own, so that every slot that is to stay needs what opens it;
+//! those of which nobody has that are named and lost. The words, and all that is derived from them, stay
+//! as they are.
+//!
+//! # The data partition
+//! Its first secret hangs on the master key, so that both change, in steps of which each leaves a vault
+//! and a partition that fit ([`change_master_key`]):
+//!
+//! 1. a key slot for the new secret is written beside the old one;
+//! 2. the vault's copies are written, first the older, then the other;
+//! 3. key slots of the partition that neither the new secret nor the words open are removed.
+//!
+//! Before the first copy is whole the old vault is found and the old secret opens; from then on the new
+//! vault and the new secret. A start after a power cut finds one of both and [`settle`] ends what was
+//! begun. The volume key is the same: whoever had that, and the disk, still reads it. Only a new
+//! partition helps against them.
+
+use thiserror::Error;
+
+use crate::crypto;
+use crate::derive::Purpose;
+use crate::derive::slip10::Node;
+use crate::error::VaultError;
+use crate::secret::SecretStr;
+use crate::slots::{
+    Alkv, Area, Consent, Copies, Key, NewSlot, OpenAlkv, Slot, SlotError, SlotId, SlotParams, alkv,
+    luks_phrase,
+};
+
+/// The key slots of the data partition, as whoever has it offers them. Both steps end when they are on
+/// the disk, may be repeated, and leave what was there if they fail.
+pub trait DataKeyslots {
+    /// Why a step failed.
+    type Error;
+
+    /// Adds a key slot for `new`, opened by `with`. If `new` opens one already, nothing is done.
+    fn add(&mut self, with: &SecretStr, new: &SecretStr) -> Result<(), Self::Error>;
+
+    /// Removes every key slot that none of `keep` opens. If the first of them opens none, it fails and
+    /// removes nothing.
+    fn keep_only(&mut self, keep: &[SecretStr]) -> Result<(), Self::Error>;
+}
+
+/// Where a change of the master key stopped.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RekeyError<E> {
+    /// At the data partition.
+    #[error("the key slots of the data partition: {0}")]
+    Data(E),
+    /// At the vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+}
+
+impl OpenAlkv {
+    /// The same vault under a new master key, which nobody has until it is written. `keep` has the key of
+    /// every slot that stays; every other is named in `lose`.
+    ///
+    /// # Errors
+    /// `Unnamed` with the slots that are in neither, `NoSuchSlot`, `WrongKey` and others of opening a
+    /// slot; `LastSlot` if none would stay, `LastInteractive` without consent.
+    pub fn rekey(
+        &self,
+        keep: &mut [(SlotId, Key<'_>)],
+        lose: &[SlotId],
+        consent: Consent,
+    ) -> Result<Self, VaultError> {
+        let named = || keep.iter().map(|(id, _)| id).chain(lose);
+        let all = self.alkv.slots();
+        if let Some(id) = named().find(|id| all.iter().all(|slot| slot.id() != **id)) {
+            return Err(SlotError::NoSuchSlot(*id).into());
+        }
+        let times = |slot: &&Slot| named().filter(|id| **id == slot.id()).count();
+        let unnamed: Vec<_> = all
+            .iter()
+            .filter(|slot| times(slot) == 0)
+            .map(Slot::id)
+            .collect();
+        if !unnamed.is_empty() {
+            return Err(SlotError::Unnamed(unnamed).into());
+        }
+        if all.iter().any(|slot| times(&slot) > 1) {
+            return Err(SlotError::BadParams("a slot that is named twice").into());
+        }
+        let stays = |slot: &&Slot| !lose.contains(&slot.id());
+        let left: Vec<_> = all.iter().filter(stays).cloned().collect();
+        let first = left.first().map(Slot::id);
+        let first = first.ok_or(SlotError::LastSlot(self.opened_by))?;
+        for lost in all.iter().filter(|slot| !stays(slot)) {
+            Self::needs_no_words(lost, &left, consent)?;
+        }
+        let mut next = Self {
+            alkv: self.alkv.clone(),
+            vmk: crypto::random_secret()?,
+            former: Some(crate::SecretArr::copy_of(self.vmk.expose())),
+            contents: self.contents.copied(),
+            opened_by: if lose.contains(&self.opened_by) {
+                first
+            } else {
+                self.opened_by
+            },
+        };
+        let mut slots = Vec::with_capacity(left.len());
+        for slot in &left {
+            let key = keep.iter_mut().find(|(id, _)| *id == slot.id());
+            let (_, key) = key.ok_or_else(|| SlotError::Unnamed(vec![slot.id()]))?;
+            slots.push(next.moved(slot, key, self)?);
+        }
+        next.alkv.payload = alkv::seal_payload(next.alkv.uuid, &next.vmk, &next.contents)?;
+        next.change(slots)?;
+        Ok(next)
+    }
+
+    /// What opens the data partition, as LUKS is given it: of the master key, and of the words.
+    pub fn data_phrases(&self) -> Result<[SecretStr; 2], VaultError> {
+        let seed = self.entropy().seed(self.passphrase())?;
+        let path = Purpose::DataRecovery.path(self.alkv.device());
+        let recovery = Node::at(seed.expose(), &path)?.key;
+        Ok([luks_phrase(&self.data_secret()), luks_phrase(&recovery)])
+    }
+
+    /// A slot of `old` as it is under the new master key.
+    fn moved(&self, slot: &Slot, key: &mut Key<'_>, old: &Self) -> Result<Slot, VaultError> {
+        let uuid = self.alkv.uuid;
+        let kek = key.kek(uuid, slot)?;
+        if slot.unwrap(uuid, &kek)? != old.vmk {
+            return Err(SlotError::Tampered.into());
+        }
+        match slot.params() {
+            // The old one lies in every old copy.
+            SlotParams::None { .. } => NewSlot::None.make(uuid, slot.id(), &self.vmk),
+            params => Slot::wrap(uuid, slot.id(), params.clone(), &kek, &self.vmk),
+        }
+    }
+
+    /// Whether a copy is of this vault, before or after its master key changed.
+    pub(super) fn wrote(&self, alkv: &Alkv) -> bool {
+        let fits = |vmk| alkv.mac_under(vmk) == alkv.mac;
+        fits(&self.vmk) || self.former.as_ref().is_some_and(fits)
+    }
+}
+
+/// Writes what [`OpenAlkv::rekey`] made of `old`, and changes the secret of the data partition with it.
+/// If it ends in the middle, [`settle`] with what the next start opens brings it to one end.
+pub fn change_master_key<A: Area, D: DataKeyslots>(
+    copies: &mut Copies<A>,
+    data: &mut D,
+    old: &OpenAlkv,
+    next: &OpenAlkv,
+) -> Result<(), RekeyError<D::Error>> {
+    let [with, _] = old.data_phrases()?;
+    let phrases = next.data_phrases()?;
+    data.add(&with, &phrases[0]).map_err(RekeyError::Data)?;
+    copies.save(next).map_err(VaultError::from)?;
+    data.keep_only(&phrases).map_err(RekeyError::Data)
+}
+
+/// Ends what a power cut interrupted: makes both copies the one that was opened, then removes the key
+/// slots of the data partition that do not belong to it. Harmless where nothing was interrupted.
+pub fn settle<A: Area, D: DataKeyslots>(
+    copies: &mut Copies<A>,
+    data: &mut D,
+    open: &OpenAlkv,
+) -> Result<(), RekeyError<D::Error>> {
+    // The copies first: as long as an old one is left, what opens with it is not removed.
+    copies.save(open).map_err(VaultError::from)?;
+    let phrases = open.data_phrases()?;
+    data.keep_only(&phrases).map_err(RekeyError::Data)
+}
+
+#[cfg(test)]
+mod tests;
