@@ -58,7 +58,10 @@ fn main() {
                 ok: true,
                 detail: String::new(),
             }),
-            ToNode::ConfigKept { .. } | ToNode::Facts { .. } | ToNode::Log { .. } => {}
+            ToNode::ConfigKept { .. }
+            | ToNode::Facts { .. }
+            | ToNode::Log { .. }
+            | ToNode::VaultEvents { .. } => {}
             ToNode::Drain { .. } => return,
         }
     }

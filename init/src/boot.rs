@@ -4,6 +4,7 @@ use std::{
     io,
     panic::{self, AssertUnwindSafe},
     path::Path,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -20,9 +21,9 @@ use tokio::{
 
 use crate::{
     InitError, clock,
-    console::Console,
+    console::{Answer, Console},
     control::PowerAction,
-    data::{self, Prepared},
+    data::{self, Access, Prepared},
     facts::{Clock, Facts},
     groups,
     log::{Log, RingSubscriber},
@@ -30,6 +31,8 @@ use crate::{
     mount, power,
     settings::{self, Settings},
     stage::{self, Stage},
+    vault::{Keeper, Offer},
+    vsock,
     watchdog::Watchdog,
 };
 
@@ -38,6 +41,8 @@ const FATAL_PAUSE: Duration = Duration::from_secs(10);
 /// How long preparing the disk may take: growing a file system of many terabytes on a slow disk.
 /// The watchdog is fed meanwhile, and no longer.
 const DISK_MAX: Duration = Duration::from_secs(300);
+/// Answers of one console that wait for the loop.
+const ANSWERS_MAX: usize = 16;
 /// How often the watchdog is fed meanwhile.
 const FEED_EVERY: Duration = Duration::from_secs(5);
 /// Threads that may wait for disks at once.
@@ -51,8 +56,16 @@ const MACHINE_PID_NAMESPACE: u64 = 0xefff_fffc;
 #[derive(Debug)]
 pub(crate) struct Booted {
     pub(crate) facts: Facts,
+    pub(crate) opened: Opened,
+    pub(crate) keeper: Arc<Keeper>,
+}
+
+/// What came of an attempt to get at the data.
+#[derive(Debug)]
+pub(crate) struct Opened {
     pub(crate) prepared: Prepared,
     pub(crate) settings: Settings,
+    pub(crate) clock: Clock,
 }
 
 /// Runs the machine. Whatever happens, PID 1 does not end: the last resort is a reason on the
@@ -132,13 +145,17 @@ fn record_panics(log: &Log) {
 async fn serve(facts: Facts, log: Log, watchdog: Option<Watchdog>) -> Result<(), InitError> {
     let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
     watch_signals(&events).map_err(InitError::at("watch", "signals"))?;
+    let keeper = Arc::new(Keeper::new().map_err(InitError::Vault)?);
     let prepare = {
         let log = log.clone();
-        move || prepare(facts, &log)
+        move || prepare(facts, keeper, &log)
     };
     let booted = feed_while(tokio::task::spawn_blocking(prepare), watchdog.as_ref()).await?;
     power::watch(&events);
-    let console = open_console(&log);
+    if let Err(error) = vsock::watch(&events) {
+        tracing::debug!(%error, "no console over the vsock");
+    }
+    let console = open_console(&log, &events);
     let mut machine = Machine::new(booted, log, events, watchdog, console);
     machine.turn(Event::Tick);
     loop {
@@ -151,12 +168,28 @@ async fn serve(facts: Facts, log: Log, watchdog: Option<Watchdog>) -> Result<(),
 }
 
 /// The screen, with the log behind it. A machine without a console serves all the same.
-fn open_console(log: &Log) -> Option<Console> {
-    let console = Console::open(Path::new("/dev/console"))
+fn open_console(log: &Log, events: &mpsc::Sender<Event>) -> Option<Console> {
+    let console = Console::open(Path::new("/dev/console"), listener(events))
         .inspect_err(|error| log.warn(format_args!("no console: {error}")))
         .ok()?;
     tokio::spawn(show_log(console.clone(), log.clone()));
     Some(console)
+}
+
+/// Where the answers of a console go.
+pub(crate) fn listener(events: &mpsc::Sender<Event>) -> mpsc::Sender<Answer> {
+    let (answers, typed) = mpsc::channel(ANSWERS_MAX);
+    tokio::spawn(listen(typed, events.clone()));
+    answers
+}
+
+/// What somebody types, for the loop.
+async fn listen(mut typed: mpsc::Receiver<Answer>, events: mpsc::Sender<Event>) {
+    while let Some(answer) = typed.recv().await {
+        if events.send(Event::Answered(answer)).await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn show_log(console: Console, log: Log) {
@@ -178,33 +211,37 @@ async fn show_log(console: Console, log: Log) {
 }
 
 /// Everything that waits for disks: the data, the clock's note on it, the configuration.
-fn prepare(mut facts: Facts, log: &Log) -> Booted {
-    let prepared = data::prepare(log);
+fn prepare(mut facts: Facts, keeper: Arc<Keeper>, log: &Log) -> Booted {
+    let opened = open(&keeper, &Offer::default(), log);
     stage::reach(&mut facts.stages, Stage::Data);
-    for problem in &prepared.problems {
-        log.warn(format_args!("{}: {}", problem.code, problem.text));
-    }
-    let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
-    facts.clock = match clock::settle(data_dir.as_deref()) {
-        Ok(source) => Clock::Local(source),
-        Err(error) => {
-            log.error(format_args!("the clock cannot be set: {error}"));
-            Clock::Unset
-        }
-    };
-    let settings = Settings::read(data_dir);
     facts.fault_injection =
         alknet_provisioning::fault_injection(&alknet_provisioning::Paths::system());
     if facts.fault_injection {
         log.warn("fault injection is switched on by the hypervisor: this is a test machine");
     }
     stage::reach(&mut facts.stages, Stage::Config);
-    facts.data = prepared.state.clone();
-    facts.problems.data.clone_from(&prepared.problems);
     Booted {
         facts,
+        opened,
+        keeper,
+    }
+}
+
+/// One attempt, with what somebody typed.
+pub(crate) fn open(keeper: &Keeper, offer: &Offer, log: &Log) -> Opened {
+    let prepared = data::prepare(Access { keeper, offer, log });
+    let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
+    let clock = match clock::settle(data_dir.as_deref()) {
+        Ok(source) => Clock::Local(source),
+        Err(error) => {
+            log.error(format_args!("the clock cannot be set: {error}"));
+            Clock::Unset
+        }
+    };
+    Opened {
+        settings: Settings::read(data_dir),
         prepared,
-        settings,
+        clock,
     }
 }
 

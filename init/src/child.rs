@@ -4,7 +4,7 @@
 use std::{
     fs, io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::{net::UnixStream as StdStream, process::CommandExt},
     },
     process::{Command, Stdio},
@@ -28,11 +28,12 @@ use tokio::{
 
 use crate::{
     InitError,
-    control::{LINE_BYTES_MAX, NODE_FD, ToInit, ToNode},
+    control::{LINE_BYTES_MAX, NODE_FD, ToInit, ToNode, VAULT_FD},
     data::NODE_UID,
     groups,
     log::{Author, Log, MESSAGE_BYTES_MAX, TARGET_NODE, split_priority},
     machine::Event,
+    vault::Keeper,
 };
 
 /// Messages that wait for the node to read them. One that does not read is soon not answering
@@ -60,6 +61,7 @@ impl Node {
     /// Starts the node of life `life`; lives count from 1.
     pub(crate) fn spawn(
         life: u64,
+        keeper: &Keeper,
         log: &Log,
         events: mpsc::Sender<Event>,
     ) -> Result<Self, InitError> {
@@ -69,7 +71,7 @@ impl Node {
         if let Err(error) = groups::clear_workers() {
             log.warn(error);
         }
-        let pid = execute(&theirs, input).map_err(InitError::Spawn)?;
+        let pid = execute(&theirs, keeper.descriptor(), input).map_err(InitError::Spawn)?;
         let score = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
         if let Err(error) = score {
             tracing::debug!(%error, "the node keeps its default memory score");
@@ -116,8 +118,9 @@ impl Node {
 }
 
 /// Forks and executes. PID 1 collects every child itself, so nothing here waits for this one.
-fn execute(control: &StdStream, output: OwnedFd) -> io::Result<Pid> {
+fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) -> io::Result<Pid> {
     let control = control.as_raw_fd();
+    let vault = vault.map(|area| area.as_raw_fd());
     let errors = output.try_clone()?;
     let mut command = Command::new("/proc/self/exe");
     command
@@ -133,15 +136,15 @@ fn execute(control: &StdStream, output: OwnedFd) -> io::Result<Pid> {
     let group = groups::node_entrance().ok();
     let entrance = group.as_ref().map(AsRawFd::as_raw_fd);
     // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
-    let child = unsafe { command.pre_exec(move || confine(control, entrance)) }.spawn()?;
+    let child = unsafe { command.pre_exec(move || confine(control, vault, entrance)) }.spawn()?;
     i32::try_from(child.id())
         .map(Pid::from_raw)
         .map_err(io::Error::other)
 }
 
-/// In the child: its control group, no way to gain privileges, no life after PID 1, and the control
-/// channel.
-fn confine(control: i32, group: Option<i32>) -> io::Result<()> {
+/// In the child: its control group, no way to gain privileges, no life after PID 1, the control channel
+/// and the vault's memory.
+fn confine(control: i32, vault: Option<i32>, group: Option<i32>) -> io::Result<()> {
     if let Some(group) = group {
         // "0" is whoever writes. A node that stays where it is has workers without groups, and says so.
         // SAFETY: the descriptor is open, and the text lives as long as the program.
@@ -152,8 +155,23 @@ fn confine(control: i32, group: Option<i32>) -> io::Result<()> {
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
         check(libc::setsid())?;
-        check(libc::dup2(control, NODE_FD))
+        // Out of the way of the numbers that the copies get.
+        let control = duplicate(control)?;
+        let vault = vault.map(duplicate).transpose()?;
+        check(libc::dup2(control, NODE_FD))?;
+        match vault {
+            Some(area) => check(libc::dup2(area, VAULT_FD)),
+            None => Ok(()),
+        }
     }
+}
+
+/// A copy of a descriptor above the numbers that the node looks at, closed when it is executed.
+fn duplicate(fd: i32) -> io::Result<i32> {
+    // SAFETY: the call takes numbers only.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, VAULT_FD + 1) };
+    check(copy)?;
+    Ok(copy)
 }
 
 fn check(outcome: libc::c_int) -> io::Result<()> {

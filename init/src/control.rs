@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 /// File descriptor of the node's end of the socket pair.
 pub const NODE_FD: i32 = 3;
 
+/// File descriptor of the vault's memory, where there is one.
+pub const VAULT_FD: i32 = 4;
+
 /// Longest line on the control channel.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
@@ -39,7 +42,11 @@ pub enum ToNode {
         config: Box<NodeConfig>,
         state_dir: String,
         facts: Box<MachineFacts>,
+        /// The vault's memory is at [`VAULT_FD`]; else the key is a file of the node's.
+        vault: bool,
     },
+    /// What happened to the vault, to be written to its log: records as the vault writes them.
+    VaultEvents { records: Vec<String> },
 }
 
 /// From the node to PID 1.
@@ -57,6 +64,8 @@ pub enum ToInit {
     Ready { status: NodeStatus },
     /// Served protocols, identity or enrolment changed.
     Status { status: NodeStatus },
+    /// The node locked the vault, for an administrator; hard: it ends, to forget what it derived.
+    VaultLocked { hard: bool, by: String },
     /// Fault injection, accepted only when the hypervisor switched it on: PID 1 misbehaves.
     Fault { kind: String },
 }
@@ -115,6 +124,8 @@ pub struct MachineFacts {
     pub boot_stages: Vec<BootStage>,
     /// Where state lives and how well.
     pub data: DataState,
+    /// The vault, as far as anybody may know.
+    pub vault: VaultFacts,
     /// Network cards.
     pub links: Vec<LinkFacts>,
     /// Name servers in use.
@@ -148,10 +159,12 @@ pub struct BootStage {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataState {
-    /// `mounted`, `read-only`, `volatile`, `host`.
+    /// `mounted`, `read-only`, `volatile`, `host`, `locked`.
     pub mode: String,
     /// Block device, or directory on an ordinary host.
     pub device: Option<String>,
+    /// How it is encrypted, `aes-xts-plain64`; absent where it is not.
+    pub cipher: Option<String>,
     /// Size of the file system.
     pub total_bytes: u64,
     /// Free for us.
@@ -160,6 +173,26 @@ pub struct DataState {
     pub clean: Option<bool>,
     /// Why it is not simply `mounted`.
     pub detail: Option<String>,
+}
+
+/// The vault, without anything secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VaultFacts {
+    /// `absent`, `locked`, `unlocked`.
+    pub state: String,
+    /// Types of its slots, in their order.
+    pub slots: Vec<String>,
+    /// Nothing that lies beside it opens it; false with a slot of type `none`.
+    pub sealed: bool,
+    /// Type of the slot that opened it.
+    pub opened_by: Option<String>,
+    /// Which node of its words this is.
+    pub device: u32,
+    /// Somebody showed that the words are written down, or they came from outside.
+    pub words_kept: bool,
+    /// `secret`, memory that the kernel itself does not map, or `locked`.
+    pub memory: String,
 }
 
 /// One network card.

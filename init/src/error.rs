@@ -22,6 +22,9 @@ pub enum InitError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// There is no memory for the vault.
+    #[error("no memory for the vault: {0}")]
+    Vault(alknet_vault::AreaError),
     /// The node could not be started.
     #[error("cannot start the node: {0}; it is tried again")]
     Spawn(io::Error),

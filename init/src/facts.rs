@@ -2,7 +2,7 @@
 
 use crate::{
     clock::ClockSource,
-    control::{BootStage, DataState, LinkFacts, MachineFacts, Problem},
+    control::{BootStage, DataState, LinkFacts, MachineFacts, Problem, VaultFacts},
 };
 
 /// Problems of one part each, so that a part replaces its own.
@@ -15,6 +15,7 @@ pub(crate) struct Problems {
     pub(crate) reported: Vec<Problem>,
     pub(crate) config: Vec<Problem>,
     pub(crate) data: Vec<Problem>,
+    pub(crate) vault: Vec<Problem>,
     pub(crate) network: Vec<Problem>,
 }
 
@@ -40,6 +41,7 @@ impl Problems {
             &self.node,
             &self.reported,
             &self.config,
+            &self.vault,
             &self.data,
             &self.network,
         ]
@@ -56,6 +58,7 @@ pub(crate) struct Facts {
     pub(crate) hostname: String,
     pub(crate) stages: Vec<BootStage>,
     pub(crate) data: DataState,
+    pub(crate) vault: VaultFacts,
     pub(crate) links: Vec<LinkFacts>,
     pub(crate) dns: Vec<std::net::IpAddr>,
     pub(crate) clock: Clock,
@@ -93,6 +96,7 @@ impl Facts {
             hostname: self.hostname.clone(),
             boot_stages: self.stages.clone(),
             data: self.data.clone(),
+            vault: self.vault.clone(),
             links: self.links.clone(),
             dns: self.dns.clone(),
             clock: self.clock.name().to_owned(),

@@ -17,6 +17,7 @@ mod fault;
 mod groups;
 mod log;
 mod machine;
+mod media;
 mod mount;
 mod network;
 mod power;
@@ -25,6 +26,9 @@ mod settings;
 mod shutdown;
 mod stage;
 mod supervise;
+mod tpm;
+mod vault;
+mod vsock;
 mod watchdog;
 
 pub mod console;

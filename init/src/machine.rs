@@ -1,9 +1,12 @@
 //! The loop of PID 1: everything that happens arrives here as an event, and whatever is due is
 //! done in a turn that never blocks.
 
+mod vault;
+
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,10 +15,10 @@ use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
 use crate::{
-    boot::Booted,
+    boot::{Booted, Opened},
     child::Node,
     clock,
-    console::Console,
+    console::{Answer, Console},
     control::{MachineFacts, NodeStatus, PowerAction, Problem, ToInit, ToNode},
     data::{self, Prepared},
     facts::{Clock, Facts},
@@ -27,6 +30,7 @@ use crate::{
     shutdown::{self, Shutdown, Step},
     stage::{self, Stage, boot_ms},
     supervise::{self, Order, Supervisor},
+    vault::{Asking, Keeper, Offer, Waiting},
     watchdog::Watchdog,
 };
 
@@ -48,6 +52,10 @@ const PART_PAUSE_MS: u64 = 1_000;
 /// Something that happened.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// Somebody at the console.
+    Answered(Answer),
+    /// The owner of the hypervisor calls.
+    Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
     Children,
     /// The node of this life has ended, and its last lines are in the log.
@@ -66,6 +74,8 @@ pub(crate) enum Event {
     Lost { life: u64, reason: String },
     /// The network or the clock changed.
     Network(News),
+    /// An attempt to open the vault and the data is over.
+    Opened(Box<Opened>),
     /// Somebody pressed the button.
     PowerButton,
     /// The node of this life said something.
@@ -76,6 +86,8 @@ pub(crate) enum Event {
     Signal(PowerAction),
     /// A deadline passed.
     Tick,
+    /// The locked vault was opened again, or why not.
+    Unlocked(Option<Box<Waiting>>),
 }
 
 /// The machine, from the end of the boot to its own.
@@ -87,10 +99,20 @@ pub(crate) struct Machine {
     told: MachineFacts,
     /// Absent on a machine whose console cannot be opened.
     console: Option<Console>,
+    /// The owner of the hypervisor, looking in.
+    callers: Vec<Console>,
     status: Option<NodeStatus>,
     shown: Option<NodeStatus>,
     settings: Settings,
-    /// Away while a round of housekeeping is under way.
+    keeper: Arc<Keeper>,
+    asking: Asking,
+    /// What somebody typed for an attempt.
+    offer: Offer,
+    /// What the vault waits for.
+    waiting: Option<Waiting>,
+    /// An attempt is under way.
+    opening: bool,
+    /// Away while a round of housekeeping or an attempt to open it is under way.
     prepared: Option<Box<Prepared>>,
     state_dir: std::path::PathBuf,
     supervisor: Supervisor,
@@ -99,6 +121,8 @@ pub(crate) struct Machine {
     network: Network,
     watchdog: Option<Watchdog>,
     shutdown: Option<Shutdown>,
+    /// The device to be erased on the way down.
+    reset: Option<std::path::PathBuf>,
     alone: bool,
     orphans: u64,
     timers: Timers,
@@ -114,6 +138,10 @@ struct Timers {
     reread: Option<u64>,
     /// Absent while the network runs.
     network: Option<u64>,
+    /// Absent while the vault is open, or while it is being opened.
+    open: Option<u64>,
+    /// When words that nobody confirmed are forgotten.
+    words: Option<u64>,
 }
 
 impl Machine {
@@ -127,8 +155,8 @@ impl Machine {
         let now = boot_ms();
         let Booted {
             mut facts,
-            prepared,
-            settings,
+            opened,
+            keeper,
         } = booted;
         facts.watchdog = watchdog.as_ref().map(|one| one.kind().to_owned());
         let mut machine = Self {
@@ -137,15 +165,22 @@ impl Machine {
             events,
             told: MachineFacts::default(),
             console,
+            callers: Vec::new(),
             status: None,
             shown: None,
-            state_dir: prepared.state_dir.clone(),
-            prepared: Some(Box::new(prepared)),
+            state_dir: opened.prepared.state_dir.clone(),
+            prepared: None,
+            keeper,
+            asking: Asking::default(),
+            offer: Offer::default(),
+            waiting: None,
+            opening: false,
             supervisor: Supervisor::new(now),
             node: None,
             life: 0,
             watchdog,
             shutdown: None,
+            reset: None,
             alone: false,
             orphans: 0,
             timers: Timers {
@@ -154,11 +189,13 @@ impl Machine {
                 note: now + HOUSEKEEP_EVERY_MS,
                 reread: None,
                 network: None,
+                open: None,
+                words: None,
             },
             facts,
-            settings: settings.clone(),
+            settings: opened.settings.clone(),
         };
-        machine.adopt(settings, now);
+        machine.opened(opened, now);
         machine.start_network(now);
         machine
     }
@@ -189,6 +226,8 @@ impl Machine {
             timers.network,
             self.supervisor.deadline(),
             self.shutdown.as_ref().and_then(Shutdown::deadline),
+            timers.open,
+            timers.words,
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
         Duration::from_millis(next.saturating_sub(boot_ms()))
@@ -197,18 +236,22 @@ impl Machine {
     fn handle(&mut self, event: Event) {
         let now = boot_ms();
         match event {
+            Event::Answered(answer) => self.answered(answer, now),
+            Event::Caller(fd) => self.called(fd),
             Event::Children => self.collect(),
             Event::Ended { life, end } => self.ended(life, end, now),
             Event::Failed { part, why } => self.failed(part, &why, now),
             Event::Housekept(prepared) => self.housekept(prepared),
             Event::Lost { life, reason } => self.lost(life, &reason, now),
             Event::Network(news) => self.network_news(news),
+            Event::Opened(opened) => self.opened(*opened, now),
             Event::PowerButton => self.go_down(PowerAction::Poweroff, "the power button", now),
             Event::Kept { life, n, error } => self.kept(life, n, error),
             Event::Said { life, message } if self.is_current(life) => self.said(message, now),
             Event::Said { .. } | Event::Tick => {}
             Event::Settings(settings) => self.adopt(*settings, now),
             Event::Signal(action) => self.go_down(action, "a signal", now),
+            Event::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
         }
     }
 
@@ -221,10 +264,16 @@ impl Machine {
         self.guard_life(now);
         self.housekeep(now);
         self.reread(now);
+        self.keep_open(now);
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }
         self.tell();
+    }
+
+    /// Whoever looks on.
+    fn consoles(&self) -> impl Iterator<Item = &Console> {
+        self.console.iter().chain(&self.callers)
     }
 
     fn is_current(&self, life: u64) -> bool {
@@ -268,7 +317,7 @@ impl Machine {
 
     fn spawn(&mut self, now: u64) {
         self.life += 1;
-        match Node::spawn(self.life, &self.log, self.events.clone()) {
+        match Node::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
             Ok(node) => {
                 self.supervisor.spawned(now);
                 stage::reach(&mut self.facts.stages, Stage::NodeStart);
@@ -276,8 +325,10 @@ impl Machine {
                     config: Box::new(self.settings.config.clone()),
                     state_dir: self.state_dir.display().to_string(),
                     facts: Box::new(self.facts.told()),
+                    vault: self.keeper.is_open(),
                 });
                 self.node = Some(node);
+                self.tell_events();
                 self.alone = false;
             }
             Err(error) => {
@@ -368,6 +419,7 @@ impl Machine {
                 self.learn(status);
             }
             ToInit::Status { status } => self.learn(status),
+            ToInit::VaultLocked { hard, by } => self.lock(hard, &by, now),
         }
     }
 
@@ -474,6 +526,10 @@ impl Machine {
             return;
         }
         self.timers.reread = None;
+        if self.facts.data.mode == "locked" {
+            // Each attempt to open it reads them.
+            return;
+        }
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
         self.blocking("configuration", move || {
             Event::Settings(Box::new(Settings::read(data)))
@@ -565,10 +621,10 @@ impl Machine {
     fn tell(&mut self) {
         let facts = self.facts.told();
         let facts_changed = facts != self.told;
-        if let Some(console) = &self.console
-            && (facts_changed || self.status != self.shown)
-        {
-            console.update(facts.clone(), self.status.clone());
+        if facts_changed || self.status != self.shown {
+            for console in self.consoles() {
+                console.update(facts.clone(), self.status.clone());
+            }
             self.shown.clone_from(&self.status);
         }
         if !facts_changed {
@@ -616,7 +672,7 @@ impl Machine {
             watchdog.feed();
         }
         shutdown::guard(action);
-        if let Some(console) = &self.console {
+        for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
         }
         self.supervisor.hold();
@@ -649,7 +705,7 @@ impl Machine {
                     {
                         watchdog.disarm();
                     }
-                    shutdown::close(shutdown.action());
+                    shutdown::close(shutdown.action(), self.reset.as_deref());
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! written and unmounted. Whatever hangs on the way, a thread of its own ends the machine when
 //! the bound is reached.
 
-use std::{thread, time::Duration};
+use std::{path::Path, thread, time::Duration};
 
 use nix::{
     sys::{
@@ -120,12 +120,18 @@ pub(crate) fn guard(action: PowerAction) {
 }
 
 /// Writes the data and ends the machine, on a thread of its own: a disk may hang.
-pub(crate) fn close(action: PowerAction) {
+pub(crate) fn close(action: PowerAction, reset: Option<&Path>) {
+    let reset = reset.map(Path::to_owned);
     let work = move || {
         let begun = boot_ms();
         sync();
         if let Err(error) = data::close() {
             tracing::warn!(%error, "the data partition could not be unmounted");
+        }
+        if let Some(device) = &reset
+            && let Err(error) = data::erase(device)
+        {
+            eprintln!("alknet: {} is not erased: {error}", device.display());
         }
         sync();
         tracing::debug!(took_ms = boot_ms() - begun, "data closed");
@@ -133,7 +139,7 @@ pub(crate) fn close(action: PowerAction) {
     };
     if thread::Builder::new()
         .name("close".to_owned())
-        .spawn(work)
+        .spawn(work.clone())
         .is_err()
     {
         work();

@@ -46,14 +46,27 @@ enum State {
     Stopping {
         next: Order,
         at: u64,
-        planned: bool,
+        after: After,
     },
     /// Killed; its end is only waited for.
     Dying {
-        planned: bool,
+        after: After,
     },
     /// The machine goes down: no more starts.
     Held,
+    /// Not wanted: what it would serve from is locked.
+    Idle,
+}
+
+/// What follows the end of a node that was told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// It was ill: a restart with a pause.
+    Failure,
+    /// Nothing, until it is wanted again.
+    Idle,
+    /// The next one, at once.
+    Next,
 }
 
 #[derive(Debug)]
@@ -76,14 +89,46 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// The node is wanted from `now` on.
+    /// The node is not wanted yet.
     pub(crate) const fn new(now: u64) -> Self {
         Self {
-            state: State::Waiting { until: now },
+            state: State::Idle,
             pause: PAUSE_MS_MIN,
             number: 0,
             last_well: now,
             restarts: 0,
+        }
+    }
+
+    /// The node is wanted from `now` on.
+    pub(crate) const fn start(&mut self, now: u64) {
+        match &mut self.state {
+            State::Idle => {
+                self.state = State::Waiting { until: now };
+                self.last_well = now;
+            }
+            State::Stopping { after, .. } | State::Dying { after } => {
+                if matches!(after, After::Idle) {
+                    *after = After::Next;
+                }
+            }
+            State::Waiting { .. } | State::Running(_) | State::Held => {}
+        }
+    }
+
+    /// The node is not wanted any more. Returns what to tell it, if it runs.
+    pub(crate) const fn idle(&mut self, now: u64) -> Option<Order> {
+        match &mut self.state {
+            State::Running(_) => self.drain(now, After::Idle),
+            State::Stopping { after, .. } | State::Dying { after } => {
+                *after = After::Idle;
+                None
+            }
+            State::Waiting { .. } => {
+                self.state = State::Idle;
+                None
+            }
+            State::Held | State::Idle => None,
         }
     }
 
@@ -98,14 +143,14 @@ impl Supervisor {
                     self.state = State::Stopping {
                         next: Order::Kill,
                         at: now + ABORT_MS_MAX,
-                        planned: false,
+                        after: After::Failure,
                     };
                 }
                 Some(order)
             }
-            State::Stopping { next, at, planned } if now >= *at => {
-                let (next, planned) = (*next, *planned);
-                self.state = State::Dying { planned };
+            State::Stopping { next, at, after } if now >= *at => {
+                let (next, after) = (*next, *after);
+                self.state = State::Dying { after };
                 Some(next)
             }
             _ => None,
@@ -118,7 +163,7 @@ impl Supervisor {
             State::Waiting { until } => Some(*until),
             State::Running(running) => Some(running.deadline()),
             State::Stopping { at, .. } => Some(*at),
-            State::Dying { .. } | State::Held => None,
+            State::Dying { .. } | State::Held | State::Idle => None,
         }
     }
 
@@ -157,20 +202,27 @@ impl Supervisor {
 
     /// The node ended or could not be started. Returns whether that was unexpected.
     pub(crate) fn exited(&mut self, now: u64) -> bool {
-        let planned = match &self.state {
-            State::Held => return false,
-            State::Stopping { planned, .. } | State::Dying { planned } => *planned,
+        let after = match &self.state {
+            State::Held | State::Idle => return false,
+            State::Stopping { after, .. } | State::Dying { after } => *after,
             State::Running(running) => {
                 if running.ready && now.saturating_sub(running.since) >= WELL_MS_RESET {
                     self.pause = PAUSE_MS_MIN;
                 }
-                false
+                After::Failure
             }
-            State::Waiting { .. } => false,
+            State::Waiting { .. } => After::Failure,
         };
-        if planned {
-            self.state = State::Waiting { until: now };
-            return false;
+        match after {
+            After::Failure => {}
+            After::Idle => {
+                self.state = State::Idle;
+                return false;
+            }
+            After::Next => {
+                self.state = State::Waiting { until: now };
+                return false;
+            }
         }
         self.restarts = self.restarts.saturating_add(1);
         self.state = State::Waiting {
@@ -185,10 +237,14 @@ impl Supervisor {
         if !matches!(self.state, State::Running(_)) {
             return None;
         }
+        self.drain(now, After::Next)
+    }
+
+    const fn drain(&mut self, now: u64, after: After) -> Option<Order> {
         self.state = State::Stopping {
             next: Order::Kill,
             at: now + DRAIN_MS_MAX + GOODBYE_MS_MAX,
-            planned: true,
+            after,
         };
         Some(Order::Drain)
     }
@@ -199,7 +255,7 @@ impl Supervisor {
             self.state = State::Stopping {
                 next: Order::Kill,
                 at: now + ABORT_MS_MAX,
-                planned: false,
+                after: After::Failure,
             };
         }
     }
@@ -209,9 +265,10 @@ impl Supervisor {
         self.state = State::Held;
     }
 
-    /// Whether the node answered for its health lately enough for the watchdog.
+    /// Whether the node answered for its health lately enough for the watchdog. One that is not
+    /// wanted is not missed.
     pub(crate) const fn alive(&self, now: u64) -> bool {
-        now.saturating_sub(self.last_well) <= GRACE_MS
+        matches!(self.state, State::Idle) || now.saturating_sub(self.last_well) <= GRACE_MS
     }
 
     /// How often the node ended without being asked to.
@@ -258,8 +315,15 @@ impl Running {
 mod tests {
     use super::*;
 
-    fn running() -> Supervisor {
+    fn wanted() -> Supervisor {
         let mut supervisor = Supervisor::new(0);
+        assert_eq!(supervisor.order(0), None, "nobody wants it yet");
+        supervisor.start(0);
+        supervisor
+    }
+
+    fn running() -> Supervisor {
+        let mut supervisor = wanted();
         assert_eq!(supervisor.order(0), Some(Order::Spawn));
         supervisor.spawned(0);
         supervisor.ready(10);
@@ -280,7 +344,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_limit_and_start_over_after_a_good_time() {
-        let mut supervisor = Supervisor::new(0);
+        let mut supervisor = wanted();
         let mut now = 0;
         let mut pauses = Vec::new();
         for _ in 0..11 {
@@ -346,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_node_that_never_serves_is_restarted() {
-        let mut supervisor = Supervisor::new(0);
+        let mut supervisor = wanted();
         supervisor.spawned(0);
         let mut aborted = None;
         for ms in (0..=READY_MS_MAX).step_by(100) {
@@ -370,7 +434,7 @@ mod tests {
 
     #[test]
     fn answers_without_serving_do_not_feed_the_watchdog() {
-        let mut supervisor = Supervisor::new(0);
+        let mut supervisor = wanted();
         supervisor.spawned(0);
         let number = match supervisor.order(ASK_EVERY_MS) {
             Some(Order::Ask(number)) => number,
@@ -389,6 +453,34 @@ mod tests {
         assert!(!supervisor.exited(200));
         assert_eq!(supervisor.order(200), Some(Order::Spawn));
         assert_eq!(supervisor.restarts(), 0);
+    }
+
+    #[test]
+    fn a_node_that_is_not_wanted_ends_and_is_not_missed() {
+        let mut supervisor = running();
+        assert_eq!(supervisor.idle(100), Some(Order::Drain));
+        assert_eq!(supervisor.idle(100), None);
+        assert!(!supervisor.exited(200));
+        assert_eq!(supervisor.order(10 * GRACE_MS), None);
+        assert!(supervisor.alive(10 * GRACE_MS));
+        supervisor.start(10 * GRACE_MS);
+        assert!(supervisor.alive(10 * GRACE_MS));
+        assert_eq!(supervisor.order(10 * GRACE_MS), Some(Order::Spawn));
+        assert_eq!(supervisor.restarts(), 0);
+    }
+
+    #[test]
+    fn the_last_word_counts_while_it_ends() {
+        let mut supervisor = running();
+        supervisor.idle(100);
+        supervisor.start(150);
+        assert!(!supervisor.exited(200));
+        assert_eq!(supervisor.order(200), Some(Order::Spawn));
+        supervisor.spawned(200);
+        supervisor.restart(300);
+        supervisor.idle(350);
+        assert!(!supervisor.exited(400));
+        assert_eq!(supervisor.order(500), None);
     }
 
     #[test]

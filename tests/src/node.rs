@@ -108,6 +108,11 @@ impl<'a> Machine<'a> {
         self
     }
 
+    /// Without a vault: its key is a file, and the data partition can be read from outside.
+    pub fn plain(self) -> Self {
+        self.configured("[vault]\ninit = \"off\"")
+    }
+
     /// Adds to the kernel's command line.
     pub fn append(mut self, words: &str) -> Self {
         self.command_line = format!("{} {words}", self.command_line);

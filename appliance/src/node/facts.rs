@@ -105,6 +105,7 @@ pub(crate) fn info(
         "links": facts.links,
         "dns": facts.dns,
         "data": facts.data,
+        "vault": facts.vault,
         "config": {
             "source": source,
             "generation": config.generation,
@@ -135,7 +136,8 @@ pub(crate) fn info_schema() -> Value {
             "version": text, "kernel": text, "arch": text, "clock": text,
             "time": { "type": ["string", "null"], "description": "RFC 3339; null while the clock is not sane" },
             "uptime_ms": count, "memory": object, "listen": object, "addresses": list,
-            "links": list, "dns": list, "data": object, "config": object, "boot": object,
+            "links": list, "dns": list, "data": object, "vault": object, "config": object,
+            "boot": object,
             "watchdog": { "type": ["string", "null"] }, "node_restarts": count,
             "last_words": { "type": ["string", "null"] }, "fault_injection": { "type": "boolean" },
             "problems": { "type": "array", "items": { "type": "object",

@@ -188,6 +188,7 @@ async fn start(
         role: "host",
         ring,
         to_init: None,
+        vault: None,
     })
     .await
     .map_err(|error| Failure::local(format!("{error:#}")))

@@ -20,6 +20,7 @@ mod reload;
 mod rotate;
 mod store;
 mod supervised;
+mod vault;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -48,6 +49,7 @@ use ops::NodeContext;
 use own_key::OwnKey;
 use people::{People, SharedServer};
 use reload::Reloader;
+use vault::NodeVault;
 
 use crate::key::KeyFiles;
 
@@ -78,6 +80,8 @@ struct Options<'a> {
     role: &'static str,
     ring: LogRing,
     to_init: Option<mpsc::Sender<ToInit>>,
+    /// What the key is derived by; absent where it is a file.
+    vault: Option<NodeVault>,
 }
 
 /// A node that serves. Clones share it.
@@ -101,12 +105,11 @@ impl Node {
     async fn start(options: Options<'_>) -> anyhow::Result<Self> {
         let key_path = options.state_dir.join(KEY_FILE);
         let tls_dir = options.state_dir.join(TLS_DIR);
-        make_private_dir(key_path.parent().unwrap_or(options.state_dir))?;
         make_private_dir(&tls_dir)?;
-        let (key, made) = NodeKey::load_or_create(&key_path)?;
-        if made {
-            tracing::info!("made this node's identity {}", key.public());
-        }
+        let key = match &options.vault {
+            Some(vault) => vault.identity()?,
+            None => key_of_file(&key_path)?,
+        };
         let mut config = options.config.clone();
         join::fill_in(&mut config);
         let config = &config;
@@ -125,8 +128,9 @@ impl Node {
         // The port is known before it is bound, unless it is 0 (tests): then the server tells.
         let about = Arc::new(About::new(key.public().to_string(), options.role));
         let reached = Reached::default();
+        let files = options.vault.is_none().then(|| KeyFiles::at(key_path));
         let own_key = OwnKey::new(
-            KeyFiles::at(key_path),
+            files,
             key.clone(),
             people.clone(),
             reached.clone(),
@@ -142,6 +146,7 @@ impl Node {
         let context = NodeContext {
             unusable: computing.problems(),
             own_key: Arc::new(own_key),
+            vault: options.vault.clone(),
             about: Arc::clone(&about),
             facts: Arc::clone(&facts),
             ring: options.ring.clone(),
@@ -263,6 +268,16 @@ impl Node {
         self.computing.stop().await;
         tracing::info!(finished = drained.finished, cut = drained.cut, "drained");
     }
+}
+
+/// The key that a file holds; made where there is none.
+fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
+    make_private_dir(path.parent().unwrap_or(Path::new(".")))?;
+    let (key, made) = NodeKey::load_or_create(path)?;
+    if made {
+        tracing::info!("made this node's identity {}", key.public());
+    }
+    Ok(key)
 }
 
 /// Whom the node knows, and the way to change it.

@@ -1,6 +1,7 @@
 //! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/metrics`,
-//! `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`, `peer/rotate-key`, and
-//! `node/fault` where the hypervisor switched fault injection on.
+//! `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`, `peer/rotate-key`, `vault/status`,
+//! `vault/lock` where there is a vault, and `node/fault` where the hypervisor switched fault injection
+//! on.
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use super::metrics::{self, Meters};
 use super::own_key::{self, OwnKey};
 use super::people::{self, People};
 use super::rotate;
+use super::vault::{self, NodeVault};
 
 /// The scope that suffices for every one of these operations.
 const SCOPE: &str = "admin";
@@ -54,6 +56,8 @@ pub(crate) struct NodeContext {
     pub(crate) unusable: Arc<[Problem]>,
     /// The key the node serves with.
     pub(crate) own_key: Arc<OwnKey>,
+    /// Absent where the key is a file.
+    pub(crate) vault: Option<NodeVault>,
 }
 
 /// Adds the operations to a registry.
@@ -66,6 +70,10 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(power(node.clone(), PowerAction::Poweroff));
     builder.add(own_key::operation(Arc::clone(&node.own_key)));
     builder.add(people::list(node.people.clone()));
+    builder.add(vault::status(Arc::clone(&node.facts), node.vault.clone()));
+    if let (Some(vault), Some(to_init)) = (&node.vault, &node.to_init) {
+        builder.add(vault::lock(vault.clone(), to_init.clone()));
+    }
     builder.add(rotate::operation(
         node.people.clone(),
         Arc::clone(&node.about),
@@ -192,9 +200,7 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
         .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input, ctx: alknet_call::Ctx| {
         let to_init = node.to_init.clone();
-        let by = ctx
-            .identity()
-            .map_or_else(|| "nobody".to_owned(), |who| who.id.to_string());
+        let by = caller(&ctx);
         async move {
             let message = ToInit::Power { action, by };
             let sent = match &to_init {
@@ -209,6 +215,12 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
         }
     });
     Registration::new(spec, handler)
+}
+
+/// Who calls, for a line of the log.
+pub(super) fn caller(ctx: &alknet_call::Ctx) -> String {
+    let who = ctx.identity();
+    who.map_or_else(|| "nobody".to_owned(), |who| who.id.to_string())
 }
 
 fn no_machine() -> CallError {
@@ -252,7 +264,7 @@ mod tests {
             crate::node::store::open(dir.path()),
         );
         let own_key = OwnKey::new(
-            KeyFiles::at(dir.path().join("node.key")),
+            Some(KeyFiles::at(dir.path().join("node.key"))),
             NodeKey::from_seed(&[1; 32]),
             people.clone(),
             Reached::default(),
@@ -261,6 +273,7 @@ mod tests {
         let node = NodeContext {
             unusable: Arc::default(),
             own_key: Arc::new(own_key),
+            vault: None,
             about: Arc::new(About::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             ring: LogRing::new(),

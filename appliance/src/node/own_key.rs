@@ -5,8 +5,7 @@
 //! dialler and name of the running process, and a node takes a second to start.
 //!
 //! This is for a key that a file holds. One that a vault derives at its fixed path has no successor
-//! there: its rotation is another vault. Whatever then makes the new key, the rest of this module
-//! holds: who has to be told, over what, and in which order.
+//! there: its rotation is another vault, and this operation says so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +31,8 @@ const TELL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The node's key, and everything that belongs to replacing it.
 pub(crate) struct OwnKey {
-    files: KeyFiles,
+    /// Absent where the key is derived.
+    files: Option<KeyFiles>,
     /// In use until this process ends.
     key: NodeKey,
     people: People,
@@ -93,15 +93,17 @@ pub(crate) fn operation(own: Arc<OwnKey>) -> Registration {
 }
 
 impl OwnKey {
-    /// `files` are those of the key that this process has in use.
+    /// `files` are those of the key that this process has in use, if a file holds it.
     pub(crate) fn new(
-        files: KeyFiles,
+        files: Option<KeyFiles>,
         key: NodeKey,
         people: People,
         reached: Reached,
         problems: Arc<Problems>,
     ) -> Self {
-        files.tidy();
+        if let Some(files) = &files {
+            files.tidy();
+        }
         Self {
             files,
             key,
@@ -116,25 +118,34 @@ impl OwnKey {
     /// call.
     async fn rotate(&self, drop: &[PeerKey]) -> Result<Value, CallError> {
         let _turn = self.turn.lock().await;
-        self.files.tidy();
-        let mut record = self.files.record().map_err(local)?;
-        let keys = self.files.keys(&record).map_err(local)?;
+        let files = self.files()?;
+        files.tidy();
+        let mut record = files.record().map_err(local)?;
+        let keys = files.keys(&record).map_err(local)?;
         if keys.stage == Stage::After {
-            return Ok(self.answer(&keys, &record, &[]));
+            return Ok(self.answer(files, &keys, &record, &[]));
         }
         self.check(&keys)?;
         let hubs = join::hubs(&self.people.reloader.current().config, &self.key.public());
         let waited_for = hubs.iter().filter(|hub| !drop.contains(hub));
         record.wait_for(waited_for.map(ToString::to_string).collect());
-        let keys = self.files.begin(keys, &mut record).map_err(local)?;
+        let keys = files.begin(keys, &mut record).map_err(local)?;
         let refusals = self.tell_all(&keys, &mut record).await;
         if record.is_told() {
-            self.files.swap(&keys, &mut record).map_err(local)?;
+            files.swap(&keys, &mut record).map_err(local)?;
             self.replaced(&keys, &record);
         } else {
-            self.files.write(&record).map_err(local)?;
+            files.write(&record).map_err(local)?;
         }
-        Ok(self.answer(&keys, &record, &refusals))
+        Ok(self.answer(files, &keys, &record, &refusals))
+    }
+
+    fn files(&self) -> Result<&KeyFiles, CallError> {
+        self.files.as_ref().ok_or_else(|| {
+            let what = "this node's key is derived from the words of its vault, and stays as long as \
+                        they do: another vault is another key ('alknet vault migrate')";
+            CallError::new(ErrorCode::Conflict, what)
+        })
     }
 
     /// Whether a rotation may begin.
@@ -206,7 +217,13 @@ impl OwnKey {
         self.problems.set(NODE_KEY_WAITS, &new.to_string(), text);
     }
 
-    fn answer(&self, keys: &Keys, record: &Record, refusals: &[Refusal]) -> Value {
+    fn answer(
+        &self,
+        files: &KeyFiles,
+        keys: &Keys,
+        record: &Record,
+        refusals: &[Refusal],
+    ) -> Value {
         let new = keys.new.public();
         let hubs = record.targets.iter().map(|hub| {
             let refusal = refusals.iter().find(|(target, _)| *target == hub.target);
@@ -225,7 +242,7 @@ impl OwnKey {
         json!({
             "node_key": self.key.public(),
             "new_key": new,
-            "replaced": self.files.in_use().is_ok_and(|key| key == new),
+            "replaced": files.in_use().is_ok_and(|key| key == new),
             "in_use": self.key.public() == new,
             "old_key_ends": record.old_until(),
             "hubs": hubs.collect::<Value>(),
@@ -272,7 +289,7 @@ mod tests {
                 crate::node::store::open(self.dir.path()),
             );
             let files = KeyFiles::at(path);
-            OwnKey::new(files, key, people, Reached::default(), Arc::default())
+            OwnKey::new(Some(files), key, people, Reached::default(), Arc::default())
         }
     }
 

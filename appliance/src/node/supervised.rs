@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::config::NodeConfig;
 use alknet_init::control::{MachineFacts, ToInit, ToNode};
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
 use super::log::{self, LogRing, Stderr};
+use super::vault::NodeVault;
 use super::{Keeper, Node, Options, Overlay, control};
 use crate::cli::{Exit, Failure};
 
@@ -28,19 +28,35 @@ pub(crate) fn supervised() -> Result<Exit, Failure> {
 async fn serve(ring: LogRing) -> anyhow::Result<()> {
     let (mut from_init, to_init) = control::open()?;
     let mut early = Vec::new();
-    let (config, state_dir, facts) = loop {
+    let (config, state_dir, facts, vault) = loop {
         match from_init.next().await? {
             Some(ToNode::Start {
                 config,
                 state_dir,
                 facts,
-            }) => break (config, state_dir, facts),
+                vault,
+            }) => break (config, state_dir, facts, vault),
             Some(ToNode::Log { record }) => ring.push(record),
             Some(other) => early.push(other),
             None => bail!("PID 1 closed the channel before it said what to serve"),
         }
     };
-    let node = start(&config, Path::new(&state_dir), *facts, &ring, &to_init).await?;
+    let state_dir = Path::new(&state_dir);
+    let vault = vault.then(|| NodeVault::take_over(state_dir)).transpose()?;
+    let options = Options {
+        config: &config,
+        overlay: Overlay::default(),
+        keeper: Keeper::init(to_init.clone()),
+        problems: Vec::new(),
+        verbose: false,
+        state_dir,
+        facts: *facts,
+        role: "appliance",
+        ring: ring.clone(),
+        to_init: Some(to_init.clone()),
+        vault: vault.clone(),
+    };
+    let node = Node::start(options).await?;
     to_init
         .send(ToInit::Ready {
             status: node.status(),
@@ -67,30 +83,13 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
             Some(ToNode::Health { n }) => answer_health(&node, n, &to_init),
             Some(ToNode::Log { record }) => ring.push(record),
             Some(ToNode::Start { .. }) => bail!("PID 1 started this node twice"),
+            Some(ToNode::VaultEvents { records }) => {
+                if let Some(vault) = &vault {
+                    vault.record(&records);
+                }
+            }
         }
     }
-}
-
-async fn start(
-    config: &NodeConfig,
-    state_dir: &Path,
-    facts: MachineFacts,
-    ring: &LogRing,
-    to_init: &mpsc::Sender<ToInit>,
-) -> anyhow::Result<Node> {
-    Node::start(Options {
-        config,
-        overlay: Overlay::default(),
-        keeper: Keeper::init(to_init.clone()),
-        problems: Vec::new(),
-        verbose: false,
-        state_dir,
-        facts,
-        role: "appliance",
-        ring: ring.clone(),
-        to_init: Some(to_init.clone()),
-    })
-    .await
 }
 
 async fn changed(

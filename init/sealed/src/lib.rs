@@ -47,6 +47,6 @@ pub use disk::Disk;
 pub use dm::{DmError, Removal};
 pub use error::{HeaderError, SealedError};
 pub use luks2::{CopyId, NewHeader, Segment, Slot};
-pub use sealed::{Content, Erased, Sealed, Summary};
+pub use sealed::{Content, Erased, Preparing, Sealed, Summary};
 pub use secret::VolumeKey;
 pub use volume::{OpenOptions, Volume, close};

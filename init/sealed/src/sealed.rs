@@ -61,7 +61,51 @@ pub struct Sealed<D = File> {
     repaired: Result<Option<CopyId>, SealedError>,
 }
 
+/// A partition that is being formatted: its data can be written, and the header comes when they are.
+/// A power cut before leaves [`Content::HalfFormatted`].
+#[derive(Debug)]
+pub struct Preparing {
+    disk: File,
+    bytes: u64,
+    header: Header,
+    key: VolumeKey,
+}
+
+impl Preparing {
+    /// Maps the data, to be written.
+    pub fn map(&self, options: &OpenOptions) -> Result<Volume, SealedError> {
+        let (uuid, segment) = (self.header.uuid(), self.header.segment()?);
+        volume::map(&self.disk, self.bytes, &uuid, &segment, &self.key, options)
+    }
+
+    /// Writes the header: from now on the partition is sealed.
+    pub fn finish(mut self) -> Result<Sealed<File>, SealedError> {
+        self.header.store(&self.disk)?;
+        Ok(Sealed {
+            disk: self.disk,
+            bytes: self.bytes,
+            header: self.header,
+            repaired: Ok(None),
+        })
+    }
+}
+
 impl Sealed<File> {
+    /// Begins what [`format`](Self::format) does, for whoever has data to write before the partition
+    /// counts as sealed: a file system that is whole whenever there is a header.
+    pub fn prepare(disk: File, bytes: u64, new: &NewHeader<'_>) -> Result<Preparing, SealedError> {
+        if bytes < PARTITION_BYTES_MIN {
+            return Err(SealedError::TooSmall(bytes));
+        }
+        let (header, key) = Header::prepare(&disk, new)?;
+        Ok(Preparing {
+            disk,
+            bytes,
+            header,
+            key,
+        })
+    }
+
     /// Opens the data: the key slot by its phrase, then a mapping in the kernel.
     pub fn open(
         &self,

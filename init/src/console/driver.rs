@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::mem;
 
 use jiff::Timestamp;
+use zeroize::Zeroizing;
 
+use super::question::{Answer, Question, Typed};
 use super::screen::{ScreenState, View, render};
 use super::text::{Charset, clean, fit};
 use crate::control::{LogRecord, MachineFacts, NodeStatus, Problem};
@@ -28,6 +30,10 @@ const LOG_LINE_CHARS_MAX: usize = 500;
 const LINES_MAX: usize = 256;
 
 const ESC: u8 = 0x1b;
+const CTRL_C: u8 = 0x03;
+const CTRL_H: u8 = 0x08;
+const CTRL_U: u8 = 0x15;
+const DELETE: u8 = 0x7f;
 /// VT100: cursor home.
 const HOME: &str = "\x1b[H";
 /// VT100: clear to the end of the line.
@@ -55,6 +61,12 @@ pub struct Driver {
     /// The last picture, less what a plain one is not printed again for.
     picture: String,
     drawn_ms: Option<u64>,
+    /// What is asked for.
+    question: Option<Question>,
+    /// The answer so far.
+    typed: Typed,
+    /// Complete answers, for whoever asked.
+    answers: Vec<Answer>,
 }
 
 impl Driver {
@@ -79,7 +91,40 @@ impl Driver {
             wanted: false,
             picture: String::new(),
             drawn_ms: None,
+            question: None,
+            typed: Typed::default(),
+            answers: Vec::new(),
         }
+    }
+
+    /// Asks this from now on, or nothing. What was typed so far is forgotten, unless it is the same
+    /// question.
+    pub fn ask(&mut self, question: Option<Question>) {
+        if self.question == question {
+            return;
+        }
+        let was_private = self.question.as_ref().is_some_and(Question::is_private);
+        self.typed.clear();
+        self.question = question;
+        self.wanted |= self.state.live && (was_private || self.state.view == View::Question);
+        match &self.question {
+            Some(question) => {
+                if self.state.live {
+                    self.state.view = View::Question;
+                    self.wanted = true;
+                }
+                if let Some(line) = question.announcement() {
+                    self.say(&line);
+                }
+            }
+            None if self.state.view == View::Question => self.state.view = View::Status,
+            None => {}
+        }
+    }
+
+    /// What was answered since this was last asked for.
+    pub fn answers(&mut self) -> Vec<Answer> {
+        mem::take(&mut self.answers)
     }
 
     /// The machine or its node changed.
@@ -173,7 +218,11 @@ impl Driver {
             View::Log => self.log.iter().cloned().collect(),
             _ => Vec::new(),
         };
-        let picture = render(&self.facts, self.node.as_ref(), &self.state);
+        let asked = self
+            .question
+            .as_ref()
+            .map(|question| (question, &self.typed));
+        let picture = Zeroizing::new(render(&self.facts, self.node.as_ref(), asked, &self.state));
         let compared = self.compared(&picture);
         if self.wanted || compared != self.picture {
             if self.state.live {
@@ -192,12 +241,16 @@ impl Driver {
     /// What decides whether a picture is new. Free space always changes, and is worth a redraw but
     /// not a print.
     fn compared(&self, picture: &str) -> String {
+        if self.state.view == View::Question {
+            // Nothing that was shown of a secret stays here; a key asks for a new picture.
+            return String::new();
+        }
         if self.state.live {
             return picture.to_owned();
         }
         let mut facts = self.facts.clone();
         facts.data.free_bytes = 0;
-        render(&facts, self.node.as_ref(), &self.state)
+        render(&facts, self.node.as_ref(), None, &self.state)
     }
 
     /// Only a live screen shows the time: a plain one would be printed every minute.
@@ -211,6 +264,15 @@ impl Driver {
     }
 
     fn key(&mut self, key: u8) {
+        if self.question.is_some() && !self.state.live && is_typing(key) {
+            // Whoever answers a line that was printed means this key to be the first of the answer.
+            self.state.live = true;
+            self.state.view = View::Question;
+        }
+        if self.state.view == View::Question && self.state.live {
+            self.type_key(key);
+            return;
+        }
         // Noise on a serial line is nobody at the keyboard.
         if !key.is_ascii_graphic() && !matches!(key, b' ' | b'\r' | b'\n' | ESC) {
             return;
@@ -222,9 +284,31 @@ impl Driver {
             b'e' => self.state.view = View::Enrol,
             b'l' => self.state.view = View::Log,
             b'p' => self.state.view = View::Problems,
+            b'u' if self.question.is_some() => self.state.view = View::Question,
+            b'v' => self.answers.push(Answer::Begin),
             b'q' | ESC if self.state.view != View::Status => self.state.view = View::Status,
             b'q' if was_live => self.leave(),
             _ => {}
+        }
+    }
+
+    /// A key while something is asked.
+    fn type_key(&mut self, key: u8) {
+        self.wanted = true;
+        match key {
+            b'\r' | b'\n' => self.answers.push(Answer::Line(self.typed.take())),
+            CTRL_C => {
+                self.typed.clear();
+                self.answers.push(Answer::Cancel);
+            }
+            CTRL_H | DELETE => self.typed.pop(),
+            CTRL_U => self.typed.clear(),
+            ESC => {
+                self.typed.clear();
+                self.state.view = View::Status;
+            }
+            _ if is_typing(key) => self.typed.push(key),
+            _ => self.wanted = false,
         }
     }
 
@@ -273,6 +357,11 @@ impl Driver {
         }
         self.lines.push_back(line);
     }
+}
+
+/// Whether a key is a character of an answer.
+fn is_typing(key: u8) -> bool {
+    key.is_ascii_graphic() || key == b' ' || !key.is_ascii()
 }
 
 /// The first address of any card; there is none until the network is up.

@@ -3,12 +3,15 @@
 //!
 //! ```text
 //! facts, status, log records ─▶ Driver ─▶ bytes ─▶ Tty        Driver: no input or output, no clock
-//!                       keys ─▶                              Tty: never blocks
+//!             questions, keys ─▶        ─▶ answers           Tty: never blocks
 //! ```
 //!
 //! Until somebody presses a key the console is *plain*: the screen is printed when something that
 //! matters changed, without a single escape code, so that a recorded serial line reads like a log.
 //! From the first key on it is *live*: redrawn in place, at most once a second, only on change.
+//!
+//! Where something is asked (a passphrase, a word), keys are its answer and go to whoever asks; the
+//! console itself decides nothing.
 //!
 //! Three kinds of lines are for machines, each printed once for each event, in both modes:
 //! `alknet: ready HOSTNAME IDENTITY port PORT`, `alknet: address ADDRESS/PREFIX` when the machine
@@ -16,6 +19,7 @@
 
 mod driver;
 mod qr;
+mod question;
 mod screen;
 mod text;
 mod tty;
@@ -26,12 +30,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use zeroize::Zeroizing;
 
 use crate::control::{LogRecord, MachineFacts, NodeStatus};
 
 pub use driver::Driver;
 pub use qr::qr_code;
-pub use screen::{ScreenState, View, render};
+pub use question::{ANSWER_BYTES_MAX, Answer, Question};
+pub use screen::{ScreenState, View};
 pub use text::Charset;
 
 use tty::Tty;
@@ -52,6 +58,7 @@ pub struct Console {
 struct Latest {
     facts: MachineFacts,
     node: Option<NodeStatus>,
+    question: Option<Question>,
 }
 
 #[derive(Debug)]
@@ -66,21 +73,29 @@ impl Console {
     ///
     /// # Errors
     /// The terminal cannot be opened.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self::start(Tty::open(path)?))
+    pub fn open(path: &Path, answers: mpsc::Sender<Answer>) -> io::Result<Self> {
+        Ok(Self::start(Tty::open(path)?, answers))
     }
 
     /// Starts the screen on an open terminal or file, which is made non-blocking.
     ///
     /// # Errors
     /// The kernel refuses that.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self::start(Tty::new(fd)?))
+    pub fn new(fd: OwnedFd, answers: mpsc::Sender<Answer>) -> io::Result<Self> {
+        Ok(Self::start(Tty::new(fd)?, answers))
     }
 
     /// Shows these facts from now on. `node` is absent while the node does not serve.
     pub fn update(&self, facts: MachineFacts, node: Option<NodeStatus>) {
-        self.latest.send_replace(Latest { facts, node });
+        self.latest.send_modify(|latest| {
+            latest.facts = facts;
+            latest.node = node;
+        });
+    }
+
+    /// Asks this from now on, or nothing.
+    pub fn ask(&self, question: Option<Question>) {
+        self.latest.send_modify(|latest| latest.question = question);
     }
 
     /// Adds a record to the log that the key `l` shows.
@@ -89,16 +104,22 @@ impl Console {
         let _ = self.events.try_send(Event::Log(record));
     }
 
+    /// Whether anybody may still be there: a caller who hung up is not.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.events.is_closed()
+    }
+
     /// Prints one line as it is, such as a last word before power-off.
     pub fn say(&self, line: impl Into<String>) {
         let _ = self.events.try_send(Event::Say(line.into()));
     }
 
-    fn start(tty: Tty) -> Self {
+    fn start(tty: Tty, answers: mpsc::Sender<Answer>) -> Self {
         let (latest, updates) = watch::channel(Latest::default());
         let (events, queue) = mpsc::channel(EVENTS_MAX);
         let driver = Driver::new(kernel(), tty.size());
-        tokio::spawn(run(driver, tty, updates, queue));
+        tokio::spawn(run(driver, tty, updates, queue, answers));
         Self { latest, events }
     }
 }
@@ -108,13 +129,14 @@ async fn run(
     mut tty: Tty,
     mut updates: watch::Receiver<Latest>,
     mut queue: mpsc::Receiver<Event>,
+    answers: mpsc::Sender<Answer>,
 ) {
     let started = Instant::now();
     loop {
         let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // A new picture only when the last one is out: a slow terminal skips some, never lags.
         if !tty.is_writing() {
-            let output = driver.take(now_ms, jiff::Timestamp::now());
+            let output = Zeroizing::new(driver.take(now_ms, jiff::Timestamp::now()));
             tty.queue(output.as_bytes());
         }
         let due = driver.due_ms(now_ms).filter(|_| !tty.is_writing());
@@ -125,13 +147,23 @@ async fn run(
                 }
                 let latest = updates.borrow_and_update().clone();
                 driver.update(latest.facts, latest.node);
+                driver.ask(latest.question);
             }
             event = queue.recv() => match event {
                 Some(Event::Log(record)) => driver.log(&record),
                 Some(Event::Say(line)) => driver.say(&line),
                 None => return,
             },
-            keys = tty.io() => driver.keys(&keys),
+            keys = tty.io() => {
+                if tty.has_hung_up() {
+                    return;
+                }
+                driver.keys(&Zeroizing::new(keys));
+                for answer in driver.answers() {
+                    // Nobody listens on a machine that goes down.
+                    let _ = answers.send(answer).await;
+                }
+            }
             () = tokio::time::sleep(Duration::from_millis(due.unwrap_or(0))), if due.is_some() => {}
         }
     }

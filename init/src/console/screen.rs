@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use super::qr::qr_code;
+use super::question::{Question, Typed};
 use super::text::{Charset, clean, fit, wrap};
-use crate::control::{DataState, MachineFacts, NodeStatus, Problem};
+use crate::control::{DataState, MachineFacts, NodeStatus, Problem, VaultFacts};
 
 /// Which of the pictures is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum View {
     Log,
     /// Every problem in full.
     Problems,
+    /// What is asked, if something is.
+    Question,
     /// Who the machine is and how it is.
     #[default]
     Status,
@@ -60,12 +63,21 @@ impl Default for ScreenState {
 /// but for the enrolment code in ASCII, which needs more. No escape codes, no control characters,
 /// whatever the facts hold.
 #[must_use]
-pub fn render(facts: &MachineFacts, node: Option<&NodeStatus>, state: &ScreenState) -> String {
+pub(super) fn render(
+    facts: &MachineFacts,
+    node: Option<&NodeStatus>,
+    asked: Option<(&Question, &Typed)>,
+    state: &ScreenState,
+) -> String {
     let screen = Screen { facts, node, state };
     let mut lines = match state.view {
         View::Enrol => screen.enrol(),
         View::Log => screen.log(),
         View::Problems => screen.all_problems(),
+        View::Question => match asked {
+            Some((question, typed)) => screen.question(question, typed),
+            None => screen.status(),
+        },
         View::Status => screen.status(),
     };
     let body = state.rows.saturating_sub(1);
@@ -198,6 +210,9 @@ impl Screen<'_> {
         }
         field("Config", vec![facts.config_source.clone()]);
         field("Data", vec![data(&facts.data)]);
+        if let Some(state) = vault(&facts.vault) {
+            field("Vault", vec![state]);
+        }
         field("Clock", vec![clock(&facts.clock).to_owned()]);
         if facts.node_restarts > 0 {
             field(
@@ -229,6 +244,7 @@ impl Screen<'_> {
 
     fn serves(&self) -> String {
         match self.node {
+            None if self.facts.data.mode == "locked" => "nothing: the vault is locked".into(),
             None if self.facts.node_restarts > 0 => {
                 "nothing: the node ended and is restarted".into()
             }
@@ -312,12 +328,29 @@ impl Screen<'_> {
         lines
     }
 
+    fn question(&self, question: &Question, typed: &Typed) -> Vec<String> {
+        let mut lines = vec![self.title(), String::new()];
+        for line in question.lines().map(|line| self.clean(line)) {
+            // What fits stands as it is: a table keeps its columns.
+            if line.chars().count() <= self.state.columns {
+                lines.push(line);
+            } else {
+                lines.extend(wrap(&line, self.state.columns));
+            }
+        }
+        let answer = question.echo(typed);
+        lines.push(String::new());
+        lines.push(self.clean(&format!("{}: {}_", question.prompt(), *answer)));
+        lines
+    }
+
     fn help(&self) -> String {
         let keys = match (self.state.live, self.state.view) {
             (false, _) => "Keys: l log, p problems, e enrolment code, any other key: live screen",
             (true, View::Status) => {
                 "l log   p problems   e enrolment code   a ASCII   r redraw   q leave"
             }
+            (true, View::Question) => "Enter answers   Ctrl-U clears   Ctrl-C cancels   Esc back",
             (true, _) => {
                 "q or Esc back   l log   p problems   e enrolment code   a ASCII   r redraw"
             }
@@ -473,6 +506,7 @@ fn data(state: &DataState) -> String {
         "mounted" | "host" => free(),
         "read-only" => "read-only: nothing new is kept".to_owned(),
         "volatile" => "volatile: nothing is kept".to_owned(),
+        "locked" => "locked: the vault opens it".to_owned(),
         "" => "not looked for yet".to_owned(),
         other => other.to_owned(),
     };
@@ -481,6 +515,24 @@ fn data(state: &DataState) -> String {
             format!("{}, {mode}", device.strip_prefix("/dev/").unwrap_or(device))
         }
         _ => mode,
+    }
+}
+
+/// What opens the vault, or that nothing needs to.
+fn vault(facts: &VaultFacts) -> Option<String> {
+    let slots = facts.slots.join(", ");
+    let words = if facts.words_kept {
+        ""
+    } else {
+        "; its words were not written down"
+    };
+    match facts.state.as_str() {
+        "unlocked" if !facts.sealed => Some(format!(
+            "UNSEALED: whoever copies the disk has the keys ({slots}){words}"
+        )),
+        "unlocked" => Some(format!("open, by {slots}{words}")),
+        "locked" => Some(format!("LOCKED ({slots})")),
+        _ => None,
     }
 }
 
@@ -514,6 +566,13 @@ fn clock(source: &str) -> &str {
 /// The one thing to do now.
 fn next_step(facts: &MachineFacts, node: Option<&NodeStatus>) -> String {
     let address = reachable(facts).next();
+    if facts.data.mode == "locked" {
+        let waits = facts
+            .problems
+            .iter()
+            .find(|one| one.code.starts_with("vault-"));
+        return waits.map_or_else(|| "open the vault".to_owned(), |one| one.hint.clone());
+    }
     match (node, address) {
         (None, _) if facts.node_restarts > 0 => {
             "press l: the log says why the node ended".to_owned()

@@ -9,6 +9,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::control::{DataState, LinkFacts, Problem};
 
+/// Whoever listens to answers in a test that gives none.
+fn nobody() -> mpsc::Sender<Answer> {
+    mpsc::channel(1).0
+}
+
+fn render(facts: &MachineFacts, node: Option<&NodeStatus>, state: &ScreenState) -> String {
+    screen::render(facts, node, None, state)
+}
+
 fn key() -> String {
     format!("ed25519:3f9a1c2e{}", "07".repeat(28))
 }
@@ -34,6 +43,7 @@ fn healthy() -> MachineFacts {
             free_bytes: 9_771_050_598,
             clean: Some(true),
             detail: None,
+            cipher: None,
         },
         links: vec![LinkFacts {
             name: "eth0".into(),
@@ -481,7 +491,7 @@ async fn a_terminal_gets_the_marker_and_answers_keys() {
     let pty = openpty(None, None).expect("a pseudo-terminal");
     let mut keyboard = std::fs::File::from(pty.master.try_clone().expect("a descriptor"));
     let mut reader = tokio::fs::File::from_std(std::fs::File::from(pty.master));
-    let console = Console::new(pty.slave).expect("a terminal");
+    let console = Console::new(pty.slave, nobody()).expect("a terminal");
     console.update(healthy(), Some(node()));
     let mut seen = String::new();
     read_until(&mut reader, &mut seen, "alknet: ready edge-1").await;
@@ -495,7 +505,7 @@ async fn a_terminal_gets_the_marker_and_answers_keys() {
 #[tokio::test]
 async fn nobody_waits_for_a_terminal_that_takes_nothing() {
     let pty = openpty(None, None).expect("a pseudo-terminal");
-    let console = Console::new(pty.slave).expect("a terminal");
+    let console = Console::new(pty.slave, nobody()).expect("a terminal");
     for n in 0..2000 {
         console.say("x".repeat(200));
         console.update(healthy(), (n % 2 == 0).then(node));
@@ -510,7 +520,7 @@ async fn nobody_waits_for_a_terminal_that_takes_nothing() {
 async fn a_console_that_is_a_file_is_written_too() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let fd = OwnedFd::from(file.reopen().expect("the same file"));
-    let console = Console::new(fd).expect("a file");
+    let console = Console::new(fd, nobody()).expect("a file");
     console.say("alknet: hello");
     let mut text = String::new();
     while !text.contains("alknet: hello\n") {
@@ -519,4 +529,78 @@ async fn a_console_that_is_a_file_is_written_too() {
         let mut file = file.reopen().expect("the same file");
         file.read_to_string(&mut text).expect("readable");
     }
+}
+
+#[test]
+fn what_is_asked_is_announced_and_the_first_key_answers_it() {
+    let mut driver = Driver::new("Linux".into(), (80, 24));
+    driver.ask(Some(Question::secret("type the passphrase")));
+    let plain = driver.take(0, Timestamp::UNIX_EPOCH);
+    assert!(
+        plain.contains("alknet: asks: type the passphrase\n"),
+        "{plain}"
+    );
+    driver.keys(b"lp");
+    let live = driver.take(10, Timestamp::UNIX_EPOCH);
+    assert!(live.contains("type the passphrase: **_"), "{live}");
+    driver.keys(b"x\x7f\r");
+    let [Answer::Line(line)] = &driver.answers()[..] else {
+        panic!("one answer");
+    };
+    assert_eq!(line.as_str(), "lp");
+    driver.ask(None);
+    assert!(
+        !driver
+            .take(2000, Timestamp::UNIX_EPOCH)
+            .contains("passphrase")
+    );
+    driver.keys(b"v");
+    assert_eq!(driver.answers(), [Answer::Begin]);
+}
+
+#[test]
+fn words_are_shown_to_a_person_only_and_not_left_on_the_screen() {
+    let mut driver = Driver::new("Linux".into(), (80, 24));
+    let words = Question::shown("word 3")
+        .with_lines(["1 abandon 2 about"])
+        .private();
+    driver.ask(Some(words));
+    let plain = driver.take(60_000, Timestamp::UNIX_EPOCH);
+    assert!(
+        !plain.contains("abandon") && !plain.contains("word 3"),
+        "{plain}"
+    );
+    driver.keys(b"\r");
+    assert!(
+        driver
+            .take(61_000, Timestamp::UNIX_EPOCH)
+            .contains("abandon")
+    );
+    driver.ask(None);
+    let after = driver.take(62_000, Timestamp::UNIX_EPOCH);
+    assert!(
+        after.contains("\x1b[H") && after.contains("\x1b[J"),
+        "{after}"
+    );
+    assert!(!format!("{driver:?}").contains("abandon"));
+}
+
+#[test]
+fn a_question_that_is_left_can_be_returned_to() {
+    let mut driver = Driver::new("Linux".into(), (80, 24));
+    driver.ask(Some(Question::shown("yes or no")));
+    driver.keys(b"n\x1bl");
+    assert!(
+        !driver
+            .take(0, Timestamp::UNIX_EPOCH)
+            .contains("yes or no: ")
+    );
+    driver.keys(b"uy");
+    assert!(
+        driver
+            .take(5000, Timestamp::UNIX_EPOCH)
+            .contains("yes or no: y_")
+    );
+    driver.keys(&[3]);
+    assert_eq!(driver.answers(), [Answer::Cancel]);
 }

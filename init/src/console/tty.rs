@@ -8,11 +8,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::SFlag;
 use nix::sys::termios::{
     InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, tcgetattr, tcsetattr,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
+use zeroize::Zeroize;
 
 /// A terminal that tells no size has this one, as VT100 had.
 const COLUMNS: usize = 80;
@@ -32,6 +34,9 @@ pub(super) struct Tty {
     pending: Vec<u8>,
     written: usize,
     readable: bool,
+    /// It is a connection, and was closed.
+    hung_up: bool,
+    is_socket: bool,
 }
 
 enum Device {
@@ -53,7 +58,8 @@ impl Tty {
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        if let Err(error) = single_keys(&fd) {
+        let is_socket = is_socket(&fd);
+        if !is_socket && let Err(error) = single_keys(&fd) {
             tracing::debug!(%error, "the console is no terminal");
         }
         // SAFETY: the file owns its descriptor, which nobody else closes, and is never replaced
@@ -68,6 +74,8 @@ impl Tty {
             device,
             pending: Vec::new(),
             written: 0,
+            hung_up: false,
+            is_socket,
         })
     }
 
@@ -93,6 +101,11 @@ impl Tty {
         }
     }
 
+    /// Nobody is at the other end of a connection any more. A serial line has no end.
+    pub(super) fn has_hung_up(&self) -> bool {
+        self.hung_up
+    }
+
     pub(super) fn is_writing(&self) -> bool {
         self.written < self.pending.len()
     }
@@ -100,7 +113,8 @@ impl Tty {
     /// Bytes for [`Self::io`] to write, after those that wait.
     pub(super) fn queue(&mut self, bytes: &[u8]) {
         if !self.is_writing() {
-            self.pending.clear();
+            // What is out is wiped: it may have been somebody's words.
+            self.pending.zeroize();
             self.written = 0;
         }
         self.pending.extend_from_slice(bytes);
@@ -162,11 +176,24 @@ impl Tty {
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // Hung up: nothing will come any more, but what is written may still be recorded.
-                Ok(_) | Err(_) => self.readable = false,
+                Ok(_) | Err(_) => {
+                    self.readable = false;
+                    self.hung_up = self.is_socket;
+                    if self.hung_up {
+                        return Some(Vec::new());
+                    }
+                }
             }
         }
         None
     }
+}
+
+fn is_socket(fd: &OwnedFd) -> bool {
+    nix::sys::stat::fstat(fd).is_ok_and(|stat| {
+        let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        kind == SFlag::S_IFSOCK
+    })
 }
 
 /// Every key at once, none echoed, none a signal, none that stops the output. Speed and framing

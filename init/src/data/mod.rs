@@ -4,6 +4,7 @@
 mod ext4;
 mod find;
 mod gpt;
+mod sealed;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -25,9 +26,12 @@ use nix::{
 use crate::{
     control::{DataState, Problem},
     log::Log,
+    vault::{Keeper, Offer, Waiting},
 };
 use ext4::{Content, Super};
 use find::Found;
+
+pub(crate) use sealed::{erase, reopen};
 
 /// Where the data partition is mounted.
 const DATA: &str = "/data";
@@ -45,6 +49,7 @@ pub(crate) const NODE_UID: u32 = 1000;
 /// Folders of the state directory: name, mode, whether the node owns it. What PID 1 writes is not
 /// the node's to replace by a link.
 const TREE: &[(&str, u32, bool)] = &[
+    ("audit", 0o700, true),
     ("config", 0o755, false),
     ("identity", 0o700, true),
     ("log", 0o700, true),
@@ -63,14 +68,51 @@ pub(crate) struct Prepared {
     pub(crate) state_dir: PathBuf,
     pub(crate) state: DataState,
     pub(crate) problems: Vec<Problem>,
+    /// The vault needs somebody first: nothing is open.
+    pub(crate) waiting: Option<Waiting>,
+    /// Where the vault lies.
+    pub(crate) vault_at: Option<PathBuf>,
+}
+
+/// What the data partition is opened with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access<'a> {
+    pub(crate) keeper: &'a Keeper,
+    pub(crate) offer: &'a Offer,
+    pub(crate) log: &'a Log,
+}
+
+/// Why there is no data.
+enum Stop {
+    Problem(Box<Problem>),
+    Waiting(Box<Waiting>, PathBuf),
+}
+
+impl From<Box<Problem>> for Stop {
+    fn from(problem: Box<Problem>) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+/// A block device with a file system for the data.
+struct Volume {
+    path: PathBuf,
+    /// Name of the device that it lies on.
+    on: String,
+    /// How it is encrypted.
+    cipher: Option<String>,
+    vault_at: Option<PathBuf>,
 }
 
 /// Does all of it. Blocks for as long as the disk takes; not for PID 1's loop.
-pub(crate) fn prepare(log: &Log) -> Prepared {
+pub(crate) fn prepare(access: Access<'_>) -> Prepared {
     let sys = Path::new("/sys");
-    let mut prepared = match locate(sys, log).and_then(|found| open(sys, &found, log)) {
+    let log = access.log;
+    let opened = locate(sys, log).map_err(Stop::from);
+    let mut prepared = match opened.and_then(|found| open(sys, &found, access)) {
         Ok(prepared) => prepared,
-        Err(problem) => volatile(*problem),
+        Err(Stop::Problem(problem)) => volatile(*problem),
+        Err(Stop::Waiting(waiting, vault_at)) => return locked(*waiting, vault_at),
     };
     // A read-only one has them, and its problem has been told.
     if prepared.state.mode != "read-only"
@@ -124,6 +166,10 @@ pub(crate) fn refresh(prepared: &mut Prepared) -> bool {
 /// Unmounts the data, or makes it read-only where something still holds it.
 pub(crate) fn close() -> io::Result<()> {
     let outcome = match umount2(DATA, MntFlags::empty()) {
+        Ok(()) => {
+            // The kernel forgets the key. A machine that goes down does so without it as well.
+            return sealed::close();
+        }
         Err(Errno::EBUSY) => {
             let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
             mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>)
@@ -147,8 +193,26 @@ fn refuse<T>(code: &str, text: String, hint: &str) -> Result<T, Box<Problem>> {
     Err(Box::new(problem(code, text, hint)))
 }
 
+/// Nothing is there until the vault is open.
+fn locked(waiting: Waiting, vault_at: PathBuf) -> Prepared {
+    Prepared {
+        state_dir: VOLATILE.into(),
+        state: DataState {
+            mode: "locked".to_owned(),
+            device: Some(vault_at.display().to_string()),
+            detail: Some(waiting.problem.text.clone()),
+            ..DataState::default()
+        },
+        problems: vec![waiting.problem.clone()],
+        waiting: Some(waiting),
+        vault_at: Some(vault_at),
+    }
+}
+
 fn volatile(why: Problem) -> Prepared {
     Prepared {
+        waiting: None,
+        vault_at: None,
         state_dir: VOLATILE.into(),
         state: DataState {
             mode: "volatile".to_owned(),
@@ -239,7 +303,8 @@ fn repair_table(name: &str) -> Result<bool, gpt::GptError> {
     Ok(!settled.changes.is_empty())
 }
 
-fn open(sys: &Path, found: &Found, log: &Log) -> Result<Prepared, Box<Problem>> {
+fn open(sys: &Path, found: &Found, access: Access<'_>) -> Result<Prepared, Stop> {
+    let log = access.log;
     if let Found::Partition { disk, .. } = found
         && let Err(error) = grow_partition(sys, found.name(), disk, log)
     {
@@ -248,16 +313,39 @@ fn open(sys: &Path, found: &Found, log: &Log) -> Result<Prepared, Box<Problem>> 
     }
     let file = open_rw(found.name()).or_else(|error| unreadable(found, &error))?;
     let bytes = size(&file).or_else(|error| unreadable(found, &error))?;
+    let disk = sealed::Disk {
+        found,
+        file: &file,
+        bytes,
+    };
+    if let Some(prepared) = sealed::open(&disk, access)? {
+        return Ok(prepared);
+    }
     let content = ext4::probe(&file, bytes).or_else(|error| unreadable(found, &error))?;
     let known = match content {
-        Content::Blank | Content::HalfFormatted => format(found, &file, bytes, log)?,
         Content::Ext4(known) => known,
         Content::TornSuper => repair(found, &file, bytes, log)?,
-        Content::Luks2 => return locked(found),
-        Content::Unknown => return unknown(found),
+        Content::Blank => match sealed::first(&disk, access)? {
+            Some(prepared) => return Ok(prepared),
+            None => format(found, &file, bytes, log)?,
+        },
+        Content::HalfFormatted => format(found, &file, bytes, log)?,
+        Content::Luks2 | Content::Unknown => return unknown(found).map_err(Stop::from),
     };
+    // The kernel mounts nothing that somebody may still write to.
     drop(file);
-    mount_data(found, &known, bytes, log)
+    Ok(mount_data(&Volume::plain(found), &known, bytes, log)?)
+}
+
+impl Volume {
+    fn plain(found: &Found) -> Self {
+        Self {
+            path: device(found.name()),
+            on: found.name().to_owned(),
+            cipher: None,
+            vault_at: None,
+        }
+    }
 }
 
 fn unreadable<T>(found: &Found, error: &io::Error) -> Result<T, Box<Problem>> {
@@ -265,14 +353,6 @@ fn unreadable<T>(found: &Found, error: &io::Error) -> Result<T, Box<Problem>> {
         "data-unreadable",
         format!("the data disk {} cannot be read: {error}", found.name()),
         "check the disk and its cabling, or replace it, and reboot",
-    )
-}
-
-fn locked<T>(found: &Found) -> Result<T, Box<Problem>> {
-    refuse(
-        "data-locked",
-        format!("the data disk {} is encrypted (LUKS2)", found.name()),
-        "this version cannot unlock it; attach a blank disk or boot the version that made it",
     )
 }
 
@@ -327,7 +407,7 @@ fn repair(found: &Found, file: &File, bytes: u64, log: &Log) -> Result<Super, Bo
 }
 
 fn mount_data(
-    found: &Found,
+    volume: &Volume,
     known: &Super,
     bytes: u64,
     log: &Log,
@@ -336,29 +416,32 @@ fn mount_data(
         state_dir: DATA.into(),
         state: DataState {
             mode: "mounted".to_owned(),
-            device: Some(format!("/dev/{}", found.name())),
+            device: Some(format!("/dev/{}", volume.on)),
+            cipher: volume.cipher.clone(),
             clean: Some(known.clean),
             ..DataState::default()
         },
         problems: Vec::new(),
+        waiting: None,
+        vault_at: volume.vault_at.clone(),
     };
-    if let Err(error) = mount_at(found, MsFlags::empty()) {
+    if let Err(error) = mount_at(volume, MsFlags::empty()) {
         return refuse(
             "data-damaged",
-            format!("the data disk {} cannot be mounted: {error}", found.name()),
+            format!("the data disk {} cannot be mounted: {error}", volume.on),
             "repair it elsewhere with e2fsck, or blank its first MiB to start afresh",
         );
     }
     // The replayed journal may have brought errors to light.
-    let errors = reread(found, bytes).unwrap_or_else(|| known.clone());
+    let errors = reread(volume, bytes).unwrap_or_else(|| known.clone());
     if errors.bytes != known.bytes
-        && let Err(error) = mount_again(found)
+        && let Err(error) = mount_again(volume)
     {
         return refuse(
             "data-damaged",
             format!(
                 "the data disk {} cannot be mounted again: {error}",
-                found.name()
+                volume.on
             ),
             "reboot; if that does not help, repair it elsewhere with e2fsck",
         );
@@ -379,21 +462,21 @@ fn mount_data(
 
 /// The kernel counts a file system's groups before it replays the journal. Where the power went while
 /// it grew, the replay ends the growth and the count is wrong: no block is found free any more.
-fn mount_again(found: &Found) -> io::Result<()> {
+fn mount_again(volume: &Volume) -> io::Result<()> {
     umount2(DATA, MntFlags::empty())?;
-    mount_at(found, MsFlags::empty())
+    mount_at(volume, MsFlags::empty())
 }
 
-fn mount_at(found: &Found, extra: MsFlags) -> io::Result<()> {
+fn mount_at(volume: &Volume, extra: MsFlags) -> io::Result<()> {
     // The image has the folder; an initramfs somebody else assembled may not.
     if !Path::new(DATA).is_dir() {
         fs::create_dir(DATA)?;
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
-    let source = device(found.name());
+    let source = &volume.path;
     let options = Some("errors=remount-ro");
     Ok(mount(
-        Some(&source),
+        Some(source),
         DATA,
         Some("ext4"),
         flags | extra,
@@ -401,8 +484,8 @@ fn mount_at(found: &Found, extra: MsFlags) -> io::Result<()> {
     )?)
 }
 
-fn reread(found: &Found, bytes: u64) -> Option<Super> {
-    let file = File::open(device(found.name())).ok()?;
+fn reread(volume: &Volume, bytes: u64) -> Option<Super> {
+    let file = File::open(&volume.path).ok()?;
     match ext4::probe(&file, bytes).ok()? {
         Content::Ext4(known) => Some(known),
         _ => None,
@@ -554,6 +637,8 @@ mod tests {
                 ..DataState::default()
             },
             problems: vec![problem("data-full", "0 bytes".to_owned(), "delete")],
+            waiting: None,
+            vault_at: None,
         };
         assert!(
             refresh(&mut prepared),

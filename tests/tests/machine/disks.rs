@@ -27,12 +27,12 @@ const TABLE_BYTES: usize = 34 * 512;
 #[test]
 fn without_a_data_disk_it_serves_from_memory_and_says_so() {
     let bench = Bench::new();
-    let first = bench.machine(Boot::MicrovmErofs).data(None).boot();
+    let first = bench.machine(Boot::MicrovmErofs).data(None).plain().boot();
     let info = problem(&first, "data-missing");
     assert_eq!(info["data"]["mode"], "volatile", "{info:#}");
     let identity = first.identity().to_owned();
     first.end();
-    let second = bench.machine(Boot::MicrovmErofs).data(None).boot();
+    let second = bench.machine(Boot::MicrovmErofs).data(None).plain().boot();
     assert_ne!(second.identity(), identity, "memory does not keep");
     second.end();
 }
@@ -46,7 +46,7 @@ fn a_full_disk_serves_and_says_so_until_there_is_room() {
         let admin = bench.admin().identity();
         let config = format!("[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n");
         let machine = bench.machine(Boot::MicrovmErofs).data(Some(disk));
-        machine.config(config).boot()
+        machine.config(config).plain().boot()
     };
     let node = boot("roomy");
     let identity = node.identity().to_owned();
@@ -86,7 +86,7 @@ fn a_disk_with_not_a_block_free_serves_and_keeps_what_it_has() {
         let disk = Disk::file(&image).data();
         bench.machine(Boot::MicrovmErofs).data(Some(disk))
     };
-    let node = machine().boot();
+    let node = machine().plain().boot();
     let identity = node.identity().to_owned();
     node.end();
     let statistics = tool_says("dumpe2fs", &["-h".as_ref(), image.as_os_str()]);
@@ -101,7 +101,7 @@ fn a_disk_with_not_a_block_free_serves_and_keeps_what_it_has() {
 
     let admin = bench.admin().identity();
     let config = format!("[node]\nname = \"crowded\"\nadmin_keys = [\"{admin}\"]\n");
-    let node = machine().config(config).boot();
+    let node = machine().config(config).plain().boot();
     let info = problem(&node, "data-full");
     assert_eq!(info["name"], "crowded", "its configuration is in force");
     assert_eq!(node.identity(), identity);
@@ -122,11 +122,11 @@ fn debugfs_overfull(image: &Path, filler: &Path) {
 #[test]
 fn a_file_system_with_recorded_errors_is_read_only() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.machine(Boot::MicrovmErofs).plain().boot();
     let identity = node.identity().to_owned();
     node.end();
     debugfs(&bench.data(), "ssv state 2");
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.machine(Boot::MicrovmErofs).plain().boot();
     let info = problem(&node, "data-damaged");
     assert_eq!(info["data"]["mode"], "read-only", "{info:#}");
     assert_eq!(node.identity(), identity, "it can still be read");
@@ -140,7 +140,11 @@ fn a_file_system_that_cannot_be_mounted_is_left_alone() {
         let image = bench.disk("small", SMALL_BYTES);
         let boot = || {
             let disk = Disk::file(&image).data();
-            bench.machine(Boot::MicrovmErofs).data(Some(disk)).boot()
+            bench
+                .machine(Boot::MicrovmErofs)
+                .data(Some(disk))
+                .plain()
+                .boot()
         };
         let node = boot();
         let identity = node.identity().to_owned();
@@ -176,7 +180,11 @@ fn somebody_elses_data_is_refused_and_never_formatted() {
     for image in [fat, text] {
         let before = fs::read(&image).expect("the disk is ours");
         let disk = Disk::file(&image).data();
-        let node = bench.machine(Boot::MicrovmErofs).data(Some(disk)).boot();
+        let node = bench
+            .machine(Boot::MicrovmErofs)
+            .data(Some(disk))
+            .plain()
+            .boot();
         let info = problem(&node, "data-damaged");
         assert_eq!(info["data"]["mode"], "volatile", "{info:#}");
         node.end();
@@ -191,7 +199,7 @@ fn an_image_on_a_larger_disk_grows_once() {
     let image = bench.raw();
     let shipped = table_of(&image);
     let disk_bytes = fs::metadata(&image).expect("the disk is ours").len();
-    let node = bench.machine(Boot::UefiRaw).boot();
+    let node = bench.machine(Boot::UefiRaw).plain().boot();
     let identity = node.identity().to_owned();
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
@@ -212,7 +220,7 @@ fn an_image_on_a_larger_disk_grows_once() {
     assert!(verdict.contains("No problems found"), "{verdict}");
     assert_clean(&image, RAW_DATA_AT);
 
-    let node = bench.machine(Boot::UefiRaw).boot();
+    let node = bench.machine(Boot::UefiRaw).plain().boot();
     assert_eq!(node.identity(), identity);
     let info = node.info();
     assert_eq!(info["data"]["total_bytes"].as_u64(), Some(total));
@@ -233,7 +241,11 @@ fn a_data_disk_that_became_larger_is_used_whole() {
     let image = bench.disk("growing", SMALL_BYTES);
     let boot = || {
         let disk = Disk::file(&image).data();
-        bench.machine(Boot::MicrovmErofs).data(Some(disk)).boot()
+        bench
+            .machine(Boot::MicrovmErofs)
+            .data(Some(disk))
+            .plain()
+            .boot()
     };
     let total = |node: &Node| {
         node.info()["data"]["total_bytes"]

@@ -6,3 +6,4 @@ mod disks;
 mod faults;
 mod network;
 mod power;
+mod vault;

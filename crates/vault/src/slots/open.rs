@@ -137,6 +137,15 @@ impl OpenAlkv {
         vault: NewVault,
         first: impl FnOnce(VaultId) -> Result<NewSlot<'a>, VaultError>,
     ) -> Result<Self, VaultError> {
+        Self::create_as(VaultId::generate()?, vault, first)
+    }
+
+    /// The same with an id that was drawn elsewhere: a [`SeedKey`] that was made first names it.
+    pub fn create_as<'a>(
+        uuid: VaultId,
+        vault: NewVault,
+        first: impl FnOnce(VaultId) -> Result<NewSlot<'a>, VaultError>,
+    ) -> Result<Self, VaultError> {
         if vault.passphrase.expose().len() > MAX_PASSPHRASE_BYTES {
             return Err(crate::error::MnemonicError::PassphraseTooLong.into());
         }
@@ -145,7 +154,6 @@ impl OpenAlkv {
             passphrase: vault.passphrase,
             created_s: vault.created_s.min(MAX_SAFE),
         };
-        let uuid = VaultId::generate()?;
         let vmk = crypto::random_secret()?;
         let opened_by = SlotId(0);
         let mut open = Self {

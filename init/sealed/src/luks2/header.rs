@@ -117,6 +117,17 @@ impl Header {
     /// Makes a header, its key slots and a volume key. Nothing but zeroes is left where it lies; the
     /// vault's two areas are not touched. A power cut leaves the mark that it had begun, or all of it.
     pub fn format(disk: &impl Disk, new: &NewHeader<'_>) -> Result<(Self, VolumeKey), SealedError> {
+        let (mut header, key) = Self::prepare(disk, new)?;
+        header.store(disk)?;
+        Ok((header, key))
+    }
+
+    /// Everything of [`format`](Self::format) but the header itself, which [`store`](Self::store)
+    /// writes: until then the partition says that it is being formatted.
+    pub(crate) fn prepare(
+        disk: &impl Disk,
+        new: &NewHeader<'_>,
+    ) -> Result<(Self, VolumeKey), SealedError> {
         new.phrases.iter().copied().try_for_each(check_phrase)?;
         if !(1..=SLOTS_MAX as usize).contains(&new.phrases.len()) {
             return Err(SealedError::NoSlot(SLOTS_MAX));
@@ -141,7 +152,7 @@ impl Header {
         let mut digest = [0; DIGEST];
         stretch(key.expose(), &salt, ROUNDS, &mut digest);
         let digest = digest_value(&names, &salt, &digest);
-        let mut header = Self {
+        let header = Self {
             binary: Binary {
                 bytes: HEADER_BYTES,
                 sequence: 0,
@@ -153,7 +164,6 @@ impl Header {
             source: CopyId::First,
             stale: false,
         };
-        header.store(disk)?;
         Ok((header, key))
     }
 
@@ -257,7 +267,7 @@ impl Header {
     }
 
     /// Writes both copies with the next sequence number, the one that did not count first.
-    pub(super) fn store(&mut self, disk: &impl Disk) -> Result<(), SealedError> {
+    pub(crate) fn store(&mut self, disk: &impl Disk) -> Result<(), SealedError> {
         self.check_fits()?;
         self.binary.sequence += 1;
         self.write_copy(disk, self.source.other())?;

@@ -157,6 +157,19 @@ async fn every_case_ends_with_its_code_while_others_are_served() {
         all.join("\n")
     );
     assert!(ended_well(&lab) > 0, "native loops end from outside only");
+    println!("figure hostile scripts, one at a time: {}", deaths(&lab));
+}
+
+/// How soon workers that did not stop at a limit were gone.
+fn deaths(lab: &Lab) -> String {
+    let deaths = lab.sessions.workers().stats().deaths;
+    format!(
+        "{} workers did not stop at a limit; {} were gone later than 50 ms after it, the last after \
+         {:.1} ms",
+        deaths.count,
+        deaths.late,
+        deaths.longest.as_secs_f64() * 1e3
+    )
 }
 
 /// What this process, which is the node, holds, MiB: what it allocated and has not freed, and the
@@ -232,17 +245,14 @@ async fn hostile_scripts_leave_nothing_behind() {
         println!("{} runs: {memory:.2?} MiB", runs * (part + 1) / PARTS);
     }
     let took = begun.elapsed();
-    let deaths = lab.sessions.workers().stats().deaths;
     println!(
         "figure hostile scripts: {runs} runs in {:.0} s, {} ended otherwise than they should",
         took.as_secs_f64(),
         all.len()
     );
     println!(
-        "figure workers that did not stop at a limit: {}; later than 50 ms after it: {}, the latest {:.1} ms",
-        deaths.count,
-        deaths.late,
-        deaths.longest.as_secs_f64() * 1e3
+        "figure hostile scripts, {SOAK_LANES} at a time: {}",
+        deaths(&lab)
     );
     println!("figure the node's memory before, and after each part of the runs: {memory:.2?} MiB");
     let listed = lab.sessions.list();

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_runtime::{CallOptions, Level, OpError, Operation};
-use alknet_worker::{Blob, Event, FromWorker, Guest, limits};
+use alknet_worker::{Blob, Body, Event, FromWorker, Guest, limits};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -200,20 +200,16 @@ impl Bridge {
             .map(|tail| Blob::pack(tail.to_vec(), &mut fds))
             .transpose()
             .map_err(|error| unsendable(&error))?;
-        let input = wire::blob(input, &mut fds).map_err(|error| unsendable(&error))?;
-        let opts = wire::body(opts).map_err(|error| unsendable(&error))?;
         let (waits, answer) = oneshot::channel();
-        let mut state = lock(&self.state);
-        self.flush_locked(&mut state);
-        let id = self.open(&mut state, Open::Call(waits))?;
-        let message = FromWorker::Call {
-            sid: self.sid,
+        let (sid, op) = (self.sid, path.to_owned());
+        let call = |id, input, opts| FromWorker::Call {
+            sid,
             id,
-            op: path.to_owned(),
+            op,
             input,
             opts,
         };
-        self.send(&mut state, message, fds);
+        let id = self.begin(input, opts, fds, Open::Call(waits), call)?;
         Ok((id, answer))
     }
 
@@ -223,25 +219,44 @@ impl Bridge {
         input: &Value,
         options: CallOptions,
     ) -> Result<(u64, mpsc::UnboundedReceiver<Happened>), OpError> {
-        let mut fds = Vec::new();
         let opts = Opts {
             options,
             ..Opts::default()
         };
-        let input = wire::blob(input, &mut fds).map_err(|error| unsendable(&error))?;
-        let opts = wire::body(&opts).map_err(|error| unsendable(&error))?;
         let (waits, events) = mpsc::unbounded_channel();
-        let mut state = lock(&self.state);
-        self.flush_locked(&mut state);
-        let id = self.open(&mut state, Open::Subscription(waits))?;
-        let message = FromWorker::Subscribe {
-            sid: self.sid,
+        let (sid, op) = (self.sid, path.to_owned());
+        let subscribe = |id, input, opts| FromWorker::Subscribe {
+            sid,
             id,
-            op: path.to_owned(),
+            op,
             input,
             opts,
         };
-        self.send(&mut state, message, fds);
+        let id = self.begin(
+            input,
+            &opts,
+            Vec::new(),
+            Open::Subscription(waits),
+            subscribe,
+        )?;
         Ok((id, events))
+    }
+
+    /// Sends what begins something that is answered; returns the number that it is answered by.
+    fn begin(
+        &self,
+        input: &Value,
+        opts: &Opts,
+        mut fds: Vec<OwnedFd>,
+        waits: Open,
+        message: impl FnOnce(u64, Blob, Body) -> FromWorker,
+    ) -> Result<u64, OpError> {
+        let input = wire::blob(input, &mut fds).map_err(|error| unsendable(&error))?;
+        let opts = wire::body(opts).map_err(|error| unsendable(&error))?;
+        let mut state = lock(&self.state);
+        self.flush_locked(&mut state);
+        let id = self.open(&mut state, waits)?;
+        self.send(&mut state, message(id, input, opts), fds);
+        Ok(id)
     }
 }

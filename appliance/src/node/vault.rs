@@ -1,0 +1,243 @@
+//! The vault in the node: the memory that PID 1 opened it in, the log of what happens to it, and the
+//! two operations that the network may see.
+//!
+//! Nothing else of the vault is an operation. What handlers may do with it is given to them when they
+//! are made; none of them holds the vault.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use alknet_call::{Body, CallError, Ctx, HandlerKind, OperationSpec, Registration};
+use alknet_init::control::{ToInit, VAULT_FD, VaultFacts};
+use alknet_tls::NodeKey;
+use alknet_vault::audit::{AuditLog, BootId, Event, Pending, Record};
+use alknet_vault::{Area, Observer, Purpose, Reason, Vault, VaultState};
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::facts::SharedFacts;
+
+/// Folder of the vault's log below the state directory.
+const AUDIT_DIR: &str = "audit";
+/// The scope of whoever may see that there is a vault, and lock it.
+const SCOPE: &str = "admin";
+
+/// The vault of this node.
+#[derive(Clone)]
+pub(crate) struct NodeVault {
+    vault: Vault,
+    audit: Arc<Audit>,
+}
+
+/// Where events go; the thread at the other end writes them.
+struct Audit {
+    records: Mutex<Sender<Record>>,
+    boot: BootId,
+}
+
+impl NodeVault {
+    /// Takes over the memory that PID 1 left at [`VAULT_FD`]. Call once.
+    pub(crate) fn take_over(state_dir: &Path) -> anyhow::Result<Self> {
+        // SAFETY: by the contract of `alknet_init::control` the descriptor is open and ours alone
+        // when PID 1 says that the vault is there, and this is called once.
+        let fd = unsafe { OwnedFd::from_raw_fd(VAULT_FD) };
+        let area = Area::from_fd(fd).context("cannot take over the vault's memory")?;
+        let (records, arriving) = channel();
+        let audit = Arc::new(Audit {
+            records: Mutex::new(records),
+            boot: boot_id()?,
+        });
+        let vault = Vault::over(area, Some(Box::new(Heard(Arc::clone(&audit)))));
+        let (dir, writing) = (state_dir.join(AUDIT_DIR), vault.clone());
+        thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || write(&dir, &writing, &arriving))
+            .context("cannot start the audit log")?;
+        Ok(Self { vault, audit })
+    }
+
+    /// The key that this node is known by.
+    pub(crate) fn identity(&self) -> anyhow::Result<NodeKey> {
+        let signer = self.vault.signer(Purpose::NodeIdentity)?;
+        let seed = signer.expose(Reason::TlsConfig)?;
+        Ok(NodeKey::from_seed(seed.expose()))
+    }
+
+    /// Writes down what PID 1 saw. What does not read as a record is a mistake of ours.
+    pub(crate) fn record(&self, records: &[String]) {
+        for text in records {
+            match Record::from_json(text.as_bytes()) {
+                Ok(record) => self.audit.send(record),
+                Err(error) => tracing::error!(%error, "an event of the vault is lost"),
+            }
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.vault.state(), VaultState::Unlocked { .. })
+    }
+}
+
+struct Heard(Arc<Audit>);
+
+impl Observer for Heard {
+    fn happened(&self, event: &Event) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let t_ms = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        let record = Record::new(t_ms, self.0.boot.clone(), event.clone());
+        self.0.send(record);
+    }
+}
+
+impl Audit {
+    fn send(&self, record: Record) {
+        // A channel is whole after any panic; its other end lives as long as the process.
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = records.send(record);
+    }
+}
+
+/// Appends whatever comes. While the vault is locked, and while the disk refuses, events are kept.
+fn write(dir: &Path, vault: &Vault, arriving: &Receiver<Record>) {
+    let mut pending = Pending::default();
+    let mut log = None;
+    while let Ok(record) = arriving.recv() {
+        pending.push(record);
+        while let Ok(next) = arriving.try_recv() {
+            pending.push(next);
+        }
+        if log.is_none() {
+            log = open(dir);
+        }
+        let Some(open) = &mut log else { continue };
+        if !matches!(vault.state(), VaultState::Unlocked { .. }) {
+            continue;
+        }
+        if let Err(error) = pending.flush(open, vault) {
+            tracing::error!(%error, kept = pending.len(), "the vault's log cannot be written");
+        }
+    }
+}
+
+fn open(dir: &Path) -> Option<AuditLog> {
+    let opened = AuditLog::open(dir).or_else(|error| {
+        tracing::error!(%error, "the vault's log is damaged: it is put aside and begun anew");
+        AuditLog::begin_anew(dir)
+    });
+    opened
+        .inspect_err(|error| tracing::error!(%error, "the vault's log cannot be opened"))
+        .ok()
+}
+
+fn boot_id() -> anyhow::Result<BootId> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(text.trim().parse()?)
+}
+
+/// `vault/status`
+pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>) -> Registration {
+    let text = json!({ "type": "string" });
+    let spec = OperationSpec::query(
+        "vault/status",
+        "Whether the vault is open, and what opens it.",
+    )
+    .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["state", "sealed", "slots"],
+        "properties": {
+            "state": { "enum": ["absent", "locked", "unlocked"] },
+            "sealed": { "type": "boolean",
+                        "description": "Nothing that lies beside it opens it" },
+            "slots": { "type": "array", "items": text },
+            "opened_by": { "type": ["string", "null"] },
+            "device": { "type": "integer", "minimum": 0 },
+            "key_version": { "type": ["integer", "null"] },
+            "words_kept": { "type": "boolean",
+                            "description": "Somebody showed that the words are written down" },
+            "memory": text,
+            "data_cipher": { "type": ["string", "null"] },
+        }
+    }))
+    .with_scope(SCOPE);
+    let handler = HandlerKind::once(move |_input: Body, _ctx: Ctx| {
+        let facts = facts.load();
+        let answer = answer(&facts.vault, facts.data.cipher.as_deref(), vault.as_ref());
+        std::future::ready(Ok::<_, CallError>(answer))
+    });
+    Registration::new(spec, handler)
+}
+
+fn answer(facts: &VaultFacts, cipher: Option<&str>, vault: Option<&NodeVault>) -> Value {
+    let state = match vault {
+        None => "absent",
+        Some(vault) if vault.is_open() => "unlocked",
+        Some(_) => "locked",
+    };
+    json!({
+        "state": state,
+        "sealed": facts.sealed,
+        "slots": facts.slots,
+        "opened_by": facts.opened_by,
+        "device": facts.device,
+        "key_version": vault.map(|one| one.vault.versions().current.number()),
+        "words_kept": facts.words_kept,
+        "memory": facts.memory,
+        "data_cipher": cipher,
+    })
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LockInput {
+    hard: bool,
+}
+
+/// `vault/lock`
+pub(crate) fn lock(vault: NodeVault, to_init: mpsc::Sender<ToInit>) -> Registration {
+    let spec = OperationSpec::mutation(
+        "vault/lock",
+        "Forgets the seed. Only somebody at the machine opens the vault again.",
+    )
+    .with_input(json!({
+        "type": ["object", "null"],
+        "additionalProperties": false,
+        "properties": { "hard": { "type": "boolean", "default": false,
+            "description": "End the node as well, so that nothing derived is left" } }
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["state"],
+        "properties": { "state": { "const": "locked" } }
+    }))
+    .with_scope(SCOPE);
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let (vault, to_init) = (vault.clone(), to_init.clone());
+        async move {
+            let input: LockInput = match input.value() {
+                Value::Null => LockInput::default(),
+                _ => input.parse()?,
+            };
+            let by = super::ops::caller(&ctx);
+            if input.hard {
+                vault.vault.lock_hard();
+            } else {
+                vault.vault.lock();
+            }
+            let told = ToInit::VaultLocked {
+                hard: input.hard,
+                by,
+            };
+            let sent = to_init.send(told).await;
+            sent.map_err(|_| CallError::unavailable("PID 1 does not listen"))?;
+            Ok(json!({ "state": "locked" }))
+        }
+    });
+    Registration::new(spec, handler)
+}

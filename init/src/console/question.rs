@@ -1,0 +1,205 @@
+//! What the console asks a person, and what is answered.
+
+use std::fmt;
+
+use zeroize::{Zeroize, Zeroizing};
+
+/// Bytes of an answer; more are not taken.
+pub const ANSWER_BYTES_MAX: usize = 1024;
+/// Most marks that stand for what is typed unseen.
+const MARKS_MAX: usize = 32;
+
+/// Something asked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Question {
+    /// What to know for the answer, line by line.
+    lines: Vec<Zeroizing<String>>,
+    /// What to type, in a few words.
+    prompt: String,
+    /// The answer is shown as it is typed.
+    shown: bool,
+    /// The lines are secret: shown to somebody at the keyboard only, and wiped from the screen.
+    private: bool,
+}
+
+impl Question {
+    /// A question whose answer is not shown.
+    #[must_use]
+    pub fn secret(prompt: impl Into<String>) -> Self {
+        Self {
+            lines: Vec::new(),
+            prompt: prompt.into(),
+            shown: false,
+            private: false,
+        }
+    }
+
+    /// A question whose answer is shown.
+    #[must_use]
+    pub fn shown(prompt: impl Into<String>) -> Self {
+        Self {
+            shown: true,
+            ..Self::secret(prompt)
+        }
+    }
+
+    /// With these lines above it.
+    #[must_use]
+    pub fn with_lines<T: Into<String>>(mut self, lines: impl IntoIterator<Item = T>) -> Self {
+        let lines = lines.into_iter().map(|line| Zeroizing::new(line.into()));
+        self.lines = lines.collect();
+        self
+    }
+
+    /// The lines are for the eyes of whoever sits there.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        self.private = true;
+        self
+    }
+
+    pub(super) fn is_private(&self) -> bool {
+        self.private
+    }
+
+    pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(|line| line.as_str())
+    }
+
+    pub(super) fn prompt(&self) -> &str {
+        &self.prompt
+    }
+
+    /// The line for a terminal that nobody sits at yet.
+    pub(super) fn announcement(&self) -> Option<String> {
+        (!self.private).then(|| format!("alknet: asks: {}", self.prompt))
+    }
+
+    /// What is shown of an answer.
+    pub(super) fn echo(&self, typed: &Typed) -> Zeroizing<String> {
+        Zeroizing::new(if self.shown {
+            String::from_utf8_lossy(&typed.bytes).into_owned()
+        } else {
+            "*".repeat(typed.bytes.len().min(MARKS_MAX))
+        })
+    }
+}
+
+/// Never the lines.
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Question")
+            .field("prompt", &self.prompt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What somebody did at the keyboard.
+#[derive(PartialEq, Eq)]
+pub enum Answer {
+    /// Wants to be asked what to do with the vault.
+    Begin,
+    /// Wants not to be asked any more.
+    Cancel,
+    /// Typed this.
+    Line(Zeroizing<String>),
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Begin => "Begin",
+            Self::Cancel => "Cancel",
+            Self::Line(_) => "Line(..)",
+        })
+    }
+}
+
+/// An answer that is being typed. Its memory never moves, so that wiping it wipes all of it.
+pub(super) struct Typed {
+    bytes: Vec<u8>,
+}
+
+impl Default for Typed {
+    fn default() -> Self {
+        Self {
+            bytes: Vec::with_capacity(ANSWER_BYTES_MAX),
+        }
+    }
+}
+
+impl Typed {
+    pub(super) fn push(&mut self, byte: u8) {
+        if self.bytes.len() < ANSWER_BYTES_MAX {
+            self.bytes.push(byte);
+        }
+    }
+
+    /// Takes the last character back, whole.
+    pub(super) fn pop(&mut self) {
+        while let Some(last) = self.bytes.last_mut() {
+            let continues = *last & 0xc0 == 0x80;
+            *last = 0;
+            self.bytes.pop();
+            if !continues {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.bytes.zeroize();
+    }
+
+    pub(super) fn take(&mut self) -> Zeroizing<String> {
+        let text = Zeroizing::new(String::from_utf8_lossy(&self.bytes).into_owned());
+        self.clear();
+        text
+    }
+}
+
+impl Drop for Typed {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl fmt::Debug for Typed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Typed(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_edited_by_characters_and_bounded() {
+        let mut typed = Typed::default();
+        "aä".bytes().for_each(|byte| typed.push(byte));
+        typed.pop();
+        assert_eq!(*Question::shown("x").echo(&typed), "a");
+        (0..2 * ANSWER_BYTES_MAX).for_each(|_| typed.push(b'b'));
+        assert_eq!(typed.take().len(), ANSWER_BYTES_MAX);
+        assert_eq!(*typed.take(), "");
+        typed.pop();
+        assert_eq!(typed.bytes.capacity(), ANSWER_BYTES_MAX, "it never moved");
+    }
+
+    #[test]
+    fn what_is_typed_unseen_is_not_shown() {
+        let mut typed = Typed::default();
+        b"hunter2".iter().for_each(|byte| typed.push(*byte));
+        let question = Question::secret("the passphrase")
+            .with_lines(["word"])
+            .private();
+        assert_eq!(*question.echo(&typed), "*******");
+        assert_eq!(question.announcement(), None);
+        let shown = format!("{question:?} {typed:?} {:?}", Answer::Line(typed.take()));
+        assert!(
+            !shown.contains("word\"") && !shown.contains("hunter"),
+            "{shown}"
+        );
+    }
+}

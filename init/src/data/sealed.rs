@@ -1,0 +1,369 @@
+//! The data partition, encrypted: made at the first boot, opened by the vault that lies in the gap of
+//! its own header.
+//!
+//! The order at the first boot is what makes a power cut harmless. The two copies of the vault come
+//! first; the file system is written through the mapping next, with a key that only memory has; the
+//! header that gives the key back comes last. A header is therefore a promise that everything behind
+//! it is whole, and a vault without a header means to begin again with the same vault.
+
+use std::fs::{File, OpenOptions as FileOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use alknet_core::config::VaultInit;
+use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
+use alknet_sealed::{
+    Cipher, Content as Sealing, DmError, NewHeader, OpenOptions, Removal, Sealed, SealedError,
+    VolumeKey,
+};
+use alknet_vault::VaultError;
+use alknet_vault::slots::{
+    Copies, FileArea, Found as VaultFound, OpenAlkv, SlotError, luks_phrase,
+};
+
+use super::ext4::{self, Content};
+use super::find::Found;
+use super::{Access, Prepared, Stop, Volume, device, mount_data, refuse, unreadable};
+use crate::control::Problem;
+use crate::log::Log;
+use crate::media::Media;
+use crate::vault::{self, Ask, First, Keeper, Offer, Waiting};
+
+/// The key slot that the vault opens.
+const BY_VAULT: u32 = 0;
+/// The key slot that the words open.
+const BY_WORDS: u32 = 1;
+
+/// The device that holds the data.
+pub(super) struct Disk<'a> {
+    pub(super) found: &'a Found,
+    pub(super) file: &'a File,
+    pub(super) bytes: u64,
+}
+
+impl Disk<'_> {
+    fn path(&self) -> PathBuf {
+        device(self.found.name())
+    }
+
+    fn copies(&self) -> Copies<FileArea> {
+        copies(&self.path())
+    }
+
+    fn file(&self) -> Result<File, Stop> {
+        let again = self.file.try_clone();
+        Ok(again.or_else(|error| unreadable(self.found, &error))?)
+    }
+}
+
+/// Both copies of the vault of a device.
+fn copies(device: &Path) -> Copies<FileArea> {
+    Copies::new(
+        FileArea::at(device, VAULT_A_AT),
+        FileArea::at(device, VAULT_B_AT),
+    )
+}
+
+/// Opens the vault of a device again, whose data is there all the same.
+pub(crate) fn reopen(
+    device: &Path,
+    keeper: &Keeper,
+    offer: &Offer,
+    log: &Log,
+) -> Result<(), Waiting> {
+    let gone = |why: String| Waiting::new(Ask::Nothing, "vault-locked", why, "see the log");
+    let found = copies(device)
+        .load()
+        .map_err(|error| gone(error.to_string()))?;
+    let found = found.ok_or_else(|| gone("there is no vault any more".to_owned()))?;
+    let media = Media::secrets_for(&found.newest);
+    vault::open(&found, keeper, offer, &media, log).map(drop)
+}
+
+/// Overwrites everything that opens the data of a device, and the vault.
+pub(crate) fn erase(device: &Path) -> io::Result<()> {
+    let file = FileOptions::new().read(true).write(true).open(device)?;
+    let bytes = super::size(&file)?;
+    let erased = Sealed::erase(&file, bytes).map_err(io::Error::other)?;
+    if let Err(error) = erased.discarded {
+        tracing::info!(%error, "the device keeps the encrypted blocks");
+    }
+    Ok(())
+}
+
+/// The kernel forgets the key of the data.
+pub(super) fn close() -> io::Result<()> {
+    match alknet_sealed::close(&OpenOptions::default().name, Removal::Now) {
+        Ok(_) => Ok(()),
+        // A partition that is not sealed has no mapping.
+        Err(SealedError::Dm(DmError::NotFound(_))) => Ok(()),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+/// Opens a sealed partition, or goes on with a first boot that was cut short; `None` where it is
+/// neither.
+pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepared>, Stop> {
+    let sealing = Sealed::probe(disk.file, disk.bytes);
+    let half = match sealing.map_err(|error| sealed_problem(disk, &error))? {
+        Sealing::Damaged(error) => return Err(sealed_problem(disk, &error)),
+        Sealing::Erasing => {
+            access
+                .log
+                .warn("a factory reset was cut short: it is ended");
+            erase(&disk.path()).or_else(|error| unreadable(disk.found, &error))?;
+            return Ok(None);
+        }
+        Sealing::HalfFormatted => true,
+        Sealing::Sealed(_) => return open_sealed(disk, access).map(Some),
+        Sealing::Unsealed if disk.bytes < DATA_AT => return Ok(None),
+        Sealing::Unsealed => false,
+    };
+    let content = ext4::probe(disk.file, disk.bytes);
+    let blank = content.or_else(|error| unreadable(disk.found, &error))? == Content::Blank;
+    if !half && !blank {
+        return Ok(None);
+    }
+    match vault_of(disk)? {
+        Some(found) => {
+            let open = unlock(disk, &found, access)?;
+            access
+                .log
+                .warn("the first boot was cut short: it is ended with the same vault");
+            make(disk, &open, access).map(Some)
+        }
+        // The vault comes first: this is no work of ours.
+        None if half => first(disk, access),
+        None => Ok(None),
+    }
+}
+
+fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
+    let failed = |error: SealedError| sealed_problem(disk, &error);
+    let Some(found) = vault_of(disk)? else {
+        return foreign(disk);
+    };
+    let mut sealed = Sealed::load(disk.file()?, disk.bytes).map_err(failed)?;
+    match sealed.repaired() {
+        Ok(None) => {}
+        Ok(Some(_)) => access
+            .log
+            .warn("a copy of the data partition's header was damaged, and is written again"),
+        Err(error) => access.log.error(format_args!(
+            "a copy of the data partition's header is damaged: {error}"
+        )),
+    }
+    let open = unlock(disk, &found, access)?;
+    let key = volume_key(disk, &mut sealed, &open, access)?;
+    let options = fresh_mapping();
+    let mapped = sealed.map(&key, &options).map_err(failed)?;
+    mount(disk, &mapped, access)
+}
+
+/// By the vault's own secret, else by what its words derive, which also opens after a vault was made
+/// anew of the same words.
+fn volume_key(
+    disk: &Disk<'_>,
+    sealed: &mut Sealed,
+    open: &OpenAlkv,
+    access: Access<'_>,
+) -> Result<VolumeKey, Stop> {
+    let own = luks_phrase(&open.data_secret());
+    let own = own.expose().as_bytes();
+    let error = match sealed.unlock(BY_VAULT, own) {
+        Ok(key) => return Ok(key),
+        Err(error) => error,
+    };
+    let recovery = recovery(disk, access.keeper)?;
+    let Ok(key) = sealed.unlock(BY_WORDS, recovery.expose().as_bytes()) else {
+        return Err(sealed_problem(disk, &error));
+    };
+    match sealed.set_phrase(BY_VAULT, own, &key) {
+        Ok(()) => access
+            .log
+            .warn("the words opened the data partition; the vault opens it again now"),
+        Err(error) => access.log.error(format_args!(
+            "the data partition keeps an old key slot: {error}"
+        )),
+    }
+    Ok(key)
+}
+
+/// The first boot; `None` where the configuration wants no vault.
+pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepared>, Stop> {
+    let media = Media::read().map_err(|waiting| waits(disk, waiting))?;
+    if media.vault.init == VaultInit::Off {
+        return Ok(None);
+    }
+    if disk.bytes < DATA_AT + ext4::TEMPLATE_BYTES {
+        return Ok(refuse(
+            "data-too-small",
+            format!(
+                "the data disk {} has {} MiB",
+                disk.found.name(),
+                disk.bytes >> 20
+            ),
+            "give it at least 144 MiB and reboot",
+        )?);
+    }
+    let first = First {
+        config: &media.vault,
+        media: &media.secrets,
+        offer: access.offer,
+    };
+    let made = vault::create(&first, access.log).map_err(|waiting| waits(disk, waiting))?;
+    let written = disk.copies().create(made.open());
+    match written.and_then(|()| disk.copies().load()) {
+        Ok(Some(_)) => {}
+        Ok(None) => return vault_problem(disk, &SlotError::Nothing),
+        Err(error) => return vault_problem(disk, &error),
+    }
+    let open = access
+        .keeper
+        .adopt(made)
+        .map_err(|waiting| waits(disk, waiting))?;
+    let prepared = make(disk, &open, access)?;
+    media.erase(access.log);
+    Ok(Some(prepared))
+}
+
+/// Key, mapping, file system, and the header last.
+fn make(disk: &Disk<'_>, open: &OpenAlkv, access: Access<'_>) -> Result<Prepared, Stop> {
+    let failed = |error: SealedError| sealed_problem(disk, &error);
+    let cipher = Cipher::for_this_machine();
+    access.log.info(format_args!(
+        "encrypting the blank data disk {} with {}",
+        disk.found.name(),
+        cipher.name()
+    ));
+    let (own, words) = (
+        luks_phrase(&open.data_secret()),
+        recovery(disk, access.keeper)?,
+    );
+    let vault = open.alkv().uuid().to_string();
+    let uuid = super::random_uuid().or_else(|error| unreadable(disk.found, &error))?;
+    let new = NewHeader {
+        uuid: uuid::Uuid::from_bytes(uuid),
+        vault: &vault,
+        cipher,
+        phrases: &[own.expose().as_bytes(), words.expose().as_bytes()],
+    };
+    let prepared = Sealed::prepare(disk.file()?, disk.bytes, &new).map_err(failed)?;
+    let mapped = prepared.map(&fresh_mapping()).map_err(failed)?;
+    let formatted = FileOptions::new()
+        .read(true)
+        .write(true)
+        .open(mapped.path());
+    let formatted = formatted.and_then(|file| {
+        ext4::format(&file)?;
+        file.sync_all()
+    });
+    formatted.or_else(|error| unreadable(disk.found, &error))?;
+    prepared.finish().map_err(failed)?;
+    mount(disk, &mapped, access)
+}
+
+fn mount(
+    disk: &Disk<'_>,
+    mapped: &alknet_sealed::Volume,
+    access: Access<'_>,
+) -> Result<Prepared, Stop> {
+    let volume = Volume {
+        path: mapped.path().to_owned(),
+        on: disk.found.name().to_owned(),
+        cipher: Some(mapped.cipher().name().to_owned()),
+        vault_at: Some(disk.path()),
+    };
+    let probed = FileOptions::new().read(true).write(true).open(&volume.path);
+    let probed = probed.and_then(|file| Ok((ext4::probe(&file, mapped.bytes())?, file)));
+    let known = match probed.or_else(|error| unreadable(disk.found, &error))? {
+        (Content::Ext4(known), _) => known,
+        (Content::TornSuper, file) => super::repair(disk.found, &file, mapped.bytes(), access.log)?,
+        _ => return damaged(disk),
+    };
+    Ok(mount_data(&volume, &known, mapped.bytes(), access.log)?)
+}
+
+/// The default name, free of what an attempt of this boot left that went no further.
+fn fresh_mapping() -> OpenOptions {
+    let options = OpenOptions::default();
+    // Most often there is none; one that is in use is an error of what comes next.
+    let _ = alknet_sealed::close(&options.name, Removal::Now);
+    options
+}
+
+/// The vault of a disk, if one was ever finished there.
+fn vault_of(disk: &Disk<'_>) -> Result<Option<VaultFound>, Stop> {
+    match disk.copies().load() {
+        Ok(found) => Ok(found),
+        Err(error) => vault_problem(disk, &error),
+    }
+}
+
+fn unlock(disk: &Disk<'_>, found: &VaultFound, access: Access<'_>) -> Result<OpenAlkv, Stop> {
+    let media = Media::secrets_for(&found.newest);
+    let Access { keeper, offer, log } = access;
+    let opened = vault::open(found, keeper, offer, &media, log);
+    let open = opened.map_err(|waiting| waits(disk, waiting))?;
+    if found.damaged.is_some() || found.other.is_some() {
+        match disk.copies().save(&open) {
+            Ok(()) => log.warn("a copy of the vault was damaged or old, and is written again"),
+            Err(error) => log.error(format_args!("a copy of the vault is damaged: {error}")),
+        }
+    }
+    Ok(open)
+}
+
+/// What the words give LUKS.
+fn recovery(disk: &Disk<'_>, keeper: &Keeper) -> Result<alknet_vault::SecretStr, Stop> {
+    let secret = keeper.vault().recovery_secret();
+    let secret = secret.map_err(|error| waits(disk, not_open(&error)))?;
+    Ok(luks_phrase(&secret))
+}
+
+fn waits(disk: &Disk<'_>, waiting: Waiting) -> Stop {
+    Stop::Waiting(Box::new(waiting), disk.path())
+}
+
+fn not_open(error: &VaultError) -> Waiting {
+    let text = format!("the vault was locked meanwhile: {error}");
+    Waiting::new(Ask::Nothing, "vault-locked", text, "it is tried again")
+}
+
+fn foreign<T>(disk: &Disk<'_>) -> Result<T, Stop> {
+    Ok(refuse(
+        "data-locked",
+        format!(
+            "the data disk {} is encrypted, and no vault is in its header",
+            disk.found.name()
+        ),
+        "attach a blank disk, or open it elsewhere with cryptsetup; nothing was written to it",
+    )?)
+}
+
+fn damaged<T>(disk: &Disk<'_>) -> Result<T, Stop> {
+    Ok(refuse(
+        "data-damaged",
+        format!(
+            "the data disk {} was decrypted, and no file system known here is in it",
+            disk.found.name()
+        ),
+        "repair it elsewhere with cryptsetup and e2fsck; nothing was written to it",
+    )?)
+}
+
+fn vault_problem<T>(disk: &Disk<'_>, error: &SlotError) -> Result<T, Stop> {
+    Ok(refuse(
+        "vault-damaged",
+        format!("the vault of {}: {error}", disk.found.name()),
+        "nothing was overwritten; put back a copy of the header, or reset the machine and use the words",
+    )?)
+}
+
+fn sealed_problem(disk: &Disk<'_>, error: &SealedError) -> Stop {
+    Stop::Problem(Box::new(Problem {
+        code: "data-damaged".to_owned(),
+        text: format!("the encrypted data disk {}: {error}", disk.found.name()),
+        hint: "see docs/sealed.md; nothing was written to it".to_owned(),
+    }))
+}

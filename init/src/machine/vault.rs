@@ -1,0 +1,261 @@
+//! The vault in the machine's life: opened before anything is served, locked when somebody wants it,
+//! and the conversation with whoever sits at the console.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use alknet_vault::audit::Event as VaultEvent;
+
+use super::{Event, Machine};
+use crate::{
+    boot::{self, Opened},
+    console::{Answer, Console},
+    control::{PowerAction, ToNode},
+    data,
+    facts::Clock,
+    stage::boot_ms,
+    vault::{self, Ask, Offer, Step, Waiting},
+};
+
+/// How often an attempt is made that needs nobody, ms: a medium may be attached any time.
+const OPEN_EVERY_MS: u64 = 3_000;
+/// How long new words can be seen, ms.
+const WORDS_MS_MAX: u64 = 600_000;
+/// Consoles over the vsock at once.
+const CALLERS_MAX: usize = 4;
+/// File of the configuration's folder that says that somebody has the words.
+const WORDS_KEPT: &str = "words-kept";
+
+impl Machine {
+    /// An attempt to get at the data is over.
+    pub(super) fn opened(&mut self, opened: Opened, now: u64) {
+        let Opened {
+            prepared,
+            settings,
+            clock,
+        } = opened;
+        self.opening = false;
+        self.facts.data = prepared.state.clone();
+        if self.facts.clock != Clock::Sntp {
+            self.facts.clock = clock;
+        }
+        for problem in &prepared.problems {
+            if !self.facts.problems.data.contains(problem) {
+                let (code, text) = (&problem.code, &problem.text);
+                self.log.warn(format_args!("{code}: {text}"));
+            }
+        }
+        self.facts.problems.data.clone_from(&prepared.problems);
+        self.state_dir.clone_from(&prepared.state_dir);
+        self.waiting.clone_from(&prepared.waiting);
+        self.adopt(settings, now);
+        match &prepared.waiting {
+            Some(waiting) => {
+                self.timers.open = waiting.retries.then_some(now + OPEN_EVERY_MS);
+                // A passphrase that was wrong is not tried again.
+                self.offer.passphrase = None;
+                self.asking.wait_for(Some(waiting));
+            }
+            None => {
+                self.offer = Offer::default();
+                self.asking.wait_for(None);
+                self.recall_words();
+                self.supervisor.start(now);
+            }
+        }
+        self.prepared = Some(Box::new(prepared));
+        self.vault_changed();
+    }
+
+    /// The vault was locked while the data is there, and an attempt to open it again is over.
+    pub(super) fn unlocked(&mut self, waiting: Option<Waiting>, now: u64) {
+        self.opening = false;
+        self.offer = Offer::default();
+        self.asking.wait_for(waiting.as_ref());
+        self.waiting = waiting;
+        if self.waiting.is_none() {
+            self.supervisor.start(now);
+        }
+        self.vault_changed();
+    }
+
+    /// Makes the next attempt when it is due.
+    pub(super) fn keep_open(&mut self, now: u64) {
+        if self.timers.words.is_some_and(|at| now >= at) {
+            self.timers.words = None;
+            self.asking.end();
+            self.keeper.take_words();
+            self.vault_changed();
+        }
+        if self.timers.open.is_some_and(|at| now >= at) && self.shutdown.is_none() {
+            self.open();
+        }
+    }
+
+    /// Tries to open what is closed, with what was typed.
+    fn open(&mut self) {
+        if self.opening || self.waiting.is_none() {
+            return;
+        }
+        // Away for a round of housekeeping: a moment later.
+        let Some(prepared) = self.prepared.take() else {
+            self.timers.open = Some(boot_ms() + OPEN_EVERY_MS);
+            return;
+        };
+        self.timers.open = None;
+        self.opening = true;
+        let keeper = Arc::clone(&self.keeper);
+        let log = self.log.clone();
+        let offer = std::mem::take(&mut self.offer);
+        if prepared.state.mode == "locked" {
+            self.blocking("opening the data", move || {
+                Event::Opened(Box::new(boot::open(&keeper, &offer, &log)))
+            });
+            return;
+        }
+        let at = prepared.vault_at.clone();
+        self.prepared = Some(prepared);
+        self.blocking("opening the vault", move || {
+            let waiting = at.and_then(|at| data::reopen(&at, &keeper, &offer, &log).err());
+            Event::Unlocked(waiting.map(Box::new))
+        });
+    }
+
+    /// Forgets the seed. What was derived goes on, or ends with the node.
+    pub(super) fn lock(&mut self, hard: bool, by: &str, now: u64) {
+        self.log.warn(format_args!("the vault was locked by {by}"));
+        if self.keeper.is_open() {
+            self.keeper.events().add(VaultEvent::Locked { hard });
+        }
+        self.keeper.lock();
+        self.keeper.take_words();
+        let hint = "type its passphrase on the console, or restart the machine";
+        let text = "the vault was locked";
+        self.waiting = Some(Waiting::new(Ask::Passphrase, "vault-locked", text, hint));
+        self.asking.end();
+        self.asking.wait_for(self.waiting.as_ref());
+        self.tell_events();
+        if hard && let Some(order) = self.supervisor.idle(now) {
+            self.obey(order, now);
+        }
+        self.vault_changed();
+    }
+
+    /// The owner of the hypervisor gets a console as well.
+    pub(super) fn called(&mut self, fd: OwnedFd) {
+        self.callers.retain(Console::is_open);
+        if self.callers.len() >= CALLERS_MAX {
+            self.log
+                .warn("more callers at the vsock than there are places");
+            return;
+        }
+        match Console::new(fd, boot::listener(&self.events)) {
+            Ok(console) => {
+                console.update(self.facts.told(), self.status.clone());
+                console.ask(self.asking.question());
+                self.callers.push(console);
+            }
+            Err(error) => self
+                .log
+                .warn(format_args!("a caller at the vsock: {error}")),
+        }
+    }
+
+    /// Somebody answered at the console.
+    pub(super) fn answered(&mut self, answer: Answer, now: u64) {
+        match self.asking.answer(answer) {
+            Step::FactoryReset => self.factory_reset(now),
+            Step::Lock { hard } => self.lock(hard, "somebody at the console", now),
+            Step::Next => {}
+            Step::Retry => self.open(),
+            Step::NewPassphrase(passphrase) => {
+                self.offer.new_passphrase = Some(passphrase);
+                self.open();
+            }
+            Step::Passphrase(passphrase) => {
+                self.offer.passphrase = Some(passphrase);
+                self.open();
+            }
+            Step::Words(words) => {
+                self.offer.words = Some(words);
+                self.open();
+            }
+            Step::WordsKept => {
+                self.timers.words = None;
+                self.keeper.words_are_kept();
+                self.note_words_kept();
+                self.log.info("the words of this node were written down");
+            }
+        }
+        self.vault_changed();
+    }
+
+    /// New words are shown once; whether somebody has older ones is noted on the disk.
+    fn recall_words(&mut self) {
+        if let Some(words) = self.keeper.take_words() {
+            let mut bytes = [0; 8];
+            let places = vault::places(words.expose().split(' ').count(), || {
+                // Which places are asked for is no secret: without randomness, the same ones.
+                let _ = getrandom::fill(&mut bytes);
+                u64::from_le_bytes(bytes)
+            });
+            self.asking.show(words, places);
+            self.timers.words = Some(boot_ms() + WORDS_MS_MAX);
+            self.log
+                .warn("the words of this node can be seen at the console for ten minutes");
+        } else if self.facts.vault.words_kept {
+            self.note_words_kept();
+        } else if self.state_dir.join("config").join(WORDS_KEPT).exists() {
+            self.keeper.words_are_kept();
+        }
+    }
+
+    fn note_words_kept(&self) {
+        let path = self.state_dir.join("config").join(WORDS_KEPT);
+        if let Err(error) = fs::write(&path, b"") {
+            self.log.warn(format_args!("{}: {error}", path.display()));
+        }
+    }
+
+    /// Facts, problems and the question, after any change.
+    pub(super) fn vault_changed(&mut self) {
+        self.facts.vault = self.keeper.facts();
+        let waiting = self.waiting.iter().map(|waiting| waiting.problem.clone());
+        let mut problems: Vec<_> = waiting.collect();
+        // The same is told with the data while that is closed.
+        problems.retain(|problem| !self.facts.problems.data.contains(problem));
+        self.facts.problems.vault = problems;
+        let question = self.asking.question().filter(|_| !self.opening);
+        for console in self.consoles() {
+            console.ask(question.clone());
+        }
+    }
+
+    /// What happened is the node's to write down.
+    pub(super) fn tell_events(&mut self) {
+        let Some(node) = &self.node else {
+            return;
+        };
+        let records = self.keeper.events().take();
+        if !records.is_empty() {
+            node.send(ToNode::VaultEvents { records });
+        }
+    }
+
+    /// Erases keys and data, and restarts as a machine that was never used.
+    fn factory_reset(&mut self, now: u64) {
+        let Some(at) = self
+            .prepared
+            .as_ref()
+            .and_then(|prepared| prepared.vault_at.clone())
+        else {
+            self.log.warn("there is nothing to erase on this machine");
+            return;
+        };
+        self.log.warn("factory reset: keys and data are erased");
+        self.keeper.lock();
+        self.reset = Some(at);
+        self.go_down(PowerAction::Reboot, "a factory reset", now);
+    }
+}

@@ -1,0 +1,368 @@
+//! What the console asks somebody about the vault, and what comes of the answers. No clock, no
+//! vault: answers come in, questions and steps come out.
+
+use alknet_vault::{Entropy, SecretStr};
+use zeroize::Zeroizing;
+
+use super::{Ask, Waiting, Words};
+use crate::console::{Answer, Question};
+
+/// Words that somebody is asked for to see whether they were written down.
+const CHECKED: usize = 3;
+/// Columns in which the words are shown.
+const COLUMNS: usize = 4;
+
+/// What an answer leads to.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Somebody wants the machine back as it came: everything on the data partition is lost.
+    FactoryReset,
+    Lock {
+        hard: bool,
+    },
+    /// The next question stands.
+    Next,
+    /// Try whatever needs nothing typed.
+    Retry,
+    /// Open the vault, or make it, with this.
+    NewPassphrase(SecretStr),
+    Passphrase(SecretStr),
+    Words(Words),
+    /// The words that were shown are written down.
+    WordsKept,
+}
+
+/// A conversation at the console.
+#[derive(Debug, Default)]
+pub(crate) struct Asking {
+    state: State,
+    /// Something the person should know, above the next question.
+    note: String,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    Checking {
+        words: SecretStr,
+        /// Places, counted from 1, that are still to be typed.
+        places: Vec<usize>,
+    },
+    Command,
+    NewPassphrase,
+    NewPassphraseAgain(SecretStr),
+    #[default]
+    Nothing,
+    Passphrase,
+    Reset,
+    Words,
+}
+
+impl Asking {
+    /// Asks for what the vault waits for, or for nothing. A conversation about the same goes on.
+    pub(crate) fn wait_for(&mut self, waiting: Option<&Waiting>) {
+        let fits = |state: &State, ask: Ask| match ask {
+            Ask::NewPassphrase => {
+                matches!(state, State::NewPassphrase | State::NewPassphraseAgain(_))
+            }
+            Ask::Nothing => matches!(state, State::Nothing | State::Command | State::Reset),
+            Ask::Passphrase => matches!(state, State::Passphrase | State::Command | State::Reset),
+            Ask::Words => matches!(state, State::Words),
+        };
+        match waiting {
+            None => {
+                let over = !matches!(
+                    self.state,
+                    State::Checking { .. } | State::Command | State::Reset
+                );
+                if over {
+                    self.state = State::Nothing;
+                }
+            }
+            Some(waiting) if fits(&self.state, waiting.ask) => {}
+            Some(waiting) => {
+                self.note.clear();
+                self.state = match waiting.ask {
+                    Ask::NewPassphrase => State::NewPassphrase,
+                    Ask::Nothing => State::Nothing,
+                    Ask::Passphrase => State::Passphrase,
+                    Ask::Words => State::Words,
+                };
+            }
+        }
+        if let Some(waiting) = waiting {
+            self.note.clone_from(&waiting.problem.text);
+        }
+    }
+
+    /// Shows `words`, and asks for the words at `places`.
+    pub(crate) fn show(&mut self, words: SecretStr, places: Vec<usize>) {
+        self.note.clear();
+        self.state = State::Checking { words, places };
+    }
+
+    /// Nothing is asked any more, and shown words are forgotten.
+    pub(crate) fn end(&mut self) {
+        self.note.clear();
+        self.state = State::Nothing;
+    }
+
+    /// What is asked now.
+    pub(crate) fn question(&self) -> Option<Question> {
+        let note = [self.note.as_str()]
+            .into_iter()
+            .filter(|note| !note.is_empty());
+        Some(match &self.state {
+            State::Nothing => return None,
+            State::Passphrase => {
+                Question::secret("passphrase of the vault, or Enter where it opens by itself").with_lines(note)
+            }
+            State::NewPassphrase => {
+                let told = "This machine's vault is about to be made. Its passphrase is asked at every boot.";
+                Question::secret("new passphrase").with_lines(note.chain([told]))
+            }
+            State::NewPassphraseAgain(_) => Question::secret("the same again"),
+            State::Words => {
+                let told = "The words of an earlier node bring it back here, all on one line.";
+                Question::shown("the words, or Enter for new ones").with_lines(note.chain([told]))
+            }
+            State::Command => Question::shown("vault").with_lines(note.chain(COMMANDS)),
+            State::Reset => Question::shown("type RESET to go on").with_lines([
+                "Everything on the data partition, the vault and its keys included, is lost for ever.",
+                "The words, if you have them, make the same node again. Ctrl-C goes back.",
+            ]),
+            State::Checking { words, places } => {
+                let mut lines = vec![
+                    "These words are this node. Write them down; they are shown this once.".to_owned(),
+                    String::new(),
+                ];
+                lines.extend(table(words));
+                lines.push(String::new());
+                lines.extend(note.map(str::to_owned));
+                let place = places.first().copied().unwrap_or(1);
+                Question::shown(format!("word {place}")).with_lines(lines).private()
+            }
+        })
+    }
+
+    /// Takes an answer.
+    pub(crate) fn answer(&mut self, answer: Answer) -> Step {
+        let line = match answer {
+            Answer::Begin if matches!(self.state, State::Nothing) => {
+                self.state = State::Command;
+                return Step::Next;
+            }
+            Answer::Begin => return Step::Next,
+            Answer::Cancel => {
+                if matches!(self.state, State::Command | State::Reset) {
+                    self.end();
+                }
+                return Step::Next;
+            }
+            Answer::Line(line) => line,
+        };
+        self.note.clear();
+        match std::mem::take(&mut self.state) {
+            State::Nothing => Step::Next,
+            State::Passphrase => {
+                self.state = State::Passphrase;
+                if line.is_empty() {
+                    return Step::Retry;
+                }
+                Step::Passphrase(secret(&line))
+            }
+            State::NewPassphrase if line.is_empty() => {
+                self.note = "an empty passphrase protects nothing".to_owned();
+                self.state = State::NewPassphrase;
+                Step::Next
+            }
+            State::NewPassphrase => {
+                self.state = State::NewPassphraseAgain(secret(&line));
+                Step::Next
+            }
+            State::NewPassphraseAgain(first) if first.expose() == line.as_str() => {
+                Step::NewPassphrase(first)
+            }
+            State::NewPassphraseAgain(_) => {
+                self.note = "the two differ".to_owned();
+                self.state = State::NewPassphrase;
+                Step::Next
+            }
+            State::Words => self.words(&line),
+            State::Command => self.command(&line),
+            State::Reset if line.as_str() == "RESET" => Step::FactoryReset,
+            State::Reset => {
+                self.state = State::Command;
+                Step::Next
+            }
+            State::Checking { words, places } => self.check(words, places, &line),
+        }
+    }
+
+    fn words(&mut self, line: &Zeroizing<String>) -> Step {
+        if line.trim().is_empty() {
+            return Step::Words(Words::Make);
+        }
+        match Entropy::parse(line) {
+            Ok(words) => Step::Words(Words::These(words)),
+            Err(error) => {
+                self.note = error.to_string();
+                self.state = State::Words;
+                Step::Next
+            }
+        }
+    }
+
+    fn command(&mut self, line: &Zeroizing<String>) -> Step {
+        match line.trim() {
+            "" => Step::Next,
+            "lock" => Step::Lock { hard: false },
+            "lock hard" => Step::Lock { hard: true },
+            "factory-reset" => {
+                self.state = State::Reset;
+                Step::Next
+            }
+            other => {
+                self.note = format!("there is no command {other:?}");
+                self.state = State::Command;
+                Step::Next
+            }
+        }
+    }
+
+    fn check(&mut self, words: SecretStr, mut places: Vec<usize>, line: &str) -> Step {
+        let place = places.first().copied().unwrap_or(1);
+        let wanted = words.expose().split(' ').nth(place.saturating_sub(1));
+        let typed = Zeroizing::new(line.trim().to_lowercase());
+        if wanted == Some(typed.as_str()) {
+            places.remove(0);
+            if places.is_empty() {
+                return Step::WordsKept;
+            }
+        } else {
+            self.note = format!("word {place} is another one");
+        }
+        self.state = State::Checking { words, places };
+        Step::Next
+    }
+}
+
+/// What can be asked for.
+const COMMANDS: [&str; 3] = [
+    "lock           forget the seed; what runs goes on",
+    "lock hard      the same, and end the node until the vault is opened again",
+    "factory-reset  erase this machine's keys and data",
+];
+
+/// Three different places of `count`, drawn by `random`.
+pub(crate) fn places(count: usize, mut random: impl FnMut() -> u64) -> Vec<usize> {
+    let mut places = Vec::new();
+    while places.len() < CHECKED.min(count) {
+        let drawn = usize::try_from(random() % count.max(1) as u64).unwrap_or(0) + 1;
+        if !places.contains(&drawn) {
+            places.push(drawn);
+        }
+    }
+    places
+}
+
+/// The words with their numbers, down the columns.
+fn table(words: &SecretStr) -> Vec<String> {
+    let words: Vec<&str> = words.expose().split(' ').collect();
+    let rows = words.len().div_ceil(COLUMNS);
+    let cell = |at: usize| {
+        words
+            .get(at)
+            .map(|word| format!("{:>3} {word:<12}", at + 1))
+    };
+    let row = |row: usize| (0..COLUMNS).filter_map(move |column| cell(column * rows + row));
+    (0..rows).map(|n| row(n).collect::<String>()).collect()
+}
+
+fn secret(line: &Zeroizing<String>) -> SecretStr {
+    SecretStr::from(line.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Answer {
+        Answer::Line(Zeroizing::new(text.to_owned()))
+    }
+
+    fn waits(ask: Ask) -> Waiting {
+        Waiting::new(ask, "vault-locked", "the vault is locked", "")
+    }
+
+    #[test]
+    fn a_new_passphrase_is_typed_twice() {
+        let mut asking = Asking::default();
+        asking.wait_for(Some(&waits(Ask::NewPassphrase)));
+        for answer in ["", "one", "two"] {
+            assert!(matches!(asking.answer(line(answer)), Step::Next));
+        }
+        assert!(matches!(asking.answer(line("three")), Step::Next));
+        // The same question asked again does not begin anew.
+        asking.wait_for(Some(&waits(Ask::NewPassphrase)));
+        assert!(matches!(
+            asking.answer(line("three")),
+            Step::NewPassphrase(_)
+        ));
+    }
+
+    #[test]
+    fn words_are_checked_before_they_are_taken() {
+        let mut asking = Asking::default();
+        asking.wait_for(Some(&waits(Ask::Words)));
+        assert!(matches!(asking.answer(line("abandon abandon")), Step::Next));
+        assert!(asking.question().is_some());
+        let phrase = format!("{}about", "abandon ".repeat(11));
+        assert!(matches!(
+            asking.answer(line(&phrase)),
+            Step::Words(Words::These(_))
+        ));
+        asking.wait_for(Some(&waits(Ask::Words)));
+        assert!(matches!(asking.answer(line(" ")), Step::Words(Words::Make)));
+    }
+
+    #[test]
+    fn three_words_show_that_they_were_written_down() {
+        let words: Vec<String> = (1..=24).map(|n| format!("word{n}")).collect();
+        let mut asking = Asking::default();
+        asking.show(SecretStr::from(words.join(" ").as_str()), vec![3, 24, 1]);
+        assert!(asking.question().is_some());
+        for (typed, goes_on) in [("word4", true), (" WORD3 ", true), ("word24", true)] {
+            assert_eq!(matches!(asking.answer(line(typed)), Step::Next), goes_on);
+        }
+        assert!(matches!(asking.answer(line("word1")), Step::WordsKept));
+        assert!(asking.question().is_none());
+    }
+
+    #[test]
+    fn a_reset_needs_its_word_and_can_be_left() {
+        let mut asking = Asking::default();
+        assert!(matches!(asking.answer(Answer::Begin), Step::Next));
+        assert!(matches!(asking.answer(line("factory-reset")), Step::Next));
+        assert!(matches!(asking.answer(line("reset")), Step::Next));
+        assert!(matches!(asking.answer(line("factory-reset")), Step::Next));
+        assert!(matches!(asking.answer(line("RESET")), Step::FactoryReset));
+        assert!(matches!(asking.answer(Answer::Begin), Step::Next));
+        asking.answer(Answer::Cancel);
+        assert!(asking.question().is_none());
+    }
+
+    #[test]
+    fn places_differ_and_the_table_has_every_word() {
+        let mut n = 0;
+        let drawn = places(24, || {
+            n += 1;
+            n / 2
+        });
+        assert_eq!(drawn.len(), CHECKED);
+        assert!(drawn.iter().all(|place| (1..=24).contains(place)));
+        let words: Vec<String> = (1..=24).map(|n| format!("w{n}")).collect();
+        let table = table(&SecretStr::from(words.join(" ").as_str()));
+        assert_eq!(table.len(), 6);
+        assert!(table[0].starts_with("  1 w1 ") && table[0].contains(" 19 w19"));
+    }
+}

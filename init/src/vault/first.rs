@@ -1,0 +1,247 @@
+//! The first boot: the words, the vault made of them, and the slots that open it.
+
+use std::time::Instant;
+
+use alknet_core::config::{VaultInit, VaultSection, VaultUnlock};
+use alknet_provisioning::Secrets;
+use alknet_vault::audit::{Event, SlotName};
+use alknet_vault::slots::{
+    Argon2Params, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError, attempt, calibrate,
+    memory_cap_kib,
+};
+use alknet_vault::{Entropy, Index, SecretStr, VaultError, WordCount};
+
+use super::open::memory_kib;
+use super::{Ask, Keeper, Offer, Waiting, Words, wait_for_randomness};
+use crate::{log::Log, tpm};
+
+/// What a first boot goes by.
+#[derive(Debug)]
+pub(crate) struct First<'a> {
+    pub(crate) config: &'a VaultSection,
+    pub(crate) media: &'a Secrets,
+    pub(crate) offer: &'a Offer,
+}
+
+/// A vault that is nowhere yet.
+#[derive(Debug)]
+pub(crate) struct Made {
+    open: OpenAlkv,
+    /// New words, which somebody should write down.
+    words: Option<SecretStr>,
+}
+
+impl Made {
+    /// As it is to be written.
+    pub(crate) fn open(&self) -> &OpenAlkv {
+        &self.open
+    }
+}
+
+impl First<'_> {
+    /// Which slots to make: what is configured, else the best that this machine has.
+    fn slots(&self) -> Vec<VaultUnlock> {
+        if !self.config.unlock.is_empty() {
+            return self.config.unlock.clone();
+        }
+        let mut slots = Vec::new();
+        if tpm::is_there() {
+            slots.push(VaultUnlock::Tpm2);
+        }
+        if self.seed().is_some() {
+            slots.push(VaultUnlock::Provisioning);
+        }
+        if slots.is_empty() {
+            slots.push(VaultUnlock::None);
+        }
+        slots
+    }
+
+    /// The key that a medium has for this machine: without a vault, the first.
+    fn seed(&self) -> Option<&SeedKey> {
+        self.media.seed_keys.first().map(|found| &found.key)
+    }
+
+    /// The words, and whether they are new.
+    fn words(&self) -> Result<(Entropy, bool), Waiting> {
+        let fresh = || {
+            Entropy::generate(WordCount::TwentyFour)
+                .map(|words| (words, true))
+                .map_err(failed)
+        };
+        let copy = |words: &Entropy| {
+            let again = Entropy::parse(words.phrase().expose());
+            again.map_err(failed)
+        };
+        match (&self.media.words, self.config.init) {
+            (Some(words), _) => Ok((copy(&words.entropy)?, false)),
+            (None, VaultInit::Provisioned) => Err(Waiting::new(
+                Ask::Nothing,
+                "vault-waits",
+                "no medium with the words of this node is attached",
+                "attach the medium that 'alknet provision' wrote; it is looked for every 3 seconds",
+            )),
+            (None, VaultInit::Prompt) => match &self.offer.words {
+                Some(Words::Make) => fresh(),
+                Some(Words::These(words)) => Ok((copy(words)?, false)),
+                None => Err(Waiting::new(
+                    Ask::Words,
+                    "vault-waits",
+                    "this node has no words yet",
+                    "type the words of an earlier node on the console, or press Enter for new ones",
+                )),
+            },
+            (None, _) => fresh(),
+        }
+    }
+}
+
+/// Makes the vault of a machine that has none. It is not written yet.
+pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
+    let kinds = first.slots();
+    if kinds.contains(&VaultUnlock::Kms) {
+        return Err(Waiting::new(
+            Ask::Nothing,
+            "vault-waits",
+            "another node can only keep the key of a vault that is there already",
+            "leave kms out of vault.unlock, and add that slot once the node runs",
+        ));
+    }
+    if kinds.contains(&VaultUnlock::Passphrase) && first.offer.new_passphrase.is_none() {
+        return Err(Waiting::new(
+            Ask::NewPassphrase,
+            "vault-waits",
+            "the vault needs a passphrase",
+            "type one on the console",
+        ));
+    }
+    if kinds.contains(&VaultUnlock::Provisioning) && first.seed().is_none() {
+        return Err(Waiting::new(
+            Ask::Nothing,
+            "vault-waits",
+            "no medium with a seed.key is attached",
+            "attach the medium that 'alknet provision' wrote; it is looked for every 3 seconds",
+        ));
+    }
+    if !wait_for_randomness(log) {
+        return Err(Waiting::new(
+            Ask::Nothing,
+            "vault-waits",
+            "the kernel has no randomness to make a key of",
+            "give the virtual machine a random number device (virtio-rng), or wait",
+        ));
+    }
+    let (entropy, is_new) = first.words()?;
+    let words = is_new.then(|| entropy.phrase());
+    let vault = NewVault {
+        passphrase: match &first.media.words {
+            Some(words) => SecretStr::from(words.passphrase.expose()),
+            None => SecretStr::empty(),
+        },
+        // The configuration has no larger number.
+        device: Index::new(first.config.device).unwrap_or_default(),
+        ..NewVault::new(entropy, now_s())
+    };
+    let open = with_slots(vault, &kinds, first, log)?;
+    Ok(Made { open, words })
+}
+
+impl Keeper {
+    /// The vault was written and read back: its words count from now on.
+    pub(crate) fn adopt(&self, made: Made) -> Result<OpenAlkv, Waiting> {
+        let Made { open, words } = made;
+        self.events().add(match &words {
+            Some(_) => Event::Created,
+            None => Event::Imported,
+        });
+        for slot in open.alkv().slots() {
+            let (kind, id) = (slot.kind(), slot.id());
+            self.events().add(Event::SlotAdded(SlotName { kind, id }));
+        }
+        self.admit(&open).map_err(failed)?;
+        let mut state = self.state();
+        state.words_kept = words.is_none();
+        state.words = words;
+        drop(state);
+        Ok(open)
+    }
+}
+
+fn with_slots(
+    vault: NewVault,
+    kinds: &[VaultUnlock],
+    first: &First<'_>,
+    log: &Log,
+) -> Result<OpenAlkv, Waiting> {
+    let mut made: Option<OpenAlkv> = None;
+    let mut vault = Some(vault);
+    for kind in kinds {
+        let mut put = |slot: NewSlot<'_>| match (&mut made, vault.take()) {
+            (Some(open), _) => open.add(slot).map(drop),
+            (none, Some(vault)) => {
+                // A medium's key names the vault that it is for.
+                *none = Some(match first.seed() {
+                    Some(seed) => OpenAlkv::create_as(seed.vault(), vault, |_| Ok(slot))?,
+                    None => OpenAlkv::create(vault, slot)?,
+                });
+                Ok(())
+            }
+            (None, None) => Err(VaultError::NoRandomness),
+        };
+        let done = match kind {
+            // Refused before.
+            VaultUnlock::Kms => continue,
+            VaultUnlock::None => put(NewSlot::None),
+            VaultUnlock::Passphrase => {
+                let cap_kib = memory_cap_kib(memory_kib());
+                let passphrase = first.offer.new_passphrase.as_ref();
+                let Some(passphrase) = passphrase else {
+                    continue;
+                };
+                log.info("finding out what a passphrase may cost on this machine");
+                let cost = cost(cap_kib).map_err(failed)?;
+                put(NewSlot::Passphrase {
+                    passphrase,
+                    cost,
+                    cap_kib,
+                })
+            }
+            VaultUnlock::Provisioning => match first.seed() {
+                Some(seed) => put(NewSlot::Provisioning(seed)),
+                None => continue,
+            },
+            VaultUnlock::Tpm2 => {
+                let (kek, params) = tpm::seal().map_err(|error| {
+                    let hint = "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock";
+                    let text = format!("the TPM does not take the key: {error}");
+                    Waiting::new(Ask::Nothing, "vault-waits", text, hint)
+                })?;
+                put(NewSlot::Tpm2(params, &kek))
+            }
+        };
+        done.map_err(failed)?;
+    }
+    made.ok_or_else(|| failed(SlotError::Form("no slot was asked for")))
+}
+
+/// What takes half a second to a second here.
+fn cost(cap_kib: u32) -> Result<Argon2Params, SlotError> {
+    calibrate(cap_kib, |cost| {
+        let begun = Instant::now();
+        attempt(cost, cap_kib)?;
+        Ok(begun.elapsed())
+    })
+}
+
+fn failed(error: impl std::fmt::Display) -> Waiting {
+    Waiting::new(
+        Ask::Nothing,
+        "vault-waits",
+        format!("the vault cannot be made: {error}"),
+        "it is tried again; see the log",
+    )
+}
+
+fn now_s() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
+}

@@ -1,0 +1,48 @@
+//! No key is made before the kernel's generator has been fed.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use crate::log::Log;
+
+/// How long it may take.
+const FED_MAX: Duration = Duration::from_secs(60);
+/// After how long it is said that this is being waited for.
+const SAY_AFTER: Duration = Duration::from_secs(1);
+
+/// Waits until the kernel's generator is ready. Blocks; not for PID 1's loop. Returns whether it is.
+///
+/// It has to be asked in a way that waits: only then does a kernel that nothing feeds gather randomness
+/// by itself, from the jitter of the processor. That wait has no end of its own, so a thread waits.
+pub(crate) fn wait_for_randomness(log: &Log) -> bool {
+    let (fed, ready) = channel();
+    let waiting = thread::Builder::new()
+        .name("randomness".to_owned())
+        .spawn(move || {
+            let mut byte = [0];
+            // Nobody listens any more where it took too long.
+            let _ = fed.send(getrandom::fill(&mut byte).is_ok());
+        });
+    if waiting.is_err() {
+        return false;
+    }
+    match ready.recv_timeout(SAY_AFTER) {
+        Ok(ready) => ready,
+        Err(RecvTimeoutError::Disconnected) => false,
+        Err(RecvTimeoutError::Timeout) => {
+            log.warn("waiting for the kernel to gather randomness before a key is made");
+            ready.recv_timeout(FED_MAX).unwrap_or(false)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_kernel_has_randomness() {
+        assert!(wait_for_randomness(&Log::default()));
+    }
+}

@@ -1,0 +1,60 @@
+//! A console for the owner of the hypervisor, over `AF_VSOCK`: nothing of it is on any network.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, socket,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use crate::machine::Event;
+
+/// The port of a console.
+pub(crate) const PORT: u32 = 7474;
+/// Callers that wait to be taken.
+const BACKLOG: i32 = 4;
+
+/// Waits for callers, as a task of the current runtime. Whoever is at the other end of the host is the
+/// host: the guest's own processes have no such address without the loopback device, which is not built.
+///
+/// # Errors
+/// This machine has no vsock device.
+pub(crate) fn watch(events: &mpsc::Sender<Event>) -> io::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+    bind(
+        socket.as_raw_fd(),
+        &VsockAddr::new(libc::VMADDR_CID_ANY, PORT),
+    )?;
+    listen(&socket, Backlog::new(BACKLOG)?)?;
+    // SAFETY: the socket owns its descriptor, which nobody else closes, and is never replaced inside
+    // the `AsyncFd`.
+    let socket = unsafe { AsyncFd::register(socket) }.map_err(|error| error.into_parts().1)?;
+    tokio::spawn(take(socket, events.clone()));
+    Ok(())
+}
+
+async fn take(socket: AsyncFd<OwnedFd>, events: mpsc::Sender<Event>) {
+    loop {
+        let Ok(mut ready) = socket.readable().await else {
+            return;
+        };
+        let taken = ready.try_io(|socket| {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let fd = accept4(socket.as_raw_fd(), flags)?;
+            // SAFETY: the kernel has just opened it, and nobody else knows it.
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        });
+        match taken {
+            Ok(Ok(caller)) => {
+                if events.send(Event::Caller(caller)).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a caller is gone"),
+            Err(_not_yet) => {}
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The vault of a booted machine: made, opened, locked, reset, and brought back by its words; looked at
+//! from outside with programs that we did not write.
+
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_qemu::{Mark, Vm};
+use alknet_tests::tools::{tool, tool_says};
+use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_vault::slots::luks_phrase;
+use alknet_vault::{Entropy, SecretStr, Vault};
+use serde_json::{Value, json};
+
+/// From power-on until the console asks for something.
+const ASKED_WITHIN: Duration = Duration::from_secs(30);
+/// From an answer at the console until what it leads to; Argon2id on an emulated processor is slow.
+const DONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// The words of the published tables.
+const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
+                      abandon about";
+/// The node that they are.
+const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
+
+#[test]
+fn a_first_boot_makes_a_vault_and_seals_the_disk() {
+    let bench = Bench::new();
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    for (key, value) in [
+        ("state", json!("unlocked")),
+        ("sealed", json!(false)),
+        ("slots", json!(["none"])),
+        ("opened_by", json!("none")),
+        ("data_cipher", json!("aes-xts-plain64")),
+        ("memory", json!("memfd_secret")),
+    ] {
+        assert_eq!(status[key], value, "{key}: {status:#}");
+    }
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    assert_eq!(info["data"]["mode"], "mounted");
+    let answer = node.try_call("node/rotate-key", &Value::Null, &[]);
+    assert_eq!(answer.code(), "CONFLICT", "{answer:?}");
+    node.end();
+
+    let dump = tool_says(
+        "cryptsetup",
+        &["luksDump".as_ref(), bench.data().as_os_str()],
+    );
+    for part in [
+        "Version:       \t2",
+        "0: luks2",
+        "1: luks2",
+        "0: alknet",
+        "aes-xts-plain64",
+    ] {
+        assert!(dump.contains(part), "{part} in {dump}");
+    }
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    assert_eq!(node.identity(), identity);
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    assert_eq!(info["data"]["clean"], true, "{info:#}");
+    node.end();
+}
+
+#[test]
+fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
+    let bench = Bench::new();
+    let boot = |disk: &Path| {
+        let disk = alknet_qemu::Disk::file(disk).data();
+        let machine = with_words(&bench).data(Some(disk));
+        let node = machine.boot();
+        assert_eq!(node.identity(), IDENTITY);
+        let status = node.call("vault/status", &Value::Null);
+        assert_eq!(status["words_kept"], true, "{status:#}");
+        node.end();
+    };
+    let (first, second) = (bench.disk("first", 1 << 30), bench.disk("second", 1 << 30));
+    boot(&first);
+    boot(&second);
+    // The words alone open both, with a program that knows nothing of a vault.
+    let key = bench.path().join("recovery.key");
+    std::fs::write(&key, recovery_phrase().expose()).expect("the folder is ours");
+    for disk in [&first, &second] {
+        let arguments = ["open", "--type", "luks2", "--test-passphrase", "--key-file"];
+        let mut arguments: Vec<_> = arguments.iter().map(std::ffi::OsStr::new).collect();
+        arguments.extend([key.as_os_str(), disk.as_os_str()]);
+        tool("cryptsetup", &arguments);
+    }
+}
+
+#[test]
+fn a_passphrase_is_asked_for_at_every_boot() {
+    let bench = Bench::new();
+    let machine = || {
+        let unlock = "[vault]\nunlock = [\"passphrase\"]";
+        bench.machine(Boot::MicrovmErofs).configured(unlock)
+    };
+    let vm = machine().start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, "correct horse");
+    shown(&vm, "the same again");
+    type_line(&vm, "correct horse");
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["sealed"], true, "{status:#}");
+    node.end();
+
+    let vm = machine().start();
+    asked(&vm, "passphrase of the vault");
+    type_line(&vm, "wrong horse");
+    shown(&vm, "passphrase is wrong");
+    type_line(&vm, "correct horse");
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    assert_eq!(node.identity(), identity);
+    node.end();
+}
+
+#[test]
+fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
+    let bench = Bench::new();
+    let mut node = bench.machine(Boot::MicrovmErofs).boot();
+    let identity = node.identity().to_owned();
+    let locked = json!({ "state": "locked" });
+    assert_eq!(node.call("vault/lock", &Value::Null), locked);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["state"], "locked", "{status:#}");
+    asked(node.vm(), "passphrase of the vault");
+    type_line(node.vm(), "");
+    alknet_tests::eventually("the vault is open again", || {
+        let status = node.call("vault/status", &Value::Null);
+        (status["state"] == "unlocked").then_some(())
+    });
+
+    let mark = node.vm().console().mark();
+    node.try_call("vault/lock", &json!({ "hard": true }), &[]);
+    let closed = node
+        .vm()
+        .wait_for_after(mark, "passphrase of the vault", ASKED_WITHIN);
+    closed.unwrap_or_else(|error| panic!("{error}"));
+    alknet_tests::eventually("the port is closed", || {
+        let answer = node.try_call("node/info", &Value::Null, &[]);
+        (answer.status != 0).then_some(())
+    });
+    let mark = node.vm().console().mark();
+    type_line(node.vm(), "");
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    node.end();
+}
+
+#[test]
+fn a_factory_reset_makes_another_node() {
+    let bench = Bench::new();
+    let machine = || bench.machine(Boot::Q35Initramfs);
+    let mut node = machine().boot();
+    let identity = node.identity().to_owned();
+    let mark = node.vm().console().mark();
+    let send = |text: &str| {
+        node.vm()
+            .console()
+            .send(text)
+            .expect("the console takes it")
+    };
+    send("v");
+    shown(node.vm(), "factory-reset");
+    send("factory-reset\r");
+    shown(node.vm(), "type RESET to go on");
+    send("RESET\r");
+    node.wait_ready(mark);
+    assert_ne!(node.identity(), identity);
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    node.end();
+}
+
+/// A machine whose medium has the published words.
+fn with_words(bench: &Bench) -> Machine<'_> {
+    bench.machine(Boot::MicrovmErofs).configured(&format!(
+        "[vault]\ninit = \"provisioned\"\n[secrets]\nwords = \"{PHRASE}\""
+    ))
+}
+
+/// What the words give LUKS.
+fn recovery_phrase() -> SecretStr {
+    let vault = Vault::locked();
+    let words = Entropy::parse(PHRASE).expect("twelve words");
+    vault
+        .unlock(&words, &SecretStr::empty())
+        .expect("it is locked");
+    luks_phrase(&vault.recovery_secret().expect("it is open"))
+}
+
+/// Waits until the console asks for that, with nobody at it.
+fn asked(vm: &Vm, what: &str) {
+    let line = format!("alknet: asks: {what}");
+    let waited = vm.wait_for(&line, ASKED_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Waits until the live console shows that.
+fn shown(vm: &Vm, what: &str) {
+    let waited = vm.wait_for_after(Mark::default(), what, DONE_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn type_line(vm: &Vm, line: &str) {
+    let sent = vm.console().send(&format!("{line}\r"));
+    sent.unwrap_or_else(|error| panic!("{error}"));
+}
