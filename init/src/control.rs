@@ -191,7 +191,9 @@ pub struct VaultFacts {
     pub device: u32,
     /// Somebody showed that the words are written down, or they came from outside.
     pub words_kept: bool,
-    /// `secret`, memory that the kernel itself does not map, or `locked`.
+    /// The words, encrypted to whom the configuration named: a file of age.
+    pub words_age: Option<String>,
+    /// `memfd_secret`, memory that the kernel itself does not map, or `memfd`.
     pub memory: String,
 }
 

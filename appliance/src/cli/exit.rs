@@ -20,22 +20,31 @@ pub(crate) enum Exit {
     Denied = 4,
     /// Time ran out.
     Timeout = 5,
+    /// Nothing opens the vault here.
+    Locked = 10,
+    /// The passphrase does not open the vault.
+    WrongPassphrase = 11,
     /// Words that are no recovery words.
     BadWords = 12,
+    /// A vault is damaged or was changed.
+    Corrupt = 13,
     /// Interrupted.
     Aborted = 130,
 }
 
 impl Exit {
     /// Every exit code.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
         Self::Unreachable,
         Self::Denied,
         Self::Timeout,
+        Self::Locked,
+        Self::WrongPassphrase,
         Self::BadWords,
+        Self::Corrupt,
         Self::Aborted,
     ];
 

@@ -18,6 +18,7 @@ mod serve;
 mod status;
 mod tensor;
 mod token;
+mod vault;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -128,6 +129,9 @@ no recovery words."
     /// Make a bearer token and print it, with what the configuration of a node needs of it.
     #[command(after_help = "Example:\n  alknet token --json")]
     Token,
+    /// Keep recovery words and what is derived from them; ask or lock the vault of a node.
+    #[command(subcommand)]
+    Vault(vault::VaultVerb),
 }
 
 /// Where this computer keeps its keys.
@@ -249,6 +253,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Status(args) => status::run(args, json),
         Verb::Tensor(verb) => tensor::run(verb, json),
         Verb::Token => token::run(json),
+        Verb::Vault(verb) => vault::run(verb, json),
     }
 }
 
@@ -264,28 +269,20 @@ mod tests {
 
     #[test]
     fn every_verb_shows_an_example() {
-        for verb in Cli::command()
-            .get_subcommands()
-            .filter(|c| !c.is_hide_set())
-        {
-            let leaves: Vec<_> = verb.get_subcommands().collect();
-            let shown = if leaves.is_empty() {
-                vec![verb]
-            } else {
-                leaves
-            };
-            for command in shown {
-                let help = command
-                    .get_after_help()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                assert!(
-                    help.contains("Example"),
-                    "alknet {} has no example",
-                    command.get_name()
-                );
-            }
+        let verbs = Cli::command();
+        let shown = verbs.get_subcommands().filter(|c| !c.is_hide_set());
+        shown.for_each(shows_an_example);
+    }
+
+    fn shows_an_example(command: &clap::Command) {
+        let mut below = command.get_subcommands().peekable();
+        if below.peek().is_some() {
+            return below.for_each(shows_an_example);
         }
+        let help = command.get_after_help();
+        let help = help.map(ToString::to_string).unwrap_or_default();
+        let name = command.get_name();
+        assert!(help.contains("Example"), "alknet {name} has no example");
     }
 
     #[test]

@@ -161,6 +161,8 @@ pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>) -> Registrati
             "key_version": { "type": ["integer", "null"] },
             "words_kept": { "type": "boolean",
                             "description": "Somebody showed that the words are written down" },
+            "words_age": { "type": ["string", "null"],
+                "description": "The words, encrypted to whom the configuration named" },
             "memory": text,
             "data_cipher": { "type": ["string", "null"] },
         }
@@ -188,6 +190,7 @@ fn answer(facts: &VaultFacts, cipher: Option<&str>, vault: Option<&NodeVault>) -
         "device": facts.device,
         "key_version": vault.map(|one| one.vault.versions().current.number()),
         "words_kept": facts.words_kept,
+        "words_age": facts.words_age,
         "memory": facts.memory,
         "data_cipher": cipher,
     })

@@ -130,6 +130,7 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
             access
                 .log
                 .warn("the first boot was cut short: it is ended with the same vault");
+            show_again(disk, &open, access)?;
             make(disk, &open, access).map(Some)
         }
         // The vault comes first: this is no work of ours.
@@ -220,11 +221,28 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
     }
     let open = access
         .keeper
-        .adopt(made)
+        .adopt(made, &media.vault.words_to)
         .map_err(|waiting| waits(disk, waiting))?;
     let prepared = make(disk, &open, access)?;
     media.erase(access.log);
     Ok(Some(prepared))
+}
+
+/// Words that this machine made were not seen by anybody before the power went.
+fn show_again(disk: &Disk<'_>, open: &OpenAlkv, access: Access<'_>) -> Result<(), Stop> {
+    let media = Media::read().map_err(|waiting| waits(disk, waiting))?;
+    let shown = match &media.secrets.words {
+        // They came from there.
+        Some(_) => {
+            access.keeper.words_are_kept();
+            Ok(())
+        }
+        None => {
+            let words = open.entropy().phrase();
+            access.keeper.present(words, &media.vault.words_to)
+        }
+    };
+    shown.map_err(|waiting| waits(disk, waiting))
 }
 
 /// Key, mapping, file system, and the header last.

@@ -26,6 +26,8 @@ const WORDS_MS_MAX: u64 = 600_000;
 const CALLERS_MAX: usize = 4;
 /// File of the configuration's folder that says that somebody has the words.
 const WORDS_KEPT: &str = "words-kept";
+/// File of the same folder with the words, encrypted to whom the configuration named.
+const WORDS_AGE: &str = "words.age";
 
 impl Machine {
     /// An attempt to get at the data is over.
@@ -193,6 +195,7 @@ impl Machine {
 
     /// New words are shown once; whether somebody has older ones is noted on the disk.
     fn recall_words(&mut self) {
+        self.recall_words_age();
         if let Some(words) = self.keeper.take_words() {
             let mut bytes = [0; 8];
             let places = vault::places(words.expose().split(' ').count(), || {
@@ -208,6 +211,28 @@ impl Machine {
             self.note_words_kept();
         } else if self.state_dir.join("config").join(WORDS_KEPT).exists() {
             self.keeper.words_are_kept();
+        }
+    }
+
+    /// New ones are written down and shown; older ones are read again, for `vault/status`.
+    fn recall_words_age(&self) {
+        let path = self.state_dir.join("config").join(WORDS_AGE);
+        match self.keeper.words_age() {
+            Some(text) if !path.exists() => {
+                if let Err(error) = fs::write(&path, &text) {
+                    self.log.error(format_args!("{}: {error}", path.display()));
+                }
+                for console in self.consoles() {
+                    console.say("alknet: the words of this node, for 'age --decrypt':");
+                    text.lines().for_each(|line| console.say(line));
+                }
+            }
+            Some(_) => {}
+            None => {
+                if let Ok(text) = fs::read_to_string(&path) {
+                    self.keeper.recall_words_age(text);
+                }
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use alknet_core::config::{VaultInit, VaultSection, VaultUnlock};
+use alknet_handover::Recipient;
 use alknet_provisioning::Secrets;
 use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{
@@ -146,9 +147,19 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
     Ok(Made { open, words })
 }
 
+/// The words as a file of age, if there is anybody to encrypt them to.
+fn hand_over(words: &SecretStr, to: &[String]) -> Result<Option<String>, Waiting> {
+    if to.is_empty() {
+        return Ok(None);
+    }
+    let to: Result<Vec<Recipient>, _> = to.iter().map(|one| one.parse()).collect();
+    let sealed = to.and_then(|to| alknet_handover::encrypt(words.expose().as_bytes(), &to));
+    sealed.map(Some).map_err(failed)
+}
+
 impl Keeper {
     /// The vault was written and read back: its words count from now on.
-    pub(crate) fn adopt(&self, made: Made) -> Result<OpenAlkv, Waiting> {
+    pub(crate) fn adopt(&self, made: Made, words_to: &[String]) -> Result<OpenAlkv, Waiting> {
         let Made { open, words } = made;
         self.events().add(match &words {
             Some(_) => Event::Created,
@@ -159,11 +170,22 @@ impl Keeper {
             self.events().add(Event::SlotAdded(SlotName { kind, id }));
         }
         self.admit(&open).map_err(failed)?;
-        let mut state = self.state();
-        state.words_kept = words.is_none();
-        state.words = words;
-        drop(state);
+        match words {
+            Some(words) => self.present(words, words_to)?,
+            None => self.words_are_kept(),
+        }
         Ok(open)
+    }
+
+    /// New words go to whom the configuration names; nobody else sees them then. Else they wait for
+    /// somebody at the console.
+    pub(crate) fn present(&self, words: SecretStr, to: &[String]) -> Result<(), Waiting> {
+        let words_age = hand_over(&words, to)?;
+        let mut state = self.state();
+        state.words_kept = words_age.is_some();
+        state.words = words_age.is_none().then_some(words);
+        state.words_age = words_age;
+        Ok(())
     }
 }
 

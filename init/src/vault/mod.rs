@@ -101,6 +101,8 @@ struct State {
     words_kept: bool,
     /// Words that nobody has seen yet.
     words: Option<SecretStr>,
+    /// The words as a file of age.
+    words_age: Option<String>,
     attempts: alknet_vault::slots::Attempts,
     /// Slots whose refusal was written down.
     refused: Vec<alknet_vault::audit::SlotName>,
@@ -175,6 +177,16 @@ impl Keeper {
         self.state().words.take()
     }
 
+    /// The words as a file of age, if the configuration names somebody who may read it.
+    pub(crate) fn words_age(&self) -> Option<String> {
+        self.state().words_age.clone()
+    }
+
+    /// The same, from the disk.
+    pub(crate) fn recall_words_age(&self, text: String) {
+        self.state().words_age = Some(text);
+    }
+
     /// Somebody has the words.
     pub(crate) fn words_are_kept(&self) {
         let mut state = self.state();
@@ -202,6 +214,7 @@ impl Keeper {
             opened_by: state.opened_by.map(|kind| kind.name().to_owned()),
             device: state.device,
             words_kept: state.words_kept,
+            words_age: state.words_age.clone(),
             memory: self.area.kind().name().to_owned(),
         }
     }

@@ -9,7 +9,7 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 34] = [
+const OPERATIONS: [&str; 35] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -44,6 +44,7 @@ const OPERATIONS: [&str; 34] = [
     "tensor/read",
     "tensor/stat",
     "tensor/write",
+    "vault/status",
 ];
 
 /// What every node offers everybody.

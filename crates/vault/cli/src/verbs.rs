@@ -74,7 +74,8 @@ alknet vault recovery-key --mnemonic-stdin <words.txt | cryptsetup open --key-fi
     #[command(subcommand)]
     Slot(SlotVerb),
     /// Say how a vault is without opening it.
-    #[command(after_help = "Example:\n  alknet vault status --dir vault")]
+    #[command(after_help = "Examples:\n  alknet vault status --dir vault\n  \
+alknet vault status ed25519:…@192.0.2.7:443")]
     Status(StatusArgs),
     /// Check a statement that one identity follows another.
     #[command(after_help = "Example:\n  alknet vault successor next/successor.json")]
