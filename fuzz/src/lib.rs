@@ -16,6 +16,7 @@ mod key;
 mod mixed;
 mod records;
 mod request;
+mod sealed;
 mod tensor;
 mod token;
 mod typedef;
@@ -30,6 +31,7 @@ pub use key::key;
 pub use mixed::mixed;
 pub use records::records;
 pub use request::request;
+pub use sealed::sealed;
 pub use tensor::tensor;
 pub use token::token;
 pub use typedef::typedef;
@@ -84,6 +86,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "request",
         run: request,
+    },
+    Target {
+        name: "sealed",
+        run: sealed,
     },
     Target {
         name: "tensor",

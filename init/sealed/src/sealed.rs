@@ -266,7 +266,8 @@ impl<D: Disk> Sealed<D> {
             let outcome = noise(disk, at, length);
             first = first.and(outcome);
         }
-        let first = first.and(disk.flush());
+        let flushed = disk.flush();
+        let first = first.and(flushed);
         let unit = u64::from(SECTOR_BYTES);
         let data = (bytes - overwritten) / unit * unit;
         let discarded = match data {
