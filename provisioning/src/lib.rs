@@ -64,6 +64,9 @@ pub struct Paths {
     pub mount_point: PathBuf,
     /// Where the configuration is kept; absent while there is no data partition.
     pub config_dir: Option<PathBuf>,
+    /// Whether it is kept sealed. Then media provision the node once, and never again: whoever can
+    /// attach one, or write to the boot partition, would become an administrator of what is sealed.
+    pub is_sealed: bool,
 }
 
 impl Paths {
@@ -79,7 +82,15 @@ impl Paths {
             command_line: "/proc/cmdline".into(),
             mount_point: "/run/alknet/nocloud".into(),
             config_dir: None,
+            is_sealed: false,
         }
+    }
+
+    /// The same with what is kept sealed, or not.
+    #[must_use]
+    pub fn sealed(mut self, is_sealed: bool) -> Self {
+        self.is_sealed = is_sealed;
+        self
     }
 
     /// The same with the configuration kept in `dir`, `/data/config`.
@@ -166,6 +177,7 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
     let mut choice = Choice {
         problems,
         refused: None,
+        is_sealed: paths.is_sealed,
     };
     let (config, source, salvaged, set) = choice.of(medium, store.as_ref());
     Loaded {
@@ -271,6 +283,8 @@ struct Choice {
     problems: Vec<Problem>,
     /// The first document refused: salvaged from where nothing correct is found.
     refused: Option<Document>,
+    /// A configuration that is stored cannot be replaced by a medium.
+    is_sealed: bool,
 }
 
 impl Choice {
@@ -279,6 +293,12 @@ impl Choice {
         if let Some(medium) = medium {
             let new =
                 store.is_none_or(|store| store.last_applied().as_deref() != Some(&medium.bytes));
+            if let Some(store) = store.filter(|_| new && self.is_sealed)
+                && let Some(chosen) = self.stored(store)
+            {
+                self.note_sealed(&medium.source);
+                return chosen;
+            }
             match self.parse(&medium) {
                 Some(chosen) if new => {
                     self.keep(store, &medium.bytes);
@@ -342,6 +362,17 @@ impl Choice {
         let is_good = self.problems.len() == before;
         let config = parsed.ok().filter(|_| is_good)?;
         Some((config, source.clone(), false, names(bytes)))
+    }
+
+    fn note_sealed(&mut self, source: &Source) {
+        self.problems.push(Problem::new(
+            "provisioning-ignored",
+            format!(
+                "{source}: another document than this node was provisioned with, and not taken, since \
+                 the node is sealed"
+            ),
+            "change it with 'alknet config apply', or reset the node and provision it anew",
+        ));
     }
 
     fn note_last_good(&mut self, what: &str) {

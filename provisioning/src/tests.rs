@@ -57,6 +57,7 @@ impl Machine {
             command_line: at("cmdline"),
             mount_point: at("mnt"),
             config_dir: Some(at("config")),
+            is_sealed: false,
         };
         for dir in [&paths.fw_cfg, &paths.block_class, &paths.dev] {
             fs::create_dir(dir).expect(FILE);
@@ -477,4 +478,30 @@ fn what_the_node_keeps_wins_over_the_medium_that_is_still_in_place() {
     assert_eq!(loaded.config.node.name.as_deref(), Some("node-2"));
     let last_good = fs::read(dir.join("config.last-good.toml")).expect(FILE);
     assert_eq!(last_good, document(1).as_bytes());
+}
+
+#[test]
+fn a_sealed_node_is_provisioned_once() {
+    let mut machine = Machine::new();
+    machine.paths.is_sealed = true;
+    machine.fw_cfg(document(1));
+    let first = machine.load();
+    assert_eq!((name(&first), codes(&first)), ("node-1", vec![]));
+    let again = machine.load();
+    assert_eq!((&again.source, codes(&again)), (&Source::Stored, vec![]));
+
+    for other in [document(2), misspelt(2)] {
+        machine.fw_cfg(other);
+        let loaded = machine.load();
+        assert_eq!(
+            (name(&loaded), codes(&loaded)),
+            ("node-1", vec!["provisioning-ignored"])
+        );
+        assert!(loaded.problems[0].is_notice());
+        assert_eq!(machine.stored("config.toml"), Some(document(1)));
+    }
+    // Nothing correct is stored: the medium is what is left.
+    machine.fw_cfg(document(3));
+    machine.store("config.toml", b"\0");
+    assert_eq!(name(&machine.load()), "node-3");
 }

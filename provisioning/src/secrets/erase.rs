@@ -34,9 +34,11 @@ pub fn erase(paths: &Paths, mounter: &dyn Mounter, places: &[Place]) -> Vec<Prob
                 Err(error) => error.to_string(),
             },
         };
+        let within = place.file.as_ref().map(|file| format!(" in {}", file.path));
         let text = format!(
-            "{}: the recovery words are still there and cannot be erased ({why})",
-            place.source
+            "{}: the recovery words{} are still there and cannot be erased ({why})",
+            place.source,
+            within.unwrap_or_default()
         );
         Some(Problem::new("secrets-left", text, hint(&place.source)))
     };
