@@ -1,5 +1,7 @@
 //! The vault itself: locked, or open with the seed in memory.
 
+mod state;
+
 use std::fmt;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -16,63 +18,7 @@ use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretBytes, SecretStr};
 use crate::signer::{Ed25519Signer, Held, P256Signer, Revoke, p256_public};
 
-/// Which unlocking it is: 1 is the first since the memory of the seed was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Epoch(u64);
-
-impl Epoch {
-    /// Its number.
-    #[must_use]
-    pub fn number(self) -> u64 {
-        self.0
-    }
-}
-
-/// Whether keys can be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum VaultState {
-    /// Nothing is in memory.
-    Locked,
-    /// The seed is in memory.
-    Unlocked {
-        /// Since which unlocking.
-        epoch: Epoch,
-    },
-}
-
-/// What changed without this process having done it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Noticed {
-    /// How it is now.
-    pub state: VaultState,
-    /// Whether all keys that had been handed out were taken back.
-    pub revoked: bool,
-}
-
-/// Whoever hears what the vault did: the audit log's writer.
-pub trait Observer: Send + Sync {
-    /// Called after the fact and outside all locks, so that the vault may be used from inside.
-    fn happened(&self, event: &Event);
-}
-
-/// Which versions of the credential key are in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyVersions {
-    /// What new blobs are sealed with.
-    pub current: KeyVersion,
-    /// The oldest that is still opened; older ones were rotated away.
-    pub oldest: KeyVersion,
-}
-
-impl Default for KeyVersions {
-    fn default() -> Self {
-        Self {
-            current: KeyVersion::FIRST,
-            oldest: KeyVersion::FIRST,
-        }
-    }
-}
+pub use state::{Epoch, KeyVersions, Noticed, Observer, VaultState};
 
 /// All keys of a node. Clones are the same vault.
 ///

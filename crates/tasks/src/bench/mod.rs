@@ -7,6 +7,7 @@ mod empty;
 mod rows;
 mod runtime;
 mod tensor;
+mod vault;
 
 use std::path::PathBuf;
 
@@ -21,7 +22,7 @@ const ROUNDS: usize = 10;
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Benchmarks to run: boot, call, compute, runtime, tensor [default: all]
+    /// Benchmarks to run: boot, call, compute, runtime, tensor, vault [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]
@@ -42,12 +43,13 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
 
 /// Every benchmark.
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     ("boot", boot::run),
     ("call", call::run),
     ("compute", compute::run),
     ("runtime", runtime::run),
     ("tensor", tensor::run),
+    ("vault", vault::run),
 ];
 
 /// Measures what was asked for; the figures never decide the exit code.

@@ -313,7 +313,7 @@ impl Figures {
 }
 
 /// Of this process, the kernel's part included.
-fn cpu_seconds() -> Result<f64> {
+pub(super) fn cpu_seconds() -> Result<f64> {
     let usage = getrusage(UsageWho::RUSAGE_SELF);
     let usage = usage.map_err(|errno| step("read the processor time", errno.to_string()))?;
     let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;

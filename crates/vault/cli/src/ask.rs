@@ -102,7 +102,7 @@ impl Ask for Terminal {
     }
 
     fn is_person(&self) -> bool {
-        !self.lines
+        self.source().is_ok_and(|(_, person)| person)
     }
 
     fn secret(&mut self, what: &str) -> Result<SecretStr, CliError> {

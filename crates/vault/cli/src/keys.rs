@@ -9,11 +9,11 @@ use data_encoding::{BASE64, HEXLOWER};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::new::typed_words;
-use crate::place::{Opened, offline};
-use crate::verbs::{
+use crate::args::{
     CurveArg, DeriveArgs, ExportKeyArgs, OpenArgs, PubArgs, RecoveryKeyArgs, WordsArgs,
 };
+use crate::new::typed_words;
+use crate::place::{Opened, offline};
 use crate::{Cli, CliError};
 
 /// What stands before the key in a SubjectPublicKeyInfo: RFC 8410, and RFC 5480 for an uncompressed

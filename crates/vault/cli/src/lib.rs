@@ -7,6 +7,7 @@
 //! What a node does with its own vault is none of this: nothing here reaches a network. Whoever has one
 //! adds `lock` and `unlock`, and asks nodes for their status ([`StatusArgs::node`]).
 
+mod args;
 mod ask;
 mod error;
 mod keys;
@@ -14,6 +15,7 @@ mod log;
 mod new;
 mod place;
 mod progress;
+mod recorder;
 mod records;
 mod slots;
 mod verbs;
@@ -22,13 +24,14 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+pub use args::{
+    CostArgs, CurveArg, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, MigrateArgs,
+    NewArgs, OpenArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
+    RotateArgs, SlotArg, StatusArgs, WordsArgs,
+};
 pub use ask::{Ask, Terminal};
 pub use error::CliError;
-pub use verbs::{
-    AuditVerb, CostArgs, CurveArg, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs,
-    MigrateArgs, NewArgs, OpenArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs,
-    RemoveArgs, RotateArgs, SlotArg, SlotVerb, StatusArgs, Verb, WordsArgs,
-};
+pub use verbs::{AuditVerb, SlotVerb, Verb};
 
 /// Does what was asked, and prints it to `out`, as one line of JSON where that is asked for.
 ///

@@ -8,8 +8,8 @@ use alknet_vault::audit::verify;
 use alknet_vault::limits::{AUDIT_FILES, MAX_AUDIT_LINE_BYTES};
 use serde_json::{Value, json};
 
+use crate::args::{DirArgs, OpenArgs};
 use crate::place::{Opened, Place};
-use crate::verbs::{DirArgs, OpenArgs};
 use crate::{Cli, CliError};
 
 impl Cli<'_> {

@@ -18,9 +18,9 @@ use alknet_vault::{
 use data_encoding::HEXLOWER;
 use serde_json::json;
 
+use crate::args::{CostArgs, ImportArgs, InitArgs, MigrateArgs, NewArgs, SlotArg};
 use crate::place::{Opened, Place, cap_kib, now_s};
 use crate::progress::Slow;
-use crate::verbs::{CostArgs, ImportArgs, InitArgs, MigrateArgs, NewArgs, SlotArg};
 use crate::{Ask, Cli, CliError};
 
 /// Words that somebody has to type again.

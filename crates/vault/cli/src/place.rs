@@ -1,22 +1,22 @@
 //! The directory of a vault, and how it is opened.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use alknet_vault::audit::{AuditLog, BootId, Event, Pending, Record, SlotName};
+use alknet_vault::audit::{AuditError, AuditLog, Event};
 use alknet_vault::credentials::Credentials;
 use alknet_vault::slots::{
     Attempts, Copies, FileArea, Found, Key, OpenAlkv, SeedKey, Slot, SlotError, SlotId, SlotType,
     memory_cap_kib,
 };
-use alknet_vault::{Observer, SecretStr, Vault};
+use alknet_vault::{SecretStr, Vault};
 
+use crate::args::{OpenArgs, WordsArgs};
 use crate::progress::Slow;
-use crate::verbs::{OpenArgs, WordsArgs};
+use crate::recorder::{Recorder, name_of};
 use crate::{Ask, CliError};
 
 /// How often somebody at a terminal may mistype a passphrase before the command ends.
@@ -242,7 +242,15 @@ impl Opened {
     pub(crate) fn finish(self) -> Result<(), CliError> {
         let dir = self.place.path("audit");
         make_dir(&dir)?;
-        let mut log = AuditLog::open(&dir)?;
+        let mut log = match AuditLog::open(&dir) {
+            // What is broken is kept and goes on being found; what happens now is not lost for it.
+            Err(AuditError::Broken { .. }) => {
+                let text = "the end of the log is broken; it is put aside and another is begun";
+                writeln!(std::io::stderr(), "{text}").ok();
+                AuditLog::begin_anew(&dir)?
+            }
+            log => log?,
+        };
         let mut pending = self.recorder.lock();
         Ok(pending.flush(&mut log, &self.vault)?)
     }
@@ -341,59 +349,6 @@ fn typed(
             return Err(CliError::WrongPassphrase);
         }
         ask.tell("wrong passphrase");
-    }
-}
-
-pub(crate) fn name_of(slot: &Slot) -> SlotName {
-    SlotName {
-        kind: slot.kind(),
-        id: slot.id(),
-    }
-}
-
-/// What happened, until the log is written.
-#[derive(Clone)]
-struct Recorder {
-    pending: Arc<Mutex<Pending>>,
-    boot: BootId,
-}
-
-impl Recorder {
-    fn new() -> Self {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
-        let boot = boot.and_then(|boot| boot.trim().parse().ok());
-        let unknown = || "unknown".parse().expect("a plain name");
-        Self {
-            pending: Arc::default(),
-            boot: boot.unwrap_or_else(unknown),
-        }
-    }
-
-    fn record(&self, event: Event) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let t_ms = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(0);
-        let record = Record::new(t_ms, self.boot.clone(), event);
-        self.lock().push(record);
-    }
-
-    /// The first slot of that type was tried.
-    fn failed(&self, found: &Found, kind: SlotType) {
-        let slot = found.newest.slots().iter().find(|slot| slot.kind() == kind);
-        if let Some(slot) = slot {
-            self.record(Event::UnlockFailed(name_of(slot)));
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Pending> {
-        self.pending
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
-    }
-}
-
-impl Observer for Recorder {
-    fn happened(&self, event: &Event) {
-        self.record(event.clone());
     }
 }
 

@@ -4,8 +4,8 @@ use alknet_vault::limits::MAX_PLAINTEXT_BYTES;
 use data_encoding::BASE64;
 use serde_json::json;
 
+use crate::args::{DirArgs, RecordArgs, RemoveArgs, RotateArgs};
 use crate::place::{Opened, Place};
-use crate::verbs::{DirArgs, RecordArgs, RemoveArgs, RotateArgs};
 use crate::{Cli, CliError};
 
 impl Cli<'_> {

@@ -11,12 +11,12 @@ use alknet_vault::slots::{
 use alknet_vault::{SecretStr, VaultError};
 use serde_json::{Value, json};
 
+use crate::args::{CostArgs, DirArgs, OpenArgs, PasswdArgs, RekeyArgs, SlotArg, StatusArgs};
 use crate::new::{chosen_cost, new_secret, new_slot, write_file};
-use crate::place::{Opened, Place, cap_kib, name_of};
+use crate::place::{Opened, Place, cap_kib};
 use crate::progress::Slow;
-use crate::verbs::{
-    CostArgs, DirArgs, OpenArgs, PasswdArgs, RekeyArgs, SlotArg, SlotVerb, StatusArgs,
-};
+use crate::recorder::name_of;
+use crate::verbs::SlotVerb;
 use crate::{Cli, CliError};
 
 impl Cli<'_> {

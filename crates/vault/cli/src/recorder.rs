@@ -1,0 +1,62 @@
+//! What happens to a vault while a command runs.
+
+use std::fs;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use alknet_vault::Observer;
+use alknet_vault::audit::{BootId, Event, Pending, Record, SlotName};
+use alknet_vault::slots::{Found, Slot, SlotType};
+
+/// What happened, until the log is written.
+#[derive(Clone)]
+pub(crate) struct Recorder {
+    pending: Arc<Mutex<Pending>>,
+    boot: BootId,
+}
+
+impl Recorder {
+    pub(crate) fn new() -> Self {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+        let boot = boot.and_then(|boot| boot.trim().parse().ok());
+        let unknown = || "unknown".parse().expect("a plain name");
+        Self {
+            pending: Arc::default(),
+            boot: boot.unwrap_or_else(unknown),
+        }
+    }
+
+    pub(crate) fn record(&self, event: Event) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let t_ms = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(0);
+        let record = Record::new(t_ms, self.boot.clone(), event);
+        self.lock().push(record);
+    }
+
+    /// The first slot of that type was tried.
+    pub(crate) fn failed(&self, found: &Found, kind: SlotType) {
+        let slot = found.newest.slots().iter().find(|slot| slot.kind() == kind);
+        if let Some(slot) = slot {
+            self.record(Event::UnlockFailed(name_of(slot)));
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+impl Observer for Recorder {
+    fn happened(&self, event: &Event) {
+        self.record(event.clone());
+    }
+}
+
+pub(crate) fn name_of(slot: &Slot) -> SlotName {
+    SlotName {
+        kind: slot.kind(),
+        id: slot.id(),
+    }
+}
