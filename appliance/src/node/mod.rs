@@ -272,7 +272,7 @@ impl Node {
 
 /// The key that a file holds; made where there is none.
 fn key_of_file(path: &Path) -> anyhow::Result<NodeKey> {
-    make_private_dir(path.parent().unwrap_or(Path::new(".")))?;
+    make_private_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;
     let (key, made) = NodeKey::load_or_create(path)?;
     if made {
         tracing::info!("made this node's identity {}", key.public());

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use alknet_provisioning::Secrets;
 use alknet_vault::audit::{Event, SlotName};
-use alknet_vault::slots::{Found, Key, OpenAlkv, SlotError, SlotType, memory_cap_kib};
+use alknet_vault::slots::{
+    Found, Key, OpenAlkv, SlotError, SlotParams, SlotType, memory_cap_kib,
+};
 
 use super::{Ask, Keeper, Offer, Waiting};
 use crate::{log::Log, stage::boot_ms, tpm};
@@ -28,6 +30,10 @@ pub(crate) fn open(
     let mut refusals = Vec::new();
     for kind in UNATTENDED {
         let Some(slot) = slots(kind) else { continue };
+        if matches!(slot.params(), SlotParams::Tpm2(params) if params.pin()) {
+            refusals.push("tpm2: it needs a PIN".to_owned());
+            continue;
+        }
         match unattended(found, kind, media) {
             Ok(opened) => return admitted(opened, keeper, log),
             Err(why) => {
