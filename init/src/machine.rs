@@ -531,8 +531,9 @@ impl Machine {
             return;
         }
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
+        let sealed = self.keeper.is_sealed();
         self.blocking("configuration", move || {
-            Event::Settings(Box::new(Settings::read(data)))
+            Event::Settings(Box::new(Settings::read(data, sealed)))
         });
     }
 

@@ -22,9 +22,9 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads every source. Blocks on disks; not for PID 1's loop. `state_dir` is the data
-    /// partition, if there is one.
-    pub(crate) fn read(state_dir: Option<PathBuf>) -> Self {
-        let mut paths = Paths::system();
+    /// partition, if there is one; `is_sealed` says whether nothing beside it opens it.
+    pub(crate) fn read(state_dir: Option<PathBuf>, is_sealed: bool) -> Self {
+        let mut paths = Paths::system().sealed(is_sealed);
         if let Some(state_dir) = state_dir {
             paths = paths.with_config_dir(state_dir.join("config"));
         }

@@ -194,6 +194,12 @@ impl Keeper {
         state.words = None;
     }
 
+    /// Whether there is a vault that nothing beside it opens.
+    pub(crate) fn is_sealed(&self) -> bool {
+        let state = self.state();
+        state.known && !state.slots.contains(&SlotType::None)
+    }
+
     /// For the console and the node.
     pub(crate) fn facts(&self) -> VaultFacts {
         let open = self.is_open();

@@ -8,13 +8,19 @@ use alknet_qemu::{Mark, Vm};
 use alknet_tests::tools::{tool, tool_says};
 use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_vault::slots::luks_phrase;
-use alknet_vault::{Entropy, SecretStr, Vault};
+use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
 use serde_json::{Value, json};
 
 /// From power-on until the console asks for something.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// From an answer at the console until what it leads to; Argon2id on an emulated processor is slow.
 const DONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// What is looked for on a disk.
+const MARKER: &str = "4f1c8b2e-this-is-the-marker-of-the-test-77aa90d3e5";
+/// Documents with it that a node keeps, and how long each is: a megabyte in all.
+const APPLIED: usize = 18;
+const APPLIED_BYTES: usize = 60_000;
 
 /// The words of the published tables.
 const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
@@ -176,6 +182,63 @@ fn a_factory_reset_makes_another_node() {
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     node.end();
+}
+
+/// A megabyte of a marker through the node, its words and the key of its identity: none of them is on
+/// the disk of a machine that is off. A machine without a vault has the marker and the key there.
+#[test]
+fn the_disk_of_a_sealed_machine_tells_nothing() {
+    let written = |sealed: bool| {
+        let bench = Bench::new();
+        let machine = || match sealed {
+            true => with_words(&bench),
+            false => bench.machine(Boot::MicrovmErofs).plain(),
+        };
+        let node = machine().boot();
+        let file = bench.path().join("applied.toml");
+        for round in 0..APPLIED {
+            let line = format!("# {round} {MARKER}\n");
+            let lines = line.repeat(APPLIED_BYTES / line.len());
+            let admin = bench.admin().identity();
+            let document = format!("[node]\nadmin_keys = [\"{admin}\"]\n{lines}");
+            std::fs::write(&file, document).expect("the folder is ours");
+            let mut apply = bench.admin().command(&["config", "apply", &node.target()]);
+            apply.arg(&file);
+            let applied = bench.admin().run(apply).json();
+            assert_eq!(applied["kept"], true, "{applied:#}");
+        }
+        node.end();
+        std::fs::read(bench.data()).expect("the disk is ours")
+    };
+    let plain = written(false);
+    assert!(holds(&plain, MARKER.as_bytes()), "the marker is written");
+    assert!(holds(&plain, b"admin_keys"));
+    drop(plain);
+
+    let vault = Vault::locked();
+    let words = Entropy::parse(PHRASE).expect("twelve words");
+    vault.unlock(&words, &SecretStr::empty()).expect("it is locked");
+    let key = vault.signer(Purpose::NodeIdentity).expect("it is open");
+    let key = key.expose(Reason::Console).expect("it is open");
+    let recovery = vault.recovery_secret().expect("it is open");
+    let sealed = written(true);
+    assert!(holds(&sealed, b"LUKS\xba\xbe"), "the header can be read");
+    let secrets: [(&str, &[u8]); 7] = [
+        ("the marker", MARKER.as_bytes()),
+        ("the configuration", b"admin_keys"),
+        ("the words", b"abandon abandon"),
+        ("the key", key.expose()),
+        ("the recovery key", recovery.expose()),
+        ("its text", recovery_phrase().expose().as_bytes()),
+        ("a file system", b"alknet-state"),
+    ];
+    for (what, secret) in secrets {
+        assert!(!holds(&sealed, secret), "{what} is on the disk");
+    }
+}
+
+fn holds(disk: &[u8], wanted: &[u8]) -> bool {
+    memchr::memmem::find(disk, wanted).is_some()
 }
 
 /// A machine whose medium has the published words.
