@@ -1,5 +1,7 @@
 //! Whole lives of vaults, by a script.
 
+use std::process::{Command, Stdio};
+
 use alknet_vault::Successor;
 
 use crate::shell::{CHEAP, Shell, WORDS};
@@ -252,4 +254,30 @@ fn words_that_leaked_are_replaced_and_the_old_identity_says_by_what() {
         shown.contains("migrated") && shown.contains(key.trim()),
         "{shown}"
     );
+}
+
+#[test]
+fn without_a_terminal_nobody_is_asked() {
+    let shell = Shell::new();
+    let alone = |words: &[&str]| {
+        // In a session of its own there is no terminal, wherever the tests run.
+        let output = Command::new("setsid")
+            .args(["--wait", env!("CARGO_BIN_EXE_alknet-vault-tool")])
+            .args(words)
+            .current_dir(shell.path(""))
+            .stdin(Stdio::null())
+            .output()
+            .expect("setsid is part of every Debian");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), text)
+    };
+    let (code, text) = alone(&["init", "--dir", "vault", "--slot", "none"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        text.contains("  24  ") && text.contains("UNSEALED"),
+        "{text}"
+    );
+    assert_eq!(alone(&["pub", "ssh-host", "--dir", "vault"]).0, Some(0));
+    assert_eq!(alone(&["init", "--dir", "other"]).0, Some(2));
+    assert_eq!(alone(&["recovery-key", "--mnemonic"]).0, Some(2));
 }
