@@ -4,6 +4,7 @@ use alknet_core::config::VaultSection;
 use alknet_provisioning::{KernelMounter, Paths, Secrets, erase, load};
 use alknet_vault::slots::{Alkv, SlotType};
 
+use crate::control::Problem;
 use crate::log::Log;
 use crate::vault::{Ask, Waiting};
 
@@ -54,12 +55,22 @@ impl Media {
 
     /// The words are in the vault, which is on the disk: no medium needs them any more. What cannot be
     /// overwritten is said.
-    pub(crate) fn erase(&self, log: &Log) {
+    pub(crate) fn erase(&self, log: &Log) -> Vec<Problem> {
         let places = self.secrets.words.as_ref().map(|words| &words.places);
-        let Some(places) = places else { return };
-        for problem in erase(&paths(), &KernelMounter, places) {
+        let Some(places) = places else {
+            return Vec::new();
+        };
+        let left = erase(&paths(), &KernelMounter, places);
+        for problem in &left {
             log.warn(format_args!("{}: {}", problem.code, problem.text));
         }
+        left.into_iter()
+            .map(|problem| Problem {
+                code: problem.code.to_owned(),
+                text: problem.text,
+                hint: problem.hint,
+            })
+            .collect()
     }
 }
 

@@ -9,8 +9,6 @@ use crate::control::Problem;
 
 /// Host name of a machine that was not given one.
 const HOSTNAME_DEFAULT: &str = "alknet";
-/// The one problem of a source that holds nothing up: a volume has files that are not read.
-const IGNORED: &str = "nocloud-ignored";
 
 /// What was configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +16,8 @@ pub(crate) struct Settings {
     pub(crate) config: NodeConfig,
     pub(crate) source: String,
     pub(crate) problems: Vec<Problem>,
+    /// One of them holds something up.
+    wrong: bool,
 }
 
 impl Settings {
@@ -33,6 +33,8 @@ impl Settings {
             tracing::warn!(%error, path = %paths.mount_point.display(), "cannot be made");
         }
         let loaded = alknet_provisioning::load(&paths);
+        tracing::debug!("configuration: {}", loaded.summary());
+        let wrong = loaded.problems.iter().any(|problem| !problem.is_notice());
         let problems = loaded.problems.into_iter().map(|problem| Problem {
             code: problem.code.to_owned(),
             text: problem.text,
@@ -42,14 +44,14 @@ impl Settings {
             config: loaded.config,
             source: loaded.source.to_string(),
             problems: problems.collect(),
+            wrong,
         }
     }
 
     /// Whether it is worth reading the sources again: one was found wrong, or there was none, so
     /// that nobody may do anything.
     pub(crate) fn is_wanting(&self) -> bool {
-        let wrong = self.problems.iter().any(|known| known.code != IGNORED);
-        wrong || self.source == Source::Default.to_string()
+        self.wrong || self.source == Source::Default.to_string()
     }
 
     /// The running node took `config`: a restarted one gets its people. What cannot change while
@@ -91,6 +93,7 @@ mod tests {
             config: NodeConfig::default(),
             source: Source::FwCfg.to_string(),
             problems: problems.collect(),
+            wrong: code.is_some(),
         }
     }
 
@@ -108,9 +111,10 @@ mod tests {
         assert!(!missing.is_wanting());
         missing.source = Source::Default.to_string();
         assert!(missing.is_wanting());
-        assert!(settings(Some("provisioning-empty")).is_wanting());
         assert!(settings(Some("config-refused")).is_wanting());
-        assert!(!settings(Some(IGNORED)).is_wanting());
+        let mut notice = settings(Some("nocloud-ignored"));
+        notice.wrong = false;
+        assert!(!notice.is_wanting());
     }
 
     #[test]

@@ -223,8 +223,8 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
         .keeper
         .adopt(made, &media.vault.words_to)
         .map_err(|waiting| waits(disk, waiting))?;
-    let prepared = make(disk, &open, access)?;
-    media.erase(access.log);
+    let mut prepared = make(disk, &open, access)?;
+    prepared.problems.extend(media.erase(access.log));
     Ok(Some(prepared))
 }
 

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use alknet_provisioning::Secrets;
 use alknet_vault::audit::{Event, SlotName};
-use alknet_vault::slots::{
-    Found, Key, OpenAlkv, SlotError, SlotParams, SlotType, memory_cap_kib,
-};
+use alknet_vault::slots::{Found, Key, OpenAlkv, SlotError, SlotParams, SlotType, memory_cap_kib};
 
 use super::{Ask, Keeper, Offer, Waiting};
 use crate::{log::Log, stage::boot_ms, tpm};

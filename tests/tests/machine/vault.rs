@@ -217,10 +217,13 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
 
     let vault = Vault::locked();
     let words = Entropy::parse(PHRASE).expect("twelve words");
-    vault.unlock(&words, &SecretStr::empty()).expect("it is locked");
+    vault
+        .unlock(&words, &SecretStr::empty())
+        .expect("it is locked");
     let key = vault.signer(Purpose::NodeIdentity).expect("it is open");
     let key = key.expose(Reason::Console).expect("it is open");
     let recovery = vault.recovery_secret().expect("it is open");
+    let text = recovery_phrase();
     let sealed = written(true);
     assert!(holds(&sealed, b"LUKS\xba\xbe"), "the header can be read");
     let secrets: [(&str, &[u8]); 7] = [
@@ -229,7 +232,7 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
         ("the words", b"abandon abandon"),
         ("the key", key.expose()),
         ("the recovery key", recovery.expose()),
-        ("its text", recovery_phrase().expose().as_bytes()),
+        ("its text", text.expose().as_bytes()),
         ("a file system", b"alknet-state"),
     ];
     for (what, secret) in secrets {
