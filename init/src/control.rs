@@ -30,7 +30,12 @@ pub enum ToNode {
     /// Answer to [`ToInit::KeepConfig`] of the same number: kept, or why not.
     ConfigKept { n: u64, error: Option<String> },
     /// Drain: finish what runs, refuse what is new, exit within `deadline_ms`.
-    Drain { deadline_ms: u64, reason: String },
+    Drain {
+        deadline_ms: u64,
+        reason: String,
+        /// The vault was locked: whoever is connected is told so.
+        locked: bool,
+    },
     /// The machine changed: addresses, clock, disk, problems. Sent whole on every change.
     Facts { facts: Box<MachineFacts> },
     /// Are you well? Answer with the same number.

@@ -301,11 +301,17 @@ impl Machine {
                 node.signal(Signal::SIGKILL);
             }
             (Order::Drain, Some(node)) => {
-                let reason = "the configuration changed".to_owned();
+                let reason = match &self.waiting {
+                    Some(_) => "the vault was locked",
+                    None => "the configuration changed",
+                };
+                let reason = reason.to_owned();
                 let deadline_ms = supervise::DRAIN_MS_MAX;
+                let locked = self.waiting.is_some();
                 if !node.send(ToNode::Drain {
                     deadline_ms,
                     reason,
+                    locked,
                 }) {
                     node.signal(Signal::SIGTERM);
                 }
@@ -316,6 +322,12 @@ impl Machine {
     }
 
     fn spawn(&mut self, now: u64) {
+        if self.keeper.is_locked() {
+            // Without its vault it would make a key of its own: no such key is ever shown.
+            self.log.warn("the node waits until the vault is open");
+            self.supervisor.idle(now);
+            return;
+        }
         self.life += 1;
         match Node::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
             Ok(node) => {
@@ -683,6 +695,7 @@ impl Machine {
             let drain = ToNode::Drain {
                 deadline_ms: shutdown::DRAIN_MS_MAX,
                 reason: format!("the machine goes down: {by}"),
+                locked: false,
             };
             if !node.send(drain) {
                 node.signal(Signal::SIGTERM);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use alknet_core::CloseCode;
 use alknet_core::config::{NodeConfig, Source};
 use alknet_init::control::Problem;
 use serde::{Deserialize, Serialize};
@@ -134,7 +135,7 @@ pub(crate) fn serve(
             node.people.reloader.read_again(Source::Signal).await;
         }
         tokio::select! {
-            () = node.drain(DRAIN) => {}
+            () = node.drain(DRAIN, (CloseCode::Shutdown, "shutting down")) => {}
             () = signals.stop() => {}
         }
         Ok(Exit::Ok)

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
-use alknet_core::{HandlerRegistry, Identities, Stored, SystemClock};
+use alknet_core::{CloseCode, HandlerRegistry, Identities, Stored, SystemClock};
 use alknet_endpoint::{IrohOptions, Limits, Server, ServerOptions};
 use alknet_identity_store::IdentityDb;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
@@ -262,9 +262,9 @@ impl Node {
     }
 
     /// Finishes what runs, refuses what is new, closes the rest.
-    async fn drain(&self, deadline: Duration) {
+    async fn drain(&self, deadline: Duration, why: (CloseCode, &'static str)) {
         self.joins.stop();
-        let drained = self.server.drain(deadline).await;
+        let drained = self.server.drain_for(deadline, why).await;
         self.computing.stop().await;
         tracing::info!(finished = drained.finished, cut = drained.cut, "drained");
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alknet_core::CloseCode;
 use alknet_init::control::{MachineFacts, ToInit, ToNode};
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
@@ -42,7 +43,9 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
         }
     };
     let state_dir = Path::new(&state_dir);
-    let vault = vault.then(|| NodeVault::take_over(state_dir)).transpose()?;
+    let vault = vault
+        .then(|| NodeVault::take_over(state_dir, &config.vault))
+        .transpose()?;
     let options = Options {
         config: &config,
         overlay: Overlay::default(),
@@ -74,9 +77,14 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
             Some(ToNode::Drain {
                 deadline_ms,
                 reason,
+                locked,
             }) => {
                 tracing::info!("draining: {reason}");
-                node.drain(Duration::from_millis(deadline_ms)).await;
+                let why = match locked {
+                    true => (CloseCode::Locked, "the vault is locked"),
+                    false => (CloseCode::Shutdown, "shutting down"),
+                };
+                node.drain(Duration::from_millis(deadline_ms), why).await;
                 return Ok(());
             }
             Some(ToNode::Facts { facts }) => changed(&node, *facts, &to_init).await?,

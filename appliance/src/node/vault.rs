@@ -12,10 +12,11 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use alknet_call::{Body, CallError, Ctx, HandlerKind, OperationSpec, Registration};
+use alknet_core::config::VaultSection;
 use alknet_init::control::{ToInit, VAULT_FD, VaultFacts};
 use alknet_tls::NodeKey;
 use alknet_vault::audit::{AuditLog, BootId, Event, Pending, Record};
-use alknet_vault::{Area, Observer, Purpose, Reason, Vault, VaultState};
+use alknet_vault::{Area, KeyVersion, KeyVersions, Observer, Purpose, Reason, Vault, VaultState};
 use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -43,7 +44,7 @@ struct Audit {
 
 impl NodeVault {
     /// Takes over the memory that PID 1 left at [`VAULT_FD`]. Call once.
-    pub(crate) fn take_over(state_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn take_over(state_dir: &Path, config: &VaultSection) -> anyhow::Result<Self> {
         // SAFETY: by the contract of `alknet_init::control` the descriptor is open and ours alone
         // when PID 1 says that the vault is there, and this is called once.
         let fd = unsafe { OwnedFd::from_raw_fd(VAULT_FD) };
@@ -54,6 +55,7 @@ impl NodeVault {
             boot: boot_id()?,
         });
         let vault = Vault::over(area, Some(Box::new(Heard(Arc::clone(&audit)))));
+        vault.use_versions(versions(config))?;
         let (dir, writing) = (state_dir.join(AUDIT_DIR), vault.clone());
         thread::Builder::new()
             .name("audit".to_owned())
@@ -81,6 +83,15 @@ impl NodeVault {
 
     fn is_open(&self) -> bool {
         matches!(self.vault.state(), VaultState::Unlocked { .. })
+    }
+}
+
+/// The configuration's, which its own reading has found right.
+fn versions(config: &VaultSection) -> KeyVersions {
+    let version = |number| KeyVersion::new(number).unwrap_or(KeyVersion::FIRST);
+    KeyVersions {
+        current: version(config.key_version),
+        oldest: version(config.min_version),
     }
 }
 

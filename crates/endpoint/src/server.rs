@@ -241,6 +241,12 @@ impl Server {
 
     /// Stops accepting, lets handlers finish until `deadline`, closes the rest with code 3.
     pub async fn drain(&self, deadline: Duration) -> Drained {
+        self.drain_for(deadline, (CloseCode::Shutdown, "shutting down"))
+            .await
+    }
+
+    /// The same for another reason, which those that are closed are told.
+    pub async fn drain_for(&self, deadline: Duration, why: (CloseCode, &'static str)) -> Drained {
         let until = tokio::time::Instant::now() + deadline;
         self.shared.stop.send_replace(true);
         for endpoint in &self.endpoints {
@@ -251,9 +257,9 @@ impl Server {
         let told = join_all(self.shared.registry.handlers().map(|h| h.drain()));
         let _ = timeout_at(until, told).await;
         let _ = timeout_at(until, live.empty()).await;
-        let cut = live.end_all((CloseCode::Shutdown, "shutting down"));
+        let cut = live.end_all(why);
         let _ = timeout(GOODBYE, live.empty()).await;
-        self.close();
+        self.close(why);
         let idle = join_all(self.endpoints.iter().map(quinn::Endpoint::wait_idle));
         let iroh = join_all(self.iroh.iter().map(::iroh::Endpoint::close));
         let _ = timeout(GOODBYE, join(idle, iroh)).await;
@@ -263,9 +269,9 @@ impl Server {
         }
     }
 
-    fn close(&self) {
+    fn close(&self, (code, why): (CloseCode, &'static str)) {
         for endpoint in &self.endpoints {
-            endpoint.close(CloseCode::Shutdown.code().into(), b"shutting down");
+            endpoint.close(code.code().into(), why.as_bytes());
         }
     }
 }
@@ -277,7 +283,7 @@ impl Drop for Server {
             .live
             .end_all((CloseCode::Shutdown, "shutting down"));
         self.sweeper.abort();
-        self.close();
+        self.close((CloseCode::Shutdown, "shutting down"));
         // It closes in the background only, for which there has to be a runtime.
         if let (Some(iroh), Ok(runtime)) = (self.iroh.take(), Handle::try_current()) {
             runtime.spawn(async move { iroh.close().await });

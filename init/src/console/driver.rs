@@ -264,10 +264,18 @@ impl Driver {
     }
 
     fn key(&mut self, key: u8) {
-        if self.question.is_some() && !self.state.live && is_typing(key) {
-            // Whoever answers a line that was printed means this key to be the first of the answer.
+        if let Some(question) = &self.question
+            && !self.state.live
+            && (is_typing(key) || matches!(key, b'\r' | b'\n'))
+        {
             self.state.live = true;
             self.state.view = View::Question;
+            if question.is_private() {
+                // Nobody has seen yet what is asked.
+                self.wanted = true;
+                return;
+            }
+            // Whoever answers a line that was printed means this key to be the first of the answer.
         }
         if self.state.view == View::Question && self.state.live {
             self.type_key(key);

@@ -131,6 +131,11 @@ impl Keeper {
         matches!(self.vault().state(), VaultState::Unlocked { .. })
     }
 
+    /// Whether there is a vault, and it is not open.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.state().known && !self.is_open()
+    }
+
     /// The vault of the node that the memory is of.
     pub(crate) fn vault(&self) -> Vault {
         Vault::over(Arc::clone(&self.area), None)

@@ -278,7 +278,7 @@ async fn hear(log: &mut Subscription, text: &str) {
 #[test]
 fn reboot_and_poweroff_are_operations_and_end_in_order() {
     let bench = Bench::new();
-    let mut node = bench.machine(Boot::Q35Initramfs).boot();
+    let mut node = bench.machine(Boot::Q35Initramfs).plain().boot();
     let (identity, mark) = (node.identity().to_owned(), node.vm().console().mark());
     let accepted = json!({ "accepted": true });
     assert_eq!(node.call("node/reboot", &Value::Null), accepted);
@@ -296,11 +296,11 @@ fn reboot_and_poweroff_are_operations_and_end_in_order() {
 #[test]
 fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
     let bench = Bench::new();
-    let mut node = bench.machine(Boot::MicrovmErofs).boot();
+    let mut node = bench.machine(Boot::MicrovmErofs).plain().boot();
     node.vm_mut()
         .cut_power()
         .unwrap_or_else(|error| panic!("{error}"));
-    let again = bench.machine(Boot::MicrovmErofs).boot();
+    let again = bench.machine(Boot::MicrovmErofs).plain().boot();
     assert_eq!(again.identity(), node.identity());
     let info = again.info();
     assert_eq!(info["data"]["clean"], false, "{info:#}");
