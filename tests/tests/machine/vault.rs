@@ -160,11 +160,28 @@ fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
 }
 
 #[test]
-fn a_factory_reset_makes_another_node() {
+fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
     let bench = Bench::new();
     let machine = || bench.machine(Boot::Q35Initramfs);
     let mut node = machine().boot();
     let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["words_kept"], false, "{status:#}");
+    let words = write_down(node.vm());
+    alknet_tests::eventually("the words count as kept", || {
+        let status = node.call("vault/status", &Value::Null);
+        (status["words_kept"] == true).then_some(())
+    });
+    // They are what the node's key is derived from.
+    let entropy = Entropy::parse(&words).expect("24 words");
+    let vault = Vault::locked();
+    vault
+        .unlock(&entropy, &SecretStr::empty())
+        .expect("it is locked");
+    let key = vault.signer(Purpose::NodeIdentity).expect("it is open");
+    let key = data_encoding::HEXLOWER.encode(&key.public());
+    assert_eq!(identity, format!("ed25519:{key}"));
+
     let mark = node.vm().console().mark();
     let send = |text: &str| {
         node.vm()
@@ -249,6 +266,42 @@ fn with_words(bench: &Bench) -> Machine<'_> {
     bench.machine(Boot::MicrovmErofs).configured(&format!(
         "[vault]\ninit = \"provisioned\"\n[secrets]\nwords = \"{PHRASE}\""
     ))
+}
+
+/// Reads the words off the console, and types those that it asks for.
+fn write_down(vm: &Vm) -> String {
+    let drawn = |mark| {
+        let waited = vm.wait_for_after(mark, "Enter answers", DONE_WITHIN);
+        waited.unwrap_or_else(|error| panic!("{error}"));
+        vm.console().since(mark)
+    };
+    let mark = vm.console().mark();
+    type_line(vm, "");
+    let mut text = drawn(mark);
+    let table: Vec<&str> = text.split_whitespace().collect();
+    let numbered = table.windows(2).filter_map(|pair| {
+        let number: usize = pair[0].parse().ok()?;
+        let word = pair[1].bytes().all(|byte| byte.is_ascii_lowercase());
+        (word && (1..=24).contains(&number)).then(|| (number, pair[1].to_owned()))
+    });
+    let words: std::collections::BTreeMap<_, _> = numbered.collect();
+    assert_eq!(words.len(), 24, "{text}");
+    for left in (0..3).rev() {
+        let asked = text.rsplit("word ").next().unwrap_or_default();
+        let place = asked
+            .split(':')
+            .next()
+            .and_then(|digits| digits.parse().ok());
+        let place: usize = place.unwrap_or_else(|| panic!("no word is asked for: {text}"));
+        let mark = vm.console().mark();
+        type_line(vm, &words[&place]);
+        if left > 0 {
+            let next = vm.wait_for_after(mark, ": _", DONE_WITHIN);
+            next.unwrap_or_else(|error| panic!("{error}"));
+            text = drawn(mark);
+        }
+    }
+    words.into_values().collect::<Vec<_>>().join(" ")
 }
 
 /// What the words give LUKS.
