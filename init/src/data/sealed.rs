@@ -24,7 +24,6 @@ use alknet_vault::slots::{
 use super::ext4::{self, Content};
 use super::find::Found;
 use super::{Access, Prepared, Stop, Volume, device, mount_data, refuse, unreadable};
-use crate::control::Problem;
 use crate::log::Log;
 use crate::media::Media;
 use crate::vault::{self, Ask, First, Keeper, Offer, Waiting};
@@ -370,18 +369,21 @@ fn damaged<T>(disk: &Disk<'_>) -> Result<T, Stop> {
     )?)
 }
 
+/// There is a vault, and it cannot be read. Nothing is served: a key made instead would be another
+/// node's.
 fn vault_problem<T>(disk: &Disk<'_>, error: &SlotError) -> Result<T, Stop> {
-    Ok(refuse(
-        "vault-damaged",
-        format!("the vault of {}: {error}", disk.found.name()),
-        "nothing was overwritten; put back a copy of the header, or reset the machine and use the words",
-    )?)
+    let text = format!("the vault of {}: {error}", disk.found.name());
+    let hint = "nothing was overwritten; put back a copy of the first 16 MiB, or reset the machine at \
+                the console (v) and use the words";
+    let waiting = Waiting::new(Ask::Nothing, "vault-damaged", text, hint);
+    Err(waits(disk, waiting.for_good()))
 }
 
+/// The same for a partition that cannot be opened.
 fn sealed_problem(disk: &Disk<'_>, error: &SealedError) -> Stop {
-    Stop::Problem(Box::new(Problem {
-        code: "data-damaged".to_owned(),
-        text: format!("the encrypted data disk {}: {error}", disk.found.name()),
-        hint: "see docs/sealed.md; nothing was written to it".to_owned(),
-    }))
+    let text = format!("the encrypted data disk {}: {error}", disk.found.name());
+    let hint = "nothing was written to it; repair it elsewhere with cryptsetup, or reset the machine \
+                at the console (v)";
+    let waiting = Waiting::new(Ask::Nothing, "data-damaged", text, hint);
+    waits(disk, waiting.for_good())
 }

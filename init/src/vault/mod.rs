@@ -65,6 +65,14 @@ impl Waiting {
             },
         }
     }
+
+    /// Only somebody at the machine can change it.
+    pub(crate) fn for_good(self) -> Self {
+        Self {
+            retries: false,
+            ..self
+        }
+    }
 }
 
 /// What somebody typed, for one attempt.

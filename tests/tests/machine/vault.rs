@@ -1,6 +1,7 @@
 //! The vault of a booted machine: made, opened, locked, reset, and brought back by its words; looked at
 //! from outside with programs that we did not write.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +16,10 @@ use serde_json::{Value, json};
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// From an answer at the console until what it leads to; Argon2id on an emulated processor is slow.
 const DONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where the vault's copies lie on a data disk (docs/sealed.md).
+const VAULT_A_AT: u64 = (16 << 20) - (128 << 10);
+const VAULT_B_AT: u64 = (16 << 20) - (64 << 10);
 
 /// What is looked for on a disk.
 const MARKER: &str = "4f1c8b2e-this-is-the-marker-of-the-test-77aa90d3e5";
@@ -199,6 +204,52 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     node.end();
+}
+
+/// A damaged vault is no reason to be somebody else: nothing is served, and the disk stays as it is.
+#[test]
+fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
+    let bench = Bench::new();
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let identity = node.identity().to_owned();
+    node.end();
+    let whole = std::fs::read(bench.data()).expect("the disk is ours");
+    let damage = |places: &[u64]| {
+        let disk = std::fs::File::options().write(true).open(bench.data());
+        let disk = disk.expect("the disk is ours");
+        for at in places {
+            disk.write_all_at(b"damage", *at).expect("it is a file");
+        }
+    };
+    // One copy is made good by the other.
+    damage(&[VAULT_A_AT + 100]);
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    assert_eq!(node.identity(), identity);
+    node.end();
+    damage(&[VAULT_B_AT + 200]);
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    assert_eq!(
+        node.identity(),
+        identity,
+        "the first copy was written again"
+    );
+    node.end();
+
+    std::fs::write(bench.data(), &whole).expect("the disk is ours");
+    damage(&[VAULT_A_AT + 100, VAULT_B_AT + 100]);
+    let before = std::fs::read(bench.data()).expect("the disk is ours");
+    let vm = bench.machine(Boot::MicrovmErofs).start();
+    let said = vm.wait_for("alknet: problem vault-damaged", ASKED_WITHIN);
+    said.unwrap_or_else(|error| panic!("{error}"));
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(
+        !vm.console().text().contains("alknet: ready"),
+        "{}",
+        vm.report()
+    );
+    drop(vm);
+    let after = std::fs::read(bench.data()).expect("the disk is ours");
+    assert!(before == after, "the disk was written to");
 }
 
 /// A megabyte of a marker through the node, its words and the key of its identity: none of them is on
