@@ -328,7 +328,7 @@ fn write_down(vm: &Vm) -> String {
     };
     let mark = vm.console().mark();
     type_line(vm, "");
-    let mut text = drawn(mark);
+    let text = drawn(mark);
     let table: Vec<&str> = text.split_whitespace().collect();
     let numbered = table.windows(2).filter_map(|pair| {
         let number: usize = pair[0].parse().ok()?;
@@ -337,19 +337,19 @@ fn write_down(vm: &Vm) -> String {
     });
     let words: std::collections::BTreeMap<_, _> = numbered.collect();
     assert_eq!(words.len(), 24, "{text}");
+    let asked = |text: &str| -> Option<usize> {
+        let asked = text.rsplit("word ").next()?;
+        asked.split(':').next()?.parse().ok()
+    };
+    let mut place = asked(&text).unwrap_or_else(|| panic!("no word is asked for: {text}"));
     for left in (0..3).rev() {
-        let asked = text.rsplit("word ").next().unwrap_or_default();
-        let place = asked
-            .split(':')
-            .next()
-            .and_then(|digits| digits.parse().ok());
-        let place: usize = place.unwrap_or_else(|| panic!("no word is asked for: {text}"));
         let mark = vm.console().mark();
         type_line(vm, &words[&place]);
         if left > 0 {
-            let next = vm.wait_for_after(mark, ": _", DONE_WITHIN);
-            next.unwrap_or_else(|error| panic!("{error}"));
-            text = drawn(mark);
+            // Pictures of the question before may still be on their way.
+            place = alknet_tests::eventually("the next word is asked for", || {
+                asked(&vm.console().since(mark)).filter(|next| *next != place)
+            });
         }
     }
     words.into_values().collect::<Vec<_>>().join(" ")
