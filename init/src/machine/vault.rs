@@ -207,7 +207,7 @@ impl Machine {
             self.timers.words = Some(boot_ms() + WORDS_MS_MAX);
             self.log
                 .warn("the words of this node can be seen at the console for ten minutes");
-        } else if self.facts.vault.words_kept {
+        } else if self.keeper.facts().words_kept {
             self.note_words_kept();
         } else if self.state_dir.join("config").join(WORDS_KEPT).exists() {
             self.keeper.words_are_kept();
