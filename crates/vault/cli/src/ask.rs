@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use alknet_vault::limits::{MAX_PASSPHRASE_BYTES, MAX_PHRASE_BYTES};
 use alknet_vault::{SecretBytes, SecretStr};
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::signal::{Signal, raise};
+use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::CliError;
@@ -20,6 +21,9 @@ const LINE_BYTES_MAX: usize = if MAX_PHRASE_BYTES > MAX_PASSPHRASE_BYTES {
 } else {
     MAX_PASSPHRASE_BYTES
 };
+
+/// Ctrl-C as it is typed where the terminal makes no signal of it.
+const CTRL_C: u8 = 3;
 
 /// What a command asks.
 pub trait Ask {
@@ -87,12 +91,24 @@ impl Terminal {
     fn read(&self, what: &str, shown: bool) -> Result<SecretStr, CliError> {
         let (mut from, person) = self.source()?;
         if !person {
-            return line(&mut from);
+            return line(&mut from, false);
         }
         eprint!("{what}: ");
         io::stderr().flush().ok();
-        let _quiet = (!shown).then(|| Quiet::make(&from)).transpose()?;
-        line(&mut from)
+        if shown {
+            return line(&mut from, false);
+        }
+        let quiet = Quiet::make(&from)?;
+        let typed = line(&mut from, true);
+        drop(quiet);
+        let gives_up = |text: &SecretStr| text.expose().as_bytes().ends_with(&[CTRL_C]);
+        if typed.as_ref().is_ok_and(gives_up) {
+            // Ends the process as Ctrl-C does anywhere, but with a terminal that shows again what is
+            // typed. Where somebody ignores the signal, nothing was answered.
+            raise(Signal::SIGINT).map_err(|errno| unreadable(errno.into()))?;
+            return Err(CliError::Denied("interrupted".to_owned()));
+        }
+        typed
     }
 }
 
@@ -158,6 +174,9 @@ impl Quiet {
         quiet.local_flags.remove(LocalFlags::ECHO);
         // The end of the line is shown, or the next text would stand behind the question.
         quiet.local_flags.insert(LocalFlags::ECHONL);
+        // A signal would end the process before the terminal is as it was: Ctrl-C ends the line instead.
+        quiet.local_flags.remove(LocalFlags::ISIG);
+        quiet.control_chars[SpecialCharacterIndices::VEOL as usize] = CTRL_C;
         tcsetattr(&terminal, SetArg::TCSAFLUSH, &quiet).map_err(failed)?;
         Ok(Self { terminal, before })
     }
@@ -170,9 +189,10 @@ impl Drop for Quiet {
     }
 }
 
-/// One line, read byte by byte: what follows stays where it is, and no buffer keeps a copy.
-fn line(from: &mut File) -> Result<SecretStr, CliError> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
+/// One line, read byte by byte: what follows stays where it is, and no buffer keeps a copy. Ctrl-C is
+/// its last byte where it `can_stop` the line.
+fn line(from: &mut File, can_stop: bool) -> Result<SecretStr, CliError> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX + 1));
     let mut byte = [0];
     loop {
         match from.read(&mut byte) {
@@ -182,6 +202,10 @@ fn line(from: &mut File) -> Result<SecretStr, CliError> {
             }
             Ok(0) => break,
             Ok(_) if byte[0] == b'\n' => break,
+            Ok(_) if can_stop && byte[0] == CTRL_C => {
+                bytes.push(CTRL_C);
+                break;
+            }
             Ok(_) if bytes.len() == LINE_BYTES_MAX => {
                 return Err(CliError::Usage(format!(
                     "a line of more than {LINE_BYTES_MAX} bytes"

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use alknet_vault::{SecretBytes, SecretStr};
 use alknet_vault_cli::{Ask, CliError, Verb, run};
 use clap::Parser;
 use nix::pty::openpty;
+use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use crate::shell::{CHEAP, Shell, WORDS};
@@ -299,4 +301,30 @@ fn a_terminal_does_not_show_what_is_typed() {
         !seen.contains("right") && !seen.contains("wrong\r"),
         "{seen:?}"
     );
+}
+
+#[test]
+fn ctrl_c_at_a_hidden_question_leaves_the_terminal_as_it_was() {
+    let shell = Shell::new();
+    shell.with_vault();
+    let pty = openpty(None, None).expect("a terminal");
+    let mut keyboard = File::from(pty.master);
+    let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
+    let before = tcgetattr(&pty.slave).expect("a terminal");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_alknet-vault-tool"))
+        .args(["pub", "node-identity", "--dir", "vault"])
+        .current_dir(shell.path(""))
+        .stdin(side(&pty.slave))
+        .stderr(side(&pty.slave))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    until(&mut keyboard, "passphrase: ");
+    quiet(&pty.slave);
+    keyboard.write_all(b"righ\x03").expect("typed");
+    let ended = child.wait().expect("it ends");
+    assert_eq!(ended.signal(), Some(Signal::SIGINT as i32), "{ended:?}");
+    let after = tcgetattr(&pty.slave).expect("a terminal");
+    assert_eq!(after.local_flags, before.local_flags);
+    assert_eq!(after.control_chars, before.control_chars);
 }
