@@ -12,6 +12,7 @@ mod iroh;
 mod people;
 mod promotion;
 mod read;
+mod recipient;
 mod reload;
 mod sections;
 mod tls;
@@ -30,6 +31,7 @@ pub use error::ConfigError;
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
 pub use iroh::IrohSection;
 pub use promotion::{Activation, PromotionSection};
+pub use recipient::AgeKey;
 pub use reload::{
     Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
 };

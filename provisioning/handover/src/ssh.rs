@@ -3,15 +3,12 @@
 
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
 use curve25519_dalek::edwards::CompressedEdwardsY;
-use data_encoding::{BASE64, BASE64_NOPAD};
+use data_encoding::BASE64_NOPAD;
 use sha2::{Digest, Sha256};
 
 use crate::recipient::{Stanza, agree};
 use crate::seal::hkdf;
 use crate::{FILE_KEY_BYTES, HandoverError};
-
-/// Bits of an RSA key: fewer age refuses, more nobody has.
-const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 
 /// A key, and its bytes as SSH sends them, by which age tells keys apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,28 +26,18 @@ enum Kind {
 }
 
 impl Key {
-    /// A line of a `.pub` file; what stands behind the key is a comment.
-    pub(crate) fn parse(line: &str) -> Option<Self> {
-        let mut words = line.split_ascii_whitespace();
-        let (name, encoded) = (words.next()?, words.next()?);
-        let wire = BASE64.decode(encoded.as_bytes()).ok()?;
-        let mut fields = Fields(&wire);
-        if fields.next()? != name.as_bytes() {
-            return None;
-        }
-        let kind = match name {
-            "ssh-ed25519" => {
-                let point = CompressedEdwardsY(fields.next()?.try_into().ok()?);
-                Kind::Ed25519(point.decompress()?.to_montgomery().to_bytes())
-            }
-            "ssh-rsa" => {
-                let (exponent, modulus) = (fields.next()?, fields.next()?);
-                Kind::Rsa(spki(modulus, exponent)?)
-            }
-            _ => return None,
-        };
-        let is_whole = fields.0.is_empty();
-        is_whole.then_some(Self { wire, kind })
+    /// # Errors
+    /// The point lies on no curve.
+    pub(crate) fn ed25519(wire: Vec<u8>, point: [u8; 32]) -> Result<Self, HandoverError> {
+        let point = CompressedEdwardsY(point).decompress();
+        let point = point.ok_or(HandoverError::Recipient)?;
+        let kind = Kind::Ed25519(point.to_montgomery().to_bytes());
+        Ok(Self { wire, kind })
+    }
+
+    pub(crate) fn rsa(wire: Vec<u8>, modulus: &[u8], exponent: &[u8]) -> Self {
+        let kind = Kind::Rsa(spki(modulus, exponent));
+        Self { wire, kind }
     }
 
     pub(crate) fn wrap(&self, file_key: &[u8; FILE_KEY_BYTES]) -> Result<Stanza, HandoverError> {
@@ -85,23 +72,16 @@ fn oaep(spki: &[u8], file_key: &[u8]) -> Result<Vec<u8>, HandoverError> {
     Ok(sealed)
 }
 
-/// The key as X.509 has it (RFC 3279, 2.3.1). Both numbers are big endian with their sign, as DER has
-/// them.
-fn spki(modulus: &[u8], exponent: &[u8]) -> Option<Vec<u8>> {
+/// The key as X.509 has it (RFC 3279, 2.3.1). Both numbers are positive and big endian with their sign,
+/// as SSH and DER have them.
+fn spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     const RSA_ENCRYPTION: [u8; 13] = [
         0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00,
     ];
-    let magnitude = modulus.strip_prefix(&[0]).unwrap_or(modulus);
-    let unused = magnitude.first()?.leading_zeros() as usize;
-    let bits = (magnitude.len() * 8).checked_sub(unused)?;
-    let is_positive = |number: &[u8]| number.first().is_some_and(|high| high & 0x80 == 0);
-    if !RSA_BITS.contains(&bits) || !is_positive(modulus) || !is_positive(exponent) {
-        return None;
-    }
     let numbers = [der(0x02, modulus), der(0x02, exponent)].concat();
     let key = [&[0], &*der(0x30, &numbers)].concat();
     let both = [der(0x30, &RSA_ENCRYPTION), der(0x03, &key)].concat();
-    Some(der(0x30, &both))
+    der(0x30, &both)
 }
 
 /// Tag, length and content (X.690, 8.1).
@@ -114,17 +94,4 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
         _ => [&[tag, 0x80 | length.len() as u8], length].concat(),
     };
     [&head, content].concat()
-}
-
-/// Byte strings, each behind its length.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let (length, rest) = self.0.split_first_chunk::<4>()?;
-        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-        let (field, rest) = rest.split_at_checked(length)?;
-        self.0 = rest;
-        Some(field)
-    }
 }

@@ -1,11 +1,11 @@
 //! `[vault]`: where the node's recovery words come from, and what opens them at a start.
 
-use data_encoding::BASE64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::quote;
 use super::read::{Notes, Section, Value};
+use super::recipient::AgeKey;
 use super::values::Complaint;
 
 /// Highest number of a device: the last hardened level of a path.
@@ -16,8 +16,6 @@ const KEY_VERSION_MIN: u32 = 2;
 const KEY_VERSION_MAX: u32 = DEVICE_MAX + 2;
 /// Most people the words are encrypted to: each is a line of the message that they read.
 const RECIPIENTS_MAX: usize = 8;
-/// Least and most bits of an RSA key: age's.
-const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 
 /// `[vault]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -242,90 +240,11 @@ fn recipient(text: &str) -> Result<String, Complaint> {
         let what = "this is a private key, and nobody else may have it";
         return Err((what.to_owned(), example.to_owned()));
     }
-    let is_one = match text.split(' ').collect::<Vec<_>>()[..] {
-        [kind @ ("ssh-ed25519" | "ssh-rsa"), key, ..] => is_ssh_key(kind, key),
-        [key] => is_age_key(key),
-        _ => false,
-    };
-    if is_one && !text.contains(char::is_control) {
+    if AgeKey::parse(text).is_some() {
         return Ok(text.to_owned());
     }
     Err((
         "this is nobody to encrypt to".to_owned(),
         example.to_owned(),
     ))
-}
-
-/// An X25519 recipient of age: Bech32 (BIP 173) of 32 bytes under `age`.
-fn is_age_key(text: &str) -> bool {
-    const CHARACTERS: &[u8; 32] = b"qpzry9x8gf2tvdw0s3jn54khce6mua7l";
-    /// The prefix, spread as the checksum wants it: high bits, 0, low bits.
-    const PREFIX: [u8; 7] = [3, 3, 3, 0, b'a' & 31, b'g' & 31, b'e' & 31];
-    /// 256 bits in symbols of 5, and the 6 of the checksum.
-    const SYMBOLS: usize = 256_usize.div_ceil(5) + 6;
-    let Some(data) = text.strip_prefix("age1") else {
-        return false;
-    };
-    let place = |b: u8| CHARACTERS.iter().position(|known| *known == b);
-    let symbols: Option<Vec<u8>> = data.bytes().map(|b| place(b).map(|it| it as u8)).collect();
-    let Some(symbols) = symbols.filter(|it| it.len() == SYMBOLS) else {
-        return false;
-    };
-    PREFIX.into_iter().chain(symbols).fold(1, bech32_step) == 1
-}
-
-/// One step of Bech32's checksum.
-fn bech32_step(sum: u32, symbol: u8) -> u32 {
-    const GENERATORS: [u32; 5] = [
-        0x3b6a_57b2,
-        0x2650_8e6d,
-        0x1ea1_19fa,
-        0x3d42_33dd,
-        0x2a14_62b3,
-    ];
-    let next = (sum & 0x01ff_ffff) << 5 ^ u32::from(symbol);
-    let taken = GENERATORS.iter().enumerate();
-    taken.fold(next, |next, (bit, generator)| {
-        if sum >> 25 >> bit & 1 == 1 {
-            next ^ generator
-        } else {
-            next
-        }
-    })
-}
-
-/// The second word of a public key's line: RFC 4253 (6.6) and RFC 8709 (4).
-fn is_ssh_key(kind: &str, text: &str) -> bool {
-    let Ok(bytes) = BASE64.decode(text.as_bytes()) else {
-        return false;
-    };
-    let mut fields = Fields(&bytes);
-    let named = fields.next() == Some(kind.as_bytes());
-    let first = fields.next();
-    let fits = match kind {
-        "ssh-ed25519" => first.is_some_and(|key| key.len() == 32),
-        _ => {
-            first.is_some_and(|exponent| !exponent.is_empty()) && {
-                let modulus = fields.next().unwrap_or_default();
-                let modulus = modulus.strip_prefix(&[0]).unwrap_or(modulus);
-                let high = modulus.first().map_or(0, |byte| byte.leading_zeros());
-                let bits = (modulus.len() * 8).saturating_sub(high as usize);
-                RSA_BITS.contains(&bits)
-            }
-        }
-    };
-    named && fits && fields.0.is_empty()
-}
-
-/// Byte strings, each behind its length.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let (length, rest) = self.0.split_first_chunk::<4>()?;
-        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-        let (field, rest) = rest.split_at_checked(length)?;
-        self.0 = rest;
-        Some(field)
-    }
 }

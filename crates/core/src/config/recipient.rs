@@ -1,0 +1,197 @@
+//! Public keys that age encrypts to, as a document spells them. Only read here: what encrypts is in
+//! `alknet-handover`.
+
+use std::ops::RangeInclusive;
+
+use data_encoding::BASE64;
+
+/// Least and most bits of an RSA key: fewer age refuses, more nobody has.
+const RSA_BITS: RangeInclusive<usize> = 2048..=4096;
+
+/// A public key of age's own, or one of SSH that age takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgeKey {
+    /// `age1…`: a point on Curve25519.
+    X25519([u8; 32]),
+    /// `ssh-ed25519 …` (RFC 8709, 4).
+    SshEd25519 {
+        /// The key as SSH sends it, by which age tells keys apart.
+        wire: Vec<u8>,
+        /// The compressed point, which may lie on no curve.
+        point: [u8; 32],
+    },
+    /// `ssh-rsa …` (RFC 4253, 6.6): numbers are positive, big endian, with a zero where the first bit
+    /// would be a sign.
+    SshRsa {
+        /// As above.
+        wire: Vec<u8>,
+        /// The public exponent.
+        exponent: Vec<u8>,
+        /// The modulus.
+        modulus: Vec<u8>,
+    },
+}
+
+impl AgeKey {
+    /// Reads `age1…` as age-keygen prints it, or the line of a `.pub` file, whose third word is a
+    /// comment. `None` is anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.contains(char::is_control) {
+            return None;
+        }
+        let mut words = text.split(' ').filter(|word| !word.is_empty());
+        match (words.next()?, words.next()) {
+            (kind @ ("ssh-ed25519" | "ssh-rsa"), Some(key)) => ssh(kind, key),
+            (key, None) => x25519(key).map(Self::X25519),
+            _ => None,
+        }
+    }
+}
+
+/// The second word of a public key's line.
+fn ssh(kind: &str, text: &str) -> Option<AgeKey> {
+    let wire = BASE64.decode(text.as_bytes()).ok()?;
+    let mut fields = Fields(&wire);
+    if fields.next()? != kind.as_bytes() {
+        return None;
+    }
+    let first = fields.next()?;
+    let second = (kind == "ssh-rsa").then(|| fields.next());
+    if !fields.0.is_empty() {
+        return None;
+    }
+    let Some(modulus) = second else {
+        let point = first.try_into().ok()?;
+        return Some(AgeKey::SshEd25519 { wire, point });
+    };
+    let (exponent, modulus) = (first.to_vec(), modulus?.to_vec());
+    let is_positive = |number: &[u8]| number.first().is_some_and(|high| high & 0x80 == 0);
+    let fits = is_positive(&exponent) && is_positive(&modulus) && RSA_BITS.contains(&bits(&modulus));
+    fits.then_some(AgeKey::SshRsa {
+        wire,
+        exponent,
+        modulus,
+    })
+}
+
+fn bits(number: &[u8]) -> usize {
+    let magnitude = number.strip_prefix(&[0]).unwrap_or(number);
+    let unused = magnitude.first().map_or(0, |high| high.leading_zeros());
+    (magnitude.len() * 8).saturating_sub(unused as usize)
+}
+
+/// Byte strings, each behind its length.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (length, rest) = self.0.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        let (field, rest) = rest.split_at_checked(length)?;
+        self.0 = rest;
+        Some(field)
+    }
+}
+
+/// 32 bytes in Bech32 (BIP 173) under `age`.
+fn x25519(text: &str) -> Option<[u8; 32]> {
+    const CHARACTERS: &[u8; 32] = b"qpzry9x8gf2tvdw0s3jn54khce6mua7l";
+    const CHECKSUM: usize = 6;
+    /// The prefix, spread as the checksum wants it: high bits, 0, low bits.
+    const PREFIX: [u8; 7] = [3, 3, 3, 0, b'a' & 31, b'g' & 31, b'e' & 31];
+    let place = |b: u8| CHARACTERS.iter().position(|known| *known == b);
+    let data = text.strip_prefix("age1")?.bytes();
+    let symbols: Vec<u8> = data.map(|b| place(b).map(|it| it as u8)).collect::<Option<_>>()?;
+    let sum = PREFIX.iter().chain(&symbols).copied().fold(1, bech32_step);
+    if sum != 1 || symbols.len() != 256_usize.div_ceil(5) + CHECKSUM {
+        return None;
+    }
+    let data = &symbols[..symbols.len() - CHECKSUM];
+    let bit = |at: usize| data[at / 5] >> (4 - at % 5) & 1;
+    // 52 symbols are 260 bits; the last four have to be nothing.
+    if (256..260).any(|at| bit(at) == 1) {
+        return None;
+    }
+    let byte = |at: usize| (at * 8..at * 8 + 8).fold(0, |byte, at| byte << 1 | bit(at));
+    Some(std::array::from_fn(byte))
+}
+
+/// One step of Bech32's checksum.
+fn bech32_step(sum: u32, symbol: u8) -> u32 {
+    const GENERATORS: [u32; 5] = [
+        0x3b6a_57b2,
+        0x2650_8e6d,
+        0x1ea1_19fa,
+        0x3d42_33dd,
+        0x2a14_62b3,
+    ];
+    let next = (sum & 0x01ff_ffff) << 5 ^ u32::from(symbol);
+    let taken = (0..5).filter(|bit| sum >> 25 >> bit & 1 == 1);
+    taken.fold(next, |next, bit| next ^ GENERATORS[bit])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ADA: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+
+    #[test]
+    fn a_key_of_age_is_32_bytes_and_a_checksum() {
+        assert!(matches!(AgeKey::parse(ADA), Some(AgeKey::X25519(_))));
+        for bad in [
+            "",
+            "age1",
+            &ADA.to_uppercase(),
+            &ADA.replace("zvk", "zvj"),
+            &ADA[..60],
+            &format!("{ADA} x"),
+            &format!("{ADA}\n"),
+            "AGE-SECRET-KEY-1QQQ",
+            "age1pq1qqqq",
+        ] {
+            assert_eq!(AgeKey::parse(bad), None, "{bad}");
+        }
+    }
+
+    /// A key as SSH sends it.
+    fn wire(fields: &[&[u8]]) -> String {
+        let field = |bytes: &&[u8]| [&(bytes.len() as u32).to_be_bytes(), *bytes].concat();
+        BASE64.encode(&fields.iter().flat_map(field).collect::<Vec<u8>>())
+    }
+
+    #[test]
+    fn a_key_of_ssh_is_whole_and_of_its_kind() {
+        let modulus = |bytes: usize| [&[0, 0x80][..], &vec![1; bytes - 1]].concat();
+        let parsed = |kind: &str, fields: &[&[u8]]| {
+            AgeKey::parse(&format!("{kind} {} ada@laptop", wire(fields)))
+        };
+        let rsa = |exponent: &[u8], modulus: &[u8]| parsed("ssh-rsa", &[b"ssh-rsa", exponent, modulus]);
+        assert!(parsed("ssh-ed25519", &[b"ssh-ed25519", &[7; 32]]).is_some());
+        assert!(rsa(&[1, 0, 1], &modulus(256)).is_some());
+        for bad in [
+            parsed("ssh-ed25519", &[b"ssh-ed25519", &[7; 31]]),
+            parsed("ssh-ed25519", &[b"ssh-ed25519", &[7; 32], &[]]),
+            parsed("ssh-ed25519", &[b"ssh-rsa", &[7; 32]]),
+            parsed("ssh-dss", &[b"ssh-dss", &[7; 32]]),
+            parsed("ssh-rsa", &[b"ssh-rsa", &[3]]),
+            rsa(&[], &modulus(256)),
+            rsa(&[0x83], &modulus(256)),
+            rsa(&[3], &modulus(256)[1..]),
+            rsa(&[3], &modulus(128)),
+            rsa(&[3], &modulus(520)),
+        ] {
+            assert_eq!(bad, None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in "(age1|ssh-ed25519 |ssh-rsa )?[a-z0-9+/= ]{0,80}") {
+            let _ = AgeKey::parse(&text);
+        }
+    }
+}
