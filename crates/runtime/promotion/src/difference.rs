@@ -1,17 +1,12 @@
 //! What changes between two bundles, for a reviewer.
 
-use std::time::Duration;
+mod unified;
 
 use serde_json::Value;
-use similar::TextDiff;
 
 use crate::bundle::Bundle;
 use crate::limits::DIFFERENCE_BYTES_MAX;
-
-/// How long one text is compared before the comparison becomes coarse.
-const COMPARE: Duration = Duration::from_millis(200);
-/// Lines around a change.
-const AROUND: usize = 3;
+use unified::unified;
 
 /// Specification, tests and every module as unified differences; from nothing where there is no
 /// bundle before. What is too long is cut, and it is said.
@@ -31,12 +26,7 @@ pub(crate) fn between(before: Option<&Bundle>, now: &Bundle) -> String {
         if old == new {
             continue;
         }
-        let difference = TextDiff::configure()
-            .timeout(COMPARE)
-            .diff_lines(old.as_str(), new.as_str());
-        let mut unified = difference.unified_diff();
-        unified.context_radius(AROUND).header(name, name);
-        text.push_str(&unified.to_string());
+        text.push_str(&unified(name, &old, &new));
         if text.len() > DIFFERENCE_BYTES_MAX {
             let end = text.floor_char_boundary(DIFFERENCE_BYTES_MAX);
             text.truncate(end);
