@@ -66,6 +66,8 @@ pub(crate) struct Opened {
     pub(crate) prepared: Prepared,
     pub(crate) settings: Settings,
     pub(crate) clock: Clock,
+    /// What it was made with.
+    pub(crate) offer: Offer,
 }
 
 /// Runs the machine. Whatever happens, PID 1 does not end: the last resort is a reason on the
@@ -212,7 +214,7 @@ async fn show_log(console: Console, log: Log) {
 
 /// Everything that waits for disks: the data, the clock's note on it, the configuration.
 fn prepare(mut facts: Facts, keeper: Arc<Keeper>, log: &Log) -> Booted {
-    let opened = open(&keeper, &Offer::default(), log);
+    let opened = open(&keeper, Offer::default(), log);
     stage::reach(&mut facts.stages, Stage::Data);
     facts.fault_injection =
         alknet_provisioning::fault_injection(&alknet_provisioning::Paths::system());
@@ -228,8 +230,13 @@ fn prepare(mut facts: Facts, keeper: Arc<Keeper>, log: &Log) -> Booted {
 }
 
 /// One attempt, with what somebody typed.
-pub(crate) fn open(keeper: &Keeper, offer: &Offer, log: &Log) -> Opened {
-    let prepared = data::prepare(Access { keeper, offer, log });
+pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
+    let access = Access {
+        keeper,
+        offer: &offer,
+        log,
+    };
+    let prepared = data::prepare(access);
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
         Ok(source) => Clock::Local(source),
@@ -242,6 +249,7 @@ pub(crate) fn open(keeper: &Keeper, offer: &Offer, log: &Log) -> Opened {
         settings: Settings::read(data_dir, keeper.is_sealed()),
         prepared,
         clock,
+        offer,
     }
 }
 

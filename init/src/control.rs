@@ -188,6 +188,8 @@ pub struct VaultFacts {
     pub state: String,
     /// Types of its slots, in their order.
     pub slots: Vec<String>,
+    /// What those of type `tpm2` are bound to.
+    pub tpm2: Vec<Tpm2Facts>,
     /// Nothing that lies beside it opens it; false with a slot of type `none`.
     pub sealed: bool,
     /// Type of the slot that opened it.
@@ -200,6 +202,21 @@ pub struct VaultFacts {
     pub words_age: Option<String>,
     /// `memfd_secret`, memory that the kernel itself does not map, or `memfd`.
     pub memory: String,
+}
+
+/// What a slot of type `tpm2` is bound to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tpm2Facts {
+    /// Its number.
+    pub slot: u32,
+    /// The PCRs whose values open it.
+    pub pcrs: Vec<u8>,
+    /// Somebody types a PIN besides.
+    pub pin: bool,
+    /// `measured and enforced`: Secure Boot decides what starts. `measured, not enforced`: anything may
+    /// start, and only the same opens it.
+    pub protection: String,
 }
 
 /// One network card.

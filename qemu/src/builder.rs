@@ -114,6 +114,20 @@ impl VmBuilder {
         self
     }
 
+    /// Puts in the TPM 2.0 whose memory is in `folder`, a new one where that is empty. It keeps keys and
+    /// counters from one machine to the next, which may not run at the same time. Not on microvm.
+    pub fn tpm(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.machine.tpm = Some(folder.into());
+        self
+    }
+
+    /// Keeps the UEFI firmware's variables in `file`, made at the first start; otherwise each start has
+    /// fresh ones. UEFI only.
+    pub fn variables(mut self, file: impl Into<PathBuf>) -> Self {
+        self.machine.variables = Some(file.into());
+        self
+    }
+
     /// A reset ends the machine instead of booting it again.
     pub fn exit_on_reset(mut self) -> Self {
         self.machine.exit_on_reset = true;

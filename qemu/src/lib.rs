@@ -40,6 +40,7 @@ mod qmp;
 mod record;
 mod scratch;
 mod tools;
+mod tpm;
 mod tsc;
 mod vm;
 

@@ -17,7 +17,7 @@ pub enum MachineKind {
     Microvm,
     /// An ordinary PC with SeaBIOS, PCI Express and ACPI.
     Q35,
-    /// The same with UEFI firmware and fresh variables.
+    /// The same with UEFI firmware, whose variables are fresh unless they are kept.
     Q35Uefi,
 }
 
@@ -44,6 +44,10 @@ pub(crate) struct Machine {
     pub(crate) seed: Option<Vec<u8>>,
     pub(crate) nics: Vec<Nic>,
     pub(crate) watchdog: Option<WatchdogAction>,
+    /// Folder of the TPM's memory.
+    pub(crate) tpm: Option<PathBuf>,
+    /// File that keeps the firmware's variables.
+    pub(crate) variables: Option<PathBuf>,
     pub(crate) exit_on_reset: bool,
     pub(crate) counted: bool,
     pub(crate) extra: Vec<OsString>,
@@ -65,6 +69,8 @@ pub(crate) struct Layout {
     pub(crate) fw_cfg_files: Vec<PathBuf>,
     /// Folder of the files that `Machine::seed` needs.
     pub(crate) seed: Option<PathBuf>,
+    /// QEMU's end of the TPM's control channel.
+    pub(crate) tpm_fd: Option<i32>,
     /// Argument of `-plugin`.
     pub(crate) plugin: Option<String>,
 }
@@ -98,6 +104,8 @@ impl Machine {
             seed: None,
             nics: vec![],
             watchdog: None,
+            tpm: None,
+            variables: None,
             exit_on_reset: false,
             counted: false,
             extra: vec![],
@@ -110,6 +118,12 @@ impl Machine {
         let refuse = |why: &str| Err(Error::BadMachine(why.to_owned()));
         if microvm && self.watchdog.is_some() {
             return refuse("microvm has no PCI and so no watchdog; use q35");
+        }
+        if microvm && self.tpm.is_some() {
+            return refuse("microvm has no TPM that its firmware measures into; use q35");
+        }
+        if self.variables.is_some() && self.kind != MachineKind::Q35Uefi {
+            return refuse("only UEFI firmware has variables to keep");
         }
         if microvm && self.hot_plugs() {
             return refuse("microvm cannot hot-plug; use q35");
@@ -149,6 +163,11 @@ impl Machine {
         self.cards(layout, &mut args);
         self.fw_cfg_files(layout, &mut args);
         self.watchdog(&mut args);
+        if let Some(fd) = layout.tpm_fd {
+            args.pair("-chardev", format!("socket,id=tpm,fd={fd}"));
+            args.pair("-tpmdev", "emulator,id=tpm0,chardev=tpm");
+            args.pair("-device", "tpm-crb,tpmdev=tpm0");
+        }
         args.0.extend(self.extra.iter().cloned());
         args.0
     }
@@ -423,6 +442,7 @@ mod tests {
             firmware: None,
             fw_cfg_files: vec!["/x,y".into()],
             seed: None,
+            tpm_fd: Some(6),
             plugin: None,
         }
     }
@@ -482,6 +502,14 @@ mod tests {
     }
 
     #[test]
+    fn a_tpm_is_reached_over_its_descriptor() {
+        let line = line(&machine(MachineKind::Q35Uefi));
+        let wanted =
+            "-chardev socket,id=tpm,fd=6 -tpmdev emulator,id=tpm0,chardev=tpm -device tpm-crb";
+        assert!(line.contains(wanted), "{line}");
+    }
+
+    #[test]
     fn a_card_for_later_gets_a_slot_only() {
         let mut machine = machine(MachineKind::Q35);
         machine.kernel = Some("/k".into());
@@ -502,7 +530,11 @@ mod tests {
         hot.nics = vec![Nic::user().unplugged()];
         let mut headless = machine(MachineKind::Q35);
         headless.append = "quiet".into();
-        for machine in [watched, hot, headless] {
+        let mut sealed = machine(MachineKind::Microvm);
+        sealed.tpm = Some("/tpm".into());
+        let mut kept = machine(MachineKind::Q35);
+        kept.variables = Some("/vars".into());
+        for machine in [watched, hot, headless, sealed, kept] {
             let error = machine.check().expect_err("it cannot be built");
             assert!(matches!(error, Error::BadMachine(_)), "{error}");
         }

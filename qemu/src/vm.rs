@@ -21,7 +21,7 @@ use crate::nic::{NODE_PORT, Nic, Wire};
 use crate::process::{FIRST_FD, Process, describe};
 use crate::qmp::{Event, Qmp};
 use crate::scratch::Scratch;
-use crate::tools;
+use crate::{tools, tpm};
 
 /// Names the directory in which logs of failed machines are kept.
 pub const LOGS_VARIABLE: &str = "ALKNET_QEMU_LOGS";
@@ -87,6 +87,8 @@ pub struct Vm {
     forwards: Vec<Forward>,
     macs: Vec<String>,
     counter: Option<Counter>,
+    /// Behind QEMU, which talks to it to the last.
+    tpm: Option<Process>,
     // Last: the files are in use until the process is gone.
     scratch: Scratch,
 }
@@ -305,6 +307,8 @@ impl Vm {
 
     fn exit(&mut self) -> Result<Exit> {
         let status = self.process.wait().map_err(Error::io("waiting for QEMU"))?;
+        // Killed and waited for: the next machine may have it.
+        self.tpm = None;
         self.console.finish();
         self.qmp.wait_closed(Duration::MAX.min(EVENTS_LIMIT));
         Ok(Exit {
@@ -320,6 +324,7 @@ impl Vm {
         let console = wires.stream()?;
         let qmp = wires.stream()?;
         let lan_fds = wires.lans(&machine.nics)?;
+        let (tpm, tpm_fd) = chip(machine, &mut wires, &scratch)?.unzip();
         let counter = if machine.counted {
             Some(counter(&scratch)?)
         } else {
@@ -332,9 +337,10 @@ impl Vm {
             qmp_fd: FIRST_FD + 1,
             lan_fds,
             ports: free_ports(machine.nics.iter().map(|nic| nic.forwards().len()).sum())?,
-            firmware: firmware(machine.kind, &scratch)?,
+            firmware: firmware(machine, &scratch)?,
             fw_cfg_files: fw_cfg_files(machine, &scratch)?,
             seed: seed(machine, &scratch)?,
+            tpm_fd,
             plugin,
         };
         let stderr = scratch.file("stderr");
@@ -355,6 +361,7 @@ impl Vm {
                 .map(|(index, nic)| nic.mac(index))
                 .collect(),
             counter,
+            tpm,
             scratch,
         };
         vm.release(machine)?;
@@ -394,6 +401,11 @@ struct Wires {
 }
 
 impl Wires {
+    /// The descriptor that QEMU has for what is added next.
+    fn next_fd(&self) -> i32 {
+        FIRST_FD + i32::try_from(self.theirs.len()).unwrap_or(i32::MAX / 2)
+    }
+
     fn stream(&mut self) -> Result<UnixStream> {
         let pair = UnixStream::pair();
         let (ours, theirs) = pair.map_err(Error::io("making a socket pair"))?;
@@ -405,7 +417,7 @@ impl Wires {
         let mut fds = vec![];
         for nic in nics {
             if let Wire::Lan(lan) = &nic.wire {
-                fds.push(FIRST_FD + i32::try_from(self.theirs.len()).unwrap_or(i32::MAX / 2));
+                fds.push(self.next_fd());
                 self.theirs.push(lan.attach()?);
             }
         }
@@ -461,14 +473,28 @@ fn counter(scratch: &Scratch) -> Result<(Counter, String)> {
     Counter::create(&scratch.file("instructions"), scratch.path())
 }
 
-fn firmware(kind: MachineKind, scratch: &Scratch) -> Result<Option<(PathBuf, PathBuf)>> {
-    if kind != MachineKind::Q35Uefi {
+fn firmware(machine: &Machine, scratch: &Scratch) -> Result<Option<(PathBuf, PathBuf)>> {
+    if machine.kind != MachineKind::Q35Uefi {
         return Ok(None);
     }
     let (code, template) = tools::firmware()?;
-    let vars = scratch.file("vars.fd");
-    fs::copy(template, &vars).map_err(Error::io("copying the firmware's variables"))?;
+    let kept = machine.variables.clone();
+    let vars = kept.unwrap_or_else(|| scratch.file("vars.fd"));
+    if !vars.exists() {
+        fs::copy(template, &vars).map_err(Error::io("copying the firmware's variables"))?;
+    }
     Ok(Some((code.to_owned(), vars)))
+}
+
+/// The machine's TPM, and what QEMU has of it.
+fn chip(machine: &Machine, wires: &mut Wires, scratch: &Scratch) -> Result<Option<(Process, i32)>> {
+    let Some(folder) = &machine.tpm else {
+        return Ok(None);
+    };
+    let fd = wires.next_fd();
+    let control = wires.stream()?;
+    let started = tpm::start(folder, control.into(), &scratch.file("swtpm"))?;
+    Ok(Some((started, fd)))
 }
 
 fn fw_cfg_files(machine: &Machine, scratch: &Scratch) -> Result<Vec<PathBuf>> {

@@ -20,6 +20,9 @@ const FIRST_SECTOR: usize = 8;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Where swtpm keeps what a chip remembers.
+const TPM_MEMORY: &str = "tpm2-00.permall";
+
 struct Bench {
     dir: tempfile::TempDir,
 }
@@ -64,6 +67,32 @@ impl Bench {
 fn sector(image: &Path, number: usize) -> Vec<u8> {
     let bytes = fs::read(image).expect("the image is there");
     bytes[number * 512..(number + 1) * 512].to_vec()
+}
+
+#[test]
+fn a_tpm_goes_from_one_machine_to_the_next() {
+    let bench = Bench::new();
+    let folder = bench.dir.path().join("chip");
+    let start = || {
+        let vm = bench
+            .machine()
+            .disk(Disk::file(bench.disk()))
+            .tpm(&folder)
+            .start()
+            .expect("QEMU and swtpm are installed");
+        vm.wait_for("ready", LIMIT).expect("the guest boots");
+        vm
+    };
+    let mut vm = start();
+    let memory = fs::read(folder.join(TPM_MEMORY)).expect("a new chip was made");
+    vm.cut_power().expect("it runs");
+    // The first one has ended: its folder is free.
+    let second = start();
+    drop(vm);
+    drop(second);
+    let again = fs::read(folder.join(TPM_MEMORY)).expect("it is still there");
+    assert!(!memory.is_empty() && !again.is_empty());
+    drop(start());
 }
 
 #[test]

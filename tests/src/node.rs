@@ -113,6 +113,16 @@ impl<'a> Machine<'a> {
         self.configured("[vault]\ninit = \"off\"")
     }
 
+    /// With a TPM of this name, which stays on the bench as the firmware's variables do.
+    pub fn measured(self, chip: &str) -> Self {
+        let folder = self.bench.path();
+        let (chip, variables) = (
+            folder.join(format!("{chip}.tpm")),
+            folder.join("variables.fd"),
+        );
+        self.with(|vm| vm.tpm(chip).variables(variables))
+    }
+
     /// Adds to the kernel's command line.
     pub fn append(mut self, words: &str) -> Self {
         self.command_line = format!("{} {words}", self.command_line);

@@ -76,9 +76,13 @@ fn show(value: &Value, json: bool) -> Result<Exit, Failure> {
     for (name, value) in value.as_object().into_iter().flatten() {
         let text = match value {
             Value::Null => continue,
+            Value::Array(items) if items.is_empty() => continue,
             Value::Array(items) => {
-                let items = items.iter().filter_map(Value::as_str);
-                items.collect::<Vec<_>>().join(", ")
+                let text = |item: &Value| {
+                    item.as_str()
+                        .map_or_else(|| item.to_string(), str::to_owned)
+                };
+                items.iter().map(text).collect::<Vec<_>>().join(", ")
             }
             Value::String(text) => text.clone(),
             other => other.to_string(),

@@ -520,7 +520,17 @@ fn data(state: &DataState) -> String {
 
 /// What opens the vault, or that nothing needs to.
 fn vault(facts: &VaultFacts) -> Option<String> {
-    let slots = facts.slots.join(", ");
+    let mut slots = facts.slots.clone();
+    // What a key in a TPM is worth depends on what decides what starts.
+    for (slot, tpm2) in slots
+        .iter_mut()
+        .filter(|slot| slot.as_str() == "tpm2")
+        .zip(&facts.tpm2)
+    {
+        let pin = if tpm2.pin { "with a PIN, " } else { "" };
+        slot.push_str(&format!(" ({pin}{})", tpm2.protection));
+    }
+    let slots = slots.join(", ");
     let words = if facts.words_kept {
         ""
     } else {

@@ -15,7 +15,7 @@ use crate::{
     data,
     facts::Clock,
     stage::boot_ms,
-    vault::{self, Ask, Offer, Step, Waiting},
+    vault::{self, Offer, Step, Waiting},
 };
 
 /// How often an attempt is made that needs nobody, ms: a medium may be attached any time.
@@ -36,6 +36,7 @@ impl Machine {
             prepared,
             settings,
             clock,
+            offer,
         } = opened;
         self.opening = false;
         self.facts.data = prepared.state.clone();
@@ -55,8 +56,7 @@ impl Machine {
         match &prepared.waiting {
             Some(waiting) => {
                 self.timers.open = waiting.retries.then_some(now + OPEN_EVERY_MS);
-                // A passphrase that was wrong is not tried again.
-                self.offer.passphrase = None;
+                self.offer.keep(offer);
                 self.asking.wait_for(Some(waiting));
             }
             None => {
@@ -112,7 +112,7 @@ impl Machine {
         let offer = std::mem::take(&mut self.offer);
         if prepared.state.mode == "locked" {
             self.blocking("opening the data", move || {
-                Event::Opened(Box::new(boot::open(&keeper, &offer, &log)))
+                Event::Opened(Box::new(boot::open(&keeper, offer, &log)))
             });
             return;
         }
@@ -132,9 +132,10 @@ impl Machine {
         }
         self.keeper.lock();
         self.keeper.take_words();
-        let hint = "type its passphrase on the console, or restart the machine";
+        let hint = "type what opens it on the console, or restart the machine";
         let text = "the vault was locked";
-        self.waiting = Some(Waiting::new(Ask::Passphrase, "vault-locked", text, hint));
+        let ask = self.keeper.asks();
+        self.waiting = Some(Waiting::new(ask, "vault-locked", text, hint));
         self.asking.end();
         self.asking.wait_for(self.waiting.as_ref());
         self.tell_events();
@@ -177,6 +178,14 @@ impl Machine {
             }
             Step::Passphrase(passphrase) => {
                 self.offer.passphrase = Some(passphrase);
+                self.open();
+            }
+            Step::NewPin(pin) => {
+                self.offer.new_pin = Some(pin);
+                self.open();
+            }
+            Step::Pin(pin) => {
+                self.offer.pin = Some(pin);
                 self.open();
             }
             Step::Words(words) => {

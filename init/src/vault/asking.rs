@@ -1,6 +1,7 @@
 //! What the console asks somebody about the vault, and what comes of the answers. No clock, no
 //! vault: answers come in, questions and steps come out.
 
+use alknet_tpm::Pin;
 use alknet_vault::{Entropy, SecretStr};
 use zeroize::Zeroizing;
 
@@ -26,7 +27,9 @@ pub(crate) enum Step {
     Retry,
     /// Open the vault, or make it, with this.
     NewPassphrase(SecretStr),
+    NewPin(SecretStr),
     Passphrase(SecretStr),
+    Pin(SecretStr),
     Words(Words),
     /// The words that were shown are written down.
     WordsKept,
@@ -38,6 +41,8 @@ pub(crate) struct Asking {
     state: State,
     /// Something the person should know, above the next question.
     note: String,
+    /// Both a PIN and a passphrase help: Enter leads from one question to the other.
+    other_way: bool,
 }
 
 #[derive(Debug, Default)]
@@ -50,9 +55,12 @@ enum State {
     Command,
     NewPassphrase,
     NewPassphraseAgain(SecretStr),
+    NewPin,
+    NewPinAgain(SecretStr),
     #[default]
     Nothing,
     Passphrase,
+    Pin,
     Reset,
     Words,
 }
@@ -60,7 +68,16 @@ enum State {
 impl Asking {
     /// Asks for what the vault waits for, or for nothing. A conversation about the same goes on.
     pub(crate) fn wait_for(&mut self, waiting: Option<&Waiting>) {
+        let other_way = waiting.is_some_and(|waiting| waiting.other_way);
         let fits = |state: &State, ask: Ask| match ask {
+            // Whoever chose the other question is left with it.
+            Ask::Passphrase | Ask::Pin
+                if other_way && matches!(state, State::Passphrase | State::Pin) =>
+            {
+                true
+            }
+            Ask::NewPin => matches!(state, State::NewPin | State::NewPinAgain(_)),
+            Ask::Pin => matches!(state, State::Pin | State::Command | State::Reset),
             Ask::NewPassphrase => {
                 matches!(state, State::NewPassphrase | State::NewPassphraseAgain(_))
             }
@@ -83,12 +100,15 @@ impl Asking {
                 self.note.clear();
                 self.state = match waiting.ask {
                     Ask::NewPassphrase => State::NewPassphrase,
+                    Ask::NewPin => State::NewPin,
                     Ask::Nothing => State::Nothing,
                     Ask::Passphrase => State::Passphrase,
+                    Ask::Pin => State::Pin,
                     Ask::Words => State::Words,
                 };
             }
         }
+        self.other_way = other_way;
         if let Some(waiting) = waiting {
             self.note.clone_from(&waiting.problem.text);
         }
@@ -113,14 +133,26 @@ impl Asking {
             .filter(|note| !note.is_empty());
         Some(match &self.state {
             State::Nothing => return None,
+            State::Passphrase if self.other_way => {
+                Question::secret("passphrase of the vault, or Enter for the PIN").with_lines(note)
+            }
             State::Passphrase => {
                 Question::secret("passphrase of the vault, or Enter where it opens by itself").with_lines(note)
+            }
+            State::Pin if self.other_way => {
+                Question::secret("PIN of the TPM, or Enter for the passphrase").with_lines(note)
+            }
+            State::Pin => Question::secret("PIN of the TPM").with_lines(note),
+            State::NewPin => {
+                let told = "This machine's vault is about to be made. The PIN is asked at every boot; \
+                            the TPM counts wrong ones.";
+                Question::secret("new PIN of the TPM").with_lines(note.chain([told]))
             }
             State::NewPassphrase => {
                 let told = "This machine's vault is about to be made. Its passphrase is asked at every boot.";
                 Question::secret("new passphrase").with_lines(note.chain([told]))
             }
-            State::NewPassphraseAgain(_) => Question::secret("the same again"),
+            State::NewPassphraseAgain(_) | State::NewPinAgain(_) => Question::secret("the same again"),
             State::Words => {
                 let told = "The words of an earlier node bring it back here, all on one line.";
                 Question::shown("the words, or Enter for new ones").with_lines(note.chain([told]))
@@ -164,11 +196,43 @@ impl Asking {
         match std::mem::take(&mut self.state) {
             State::Nothing => Step::Next,
             State::Passphrase => {
-                self.state = State::Passphrase;
                 if line.is_empty() {
+                    self.state = match self.other_way {
+                        true => State::Pin,
+                        false => State::Passphrase,
+                    };
                     return Step::Retry;
                 }
+                self.state = State::Passphrase;
                 Step::Passphrase(secret(&line))
+            }
+            State::Pin if line.is_empty() && self.other_way => {
+                self.state = State::Passphrase;
+                Step::Next
+            }
+            State::Pin if line.is_empty() => {
+                self.state = State::Pin;
+                Step::Retry
+            }
+            State::Pin => {
+                self.state = State::Pin;
+                match self.pin(&line) {
+                    Some(pin) => Step::Pin(pin),
+                    None => Step::Next,
+                }
+            }
+            State::NewPin => {
+                self.state = match self.pin(&line) {
+                    Some(pin) => State::NewPinAgain(pin),
+                    None => State::NewPin,
+                };
+                Step::Next
+            }
+            State::NewPinAgain(first) if first.expose() == line.as_str() => Step::NewPin(first),
+            State::NewPinAgain(_) => {
+                self.note = "the two differ".to_owned();
+                self.state = State::NewPin;
+                Step::Next
             }
             State::NewPassphrase if line.is_empty() => {
                 self.note = "an empty passphrase protects nothing".to_owned();
@@ -195,6 +259,17 @@ impl Asking {
                 Step::Next
             }
             State::Checking { words, places } => self.check(words, places, &line),
+        }
+    }
+
+    /// A PIN that a TPM can have: what cannot be one costs no attempt.
+    fn pin(&mut self, line: &Zeroizing<String>) -> Option<SecretStr> {
+        match Pin::new(secret(line)) {
+            Ok(_) => Some(secret(line)),
+            Err(error) => {
+                self.note = error.to_string();
+                None
+            }
         }
     }
 
@@ -308,6 +383,49 @@ mod tests {
             asking.answer(line("three")),
             Step::NewPassphrase(_)
         ));
+    }
+
+    #[test]
+    fn a_new_pin_is_one_that_a_tpm_can_have_typed_twice() {
+        let mut asking = Asking::default();
+        asking.wait_for(Some(&waits(Ask::NewPin)));
+        let longer = "1".repeat(33);
+        for answer in ["", longer.as_str(), "schlüssel", "1234", "1235", "1234"] {
+            assert!(
+                matches!(asking.answer(line(answer)), Step::Next),
+                "{answer}"
+            );
+            asking.wait_for(Some(&waits(Ask::NewPin)));
+        }
+        let Step::NewPin(pin) = asking.answer(line("1234")) else {
+            panic!("the same twice");
+        };
+        assert_eq!(pin.expose(), "1234");
+    }
+
+    #[test]
+    fn enter_leads_from_the_pin_to_the_passphrase_and_back() {
+        let mut asking = Asking::default();
+        let both = |ask| waits(ask).with_other_way();
+        let prompt = |asking: &Asking| format!("{:?}", asking.question());
+        asking.wait_for(Some(&both(Ask::Pin)));
+        assert!(prompt(&asking).contains("\"PIN of the TPM, or Enter for the passphrase"));
+        assert!(matches!(asking.answer(line("")), Step::Next));
+        // An attempt that was made by itself does not take a question away that somebody chose.
+        asking.wait_for(Some(&both(Ask::Pin)));
+        assert!(prompt(&asking).contains("\"passphrase of the vault, or Enter for the PIN"));
+        assert!(matches!(asking.answer(line("right")), Step::Passphrase(_)));
+        asking.wait_for(Some(&both(Ask::Passphrase)));
+        assert!(matches!(asking.answer(line("")), Step::Retry));
+        asking.wait_for(Some(&both(Ask::Pin)));
+        assert!(matches!(asking.answer(line("1234")), Step::Pin(_)));
+        // The TPM is locked: only the passphrase is left.
+        asking.wait_for(Some(&waits(Ask::Passphrase)));
+        assert!(prompt(&asking).contains("or Enter where it opens by itself"));
+        asking.wait_for(Some(&waits(Ask::Pin)));
+        assert!(matches!(asking.answer(line("")), Step::Retry));
+        assert!(matches!(asking.answer(line("not ascii: ä")), Step::Next));
+        assert!(prompt(&asking).contains("\"PIN of the TPM\""));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Instant;
 use alknet_core::config::{VaultInit, VaultSection, VaultUnlock};
 use alknet_handover::Recipient;
 use alknet_provisioning::Secrets;
+use alknet_tpm::{Pin, TpmError};
 use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{
     Argon2Params, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError, attempt, calibrate,
@@ -41,12 +42,12 @@ impl Made {
 
 impl First<'_> {
     /// Which slots to make: what is configured, else the best that this machine has.
-    fn slots(&self) -> Vec<VaultUnlock> {
+    fn slots(&self, log: &Log) -> Vec<VaultUnlock> {
         if !self.config.unlock.is_empty() {
             return self.config.unlock.clone();
         }
         let mut slots = Vec::new();
-        if tpm::is_there() {
+        if tpm::is_usable(log) {
             slots.push(VaultUnlock::Tpm2);
         }
         if self.seed().is_some() {
@@ -61,6 +62,20 @@ impl First<'_> {
     /// The key that a medium has for this machine: without a vault, the first.
     fn seed(&self) -> Option<&SeedKey> {
         self.media.seed_keys.first().map(|found| &found.key)
+    }
+
+    /// Whether somebody types a PIN at every start, besides what the TPM measures.
+    fn wants_pin(&self, kinds: &[VaultUnlock]) -> bool {
+        self.config.tpm_pin && kinds.contains(&VaultUnlock::Tpm2)
+    }
+
+    /// The PIN that was typed for it.
+    fn pin(&self) -> Result<Option<Pin>, TpmError> {
+        let typed = self.offer.new_pin.as_ref();
+        let typed = typed.filter(|_| self.config.tpm_pin);
+        typed
+            .map(|pin| Pin::new(SecretStr::from(pin.expose())))
+            .transpose()
     }
 
     /// The words, and whether they are new.
@@ -99,13 +114,25 @@ impl First<'_> {
 
 /// Makes the vault of a machine that has none. It is not written yet.
 pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
-    let kinds = first.slots();
+    let kinds = first.slots(log);
     if kinds.contains(&VaultUnlock::Kms) {
         return Err(Waiting::new(
             Ask::Nothing,
             "vault-waits",
             "another node can only keep the key of a vault that is there already",
             "leave kms out of vault.unlock, and add that slot once the node runs",
+        ));
+    }
+    if first.wants_pin(&kinds) && first.offer.new_pin.is_none() {
+        // Nobody types a PIN in vain.
+        if !tpm::is_there() {
+            return Err(no_tpm(&TpmError::Absent));
+        }
+        return Err(Waiting::new(
+            Ask::NewPin,
+            "vault-waits",
+            "the vault needs a PIN",
+            "type one on the console",
         ));
     }
     if kinds.contains(&VaultUnlock::Passphrase) && first.offer.new_passphrase.is_none() {
@@ -233,11 +260,9 @@ fn with_slots(
                 None => continue,
             },
             VaultUnlock::Tpm2 => {
-                let (kek, params) = tpm::seal().map_err(|error| {
-                    let hint = "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock";
-                    let text = format!("the TPM does not take the key: {error}");
-                    Waiting::new(Ask::Nothing, "vault-waits", text, hint)
-                })?;
+                let pin = first.pin();
+                let sealed = pin.and_then(|pin| tpm::seal(pin.as_ref()));
+                let (kek, params) = sealed.map_err(|error| no_tpm(&error))?;
                 put(NewSlot::Tpm2(params, &kek))
             }
         };
@@ -253,6 +278,12 @@ fn cost(cap_kib: u32) -> Result<Argon2Params, SlotError> {
         attempt(cost, cap_kib)?;
         Ok(begun.elapsed())
     })
+}
+
+fn no_tpm(error: &TpmError) -> Waiting {
+    let hint = "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock";
+    let text = format!("the TPM does not take the key: {error}");
+    Waiting::new(Ask::Nothing, "vault-waits", text, hint)
 }
 
 fn failed(error: impl std::fmt::Display) -> Waiting {

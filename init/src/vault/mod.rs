@@ -10,6 +10,7 @@
 //! loop asks for on the console, and the attempt is made again with what was given.
 
 mod asking;
+mod by_tpm;
 mod events;
 mod first;
 mod open;
@@ -18,10 +19,11 @@ mod randomness;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_vault::slots::{Alkv, OpenAlkv, SlotType};
+use alknet_tpm::PcrChoice;
+use alknet_vault::slots::{Alkv, OpenAlkv, Slot, SlotParams, SlotType};
 use alknet_vault::{Area, AreaError, Entropy, SecretStr, Vault, VaultError, VaultState};
 
-use crate::control::{Problem, VaultFacts};
+use crate::control::{Problem, Tpm2Facts, VaultFacts};
 
 pub(crate) use asking::{Asking, Step, places};
 pub(crate) use events::Events;
@@ -34,10 +36,14 @@ pub(crate) use randomness::wait_for_randomness;
 pub(crate) enum Ask {
     /// A passphrase for the vault that is to be made.
     NewPassphrase,
+    /// A PIN for its TPM.
+    NewPin,
     /// Nothing that can be typed: a medium, a corrected configuration.
     Nothing,
     /// The passphrase of the vault.
     Passphrase,
+    /// The PIN of its TPM.
+    Pin,
     /// The words of an earlier node, or none.
     Words,
 }
@@ -51,6 +57,8 @@ pub(crate) struct Waiting {
     pub(crate) problem: Problem,
     /// Something may come by itself: a medium, a corrected configuration.
     pub(crate) retries: bool,
+    /// Both a PIN and a passphrase help: whoever is asked for one may want to type the other.
+    pub(crate) other_way: bool,
 }
 
 impl Waiting {
@@ -58,11 +66,20 @@ impl Waiting {
         Self {
             ask,
             retries: ask == Ask::Nothing,
+            other_way: false,
             problem: Problem {
                 code: code.to_owned(),
                 text: text.into(),
                 hint: hint.to_owned(),
             },
+        }
+    }
+
+    /// Asked for a PIN one may type a passphrase, or the other way round.
+    pub(crate) fn with_other_way(self) -> Self {
+        Self {
+            other_way: true,
+            ..self
         }
     }
 
@@ -80,7 +97,21 @@ impl Waiting {
 pub(crate) struct Offer {
     pub(crate) passphrase: Option<SecretStr>,
     pub(crate) new_passphrase: Option<SecretStr>,
+    pub(crate) pin: Option<SecretStr>,
+    pub(crate) new_pin: Option<SecretStr>,
     pub(crate) words: Option<Words>,
+}
+
+impl Offer {
+    /// Takes back what an attempt was made with that needs more: what a new vault is made of is asked for
+    /// one after the other. What was to open one is not tried again.
+    pub(crate) fn keep(&mut self, tried: Self) {
+        self.passphrase = None;
+        self.pin = None;
+        self.new_passphrase = self.new_passphrase.take().or(tried.new_passphrase);
+        self.new_pin = self.new_pin.take().or(tried.new_pin);
+        self.words = self.words.take().or(tried.words);
+    }
 }
 
 /// Which words the vault is to be made of.
@@ -103,6 +134,7 @@ pub(crate) struct Keeper {
 #[derive(Debug, Default)]
 struct State {
     slots: Vec<SlotType>,
+    tpm2: Vec<Tpm2Facts>,
     opened_by: Option<SlotType>,
     device: u32,
     known: bool,
@@ -176,6 +208,7 @@ impl Keeper {
         let mut state = self.state();
         state.known = true;
         state.slots = alkv.slots().iter().map(|slot| slot.kind()).collect();
+        state.tpm2 = alkv.slots().iter().filter_map(tpm2_facts).collect();
         state.device = alkv.device().number();
     }
 
@@ -207,6 +240,13 @@ impl Keeper {
         state.words = None;
     }
 
+    /// What somebody is asked for who wants to open it again.
+    pub(crate) fn asks(&self) -> Ask {
+        let state = self.state();
+        let pin = state.tpm2.iter().any(|slot| slot.pin);
+        if pin { Ask::Pin } else { Ask::Passphrase }
+    }
+
     /// Whether there is a vault that nothing beside it opens.
     pub(crate) fn is_sealed(&self) -> bool {
         let state = self.state();
@@ -229,6 +269,7 @@ impl Keeper {
                 .iter()
                 .map(|kind| kind.name().to_owned())
                 .collect(),
+            tpm2: state.tpm2.clone(),
             sealed: state.known && !state.slots.contains(&SlotType::None),
             opened_by: state.opened_by.map(|kind| kind.name().to_owned()),
             device: state.device,
@@ -257,4 +298,17 @@ fn slot_type(open: &OpenAlkv) -> Option<SlotType> {
     let mut slots = open.alkv().slots().iter();
     let opened = slots.find(|slot| slot.id() == open.opened_by())?;
     Some(opened.kind())
+}
+
+/// What a slot of type `tpm2` is bound to.
+fn tpm2_facts(slot: &Slot) -> Option<Tpm2Facts> {
+    let SlotParams::Tpm2(params) = slot.params() else {
+        return None;
+    };
+    Some(Tpm2Facts {
+        slot: slot.id().number(),
+        pcrs: params.pcrs().to_vec(),
+        pin: params.pin(),
+        protection: PcrChoice::protection(params.pcrs()).to_owned(),
+    })
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use alknet_provisioning::Secrets;
+use alknet_tpm::TpmError;
 use alknet_vault::audit::{Event, SlotName};
-use alknet_vault::slots::{Found, Key, OpenAlkv, SlotError, SlotParams, SlotType, memory_cap_kib};
+use alknet_vault::slots::{Found, Key, OpenAlkv, SlotError, SlotType, memory_cap_kib};
 
-use super::{Ask, Keeper, Offer, Waiting};
-use crate::{log::Log, stage::boot_ms, tpm};
+use super::{Ask, Keeper, Offer, Waiting, by_tpm};
+use crate::{log::Log, stage::boot_ms};
 
 /// In which order slots are tried that need nobody.
 const UNATTENDED: [SlotType; 3] = [SlotType::Tpm2, SlotType::Provisioning, SlotType::None];
@@ -22,16 +23,14 @@ pub(crate) fn open(
 ) -> Result<OpenAlkv, Waiting> {
     keeper.note(&found.newest);
     let slots = |kind| {
-        let mut slots = found.newest.slots().iter();
-        slots.find(move |slot| slot.kind() == kind)
+        let slots = found.newest.slots().iter();
+        slots.filter(move |slot| slot.kind() == kind)
     };
     let mut refusals = Vec::new();
     for kind in UNATTENDED {
-        let Some(slot) = slots(kind) else { continue };
-        if matches!(slot.params(), SlotParams::Tpm2(params) if params.pin()) {
-            refusals.push("tpm2: it needs a PIN".to_owned());
+        let Some(slot) = slots(kind).find(|slot| !by_tpm::wants_pin(slot)) else {
             continue;
-        }
+        };
         match unattended(found, kind, media) {
             Ok(opened) => return admitted(opened, keeper, log),
             Err(why) => {
@@ -41,7 +40,19 @@ pub(crate) fn open(
             }
         }
     }
-    let typed = slots(SlotType::Passphrase);
+    let by_pin = slots(SlotType::Tpm2).find(|slot| by_tpm::wants_pin(slot));
+    if let (Some(slot), Some(pin)) = (by_pin, &offer.pin) {
+        match by_tpm::with_pin(found, pin) {
+            Ok(opened) => return admitted(opened, keeper, log),
+            Err(why) => {
+                let (kind, id) = (SlotType::Tpm2, slot.id());
+                let name = SlotName { kind, id };
+                keeper.events().add(Event::UnlockFailed(name));
+                refusals = vec![why];
+            }
+        }
+    }
+    let typed = slots(SlotType::Passphrase).next();
     if let (Some(slot), Some(passphrase)) = (typed, &offer.passphrase) {
         std::thread::sleep(keeper.wait());
         let cap_kib = memory_cap_kib(memory_kib());
@@ -68,36 +79,70 @@ pub(crate) fn open(
             }
         }
     }
-    let mut waiting = waiting(typed.is_some(), &refusals);
-    waiting.retries |= slots(SlotType::Provisioning).is_some();
+    let pin = match by_pin.map(|slot| (slot, by_tpm::obstacle(&found.newest))) {
+        None => Typing::No,
+        Some((_, None)) => Typing::Now,
+        Some((slot, Some(error))) => {
+            let (kind, id) = (SlotType::Tpm2, slot.id());
+            keeper.refused_once(SlotName { kind, id });
+            let why = error.to_string();
+            if !refusals.contains(&why) {
+                refusals.push(why);
+            }
+            match error {
+                TpmError::LockedOut(_) => Typing::Later,
+                _ => Typing::No,
+            }
+        }
+    };
+    let mut waiting = waiting(typed.is_some(), pin, offer, &refusals);
+    waiting.retries |= slots(SlotType::Provisioning).next().is_some();
     Err(waiting)
 }
 
-fn waiting(typed: bool, refusals: &[String]) -> Waiting {
+/// Whether somebody can type a PIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Typing {
+    Later,
+    No,
+    Now,
+}
+
+fn waiting(passphrase: bool, pin: Typing, offer: &Offer, refusals: &[String]) -> Waiting {
     let why = if refusals.is_empty() {
         "the vault is locked".to_owned()
     } else {
         format!("the vault is locked: {}", refusals.join("; "))
     };
-    if typed {
-        let hint = "type the passphrase on the console";
-        return Waiting::new(Ask::Passphrase, "vault-locked", why, hint);
+    let new = |ask, hint| Waiting::new(ask, "vault-locked", why.clone(), hint);
+    match (pin, passphrase) {
+        // Who typed a passphrase is asked for it again.
+        (Typing::Now, true) if offer.passphrase.is_some() => {
+            let hint = "type the passphrase on the console, or Enter for the PIN";
+            new(Ask::Passphrase, hint).with_other_way()
+        }
+        (Typing::Now, true) => {
+            let hint = "type the PIN on the console, or Enter for the passphrase";
+            new(Ask::Pin, hint).with_other_way()
+        }
+        (Typing::Now, false) => new(Ask::Pin, "type the PIN on the console"),
+        (_, true) => new(Ask::Passphrase, "type the passphrase on the console"),
+        (Typing::Later, false) => {
+            let hint =
+                "leave the machine on until the TPM takes a PIN again, then type it on the console";
+            new(Ask::Pin, hint)
+        }
+        (Typing::No, false) => {
+            let hint = "attach the medium that opens it; it is tried again by itself. Without it only \
+                        a factory reset and the words help";
+            new(Ask::Nothing, hint)
+        }
     }
-    let hint = "attach the medium that opens it; it is tried again by itself. Without it only a \
-                factory reset and the words help";
-    Waiting::new(Ask::Nothing, "vault-locked", why, hint)
 }
 
 fn unattended(found: &Found, kind: SlotType, media: &Secrets) -> Result<OpenAlkv, String> {
     let opened = match kind {
-        SlotType::Tpm2 => {
-            let mut tpm = tpm::source().map_err(|error| error.to_string())?;
-            let opened = found.open(&mut Key::Source(kind, &mut tpm));
-            if let (Err(_), Some(error)) = (&opened, tpm.take_error()) {
-                return Err(error.to_string());
-            }
-            opened
-        }
+        SlotType::Tpm2 => return by_tpm::unattended(found),
         SlotType::Provisioning => {
             let seed = media.seed_key_of(found.newest.uuid());
             let seed = seed.ok_or_else(|| "no medium with its seed.key is attached".to_owned())?;

@@ -16,6 +16,10 @@ const VARIABLE_BYTES: usize = 5;
 /// What a TPM answers the values of at once.
 const PCRS_MAX: usize = 8;
 
+/// How a status says what being bound to PCRs is worth.
+const ENFORCED: &str = "measured and enforced";
+const MEASURED: &str = "measured, not enforced";
+
 /// PCRs of the SHA-256 bank, and what being bound to them is worth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PcrChoice {
@@ -56,6 +60,18 @@ impl PcrChoice {
         Ok(Self { pcrs, enforced })
     }
 
+    /// What a key is worth that is bound to these PCRs, in the words of a status. A key that is bound to
+    /// PCR 7, and sealed where [`choose`] said so, is released only while Secure Boot decides what
+    /// starts; any other where somebody started the same.
+    #[must_use]
+    pub fn protection(pcrs: &[u8]) -> &'static str {
+        if pcrs.contains(&7) {
+            ENFORCED
+        } else {
+            MEASURED
+        }
+    }
+
     /// Their numbers in rising order.
     #[must_use]
     pub fn pcrs(&self) -> &[u8] {
@@ -71,11 +87,7 @@ impl PcrChoice {
 
 impl fmt::Display for PcrChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.enforced {
-            "measured and enforced"
-        } else {
-            "measured, not enforced"
-        })
+        f.write_str(if self.enforced { ENFORCED } else { MEASURED })
     }
 }
 
@@ -146,6 +158,9 @@ mod tests {
             assert_eq!(measured.pcrs(), [4, 11]);
         }
         assert_eq!(choose(Path::new("/absent")), PcrChoice::measured());
+        for choice in [PcrChoice::enforced(), PcrChoice::measured()] {
+            assert_eq!(PcrChoice::protection(choice.pcrs()), choice.to_string());
+        }
     }
 
     #[test]

@@ -69,14 +69,33 @@ pub enum TpmError {
     #[error("the TPM is not usable: {0}")]
     Unsupported(&'static str),
     /// What runs here is not what the key is bound to.
-    #[error("what was booted is not what the key is bound to")]
-    WrongPcrs,
+    #[error("what was booted is not what the key is bound to{}", others(.changed))]
+    WrongPcrs {
+        /// The PCRs that hold something else, as far as the slot notes what they held.
+        changed: Vec<u8>,
+    },
     /// Not the PIN of the slot.
     #[error("wrong PIN{}", tries(.tries_left))]
     WrongPin {
         /// How many more may be wrong before the TPM locks, if it said so.
         tries_left: Option<u32>,
     },
+}
+
+/// Which PCRs are others, and what each stands for on a machine that boots our image.
+fn others(changed: &[u8]) -> String {
+    let named = |pcr: &u8| match pcr {
+        4 => "PCR 4 (the programs that were started)".to_owned(),
+        7 => "PCR 7 (Secure Boot or its keys)".to_owned(),
+        11 => "PCR 11 (the image or its command line)".to_owned(),
+        other => format!("PCR {other}"),
+    };
+    let named: Vec<_> = changed.iter().map(named).collect();
+    match named.as_slice() {
+        [] => String::new(),
+        [one] => format!(": {one} has another value"),
+        [most @ .., last] => format!(": {} and {last} have other values", most.join(", ")),
+    }
 }
 
 fn wait(interval_s: Option<u32>) -> String {
@@ -120,9 +139,29 @@ impl From<&TpmError> for KekError {
         match error {
             TpmError::Absent => Self::Absent,
             TpmError::LockedOut(_) => Self::LockedOut,
-            TpmError::WrongPcrs => Self::Refused,
+            TpmError::WrongPcrs { .. } => Self::Refused,
             TpmError::WrongPin { .. } => Self::WrongPin,
             other => Self::Failed(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_is_named_as_far_as_it_is_known() {
+        let text = |changed: &[u8]| {
+            let changed = changed.to_vec();
+            TpmError::WrongPcrs { changed }.to_string()
+        };
+        assert_eq!(text(&[]), "what was booted is not what the key is bound to");
+        assert!(text(&[7]).ends_with("to: PCR 7 (Secure Boot or its keys) has another value"));
+        let all = text(&[3, 4, 11]);
+        assert!(
+            all.contains(": PCR 3, PCR 4 (the programs that were started) and PCR 11"),
+            "{all}"
+        );
     }
 }

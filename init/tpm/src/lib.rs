@@ -15,7 +15,8 @@
 //!
 //! Everything that is secret crosses the bus encrypted, in sessions whose key only the TPM's storage
 //! key can find ([`Tpm::seal`]). Every answer that matters is authenticated by the same key. What the
-//! next image will measure is computed from its bytes ([`predict`]). A counter that never falls is for
+//! next image will measure is computed from its bytes ([`predict`]), and a vault gets a slot for it
+//! ([`Tpm::add_slot_for`]). A counter that never falls is for
 //! noticing old data ([`Tpm::counter`]).
 //!
 //! Synchronous, over anything that is read from and written to. The wire format is that of the TPM 2.0
@@ -35,6 +36,7 @@ pub mod predict;
 mod primary;
 mod seal;
 mod session;
+mod slots;
 mod source;
 mod tpm;
 mod wire;
@@ -43,6 +45,7 @@ pub use choice::{PcrChoice, choose};
 pub use error::{Lockout, TpmError};
 pub use pcr::{Expected, PcrValues};
 pub use seal::Pin;
+pub use slots::AddSlotError;
 pub use source::TpmSource;
 pub use tpm::Tpm;
 

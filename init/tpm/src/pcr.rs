@@ -81,7 +81,11 @@ impl<T: Read + Write> Tpm<T> {
         self.with_parent(None, |tpm, parent| tpm.pcr_values_by(parent, pcrs))
     }
 
-    fn pcr_values_by(&mut self, parent: &Parent, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
+    pub(crate) fn pcr_values_by(
+        &mut self,
+        parent: &Parent,
+        pcrs: &[u8],
+    ) -> Result<PcrValues, TpmError> {
         self.with_session(parent, Kind::Hmac, |tpm, session| {
             tpm.read_pcrs(session, pcrs)
         })

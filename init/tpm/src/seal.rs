@@ -8,7 +8,7 @@ use alknet_vault::slots::{Kek, Tpm2Params};
 use crate::codes::{alg, cc, object, rc};
 use crate::crypto::DIGEST;
 use crate::limits::{PCR_RACES_MAX, PIN_BYTES_MAX};
-use crate::pcr::{self, Expected};
+use crate::pcr::{self, Expected, PcrValues};
 use crate::primary::{NAME, Parent, name};
 use crate::session::{Kind, Session, protect};
 use crate::tpm::{Command, Target, Tpm};
@@ -79,6 +79,7 @@ impl<T: Read + Write> Tpm<T> {
             })?;
             let pcrs = values.keys().copied().collect();
             Tpm2Params::new(made.public, made.private, pcrs, policy, pin.is_some())
+                .and_then(|params| params.with_values(values.into_values().collect()))
                 .map_err(|_| TpmError::Malformed("a sealed object of a size it never has"))
         })
     }
@@ -134,7 +135,37 @@ impl<T: Read + Write> Tpm<T> {
             let loaded = tpm.load(parent, &sealed)?;
             let result = tpm.unseal_loaded(parent, loaded, &sealed, pin);
             tpm.flush(loaded);
-            result
+            match result {
+                Err(TpmError::WrongPcrs { .. }) => {
+                    // What cannot be read is not named.
+                    let now = tpm.pcr_values_by(parent, params.pcrs());
+                    Err(wrong_pcrs(params, &now.unwrap_or_default()))
+                }
+                result => result,
+            }
+        })
+    }
+
+    /// Whether the key comes back here and now, to whoever has the PIN if it wants one. No attempt is
+    /// counted, so this tells whether it makes sense to ask somebody for the PIN.
+    ///
+    /// # Errors
+    /// `WrongPcrs`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`, `Forged`, and what ends a
+    /// command.
+    pub fn check(&mut self, params: &Tpm2Params) -> Result<(), TpmError> {
+        let sealed = Sealed::read(params)?;
+        self.with_parent(Some(&sealed.parent), |tpm, parent| {
+            let loaded = tpm.load(parent, &sealed)?;
+            tpm.flush(loaded);
+            let now = tpm.pcr_values_by(parent, params.pcrs())?;
+            if pcr::policy(&now, params.pin()) != *params.policy() {
+                return Err(wrong_pcrs(params, &now));
+            }
+            let state = tpm.lockout()?;
+            if params.pin() && state.locked {
+                return Err(TpmError::LockedOut(Some(state)));
+            }
+            Ok(())
         })
     }
 
@@ -176,7 +207,7 @@ impl<T: Read + Write> Tpm<T> {
                 result => return result,
             }
         }
-        Err(TpmError::WrongPcrs)
+        Err(NOT_WHAT_WAS_BOOTED)
     }
 
     fn unseal_by(
@@ -230,7 +261,7 @@ impl<T: Read + Write> Tpm<T> {
     /// What a refusal to unseal means.
     fn explain(&mut self, command: &'static str, code: u32, pin: bool) -> TpmError {
         match rc::base(code) {
-            rc::POLICY_FAIL => TpmError::WrongPcrs,
+            rc::POLICY_FAIL => NOT_WHAT_WAS_BOOTED,
             rc::LOCKOUT => TpmError::LockedOut(self.lockout().ok()),
             rc::AUTH_FAIL | rc::BAD_AUTH if pin => {
                 let tries_left = self.lockout().ok().map(|state| state.tries_left());
@@ -239,6 +270,20 @@ impl<T: Read + Write> Tpm<T> {
             _ => TpmError::Refused { command, code },
         }
     }
+}
+
+/// A refusal of the TPM, which does not say more.
+const NOT_WHAT_WAS_BOOTED: TpmError = TpmError::WrongPcrs {
+    changed: Vec::new(),
+};
+
+/// The same with the PCRs that are others `now`, as far as the slot notes what they were.
+fn wrong_pcrs(params: &Tpm2Params, now: &PcrValues) -> TpmError {
+    let noted = params.pcrs().iter().zip(params.values());
+    let is_other =
+        |(pcr, noted): &(&u8, &[u8; DIGEST])| now.get(*pcr).is_some_and(|now| now != *noted);
+    let changed = noted.filter(is_other).map(|(pcr, _)| *pcr).collect();
+    TpmError::WrongPcrs { changed }
 }
 
 /// What the TPM made of a secret.

@@ -6,4 +6,5 @@ mod disks;
 mod faults;
 mod network;
 mod power;
+mod tpm;
 mod vault;

@@ -73,6 +73,7 @@ rollback_on_errors = true
 [vault]
 init = "provisioned"
 unlock = ["tpm2", "provisioning"]
+tpm_pin = true
 device = 3
 key_version = 4
 min_version = 3
@@ -305,7 +306,7 @@ fn ssh_line(kind: &str, fields: &[&[u8]]) -> String {
 fn a_vault_is_made_unless_it_is_off() {
     let standard = NodeConfig::default().vault;
     assert_eq!(standard.init, VaultInit::Generate);
-    assert!(standard.unlock.is_empty() && standard.words_to.is_empty());
+    assert!(standard.unlock.is_empty() && standard.words_to.is_empty() && !standard.tpm_pin);
     assert_eq!((standard.device, standard.key_version), (0, 2));
     let vault = |rest: &str| format!("[vault]\n{rest}\n");
     complaint(
@@ -339,6 +340,16 @@ fn a_vault_is_made_unless_it_is_off() {
         &vault("init = \"off\"\nunlock = [\"tpm2\"]"),
         &["vault.unlock:", "there is no vault"],
     );
+    complaint(&vault("tpm_pin = 1"), &["vault.tpm_pin"]);
+    for unlock in ["", "unlock = [\"passphrase\"]\n"] {
+        complaint(
+            &vault(&format!("{unlock}tpm_pin = true")),
+            &["vault.tpm_pin:", "vault.unlock lists none"],
+        );
+    }
+    let pin = vault("tpm_pin = true\nunlock = [\"passphrase\", \"tpm2\"]");
+    let pin = NodeConfig::parse(pin.as_bytes()).expect("a slot for it is listed");
+    assert!(pin.vault.tpm_pin);
     let full = vault("device = 2147483647\nkey_version = 2147483649");
     assert!(NodeConfig::parse(full.as_bytes()).is_ok());
 }

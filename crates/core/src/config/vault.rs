@@ -25,6 +25,8 @@ pub struct VaultSection {
     pub init: VaultInit,
     /// What opens the vault at a start; made with it. Empty chooses by what the machine has.
     pub unlock: Vec<VaultUnlock>,
+    /// Whether the TPM wants a PIN as well, which is typed at every start; for a slot of type `tpm2`.
+    pub tpm_pin: bool,
     /// Which of the nodes of the same words this is.
     #[schemars(range(max = 2_147_483_647))]
     pub device: u32,
@@ -47,6 +49,7 @@ impl Default for VaultSection {
         Self {
             init: VaultInit::default(),
             unlock: Vec::new(),
+            tpm_pin: false,
             device: 0,
             key_version: KEY_VERSION_MIN,
             min_version: KEY_VERSION_MIN,
@@ -115,6 +118,7 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
     let standard = VaultSection::default();
     let init = section.key("init");
     let unlock = section.key("unlock");
+    let tpm_pin = section.key("tpm_pin");
     let device = section.key("device");
     let key_version = section.key("key_version");
     let min_version = section.key("min_version");
@@ -140,6 +144,10 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
             .as_ref()
             .map(|value| slots(value, notes))
             .unwrap_or_default(),
+        tpm_pin: tpm_pin
+            .as_ref()
+            .and_then(|value| value.bool(notes))
+            .unwrap_or(standard.tpm_pin),
         device: device
             .and_then(|value| value.number(0..=DEVICE_MAX, notes))
             .unwrap_or_default(),
@@ -150,6 +158,17 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
             .map(|value| recipients(value, notes))
             .unwrap_or_default(),
     };
+    if let (true, Some(value)) = (config.tpm_pin, &tpm_pin)
+        && !config.unlock.contains(&VaultUnlock::Tpm2)
+    {
+        // A machine that turns out to have no TPM must not end up with less than was asked for.
+        let what = "a PIN is for a slot of type 'tpm2', and vault.unlock lists none";
+        value.wrong(
+            notes,
+            what,
+            "write unlock = [\"tpm2\"], or leave this key out",
+        );
+    }
     if config.init == VaultInit::Off {
         let unused = [
             (unlock, config.unlock.is_empty()),

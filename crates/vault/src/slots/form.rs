@@ -45,6 +45,8 @@ struct Tpm2Form {
     policy: String,
     private: String,
     public: String,
+    /// Absent in slots that note none.
+    values: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -90,13 +92,19 @@ fn params_value(params: &SlotParams) -> Value {
             "t": argon2.passes(),
         }),
         SlotParams::Provisioning => json!({}),
-        SlotParams::Tpm2(tpm) => json!({
-            "pcrs": tpm.pcrs(),
-            "pin": tpm.pin(),
-            "policy": BASE64.encode(tpm.policy()),
-            "private": BASE64.encode(tpm.private()),
-            "public": BASE64.encode(tpm.public()),
-        }),
+        SlotParams::Tpm2(tpm) => {
+            let mut value = json!({
+                "pcrs": tpm.pcrs(),
+                "pin": tpm.pin(),
+                "policy": BASE64.encode(tpm.policy()),
+                "private": BASE64.encode(tpm.private()),
+                "public": BASE64.encode(tpm.public()),
+            });
+            if !tpm.values().is_empty() {
+                value["values"] = BASE64.encode(tpm.values().as_flattened()).into();
+            }
+            value
+        }
     }
 }
 
@@ -131,7 +139,15 @@ fn params(kind: &str, value: Value) -> Result<SlotParams, SlotError> {
             let policy = array(&tpm.policy)?;
             let (public, private) = (bytes(&tpm.public)?, bytes(&tpm.private)?);
             let params = Tpm2Params::new(public, private, tpm.pcrs, policy, tpm.pin)?;
-            Ok(SlotParams::Tpm2(params))
+            let Some(values) = tpm.values else {
+                return Ok(SlotParams::Tpm2(params));
+            };
+            let values = bytes(&values)?;
+            let (values, rest) = values.as_chunks();
+            if !rest.is_empty() {
+                return Err(SlotError::Form("a field of another length"));
+            }
+            Ok(SlotParams::Tpm2(params.with_values(values.to_vec())?))
         }
         _ => Err(SlotError::Form("a slot of an unknown type")),
     }

@@ -137,10 +137,12 @@ pub struct Tpm2Params {
     pcrs: Vec<u8>,
     policy: [u8; 32],
     pin: bool,
+    values: Vec<[u8; 32]>,
 }
 
 impl Tpm2Params {
-    /// `public` and `private` as `TPM2_Create` answers them; PCRs of the SHA-256 bank in rising order.
+    /// `public` and `private` as [`Self::public`] and [`Self::private`] say; PCRs of the SHA-256 bank in
+    /// rising order.
     pub fn new(
         public: Vec<u8>,
         private: Vec<u8>,
@@ -163,10 +165,21 @@ impl Tpm2Params {
             pcrs,
             policy,
             pin,
+            values: Vec::new(),
         })
     }
 
-    /// The public part, `TPM2B_PUBLIC`.
+    /// With the values that the PCRs have to have, in the order of the PCRs. They open nothing: they are
+    /// for saying later which of them is another.
+    pub fn with_values(self, values: Vec<[u8; 32]>) -> Result<Self, SlotError> {
+        if values.len() != self.pcrs.len() {
+            return Err(SlotError::BadParams("another number of values than PCRs"));
+        }
+        Ok(Self { values, ..self })
+    }
+
+    /// The public part: `TPM2B_PUBLIC` of the sealed object, and then `TPM2B_NAME` of the storage key
+    /// that it was sealed under.
     #[must_use]
     pub fn public(&self) -> &[u8] {
         &self.public
@@ -194,6 +207,13 @@ impl Tpm2Params {
     #[must_use]
     pub fn pin(&self) -> bool {
         self.pin
+    }
+
+    /// What the PCRs have to hold, in their order; empty where it was not noted. The policy decides, not
+    /// these.
+    #[must_use]
+    pub fn values(&self) -> &[[u8; 32]] {
+        &self.values
     }
 }
 

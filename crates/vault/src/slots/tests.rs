@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use data_encoding::BASE64;
 use proptest::prelude::*;
 
 use super::*;
@@ -28,7 +29,9 @@ fn typed(passphrase: &SecretStr) -> NewSlot<'_> {
 }
 
 fn tpm() -> Tpm2Params {
-    Tpm2Params::new(vec![1; 90], vec![2; 160], vec![7, 11], [3; 32], true).expect("in range")
+    let params = Tpm2Params::new(vec![1; 90], vec![2; 160], vec![7, 11], [3; 32], true);
+    let params = params.and_then(|params| params.with_values(vec![[4; 32], [5; 32]]));
+    params.expect("in range")
 }
 
 fn kms() -> KmsParams {
@@ -160,6 +163,33 @@ fn every_flipped_bit_is_refused() {
 }
 
 #[test]
+fn a_slot_of_a_tpm_may_leave_out_what_it_was_sealed_to() {
+    let plain = Tpm2Params::new(vec![1; 90], vec![2; 160], vec![7, 11], [3; 32], false);
+    let mut open = development();
+    let plain = NewSlot::Tpm2(plain.expect("in range"), &one());
+    open.add(plain).expect("added");
+    let text = open.alkv().to_text();
+    assert!(!text.contains("values"));
+    let read = Alkv::parse(text.as_bytes()).expect("our own");
+    assert_eq!(&read, open.alkv());
+    // One value for two PCRs, one that is cut short, and none.
+    let public = BASE64.encode(&[1; 90]);
+    for values in [
+        BASE64.encode(&[4; 32]),
+        BASE64.encode(&[4; 33]),
+        String::new(),
+    ] {
+        let text = text.replacen(
+            &format!("\"public\":\"{public}\""),
+            &format!("\"public\":\"{public}\",\"values\":\"{values}\""),
+            1,
+        );
+        assert!(text.contains("values"));
+        assert!(Alkv::parse(text.as_bytes()).is_err(), "{values}");
+    }
+}
+
+#[test]
 fn parameters_of_a_slot_cannot_be_exchanged() {
     let (mut open, seed) = full();
     // A slot under another number, and one whose parameters were changed, do not open by themselves.
@@ -265,6 +295,10 @@ fn parameters_out_of_range_are_refused() {
     assert!(tpm(1, &[0]) && tpm(most, &[0, 23]));
     assert!(!tpm(0, &[0]) && !tpm(most + 1, &[0]));
     assert!(!tpm(1, &[]) && !tpm(1, &[24]) && !tpm(1, &[7, 7]) && !tpm(1, &[11, 7]));
+    for count in [0, 1, 3] {
+        let values = self::tpm().with_values(vec![[0; 32]; count]);
+        assert!(matches!(values, Err(SlotError::BadParams(_))), "{count}");
+    }
     let kms = |peer: &str, key: &str| KmsParams::new(peer.to_owned(), key.to_owned()).is_ok();
     let peer = format!("ed25519:{}", "0f".repeat(32));
     assert!(kms(&peer, "a") && !kms(&peer, "") && !kms(&peer, "a b") && !kms("ed25519:0f", "a"));

@@ -23,13 +23,14 @@ impl Noise {
     }
 }
 
-fn everything(tpm: &mut Tpm<Script>, slot: &Tpm2Params) -> [Option<TpmError>; 5] {
+fn everything(tpm: &mut Tpm<Script>, slot: &Tpm2Params) -> [Option<TpmError>; 6] {
     [
         tpm.unseal(slot, Some(&pin("1"))).err(),
         tpm.seal(&kek(), &choice(), Expected::Current, None).err(),
         tpm.lockout().err(),
         tpm.counter().err(),
         tpm.pcr_values(&[11]).err(),
+        tpm.check(slot).err(),
     ]
 }
 

@@ -3,17 +3,21 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use alknet_qemu::Process;
 use alknet_tpm::Tpm;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tempfile::TempDir;
 
+/// How long swtpm may take to listen.
+const LISTENS_WITHIN: Duration = Duration::from_secs(30);
+
 pub(crate) struct Machine {
+    /// Dies with this process, however that ends.
+    running: Option<Process>,
     dir: TempDir,
-    running: Option<Pid>,
 }
 
 impl Machine {
@@ -40,30 +44,30 @@ impl Machine {
 
     fn start(&mut self) {
         let at = |name: &str| self.path(name).display().to_string();
-        // It answers once both sockets are there.
-        let out = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--daemon"])
+        let mut command = Command::new("swtpm");
+        command
+            .args(["socket", "--tpm2"])
             .args(["--tpmstate", &format!("dir={}", self.dir.path().display())])
             .args(["--server", &format!("type=unixio,path={}", at("tpm"))])
             .args(["--ctrl", &format!("type=unixio,path={}", at("tpm.ctrl"))])
-            .args(["--pid", &format!("file={}", at("pid"))])
             .args(["--flags", "not-need-init,startup-clear"])
-            .output()
-            .expect("swtpm is installed (cargo xtask setup)");
-        assert!(out.status.success(), "{out:?}");
-        let pid = fs::read_to_string(self.path("pid")).expect("swtpm wrote its id");
-        self.running = Some(Pid::from_raw(pid.trim().parse().expect("a number")));
+            .stdin(Stdio::null());
+        let running = Process::spawn(command, vec![]);
+        let running = running.expect("swtpm is installed (cargo xtask setup)");
+        // The server's socket is bound after the other one, and a connection waits until it is read.
+        let begun = Instant::now();
+        while UnixStream::connect(self.path("tpm")).is_err() {
+            let ended = running.try_wait().expect("our child");
+            assert!(ended.is_none(), "swtpm ended: {ended:?}");
+            assert!(begun.elapsed() < LISTENS_WITHIN, "swtpm does not listen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.running = Some(running);
     }
 
     fn stop(&mut self) {
-        let Some(pid) = self.running.take() else {
-            return;
-        };
-        kill(pid, Signal::SIGKILL).expect("swtpm runs");
-        // It is nobody's child: gone is when its entry is.
-        while kill(pid, None).is_ok() && !is_zombie(pid) {
-            std::thread::yield_now();
-        }
+        // Killed and waited for.
+        self.running = None;
         for socket in ["tpm", "tpm.ctrl"] {
             let _ = fs::remove_file(self.path(socket));
         }
@@ -134,17 +138,6 @@ impl Machine {
             assert_eq!(self.tool("tpm2_getcap", &[kind]), "", "{kind}");
         }
     }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn is_zombie(pid: Pid) -> bool {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
-    stat.is_ok_and(|stat| stat.contains(") Z "))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -47,6 +47,11 @@ fn a_wrong_pin_costs_a_try_and_too_many_lock() {
     };
     assert!(error.to_string().contains("1000 s"), "{error}");
     assert!(state.locked);
+    let looked = tpm.check(&slot);
+    assert!(
+        matches!(looked, Err(TpmError::LockedOut(Some(_)))),
+        "{looked:?}"
+    );
     let stated = (state.failed_max, state.interval_s, state.recovery_s);
     assert_eq!(stated, (3, 1000, 2000));
     drop(tpm);
@@ -72,7 +77,10 @@ fn after_another_boot_no_pin_is_tried() {
     machine.extend(7, &[1; 32]);
     let mut tpm = machine.tpm();
     let refused = tpm.unseal(&slot, Some(&pin("9999")));
-    assert!(matches!(refused, Err(TpmError::WrongPcrs)), "{refused:?}");
+    assert!(
+        matches!(refused, Err(TpmError::WrongPcrs { .. })),
+        "{refused:?}"
+    );
     assert_eq!(tpm.lockout().expect("readable").failed, 0);
 }
 

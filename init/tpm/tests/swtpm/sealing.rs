@@ -23,7 +23,10 @@ fn a_key_comes_back_after_the_same_boot_and_not_after_another() {
 
     machine.extend(11, &[0xee; 32]);
     let refused = machine.tpm().unseal(&slot, None);
-    assert!(matches!(refused, Err(TpmError::WrongPcrs)), "{refused:?}");
+    assert!(
+        matches!(refused, Err(TpmError::WrongPcrs { .. })),
+        "{refused:?}"
+    );
 
     machine.reset();
     machine.boot();
@@ -97,7 +100,10 @@ fn sealing_to_a_prediction_opens_after_the_next_boot_only() {
         .seal(&secret, &choice(), Expected::Predicted(&next), None)
         .expect("sealed");
     let early = machine.tpm().unseal(&slot, None);
-    assert!(matches!(early, Err(TpmError::WrongPcrs)), "{early:?}");
+    assert!(
+        matches!(early, Err(TpmError::WrongPcrs { .. })),
+        "{early:?}"
+    );
     machine.extend(11, &[0x22; 32]);
     assert_eq!(machine.tpm().pcr_values(&[7]).expect("readable"), after);
     assert_eq!(machine.tpm().unseal(&slot, None).expect("unsealed"), secret);
@@ -124,6 +130,70 @@ fn values_that_bind_to_nothing_are_refused() {
     }
     drop(tpm);
     machine.assert_clean();
+}
+
+#[test]
+fn a_refusal_names_what_changed_and_so_does_a_look() {
+    let machine = Machine::booted();
+    let mut tpm = machine.tpm();
+    let slot = tpm
+        .seal(&kek(), &choice(), Expected::Current, None)
+        .expect("sealed");
+    tpm.check(&slot).expect("nothing changed");
+    drop(tpm);
+    for (pcr, expected) in [(11, vec![11]), (7, vec![7, 11])] {
+        machine.extend(pcr, &[1; 32]);
+        let mut tpm = machine.tpm();
+        for refused in [tpm.unseal(&slot, None).err(), tpm.check(&slot).err()] {
+            let Some(TpmError::WrongPcrs { changed }) = refused else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(changed, expected);
+        }
+        drop(tpm);
+        machine.assert_clean();
+    }
+    let other = Machine::booted().tpm().check(&slot);
+    assert!(matches!(other, Err(TpmError::OtherTpm)), "{other:?}");
+}
+
+#[test]
+fn a_slot_that_stays_shut_is_renewed_in_one_change() {
+    let machine = Machine::booted();
+    let vault = NewVault::new(
+        Entropy::generate(WordCount::TwentyFour).expect("random numbers"),
+        1_767_225_600,
+    );
+    let mut open = OpenAlkv::create(vault, NewSlot::None).expect("a vault");
+    let none = open.alkv().slots()[0].id();
+    let first = machine
+        .tpm()
+        .add_slot(&mut open, &choice(), None)
+        .expect("added");
+    machine.extend(11, &[1; 32]);
+    let opens = |open: &OpenAlkv, id| {
+        let mut source = TpmSource::new(machine.tpm(), None);
+        let mut key = Key::Source(SlotType::Tpm2, &mut source);
+        open.alkv().open(id, &mut key).is_ok()
+    };
+    assert!(!opens(&open, first));
+    let (before, pin) = (open.alkv().generation(), pin("1234"));
+    let mut tpm = machine.tpm();
+    let second = tpm
+        .renew_slot(&mut open, first, &choice(), Some(&pin))
+        .expect("renewed");
+    assert_eq!(open.alkv().generation(), before + 1);
+    assert!(!opens(&open, second), "without its PIN");
+    let third = tpm
+        .renew_slot(&mut open, second, &choice(), None)
+        .expect("renewed");
+    assert!(opens(&open, third));
+    assert_eq!(open.alkv().slots().len(), 2);
+    for (id, text) in [(second, "there is no slot"), (none, "of another type")] {
+        let refused = tpm.renew_slot(&mut open, id, &choice(), None);
+        let refused = refused.expect_err("no such slot of a TPM").to_string();
+        assert!(refused.contains(text), "{refused}");
+    }
 }
 
 #[test]
@@ -189,5 +259,8 @@ fn a_vault_opens_by_it_and_says_why_not() {
         panic!("must be refused by its source");
     };
     assert_eq!(why, KekError::Refused);
-    assert!(matches!(source.take_error(), Some(TpmError::WrongPcrs)));
+    assert!(matches!(
+        source.take_error(),
+        Some(TpmError::WrongPcrs { .. })
+    ));
 }

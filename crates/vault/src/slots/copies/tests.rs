@@ -288,6 +288,7 @@ fn the_largest_vault_fits_a_copy() {
     let all: Vec<_> = (0..24).collect();
     for _ in 1..MAX_SLOTS {
         let params = Tpm2Params::new(part(), part(), all.clone(), [0; 32], true);
+        let params = params.and_then(|params| params.with_values(vec![[0; 32]; all.len()]));
         open.add(NewSlot::Tpm2(params.expect("in range"), &one()))
             .expect("fits");
     }

@@ -1,0 +1,89 @@
+//! Slots of type `tpm2`: those that need nobody, and those that want a PIN.
+
+use std::fs::File;
+
+use alknet_tpm::{Pin, TpmError, TpmSource};
+use alknet_vault::SecretStr;
+use alknet_vault::slots::{
+    Alkv, Found, Kek, KekError, KekRequest, KekSource, Key, OpenAlkv, Slot, SlotParams, SlotType,
+};
+
+use crate::tpm;
+
+/// Whether that slot wants a PIN.
+pub(super) fn wants_pin(slot: &Slot) -> bool {
+    matches!(slot.params(), SlotParams::Tpm2(params) if params.pin())
+}
+
+/// Opens by a slot that needs nobody, or says why none does.
+pub(super) fn unattended(found: &Found) -> Result<OpenAlkv, String> {
+    open(found, None)
+}
+
+/// Opens by a slot that wants this PIN, or says why none does.
+pub(super) fn with_pin(found: &Found, pin: &SecretStr) -> Result<OpenAlkv, String> {
+    let pin = Pin::new(SecretStr::from(pin.expose())).map_err(|error| error.to_string())?;
+    open(found, Some(pin))
+}
+
+/// Why nobody has to be asked for a PIN now: the TPM would not take the right one either. It is not told
+/// any, so that none is counted. `None` where a PIN helps.
+pub(super) fn obstacle(vault: &Alkv) -> Option<TpmError> {
+    let mut source = match tpm::source(None) {
+        Ok(source) => source,
+        Err(error) => return Some(error),
+    };
+    let mut first = None;
+    for slot in vault.slots().iter().filter(|slot| wants_pin(slot)) {
+        let SlotParams::Tpm2(params) = slot.params() else {
+            continue;
+        };
+        match source.tpm().check(params) {
+            Ok(()) => return None,
+            // Other slots may be for another image; the one that only has to wait says more.
+            Err(error @ TpmError::LockedOut(_)) => first = Some(error),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    first
+}
+
+fn open(found: &Found, pin: Option<Pin>) -> Result<OpenAlkv, String> {
+    let typed = pin.is_some();
+    let source = tpm::source(pin).map_err(|error| error.to_string())?;
+    let mut asked = Asked {
+        source,
+        typed,
+        refusals: Vec::new(),
+    };
+    let opened = found.open(&mut Key::Source(SlotType::Tpm2, &mut asked));
+    opened.map_err(|error| match asked.refusals.as_slice() {
+        [] => error.to_string(),
+        refusals => refusals.join("; "),
+    })
+}
+
+/// Answers for slots that want a PIN where one was typed, and for the others where not.
+struct Asked {
+    source: TpmSource<File>,
+    typed: bool,
+    /// Each of them once.
+    refusals: Vec<String>,
+}
+
+impl KekSource for Asked {
+    fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
+        let wants = matches!(request.params, SlotParams::Tpm2(params) if params.pin());
+        if wants != self.typed {
+            return Err(KekError::Absent);
+        }
+        let answer = self.source.kek(request);
+        if let Some(error) = self.source.take_error() {
+            let text = error.to_string();
+            if !self.refusals.contains(&text) {
+                self.refusals.push(text);
+            }
+        }
+        answer
+    }
+}

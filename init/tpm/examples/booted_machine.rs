@@ -1,0 +1,96 @@
+//! PID 1 of a machine that firmware measured: shows that a vault opens by its TPM after the image that a
+//! slot was made for, and that a slot can be made for an image before that is started.
+//!
+//! The vault is on `/dev/vdb`, blank at first. `/dev/vdc` has the image that runs when the vault is
+//! made, `/dev/vdd` the one to be started next; each is behind its length, in 8 bytes, little endian.
+//! It prints one line, `booted machine: ` and what happened.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use alknet_tpm::predict::Update;
+use alknet_tpm::{Tpm, TpmSource, choose};
+use alknet_vault::slots::{Copies, FileArea, Key, NewSlot, NewVault, OpenAlkv, SlotType};
+use alknet_vault::{Entropy, WordCount};
+use nix::mount::{MsFlags, mount};
+
+const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
+const VAULT: &str = "/dev/vdb";
+/// Where the second copy lies.
+const COPY_AT: u64 = 64 << 10;
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("this is PID 1 of a machine of the tests and does nothing else");
+        std::process::exit(2);
+    }
+    match everything() {
+        Ok(told) => println!("booted machine: {told}"),
+        Err(error) => println!("booted machine: failed: {error}"),
+    }
+    loop {
+        // Whoever watches ends the machine.
+        thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+fn everything() -> Result<String, Box<dyn Error>> {
+    let none = MsFlags::empty();
+    for (kind, at) in [
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("efivarfs", EFI_VARIABLES),
+    ] {
+        match mount(Some(kind), at, Some(kind), none, None::<&str>) {
+            // The kernel mounts it by itself.
+            Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
+            Err(error) => return Err(format!("mount {at}: {error}").into()),
+        }
+    }
+    let mut copies = Copies::new(FileArea::at(VAULT, 0), FileArea::at(VAULT, COPY_AT));
+    match copies.load()? {
+        None => make(&mut copies),
+        Some(found) => {
+            let mut source = TpmSource::open(None)?;
+            let opened = found.open(&mut Key::Source(SlotType::Tpm2, &mut source));
+            let Ok(open) = opened else {
+                let why = source.take_error().map(|error| error.to_string());
+                return Ok(format!("locked: {}", why.unwrap_or_default()));
+            };
+            Ok(format!("opened by slot {}", open.opened_by()))
+        }
+    }
+}
+
+/// A vault with a slot for what runs, and one for what is to run next.
+fn make(copies: &mut Copies<FileArea>) -> Result<String, Box<dyn Error>> {
+    let mut tpm = Tpm::open()?;
+    let choice = choose(Path::new(EFI_VARIABLES));
+    let kek = alknet_tpm::new_kek()?;
+    let params = tpm.seal(&kek, &choice, alknet_tpm::Expected::Current, None)?;
+    let vault = NewVault::new(Entropy::generate(WordCount::TwentyFour)?, 0);
+    let mut open = OpenAlkv::create(vault, NewSlot::Tpm2(params, &kek))?;
+    copies.create(&open)?;
+    let (running, next) = (image("/dev/vdc")?, image("/dev/vdd")?);
+    let update = Update {
+        loaders: &[],
+        running: &running,
+        next: &next,
+    };
+    let id = tpm.add_slot_for(&mut open, &choice, &update, None)?;
+    copies.save(&open)?;
+    Ok(format!("{choice}; slot {id} is for the next image"))
+}
+
+fn image(disk: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut disk = File::open(disk)?;
+    let mut length = [0; 8];
+    disk.read_exact(&mut length)?;
+    let mut image = vec![0; usize::try_from(u64::from_le_bytes(length))?];
+    disk.read_exact(&mut image)?;
+    Ok(image)
+}

@@ -1,0 +1,182 @@
+//! Real starts: UEFI firmware measures an image of ours, whose PID 1 is the program `booted_machine`,
+//! into a TPM that stays the same from start to start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use alknet_qemu::{Disk, MachineKind, Vm, blank};
+
+/// Names the folder of the built image, whose stub and kernel are used.
+const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
+/// From power-on to the line of the program; firmware takes most of it.
+const LIMIT: Duration = Duration::from_secs(60);
+/// What the boot disk holds, KiB: an image of some 15 MiB.
+const DISK_KIB: &str = "65536";
+
+#[test]
+fn an_update_and_the_way_back_open_without_anybody() {
+    let bench = Bench::new();
+    let (first, second) = (bench.image("example=first"), bench.image("example=second"));
+    assert_ne!(first, second);
+    let said = |image: &[u8]| bench.boot(image, [&first, &second], "chip");
+    let made = said(&first);
+    assert_eq!(made, "measured, not enforced; slot 1 is for the next image");
+    assert_eq!(said(&second), "opened by slot 1");
+    assert_eq!(said(&first), "opened by slot 0");
+    // What is neither of the two, which the refusal says.
+    let refused = said(&bench.image("example=third"));
+    assert!(refused.starts_with("locked: "), "{refused}");
+    for part in ["PCR 4", "PCR 11 (the image or its command line)"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+}
+
+struct Bench {
+    dir: tempfile::TempDir,
+    initrd: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let initrd = initramfs(dir.path());
+        blank(&dir.path().join("vault"), 1 << 20).expect("writable");
+        Self { dir, initrd }
+    }
+
+    /// The built image with the program of these tests in the place of the appliance, and another
+    /// command line.
+    fn image(&self, command_line: &str) -> Vec<u8> {
+        let line = format!("console=ttyS0 quiet panic=10 {command_line}\0");
+        let image = fs::read(built_image()).expect("readable");
+        let image = with_section(image, b".cmdline", line.as_bytes());
+        with_section(image, b".initrd\0", &self.initrd)
+    }
+
+    /// Starts an image, with the vault and both images beside it, and reads what the program says.
+    fn boot(&self, image: &[u8], images: [&[u8]; 2], chip: &str) -> String {
+        let path = |name: &str| self.dir.path().join(name);
+        let program = path("program.efi");
+        fs::write(&program, image).expect("writable");
+        let boot = path("boot");
+        let _ = fs::remove_file(&boot);
+        run(
+            "mkfs.vfat",
+            &["-C".as_ref(), boot.as_ref(), DISK_KIB.as_ref()],
+        );
+        let at = |file: &str| format!("::/{file}");
+        for folder in ["EFI", "EFI/BOOT"] {
+            run("mmd", &["-i".as_ref(), boot.as_ref(), at(folder).as_ref()]);
+        }
+        let to = at("EFI/BOOT/BOOTX64.EFI");
+        let copy = ["-i".as_ref(), boot.as_ref(), program.as_ref(), to.as_ref()];
+        run("mcopy", &copy);
+        let mut vm = Vm::builder(MachineKind::Q35Uefi)
+            .tpm(path(chip))
+            .variables(path("variables"))
+            .disk(Disk::file(&boot).read_only())
+            .disk(Disk::file(path("vault")));
+        for (name, image) in ["running", "next"].into_iter().zip(images) {
+            let behind_length = [&(image.len() as u64).to_le_bytes(), image].concat();
+            let mut padded = behind_length;
+            padded.resize(padded.len().next_multiple_of(4096), 0);
+            fs::write(path(name), padded).expect("writable");
+            vm = vm.disk(Disk::file(path(name)).read_only());
+        }
+        let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
+        let line = vm.wait_line("booted machine: ", LIMIT);
+        let line = line.unwrap_or_else(|error| panic!("{error}"));
+        let (_, said) = line.text.split_once(": ").expect("it was waited for");
+        said.trim_end().to_owned()
+    }
+}
+
+fn built_image() -> PathBuf {
+    let folder = std::env::var_os(IMAGE_VARIABLE);
+    let folder = PathBuf::from(folder.unwrap_or_else(|| {
+        panic!("{IMAGE_VARIABLE} is not set; run these tests with `cargo xtask test`")
+    }));
+    let files = fs::read_dir(folder).expect("a built image");
+    let mut files = files.map(|file| file.expect("readable").path());
+    let image = files.find(|file| file.extension().is_some_and(|it| it == "efi"));
+    image.expect("an image for UEFI")
+}
+
+/// Built with this test: examples lie beside the folder of test programs.
+fn program() -> PathBuf {
+    let own = std::env::current_exe().expect("a running program");
+    let folder = own.parent().and_then(Path::parent);
+    let path = folder
+        .expect("deps has a parent")
+        .join("examples/booted_machine");
+    let missing = "`cargo test --release -p alknet-tpm` builds it";
+    assert!(path.exists(), "{} is missing; {missing}", path.display());
+    path
+}
+
+fn initramfs(dir: &Path) -> Vec<u8> {
+    let root = dir.join("root");
+    for folder in ["dev", "proc", "sys"] {
+        fs::create_dir_all(root.join(folder)).expect("writable");
+    }
+    let init = root.join("init");
+    fs::copy(program(), &init).expect("writable");
+    run("strip", &[init.as_ref()]);
+    let archive = dir.join("initrd");
+    let script = "cd \"$0\" && find . | cpio --quiet -o -H newc > \"$1\"";
+    let arguments = [
+        "-c".as_ref(),
+        script.as_ref(),
+        root.as_ref(),
+        archive.as_ref(),
+    ];
+    run("sh", &arguments);
+    fs::read(archive).expect("it was written")
+}
+
+fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}; `cargo xtask test` installs it"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program}: {text}");
+}
+
+/// Another content of a section of an EFI program: one that fits, or any in the place of the last.
+fn with_section(mut image: Vec<u8>, name: &[u8; 8], content: &[u8]) -> Vec<u8> {
+    const HEADER_BYTES: usize = 40;
+    const ALIGNED: usize = 512;
+    let u32_at = |image: &[u8], at: usize| {
+        let bytes = image[at..at + 4].try_into().expect("four bytes");
+        u32::from_le_bytes(bytes) as usize
+    };
+    let pe = u32_at(&image, 0x3c);
+    let [low, high] = [image[pe + 20], image[pe + 21]];
+    let table = pe + 24 + usize::from(u16::from_le_bytes([low, high]));
+    let mut headers = (table..).step_by(HEADER_BYTES);
+    let header = headers.find(|at| image[*at..].starts_with(name));
+    let header = header.expect("the section is there");
+    let (raw_bytes, raw_at) = (u32_at(&image, header + 16), u32_at(&image, header + 20));
+    let put = |image: &mut Vec<u8>, field: usize, value: usize| {
+        let value = u32::try_from(value).expect("a small image").to_le_bytes();
+        image[header + field..header + field + 4].copy_from_slice(&value);
+    };
+    put(&mut image, 8, content.len());
+    if raw_at + raw_bytes == image.len() {
+        image.truncate(raw_at);
+        image.extend_from_slice(content);
+        image.resize(image.len().next_multiple_of(ALIGNED), 0);
+        let raw_bytes = image.len() - raw_at;
+        put(&mut image, 16, raw_bytes);
+    } else {
+        assert!(content.len() <= raw_bytes, "the section is too short");
+        image[raw_at..raw_at + raw_bytes].fill(0);
+        image[raw_at..raw_at + content.len()].copy_from_slice(content);
+    }
+    image
+}

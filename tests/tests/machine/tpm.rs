@@ -1,0 +1,164 @@
+//! A machine that firmware measures: its vault opens by its TPM without anybody, and by nothing less
+//! once something else was started, in another chip, or without the PIN.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_qemu::{Mark, Vm};
+use alknet_tests::tools::RAW_DATA_AT;
+use alknet_tests::{Bench, Boot, Machine, Node};
+use serde_json::{Value, json};
+
+/// From power-on until the console asks for something; firmware alone takes long when it is emulated.
+const ASKED_WITHIN: Duration = Duration::from_secs(30);
+/// From an answer at the console until what it leads to.
+const DONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// A word of the image's command line, and one that does the same.
+const WORD: &[u8] = b"panic=10";
+const OTHER_WORD: &[u8] = b"panic=11";
+
+/// The first and the second start need nobody, but for a passphrase that is to open it as well. A start
+/// with another command line and one with another chip ask for that, and say why.
+#[test]
+fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
+    let bench = Bench::new();
+    let machine = |chip: &str| {
+        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
+        measured(&bench, chip).configured(unlock)
+    };
+    let vm = machine("own").start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, "correct horse");
+    shown(&vm, "the same again");
+    type_line(&vm, "correct horse");
+    let node = served(&bench, vm);
+    let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    let slot = json!({ "slot": 0, "pcrs": [4, 11], "pin": false,
+                       "protection": "measured, not enforced" });
+    for (key, value) in [
+        ("sealed", json!(true)),
+        ("slots", json!(["tpm2", "passphrase"])),
+        ("tpm2", json!([slot])),
+    ] {
+        assert_eq!(status[key], value, "{key}: {status:#}");
+    }
+    node.end();
+
+    let node = machine("own").boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    assert_eq!(node.info()["problems"], json!([]));
+    node.end();
+
+    replace(&bench.raw(), WORD, OTHER_WORD);
+    let vm = machine("own").start();
+    asked(&vm, "passphrase of the vault");
+    says(&vm, "PCR 4 (the programs that were started)");
+    says(&vm, "PCR 11 (the image or its command line)");
+    type_line(&vm, "correct horse");
+    let node = served(&bench, vm);
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "passphrase", "{status:#}");
+    node.end();
+
+    replace(&bench.raw(), OTHER_WORD, WORD);
+    let vm = machine("another").start();
+    asked(&vm, "passphrase of the vault");
+    says(&vm, "sealed by another TPM");
+}
+
+#[test]
+fn a_pin_is_asked_for_and_wrong_ones_are_counted_by_the_tpm() {
+    let bench = Bench::new();
+    let machine = || {
+        let unlock = "[vault]\nunlock = [\"tpm2\"]\ntpm_pin = true";
+        measured(&bench, "own").configured(unlock)
+    };
+    let vm = machine().start();
+    asked(&vm, "new PIN of the TPM");
+    type_line(&vm, "1234");
+    shown(&vm, "the same again");
+    type_line(&vm, "1234");
+    let node = served(&bench, vm);
+    let identity = node.identity().to_owned();
+    node.end();
+
+    let vm = machine().start();
+    asked(&vm, "PIN of the TPM");
+    type_line(&vm, "1235");
+    shown(&vm, "wrong PIN, 2 more before");
+    type_line(&vm, "1243");
+    shown(&vm, "wrong PIN, 1 more before");
+    type_line(&vm, "1234");
+    let node = served(&bench, vm);
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["tpm2"][0]["pin"], true, "{status:#}");
+    // A right one takes back none of the wrong ones.
+    let mark = node.vm().console().mark();
+    node.call("vault/lock", &Value::Null);
+    let again = node
+        .vm()
+        .wait_for_after(mark, "PIN of the TPM", DONE_WITHIN);
+    again.unwrap_or_else(|error| panic!("{error}"));
+    type_line(node.vm(), "9999");
+    alknet_tests::eventually("the lockout is told", || {
+        let info = node.info();
+        let text = info["problems"][0]["text"].as_str()?.to_owned();
+        let told = text.contains("too many wrong PINs") && text.contains("1000 s");
+        told.then_some(())
+    });
+}
+
+/// The image on a machine with UEFI, this chip, and variables that stay.
+fn measured<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
+    bench.machine(Boot::UefiRaw).measured(chip)
+}
+
+fn served(bench: &Bench, vm: Vm) -> Node {
+    Node::new(vm, Boot::UefiRaw, bench.admin().clone())
+}
+
+/// Changes a word of the command line of the image on a disk, which is there once.
+fn replace(disk: &Path, from: &[u8], to: &[u8]) {
+    let file = File::options().read(true).write(true).open(disk);
+    let file = file.expect("the disk is ours");
+    let mut boot = vec![0; usize::try_from(RAW_DATA_AT).expect("some hundred MiB")];
+    file.read_exact_at(&mut boot, 0).expect("as long as that");
+    let places: Vec<_> = memchr::memmem::find_iter(&boot, b"console=ttyS0 quiet ").collect();
+    let [at] = places[..] else {
+        panic!("{} command lines", places.len());
+    };
+    let word = memchr::memmem::find(&boot[at..], from).expect("the word is there");
+    file.write_all_at(to, (at + word) as u64).expect("a file");
+}
+
+/// Waits until the console asks for that, with nobody at it.
+fn asked(vm: &Vm, what: &str) {
+    let line = format!("alknet: asks: {what}");
+    let waited = vm.wait_for(&line, ASKED_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Waits until the console said that in one line.
+fn says(vm: &Vm, what: &str) {
+    let waited = vm.wait_line(what, ASKED_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Waits until the live console shows that.
+fn shown(vm: &Vm, what: &str) {
+    let waited = vm.wait_for_after(Mark::default(), what, DONE_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn type_line(vm: &Vm, line: &str) {
+    let sent = vm.console().send(&format!("{line}\r"));
+    sent.unwrap_or_else(|error| panic!("{error}"));
+}
