@@ -19,6 +19,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use alknet_provisioning::ConsoleDocument;
+
 use crate::{
     InitError, clock,
     console::{Answer, Console},
@@ -229,7 +231,8 @@ fn prepare(mut facts: Facts, keeper: Arc<Keeper>, log: &Log) -> Booted {
 
 /// One attempt, with what somebody typed.
 pub(crate) fn open(keeper: &Keeper, offer: &Offer, log: &Log) -> Opened {
-    let prepared = data::prepare(Access { keeper, offer, log });
+    let mut prepared = data::prepare(Access { keeper, offer, log });
+    let words = prepared.words.take();
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
         Ok(source) => Clock::Local(source),
@@ -239,7 +242,12 @@ pub(crate) fn open(keeper: &Keeper, offer: &Offer, log: &Log) -> Opened {
         }
     };
     Opened {
-        settings: Settings::read(data_dir, keeper.is_sealed()),
+        settings: Settings::read(
+            data_dir,
+            keeper.is_sealed(),
+            words.as_ref(),
+            offer.pasted.as_ref().map(ConsoleDocument::copied),
+        ),
         prepared,
         clock,
     }

@@ -1,6 +1,7 @@
 //! The loop of PID 1: everything that happens arrives here as an event, and whatever is due is
 //! done in a turn that never blocks.
 
+mod commands;
 mod configuration;
 mod vault;
 
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use alknet_provisioning::ConsoleDocument;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
@@ -30,7 +32,7 @@ use crate::{
     shutdown::{self, Shutdown, Step},
     stage::{self, Stage, boot_ms},
     supervise::{self, Order, Supervisor},
-    vault::{Asking, Keeper, Offer, Waiting},
+    vault::{Asking, Keeper, Offer, Outcome, Session, Waiting},
     watchdog::Watchdog,
 };
 
@@ -56,6 +58,8 @@ pub(crate) enum Event {
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
     Children,
+    /// A command about the vault went as far as it could.
+    Commanded(Box<(Session, Outcome)>),
     /// The node of this life has ended, and its last lines are in the log.
     Ended { life: u64, end: End },
     /// A part of PID 1 failed.
@@ -72,8 +76,10 @@ pub(crate) enum Event {
     Lost { life: u64, reason: String },
     /// The network or the clock changed.
     Network(News),
-    /// An attempt to open the vault and the data is over.
-    Opened(Box<Opened>),
+    /// An attempt to open the vault and the data is over; with what was typed for it.
+    Opened(Box<(Opened, Offer)>),
+    /// All sources were read together with a configuration that somebody pasted.
+    Pasted(Box<(Settings, ConsoleDocument)>),
     /// Somebody pressed the button.
     PowerButton,
     /// The node of this life said something.
@@ -110,6 +116,14 @@ pub(crate) struct Machine {
     waiting: Option<Waiting>,
     /// An attempt is under way.
     opening: bool,
+    /// A command about the vault that waits for somebody.
+    session: Option<Session>,
+    /// A command is being tried.
+    working: bool,
+    /// What the vault is to be made of anew, once the node has ended.
+    anew: Option<ConsoleDocument>,
+    /// Where the vault lies.
+    vault_at: Option<std::path::PathBuf>,
     /// Away while a round of housekeeping or an attempt to open it is under way.
     prepared: Option<Box<Prepared>>,
     state_dir: std::path::PathBuf,
@@ -138,6 +152,8 @@ struct Timers {
     network: Option<u64>,
     /// Absent while the vault is open, or while it is being opened.
     open: Option<u64>,
+    /// When a command that nobody goes on with is forgotten.
+    session: Option<u64>,
     /// When words that nobody confirmed are forgotten.
     words: Option<u64>,
 }
@@ -173,6 +189,10 @@ impl Machine {
             offer: Offer::default(),
             waiting: None,
             opening: false,
+            session: None,
+            working: false,
+            anew: None,
+            vault_at: None,
             supervisor: Supervisor::new(now),
             node: None,
             life: 0,
@@ -188,6 +208,7 @@ impl Machine {
                 reread: None,
                 network: None,
                 open: None,
+                session: None,
                 words: None,
             },
             facts,
@@ -225,6 +246,7 @@ impl Machine {
             self.supervisor.deadline(),
             self.shutdown.as_ref().and_then(Shutdown::deadline),
             timers.open,
+            timers.session,
             timers.words,
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
@@ -237,17 +259,23 @@ impl Machine {
             Event::Answered(answer) => self.answered(answer, now),
             Event::Caller(fd) => self.called(fd),
             Event::Children => self.collect(),
+            Event::Commanded(done) => self.commanded(done.0, done.1, now),
             Event::Ended { life, end } => self.ended(life, end, now),
             Event::Failed { part, why } => self.failed(part, &why, now),
             Event::Housekept(prepared) => self.housekept(prepared),
             Event::Lost { life, reason } => self.lost(life, &reason, now),
             Event::Network(news) => self.network_news(news),
-            Event::Opened(opened) => self.opened(*opened, now),
+            Event::Opened(opened) => {
+                let (opened, offer) = *opened;
+                self.offer = offer;
+                self.opened(opened, now);
+            }
             Event::PowerButton => self.go_down(PowerAction::Poweroff, "the power button", now),
             Event::Kept { life, n, error } => self.kept(life, n, error),
             Event::Said { life, message } if self.is_current(life) => self.said(message, now),
             Event::Said { .. } | Event::Tick => {}
-            Event::Settings(settings) => self.adopt(*settings, now),
+            Event::Pasted(pasted) => self.pasted(pasted.0, pasted.1, now),
+            Event::Settings(settings) => self.reread_is_done(*settings, now),
             Event::Signal(action) => self.go_down(action, "a signal", now),
             Event::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
         }
@@ -263,6 +291,8 @@ impl Machine {
         self.housekeep(now);
         self.reread(now);
         self.keep_open(now);
+        self.forget_command(now);
+        self.make_anew();
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }
@@ -511,6 +541,7 @@ impl Machine {
         if part == Network::PART {
             self.timers.network = Some(now + PART_PAUSE_MS);
         }
+        self.command_failed(part);
     }
 
     fn start_network(&mut self, now: u64) {

@@ -1,6 +1,7 @@
 //! The configuration in the machine's life: read, put in force, kept.
 
 use alknet_core::config::NodeConfig;
+use alknet_provisioning::ConsoleDocument;
 
 use super::{Event, Machine};
 use crate::{
@@ -94,7 +95,66 @@ impl Machine {
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
         let sealed = self.keeper.is_sealed();
         self.blocking("configuration", move || {
-            Event::Settings(Box::new(Settings::read(data, sealed)))
+            Event::Settings(Box::new(Settings::read(data, sealed, None, None)))
         });
+    }
+
+    /// The sources were read again.
+    pub(super) fn reread_is_done(&mut self, mut settings: Settings, now: u64) {
+        settings.carry(&self.settings);
+        self.adopt(settings, now);
+    }
+
+    /// Somebody pasted a configuration, or what is left of one.
+    pub(super) fn paste(&mut self, line: &str) {
+        let document = match ConsoleDocument::parse(line) {
+            Ok(document) => document,
+            Err(error) => return self.say_of_pasted(&error.to_string()),
+        };
+        if self.shutdown.is_some() || self.opening {
+            return self.say_of_pasted("the machine is busy; paste it again in a moment");
+        }
+        if self.facts.data.mode == "locked" {
+            // The vault that is to be made may be waiting for just this.
+            self.say_of_pasted("it is looked at with the next attempt to open the vault");
+            self.offer.pasted = Some(document);
+            return self.open();
+        }
+        let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
+        let sealed = self.keeper.is_sealed();
+        self.blocking("configuration", move || {
+            let settings = Settings::read(data, sealed, None, Some(document.copied()));
+            Event::Pasted(Box::new((settings, document)))
+        });
+    }
+
+    /// All sources were read together with what was pasted.
+    pub(super) fn pasted(&mut self, mut settings: Settings, document: ConsoleDocument, now: u64) {
+        if settings.is_pasted() && settings.brings_words() && self.is_nobodys() {
+            self.say_of_pasted("its words replace those that this machine made for itself");
+            return self.begin_anew(document, now);
+        }
+        if settings.is_pasted() {
+            settings.carry(&self.settings);
+            self.say_of_pasted("it is in force");
+            return self.adopt(settings, now);
+        }
+        let mut kept = self.settings.clone();
+        let wrong = kept.refuse_pasted(&settings);
+        if wrong.is_empty() {
+            self.say_of_pasted("it is known already, and changes nothing");
+        }
+        for problem in &wrong {
+            self.say_of_pasted(&format!("{} ({})", problem.text, problem.hint));
+        }
+        self.adopt(kept, now);
+    }
+
+    fn say_of_pasted(&self, text: &str) {
+        self.log
+            .info(format_args!("a configuration was pasted: {text}"));
+        for console in self.consoles() {
+            console.say(format!("alknet: pasted configuration: {text}"));
+        }
     }
 }

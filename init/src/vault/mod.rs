@@ -10,6 +10,7 @@
 //! loop asks for on the console, and the attempt is made again with what was given.
 
 mod asking;
+mod commands;
 mod events;
 mod first;
 mod open;
@@ -18,12 +19,15 @@ mod randomness;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alknet_vault::slots::{Alkv, OpenAlkv, SlotType};
+use alknet_provisioning::ConsoleDocument;
+use alknet_vault::audit::SlotName;
+use alknet_vault::slots::{Alkv, OpenAlkv, SlotId, SlotType};
 use alknet_vault::{Area, AreaError, Entropy, SecretStr, Vault, VaultError, VaultState};
 
 use crate::control::{Problem, VaultFacts};
 
 pub(crate) use asking::{Asking, Step, places};
+pub(crate) use commands::{Command, Given, Outcome, Place, Session, Sources};
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
 pub(crate) use open::open;
@@ -81,6 +85,8 @@ pub(crate) struct Offer {
     pub(crate) passphrase: Option<SecretStr>,
     pub(crate) new_passphrase: Option<SecretStr>,
     pub(crate) words: Option<Words>,
+    /// A configuration, which may have words as well.
+    pub(crate) pasted: Option<ConsoleDocument>,
 }
 
 /// Which words the vault is to be made of.
@@ -103,7 +109,7 @@ pub(crate) struct Keeper {
 #[derive(Debug, Default)]
 struct State {
     slots: Vec<SlotType>,
-    opened_by: Option<SlotType>,
+    opened_by: Option<SlotName>,
     device: u32,
     known: bool,
     words_kept: bool,
@@ -113,7 +119,7 @@ struct State {
     words_age: Option<String>,
     attempts: alknet_vault::slots::Attempts,
     /// Slots whose refusal was written down.
-    refused: Vec<alknet_vault::audit::SlotName>,
+    refused: Vec<SlotName>,
 }
 
 impl Keeper {
@@ -157,7 +163,7 @@ impl Keeper {
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
         self.note(open.alkv());
         let mut state = self.state();
-        state.opened_by = slot_type(open);
+        state.opened_by = opening_slot(open);
         state.device = open.alkv().device().number();
         drop(state);
         if self.is_open() {
@@ -185,6 +191,11 @@ impl Keeper {
         self.state().opened_by = None;
     }
 
+    /// There is no vault any more. It was locked before.
+    pub(crate) fn forget(&self) {
+        *self.state() = State::default();
+    }
+
     /// Words to be shown once.
     pub(crate) fn take_words(&self) -> Option<SecretStr> {
         self.state().words.take()
@@ -205,6 +216,11 @@ impl Keeper {
         let mut state = self.state();
         state.words_kept = true;
         state.words = None;
+    }
+
+    /// Which slot opened it.
+    fn opened_by_slot(&self) -> Option<SlotId> {
+        self.state().opened_by.map(|slot| slot.id)
     }
 
     /// Whether there is a vault that nothing beside it opens.
@@ -230,7 +246,7 @@ impl Keeper {
                 .map(|kind| kind.name().to_owned())
                 .collect(),
             sealed: state.known && !state.slots.contains(&SlotType::None),
-            opened_by: state.opened_by.map(|kind| kind.name().to_owned()),
+            opened_by: state.opened_by.map(|slot| slot.kind.name().to_owned()),
             device: state.device,
             words_kept: state.words_kept,
             words_age: state.words_age.clone(),
@@ -253,8 +269,9 @@ enum AdmitError {
     Vault(#[from] VaultError),
 }
 
-fn slot_type(open: &OpenAlkv) -> Option<SlotType> {
+fn opening_slot(open: &OpenAlkv) -> Option<SlotName> {
+    let id = open.opened_by();
     let mut slots = open.alkv().slots().iter();
-    let opened = slots.find(|slot| slot.id() == open.opened_by())?;
-    Some(opened.kind())
+    let kind = slots.find(|slot| slot.id() == id)?.kind();
+    Some(SlotName { kind, id })
 }
