@@ -33,15 +33,19 @@ pub(super) struct Paste {
     matched: usize,
     /// The line from its head on. Its memory never moves, so that wiping it wipes all of it.
     line: Option<Zeroizing<Vec<u8>>>,
-    /// The line ended with the last key, of which there may be a second half.
+    /// The last key, for line ends that are two keys, and for empty lines.
+    last: u8,
+    /// The line ended with it.
     has_ended: bool,
 }
 
 impl Paste {
     pub(super) fn take(&mut self, key: u8) -> Took {
-        if std::mem::take(&mut self.has_ended) && key == b'\n' {
+        let last = std::mem::replace(&mut self.last, key);
+        if key == b'\n' && last == b'\r' && (self.line.is_some() || self.has_ended) {
             return Took::Part;
         }
+        self.has_ended = false;
         if self.follow(key) {
             // A second head: the first line was cut off.
             let mut line = Zeroizing::new(Vec::with_capacity(CONSOLE_LINE_BYTES_MAX + 1));
@@ -58,17 +62,17 @@ impl Paste {
                 self.line = None;
                 Took::Left
             }
-            b'\r' | b'\n' if is_whole(line) || line.ends_with(b"\n") => {
+            b'\r' | b'\n' if is_whole(line) || matches!(last, b'\r' | b'\n') => {
                 let text = String::from_utf8_lossy(line).into_owned();
                 self.line = None;
-                self.has_ended = key == b'\r';
+                self.has_ended = true;
                 Took::Done(Zeroizing::new(text))
             }
             // Noise is left out; whether something is missing shows in the sum.
             key if key.is_ascii_graphic() || key.is_ascii_whitespace() => {
                 // One more than the longest, so that it shows to be longer.
                 if line.len() <= CONSOLE_LINE_BYTES_MAX {
-                    line.push(if key == b'\r' { b'\n' } else { key });
+                    line.push(key);
                 }
                 Took::Part
             }

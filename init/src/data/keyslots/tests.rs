@@ -16,7 +16,7 @@ const SECTOR: usize = 512;
 /// Bytes of a copy of the vault.
 const COPY: usize = 64 << 10;
 /// A header and a little data.
-const BYTES: usize = DATA_AT as usize + (64 << 10);
+const BYTES: usize = DATA_AT as usize + (1 << 20);
 
 /// A partition in memory, and power that ends after so many writes; of the last one half arrives.
 #[derive(Clone)]

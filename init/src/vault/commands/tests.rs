@@ -9,7 +9,7 @@ use alknet_vault::{Entropy, WordCount};
 
 use super::*;
 
-const BYTES: u64 = DATA_AT + (64 << 10);
+const BYTES: u64 = DATA_AT + (1 << 20);
 
 /// A machine whose disk is a file, and whose medium a folder.
 struct Machine {
