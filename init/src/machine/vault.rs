@@ -292,6 +292,8 @@ impl Machine {
         self.keeper.lock();
         self.keeper.take_words();
         self.timers.words = None;
+        // Whoever reads what is stored keeps the data from being unmounted.
+        self.timers.reread = None;
         self.drop_command();
         self.asking.end();
         self.anew = Some(document);
