@@ -19,6 +19,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use alknet_provisioning::ConsoleDocument;
+
 use crate::{
     InitError, clock,
     console::{Answer, Console},
@@ -236,7 +238,8 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
         offer: &offer,
         log,
     };
-    let prepared = data::prepare(access);
+    let mut prepared = data::prepare(access);
+    let words = prepared.words.take();
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
         Ok(source) => Clock::Local(source),
@@ -246,7 +249,12 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
         }
     };
     Opened {
-        settings: Settings::read(data_dir, keeper.is_sealed()),
+        settings: Settings::read(
+            data_dir,
+            keeper.is_sealed(),
+            words.as_ref(),
+            offer.pasted.as_ref().map(ConsoleDocument::copied),
+        ),
         prepared,
         clock,
         offer,

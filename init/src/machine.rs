@@ -1,6 +1,8 @@
 //! The loop of PID 1: everything that happens arrives here as an event, and whatever is due is
 //! done in a turn that never blocks.
 
+mod commands;
+mod configuration;
 mod vault;
 
 use std::{
@@ -10,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use alknet_core::config::NodeConfig;
+use alknet_provisioning::ConsoleDocument;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
@@ -26,11 +28,11 @@ use crate::{
     log::Log,
     network::{Network, News},
     reap::{self, End},
-    settings::{self, Settings},
+    settings::Settings,
     shutdown::{self, Shutdown, Step},
     stage::{self, Stage, boot_ms},
     supervise::{self, Order, Supervisor},
-    vault::{Asking, Keeper, Offer, Waiting},
+    vault::{Asking, Keeper, Offer, Outcome, Session, Waiting},
     watchdog::Watchdog,
 };
 
@@ -40,8 +42,6 @@ pub(crate) const EVENTS_MAX: usize = 256;
 const FEED_EVERY_MS: u64 = 5_000;
 /// How often disk space and the clock's note are looked after, ms.
 const HOUSEKEEP_EVERY_MS: u64 = 10_000;
-/// How often the sources of a wrong or missing configuration are read again, ms.
-const REREAD_EVERY_MS: u64 = 3_000;
 /// Lines of a node's last words.
 const LAST_LINES_MAX: usize = 10;
 /// Orphans collected from one line of the log to the next.
@@ -58,6 +58,8 @@ pub(crate) enum Event {
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
     Children,
+    /// A command about the vault went as far as it could.
+    Commanded(Box<(Session, Outcome)>),
     /// The node of this life has ended, and its last lines are in the log.
     Ended { life: u64, end: End },
     /// A part of PID 1 failed.
@@ -74,8 +76,10 @@ pub(crate) enum Event {
     Lost { life: u64, reason: String },
     /// The network or the clock changed.
     Network(News),
-    /// An attempt to open the vault and the data is over.
+    /// An attempt to open the vault and the data is over; with what was typed for it.
     Opened(Box<Opened>),
+    /// All sources were read together with a configuration that somebody pasted.
+    Pasted(Box<(Settings, ConsoleDocument)>),
     /// Somebody pressed the button.
     PowerButton,
     /// The node of this life said something.
@@ -112,6 +116,14 @@ pub(crate) struct Machine {
     waiting: Option<Waiting>,
     /// An attempt is under way.
     opening: bool,
+    /// A command about the vault that waits for somebody.
+    session: Option<Session>,
+    /// A command is being tried.
+    working: bool,
+    /// What the vault is to be made of anew, once the node has ended.
+    anew: Option<ConsoleDocument>,
+    /// Where the vault lies.
+    vault_at: Option<std::path::PathBuf>,
     /// Away while a round of housekeeping or an attempt to open it is under way.
     prepared: Option<Box<Prepared>>,
     state_dir: std::path::PathBuf,
@@ -140,6 +152,8 @@ struct Timers {
     network: Option<u64>,
     /// Absent while the vault is open, or while it is being opened.
     open: Option<u64>,
+    /// When a command that nobody goes on with is forgotten.
+    session: Option<u64>,
     /// When words that nobody confirmed are forgotten.
     words: Option<u64>,
 }
@@ -175,6 +189,10 @@ impl Machine {
             offer: Offer::default(),
             waiting: None,
             opening: false,
+            session: None,
+            working: false,
+            anew: None,
+            vault_at: None,
             supervisor: Supervisor::new(now),
             node: None,
             life: 0,
@@ -190,6 +208,7 @@ impl Machine {
                 reread: None,
                 network: None,
                 open: None,
+                session: None,
                 words: None,
             },
             facts,
@@ -227,6 +246,7 @@ impl Machine {
             self.supervisor.deadline(),
             self.shutdown.as_ref().and_then(Shutdown::deadline),
             timers.open,
+            timers.session,
             timers.words,
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
@@ -239,6 +259,7 @@ impl Machine {
             Event::Answered(answer) => self.answered(answer, now),
             Event::Caller(fd) => self.called(fd),
             Event::Children => self.collect(),
+            Event::Commanded(done) => self.commanded(done.0, done.1, now),
             Event::Ended { life, end } => self.ended(life, end, now),
             Event::Failed { part, why } => self.failed(part, &why, now),
             Event::Housekept(prepared) => self.housekept(prepared),
@@ -249,7 +270,8 @@ impl Machine {
             Event::Kept { life, n, error } => self.kept(life, n, error),
             Event::Said { life, message } if self.is_current(life) => self.said(message, now),
             Event::Said { .. } | Event::Tick => {}
-            Event::Settings(settings) => self.adopt(*settings, now),
+            Event::Pasted(pasted) => self.pasted(pasted.0, pasted.1, now),
+            Event::Settings(settings) => self.reread_is_done(*settings, now),
             Event::Signal(action) => self.go_down(action, "a signal", now),
             Event::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
         }
@@ -265,6 +287,8 @@ impl Machine {
         self.housekeep(now);
         self.reread(now);
         self.keep_open(now);
+        self.forget_command(now);
+        self.make_anew();
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }
@@ -461,94 +485,8 @@ impl Machine {
     }
 }
 
-/// Configuration, network, disk, clock.
+/// Disk, network, clock.
 impl Machine {
-    /// Runs with these settings from now on.
-    fn adopt(&mut self, settings: Settings, now: u64) {
-        self.timers.reread = settings.is_wanting().then_some(now + REREAD_EVERY_MS);
-        for problem in settings
-            .problems
-            .iter()
-            .filter(|one| !self.settings.problems.contains(one))
-        {
-            self.log
-                .warn(format_args!("{}: {}", problem.code, problem.text));
-        }
-        self.facts.config_source.clone_from(&settings.source);
-        self.facts.problems.config.clone_from(&settings.problems);
-        let changed = settings.config != self.settings.config;
-        let first = self.life == 0;
-        self.settings = settings;
-        if changed || first {
-            self.settings.apply();
-            self.facts.hostname = self.settings.hostname().to_owned();
-        }
-        if changed {
-            self.log
-                .info("the configuration changed: the node is restarted with it");
-            self.network.apply(&self.settings);
-            if let Some(order) = self.supervisor.restart(now) {
-                self.obey(order, now);
-            }
-        }
-    }
-
-    /// The node took this document: it is kept for the next start, and a restarted node gets its
-    /// people. What the node says is checked again: PID 1 trusts nobody with its own files.
-    fn keep_config(&mut self, n: u64, document: String) {
-        let life = self.life;
-        let config = match NodeConfig::parse(document.as_bytes()) {
-            Ok(config) => config,
-            Err(errors) => {
-                let error = errors.first().map(ToString::to_string);
-                return self.kept(life, n, Some(error.unwrap_or_default()));
-            }
-        };
-        self.settings.take(config);
-        let Some(dir) = settings::data_dir(&self.facts.data.mode, &self.state_dir) else {
-            let error = "there is no data partition: it holds until the machine restarts";
-            return self.kept(life, n, Some(error.to_owned()));
-        };
-        self.blocking("keeping the configuration", move || {
-            let kept = alknet_provisioning::keep(&dir.join("config"), document.as_bytes());
-            let error = kept.err().map(|error| error.to_string());
-            Event::Kept { life, n, error }
-        });
-    }
-
-    fn kept(&mut self, life: u64, n: u64, error: Option<String>) {
-        match &error {
-            None => {
-                let source = alknet_provisioning::Source::Stored.to_string();
-                self.settings.source.clone_from(&source);
-                self.facts.config_source = source;
-                self.log.info("the configuration was changed and is kept");
-            }
-            Some(error) => self.log.warn(format_args!(
-                "the configuration was changed and is not kept: {error}"
-            )),
-        }
-        if let Some(node) = self.node.as_ref().filter(|node| node.life() == life) {
-            node.send(ToNode::ConfigKept { n, error });
-        }
-    }
-
-    fn reread(&mut self, now: u64) {
-        if self.shutdown.is_some() || self.timers.reread.is_none_or(|at| now < at) {
-            return;
-        }
-        self.timers.reread = None;
-        if self.facts.data.mode == "locked" {
-            // Each attempt to open it reads them.
-            return;
-        }
-        let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
-        let sealed = self.keeper.is_sealed();
-        self.blocking("configuration", move || {
-            Event::Settings(Box::new(Settings::read(data, sealed)))
-        });
-    }
-
     fn housekeep(&mut self, now: u64) {
         if now < self.timers.housekeep || self.shutdown.is_some() {
             return;
@@ -599,6 +537,7 @@ impl Machine {
         if part == Network::PART {
             self.timers.network = Some(now + PART_PAUSE_MS);
         }
+        self.command_failed(part);
     }
 
     fn start_network(&mut self, now: u64) {

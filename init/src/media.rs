@@ -1,12 +1,13 @@
 //! What a first boot takes from provisioning media before there is a place to keep anything.
 
 use alknet_core::config::VaultSection;
-use alknet_provisioning::{KernelMounter, Paths, Secrets, erase, load};
-use alknet_vault::slots::{Alkv, SlotType};
+use alknet_provisioning::{
+    ConsoleDocument, KernelMounter, Paths, PutSeedKeyError, Secrets, Source, load, load_console,
+    put_seed_key,
+};
+use alknet_vault::slots::{Alkv, SeedKey, SlotType};
 
-use crate::control::Problem;
-use crate::log::Log;
-use crate::vault::{Ask, Waiting};
+use crate::vault::{Ask, Sources, Waiting};
 
 /// What the media say about the vault.
 #[derive(Debug)]
@@ -16,10 +17,13 @@ pub(crate) struct Media {
 }
 
 impl Media {
-    /// Reads every source. Blocks on disks; not for PID 1's loop.
-    pub(crate) fn read() -> Result<Self, Waiting> {
+    /// Reads every source, and what somebody pasted. Blocks on disks; not for PID 1's loop.
+    pub(crate) fn read(pasted: Option<&ConsoleDocument>) -> Result<Self, Waiting> {
         let paths = paths();
-        let loaded = load(&paths);
+        let loaded = match pasted {
+            Some(pasted) => load_console(&paths, &KernelMounter, pasted.copied()),
+            None => load(&paths),
+        };
         // A vault that is made stays: not by a document that cannot be read as far as that.
         let vague = |text: &str| text.contains("vault") || text.contains("TOML");
         let refused = loaded.problems.iter().find(|problem| {
@@ -52,25 +56,18 @@ impl Media {
             Secrets::default()
         }
     }
+}
 
-    /// The words are in the vault, which is on the disk: no medium needs them any more. What cannot be
-    /// overwritten is said.
-    pub(crate) fn erase(&self, log: &Log) -> Vec<Problem> {
-        let places = self.secrets.words.as_ref().map(|words| &words.places);
-        let Some(places) = places else {
-            return Vec::new();
-        };
-        let left = erase(&paths(), &KernelMounter, places);
-        for problem in &left {
-            log.warn(format_args!("{}: {}", problem.code, problem.text));
-        }
-        left.into_iter()
-            .map(|problem| Problem {
-                code: problem.code.to_owned(),
-                text: problem.text,
-                hint: problem.hint,
-            })
-            .collect()
+/// The media of this machine.
+pub(crate) struct SystemSources;
+
+impl Sources for SystemSources {
+    fn secrets(&self) -> Secrets {
+        load(&paths()).secrets
+    }
+
+    fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError> {
+        put_seed_key(&paths(), &KernelMounter, key, boot)
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use alknet_core::config::NodeConfig;
-use alknet_provisioning::{Paths, Source};
+use alknet_core::config::{NodeConfig, VaultInit};
+use alknet_provisioning::{
+    ConsoleDocument, KernelMounter, Loaded, Paths, Source, erase, load, load_console,
+};
+use alknet_vault::Entropy;
 
 use crate::control::Problem;
 
@@ -18,40 +21,101 @@ pub(crate) struct Settings {
     pub(crate) problems: Vec<Problem>,
     /// One of them holds something up.
     wrong: bool,
+    /// Only what lets administrators in was taken, from a document that was refused.
+    salvaged: bool,
+    /// It wants the vault to be made of words that are there.
+    brings_words: bool,
+    /// Problems that another look at the sources does not find: words that a medium still has.
+    lasting: Vec<Problem>,
+    /// The same of what somebody pasted, while nothing right is in force.
+    pasted: Vec<Problem>,
 }
 
 impl Settings {
     /// Reads every source. Blocks on disks; not for PID 1's loop. `state_dir` is the data
-    /// partition, if there is one; `is_sealed` says whether nothing beside it opens it.
-    pub(crate) fn read(state_dir: Option<PathBuf>, is_sealed: bool) -> Self {
-        let mut paths = Paths::system().sealed(is_sealed);
-        if let Some(state_dir) = state_dir {
-            paths = paths.with_config_dir(state_dir.join("config"));
-        }
-        // What a volume without a data partition is mounted on must exist.
-        if let Err(error) = std::fs::create_dir_all(&paths.mount_point) {
-            tracing::warn!(%error, path = %paths.mount_point.display(), "cannot be made");
-        }
-        let loaded = alknet_provisioning::load(&paths);
+    /// partition, if there is one; `is_sealed` says whether nothing beside it opens it. Where a medium
+    /// has `words`, those of the vault that was just opened, they are erased.
+    pub(crate) fn read(
+        state_dir: Option<PathBuf>,
+        is_sealed: bool,
+        words: Option<&Entropy>,
+        pasted: Option<ConsoleDocument>,
+    ) -> Self {
+        let paths = paths(state_dir, is_sealed);
+        let loaded = match pasted {
+            Some(pasted) => load_console(&paths, &KernelMounter, pasted),
+            None => load(&paths),
+        };
         tracing::debug!("configuration: {}", loaded.summary());
-        let wrong = loaded.problems.iter().any(|problem| !problem.is_notice());
-        let problems = loaded.problems.into_iter().map(|problem| Problem {
+        let places = words.map(|words| loaded.secrets.places_of(words));
+        let left = places.map(|places| erase(&paths, &KernelMounter, &places));
+        Self::of(loaded, left.unwrap_or_default())
+    }
+
+    fn of(loaded: Loaded, left: Vec<alknet_provisioning::Problem>) -> Self {
+        let problem = |problem: alknet_provisioning::Problem| Problem {
             code: problem.code.to_owned(),
             text: problem.text,
             hint: problem.hint,
-        });
+        };
+        let lasting: Vec<Problem> = left.into_iter().map(problem).collect();
+        let wrong = loaded.problems.iter().any(|problem| !problem.is_notice());
+        let problems = loaded.problems.into_iter().map(problem);
+        let brings_words = loaded.secrets.words.is_some();
+        let brings_words = brings_words && loaded.config.vault.init == VaultInit::Provisioned;
         Self {
             config: loaded.config,
             source: loaded.source.to_string(),
-            problems: problems.collect(),
+            problems: problems.chain(lasting.iter().cloned()).collect(),
             wrong,
+            salvaged: loaded.salvaged,
+            brings_words,
+            lasting,
+            pasted: Vec::new(),
         }
+    }
+
+    /// After another look: what only an earlier one could find still holds.
+    pub(crate) fn carry(&mut self, before: &Self) {
+        self.lasting.clone_from(&before.lasting);
+        if self.is_wanting() {
+            self.pasted.clone_from(&before.pasted);
+        }
+        let carried = self.lasting.iter().chain(&self.pasted);
+        self.problems.extend(carried.cloned());
+    }
+
+    /// Whether nobody has configured this machine yet.
+    pub(crate) fn is_default(&self) -> bool {
+        self.source == Source::Default.to_string()
+    }
+
+    /// Whether it wants the vault to be made of words that are there.
+    pub(crate) fn brings_words(&self) -> bool {
+        self.brings_words
+    }
+
+    /// Whether what somebody pasted is what counts.
+    pub(crate) fn is_pasted(&self) -> bool {
+        self.source == Source::Console.to_string() && !self.salvaged
+    }
+
+    /// What was wrong with a pasted document, which is not used: `read` is what came of it.
+    pub(crate) fn refuse_pasted(&mut self, read: &Self) -> Vec<Problem> {
+        let known = |one: &&Problem| !self.problems.contains(one) && one.code != "config-salvaged";
+        let wrong: Vec<Problem> = read.problems.iter().filter(known).cloned().collect();
+        if self.is_wanting() {
+            self.problems.retain(|one| !self.pasted.contains(one));
+            self.problems.extend(wrong.iter().cloned());
+            self.pasted.clone_from(&wrong);
+        }
+        wrong
     }
 
     /// Whether it is worth reading the sources again: one was found wrong, or there was none, so
     /// that nobody may do anything.
     pub(crate) fn is_wanting(&self) -> bool {
-        self.wrong || self.source == Source::Default.to_string()
+        self.wrong || self.is_default()
     }
 
     /// The running node took `config`: a restarted one gets its people. What cannot change while
@@ -71,6 +135,18 @@ impl Settings {
         }
         crate::mount::allow_port(self.config.listen.port);
     }
+}
+
+fn paths(state_dir: Option<PathBuf>, is_sealed: bool) -> Paths {
+    let mut paths = Paths::system().sealed(is_sealed);
+    if let Some(state_dir) = state_dir {
+        paths = paths.with_config_dir(state_dir.join("config"));
+    }
+    // What a volume without a data partition is mounted on must exist.
+    if let Err(error) = std::fs::create_dir_all(&paths.mount_point) {
+        tracing::warn!(%error, path = %paths.mount_point.display(), "cannot be made");
+    }
+    paths
 }
 
 /// The data partition's folder of a state directory, if that is what it is.
@@ -94,6 +170,10 @@ mod tests {
             source: Source::FwCfg.to_string(),
             problems: problems.collect(),
             wrong: code.is_some(),
+            salvaged: false,
+            brings_words: false,
+            lasting: Vec::new(),
+            pasted: Vec::new(),
         }
     }
 
@@ -130,6 +210,29 @@ mod tests {
             (4433, "alknet")
         );
         assert_eq!(running.config.node.admin_keys, ["a key"]);
+    }
+
+    #[test]
+    fn what_only_one_look_finds_is_told_until_something_right_counts() {
+        let of = |code: &str| Problem {
+            code: code.to_owned(),
+            ..Problem::default()
+        };
+        let mut now = settings(None);
+        now.source = Source::Default.to_string();
+        now.lasting = vec![of("secrets-left")];
+        let mut read = settings(Some("config-refused"));
+        read.problems.push(of("config-salvaged"));
+        assert_eq!(now.refuse_pasted(&read), [of("config-refused")]);
+        assert_eq!(now.problems, [of("config-refused")]);
+        // The next look at the sources finds neither.
+        let mut later = settings(None);
+        later.source = Source::Default.to_string();
+        later.carry(&now);
+        assert_eq!(later.problems, [of("secrets-left"), of("config-refused")]);
+        let mut right = settings(None);
+        right.carry(&later);
+        assert_eq!(right.problems, [of("secrets-left")]);
     }
 
     #[test]

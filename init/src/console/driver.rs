@@ -6,6 +6,7 @@ use std::mem;
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
+use super::paste::{Paste, Took};
 use super::question::{Answer, Question, Typed};
 use super::screen::{ScreenState, View, render};
 use super::text::{Charset, clean, fit};
@@ -65,6 +66,10 @@ pub struct Driver {
     question: Option<Question>,
     /// The answer so far.
     typed: Typed,
+    /// A configuration that is being pasted.
+    paste: Paste,
+    /// What the terminal could show before the head of it was typed, which are keys as well.
+    charset: Charset,
     /// Complete answers, for whoever asked.
     answers: Vec<Answer>,
 }
@@ -93,6 +98,8 @@ impl Driver {
             drawn_ms: None,
             question: None,
             typed: Typed::default(),
+            paste: Paste::default(),
+            charset: Charset::default(),
             answers: Vec::new(),
         }
     }
@@ -109,7 +116,7 @@ impl Driver {
         self.wanted |= self.state.live && (was_private || self.state.view == View::Question);
         match &self.question {
             Some(question) => {
-                if self.state.live {
+                if self.state.live && self.paste.bytes().is_none() {
                     self.state.view = View::Question;
                     self.wanted = true;
                 }
@@ -264,6 +271,9 @@ impl Driver {
     }
 
     fn key(&mut self, key: u8) {
+        if self.paste_key(key) {
+            return;
+        }
         if let Some(question) = &self.question
             && !self.state.live
             && (is_typing(key) || matches!(key, b'\r' | b'\n'))
@@ -298,6 +308,40 @@ impl Driver {
             b'q' if was_live => self.leave(),
             _ => {}
         }
+    }
+
+    /// Whether a key belongs to a configuration that is pasted. Of that only its length is shown.
+    fn paste_key(&mut self, key: u8) -> bool {
+        if self.paste.may_begin(key) {
+            self.charset = self.state.charset;
+        }
+        match self.paste.take(key) {
+            Took::Nothing => return false,
+            Took::Begun => {
+                // What was typed so far was the head.
+                self.typed.clear();
+                self.state.charset = self.charset;
+                self.state.live = true;
+                self.state.view = View::Paste;
+                self.wanted = true;
+            }
+            Took::Part => self.changed = true,
+            Took::Done(line) => {
+                self.end_paste();
+                self.answers.push(Answer::Pasted(line));
+            }
+            Took::Left => self.end_paste(),
+        }
+        self.state.pasted = self.paste.bytes().unwrap_or(0);
+        true
+    }
+
+    fn end_paste(&mut self) {
+        self.wanted = true;
+        self.state.view = match &self.question {
+            Some(_) => View::Question,
+            None => View::Status,
+        };
     }
 
     /// A key while something is asked.

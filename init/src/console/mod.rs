@@ -11,13 +11,15 @@
 //! From the first key on it is *live*: redrawn in place, at most once a second, only on change.
 //!
 //! Where something is asked (a passphrase, a word), keys are its answer and go to whoever asks; the
-//! console itself decides nothing.
+//! console itself decides nothing. A pasted configuration is known by its head wherever it is typed, and
+//! goes there as well.
 //!
 //! Three kinds of lines are for machines, each printed once for each event, in both modes:
 //! `alknet: ready HOSTNAME IDENTITY port PORT`, `alknet: address ADDRESS/PREFIX` when the machine
 //! has its first address or has one again, and `alknet: problem CODE: TEXT`.
 
 mod driver;
+mod paste;
 mod qr;
 mod question;
 mod screen;

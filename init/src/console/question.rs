@@ -103,6 +103,8 @@ pub enum Answer {
     Cancel,
     /// Typed this.
     Line(Zeroizing<String>),
+    /// Pasted a configuration, or what is left of one.
+    Pasted(Zeroizing<String>),
 }
 
 impl fmt::Debug for Answer {
@@ -111,6 +113,7 @@ impl fmt::Debug for Answer {
             Self::Begin => "Begin",
             Self::Cancel => "Cancel",
             Self::Line(_) => "Line(..)",
+            Self::Pasted(_) => "Pasted(..)",
         })
     }
 }

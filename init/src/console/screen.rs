@@ -14,6 +14,8 @@ pub enum View {
     Enrol,
     /// The last lines of the log.
     Log,
+    /// How much of a configuration was pasted.
+    Paste,
     /// Every problem in full.
     Problems,
     /// What is asked, if something is.
@@ -42,6 +44,8 @@ pub struct ScreenState {
     pub log: Vec<String>,
     /// Somebody is at the keyboard.
     pub live: bool,
+    /// Bytes of a configuration that were pasted.
+    pub pasted: usize,
 }
 
 impl Default for ScreenState {
@@ -55,6 +59,7 @@ impl Default for ScreenState {
             time: String::new(),
             log: Vec::new(),
             live: false,
+            pasted: 0,
         }
     }
 }
@@ -73,6 +78,7 @@ pub(super) fn render(
     let mut lines = match state.view {
         View::Enrol => screen.enrol(),
         View::Log => screen.log(),
+        View::Paste => screen.paste(),
         View::Problems => screen.all_problems(),
         View::Question => match asked {
             Some((question, typed)) => screen.question(question, typed),
@@ -319,6 +325,17 @@ impl Screen<'_> {
         lines
     }
 
+    fn paste(&self) -> Vec<String> {
+        vec![
+            self.title(),
+            String::new(),
+            format!(
+                "A configuration is being pasted: {} bytes so far.",
+                self.state.pasted
+            ),
+        ]
+    }
+
     fn all_problems(&self) -> Vec<String> {
         let mut lines = vec![self.title()];
         if self.facts.problems.is_empty() {
@@ -350,6 +367,7 @@ impl Screen<'_> {
             (true, View::Status) => {
                 "l log   p problems   e enrolment code   a ASCII   r redraw   q leave"
             }
+            (true, View::Paste) => "Enter, twice if need be, ends it   Esc leaves it",
             (true, View::Question) => "Enter answers   Ctrl-U clears   Ctrl-C cancels   Esc back",
             (true, _) => {
                 "q or Esc back   l log   p problems   e enrolment code   a ASCII   r redraw"
@@ -589,7 +607,9 @@ fn next_step(facts: &MachineFacts, node: Option<&NodeStatus>) -> String {
         }
         (None, _) => "wait: the node is starting".to_owned(),
         (Some(node), _) if node.admins == 0 => {
-            "give it an administrator: node.admin_keys by fw_cfg or a CIDATA volume".to_owned()
+            "give it an administrator: node.admin_keys by fw_cfg or a CIDATA volume, or paste what \
+             'alknet provision --form console' prints"
+                .to_owned()
         }
         (Some(_), None) => {
             "connect a network, or give the card an address ([[network]])".to_owned()

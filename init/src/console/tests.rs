@@ -586,6 +586,44 @@ fn words_are_shown_to_a_person_only_and_not_left_on_the_screen() {
 }
 
 #[test]
+fn a_pasted_configuration_is_taken_wherever_it_is_typed_and_never_shown() {
+    let document = b"[node]\nname = \"edge-1\"\n[secrets]\n";
+    let line = alknet_provisioning::ConsoleDocument::line(document);
+    let words = || {
+        Question::shown("word 3")
+            .with_lines(["1 abandon 2 about"])
+            .private()
+    };
+    for question in [None, Some(words()), Some(Question::secret("passphrase"))] {
+        let mut driver = driver();
+        driver.update(healthy(), Some(node()));
+        driver.ask(question.clone());
+        take(&mut driver, 0);
+        let (front, back) = line.split_at(30);
+        driver.keys(front.as_bytes());
+        let shown = take(&mut driver, 5000);
+        assert!(
+            shown.contains("being pasted: 30 bytes") && !shown.contains(&front[14..]),
+            "{shown}"
+        );
+        driver.keys(format!("{back}\r\n").as_bytes());
+        let answers = driver.answers();
+        let [Answer::Pasted(pasted)] = &answers[..] else {
+            panic!("{answers:?}");
+        };
+        assert_eq!(**pasted, *line);
+        let after = take(&mut driver, 10_000);
+        assert!(!after.contains("pasted") && !after.contains(&front[14..]));
+        assert_eq!(
+            after.contains("word 3"),
+            question == Some(words()),
+            "{after}"
+        );
+        assert!(!format!("{driver:?}{answers:?}").contains(&front[14..]));
+    }
+}
+
+#[test]
 fn a_question_that_is_left_can_be_returned_to() {
     let mut driver = Driver::new("Linux".into(), (80, 24));
     driver.ask(Some(Question::shown("yes or no")));

@@ -14,13 +14,14 @@ use nix::sys::termios::{
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A terminal that tells no size has this one, as VT100 had.
 const COLUMNS: usize = 80;
 const ROWS: usize = 24;
-/// Keys read at once.
-const KEYS_MAX: usize = 64;
+/// Keys read at once: all that the kernel keeps of a line without echo, since what is pasted comes as
+/// fast as the line is.
+const KEYS_MAX: usize = 4096;
 
 nix::ioctl_read_bad!(
     /// Asks a terminal for its size.
@@ -168,7 +169,8 @@ impl Tty {
             }
         }
         if self.readable && guard.ready().is_readable() {
-            let mut keys = [0; KEYS_MAX];
+            // What is not handed over is wiped: it may be somebody's passphrase.
+            let mut keys = Zeroizing::new(vec![0; KEYS_MAX]);
             match device.read(&mut keys) {
                 Ok(count) if count > 0 => return Some(keys[..count].to_vec()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {

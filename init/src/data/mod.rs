@@ -4,6 +4,7 @@
 mod ext4;
 mod find;
 mod gpt;
+mod keyslots;
 mod sealed;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use alknet_vault::Entropy;
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -31,7 +33,8 @@ use crate::{
 use ext4::{Content, Super};
 use find::Found;
 
-pub(crate) use sealed::{erase, reopen};
+pub(crate) use keyslots::DataKeys;
+pub(crate) use sealed::{copies, erase, reopen};
 
 /// Where the data partition is mounted.
 const DATA: &str = "/data";
@@ -72,6 +75,9 @@ pub(crate) struct Prepared {
     pub(crate) waiting: Option<Waiting>,
     /// Where the vault lies.
     pub(crate) vault_at: Option<PathBuf>,
+    /// What the words of the vault spell, for whoever looks whether a medium still has them; to be
+    /// let go at once.
+    pub(crate) words: Option<Entropy>,
 }
 
 /// What the data partition is opened with.
@@ -181,6 +187,13 @@ pub(crate) fn close() -> io::Result<()> {
     Ok(outcome?)
 }
 
+/// Unmounts the data and erases everything on the device, so that it is blank.
+pub(crate) fn begin_anew(device: &Path) -> io::Result<()> {
+    umount2(DATA, MntFlags::empty())?;
+    sealed::close()?;
+    erase(device)
+}
+
 fn problem(code: &str, text: String, hint: &str) -> Problem {
     Problem {
         code: code.to_owned(),
@@ -206,6 +219,7 @@ fn locked(waiting: Waiting, vault_at: PathBuf) -> Prepared {
         problems: vec![waiting.problem.clone()],
         waiting: Some(waiting),
         vault_at: Some(vault_at),
+        words: None,
     }
 }
 
@@ -213,6 +227,7 @@ fn volatile(why: Problem) -> Prepared {
     Prepared {
         waiting: None,
         vault_at: None,
+        words: None,
         state_dir: VOLATILE.into(),
         state: DataState {
             mode: "volatile".to_owned(),
@@ -424,6 +439,7 @@ fn mount_data(
         problems: Vec::new(),
         waiting: None,
         vault_at: volume.vault_at.clone(),
+        words: None,
     };
     if let Err(error) = mount_at(volume, MsFlags::empty()) {
         return refuse(
@@ -589,7 +605,7 @@ fn disk(file: &File) -> io::Result<gpt::Disk<'_>> {
     })
 }
 
-fn size(mut file: &File) -> io::Result<u64> {
+pub(crate) fn size(mut file: &File) -> io::Result<u64> {
     use io::Seek;
     file.seek(io::SeekFrom::End(0))
 }
@@ -639,6 +655,7 @@ mod tests {
             problems: vec![problem("data-full", "0 bytes".to_owned(), "delete")],
             waiting: None,
             vault_at: None,
+            words: None,
         };
         assert!(
             refresh(&mut prepared),

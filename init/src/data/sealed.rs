@@ -23,15 +23,11 @@ use alknet_vault::slots::{
 
 use super::ext4::{self, Content};
 use super::find::Found;
+use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
 use super::{Access, Prepared, Stop, Volume, device, mount_data, refuse, unreadable};
 use crate::log::Log;
 use crate::media::Media;
 use crate::vault::{self, Ask, First, Keeper, Offer, Waiting};
-
-/// The key slot that the vault opens.
-const BY_VAULT: u32 = 0;
-/// The key slot that the words open.
-const BY_WORDS: u32 = 1;
 
 /// The device that holds the data.
 pub(super) struct Disk<'a> {
@@ -56,7 +52,7 @@ impl Disk<'_> {
 }
 
 /// Both copies of the vault of a device.
-fn copies(device: &Path) -> Copies<FileArea> {
+pub(crate) fn copies(device: &Path) -> Copies<FileArea> {
     Copies::new(
         FileArea::at(device, VAULT_A_AT),
         FileArea::at(device, VAULT_B_AT),
@@ -130,7 +126,7 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
                 .log
                 .warn("the first boot was cut short: it is ended with the same vault");
             show_again(disk, &open, access)?;
-            make(disk, &open, access).map(Some)
+            make(disk, open, access).map(Some)
         }
         // The vault comes first: this is no work of ours.
         None if half => first(disk, access),
@@ -155,9 +151,28 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
     }
     let open = unlock(disk, &found, access)?;
     let key = volume_key(disk, &mut sealed, &open, access)?;
+    settle(disk, &mut sealed, &open, access.log);
     let options = fresh_mapping();
     let mapped = sealed.map(&key, &options).map_err(failed)?;
-    mount(disk, &mapped, access)
+    let mut prepared = mount(disk, &mapped, access)?;
+    prepared.words = Some(open.into_entropy());
+    Ok(prepared)
+}
+
+/// Ends a change of the master key that a power cut interrupted. What it costs is spent only where
+/// there is more than the two key slots of a partition that is as it should be; where it fails, the
+/// next start tries again.
+fn settle(disk: &Disk<'_>, sealed: &mut Sealed<File>, open: &OpenAlkv, log: &Log) {
+    let mut keys = DataKeys::of(sealed);
+    if !keys.are_too_many() {
+        return;
+    }
+    match alknet_vault::slots::settle(&mut disk.copies(), &mut keys, open) {
+        Ok(()) => log.warn("a change of the master key was cut short: it is ended"),
+        Err(error) => log.error(format_args!(
+            "a change of the master key was cut short, and cannot be ended: {error}"
+        )),
+    }
 }
 
 /// By the vault's own secret, else by what its words derive, which also opens after a vault was made
@@ -169,16 +184,15 @@ fn volume_key(
     access: Access<'_>,
 ) -> Result<VolumeKey, Stop> {
     let own = luks_phrase(&open.data_secret());
-    let own = own.expose().as_bytes();
-    let error = match sealed.unlock(BY_VAULT, own) {
-        Ok(key) => return Ok(key),
+    let error = match unlock_with(sealed, &own, |slot| slot == BY_WORDS) {
+        Ok((_, key)) => return Ok(key),
         Err(error) => error,
     };
     let recovery = recovery(disk, access.keeper)?;
-    let Ok(key) = sealed.unlock(BY_WORDS, recovery.expose().as_bytes()) else {
+    let Ok((_, key)) = unlock_with(sealed, &recovery, |slot| slot != BY_WORDS) else {
         return Err(sealed_problem(disk, &error));
     };
-    match sealed.set_phrase(BY_VAULT, own, &key) {
+    match sealed.set_phrase(BY_VAULT, own.expose().as_bytes(), &key) {
         Ok(()) => access
             .log
             .warn("the words opened the data partition; the vault opens it again now"),
@@ -191,7 +205,8 @@ fn volume_key(
 
 /// The first boot; `None` where the configuration wants no vault.
 pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepared>, Stop> {
-    let media = Media::read().map_err(|waiting| waits(disk, waiting))?;
+    let pasted = access.offer.pasted.as_ref();
+    let media = Media::read(pasted).map_err(|waiting| waits(disk, waiting))?;
     if media.vault.init == VaultInit::Off {
         return Ok(None);
     }
@@ -222,14 +237,13 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
         .keeper
         .adopt(made, &media.vault.words_to)
         .map_err(|waiting| waits(disk, waiting))?;
-    let mut prepared = make(disk, &open, access)?;
-    prepared.problems.extend(media.erase(access.log));
-    Ok(Some(prepared))
+    make(disk, open, access).map(Some)
 }
 
 /// Words that this machine made were not seen by anybody before the power went.
 fn show_again(disk: &Disk<'_>, open: &OpenAlkv, access: Access<'_>) -> Result<(), Stop> {
-    let media = Media::read().map_err(|waiting| waits(disk, waiting))?;
+    let pasted = access.offer.pasted.as_ref();
+    let media = Media::read(pasted).map_err(|waiting| waits(disk, waiting))?;
     let shown = match &media.secrets.words {
         // They came from there.
         Some(_) => {
@@ -245,7 +259,7 @@ fn show_again(disk: &Disk<'_>, open: &OpenAlkv, access: Access<'_>) -> Result<()
 }
 
 /// Key, mapping, file system, and the header last.
-fn make(disk: &Disk<'_>, open: &OpenAlkv, access: Access<'_>) -> Result<Prepared, Stop> {
+fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared, Stop> {
     let failed = |error: SealedError| sealed_problem(disk, &error);
     let cipher = Cipher::for_this_machine();
     access.log.info(format_args!(
@@ -277,7 +291,9 @@ fn make(disk: &Disk<'_>, open: &OpenAlkv, access: Access<'_>) -> Result<Prepared
     });
     formatted.or_else(|error| unreadable(disk.found, &error))?;
     prepared.finish().map_err(failed)?;
-    mount(disk, &mapped, access)
+    let mut prepared = mount(disk, &mapped, access)?;
+    prepared.words = Some(open.into_entropy());
+    Ok(prepared)
 }
 
 fn mount(

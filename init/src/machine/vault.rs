@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use alknet_provisioning::ConsoleDocument;
 use alknet_vault::audit::Event as VaultEvent;
 
 use super::{Event, Machine};
@@ -51,6 +52,7 @@ impl Machine {
         }
         self.facts.problems.data.clone_from(&prepared.problems);
         self.state_dir.clone_from(&prepared.state_dir);
+        self.vault_at.clone_from(&prepared.vault_at);
         self.waiting.clone_from(&prepared.waiting);
         self.adopt(settings, now);
         match &prepared.waiting {
@@ -86,7 +88,7 @@ impl Machine {
     pub(super) fn keep_open(&mut self, now: u64) {
         if self.timers.words.is_some_and(|at| now >= at) {
             self.timers.words = None;
-            self.asking.end();
+            self.asking.forget_words();
             self.keeper.take_words();
             self.vault_changed();
         }
@@ -96,7 +98,7 @@ impl Machine {
     }
 
     /// Tries to open what is closed, with what was typed.
-    fn open(&mut self) {
+    pub(super) fn open(&mut self) {
         if self.opening || self.waiting.is_none() {
             return;
         }
@@ -136,6 +138,7 @@ impl Machine {
         let text = "the vault was locked";
         let ask = self.keeper.asks();
         self.waiting = Some(Waiting::new(ask, "vault-locked", text, hint));
+        self.drop_command();
         self.asking.end();
         self.asking.wait_for(self.waiting.as_ref());
         self.tell_events();
@@ -167,7 +170,14 @@ impl Machine {
 
     /// Somebody answered at the console.
     pub(super) fn answered(&mut self, answer: Answer, now: u64) {
+        let answer = match answer {
+            Answer::Pasted(line) => return self.paste(&line),
+            answer => answer,
+        };
         match self.asking.answer(answer) {
+            Step::Drop => self.drop_command(),
+            Step::Given(given) => self.given(given),
+            Step::Run(command) => self.command(command),
             Step::FactoryReset => self.factory_reset(now),
             Step::Lock { hard } => self.lock(hard, "somebody at the console", now),
             Step::Next => {}
@@ -199,6 +209,7 @@ impl Machine {
                 self.log.info("the words of this node were written down");
             }
         }
+        self.ask_again();
         self.vault_changed();
     }
 
@@ -260,7 +271,8 @@ impl Machine {
         // The same is told with the data while that is closed.
         problems.retain(|problem| !self.facts.problems.data.contains(problem));
         self.facts.problems.vault = problems;
-        let question = self.asking.question().filter(|_| !self.opening);
+        let busy = self.opening || self.working;
+        let question = self.asking.question().filter(|_| !busy);
         for console in self.consoles() {
             console.ask(question.clone());
         }
@@ -277,13 +289,60 @@ impl Machine {
         }
     }
 
+    /// Whether the vault is one that this machine made for itself, and nobody has its words or its
+    /// administration: nothing is lost with it.
+    pub(super) fn is_nobodys(&self) -> bool {
+        self.settings.is_default() && self.vault_at.is_some() && !self.keeper.facts().words_kept
+    }
+
+    /// Ends the node, to make the vault of words that somebody pasted.
+    pub(super) fn begin_anew(&mut self, document: ConsoleDocument, now: u64) {
+        self.keeper.lock();
+        self.keeper.take_words();
+        self.timers.words = None;
+        // Whoever reads what is stored keeps the data from being unmounted.
+        self.timers.reread = None;
+        self.drop_command();
+        self.asking.end();
+        self.anew = Some(document);
+        if let Some(order) = self.supervisor.idle(now) {
+            self.obey(order, now);
+        }
+        self.vault_changed();
+    }
+
+    /// Does so once nothing uses the data.
+    pub(super) fn make_anew(&mut self) {
+        let is_free = self.node.is_none() && !self.opening && !self.working;
+        if !is_free || self.prepared.is_none() || self.shutdown.is_some() {
+            return;
+        }
+        let Some((document, device)) = self.anew.take().zip(self.vault_at.clone()) else {
+            return;
+        };
+        self.prepared = None;
+        self.opening = true;
+        let keeper = Arc::clone(&self.keeper);
+        let log = self.log.clone();
+        self.blocking("making the vault anew", move || {
+            if let Err(error) = data::begin_anew(&device) {
+                log.error(format_args!("the vault cannot be made anew: {error}"));
+                // It is as it was after that.
+                return Event::Signal(PowerAction::Reboot);
+            }
+            keeper.forget();
+            let offer = Offer {
+                pasted: Some(document),
+                ..Offer::default()
+            };
+            let opened = boot::open(&keeper, &offer, &log);
+            Event::Opened(Box::new((opened, offer)))
+        });
+    }
+
     /// Erases keys and data, and restarts as a machine that was never used.
     fn factory_reset(&mut self, now: u64) {
-        let Some(at) = self
-            .prepared
-            .as_ref()
-            .and_then(|prepared| prepared.vault_at.clone())
-        else {
+        let Some(at) = self.vault_at.clone() else {
             self.log.warn("there is nothing to erase on this machine");
             return;
         };

@@ -5,6 +5,7 @@ use alknet_tpm::Pin;
 use alknet_vault::{Entropy, SecretStr};
 use zeroize::Zeroizing;
 
+use super::commands::{COMMANDS, Command, Given, Want, Wanting};
 use super::{Ask, Waiting, Words};
 use crate::console::{Answer, Question};
 
@@ -16,8 +17,12 @@ const COLUMNS: usize = 4;
 /// What an answer leads to.
 #[derive(Debug)]
 pub(crate) enum Step {
+    /// The command that is under way is not wanted any more.
+    Drop,
     /// Somebody wants the machine back as it came: everything on the data partition is lost.
     FactoryReset,
+    /// What the command under way waits for.
+    Given(Given),
     Lock {
         hard: bool,
     },
@@ -30,6 +35,7 @@ pub(crate) enum Step {
     NewPin(SecretStr),
     Passphrase(SecretStr),
     Pin(SecretStr),
+    Run(Command),
     Words(Words),
     /// The words that were shown are written down.
     WordsKept,
@@ -43,6 +49,8 @@ pub(crate) struct Asking {
     note: String,
     /// Both a PIN and a passphrase help: Enter leads from one question to the other.
     other_way: bool,
+    /// Words that wait to be written down while something else is talked about.
+    aside: Option<(SecretStr, Vec<usize>)>,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +60,8 @@ enum State {
         /// Places, counted from 1, that are still to be typed.
         places: Vec<usize>,
     },
-    Command,
+    /// What the last command said, if there was one.
+    Command(Vec<String>),
     NewPassphrase,
     NewPassphraseAgain(SecretStr),
     NewPin,
@@ -62,6 +71,9 @@ enum State {
     Passphrase,
     Pin,
     Reset,
+    /// The words of the vault, for somebody who asked.
+    Shown(SecretStr),
+    Wanting(Wanting),
     Words,
 }
 
@@ -77,21 +89,29 @@ impl Asking {
                 true
             }
             Ask::NewPin => matches!(state, State::NewPin | State::NewPinAgain(_)),
-            Ask::Pin => matches!(state, State::Pin | State::Command | State::Reset),
+            Ask::Pin => matches!(state, State::Pin | State::Command(_) | State::Reset),
             Ask::NewPassphrase => {
                 matches!(state, State::NewPassphrase | State::NewPassphraseAgain(_))
             }
-            Ask::Nothing => matches!(state, State::Nothing | State::Command | State::Reset),
-            Ask::Passphrase => matches!(state, State::Passphrase | State::Command | State::Reset),
+            Ask::Nothing => matches!(state, State::Nothing | State::Command(_) | State::Reset),
+            Ask::Passphrase => {
+                matches!(state, State::Passphrase | State::Command(_) | State::Reset)
+            }
             Ask::Words => matches!(state, State::Words),
         };
         match waiting {
             None => {
-                let over = !matches!(
+                let is_over = matches!(
                     self.state,
-                    State::Checking { .. } | State::Command | State::Reset
+                    State::NewPassphrase
+                        | State::NewPassphraseAgain(_)
+                        | State::NewPin
+                        | State::NewPinAgain(_)
+                        | State::Passphrase
+                        | State::Pin
+                        | State::Words
                 );
-                if over {
+                if is_over {
                     self.state = State::Nothing;
                 }
             }
@@ -120,8 +140,52 @@ impl Asking {
         self.state = State::Checking { words, places };
     }
 
+    /// Shows words to somebody who asked for them, until they say that it is enough.
+    pub(crate) fn reveal(&mut self, words: SecretStr) {
+        self.note.clear();
+        self.state = State::Shown(words);
+    }
+
+    /// Asks for what a command waits for.
+    pub(crate) fn want(&mut self, want: Want, note: String) {
+        self.state = State::Wanting(Wanting::new(want, note));
+    }
+
+    /// Shows what came of a command, and asks for the next.
+    pub(crate) fn tell(&mut self, lines: Vec<String>) {
+        self.note.clear();
+        self.state = State::Command(lines);
+    }
+
+    /// Whether nobody is asked for anything.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Nothing)
+    }
+
+    /// Shows again what was put aside for something else.
+    pub(crate) fn resume(&mut self) {
+        if self.is_idle()
+            && let Some((words, places)) = self.aside.take()
+        {
+            self.state = State::Checking { words, places };
+        }
+    }
+
+    /// Words that nobody wrote down are forgotten.
+    pub(crate) fn forget_words(&mut self) {
+        self.aside = None;
+        if matches!(self.state, State::Checking { .. }) {
+            self.end();
+        }
+    }
+
     /// Nothing is asked any more, and shown words are forgotten.
     pub(crate) fn end(&mut self) {
+        self.aside = None;
+        self.leave();
+    }
+
+    fn leave(&mut self) {
         self.note.clear();
         self.state = State::Nothing;
     }
@@ -157,11 +221,22 @@ impl Asking {
                 let told = "The words of an earlier node bring it back here, all on one line.";
                 Question::shown("the words, or Enter for new ones").with_lines(note.chain([told]))
             }
-            State::Command => Question::shown("vault").with_lines(note.chain(COMMANDS)),
+            State::Command(said) if said.is_empty() => {
+                Question::shown("vault").with_lines(note.chain(COMMANDS))
+            }
+            State::Command(said) => {
+                Question::shown("vault").with_lines(note.chain(said.iter().map(String::as_str)))
+            }
             State::Reset => Question::shown("type RESET to go on").with_lines([
                 "Everything on the data partition, the vault and its keys included, is lost for ever.",
                 "The words, if you have them, make the same node again. Ctrl-C goes back.",
             ]),
+            State::Wanting(wanting) => wanting.question(),
+            State::Shown(words) => {
+                let told = "These words are this node. Nobody else may see them.".to_owned();
+                let lines = [told, String::new()].into_iter().chain(table(words));
+                Question::shown("Enter wipes them").with_lines(lines).private()
+            }
             State::Checking { words, places } => {
                 let mut lines = vec![
                     "These words are this node. Write them down; they are shown this once.".to_owned(),
@@ -179,17 +254,29 @@ impl Asking {
     /// Takes an answer.
     pub(crate) fn answer(&mut self, answer: Answer) -> Step {
         let line = match answer {
-            Answer::Begin if matches!(self.state, State::Nothing) => {
-                self.state = State::Command;
+            // Whoever has forgotten what opens it may want to begin anew.
+            Answer::Begin
+                if matches!(
+                    self.state,
+                    State::Nothing | State::Passphrase | State::Pin
+                ) =>
+            {
+                self.tell(Vec::new());
                 return Step::Next;
             }
-            Answer::Begin => return Step::Next,
-            Answer::Cancel => {
-                if matches!(self.state, State::Command | State::Reset) {
-                    self.end();
+            Answer::Begin => {
+                match std::mem::take(&mut self.state) {
+                    State::Checking { words, places } => {
+                        self.aside = Some((words, places));
+                        self.tell(Vec::new());
+                    }
+                    other => self.state = other,
                 }
                 return Step::Next;
             }
+            Answer::Cancel => return self.cancel(),
+            // The machine takes it before it comes here.
+            Answer::Pasted(_) => return Step::Next,
             Answer::Line(line) => line,
         };
         self.note.clear();
@@ -252,12 +339,20 @@ impl Asking {
                 Step::Next
             }
             State::Words => self.words(&line),
-            State::Command => self.command(&line),
+            State::Command(_) => self.command(&line),
             State::Reset if line.as_str() == "RESET" => Step::FactoryReset,
             State::Reset => {
-                self.state = State::Command;
+                self.state = State::Command(Vec::new());
                 Step::Next
             }
+            State::Shown(_) => Step::Next,
+            State::Wanting(mut wanting) => match wanting.answer(&line) {
+                Some(given) => Step::Given(given),
+                None => {
+                    self.state = State::Wanting(wanting);
+                    Step::Next
+                }
+            },
             State::Checking { words, places } => self.check(words, places, &line),
         }
     }
@@ -288,19 +383,35 @@ impl Asking {
     }
 
     fn command(&mut self, line: &Zeroizing<String>) -> Step {
-        match line.trim() {
-            "" => Step::Next,
-            "lock" => Step::Lock { hard: false },
-            "lock hard" => Step::Lock { hard: true },
-            "factory-reset" => {
+        if line.trim().is_empty() {
+            return Step::Next;
+        }
+        match Command::parse(line) {
+            Ok(Command::FactoryReset) => {
                 self.state = State::Reset;
                 Step::Next
             }
-            other => {
-                self.note = format!("there is no command {other:?}");
-                self.state = State::Command;
+            Ok(Command::Lock { hard }) => Step::Lock { hard },
+            Ok(command) => Step::Run(command),
+            Err(wrong) => {
+                self.note = wrong;
+                self.state = State::Command(Vec::new());
                 Step::Next
             }
+        }
+    }
+
+    fn cancel(&mut self) -> Step {
+        match self.state {
+            State::Command(_) | State::Reset | State::Shown(_) => {
+                self.leave();
+                Step::Next
+            }
+            State::Wanting(_) => {
+                self.leave();
+                Step::Drop
+            }
+            _ => Step::Next,
         }
     }
 
@@ -320,13 +431,6 @@ impl Asking {
         Step::Next
     }
 }
-
-/// What can be asked for.
-const COMMANDS: [&str; 3] = [
-    "lock           forget the seed; what runs goes on",
-    "lock hard      the same, and end the node until the vault is opened again",
-    "factory-reset  erase this machine's keys and data",
-];
 
 /// Three different places of `count`, drawn by `random`.
 pub(crate) fn places(count: usize, mut random: impl FnMut() -> u64) -> Vec<usize> {
@@ -452,6 +556,10 @@ mod tests {
         for (typed, goes_on) in [("word4", true), (" WORD3 ", true), ("word24", true)] {
             assert_eq!(matches!(asking.answer(line(typed)), Step::Next), goes_on);
         }
+        // Something else may be talked about meanwhile.
+        asking.answer(Answer::Begin);
+        assert!(matches!(asking.answer(line("status")), Step::Run(_)));
+        asking.resume();
         assert!(matches!(asking.answer(line("word1")), Step::WordsKept));
         assert!(asking.question().is_none());
     }
@@ -467,6 +575,48 @@ mod tests {
         assert!(matches!(asking.answer(Answer::Begin), Step::Next));
         asking.answer(Answer::Cancel);
         assert!(asking.question().is_none());
+    }
+
+    #[test]
+    fn a_command_is_told_apart_and_what_it_wants_is_asked() {
+        let mut asking = Asking::default();
+        asking.answer(Answer::Begin);
+        assert!(matches!(asking.answer(line("slot add x")), Step::Next));
+        assert!(asking.question().is_some(), "the mistake is told");
+        assert!(matches!(
+            asking.answer(line("passwd")),
+            Step::Run(Command::Passwd)
+        ));
+        assert!(asking.is_idle());
+        asking.want(Want::NewPassphrase, String::new());
+        for typed in ["", "one", "two", "one"] {
+            assert!(matches!(asking.answer(line(typed)), Step::Next), "{typed}");
+        }
+        assert!(matches!(
+            asking.answer(line("one")),
+            Step::Given(Given::NewPassphrase(_))
+        ));
+        asking.want(Want::Consent, String::new());
+        assert!(matches!(asking.answer(line("yes")), Step::Next));
+        // What was locked meanwhile asks for its passphrase, and not for the command's.
+        asking.wait_for(Some(&waits(Ask::Passphrase)));
+        assert!(matches!(asking.answer(line("one")), Step::Passphrase(_)));
+    }
+
+    #[test]
+    fn shown_words_go_with_the_next_line_and_a_command_can_be_dropped() {
+        let mut asking = Asking::default();
+        asking.reveal(SecretStr::from("one two three"));
+        assert!(matches!(asking.answer(line("")), Step::Next));
+        assert!(asking.is_idle());
+        asking.want(Want::Passphrase, String::new());
+        assert!(matches!(asking.answer(Answer::Cancel), Step::Drop));
+        assert!(asking.is_idle());
+        // Somebody who is asked for a passphrase that is forgotten can reset the machine.
+        asking.wait_for(Some(&waits(Ask::Passphrase)));
+        asking.answer(Answer::Begin);
+        assert!(matches!(asking.answer(line("factory-reset")), Step::Next));
+        assert!(matches!(asking.answer(line("RESET")), Step::FactoryReset));
     }
 
     #[test]

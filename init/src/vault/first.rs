@@ -272,7 +272,7 @@ fn with_slots(
 }
 
 /// What takes half a second to a second here.
-fn cost(cap_kib: u32) -> Result<Argon2Params, SlotError> {
+pub(super) fn cost(cap_kib: u32) -> Result<Argon2Params, SlotError> {
     calibrate(cap_kib, |cost| {
         let begun = Instant::now();
         attempt(cost, cap_kib)?;

@@ -11,6 +11,7 @@
 
 mod asking;
 mod by_tpm;
+mod commands;
 mod events;
 mod first;
 mod open;
@@ -19,13 +20,16 @@ mod randomness;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use alknet_provisioning::ConsoleDocument;
 use alknet_tpm::PcrChoice;
-use alknet_vault::slots::{Alkv, OpenAlkv, Slot, SlotParams, SlotType};
+use alknet_vault::audit::SlotName;
+use alknet_vault::slots::{Alkv, OpenAlkv, Slot, SlotId, SlotParams, SlotType};
 use alknet_vault::{Area, AreaError, Entropy, SecretStr, Vault, VaultError, VaultState};
 
 use crate::control::{Problem, Tpm2Facts, VaultFacts};
 
 pub(crate) use asking::{Asking, Step, places};
+pub(crate) use commands::{Command, Given, Outcome, Place, Session, Sources};
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
 pub(crate) use open::open;
@@ -100,6 +104,8 @@ pub(crate) struct Offer {
     pub(crate) pin: Option<SecretStr>,
     pub(crate) new_pin: Option<SecretStr>,
     pub(crate) words: Option<Words>,
+    /// A configuration, which may have words as well.
+    pub(crate) pasted: Option<ConsoleDocument>,
 }
 
 impl Offer {
@@ -111,6 +117,7 @@ impl Offer {
         self.new_passphrase = self.new_passphrase.take().or(tried.new_passphrase);
         self.new_pin = self.new_pin.take().or(tried.new_pin);
         self.words = self.words.take().or(tried.words);
+        self.pasted = self.pasted.take().or(tried.pasted);
     }
 }
 
@@ -135,7 +142,7 @@ pub(crate) struct Keeper {
 struct State {
     slots: Vec<SlotType>,
     tpm2: Vec<Tpm2Facts>,
-    opened_by: Option<SlotType>,
+    opened_by: Option<SlotName>,
     device: u32,
     known: bool,
     words_kept: bool,
@@ -145,7 +152,7 @@ struct State {
     words_age: Option<String>,
     attempts: alknet_vault::slots::Attempts,
     /// Slots whose refusal was written down.
-    refused: Vec<alknet_vault::audit::SlotName>,
+    refused: Vec<SlotName>,
 }
 
 impl Keeper {
@@ -189,7 +196,7 @@ impl Keeper {
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
         self.note(open.alkv());
         let mut state = self.state();
-        state.opened_by = slot_type(open);
+        state.opened_by = opening_slot(open);
         state.device = open.alkv().device().number();
         drop(state);
         if self.is_open() {
@@ -216,6 +223,11 @@ impl Keeper {
     pub(crate) fn lock(&self) {
         self.vault().lock();
         self.state().opened_by = None;
+    }
+
+    /// There is no vault any more. It was locked before.
+    pub(crate) fn forget(&self) {
+        *self.state() = State::default();
     }
 
     /// Words to be shown once.
@@ -247,6 +259,11 @@ impl Keeper {
         if pin { Ask::Pin } else { Ask::Passphrase }
     }
 
+    /// Which slot opened it.
+    fn opened_by_slot(&self) -> Option<SlotId> {
+        self.state().opened_by.map(|slot| slot.id)
+    }
+
     /// Whether there is a vault that nothing beside it opens.
     pub(crate) fn is_sealed(&self) -> bool {
         let state = self.state();
@@ -271,7 +288,7 @@ impl Keeper {
                 .collect(),
             tpm2: state.tpm2.clone(),
             sealed: state.known && !state.slots.contains(&SlotType::None),
-            opened_by: state.opened_by.map(|kind| kind.name().to_owned()),
+            opened_by: state.opened_by.map(|slot| slot.kind.name().to_owned()),
             device: state.device,
             words_kept: state.words_kept,
             words_age: state.words_age.clone(),
@@ -294,10 +311,11 @@ enum AdmitError {
     Vault(#[from] VaultError),
 }
 
-fn slot_type(open: &OpenAlkv) -> Option<SlotType> {
+fn opening_slot(open: &OpenAlkv) -> Option<SlotName> {
+    let id = open.opened_by();
     let mut slots = open.alkv().slots().iter();
-    let opened = slots.find(|slot| slot.id() == open.opened_by())?;
-    Some(opened.kind())
+    let kind = slots.find(|slot| slot.id() == id)?.kind();
+    Some(SlotName { kind, id })
 }
 
 /// What a slot of type `tpm2` is bound to.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use alknet_provisioning::Secrets;
 use alknet_tpm::TpmError;
+use alknet_vault::SecretStr;
 use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{Found, Key, OpenAlkv, SlotError, SlotType, memory_cap_kib};
 
@@ -11,7 +12,8 @@ use super::{Ask, Keeper, Offer, Waiting, by_tpm};
 use crate::{log::Log, stage::boot_ms};
 
 /// In which order slots are tried that need nobody.
-const UNATTENDED: [SlotType; 3] = [SlotType::Tpm2, SlotType::Provisioning, SlotType::None];
+pub(super) const UNATTENDED: [SlotType; 3] =
+    [SlotType::Tpm2, SlotType::Provisioning, SlotType::None];
 
 /// Opens `found`, and puts its words where the node finds them.
 pub(crate) fn open(
@@ -53,30 +55,11 @@ pub(crate) fn open(
         }
     }
     let typed = slots(SlotType::Passphrase).next();
-    if let (Some(slot), Some(passphrase)) = (typed, &offer.passphrase) {
-        std::thread::sleep(keeper.wait());
-        let cap_kib = memory_cap_kib(memory_kib());
-        let mut key = Key::Passphrase {
-            passphrase,
-            cap_kib,
-        };
-        match found.open(&mut key) {
-            Ok(opened) => {
-                keeper.state().attempts.succeeded();
-                return admitted(opened, keeper, log);
-            }
-            Err(error) => {
-                keeper.wrong();
-                let kind = SlotType::Passphrase;
-                let id = slot.id();
-                keeper
-                    .events()
-                    .add(Event::UnlockFailed(SlotName { kind, id }));
-                refusals = vec![match error {
-                    SlotError::WrongKey(_) => "that passphrase is wrong".to_owned(),
-                    other => other.to_string(),
-                }];
-            }
+    if let (Some(_), Some(passphrase)) = (typed, &offer.passphrase) {
+        match by_passphrase(found, passphrase, keeper) {
+            Ok(opened) => return admitted(opened, keeper, log),
+            Err(SlotError::WrongKey(_)) => refusals = vec!["that passphrase is wrong".to_owned()],
+            Err(error) => refusals = vec![error.to_string()],
         }
     }
     let pin = match by_pin.map(|slot| (slot, by_tpm::obstacle(&found.newest))) {
@@ -98,6 +81,32 @@ pub(crate) fn open(
     let mut waiting = waiting(typed.is_some(), pin, offer, &refusals);
     waiting.retries |= slots(SlotType::Provisioning).next().is_some();
     Err(waiting)
+}
+
+/// Opens it by what somebody typed, which waits where wrong passphrases came before, and is written
+/// down where it is wrong.
+pub(super) fn by_passphrase(
+    found: &Found,
+    passphrase: &SecretStr,
+    keeper: &Keeper,
+) -> Result<OpenAlkv, SlotError> {
+    keeper.wait_for_turn();
+    let mut key = Key::Passphrase {
+        passphrase,
+        cap_kib: memory_cap_kib(memory_kib()),
+    };
+    let opened = found.open(&mut key);
+    let kind = SlotType::Passphrase;
+    let slot = found.newest.slots().iter().find(|slot| slot.kind() == kind);
+    match (&opened, slot) {
+        (Ok(_), _) => keeper.was_right(),
+        (Err(_), Some(slot)) => keeper.was_wrong(SlotName {
+            kind,
+            id: slot.id(),
+        }),
+        (Err(_), None) => {}
+    }
+    opened
 }
 
 /// Whether somebody can type a PIN.
@@ -140,7 +149,11 @@ fn waiting(passphrase: bool, pin: Typing, offer: &Offer, refusals: &[String]) ->
     }
 }
 
-fn unattended(found: &Found, kind: SlotType, media: &Secrets) -> Result<OpenAlkv, String> {
+pub(super) fn unattended(
+    found: &Found,
+    kind: SlotType,
+    media: &Secrets,
+) -> Result<OpenAlkv, String> {
     let opened = match kind {
         SlotType::Tpm2 => return by_tpm::unattended(found),
         SlotType::Provisioning => {
@@ -159,26 +172,31 @@ fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Wa
         let text = format!("the vault cannot be opened: {error}");
         return Err(Waiting::new(Ask::Nothing, "vault-locked", text, hint));
     }
-    if let Some(kind) = super::slot_type(&opened) {
-        let id = opened.opened_by();
+    if let Some(slot) = super::opening_slot(&opened) {
         log.info(format_args!(
             "the vault was opened by its slot {} ({})",
-            id.number(),
-            kind.name()
+            slot.id.number(),
+            slot.kind.name()
         ));
-        keeper.events().add(Event::Unlocked(SlotName { kind, id }));
+        keeper.events().add(Event::Unlocked(slot));
     }
     Ok(opened)
 }
 
 impl Keeper {
-    /// How long the next passphrase waits.
-    fn wait(&self) -> Duration {
-        self.state().attempts.wait(now())
+    /// Waits as long as the next passphrase has to.
+    pub(super) fn wait_for_turn(&self) {
+        let wait = self.state().attempts.wait(now());
+        std::thread::sleep(wait);
     }
 
-    fn wrong(&self) {
+    pub(super) fn was_right(&self) {
+        self.state().attempts.succeeded();
+    }
+
+    pub(super) fn was_wrong(&self, slot: SlotName) {
         self.state().attempts.failed(now());
+        self.events().add(Event::UnlockFailed(slot));
     }
 
     /// A slot that does not open is tried again and again, and written down once.

@@ -2,6 +2,7 @@
 //! be. They are never part of the document that is stored.
 
 mod erase;
+mod put;
 pub(crate) mod split;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::sources::Offer;
 use crate::{FileSystem, Problem, Source, text};
 
 pub use erase::erase;
+pub use put::{PutSeedKeyError, put_seed_key};
 
 /// Longest file of words or of a seed key that is read.
 pub const SECRET_BYTES_MAX: usize = 4096;
@@ -27,6 +29,8 @@ pub const SECRET_BYTES_MAX: usize = 4096;
 pub struct Secrets {
     /// The words: those of the first source that has some.
     pub words: Option<Words>,
+    /// Words of further sources that are others, and not used.
+    pub other_words: Vec<Words>,
     /// Every seed key, in the order of the sources: each is for one vault.
     pub seed_keys: Vec<FoundSeedKey>,
 }
@@ -66,6 +70,15 @@ impl Secrets {
     pub fn seed_key_of(&self, vault: VaultId) -> Option<&SeedKey> {
         let mut keys = self.seed_keys.iter().map(|found| &found.key);
         keys.find(|key| key.vault() == vault)
+    }
+
+    /// Everywhere these words lie, whichever were used; compared in constant time.
+    #[must_use]
+    pub fn places_of(&self, words: &Entropy) -> Vec<Place> {
+        let all = self.words.iter().chain(&self.other_words);
+        let same = all.filter(|found| found.entropy == *words);
+        same.flat_map(|found| found.places.iter().cloned())
+            .collect()
     }
 }
 
@@ -284,6 +297,12 @@ impl Collector {
             first.places.push(place);
         } else {
             let (taken, left) = (first.source.clone(), &offer.source);
+            self.found.other_words.push(Words {
+                entropy,
+                passphrase: SecretStr::from(passphrase),
+                source: offer.source.clone(),
+                places: vec![place],
+            });
             let what = format!("{left}: {name}: other words than those of {taken}, which are used");
             self.problems.push(Problem::new(
                 "provisioning-conflict",

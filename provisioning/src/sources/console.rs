@@ -72,6 +72,12 @@ impl ConsoleDocument {
         }
     }
 
+    /// The same once more, for another look at all sources.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// The line of a document, without an end.
     #[must_use]
     pub fn line(document: &[u8]) -> Zeroizing<String> {

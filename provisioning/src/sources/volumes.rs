@@ -2,7 +2,7 @@
 //! defines them, and the boot partition, which people open on a laptop after flashing. Of both only what
 //! carries the label is ever mounted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use alknet_core::config::CONFIG_BYTES_MAX;
 
@@ -49,6 +49,13 @@ impl Kind {
         }
     }
 
+    const fn names(self) -> &'static Names {
+        match self {
+            Self::NoCloud => &NOCLOUD,
+            Self::Boot => &BOOT,
+        }
+    }
+
     const fn hint(self) -> &'static str {
         match self {
             Self::NoCloud => "write the NoCloud volume anew",
@@ -63,21 +70,14 @@ pub(super) fn find(
     mounter: &dyn Mounter,
     problems: &mut Vec<Problem>,
 ) -> Vec<Offer> {
-    let labelled = |name: String| {
-        let device = paths.dev.join(name.replace('!', "/"));
-        let (kind, file_system) = kind(&device)?;
-        Some((kind, name, device, file_system))
-    };
-    let found: Vec<_> = devices(paths).into_iter().filter_map(labelled).collect();
-    let of_kind = |wanted| found.iter().filter(move |(kind, ..)| *kind == wanted);
     let mut offers = Vec::new();
-    for (kind, name, device, file_system) in of_kind(Kind::NoCloud).chain(of_kind(Kind::Boot)) {
-        let source = kind.source(name.clone());
+    for (kind, name, device, file_system) in labelled(paths) {
+        let source = kind.source(name);
         match read(
-            *kind,
+            kind,
             &source,
-            device,
-            *file_system,
+            &device,
+            file_system,
             paths,
             mounter,
             problems,
@@ -87,6 +87,40 @@ pub(super) fn find(
         }
     }
     offers
+}
+
+/// Volumes that carry a label of ours: NoCloud's, then boot partitions.
+fn labelled(paths: &Paths) -> Vec<(Kind, String, PathBuf, FileSystem)> {
+    let labelled = |name: String| {
+        let device = paths.dev.join(name.replace('!', "/"));
+        let (kind, file_system) = kind(&device)?;
+        Some((kind, name, device, file_system))
+    };
+    let mut found: Vec<_> = devices(paths).into_iter().filter_map(labelled).collect();
+    // The order of the names stays within a kind.
+    found.sort_by_key(|(kind, ..)| *kind == Kind::Boot);
+    found
+}
+
+/// A volume that a key can be put on.
+pub(crate) struct Writable {
+    pub(crate) source: Source,
+    pub(crate) device: PathBuf,
+    pub(crate) seed_key: &'static str,
+    pub(crate) is_boot: bool,
+}
+
+/// Those with FAT.
+pub(crate) fn writable(paths: &Paths) -> Vec<Writable> {
+    let fat = |(kind, name, device, file_system): (Kind, String, PathBuf, FileSystem)| {
+        (file_system == FileSystem::Vfat).then(|| Writable {
+            source: kind.source(name),
+            device,
+            seed_key: kind.names().seed_key,
+            is_boot: kind == Kind::Boot,
+        })
+    };
+    labelled(paths).into_iter().filter_map(fat).collect()
 }
 
 fn kind(device: &Path) -> Option<(Kind, FileSystem)> {
@@ -121,10 +155,7 @@ fn read(
             source,
         })?;
     let root = mounted.root();
-    let names = match kind {
-        Kind::NoCloud => &NOCLOUD,
-        Kind::Boot => &BOOT,
-    };
+    let names = kind.names();
     let mut offer = Offer {
         source: source.clone(),
         document: of_volume(root, names.document, CONFIG_BYTES_MAX)?,

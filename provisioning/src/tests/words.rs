@@ -344,3 +344,60 @@ fn a_document_of_secrets_alone_is_not_called_empty() {
     assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec![]));
     assert!(loaded.secrets.words.is_some());
 }
+
+#[test]
+fn words_of_the_vault_are_found_on_every_source_whichever_are_used() {
+    let mut machine = Machine::new();
+    machine.disk(
+        "sda1",
+        fat16_volume("CIDATA", None),
+        &[("vault.words", OTHERS)],
+    );
+    machine.disk(
+        "sdb1",
+        fat16_volume("CIDATA", None),
+        &[("vault.words", WORDS)],
+    );
+    let loaded = machine.load();
+    assert_eq!(words(&loaded).entropy, entropy(OTHERS));
+    let places = loaded.secrets.places_of(&entropy(WORDS));
+    assert_eq!(erase(&machine.paths, &machine.volumes, &places), []);
+    assert!(
+        content(&machine, "content-sdb1/vault.words")
+            .trim()
+            .is_empty()
+    );
+    assert_eq!(content(&machine, "content-sda1/vault.words"), OTHERS);
+}
+
+#[test]
+fn a_seed_key_is_put_on_a_stick_and_never_over_another() {
+    let key = || SeedKey::parse(&seed_key()).expect("a key");
+    let put =
+        |machine: &Machine, boot| put_seed_key(&machine.paths, &machine.volumes, &key(), boot);
+    let mut machine = Machine::new();
+    assert!(matches!(put(&machine, true), Err(PutSeedKeyError::Nowhere)));
+    machine.disk("sda1", fat16_volume("ALKESP", None), &[]);
+    assert!(matches!(
+        put(&machine, false),
+        Err(PutSeedKeyError::OnlyBoot(_))
+    ));
+    let source = put(&machine, true).expect("written");
+    assert_eq!(source.to_string(), "alknet.toml (sda1)");
+    let read = content(&machine, "content-sda1/alknet/seed.key");
+    assert!(SeedKey::parse(&read).is_ok(), "{read}");
+    assert!(matches!(
+        put(&machine, true),
+        Err(PutSeedKeyError::Taken(_))
+    ));
+    // A stick goes before the boot partition.
+    machine.disk("sdb1", fat16_volume("CIDATA", None), &[]);
+    assert_eq!(
+        put(&machine, true).expect("written").to_string(),
+        "nocloud (sdb1)"
+    );
+    let vault = ID.parse().expect("an id");
+    assert!(machine.load().secrets.seed_key_of(vault).is_some());
+    let left = fs::read_dir(machine.root.path().join("content-sdb1")).expect(FILE);
+    assert_eq!(left.count(), 1);
+}

@@ -2,6 +2,7 @@
 
 mod computing;
 mod configuration;
+mod console;
 mod disks;
 mod faults;
 mod network;

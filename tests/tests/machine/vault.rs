@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use alknet_qemu::{Mark, Vm};
-use alknet_tests::tools::{tool, tool_says};
+use alknet_tests::tools::{fat_volume, tool, tool_says};
 use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_vault::slots::luks_phrase;
 use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
@@ -100,6 +100,35 @@ fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
         let mut arguments: Vec<_> = arguments.iter().map(std::ffi::OsStr::new).collect();
         arguments.extend([key.as_os_str(), disk.as_os_str()]);
         tool("cryptsetup", &arguments);
+    }
+}
+
+/// At the first start, and at any later one: a stick that is put in again, or a power cut between the
+/// vault and the erasing.
+#[test]
+fn words_on_a_stick_are_erased_whenever_they_are_the_vaults() {
+    let bench = Bench::new();
+    let admin = bench.admin().identity();
+    let document = format!(
+        "[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n[vault]\ninit = \"provisioned\"\n\
+         [secrets]\nwords = \"{PHRASE}\"\n"
+    );
+    let stick = fat_volume(&bench, "stick", &document);
+    let written = std::fs::read(&stick).expect("it was made");
+    assert!(holds(&written, b"abandon abandon"));
+    for _ in 0..2 {
+        std::fs::write(&stick, &written).expect("the folder is ours");
+        let machine = bench.machine(Boot::Q35Initramfs).config("");
+        let node = machine
+            .with(|vm| vm.disk(alknet_qemu::Disk::file(&stick)))
+            .boot();
+        assert_eq!(node.identity(), IDENTITY);
+        let info = node.info();
+        assert_eq!(info["problems"], json!([]), "{info:#}");
+        node.end();
+        let left = std::fs::read(&stick).expect("it is there");
+        assert!(!holds(&left, b"abandon"), "the words are on the stick");
+        assert!(holds(&left, b"admin_keys"), "the document stays");
     }
 }
 

@@ -187,6 +187,12 @@ impl OpenAlkv {
         &self.contents.entropy
     }
 
+    /// Only what the words spell; everything else is let go.
+    #[must_use]
+    pub fn into_entropy(self) -> Entropy {
+        self.contents.entropy
+    }
+
     /// BIP39's passphrase; empty for none.
     #[must_use]
     pub fn passphrase(&self) -> &SecretStr {

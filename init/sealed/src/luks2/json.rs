@@ -27,6 +27,8 @@ pub struct Slot {
     pub kdf: String,
     /// Whether it can be opened here; else why not.
     pub unsupported: Option<&'static str>,
+    /// Our token names it: no stranger added it.
+    pub ours: bool,
 }
 
 /// The whole metadata.
@@ -146,9 +148,12 @@ impl Metadata {
 
     /// The uuid that our token names.
     pub(super) fn vault(&self) -> Option<&str> {
+        self.token()?["vault"].as_str()
+    }
+
+    fn token(&self) -> Option<&Value> {
         let tokens = self.0["tokens"].as_object()?;
-        let ours = tokens.values().find(|token| token["type"] == TOKEN)?;
-        ours["vault"].as_str()
+        tokens.values().find(|token| token["type"] == TOKEN)
     }
 
     pub(super) fn segment(&self) -> Result<Segment, &'static str> {
@@ -173,6 +178,8 @@ impl Metadata {
 
     pub(super) fn slots(&self) -> Vec<Slot> {
         let bound = self.digest().map(|digest| digest.slots).unwrap_or_default();
+        let named = self.token().and_then(|token| token["keyslots"].as_array());
+        let is_named = |name: &String| named.is_some_and(|list| list.iter().any(|one| one == name));
         let slots = self.0["keyslots"].as_object().into_iter().flatten();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let mut found: Vec<_> = slots
@@ -188,6 +195,7 @@ impl Metadata {
                     kind: text(&slot["type"]),
                     kdf: text(&slot["kdf"]["type"]),
                     unsupported,
+                    ours: is_named(name),
                 })
             })
             .collect();

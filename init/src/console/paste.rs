@@ -1,0 +1,192 @@
+//! A configuration that somebody pastes at the console, instead of typing an answer.
+
+use std::fmt;
+
+use alknet_provisioning::{CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX};
+use zeroize::Zeroizing;
+
+/// Hex digits at the end of the line.
+const SUM_DIGITS: usize = 8;
+
+const CTRL_C: u8 = 0x03;
+const ESC: u8 = 0x1b;
+
+/// What a key was.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Took {
+    /// The last of the head: what follows is a configuration, and what led here was.
+    Begun,
+    /// The end of the line.
+    Done(Zeroizing<String>),
+    /// It is not to go on.
+    Left,
+    /// Nothing of a configuration.
+    Nothing,
+    /// Part of one.
+    Part,
+}
+
+/// Follows the keys, and knows the head of a configuration among them.
+#[derive(Default)]
+pub(super) struct Paste {
+    /// How much of the head was typed in a row.
+    matched: usize,
+    /// The line from its head on. Its memory never moves, so that wiping it wipes all of it.
+    line: Option<Zeroizing<Vec<u8>>>,
+    /// The last key, for line ends that are two keys, and for empty lines.
+    last: u8,
+    /// The line ended with it.
+    has_ended: bool,
+}
+
+impl Paste {
+    pub(super) fn take(&mut self, key: u8) -> Took {
+        let last = std::mem::replace(&mut self.last, key);
+        if key == b'\n' && last == b'\r' && (self.line.is_some() || self.has_ended) {
+            return Took::Part;
+        }
+        self.has_ended = false;
+        if self.follow(key) {
+            // A second head: the first line was cut off.
+            let mut line = Zeroizing::new(Vec::with_capacity(CONSOLE_LINE_BYTES_MAX + 1));
+            line.extend_from_slice(CONSOLE_HEAD.as_bytes());
+            line.push(b' ');
+            self.line = Some(line);
+            return Took::Begun;
+        }
+        let Some(line) = &mut self.line else {
+            return Took::Nothing;
+        };
+        match key {
+            CTRL_C | ESC => {
+                self.line = None;
+                Took::Left
+            }
+            b'\r' | b'\n' if is_whole(line) || matches!(last, b'\r' | b'\n') => {
+                let text = String::from_utf8_lossy(line).into_owned();
+                self.line = None;
+                self.has_ended = true;
+                Took::Done(Zeroizing::new(text))
+            }
+            // Noise is left out; whether something is missing shows in the sum.
+            key if key.is_ascii_graphic() || key.is_ascii_whitespace() => {
+                // One more than the longest, so that it shows to be longer.
+                if line.len() <= CONSOLE_LINE_BYTES_MAX {
+                    line.push(key);
+                }
+                Took::Part
+            }
+            _ => Took::Part,
+        }
+    }
+
+    /// Bytes so far, while something is pasted.
+    pub(super) fn bytes(&self) -> Option<usize> {
+        self.line.as_ref().map(|line| line.len())
+    }
+
+    /// Whether a key may be the first of the head.
+    pub(super) fn may_begin(&self, key: u8) -> bool {
+        self.line.is_none() && CONSOLE_HEAD.as_bytes().first() == Some(&key)
+    }
+
+    /// Whether the head ends with this key. Its first letter is in it once.
+    fn follow(&mut self, key: u8) -> bool {
+        let head = CONSOLE_HEAD.as_bytes();
+        let wanted = head.get(self.matched).copied().unwrap_or(b' ');
+        self.matched = if key == wanted {
+            self.matched + 1
+        } else {
+            usize::from(head.first() == Some(&key))
+        };
+        let is_there = self.matched > head.len();
+        if is_there {
+            self.matched = 0;
+        }
+        is_there
+    }
+}
+
+/// Whether a line ends in a sum, so that its end is the end: else a terminal broke it.
+fn is_whole(line: &[u8]) -> bool {
+    let mut parts = line.split(u8::is_ascii_whitespace);
+    let last = parts.next_back().unwrap_or_default();
+    last.len() == SUM_DIGITS && last.iter().all(u8::is_ascii_hexdigit) && parts.count() > 1
+}
+
+/// Never the line.
+impl fmt::Debug for Paste {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Paste").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_provisioning::ConsoleDocument;
+
+    use super::*;
+
+    fn typed(paste: &mut Paste, text: &str) -> Vec<Took> {
+        let all = text.bytes().map(|key| paste.take(key));
+        all.filter(|took| !matches!(took, Took::Part | Took::Nothing))
+            .collect()
+    }
+
+    fn pasted(text: &str) -> Zeroizing<String> {
+        match typed(&mut Paste::default(), text).pop() {
+            Some(Took::Done(line)) => line,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_line_is_known_by_its_head_and_ends_with_its_sum() {
+        let line = ConsoleDocument::line(b"[node]\nname = \"edge-1\"\n");
+        let whole = format!("{}\r\n", *line);
+        assert!(ConsoleDocument::parse(&pasted(&whole)).is_ok());
+        // As a terminal breaks it, after somebody typed something else, and begun anew.
+        let (front, back) = line.split_at(24);
+        for text in [
+            format!("{front}\r\n{back}\n"),
+            format!("al\x1bx{whole}"),
+            format!("aalk{whole}"),
+            format!("{front}{whole}"),
+        ] {
+            assert!(ConsoleDocument::parse(&pasted(&text)).is_ok(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_ends_as_well() {
+        let line = ConsoleDocument::line(b"[node]\n");
+        let cut = format!("{}\r\r", &line[..line.len() - 3]);
+        assert!(ConsoleDocument::parse(&pasted(&cut)).is_err());
+        let mut paste = Paste::default();
+        let long = format!("{CONSOLE_HEAD} {}", "A".repeat(2 * CONSOLE_LINE_BYTES_MAX));
+        assert_eq!(typed(&mut paste, &long), [Took::Begun]);
+        let line = paste.line.as_ref().expect("begun");
+        assert_eq!(
+            line.capacity(),
+            CONSOLE_LINE_BYTES_MAX + 1,
+            "it never moved"
+        );
+        let Some(Took::Done(text)) = typed(&mut paste, "\n\n").pop() else {
+            panic!("it ends");
+        };
+        assert!(ConsoleDocument::parse(&text).is_err());
+    }
+
+    #[test]
+    fn a_paste_can_be_left_and_the_second_half_of_a_line_end_is_nobodys() {
+        let mut paste = Paste::default();
+        let begun = typed(&mut paste, "alknet-node-1 abc\x1b");
+        assert_eq!(begun, [Took::Begun, Took::Left]);
+        assert_eq!(paste.take(b'q'), Took::Nothing);
+        let line = format!("{}\r", *ConsoleDocument::line(b"x"));
+        typed(&mut paste, &line);
+        assert_eq!(paste.take(b'\n'), Took::Part);
+        assert_eq!(paste.take(b'\n'), Took::Nothing);
+        assert!(!format!("{paste:?}").contains("alknet"));
+    }
+}

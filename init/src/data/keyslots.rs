@@ -1,0 +1,115 @@
+//! The key slots of the sealed data partition, as the vault sees them: one for its own secret, one for
+//! the words, and for a moment a third while the master key changes.
+
+use alknet_sealed::limits::SLOTS_MAX;
+use alknet_sealed::{Disk, Sealed, SealedError, Slot, VolumeKey};
+use alknet_vault::SecretStr;
+use alknet_vault::slots::DataKeyslots;
+
+/// The key slot that the vault opens at first. A new master key gets another, and a later one this again.
+pub(super) const BY_VAULT: u32 = 0;
+/// The key slot that the words open.
+pub(super) const BY_WORDS: u32 = 1;
+/// Key slots of ours that a partition has while nobody changes anything.
+const SETTLED: usize = 2;
+
+/// Opens the data by a phrase, whichever key slot it belongs to. Each slot costs some milliseconds, so
+/// those that are unlikely come last.
+pub(super) fn unlock_with<D: Disk>(
+    sealed: &Sealed<D>,
+    phrase: &SecretStr,
+    unlikely: impl Fn(u32) -> bool,
+) -> Result<(u32, VolumeKey), SealedError> {
+    let slots = sealed.summary().slots;
+    let mut numbers: Vec<u32> = openable(&slots).map(|slot| slot.number).collect();
+    if numbers.is_empty() {
+        // It says why there is none.
+        numbers.push(BY_VAULT);
+    }
+    numbers.sort_by_key(|number| unlikely(*number));
+    let mut refused = SealedError::NoSlot(BY_VAULT);
+    for number in numbers {
+        match sealed.unlock(number, phrase.expose().as_bytes()) {
+            Ok(key) => return Ok((number, key)),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+fn openable(slots: &[Slot]) -> impl Iterator<Item = &Slot> {
+    slots.iter().filter(|slot| slot.unsupported.is_none())
+}
+
+/// What a change of the master key changes on the data partition. Key slots that somebody else added
+/// are left alone.
+pub(crate) struct DataKeys<'a, D: Disk> {
+    sealed: &'a mut Sealed<D>,
+}
+
+impl<'a, D: Disk> DataKeys<'a, D> {
+    pub(crate) fn of(sealed: &'a mut Sealed<D>) -> Self {
+        Self { sealed }
+    }
+
+    /// Whether a change was cut short: there is a key slot too many.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.ours().len() > SETTLED
+    }
+
+    fn ours(&self) -> Vec<u32> {
+        let slots = self.sealed.summary().slots;
+        let ours = openable(&slots).filter(|slot| slot.ours);
+        ours.map(|slot| slot.number).collect()
+    }
+
+    /// Whether a phrase opens a key slot. A disk that cannot be read is no answer.
+    fn opens(&self, number: u32, phrase: &SecretStr) -> Result<bool, SealedError> {
+        match self.sealed.unlock(number, phrase.expose().as_bytes()) {
+            Ok(_) => Ok(true),
+            Err(SealedError::WrongPhrase(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl<D: Disk> DataKeyslots for DataKeys<'_, D> {
+    type Error = SealedError;
+
+    fn add(&mut self, with: &SecretStr, new: &SecretStr) -> Result<(), SealedError> {
+        let (_, key) = unlock_with(self.sealed, with, |slot| slot == BY_WORDS)?;
+        for number in self.ours() {
+            if self.opens(number, new)? {
+                return Ok(());
+            }
+        }
+        let taken = self.sealed.summary().slots;
+        let is_free = |number: &u32| taken.iter().all(|slot| slot.number != *number);
+        let free = (0..SLOTS_MAX).find(is_free).ok_or(SealedError::NoRoom)?;
+        self.sealed.set_phrase(free, new.expose().as_bytes(), &key)
+    }
+
+    fn keep_only(&mut self, keep: &[SecretStr]) -> Result<(), SealedError> {
+        let Some(first) = keep.first() else {
+            return Ok(());
+        };
+        let (own, _) = unlock_with(self.sealed, first, |slot| slot == BY_WORDS)?;
+        for number in self.ours() {
+            if number == own {
+                continue;
+            }
+            let mut stays = false;
+            // Most often it is the words'.
+            for phrase in keep.iter().rev() {
+                stays = stays || self.opens(number, phrase)?;
+            }
+            if !stays {
+                self.sealed.remove_slot(number)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

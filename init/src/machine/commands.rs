@@ -1,0 +1,113 @@
+//! Commands about the vault in the machine's life: tried on a thread of their own, asked about at the
+//! console, forgotten when nobody goes on with them.
+
+use std::sync::Arc;
+
+use super::{Event, Machine};
+use crate::{
+    console::Answer,
+    media::SystemSources,
+    vault::{Command, Given, Outcome, Place, Session},
+};
+
+/// How long a command waits for the next answer, ms: it may hold the vault's master key.
+const ANSWER_MS_MAX: u64 = 120_000;
+/// How long words that somebody asked for can be read, ms.
+const SHOWN_MS_MAX: u64 = 600_000;
+/// What the log calls a command that fails.
+const PART: &str = "a command about the vault";
+
+impl Machine {
+    /// Somebody at the console wants this.
+    pub(super) fn command(&mut self, command: Command) {
+        self.try_command(Session::new(command));
+    }
+
+    /// Somebody gave what the command under way waits for.
+    pub(super) fn given(&mut self, given: Given) {
+        if let Some(mut session) = self.session.take() {
+            session.give(given);
+            self.try_command(session);
+        }
+    }
+
+    /// Nobody wants it any more, or it is not allowed any more.
+    pub(super) fn drop_command(&mut self) {
+        self.session = None;
+        self.timers.session = None;
+    }
+
+    fn try_command(&mut self, mut session: Session) {
+        self.timers.session = None;
+        let Some(device) = self.vault_at.clone() else {
+            let text = "this machine has no vault on a data disk";
+            return self.asking.tell(vec![text.to_owned()]);
+        };
+        self.working = true;
+        let keeper = Arc::clone(&self.keeper);
+        let log = self.log.clone();
+        self.blocking(PART, move || {
+            let outcome = session.run(&Place {
+                device: &device,
+                keeper: &keeper,
+                log: &log,
+                sources: &SystemSources,
+            });
+            Event::Commanded(Box::new((session, outcome)))
+        });
+    }
+
+    /// A command went as far as it could.
+    pub(super) fn commanded(&mut self, session: Session, outcome: Outcome, now: u64) {
+        self.working = false;
+        if self.keeper.is_locked() && self.waiting.is_some() && session.needs_open() {
+            // Locked meanwhile: nothing of it is shown.
+            self.asking.wait_for(self.waiting.as_ref());
+        } else {
+            match outcome {
+                Outcome::Done(lines) => self.asking.tell(lines),
+                Outcome::Refused(why) => self.asking.tell(vec![why]),
+                Outcome::Wants(want, note) => {
+                    self.asking.want(want, note);
+                    self.session = Some(session);
+                    self.timers.session = Some(now + ANSWER_MS_MAX);
+                }
+                Outcome::Words(words) => {
+                    self.asking.reveal(words);
+                    self.timers.session = Some(now + SHOWN_MS_MAX);
+                }
+            }
+        }
+        self.tell_events();
+        self.vault_changed();
+    }
+
+    /// Forgets a command that nobody goes on with, and words that nobody reads any more.
+    pub(super) fn forget_command(&mut self, now: u64) {
+        if self.timers.session.is_some_and(|at| now >= at) {
+            self.drop_command();
+            self.asking.answer(Answer::Cancel);
+            self.ask_again();
+            self.vault_changed();
+        }
+    }
+
+    /// A part of PID 1 failed; if it was a command, it is over.
+    pub(super) fn command_failed(&mut self, part: &str) {
+        if part == PART {
+            self.working = false;
+            let text = "it failed; the log says why";
+            self.asking.tell(vec![text.to_owned()]);
+            self.vault_changed();
+        }
+    }
+
+    /// Where nothing is said any more, what the vault waits for is asked again.
+    pub(super) fn ask_again(&mut self) {
+        if self.asking.is_idle() && !self.opening && !self.working {
+            self.timers.session = None;
+            self.asking.wait_for(self.waiting.as_ref());
+            self.asking.resume();
+        }
+    }
+}

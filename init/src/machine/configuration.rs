@@ -1,0 +1,160 @@
+//! The configuration in the machine's life: read, put in force, kept.
+
+use alknet_core::config::NodeConfig;
+use alknet_provisioning::ConsoleDocument;
+
+use super::{Event, Machine};
+use crate::{
+    control::ToNode,
+    settings::{self, Settings},
+};
+
+/// How often the sources of a wrong or missing configuration are read again, ms.
+const REREAD_EVERY_MS: u64 = 3_000;
+
+impl Machine {
+    /// Runs with these settings from now on.
+    pub(super) fn adopt(&mut self, settings: Settings, now: u64) {
+        self.timers.reread = settings.is_wanting().then_some(now + REREAD_EVERY_MS);
+        for problem in settings
+            .problems
+            .iter()
+            .filter(|one| !self.settings.problems.contains(one))
+        {
+            self.log
+                .warn(format_args!("{}: {}", problem.code, problem.text));
+        }
+        self.facts.config_source.clone_from(&settings.source);
+        self.facts.problems.config.clone_from(&settings.problems);
+        let changed = settings.config != self.settings.config;
+        let first = self.life == 0;
+        self.settings = settings;
+        if changed || first {
+            self.settings.apply();
+            self.facts.hostname = self.settings.hostname().to_owned();
+        }
+        if changed {
+            self.log
+                .info("the configuration changed: the node is restarted with it");
+            self.network.apply(&self.settings);
+            if let Some(order) = self.supervisor.restart(now) {
+                self.obey(order, now);
+            }
+        }
+    }
+
+    /// The node took this document: it is kept for the next start, and a restarted node gets its
+    /// people. What the node says is checked again: PID 1 trusts nobody with its own files.
+    pub(super) fn keep_config(&mut self, n: u64, document: String) {
+        let life = self.life;
+        let config = match NodeConfig::parse(document.as_bytes()) {
+            Ok(config) => config,
+            Err(errors) => {
+                let error = errors.first().map(ToString::to_string);
+                return self.kept(life, n, Some(error.unwrap_or_default()));
+            }
+        };
+        self.settings.take(config);
+        let Some(dir) = settings::data_dir(&self.facts.data.mode, &self.state_dir) else {
+            let error = "there is no data partition: it holds until the machine restarts";
+            return self.kept(life, n, Some(error.to_owned()));
+        };
+        self.blocking("keeping the configuration", move || {
+            let kept = alknet_provisioning::keep(&dir.join("config"), document.as_bytes());
+            let error = kept.err().map(|error| error.to_string());
+            Event::Kept { life, n, error }
+        });
+    }
+
+    pub(super) fn kept(&mut self, life: u64, n: u64, error: Option<String>) {
+        match &error {
+            None => {
+                let source = alknet_provisioning::Source::Stored.to_string();
+                self.settings.source.clone_from(&source);
+                self.facts.config_source = source;
+                self.log.info("the configuration was changed and is kept");
+            }
+            Some(error) => self.log.warn(format_args!(
+                "the configuration was changed and is not kept: {error}"
+            )),
+        }
+        if let Some(node) = self.node.as_ref().filter(|node| node.life() == life) {
+            node.send(ToNode::ConfigKept { n, error });
+        }
+    }
+
+    pub(super) fn reread(&mut self, now: u64) {
+        if self.shutdown.is_some() || self.timers.reread.is_none_or(|at| now < at) {
+            return;
+        }
+        self.timers.reread = None;
+        if self.facts.data.mode == "locked" {
+            // Each attempt to open it reads them.
+            return;
+        }
+        let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
+        let sealed = self.keeper.is_sealed();
+        self.blocking("configuration", move || {
+            Event::Settings(Box::new(Settings::read(data, sealed, None, None)))
+        });
+    }
+
+    /// The sources were read again.
+    pub(super) fn reread_is_done(&mut self, mut settings: Settings, now: u64) {
+        settings.carry(&self.settings);
+        self.adopt(settings, now);
+    }
+
+    /// Somebody pasted a configuration, or what is left of one.
+    pub(super) fn paste(&mut self, line: &str) {
+        let document = match ConsoleDocument::parse(line) {
+            Ok(document) => document,
+            Err(error) => return self.say_of_pasted(&error.to_string()),
+        };
+        if self.shutdown.is_some() || self.opening {
+            return self.say_of_pasted("the machine is busy; paste it again in a moment");
+        }
+        if self.facts.data.mode == "locked" {
+            // The vault that is to be made may be waiting for just this.
+            self.say_of_pasted("it is looked at with the next attempt to open the vault");
+            self.offer.pasted = Some(document);
+            return self.open();
+        }
+        let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
+        let sealed = self.keeper.is_sealed();
+        self.blocking("configuration", move || {
+            let settings = Settings::read(data, sealed, None, Some(document.copied()));
+            Event::Pasted(Box::new((settings, document)))
+        });
+    }
+
+    /// All sources were read together with what was pasted.
+    pub(super) fn pasted(&mut self, mut settings: Settings, document: ConsoleDocument, now: u64) {
+        if settings.is_pasted() && settings.brings_words() && self.is_nobodys() {
+            self.say_of_pasted("its words replace those that this machine made for itself");
+            return self.begin_anew(document, now);
+        }
+        if settings.is_pasted() {
+            settings.carry(&self.settings);
+            self.say_of_pasted("it is in force");
+            return self.adopt(settings, now);
+        }
+        let mut kept = self.settings.clone();
+        let wrong = kept.refuse_pasted(&settings);
+        if wrong.is_empty() {
+            self.say_of_pasted("it is known already, and changes nothing");
+        }
+        for problem in &wrong {
+            self.say_of_pasted(&format!("{} ({})", problem.text, problem.hint));
+        }
+        self.adopt(kept, now);
+    }
+
+    fn say_of_pasted(&self, text: &str) {
+        self.log
+            .info(format_args!("a configuration was pasted: {text}"));
+        for console in self.consoles() {
+            console.say(format!("alknet: pasted configuration: {text}"));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The commands, as they are typed.
+
+use alknet_vault::slots::{SlotId, SlotType};
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    FactoryReset,
+    Lock { hard: bool },
+    Passwd,
+    Rekey,
+    SlotAdd(SlotType),
+    /// One of type `tpm2` that wants a PIN.
+    SlotAddPin,
+    SlotRemove(SlotId),
+    SlotTest(SlotId),
+    Slots,
+    Status,
+    Words,
+}
+
+/// What the console lists.
+pub(crate) const COMMANDS: [&str; 13] = [
+    "status             how the vault is",
+    "slots              what opens it",
+    "slot add TYPE      one more: passphrase, provisioning, tpm2 or none",
+    "slot add tpm2 pin  one of the TPM that wants a PIN",
+    "slot rm N          one less",
+    "slot test N        try one",
+    "passwd             another passphrase",
+    "words              show the recovery words",
+    "rekey              a new master key: old copies open nothing new",
+    "lock               forget the seed; what runs goes on",
+    "lock hard          the same, and end the node until the vault is opened again",
+    "factory-reset      erase this machine's keys and data",
+    "Without a command, Enter goes back.",
+];
+
+impl Command {
+    /// Reads a line, or says what is wrong with it.
+    pub(crate) fn parse(line: &str) -> Result<Self, String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        Ok(match words.as_slice() {
+            ["factory-reset"] => Self::FactoryReset,
+            ["lock"] => Self::Lock { hard: false },
+            ["lock", "hard"] => Self::Lock { hard: true },
+            ["passwd"] => Self::Passwd,
+            ["rekey"] => Self::Rekey,
+            ["slots"] => Self::Slots,
+            ["status"] => Self::Status,
+            ["words"] => Self::Words,
+            ["slot", "add", "tpm2", "pin"] => Self::SlotAddPin,
+            ["slot", "add", kind] => Self::SlotAdd(type_of(kind)?),
+            ["slot", "add"] => return Err("slot add needs a type".to_owned()),
+            ["slot", "rm", id] => Self::SlotRemove(number(id)?),
+            ["slot", "test", id] => Self::SlotTest(number(id)?),
+            ["slot", "rm" | "test"] => {
+                return Err("a slot needs its number; slots lists them".to_owned());
+            }
+            _ => return Err(format!("there is no command {:?}", line.trim())),
+        })
+    }
+
+    /// Whether it is for a vault that is open only.
+    pub(crate) fn needs_open(self) -> bool {
+        !matches!(
+            self,
+            Self::FactoryReset | Self::Lock { .. } | Self::Slots | Self::Status
+        )
+    }
+}
+
+fn type_of(name: &str) -> Result<SlotType, String> {
+    match SlotType::from_name(name) {
+        Some(SlotType::Kms) => {
+            Err("a slot that another node opens is not made at the console".to_owned())
+        }
+        Some(kind) => Ok(kind),
+        None => Err(format!("there is no type {name:?} of slots")),
+    }
+}
+
+fn number(text: &str) -> Result<SlotId, String> {
+    let number = text.parse().map(SlotId::new);
+    number.map_err(|_| format!("{text:?} is no number of a slot"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_read_and_mistakes_named() {
+        for (line, command) in [
+            ("lock", Command::Lock { hard: false }),
+            (" lock  hard ", Command::Lock { hard: true }),
+            ("slot add tpm2", Command::SlotAdd(SlotType::Tpm2)),
+            ("slot add tpm2 pin", Command::SlotAddPin),
+            ("slot rm 3", Command::SlotRemove(SlotId::new(3))),
+            ("slot test 0", Command::SlotTest(SlotId::new(0))),
+            ("words", Command::Words),
+        ] {
+            assert_eq!(Command::parse(line), Ok(command), "{line}");
+        }
+        for (line, wrong) in [
+            ("slot", "no command"),
+            ("slot add", "needs a type"),
+            ("slot add kms", "another node"),
+            ("slot add yubikey", "no type"),
+            ("slot rm", "its number"),
+            ("slot rm -1", "no number"),
+            ("slot rm 4294967296", "no number"),
+            ("rm -rf", "no command"),
+        ] {
+            let error = Command::parse(line).expect_err(line);
+            assert!(error.contains(wrong), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_changes_a_vault_needs_it_open() {
+        assert!(Command::Words.needs_open() && Command::Rekey.needs_open());
+        assert!(!Command::FactoryReset.needs_open() && !Command::Slots.needs_open());
+    }
+}

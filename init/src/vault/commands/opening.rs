@@ -1,0 +1,158 @@
+//! Opening the vault once more, for a change of it.
+
+use alknet_provisioning::Secrets;
+use alknet_vault::slots::{Key, OpenAlkv, SlotError, SlotId, SlotType, memory_cap_kib};
+
+use super::{Attempt, Halt, Place, Session, Want, find, has_passphrase, has_pin, newest};
+use crate::data;
+use crate::vault::by_tpm;
+use crate::vault::open::{UNATTENDED, by_passphrase, memory_kib, unattended};
+
+impl Session {
+    /// The vault, by what needs nobody, else by the passphrase that was typed.
+    pub(super) fn opened(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
+        if self.open.is_none() {
+            self.open = match by_itself(place)? {
+                Some(open) => Some(open),
+                None => Some(self.typed_open(place)?),
+            };
+        }
+        self.held()
+    }
+
+    /// The same by a passphrase, whatever else would open it.
+    pub(super) fn opened_by_typing(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
+        if self.open.is_none() {
+            self.open = Some(self.typed_open(place)?);
+        }
+        self.held()
+    }
+
+    fn held(&mut self) -> Attempt<&mut OpenAlkv> {
+        let open = self.open.as_mut();
+        open.ok_or_else(|| Halt::refused("the vault is not open"))
+    }
+
+    fn typed_open(&mut self, place: &Place<'_>) -> Attempt<OpenAlkv> {
+        let found = data::copies(place.device).load()?;
+        let found = found.ok_or(SlotError::Nothing)?;
+        if !has_passphrase(&found.newest) {
+            if !has_pin(&found.newest) {
+                return Err(Halt::refused(
+                    "nothing here opens the vault for a change; attach the medium that opens it",
+                ));
+            }
+            let Some(pin) = self.typed.pin.take() else {
+                return Err(Halt::wants(Want::Pin));
+            };
+            return by_tpm::with_pin(&found, &pin).map_err(|why| Halt::Wants(Want::Pin, why));
+        }
+        let Some(passphrase) = self.typed.opening.take() else {
+            return Err(Halt::wants(Want::Passphrase));
+        };
+        by_passphrase(&found, &passphrase, place.keeper)
+            .map_err(|error| wrong(error, Want::Passphrase))
+    }
+
+    /// Whether what was typed for a slot opens it; `false` where somebody has nothing to type.
+    pub(super) fn slot_by_typing(
+        &mut self,
+        place: &Place<'_>,
+        id: SlotId,
+        or_lose: bool,
+    ) -> Attempt<bool> {
+        let want = || Want::PassphraseOf { id, or_lose };
+        let given = self.typed.of_slots.iter().position(|given| given.id == id);
+        let Some(at) = given else {
+            return Err(Halt::wants(want()));
+        };
+        let given = &self.typed.of_slots[at];
+        let Some(passphrase) = &given.passphrase else {
+            return Ok(false);
+        };
+        if given.is_right {
+            return Ok(true);
+        }
+        let mut key = Key::Passphrase {
+            passphrase,
+            cap_kib: memory_cap_kib(memory_kib()),
+        };
+        place.keeper.wait_for_turn();
+        let alkv = newest(place)?;
+        match alkv.open(id, &mut key) {
+            Ok(open) => {
+                place.keeper.was_right();
+                self.typed.of_slots[at].is_right = true;
+                self.open.get_or_insert(open);
+                Ok(true)
+            }
+            Err(error) => {
+                place.keeper.was_wrong(super::name(&find(&alkv, id)?));
+                self.typed.of_slots.remove(at);
+                Err(wrong(error, want()))
+            }
+        }
+    }
+}
+
+/// The vault by a slot that needs nobody.
+fn by_itself(place: &Place<'_>) -> Attempt<Option<OpenAlkv>> {
+    let found = data::copies(place.device).load()?;
+    let found = found.ok_or(SlotError::Nothing)?;
+    let slots = found.newest.slots();
+    let mut kinds = slots.iter().map(|slot| slot.kind());
+    let media = if kinds.any(|kind| kind == SlotType::Provisioning) {
+        place.sources.secrets()
+    } else {
+        Secrets::default()
+    };
+    for kind in UNATTENDED {
+        let mut of_kind = slots.iter().filter(|slot| slot.kind() == kind);
+        if of_kind.any(|slot| !by_tpm::wants_pin(slot))
+            && let Ok(open) = unattended(&found, kind, &media)
+        {
+            return Ok(Some(open));
+        }
+    }
+    Ok(None)
+}
+
+/// A key that does not fit is asked for again; anything else is told.
+fn wrong(error: SlotError, again: Want) -> Halt {
+    match error {
+        SlotError::WrongKey(_) => Halt::Wants(again, "that passphrase is wrong".to_owned()),
+        other => other.into(),
+    }
+}
+
+/// Whether a slot that needs nobody opens now.
+pub(super) fn opens_by_itself(place: &Place<'_>, id: SlotId, kind: SlotType) -> Attempt<()> {
+    let alkv = newest(place)?;
+    let media = place.sources.secrets();
+    let opened = match kind {
+        SlotType::None => alkv.open(id, &mut Key::Stored),
+        SlotType::Provisioning => {
+            let seed = media.seed_key_of(alkv.uuid());
+            let seed = seed
+                .ok_or_else(|| Halt::refused("no medium with a seed.key of this vault is there"))?;
+            alkv.open(id, &mut Key::Seed(seed))
+        }
+        SlotType::Tpm2 if by_tpm::wants_pin(&find(&alkv, id)?) => {
+            let text = "a slot with a PIN is tried by locking the vault and opening it again";
+            return Err(Halt::refused(text));
+        }
+        SlotType::Tpm2 => {
+            let mut tpm = crate::tpm::source(None).map_err(Halt::refused)?;
+            let opened = alkv.open(id, &mut Key::Source(kind, &mut tpm));
+            if let (Err(_), Some(error)) = (&opened, tpm.take_error()) {
+                return Err(Halt::refused(error));
+            }
+            opened
+        }
+        other => {
+            let text = format!("slots of type {} cannot be tried here", other.name());
+            return Err(Halt::Refused(text));
+        }
+    };
+    opened.map(drop).map_err(Halt::refused)
+}

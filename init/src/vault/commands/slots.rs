@@ -1,0 +1,213 @@
+//! Slots: listed, added, removed, tried.
+
+use alknet_provisioning::PutSeedKeyError;
+use alknet_tpm::Pin;
+use alknet_vault::audit::Event;
+use alknet_vault::slots::{
+    Alkv, Argon2Params, Consent, NewSlot, SeedKey, Slot, SlotId, SlotParams, SlotType,
+    memory_cap_kib,
+};
+
+use super::{Attempt, Halt, Place, Session, Want, find, name, newest, opening, save};
+use crate::tpm;
+use crate::vault::first::cost;
+use crate::vault::open::memory_kib;
+
+impl Session {
+    pub(super) fn slot_add(&mut self, place: &Place<'_>, kind: SlotType) -> Attempt<Vec<String>> {
+        self.opened(place)?;
+        match kind {
+            SlotType::None => {
+                self.confirmed(
+                    &["Whoever copies the disk will have the keys: for development only."],
+                    "UNSEAL",
+                )?;
+                self.add(place, NewSlot::None)
+            }
+            SlotType::Passphrase => self.add_passphrase(place),
+            SlotType::Provisioning => self.add_provisioning(place),
+            SlotType::Tpm2 => self.add_tpm2(place, None),
+            other => Err(Halt::Refused(format!(
+                "slots of type {} are not made at the console",
+                other.name()
+            ))),
+        }
+    }
+
+    pub(super) fn slot_add_pin(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+        self.opened(place)?;
+        let Some(pin) = self.typed.new.take() else {
+            return Err(Halt::wants(Want::NewPin));
+        };
+        let pin = Pin::new(pin).map_err(|error| Halt::Wants(Want::NewPin, error.to_string()))?;
+        self.add_tpm2(place, Some(&pin))
+    }
+
+    fn add_tpm2(&mut self, place: &Place<'_>, pin: Option<&Pin>) -> Attempt<Vec<String>> {
+        let sealed = tpm::seal(pin);
+        let (kek, params) = sealed
+            .map_err(|error| Halt::Refused(format!("the TPM does not take the key: {error}")))?;
+        self.add(place, NewSlot::Tpm2(params, &kek))
+    }
+
+    fn add(&mut self, place: &Place<'_>, slot: NewSlot<'_>) -> Attempt<Vec<String>> {
+        let open = self.opened(place)?;
+        let id = open.add(slot)?;
+        let added = find(open.alkv(), id)?;
+        save(place, open)?;
+        place.keeper.events().add(Event::SlotAdded(name(&added)));
+        let text = format!("slot {id} ({}) was added to the vault", added.kind().name());
+        place.log.info(&text);
+        Ok(vec![text])
+    }
+
+    fn add_passphrase(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+        let Some(passphrase) = self.typed.new.take() else {
+            return Err(Halt::wants(Want::NewPassphrase));
+        };
+        let (cost, cap_kib) = affordable()?;
+        let slot = NewSlot::Passphrase {
+            passphrase: &passphrase,
+            cost,
+            cap_kib,
+        };
+        self.add(place, slot)
+    }
+
+    /// The key goes onto the medium first: a slot whose key is nowhere would be a promise that nobody
+    /// keeps. A key of this vault that a medium has already is taken again.
+    fn add_provisioning(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+        let media = place.sources.secrets();
+        let alkv = self.opened(place)?.alkv();
+        let vault = alkv.uuid();
+        if let Some(seed) = media.seed_key_of(vault) {
+            let opens = |slot: &Slot| {
+                let mut key = alknet_vault::slots::Key::Seed(seed);
+                slot.kind() == SlotType::Provisioning && alkv.open(slot.id(), &mut key).is_ok()
+            };
+            if let Some(slot) = alkv.slots().iter().find(|slot| opens(slot)) {
+                let text = format!(
+                    "the medium that is attached opens slot {} already",
+                    slot.id()
+                );
+                return Err(Halt::Refused(text));
+            }
+            return self.add(place, NewSlot::Provisioning(seed));
+        }
+        let seed = SeedKey::generate(vault)?;
+        let put = place.sources.put(&seed, self.typed.confirmed);
+        let source = match put {
+            Ok(source) => source,
+            Err(PutSeedKeyError::OnlyBoot(source)) => {
+                let lines = [
+                    format!(
+                        "There is no stick: the key would lie on the boot partition, {source}."
+                    ),
+                    "Where that is on the disk of the data, whoever copies it has both.".to_owned(),
+                ];
+                self.confirmed(&lines, "BOOT")?;
+                return Err(Halt::Refused("the boot partition is gone".to_owned()));
+            }
+            Err(error) => return Err(Halt::refused(error)),
+        };
+        let mut lines = self.add(place, NewSlot::Provisioning(&seed))?;
+        lines.push(format!("its seed.key is on {source}"));
+        Ok(lines)
+    }
+
+    pub(super) fn slot_remove(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
+        let consent = self.consent();
+        let open = self.opened(place)?;
+        let removed = find(open.alkv(), id)?;
+        open.remove(id, consent)?;
+        save(place, open)?;
+        place
+            .keeper
+            .events()
+            .add(Event::SlotRemoved(name(&removed)));
+        let text = format!("slot {id} ({}) was removed", removed.kind().name());
+        place.log.info(&text);
+        let old = "An old copy of the vault still opens by it; rekey makes such copies worthless.";
+        Ok(vec![text, old.to_owned()])
+    }
+
+    pub(super) fn slot_test(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
+        let slot = find(&newest(place)?, id)?;
+        match slot.kind() {
+            SlotType::Passphrase => {
+                if !self.slot_by_typing(place, id, false)? {
+                    return Ok(vec![format!("slot {id} was not tried")]);
+                }
+            }
+            kind => opening::opens_by_itself(place, id, kind)?,
+        }
+        Ok(vec![format!("slot {id} ({}) opens", slot.kind().name())])
+    }
+
+    /// A new passphrase in the place of the one that was typed, in one change of the vault.
+    pub(super) fn passwd(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+        if !super::has_passphrase(&newest(place)?) {
+            let text = "no slot is opened by a passphrase; 'slot add passphrase' makes one";
+            return Err(Halt::refused(text));
+        }
+        self.opened_by_typing(place)?;
+        let Some(passphrase) = self.typed.new.take() else {
+            return Err(Halt::wants(Want::NewPassphrase));
+        };
+        let (cost, cap_kib) = affordable()?;
+        let open = self.opened_by_typing(place)?;
+        let old = open.opened_by();
+        let removed = find(open.alkv(), old)?;
+        let slot = NewSlot::Passphrase {
+            passphrase: &passphrase,
+            cost,
+            cap_kib,
+        };
+        let new = open.replace(old, slot, Consent::None)?;
+        let added = find(open.alkv(), new)?;
+        save(place, open)?;
+        let events = place.keeper.events();
+        events.add(Event::SlotAdded(name(&added)));
+        events.add(Event::SlotRemoved(name(&removed)));
+        let text = format!("the passphrase was changed: slot {new} in the place of slot {old}");
+        place.log.info(&text);
+        Ok(vec![text])
+    }
+}
+
+/// What a passphrase may cost on this machine, and what of its memory.
+fn affordable() -> Attempt<(Argon2Params, u32)> {
+    let cap_kib = memory_cap_kib(memory_kib());
+    Ok((cost(cap_kib)?, cap_kib))
+}
+
+/// One line for each slot, and which of them opened the vault.
+pub(super) fn lines(alkv: &Alkv, opened_by: Option<SlotId>) -> Vec<String> {
+    let line = |slot: &Slot| {
+        let more = match slot.params() {
+            SlotParams::Kms(params) => format!("by {}", params.peer()),
+            SlotParams::None { .. } => "the key lies beside it: UNSEALED".to_owned(),
+            SlotParams::Passphrase { argon2, .. } => {
+                format!("{} MiB, {} passes", argon2.kib() >> 10, argon2.passes())
+            }
+            SlotParams::Provisioning => "by the seed.key of a medium".to_owned(),
+            SlotParams::Tpm2(params) => {
+                let pcrs: Vec<String> = params.pcrs().iter().map(u8::to_string).collect();
+                let pin = if params.pin() { ", and a PIN" } else { "" };
+                format!("PCR {}{pin}", pcrs.join(" and "))
+            }
+            _ => String::new(),
+        };
+        let mark = if opened_by == Some(slot.id()) {
+            "; opened the vault"
+        } else {
+            ""
+        };
+        format!(
+            "slot {:<2} {:<12} {more}{mark}",
+            slot.id().number(),
+            slot.kind().name()
+        )
+    };
+    alkv.slots().iter().map(line).collect()
+}

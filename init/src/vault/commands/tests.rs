@@ -1,0 +1,307 @@
+use std::fs::File;
+use std::path::PathBuf;
+
+use alknet_provisioning::{KernelMounter, Paths, load_with};
+use alknet_sealed::limits::DATA_AT;
+use alknet_sealed::{Cipher, NewHeader, Sealed};
+use alknet_vault::slots::{Key, NewSlot, NewVault, SlotType};
+use alknet_vault::{Entropy, WordCount};
+
+use super::*;
+
+const BYTES: u64 = DATA_AT + (1 << 20);
+
+/// A machine whose disk is a file, and whose medium a folder.
+struct Machine {
+    dir: tempfile::TempDir,
+    keeper: Keeper,
+    log: Log,
+}
+
+impl Machine {
+    /// With a vault that opens by itself.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let machine = Self {
+            keeper: Keeper::new().expect("memory"),
+            log: Log::default(),
+            dir,
+        };
+        let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+        let open = OpenAlkv::create(NewVault::new(words, 0), NewSlot::None).expect("made");
+        let disk = File::create_new(machine.device()).expect("a new file");
+        disk.set_len(BYTES).expect("a sparse file");
+        data::copies(&machine.device())
+            .create(&open)
+            .expect("written");
+        let phrases = open.data_phrases().expect("words");
+        let phrases = phrases.each_ref().map(|phrase| phrase.expose().as_bytes());
+        let new = NewHeader {
+            uuid: uuid::Uuid::from_bytes([7; 16]),
+            vault: &open.alkv().uuid().to_string(),
+            cipher: Cipher::AesXts,
+            phrases: &phrases,
+        };
+        Sealed::format(machine.file(), BYTES, &new).expect("formatted");
+        machine.keeper.admit(&open).expect("it has a place");
+        machine
+    }
+
+    fn device(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    fn file(&self) -> File {
+        let file = File::options().read(true).write(true).open(self.device());
+        file.expect("it is there")
+    }
+
+    fn paths(&self) -> Paths {
+        let mut paths = Paths::system();
+        paths.fw_cfg = self.dir.path().join("fw_cfg");
+        paths.block_class = self.dir.path().join("none");
+        paths.dmi = self.dir.path().join("none");
+        paths.command_line = self.dir.path().join("none");
+        paths
+    }
+
+    fn run(&self, session: &mut Session) -> Outcome {
+        session.run(&Place {
+            device: &self.device(),
+            keeper: &self.keeper,
+            log: &self.log,
+            sources: self,
+        })
+    }
+
+    /// A command with all that it asks for, to what becomes of it then.
+    fn typed(&self, line: &str, given: Vec<Given>) -> Outcome {
+        let mut session = Session::new(Command::parse(line).expect(line));
+        for one in given {
+            let wants = self.run(&mut session);
+            assert!(matches!(wants, Outcome::Wants(..)), "{line}: {wants:?}");
+            session.give(one);
+        }
+        self.run(&mut session)
+    }
+
+    #[track_caller]
+    fn done(&self, line: &str, given: Vec<Given>) -> String {
+        match self.typed(line, given) {
+            Outcome::Done(lines) => lines.join("\n"),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn refused(&self, line: &str, given: Vec<Given>) -> String {
+        match self.typed(line, given) {
+            Outcome::Refused(why) => why,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    /// Numbers and types of the slots.
+    fn slots(&self) -> Vec<(u32, SlotType)> {
+        let found = data::copies(&self.device()).load().expect("good");
+        let found = found.expect("a vault");
+        assert!(found.other.is_none() && found.damaged.is_none());
+        let slots = found.newest.slots().iter();
+        slots
+            .map(|slot| (slot.id().number(), slot.kind()))
+            .collect()
+    }
+
+    fn events(&self) -> String {
+        self.keeper.events().take().join("\n")
+    }
+}
+
+impl Sources for Machine {
+    fn secrets(&self) -> Secrets {
+        load_with(&self.paths(), &KernelMounter).secrets
+    }
+
+    fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError> {
+        assert!(!boot);
+        let folder = self.paths().fw_cfg.join("seed.key");
+        std::fs::create_dir_all(&folder).expect("writable");
+        std::fs::write(folder.join("raw"), key.to_text().expose()).expect("writable");
+        Ok(Source::FwCfg)
+    }
+}
+
+fn new(text: &str) -> Given {
+    Given::NewPassphrase(SecretStr::from(text))
+}
+
+fn passphrase(text: &str) -> Given {
+    Given::Passphrase(SecretStr::from(text))
+}
+
+fn of_slot(id: u32, text: Option<&str>) -> Given {
+    Given::PassphraseOf(SlotId::new(id), text.map(SecretStr::from))
+}
+
+#[test]
+fn a_machine_that_opens_by_itself_becomes_one_with_a_passphrase() {
+    let machine = Machine::new();
+    assert!(machine.done("slots", vec![]).contains("UNSEALED"));
+    let said = machine.done("slot add passphrase", vec![new("one")]);
+    assert!(said.contains("slot 1 (passphrase)"), "{said}");
+    assert!(!machine.keeper.is_sealed());
+    machine.done("slot rm 0", vec![]);
+    assert!(machine.keeper.is_sealed());
+    assert_eq!(machine.slots(), [(1, SlotType::Passphrase)]);
+    assert!(
+        machine
+            .done("slot test 1", vec![of_slot(1, Some("one"))])
+            .contains("opens")
+    );
+
+    // From now on every change needs it, and the last slot stays.
+    let wrong = machine.typed("slot rm 1", vec![passphrase("two")]);
+    assert!(
+        matches!(&wrong, Outcome::Wants(Want::Passphrase, why) if why.contains("wrong")),
+        "{wrong:?}"
+    );
+    let last = machine.refused("slot rm 1", vec![passphrase("one")]);
+    assert!(last.contains("is the last"), "{last}");
+    machine.done("passwd", vec![passphrase("one"), new("three")]);
+    assert_eq!(machine.slots(), [(2, SlotType::Passphrase)]);
+    let old = machine.typed("slot test 2", vec![of_slot(2, Some("one"))]);
+    assert!(matches!(old, Outcome::Wants(..)), "{old:?}");
+    let shown = machine.typed("words", vec![passphrase("three")]);
+    let Outcome::Words(words) = shown else {
+        panic!("{shown:?}");
+    };
+    assert_eq!(words.expose().split(' ').count(), 24);
+    let events = machine.events();
+    for event in [
+        r#""detail":{"id":1,"type":"passphrase"},"ev":"slot_added""#,
+        r#""detail":{"id":0,"type":"none"},"ev":"slot_removed""#,
+        r#""ev":"unlock_failed""#,
+        r#""detail":{"reason":"console","what":"phrase"},"ev":"exported""#,
+    ] {
+        assert!(events.contains(event), "{event} in {events}");
+    }
+    assert!(!events.contains("three"));
+}
+
+#[test]
+fn words_of_a_machine_without_a_passphrase_need_a_word() {
+    let machine = Machine::new();
+    let wants = machine.typed("words", vec![]);
+    assert!(
+        matches!(
+            &wants,
+            Outcome::Wants(Want::Confirmation { word: "SHOW", .. }, _)
+        ),
+        "{wants:?}"
+    );
+    let shown = machine.typed("words", vec![Given::Confirmed]);
+    assert!(matches!(shown, Outcome::Words(_)), "{shown:?}");
+    assert!(
+        machine
+            .refused("passwd", vec![])
+            .contains("slot add passphrase")
+    );
+}
+
+#[test]
+fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
+    let machine = Machine::new();
+    machine.done("slot add passphrase", vec![new("one")]);
+    let said = machine.done("slot add provisioning", vec![]);
+    assert!(said.contains("seed.key is on fw_cfg"), "{said}");
+    let again = machine.refused("slot add provisioning", vec![]);
+    assert!(again.contains("already"), "{again}");
+    assert!(machine.done("slot test 2", vec![]).contains("opens"));
+    machine.done("slot rm 0", vec![]);
+    let wants = machine.typed("slot rm 1", vec![]);
+    assert!(
+        matches!(wants, Outcome::Wants(Want::Consent, _)),
+        "{wants:?}"
+    );
+    machine.done("slot rm 1", vec![Given::HasWords]);
+    assert_eq!(machine.slots(), [(2, SlotType::Provisioning)]);
+    // Without the medium nothing here opens it for a change.
+    std::fs::remove_dir_all(machine.paths().fw_cfg).expect("it is there");
+    let why = machine.refused("slot add none", vec![]);
+    assert!(why.contains("attach the medium"), "{why}");
+}
+
+#[test]
+fn a_new_master_key_changes_the_data_partition_with_it() {
+    let machine = Machine::new();
+    machine.done("slot add passphrase", vec![new("one")]);
+    machine.done("slot add passphrase", vec![new("two")]);
+    let wants = machine.typed("rekey", vec![of_slot(1, Some("one")), of_slot(2, None)]);
+    let Outcome::Wants(Want::Confirmation { lines, .. }, _) = &wants else {
+        panic!("{wants:?}");
+    };
+    let lines = lines.join("\n");
+    assert!(
+        lines.contains("slot 1 (passphrase) stays")
+            && lines.contains("slot 2 (passphrase) is LOST"),
+        "{lines}"
+    );
+    let given = || vec![of_slot(1, Some("one")), of_slot(2, None), Given::Confirmed];
+    machine.done("rekey", given());
+    assert_eq!(
+        machine.slots(),
+        [(0, SlotType::None), (1, SlotType::Passphrase)]
+    );
+    let found = data::copies(&machine.device()).load().expect("good");
+    let open = found
+        .expect("a vault")
+        .open(&mut Key::Stored)
+        .expect("open");
+    let [own, words] = open.data_phrases().expect("words");
+    let sealed = Sealed::load(machine.file(), BYTES).expect("a header");
+    let numbers: Vec<_> = sealed
+        .summary()
+        .slots
+        .iter()
+        .map(|one| one.number)
+        .collect();
+    assert_eq!(numbers, [1, 2]);
+    assert!(sealed.unlock(2, own.expose().as_bytes()).is_ok());
+    assert!(sealed.unlock(1, words.expose().as_bytes()).is_ok());
+    let events = machine.events();
+    assert!(events.contains(r#""ev":"rekeyed""#), "{events}");
+    // Every passphrase that is wrong is asked for again, and none is lost by it.
+    let wrong = machine.typed("rekey", vec![of_slot(1, Some("two"))]);
+    assert!(
+        matches!(&wrong, Outcome::Wants(Want::PassphraseOf { .. }, why) if why.contains("wrong")),
+        "{wrong:?}"
+    );
+}
+
+#[test]
+fn a_locked_vault_is_looked_at_and_not_changed() {
+    let machine = Machine::new();
+    machine.keeper.lock();
+    for line in [
+        "passwd",
+        "words",
+        "rekey",
+        "slot add none",
+        "slot rm 0",
+        "slot test 0",
+    ] {
+        let why = machine.refused(line, vec![]);
+        assert!(why.contains("locked"), "{line}: {why}");
+    }
+    assert!(machine.done("status", vec![]).contains("locked"));
+    assert!(machine.refused("slot rm 9", vec![]).contains("locked"));
+}
+
+#[test]
+fn nothing_that_was_typed_is_shown_by_accident() {
+    let mut session = Session::new(Command::Passwd);
+    session.give(passphrase("hunter2"));
+    session.give(new("hunter3"));
+    let shown = format!("{session:?} {:?}", new("hunter4"));
+    assert!(!shown.contains("hunter"), "{shown}");
+}

@@ -1,0 +1,113 @@
+//! Puts a seed key on a medium: a new file beside what is there, found by the name that is looked for at
+//! each start only once it is whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use alknet_vault::slots::SeedKey;
+use thiserror::Error;
+
+use super::SECRET_BYTES_MAX;
+use crate::mount::Mounter;
+use crate::sources::{Writable, writable};
+use crate::{FileSystem, Paths, Source, file};
+
+/// Why a seed key is on no medium.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PutSeedKeyError {
+    /// It could not be written.
+    #[error("{medium}: the seed.key cannot be written ({why}); use another stick")]
+    Failed {
+        /// Where.
+        medium: Source,
+        /// Why.
+        why: io::Error,
+    },
+    /// There is nothing to write it on.
+    #[error(
+        "no medium is there that can be written; attach a stick with a FAT file system and the label \
+         CIDATA (mkfs.vfat -n CIDATA)"
+    )]
+    Nowhere,
+    /// Only the boot partition could take it, which may be on the disk that it protects.
+    #[error("only the boot partition, {0}, could take the seed.key")]
+    OnlyBoot(Source),
+    /// There is another there, which something else may need.
+    #[error("{0} has a seed.key of another vault, which is left there; use another stick")]
+    Taken(Source),
+}
+
+/// Puts `key` on the first NoCloud volume with FAT that has none, else, if `boot`, on a boot partition.
+/// It is on the medium, and was read back from there, when this returns. Blocks on disks.
+///
+/// # Errors
+/// See [`PutSeedKeyError`]; what was on the medium is still there.
+pub fn put_seed_key(
+    paths: &Paths,
+    mounter: &dyn Mounter,
+    key: &SeedKey,
+    boot: bool,
+) -> Result<Source, PutSeedKeyError> {
+    let mut refused = PutSeedKeyError::Nowhere;
+    for volume in writable(paths) {
+        if volume.is_boot && !boot {
+            if matches!(refused, PutSeedKeyError::Nowhere) {
+                refused = PutSeedKeyError::OnlyBoot(volume.source);
+            }
+            continue;
+        }
+        match put(paths, mounter, key, &volume) {
+            Ok(true) => return Ok(volume.source),
+            Ok(false) => refused = PutSeedKeyError::Taken(volume.source),
+            Err(why) => {
+                let medium = volume.source;
+                refused = PutSeedKeyError::Failed { medium, why };
+            }
+        }
+    }
+    Err(refused)
+}
+
+/// Whether it is there now; not where another is.
+fn put(paths: &Paths, mounter: &dyn Mounter, key: &SeedKey, volume: &Writable) -> io::Result<bool> {
+    let text = key.to_text();
+    let text = text.expose().as_bytes();
+    {
+        let mounted =
+            mounter.mount_writable(&volume.device, FileSystem::Vfat, &paths.mount_point)?;
+        let path = mounted.root().join(volume.seed_key);
+        if path.symlink_metadata().is_ok() {
+            return Ok(false);
+        }
+        write(&path, text)?;
+    }
+    // Mounted anew, so that it is the medium that answers.
+    let mounted = mounter.mount(&volume.device, FileSystem::Vfat, &paths.mount_point)?;
+    let path = mounted.root().join(volume.seed_key);
+    let read = file::read_bounded(&path, SECRET_BYTES_MAX).map_err(io::Error::other)?;
+    if read.is_some_and(|read| read.as_slice() == text) {
+        Ok(true)
+    } else {
+        Err(io::Error::other("it does not read back"))
+    }
+}
+
+fn write(path: &Path, text: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder)?;
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(&new)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(folder)?.sync_all()
+}

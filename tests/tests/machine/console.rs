@@ -1,0 +1,155 @@
+//! What somebody at the console does with a booted machine: its vault is changed, and a machine that
+//! nobody configured is given its configuration.
+
+use std::time::Duration;
+
+use alknet_qemu::{Mark, Vm};
+use alknet_tests::tools::tool_says;
+use alknet_tests::{Bench, Boot, Node};
+use serde_json::{Value, json};
+
+/// From what is typed until what it leads to; Argon2id on an emulated processor is slow.
+const DONE_WITHIN: Duration = Duration::from_secs(90);
+
+/// Words that a test has on paper.
+const PHRASE: &str = "legal winner thank year wave sausage worth useful legal winner thank yellow";
+
+#[test]
+fn slots_and_master_key_are_changed_at_the_console() {
+    let bench = Bench::new();
+    let machine = || bench.machine(Boot::MicrovmErofs);
+    let node = machine().boot();
+    let identity = node.identity().to_owned();
+    let vm = node.vm();
+    commands(vm);
+    typed(vm, "slots", "the key lies beside it");
+    typed(vm, "slot add passphrase", "new passphrase: _");
+    typed(vm, "correct horse", "the same again: _");
+    typed(vm, "correct horse", "slot 1 (passphrase) was added");
+    typed(vm, "slot rm 0", "slot 0 (none) was removed");
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["sealed"], true, "{status:#}");
+    assert_eq!(status["slots"], json!(["passphrase"]), "{status:#}");
+    typed(vm, "rekey", "passphrase of slot 1, or Enter");
+    typed(vm, "wrong horse", "that passphrase is wrong");
+    typed(vm, "correct horse", "type REKEY to go on: _");
+    typed(vm, "REKEY", "The vault has a new master key");
+    node.end();
+    // The key slot of the old master key is gone, that of the words is where it was.
+    let dump = tool_says(
+        "cryptsetup",
+        &["luksDump".as_ref(), bench.data().as_os_str()],
+    );
+    assert!(
+        dump.contains("1: luks2") && dump.contains("2: luks2") && !dump.contains("0: luks2"),
+        "{dump}"
+    );
+
+    let vm = machine().start();
+    said(
+        &vm,
+        Mark::default(),
+        "alknet: asks: passphrase of the vault",
+    );
+    type_line(&vm, "correct horse");
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    assert_eq!(node.identity(), identity);
+    let vm = node.vm();
+    commands(vm);
+    typed(vm, "passwd", "passphrase of the vault: _");
+    typed(vm, "correct horse", "new passphrase: _");
+    typed(vm, "battery staple", "the same again: _");
+    typed(vm, "battery staple", "the passphrase was changed");
+    typed(vm, "words", "passphrase of the vault: _");
+    let mark = vm.console().mark();
+    typed(vm, "battery staple", "Enter wipes them: _");
+    let table = vm.console().since(mark);
+    for number in [1, 12, 24] {
+        assert!(table.contains(&format!("{number:>3} ")), "{table}");
+    }
+    typed(vm, "", "[ok] node");
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    node.end();
+}
+
+#[test]
+fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
+    let bench = Bench::new();
+    let mut node = bench.machine(Boot::Q35Initramfs).config("").boot();
+    let call = |node: &Node| node.try_call("node/info", &Value::Null, &[]);
+    assert_eq!(call(&node).code(), "UNAUTHENTICATED");
+
+    let at = |name: &str| bench.path().join(name);
+    std::fs::write(at("words"), PHRASE).expect("the folder is ours");
+    // As long as a document with many comments is.
+    let comments = "# a line that somebody wrote to remember something by\n".repeat(800);
+    let document = format!("{comments}[node]\nname = \"pasted\"\n");
+    std::fs::write(at("node.toml"), document).expect("the folder is ours");
+    let mut provision = bench.admin().command(&["provision", "--form", "console"]);
+    for (option, file) in [
+        ("--config", "node.toml"),
+        ("--words-file", "words"),
+        ("--out", "line"),
+    ] {
+        provision.arg(option).arg(at(file));
+    }
+    let made = bench.admin().run(provision).json();
+    let line = std::fs::read_to_string(at("line")).expect("it was written");
+    let line = line.trim();
+    assert!(line.len() > 50_000, "{} bytes", line.len());
+
+    let mark = node.vm().console().mark();
+    let damaged = [&line[..100], &line[104..]].concat();
+    type_line(node.vm(), &damaged);
+    said(node.vm(), mark, "characters were lost on the way");
+    let mark = node.vm().console().mark();
+    type_line(node.vm(), line);
+    said(
+        node.vm(),
+        mark,
+        "its words replace those that this machine made",
+    );
+    node.wait_ready(mark);
+    let text = node.vm().console().text();
+    assert!(!text.contains(&line[14..60]), "it is not shown");
+    assert_eq!(made["identity"], node.identity(), "{made:#}");
+    let info = node.info();
+    assert_eq!(info["name"], "pasted", "{info:#}");
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["words_kept"], true, "{status:#}");
+    let identity = node.identity().to_owned();
+    node.end();
+
+    let node = bench.machine(Boot::Q35Initramfs).config("").boot();
+    assert_eq!(node.identity(), identity);
+    let info = node.info();
+    assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
+    node.end();
+}
+
+/// Opens the list of commands, whatever the console shows now.
+fn commands(vm: &Vm) {
+    let mark = vm.console().mark();
+    let sent = vm.console().send("\r\x1bv");
+    sent.unwrap_or_else(|error| panic!("{error}"));
+    said(vm, mark, "factory-reset");
+}
+
+/// Types a line, and waits for what it leads to.
+fn typed(vm: &Vm, line: &str, leads_to: &str) {
+    let mark = vm.console().mark();
+    type_line(vm, line);
+    said(vm, mark, leads_to);
+}
+
+fn said(vm: &Vm, mark: Mark, what: &str) {
+    let waited = vm.wait_for_after(mark, what, DONE_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn type_line(vm: &Vm, line: &str) {
+    let sent = vm.console().send(&format!("{line}\r"));
+    sent.unwrap_or_else(|error| panic!("{error}"));
+}
