@@ -239,7 +239,7 @@ pub(crate) fn open(keeper: &Keeper, offer: &Offer, log: &Log) -> Opened {
         }
     };
     Opened {
-        settings: Settings::read(data_dir, keeper.is_sealed()),
+        settings: Settings::read(data_dir.as_deref(), keeper),
         prepared,
         clock,
     }

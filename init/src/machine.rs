@@ -338,6 +338,7 @@ impl Machine {
                     state_dir: self.state_dir.display().to_string(),
                     facts: Box::new(self.facts.told()),
                     vault: self.keeper.is_open(),
+                    records: self.settings.records.clone(),
                 });
                 self.node = Some(node);
                 self.tell_events();
@@ -476,7 +477,8 @@ impl Machine {
         }
         self.facts.config_source.clone_from(&settings.source);
         self.facts.problems.config.clone_from(&settings.problems);
-        let changed = settings.config != self.settings.config;
+        let changed = settings.config != self.settings.config
+            || settings.records != self.settings.records;
         let first = self.life == 0;
         self.settings = settings;
         if changed || first {
@@ -543,9 +545,9 @@ impl Machine {
             return;
         }
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
-        let sealed = self.keeper.is_sealed();
+        let keeper = Arc::clone(&self.keeper);
         self.blocking("configuration", move || {
-            Event::Settings(Box::new(Settings::read(data, sealed)))
+            Event::Settings(Box::new(Settings::read(data.as_deref(), &keeper)))
         });
     }
 

@@ -1,11 +1,14 @@
 //! The configuration of this boot, as the rest of PID 1 wants it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use alknet_core::EncryptedData;
 use alknet_core::config::NodeConfig;
 use alknet_provisioning::{Paths, Source};
 
 use crate::control::Problem;
+use crate::vault::{Keeper, keep_credentials};
 
 /// Host name of a machine that was not given one.
 const HOSTNAME_DEFAULT: &str = "alknet";
@@ -16,15 +19,17 @@ pub(crate) struct Settings {
     pub(crate) config: NodeConfig,
     pub(crate) source: String,
     pub(crate) problems: Vec<Problem>,
+    /// Credentials that are kept for the node, sealed.
+    pub(crate) records: BTreeMap<String, EncryptedData>,
     /// One of them holds something up.
     wrong: bool,
 }
 
 impl Settings {
     /// Reads every source. Blocks on disks; not for PID 1's loop. `state_dir` is the data
-    /// partition, if there is one; `is_sealed` says whether nothing beside it opens it.
-    pub(crate) fn read(state_dir: Option<PathBuf>, is_sealed: bool) -> Self {
-        let mut paths = Paths::system().sealed(is_sealed);
+    /// partition, if there is one. Credentials that a medium has are kept, and erased there.
+    pub(crate) fn read(state_dir: Option<&Path>, keeper: &Keeper) -> Self {
+        let mut paths = Paths::system().sealed(keeper.is_sealed());
         if let Some(state_dir) = state_dir {
             paths = paths.with_config_dir(state_dir.join("config"));
         }
@@ -35,6 +40,8 @@ impl Settings {
         let loaded = alknet_provisioning::load(&paths);
         tracing::debug!("configuration: {}", loaded.summary());
         let wrong = loaded.problems.iter().any(|problem| !problem.is_notice());
+        let found = &loaded.secrets.credentials;
+        let kept = keep_credentials(keeper, state_dir, &loaded.config, found, &paths);
         let problems = loaded.problems.into_iter().map(|problem| Problem {
             code: problem.code.to_owned(),
             text: problem.text,
@@ -43,7 +50,8 @@ impl Settings {
         Self {
             config: loaded.config,
             source: loaded.source.to_string(),
-            problems: problems.collect(),
+            problems: problems.chain(kept.problems).collect(),
+            records: kept.records,
             wrong,
         }
     }
@@ -93,6 +101,7 @@ mod tests {
             config: NodeConfig::default(),
             source: Source::FwCfg.to_string(),
             problems: problems.collect(),
+            records: BTreeMap::new(),
             wrong: code.is_some(),
         }
     }

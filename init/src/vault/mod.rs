@@ -10,6 +10,7 @@
 //! loop asks for on the console, and the attempt is made again with what was given.
 
 mod asking;
+mod credentials;
 mod events;
 mod first;
 mod open;
@@ -24,6 +25,7 @@ use alknet_vault::{Area, AreaError, Entropy, SecretStr, Vault, VaultError, Vault
 use crate::control::{Problem, VaultFacts};
 
 pub(crate) use asking::{Asking, Step, places};
+pub(crate) use credentials::keep as keep_credentials;
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
 pub(crate) use open::open;
