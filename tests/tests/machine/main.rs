@@ -2,6 +2,7 @@
 
 mod computing;
 mod configuration;
+mod credentials;
 mod disks;
 mod faults;
 mod network;

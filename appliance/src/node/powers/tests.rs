@@ -198,7 +198,7 @@ fn a_record_that_does_not_open_is_one_problem_and_the_others_work() {
         let openai = capability_of(&powers, "js/mint", "openai");
         assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));
         let mint = capability_of(&powers, "js/mint", "mint");
-        assert_eq!(mint.sign(b"x").is_ok(), !text.contains("vault.min_version"));
+        assert!(mint.sign(b"x").is_ok());
     };
     for (record, word) in cases {
         look(record, word);

@@ -146,3 +146,21 @@ async fn no_operation_reviews_on_somebodys_behalf() {
         assert_eq!(told, Ok(json!("FORBIDDEN")), "{name}");
     }
 }
+
+/// A vault that is locked is nobody's fault, and worth another try.
+#[tokio::test]
+async fn an_act_that_finds_nothing_is_unavailable_and_not_counted() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    let source = "export const run = ({ path }) => {
+        const details = { reason: 'vault_locked' };
+        throw new OpError('UNAVAILABLE', 'the vault is locked', { path, details, retryable: true });
+    };";
+    node.promote(&Draft::new("acts", source)).await;
+    let call = |path: &str| node.call("cal", "js/acts", &json!({ "path": path }));
+    let locked = call("capability/sign").await.expect_err("locked");
+    assert_eq!((&locked.code, locked.retryable), (&ErrorCode::Unavailable, true));
+    assert_eq!(locked.details.expect("why")["reason"], "vault_locked");
+    let other = call("config/tax").await.expect_err("of another operation");
+    assert_eq!(other.code, ErrorCode::Internal);
+}
