@@ -477,8 +477,8 @@ impl Machine {
         }
         self.facts.config_source.clone_from(&settings.source);
         self.facts.problems.config.clone_from(&settings.problems);
-        let changed = settings.config != self.settings.config
-            || settings.records != self.settings.records;
+        let changed =
+            settings.config != self.settings.config || settings.records != self.settings.records;
         let first = self.life == 0;
         self.settings = settings;
         if changed || first {

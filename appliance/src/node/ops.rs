@@ -74,7 +74,11 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(own_key::operation(Arc::clone(&node.own_key)));
     builder.add(people::list(node.people.clone()));
     let (vault, powers) = (node.vault.clone(), node.powers.clone());
-    builder.add(vault::status(Arc::clone(&node.facts), vault, powers.clone()));
+    builder.add(vault::status(
+        Arc::clone(&node.facts),
+        vault,
+        powers.clone(),
+    ));
     if let (Some(vault), Some(to_init)) = (&node.vault, &node.to_init) {
         builder.add(vault::lock(vault.clone(), to_init.clone(), powers));
     }

@@ -159,11 +159,7 @@ fn boot_id() -> anyhow::Result<BootId> {
 }
 
 /// `vault/status`
-pub(crate) fn status(
-    facts: SharedFacts,
-    vault: Option<NodeVault>,
-    powers: Powers,
-) -> Registration {
+pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>, powers: Powers) -> Registration {
     let text = json!({ "type": "string" });
     let spec = OperationSpec::query(
         "vault/status",

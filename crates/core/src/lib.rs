@@ -29,7 +29,8 @@ mod memory;
 pub use alpn::{AlpnSpec, AuthNeed, Carriage};
 pub use backoff::Backoff;
 pub use capabilities::{
-    Aead, Capabilities, Capability, CapabilityError, CapabilityKind, Filler, Gate, Power, Sign, capability,
+    Aead, Capabilities, Capability, CapabilityError, CapabilityKind, Filler, Gate, Power, Sign,
+    capability,
 };
 pub use clock::{Clock, SystemClock};
 pub use close::{CloseCode, CloseReason, StreamCode};

@@ -92,7 +92,11 @@ pub(crate) fn keep(
         return kept;
     }
     if let Err(error) = with_store(keeper, &folder, config, (&wanted, &found), &mut kept) {
-        kept.problem("credentials-not-kept", error.to_string(), "check the data disk");
+        kept.problem(
+            "credentials-not-kept",
+            error.to_string(),
+            "check the data disk",
+        );
         return kept;
     }
     erase_kept(&found, &unused, &mut kept, paths);
@@ -153,7 +157,11 @@ fn with_store(
                     "the credential {name} is left out: all of them have more than \
                      {TOLD_BYTES_MAX} bytes"
                 );
-                kept.problem("credential-unusable", text, "put its record into the configuration");
+                kept.problem(
+                    "credential-unusable",
+                    text,
+                    "put its record into the configuration",
+                );
             }
         }
     }
@@ -162,7 +170,8 @@ fn with_store(
 
 fn refused(kept: &mut Kept, name: &str, error: &CredentialsError) {
     let text = format!("the credential {name} cannot be read: {error}");
-    let hint = "seal it anew ('alknet vault seal --print') and put its record into the configuration";
+    let hint =
+        "seal it anew ('alknet vault seal --print') and put its record into the configuration";
     kept.problem("credential-unusable", text, hint);
 }
 
@@ -324,7 +333,10 @@ mod tests {
         let files = fs::read_dir(root.path().join("data/credentials/set-1")).expect("a set");
         for file in files {
             let text = fs::read_to_string(file.expect("a file").path()).expect("text");
-            assert!(text.starts_with("cred:openai\n") && !text.contains("hush"), "{text}");
+            assert!(
+                text.starts_with("cred:openai\n") && !text.contains("hush"),
+                "{text}"
+            );
         }
     }
 
@@ -368,13 +380,19 @@ mod tests {
         let folder = root.path().join("data/credentials/set-1");
         for file in fs::read_dir(folder).expect("a set") {
             let path = file.expect("a file").path();
-            if fs::read_to_string(&path).expect("text").starts_with("cred:mail") {
+            if fs::read_to_string(&path)
+                .expect("text")
+                .starts_with("cred:mail")
+            {
                 fs::write(&path, "cred:mail\n{}\n").expect("ours");
             }
         }
         let rest = kept(&keeper, root.path(), &paths, CONFIG);
         assert_eq!(opened(&keeper, &rest, "openai"), "a");
-        let damaged = rest.problems.iter().find(|it| it.code == "credential-unusable");
+        let damaged = rest
+            .problems
+            .iter()
+            .find(|it| it.code == "credential-unusable");
         assert!(damaged.expect("a problem").text.contains("mail"));
     }
 }

@@ -349,7 +349,10 @@ fn a_document_of_secrets_alone_is_not_called_empty() {
 fn with_credentials(machine: &mut Machine, credentials: &str) {
     let table = format!("words = \"{WORDS}\"\n[secrets.credentials]\n{credentials}");
     let files = [("alknet.toml", with_secrets(1, &table))];
-    let files: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let files: Vec<_> = files
+        .iter()
+        .map(|(name, text)| (*name, text.as_str()))
+        .collect();
     machine.disk("vda2", fat32_boot_sector("ALKESP"), &files);
 }
 
@@ -371,7 +374,10 @@ fn credentials_are_found_never_stored_and_erased_apart_from_the_words() {
     let dir = machine.paths.config_dir.clone().expect("given");
     for file in fs::read_dir(dir).expect(FILE) {
         let stored = fs::read_to_string(file.expect(FILE).path()).expect(FILE);
-        assert!(!stored.contains("hush") && !stored.contains("credentials"), "{stored}");
+        assert!(
+            !stored.contains("hush") && !stored.contains("credentials"),
+            "{stored}"
+        );
     }
     // The words go first; what is not kept yet stays.
     assert_eq!(erased(&machine, &loaded), []);
@@ -380,7 +386,10 @@ fn credentials_are_found_never_stored_and_erased_apart_from_the_words() {
     let places = &again.secrets.credentials[0].places;
     assert_eq!(erase(&machine.paths, &machine.volumes, places), []);
     let after = content(&machine, "content-vda2/alknet.toml");
-    assert!(!after.contains("hush") && after.contains("[node]"), "{after}");
+    assert!(
+        !after.contains("hush") && after.contains("[node]"),
+        "{after}"
+    );
     let again = machine.load();
     assert_eq!((again.source, again.problems), (Source::Stored, vec![]));
     assert!(again.secrets.credentials.is_empty());
@@ -392,13 +401,19 @@ fn credentials_that_are_none_are_not_repeated() {
         ("[secrets.credentials]\nHush = \"a\"", "no name"),
         ("[secrets.credentials]\nhush = 5", "expected a string"),
         ("[secrets.credentials]\nopenai = \"\"", "nothing in it"),
-        ("[[secrets.credentials]]\nopenai = \"hush\"", "a table of its own"),
+        (
+            "[[secrets.credentials]]\nopenai = \"hush\"",
+            "a table of its own",
+        ),
         ("[secrets]\ncredentials = \"hush\"", "a table of its own"),
     ] {
         let machine = Machine::new();
         machine.fw_cfg(format!("{table}\n\n{}", document(1)));
         let loaded = machine.load();
-        assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec!["secrets-refused"]));
+        assert_eq!(
+            (name(&loaded), codes(&loaded)),
+            ("node-1", vec!["secrets-refused"])
+        );
         let text = &loaded.problems[0].text;
         assert!(text.contains(word) && !text.contains("ush"), "{text}");
         assert!(loaded.secrets.credentials.is_empty());

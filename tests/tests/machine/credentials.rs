@@ -42,7 +42,9 @@ impl People {
     fn entries(&self) -> String {
         let one = |name: &str, who: &Cli, scopes: &str| {
             let key = who.identity();
-            format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = [\"{scopes}\"]\n")
+            format!(
+                "[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = [\"{scopes}\"]\n"
+            )
         };
         [
             one("ada", &self.ada, "ops:propose"),
@@ -62,7 +64,9 @@ fn foreign_record() -> String {
     let blob = vault.seal(&label, HUSH.as_bytes()).expect("sealed");
     let record: Value = serde_json::from_str(&blob.to_json()).expect("JSON");
     let fields = record.as_object().expect("an object").iter();
-    let lines: Vec<_> = fields.map(|(key, value)| format!("{key} = {value}")).collect();
+    let lines: Vec<_> = fields
+        .map(|(key, value)| format!("{key} = {value}"))
+        .collect();
     lines.join("\n")
 }
 
@@ -112,11 +116,15 @@ fn bundle(bench: &Bench) -> PathBuf {
 
 fn promote(node: &Node, people: &People, bench: &Bench) {
     let target = node.target();
-    let mut propose = people.ada.command(&["ops", "propose", &target, "--as", "ada"]);
+    let mut propose = people
+        .ada
+        .command(&["ops", "propose", &target, "--as", "ada"]);
     propose.arg(bundle(bench));
     let proposed = people.ada.run(propose).json();
     let id = proposed["id"].as_str().expect("an id");
-    let promote = people.rev.command(&["ops", "promote", &target, id, "--external"]);
+    let promote = people
+        .rev
+        .command(&["ops", "promote", &target, id, "--external"]);
     let promoted = people.rev.run(promote).json();
     assert_eq!(promoted["active"], true, "{promoted:#}");
 }
@@ -124,7 +132,9 @@ fn promote(node: &Node, people: &People, bench: &Bench) {
 /// Whether OpenSSL finds that the node signed with the key of that file.
 fn is_signed(bench: &Bench, key: &Path, signature: &Value) {
     let bytes = signature.as_array().expect("bytes").iter();
-    let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().expect("a byte") as u8).collect();
+    let bytes: Vec<u8> = bytes
+        .map(|byte| byte.as_u64().expect("a byte") as u8)
+        .collect();
     assert_eq!(bytes.len(), 64);
     let [message, sig] = ["message", "signature"].map(|name| bench.path().join(name));
     std::fs::write(&message, MESSAGE).expect("the folder is ours");
@@ -139,7 +149,10 @@ fn is_signed(bench: &Bench, key: &Path, signature: &Value) {
 
 fn state_of(status: &Value, name: &str) -> (Value, Value) {
     let all = status["credentials"].as_array().expect("a list");
-    let one = all.iter().find(|one| one["name"] == name).expect("it is there");
+    let one = all
+        .iter()
+        .find(|one| one["name"] == name)
+        .expect("it is there");
     (one["state"].clone(), one["key_version"].clone())
 }
 
@@ -152,20 +165,24 @@ fn a_promoted_operation_signs_with_what_a_medium_brought_and_nobody_sees_it() {
     tool("openssl", &[&make[..], &[key.as_os_str()]].concat());
     let pem = std::fs::read_to_string(&key).expect("made");
     let body = pem.lines().nth(1).expect("base64").to_owned();
-    let secrets = format!(
-        "[secrets.credentials]\nopenai = \"{HUSH}\"\nmint = '''\n{pem}'''\n"
-    );
+    let secrets = format!("[secrets.credentials]\nopenai = \"{HUSH}\"\nmint = '''\n{pem}'''\n");
     let volume = fat_volume(&bench, "seed", &document(&bench, &people, "", &secrets));
     let node = machine(&bench, &volume).boot();
     let status = node.call("vault/status", &Value::Null);
     let two = json!(2);
     assert_eq!(state_of(&status, "mint"), (json!("ready"), two.clone()));
     assert_eq!(state_of(&status, "openai"), (json!("ready"), two.clone()));
-    assert_eq!(state_of(&status, "stolen"), (json!("credential_unusable"), two));
+    assert_eq!(
+        state_of(&status, "stolen"),
+        (json!("credential_unusable"), two)
+    );
     let problems = node.info()["problems"].take();
     let text = problems.to_string();
     assert_eq!(problems.as_array().map(Vec::len), Some(1), "{problems:#}");
-    assert!(text.contains("credential stolen: ") && text.contains("other words"), "{text}");
+    assert!(
+        text.contains("credential stolen: ") && text.contains("other words"),
+        "{text}"
+    );
 
     promote(&node, &people, &bench);
     let target = node.target();
@@ -180,7 +197,12 @@ fn a_promoted_operation_signs_with_what_a_medium_brought_and_nobody_sees_it() {
     let source = "export default (await capabilities.get('mint')).kind";
     let eval = node.try_call("runtime/eval", &json!({ "source": source }), &[]);
     assert!(eval.errors.contains("FORBIDDEN"), "{eval:?}");
-    for act in ["capability/sign", "capability/get", "vault/open", "vault/unlock"] {
+    for act in [
+        "capability/sign",
+        "capability/get",
+        "vault/open",
+        "vault/unlock",
+    ] {
         let input = json!({ "name": "mint", "data": "" });
         assert_eq!(node.try_call(act, &input, &[]).code(), "NOT_FOUND", "{act}");
     }
@@ -197,7 +219,10 @@ fn a_promoted_operation_signs_with_what_a_medium_brought_and_nobody_sees_it() {
     let asked = "alknet: asks: passphrase of the vault";
     let waited = node.vm().wait_for(asked, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
-    node.vm().console().send("\r").expect("the console takes it");
+    node.vm()
+        .console()
+        .send("\r")
+        .expect("the console takes it");
     eventually("the vault is open again", || {
         (mint("mint").status == 0).then_some(())
     });

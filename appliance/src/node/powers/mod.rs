@@ -106,7 +106,8 @@ impl Powers {
         let Some(vault) = &self.0.vault else {
             if seen.problems.is_empty() && !self.0.held.is_empty() {
                 self.empty(CapabilityError::NoVault);
-                let text = "the configuration has credentials, and this node has no vault to open them";
+                let text =
+                    "the configuration has credentials, and this node has no vault to open them";
                 seen.problems.push(problem(text.to_owned()));
             }
             return;
@@ -133,7 +134,8 @@ impl Powers {
                     one.filler.empty(why);
                     if why != CapabilityError::Locked {
                         let name = &one.config.name;
-                        seen.problems.push(problem(format!("credential {name}: {text}")));
+                        seen.problems
+                            .push(problem(format!("credential {name}: {text}")));
                     }
                 }
             }
@@ -276,7 +278,8 @@ fn gate(vault: Option<&Vault>) -> Gate {
 }
 
 fn problem(text: String) -> Problem {
-    let hint = "seal it anew ('alknet vault seal --print cred:NAME') and apply it; everything else works";
+    let hint =
+        "seal it anew ('alknet vault seal --print cred:NAME') and apply it; everything else works";
     tracing::warn!("credential-unusable: {text}");
     Problem {
         code: "credential-unusable".to_owned(),

@@ -10,10 +10,7 @@ use super::sealed::Kept;
 /// Longest secret that goes into a header, in bytes.
 const HEADER_BYTES_MAX: usize = 8 << 10;
 /// What a private key in PEM begins and ends with (RFC 7468).
-const PEM: (&[u8], &[u8]) = (
-    b"-----BEGIN PRIVATE KEY-----",
-    b"-----END PRIVATE KEY-----",
-);
+const PEM: (&[u8], &[u8]) = (b"-----BEGIN PRIVATE KEY-----", b"-----END PRIVATE KEY-----");
 /// What an Ed25519 key in PKCS #8 (RFC 8410) has before its 32 bytes, behind the length and the version.
 const ED25519: [u8; 11] = [
     0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
@@ -110,7 +107,13 @@ mod tests {
         ] {
             assert_eq!(seed_of(text).as_deref(), Some(SEED), "{text}");
         }
-        for text in ["", "hush", &SEED[1..], &KEY.replace("VwBC", "VuBC"), &KEY[..60]] {
+        for text in [
+            "",
+            "hush",
+            &SEED[1..],
+            &KEY.replace("VwBC", "VuBC"),
+            &KEY[..60],
+        ] {
             assert_eq!(seed_of(text), None, "{text}");
         }
     }

@@ -64,19 +64,28 @@ fn record(vault: &Vault, label: &str, secret: &str) -> EncryptedData {
 }
 
 fn records(vault: &Vault) -> BTreeMap<String, EncryptedData> {
-    let one = |name: &str, secret| (name.to_owned(), record(vault, &format!("cred:{name}"), secret));
+    let one = |name: &str, secret| {
+        (
+            name.to_owned(),
+            record(vault, &format!("cred:{name}"), secret),
+        )
+    };
     BTreeMap::from([one("openai", "sk-hush\n"), one("mint", SEED)])
 }
 
 fn capability_of(powers: &Powers, operation: &str, name: &str) -> Capability {
-    powers.granted()[operation].get(name).expect("given").clone()
+    powers.granted()[operation]
+        .get(name)
+        .expect("given")
+        .clone()
 }
 
 fn states(powers: &Powers) -> Vec<(String, String)> {
     let told = powers.told();
     let all = told.as_array().expect("a list").iter();
     let text = |value: &Value| value.as_str().expect("text").to_owned();
-    all.map(|one| (text(&one["name"]), text(&one["state"]))).collect()
+    all.map(|one| (text(&one["name"]), text(&one["state"])))
+        .collect()
 }
 
 fn bearer(one: &Capability) -> Result<String, CapabilityError> {
@@ -90,13 +99,20 @@ fn operations_act_with_what_they_were_given_and_with_nothing_else() {
     let vault = open_vault(1);
     let powers = Powers::new(&config(), records(&vault), Some(&vault));
     let mint = capability_of(&powers, "js/mint", "mint");
-    assert_eq!(data_encoding::HEXLOWER.encode(&mint.public().expect("a key")), PUBLIC);
+    assert_eq!(
+        data_encoding::HEXLOWER.encode(&mint.public().expect("a key")),
+        PUBLIC
+    );
     let signature = mint.sign(b"x").expect("signed");
     let key = alknet_core::PeerKey::Ed25519(mint.public().expect("a key"));
     assert!(alknet_tls::is_signed(&key, b"x", &signature));
     let openai = capability_of(&powers, "js/mint", "openai");
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-hush");
-    for (operation, name) in [("js/mint", "zone"), ("js/zone", "mint"), ("js/zone", "other")] {
+    for (operation, name) in [
+        ("js/mint", "zone"),
+        ("js/zone", "mint"),
+        ("js/zone", "other"),
+    ] {
         let refused = powers.granted()[operation].get(name).err();
         assert_eq!(refused, Some(CapabilityError::NotGranted));
     }
@@ -129,7 +145,9 @@ fn what_an_operation_seals_opens_for_it_alone_and_where_it_was_sealed() {
     let powers = Powers::new(&config(), BTreeMap::new(), Some(&vault));
     let own = capability_of(&powers, "js/zone", "box");
     let sealed = own.seal("a/1", b"mine").expect("sealed");
-    let opened = own.open("a/1", &sealed).map(|it: Secret| it.expose().to_vec());
+    let opened = own
+        .open("a/1", &sealed)
+        .map(|it: Secret| it.expose().to_vec());
     assert_eq!(opened.expect("opened"), b"mine");
     let mut changed = sealed.clone();
     changed[60] ^= 1;
@@ -145,7 +163,10 @@ fn what_an_operation_seals_opens_for_it_alone_and_where_it_was_sealed() {
         assert_eq!(own.seal(name, b"").err(), Some(CapabilityError::Label));
     }
     let long = vec![0; (1 << 20) + 1];
-    assert!(matches!(own.seal("a", &long), Err(CapabilityError::TooLarge { .. })));
+    assert!(matches!(
+        own.seal("a", &long),
+        Err(CapabilityError::TooLarge { .. })
+    ));
 }
 
 #[test]
@@ -161,9 +182,16 @@ fn a_lock_empties_everything_and_the_next_opening_brings_it_back() {
     }
     powers.refresh();
     let locked = states(&powers);
-    assert!(locked.iter().all(|(_, state)| state == "vault_locked"), "{locked:?}");
+    assert!(
+        locked.iter().all(|(_, state)| state == "vault_locked"),
+        "{locked:?}"
+    );
     unlock(&vault, 1);
-    assert_eq!(mint.sign(b"x"), Err(CapabilityError::Locked), "until it is noticed");
+    assert_eq!(
+        mint.sign(b"x"),
+        Err(CapabilityError::Locked),
+        "until it is noticed"
+    );
     powers.refresh();
     assert!(mint.sign(b"x").is_ok() && zone.sign(b"x").is_ok());
     // Locked and opened again between two looks.
@@ -181,7 +209,10 @@ fn a_record_that_does_not_open_is_one_problem_and_the_others_work() {
     let version = |number| KeyVersion::new(number).expect("a version");
     let cases = [
         (wrong, "does not open"),
-        (record(&open_vault(2), "cred:openai", "sk-hush"), "other words"),
+        (
+            record(&open_vault(2), "cred:openai", "sk-hush"),
+            "other words",
+        ),
         (record(&vault, "cred:mint", "sk-hush"), "under another name"),
         (record(&vault, "cred:openai", "two\nlines"), "not one line"),
     ];
@@ -193,7 +224,10 @@ fn a_record_that_does_not_open_is_one_problem_and_the_others_work() {
         let problems = powers.problems();
         assert_eq!(problems.len(), 1, "{problems:?}");
         let text = &problems[0].text;
-        assert!(text.starts_with("credential openai: ") && text.contains(word), "{text}");
+        assert!(
+            text.starts_with("credential openai: ") && text.contains(word),
+            "{text}"
+        );
         assert!(!text.contains("hush"), "{text}");
         let openai = capability_of(&powers, "js/mint", "openai");
         assert_eq!(bearer(&openai), Err(CapabilityError::Unusable));
@@ -216,7 +250,10 @@ fn a_record_that_does_not_open_is_one_problem_and_the_others_work() {
     let powers = Powers::new(&config(), all, Some(&vault));
     let problems = powers.problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].text.contains("vault.min_version"), "{problems:?}");
+    assert!(
+        problems[0].text.contains("vault.min_version"),
+        "{problems:?}"
+    );
 }
 
 #[test]

@@ -162,12 +162,10 @@ async fn everybody_works_with_what_they_were_registered_with() {
     let with = |name: &str, secret: &str, label| {
         let registration = mirror(query(name).internal());
         let scopes: [&str; 0] = [];
-        registration
-            .with_capabilities(door(secret))
-            .composing(
-                CompositionAuthority::new(label, scopes),
-                ScopedPeerEnv::default(),
-            )
+        registration.with_capabilities(door(secret)).composing(
+            CompositionAuthority::new(label, scopes),
+            ScopedPeerEnv::default(),
+        )
     };
     let parent = calls("app/parent", authority(&[]), ScopedPeerEnv::new(["app/*"]));
     let node = node(

@@ -24,9 +24,9 @@ impl Sign for Stamp {
 }
 
 /// As many bytes as there were.
-struct Box0;
+struct Tray;
 
-impl Aead for Box0 {
+impl Aead for Tray {
     fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, CapabilityError> {
         Ok([name.as_bytes(), plain].concat())
     }
@@ -40,7 +40,7 @@ impl Aead for Box0 {
 
 fn powers() -> [Power; 6] {
     [
-        Power::Aead(Box::new(Box0)),
+        Power::Aead(Box::new(Tray)),
         Power::ApiKey {
             header: "x-api-key".to_owned(),
             key: secret("sk-1"),
@@ -81,7 +81,10 @@ fn each_kind_does_what_it_is_for_and_nothing_else() {
             None => assert_eq!(authorized, Err(wrong)),
         }
         let signs = kind == CapabilityKind::Signer;
-        assert_eq!(one.sign(b"abc"), if signs { Ok([3; 64]) } else { Err(wrong) });
+        assert_eq!(
+            one.sign(b"abc"),
+            if signs { Ok([3; 64]) } else { Err(wrong) }
+        );
         assert_eq!(one.public(), if signs { Ok([7; 32]) } else { Err(wrong) });
         let lends = kind == CapabilityKind::Bytes;
         let lent = one.with_bytes(<[u8]>::len);
@@ -98,10 +101,7 @@ fn an_operation_sees_its_own_and_no_others() {
     let (door, _) = capability("door", CapabilityKind::Bytes, open());
     let mine = Capabilities::new([door]);
     assert!(mine.get("door").is_ok());
-    assert_eq!(
-        mine.get("window").err(),
-        Some(CapabilityError::NotGranted)
-    );
+    assert_eq!(mine.get("window").err(), Some(CapabilityError::NotGranted));
     let none = Capabilities::default();
     assert!(none.is_empty() && none.get("door").is_err());
 }
@@ -114,7 +114,11 @@ fn a_lock_counts_at_once_and_what_was_there_is_gone() {
     let (one, filler) = capability("one", CapabilityKind::Bytes, gate);
     let shared = one.clone();
     let fill = || filler.fill(Power::Bytes(secret("raw")));
-    assert_eq!(one.with_bytes(|_| ()), Err(CapabilityError::Locked), "at first");
+    assert_eq!(
+        one.with_bytes(|_| ()),
+        Err(CapabilityError::Locked),
+        "at first"
+    );
     fill();
     assert_eq!(shared.with_bytes(|_| ()), Ok(()));
     // Somebody else locked, and nobody told: it is emptied by the first who asks.

@@ -187,7 +187,12 @@ fn operation(
         let name = value.parsed(notes, operation_name)?;
         unique(name, seen, &value, notes)
     });
-    bounded(&granted, GRANTED_MAX, "capabilities of one operation", notes);
+    bounded(
+        &granted,
+        GRANTED_MAX,
+        "capabilities of one operation",
+        notes,
+    );
     let is_known = |text: &str| match known.iter().any(|name| name == text) {
         true => Ok(text.to_owned()),
         false => Err((
@@ -347,7 +352,10 @@ fn signing_purpose(text: &str) -> Result<String, Complaint> {
 fn operation_name(text: &str) -> Result<String, Complaint> {
     let is_segment = |segment: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
-        let letter = segment.bytes().next().is_some_and(|b| b.is_ascii_alphabetic());
+        let letter = segment
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphabetic());
         letter && segment.len() <= 63 && segment.bytes().all(plain)
     };
     let segments = text.split('/').count();
@@ -383,9 +391,15 @@ mod tests {
             ("kind = \"basic\"", "needs the key user"),
             ("kind = \"bearer\"\nuser = \"a\"", "no use for this key"),
             ("kind = \"aead\"\nrecord = {}", ""),
-            ("kind = \"bearer\"\nsecret = \"hush\"", "unknown key 'secret'"),
+            (
+                "kind = \"bearer\"\nsecret = \"hush\"",
+                "unknown key 'secret'",
+            ),
             ("kind = \"bearer\"\nrecord = \"hush\"", "expected a table"),
-            ("kind = \"api-key\"\nheader = \"Hush\"", "no name of a header"),
+            (
+                "kind = \"api-key\"\nheader = \"Hush\"",
+                "no name of a header",
+            ),
             ("kind = \"basic\"\nuser = \"a:hush\"", "no user"),
             (
                 "kind = \"signer\"\npurpose = \"node-identity\"",
@@ -428,7 +442,10 @@ mod tests {
             &[one("kind = \"aead\""), one("kind = \"bytes\"")].concat(),
             "has an entry already",
         );
-        complaint("[[credentials]]\nname = \"Hush\"\nkind = \"aead\"\n", "no name");
+        complaint(
+            "[[credentials]]\nname = \"Hush\"\nkind = \"aead\"\n",
+            "no name",
+        );
     }
 
     #[test]
@@ -466,8 +483,14 @@ mod tests {
         assert_eq!(config.operations[0].capabilities, ["one"]);
         for (rest, word) in [
             ("name = \"js/a\"\ncapabilities = [\"two\"]", "no credential"),
-            ("name = \"js/a\"\ncapabilities = [\"one\", \"one\"]", "twice"),
-            ("name = \"js\"\ncapabilities = []", "no name of an operation"),
+            (
+                "name = \"js/a\"\ncapabilities = [\"one\", \"one\"]",
+                "twice",
+            ),
+            (
+                "name = \"js\"\ncapabilities = []",
+                "no name of an operation",
+            ),
             ("name = \"js/a\"\ncapability = []", "did you mean"),
             ("capabilities = [\"one\"]", "missing"),
         ] {

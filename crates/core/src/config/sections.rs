@@ -10,8 +10,8 @@ use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
     CONFIG_VERSION, HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig,
-    NodeSection, PromotionSection, TlsSection, VaultSection, credentials, hub, iroh, promotion, tls, tuning,
-    values, vault,
+    NodeSection, PromotionSection, TlsSection, VaultSection, credentials, hub, iroh, promotion,
+    tls, tuning, values, vault,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {

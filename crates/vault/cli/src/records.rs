@@ -33,7 +33,9 @@ impl Cli<'_> {
         let record: Value = serde_json::from_str(&blob.to_json()).unwrap_or_default();
         let fields = record.as_object().into_iter().flatten();
         // Numbers and base64: their JSON text is TOML as well.
-        let lines: Vec<_> = fields.map(|(key, value)| format!("{key} = {value}")).collect();
+        let lines: Vec<_> = fields
+            .map(|(key, value)| format!("{key} = {value}"))
+            .collect();
         let text = format!("[credentials.record]\n{}", lines.join("\n"));
         self.print(&json!({ "label": label, "record": record }), &text)
     }

@@ -69,8 +69,10 @@ alknet vault recovery-key --mnemonic-stdin <words.txt | cryptsetup open --key-fi
     #[command(after_help = "Example:\n  alknet vault rotate --to 3 --dir vault")]
     Rotate(RotateArgs),
     /// Seal what is read from standard input under a label.
-    #[command(after_help = "Examples:\n  alknet vault seal cred:openai --dir vault <key.txt\n  \
-alknet vault seal cred:openai --print --dir vault <key.txt >>node.toml")]
+    #[command(
+        after_help = "Examples:\n  alknet vault seal cred:openai --dir vault <key.txt\n  \
+alknet vault seal cred:openai --print --dir vault <key.txt >>node.toml"
+    )]
     Seal(SealArgs),
     /// Compute all official vectors with this program.
     #[command(after_help = "Example:\n  alknet vault selftest")]

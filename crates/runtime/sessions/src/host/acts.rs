@@ -147,13 +147,19 @@ mod tests {
     fn failed(name: &str, input: Value) -> (ErrorCode, String) {
         let error = act(&given(), name, &input).expect_err(name);
         assert!(!format!("{error:?}").contains("hush"), "{error:?}");
-        let reason = error.details.and_then(|it| it["reason"].as_str().map(str::to_owned));
+        let reason = error
+            .details
+            .and_then(|it| it["reason"].as_str().map(str::to_owned));
         (error.code, reason.unwrap_or_default())
     }
 
     #[test]
     fn what_was_given_acts_and_tells_its_kind_only() {
-        let signed = act(&given(), "capability/sign", &json!({ "name": "mint", "data": "YWJj" }));
+        let signed = act(
+            &given(),
+            "capability/sign",
+            &json!({ "name": "mint", "data": "YWJj" }),
+        );
         let signature = BASE64.encode(&[3; 64]);
         assert_eq!(signed.expect("signed"), json!({ "signature": signature }));
         let get = |name: &str| act(&given(), "capability/get", &json!({ "name": name }));
@@ -185,7 +191,10 @@ mod tests {
             failed("capability/get", json!({ "name": "empty" })),
             not(ErrorCode::Unavailable, "vault_locked")
         );
-        assert_eq!(failed("capability/derive", data), not(ErrorCode::NotFound, ""));
+        assert_eq!(
+            failed("capability/derive", data),
+            not(ErrorCode::NotFound, "")
+        );
         for input in [
             json!(null),
             json!({ "name": "mint" }),
@@ -206,10 +215,14 @@ mod tests {
     #[test]
     fn a_record_has_no_plain_text() {
         let mut input = json!({ "name": "box", "label": "a", "data": "aHVzaA==" });
-        marks("capability/seal").expect("an act").redact_input(&mut input);
+        marks("capability/seal")
+            .expect("an act")
+            .redact_input(&mut input);
         assert_eq!(input["data"], alknet_runtime::REDACTED);
         let mut output = json!({ "data": "aHVzaA==" });
-        marks("capability/open").expect("an act").redact_output(&mut output);
+        marks("capability/open")
+            .expect("an act")
+            .redact_output(&mut output);
         assert_eq!(output["data"], alknet_runtime::REDACTED);
         assert!(marks("capability/other").is_none());
     }

@@ -6,8 +6,8 @@
 //! way through the registry, `offered` an operation that it registered, `service` what lives on
 //! through a change of its code, `counted` what all of them come to in numbers.
 
-mod acts;
 mod actor;
+mod acts;
 mod counted;
 mod failure;
 mod offered;

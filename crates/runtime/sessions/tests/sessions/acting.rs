@@ -51,7 +51,11 @@ fn given() -> Given {
     let asked = Arc::clone(&is_open);
     let gate: alknet_core::Gate = Arc::new(move || asked.load(Ordering::SeqCst));
     let powers = [
-        ("mint", CapabilityKind::Signer, Power::Signer(Box::new(Stamp))),
+        (
+            "mint",
+            CapabilityKind::Signer,
+            Power::Signer(Box::new(Stamp)),
+        ),
         ("tray", CapabilityKind::Aead, Power::Aead(Box::new(Tray))),
         (
             "openai",
@@ -175,7 +179,9 @@ async fn acts_are_recorded_without_plain_text() {
     let session = lab.open(&request, with(&given(), source)).await;
     let record = Record::default();
     session.set_record(Some(record.clone()));
-    soon(session.run(&request.env(), main())).await.expect("a value");
+    soon(session.run(&request.env(), main()))
+        .await
+        .expect("a value");
     let calls = record.end();
     assert_eq!(calls.left_out, 0);
     let told = serde_json::to_value(&calls.calls).expect("JSON");
