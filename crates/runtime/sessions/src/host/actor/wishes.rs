@@ -56,10 +56,8 @@ impl Actor {
             let error = OpError::new("INVALID_INPUT", "an act is called here, with JSON alone");
             return self.refuse(id, &error, noted.as_ref());
         }
-        if !is_act
-            && !(peer.is_none() && self.offered.contains(name))
-            && let Err(error) = self.reach.check(&env, name, peer, &input.0)
-        {
+        let is_own = is_act || peer.is_none() && self.offered.contains(name);
+        if !is_own && let Err(error) = self.reach.check(&env, name, peer, &input.0) {
             return self.refuse(id, &op_error(&error, name), noted.as_ref());
         }
         let wish = Wish {
