@@ -250,8 +250,8 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
     };
     Opened {
         settings: Settings::read(
-            data_dir,
-            keeper.is_sealed(),
+            data_dir.as_deref(),
+            keeper,
             words.as_ref(),
             offer.pasted.as_ref().map(ConsoleDocument::copied),
         ),

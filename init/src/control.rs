@@ -5,8 +5,10 @@
 //! are at most [`LINE_BYTES_MAX`] long; a longer or malformed line ends the node, which PID 1 then
 //! restarts.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use alknet_core::EncryptedData;
 use alknet_core::config::NodeConfig;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +51,9 @@ pub enum ToNode {
         facts: Box<MachineFacts>,
         /// The vault's memory is at [`VAULT_FD`]; else the key is a file of the node's.
         vault: bool,
+        /// Credentials that are kept for it, sealed, by their names.
+        #[serde(default)]
+        records: BTreeMap<String, EncryptedData>,
     },
     /// What happened to the vault, to be written to its log: records as the vault writes them.
     VaultEvents { records: Vec<String> },

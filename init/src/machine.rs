@@ -362,6 +362,7 @@ impl Machine {
                     state_dir: self.state_dir.display().to_string(),
                     facts: Box::new(self.facts.told()),
                     vault: self.keeper.is_open(),
+                    records: self.settings.records.clone(),
                 });
                 self.node = Some(node);
                 self.tell_events();

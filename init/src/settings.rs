@@ -1,7 +1,9 @@
 //! The configuration of this boot, as the rest of PID 1 wants it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use alknet_core::EncryptedData;
 use alknet_core::config::{NodeConfig, VaultInit};
 use alknet_provisioning::{
     ConsoleDocument, KernelMounter, Loaded, Paths, Source, erase, load, load_console,
@@ -9,6 +11,7 @@ use alknet_provisioning::{
 use alknet_vault::Entropy;
 
 use crate::control::Problem;
+use crate::vault::{Keeper, KeptCredentials, keep_credentials};
 
 /// Host name of a machine that was not given one.
 const HOSTNAME_DEFAULT: &str = "alknet";
@@ -19,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) config: NodeConfig,
     pub(crate) source: String,
     pub(crate) problems: Vec<Problem>,
+    /// Credentials that are kept for the node, sealed.
+    pub(crate) records: BTreeMap<String, EncryptedData>,
     /// One of them holds something up.
     wrong: bool,
     /// Only what lets administrators in was taken, from a document that was refused.
@@ -33,15 +38,15 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads every source. Blocks on disks; not for PID 1's loop. `state_dir` is the data
-    /// partition, if there is one; `is_sealed` says whether nothing beside it opens it. Where a medium
-    /// has `words`, those of the vault that was just opened, they are erased.
+    /// partition, if there is one. Credentials that a medium has are kept, and erased there; and so are
+    /// `words`, those of the vault that was just opened, wherever they still lie.
     pub(crate) fn read(
-        state_dir: Option<PathBuf>,
-        is_sealed: bool,
+        state_dir: Option<&Path>,
+        keeper: &Keeper,
         words: Option<&Entropy>,
         pasted: Option<ConsoleDocument>,
     ) -> Self {
-        let paths = paths(state_dir, is_sealed);
+        let paths = paths(state_dir, keeper.is_sealed());
         let loaded = match pasted {
             Some(pasted) => load_console(&paths, &KernelMounter, pasted),
             None => load(&paths),
@@ -49,10 +54,16 @@ impl Settings {
         tracing::debug!("configuration: {}", loaded.summary());
         let places = words.map(|words| loaded.secrets.places_of(words));
         let left = places.map(|places| erase(&paths, &KernelMounter, &places));
-        Self::of(loaded, left.unwrap_or_default())
+        let found = &loaded.secrets.credentials;
+        let kept = keep_credentials(keeper, state_dir, &loaded.config, found, &paths);
+        Self::of(loaded, left.unwrap_or_default(), kept)
     }
 
-    fn of(loaded: Loaded, left: Vec<alknet_provisioning::Problem>) -> Self {
+    fn of(
+        loaded: Loaded,
+        left: Vec<alknet_provisioning::Problem>,
+        kept: KeptCredentials,
+    ) -> Self {
         let problem = |problem: alknet_provisioning::Problem| Problem {
             code: problem.code.to_owned(),
             text: problem.text,
@@ -66,7 +77,11 @@ impl Settings {
         Self {
             config: loaded.config,
             source: loaded.source.to_string(),
-            problems: problems.chain(lasting.iter().cloned()).collect(),
+            problems: problems
+                .chain(lasting.iter().cloned())
+                .chain(kept.problems)
+                .collect(),
+            records: kept.records,
             wrong,
             salvaged: loaded.salvaged,
             brings_words,
@@ -137,7 +152,7 @@ impl Settings {
     }
 }
 
-fn paths(state_dir: Option<PathBuf>, is_sealed: bool) -> Paths {
+fn paths(state_dir: Option<&Path>, is_sealed: bool) -> Paths {
     let mut paths = Paths::system().sealed(is_sealed);
     if let Some(state_dir) = state_dir {
         paths = paths.with_config_dir(state_dir.join("config"));
@@ -169,6 +184,7 @@ mod tests {
             config: NodeConfig::default(),
             source: Source::FwCfg.to_string(),
             problems: problems.collect(),
+            records: BTreeMap::new(),
             wrong: code.is_some(),
             salvaged: false,
             brings_words: false,

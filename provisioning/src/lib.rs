@@ -12,8 +12,8 @@
 //! 3. A refused document never replaces a correct one. Where there is no correct one, what lets
 //!    the administrators in is salvaged from it.
 //!
-//! Recovery words and seed keys on a medium are [`Secrets`]: they are taken out before a document is
-//! read and never stored, and [`erase`] overwrites the words once the vault has them.
+//! Recovery words, seed keys and credentials on a medium are [`Secrets`]: they are taken out before a
+//! document is read and never stored, and [`erase`] overwrites words and credentials once they are kept.
 //!
 //! What a medium holds is untrusted until it is read: sizes are bounded, special files are not
 //! opened, file systems are mounted read-only without devices, set-uid bits or programs.
@@ -37,7 +37,7 @@ pub use error::ProvisioningError;
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};
 pub use secrets::{
-    FoundSeedKey, Place, PutSeedKeyError, SECRET_BYTES_MAX, Secrets, Words, erase, put_seed_key,
+    FoundCredential, FoundSeedKey, Place, PutSeedKeyError, SECRET_BYTES_MAX, Secrets, Words, erase, put_seed_key,
 };
 pub use source::{Problem, Source};
 pub use sources::console::{CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX, ConsoleDocument, ConsoleError};

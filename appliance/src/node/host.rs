@@ -190,6 +190,7 @@ async fn start(
         ring,
         to_init: None,
         vault: None,
+        records: Default::default(),
     })
     .await
     .map_err(|error| Failure::local(format!("{error:#}")))

@@ -16,19 +16,21 @@ mod metrics;
 mod ops;
 mod own_key;
 mod people;
+mod powers;
 mod reload;
 mod rotate;
 mod store;
 mod supervised;
 mod vault;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
-use alknet_core::{CloseCode, HandlerRegistry, Identities, Stored, SystemClock};
+use alknet_core::{CloseCode, EncryptedData, HandlerRegistry, Identities, Stored, SystemClock};
 use alknet_endpoint::{IrohOptions, Limits, Server, ServerOptions};
 use alknet_identity_store::IdentityDb;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
@@ -48,6 +50,7 @@ use metrics::Meters;
 use ops::NodeContext;
 use own_key::OwnKey;
 use people::{People, SharedServer};
+use powers::Powers;
 use reload::Reloader;
 use vault::NodeVault;
 
@@ -82,6 +85,8 @@ struct Options<'a> {
     to_init: Option<mpsc::Sender<ToInit>>,
     /// What the key is derived by; absent where it is a file.
     vault: Option<NodeVault>,
+    /// Credentials that PID 1 keeps, sealed, by their names.
+    records: BTreeMap<String, EncryptedData>,
 }
 
 /// A node that serves. Clones share it.
@@ -97,6 +102,7 @@ struct Node {
     hub: Option<Hub>,
     joins: Arc<Joins>,
     computing: Computing,
+    powers: Powers,
 }
 
 impl Node {
@@ -136,15 +142,20 @@ impl Node {
             reached.clone(),
             Arc::clone(&certificates.problems),
         );
+        let of_node = options.vault.as_ref().map(NodeVault::vault);
+        let powers = Powers::new(config, options.records, of_node);
+        powers.follow();
         let computing = Computing::new(&Around {
             state_dir: options.state_dir,
             identity: about.identity(),
             identities: Arc::clone(&people.identities),
             clock: clock(),
             promotion: &config.promotion,
+            capabilities: powers.granted(),
         })?;
         let context = NodeContext {
             unusable: computing.problems(),
+            powers: powers.clone(),
             own_key: Arc::new(own_key),
             vault: options.vault.clone(),
             about: Arc::clone(&about),
@@ -193,6 +204,7 @@ impl Node {
             hub,
             joins: Arc::new(joins),
             computing,
+            powers,
             server,
             about,
             facts,
@@ -258,6 +270,7 @@ impl Node {
         let computing = self.computing.problems();
         own.chain(certificates)
             .chain(computing.iter().cloned())
+            .chain(self.powers.problems())
             .collect()
     }
 
@@ -329,6 +342,8 @@ fn handlers(
     if let Some(hub) = hub {
         hub.register(&mut builder);
     }
+    let granted = context.powers.granted();
+    builder.equip(|name| granted.get(name).cloned().unwrap_or_default());
     let registry = builder.build_lazily()?;
     let rules = registry.specs().map(|spec| &spec.access_control);
     let scopes = rules.flat_map(|rule| {

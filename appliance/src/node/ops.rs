@@ -21,6 +21,7 @@ use super::log::LogRing;
 use super::metrics::{self, Meters};
 use super::own_key::{self, OwnKey};
 use super::people::{self, People};
+use super::powers::Powers;
 use super::rotate;
 use super::vault::{self, NodeVault};
 
@@ -58,6 +59,8 @@ pub(crate) struct NodeContext {
     pub(crate) own_key: Arc<OwnKey>,
     /// Absent where the key is a file.
     pub(crate) vault: Option<NodeVault>,
+    /// What operations may do with the node's secrets.
+    pub(crate) powers: Powers,
 }
 
 /// Adds the operations to a registry.
@@ -70,9 +73,14 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(power(node.clone(), PowerAction::Poweroff));
     builder.add(own_key::operation(Arc::clone(&node.own_key)));
     builder.add(people::list(node.people.clone()));
-    builder.add(vault::status(Arc::clone(&node.facts), node.vault.clone()));
+    let (vault, powers) = (node.vault.clone(), node.powers.clone());
+    builder.add(vault::status(
+        Arc::clone(&node.facts),
+        vault,
+        powers.clone(),
+    ));
     if let (Some(vault), Some(to_init)) = (&node.vault, &node.to_init) {
-        builder.add(vault::lock(vault.clone(), to_init.clone()));
+        builder.add(vault::lock(vault.clone(), to_init.clone(), powers));
     }
     builder.add(rotate::operation(
         node.people.clone(),
@@ -93,6 +101,7 @@ fn info(node: NodeContext) -> Registration {
         let facts = node.facts.load_full();
         let mut more = super::certificates::problems(&node.certificates);
         more.extend(node.unusable.iter().cloned());
+        more.extend(node.powers.problems());
         let answer = facts::info(&node.about, &facts, &node.people, &more, (node.counters)());
         std::future::ready(Ok::<_, CallError>(answer))
     });
@@ -274,6 +283,7 @@ mod tests {
             unusable: Arc::default(),
             own_key: Arc::new(own_key),
             vault: None,
+            powers: Powers::new(&NodeConfig::default(), Default::default(), None),
             about: Arc::new(About::new(String::new(), "appliance")),
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             ring: LogRing::new(),

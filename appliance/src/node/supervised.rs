@@ -29,14 +29,15 @@ pub(crate) fn supervised() -> Result<Exit, Failure> {
 async fn serve(ring: LogRing) -> anyhow::Result<()> {
     let (mut from_init, to_init) = control::open()?;
     let mut early = Vec::new();
-    let (config, state_dir, facts, vault) = loop {
+    let (config, state_dir, facts, vault, records) = loop {
         match from_init.next().await? {
             Some(ToNode::Start {
                 config,
                 state_dir,
                 facts,
                 vault,
-            }) => break (config, state_dir, facts, vault),
+                records,
+            }) => break (config, state_dir, facts, vault, records),
             Some(ToNode::Log { record }) => ring.push(record),
             Some(other) => early.push(other),
             None => bail!("PID 1 closed the channel before it said what to serve"),
@@ -58,6 +59,7 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
         ring: ring.clone(),
         to_init: Some(to_init.clone()),
         vault: vault.clone(),
+        records,
     };
     let node = Node::start(options).await?;
     to_init
@@ -107,6 +109,8 @@ async fn changed(
 ) -> anyhow::Result<()> {
     let before = node.status();
     node.facts.store(Arc::new(facts));
+    // PID 1 says so when somebody locked or opened the vault at the machine.
+    node.powers.refresh();
     let status = node.status();
     if status != before {
         to_init.send(ToInit::Status { status }).await?;

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use alknet_call::{Body, CallError, Ctx, HandlerKind, OperationSpec, Registration};
+use alknet_core::CapabilityKind;
 use alknet_core::config::VaultSection;
 use alknet_init::control::{ToInit, VAULT_FD, VaultFacts};
 use alknet_tls::NodeKey;
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::facts::SharedFacts;
+use super::powers::Powers;
 
 /// Folder of the vault's log below the state directory.
 const AUDIT_DIR: &str = "audit";
@@ -79,6 +81,11 @@ impl NodeVault {
                 Err(error) => tracing::error!(%error, "an event of the vault is lost"),
             }
         }
+    }
+
+    /// For who gives handlers what they may do with it.
+    pub(crate) fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     fn is_open(&self) -> bool {
@@ -152,7 +159,7 @@ fn boot_id() -> anyhow::Result<BootId> {
 }
 
 /// `vault/status`
-pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>) -> Registration {
+pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>, powers: Powers) -> Registration {
     let text = json!({ "type": "string" });
     let spec = OperationSpec::query(
         "vault/status",
@@ -183,15 +190,37 @@ pub(crate) fn status(facts: SharedFacts, vault: Option<NodeVault>) -> Registrati
                 "description": "The words, encrypted to whom the configuration named" },
             "memory": text,
             "data_cipher": { "type": ["string", "null"] },
+            "credentials": {
+                "type": "array",
+                "description": "Names and kinds of what operations may use; nothing of what they are",
+                "items": credential_schema(),
+            },
         }
     }))
     .with_scope(SCOPE);
     let handler = HandlerKind::once(move |_input: Body, _ctx: Ctx| {
         let facts = facts.load();
-        let answer = answer(&facts.vault, facts.data.cipher.as_deref(), vault.as_ref());
+        let cipher = facts.data.cipher.as_deref();
+        let mut answer = answer(&facts.vault, cipher, vault.as_ref());
+        answer["credentials"] = powers.told();
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)
+}
+
+fn credential_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["name", "kind", "state", "operations"],
+        "properties": {
+            "name": { "type": "string" },
+            "kind": { "enum": CapabilityKind::ALL },
+            "origin": { "enum": ["configuration", "node", "vault", null] },
+            "key_version": { "type": ["integer", "null"] },
+            "state": { "type": "string", "description": "'ready', or why not" },
+            "operations": { "type": "array", "items": { "type": "string" } },
+        }
+    })
 }
 
 fn answer(facts: &VaultFacts, cipher: Option<&str>, vault: Option<&NodeVault>) -> Value {
@@ -222,7 +251,11 @@ struct LockInput {
 }
 
 /// `vault/lock`
-pub(crate) fn lock(vault: NodeVault, to_init: mpsc::Sender<ToInit>) -> Registration {
+pub(crate) fn lock(
+    vault: NodeVault,
+    to_init: mpsc::Sender<ToInit>,
+    powers: Powers,
+) -> Registration {
     let spec = OperationSpec::mutation(
         "vault/lock",
         "Forgets the seed. Only somebody at the machine opens the vault again.",
@@ -240,7 +273,7 @@ pub(crate) fn lock(vault: NodeVault, to_init: mpsc::Sender<ToInit>) -> Registrat
     }))
     .with_scope(SCOPE);
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
-        let (vault, to_init) = (vault.clone(), to_init.clone());
+        let (vault, to_init, powers) = (vault.clone(), to_init.clone(), powers.clone());
         async move {
             let input: LockInput = match input.value() {
                 Value::Null => LockInput::default(),
@@ -252,6 +285,7 @@ pub(crate) fn lock(vault: NodeVault, to_init: mpsc::Sender<ToInit>) -> Registrat
             } else {
                 vault.vault.lock();
             }
+            powers.refresh();
             let told = ToInit::VaultLocked {
                 hard: input.hard,
                 by,

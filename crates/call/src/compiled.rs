@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use alknet_core::Capabilities;
 use serde_json::Value;
 
 use crate::body::{Body, Output};
@@ -13,7 +14,7 @@ use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{HandlerKind, OnSlow};
 use crate::peers::ScopedPeerEnv;
-use crate::registry::{Capabilities, Registration};
+use crate::registry::Registration;
 use crate::rules::{self, RegistryError};
 use crate::spec::{self, OperationSpec, Visibility};
 

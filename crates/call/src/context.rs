@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use alknet_core::{AuthContext, Carriage, ConnId, Connection, Identity, PeerKey};
+use alknet_core::{AuthContext, Capabilities, Carriage, ConnId, Connection, Identity, PeerKey};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,6 @@ use crate::compiled::Compiled;
 use crate::compose::{Child, Env, Tokens};
 use crate::dispatcher::Dispatcher;
 use crate::envelope::ForwardedFor;
-use crate::registry::Capabilities;
 use crate::request::Request;
 
 /// The connection a request came over.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use alknet_core::CapabilityError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -275,9 +276,56 @@ impl CallError {
     }
 }
 
+/// What somebody sees whose operation needed a capability that does not act. Only a locked vault is worth
+/// another try.
+impl From<CapabilityError> for CallError {
+    fn from(error: CapabilityError) -> Self {
+        let code = match error {
+            CapabilityError::Locked
+            | CapabilityError::Missing
+            | CapabilityError::NoVault
+            | CapabilityError::Unusable => ErrorCode::Unavailable,
+            CapabilityError::NotGranted => ErrorCode::Forbidden,
+            _ => ErrorCode::InvalidInput,
+        };
+        let details = serde_json::json!({ "reason": error.reason() });
+        Self {
+            retryable: error == CapabilityError::Locked,
+            ..Self::new(code, error.to_string()).with_details(details)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_locked_vault_is_worth_another_try_and_nothing_else_is() {
+        let told = |error: CapabilityError| {
+            let told = CallError::from(error);
+            let details = told.details.expect("a reason");
+            let reason = details["reason"].as_str().expect("text").to_owned();
+            (told.code, told.retryable, reason)
+        };
+        let reason = |text: &str| text.to_owned();
+        assert_eq!(
+            told(CapabilityError::Locked),
+            (ErrorCode::Unavailable, true, reason("vault_locked"))
+        );
+        assert_eq!(
+            told(CapabilityError::Missing),
+            (ErrorCode::Unavailable, false, reason("credential_missing"))
+        );
+        assert_eq!(
+            told(CapabilityError::NotGranted),
+            (ErrorCode::Forbidden, false, reason("not_granted"))
+        );
+        assert_eq!(
+            told(CapabilityError::NotOpened),
+            (ErrorCode::InvalidInput, false, reason("not_opened"))
+        );
+    }
 
     #[test]
     fn every_code_has_one_row_and_its_name_leads_back() {

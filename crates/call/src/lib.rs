@@ -98,7 +98,7 @@ pub use peers::{
     Imported, NameSet, Onward, PeerRef, PeerState, Peers, ReExport, RoutingPolicy, ScopedPeerEnv,
 };
 pub use reconnect::{OnConnect, Reconnecting, Resuming};
-pub use registry::{Capabilities, Registration, Registry, RegistryBuilder};
+pub use registry::{Registration, Registry, RegistryBuilder};
 pub use rules::RegistryError;
 pub use serve::{ALPN, CallHandler};
 pub use services::{Listing, OperationSummary, Protocol};

@@ -1,9 +1,9 @@
 //! The operations of a node: collected by a builder, frozen by [`RegistryBuilder::build`].
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use alknet_core::Capabilities;
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
@@ -16,30 +16,6 @@ use crate::peers::ScopedPeerEnv;
 use crate::rules::{self, RegistryError};
 use crate::services;
 use crate::spec::OperationSpec;
-
-/// Secrets and handles an operation was registered with. They reach its own handler, after access
-/// control, and no other.
-#[derive(Clone, Default)]
-pub struct Capabilities(Option<Arc<dyn Any + Send + Sync>>);
-
-impl Capabilities {
-    /// Wraps a value of the handler's choice.
-    pub fn new(value: impl Any + Send + Sync) -> Self {
-        Self(Some(Arc::new(value)))
-    }
-
-    /// The value, if it is a `T`.
-    #[must_use]
-    pub fn get<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        Arc::clone(self.0.as_ref()?).downcast().ok()
-    }
-}
-
-impl fmt::Debug for Capabilities {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Capabilities(…)")
-    }
-}
 
 /// An operation on its way into the registry.
 #[derive(Clone, Debug)]
@@ -121,7 +97,8 @@ impl Registration {
         self
     }
 
-    /// What only this handler may use.
+    /// What only this handler may use; it reaches it after access control
+    /// ([`Ctx::capabilities`](crate::Ctx::capabilities)), and no other does.
     #[must_use]
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
         self.capabilities = capabilities;
@@ -170,6 +147,18 @@ impl RegistryBuilder {
     /// Adds an operation.
     pub fn add(&mut self, registration: Registration) -> &mut Self {
         self.registrations.push(registration);
+        self
+    }
+
+    /// Gives each operation that was added what `granted` says is its own. What an operation brought is
+    /// replaced, unless there is nothing in its place.
+    pub fn equip(&mut self, granted: impl Fn(&str) -> Capabilities) -> &mut Self {
+        for registration in &mut self.registrations {
+            let own = granted(&registration.spec.name);
+            if !own.is_empty() {
+                registration.capabilities = own;
+            }
+        }
         self
     }
 

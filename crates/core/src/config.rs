@@ -5,6 +5,7 @@
 //! each problem with its place and what to do. [`NodeConfig::salvage`] takes from a refused
 //! document what its administrator needs to reach the node and repair it.
 
+mod credentials;
 mod entries;
 mod error;
 mod hub;
@@ -27,6 +28,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use credentials::{CredentialConfig, OperationConfig, is_credential_name};
 pub use error::ConfigError;
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
 pub use iroh::IrohSection;
@@ -85,6 +87,10 @@ pub struct NodeConfig {
     pub promotion: PromotionSection,
     /// Where the node's recovery words come from, and what opens them at a start.
     pub vault: VaultSection,
+    /// Secrets of others that operations may use without seeing them.
+    pub credentials: Vec<CredentialConfig>,
+    /// What operations are given.
+    pub operations: Vec<OperationConfig>,
 }
 
 impl NodeConfig {

@@ -1,10 +1,9 @@
-//! Secrets of the node towards others: kept sealed, opened by the assembly, handed to a handler or
-//! an operation when it is registered, and to nobody else.
+//! Secrets of the node towards others: kept sealed, opened by the assembly, and reached by handlers and
+//! operations through their [`Capabilities`](crate::Capabilities) only.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -12,18 +11,22 @@ use zeroize::Zeroizing;
 use crate::handler::BoxFuture;
 
 /// A sealed secret, as the vault made it. Core never opens it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct EncryptedData {
     /// Which key of the vault sealed it.
     pub key_version: u32,
     /// Input of the derivation of its own key.
     #[serde(with = "base64_bytes")]
+    #[schemars(with = "String")]
     pub salt: [u8; 32],
     /// Nonce of the cipher.
     #[serde(with = "base64_bytes")]
+    #[schemars(with = "String")]
     pub iv: [u8; 12],
     /// Cipher text with its tag.
     #[serde(with = "base64_bytes")]
+    #[schemars(with = "String")]
     pub data: Vec<u8>,
     /// Name of the format, `ALK1`.
     pub alg: String,
@@ -107,40 +110,9 @@ impl Secret {
     }
 }
 
-/// The secrets of one handler or operation. Cannot be changed, shown or written; clones share it.
-#[expect(missing_debug_implementations, reason = "a secret is never shown")]
-#[derive(Clone, Default)]
-pub struct Capabilities(Arc<BTreeMap<String, Secret>>);
-
-impl Capabilities {
-    /// The secrets, by name.
-    #[must_use]
-    pub fn new(secrets: BTreeMap<String, Secret>) -> Self {
-        Self(Arc::new(secrets))
-    }
-
-    /// The secret of this name.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Secret> {
-        self.0.get(name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_handler_sees_its_secrets_and_no_others() {
-        let secret = Secret::new(b"open sesame".to_vec());
-        let mine = Capabilities::new([("door".to_owned(), secret)].into());
-        let shared = mine.clone();
-        assert_eq!(
-            shared.get("door").map(Secret::expose),
-            Some(&b"open sesame"[..])
-        );
-        assert!(mine.get("window").is_none() && Capabilities::default().get("door").is_none());
-    }
 
     /// Ambiguous, and so no program, as soon as the type can be shown or written.
     #[test]
@@ -152,7 +124,6 @@ mod tests {
         impl<T: ?Sized + fmt::Debug> Hidden<u8> for T {}
         impl<T: ?Sized + Serialize> Hidden<u16> for T {}
         <Secret as Hidden<_>>::hidden();
-        <Capabilities as Hidden<_>>::hidden();
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod alpn;
 pub mod backoff;
+pub mod capabilities;
 pub mod clock;
 pub mod close;
 pub mod config;
@@ -27,10 +28,14 @@ mod memory;
 
 pub use alpn::{AlpnSpec, AuthNeed, Carriage};
 pub use backoff::Backoff;
+pub use capabilities::{
+    Aead, Capabilities, Capability, CapabilityError, CapabilityKind, Filler, Gate, Power, Sign,
+    capability,
+};
 pub use clock::{Clock, SystemClock};
 pub use close::{CloseCode, CloseReason, StreamCode};
 pub use connection::{ConnId, Connection, ConnectionInfo, StreamSource};
-pub use credentials::{Capabilities, CredentialError, CredentialStore, EncryptedData, Secret};
+pub use credentials::{CredentialError, CredentialStore, EncryptedData, Secret};
 pub use dial::{
     DialError, DialErrorKind, DialRequest, Dialer, Dialled, Expect, Host, PeerAddr, PeerAddrError,
     UnknownPeer,

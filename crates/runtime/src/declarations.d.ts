@@ -76,6 +76,28 @@ interface Ops {
 
 declare const ops: Ops;
 
+interface Capability {
+  readonly name: string;
+  readonly kind: "aead" | "api-key" | "basic" | "bearer" | "bytes" | "signer";
+}
+interface Signer extends Capability {
+  readonly kind: "signer";
+  /** Ed25519, 32 bytes. */
+  readonly publicKey: ArrayBuffer;
+  /** A signature of RFC 8032, 64 bytes. */
+  sign(data: ArrayBuffer | ArrayBufferView): Promise<ArrayBuffer>;
+}
+interface Aead extends Capability {
+  readonly kind: "aead";
+  /** Opens under the same label only. */
+  seal(label: string, data: ArrayBuffer | ArrayBufferView): Promise<ArrayBuffer>;
+  open(label: string, sealed: ArrayBuffer | ArrayBufferView): Promise<ArrayBuffer>;
+}
+declare const capabilities: {
+  /** What the operation that runs the script was given, or an `OpError` with the code `FORBIDDEN`. */
+  get<C extends Capability = Capability>(name: string): Promise<C>;
+};
+
 declare class OpError extends Error {
   constructor(code: string, message?: string, options?: { retryable?: boolean; details?: unknown; path?: string });
   code: string;

@@ -1,5 +1,7 @@
 //! The configuration in the machine's life: read, put in force, kept.
 
+use std::sync::Arc;
+
 use alknet_core::config::NodeConfig;
 use alknet_provisioning::ConsoleDocument;
 
@@ -26,7 +28,8 @@ impl Machine {
         }
         self.facts.config_source.clone_from(&settings.source);
         self.facts.problems.config.clone_from(&settings.problems);
-        let changed = settings.config != self.settings.config;
+        let changed =
+            settings.config != self.settings.config || settings.records != self.settings.records;
         let first = self.life == 0;
         self.settings = settings;
         if changed || first {
@@ -93,9 +96,10 @@ impl Machine {
             return;
         }
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
-        let sealed = self.keeper.is_sealed();
+        let keeper = Arc::clone(&self.keeper);
         self.blocking("configuration", move || {
-            Event::Settings(Box::new(Settings::read(data, sealed, None, None)))
+            let settings = Settings::read(data.as_deref(), &keeper, None, None);
+            Event::Settings(Box::new(settings))
         });
     }
 
@@ -121,9 +125,10 @@ impl Machine {
             return self.open();
         }
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
-        let sealed = self.keeper.is_sealed();
+        let keeper = Arc::clone(&self.keeper);
         self.blocking("configuration", move || {
-            let settings = Settings::read(data, sealed, None, Some(document.copied()));
+            let pasted = Some(document.copied());
+            let settings = Settings::read(data.as_deref(), &keeper, None, pasted);
             Event::Pasted(Box::new((settings, document)))
         });
     }

@@ -12,6 +12,7 @@
 mod asking;
 mod by_tpm;
 mod commands;
+mod credentials;
 mod events;
 mod first;
 mod open;
@@ -30,6 +31,7 @@ use crate::control::{Problem, Tpm2Facts, VaultFacts};
 
 pub(crate) use asking::{Asking, Step, places};
 pub(crate) use commands::{Command, Given, Outcome, Place, Session, Sources};
+pub(crate) use credentials::{Kept as KeptCredentials, keep as keep_credentials};
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
 pub(crate) use open::open;

@@ -58,6 +58,10 @@ pub struct ProvisionArgs {
     /// ssh-rsa; can be given several times.
     #[arg(long, value_name = "RECIPIENT")]
     pub(crate) words_to: Vec<String>,
+    /// A secret of somebody else's for a [[credentials]] entry of the document without a record: its name
+    /// and a file with it; - reads standard input. Can be given several times.
+    #[arg(long, value_name = "NAME=FILE")]
+    pub(crate) credential: Vec<String>,
     /// Print the words in the answer, and ask nothing back.
     #[arg(long)]
     pub(crate) show_words: bool,

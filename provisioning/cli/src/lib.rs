@@ -96,6 +96,7 @@ pub fn run(
         VaultInit::Provisioned => Some(words::obtain(args, host)?),
         _ => None,
     };
+    let credentials = words::credentials(args, &config, host)?;
     let identity = words.as_ref().map(|words| identity(words, &config));
     let seed_key = wants_seed_key(form, &config).then(seed_key).transpose()?;
     let passphrase = SecretStr::empty();
@@ -108,6 +109,7 @@ pub fn run(
         words: entropy,
         passphrase,
         seed_key: seed_key.as_ref(),
+        credentials: &credentials,
     };
     let identity = identity.transpose()?;
     let Some(path) = to else {
@@ -168,7 +170,8 @@ fn is_input(file: &Path) -> bool {
 fn check_inputs(args: &ProvisionArgs) -> Result<(), ProvisionError> {
     let files = [&args.config, &args.words_file, &args.passphrase_file];
     let inputs = files.into_iter().flatten().filter(|file| is_input(file));
-    if inputs.count() > 1 {
+    let credentials = args.credential.iter().filter(|it| it.ends_with("=-"));
+    if inputs.count() + credentials.count() > 1 {
         return Err(ProvisionError::usage(
             "standard input is one file: name the others",
         ));
@@ -312,6 +315,13 @@ fn warnings(seed: &Seed<'_>, form: Form) -> Vec<String> {
             }
         };
         warnings.push(what.to_owned());
+    }
+    if !seed.credentials.is_empty() {
+        warnings.push(
+            "the credentials are in it until the node's first start, which erases them where it can: not \
+             on a CD, in the hypervisor's configuration or on a command line"
+                .to_owned(),
+        );
     }
     if seed.seed_key.is_some() && !form.stays_apart() {
         warnings.push(

@@ -24,6 +24,8 @@ pub(crate) struct Seed<'a> {
     pub(crate) words: Option<&'a Entropy>,
     pub(crate) passphrase: &'a SecretStr,
     pub(crate) seed_key: Option<&'a SeedKey>,
+    /// Names and secrets.
+    pub(crate) credentials: &'a [(String, SecretStr)],
 }
 
 /// A file that is to be written; its path is below the folder that was named, or that file itself.
@@ -40,7 +42,7 @@ pub(crate) struct Written {
 
 impl Seed<'_> {
     pub(crate) fn has_secrets(&self) -> bool {
-        self.words.is_some() || self.seed_key.is_some()
+        self.words.is_some() || self.seed_key.is_some() || !self.credentials.is_empty()
     }
 
     /// The text of a form that is one text, with its line end.
@@ -149,12 +151,24 @@ impl Seed<'_> {
         files
     }
 
+    /// Bytes that the text has at most, so that no part of it is left behind by growing.
+    fn capacity(&self) -> usize {
+        /// Of a character that is escaped.
+        const ESCAPED_BYTES: usize = 6;
+        let one = |(name, secret): &(String, SecretStr)| {
+            name.len() + secret.expose().len() * ESCAPED_BYTES + 8
+        };
+        let credentials: usize = self.credentials.iter().map(one).sum();
+        self.document.len() + credentials + 16_384
+    }
+
     /// The document with the secrets in it that have no file of their own.
     fn whole(&self, with_all: bool) -> Zeroizing<String> {
-        let mut text = Zeroizing::new(String::with_capacity(self.document.len() + 16_384));
+        let mut text = Zeroizing::new(String::with_capacity(self.capacity()));
         text.push_str(self.document);
         let has_passphrase = self.words.is_some() && !self.passphrase.is_empty();
-        let has_table = has_passphrase || with_all && self.has_secrets();
+        let has_credentials = !self.credentials.is_empty();
+        let has_table = has_passphrase || has_credentials || with_all && self.has_secrets();
         if !has_table {
             return text;
         }
@@ -176,6 +190,16 @@ impl Seed<'_> {
             for part in ["seed_key = \"", key.to_text().expose().trim_end(), "\"\n"] {
                 text.push_str(part);
             }
+        }
+        if has_credentials {
+            // A table of its own, which the node erases when it has kept them.
+            text.push_str("\n[secrets.credentials]\n");
+        }
+        for (name, secret) in self.credentials {
+            text.push_str(name);
+            text.push_str(" = ");
+            quote(secret.expose(), &mut text);
+            text.push('\n');
         }
         text
     }

@@ -1,15 +1,16 @@
-//! Where the words come from, and whether somebody wrote them down.
+//! Where the words come from, and whether somebody wrote them down; and the secrets that go with them.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
+use alknet_core::config::{CredentialConfig, NodeConfig, VaultInit};
 use alknet_vault::{Entropy, SecretStr, WordCount};
 use zeroize::Zeroizing;
 
 use crate::{Host, ProvisionArgs, ProvisionError};
 
-/// Longest file of words or of a passphrase.
+/// Longest file of words, of a passphrase or of a credential.
 const FILE_BYTES_MAX: usize = 4096;
 /// How many words are asked back.
 const QUESTIONS: usize = 3;
@@ -64,6 +65,42 @@ pub(crate) fn obtain(
     let entropy = Entropy::generate(count)?;
     confirm(&entropy, &mut *terminal)?;
     Ok((entropy, passphrase))
+}
+
+/// The credentials that go with the seed.
+pub(crate) fn credentials(
+    args: &ProvisionArgs,
+    config: &NodeConfig,
+    host: &mut dyn Host,
+) -> Result<Vec<(String, SecretStr)>, ProvisionError> {
+    let mut all: Vec<(String, SecretStr)> = Vec::new();
+    for given in &args.credential {
+        let Some((name, file)) = given.split_once('=') else {
+            // Not quoted: it may be the secret itself.
+            let text = "--credential is NAME=FILE: the secret is in a file";
+            return Err(ProvisionError::usage(text));
+        };
+        let wanted = |one: &&CredentialConfig| one.needs_secret() && one.record.is_none();
+        let mut entries = config.credentials.iter().filter(wanted);
+        if entries.all(|one| one.name != name) || all.iter().any(|(known, _)| known == name) {
+            return Err(ProvisionError::usage(
+                "--credential: each name is once there, and has a [[credentials]] entry in the document \
+                 that takes a secret and has no record",
+            ));
+        }
+        let secret = read(Path::new(file), host)?;
+        if secret.is_empty() {
+            return Err(ProvisionError::usage(format!(
+                "{file}: there is nothing in it"
+            )));
+        }
+        all.push((name.to_owned(), SecretStr::from(secret.as_str())));
+    }
+    if !all.is_empty() && config.vault.init == VaultInit::Off {
+        let text = "--credential needs a vault: leave --init off out";
+        return Err(ProvisionError::usage(text));
+    }
+    Ok(all)
 }
 
 fn read(file: &Path, host: &mut dyn Host) -> Result<Zeroizing<String>, ProvisionError> {

@@ -1,4 +1,4 @@
-//! Overwrites words where they lie. Sizes and names of files stay, so that no table of the file system
+//! Overwrites words and credentials where they lie. Sizes and names of files stay, so that no table of the file system
 //! is written and a power cut leaves the volume whole.
 
 use std::fs::{File, OpenOptions};
@@ -10,17 +10,17 @@ use std::path::Path;
 use alknet_core::config::CONFIG_BYTES_MAX;
 use zeroize::Zeroizing;
 
-use super::split::{Split, blank};
+use super::split::{Part, Split, blank};
 use super::{Place, PlaceFile};
 use crate::mount::Mounter;
 use crate::{FileSystem, Paths, Problem, Source, file, text};
 
-/// Overwrites the words at each of the places with spaces, in place, brings that to the disk, and reads
-/// it back. A seed key stays: the medium has to go on holding it. Answers one problem, `secrets-left`,
-/// for each place where words are left; no problem means that none are.
+/// Overwrites the words, or the credentials, at each of the places with spaces, in place, brings that to
+/// the disk, and reads it back. A seed key stays: the medium has to go on holding it. Answers one problem,
+/// `secrets-left`, for each place where they are left; no problem means that none are.
 ///
-/// To be called once the vault that they went into was written and read back, and again at each start
-/// while a medium still has the words of this vault. Blocks on disks.
+/// To be called once what they went into was written and read back, and again at each start while a
+/// medium still has them. Blocks on disks.
 ///
 /// What flash memory keeps of a block that was overwritten, and copies that an editor made, are beyond
 /// it.
@@ -36,8 +36,9 @@ pub fn erase(paths: &Paths, mounter: &dyn Mounter, places: &[Place]) -> Vec<Prob
         };
         let within = place.file.as_ref().map(|file| format!(" in {}", file.path));
         let text = format!(
-            "{}: the recovery words{} are still there and cannot be erased ({why})",
+            "{}: the {}{} are still there and cannot be erased ({why})",
             place.source,
+            place.what,
             within.unwrap_or_default()
         );
         Some(Problem::new("secrets-left", text, hint(&place.source)))
@@ -49,7 +50,7 @@ fn hint(source: &Source) -> &'static str {
     match source {
         Source::CommandLine => "take alknet.node out of the boot loader's configuration",
         Source::FwCfg | Source::Smbios => "take them out of the hypervisor's configuration",
-        _ => "remove it: take the medium away, and destroy it or erase the words on it",
+        _ => "remove it: take the medium away, and destroy it or erase the secrets on it",
     }
 }
 
@@ -58,19 +59,19 @@ fn erase_file(paths: &Paths, mounter: &dyn Mounter, place: &PlaceFile) -> io::Re
         device,
         file_system,
         path,
-        is_document,
+        within,
     } = place;
     if *file_system == FileSystem::Iso9660 {
         return Err(io::ErrorKind::ReadOnlyFilesystem.into());
     }
     {
         let mounted = mounter.mount_writable(device, *file_system, &paths.mount_point)?;
-        overwrite(&mounted.root().join(path), *is_document)?;
+        overwrite(&mounted.root().join(path), *within)?;
     }
     // Mounted anew, so that it is the disk that answers and not the cache of what was written.
     let mounted = mounter.mount(device, *file_system, &paths.mount_point)?;
     let file = file::open(&mounted.root().join(path))?;
-    let Content { bytes, words } = content(&file, *is_document)?;
+    let Content { bytes, words } = content(&file, *within)?;
     let is_blank = |at: Range<usize>| bytes[at].iter().all(u8::is_ascii_whitespace);
     if words.into_iter().all(is_blank) {
         Ok(())
@@ -79,13 +80,13 @@ fn erase_file(paths: &Paths, mounter: &dyn Mounter, place: &PlaceFile) -> io::Re
     }
 }
 
-fn overwrite(path: &Path, is_document: bool) -> io::Result<()> {
+fn overwrite(path: &Path, within: Option<Part>) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)?;
-    let Content { mut bytes, words } = content(&file, is_document)?;
+    let Content { mut bytes, words } = content(&file, within)?;
     for at in words {
         blank(&mut bytes[at.clone()]);
         file.write_all_at(&bytes[at.clone()], at.start as u64)?;
@@ -93,25 +94,25 @@ fn overwrite(path: &Path, is_document: bool) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The content of a file, and where in it the words are.
+/// The content of a file, and where in it the words or the credentials are.
 struct Content {
     bytes: Zeroizing<Vec<u8>>,
     words: Vec<Range<usize>>,
 }
 
-fn content(file: &File, is_document: bool) -> io::Result<Content> {
+fn content(file: &File, within: Option<Part>) -> io::Result<Content> {
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let bytes = file::read_from(file, CONFIG_BYTES_MAX)?;
-    if !is_document {
+    let Some(part) = within else {
         let words = Vec::from_iter(Some(0..bytes.len()));
         return Ok(Content { bytes, words });
-    }
+    };
     let offset = text::offset(&bytes);
     let clean = text::clean(&bytes).unwrap_or_default();
     let text = std::str::from_utf8(clean).map_err(|_| io::ErrorKind::InvalidData)?;
-    let within = Split::of(text).erasable();
+    let within = Split::of(text).erasable(part);
     let moved = |at: Range<usize>| at.start + offset..at.end + offset;
     let words = within.into_iter().map(moved).collect();
     Ok(Content { bytes, words })

@@ -1,5 +1,5 @@
-//! Recovery words and seed keys that lie on provisioning media: found, read, and erased where they can
-//! be. They are never part of the document that is stored.
+//! Recovery words, seed keys and credentials that lie on provisioning media: found, read, and erased
+//! where they can be. They are never part of the document that is stored.
 
 mod erase;
 mod put;
@@ -8,10 +8,10 @@ pub(crate) mod split;
 use std::fmt;
 use std::path::PathBuf;
 
-use alknet_core::config::CONFIG_BYTES_MAX;
+use alknet_core::config::{CONFIG_BYTES_MAX, is_credential_name};
 use alknet_vault::slots::{SeedKey, VaultId};
 use alknet_vault::{Entropy, MnemonicError, SecretStr};
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use crate::sources::Offer;
@@ -19,6 +19,7 @@ use crate::{FileSystem, Problem, Source, text};
 
 pub use erase::erase;
 pub use put::{PutSeedKeyError, put_seed_key};
+use split::Part;
 
 /// Longest file of words or of a seed key that is read.
 pub const SECRET_BYTES_MAX: usize = 4096;
@@ -33,6 +34,8 @@ pub struct Secrets {
     pub other_words: Vec<Words>,
     /// Every seed key, in the order of the sources: each is for one vault.
     pub seed_keys: Vec<FoundSeedKey>,
+    /// Secrets of others, each of the first source that has one of its name.
+    pub credentials: Vec<FoundCredential>,
 }
 
 /// Recovery words from a medium.
@@ -64,6 +67,25 @@ pub struct FoundSeedKey {
     pub source: Source,
 }
 
+/// A secret of somebody else's from a medium.
+#[non_exhaustive]
+pub struct FoundCredential {
+    /// What the configuration calls it.
+    pub name: String,
+    /// The secret, as it was written.
+    pub secret: SecretStr,
+    /// The first source that has it.
+    pub source: Source,
+    /// Everywhere it lies, for [`erase`].
+    pub places: Vec<Place>,
+}
+
+impl fmt::Debug for FoundCredential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FoundCredential({} of {}, ..)", self.name, self.source)
+    }
+}
+
 impl Secrets {
     /// The key of that vault, if a medium has it.
     #[must_use]
@@ -82,10 +104,12 @@ impl Secrets {
     }
 }
 
-/// Where words lie.
+/// Where secrets lie that can be erased.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub(crate) source: Source,
+    /// What they are, for people.
+    pub(crate) what: &'static str,
     /// Nothing where it cannot be written.
     pub(crate) file: Option<PlaceFile>,
 }
@@ -96,8 +120,8 @@ pub(crate) struct PlaceFile {
     pub(crate) device: PathBuf,
     pub(crate) file_system: FileSystem,
     pub(crate) path: &'static str,
-    /// Only the table of the secrets in it, not all of it.
-    pub(crate) is_document: bool,
+    /// Only this part of the table of the secrets in it, not all of it.
+    pub(crate) within: Option<Part>,
 }
 
 /// A document as it was offered, taken apart.
@@ -120,6 +144,7 @@ struct Table {
     words: Option<Zeroizing<String>>,
     passphrase: Option<Zeroizing<String>>,
     seed_key: Option<Zeroizing<String>>,
+    credentials: Vec<(String, Zeroizing<String>)>,
 }
 
 /// Takes the secrets out of a document.
@@ -149,12 +174,13 @@ pub(crate) fn part(bytes: &[u8]) -> Parted {
         held_secrets: true,
         ..Parted::default()
     };
-    parted.read(&split.secrets(clean));
+    parted.read(&split.secrets(clean), split.has_credentials());
     parted
 }
 
 impl Parted {
-    fn read(&mut self, secrets: &[u8]) {
+    /// `apart` says whether credentials can be erased without the rest.
+    fn read(&mut self, secrets: &[u8], apart: bool) {
         let text = std::str::from_utf8(secrets).unwrap_or_default();
         let line = |at: usize| 1 + text[..at.min(text.len())].matches('\n').count();
         let (root, mistakes) = DeTable::parse_recoverable(text);
@@ -187,10 +213,14 @@ impl Parted {
                 "words" => &mut self.secrets.words,
                 "words_passphrase" => &mut self.secrets.passphrase,
                 split::SEED_KEY => &mut self.secrets.seed_key,
+                split::CREDENTIALS => {
+                    self.read_credentials(value.get_ref(), (at, apart), &line);
+                    continue;
+                }
                 // Not quoted: it may be a secret in the wrong place.
                 _ => {
                     let what = format!("line {at}, secrets: unknown key");
-                    let fix = "known here: words, words_passphrase, seed_key";
+                    let fix = "known here: words, words_passphrase, seed_key, credentials";
                     self.refused.push((what, fix.to_owned()));
                     continue;
                 }
@@ -202,6 +232,42 @@ impl Parted {
                     self.refused
                         .push((what, "write a string in quotes".to_owned()));
                 }
+            }
+        }
+    }
+}
+
+impl Parted {
+    fn read_credentials(
+        &mut self,
+        value: &DeValue<'_>,
+        (at, apart): (usize, bool),
+        line: &dyn Fn(usize) -> usize,
+    ) {
+        let mut refuse = |at: usize, what: &str, fix: &str| {
+            let what = format!("line {at}, secrets.credentials: {what}");
+            self.refused.push((what, fix.to_owned()));
+        };
+        let Some(table) = value.as_table().filter(|_| apart) else {
+            let fix = "write [secrets.credentials] on a line of its own, and NAME = \"…\" below";
+            refuse(at, "expected a table of its own", fix);
+            return;
+        };
+        for (key, value) in table {
+            let (name, at): (&str, _) = (key.get_ref(), line(key.span().start));
+            // Neither is quoted: either may be a secret in the wrong place.
+            if !is_credential_name(name) {
+                let fix = "use 1 to 32 of a-z, 0-9 and '-', a letter first";
+                refuse(at, "this is no name of a credential", fix);
+                continue;
+            }
+            match value.get_ref().as_str() {
+                Some("") => refuse(at, "there is nothing in it", "write the secret"),
+                Some(text) => {
+                    let secret = Zeroizing::new(text.to_owned());
+                    self.secrets.credentials.push((name.to_owned(), secret));
+                }
+                None => refuse(at, "expected a string", "write a string in quotes"),
             }
         }
     }
@@ -223,12 +289,12 @@ impl Collector {
         let table = std::mem::take(&mut parted.secrets);
         let passphrase = table.passphrase.unwrap_or_default();
         if let Some(words) = table.words {
-            let place = offer.place(offer.names.map(|names| names.document), true);
+            let place = offer.place(offer.names.map(|names| names.document), Some(Part::Words));
             self.words(offer, "secrets.words", &words, &passphrase, place);
         }
         let name = offer.names.map_or("words", |names| names.words);
         if let Some(words) = self.file(offer, name, offer.words.as_ref()) {
-            let place = offer.place(offer.names.map(|names| names.words), false);
+            let place = offer.place(offer.names.map(|names| names.words), None);
             self.words(offer, name, &words, &passphrase, place);
         }
         if let Some(key) = table.seed_key {
@@ -237,6 +303,9 @@ impl Collector {
         let name = offer.names.map_or("seed.key", |names| names.seed_key);
         if let Some(key) = self.file(offer, name, offer.seed_key.as_ref()) {
             self.seed_key(offer, name, &key);
+        }
+        for (name, secret) in table.credentials {
+            self.credential(offer, name, &secret);
         }
     }
 
@@ -309,6 +378,33 @@ impl Collector {
                 what,
                 "take one of the two away",
             ));
+        }
+    }
+
+    fn credential(&mut self, offer: &Offer, name: String, secret: &str) {
+        let document = offer.names.map(|names| names.document);
+        let place = offer.place(document, Some(Part::Credentials));
+        let mut known = self.found.credentials.iter_mut();
+        match known.find(|known| known.name == name) {
+            None => self.found.credentials.push(FoundCredential {
+                name,
+                secret: SecretStr::from(secret),
+                source: offer.source.clone(),
+                places: vec![place],
+            }),
+            Some(first) if first.secret.expose() == secret => first.places.push(place),
+            Some(first) => {
+                let (taken, left) = (&first.source, &offer.source);
+                let what = format!(
+                    "{left}: secrets.credentials.{name}: another secret than that of {taken}, which \
+                     is used"
+                );
+                self.problems.push(Problem::new(
+                    "provisioning-conflict",
+                    what,
+                    "take one of the two away",
+                ));
+            }
         }
     }
 

@@ -10,6 +10,8 @@ use zeroize::Zeroizing;
 
 /// The table's name.
 pub(crate) const TABLE: &str = "secrets";
+/// The table in it whose secrets belong to others, and go into the vault's records one by one.
+pub(crate) const CREDENTIALS: &str = "credentials";
 /// The one secret of the table that a medium has to go on holding.
 pub(crate) const SEED_KEY: &str = "seed_key";
 /// Most levels of arrays and tables in each other, as the TOML library has it.
@@ -20,8 +22,20 @@ const DEPTH_MAX: u32 = 80;
 pub(crate) struct Split {
     /// Everything that belongs to the table.
     ranges: Vec<Range<usize>>,
-    /// Of that, what stays when the words are erased: the headers and the seed key, if there is one.
+    /// Of that, what stays when the words are erased: the headers and the seed key, if there is one,
+    /// and the credentials, which are erased when they are kept elsewhere.
     kept: Vec<Range<usize>>,
+    /// Of that, the credentials.
+    credentials: Vec<Range<usize>>,
+}
+
+/// What of the table is to be erased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// What belongs to others.
+    Credentials,
+    /// The words.
+    Words,
 }
 
 impl Split {
@@ -59,10 +73,18 @@ impl Split {
         secrets
     }
 
-    /// What has to be overwritten for the words to be gone.
-    pub(crate) fn erasable(&self) -> Vec<Range<usize>> {
+    /// What has to be overwritten for a part of it to be gone.
+    pub(crate) fn erasable(&self, part: Part) -> Vec<Range<usize>> {
+        if part == Part::Credentials {
+            return self.credentials.clone();
+        }
         let within = |range: &Range<usize>| gaps(&self.kept, range.clone());
         self.ranges.iter().flat_map(within).collect()
+    }
+
+    /// Whether there are credentials that can be erased without anything else.
+    pub(crate) fn has_credentials(&self) -> bool {
+        !self.credentials.is_empty()
     }
 }
 
@@ -99,10 +121,12 @@ struct Finder<'a> {
     /// Headers of the table and its seed key, to be kept together or not at all.
     kept: Vec<Range<usize>>,
     has_seed_key: bool,
-    /// The header that is being read: where it began, and its first name.
-    header: Option<(usize, Option<String>)>,
+    /// The header that is being read: where it began, and its first two names.
+    header: Option<(usize, Vec<String>)>,
     /// Where the table began that is being read, if it is ours, and where what it says ends.
     table: Option<Range<usize>>,
+    /// Where the header of the table ended, if it is that of the credentials.
+    credentials: Option<usize>,
     in_root: bool,
     /// The line that is being read: where it began, and its first name.
     line: Option<(usize, String)>,
@@ -118,6 +142,7 @@ impl<'a> Finder<'a> {
             has_seed_key: false,
             header: None,
             table: None,
+            credentials: None,
             in_root: true,
             line: None,
             depth: 0,
@@ -131,15 +156,17 @@ impl<'a> Finder<'a> {
                 self.line_ends(span.start());
                 self.table_ends(span.start());
                 self.in_root = false;
-                self.header = Some((span.start(), None));
+                self.header = Some((span.start(), Vec::new()));
             }
             EventKind::StdTableClose | EventKind::ArrayTableClose => {
-                let Some((start, name)) = self.header.take() else {
+                let Some((start, names)) = self.header.take() else {
                     return;
                 };
-                if name.as_deref() == Some(TABLE) {
+                if names.first().is_some_and(|name| name == TABLE) {
                     self.table = Some(start..span.end());
                     self.kept.push(start..span.end());
+                    let of_others = names.get(1).is_some_and(|name| name == CREDENTIALS);
+                    self.credentials = of_others.then_some(span.end());
                 }
             }
             EventKind::SimpleKey => self.name(event),
@@ -164,8 +191,8 @@ impl<'a> Finder<'a> {
             name.into_owned()
         };
         match &mut self.header {
-            Some((_, Some(_))) => {}
-            Some((start, None)) => self.header = Some((*start, Some(name()))),
+            Some((_, names)) if names.len() < 2 => names.push(name()),
+            Some(_) => {}
             None if self.line.is_none() => self.line = Some((event.span().start(), name())),
             None => {}
         }
@@ -177,9 +204,15 @@ impl<'a> Finder<'a> {
         };
         if let Some(table) = &mut self.table {
             table.end = at;
+            if self.credentials.is_some() {
+                return;
+            }
             if name == SEED_KEY {
                 self.has_seed_key = true;
                 self.kept.push(start..at);
+            } else if name == CREDENTIALS {
+                self.kept.push(start..at);
+                self.split.credentials.push(start..at);
             }
         } else if self.in_root && name == TABLE {
             self.split.ranges.push(start..at);
@@ -201,6 +234,10 @@ impl<'a> Finder<'a> {
             end += line.len();
         }
         self.split.ranges.push(table.start..end);
+        if let Some(body) = self.credentials.take() {
+            self.kept.push(body..end);
+            self.split.credentials.push(body..end);
+        }
     }
 
     fn finish(mut self) -> Split {
@@ -208,7 +245,8 @@ impl<'a> Finder<'a> {
         self.depth = 0;
         self.line_ends(end);
         self.table_ends(end);
-        if self.has_seed_key {
+        // Without the headers, what is left below them would be read as something else.
+        if self.has_seed_key || self.split.has_credentials() {
             self.split.kept = self.kept;
         }
         self.split
@@ -230,7 +268,15 @@ mod tests {
 
     fn erased(text: &str) -> String {
         let mut bytes = text.as_bytes().to_vec();
-        for at in Split::of(text).erasable() {
+        for at in Split::of(text).erasable(Part::Words) {
+            blank(&mut bytes[at]);
+        }
+        String::from_utf8(bytes).expect("still text")
+    }
+
+    fn without_credentials(text: &str) -> String {
+        let mut bytes = text.as_bytes().to_vec();
+        for at in Split::of(text).erasable(Part::Credentials) {
             blank(&mut bytes[at]);
         }
         String::from_utf8(bytes).expect("still text")
@@ -305,6 +351,32 @@ mod tests {
         assert_eq!(split(&after).0, split(both).0);
     }
 
+    #[test]
+    fn words_and_credentials_are_erased_apart() {
+        for both in [
+            "[secrets]\nwords = \"ww\"\n[secrets.credentials]\nopenai = \"cc\" # cc\n# cc\n\n[node]\n",
+            "[secrets]\nwords = \"ww\"\ncredentials.openai = \"cc\" # cc\n\n[node]\n",
+            "[secrets]\ncredentials = { openai = \"cc\" }\nwords = \"ww\"\n[node]\n",
+            "[secrets.credentials]\nseed_key = \"cc\"\n[secrets]\nwords = \"ww\"\n[node]\n",
+            "[ secrets . 'credentials' ]\nopenai = '''\ncc\n'''\n[secrets]\nwords = \"ww\"\n[node]\n",
+        ] {
+            let (whole, _) = split(both);
+            assert!(!whole.contains("cc") && !whole.contains("ww"), "{whole}");
+            let after = erased(both);
+            assert!(!after.contains("ww") && after.contains("cc"), "{after}");
+            assert_eq!(split(&after).0, whole);
+            let after = without_credentials(both);
+            assert!(after.contains("ww") && !after.contains("cc"), "{after}");
+            assert_eq!(split(&after).0, whole);
+            let after = without_credentials(&erased(both));
+            assert!(!after.contains("ww") && !after.contains("cc"), "{after}");
+            assert_eq!(split(&after).0, whole);
+        }
+        // What is on one line is erased together, so there are no credentials in it.
+        let split = Split::of("secrets = { words = \"w\", credentials = { a = \"c\" } }\n");
+        assert!(!split.has_credentials() && !split.is_empty());
+    }
+
     proptest! {
         #[test]
         fn any_text_is_split_without_a_panic(text in "(\\[?\\[?secrets\\]?\\]?|[a-z=.\"'{}\\[\\]#\\n\\r ,é]){0,60}") {
@@ -312,6 +384,7 @@ mod tests {
             prop_assert_eq!(document.len(), text.len());
             prop_assert_eq!(secrets.len(), text.len());
             erased(&text);
+            without_credentials(&text);
         }
     }
 }

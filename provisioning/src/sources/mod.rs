@@ -10,6 +10,7 @@ use alknet_core::config::CONFIG_BYTES_MAX;
 use zeroize::Zeroizing;
 
 use crate::mount::Mounter;
+use crate::secrets::split::Part;
 use crate::secrets::{Place, PlaceFile, SECRET_BYTES_MAX};
 use crate::{Paths, Problem, ProvisioningError, Source, file};
 
@@ -43,17 +44,21 @@ impl Offer {
         }
     }
 
-    /// Where words of it lie.
-    pub(crate) fn place(&self, path: Option<&'static str>, is_document: bool) -> Place {
+    /// Where secrets of it lie: in a file of their own, or in a part of the document.
+    pub(crate) fn place(&self, path: Option<&'static str>, within: Option<Part>) -> Place {
         let file = self.volume.as_ref().zip(path);
         let file = file.map(|((device, file_system), path)| PlaceFile {
             device: device.clone(),
             file_system: *file_system,
             path,
-            is_document,
+            within,
         });
         Place {
             source: self.source.clone(),
+            what: match within {
+                Some(Part::Credentials) => "credentials",
+                _ => "recovery words",
+            },
             file,
         }
     }

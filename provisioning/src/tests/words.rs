@@ -401,3 +401,97 @@ fn a_seed_key_is_put_on_a_stick_and_never_over_another() {
     let left = fs::read_dir(machine.root.path().join("content-sdb1")).expect(FILE);
     assert_eq!(left.count(), 1);
 }
+
+/// A document with words and with credentials, on a stick.
+fn with_credentials(machine: &mut Machine, credentials: &str) {
+    let table = format!("words = \"{WORDS}\"\n[secrets.credentials]\n{credentials}");
+    let files = [("alknet.toml", with_secrets(1, &table))];
+    let files: Vec<_> = files
+        .iter()
+        .map(|(name, text)| (*name, text.as_str()))
+        .collect();
+    machine.disk("vda2", fat32_boot_sector("ALKESP"), &files);
+}
+
+#[test]
+fn credentials_are_found_never_stored_and_erased_apart_from_the_words() {
+    let mut machine = Machine::new();
+    with_credentials(
+        &mut machine,
+        "openai = \"sk-hush\"\nmint = \'\'\'\nhush\n\'\'\'",
+    );
+    let loaded = machine.load();
+    assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec![]));
+    let found = &loaded.secrets.credentials;
+    let names: Vec<_> = found.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["openai", "mint"]);
+    assert_eq!(found[0].secret.expose(), "sk-hush");
+    assert_eq!(found[1].secret.expose(), "hush\n");
+    assert!(!format!("{loaded:?}").contains("hush"));
+    let dir = machine.paths.config_dir.clone().expect("given");
+    for file in fs::read_dir(dir).expect(FILE) {
+        let stored = fs::read_to_string(file.expect(FILE).path()).expect(FILE);
+        assert!(
+            !stored.contains("hush") && !stored.contains("credentials"),
+            "{stored}"
+        );
+    }
+    // The words go first; what is not kept yet stays.
+    assert_eq!(erased(&machine, &loaded), []);
+    let again = machine.load();
+    assert!(again.secrets.words.is_none() && again.secrets.credentials.len() == 2);
+    let places = &again.secrets.credentials[0].places;
+    assert_eq!(erase(&machine.paths, &machine.volumes, places), []);
+    let after = content(&machine, "content-vda2/alknet.toml");
+    assert!(
+        !after.contains("hush") && after.contains("[node]"),
+        "{after}"
+    );
+    let again = machine.load();
+    assert_eq!((again.source, again.problems), (Source::Stored, vec![]));
+    assert!(again.secrets.credentials.is_empty());
+}
+
+#[test]
+fn credentials_that_are_none_are_not_repeated() {
+    for (table, word) in [
+        ("[secrets.credentials]\nHush = \"a\"", "no name"),
+        ("[secrets.credentials]\nhush = 5", "expected a string"),
+        ("[secrets.credentials]\nopenai = \"\"", "nothing in it"),
+        (
+            "[[secrets.credentials]]\nopenai = \"hush\"",
+            "a table of its own",
+        ),
+        ("[secrets]\ncredentials = \"hush\"", "a table of its own"),
+    ] {
+        let machine = Machine::new();
+        machine.fw_cfg(format!("{table}\n\n{}", document(1)));
+        let loaded = machine.load();
+        assert_eq!(
+            (name(&loaded), codes(&loaded)),
+            ("node-1", vec!["secrets-refused"])
+        );
+        let text = &loaded.problems[0].text;
+        assert!(text.contains(word) && !text.contains("ush"), "{text}");
+        assert!(loaded.secrets.credentials.is_empty());
+    }
+    let machine = Machine::new();
+    let line = "secrets = { credentials = { openai = \"hush\" } }";
+    machine.fw_cfg(format!("{line}\n{}", document(1)));
+    assert_eq!(codes(&machine.load()), ["secrets-refused"]);
+}
+
+#[test]
+fn another_secret_of_a_name_is_a_conflict_and_the_first_one_counts() {
+    let mut machine = Machine::new();
+    let text = |secret: &str| format!("[secrets.credentials]\nopenai = \"{secret}\"\n");
+    machine.fw_cfg(format!("{}\n{}", text("one"), document(1)));
+    with_credentials(&mut machine, "openai = \"two\"");
+    let loaded = machine.load();
+    let found = &loaded.secrets.credentials;
+    assert_eq!((found.len(), found[0].secret.expose()), (1, "one"));
+    let conflict = loaded.problems.iter().find(|it| it.text.contains("openai"));
+    let conflict = conflict.expect("a problem");
+    assert_eq!(conflict.code, "provisioning-conflict");
+    assert!(!conflict.text.contains("two"), "{conflict:?}");
+}

@@ -3,6 +3,7 @@
 mod computing;
 mod configuration;
 mod console;
+mod credentials;
 mod disks;
 mod faults;
 mod network;

@@ -8,13 +8,14 @@ mod promoted;
 mod stored;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use alknet_call::{Dispatcher, RegistryBuilder};
 use alknet_compute::{Compute, Settings};
 use alknet_core::config::{Activation, PromotionSection};
-use alknet_core::{Clock, HandlerRegistry, Identities, Metrics};
+use alknet_core::{Capabilities, Clock, HandlerRegistry, Identities, Metrics};
 use alknet_init::control::Problem;
 use alknet_promotion::{Activate, Parts, Promotion};
 use alknet_sessions::Sessions;
@@ -66,6 +67,8 @@ pub(super) struct Around<'a> {
     pub(super) identities: Arc<Identities>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) promotion: &'a PromotionSection,
+    /// What operations were given, by their names.
+    pub(super) capabilities: &'a BTreeMap<String, Capabilities>,
 }
 
 impl Computing {
@@ -223,6 +226,7 @@ fn promotion(
         invoker: promoted,
         identities: Arc::clone(&around.identities) as _,
         clock: Arc::clone(&around.clock),
+        capabilities: around.capabilities.clone(),
         config: alknet_promotion::Config {
             activate: match activate {
                 Activation::Boot => Activate::Boot,

@@ -66,6 +66,7 @@ async fn begin(sessions: &Arc<Sessions>, call: &Invocation) -> Result<(Session, 
     let mut spec = SessionSpec::new(owner(call), ModuleSet::clone(&call.code.modules));
     spec.frozen = call.code.frozen;
     spec.grants = Grants::to(&call.code.spec.uses);
+    spec.capabilities = call.ctx.capabilities().clone();
     let session = sessions.open(&env, spec).await?;
     let mut steps = call.code.steps(call.input.clone());
     let last = steps

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_call::limits::{COMPOSITION_CHILDREN_MAX, COMPOSITION_DEPTH_MAX};
 use alknet_call::*;
-use alknet_core::Carriage;
+use alknet_core::{Capabilities, CapabilityKind, Carriage, Power, Secret, capability};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
@@ -33,7 +33,9 @@ pub(crate) fn mirror(spec: OperationSpec) -> Registration {
     Registration::new(
         spec,
         HandlerKind::once(|_, ctx: Ctx| async move {
-            let secret = ctx.capabilities().get::<String>();
+            let secret = ctx.capabilities().get("door").and_then(|door| {
+                door.with_bytes(|bytes| String::from_utf8_lossy(bytes).into_owned())
+            });
             Ok(json!({
                 "id": ctx.request_id(),
                 "parent": ctx.parent_request_id(),
@@ -42,7 +44,7 @@ pub(crate) fn mirror(spec: OperationSpec) -> Registration {
                 "identity": ctx.identity().map(|who| who.id.to_string()),
                 "forwarded_for": ctx.forwarded_for(),
                 "trace": ctx.trace(),
-                "secret": secret.as_deref(),
+                "secret": secret.ok(),
                 "authority": ctx.env().authority().map(|own| own.label.to_string()),
                 "left_ms": ctx.deadline().map(|at| {
                     at.duration_since(tokio::time::Instant::now()).as_millis() as u64
@@ -50,6 +52,13 @@ pub(crate) fn mirror(spec: OperationSpec) -> Registration {
             }))
         }),
     )
+}
+
+/// The right to know this.
+fn door(secret: &str) -> Capabilities {
+    let (door, filler) = capability("door", CapabilityKind::Bytes, Arc::new(|| true));
+    filler.fill(Power::Bytes(Secret::new(secret.as_bytes().to_vec())));
+    Capabilities::new([door])
 }
 
 pub(crate) fn node(builder: RegistryBuilder) -> Node {
@@ -153,17 +162,15 @@ async fn everybody_works_with_what_they_were_registered_with() {
     let with = |name: &str, secret: &str, label| {
         let registration = mirror(query(name).internal());
         let scopes: [&str; 0] = [];
-        registration
-            .with_capabilities(Capabilities::new(secret.to_owned()))
-            .composing(
-                CompositionAuthority::new(label, scopes),
-                ScopedPeerEnv::default(),
-            )
+        registration.with_capabilities(door(secret)).composing(
+            CompositionAuthority::new(label, scopes),
+            ScopedPeerEnv::default(),
+        )
     };
     let parent = calls("app/parent", authority(&[]), ScopedPeerEnv::new(["app/*"]));
     let node = node(
         Registry::builder()
-            .with(parent.with_capabilities(Capabilities::new("the parent's".to_owned())))
+            .with(parent.with_capabilities(door("the parent's")))
             .with(with("app/child", "the child's", "child"))
             .with(mirror(query("app/bare").internal())),
     );

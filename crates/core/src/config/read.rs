@@ -193,6 +193,12 @@ impl<'t, 'i> Value<'t, 'i> {
         self.expect(found, "a string in quotes", notes)
     }
 
+    /// The text of a key of a table, if that is what they are; who reads the table says what is wrong.
+    pub(super) fn text_of(&self, key: &str) -> Option<&'t str> {
+        let table = self.value.get_ref().as_table()?;
+        table.get(key)?.get_ref().as_str()
+    }
+
     /// A string that `parse` accepts; its complaint is what is wrong and what to do.
     pub(super) fn parsed<T>(
         &self,

@@ -361,6 +361,8 @@ impl NodeConfig {
             iroh: running.iroh.clone(),
             promotion: running.promotion.clone(),
             vault: running.vault.clone(),
+            credentials: running.credentials.clone(),
+            operations: running.operations.clone(),
             version: running.version,
             node: NodeSection {
                 admin_keys,
@@ -396,6 +398,8 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("iroh", running.iroh != next.iroh),
         ("promotion", running.promotion != next.promotion),
         ("vault", running.vault != next.vault),
+        ("credentials", running.credentials != next.credentials),
+        ("operations", running.operations != next.operations),
     ];
     let differ = keys.into_iter().filter(|(_, differs)| *differs);
     differ.map(|(key, _)| key).collect()

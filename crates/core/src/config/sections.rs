@@ -10,8 +10,8 @@ use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
     CONFIG_VERSION, HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig,
-    NodeSection, PromotionSection, TlsSection, VaultSection, hub, iroh, promotion, tls, tuning,
-    values, vault,
+    NodeSection, PromotionSection, TlsSection, VaultSection, credentials, hub, iroh, promotion,
+    tls, tuning, values, vault,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
@@ -22,7 +22,7 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
     let listen = listen.map_or_else(ListenConfig::default, |section| {
         listen_config(section, notes)
     });
-    let config = NodeConfig {
+    let mut config = NodeConfig {
         node: node.map_or_else(NodeSection::default, |section| {
             node_section(section, &mut holders, notes)
         }),
@@ -58,11 +58,17 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             .map_or_else(VaultSection::default, |section| {
                 vault::section(section, notes)
             }),
+        credentials: Vec::new(),
+        operations: Vec::new(),
         version: top
             .key("version")
             .and_then(|value| value.number(1..=CONFIG_VERSION, notes)),
         listen,
     };
+    let entries = top.list("credentials", notes);
+    let granted = top.list("operations", notes);
+    config.credentials = credentials::credentials(&entries, notes);
+    config.operations = credentials::operations(&granted, &credentials::names(&entries), notes);
     top.finish(notes);
     config
 }

@@ -78,6 +78,32 @@ device = 3
 key_version = 4
 min_version = 3
 words_to = ["age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"]
+
+[[credentials]]
+name = "openai"
+kind = "api-key"
+header = "x-api-key"
+
+[credentials.record]
+alg = "ALK1"
+key_version = 3
+salt = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+iv = "oKGioKGioKGioKGi"
+data = "jyHDUTdgLJOrjfayE8bIVmZpKfE9n7Z3m6il"
+
+[[credentials]]
+name = "mail"
+kind = "basic"
+user = "ada"
+
+[[credentials]]
+name = "zone"
+kind = "signer"
+purpose = "dns-zone-1-0"
+
+[[operations]]
+name = "js/mint"
+capabilities = ["openai", "zone"]
 "#;
 
 fn refused(document: &str) -> Vec<String> {
@@ -685,7 +711,14 @@ fn the_schema_and_the_reader_know_the_same_keys() {
     let schema = NodeConfig::json_schema();
     let mut keys = Vec::new();
     schema_keys(&schema, &schema, "", &mut keys);
-    let lists = ["network", "peers", "api_keys", "join"];
+    let lists = [
+        "network",
+        "peers",
+        "api_keys",
+        "join",
+        "credentials",
+        "operations",
+    ];
     for key in &keys {
         let (table, name) = key.split_once('.').unwrap_or(("", key));
         let document = match table {

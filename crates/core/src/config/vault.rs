@@ -10,6 +10,8 @@ use super::values::Complaint;
 
 /// Highest number of a device: the last hardened level of a path.
 const DEVICE_MAX: u32 = (1 << 31) - 1;
+/// Versions of the key that secrets are sealed with.
+pub(super) const KEY_VERSIONS: std::ops::RangeInclusive<u32> = KEY_VERSION_MIN..=KEY_VERSION_MAX;
 /// Version 1 was of another design.
 const KEY_VERSION_MIN: u32 = 2;
 /// Versions are counted from 2 on the levels of a path.
@@ -124,9 +126,8 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
     let min_version = section.key("min_version");
     let words_to = section.key("words_to");
     section.finish(notes);
-    let versions = KEY_VERSION_MIN..=KEY_VERSION_MAX;
     let number = |value: &Option<Value<'_, '_>>, notes: &mut Notes<'_>| {
-        let read = |value: &Value<'_, '_>| value.number(versions.clone(), notes);
+        let read = |value: &Value<'_, '_>| value.number(KEY_VERSIONS, notes);
         value.as_ref().map_or(Some(KEY_VERSION_MIN), read)
     };
     let (newest, oldest) = (number(&key_version, notes), number(&min_version, notes));

@@ -7,8 +7,8 @@ use alknet_call::{
     AccessControl, Body, BoxStream, CallError, CompositionAuthority, Ctx, ErrorCode, ErrorDef,
     HandlerKind, OperationSpec, OperationType, Registration, ScopedPeerEnv, Visibility,
 };
-use alknet_core::BoxFuture;
-use alknet_runtime::{Code as RuntimeCode, Failure, Kind};
+use alknet_core::{BoxFuture, Capabilities};
+use alknet_runtime::{Code as RuntimeCode, Failure, Kind, OpError};
 use futures_util::{StreamExt, future, stream};
 use serde_json::{Value, json};
 
@@ -53,6 +53,7 @@ pub(crate) struct Making {
     pub(crate) authority: Authority,
     pub(crate) tally: Arc<Tally>,
     pub(crate) crashes: Arc<Crashes>,
+    pub(crate) capabilities: Capabilities,
     pub(crate) invoker: Arc<dyn Invoker>,
     pub(crate) judge: Arc<dyn Judge>,
 }
@@ -68,6 +69,7 @@ impl Making {
         }
         let reach = ScopedPeerEnv::new(&self.code.spec.uses);
         let streams = self.code.spec.kind == Kind::Subscription;
+        let capabilities = self.capabilities.clone();
         let running = Arc::new(self);
         let handler = match streams {
             true => HandlerKind::stream(move |input, ctx| running.clone().stream(&input, ctx)),
@@ -75,6 +77,7 @@ impl Making {
         };
         Registration::new(spec, handler)
             .composing(authority, reach)
+            .with_capabilities(capabilities)
             .checking_output()
     }
 
@@ -145,7 +148,8 @@ impl Making {
 fn is_fault(code: &Code, failure: &Failure) -> bool {
     let declared = failure.operation.as_ref();
     let declared = declared.is_some_and(|error| code.spec.errors.contains_key(&error.code));
-    !declared && failure.code != RuntimeCode::Abort
+    let vacant = failure.operation.as_deref().is_some_and(is_vacant);
+    !declared && !vacant && failure.code != RuntimeCode::Abort
 }
 
 fn spec(code: &Code, terms: &Terms, version: u64) -> OperationSpec {
@@ -197,9 +201,20 @@ fn errors(code: &Code) -> Vec<ErrorDef> {
     own.chain(runtime).collect()
 }
 
-/// What callers see of a failure: a declared error as it is, the runtime's by the table of codes.
+/// Whether an act by a capability found nothing behind it.
+fn is_vacant(error: &OpError) -> bool {
+    error.path.starts_with("capability/") && error.code == ErrorCode::Unavailable.name()
+}
+
+/// What callers see of a failure: a capability that does not act, a declared error as it is, the runtime's by the table of codes.
 pub(crate) fn call_error(code: &Code, failure: Failure) -> CallError {
     if let Some(error) = failure.operation {
+        if is_vacant(&error) {
+            // Not the operation's fault, and worth another try once somebody opened the vault.
+            let mut told = CallError::unavailable(error.message);
+            told.retryable = error.retryable;
+            return told.with_details(*error.details);
+        }
         if code.spec.errors.contains_key(&error.code) {
             let mut told = CallError::operation(&error.code, error.message);
             told.retryable = error.retryable;

@@ -52,3 +52,5 @@ pub const REPLS_OF_TENANT_MAX: usize = 8;
 pub const REPL_IDLE: Duration = Duration::from_secs(600);
 /// Bytes of a REPL's name.
 pub const REPL_NAME_BYTES_MAX: usize = 64;
+/// Bytes that a script signs, seals or opens at once: what the vault seals, with its header.
+pub const ACT_BYTES_MAX: usize = (1 << 20) + 128;

@@ -30,7 +30,12 @@ static PRELUDE: [Own; 5] = [
 ];
 /// Only where the session's grants let it call.
 static OPS: Own = Own::new("alknet:runtime/ops", include_str!("prelude/ops.js"));
-/// For both of the following.
+/// With it: what the operation that runs the script was given.
+static CAPABILITIES: Own = Own::new(
+    "alknet:runtime/capabilities",
+    include_str!("prelude/capabilities.js"),
+);
+/// For what comes before and the two that follow.
 static BYTES: Own = Own::new("alknet:runtime/bytes", include_str!("prelude/bytes.js"));
 /// Only where they let it run shaders.
 static GPU: Own = Own::new("alknet:runtime/gpu", include_str!("prelude/gpu.js"));
@@ -52,7 +57,8 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<Shared>) -> Result<()> {
     let grants = shared.spec.grants;
     let granted = [
         grants.ops.then_some(&OPS),
-        (grants.gpu || grants.tensor).then_some(&BYTES),
+        (grants.ops || grants.gpu || grants.tensor).then_some(&BYTES),
+        grants.ops.then_some(&CAPABILITIES),
         grants.gpu.then_some(&GPU),
         grants.tensor.then_some(&TENSOR),
     ];

@@ -1,14 +1,28 @@
-//! UTF-8 for `TextEncoder` and `TextDecoder`.
+//! UTF-8 for `TextEncoder` and `TextDecoder`, and bytes as text for calls.
 
 use std::rc::Rc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rquickjs::{Array, Ctx, Exception, Function, Object, Result, TypedArray};
 
 use crate::isolate::{Shared, read_bytes};
 
 pub(super) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>, _: &Rc<Shared>) -> Result<()> {
     native.set("encode", Function::new(ctx.clone(), encode)?)?;
-    native.set("decode", Function::new(ctx.clone(), decode)?)
+    native.set("decode", Function::new(ctx.clone(), decode)?)?;
+    native.set("toBase64", Function::new(ctx.clone(), to_base64)?)?;
+    native.set("fromBase64", Function::new(ctx.clone(), from_base64)?)
+}
+
+fn to_base64(data: TypedArray<'_, u8>) -> Result<String> {
+    Ok(STANDARD.encode(read_bytes(&data)?))
+}
+
+fn from_base64(ctx: Ctx<'_>, text: String) -> Result<TypedArray<'_, u8>> {
+    let bytes = STANDARD.decode(text);
+    let bytes = bytes.map_err(|_| Exception::throw_type(&ctx, "the answer is no base64"))?;
+    TypedArray::new_copy(ctx, bytes)
 }
 
 fn encode(ctx: Ctx<'_>, text: String) -> Result<TypedArray<'_, u8>> {

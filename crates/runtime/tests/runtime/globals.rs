@@ -11,7 +11,7 @@ const NAMES: &str = "AbortController AbortSignal AggregateError Array ArrayBuffe
     Float64Array Function Infinity Int16Array Int32Array Int8Array InternalError Iterator JSON Map Math \
     NaN Number Object OpError Promise Proxy RangeError ReferenceError Reflect RegExp RuntimeError Set \
     String SuppressedError Symbol SyntaxError TextDecoder TextEncoder TypeError URIError URL Uint16Array \
-    Uint32Array Uint8Array Uint8ClampedArray WeakMap WeakSet clearTimeout console crypto decodeURI \
+    Uint32Array Uint8Array Uint8ClampedArray WeakMap WeakSet capabilities clearTimeout console crypto decodeURI \
     decodeURIComponent encodeURI encodeURIComponent globalThis isFinite isNaN ops parseFloat parseInt \
     queueMicrotask setTimeout structuredClone undefined";
 

@@ -232,7 +232,17 @@ pub struct RekeyArgs {
     pub(crate) open: OpenArgs,
 }
 
-/// Arguments of `alknet vault seal` and `alknet vault open`.
+/// Arguments of `alknet vault seal`.
+#[derive(Debug, Args)]
+pub struct SealArgs {
+    /// Print the record, for a node's configuration, and keep it nowhere.
+    #[arg(long)]
+    pub(crate) print: bool,
+    #[command(flatten)]
+    pub(crate) record: RecordArgs,
+}
+
+/// Arguments of `alknet vault open`, and what sealing has as well.
 #[derive(Debug, Args)]
 pub struct RecordArgs {
     /// What the record is called, kind:name.

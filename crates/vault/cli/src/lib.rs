@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 pub use args::{
     CostArgs, CurveArg, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, MigrateArgs,
     NewArgs, OpenArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
-    RotateArgs, SlotArg, StatusArgs, WordsArgs,
+    RotateArgs, SealArgs, SlotArg, StatusArgs, WordsArgs,
 };
 pub use ask::{Ask, Terminal};
 pub use error::CliError;

@@ -1,17 +1,24 @@
 //! Sealed records.
 
+use alknet_vault::Blob;
 use alknet_vault::limits::MAX_PLAINTEXT_BYTES;
 use data_encoding::BASE64;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::args::{DirArgs, RecordArgs, RemoveArgs, RotateArgs};
+use crate::args::{DirArgs, RecordArgs, RemoveArgs, RotateArgs, SealArgs};
 use crate::place::{Opened, Place};
 use crate::{Cli, CliError};
 
 impl Cli<'_> {
-    pub(crate) fn seal(&mut self, args: &RecordArgs) -> Result<(), CliError> {
+    pub(crate) fn seal(&mut self, args: &SealArgs) -> Result<(), CliError> {
+        let (print, args) = (args.print, &args.record);
         let opened = Opened::open(&args.open, self.ask)?;
         let plain = self.ask.rest(MAX_PLAINTEXT_BYTES)?;
+        if print {
+            let blob = opened.vault.seal(&args.label, plain.expose())?;
+            opened.finish()?;
+            return self.print_record(args.label.as_str(), &blob);
+        }
         let records = opened.records()?;
         let blob = opened.vault.seal(&args.label, plain.expose())?;
         records.put(&args.label, &blob)?;
@@ -19,6 +26,18 @@ impl Cli<'_> {
         let version = blob.key_version().number();
         let value = json!({ "label": args.label.as_str(), "key_version": version });
         self.print(&value, &format!("{} is sealed", args.label))
+    }
+
+    /// The JSON form, and for people the same as it stands in a configuration.
+    fn print_record(&mut self, label: &str, blob: &Blob) -> Result<(), CliError> {
+        let record: Value = serde_json::from_str(&blob.to_json()).unwrap_or_default();
+        let fields = record.as_object().into_iter().flatten();
+        // Numbers and base64: their JSON text is TOML as well.
+        let lines: Vec<_> = fields
+            .map(|(key, value)| format!("{key} = {value}"))
+            .collect();
+        let text = format!("[credentials.record]\n{}", lines.join("\n"));
+        self.print(&json!({ "label": label, "record": record }), &text)
     }
 
     pub(crate) fn open(&mut self, args: &RecordArgs) -> Result<(), CliError> {

@@ -7,8 +7,8 @@ use clap::Subcommand;
 
 use crate::args::{
     CostArgs, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, MigrateArgs, OpenArgs,
-    PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs, RotateArgs, SlotArg,
-    StatusArgs, slot_id,
+    PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs, RotateArgs, SealArgs,
+    SlotArg, StatusArgs, slot_id,
 };
 
 /// The verbs below `alknet vault` that need no connection.
@@ -69,8 +69,11 @@ alknet vault recovery-key --mnemonic-stdin <words.txt | cryptsetup open --key-fi
     #[command(after_help = "Example:\n  alknet vault rotate --to 3 --dir vault")]
     Rotate(RotateArgs),
     /// Seal what is read from standard input under a label.
-    #[command(after_help = "Example:\n  alknet vault seal cred:openai --dir vault <key.txt")]
-    Seal(RecordArgs),
+    #[command(
+        after_help = "Examples:\n  alknet vault seal cred:openai --dir vault <key.txt\n  \
+alknet vault seal cred:openai --print --dir vault <key.txt >>node.toml"
+    )]
+    Seal(SealArgs),
     /// Compute all official vectors with this program.
     #[command(after_help = "Example:\n  alknet vault selftest")]
     Selftest,

@@ -229,3 +229,45 @@ fn the_same_words_are_the_same_node_and_devices_differ() {
         "as the brief's table has it"
     );
 }
+
+#[test]
+fn credentials_go_with_the_seed_in_a_table_of_their_own() {
+    let desk = Desk::new();
+    let base = "[[credentials]]\nname = \"openai\"\nkind = \"bearer\"\n\
+                [[credentials]]\nname = \"mint\"\nkind = \"signer\"\n\
+                [[credentials]]\nname = \"box\"\nkind = \"aead\"\n";
+    fs::write(desk.path("base.toml"), base).expect("writable");
+    fs::write(desk.path("key"), "sk-\"hush\\").expect("writable");
+    fs::write(desk.path("pem"), "BEGIN\nhush\nEND\n").expect("writable");
+    let given =
+        |name: &str, file: &str| format!(" --credential {name}={}", desk.path(file).display());
+    let line = format!("{OPTIONS} --config @base.toml") + &given("openai", "key");
+    for form in ["nocloud-fat", "nocloud-iso"] {
+        let line = format!("{line} --form {form} --out @{form}") + &given("mint", "pem");
+        let answer = desk.json(&line);
+        assert!(!answer.to_string().contains("hush"), "{answer:#}");
+        let loaded = desk.boot_with(&desk.path(form));
+        assert_eq!(loaded.problems, []);
+        let found = loaded.secrets.credentials.iter();
+        let found: Vec<_> = found
+            .map(|it| (it.name.as_str(), it.secret.expose()))
+            .collect();
+        assert_eq!(
+            found,
+            [("openai", "sk-\"hush\\"), ("mint", "BEGIN\nhush\nEND\n")]
+        );
+    }
+    for (more, word) in [
+        (given("openai", "key"), "once"),
+        (given("box", "key"), "takes a secret"),
+        (given("other", "key"), "[[credentials]]"),
+        (given("mint", "nowhere"), "cannot read"),
+        (" --credential sk-hush".to_owned(), "NAME=FILE"),
+        (given("mint", "key") + " --init off", "words"),
+    ] {
+        let error = desk.run(&format!("{line}{more} --out @seed"), true);
+        let error = error.expect_err(&more).to_string();
+        assert!(error.contains(word) && !error.contains("hush"), "{error}");
+        assert!(!desk.path("seed").exists());
+    }
+}

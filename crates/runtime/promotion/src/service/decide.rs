@@ -391,6 +391,7 @@ impl Promotion {
             authority: Authority::default(),
             tally: Arc::new(Tally::new(Tallied::default(), Tallied::default())),
             crashes: Arc::clone(&self.crashes),
+            capabilities: alknet_core::Capabilities::default(),
             invoker: Arc::clone(&self.parts.invoker),
             judge: Arc::new(self.me.clone()),
         };

@@ -168,6 +168,10 @@ impl Promotion {
             authority: loaded.authority.clone(),
             tally: Arc::clone(&loaded.tally),
             crashes: Arc::clone(&self.crashes),
+            capabilities: {
+                let given = self.parts.capabilities.get(&loaded.version.terms.path);
+                given.cloned().unwrap_or_default()
+            },
             invoker: Arc::clone(&self.parts.invoker),
             judge: Arc::new(self.me.clone()),
         };

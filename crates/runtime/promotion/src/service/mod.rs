@@ -4,11 +4,12 @@ mod decide;
 mod install;
 mod show;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use alknet_call::{Dispatcher, Generation, Registration};
-use alknet_core::{Clock, Identity, IdentityProvider};
+use alknet_core::{Capabilities, Clock, Identity, IdentityProvider};
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
@@ -70,6 +71,8 @@ pub struct Parts {
     pub identities: Arc<dyn IdentityProvider>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
+    /// What operations are given, by the name that they are called by.
+    pub capabilities: BTreeMap<String, Capabilities>,
     /// What an administrator decided.
     pub config: Config,
 }

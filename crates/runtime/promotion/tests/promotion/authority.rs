@@ -146,3 +146,26 @@ async fn no_operation_reviews_on_somebodys_behalf() {
         assert_eq!(told, Ok(json!("FORBIDDEN")), "{name}");
     }
 }
+
+/// A vault that is locked is nobody's fault, and worth another try.
+#[tokio::test]
+async fn an_act_that_finds_nothing_is_unavailable_and_not_counted() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    let source = "export const run = ({ path }) => {
+        const details = { reason: 'vault_locked' };
+        throw new OpError('UNAVAILABLE', 'the vault is locked', { path, details, retryable: true });
+    };";
+    node.promote(&Draft::new("acts", source)).await;
+    let act = json!({ "path": "capability/sign" });
+    let locked = node.call("cal", "js/acts", &act).await;
+    let locked = locked.expect_err("locked");
+    assert_eq!(
+        (&locked.code, locked.retryable),
+        (&ErrorCode::Unavailable, true)
+    );
+    assert_eq!(locked.details.expect("why")["reason"], "vault_locked");
+    let operation = json!({ "path": "config/tax" });
+    let other = node.code("cal", "js/acts", &operation).await;
+    assert_eq!(other, ErrorCode::Internal);
+}

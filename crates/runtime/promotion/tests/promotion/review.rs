@@ -273,6 +273,7 @@ async fn a_configuration_asks_for_somebodys_review() {
             runner: node.isolates.clone(),
             invoker: node.isolates.clone(),
             identities: node.people.clone(),
+            capabilities: Default::default(),
             clock: std::sync::Arc::new(Noon),
             config: Config { reviews, ..live() },
         };

@@ -167,6 +167,7 @@ impl Node {
             runner: Arc::clone(&isolates) as _,
             invoker: Arc::clone(&isolates) as _,
             identities: Arc::clone(&people) as _,
+            capabilities: Default::default(),
             clock: Arc::new(Noon),
             config,
         };

@@ -2,11 +2,12 @@
 //!
 //! `spec` is what a session is made of, `opening` how it begins, `place` where it stands among the
 //! others, `session` the handle that the rest of the node holds, `actor` the task that listens to its
-//! worker and answers it, `reach` what the script may call, `outgoing` a call of the script's on its
+//! worker and answers it, `acts` what the script does by a capability, `reach` what the script may call, `outgoing` a call of the script's on its
 //! way through the registry, `offered` an operation that it registered, `service` what lives on
 //! through a change of its code, `counted` what all of them come to in numbers.
 
 mod actor;
+mod acts;
 mod counted;
 mod failure;
 mod offered;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef};
-use alknet_core::Identity;
+use alknet_core::{Capabilities, Identity};
 use alknet_runtime::limits::JSON_BYTES;
 use alknet_runtime::{Marks, Noted, OpError};
 use alknet_worker::{Blob, Event, Reply, Told};
@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use super::TensorFiles;
+use super::acts;
 use super::failure::{op_error, op_fault};
 use crate::limits::{UNACKNOWLEDGED, VALUE_BYTES_MAX};
 use crate::wire::{self, Answer, Opts};
@@ -35,6 +36,8 @@ pub(super) struct Wish {
     pub(super) opts: Opts,
     pub(super) fds: Vec<OwnedFd>,
     pub(super) env: Env,
+    /// By what it acts, if it is no call of an operation.
+    pub(super) capabilities: Option<Capabilities>,
     /// Where it is written down what comes of it.
     pub(super) noted: Option<Noted>,
 }
@@ -185,6 +188,14 @@ async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>) {
 }
 
 async fn try_call(wish: Wish, files: Files) -> Result<(Blob, Vec<OwnedFd>), CallError> {
+    if let Some(capabilities) = &wish.capabilities {
+        let answer = acts::act(capabilities, &wish.name, &wish.input)?;
+        let packed = pack(&Body::json(&answer)?)?;
+        if let Some(noted) = &wish.noted {
+            noted.answered(&answer, None);
+        }
+        return Ok(packed);
+    }
     let options = options(&wish.name, &wish.opts)?;
     let Wish {
         name,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::{NameSet, ScopedPeerEnv};
-use alknet_core::Identity;
+use alknet_core::{Capabilities, Identity};
 use alknet_runtime::{Clock, Code, Failure, Limits, Mode, ModuleSet};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -20,6 +20,8 @@ pub struct SessionSpec {
     pub identity: Option<Arc<Identity>>,
     /// What it may call. Cut to what the operation that opens the session reaches.
     pub grants: Grants,
+    /// What it may do by secrets that it does not see: those of the operation that opens it, as a rule.
+    pub capabilities: Capabilities,
     /// What it may use.
     pub limits: SessionLimits,
     /// Its time.
@@ -47,6 +49,7 @@ impl SessionSpec {
         Self {
             identity,
             grants: Grants::default(),
+            capabilities: Capabilities::default(),
             limits: SessionLimits::default(),
             clock: Clock::System,
             seed: None,

@@ -1,5 +1,6 @@
 //! Sessions in real workers, called through a real registry, many of them hostile.
 
+mod acting;
 mod calls;
 mod documented;
 mod hostile;

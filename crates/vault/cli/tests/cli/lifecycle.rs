@@ -50,6 +50,23 @@ fn a_vault_is_made_used_rotated_and_looked_at() {
         shell.good(&format!("open cred:openai {with_seed}"), ""),
         "sk-test-123"
     );
+    // A record for somewhere else, kept nowhere here.
+    let record =
+        shell.json(&format!("seal cred:far --print {with_seed}"), "sk-far")["record"].take();
+    assert_eq!(
+        (&record["alg"], &record["key_version"]),
+        (&"ALK1".into(), &4.into())
+    );
+    let table = shell.good(&format!("seal cred:far --print {with_seed}"), "sk-far");
+    assert!(
+        table.starts_with("[credentials.record]\nalg = \"ALK1\"\ndata = \""),
+        "{table}"
+    );
+    assert!(!table.contains("sk-far"), "{table}");
+    assert_eq!(
+        shell.fails(&format!("open cred:far {with_seed}"), "").1,
+        "NOT_FOUND"
+    );
     shell.good(&format!("seal cred:b {with_seed}"), "x");
     assert_eq!(
         shell.json("list --dir vault", "")["records"][0]["key_version"],

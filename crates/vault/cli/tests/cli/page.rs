@@ -45,5 +45,5 @@ fn the_commands_of_the_page_work() {
         assert_eq!(ended.code, 0, "{line}: {}", ended.err);
         count += 1;
     }
-    assert_eq!(count, 27);
+    assert_eq!(count, 28);
 }

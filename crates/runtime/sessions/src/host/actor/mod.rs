@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use alknet_call::Env;
+use alknet_core::Capabilities;
 use alknet_runtime::{Level, OpError, Record};
 use alknet_worker::{Call, CallLimits, FromWorker, Hash, Request, Told};
 use serde_json::Value;
@@ -96,6 +97,7 @@ pub(super) struct Actor {
     /// Names of its own operations.
     offered: HashSet<String>,
     reach: Reach,
+    capabilities: Capabilities,
     calls_max: u64,
     console: Option<Console>,
     record: Option<Record>,
@@ -134,6 +136,7 @@ impl Actor {
             running: Vec::new(),
             offered: HashSet::new(),
             reach,
+            capabilities: spec.capabilities,
             calls_max: spec.limits.runtime.calls,
             console: spec.console,
             record: None,

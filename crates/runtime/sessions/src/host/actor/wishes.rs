@@ -8,6 +8,7 @@ use alknet_worker::{Body, Hash, Reply, Told};
 use serde_json::Value;
 
 use super::{Actor, LIES, Next, ON};
+use crate::host::acts;
 use crate::host::failure::{op_error, op_fault};
 use crate::host::offered;
 use crate::host::outgoing::{self, Said, Wish};
@@ -50,9 +51,13 @@ impl Actor {
             return self.refuse(id, &OpError::new("ABORTED", text), noted.as_ref());
         };
         let peer = opts.options.peer.as_deref();
-        if !(peer.is_none() && self.offered.contains(name))
-            && let Err(error) = self.reach.check(&env, name, peer, &input.0)
-        {
+        let is_act = acts::is_act(name);
+        if is_act && (subscribes || peer.is_some() || opts.tail.is_some() || opts.map) {
+            let error = OpError::new("INVALID_INPUT", "an act is called here, with JSON alone");
+            return self.refuse(id, &error, noted.as_ref());
+        }
+        let is_own = is_act || peer.is_none() && self.offered.contains(name);
+        if !is_own && let Err(error) = self.reach.check(&env, name, peer, &input.0) {
             return self.refuse(id, &op_error(&error, name), noted.as_ref());
         }
         let wish = Wish {
@@ -62,6 +67,7 @@ impl Actor {
             opts,
             fds,
             env,
+            capabilities: is_act.then(|| self.capabilities.clone()),
             noted,
         };
         self.outgoing.begin(wish, subscribes);
@@ -76,7 +82,10 @@ impl Actor {
             record.leave_out();
             return None;
         }
-        let marks = env.and_then(|env| outgoing::marks(env, name, opts));
+        let marks = match acts::is_act(name) {
+            true => acts::marks(name),
+            false => env.and_then(|env| outgoing::marks(env, name, opts)),
+        };
         Some(record.begin(name, input, marks))
     }
 

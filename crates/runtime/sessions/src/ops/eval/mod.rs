@@ -216,6 +216,7 @@ impl Evals {
             modules.insert(name, text.clone()).map_err(|f| told(&f))?;
         }
         let mut spec = SessionSpec::new(ctx.identity().cloned(), modules);
+        spec.capabilities = ctx.capabilities().clone();
         spec.mode = mode;
         spec.grants = Grants::to(asked.uses.as_ref().unwrap_or(&self.reach));
         spec.limits = asked.limits.limits();

@@ -1,0 +1,500 @@
+//! `[[credentials]]` and `[[operations]]`: secrets of others that the node uses, and which operation may
+//! use which. A document holds sealed ones only; what is no name is not quoted, for it may be a secret in
+//! the wrong place.
+
+use data_encoding::BASE64;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::capabilities::CapabilityKind;
+use crate::credentials::EncryptedData;
+
+use super::error::quote;
+use super::people::correct;
+use super::read::{Notes, Section, Value};
+use super::sections::each;
+use super::values::Complaint;
+use super::vault::KEY_VERSIONS;
+
+/// Most credentials: each is a record that is opened at a start.
+const CREDENTIALS_MAX: usize = 256;
+/// Most operations that are given something.
+const OPERATIONS_MAX: usize = 256;
+/// Most credentials of one operation.
+const GRANTED_MAX: usize = 32;
+/// Longest name of a credential in bytes.
+const NAME_BYTES_MAX: usize = 32;
+/// Longest name of a header in bytes.
+const HEADER_BYTES_MAX: usize = 64;
+/// Longest user of `basic` in bytes.
+const USER_BYTES_MAX: usize = 255;
+/// Longest name of an operation in bytes: four segments of 63.
+const OPERATION_BYTES_MAX: usize = 255;
+/// Highest number of a zone or a generation: the last hardened level of a path.
+const INDEX_MAX: u32 = (1 << 31) - 1;
+/// The only format of a record.
+const ALG: &str = "ALK1";
+/// Bytes of the tag, without which there is no record.
+const TAG_BYTES: usize = 16;
+/// The one purpose whose keys are handed to operations, and what is in front of its numbers.
+const DNS_ZONE: &str = "dns-zone-";
+
+/// `[[credentials]]`: something that operations may use without seeing it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialConfig {
+    /// What operations ask for it by.
+    #[schemars(regex(pattern = r"^[a-z][a-z0-9-]{0,31}$"))]
+    pub name: String,
+    /// What it does.
+    pub kind: CapabilityKind,
+    /// The secret, sealed by the vault of this node's words under the label `cred:` and the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<EncryptedData>,
+    /// Of `api-key`: the header that the key goes into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-z][a-z0-9-]{0,63}$"))]
+    pub header: Option<String>,
+    /// Of `basic`: whose password it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Of `signer`: a key that is derived from the words, instead of a secret from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^dns-zone-[0-9]+-[0-9]+$"))]
+    pub purpose: Option<String>,
+}
+
+impl CredentialConfig {
+    /// Whether it takes a secret from outside.
+    #[must_use]
+    pub fn needs_secret(&self) -> bool {
+        self.kind != CapabilityKind::Aead && self.purpose.is_none()
+    }
+}
+
+/// `[[operations]]`: what an operation is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OperationConfig {
+    /// Its name, `js/mint`.
+    pub name: String,
+    /// Names of credentials that it may use.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+/// Entries that are free of mistakes.
+pub(super) fn credentials(
+    entries: &[Value<'_, '_>],
+    notes: &mut Notes<'_>,
+) -> Vec<CredentialConfig> {
+    bounded(entries, CREDENTIALS_MAX, "credentials", notes);
+    let mut seen = Vec::new();
+    correct(entries, notes, |section, notes| {
+        credential(section, &mut seen, notes)
+    })
+}
+
+/// Entries that are free of mistakes. `known` are the names of credentials, right or wrong.
+pub(super) fn operations(
+    entries: &[Value<'_, '_>],
+    known: &[String],
+    notes: &mut Notes<'_>,
+) -> Vec<OperationConfig> {
+    bounded(entries, OPERATIONS_MAX, "operations", notes);
+    let mut seen = Vec::new();
+    correct(entries, notes, |section, notes| {
+        operation(section, known, &mut seen, notes)
+    })
+}
+
+/// The names of credentials, for who refers to them: a mistake elsewhere in an entry is no second one.
+pub(super) fn names(entries: &[Value<'_, '_>]) -> Vec<String> {
+    let name = |entry: &Value<'_, '_>| entry.text_of("name").map(str::to_owned);
+    entries.iter().filter_map(name).collect()
+}
+
+fn bounded(entries: &[Value<'_, '_>], most: usize, what: &str, notes: &mut Notes<'_>) {
+    if let Some(beyond) = entries.get(most) {
+        let what = format!("there are more than {most} {what}");
+        beyond.wrong(notes, what, "leave some out");
+    }
+}
+
+fn credential(
+    mut section: Section<'_, '_>,
+    seen: &mut Vec<String>,
+    notes: &mut Notes<'_>,
+) -> Option<CredentialConfig> {
+    let name = section.required("name", "\"a-name\"", notes);
+    let kind = section.required("kind", "\"bearer\"", notes);
+    let record = section.key("record");
+    let header = section.key("header");
+    let user = section.key("user");
+    let purpose = section.key("purpose");
+    section.finish(notes);
+    let name = name.and_then(|value| {
+        let name = value.parsed(notes, credential_name)?;
+        unique(name, seen, &value, notes)
+    });
+    let place = kind.clone();
+    let kind = kind.and_then(|value| value.parsed(notes, capability_kind));
+    if let (Some(kind), Some(place)) = (kind, place) {
+        let needed = [
+            (CapabilityKind::ApiKey, "header", header.is_some()),
+            (CapabilityKind::Basic, "user", user.is_some()),
+        ];
+        for (of, key, there) in needed {
+            if kind == of && !there {
+                let what = format!("the kind {kind} needs the key {key}");
+                place.wrong(notes, what, format!("add {key} = \"…\""));
+            }
+        }
+        let secret = kind != CapabilityKind::Aead && purpose.is_none();
+        let fit = [
+            (&record, secret),
+            (&header, kind == CapabilityKind::ApiKey),
+            (&user, kind == CapabilityKind::Basic),
+            (&purpose, kind == CapabilityKind::Signer),
+        ];
+        for (value, fits) in fit {
+            if let Some(value) = value.as_ref().filter(|_| !fits) {
+                let what = format!("the kind {kind} as it is here has no use for this key");
+                value.wrong(notes, what, "leave it out");
+            }
+        }
+    }
+    Some(CredentialConfig {
+        record: record.and_then(|value| sealed(&value, notes)),
+        header: header.and_then(|value| value.parsed(notes, header_name)),
+        user: user.and_then(|value| value.parsed(notes, user_name)),
+        purpose: purpose.and_then(|value| value.parsed(notes, signing_purpose)),
+        name: name?,
+        kind: kind?,
+    })
+}
+
+fn operation(
+    mut section: Section<'_, '_>,
+    known: &[String],
+    seen: &mut Vec<String>,
+    notes: &mut Notes<'_>,
+) -> Option<OperationConfig> {
+    let name = section.required("name", "\"js/mint\"", notes);
+    let granted = section.list("capabilities", notes);
+    section.finish(notes);
+    let name = name.and_then(|value| {
+        let name = value.parsed(notes, operation_name)?;
+        unique(name, seen, &value, notes)
+    });
+    bounded(
+        &granted,
+        GRANTED_MAX,
+        "capabilities of one operation",
+        notes,
+    );
+    let is_known = |text: &str| match known.iter().any(|name| name == text) {
+        true => Ok(text.to_owned()),
+        false => Err((
+            "there is no credential of this name".to_owned(),
+            "add [[credentials]] with it, or leave it out".to_owned(),
+        )),
+    };
+    let capabilities = each(&granted, is_known, notes);
+    for (at, one) in capabilities.iter().enumerate() {
+        if capabilities[..at].contains(one)
+            && let Some(value) = granted.get(at)
+        {
+            let what = format!("{} is listed twice", quote(one));
+            value.wrong(notes, what, "keep one of the two");
+        }
+    }
+    Some(OperationConfig {
+        name: name?,
+        capabilities,
+    })
+}
+
+fn unique(
+    name: String,
+    seen: &mut Vec<String>,
+    value: &Value<'_, '_>,
+    notes: &mut Notes<'_>,
+) -> Option<String> {
+    if seen.contains(&name) {
+        let what = format!("{} has an entry already", quote(&name));
+        value.wrong(notes, what, "keep one of the two");
+        return None;
+    }
+    seen.push(name.clone());
+    Some(name)
+}
+
+/// The JSON form of a sealed record, as a table.
+fn sealed(value: &Value<'_, '_>, notes: &mut Notes<'_>) -> Option<EncryptedData> {
+    let mut section = value.section(notes)?;
+    let example = "… as 'alknet vault seal --print' prints it";
+    let alg = section.required("alg", "\"ALK1\"", notes);
+    let key_version = section.required("key_version", "2", notes);
+    let salt = section.required("salt", example, notes);
+    let iv = section.required("iv", example, notes);
+    let data = section.required("data", example, notes);
+    section.finish(notes);
+    let format = |text: &str| match text == ALG {
+        true => Ok(text.to_owned()),
+        false => Err(("this is no format of records", "write \"ALK1\"").map_texts()),
+    };
+    let alg = alg.and_then(|value| value.parsed(notes, format));
+    let key_version = key_version.and_then(|value| value.number(KEY_VERSIONS, notes));
+    let mut bytes = |value: Option<Value<'_, '_>>, fits: fn(usize) -> bool| {
+        value?.parsed(notes, |text| match BASE64.decode(text.as_bytes()) {
+            Ok(bytes) if fits(bytes.len()) => Ok(bytes),
+            _ => Err(("this is no part of a record", example).map_texts()),
+        })
+    };
+    let salt = bytes(salt, |len| len == 32);
+    let iv = bytes(iv, |len| len == 12);
+    let data = bytes(data, |len| len >= TAG_BYTES);
+    Some(EncryptedData {
+        key_version: key_version?,
+        salt: salt?.try_into().ok()?,
+        iv: iv?.try_into().ok()?,
+        data: data?,
+        alg: alg?,
+    })
+}
+
+trait Texts {
+    fn map_texts(self) -> Complaint;
+}
+
+impl Texts for (&str, &str) {
+    fn map_texts(self) -> Complaint {
+        (self.0.to_owned(), self.1.to_owned())
+    }
+}
+
+fn credential_name(text: &str) -> Result<String, Complaint> {
+    if is_credential_name(text) {
+        return Ok(text.to_owned());
+    }
+    let fix = "use 1 to 32 of a-z, 0-9 and '-', a letter first";
+    Err(("this is no name of a credential", fix).map_texts())
+}
+
+/// Whether a credential may be called so: 1 to 32 of `a-z`, `0-9` and `-`, a letter first.
+#[must_use]
+pub fn is_credential_name(text: &str) -> bool {
+    is_plain(text, NAME_BYTES_MAX)
+}
+
+fn is_plain(text: &str, most: usize) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let letter = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    letter && text.len() <= most && text.bytes().all(plain)
+}
+
+fn capability_kind(text: &str) -> Result<CapabilityKind, Complaint> {
+    let mut all = CapabilityKind::ALL.into_iter();
+    all.find(|kind| kind.name() == text).ok_or_else(|| {
+        let names = CapabilityKind::ALL.map(CapabilityKind::name).join(", ");
+        let what = "this is no kind of credential".to_owned();
+        (what, format!("write one of {names}"))
+    })
+}
+
+fn header_name(text: &str) -> Result<String, Complaint> {
+    if is_plain(text, HEADER_BYTES_MAX) {
+        return Ok(text.to_owned());
+    }
+    let fix = "write it in lower case, like x-api-key";
+    Err(("this is no name of a header", fix).map_texts())
+}
+
+fn user_name(text: &str) -> Result<String, Complaint> {
+    let plain = |b: u8| b.is_ascii_graphic() && b != b':';
+    if (1..=USER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
+        return Ok(text.to_owned());
+    }
+    let fix = "use 1 to 255 printable ASCII characters without ':' and spaces";
+    Err(("this is no user", fix).map_texts())
+}
+
+/// Keys that are the node's own name somewhere, or that let people in, are handed to nobody.
+fn signing_purpose(text: &str) -> Result<String, Complaint> {
+    const NEVER: [&str; 6] = [
+        "acme-account",
+        "image-signing",
+        "message-leaf",
+        "node-identity",
+        "ssh-host",
+        "ssh-user-ca",
+    ];
+    let fix = "write dns-zone-ZONE-GENERATION, or leave the key out and bring a key from outside";
+    if NEVER.contains(&text) {
+        let what = format!("the key {} is handed to no operation", quote(text));
+        return Err((what, fix.to_owned()));
+    }
+    let number = |text: &str| {
+        let number: u32 = text.parse().ok()?;
+        (number <= INDEX_MAX && number.to_string() == text).then_some(number)
+    };
+    let numbers = text.strip_prefix(DNS_ZONE).and_then(|rest| {
+        let (zone, generation) = rest.split_once('-')?;
+        number(zone).zip(number(generation))
+    });
+    match numbers {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(("this is no purpose of a key", fix).map_texts()),
+    }
+}
+
+fn operation_name(text: &str) -> Result<String, Complaint> {
+    let is_segment = |segment: &str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        let letter = segment
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphabetic());
+        letter && segment.len() <= 63 && segment.bytes().all(plain)
+    };
+    let segments = text.split('/').count();
+    let fits = text.len() <= OPERATION_BYTES_MAX && (2..=4).contains(&segments);
+    if fits && text.split('/').all(is_segment) {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is no name of an operation", quote(text)),
+        "write it like js/mint".to_owned(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NodeConfig;
+
+    fn complaint(document: &str, word: &str) {
+        let errors = NodeConfig::parse(document.as_bytes()).expect_err(document);
+        assert_eq!(errors.len(), 1, "{document}: {errors:#?}");
+        let text = errors[0].to_string();
+        assert!(text.contains(word), "{word}: {text}");
+        assert!(!text.contains("hush"), "{text}");
+    }
+
+    #[test]
+    fn each_kind_has_its_keys_and_no_others() {
+        let one = |rest: &str| format!("[[credentials]]\nname = \"one\"\n{rest}\n");
+        for (rest, word) in [
+            ("kind = \"hush\"", "no kind of credential"),
+            ("kind = \"api-key\"", "needs the key header"),
+            ("kind = \"basic\"", "needs the key user"),
+            ("kind = \"bearer\"\nuser = \"a\"", "no use for this key"),
+            ("kind = \"aead\"\nrecord = {}", ""),
+            (
+                "kind = \"bearer\"\nsecret = \"hush\"",
+                "unknown key 'secret'",
+            ),
+            ("kind = \"bearer\"\nrecord = \"hush\"", "expected a table"),
+            (
+                "kind = \"api-key\"\nheader = \"Hush\"",
+                "no name of a header",
+            ),
+            ("kind = \"basic\"\nuser = \"a:hush\"", "no user"),
+            (
+                "kind = \"signer\"\npurpose = \"node-identity\"",
+                "handed to no operation",
+            ),
+            (
+                "kind = \"signer\"\npurpose = \"credentials-2\"",
+                "no purpose of a key",
+            ),
+            (
+                "kind = \"signer\"\npurpose = \"dns-zone-01-0\"",
+                "no purpose of a key",
+            ),
+            (
+                "kind = \"signer\"\npurpose = \"dns-zone-2147483648-0\"",
+                "no purpose of a key",
+            ),
+        ] {
+            let document = one(rest);
+            if word.is_empty() {
+                assert!(NodeConfig::parse(document.as_bytes()).is_err());
+            } else {
+                complaint(&document, word);
+            }
+        }
+        for fine in [
+            "kind = \"aead\"",
+            "kind = \"bearer\"",
+            "kind = \"bytes\"",
+            "kind = \"signer\"",
+            "kind = \"signer\"\npurpose = \"dns-zone-0-7\"",
+            "kind = \"basic\"\nuser = \"ada\"",
+            "kind = \"api-key\"\nheader = \"x-api-key\"",
+        ] {
+            let config = NodeConfig::parse(one(fine).as_bytes()).expect(fine);
+            let own = !fine.contains("aead") && !fine.contains("purpose");
+            assert_eq!(config.credentials[0].needs_secret(), own, "{fine}");
+        }
+        complaint(
+            &[one("kind = \"aead\""), one("kind = \"bytes\"")].concat(),
+            "has an entry already",
+        );
+        complaint(
+            "[[credentials]]\nname = \"Hush\"\nkind = \"aead\"\n",
+            "no name",
+        );
+    }
+
+    #[test]
+    fn a_record_is_whole_or_refused_and_never_quoted() {
+        let text = |salt: &str, data: &str, alg: &str| {
+            format!(
+                "[[credentials]]\nname = \"one\"\nkind = \"bearer\"\nrecord = {{ key_version = 2, \
+                 salt = \"{salt}\", iv = \"{}\", data = \"{data}\", alg = \"{alg}\" }}\n",
+                BASE64.encode(&[2; 12])
+            )
+        };
+        let (salt, data) = (BASE64.encode(&[1; 32]), BASE64.encode(&[3; 20]));
+        let config = NodeConfig::parse(text(&salt, &data, "ALK1").as_bytes()).expect("a record");
+        let record = config.credentials[0].record.as_ref().expect("there");
+        assert_eq!((record.key_version, record.data.len()), (2, 20));
+        complaint(&text("hush", &data, "ALK1"), "no part of a record");
+        complaint(&text(&salt, &BASE64.encode(&[3; 15]), "ALK1"), "no part");
+        complaint(&text(&salt, &data, "hush"), "no format of records");
+        complaint(
+            &text(&salt, &data, "ALK1").replace("key_version = 2", "key_version = 1"),
+            "out of range",
+        );
+        complaint(
+            &text(&salt, &data, "ALK1").replace("key_version = 2, ", ""),
+            "missing",
+        );
+    }
+
+    #[test]
+    fn operations_get_what_there_is() {
+        let credential = "[[credentials]]\nname = \"one\"\nkind = \"aead\"\n";
+        let with = |rest: &str| format!("{credential}[[operations]]\n{rest}\n");
+        let fine = with("name = \"js/mint\"\ncapabilities = [\"one\"]");
+        let config = NodeConfig::parse(fine.as_bytes()).expect("correct");
+        assert_eq!(config.operations[0].capabilities, ["one"]);
+        for (rest, word) in [
+            ("name = \"js/a\"\ncapabilities = [\"two\"]", "no credential"),
+            (
+                "name = \"js/a\"\ncapabilities = [\"one\", \"one\"]",
+                "twice",
+            ),
+            (
+                "name = \"js\"\ncapabilities = []",
+                "no name of an operation",
+            ),
+            ("name = \"js/a\"\ncapability = []", "did you mean"),
+            ("capabilities = [\"one\"]", "missing"),
+        ] {
+            complaint(&with(rest), word);
+        }
+    }
+}

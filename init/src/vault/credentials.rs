@@ -1,0 +1,398 @@
+//! Secrets of others, such as API keys: sealed by the vault when a medium brings them, kept below the
+//! state directory, and handed to the node as they were sealed.
+//!
+//! PID 1 alone writes the folder, which is root's: a node that was taken over cannot replace a record by
+//! another, nor by a link. Rotation is here as well, before there is a node: all records or none.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use alknet_core::EncryptedData;
+use alknet_core::config::{NodeConfig, VaultSection};
+use alknet_provisioning::{FoundCredential, KernelMounter, Paths, Place, erase};
+use alknet_vault::audit::Event;
+use alknet_vault::credentials::{Credentials, CredentialsError};
+use alknet_vault::{KeyVersion, KeyVersions, Label, Vault};
+
+use super::Keeper;
+use crate::control::Problem;
+
+/// Folder of the sealed records below the state directory.
+const FOLDER: &str = "credentials";
+/// Kind of their labels.
+const KIND: &str = "cred";
+/// Bytes of all records, as JSON, that the node is told: half of a line to it.
+const TOLD_BYTES_MAX: usize = 512 << 10;
+
+/// What there is for the node.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// By the name that the configuration has.
+    pub(crate) records: BTreeMap<String, EncryptedData>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Kept {
+    fn problem(&mut self, code: &str, text: String, hint: &str) {
+        tracing::warn!("{code}: {text}");
+        self.problems.push(Problem {
+            code: code.to_owned(),
+            text,
+            hint: hint.to_owned(),
+        });
+    }
+}
+
+/// Seals what media brought for the credentials of `config`, erases it there, and reads what is kept.
+/// A record that is there is never replaced by a medium. `state_dir` is the data partition, if there is
+/// one.
+pub(crate) fn keep(
+    keeper: &Keeper,
+    state_dir: Option<&Path>,
+    config: &NodeConfig,
+    found: &[FoundCredential],
+    paths: &Paths,
+) -> Kept {
+    let mut kept = Kept::default();
+    // Each attempt to open it comes here again.
+    if keeper.is_locked() {
+        return kept;
+    }
+    let wanted: BTreeSet<&str> = config
+        .credentials
+        .iter()
+        .filter(|one| one.needs_secret() && one.record.is_none())
+        .map(|one| one.name.as_str())
+        .collect();
+    let (found, unused): (Vec<_>, Vec<_>) = found
+        .iter()
+        .partition(|one| wanted.contains(one.name.as_str()));
+    for one in &unused {
+        let text = format!(
+            "{}: secrets.credentials.{}: the configuration has no use for it",
+            one.source, one.name
+        );
+        let hint = "add [[credentials]] of this name and without a record, or take it away";
+        kept.problem("credential-unused", text, hint);
+    }
+    let folder = state_dir.map(|dir| dir.join(FOLDER));
+    let Some(folder) = folder.filter(|_| keeper.is_open()) else {
+        if let Some(one) = found.first() {
+            let text = format!(
+                "{}: there is no vault on a data partition, so no credential is kept",
+                one.source
+            );
+            let hint = "attach a data disk, or leave out vault.init = \"off\"";
+            kept.problem("credentials-not-kept", text, hint);
+        }
+        return kept;
+    };
+    if wanted.is_empty() && !folder.exists() {
+        use_versions(&keeper.vault(), &config.vault, None);
+        return kept;
+    }
+    if let Err(error) = with_store(keeper, &folder, config, (&wanted, &found), &mut kept) {
+        kept.problem(
+            "credentials-not-kept",
+            error.to_string(),
+            "check the data disk",
+        );
+        return kept;
+    }
+    erase_kept(&found, &unused, &mut kept, paths);
+    kept
+}
+
+type Asked<'a> = (&'a BTreeSet<&'a str>, &'a [&'a FoundCredential]);
+
+fn with_store(
+    keeper: &Keeper,
+    folder: &Path,
+    config: &NodeConfig,
+    (wanted, found): Asked<'_>,
+    kept: &mut Kept,
+) -> Result<(), CredentialsError> {
+    let store = Credentials::open(folder)?;
+    let vault = keeper.vault();
+    rotate(keeper, &store, &vault, &config.vault, kept)?;
+    for one in found {
+        let Some(label) = label(&one.name) else {
+            continue;
+        };
+        match store.get(&label) {
+            // It was taken before, or power went before it was erased.
+            Ok(_) => continue,
+            Err(CredentialsError::NotFound(_)) => {}
+            // It is named below.
+            Err(_) => continue,
+        }
+        let sealed = vault.seal(&label, one.secret.expose().as_bytes());
+        let sealed = sealed.map_err(|source| CredentialsError::Record {
+            label: label.clone(),
+            source,
+        })?;
+        store.put(&label, &sealed)?;
+        keeper.events().add(Event::Sealed { label });
+        tracing::info!("the credential {} of {} is kept", one.name, one.source);
+    }
+    let mut bytes = 0;
+    for name in wanted {
+        let Some(label) = label(name) else { continue };
+        let text = match store.get(&label) {
+            Ok(blob) => blob.to_json(),
+            // The node says so, with what it knows of it.
+            Err(CredentialsError::NotFound(_)) => continue,
+            Err(error) => {
+                refused(kept, name, &error);
+                continue;
+            }
+        };
+        bytes += text.len();
+        match serde_json::from_str(&text) {
+            Ok(record) if bytes <= TOLD_BYTES_MAX => {
+                kept.records.insert((*name).to_owned(), record);
+            }
+            _ => {
+                let text = format!(
+                    "the credential {name} is left out: all of them have more than \
+                     {TOLD_BYTES_MAX} bytes"
+                );
+                kept.problem(
+                    "credential-unusable",
+                    text,
+                    "put its record into the configuration",
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refused(kept: &mut Kept, name: &str, error: &CredentialsError) {
+    let text = format!("the credential {name} cannot be read: {error}");
+    let hint =
+        "seal it anew ('alknet vault seal --print') and put its record into the configuration";
+    kept.problem("credential-unusable", text, hint);
+}
+
+/// Seals every record anew where the configuration wants a newer key; what it forbids does not open
+/// afterwards.
+fn rotate(
+    keeper: &Keeper,
+    store: &Credentials,
+    vault: &Vault,
+    config: &VaultSection,
+    kept: &mut Kept,
+) -> Result<(), CredentialsError> {
+    let to = version(config.key_version);
+    let before = store.versions()?.current;
+    if to > before {
+        // For as long as it takes, everything that is there may be read.
+        let _ = vault.use_versions(KeyVersions {
+            current: to,
+            oldest: KeyVersion::FIRST,
+        });
+        let rotated = store.list().and_then(|entries| {
+            store.rotate_to(vault, to)?;
+            Ok(entries)
+        });
+        match rotated {
+            Ok(entries) => {
+                tracing::info!("{} credentials have key version {to}", entries.len());
+                for entry in entries {
+                    let label = entry.label;
+                    keeper.events().add(Event::Rotated { label, to });
+                }
+            }
+            Err(error) => {
+                let text = format!("the credentials keep their key version: {error}");
+                let hint = "the next start tries again; seal the one that does not open anew";
+                kept.problem("credentials-not-rotated", text, hint);
+            }
+        }
+    }
+    use_versions(vault, config, Some(store.versions()?.current));
+    Ok(())
+}
+
+/// What the configuration says, but never an older key than the records have already.
+fn use_versions(vault: &Vault, config: &VaultSection, kept: Option<KeyVersion>) {
+    let current = version(config.key_version);
+    let versions = KeyVersions {
+        current: kept.map_or(current, |kept| kept.max(current)),
+        oldest: version(config.min_version),
+    };
+    // In order, as the configuration was found right.
+    let _ = vault.use_versions(versions);
+}
+
+/// The configuration's, which its own reading has found right.
+fn version(number: u32) -> KeyVersion {
+    KeyVersion::new(number).unwrap_or(KeyVersion::FIRST)
+}
+
+fn label(name: &str) -> Option<Label> {
+    format!("{KIND}:{name}").parse().ok()
+}
+
+/// A place is erased as a whole: one with something that is not kept stays.
+fn erase_kept(
+    found: &[&FoundCredential],
+    unused: &[&FoundCredential],
+    kept: &mut Kept,
+    paths: &Paths,
+) {
+    let is_kept = |one: &&&FoundCredential| kept.records.contains_key(&one.name);
+    let stay = found.iter().filter(|one| !is_kept(one)).chain(unused);
+    let stay: Vec<&Place> = stay.flat_map(|one| &one.places).collect();
+    let mut gone: Vec<Place> = Vec::new();
+    for place in found.iter().filter(is_kept).flat_map(|one| &one.places) {
+        if !stay.contains(&place) && !gone.contains(place) {
+            gone.push(place.clone());
+        }
+    }
+    for problem in erase(paths, &KernelMounter, &gone) {
+        kept.problem(problem.code, problem.text, &problem.hint);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use alknet_vault::{Entropy, SecretStr};
+
+    use super::*;
+
+    const CONFIG: &str = "[[credentials]]\nname = \"openai\"\nkind = \"bearer\"\n\
+                          [[credentials]]\nname = \"mail\"\nkind = \"basic\"\nuser = \"ada\"\n";
+
+    fn keeper() -> Keeper {
+        let keeper = Keeper::new().expect("memory");
+        let words = Entropy::from_bytes(&[1; 16]).expect("16 bytes");
+        let unlocked = keeper.vault().unlock(&words, &SecretStr::empty());
+        unlocked.expect("it was locked");
+        keeper
+    }
+
+    /// What a machine finds whose fw_cfg has that document.
+    fn machine(document: &str) -> (tempfile::TempDir, Paths) {
+        let root = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| root.path().join(name);
+        let mut paths = Paths::system();
+        paths.fw_cfg = at("fw_cfg");
+        paths.block_class = at("block");
+        paths.dev = at("dev");
+        paths.dmi = at("dmi");
+        paths.efi = at("efi");
+        paths.command_line = at("cmdline");
+        paths.mount_point = at("mount");
+        fs::create_dir_all(at("fw_cfg/node")).expect("ours");
+        fs::create_dir_all(at("data")).expect("ours");
+        fs::write(at("fw_cfg/node/raw"), document).expect("ours");
+        (root, paths)
+    }
+
+    fn kept(keeper: &Keeper, root: &Path, paths: &Paths, config: &str) -> Kept {
+        let config = NodeConfig::parse(config.as_bytes()).expect("correct");
+        let found = alknet_provisioning::load(paths).secrets.credentials;
+        let data = root.join("data");
+        keep(keeper, Some(&data), &config, &found, paths)
+    }
+
+    fn codes(kept: &Kept) -> Vec<&str> {
+        kept.problems.iter().map(|it| it.code.as_str()).collect()
+    }
+
+    fn opened(keeper: &Keeper, kept: &Kept, name: &str) -> String {
+        let record = serde_json::to_string(&kept.records[name]).expect("JSON");
+        let blob = alknet_vault::Blob::from_json(&record).expect("a record");
+        let opened = keeper.vault().open(&label(name).expect("a label"), &blob);
+        String::from_utf8(opened.expect("it opens").expose().to_vec()).expect("text")
+    }
+
+    #[test]
+    fn what_a_medium_brings_is_sealed_once_and_never_replaced() {
+        let keeper = keeper();
+        let table = "[secrets.credentials]\nopenai = \"sk-hush\"\n";
+        let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
+        let first = kept(&keeper, root.path(), &paths, CONFIG);
+        // Nobody can erase what the hypervisor has.
+        assert_eq!(codes(&first), ["secrets-left"]);
+        assert!(first.problems[0].text.contains("credentials"));
+        assert_eq!(opened(&keeper, &first, "openai"), "sk-hush");
+        assert!(!first.records.contains_key("mail"));
+        assert!(!format!("{first:?}").contains("hush"));
+        fs::write(
+            paths.fw_cfg.join("node/raw"),
+            "[secrets.credentials]\nopenai = \"other\"\n",
+        )
+        .expect("ours");
+        let again = kept(&keeper, root.path(), &paths, CONFIG);
+        assert_eq!(opened(&keeper, &again, "openai"), "sk-hush");
+        let files = fs::read_dir(root.path().join("data/credentials/set-1")).expect("a set");
+        for file in files {
+            let text = fs::read_to_string(file.expect("a file").path()).expect("text");
+            assert!(
+                text.starts_with("cred:openai\n") && !text.contains("hush"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_newer_key_version_seals_everything_anew() {
+        let keeper = keeper();
+        let table = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
+        let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
+        kept(&keeper, root.path(), &paths, CONFIG);
+        let newer = format!("{CONFIG}[vault]\nkey_version = 4\nmin_version = 4\n");
+        let after = kept(&keeper, root.path(), &paths, &newer);
+        for (name, secret) in [("openai", "sk-hush"), ("mail", "pw")] {
+            assert_eq!(after.records[name].key_version, 4);
+            assert_eq!(opened(&keeper, &after, name), secret);
+        }
+        assert_eq!(keeper.vault().versions().oldest.number(), 4);
+        // Taken back, the records stay where they are, and open.
+        let before = kept(&keeper, root.path(), &paths, CONFIG);
+        assert_eq!(before.records["openai"].key_version, 4);
+        assert_eq!(opened(&keeper, &before, "openai"), "sk-hush");
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_said_and_stays_where_it_is() {
+        let table = "[secrets.credentials]\nopenai = \"sk-hush\"\nother = \"x\"\n";
+        let (root, paths) = machine(&format!("{table}\n{CONFIG}"));
+        let closed = Keeper::new().expect("memory");
+        let none = kept(&closed, root.path(), &paths, CONFIG);
+        assert_eq!(codes(&none), ["credential-unused", "credentials-not-kept"]);
+        assert!(none.records.is_empty());
+        let keeper = keeper();
+        let one = kept(&keeper, root.path(), &paths, CONFIG);
+        // The place has one that nobody wants, so it is not erased, nor tried.
+        assert_eq!(codes(&one), ["credential-unused"]);
+        assert_eq!(opened(&keeper, &one, "openai"), "sk-hush");
+        // One that was damaged is named, and the others are there.
+        let (root, paths) = machine(&format!(
+            "[secrets.credentials]\nopenai = \"a\"\nmail = \"b\"\n\n{CONFIG}"
+        ));
+        kept(&keeper, root.path(), &paths, CONFIG);
+        let folder = root.path().join("data/credentials/set-1");
+        for file in fs::read_dir(folder).expect("a set") {
+            let path = file.expect("a file").path();
+            if fs::read_to_string(&path)
+                .expect("text")
+                .starts_with("cred:mail")
+            {
+                fs::write(&path, "cred:mail\n{}\n").expect("ours");
+            }
+        }
+        let rest = kept(&keeper, root.path(), &paths, CONFIG);
+        assert_eq!(opened(&keeper, &rest, "openai"), "a");
+        let damaged = rest
+            .problems
+            .iter()
+            .find(|it| it.code == "credential-unusable");
+        assert!(damaged.expect("a problem").text.contains("mail"));
+    }
+}

@@ -1,0 +1,270 @@
+//! Secrets of others on a booted machine: brought by a medium and erased there, kept, used by an operation
+//! that never sees them, locked, and sealed anew under another key.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alknet_qemu::Disk;
+use alknet_tests::tools::{fat_volume, tool, tool_says};
+use alknet_tests::{Bench, Boot, Cli, Machine, Node, eventually};
+use alknet_vault::{Entropy, SecretStr, Vault};
+use serde_json::{Value, json};
+
+/// From a lock until the console asks.
+const ASKED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What is looked for where it must not be.
+const HUSH: &str = "sk-0c1f-this-is-nobodys-business-77aa90d3";
+/// What is signed.
+const MESSAGE: &str = "one coin";
+
+/// Signs by the capability that it is told.
+const SOURCE: &str = "
+export async function mint({ name, text }) {
+  const key = await capabilities.get(name);
+  const signature = await key.sign(new TextEncoder().encode(text));
+  return Array.from(new Uint8Array(signature));
+}
+";
+
+struct People {
+    ada: Cli,
+    rev: Cli,
+    bob: Cli,
+}
+
+impl People {
+    fn of(bench: &Bench) -> Self {
+        let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
+        Self { ada, rev, bob }
+    }
+
+    fn entries(&self) -> String {
+        let one = |name: &str, who: &Cli, scopes: &str| {
+            let key = who.identity();
+            format!(
+                "[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = [\"{scopes}\"]\n"
+            )
+        };
+        [
+            one("ada", &self.ada, "ops:propose"),
+            one("rev", &self.rev, "ops:promote"),
+            one("bob", &self.bob, "call:js:mint"),
+        ]
+        .concat()
+    }
+}
+
+/// A record that words of somebody else sealed.
+fn foreign_record() -> String {
+    let vault = Vault::locked();
+    let words = Entropy::from_bytes(&[9; 16]).expect("16 bytes");
+    vault.unlock(&words, &SecretStr::empty()).expect("locked");
+    let label = "cred:stolen".parse().expect("a label");
+    let blob = vault.seal(&label, HUSH.as_bytes()).expect("sealed");
+    let record: Value = serde_json::from_str(&blob.to_json()).expect("JSON");
+    let fields = record.as_object().expect("an object").iter();
+    let lines: Vec<_> = fields
+        .map(|(key, value)| format!("{key} = {value}"))
+        .collect();
+    lines.join("\n")
+}
+
+fn document(bench: &Bench, people: &People, vault: &str, secrets: &str) -> String {
+    format!(
+        "[node]\nadmin_keys = [\"{}\"]\n{secrets}\n\n[promotion]\nactivate = \"live\"\n\n\
+         [vault]\n{vault}\n\
+         [[credentials]]\nname = \"mint\"\nkind = \"signer\"\n\
+         [[credentials]]\nname = \"openai\"\nkind = \"bearer\"\n\
+         [[credentials]]\nname = \"stolen\"\nkind = \"bytes\"\n[credentials.record]\n{}\n\n\
+         [[operations]]\nname = \"js/mint\"\ncapabilities = [\"mint\", \"stolen\"]\n{}",
+        bench.admin().identity(),
+        foreign_record(),
+        people.entries()
+    )
+}
+
+fn machine<'a>(bench: &'a Bench, volume: &Path) -> Machine<'a> {
+    let volume = Disk::file(volume);
+    let machine = bench.machine(Boot::MicrovmErofs).config("");
+    machine.with(move |vm| vm.disk(volume))
+}
+
+/// The folder that is proposed.
+fn bundle(bench: &Bench) -> PathBuf {
+    let folder = bench.path().join("mint");
+    std::fs::create_dir_all(&folder).expect("the folder is ours");
+    let operation = json!({
+        "spec": { "name": "mint", "kind": "query", "description": "Signs.", "uses": [] },
+        "entry": "./main.js",
+        "export": "mint",
+        "tests": [{
+            "input": { "name": "mint", "text": "abc" },
+            "calls": [
+                { "path": "capability/get", "input": { "name": "mint" },
+                  "output": { "name": "mint", "kind": "signer", "public_key": "AA==" } },
+                { "path": "capability/sign", "input": { "name": "mint", "data": "YWJj" },
+                  "output": { "signature": "AQI=" } },
+            ],
+            "expect": { "output": [1, 2] },
+        }],
+    });
+    std::fs::write(folder.join("operation.json"), operation.to_string()).expect("room");
+    std::fs::write(folder.join("main.js"), SOURCE).expect("room");
+    folder
+}
+
+fn promote(node: &Node, people: &People, bench: &Bench) {
+    let target = node.target();
+    let mut propose = people
+        .ada
+        .command(&["ops", "propose", &target, "--as", "ada"]);
+    propose.arg(bundle(bench));
+    let proposed = people.ada.run(propose).json();
+    let id = proposed["id"].as_str().expect("an id");
+    let promote = people
+        .rev
+        .command(&["ops", "promote", &target, id, "--external"]);
+    let promoted = people.rev.run(promote).json();
+    assert_eq!(promoted["active"], true, "{promoted:#}");
+}
+
+/// Whether OpenSSL finds that the node signed with the key of that file.
+fn is_signed(bench: &Bench, key: &Path, signature: &Value) {
+    let bytes = signature.as_array().expect("bytes").iter();
+    let bytes: Vec<u8> = bytes
+        .map(|byte| byte.as_u64().expect("a byte") as u8)
+        .collect();
+    assert_eq!(bytes.len(), 64);
+    let [message, sig] = ["message", "signature"].map(|name| bench.path().join(name));
+    std::fs::write(&message, MESSAGE).expect("the folder is ours");
+    std::fs::write(&sig, bytes).expect("the folder is ours");
+    let arguments = ["pkeyutl", "-verify", "-rawin", "-inkey"].map(std::ffi::OsStr::new);
+    let mut arguments = arguments.to_vec();
+    arguments.extend([key.as_os_str(), "-in".as_ref(), message.as_os_str()]);
+    arguments.extend(["-sigfile".as_ref(), sig.as_os_str()]);
+    let said = tool_says("openssl", &arguments);
+    assert!(said.contains("Success"), "{said}");
+}
+
+fn state_of(status: &Value, name: &str) -> (Value, Value) {
+    let all = status["credentials"].as_array().expect("a list");
+    let one = all
+        .iter()
+        .find(|one| one["name"] == name)
+        .expect("it is there");
+    (one["state"].clone(), one["key_version"].clone())
+}
+
+#[test]
+fn a_promoted_operation_signs_with_what_a_medium_brought_and_nobody_sees_it() {
+    let bench = Bench::new();
+    let people = People::of(&bench);
+    let key = bench.path().join("mint.pem");
+    let make = ["genpkey", "-algorithm", "ed25519", "-out"].map(std::ffi::OsStr::new);
+    tool("openssl", &[&make[..], &[key.as_os_str()]].concat());
+    let pem = std::fs::read_to_string(&key).expect("made");
+    let body = pem.lines().nth(1).expect("base64").to_owned();
+    let secrets = format!("[secrets.credentials]\nopenai = \"{HUSH}\"\nmint = '''\n{pem}'''\n");
+    let volume = fat_volume(&bench, "seed", &document(&bench, &people, "", &secrets));
+    let node = machine(&bench, &volume).boot();
+    let status = node.call("vault/status", &Value::Null);
+    let two = json!(2);
+    assert_eq!(state_of(&status, "mint"), (json!("ready"), two.clone()));
+    assert_eq!(state_of(&status, "openai"), (json!("ready"), two.clone()));
+    assert_eq!(
+        state_of(&status, "stolen"),
+        (json!("credential_unusable"), two)
+    );
+    let problems = node.info()["problems"].take();
+    let text = problems.to_string();
+    assert_eq!(problems.as_array().map(Vec::len), Some(1), "{problems:#}");
+    assert!(
+        text.contains("credential stolen: ") && text.contains("other words"),
+        "{text}"
+    );
+
+    promote(&node, &people, &bench);
+    let target = node.target();
+    let mint = |name: &str| {
+        let input = json!({ "name": name, "text": MESSAGE });
+        people.bob.call(&target, "js/mint", &input, &[])
+    };
+    is_signed(&bench, &key, &mint("mint").json());
+    // Not given to it; and a script of an administrator's has none at all.
+    let refused = mint("openai");
+    assert!(refused.errors.contains("FORBIDDEN"), "{refused:?}");
+    let source = "export default (await capabilities.get('mint')).kind";
+    let eval = node.try_call("runtime/eval", &json!({ "source": source }), &[]);
+    assert!(eval.errors.contains("FORBIDDEN"), "{eval:?}");
+    for act in [
+        "capability/sign",
+        "capability/get",
+        "vault/open",
+        "vault/unlock",
+    ] {
+        let input = json!({ "name": "mint", "data": "" });
+        assert_eq!(node.try_call(act, &input, &[]).code(), "NOT_FOUND", "{act}");
+    }
+
+    assert_eq!(
+        node.call("vault/lock", &Value::Null),
+        json!({ "state": "locked" })
+    );
+    let locked = mint("mint");
+    assert_eq!(locked.code(), "UNAVAILABLE", "{locked:?}");
+    assert!(locked.errors.contains("vault_locked"), "{locked:?}");
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(state_of(&status, "mint").0, "vault_locked");
+    let asked = "alknet: asks: passphrase of the vault";
+    let waited = node.vm().wait_for(asked, ASKED_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+    node.vm()
+        .console()
+        .send("\r")
+        .expect("the console takes it");
+    eventually("the vault is open again", || {
+        (mint("mint").status == 0).then_some(())
+    });
+
+    let log = node.try_call("node/log", &json!({ "last": 100_000 }), &[]);
+    let said = [
+        ("the log", log.output + &log.errors),
+        ("the console", node.vm().console().text()),
+        ("the state of the vault", status.to_string()),
+        ("the node's account", node.info().to_string()),
+        ("the medium", lossy(&volume)),
+    ];
+    for (what, said) in said {
+        for secret in [HUSH, &body] {
+            assert!(!said.contains(secret), "{what} has a secret");
+        }
+    }
+    node.end();
+    let disk = std::fs::read(bench.data()).expect("the disk is ours");
+    for secret in [HUSH, &body] {
+        let found = memchr::memmem::find(&disk, secret.as_bytes());
+        assert!(found.is_none(), "the disk has a secret");
+    }
+    drop(disk);
+
+    // Without the medium's secrets, and under a newer key: what was kept is still there.
+    let newer = document(&bench, &people, "key_version = 3\nmin_version = 3", "");
+    let volume = fat_volume(&bench, "newer", &newer);
+    let node = machine(&bench, &volume).boot();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(state_of(&status, "mint"), (json!("ready"), json!(3)));
+    assert_eq!(state_of(&status, "openai"), (json!("ready"), json!(3)));
+    let input = json!({ "name": "mint", "text": MESSAGE });
+    let signature = people.bob.call(&node.target(), "js/mint", &input, &[]);
+    is_signed(&bench, &key, &signature.json());
+    let info = node.info();
+    let problems = info["problems"].to_string();
+    assert!(problems.contains("vault.min_version"), "{problems}");
+    node.end();
+}
+
+fn lossy(path: &Path) -> String {
+    let bytes = std::fs::read(path).expect("the disk is ours");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
