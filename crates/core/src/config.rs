@@ -9,6 +9,7 @@ mod entries;
 mod error;
 mod hub;
 mod iroh;
+mod kms;
 mod people;
 mod promotion;
 mod read;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
 pub use iroh::IrohSection;
+pub use kms::{ADDRESS_RANGES_MAX, VaultKms};
 pub use promotion::{Activation, PromotionSection};
 pub use reload::{
     Applied, ApplyError, Change, ChangedIds, ConfigWarning, DynamicConfig, ReloadHandle, Source,
