@@ -21,6 +21,7 @@ use crate::{
     console::{Answer, Console},
     control::{MachineFacts, NodeStatus, PowerAction, Problem, ToInit, ToNode},
     data::{self, Prepared},
+    errand::Outcome,
     facts::{Clock, Facts},
     fault::{Fault, make_orphans},
     log::Log,
@@ -30,7 +31,7 @@ use crate::{
     shutdown::{self, Shutdown, Step},
     stage::{self, Stage, boot_ms},
     supervise::{self, Order, Supervisor},
-    vault::{Asking, Keeper, Offer, Waiting},
+    vault::{Asking, For, Keeper, Offer, Waiting},
     watchdog::Watchdog,
 };
 
@@ -54,6 +55,8 @@ const PART_PAUSE_MS: u64 = 1_000;
 pub(crate) enum Event {
     /// Somebody at the console.
     Answered(Answer),
+    /// A child is back from another node.
+    Came(For, Result<Outcome, String>),
     /// The owner of the hypervisor calls.
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
@@ -112,6 +115,8 @@ pub(crate) struct Machine {
     waiting: Option<Waiting>,
     /// An attempt is under way.
     opening: bool,
+    /// Why another node gave nothing, as the log has it.
+    refused_lately: Option<String>,
     /// Away while a round of housekeeping or an attempt to open it is under way.
     prepared: Option<Box<Prepared>>,
     state_dir: std::path::PathBuf,
@@ -175,6 +180,7 @@ impl Machine {
             offer: Offer::default(),
             waiting: None,
             opening: false,
+            refused_lately: None,
             supervisor: Supervisor::new(now),
             node: None,
             life: 0,
@@ -228,6 +234,10 @@ impl Machine {
             self.shutdown.as_ref().and_then(Shutdown::deadline),
             timers.open,
             timers.words,
+            self.waiting
+                .as_ref()
+                .filter(|_| self.shutdown.is_none())
+                .and_then(|_| self.keeper.escrow().deadline()),
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
         Duration::from_millis(next.saturating_sub(boot_ms()))
@@ -238,6 +248,7 @@ impl Machine {
         match event {
             Event::Answered(answer) => self.answered(answer, now),
             Event::Caller(fd) => self.called(fd),
+            Event::Came(of, outcome) => self.came(&of, outcome, now),
             Event::Children => self.collect(),
             Event::Ended { life, end } => self.ended(life, end, now),
             Event::Failed { part, why } => self.failed(part, &why, now),
@@ -622,6 +633,7 @@ impl Machine {
                 if ready {
                     stage::reach(&mut self.facts.stages, Stage::Network);
                 }
+                self.network_is(ready);
                 self.facts.links = links;
                 self.facts.dns = dns;
             }

@@ -81,6 +81,11 @@ impl NodeVault {
         }
     }
 
+    /// For the parts of the assembly that seal what they keep. No handler has it.
+    pub(super) fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
     fn is_open(&self) -> bool {
         matches!(self.vault.state(), VaultState::Unlocked { .. })
     }

@@ -10,6 +10,7 @@
 //! loop asks for on the console, and the attempt is made again with what was given.
 
 mod asking;
+mod escrow;
 mod events;
 mod first;
 mod open;
@@ -24,6 +25,7 @@ use alknet_vault::{Area, AreaError, Entropy, SecretStr, Vault, VaultError, Vault
 use crate::control::{Problem, VaultFacts};
 
 pub(crate) use asking::{Asking, Step, places};
+pub(crate) use escrow::{Escrow, For};
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
 pub(crate) use open::open;
@@ -97,6 +99,7 @@ pub(crate) enum Words {
 pub(crate) struct Keeper {
     area: Arc<Area>,
     events: Events,
+    escrow: Escrow,
     state: Mutex<State>,
 }
 
@@ -125,6 +128,7 @@ impl Keeper {
         Ok(Self {
             area: Arc::new(Area::create()?),
             events: Events::default(),
+            escrow: Escrow::default(),
             state: Mutex::default(),
         })
     }
@@ -153,8 +157,14 @@ impl Keeper {
         &self.events
     }
 
+    /// What is wanted of other nodes.
+    pub(crate) fn escrow(&self) -> &Escrow {
+        &self.escrow
+    }
+
     /// Takes the words in.
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
+        self.escrow.clear();
         self.note(open.alkv());
         let mut state = self.state();
         state.opened_by = slot_type(open);

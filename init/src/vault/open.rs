@@ -10,7 +10,12 @@ use super::{Ask, Keeper, Offer, Waiting};
 use crate::{log::Log, stage::boot_ms, tpm};
 
 /// In which order slots are tried that need nobody.
-const UNATTENDED: [SlotType; 3] = [SlotType::Tpm2, SlotType::Provisioning, SlotType::None];
+const UNATTENDED: [SlotType; 4] = [
+    SlotType::Tpm2,
+    SlotType::Provisioning,
+    SlotType::Kms,
+    SlotType::None,
+];
 
 /// Opens `found`, and puts its words where the node finds them.
 pub(crate) fn open(
@@ -32,11 +37,13 @@ pub(crate) fn open(
             refusals.push("tpm2: it needs a PIN".to_owned());
             continue;
         }
-        match unattended(found, kind, media) {
+        match unattended(found, kind, keeper, media) {
             Ok(opened) => return admitted(opened, keeper, log),
-            Err(why) => {
+            Err((why, counts)) => {
                 let id = slot.id();
-                keeper.refused_once(SlotName { kind, id });
+                if counts {
+                    keeper.refused_once(SlotName { kind, id });
+                }
                 refusals.push(format!("{}: {why}", kind.name()));
             }
         }
@@ -69,9 +76,16 @@ pub(crate) fn open(
         }
     }
     let mut waiting = waiting(typed.is_some(), &refusals);
-    waiting.retries |= slots(SlotType::Provisioning).is_some();
+    waiting.retries |= slots(SlotType::Provisioning).is_some() || slots(SlotType::Kms).is_some();
+    if slots(SlotType::Kms).is_some() && waiting.ask == Ask::Nothing {
+        waiting.problem.hint = HINT_KMS.to_owned();
+    }
     Err(waiting)
 }
+
+/// What to do where another node keeps a share of the key, and nothing can be typed.
+const HINT_KMS: &str = "the node that keeps a share of the key is asked again by itself; an administrator \
+                        of it sees who waits with 'alknet escrow list'";
 
 fn waiting(typed: bool, refusals: &[String]) -> Waiting {
     let why = if refusals.is_empty() {
@@ -88,24 +102,42 @@ fn waiting(typed: bool, refusals: &[String]) -> Waiting {
     Waiting::new(Ask::Nothing, "vault-locked", why, hint)
 }
 
-fn unattended(found: &Found, kind: SlotType, media: &Secrets) -> Result<OpenAlkv, String> {
+/// Else why not, and whether that is worth a line of the vault's log.
+fn unattended(
+    found: &Found,
+    kind: SlotType,
+    keeper: &Keeper,
+    media: &Secrets,
+) -> Result<OpenAlkv, (String, bool)> {
     let opened = match kind {
+        SlotType::Kms => {
+            let mut source = keeper.escrow().source();
+            let opened = found.open(&mut Key::Source(kind, &mut source));
+            // Whom nobody has asked yet has refused nothing.
+            if let Err(SlotError::Kek { .. }) = opened {
+                return Err((source.refusals(), source.was_refused()));
+            }
+            opened
+        }
         SlotType::Tpm2 => {
-            let mut tpm = tpm::source().map_err(|error| error.to_string())?;
+            let mut tpm = tpm::source().map_err(|error| (error.to_string(), true))?;
             let opened = found.open(&mut Key::Source(kind, &mut tpm));
             if let (Err(_), Some(error)) = (&opened, tpm.take_error()) {
-                return Err(error.to_string());
+                return Err((error.to_string(), true));
             }
             opened
         }
         SlotType::Provisioning => {
             let seed = media.seed_key_of(found.newest.uuid());
-            let seed = seed.ok_or_else(|| "no medium with its seed.key is attached".to_owned())?;
+            let seed = seed.ok_or_else(|| {
+                let why = "no medium with its seed.key is attached";
+                (why.to_owned(), true)
+            })?;
             found.open(&mut Key::Seed(seed))
         }
         _ => found.open(&mut Key::Stored),
     };
-    opened.map_err(|error: SlotError| error.to_string())
+    opened.map_err(|error: SlotError| (error.to_string(), true))
 }
 
 fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Waiting> {

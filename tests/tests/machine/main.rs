@@ -3,6 +3,7 @@
 mod computing;
 mod configuration;
 mod disks;
+mod escrow;
 mod faults;
 mod network;
 mod power;
