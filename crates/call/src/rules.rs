@@ -48,8 +48,8 @@ pub(crate) fn is_protocols(namespace: &str) -> bool {
 }
 
 /// Namespaces of the node's own operations: nothing imported or written by a session may sit there.
-const RESERVED: [&str; 9] = [
-    "channel", "config", "hub", "node", "ops", "peer", "services", "session", "vault",
+const RESERVED: [&str; 10] = [
+    "channel", "config", "escrow", "hub", "node", "ops", "peer", "services", "session", "vault",
 ];
 
 /// Checks that the namespace is none of the node's own.

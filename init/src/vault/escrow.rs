@@ -93,15 +93,18 @@ impl Escrow {
         &self,
         wanted: &VaultKms,
         name: Option<&str>,
-        vault: impl FnOnce() -> Option<VaultId>,
+        seed: Option<VaultId>,
     ) -> Result<(VaultId, KmsParams, Kek), Waiting> {
         let mut state = self.state();
         let network = state.network;
-        // Another configuration is another node.
-        state.deposit.take_if(|deposit| deposit.wanted != *wanted);
+        // Another configuration is another node, and the key of a medium names another vault.
+        let other = |deposit: &mut Deposit| {
+            deposit.wanted != *wanted || seed.is_some_and(|seed| seed != deposit.vault)
+        };
+        state.deposit.take_if(other);
         let deposit = match &mut state.deposit {
             Some(deposit) => deposit,
-            none => none.insert(Deposit::new(wanted, name, vault()).map_err(no_key)?),
+            none => none.insert(Deposit::new(wanted, name, seed).map_err(no_key)?),
         };
         match &deposit.done {
             Some(params) => {
@@ -408,7 +411,7 @@ mod tests {
     /// A vault with a slot whose share was deposited by an errand, and the share.
     fn made(escrow: &Escrow) -> (OpenAlkv, Hidden) {
         escrow.set_network(true);
-        let waiting = escrow.deposited(&wanted(), Some("kitchen"), || None);
+        let waiting = escrow.deposited(&wanted(), Some("kitchen"), None);
         assert!(waiting.expect_err("nobody was asked").retries);
         let (of, errand) = escrow.next(0).expect("it is wanted");
         let Errand::Deposit { share, name, .. } = errand else {
@@ -418,7 +421,7 @@ mod tests {
         assert!(escrow.next(0).is_none(), "one at a time");
         assert!(escrow.came(&of, deposited(), 0));
         assert!(escrow.next(0).is_none() && escrow.deadline().is_none());
-        let slot = escrow.deposited(&wanted(), None, || None);
+        let slot = escrow.deposited(&wanted(), None, None);
         let (vault, params, kek) = slot.expect("it is there");
         let words = Entropy::generate(WordCount::TwentyFour).expect("randomness");
         let new = NewVault::new(words, 0);
@@ -477,7 +480,7 @@ mod tests {
     fn one_deposit_stays_the_same_until_the_vault_is_made() {
         let escrow = Escrow::default();
         escrow.set_network(true);
-        let ask = |wanted: &VaultKms| drop(escrow.deposited(wanted, None, || None));
+        let ask = |wanted: &VaultKms| drop(escrow.deposited(wanted, None, None));
         let sent = |now| match escrow.next(now) {
             Some((of, Errand::Deposit { share, vault, .. })) => (of, share, vault),
             other => panic!("{other:?}"),
@@ -505,7 +508,7 @@ mod tests {
     fn what_a_child_brings_is_checked() {
         let escrow = Escrow::default();
         escrow.set_network(true);
-        drop(escrow.deposited(&wanted(), None, || None));
+        drop(escrow.deposited(&wanted(), None, None));
         let mut now = 0;
         for wrong in [
             Outcome::Deposited {

@@ -78,8 +78,8 @@ impl First<'_> {
             ));
         };
         randomness(log)?;
-        let vault = || self.seed().map(SeedKey::vault);
-        let (vault, params, kek) = self.escrow.deposited(kms, self.name, vault)?;
+        let seed = self.seed().map(SeedKey::vault);
+        let (vault, params, kek) = self.escrow.deposited(kms, self.name, seed)?;
         Ok(Shared { vault, params, kek })
     }
 
@@ -128,7 +128,15 @@ struct Shared {
 /// Makes the vault of a machine that has none. It is not written yet.
 pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
     let kinds = first.slots();
-    // First, because it takes a while and is kept: what somebody types is asked for after it.
+    if kinds.contains(&VaultUnlock::Provisioning) && first.seed().is_none() {
+        return Err(Waiting::new(
+            Ask::Nothing,
+            "vault-waits",
+            "no medium with a seed.key is attached",
+            "attach the medium that 'alknet provision' wrote; it is looked for every 3 seconds",
+        ));
+    }
+    // It takes a while and is kept: what somebody types is asked for after it.
     let shared = kinds
         .contains(&VaultUnlock::Kms)
         .then(|| first.shared(log))
@@ -139,14 +147,6 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
             "vault-waits",
             "the vault needs a passphrase",
             "type one on the console",
-        ));
-    }
-    if kinds.contains(&VaultUnlock::Provisioning) && first.seed().is_none() {
-        return Err(Waiting::new(
-            Ask::Nothing,
-            "vault-waits",
-            "no medium with a seed.key is attached",
-            "attach the medium that 'alknet provision' wrote; it is looked for every 3 seconds",
         ));
     }
     randomness(log)?;
