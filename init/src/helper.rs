@@ -156,7 +156,8 @@ mod tests {
     #[test]
     fn one_line_goes_and_one_line_comes() {
         let share = "07".repeat(32);
-        let outcome = answered(format!("{{\"t\":\"released\",\"share\":\"{share}\"}}\n").as_bytes());
+        let outcome =
+            answered(format!("{{\"t\":\"released\",\"share\":\"{share}\"}}\n").as_bytes());
         let share = Hidden::copy_of(&[7; 32]);
         assert_eq!(outcome.expect("an answer"), Outcome::Released { share });
         let refused = b"{\"t\":\"refused\",\"refusal\":\"pending\",\"text\":\"a\\u001bb\"}\n";

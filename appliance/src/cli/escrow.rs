@@ -51,7 +51,9 @@ alknet escrow change ed25519:…@192.0.2.7:443 kitchen-vault --from 192.0.2.0/24
         anywhere: bool,
     },
     /// Destroy a share: its machine does not open by it any more, whoever has it.
-    #[command(after_help = "Example:\n  alknet escrow revoke ed25519:…@192.0.2.7:443 kitchen-vault")]
+    #[command(
+        after_help = "Example:\n  alknet escrow revoke ed25519:…@192.0.2.7:443 kitchen-vault"
+    )]
     Revoke {
         #[command(flatten)]
         which: WhichArgs,
@@ -110,12 +112,7 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<Exit, Failure> {
     }
 }
 
-fn change(
-    which: &WhichArgs,
-    operation: &str,
-    input: &Value,
-    json: bool,
-) -> Result<Exit, Failure> {
+fn change(which: &WhichArgs, operation: &str, input: &Value, json: bool) -> Result<Exit, Failure> {
     connected(&which.target, &which.dial, async |client| {
         let answer = client.call(operation, input).await.map_err(of_call)?;
         let answer = answer.value();

@@ -178,7 +178,9 @@ impl Desk {
         if let Err(error) = &outcome {
             let live = state.live.entry(id.clone()).or_default();
             live.refusals += 1;
-            let quiet = live.told.is_some_and(|at| asked.now.duration_since(at) < TOLD_EVERY);
+            let quiet = live
+                .told
+                .is_some_and(|at| asked.now.duration_since(at) < TOLD_EVERY);
             if !quiet {
                 live.told = Some(asked.now);
                 tracing::warn!(share = %id, peer = %asked.peer, key8 = asked.key.short(),
@@ -211,7 +213,8 @@ impl Desk {
         }
         let own = live.releases.wait(RELEASES_PER_MINUTE, asked.now);
         let all = state.all.wait(RELEASES_PER_MINUTE_ALL, asked.now);
-        own.or(all).map_or(Ok(()), |wait| Err(EscrowError::Rate(wait)))
+        own.or(all)
+            .map_or(Ok(()), |wait| Err(EscrowError::Rate(wait)))
     }
 
     /// Written down first: nothing is released that nobody can read of later.
@@ -251,7 +254,8 @@ impl Desk {
         let (head, share) = bytes.split_at_checked(33).ok_or_else(damaged)?;
         let fits = head[0] == SEALED_FORMAT && head[1..] == key[..];
         let share: [u8; 32] = share.try_into().map_err(|_| damaged())?;
-        fits.then(|| Share::new(share)).ok_or_else(|| damaged().into())
+        fits.then(|| Share::new(share))
+            .ok_or_else(|| damaged().into())
     }
 
     /// Every share, with how long its owner waits for an approval, from where, and how often it was
@@ -338,7 +342,11 @@ impl Desk {
         name: impl Fn(&Entry) -> Option<String>,
     ) -> Result<ShareId, EscrowError> {
         let state = self.usable()?;
-        if let Some(entry) = text.parse().ok().and_then(|id: ShareId| state.shares.get(&id)) {
+        if let Some(entry) = text
+            .parse()
+            .ok()
+            .and_then(|id: ShareId| state.shares.get(&id))
+        {
             return Ok(entry.id.clone());
         }
         let called = |entry: &&Entry| {
@@ -356,11 +364,7 @@ impl Desk {
         }
     }
 
-    fn keep(
-        &self,
-        state: &mut State,
-        shares: BTreeMap<ShareId, Entry>,
-    ) -> Result<(), IndexError> {
+    fn keep(&self, state: &mut State, shares: BTreeMap<ShareId, Entry>) -> Result<(), IndexError> {
         self.index.store(shares.values().cloned().collect())?;
         state.live.retain(|id, _| shares.contains_key(id));
         state.shares = shares;

@@ -73,7 +73,9 @@ impl Counter {
             refused("shares are for keys: connect with yours, and send no auth_token")
         })?;
         if ctx.internal() || ctx.forwarded_for().is_some() {
-            return Err(refused("a share is asked for by its owner, and by nobody in between"));
+            return Err(refused(
+                "a share is asked for by its owner, and by nobody in between",
+            ));
         }
         Ok(Asked {
             key,
@@ -99,7 +101,9 @@ impl Counter {
     fn shown(&self, listed: &Listed) -> Value {
         let entry = &listed.entry;
         let state = match entry {
-            Entry { revoked: Some(_), .. } => "revoked",
+            Entry {
+                revoked: Some(_), ..
+            } => "revoked",
             _ if listed.waiting.is_some() && listed.approved.is_none() => "waiting",
             _ => "kept",
         };
@@ -211,17 +215,20 @@ fn release(on: Counter) -> Registration {
 struct Nothing {}
 
 fn list(on: Counter) -> Registration {
-    let spec = OperationSpec::query("escrow/list", "Every share that is kept here, without the share.")
-        .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
-        .with_output(json!({
+    let spec = OperationSpec::query(
+        "escrow/list",
+        "Every share that is kept here, without the share.",
+    )
+    .with_input(json!({ "type": ["object", "null"], "additionalProperties": false }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["shares"],
+        "properties": { "shares": { "type": "array", "items": {
             "type": "object",
-            "required": ["shares"],
-            "properties": { "shares": { "type": "array", "items": {
-                "type": "object",
-                "required": ["id", "state", "peer_id", "key", "vault"],
-                "properties": { "state": { "enum": ["kept", "waiting", "revoked"] } } } } }
-        }))
-        .with_scope(ADMIN_SCOPE);
+            "required": ["id", "state", "peer_id", "key", "vault"],
+            "properties": { "state": { "enum": ["kept", "waiting", "revoked"] } } } } }
+    }))
+    .with_scope(ADMIN_SCOPE);
     operation(on, limited(spec), |on, _ctx, _: Nothing| {
         Ok(Box::new(move || {
             let listed = on.desk.list(Instant::now())?;
@@ -442,5 +449,7 @@ fn by(ctx: &Ctx) -> String {
 /// RFC 3339.
 fn moment(seconds: u64) -> Option<String> {
     let seconds = i64::try_from(seconds).ok()?;
-    Timestamp::from_second(seconds).ok().map(|at| at.to_string())
+    Timestamp::from_second(seconds)
+        .ok()
+        .map(|at| at.to_string())
 }

@@ -16,7 +16,11 @@ pub(crate) struct Minute(VecDeque<Instant>);
 impl Minute {
     /// How long to wait for the next one where `most` are allowed.
     pub(crate) fn wait(&mut self, most: usize, now: Instant) -> Option<Duration> {
-        while self.0.front().is_some_and(|at| now.duration_since(*at) >= MINUTE) {
+        while self
+            .0
+            .front()
+            .is_some_and(|at| now.duration_since(*at) >= MINUTE)
+        {
             self.0.pop_front();
         }
         let first = self.0.front().filter(|_| self.0.len() >= most)?;

@@ -116,9 +116,15 @@ fn a_share_goes_back_to_the_key_that_left_it_and_to_nobody_else() {
     let other = desk.deposit(&mine, &deposit(8));
     assert!(matches!(other, Err(EscrowError::Conflict)), "{other:?}");
     let theirs = scene.asked(2, "192.0.2.1", 0);
-    assert!(matches!(desk.release(&theirs, &id), Err(EscrowError::Unknown)));
+    assert!(matches!(
+        desk.release(&theirs, &id),
+        Err(EscrowError::Unknown)
+    ));
     let unknown = ShareId::of(&key_of(9));
-    assert!(matches!(desk.release(&mine, &unknown), Err(EscrowError::Unknown)));
+    assert!(matches!(
+        desk.release(&mine, &unknown),
+        Err(EscrowError::Unknown)
+    ));
     // All of it is there after a restart.
     let again = scene.desk();
     assert_eq!(again.release(&mine, &id).expect("mine").expose(), &[7; 32]);
@@ -141,7 +147,10 @@ fn a_list_that_was_changed_gives_nobody_anothers_share() {
     std::fs::write(&path, text).expect("the folder is ours");
     let thief = scene.asked(2, "192.0.2.1", 0);
     let got = scene.desk().release(&thief, &id);
-    assert!(matches!(got, Err(EscrowError::Safe(SafeError::Failed(_)))), "{got:?}");
+    assert!(
+        matches!(got, Err(EscrowError::Safe(SafeError::Failed(_)))),
+        "{got:?}"
+    );
 }
 
 #[test]
@@ -161,8 +170,14 @@ fn a_share_that_was_taken_back_is_gone() {
     assert!(!scene.safe.has(&id));
     scene.safe.refuse(None);
     for desk in [desk, scene.desk()] {
-        assert!(matches!(desk.release(&mine, &id), Err(EscrowError::Revoked)));
-        assert!(matches!(desk.deposit(&mine, &deposit(7)), Err(EscrowError::Revoked)));
+        assert!(matches!(
+            desk.release(&mine, &id),
+            Err(EscrowError::Revoked)
+        ));
+        assert!(matches!(
+            desk.deposit(&mine, &deposit(7)),
+            Err(EscrowError::Revoked)
+        ));
         let hour = Duration::from_secs(3600);
         let approved = desk.approve(&id, hour, "admin", scene.now);
         assert!(matches!(approved, Err(EscrowError::Revoked)));
@@ -181,30 +196,56 @@ fn addresses_and_approvals_bind_a_share() {
     };
     let id = desk.deposit(&home, &bound).expect("taken");
     let away = scene.asked(1, "203.0.113.9", 0);
-    assert!(matches!(desk.release(&away, &id), Err(EscrowError::Address)));
-    let nowhere = Asked { address: None, ..home.clone() };
-    assert!(matches!(desk.release(&nowhere, &id), Err(EscrowError::Address)));
-    assert!(matches!(desk.release(&home, &id), Err(EscrowError::Pending(_))));
+    assert!(matches!(
+        desk.release(&away, &id),
+        Err(EscrowError::Address)
+    ));
+    let nowhere = Asked {
+        address: None,
+        ..home.clone()
+    };
+    assert!(matches!(
+        desk.release(&nowhere, &id),
+        Err(EscrowError::Address)
+    ));
+    assert!(matches!(
+        desk.release(&home, &id),
+        Err(EscrowError::Pending(_))
+    ));
     let listed = desk.list(home.now).expect("a list").remove(0);
     assert_eq!(listed.waiting, Some((Duration::ZERO, home.address)));
     assert_eq!(listed.refusals, 3);
 
     let minute = Duration::from_secs(60);
-    desk.approve(&id, minute, "admin", home.now).expect("approved");
-    assert!(matches!(desk.release(&away, &id), Err(EscrowError::Address)));
+    desk.approve(&id, minute, "admin", home.now)
+        .expect("approved");
+    assert!(matches!(
+        desk.release(&away, &id),
+        Err(EscrowError::Address)
+    ));
     assert!(desk.release(&scene.asked(1, "192.0.2.9", 59), &id).is_ok());
     let late = scene.asked(1, "192.0.2.9", 60);
-    assert!(matches!(desk.release(&late, &id), Err(EscrowError::Pending(_))));
+    assert!(matches!(
+        desk.release(&late, &id),
+        Err(EscrowError::Pending(_))
+    ));
     // A restart forgets what was approved, and not what is asked for.
-    desk.approve(&id, minute, "admin", late.now).expect("approved");
-    assert!(matches!(scene.desk().release(&late, &id), Err(EscrowError::Pending(_))));
+    desk.approve(&id, minute, "admin", late.now)
+        .expect("approved");
+    assert!(matches!(
+        scene.desk().release(&late, &id),
+        Err(EscrowError::Pending(_))
+    ));
     // Bound otherwise: what was approved before does not count any more.
     let change = Change {
         from: Some(Vec::new()),
         approve: None,
     };
     desk.change(&id, change, "admin").expect("changed");
-    assert!(matches!(desk.release(&away, &id), Err(EscrowError::Pending(_))));
+    assert!(matches!(
+        desk.release(&away, &id),
+        Err(EscrowError::Pending(_))
+    ));
     let free = Change {
         from: None,
         approve: Some(false),
@@ -250,10 +291,15 @@ fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
     let mut entries: Vec<_> = entries.collect();
     entries.sort_by(|a, b| a.id.cmp(&b.id));
     drop(desk);
-    index::Index::at(&scene.path()).store(entries).expect("the folder is ours");
+    index::Index::at(&scene.path())
+        .store(entries)
+        .expect("the folder is ours");
     let desk = scene.desk();
     let new = scene.asked(key(SHARES_MAX), "192.0.2.1", 0);
-    assert!(matches!(desk.deposit(&new, &deposit(7)), Err(EscrowError::Full)));
+    assert!(matches!(
+        desk.deposit(&new, &deposit(7)),
+        Err(EscrowError::Full)
+    ));
     let gone = ShareId::of(&key_of(3));
     desk.revoke(&gone, "admin", Some(1)).expect("taken back");
     desk.deposit(&new, &deposit(7)).expect("there is room");
@@ -266,17 +312,30 @@ fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
 fn people_name_shares_by_their_peers() {
     let scene = Scene::new();
     let desk = scene.desk();
-    let one = desk.deposit(&scene.asked(1, "", 0), &deposit(1)).expect("taken");
-    let two = desk.deposit(&scene.asked(2, "", 0), &deposit(2)).expect("taken");
+    let one = desk
+        .deposit(&scene.asked(1, "", 0), &deposit(1))
+        .expect("taken");
+    let two = desk
+        .deposit(&scene.asked(2, "", 0), &deposit(2))
+        .expect("taken");
     let names = |entry: &Entry| Some(format!("{}-vault", entry.peer));
     let same = |_: &Entry| Some("kitchen".to_owned());
     assert_eq!(desk.named(one.as_str(), names).expect("an id"), one);
     assert_eq!(desk.named("peer-2", names).expect("a peer"), two);
     assert_eq!(desk.named("peer-2-vault", names).expect("a name"), two);
-    assert!(matches!(desk.named("cellar", names), Err(EscrowError::Unknown)));
-    assert!(matches!(desk.named("kitchen", same), Err(EscrowError::Ambiguous)));
+    assert!(matches!(
+        desk.named("cellar", names),
+        Err(EscrowError::Unknown)
+    ));
+    assert!(matches!(
+        desk.named("kitchen", same),
+        Err(EscrowError::Ambiguous)
+    ));
     desk.revoke(&one, "admin", None).expect("taken back");
-    assert_eq!(desk.named("kitchen", same).expect("the one that is left"), two);
+    assert_eq!(
+        desk.named("kitchen", same).expect("the one that is left"),
+        two
+    );
 }
 
 #[test]
@@ -320,13 +379,28 @@ fn nothing_is_released_that_cannot_be_written_down() {
 fn ids_and_shares_have_one_form() {
     let id = ShareId::of(&key_of(1));
     assert_eq!(id.as_str().parse(), Ok(id.clone()));
-    for bad in ["", "abc", "ABCDEFGHIJKL", "abcdefghijkw", "abcdefghijkl0", "../../../../"] {
+    for bad in [
+        "",
+        "abc",
+        "ABCDEFGHIJKL",
+        "abcdefghijkw",
+        "abcdefghijkl0",
+        "../../../../",
+    ] {
         assert!(bad.parse::<ShareId>().is_err(), "{bad}");
     }
     let share: Share = serde_json::from_str(&format!("\"{}\"", "0a".repeat(32))).expect("one");
     assert_eq!(share.expose(), &[10; 32]);
-    assert_eq!(serde_json::to_string(&share).expect("text"), format!("\"{}\"", "0a".repeat(32)));
-    for bad in ["0a".repeat(31), "0A".repeat(32), "zz".repeat(32), "0a".repeat(33)] {
+    assert_eq!(
+        serde_json::to_string(&share).expect("text"),
+        format!("\"{}\"", "0a".repeat(32))
+    );
+    for bad in [
+        "0a".repeat(31),
+        "0A".repeat(32),
+        "zz".repeat(32),
+        "0a".repeat(33),
+    ] {
         let error = serde_json::from_str::<Share>(&format!("\"{bad}\"")).expect_err("none");
         assert!(!error.to_string().contains(&bad[..8]), "{error}");
     }

@@ -112,7 +112,10 @@ impl Escrow {
                 Ok((deposit.vault, params.clone(), kek))
             }
             None => {
-                let text = format!("the node that is to keep a share: {}", deposit.course.text(network));
+                let text = format!(
+                    "the node that is to keep a share: {}",
+                    deposit.course.text(network)
+                );
                 let hint = "let this machine in there, with 'alknet hub invite' or 'alknet hub approve'; it \
                             is tried again by itself";
                 Err(Waiting::new(Ask::Nothing, "vault-waits", text, hint))
@@ -187,7 +190,10 @@ impl State {
     /// The course of everything that is still wanted.
     fn courses(&self) -> impl Iterator<Item = &Course> {
         let deposit = self.deposit.iter().filter(|deposit| deposit.done.is_none());
-        let releases = self.releases.iter().filter(|release| release.share.is_none());
+        let releases = self
+            .releases
+            .iter()
+            .filter(|release| release.share.is_none());
         deposit
             .map(|deposit| &deposit.course)
             .chain(releases.map(|release| &release.course))
@@ -195,13 +201,20 @@ impl State {
 
     fn due(&self, now: u64) -> Option<(For, Errand)> {
         let wanted = |course: &Course| now >= course.at;
-        let deposit = self.deposit.iter().find(|it| it.done.is_none() && wanted(&it.course));
+        let deposit = self
+            .deposit
+            .iter()
+            .find(|it| it.done.is_none() && wanted(&it.course));
         if let Some(deposit) = deposit {
             return Some((For::Deposit(deposit.vault), deposit.errand()));
         }
         // The one that was left alone for the longest time: several nodes take turns.
         let due = |it: &&Release| it.share.is_none() && wanted(&it.course);
-        let release = self.releases.iter().filter(due).min_by_key(|it| it.course.at)?;
+        let release = self
+            .releases
+            .iter()
+            .filter(due)
+            .min_by_key(|it| it.course.at)?;
         let key = release.params.key().to_owned();
         Some((For::Release(key), release.errand()))
     }
@@ -450,7 +463,10 @@ mod tests {
         assert_eq!(why, ("the network is not up yet".to_owned(), false));
         assert!(escrow.next(0).is_none() && escrow.deadline().is_none());
         assert!(escrow.set_network(true) && !escrow.set_network(true));
-        assert_eq!(open(&escrow, &alkv).expect_err("not yet").0, "it is being asked");
+        assert_eq!(
+            open(&escrow, &alkv).expect_err("not yet").0,
+            "it is being asked"
+        );
         let (of, errand) = escrow.next(5).expect("it is wanted");
         assert!(matches!(&errand, Errand::Release { id, .. } if id == "0123456789ab"));
 

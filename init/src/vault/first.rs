@@ -7,8 +7,8 @@ use alknet_handover::Recipient;
 use alknet_provisioning::Secrets;
 use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{
-    Argon2Params, Kek, KmsParams, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError, VaultId, attempt,
-    calibrate, memory_cap_kib,
+    Argon2Params, Kek, KmsParams, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError, VaultId,
+    attempt, calibrate, memory_cap_kib,
 };
 use alknet_vault::{Entropy, Index, SecretStr, VaultError, WordCount};
 

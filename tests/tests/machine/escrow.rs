@@ -46,7 +46,11 @@ fn run(bench: &Bench, words: &[&str]) -> Answer {
 /// The one share of the node.
 fn share(bench: &Bench, keeper: &Node) -> Value {
     let listed = run(bench, &["escrow", "list", &keeper.target()]).json();
-    assert_eq!(listed["shares"].as_array().map(Vec::len), Some(1), "{listed:#}");
+    assert_eq!(
+        listed["shares"].as_array().map(Vec::len),
+        Some(1),
+        "{listed:#}"
+    );
     listed["shares"][0].clone()
 }
 
@@ -70,7 +74,15 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let address = format!("{GATEWAY}:{}", keeper.address().port());
     let invited = run(
         &bench,
-        &["hub", "invite", &keeper.target(), "--role", "escrow", "--address", &address],
+        &[
+            "hub",
+            "invite",
+            &keeper.target(),
+            "--role",
+            "escrow",
+            "--address",
+            &address,
+        ],
     );
     let join = invited.json()["join"].as_str().map(str::to_owned);
     let join = join.unwrap_or_else(|| panic!("no join string: {invited:?}"));
@@ -110,7 +122,14 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     assert_eq!(share(&bench, &keeper)["releases"], 1);
 
     // An administrator wants to be asked.
-    let change = ["escrow", "change", &keeper.target(), SHARE, "--approve", "true"];
+    let change = [
+        "escrow",
+        "change",
+        &keeper.target(),
+        SHARE,
+        "--approve",
+        "true",
+    ];
     assert_eq!(run(&bench, &change).json()["approve"], true);
     let mark = reset(&node);
     said(&node, mark, "waits for an administrator's approval");

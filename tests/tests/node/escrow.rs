@@ -6,9 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use alknet_call::{
-    ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, Registry,
-};
+use alknet_call::{ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, Registry};
 use alknet_core::config::NodeConfig;
 use alknet_core::{AuthToken, Identities, SystemClock};
 use alknet_endpoint::{Dialer, Limits, Target};
@@ -30,7 +28,9 @@ impl Records {
     fn open() -> Self {
         let vault = Vault::locked();
         let words = Entropy::generate(WordCount::TwentyFour).expect("randomness");
-        vault.unlock(&words, &SecretStr::empty()).expect("it is locked");
+        vault
+            .unlock(&words, &SecretStr::empty())
+            .expect("it is locked");
         Self {
             vault,
             kept: Mutex::default(),
@@ -91,7 +91,10 @@ impl Scene {
         };
         let document = [
             format!("[node]\nadmin_keys = [\"{}\"]\n", keys["owner"].public()),
-            peer("kitchen", &format!("scopes = [\"escrow\"]\ntokens = [\"{hash}\"]")),
+            peer(
+                "kitchen",
+                &format!("scopes = [\"escrow\"]\ntokens = [\"{hash}\"]"),
+            ),
             peer("cellar", "scopes = [\"escrow\"]"),
             peer("guest", "scopes = [\"node:read\"]"),
         ];
@@ -129,7 +132,10 @@ impl Scene {
             port: self.here.server.port(),
         };
         let connection = dialer.dial(&target, ALPN).await.expect("it serves");
-        (dialer, CallClient::without_operations().attach(connection, None))
+        (
+            dialer,
+            CallClient::without_operations().attach(connection, None),
+        )
     }
 }
 
@@ -153,7 +159,9 @@ async fn a_share_is_released_to_the_key_that_left_it() {
     let answer = scene.call("kitchen", "escrow/deposit", deposit(7)).await;
     let id = answer.expect("taken")["id"].clone();
     let wanted = json!({ "id": id });
-    let got = scene.call("kitchen", "escrow/release", wanted.clone()).await;
+    let got = scene
+        .call("kitchen", "escrow/release", wanted.clone())
+        .await;
     assert_eq!(got.expect("its own")["share"], deposit(7)["share"]);
 
     // Somebody else's key, and the owner's as well: a share belongs to one key.
@@ -170,12 +178,20 @@ async fn a_share_is_released_to_the_key_that_left_it() {
     let answer = client.call_with("escrow/release", &wanted, &options).await;
     assert_eq!(answer.expect_err("refused").code, ErrorCode::Forbidden);
     // Those who leave shares do not look after them.
-    for operation in ["escrow/list", "escrow/approve", "escrow/change", "escrow/revoke"] {
+    for operation in [
+        "escrow/list",
+        "escrow/approve",
+        "escrow/change",
+        "escrow/revoke",
+    ] {
         let input = match operation {
             "escrow/list" => Value::Null,
             _ => json!({ "share": id }),
         };
-        assert_eq!(code(scene.call("kitchen", operation, input).await), "FORBIDDEN");
+        assert_eq!(
+            code(scene.call("kitchen", operation, input).await),
+            "FORBIDDEN"
+        );
     }
     for bad in [
         json!({}),
@@ -196,13 +212,21 @@ async fn the_owner_binds_approves_and_takes_back() {
     let answer = scene.call("kitchen", "escrow/deposit", deposit(7)).await;
     let id = answer.expect("taken")["id"].clone();
     let wanted = json!({ "id": id });
-    let release = async || scene.call("kitchen", "escrow/release", wanted.clone()).await;
+    let release = async || {
+        scene
+            .call("kitchen", "escrow/release", wanted.clone())
+            .await
+    };
     let owner = async |operation: &str, input: Value| {
         let answer = scene.call("owner", operation, input).await;
         answer.unwrap_or_else(|error| panic!("{operation}: {error}"))
     };
 
-    owner("escrow/change", json!({ "share": "kitchen", "from": ["192.0.2.0/24"] })).await;
+    owner(
+        "escrow/change",
+        json!({ "share": "kitchen", "from": ["192.0.2.0/24"] }),
+    )
+    .await;
     let refused = release().await.expect_err("it comes from elsewhere");
     assert_eq!(refused.code, ErrorCode::Forbidden);
     assert_eq!(refused.details.expect("why")["reason"], "address");
@@ -211,14 +235,20 @@ async fn the_owner_binds_approves_and_takes_back() {
     assert_eq!(code(release().await), "APPROVAL_PENDING");
     let listed = owner("escrow/list", Value::Null).await;
     let row = &listed["shares"][0];
-    assert_eq!((&row["state"], &row["waiting_at"]), (&json!("waiting"), &json!("127.0.0.1")));
+    assert_eq!(
+        (&row["state"], &row["waiting_at"]),
+        (&json!("waiting"), &json!("127.0.0.1"))
+    );
     assert_eq!((&row["refusals"], &row["releases"]), (&json!(2), &json!(0)));
     assert!(!listed.to_string().contains("0707"), "{listed}");
     owner("escrow/approve", json!({ "share": id, "seconds": 60 })).await;
     assert!(release().await.is_ok());
     let listed = owner("escrow/list", Value::Null).await;
     let row = &listed["shares"][0];
-    assert_eq!((&row["state"], &row["releases"]), (&json!("kept"), &json!(1)));
+    assert_eq!(
+        (&row["state"], &row["releases"]),
+        (&json!("kept"), &json!(1))
+    );
     assert_eq!(row["released_to"], "127.0.0.1");
 
     scene.records.vault.lock();
@@ -228,10 +258,19 @@ async fn the_owner_binds_approves_and_takes_back() {
     // That is no reason not to take it back.
     owner("escrow/revoke", json!({ "share": "kitchen" })).await;
     assert_eq!(code(release().await), "REVOKED");
-    assert!(scene.records.kept.lock().expect("no panics here").is_empty());
+    assert!(
+        scene
+            .records
+            .kept
+            .lock()
+            .expect("no panics here")
+            .is_empty()
+    );
     let listed = owner("escrow/list", Value::Null).await;
     assert_eq!(listed["shares"][0]["revoked_by"], "admin");
-    let none = scene.call("owner", "escrow/revoke", json!({ "share": "cellar" })).await;
+    let none = scene
+        .call("owner", "escrow/revoke", json!({ "share": "cellar" }))
+        .await;
     assert_eq!(code(none), "NOT_FOUND");
 }
 

@@ -42,7 +42,8 @@ pub(crate) fn run() -> Result<Exit, Failure> {
 /// The descriptor that PID 1 left.
 fn channel() -> io::Result<UnixStream> {
     let missing = || {
-        let what = "'alknet errand' is started by PID 1 of an appliance, and does nothing for people";
+        let what =
+            "'alknet errand' is started by PID 1 of an appliance, and does nothing for people";
         io::Error::new(io::ErrorKind::NotConnected, what)
     };
     // SAFETY: borrowed for one `fstat`, which fails cleanly on a descriptor that is not open.
@@ -139,11 +140,17 @@ enum Called {
 impl Keeper {
     /// As the configuration has it.
     fn of(code: Option<String>, node: Option<String>, client: &Hidden) -> Result<Self, No> {
-        let wrong = |error: &dyn Display| No::new(Refusal::Enrolment, format!("vault.kms: {error}"));
+        let wrong =
+            |error: &dyn Display| No::new(Refusal::Enrolment, format!("vault.kms: {error}"));
         if let Some(text) = code.map(Zeroizing::new) {
             let code: JoinCode = text.parse().map_err(|error| wrong(&error))?;
             let token = code.token.expose().to_string();
-            return Ok(Self::new(code.key(), code.targets().collect(), Some(token), client));
+            return Ok(Self::new(
+                code.key(),
+                code.targets().collect(),
+                Some(token),
+                client,
+            ));
         }
         let target: PeerAddr = node
             .unwrap_or_default()
@@ -201,11 +208,13 @@ impl Keeper {
         match self.call("escrow/release", &json!({ "id": id })).await? {
             Called::Answer(answer) => {
                 let share = serde_json::from_value(answer["share"].clone());
-                let share = share.map_err(|_| self.no(Refusal::Denied, "what it sends is no share"))?;
+                let share =
+                    share.map_err(|_| self.no(Refusal::Denied, "what it sends is no share"))?;
                 Ok(Outcome::Released { share })
             }
             Called::Stranger => {
-                let text = "it does not know this machine's slot any more: its peer was removed there";
+                let text =
+                    "it does not know this machine's slot any more: its peer was removed there";
                 Err(self.no(Refusal::Denied, text))
             }
         }
@@ -300,6 +309,9 @@ impl Keeper {
     fn no(&self, refusal: Refusal, text: impl Display) -> No {
         let place = self.targets.first().map(PeerAddr::address);
         let place = place.unwrap_or_default();
-        No::new(refusal, format!("node {} at {place}: {text}", self.key.short()))
+        No::new(
+            refusal,
+            format!("node {} at {place}: {text}", self.key.short()),
+        )
     }
 }

@@ -42,9 +42,10 @@ pub(super) fn problem(desk: &Desk) -> Option<Problem> {
     desk.broken().map(|text| Problem {
         code: "escrow-damaged".to_owned(),
         text,
-        hint: "no share is taken or released: put back the file from a backup, or delete it and let \
+        hint:
+            "no share is taken or released: put back the file from a backup, or delete it and let \
                every node deposit anew"
-            .to_owned(),
+                .to_owned(),
     })
 }
 

@@ -4,9 +4,7 @@ use std::fmt;
 
 use crate::crypto::{self, IV, TAG};
 use crate::error::VaultError;
-use crate::limits::{
-    MAX_KMS_ADDRESSES, MAX_KMS_NAME_BYTES, MAX_TPM_PART_BYTES, MAX_TPM_PCRS,
-};
+use crate::limits::{MAX_KMS_ADDRESSES, MAX_KMS_NAME_BYTES, MAX_TPM_PART_BYTES, MAX_TPM_PCRS};
 use crate::secret::SecretArr;
 use crate::slots::{Argon2Params, Kek, SlotError, VaultId, form, kek};
 
