@@ -168,13 +168,18 @@ fn confine(control: i32, vault: Option<i32>, group: Option<i32>) -> io::Result<(
 
 /// A copy of a descriptor above the numbers that the node looks at, closed when it is executed.
 fn duplicate(fd: i32) -> io::Result<i32> {
+    duplicate_above(fd, VAULT_FD)
+}
+
+/// The same above another number.
+pub(crate) fn duplicate_above(fd: i32, last: i32) -> io::Result<i32> {
     // SAFETY: the call takes numbers only.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, VAULT_FD + 1) };
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, last + 1) };
     check(copy)?;
     Ok(copy)
 }
 
-fn check(outcome: libc::c_int) -> io::Result<()> {
+pub(crate) fn check(outcome: libc::c_int) -> io::Result<()> {
     if outcome < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -4,6 +4,7 @@
 //! ```text
 //! /sys/fs/cgroup            PID 1
 //! └── alknet
+//!     ├── errand            a child that PID 1 sends out while the vault is locked
 //!     ├── node              the node; no limit
 //!     └── workers           the node's to divide; of all memory and processor time less than all
 //!         └── worker-…      one worker each, made and removed by the node
@@ -26,6 +27,10 @@ use crate::{InitError, control::WORKERS_CGROUP, data::NODE_UID};
 const ROOT: &str = "/sys/fs/cgroup";
 const OURS: &str = "/sys/fs/cgroup/alknet";
 const NODE: &str = "/sys/fs/cgroup/alknet/node";
+const ERRAND: &str = "/sys/fs/cgroup/alknet/errand";
+/// What a child on an errand may have: one connection, and the program itself.
+const ERRAND_MEMORY_MAX: &str = "134217728";
+const ERRAND_PIDS_MAX: &str = "32";
 /// What is handed on at each level.
 const CONTROLLERS: &str = "+memory +cpu +pids";
 /// Share of the processors that all workers get together where the node, which has 100, wants them too.
@@ -47,6 +52,10 @@ pub(crate) fn prepare() -> Result<(), InitError> {
     make(ours)?;
     hand_on(ours)?;
     make(Path::new(NODE))?;
+    let errand = Path::new(ERRAND);
+    make(errand)?;
+    set(errand, "memory.max", ERRAND_MEMORY_MAX)?;
+    set(errand, "pids.max", ERRAND_PIDS_MAX)?;
     let workers = Path::new(WORKERS_CGROUP);
     make(workers)?;
     hand_on(workers)?;
@@ -65,9 +74,23 @@ pub(crate) fn prepare() -> Result<(), InitError> {
 /// The file that moves whoever writes to it into the node's group. Opened here, because the node may
 /// not open it: the kernel asks who opened, not who writes.
 pub(crate) fn node_entrance() -> io::Result<File> {
+    entrance(NODE)
+}
+
+/// The same for a child on an errand.
+pub(crate) fn errand_entrance() -> io::Result<File> {
+    entrance(ERRAND)
+}
+
+/// Ends whatever a child on an errand left.
+pub(crate) fn clear_errand() -> Result<(), InitError> {
+    set(Path::new(ERRAND), "cgroup.kill", "1")
+}
+
+fn entrance(group: &str) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
-        .open(Path::new(NODE).join("cgroup.procs"))
+        .open(Path::new(group).join("cgroup.procs"))
 }
 
 /// Ends what an earlier node left behind, and removes its groups.

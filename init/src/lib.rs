@@ -15,6 +15,7 @@ mod error;
 mod facts;
 mod fault;
 mod groups;
+mod helper;
 mod log;
 mod machine;
 mod media;
@@ -33,6 +34,7 @@ mod watchdog;
 
 pub mod console;
 pub mod control;
+pub mod errand;
 
 pub use clock::BUILD_TIME_S;
 pub use error::InitError;

@@ -23,6 +23,7 @@ use crate::{
     console::{Answer, Console},
     control::{MachineFacts, NodeStatus, PowerAction, Problem, ToInit, ToNode},
     data::{self, Prepared},
+    errand,
     facts::{Clock, Facts},
     fault::{Fault, make_orphans},
     log::Log,
@@ -32,7 +33,7 @@ use crate::{
     shutdown::{self, Shutdown, Step},
     stage::{self, Stage, boot_ms},
     supervise::{self, Order, Supervisor},
-    vault::{Asking, Keeper, Offer, Outcome, Session, Waiting},
+    vault::{Asking, For, Keeper, Offer, Outcome, Session, Waiting},
     watchdog::Watchdog,
 };
 
@@ -54,6 +55,8 @@ const PART_PAUSE_MS: u64 = 1_000;
 pub(crate) enum Event {
     /// Somebody at the console.
     Answered(Answer),
+    /// A child is back from another node.
+    Came(For, Result<errand::Outcome, String>),
     /// The owner of the hypervisor calls.
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
@@ -124,6 +127,8 @@ pub(crate) struct Machine {
     anew: Option<ConsoleDocument>,
     /// Where the vault lies.
     vault_at: Option<std::path::PathBuf>,
+    /// Why another node gave nothing, as the log has it.
+    refused_lately: Option<String>,
     /// Away while a round of housekeeping or an attempt to open it is under way.
     prepared: Option<Box<Prepared>>,
     state_dir: std::path::PathBuf,
@@ -193,6 +198,7 @@ impl Machine {
             working: false,
             anew: None,
             vault_at: None,
+            refused_lately: None,
             supervisor: Supervisor::new(now),
             node: None,
             life: 0,
@@ -248,6 +254,7 @@ impl Machine {
             timers.open,
             timers.session,
             timers.words,
+            self.errand_due(),
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
         Duration::from_millis(next.saturating_sub(boot_ms()))
@@ -258,6 +265,7 @@ impl Machine {
         match event {
             Event::Answered(answer) => self.answered(answer, now),
             Event::Caller(fd) => self.called(fd),
+            Event::Came(of, outcome) => self.came(&of, outcome, now),
             Event::Children => self.collect(),
             Event::Commanded(done) => self.commanded(done.0, done.1, now),
             Event::Ended { life, end } => self.ended(life, end, now),
@@ -562,6 +570,7 @@ impl Machine {
                 if ready {
                     stage::reach(&mut self.facts.stages, Stage::Network);
                 }
+                self.network_is(ready);
                 self.facts.links = links;
                 self.facts.dns = dns;
             }

@@ -13,6 +13,8 @@ use crate::vault::{Ask, Sources, Waiting};
 #[derive(Debug)]
 pub(crate) struct Media {
     pub(crate) vault: VaultSection,
+    /// What the machine is called.
+    pub(crate) name: Option<String>,
     pub(crate) secrets: Secrets,
 }
 
@@ -43,6 +45,7 @@ impl Media {
         }
         Ok(Self {
             vault: loaded.config.vault,
+            name: loaded.config.node.name,
             secrets: loaded.secrets,
         })
     }

@@ -59,11 +59,7 @@ impl Settings {
         Self::of(loaded, left.unwrap_or_default(), kept)
     }
 
-    fn of(
-        loaded: Loaded,
-        left: Vec<alknet_provisioning::Problem>,
-        kept: KeptCredentials,
-    ) -> Self {
+    fn of(loaded: Loaded, left: Vec<alknet_provisioning::Problem>, kept: KeptCredentials) -> Self {
         let problem = |problem: alknet_provisioning::Problem| Problem {
             code: problem.code.to_owned(),
             text: problem.text,

@@ -37,7 +37,8 @@ pub use error::ProvisioningError;
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};
 pub use secrets::{
-    FoundCredential, FoundSeedKey, Place, PutSeedKeyError, SECRET_BYTES_MAX, Secrets, Words, erase, put_seed_key,
+    FoundCredential, FoundSeedKey, Place, PutSeedKeyError, SECRET_BYTES_MAX, Secrets, Words, erase,
+    put_seed_key,
 };
 pub use source::{Problem, Source};
 pub use sources::console::{CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX, ConsoleDocument, ConsoleError};

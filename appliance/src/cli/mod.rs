@@ -4,6 +4,7 @@ mod batch;
 mod call;
 mod config;
 mod enroll;
+mod escrow;
 mod exit;
 mod gpu;
 mod hub;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use alknet_core::Carriage;
+use alknet_init::errand::ERRAND_VERB;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub(crate) use exit::{Exit, Failure};
@@ -81,6 +83,10 @@ alknet enroll - --hub attic < join.txt\n  alknet call attic node/info --peer kit
 A node that serves joins by its configuration instead: [[join]] code = \"alkjoin1_…\"."
     )]
     Enroll(enroll::EnrollArgs),
+    /// See which nodes' shares of their vaults' keys a node keeps, approve their release, and take them
+    /// back.
+    #[command(subcommand)]
+    Escrow(escrow::EscrowVerb),
     /// Look at this computer's GPU, or at its processor as one, and run shaders on it.
     #[command(
         disable_help_flag = true,
@@ -202,6 +208,9 @@ pub(crate) fn main() -> ExitCode {
     if std::env::args_os().skip(1).eq([NODE_VERB]) {
         return ended(crate::node::supervised(), false);
     }
+    if std::env::args_os().skip(1).eq([ERRAND_VERB]) {
+        return ended(crate::node::errand(), false);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -241,6 +250,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         }
         Verb::Config(verb) => config::run(verb, json),
         Verb::Enroll(args) => enroll::run(&args, json),
+        Verb::Escrow(verb) => escrow::run(verb, json),
         Verb::Gpu(args) => gpu::run(args, json),
         Verb::Hub(verb) => hub::run(verb, json),
         Verb::Identity(args) => identity::run(&args, json),

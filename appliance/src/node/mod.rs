@@ -4,6 +4,7 @@ mod certificates;
 mod computing;
 mod control;
 mod dialler;
+mod escrow;
 mod facts;
 mod fault;
 mod follow;
@@ -57,6 +58,7 @@ use vault::NodeVault;
 use crate::key::KeyFiles;
 
 pub(crate) use computing::tensor_store;
+pub(crate) use escrow::errand;
 pub(crate) use host::{Configured, Overlay, ServeFile, serve};
 pub(crate) use join::problems as join_problems;
 pub(crate) use keep::{last_good_of, read as read_document};
@@ -103,6 +105,8 @@ struct Node {
     joins: Arc<Joins>,
     computing: Computing,
     powers: Powers,
+    /// What could not be opened at the start.
+    unusable: Arc<[Problem]>,
 }
 
 impl Node {
@@ -153,8 +157,11 @@ impl Node {
             promotion: &config.promotion,
             capabilities: powers.granted(),
         })?;
+        let escrow = escrow::desk(options.state_dir, options.vault.as_ref());
+        let unusable = computing.problems().iter().cloned();
+        let unusable: Arc<[Problem]> = unusable.chain(escrow::problem(&escrow)).collect();
         let context = NodeContext {
-            unusable: computing.problems(),
+            unusable: Arc::clone(&unusable),
             powers: powers.clone(),
             own_key: Arc::new(own_key),
             vault: options.vault.clone(),
@@ -171,7 +178,7 @@ impl Node {
             certificates: Arc::clone(&certificates.problems),
         };
         let hub = Hub::new(config, &people, &about, &facts, clock());
-        let (handlers, dispatcher) = handlers(config, &context, hub.as_ref(), &computing)?;
+        let (handlers, dispatcher) = handlers(config, &context, hub.as_ref(), &computing, &escrow)?;
         computing.attach(&dispatcher).await;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let mut server = Server::bind(
@@ -205,6 +212,7 @@ impl Node {
             joins: Arc::new(joins),
             computing,
             powers,
+            unusable,
             server,
             about,
             facts,
@@ -267,9 +275,8 @@ impl Node {
     fn problems(&self) -> Vec<Problem> {
         let certificates = certificates::problems(&self.certificates);
         let own = self.people.problems().into_iter();
-        let computing = self.computing.problems();
         own.chain(certificates)
-            .chain(computing.iter().cloned())
+            .chain(self.unusable.iter().cloned())
             .chain(self.powers.problems())
             .collect()
     }
@@ -334,9 +341,11 @@ fn handlers(
     context: &NodeContext,
     hub: Option<&Hub>,
     computing: &Computing,
+    escrow: &Arc<alknet_escrow::Desk>,
 ) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
+    alknet_escrow::register(&mut builder, escrow, &context.people.identities);
     computing.register(&mut builder);
     context.meters.set_computing(computing);
     if let Some(hub) = hub {

@@ -83,7 +83,8 @@ impl NodeVault {
         }
     }
 
-    /// For who gives handlers what they may do with it.
+    /// For the parts of the assembly that seal what they keep, and that give handlers what they may do with
+    /// it. No handler has it.
     pub(crate) fn vault(&self) -> &Vault {
         &self.vault
     }

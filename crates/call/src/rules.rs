@@ -48,10 +48,11 @@ pub(crate) fn is_protocols(namespace: &str) -> bool {
 }
 
 /// Namespaces of the node's own operations: nothing imported or written by a session may sit there.
-const RESERVED: [&str; 10] = [
+const RESERVED: [&str; 11] = [
     "capability",
     "channel",
     "config",
+    "escrow",
     "hub",
     "node",
     "ops",

@@ -10,6 +10,7 @@ mod entries;
 mod error;
 mod hub;
 mod iroh;
+mod kms;
 mod people;
 mod promotion;
 mod read;
@@ -32,6 +33,7 @@ pub use credentials::{CredentialConfig, OperationConfig, is_credential_name};
 pub use error::ConfigError;
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
 pub use iroh::IrohSection;
+pub use kms::{ADDRESS_RANGES_MAX, VaultKms};
 pub use promotion::{Activation, PromotionSection};
 pub use recipient::AgeKey;
 pub use reload::{

@@ -32,8 +32,10 @@ pub const MAX_SLOTS: usize = 16;
 pub const MAX_TPM_PART_BYTES: usize = 1024;
 /// PCRs that one slot may be bound to.
 pub const MAX_TPM_PCRS: usize = 24;
-/// Bytes of the names in a `kms` slot.
+/// Bytes of each name and address in a `kms` slot.
 pub const MAX_KMS_NAME_BYTES: usize = 255;
+/// Addresses in a `kms` slot: as many as a join string has.
+pub const MAX_KMS_ADDRESSES: usize = 4;
 
 /// Least memory of Argon2id in KiB: 19 MiB.
 pub const ARGON2_FLOOR_KIB: u32 = 19 << 10;

@@ -225,6 +225,8 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
         config: &media.vault,
         media: &media.secrets,
         offer: access.offer,
+        name: media.name.as_deref(),
+        escrow: access.keeper.escrow(),
     };
     let made = vault::create(&first, access.log).map_err(|waiting| waits(disk, waiting))?;
     let written = disk.copies().create(made.open());

@@ -20,6 +20,7 @@ const PART: &str = "a command about the vault";
 impl Machine {
     /// Somebody at the console wants this.
     pub(super) fn command(&mut self, command: Command) {
+        self.drop_command();
         self.try_command(Session::new(command));
     }
 
@@ -35,6 +36,30 @@ impl Machine {
     pub(super) fn drop_command(&mut self) {
         self.session = None;
         self.timers.session = None;
+        self.forget_shares();
+    }
+
+    /// What another node gave for a command is not for the next one.
+    fn forget_shares(&self) {
+        if self.waiting.is_none() {
+            self.keeper.escrow().clear();
+        }
+    }
+
+    /// Whether a command waits for what another node has.
+    pub(super) fn waits_for_share(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::waits_for_share)
+    }
+
+    /// Somebody came back from that node.
+    pub(super) fn share_came(&mut self) {
+        if !self.waits_for_share() {
+            return;
+        }
+        if let Some(mut session) = self.session.take() {
+            session.came_back();
+            self.try_command(session);
+        }
     }
 
     fn try_command(&mut self, mut session: Session) {
@@ -60,6 +85,9 @@ impl Machine {
     /// A command went as far as it could.
     pub(super) fn commanded(&mut self, session: Session, outcome: Outcome, now: u64) {
         self.working = false;
+        if !matches!(outcome, Outcome::Wants(..)) {
+            self.forget_shares();
+        }
         if self.keeper.is_locked() && self.waiting.is_some() && session.needs_open() {
             // Locked meanwhile: nothing of it is shown.
             self.asking.wait_for(self.waiting.as_ref());

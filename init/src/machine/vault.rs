@@ -3,24 +3,29 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use alknet_provisioning::ConsoleDocument;
 use alknet_vault::audit::Event as VaultEvent;
 
-use super::{Event, Machine};
+use super::{Event, Machine, panic_text};
 use crate::{
     boot::{self, Opened},
     console::{Answer, Console},
     control::{PowerAction, ToNode},
     data,
+    errand::Outcome,
     facts::Clock,
+    helper,
     stage::boot_ms,
-    vault::{self, Offer, Step, Waiting},
+    vault::{self, For, Offer, Step, Waiting},
 };
 
 /// How often an attempt is made that needs nobody, ms: a medium may be attached any time.
 const OPEN_EVERY_MS: u64 = 3_000;
+/// How long after another attempt one is made that was asked for meanwhile, ms.
+const AGAIN_MS: u64 = 500;
 /// How long new words can be seen, ms.
 const WORDS_MS_MAX: u64 = 600_000;
 /// Consoles over the vsock at once.
@@ -95,11 +100,76 @@ impl Machine {
         if self.timers.open.is_some_and(|at| now >= at) && self.shutdown.is_none() {
             self.open();
         }
+        self.ask_other_nodes(now);
+    }
+
+    /// Whether somebody waits for what another node has.
+    fn wants_errands(&self) -> bool {
+        (self.waiting.is_some() || self.waits_for_share()) && self.shutdown.is_none()
+    }
+
+    /// When another node is to be asked, in ms after the kernel's start.
+    pub(super) fn errand_due(&self) -> Option<u64> {
+        let deadline = self
+            .wants_errands()
+            .then(|| self.keeper.escrow().deadline());
+        deadline.flatten()
+    }
+
+    /// Sends a child for what the vault wants of another node, beside everything else.
+    fn ask_other_nodes(&mut self, now: u64) {
+        if !self.wants_errands() {
+            return;
+        }
+        let Some((of, errand)) = self.keeper.escrow().next(now) else {
+            return;
+        };
+        self.blocking("an errand for the vault", move || {
+            // Whatever happens, it counts as over.
+            let outcome = catch_unwind(AssertUnwindSafe(|| helper::run(&errand)));
+            let outcome = outcome.map_err(|payload| panic_text(&*payload));
+            let outcome = outcome.and_then(|run| run.map_err(|error| error.to_string()));
+            Event::Came(of, outcome)
+        });
+    }
+
+    /// A child is back.
+    pub(super) fn came(&mut self, of: &For, outcome: Result<Outcome, String>, now: u64) {
+        let why = match &outcome {
+            Ok(Outcome::Refused { text, .. }) | Err(text) => Some(text.clone()),
+            Ok(_) => None,
+        };
+        let helps = self.keeper.escrow().came(of, outcome, now);
+        // It is asked for every few seconds, and said once.
+        if let Some(why) = why.filter(|why| self.refused_lately.as_ref() != Some(why)) {
+            self.log
+                .warn(format_args!("another node gives the vault nothing: {why}"));
+            self.refused_lately = Some(why);
+        }
+        self.share_came();
+        // What is under way does not know of it: the next attempt does.
+        if helps && self.waiting.is_some() {
+            self.timers.open = Some(now);
+        }
+    }
+
+    /// The network is up, or not any more: whoever waits for it does so no longer.
+    pub(super) fn network_is(&mut self, up: bool) {
+        let changed = self.keeper.escrow().set_network(up);
+        let retries = self.waiting.as_ref().is_some_and(|waiting| waiting.retries);
+        if changed && up && retries {
+            self.timers.open = Some(boot_ms());
+        }
     }
 
     /// Tries to open what is closed, with what was typed.
     pub(super) fn open(&mut self) {
-        if self.opening || self.waiting.is_none() {
+        self.timers.open = None;
+        if self.waiting.is_none() {
+            return;
+        }
+        if self.opening {
+            self.timers.open = Some(boot_ms() + AGAIN_MS);
             return;
         }
         // Away for a round of housekeeping: a moment later.
@@ -107,7 +177,6 @@ impl Machine {
             self.timers.open = Some(boot_ms() + OPEN_EVERY_MS);
             return;
         };
-        self.timers.open = None;
         self.opening = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
@@ -335,8 +404,7 @@ impl Machine {
                 pasted: Some(document),
                 ..Offer::default()
             };
-            let opened = boot::open(&keeper, &offer, &log);
-            Event::Opened(Box::new((opened, offer)))
+            Event::Opened(Box::new(boot::open(&keeper, offer, &log)))
         });
     }
 

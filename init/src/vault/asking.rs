@@ -256,10 +256,7 @@ impl Asking {
         let line = match answer {
             // Whoever has forgotten what opens it may want to begin anew.
             Answer::Begin
-                if matches!(
-                    self.state,
-                    State::Nothing | State::Passphrase | State::Pin
-                ) =>
+                if matches!(self.state, State::Nothing | State::Passphrase | State::Pin) =>
             {
                 self.tell(Vec::new());
                 return Step::Next;

@@ -8,13 +8,13 @@ use alknet_provisioning::Secrets;
 use alknet_tpm::{Pin, TpmError};
 use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{
-    Argon2Params, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError, attempt, calibrate,
-    memory_cap_kib,
+    Argon2Params, Kek, KmsParams, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError, VaultId,
+    attempt, calibrate, memory_cap_kib,
 };
 use alknet_vault::{Entropy, Index, SecretStr, VaultError, WordCount};
 
 use super::open::memory_kib;
-use super::{Ask, Keeper, Offer, Waiting, Words, wait_for_randomness};
+use super::{Ask, Escrow, Keeper, Offer, Waiting, Words, wait_for_randomness};
 use crate::{log::Log, tpm};
 
 /// What a first boot goes by.
@@ -23,6 +23,10 @@ pub(crate) struct First<'a> {
     pub(crate) config: &'a VaultSection,
     pub(crate) media: &'a Secrets,
     pub(crate) offer: &'a Offer,
+    /// What the machine is called, where somebody has said so.
+    pub(crate) name: Option<&'a str>,
+    /// Whom another node may be asked through.
+    pub(crate) escrow: &'a Escrow,
 }
 
 /// A vault that is nowhere yet.
@@ -78,6 +82,22 @@ impl First<'_> {
             .transpose()
     }
 
+    /// The slot whose share another node has taken, and the vault that it is of.
+    fn shared(&self, log: &Log) -> Result<Shared, Waiting> {
+        let Some(kms) = &self.config.kms else {
+            return Err(Waiting::new(
+                Ask::Nothing,
+                "vault-waits",
+                "nothing says which node keeps a share of the key",
+                "add [vault.kms] to the configuration, or leave kms out of vault.unlock",
+            ));
+        };
+        randomness(log)?;
+        let seed = self.seed().map(SeedKey::vault);
+        let (vault, params, kek) = self.escrow.deposited(kms, self.name, seed)?;
+        Ok(Shared { vault, params, kek })
+    }
+
     /// The words, and whether they are new.
     fn words(&self) -> Result<(Entropy, bool), Waiting> {
         let fresh = || {
@@ -112,17 +132,30 @@ impl First<'_> {
     }
 }
 
+/// A slot of type `kms` before there is a vault.
+#[derive(Debug)]
+struct Shared {
+    vault: VaultId,
+    params: KmsParams,
+    kek: Kek,
+}
+
 /// Makes the vault of a machine that has none. It is not written yet.
 pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
     let kinds = first.slots(log);
-    if kinds.contains(&VaultUnlock::Kms) {
+    if kinds.contains(&VaultUnlock::Provisioning) && first.seed().is_none() {
         return Err(Waiting::new(
             Ask::Nothing,
             "vault-waits",
-            "another node can only keep the key of a vault that is there already",
-            "leave kms out of vault.unlock, and add that slot once the node runs",
+            "no medium with a seed.key is attached",
+            "attach the medium that 'alknet provision' wrote; it is looked for every 3 seconds",
         ));
     }
+    // It takes a while and is kept: what somebody types is asked for after it.
+    let shared = kinds
+        .contains(&VaultUnlock::Kms)
+        .then(|| first.shared(log))
+        .transpose()?;
     if first.wants_pin(&kinds) && first.offer.new_pin.is_none() {
         // Nobody types a PIN in vain.
         if !tpm::is_there() {
@@ -143,22 +176,7 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
             "type one on the console",
         ));
     }
-    if kinds.contains(&VaultUnlock::Provisioning) && first.seed().is_none() {
-        return Err(Waiting::new(
-            Ask::Nothing,
-            "vault-waits",
-            "no medium with a seed.key is attached",
-            "attach the medium that 'alknet provision' wrote; it is looked for every 3 seconds",
-        ));
-    }
-    if !wait_for_randomness(log) {
-        return Err(Waiting::new(
-            Ask::Nothing,
-            "vault-waits",
-            "the kernel has no randomness to make a key of",
-            "give the virtual machine a random number device (virtio-rng), or wait",
-        ));
-    }
+    randomness(log)?;
     let (entropy, is_new) = first.words()?;
     let words = is_new.then(|| entropy.phrase());
     let vault = NewVault {
@@ -170,8 +188,20 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
         device: Index::new(first.config.device).unwrap_or_default(),
         ..NewVault::new(entropy, now_s())
     };
-    let open = with_slots(vault, &kinds, first, log)?;
+    let open = with_slots(vault, &kinds, first, shared, log)?;
     Ok(Made { open, words })
+}
+
+fn randomness(log: &Log) -> Result<(), Waiting> {
+    if wait_for_randomness(log) {
+        return Ok(());
+    }
+    Err(Waiting::new(
+        Ask::Nothing,
+        "vault-waits",
+        "the kernel has no randomness to make a key of",
+        "give the virtual machine a random number device (virtio-rng), or wait",
+    ))
 }
 
 /// The words as a file of age, if there is anybody to encrypt them to.
@@ -220,17 +250,20 @@ fn with_slots(
     vault: NewVault,
     kinds: &[VaultUnlock],
     first: &First<'_>,
+    shared: Option<Shared>,
     log: &Log,
 ) -> Result<OpenAlkv, Waiting> {
     let mut made: Option<OpenAlkv> = None;
     let mut vault = Some(vault);
+    // A medium's key and another node's share are of one vault that is named already.
+    let seed = first.seed().map(SeedKey::vault);
+    let named = shared.as_ref().map(|shared| shared.vault).or(seed);
     for kind in kinds {
         let mut put = |slot: NewSlot<'_>| match (&mut made, vault.take()) {
             (Some(open), _) => open.add(slot).map(drop),
             (none, Some(vault)) => {
-                // A medium's key names the vault that it is for.
-                *none = Some(match first.seed() {
-                    Some(seed) => OpenAlkv::create_as(seed.vault(), vault, |_| Ok(slot))?,
+                *none = Some(match named {
+                    Some(named) => OpenAlkv::create_as(named, vault, |_| Ok(slot))?,
                     None => OpenAlkv::create(vault, slot)?,
                 });
                 Ok(())
@@ -238,8 +271,10 @@ fn with_slots(
             (None, None) => Err(VaultError::NoRandomness),
         };
         let done = match kind {
-            // Refused before.
-            VaultUnlock::Kms => continue,
+            VaultUnlock::Kms => match &shared {
+                Some(shared) => put(NewSlot::Kms(shared.params.clone(), &shared.kek)),
+                None => continue,
+            },
             VaultUnlock::None => put(NewSlot::None),
             VaultUnlock::Passphrase => {
                 let cap_kib = memory_cap_kib(memory_kib());

@@ -13,6 +13,7 @@ mod asking;
 mod by_tpm;
 mod commands;
 mod credentials;
+mod escrow;
 mod events;
 mod first;
 mod open;
@@ -32,6 +33,7 @@ use crate::control::{Problem, Tpm2Facts, VaultFacts};
 pub(crate) use asking::{Asking, Step, places};
 pub(crate) use commands::{Command, Given, Outcome, Place, Session, Sources};
 pub(crate) use credentials::{Kept as KeptCredentials, keep as keep_credentials};
+pub(crate) use escrow::{Escrow, For};
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
 pub(crate) use open::open;
@@ -137,6 +139,7 @@ pub(crate) enum Words {
 pub(crate) struct Keeper {
     area: Arc<Area>,
     events: Events,
+    escrow: Escrow,
     state: Mutex<State>,
 }
 
@@ -166,6 +169,7 @@ impl Keeper {
         Ok(Self {
             area: Arc::new(Area::create()?),
             events: Events::default(),
+            escrow: Escrow::default(),
             state: Mutex::default(),
         })
     }
@@ -194,8 +198,14 @@ impl Keeper {
         &self.events
     }
 
+    /// What is wanted of other nodes.
+    pub(crate) fn escrow(&self) -> &Escrow {
+        &self.escrow
+    }
+
     /// Takes the words in.
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
+        self.escrow.clear();
         self.note(open.alkv());
         let mut state = self.state();
         state.opened_by = opening_slot(open);

@@ -12,8 +12,12 @@ use super::{Ask, Keeper, Offer, Waiting, by_tpm};
 use crate::{log::Log, stage::boot_ms};
 
 /// In which order slots are tried that need nobody.
-pub(super) const UNATTENDED: [SlotType; 3] =
-    [SlotType::Tpm2, SlotType::Provisioning, SlotType::None];
+pub(super) const UNATTENDED: [SlotType; 4] = [
+    SlotType::Tpm2,
+    SlotType::Provisioning,
+    SlotType::Kms,
+    SlotType::None,
+];
 
 /// Opens `found`, and puts its words where the node finds them.
 pub(crate) fn open(
@@ -33,11 +37,13 @@ pub(crate) fn open(
         let Some(slot) = slots(kind).find(|slot| !by_tpm::wants_pin(slot)) else {
             continue;
         };
-        match unattended(found, kind, media) {
+        match unattended(found, kind, keeper, media) {
             Ok(opened) => return admitted(opened, keeper, log),
-            Err(why) => {
+            Err((why, counts)) => {
                 let id = slot.id();
-                keeper.refused_once(SlotName { kind, id });
+                if counts {
+                    keeper.refused_once(SlotName { kind, id });
+                }
                 refusals.push(format!("{}: {why}", kind.name()));
             }
         }
@@ -79,9 +85,17 @@ pub(crate) fn open(
         }
     };
     let mut waiting = waiting(typed.is_some(), pin, offer, &refusals);
-    waiting.retries |= slots(SlotType::Provisioning).next().is_some();
+    let kms = slots(SlotType::Kms).next().is_some();
+    waiting.retries |= kms || slots(SlotType::Provisioning).next().is_some();
+    if kms && waiting.ask == Ask::Nothing {
+        waiting.problem.hint = HINT_KMS.to_owned();
+    }
     Err(waiting)
 }
+
+/// What to do where another node keeps a share of the key, and nothing can be typed.
+const HINT_KMS: &str = "the node that keeps a share of the key is asked again by itself; an administrator \
+                        of it sees who waits with 'alknet escrow list'";
 
 /// Opens it by what somebody typed, which waits where wrong passphrases came before, and is written
 /// down where it is wrong.
@@ -149,21 +163,35 @@ fn waiting(passphrase: bool, pin: Typing, offer: &Offer, refusals: &[String]) ->
     }
 }
 
+/// Else why not, and whether that is worth a line of the vault's log.
 pub(super) fn unattended(
     found: &Found,
     kind: SlotType,
+    keeper: &Keeper,
     media: &Secrets,
-) -> Result<OpenAlkv, String> {
+) -> Result<OpenAlkv, (String, bool)> {
     let opened = match kind {
-        SlotType::Tpm2 => return by_tpm::unattended(found),
+        SlotType::Kms => {
+            let mut source = keeper.escrow().source();
+            let opened = found.open(&mut Key::Source(kind, &mut source));
+            // Whom nobody has asked yet has refused nothing.
+            if let Err(SlotError::Kek { .. }) = opened {
+                return Err((source.refusals(), source.was_refused()));
+            }
+            opened
+        }
+        SlotType::Tpm2 => return by_tpm::unattended(found).map_err(|why| (why, true)),
         SlotType::Provisioning => {
             let seed = media.seed_key_of(found.newest.uuid());
-            let seed = seed.ok_or_else(|| "no medium with its seed.key is attached".to_owned())?;
+            let seed = seed.ok_or_else(|| {
+                let why = "no medium with its seed.key is attached";
+                (why.to_owned(), true)
+            })?;
             found.open(&mut Key::Seed(seed))
         }
         _ => found.open(&mut Key::Stored),
     };
-    opened.map_err(|error: SlotError| error.to_string())
+    opened.map_err(|error: SlotError| (error.to_string(), true))
 }
 
 fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Waiting> {

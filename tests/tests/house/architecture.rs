@@ -160,6 +160,20 @@ fn hub_reaches_the_network_only_through_core() {
     Graph::load().forbid("alknet-hub", &banned);
 }
 
+/// What keeps shares is given the vault as far as it needs it, and no more.
+#[test]
+fn escrow_knows_no_transport_and_no_vault() {
+    let banned = [
+        "quinn",
+        "rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "alknet-vault",
+        "hyper",
+    ];
+    Graph::load().forbid("alknet-escrow", &banned);
+}
+
 #[test]
 fn typedef_is_pure() {
     let graph = Graph::load();

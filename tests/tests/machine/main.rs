@@ -5,6 +5,7 @@ mod configuration;
 mod console;
 mod credentials;
 mod disks;
+mod escrow;
 mod faults;
 mod network;
 mod power;

@@ -3,6 +3,7 @@
 mod calling;
 mod enrolment;
 mod enrolment_machines;
+mod escrow;
 mod farm;
 mod here;
 mod hostile;

@@ -9,12 +9,18 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 35] = [
+const OPERATIONS: [&str; 41] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
     "compute/sha256",
     "config/apply",
+    "escrow/approve",
+    "escrow/change",
+    "escrow/deposit",
+    "escrow/list",
+    "escrow/release",
+    "escrow/revoke",
     "node/info",
     "node/log",
     "node/metrics",

@@ -327,7 +327,7 @@ fn label(name: &str, value: &str) -> Result<(), Complaint> {
 }
 
 /// The form alone: what it says is looked at by whoever joins. Not quoted: it is a secret.
-fn join_code(text: &str) -> Result<String, Complaint> {
+pub(super) fn join_code(text: &str) -> Result<String, Complaint> {
     let body = text.strip_prefix("alkjoin1_").unwrap_or_default();
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     if !body.is_empty() && text.len() <= CODE_CHARS_MAX && body.bytes().all(plain) {

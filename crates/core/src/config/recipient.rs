@@ -67,7 +67,8 @@ fn ssh(kind: &str, text: &str) -> Option<AgeKey> {
     };
     let (exponent, modulus) = (first.to_vec(), modulus?.to_vec());
     let is_positive = |number: &[u8]| number.first().is_some_and(|high| high & 0x80 == 0);
-    let fits = is_positive(&exponent) && is_positive(&modulus) && RSA_BITS.contains(&bits(&modulus));
+    let fits =
+        is_positive(&exponent) && is_positive(&modulus) && RSA_BITS.contains(&bits(&modulus));
     fits.then_some(AgeKey::SshRsa {
         wire,
         exponent,
@@ -102,7 +103,9 @@ fn x25519(text: &str) -> Option<[u8; 32]> {
     const PREFIX: [u8; 7] = [3, 3, 3, 0, b'a' & 31, b'g' & 31, b'e' & 31];
     let place = |b: u8| CHARACTERS.iter().position(|known| *known == b);
     let data = text.strip_prefix("age1")?.bytes();
-    let symbols: Vec<u8> = data.map(|b| place(b).map(|it| it as u8)).collect::<Option<_>>()?;
+    let symbols: Vec<u8> = data
+        .map(|b| place(b).map(|it| it as u8))
+        .collect::<Option<_>>()?;
     let sum = PREFIX.iter().chain(&symbols).copied().fold(1, bech32_step);
     if sum != 1 || symbols.len() != 256_usize.div_ceil(5) + CHECKSUM {
         return None;
@@ -169,7 +172,8 @@ mod tests {
         let parsed = |kind: &str, fields: &[&[u8]]| {
             AgeKey::parse(&format!("{kind} {} ada@laptop", wire(fields)))
         };
-        let rsa = |exponent: &[u8], modulus: &[u8]| parsed("ssh-rsa", &[b"ssh-rsa", exponent, modulus]);
+        let rsa =
+            |exponent: &[u8], modulus: &[u8]| parsed("ssh-rsa", &[b"ssh-rsa", exponent, modulus]);
         assert!(parsed("ssh-ed25519", &[b"ssh-ed25519", &[7; 32]]).is_some());
         assert!(rsa(&[1, 0, 1], &modulus(256)).is_some());
         for bad in [

@@ -72,7 +72,7 @@ rollback_on_errors = true
 
 [vault]
 init = "provisioned"
-unlock = ["tpm2", "provisioning"]
+unlock = ["tpm2", "provisioning", "kms"]
 tpm_pin = true
 device = 3
 key_version = 4
@@ -104,6 +104,11 @@ purpose = "dns-zone-1-0"
 [[operations]]
 name = "js/mint"
 capabilities = ["openai", "zone"]
+
+[vault.kms]
+code = "alkjoin1_AAAA-_09"
+approve = true
+from = ["192.0.2.0/24", "2001:db8::/32"]
 "#;
 
 fn refused(document: &str) -> Vec<String> {
@@ -350,7 +355,7 @@ fn a_vault_is_made_unless_it_is_off() {
     );
     complaint(&vault("unlock = \"tpm2\""), &["expected a list"]);
     complaint(
-        &vault("unlock = [\"kms\", \"kms\"]"),
+        &vault("unlock = [\"tpm2\", \"tpm2\"]"),
         &["vault.unlock[1]:", "twice"],
     );
     complaint(&vault("unlock = [\"none\", \"tpm2\"]"), &["'none' leaves"]);

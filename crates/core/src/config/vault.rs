@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::quote;
+use super::kms::{self, VaultKms};
 use super::read::{Notes, Section, Value};
 use super::recipient::AgeKey;
 use super::values::Complaint;
@@ -44,6 +45,10 @@ pub struct VaultSection {
         inner(regex(pattern = r"^(age1|ssh-ed25519 |ssh-rsa )"))
     )]
     pub words_to: Vec<String>,
+    /// Which node keeps a share of the key, for `unlock = ["kms"]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "VaultKms")]
+    pub kms: Option<VaultKms>,
 }
 
 impl Default for VaultSection {
@@ -56,6 +61,7 @@ impl Default for VaultSection {
             key_version: KEY_VERSION_MIN,
             min_version: KEY_VERSION_MIN,
             words_to: Vec::new(),
+            kms: None,
         }
     }
 }
@@ -81,7 +87,7 @@ pub enum VaultInit {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum VaultUnlock {
-    /// Another node of the owner releases the key. Which one is said when the slot is added.
+    /// Another node of the owner releases its share of the key; `[vault.kms]` says which.
     Kms,
     /// Nothing is needed: the key lies beside it, and nothing is protected.
     None,
@@ -125,6 +131,7 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
     let key_version = section.key("key_version");
     let min_version = section.key("min_version");
     let words_to = section.key("words_to");
+    let kms = section.key("kms");
     section.finish(notes);
     let number = |value: &Option<Value<'_, '_>>, notes: &mut Notes<'_>| {
         let read = |value: &Value<'_, '_>| value.number(KEY_VERSIONS, notes);
@@ -158,6 +165,7 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
             .as_ref()
             .map(|value| recipients(value, notes))
             .unwrap_or_default(),
+        kms: kms.as_ref().and_then(|value| kms::section(value, notes)),
     };
     if let (true, Some(value)) = (config.tpm_pin, &tpm_pin)
         && !config.unlock.contains(&VaultUnlock::Tpm2)
@@ -169,6 +177,22 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
             what,
             "write unlock = [\"tpm2\"], or leave this key out",
         );
+    }
+    let asked = config.unlock.contains(&VaultUnlock::Kms);
+    match (&kms, &unlock) {
+        (None, Some(value)) if asked => {
+            let what = "nothing says which node keeps the share of 'kms'";
+            value.wrong(notes, what, "add [vault.kms] with code = \"alkjoin1_…\"");
+        }
+        (Some(value), _) if !asked => {
+            let what = "nothing asks that node for its share";
+            value.wrong(
+                notes,
+                what,
+                "list \"kms\" in vault.unlock, or leave this out",
+            );
+        }
+        _ => {}
     }
     if config.init == VaultInit::Off {
         let unused = [

@@ -10,7 +10,9 @@ use std::time::Duration;
 use alknet_vault::limits::{MAX_PASSPHRASE_BYTES, MAX_PHRASE_BYTES};
 use alknet_vault::{SecretBytes, SecretStr};
 use nix::sys::signal::{Signal, raise};
-use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{
+    LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
+};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::CliError;

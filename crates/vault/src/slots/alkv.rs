@@ -29,7 +29,8 @@ const FIELDS: [&str; 7] = ["alkv", "device", "gen", "mac", "payload", "slots", "
 pub struct VaultId([u8; 16]);
 
 impl VaultId {
-    pub(super) fn generate() -> Result<Self, VaultError> {
+    /// A new one.
+    pub fn generate() -> Result<Self, VaultError> {
         let mut bytes = crypto::random::<16>()?;
         bytes[6] = bytes[6] & 0x0f | 0x40;
         bytes[8] = bytes[8] & 0x3f | 0x80;

@@ -52,6 +52,9 @@ struct Tpm2Form {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KmsForm {
+    addresses: Vec<String>,
+    client: String,
+    half: String,
     key: String,
     peer: String,
 }
@@ -83,7 +86,13 @@ pub(super) fn slot(value: Value) -> Result<Slot, SlotError> {
 
 fn params_value(params: &SlotParams) -> Value {
     match params {
-        SlotParams::Kms(kms) => json!({"key": kms.key(), "peer": kms.peer()}),
+        SlotParams::Kms(kms) => json!({
+            "addresses": kms.addresses(),
+            "client": BASE64.encode(kms.client()),
+            "half": BASE64.encode(kms.half()),
+            "key": kms.key(),
+            "peer": kms.peer(),
+        }),
         SlotParams::None { kek } => json!({"kek": BASE64.encode(kek)}),
         SlotParams::Passphrase { argon2, salt } => json!({
             "m": argon2.kib(),
@@ -112,7 +121,9 @@ fn params(kind: &str, value: Value) -> Result<SlotParams, SlotError> {
     match kind {
         "kms" => {
             let kms: KmsForm = form(value)?;
-            Ok(SlotParams::Kms(KmsParams::new(kms.peer, kms.key)?))
+            let (client, half) = (array(&kms.client)?, array(&kms.half)?);
+            let params = KmsParams::new(kms.peer, kms.addresses, kms.key, client, half)?;
+            Ok(SlotParams::Kms(params))
         }
         "none" => {
             let none: NoneForm = form(value)?;

@@ -88,3 +88,12 @@ pub(super) fn of_seed(seed: &SecretArr<32>, vault: VaultId) -> Kek {
         b"alknet/vault/slot/provisioning",
     )
 }
+
+/// The key of a slot whose halves lie at two places. Each half is random and as long as the key.
+pub(super) fn of_halves(share: &SecretArr<32>, half: &[u8; 32], vault: VaultId) -> Kek {
+    let mut both = SecretArr::<64>::zeroed();
+    let (there, here) = both.expose_mut().split_at_mut(32);
+    there.copy_from_slice(share.expose());
+    here.copy_from_slice(half);
+    crypto::hkdf_sha256(both.expose(), &vault.bytes(), b"alknet/vault/slot/kms")
+}

@@ -4,9 +4,9 @@ use std::fmt;
 
 use crate::crypto::{self, IV, TAG};
 use crate::error::VaultError;
-use crate::limits::{MAX_KMS_NAME_BYTES, MAX_TPM_PART_BYTES, MAX_TPM_PCRS};
+use crate::limits::{MAX_KMS_ADDRESSES, MAX_KMS_NAME_BYTES, MAX_TPM_PART_BYTES, MAX_TPM_PCRS};
 use crate::secret::SecretArr;
-use crate::slots::{Argon2Params, Kek, SlotError, VaultId, form};
+use crate::slots::{Argon2Params, Kek, SlotError, VaultId, form, kek};
 
 /// Bytes of a master key as a slot holds it: IV, ciphertext, tag.
 pub(super) const WRAPPED: usize = IV + 32 + TAG;
@@ -217,26 +217,52 @@ impl Tpm2Params {
     }
 }
 
-/// A key that another node of the owner keeps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A key of which another node of the owner keeps one half and the slot the other: neither alone says
+/// anything about it.
+#[derive(Clone, PartialEq, Eq)]
 pub struct KmsParams {
     peer: String,
+    addresses: Vec<String>,
     key: String,
+    client: [u8; 32],
+    half: [u8; 32],
 }
 
 impl KmsParams {
-    /// The node's fingerprint, `ed25519:` and 64 hex digits, and the key's name there.
-    pub fn new(peer: String, key: String) -> Result<Self, SlotError> {
+    /// The node's fingerprint, `ed25519:` and 64 hex digits; where it is, `HOST:PORT`; the name of the
+    /// share there; the Ed25519 seed that this slot proves itself by there; and the half that stays here,
+    /// random like the share.
+    pub fn new(
+        peer: String,
+        addresses: Vec<String>,
+        key: String,
+        client: [u8; 32],
+        half: [u8; 32],
+    ) -> Result<Self, SlotError> {
         let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let hex = peer.strip_prefix("ed25519:");
         if !hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(digit)) {
             return Err(SlotError::BadParams("a peer that is no fingerprint"));
         }
-        let plain = key.bytes().all(|byte| byte.is_ascii_graphic());
-        if key.is_empty() || key.len() > MAX_KMS_NAME_BYTES || !plain {
+        let plain = |text: &str| {
+            (1..=MAX_KMS_NAME_BYTES).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        if !plain(&key) {
             return Err(SlotError::BadParams("a key name that is no plain text"));
         }
-        Ok(Self { peer, key })
+        let address = |text: &String| plain(text) && !text.contains(['@', ',']);
+        let few = (1..=MAX_KMS_ADDRESSES).contains(&addresses.len());
+        if !few || !addresses.iter().all(address) {
+            return Err(SlotError::BadParams("addresses that are none or too many"));
+        }
+        Ok(Self {
+            peer,
+            addresses,
+            key,
+            client,
+            half,
+        })
     }
 
     /// Which node.
@@ -245,10 +271,46 @@ impl KmsParams {
         &self.peer
     }
 
-    /// Which of its keys.
+    /// Where it is, the most promising first.
+    #[must_use]
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// Which of its shares.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// What this slot proves itself by there. It lies in the clear: whoever has it may ask, and is
+    /// refused once the share is taken back.
+    #[must_use]
+    pub fn client(&self) -> &[u8; 32] {
+        &self.client
+    }
+
+    /// What stays here.
+    #[must_use]
+    pub fn half(&self) -> &[u8; 32] {
+        &self.half
+    }
+
+    /// The key of the slot, once the other node released its share.
+    #[must_use]
+    pub fn kek(&self, share: &SecretArr<32>, vault: VaultId) -> Kek {
+        kek::of_halves(share, &self.half, vault)
+    }
+}
+
+/// Not what it proves itself by, and not its half.
+impl fmt::Debug for KmsParams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KmsParams")
+            .field("peer", &self.peer)
+            .field("addresses", &self.addresses)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
     }
 }
 

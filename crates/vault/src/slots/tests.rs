@@ -4,7 +4,7 @@ use data_encoding::BASE64;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{ARGON2_FLOOR_KIB, MAX_SLOTS};
+use crate::limits::{ARGON2_FLOOR_KIB, MAX_KMS_ADDRESSES, MAX_SLOTS};
 use crate::{Entropy, Index, SecretArr, SecretStr, VaultError};
 
 const CAP: u32 = ARGON2_FLOOR_KIB;
@@ -36,7 +36,8 @@ fn tpm() -> Tpm2Params {
 
 fn kms() -> KmsParams {
     let peer = format!("ed25519:{}", "ab".repeat(32));
-    KmsParams::new(peer, "node-7".to_owned()).expect("in range")
+    let addresses = vec!["hub.example.org:443".to_owned()];
+    KmsParams::new(peer, addresses, "node-7".to_owned(), [5; 32], [6; 32]).expect("in range")
 }
 
 pub(super) fn one() -> Kek {
@@ -299,8 +300,17 @@ fn parameters_out_of_range_are_refused() {
         let values = self::tpm().with_values(vec![[0; 32]; count]);
         assert!(matches!(values, Err(SlotError::BadParams(_))), "{count}");
     }
-    let kms = |peer: &str, key: &str| KmsParams::new(peer.to_owned(), key.to_owned()).is_ok();
+    let made = |peer: &str, at: &[&str], key: &str| {
+        let at = at.iter().map(|&one| one.to_owned()).collect();
+        KmsParams::new(peer.to_owned(), at, key.to_owned(), [1; 32], [2; 32]).is_ok()
+    };
+    let kms = |peer: &str, key: &str| made(peer, &["a:1"], key);
     let peer = format!("ed25519:{}", "0f".repeat(32));
+    assert!(made(&peer, &["a:1"; MAX_KMS_ADDRESSES], "a"));
+    assert!(!made(&peer, &[], "a") && !made(&peer, &["a:1"; MAX_KMS_ADDRESSES + 1], "a"));
+    assert!(
+        !made(&peer, &["a b"], "a") && !made(&peer, &["k@a:1"], "a") && !made(&peer, &[""], "a")
+    );
     assert!(kms(&peer, "a") && !kms(&peer, "") && !kms(&peer, "a b") && !kms("ed25519:0f", "a"));
     assert!(!kms(&peer.to_uppercase(), "a") && !kms(&peer, &"a".repeat(256)));
     assert_eq!(memory_cap_kib(1 << 20), 256 << 10);
@@ -365,4 +375,36 @@ proptest! {
 
 thread_local! {
     static TEXT: Vec<u8> = full().0.alkv().to_text().into_bytes();
+}
+
+/// The key of a slot of type `kms`, computed by Python's standard library alone:
+///
+/// ```python
+/// import hmac
+/// share, half, salt = bytes(range(32)), bytes(range(32, 64)), bytes(range(0xf0, 0x100))
+/// prk = hmac.digest(salt, share + half, "sha256")
+/// print(hmac.digest(prk, b"alknet/vault/slot/kms" + b"\x01", "sha256").hex())
+/// ```
+#[test]
+fn two_halves_make_the_key_that_python_makes() {
+    let bytes = |from: u8| std::array::from_fn::<u8, 32, _>(|n| from + n as u8);
+    let vault = "f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff";
+    let vault: VaultId = vault.parse().expect("an id");
+    let key = |share, half| {
+        let peer = format!("ed25519:{}", "ab".repeat(32));
+        let at = vec!["a:1".to_owned()];
+        let params = KmsParams::new(peer, at, "a".to_owned(), [9; 32], half).expect("in range");
+        params.kek(&SecretArr::copy_of(&share), vault)
+    };
+    let made = key(bytes(0), bytes(32));
+    assert_eq!(
+        data_encoding::HEXLOWER.encode(made.expose()),
+        "3ed7a59972bc81f6a806d730980ed02f5da7c639e28a49a2aa6cc76ef0fb00fe"
+    );
+    assert_ne!(made, key(bytes(32), bytes(0)), "which half is which counts");
+    let shown = format!("{:?}", kms());
+    assert!(
+        !shown.contains("[5, 5") && !shown.contains("[6, 6"),
+        "{shown}"
+    );
 }

@@ -6,7 +6,9 @@ use alknet_vault::slots::{SlotId, SlotType};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     FactoryReset,
-    Lock { hard: bool },
+    Lock {
+        hard: bool,
+    },
     Passwd,
     Rekey,
     SlotAdd(SlotType),

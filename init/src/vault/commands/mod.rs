@@ -62,6 +62,8 @@ pub(crate) enum Want {
     PassphraseOf { id: SlotId, or_lose: bool },
     /// The PIN of a slot.
     Pin,
+    /// The share of the key that another node has. Nobody types it.
+    Share,
 }
 
 /// What came of trying a command.
@@ -139,6 +141,10 @@ pub(crate) struct Session {
     typed: Typed,
     /// The vault, once something opened it.
     open: Option<OpenAlkv>,
+    /// It waits for another node.
+    waits: bool,
+    /// That node was asked.
+    came_back: bool,
 }
 
 /// Never what was typed.
@@ -154,7 +160,19 @@ impl Session {
             command,
             typed: Typed::default(),
             open: None,
+            waits: false,
+            came_back: false,
         }
+    }
+
+    /// Whether it waits for what another node has.
+    pub(crate) fn waits_for_share(&self) -> bool {
+        self.waits
+    }
+
+    /// That node gave it, or did not.
+    pub(crate) fn came_back(&mut self) {
+        self.came_back = true;
     }
 
     /// Whether it is for a vault that is open only.
@@ -183,6 +201,12 @@ impl Session {
 
     /// Tries the command. Blocks on disks, on Argon2id and while wrong passphrases wait.
     pub(crate) fn run(&mut self, place: &Place<'_>) -> Outcome {
+        let outcome = self.attempt(place);
+        self.waits = matches!(outcome, Outcome::Wants(Want::Share, _));
+        outcome
+    }
+
+    fn attempt(&mut self, place: &Place<'_>) -> Outcome {
         if self.command.needs_open() && place.keeper.is_locked() {
             return Outcome::Refused("the vault is locked; open it first".to_owned());
         }

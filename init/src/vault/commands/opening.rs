@@ -12,7 +12,7 @@ impl Session {
     /// The vault, by what needs nobody, else by the passphrase that was typed.
     pub(super) fn opened(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
         if self.open.is_none() {
-            self.open = match by_itself(place)? {
+            self.open = match by_itself(place, self.came_back)? {
                 Some(open) => Some(open),
                 None => Some(self.typed_open(place)?),
             };
@@ -95,8 +95,9 @@ impl Session {
     }
 }
 
-/// The vault by a slot that needs nobody.
-fn by_itself(place: &Place<'_>) -> Attempt<Option<OpenAlkv>> {
+/// The vault by a slot that needs nobody. Where another node has a share of the key, it is asked first,
+/// unless somebody `came_back` from it.
+fn by_itself(place: &Place<'_>, came_back: bool) -> Attempt<Option<OpenAlkv>> {
     let found = data::copies(place.device).load()?;
     let found = found.ok_or(SlotError::Nothing)?;
     let slots = found.newest.slots();
@@ -109,10 +110,13 @@ fn by_itself(place: &Place<'_>) -> Attempt<Option<OpenAlkv>> {
     for kind in UNATTENDED {
         let mut of_kind = slots.iter().filter(|slot| slot.kind() == kind);
         if of_kind.any(|slot| !by_tpm::wants_pin(slot))
-            && let Ok(open) = unattended(&found, kind, &media)
+            && let Ok(open) = unattended(&found, kind, place.keeper, &media)
         {
             return Ok(Some(open));
         }
+    }
+    if !came_back && slots.iter().any(|slot| slot.kind() == SlotType::Kms) {
+        return Err(Halt::wants(Want::Share));
     }
     Ok(None)
 }

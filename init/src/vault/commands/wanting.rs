@@ -69,6 +69,9 @@ impl Wanting {
             (Want::NewPin, None) => Question::secret("new PIN of the TPM").with_lines(note),
             (Want::NewPassphrase | Want::NewPin, Some(_)) => Question::secret("the same again"),
             (Want::Passphrase, _) => Question::secret("passphrase of the vault").with_lines(note),
+            (Want::Share, _) => {
+                Question::shown("another node is asked for its share of the key; Ctrl-C goes back")
+            }
             (Want::Pin, _) => Question::secret("PIN of the TPM").with_lines(note),
             (Want::PassphraseOf { id, or_lose }, _) => {
                 let more = if *or_lose {
@@ -94,6 +97,7 @@ impl Wanting {
             Want::NewPassphrase => self.twice(line, passphrase).map(Given::NewPassphrase),
             Want::NewPin => self.twice(line, pin).map(Given::NewPin),
             Want::Passphrase | Want::Pin if line.is_empty() => None,
+            Want::Share => None,
             Want::Pin => Some(Given::Pin(secret(line))),
             Want::Passphrase => Some(Given::Passphrase(secret(line))),
             Want::PassphraseOf { id, .. } => {

@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn long_texts_without_anything_in_common_are_answered() {
-        let text = |step: u32| -> String { (0..60_000).map(|n| format!("{:x}\n", n * step)).collect() };
+        let text =
+            |step: u32| -> String { (0..60_000).map(|n| format!("{:x}\n", n * step)).collect() };
         assert!(unified("a", &text(3), &text(7)).lines().count() > 60_000);
     }
 

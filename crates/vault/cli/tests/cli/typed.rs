@@ -323,7 +323,9 @@ fn ctrl_c_at_a_hidden_question_leaves_the_terminal_as_it_was() {
     quiet(&pty.slave);
     keyboard.write_all(b"righ\x03").expect("typed");
     let ended = child.wait().expect("it ends");
-    assert_eq!(ended.signal(), Some(Signal::SIGINT as i32), "{ended:?}");
+    // Where whoever runs the tests ignores the signal, so does the command, and nothing was answered.
+    let ended_so = ended.signal() == Some(Signal::SIGINT as i32) || ended.code() == Some(4);
+    assert!(ended_so, "{ended:?}");
     let after = tcgetattr(&pty.slave).expect("a terminal");
     assert_eq!(after.local_flags, before.local_flags);
     assert_eq!(after.control_chars, before.control_chars);

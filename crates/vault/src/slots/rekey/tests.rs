@@ -33,7 +33,8 @@ fn full(passphrase: &SecretStr) -> (OpenAlkv, SeedKey) {
     };
     open.add(typed).expect("added");
     let peer = format!("ed25519:{}", "0f".repeat(32));
-    let kms = KmsParams::new(peer, "a".to_owned()).expect("in range");
+    let at = vec!["a:1".to_owned()];
+    let kms = KmsParams::new(peer, at, "a".to_owned(), [5; 32], [6; 32]).expect("in range");
     open.add(NewSlot::Kms(kms, &one())).expect("added");
     (open, seed)
 }

@@ -1,0 +1,165 @@
+//! Shares of other nodes' keys: kept here in the node's own vault (`escrow/*`), and asked for elsewhere
+//! by the child that PID 1 sends ([`errand`]).
+
+mod errand;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use alknet_escrow::{Desk, Safe, SafeError, ShareId};
+use alknet_init::control::Problem;
+use alknet_vault::credentials::{Credentials, CredentialsError};
+use alknet_vault::{Label, VaultError};
+use zeroize::Zeroizing;
+
+use super::vault::NodeVault;
+
+pub(crate) use errand::run as errand;
+
+/// Folder of shares below the state directory.
+const DIR: &str = "state/escrow";
+/// Folder in it of the sealed records.
+const RECORDS_DIR: &str = "records";
+/// What labels of shares begin with.
+const KIND: &str = "escrow";
+
+/// The desk of this node. Without a vault it takes nothing in.
+pub(super) fn desk(state_dir: &Path, vault: Option<&NodeVault>) -> Arc<Desk> {
+    let dir = state_dir.join(DIR);
+    let records = Records {
+        vault: vault.cloned(),
+        dir: dir.join(RECORDS_DIR),
+    };
+    // Nobody has left anything here yet: nothing is made before somebody does.
+    if records.dir.exists() {
+        records.renew();
+    }
+    Arc::new(Desk::open(&dir, Arc::new(records)))
+}
+
+/// What is wrong with it.
+pub(super) fn problem(desk: &Desk) -> Option<Problem> {
+    desk.broken().map(|text| Problem {
+        code: "escrow-damaged".to_owned(),
+        text,
+        hint:
+            "no share is taken or released: put back the file from a backup, or delete it and let \
+               every node deposit anew"
+                .to_owned(),
+    })
+}
+
+/// Shares as records of the node's vault.
+struct Records {
+    vault: Option<NodeVault>,
+    dir: std::path::PathBuf,
+}
+
+impl Records {
+    fn opened(&self) -> Result<(&NodeVault, Credentials), SafeError> {
+        let vault = self.vault.as_ref().ok_or(SafeError::Absent)?;
+        Ok((vault, Credentials::open(&self.dir).map_err(of_records)?))
+    }
+
+    /// Seals everything with the key version that the configuration names, as long as the older ones
+    /// may be opened.
+    fn renew(&self) {
+        let Ok((vault, records)) = self.opened() else {
+            return;
+        };
+        let vault = vault.vault();
+        let to = vault.versions().current;
+        let renewed = records.versions().and_then(|of| {
+            let old = of.current < to;
+            old.then(|| records.rotate_to(vault, to)).transpose()
+        });
+        match renewed {
+            Ok(Some(count)) => tracing::info!(count, "escrow.renewed"),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "escrow.not-renewed"),
+        }
+    }
+}
+
+fn label(id: &ShareId) -> Result<Label, SafeError> {
+    let label = format!("{KIND}:{id}").parse();
+    label.map_err(|error: alknet_vault::LabelError| SafeError::Failed(error.to_string()))
+}
+
+impl Safe for Records {
+    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), SafeError> {
+        // What the records lie in is readable by the node alone.
+        let vault = self.vault.as_ref().ok_or(SafeError::Absent)?;
+        super::make_private_dir(&self.dir).map_err(|error| SafeError::Failed(error.to_string()))?;
+        let label = label(id)?;
+        let sealed = vault.vault().seal(&label, secret).map_err(of_vault)?;
+        let (_, records) = self.opened()?;
+        records.put(&label, &sealed).map_err(of_records)
+    }
+
+    fn get(&self, id: &ShareId) -> Result<Zeroizing<Vec<u8>>, SafeError> {
+        let (vault, records) = self.opened()?;
+        let label = label(id)?;
+        let sealed = records.get(&label).map_err(of_records)?;
+        let secret = vault.vault().open(&label, &sealed).map_err(of_vault)?;
+        Ok(Zeroizing::new(secret.expose().to_vec()))
+    }
+
+    fn remove(&self, id: &ShareId) -> Result<(), SafeError> {
+        if !self.dir.exists() {
+            return Ok(());
+        }
+        let records = Credentials::open(&self.dir).map_err(of_records)?;
+        match records.remove(&label(id)?) {
+            Ok(()) | Err(CredentialsError::NotFound(_)) => Ok(()),
+            Err(error) => Err(of_records(error)),
+        }
+    }
+}
+
+fn of_vault(error: VaultError) -> SafeError {
+    match error {
+        VaultError::Locked => SafeError::Locked,
+        other => SafeError::Failed(other.to_string()),
+    }
+}
+
+fn of_records(error: CredentialsError) -> SafeError {
+    SafeError::Failed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use alknet_core::PeerKey;
+    use alknet_escrow::{Asked, Deposit, EscrowError, Share};
+
+    use super::*;
+
+    fn asked() -> Asked {
+        Asked {
+            key: PeerKey::Ed25519([1; 32]),
+            peer: "kitchen-vault".parse().expect("a peer id"),
+            address: None,
+            now_s: None,
+            now: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn a_node_without_a_vault_keeps_nothing_for_anybody() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let desk = desk(dir.path(), None);
+        assert!(problem(&desk).is_none());
+        let deposit = Deposit {
+            share: Share::new([7; 32]),
+            vault: "v".to_owned(),
+            from: Vec::new(),
+            approve: false,
+        };
+        let refused = desk.deposit(&asked(), &deposit);
+        assert!(matches!(refused, Err(EscrowError::Safe(SafeError::Absent))));
+        assert!(!dir.path().join(DIR).exists());
+    }
+}

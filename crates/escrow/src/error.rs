@@ -1,0 +1,45 @@
+//! Why a share was not taken, released or changed.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::desk::SHARES_MAX;
+use crate::index::IndexError;
+use crate::safe::SafeError;
+
+/// What a desk answers in the place of what it was asked for.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EscrowError {
+    /// It may not be asked for from there.
+    #[error("this share is not released to the address that asks")]
+    Address,
+    /// Several are called so.
+    #[error("several shares belong to a peer of that name; take the id that escrow/list shows")]
+    Ambiguous,
+    /// The share that is there is another.
+    #[error("this key has deposited another share already")]
+    Conflict,
+    /// As many shares as there may be.
+    #[error("there are {SHARES_MAX} shares, more are not kept here")]
+    Full,
+    /// The list cannot be kept.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// Somebody has to approve it.
+    #[error("the release of share {0} waits for an administrator's approval")]
+    Pending(String),
+    /// Too often.
+    #[error("this share was released too often; try again in {} s", .0.as_secs() + 1)]
+    Rate(Duration),
+    /// It was taken back.
+    #[error("this share was revoked")]
+    Revoked,
+    /// The vault of this node.
+    #[error(transparent)]
+    Safe(#[from] SafeError),
+    /// No such share, or that of another key: both look the same.
+    #[error("there is no such share")]
+    Unknown,
+}

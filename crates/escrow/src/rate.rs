@@ -1,0 +1,33 @@
+//! How often shares are released.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Releases of one share in a minute. A machine asks once when it starts.
+pub const RELEASES_PER_MINUTE: usize = 6;
+/// Releases of all shares together in a minute: after a power cut in a rack they all ask.
+pub const RELEASES_PER_MINUTE_ALL: usize = 120;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// When something happened during the last minute.
+#[derive(Debug, Default)]
+pub(crate) struct Minute(VecDeque<Instant>);
+
+impl Minute {
+    /// How long to wait for the next one where `most` are allowed.
+    pub(crate) fn wait(&mut self, most: usize, now: Instant) -> Option<Duration> {
+        while self
+            .0
+            .front()
+            .is_some_and(|at| now.duration_since(*at) >= MINUTE)
+        {
+            self.0.pop_front();
+        }
+        let first = self.0.front().filter(|_| self.0.len() >= most)?;
+        Some(MINUTE.saturating_sub(now.duration_since(*first)))
+    }
+
+    pub(crate) fn note(&mut self, now: Instant) {
+        self.0.push_back(now);
+    }
+}

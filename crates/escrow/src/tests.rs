@@ -1,0 +1,407 @@
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use alknet_core::PeerKey;
+use zeroize::Zeroizing;
+
+use super::*;
+
+/// A vault in memory.
+#[derive(Default)]
+struct Memory {
+    kept: Mutex<HashMap<ShareId, Vec<u8>>>,
+    refuses: Mutex<Option<SafeError>>,
+}
+
+impl Memory {
+    fn refuse(&self, error: Option<SafeError>) {
+        *self.refuses.lock().expect("no panics here") = error;
+    }
+
+    fn usable(&self) -> Result<(), SafeError> {
+        let refuses = self.refuses.lock().expect("no panics here").clone();
+        refuses.map_or(Ok(()), Err)
+    }
+
+    fn has(&self, id: &ShareId) -> bool {
+        self.kept.lock().expect("no panics here").contains_key(id)
+    }
+}
+
+impl Safe for Memory {
+    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), SafeError> {
+        self.usable()?;
+        let mut kept = self.kept.lock().expect("no panics here");
+        kept.insert(id.clone(), secret.to_vec());
+        Ok(())
+    }
+
+    fn get(&self, id: &ShareId) -> Result<Zeroizing<Vec<u8>>, SafeError> {
+        self.usable()?;
+        let kept = self.kept.lock().expect("no panics here");
+        let found = kept.get(id).cloned();
+        found
+            .map(Zeroizing::new)
+            .ok_or_else(|| SafeError::Failed("there is none".to_owned()))
+    }
+
+    fn remove(&self, id: &ShareId) -> Result<(), SafeError> {
+        self.kept.lock().expect("no panics here").remove(id);
+        Ok(())
+    }
+}
+
+struct Scene {
+    dir: tempfile::TempDir,
+    safe: Arc<Memory>,
+    now: Instant,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("a temporary directory"),
+            safe: Arc::default(),
+            now: Instant::now(),
+        }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("escrow")
+    }
+
+    fn desk(&self) -> Desk {
+        Desk::open(&self.path(), Arc::clone(&self.safe) as _)
+    }
+
+    /// Somebody with the key of this number, at this address, some time after the beginning.
+    fn asked(&self, key: u16, address: &str, after_s: u64) -> Asked {
+        Asked {
+            key: key_of(key),
+            peer: format!("peer-{key}").parse().expect("a peer id"),
+            address: address.parse().ok(),
+            now_s: Some(1_800_000_000 + after_s),
+            now: self.now + Duration::from_secs(after_s),
+        }
+    }
+}
+
+fn key_of(number: u16) -> PeerKey {
+    let mut key = [0; 32];
+    key[..2].copy_from_slice(&number.to_be_bytes());
+    PeerKey::Ed25519(key)
+}
+
+fn deposit(byte: u8) -> Deposit {
+    Deposit {
+        share: Share::new([byte; 32]),
+        vault: "f0f1f2f3-f4f5-46f7-b8f9-fafbfcfdfeff".to_owned(),
+        from: Vec::new(),
+        approve: false,
+    }
+}
+
+#[test]
+fn a_share_goes_back_to_the_key_that_left_it_and_to_nobody_else() {
+    let scene = Scene::new();
+    let desk = scene.desk();
+    let mine = scene.asked(1, "192.0.2.1", 0);
+    let id = desk.deposit(&mine, &deposit(7)).expect("taken");
+    assert_eq!(id, ShareId::of(&key_of(1)));
+    assert_eq!(desk.release(&mine, &id).expect("mine").expose(), &[7; 32]);
+    // An answer that was lost: the same again, and not another.
+    assert_eq!(desk.deposit(&mine, &deposit(7)).expect("the same"), id);
+    let other = desk.deposit(&mine, &deposit(8));
+    assert!(matches!(other, Err(EscrowError::Conflict)), "{other:?}");
+    let theirs = scene.asked(2, "192.0.2.1", 0);
+    assert!(matches!(
+        desk.release(&theirs, &id),
+        Err(EscrowError::Unknown)
+    ));
+    let unknown = ShareId::of(&key_of(9));
+    assert!(matches!(
+        desk.release(&mine, &unknown),
+        Err(EscrowError::Unknown)
+    ));
+    // All of it is there after a restart.
+    let again = scene.desk();
+    assert_eq!(again.release(&mine, &id).expect("mine").expose(), &[7; 32]);
+    let listed = again.list(scene.now).expect("a list");
+    let released = listed[0].entry.released.clone().expect("twice");
+    assert_eq!((released.count, released.address), (2, mine.address));
+    let text = std::fs::read_to_string(scene.path().join("shares.json")).expect("the list");
+    assert!(!text.contains("0707"), "{text}");
+    assert!(!format!("{:?} {desk:?}", deposit(7)).contains("7, 7"));
+}
+
+#[test]
+fn a_list_that_was_changed_gives_nobody_anothers_share() {
+    let scene = Scene::new();
+    let mine = scene.asked(1, "192.0.2.1", 0);
+    let id = scene.desk().deposit(&mine, &deposit(7)).expect("taken");
+    let path = scene.path().join("shares.json");
+    let text = std::fs::read_to_string(&path).expect("the list");
+    let text = text.replace(&key_of(1).to_string(), &key_of(2).to_string());
+    std::fs::write(&path, text).expect("the folder is ours");
+    let thief = scene.asked(2, "192.0.2.1", 0);
+    let got = scene.desk().release(&thief, &id);
+    assert!(
+        matches!(got, Err(EscrowError::Safe(SafeError::Failed(_)))),
+        "{got:?}"
+    );
+}
+
+#[test]
+fn a_share_that_was_taken_back_is_gone() {
+    let scene = Scene::new();
+    let desk = scene.desk();
+    let mine = scene.asked(1, "192.0.2.1", 0);
+    let id = desk.deposit(&mine, &deposit(7)).expect("taken");
+    assert!(scene.safe.has(&id));
+    // While the vault is locked as well: that is when it matters.
+    scene.safe.refuse(Some(SafeError::Locked));
+    let locked = desk.release(&mine, &id);
+    assert!(matches!(locked, Err(EscrowError::Safe(SafeError::Locked))));
+    for _ in 0..2 {
+        desk.revoke(&id, "admin", Some(1)).expect("taken back");
+    }
+    assert!(!scene.safe.has(&id));
+    scene.safe.refuse(None);
+    for desk in [desk, scene.desk()] {
+        assert!(matches!(
+            desk.release(&mine, &id),
+            Err(EscrowError::Revoked)
+        ));
+        assert!(matches!(
+            desk.deposit(&mine, &deposit(7)),
+            Err(EscrowError::Revoked)
+        ));
+        let hour = Duration::from_secs(3600);
+        let approved = desk.approve(&id, hour, "admin", scene.now);
+        assert!(matches!(approved, Err(EscrowError::Revoked)));
+    }
+}
+
+#[test]
+fn addresses_and_approvals_bind_a_share() {
+    let scene = Scene::new();
+    let desk = scene.desk();
+    let home = scene.asked(1, "192.0.2.9", 0);
+    let bound = Deposit {
+        from: vec!["192.0.2.0/24".parse().expect("a range")],
+        approve: true,
+        ..deposit(7)
+    };
+    let id = desk.deposit(&home, &bound).expect("taken");
+    let away = scene.asked(1, "203.0.113.9", 0);
+    assert!(matches!(
+        desk.release(&away, &id),
+        Err(EscrowError::Address)
+    ));
+    let nowhere = Asked {
+        address: None,
+        ..home.clone()
+    };
+    assert!(matches!(
+        desk.release(&nowhere, &id),
+        Err(EscrowError::Address)
+    ));
+    assert!(matches!(
+        desk.release(&home, &id),
+        Err(EscrowError::Pending(_))
+    ));
+    let listed = desk.list(home.now).expect("a list").remove(0);
+    assert_eq!(listed.waiting, Some((Duration::ZERO, home.address)));
+    assert_eq!(listed.refusals, 3);
+
+    let minute = Duration::from_secs(60);
+    desk.approve(&id, minute, "admin", home.now)
+        .expect("approved");
+    assert!(matches!(
+        desk.release(&away, &id),
+        Err(EscrowError::Address)
+    ));
+    assert!(desk.release(&scene.asked(1, "192.0.2.9", 59), &id).is_ok());
+    let late = scene.asked(1, "192.0.2.9", 60);
+    assert!(matches!(
+        desk.release(&late, &id),
+        Err(EscrowError::Pending(_))
+    ));
+    // A restart forgets what was approved, and not what is asked for.
+    desk.approve(&id, minute, "admin", late.now)
+        .expect("approved");
+    assert!(matches!(
+        scene.desk().release(&late, &id),
+        Err(EscrowError::Pending(_))
+    ));
+    // Bound otherwise: what was approved before does not count any more.
+    let change = Change {
+        from: Some(Vec::new()),
+        approve: None,
+    };
+    desk.change(&id, change, "admin").expect("changed");
+    assert!(matches!(
+        desk.release(&away, &id),
+        Err(EscrowError::Pending(_))
+    ));
+    let free = Change {
+        from: None,
+        approve: Some(false),
+    };
+    desk.change(&id, free, "admin").expect("changed");
+    assert!(desk.release(&away, &id).is_ok());
+}
+
+#[test]
+fn releases_are_counted_by_the_minute() {
+    let scene = Scene::new();
+    let desk = scene.desk();
+    let at = |after_s| scene.asked(1, "192.0.2.1", after_s);
+    let id = desk.deposit(&at(0), &deposit(7)).expect("taken");
+    for _ in 0..RELEASES_PER_MINUTE {
+        desk.release(&at(0), &id).expect("in time");
+    }
+    let wait = match desk.release(&at(59), &id) {
+        Err(EscrowError::Rate(wait)) => wait,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(wait, Duration::from_secs(1));
+    desk.release(&at(60), &id).expect("a minute later");
+}
+
+#[test]
+fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
+    let scene = Scene::new();
+    let desk = scene.desk();
+    let key = |n: usize| u16::try_from(n).expect("a small number");
+    // One write for all but the last: the file is written whole each time.
+    let entries = (0..SHARES_MAX).map(|n| Entry {
+        id: ShareId::of(&key_of(key(n))),
+        key: key_of(key(n)),
+        peer: "peer".parse().expect("a peer id"),
+        vault: "v".to_owned(),
+        made: None,
+        from: Vec::new(),
+        approve: false,
+        released: None,
+        revoked: None,
+    });
+    let mut entries: Vec<_> = entries.collect();
+    entries.sort_by(|a, b| a.id.cmp(&b.id));
+    drop(desk);
+    index::Index::at(&scene.path())
+        .store(entries)
+        .expect("the folder is ours");
+    let desk = scene.desk();
+    let new = scene.asked(key(SHARES_MAX), "192.0.2.1", 0);
+    assert!(matches!(
+        desk.deposit(&new, &deposit(7)),
+        Err(EscrowError::Full)
+    ));
+    let gone = ShareId::of(&key_of(3));
+    desk.revoke(&gone, "admin", Some(1)).expect("taken back");
+    desk.deposit(&new, &deposit(7)).expect("there is room");
+    let left = desk.list(scene.now).expect("a list");
+    assert_eq!(left.len(), SHARES_MAX);
+    assert!(left.iter().all(|one| one.entry.id != gone));
+}
+
+#[test]
+fn people_name_shares_by_their_peers() {
+    let scene = Scene::new();
+    let desk = scene.desk();
+    let one = desk
+        .deposit(&scene.asked(1, "", 0), &deposit(1))
+        .expect("taken");
+    let two = desk
+        .deposit(&scene.asked(2, "", 0), &deposit(2))
+        .expect("taken");
+    let names = |entry: &Entry| Some(format!("{}-vault", entry.peer));
+    let same = |_: &Entry| Some("kitchen".to_owned());
+    assert_eq!(desk.named(one.as_str(), names).expect("an id"), one);
+    assert_eq!(desk.named("peer-2", names).expect("a peer"), two);
+    assert_eq!(desk.named("peer-2-vault", names).expect("a name"), two);
+    assert!(matches!(
+        desk.named("cellar", names),
+        Err(EscrowError::Unknown)
+    ));
+    assert!(matches!(
+        desk.named("kitchen", same),
+        Err(EscrowError::Ambiguous)
+    ));
+    desk.revoke(&one, "admin", None).expect("taken back");
+    assert_eq!(
+        desk.named("kitchen", same).expect("the one that is left"),
+        two
+    );
+}
+
+#[test]
+fn a_damaged_list_releases_nothing_and_stays_as_it_is() {
+    let scene = Scene::new();
+    let mine = scene.asked(1, "192.0.2.1", 0);
+    let id = scene.desk().deposit(&mine, &deposit(7)).expect("taken");
+    let path = scene.path().join("shares.json");
+    let whole = std::fs::read_to_string(&path).expect("the list");
+    let newer = whole.replace("\"escrow\":1", "\"escrow\":2");
+    for damaged in [&whole[..whole.len() - 3], "", "{}", "[]", &newer] {
+        std::fs::write(&path, damaged).expect("the folder is ours");
+        let desk = scene.desk();
+        assert!(desk.broken().is_some(), "{damaged}");
+        assert!(desk.release(&mine, &id).is_err());
+        assert!(desk.deposit(&scene.asked(2, "", 0), &deposit(1)).is_err());
+        assert_eq!(std::fs::read_to_string(&path).expect("there"), damaged);
+    }
+    std::fs::write(&path, whole).expect("the folder is ours");
+    assert!(scene.desk().release(&mine, &id).is_ok());
+}
+
+#[test]
+fn nothing_is_released_that_cannot_be_written_down() {
+    let scene = Scene::new();
+    let desk = scene.desk();
+    let mine = scene.asked(1, "192.0.2.1", 0);
+    let id = desk.deposit(&mine, &deposit(7)).expect("taken");
+    let hidden = scene.dir.path().join("elsewhere");
+    std::fs::rename(scene.path(), &hidden).expect("the folder is ours");
+    std::fs::write(scene.path(), "in the way").expect("the folder is ours");
+    let got = desk.release(&mine, &id);
+    assert!(matches!(got, Err(EscrowError::Index(_))), "{got:?}");
+    std::fs::remove_file(scene.path()).expect("ours");
+    std::fs::rename(&hidden, scene.path()).expect("ours");
+    assert!(desk.release(&mine, &id).is_ok());
+    assert!(Path::new(&scene.path()).is_dir());
+}
+
+#[test]
+fn ids_and_shares_have_one_form() {
+    let id = ShareId::of(&key_of(1));
+    assert_eq!(id.as_str().parse(), Ok(id.clone()));
+    for bad in [
+        "",
+        "abc",
+        "ABCDEFGHIJKL",
+        "abcdefghijkw",
+        "abcdefghijkl0",
+        "../../../../",
+    ] {
+        assert!(bad.parse::<ShareId>().is_err(), "{bad}");
+    }
+    let share: Share = serde_json::from_str(&format!("\"{}\"", "0a".repeat(32))).expect("one");
+    assert_eq!(share.expose(), &[10; 32]);
+    assert_eq!(
+        serde_json::to_string(&share).expect("text"),
+        format!("\"{}\"", "0a".repeat(32))
+    );
+    for bad in [
+        "0a".repeat(31),
+        "0A".repeat(32),
+        "zz".repeat(32),
+        "0a".repeat(33),
+    ] {
+        let error = serde_json::from_str::<Share>(&format!("\"{bad}\"")).expect_err("none");
+        assert!(!error.to_string().contains(&bad[..8]), "{error}");
+    }
+}

@@ -1,0 +1,189 @@
+//! A child that runs one errand: the one binary executed again, unprivileged, in a control group of its
+//! own, with a socket and nothing else of PID 1's. What it answers is a stranger's word.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use zeroize::Zeroizing;
+
+use crate::child::{check, duplicate_above};
+use crate::errand::{ERRAND_FD, ERRAND_TIME, ERRAND_VERB, Errand, LINE_BYTES_MAX, Outcome};
+use crate::groups;
+
+/// User and group of such a child. Not the node's: a node that runs must not look into it.
+const HELPER_UID: u32 = 1001;
+/// Name under which it runs.
+const HELPER_NAME: &str = "alknet-errand";
+
+/// Runs it to its end. Blocks for up to [`ERRAND_TIME`]; not for PID 1's loop. One at a time.
+pub(crate) fn run(errand: &Errand) -> io::Result<Outcome> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut child = execute(&theirs)?;
+    drop(theirs);
+    let outcome = converse(&ours, errand, ERRAND_TIME);
+    // Whatever it said, nothing of it stays. PID 1 collects every child itself, so that only the number
+    // of one that has not ended is surely its own.
+    let late = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+    if groups::clear_errand().is_err() && outcome.as_ref().is_err_and(late) {
+        let _ = child.kill();
+    }
+    outcome
+}
+
+fn execute(channel: &UnixStream) -> io::Result<Child> {
+    let channel = channel.as_raw_fd();
+    let group = groups::errand_entrance().ok();
+    let entrance = group.as_ref().map(AsRawFd::as_raw_fd);
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(HELPER_NAME)
+        .arg(ERRAND_VERB)
+        .env_clear()
+        .current_dir("/")
+        .uid(HELPER_UID)
+        .gid(HELPER_UID)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
+    unsafe { command.pre_exec(move || confine(channel, entrance)) }.spawn()
+}
+
+/// In the child: its control group, no way to gain privileges, no life after the thread that waits for
+/// it, no core dump, and the socket.
+fn confine(channel: i32, group: Option<i32>) -> io::Result<()> {
+    if let Some(group) = group {
+        // SAFETY: the descriptor is open, and the text lives as long as the program.
+        unsafe { libc::write(group, c"0".as_ptr().cast(), 1) };
+    }
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the calls take numbers, and a structure that outlives them; the descriptor is open, its
+    // copy the child's own.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+        check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+        check(libc::setsid())?;
+        let channel = duplicate_above(channel, ERRAND_FD)?;
+        check(libc::dup2(channel, ERRAND_FD))
+    }
+}
+
+/// One line there, one line back, before the time is over.
+fn converse(mut channel: &UnixStream, errand: &Errand, time: Duration) -> io::Result<Outcome> {
+    let until = Instant::now() + time;
+    // Sized before, so that what is secret lies in one place and is wiped there.
+    let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
+    serde_json::to_writer(&mut *line, errand)?;
+    line.push(b'\n');
+    channel.set_write_timeout(Some(time))?;
+    channel.write_all(&line)?;
+    let mut answer = Zeroizing::new(vec![0; LINE_BYTES_MAX]);
+    let mut filled = 0;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        channel.set_read_timeout(Some(left))?;
+        let read = match channel.read(&mut answer[filled..]) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
+            Err(error) => return Err(error),
+        };
+        let from = filled;
+        filled += read;
+        if let Some(end) = answer[from..filled].iter().position(|byte| *byte == b'\n') {
+            let outcome: Outcome = serde_json::from_slice(&answer[..from + end])
+                .map_err(|_| io::Error::other("it answered something that is no answer"))?;
+            return Ok(outcome.presentable());
+        }
+        if read == 0 {
+            let what = match filled {
+                LINE_BYTES_MAX => "its answer is too long",
+                _ => "it ended without an answer",
+            };
+            return Err(io::Error::other(what));
+        }
+    }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::errand::{Hidden, Refusal};
+
+    fn errand() -> Errand {
+        Errand::Release {
+            peer: String::new(),
+            addresses: Vec::new(),
+            id: "abc".to_owned(),
+            client: Hidden::copy_of(&[1; 32]),
+        }
+    }
+
+    /// What comes of a child that reads a line and writes `answer`.
+    fn answered(answer: &[u8]) -> io::Result<Outcome> {
+        let (ours, mut theirs) = UnixStream::pair()?;
+        let answer = answer.to_vec();
+        let child = thread::spawn(move || {
+            let mut line = [0; 512];
+            let read = theirs.read(&mut line).expect("an errand");
+            assert!(line[..read].ends_with(b"}\n"));
+            // It may be left before it has said everything.
+            let _ = theirs.write_all(&answer);
+        });
+        let outcome = converse(&ours, &errand(), Duration::from_secs(20));
+        drop(ours);
+        child.join().expect("it does not panic");
+        outcome
+    }
+
+    #[test]
+    fn one_line_goes_and_one_line_comes() {
+        let share = "07".repeat(32);
+        let outcome =
+            answered(format!("{{\"t\":\"released\",\"share\":\"{share}\"}}\n").as_bytes());
+        let share = Hidden::copy_of(&[7; 32]);
+        assert_eq!(outcome.expect("an answer"), Outcome::Released { share });
+        let refused = b"{\"t\":\"refused\",\"refusal\":\"pending\",\"text\":\"a\\u001bb\"}\n";
+        let expected = Outcome::refused(Refusal::Pending, "a b");
+        assert_eq!(answered(refused).expect("an answer"), expected);
+    }
+
+    #[test]
+    fn whatever_else_it_says_is_an_error() {
+        for (answer, word) in [
+            (&b""[..], "without an answer"),
+            (b"{\"t\":\"released\"", "without an answer"),
+            (b"\n", "no answer"),
+            (b"{\"t\":\"released\"}\n", "no answer"),
+            (b"{\"t\":\"opened\"}\n", "no answer"),
+            (&[b' '; 2 * LINE_BYTES_MAX], "too long"),
+        ] {
+            let error = answered(answer).expect_err("no answer");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_child_that_says_nothing_is_given_up() {
+        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        let error = converse(&ours, &errand(), Duration::from_millis(20)).expect_err("silence");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,550 @@
+//! Shares that other nodes of the owner keep: which of them the vault waits for, what came of asking,
+//! and the keys that they make. No process and no clock: errands go out, outcomes come in.
+//!
+//! An attempt to open or to make the vault never waits for a network. It says what it wants here, the
+//! machine's loop sends a child for it meanwhile, and the next attempt finds what it brought. So
+//! somebody at the console can type all the time.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use alknet_core::config::VaultKms;
+use alknet_vault::SecretArr;
+use alknet_vault::slots::{Kek, KekError, KekRequest, KekSource, KmsParams, SlotParams, VaultId};
+
+use super::{Ask, Waiting};
+use crate::errand::{Errand, Hidden, Outcome, Refusal};
+
+/// Longest name that a peer may have; the name of the machine and the end of it below.
+const NAME_CHARS_MAX: usize = 63;
+/// What the slot's key is called at the other node: the machine's own key may be a peer there as well.
+const NAME_END: &str = "-vault";
+
+/// What is wanted of other nodes. See the module.
+#[derive(Default)]
+pub(crate) struct Escrow(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    network: bool,
+    /// An errand is out.
+    busy: bool,
+    /// The share of a vault that is about to be made.
+    deposit: Option<Deposit>,
+    /// Shares of the slots of the vault that is to be opened.
+    releases: Vec<Release>,
+}
+
+/// A share that is left with another node before the vault is made. It stays the same until then: the
+/// other node takes it once.
+struct Deposit {
+    wanted: VaultKms,
+    name: Option<String>,
+    vault: VaultId,
+    client: SecretArr<32>,
+    half: SecretArr<32>,
+    share: SecretArr<32>,
+    done: Option<KmsParams>,
+    course: Course,
+}
+
+/// A share that is asked for.
+struct Release {
+    params: KmsParams,
+    share: Option<SecretArr<32>>,
+    course: Course,
+}
+
+/// How asking went so far.
+#[derive(Default)]
+struct Course {
+    /// Not before, in ms after the kernel's start.
+    at: u64,
+    /// What the last attempt came to.
+    last: Option<String>,
+    /// The other node answered, and did not want to.
+    refused: bool,
+}
+
+/// What an errand is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    Deposit(VaultId),
+    Release(String),
+}
+
+impl Escrow {
+    /// The network is up, or not any more. Returns whether that changed.
+    pub(crate) fn set_network(&self, up: bool) -> bool {
+        let mut state = self.state();
+        std::mem::replace(&mut state.network, up) != up
+    }
+
+    /// Nothing is wanted any more: the vault is open.
+    pub(crate) fn clear(&self) {
+        let mut state = self.state();
+        state.deposit = None;
+        state.releases.clear();
+    }
+
+    /// The slot of a vault that is about to be made, once the other node has its share; until then, what
+    /// is waited for.
+    pub(crate) fn deposited(
+        &self,
+        wanted: &VaultKms,
+        name: Option<&str>,
+        seed: Option<VaultId>,
+    ) -> Result<(VaultId, KmsParams, Kek), Waiting> {
+        let mut state = self.state();
+        let network = state.network;
+        // Another configuration is another node, and the key of a medium names another vault.
+        let other = |deposit: &mut Deposit| {
+            deposit.wanted != *wanted || seed.is_some_and(|seed| seed != deposit.vault)
+        };
+        state.deposit.take_if(other);
+        let deposit = match &mut state.deposit {
+            Some(deposit) => deposit,
+            none => none.insert(Deposit::new(wanted, name, seed).map_err(no_key)?),
+        };
+        match &deposit.done {
+            Some(params) => {
+                let kek = params.kek(&deposit.share, deposit.vault);
+                Ok((deposit.vault, params.clone(), kek))
+            }
+            None => {
+                let text = format!(
+                    "the node that is to keep a share: {}",
+                    deposit.course.text(network)
+                );
+                let hint = "let this machine in there, with 'alknet hub invite' or 'alknet hub approve'; it \
+                            is tried again by itself";
+                Err(Waiting::new(Ask::Nothing, "vault-waits", text, hint))
+            }
+        }
+    }
+
+    /// Answers for slots of type `kms`: with what was brought, else by wanting it.
+    pub(crate) fn source(&self) -> Source<'_> {
+        Source {
+            escrow: self,
+            refusals: Vec::new(),
+            refused: false,
+        }
+    }
+
+    /// What to go for now, if anything.
+    pub(crate) fn next(&self, now: u64) -> Option<(For, Errand)> {
+        let mut state = self.state();
+        if state.busy || !state.network {
+            return None;
+        }
+        let errand = state.due(now)?;
+        state.busy = true;
+        Some(errand)
+    }
+
+    /// When there will be something to go for, in ms after the kernel's start.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let state = self.state();
+        if state.busy || !state.network {
+            return None;
+        }
+        state.courses().map(|course| course.at).min()
+    }
+
+    /// An errand is over. Returns whether another attempt to open or make the vault is worth it.
+    pub(crate) fn came(&self, of: &For, outcome: Result<Outcome, String>, now: u64) -> bool {
+        let mut state = self.state();
+        state.busy = false;
+        let outcome = outcome.unwrap_or_else(|why| Outcome::refused(Refusal::Unreachable, why));
+        match of {
+            For::Deposit(vault) => {
+                let deposit = state.deposit.as_mut();
+                deposit
+                    .filter(|deposit| deposit.vault == *vault)
+                    .is_some_and(|deposit| deposit.came(outcome, now))
+            }
+            For::Release(key) => {
+                let mut releases = state.releases.iter_mut();
+                releases
+                    .find(|release| release.params.key() == key)
+                    .is_some_and(|release| release.came(outcome, now))
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Plain values: whole after any panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Never what is in it.
+impl fmt::Debug for Escrow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Escrow(..)")
+    }
+}
+
+impl State {
+    /// The course of everything that is still wanted.
+    fn courses(&self) -> impl Iterator<Item = &Course> {
+        let deposit = self.deposit.iter().filter(|deposit| deposit.done.is_none());
+        let releases = self
+            .releases
+            .iter()
+            .filter(|release| release.share.is_none());
+        deposit
+            .map(|deposit| &deposit.course)
+            .chain(releases.map(|release| &release.course))
+    }
+
+    fn due(&self, now: u64) -> Option<(For, Errand)> {
+        let wanted = |course: &Course| now >= course.at;
+        let deposit = self
+            .deposit
+            .iter()
+            .find(|it| it.done.is_none() && wanted(&it.course));
+        if let Some(deposit) = deposit {
+            return Some((For::Deposit(deposit.vault), deposit.errand()));
+        }
+        // The one that was left alone for the longest time: several nodes take turns.
+        let due = |it: &&Release| it.share.is_none() && wanted(&it.course);
+        let release = self
+            .releases
+            .iter()
+            .filter(due)
+            .min_by_key(|it| it.course.at)?;
+        let key = release.params.key().to_owned();
+        Some((For::Release(key), release.errand()))
+    }
+}
+
+impl Course {
+    fn text(&self, network: bool) -> &str {
+        match &self.last {
+            Some(last) => last,
+            None if network => "it is being asked",
+            None => "the network is not up yet",
+        }
+    }
+
+    fn failed(&mut self, refusal: Refusal, text: String, now: u64) {
+        self.at = now + refusal.pause_ms();
+        self.refused |= matches!(refusal, Refusal::Denied);
+        self.last = Some(text);
+    }
+}
+
+impl Deposit {
+    fn new(wanted: &VaultKms, name: Option<&str>, vault: Option<VaultId>) -> Result<Self, String> {
+        let random = || {
+            let mut bytes = zeroize::Zeroizing::new([0; 32]);
+            getrandom::fill(&mut *bytes).map_err(|error| error.to_string())?;
+            Ok::<_, String>(SecretArr::copy_of(&bytes))
+        };
+        let vault = match vault {
+            Some(vault) => vault,
+            None => VaultId::generate().map_err(|error| error.to_string())?,
+        };
+        Ok(Self {
+            wanted: wanted.clone(),
+            name: name.map(peer_name),
+            vault,
+            client: random()?,
+            half: random()?,
+            share: random()?,
+            done: None,
+            course: Course::default(),
+        })
+    }
+
+    fn errand(&self) -> Errand {
+        Errand::Deposit {
+            code: self.wanted.code.clone(),
+            node: self.wanted.node.clone(),
+            name: self.name.clone(),
+            client: Hidden::copy_of(self.client.expose()),
+            share: Hidden::copy_of(self.share.expose()),
+            vault: self.vault.to_string(),
+            from: self.wanted.from.clone(),
+            approve: self.wanted.approve,
+        }
+    }
+
+    fn came(&mut self, outcome: Outcome, now: u64) -> bool {
+        match outcome {
+            Outcome::Deposited {
+                peer,
+                addresses,
+                id,
+            } => {
+                let (client, half) = (*self.client.expose(), *self.half.expose());
+                match KmsParams::new(peer, addresses, id, client, half) {
+                    Ok(params) => {
+                        self.done = Some(params);
+                        return true;
+                    }
+                    Err(error) => {
+                        let text = format!("what the child brought is no slot: {error}");
+                        self.course.failed(Refusal::Unreachable, text, now);
+                    }
+                }
+            }
+            Outcome::Refused { refusal, text } => self.course.failed(refusal, text, now),
+            Outcome::Released { .. } => {
+                let text = "the child brought what nobody asked for".to_owned();
+                self.course.failed(Refusal::Unreachable, text, now);
+            }
+        }
+        false
+    }
+}
+
+impl Release {
+    fn errand(&self) -> Errand {
+        Errand::Release {
+            peer: self.params.peer().to_owned(),
+            addresses: self.params.addresses().to_vec(),
+            id: self.params.key().to_owned(),
+            client: Hidden::copy_of(self.params.client()),
+        }
+    }
+
+    fn came(&mut self, outcome: Outcome, now: u64) -> bool {
+        match outcome {
+            Outcome::Released { share } => {
+                self.share = Some(SecretArr::copy_of(share.expose()));
+                // Should it not open the slot, it is not asked for again at once.
+                self.course.at = now + Refusal::Denied.pause_ms();
+                return true;
+            }
+            Outcome::Refused { refusal, text } => self.course.failed(refusal, text, now),
+            Outcome::Deposited { .. } => {
+                let text = "the child brought what nobody asked for".to_owned();
+                self.course.failed(Refusal::Unreachable, text, now);
+            }
+        }
+        false
+    }
+}
+
+/// See [`Escrow::source`].
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    escrow: &'a Escrow,
+    refusals: Vec<String>,
+    refused: bool,
+}
+
+impl Source<'_> {
+    /// Why there is no key, for each node that was wanted.
+    pub(crate) fn refusals(&self) -> String {
+        self.refusals.join("; ")
+    }
+
+    /// Whether a node answered and did not want to.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.refused
+    }
+}
+
+impl KekSource for Source<'_> {
+    fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
+        let SlotParams::Kms(params) = request.params else {
+            return Err(KekError::Absent);
+        };
+        let mut state = self.escrow.state();
+        let network = state.network;
+        let known = state.releases.iter_mut().find(|it| it.params == *params);
+        let Some(release) = known else {
+            let release = Release {
+                params: params.clone(),
+                share: None,
+                course: Course::default(),
+            };
+            self.refusals.push(release.course.text(network).to_owned());
+            state.releases.push(release);
+            return Err(KekError::Absent);
+        };
+        // Used once: one that does not open the slot is asked for again.
+        if let Some(share) = release.share.take() {
+            release.course.last = Some("what it released does not open the slot".to_owned());
+            return Ok(params.kek(&share, request.vault));
+        }
+        let why = release.course.text(network);
+        // Both copies of the vault ask.
+        if !self.refusals.iter().any(|known| known == why) {
+            self.refusals.push(why.to_owned());
+        }
+        self.refused |= release.course.refused;
+        Err(KekError::Refused)
+    }
+}
+
+/// A name that no other peer of the node is likely to have.
+fn peer_name(machine: &str) -> String {
+    let room = NAME_CHARS_MAX - NAME_END.len();
+    let name: String = machine.chars().take(room).collect();
+    format!("{name}{NAME_END}")
+}
+
+fn no_key(why: String) -> Waiting {
+    let hint = "it is tried again; see the log";
+    let text = format!("no key can be made for the node that is to keep a share: {why}");
+    Waiting::new(Ask::Nothing, "vault-waits", text, hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_vault::slots::{Alkv, Key, NewSlot, NewVault, OpenAlkv, SlotError, SlotType};
+    use alknet_vault::{Entropy, WordCount};
+
+    use super::*;
+
+    fn peer() -> String {
+        format!("ed25519:{}", "ab".repeat(32))
+    }
+
+    fn deposited() -> Result<Outcome, String> {
+        Ok(Outcome::Deposited {
+            peer: peer(),
+            addresses: vec!["192.0.2.1:443".to_owned()],
+            id: "0123456789ab".to_owned(),
+        })
+    }
+
+    fn wanted() -> VaultKms {
+        VaultKms {
+            code: Some("alkjoin1_A".to_owned()),
+            ..VaultKms::default()
+        }
+    }
+
+    /// A vault with a slot whose share was deposited by an errand, and the share.
+    fn made(escrow: &Escrow) -> (OpenAlkv, Hidden) {
+        escrow.set_network(true);
+        let waiting = escrow.deposited(&wanted(), Some("kitchen"), None);
+        assert!(waiting.expect_err("nobody was asked").retries);
+        let (of, errand) = escrow.next(0).expect("it is wanted");
+        let Errand::Deposit { share, name, .. } = errand else {
+            panic!("{errand:?}")
+        };
+        assert_eq!(name.as_deref(), Some("kitchen-vault"));
+        assert!(escrow.next(0).is_none(), "one at a time");
+        assert!(escrow.came(&of, deposited(), 0));
+        assert!(escrow.next(0).is_none() && escrow.deadline().is_none());
+        let slot = escrow.deposited(&wanted(), None, None);
+        let (vault, params, kek) = slot.expect("it is there");
+        let words = Entropy::generate(WordCount::TwentyFour).expect("randomness");
+        let new = NewVault::new(words, 0);
+        let open = OpenAlkv::create_as(vault, new, |_| Ok(NewSlot::Kms(params, &kek)));
+        escrow.clear();
+        (open.expect("made"), share)
+    }
+
+    fn open(escrow: &Escrow, alkv: &Alkv) -> Result<OpenAlkv, (String, bool)> {
+        let mut source = escrow.source();
+        let mut key = Key::Source(SlotType::Kms, &mut source);
+        let opened = alkv.open(alkv.slots()[0].id(), &mut key);
+        opened.map_err(|error| match error {
+            SlotError::Kek { .. } => (source.refusals(), source.was_refused()),
+            other => (other.to_string(), false),
+        })
+    }
+
+    #[test]
+    fn what_was_deposited_opens_the_slot_again() {
+        let escrow = Escrow::default();
+        let (vault, share) = made(&escrow);
+        let alkv = vault.alkv().clone();
+        escrow.set_network(false);
+        let why = open(&escrow, &alkv).expect_err("nothing is there");
+        assert_eq!(why, ("the network is not up yet".to_owned(), false));
+        assert!(escrow.next(0).is_none() && escrow.deadline().is_none());
+        assert!(escrow.set_network(true) && !escrow.set_network(true));
+        assert_eq!(
+            open(&escrow, &alkv).expect_err("not yet").0,
+            "it is being asked"
+        );
+        let (of, errand) = escrow.next(5).expect("it is wanted");
+        assert!(matches!(&errand, Errand::Release { id, .. } if id == "0123456789ab"));
+
+        let denied = Outcome::refused(Refusal::Denied, "it was revoked");
+        assert!(!escrow.came(&of, Ok(denied), 5));
+        let why = open(&escrow, &alkv).expect_err("refused");
+        assert_eq!(why, ("it was revoked".to_owned(), true));
+        let again = 5 + Refusal::Denied.pause_ms();
+        assert_eq!(escrow.deadline(), Some(again));
+        assert!(escrow.next(again - 1).is_none());
+        let (of, _) = escrow.next(again).expect("it is tried again");
+        assert!(!escrow.came(&of, Err("it did not answer in time".to_owned()), again));
+
+        // Another share is none; the right one opens, and is used once.
+        for (bytes, opens) in [([9; 32], false), (*share.expose(), true)] {
+            let (of, _) = escrow.next(again * 9).expect("it is tried again");
+            let share = Hidden::copy_of(&bytes);
+            assert!(escrow.came(&of, Ok(Outcome::Released { share }), 0));
+            assert_eq!(open(&escrow, &alkv).is_ok(), opens);
+        }
+        escrow.clear();
+        assert!(escrow.next(u64::MAX).is_none());
+        assert!(open(&escrow, &alkv).is_err());
+    }
+
+    #[test]
+    fn one_deposit_stays_the_same_until_the_vault_is_made() {
+        let escrow = Escrow::default();
+        escrow.set_network(true);
+        let ask = |wanted: &VaultKms| drop(escrow.deposited(wanted, None, None));
+        let sent = |now| match escrow.next(now) {
+            Some((of, Errand::Deposit { share, vault, .. })) => (of, share, vault),
+            other => panic!("{other:?}"),
+        };
+        ask(&wanted());
+        let (of, share, vault) = sent(0);
+        let refused = Outcome::refused(Refusal::Enrolment, "ENROLL_INVALID");
+        assert!(!escrow.came(&of, Ok(refused), 0));
+        ask(&wanted());
+        assert_eq!(escrow.deadline(), Some(Refusal::Enrolment.pause_ms()));
+        let (of, again, same) = sent(Refusal::Enrolment.pause_ms());
+        assert!(share == again && vault == same);
+        // Somebody corrects the configuration meanwhile: what was out counts for nothing.
+        let other = VaultKms {
+            code: Some("alkjoin1_B".to_owned()),
+            ..VaultKms::default()
+        };
+        ask(&other);
+        assert!(!escrow.came(&of, deposited(), 0));
+        let (_, third, _) = sent(0);
+        assert!(third != share);
+    }
+
+    #[test]
+    fn what_a_child_brings_is_checked() {
+        let escrow = Escrow::default();
+        escrow.set_network(true);
+        drop(escrow.deposited(&wanted(), None, None));
+        let mut now = 0;
+        for wrong in [
+            Outcome::Deposited {
+                peer: "somebody".to_owned(),
+                addresses: vec!["a:1".to_owned()],
+                id: "a".to_owned(),
+            },
+            Outcome::Deposited {
+                peer: peer(),
+                addresses: Vec::new(),
+                id: "a".to_owned(),
+            },
+            Outcome::Released {
+                share: Hidden::copy_of(&[1; 32]),
+            },
+        ] {
+            let (of, _) = escrow.next(now).expect("it is wanted");
+            assert!(!escrow.came(&of, Ok(wrong), now));
+            now += Refusal::Unreachable.pause_ms();
+        }
+        assert_eq!(peer_name(&"x".repeat(90)).len(), NAME_CHARS_MAX);
+    }
+}

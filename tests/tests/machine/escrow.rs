@@ -1,0 +1,152 @@
+//! Two machines of one owner: one keeps a share of the other's key. The other is made, opened, kept
+//! waiting and shut out over the network, and nobody types anything.
+
+use std::time::Duration;
+
+use alknet_qemu::{Disk, Mark};
+use alknet_tests::{Answer, Bench, Boot, Machine, Node, eventually};
+use serde_json::{Value, json};
+
+/// Where a machine on QEMU's network finds the host, and so the ports of the other machine.
+const GATEWAY: &str = "10.0.2.2";
+/// Size of a data disk; sparse.
+const DATA_BYTES: u64 = 1 << 30;
+/// From a reset until the console says what the vault waits for.
+const SAID_WITHIN: Duration = Duration::from_secs(60);
+
+/// The machine that keeps shares for others.
+const KEEPER: &str = r#"
+[hub]
+enabled = true
+
+[[hub.role]]
+name = "escrow"
+scopes = ["escrow"]
+"#;
+
+/// What the key of the other one's slot is called there.
+const SHARE: &str = "kitchen-vault";
+
+fn machine<'a>(bench: &'a Bench, name: &str, config: &str) -> Machine<'a> {
+    let disk = Disk::file(bench.disk(name, DATA_BYTES)).data();
+    let document = format!(
+        "[node]\nname = \"{name}\"\nadmin_keys = [\"{}\"]\n{config}",
+        bench.admin().identity()
+    );
+    let machine = bench.machine(Boot::Q35Initramfs).config(document);
+    // Two emulated machines are slow enough for the kernel to find its timer broken, and to stop.
+    machine.append("no_timer_check").data(Some(disk))
+}
+
+fn run(bench: &Bench, words: &[&str]) -> Answer {
+    let admin = bench.admin();
+    admin.run(admin.command(words))
+}
+
+/// The one share of the node.
+fn share(bench: &Bench, keeper: &Node) -> Value {
+    let listed = run(bench, &["escrow", "list", &keeper.target()]).json();
+    assert_eq!(
+        listed["shares"].as_array().map(Vec::len),
+        Some(1),
+        "{listed:#}"
+    );
+    listed["shares"][0].clone()
+}
+
+/// Waits until the console says that, after `mark`.
+fn said(node: &Node, mark: Mark, what: &str) {
+    let waited = node.vm().wait_for_after(mark, what, SAID_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn reset(node: &Node) -> Mark {
+    let mark = node.vm().console().mark();
+    let reset = node.vm().reset_button();
+    reset.unwrap_or_else(|error| panic!("{error}"));
+    mark
+}
+
+#[test]
+fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
+    let bench = Bench::new();
+    let keeper = machine(&bench, "attic", KEEPER).boot();
+    let address = format!("{GATEWAY}:{}", keeper.address().port());
+    let invited = run(
+        &bench,
+        &[
+            "hub",
+            "invite",
+            &keeper.target(),
+            "--role",
+            "escrow",
+            "--address",
+            &address,
+        ],
+    );
+    let join = invited.json()["join"].as_str().map(str::to_owned);
+    let join = join.unwrap_or_else(|| panic!("no join string: {invited:?}"));
+
+    // Blank to served.
+    let config = format!("[vault]\nunlock = [\"kms\"]\n[vault.kms]\ncode = \"{join}\"\n");
+    let mut node = machine(&bench, "kitchen", &config).boot();
+    let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    for (key, value) in [
+        ("state", json!("unlocked")),
+        ("sealed", json!(true)),
+        ("slots", json!(["kms"])),
+        ("opened_by", json!("kms")),
+    ] {
+        assert_eq!(status[key], value, "{key}: {status:#}");
+    }
+    let row = share(&bench, &keeper);
+    assert_eq!(
+        (&row["name"], &row["state"], &row["releases"]),
+        (&json!(SHARE), &json!("kept"), &json!(0))
+    );
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+
+    // While the other machine stands still this one waits, and goes on by itself.
+    let pause = |what: &str| {
+        let done = keeper.vm().qmp().execute(what, json!({}));
+        done.unwrap_or_else(|error| panic!("{error}"));
+    };
+    pause("stop");
+    let mark = reset(&node);
+    said(&node, mark, "alknet: problem vault-locked");
+    pause("cont");
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    assert_eq!(share(&bench, &keeper)["releases"], 1);
+
+    // An administrator wants to be asked.
+    let change = [
+        "escrow",
+        "change",
+        &keeper.target(),
+        SHARE,
+        "--approve",
+        "true",
+    ];
+    assert_eq!(run(&bench, &change).json()["approve"], true);
+    let mark = reset(&node);
+    said(&node, mark, "waits for an administrator's approval");
+    eventually("somebody waits", || {
+        (share(&bench, &keeper)["state"] == "waiting").then_some(())
+    });
+    run(&bench, &["escrow", "approve", &keeper.target(), SHARE]).json();
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+
+    // The machine was stolen.
+    run(&bench, &["escrow", "revoke", &keeper.target(), SHARE]).json();
+    let mark = reset(&node);
+    said(&node, mark, "this share was revoked");
+    let after = node.vm().console().since(mark);
+    assert!(!after.contains("alknet: ready"), "{after}");
+    assert_eq!(share(&bench, &keeper)["state"], "revoked");
+    drop(node);
+    keeper.end();
+}

@@ -1,0 +1,294 @@
+//! Shares that a node keeps for others: who gets them, over real connections, and what the command line
+//! shows of them.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use alknet_call::{ALPN, CallClient, CallConnection, CallError, CallOptions, ErrorCode, Registry};
+use alknet_core::config::NodeConfig;
+use alknet_core::{AuthToken, Identities, SystemClock};
+use alknet_endpoint::{Dialer, Limits, Target};
+use alknet_escrow::{Desk, Safe, SafeError, ShareId, register};
+use alknet_tests::Bench;
+use alknet_tls::NodeKey;
+use alknet_vault::{Blob, Entropy, Label, SecretStr, Vault, VaultError, WordCount};
+use serde_json::{Value, json};
+
+use crate::here::Here;
+
+/// A vault, and the records sealed with it.
+struct Records {
+    vault: Vault,
+    kept: Mutex<BTreeMap<ShareId, Blob>>,
+}
+
+impl Records {
+    fn open() -> Self {
+        let vault = Vault::locked();
+        let words = Entropy::generate(WordCount::TwentyFour).expect("randomness");
+        vault
+            .unlock(&words, &SecretStr::empty())
+            .expect("it is locked");
+        Self {
+            vault,
+            kept: Mutex::default(),
+        }
+    }
+
+    fn label(id: &ShareId) -> Label {
+        format!("escrow:{id}").parse().expect("a label")
+    }
+}
+
+fn failed(error: VaultError) -> SafeError {
+    match error {
+        VaultError::Locked => SafeError::Locked,
+        other => SafeError::Failed(other.to_string()),
+    }
+}
+
+impl Safe for Records {
+    fn put(&self, id: &ShareId, secret: &[u8]) -> Result<(), SafeError> {
+        let sealed = self.vault.seal(&Self::label(id), secret).map_err(failed)?;
+        let mut kept = self.kept.lock().expect("no panics here");
+        kept.insert(id.clone(), sealed);
+        Ok(())
+    }
+
+    fn get(&self, id: &ShareId) -> Result<zeroize::Zeroizing<Vec<u8>>, SafeError> {
+        let kept = self.kept.lock().expect("no panics here");
+        let sealed = kept.get(id).ok_or(SafeError::Failed(String::new()))?;
+        let secret = self.vault.open(&Self::label(id), sealed).map_err(failed)?;
+        Ok(zeroize::Zeroizing::new(secret.expose().to_vec()))
+    }
+
+    fn remove(&self, id: &ShareId) -> Result<(), SafeError> {
+        self.kept.lock().expect("no panics here").remove(id);
+        Ok(())
+    }
+}
+
+/// A node with a desk, and whom it knows.
+struct Scene {
+    here: Here,
+    records: Arc<Records>,
+    keys: BTreeMap<&'static str, NodeKey>,
+    token: AuthToken,
+}
+
+impl Scene {
+    fn start(dir: &Path) -> Self {
+        let names = ["owner", "kitchen", "cellar", "guest", "nobody"];
+        let keys = names.map(|name| (name, NodeKey::generate().expect("a key")));
+        let keys = BTreeMap::from(keys);
+        let token = AuthToken::generate().expect("randomness");
+        let hash = token.hash().expect("it is well formed");
+        let peer = |name: &str, rest: &str| {
+            let key = keys[name].public();
+            format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\n{rest}\n")
+        };
+        let document = [
+            format!("[node]\nadmin_keys = [\"{}\"]\n", keys["owner"].public()),
+            peer(
+                "kitchen",
+                &format!("scopes = [\"escrow\"]\ntokens = [\"{hash}\"]"),
+            ),
+            peer("cellar", "scopes = [\"escrow\"]"),
+            peer("guest", "scopes = [\"node:read\"]"),
+        ];
+        let config = NodeConfig::parse(document.concat().as_bytes());
+        let config = config.unwrap_or_else(|errors| panic!("{errors:#?}"));
+        let records = Arc::new(Records::open());
+        let desk = Arc::new(Desk::open(dir, Arc::clone(&records) as _));
+        // The desk looks the same people up as the node does.
+        let clock = Arc::new(SystemClock { built_s: 0 });
+        let identities = Arc::new(Identities::new(config.entries(), clock));
+        let mut builder = Registry::builder();
+        register(&mut builder, &desk, &identities);
+        let operations = builder.build().expect("every schema is one");
+        Self {
+            here: Here::start(&config, operations, Limits::default()),
+            records,
+            keys,
+            token,
+        }
+    }
+
+    async fn call(&self, who: &str, operation: &str, input: Value) -> Result<Value, CallError> {
+        let (_dialer, client) = self.connect(who).await;
+        client
+            .call(operation, &input)
+            .await
+            .map(|answer| answer.value().clone())
+    }
+
+    async fn connect(&self, who: &str) -> (Dialer, CallConnection) {
+        let dialer = Dialer::new(Some(self.keys[who].clone()));
+        let target = Target {
+            pins: vec![self.here.key.public()],
+            host: alknet_core::Host::Ip(Ipv4Addr::LOCALHOST.into()),
+            port: self.here.server.port(),
+        };
+        let connection = dialer.dial(&target, ALPN).await.expect("it serves");
+        (
+            dialer,
+            CallClient::without_operations().attach(connection, None),
+        )
+    }
+}
+
+fn code(result: Result<Value, CallError>) -> String {
+    result.expect_err("refused").code.name().to_owned()
+}
+
+fn deposit(byte: u8) -> Value {
+    let share = data_encoding::HEXLOWER.encode(&[byte; 32]);
+    json!({ "share": share, "vault": "f0f1f2f3-f4f5-46f7-b8f9-fafbfcfdfeff" })
+}
+
+#[tokio::test]
+async fn a_share_is_released_to_the_key_that_left_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let scene = Scene::start(dir.path());
+    for (who, refused) in [("nobody", "UNAUTHENTICATED"), ("guest", "FORBIDDEN")] {
+        let answer = scene.call(who, "escrow/deposit", deposit(1)).await;
+        assert_eq!(code(answer), refused, "{who}");
+    }
+    let answer = scene.call("kitchen", "escrow/deposit", deposit(7)).await;
+    let id = answer.expect("taken")["id"].clone();
+    let wanted = json!({ "id": id });
+    let got = scene
+        .call("kitchen", "escrow/release", wanted.clone())
+        .await;
+    assert_eq!(got.expect("its own")["share"], deposit(7)["share"]);
+
+    // Somebody else's key, and the owner's as well: a share belongs to one key.
+    for who in ["cellar", "owner"] {
+        let answer = scene.call(who, "escrow/release", wanted.clone()).await;
+        assert_eq!(code(answer), "NOT_FOUND", "{who}");
+    }
+    // A token of the same peer is no key.
+    let (_dialer, client) = scene.connect("nobody").await;
+    let options = CallOptions {
+        auth_token: Some(scene.token.expose().to_owned()),
+        ..CallOptions::default()
+    };
+    let answer = client.call_with("escrow/release", &wanted, &options).await;
+    assert_eq!(answer.expect_err("refused").code, ErrorCode::Forbidden);
+    // Those who leave shares do not look after them.
+    for operation in [
+        "escrow/list",
+        "escrow/approve",
+        "escrow/change",
+        "escrow/revoke",
+    ] {
+        let input = match operation {
+            "escrow/list" => Value::Null,
+            _ => json!({ "share": id }),
+        };
+        assert_eq!(
+            code(scene.call("kitchen", operation, input).await),
+            "FORBIDDEN"
+        );
+    }
+    for bad in [
+        json!({}),
+        json!({ "share": "07", "vault": "v" }),
+        json!({ "share": "0".repeat(64), "vault": "v", "key": "ed25519:00" }),
+        json!({ "share": "0".repeat(64), "vault": "v", "from": ["192.0.2.1/24"] }),
+        json!({ "share": "0".repeat(64), "vault": "a b" }),
+    ] {
+        let answer = scene.call("cellar", "escrow/deposit", bad).await;
+        assert_eq!(code(answer), "INVALID_INPUT");
+    }
+}
+
+#[tokio::test]
+async fn the_owner_binds_approves_and_takes_back() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let scene = Scene::start(dir.path());
+    let answer = scene.call("kitchen", "escrow/deposit", deposit(7)).await;
+    let id = answer.expect("taken")["id"].clone();
+    let wanted = json!({ "id": id });
+    let release = async || {
+        scene
+            .call("kitchen", "escrow/release", wanted.clone())
+            .await
+    };
+    let owner = async |operation: &str, input: Value| {
+        let answer = scene.call("owner", operation, input).await;
+        answer.unwrap_or_else(|error| panic!("{operation}: {error}"))
+    };
+
+    owner(
+        "escrow/change",
+        json!({ "share": "kitchen", "from": ["192.0.2.0/24"] }),
+    )
+    .await;
+    let refused = release().await.expect_err("it comes from elsewhere");
+    assert_eq!(refused.code, ErrorCode::Forbidden);
+    assert_eq!(refused.details.expect("why")["reason"], "address");
+    let home = json!({ "share": "kitchen", "from": ["127.0.0.0/8"], "approve": true });
+    owner("escrow/change", home).await;
+    assert_eq!(code(release().await), "APPROVAL_PENDING");
+    let listed = owner("escrow/list", Value::Null).await;
+    let row = &listed["shares"][0];
+    assert_eq!(
+        (&row["state"], &row["waiting_at"]),
+        (&json!("waiting"), &json!("127.0.0.1"))
+    );
+    assert_eq!((&row["refusals"], &row["releases"]), (&json!(2), &json!(0)));
+    assert!(!listed.to_string().contains("0707"), "{listed}");
+    owner("escrow/approve", json!({ "share": id, "seconds": 60 })).await;
+    assert!(release().await.is_ok());
+    let listed = owner("escrow/list", Value::Null).await;
+    let row = &listed["shares"][0];
+    assert_eq!(
+        (&row["state"], &row["releases"]),
+        (&json!("kept"), &json!(1))
+    );
+    assert_eq!(row["released_to"], "127.0.0.1");
+
+    scene.records.vault.lock();
+    let locked = release().await.expect_err("the vault is locked");
+    assert_eq!(locked.code, ErrorCode::Unavailable);
+    assert_eq!(locked.details.expect("why")["reason"], "vault_locked");
+    // That is no reason not to take it back.
+    owner("escrow/revoke", json!({ "share": "kitchen" })).await;
+    assert_eq!(code(release().await), "REVOKED");
+    assert!(
+        scene
+            .records
+            .kept
+            .lock()
+            .expect("no panics here")
+            .is_empty()
+    );
+    let listed = owner("escrow/list", Value::Null).await;
+    assert_eq!(listed["shares"][0]["revoked_by"], "admin");
+    let none = scene
+        .call("owner", "escrow/revoke", json!({ "share": "cellar" }))
+        .await;
+    assert_eq!(code(none), "NOT_FOUND");
+}
+
+/// A node without a vault has nowhere to keep a share, and says so.
+#[test]
+fn a_node_without_a_vault_keeps_no_shares() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let admin = bench.admin();
+    let answer = admin.call(node.target(), "escrow/deposit", &deposit(7), &[]);
+    assert_eq!(answer.code(), "CONFLICT", "{answer:?}");
+    let list = admin.run(admin.command(&["escrow", "list", node.target()]));
+    assert_eq!(list.json(), json!({ "shares": [] }));
+    let revoke = admin.run(admin.command(&["escrow", "revoke", node.target(), "kitchen"]));
+    assert_eq!((revoke.status, revoke.code()), (1, "NOT_FOUND".to_owned()));
+    let nothing = admin.run(admin.command(&["escrow", "change", node.target(), "kitchen"]));
+    assert_eq!((nothing.status, nothing.code()), (2, "USAGE".to_owned()));
+    let somebody = bench.somebody("somebody");
+    let answer = somebody.call(node.target(), "escrow/list", &Value::Null, &[]);
+    assert_eq!(answer.code(), "UNAUTHENTICATED", "{answer:?}");
+}
