@@ -7,6 +7,7 @@
 
 mod command;
 mod opening;
+mod proof;
 mod rekey;
 mod slots;
 mod wanting;
@@ -56,6 +57,8 @@ pub(crate) enum Want {
     NewPassphrase,
     /// The passphrase of any slot.
     Passphrase,
+    /// The recovery word at this place, counted from 1.
+    Word(usize),
     /// The passphrase of this slot, or nothing; `or_lose`: which then is lost.
     PassphraseOf { id: SlotId, or_lose: bool },
 }
@@ -117,6 +120,9 @@ struct Typed {
     new: Option<SecretStr>,
     opening: Option<SecretStr>,
     of_slots: Vec<OfSlot>,
+    /// Places of words that are still to be typed; none was asked for yet if absent.
+    places: Option<Vec<usize>>,
+    word: Option<SecretStr>,
 }
 
 /// What was typed for one slot.
@@ -164,6 +170,7 @@ impl Session {
             Given::HasWords => self.typed.has_words = true,
             Given::NewPassphrase(new) => self.typed.new = Some(new),
             Given::Passphrase(typed) => self.typed.opening = Some(typed),
+            Given::Word(word) => self.typed.word = Some(word),
             Given::PassphraseOf(id, passphrase) => {
                 self.typed.of_slots.retain(|known| known.id != id);
                 self.typed.of_slots.push(OfSlot {
@@ -201,6 +208,7 @@ impl Session {
         if has_passphrase(&alkv) {
             self.opened_by_typing(place)?;
         } else {
+            self.authorised(place)?;
             self.confirmed(
                 &[
                     "Whoever reads the words has this node: its keys, for ever, and its data.",
@@ -292,8 +300,7 @@ fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
     ];
     let kept = if facts.words_kept { "yes" } else { "no" };
     lines.push(format!("words kept  {kept}"));
-    lines.push(String::new());
-    lines.extend(slots::lines(&alkv, place.keeper.opened_by_slot()));
+    lines.push(format!("slots       {}", alkv.slots().len()));
     if !alkv.is_sealed() {
         lines.push("UNSEALED: whoever copies the disk has the keys".to_owned());
     }

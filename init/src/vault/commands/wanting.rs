@@ -18,6 +18,7 @@ pub(crate) enum Given {
     Passphrase(SecretStr),
     /// Of this slot; nothing where somebody has none.
     PassphraseOf(SlotId, Option<SecretStr>),
+    Word(SecretStr),
 }
 
 /// Never what it is.
@@ -65,6 +66,11 @@ impl Wanting {
             (Want::NewPassphrase, None) => Question::secret("new passphrase").with_lines(note),
             (Want::NewPassphrase, Some(_)) => Question::secret("the same again"),
             (Want::Passphrase, _) => Question::secret("passphrase of the vault").with_lines(note),
+            (Want::Word(at), _) => {
+                let told = "This machine opens its vault for anybody: show that it is yours.";
+                let lines = Some(told.to_owned()).into_iter().chain(note);
+                Question::secret(format!("word {at} of its recovery words")).with_lines(lines)
+            }
             (Want::PassphraseOf { id, or_lose }, _) => {
                 let more = if *or_lose {
                     ", or Enter to lose the slot"
@@ -87,8 +93,12 @@ impl Wanting {
                 None
             }
             Want::NewPassphrase => self.new_passphrase(line),
-            Want::Passphrase if line.is_empty() => None,
+            Want::Passphrase | Want::Word(_) if line.is_empty() => None,
             Want::Passphrase => Some(Given::Passphrase(secret(line))),
+            Want::Word(_) => {
+                let word = Zeroizing::new(line.trim().to_lowercase());
+                Some(Given::Word(secret(&word)))
+            }
             Want::PassphraseOf { id, .. } => {
                 let typed = (!line.is_empty()).then(|| secret(line));
                 Some(Given::PassphraseOf(*id, typed))
