@@ -433,10 +433,12 @@ impl Asking {
 pub(crate) fn places(count: usize, mut random: impl FnMut() -> u64) -> Vec<usize> {
     let mut places = Vec::new();
     while places.len() < CHECKED.min(count) {
-        let drawn = usize::try_from(random() % count.max(1) as u64).unwrap_or(0) + 1;
-        if !places.contains(&drawn) {
-            places.push(drawn);
+        let mut drawn = usize::try_from(random() % count.max(1) as u64).unwrap_or(0) + 1;
+        // The next that is free, so that it ends whatever is drawn.
+        while places.contains(&drawn) {
+            drawn = drawn % count + 1;
         }
+        places.push(drawn);
     }
     places
 }

@@ -218,6 +218,11 @@ impl Keeper {
         std::thread::sleep(wait);
     }
 
+    /// Somebody typed something else than what was asked for, and it is no slot's.
+    pub(super) fn guessed_wrong(&self) {
+        self.state().attempts.failed(now());
+    }
+
     pub(super) fn was_right(&self) {
         self.state().attempts.succeeded();
     }

@@ -7,6 +7,7 @@
 
 mod command;
 mod opening;
+mod proof;
 mod rekey;
 mod slots;
 mod wanting;
@@ -58,6 +59,8 @@ pub(crate) enum Want {
     NewPin,
     /// The passphrase of any slot.
     Passphrase,
+    /// The recovery word at this place, counted from 1.
+    Word(usize),
     /// The passphrase of this slot, or nothing; `or_lose`: which then is lost.
     PassphraseOf { id: SlotId, or_lose: bool },
     /// The PIN of a slot.
@@ -124,6 +127,9 @@ struct Typed {
     opening: Option<SecretStr>,
     pin: Option<SecretStr>,
     of_slots: Vec<OfSlot>,
+    /// Places of words that are still to be typed; none was asked for yet if absent.
+    places: Option<Vec<usize>>,
+    word: Option<SecretStr>,
 }
 
 /// What was typed for one slot.
@@ -188,6 +194,7 @@ impl Session {
             Given::NewPassphrase(new) | Given::NewPin(new) => self.typed.new = Some(new),
             Given::Passphrase(typed) => self.typed.opening = Some(typed),
             Given::Pin(typed) => self.typed.pin = Some(typed),
+            Given::Word(word) => self.typed.word = Some(word),
             Given::PassphraseOf(id, passphrase) => {
                 self.typed.of_slots.retain(|known| known.id != id);
                 self.typed.of_slots.push(OfSlot {
@@ -232,6 +239,7 @@ impl Session {
         if has_passphrase(&alkv) || has_pin(&alkv) {
             self.opened_by_typing(place)?;
         } else {
+            self.authorised(place)?;
             self.confirmed(
                 &[
                     "Whoever reads the words has this node: its keys, for ever, and its data.",
@@ -327,8 +335,7 @@ fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
     ];
     let kept = if facts.words_kept { "yes" } else { "no" };
     lines.push(format!("words kept  {kept}"));
-    lines.push(String::new());
-    lines.extend(slots::lines(&alkv, place.keeper.opened_by_slot()));
+    lines.push(format!("slots       {}", alkv.slots().len()));
     if !alkv.is_sealed() {
         lines.push("UNSEALED: whoever copies the disk has the keys".to_owned());
     }

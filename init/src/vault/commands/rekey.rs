@@ -28,6 +28,10 @@ impl Session {
     pub(super) fn rekey(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
         let alkv = newest(place)?;
         let mut keys = self.keys(place, &alkv)?;
+        if keys.typed.is_empty() && super::has_passphrase(&alkv) {
+            // All of them would be lost.
+            self.authorised(place)?;
+        }
         let mut keep = keys.list(&alkv);
         // A key that is there and does not fit is as good as none.
         keep.retain_mut(|(id, key)| {

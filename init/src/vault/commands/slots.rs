@@ -15,7 +15,7 @@ use crate::vault::open::memory_kib;
 
 impl Session {
     pub(super) fn slot_add(&mut self, place: &Place<'_>, kind: SlotType) -> Attempt<Vec<String>> {
-        self.opened(place)?;
+        self.authorised(place)?;
         match kind {
             SlotType::None => {
                 self.confirmed(
@@ -116,6 +116,8 @@ impl Session {
     }
 
     pub(super) fn slot_remove(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
+        // Who removes the passphrase is not asked for it any more.
+        self.authorised(place)?;
         let consent = self.consent();
         let open = self.opened(place)?;
         let removed = find(open.alkv(), id)?;

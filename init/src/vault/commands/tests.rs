@@ -112,6 +112,15 @@ impl Machine {
             .collect()
     }
 
+    fn phrase(&self) -> Vec<String> {
+        let found = data::copies(&self.device()).load().expect("good");
+        let media = self.secrets();
+        let seed = &media.seed_keys[0].key;
+        let open = found.expect("a vault").open(&mut Key::Seed(seed));
+        let phrase = open.expect("its key").entropy().phrase();
+        phrase.expose().split(' ').map(str::to_owned).collect()
+    }
+
     fn events(&self) -> String {
         self.keeper.events().take().join("\n")
     }
@@ -218,16 +227,44 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     assert!(again.contains("already"), "{again}");
     assert!(machine.done("slot test 2", vec![]).contains("opens"));
     machine.done("slot rm 0", vec![]);
-    let wants = machine.typed("slot rm 1", vec![]);
+    let wants = machine.typed("slot rm 1", vec![passphrase("one")]);
     assert!(
         matches!(wants, Outcome::Wants(Want::Consent, _)),
         "{wants:?}"
     );
-    machine.done("slot rm 1", vec![Given::HasWords]);
+    machine.done("slot rm 1", vec![passphrase("one"), Given::HasWords]);
     assert_eq!(machine.slots(), [(2, SlotType::Provisioning)]);
+    // Whoever finds the machine with its stick sees nothing: the words are somebody's.
+    machine.keeper.words_are_kept();
+    let phrase = machine.phrase();
+    let mut session = Session::new(Command::SlotAdd(SlotType::None));
+    let mut asked = 0;
+    loop {
+        match machine.run(&mut session) {
+            Outcome::Wants(Want::Word(at), why) => {
+                assert_eq!(why.is_empty(), asked != 1, "{why}");
+                let word = if asked == 0 { "zoo" } else { phrase[at - 1].as_str() };
+                let word = if asked == 0 && word == phrase[at - 1] {
+                    "zero"
+                } else {
+                    word
+                };
+                session.give(Given::Word(SecretStr::from(word)));
+                asked += 1;
+            }
+            Outcome::Wants(Want::Confirmation { .. }, _) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(asked, 4, "one was wrong, and three are asked for");
+    let wants = machine.typed("words", vec![]);
+    assert!(
+        matches!(wants, Outcome::Wants(Want::Word(_), _)),
+        "{wants:?}"
+    );
     // Without the medium nothing here opens it for a change.
     std::fs::remove_dir_all(machine.paths().fw_cfg).expect("it is there");
-    let why = machine.refused("slot add none", vec![]);
+    let why = machine.refused("slot rm 2", vec![]);
     assert!(why.contains("attach the medium"), "{why}");
 }
 

@@ -21,6 +21,7 @@ pub(crate) enum Given {
     /// Of this slot; nothing where somebody has none.
     PassphraseOf(SlotId, Option<SecretStr>),
     Pin(SecretStr),
+    Word(SecretStr),
 }
 
 /// Never what it is.
@@ -73,6 +74,11 @@ impl Wanting {
                 Question::shown("another node is asked for its share of the key; Ctrl-C goes back")
             }
             (Want::Pin, _) => Question::secret("PIN of the TPM").with_lines(note),
+            (Want::Word(at), _) => {
+                let told = "This machine opens its vault for anybody: show that it is yours.";
+                let lines = Some(told.to_owned()).into_iter().chain(note);
+                Question::secret(format!("word {at} of its recovery words")).with_lines(lines)
+            }
             (Want::PassphraseOf { id, or_lose }, _) => {
                 let more = if *or_lose {
                     ", or Enter to lose the slot"
@@ -96,10 +102,14 @@ impl Wanting {
             }
             Want::NewPassphrase => self.twice(line, passphrase).map(Given::NewPassphrase),
             Want::NewPin => self.twice(line, pin).map(Given::NewPin),
-            Want::Passphrase | Want::Pin if line.is_empty() => None,
+            Want::Passphrase | Want::Pin | Want::Word(_) if line.is_empty() => None,
             Want::Share => None,
             Want::Pin => Some(Given::Pin(secret(line))),
             Want::Passphrase => Some(Given::Passphrase(secret(line))),
+            Want::Word(_) => {
+                let word = Zeroizing::new(line.trim().to_lowercase());
+                Some(Given::Word(secret(&word)))
+            }
             Want::PassphraseOf { id, .. } => {
                 let typed = (!line.is_empty()).then(|| secret(line));
                 Some(Given::PassphraseOf(*id, typed))
