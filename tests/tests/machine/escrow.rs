@@ -115,7 +115,7 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     };
     pause("stop");
     let mark = reset(&node);
-    said(&node, mark, "alknet: problem vault-locked");
+    said(&node, mark, "the vault is locked: kms: node ");
     pause("cont");
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
