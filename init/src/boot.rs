@@ -34,6 +34,7 @@ use crate::{
     vault::{Keeper, Offer},
     vsock,
     watchdog::Watchdog,
+    wipe,
 };
 
 /// How long a reason stays on the console before a machine that cannot go on reboots.
@@ -229,7 +230,7 @@ fn prepare(mut facts: Facts, keeper: Arc<Keeper>, log: &Log) -> Booted {
 
 /// One attempt, with what somebody typed.
 pub(crate) fn open(keeper: &Keeper, offer: &Offer, log: &Log) -> Opened {
-    let prepared = data::prepare(Access { keeper, offer, log });
+    let prepared = wipe::after(|| data::prepare(Access { keeper, offer, log }));
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
         Ok(source) => Clock::Local(source),
@@ -239,7 +240,7 @@ pub(crate) fn open(keeper: &Keeper, offer: &Offer, log: &Log) -> Opened {
         }
     };
     Opened {
-        settings: Settings::read(data_dir, keeper.is_sealed()),
+        settings: wipe::after(|| Settings::read(data_dir, keeper.is_sealed())),
         prepared,
         clock,
     }
