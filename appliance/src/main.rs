@@ -5,13 +5,14 @@
 mod cli;
 mod gpu;
 mod key;
+mod memory;
 mod node;
 mod worker;
 
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: memory::Allocator = memory::Allocator;
 
 fn main() -> ExitCode {
     // Asked first: in the namespace of its own that a worker has, it is process 1.
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     // what it uses. Workers that compute are given them again.
     let _ = nix::sys::prctl::set_thp_disable(true);
     if std::process::id() == 1 {
+        memory::wipe_what_is_freed();
         alknet_init::run();
     }
     cli::main()

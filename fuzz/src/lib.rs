@@ -20,6 +20,7 @@ mod sealed;
 mod tensor;
 mod token;
 mod typedef;
+mod vault;
 
 pub use address::address;
 pub use config::config;
@@ -35,6 +36,7 @@ pub use sealed::sealed;
 pub use tensor::tensor;
 pub use token::token;
 pub use typedef::typedef;
+pub use vault::vault;
 
 /// One parser and what is held against it.
 #[derive(Clone, Copy, Debug)]
@@ -102,5 +104,9 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "typedef",
         run: typedef,
+    },
+    Target {
+        name: "vault",
+        run: vault,
     },
 ];

@@ -36,6 +36,7 @@ use crate::{
     vault::{Keeper, Offer},
     vsock,
     watchdog::Watchdog,
+    wipe,
 };
 
 /// How long a reason stays on the console before a machine that cannot go on reboots.
@@ -238,7 +239,7 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
         offer: &offer,
         log,
     };
-    let mut prepared = data::prepare(access);
+    let mut prepared = wipe::after(|| data::prepare(access));
     let words = prepared.words.take();
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
@@ -249,12 +250,10 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
         }
     };
     Opened {
-        settings: Settings::read(
-            data_dir.as_deref(),
-            keeper,
-            words.as_ref(),
-            offer.pasted.as_ref().map(ConsoleDocument::copied),
-        ),
+        settings: wipe::after(|| {
+            let pasted = offer.pasted.as_ref().map(ConsoleDocument::copied);
+            Settings::read(data_dir.as_deref(), keeper, words.as_ref(), pasted)
+        }),
         prepared,
         clock,
         offer,

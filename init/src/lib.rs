@@ -31,6 +31,7 @@ mod tpm;
 mod vault;
 mod vsock;
 mod watchdog;
+mod wipe;
 
 pub mod console;
 pub mod control;

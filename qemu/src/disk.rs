@@ -16,6 +16,7 @@ pub struct Disk {
     pub(crate) backing: Backing,
     pub(crate) read_only: bool,
     pub(crate) serial: Option<String>,
+    pub(crate) plugged: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +56,13 @@ impl Disk {
         self
     }
 
+    /// Not there until [`Vm::plug_disk`](crate::Vm::plug_disk); a slot waits for it. Not on microvm.
+    #[must_use]
+    pub fn unplugged(mut self) -> Self {
+        self.plugged = false;
+        self
+    }
+
     /// The node's data disk.
     #[must_use]
     pub fn data(self) -> Self {
@@ -72,6 +80,7 @@ impl Disk {
             backing,
             read_only: false,
             serial: None,
+            plugged: true,
         }
     }
 }

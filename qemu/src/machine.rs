@@ -196,6 +196,13 @@ impl Machine {
         if self.exit_on_reset {
             args.all(["-no-reboot"]);
         }
+        if self.hot_plugs() {
+            // PCI Express's own hot-plug needs no firmware; QEMU prefers ACPI's.
+            args.pair(
+                "-global",
+                "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+            );
+        }
         if self.starts_paused() {
             args.all(["-S"]);
         }
@@ -244,7 +251,7 @@ impl Machine {
     }
 
     fn hot_plugs(&self) -> bool {
-        self.nics.iter().any(|nic| !nic.plugged)
+        self.nics.iter().any(|nic| !nic.plugged) || self.disks.iter().any(|disk| !disk.plugged)
     }
 
     fn channels(&self, layout: &Layout, args: &mut Arguments) {
@@ -275,6 +282,15 @@ impl Machine {
             ),
         };
         args.pair("-drive", drive);
+        if !disk.plugged {
+            // Numbers of slots are the machine's, so they begin behind those of the cards.
+            let slot = self.nics.len() + index + 1;
+            args.pair(
+                "-device",
+                format!("pcie-root-port,id=diskslot{index},chassis={slot},slot={slot}"),
+            );
+            return;
+        }
         let mut device = format!("{},drive=disk{index}", self.device("virtio-blk"));
         if let Some(serial) = &disk.serial {
             device.push_str(&format!(",serial={serial}"));
@@ -298,13 +314,6 @@ impl Machine {
 
     fn cards(&self, layout: &Layout, args: &mut Arguments) {
         let (mut lan_fds, mut ports) = (layout.lan_fds.iter(), layout.ports.iter());
-        if self.hot_plugs() {
-            // PCI Express's own hot-plug needs no firmware; QEMU prefers ACPI's.
-            args.pair(
-                "-global",
-                "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-            );
-        }
         for (index, nic) in self.nics.iter().enumerate() {
             args.pair("-netdev", netdev(index, nic, &mut lan_fds, &mut ports));
             if nic.plugged {
@@ -518,6 +527,22 @@ mod tests {
         assert!(line.contains("-append pcie_ports=native"), "{line}");
         assert!(
             line.contains("pcie-root-port,id=slot0") && !line.contains("virtio-net"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_disk_for_later_has_its_drive_and_a_slot() {
+        let mut machine = machine(MachineKind::Q35);
+        machine.kernel = Some("/k".into());
+        machine.nics = vec![Nic::user()];
+        machine.disks = vec![Disk::file("/d").unplugged()];
+        let line = line(&machine);
+        assert!(line.contains("-append pcie_ports=native"), "{line}");
+        assert!(
+            line.contains("pcie-root-port,id=diskslot0,chassis=2,slot=2")
+                && line.contains("id=disk0")
+                && !line.contains("virtio-blk"),
             "{line}"
         );
     }

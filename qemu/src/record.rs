@@ -103,6 +103,17 @@ impl Recording {
         self.events.iter().map(Event::bytes).sum()
     }
 
+    /// The moments of all writes that begin in these bytes of the disk.
+    pub fn writes_in(&self, places: std::ops::Range<u64>) -> Vec<usize> {
+        let within = |event: &Event| match event {
+            Event::Flush => false,
+            Event::Write { offset, .. } | Event::Zero { offset, .. } => places.contains(offset),
+        };
+        let moments = self.events.iter().enumerate();
+        let moments = moments.filter(|(_, event)| within(event));
+        moments.map(|(moment, _)| moment).collect()
+    }
+
     /// Makes at `image` what the disk could hold if the power failed at moment `at`: while the
     /// event of that number was under way, or after all of them when `at` is [`len`](Self::len).
     /// The same `seed` makes the same image.

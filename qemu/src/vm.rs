@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -235,6 +235,64 @@ impl Vm {
         self.qmp.execute("device_add", device).map(drop)
     }
 
+    /// Puts disk `disk`, declared [`Disk::unplugged`](crate::Disk::unplugged) and counted from 0 with all
+    /// others, into the running machine.
+    pub fn plug_disk(&self, disk: usize) -> Result<()> {
+        self.qmp
+            .execute(
+                "device_add",
+                json!({
+                    "driver": "virtio-blk-pci",
+                    "id": format!("plugged{disk}"),
+                    "drive": format!("disk{disk}"),
+                    "bus": format!("diskslot{disk}"),
+                }),
+            )
+            .map(drop)
+    }
+
+    /// Takes disk `disk`, put in by [`plug_disk`](Self::plug_disk), out again; the guest is asked to let
+    /// go.
+    pub fn unplug_disk(&self, disk: usize) -> Result<()> {
+        self.qmp
+            .execute("device_del", json!({ "id": format!("plugged{disk}") }))
+            .map(drop)
+    }
+
+    /// Writes the machine's memory, and no more, to the file `to`: an ELF core file. The machine may run
+    /// or stand still, also after it was switched off where QEMU was told to pause then.
+    pub fn dump_memory(&self, to: &Path) -> Result<()> {
+        self.qmp
+            .execute(
+                "dump-guest-memory",
+                json!({ "paging": false, "protocol": format!("file:{}", to.display()) }),
+            )
+            .map(drop)
+    }
+
+    /// Stops the machine and writes all that it is, its disks apart, to the file `to`. Another machine
+    /// that is built the same and gets `-incoming` with that file goes on where this one stood.
+    pub fn save(&self, to: &Path, limit: Duration) -> Result<()> {
+        self.pause()?;
+        // QEMU before version 8.2 migrates into a file by the help of a program only.
+        let command = format!("exec:cat > '{}'", to.display());
+        self.qmp.execute("migrate", json!({ "uri": command }))?;
+        let deadline = Instant::now() + self.scale(limit);
+        loop {
+            let told = self.qmp.execute("query-migrate", json!({}))?;
+            match told["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => {
+                    return Err(Error::BadMachine(format!("it cannot be saved: {told}")));
+                }
+                _ if Instant::now() > deadline => {
+                    return Err(self.timeout("the machine to be saved".to_owned(), limit));
+                }
+                _ => std::thread::sleep(SAVED_POLL),
+            }
+        }
+    }
+
     /// Takes card `nic`, put in by [`plug`](Self::plug), out again; the guest is asked to let go.
     pub fn unplug(&self, nic: usize) -> Result<()> {
         self.qmp
@@ -390,6 +448,9 @@ impl Drop for Vm {
         }
     }
 }
+
+/// How often a machine that is being saved is asked whether it is.
+const SAVED_POLL: Duration = Duration::from_millis(20);
 
 /// After QEMU's end its last events are in our socket already; reading them takes no longer.
 const EVENTS_LIMIT: Duration = Duration::from_secs(10);

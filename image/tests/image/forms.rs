@@ -145,7 +145,10 @@ fn objdump_reads_the_efi_program() {
     }
     for (section, expected) in [
         (".linux", support::kernel()),
-        (".cmdline", b"console=ttyS0 quiet panic=10\0".to_vec()),
+        (
+            ".cmdline",
+            b"lockdown=confidentiality init_on_free=1 console=ttyS0 quiet panic=10\0".to_vec(),
+        ),
         (".uname", RELEASE.as_bytes().to_vec()),
     ] {
         let copy = built.scratch("section");

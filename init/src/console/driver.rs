@@ -72,6 +72,8 @@ pub struct Driver {
     charset: Charset,
     /// Complete answers, for whoever asked.
     answers: Vec<Answer>,
+    /// An answer was typed, of which the terminal still has the keys.
+    typed_lately: bool,
 }
 
 impl Driver {
@@ -101,6 +103,7 @@ impl Driver {
             paste: Paste::default(),
             charset: Charset::default(),
             answers: Vec::new(),
+            typed_lately: false,
         }
     }
 
@@ -127,6 +130,12 @@ impl Driver {
             None if self.state.view == View::Question => self.state.view = View::Status,
             None => {}
         }
+    }
+
+    /// Whether answers were typed since this was last asked, and no more are: what keeps them on their
+    /// way here may be emptied.
+    pub fn is_done_typing(&mut self) -> bool {
+        self.question.is_none() && mem::take(&mut self.typed_lately)
     }
 
     /// What was answered since this was last asked for.
@@ -348,7 +357,10 @@ impl Driver {
     fn type_key(&mut self, key: u8) {
         self.wanted = true;
         match key {
-            b'\r' | b'\n' => self.answers.push(Answer::Line(self.typed.take())),
+            b'\r' | b'\n' => {
+                self.typed_lately = true;
+                self.answers.push(Answer::Line(self.typed.take()));
+            }
             CTRL_C => {
                 self.typed.clear();
                 self.answers.push(Answer::Cancel);

@@ -150,6 +150,9 @@ async fn run(
                 let latest = updates.borrow_and_update().clone();
                 driver.update(latest.facts, latest.node);
                 driver.ask(latest.question);
+                if driver.is_done_typing() {
+                    tty.forget_keys();
+                }
             }
             event = queue.recv() => match event {
                 Some(Event::Log(record)) => driver.log(&record),

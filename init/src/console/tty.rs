@@ -23,6 +23,17 @@ const ROWS: usize = 24;
 /// fast as the line is.
 const KEYS_MAX: usize = 4096;
 
+/// The line discipline of every terminal, and the one that does nothing.
+const N_TTY: libc::c_int = 0;
+const N_NULL: libc::c_int = 27;
+
+nix::ioctl_write_ptr_bad!(
+    /// Gives a terminal another line discipline.
+    set_discipline,
+    libc::TIOCSETD,
+    libc::c_int
+);
+
 nix::ioctl_read_bad!(
     /// Asks a terminal for its size.
     window_size,
@@ -78,6 +89,26 @@ impl Tty {
             hung_up: false,
             is_socket,
         })
+    }
+
+    /// Has the kernel forget what was typed. It keeps the last 4096 keys of a terminal that gets every
+    /// key at once, read or not, for as long as the line discipline is there; so that is changed for
+    /// another one and back. What was typed since the last answer goes as well.
+    pub(super) fn forget_keys(&self) {
+        let Device::Terminal(terminal) = &self.device else {
+            return;
+        };
+        if self.is_socket {
+            return;
+        }
+        for discipline in [N_NULL, N_TTY] {
+            // SAFETY: the descriptor is open as long as `self`, and the kernel reads one number.
+            let set = unsafe { set_discipline(terminal.as_raw_fd(), &raw const discipline) };
+            if let Err(error) = set {
+                tracing::warn!(discipline, %error, "the keys of the console are not forgotten");
+                return;
+            }
+        }
     }
 
     /// Columns and rows.

@@ -9,7 +9,7 @@ use crate::log::Log;
 /// How long it may take.
 const FED_MAX: Duration = Duration::from_secs(60);
 /// After how long it is said that this is being waited for.
-const SAY_AFTER: Duration = Duration::from_secs(1);
+const SAY_AFTER: Duration = Duration::from_millis(250);
 
 /// Waits until the kernel's generator is ready. Blocks; not for PID 1's loop. Returns whether it is.
 ///
@@ -31,7 +31,10 @@ pub(crate) fn wait_for_randomness(log: &Log) -> bool {
         Ok(ready) => ready,
         Err(RecvTimeoutError::Disconnected) => false,
         Err(RecvTimeoutError::Timeout) => {
-            log.warn("waiting for the kernel to gather randomness before a key is made");
+            let waits = "waiting for the kernel to gather randomness before a key is made";
+            log.warn(waits);
+            // At the first boot the console is not there yet.
+            eprintln!("alknet: {waits}");
             ready.recv_timeout(FED_MAX).unwrap_or(false)
         }
     }

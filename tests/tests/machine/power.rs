@@ -14,6 +14,8 @@ use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
+use super::vault::VAULT_A_AT;
+
 /// Set to `full` by `cargo xtask soak`.
 const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 /// Start of the dice, a number; chosen by the clock otherwise.
@@ -22,6 +24,8 @@ const SEED_VARIABLE: &str = "ALKNET_SEED";
 const CUTS_FULL: usize = 100;
 /// Cuts of each in continuous integration.
 const CUTS: usize = 3;
+/// Header, key slots and vault of a sealed disk (docs/sealed.md).
+const HEAD_BYTES: u64 = 16 << 20;
 /// Size of the blank data disk that is cut.
 const DISK_BYTES: u64 = 256 << 20;
 /// From the decision to go down until the machine is off: the bound `docs/machine.md` states.
@@ -45,6 +49,37 @@ fn a_power_cut_on_a_blank_disk_that_is_sealed_never_costs_the_identity() {
     let bench = Bench::new();
     let base = bench.disk("blank", DISK_BYTES);
     campaign(&bench, &base, |disk| disk.data(), None);
+}
+
+/// Power cuts in the writes of the vault's copies, the header and its key slots: few of a campaign's
+/// moments are, and they are those after which nothing would open.
+#[test]
+fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
+    let bench = Bench::new();
+    let base = bench.disk("blank", DISK_BYTES);
+    let session = Session::record(&bench, &base, |disk| disk.data(), Sealed::Yes);
+    let moments = session.recording.writes_in(0..HEAD_BYTES);
+    let vault = session.recording.writes_in(VAULT_A_AT..HEAD_BYTES);
+    assert!(
+        moments.len() > vault.len() && vault.len() > 1,
+        "{moments:?} {vault:?}"
+    );
+    eprintln!(
+        "{} writes of the head, of which {} of the vault",
+        moments.len(),
+        vault.len()
+    );
+    let mut dice = Dice::from_environment();
+    let image = Evidence(bench.path().join("cut.raw"));
+    for number in 0..cuts() {
+        // One half in the vault.
+        let some = if number % 2 == 0 { &vault } else { &moments };
+        let (moment, seed) = (some[dice.below(some.len())], dice.next());
+        let cut = session.recording.cut(moment, seed, &image.0);
+        let cut = cut.unwrap_or_else(|error| panic!("{error}"));
+        eprintln!("cut {number}: moment {moment}, seed {seed}: {cut:?}");
+        session.serves_again(&bench, &image.0, moment, |disk| disk.data());
+    }
 }
 
 #[test]
@@ -87,12 +122,7 @@ fn campaign(bench: &Bench, base: &Path, as_data: fn(Disk) -> Disk, at: Option<u6
     let sealed = at.map_or(Sealed::Yes, |_| Sealed::No);
     let session = Session::record(bench, base, as_data, sealed);
     let mut dice = Dice::from_environment();
-    let count = if std::env::var(COUNT_VARIABLE).is_ok_and(|value| value == "full") {
-        CUTS_FULL
-    } else {
-        CUTS
-    };
-    for number in 0..count {
+    for number in 0..cuts() {
         // One half before the identity was announced, one half after: while things are written.
         let moment = if number % 2 == 0 {
             session.announced + dice.below(session.recording.len() - session.announced + 1)
@@ -113,6 +143,15 @@ fn campaign(bench: &Bench, base: &Path, as_data: fn(Disk) -> Disk, at: Option<u6
         if let Some(at) = at {
             assert_clean(&image.0, at);
         }
+    }
+}
+
+/// How many a campaign makes.
+fn cuts() -> usize {
+    if std::env::var(COUNT_VARIABLE).is_ok_and(|value| value == "full") {
+        CUTS_FULL
+    } else {
+        CUTS
     }
 }
 

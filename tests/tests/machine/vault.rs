@@ -18,8 +18,8 @@ const ASKED_WITHIN: Duration = Duration::from_secs(30);
 const DONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Where the vault's copies lie on a data disk (docs/sealed.md).
-const VAULT_A_AT: u64 = (16 << 20) - (128 << 10);
-const VAULT_B_AT: u64 = (16 << 20) - (64 << 10);
+pub(super) const VAULT_A_AT: u64 = (16 << 20) - (128 << 10);
+pub(super) const VAULT_B_AT: u64 = (16 << 20) - (64 << 10);
 
 /// What is looked for on a disk.
 const MARKER: &str = "4f1c8b2e-this-is-the-marker-of-the-test-77aa90d3e5";
@@ -395,19 +395,19 @@ fn recovery_phrase() -> SecretStr {
 }
 
 /// Waits until the console asks for that, with nobody at it.
-fn asked(vm: &Vm, what: &str) {
+pub(super) fn asked(vm: &Vm, what: &str) {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for(&line, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Waits until the live console shows that.
-fn shown(vm: &Vm, what: &str) {
+pub(super) fn shown(vm: &Vm, what: &str) {
     let waited = vm.wait_for_after(Mark::default(), what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn type_line(vm: &Vm, line: &str) {
+pub(super) fn type_line(vm: &Vm, line: &str) {
     let sent = vm.console().send(&format!("{line}\r"));
     sent.unwrap_or_else(|error| panic!("{error}"));
 }

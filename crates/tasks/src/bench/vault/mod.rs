@@ -1,6 +1,11 @@
-//! The vault without a machine: opening it by each type of slot that needs none, deriving and signing
+//! The vault, by itself and on machines.
+//!
+//! By itself: opening it by each type of slot that needs none, deriving and signing
 //! beside OpenSSL, sealing and opening records. What takes microseconds is counted in processor time, as
 //! OpenSSL's own measurement does, so that a machine with other work answers the same.
+
+mod disk;
+mod machines;
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -19,6 +24,8 @@ use super::tensor::cpu_seconds;
 
 const BENCH: &str = "vault";
 const PEER: &str = "openssl";
+
+const MEGA: f64 = 1e6;
 
 const UNLOCK_NONE: &str = "unlock, slot none";
 const UNLOCK_PROVISIONING: &str = "unlock, slot provisioning";
@@ -75,6 +82,8 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
         bounded
             .map(|(case, most)| Row::lower(BENCH, case, "CPU µs", us(case)).goal(Goal::Ours(most))),
     );
+    rows.extend(disk::rows(cx, rounds)?);
+    rows.extend(machines::rows(cx, rounds)?);
     Ok(rows)
 }
 

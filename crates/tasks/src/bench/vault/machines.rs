@@ -1,0 +1,275 @@
+//! What a vault costs a machine: from power-on to the served port with sealed data, by each type of slot,
+//! beside the same machine whose data is not sealed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alknet_image::Form;
+use alknet_qemu::{Accel, Disk, Line, Vm, VmBuilder, blank};
+use data_encoding::BASE64;
+
+use super::{BENCH, MEGA};
+use crate::bench::rows::{Goal, Row, median};
+use crate::binary;
+use crate::context::Context;
+use crate::driver::Selection;
+use crate::failure::{Failure, Result};
+use crate::image::{self, Image};
+use crate::kernel::{self, Kernel};
+use crate::node::{self, Cli, Machine};
+
+/// What PID 1 prints when the port is served.
+const READY: &str = "alknet: ready ";
+/// What the console asks for.
+const ASKS: &str = "alknet: asks: ";
+/// From power-on until it asks.
+const ASKED_WITHIN: Duration = Duration::from_secs(30);
+/// How long it takes to take an answer in, before the next one.
+const AGAIN: &str = "the same again";
+const PASSPHRASE: &str = "correct horse battery staple\r";
+const DISK_BYTES: u64 = 1 << 30;
+
+/// What the peer is called in rows.
+const UNSEALED: &str = "data that is not sealed";
+/// A boot with sealed data may take so much longer, Argon2id excluded.
+const MORE_S: f64 = 1.0;
+
+/// How the data is protected. A TPM's slot gets its line here once the harness has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Unsealed,
+    None,
+    Provisioning,
+    Passphrase,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [
+        Self::Unsealed,
+        Self::None,
+        Self::Provisioning,
+        Self::Passphrase,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Unsealed => "unsealed",
+            Self::None => "none",
+            Self::Provisioning => "provisioning",
+            Self::Passphrase => "passphrase",
+        }
+    }
+
+    /// What the document says besides.
+    fn document(self) -> String {
+        match self {
+            Self::Unsealed => "[vault]\ninit = \"off\"\n".to_owned(),
+            Self::Provisioning => {
+                let key = BASE64.encode(&[0x5e; 32]);
+                let vault = "27209049-2f6c-46bf-a462-c718ee429cc0";
+                format!(
+                    "[vault]\nunlock = [\"provisioning\"]\n\
+                     [secrets]\nseed_key = \"alknet-seed-1 {vault} {key}\"\n"
+                )
+            }
+            Self::None | Self::Passphrase => {
+                format!("[vault]\nunlock = [\"{}\"]\n", self.name())
+            }
+        }
+    }
+}
+
+/// From power-on, or from the Enter key behind a passphrase, to the served port.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    cpu_s: f64,
+    wall_s: f64,
+    minsn: Option<f64>,
+}
+
+impl Cost {
+    fn between(begin: Option<&Line>, end: &Line) -> Self {
+        let count = |line: &Line| line.instructions.map(|count| count as f64 / MEGA);
+        let (cpu, at) = begin.map_or((Duration::ZERO, Duration::ZERO), |line| (line.cpu, line.at));
+        let before = begin.map_or(Some(0.0), count);
+        Self {
+            cpu_s: (end.cpu.saturating_sub(cpu)).as_secs_f64(),
+            wall_s: (end.at.saturating_sub(at)).as_secs_f64(),
+            minsn: count(end).zip(before).map(|(end, before)| end - before),
+        }
+    }
+}
+
+struct Stage {
+    image: Image,
+    kernel: Kernel,
+    cli: Cli,
+    admin: String,
+    scratch: tempfile::TempDir,
+}
+
+/// Measures, each round one boot of every kind, by the clock and counted.
+pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
+    let stage = Stage::prepare(cx)?;
+    for kind in Kind::ALL {
+        stage.first_boot(kind)?;
+    }
+    let mut costs: BTreeMap<Kind, Vec<Cost>> = BTreeMap::new();
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds} ...");
+        for counted in [false, true] {
+            for kind in Kind::ALL {
+                costs
+                    .entry(kind)
+                    .or_default()
+                    .push(stage.boot(kind, counted)?);
+            }
+        }
+    }
+    Ok(rows_of(&costs))
+}
+
+fn rows_of(costs: &BTreeMap<Kind, Vec<Cost>>) -> Vec<Row> {
+    let of = |kind: Kind, counted: bool, what: fn(&Cost) -> f64| {
+        let all = costs.get(&kind).into_iter().flatten();
+        let some = all.filter(|cost| cost.minsn.is_some() == counted);
+        median(some.map(what).collect())
+    };
+    let minsn = |cost: &Cost| cost.minsn.unwrap_or(f64::NAN);
+    let mut rows = Vec::new();
+    for kind in [Kind::None, Kind::Provisioning] {
+        let case = format!("microvm: power-on to served, slot {}", kind.name());
+        let row = |unit, counted, what: fn(&Cost) -> f64| {
+            Row::lower(BENCH, case.clone(), unit, of(kind, counted, what))
+                .beside(UNSEALED, of(Kind::Unsealed, counted, what))
+        };
+        rows.push(row("CPU s", false, |cost| cost.cpu_s));
+        rows.push(row("M instructions", true, minsn));
+        let wall = row("s wall", false, |cost| cost.wall_s);
+        let more = wall.ours - wall.peer.unwrap_or(f64::NAN);
+        rows.push(wall);
+        let case = format!("microvm: sealed data costs a boot, slot {}", kind.name());
+        rows.push(Row::lower(BENCH, case, "s wall", more).goal(Goal::Ours(MORE_S)));
+    }
+    let case = "microvm: passphrase typed to served";
+    let kind = Kind::Passphrase;
+    rows.extend([
+        Row::lower(BENCH, case, "CPU s", of(kind, false, |cost| cost.cpu_s)),
+        Row::lower(BENCH, case, "s wall", of(kind, false, |cost| cost.wall_s)),
+        Row::lower(BENCH, case, "M instructions", of(kind, true, minsn)),
+    ]);
+    rows
+}
+
+impl Stage {
+    fn prepare(cx: &Context) -> Result<Self> {
+        let scratch =
+            tempfile::tempdir().map_err(Failure::io("make a folder for the benchmark"))?;
+        let kernel = kernel::ensure(cx)?;
+        let binary = binary::whole(cx, &Selection::usual())?;
+        let image = image::ensure(cx, &kernel, &binary, &[Form::Erofs])?;
+        let cli = Cli::new(cx, Some(&scratch.path().join("cli")))?;
+        Ok(Self {
+            admin: cli.identity()?,
+            image,
+            kernel,
+            cli,
+            scratch,
+        })
+    }
+
+    fn disk(&self, kind: Kind) -> PathBuf {
+        self.scratch.path().join(kind.name())
+    }
+
+    fn machine(&self, kind: Kind, disk: Disk) -> Result<VmBuilder> {
+        let builder = node::builder(
+            &self.image,
+            &self.kernel,
+            Form::Erofs,
+            Machine::Microvm,
+            &self.admin,
+        )?;
+        let document = format!("{}{}", node::config(&self.admin), kind.document());
+        Ok(builder.accel(Accel::Tcg).config(document).disk(disk.data()))
+    }
+
+    /// Makes the vault and the data, and ends in order.
+    fn first_boot(&self, kind: Kind) -> Result<()> {
+        let disk = self.disk(kind);
+        blank(&disk, DISK_BYTES)?;
+        let mut vm = self.machine(kind, Disk::file(&disk))?.start()?;
+        if kind == Kind::Passphrase {
+            vm.wait_for(ASKS, ASKED_WITHIN)?;
+            send(&vm)?;
+            vm.wait_for(AGAIN, ASKED_WITHIN)?;
+            send(&vm)?;
+        }
+        let node = node::wait_ready(&vm)?;
+        node::power_off(&mut vm, Machine::Microvm, &self.cli, &node)
+    }
+
+    /// Boots from what the first boot left, each time the same.
+    fn boot(&self, kind: Kind, counted: bool) -> Result<Cost> {
+        let disk: &Path = &self.disk(kind);
+        let builder = self.machine(kind, Disk::snapshot(disk))?;
+        let builder = match counted {
+            true => builder.count_instructions(),
+            false => builder,
+        };
+        let mut vm = builder.start()?;
+        let typed = if kind == Kind::Passphrase {
+            let line = vm.wait_line(ASKS, ASKED_WITHIN)?;
+            let now = Line {
+                cpu: vm.cpu_time().unwrap_or(line.cpu),
+                instructions: vm.instructions(),
+                at: line.at,
+                text: String::new(),
+            };
+            send(&vm)?;
+            Some(now)
+        } else {
+            None
+        };
+        let ready = vm.wait_line(READY, ASKED_WITHIN)?;
+        vm.cut_power()?;
+        Ok(Cost::between(typed.as_ref(), &ready))
+    }
+}
+
+fn send(vm: &Vm) -> Result<()> {
+    let sent = vm.console().send(PASSPHRASE);
+    sent.map_err(Failure::io("type at the console"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counted_and_plain_boots_are_kept_apart() {
+        let cost = |wall_s, minsn| Cost {
+            cpu_s: wall_s,
+            wall_s,
+            minsn,
+        };
+        let all = |more: f64| vec![cost(1.0 + more, None), cost(9.0, Some(100.0 + more))];
+        let costs =
+            Kind::ALL.map(|kind| (kind, all(if kind == Kind::Unsealed { 0.0 } else { 0.5 })));
+        let rows = rows_of(&costs.into());
+        let more = rows.iter().find(|row| row.case.contains("costs a boot"));
+        assert_eq!(more.expect("measured").ours, 0.5);
+        let counted = rows.iter().find(|row| row.unit == "M instructions");
+        assert_eq!(counted.expect("measured").peer, Some(100.0));
+    }
+
+    #[test]
+    fn each_kind_says_what_it_is() {
+        for kind in Kind::ALL {
+            let document = kind.document();
+            let sealed = document.contains("unlock");
+            assert_eq!(sealed, kind != Kind::Unsealed, "{document}");
+        }
+    }
+}

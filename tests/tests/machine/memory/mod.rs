@@ -1,0 +1,153 @@
+//! What is left in the memory of a machine whose vault was locked: looked at from outside, where nothing
+//! can hide.
+
+mod secrets;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use alknet_qemu::Vm;
+use alknet_tests::tools::RAW_DATA_AT;
+use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_vault::{Entropy, WordCount};
+use serde_json::{Value, json};
+
+use super::vault::{VAULT_A_AT, VAULT_B_AT, asked, shown, type_line};
+use secrets::{IDENTITY, SEED, Secrets, VOLUME_KEY};
+
+/// Typed at the console.
+const PASSPHRASE: &str = "correct horse battery staple of this machine";
+/// A node that was told to end takes its time, and then the kernel takes its memory back.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+/// From the decision until the machine stands still.
+const OFF_WITHIN: Duration = Duration::from_secs(60);
+
+/// The image that is shipped, on its disk.
+#[test]
+fn a_locked_machine_remembers_nothing_but_the_key_of_its_data() {
+    remembers_nothing(Boot::UefiRaw, RAW_DATA_AT, "");
+}
+
+/// The quickest machine, told what the other has on its command line.
+#[test]
+fn a_locked_microvm_remembers_nothing_but_the_key_of_its_data() {
+    remembers_nothing(Boot::MicrovmErofs, 0, "init_on_free=1");
+}
+
+fn remembers_nothing(boot: Boot, data_at: u64, command_line: &str) {
+    let bench = Bench::new();
+    let words = Entropy::generate(WordCount::TwentyFour).expect("this host has randomness");
+    let machine = |config: &str| -> Machine<'_> {
+        let machine = bench.machine(boot).configured(config).append(command_line);
+        // Memory stays where it is when the machine goes off.
+        machine.with(|vm| {
+            vm.exit_on_reset()
+                .argument("-action")
+                .argument("shutdown=pause")
+        })
+    };
+    let phrase = words.phrase();
+    let first = format!(
+        "[vault]\ninit = \"provisioned\"\nunlock = [\"passphrase\"]\n[secrets]\nwords = \"{}\"",
+        phrase.expose()
+    );
+    let vm = machine(&first).start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, PASSPHRASE);
+    shown(&vm, "the same again");
+    type_line(&vm, PASSPHRASE);
+    let mut node = Node::new(vm, boot, bench.admin().clone());
+    let disk = match boot {
+        Boot::UefiRaw => bench.raw(),
+        _ => bench.data(),
+    };
+    let look = Look {
+        secrets: Secrets::of(
+            &words,
+            PASSPHRASE,
+            &disk,
+            data_at,
+            &bench.path().join("head"),
+        ),
+        dump: bench.path().join("dump"),
+    };
+    look.sees_what_is_there(node.vm());
+
+    // After the words came, the passphrase was typed, and everything was made of them.
+    lock_hard(&node, &bench);
+    look.sees_only(node.vm(), &[VOLUME_KEY]);
+
+    // The same after the vault was opened again, and when the machine goes off.
+    let mark = node.vm().console().mark();
+    type_line(node.vm(), PASSPHRASE);
+    node.wait_ready(mark);
+    look.sees_what_is_there(node.vm());
+    node.call("node/reboot", &Value::Null);
+    let limit = node.vm().scale(OFF_WITHIN);
+    let off = node.vm().qmp().wait_event("SHUTDOWN", 0, limit);
+    assert!(off.is_some(), "it goes on\n{}", node.vm().report());
+    look.sees_only(node.vm(), &[]);
+    drop(node);
+
+    // And after a boot at which nothing but the passphrase was there.
+    let vm = machine("[vault]\nunlock = [\"passphrase\"]").start();
+    asked(&vm, "passphrase of the vault");
+    type_line(&vm, PASSPHRASE);
+    let node = Node::new(vm, boot, bench.admin().clone());
+    look.sees_what_is_there(node.vm());
+    lock_hard(&node, &bench);
+    look.sees_only(node.vm(), &[VOLUME_KEY]);
+}
+
+fn lock_hard(node: &Node, bench: &Bench) {
+    let locked = bench
+        .admin()
+        .call(&node.target(), "vault/lock", &json!({ "hard": true }), &[]);
+    drop(locked);
+    alknet_tests::eventually("the port is closed", || {
+        let answer = node.try_call("node/info", &Value::Null, &[]);
+        (answer.status != 0).then_some(())
+    });
+}
+
+struct Look {
+    secrets: Secrets,
+    dump: PathBuf,
+}
+
+impl Look {
+    fn found(&self, vm: &Vm) -> Vec<(&'static str, String)> {
+        let dumped = vm.dump_memory(&self.dump);
+        dumped.unwrap_or_else(|error| panic!("{error}"));
+        self.secrets.found_in(&self.dump)
+    }
+
+    /// The search finds what a node that serves has to have.
+    fn sees_what_is_there(&self, vm: &Vm) {
+        let found = self.found(vm);
+        for name in [IDENTITY, SEED, VOLUME_KEY] {
+            let is_there = found.iter().any(|(what, _)| *what == name);
+            assert!(is_there, "{name} is not found where it is needed");
+        }
+    }
+
+    /// Nothing but these is there, as soon as the node is gone.
+    fn sees_only(&self, vm: &Vm, allowed: &[&str]) {
+        let until = std::time::Instant::now() + vm.scale(GONE_WITHIN);
+        loop {
+            let mut found = self.found(vm);
+            found.retain(|(what, _)| !allowed.contains(what));
+            if found.is_empty() {
+                return;
+            }
+            if std::time::Instant::now() > until {
+                let lines: Vec<String> = found
+                    .iter()
+                    .map(|(what, place)| format!("{what} {place}"))
+                    .collect();
+                panic!("{} places:\n{}", lines.len(), lines.join("\n"));
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Everything that nobody may find in the memory of a locked machine, worked out from its words, its
+//! passphrase and its disk, and the search for it.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use aes_gcm::aead::{Aead, KeyInit, Payload};
+use aes_gcm::{Aes256Gcm, Nonce};
+use alknet_sealed::Sealed;
+use alknet_vault::slots::{Copies, FileArea, Key, OpenAlkv, luks_phrase};
+use alknet_vault::{Curve, DerivationPath, Entropy, SecretStr};
+use argon2::{Algorithm, Argon2, Params, Version};
+use data_encoding::BASE64;
+use serde_json::Value;
+use sha2::Sha512;
+
+/// So many bytes of a secret in a row are no accident.
+const TELLING: usize = 16;
+/// How much is told of what surrounds a find.
+const AROUND: usize = 48;
+/// The head of a data partition: its header, its key slots, and the vault.
+const HEAD_BYTES: u64 = 16 << 20;
+/// What the library takes for a partition of its own is larger by this.
+const MORE_BYTES: u64 = 1 << 20;
+/// Memory that the one passphrase of the tests may take.
+const CAP_KIB: u32 = 1 << 20;
+
+/// The key of the data: the one that a locked machine still needs.
+pub(super) const VOLUME_KEY: &str = "the volume key";
+/// What TLS signs with: in the memory of any node that serves.
+pub(super) const IDENTITY: &str = "the node's key";
+/// What everything is derived from: in the page that PID 1 and the node share.
+pub(super) const SEED: &str = "the seed";
+
+/// The paths of docs/vault.md, and what their keys are for.
+const PATHS: [(&str, &str); 7] = [
+    (IDENTITY, "m/74'/0'/0'/0'"),
+    ("the SSH host key", "m/74'/0'/1'/0'"),
+    ("the SSH authority", "m/74'/0'/1'/1'"),
+    ("the key of credentials", "m/74'/2'/0'/0'"),
+    ("the data recovery key", "m/74'/2'/1'/0'"),
+    ("the key of the audit log", "m/74'/2'/2'/0'"),
+    ("the branch of identities", "m/74'/0'/0'"),
+];
+
+/// Names and bytes.
+#[derive(Debug)]
+pub(super) struct Secrets(Vec<(&'static str, Vec<u8>)>);
+
+impl Secrets {
+    /// Of the machine whose data partition begins at byte `at` of `disk`. `head` is a file for a copy of
+    /// that beginning: nothing here writes to the disk of a machine that runs.
+    pub(super) fn of(words: &Entropy, passphrase: &str, disk: &Path, at: u64, head: &Path) -> Self {
+        copy_head(disk, at, head);
+        let typed = SecretStr::from(passphrase);
+        let open = open(head, &typed);
+        let nothing = SecretStr::empty();
+        let mut secrets = vec![
+            ("the entropy", words.bytes().to_vec()),
+            ("the words", words.phrase().expose().as_bytes().to_vec()),
+            (SEED, seed(words)),
+            ("the passphrase", passphrase.as_bytes().to_vec()),
+        ];
+        for (name, path) in PATHS {
+            let path = DerivationPath::parse(path, Curve::Ed25519).expect("a path of the table");
+            let key = words.key_at(&nothing, &path).expect("24 words");
+            if name == "the data recovery key" {
+                let phrase = luks_phrase(&key).expose().as_bytes().to_vec();
+                secrets.push(("the phrase of the recovery key", phrase));
+            }
+            secrets.push((name, key.expose().to_vec()));
+        }
+        let [kek, master] = master_key(&open, passphrase);
+        let data = open.data_secret();
+        let phrase = luks_phrase(&data);
+        secrets.extend([
+            ("the key of the slot", kek),
+            ("the vault's master key", master),
+            ("the data secret", data.expose().to_vec()),
+            ("its phrase", phrase.expose().as_bytes().to_vec()),
+            (VOLUME_KEY, volume_key(head, &phrase)),
+        ]);
+        Self(secrets)
+    }
+
+    /// Which of them are in a file, a line for each place.
+    pub(super) fn found_in(&self, dump: &Path) -> Vec<(&'static str, String)> {
+        let memory = fs::read(dump).expect("the dump is ours");
+        let mut found = Vec::new();
+        for (name, secret) in &self.0 {
+            for part in secret.chunks_exact(TELLING) {
+                let places = memchr::memmem::find_iter(&memory, part);
+                found.extend(places.map(|at| (*name, around(&memory, at))));
+            }
+        }
+        found
+    }
+}
+
+/// Where it is, and what is there, for whoever looks for the reason.
+fn around(memory: &[u8], at: usize) -> String {
+    let from = at.saturating_sub(AROUND);
+    let to = (at + TELLING + AROUND).min(memory.len());
+    let text = memory[from..to].escape_ascii().to_string();
+    format!("at {at:#x} of the file: {text}")
+}
+
+fn copy_head(disk: &Path, at: u64, head: &Path) {
+    use std::io::{Seek, SeekFrom};
+    let mut disk = File::open(disk).expect("the disk is ours");
+    disk.seek(SeekFrom::Start(at)).expect("it is long enough");
+    let mut copy = File::create(head).expect("the folder is ours");
+    std::io::copy(&mut disk.take(HEAD_BYTES), &mut copy).expect("the folder is ours");
+    let length = copy.set_len(HEAD_BYTES + MORE_BYTES);
+    length.expect("the file is ours");
+}
+
+fn open(head: &Path, passphrase: &SecretStr) -> OpenAlkv {
+    let area = |at| FileArea::at(head, at);
+    let mut copies = Copies::new(area(super::VAULT_A_AT), area(super::VAULT_B_AT));
+    let found = copies.load().expect("a vault").expect("a vault");
+    let mut key = Key::Passphrase {
+        passphrase,
+        cap_kib: CAP_KIB,
+    };
+    found.open(&mut key).expect("its passphrase")
+}
+
+fn seed(words: &Entropy) -> Vec<u8> {
+    let mut seed = vec![0; 64];
+    let phrase = words.phrase();
+    pbkdf2::pbkdf2_hmac::<Sha512>(phrase.expose().as_bytes(), b"mnemonic", 2048, &mut seed);
+    seed
+}
+
+fn volume_key(head: &Path, phrase: &SecretStr) -> Vec<u8> {
+    let file = File::options().read(true).write(true).open(head);
+    let file = file.expect("the file is ours");
+    let sealed = Sealed::load(file, HEAD_BYTES + MORE_BYTES).expect("a header");
+    let key = sealed.unlock(0, phrase.expose().as_bytes());
+    key.expect("the vault opens it").expose().to_vec()
+}
+
+/// The key of the first slot and what it wraps, by the text of the vault: the library gives out neither.
+fn master_key(open: &OpenAlkv, passphrase: &str) -> [Vec<u8>; 2] {
+    let alkv: Value = serde_json::from_str(&open.alkv().to_text()).expect("it is JSON");
+    let slot = &alkv["slots"][0];
+    let number = |name: &str| {
+        let number = slot["params"][name].as_u64().expect("a number");
+        u32::try_from(number).expect("it is small")
+    };
+    let bytes = |text: &Value| {
+        let text = text.as_str().expect("a text");
+        BASE64.decode(text.as_bytes()).expect("base64")
+    };
+    let params = Params::new(number("m"), number("t"), number("p"), Some(32));
+    let argon = Argon2::new(
+        Algorithm::Argon2id,
+        Version::V0x13,
+        params.expect("a cost of ours"),
+    );
+    let mut kek = vec![0; 32];
+    let salt = bytes(&slot["params"]["salt"]);
+    let done = argon.hash_password_into(passphrase.as_bytes(), &salt, &mut kek);
+    done.expect("a cost of ours");
+    let kind = slot["type"].as_str().expect("a text");
+    let id = u32::try_from(slot["id"].as_u64().expect("a number")).expect("it is small");
+    let length = u16::try_from(kind.len()).expect("it is short");
+    let bound = [
+        open.alkv().uuid().bytes().as_slice(),
+        &id.to_be_bytes(),
+        &length.to_be_bytes(),
+        kind.as_bytes(),
+        slot["params"].to_string().as_bytes(),
+    ]
+    .concat();
+    let wrap = bytes(&slot["wrap"]);
+    let (iv, sealed) = wrap.split_at(12);
+    let cipher = Aes256Gcm::new_from_slice(&kek).expect("32 bytes");
+    let nonce: [u8; 12] = iv.try_into().expect("12 bytes");
+    let message = Payload {
+        msg: sealed,
+        aad: &bound,
+    };
+    let master = cipher.decrypt(&Nonce::from(nonce), message);
+    [kek, master.expect("the slot is as docs/vault.md has it")]
+}

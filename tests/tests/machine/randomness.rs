@@ -1,0 +1,108 @@
+//! No key before there is randomness to make it of, and no key twice.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_qemu::{Disk, VmBuilder};
+use alknet_tests::{Bench, Boot, Machine, Node};
+
+/// A processor without a generator of its own; under emulation what the harness uses, less that.
+const PROCESSOR: &str = "max,-erms,-fsrm,-rdrand,-rdseed";
+/// A clock that always starts at the same time, and counts the machine's own.
+const CLOCK: &str = "base=2026-11-20T00:00:00,clock=vm";
+/// From power-on until PID 1 waits.
+const WAITS_WITHIN: Duration = Duration::from_secs(30);
+/// Everything that a vault is written to, at the first boot.
+const HEAD_BYTES: usize = 16 << 20;
+/// Bytes of the data disks, so that copies are quick.
+const DISK_BYTES: u64 = 256 << 20;
+
+/// Nothing feeds the kernel's generator: no device, no processor, and a clock that every machine has
+/// alike.
+fn poor(vm: VmBuilder) -> VmBuilder {
+    ["-cpu", PROCESSOR, "-rtc", CLOCK]
+        .into_iter()
+        .fold(vm, VmBuilder::argument)
+}
+
+#[test]
+fn no_key_is_made_before_the_kernel_has_randomness() {
+    let bench = Bench::new();
+    let data = bench.disk("poor", DISK_BYTES);
+    // Counted, a second of gathering is a thousand million instructions: time to look at the disk.
+    let machine = bench
+        .machine(Boot::MicrovmErofs)
+        .data(Some(Disk::file(&data).data()))
+        .append("loglevel=6")
+        .with(|vm| poor(vm).count_instructions());
+    let vm = machine.start();
+    let waits = vm.wait_for(
+        "alknet: waiting for the kernel to gather randomness",
+        WAITS_WITHIN,
+    );
+    waits.unwrap_or_else(|error| panic!("{error}"));
+    vm.pause().unwrap_or_else(|error| panic!("{error}"));
+    let text = vm.console().text();
+    assert!(!text.contains("crng init done"), "too late to look: {text}");
+    let mut head = vec![0; HEAD_BYTES];
+    let disk = File::open(&data).expect("the disk is ours");
+    disk.read_exact_at(&mut head, 0).expect("it is long enough");
+    assert!(head.iter().all(|byte| *byte == 0), "something was made");
+    vm.resume().unwrap_or_else(|error| panic!("{error}"));
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let text = node.vm().console().text();
+    let place = |what: &str| {
+        text.find(what)
+            .unwrap_or_else(|| panic!("no {what}: {text}"))
+    };
+    let order = [
+        "waiting for the kernel",
+        "crng init done",
+        alknet_tests::READY,
+    ]
+    .map(place);
+    assert!(order.is_sorted(), "{order:?}: {text}");
+    node.end();
+}
+
+/// One machine is stopped while its kernel starts, and goes on twice.
+#[test]
+fn two_machines_of_one_snapshot_make_different_vaults() {
+    let bench = Bench::new();
+    let machine = |disk: &Path| -> Machine<'_> {
+        bench
+            .machine(Boot::Q35Initramfs)
+            .data(Some(Disk::file(disk).data()))
+            .append("loglevel=7")
+            .with(poor)
+    };
+    let saved = bench.path().join("saved");
+    let vm = machine(&bench.disk("template", DISK_BYTES)).start();
+    let started = vm.wait_for("Linux version", WAITS_WITHIN);
+    started.unwrap_or_else(|error| panic!("{error}"));
+    vm.save(&saved, WAITS_WITHIN)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let text = vm.console().text();
+    assert!(
+        !text.contains("crng init done"),
+        "too late for this test: {text}"
+    );
+    drop(vm);
+
+    let of_it = |name: &str| {
+        let disk = bench.disk(name, DISK_BYTES);
+        let from = format!("exec:cat '{}'", saved.display());
+        let vm = machine(&disk).with(|vm| vm.argument("-incoming").argument(from));
+        let node = Node::new(vm.start(), Boot::Q35Initramfs, bench.admin().clone());
+        let identity = node.identity().to_owned();
+        node.end();
+        let dump =
+            alknet_tests::tools::tool_says("cryptsetup", &["luksUUID".as_ref(), disk.as_os_str()]);
+        (identity, dump)
+    };
+    let (one, two) = (of_it("one"), of_it("two"));
+    assert_ne!(one.0, two.0, "the same node twice");
+    assert_ne!(one.1, two.1, "the same partition twice");
+}
