@@ -158,7 +158,8 @@ impl Node {
             capabilities: powers.granted(),
         })?;
         let escrow = escrow::desk(options.state_dir, options.vault.as_ref());
-        let unusable = computing.problems().iter().cloned();
+        let computings = computing.problems();
+        let unusable = computings.iter().cloned();
         let unusable: Arc<[Problem]> = unusable.chain(escrow::problem(&escrow)).collect();
         let context = NodeContext {
             unusable: Arc::clone(&unusable),

@@ -257,10 +257,7 @@ impl Keeper {
         loop {
             let targets = self.targets.iter().cloned();
             let asked = enrol(&*self.dialer, targets, Carriage::Both, &request).await;
-            let error = match asked {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
+            let Err(error) = asked else { return Ok(()) };
             return Err(match error {
                 EnrolClientError::Refused(refusal) => match refusal.code.as_ref() {
                     "ENROLL_NAME_TAKEN" if request.name.is_some() => {
