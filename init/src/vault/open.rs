@@ -255,3 +255,55 @@ pub(super) fn memory_kib() -> u64 {
     let number = total.and_then(|rest| rest.split_whitespace().next());
     number.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use alknet_vault::SecretStr;
+
+    use super::*;
+    use crate::vault::Words;
+
+    #[test]
+    fn what_is_asked_is_what_would_help() {
+        let none = Offer::default();
+        let typed = Offer {
+            passphrase: Some(SecretStr::from("wrong")),
+            ..Offer::default()
+        };
+        for (passphrase, pin, offer, ask, other_way) in [
+            (false, Typing::No, &none, Ask::Nothing, false),
+            (true, Typing::No, &none, Ask::Passphrase, false),
+            (false, Typing::Now, &none, Ask::Pin, false),
+            (true, Typing::Now, &none, Ask::Pin, true),
+            // Who typed a passphrase is not asked for something else, which the TPM would count.
+            (true, Typing::Now, &typed, Ask::Passphrase, true),
+            (true, Typing::Later, &none, Ask::Passphrase, false),
+            (false, Typing::Later, &none, Ask::Pin, false),
+        ] {
+            let waiting = waiting(passphrase, pin, offer, &["why".to_owned()]);
+            assert_eq!((waiting.ask, waiting.other_way), (ask, other_way));
+            assert!(waiting.problem.text.ends_with(": why"));
+            assert_eq!(waiting.retries, ask == Ask::Nothing);
+        }
+    }
+
+    #[test]
+    fn what_a_new_vault_is_made_of_is_kept_from_question_to_question() {
+        let secret = |text: &str| Some(SecretStr::from(text));
+        let tried = Offer {
+            passphrase: secret("wrong"),
+            new_passphrase: secret("new"),
+            pin: secret("1"),
+            new_pin: secret("2"),
+            words: Some(Words::Make),
+        };
+        let mut offer = Offer {
+            new_pin: secret("3"),
+            ..Offer::default()
+        };
+        offer.keep(tried);
+        assert!(offer.passphrase.is_none() && offer.pin.is_none());
+        assert!(offer.words.is_some() && offer.new_passphrase.is_some());
+        assert_eq!(offer.new_pin.expect("typed last").expose(), "3");
+    }
+}

@@ -51,7 +51,8 @@ impl Machine {
             .args(["--server", &format!("type=unixio,path={}", at("tpm"))])
             .args(["--ctrl", &format!("type=unixio,path={}", at("tpm.ctrl"))])
             .args(["--flags", "not-need-init,startup-clear"])
-            .stdin(Stdio::null());
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
         let running = Process::spawn(command, vec![]);
         let running = running.expect("swtpm is installed (cargo xtask setup)");
         // The server's socket is bound after the other one, and a connection waits until it is read.

@@ -178,19 +178,21 @@ fn a_slot_that_stays_shut_is_renewed_in_one_change() {
     };
     assert!(!opens(&open, first));
     let (before, pin) = (open.alkv().generation(), pin("1234"));
-    let mut tpm = machine.tpm();
-    let second = tpm
+    // One connection at a time: a TPM without a kernel before it serves one.
+    let second = machine
+        .tpm()
         .renew_slot(&mut open, first, &choice(), Some(&pin))
         .expect("renewed");
     assert_eq!(open.alkv().generation(), before + 1);
     assert!(!opens(&open, second), "without its PIN");
-    let third = tpm
+    let third = machine
+        .tpm()
         .renew_slot(&mut open, second, &choice(), None)
         .expect("renewed");
     assert!(opens(&open, third));
     assert_eq!(open.alkv().slots().len(), 2);
     for (id, text) in [(second, "there is no slot"), (none, "of another type")] {
-        let refused = tpm.renew_slot(&mut open, id, &choice(), None);
+        let refused = machine.tpm().renew_slot(&mut open, id, &choice(), None);
         let refused = refused.expect_err("no such slot of a TPM").to_string();
         assert!(refused.contains(text), "{refused}");
     }
