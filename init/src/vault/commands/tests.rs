@@ -243,7 +243,11 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
         match machine.run(&mut session) {
             Outcome::Wants(Want::Word(at), why) => {
                 assert_eq!(why.is_empty(), asked != 1, "{why}");
-                let word = if asked == 0 { "zoo" } else { phrase[at - 1].as_str() };
+                let word = if asked == 0 {
+                    "zoo"
+                } else {
+                    phrase[at - 1].as_str()
+                };
                 let word = if asked == 0 && word == phrase[at - 1] {
                     "zero"
                 } else {
