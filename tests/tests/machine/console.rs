@@ -9,7 +9,7 @@ use alknet_tests::{Bench, Boot, Node};
 use serde_json::{Value, json};
 
 /// From what is typed until what it leads to; Argon2id on an emulated processor is slow.
-const DONE_WITHIN: Duration = Duration::from_secs(90);
+const DONE_WITHIN: Duration = Duration::from_secs(120);
 
 /// Words that a test has on paper.
 const PHRASE: &str = "legal winner thank year wave sausage worth useful legal winner thank yellow";
