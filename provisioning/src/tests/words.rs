@@ -424,9 +424,9 @@ fn credentials_are_found_never_stored_and_erased_apart_from_the_words() {
     assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec![]));
     let found = &loaded.secrets.credentials;
     let names: Vec<_> = found.iter().map(|it| it.name.as_str()).collect();
-    assert_eq!(names, ["openai", "mint"]);
-    assert_eq!(found[0].secret.expose(), "sk-hush");
-    assert_eq!(found[1].secret.expose(), "hush\n");
+    assert_eq!(names, ["mint", "openai"]);
+    assert_eq!(found[0].secret.expose(), "hush\n");
+    assert_eq!(found[1].secret.expose(), "sk-hush");
     assert!(!format!("{loaded:?}").contains("hush"));
     let dir = machine.paths.config_dir.clone().expect("given");
     for file in fs::read_dir(dir).expect(FILE) {

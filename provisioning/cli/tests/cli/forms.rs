@@ -254,7 +254,7 @@ fn credentials_go_with_the_seed_in_a_table_of_their_own() {
             .collect();
         assert_eq!(
             found,
-            [("openai", "sk-\"hush\\"), ("mint", "BEGIN\nhush\nEND\n")]
+            [("mint", "BEGIN\nhush\nEND\n"), ("openai", "sk-\"hush\\")]
         );
     }
     for (more, word) in [
