@@ -148,8 +148,9 @@ impl Node {
             promotion: &config.promotion,
         })?;
         let escrow = escrow::desk(options.state_dir, options.vault.as_ref());
-        let unusable = computing.problems().iter().cloned();
-        let unusable: Arc<[Problem]> = unusable.chain(escrow::problem(&escrow)).collect();
+        let unusable = computing.problems();
+        let unusable = unusable.iter().cloned().chain(escrow::problem(&escrow));
+        let unusable: Arc<[Problem]> = unusable.collect();
         let context = NodeContext {
             unusable: Arc::clone(&unusable),
             own_key: Arc::new(own_key),
