@@ -228,7 +228,7 @@ impl Keeper {
             let connection = match client.connect(target, &Credentials::default()).await {
                 Ok(connection) => connection,
                 Err(error) => {
-                    last = self.not_reached(target, &error);
+                    last = self.not_reached(&error);
                     continue;
                 }
             };
@@ -280,12 +280,13 @@ impl Keeper {
         }
     }
 
-    fn not_reached(&self, target: &PeerAddr, error: &ConnectError) -> No {
+    /// What the dial says has the address in it.
+    fn not_reached(&self, error: &ConnectError) -> No {
         let refusal = match error {
             ConnectError::Dial(error) if error.kind == DialErrorKind::Impostor => Refusal::Denied,
             _ => Refusal::Unreachable,
         };
-        self.no(refusal, format!("{}: {error}", target.address()))
+        No::new(refusal, format!("node {}: {error}", self.key.short()))
     }
 
     fn refused(&self, error: &CallError) -> No {
