@@ -633,7 +633,7 @@ impl Machine {
         if let Some(watchdog) = &self.watchdog {
             watchdog.feed();
         }
-        shutdown::guard(action);
+        shutdown::guard(action, Arc::clone(&self.keeper));
         for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
         }
@@ -668,6 +668,8 @@ impl Machine {
                     {
                         watchdog.disarm();
                     }
+                    // Memory outlives a reset, and a machine that is off is a file somewhere.
+                    self.keeper.lock();
                     shutdown::close(shutdown.action(), self.reset.as_deref());
                 }
             }

@@ -4,7 +4,7 @@
 //! written and unmounted. Whatever hangs on the way, a thread of its own ends the machine when
 //! the bound is reached.
 
-use std::{path::Path, thread, time::Duration};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use nix::{
     sys::{
@@ -14,7 +14,7 @@ use nix::{
     unistd::{Pid, sync},
 };
 
-use crate::{control::PowerAction, data, stage::boot_ms};
+use crate::{control::PowerAction, data, stage::boot_ms, vault::Keeper};
 
 /// How long running calls have to finish, ms: what the node is told.
 pub(crate) const DRAIN_MS_MAX: u64 = 10_000;
@@ -107,11 +107,12 @@ pub(crate) fn signal_all(signal: Signal) {
 }
 
 /// From now on the machine ends within [`BOUND_MS`], whatever happens.
-pub(crate) fn guard(action: PowerAction) {
+pub(crate) fn guard(action: PowerAction, keeper: Arc<Keeper>) {
     let spawned = thread::Builder::new()
         .name("bound".to_owned())
         .spawn(move || {
             thread::sleep(Duration::from_millis(BOUND_MS));
+            keeper.lock();
             end(action);
         });
     if let Err(error) = spawned {

@@ -271,25 +271,48 @@ impl Vm {
     }
 
     /// Stops the machine and writes all that it is, its disks apart, to the file `to`. Another machine
-    /// that is built the same and gets `-incoming` with that file goes on where this one stood.
+    /// that is built the same, gets `-incoming` with that file and is told to [`go on`](Self::go_on) does so
+    /// where this one stood.
     pub fn save(&self, to: &Path, limit: Duration) -> Result<()> {
         self.pause()?;
         // QEMU before version 8.2 migrates into a file by the help of a program only.
         let command = format!("exec:cat > '{}'", to.display());
         self.qmp.execute("migrate", json!({ "uri": command }))?;
+        let what = "the machine to be saved";
+        self.poll("query-migrate", what, limit, |status| match status {
+            "completed" => Some(Ok(())),
+            "failed" | "cancelled" => Some(Err(Error::BadMachine("it is not saved".to_owned()))),
+            _ => None,
+        })
+    }
+
+    /// Waits until what another machine [`saved`](Self::save) is here, and goes on from there.
+    pub fn go_on(&self, limit: Duration) -> Result<()> {
+        let what = "the saved machine to be read";
+        self.poll("query-status", what, limit, |status| {
+            (status != "inmigrate").then_some(Ok(()))
+        })?;
+        self.resume()
+    }
+
+    /// Asks for a status until `done` knows what to make of it.
+    fn poll(
+        &self,
+        query: &str,
+        what: &str,
+        limit: Duration,
+        done: impl Fn(&str) -> Option<Result<()>>,
+    ) -> Result<()> {
         let deadline = Instant::now() + self.scale(limit);
         loop {
-            let told = self.qmp.execute("query-migrate", json!({}))?;
-            match told["status"].as_str() {
-                Some("completed") => return Ok(()),
-                Some("failed" | "cancelled") => {
-                    return Err(Error::BadMachine(format!("it cannot be saved: {told}")));
-                }
-                _ if Instant::now() > deadline => {
-                    return Err(self.timeout("the machine to be saved".to_owned(), limit));
-                }
-                _ => std::thread::sleep(SAVED_POLL),
+            let told = self.qmp.execute(query, json!({}))?;
+            if let Some(outcome) = done(told["status"].as_str().unwrap_or_default()) {
+                return outcome;
             }
+            if Instant::now() > deadline {
+                return Err(self.timeout(what.to_owned(), limit));
+            }
+            std::thread::sleep(STATUS_POLL);
         }
     }
 
@@ -449,8 +472,8 @@ impl Drop for Vm {
     }
 }
 
-/// How often a machine that is being saved is asked whether it is.
-const SAVED_POLL: Duration = Duration::from_millis(20);
+/// How often a machine that is being saved or read is asked whether it is.
+const STATUS_POLL: Duration = Duration::from_millis(20);
 
 /// After QEMU's end its last events are in our socket already; reading them takes no longer.
 const EVENTS_LIMIT: Duration = Duration::from_secs(10);

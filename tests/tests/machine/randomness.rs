@@ -95,7 +95,10 @@ fn two_machines_of_one_snapshot_make_different_vaults() {
         let disk = bench.disk(name, DISK_BYTES);
         let from = format!("exec:cat '{}'", saved.display());
         let vm = machine(&disk).with(|vm| vm.argument("-incoming").argument(from));
-        let node = Node::new(vm.start(), Boot::Q35Initramfs, bench.admin().clone());
+        let vm = vm.start();
+        vm.go_on(WAITS_WITHIN)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let node = Node::new(vm, Boot::Q35Initramfs, bench.admin().clone());
         let identity = node.identity().to_owned();
         node.end();
         let dump =

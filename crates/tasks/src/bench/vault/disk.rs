@@ -19,6 +19,8 @@ use crate::kernel;
 
 /// The guest's program, which says what it measures.
 const PROGRAM: &str = "sealed_bench";
+/// Debian's.
+const OPENSSL: &str = "/usr/bin/openssl";
 /// What its last line begins with.
 const ENDS: &str = "sealed bench: ";
 /// Bytes of the disk: header and what is measured, and no more.
@@ -29,6 +31,9 @@ const ROUND_WITHIN: Duration = Duration::from_secs(60);
 /// What the unsealed way is called in rows.
 const UNSEALED: &str = "the same, not sealed";
 const PEER: &str = "cryptsetup's mapping";
+const CIPHER: &str = "AES-XTS in memory (OpenSSL)";
+/// Of the cipher in memory, for what goes from one end to the other.
+const OF_CIPHER: f64 = 0.8;
 /// Two that do the same differ by so much from run to run.
 const NO_SLOWER: f64 = 0.97;
 const NO_DEARER: f64 = 1.03;
@@ -99,6 +104,11 @@ fn rows_of(timed: &Figures, counted: &Figures) -> Vec<Row> {
         let work = |name, peer| {
             Row::lower(BENCH, case, "M instr/MB", cost("ours")).beside(name, cost(peer))
         };
+        if !what.starts_with("random") {
+            let alone = middle(timed, "cipher", "", |figure| Some(figure.mb_s));
+            let row = Row::higher(BENCH, case, "MB/s", rate("ours")).beside(CIPHER, alone);
+            rows.push(row.goal(Goal::Ratio(OF_CIPHER)));
+        }
         rows.extend([
             speed(PEER, "cryptsetup").goal(Goal::Ratio(NO_SLOWER)),
             speed(UNSEALED, "unsealed"),
@@ -130,6 +140,15 @@ fn figures(lines: &[Line]) -> Figures {
                     minsn: since.map(|(end, begin)| (end - begin) as f64 / MEGA / megabytes),
                 });
             }
+            ["bench:", "cipher", rate] => {
+                let rate: f64 = rate.parse().unwrap_or(f64::NAN);
+                let key = ("cipher".to_owned(), String::new());
+                figures.entry(key).or_default().push(Figure {
+                    mb_s: rate / MEGA,
+                    busy: 1.0,
+                    minsn: None,
+                });
+            }
             _ => {}
         }
     }
@@ -155,7 +174,7 @@ fn program(cx: &Context) -> Result<PathBuf> {
     Ok(cx.executable(&format!("examples/{PROGRAM}")))
 }
 
-/// The program as PID 1, and stock cryptsetup with every library that it needs.
+/// The program as PID 1, and stock cryptsetup and OpenSSL with every library that they need.
 fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
     let root = folder.join("root");
     for name in ["dev", "proc", "run", "sys", "usr/sbin"] {
@@ -167,8 +186,10 @@ fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
         Failure::Arguments("cryptsetup is missing: install the package cryptsetup-bin".into())
     })?;
     take(Path::new(cryptsetup), &root.join("usr/sbin/cryptsetup"))?;
+    let openssl = Path::new(OPENSSL);
+    take(openssl, &root.join("usr/bin/openssl"))?;
     take(program, &root.join("init"))?;
-    let output = Command::new("ldd").arg(cryptsetup).output();
+    let output = Command::new("ldd").arg(cryptsetup).arg(openssl).output();
     let output = output.map_err(Failure::io("run ldd (install libc-bin)"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     for library in text
@@ -236,6 +257,8 @@ mod tests {
             minsn: Some(2.0),
         };
         assert_eq!(found, &[expected]);
+        let cipher = &figures[&("cipher".to_owned(), String::new())];
+        assert_eq!(cipher[0].mb_s, 3.0);
     }
 
     #[test]
@@ -251,8 +274,9 @@ mod tests {
                 all.insert((way.to_owned(), what.to_owned()), vec![figure]);
             }
         }
+        all.insert(("cipher".to_owned(), String::new()), vec![figure]);
         let rows = rows_of(&all, &all);
-        assert_eq!(rows.len(), CASES.len() * 5);
+        assert_eq!(rows.len(), CASES.len() * 5 + 2);
         assert!(rows.iter().all(|row| row.ratio == Some(1.0)));
     }
 }
