@@ -458,6 +458,7 @@ fn the_environment_is_read_only_at_the_edges() {
         "init/build.rs",
         "init/net/tests/",
         "init/sealed/tests/",
+        "init/tpm/tests/",
         "init/src/console/tests.rs",
         "provisioning/cli/tests/",
         "provisioning/handover/tests/",
