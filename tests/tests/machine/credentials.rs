@@ -86,7 +86,7 @@ fn document(bench: &Bench, people: &People, vault: &str, secrets: &str) -> Strin
 
 fn machine<'a>(bench: &'a Bench, volume: &Path) -> Machine<'a> {
     let volume = Disk::file(volume);
-    let machine = bench.machine(Boot::MicrovmErofs).config("");
+    let machine = bench.machine(Boot::Q35Initramfs).config("");
     machine.with(move |vm| vm.disk(volume))
 }
 
