@@ -168,7 +168,11 @@ pub(super) fn section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Va
         }
         (Some(value), _) if !asked => {
             let what = "nothing asks that node for its share";
-            value.wrong(notes, what, "list \"kms\" in vault.unlock, or leave this out");
+            value.wrong(
+                notes,
+                what,
+                "list \"kms\" in vault.unlock, or leave this out",
+            );
         }
         _ => {}
     }

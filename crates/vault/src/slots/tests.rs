@@ -274,7 +274,9 @@ fn parameters_out_of_range_are_refused() {
     let peer = format!("ed25519:{}", "0f".repeat(32));
     assert!(made(&peer, &["a:1"; MAX_KMS_ADDRESSES], "a"));
     assert!(!made(&peer, &[], "a") && !made(&peer, &["a:1"; MAX_KMS_ADDRESSES + 1], "a"));
-    assert!(!made(&peer, &["a b"], "a") && !made(&peer, &["k@a:1"], "a") && !made(&peer, &[""], "a"));
+    assert!(
+        !made(&peer, &["a b"], "a") && !made(&peer, &["k@a:1"], "a") && !made(&peer, &[""], "a")
+    );
     assert!(kms(&peer, "a") && !kms(&peer, "") && !kms(&peer, "a b") && !kms("ed25519:0f", "a"));
     assert!(!kms(&peer.to_uppercase(), "a") && !kms(&peer, &"a".repeat(256)));
     assert_eq!(memory_cap_kib(1 << 20), 256 << 10);
@@ -361,8 +363,14 @@ fn two_halves_make_the_key_that_python_makes() {
         params.kek(&SecretArr::copy_of(&share), vault)
     };
     let made = key(bytes(0), bytes(32));
-    assert_eq!(data_encoding::HEXLOWER.encode(made.expose()), "3ed7a59972bc81f6a806d730980ed02f5da7c639e28a49a2aa6cc76ef0fb00fe");
+    assert_eq!(
+        data_encoding::HEXLOWER.encode(made.expose()),
+        "3ed7a59972bc81f6a806d730980ed02f5da7c639e28a49a2aa6cc76ef0fb00fe"
+    );
     assert_ne!(made, key(bytes(32), bytes(0)), "which half is which counts");
     let shown = format!("{:?}", kms());
-    assert!(!shown.contains("[5, 5") && !shown.contains("[6, 6"), "{shown}");
+    assert!(
+        !shown.contains("[5, 5") && !shown.contains("[6, 6"),
+        "{shown}"
+    );
 }
