@@ -8,6 +8,7 @@ use crate::{
     console::Answer,
     media::SystemSources,
     vault::{Command, Given, Outcome, Place, Session},
+    wipe,
 };
 
 /// How long a command waits for the next answer, ms: it may hold the vault's master key.
@@ -72,12 +73,13 @@ impl Machine {
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
         self.blocking(PART, move || {
-            let outcome = session.run(&Place {
+            let place = Place {
                 device: &device,
                 keeper: &keeper,
                 log: &log,
                 sources: &SystemSources,
-            });
+            };
+            let outcome = wipe::after(|| session.run(&place));
             Event::Commanded(Box::new((session, outcome)))
         });
     }
