@@ -194,6 +194,8 @@ fn initramfs(program: &Path, folder: &Path) -> Result<PathBuf> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     for library in text
         .split_whitespace()
+        // Of several programs each is named first.
+        .filter(|word| !word.ends_with(':'))
         .filter_map(|word| word.strip_prefix('/'))
     {
         take(&Path::new("/").join(library), &root.join(library))?;
