@@ -13,6 +13,7 @@ use futures_util::{StreamExt, future, stream};
 use serde_json::{Value, json};
 
 use crate::bundle::Code;
+use crate::limits::ACTS;
 use crate::store::{Authority, Terms};
 use crate::tally::{Crashes, Tally, Verdict};
 
@@ -203,7 +204,7 @@ fn errors(code: &Code) -> Vec<ErrorDef> {
 
 /// Whether an act by a capability found nothing behind it.
 fn is_vacant(error: &OpError) -> bool {
-    error.path.starts_with("capability/") && error.code == ErrorCode::Unavailable.name()
+    error.path.starts_with(ACTS) && error.code == ErrorCode::Unavailable.name()
 }
 
 /// What callers see of a failure: a capability that does not act, a declared error as it is, the runtime's by the table of codes.

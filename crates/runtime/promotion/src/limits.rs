@@ -60,3 +60,6 @@ pub const TRIALS_AT_ONCE: u32 = 2;
 pub const CRASHES_MAX: usize = 3;
 /// See [`CRASHES_MAX`].
 pub const CRASHES_WITHIN: Duration = Duration::from_secs(60);
+
+/// What the calls begin with by which a script acts through a capability.
+pub(crate) const ACTS: &str = "capability/";
