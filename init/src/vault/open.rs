@@ -296,6 +296,7 @@ mod tests {
             pin: secret("1"),
             new_pin: secret("2"),
             words: Some(Words::Make),
+            pasted: None,
         };
         let mut offer = Offer {
             new_pin: secret("3"),

@@ -153,10 +153,12 @@ async fn an_act_that_finds_nothing_is_unavailable_and_not_counted() {
     let folder = folder();
     let node = Node::start(folder.path(), live()).await;
     let source = "export const run = ({ path }) => {
+        if (path === 'nothing') return 1;
         const details = { reason: 'vault_locked' };
         throw new OpError('UNAVAILABLE', 'the vault is locked', { path, details, retryable: true });
     };";
-    node.promote(&Draft::new("acts", source)).await;
+    let works = json!({ "input": { "path": "nothing" }, "expect": { "output": 1 } });
+    node.promote(&Draft::new("acts", source).test(works)).await;
     let act = json!({ "path": "capability/sign" });
     let locked = node.call("cal", "js/acts", &act).await;
     let locked = locked.expect_err("locked");
