@@ -156,7 +156,8 @@ async fn an_act_that_finds_nothing_is_unavailable_and_not_counted() {
         const details = { reason: 'vault_locked' };
         throw new OpError('UNAVAILABLE', 'the vault is locked', { path, details, retryable: true });
     };";
-    node.promote(&Draft::new("acts", source)).await;
+    let case = json!({ "input": { "path": "a" }, "expect": { "error": "UNAVAILABLE" } });
+    node.promote(&Draft::new("acts", source).test(case)).await;
     let act = json!({ "path": "capability/sign" });
     let locked = node.call("cal", "js/acts", &act).await;
     let locked = locked.expect_err("locked");
