@@ -27,6 +27,10 @@ use crate::{FileSystem, Paths, Problem, Source, file, text};
 #[must_use]
 pub fn erase(paths: &Paths, mounter: &dyn Mounter, places: &[Place]) -> Vec<Problem> {
     let left = |place: &Place| {
+        // What was pasted lies nowhere: it is not shown, and is wiped from memory.
+        if place.source == Source::Console {
+            return None;
+        }
         let why = match &place.file {
             None => "it cannot be written from here".to_owned(),
             Some(found) => match erase_file(paths, mounter, found) {

@@ -250,6 +250,7 @@ mod tests {
                 "bench: end ours read 2000000 1000000000 50",
                 Some(5_000_000),
             ),
+            line("bench: cipher 3000000", None),
         ];
         let figures = figures(&lines);
         let found = &figures[&("ours".to_owned(), "read".to_owned())];
