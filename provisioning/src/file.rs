@@ -1,7 +1,7 @@
-//! Reads files that somebody else wrote.
+//! Reads files that somebody else wrote, and puts whole ones in their place.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -51,6 +51,22 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Puts a file for root alone in the place of `path`: written beside it as `new`, brought to the disk,
+/// and renamed, so that a power cut leaves the one or the other.
+pub(crate) fn replace(path: &Path, new: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(new, path)?;
+    File::open(path.parent().unwrap_or(path))?.sync_all()
+}
+
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
 }
@@ -72,7 +88,7 @@ mod tests {
     fn only_regular_files_are_read() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let at = |name: &str| dir.path().join(name);
-        std::fs::write(at("plain"), b"x").expect("a writable directory");
+        fs::write(at("plain"), b"x").expect("a writable directory");
         symlink(at("plain"), at("link")).expect("a writable directory");
         nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
         let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
@@ -101,7 +117,7 @@ mod tests {
     fn endless_files_are_cut_off_after_the_limit() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("long");
-        std::fs::write(&path, vec![b'#'; LIMIT * 4]).expect("a writable directory");
+        fs::write(&path, vec![b'#'; LIMIT * 4]).expect("a writable directory");
         let read = read_bounded(&path, LIMIT)
             .expect("readable")
             .expect("there");

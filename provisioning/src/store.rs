@@ -1,9 +1,9 @@
 //! The configuration on the data partition. Every change is made of whole files put in place by
 //! rename, in an order in which a power cut at any point leaves a correct configuration.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use alknet_core::config::{CONFIG_BYTES_MAX, NodeConfig};
@@ -68,23 +68,8 @@ impl Store {
 
     fn put(&self, name: &str, content: &[u8]) -> Result<(), ProvisioningError> {
         let path = self.dir.join(name);
-        self.replace(&path, content)
+        file::replace(&path, &self.dir.join(".new"), content)
             .map_err(|source| self.failed(&path, source))
-    }
-
-    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let new = self.dir.join(".new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(&new)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(&self.dir)?.sync_all()
     }
 
     fn failed(&self, path: &Path, source: io::Error) -> ProvisioningError {

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, of_call};
+use super::call::{connected, list, of_call};
 use super::{DialArgs, Exit, Failure, output};
 
 /// Longest approval, in seconds: a day.
@@ -93,18 +93,7 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<Exit, Failure> {
             let input = json!({ "share": which.share, "approve": approve, "from": from });
             change(&which, "escrow/change", &input, json)
         }
-        EscrowVerb::List { target, dial } => connected(&target, &dial, async |client| {
-            let answer = client.call("escrow/list", &Value::Null).await;
-            let answer = answer.map_err(of_call)?;
-            if json {
-                output::json_line(answer.value())?;
-            } else {
-                for line in lines(answer.value()) {
-                    output::line(&line)?;
-                }
-            }
-            Ok(Exit::Ok)
-        }),
+        EscrowVerb::List { target, dial } => list(&target, &dial, "escrow/list", json, lines),
         EscrowVerb::Revoke { which } => {
             let input = json!({ "share": which.share });
             change(&which, "escrow/revoke", &input, json)

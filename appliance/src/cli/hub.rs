@@ -7,7 +7,7 @@ use alknet_init::console::{Charset, qr_code};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, of_call};
+use super::call::{connected, list, of_call};
 use super::{DialArgs, Exit, Failure, output};
 
 /// The verbs below `alknet hub`.
@@ -133,18 +133,7 @@ pub(crate) fn run(verb: HubVerb, json: bool) -> Result<Exit, Failure> {
             });
             change(&args.target, &args.dial, "hub/peers/label", &input, json)
         }
-        HubVerb::Peers { target, dial } => connected(&target, &dial, async |client| {
-            let answer = client.call("hub/peers", &Value::Null).await;
-            let answer = answer.map_err(of_call)?;
-            if json {
-                output::json_line(answer.value())?;
-            } else {
-                for line in lines(answer.value()) {
-                    output::line(&line)?;
-                }
-            }
-            Ok(Exit::Ok)
-        }),
+        HubVerb::Peers { target, dial } => list(&target, &dial, "hub/peers", json, lines),
         HubVerb::Remove { target, peer, dial } => change(
             &target,
             &dial,

@@ -3,8 +3,8 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::call::{connected, of_call};
-use super::{DialArgs, Exit, Failure, output};
+use super::call::list;
+use super::{DialArgs, Exit, Failure};
 
 /// Arguments of `alknet peers`.
 #[derive(Debug, Args)]
@@ -17,18 +17,7 @@ pub(crate) struct PeersArgs {
 
 /// Prints one line for each, with where its entry is, and one for each of its connections.
 pub(crate) fn run(args: &PeersArgs, json: bool) -> Result<Exit, Failure> {
-    connected(&args.target, &args.dial, async |client| {
-        let answer = client.call("peer/list", &Value::Null).await;
-        let answer = answer.map_err(of_call)?;
-        if json {
-            output::json_line(answer.value())?;
-        } else {
-            for line in lines(answer.value()) {
-                output::line(&line)?;
-            }
-        }
-        Ok(Exit::Ok)
-    })
+    list(&args.target, &args.dial, "peer/list", json, lines)
 }
 
 fn lines(answer: &Value) -> Vec<String> {

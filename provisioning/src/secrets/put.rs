@@ -1,9 +1,8 @@
 //! Puts a seed key on a medium: a new file beside what is there, found by the name that is looked for at
 //! each start only once it is whole.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use alknet_vault::slots::SeedKey;
@@ -96,18 +95,6 @@ fn put(paths: &Paths, mounter: &dyn Mounter, key: &SeedKey, volume: &Writable) -
 }
 
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder)?;
-    let new = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(folder)?.sync_all()
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    file::replace(path, &path.with_extension("new"), text)
 }

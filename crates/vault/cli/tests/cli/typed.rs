@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use alknet_vault::{SecretBytes, SecretStr};
@@ -13,7 +13,7 @@ use alknet_vault_cli::{Ask, CliError, Verb, run};
 use clap::Parser;
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
-use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 
 use crate::shell::{CHEAP, Shell, WORDS};
 
@@ -270,29 +270,57 @@ fn quiet(terminal: &OwnedFd) {
     panic!("the terminal still shows what is typed");
 }
 
+/// The command at a terminal of its own, where it asks for the passphrase.
+struct Asked {
+    child: Child,
+    keyboard: File,
+    terminal: OwnedFd,
+    /// How the terminal was before.
+    before: Termios,
+    seen: String,
+}
+
+fn asked(shell: &Shell) -> Asked {
+    let pty = openpty(None, None).expect("a terminal");
+    let before = tcgetattr(&pty.slave).expect("a terminal");
+    let side = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
+    let child = Command::new(env!("CARGO_BIN_EXE_alknet-vault-tool"))
+        .args(["pub", "node-identity", "--dir", "vault"])
+        .current_dir(shell.path(""))
+        .stdin(side())
+        .stderr(side())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut keyboard = File::from(pty.master);
+    let seen = until(&mut keyboard, "passphrase: ");
+    quiet(&pty.slave);
+    Asked {
+        child,
+        keyboard,
+        terminal: pty.slave,
+        before,
+        seen,
+    }
+}
+
 #[test]
 fn a_terminal_does_not_show_what_is_typed() {
     let shell = Shell::new();
     shell.with_vault();
-    let pty = openpty(None, None).expect("a terminal");
-    let mut keyboard = File::from(pty.master);
-    let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
-    let child = Command::new(env!("CARGO_BIN_EXE_alknet-vault-tool"))
-        .args(["pub", "node-identity", "--dir", "vault"])
-        .current_dir(shell.path(""))
-        .stdin(side(&pty.slave))
-        .stderr(side(&pty.slave))
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut seen = until(&mut keyboard, "passphrase: ");
-    quiet(&pty.slave);
+    let Asked {
+        child,
+        mut keyboard,
+        terminal,
+        mut seen,
+        ..
+    } = asked(&shell);
     keyboard.write_all(b"wrong\n").expect("typed");
     seen += &until(&mut keyboard, "wrong passphrase");
     seen += &until(&mut keyboard, "passphrase: ");
-    quiet(&pty.slave);
+    quiet(&terminal);
     keyboard.write_all(b"right\n").expect("typed");
-    drop(pty.slave);
+    drop(terminal);
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success());
     assert_eq!(output.stdout.len(), 65);
@@ -307,26 +335,13 @@ fn a_terminal_does_not_show_what_is_typed() {
 fn ctrl_c_at_a_hidden_question_leaves_the_terminal_as_it_was() {
     let shell = Shell::new();
     shell.with_vault();
-    let pty = openpty(None, None).expect("a terminal");
-    let mut keyboard = File::from(pty.master);
-    let side = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a descriptor"));
-    let before = tcgetattr(&pty.slave).expect("a terminal");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_alknet-vault-tool"))
-        .args(["pub", "node-identity", "--dir", "vault"])
-        .current_dir(shell.path(""))
-        .stdin(side(&pty.slave))
-        .stderr(side(&pty.slave))
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    until(&mut keyboard, "passphrase: ");
-    quiet(&pty.slave);
-    keyboard.write_all(b"righ\x03").expect("typed");
-    let ended = child.wait().expect("it ends");
+    let mut asked = asked(&shell);
+    asked.keyboard.write_all(b"righ\x03").expect("typed");
+    let ended = asked.child.wait().expect("it ends");
     // Where whoever runs the tests ignores the signal, so does the command, and nothing was answered.
     let ended_so = ended.signal() == Some(Signal::SIGINT as i32) || ended.code() == Some(4);
     assert!(ended_so, "{ended:?}");
-    let after = tcgetattr(&pty.slave).expect("a terminal");
-    assert_eq!(after.local_flags, before.local_flags);
-    assert_eq!(after.control_chars, before.control_chars);
+    let after = tcgetattr(&asked.terminal).expect("a terminal");
+    assert_eq!(after.local_flags, asked.before.local_flags);
+    assert_eq!(after.control_chars, asked.before.control_chars);
 }
