@@ -93,18 +93,52 @@ fn check(
     event: &Envelope<'_>,
 ) -> Result<Admitted, CallError> {
     let payload = parse(event)?;
+    let checked = passed(
+        link,
+        &event.id,
+        &payload,
+        |payload| identify(link, payload),
+        || input(body, &payload),
+    )?;
+    let (head, keyed, input) = (checked.head, checked.keyed, checked.input);
+    let in_flight = make_room(head, link, lane, checked.operation)?;
+    check_schema(in_flight.request().operation(), &input)?;
+    Ok(Admitted {
+        in_flight,
+        input,
+        keyed,
+    })
+}
+
+/// A request that may be made, before it takes its place.
+pub(crate) struct Checked {
+    pub(crate) operation: Arc<Compiled>,
+    pub(crate) head: Head,
+    pub(crate) input: Body,
+    pub(crate) keyed: Option<Keyed>,
+}
+
+/// Everything that has to be true of a request before it takes its place and its input is looked at.
+/// `who` tells whose it is, once there is such an operation at all.
+pub(crate) fn passed<'a>(
+    link: &Arc<Link>,
+    id: &str,
+    payload: &Payload<'a>,
+    who: impl FnOnce(&Payload<'a>) -> Result<Option<Arc<Identity>>, CallError>,
+    input: impl FnOnce() -> Body,
+) -> Result<Checked, CallError> {
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
     let (operation, identity, route) = match payload.peer.as_deref() {
-        None => (lookup(link, &payload)?, identify(link, &payload)?, None),
+        None => (lookup(link, payload)?, who(payload)?, None),
         Some(peer) => {
-            let identity = identify(link, &payload)?;
-            let (operation, route) = routed(link, &payload, peer, identity.as_deref())?;
+            let identity = who(payload)?;
+            let (operation, route) = routed(link, payload, peer, identity.as_deref())?;
             (operation, identity, Some(route))
         }
     };
-    let input = input(body, &payload);
+    let input = input();
     let resource = check_access(link, &operation, identity.as_deref(), &input)?;
     let standing = is_subscription(&operation).then(|| Standing {
         token: payload
@@ -114,14 +148,14 @@ fn check(
         resource,
         route,
     });
-    let keyed = keyed::begin(link, &operation, identity.as_deref(), &payload, &input)?;
+    let keyed = keyed::begin(link, &operation, identity.as_deref(), payload, &input)?;
     let head = Head {
         key: keyed
             .as_ref()
             .and(payload.idempotency_key.as_deref())
             .map(Into::into),
-        id: event.id.as_ref().into(),
-        forwarded_for: forwarded_for(link, payload.forwarded_for),
+        id: id.into(),
+        forwarded_for: forwarded_for(link, payload.forwarded_for.clone()),
         trace: payload.trace.as_deref().map(Into::into),
         deadline: deadline(
             &link.dispatcher,
@@ -133,28 +167,37 @@ fn check(
         identity,
         standing,
     };
-    let in_flight = make_room(head, link, lane, operation)?;
-    let operation = in_flight.request().operation();
-    if operation.checks_input() {
-        operation.check_input(input.try_value()?)?;
-    }
-    Ok(Admitted {
-        in_flight,
+    Ok(Checked {
+        operation,
+        head,
         input,
         keyed,
     })
+}
+
+/// Refuses an input that its operation does not take.
+pub(crate) fn check_schema(operation: &Compiled, input: &Body) -> Result<(), CallError> {
+    if operation.checks_input() {
+        operation.check_input(input.try_value()?)?;
+    }
+    Ok(())
 }
 
 fn parse<'a>(event: &Envelope<'a>) -> Result<Payload<'a>, CallError> {
     let payload: Payload<'_> = event
         .members()
         .map_err(|error| CallError::invalid_input(format!("the payload is no request: {error}")))?;
+    check_key(&payload)?;
+    Ok(payload)
+}
+
+pub(crate) fn check_key(payload: &Payload<'_>) -> Result<(), CallError> {
     let key = payload.idempotency_key.as_deref().unwrap_or_default();
     if key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
         let message = format!("an idempotency_key has at most {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
         return Err(CallError::invalid_input(message));
     }
-    Ok(payload)
+    Ok(())
 }
 
 fn lookup(link: &Link, payload: &Payload<'_>) -> Result<Arc<Compiled>, CallError> {

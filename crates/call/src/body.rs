@@ -33,6 +33,12 @@ impl Body {
         }
     }
 
+    /// JSON text that was checked.
+    #[must_use]
+    pub fn from_text(raw: Bytes) -> Self {
+        Self::from_parts(raw, Bytes::new())
+    }
+
     /// A value as a body.
     ///
     /// # Errors
@@ -168,6 +174,19 @@ impl Output {
             .map_err(|error| CallError::internal(format!("the output has no JSON form: {error}")))
     }
 
+    /// Appends its JSON text; binary data as base64.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Raw(text) => out.extend_from_slice(text),
+            Self::Value(value) => append_value(out, value),
+            Self::Mixed(value, tail) => {
+                let mut value = value.clone();
+                inline(&mut value, tail);
+                append_value(out, &value);
+            }
+        }
+    }
+
     /// The same without binary data.
     #[must_use]
     pub(crate) fn inlined(self) -> Self {
@@ -178,6 +197,15 @@ impl Output {
             }
             other => other,
         }
+    }
+}
+
+/// A value always has a JSON form.
+fn append_value(out: &mut Vec<u8>, value: &Value) {
+    let start = out.len();
+    if text::append(out, value).is_err() {
+        out.truncate(start);
+        out.extend_from_slice(b"null");
     }
 }
 

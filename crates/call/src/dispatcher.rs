@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use alknet_core::metrics::{AUTH, LIMIT_HITS};
+use alknet_core::metrics::{AUTH, Histogram, LIMIT_HITS};
 use alknet_core::{AuthToken, ConnId, Identity, IdentityProvider, Metrics, PeerId, PeerKey};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -127,6 +127,12 @@ impl Dispatcher {
         self
     }
 
+    /// What known peers may do.
+    #[must_use]
+    pub fn limits(&self) -> PeerLimits {
+        self.limits
+    }
+
     /// The attached peers.
     #[must_use]
     pub fn peers(&self) -> &Peers {
@@ -186,6 +192,16 @@ impl Dispatcher {
         &self.announcer
     }
 
+    /// Adds everything that was counted to other numbers.
+    pub fn collect(&self, into: &mut Metrics) {
+        self.stats().collect(into);
+        into.histogram(
+            "alknet_call_seconds",
+            "How long queries and mutations ran.",
+            &self.counters.seconds,
+        );
+    }
+
     /// What happened so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -217,6 +233,11 @@ impl Dispatcher {
     pub(crate) fn by_name(&self, name: &str) -> Option<PeerId> {
         let known = self.identities.as_ref().and_then(|it| it.by_name(name));
         known.or_else(|| name.parse().ok())
+    }
+
+    /// How long a token still stands for somebody, where that is known.
+    pub(crate) fn token_ends_in(&self, token: &AuthToken) -> Option<Duration> {
+        self.identities.as_ref()?.token_ends_in(token)
     }
 
     /// Whom a key stands for, given its names.
@@ -251,9 +272,56 @@ impl fmt::Debug for Dispatcher {
     }
 }
 
+/// Upper bounds of the times that calls are sorted by, in seconds.
+const CALL_SECONDS: &[f64] = &[
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 30.0,
+];
+
+/// How long queries and mutations ran, of all operations together: a series for each would let whoever
+/// promotes operations make as many as they like.
+#[derive(Debug)]
+pub(crate) struct CallSeconds(Histogram);
+
+impl Default for CallSeconds {
+    fn default() -> Self {
+        Self(Histogram::new(CALL_SECONDS))
+    }
+}
+
+impl std::ops::Deref for CallSeconds {
+    type Target = Histogram;
+
+    fn deref(&self) -> &Histogram {
+        &self.0
+    }
+}
+
+/// Counts the time from its making to its end, however that comes.
+pub(crate) struct Timed<'a> {
+    counters: &'a Counters,
+    since: std::time::Instant,
+}
+
+impl<'a> Timed<'a> {
+    pub(crate) fn new(counters: &'a Counters) -> Self {
+        Self {
+            counters,
+            since: std::time::Instant::now(),
+        }
+    }
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.counters.seconds.observe(self.since.elapsed());
+    }
+}
+
 /// Counters while they are counted.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    pub(crate) seconds: CallSeconds,
     pub(crate) requests: AtomicU64,
     pub(crate) errors: AtomicU64,
     pub(crate) panics: AtomicU64,

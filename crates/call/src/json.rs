@@ -10,6 +10,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::error::CallError;
+
 /// Up to this many members are compared pairwise, which beats sorting.
 const PAIRWISE_MAX: usize = 16;
 
@@ -93,6 +95,27 @@ fn distinct(names: &mut [Cow<'_, str>]) -> Result<(), Flaw> {
         names.windows(2).any(|pair| pair[0] == pair[1])
     };
     if twice { Err(Flaw::Duplicate) } else { Ok(()) }
+}
+
+/// Reads JSON text of an object from outside, by the rules of frames: valid UTF-8, nested
+/// `nesting_max` deep at most, no member twice.
+///
+/// # Errors
+/// `INVALID_INPUT` that says what is wrong.
+pub fn read_object<'a, T: Deserialize<'a>>(
+    text: &'a [u8],
+    nesting_max: usize,
+) -> Result<T, CallError> {
+    let text = std::str::from_utf8(text)
+        .map_err(|_| CallError::invalid_input("the text is not valid UTF-8"))?;
+    let value = parse_object(text).map_err(|error| CallError::invalid_input(error.to_string()))?;
+    check(text, nesting_max).map_err(|flaw| {
+        CallError::invalid_input(match flaw {
+            Flaw::Duplicate => "an object has a member twice".to_owned(),
+            Flaw::Nesting => format!("nested deeper than {nesting_max}"),
+        })
+    })?;
+    Ok(value)
 }
 
 /// Parses the JSON text of an object. The library would take an array for one as well, its items

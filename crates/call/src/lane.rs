@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use crate::frame::{FrameError, FrameReader};
-use crate::limits::{FRAMES_PER_TURN, READ_STEP_BYTES, WRITE_STEP_BYTES};
+use crate::limits::{FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, WRITE_STEP_BYTES};
 use crate::link::Link;
 use crate::outlet::{Outlet, Work};
 
@@ -33,6 +33,8 @@ pub(crate) enum End {
     Drained,
     /// This side gave the stream up.
     Killed(StreamCode),
+    /// More waits to be sent than the peer takes.
+    Overload,
     /// The peer gave it up.
     PeerLeft,
     /// The peer broke the protocol.
@@ -128,6 +130,10 @@ pub(crate) async fn run(link: Arc<Link>, lane: Arc<Lane>, send: SendStream, recv
         None => arrival(&link, &lane, &mut halves.send).await,
         Some(End::Closed | End::Drained) => {}
         Some(End::Killed(code)) => halves.give_up(code),
+        Some(End::Overload) => {
+            link.fail_if_single(CloseCode::Overload, "too much waits to be sent");
+            halves.give_up(StreamCode::Overload);
+        }
         Some(End::PeerLeft) => halves.give_up(StreamCode::Cancelled),
         Some(End::Protocol(why)) => {
             link.protocol_error(why);
@@ -301,13 +307,28 @@ async fn write_step(
     if lane.read_done.load(Ordering::Acquire) {
         return Ok(send.write_chunk(step).await?);
     }
-    match tokio::time::timeout(
+    let written = tokio::time::timeout(
         link.dispatcher.patience.blocked_lane,
         send.write_chunk(step),
-    )
-    .await
-    {
-        Ok(written) => Ok(written?),
-        Err(_) => Err(End::Timeout("blocked")),
+    );
+    tokio::select! {
+        biased;
+        written = written => match written {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(End::Timeout("blocked")),
+        },
+        () = overfull(link, lane) => Err(End::Overload),
     }
+}
+
+/// Resolves once more waits for a guest than may, and it takes none of it: answers to what it asked
+/// before it stopped reading go on coming, and it can come back.
+async fn overfull(link: &Link, lane: &Lane) {
+    if !link.is_guest() {
+        return std::future::pending().await;
+    }
+    while lane.out.backlog() <= link.dispatcher.limits.queued_bytes {
+        lane.out.poked().await;
+    }
+    tokio::time::sleep(OVERFULL_TIMEOUT).await;
 }

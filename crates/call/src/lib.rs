@@ -46,6 +46,7 @@ mod envelope;
 mod error;
 mod frame;
 mod generation;
+mod guest;
 mod handler;
 mod idempotency;
 mod import;
@@ -55,6 +56,7 @@ mod keyed;
 mod lane;
 mod layers;
 mod link;
+mod local;
 mod outbound;
 mod outgoing;
 mod outlet;
@@ -93,6 +95,8 @@ pub use handler::{BoxStream, HandlerKind, OnSlow, OnceHandler, StreamHandler};
 pub use import::{
     AdapterError, Disclose, FromCall, FromJsonSchema, ImportOptions, OperationAdapter, from_call,
 };
+pub use json::read_object;
+pub use local::{Events, Gate, Incoming, LocalEvent, Refused};
 pub use outbound::Event;
 pub use peers::{
     Imported, NameSet, Onward, PeerRef, PeerState, Peers, ReExport, RoutingPolicy, ScopedPeerEnv,

@@ -33,6 +33,11 @@ pub const IDEMPOTENCY_BYTES: usize = 64 << 20;
 /// How often the token behind an authenticated connection is looked up again, for those that
 /// expire. Revoked ones end at once.
 pub const SESSION_RECHECK: Duration = Duration::from_secs(30);
+/// How long a guest may be nobody and ask nothing.
+pub const GUEST_LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a guest that is nobody, and was asking something when that time was over, is looked at
+/// again.
+pub const GUEST_RECHECK: Duration = Duration::from_secs(1);
 /// Validation failures listed in one error.
 pub const INVALID_DETAILS_MAX: usize = 10;
 /// Compiled size of a schema's regular expression, in bytes: no schema may exhaust memory.
@@ -72,6 +77,8 @@ pub const SUPERSEDED_DRAIN: Duration = Duration::from_secs(5);
 pub const PARTIAL_FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a lane may take none of our bytes.
 pub const BLOCKED_LANE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a guest may take none of our bytes while more wait for it than may.
+pub const OVERFULL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Deadline of a query or mutation that names none.
 pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Longest deadline of a query or mutation, unless configured otherwise.
@@ -191,6 +198,8 @@ pub struct Patience {
     pub blocked_lane: Duration,
     /// For a stranger's first request, on a carriage with a single stream.
     pub stranger_idle: Duration,
+    /// For a guest to say who it is, or to ask something that anybody may.
+    pub guest_login: Duration,
     /// For a sign of life of a peer that serves something here.
     pub sign_of_life: Duration,
     /// From one of these questions to the next.
@@ -205,9 +214,12 @@ impl Default for Patience {
             partial_frame: PARTIAL_FRAME_TIMEOUT,
             blocked_lane: BLOCKED_LANE_TIMEOUT,
             stranger_idle: STRANGER_IDLE_TIMEOUT,
+            guest_login: GUEST_LOGIN_TIMEOUT,
             sign_of_life: SIGN_OF_LIFE_TIMEOUT,
             sign_of_life_every: SIGN_OF_LIFE_EVERY,
             goodbye: GOODBYE_TIMEOUT,
         }
     }
 }
+/// Events of a subscription over another protocol that are made before they are read.
+pub const LOCAL_EVENTS_AHEAD: usize = 16;

@@ -67,6 +67,18 @@ pub(crate) struct Link {
     goodbye: OnceLock<(CloseCode, Box<str>)>,
     /// Cancelled when the peer has to be told first.
     leaving: CancellationToken,
+    kind: Kind,
+}
+
+/// What the other side is to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Somebody who came in by another protocol and speaks this one inside it.
+    Guest,
+    /// Requests come over another protocol, in which nothing can be asked of the peer.
+    OneWay,
+    /// Somebody who may be a peer.
+    Peer,
 }
 
 impl Link {
@@ -75,14 +87,45 @@ impl Link {
         dispatcher: Arc<Dispatcher>,
         auth: Option<&AuthContext>,
     ) -> Arc<Self> {
-        let link = Arc::new(Self {
+        let link = Arc::new(Self::make(connection, dispatcher, auth, Kind::Peer));
+        link.dispatcher.add_link(&link);
+        link
+    }
+
+    /// A connection of another protocol whose requests are passed in one by one.
+    pub(crate) fn one_way(
+        connection: Connection,
+        dispatcher: Arc<Dispatcher>,
+        auth: Option<&AuthContext>,
+    ) -> Arc<Self> {
+        Arc::new(Self::make(connection, dispatcher, auth, Kind::OneWay))
+    }
+
+    /// Somebody who came in by another protocol; see [`Dispatcher::serve_guest`].
+    pub(crate) fn guest(
+        connection: Connection,
+        dispatcher: Arc<Dispatcher>,
+        auth: &AuthContext,
+    ) -> Arc<Self> {
+        let link = Arc::new(Self::make(connection, dispatcher, Some(auth), Kind::Guest));
+        link.dispatcher.add_link(&link);
+        link
+    }
+
+    fn make(
+        connection: Connection,
+        dispatcher: Arc<Dispatcher>,
+        auth: Option<&AuthContext>,
+        kind: Kind,
+    ) -> Self {
+        Self {
             info: ConnInfo::new(&connection, auth),
             inbound: Inbound::default(),
             outbound: Outbound::new(connection.info().dialled),
             connection,
             session: Session::default(),
             known: Known::default(),
-            dispatcher: Arc::clone(&dispatcher),
+            dispatcher,
             lanes: Mutex::default(),
             shared: Default::default(),
             tasks: TaskTracker::new(),
@@ -101,9 +144,13 @@ impl Link {
             follow: CancellationToken::new(),
             goodbye: OnceLock::new(),
             leaving: CancellationToken::new(),
-        });
-        dispatcher.add_link(&link);
-        link
+            kind,
+        }
+    }
+
+    /// Whether the other side came in by another protocol.
+    pub(crate) fn is_guest(&self) -> bool {
+        self.kind == Kind::Guest
     }
 
     /// Serves the connection until it ends. Dropping the future ends it too.
@@ -195,6 +242,9 @@ impl Link {
 
     /// A stream for one request.
     pub(crate) async fn call_lane(self: &Arc<Self>) -> Result<Arc<Lane>, StreamError> {
+        if self.kind == Kind::OneWay {
+            return Err(StreamError::Unsupported);
+        }
         let (send, recv) = self.connection.open_bi().await?;
         Ok(self.spawn_lane(Lane::single_call(), send, recv))
     }
@@ -207,6 +257,9 @@ impl Link {
     }
 
     async fn shared_lane(self: &Arc<Self>, index: usize) -> Result<Arc<Lane>, StreamError> {
+        if self.kind == Kind::OneWay {
+            return Err(StreamError::Unsupported);
+        }
         let mut slot = self.shared[index].lock().await;
         if let Some(lane) = slot.as_ref().filter(|lane| lane.is_usable()) {
             return Ok(Arc::clone(lane));
@@ -384,7 +437,7 @@ impl Link {
     /// Imports what a known peer serves, keeps it up to date, and sees whether the peer still
     /// answers, where this node does that.
     fn follow_peer(self: &Arc<Self>) {
-        if self.dispatcher.imports.is_some() {
+        if self.dispatcher.imports.is_some() && !self.is_guest() {
             let link = Arc::clone(self);
             tokio::spawn(async move {
                 let follow = link.follow.clone();

@@ -12,8 +12,23 @@ use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, OnSlow, StreamHandler};
 use crate::limits::{LANE_QUEUE_BYTES, SUBSCRIPTION_QUEUE_BYTES};
-use crate::request::{InFlight, Request, panicked};
+use crate::request::{CreditWindow, InFlight, Request, panicked};
 use crate::standing;
+
+/// Where the events of a subscription go, at its own pace.
+pub(crate) trait Reader: Sync {
+    /// Whether it takes one now.
+    fn is_open(&self) -> bool;
+
+    /// Resolves when it may take one.
+    fn wait_open(&self) -> impl Future<Output = ()> + Send;
+
+    /// Whether nobody is there any more.
+    fn is_gone(&self) -> bool;
+
+    /// Gives it one; `false` when it is over, because nobody is there or the event was not fit.
+    fn give(&self, item: Item, dropped: u64) -> bool;
+}
 
 /// Runs a subscription in a task of its own.
 pub(crate) fn start(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) {
@@ -24,9 +39,22 @@ pub(crate) fn start(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input:
 
 async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) {
     let request = in_flight.request();
+    match follow(request, request.as_ref(), handler, input).await {
+        Ok(()) => request.complete(),
+        Err(error) => request.fail(error),
+    }
+}
+
+/// Passes on what the handler yields until it ends, its deadline passes or the right to it is gone.
+pub(crate) async fn follow(
+    request: &Arc<Request>,
+    reader: &impl Reader,
+    handler: Arc<dyn StreamHandler>,
+    input: Body,
+) -> Result<(), CallError> {
     let work = async {
         let items = handler.call(input, Ctx::request(request));
-        pump(request, items).await
+        pump(request, reader, items).await
     };
     let work = async {
         tokio::select! {
@@ -42,11 +70,7 @@ async fn run(in_flight: InFlight, handler: Arc<dyn StreamHandler>, input: Body) 
             .unwrap_or_else(|_| Ok(Err(CallError::timeout()))),
         None => work.await,
     };
-    match outcome {
-        Ok(Ok(())) => request.complete(),
-        Ok(Err(error)) => request.fail(error),
-        Err(_) => request.fail(panicked(request, &request.operation().spec.name)),
-    }
+    outcome.unwrap_or_else(|_| Err(panicked(request, &request.operation().spec.name)))
 }
 
 /// Items read ahead of the peer, by the operation's policy.
@@ -86,6 +110,7 @@ impl Ahead {
 
 async fn pump(
     request: &Request,
+    reader: &impl Reader,
     mut items: BoxStream<Result<Item, CallError>>,
 ) -> Result<(), CallError> {
     let mut ahead = Ahead {
@@ -97,39 +122,30 @@ async fn pump(
     loop {
         // A source that is always ready must not keep its worker from everybody else.
         tokio::task::coop::consume_budget().await;
-        let open = is_open(request);
+        let open = reader.is_open();
         if open && let Some(item) = ahead.items.pop_front() {
             let dropped = std::mem::take(&mut ahead.dropped) + item.dropped;
-            send(request, item, dropped)?;
+            if !reader.give(item, dropped) {
+                // Either the terminal error was sent in its place, or nobody is there to read one.
+                return Err(CallError::unavailable("the stream is gone"));
+            }
             continue;
         }
         if ended && ahead.items.is_empty() {
             return Ok(());
         }
-        if request.lane().out.is_ended() {
+        if reader.is_gone() {
             return Err(CallError::unavailable("the stream is gone"));
         }
         let read = !ended && ahead.may_read(open);
         tokio::select! {
             biased;
-            () = wait_open(request), if !open => {}
+            () = reader.wait_open(), if !open => {}
             item = next(request, &mut items), if read => match item? {
-                Some(item) => ahead.put(item, is_open(request))?,
+                Some(item) => ahead.put(item, reader.is_open())?,
                 None => ended = true,
             },
         }
-    }
-}
-
-fn send(request: &Request, item: Item, dropped: u64) -> Result<(), CallError> {
-    if let Some(credit) = &request.credit {
-        credit.spend();
-    }
-    if request.event(item, dropped) {
-        Ok(())
-    } else {
-        // Either the terminal error was sent in its place, or nobody is there to read one.
-        Err(CallError::unavailable("the stream is gone"))
     }
 }
 
@@ -147,28 +163,34 @@ async fn next(
     item.transpose()
 }
 
-fn is_open(request: &Request) -> bool {
-    request
-        .credit
-        .as_ref()
-        .is_none_or(|credit| credit.is_open())
-        && has_room(request)
+impl Reader for Request {
+    fn is_open(&self) -> bool {
+        let credit = self.credit.as_ref();
+        credit.is_none_or(CreditWindow::is_open) && has_room(self)
+    }
+
+    async fn wait_open(&self) {
+        if let Some(credit) = &self.credit {
+            credit.wait().await;
+        }
+        self.lane().out.wait_room(|_| has_room(self)).await;
+    }
+
+    fn is_gone(&self) -> bool {
+        self.lane().out.is_ended()
+    }
+
+    fn give(&self, item: Item, dropped: u64) -> bool {
+        if let Some(credit) = &self.credit {
+            credit.spend();
+        }
+        self.event(item, dropped)
+    }
 }
 
 fn has_room(request: &Request) -> bool {
     request.queued_bytes() < SUBSCRIPTION_QUEUE_BYTES
         && request.lane().out.backlog() < LANE_QUEUE_BYTES
-}
-
-async fn wait_open(request: &Request) {
-    if let Some(credit) = &request.credit {
-        credit.wait().await;
-    }
-    wait_room(request).await;
-}
-
-fn wait_room(request: &Request) -> impl Future<Output = ()> {
-    request.lane().out.wait_room(|_| has_room(request))
 }
 
 #[cfg(test)]

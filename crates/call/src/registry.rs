@@ -1,5 +1,6 @@
 //! The operations of a node: collected by a builder, frozen by [`RegistryBuilder::build`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::CallError;
 use crate::generation::{ByName, Generation};
 use crate::handler::{HandlerKind, OnSlow};
+use crate::layers::Overlay;
 use crate::peers::ScopedPeerEnv;
 use crate::rules::{self, RegistryError};
 use crate::services;
@@ -210,6 +212,7 @@ impl RegistryBuilder {
             by_name,
             sorted,
             generation: ArcSwap::from_pointee(generation),
+            imported: ArcSwap::default(),
         })
     }
 }
@@ -229,6 +232,9 @@ pub struct Registry {
     by_name: ByName,
     sorted: Vec<Arc<Compiled>>,
     generation: ArcSwap<Generation>,
+    /// What was imported from servers that are no peers, by where it came from. Requests from outside do
+    /// not reach it.
+    imported: ArcSwap<BTreeMap<Box<str>, Overlay>>,
 }
 
 impl Registry {
@@ -245,6 +251,7 @@ impl Registry {
             by_name: ByName::new(),
             sorted: Vec::new(),
             generation: ArcSwap::from_pointee(Generation::empty()),
+            imported: ArcSwap::default(),
         }
     }
 
@@ -280,6 +287,40 @@ impl Registry {
         let next = Arc::new(Generation::new(number, &self.by_name, registrations)?);
         self.generation.store(Arc::clone(&next));
         Ok(next)
+    }
+
+    /// Puts what `source` serves in the place of what it served before. Operations of this node find it
+    /// when they call others; nobody else does.
+    ///
+    /// # Errors
+    /// An operation breaks a rule, or the program or another source has one of its name.
+    pub fn import(
+        &self,
+        source: &str,
+        registrations: Vec<Registration>,
+    ) -> Result<(), RegistryError> {
+        let next = Overlay::new(registrations)?;
+        if let Some(taken) = next.names().find(|name| self.by_name.contains_key(*name)) {
+            return Err(RegistryError::Duplicate(taken.to_owned()));
+        }
+        let before = self.imported.load();
+        let others = before.iter().filter(|(name, _)| name.as_ref() != source);
+        for (_, other) in others {
+            if let Some(taken) = next.names().find(|name| other.get(name).is_some()) {
+                return Err(RegistryError::Duplicate(taken.to_owned()));
+            }
+        }
+        self.imported.rcu(|all| {
+            let mut all = BTreeMap::clone(all);
+            all.insert(source.into(), next.clone());
+            all
+        });
+        Ok(())
+    }
+
+    /// What was imported from servers that are no peers, as it is now.
+    pub(crate) fn imported(&self) -> Arc<BTreeMap<Box<str>, Overlay>> {
+        self.imported.load_full()
     }
 
     /// Checks `input` against the schema of an operation without calling it, for planning.
@@ -446,5 +487,31 @@ mod tests {
         assert_eq!(with("a/b"), with("a/b"));
         assert_ne!(with("a/b"), with("a/c"));
         assert_eq!(with("a/b").len(), 64);
+    }
+
+    #[test]
+    fn what_a_server_serves_is_replaced_as_a_whole_and_takes_no_place() {
+        let query = |name: &str| {
+            let spec = OperationSpec::query(name, "").internal();
+            Registration::imported(spec, once(), Provenance::FromOpenApi)
+        };
+        let own = Registration::new(OperationSpec::query("a/b", ""), once());
+        let registry = build(vec![own]).expect("fine");
+        let found = |name: &str| {
+            let all = registry.imported();
+            all.values().any(|one| one.get(name).is_some())
+        };
+        registry
+            .import("x", vec![query("x/a"), query("x/b")])
+            .expect("fine");
+        let taken = registry.import("y", vec![query("x/a")]).expect_err("taken");
+        assert_eq!(taken, RegistryError::Duplicate("x/a".to_owned()));
+        let taken = registry.import("y", vec![query("a/b")]).expect_err("taken");
+        assert_eq!(taken, RegistryError::Duplicate("a/b".to_owned()));
+        registry
+            .import("x", vec![query("x/b"), query("x/c")])
+            .expect("again");
+        assert!(!found("x/a") && found("x/b") && found("x/c"));
+        assert!(registry.lookup("x/b").is_none(), "not from outside");
     }
 }

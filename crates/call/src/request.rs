@@ -18,7 +18,7 @@ use crate::body::{Body, Item, Output};
 use crate::compiled::Compiled;
 use crate::compose::{OperationEnv, PeerCompositeEnv};
 use crate::context::Ctx;
-use crate::dispatcher::{Counters, Dispatcher};
+use crate::dispatcher::{Counters, Dispatcher, Timed};
 use crate::envelope::{self, EventKind, ForwardedFor};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
@@ -396,11 +396,13 @@ pub(crate) fn start_once(
     let request = Arc::clone(in_flight.request());
     let run = async move {
         let ctx = Ctx::request(&request);
+        let timed = Timed::new(&request.link.dispatcher.counters);
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
         let outcome = match work.catch_unwind().await {
             Ok(outcome) => outcome,
             Err(_) => Err(panicked(&request, &request.operation.spec.name)),
         };
+        drop(timed);
         let most = request.link.limits().queued_bytes;
         request.lane.out.wait_below(most).await;
         request.answer(outcome);

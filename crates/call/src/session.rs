@@ -6,11 +6,13 @@
 //! dialled; those are all that is watched here.
 
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use alknet_core::{AuthToken, CloseCode, Identity, PeerKey, StreamBudget};
 use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::body::Body;
 use crate::client::Caller;
@@ -23,6 +25,11 @@ use crate::link::Link;
 use crate::registry::Registration;
 use crate::spec::OperationSpec;
 use crate::standing::wait;
+
+/// Why a connection ends whose token reached its end.
+pub(crate) const EXPIRED: &str = "expired";
+/// Why a connection ends whose token or key was taken away.
+pub(crate) const REVOKED: &str = "revoked";
 
 /// The namespace of the connection's own operations.
 pub(crate) const NAMESPACE: &str = "session";
@@ -109,6 +116,22 @@ fn once() -> CallError {
     CallError::new(ErrorCode::Conflict, message)
 }
 
+/// Begins a connection as the identity of a token that was checked where the connection came in.
+/// `false` where the token has lost its meaning since.
+pub(crate) fn begin(link: &Arc<Link>, token: Arc<AuthToken>) -> bool {
+    let Some(identity) = link.dispatcher.by_token(token.expose()) else {
+        return false;
+    };
+    // Its own from the start: whom the carrier proved to be no longer counts.
+    let first = link.session.begin(&identity, &token)
+        && link.connection.set_identity(Arc::clone(&identity)).is_ok();
+    if first {
+        link.connection.raise_budget(StreamBudget::CALL);
+        watch_over(link, Proof::Token(token), &identity);
+    }
+    first
+}
+
 impl Caller {
     /// Authenticates this connection by a token: what it asks from now on, it asks as the token's
     /// identity. Works once per connection.
@@ -132,6 +155,16 @@ pub(crate) enum Proof {
 }
 
 impl Proof {
+    /// How long to wait at most until it is looked up again, and whether it ends then by itself.
+    fn lasts(&self, dispatcher: &Dispatcher) -> (Duration, bool) {
+        let end = match self {
+            Self::Keys(_) => None,
+            Self::Token(token) => dispatcher.token_ends_in(token),
+        };
+        let end = end.filter(|end| *end <= SESSION_RECHECK);
+        (end.unwrap_or(SESSION_RECHECK), end.is_some())
+    }
+
     fn resolve(&self, dispatcher: &Dispatcher) -> Option<Arc<Identity>> {
         match self {
             Self::Keys(keys) => dispatcher.by_keys(keys),
@@ -159,17 +192,26 @@ async fn watch(
     mut current: Arc<Identity>,
     mut changes: watch::Receiver<u64>,
 ) {
-    while wait(&mut changes, SESSION_RECHECK).await {
+    loop {
+        let Some((lasts, ends)) = link.upgrade().map(|link| proof.lasts(&link.dispatcher)) else {
+            return;
+        };
+        let begun = Instant::now();
+        if !wait(&mut changes, lasts).await {
+            return;
+        }
         let Some(link) = link.upgrade() else {
             return;
         };
         let now = proof.resolve(&link.dispatcher);
+        let expired = ends && begun.elapsed() >= lasts;
         match now.filter(|identity| identity.id == current.id) {
             Some(identity) => {
                 replace(&link, &proof, &current, &identity);
                 current = identity;
             }
-            None => return link.close(CloseCode::Policy, "revoked"),
+            None if expired => return link.close(CloseCode::Policy, EXPIRED),
+            None => return link.close(CloseCode::Policy, REVOKED),
         }
     }
 }

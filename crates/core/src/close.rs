@@ -152,6 +152,8 @@ pub enum StreamCode {
     Cancelled,
     /// 8: a time limit passed.
     Deadline,
+    /// A number of a protocol with codes of its own, such as HTTP/3.
+    Foreign(u32),
     /// 7: our fault.
     Internal,
     /// 2: too much load.
@@ -170,6 +172,7 @@ impl StreamCode {
             Self::Protocol => 5,
             Self::Internal => 7,
             Self::Deadline => 8,
+            Self::Foreign(code) => code,
         }
     }
 }

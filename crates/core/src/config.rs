@@ -8,7 +8,9 @@
 mod credentials;
 mod entries;
 mod error;
+mod http;
 mod hub;
+mod import;
 mod iroh;
 mod kms;
 mod people;
@@ -31,7 +33,9 @@ use serde::{Deserialize, Serialize};
 
 pub use credentials::{CredentialConfig, OperationConfig, is_credential_name};
 pub use error::ConfigError;
+pub use http::{Decoy, HttpCors, HttpMcp, HttpSection, Port80};
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
+pub use import::{ImportAuth, ImportConfig, ImportKind};
 pub use iroh::IrohSection;
 pub use kms::{ADDRESS_RANGES_MAX, VaultKms};
 pub use promotion::{Activation, PromotionSection};
@@ -41,6 +45,7 @@ pub use reload::{
 };
 pub use tls::{AcmeChallenge, AcmeSection, TlsFiles, TlsSection};
 pub use tuning::{LimitsConfig, LogConfig, LogLevel};
+pub use values::is_scope;
 pub use vault::{VaultInit, VaultSection, VaultUnlock};
 
 /// Longest configuration document in bytes. A thousand peers with two keys each fit; a file that
@@ -79,6 +84,8 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// Certificates, and whom the node trusts when it dials.
     pub tls: TlsSection,
+    /// What browsers and programs without a protocol of ours get.
+    pub http: HttpSection,
     /// Who may become a peer of this node.
     pub hub: HubSection,
     /// Hubs this node dials, and serves.

@@ -60,6 +60,11 @@ pub trait StreamSource: Send + Sync + 'static {
     /// Ends the connection at once. `reason` is constant text of at most 64 bytes.
     fn close(&self, code: CloseCode, reason: &str);
 
+    /// The same with a number of a protocol that has codes of its own.
+    fn close_foreign(&self, _code: u32, reason: &str) {
+        self.close(CloseCode::Normal, reason);
+    }
+
     /// Resolves once the connection has ended.
     fn closed(&self) -> BoxFuture<'_, CloseReason>;
 
@@ -112,13 +117,24 @@ struct Inner {
     revoked: AtomicBool,
     drain: watch::Sender<bool>,
     on_auth_failure: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// What our codes are in a protocol that has its own.
+    codes: OnceLock<fn(CloseCode) -> u32>,
     /// What this one is carried in, unless it is a connection of its own.
     carrier: Option<Connection>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.source.close(CloseCode::Normal, "");
+        self.close(CloseCode::Normal, "");
+    }
+}
+
+impl Inner {
+    fn close(&self, code: CloseCode, reason: &str) {
+        match self.codes.get() {
+            Some(number) => self.source.close_foreign(number(code), reason),
+            None => self.source.close(code, reason),
+        }
     }
 }
 
@@ -157,6 +173,7 @@ impl Connection {
             revoked: AtomicBool::new(false),
             drain: watch::Sender::new(false),
             on_auth_failure: OnceLock::new(),
+            codes: OnceLock::new(),
             carrier,
         }))
     }
@@ -359,7 +376,18 @@ impl Connection {
 
     /// Ends the connection at once.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        self.0.source.close(code, reason);
+        self.0.close(code, reason);
+    }
+
+    /// Ends it at once with a number of a protocol that has codes of its own.
+    pub fn close_foreign(&self, code: u32, reason: &str) {
+        self.0.source.close_foreign(code, reason);
+    }
+
+    /// From now on the connection is closed with these numbers in the place of ours, whoever closes it.
+    /// Set once, by the handler of a protocol that has codes of its own.
+    pub fn speaks_codes(&self, number: fn(CloseCode) -> u32) {
+        self.0.codes.get_or_init(|| number);
     }
 
     /// Resolves once the connection has ended.

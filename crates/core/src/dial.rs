@@ -13,6 +13,7 @@ use crate::alpn::Carriage;
 use crate::connection::Connection;
 use crate::handler::{BoxError, BoxFuture};
 use crate::identity::{KeyParseError, PeerKey};
+use crate::reach::Reach;
 
 /// Makes connections. Implemented by the endpoint, so that a protocol can dial without knowing a
 /// transport.
@@ -36,6 +37,8 @@ pub struct DialRequest {
     /// Whether a pinned server is shown our key. Public servers never are: it would be a mark to
     /// track us by.
     pub present_key: bool,
+    /// Which of the addresses of a name may be dialled.
+    pub reach: Reach,
 }
 
 impl DialRequest {
@@ -48,6 +51,7 @@ impl DialRequest {
             alpn: alpn.into(),
             carriage: Carriage::Both,
             present_key: true,
+            reach: Reach::Anywhere,
         }
     }
 }
@@ -119,7 +123,10 @@ impl DialError {
     pub fn is_permanent(&self) -> bool {
         matches!(
             self.kind,
-            DialErrorKind::Impostor | DialErrorKind::NoProtocol | DialErrorKind::UnknownPeer
+            DialErrorKind::Impostor
+                | DialErrorKind::NoProtocol
+                | DialErrorKind::OutOfReach
+                | DialErrorKind::UnknownPeer
         )
     }
 }
@@ -134,6 +141,8 @@ pub enum DialErrorKind {
     Local,
     /// The server does not serve the protocol.
     NoProtocol,
+    /// No address of the name is one that may be dialled.
+    OutOfReach,
     /// The server answered and did not want us.
     Refused,
     /// Nothing answered in time.

@@ -121,9 +121,34 @@ pub struct ApiKey {
     pub description: Option<String>,
     /// When it ends, in seconds since 1970.
     pub expires: Option<u64>,
+    /// Who made it while the node ran; absent where the configuration has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// When that was, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<u64>,
+    /// The day it was last used on, in days since 1970. A day and no more: when exactly somebody was
+    /// there is nobody's business.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_day: Option<u32>,
 }
 
 impl ApiKey {
+    /// A token that nobody made while the node ran, without rights.
+    #[must_use]
+    pub fn new(token: TokenHash) -> Self {
+        Self {
+            token,
+            scopes: ScopeSet::default(),
+            resources: BTreeMap::new(),
+            description: None,
+            expires: None,
+            created_by: None,
+            created: None,
+            used_day: None,
+        }
+    }
+
     /// Whose calls it makes.
     #[must_use]
     pub fn id(&self) -> PeerId {

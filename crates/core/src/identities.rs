@@ -6,6 +6,7 @@ mod store;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -19,6 +20,9 @@ use crate::token::{AuthToken, KeyId};
 use index::{Holder, Index};
 use sources::{Plan, Sources};
 pub use store::{IdentityStore, StoreChange, StoreError, StoreKeeper, Stored};
+
+/// Seconds of a day.
+const DAY_S: u64 = 86_400;
 
 /// Everybody of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,7 +82,7 @@ impl Identities {
         sources.fill(stored);
         let generation = 1;
         Self(Arc::new(Inner {
-            index: ArcSwap::from_pointee(sources.index(generation)),
+            index: ArcSwap::from_pointee(sources.indexed(generation)),
             sources: Mutex::new(sources),
             turn: Mutex::default(),
             keeper,
@@ -91,7 +95,7 @@ impl Identities {
     pub fn replace_config(&self, entries: Entries) {
         let mut sources = self.0.sources();
         sources.config = entries;
-        self.0.rebuild(&sources);
+        self.0.rebuild(&mut sources);
     }
 
     /// Who would hold `key` with these entries of the configuration.
@@ -119,6 +123,12 @@ impl Identities {
         let keys = sources.api_keys.values().filter(|key| !known(&key.id()));
         all.api_keys.extend(keys.cloned());
         all
+    }
+
+    /// The day a token was last used on, in days since 1970.
+    #[must_use]
+    pub fn used_day(&self, key_id: &KeyId) -> Option<u32> {
+        self.0.sources().days.get(key_id)?.get()
     }
 
     /// Whether the configuration has an entry of this name; nobody else can change it then.
@@ -152,10 +162,7 @@ impl Identities {
         // waits for the answer any more.
         let inner = Arc::clone(&self.0);
         let change = tokio::task::spawn_blocking(move || inner.change(plan));
-        Box::pin(async {
-            let ended = |error: tokio::task::JoinError| StoreError::Unavailable(error.to_string());
-            change.await.map_err(ended)?
-        })
+        Box::pin(async { change.await.map_err(ended)? })
     }
 }
 
@@ -166,11 +173,11 @@ impl Inner {
         open.then(|| Arc::clone(&holder.identity))
     }
 
-    fn rebuild(&self, sources: &Sources) {
+    fn rebuild(&self, sources: &mut Sources) {
         self.generation.send_modify(|generation| {
             *generation += 1;
             // Inside, so that the table in place is always the one of the generation announced.
-            self.index.store(Arc::new(sources.index(*generation)));
+            self.index.store(Arc::new(sources.indexed(*generation)));
         });
     }
 
@@ -191,13 +198,32 @@ impl Inner {
         for change in changes {
             sources.make(change);
         }
-        self.rebuild(&sources);
+        self.rebuild(&mut sources);
         Ok(answer)
+    }
+
+    /// Keeps when tokens were used. Nobody's rights change, so nobody is told.
+    fn keep_uses(&self) -> Result<(), StoreError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = self.sources().used();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(&changes)?;
+        }
+        let mut sources = self.sources();
+        changes.into_iter().for_each(|change| sources.make(change));
+        Ok(())
     }
 
     fn sources(&self) -> MutexGuard<'_, Sources> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn ended(error: tokio::task::JoinError) -> StoreError {
+    StoreError::Unavailable(error.to_string())
 }
 
 impl IdentityProvider for Identities {
@@ -207,11 +233,28 @@ impl IdentityProvider for Identities {
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
         let hash = token.hash().ok()?;
-        self.0.current(self.0.index.load().by_token(&hash)?)
+        let index = self.0.index.load();
+        let (holder, day) = index.by_token(&hash)?;
+        let identity = self.0.current(holder)?;
+        if let Some(now_s) = self.0.clock.now_s() {
+            day.note(u32::try_from(now_s / DAY_S).unwrap_or(u32::MAX));
+        }
+        Some(identity)
+    }
+
+    fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
+        self.0.current(self.0.index.load().by_id(id)?)
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
         self.0.generation.subscribe()
+    }
+
+    fn token_ends_in(&self, token: &AuthToken) -> Option<Duration> {
+        let index = self.0.index.load();
+        let end = index.by_token(&token.hash().ok()?)?.0.expires?;
+        let left = self.0.clock.now_s().map(|now| end.saturating_sub(now));
+        Some(Duration::from_secs(left.unwrap_or_default()))
     }
 
     fn by_name(&self, name: &str) -> Option<PeerId> {
@@ -251,6 +294,19 @@ impl IdentityStore for Identities {
 
     fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.change(move |sources, _| sources.remove_api_key(key_id))
+    }
+
+    fn revoke_token(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.change(move |sources, _| sources.revoke_token(key_id))
+    }
+
+    fn keep_uses(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        if self.0.keeper.is_none() {
+            return Box::pin(std::future::ready(self.0.keep_uses()));
+        }
+        let inner = Arc::clone(&self.0);
+        let keeping = tokio::task::spawn_blocking(move || inner.keep_uses());
+        Box::pin(async { keeping.await.map_err(ended)? })
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, StoreError>> {

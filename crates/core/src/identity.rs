@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -230,6 +231,16 @@ impl ScopeSet {
                 .any(|prefix| scope.starts_with(prefix.as_ref()))
     }
 
+    /// Whether everything that `other` allows is allowed by this, too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let below = |prefix: &Arc<str>| self.prefixes.iter().any(|p| prefix.starts_with(&**p));
+        self.all
+            || (!other.all
+                && other.exact.iter().all(|scope| self.allows(scope))
+                && other.prefixes.iter().all(below))
+    }
+
     /// Whether nothing is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -333,6 +344,18 @@ pub trait IdentityProvider: Send + Sync + 'static {
     /// Bumped whenever an answer may have changed.
     fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
 
+    /// Who is called `id` now, if let in: for what goes on after whoever began it has gone, and has to
+    /// ask again whether it may.
+    fn by_id(&self, _id: &PeerId) -> Option<Arc<Identity>> {
+        None
+    }
+
+    /// How long `token` still stands for somebody, where its end is known: nobody announces that it
+    /// has come.
+    fn token_ends_in(&self, _token: &AuthToken) -> Option<Duration> {
+        None
+    }
+
     /// Whoever is called `name`: by id, or by an alias that nobody has as an id.
     fn by_name(&self, _name: &str) -> Option<PeerId> {
         None
@@ -420,7 +443,31 @@ mod tests {
             prop_assert_eq!(&again, &set);
             for scope in &scopes {
                 prop_assert!(set.allows(scope) || scope == "*");
+                let one: ScopeSet = [scope].into_iter().collect();
+                prop_assert!(set.covers(&one));
             }
+            prop_assert!(set.covers(&set));
+        }
+    }
+
+    #[test]
+    fn covering_is_allowing_everything_the_other_allows() {
+        let set = |scopes: &[&str]| scopes.iter().collect::<ScopeSet>();
+        for (held, asked) in [
+            (&["*"][..], &["*", "a:*", "b"][..]),
+            (&["a:*", "b"], &["a:x", "a:y:*", "a:*", "b"]),
+            (&["a"], &[]),
+        ] {
+            assert!(set(held).covers(&set(asked)), "{held:?} {asked:?}");
+        }
+        for (held, asked) in [
+            (&["admin"][..], &["*"][..]),
+            (&["a:*"], &["a"]),
+            (&["a:x"], &["a:*"]),
+            (&["a:x:*"], &["a:*"]),
+            (&[], &["a"]),
+        ] {
+            assert!(!set(held).covers(&set(asked)), "{held:?} {asked:?}");
         }
     }
 

@@ -19,8 +19,10 @@ pub mod identities;
 pub mod identity;
 pub mod limits;
 pub mod metrics;
+pub mod mount;
 pub mod nesting;
 pub mod range;
+pub mod reach;
 pub mod rotation;
 pub mod stream;
 pub mod token;
@@ -30,8 +32,8 @@ mod memory;
 pub use alpn::{AlpnSpec, AuthNeed, Carriage};
 pub use backoff::Backoff;
 pub use capabilities::{
-    Aead, Capabilities, Capability, CapabilityError, CapabilityKind, Filler, Gate, Power, Sign,
-    capability,
+    Aead, Capabilities, Capability, CapabilityError, CapabilityKind, Filler, Gate, KeyPlace, Power,
+    Sign, capability,
 };
 pub use clock::{Clock, SystemClock};
 pub use close::{CloseCode, CloseReason, StreamCode};
@@ -55,8 +57,10 @@ pub use identity::{
 pub use limits::StreamBudget;
 pub use memory::memory_pair;
 pub use metrics::Metrics;
+pub use mount::{HttpMount, MountBody, MountCaller};
 pub use nesting::{Dispatch, DispatchError, NESTING_DEPTH_MAX};
 pub use range::{AddressRange, RangeError};
+pub use reach::{Reach, is_public};
 pub use rotation::{RotationError, Succession};
 pub use stream::{RecvHalf, RecvStream, SendHalf, SendStream, StreamError, Traffic};
 pub use token::{AuthToken, KeyId, TokenError, TokenHash};

@@ -161,7 +161,15 @@ impl SendStream {
     /// # Errors
     /// The connection ended.
     pub async fn stopped(&mut self) -> Result<Option<u64>, StreamError> {
-        std::future::poll_fn(|cx| self.0.half.poll_stopped(cx)).await
+        std::future::poll_fn(|cx| self.poll_stopped(cx)).await
+    }
+
+    /// The same for whoever polls.
+    ///
+    /// # Errors
+    /// The connection ended.
+    pub fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
+        self.0.half.poll_stopped(cx)
     }
 }
 
@@ -217,12 +225,23 @@ impl RecvStream {
     /// # Errors
     /// The peer reset the stream or the connection ended.
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
-        let half = &mut self.0.half;
-        let chunk = std::future::poll_fn(|cx| half.poll_read_chunk(cx, max)).await?;
+        std::future::poll_fn(|cx| self.poll_read_chunk(cx, max)).await
+    }
+
+    /// The same for whoever polls.
+    ///
+    /// # Errors
+    /// As [`read_chunk`](Self::read_chunk).
+    pub fn poll_read_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let chunk = std::task::ready!(self.0.half.poll_read_chunk(cx, max))?;
         if let Some(chunk) = &chunk {
             self.read(chunk.len());
         }
-        Ok(chunk)
+        Poll::Ready(Ok(chunk))
     }
 
     /// Tells the peer that its bytes are no longer wanted.

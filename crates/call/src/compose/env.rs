@@ -1,5 +1,6 @@
 //! Where an operation finds the operations it calls.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -77,8 +78,8 @@ pub trait OperationEnv: Send + Sync + 'static {
 }
 
 /// The layers of a node, in order: the operations of the program, the promoted ones as they were
-/// when the request first called another operation, what was imported from the connection that the
-/// request came over, and what attached peers serve. Importing a name that this node has is refused,
+/// when the request first called another operation, what was imported from servers, what was imported
+/// from the connection that the request came over, and what attached peers serve. Importing a name that this node has is refused,
 /// and one that is promoted later counts before what was imported: no peer can take the place of an
 /// operation of this node. A [`Session`](crate::Session) puts its own operations before all of
 /// them.
@@ -86,6 +87,7 @@ pub trait OperationEnv: Send + Sync + 'static {
 pub struct PeerCompositeEnv {
     base: Arc<Registry>,
     promoted: Arc<Generation>,
+    imported: Arc<BTreeMap<Box<str>, Overlay>>,
     connection: Option<Arc<Overlay>>,
     peers: Arc<Peers>,
 }
@@ -99,16 +101,19 @@ impl PeerCompositeEnv {
         Self {
             base: Arc::clone(base),
             promoted: base.generation(),
+            imported: base.imported(),
             connection,
             peers: Arc::clone(peers),
         }
     }
 
     fn here(&self, name: &str) -> Option<Resolved> {
-        let imported = || self.connection.as_ref().and_then(|layer| layer.get(name));
+        let from_servers = || self.imported.values().find_map(|layer| layer.get(name));
+        let from_caller = || self.connection.as_ref().and_then(|layer| layer.get(name));
         let own = self.base.curated(name);
         own.or_else(|| self.promoted.get(name))
-            .or_else(imported)
+            .or_else(from_servers)
+            .or_else(from_caller)
             .map(Resolved::here)
     }
 }
@@ -127,7 +132,8 @@ impl OperationEnv for PeerCompositeEnv {
     }
 
     fn every(&self) -> Vec<Resolved> {
-        let imported = self.connection.iter().flat_map(|layer| layer.sorted());
+        let imported = self.imported.values().chain(self.connection.as_deref());
+        let imported = imported.flat_map(Overlay::sorted);
         imported
             .chain(self.promoted.sorted())
             .map(Resolved::here)

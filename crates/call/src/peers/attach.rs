@@ -126,6 +126,9 @@ fn keep(link: &Link, found: Imports) -> Result<(), AdapterError> {
 
 /// Browsers and tokens have an identity and are no peers: nobody can address them.
 pub(crate) fn peer_of(link: &Link) -> Option<PeerId> {
+    if link.is_guest() {
+        return None;
+    }
     let identity = link.connection.identity()?;
     (identity.kind == IdentityKind::Peer).then(|| identity.id.clone())
 }

@@ -16,13 +16,13 @@
 //! let mine = Capabilities::new([openai]);
 //! filler.fill(Power::Bearer(Secret::new(b"sk-test-123".to_vec())));
 //! let mut headers = BTreeMap::new();
-//! mine.get("openai")?.authorize(&mut |name, value| {
+//! mine.get("openai")?.authorize(&mut |_, name, value| {
 //!     headers.insert(name.to_owned(), value.to_vec());
 //! })?;
 //! assert_eq!(headers["authorization"], b"Bearer sk-test-123");
 //!
 //! filler.empty(CapabilityError::Locked);
-//! assert_eq!(mine.get("openai")?.authorize(&mut |_, _| ()), Err(CapabilityError::Locked));
+//! assert_eq!(mine.get("openai")?.authorize(&mut |_, _, _| ()), Err(CapabilityError::Locked));
 //! assert_eq!(mine.get("mail").err(), Some(CapabilityError::NotGranted));
 //! # Ok::<(), CapabilityError>(())
 //! ```
@@ -49,7 +49,7 @@ use crate::credentials::Secret;
 pub enum CapabilityKind {
     /// Seals and opens the operation's own data.
     Aead,
-    /// A key in a header of its own.
+    /// A key in a header, a parameter of the query, or a cookie of its own.
     ApiKey,
     /// A user and a password.
     Basic,
@@ -176,6 +176,17 @@ pub trait Aead: Send + Sync + 'static {
     fn open(&self, name: &str, sealed: &[u8]) -> Result<Secret, CapabilityError>;
 }
 
+/// Where in a request a secret goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// Into a cookie.
+    Cookie,
+    /// Into a header.
+    Header,
+    /// Into a parameter of the query.
+    Query,
+}
+
 /// What is behind a capability while the vault is open.
 #[non_exhaustive]
 #[expect(missing_debug_implementations, reason = "a secret is never shown")]
@@ -184,8 +195,10 @@ pub enum Power {
     Aead(Box<dyn Aead>),
     /// For [`CapabilityKind::ApiKey`].
     ApiKey {
-        /// The header, in lower case.
-        header: String,
+        /// Where it goes.
+        place: KeyPlace,
+        /// The header, in lower case, the parameter or the cookie.
+        name: String,
         /// Its value.
         key: Secret,
     },
@@ -303,25 +316,31 @@ impl Capability {
         self.0.kind
     }
 
-    /// Gives a request the header that makes it the node's: name in lower case, and value.
+    /// Gives a request what makes it the node's: where it goes, its name there (of headers in lower
+    /// case), and the value as it is, not escaped for its place. Clients of protocols call it when they
+    /// write the request; whoever asked them for the request never sees what was set.
     ///
     /// # Errors
     /// The kind is none of `bearer`, `basic` and `api-key`, or there is nothing behind it.
-    pub fn authorize(&self, set: &mut dyn FnMut(&str, &[u8])) -> Result<(), CapabilityError> {
+    pub fn authorize(
+        &self,
+        set: &mut dyn FnMut(KeyPlace, &str, &[u8]),
+    ) -> Result<(), CapabilityError> {
+        const HEADER: KeyPlace = KeyPlace::Header;
         self.with(&HEADERS, |power| match power {
             Power::Bearer(token) => {
-                set("authorization", &joined(b"Bearer ", token.expose()));
+                set(HEADER, "authorization", &joined(b"Bearer ", token.expose()));
                 Some(Ok(()))
             }
             Power::Basic { user, password } => {
                 let user = joined(user.as_bytes(), b":");
                 let both = joined(&user, password.expose());
                 let both = Zeroizing::new(BASE64.encode(&both));
-                set("authorization", &joined(b"Basic ", both.as_bytes()));
+                set(HEADER, "authorization", &joined(b"Basic ", both.as_bytes()));
                 Some(Ok(()))
             }
-            Power::ApiKey { header, key } => {
-                set(header, key.expose());
+            Power::ApiKey { place, name, key } => {
+                set(*place, name, key.expose());
                 Some(Ok(()))
             }
             _ => None,

@@ -42,7 +42,8 @@ fn powers() -> [Power; 6] {
     [
         Power::Aead(Box::new(Tray)),
         Power::ApiKey {
-            header: "x-api-key".to_owned(),
+            place: KeyPlace::Header,
+            name: "x-api-key".to_owned(),
             key: secret("sk-1"),
         },
         Power::Basic {
@@ -62,7 +63,7 @@ fn each_kind_does_what_it_is_for_and_nothing_else() {
         filler.fill(power);
         assert_eq!(filler.vacancy(), None, "{kind}");
         let mut header = None;
-        let authorized = one.authorize(&mut |name, value| {
+        let authorized = one.authorize(&mut |_, name, value| {
             let value = String::from_utf8(value.to_vec()).expect("text");
             header = Some((name.to_owned(), value));
         });

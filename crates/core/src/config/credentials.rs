@@ -55,6 +55,14 @@ pub struct CredentialConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[a-z][a-z0-9-]{0,63}$"))]
     pub header: Option<String>,
+    /// Of `api-key`: the parameter of the query that the key goes into, in the place of a header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_.~-]{1,64}$"))]
+    pub query: Option<String>,
+    /// Of `api-key`: the cookie that the key goes into, in the place of a header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_.~-]{1,64}$"))]
+    pub cookie: Option<String>,
     /// Of `basic`: whose password it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -130,6 +138,8 @@ fn credential(
     let kind = section.required("kind", "\"bearer\"", notes);
     let record = section.key("record");
     let header = section.key("header");
+    let query = section.key("query");
+    let cookie = section.key("cookie");
     let user = section.key("user");
     let purpose = section.key("purpose");
     section.finish(notes);
@@ -140,10 +150,16 @@ fn credential(
     let place = kind.clone();
     let kind = kind.and_then(|value| value.parsed(notes, capability_kind));
     if let (Some(kind), Some(place)) = (kind, place) {
+        let places = [&header, &query, &cookie];
+        let mut placed = places.into_iter().flatten();
         let needed = [
-            (CapabilityKind::ApiKey, "header", header.is_some()),
+            (CapabilityKind::ApiKey, "header", placed.next().is_some()),
             (CapabilityKind::Basic, "user", user.is_some()),
         ];
+        if let Some(second) = placed.next().filter(|_| kind == CapabilityKind::ApiKey) {
+            let what = "a key goes into one place only";
+            second.wrong(notes, what, "keep one of header, query and cookie");
+        }
         for (of, key, there) in needed {
             if kind == of && !there {
                 let what = format!("the kind {kind} needs the key {key}");
@@ -154,6 +170,8 @@ fn credential(
         let fit = [
             (&record, secret),
             (&header, kind == CapabilityKind::ApiKey),
+            (&query, kind == CapabilityKind::ApiKey),
+            (&cookie, kind == CapabilityKind::ApiKey),
             (&user, kind == CapabilityKind::Basic),
             (&purpose, kind == CapabilityKind::Signer),
         ];
@@ -167,6 +185,8 @@ fn credential(
     Some(CredentialConfig {
         record: record.and_then(|value| sealed(&value, notes)),
         header: header.and_then(|value| value.parsed(notes, header_name)),
+        query: query.and_then(|value| value.parsed(notes, parameter_name)),
+        cookie: cookie.and_then(|value| value.parsed(notes, parameter_name)),
         user: user.and_then(|value| value.parsed(notes, user_name)),
         purpose: purpose.and_then(|value| value.parsed(notes, signing_purpose)),
         name: name?,
@@ -311,6 +331,16 @@ fn header_name(text: &str) -> Result<String, Complaint> {
     Err(("this is no name of a header", fix).map_texts())
 }
 
+/// Of a parameter or a cookie: what stands in both as it is.
+fn parameter_name(text: &str) -> Result<String, Complaint> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-');
+    if (1..=HEADER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
+        return Ok(text.to_owned());
+    }
+    let fix = "use 1 to 64 of A-Z, a-z, 0-9, '_', '.', '~' and '-'";
+    Err(("this is no name of a parameter or a cookie", fix).map_texts())
+}
+
 fn user_name(text: &str) -> Result<String, Complaint> {
     let plain = |b: u8| b.is_ascii_graphic() && b != b':';
     if (1..=USER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
@@ -389,6 +419,15 @@ mod tests {
             ("kind = \"hush\"", "no kind of credential"),
             ("kind = \"api-key\"", "needs the key header"),
             ("kind = \"basic\"", "needs the key user"),
+            (
+                "kind = \"api-key\"\nheader = \"x-key\"\nquery = \"key\"",
+                "one place only",
+            ),
+            (
+                "kind = \"api-key\"\nquery = \"hush hush\"",
+                "no name of a parameter",
+            ),
+            ("kind = \"bearer\"\ncookie = \"a\"", "no use for this key"),
             ("kind = \"bearer\"\nuser = \"a\"", "no use for this key"),
             ("kind = \"aead\"\nrecord = {}", ""),
             (

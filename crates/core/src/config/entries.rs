@@ -70,15 +70,16 @@ fn peer(peer: &PeerConfig) -> Option<PeerEntry> {
 
 fn api_key(key: &ApiKeyConfig) -> Option<ApiKey> {
     let sha256 = HEXLOWER.decode(key.sha256.as_bytes()).ok()?;
+    let token = TokenHash {
+        key_id: key.key_id.parse().ok()?,
+        sha256: sha256.try_into().ok()?,
+    };
     Some(ApiKey {
-        token: TokenHash {
-            key_id: key.key_id.parse().ok()?,
-            sha256: sha256.try_into().ok()?,
-        },
         scopes: key.scopes.iter().collect(),
         resources: resources(&key.resources),
         description: key.description.clone(),
         expires: key.expires.map(seconds),
+        ..ApiKey::new(token)
     })
 }
 

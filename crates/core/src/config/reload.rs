@@ -17,7 +17,7 @@ use crate::identities::{Entries, Identities};
 use crate::identity::{Identity, IdentityKind, PeerId, PeerKey};
 
 use super::entries::admin_id;
-use super::{ConfigError, HubSection, NodeConfig, NodeSection};
+use super::{ConfigError, HttpSection, HubSection, NodeConfig, NodeSection};
 
 /// The scope whose holders may change the configuration.
 const ADMIN: &str = "admin";
@@ -372,6 +372,17 @@ impl NodeConfig {
             api_keys: self.api_keys,
             limits: self.limits,
             log: self.log,
+            http: HttpSection {
+                enabled: running.http.enabled,
+                h3: running.http.h3,
+                port80: running.http.port80,
+                websocket: running.http.websocket,
+                page: running.http.page,
+                site: running.http.site.clone(),
+                mcp: running.http.mcp.clone(),
+                import: running.http.import.clone(),
+                ..self.http
+            },
             hub: HubSection {
                 enabled: running.hub.enabled,
                 disclose: running.hub.disclose,
@@ -393,6 +404,17 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("node.time_servers", node.time_servers != new.time_servers),
         ("network", running.network != next.network),
         ("tls", running.tls != next.tls),
+        ("http.enabled", running.http.enabled != next.http.enabled),
+        ("http.h3", running.http.h3 != next.http.h3),
+        ("http.port80", running.http.port80 != next.http.port80),
+        (
+            "http.websocket",
+            running.http.websocket != next.http.websocket,
+        ),
+        ("http.page", running.http.page != next.http.page),
+        ("http.site", running.http.site != next.http.site),
+        ("http.mcp", running.http.mcp != next.http.mcp),
+        ("http.import", running.http.import != next.http.import),
         ("hub.enabled", running.hub.enabled != next.hub.enabled),
         ("hub.disclose", running.hub.disclose != next.hub.disclose),
         ("iroh", running.iroh != next.iroh),

@@ -9,9 +9,9 @@ use super::error::quote;
 use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
-    CONFIG_VERSION, HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig, NodeConfig,
-    NodeSection, PromotionSection, TlsSection, VaultSection, credentials, hub, iroh, promotion,
-    tls, tuning, values, vault,
+    CONFIG_VERSION, HttpSection, HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig,
+    NodeConfig, NodeSection, PromotionSection, TlsSection, VaultSection, credentials, http, hub,
+    iroh, promotion, tls, tuning, values, vault,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
@@ -22,6 +22,8 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
     let listen = listen.map_or_else(ListenConfig::default, |section| {
         listen_config(section, notes)
     });
+    let entries = top.list("credentials", notes);
+    let credentials = credentials::names(&entries);
     let mut config = NodeConfig {
         node: node.map_or_else(NodeSection::default, |section| {
             node_section(section, &mut holders, notes)
@@ -35,6 +37,12 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             .key("tls")
             .and_then(|value| value.section(notes))
             .map_or_else(TlsSection::default, |section| tls::section(section, notes)),
+        http: top
+            .key("http")
+            .and_then(|value| value.section(notes))
+            .map_or_else(HttpSection::default, |section| {
+                http::section(section, &credentials, notes)
+            }),
         hub: top
             .key("hub")
             .and_then(|value| value.section(notes))
@@ -65,10 +73,9 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             .and_then(|value| value.number(1..=CONFIG_VERSION, notes)),
         listen,
     };
-    let entries = top.list("credentials", notes);
     let granted = top.list("operations", notes);
     config.credentials = credentials::credentials(&entries, notes);
-    config.operations = credentials::operations(&granted, &credentials::names(&entries), notes);
+    config.operations = credentials::operations(&granted, &credentials, notes);
     top.finish(notes);
     config
 }

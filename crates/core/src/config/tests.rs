@@ -157,7 +157,7 @@ fn a_misspelt_key_is_named_with_its_line_and_the_nearest_match() {
     complaint("[lisen]\nport = 1\n", &["line 1", "'listen'"]);
     complaint(
         "xyzzy = 1\n",
-        &["known here: listen, node, network, peers, api_keys, limits, log"],
+        &["known here: listen, node, credentials, network, peers"],
     );
 }
 

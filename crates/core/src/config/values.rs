@@ -159,7 +159,7 @@ pub(super) fn token_hash(text: &str) -> Result<TokenHash, Complaint> {
     text.parse().map_err(|_| {
         (
             "this is no hash of a token".to_owned(),
-            "write <8 characters>:<64 hex>, as 'alknet token' prints it; never the token itself"
+            "write <8 characters>:<64 hex>, as 'alknet token new' prints it; never the token itself"
                 .to_owned(),
         )
     })
@@ -179,7 +179,7 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], Complaint> {
     bytes.try_into().map_err(|_| {
         (
             "this is no SHA-256".to_owned(),
-            "write 64 lower-case hexadecimal digits, as 'alknet token' prints them".to_owned(),
+            "write 64 lower-case hexadecimal digits, as 'alknet token new' prints them".to_owned(),
         )
     })
 }
@@ -251,18 +251,25 @@ pub(super) fn scope(text: &str) -> Result<String, Complaint> {
             "grant narrower scopes, or list the key in node.admin_keys".to_owned(),
         ));
     }
-    let segment = |part: &str| {
-        let plain = |c: char| !c.is_control() && !c.is_whitespace() && c != '*';
-        !part.is_empty() && part.chars().all(plain)
-    };
-    let head = text.strip_suffix(":*").unwrap_or(text);
-    if text.len() <= SCOPE_BYTES_MAX && head.split(':').all(segment) {
+    if is_scope(text) {
         return Ok(text.to_owned());
     }
     Err((
         format!("{} is no scope", quote(text)),
         "write segments joined by ':' like fs:read:docs; only the last may be '*'".to_owned(),
     ))
+}
+
+/// Whether this follows the grammar of scopes: segments joined by `:`, the last may be `*`, 255 bytes at
+/// most. `*` alone, which is everything, does not.
+#[must_use]
+pub fn is_scope(text: &str) -> bool {
+    let segment = |part: &str| {
+        let plain = |c: char| !c.is_control() && !c.is_whitespace() && c != '*';
+        !part.is_empty() && part.chars().all(plain)
+    };
+    let head = text.strip_suffix(":*").unwrap_or(text);
+    text.len() <= SCOPE_BYTES_MAX && head.split(':').all(segment)
 }
 
 fn is_admin_id(text: &str) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::entry::{ApiKey, PeerEntry};
 use crate::identity::{Identity, IdentityKind, PeerId, PeerKey};
@@ -17,10 +18,32 @@ pub(super) struct Holder {
     pub(super) expires: Option<u64>,
 }
 
+/// The day each token was last used on, in days since 1970; 0 for never. Outlives the table.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Day(Arc<AtomicU32>);
+
+impl Day {
+    pub(super) fn of(day: u32) -> Self {
+        Self(Arc::new(AtomicU32::new(day)))
+    }
+
+    /// One write a day; otherwise a read.
+    pub(super) fn note(&self, day: u32) {
+        if self.0.load(Ordering::Relaxed) != day {
+            self.0.store(day, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|day| *day > 0)
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Index {
     by_key: HashMap<PeerKey, Holder>,
-    by_token: HashMap<KeyId, (TokenHash, Holder)>,
+    by_token: HashMap<KeyId, (TokenHash, Holder, Day)>,
+    by_id: HashMap<PeerId, Holder>,
     /// By id and by alias.
     names: HashMap<Arc<str>, PeerId>,
     max_connections: HashMap<PeerId, u32>,
@@ -28,7 +51,7 @@ pub(super) struct Index {
 
 impl Index {
     /// Takes names, keys and tokens from the first source that has them.
-    pub(super) fn new(sources: &[&Entries], generation: u64) -> Self {
+    pub(super) fn new(sources: &[&Entries], generation: u64, day: impl Fn(&KeyId) -> Day) -> Self {
         let mut index = Self::default();
         for (n, source) in sources.iter().enumerate() {
             let taken = |id: &PeerId| sources[..n].iter().any(|earlier| earlier.holds(id));
@@ -36,10 +59,10 @@ impl Index {
                 index.admin(id, key, generation);
             }
             for peer in source.peers.iter().filter(|peer| !taken(&peer.peer_id)) {
-                index.peer(peer, generation);
+                index.peer(peer, generation, &day);
             }
             for key in source.api_keys.iter().filter(|key| !taken(&key.id())) {
-                index.api_key(key, generation);
+                index.api_key(key, generation, &day);
             }
         }
         index.name(sources);
@@ -74,9 +97,13 @@ impl Index {
     }
 
     /// Found by its name, and then compared whole.
-    pub(super) fn by_token(&self, token: &TokenHash) -> Option<&Holder> {
-        let (known, holder) = self.by_token.get(&token.key_id)?;
-        known.matches(token).then_some(holder)
+    pub(super) fn by_token(&self, token: &TokenHash) -> Option<(&Holder, &Day)> {
+        let (known, holder, day) = self.by_token.get(&token.key_id)?;
+        known.matches(token).then_some((holder, day))
+    }
+
+    pub(super) fn by_id(&self, id: &PeerId) -> Option<&Holder> {
+        self.by_id.get(id)
     }
 
     pub(super) fn max_connections(&self, peer: &PeerId) -> Option<u32> {
@@ -95,10 +122,11 @@ impl Index {
             enabled: true,
             expires: None,
         };
+        self.by_id.insert(id.clone(), holder.clone());
         self.by_key.entry(*key).or_insert(holder);
     }
 
-    fn peer(&mut self, peer: &PeerEntry, generation: u64) {
+    fn peer(&mut self, peer: &PeerEntry, generation: u64, day: impl Fn(&KeyId) -> Day) {
         let identity = |kind| Identity {
             id: peer.peer_id.clone(),
             kind,
@@ -112,6 +140,7 @@ impl Index {
             expires: peer.expires,
         };
         let by_key = holder(IdentityKind::Peer);
+        self.by_id.insert(peer.peer_id.clone(), by_key.clone());
         for key in &peer.keys {
             let holder = Holder {
                 expires: earlier(peer.expires, peer.key_ends.get(key).copied()),
@@ -122,14 +151,14 @@ impl Index {
         let by_token = holder(IdentityKind::Token);
         for token in &peer.token_hashes {
             let entry = self.by_token.entry(token.key_id);
-            entry.or_insert_with(|| (*token, by_token.clone()));
+            entry.or_insert_with(|| (*token, by_token.clone(), day(&token.key_id)));
         }
         if let Some(max) = peer.max_connections {
             self.max_connections.insert(peer.peer_id.clone(), max);
         }
     }
 
-    fn api_key(&mut self, key: &ApiKey, generation: u64) {
+    fn api_key(&mut self, key: &ApiKey, generation: u64, day: impl Fn(&KeyId) -> Day) {
         let holder = Holder {
             identity: Arc::new(Identity {
                 id: key.id(),
@@ -141,8 +170,10 @@ impl Index {
             enabled: true,
             expires: key.expires,
         };
-        let entry = self.by_token.entry(key.token.key_id);
-        entry.or_insert((key.token, holder));
+        let id = key.token.key_id;
+        self.by_id.insert(key.id(), holder.clone());
+        let entry = self.by_token.entry(id);
+        entry.or_insert_with(|| (key.token, holder, day(&id)));
     }
 }
 

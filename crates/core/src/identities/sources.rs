@@ -8,7 +8,7 @@ use crate::rotation::RotationError;
 use crate::token::KeyId;
 
 use super::Entries;
-use super::index::Index;
+use super::index::{Day, Index};
 use super::store::{StoreChange, StoreError, Stored};
 
 /// What a change comes to: what has to be kept, and the answer to whoever wants it.
@@ -19,6 +19,8 @@ pub(super) struct Sources {
     pub(super) config: Entries,
     pub(super) peers: BTreeMap<PeerId, PeerEntry>,
     pub(super) api_keys: BTreeMap<KeyId, ApiKey>,
+    /// When tokens were last used; shared with every table.
+    pub(super) days: BTreeMap<KeyId, Day>,
 }
 
 impl Sources {
@@ -28,6 +30,21 @@ impl Sources {
         for change in peers.chain(keys) {
             self.make(change);
         }
+        let used = self.api_keys.iter();
+        let used = used.filter_map(|(id, key)| Some((*id, Day::of(key.used_day?))));
+        self.days = used.collect();
+    }
+
+    /// The table for what is known now.
+    pub(super) fn indexed(&mut self, generation: u64) -> Index {
+        let peers = self.all_peers().flat_map(|peer| &peer.token_hashes);
+        let tokens = peers.chain(self.all_api_keys().map(|key| &key.token));
+        let known: std::collections::BTreeSet<_> = tokens.map(|token| token.key_id).collect();
+        self.days.retain(|id, _| known.contains(id));
+        for id in known {
+            self.days.entry(id).or_default();
+        }
+        self.index(generation)
     }
 
     pub(super) fn index(&self, generation: u64) -> Index {
@@ -36,7 +53,8 @@ impl Sources {
             peers: self.peers.values().cloned().collect(),
             api_keys: self.api_keys.values().cloned().collect(),
         };
-        Index::new(&[&self.config, &stored], generation)
+        let day = |id: &KeyId| self.days.get(id).cloned().unwrap_or_default();
+        Index::new(&[&self.config, &stored], generation, day)
     }
 
     /// Makes a change that was planned and kept.
@@ -142,6 +160,39 @@ impl Sources {
             return Ok((Vec::new(), false));
         }
         Ok((vec![StoreChange::RemoveApiKey(id)], true))
+    }
+
+    /// Takes back a token, whoever's it is.
+    pub(super) fn revoke_token(&self, id: KeyId) -> Plan<bool> {
+        let config = &self.config;
+        if let Some(key) = config.api_keys.iter().find(|key| key.token.key_id == id) {
+            return Err(StoreError::ReadOnly(key.id()));
+        }
+        if let Some(peer) = config.peers.iter().find(|peer| holds_token(peer, &id)) {
+            return Err(StoreError::ReadOnly(peer.peer_id.clone()));
+        }
+        let holder = self.peers.values().find(|peer| holds_token(peer, &id));
+        let Some(holder) = holder else {
+            return self.remove_api_key(id);
+        };
+        let mut after = holder.clone();
+        after.token_hashes.retain(|token| token.key_id != id);
+        Ok((vec![StoreChange::PutPeer(after)], true))
+    }
+
+    /// Tokens of the store that were used on another day than it says, as it is to say it.
+    pub(super) fn used(&self) -> Vec<StoreChange> {
+        let newer = self.api_keys.iter().filter_map(|(id, key)| {
+            let used_day = self.days.get(id)?.get();
+            let changed = used_day.is_some() && used_day != key.used_day;
+            changed.then(|| {
+                StoreChange::PutApiKey(ApiKey {
+                    used_day,
+                    ..key.clone()
+                })
+            })
+        });
+        newer.collect()
     }
 
     /// What of the store `config` hides, by whom it concerns.

@@ -38,6 +38,12 @@ pub trait IdentityStore: IdentityProvider {
     /// Forgets the token of a program; whether there was one.
     fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>>;
 
+    /// Takes back a token, of a program or of a peer; whether there was one.
+    fn revoke_token(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>>;
+
+    /// Keeps on which day tokens were last used. Worth calling now and then, and at the end.
+    fn keep_uses(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
     /// Every peer of the store, by name.
     fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, StoreError>>;
 }

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -47,11 +46,8 @@ fn peer(name: &str, keys: &[u8]) -> PeerEntry {
 
 fn api_key(token: &AuthToken) -> ApiKey {
     ApiKey {
-        token: token.hash().expect("a token"),
         scopes: ["metrics:read"].into_iter().collect(),
-        resources: BTreeMap::new(),
-        description: None,
-        expires: None,
+        ..ApiKey::new(token.hash().expect("a token"))
     }
 }
 
@@ -337,4 +333,96 @@ async fn what_is_not_kept_does_not_count() {
     assert_eq!(all.put(peer("other", &[2])).await, full);
     assert!(all.by_key(&key(2)).is_none() && all.generation() == 1);
     assert_eq!(all.remove(id("nobody")).await, Ok(false), "nothing to keep");
+}
+
+#[test]
+fn whoever_has_a_name_is_found_by_it_as_long_as_they_are_let_in() {
+    let token = AuthToken::generate().expect("randomness");
+    let (all, clock) = of(vec![peer("edge", &[1])]);
+    now(all.put_api_key(ApiKey {
+        expires: Some(100),
+        ..api_key(&token)
+    }))
+    .expect("a new token");
+    let tool = api_key(&token).id();
+    assert!(
+        all.by_id(&id("admin"))
+            .is_some_and(|who| who.scopes.allows("x"))
+    );
+    assert!(all.by_id(&id("edge")).is_some() && all.by_id(&id("nobody")).is_none());
+    clock.0.store(99, Ordering::Relaxed);
+    assert!(all.by_id(&tool).is_some_and(|who| who.id == tool));
+    clock.0.store(100, Ordering::Relaxed);
+    assert!(all.by_id(&tool).is_none(), "it has ended");
+}
+
+#[test]
+fn a_token_is_taken_back_wherever_it_hangs() {
+    let made: Vec<_> = (0..3)
+        .map(|_| AuthToken::generate().expect("randomness"))
+        .collect();
+    let hash = |n: usize| made[n].hash().expect("a token");
+    let (all, _) = of(vec![PeerEntry {
+        token_hashes: vec![hash(0)],
+        ..peer("fixed", &[1])
+    }]);
+    now(all.put_api_key(api_key(&made[1]))).expect("a new token");
+    now(all.put(PeerEntry {
+        token_hashes: vec![hash(2)],
+        ..peer("edge", &[2])
+    }))
+    .expect("a new peer");
+    let revoke = |n: usize| now(all.revoke_token(hash(n).key_id));
+    assert_eq!(revoke(0), Err(StoreError::ReadOnly(id("fixed"))));
+    for n in [1, 2] {
+        assert!(all.by_token(&made[n]).is_some());
+        assert_eq!(revoke(n), Ok(true));
+        assert!(all.by_token(&made[n]).is_none());
+        assert_eq!(revoke(n), Ok(false));
+    }
+    assert!(all.by_key(&key(2)).is_some(), "the peer stays");
+    assert!(all.by_token(&made[0]).is_some());
+}
+
+/// A keeper that remembers.
+#[derive(Default)]
+struct Paper(Mutex<Vec<StoreChange>>);
+
+impl StoreKeeper for Paper {
+    fn keep(&self, changes: &[StoreChange]) -> Result<(), StoreError> {
+        self.0.lock().expect("whole").extend_from_slice(changes);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_day_of_the_last_use_is_kept_and_changes_nobodys_rights() {
+    let token = AuthToken::generate().expect("randomness");
+    let key_id = token.hash().expect("a token").key_id;
+    let (clock, paper) = (Arc::new(At::default()), Arc::new(Paper::default()));
+    let stored = Stored {
+        api_keys: vec![ApiKey {
+            used_day: Some(3),
+            ..api_key(&token)
+        }],
+        ..Stored::default()
+    };
+    let all = Identities::with_store(Entries::default(), stored, paper.clone(), clock.clone());
+    assert_eq!(all.used_day(&key_id), Some(3));
+    all.keep_uses().await.expect("nothing to keep");
+    clock.0.store(86_400 * 20_000 + 7, Ordering::Relaxed);
+    assert!(all.by_token(&token).is_some());
+    // A new table knows it, too.
+    all.put(peer("edge", &[1])).await.expect("a new peer");
+    assert_eq!(all.used_day(&key_id), Some(20_000));
+    let generation = all.generation();
+    for _ in 0..2 {
+        all.keep_uses().await.expect("room");
+    }
+    assert_eq!(all.generation(), generation);
+    let kept = paper.0.lock().expect("whole").clone();
+    let Some(StoreChange::PutApiKey(last)) = kept.last() else {
+        panic!("{kept:?}");
+    };
+    assert_eq!((last.used_day, kept.len()), (Some(20_000), 2));
 }

@@ -1,0 +1,410 @@
+//! Requests that come over another protocol of this node, such as HTTP: the same checks, the same
+//! operations, answers as values instead of frames.
+
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use alknet_core::{AuthContext, AuthToken, Connection, Identity};
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::access::Verdict;
+use crate::admission::{self, Checked};
+use crate::body::{Body, Item, Output};
+use crate::compose::Resolved;
+use crate::context::Ctx;
+use crate::dispatcher::{Counters, Dispatcher, Timed};
+use crate::envelope::Request as Payload;
+use crate::error::{CallError, ErrorCode};
+use crate::handler::HandlerKind;
+use crate::lane::Lane;
+use crate::limits::LOCAL_EVENTS_AHEAD;
+use crate::link::Link;
+use crate::pump::{self, Reader};
+use crate::request::{Request, panicked};
+use crate::spec::OperationSpec;
+
+/// The way in for the requests of one connection that speaks another protocol. Clones share it.
+///
+/// It does what a connection of `alknet/call` does for its peer, but for the limits on requests in
+/// flight, which are for whoever serves the connection to keep. Operations cannot call such a caller
+/// back.
+#[derive(Clone)]
+pub struct Gate {
+    link: Arc<Link>,
+    /// Where requests would be answered if they came as frames; nothing travels on it.
+    lane: Arc<Lane>,
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Incoming<'a> {
+    /// Its id, as operations and the log see it: 1 to 64 visible characters.
+    pub id: &'a str,
+    /// The operation, with or without the leading slash.
+    pub operation: &'a str,
+    /// JSON text that was checked; `None` stands for `null`.
+    pub input: Option<Bytes>,
+    /// Who asks.
+    pub identity: Option<Arc<Identity>>,
+    /// The token that says so, which subscriptions ask about again as long as they run; `None` where
+    /// it is the connection that does.
+    pub token: Option<&'a AuthToken>,
+    /// The answer is wanted within this time.
+    pub timeout: Option<Duration>,
+    /// A subscription ends when no event comes for so long.
+    pub idle: Option<Duration>,
+    /// A mutation that is asked for again with the same key runs once.
+    pub idempotency_key: Option<&'a str>,
+    /// The peer it is to be passed on to.
+    pub peer: Option<&'a str>,
+    /// W3C `traceparent`.
+    pub trace: Option<&'a str>,
+}
+
+impl<'a> Incoming<'a> {
+    /// A request of nobody, for nothing but an operation.
+    #[must_use]
+    pub fn new(id: &'a str, operation: &'a str) -> Self {
+        Self {
+            id,
+            operation,
+            input: None,
+            identity: None,
+            token: None,
+            timeout: None,
+            idle: None,
+            idempotency_key: None,
+            peer: None,
+            trace: None,
+        }
+    }
+
+    fn payload(&self) -> Payload<'a> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Payload {
+            operation: self.operation.into(),
+            input: None,
+            auth_token: self.token.map(|token| token.expose().into()),
+            forwarded_for: None,
+            timeout_ms: self.timeout.map(millis),
+            deadline: None,
+            idle_ms: self.idle.map(millis),
+            window: None,
+            idempotency_key: self.idempotency_key.map(Into::into),
+            trace: self.trace.map(Into::into),
+            peer: self.peer.map(Into::into),
+        }
+    }
+}
+
+impl Gate {
+    /// For the requests of `connection`, which its handler goes on to serve.
+    #[must_use]
+    pub fn new(
+        dispatcher: &Arc<Dispatcher>,
+        connection: &Connection,
+        auth: Option<&AuthContext>,
+    ) -> Self {
+        Self {
+            link: Link::one_way(connection.clone(), Arc::clone(dispatcher), auth),
+            lane: Arc::new(Lane::new()),
+        }
+    }
+
+    /// Who answers.
+    #[must_use]
+    pub fn dispatcher(&self) -> &Arc<Dispatcher> {
+        &self.link.dispatcher
+    }
+
+    /// Whom the connection itself proved to be.
+    #[must_use]
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.link.identity()
+    }
+
+    /// Whom a token stands for.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for one that stands for nobody. It is a guess, and counted against the
+    /// network that it comes from.
+    pub fn by_token(&self, token: &AuthToken) -> Result<Arc<Identity>, CallError> {
+        self.link.by_token(token.expose())
+    }
+
+    /// The operations that `identity` may call as far as scopes decide it, in order of name, and the
+    /// digest of all there are.
+    #[must_use]
+    pub fn visible(&self, identity: Option<&Identity>) -> (Vec<Resolved>, String) {
+        let now = self.link.dispatcher.registry.generation();
+        let shown = now.sorted().iter();
+        let shown = shown.filter(|operation| {
+            operation.is_external()
+                && operation.is_callable()
+                && operation.spec.access_control.check_scopes(identity) == Verdict::Allowed
+        });
+        (shown.map(Resolved::here).collect(), now.digest().to_owned())
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn spec(&self, identity: Option<&Identity>, name: &str) -> Option<Resolved> {
+        let found = self.link.dispatcher.registry.lookup(name)?;
+        let shown = found.is_external()
+            && found.is_callable()
+            && found.spec.access_control.check_scopes(identity) == Verdict::Allowed;
+        shown.then(|| Resolved::here(&found))
+    }
+
+    /// Calls a query or mutation. Dropping the future aborts it, and what it called.
+    ///
+    /// # Errors
+    /// As over `alknet/call`.
+    pub async fn call(&self, incoming: Incoming<'_>) -> Result<Output, Refused> {
+        let checked = self.pass(incoming)?;
+        let spec = Arc::clone(&checked.operation);
+        let refused = |error| Refused::of(error, Some(&spec.spec));
+        let HandlerKind::Once(handler) = &checked.operation.handler else {
+            return Err(refused(wrong_kind(&spec.spec, "a subscription")));
+        };
+        let handler = Arc::clone(handler);
+        let running = self
+            .enter(checked.operation, checked.head)
+            .map_err(refused)?;
+        let request = &running.0;
+        admission::check_schema(request.operation(), &checked.input).map_err(refused)?;
+        let handler = match checked.keyed {
+            Some(keyed) => keyed.handler(handler),
+            None => handler,
+        };
+        let ctx = Ctx::request(request);
+        let timed = Timed::new(&self.link.dispatcher.counters);
+        let work = AssertUnwindSafe(async move { handler.call(checked.input, ctx).await });
+        let work = work.catch_unwind();
+        let outcome = match request.deadline() {
+            Some(deadline) => tokio::time::timeout_at(deadline, work)
+                .await
+                .unwrap_or_else(|_| Ok(Err(CallError::timeout()))),
+            None => work.await,
+        };
+        drop(timed);
+        let outcome = outcome.unwrap_or_else(|_| Err(panicked(request, &spec.spec.name)));
+        self.answer(request, outcome).map_err(refused)
+    }
+
+    /// Starts a subscription. Dropping the stream ends the work behind it. It is asked for an event
+    /// when there is room for one: what a slow reader does not take is not made, or left out, or ends
+    /// the subscription, by the operation's policy.
+    ///
+    /// # Errors
+    /// As over `alknet/call`, where it does not begin.
+    pub fn subscribe(&self, incoming: Incoming<'_>) -> Result<Events, Refused> {
+        let checked = self.pass(incoming)?;
+        let spec = Arc::clone(&checked.operation);
+        let refused = |error| Refused::of(error, Some(&spec.spec));
+        let HandlerKind::Stream(handler) = &checked.operation.handler else {
+            return Err(refused(wrong_kind(&spec.spec, "no subscription")));
+        };
+        let handler = Arc::clone(handler);
+        let running = self
+            .enter(checked.operation, checked.head)
+            .map_err(refused)?;
+        admission::check_schema(running.0.operation(), &checked.input).map_err(refused)?;
+        let (reader, events) = mpsc::channel(LOCAL_EVENTS_AHEAD);
+        let input = checked.input;
+        let task = tokio::spawn(async move {
+            let request = &running.0;
+            let channel = Channel { request, reader };
+            let outcome = pump::follow(request, &channel, handler, input).await;
+            if let Err(error) = outcome {
+                let error = request.operation().visible(error);
+                Counters::add(&request.link().dispatcher.counters.errors);
+                // Nobody may be there to read it.
+                let _ = channel.reader.send(Err(error)).await;
+            }
+        });
+        Ok(Events {
+            events,
+            task: task.abort_handle(),
+            spec,
+        })
+    }
+
+    fn pass(&self, incoming: Incoming<'_>) -> Result<Checked, Refused> {
+        let counters = &self.link.dispatcher.counters;
+        Counters::add(&counters.requests);
+        let payload = incoming.payload();
+        let Incoming {
+            id,
+            input,
+            identity,
+            ..
+        } = incoming;
+        let checked = admission::check_key(&payload).and_then(|()| {
+            let input = || input.map_or_else(Body::null, Body::from_text);
+            admission::passed(&self.link, id, &payload, |_| Ok(identity), input)
+        });
+        checked.map_err(|error| {
+            Counters::add(&counters.errors);
+            Refused::of(error, None)
+        })
+    }
+
+    fn enter(
+        &self,
+        operation: Arc<crate::compiled::Compiled>,
+        head: crate::request::Head,
+    ) -> Result<Running, CallError> {
+        if head.key.is_none() {
+            let counters = &self.link.dispatcher.counters;
+            let entered = operation.enter();
+            entered.inspect_err(|_| Counters::add(&counters.operation_full))?;
+        }
+        let request = Request::new(head, &self.link, &self.lane, operation);
+        Ok(Running(Arc::new(request)))
+    }
+
+    fn answer(
+        &self,
+        request: &Request,
+        outcome: Result<Output, CallError>,
+    ) -> Result<Output, CallError> {
+        let operation = request.operation();
+        let outcome = outcome.and_then(|output| operation.checked(output.inlined()));
+        outcome.map_err(|error| {
+            Counters::add(&self.link.dispatcher.counters.errors);
+            operation.visible(error)
+        })
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("link", &self.link)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An error, and the HTTP status that says the same where the operation knows a better one than the
+/// table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// The error.
+    pub error: CallError,
+    /// What the operation declared for this code of its own.
+    pub http_status: Option<u16>,
+}
+
+impl Refused {
+    fn of(error: CallError, spec: Option<&OperationSpec>) -> Self {
+        let declared = spec.and_then(|spec| {
+            let mut codes = spec.error_schemas.iter();
+            codes
+                .find(|declared| declared.code == error.code.name())?
+                .http_status
+        });
+        Self {
+            error,
+            http_status: declared,
+        }
+    }
+}
+
+fn wrong_kind(spec: &OperationSpec, what: &str) -> CallError {
+    let message = format!("'{}' is {what}", spec.name);
+    CallError::new(ErrorCode::InvalidOperationType, message)
+}
+
+/// Keeps a request counted as long as it runs; its end is the end of everything below it.
+struct Running(Arc<Request>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+        if self.0.head.key.is_none() {
+            self.0.operation().leave();
+        }
+    }
+}
+
+/// One event of a subscription.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LocalEvent {
+    /// What the operation says.
+    pub output: Output,
+    /// Where to resume behind it.
+    pub cursor: Option<serde_json::Value>,
+    /// Events left out before it.
+    pub dropped: u64,
+}
+
+struct Channel<'a> {
+    request: &'a Request,
+    reader: mpsc::Sender<Result<LocalEvent, CallError>>,
+}
+
+impl Reader for Channel<'_> {
+    fn is_open(&self) -> bool {
+        self.reader.capacity() > 0
+    }
+
+    async fn wait_open(&self) {
+        // Closed is open enough: the next look finds nobody there.
+        drop(self.reader.reserve().await);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.reader.is_closed()
+    }
+
+    fn give(&self, item: Item, dropped: u64) -> bool {
+        let Item { output, cursor, .. } = item;
+        let event = self.request.operation().checked(output.inlined());
+        let fit = event.is_ok();
+        let event = event.map(|output| LocalEvent {
+            output,
+            cursor,
+            dropped,
+        });
+        let event = event.map_err(|error| self.request.operation().visible(error));
+        self.reader.try_send(event).is_ok() && fit
+    }
+}
+
+/// The events of a subscription; the last is an error where it did not end well.
+pub struct Events {
+    events: mpsc::Receiver<Result<LocalEvent, CallError>>,
+    task: AbortHandle,
+    spec: Arc<crate::compiled::Compiled>,
+}
+
+impl Stream for Events {
+    type Item = Result<LocalEvent, Refused>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let event = ready!(self.events.poll_recv(cx));
+        let spec = &self.spec.spec;
+        Poll::Ready(event.map(|event| event.map_err(|error| Refused::of(error, Some(spec)))))
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}

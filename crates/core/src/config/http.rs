@@ -1,0 +1,418 @@
+//! `[http]`: what browsers, `curl` and programs that speak no protocol of ours get.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::ImportConfig;
+use super::error::quote;
+use super::import;
+use super::read::{Notes, Section, Value};
+use super::sections::each;
+use super::values::{self, Complaint};
+
+/// Most names, origins and pinned tools that can be listed.
+const LISTED_MAX: usize = 32;
+/// Most requests a second that can be allowed.
+const RATE_MAX: u32 = 1_000_000;
+
+/// `[http]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSection {
+    /// Whether HTTP is served at all.
+    pub enabled: bool,
+    /// Whether HTTP/3 is.
+    pub h3: bool,
+    /// Names the node answers to, beside `node.domain`, `node.name` and its addresses.
+    #[schemars(length(max = 32))]
+    pub names: Vec<String>,
+    /// What is answered where there is nothing.
+    pub decoy: Decoy,
+    /// Where `decoy = "redirect"` sends to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<String>,
+    /// Whether whoever has no valid token is told nothing at all.
+    pub stealth: bool,
+    /// Whether `/healthz` answers.
+    pub healthz: bool,
+    /// The `Server` header, where one is wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// What is served on TCP port 80.
+    pub port80: Port80,
+    /// Whether the description of the gateway is for everybody.
+    pub public_openapi: bool,
+    /// Whether calls over WebSocket are taken.
+    pub websocket: bool,
+    /// Whether administrators get a page at `/`; by default where there is no stealth, and no site.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub page: Option<bool>,
+    /// Folder of a static site.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
+    /// Requests a second for one identity, on average.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests_per_second: u32,
+    /// Requests one identity may make at once before the average counts.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests_burst: u32,
+    /// Requests a second for an address that nobody is known to be behind.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub stranger_requests_per_second: u32,
+    /// Which pages of others may call from a browser.
+    pub cors: HttpCors,
+    /// Tools for models.
+    pub mcp: HttpMcp,
+    /// Operations of servers that speak something else.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub import: Vec<ImportConfig>,
+}
+
+impl Default for HttpSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            h3: true,
+            names: Vec::new(),
+            decoy: Decoy::default(),
+            redirect: None,
+            stealth: false,
+            healthz: true,
+            server: None,
+            port80: Port80::default(),
+            public_openapi: false,
+            websocket: true,
+            page: None,
+            site: None,
+            requests_per_second: 50,
+            requests_burst: 200,
+            stranger_requests_per_second: 10,
+            cors: HttpCors::default(),
+            mcp: HttpMcp::default(),
+            import: Vec::new(),
+        }
+    }
+}
+
+/// What is answered where there is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Decoy {
+    /// A small page that says so.
+    #[default]
+    NotFound,
+    /// Another address.
+    Redirect,
+    /// The first page of the static site.
+    Site,
+}
+
+/// What is served on TCP port 80.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Port80 {
+    /// Nothing: the port is closed.
+    #[default]
+    #[serde(rename = "off")]
+    Off,
+    /// Answers for a certificate authority.
+    #[serde(rename = "acme")]
+    Acme,
+    /// The same, and whoever else comes is sent to the one port.
+    #[serde(rename = "acme+redirect")]
+    AcmeRedirect,
+}
+
+/// `[http.cors]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpCors {
+    /// Origins of pages that may, `https://app.example.org`.
+    #[schemars(length(max = 32))]
+    pub origins: Vec<String>,
+}
+
+/// `[http.mcp]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpMcp {
+    /// Whether models get tools at `/mcp`.
+    pub enabled: bool,
+    /// Operations that are tools of their own, beside the four that reach every operation.
+    #[schemars(length(max = 32))]
+    pub tools: Vec<String>,
+}
+
+impl Default for HttpMcp {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            tools: Vec::new(),
+        }
+    }
+}
+
+/// `known` are the names of credentials, right or wrong.
+pub(super) fn section(
+    mut section: Section<'_, '_>,
+    known: &[String],
+    notes: &mut Notes<'_>,
+) -> HttpSection {
+    let standard = HttpSection::default();
+    let mut flag = |key, otherwise, notes: &mut Notes<'_>| {
+        let value: Option<Value<'_, '_>> = section.key(key);
+        value
+            .and_then(|value| value.bool(notes))
+            .unwrap_or(otherwise)
+    };
+    let enabled = flag("enabled", standard.enabled, notes);
+    let h3 = flag("h3", standard.h3, notes);
+    let stealth = flag("stealth", standard.stealth, notes);
+    let healthz = flag("healthz", standard.healthz, notes);
+    let public_openapi = flag("public_openapi", standard.public_openapi, notes);
+    let websocket = flag("websocket", standard.websocket, notes);
+    let mut rate = |key, otherwise, notes: &mut Notes<'_>| {
+        let value: Option<Value<'_, '_>> = section.key(key);
+        let value = value.and_then(|value| value.number(1..=RATE_MAX, notes));
+        value.unwrap_or(otherwise)
+    };
+    let requests_per_second = rate("requests_per_second", standard.requests_per_second, notes);
+    let requests_burst = rate("requests_burst", standard.requests_burst, notes);
+    let stranger_requests_per_second = rate(
+        "stranger_requests_per_second",
+        standard.stranger_requests_per_second,
+        notes,
+    );
+    let names = listed(&section.list("names", notes), values::domain, notes);
+    let decoy = section.key("decoy");
+    let redirect = section.key("redirect");
+    let server = section.key("server");
+    let port80 = section.key("port80");
+    let page = section.key("page").and_then(|value| value.bool(notes));
+    let site = section.key("site");
+    let cors = section.key("cors").and_then(|value| value.section(notes));
+    let mcp = section.key("mcp").and_then(|value| value.section(notes));
+    let imports = section.list("import", notes);
+    section.finish(notes);
+    let told = decoy.as_ref();
+    let choice = told
+        .and_then(|value| value.parsed(notes, decoy_of))
+        .unwrap_or_default();
+    let redirect = redirect.and_then(|value| value.parsed(notes, address));
+    let site = site.and_then(|value| value.parsed(notes, folder));
+    let missing = match choice {
+        Decoy::Redirect if redirect.is_none() => Some("http.redirect"),
+        Decoy::Site if site.is_none() => Some("http.site"),
+        _ => None,
+    };
+    if let (Some(value), Some(key)) = (told, missing) {
+        value.wrong(
+            notes,
+            format!("it needs {key}, which is missing"),
+            format!("set {key}"),
+        );
+    }
+    if let (true, true, Some(value)) = (stealth, public_openapi, told) {
+        let what = "a node that tells nothing has no public description";
+        value.wrong(notes, what, "leave out http.stealth or http.public_openapi");
+    }
+    HttpSection {
+        enabled,
+        h3,
+        names,
+        decoy: choice,
+        redirect,
+        stealth,
+        healthz,
+        server: server.and_then(|value| value.parsed(notes, values::line)),
+        port80: port80
+            .and_then(|value| value.parsed(notes, port80_of))
+            .unwrap_or_default(),
+        public_openapi,
+        websocket,
+        page,
+        site,
+        requests_per_second,
+        requests_burst,
+        stranger_requests_per_second,
+        cors: cors.map_or_else(HttpCors::default, |section| cors_of(section, notes)),
+        mcp: mcp.map_or_else(HttpMcp::default, |section| mcp_of(section, notes)),
+        import: import::imports(&imports, known, notes),
+    }
+}
+
+fn cors_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpCors {
+    let origins = listed(&section.list("origins", notes), origin, notes);
+    section.finish(notes);
+    HttpCors { origins }
+}
+
+fn mcp_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpMcp {
+    let enabled = section.key("enabled").and_then(|value| value.bool(notes));
+    let tools = listed(&section.list("tools", notes), operation, notes);
+    section.finish(notes);
+    HttpMcp {
+        enabled: enabled.unwrap_or(true),
+        tools,
+    }
+}
+
+fn listed<T>(
+    values: &[Value<'_, '_>],
+    parse: impl Fn(&str) -> Result<T, Complaint> + Copy,
+    notes: &mut Notes<'_>,
+) -> Vec<T> {
+    if let Some(beyond) = values.get(LISTED_MAX) {
+        let what = format!("there are more than {LISTED_MAX}");
+        beyond.wrong(notes, what, "leave some out");
+    }
+    each(values, parse, notes)
+}
+
+fn decoy_of(text: &str) -> Result<Decoy, Complaint> {
+    match text {
+        "not_found" => Ok(Decoy::NotFound),
+        "redirect" => Ok(Decoy::Redirect),
+        "site" => Ok(Decoy::Site),
+        _ => Err((
+            format!("{} is no decoy", quote(text)),
+            "write \"not_found\", \"site\" or \"redirect\"".to_owned(),
+        )),
+    }
+}
+
+fn port80_of(text: &str) -> Result<Port80, Complaint> {
+    match text {
+        "off" => Ok(Port80::Off),
+        "acme" => Ok(Port80::Acme),
+        "acme+redirect" => Ok(Port80::AcmeRedirect),
+        _ => Err((
+            format!("{} is not served on port 80", quote(text)),
+            "write \"off\", \"acme\" or \"acme+redirect\"".to_owned(),
+        )),
+    }
+}
+
+/// `https://host[:port]/…` or `http://…`, of characters that need no escape in a header.
+fn address(text: &str) -> Result<String, Complaint> {
+    let rest = ["https://", "http://"]
+        .iter()
+        .find_map(|scheme| text.strip_prefix(scheme));
+    let fits = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+        && text.bytes().all(|b| b.is_ascii_graphic());
+    fits.then(|| text.to_owned()).ok_or_else(|| {
+        (
+            format!("{} is no address", quote(text)),
+            "write https://host/path".to_owned(),
+        )
+    })
+}
+
+/// Scheme, host and port, as browsers send them (RFC 6454 section 6.2).
+fn origin(text: &str) -> Result<String, Complaint> {
+    let rest = ["https://", "http://"]
+        .iter()
+        .find_map(|scheme| text.strip_prefix(scheme));
+    let fits = rest.is_some_and(|host| {
+        !host.is_empty()
+            && host
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b':' | b'[' | b']'))
+    });
+    fits.then(|| text.to_owned()).ok_or_else(|| {
+        (
+            format!("{} is no origin", quote(text)),
+            "write https://host or https://host:port, in lower case and without a path".to_owned(),
+        )
+    })
+}
+
+fn folder(text: &str) -> Result<String, Complaint> {
+    let fits = text.starts_with('/') && !text.split('/').any(|part| part == "..");
+    fits.then(|| text.to_owned()).ok_or_else(|| {
+        (
+            format!("{} is no folder", quote(text)),
+            "write its whole path, such as /data/www".to_owned(),
+        )
+    })
+}
+
+fn operation(text: &str) -> Result<String, Complaint> {
+    let name = text.strip_prefix('/').unwrap_or(text);
+    let part = |part: &str| {
+        part.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
+    let parts = name.split('/').count();
+    let fits = (2..=4).contains(&parts) && name.split('/').all(part);
+    fits.then(|| name.to_owned()).ok_or_else(|| {
+        (
+            format!("{} is no operation", quote(text)),
+            "write its name, such as node/info".to_owned(),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Decoy, NodeConfig, Port80};
+
+    fn refused(document: &str) -> String {
+        let errors = NodeConfig::parse(document.as_bytes()).expect_err("refused");
+        errors
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    #[test]
+    fn a_whole_section_is_read() {
+        let document = br#"
+[http]
+names = ["hub.example.org"]
+decoy = "redirect"
+redirect = "https://example.org/"
+stealth = true
+port80 = "acme+redirect"
+page = false
+requests_per_second = 1000
+cors = { origins = ["https://app.example.org", "http://localhost:8080"] }
+mcp = { tools = ["/node/info"] }
+"#;
+        let http = NodeConfig::parse(document).expect("fine").http;
+        assert_eq!(http.names, ["hub.example.org"]);
+        assert_eq!(
+            (http.decoy, http.port80),
+            (Decoy::Redirect, Port80::AcmeRedirect)
+        );
+        assert_eq!(http.mcp.tools, ["node/info"]);
+        assert_eq!(http.cors.origins.len(), 2);
+        assert!(http.enabled && http.stealth && http.page == Some(false));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, word) in [
+            ("decoy = \"teapot\"", "teapot"),
+            ("decoy = \"redirect\"", "http.redirect"),
+            ("decoy = \"site\"", "http.site"),
+            ("port80 = \"on\"", "acme+redirect"),
+            ("site = \"www\"", "whole path"),
+            ("site = \"/data/../etc\"", "whole path"),
+            ("names = [\"not a name\"]", "not a name"),
+            (
+                "cors = { origins = [\"https://a.example/path\"] }",
+                "without a path",
+            ),
+            ("mcp = { tools = [\"info\"] }", "node/info"),
+            ("requests_per_second = 0", "requests_per_second"),
+            ("stelth = true", "stealth"),
+        ] {
+            let told = refused(&format!("[http]\n{line}\n"));
+            assert!(told.contains(word), "{line}: {told}");
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! `[[http.import]]`: operations of servers that speak something else. Where a server is, and which secret it
+//! gets, is said here and nowhere else: a description that comes from outside decides neither.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::dial::{Host, PeerAddr};
+use crate::identity::PeerKey;
+use crate::range::AddressRange;
+
+use super::error::quote;
+use super::people::correct;
+use super::read::{Notes, Section, Value};
+use super::sections::each;
+use super::values::{self, Complaint};
+
+/// Most imports: each may be a document of 16 MiB.
+const IMPORTS_MAX: usize = 16;
+/// Most hosts, ranges, keys, scopes and prefixes of one import.
+const LISTED_MAX: usize = 32;
+/// Longest namespace in bytes.
+const NAMESPACE_BYTES_MAX: usize = 32;
+/// Longest address in bytes.
+const URL_BYTES_MAX: usize = 1024;
+/// Longest name of a document in bytes.
+const DOCUMENT_BYTES_MAX: usize = 255;
+/// What stands before a name below the folder of the configuration.
+const CONFIG_FOLDER: &str = "cfg:/";
+/// Namespaces that are the node's own.
+const RESERVED: [&str; 22] = [
+    "audit",
+    "blob",
+    "capability",
+    "channel",
+    "compute",
+    "config",
+    "credentials",
+    "escrow",
+    "fs",
+    "git",
+    "hub",
+    "js",
+    "mcp",
+    "msg",
+    "node",
+    "ops",
+    "peer",
+    "services",
+    "session",
+    "ssh",
+    "tensor",
+    "vault",
+];
+
+/// What an import speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ImportKind {
+    /// The Model Context Protocol over streamable HTTP.
+    Mcp,
+    /// HTTP as an OpenAPI document describes it.
+    OpenApi,
+}
+
+/// How requests say whose they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ImportAuth {
+    /// By a key in the place that its credential names.
+    #[serde(rename = "api-key")]
+    ApiKey,
+    /// By a user and a password.
+    Basic,
+    /// By a token.
+    Bearer,
+    /// Not at all.
+    #[default]
+    None,
+    /// By an access token that `token_url` gives for a user and a password (RFC 6749 section 4.4).
+    OAuth2,
+}
+
+impl ImportAuth {
+    const NAMES: [(&str, Self); 5] = [
+        ("api-key", Self::ApiKey),
+        ("basic", Self::Basic),
+        ("bearer", Self::Bearer),
+        ("none", Self::None),
+        ("oauth2", Self::OAuth2),
+    ];
+}
+
+/// `[[http.import]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportConfig {
+    /// What the server speaks.
+    pub kind: ImportKind,
+    /// First part of the names of its operations.
+    #[schemars(regex(pattern = r"^[a-z][a-z0-9_-]{0,31}$"))]
+    pub namespace: String,
+    /// Of `openapi`: the document, a file below the folder of the configuration: `cfg:/forge.yaml`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
+    /// Where the server is: `https://forge.example/api/v1`. Of `mcp` it is called `url`.
+    #[serde(alias = "url")]
+    pub base_url: String,
+    /// How requests say whose they are.
+    #[serde(default)]
+    pub auth: ImportAuth,
+    /// The credential that makes requests the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+    /// Of `oauth2`: where tokens come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_url: Option<String>,
+    /// Of `oauth2`: what is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub scopes: Vec<String>,
+    /// Other hosts that redirects may lead to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub hosts: Vec<String>,
+    /// Addresses that are not of the public Internet and that the server may have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", length(max = 32))]
+    pub private: Vec<AddressRange>,
+    /// Keys any of which the server has to prove, instead of a certificate for its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", length(max = 32))]
+    pub pins: Vec<PeerKey>,
+    /// Whether the server has no TLS; its address begins with `http://` then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
+    /// Only operations whose names, without the namespace, begin with one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub only: Vec<String>,
+}
+
+impl ImportConfig {
+    /// The document's name below the folder of the configuration.
+    #[must_use]
+    pub fn document_path(&self) -> Option<&str> {
+        self.document.as_deref()?.strip_prefix(CONFIG_FOLDER)
+    }
+}
+
+/// Entries that are free of mistakes. `known` are the names of credentials, right or wrong.
+pub(super) fn imports(
+    entries: &[Value<'_, '_>],
+    known: &[String],
+    notes: &mut Notes<'_>,
+) -> Vec<ImportConfig> {
+    if let Some(beyond) = entries.get(IMPORTS_MAX) {
+        let what = format!("there are more than {IMPORTS_MAX} imports");
+        beyond.wrong(notes, what, "leave some out");
+    }
+    let mut seen = Vec::new();
+    correct(entries, notes, |section, notes| {
+        import(section, known, &mut seen, notes)
+    })
+}
+
+fn import(
+    mut section: Section<'_, '_>,
+    known: &[String],
+    seen: &mut Vec<String>,
+    notes: &mut Notes<'_>,
+) -> Option<ImportConfig> {
+    let kind = section.required("kind", "\"openapi\"", notes);
+    let kind = kind.and_then(|value| value.parsed(notes, kind_of));
+    let namespace = section.required("namespace", "\"forge\"", notes);
+    // One key with two names: an MCP server has one address and nothing below it.
+    let base_url = match (section.key("base_url"), section.key("url"), kind) {
+        (None, None, Some(ImportKind::Mcp)) => {
+            section.required("url", "\"https://tools.example/mcp\"", notes)
+        }
+        (None, None, _) => section.required("base_url", "\"https://forge.example/api/v1\"", notes),
+        (Some(one), Some(other), _) => {
+            other.wrong(notes, "base_url says the same", "keep one of the two");
+            Some(one)
+        }
+        (one, other, _) => one.or(other),
+    };
+    let document = match kind {
+        Some(ImportKind::OpenApi) => section.required("document", "\"cfg:/forge.yaml\"", notes),
+        _ => section.key("document"),
+    };
+    let auth = section.key("auth");
+    let credential = section.key("credential");
+    let token_url = section.key("token_url");
+    let scopes = section.list("scopes", notes);
+    let hosts = section.list("hosts", notes);
+    let private = section.list("private", notes);
+    let pins = section.list("pins", notes);
+    let plain = section.key("plain").and_then(|value| value.bool(notes));
+    let only = section.list("only", notes);
+    section.finish(notes);
+    let plain = plain.unwrap_or(false);
+    let namespace = namespace.and_then(|value| {
+        let name = value.parsed(notes, namespace_of)?;
+        if seen.contains(&name) {
+            let what = format!("{} has an import already", quote(&name));
+            value.wrong(notes, what, "choose another namespace for one of the two");
+        }
+        seen.push(name.clone());
+        Some(name)
+    });
+    let url = |text: &str| url_of(text, plain);
+    let base_url = base_url.and_then(|value| value.parsed(notes, url));
+    if let (Some(ImportKind::Mcp), Some(value)) = (kind, &document) {
+        value.wrong(notes, "an MCP server describes itself", "leave it out");
+    }
+    let document = document.and_then(|value| value.parsed(notes, document_of));
+    let chosen = auth.as_ref().and_then(|value| value.parsed(notes, auth_of));
+    // A credential by itself is a token, which is what most servers take.
+    let chosen = chosen.unwrap_or(match credential {
+        Some(_) => ImportAuth::Bearer,
+        None => ImportAuth::None,
+    });
+    if let (Some(value), None) = (&auth, &credential)
+        && chosen != ImportAuth::None
+    {
+        value.wrong(
+            notes,
+            "it needs the key credential",
+            "add credential = \"…\"",
+        );
+    }
+    if let (ImportAuth::None, Some(value)) = (chosen, &credential) {
+        value.wrong(
+            notes,
+            "nothing is sent with auth = \"none\"",
+            "leave it out",
+        );
+    }
+    if let (ImportAuth::OAuth2, None, Some(value)) = (chosen, &token_url, &auth) {
+        value.wrong(
+            notes,
+            "it needs the key token_url",
+            "add token_url = \"https://…\"",
+        );
+    }
+    if let (true, Some(value)) = (chosen != ImportAuth::OAuth2, &token_url) {
+        value.wrong(
+            notes,
+            "only auth = \"oauth2\" has use for it",
+            "leave it out",
+        );
+    }
+    for list in [&scopes, &hosts, &private, &pins, &only] {
+        if let Some(beyond) = list.get(LISTED_MAX) {
+            let what = format!("there are more than {LISTED_MAX}");
+            beyond.wrong(notes, what, "leave some out");
+        }
+    }
+    let is_known = |text: &str| match known.iter().any(|name| name == text) {
+        true => Ok(text.to_owned()),
+        false => Err((
+            "there is no credential of this name".to_owned(),
+            "add [[credentials]] with it".to_owned(),
+        )),
+    };
+    Some(ImportConfig {
+        credential: credential.and_then(|value| value.parsed(notes, is_known)),
+        token_url: token_url.and_then(|value| value.parsed(notes, url)),
+        scopes: each(&scopes, scope_of, notes),
+        hosts: each(&hosts, host_of, notes),
+        private: each(&private, range_of, notes),
+        pins: each(&pins, values::key, notes),
+        plain,
+        only: each(&only, prefix_of, notes),
+        auth: chosen,
+        document,
+        kind: kind?,
+        namespace: namespace?,
+        base_url: base_url?,
+    })
+}
+
+fn wrong<T>(what: String, fix: &str) -> Result<T, Complaint> {
+    Err((what, fix.to_owned()))
+}
+
+fn kind_of(text: &str) -> Result<ImportKind, Complaint> {
+    match text {
+        "openapi" => Ok(ImportKind::OpenApi),
+        "mcp" => Ok(ImportKind::Mcp),
+        _ => wrong(
+            format!("{} is no kind of import", quote(text)),
+            "write \"openapi\" or \"mcp\"",
+        ),
+    }
+}
+
+fn auth_of(text: &str) -> Result<ImportAuth, Complaint> {
+    let found = ImportAuth::NAMES.iter().find(|(name, _)| *name == text);
+    match found {
+        Some((_, auth)) => Ok(*auth),
+        None => wrong(
+            format!("{} is no way to authenticate", quote(text)),
+            "write \"none\", \"bearer\", \"basic\", \"api-key\" or \"oauth2\"",
+        ),
+    }
+}
+
+fn namespace_of(text: &str) -> Result<String, Complaint> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+    let letter = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    if !letter || text.len() > NAMESPACE_BYTES_MAX || !text.bytes().all(plain) {
+        return wrong(
+            format!("{} is no namespace", quote(text)),
+            "use 1 to 32 of a-z, 0-9, '_' and '-', a letter first",
+        );
+    }
+    match RESERVED.contains(&text) {
+        true => wrong(
+            format!("the namespace {} is the node's own", quote(text)),
+            "choose another",
+        ),
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// Scheme, host, port and path, without anything that could be a secret.
+fn url_of(text: &str, plain: bool) -> Result<String, Complaint> {
+    let (scheme, other, fix) = match plain {
+        true => (
+            "http://",
+            "https://",
+            "write http://host/path, or leave out plain",
+        ),
+        false => (
+            "https://",
+            "http://",
+            "write https://host/path; a server without TLS needs plain = true",
+        ),
+    };
+    // Not quoted: there may be a password in it.
+    let no_address = || wrong("this is no address of a server".to_owned(), fix);
+    let Some(rest) = text.strip_prefix(scheme) else {
+        return match text.starts_with(other) {
+            true => wrong(format!("the address begins with {other}"), fix),
+            false => no_address(),
+        };
+    };
+    let (place, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let graphic = path.bytes().all(|b| b.is_ascii_graphic());
+    let odd = path.contains(['?', '#', '\\', '"', '<', '>', '{', '}', '|', '^', '`'])
+        || path.split('/').any(|part| matches!(part, "." | ".."));
+    let host = place.parse::<PeerAddr>();
+    let fits = host.is_ok_and(|place| place.pins.is_empty()) && !place.contains('@');
+    match fits && graphic && !odd && text.len() <= URL_BYTES_MAX {
+        true => Ok(text.to_owned()),
+        false => no_address(),
+    }
+}
+
+/// A file below the folder of the configuration, and nowhere else.
+fn document_of(text: &str) -> Result<String, Complaint> {
+    let name = text.strip_prefix(CONFIG_FOLDER);
+    let part = |part: &str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        !part.is_empty() && !part.starts_with('.') && part.bytes().all(plain)
+    };
+    let fits = name.is_some_and(|name| name.split('/').all(part));
+    match fits && text.len() <= DOCUMENT_BYTES_MAX {
+        true => Ok(text.to_owned()),
+        false => wrong(
+            format!("{} is no document", quote(text)),
+            "write cfg:/NAME.yaml, a file beside the configuration; names are of A-Z, a-z, 0-9, '.', \
+             '_' and '-', and none begins with '.'",
+        ),
+    }
+}
+
+/// A host, or every name below one.
+fn host_of(text: &str) -> Result<String, Complaint> {
+    let (below, rest) = match text.strip_prefix("*.") {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let place = rest.parse::<PeerAddr>();
+    let fits = place
+        .is_ok_and(|place| place.pins.is_empty() && !(below && matches!(place.host, Host::Ip(_))));
+    match fits && !rest.contains('@') {
+        true => Ok(text.to_owned()),
+        false => wrong(
+            format!("{} is no host", quote(text)),
+            "write a name like files.example.org, *.example.org for all below it, or an address, with \
+             :PORT if it is not 443",
+        ),
+    }
+}
+
+fn range_of(text: &str) -> Result<AddressRange, Complaint> {
+    text.parse().map_err(|error| {
+        let what = format!("{} is no range of addresses", quote(text));
+        (what, format!("{error}"))
+    })
+}
+
+fn scope_of(text: &str) -> Result<String, Complaint> {
+    // RFC 6749 section 3.3.
+    let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\');
+    match (1..=255).contains(&text.len()) && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => wrong(
+            format!("{} is no scope", quote(text)),
+            "write one scope of the authorization server, without spaces",
+        ),
+    }
+}
+
+fn prefix_of(text: &str) -> Result<String, Complaint> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/');
+    match (1..=127).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('/') {
+        true => Ok(text.to_owned()),
+        false => wrong(
+            format!("{} begins no name of an operation", quote(text)),
+            "write how the names begin, without the namespace: repos/",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NodeConfig;
+
+    const FINE: &str = "kind = \"openapi\"\nnamespace = \"forge\"\ndocument = \"cfg:/forge.yaml\"\n\
+                        base_url = \"https://forge.example/api/v1\"\n";
+
+    fn document(import: &str) -> String {
+        format!("[[credentials]]\nname = \"forge\"\nkind = \"bearer\"\n[[http.import]]\n{import}\n")
+    }
+
+    fn imported(import: &str) -> ImportConfig {
+        let config = NodeConfig::parse(document(import).as_bytes());
+        let config = config.unwrap_or_else(|errors| panic!("{import}: {errors:#?}"));
+        config.http.import.first().expect("an import").clone()
+    }
+
+    #[test]
+    fn imports_of_both_kinds_are_read() {
+        let one = imported(FINE);
+        assert_eq!(
+            (one.kind, one.auth),
+            (ImportKind::OpenApi, ImportAuth::None)
+        );
+        assert_eq!(one.document_path(), Some("forge.yaml"));
+        let token = imported(&format!("{FINE}credential = \"forge\""));
+        assert_eq!(token.auth, ImportAuth::Bearer);
+        let all = imported(&format!(
+            "{FINE}auth = \"oauth2\"\ncredential = \"forge\"\ntoken_url = \"https://id.example/token\"\n\
+             scopes = [\"read\"]\nhosts = [\"*.example.org\", \"files.example:8443\"]\n\
+             private = [\"10.0.0.0/8\", \"::1\"]\npins = [\"spki:{}\"]\nonly = [\"repos/\"]",
+            "ab".repeat(32)
+        ));
+        assert_eq!(
+            (all.private.len(), all.pins.len(), all.hosts.len()),
+            (2, 1, 2)
+        );
+        let mcp =
+            imported("kind = \"mcp\"\nnamespace = \"tools\"\nurl = \"https://tools.example/mcp\"");
+        assert_eq!(mcp.base_url, "https://tools.example/mcp");
+        let plain = FINE.replace("https://forge.example", "http://127.0.0.1:3000");
+        assert!(imported(&format!("{plain}plain = true")).plain);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let complaint = |import: &str, word: &str| {
+            let errors = NodeConfig::parse(document(import).as_bytes()).expect_err(import);
+            let text = format!("{errors:?}");
+            assert!(text.contains(word), "{import}: {word}: {text}");
+            assert!(!text.contains("hush"), "{text}");
+        };
+        for (from, to, word) in [
+            ("\"openapi\"", "\"soap\"", "no kind of import"),
+            ("\"forge\"", "\"Forge\"", "no namespace"),
+            ("\"forge\"", "\"node\"", "the node's own"),
+            ("https://", "http://", "plain = true"),
+            ("https://", "https://user:hush@", "no address"),
+            ("/api/v1", "/api?key=hush", "no address"),
+            ("/api/v1", "/api/../x", "no address"),
+            ("cfg:/forge.yaml", "/etc/passwd", "no document"),
+            ("cfg:/forge.yaml", "cfg:/../x.yaml", "no document"),
+            ("cfg:/forge.yaml", "cfg:/a/../x.yaml", "no document"),
+            ("cfg:/forge.yaml", "cfg://x.yaml", "no document"),
+            ("cfg:/forge.yaml", "cfg:/.x.yaml", "no document"),
+            ("document = \"cfg:/forge.yaml\"", "", "missing"),
+        ] {
+            complaint(&FINE.replacen(from, to, 1), word);
+        }
+        for (more, word) in [
+            ("credential = \"other\"", "no credential"),
+            ("auth = \"bearer\"", "needs the key credential"),
+            ("auth = \"digest\"\ncredential = \"forge\"", "no way"),
+            ("auth = \"none\"\ncredential = \"forge\"", "nothing is sent"),
+            ("auth = \"oauth2\"\ncredential = \"forge\"", "token_url"),
+            ("token_url = \"https://x.example/\"", "only auth"),
+            ("private = [\"10.0.0.1/8\"]", "no range"),
+            ("hosts = [\"https://x\"]", "no host"),
+            ("pins = [\"md5:00\"]", "no key"),
+            ("only = [\"/x\"]", "begins no name"),
+            ("secret = \"hush\"", "unknown key"),
+        ] {
+            complaint(&format!("{FINE}{more}"), word);
+        }
+        let twice = format!("{FINE}[[http.import]]\n{FINE}");
+        complaint(&twice, "already");
+        let own = "kind = \"mcp\"\nnamespace = \"t\"\nurl = \"https://t.example/\"\ndocument = \"cfg:/x\"";
+        complaint(own, "describes itself");
+    }
+}
