@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use alknet_core::{
     BoxFuture, Carriage, CloseCode, Connection, DialRequest, Dialled, Expect, Host,
-    PeerAddr as Target, PeerId, PeerKey,
+    PeerAddr as Target, PeerId, PeerKey, Reach,
 };
 use alknet_tls::{ClientTls, ClientTlsOptions, KnownPeer, NodeKey, Place, Remote, TlsError};
 use rustls::RootCertStore;
@@ -99,7 +99,8 @@ impl Dialer {
         alpn: &[u8],
     ) -> Result<Connection, DialError> {
         let remote = remote(&self.tls, None, &target.pins, target)?;
-        let dialled = self.attempt(carriage, target, remote, alpn, true).await?;
+        let wish = Wish::new(carriage, alpn);
+        let dialled = self.attempt(target, remote, wish).await?;
         Ok(dialled.connection)
     }
 
@@ -116,7 +117,8 @@ impl Dialer {
         alpn: &[u8],
     ) -> Result<Connection, DialError> {
         let remote = remote(&self.tls, Some(peer), &[], target)?;
-        let dialled = self.attempt(carriage, target, remote, alpn, true).await?;
+        let wish = Wish::new(carriage, alpn);
+        let dialled = self.attempt(target, remote, wish).await?;
         Ok(dialled.connection)
     }
 
@@ -136,11 +138,9 @@ impl Dialer {
 
     async fn attempt(
         &self,
-        carriage: Carriage,
         target: &Target,
         remote: Remote,
-        alpn: &[u8],
-        present_key: bool,
+        wish: Wish<'_>,
     ) -> Result<Dialled, DialError> {
         // What an earlier dial ended with is not this one's doing.
         let _ = remote.take_mismatch();
@@ -148,12 +148,12 @@ impl Dialer {
             let attempt = Attempt {
                 dialer: self,
                 target,
-                addresses: resolve(target).await?,
+                addresses: within(wish.reach, resolve(target).await?, target)?,
                 remote,
-                key: self.options.key.as_ref().filter(|_| present_key),
-                alpn,
+                key: self.options.key.as_ref().filter(|_| wish.present_key),
+                alpn: wish.alpn,
             };
-            match carriage {
+            match wish.carriage {
                 Carriage::Quic => attempt.over(Carriage::Quic).await,
                 Carriage::Tcp => attempt.over(Carriage::Tcp).await,
                 Carriage::Iroh => attempt.iroh(&self.iroh).await,
@@ -222,15 +222,51 @@ impl alknet_core::Dialer for Dialer {
     ) -> BoxFuture<'_, Result<Dialled, alknet_core::DialError>> {
         Box::pin(async move {
             let remote = self.expected(&request)?;
-            let DialRequest {
-                carriage,
-                addr,
-                alpn,
-                ..
-            } = &request;
-            let dialled = self.attempt(*carriage, addr, remote, alpn, request.present_key);
-            Ok(dialled.await?)
+            let wish = Wish {
+                carriage: request.carriage,
+                alpn: &request.alpn,
+                present_key: request.present_key,
+                reach: &request.reach,
+            };
+            Ok(self.attempt(&request.addr, remote, wish).await?)
         })
+    }
+}
+
+/// How a dial is made, beside where to and to whom.
+#[derive(Clone, Copy)]
+struct Wish<'a> {
+    carriage: Carriage,
+    alpn: &'a [u8],
+    present_key: bool,
+    reach: &'a Reach,
+}
+
+impl<'a> Wish<'a> {
+    const fn new(carriage: Carriage, alpn: &'a [u8]) -> Self {
+        Self {
+            carriage,
+            alpn,
+            present_key: true,
+            reach: &Reach::Anywhere,
+        }
+    }
+}
+
+/// Those of the addresses that may be dialled.
+fn within(
+    reach: &Reach,
+    mut found: Vec<SocketAddr>,
+    target: &Target,
+) -> Result<Vec<SocketAddr>, DialError> {
+    let first = found.first().copied();
+    found.retain(|address| reach.allows(address.ip()));
+    match first {
+        Some(first) if found.is_empty() => Err(DialError::OutOfReach {
+            target: target.address(),
+            address: first.ip(),
+        }),
+        _ => Ok(found),
     }
 }
 

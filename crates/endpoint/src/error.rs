@@ -1,7 +1,7 @@
 //! What can go wrong with the port, and on the way to another one.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use alknet_core::{CloseReason, DialErrorKind, PeerKey};
 use alknet_tls::{PinMismatch, TlsError};
@@ -67,6 +67,17 @@ pub enum DialError {
         target: String,
         /// The protocol asked for.
         alpn: String,
+    },
+    /// Every address of the name is one that may not be dialled.
+    #[error(
+        "{target} is at {address}, which is no public address; list its range where this server is \
+         configured if it is meant"
+    )]
+    OutOfReach {
+        /// Host and port.
+        target: String,
+        /// The first of its addresses.
+        address: IpAddr,
     },
     /// The server holds another key, and its library does not say which.
     #[error(
@@ -146,7 +157,10 @@ impl DialError {
     /// is reported.
     pub(crate) fn weight(&self) -> u8 {
         match self {
-            Self::Local(_) | Self::Resolve { .. } | Self::UnknownPeer { .. } => 1,
+            Self::Local(_)
+            | Self::OutOfReach { .. }
+            | Self::Resolve { .. }
+            | Self::UnknownPeer { .. } => 1,
             Self::TimedOut { .. } => 2,
             Self::Unreachable { .. } => 3,
             Self::Tls { .. } | Self::TlsSetup(_) => 4,
@@ -166,6 +180,7 @@ impl From<DialError> for alknet_core::DialError {
             | DialError::PinMismatch(_) => DialErrorKind::Impostor,
             DialError::Local(_) | DialError::TlsSetup(_) => DialErrorKind::Local,
             DialError::NoProtocol { .. } => DialErrorKind::NoProtocol,
+            DialError::OutOfReach { .. } => DialErrorKind::OutOfReach,
             DialError::Refused { .. } => DialErrorKind::Refused,
             DialError::TimedOut { .. } => DialErrorKind::TimedOut,
             DialError::UnknownPeer { .. } => DialErrorKind::UnknownPeer,

@@ -1,7 +1,7 @@
 //! Sockets with the options the one port needs.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -82,6 +82,18 @@ fn bind_pair(address: SocketAddr, only_v6: bool) -> io::Result<Pair> {
         }
     }
     Err(last)
+}
+
+/// Binds one TCP port of an address among those that are listened on.
+pub(crate) fn listen(address: SocketAddr, all: &[IpAddr]) -> io::Result<TcpListener> {
+    let only_v6 = all.contains(&IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    match tcp_listener(address, only_v6) {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && no_ipv6(&error) => {
+            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+            tcp_listener(v4, false)
+        }
+        other => other,
+    }
 }
 
 fn tcp_listener(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {

@@ -37,6 +37,9 @@ const QUIC_GRACE: Duration = Duration::from_secs(3);
 /// Head start of each address of a name over the next (RFC 8305 section 5).
 const ADDRESS_DELAY: Duration = Duration::from_millis(250);
 
+/// The protocol that servers without ALPN speak.
+const HTTP_1: &[u8] = b"http/1.1";
+
 /// One dial: everything its parallel tries share.
 pub(crate) struct Attempt<'a> {
     pub(super) dialer: &'a Dialer,
@@ -180,8 +183,12 @@ impl Attempt<'_> {
             .map_err(|error| self.tcp_error(error))?;
         let session = tls.get_ref().1;
         let keys = self.check(session.peer_certificates().unwrap_or_default())?;
-        if session.alpn_protocol() != Some(self.alpn) {
-            return Err(self.no_protocol());
+        match session.alpn_protocol() {
+            Some(protocol) if protocol == self.alpn => {}
+            // A server that does not know the extension says nothing (RFC 7301 section 3.1), and what
+            // such a server speaks is HTTP as it was before.
+            None if self.alpn == HTTP_1 => {}
+            _ => return Err(self.no_protocol()),
         }
         let source = Box::new(TcpSource::new(TlsStream::Client(tls)));
         let connection = self.connection(source, Carriage::Tcp, address, local);

@@ -68,7 +68,11 @@ macro_rules! quic_carriage {
             }
 
             fn close(&self, code: CloseCode, reason: &str) {
-                self.0.close(code.code().into(), reason.as_bytes());
+                self.close_foreign(code.code(), reason);
+            }
+
+            fn close_foreign(&self, code: u32, reason: &str) {
+                self.0.close(code.into(), reason.as_bytes());
             }
 
             fn closed(&self) -> BoxFuture<'_, CloseReason> {

@@ -6,11 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::{BoxError, BoxFuture, Carriage};
-use alknet_endpoint::{Dialer, HttpsClient};
+use alknet_core::{BoxError, BoxFuture, Carriage, Reach};
+use alknet_endpoint::Dialer;
+use alknet_http_client::{ClientOptions, HttpClient, Redirects};
 use alknet_tls::acme::{
-    Acme, AcmeHandle, AcmeOptions, AcmeParts, ChallengeKind, DnsChallenge, HttpChallengeResponder,
-    HttpChallenges,
+    Acme, AcmeHandle, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind, DnsChallenge,
+    HttpChallengeResponder, HttpChallenges,
 };
 use alknet_tls::{ACME_FAILED, CLOCK_INSANE, CertificateStore, Problems, ServerTlsOptions, Source};
 use bytes::Bytes;
@@ -23,6 +24,24 @@ use tokio::net::TcpStream;
 
 use crate::authority::{Authority, shown};
 use crate::support::{CARRIAGES, ECHO, HTTP, HUNG, Node, ask};
+
+/// The way to the authority, as the node has it.
+#[derive(Clone)]
+struct Client(HttpClient);
+
+impl AcmeTransport for Client {
+    fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> BoxFuture<'static, Result<http::Response<Bytes>, BoxError>> {
+        let client = self.0.clone();
+        Box::pin(async move {
+            let (head, body) = client.send(request).await?.into_parts();
+            let body = body.collect_bounded(1 << 20).await?;
+            Ok(http::Response::from_parts(head, body))
+        })
+    }
+}
 
 /// A program of the tests, ended with them.
 struct Program(Child);
@@ -141,8 +160,14 @@ impl Ca {
         format!("{}\n{}", read("pebble.log"), read("names.log"))
     }
 
-    fn client(&self) -> HttpsClient {
-        HttpsClient::new(Arc::new(Dialer::with_roots(None, self.web.roots())))
+    fn client(&self) -> Client {
+        let options = ClientOptions {
+            reach: Reach::Anywhere,
+            redirects: Redirects::No,
+            ..ClientOptions::default()
+        };
+        let dialer = Arc::new(Dialer::with_roots(None, self.web.roots()));
+        Client(HttpClient::new(dialer, options))
     }
 
     /// Trusts what this authority signs.
@@ -150,7 +175,7 @@ impl Ca {
         let request = http::Request::get(format!("https://localhost:{}/roots/0", self.management))
             .body(Bytes::new())
             .expect("a request");
-        let answer = self.client().request(request).await.expect("the root");
+        let answer = self.client().send(request).await.expect("the root");
         let root = CertificateDer::from_pem_slice(answer.body()).expect("a certificate");
         let mut roots = RootCertStore::empty();
         roots.add(root).expect("a root");

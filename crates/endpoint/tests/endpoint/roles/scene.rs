@@ -153,11 +153,9 @@ fn entries(entry: Entry) -> Entries {
         edge.token_hashes = vec![hash];
     }
     let tool = ApiKey {
-        token: hash,
         scopes: [SCOPE].into_iter().collect(),
-        resources: Default::default(),
-        description: None,
         expires: over(entry.token == Token::Expired),
+        ..ApiKey::new(hash)
     };
     let is_tools = matches!(entry.token, Token::Good | Token::Expired);
     Entries {

@@ -1,0 +1,142 @@
+//! The body of an answer, as it comes.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use crate::error::HttpError;
+use crate::line::Line;
+use crate::origin::Origin;
+use crate::pool::Pool;
+
+/// The body of an answer. Dropping it before its end gives the rest up.
+pub struct ResponseBody {
+    inner: Incoming,
+    origin: Origin,
+    /// Goes back to where others take it from, once the body has ended.
+    line: Option<(Line, Arc<Pool>)>,
+    idle: Duration,
+    silence: Pin<Box<Sleep>>,
+    whole: Option<(Pin<Box<Sleep>>, Duration)>,
+}
+
+impl ResponseBody {
+    pub(crate) fn new(
+        inner: Incoming,
+        origin: Origin,
+        line: Line,
+        pool: Arc<Pool>,
+        idle: Duration,
+    ) -> Self {
+        let mut body = Self {
+            inner,
+            origin,
+            line: Some((line, pool)),
+            idle,
+            silence: Box::pin(sleep(idle)),
+            whole: None,
+        };
+        if body.inner.is_end_stream() {
+            body.release();
+        }
+        body
+    }
+
+    /// Ends it `whole` after `started`.
+    pub(crate) fn bounded(mut self, started: Instant, whole: Option<Duration>) -> Self {
+        self.whole = whole.map(|whole| (Box::pin(sleep_until(started + whole)), whole));
+        self
+    }
+
+    /// All of it, if it is no longer than `max` bytes.
+    ///
+    /// # Errors
+    /// It is longer, late, or breaks off.
+    pub async fn collect_bounded(mut self, max: usize) -> Result<Bytes, HttpError> {
+        if self.inner.size_hint().lower() > max as u64 {
+            return Err(HttpError::TooLong(max));
+        }
+        let mut whole = BytesMut::new();
+        while let Some(frame) = self.frame().await {
+            let Ok(data) = frame?.into_data() else {
+                continue;
+            };
+            if data.len() > max - whole.len() {
+                return Err(HttpError::TooLong(max));
+            }
+            // Most bodies are one frame, which needs no copy.
+            match whole.is_empty() && self.is_end_stream() {
+                true => return Ok(data),
+                false => whole.extend_from_slice(&data),
+            }
+        }
+        Ok(whole.freeze())
+    }
+
+    fn release(&mut self) {
+        if let Some((line, pool)) = self.line.take() {
+            pool.put(self.origin.clone(), line);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        let this = &mut *self;
+        if let Some((late, limit)) = &mut this.whole
+            && late.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(HttpError::TimedOut(*limit))));
+        }
+        match Pin::new(&mut this.inner).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.silence.as_mut().reset(Instant::now() + this.idle);
+                if this.inner.is_end_stream() {
+                    this.release();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(source))) => {
+                this.line = None;
+                let origin = this.origin.to_string();
+                Poll::Ready(Some(Err(HttpError::Broken { origin, source })))
+            }
+            Poll::Ready(None) => {
+                this.release();
+                Poll::Ready(None)
+            }
+            Poll::Pending => match this.silence.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Some(Err(HttpError::Idle(this.idle)))),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ResponseBody({})", self.origin)
+    }
+}

@@ -1,0 +1,424 @@
+//! The client: rules, redirects, and tries.
+
+use std::sync::Arc;
+
+use alknet_core::{CapabilityError, DialErrorKind, Dialer, KeyPlace};
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, ACCEPT_LANGUAGE, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, IF_MATCH, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, IF_UNMODIFIED_SINCE, LOCATION, RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    USER_AGENT,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep, timeout};
+use url::Url;
+use url::form_urlencoded::byte_serialize;
+
+use crate::body::ResponseBody;
+use crate::error::{HttpError, shown};
+use crate::limits::{HEADERS_MAX, REDIRECTS_MAX, RETRIES_MAX};
+use crate::line::Line;
+use crate::options::{ClientOptions, Exchange, Redirects};
+use crate::origin::Origin;
+use crate::pool::Pool;
+use crate::retry;
+
+/// Headers that are about one connection; what is sent is said by whoever sends it.
+const HOP: [HeaderName; 7] = [
+    CONNECTION,
+    CONTENT_LENGTH,
+    HOST,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Headers that a redirect takes to another server: none that could be a secret.
+const HARMLESS: [HeaderName; 8] = [
+    ACCEPT,
+    ACCEPT_LANGUAGE,
+    IF_MATCH,
+    IF_MODIFIED_SINCE,
+    IF_NONE_MATCH,
+    IF_UNMODIFIED_SINCE,
+    RANGE,
+    USER_AGENT,
+];
+
+/// Sends requests to other servers. Keeps no cookies and asks no proxy. Clones share their
+/// connections.
+#[derive(Clone, Debug)]
+pub struct HttpClient(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dialer: Arc<dyn Dialer>,
+    options: ClientOptions,
+    pool: Arc<Pool>,
+}
+
+impl HttpClient {
+    /// Dials with `dialer`, which knows whom to believe.
+    #[must_use]
+    pub fn new(dialer: Arc<dyn Dialer>, options: ClientOptions) -> Self {
+        let pool = Arc::default();
+        Self(Arc::new(Inner {
+            dialer,
+            options,
+            pool,
+        }))
+    }
+
+    /// Sends one request, whose URI has to be absolute, and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// The server may not be asked, cannot be reached, or does not answer in time. Statuses are no
+    /// errors.
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<ResponseBody>, HttpError> {
+        self.send_with(request, &Exchange::default()).await
+    }
+
+    /// The same as `exchange` says.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn send_with(
+        &self,
+        request: Request<Bytes>,
+        exchange: &Exchange,
+    ) -> Result<Response<ResponseBody>, HttpError> {
+        let started = Instant::now();
+        let limit = exchange
+            .whole
+            .map_or(exchange.head, |whole| whole.min(exchange.head));
+        let answer = self.0.tries(&request, exchange, started + limit);
+        let answer = timeout(limit, answer)
+            .await
+            .unwrap_or(Err(HttpError::TimedOut(limit)))?;
+        Ok(answer.map(|body| body.bounded(started, exchange.whole)))
+    }
+}
+
+impl Inner {
+    async fn tries(
+        &self,
+        request: &Request<Bytes>,
+        exchange: &Exchange,
+        until: Instant,
+    ) -> Result<Response<ResponseBody>, HttpError> {
+        let mut tried = 0;
+        loop {
+            let answer = self.follow(request, exchange).await;
+            let again = exchange.retry && tried < RETRIES_MAX;
+            let wait = again.then(|| retry::delay(&answer, tried)).flatten();
+            match wait {
+                Some(wait) if Instant::now() + wait < until => {
+                    drop(answer);
+                    sleep(wait).await;
+                    tried += 1;
+                }
+                _ => return answer,
+            }
+        }
+    }
+
+    /// Where the request leads to.
+    async fn follow(
+        &self,
+        request: &Request<Bytes>,
+        exchange: &Exchange,
+    ) -> Result<Response<ResponseBody>, HttpError> {
+        let first = Origin::of(request.uri())?;
+        let mut origin = first.clone();
+        let mut uri = request.uri().clone();
+        for _ in 0..=REDIRECTS_MAX {
+            self.allow(&origin)?;
+            let message = message(request, &uri, origin == first, exchange)?;
+            let message = self.dressed(message);
+            let (answer, line) = self.answer(&origin, &message).await?;
+            let Some(next) = self.redirect(request.method(), &origin, &uri, &answer)? else {
+                let pool = Arc::clone(&self.pool);
+                return Ok(
+                    answer.map(|body| ResponseBody::new(body, origin, line, pool, exchange.idle))
+                );
+            };
+            (origin, uri) = next;
+        }
+        let origin = origin.to_string();
+        Err(HttpError::Redirects { origin })
+    }
+
+    fn allow(&self, origin: &Origin) -> Result<(), HttpError> {
+        let place = &origin.place;
+        if let Some(hosts) = &self.options.hosts
+            && !hosts
+                .iter()
+                .any(|rule| rule.allows(&place.host, place.port))
+        {
+            return Err(HttpError::Host(place.address()));
+        }
+        let plain = &self.options.plain;
+        match origin.secure || plain.iter().any(|one| origin.is_at(one)) {
+            true => Ok(()),
+            false => Err(HttpError::Plain(origin.to_string())),
+        }
+    }
+
+    fn dressed(&self, mut message: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+        if let Some(agent) = &self.options.user_agent {
+            let headers = message.headers_mut();
+            headers.entry(USER_AGENT).or_insert_with(|| agent.clone());
+        }
+        message
+    }
+
+    /// Asks once, or once more if a connection that was kept turns out to be dead.
+    async fn answer(
+        &self,
+        origin: &Origin,
+        message: &Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, Line), HttpError> {
+        let safe = [Method::GET, Method::HEAD].contains(message.method());
+        if let Some(mut line) = self.pool.take(origin) {
+            match line.send(message.clone(), origin).await? {
+                Ok(answer) => return checked(answer, line, origin),
+                Err(failed) if failed.unsent || safe => {}
+                Err(failed) => return Err(broken(origin, failed.error)),
+            }
+        }
+        let mut line = self.open(origin).await?;
+        match line.send(message.clone(), origin).await? {
+            Ok(answer) => checked(answer, line, origin),
+            Err(failed) => Err(broken(origin, failed.error)),
+        }
+    }
+
+    async fn open(&self, origin: &Origin) -> Result<Line, HttpError> {
+        let open = |http2| Line::open(&*self.dialer, &self.options, origin, http2);
+        if !self.options.http2 || !origin.secure || self.pool.is_old(origin) {
+            return open(false).await;
+        }
+        match open(true).await {
+            Err(HttpError::Dial(error)) if error.kind == DialErrorKind::NoProtocol => {
+                self.pool.set_old(origin.clone());
+                open(false).await
+            }
+            Ok(line) => {
+                if let Some(shared) = line.share() {
+                    self.pool.put(origin.clone(), shared);
+                }
+                Ok(line)
+            }
+            other => other,
+        }
+    }
+
+    /// Where the answer sends whoever asked, if that is followed.
+    fn redirect<B>(
+        &self,
+        method: &Method,
+        origin: &Origin,
+        uri: &Uri,
+        answer: &Response<B>,
+    ) -> Result<Option<(Origin, Uri)>, HttpError> {
+        use StatusCode as S;
+        let moved = [
+            S::MOVED_PERMANENTLY,
+            S::FOUND,
+            S::SEE_OTHER,
+            S::TEMPORARY_REDIRECT,
+            S::PERMANENT_REDIRECT,
+        ];
+        let safe = [Method::GET, Method::HEAD].contains(method);
+        let rule = self.options.redirects;
+        if !safe || rule == Redirects::No || !moved.contains(&answer.status()) {
+            return Ok(None);
+        }
+        let Some(location) = answer.headers().get(LOCATION) else {
+            return Ok(None);
+        };
+        let refused = |to: String| HttpError::Redirect {
+            origin: origin.to_string(),
+            to,
+        };
+        let next = joined(uri, location).ok_or_else(|| refused("nowhere".to_owned()))?;
+        let to = Origin::of(&next).map_err(|_| refused(shown(&next)))?;
+        if rule == Redirects::SameOrigin && to != *origin {
+            return Err(refused(shown(&next)));
+        }
+        Ok(Some((to, next)))
+    }
+}
+
+fn broken(origin: &Origin, source: hyper::Error) -> HttpError {
+    HttpError::Broken {
+        origin: origin.to_string(),
+        source,
+    }
+}
+
+/// HTTP/2 counts the bytes of headers, and not how many there are.
+fn checked(
+    answer: Response<Incoming>,
+    line: Line,
+    origin: &Origin,
+) -> Result<(Response<Incoming>, Line), HttpError> {
+    match answer.headers().len() <= HEADERS_MAX {
+        true => Ok((answer, line)),
+        false => Err(HttpError::Headers {
+            origin: origin.to_string(),
+        }),
+    }
+}
+
+/// `location` as seen from `uri` (RFC 9110 section 10.2.2).
+fn joined(uri: &Uri, location: &HeaderValue) -> Option<Uri> {
+    let base = Url::parse(&uri.to_string()).ok()?;
+    let mut next = base.join(location.to_str().ok()?).ok()?;
+    next.set_fragment(None);
+    next.as_str().parse().ok()
+}
+
+/// What is sent to `uri`: with the node's credential only to whom it was meant for.
+fn message(
+    request: &Request<Bytes>,
+    uri: &Uri,
+    own: bool,
+    exchange: &Exchange,
+) -> Result<Request<Full<Bytes>>, HttpError> {
+    let mut headers = HeaderMap::with_capacity(request.headers().len() + 2);
+    for (name, value) in request.headers() {
+        let kept = match own {
+            true => !HOP.contains(name),
+            false => HARMLESS.contains(name) && !value.is_sensitive(),
+        };
+        if kept {
+            headers.append(name, value.clone());
+        }
+    }
+    let mut uri = uri.clone();
+    if let Some(credential) = exchange.credential.as_ref().filter(|_| own) {
+        let mut set = Ok(());
+        credential.authorize(&mut |place, name, value| {
+            set = authorize(place, name, value, &mut headers, &mut uri);
+        })?;
+        set?;
+    }
+    let body = match own {
+        true => request.body().clone(),
+        false => Bytes::new(),
+    };
+    let mut message = Request::new(Full::new(body));
+    *message.method_mut() = request.method().clone();
+    *message.uri_mut() = uri;
+    *message.headers_mut() = headers;
+    Ok(message)
+}
+
+/// Writes a secret to its place.
+fn authorize(
+    place: KeyPlace,
+    name: &str,
+    value: &[u8],
+    headers: &mut HeaderMap,
+    uri: &mut Uri,
+) -> Result<(), CapabilityError> {
+    let unusable = CapabilityError::Unusable;
+    let sensitive = |bytes: &[u8]| {
+        let mut value = HeaderValue::from_bytes(bytes).map_err(|_| unusable)?;
+        value.set_sensitive(true);
+        Ok::<_, CapabilityError>(value)
+    };
+    match place {
+        KeyPlace::Header => {
+            let name: HeaderName = name.parse().map_err(|_| unusable)?;
+            headers.insert(name, sensitive(value)?);
+        }
+        KeyPlace::Cookie => {
+            // What a cookie cannot hold would be a second one.
+            let plain = |byte: &u8| byte.is_ascii_graphic() && !b"\",;\\".contains(byte);
+            if !value.iter().all(plain) {
+                return Err(unusable);
+            }
+            let mut cookie = headers
+                .remove(COOKIE)
+                .map_or_else(Vec::new, |own| [own.as_bytes(), b"; "].concat());
+            cookie.extend_from_slice(&[name.as_bytes(), b"=", value].concat());
+            headers.insert(COOKIE, sensitive(&cookie)?);
+        }
+        KeyPlace::Query => {
+            let path = uri.path_and_query().map_or("/", |path| path.as_str());
+            let join = if path.contains('?') { '&' } else { '?' };
+            let name: String = byte_serialize(name.as_bytes()).collect();
+            let value: String = byte_serialize(value).collect();
+            let path = format!("{path}{join}{name}={value}");
+            let mut parts = uri.clone().into_parts();
+            parts.path_and_query = Some(path.parse().map_err(|_| unusable)?);
+            *uri = Uri::from_parts(parts).map_err(|_| unusable)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::{CapabilityKind, Power, Secret, capability};
+
+    use super::*;
+
+    fn key(place: KeyPlace) -> Exchange {
+        let (one, filler) = capability("one", CapabilityKind::ApiKey, Arc::new(|| true));
+        let (name, key) = ("x-key".to_owned(), Secret::new(b"s&cret".to_vec()));
+        filler.fill(Power::ApiKey { place, name, key });
+        Exchange::default().with_credential(Some(one))
+    }
+
+    fn sent(own: bool, exchange: &Exchange) -> Request<Full<Bytes>> {
+        let request = Request::get("https://api.example/a?b=c")
+            .header("accept", "text/plain")
+            .header("x-mine", "1")
+            .header("cookie", "a=b")
+            .header("connection", "x-mine")
+            .body(Bytes::from_static(b"body"))
+            .expect("a request");
+        message(&request, request.uri(), own, exchange).expect("a message")
+    }
+
+    #[test]
+    fn a_key_goes_where_it_belongs_and_to_nobody_else() {
+        let header = sent(true, &key(KeyPlace::Header));
+        assert_eq!(header.headers()["x-key"], "s&cret");
+        assert!(header.headers()["x-key"].is_sensitive());
+        assert!(!header.headers().contains_key("connection"));
+        let query = sent(true, &key(KeyPlace::Query));
+        assert_eq!(query.uri(), "https://api.example/a?b=c&x-key=s%26cret");
+        let cookie = sent(true, &key(KeyPlace::Cookie));
+        assert_eq!(cookie.headers()["cookie"], "a=b; x-key=s&cret");
+        for place in [KeyPlace::Header, KeyPlace::Query, KeyPlace::Cookie] {
+            let other = sent(false, &key(place));
+            assert_eq!(other.uri(), "https://api.example/a?b=c");
+            let names: Vec<_> = other.headers().keys().map(HeaderName::as_str).collect();
+            assert_eq!(names, ["accept"]);
+            let shown = format!("{:?}{:?}", key(place), sent(true, &key(place)).headers());
+            assert!(!shown.contains("s&cret"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn places_are_joined_as_browsers_do() {
+        let uri: Uri = "https://api.example/a/b?c=d".parse().expect("a URI");
+        for (location, to) in [
+            ("/x", "https://api.example/x"),
+            ("x?y", "https://api.example/a/x?y"),
+            ("../x#z", "https://api.example/x"),
+            ("//other.example/x", "https://other.example/x"),
+            ("http://api.example/", "http://api.example/"),
+        ] {
+            let location = HeaderValue::from_static(location);
+            assert_eq!(joined(&uri, &location).expect("a place"), to);
+        }
+    }
+}

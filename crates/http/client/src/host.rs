@@ -1,0 +1,141 @@
+//! Hosts that may be asked, as people write them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use alknet_core::{Host, PeerAddr};
+use thiserror::Error;
+
+/// A host that may be asked: `api.example.org`, `*.example.org` for every name below it, an address, each
+/// with `:PORT` if it is not 443.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRule {
+    /// Names below it, and not it.
+    below: bool,
+    place: PeerAddr,
+}
+
+impl HostRule {
+    /// Exactly that host and port.
+    #[must_use]
+    pub fn exactly(host: Host, port: u16) -> Self {
+        let pins = Vec::new();
+        Self {
+            below: false,
+            place: PeerAddr { pins, host, port },
+        }
+    }
+
+    /// Whether it is meant.
+    #[must_use]
+    pub fn allows(&self, host: &Host, port: u16) -> bool {
+        if self.place.port != port {
+            return false;
+        }
+        match (&self.place.host, host) {
+            (Host::Name(suffix), Host::Name(name)) if self.below => name
+                .strip_suffix(suffix.as_str())
+                .and_then(|rest| rest.strip_suffix('.'))
+                .is_some_and(|rest| !rest.is_empty()),
+            (own, host) => !self.below && own == host,
+        }
+    }
+}
+
+/// What is wrong with the text of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "'{0}' is no host; write a name like api.example.org, *.example.org for all below it, or an address, with :PORT if it is not 443"
+)]
+pub struct HostRuleError(String);
+
+impl FromStr for HostRule {
+    type Err = HostRuleError;
+
+    fn from_str(text: &str) -> Result<Self, HostRuleError> {
+        let wrong = || HostRuleError(text.to_owned());
+        let (below, rest) = match text.strip_prefix("*.") {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        if rest.contains('@') {
+            return Err(wrong());
+        }
+        let place: PeerAddr = rest.parse().map_err(|_| wrong())?;
+        if below && matches!(place.host, Host::Ip(_)) {
+            return Err(wrong());
+        }
+        Ok(Self {
+            below,
+            place: PeerAddr {
+                host: plain(place.host),
+                ..place
+            },
+        })
+    }
+}
+
+impl fmt::Display for HostRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let below = if self.below { "*." } else { "" };
+        write!(f, "{below}{}", self.place.address())
+    }
+}
+
+/// The dot at the end of a name, which makes it no other host.
+pub(crate) fn plain(host: Host) -> Host {
+    match host {
+        Host::Name(mut name) => {
+            if name.ends_with('.') {
+                name.pop();
+            }
+            Host::Name(name)
+        }
+        ip @ Host::Ip(_) => ip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_mean_hosts_and_ports() {
+        let allows = |rule: &str, at: &str| {
+            let at: PeerAddr = at.parse().expect(at);
+            let rule: HostRule = rule.parse().expect(rule);
+            rule.allows(&plain(at.host), at.port)
+        };
+        for (rule, at) in [
+            ("api.example.org", "api.example.org"),
+            ("API.example.org.", "api.example.org"),
+            ("*.example.org", "a.b.example.org"),
+            ("192.0.2.1:8443", "192.0.2.1:8443"),
+            ("[2001:db8::1]", "[2001:db8::1]:443"),
+        ] {
+            assert!(allows(rule, at), "{rule} {at}");
+        }
+        for (rule, at) in [
+            ("api.example.org", "api.example.org:8443"),
+            ("api.example.org", "example.org"),
+            ("*.example.org", "example.org"),
+            ("*.example.org", "evilexample.org"),
+            ("*.example.org", "192.0.2.1"),
+        ] {
+            assert!(!allows(rule, at), "{rule} {at}");
+        }
+        for bad in [
+            "",
+            "*",
+            "*.",
+            "*.192.0.2.1",
+            "a b",
+            "user@host",
+            "https://x",
+        ] {
+            assert!(bad.parse::<HostRule>().is_err(), "{bad}");
+        }
+        let shown: HostRule = "*.example.org".parse().expect("a rule");
+        assert_eq!(shown.to_string(), "*.example.org:443");
+    }
+}

@@ -1,0 +1,37 @@
+//! Requests of this node to other servers, over the one dialler.
+//!
+//! [`HttpClient`] speaks HTTP/1.1 and HTTP/2 over whatever [`Dialer`](alknet_core::Dialer) connects to,
+//! which decides by the rule of all diallers who is believed to be that server. What a caller lets it
+//! reach is in [`ClientOptions`]: which hosts, which addresses, and whether any of them without TLS. What
+//! one request needs is in [`Exchange`]. Everything has a limit, and no proxy, cookie or certificate comes
+//! from anywhere else.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # async fn example(dialer: Arc<dyn alknet_core::Dialer>) -> Result<(), Box<dyn std::error::Error>> {
+//! use alknet_http_client::{ClientOptions, HttpClient};
+//!
+//! let client = HttpClient::new(dialer, ClientOptions::default());
+//! let request = http::Request::get("https://api.example.org/version").body(Default::default())?;
+//! let answer = client.send(request).await?;
+//! let body = answer.into_body().collect_bounded(64 << 10).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod body;
+mod client;
+mod error;
+mod host;
+pub mod limits;
+mod line;
+mod options;
+mod origin;
+mod pool;
+mod retry;
+
+pub use body::ResponseBody;
+pub use client::HttpClient;
+pub use error::HttpError;
+pub use host::{HostRule, HostRuleError};
+pub use options::{ClientOptions, Exchange, Redirects};

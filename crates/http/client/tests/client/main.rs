@@ -1,0 +1,272 @@
+//! The client against servers of the tests' own, over TLS with a pinned key.
+
+mod server;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::{
+    CapabilityKind, DialErrorKind, Dialer, PeerAddr, Power, Reach, Secret, capability,
+};
+use alknet_http_client::limits::{HEADERS_MAX, REDIRECTS_MAX};
+use alknet_http_client::{ClientOptions, Exchange, HttpClient, HttpError, Redirects};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, Version};
+use http_body_util::BodyExt;
+use server::{Answer, Server};
+
+fn dialer() -> Arc<dyn Dialer> {
+    Arc::new(alknet_endpoint::Dialer::new(None))
+}
+
+/// May ask these servers, which are on this computer.
+fn options(servers: &[&Server]) -> ClientOptions {
+    let pinned = |server: &&Server| at(server.address).with_pins([server.pin]);
+    ClientOptions {
+        reach: Reach::Public {
+            also: vec!["127.0.0.1".parse().expect("a range")],
+        },
+        pinned: servers.iter().map(pinned).collect(),
+        ..ClientOptions::default()
+    }
+}
+
+fn client(server: &Server) -> HttpClient {
+    HttpClient::new(dialer(), options(&[server]))
+}
+
+fn at(address: SocketAddr) -> PeerAddr {
+    address.to_string().parse().expect("an address")
+}
+
+fn get(server: &Server, path: &str) -> Request<Bytes> {
+    let uri = format!("https://{}{path}", server.address);
+    Request::get(uri).body(Bytes::new()).expect("a request")
+}
+
+async fn text(answer: Response<alknet_http_client::ResponseBody>) -> String {
+    let body = answer.into_body().collect_bounded(1 << 20).await;
+    String::from_utf8(body.expect("a body").to_vec()).expect("text")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_versions_are_spoken_and_connections_are_used_again() {
+    let server = Server::start(true, |request| {
+        Answer::new(
+            200,
+            &format!("{:?} {}", request.version(), request.uri().path()),
+        )
+    })
+    .await;
+    for (http2, version) in [(false, Version::HTTP_11), (true, Version::HTTP_2)] {
+        let before = server.connections();
+        let mut options = options(&[&server]);
+        options.http2 = http2;
+        let client = HttpClient::new(dialer(), options);
+        for path in ["/a", "/b", "/c"] {
+            let answer = client.send(get(&server, path)).await.expect("an answer");
+            assert_eq!(answer.version(), version);
+            assert_eq!(text(answer).await, format!("{version:?} {path}"));
+        }
+        assert_eq!(server.connections() - before, 1, "{version:?}");
+    }
+    // A server without HTTP/2 gets what it knows, and is not asked twice.
+    let old = Server::start(false, |_| Answer::new(200, "old")).await;
+    let mut options = options(&[&old]);
+    options.http2 = true;
+    let client = HttpClient::new(dialer(), options);
+    let answer = client.send(get(&old, "/")).await.expect("an answer");
+    assert_eq!(answer.version(), Version::HTTP_11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirects_stay_where_they_are_allowed_and_carry_no_secret() {
+    let other = Server::start(false, |request| {
+        let names: Vec<_> = request.headers().keys().map(|name| name.as_str()).collect();
+        Answer::new(200, &names.join(" "))
+    })
+    .await;
+    let elsewhere = format!("https://{}/there", other.address);
+    let server = Server::start(false, move |request| match request.uri().path() {
+        "/loop" => Answer::new(302, "").with("location", "/loop"),
+        "/here" => Answer::new(307, "").with("location", "ok?x=1"),
+        "/away" => Answer::new(302, "").with("location", &elsewhere),
+        "/down" => Answer::new(302, "").with("location", "http://127.0.0.1/"),
+        path => Answer::new(200, path),
+    })
+    .await;
+    let strict = client(&server);
+    let followed = strict.send(get(&server, "/here")).await.expect("an answer");
+    assert_eq!(text(followed).await, "/ok");
+    let error = strict
+        .send(get(&server, "/away"))
+        .await
+        .expect_err("elsewhere");
+    assert!(matches!(error, HttpError::Redirect { .. }), "{error}");
+    let before = server.requests();
+    let error = strict
+        .send(get(&server, "/loop"))
+        .await
+        .expect_err("a circle");
+    assert!(matches!(error, HttpError::Redirects { .. }), "{error}");
+    assert_eq!(server.requests() - before, REDIRECTS_MAX + 1);
+    // Whatever is posted is not posted elsewhere.
+    let mut posted = get(&server, "/away");
+    *posted.method_mut() = http::Method::POST;
+    let answer = strict.send(posted).await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::FOUND);
+
+    let mut free = options(&[&server, &other]);
+    free.redirects = Redirects::Any;
+    let free = HttpClient::new(dialer(), free);
+    let (key, filler) = capability("key", CapabilityKind::Bearer, Arc::new(|| true));
+    filler.fill(Power::Bearer(Secret::new(b"hush".to_vec())));
+    let exchange = Exchange::default().with_credential(Some(key));
+    let mut request = get(&server, "/away");
+    for name in ["accept", "cookie", "x-api-key", "authorization"] {
+        request
+            .headers_mut()
+            .insert(name, "mine".parse().expect("a value"));
+    }
+    let answer = free.send_with(request, &exchange).await.expect("an answer");
+    assert_eq!(text(answer).await, "accept user-agent host");
+    let error = free.send(get(&server, "/down")).await.expect_err("no TLS");
+    assert!(matches!(error, HttpError::Plain(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_listed_is_dialled() {
+    let server = Server::start(false, |_| Answer::new(200, "")).await;
+    let refused = async |options: ClientOptions, uri: String| {
+        let request = Request::get(uri).body(Bytes::new()).expect("a request");
+        let client = HttpClient::new(dialer(), options);
+        client.send(request).await.expect_err("refused")
+    };
+    let https = format!("https://{}/", server.address);
+    let named = format!("https://localhost:{}/", server.address.port());
+    let kind = |error: HttpError| match error {
+        HttpError::Dial(error) => error.kind,
+        other => panic!("{other}"),
+    };
+    let mut far = options(&[&server]);
+    far.reach = ClientOptions::default().reach;
+    assert_eq!(
+        kind(refused(far.clone(), https.clone()).await),
+        DialErrorKind::OutOfReach
+    );
+    assert_eq!(
+        kind(refused(far.clone(), named).await),
+        DialErrorKind::OutOfReach
+    );
+    far.plain = vec![at(server.address)];
+    let plain = https.replace("https", "http");
+    assert_eq!(
+        kind(refused(far, plain.clone()).await),
+        DialErrorKind::OutOfReach
+    );
+    let error = refused(options(&[&server]), plain).await;
+    assert!(matches!(error, HttpError::Plain(_)), "{error}");
+    let mut hosts = options(&[&server]);
+    hosts.hosts = Some(vec!["api.example.org".parse().expect("a host")]);
+    let error = refused(hosts, https.clone()).await;
+    assert!(matches!(error, HttpError::Host(_)), "{error}");
+    let mut unpinned = options(&[&server]);
+    unpinned.pinned.clear();
+    assert_eq!(
+        kind(refused(unpinned, https.clone()).await),
+        DialErrorKind::UnknownPeer
+    );
+    let mut other = options(&[&server]);
+    other.pinned = vec![at(server.address).with_pins([alknet_core::PeerKey::Spki([7; 32])])];
+    assert_eq!(kind(refused(other, https).await), DialErrorKind::Impostor);
+    assert_eq!(server.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_servers_are_asked_where_they_are_listed() {
+    let server = Server::plain(|request| Answer::new(200, request.uri().path())).await;
+    let mut options = options(&[]);
+    options.plain = vec![at(server.address)];
+    let client = HttpClient::new(dialer(), options);
+    let uri = format!("http://{}/x", server.address);
+    let request = Request::get(uri).body(Bytes::new()).expect("a request");
+    let answer = client.send(request).await.expect("an answer");
+    assert_eq!(text(answer).await, "/x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_have_bounds() {
+    let server = Server::start(true, |request| match request.uri().path() {
+        "/long" => Answer::new(200, &"x".repeat(1000)),
+        "/headers" => {
+            let mut answer = Answer::new(200, "");
+            for n in 0..HEADERS_MAX + 10 {
+                answer = answer.with(&format!("x-{n}"), "1");
+            }
+            answer
+        }
+        "/wide" => Answer::new(200, "").with("x-wide", &"x".repeat(40 << 10)),
+        "/hang" => Answer::new(200, "begun").never_ending(),
+        "/silent" => Answer::silent(),
+        _ => Answer::new(404, ""),
+    })
+    .await;
+    for http2 in [false, true] {
+        let mut options = options(&[&server]);
+        options.http2 = http2;
+        let client = HttpClient::new(dialer(), options);
+        let long = client.send(get(&server, "/long")).await.expect("an answer");
+        let error = long
+            .into_body()
+            .collect_bounded(999)
+            .await
+            .expect_err("too long");
+        assert!(matches!(error, HttpError::TooLong(999)), "{error}");
+        let exact = client.send(get(&server, "/long")).await.expect("an answer");
+        let body = exact.into_body().collect_bounded(1000).await.expect("fits");
+        assert_eq!(body.len(), 1000);
+        for path in ["/headers", "/wide"] {
+            assert!(
+                client.send(get(&server, path)).await.is_err(),
+                "{path} {http2}"
+            );
+        }
+        let brief = Exchange {
+            idle: Duration::from_millis(50),
+            ..Exchange::default()
+        };
+        let hang = client.send_with(get(&server, "/hang"), &brief).await;
+        let mut body = hang.expect("a head").into_body();
+        let first = body.frame().await.expect("a frame").expect("data");
+        assert_eq!(first.into_data().expect("data"), "begun");
+        let error = body.frame().await.expect("an end").expect_err("silence");
+        assert!(matches!(error, HttpError::Idle(_)), "{error}");
+        let whole = Exchange {
+            whole: Some(Duration::from_millis(200)),
+            ..Exchange::default()
+        };
+        let hang = client.send_with(get(&server, "/hang"), &whole).await;
+        let body = hang.expect("a head").into_body();
+        let error = body.collect_bounded(100).await.expect_err("late");
+        assert!(matches!(error, HttpError::TimedOut(_)), "{error}");
+        let silent = client.send_with(get(&server, "/silent"), &whole).await;
+        assert!(matches!(silent, Err(HttpError::TimedOut(_))));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_nothing_is_asked_again() {
+    let server = Server::start(false, |_| Answer::new(503, "busy").with("retry-after", "0")).await;
+    let client = client(&server);
+    let exchange = Exchange {
+        retry: true,
+        ..Exchange::default()
+    };
+    let answer = client.send_with(get(&server, "/"), &exchange).await;
+    assert_eq!(answer.expect("an answer").status(), 503);
+    assert_eq!(server.requests(), 3);
+    let answer = client.send(get(&server, "/")).await;
+    assert_eq!(answer.expect("an answer").status(), 503);
+    assert_eq!(server.requests(), 4);
+}

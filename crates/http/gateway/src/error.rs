@@ -1,0 +1,201 @@
+//! Errors in the one form that every answer over HTTP has.
+
+use alknet_call::{CallError, ErrorCode, Refused};
+use http::StatusCode;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::caller::RequestId;
+use crate::limits::VIOLATIONS_MAX;
+
+/// What callers read of a fault of this node.
+const INTERNAL: &str = "the node failed; its log says more under the request's id";
+
+/// The code of an error, as programs compare it.
+pub type Code = ErrorCode;
+
+/// Why a request was not done: `{"error":{…}}` and a status.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[error("{status}: {error}")]
+pub struct ApiError {
+    /// The status of the answer.
+    pub status: StatusCode,
+    /// What is said about it.
+    pub error: Box<CallError>,
+}
+
+impl ApiError {
+    /// An error of the gateway itself.
+    pub fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            error: Box::new(CallError::new(code, message)),
+        }
+    }
+
+    /// The request is not what the path takes: 400. `pointer` names the member, by RFC 6901.
+    pub fn malformed(pointer: &str, message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidInput, message);
+        error.error.details = Some(Box::new(json!({ "pointer": pointer })));
+        error
+    }
+
+    /// A token is needed and there is none, or it stands for nobody: 401.
+    pub fn unauthenticated(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            ErrorCode::Unauthenticated,
+            message,
+        )
+    }
+
+    /// Nothing here, or nothing the caller may know of: 404.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, ErrorCode::NotFound, message)
+    }
+
+    /// A limit was reached: 429.
+    pub fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> Self {
+        let mut error = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::Overloaded,
+            message,
+        );
+        error.error.retry_after_ms = Some(retry_after_ms);
+        error
+    }
+
+    /// A call's error as the caller of `request_id` gets it. `known`: whether somebody asks at all.
+    pub(crate) fn of_call(refused: Refused, known: bool, request_id: &RequestId) -> Self {
+        let Refused {
+            mut error,
+            http_status,
+        } = refused;
+        // Whoever is nobody is asked for a token first.
+        if error.code == ErrorCode::Forbidden && !known {
+            error.code = ErrorCode::Unauthenticated;
+        }
+        let status = status(&error, http_status);
+        if matches!(error.code, ErrorCode::Internal | ErrorCode::InvalidOutput) {
+            tracing::error!(%request_id, "a call failed: {error}");
+            error.message = INTERNAL.to_owned();
+            error.details = None;
+        }
+        if let Some(violations) = error.details.as_deref_mut().and_then(Value::as_array_mut) {
+            violations.truncate(VIOLATIONS_MAX);
+        }
+        Self {
+            status,
+            error: Box::new(error),
+        }
+    }
+
+    /// Seconds for `Retry-After`, rounded up; only where another try can help.
+    #[must_use]
+    pub fn retry_after_s(&self) -> Option<u64> {
+        let told = self.error.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
+        let expected = [
+            StatusCode::TOO_MANY_REQUESTS,
+            StatusCode::SERVICE_UNAVAILABLE,
+        ];
+        told.or_else(|| expected.contains(&self.status).then_some(1))
+    }
+
+    /// The object behind `"error"`.
+    #[must_use]
+    pub fn object(&self, request_id: &RequestId) -> Value {
+        let error = &self.error;
+        let mut object = json!({
+            "code": error.code,
+            "message": error.message,
+            "retryable": error.retryable,
+        });
+        if let Some(details) = &error.details {
+            object["details"] = (**details).clone();
+        }
+        object["request_id"] = request_id.as_str().into();
+        object
+    }
+
+    /// The whole body.
+    #[must_use]
+    pub fn body(&self, request_id: &RequestId) -> Value {
+        json!({ "error": self.object(request_id) })
+    }
+}
+
+fn status(error: &CallError, declared: Option<u16>) -> StatusCode {
+    let ErrorCode::Operation(name) = &error.code else {
+        // 499 is for the log: nobody is there to read it.
+        let table = error.code.http_status();
+        return StatusCode::from_u16(table).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    };
+    let imported = || name.strip_prefix("HTTP_")?.parse().ok();
+    let number = declared.or_else(imported);
+    match number {
+        None => StatusCode::UNPROCESSABLE_ENTITY,
+        Some(number @ 400..=599) => {
+            StatusCode::from_u16(number).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        }
+        Some(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: ErrorCode, http_status: Option<u16>) -> Refused {
+        Refused {
+            error: CallError::new(code, "secret cause"),
+            http_status,
+        }
+    }
+
+    fn status_of(code: &str, declared: Option<u16>, known: bool) -> u16 {
+        let error = refused(ErrorCode::from_name(code), declared);
+        ApiError::of_call(error, known, &RequestId::next())
+            .status
+            .as_u16()
+    }
+
+    #[test]
+    fn codes_have_the_status_of_the_table() {
+        for (code, status) in [
+            ("NOT_FOUND", 404),
+            ("UNAUTHENTICATED", 401),
+            ("FORBIDDEN", 403),
+            ("INVALID_INPUT", 422),
+            ("INVALID_OPERATION_TYPE", 400),
+            ("CONFLICT", 409),
+            ("PAYLOAD_TOO_LARGE", 413),
+            ("OVERLOADED", 429),
+            ("INTERNAL", 500),
+            ("INVALID_OUTPUT", 500),
+            ("UNAVAILABLE", 503),
+            ("TIMEOUT", 504),
+        ] {
+            assert_eq!(status_of(code, None, true), status, "{code}");
+        }
+        assert_eq!(status_of("FORBIDDEN", None, false), 401);
+        assert_eq!(status_of("DISK_FULL", None, true), 422);
+        assert_eq!(status_of("DISK_FULL", Some(507), true), 507);
+        assert_eq!(status_of("DISK_FULL", Some(200), true), 500);
+        assert_eq!(status_of("HTTP_418", None, true), 418);
+    }
+
+    #[test]
+    fn faults_of_the_node_say_nothing_but_where_to_look() {
+        let id = RequestId::next();
+        let error = ApiError::of_call(refused(ErrorCode::Internal, None), true, &id);
+        let body = error.body(&id).to_string();
+        assert!(!body.contains("secret") && body.contains(id.as_str()));
+    }
+
+    #[test]
+    fn waiting_times_are_rounded_up() {
+        assert_eq!(ApiError::overloaded("", 1).retry_after_s(), Some(1));
+        assert_eq!(ApiError::overloaded("", 2001).retry_after_s(), Some(3));
+        assert_eq!(ApiError::not_found("").retry_after_s(), None);
+    }
+}

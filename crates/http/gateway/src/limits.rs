@@ -1,0 +1,48 @@
+//! Bounds of calls over HTTP. The defaults; the `[http]` section of the configuration changes some.
+
+use std::time::Duration;
+
+/// Bytes of a request's body on `/call`, `/batch` and `/subscribe`.
+pub const CALL_BYTES_MAX: usize = 8 << 20;
+/// Nested arrays and objects in a request's body.
+pub const NESTING_MAX: usize = 64;
+/// The longest time a request may ask for, in milliseconds.
+pub const TIMEOUT_MS_MAX: u64 = 600_000;
+/// Calls in one batch.
+pub const BATCH_CALLS_MAX: usize = 64;
+/// Calls of one batch that run at once.
+pub const BATCH_PARALLEL: usize = 8;
+/// Time that a batch has for all its calls.
+pub const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of the id of a call in a batch.
+pub const BATCH_ID_BYTES_MAX: usize = 64;
+/// Operations on a page of `/search`.
+pub const SEARCH_LIMIT: usize = 50;
+/// The most a page may be asked to have.
+pub const SEARCH_LIMIT_MAX: usize = 500;
+/// Bytes of what is searched for.
+pub const SEARCH_BYTES_MAX: usize = 256;
+/// Calls that run at once for the whole node.
+pub const CALLS_PER_NODE: usize = 256;
+/// Calls that run at once for one identity.
+pub const CALLS_PER_IDENTITY: usize = 32;
+/// Streams of events open at once for one identity.
+pub const STREAMS_PER_IDENTITY: usize = 64;
+/// Requests a second for one identity, on average.
+pub const REQUESTS_PER_SECOND: u32 = 50;
+/// Requests one identity may make at once before the average counts.
+pub const REQUESTS_BURST: u32 = 200;
+/// Requests a second without an identity, for one network address.
+pub const STRANGER_REQUESTS_PER_SECOND: u32 = 10;
+/// Requests a stranger may make at once before the average counts.
+pub const STRANGER_REQUESTS_BURST: u32 = 40;
+/// Identities and addresses whose requests are counted at once.
+pub const ACCOUNTS_MAX: usize = 8192;
+/// How long a ticket for a stream of events can be used.
+pub const TICKET_TIME: Duration = Duration::from_secs(30);
+/// Tickets that wait to be used.
+pub const TICKETS_MAX: usize = 1024;
+/// Bytes of what tickets keep of their requests, together.
+pub const TICKET_BYTES_MAX: usize = 16 << 20;
+/// Violations of a schema listed in one error.
+pub const VIOLATIONS_MAX: usize = 10;

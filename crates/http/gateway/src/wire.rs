@@ -1,0 +1,558 @@
+//! The shapes of requests and answers. They are a contract: see `docs/http.md`.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use alknet_call::{ErrorDef, OperationSpec, OperationType, read_object};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+use crate::limits::{
+    NESTING_MAX, SEARCH_BYTES_MAX, SEARCH_LIMIT, SEARCH_LIMIT_MAX, TIMEOUT_MS_MAX,
+};
+
+/// Body of `/call` and `/subscribe`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallRequest<'a> {
+    /// The operation, with a leading slash or without.
+    #[serde(borrow)]
+    pub operation: Cow<'a, str>,
+    /// Its input; absent stands for `null`.
+    #[serde(borrow, default)]
+    pub input: Option<&'a RawValue>,
+    /// The answer is wanted within so many milliseconds.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// A mutation asked for again with the same key runs once.
+    #[serde(borrow, default)]
+    pub idempotency_key: Option<Cow<'a, str>>,
+    /// The peer that the call is passed on to.
+    #[serde(borrow, default)]
+    pub peer: Option<Cow<'a, str>>,
+}
+
+/// Members of [`CallRequest`] and what each has to be.
+const CALL_MEMBERS: [(&str, Kind); 5] = [
+    ("operation", Kind::Text),
+    ("input", Kind::Any),
+    ("timeout_ms", Kind::Number),
+    ("idempotency_key", Kind::Text),
+    ("peer", Kind::Text),
+];
+
+impl<'a> CallRequest<'a> {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 that names the member that is wrong.
+    pub fn read(body: &'a [u8]) -> Result<Self, ApiError> {
+        read_object(body, NESTING_MAX)
+            .map_err(|error| diagnose(body, "", &CALL_MEMBERS, &["operation"], error.message))
+    }
+
+    /// What is asked for; `body` is what it was read from.
+    ///
+    /// # Errors
+    /// 400 where the time is out of range.
+    pub fn invocation(&self, body: &Bytes) -> Result<Invocation, ApiError> {
+        let timeout_ms = self.timeout_ms;
+        if timeout_ms.is_some_and(|ms| !(1..=TIMEOUT_MS_MAX).contains(&ms)) {
+            let message = format!("timeout_ms is 1 to {TIMEOUT_MS_MAX}");
+            return Err(ApiError::malformed("/timeout_ms", message));
+        }
+        let input = self.input.map(|raw| body.slice_ref(raw.get().as_bytes()));
+        Ok(Invocation {
+            operation: self.operation.as_ref().to_owned(),
+            input,
+            timeout: timeout_ms.map(Duration::from_millis),
+            idempotency_key: self.idempotency_key.as_deref().map(str::to_owned),
+            peer: self.peer.as_deref().map(str::to_owned),
+        })
+    }
+}
+
+/// A call that is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Invocation {
+    /// The operation, with a leading slash or without.
+    pub operation: String,
+    /// Checked JSON text; `None` stands for `null`.
+    pub input: Option<Bytes>,
+    /// The answer is wanted within this time.
+    pub timeout: Option<Duration>,
+    /// A mutation asked for again with the same key runs once.
+    pub idempotency_key: Option<String>,
+    /// The peer that the call is passed on to.
+    pub peer: Option<String>,
+}
+
+impl Invocation {
+    /// A call of an operation with an input.
+    #[must_use]
+    pub fn of(operation: &str, input: &Value) -> Self {
+        Self {
+            operation: operation.to_owned(),
+            input: Some(input.to_string().into()),
+            ..Self::default()
+        }
+    }
+}
+
+/// Body of `/batch`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchRequest<'a> {
+    /// The calls, 64 at most.
+    #[serde(borrow)]
+    pub calls: Vec<BatchItem<'a>>,
+    /// How they follow each other.
+    #[serde(default)]
+    pub mode: BatchMode,
+}
+
+/// One call of a batch.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchItem<'a> {
+    /// What its result is called; no other has it.
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+    /// As in [`CallRequest`].
+    #[serde(borrow)]
+    pub operation: Cow<'a, str>,
+    /// As in [`CallRequest`].
+    #[serde(borrow, default)]
+    pub input: Option<&'a RawValue>,
+    /// As in [`CallRequest`].
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// As in [`CallRequest`].
+    #[serde(borrow, default)]
+    pub idempotency_key: Option<Cow<'a, str>>,
+    /// As in [`CallRequest`].
+    #[serde(borrow, default)]
+    pub peer: Option<Cow<'a, str>>,
+}
+
+/// How the calls of a batch follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchMode {
+    /// Eight at once.
+    #[default]
+    Parallel,
+    /// One after the other.
+    Sequential,
+    /// One after the other, and none after one that fails.
+    StopOnError,
+}
+
+const ITEM_MEMBERS: [(&str, Kind); 6] = [
+    ("id", Kind::Text),
+    CALL_MEMBERS[0],
+    CALL_MEMBERS[1],
+    CALL_MEMBERS[2],
+    CALL_MEMBERS[3],
+    CALL_MEMBERS[4],
+];
+
+impl<'a> BatchRequest<'a> {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 that names the member that is wrong.
+    pub fn read(body: &'a [u8]) -> Result<Self, ApiError> {
+        read_object(body, NESTING_MAX).map_err(|error| {
+            let members = [("calls", Kind::List), ("mode", Kind::Text)];
+            let outer = diagnose(body, "", &members, &["calls"], error.message);
+            let items = serde_json::from_slice::<Value>(body).ok();
+            let items = items
+                .as_ref()
+                .and_then(|value| value.get("calls")?.as_array());
+            // The first call that is wrong by itself says more than the whole does.
+            let wrong = items
+                .into_iter()
+                .flatten()
+                .enumerate()
+                .find_map(|(n, item)| {
+                    let at = format!("/calls/{n}");
+                    fault(item, &at, &ITEM_MEMBERS, &["id", "operation"])
+                });
+            wrong.unwrap_or(outer)
+        })
+    }
+}
+
+impl BatchItem<'_> {
+    /// What is asked for; `body` is what it was read from.
+    ///
+    /// # Errors
+    /// 400 where the time is out of range.
+    pub fn invocation(&self, body: &Bytes) -> Result<Invocation, ApiError> {
+        let request = CallRequest {
+            operation: self.operation.clone(),
+            input: self.input,
+            timeout_ms: self.timeout_ms,
+            idempotency_key: self.idempotency_key.clone(),
+            peer: self.peer.clone(),
+        };
+        request.invocation(body)
+    }
+}
+
+/// Result of one call of a batch.
+#[derive(Clone, Debug)]
+pub struct BatchResult {
+    /// The id of the call.
+    pub id: String,
+    /// Its output, or why there is none.
+    pub outcome: Result<alknet_call::Output, ApiError>,
+}
+
+/// What is searched for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// A part of a name, a summary or a tag, in any case.
+    pub q: String,
+    /// The first part of names.
+    pub namespace: Option<String>,
+    /// Only operations of this type.
+    pub op_type: Option<OperationType>,
+    /// Leave out what answers many times.
+    pub no_subscriptions: bool,
+    /// The most a page has.
+    pub limit: Option<usize>,
+    /// The last name of the page before.
+    pub cursor: Option<String>,
+}
+
+impl Query {
+    /// Takes one member of a query string, or of a tool's arguments.
+    ///
+    /// # Errors
+    /// 400 that names it.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), ApiError> {
+        let at = || format!("/{name}");
+        if value.len() > SEARCH_BYTES_MAX {
+            let message = format!("'{name}' has at most {SEARCH_BYTES_MAX} bytes");
+            return Err(ApiError::malformed(&at(), message));
+        }
+        match name {
+            "q" => self.q = value.to_lowercase(),
+            "namespace" => self.namespace = Some(value.to_owned()),
+            "cursor" => self.cursor = Some(value.to_owned()),
+            "type" => {
+                self.op_type = Some(match value {
+                    "query" => OperationType::Query,
+                    "mutation" => OperationType::Mutation,
+                    "subscription" => OperationType::Subscription,
+                    _ => {
+                        let message = "type is query, mutation or subscription";
+                        return Err(ApiError::malformed(&at(), message));
+                    }
+                });
+            }
+            "limit" => {
+                let limit = value.parse().ok();
+                let limit = limit.filter(|n| (1..=SEARCH_LIMIT_MAX).contains(n));
+                self.limit = Some(limit.ok_or_else(|| {
+                    let message = format!("limit is 1 to {SEARCH_LIMIT_MAX}");
+                    ApiError::malformed(&at(), message)
+                })?);
+            }
+            _ => {
+                let message = format!(
+                    "there is no '{name}' here; there are q, namespace, type, limit and cursor"
+                );
+                return Err(ApiError::malformed(&at(), message));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit.unwrap_or(SEARCH_LIMIT)
+    }
+
+    pub(crate) fn finds(&self, spec: &OperationSpec) -> bool {
+        let text = |text: &str| text.to_lowercase().contains(&self.q);
+        let namespace = self.namespace.as_deref();
+        let cursor = self.cursor.as_deref().unwrap_or_default();
+        spec.name.as_str() > cursor.strip_prefix('/').unwrap_or(cursor)
+            && namespace.is_none_or(|namespace| spec.namespace == namespace)
+            && self.op_type.is_none_or(|kind| spec.op_type == kind)
+            && !(self.no_subscriptions && spec.op_type == OperationType::Subscription)
+            && (self.q.is_empty()
+                || text(&format!("/{}", spec.name))
+                || text(&spec.description)
+                || spec.tags.iter().any(|tag| text(tag)))
+    }
+}
+
+/// Answer of `/search`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Page {
+    /// What was found, in order of name.
+    pub operations: Vec<Summary>,
+    /// Where the next page begins.
+    pub next: Option<String>,
+}
+
+/// One operation in short.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Its name, with the leading slash.
+    pub operation: String,
+    /// Query, mutation or subscription.
+    #[serde(rename = "type")]
+    pub op_type: OperationType,
+    /// What it does, in a line.
+    pub summary: String,
+    /// The first part of its name.
+    pub namespace: String,
+    /// `ok`: only what may be called is listed.
+    pub access: &'static str,
+}
+
+impl Summary {
+    pub(crate) fn of(spec: &OperationSpec) -> Self {
+        Self {
+            operation: format!("/{}", spec.name),
+            op_type: spec.op_type,
+            summary: summary(spec),
+            namespace: spec.namespace.clone(),
+            access: "ok",
+        }
+    }
+}
+
+/// The first line of a description.
+fn summary(spec: &OperationSpec) -> String {
+    spec.description
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Answer of `/schema`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// Its name, with the leading slash.
+    pub operation: String,
+    /// Query, mutation or subscription.
+    #[serde(rename = "type")]
+    pub op_type: OperationType,
+    /// What it does, in a line.
+    pub summary: String,
+    /// What it does.
+    pub description: String,
+    /// JSON Schema of the input.
+    pub input_schema: Value,
+    /// JSON Schema of the output, or of each event.
+    pub output_schema: Value,
+    /// Errors of its own.
+    pub errors: Vec<ErrorShape>,
+    /// Inputs to try.
+    pub examples: Vec<Value>,
+}
+
+/// An error that an operation declares.
+#[derive(Clone, Debug, Serialize)]
+pub struct ErrorShape {
+    /// Its code.
+    pub code: String,
+    /// The status it comes with.
+    pub http_status: u16,
+    /// JSON Schema of its details.
+    pub schema: Value,
+}
+
+impl Description {
+    pub(crate) fn of(spec: &OperationSpec) -> Self {
+        let error = |declared: &ErrorDef| ErrorShape {
+            code: declared.code.clone(),
+            http_status: declared.http_status.unwrap_or(422),
+            schema: declared.schema.clone(),
+        };
+        Self {
+            operation: format!("/{}", spec.name),
+            op_type: spec.op_type,
+            summary: summary(spec),
+            description: spec.description.clone(),
+            input_schema: spec.input_schema.clone(),
+            output_schema: spec.output_schema.clone(),
+            errors: spec.error_schemas.iter().map(error).collect(),
+            examples: examples(&spec.input_schema),
+        }
+    }
+}
+
+/// JSON Schema has a place for them.
+fn examples(schema: &Value) -> Vec<Value> {
+    let listed = schema.get("examples").and_then(Value::as_array);
+    listed.cloned().unwrap_or_default()
+}
+
+/// What a member has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Any,
+    List,
+    Number,
+    Text,
+}
+
+impl Kind {
+    fn takes(self, value: &Value) -> bool {
+        match self {
+            Self::Any => true,
+            Self::List => value.is_array(),
+            Self::Number => value.is_u64() || value.is_null(),
+            Self::Text => value.is_string(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Any => "anything",
+            Self::List => "a list",
+            Self::Number => "a whole number that is not negative",
+            Self::Text => "a string",
+        }
+    }
+}
+
+/// Why a body was not taken, with the place of what is wrong where that can be told.
+fn diagnose(
+    body: &[u8],
+    at: &str,
+    members: &[(&str, Kind)],
+    needed: &[&str],
+    otherwise: String,
+) -> ApiError {
+    let value = serde_json::from_slice::<Value>(body).ok();
+    let fault = value.and_then(|value| fault(&value, at, members, needed));
+    fault.unwrap_or_else(|| ApiError::malformed(at, otherwise))
+}
+
+fn fault(value: &Value, at: &str, members: &[(&str, Kind)], needed: &[&str]) -> Option<ApiError> {
+    let Some(object) = value.as_object() else {
+        return Some(ApiError::malformed(at, "an object is expected"));
+    };
+    let missing = needed.iter().find(|name| !object.contains_key(**name));
+    wrong_member(object, at, members).or_else(|| {
+        let name = missing?;
+        Some(ApiError::malformed(at, format!("'{name}' is missing")))
+    })
+}
+
+fn wrong_member(
+    object: &Map<String, Value>,
+    at: &str,
+    members: &[(&str, Kind)],
+) -> Option<ApiError> {
+    object.iter().find_map(|(name, value)| {
+        // RFC 6901 section 3.
+        let pointer = format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
+        match members.iter().find(|(known, _)| known == name) {
+            None => Some(ApiError::malformed(
+                &pointer,
+                format!("'{name}' is not known here"),
+            )),
+            Some((_, kind)) if !kind.takes(value) => {
+                let message = format!("'{name}' has to be {}", kind.name());
+                Some(ApiError::malformed(&pointer, message))
+            }
+            Some(_) => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(body: &str) -> (String, String) {
+        let error = CallRequest::read(body.as_bytes()).expect_err("refused");
+        assert_eq!(error.status, 400);
+        let details = error.error.details.expect("details");
+        let pointer = details["pointer"].as_str().expect("a pointer").to_owned();
+        (pointer, error.error.message)
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(refused("{}").1, "'operation' is missing");
+        assert_eq!(refused("[]").1, "an object is expected");
+        assert_eq!(refused(r#"{"operation":7}"#).0, "/operation");
+        assert_eq!(refused(r#"{"operation":"a/b","x/y":1}"#).0, "/x~1y");
+        let (at, message) = refused(r#"{"operation":"a/b","timeout_ms":-1}"#);
+        assert!(at == "/timeout_ms" && message.contains("not negative"));
+        let twice = refused(r#"{"operation":"a/b","operation":"a/c"}"#).1;
+        assert!(
+            twice.contains("duplicate") || twice.contains("twice"),
+            "{twice}"
+        );
+        assert!(refused("{").0.is_empty());
+    }
+
+    #[test]
+    fn inputs_are_slices_of_the_body() {
+        let body = Bytes::from_static(br#"{"operation":"/a/b","input": {"n":1}}"#);
+        let request = CallRequest::read(&body).expect("fine");
+        let invocation = request.invocation(&body).expect("fine");
+        assert_eq!(invocation.input.as_deref(), Some(&br#"{"n":1}"#[..]));
+        assert_eq!(invocation.operation, "/a/b");
+    }
+
+    #[test]
+    fn times_out_of_range_are_refused() {
+        for ms in ["0", "600001"] {
+            let body = Bytes::from(format!(r#"{{"operation":"a/b","timeout_ms":{ms}}}"#));
+            let request = CallRequest::read(&body).expect("a number");
+            assert!(request.invocation(&body).is_err(), "{ms}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_call_of_a_batch_is_named_by_its_place() {
+        let body = br#"{"calls":[{"id":"a","operation":"a/b"},{"id":"b","op":"a/b"}]}"#;
+        let error = BatchRequest::read(body).expect_err("refused");
+        assert_eq!(
+            error.error.details.expect("details")["pointer"],
+            "/calls/1/op"
+        );
+    }
+
+    #[test]
+    fn deep_bodies_are_refused() {
+        let deep = format!(
+            r#"{{"operation":"a/b","input":{}1{}}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        assert!(CallRequest::read(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn queries_take_what_they_know() {
+        let mut query = Query::default();
+        for (name, value) in [("q", "Disk"), ("type", "query"), ("limit", "500")] {
+            query.set(name, value).expect("fine");
+        }
+        assert_eq!((query.q.as_str(), query.limit()), ("disk", 500));
+        for (name, value) in [
+            ("limit", "0"),
+            ("limit", "501"),
+            ("type", "x"),
+            ("sort", "a"),
+        ] {
+            assert!(query.set(name, value).is_err(), "{name}={value}");
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! The connection to one server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::{AdapterError, Body, CallError, Ctx, ErrorCode, Output};
+use alknet_core::{Capability, DialErrorKind};
+use alknet_http_client::{HttpClient, HttpError};
+use arc_swap::ArcSwapOption;
+use rmcp::model::{
+    CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest, ElicitRequestParams,
+    ElicitResult, ErrorCode as RpcCode, Implementation, ListRootsRequestMethod, ListToolsRequest,
+    PaginatedRequestParams, ProtocolVersion, ServerResult, SubscriptionFilter, Tool,
+};
+use rmcp::service::{
+    ClientInitializeError, ClientLifecycleMode, ClientServiceExt, NotificationContext, Peer,
+    RequestContext, RunningService, ServiceError,
+};
+use rmcp::transport::StreamableHttpClientTransport;
+use rmcp::transport::streamable_http_client::{
+    StreamableHttpClientTransportConfig, StreamableHttpError,
+};
+use rmcp::{ClientHandler, ErrorData, RoleClient};
+use serde_json::Value;
+use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::time::{Instant, timeout};
+
+use crate::client::tools::{SERVER_ERROR, bytes, shown};
+use crate::client::transport::Http;
+use crate::client::{McpImport, answer};
+use crate::limits::{
+    CALL_TIMEOUT, CALLS_MAX, EVENT_BYTES_MAX, LISTING_BYTES_MAX, LISTING_TIMEOUT, PAGES_MAX,
+    RETRY_FIRST, RETRY_LONGEST, TOOLS_MAX,
+};
+
+/// One server.
+pub(super) struct Remote {
+    pub(super) import: McpImport,
+    http: Http,
+    state: Mutex<State>,
+    calls: Semaphore,
+    changed: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    running: Option<RunningService<RoleClient, Refusing>>,
+    failures: u32,
+    /// When it is tried again at the earliest, and why it failed.
+    again: Option<(Instant, Failed)>,
+}
+
+impl Remote {
+    pub(super) fn new(client: HttpClient, import: McpImport) -> Self {
+        Self {
+            import,
+            http: Http::new(client, Arc::new(ArcSwapOption::empty())),
+            state: Mutex::default(),
+            calls: Semaphore::new(CALLS_MAX),
+            changed: Arc::default(),
+        }
+    }
+
+    /// With what requests are made from now on. It is the same for whoever was granted it: only who asks
+    /// without it differs, and does not get here.
+    pub(super) fn authorise(&self, capability: Option<&Capability>) {
+        let capability = capability.cloned().map(Arc::new);
+        self.http.credential.store(capability);
+    }
+
+    /// Waits until the server says that its tools changed.
+    pub(super) async fn told(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Every tool on every page.
+    pub(super) async fn list(&self) -> Result<Vec<Tool>, Failed> {
+        let peer = self.peer().await?;
+        let mut tools = Vec::new();
+        let mut size = 0;
+        let mut cursor = None;
+        for _ in 0..PAGES_MAX {
+            let request = ListToolsRequest {
+                params: Some(PaginatedRequestParams::default().with_cursor(cursor)),
+                ..ListToolsRequest::default()
+            };
+            let request = ClientRequest::ListToolsRequest(request);
+            let ServerResult::ListToolsResult(page) = peer.send_request(request).await? else {
+                return Err(Failed::Protocol("its list of tools is none".to_owned()));
+            };
+            size += page.tools.iter().map(bytes).sum::<usize>();
+            tools.extend(page.tools);
+            if tools.len() > TOOLS_MAX {
+                return Err(Failed::TooLarge("tools"));
+            }
+            if size > LISTING_BYTES_MAX {
+                return Err(Failed::TooLarge("schemas"));
+            }
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                return Ok(tools);
+            }
+        }
+        Err(Failed::TooLarge("pages of tools"))
+    }
+
+    /// Calls a tool. Dropping the future tells the server that nobody waits any more.
+    pub(super) async fn call(
+        &self,
+        tool: &str,
+        typed: bool,
+        input: Body,
+        ctx: &Ctx,
+    ) -> Result<Output, CallError> {
+        if let Some(name) = &self.import.credential {
+            self.authorise(Some(ctx.capabilities().get(name)?));
+        }
+        let arguments = match input.value() {
+            Value::Object(members) => Some(members.clone()),
+            Value::Null => None,
+            _ => return Err(CallError::invalid_input("a tool takes an object")),
+        };
+        let _place = self.calls.try_acquire().map_err(|_| {
+            let message = format!("{CALLS_MAX} calls of this server are under way");
+            CallError::new(ErrorCode::Overloaded, message)
+        })?;
+        let mut request = CallToolRequestParams::new(tool.to_owned());
+        request.arguments = arguments;
+        let work = async {
+            let peer = self.peer().await?;
+            Ok::<_, Failed>(peer.call_tool_once(request).await?)
+        };
+        // Requests from outside have deadlines; calls between operations may have none.
+        let response = match ctx.deadline() {
+            Some(_) => work.await,
+            None => timeout(CALL_TIMEOUT, work)
+                .await
+                .unwrap_or_else(|_| Err(Failed::late(CALL_TIMEOUT))),
+        };
+        answer::outcome(response.map_err(CallError::from)?, typed)
+    }
+
+    /// The connection, made anew where it is lost and the time for that has come.
+    async fn peer(&self) -> Result<Peer<RoleClient>, Failed> {
+        let mut state = self.state.lock().await;
+        if let Some(running) = &state.running
+            && !running.is_closed()
+            && !running.is_transport_closed()
+        {
+            return Ok(running.peer().clone());
+        }
+        state.running = None;
+        if let Some((when, why)) = &state.again
+            && Instant::now() < *when
+        {
+            return Err(why.clone());
+        }
+        match self.connect().await {
+            Ok(running) => {
+                let peer = running.peer().clone();
+                *state = State {
+                    running: Some(running),
+                    ..State::default()
+                };
+                Ok(peer)
+            }
+            // Nobody was bothered, and it may be put right at any moment.
+            Err(error @ Failed::Here(_)) => Err(error),
+            Err(error) => {
+                let wait = RETRY_FIRST.saturating_mul(1 << state.failures.min(16));
+                state.failures = state.failures.saturating_add(1);
+                let wait = wait.min(RETRY_LONGEST);
+                state.again = Some((Instant::now() + wait, error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<RunningService<RoleClient, Refusing>, Failed> {
+        let mut config = StreamableHttpClientTransportConfig::with_uri(&*self.import.url)
+            .max_concurrent_requests(CALLS_MAX);
+        config.max_sse_event_size = EVENT_BYTES_MAX;
+        let transport = StreamableHttpClientTransport::with_client(self.http.clone(), config);
+        let handler = Refusing(Arc::clone(&self.changed));
+        let lifecycle = ClientLifecycleMode::Auto {
+            preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+            legacy_version: Some(ProtocolVersion::V_2025_11_25),
+        };
+        let running = handler.serve_with_lifecycle(transport, lifecycle);
+        let running = timeout(LISTING_TIMEOUT, running)
+            .await
+            .map_err(|_| Failed::late(LISTING_TIMEOUT))??;
+        self.follow(running.peer());
+        Ok(running)
+    }
+
+    /// Servers of the newest version say what changed only to whoever asks for it; older ones say it to
+    /// everybody ([`ClientHandler::on_tool_list_changed`]).
+    fn follow(&self, peer: &Peer<RoleClient>) {
+        let newest = ProtocolVersion::V_2026_07_28;
+        let asks = peer.peer_info().is_some_and(|info| {
+            let tools = info.capabilities.tools.as_ref();
+            info.protocol_version.as_str() >= newest.as_str()
+                && tools.is_some_and(|tools| tools.list_changed == Some(true))
+        });
+        if !asks {
+            return;
+        }
+        let (peer, changed) = (peer.clone(), Arc::clone(&self.changed));
+        tokio::spawn(async move {
+            let filter = SubscriptionFilter::builder().tools_list_changed().build();
+            // Without it, the tools are listed every ten minutes.
+            let Ok(mut events) = peer.listen(filter).await else {
+                return;
+            };
+            while let Ok(Some(_)) = events.next().await {
+                changed.notify_one();
+            }
+        });
+    }
+}
+
+/// Answers what a server asks for: no models, no people, no folders.
+#[derive(Clone, Debug)]
+pub(super) struct Refusing(Arc<Notify>);
+
+impl ClientHandler for Refusing {
+    fn get_info(&self) -> ClientConfig {
+        let name = Implementation::new("alknet", env!("CARGO_PKG_VERSION"));
+        ClientConfig::new(ClientCapabilities::default(), name)
+    }
+
+    #[expect(deprecated, reason = "servers of older versions ask for it")]
+    async fn list_roots(
+        &self,
+        _context: RequestContext<RoleClient>,
+    ) -> Result<rmcp::model::ListRootsResult, ErrorData> {
+        Err(ErrorData::method_not_found::<ListRootsRequestMethod>())
+    }
+
+    async fn create_elicitation(
+        &self,
+        _request: ElicitRequestParams,
+        _context: RequestContext<RoleClient>,
+    ) -> Result<ElicitResult, ErrorData> {
+        let message = "nobody can be asked here";
+        Err(ErrorData::new(RpcCode::METHOD_NOT_FOUND, message, None))
+    }
+
+    async fn on_tool_list_changed(&self, _context: NotificationContext<RoleClient>) {
+        self.0.notify_one();
+    }
+}
+
+/// Why a server did not do what it was asked for.
+#[derive(Clone, Debug)]
+pub(super) enum Failed {
+    /// The node's own part: a credential, a rule, an address that may not be dialled.
+    Here(CallError),
+    /// It did not answer in time.
+    Late(Duration),
+    /// It cannot be reached.
+    Lost(String),
+    /// It answers with something else than the protocol says.
+    Protocol(String),
+    /// It refuses: an error of JSON-RPC.
+    Refused(ErrorData),
+    /// It says more than is taken.
+    TooLarge(&'static str),
+    /// It does not believe that the node may.
+    Unauthorized,
+}
+
+impl Failed {
+    pub(super) fn late(limit: Duration) -> Self {
+        Self::Late(limit)
+    }
+}
+
+impl From<ServiceError> for Failed {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::McpError(error) => Self::Refused(error),
+            ServiceError::TransportSend(error) => Self::of(error.error.as_ref()),
+            ServiceError::Timeout { timeout } => Self::Late(timeout),
+            ServiceError::UnexpectedResponse => {
+                Self::Protocol("its answer is not one to what it was asked".to_owned())
+            }
+            error => Self::Lost(error.to_string()),
+        }
+    }
+}
+
+impl From<ClientInitializeError> for Failed {
+    fn from(error: ClientInitializeError) -> Self {
+        match error {
+            ClientInitializeError::TransportError { error, .. } => Self::of(error.error.as_ref()),
+            ClientInitializeError::LegacyFallbackFailed { fallback, .. } => (*fallback).into(),
+            ClientInitializeError::JsonRpcError(error) => Self::Refused(error),
+            ClientInitializeError::ConnectionClosed(why) => Self::Lost(why),
+            error => Self::Protocol(error.to_string()),
+        }
+    }
+}
+
+impl Failed {
+    /// By what is at the bottom of an error of the transport.
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut next = Some(error);
+        while let Some(one) = next {
+            if let Some(known) = one.downcast_ref::<StreamableHttpError<HttpError>>() {
+                return Self::of_http(known);
+            }
+            next = one.source();
+        }
+        Self::Lost(error.to_string())
+    }
+
+    fn of_http(error: &StreamableHttpError<HttpError>) -> Self {
+        use StreamableHttpError as E;
+        match error {
+            E::Client(HttpError::Credential(error)) => Self::Here((*error).into()),
+            E::Client(HttpError::TimedOut(limit) | HttpError::Idle(limit)) => Self::Late(*limit),
+            E::Client(HttpError::TooLong(_)) => Self::TooLarge("bytes in an answer"),
+            E::Client(HttpError::Dial(error)) if error.kind == DialErrorKind::OutOfReach => {
+                Self::Here(CallError::unavailable(error.to_string()))
+            }
+            E::Client(error @ (HttpError::Host(_) | HttpError::Plain(_) | HttpError::Uri(_))) => {
+                Self::Here(CallError::unavailable(error.to_string()))
+            }
+            E::AuthRequired(_) | E::InsufficientScope(_) => Self::Unauthorized,
+            E::Deserialize(_) | E::UnexpectedContentType(_) | E::UnexpectedServerResponse(_) => {
+                Self::Protocol(error.to_string())
+            }
+            _ => Self::Lost(error.to_string()),
+        }
+    }
+}
+
+impl From<Failed> for CallError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Here(error) => error,
+            Failed::Late(limit) => {
+                let message = format!("the server did not answer within {} s", limit.as_secs());
+                Self::new(ErrorCode::Timeout, message)
+            }
+            Failed::Lost(why) => {
+                Self::unavailable(format!("the server cannot be reached: {}", shown(&why)))
+            }
+            Failed::Protocol(why) => Self::operation(
+                SERVER_ERROR,
+                format!("the server does not speak as it should: {}", shown(&why)),
+            ),
+            Failed::Refused(error) => {
+                let message = format!("the server refuses: {}", shown(&error.message));
+                let details = serde_json::json!({"code": error.code.0});
+                Self::operation(SERVER_ERROR, message).with_details(details)
+            }
+            Failed::TooLarge(what) => Self::new(
+                ErrorCode::PayloadTooLarge,
+                format!("the server says more {what} than this node takes"),
+            ),
+            Failed::Unauthorized => Self::operation(
+                SERVER_ERROR,
+                "the server does not take the node's credential; look at the import's 'credential'",
+            ),
+        }
+    }
+}
+
+impl From<Failed> for AdapterError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::TooLarge(what) => Self::TooLarge(what),
+            Failed::Unauthorized => Self::Unauthorized(failed.into()),
+            Failed::Refused(_) | Failed::Protocol(_) => Self::Transport(failed.into()),
+            other => Self::Transport(other.into()),
+        }
+    }
+}

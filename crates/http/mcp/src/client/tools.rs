@@ -1,0 +1,184 @@
+//! Tools, as a server lists them, and the operations they become.
+
+use std::collections::HashSet;
+
+use alknet_call::{ErrorDef, FromJsonSchema, Idempotence, OperationSpec};
+use rmcp::model::Tool;
+use serde_json::{Value, json};
+
+use crate::client::names;
+use crate::limits::{DESCRIPTION_CHARS_MAX, SCHEMA_BYTES_MAX};
+use crate::server::CONTENT_KEYWORD;
+
+/// The tool itself says that it failed.
+pub(super) const TOOL_ERROR: &str = "MCP_TOOL_ERROR";
+/// The server did not take the call, or did not answer as the protocol says.
+pub(super) const SERVER_ERROR: &str = "MCP_SERVER_ERROR";
+
+/// A tool that becomes an operation.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// What the server calls it.
+    pub(super) name: String,
+    pub(super) spec: OperationSpec,
+    /// Whether it said what it answers with.
+    pub(super) typed: bool,
+}
+
+/// The tools that can be operations; and why the others cannot.
+pub(super) fn taken(
+    namespace: &str,
+    only: &[String],
+    mut tools: Vec<Tool>,
+) -> (Vec<Taken>, Vec<String>) {
+    let mut left_out = Vec::new();
+    let mut seen = HashSet::new();
+    tools.retain(|tool| {
+        let first = seen.insert(tool.name.clone());
+        if !first {
+            left_out.push(format!("{}: it is listed twice", shown(&tool.name)));
+        }
+        first
+    });
+    let listed: Vec<&str> = tools.iter().map(|tool| &*tool.name).collect();
+    let names = names::of(&listed);
+    let mut taken = Vec::with_capacity(tools.len());
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|start| name.starts_with(start));
+    for (tool, name) in tools.into_iter().zip(names) {
+        if !wanted(&name) {
+            continue;
+        }
+        let wrong = bytes(&tool) > SCHEMA_BYTES_MAX;
+        let tool_name = tool.name.to_string();
+        let one = operation(namespace, &name, tool);
+        let wrong = match wrong {
+            true => Some(format!(
+                "its schemas have more than {SCHEMA_BYTES_MAX} bytes"
+            )),
+            false => compile(&one.spec),
+        };
+        match wrong {
+            None => taken.push(one),
+            Some(why) => {
+                tracing::warn!(tool = shown(&tool_name), why, "a tool is not imported");
+                left_out.push(format!("{}: {why}", shown(&tool_name)));
+            }
+        }
+    }
+    (taken, left_out)
+}
+
+/// Bytes of what a server says of a tool.
+pub(super) fn bytes(tool: &Tool) -> usize {
+    let length = |value: &rmcp::model::JsonObject| {
+        serde_json::to_vec(value).map_or(usize::MAX / 4, |text| text.len())
+    };
+    let output = tool.output_schema.as_deref().map_or(0, length);
+    let description = tool.description.as_ref().map_or(0, |text| text.len());
+    length(&tool.input_schema) + output + description + tool.name.len()
+}
+
+/// Why an operation like this could not be registered.
+fn compile(spec: &OperationSpec) -> Option<String> {
+    let tried = FromJsonSchema::new(vec![spec.clone()]).registrations();
+    tried.err().map(|error| shown(&error.to_string()))
+}
+
+fn operation(namespace: &str, name: &str, tool: Tool) -> Taken {
+    let hints = tool.annotations.clone().unwrap_or_default();
+    let name = format!("{namespace}/{name}");
+    let reads = hints.read_only_hint == Some(true);
+    let about = told(namespace, tool.description.as_deref().unwrap_or_default());
+    let new = match reads {
+        true => OperationSpec::query,
+        false => OperationSpec::mutation,
+    };
+    let typed = tool.output_schema.is_some();
+    let output = tool.output_schema.map_or_else(content, |schema| {
+        let mut schema = (*schema).clone();
+        // Only what this node says of its own operations counts.
+        schema.remove(CONTENT_KEYWORD);
+        Value::Object(schema)
+    });
+    let input = Value::Object((*tool.input_schema).clone());
+    let mut spec = new(&name, &about)
+        .internal()
+        .with_input(input)
+        .with_output(output);
+    if !reads && hints.idempotent_hint == Some(true) {
+        spec.idempotent = Idempotence::Yes;
+    }
+    spec.tags = vec!["mcp".to_owned(), "untrusted".to_owned()];
+    spec.error_schemas = vec![
+        error(
+            TOOL_ERROR,
+            "The tool says that it failed; 'content' is what it says.",
+            422,
+        ),
+        error(
+            SERVER_ERROR,
+            "The server did not take the call, or did not answer as the protocol says.",
+            502,
+        ),
+    ];
+    Taken {
+        name: tool.name.into_owned(),
+        spec,
+        typed,
+    }
+}
+
+fn error(code: &str, description: &str, status: u16) -> ErrorDef {
+    ErrorDef {
+        code: code.to_owned(),
+        description: description.to_owned(),
+        schema: json!({"type": "object"}),
+        http_status: Some(status),
+    }
+}
+
+/// What a tool answers with that did not say what: blocks of text, images, sound and resources. Text
+/// stays text, whatever it looks like.
+fn content() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "content": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "type": {"enum": ["text", "image", "audio", "resource", "resource_link"]},
+                    },
+                    "required": ["type"],
+                },
+            },
+        },
+        "required": ["content"],
+        CONTENT_KEYWORD: true,
+    })
+}
+
+/// Words of a stranger, marked as such for whoever reads them: people and models.
+fn told(namespace: &str, text: &str) -> String {
+    let text = shortened(text, DESCRIPTION_CHARS_MAX);
+    format!("Tool of the server '{namespace}', in its own words, which nobody checked: {text}")
+}
+
+/// A name or a message of a stranger, for the log.
+pub(super) fn shown(text: &str) -> String {
+    shortened(text, 200)
+}
+
+/// Without what could look like something else, and not too long.
+pub(super) fn shortened(text: &str, chars: usize) -> String {
+    let plain = |c: char| match c.is_control() && c != '\n' {
+        true => ' ',
+        false => c,
+    };
+    let mut short: String = text.chars().take(chars).map(plain).collect();
+    if text.chars().nth(chars).is_some() {
+        short.push('…');
+    }
+    short
+}

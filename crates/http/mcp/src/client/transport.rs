@@ -1,0 +1,357 @@
+//! The protocol's requests over the node's own HTTP client.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::Capability;
+use alknet_http_client::{Exchange, HttpClient, HttpError, ResponseBody};
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use rmcp::ErrorData;
+use rmcp::model::{ClientJsonRpcMessage, ClientRequest, ServerJsonRpcMessage};
+use rmcp::transport::streamable_http_client::{
+    AuthRequiredError, InsufficientScopeError, SseError, StreamableHttpClient, StreamableHttpError,
+    StreamableHttpPostResponse,
+};
+use sse_stream::{Sse, SseStream};
+
+use crate::limits::{ANSWER_BYTES_MAX, EVENT_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX};
+
+const JSON: &str = "application/json";
+const EVENTS: &str = "text/event-stream";
+const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
+const LAST_EVENT: HeaderName = HeaderName::from_static("last-event-id");
+
+/// A server that answers in one piece does so when the work is done; whoever waits has a deadline.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(600);
+
+type Refusal = StreamableHttpError<HttpError>;
+
+/// The client, and what makes its requests the node's.
+#[derive(Clone)]
+pub(super) struct Http {
+    client: HttpClient,
+    pub(super) credential: Arc<ArcSwapOption<Capability>>,
+}
+
+impl Http {
+    pub(super) fn new(client: HttpClient, credential: Arc<ArcSwapOption<Capability>>) -> Self {
+        Self { client, credential }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        uri: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        let wrong = || StreamableHttpError::Client(HttpError::Uri(uri.to_owned()));
+        *request.uri_mut() = uri.parse().map_err(|_| wrong())?;
+        *request.headers_mut() = headers;
+        let credential = self.credential.load_full();
+        let credential = credential.map(|one| Capability::clone(&one));
+        let mut exchange = Exchange::streaming().with_credential(credential);
+        exchange.head = HEAD_TIMEOUT;
+        let answer = self.client.send_with(request, &exchange).await;
+        let answer = answer.map_err(StreamableHttpError::Client)?;
+        authorised(&answer)?;
+        Ok(answer)
+    }
+}
+
+/// Whether the server believes that the node may.
+fn authorised<B>(answer: &Response<B>) -> Result<(), Refusal> {
+    let challenge = || {
+        let header = answer.headers().get(WWW_AUTHENTICATE);
+        let text = header.and_then(|value| value.to_str().ok());
+        text.unwrap_or_default().chars().take(256).collect()
+    };
+    match answer.status() {
+        StatusCode::UNAUTHORIZED => Err(StreamableHttpError::AuthRequired(AuthRequiredError::new(
+            challenge(),
+        ))),
+        StatusCode::FORBIDDEN => Err(StreamableHttpError::InsufficientScope(
+            InsufficientScopeError::new(challenge(), None),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn headers(
+    accept: &'static str,
+    session: Option<&str>,
+    custom: HashMap<HeaderName, HeaderValue>,
+) -> Result<HeaderMap, Refusal> {
+    let mut headers: HeaderMap = custom.into_iter().collect();
+    headers.insert(ACCEPT, HeaderValue::from_static(accept));
+    if let Some(session) = session {
+        let wrong =
+            || StreamableHttpError::UnexpectedServerResponse("a session id that is none".into());
+        headers.insert(SESSION, session.parse().map_err(|_| wrong())?);
+    }
+    Ok(headers)
+}
+
+fn media_type(headers: &HeaderMap) -> &str {
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = value.unwrap_or_default().split(';').next();
+    essence.unwrap_or_default().trim()
+}
+
+fn is(headers: &HeaderMap, kind: &str) -> bool {
+    media_type(headers).eq_ignore_ascii_case(kind)
+}
+
+impl StreamableHttpClient for Http {
+    type Error = HttpError;
+
+    async fn post_message(
+        &self,
+        uri: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session_id: Option<Arc<str>>,
+        _auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<StreamableHttpPostResponse, Refusal> {
+        let mut headers = headers(
+            "application/json, text/event-stream",
+            session_id.as_deref(),
+            custom_headers,
+        )?;
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+        let body = serde_json::to_vec(&message)?;
+        let answer = self.send(Method::POST, &uri, headers, body.into()).await?;
+        let (head, body) = answer.into_parts();
+        if matches!(head.status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
+            return Ok(StreamableHttpPostResponse::Accepted);
+        }
+        if head.status == StatusCode::NOT_FOUND && session_id.is_some() {
+            return Err(StreamableHttpError::SessionExpired);
+        }
+        if !head.status.is_success() {
+            let text = body.collect_bounded(REFUSAL_BYTES_MAX).await;
+            let text = text.map_err(StreamableHttpError::Client)?;
+            return refused(&message, session_id.is_some(), head.status, &text);
+        }
+        let session = head.headers.get(SESSION);
+        let session = session
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        if is(&head.headers, EVENTS) {
+            let events = events(body, EVENT_BYTES_MAX);
+            return Ok(StreamableHttpPostResponse::Sse(events, session));
+        }
+        let waits = matches!(message, ClientJsonRpcMessage::Request(_));
+        let text = body.collect_bounded(ANSWER_BYTES_MAX).await;
+        let text = text.map_err(StreamableHttpError::Client)?;
+        match serde_json::from_slice(&text) {
+            _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
+            Ok(answer) if is(&head.headers, JSON) => {
+                Ok(StreamableHttpPostResponse::Json(answer, session))
+            }
+            Err(error) if is(&head.headers, JSON) => Err(StreamableHttpError::Deserialize(error)),
+            _ => Err(StreamableHttpError::UnexpectedContentType(Some(
+                media_type(&head.headers).chars().take(64).collect(),
+            ))),
+        }
+    }
+
+    async fn delete_session(
+        &self,
+        uri: Arc<str>,
+        session_id: Arc<str>,
+        _auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<(), Refusal> {
+        let headers = headers(JSON, Some(&session_id), custom_headers)?;
+        // Whatever it says, nobody uses the session any more.
+        self.send(Method::DELETE, &uri, headers, Bytes::new())
+            .await?;
+        Ok(())
+    }
+
+    async fn get_stream(
+        &self,
+        uri: Arc<str>,
+        session_id: Option<Arc<str>>,
+        last_event_id: Option<String>,
+        _auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Refusal> {
+        let mut headers = headers(EVENTS, session_id.as_deref(), custom_headers)?;
+        if let Some(id) = last_event_id.and_then(|id| id.parse().ok()) {
+            headers.insert(LAST_EVENT, id);
+        }
+        let answer = self.send(Method::GET, &uri, headers, Bytes::new()).await?;
+        match answer.status() {
+            status if status.is_success() && is(answer.headers(), EVENTS) => {
+                Ok(events(answer.into_body(), EVENT_BYTES_MAX))
+            }
+            status if status.is_success() => Err(StreamableHttpError::UnexpectedContentType(None)),
+            StatusCode::METHOD_NOT_ALLOWED => Err(StreamableHttpError::ServerDoesNotSupportSse),
+            StatusCode::NOT_FOUND if session_id.is_some() => {
+                Err(StreamableHttpError::SessionExpired)
+            }
+            status => Err(unexpected(status)),
+        }
+    }
+}
+
+fn unexpected(status: StatusCode) -> Refusal {
+    StreamableHttpError::UnexpectedServerResponse(format!("HTTP {status}").into())
+}
+
+/// What a refused message means. Its body may say it in the protocol's own words; a server that knows
+/// nothing of `server/discover` may refuse that in any words, which then means that it is an older one.
+fn refused(
+    message: &ClientJsonRpcMessage,
+    in_session: bool,
+    status: StatusCode,
+    body: &[u8],
+) -> Result<StreamableHttpPostResponse, Refusal> {
+    let told = match serde_json::from_slice(body) {
+        Ok(ServerJsonRpcMessage::Error(error)) => Some(error.error),
+        _ => None,
+    };
+    let ClientJsonRpcMessage::Request(request) = message else {
+        return Err(unexpected(status));
+    };
+    let discovers = matches!(request.request, ClientRequest::DiscoverRequest(_))
+        && !in_session
+        && status.is_client_error();
+    let error = match (told, discovers) {
+        (Some(error), _) => error,
+        (None, true) => ErrorData::invalid_request(format!("HTTP {status}"), None),
+        (None, false) => return Err(unexpected(status)),
+    };
+    let answer = ServerJsonRpcMessage::error(error, Some(request.id.clone()));
+    Ok(StreamableHttpPostResponse::Json(answer, None))
+}
+
+/// The events of a body, none longer than `longest`.
+fn events(body: ResponseBody, longest: usize) -> BoxStream<'static, Result<Sse, SseError>> {
+    SseStream::from_bytes_stream(bounded(body.into_data_stream(), longest)).boxed()
+}
+
+/// Why no more of a stream is read.
+#[derive(Debug, thiserror::Error)]
+enum Cut {
+    #[error("an event is longer than {0} bytes")]
+    Event(usize),
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    #[error("a stream is longer than {0} bytes")]
+    Whole(usize),
+}
+
+/// Ends a stream of events where it is too long, or one of its events. An event ends at an empty line
+/// (WHATWG HTML, section 9.2.5); lines end with CR, LF or both.
+fn bounded(
+    body: impl Stream<Item = Result<Bytes, HttpError>> + Send + 'static,
+    longest: usize,
+) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
+    let mut meter = Meter::new(longest);
+    let mut over = false;
+    body.map(move |chunk| {
+        let chunk = chunk?;
+        meter.take(&chunk)?;
+        Ok(chunk)
+    })
+    .take_while(move |chunk| {
+        let goes_on = !over;
+        over = chunk.is_err();
+        std::future::ready(goes_on)
+    })
+}
+
+/// Counts.
+struct Meter {
+    longest: usize,
+    event: usize,
+    whole: usize,
+    empty_line: bool,
+    after_cr: bool,
+}
+
+impl Meter {
+    fn new(longest: usize) -> Self {
+        Self {
+            longest,
+            event: 0,
+            whole: 0,
+            empty_line: true,
+            after_cr: false,
+        }
+    }
+
+    fn take(&mut self, chunk: &[u8]) -> Result<(), Cut> {
+        self.whole += chunk.len();
+        if self.whole > STREAM_BYTES_MAX {
+            return Err(Cut::Whole(STREAM_BYTES_MAX));
+        }
+        for byte in chunk {
+            let second_half = *byte == b'\n' && self.after_cr;
+            self.after_cr = *byte == b'\r';
+            if second_half {
+                continue;
+            }
+            self.event += 1;
+            match byte {
+                b'\r' | b'\n' if self.empty_line => self.event = 0,
+                b'\r' | b'\n' => self.empty_line = true,
+                _ => self.empty_line = false,
+            }
+            if self.event > self.longest {
+                return Err(Cut::Event(self.longest));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fits(chunks: &[&str]) -> bool {
+        let mut meter = Meter::new(10);
+        chunks
+            .iter()
+            .all(|chunk| meter.take(chunk.as_bytes()).is_ok())
+    }
+
+    #[test]
+    fn events_are_measured_one_by_one() {
+        assert!(fits(&[
+            "data: 123\n\n",
+            "data: 123\n\n",
+            "data: 123\r\n\r\n"
+        ]));
+        assert!(fits(&["data: 123\r", "\n\r", "\ndata: 1\r\rdata: 2\n\n"]));
+        assert!(!fits(&["data: 1234567"]));
+        assert!(!fits(&["data: 1\n", "data: 2\n", "\n"]));
+        assert!(!fits(&[":comment that is long"]));
+    }
+
+    #[test]
+    fn streams_end_somewhere() {
+        let mut meter = Meter::new(10);
+        let event = "data: 1\n\n".repeat(1 << 16);
+        let most = STREAM_BYTES_MAX / event.len();
+        for _ in 0..most {
+            assert!(meter.take(event.as_bytes()).is_ok());
+        }
+        assert!(matches!(meter.take(event.as_bytes()), Err(Cut::Whole(_))));
+    }
+}

@@ -1,0 +1,44 @@
+//! Bounds, of what comes in at `/mcp` and of what servers that are imported from may say.
+
+use std::time::Duration;
+
+/// Bytes of one request at `/mcp`.
+pub const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Operations that are tools of their own.
+pub const PINNED_MAX: usize = 32;
+/// Bytes of a tool's name, as the protocol has it.
+pub const TOOL_NAME_BYTES_MAX: usize = 128;
+
+/// Tools that are taken from one server.
+pub const TOOLS_MAX: usize = 1024;
+/// Pages that a list of tools may have.
+pub const PAGES_MAX: usize = 128;
+/// Bytes of all descriptions and schemas of one server's tools.
+pub const LISTING_BYTES_MAX: usize = 8 << 20;
+/// Bytes of the schemas of one tool.
+pub const SCHEMA_BYTES_MAX: usize = 256 << 10;
+/// Characters of a description that are kept.
+pub const DESCRIPTION_CHARS_MAX: usize = 2000;
+/// Bytes of one answer.
+pub const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Bytes of the body of an answer that only tells an error.
+pub const REFUSAL_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one event of a stream.
+pub const EVENT_BYTES_MAX: usize = 16 << 20;
+/// Bytes of one answer that comes as a stream, with everything that comes before it.
+pub const STREAM_BYTES_MAX: usize = 64 << 20;
+/// Calls of one server that are under way at once.
+pub const CALLS_MAX: usize = 32;
+/// A list of tools is read within this time, greeting included.
+pub const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
+/// A call without a deadline of its own is answered within this time.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Tools are listed again after so long, unless the server says before that they changed.
+pub const REFRESH: Duration = Duration::from_secs(600);
+/// The least time between two listings, however often a server says that its tools changed.
+pub const REFRESH_MIN: Duration = Duration::from_secs(5);
+/// The first wait before a server that could not be reached is tried again; each further one is twice
+/// as long.
+pub const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest such wait.
+pub const RETRY_LONGEST: Duration = Duration::from_secs(60);

@@ -1,0 +1,76 @@
+//! What a tool's result is made of.
+
+use alknet_call::{OperationSpec, Output};
+use alknet_gateway::{ApiError, RequestId};
+use rmcp::model::{CallToolResult, ContentBlock, ProtocolVersion};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A keyword of an operation's output schema. Where it is `true`, the output is an object with the
+/// member `content`, a list of the protocol's content blocks, that becomes the result as it is: text,
+/// images, sound, resources. Members `structuredContent` and `isError` are taken too. Operations that
+/// are imported from other servers answer so.
+pub const CONTENT_KEYWORD: &str = "x-mcp-content";
+
+/// Whether an operation answers with content.
+pub(super) fn is_declared(spec: &OperationSpec) -> bool {
+    spec.output_schema.get(CONTENT_KEYWORD) == Some(&Value::Bool(true))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Content {
+    content: Vec<ContentBlock>,
+    #[serde(default)]
+    structured_content: Option<Value>,
+    #[serde(default)]
+    is_error: bool,
+}
+
+/// The JSON text of an output, and its value.
+pub(super) fn read(output: &Output) -> (String, Value) {
+    let mut text = Vec::new();
+    output.append_to(&mut text);
+    let value = serde_json::from_slice(&text).unwrap_or(Value::Null);
+    (String::from_utf8_lossy(&text).into_owned(), value)
+}
+
+/// A result with `output`, the value of which older versions of the protocol only carry as text where it
+/// is no object.
+pub(super) fn result(output: &Output, version: &ProtocolVersion) -> CallToolResult {
+    let (text, value) = read(output);
+    structured(text, value, version)
+}
+
+pub(super) fn structured(text: String, value: Value, version: &ProtocolVersion) -> CallToolResult {
+    let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
+    let any = version.as_str() >= ProtocolVersion::V_2026_07_28.as_str();
+    result.structured_content = (any || value.is_object()).then_some(value);
+    result
+}
+
+/// A result with the content that an operation answered with; where that is none, its output.
+pub(super) fn blocks(output: &Output, version: &ProtocolVersion) -> CallToolResult {
+    let (text, value) = read(output);
+    match Content::deserialize(&value) {
+        Ok(content) => {
+            let mut result = CallToolResult::success(content.content);
+            result.structured_content = content.structured_content;
+            result.is_error = Some(content.is_error);
+            result
+        }
+        Err(error) => {
+            tracing::warn!(%error, "an operation that declares content answered with something else");
+            structured(text, value, version)
+        }
+    }
+}
+
+/// A result that tells an error. Where a tool promises another shape, only its text does: clients hold
+/// every structured content against what was promised.
+pub(super) fn refusal(error: &ApiError, id: &RequestId, promised: bool) -> CallToolResult {
+    let object = error.object(id);
+    let mut result = CallToolResult::error(vec![ContentBlock::text(object.to_string())]);
+    result.structured_content = (!promised).then_some(object);
+    result
+}

@@ -1,0 +1,185 @@
+//! One request of the protocol.
+
+use std::fmt;
+use std::sync::Arc;
+
+use alknet_gateway::{ApiError, Caller, Gateway, Invocation};
+use rmcp::model::{
+    CallToolRequestParams, CallToolResponse, CallToolResult, CompleteRequestMethod,
+    CompleteRequestParams, CompleteResult, Implementation, ListPromptsRequestMethod,
+    ListPromptsResult, ListResourceTemplatesRequestMethod, ListResourceTemplatesResult,
+    ListResourcesRequestMethod, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
+    ProtocolVersion, ServerCapabilities, ServerConfig,
+};
+use rmcp::service::RequestContext;
+use rmcp::{ErrorData, RoleServer, ServerHandler};
+
+use crate::server::pinned::{self, Pinned};
+use crate::server::{content, schemas, tools};
+
+/// Answers a request; clones share everything.
+#[derive(Clone)]
+pub(super) struct Tools {
+    gateway: Arc<Gateway>,
+    pinned: Arc<Pinned>,
+}
+
+impl Tools {
+    pub(super) fn new(gateway: Arc<Gateway>, pinned: Arc<Pinned>) -> Self {
+        Self { gateway, pinned }
+    }
+
+    async fn run(
+        &self,
+        caller: &Caller,
+        request: CallToolRequestParams,
+        version: &ProtocolVersion,
+    ) -> Result<CallToolResult, ErrorData> {
+        let gateway = &*self.gateway;
+        let arguments = request.arguments.unwrap_or_default();
+        let name = &*request.name;
+        let outcome = match name {
+            schemas::SEARCH => tools::search(gateway, caller, arguments, version),
+            schemas::SCHEMA => tools::schema(gateway, caller, &arguments, version),
+            schemas::CALL => tools::call(gateway, caller, arguments, version).await,
+            schemas::BATCH => tools::batch(gateway, caller, arguments, version).await,
+            _ => return self.pinned(caller, name, arguments, version).await,
+        };
+        let promised = name != schemas::CALL;
+        Ok(outcome.unwrap_or_else(|error| refusal(&error, caller, promised)))
+    }
+
+    /// Calls an operation that is a tool of its own. One that the caller may not know of is no tool.
+    async fn pinned(
+        &self,
+        caller: &Caller,
+        name: &str,
+        arguments: rmcp::model::JsonObject,
+        version: &ProtocolVersion,
+    ) -> Result<CallToolResult, ErrorData> {
+        let operation = self.pinned.operation(name);
+        let found = operation.and_then(|operation| self.gateway.find(caller, operation).ok());
+        let found = found.filter(|found| pinned::tool(name, found.spec()).is_some());
+        let Some(found) = found else {
+            let shown: String = name.chars().take(128).collect();
+            return Err(ErrorData::invalid_params(
+                format!("Unknown tool: {shown}"),
+                None,
+            ));
+        };
+        let spec = found.spec();
+        let input = pinned::input(spec, Some(arguments));
+        let call = Invocation {
+            operation: spec.name.clone(),
+            input: input.map(|input| input.to_string().into()),
+            ..Invocation::default()
+        };
+        let promised = pinned::promised(spec).is_some();
+        Ok(match self.gateway.invoke(caller, call).await {
+            Ok(output) if content::is_declared(spec) => content::blocks(&output, version),
+            Ok(output) => content::result(&output, version),
+            Err(error) => refusal(&error, caller, promised),
+        })
+    }
+}
+
+fn refusal(error: &ApiError, caller: &Caller, promised: bool) -> CallToolResult {
+    content::refusal(error, &caller.request_id, promised)
+}
+
+/// Who asks, as whoever carries the server found out.
+fn caller(context: &RequestContext<RoleServer>) -> Result<Caller, ErrorData> {
+    let parts = context.extensions.get::<http::request::Parts>();
+    let caller = parts.and_then(|parts| parts.extensions.get::<Caller>());
+    caller.cloned().ok_or_else(|| {
+        tracing::error!("a request of a model came without its caller");
+        ErrorData::internal_error("the node failed", None)
+    })
+}
+
+fn version(context: &RequestContext<RoleServer>) -> ProtocolVersion {
+    context
+        .protocol_version()
+        .unwrap_or(ProtocolVersion::V_2025_03_26)
+}
+
+impl ServerHandler for Tools {
+    fn get_info(&self) -> ServerConfig {
+        let capabilities = ServerCapabilities::builder().enable_tools().build();
+        let name = Implementation::new("alknet", env!("CARGO_PKG_VERSION"));
+        ServerConfig::new(capabilities)
+            .with_server_info(name)
+            .with_instructions(schemas::INSTRUCTIONS)
+    }
+
+    async fn list_tools(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        let caller = caller(&context)?;
+        let mut tools = schemas::FIXED.to_vec();
+        tools.extend(self.pinned.iter().filter_map(|(tool, operation)| {
+            let found = self.gateway.find(&caller, operation).ok()?;
+            pinned::tool(tool, found.spec())
+        }));
+        Ok(ListToolsResult::with_all_items(tools))
+    }
+
+    // What follows is not here at all, and an empty list would say that it could be.
+    async fn complete(
+        &self,
+        _request: CompleteRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<CompleteResult, ErrorData> {
+        Err(ErrorData::method_not_found::<CompleteRequestMethod>())
+    }
+
+    async fn list_prompts(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListPromptsResult, ErrorData> {
+        Err(ErrorData::method_not_found::<ListPromptsRequestMethod>())
+    }
+
+    async fn list_resources(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        Err(ErrorData::method_not_found::<ListResourcesRequestMethod>())
+    }
+
+    async fn list_resource_templates(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourceTemplatesResult, ErrorData> {
+        Err(ErrorData::method_not_found::<
+            ListResourceTemplatesRequestMethod,
+        >())
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let caller = caller(&context)?;
+        let version = version(&context);
+        // A client that went away is not worked for: dropping the call aborts it.
+        tokio::select! {
+            result = self.run(&caller, request, &version) => result.map(Into::into),
+            () = context.ct.cancelled() => {
+                Err(ErrorData::internal_error("the client went away", None))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Tools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tools").finish_non_exhaustive()
+    }
+}

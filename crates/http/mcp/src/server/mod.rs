@@ -1,0 +1,158 @@
+//! This node as a server of tools.
+
+mod content;
+mod handler;
+mod pinned;
+mod schemas;
+mod tools;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+
+use alknet_core::{BoxError, MountBody};
+use alknet_gateway::{ApiError, Caller, Gateway, RequestId, Via};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderValue, Request, Response};
+use http_body::Body;
+use http_body_util::{BodyExt, Full};
+use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
+use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
+
+use crate::limits::REQUEST_BYTES_MAX;
+use handler::Tools;
+use pinned::Pinned;
+
+pub use content::CONTENT_KEYWORD;
+
+/// Where a token is asked for (RFC 6750 section 3).
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"alknet\"");
+
+/// What an administrator decides about the tools.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct McpOptions {
+    /// Operations that are tools of their own, with the leading slash or without.
+    pub tools: Vec<String>,
+    /// Names, with a port or without, that requests may be for; `None` where whatever carries this
+    /// server looks at them itself.
+    pub hosts: Option<Vec<String>>,
+    /// Origins of pages that may ask from a browser; a request that names any other is refused.
+    pub origins: Vec<String>,
+}
+
+/// Answers requests at `/mcp`.
+pub struct McpServer {
+    gateway: Arc<Gateway>,
+    now: ArcSwap<Serving>,
+}
+
+/// What the options make.
+struct Serving {
+    service: StreamableHttpService<Tools, NeverSessionManager>,
+    left_out: Vec<String>,
+}
+
+impl McpServer {
+    /// Of the operations behind `gateway`.
+    #[must_use]
+    pub fn new(gateway: Arc<Gateway>, options: McpOptions) -> Self {
+        let now = ArcSwap::from_pointee(serving(&gateway, options));
+        Self { gateway, now }
+    }
+
+    /// Other options from now on; requests under way end by the old ones.
+    pub fn set_options(&self, options: McpOptions) {
+        self.now.store(Arc::new(serving(&self.gateway, options)));
+    }
+
+    /// Operations of the options that are no tools, each with the reason: for the node's problems.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<String> {
+        self.now.load().left_out.clone()
+    }
+
+    /// Answers one request, whose [`Caller`] is among its extensions. One without, or of nobody, is
+    /// asked for a token.
+    pub async fn respond<B>(&self, mut request: Request<B>) -> Response<MountBody>
+    where
+        B: Body + Send + 'static,
+        B::Error: fmt::Display,
+    {
+        let caller = request.extensions_mut().remove::<Caller>();
+        let Some(caller) = caller.filter(|caller| caller.identity.is_some()) else {
+            return challenge();
+        };
+        request.extensions_mut().insert(caller.via(Via::Mcp));
+        let now = self.now.load_full();
+        let mut answer = now.service.handle(request).await;
+        let headers = answer.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        answer.map(|body| MountBody::new(body.map_err(|never| -> BoxError { match never {} })))
+    }
+}
+
+impl fmt::Debug for McpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("McpServer").finish_non_exhaustive()
+    }
+}
+
+fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> Serving {
+    let (pinned, left_out) = Pinned::new(&options.tools);
+    let tools = Tools::new(Arc::clone(gateway), Arc::new(pinned));
+    // Each version of the protocol can do without sessions, the newest has none.
+    let config = StreamableHttpServerConfig::default()
+        .with_legacy_session_mode(false)
+        .with_json_response(true)
+        .with_max_request_body_bytes(REQUEST_BYTES_MAX)
+        .with_allowed_origins(options.origins.iter().map(|origin| exact(origin)))
+        .enforce_origin_validation();
+    let config = match options.hosts {
+        None => config.disable_allowed_hosts(),
+        // An empty list would let everybody in.
+        Some(hosts) if hosts.is_empty() => config.with_allowed_hosts([NOBODY]),
+        Some(hosts) => config.with_allowed_hosts(hosts),
+    };
+    let sessions = Arc::new(NeverSessionManager::default());
+    Serving {
+        service: StreamableHttpService::new(move || Ok(tools.clone()), sessions, config),
+        left_out,
+    }
+}
+
+/// A name that no host has (RFC 6761 section 6.4).
+const NOBODY: &str = "nobody.invalid";
+
+/// An origin without a port means the one port of its scheme, and not all of them.
+fn exact(origin: &str) -> String {
+    let port = match origin.split_once("://") {
+        Some(("https", host)) if !has_port(host) => ":443",
+        Some(("http", host)) if !has_port(host) => ":80",
+        _ => "",
+    };
+    format!("{origin}{port}")
+}
+
+fn has_port(host: &str) -> bool {
+    host.rsplit_once(':')
+        .is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn challenge() -> Response<MountBody> {
+    let error = ApiError::unauthenticated(
+        "a token is needed here: send the header 'Authorization: Bearer alk_…'",
+    );
+    let body = Bytes::from(error.body(&RequestId::next()).to_string());
+    let body = Full::new(body).map_err(|never| -> BoxError { match never {} });
+    let mut answer = Response::new(MountBody::new(body));
+    *answer.status_mut() = error.status;
+    let headers = answer.headers_mut();
+    headers.insert(WWW_AUTHENTICATE, CHALLENGE);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}

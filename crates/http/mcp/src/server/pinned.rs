@@ -1,0 +1,218 @@
+//! Operations that are tools of their own.
+
+use std::collections::BTreeMap;
+
+use alknet_call::{OperationSpec, OperationType, is_operation_name};
+use rmcp::model::{JsonObject, Tool, ToolAnnotations};
+use serde_json::{Map, Value, json};
+
+use crate::limits::{PINNED_MAX, TOOL_NAME_BYTES_MAX};
+use crate::server::content;
+
+/// The operations, by the names of their tools.
+#[derive(Debug, Default)]
+pub(super) struct Pinned(BTreeMap<String, String>);
+
+impl Pinned {
+    /// Those of a list that can be tools; and why the others cannot.
+    pub(super) fn new(operations: &[String]) -> (Self, Vec<String>) {
+        let mut left_out = Vec::new();
+        let mut tools = BTreeMap::new();
+        for operation in operations {
+            let operation = operation.strip_prefix('/').unwrap_or(operation);
+            let name = tool_name(operation);
+            let wrong = if !is_operation_name(operation) {
+                Some("this is no name of an operation".to_owned())
+            } else if name.len() > TOOL_NAME_BYTES_MAX {
+                Some(format!(
+                    "tools have names of at most {TOOL_NAME_BYTES_MAX} bytes"
+                ))
+            } else if tools.get(&name).is_some_and(|other| other != operation) {
+                Some(format!("another operation is the tool '{name}' already"))
+            } else if tools.len() == PINNED_MAX && !tools.contains_key(&name) {
+                Some(format!(
+                    "at most {PINNED_MAX} operations are tools of their own"
+                ))
+            } else {
+                None
+            };
+            match wrong {
+                None => drop(tools.insert(name, operation.to_owned())),
+                Some(why) => {
+                    tracing::warn!(operation, why, "an operation is no tool of its own");
+                    left_out.push(format!("{operation}: {why}"));
+                }
+            }
+        }
+        (Self(tools), left_out)
+    }
+
+    /// The operation behind a tool.
+    pub(super) fn operation(&self, tool: &str) -> Option<&str> {
+        self.0.get(tool).map(String::as_str)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(tool, name)| (tool.as_str(), name.as_str()))
+    }
+}
+
+/// The protocol knows letters, digits, `_`, `-` and `.`; what models are told tools by mostly knows no
+/// `.` either. The four fixed tools have no `_`, and every operation has a slash.
+fn tool_name(operation: &str) -> String {
+    operation.replace('/', "_")
+}
+
+/// The tool that an operation is; none where it answers many times.
+pub(super) fn tool(name: &str, spec: &OperationSpec) -> Option<Tool> {
+    if spec.op_type == OperationType::Subscription {
+        return None;
+    }
+    let query = spec.op_type == OperationType::Query;
+    let mut tool = Tool::new(name.to_owned(), spec.description.clone(), arguments(spec).0);
+    tool.output_schema = promised(spec).map(Into::into);
+    let annotations = ToolAnnotations::new().read_only(query).open_world(false);
+    tool.annotations = Some(match query {
+        true => annotations,
+        false => annotations.idempotent(spec.idempotent == alknet_call::Idempotence::Yes),
+    });
+    Some(tool)
+}
+
+/// What a client may count on: only objects, which clients of all versions understand.
+pub(super) fn promised(spec: &OperationSpec) -> Option<JsonObject> {
+    let schema = spec.output_schema.as_object()?;
+    let object = schema.get("type") == Some(&json!("object"));
+    (object && !content::is_declared(spec)).then(|| schema.clone())
+}
+
+/// How a tool's arguments, always an object, become an operation's input, which is anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// They are the input.
+    Object,
+    /// There are none; the input is `null`.
+    Null,
+    /// The input is the argument `input`.
+    Wrapped,
+}
+
+fn arguments(spec: &OperationSpec) -> (JsonObject, Form) {
+    let empty = Map::new();
+    let schema = spec.input_schema.as_object().unwrap_or(&empty);
+    let kinds: Vec<&str> = match schema.get("type") {
+        Some(Value::String(kind)) => vec![kind],
+        Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let anything = schema
+        .keys()
+        .all(|key| KEYS_OF_NOTHING.contains(&key.as_str()));
+    if kinds.contains(&"object") || (kinds.is_empty() && (anything || describes(schema))) {
+        let mut schema = schema.clone();
+        schema.insert("type".to_owned(), "object".into());
+        return (schema, Form::Object);
+    }
+    if kinds == ["null"] {
+        let none = json!({"type": "object", "additionalProperties": false});
+        return (none.as_object().cloned().unwrap_or_default(), Form::Null);
+    }
+    let mut inner = schema.clone();
+    let mut outer = Map::new();
+    outer.insert("type".to_owned(), "object".into());
+    // References point to definitions from the root.
+    for key in ["$defs", "definitions", "$schema"] {
+        if let Some(value) = inner.remove(key) {
+            outer.insert(key.to_owned(), value);
+        }
+    }
+    outer.insert("properties".to_owned(), json!({ "input": inner }));
+    outer.insert("required".to_owned(), json!(["input"]));
+    outer.insert("additionalProperties".to_owned(), false.into());
+    (outer, Form::Wrapped)
+}
+
+/// Keywords that say nothing about a value.
+const KEYS_OF_NOTHING: [&str; 6] = [
+    "$schema",
+    "title",
+    "description",
+    "examples",
+    "default",
+    "$comment",
+];
+
+/// Whether a schema without a type is about objects.
+fn describes(schema: &JsonObject) -> bool {
+    ["properties", "required", "additionalProperties"]
+        .iter()
+        .any(|key| schema.contains_key(*key))
+}
+
+/// The input that arguments stand for; `None` is `null`.
+pub(super) fn input(spec: &OperationSpec, arguments: Option<JsonObject>) -> Option<Value> {
+    match self::arguments(spec).1 {
+        Form::Null => arguments.filter(|it| !it.is_empty()).map(Value::Object),
+        Form::Object => Some(Value::Object(arguments.unwrap_or_default())),
+        // What is missing is `null`, and the operation's own schema says that it should not be.
+        Form::Wrapped => arguments.and_then(|mut it| it.remove("input")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(input: Value) -> OperationSpec {
+        OperationSpec::query("demo/one", "").with_input(input)
+    }
+
+    fn given(schema: Value, arguments: Value) -> Option<Value> {
+        input(&spec(schema), arguments.as_object().cloned())
+    }
+
+    #[test]
+    fn every_input_has_its_arguments() {
+        let object = json!({"type": "object", "properties": {"n": {"type": "integer"}}});
+        let arguments = json!({"n": 1});
+        assert_eq!(given(object, arguments.clone()), Some(arguments.clone()));
+        assert_eq!(given(json!({}), arguments.clone()), Some(arguments.clone()));
+        let maybe = json!({"type": ["object", "null"]});
+        assert_eq!(given(maybe, json!(null)), Some(json!({})));
+        assert_eq!(given(json!({"type": "null"}), json!({})), None);
+        // What is not expected is not dropped: the operation refuses it.
+        assert_eq!(
+            given(json!({"type": "null"}), arguments.clone()),
+            Some(arguments)
+        );
+        let number = json!({"type": "integer"});
+        assert_eq!(given(number.clone(), json!({"input": 7})), Some(json!(7)));
+        assert_eq!(given(number, json!({})), None);
+    }
+
+    #[test]
+    fn references_reach_their_definitions() {
+        let schema = json!({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "string"}}});
+        let (outer, form) = arguments(&spec(schema));
+        assert_eq!(form, Form::Wrapped);
+        assert_eq!(outer["$defs"]["a"]["type"], "string");
+        assert_eq!(
+            outer["properties"]["input"]["anyOf"][0]["$ref"],
+            "#/$defs/a"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_a_tool_is_named() {
+        let mut operations: Vec<_> = (0..PINNED_MAX - 1).map(|n| format!("a/n{n}")).collect();
+        operations.extend(["/a/b_c", "a_b/c", "nothing", "a/last"].map(str::to_owned));
+        let (pinned, left_out) = Pinned::new(&operations);
+        assert_eq!(pinned.iter().count(), PINNED_MAX);
+        assert_eq!(pinned.operation("a_b_c"), Some("a/b_c"));
+        assert_eq!(left_out.len(), 3, "{left_out:?}");
+        let long = format!("{0}/{0}/{0}", "a".repeat(63));
+        assert_eq!(Pinned::new(&[long]).1.len(), 1);
+    }
+}

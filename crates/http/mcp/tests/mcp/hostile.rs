@@ -1,0 +1,261 @@
+//! Servers that mean no good: each ends in one error, in bounded time and memory.
+
+use std::sync::Arc;
+
+use alknet_call::{AdapterError, OperationAdapter};
+use alknet_mcp::limits::{EVENT_BYTES_MAX, PAGES_MAX, SCHEMA_BYTES_MAX, TOOLS_MAX};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::imports::{Importer, adapter};
+
+/// What a server does with a message.
+enum Reply {
+    /// This result.
+    Result(Value),
+    /// This whole body, of this media type.
+    Body(&'static str, String),
+    /// This, again and again.
+    Endless(String),
+    /// Nothing.
+    Silence,
+}
+
+/// Answers messages as `reply` says, and greetings as they should be.
+async fn server(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let reply = Arc::new(reply);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(exchange(stream, Arc::clone(&reply)));
+        }
+    });
+    port
+}
+
+async fn exchange(stream: TcpStream, reply: Arc<impl Fn(&Value) -> Reply + Send + Sync>) {
+    let mut stream = BufReader::new(stream);
+    let (mut line, mut length, mut first) = (String::new(), 0, String::new());
+    while stream.read_line(&mut line).await.is_ok_and(|n| n > 2) {
+        let lower = line.to_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().expect("a number");
+        }
+        if first.is_empty() {
+            first = std::mem::take(&mut line);
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
+    if !first.starts_with("POST") {
+        let refused = "HTTP/1.1 405 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        return drop(stream.write_all(refused.as_bytes()).await);
+    }
+    let message: Value = serde_json::from_slice(&body).expect("JSON");
+    let whole = |kind: &str, body: &str| {
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let result = |result: Value| {
+        let body = json!({"jsonrpc": "2.0", "id": message["id"], "result": result});
+        whole("application/json", &body.to_string())
+    };
+    let accepted = "HTTP/1.1 202 Fine\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let reply = match message["method"].as_str().unwrap_or_default() {
+        "server/discover" => {
+            let no = "HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            return drop(stream.write_all(no.as_bytes()).await);
+        }
+        "initialize" => Reply::Result(json!({
+            "protocolVersion": "2025-06-18",
+            "capabilities": {"tools": {}},
+            "serverInfo": {"name": "bad", "version": "1"},
+        })),
+        _ if message["id"].is_null() => return drop(stream.write_all(accepted.as_bytes()).await),
+        _ => reply(&message),
+    };
+    let text = match reply {
+        Reply::Result(value) => result(value),
+        Reply::Body(kind, body) => whole(kind, &body),
+        Reply::Endless(part) => {
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+            let mut sent = stream.write_all(head.as_bytes()).await;
+            while sent.is_ok() {
+                sent = stream.write_all(part.as_bytes()).await;
+            }
+            return;
+        }
+        Reply::Silence => std::future::pending().await,
+    };
+    drop(stream.write_all(text.as_bytes()).await);
+}
+
+fn tool(name: &str) -> Value {
+    json!({"name": name, "inputSchema": {"type": "object"}})
+}
+
+async fn listed(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> AdapterError {
+    let port = server(reply).await;
+    adapter(port, None)
+        .import()
+        .await
+        .expect_err("it is refused")
+}
+
+#[tokio::test]
+async fn lists_without_end() {
+    let pages = |message: &Value| {
+        let page = message["params"]["cursor"].as_str().unwrap_or("0");
+        let next = page.parse::<usize>().expect("a number") + 1;
+        Reply::Result(json!({"tools": [tool(&format!("t{page}"))], "nextCursor": next.to_string()}))
+    };
+    assert_eq!(
+        listed(pages).await,
+        AdapterError::TooLarge("pages of tools")
+    );
+    const { assert!(PAGES_MAX < TOOLS_MAX) };
+    let many = |_: &Value| {
+        let tools: Vec<_> = (0..=TOOLS_MAX).map(|n| tool(&format!("t{n}"))).collect();
+        Reply::Result(json!({"tools": tools}))
+    };
+    assert_eq!(listed(many).await, AdapterError::TooLarge("tools"));
+    let large = |_: &Value| {
+        let about = "x".repeat(SCHEMA_BYTES_MAX);
+        let tools: Vec<_> = (0..40)
+            .map(|n| json!({"name": format!("t{n}"), "inputSchema": {"type": "object"}, "description": about}))
+            .collect();
+        Reply::Result(json!({"tools": tools}))
+    };
+    assert_eq!(listed(large).await, AdapterError::TooLarge("schemas"));
+}
+
+#[tokio::test]
+async fn answers_that_are_none() {
+    for body in ["", "{", "[]", "null", "{\"jsonrpc\":\"2.0\"}"] {
+        let body = body.to_owned();
+        let error = listed(move |_| Reply::Body("application/json", body.clone())).await;
+        assert!(matches!(error, AdapterError::Transport(_)), "{error}");
+    }
+    let error = listed(|_| Reply::Body("text/html", "<p>hello</p>".to_owned())).await;
+    assert!(matches!(error, AdapterError::Transport(_)), "{error}");
+    let error = listed(|_| Reply::Result(json!({"tools": 7}))).await;
+    assert!(matches!(error, AdapterError::Transport(_)), "{error}");
+}
+
+#[tokio::test]
+async fn streams_that_never_end() {
+    let error = listed(|_| Reply::Endless("x".repeat(1 << 16))).await;
+    assert!(
+        error.to_string().contains("cannot be reached") || error.to_string().contains("within"),
+        "{error}"
+    );
+    let comments = ": still here\n\n".repeat(1 << 12);
+    let error = listed(move |_| Reply::Endless(comments.clone())).await;
+    assert!(matches!(error, AdapterError::Transport(_)), "{error}");
+    const { assert!(EVENT_BYTES_MAX > 1 << 16) };
+}
+
+/// A node with the tools of a server that lists two, and answers calls as `reply` says.
+async fn importer(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> Importer {
+    let port = server(move |message| match message["method"].as_str() {
+        Some("tools/list") => {
+            let mut typed = tool("typed");
+            typed["outputSchema"] = json!({
+                "type": "object",
+                "properties": {"n": {"type": "integer"}},
+                "required": ["n"],
+            });
+            Reply::Result(json!({"tools": [typed, tool("plain")]}))
+        }
+        _ => reply(message),
+    })
+    .await;
+    Importer::of(adapter(port, None).import().await.expect("tools"))
+}
+
+#[tokio::test]
+async fn answers_to_calls_that_are_not_what_was_promised() {
+    let node = importer(|message| match message["params"]["name"].as_str() {
+        Some("typed") => Reply::Result(json!({"content": [], "structuredContent": {"n": "one"}})),
+        _ => Reply::Result(json!({"content": [{"type": "text", "text": "{\"n\":1}"}]})),
+    })
+    .await;
+    let error = node
+        .call("typed", json!({}))
+        .await
+        .expect_err("this is no number");
+    assert_eq!(error.code.name(), "INVALID_OUTPUT");
+    let text = node.call("plain", json!({})).await.expect("text");
+    assert_eq!(text["content"][0]["text"], "{\"n\":1}");
+
+    let node = importer(|_| Reply::Result(json!({"content": []}))).await;
+    let error = node
+        .call("typed", json!({}))
+        .await
+        .expect_err("there is nothing");
+    assert_eq!(error.code.name(), "INVALID_OUTPUT");
+}
+
+#[tokio::test]
+async fn answers_to_somebody_else() {
+    let other = |id: Value| json!({"jsonrpc": "2.0", "id": id, "result": {"content": [{"type": "text", "text": "a"}]}});
+    // An answer with another id ends the connection, and the next call makes another.
+    let first = std::sync::atomic::AtomicBool::new(true);
+    let node = importer(move |message| {
+        let spoiled = first.swap(false, std::sync::atomic::Ordering::SeqCst);
+        let id = match spoiled {
+            true => json!(9_999_999),
+            false => message["id"].clone(),
+        };
+        Reply::Body("application/json", other(id).to_string())
+    })
+    .await;
+    let call = node.call("plain", json!({}));
+    let spoiled = tokio::time::timeout(std::time::Duration::from_secs(5), call).await;
+    assert!(!matches!(spoiled, Ok(Ok(_))), "{spoiled:?}");
+    let answer = node.call("plain", json!({})).await.expect("an answer");
+    assert_eq!(answer["content"][0]["text"], "a");
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_is_not_waited_for() {
+    let node = importer(|_| Reply::Silence).await;
+    let call = node.call("plain", json!({}));
+    let given_up = tokio::time::timeout(std::time::Duration::from_millis(300), call).await;
+    assert!(given_up.is_err(), "whoever waits decides how long");
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_tried_again_later() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    drop(listener);
+    let gone = adapter(port, None);
+    for _ in 0..2 {
+        let error = gone.import().await.expect_err("nobody is there");
+        assert!(error.is_temporary(), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn colliding_names_are_told_apart() {
+    let port = server(|_| {
+        let tools = ["a.b", "a/b", "a_b", "a b", "a.b"].map(tool);
+        Reply::Result(json!({ "tools": tools }))
+    })
+    .await;
+    let adapter = adapter(port, None);
+    let found = adapter.import().await.expect("tools");
+    let names: std::collections::HashSet<_> = found.iter().map(|one| &one.spec().name).collect();
+    assert_eq!((found.len(), names.len()), (4, 4), "{names:?}");
+    assert_eq!(adapter.left_out().len(), 1, "one was listed twice");
+}

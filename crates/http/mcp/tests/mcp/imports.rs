@@ -1,0 +1,241 @@
+//! Tools of other servers as operations: servers made with the kits, old and new, and one of our own.
+
+use std::process::Stdio;
+use std::sync::Arc;
+
+use alknet_call::{
+    Body, CallError, CompositionAuthority, Ctx, Dispatcher, Gate, HandlerKind, Incoming,
+    OperationAdapter, OperationSpec, OperationType, Output, Registration, Registry, ScopedPeerEnv,
+};
+use alknet_core::{
+    BoxFuture, Capability, CapabilityError, CapabilityKind, DialError, DialErrorKind, DialRequest,
+    Dialer, Dialled, Power, Reach, Secret, capability, memory_pair,
+};
+use alknet_http_client::{ClientOptions, HttpClient};
+use alknet_mcp::{FromMcp, McpImport};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::kits::{node_script, python};
+use crate::node::{ADMIN, By, Node};
+
+/// Reaches nobody: the servers of these tests are spoken to without TLS.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Dialer for Nowhere {
+    fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+        let error = DialError::new(DialErrorKind::Local, "nothing is dialled here");
+        Box::pin(std::future::ready(Err(error)))
+    }
+}
+
+pub(crate) fn http(port: u16) -> HttpClient {
+    let options = ClientOptions {
+        reach: Reach::Anywhere,
+        plain: vec![format!("127.0.0.1:{port}").parse().expect("a place")],
+        ..ClientOptions::default()
+    };
+    HttpClient::new(Arc::new(Nowhere), options)
+}
+
+pub(crate) fn adapter(port: u16, capability: Option<Capability>) -> FromMcp {
+    let import = McpImport {
+        namespace: "tools".to_owned(),
+        url: format!("http://127.0.0.1:{port}/mcp"),
+        credential: capability.is_some().then(|| "tools".to_owned()),
+        only: Vec::new(),
+    };
+    FromMcp::new(http(port), import, capability).expect("an address")
+}
+
+/// A node that has the tools, and an operation that calls whichever its input names.
+pub(crate) struct Importer {
+    gate: Gate,
+    _ends: (alknet_core::Connection, alknet_core::Connection),
+}
+
+impl Importer {
+    pub(crate) fn of(registrations: Vec<Registration>) -> Self {
+        let relay = |input: Body, ctx: Ctx| async move {
+            let operation = input.value()["op"].as_str().unwrap_or_default().to_owned();
+            let answer = ctx
+                .env()
+                .invoke(&operation, &input.value()["input"])
+                .await?;
+            Ok::<Output, CallError>(answer.into())
+        };
+        let spec = OperationSpec::query("test/relay", "Calls another.");
+        let authority = CompositionAuthority::new("test", ["*:*"]);
+        let relay = Registration::new(spec, HandlerKind::once(relay))
+            .composing(authority, ScopedPeerEnv::new(["tools/*"]))
+            .passing_errors_on();
+        let builder = registrations.into_iter().fold(
+            Registry::builder().with(relay),
+            alknet_call::RegistryBuilder::with,
+        );
+        let dispatcher = Arc::new(Dispatcher::new(builder.build().expect("operations")));
+        let ends = memory_pair(b"h2");
+        let gate = Gate::new(&dispatcher, &ends.1, None);
+        Self { gate, _ends: ends }
+    }
+
+    pub(crate) async fn call(&self, tool: &str, input: Value) -> Result<Value, CallError> {
+        let input = json!({"op": format!("tools/{tool}"), "input": input}).to_string();
+        let incoming = Incoming {
+            input: Some(input.into()),
+            ..Incoming::new("r1", "test/relay")
+        };
+        let output = self
+            .gate
+            .call(incoming)
+            .await
+            .map_err(|refused| refused.error)?;
+        Ok(Body::from(output).value().clone())
+    }
+}
+
+/// A server in a process of its own.
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    async fn start(mut command: Command) -> Self {
+        let child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = child.spawn().expect("it runs");
+        let output = child.stdout.take().expect("it is piped");
+        let mut line = String::new();
+        BufReader::new(output)
+            .read_line(&mut line)
+            .await
+            .expect("text");
+        let port = line.trim().parse().expect("the server says its port");
+        Self { child, port }
+    }
+
+    async fn tell(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().expect("it is piped");
+        input
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .expect("it reads");
+    }
+}
+
+fn kind(registrations: &[Registration], name: &str) -> OperationType {
+    let found = registrations.iter().find(|one| one.spec().name == name);
+    found
+        .unwrap_or_else(|| panic!("no {name} in {registrations:?}"))
+        .spec()
+        .op_type
+}
+
+async fn try_server(server: &Server) {
+    let found = adapter(server.port, None).import().await.expect("tools");
+    assert_eq!(kind(&found, "tools/add"), OperationType::Query);
+    assert_eq!(kind(&found, "tools/files_list"), OperationType::Mutation);
+    let node = Importer::of(found);
+    let sum = node.call("add", json!({"a": 2, "b": 3})).await;
+    assert_eq!(sum.expect("a sum")["sum"], 5);
+    // It looks like JSON, and is text all the same.
+    let text = node.call("files_list", json!({})).await.expect("text");
+    assert_eq!(text["content"][0]["text"], "{\"looks\": \"like JSON\"}");
+    let failed = node
+        .call("fail", json!({}))
+        .await
+        .expect_err("it always fails");
+    assert_eq!(failed.code.name(), "MCP_TOOL_ERROR");
+    assert!(failed.message.contains("no such luck"), "{failed}");
+    // The node has no people to ask.
+    let asked = node
+        .call("ask", json!({}))
+        .await
+        .expect_err("nobody answers");
+    assert!(
+        ["MCP_TOOL_ERROR", "MCP_SERVER_ERROR"].contains(&asked.code.name()),
+        "{asked}"
+    );
+    let wrong = node
+        .call("add", json!({"a": "x"}))
+        .await
+        .expect_err("no number");
+    assert_eq!(wrong.code.name(), "INVALID_INPUT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_of_the_newest_python_kit() {
+    try_server(&Server::start(python("ALKNET_TEST_MCP_PYTHON", "server_newest.py")).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_of_the_older_python_kit() {
+    // It knows no typed output, so that `add` answers with text.
+    let server = Server::start(python("ALKNET_TEST_MCP_PYTHON_OLD", "server_older.py")).await;
+    let found = adapter(server.port, None).import().await.expect("tools");
+    let node = Importer::of(found);
+    let sum = node
+        .call("add", json!({"a": 2, "b": 3}))
+        .await
+        .expect("a sum");
+    assert_eq!(sum, json!({"content": [{"type": "text", "text": "5"}]}));
+    let failed = node
+        .call("fail", json!({}))
+        .await
+        .expect_err("it always fails");
+    assert_eq!(failed.code.name(), "MCP_TOOL_ERROR");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_of_the_typescript_kit() {
+    let mut server = Server::start(node_script("server.mjs")).await;
+    try_server(&server).await;
+
+    // A tool that comes later is told of.
+    let adapter = adapter(server.port, None);
+    let before = adapter.import().await.expect("tools").len();
+    server.tell("grow").await;
+    adapter.changed().await;
+    assert_eq!(adapter.import().await.expect("tools").len(), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_of_another_node_with_a_credential() {
+    let other = Node::start(By::Nothing, &["demo/add", "test/image_content"]).await;
+    let gate: alknet_core::Gate = Arc::new(|| true);
+    let (capability, filler) = capability("tools", CapabilityKind::Bearer, gate);
+    // Each anew: what failed is not tried again at once.
+    let again = || adapter(other.port, Some(capability.clone()));
+    let locked = again().import().await;
+    let locked = locked.expect_err("there is no secret yet").to_string();
+    assert!(locked.contains("locked"), "{locked}");
+
+    filler.fill(Power::Bearer(Secret::new(b"wrong".to_vec())));
+    let refused = again().import().await.expect_err("nobody knows this token");
+    assert!(
+        matches!(refused, alknet_call::AdapterError::Unauthorized(_)),
+        "{refused}"
+    );
+
+    filler.fill(Power::Bearer(Secret::new(ADMIN.as_bytes().to_vec())));
+    let adapter = again();
+    let found = adapter.import().await.expect("tools");
+    assert_eq!(found.len(), 6);
+    let node = Importer::of(found);
+    let sum = node.call("demo_add", json!({"a": 2, "b": 3})).await;
+    assert_eq!(sum, Ok(json!({"sum": 5})));
+    let image = node
+        .call("test_image_content", json!({}))
+        .await
+        .expect("an image");
+    assert_eq!(image["content"][0]["type"], "image");
+    // The credential is looked at when the call is made.
+    filler.empty(CapabilityError::Locked);
+    let locked = node.call("demo_add", json!({"a": 2, "b": 3})).await;
+    assert!(locked.expect_err("no secret").message.contains("locked"));
+}

@@ -1,0 +1,285 @@
+//! Answers of servers: what a document promises of them, and what came.
+
+use std::collections::BTreeSet;
+
+use alknet_call::{CallError, ErrorCode, ErrorDef};
+use alknet_http_client::{HttpError, ResponseBody};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::body::{bytes_schema, kind};
+use super::error::DocumentError;
+use super::limits::{ANSWER_BYTES_MAX, ERROR_BYTES_MAX, REMARK_CHARS_MAX};
+use super::refs::{Document, escaped};
+use super::schema::{Schemas, Way, brief};
+
+/// Longest message of an error, in characters.
+const MESSAGE_CHARS_MAX: usize = 300;
+/// Members that servers put the message of an error into.
+const MESSAGES: [&str; 6] = [
+    "message",
+    "error_description",
+    "detail",
+    "title",
+    "error",
+    "msg",
+];
+
+/// What a document says of an operation's answers.
+pub(super) struct Answers {
+    pub(super) output: Value,
+    pub(super) errors: Vec<ErrorDef>,
+    /// Whether good answers are streams of events.
+    pub(super) streams: bool,
+    /// Media types of good answers, for the header `accept`.
+    pub(super) accept: String,
+}
+
+/// Reads the responses of an operation; schemas have `room` bytes.
+pub(super) fn read(
+    document: &Document,
+    node: &Value,
+    at: &str,
+    room: usize,
+) -> Result<Answers, DocumentError> {
+    let none = Map::new();
+    let responses = match node {
+        Value::Null => &none,
+        node => document.object(node, at)?,
+    };
+    let good = |status: &str| status.starts_with('2');
+    let has_good = responses.keys().any(|status| good(status));
+    let mut schemas = Schemas::new(document, Way::Out, at, room);
+    let mut outputs = Vec::new();
+    let mut events = Vec::new();
+    let mut media_types = BTreeSet::new();
+    let mut errors = Vec::new();
+    for (status, node) in responses {
+        let at = format!("{at}/{}", escaped(status));
+        let response = document.object(node, &at)?;
+        if good(status) || (status == "default" && !has_good) {
+            let content = response.get("content").and_then(Value::as_object);
+            let content = content.filter(|content| !content.is_empty());
+            let Some(content) = content else {
+                outputs.push(json!({ "type": "null" }));
+                continue;
+            };
+            for (media, described) in content {
+                let described = document.object(described, &at)?;
+                let node = described.get("schema");
+                media_types.insert(media.to_ascii_lowercase());
+                let schema = match (kind(media), node) {
+                    ("json", Some(node)) => schemas.add(node)?,
+                    ("json", None) => json!({}),
+                    ("text" | "form", _) => json!({ "type": "string" }),
+                    ("events", node) => {
+                        let data = match node {
+                            Some(node) => schemas.add(node)?,
+                            None => json!({ "type": "string" }),
+                        };
+                        events.push(data);
+                        continue;
+                    }
+                    _ => bytes_schema(),
+                };
+                outputs.push(schema);
+            }
+        } else if let Some(def) = error(document, status, response, &at)? {
+            errors.push(def);
+        }
+    }
+    let streams = !events.is_empty();
+    let output = if streams {
+        let mut data = vec![json!({ "type": "string" })];
+        data.extend(events);
+        data.extend(outputs);
+        json!({
+            "type": "object",
+            "properties": {
+                "event": { "type": "string" },
+                "id": { "type": "string" },
+                "data": union(data),
+            },
+            "required": ["event", "data"],
+        })
+    } else {
+        union(outputs)
+    };
+    Ok(Answers {
+        output: schemas.finish(output)?,
+        errors,
+        streams,
+        accept: accept(&media_types, streams),
+    })
+}
+
+fn union(schemas: Vec<Value>) -> Value {
+    let mut distinct: Vec<Value> = Vec::new();
+    for schema in schemas {
+        if !distinct.contains(&schema) {
+            distinct.push(schema);
+        }
+    }
+    match distinct.len() {
+        0 => json!({}),
+        1 => distinct.remove(0),
+        _ => json!({ "anyOf": distinct }),
+    }
+}
+
+/// Longest value of the header `accept`.
+const ACCEPT_BYTES_MAX: usize = 1_000;
+
+fn accept(media_types: &BTreeSet<String>, streams: bool) -> String {
+    let order = |media: &&String| match kind(media) {
+        "events" if streams => 0,
+        "json" => 1,
+        _ => 2,
+    };
+    let fine = |media: &&String| {
+        media.contains('/') && media.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+    };
+    let mut ordered: Vec<_> = media_types.iter().filter(fine).collect();
+    ordered.sort_by_key(order);
+    let mut text = String::new();
+    for media in ordered {
+        if text.len() + media.len() > ACCEPT_BYTES_MAX {
+            break;
+        }
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.push_str(media);
+    }
+    match text.is_empty() {
+        true => "*/*".to_owned(),
+        false => text,
+    }
+}
+
+/// A status that the document describes; ranges and `default` name none.
+fn error(
+    document: &Document,
+    status: &str,
+    response: &Map<String, Value>,
+    at: &str,
+) -> Result<Option<ErrorDef>, DocumentError> {
+    let Some(number) = status.parse::<u16>().ok() else {
+        return Ok(None);
+    };
+    if !(300..600).contains(&number) {
+        return Ok(None);
+    }
+    let text = response.get("description").and_then(Value::as_str);
+    let content = response.get("content").and_then(Value::as_object);
+    let mut content = content.into_iter().flatten();
+    let json = content.find(|(media, _)| kind(media) == "json");
+    let body = json.and_then(|(_, described)| described.get("schema"));
+    let mut schemas = Schemas::new(document, Way::Out, at, ERROR_SCHEMA_BYTES);
+    let body = match body {
+        Some(node) => schemas.add(node)?,
+        None => json!({}),
+    };
+    let schema = json!({
+        "type": "object",
+        "properties": { "status": { "const": number }, "body": body },
+    });
+    Ok(Some(ErrorDef {
+        code: format!("HTTP_{number}"),
+        description: brief(text.unwrap_or_default(), REMARK_CHARS_MAX),
+        schema: schemas.finish(schema)?,
+        http_status: Some(number),
+    }))
+}
+
+/// Bytes of the schema of an error: servers describe the same one with every operation.
+const ERROR_SCHEMA_BYTES: usize = 512;
+
+/// The output that `answer` is, or the error.
+pub(super) async fn output(answer: Response<ResponseBody>) -> Result<Value, CallError> {
+    let (head, body) = answer.into_parts();
+    if !head.status.is_success() {
+        return Err(refusal(head.status, &head.headers, body).await);
+    }
+    let body = body.collect_bounded(ANSWER_BYTES_MAX).await;
+    let body = body.map_err(of_http)?;
+    value(&head.headers, &body).map_err(|reason| {
+        let message = format!("the server's answer cannot be read: {reason}");
+        CallError::new(ErrorCode::InvalidOutput, message)
+    })
+}
+
+/// The error that an answer with another status is.
+pub(super) async fn refusal(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: ResponseBody,
+) -> CallError {
+    // What is too long or broken says nothing; the status still does.
+    let body = body.collect_bounded(ERROR_BYTES_MAX).await;
+    let body = body.map_or(Value::Null, |body| {
+        let text = String::from_utf8_lossy(&body);
+        serde_json::from_slice(&body).unwrap_or_else(|_| text.into_owned().into())
+    });
+    let number = status.as_u16();
+    let said = message(&body).unwrap_or_default();
+    let reason = status.canonical_reason().unwrap_or("status");
+    let text = match said.is_empty() {
+        true => format!("the server answered {number} {reason}"),
+        false => format!("the server answered {number} {reason}: {said}"),
+    };
+    let after = headers
+        .get(RETRY_AFTER)
+        .and_then(|after| after.to_str().ok());
+    let after = after.and_then(|after| after.trim().parse::<u64>().ok());
+    let mut error = CallError::operation(&format!("HTTP_{number}"), text)
+        .with_details(json!({ "status": number, "body": body }));
+    error.retryable = matches!(number, 429 | 502 | 503 | 504);
+    error.retry_after_ms = after.map(|seconds| seconds.saturating_mul(1000));
+    error
+}
+
+/// What people are told, wherever the server put it.
+fn message(body: &Value) -> Option<String> {
+    let text = match body {
+        Value::String(text) => Some(text.as_str()),
+        Value::Object(members) => MESSAGES.iter().find_map(|name| match members.get(*name)? {
+            Value::String(text) => Some(text.as_str()),
+            Value::Object(inner) => inner.get("message")?.as_str(),
+            _ => None,
+        }),
+        _ => None,
+    };
+    text.map(|text| brief(text, MESSAGE_CHARS_MAX))
+}
+
+/// A body as JSON has it: by its media type, never by what it looks like.
+fn value(headers: &HeaderMap, body: &Bytes) -> Result<Value, String> {
+    if body.is_empty() {
+        return Ok(Value::Null);
+    }
+    let media = headers
+        .get(CONTENT_TYPE)
+        .and_then(|media| media.to_str().ok());
+    Ok(match kind(media.unwrap_or("application/octet-stream")) {
+        "json" => serde_json::from_slice(body).map_err(|error| error.to_string())?,
+        "text" | "form" | "events" => String::from_utf8_lossy(body).into_owned().into(),
+        _ => BASE64.encode(body).into(),
+    })
+}
+
+/// A failed exchange as callers see it.
+pub(super) fn of_http(error: HttpError) -> CallError {
+    let code = match &error {
+        HttpError::Credential(error) => return (*error).into(),
+        HttpError::TimedOut(_) | HttpError::Idle(_) => ErrorCode::Timeout,
+        HttpError::TooLong(_) => ErrorCode::PayloadTooLarge,
+        HttpError::UriTooLong => ErrorCode::InvalidInput,
+        _ => ErrorCode::Unavailable,
+    };
+    CallError::new(code, error.to_string())
+}

@@ -1,0 +1,306 @@
+//! Bodies of requests.
+
+use alknet_call::CallError;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Map, Value, json};
+
+use super::error::DocumentError;
+use super::parameter::{Place, Style, Writing, pairs, query, scalar};
+use super::refs::{Document, escaped};
+use super::schema::Schemas;
+
+/// A body that an operation takes.
+#[derive(Debug)]
+pub(super) struct BodyPlan {
+    pub(super) is_required: bool,
+    /// As the header says it, without parameters of its own.
+    media: String,
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    /// Bytes, as base64 in JSON.
+    Bytes,
+    /// Pairs, with how each member is written.
+    Fields(Vec<(String, Writing)>),
+    Json,
+    /// Parts, with what is known of each member.
+    Parts(Vec<(String, Part)>),
+    Text,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Part {
+    media: Option<String>,
+    is_bytes: bool,
+}
+
+/// Kinds of bodies, best first.
+fn rank(media: &str) -> usize {
+    match kind(media) {
+        "json" => 0,
+        "form" => 1,
+        "parts" => 2,
+        "text" => 3,
+        _ => 4,
+    }
+}
+
+/// What sort of media type it is.
+pub(super) fn kind(media: &str) -> &'static str {
+    let media = media.split(';').next().unwrap_or_default().trim();
+    let media = media.to_ascii_lowercase();
+    match media.as_str() {
+        "application/json" | "text/json" => "json",
+        "application/x-www-form-urlencoded" => "form",
+        "multipart/form-data" => "parts",
+        "text/event-stream" => "events",
+        _ if media.ends_with("+json") => "json",
+        _ if media.starts_with("text/") => "text",
+        _ => "bytes",
+    }
+}
+
+impl BodyPlan {
+    /// The body that `node` describes, and its schema; of several forms the one that JSON fits best.
+    pub(super) fn read<'a>(
+        document: &'a Document,
+        node: &'a Value,
+        at: &str,
+        schemas: &mut Schemas<'a>,
+    ) -> Result<Option<(Self, Value)>, DocumentError> {
+        let body = document.object(node, at)?;
+        let Some(content) = body.get("content").and_then(Value::as_object) else {
+            return Ok(None);
+        };
+        let Some((media, described)) = content.iter().min_by_key(|(media, _)| rank(media)) else {
+            return Ok(None);
+        };
+        let at = format!("{at}/content/{}", escaped(media));
+        let described = document.object(described, &at)?;
+        let node = described.get("schema");
+        let own = match node {
+            Some(node) => document.resolve(node, &at)?,
+            None => &Value::Null,
+        };
+        let whole = |schemas: &mut Schemas<'a>| match node {
+            Some(node) => schemas.add(node),
+            None => Ok(json!({})),
+        };
+        let (form, schema) = match kind(media) {
+            "json" => (Form::Json, whole(schemas)?),
+            "form" => {
+                let fields = members(own).map(|(name, _)| {
+                    let writing = match encoding(described, name) {
+                        Some(encoding) => Writing::of(encoding, Place::Query),
+                        None => Writing::FORM,
+                    };
+                    (name.clone(), writing)
+                });
+                (Form::Fields(fields.collect()), whole(schemas)?)
+            }
+            "parts" => {
+                // Not as a reference: members that are bytes are described otherwise here.
+                let mut schema = match node {
+                    Some(_) => schemas.add(own)?,
+                    None => json!({}),
+                };
+                let mut parts = Vec::new();
+                for (name, node) in members(own) {
+                    let node = document.resolve(node, &at)?;
+                    let part = Part::of(node, encoding(described, name));
+                    if part.is_bytes {
+                        set_bytes(&mut schema, name, node);
+                    }
+                    parts.push((name.clone(), part));
+                }
+                (Form::Parts(parts), schema)
+            }
+            "text" | "events" => (Form::Text, json!({ "type": "string" })),
+            _ => (Form::Bytes, bytes_schema()),
+        };
+        let is_required = body.get("required").and_then(Value::as_bool) == Some(true);
+        // A range is no type that a request could have.
+        let media = match media.contains('*') {
+            true => "application/octet-stream",
+            false => media,
+        };
+        let media = media.to_owned();
+        let plan = Self {
+            is_required,
+            media,
+            form,
+        };
+        Ok(Some((plan, schema)))
+    }
+
+    /// What is sent for `value`: its media type, and the bytes.
+    pub(super) fn write(&self, value: &Value) -> Result<(String, Vec<u8>), CallError> {
+        let media = self.media.clone();
+        let object = || {
+            value
+                .as_object()
+                .ok_or_else(|| CallError::invalid_input("the body has to be an object"))
+        };
+        Ok(match &self.form {
+            Form::Json => (media, value.to_string().into_bytes()),
+            Form::Text => (media, scalar(value).into_bytes()),
+            Form::Bytes => (media, decoded(value, "body")?),
+            Form::Fields(fields) => {
+                let mut all = Vec::new();
+                for (name, value) in object()? {
+                    let known = fields.iter().find(|(own, _)| own == name);
+                    let writing = known.map_or(Writing::FORM, |(_, writing)| *writing);
+                    all.extend(field(name, value, writing));
+                }
+                (media, query(&all, false).into_bytes())
+            }
+            Form::Parts(parts) => multipart(object()?, parts)?,
+        })
+    }
+}
+
+/// Members of an object's schema that are named, its `allOf` not looked into.
+fn members(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    let properties = schema.get("properties").and_then(Value::as_object);
+    properties.into_iter().flatten()
+}
+
+fn encoding<'a>(described: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    described.get("encoding")?.get(name)
+}
+
+/// A member of a form. What has no form of its own as pairs is JSON, as the specification has it.
+fn field(name: &str, value: &Value, writing: Writing) -> Vec<(String, String)> {
+    let nested = |value: &Value| value.is_object() || value.is_array();
+    let json = |value: &Value| vec![(name.to_owned(), value.to_string())];
+    match value {
+        _ if writing.style == Style::DeepObject => pairs(name, value, writing),
+        Value::Object(_) => json(value),
+        Value::Array(list) if list.iter().any(nested) => json(value),
+        value => pairs(name, value, writing),
+    }
+}
+
+impl Part {
+    fn of(node: &Value, encoding: Option<&Value>) -> Self {
+        let text = |name: &str| node.get(name).and_then(Value::as_str);
+        let items = |node: &Value| node.get("items").is_some_and(is_bytes);
+        let media = encoding
+            .and_then(|one| one.get("contentType"))
+            .and_then(Value::as_str);
+        let media = media.or_else(|| text("contentMediaType"));
+        // A list of types, or a range, leaves the choice to the one who sends.
+        let media = media.filter(|media| {
+            !media.contains(['*', ',']) && media.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        });
+        Self {
+            media: media.map(str::to_owned),
+            is_bytes: is_bytes(node) || items(node),
+        }
+    }
+}
+
+fn is_bytes(node: &Value) -> bool {
+    let text = |name: &str| node.get(name).and_then(Value::as_str);
+    let octets = text("contentMediaType") == Some("application/octet-stream");
+    text("format") == Some("binary") || (octets && text("contentEncoding").is_none())
+}
+
+pub(super) fn bytes_schema() -> Value {
+    json!({ "type": "string", "contentEncoding": "base64" })
+}
+
+/// Says of a member that it is base64.
+fn set_bytes(schema: &mut Value, name: &str, node: &Value) {
+    let own = match node.get("items").is_some_and(is_bytes) {
+        true => json!({ "type": "array", "items": bytes_schema() }),
+        false => bytes_schema(),
+    };
+    if let Some(Value::Object(properties)) = schema.get_mut("properties")
+        && properties.contains_key(name)
+    {
+        properties.insert(name.to_owned(), own);
+    }
+}
+
+fn decoded(value: &Value, what: &str) -> Result<Vec<u8>, CallError> {
+    let text = value.as_str().unwrap_or_default();
+    let fine = value.is_string().then(|| BASE64.decode(text));
+    match fine {
+        Some(Ok(bytes)) => Ok(bytes),
+        _ => Err(CallError::invalid_input(format!(
+            "{what} has to be bytes in base64"
+        ))),
+    }
+}
+
+/// RFC 7578.
+fn multipart(
+    object: &Map<String, Value>,
+    parts: &[(String, Part)],
+) -> Result<(String, Vec<u8>), CallError> {
+    let mut written = Vec::new();
+    for (name, value) in object {
+        let known = parts.iter().find(|(own, _)| own == name);
+        let part = known.map_or_else(Part::default, |(_, part)| part.clone());
+        let each = match value {
+            Value::Array(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for value in each.iter().filter(|value| !value.is_null()) {
+            written.push(written_part(name, value, &part)?);
+        }
+    }
+    let boundary = boundary(&written);
+    let mut body = Vec::new();
+    for part in &written {
+        body.extend_from_slice(format!("--{boundary}\r\n").as_bytes());
+        body.extend_from_slice(part);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
+    Ok((format!("multipart/form-data; boundary={boundary}"), body))
+}
+
+fn written_part(name: &str, value: &Value, part: &Part) -> Result<Vec<u8>, CallError> {
+    let quoted = name
+        .replace('"', "%22")
+        .replace('\r', "%0D")
+        .replace('\n', "%0A");
+    let mut head = format!("content-disposition: form-data; name=\"{quoted}\"");
+    if part.is_bytes {
+        head.push_str(&format!("; filename=\"{quoted}\""));
+    }
+    let (usual, bytes) = match value {
+        _ if part.is_bytes => (
+            Some("application/octet-stream"),
+            decoded(value, &format!("the member '{name}' of the body"))?,
+        ),
+        Value::Object(_) => (Some("application/json"), value.to_string().into_bytes()),
+        value => (None, scalar(value).into_bytes()),
+    };
+    if let Some(media) = part.media.as_deref().or(usual) {
+        head.push_str(&format!("\r\ncontent-type: {media}"));
+    }
+    head.push_str("\r\n\r\n");
+    Ok([head.as_bytes(), &bytes].concat())
+}
+
+/// Something that is in none of the parts.
+fn boundary(parts: &[Vec<u8>]) -> String {
+    let mut number = 0u64;
+    loop {
+        let boundary = format!("alknet-{number:016x}");
+        let taken = |part: &Vec<u8>| {
+            part.windows(boundary.len())
+                .any(|window| window == boundary.as_bytes())
+        };
+        if !parts.iter().any(taken) {
+            return boundary;
+        }
+        number += 1;
+    }
+}

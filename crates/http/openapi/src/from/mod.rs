@@ -1,0 +1,360 @@
+//! Operations made of documents of others.
+
+mod answer;
+mod body;
+mod config;
+mod error;
+mod events;
+pub mod limits;
+mod names;
+mod parameter;
+mod plan;
+mod read;
+mod refs;
+mod schema;
+mod server;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use alknet_call::{
+    AdapterError, Body, CallError, Ctx, ErrorCode, HandlerKind, OperationAdapter, OperationType,
+    Provenance, Registration,
+};
+use alknet_core::{AddressRange, BoxFuture, Capabilities, Capability, Dialer, PeerAddr, Reach};
+use alknet_http_client::{ClientOptions, HostRule, HttpClient, Redirects, ResponseBody};
+use bytes::Bytes;
+use futures_util::Stream;
+use http::Uri;
+use http::header::CONTENT_TYPE;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use answer::of_http;
+use body::kind;
+use events::Events;
+use limits::{OPERATIONS_MAX, SCHEMA_BYTES_MAX, SCHEMA_BYTES_MIN, SCHEMAS_BYTES_MAX};
+use names::Names;
+use parameter::Place;
+use plan::{Found, METHODS, Plan};
+use refs::{Document, escaped};
+use server::{Server, Tokens};
+
+pub use config::{ImportError, read_document};
+pub use error::DocumentError;
+pub use read::read;
+pub use server::TokenSource;
+
+/// What is imported, under which names, and how its server is reached. Nothing of this comes from the
+/// document.
+#[derive(Clone, Debug)]
+pub struct OpenApiOptions {
+    /// First segment of every name.
+    pub namespace: String,
+    /// Where the server is: `https://forge.example/api/v1`. Servers that a document names mean nothing.
+    pub base_url: String,
+    /// What makes requests the node's. For [`tokens`](Self::tokens) it is of the kind `basic`.
+    pub credential: Option<Capability>,
+    /// Where access tokens come from, if the credential is one for asking for them.
+    pub tokens: Option<TokenSource>,
+    /// Other hosts that redirects may lead to.
+    pub hosts: Vec<HostRule>,
+    /// Addresses besides those of the public Internet that the server may have.
+    pub private: Vec<AddressRange>,
+    /// Keys by which the server is known, instead of a public certificate.
+    pub pins: Vec<alknet_core::PeerKey>,
+    /// Whether the server is spoken to without TLS, which its address has to say too.
+    pub plain: bool,
+    /// Only operations whose names, without the namespace, begin with one of these; empty for all.
+    pub only: Vec<String>,
+}
+
+impl OpenApiOptions {
+    /// Everything, from a public server.
+    #[must_use]
+    pub fn new(namespace: &str, base_url: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            base_url: base_url.to_owned(),
+            credential: None,
+            tokens: None,
+            hosts: Vec::new(),
+            private: Vec::new(),
+            pins: Vec::new(),
+            plain: false,
+            only: Vec::new(),
+        }
+    }
+}
+
+/// The address of a server that cannot be one.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "'{0}' is no address of a server; write https://host/path without a query, or say that it is plain"
+)]
+pub struct BaseUrlError(String);
+
+/// A document and the server that it describes, as an adapter.
+#[derive(Clone, Debug)]
+pub struct FromOpenApi {
+    document: Bytes,
+    options: OpenApiOptions,
+    server: Arc<Server>,
+}
+
+impl FromOpenApi {
+    /// Of `document`, JSON or YAML, for the server that `options` name, which is reached through
+    /// `dialer`.
+    ///
+    /// # Errors
+    /// An address that is none.
+    pub fn new(
+        document: Bytes,
+        options: OpenApiOptions,
+        dialer: Arc<dyn Dialer>,
+    ) -> Result<Self, BaseUrlError> {
+        let place = place(&options.base_url, options.plain)?;
+        let mut hosts = vec![HostRule::exactly(place.host.clone(), place.port)];
+        let mut plain = Vec::new();
+        if options.plain {
+            plain.push(place.clone());
+        }
+        if let Some(tokens) = &options.tokens {
+            let other = self::place(&tokens.url, options.plain)?;
+            hosts.push(HostRule::exactly(other.host.clone(), other.port));
+        }
+        hosts.extend(options.hosts.iter().cloned());
+        let redirects = match options.hosts.is_empty() {
+            true => Redirects::SameOrigin,
+            false => Redirects::Any,
+        };
+        let client = HttpClient::new(
+            dialer,
+            ClientOptions {
+                hosts: Some(hosts),
+                reach: Reach::Public {
+                    also: options.private.clone(),
+                },
+                plain,
+                pinned: vec![place.with_pins(options.pins.iter().copied())],
+                redirects,
+                ..ClientOptions::default()
+            },
+        );
+        let server = Server {
+            client,
+            base: options.base_url.trim_end_matches('/').to_owned(),
+            credential: options.credential.as_ref().map(|one| one.name().to_owned()),
+            tokens: options.tokens.clone().map(Tokens::new),
+        };
+        Ok(Self {
+            document,
+            options,
+            server: Arc::new(server),
+        })
+    }
+
+    /// Reads the document and makes an operation of everything that it describes. Takes as long as the
+    /// document is long.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn registrations(&self) -> Result<Vec<Registration>, AdapterError> {
+        let document = Document::parse(&self.document)?;
+        let found = found(&document)?;
+        let room = SCHEMAS_BYTES_MAX / (2 * found.len().max(1));
+        let room = room.clamp(SCHEMA_BYTES_MIN, SCHEMA_BYTES_MAX);
+        let keys = keys(&document)?;
+        let mut names = Names::new(&self.options.namespace);
+        let mut registrations = Vec::new();
+        for one in &found {
+            let (plan, spec) = plan::read(&document, one, &keys, &mut names, room)?;
+            if self.takes(&spec.name) {
+                registrations.push(self.registration(plan, spec));
+            }
+        }
+        Ok(registrations)
+    }
+
+    fn takes(&self, name: &str) -> bool {
+        let own = name.split_once('/').map_or(name, |(_, own)| own);
+        let only = &self.options.only;
+        only.is_empty() || only.iter().any(|prefix| own.starts_with(prefix.as_str()))
+    }
+
+    fn registration(&self, plan: Plan, spec: alknet_call::OperationSpec) -> Registration {
+        let (server, plan) = (Arc::clone(&self.server), Arc::new(plan));
+        let handler = match spec.op_type {
+            OperationType::Subscription => HandlerKind::stream(move |input: Body, ctx: Ctx| {
+                stream(Arc::clone(&server), Arc::clone(&plan), input, ctx)
+            }),
+            _ => HandlerKind::once(move |input: Body, ctx: Ctx| {
+                let (server, plan) = (Arc::clone(&server), Arc::clone(&plan));
+                async move {
+                    let answer = server.ask(&plan, input.value(), false, &ctx).await?;
+                    answer::output(answer).await
+                }
+            }),
+        };
+        let credential = self.options.credential.iter().cloned();
+        Registration::imported(spec, handler, Provenance::FromOpenApi)
+            .with_capabilities(Capabilities::new(credential))
+            // Servers answer with statuses that no document of theirs tells.
+            .passing_errors_on()
+    }
+}
+
+impl OperationAdapter for FromOpenApi {
+    fn import(&self) -> BoxFuture<'_, Result<Vec<Registration>, AdapterError>> {
+        Box::pin(async move {
+            let this = self.clone();
+            let read = tokio::task::spawn_blocking(move || this.registrations()).await;
+            read.unwrap_or_else(|error| {
+                Err(AdapterError::Transport(CallError::internal(
+                    error.to_string(),
+                )))
+            })
+        })
+    }
+}
+
+/// Host and port of an address.
+fn place(url: &str, plain: bool) -> Result<PeerAddr, BaseUrlError> {
+    let wrong = || BaseUrlError(url.chars().take(200).collect());
+    let uri: Uri = url.parse().map_err(|_| wrong())?;
+    let (scheme, usual) = match plain {
+        true => ("http", ":80"),
+        false => ("https", ":443"),
+    };
+    let authority = uri.authority().ok_or_else(wrong)?;
+    let odd = authority.as_str().contains('@') || uri.query().is_some() || url.contains('#');
+    if uri.scheme_str() != Some(scheme) || odd {
+        return Err(wrong());
+    }
+    let host = authority.host();
+    let port = authority.as_str().strip_prefix(host).ok_or_else(wrong)?;
+    let port = if port.is_empty() { usual } else { port };
+    let host = host.trim_end_matches('.');
+    format!("{host}{port}").parse().map_err(|_| wrong())
+}
+
+/// Every operation of the document, in its order.
+fn found(document: &Document) -> Result<Vec<Found<'_>>, DocumentError> {
+    let mut found = Vec::new();
+    let Some(paths) = document.root().get("paths") else {
+        return Ok(found);
+    };
+    for (path, node) in document.object(paths, "/paths")? {
+        if !path.starts_with('/') {
+            return Err(DocumentError::shape(
+                format!("/paths/{}", escaped(path)),
+                "a path that begins with /",
+            ));
+        }
+        let at = format!("/paths/{}", escaped(path));
+        let item = document.object(node, &at)?;
+        for method in METHODS {
+            let Some(node) = item.get(method) else {
+                continue;
+            };
+            let at = format!("{at}/{method}");
+            found.push(Found {
+                path,
+                method,
+                operation: document.object(node, &at)?,
+                shared: item.get("parameters"),
+                at,
+            });
+            if found.len() > OPERATIONS_MAX {
+                return Err(DocumentError::TooMuch {
+                    what: "operations",
+                    most: OPERATIONS_MAX,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Parameters that are keys: they come from the credential, and no caller gives another.
+fn keys(document: &Document) -> Result<BTreeSet<(Place, String)>, DocumentError> {
+    const AT: &str = "/components/securitySchemes";
+    let mut keys = BTreeSet::new();
+    let Some(schemes) = document.root().pointer(AT) else {
+        return Ok(keys);
+    };
+    for (name, node) in document.object(schemes, AT)? {
+        let scheme = document.object(node, &format!("{AT}/{}", escaped(name)))?;
+        let text = |name: &str| scheme.get(name).and_then(Value::as_str);
+        let place = text("in").and_then(Place::of);
+        if let (Some("apiKey"), Some(place), Some(name)) = (text("type"), place, text("name")) {
+            keys.insert((place, name.to_ascii_lowercase()));
+        }
+    }
+    Ok(keys)
+}
+
+/// What a subscription is doing.
+enum Reading {
+    Asking(Arc<Server>, Arc<Plan>, Body, Ctx),
+    Events(ResponseBody, Events, VecDeque<Value>),
+    Done,
+}
+
+/// The events of a stream. An answer that is none is one event.
+fn stream(
+    server: Arc<Server>,
+    plan: Arc<Plan>,
+    input: Body,
+    ctx: Ctx,
+) -> impl Stream<Item = Result<Value, CallError>> + Send {
+    let begin = Reading::Asking(server, plan, input, ctx);
+    futures_util::stream::unfold(begin, |state| async move {
+        match next(state).await {
+            Ok(Some((event, state))) => Some((Ok(event), state)),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), Reading::Done)),
+        }
+    })
+}
+
+async fn next(mut state: Reading) -> Result<Option<(Value, Reading)>, CallError> {
+    loop {
+        state = match state {
+            Reading::Asking(server, plan, input, ctx) => {
+                let answer = server.ask(&plan, input.value(), true, &ctx).await?;
+                let media = answer.headers().get(CONTENT_TYPE);
+                let media = media
+                    .and_then(|media| media.to_str().ok())
+                    .unwrap_or_default();
+                if !answer.status().is_success() || kind(media) != "events" {
+                    let output = answer::output(answer).await?;
+                    let event = json!({ "event": "message", "data": output });
+                    return Ok(Some((event, Reading::Done)));
+                }
+                Reading::Events(answer.into_body(), Events::default(), VecDeque::new())
+            }
+            Reading::Events(mut body, mut events, mut waiting) => {
+                if let Some(event) = waiting.pop_front() {
+                    return Ok(Some((event, Reading::Events(body, events, waiting))));
+                }
+                let Some(frame) = body.frame().await else {
+                    return Ok(None);
+                };
+                if let Ok(bytes) = frame.map_err(of_http)?.into_data() {
+                    let some = events.take(&bytes).map_err(|_| {
+                        let message = "the server sent an event that is too long";
+                        CallError::new(ErrorCode::PayloadTooLarge, message)
+                    })?;
+                    waiting.extend(some);
+                }
+                Reading::Events(body, events, waiting)
+            }
+            Reading::Done => return Ok(None),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;

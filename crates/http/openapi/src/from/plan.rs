@@ -1,0 +1,394 @@
+//! One operation: how a call of it becomes a request.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use alknet_call::{CallError, OperationSpec, OperationType, Visibility};
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, COOKIE};
+use http::{HeaderName, HeaderValue, Method, Request};
+use serde_json::{Map, Value, json};
+
+use super::answer;
+use super::body::BodyPlan;
+use super::error::DocumentError;
+use super::limits::{DESCRIPTION_CHARS_MAX, PARAMETERS_MAX, REMARK_CHARS_MAX};
+use super::names::Names;
+use super::parameter::{Parameter, Place, Style, Writing, pairs, plain, query, segment};
+use super::refs::{Document, escaped};
+use super::schema::{Schemas, Way, brief};
+
+/// Methods that a document describes, but for `trace`, which no client sends.
+pub(super) const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
+
+/// The member of an input that the body is.
+const BODY: &str = "body";
+
+/// How a call becomes a request.
+#[derive(Debug)]
+pub(super) struct Plan {
+    method: Method,
+    path: Vec<Piece>,
+    inputs: Vec<Input>,
+    body: Option<BodyPlan>,
+    accept: HeaderValue,
+    pub(super) is_query: bool,
+    /// Whether the document wants to know who asks.
+    pub(super) is_ours: bool,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Text(String),
+    /// The value of this member, of a parameter of that name.
+    Value(usize),
+}
+
+/// A member of the input.
+#[derive(Debug)]
+struct Input {
+    member: String,
+    name: String,
+    place: Place,
+    writing: Writing,
+}
+
+/// Where an operation is described.
+pub(super) struct Found<'a> {
+    pub(super) path: &'a str,
+    pub(super) method: &'static str,
+    pub(super) operation: &'a Map<String, Value>,
+    /// Parameters of every operation of the path.
+    pub(super) shared: Option<&'a Value>,
+    pub(super) at: String,
+}
+
+/// The plan of an operation and what it is for others. Schemas have `room` bytes.
+pub(super) fn read(
+    document: &Document,
+    found: &Found<'_>,
+    keys: &BTreeSet<(Place, String)>,
+    names: &mut Names,
+    room: usize,
+) -> Result<(Plan, OperationSpec), DocumentError> {
+    let at = &found.at;
+    let text = |name: &str| found.operation.get(name).and_then(Value::as_str);
+    let mut parameters = parameters(document, found, keys)?;
+    let path = path(found.path, &mut parameters)?;
+    let has_body = found.operation.get("requestBody");
+    let mut schemas = Schemas::new(document, Way::In, at, room);
+    let body = match has_body {
+        Some(node) => BodyPlan::read(document, node, &format!("{at}/requestBody"), &mut schemas)?,
+        None => None,
+    };
+    name_members(&mut parameters, body.is_some());
+    let input = input_schema(&parameters, body.as_ref(), schemas)?;
+    let none = Value::Null;
+    let responses = found.operation.get("responses").unwrap_or(&none);
+    let answers = answer::read(document, responses, &format!("{at}/responses"), room)?;
+    let method = Method::from_bytes(found.method.to_ascii_uppercase().as_bytes())
+        .map_err(|_| DocumentError::shape(at, "a method"))?;
+    let op_type = match &method {
+        _ if answers.streams => OperationType::Subscription,
+        &Method::GET | &Method::HEAD => OperationType::Query,
+        _ => OperationType::Mutation,
+    };
+    let name = names.name(text("operationId"), found.method, found.path);
+    let description = describe(text("summary"), text("description"));
+    let mut spec = OperationSpec::new(&name, op_type, &description);
+    spec.visibility = Visibility::Internal;
+    spec.input_schema = input;
+    spec.output_schema = answers.output;
+    spec.error_schemas = answers.errors;
+    spec.tags = tags(found.operation);
+    let plan = Plan {
+        is_query: matches!(method, Method::GET | Method::HEAD),
+        method,
+        path,
+        inputs: parameters
+            .into_iter()
+            .map(|one| Input {
+                member: one.member,
+                name: one.name,
+                place: one.place,
+                writing: one.writing,
+            })
+            .collect(),
+        body: body.map(|(body, _)| body),
+        accept: HeaderValue::try_from(answers.accept)
+            .unwrap_or_else(|_| HeaderValue::from_static("*/*")),
+        // An empty list says that nobody has to be anybody; no list says nothing.
+        is_ours: found.operation.get("security") != Some(&json!([])),
+    };
+    Ok((plan, spec))
+}
+
+/// Parameters of the operation and of its path; of two of one name and place the operation's counts.
+/// `keys` are those that credentials fill in.
+fn parameters<'a>(
+    document: &'a Document,
+    found: &Found<'a>,
+    keys: &BTreeSet<(Place, String)>,
+) -> Result<Vec<Parameter<'a>>, DocumentError> {
+    let mut all: Vec<Parameter<'a>> = Vec::new();
+    for node in [found.shared, found.operation.get("parameters")] {
+        let Some(node) = node else { continue };
+        let at = format!("{}/parameters", found.at);
+        let list = document.resolve(node, &at)?.as_array();
+        let list = list.ok_or_else(|| DocumentError::shape(&at, "a list"))?;
+        for (number, node) in list.iter().enumerate() {
+            let at = format!("{at}/{number}");
+            let Some(one) = Parameter::read(document, node, &at)? else {
+                continue;
+            };
+            if keys.contains(&(one.place, one.name.to_ascii_lowercase())) {
+                continue;
+            }
+            all.retain(|other| (other.place, &other.name) != (one.place, &one.name));
+            all.push(one);
+            if all.len() > PARAMETERS_MAX {
+                return Err(DocumentError::TooMuch {
+                    what: "parameters of one operation",
+                    most: PARAMETERS_MAX,
+                });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The path with its parameters found. One that is not described is a text; one that is described and
+/// has no place in the path is none.
+fn path(template: &str, parameters: &mut Vec<Parameter<'_>>) -> Result<Vec<Piece>, DocumentError> {
+    let wrong = || DocumentError::shape(format!("/paths/{}", escaped(template)), "a path");
+    if !template.starts_with('/') || template.contains(['?', '#', '\\']) {
+        return Err(wrong());
+    }
+    parameters
+        .retain(|one| one.place != Place::Path || template.contains(&format!("{{{}}}", one.name)));
+    let mut pieces = Vec::new();
+    let mut rest = template;
+    while let Some(open) = rest.find('{') {
+        let close = rest[open..]
+            .find('}')
+            .map(|at| open + at)
+            .ok_or_else(wrong)?;
+        let name = &rest[open + 1..close];
+        pieces.push(Piece::Text(encoded(&rest[..open])));
+        let is_it = |one: &Parameter<'_>| one.place == Place::Path && one.name == name;
+        let at = parameters.iter().position(is_it).unwrap_or_else(|| {
+            parameters.push(Parameter {
+                name: name.to_owned(),
+                member: name.to_owned(),
+                place: Place::Path,
+                writing: Writing {
+                    style: Style::Simple,
+                    explode: false,
+                    reserved: false,
+                },
+                is_required: true,
+                schema: None,
+                description: None,
+            });
+            parameters.len() - 1
+        });
+        pieces.push(Piece::Value(at));
+        rest = &rest[close + 1..];
+    }
+    pieces.push(Piece::Text(encoded(rest)));
+    Ok(pieces)
+}
+
+/// A part of a path as the document has it, with what no URI may have escaped.
+fn encoded(text: &str) -> String {
+    use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+    const IN_PATH: &AsciiSet = &CONTROLS
+        .add(b' ')
+        .add(b'"')
+        .add(b'<')
+        .add(b'>')
+        .add(b'^')
+        .add(b'`')
+        .add(b'{')
+        .add(b'|')
+        .add(b'}');
+    utf8_percent_encode(text, IN_PATH).to_string()
+}
+
+/// Gives each parameter a member of its own: where two are called alike, those outside of the path say
+/// where they go.
+fn name_members(parameters: &mut [Parameter<'_>], has_body: bool) {
+    let mut count: BTreeMap<String, usize> = BTreeMap::new();
+    for one in parameters.iter() {
+        *count.entry(one.name.clone()).or_default() += 1;
+    }
+    let mut taken: BTreeSet<String> = BTreeSet::new();
+    if has_body {
+        taken.insert(BODY.to_owned());
+    }
+    let plain = |one: &Parameter<'_>| {
+        let alone = count.get(&one.name) == Some(&1) || one.place == Place::Path;
+        alone && !(has_body && one.name == BODY)
+    };
+    for one in parameters.iter() {
+        if plain(one) {
+            taken.insert(one.name.clone());
+        }
+    }
+    for one in parameters.iter_mut().filter(|one| !plain(one)) {
+        let mut member = format!("{}_{}", one.name, one.place.name());
+        while !taken.insert(member.clone()) {
+            member.push('_');
+        }
+        one.member = member;
+    }
+}
+
+fn input_schema<'a>(
+    parameters: &[Parameter<'a>],
+    body: Option<&(BodyPlan, Value)>,
+    mut schemas: Schemas<'a>,
+) -> Result<Value, DocumentError> {
+    let mut properties = Map::new();
+    let mut required = Vec::new();
+    for one in parameters {
+        let mut schema = match one.schema {
+            Some(node) => schemas.add(node)?,
+            None => json!({ "type": "string" }),
+        };
+        if let (Value::Object(schema), Some(text)) = (&mut schema, one.description) {
+            let text = brief(text, REMARK_CHARS_MAX);
+            schema.entry("description").or_insert_with(|| text.into());
+        }
+        if one.is_required {
+            required.push(one.member.clone());
+        }
+        properties.insert(one.member.clone(), schema);
+    }
+    if let Some((plan, schema)) = body {
+        if plan.is_required {
+            required.push(BODY.to_owned());
+        }
+        properties.insert(BODY.to_owned(), schema.clone());
+    }
+    // A call without input has `null`.
+    let kind = match required.is_empty() {
+        true => json!(["object", "null"]),
+        false => json!("object"),
+    };
+    schemas.finish(json!({
+        "type": kind,
+        "properties": properties,
+        "required": required,
+        "additionalProperties": false,
+    }))
+}
+
+/// The first line is what lists show.
+fn describe(summary: Option<&str>, more: Option<&str>) -> String {
+    let summary = summary.map(|text| brief(text, REMARK_CHARS_MAX));
+    let more = more.map(|text| brief(text, DESCRIPTION_CHARS_MAX));
+    match (summary, more) {
+        (Some(summary), Some(more)) if summary != more => format!("{summary}\n{more}"),
+        (one, other) => one.or(other).unwrap_or_default(),
+    }
+}
+
+fn tags(operation: &Map<String, Value>) -> Vec<String> {
+    const TAGS_MAX: usize = 8;
+    let tags = operation.get("tags").and_then(Value::as_array);
+    let tags = tags.into_iter().flatten().filter_map(Value::as_str);
+    tags.take(TAGS_MAX).map(|tag| brief(tag, 64)).collect()
+}
+
+impl Plan {
+    /// The request that `input` asks for, to a server at `base`, which ends without a slash.
+    pub(super) fn request(&self, base: &str, input: &Value) -> Result<Request<Bytes>, CallError> {
+        let none = Map::new();
+        let members = match input {
+            Value::Object(members) => members,
+            Value::Null => &none,
+            _ => return Err(CallError::invalid_input("the input has to be an object")),
+        };
+        let mut uri = base.to_owned();
+        uri.push_str(&self.path(members)?);
+        let mut asked = Vec::new();
+        let mut cookies = Vec::new();
+        let mut request = Request::builder().method(self.method.clone());
+        for one in &self.inputs {
+            let Some(value) = members.get(&one.member).filter(|value| !value.is_null()) else {
+                continue;
+            };
+            match one.place {
+                Place::Path => {}
+                Place::Query => {
+                    let pairs = pairs(&one.name, value, one.writing);
+                    if !pairs.is_empty() {
+                        asked.push(query(&pairs, one.writing.reserved));
+                    }
+                }
+                Place::Header => {
+                    let name = HeaderName::try_from(one.name.as_str());
+                    let value = HeaderValue::try_from(plain(value, one.writing));
+                    let (Ok(name), Ok(value)) = (name, value) else {
+                        return Err(unfit(&one.member, "a header"));
+                    };
+                    request = request.header(name, value);
+                }
+                Place::Cookie => {
+                    let pairs = pairs(&one.name, value, one.writing);
+                    cookies.push(query(&pairs, false).replace('&', "; "));
+                }
+            }
+        }
+        if !asked.is_empty() {
+            uri.push('?');
+            uri.push_str(&asked.join("&"));
+        }
+        if !cookies.is_empty() {
+            request = request.header(COOKIE, cookies.join("; "));
+        }
+        let mut body = Bytes::new();
+        if let Some(plan) = &self.body
+            && let Some(value) = members.get(BODY)
+        {
+            let (media, bytes) = plan.write(value)?;
+            request = request.header(CONTENT_TYPE, media);
+            body = bytes.into();
+        }
+        let wrong = |error: http::Error| {
+            CallError::invalid_input(format!("this makes no request: {error}"))
+        };
+        request
+            .uri(uri)
+            .header(ACCEPT, self.accept.clone())
+            .body(body)
+            .map_err(wrong)
+    }
+
+    fn path(&self, members: &Map<String, Value>) -> Result<String, CallError> {
+        let mut path = String::new();
+        for piece in &self.path {
+            match piece {
+                Piece::Text(text) => path.push_str(text),
+                Piece::Value(at) => {
+                    let one = &self.inputs[*at];
+                    let value = members.get(&one.member).unwrap_or(&Value::Null);
+                    let text = segment(&one.name, value, one.writing);
+                    path.push_str(&text.ok_or_else(|| unfit(&one.member, "a path"))?);
+                }
+            }
+        }
+        // Whoever reads them would go elsewhere.
+        let dots = |part: &str| matches!(part, "." | "..");
+        if path.split('/').any(dots) {
+            return Err(CallError::invalid_input(
+                "a part of the path would be '.' or '..'; such names cannot be asked for",
+            ));
+        }
+        Ok(path)
+    }
+}
+
+fn unfit(member: &str, what: &str) -> CallError {
+    CallError::invalid_input(format!("the member '{member}' does not fit into {what}"))
+}

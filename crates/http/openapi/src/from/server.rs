@@ -1,0 +1,217 @@
+//! The server behind an import: where it is, and how this node makes itself known to it.
+
+use std::time::Duration;
+
+use alknet_call::{CallError, Ctx, ErrorCode};
+use alknet_core::{Capability, CapabilityError, Secret};
+use alknet_http_client::{Exchange, HttpClient, ResponseBody};
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderValue, Request, Response, StatusCode};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use url::form_urlencoded::byte_serialize;
+use zeroize::Zeroizing;
+
+use super::answer::of_http;
+use super::limits::TOKEN_BYTES_MAX;
+use super::plan::Plan;
+
+/// Before its end a token is no longer used.
+const TOKEN_MARGIN: Duration = Duration::from_secs(30);
+/// How long a token is used that does not say how long it lasts.
+const TOKEN_TIME: Duration = Duration::from_secs(300);
+/// Longest time of one call.
+const CALL_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// Where access tokens come from (RFC 6749 section 4.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSource {
+    /// The endpoint, from the configuration and never from a document.
+    pub url: String,
+    /// What is asked for; empty for what the server gives by itself.
+    pub scopes: Vec<String>,
+}
+
+/// How operations of one import reach their server.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) client: HttpClient,
+    /// Without a slash at its end.
+    pub(super) base: String,
+    /// The name of the capability that makes requests the node's.
+    pub(super) credential: Option<String>,
+    pub(super) tokens: Option<Tokens>,
+}
+
+/// The access token of the moment.
+pub(super) struct Tokens {
+    source: TokenSource,
+    held: Mutex<Option<Token>>,
+}
+
+struct Token {
+    text: Secret,
+    until: Instant,
+}
+
+impl Tokens {
+    pub(super) fn new(source: TokenSource) -> Self {
+        Self {
+            source,
+            held: Mutex::new(None),
+        }
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Tokens").field(&self.source.url).finish()
+    }
+}
+
+impl Server {
+    /// Sends what `plan` makes of `input`, as whom the operation may be.
+    pub(super) async fn ask(
+        &self,
+        plan: &Plan,
+        input: &serde_json::Value,
+        streams: bool,
+        ctx: &Ctx,
+    ) -> Result<Response<ResponseBody>, CallError> {
+        let request = plan.request(&self.base, input)?;
+        let mut exchange = match streams {
+            true => Exchange::streaming(),
+            false => Exchange::default(),
+        };
+        if let Some(deadline) = ctx.deadline().filter(|_| !streams) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            exchange.whole = Some(left.min(CALL_TIME_MAX));
+            exchange.head = left.min(CALL_TIME_MAX);
+        }
+        exchange.retry = plan.is_query;
+        let Some(name) = self.credential.as_ref().filter(|_| plan.is_ours) else {
+            let answer = self.client.send_with(request, &exchange).await;
+            return answer.map_err(of_http);
+        };
+        let credential = ctx.capabilities().get(name)?.clone();
+        let Some(tokens) = &self.tokens else {
+            let exchange = exchange.with_credential(Some(credential));
+            let answer = self.client.send_with(request, &exchange).await;
+            return answer.map_err(of_http);
+        };
+        let (token, fresh) = self.token(tokens, &credential, false).await?;
+        let answer = self.as_holder(&request, &token, &exchange).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED || fresh {
+            return Ok(answer);
+        }
+        // Taken back before its time.
+        let (token, _) = self.token(tokens, &credential, true).await?;
+        self.as_holder(&request, &token, &exchange).await
+    }
+
+    async fn as_holder(
+        &self,
+        request: &Request<Bytes>,
+        token: &HeaderValue,
+        exchange: &Exchange,
+    ) -> Result<Response<ResponseBody>, CallError> {
+        let mut request = request.clone();
+        request.headers_mut().insert(AUTHORIZATION, token.clone());
+        let answer = self.client.send_with(request, exchange).await;
+        answer.map_err(of_http)
+    }
+
+    /// The header with a token that holds, and whether it was got just now. Whoever may not use the
+    /// credential any more gets none, whatever is held.
+    async fn token(
+        &self,
+        tokens: &Tokens,
+        credential: &Capability,
+        anew: bool,
+    ) -> Result<(HeaderValue, bool), CallError> {
+        let mut held = tokens.held.lock().await;
+        if let Err(error) = credential.authorize(&mut |_, _, _| ()) {
+            *held = None;
+            return Err(error.into());
+        }
+        let good = held
+            .as_ref()
+            .filter(|token| !anew && Instant::now() < token.until);
+        if let Some(token) = good {
+            return Ok((header(&token.text)?, false));
+        }
+        *held = None;
+        let token = self.fetch(&tokens.source, credential).await?;
+        let header = header(&token.text)?;
+        *held = Some(token);
+        Ok((header, true))
+    }
+
+    async fn fetch(
+        &self,
+        source: &TokenSource,
+        credential: &Capability,
+    ) -> Result<Token, CallError> {
+        let mut form = "grant_type=client_credentials".to_owned();
+        if !source.scopes.is_empty() {
+            form.push_str("&scope=");
+            form.extend(byte_serialize(source.scopes.join(" ").as_bytes()));
+        }
+        let request = Request::post(&source.url)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(ACCEPT, "application/json")
+            .body(form.into())
+            .map_err(|error| CallError::internal(error.to_string()))?;
+        let exchange = Exchange::default().with_credential(Some(credential.clone()));
+        let answer = self.client.send_with(request, &exchange).await;
+        let answer = answer.map_err(of_http)?;
+        if !answer.status().is_success() {
+            let status = answer.status();
+            let message =
+                format!("the authorization server answered {status}; check the credential");
+            return Err(CallError::unavailable(message));
+        }
+        let body = answer.into_body().collect_bounded(TOKEN_BYTES_MAX).await;
+        let body = Zeroizing::new(body.map_err(of_http)?.to_vec());
+        let wrong = "the authorization server's answer holds no bearer token";
+        let granted: Granted = serde_json::from_slice(&body)
+            .map_err(|_| CallError::new(ErrorCode::Unavailable, wrong))?;
+        if !granted.token_type.eq_ignore_ascii_case("bearer") {
+            return Err(CallError::unavailable(wrong));
+        }
+        let lasts = granted.expires_in.map_or(TOKEN_TIME, capped);
+        Ok(Token {
+            text: Secret::new(granted.access_token.into_bytes()),
+            until: Instant::now() + lasts.saturating_sub(TOKEN_MARGIN),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Granted {
+    access_token: String,
+    token_type: String,
+    #[serde(default)]
+    expires_in: Option<f64>,
+}
+
+/// Longest time that any token is believed to last.
+const TOKEN_TIME_MAX: f64 = 86_400.0;
+
+/// No number of a server makes a time that cannot be reckoned with.
+fn capped(seconds: f64) -> Duration {
+    match seconds.is_nan() {
+        true => Duration::ZERO,
+        false => Duration::from_secs_f64(seconds.clamp(0.0, TOKEN_TIME_MAX)),
+    }
+}
+
+fn header(token: &Secret) -> Result<HeaderValue, CallError> {
+    let text = Zeroizing::new([b"Bearer ", token.expose()].concat());
+    let mut header =
+        HeaderValue::from_bytes(&text).map_err(|_| CallError::from(CapabilityError::Unusable))?;
+    header.set_sensitive(true);
+    Ok(header)
+}

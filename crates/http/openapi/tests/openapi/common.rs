@@ -1,0 +1,136 @@
+//! What the tests share: documents, and a node that has imported one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alknet_call::{
+    AdapterError, Body, BoxStream, CallError, CompositionAuthority, Ctx, Dispatcher, Gate,
+    HandlerKind, Incoming, InvokeOptions, OperationSpec, Output, Registration, Registry,
+    ScopedPeerEnv,
+};
+use alknet_core::{Connection, Dialer, memory_pair};
+use alknet_openapi::{FromOpenApi, OpenApiOptions};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+/// A folder that `cargo xtask test` names.
+pub(crate) fn folder(variable: &str) -> PathBuf {
+    let folder = std::env::var_os(variable);
+    folder
+        .unwrap_or_else(|| panic!("{variable} names a folder; cargo xtask test sets it"))
+        .into()
+}
+
+/// A document out of one of the packages.
+pub(crate) fn packed(variable: &str, path: &str) -> Bytes {
+    let path = folder(variable).join(path);
+    let read = std::fs::read(&path);
+    read.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .into()
+}
+
+pub(crate) fn dialer() -> Arc<dyn Dialer> {
+    Arc::new(alknet_endpoint::Dialer::new(None))
+}
+
+pub(crate) fn import(document: impl Into<Bytes>) -> Result<Vec<Registration>, AdapterError> {
+    let options = OpenApiOptions::new("ns", "https://api.example");
+    let adapter = FromOpenApi::new(document.into(), options, dialer()).expect("an address");
+    adapter.registrations()
+}
+
+pub(crate) fn import_json(document: &Value) -> Result<Vec<Registration>, AdapterError> {
+    import(document.to_string())
+}
+
+/// Puts operations into a registry, which compiles every schema.
+pub(crate) fn register(registrations: Vec<Registration>) -> Registry {
+    let mut builder = Registry::builder();
+    for registration in registrations {
+        builder.add(registration);
+    }
+    builder.build().expect("every rule is kept")
+}
+
+/// A node that calls imported operations, as one of its own would.
+pub(crate) struct Node {
+    gate: Gate,
+    /// Its end lives as long as the node.
+    _other: Connection,
+}
+
+impl Node {
+    pub(crate) fn of(registrations: Vec<Registration>) -> Self {
+        let names: Vec<_> = registrations
+            .iter()
+            .map(|one| one.spec().name.clone())
+            .collect();
+        let authority = || CompositionAuthority::new("test", ["*"]);
+        let reach = || ScopedPeerEnv::new(&names);
+        let run = OperationSpec::query("t/run", "Calls another.");
+        let follow = OperationSpec::subscription("t/follow", "Follows another.");
+        let mut builder = Registry::builder()
+            .with(
+                Registration::new(run, HandlerKind::once(run_other))
+                    .passing_errors_on()
+                    .composing(authority(), reach()),
+            )
+            .with(
+                Registration::new(follow, HandlerKind::stream(follow_other))
+                    .passing_errors_on()
+                    .composing(authority(), reach()),
+            );
+        for registration in registrations {
+            builder.add(registration);
+        }
+        let registry = builder.build().expect("every rule is kept");
+        let (near, far) = memory_pair(b"test");
+        let dispatcher = Arc::new(Dispatcher::new(registry));
+        Self {
+            gate: Gate::new(&dispatcher, &near, None),
+            _other: far,
+        }
+    }
+
+    pub(crate) async fn call(&self, operation: &str, input: Value) -> Result<Value, CallError> {
+        let asked = json!({ "op": operation, "input": input }).to_string();
+        let incoming = Incoming {
+            input: Some(asked.into()),
+            ..Incoming::new("1", "t/run")
+        };
+        let answer = self.gate.call(incoming).await;
+        let answer = answer.map_err(|refused| refused.error)?;
+        Ok(Body::from(answer).value().clone())
+    }
+
+    pub(crate) async fn events(&self, operation: &str, input: Value) -> Vec<Value> {
+        let asked = json!({ "op": operation, "input": input }).to_string();
+        let incoming = Incoming {
+            input: Some(asked.into()),
+            ..Incoming::new("1", "t/follow")
+        };
+        let mut events = self.gate.subscribe(incoming).expect("a subscription");
+        let mut all = Vec::new();
+        while let Some(event) = events.next().await {
+            let event = event.expect("an event");
+            all.push(Body::from(event.output).value().clone());
+        }
+        all
+    }
+}
+
+async fn run_other(input: Body, ctx: Ctx) -> Result<Output, CallError> {
+    let op = input.value()["op"].as_str().unwrap_or_default();
+    let answer = ctx.env().invoke(op, &input.value()["input"]).await?;
+    Ok(answer.into())
+}
+
+fn follow_other(input: Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
+    let op = input.value()["op"].as_str().unwrap_or_default().to_owned();
+    let input = Body::json(&input.value()["input"]).expect("JSON");
+    match ctx.env().follow(&op, input, &InvokeOptions::default()) {
+        Ok(followed) => Box::pin(followed.map(|event| Ok(event?.value().clone()))),
+        Err(error) => Box::pin(futures_util::stream::iter([Err(error)])),
+    }
+}

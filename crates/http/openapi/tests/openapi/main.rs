@@ -1,0 +1,9 @@
+//! Documents of others: real ones, hostile ones, and calls of what they describe.
+
+mod common;
+mod documents;
+mod gateway;
+mod hostile;
+mod mock;
+mod secured;
+mod stand_in;

@@ -1,0 +1,281 @@
+//! Numbers of the last minutes, for the plots.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::limits::{LOOKED_LATELY, SAMPLE_EVERY, SAMPLES_MAX};
+
+/// What `node/metrics` said at one time, as far as it is drawn.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Numbers {
+    pub(crate) calls: f64,
+    pub(crate) errors: f64,
+    pub(crate) received: f64,
+    pub(crate) sent: f64,
+    pub(crate) resident: Option<f64>,
+    pub(crate) connections: f64,
+    /// Calls that took at most so many seconds, ascending; the last bound is infinite.
+    pub(crate) seconds: Vec<(f64, f64)>,
+}
+
+impl Numbers {
+    /// Out of `values`, each by its series.
+    pub(crate) fn of(answer: &Value) -> Self {
+        let mut numbers = Self::default();
+        let values = answer["values"].as_object().into_iter().flatten();
+        for (series, value) in values {
+            let Some(value) = value.as_f64() else {
+                continue;
+            };
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            match name {
+                "alknet_call_requests_total" => numbers.calls += value,
+                "alknet_call_errors_total" => numbers.errors += value,
+                "alknet_bytes_total" if labels.contains("dir=\"rx\"") => numbers.received += value,
+                "alknet_bytes_total" => numbers.sent += value,
+                "alknet_connections" => numbers.connections += value,
+                "alknet_resident_bytes" => numbers.resident = Some(value),
+                "alknet_call_seconds_bucket" => {
+                    let bound = labels
+                        .strip_prefix("le=\"")
+                        .and_then(|rest| rest.split('"').next());
+                    let bound = bound.map(|text| text.parse().unwrap_or(f64::INFINITY));
+                    numbers.seconds.extend(bound.map(|bound| (bound, value)));
+                }
+                _ => {}
+            }
+        }
+        numbers
+            .seconds
+            .sort_by(|one, other| one.0.total_cmp(&other.0));
+        numbers
+    }
+}
+
+/// How much happened between two samples; `None` where nothing can be said.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Rates {
+    pub(crate) calls: f64,
+    pub(crate) errors: f64,
+    pub(crate) received: f64,
+    pub(crate) sent: f64,
+    pub(crate) resident: Option<f64>,
+    /// Half of the calls took at most so many seconds.
+    pub(crate) median: Option<f64>,
+    /// And 99 of 100.
+    pub(crate) slowest: Option<f64>,
+}
+
+fn rates(before: &(Instant, Numbers), after: &(Instant, Numbers)) -> Option<Rates> {
+    let seconds = after.0.saturating_duration_since(before.0).as_secs_f64();
+    if seconds <= 0.0 {
+        return None;
+    }
+    let (before, after) = (&before.1, &after.1);
+    // What counts from the start counts from zero after another one.
+    let rate = |before: f64, after: f64| (after - before).max(0.0) / seconds;
+    let quantile = |of: f64| quantile(&before.seconds, &after.seconds, of);
+    Some(Rates {
+        calls: rate(before.calls, after.calls),
+        errors: rate(before.errors, after.errors),
+        received: rate(before.received, after.received),
+        sent: rate(before.sent, after.sent),
+        resident: after.resident,
+        median: quantile(0.5),
+        slowest: quantile(0.99),
+    })
+}
+
+/// The time within which this part of the calls between two histograms ended, as if the calls of one
+/// bucket were spread evenly over it.
+fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], part: f64) -> Option<f64> {
+    let same = before.len() == after.len();
+    let since = |n: usize| after[n].1 - if same { before[n].1 } else { 0.0 };
+    let total = since(after.len().checked_sub(1)?);
+    if total <= 0.0 {
+        return None;
+    }
+    let wanted = total * part;
+    let (mut lower, mut below) = (0.0, 0.0);
+    for (n, (bound, _)) in after.iter().enumerate() {
+        let reached = since(n);
+        if reached >= wanted {
+            let inside = reached - below;
+            let share = if inside > 0.0 {
+                (wanted - below) / inside
+            } else {
+                1.0
+            };
+            let known = bound.is_finite();
+            return Some(if known {
+                lower + (bound - lower) * share
+            } else {
+                lower
+            });
+        }
+        (lower, below) = (*bound, reached);
+    }
+    None
+}
+
+/// The samples.
+#[derive(Debug, Default)]
+pub(crate) struct History(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    samples: VecDeque<(Instant, Numbers)>,
+    looked: Option<Instant>,
+    /// Somebody takes samples.
+    followed: bool,
+}
+
+impl History {
+    /// Takes numbers down, unless some were a moment ago.
+    pub(crate) fn add(&self, now: Instant, numbers: Numbers) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = kept.samples.back().map(|(at, _)| *at);
+        let soon = |last: Instant| now.saturating_duration_since(last) < SAMPLE_EVERY / 2;
+        if last.is_some_and(soon) {
+            return;
+        }
+        // Numbers that nobody took down for long are no line to be continued.
+        let torn = |last: Instant| now.saturating_duration_since(last) > gap();
+        if last.is_some_and(torn) {
+            kept.samples.clear();
+        }
+        if kept.samples.len() >= SAMPLES_MAX {
+            kept.samples.pop_front();
+        }
+        kept.samples.push_back((now, numbers));
+    }
+
+    /// Somebody looks; whether somebody has to begin taking samples.
+    pub(crate) fn look(&self, now: Instant) -> bool {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.looked = Some(now);
+        !std::mem::replace(&mut kept.followed, true)
+    }
+
+    /// Whether samples are still wanted; where not, whoever takes them stops.
+    pub(crate) fn wanted(&self, now: Instant) -> bool {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = |at: Instant| now.saturating_duration_since(at) < LOOKED_LATELY;
+        kept.followed = kept.looked.is_some_and(lately);
+        kept.followed
+    }
+
+    /// Whoever took samples does so no more.
+    pub(crate) fn stop(&self) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.followed = false;
+    }
+
+    /// What happened between each two samples, oldest first, and over how long.
+    pub(crate) fn rates(&self) -> (Vec<Rates>, Duration) {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = &kept.samples;
+        let pairs = samples.iter().zip(samples.iter().skip(1));
+        let rates = pairs.filter_map(|(before, after)| rates(before, after));
+        let span = match (samples.front(), samples.back()) {
+            (Some(first), Some(last)) => last.0.saturating_duration_since(first.0),
+            _ => Duration::ZERO,
+        };
+        (rates.collect(), span)
+    }
+}
+
+/// The longest time between two samples that one line connects.
+fn gap() -> Duration {
+    SAMPLE_EVERY * 12
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn calls(calls: f64) -> Numbers {
+        Numbers {
+            calls,
+            ..Numbers::default()
+        }
+    }
+
+    #[test]
+    fn series_add_up() {
+        let numbers = Numbers::of(&json!({ "values": {
+            "alknet_call_requests_total": 7, "alknet_call_errors_total": 1,
+            "alknet_bytes_total{dir=\"rx\",alpn=\"a\"}": 3,
+            "alknet_bytes_total{dir=\"rx\",alpn=\"b\"}": 4,
+            "alknet_bytes_total{dir=\"tx\",alpn=\"a\"}": 5,
+            "alknet_call_seconds_bucket{le=\"+Inf\"}": 6,
+            "alknet_call_seconds_bucket{le=\"0.5\"}": 2,
+            "alknet_call_seconds_bucket{le=\"10\"}": 4,
+            "other": "nonsense",
+        } }));
+        assert_eq!(
+            (numbers.received, numbers.sent, numbers.resident),
+            (7.0, 5.0, None)
+        );
+        let bounds = [(0.5, 2.0), (10.0, 4.0), (f64::INFINITY, 6.0)];
+        assert_eq!(numbers.seconds, bounds);
+        assert_eq!(Numbers::of(&Value::Null), Numbers::default());
+    }
+
+    #[test]
+    fn rates_are_per_second_and_never_negative() {
+        let (history, start) = (History::default(), Instant::now());
+        for (n, count) in [0.0, 50.0, 10.0].into_iter().enumerate() {
+            history.add(start + SAMPLE_EVERY * n as u32, calls(count));
+        }
+        let (rates, span) = history.rates();
+        let per_second: Vec<_> = rates.iter().map(|it| it.calls).collect();
+        assert_eq!(per_second, [50.0 / SAMPLE_EVERY.as_secs_f64(), 0.0]);
+        assert_eq!((span, rates[0].median), (SAMPLE_EVERY * 2, None));
+    }
+
+    #[test]
+    fn quantiles_are_of_what_happened_since() {
+        let before = [(0.1, 10.0), (1.0, 10.0), (f64::INFINITY, 10.0)];
+        let after = [(0.1, 20.0), (1.0, 20.0), (f64::INFINITY, 20.0)];
+        let near = |found: Option<f64>, wanted: f64| {
+            assert!(
+                found.is_some_and(|it| (it - wanted).abs() < 1e-9),
+                "{found:?}"
+            );
+        };
+        near(quantile(&before, &after, 0.5), 0.05);
+        let slow = [(0.1, 10.0), (1.0, 10.0), (f64::INFINITY, 11.0)];
+        near(quantile(&before, &slow, 0.99), 1.0);
+        assert_eq!(quantile(&before, &before, 0.5), None);
+        assert_eq!(quantile(&[], &[], 0.5), None);
+        near(quantile(&[], &after, 0.5), 0.05);
+    }
+
+    #[test]
+    fn samples_are_bounded_and_taken_only_while_somebody_looks() {
+        let (history, start) = (History::default(), Instant::now());
+        for n in 0..SAMPLES_MAX + 20 {
+            history.add(start + SAMPLE_EVERY * n as u32, calls(n as f64));
+            history.add(start + SAMPLE_EVERY * n as u32, calls(0.0));
+        }
+        assert_eq!(history.rates().0.len(), SAMPLES_MAX - 1);
+        let end = start + SAMPLE_EVERY * (SAMPLES_MAX as u32 + 40);
+        history.add(end, calls(0.0));
+        assert!(
+            history.rates().0.is_empty(),
+            "after a long pause a line begins anew"
+        );
+        assert!(history.look(end) && !history.look(end));
+        assert!(history.wanted(end) && !history.wanted(end + LOOKED_LATELY));
+        assert!(
+            history.look(end + LOOKED_LATELY),
+            "nobody takes them any more"
+        );
+    }
+}

@@ -1,0 +1,497 @@
+//! The page's paths, and who may see what behind them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use alknet_call::Registration;
+use alknet_core::{AuthToken, BoxError, Identity, IdentityProvider, MountBody};
+use alknet_gateway::{Caller, Gateway, Invocation, Via};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, ORIGIN};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+use http_body_util::{BodyExt, Limited};
+use percent_encoding::percent_decode;
+use serde_json::json;
+
+use crate::answer::{self, Answer};
+use crate::gather::gather;
+use crate::history::History;
+use crate::limits::FORM_BYTES_MAX;
+use crate::render::{Act, Plain, SCRIPT, STYLE, Templates};
+use crate::session::{self, Proof, SCOPE, Sessions};
+use crate::ticket::{Action, Purpose, Tickets};
+use crate::view::view;
+use crate::{live, operation};
+
+/// Before the ticket in the path of a link to the page.
+pub(crate) const ENTER: &str = "/status/enter/";
+/// Before the ticket in the path of a link to a question.
+pub(crate) const ACT: &str = "/status/act/";
+
+/// The page of administrators. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Page(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) identities: Arc<dyn IdentityProvider>,
+    pub(crate) names: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    pub(crate) tickets: Tickets,
+    pub(crate) history: History,
+    pub(crate) templates: Templates,
+    sessions: Sessions,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Page").finish_non_exhaustive()
+    }
+}
+
+/// Somebody who may look.
+#[derive(Clone, Debug)]
+pub(crate) struct Viewer {
+    pub(crate) caller: Caller,
+    proof: Proof,
+    /// The session it comes by; none where the request itself proved who asks.
+    session: Option<String>,
+}
+
+impl Viewer {
+    /// Whether they still may; if so, with the rights of now. That does not count as a look.
+    pub(crate) fn is_let_in(&mut self, page: &Inner) -> bool {
+        let session = self.session.as_deref();
+        let lasts = session.is_none_or(|name| {
+            let found = page.sessions.find(name, Instant::now(), false);
+            found.is_some()
+        });
+        let identity = self.proof.resolve(&*page.identities).filter(|_| lasts);
+        let is_some = identity.is_some();
+        self.caller.identity = identity;
+        is_some
+    }
+}
+
+impl Page {
+    /// A page that asks through `gateway`, of whoever `identities` knows. `names` are those that the
+    /// node answers to over HTTP, beside its addresses; links may use them.
+    pub fn new(
+        gateway: Arc<Gateway>,
+        identities: Arc<dyn IdentityProvider>,
+        names: impl Fn() -> Vec<String> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            gateway,
+            identities,
+            names: Box::new(names),
+            tickets: Tickets::default(),
+            history: History::default(),
+            templates: Templates::new(),
+            sessions: Sessions::default(),
+        }))
+    }
+
+    /// `node/page-ticket`, to be registered with the node's operations.
+    #[must_use]
+    pub fn operation(&self) -> Registration {
+        operation::registration(&self.0)
+    }
+
+    /// Whose session a request carries, as long as it is an administrator's. That does not count as
+    /// a look.
+    #[must_use]
+    pub fn session_of(&self, headers: &HeaderMap) -> Option<Arc<Identity>> {
+        let name = session::cookie_of(headers)?;
+        let proof = self.0.sessions.find(name, Instant::now(), false)?;
+        proof.resolve(&*self.0.identities)
+    }
+
+    /// Whether a request is of somebody who was let in, or by a link that is good: where nobody is to
+    /// know that there is a page, nobody else may hear of it.
+    #[must_use]
+    pub fn knows(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+        let path = uri.path();
+        let ticket = path.strip_prefix(ENTER).or_else(|| path.strip_prefix(ACT));
+        let by_link =
+            ticket.is_some_and(|name| self.0.tickets.look(name, Instant::now()).is_some());
+        by_link || self.session_of(headers).is_some()
+    }
+
+    /// Answers a request for `/` or anything below `/status/`. `caller` is whom the request itself
+    /// proved; the page's own cookie is looked at here, and nowhere else.
+    pub async fn respond<B>(&self, request: Request<B>, caller: Caller) -> Response<MountBody>
+    where
+        B: Body<Data = Bytes> + Send,
+        B::Error: Into<BoxError>,
+    {
+        let page = &self.0;
+        let (head, body) = request.into_parts();
+        let reads = matches!(head.method, Method::GET | Method::HEAD);
+        let posts = head.method == Method::POST;
+        let asked = Asked {
+            page,
+            uri: &head.uri,
+            headers: &head.headers,
+            caller,
+        };
+        let path = head.uri.path();
+        let is_asset = matches!(path, "/status/style.css" | "/status/live.js");
+        if !is_asset && page.gateway.admit(&asked.caller).is_err() {
+            let slower = "Too many requests came from there: try again in a moment.\n";
+            return answer::plain(StatusCode::TOO_MANY_REQUESTS, slower);
+        }
+        match path {
+            "/" | "/status" | "/status/" if reads => asked.index().await,
+            "/status/style.css" if reads => answer::asset("text/css; charset=utf-8", STYLE),
+            "/status/live.js" if reads => answer::asset("text/javascript; charset=utf-8", SCRIPT),
+            "/status/events" if reads => asked.events(),
+            "/status/enter" if posts => asked.enter_by_token(&form(&head.headers, body).await),
+            "/status/act" if posts => asked.act(&form(&head.headers, body).await).await,
+            "/status/leave" if posts => asked.leave(),
+            path if path.starts_with(ENTER) => match head.method {
+                // A look at the head uses nothing up.
+                Method::GET => asked.enter_by_link(&path[ENTER.len()..]),
+                _ => answer::method("GET"),
+            },
+            path if path.starts_with(ACT) && reads => asked.question(&path[ACT.len()..]),
+            "/" | "/status/style.css" | "/status/live.js" | "/status/events" => {
+                answer::method("GET, HEAD")
+            }
+            "/status/enter" | "/status/act" | "/status/leave" if reads => answer::onward(),
+            _ => answer::nothing(),
+        }
+    }
+}
+
+impl Inner {
+    /// Somebody looks: numbers are taken down for a while.
+    pub(crate) fn look(self: &Arc<Self>, viewer: &Viewer) {
+        if self.history.look(Instant::now()) {
+            tokio::spawn(live::sample(Arc::downgrade(self), viewer.clone()));
+        }
+    }
+}
+
+/// One request.
+struct Asked<'a> {
+    page: &'a Arc<Inner>,
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+    caller: Caller,
+}
+
+impl Asked<'_> {
+    async fn index(self) -> Answer {
+        let Some(viewer) = self.viewer(true) else {
+            return self.entry(StatusCode::OK, None);
+        };
+        let page = self.page;
+        page.look(&viewer);
+        let gathered = gather(&page.gateway, &viewer.caller, &page.history).await;
+        let view = view(&gathered, &page.history, &self.host());
+        answer::page(StatusCode::OK, page.templates.page(&view))
+    }
+
+    fn events(self) -> Answer {
+        // Events are for a page that is open, which does not keep its session alive.
+        let Some(viewer) = self.viewer(false) else {
+            // By its specification that ends the browser's trying.
+            return answer::plain(StatusCode::NO_CONTENT, "");
+        };
+        match live::events(self.page, viewer, self.host()) {
+            Ok(body) => answer::events(body),
+            Err(_) => answer::plain(
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many pages are open: close some.\n",
+            ),
+        }
+    }
+
+    fn enter_by_link(self, ticket: &str) -> Answer {
+        let enters = |purpose| purpose == Purpose::Enter;
+        let taken = self.page.tickets.take(ticket, Instant::now(), enters);
+        let Some((_, proof)) = taken else {
+            // Whoever is in already has only opened the link again.
+            return match self.viewer(true) {
+                Some(_) => answer::onward(),
+                None => self.entry(StatusCode::GONE, Some(USED)),
+            };
+        };
+        self.begin(proof)
+    }
+
+    fn enter_by_token(self, form: &Form) -> Answer {
+        if let Some(refused) = self.foreign_form(form) {
+            return refused;
+        }
+        let text = form.field("token").unwrap_or_default();
+        let token = AuthToken::new(text.trim().to_owned());
+        // A wrong one is a guess, and counted against the network it comes from.
+        let Ok(identity) = self.caller.gate.by_token(&token) else {
+            return self.entry(StatusCode::FORBIDDEN, Some(WRONG));
+        };
+        if !identity.scopes.allows(SCOPE) {
+            return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
+        }
+        self.begin(Proof::token(identity.id.clone(), Arc::new(token)))
+    }
+
+    /// Begins a session, and shows the page.
+    fn begin(&self, proof: Proof) -> Answer {
+        let Some(identity) = proof.resolve(&*self.page.identities) else {
+            return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
+        };
+        if let Some(old) = session::cookie_of(self.headers) {
+            self.page.sessions.end(old);
+        }
+        let Some(name) = self.page.sessions.begin(proof, Instant::now()) else {
+            return answer::plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The system has no randomness yet: try again.\n",
+            );
+        };
+        tracing::info!(by = identity.id.as_str(), "page.enter");
+        let comes_from = self.headers.get("sec-fetch-site");
+        let elsewhere = comes_from.is_some_and(|from| from != "none" && from != "same-origin");
+        let onward = match elsewhere {
+            false => answer::onward(),
+            // Whoever follows a link on a page of somebody else's sends no strict cookie along, and
+            // none with what that leads to: only a page of ours does.
+            true => answer::page(
+                StatusCode::OK,
+                self.page.templates.plain(&Plain {
+                    title: "You are in".to_owned(),
+                    onward: true,
+                    ..Plain::default()
+                }),
+            ),
+        };
+        answer::with_cookie(onward, &session::cookie(&name))
+    }
+
+    fn leave(self) -> Answer {
+        if let Some(name) = session::cookie_of(self.headers) {
+            self.page.sessions.end(name);
+        }
+        answer::with_cookie(answer::onward(), &session::no_cookie())
+    }
+
+    /// Asks whether to do what a link is for. The link is used up by the answer, not by the question.
+    fn question(self, ticket: &str) -> Answer {
+        let found = self.page.tickets.look(ticket, Instant::now());
+        let Some((Purpose::Act(action), proof)) = found else {
+            return self.entry(StatusCode::GONE, Some(USED));
+        };
+        let Some(identity) = proof.resolve(&*self.page.identities) else {
+            return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
+        };
+        let plain = Plain {
+            title: action.question().to_owned(),
+            text: Some(action.consequence().to_owned()),
+            act: Some(Act {
+                ticket: ticket.to_owned(),
+                verb: action.verb(),
+                who: identity.id.to_string(),
+            }),
+            ..Plain::default()
+        };
+        answer::page(StatusCode::OK, self.page.templates.plain(&plain))
+    }
+
+    /// Does what a link is for. The link is the proof: no cookie is looked at, and nobody else knows it.
+    async fn act(self, form: &Form) -> Answer {
+        if let Some(refused) = self.foreign_form(form) {
+            return refused;
+        }
+        let ticket = form.field("ticket").unwrap_or_default();
+        let acts = |purpose| matches!(purpose, Purpose::Act(_));
+        let taken = self.page.tickets.take(&ticket, Instant::now(), acts);
+        let Some((Purpose::Act(action), proof)) = taken else {
+            return self.entry(StatusCode::GONE, Some(USED));
+        };
+        let Some(identity) = proof.resolve(&*self.page.identities) else {
+            return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
+        };
+        tracing::info!(
+            by = identity.id.as_str(),
+            action = action.name(),
+            "page.act"
+        );
+        let caller = self.caller_of(&proof, Some(identity));
+        self.done(action, &caller).await
+    }
+
+    async fn done(&self, action: Action, caller: &Caller) -> Answer {
+        let call = Invocation::of(action.operation(), &json!({}));
+        let outcome = self.page.gateway.invoke(caller, call).await;
+        let (status, plain) = match outcome {
+            Ok(_) => (
+                StatusCode::OK,
+                Plain {
+                    title: action.done().to_owned(),
+                    text: Some("You can close this page.".to_owned()),
+                    ..Plain::default()
+                },
+            ),
+            Err(error) => (
+                error.status,
+                Plain {
+                    title: "It was not done".to_owned(),
+                    wrong: Some(crate::text::foreign(&error.error.message)),
+                    ..Plain::default()
+                },
+            ),
+        };
+        answer::page(status, self.page.templates.plain(&plain))
+    }
+
+    /// Who looks: whom the request proved, or else whose session it carries.
+    fn viewer(&self, used: bool) -> Option<Viewer> {
+        let proved = self.caller.identity.as_ref();
+        if let Some(identity) = proved.filter(|it| it.scopes.allows(SCOPE)) {
+            let proof = match &self.caller.token {
+                Some(token) => Proof::token(identity.id.clone(), Arc::clone(token)),
+                None => Proof::name(identity.id.clone()),
+            };
+            return Some(Viewer {
+                caller: self.caller.clone().via(Via::Page),
+                proof,
+                session: None,
+            });
+        }
+        // A token that was sent says who asks, whatever else comes with it.
+        if self.caller.token.is_some() {
+            return None;
+        }
+        let name = session::cookie_of(self.headers)?;
+        let proof = self.page.sessions.find(name, Instant::now(), used)?;
+        let Some(identity) = proof.resolve(&*self.page.identities) else {
+            self.page.sessions.end(name);
+            return None;
+        };
+        Some(Viewer {
+            caller: self.caller_of(&proof, Some(identity)),
+            proof,
+            session: Some(name.to_owned()),
+        })
+    }
+
+    fn caller_of(&self, proof: &Proof, identity: Option<Arc<Identity>>) -> Caller {
+        Caller {
+            identity,
+            token: proof.bearer(),
+            ..self.caller.clone().via(Via::Page)
+        }
+    }
+
+    /// The form to enter, and why it is there.
+    fn entry(&self, status: StatusCode, wrong: Option<&str>) -> Answer {
+        let plain = Plain {
+            title: "Status page".to_owned(),
+            wrong: wrong.map(str::to_owned),
+            entry: true,
+            host: self.authority().unwrap_or_default(),
+            ..Plain::default()
+        };
+        answer::page(status, self.page.templates.plain(&plain))
+    }
+
+    /// Refuses a form that another page sends, and what is none.
+    fn foreign_form(&self, form: &Form) -> Option<Answer> {
+        let own = match self.headers.get(ORIGIN) {
+            // Programs do not say; what they send is theirs.
+            None => true,
+            Some(origin) => {
+                let origin = origin
+                    .to_str()
+                    .ok()
+                    .and_then(|it| it.strip_prefix("https://"));
+                origin.is_some() && origin == self.authority().as_deref()
+            }
+        };
+        match form {
+            _ if !own => Some(answer::plain(
+                StatusCode::FORBIDDEN,
+                "Another page sent this form.\n",
+            )),
+            Form::Refused(status) => Some(answer::plain(*status, "This is no form of the page.\n")),
+            Form::Fields(_) => None,
+        }
+    }
+
+    /// What the browser calls the node, with the port.
+    fn authority(&self) -> Option<String> {
+        let own = self.uri.authority().map(ToString::to_string);
+        own.or_else(|| Some(self.headers.get(HOST)?.to_str().ok()?.to_owned()))
+    }
+
+    /// The same without a port.
+    fn host(&self) -> String {
+        let authority = self.authority().unwrap_or_default();
+        let parsed = authority.parse::<http::uri::Authority>();
+        parsed.map(|it| it.host().to_owned()).unwrap_or_default()
+    }
+}
+
+const USED: &str = "This link was used already, or is more than a minute old. Ask for another.";
+const WRONG: &str = "This token stands for nobody here.";
+const NARROW: &str = "Whoever this is may not see the page: it is for administrators, and a token \
+needs the scope admin.";
+
+/// What a form carries.
+enum Form {
+    Fields(Vec<(String, String)>),
+    Refused(StatusCode),
+}
+
+impl Form {
+    fn field(&self, name: &str) -> Option<String> {
+        let Self::Fields(fields) = self else {
+            return None;
+        };
+        let found = fields.iter().find(|(own, _)| own == name);
+        found.map(|(_, value)| value.clone())
+    }
+}
+
+/// Reads a form as browsers send one.
+async fn form<B>(headers: &HeaderMap, body: B) -> Form
+where
+    B: Body<Data = Bytes> + Send,
+    B::Error: Into<BoxError>,
+{
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
+    if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")) {
+        return Form::Refused(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    }
+    let Ok(read) = Limited::new(body, FORM_BYTES_MAX).collect().await else {
+        return Form::Refused(StatusCode::PAYLOAD_TOO_LARGE);
+    };
+    Form::Fields(fields(&read.to_bytes()))
+}
+
+fn fields(text: &[u8]) -> Vec<(String, String)> {
+    let decoded = |part: &[u8]| {
+        let spaced: Vec<u8> = part
+            .iter()
+            .map(|b| if *b == b'+' { b' ' } else { *b })
+            .collect();
+        percent_decode(&spaced).decode_utf8_lossy().into_owned()
+    };
+    let pairs = text.split(|b| *b == b'&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let at = pair.iter().position(|b| *b == b'=').unwrap_or(pair.len());
+            let value = pair.get(at + 1..).unwrap_or_default();
+            (decoded(&pair[..at]), decoded(value))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

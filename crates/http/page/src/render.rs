@@ -1,0 +1,198 @@
+//! Templates, and what the server sends beside them.
+
+use std::sync::LazyLock;
+
+use handlebars::Handlebars;
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::view::{Section, View};
+
+pub(crate) const STYLE: &str = include_str!("../assets/style.css");
+pub(crate) const SCRIPT: &str = include_str!("../assets/live.js");
+
+/// A line that goes up, in a colour that both kinds of tabs show.
+const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E\
+%3Cpath d='M2 12 6 6l3 3 5-7' fill='none' stroke='%23209a97' stroke-width='2.5' \
+stroke-linecap='round' stroke-linejoin='round'/%3E%3C/svg%3E";
+
+/// Changes when style or script do, so that browsers may keep them.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let hash = Sha256::new().chain_update(STYLE).chain_update(SCRIPT);
+    let hash = hash.finalize();
+    hash.iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+});
+
+/// A page that is not the status page.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Plain {
+    pub(crate) title: String,
+    /// What is wrong.
+    pub(crate) wrong: Option<String>,
+    pub(crate) text: Option<String>,
+    /// It leads to the status page by itself.
+    pub(crate) onward: bool,
+    pub(crate) act: Option<Act>,
+    /// Whether it has the form to enter.
+    pub(crate) entry: bool,
+    pub(crate) host: String,
+}
+
+/// A question whether to do something.
+#[derive(Debug, Serialize)]
+pub(crate) struct Act {
+    pub(crate) ticket: String,
+    pub(crate) verb: &'static str,
+    pub(crate) who: String,
+}
+
+/// The templates, read once.
+#[derive(Debug)]
+pub(crate) struct Templates(Handlebars<'static>);
+
+impl Templates {
+    pub(crate) fn new() -> Self {
+        let mut all = Handlebars::new();
+        for (name, text) in [
+            ("page", include_str!("../assets/page.hbs")),
+            ("plain", include_str!("../assets/plain.hbs")),
+            ("section", include_str!("../assets/section.hbs")),
+        ] {
+            if let Err(error) = all.register_template_string(name, text) {
+                // A mistake of ours, which every test of the page finds.
+                tracing::error!(%error, name, "a template cannot be read");
+            }
+        }
+        Self(all)
+    }
+
+    pub(crate) fn page(&self, view: &View) -> String {
+        self.rendered("page", view)
+    }
+
+    pub(crate) fn section(&self, section: &Section) -> String {
+        self.rendered("section", section)
+    }
+
+    pub(crate) fn plain(&self, plain: &Plain) -> String {
+        self.rendered("plain", plain)
+    }
+
+    fn rendered(&self, name: &str, data: &impl Serialize) -> String {
+        let mut data = json!(data);
+        if let Value::Object(members) = &mut data {
+            members.insert("icon".to_owned(), ICON.into());
+            members.insert("version".to_owned(), VERSION.as_str().into());
+        }
+        self.0.render(name, &data).unwrap_or_else(|error| {
+            tracing::error!(%error, name, "a page cannot be written");
+            "<!DOCTYPE html><title>alknet</title><p>The page failed; the log says more.".to_owned()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::gather::{Asked, Gathered};
+    use crate::history::History;
+    use crate::view::view;
+
+    use super::*;
+
+    const HOSTILE: &str = "<script>alert(1)</script>\"'`=&\u{202e}{{name}}";
+
+    fn hostile() -> Gathered {
+        let info = json!({
+            "name": HOSTILE, "identity": HOSTILE, "time": HOSTILE,
+            "problems": [{ "code": HOSTILE, "text": HOSTILE, "hint": HOSTILE }],
+            "memory": { "total_bytes": 100, "available_bytes": 5 },
+            "listen": { "alpns": [HOSTILE] },
+        });
+        let peers = json!({ "peers": [{ "peer_id": HOSTILE, "display_name": HOSTILE,
+            "scopes": [HOSTILE], "connections": [{ "addr": HOSTILE }] }] });
+        let log = json!([{ "time": HOSTILE, "level": HOSTILE, "target": HOSTILE,
+            "message": HOSTILE }]);
+        let sessions = json!({ "sessions": [{ "session": 1, "tenant": HOSTILE }] });
+        let operations = json!({ "operations": [{ "name": HOSTILE }] });
+        Gathered {
+            info: Asked::Answer(info),
+            peers: Asked::Answer(peers),
+            log: Asked::Answer(log),
+            sessions: Asked::Answer(sessions),
+            operations: Asked::Answer(operations),
+            workers: Asked::Answer(json!({ "workers": { HOSTILE: 1 } })),
+            vault: Asked::Failed(HOSTILE.to_owned()),
+            compute: Asked::Answer(json!({ "adapter": { "name": HOSTILE } })),
+            metrics: Asked::Answer(json!({ "values": {} })),
+        }
+    }
+
+    #[test]
+    fn nothing_that_others_wrote_is_markup() {
+        let templates = Templates::new();
+        let view = view(&hostile(), &History::default(), HOSTILE);
+        let page = templates.page(&view);
+        // The one script is the page's own.
+        assert_eq!(page.matches("<script").count(), 1);
+        assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
+        assert!(!page.contains('\u{202e}') && !page.contains("style="));
+        for section in &view.sections {
+            let inner = templates.section(section);
+            assert!(page.contains(inner.trim()), "{} differs", section.id);
+        }
+        let plain = templates.plain(&Plain {
+            title: HOSTILE.to_owned(),
+            wrong: Some(HOSTILE.to_owned()),
+            host: HOSTILE.to_owned(),
+            entry: true,
+            act: Some(Act {
+                ticket: HOSTILE.to_owned(),
+                verb: "Do",
+                who: HOSTILE.to_owned(),
+            }),
+            ..Plain::default()
+        });
+        assert!(!plain.contains("<script"));
+    }
+
+    #[test]
+    fn the_page_has_what_readers_and_keyboards_need() {
+        let page = Templates::new().page(&view(&hostile(), &History::default(), "box"));
+        for part in [
+            "<html lang=\"en\">",
+            "<main id=\"main\">",
+            "<nav aria-label=",
+            "href=\"#main\"",
+            "<caption>",
+            "scope=\"row\"",
+            "<h1>",
+            "name=\"viewport\"",
+        ] {
+            assert!(page.contains(part), "{part} is missing");
+        }
+        // Leaving is all that can be sent.
+        assert_eq!(page.matches("<form").count(), 1);
+        assert!(page.contains("action=\"/status/leave\""));
+        for other in ["http://", "https://", "//cdn"] {
+            let own = page.replace("http://www.w3.org/2000/svg", "");
+            assert!(!own.contains(other), "the page asks others for something");
+        }
+    }
+
+    #[test]
+    fn what_the_browser_gets_is_small() {
+        let assets = [
+            STYLE,
+            SCRIPT,
+            include_str!("../assets/page.hbs"),
+            include_str!("../assets/plain.hbs"),
+            include_str!("../assets/section.hbs"),
+        ];
+        let bytes: usize = assets.iter().map(|asset| asset.len()).sum();
+        assert!(bytes < 40_000, "{bytes} bytes");
+    }
+}

@@ -1,0 +1,268 @@
+//! Who may look: sessions behind a cookie, and what each of them rests on.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use alknet_core::{AuthToken, Identity, IdentityProvider, PeerId, PeerKey};
+use data_encoding::BASE64URL_NOPAD;
+use http::HeaderMap;
+use http::header::COOKIE;
+
+use crate::limits::{SESSION_IDLE, SESSION_TIME, SESSIONS_MAX, SESSIONS_PER_IDENTITY};
+
+/// Name of the cookie. Browsers take one of such a name only over TLS, for the whole host and from
+/// nobody but it.
+pub const COOKIE_NAME: &str = "__Host-alknet";
+/// The scope of whoever may look.
+pub(crate) const SCOPE: &str = "admin";
+/// Bytes of randomness in the name of a session or a link: 43 characters.
+const NAME_BYTES: usize = 32;
+
+/// A name that nobody guesses; `None` while the system has no randomness.
+pub(crate) fn new_name() -> Option<String> {
+    let mut name = [0; NAME_BYTES];
+    getrandom::fill(&mut name).ok()?;
+    Some(BASE64URL_NOPAD.encode(&name))
+}
+
+/// What somebody proved, to be asked again.
+#[derive(Clone)]
+pub(crate) struct Proof {
+    id: PeerId,
+    by: By,
+}
+
+#[derive(Clone)]
+enum By {
+    /// The key of the connection over which a link was asked for.
+    Key(PeerKey),
+    /// The token that was pasted.
+    Token(Arc<AuthToken>),
+    /// Something that was not seen here, such as a token over the call protocol: the name is as good,
+    /// because a token of a program has one of its own.
+    Name,
+}
+
+impl Proof {
+    pub(crate) fn key(id: PeerId, key: PeerKey) -> Self {
+        let by = By::Key(key);
+        Self { id, by }
+    }
+
+    pub(crate) fn token(id: PeerId, token: Arc<AuthToken>) -> Self {
+        let by = By::Token(token);
+        Self { id, by }
+    }
+
+    pub(crate) fn name(id: PeerId) -> Self {
+        Self { id, by: By::Name }
+    }
+
+    /// Whose it is, as long as it is an administrator's.
+    pub(crate) fn resolve(&self, identities: &dyn IdentityProvider) -> Option<Arc<Identity>> {
+        let now = match &self.by {
+            By::Key(key) => identities.by_key(key),
+            By::Token(token) => identities.by_token(token),
+            By::Name => identities.by_id(&self.id),
+        };
+        now.filter(|now| now.id == self.id && now.scopes.allows(SCOPE))
+    }
+
+    /// The token, where it is one.
+    pub(crate) fn bearer(&self) -> Option<Arc<AuthToken>> {
+        match &self.by {
+            By::Token(token) => Some(Arc::clone(token)),
+            By::Key(_) | By::Name => None,
+        }
+    }
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proof({})", self.id)
+    }
+}
+
+#[derive(Debug)]
+struct Session {
+    proof: Proof,
+    started: Instant,
+    used: Instant,
+}
+
+impl Session {
+    fn is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.used) >= SESSION_IDLE
+            || now.saturating_duration_since(self.started) >= SESSION_TIME
+    }
+}
+
+/// The sessions there are.
+///
+/// They are looked up in a table of randomly keyed hashes: how long that takes says nothing about other
+/// names.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions(Mutex<HashMap<String, Session>>);
+
+impl Sessions {
+    /// Begins one, and returns its name.
+    pub(crate) fn begin(&self, proof: Proof, now: Instant) -> Option<String> {
+        let name = new_name()?;
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, session| !session.is_over(now));
+        let own = |session: &Session| session.proof.id == proof.id;
+        if all.values().filter(|one| own(one)).count() >= SESSIONS_PER_IDENTITY {
+            end_idlest(&mut all, own);
+        }
+        if all.len() >= SESSIONS_MAX {
+            end_idlest(&mut all, |_| true);
+        }
+        let session = Session {
+            proof,
+            started: now,
+            used: now,
+        };
+        all.insert(name.clone(), session);
+        Some(name)
+    }
+
+    /// What a session rests on. `used`: whether its idle time begins again.
+    pub(crate) fn find(&self, name: &str, now: Instant, used: bool) -> Option<Proof> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = all.get_mut(name)?;
+        if session.is_over(now) {
+            all.remove(name);
+            return None;
+        }
+        if used {
+            session.used = now;
+        }
+        Some(session.proof.clone())
+    }
+
+    /// Ends one.
+    pub(crate) fn end(&self, name: &str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(name);
+    }
+}
+
+fn end_idlest(all: &mut HashMap<String, Session>, among: impl Fn(&Session) -> bool) {
+    let mine = all.iter().filter(|(_, session)| among(session));
+    let idlest = mine.min_by_key(|(_, session)| session.used);
+    if let Some(name) = idlest.map(|(name, _)| name.clone()) {
+        all.remove(&name);
+    }
+}
+
+/// The name of the session that a request carries. One that carries two carries none.
+pub(crate) fn cookie_of(headers: &HeaderMap) -> Option<&str> {
+    let fields = headers.get_all(COOKIE).iter();
+    let pairs = fields.filter_map(|field| field.to_str().ok());
+    let pairs = pairs.flat_map(|field| field.split(';'));
+    let mut found =
+        pairs.filter_map(|pair| pair.trim().strip_prefix(COOKIE_NAME)?.strip_prefix('='));
+    let one = found.next()?;
+    found.next().is_none().then_some(one)
+}
+
+/// The cookie that carries a session.
+pub(crate) fn cookie(name: &str) -> String {
+    let seconds = SESSION_TIME.as_secs();
+    format!("{COOKIE_NAME}={name}; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age={seconds}")
+}
+
+/// The cookie that takes it away.
+pub(crate) fn no_cookie() -> String {
+    format!("{COOKIE_NAME}=; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=0")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn proof(id: &str) -> Proof {
+        Proof::name(id.parse().expect("a peer id"))
+    }
+
+    #[test]
+    fn a_session_ends_when_nobody_is_there_and_after_half_a_day() {
+        let (sessions, start) = (Sessions::default(), Instant::now());
+        let name = sessions.begin(proof("ada"), start).expect("randomness");
+        assert_eq!(name.len(), 43);
+        let minute = Duration::from_secs(60);
+        assert!(sessions.find(&name, start + 29 * minute, false).is_some());
+        assert!(sessions.find(&name, start + 30 * minute, false).is_none());
+        let name = sessions.begin(proof("ada"), start).expect("randomness");
+        let mut now = start;
+        while now < start + SESSION_TIME - 20 * minute {
+            now += 20 * minute;
+            assert!(sessions.find(&name, now, true).is_some());
+        }
+        assert!(sessions.find(&name, start + SESSION_TIME, true).is_none());
+        assert!(sessions.find("x", start, true).is_none());
+    }
+
+    #[test]
+    fn sessions_are_bounded_for_each_and_for_all() {
+        let (sessions, start) = (Sessions::default(), Instant::now());
+        let at = |n: usize| start + Duration::from_millis(n as u64);
+        let names: Vec<_> = (0..=SESSIONS_PER_IDENTITY)
+            .map(|n| sessions.begin(proof("ada"), at(n)).expect("randomness"))
+            .collect();
+        assert!(
+            sessions.find(&names[0], at(20), false).is_none(),
+            "the oldest made room"
+        );
+        assert!(sessions.find(&names[1], at(20), false).is_some());
+        for n in 0..2 * SESSIONS_MAX {
+            sessions
+                .begin(proof(&format!("p{n}")), at(100 + n))
+                .expect("randomness");
+        }
+        let all = sessions.0.lock().expect("whole");
+        assert_eq!(all.len(), SESSIONS_MAX);
+    }
+
+    #[test]
+    fn a_session_that_was_left_is_over() {
+        let (sessions, now) = (Sessions::default(), Instant::now());
+        let name = sessions.begin(proof("ada"), now).expect("randomness");
+        sessions.end(&name);
+        assert!(sessions.find(&name, now, true).is_none());
+    }
+
+    #[test]
+    fn the_cookie_is_found_among_others() {
+        let of = |fields: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for field in fields {
+                headers.append(COOKIE, HeaderValue::from_static(field));
+            }
+            cookie_of(&headers).map(str::to_owned)
+        };
+        let one = Some("abc".to_owned());
+        assert_eq!(of(&["__Host-alknet=abc"]), one);
+        assert_eq!(of(&["a=b; __Host-alknet=abc;c=d"]), one);
+        assert_eq!(of(&["a=b", "__Host-alknet=abc"]), one);
+        assert_eq!(of(&["__Host-alknet=abc; __Host-alknet=def"]), None);
+        assert_eq!(of(&["__Host-alknetx=abc", "alknet=abc"]), None);
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn the_cookie_says_what_it_is_for() {
+        let cookie = cookie("abc");
+        for word in ["; Path=/", "; Secure", "; HttpOnly", "; SameSite=Strict"] {
+            assert!(cookie.contains(word), "{cookie}");
+        }
+        assert!(!cookie.contains("Domain"));
+        assert!(no_cookie().contains("Max-Age=0"));
+    }
+}

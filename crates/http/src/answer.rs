@@ -1,0 +1,117 @@
+//! Answers that every path may give.
+
+use alknet_core::MountBody;
+use alknet_core::config::Decoy;
+use alknet_gateway::{ApiError, RequestId};
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+
+use crate::settings::Settings;
+
+/// Header that says what a request is called in the log.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What a page that is not there looks like on many a server.
+const NOT_FOUND: &str = "<!doctype html>\n<html lang=\"en\">\n<head><title>404 Not Found</title></head>\n\
+<body>\n<h1>Not Found</h1>\n</body>\n</html>\n";
+
+pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// An answer of the gateway.
+pub(crate) fn api(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, kind);
+    private(&mut response);
+    response
+}
+
+/// Nobody keeps it, and no browser takes it for a page.
+pub(crate) fn private(response: &mut Response<Body>) {
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let policy = HeaderValue::from_static("default-src 'none'");
+    headers.insert(CONTENT_SECURITY_POLICY, policy);
+}
+
+/// Why a request was not done.
+pub(crate) fn error(error: &ApiError, id: &RequestId) -> Response<Body> {
+    let body = error.body(id).to_string();
+    let mut response = api(error.status, JSON, body.into());
+    let headers = response.headers_mut();
+    if let Some(seconds) = error.retry_after_s() {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    if error.status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, challenge(error));
+    }
+    response
+}
+
+/// What is wanted (RFC 6750 section 3).
+fn challenge(error: &ApiError) -> HeaderValue {
+    HeaderValue::from_static(if error.error.message == NO_TOKEN {
+        "Bearer realm=\"alknet\""
+    } else {
+        "Bearer realm=\"alknet\", error=\"invalid_token\""
+    })
+}
+
+/// Says that a token is wanted where none was sent.
+pub(crate) const NO_TOKEN: &str = "send a token: 'Authorization: Bearer alk_…'";
+
+/// The path takes another method.
+pub(crate) fn method(allowed: &Method, id: &RequestId) -> Response<Body> {
+    let message = format!("this path takes {allowed}");
+    let refused = ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        alknet_gateway::Code::InvalidInput,
+        message,
+    );
+    let mut response = error(&refused, id);
+    let allowed = HeaderValue::from_str(allowed.as_str());
+    if let Ok(allowed) = allowed {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
+}
+
+/// What is answered where there is nothing, or nothing that is to be seen.
+pub(crate) fn decoy(settings: &Settings, first_page: Option<Response<Body>>) -> Response<Body> {
+    match (settings.decoy, &settings.redirect, first_page) {
+        (Decoy::Redirect, Some(to), _) => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::FOUND;
+            response.headers_mut().insert(LOCATION, to.clone());
+            response
+        }
+        (Decoy::Site, _, Some(page)) => page,
+        _ => plain_not_found(StatusCode::NOT_FOUND),
+    }
+}
+
+/// The small page, whatever the configuration says.
+pub(crate) fn plain_not_found(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::from(NOT_FOUND));
+    *response.status_mut() = status;
+    let html = HeaderValue::from_static("text/html; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, html);
+    response
+}
+
+/// Plain words.
+pub(crate) fn text(status: StatusCode, text: String) -> Response<Body> {
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    api(status, kind, text.into())
+}
+
+/// What a mount answered.
+pub(crate) fn mounted(response: Response<MountBody>) -> Response<Body> {
+    response.map(Body::new)
+}

@@ -1,0 +1,194 @@
+//! Streams of events (server-sent events, the HTML standard's section 9.2).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use alknet_gateway::limits::CALL_BYTES_MAX;
+use alknet_gateway::{ApiError, Caller, Code, RequestId, Subscription};
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use serde_json::json;
+
+use super::{Operation, invocation, key};
+use crate::answer::{self, JSON};
+use crate::limits::{EVENT_BYTES_MAX, EVENT_PING};
+use crate::routes::TICKET;
+use crate::shared::Shared;
+use crate::upload;
+
+/// RFC 7240: the answer may come later, elsewhere.
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+/// Tells proxies not to collect what is to be seen at once.
+const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const EVENT_STREAM: &str = "text/event-stream";
+
+pub(super) async fn subscribe(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    request: Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    let later = prefers_later(request.headers());
+    if !later && !accepts_events(request.headers()) {
+        return Err(ApiError::new(
+            StatusCode::NOT_ACCEPTABLE,
+            Code::InvalidInput,
+            "send 'Accept: text/event-stream', or 'Prefer: respond-async' for an address to read from",
+        ));
+    }
+    let key = key(request.headers())?;
+    let body = upload::json(request, CALL_BYTES_MAX).await?;
+    let call = invocation(&body, key)?;
+    let operation = Operation(call.operation.clone());
+    let mut response = if later {
+        // Whoever may not call gets no ticket.
+        shared.gateway.find(caller, &call.operation)?;
+        let time = shared.tickets.time().as_secs();
+        let bytes = body.len();
+        let name = shared.tickets.make((caller.clone(), call), bytes)?;
+        let told = json!({ "url": format!("{TICKET}{name}"), "expires_in": time });
+        answer::api(StatusCode::CREATED, JSON, told.to_string().into())
+    } else {
+        events(shared.gateway.subscribe(caller.clone(), call)?)
+    };
+    response.extensions_mut().insert(operation);
+    Ok(response)
+}
+
+/// Answers with what a ticket stands for; `None` where it stands for nothing.
+pub(crate) fn ticket(shared: &Shared, parts: &Parts) -> Option<Response<Body>> {
+    if parts.method != Method::GET {
+        return None;
+    }
+    // A browser that lost the connection asks again, and stops for good when there is no content.
+    if parts.headers.contains_key(LAST_EVENT_ID) {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return Some(response);
+    }
+    let name = parts.uri.path().strip_prefix(TICKET)?;
+    let (caller, call) = shared.tickets.take(name)?;
+    let id = caller.request_id.clone();
+    // The token may be gone by now.
+    let caller = match &caller.token {
+        Some(token) => match shared
+            .gateway
+            .authenticate(&caller.gate, Some(token.expose()))
+        {
+            Ok(known) => Caller {
+                identity: known.identity,
+                ..caller
+            },
+            Err(error) => return Some(answer::error(&error, &id)),
+        },
+        None => caller,
+    };
+    Some(match shared.gateway.subscribe(caller, call) {
+        Ok(subscription) => events(subscription),
+        Err(error) => answer::error(&error, &id),
+    })
+}
+
+fn prefers_later(headers: &HeaderMap) -> bool {
+    let mut said = headers.get_all(PREFER).iter();
+    said.any(|value| {
+        let value = value.to_str().unwrap_or_default();
+        value.split(',').any(|one| one.trim() == "respond-async")
+    })
+}
+
+fn accepts_events(headers: &HeaderMap) -> bool {
+    let mut said = headers.get_all(ACCEPT).iter();
+    said.any(|value| {
+        let value = value.to_str().unwrap_or_default();
+        value.split(',').any(|one| {
+            let one = one.split(';').next().unwrap_or_default().trim();
+            one.eq_ignore_ascii_case(EVENT_STREAM)
+        })
+    })
+}
+
+/// Where a stream of events is.
+struct Reading {
+    subscription: Option<Subscription>,
+    id: RequestId,
+    sent: u64,
+}
+
+/// The events of a subscription. It is asked for the next one when the connection has room for it.
+fn events(subscription: Subscription) -> Response<Body> {
+    let reading = Reading {
+        id: subscription.caller().request_id.clone(),
+        subscription: Some(subscription),
+        sent: 0,
+    };
+    let frames = stream::unfold(reading, |mut reading| async move {
+        let frame = reading.next().await?;
+        Some((Ok::<_, Infallible>(frame), reading))
+    });
+    let mut response = Response::new(Body::from_stream(frames));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+    headers.insert(UNBUFFERED, HeaderValue::from_static("no"));
+    answer::private(&mut response);
+    response
+}
+
+impl Reading {
+    async fn next(&mut self) -> Option<Bytes> {
+        let subscription = self.subscription.as_mut()?;
+        let event = tokio::time::timeout(EVENT_PING, subscription.next()).await;
+        let Ok(event) = event else {
+            return Some(Bytes::from_static(b": ping\n\n"));
+        };
+        let frame = match event {
+            Some(Ok(event)) => {
+                let mut data = Vec::new();
+                event.output.append_to(&mut data);
+                if data.len() <= EVENT_BYTES_MAX {
+                    self.sent += 1;
+                    return Some(frame(Some(self.sent), "data", &data));
+                }
+                let message = format!(
+                    "an event has {} bytes, and {EVENT_BYTES_MAX} fit",
+                    data.len()
+                );
+                let status = StatusCode::PAYLOAD_TOO_LARGE;
+                let error = ApiError::new(status, Code::PayloadTooLarge, message);
+                failed(&error, &self.id)
+            }
+            Some(Err(error)) => failed(&error, &self.id),
+            None => frame(None, "completed", b"{}"),
+        };
+        self.subscription = None;
+        Some(frame)
+    }
+}
+
+fn failed(error: &ApiError, id: &RequestId) -> Bytes {
+    frame(None, "error", error.object(id).to_string().as_bytes())
+}
+
+/// One event. JSON text has no line break outside strings, where it is escaped; what an operation wrote
+/// itself may have some between its parts.
+fn frame(id: Option<u64>, event: &str, data: &[u8]) -> Bytes {
+    let mut text = Vec::with_capacity(data.len() + 48);
+    if let Some(id) = id {
+        text.extend_from_slice(format!("id: {id}\n").as_bytes());
+    }
+    text.extend_from_slice(format!("event: {event}\ndata: ").as_bytes());
+    let line = |byte: &u8| {
+        if matches!(byte, b'\r' | b'\n') {
+            b' '
+        } else {
+            *byte
+        }
+    };
+    text.extend(data.iter().map(line));
+    text.extend_from_slice(b"\n\n");
+    text.into()
+}

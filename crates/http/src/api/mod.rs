@@ -1,0 +1,281 @@
+//! The gateway's own paths. Their shapes are a contract: `docs/http.md`.
+
+mod events;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use alknet_gateway::limits::CALL_BYTES_MAX;
+use alknet_gateway::{
+    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Invocation, Query, RequestId,
+};
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{ETAG, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::answer::{self, JSON};
+use crate::routes::Api;
+use crate::shared::Shared;
+use crate::upload;
+
+pub(crate) use events::ticket;
+
+/// Header that may say what the member `idempotency_key` says.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What was called, for the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation(pub(crate) String);
+
+/// Says how the node is.
+pub(crate) fn health(shared: &Shared) -> Response<Body> {
+    match shared.health.degraded() {
+        None => answer::text(StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => {
+            let text = format!("degraded: {why}\n");
+            answer::text(StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+    }
+}
+
+/// Answers a request to one of the paths.
+pub(crate) async fn answer(
+    shared: &Arc<Shared>,
+    path: Api,
+    caller: &Caller,
+    request: Request<Body>,
+) -> Response<Body> {
+    let method = request.method();
+    let reads = path.method() == Method::GET && *method == Method::HEAD;
+    if *method != path.method() && !reads {
+        return answer::method(&path.method(), &caller.request_id);
+    }
+    let answered = match path {
+        Api::Call => call(shared, caller, request).await,
+        Api::Batch => batch(shared, caller, request).await,
+        Api::Subscribe => events::subscribe(shared, caller, request).await,
+        Api::Search => search(shared, caller, &request),
+        Api::Schema => schema(shared, caller, &request),
+        Api::Description => openapi(shared, caller, &request),
+        Api::Metrics => metrics(shared, caller).await,
+    };
+    answered.unwrap_or_else(|error| answer::error(&error, &caller.request_id))
+}
+
+async fn call(
+    shared: &Shared,
+    caller: &Caller,
+    request: Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    let key = key(request.headers())?;
+    let body = upload::json(request, CALL_BYTES_MAX).await?;
+    let invocation = invocation(&body, key)?;
+    let operation = Operation(invocation.operation.clone());
+    let output = shared.gateway.invoke(caller, invocation).await;
+    let mut response = match output {
+        Ok(output) => {
+            let mut text = opened(&caller.request_id);
+            output.append_to(&mut text);
+            text.push(b'}');
+            answer::api(StatusCode::OK, JSON, text.into())
+        }
+        Err(error) => answer::error(&error, &caller.request_id),
+    };
+    response.extensions_mut().insert(operation);
+    Ok(response)
+}
+
+/// `{"request_id":"…","output":`
+fn opened(id: &RequestId) -> Vec<u8> {
+    let mut text = Vec::with_capacity(256);
+    // The id has no character that JSON escapes.
+    text.extend_from_slice(b"{\"request_id\":\"");
+    text.extend_from_slice(id.as_str().as_bytes());
+    text.extend_from_slice(b"\",\"output\":");
+    text
+}
+
+fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(key) = headers.get(IDEMPOTENCY_KEY) else {
+        return Ok(None);
+    };
+    let key = key.to_str().map_err(|_| {
+        ApiError::malformed("", "the header Idempotency-Key has characters beyond ASCII")
+    })?;
+    Ok(Some(key.to_owned()))
+}
+
+/// What the body asks for; the header may say the key as well, but not another one.
+fn invocation(body: &Bytes, key: Option<String>) -> Result<Invocation, ApiError> {
+    let request = CallRequest::read(body)?;
+    let mut invocation = request.invocation(body)?;
+    match (&invocation.idempotency_key, key) {
+        (Some(own), Some(key)) if *own != key => {
+            let message = "the header Idempotency-Key says another key";
+            return Err(ApiError::malformed("/idempotency_key", message));
+        }
+        (None, Some(key)) => invocation.idempotency_key = Some(key),
+        _ => {}
+    }
+    Ok(invocation)
+}
+
+async fn batch(
+    shared: &Shared,
+    caller: &Caller,
+    request: Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    let body = upload::json(request, CALL_BYTES_MAX).await?;
+    let batch = BatchRequest::read(&body)?;
+    let calls = batch.calls.iter();
+    let calls = calls.map(|item| (item.id.as_ref().to_owned(), item.invocation(&body)));
+    let calls = calls.collect();
+    let results = shared.gateway.batch(caller, calls, batch.mode).await?;
+    let mut text = b"{\"results\":[".to_vec();
+    for (n, result) in results.into_iter().enumerate() {
+        if n > 0 {
+            text.push(b',');
+        }
+        append_result(&mut text, result, &caller.request_id);
+    }
+    text.extend_from_slice(b"]}");
+    Ok(answer::api(StatusCode::OK, JSON, text.into()))
+}
+
+fn append_result(text: &mut Vec<u8>, result: BatchResult, id: &RequestId) {
+    text.extend_from_slice(b"{\"id\":");
+    text.extend_from_slice(Value::from(result.id).to_string().as_bytes());
+    match result.outcome {
+        Ok(output) => {
+            text.extend_from_slice(b",\"status\":200,\"output\":");
+            output.append_to(text);
+        }
+        Err(error) => {
+            let rest = format!(
+                ",\"status\":{},\"error\":{}",
+                error.status.as_u16(),
+                error.object(id)
+            );
+            text.extend_from_slice(rest.as_bytes());
+        }
+    }
+    text.push(b'}');
+}
+
+fn search(
+    shared: &Shared,
+    caller: &Caller,
+    request: &Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    let mut query = Query::default();
+    for (name, value) in members(request)? {
+        query.set(&name, &value)?;
+    }
+    if let Some(unchanged) = unchanged(shared, caller, request) {
+        return Ok(unchanged);
+    }
+    let page = shared.gateway.list(caller, &query);
+    Ok(described(shared, caller, &page))
+}
+
+fn schema(
+    shared: &Shared,
+    caller: &Caller,
+    request: &Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    let mut operation = None;
+    for (name, value) in members(request)? {
+        match name.as_ref() {
+            "operation" => operation = Some(value.into_owned()),
+            _ => {
+                let message = format!("there is no '{name}' here; there is operation");
+                return Err(ApiError::malformed(&format!("/{name}"), message));
+            }
+        }
+    }
+    let operation = operation
+        .ok_or_else(|| ApiError::malformed("", "say which: /schema?operation=/node/info"))?;
+    let description = shared.gateway.describe(caller, &operation)?;
+    if let Some(unchanged) = unchanged(shared, caller, request) {
+        return Ok(unchanged);
+    }
+    Ok(described(shared, caller, &description))
+}
+
+/// Name and value of a member of a query string.
+type Member<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// The members of a query string; none may come twice.
+fn members(request: &Request<Body>) -> Result<Vec<Member<'_>>, ApiError> {
+    let query = request.uri().query().unwrap_or_default();
+    let mut members: Vec<Member<'_>> = Vec::new();
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        if members.iter().any(|(known, _)| *known == name) {
+            let message = format!("'{name}' comes twice");
+            return Err(ApiError::malformed(&format!("/{name}"), message));
+        }
+        members.push((name, value));
+    }
+    Ok(members)
+}
+
+fn described(shared: &Shared, caller: &Caller, value: &impl serde::Serialize) -> Response<Body> {
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = answer::api(StatusCode::OK, JSON, text.into());
+    if let Ok(etag) = HeaderValue::from_str(&shared.gateway.etag(caller)) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    response
+}
+
+/// 304 where the caller has what it asks for (RFC 9110 section 13.1.2).
+fn unchanged(shared: &Shared, caller: &Caller, request: &Request<Body>) -> Option<Response<Body>> {
+    let known = request.headers().get(IF_NONE_MATCH)?.to_str().ok()?;
+    let etag = shared.gateway.etag(caller);
+    let same = known
+        .split(',')
+        .any(|one| one.trim() == etag || one.trim() == "*");
+    same.then(|| {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        if let Ok(etag) = HeaderValue::from_str(&etag) {
+            response.headers_mut().insert(ETAG, etag);
+        }
+        response
+    })
+}
+
+fn openapi(
+    shared: &Shared,
+    caller: &Caller,
+    request: &Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    if let Some(unchanged) = unchanged(shared, caller, request) {
+        return Ok(unchanged);
+    }
+    let text = shared.document.text(&shared.dispatcher.registry().digest());
+    let mut response = answer::api(StatusCode::OK, JSON, text);
+    if let Ok(etag) = HeaderValue::from_str(&shared.gateway.etag(caller)) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    Ok(response)
+}
+
+/// What `node/metrics` answers, as Prometheus reads it. The operation decides who may.
+async fn metrics(shared: &Shared, caller: &Caller) -> Result<Response<Body>, ApiError> {
+    let call = Invocation::of("node/metrics", &Value::Null);
+    let output = shared.gateway.invoke(caller, call).await?;
+    let mut text = Vec::new();
+    output.append_to(&mut text);
+    let value: Value = serde_json::from_slice(&text).unwrap_or_else(|_| json!({}));
+    let member = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    let (Some(kind), Some(text)) = (member("content_type"), member("text")) else {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        let message = "node/metrics answers something else";
+        return Err(ApiError::new(status, Code::Internal, message));
+    };
+    let kind = HeaderValue::from_str(&kind).unwrap_or(JSON);
+    Ok(answer::api(StatusCode::OK, kind, text.into()))
+}

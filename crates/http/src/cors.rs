@@ -1,0 +1,52 @@
+//! Which pages of others may read answers (the Fetch standard's CORS protocol). Never with credentials,
+//! never everybody.
+
+use axum::body::Body;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
+    VARY,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+
+use crate::limits::CORS_MAX_AGE_S;
+use crate::settings::Settings;
+
+const HEADERS: &str = "authorization, content-type, idempotency-key, mcp-protocol-version, mcp-session-id, last-event-id, prefer";
+const EXPOSED: &str = "x-request-id, mcp-session-id, retry-after";
+
+/// The origin of a request, where it is one that may.
+pub(crate) fn allowed(settings: &Settings, headers: &HeaderMap) -> Option<HeaderValue> {
+    let origin = headers.get(ORIGIN)?;
+    let known = |own: &String| origin.as_bytes() == own.as_bytes();
+    settings.origins.iter().any(known).then(|| origin.clone())
+}
+
+/// Answers the question that a browser asks before it sends a request.
+pub(crate) fn preflight(parts: &Parts, origin: &HeaderValue) -> Option<Response<Body>> {
+    let asks = parts.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    if parts.method != Method::OPTIONS || !asks {
+        return None;
+    }
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    let methods = HeaderValue::from_static("GET, POST");
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static(HEADERS),
+    );
+    headers.insert(ACCESS_CONTROL_MAX_AGE, CORS_MAX_AGE_S.into());
+    allow(headers, origin);
+    Some(response)
+}
+
+/// Lets a page of `origin` read an answer.
+pub(crate) fn allow(headers: &mut HeaderMap, origin: &HeaderValue) {
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    let exposed = HeaderValue::from_static(EXPOSED);
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    headers.append(VARY, HeaderValue::from_static("origin"));
+}

@@ -1,0 +1,191 @@
+//! HTTP/3 (RFC 9114) on the streams of a QUIC connection.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use alknet_core::{CloseCode, Connection, HandlerError};
+use axum::body::Body;
+use bytes::{Buf, Bytes};
+use h3::error::Code;
+use h3::server::{RequestResolver, RequestStream};
+use http::Response;
+use http_body::{Body as _, Frame};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::streams::{Cancels, Receiving, Sending, Streams};
+use super::{answer, idle, leave};
+use crate::connection::Conn;
+use crate::limits;
+
+/// Our close codes in the code space of HTTP/3 (RFC 9114 section 8.1).
+fn number(code: CloseCode) -> u32 {
+    const NO_ERROR: u32 = 0x100;
+    const GENERAL_PROTOCOL_ERROR: u32 = 0x101;
+    const INTERNAL_ERROR: u32 = 0x102;
+    const EXCESSIVE_LOAD: u32 = 0x107;
+    match code {
+        CloseCode::Internal => INTERNAL_ERROR,
+        CloseCode::Overload => EXCESSIVE_LOAD,
+        CloseCode::Protocol => GENERAL_PROTOCOL_ERROR,
+        _ => NO_ERROR,
+    }
+}
+
+type Server = h3::server::Connection<Streams, Bytes>;
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(
+    conn: Arc<Conn>,
+    draining: watch::Receiver<bool>,
+) -> Result<(), HandlerError> {
+    let connection = conn.connection.clone();
+    connection.speaks_codes(number);
+    let streams = Streams::new(&connection);
+    let cancels = streams.cancels();
+    let built = h3::server::builder()
+        .max_field_section_size(limits::HEADER_BYTES_MAX as u64)
+        .send_grease(false)
+        .build::<_, Bytes>(streams)
+        .await;
+    let Ok(mut server) = built else {
+        return Err(HandlerError::Closed);
+    };
+    let mut requests = JoinSet::new();
+    let ended = tokio::select! {
+        ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
+        () = leave(&conn, draining) => drain(&mut server, &conn, &cancels, &mut requests).await,
+        () = idle(&conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => {
+            server.shutdown(0).await.map_err(drop)
+        }
+    };
+    while requests.join_next().await.is_some() {}
+    close(&connection, ended);
+    Ok(())
+}
+
+fn close(connection: &Connection, ended: Result<(), ()>) {
+    // Where the peer broke the protocol the library has closed with the right number already.
+    if ended.is_ok() {
+        connection.close(CloseCode::Normal, "");
+    }
+}
+
+async fn accept(
+    server: &mut Server,
+    conn: &Arc<Conn>,
+    cancels: &Cancels,
+    requests: &mut JoinSet<()>,
+) -> Result<(), ()> {
+    loop {
+        let accepted = server.accept().await.map_err(|error| {
+            tracing::debug!(connection = %conn.connection.id(), "HTTP/3 ended: {error}");
+        });
+        let Some(resolver) = accepted? else {
+            return Ok(());
+        };
+        while requests.try_join_next().is_some() {}
+        requests.spawn(request(resolver, Arc::clone(conn), cancels.clone()));
+    }
+}
+
+/// Tells the client to send no more, and answers what it sent.
+async fn drain(
+    server: &mut Server,
+    conn: &Arc<Conn>,
+    cancels: &Cancels,
+    requests: &mut JoinSet<()>,
+) -> Result<(), ()> {
+    server.shutdown(0).await.map_err(drop)?;
+    // What comes now is refused by the library; there is nothing to wait for.
+    let mut late = JoinSet::new();
+    tokio::select! {
+        ended = accept(server, conn, cancels, &mut late) => ended,
+        () = async { while requests.join_next().await.is_some() {} } => Ok(()),
+    }
+}
+
+async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, cancels: Cancels) {
+    let resolved = tokio::time::timeout(limits::HEADER_TIMEOUT, resolver.resolve_request()).await;
+    // A head that is wrong or late: the library has answered it, or the stream is dropped.
+    let Ok(Ok((request, stream))) = resolved else {
+        return;
+    };
+    let id = stream.id().into_inner();
+    let (mut send, recv) = stream.split();
+    let request = request.map(|()| Body::new(Asked { stream: recv }));
+    let work = async {
+        let response = answer(conn, request).await;
+        respond(&mut send, response).await
+    };
+    let done = tokio::select! {
+        done = work => done,
+        () = cancels.stopped(id) => Err(()),
+    };
+    if done.is_err() {
+        send.stop_stream(Code::H3_REQUEST_CANCELLED);
+    }
+}
+
+async fn respond(
+    send: &mut RequestStream<Sending, Bytes>,
+    response: Response<Body>,
+) -> Result<(), ()> {
+    let (head, mut body) = response.into_parts();
+    let gone = |_| ();
+    send.send_response(Response::from_parts(head, ()))
+        .await
+        .map_err(gone)?;
+    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let frame = frame.map_err(|error| {
+            tracing::debug!("an answer over HTTP/3 broke off: {error}");
+        })?;
+        match frame.into_data() {
+            Ok(data) => send.send_data(data).await.map_err(gone)?,
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    return send.send_trailers(trailers).await.map_err(gone);
+                }
+            }
+        }
+    }
+    send.finish().await.map_err(gone)
+}
+
+/// The body of a request.
+struct Asked {
+    stream: RequestStream<Receiving, Bytes>,
+}
+
+impl http_body::Body for Asked {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let data = ready!(self.stream.poll_recv_data(cx));
+        Poll::Ready(match data {
+            Ok(Some(mut data)) => {
+                let bytes = data.copy_to_bytes(data.remaining());
+                Some(Ok(Frame::data(bytes)))
+            }
+            Ok(None) => None,
+            Err(error) => Some(Err(std::io::Error::other(error))),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_close_code_is_one_of_theirs() {
+        for code in CloseCode::ALL {
+            assert!((0x100..=0x110).contains(&number(code)), "{code}");
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! The streams of a connection as the HTTP/3 library wants them.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+
+use alknet_core::{CloseReason, Connection, RecvStream, SendStream, StreamCode, StreamError};
+use bytes::{Buf, Bytes};
+use futures_util::stream::{BoxStream, StreamExt, unfold};
+use h3::error::Code;
+use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
+use tokio::io::AsyncWrite;
+
+use crate::limits::STREAMS_MAX;
+
+/// Most bytes taken of a stream at once.
+const READ_BYTES: usize = 64 << 10;
+
+type Accepted<T> = BoxStream<'static, Result<T, StreamError>>;
+
+/// A connection's streams.
+pub(super) struct Streams {
+    connection: Connection,
+    requests: Accepted<(SendStream, RecvStream)>,
+    controls: Accepted<RecvStream>,
+    opening: Option<Accepted<SendStream>>,
+    next_request: u64,
+    next_control: u64,
+    next_own: u64,
+    cancels: Cancels,
+}
+
+/// Where somebody hears that the client wants no answer any more, by the number of the stream.
+#[derive(Clone, Default)]
+pub(super) struct Cancels(Arc<Mutex<HashMap<u64, Weak<Mutex<SendStream>>>>>);
+
+type Shared = Arc<Mutex<SendStream>>;
+
+impl Cancels {
+    /// Resolves when the client stopped reading, or the connection ended.
+    pub(super) async fn stopped(&self, id: u64) {
+        let stream = lock(&self.0).remove(&id);
+        let Some(stream) = stream.as_ref().and_then(Weak::upgrade) else {
+            return std::future::pending().await;
+        };
+        let stopped = std::future::poll_fn(|cx| lock(&stream).poll_stopped(cx)).await;
+        if let Ok(None) = stopped {
+            // It has everything.
+            std::future::pending().await
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Streams {
+    pub(super) fn new(connection: &Connection) -> Self {
+        let requests = unfold(connection.clone(), |connection| async move {
+            let accepted = connection.accept_bi().await;
+            Some((accepted, connection))
+        });
+        let controls = unfold(connection.clone(), |connection| async move {
+            let accepted = connection.accept_uni().await;
+            Some((accepted, connection))
+        });
+        Self {
+            connection: connection.clone(),
+            requests: requests.boxed(),
+            controls: controls.boxed(),
+            opening: None,
+            next_request: 0,
+            next_control: 2,
+            next_own: 3,
+            cancels: Cancels::default(),
+        }
+    }
+
+    pub(super) fn cancels(&self) -> Cancels {
+        self.cancels.clone()
+    }
+}
+
+/// Streams of one kind are numbered in fours (RFC 9000 section 2.1), and come in order.
+fn number(next: &mut u64) -> StreamId {
+    let id = StreamId::try_from(*next);
+    *next += 4;
+    id.expect("no connection lives long enough for 2^62 streams")
+}
+
+fn lost(error: StreamError) -> ConnectionErrorIncoming {
+    match error {
+        StreamError::Timeout => ConnectionErrorIncoming::Timeout,
+        StreamError::Closed(CloseReason::Peer(Some(error_code), _)) => {
+            ConnectionErrorIncoming::ApplicationClose { error_code }
+        }
+        other => ConnectionErrorIncoming::Undefined(Arc::new(other)),
+    }
+}
+
+fn broken(error: StreamError) -> StreamErrorIncoming {
+    match error {
+        StreamError::Reset(error_code) | StreamError::Stopped(error_code) => {
+            StreamErrorIncoming::StreamTerminated { error_code }
+        }
+        StreamError::Closed(_) | StreamError::Timeout => {
+            StreamErrorIncoming::ConnectionErrorIncoming {
+                connection_error: lost(error),
+            }
+        }
+        other => StreamErrorIncoming::Unknown(Box::new(other)),
+    }
+}
+
+fn broken_io(error: std::io::Error) -> StreamErrorIncoming {
+    match error.downcast::<StreamError>() {
+        Ok(error) => broken(error),
+        Err(error) => StreamErrorIncoming::Unknown(Box::new(error)),
+    }
+}
+
+/// The library's codes are numbers of 62 bits, ours of 32, which all of them fit.
+fn code(number: u64) -> StreamCode {
+    StreamCode::Foreign(u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+impl quic::OpenStreams<Bytes> for Streams {
+    type BidiStream = Both;
+    type SendStream = Sending;
+
+    fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
+        // A server asks for nothing.
+        Poll::Ready(Err(broken(StreamError::Unsupported)))
+    }
+
+    fn poll_open_send(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Sending, StreamErrorIncoming>> {
+        let connection = self.connection.clone();
+        let opening = self.opening.get_or_insert_with(|| {
+            futures_util::stream::once(async move { connection.open_uni().await }).boxed()
+        });
+        let opened = ready!(opening.poll_next_unpin(cx));
+        self.opening = None;
+        let stream = opened
+            .unwrap_or(Err(StreamError::Unsupported))
+            .map_err(broken)?;
+        Poll::Ready(Ok(Sending::new(stream, number(&mut self.next_own))))
+    }
+
+    fn close(&mut self, code: Code, reason: &[u8]) {
+        let number = u32::try_from(code.value()).unwrap_or(u32::MAX);
+        let reason = std::str::from_utf8(reason).unwrap_or_default();
+        let reason: String = reason.chars().take(64).collect();
+        self.connection.close_foreign(number, &reason);
+    }
+}
+
+/// Opens nothing: kept by the library for pushes, which there are none of.
+pub(super) struct Opener(Connection);
+
+impl quic::OpenStreams<Bytes> for Opener {
+    type BidiStream = Both;
+    type SendStream = Sending;
+
+    fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
+        Poll::Ready(Err(broken(StreamError::Unsupported)))
+    }
+
+    fn poll_open_send(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<Sending, StreamErrorIncoming>> {
+        Poll::Ready(Err(broken(StreamError::Unsupported)))
+    }
+
+    fn close(&mut self, code: Code, _: &[u8]) {
+        let number = u32::try_from(code.value()).unwrap_or(u32::MAX);
+        self.0.close_foreign(number, "");
+    }
+}
+
+impl quic::Connection<Bytes> for Streams {
+    type RecvStream = Receiving;
+    type OpenStreams = Opener;
+
+    fn poll_accept_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Receiving, ConnectionErrorIncoming>> {
+        let stream = ready!(self.controls.poll_next_unpin(cx));
+        let stream = stream
+            .unwrap_or(Err(StreamError::Unsupported))
+            .map_err(lost)?;
+        Poll::Ready(Ok(Receiving {
+            stream,
+            id: number(&mut self.next_control),
+        }))
+    }
+
+    fn poll_accept_bidi(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Both, ConnectionErrorIncoming>> {
+        let streams = ready!(self.requests.poll_next_unpin(cx));
+        let streams = streams.unwrap_or(Err(StreamError::Unsupported));
+        let (send, stream) = streams.map_err(lost)?;
+        let id = number(&mut self.next_request);
+        let send = Sending::new(send, id);
+        let mut known = lock(&self.cancels.0);
+        if known.len() >= STREAMS_MAX as usize {
+            // Requests whose head was wrong never asked after theirs.
+            known.retain(|_, stream| stream.strong_count() > 0);
+        }
+        known.insert(id.into_inner(), Arc::downgrade(&send.stream));
+        drop(known);
+        Poll::Ready(Ok(Both {
+            send,
+            recv: Receiving { stream, id },
+        }))
+    }
+
+    fn opener(&self) -> Opener {
+        Opener(self.connection.clone())
+    }
+}
+
+/// The half that answers.
+pub(super) struct Sending {
+    stream: Shared,
+    id: StreamId,
+    writing: Option<WriteBuf<Bytes>>,
+}
+
+impl Sending {
+    fn new(stream: SendStream, id: StreamId) -> Self {
+        Self {
+            stream: Arc::new(Mutex::new(stream)),
+            id,
+            writing: None,
+        }
+    }
+}
+
+impl quic::SendStream<Bytes> for Sending {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        let Some(data) = &mut self.writing else {
+            return Poll::Ready(Ok(()));
+        };
+        while data.has_remaining() {
+            let mut stream = lock(&self.stream);
+            let written = ready!(Pin::new(&mut *stream).poll_write(cx, data.chunk()));
+            data.advance(written.map_err(broken_io)?);
+        }
+        self.writing = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
+        if self.writing.is_some() {
+            let error = std::io::Error::other("data is still being written");
+            return Err(StreamErrorIncoming::Unknown(Box::new(error)));
+        }
+        self.writing = Some(data.into());
+        Ok(())
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        ready!(self.poll_ready(cx))?;
+        Poll::Ready(lock(&self.stream).finish().map_err(broken))
+    }
+
+    fn reset(&mut self, reset_code: u64) {
+        lock(&self.stream).reset(code(reset_code));
+    }
+
+    fn send_id(&self) -> StreamId {
+        self.id
+    }
+}
+
+/// The half that asks.
+pub(super) struct Receiving {
+    stream: RecvStream,
+    id: StreamId,
+}
+
+impl quic::RecvStream for Receiving {
+    type Buf = Bytes;
+
+    fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        self.stream.poll_read_chunk(cx, READ_BYTES).map_err(broken)
+    }
+
+    fn stop_sending(&mut self, error_code: u64) {
+        self.stream.stop(code(error_code));
+    }
+
+    fn recv_id(&self) -> StreamId {
+        self.id
+    }
+}
+
+/// A request's stream.
+pub(super) struct Both {
+    send: Sending,
+    recv: Receiving,
+}
+
+impl quic::BidiStream<Bytes> for Both {
+    type SendStream = Sending;
+    type RecvStream = Receiving;
+
+    fn split(self) -> (Sending, Receiving) {
+        (self.send, self.recv)
+    }
+}
+
+impl quic::SendStream<Bytes> for Both {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.send.poll_ready(cx)
+    }
+
+    fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
+        self.send.send_data(data)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.send.poll_finish(cx)
+    }
+
+    fn reset(&mut self, reset_code: u64) {
+        self.send.reset(reset_code);
+    }
+
+    fn send_id(&self) -> StreamId {
+        self.send.id
+    }
+}
+
+impl quic::RecvStream for Both {
+    type Buf = Bytes;
+
+    fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        self.recv.poll_data(cx)
+    }
+
+    fn stop_sending(&mut self, error_code: u64) {
+        self.recv.stop_sending(error_code);
+    }
+
+    fn recv_id(&self) -> StreamId {
+        self.recv.id
+    }
+}

@@ -1,0 +1,113 @@
+//! HTTP/1.1 and HTTP/2 on a single stream (RFC 9112, RFC 9113), by hyper.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+
+use alknet_core::HandlerError;
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
+
+use super::body::Lingering;
+use super::{answer, idle, leave};
+use crate::connection::Conn;
+use crate::limits;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    Http1,
+    Http2,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(
+    conn: Arc<Conn>,
+    version: Version,
+    draining: watch::Receiver<bool>,
+) -> Result<(), HandlerError> {
+    let streams = conn.connection.accept_bi().await;
+    let (send, recv) = streams.map_err(std::io::Error::from)?;
+    let io = TokioIo::new(tokio::io::join(recv, send));
+    let service = {
+        let conn = Arc::clone(&conn);
+        service_fn(move |request: Request<Incoming>| {
+            let conn = Arc::clone(&conn);
+            let request = request.map(|body| Body::new(Lingering::new(body)));
+            async move { Ok::<_, Infallible>(answer(conn, request).await) }
+        })
+    };
+    let ended = match version {
+        Version::Http1 => {
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits::HEADER_TIMEOUT)
+                .max_headers(limits::HEADER_FIELDS_MAX)
+                .max_buf_size(limits::HEADER_BYTES_MAX)
+                .pipeline_flush(true)
+                .serve_connection(io, service)
+                .with_upgrades();
+            let mut serving = pin!(serving);
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = leave(&conn, draining) => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+                () = idle(&conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        }
+        Version::Http2 => {
+            let serving = builder().serve_connection(io, service);
+            let mut serving = pin!(serving);
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = leave(&conn, draining) => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+                () = idle(&conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => {
+                    serving.as_mut().graceful_shutdown();
+                    finish(serving).await
+                }
+            }
+        }
+    };
+    // What an upgrade made of it goes on without hyper.
+    let _ = conn.watch_busy().wait_for(|running| *running == 0).await;
+    if let Err(error) = ended {
+        tracing::debug!(connection = %conn.connection.id(), "HTTP ended: {error}");
+    }
+    Ok(())
+}
+
+/// Whoever was idle has nothing to finish: a moment for the goodbye to leave.
+async fn finish<F: Future<Output = Result<(), hyper::Error>>>(
+    serving: F,
+) -> Result<(), hyper::Error> {
+    let goodbye = tokio::time::timeout(limits::HEADER_TIMEOUT, serving).await;
+    goodbye.unwrap_or(Ok(()))
+}
+
+fn builder() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::STREAMS_MAX)
+        .initial_stream_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::STREAM_WINDOW)
+        .max_header_list_size(limits::HEADER_BYTES_MAX as u32)
+        .max_pending_accept_reset_streams(limits::RESETS_MAX)
+        .max_local_error_reset_streams(limits::RESETS_MAX)
+        .max_send_buf_size(limits::SEND_BUFFER)
+        .enable_connect_protocol();
+    builder
+}

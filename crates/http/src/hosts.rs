@@ -1,0 +1,134 @@
+//! Which names in a request are this node's. A page of somebody else's that has its name point here
+//! (DNS rebinding) is told nothing.
+
+use std::net::IpAddr;
+
+use alknet_core::config::NodeConfig;
+use http::Request;
+use http::header::HOST;
+use http::uri::Authority;
+
+/// The names of the node.
+#[derive(Clone, Debug)]
+pub(crate) struct Hosts(Vec<String>);
+
+impl Hosts {
+    pub(crate) fn new(config: &NodeConfig) -> Self {
+        let node = &config.node;
+        let mut names: Vec<String> = config.http.names.clone();
+        names.extend(node.domain.clone());
+        names.extend(config.tls.acme.domains.iter().cloned());
+        if let Some(name) = &node.name {
+            names.extend([name.clone(), format!("{name}.local")]);
+        }
+        // Nobody else's page can have this name.
+        names.push("localhost".to_owned());
+        names
+            .iter_mut()
+            .for_each(|name| name.make_ascii_lowercase());
+        names.sort();
+        names.dedup();
+        Self(names)
+    }
+
+    pub(crate) fn names(&self) -> &[String] {
+        &self.0
+    }
+
+    /// Whether a request with this authority is for this node. An address is no name that could be made
+    /// to point here: it may be one that a router in between stands for.
+    pub(crate) fn has(&self, authority: &Authority) -> bool {
+        let host = authority.host();
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        if bare.unwrap_or(host).parse::<IpAddr>().is_ok() {
+            return true;
+        }
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let wildcard = || {
+            let rest = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
+            rest.is_some_and(|name| self.0.binary_search(&name).is_ok())
+        };
+        self.0.binary_search(&host).is_ok() || wildcard()
+    }
+}
+
+/// The authority that a request names; one that names two is for nobody.
+pub(crate) fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    let mut fields = request.headers().get_all(HOST).iter();
+    let field = fields.next();
+    if fields.next().is_some() {
+        return None;
+    }
+    let own = request.uri().authority().cloned();
+    let field = field.map(|field| field.to_str().ok()?.parse::<Authority>().ok());
+    let found = match (own, field) {
+        (Some(own), None) => own,
+        (None, Some(Some(field))) => field,
+        (Some(own), Some(Some(field))) if own == field => own,
+        _ => return None,
+    };
+    // Whom somebody says to be is not said here.
+    (!found.as_str().contains('@')).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts() -> Hosts {
+        let document = br#"
+[node]
+name = "edge-1"
+domain = "hub.example.org"
+[http]
+names = ["WWW.example.org"]
+"#;
+        Hosts::new(&NodeConfig::parse(document).unwrap_or_default())
+    }
+
+    #[test]
+    fn own_names_and_any_address_are_this_nodes() {
+        let hosts = Hosts(vec!["*.apps.example.org".into(), "hub.example.org".into()]);
+        for (name, own) in [
+            ("hub.example.org", true),
+            ("HUB.example.org:8443", true),
+            ("hub.example.org.", true),
+            ("a.apps.example.org", true),
+            ("a.b.apps.example.org", false),
+            ("192.0.2.7:4433", true),
+            ("[2001:db8::1]:443", true),
+            ("evil.example", false),
+            ("192.0.2.7.evil.example", false),
+        ] {
+            let authority = name.parse().expect("an authority");
+            assert_eq!(hosts.has(&authority), own, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_names_the_node() {
+        let hosts = hosts();
+        assert!(hosts.names().iter().any(|name| name == "localhost"));
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let request = |uri: &str, fields: &[&str]| {
+            let mut request = Request::builder().uri(uri);
+            for field in fields {
+                request = request.header(HOST, *field);
+            }
+            authority(&request.body(()).expect("a request")).map(|found| found.to_string())
+        };
+        let one = Some("a.example".to_owned());
+        assert_eq!(request("/", &["a.example"]), one);
+        assert_eq!(request("https://a.example/", &[]), one);
+        assert_eq!(request("https://a.example/", &["a.example"]), one);
+        assert_eq!(request("https://a.example/", &["b.example"]), None);
+        assert_eq!(request("/", &["a.example", "a.example"]), None);
+        assert_eq!(request("/", &[]), None);
+        assert_eq!(request("/", &["user@a.example"]), None);
+    }
+}

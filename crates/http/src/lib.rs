@@ -1,0 +1,125 @@
+//! HTTP on the one port: HTTP/1.1, HTTP/2 and HTTP/3 in front of one router.
+//!
+//! [`Http`] is the handler of the ALPNs `h2`, `http/1.1` and `h3`. Whatever the framing, a request goes
+//! through the same steps: it gets a name, its head is bounded, its host is looked at, its token is
+//! looked up, and the router finds who answers: the gateway's own paths, parts that were mounted,
+//! routes of whoever builds on this program, a static site, or the decoy.
+//!
+//! The gateway's shapes are documented in `docs/http.md`, its bounds in [`limits`].
+
+pub mod limits;
+pub mod port80;
+
+mod answer;
+mod api;
+mod connection;
+mod cors;
+mod framing;
+mod front;
+mod hosts;
+mod routes;
+mod settings;
+mod shared;
+mod site;
+mod upload;
+mod ws;
+
+use std::sync::Arc;
+
+use alknet_core::{
+    AlpnSpec, AuthContext, AuthNeed, BoxFuture, Carriage, Connection, HandlerError, ProtocolHandler,
+};
+use tokio::sync::watch;
+
+use connection::Conn;
+use framing::Version;
+
+pub use routes::RouteError;
+pub use settings::Settings;
+pub use shared::{Challenges, Document, Health, Parts, Responder};
+
+use shared::Shared;
+
+/// ALPN of HTTP/1.1 (RFC 7301 section 6).
+pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+/// ALPN of HTTP/2 (RFC 9113 section 3.1).
+pub const ALPN_HTTP2: &[u8] = b"h2";
+/// ALPN of HTTP/3 (RFC 9114 section 3.1).
+pub const ALPN_HTTP3: &[u8] = b"h3";
+
+/// Serves HTTP.
+#[derive(Debug)]
+pub struct Http {
+    shared: Arc<Shared>,
+    alpns: Vec<AlpnSpec>,
+    draining: watch::Sender<bool>,
+}
+
+impl Http {
+    /// Puts the parts together. `h3`: whether HTTP/3 is served, too.
+    ///
+    /// # Errors
+    /// Two parts want one path.
+    pub fn new(parts: Parts, h3: bool) -> Result<Self, RouteError> {
+        let mut alpns = vec![
+            spec(ALPN_HTTP2, Carriage::Tcp),
+            spec(ALPN_HTTP1, Carriage::Tcp),
+        ];
+        if h3 {
+            alpns.insert(0, spec(ALPN_HTTP3, Carriage::Quic));
+        }
+        Ok(Self {
+            shared: Shared::new(parts, h3)?,
+            alpns,
+            draining: watch::Sender::new(false),
+        })
+    }
+
+    /// Other settings from now on.
+    pub fn set(&self, settings: Settings) {
+        self.shared.set(settings);
+    }
+}
+
+fn spec(id: &'static [u8], carriage: Carriage) -> AlpnSpec {
+    AlpnSpec {
+        carriage,
+        auth: AuthNeed::Late,
+        limits: limits::BUDGET,
+        ..AlpnSpec::new(id)
+    }
+}
+
+impl ProtocolHandler for Http {
+    fn alpns(&self) -> &[AlpnSpec] {
+        &self.alpns
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        connection: Connection,
+        auth: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        let draining = self.draining.subscribe();
+        let shared = &self.shared;
+        match connection.alpn() {
+            ALPN_HTTP3 => {
+                let conn = Arc::new(Conn::new(connection, &auth, "h3", shared));
+                Box::pin(framing::serve_quic(conn, draining))
+            }
+            ALPN_HTTP2 => {
+                let conn = Arc::new(Conn::new(connection, &auth, "h2", shared));
+                Box::pin(framing::serve_tcp(conn, Version::Http2, draining))
+            }
+            _ => {
+                let conn = Arc::new(Conn::new(connection, &auth, "h1", shared));
+                Box::pin(framing::serve_tcp(conn, Version::Http1, draining))
+            }
+        }
+    }
+
+    fn drain(&self) -> BoxFuture<'static, ()> {
+        self.draining.send_replace(true);
+        Box::pin(std::future::ready(()))
+    }
+}

@@ -1,0 +1,66 @@
+//! Bounds of HTTP connections and requests. Those of calls are in `alknet_gateway::limits`.
+
+use std::time::Duration;
+
+use alknet_core::StreamBudget;
+
+/// Bytes of a request's line and headers.
+pub const HEADER_BYTES_MAX: usize = 32 << 10;
+/// Header fields of a request.
+pub const HEADER_FIELDS_MAX: usize = 100;
+/// Bytes of a path with its query.
+pub const URL_BYTES_MAX: usize = 8 << 10;
+/// How long the headers of a request may take, and the first request of a connection.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long nothing may come of a body that is not whole.
+pub const BODY_IDLE: Duration = Duration::from_secs(30);
+/// Bytes a second that a body has to come with, on average, after [`BODY_GRACE`].
+pub const BODY_BYTES_PER_SECOND: u64 = 1 << 10;
+/// How long a body may come slower.
+pub const BODY_GRACE: Duration = Duration::from_secs(10);
+/// Bytes that are read and thrown away of a body that was answered before it was whole.
+pub const LINGER_BYTES: usize = 16 << 20;
+/// How long that may take.
+pub const LINGER_TIME: Duration = Duration::from_secs(10);
+/// How long a connection is kept without a request.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Streams that a peer may have open on one connection of HTTP/2 or HTTP/3.
+pub const STREAMS_MAX: u32 = 128;
+/// Bytes in flight towards us on one stream of HTTP/2.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// Streams that a peer may reset before we answered them, and not waited for, on HTTP/2.
+pub const RESETS_MAX: usize = 16;
+/// Bytes kept of an answer that its reader has not taken, on one stream of HTTP/2.
+pub const SEND_BUFFER: usize = 256 << 10;
+/// How often a comment is sent on a stream of events on which nothing happens.
+pub const EVENT_PING: Duration = Duration::from_secs(15);
+/// Bytes of one event on its way out.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+/// Longest file of a static site that is kept in memory.
+pub const SITE_FILE_BYTES: u64 = 64 << 10;
+/// Bytes of files kept in memory, together.
+pub const SITE_CACHE_BYTES: usize = 8 << 20;
+/// Bytes read at once of a file that is not.
+pub const SITE_CHUNK: usize = 256 << 10;
+/// Ranges of one request for a file.
+pub const SITE_RANGES_MAX: usize = 1;
+/// Seconds that a browser may remember what a preflight request was told.
+pub const CORS_MAX_AGE_S: u32 = 600;
+/// Seconds that a client may remember that HTTP/3 is served.
+pub const ALT_SVC_MAX_AGE_S: u32 = 86_400;
+/// Connections taken at once on port 80.
+pub const PORT80_CONNECTIONS_MAX: usize = 64;
+/// How long one connection on port 80 may take, from first to last byte.
+pub const PORT80_TIME: Duration = Duration::from_secs(10);
+
+/// What a client of HTTP/3 may have open once it is known.
+pub const BUDGET: StreamBudget = StreamBudget {
+    bidi_streams: STREAMS_MAX,
+    uni_streams: 8,
+    stream_window_bytes: 1 << 20,
+    connection_window_bytes: 8 << 20,
+    send_window_bytes: 8 << 20,
+};
+
+/// WebSockets that one connection of HTTP/2 carries.
+pub const SESSIONS_MAX: u32 = 16;

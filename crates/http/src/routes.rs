@@ -1,0 +1,212 @@
+//! Which paths there are, and who answers each.
+
+use alknet_core::HttpMount;
+use axum::Router;
+use http::Method;
+use std::sync::Arc;
+use thiserror::Error;
+
+use crate::shared::Parts;
+
+/// Who answers a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A token of a certificate authority.
+    Acme,
+    /// One of the gateway's own.
+    Api(Api),
+    /// Routes of whoever builds on this program, and views of other parts.
+    Custom,
+    /// `/healthz`
+    Health,
+    /// `/mcp`
+    Mcp,
+    /// Nobody: a static site, or the decoy.
+    Other,
+    /// The page of administrators.
+    Page,
+    /// A WebSocket that speaks the call protocol.
+    Session,
+    /// A stream of events that a ticket stands for.
+    Ticket,
+}
+
+/// Paths of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Api {
+    Batch,
+    Call,
+    Metrics,
+    Description,
+    Schema,
+    Search,
+    Subscribe,
+}
+
+/// Where tokens of a certificate authority lie (RFC 8555 section 8.3).
+pub(crate) const ACME: &str = "/.well-known/acme-challenge/";
+/// Where tickets for streams of events lie.
+pub(crate) const TICKET: &str = "/subscribe/t/";
+/// First part of the paths of the page beside `/`.
+const PAGE: &str = "/status/";
+
+/// Paths of this crate, for whoever wants one: a last slash stands for everything below it.
+const TAKEN: [&str; 15] = [
+    "/",
+    ACME,
+    "/alknet/",
+    "/batch",
+    "/call",
+    "/enroll",
+    "/healthz",
+    "/mcp",
+    "/metrics",
+    "/openapi.json",
+    "/ping",
+    "/relay",
+    "/schema",
+    "/search",
+    "/subscribe",
+];
+
+impl Api {
+    pub(crate) fn method(self) -> Method {
+        match self {
+            Self::Batch | Self::Call | Self::Subscribe => Method::POST,
+            Self::Metrics | Self::Description | Self::Schema | Self::Search => Method::GET,
+        }
+    }
+}
+
+/// Who answers `path`; `custom` says whether one of the routes does that were added.
+pub(crate) fn kind(path: &str, custom: impl FnOnce() -> bool) -> Kind {
+    match path {
+        "/call" => Kind::Api(Api::Call),
+        "/batch" => Kind::Api(Api::Batch),
+        "/subscribe" => Kind::Api(Api::Subscribe),
+        "/search" => Kind::Api(Api::Search),
+        "/schema" => Kind::Api(Api::Schema),
+        "/openapi.json" => Kind::Api(Api::Description),
+        "/metrics" => Kind::Api(Api::Metrics),
+        "/healthz" => Kind::Health,
+        "/mcp" => Kind::Mcp,
+        "/alknet/call" => Kind::Session,
+        "/" => Kind::Page,
+        _ if path.starts_with(PAGE) => Kind::Page,
+        _ if path.starts_with(TICKET) => Kind::Ticket,
+        _ if path.starts_with(ACME) => Kind::Acme,
+        _ if custom() => Kind::Custom,
+        _ => Kind::Other,
+    }
+}
+
+/// Why the paths do not fit together.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RouteError {
+    /// A path that this crate answers itself.
+    #[error("'{0}' is a path of the HTTP server's own; take another one")]
+    Taken(String),
+    /// Two parts want one path.
+    #[error("'{0}' is answered by two parts; take another path for one of them")]
+    Twice(String),
+    /// Not `/` and at least one character.
+    #[error("'{0}' is no path to answer; it begins with '/' and goes on")]
+    Wrong(String),
+}
+
+/// Everything that is not this crate's own.
+pub(crate) fn router(parts: &Parts) -> Result<Router, RouteError> {
+    let mut seen: Vec<String> = Vec::new();
+    let mut take = |path: &str| {
+        let named = path.strip_prefix('/').is_some_and(|rest| !rest.is_empty());
+        let first = path.split('/').nth(1).unwrap_or_default().to_owned();
+        if !named || first.is_empty() {
+            return Err(RouteError::Wrong(path.to_owned()));
+        }
+        let own = TAKEN.iter().chain([&PAGE]).any(|taken| {
+            let taken = taken.strip_suffix('/').unwrap_or(taken);
+            !taken.is_empty() && taken.split('/').nth(1) == Some(first.as_str())
+        });
+        if own {
+            return Err(RouteError::Taken(path.to_owned()));
+        }
+        if seen.contains(&path.to_owned()) {
+            return Err(RouteError::Twice(path.to_owned()));
+        }
+        seen.push(path.to_owned());
+        Ok(())
+    };
+    let mut router = Router::new();
+    for (path, route) in &parts.routes {
+        take(path)?;
+        router = router.route(path, route.clone());
+    }
+    for mount in &parts.mounts {
+        let prefix = mount.prefix();
+        take(prefix)?;
+        if parts.routes.iter().any(|(path, _)| below(path, prefix)) {
+            return Err(RouteError::Twice(prefix.to_owned()));
+        }
+    }
+    Ok(router)
+}
+
+fn below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The mount that answers `path`.
+pub(crate) fn mount<'a>(
+    mounts: &'a [Arc<dyn HttpMount>],
+    path: &str,
+) -> Option<&'a Arc<dyn HttpMount>> {
+    mounts.iter().find(|mount| below(path, mount.prefix()))
+}
+
+/// Whether `route`, as the router has it (`/a/{b}/{*rest}`), answers `path`.
+pub(crate) fn matches(route: &str, path: &str) -> bool {
+    let (mut route, mut path) = (route.split('/'), path.split('/'));
+    loop {
+        match (route.next(), path.next()) {
+            (None, None) => return true,
+            (Some(part), Some(_)) if part.starts_with("{*") => return true,
+            (Some(part), Some(here)) if part.starts_with('{') && !here.is_empty() => {}
+            (Some(part), Some(here)) if part == here => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_have_their_owner() {
+        let kind = |path| kind(path, || false);
+        assert_eq!(kind("/call"), Kind::Api(Api::Call));
+        assert_eq!(kind("/call/"), Kind::Other);
+        assert_eq!(kind("/Call"), Kind::Other);
+        assert_eq!(kind("/subscribe/t/x"), Kind::Ticket);
+        assert_eq!(kind("/status/style.css"), Kind::Page);
+        assert_eq!(kind("/.well-known/acme-challenge/x"), Kind::Acme);
+        assert_eq!(kind("/node/info"), Kind::Other);
+        assert_eq!(kind("/alknet/call"), Kind::Session);
+        assert_eq!(kind("/alknet/channels"), Kind::Other);
+    }
+
+    #[test]
+    fn routes_match_whole_paths() {
+        for (route, path, fits) in [
+            ("/a", "/a", true),
+            ("/a", "/a/b", false),
+            ("/a/{b}", "/a/x", true),
+            ("/a/{b}", "/a/", false),
+            ("/a/{*rest}", "/a/b/c", true),
+        ] {
+            assert_eq!(matches(route, path), fits, "{route} {path}");
+        }
+    }
+}

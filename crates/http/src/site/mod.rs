@@ -1,0 +1,274 @@
+//! A static site: the files of one folder.
+//!
+//! Nothing outside the folder is reached, by no `..` and no link; files whose name begins with a dot
+//! are not there, and folders are not listed. What is small is kept in memory as long as the file on
+//! disk does not change.
+
+mod file;
+mod range;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::header::{
+    ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE, VARY,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+
+use file::{Files, Found};
+use range::Wanted;
+
+/// What a folder shows.
+const INDEX: &str = "index.html";
+
+/// Forms in which a file may lie beside itself, the best first: RFC 9110 names and endings.
+const PACKED: [(&str, &str); 3] = [("br", ".br"), ("zstd", ".zst"), ("gzip", ".gz")];
+
+/// The files of a folder.
+pub(crate) struct Site {
+    files: Arc<Files>,
+}
+
+impl Site {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self {
+            files: Arc::new(Files::new(folder)),
+        }
+    }
+
+    /// The file that a request asks for; `None` where there is none.
+    pub(crate) async fn answer(&self, parts: &Parts) -> Option<Response<Body>> {
+        if !matches!(parts.method, Method::GET | Method::HEAD) {
+            return None;
+        }
+        let path = parts.uri.path();
+        let mut name = inside(path)?;
+        if path.ends_with('/') {
+            name.push(INDEX);
+        } else if self.files.is_folder(&name).await {
+            return Some(moved(path));
+        }
+        self.file(&name, &parts.headers).await
+    }
+
+    /// The first page, whatever was asked for.
+    pub(crate) async fn first_page(&self) -> Option<Response<Body>> {
+        let index = Path::new(INDEX);
+        let headers = HeaderMap::new();
+        self.file(index, &headers).await
+    }
+
+    async fn file(&self, name: &Path, headers: &HeaderMap) -> Option<Response<Body>> {
+        let plain = self.files.find(name).await;
+        let packed = self.packed(name, headers).await;
+        let varies = packed.is_some() || self.files.has_packed(name, &PACKED).await;
+        let (found, coding) = match (plain, packed) {
+            (_, Some((found, coding))) => (found, Some(coding)),
+            (Some(found), None) => (found, None),
+            (None, None) => return None,
+        };
+        let kind = mime_guess::from_path(name).first_or_octet_stream();
+        let mut head = HeaderMap::new();
+        let kind = if kind.type_() == "text" || kind.subtype() == "javascript" {
+            format!("{kind}; charset=utf-8")
+        } else {
+            kind.to_string()
+        };
+        head.insert(CONTENT_TYPE, HeaderValue::from_str(&kind).ok()?);
+        head.insert(ETAG, HeaderValue::from_str(found.etag()).ok()?);
+        head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        head.insert(CACHE_CONTROL, kept(name));
+        if varies {
+            head.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        }
+        if let Some(coding) = coding {
+            head.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
+        }
+        Some(respond(found, head, headers))
+    }
+
+    /// A form of the file that the client can unpack.
+    async fn packed(&self, name: &Path, headers: &HeaderMap) -> Option<(Found, &'static str)> {
+        for (coding, ending) in PACKED {
+            if accepts(headers, coding) {
+                let mut packed = name.as_os_str().to_owned();
+                packed.push(ending);
+                if let Some(found) = self.files.find(Path::new(&packed)).await {
+                    return Some((found, coding));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Pages may change at any time; what has a name of its own for each content, never does.
+fn kept(name: &Path) -> HeaderValue {
+    let page = name.extension().is_none_or(|kind| kind == "html");
+    HeaderValue::from_static(if page {
+        "no-cache"
+    } else if is_hashed(name) {
+        "public, max-age=31536000, immutable"
+    } else {
+        "public, max-age=3600"
+    })
+}
+
+/// Whether a part of the name is the hash of the content, as bundlers write it: `app.3f9a1c02.js`.
+fn is_hashed(name: &Path) -> bool {
+    let name = name
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    name.split(['.', '-', '_']).any(|part| {
+        part.len() >= 8
+            && part.bytes().all(|b| b.is_ascii_hexdigit())
+            && part.bytes().any(|b| b.is_ascii_digit())
+    })
+}
+
+/// The name below the folder that a path stands for; `None` for one that no file here has.
+fn inside(path: &str) -> Option<PathBuf> {
+    let decoded = percent_decode_str(path).decode_utf8().ok()?;
+    if decoded.bytes().any(|b| b == 0 || b == b'\\') {
+        return None;
+    }
+    let mut name = PathBuf::new();
+    for part in decoded.split('/').filter(|part| !part.is_empty()) {
+        if part.starts_with('.') {
+            return None;
+        }
+        name.push(part);
+    }
+    Some(name)
+}
+
+/// A folder's own page is below it.
+fn moved(path: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    // One slash at the beginning: two would name another host.
+    let path = format!("/{}/", path.trim_start_matches('/'));
+    if let Ok(to) = HeaderValue::from_str(&path) {
+        response.headers_mut().insert(LOCATION, to);
+    }
+    response
+}
+
+fn accepts(headers: &HeaderMap, coding: &str) -> bool {
+    let mut said = headers.get_all(ACCEPT_ENCODING).iter();
+    said.any(|value| {
+        let value = value.to_str().unwrap_or_default();
+        value.split(',').any(|one| {
+            let mut parts = one.split(';').map(str::trim);
+            let named = parts
+                .next()
+                .is_some_and(|name| name.eq_ignore_ascii_case(coding));
+            let refused = parts.any(|q| {
+                let weight = q.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok());
+                weight == Some(0.0)
+            });
+            named && !refused
+        })
+    })
+}
+
+fn respond(found: Found, mut head: HeaderMap, asked: &HeaderMap) -> Response<Body> {
+    let etag = found.etag().to_owned();
+    let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
+    let mut response = Response::new(Body::empty());
+    let known = text(IF_NONE_MATCH).is_some_and(|known| {
+        known.split(',').any(|one| {
+            let one = one.trim();
+            one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag
+        })
+    });
+    if known {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        head.remove(CONTENT_TYPE);
+        *response.headers_mut() = head;
+        return response;
+    }
+    let whole = found.len();
+    let current = text(IF_RANGE).is_none_or(|version| version == etag);
+    let wanted = text(RANGE).filter(|_| current);
+    let range = match wanted.map_or(Wanted::All, |wanted| range::parse(wanted, whole)) {
+        Wanted::All => 0..whole,
+        Wanted::Part(range) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let told = format!("bytes {}-{}/{whole}", range.start, range.end - 1);
+            if let Ok(told) = HeaderValue::from_str(&told) {
+                head.insert(CONTENT_RANGE, told);
+            }
+            range
+        }
+        Wanted::Beyond => {
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            if let Ok(told) = HeaderValue::from_str(&format!("bytes */{whole}")) {
+                head.insert(CONTENT_RANGE, told);
+            }
+            *response.headers_mut() = head;
+            return response;
+        }
+    };
+    head.insert(CONTENT_LENGTH, (range.end - range.start).into());
+    *response.headers_mut() = head;
+    *response.body_mut() = found.body(range);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_outside_and_nothing_hidden_has_a_path() {
+        for path in [
+            "/../x",
+            "/%2e%2e/x",
+            "/.git/config",
+            "/a/%2Egit",
+            "/a%00",
+            "/a%5cb",
+            "/%ff",
+        ] {
+            assert_eq!(inside(path), None, "{path}");
+        }
+        assert_eq!(inside("/a//b.txt"), Some("a/b.txt".into()));
+        assert_eq!(inside("/"), Some(PathBuf::new()));
+        assert_eq!(inside("/%C3%A4"), Some("ä".into()));
+    }
+
+    #[test]
+    fn a_folder_never_moves_to_another_host() {
+        let response = moved("//evil.example");
+        assert_eq!(response.headers()[LOCATION], "/evil.example/");
+    }
+
+    #[test]
+    fn hashed_names_are_kept_for_ever() {
+        for (name, hashed) in [
+            ("app.3f9a1c02.js", true),
+            ("index-0a1b2c3d4e.css", true),
+            ("deadbeef.js", false),
+            ("photo.jpg", false),
+            ("v1.2.3.js", false),
+        ] {
+            assert_eq!(is_hashed(Path::new(name)), hashed, "{name}");
+        }
+    }
+
+    #[test]
+    fn codings_are_accepted_by_name_and_weight() {
+        let headers = |text: &'static str| {
+            HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(text))])
+        };
+        assert!(accepts(&headers("gzip, br;q=0.5"), "br"));
+        assert!(!accepts(&headers("gzip, br;q=0"), "br"));
+        assert!(!accepts(&headers("gzip"), "zstd"));
+    }
+}

@@ -1,0 +1,67 @@
+//! The codes a WebSocket ends with: those of RFC 6455, and 4000 and more for what it has none for.
+
+use alknet_core::CloseCode;
+
+use super::frame::Fault;
+
+/// What the answer to the other side's goodbye says.
+pub(super) const ANSWERED: &str = "";
+
+/// Something began and was not ended in time.
+pub(super) const LATE: Fault = Fault {
+    code: 4408,
+    reason: "partial message",
+};
+
+/// No ping was answered.
+pub(super) const SILENT: Fault = Fault {
+    code: 4408,
+    reason: "no answer to pings",
+};
+
+/// What stands for one of core's codes, and this reason. `cut`: not everything was said.
+pub(super) fn of(code: CloseCode, reason: &str, cut: bool) -> Fault {
+    let fault = |code, reason| Fault { code, reason };
+    match code {
+        CloseCode::Normal if cut => fault(1011, "cut off"),
+        CloseCode::Normal => fault(1000, "the end"),
+        CloseCode::Policy => match reason {
+            "expired" => fault(4401, "expired"),
+            "revoked" => fault(4403, "revoked"),
+            _ => fault(1008, "refused"),
+        },
+        CloseCode::Overload => fault(1013, "overloaded"),
+        CloseCode::Shutdown => fault(1001, "draining"),
+        CloseCode::Superseded => fault(4409, "superseded"),
+        CloseCode::Protocol if reason == "frame too long" => fault(1009, "message too long"),
+        CloseCode::Protocol => fault(1002, "the call protocol was broken"),
+        CloseCode::Locked => fault(4423, "locked"),
+        CloseCode::Timeout => fault(4408, "timed out"),
+        _ => fault(1011, "internal error"),
+    }
+}
+
+/// What is answered to a goodbye: the same code.
+pub(super) fn answer(code: Option<u16>) -> Fault {
+    Fault {
+        code: code.unwrap_or(1000),
+        reason: ANSWERED,
+    }
+}
+
+/// The number of core's code that the other side's stands for.
+pub(super) fn core(code: u16) -> Option<u64> {
+    let code = match code {
+        1000 | 1001 => CloseCode::Normal,
+        1002 | 1003 | 1007 | 1009 | 1010 => CloseCode::Protocol,
+        1008 | 4401 | 4403 => CloseCode::Policy,
+        1011 => CloseCode::Internal,
+        1012 => CloseCode::Shutdown,
+        1013 => CloseCode::Overload,
+        4408 => CloseCode::Timeout,
+        4409 => CloseCode::Superseded,
+        4423 => CloseCode::Locked,
+        _ => return None,
+    };
+    Some(code.code().into())
+}

@@ -1,0 +1,355 @@
+//! Frames of RFC 6455 as a server reads them. Knows neither sockets nor clocks.
+//!
+//! A message becomes what every other carriage of the call protocol has: its length, and then its
+//! bytes. One that comes in a single binary frame is passed on as its bytes arrive; one in pieces, or
+//! of text, once it is whole.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::limits::FRAGMENTS_MAX;
+
+/// Bytes of the length that the call protocol puts before each message.
+const PREFIX_BYTES: usize = 4;
+/// Bytes that a control frame carries at most, by RFC 6455 section 5.5.
+pub(super) const CONTROL_BYTES_MAX: usize = 125;
+
+/// RFC 6455 section 5.2.
+const CONTINUATION: u8 = 0;
+pub(super) const TEXT: u8 = 1;
+pub(super) const BINARY: u8 = 2;
+pub(super) const CLOSE: u8 = 8;
+pub(super) const PING: u8 = 9;
+pub(super) const PONG: u8 = 10;
+
+/// What the other side sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Got {
+    /// It ends the connection.
+    Close(Option<u16>, String),
+    /// Bytes of the call protocol.
+    Data(Bytes),
+    /// It wants these back.
+    Ping(Bytes),
+    /// It answered a ping.
+    Pong,
+}
+
+/// Why the connection ends: what the other side did is against RFC 6455, or more than is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// A code of RFC 6455 section 7.4.
+    pub(super) code: u16,
+    /// Constant text.
+    pub(super) reason: &'static str,
+}
+
+const fn protocol(reason: &'static str) -> Fault {
+    Fault { code: 1002, reason }
+}
+
+const fn too_big(reason: &'static str) -> Fault {
+    Fault { code: 1009, reason }
+}
+
+const NOT_UTF8: Fault = Fault {
+    code: 1007,
+    reason: "not UTF-8",
+};
+
+/// Reads frames from whatever pieces they arrive in.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    pub(super) buffer: BytesMut,
+    frame: Option<Frame>,
+    message: Option<Message>,
+    /// Whether the first message was one of text.
+    text: Option<bool>,
+}
+
+/// A frame whose head was read.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    opcode: u8,
+    is_last: bool,
+    mask: [u8; 4],
+    len: usize,
+    /// Bytes of it that were passed on.
+    done: usize,
+}
+
+/// A message that is not whole.
+#[derive(Debug)]
+struct Message {
+    is_text: bool,
+    fragments: u32,
+    /// What came of it; nothing of one that is passed on as it arrives.
+    whole: BytesMut,
+    passes: bool,
+}
+
+/// The head of a frame as it stands at the front of the buffer.
+struct Head {
+    frame: Frame,
+    bytes: usize,
+}
+
+impl Reader {
+    /// What comes next in the buffer; nothing where more has to be read first. `most` are the bytes
+    /// of the longest message taken.
+    pub(super) fn next(&mut self, most: usize) -> Result<Option<Got>, Fault> {
+        loop {
+            let Some(frame) = &mut self.frame else {
+                let Some(head) = head(&self.buffer)? else {
+                    return Ok(None);
+                };
+                match self.begin(&head, most)? {
+                    Some(got) => return Ok(Some(got)),
+                    None => continue,
+                }
+            };
+            if frame.opcode >= CLOSE {
+                if self.buffer.len() < frame.len {
+                    return Ok(None);
+                }
+                let (opcode, mask, len) = (frame.opcode, frame.mask, frame.len);
+                self.frame = None;
+                let mut payload = self.buffer.split_to(len);
+                unmask(&mut payload, mask, 0);
+                return control(opcode, &payload.freeze()).map(Some);
+            }
+            let take = (frame.len - frame.done).min(self.buffer.len());
+            if take == 0 && frame.done < frame.len {
+                return Ok(None);
+            }
+            let mut bytes = self.buffer.split_to(take);
+            unmask(&mut bytes, frame.mask, frame.done);
+            frame.done += take;
+            if let Some(got) = self.take(bytes)? {
+                return Ok(Some(got));
+            }
+        }
+    }
+
+    /// Whether something began of which the call protocol knows nothing yet.
+    pub(super) fn is_partial(&self) -> bool {
+        let in_control = self.frame.is_some_and(|frame| frame.opcode >= CLOSE);
+        let joined = self.message.as_ref().is_some_and(|message| !message.passes);
+        joined || in_control || (self.frame.is_none() && !self.buffer.is_empty())
+    }
+
+    /// Whether the other side began with a message of text.
+    pub(super) fn speaks_text(&self) -> bool {
+        self.text == Some(true)
+    }
+
+    /// Bytes of the frame that is being read which are still to come.
+    pub(super) fn missing(&self) -> usize {
+        let frame = self.frame.as_ref();
+        let rest = frame.map_or(0, |frame| frame.len - frame.done);
+        rest.saturating_sub(self.buffer.len())
+    }
+
+    /// Starts a frame. One that is a message by itself is passed on from here, with its length in the
+    /// place of the end of its head.
+    fn begin(&mut self, head: &Head, most: usize) -> Result<Option<Got>, Fault> {
+        let frame = head.frame;
+        if frame.opcode >= CLOSE {
+            self.buffer.advance(head.bytes);
+            self.frame = Some(frame);
+            return Ok(None);
+        }
+        self.check(&frame, most)?;
+        let begins = frame.opcode != CONTINUATION;
+        let passes = begins && frame.is_last && frame.opcode == BINARY;
+        if begins {
+            self.text.get_or_insert(frame.opcode == TEXT);
+            self.message = Some(Message {
+                is_text: frame.opcode == TEXT,
+                fragments: 0,
+                whole: BytesMut::new(),
+                passes,
+            });
+        }
+        if let Some(message) = &mut self.message {
+            message.fragments += 1;
+        }
+        if !passes {
+            self.buffer.advance(head.bytes);
+            self.frame = Some(frame);
+            return Ok(None);
+        }
+        // A masked head has six bytes at least.
+        self.buffer.advance(head.bytes - PREFIX_BYTES);
+        let take = frame.len.min(self.buffer.len() - PREFIX_BYTES);
+        let mut bytes = self.buffer.split_to(PREFIX_BYTES + take);
+        bytes[..PREFIX_BYTES].copy_from_slice(&prefix(frame.len));
+        unmask(&mut bytes[PREFIX_BYTES..], frame.mask, 0);
+        if take == frame.len {
+            self.message = None;
+        } else {
+            self.frame = Some(Frame {
+                done: take,
+                ..frame
+            });
+        }
+        Ok(Some(Got::Data(bytes.freeze())))
+    }
+
+    /// Refuses a frame that cannot follow what came before, or is too much.
+    fn check(&self, frame: &Frame, most: usize) -> Result<(), Fault> {
+        let before = match (&self.message, frame.opcode) {
+            (None, CONTINUATION) => return Err(protocol("continues no message")),
+            (Some(message), CONTINUATION) => message,
+            (Some(_), _) => return Err(protocol("begins within a message")),
+            (None, _) if frame.len > most => return Err(too_big("message too long")),
+            (None, _) => return Ok(()),
+        };
+        if before.fragments >= FRAGMENTS_MAX {
+            return Err(too_big("too many fragments"));
+        }
+        if frame.len > most.saturating_sub(before.whole.len()) {
+            return Err(too_big("message too long"));
+        }
+        Ok(())
+    }
+
+    /// Takes bytes of the frame that is being read; what is to be passed on now.
+    fn take(&mut self, bytes: BytesMut) -> Result<Option<Got>, Fault> {
+        let (Some(frame), Some(message)) = (self.frame, &mut self.message) else {
+            return Ok(None);
+        };
+        let ends = frame.done == frame.len;
+        if ends {
+            self.frame = None;
+        }
+        if message.passes {
+            if ends {
+                self.message = None;
+            }
+            return Ok(Some(Got::Data(bytes.freeze())));
+        }
+        message.whole.extend_from_slice(&bytes);
+        if !(ends && frame.is_last) {
+            return Ok(None);
+        }
+        let Some(message) = self.message.take() else {
+            return Ok(None);
+        };
+        if message.is_text && std::str::from_utf8(&message.whole).is_err() {
+            return Err(NOT_UTF8);
+        }
+        let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + message.whole.len());
+        bytes.extend_from_slice(&prefix(message.whole.len()));
+        bytes.extend_from_slice(&message.whole);
+        Ok(Some(Got::Data(bytes.freeze())))
+    }
+}
+
+/// Reads the head at the front, when all of it is there.
+fn head(buffer: &[u8]) -> Result<Option<Head>, Fault> {
+    let &[first, second, ref rest @ ..] = buffer else {
+        return Ok(None);
+    };
+    let (opcode, is_last) = (first & 0xf, first & 0x80 != 0);
+    if first & 0x70 != 0 {
+        return Err(protocol("a reserved bit is set"));
+    }
+    if !matches!(opcode, CONTINUATION..=BINARY | CLOSE..=PONG) {
+        return Err(protocol("no such frame"));
+    }
+    if second & 0x80 == 0 {
+        return Err(protocol("not masked"));
+    }
+    let short = usize::from(second & 0x7f);
+    if opcode >= CLOSE && (!is_last || short > CONTROL_BYTES_MAX) {
+        return Err(protocol("a control frame is short and whole"));
+    }
+    let (len, extra) = match short {
+        126 => {
+            let Some(len) = rest.first_chunk::<2>() else {
+                return Ok(None);
+            };
+            (u64::from(u16::from_be_bytes(*len)), 2)
+        }
+        127 => {
+            let Some(len) = rest.first_chunk::<8>() else {
+                return Ok(None);
+            };
+            (u64::from_be_bytes(*len), 8)
+        }
+        short => (short as u64, 0),
+    };
+    let shortest = match extra {
+        0 => true,
+        2 => len > 125,
+        _ => len > 0xffff && len >> 63 == 0,
+    };
+    if !shortest {
+        return Err(protocol("a length is not in its shortest form"));
+    }
+    let Ok(len) = u32::try_from(len) else {
+        return Err(too_big("message too long"));
+    };
+    let Some(mask) = rest[extra..].first_chunk::<4>() else {
+        return Ok(None);
+    };
+    let frame = Frame {
+        opcode,
+        is_last,
+        mask: *mask,
+        len: len as usize,
+        done: 0,
+    };
+    Ok(Some(Head {
+        frame,
+        bytes: 2 + extra + 4,
+    }))
+}
+
+fn control(opcode: u8, payload: &Bytes) -> Result<Got, Fault> {
+    match opcode {
+        PING => Ok(Got::Ping(payload.clone())),
+        PONG => Ok(Got::Pong),
+        _ => close(payload),
+    }
+}
+
+fn close(payload: &[u8]) -> Result<Got, Fault> {
+    let Some((code, reason)) = payload.split_first_chunk::<2>() else {
+        return match payload {
+            [] => Ok(Got::Close(None, String::new())),
+            _ => Err(protocol("half a close code")),
+        };
+    };
+    let code = u16::from_be_bytes(*code);
+    // RFC 6455 section 7.4 and its registry: others are never sent.
+    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+        return Err(protocol("no such close code"));
+    }
+    let reason = std::str::from_utf8(reason).map_err(|_| NOT_UTF8)?;
+    Ok(Got::Close(Some(code), reason.to_owned()))
+}
+
+/// A length as the call protocol writes it. Heads with longer ones are refused.
+fn prefix(len: usize) -> [u8; PREFIX_BYTES] {
+    u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes()
+}
+
+/// Takes the mask off bytes that begin `offset` bytes into their frame.
+pub(super) fn unmask(bytes: &mut [u8], mask: [u8; 4], offset: usize) {
+    let mut key = mask;
+    key.rotate_left(offset % 4);
+    let wide = u64::from_ne_bytes([
+        key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3],
+    ]);
+    let mut words = bytes.chunks_exact_mut(8);
+    for word in &mut words {
+        // Always eight: chunks are exact.
+        if let Ok(value) = <[u8; 8]>::try_from(&*word) {
+            word.copy_from_slice(&(u64::from_ne_bytes(value) ^ wide).to_ne_bytes());
+        }
+    }
+    let rest = words.into_remainder().iter_mut();
+    rest.zip(key.iter().cycle())
+        .for_each(|(byte, key)| *byte ^= key);
+}

@@ -1,0 +1,146 @@
+//! The handler by itself, over connections in memory: what the house's tests find by clients of others is
+//! found here before.
+
+mod node;
+
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use node::{Node, VERSIONS};
+
+#[tokio::test]
+async fn calls_are_answered_and_named() {
+    for version in VERSIONS {
+        let node = Node::new("");
+        let told = node
+            .post(
+                version,
+                Some("good"),
+                "/call",
+                &json!({"operation": "/test/echo", "input": {"n": 1}}),
+            )
+            .await;
+        assert_eq!(told.status, StatusCode::OK, "{told:?}");
+        let answer = told.json();
+        assert_eq!(answer["output"], json!({"n": 1}));
+        assert_eq!(told.header("x-request-id"), answer["request_id"].as_str());
+    }
+}
+
+#[tokio::test]
+async fn errors_have_one_form() {
+    let node = Node::new("");
+    for (token, operation, input, status, code) in [
+        (None, "/test/echo", json!(1), 401, "UNAUTHENTICATED"),
+        (Some("bad"), "/test/echo", json!(1), 401, "UNAUTHENTICATED"),
+        (Some("good"), "/test/none", json!(1), 404, "NOT_FOUND"),
+        (Some("good"), "/test/hidden", json!(1), 404, "NOT_FOUND"),
+        (Some("good"), "/test/admin", json!(1), 403, "FORBIDDEN"),
+        (
+            Some("good"),
+            "/test/number",
+            json!("x"),
+            422,
+            "INVALID_INPUT",
+        ),
+        (
+            Some("good"),
+            "/test/count",
+            json!(1),
+            400,
+            "INVALID_OPERATION_TYPE",
+        ),
+        (Some("good"), "/test/full", json!(1), 507, "DISK_FULL"),
+        (Some("good"), "/test/panic", json!(1), 500, "INTERNAL"),
+    ] {
+        let body = json!({ "operation": operation, "input": input });
+        let told = node.post("h2", token, "/call", &body).await;
+        assert_eq!(told.status.as_u16(), status, "{operation}");
+        let error = &told.json()["error"];
+        assert_eq!(error["code"], code, "{operation}");
+        let members: Vec<_> = error
+            .as_object()
+            .expect("an object")
+            .keys()
+            .cloned()
+            .collect();
+        assert_eq!(
+            members[..3],
+            ["code", "message", "retryable"],
+            "{operation}"
+        );
+        assert_eq!(error["request_id"].as_str(), told.header("x-request-id"));
+    }
+}
+
+#[tokio::test]
+async fn subscriptions_are_streams_of_events() {
+    for version in VERSIONS {
+        let node = Node::new("");
+        let body = json!({ "operation": "/test/count", "input": 3 });
+        let told = node.events(version, "good", &body).await;
+        let expected = "id: 1\nevent: data\ndata: 0\n\nid: 2\nevent: data\ndata: 1\n\n\
+id: 3\nevent: data\ndata: 2\n\nevent: completed\ndata: {}\n\n";
+        assert_eq!(String::from_utf8_lossy(&told.body), expected, "{version}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_goes_away_ends_what_they_asked_for() {
+    for version in VERSIONS {
+        let node = Node::new("");
+        let body = json!({ "operation": "/test/wait", "input": null });
+        let request = node.request(Method::POST, Some("good"), "/call", &body.to_string());
+        let mut client = node.client(version).await;
+        let asked = tokio::spawn(async move { client.ask(request).await });
+        node.until_running(1).await;
+        asked.abort();
+        node.until_running(0).await;
+        assert_eq!(node.dropped(), 1, "{version}");
+    }
+}
+
+#[tokio::test]
+async fn rates_are_kept() {
+    let node = Node::new("[http]\nrequests_per_second = 1\nrequests_burst = 3\n");
+    let body = json!({ "operation": "/test/echo" });
+    for _ in 0..3 {
+        let told = node.post("h2", Some("good"), "/call", &body).await;
+        assert_eq!(told.status, StatusCode::OK);
+    }
+    let told = node.post("h2", Some("good"), "/call", &body).await;
+    assert_eq!(told.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(told.header("retry-after"), Some("1"));
+    let told = node.post("h2", Some("admin"), "/call", &body).await;
+    assert_eq!(
+        told.status,
+        StatusCode::OK,
+        "others are not counted together"
+    );
+}
+
+#[tokio::test]
+async fn paths_of_two_are_refused_at_the_start() {
+    for (path, taken) in [
+        ("/call", true),
+        ("/status/x", true),
+        ("/mine", false),
+        ("mine", true),
+    ] {
+        let made = Node::with_route(path);
+        assert_eq!(made.is_err(), taken, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn routes_of_others_see_who_asks() {
+    let node = Node::with_route("/mine").expect("a free path");
+    let told = node.get("h2", Some("good"), "/mine").await;
+    assert_eq!(told.body, b"token");
+    let told = node.get("h2", None, "/mine").await;
+    assert_eq!(told.body, b"nobody");
+    assert_eq!(
+        node.get("h2", Some("bad"), "/mine").await.status,
+        StatusCode::UNAUTHORIZED
+    );
+}

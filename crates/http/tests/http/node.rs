@@ -1,0 +1,342 @@
+//! A node without a port, and clients of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use alknet_call::{CallError, ErrorCode};
+use alknet_call::{
+    Dispatcher, ErrorDef, HandlerKind, OperationSpec, Output, Registration, Registry,
+};
+use alknet_core::config::NodeConfig;
+use alknet_core::{
+    AuthContext, AuthToken, Carriage, Identity, IdentityKind, IdentityProvider, PeerKey,
+    ProtocolHandler, memory_pair,
+};
+use alknet_gateway::{Caller, Gateway};
+use alknet_http::{Document, Health, Http, Parts, RouteError, Settings};
+use axum::Extension;
+use axum::routing::{MethodRouter, get};
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+pub(crate) const VERSIONS: [&str; 2] = ["h1", "h2"];
+
+/// How long anything may take before a test calls it hung.
+const HUNG: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Told {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("JSON")
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+struct Who(watch::Sender<u64>);
+
+impl IdentityProvider for Who {
+    fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
+        None
+    }
+
+    fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
+        let (id, scopes): (&str, &[&str]) = match token.expose() {
+            "good" => ("token", &[]),
+            "admin" => ("admin", &["admin"]),
+            _ => return None,
+        };
+        Some(Arc::new(Identity {
+            id: id.parse().expect("an id"),
+            kind: IdentityKind::Token,
+            scopes: scopes.iter().collect(),
+            resources: Default::default(),
+            generation: 0,
+        }))
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
+struct Well;
+
+impl Health for Well {
+    fn degraded(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Document for Well {
+    fn text(&self, digest: &str) -> Bytes {
+        json!({ "openapi": "3.1.0", "x": digest })
+            .to_string()
+            .into()
+    }
+}
+
+pub(crate) struct Node {
+    http: Arc<Http>,
+    gateway: Arc<Gateway>,
+    dropped: Arc<AtomicUsize>,
+}
+
+/// Counts when it is dropped before its work was done.
+struct Given(Arc<AtomicUsize>);
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn registry(dropped: &Arc<AtomicUsize>) -> Registry {
+    let query = |name: &str| OperationSpec::query(name, "A test.");
+    let echo = || {
+        HandlerKind::once(|input: alknet_call::Body, _| async move {
+            Ok(Output::Raw(input.raw().clone()))
+        })
+    };
+    let identified = |mut spec: OperationSpec| {
+        spec.access_control.identified = true;
+        spec
+    };
+    let mut full = query("test/full");
+    full.error_schemas.push(ErrorDef {
+        code: "DISK_FULL".to_owned(),
+        description: String::new(),
+        schema: Value::Null,
+        http_status: Some(507),
+    });
+    let dropped = Arc::clone(dropped);
+    Registry::builder()
+        .with(Registration::new(identified(query("test/echo")), echo()))
+        .with(Registration::new(query("test/hidden").internal(), echo()))
+        .with(Registration::new(
+            query("test/admin").with_scope("admin"),
+            echo(),
+        ))
+        .with(Registration::new(
+            query("test/number").with_input(json!({ "type": "number" })),
+            echo(),
+        ))
+        .with(Registration::new(
+            full,
+            HandlerKind::once(|_, _| async {
+                let code = ErrorCode::from_name("DISK_FULL");
+                Err::<Value, _>(CallError::new(code, "full"))
+            }),
+        ))
+        .with(Registration::new(
+            query("test/panic"),
+            HandlerKind::once(|_, _| async {
+                if true {
+                    panic!("as the test wants it");
+                }
+                Ok(Value::Null)
+            }),
+        ))
+        .with(Registration::new(
+            query("test/wait"),
+            HandlerKind::once(move |_, _| {
+                let given = Given(Arc::clone(&dropped));
+                async move {
+                    std::future::pending::<()>().await;
+                    drop(given);
+                    Ok(Value::Null)
+                }
+            }),
+        ))
+        .with(Registration::new(
+            OperationSpec::subscription("test/count", "A test."),
+            HandlerKind::stream(|input: alknet_call::Body, _| {
+                let most = input.value().as_u64().unwrap_or_default();
+                stream::iter((0..most).map(|n| Ok::<_, CallError>(Value::from(n))))
+            }),
+        ))
+        .build()
+        .expect("the operations are fine")
+}
+
+impl Node {
+    pub(crate) fn new(config: &str) -> Self {
+        Self::make(config, Vec::new()).expect("nobody wants a path of another")
+    }
+
+    pub(crate) fn with_route(path: &'static str) -> Result<Self, RouteError> {
+        let route = get(|Extension(caller): Extension<Caller>| async move {
+            caller
+                .identity
+                .map_or_else(|| "nobody".to_owned(), |who| who.id.to_string())
+        });
+        Self::make("", vec![(path, route)])
+    }
+
+    fn make(config: &str, routes: Vec<(&'static str, MethodRouter)>) -> Result<Self, RouteError> {
+        let config = NodeConfig::parse(config.as_bytes()).expect("a configuration");
+        let dropped = Arc::default();
+        let who = Arc::new(Who(watch::Sender::new(0)));
+        let dispatcher = Dispatcher::new(registry(&dropped)).with_identities(who);
+        let gateway = Arc::new(Gateway::default());
+        let parts = Parts {
+            dispatcher: Arc::new(dispatcher),
+            gateway: Arc::clone(&gateway),
+            settings: Settings::new(&config),
+            health: Arc::new(Well),
+            document: Arc::new(Well),
+            challenges: None,
+            mcp: None,
+            page: None,
+            websocket: true,
+            site: None,
+            mounts: Vec::new(),
+            routes,
+        };
+        Ok(Self {
+            http: Arc::new(Http::new(parts, true)?),
+            gateway,
+            dropped,
+        })
+    }
+
+    pub(crate) fn dropped(&self) -> usize {
+        self.dropped.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many calls run.
+    pub(crate) async fn until_running(&self, calls: u32) {
+        let wait = async {
+            while self.gateway.running().0 != calls {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(HUNG, wait).await.expect("it hangs");
+    }
+
+    pub(crate) async fn client(&self, version: &'static str) -> Client {
+        let alpn: &[u8] = if version == "h1" { b"http/1.1" } else { b"h2" };
+        let (dialled, accepted) = memory_pair(alpn);
+        let auth = AuthContext {
+            identity: None,
+            key: None,
+            alpn: alpn.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: Carriage::Memory,
+            early_data: false,
+        };
+        tokio::spawn(Arc::clone(&self.http).handle(accepted, auth));
+        let (send, recv) = dialled.open_bi().await.expect("a stream");
+        let io = TokioIo::new(tokio::io::join(recv, send));
+        if version == "h1" {
+            let (sender, connection) = http1::handshake(io).await.expect("HTTP/1.1");
+            tokio::spawn(async move {
+                let _dialled = dialled;
+                connection.await
+            });
+            return Client::H1(sender);
+        }
+        let made = http2::handshake(TokioExecutor::new(), io).await;
+        let (sender, connection) = made.expect("HTTP/2");
+        tokio::spawn(async move {
+            let _dialled = dialled;
+            connection.await
+        });
+        Client::H2(sender)
+    }
+
+    pub(crate) fn request(
+        &self,
+        method: Method,
+        token: Option<&str>,
+        path: &str,
+        body: &str,
+    ) -> Request<Full<Bytes>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("https://localhost{path}"))
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let body = Full::new(Bytes::from(body.to_owned()));
+        request.body(body).expect("a request")
+    }
+
+    pub(crate) async fn post(
+        &self,
+        version: &'static str,
+        token: Option<&str>,
+        path: &str,
+        body: &Value,
+    ) -> Told {
+        let request = self.request(Method::POST, token, path, &body.to_string());
+        self.client(version).await.told(request).await
+    }
+
+    pub(crate) async fn get(&self, version: &'static str, token: Option<&str>, path: &str) -> Told {
+        let request = self.request(Method::GET, token, path, "");
+        self.client(version).await.told(request).await
+    }
+
+    pub(crate) async fn events(&self, version: &'static str, token: &str, body: &Value) -> Told {
+        let mut request = self.request(Method::POST, Some(token), "/subscribe", &body.to_string());
+        let kind = "text/event-stream".parse().expect("a header");
+        request.headers_mut().insert(ACCEPT, kind);
+        self.client(version).await.told(request).await
+    }
+}
+
+pub(crate) enum Client {
+    H1(http1::SendRequest<Full<Bytes>>),
+    H2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Client {
+    pub(crate) async fn ask(&mut self, mut request: Request<Full<Bytes>>) -> Response<Incoming> {
+        match self {
+            Self::H1(sender) => {
+                // Only proxies get the whole address (RFC 9112 section 3.2).
+                let path = request.uri().path_and_query().expect("a path").clone();
+                *request.uri_mut() = path.as_str().parse().expect("a path");
+                sender.send_request(request).await.expect("an answer")
+            }
+            Self::H2(sender) => {
+                request.headers_mut().remove(HOST);
+                sender.send_request(request).await.expect("an answer")
+            }
+        }
+    }
+
+    pub(crate) async fn told(mut self, request: Request<Full<Bytes>>) -> Told {
+        let work = async {
+            let (head, body) = self.ask(request).await.into_parts();
+            let body = body.collect().await.expect("a whole body");
+            Told {
+                status: head.status,
+                headers: head.headers,
+                body: body.to_bytes().to_vec(),
+            }
+        };
+        tokio::time::timeout(HUNG, work).await.expect("it hangs")
+    }
+}
