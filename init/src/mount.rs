@@ -107,6 +107,8 @@ const SETTINGS: &[(&str, &str)] = &[
     // A machine that cannot go on comes back by itself.
     ("kernel/panic", "10"),
     ("kernel/panic_on_oops", "1"),
+    // Looking for media leaves a tray open that somebody opened.
+    ("dev/cdrom/autoclose", "0"),
     // Kernel addresses and messages are for PID 1.
     ("kernel/kptr_restrict", "2"),
     ("kernel/dmesg_restrict", "1"),

@@ -7,6 +7,7 @@ use alknet_core::EncryptedData;
 use alknet_core::config::{NodeConfig, VaultInit};
 use alknet_provisioning::{
     ConsoleDocument, KernelMounter, Loaded, Paths, Source, erase, load, load_console,
+    settle_credentials,
 };
 use alknet_vault::Entropy;
 
@@ -54,8 +55,17 @@ impl Settings {
         tracing::debug!("configuration: {}", loaded.summary());
         let places = words.map(|words| loaded.secrets.places_of(words));
         let left = places.map(|places| erase(&paths, &KernelMounter, &places));
-        let found = &loaded.secrets.credentials;
+        let found = (
+            loaded.secrets.credentials.as_slice(),
+            loaded.takes_credentials,
+        );
         let kept = keep_credentials(keeper, state_dir, &loaded.config, found, &paths);
+        if let Some(dir) = paths.config_dir.as_ref().filter(|_| kept.settled) {
+            // Unwritten, the same are taken once more at the next start.
+            if let Err(error) = settle_credentials(dir) {
+                tracing::warn!("{error}");
+            }
+        }
         Self::of(loaded, left.unwrap_or_default(), kept)
     }
 

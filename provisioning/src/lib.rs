@@ -121,6 +121,9 @@ pub struct Loaded {
     pub salvaged: bool,
     /// Words and seed keys that lie on media, whichever document counts.
     pub secrets: Secrets,
+    /// Credentials of media may be kept: whatever is kept sealed takes those that came with the document
+    /// that it was provisioned with, and no others, as it takes no other document.
+    pub takes_credentials: bool,
 }
 
 impl Loaded {
@@ -183,6 +186,7 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
         is_sealed: paths.is_sealed,
     };
     let (config, source, salvaged, set) = choice.of(medium, store.as_ref());
+    let settled = store.as_ref().is_some_and(Store::is_settled);
     Loaded {
         config,
         source,
@@ -190,7 +194,17 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
         problems: choice.problems,
         salvaged,
         secrets,
+        takes_credentials: !(paths.is_sealed && settled),
     }
+}
+
+/// Notes in `config_dir` that the credentials that came with the document last taken from a medium were
+/// kept, or are not wanted. Whatever is kept sealed takes none from then on.
+///
+/// # Errors
+/// The note cannot be written.
+pub fn settle_credentials(config_dir: &Path) -> Result<(), ProvisioningError> {
+    Store::new(config_dir.to_owned()).settle()
 }
 
 /// Keeps a correct document that the running node took, for the next start: it becomes
@@ -299,7 +313,10 @@ impl Choice {
             if let Some(store) = store.filter(|_| new && self.is_sealed)
                 && let Some(chosen) = self.stored(store)
             {
-                self.note_sealed(&medium.source);
+                // The power went before it was noted as taken.
+                if !store.is_live(&medium.bytes) {
+                    self.note_sealed(&medium.source);
+                }
                 return chosen;
             }
             match self.parse(&medium) {

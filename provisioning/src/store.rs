@@ -16,6 +16,8 @@ pub(crate) const LIVE: &str = "config.toml";
 pub(crate) const LAST_GOOD: &str = "config.last-good.toml";
 /// The document last taken from a medium, to know one that is still in place.
 pub(crate) const APPLIED: &str = "provisioned.toml";
+/// A copy of that, once the credentials that came with it were looked at.
+const SETTLED: &str = "provisioned-credentials.toml";
 
 pub(crate) struct Store {
     dir: PathBuf,
@@ -56,6 +58,30 @@ impl Store {
             self.put(LIVE, document)?;
         }
         Ok(())
+    }
+
+    /// Whether that document is the live one.
+    pub(crate) fn is_live(&self, document: &[u8]) -> bool {
+        let live = self.read(LIVE).ok().flatten();
+        live.is_some_and(|live| live == document)
+    }
+
+    /// Whether nothing that came with the document last taken from a medium is still to be looked at.
+    /// Where none was taken nothing is.
+    pub(crate) fn is_settled(&self) -> bool {
+        let Some(applied) = self.last_applied() else {
+            return true;
+        };
+        let settled = self.read(SETTLED).ok().flatten();
+        settled.is_some_and(|settled| settled == applied)
+    }
+
+    /// Notes that everything was looked at.
+    pub(crate) fn settle(&self) -> Result<(), ProvisioningError> {
+        match self.last_applied() {
+            Some(applied) if !self.is_settled() => self.put(SETTLED, &applied),
+            _ => Ok(()),
+        }
     }
 
     fn create_dir(&self) -> Result<(), ProvisioningError> {

@@ -500,8 +500,40 @@ fn a_sealed_node_is_provisioned_once() {
         assert!(loaded.problems[0].is_notice());
         assert_eq!(machine.stored("config.toml"), Some(document(1)));
     }
+    // The power went before it was noted as the one that was taken.
+    let applied = machine
+        .paths
+        .config_dir
+        .as_ref()
+        .map(|dir| dir.join("provisioned.toml"));
+    fs::remove_file(applied.expect("given above")).expect(FILE);
+    machine.fw_cfg(document(1));
+    assert_eq!(codes(&machine.load()), Vec::<&str>::new());
     // Nothing correct is stored: the medium is what is left.
     machine.fw_cfg(document(3));
     machine.store("config.toml", b"\0");
     assert_eq!(name(&machine.load()), "node-3");
+}
+
+#[test]
+fn a_sealed_node_takes_credentials_with_its_document_only() {
+    let mut machine = Machine::new();
+    let dir = machine.paths.config_dir.clone().expect("given above");
+    machine.paths.is_sealed = true;
+    machine.fw_cfg(document(1));
+    // Until they were looked at: the power may go before that.
+    assert!(machine.load().takes_credentials);
+    assert!(machine.load().takes_credentials);
+    settle_credentials(&dir).expect(FILE);
+    assert!(!machine.load().takes_credentials);
+    machine.fw_cfg(document(2));
+    assert!(!machine.load().takes_credentials);
+    // What is not sealed is whoever's can attach a medium.
+    machine.paths.is_sealed = false;
+    assert!(machine.load().takes_credentials);
+    // It took the second document, so what comes with that may be taken.
+    machine.paths.is_sealed = true;
+    assert!(machine.load().takes_credentials);
+    settle_credentials(&dir).expect(FILE);
+    assert!(!machine.load().takes_credentials);
 }

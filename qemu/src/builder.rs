@@ -128,6 +128,13 @@ impl VmBuilder {
         self
     }
 
+    /// Takes firmware that knows Secure Boot. It is enforced where the kept [`variables`](Self::variables)
+    /// have keys, see [`Owner::enroll`](crate::Owner::enroll). UEFI only.
+    pub fn secure_boot(mut self) -> Self {
+        self.machine.secure_boot = true;
+        self
+    }
+
     /// A reset ends the machine instead of booting it again.
     pub fn exit_on_reset(mut self) -> Self {
         self.machine.exit_on_reset = true;

@@ -48,6 +48,8 @@ pub(crate) struct Machine {
     pub(crate) tpm: Option<PathBuf>,
     /// File that keeps the firmware's variables.
     pub(crate) variables: Option<PathBuf>,
+    /// The firmware can be made to start signed programs only.
+    pub(crate) secure_boot: bool,
     pub(crate) exit_on_reset: bool,
     pub(crate) counted: bool,
     pub(crate) extra: Vec<OsString>,
@@ -106,6 +108,7 @@ impl Machine {
             watchdog: None,
             tpm: None,
             variables: None,
+            secure_boot: false,
             exit_on_reset: false,
             counted: false,
             extra: vec![],
@@ -124,6 +127,9 @@ impl Machine {
         }
         if self.variables.is_some() && self.kind != MachineKind::Q35Uefi {
             return refuse("only UEFI firmware has variables to keep");
+        }
+        if self.secure_boot && self.kind != MachineKind::Q35Uefi {
+            return refuse("only UEFI firmware has Secure Boot");
         }
         if microvm && self.hot_plugs() {
             return refuse("microvm cannot hot-plug; use q35");
@@ -179,6 +185,8 @@ impl Machine {
                 let acpi = if self.has_acpi() { "on" } else { "off" };
                 format!("microvm,accel={accel},acpi={acpi},rtc=on")
             }
+            // The firmware alone writes its variables, from a mode of the processor of its own.
+            MachineKind::Q35Uefi if self.secure_boot => format!("q35,accel={accel},smm=on"),
             MachineKind::Q35 | MachineKind::Q35Uefi => format!("q35,accel={accel}"),
         };
         args.pair("-M", machine);
@@ -215,6 +223,10 @@ impl Machine {
     }
 
     fn firmware_and_kernel(&self, layout: &Layout, args: &mut Arguments) {
+        if self.secure_boot {
+            args.pair("-global", "driver=cfi.pflash01,property=secure,value=on");
+            args.pair("-global", "ICH9-LPC.disable_s3=1");
+        }
         if let Some((code, vars)) = &layout.firmware {
             args.pair(
                 "-drive",
@@ -519,6 +531,17 @@ mod tests {
     }
 
     #[test]
+    fn firmware_with_secure_boot_has_its_variables_for_itself() {
+        let mut machine = machine(MachineKind::Q35Uefi);
+        assert!(!line(&machine).contains("smm=on"));
+        machine.secure_boot = true;
+        let line = line(&machine);
+        for wanted in ["smm=on", "property=secure,value=on", "disable_s3=1"] {
+            assert!(line.contains(wanted), "{line}");
+        }
+    }
+
+    #[test]
     fn a_card_for_later_gets_a_slot_only() {
         let mut machine = machine(MachineKind::Q35);
         machine.kernel = Some("/k".into());
@@ -559,7 +582,9 @@ mod tests {
         sealed.tpm = Some("/tpm".into());
         let mut kept = machine(MachineKind::Q35);
         kept.variables = Some("/vars".into());
-        for machine in [watched, hot, headless, sealed, kept] {
+        let mut enforcing = machine(MachineKind::Q35);
+        enforcing.secure_boot = true;
+        for machine in [watched, hot, headless, sealed, kept, enforcing] {
             let error = machine.check().expect_err("it cannot be built");
             assert!(matches!(error, Error::BadMachine(_)), "{error}");
         }

@@ -29,6 +29,22 @@ const FIRMWARE: [(&str, &str); 4] = [
     ),
 ];
 
+/// The same that knows Secure Boot, and keeps its variables from whatever runs. The templates have no keys.
+const SECURE_FIRMWARE: [(&str, &str); 3] = [
+    (
+        "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+        "/usr/share/OVMF/OVMF_VARS_4M.fd",
+    ),
+    (
+        "/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd",
+        "/usr/share/edk2/ovmf/OVMF_VARS.fd",
+    ),
+    (
+        "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd",
+        "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
+    ),
+];
+
 /// The emulator.
 pub(crate) fn qemu() -> OsString {
     env::var_os(QEMU_VARIABLE).unwrap_or_else(|| "qemu-system-x86_64".into())
@@ -46,15 +62,16 @@ pub(crate) fn cache_dir() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/alknet")))
 }
 
-/// UEFI firmware and the template of its variables.
-pub(crate) fn firmware() -> Result<(&'static Path, &'static Path)> {
-    let there = FIRMWARE
+/// UEFI firmware, which knows Secure Boot if it is to, and the template of its variables.
+pub(crate) fn firmware(secure: bool) -> Result<(&'static Path, &'static Path)> {
+    let known: &[(&str, &str)] = if secure { &SECURE_FIRMWARE } else { &FIRMWARE };
+    let there = known
         .iter()
         .map(|(code, vars)| (Path::new(*code), Path::new(*vars)));
     let mut there = there.filter(|(code, vars)| code.exists() && vars.exists());
     there.next().ok_or_else(|| Error::Missing {
         what: "UEFI firmware for QEMU",
-        path: PathBuf::from(FIRMWARE[0].0),
+        path: PathBuf::from(known[0].0),
         hint: "install the package ovmf",
     })
 }

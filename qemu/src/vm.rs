@@ -561,7 +561,7 @@ fn firmware(machine: &Machine, scratch: &Scratch) -> Result<Option<(PathBuf, Pat
     if machine.kind != MachineKind::Q35Uefi {
         return Ok(None);
     }
-    let (code, template) = tools::firmware()?;
+    let (code, template) = tools::firmware(machine.secure_boot)?;
     let kept = machine.variables.clone();
     let vars = kept.unwrap_or_else(|| scratch.file("vars.fd"));
     if !vars.exists() {

@@ -150,23 +150,31 @@ impl Sealed<File> {
 impl<D: Disk> Sealed<D> {
     /// Looks at a partition of `bytes` bytes. Writes nothing.
     pub fn probe(disk: &D, bytes: u64) -> Result<Content, SealedError> {
+        Self::look(disk, bytes).map(|found| match found {
+            Ok(header) => Content::Sealed(Summary::of(&header)),
+            Err(other) => other,
+        })
+    }
+
+    /// The header, or what there is in its place.
+    fn look(disk: &D, bytes: u64) -> Result<Result<Header, Content>, SealedError> {
         if bytes < KEYSLOTS_AT {
-            return Ok(Content::Unsealed);
+            return Ok(Err(Content::Unsealed));
         }
         let marked = read_mark(disk);
         if let Ok(Some(Mark::Erasing)) = marked {
-            return Ok(Content::Erasing);
+            return Ok(Err(Content::Erasing));
         }
         match Header::load(disk) {
-            Ok(header) => Ok(Content::Sealed(Summary::of(&header))),
+            Ok(header) => Ok(Ok(header)),
             Err(SealedError::Damaged { .. } | SealedError::NotSealed)
                 if matches!(marked, Ok(Some(Mark::Formatting))) =>
             {
-                Ok(Content::HalfFormatted)
+                Ok(Err(Content::HalfFormatted))
             }
-            Err(error @ SealedError::Damaged { .. }) => Ok(Content::Damaged(error)),
+            Err(error @ SealedError::Damaged { .. }) => Ok(Err(Content::Damaged(error))),
             // A first sector that cannot be read is no blank one.
-            Err(SealedError::NotSealed) => marked.map(|_| Content::Unsealed),
+            Err(SealedError::NotSealed) => marked.map(|_| Err(Content::Unsealed)),
             Err(error) => Err(error),
         }
     }
@@ -188,14 +196,13 @@ impl<D: Disk> Sealed<D> {
     /// Reads the header of a partition of `bytes` bytes, and writes a damaged or older copy anew. That
     /// this failed does not keep the data from being opened: see [`repaired`](Self::repaired).
     pub fn load(disk: D, bytes: u64) -> Result<Self, SealedError> {
-        match Self::probe(&disk, bytes)? {
-            Content::Damaged(error) => return Err(error),
-            Content::Erasing => return Err(SealedError::Erasing),
-            Content::HalfFormatted => return Err(SealedError::HalfFormatted),
-            Content::Unsealed => return Err(SealedError::NotSealed),
-            Content::Sealed(_) => {}
-        }
-        let mut header = Header::load(&disk)?;
+        let mut header = match Self::look(&disk, bytes)? {
+            Ok(header) => header,
+            Err(Content::Damaged(error)) => return Err(error),
+            Err(Content::Erasing) => return Err(SealedError::Erasing),
+            Err(Content::HalfFormatted) => return Err(SealedError::HalfFormatted),
+            Err(Content::Unsealed | Content::Sealed(_)) => return Err(SealedError::NotSealed),
+        };
         let repaired = header.repair(&disk);
         Ok(Self {
             disk,

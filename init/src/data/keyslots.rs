@@ -112,4 +112,4 @@ impl<D: Disk> DataKeyslots for DataKeys<'_, D> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

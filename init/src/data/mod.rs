@@ -34,6 +34,8 @@ use ext4::{Content, Super};
 use find::Found;
 
 pub(crate) use keyslots::DataKeys;
+#[cfg(test)]
+pub(crate) use keyslots::tests as keyslot_tests;
 pub(crate) use sealed::{copies, erase, reopen};
 
 /// Where the data partition is mounted.

@@ -57,8 +57,7 @@ impl Machine {
         if !self.waits_for_share() {
             return;
         }
-        if let Some(mut session) = self.session.take() {
-            session.came_back();
+        if let Some(session) = self.session.take() {
             self.try_command(session);
         }
     }

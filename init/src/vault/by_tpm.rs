@@ -22,23 +22,45 @@ pub(super) fn unattended(found: &Found) -> Result<OpenAlkv, String> {
 
 /// Opens by a slot that wants this PIN, or says why none does.
 pub(super) fn with_pin(found: &Found, pin: &SecretStr) -> Result<OpenAlkv, String> {
-    let pin = Pin::new(SecretStr::from(pin.expose())).map_err(|error| error.to_string())?;
-    open(found, Some(pin))
+    open(found, self::pin(Some(pin))?)
 }
 
-/// Why nobody has to be asked for a PIN now: the TPM would not take the right one either. It is not told
-/// any, so that none is counted. `None` where a PIN helps.
+/// Opens one slot that wants this PIN, or says why not.
+pub(super) fn slot_with_pin(
+    vault: &Alkv,
+    slot: &Slot,
+    pin: &SecretStr,
+) -> Result<OpenAlkv, String> {
+    let mut source = tpm::source(self::pin(Some(pin))?).map_err(|error| error.to_string())?;
+    let opened = vault.open(slot.id(), &mut Key::Source(SlotType::Tpm2, &mut source));
+    opened.map_err(|error| match source.take_error() {
+        Some(refused) => refused.to_string(),
+        None => error.to_string(),
+    })
+}
+
+/// What was typed, as a TPM takes it, or why it takes it not.
+pub(super) fn pin(typed: Option<&SecretStr>) -> Result<Option<Pin>, String> {
+    let pin = typed.map(|typed| Pin::new(SecretStr::from(typed.expose())));
+    pin.transpose().map_err(|error| error.to_string())
+}
+
+/// Whether the TPM would give the key of that slot, to whoever has the PIN. It is not told any, so that
+/// none is counted.
+pub(super) fn check(slot: &Slot) -> Result<(), TpmError> {
+    let mut source = tpm::source(None)?;
+    match slot.params() {
+        SlotParams::Tpm2(params) => source.tpm().check(params),
+        _ => Ok(()),
+    }
+}
+
+/// Why nobody has to be asked for a PIN now: the TPM would not take the right one either. `None` where a
+/// PIN helps.
 pub(super) fn obstacle(vault: &Alkv) -> Option<TpmError> {
-    let mut source = match tpm::source(None) {
-        Ok(source) => source,
-        Err(error) => return Some(error),
-    };
     let mut first = None;
     for slot in vault.slots().iter().filter(|slot| wants_pin(slot)) {
-        let SlotParams::Tpm2(params) = slot.params() else {
-            continue;
-        };
-        match source.tpm().check(params) {
+        match check(slot) {
             Ok(()) => return None,
             // Other slots may be for another image; the one that only has to wait says more.
             Err(error @ TpmError::LockedOut(_)) => first = Some(error),

@@ -12,7 +12,7 @@ use alknet_core::config::{NodeConfig, VaultSection};
 use alknet_provisioning::{FoundCredential, KernelMounter, Paths, Place, erase};
 use alknet_vault::audit::Event;
 use alknet_vault::credentials::{Credentials, CredentialsError};
-use alknet_vault::{KeyVersion, KeyVersions, Label, Vault};
+use alknet_vault::{Blob, KeyVersion, KeyVersions, Label, Vault};
 
 use super::Keeper;
 use crate::control::Problem;
@@ -30,9 +30,17 @@ pub(crate) struct Kept {
     /// By the name that the configuration has.
     pub(crate) records: BTreeMap<String, EncryptedData>,
     pub(crate) problems: Vec<Problem>,
+    /// Nothing of what media have is still to be kept.
+    pub(crate) settled: bool,
 }
 
 impl Kept {
+    fn not_taken(&mut self, one: &FoundCredential, why: &str) {
+        let text = format!("{}: secrets.credentials.{}: {why}", one.source, one.name);
+        let hint = "take it away; 'alknet vault seal --print' makes a record of it for 'alknet config apply'";
+        self.problem("credential-ignored", text, hint);
+    }
+
     fn problem(&mut self, code: &str, text: String, hint: &str) {
         tracing::warn!("{code}: {text}");
         self.problems.push(Problem {
@@ -43,14 +51,14 @@ impl Kept {
     }
 }
 
-/// Seals what media brought for the credentials of `config`, erases it there, and reads what is kept.
-/// A record that is there is never replaced by a medium. `state_dir` is the data partition, if there is
-/// one.
+/// Seals what media brought for the credentials of `config`, if it `may_take` any, erases it there, and
+/// reads what is kept. A record that is there is never replaced by a medium. `state_dir` is the data
+/// partition, if there is one.
 pub(crate) fn keep(
     keeper: &Keeper,
     state_dir: Option<&Path>,
     config: &NodeConfig,
-    found: &[FoundCredential],
+    (found, may_take): (&[FoundCredential], bool),
     paths: &Paths,
 ) -> Kept {
     let mut kept = Kept::default();
@@ -89,44 +97,74 @@ pub(crate) fn keep(
     };
     if wanted.is_empty() && !folder.exists() {
         use_versions(&keeper.vault(), &config.vault, None);
+        kept.settled = true;
         return kept;
     }
-    if let Err(error) = with_store(keeper, &folder, config, (&wanted, &found), &mut kept) {
-        kept.problem(
+    let asked = Asked {
+        wanted: &wanted,
+        found: &found,
+        may_take,
+    };
+    match with_store(keeper, &folder, config, &asked, &mut kept) {
+        Ok(left) => {
+            kept.settled = true;
+            let stay: Vec<_> = unused.into_iter().chain(left).collect();
+            erase_kept(&found, &stay, &mut kept, paths);
+        }
+        Err(error) => kept.problem(
             "credentials-not-kept",
             error.to_string(),
             "check the data disk",
-        );
-        return kept;
+        ),
     }
-    erase_kept(&found, &unused, &mut kept, paths);
     kept
 }
 
-type Asked<'a> = (&'a BTreeSet<&'a str>, &'a [&'a FoundCredential]);
+/// What the configuration wants, and what media have of it.
+struct Asked<'a> {
+    wanted: &'a BTreeSet<&'a str>,
+    found: &'a [&'a FoundCredential],
+    may_take: bool,
+}
 
-fn with_store(
+/// Returns those that are not kept, and said to be.
+fn with_store<'a>(
     keeper: &Keeper,
     folder: &Path,
     config: &NodeConfig,
-    (wanted, found): Asked<'_>,
+    asked: &Asked<'a>,
     kept: &mut Kept,
-) -> Result<(), CredentialsError> {
+) -> Result<Vec<&'a FoundCredential>, CredentialsError> {
     let store = Credentials::open(folder)?;
     let vault = keeper.vault();
     rotate(keeper, &store, &vault, &config.vault, kept)?;
-    for one in found {
+    let mut left = Vec::new();
+    for &one in asked.found {
         let Some(label) = label(&one.name) else {
             continue;
         };
+        let secret = one.secret.expose().as_bytes();
         match store.get(&label) {
-            // It was taken before, or power went before it was erased.
-            Ok(_) => continue,
-            Err(CredentialsError::NotFound(_)) => {}
+            // It was taken before, and power went before it was erased, or it is there again.
+            Ok(blob) if opens_to(&vault, &label, &blob, secret) => continue,
+            Ok(_) => {
+                kept.not_taken(one, "another one is kept, which no medium replaces");
+                left.push(one);
+                continue;
+            }
+            Err(CredentialsError::NotFound(_)) if asked.may_take => {}
+            Err(CredentialsError::NotFound(_)) => {
+                kept.not_taken(
+                    one,
+                    "not taken, since the node is sealed and was provisioned",
+                );
+                left.push(one);
+                continue;
+            }
             // It is named below.
             Err(_) => continue,
         }
-        let sealed = vault.seal(&label, one.secret.expose().as_bytes());
+        let sealed = vault.seal(&label, secret);
         let sealed = sealed.map_err(|source| CredentialsError::Record {
             label: label.clone(),
             source,
@@ -136,7 +174,7 @@ fn with_store(
         tracing::info!("the credential {} of {} is kept", one.name, one.source);
     }
     let mut bytes = 0;
-    for name in wanted {
+    for name in asked.wanted {
         let Some(label) = label(name) else { continue };
         let text = match store.get(&label) {
             Ok(blob) => blob.to_json(),
@@ -165,7 +203,14 @@ fn with_store(
             }
         }
     }
-    Ok(())
+    Ok(left)
+}
+
+/// Whether that is what the record holds.
+fn opens_to(vault: &Vault, label: &Label, blob: &Blob, secret: &[u8]) -> bool {
+    let opened = vault.open(label, blob);
+    // One that does not open is named elsewhere; whether it was this one nobody knows.
+    opened.is_ok_and(|opened| opened.expose() == secret)
 }
 
 fn refused(kept: &mut Kept, name: &str, error: &CredentialsError) {
@@ -294,10 +339,14 @@ mod tests {
     }
 
     fn kept(keeper: &Keeper, root: &Path, paths: &Paths, config: &str) -> Kept {
+        kept_if(true, keeper, root, paths, config)
+    }
+
+    fn kept_if(may_take: bool, keeper: &Keeper, root: &Path, paths: &Paths, config: &str) -> Kept {
         let config = NodeConfig::parse(config.as_bytes()).expect("correct");
         let found = alknet_provisioning::load(paths).secrets.credentials;
         let data = root.join("data");
-        keep(keeper, Some(&data), &config, &found, paths)
+        keep(keeper, Some(&data), &config, (&found, may_take), paths)
     }
 
     fn codes(kept: &Kept) -> Vec<&str> {
@@ -306,7 +355,7 @@ mod tests {
 
     fn opened(keeper: &Keeper, kept: &Kept, name: &str) -> String {
         let record = serde_json::to_string(&kept.records[name]).expect("JSON");
-        let blob = alknet_vault::Blob::from_json(&record).expect("a record");
+        let blob = Blob::from_json(&record).expect("a record");
         let opened = keeper.vault().open(&label(name).expect("a label"), &blob);
         String::from_utf8(opened.expect("it opens").expose().to_vec()).expect("text")
     }
@@ -330,6 +379,8 @@ mod tests {
         .expect("ours");
         let again = kept(&keeper, root.path(), &paths, CONFIG);
         assert_eq!(opened(&keeper, &again, "openai"), "sk-hush");
+        // It is not that one, so it is not erased either.
+        assert_eq!(codes(&again), ["credential-ignored"]);
         let files = fs::read_dir(root.path().join("data/credentials/set-1")).expect("a set");
         for file in files {
             let text = fs::read_to_string(file.expect("a file").path()).expect("text");
@@ -338,6 +389,20 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_node_that_may_not_take_any_leaves_them_and_says_so() {
+        let keeper = keeper();
+        let (root, paths) = machine("[secrets.credentials]\nopenai = \"sk-hush\"\n");
+        assert!(kept(&keeper, root.path(), &paths, CONFIG).settled);
+        let both = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
+        fs::write(paths.fw_cfg.join("node/raw"), both).expect("ours");
+        let later = kept_if(false, &keeper, root.path(), &paths, CONFIG);
+        assert_eq!(codes(&later), ["credential-ignored"]);
+        assert!(later.problems[0].text.contains("mail: not taken"));
+        assert!(!later.records.contains_key("mail"));
+        assert_eq!(opened(&keeper, &later, "openai"), "sk-hush");
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! machine's loop sends a child for it meanwhile, and the next attempt finds what it brought. So
 //! somebody at the console can type all the time.
 
+mod source;
+
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use alknet_core::config::VaultKms;
 use alknet_vault::SecretArr;
-use alknet_vault::slots::{Kek, KekError, KekRequest, KekSource, KmsParams, SlotParams, VaultId};
+use alknet_vault::slots::{Kek, KmsParams, VaultId};
 
 use super::{Ask, Waiting};
 use crate::errand::{Errand, Hidden, Outcome, Refusal};
@@ -120,15 +122,6 @@ impl Escrow {
                             is tried again by itself";
                 Err(Waiting::new(Ask::Nothing, "vault-waits", text, hint))
             }
-        }
-    }
-
-    /// Answers for slots of type `kms`: with what was brought, else by wanting it.
-    pub(crate) fn source(&self) -> Source<'_> {
-        Source {
-            escrow: self,
-            refusals: Vec::new(),
-            refused: false,
         }
     }
 
@@ -326,59 +319,6 @@ impl Release {
             }
         }
         false
-    }
-}
-
-/// See [`Escrow::source`].
-#[derive(Debug)]
-pub(crate) struct Source<'a> {
-    escrow: &'a Escrow,
-    refusals: Vec<String>,
-    refused: bool,
-}
-
-impl Source<'_> {
-    /// Why there is no key, for each node that was wanted.
-    pub(crate) fn refusals(&self) -> String {
-        self.refusals.join("; ")
-    }
-
-    /// Whether a node answered and did not want to.
-    pub(crate) fn was_refused(&self) -> bool {
-        self.refused
-    }
-}
-
-impl KekSource for Source<'_> {
-    fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
-        let SlotParams::Kms(params) = request.params else {
-            return Err(KekError::Absent);
-        };
-        let mut state = self.escrow.state();
-        let network = state.network;
-        let known = state.releases.iter_mut().find(|it| it.params == *params);
-        let Some(release) = known else {
-            let release = Release {
-                params: params.clone(),
-                share: None,
-                course: Course::default(),
-            };
-            self.refusals.push(release.course.text(network).to_owned());
-            state.releases.push(release);
-            return Err(KekError::Absent);
-        };
-        // Used once: one that does not open the slot is asked for again.
-        if let Some(share) = release.share.take() {
-            release.course.last = Some("what it released does not open the slot".to_owned());
-            return Ok(params.kek(&share, request.vault));
-        }
-        let why = release.course.text(network);
-        // Both copies of the vault ask.
-        if !self.refusals.iter().any(|known| known == why) {
-            self.refusals.push(why.to_owned());
-        }
-        self.refused |= release.course.refused;
-        Err(KekError::Refused)
     }
 }
 

@@ -124,11 +124,7 @@ pub(crate) fn writable(paths: &Paths) -> Vec<Writable> {
 }
 
 fn kind(device: &Path) -> Option<(Kind, FileSystem)> {
-    let mut opened = file::open(device).ok()?;
-    let kind = opened.metadata().ok()?.file_type();
-    if !kind.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
-        return None;
-    }
+    let mut opened = file::open_device(device).ok()?;
     // A device that cannot be read is no medium; whoever needs it will say so.
     let found = volume_label(&mut opened).ok()??;
     let kind = match (found.label.as_str(), found.file_system) {

@@ -39,8 +39,14 @@ fn fold(stripes: &[u8], length: usize) -> Zeroizing<Vec<u8>> {
     sum
 }
 
+/// Eight bytes at once: a quarter of a megabyte goes through here at each start.
 fn xor(into: &mut [u8], other: &[u8]) {
-    for (into, other) in into.iter_mut().zip(other) {
+    let (words, last) = into.as_chunks_mut::<8>();
+    let (other_words, other_last) = other.as_chunks::<8>();
+    for (into, other) in words.iter_mut().zip(other_words) {
+        *into = (u64::from_ne_bytes(*into) ^ u64::from_ne_bytes(*other)).to_ne_bytes();
+    }
+    for (into, other) in last.iter_mut().zip(other_last) {
         *into ^= other;
     }
 }
@@ -63,7 +69,7 @@ mod tests {
 
     #[test]
     fn what_was_split_merges_and_one_lost_bit_loses_it() {
-        for length in [16, 32, 48, 64] {
+        for length in [5, 16, 32, 48, 61, 64] {
             let key: Vec<u8> = (0..length).collect();
             let mut material = split(&key, 50).expect("random numbers");
             assert_eq!(material.len(), key.len() * 50);

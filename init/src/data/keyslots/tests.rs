@@ -95,14 +95,14 @@ impl Area for Copy {
     }
 }
 
-fn vault() -> OpenAlkv {
+/// A vault of new words that opens by itself.
+pub(crate) fn vault() -> OpenAlkv {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
     OpenAlkv::create(NewVault::new(words, 0), NewSlot::None).expect("made")
 }
 
-fn formatted(open: &OpenAlkv) -> Partition {
-    let partition = Partition::of(vec![0; BYTES]);
-    partition.copies().create(open).expect("written");
+/// Seals a disk for a vault.
+pub(crate) fn format<D: Disk>(disk: D, bytes: u64, open: &OpenAlkv) {
     let phrases = open.data_phrases().expect("words");
     let phrases = phrases.each_ref().map(|phrase| phrase.expose().as_bytes());
     let new = NewHeader {
@@ -111,7 +111,13 @@ fn formatted(open: &OpenAlkv) -> Partition {
         cipher: Cipher::AesXts,
         phrases: &phrases,
     };
-    Sealed::format(partition.clone(), BYTES as u64, &new).expect("formatted");
+    Sealed::format(disk, bytes, &new).expect("formatted");
+}
+
+fn formatted(open: &OpenAlkv) -> Partition {
+    let partition = Partition::of(vec![0; BYTES]);
+    partition.copies().create(open).expect("written");
+    format(partition.clone(), BYTES as u64, open);
     partition
 }
 

@@ -17,7 +17,7 @@ use std::path::Path;
 use alknet_provisioning::{PutSeedKeyError, Secrets, Source};
 use alknet_vault::audit::{Event, Exported, SlotName};
 use alknet_vault::slots::{Alkv, Consent, OpenAlkv, SeedKey, Slot, SlotError, SlotId};
-use alknet_vault::{Reason, SecretStr, VaultError};
+use alknet_vault::{Reason, SecretArr, SecretStr, VaultError};
 
 use super::{Keeper, by_tpm};
 use crate::{data, log::Log};
@@ -65,6 +65,8 @@ pub(crate) enum Want {
     PassphraseOf { id: SlotId, or_lose: bool },
     /// The PIN of a slot.
     Pin,
+    /// The PIN of this slot, or nothing; `or_lose`: which then is lost.
+    PinOf { id: SlotId, or_lose: bool },
     /// The share of the key that another node has. Nobody types it.
     Share,
 }
@@ -135,8 +137,8 @@ struct Typed {
 /// What was typed for one slot.
 struct OfSlot {
     id: SlotId,
-    /// Nothing where somebody has none.
-    passphrase: Option<SecretStr>,
+    /// Passphrase or PIN; nothing where somebody has none.
+    secret: Option<SecretStr>,
     /// It opened the slot.
     is_right: bool,
 }
@@ -149,8 +151,10 @@ pub(crate) struct Session {
     open: Option<OpenAlkv>,
     /// It waits for another node.
     waits: bool,
-    /// That node was asked.
-    came_back: bool,
+    /// Nobody wants to wait for those.
+    without_shares: bool,
+    /// What they gave.
+    shares: Vec<(SlotId, SecretArr<32>)>,
 }
 
 /// Never what was typed.
@@ -167,18 +171,14 @@ impl Session {
             typed: Typed::default(),
             open: None,
             waits: false,
-            came_back: false,
+            without_shares: false,
+            shares: Vec::new(),
         }
     }
 
     /// Whether it waits for what another node has.
     pub(crate) fn waits_for_share(&self) -> bool {
         self.waits
-    }
-
-    /// That node gave it, or did not.
-    pub(crate) fn came_back(&mut self) {
-        self.came_back = true;
     }
 
     /// Whether it is for a vault that is open only.
@@ -194,12 +194,13 @@ impl Session {
             Given::NewPassphrase(new) | Given::NewPin(new) => self.typed.new = Some(new),
             Given::Passphrase(typed) => self.typed.opening = Some(typed),
             Given::Pin(typed) => self.typed.pin = Some(typed),
+            Given::WithoutShares => self.without_shares = true,
             Given::Word(word) => self.typed.word = Some(word),
-            Given::PassphraseOf(id, passphrase) => {
+            Given::OfSlot(id, secret) => {
                 self.typed.of_slots.retain(|known| known.id != id);
                 self.typed.of_slots.push(OfSlot {
                     id,
-                    passphrase,
+                    secret,
                     is_right: false,
                 });
             }

@@ -1,7 +1,9 @@
 //! Opening the vault once more, for a change of it.
 
 use alknet_provisioning::Secrets;
-use alknet_vault::slots::{Key, OpenAlkv, SlotError, SlotId, SlotType, memory_cap_kib};
+use alknet_vault::SecretStr;
+use alknet_vault::audit::Event;
+use alknet_vault::slots::{Alkv, Key, OpenAlkv, SlotError, SlotId, SlotType, memory_cap_kib};
 
 use super::{Attempt, Halt, Place, Session, Want, find, has_passphrase, has_pin, newest};
 use crate::data;
@@ -12,7 +14,7 @@ impl Session {
     /// The vault, by what needs nobody, else by the passphrase that was typed.
     pub(super) fn opened(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
         if self.open.is_none() {
-            self.open = match by_itself(place, self.came_back)? {
+            self.open = match by_itself(place, self.without_shares)? {
                 Some(open) => Some(open),
                 None => Some(self.typed_open(place)?),
             };
@@ -54,50 +56,99 @@ impl Session {
             .map_err(|error| wrong(error, Want::Passphrase))
     }
 
-    /// Whether what was typed for a slot opens it; `false` where somebody has nothing to type.
+    /// What was typed for a slot, which opened it.
+    pub(super) fn of_slot(&self, id: SlotId) -> Result<SecretStr, String> {
+        let mut given = self.typed.of_slots.iter();
+        let given = given.find(|given| given.id == id && given.is_right);
+        let secret = given.and_then(|given| given.secret.as_ref());
+        let secret = secret.ok_or_else(|| "nothing was typed for it".to_owned())?;
+        Ok(SecretStr::from(secret.expose()))
+    }
+
+    /// Whether the passphrase that was typed for a slot opens it; `false` where somebody has nothing to
+    /// type.
     pub(super) fn slot_by_typing(
         &mut self,
         place: &Place<'_>,
         id: SlotId,
         or_lose: bool,
     ) -> Attempt<bool> {
-        let want = || Want::PassphraseOf { id, or_lose };
+        self.slot_by(
+            place,
+            id,
+            Want::PassphraseOf { id, or_lose },
+            |alkv, typed| {
+                let mut key = Key::Passphrase {
+                    passphrase: typed,
+                    cap_kib: memory_cap_kib(memory_kib()),
+                };
+                place.keeper.wait_for_turn();
+                match alkv.open(id, &mut key) {
+                    Ok(open) => {
+                        place.keeper.was_right();
+                        Ok(open)
+                    }
+                    Err(error) => {
+                        place.keeper.was_wrong(super::name(&find(alkv, id)?));
+                        Err(wrong(error, Want::PassphraseOf { id, or_lose }))
+                    }
+                }
+            },
+        )
+    }
+
+    /// The same with a PIN. The TPM counts wrong ones.
+    pub(super) fn slot_by_pin(
+        &mut self,
+        place: &Place<'_>,
+        id: SlotId,
+        or_lose: bool,
+    ) -> Attempt<bool> {
+        self.slot_by(place, id, Want::PinOf { id, or_lose }, |alkv, typed| {
+            let slot = find(alkv, id)?;
+            by_tpm::slot_with_pin(alkv, &slot, typed).map_err(|why| {
+                let failed = Event::UnlockFailed(super::name(&slot));
+                place.keeper.events().add(failed);
+                Halt::Wants(Want::PinOf { id, or_lose }, why)
+            })
+        })
+    }
+
+    fn slot_by(
+        &mut self,
+        place: &Place<'_>,
+        id: SlotId,
+        want: Want,
+        open: impl FnOnce(&Alkv, &SecretStr) -> Attempt<OpenAlkv>,
+    ) -> Attempt<bool> {
         let given = self.typed.of_slots.iter().position(|given| given.id == id);
         let Some(at) = given else {
-            return Err(Halt::wants(want()));
+            return Err(Halt::wants(want));
         };
         let given = &self.typed.of_slots[at];
-        let Some(passphrase) = &given.passphrase else {
+        let Some(typed) = &given.secret else {
             return Ok(false);
         };
         if given.is_right {
             return Ok(true);
         }
-        let mut key = Key::Passphrase {
-            passphrase,
-            cap_kib: memory_cap_kib(memory_kib()),
-        };
-        place.keeper.wait_for_turn();
-        let alkv = newest(place)?;
-        match alkv.open(id, &mut key) {
+        match open(&newest(place)?, typed) {
             Ok(open) => {
-                place.keeper.was_right();
                 self.typed.of_slots[at].is_right = true;
                 self.open.get_or_insert(open);
                 Ok(true)
             }
-            Err(error) => {
-                place.keeper.was_wrong(super::name(&find(&alkv, id)?));
+            Err(halt) => {
                 self.typed.of_slots.remove(at);
-                Err(wrong(error, want()))
+                Err(halt)
             }
         }
     }
 }
 
-/// The vault by a slot that needs nobody. Where another node has a share of the key, it is asked first,
-/// unless somebody `came_back` from it.
-fn by_itself(place: &Place<'_>, came_back: bool) -> Attempt<Option<OpenAlkv>> {
+/// The vault by a slot that needs nobody. Other nodes that have a share of the key are asked first, unless
+/// somebody goes on `without_shares`.
+fn by_itself(place: &Place<'_>, without_shares: bool) -> Attempt<Option<OpenAlkv>> {
     let found = data::copies(place.device).load()?;
     let found = found.ok_or(SlotError::Nothing)?;
     let slots = found.newest.slots();
@@ -115,7 +166,8 @@ fn by_itself(place: &Place<'_>, came_back: bool) -> Attempt<Option<OpenAlkv>> {
             return Ok(Some(open));
         }
     }
-    if !came_back && slots.iter().any(|slot| slot.kind() == SlotType::Kms) {
+    // Trying their slots was asking for them.
+    if !without_shares && place.keeper.escrow().has_unasked() {
         return Err(Halt::wants(Want::Share));
     }
     Ok(None)
@@ -140,10 +192,6 @@ pub(super) fn opens_by_itself(place: &Place<'_>, id: SlotId, kind: SlotType) -> 
             let seed = seed
                 .ok_or_else(|| Halt::refused("no medium with a seed.key of this vault is there"))?;
             alkv.open(id, &mut Key::Seed(seed))
-        }
-        SlotType::Tpm2 if by_tpm::wants_pin(&find(&alkv, id)?) => {
-            let text = "a slot with a PIN is tried by locking the vault and opening it again";
-            return Err(Halt::refused(text));
         }
         SlotType::Tpm2 => {
             let mut tpm = crate::tpm::source(None).map_err(Halt::refused)?;

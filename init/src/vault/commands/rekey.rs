@@ -5,13 +5,14 @@ use std::fs::File;
 use alknet_provisioning::Secrets;
 use alknet_sealed::Sealed;
 use alknet_tpm::TpmSource;
-use alknet_vault::SecretStr;
 use alknet_vault::audit::Event;
 use alknet_vault::slots::{
-    Alkv, Key, OpenAlkv, RekeyError, Slot, SlotId, SlotType, change_master_key, memory_cap_kib,
+    Alkv, Kek, KekError, KekRequest, KekSource, Key, OpenAlkv, RekeyError, Slot, SlotId,
+    SlotParams, SlotType, change_master_key, memory_cap_kib,
 };
+use alknet_vault::{SecretArr, SecretStr};
 
-use super::{Attempt, Halt, Place, Session, name, newest};
+use super::{Attempt, Halt, Place, Session, Want, name, newest};
 use crate::data::{self, DataKeys};
 use crate::tpm;
 use crate::vault::by_tpm;
@@ -22,46 +23,52 @@ struct Keys {
     media: Secrets,
     typed: Vec<(SlotId, SecretStr)>,
     tpms: Vec<(SlotId, TpmSource<File>)>,
+    shares: Vec<(SlotId, Share)>,
 }
+
+/// What another node gave for one slot.
+struct Share(SecretArr<32>);
+
+impl KekSource for Share {
+    fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
+        let SlotParams::Kms(params) = request.params else {
+            return Err(KekError::Absent);
+        };
+        Ok(params.kek(&self.0, request.vault))
+    }
+}
+
+/// A slot that nothing here opens, and why.
+type Lost = (SlotId, String);
 
 impl Session {
     pub(super) fn rekey(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
         let alkv = newest(place)?;
-        let mut keys = self.keys(place, &alkv)?;
+        let (mut keys, mut lost) = self.keys(place, &alkv)?;
         if keys.typed.is_empty() && super::has_passphrase(&alkv) {
             // All of them would be lost.
             self.authorised(place)?;
         }
+        lost.extend(self.tried(&mut keys, &alkv));
         let mut keep = keys.list(&alkv);
-        // A key that is there and does not fit is as good as none.
-        keep.retain_mut(|(id, key)| {
-            if matches!(key, Key::Passphrase { .. }) {
-                return true;
-            }
-            let opened = alkv.open(*id, key);
-            opened.is_ok_and(|open| {
-                self.open.get_or_insert(open);
-                true
-            })
-        });
-        let is_kept = |slot: &&Slot| keep.iter().any(|(id, _)| *id == slot.id());
-        let lost: Vec<&Slot> = alkv.slots().iter().filter(|slot| !is_kept(slot)).collect();
-        let lose: Vec<SlotId> = lost.iter().map(|slot| slot.id()).collect();
+        let is_lost = |id: SlotId| lost.iter().any(|(lost, _)| *lost == id);
+        keep.retain(|(id, _)| !is_lost(*id));
         if keep.is_empty() {
             return Err(Halt::refused("no slot opens: a new key would be nobody's"));
         }
-        self.confirmed(&warning(&alkv, &lose), "REKEY")?;
+        self.confirmed(&warning(&alkv, &lost), "REKEY")?;
         let consent = self.consent();
         let Some(old) = &self.open else {
             return Err(Halt::refused("the vault is not open"));
         };
+        let lose: Vec<SlotId> = lost.iter().map(|(id, _)| *id).collect();
         let next = old.rekey(&mut keep, &lose, consent)?;
         change(place, old, &next)?;
         place.keeper.note(next.alkv());
         let events = place.keeper.events();
         events.add(Event::Rekeyed);
-        lost.iter()
-            .for_each(|slot| events.add(Event::SlotRemoved(name(slot))));
+        let gone = alkv.slots().iter().filter(|slot| is_lost(slot.id()));
+        gone.for_each(|slot| events.add(Event::SlotRemoved(name(slot))));
         place.log.warn("the vault has a new master key");
         Ok(vec![
             "The vault has a new master key.".to_owned(),
@@ -69,26 +76,107 @@ impl Session {
         ])
     }
 
-    /// What opens the slots: on media, in TPMs, and typed, which is asked for.
-    fn keys(&mut self, place: &Place<'_>, alkv: &Alkv) -> Attempt<Keys> {
-        let of_kind = |kind| alkv.slots().iter().filter(move |slot| slot.kind() == kind);
-        let mut typed = Vec::new();
-        for slot in of_kind(SlotType::Passphrase) {
-            self.slot_by_typing(place, slot.id(), true)?;
+    /// What opens the slots: on media, in TPMs, at other nodes, and typed. Which of them have nothing.
+    fn keys(&mut self, place: &Place<'_>, alkv: &Alkv) -> Attempt<(Keys, Vec<Lost>)> {
+        let mut keys = Keys {
+            media: place.sources.secrets(),
+            typed: Vec::new(),
+            tpms: Vec::new(),
+            shares: Vec::new(),
+        };
+        let mut lost = Vec::new();
+        for slot in alkv.slots() {
+            let id = slot.id();
+            let found = match slot.params() {
+                SlotParams::Passphrase { .. } => self
+                    .typed_for(place, slot)?
+                    .map(|passphrase| keys.typed.push((id, passphrase))),
+                SlotParams::Tpm2(_) => self
+                    .tpm_for(place, slot)?
+                    .map(|source| keys.tpms.push((id, source))),
+                SlotParams::Kms(_) => self
+                    .share_for(place, slot)?
+                    .map(|share| keys.shares.push((id, share))),
+                SlotParams::Provisioning if keys.media.seed_key_of(alkv.uuid()).is_none() => {
+                    Err("no medium with its seed.key is attached".to_owned())
+                }
+                _ => Ok(()),
+            };
+            lost.extend(found.err().map(|why| (id, why)));
         }
-        for given in self.typed.of_slots.iter().filter(|given| given.is_right) {
-            if let Some(passphrase) = &given.passphrase {
-                typed.push((given.id, SecretStr::from(passphrase.expose())));
+        Ok((keys, lost))
+    }
+
+    /// The passphrase that was typed for a slot; it is asked for.
+    fn typed_for(&mut self, place: &Place<'_>, slot: &Slot) -> Attempt<Result<SecretStr, String>> {
+        if !self.slot_by_typing(place, slot.id(), true)? {
+            return Ok(Err("nobody typed its passphrase".to_owned()));
+        }
+        Ok(self.of_slot(slot.id()))
+    }
+
+    /// The TPM, with the PIN that was typed if the slot wants one.
+    fn tpm_for(
+        &mut self,
+        place: &Place<'_>,
+        slot: &Slot,
+    ) -> Attempt<Result<TpmSource<File>, String>> {
+        let mut pin = None;
+        if by_tpm::wants_pin(slot) {
+            if let Err(error) = by_tpm::check(slot) {
+                return Ok(Err(error.to_string()));
+            }
+            if !self.slot_by_pin(place, slot.id(), true)? {
+                return Ok(Err("nobody typed its PIN".to_owned()));
+            }
+            pin = self.of_slot(slot.id()).ok();
+        }
+        let source = by_tpm::pin(pin.as_ref()).map(tpm::source);
+        Ok(source.and_then(|source| source.map_err(|error| error.to_string())))
+    }
+
+    /// The share that another node gave; it is asked.
+    fn share_for(&mut self, place: &Place<'_>, slot: &Slot) -> Attempt<Result<Share, String>> {
+        let (id, SlotParams::Kms(params)) = (slot.id(), slot.params()) else {
+            return Ok(Err("it is no slot of another node's".to_owned()));
+        };
+        if let Some((_, share)) = self.shares.iter().find(|(known, _)| *known == id) {
+            return Ok(Ok(Share(SecretArr::copy_of(share.expose()))));
+        }
+        match place.keeper.escrow().take_share(params) {
+            Ok(share) => {
+                // The next attempt has it from here: the other node is asked once.
+                self.shares.push((id, SecretArr::copy_of(share.expose())));
+                Ok(Ok(Share(share)))
+            }
+            Err(none) if none.asked || self.without_shares => Ok(Err(none.why)),
+            Err(_) => Err(Halt::wants(Want::Share)),
+        }
+    }
+
+    /// Tries every key but those that were typed, which were tried then. One that is there and does not
+    /// fit is as good as none.
+    fn tried(&mut self, keys: &mut Keys, alkv: &Alkv) -> Vec<Lost> {
+        let mut lost = Vec::new();
+        for (id, mut key) in keys.list(alkv) {
+            if matches!(key, Key::Passphrase { .. }) {
+                continue;
+            }
+            match alkv.open(id, &mut key) {
+                Ok(open) => {
+                    self.open.get_or_insert(open);
+                }
+                Err(error) => lost.push((id, error.to_string())),
             }
         }
-        // One with a PIN is lost: it is made anew once the vault has its new key.
-        let tpms = of_kind(SlotType::Tpm2).filter(|slot| !by_tpm::wants_pin(slot));
-        let with_source = |slot: &Slot| Some((slot.id(), tpm::source(None).ok()?));
-        Ok(Keys {
-            media: place.sources.secrets(),
-            typed,
-            tpms: tpms.filter_map(with_source).collect(),
-        })
+        // The TPM says more than that there is no key.
+        for (id, source) in &mut keys.tpms {
+            let known = lost.iter_mut().find(|(lost, _)| lost == id);
+            if let Some(((_, why), error)) = known.zip(source.take_error()) {
+                *why = error.to_string();
+            }
+        }
+        lost
     }
 }
 
@@ -116,6 +204,9 @@ impl Keys {
         for (id, source) in &mut self.tpms {
             list.push((*id, Key::Source(SlotType::Tpm2, source)));
         }
+        for (id, share) in &mut self.shares {
+            list.push((*id, Key::Source(SlotType::Kms, share)));
+        }
         list
     }
 }
@@ -134,20 +225,18 @@ fn change(place: &Place<'_>, old: &OpenAlkv, next: &OpenAlkv) -> Attempt<()> {
     })
 }
 
-fn warning(alkv: &Alkv, lose: &[SlotId]) -> Vec<String> {
+fn warning(alkv: &Alkv, lost: &[Lost]) -> Vec<String> {
     let mut lines = vec![
         "A new master key makes old copies of the vault, and keys of slots that are".to_owned(),
         "gone, worth nothing for what comes after. Words and data stay.".to_owned(),
         String::new(),
     ];
-    let of = |slot: &Slot| format!("slot {} ({})", slot.id(), slot.kind().name());
     for slot in alkv.slots() {
-        let fate = if lose.contains(&slot.id()) {
-            "is LOST: nothing here opens it"
-        } else {
-            "stays"
-        };
-        lines.push(format!("{} {fate}", of(slot)));
+        let what = format!("slot {} ({})", slot.id(), slot.kind().name());
+        match lost.iter().find(|(id, _)| *id == slot.id()) {
+            Some((_, why)) => lines.push(format!("{what} is LOST: {why}")),
+            None => lines.push(format!("{what} stays")),
+        }
     }
     lines
 }

@@ -10,6 +10,7 @@ use alknet_vault::slots::{
 
 use super::{Attempt, Halt, Place, Session, Want, find, name, newest, opening, save};
 use crate::tpm;
+use crate::vault::by_tpm;
 use crate::vault::first::cost;
 use crate::vault::open::memory_kib;
 
@@ -35,7 +36,7 @@ impl Session {
     }
 
     pub(super) fn slot_add_pin(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
-        self.opened(place)?;
+        self.authorised(place)?;
         let Some(pin) = self.typed.new.take() else {
             return Err(Halt::wants(Want::NewPin));
         };
@@ -138,6 +139,12 @@ impl Session {
         match slot.kind() {
             SlotType::Passphrase => {
                 if !self.slot_by_typing(place, id, false)? {
+                    return Ok(vec![format!("slot {id} was not tried")]);
+                }
+            }
+            SlotType::Tpm2 if by_tpm::wants_pin(&slot) => {
+                by_tpm::check(&slot).map_err(Halt::refused)?;
+                if !self.slot_by_pin(place, id, false)? {
                     return Ok(vec![format!("slot {id} was not tried")]);
                 }
             }

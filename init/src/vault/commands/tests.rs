@@ -2,12 +2,13 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use alknet_provisioning::{KernelMounter, Paths, load_with};
+use alknet_sealed::Sealed;
 use alknet_sealed::limits::DATA_AT;
-use alknet_sealed::{Cipher, NewHeader, Sealed};
-use alknet_vault::slots::{Key, NewSlot, NewVault, SlotType};
-use alknet_vault::{Entropy, WordCount};
+use alknet_vault::slots::{Key, KmsParams, NewSlot, SlotType};
 
 use super::*;
+use crate::data::keyslot_tests::{format, vault};
+use crate::errand::{self, Hidden, Refusal};
 
 const BYTES: u64 = DATA_AT + (1 << 20);
 
@@ -27,22 +28,13 @@ impl Machine {
             log: Log::default(),
             dir,
         };
-        let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
-        let open = OpenAlkv::create(NewVault::new(words, 0), NewSlot::None).expect("made");
+        let open = vault();
         let disk = File::create_new(machine.device()).expect("a new file");
         disk.set_len(BYTES).expect("a sparse file");
         data::copies(&machine.device())
             .create(&open)
             .expect("written");
-        let phrases = open.data_phrases().expect("words");
-        let phrases = phrases.each_ref().map(|phrase| phrase.expose().as_bytes());
-        let new = NewHeader {
-            uuid: uuid::Uuid::from_bytes([7; 16]),
-            vault: &open.alkv().uuid().to_string(),
-            cipher: Cipher::AesXts,
-            phrases: &phrases,
-        };
-        Sealed::format(machine.file(), BYTES, &new).expect("formatted");
+        format(machine.file(), BYTES, &open);
         machine.keeper.admit(&open).expect("it has a place");
         machine
     }
@@ -112,6 +104,32 @@ impl Machine {
             .collect()
     }
 
+    /// Gives it a slot whose share another node has, and returns that share.
+    fn add_kms(&self) -> [u8; 32] {
+        let found = data::copies(&self.device()).load().expect("good");
+        let mut open = found
+            .expect("a vault")
+            .open(&mut Key::Stored)
+            .expect("its key lies beside it");
+        let (share, vault) = ([2; 32], open.alkv().uuid());
+        let peer = format!("ed25519:{}", "ab".repeat(32));
+        let at = vec!["192.0.2.1:443".to_owned()];
+        let params = KmsParams::new(peer, at, "0123456789ab".to_owned(), [3; 32], [1; 32]);
+        let params = params.expect("within bounds");
+        let kek = params.kek(&SecretArr::copy_of(&share), vault);
+        let slot = NewSlot::Kms(params, &kek);
+        open.add(slot).expect("there is room");
+        data::copies(&self.device()).save(&open).expect("written");
+        share
+    }
+
+    /// What comes of asking the other node for its share.
+    fn answer(&self, outcome: errand::Outcome) {
+        let escrow = self.keeper.escrow();
+        let (of, _) = escrow.next(0).expect("it is wanted");
+        escrow.came(&of, Ok(outcome), 0);
+    }
+
     fn phrase(&self) -> Vec<String> {
         let found = data::copies(&self.device()).load().expect("good");
         let media = self.secrets();
@@ -149,7 +167,7 @@ fn passphrase(text: &str) -> Given {
 }
 
 fn of_slot(id: u32, text: Option<&str>) -> Given {
-    Given::PassphraseOf(SlotId::new(id), text.map(SecretStr::from))
+    Given::OfSlot(SlotId::new(id), text.map(SecretStr::from))
 }
 
 #[test]
@@ -317,6 +335,70 @@ fn a_new_master_key_changes_the_data_partition_with_it() {
         matches!(&wrong, Outcome::Wants(Want::PassphraseOf { .. }, why) if why.contains("wrong")),
         "{wrong:?}"
     );
+}
+
+#[test]
+fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
+    let machine = Machine::new();
+    let share = machine.add_kms();
+    let escrow = machine.keeper.escrow();
+    escrow.set_network(true);
+    let begun = || begun_with(&machine, "rekey");
+    let warned = |session: &mut Session| match machine.run(session) {
+        Outcome::Wants(Want::Confirmation { lines, .. }, _) => lines.join("\n"),
+        other => panic!("{other:?}"),
+    };
+
+    // Nobody waits for it, or it does not want to.
+    let mut session = begun();
+    session.give(Given::WithoutShares);
+    let lines = warned(&mut session);
+    assert!(
+        lines.contains("slot 1 (kms) is LOST: it is being asked"),
+        "{lines}"
+    );
+    escrow.clear();
+    let mut session = begun();
+    let denied = errand::Outcome::refused(Refusal::Denied, "it was revoked");
+    machine.answer(denied);
+    let lines = warned(&mut session);
+    assert!(
+        lines.contains("slot 1 (kms) is LOST: it was revoked"),
+        "{lines}"
+    );
+    escrow.clear();
+
+    // It is asked once, however often the command is tried.
+    let mut session = begun();
+    let released = || errand::Outcome::Released {
+        share: Hidden::copy_of(&share),
+    };
+    machine.answer(released());
+    let lines = warned(&mut session);
+    assert!(lines.contains("slot 1 (kms) stays"), "{lines}");
+    session.give(Given::Confirmed);
+    let done = machine.run(&mut session);
+    assert!(matches!(done, Outcome::Done(_)), "{done:?}");
+    escrow.clear();
+    assert_eq!(machine.slots(), [(0, SlotType::None), (1, SlotType::Kms)]);
+
+    // The other half is what it was, and opens what the vault is now.
+    machine.done("slot rm 0", vec![]);
+    let mut session = begun_with(&machine, "slot rm 1");
+    machine.answer(released());
+    let last = machine.run(&mut session);
+    assert!(
+        matches!(&last, Outcome::Refused(why) if why.contains("is the last")),
+        "{last:?}"
+    );
+}
+
+fn begun_with(machine: &Machine, line: &str) -> Session {
+    let mut session = Session::new(Command::parse(line).expect(line));
+    let wants = machine.run(&mut session);
+    assert!(matches!(wants, Outcome::Wants(Want::Share, _)), "{wants:?}");
+    assert!(session.waits_for_share());
+    session
 }
 
 #[test]

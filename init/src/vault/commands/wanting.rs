@@ -18,9 +18,11 @@ pub(crate) enum Given {
     NewPassphrase(SecretStr),
     NewPin(SecretStr),
     Passphrase(SecretStr),
-    /// Of this slot; nothing where somebody has none.
-    PassphraseOf(SlotId, Option<SecretStr>),
+    /// Passphrase or PIN of this slot; nothing where somebody has none.
+    OfSlot(SlotId, Option<SecretStr>),
     Pin(SecretStr),
+    /// Nobody waits for other nodes.
+    WithoutShares,
     Word(SecretStr),
 }
 
@@ -71,7 +73,9 @@ impl Wanting {
             (Want::NewPassphrase | Want::NewPin, Some(_)) => Question::secret("the same again"),
             (Want::Passphrase, _) => Question::secret("passphrase of the vault").with_lines(note),
             (Want::Share, _) => {
-                Question::shown("another node is asked for its share of the key; Ctrl-C goes back")
+                let told =
+                    "Another node is asked for its share of the key, which goes on by itself.";
+                Question::shown("Enter goes on without it").with_lines([told])
             }
             (Want::Pin, _) => Question::secret("PIN of the TPM").with_lines(note),
             (Want::Word(at), _) => {
@@ -80,13 +84,9 @@ impl Wanting {
                 Question::secret(format!("word {at} of its recovery words")).with_lines(lines)
             }
             (Want::PassphraseOf { id, or_lose }, _) => {
-                let more = if *or_lose {
-                    ", or Enter to lose the slot"
-                } else {
-                    ""
-                };
-                Question::secret(format!("passphrase of slot {id}{more}")).with_lines(note)
+                of_slot("passphrase", *id, *or_lose).with_lines(note)
             }
+            (Want::PinOf { id, or_lose }, _) => of_slot("PIN", *id, *or_lose).with_lines(note),
         }
     }
 
@@ -103,16 +103,16 @@ impl Wanting {
             Want::NewPassphrase => self.twice(line, passphrase).map(Given::NewPassphrase),
             Want::NewPin => self.twice(line, pin).map(Given::NewPin),
             Want::Passphrase | Want::Pin | Want::Word(_) if line.is_empty() => None,
-            Want::Share => None,
+            Want::Share => Some(Given::WithoutShares),
             Want::Pin => Some(Given::Pin(secret(line))),
             Want::Passphrase => Some(Given::Passphrase(secret(line))),
             Want::Word(_) => {
                 let word = Zeroizing::new(line.trim().to_lowercase());
                 Some(Given::Word(secret(&word)))
             }
-            Want::PassphraseOf { id, .. } => {
+            Want::PassphraseOf { id, .. } | Want::PinOf { id, .. } => {
                 let typed = (!line.is_empty()).then(|| secret(line));
-                Some(Given::PassphraseOf(*id, typed))
+                Some(Given::OfSlot(*id, typed))
             }
         }
     }
@@ -133,6 +133,15 @@ impl Wanting {
         }
         None
     }
+}
+
+fn of_slot(what: &str, id: SlotId, or_lose: bool) -> Question {
+    let more = if or_lose {
+        ", or Enter to lose the slot"
+    } else {
+        ""
+    };
+    Question::secret(format!("{what} of slot {id}{more}"))
 }
 
 fn passphrase(text: &str) -> Result<(), String> {

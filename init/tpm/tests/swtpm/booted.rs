@@ -1,15 +1,19 @@
 //! Real starts: UEFI firmware measures an image of ours, whose PID 1 is the program `booted_machine`,
-//! into a TPM that stays the same from start to start.
+//! into a TPM that stays the same from start to start; without Secure Boot, and under a key of our own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, MachineKind, Vm, blank};
+use alknet_qemu::{Disk, MachineKind, Owner, Vm, blank};
 
 /// Names the folder of the built image, whose stub and kernel are used.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
+/// Names the folder of Python packages that nobody here wrote.
+const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+/// What firmware says of a program that it does not start.
+const REFUSED: &str = "Access Denied";
 /// From power-on to the line of the program; firmware takes most of it.
 const LIMIT: Duration = Duration::from_secs(60);
 /// What the boot disk holds, KiB: an image of some 15 MiB.
@@ -30,6 +34,50 @@ fn an_update_and_the_way_back_open_without_anybody() {
     assert!(refused.starts_with("locked: "), "{refused}");
     for part in ["PCR 4", "PCR 11 (the image or its command line)"] {
         assert!(refused.contains(part), "{refused}");
+    }
+}
+
+#[test]
+fn under_secure_boot_updates_of_the_same_key_open_and_nobody_elses_start() {
+    let bench = Bench::new();
+    let [owner, stranger] = ["owner", "stranger"].map(|name| bench.owner(name));
+    bench.enroll(&owner, "owners");
+    bench.enroll(&stranger, "strangers");
+    let plain = |line: &str| bench.image(line);
+    let signed = |image: &[u8]| bench.signed(&owner, image);
+    let first = signed(&plain("example=first"));
+    let second = signed(&plain("example=second"));
+    let said = |image: &[u8], variables: &str| {
+        let vm = bench.start(image, [&first, &second], "chip", Some(variables));
+        outcome(&vm)
+    };
+    let made = said(&first, "owners");
+    assert_eq!(made, "measured and enforced; slot 1 is for the next image");
+    assert_eq!(said(&second, "owners"), "opened by slot 1");
+    assert_eq!(said(&first, "owners"), "opened by slot 0");
+    // Signed as well, but nobody made a slot for it.
+    let refused = said(&signed(&plain("example=third")), "owners");
+    let image = "PCR 11 (the image or its command line)";
+    assert!(
+        refused.contains(image) && !refused.contains("PCR 7"),
+        "{refused}"
+    );
+
+    // Whatever the owner did not sign never runs.
+    let strangers = bench.signed(&stranger, &plain("example=first"));
+    for image in [&plain("example=first"), &strangers] {
+        let vm = bench.start(image, [&first, &second], "chip", Some("owners"));
+        let waited = vm.wait_for(REFUSED, LIMIT);
+        waited.unwrap_or_else(|error| panic!("{error}"));
+        assert!(!vm.console().text().contains("booted machine"));
+    }
+    // Who puts other keys into the firmware, or switches it off, starts it and opens nothing.
+    for (image, variables) in [(&strangers, "strangers"), (&first, "none")] {
+        let refused = said(image, variables);
+        assert!(
+            refused.starts_with("locked: ") && refused.contains("PCR 7 (Secure Boot or its keys)"),
+            "{refused}"
+        );
     }
 }
 
@@ -55,8 +103,35 @@ impl Bench {
         with_section(image, b".initrd\0", &self.initrd)
     }
 
-    /// Starts an image, with the vault and both images beside it, and reads what the program says.
+    fn owner(&self, name: &str) -> Owner {
+        Owner::create(self.dir.path(), name).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Variables of the firmware with this owner's keys.
+    fn enroll(&self, owner: &Owner, variables: &str) {
+        let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
+            panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
+        });
+        let enrolled = owner.enroll(&self.dir.path().join(variables), packages.as_ref());
+        enrolled.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn signed(&self, owner: &Owner, image: &[u8]) -> Vec<u8> {
+        let [from, to] = ["unsigned", "signed"].map(|name| self.dir.path().join(name));
+        fs::write(&from, image).expect("writable");
+        let signed = owner.sign(&from, &to);
+        signed.unwrap_or_else(|error| panic!("{error}"));
+        fs::read(to).expect("it was written")
+    }
+
+    /// Starts an image, and reads what the program says.
     fn boot(&self, image: &[u8], images: [&[u8]; 2], chip: &str) -> String {
+        outcome(&self.start(image, images, chip, None))
+    }
+
+    /// Starts an image, with the vault and both images beside it, by firmware that has Secure Boot if it
+    /// is told which variables to have.
+    fn start(&self, image: &[u8], images: [&[u8]; 2], chip: &str, secure: Option<&str>) -> Vm {
         let path = |name: &str| self.dir.path().join(name);
         let program = path("program.efi");
         fs::write(&program, image).expect("writable");
@@ -75,7 +150,7 @@ impl Bench {
         run("mcopy", &copy);
         let mut vm = Vm::builder(MachineKind::Q35Uefi)
             .tpm(path(chip))
-            .variables(path("variables"))
+            .variables(path(secure.unwrap_or("variables")))
             .disk(Disk::file(&boot).read_only())
             .disk(Disk::file(path("vault")));
         for (name, image) in ["running", "next"].into_iter().zip(images) {
@@ -85,12 +160,18 @@ impl Bench {
             fs::write(path(name), padded).expect("writable");
             vm = vm.disk(Disk::file(path(name)).read_only());
         }
-        let vm = vm.start().unwrap_or_else(|error| panic!("{error}"));
-        let line = vm.wait_line("booted machine: ", LIMIT);
-        let line = line.unwrap_or_else(|error| panic!("{error}"));
-        let (_, said) = line.text.split_once(": ").expect("it was waited for");
-        said.trim_end().to_owned()
+        if secure.is_some() {
+            vm = vm.secure_boot();
+        }
+        vm.start().unwrap_or_else(|error| panic!("{error}"))
     }
+}
+
+fn outcome(vm: &Vm) -> String {
+    let line = vm.wait_line("booted machine: ", LIMIT);
+    let line = line.unwrap_or_else(|error| panic!("{error}"));
+    let (_, said) = line.text.split_once(": ").expect("it was waited for");
+    said.trim_end().to_owned()
 }
 
 fn built_image() -> PathBuf {

@@ -1,0 +1,91 @@
+//! Secure Boot under somebody's own key: made, put into the firmware's variables as the only one, and what
+//! it signs. By the tools that an owner of a machine has.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Error, Result};
+use crate::tools;
+
+/// Whose keys they are, as the variables have it; any number does.
+const OWNER: &str = "6b3a3f0e-8f0c-4d0f-9a53-616c6b6e6574";
+/// How long the certificate holds, in days; firmware does not look.
+const DAYS: &str = "3650";
+
+/// Somebody who decides what a machine starts.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    key: PathBuf,
+    certificate: PathBuf,
+}
+
+impl Owner {
+    /// Makes a key of this name, and its certificate, in `folder`.
+    ///
+    /// # Errors
+    /// OpenSSL is missing or fails.
+    pub fn create(folder: &Path, name: &str) -> Result<Self> {
+        let own = Self {
+            key: folder.join(format!("{name}.key")),
+            certificate: folder.join(format!("{name}.pem")),
+        };
+        let subject = format!("/CN={name}");
+        let mut openssl = Command::new("openssl");
+        openssl
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-sha256", "-nodes"])
+            .args(["-days", DAYS, "-subj", &subject, "-keyout"])
+            .args([
+                own.key.as_os_str(),
+                "-out".as_ref(),
+                own.certificate.as_ref(),
+            ]);
+        run(openssl, "openssl")?;
+        Ok(own)
+    }
+
+    /// Signs an EFI program.
+    ///
+    /// # Errors
+    /// sbsign is missing, or takes `program` for none.
+    pub fn sign(&self, program: &Path, to: &Path) -> Result<()> {
+        let mut sbsign = Command::new("sbsign");
+        for (option, value) in [("--key", &self.key), ("--cert", &self.certificate)] {
+            sbsign.arg(option).arg(value);
+        }
+        sbsign.arg("--output").args([to, program]);
+        run(sbsign, "sbsigntool")
+    }
+
+    /// Writes variables of the firmware into `file` under which it starts what this key signed, and
+    /// nothing else. `packages` is where Python finds virt-firmware.
+    ///
+    /// # Errors
+    /// The firmware or the package is missing, or `file` cannot be written.
+    pub fn enroll(&self, file: &Path, packages: &Path) -> Result<()> {
+        let (_, template) = tools::firmware(true)?;
+        let mut python = Command::new("python3");
+        python
+            .env("PYTHONPATH", packages)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .args(["-m", "virt.firmware.vars", "--loglevel", "warning"])
+            .args([OsStr::new("--input"), template.as_ref()]);
+        for option in ["--set-pk", "--add-kek", "--add-db"] {
+            python.args([option, OWNER]).arg(&self.certificate);
+        }
+        python
+            .args(["--no-microsoft", "--sb", "--output"])
+            .arg(file);
+        run(python, "virt-firmware")
+    }
+}
+
+fn run(mut command: Command, package: &'static str) -> Result<()> {
+    let what = format!("{} (of {package})", command.get_program().display());
+    let output = command.output().map_err(Error::io(what.clone()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::io(what)(std::io::Error::other(said)))
+}
