@@ -62,11 +62,13 @@ fn everything_is_there_again_after_a_restart() {
     let all = Stored {
         peers: vec![entry.clone()],
         api_keys: vec![ApiKey {
-            token,
             scopes: ["metrics:read"].into_iter().collect(),
             resources: [("fs".into(), vec!["docs".into()])].into(),
             description: Some("hall".to_owned()),
-            expires: None,
+            created_by: Some("key:abcd0123".to_owned()),
+            created: Some(1_900_000_000),
+            used_day: Some(21_990),
+            ..ApiKey::new(token)
         }],
     };
     let (db, stored) = IdentityDb::open(&path);

@@ -11,6 +11,7 @@ mod hub;
 mod identity;
 mod js;
 mod key;
+mod open;
 mod output;
 mod peers;
 mod promotion;
@@ -111,6 +112,10 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
 alknet ops ed25519:…@192.0.2.7:443 node/info\n  \
 alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada")]
     Ops(call::OpsArgs),
+    /// Open the status page of a node in a browser, by a link that works once.
+    #[command(after_help = "Examples:\n  alknet open ed25519:…@192.0.2.7:443\n  \
+alknet open attic --print\n  alknet open attic --action reboot")]
+    Open(open::OpenArgs),
     /// List who may connect to a node, and who has.
     #[command(after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443")]
     Peers(peers::PeersArgs),
@@ -132,9 +137,9 @@ no recovery words."
     /// Look into files of typed data, make them of others, and fetch them from nodes.
     #[command(subcommand)]
     Tensor(tensor::TensorVerb),
-    /// Make a bearer token and print it, with what the configuration of a node needs of it.
-    #[command(after_help = "Example:\n  alknet token --json")]
-    Token,
+    /// Make bearer tokens, list those of a node, and take them back.
+    #[command(subcommand)]
+    Token(token::TokenVerb),
     /// Keep recovery words and what is derived from them; ask or lock the vault of a node.
     #[command(subcommand)]
     Vault(vault::VaultVerb),
@@ -256,13 +261,14 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Identity(args) => identity::run(&args, json),
         Verb::Js(verb) => js::run(verb, json),
         Verb::Key(verb) => key::run(verb, json),
+        Verb::Open(args) => open::run(&args, json),
         Verb::Ops(args) => call::ops(args, json),
         Verb::Peers(args) => peers::run(&args, json),
         Verb::Provision(args) => provision::run(&args, json),
         Verb::Serve(args) => serve::run(args, json),
         Verb::Status(args) => status::run(args, json),
         Verb::Tensor(verb) => tensor::run(verb, json),
-        Verb::Token => token::run(json),
+        Verb::Token(verb) => token::run(verb, json),
         Verb::Vault(verb) => vault::run(verb, json),
     }
 }

@@ -1,12 +1,136 @@
-//! `alknet token`: makes a bearer token, and what a node keeps of it.
+//! `alknet token`: bearer tokens. `new` makes one here, and says what a node's configuration keeps of
+//! it; the other verbs make, list and take back tokens of a node that runs.
 
 use alknet_core::AuthToken;
-use serde_json::json;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
-use super::{Exit, Failure, output};
+use super::call::{connected, list, of_call};
+use super::{DialArgs, Exit, Failure, output};
+
+/// The verbs below `alknet token`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenVerb {
+    /// List the tokens of a node: names, scopes, ends, who made them, when they were last used.
+    #[command(
+        after_help = "Examples:\n  alknet token list ed25519:…@192.0.2.7:443\n  \
+alknet token list attic --json"
+    )]
+    List {
+        /// The node.
+        target: String,
+        #[command(flatten)]
+        dial: DialArgs,
+    },
+    /// Make a token at a node that runs, and print it. It is not shown again.
+    #[command(
+        after_help = "Examples:\n  alknet token make ed25519:…@192.0.2.7:443 --scope metrics:read \
+--expires 90d --note 'the dashboard in the hall'\n  \
+alknet token make attic --scope node:read --scope peer:list --expires never\n  \
+alknet token make attic --scope fs:read --resource fs=docs --json | jq -r .token"
+    )]
+    Make(MakeArgs),
+    /// Make a token here, and print it with what the configuration of a node needs of it.
+    #[command(after_help = "Example:\n  alknet token new --json")]
+    New,
+    /// Take a token back: what it opened is closed within a second.
+    #[command(after_help = "Example:\n  alknet token revoke ed25519:…@192.0.2.7:443 k3v9a2mb")]
+    Revoke {
+        /// The node.
+        target: String,
+        /// The eight characters behind alk_.
+        key_id: String,
+        #[command(flatten)]
+        dial: DialArgs,
+    },
+}
+
+/// Arguments of `alknet token make`.
+#[derive(Debug, Args)]
+pub(crate) struct MakeArgs {
+    /// The node.
+    target: String,
+    /// What the token may do, no more than you; can be given several times.
+    #[arg(long, required = true, value_name = "SCOPE")]
+    scope: Vec<String>,
+    /// A resource it holds, KIND=NAME; can be given several times.
+    #[arg(long, value_name = "KIND=NAME", value_parser = resource)]
+    resource: Vec<(String, String)>,
+    /// How long it is good: 90s, 30m, 12h, 30d, or never.
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = ends)]
+    expires: Ends,
+    /// What it is for, for those who see it in the list.
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// Seconds until a token ends, if it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ends(Option<u64>);
+
+/// Runs one of them.
+pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<Exit, Failure> {
+    match verb {
+        TokenVerb::List { target, dial } => list(&target, &dial, "token/list", json, lines),
+        TokenVerb::Make(args) => make(&args, json),
+        TokenVerb::New => new(json),
+        TokenVerb::Revoke {
+            target,
+            key_id,
+            dial,
+        } => connected(&target, &dial, async |client| {
+            let input = json!({ "key_id": key_id });
+            let answer = client.call("token/revoke", &input).await.map_err(of_call)?;
+            if json {
+                output::json_line(answer.value())?;
+            } else {
+                output::line(&format!("{key_id} is no token any more"))?;
+            }
+            Ok(Exit::Ok)
+        }),
+    }
+}
+
+fn make(args: &MakeArgs, json: bool) -> Result<Exit, Failure> {
+    let mut resources = serde_json::Map::new();
+    for (kind, name) in &args.resource {
+        let held = resources.entry(kind.clone()).or_insert_with(|| json!([]));
+        if let Value::Array(held) = held {
+            held.push(name.as_str().into());
+        }
+    }
+    let input = json!({
+        "scopes": args.scope,
+        "resources": resources,
+        "ttl_s": args.expires.0,
+        "note": args.note,
+    });
+    connected(&args.target, &args.dial, async |client| {
+        let answer = client.call("token/make", &input).await.map_err(of_call)?;
+        let answer = answer.value();
+        if json {
+            output::json_line(answer)?;
+            return Ok(Exit::Ok);
+        }
+        output::line(text(&answer["token"]))?;
+        output::line("")?;
+        let end = match answer["expires"].as_str() {
+            Some(end) => format!("good until {end}"),
+            None => "good until it is revoked".to_owned(),
+        };
+        output::line(&format!(
+            "Not shown again; {end}. Take it back with 'alknet token revoke {} {}'.",
+            args.target,
+            text(&answer["key_id"])
+        ))?;
+        Ok(Exit::Ok)
+    })
+}
 
 /// Makes one. It is shown here and nowhere else.
-pub(crate) fn run(json: bool) -> Result<Exit, Failure> {
+fn new(json: bool) -> Result<Exit, Failure> {
     let token = AuthToken::generate().map_err(Failure::local)?;
     let hash = token.hash().map_err(Failure::local)?;
     let entry = hash.to_string();
@@ -32,4 +156,125 @@ pub(crate) fn run(json: bool) -> Result<Exit, Failure> {
         hash.key_id
     ))?;
     Ok(Exit::Ok)
+}
+
+fn lines(answer: &Value) -> Vec<String> {
+    let tokens = answer["tokens"].as_array().map_or(&[][..], Vec::as_slice);
+    if tokens.is_empty() {
+        return vec!["there are no tokens".to_owned()];
+    }
+    let holders = tokens.iter().map(|one| text(&one["holder"]).len());
+    let width = holders.max().unwrap_or_default();
+    tokens.iter().map(|one| line(one, width)).collect()
+}
+
+fn line(one: &Value, width: usize) -> String {
+    let scopes = one["scopes"].as_array().into_iter().flatten();
+    let scopes: Vec<_> = scopes.filter_map(Value::as_str).collect();
+    let end = match (one["expires"].as_str(), one["expired"] == true) {
+        (Some(end), true) => format!("ended {end}"),
+        (Some(end), false) => format!("until {end}"),
+        (None, _) => "does not end".to_owned(),
+    };
+    let used = one["last_used"].as_str();
+    let used = used.map_or_else(|| "not used".to_owned(), |day| format!("used {day}"));
+    let mut line = format!(
+        "{}  {:width$}  {:6}  {end:26}  {used:15}  {}",
+        text(&one["key_id"]),
+        text(&one["holder"]),
+        text(&one["source"]),
+        scopes.join(" ")
+    );
+    for (word, key) in [("by", "created_by"), ("for", "note")] {
+        if let Some(told) = one[key].as_str() {
+            // A note is what somebody typed: it cannot move the cursor here.
+            let told: String = told.chars().filter(|c| !c.is_control()).collect();
+            line.push_str(&format!("  {word} {told}"));
+        }
+    }
+    line.trim_end().to_owned()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn ends(text: &str) -> Result<Ends, String> {
+    if text == "never" {
+        return Ok(Ends(None));
+    }
+    let wrong = || format!("'{text}' is no time: write 90s, 30m, 12h, 30d or never");
+    let split = text.len() - usize::from(text.ends_with(|c: char| c.is_ascii_alphabetic()));
+    let (number, unit) = text.split_at(split);
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = number.checked_mul(unit).filter(|seconds| *seconds > 0);
+    seconds.map(|it| Ends(Some(it))).ok_or_else(wrong)
+}
+
+fn resource(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=');
+    let pair = pair.filter(|(kind, name)| !kind.is_empty() && !name.is_empty());
+    pair.map(|(kind, name)| (kind.to_owned(), name.to_owned()))
+        .ok_or_else(|| format!("'{text}' is no resource: write KIND=NAME"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_and_resources_are_read() {
+        for (text, read) in [
+            ("90s", Some(90)),
+            ("30m", Some(1800)),
+            ("12h", Some(43_200)),
+            ("30d", Some(2_592_000)),
+            ("never", None),
+        ] {
+            assert_eq!(ends(text), Ok(Ends(read)));
+        }
+        for bad in [
+            "",
+            "d",
+            "1",
+            "0s",
+            "-1h",
+            "1 h",
+            "1w",
+            "99999999999999999999d",
+            "1ä",
+        ] {
+            assert!(ends(bad).is_err(), "{bad}");
+        }
+        let docs = ("fs".to_owned(), "a=b".to_owned());
+        assert_eq!(resource("fs=a=b"), Ok(docs));
+        for bad in ["", "fs", "=a", "fs="] {
+            assert!(resource(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_list_reads_well() {
+        let answer = json!({ "tokens": [
+            { "key_id": "k3v9a2mb", "holder": "key:k3v9a2mb", "source": "store",
+              "scopes": ["metrics:read"], "expires": "2030-01-01T00:00:00Z", "created_by": "admin",
+              "note": "the \u{1b}[31mhall", "last_used": "2029-12-31" },
+            { "key_id": "aaaaaaaa", "holder": "edge", "source": "config", "scopes": ["a", "b"] },
+        ] });
+        let shown = lines(&answer);
+        assert_eq!(
+            shown[0],
+            "k3v9a2mb  key:k3v9a2mb  store   until 2030-01-01T00:00:00Z  used 2029-12-31  \
+             metrics:read  by admin  for the [31mhall"
+        );
+        assert!(shown[1].contains("does not end") && shown[1].ends_with("not used         a b"));
+        assert_eq!(lines(&json!({})), ["there are no tokens"]);
+    }
 }

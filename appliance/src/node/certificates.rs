@@ -3,15 +3,20 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use alknet_core::config::{AcmeChallenge, NodeConfig, TlsSection};
-use alknet_endpoint::{Dialer, HttpsClient};
+use alknet_core::config::{AcmeChallenge, NodeConfig, Port80, TlsSection};
+use alknet_core::{BoxError, BoxFuture, Reach};
+use alknet_endpoint::Dialer;
+use alknet_http_client::{ClientOptions, HttpClient, Redirects};
 use alknet_init::control::Problem;
-use alknet_tls::acme::{Acme, AcmeError, AcmeOptions, AcmeParts, ChallengeKind};
+use alknet_tls::acme::{
+    Acme, AcmeError, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind, HttpChallenges,
+};
 use alknet_tls::{
     ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, CertificateFiles, ClientTlsOptions,
     FILES_INTERVAL, FileWatcher, NodeKey, Problems, RootCertStore, ServerTlsOptions, TlsError,
     bundled_roots, roots_from_file,
 };
+use bytes::Bytes;
 
 use super::dialler;
 use super::own_key::NODE_KEY_WAITS;
@@ -27,6 +32,8 @@ pub(crate) struct Certificates {
     pub(crate) problems: Arc<Problems>,
     /// How the node dials others.
     pub(crate) dialer: Arc<Dialer>,
+    /// Answers for the authority over plain HTTP.
+    pub(crate) challenges: Arc<HttpChallenges>,
 }
 
 impl Certificates {
@@ -40,6 +47,7 @@ impl Certificates {
             strict_sni: config.tls.strict_sni,
             ..ServerTlsOptions::default()
         };
+        let challenges = Arc::new(HttpChallenges::default());
         let dialer = dialler::make(key, trusted(&config.tls, &problems));
         let files = files(&config.tls);
         if !files.is_empty() {
@@ -50,7 +58,10 @@ impl Certificates {
         let names = config.certificate_names();
         if !names.is_empty() {
             let subject = names.join(", ");
-            match acme(config, names, tls_dir, &served, &problems, &dialer) {
+            // Without port 80 no authority could read the answers.
+            let plain = config.http.port80 != Port80::Off;
+            let answers = plain.then(|| Arc::clone(&challenges));
+            match acme(config, names, tls_dir, &served, &problems, &dialer, answers) {
                 Ok(acme) => drop(tokio::spawn(acme.run())),
                 Err(error) => problems.set(ACME_FAILED, &subject, error.to_string()),
             }
@@ -59,6 +70,7 @@ impl Certificates {
             served,
             problems,
             dialer,
+            challenges,
         }
     }
 }
@@ -128,6 +140,7 @@ fn acme(
     served: &ServerTlsOptions,
     problems: &Arc<Problems>,
     dialer: &Arc<Dialer>,
+    answers: Option<Arc<HttpChallenges>>,
 ) -> Result<Acme, AcmeError> {
     let section = &config.tls.acme;
     let options = AcmeOptions {
@@ -140,15 +153,47 @@ fn acme(
         clock_floor: alknet_init::BUILD_TIME_S,
     };
     let parts = AcmeParts {
-        transport: Arc::new(HttpsClient::new(Arc::clone(dialer))),
+        transport: Arc::new(Authority::new(dialer)),
         store: Arc::clone(&served.certificates),
         problems: Arc::clone(problems),
         alpn: Arc::clone(&served.challenges),
-        // Mounted by the parts that serve HTTP and DNS.
-        http: None,
+        http: answers,
+        // Comes with the part that serves DNS.
         dns: None,
     };
     Acme::new(options, parts)
+}
+
+/// Longest answer of a certificate authority.
+const AUTHORITY_BYTES_MAX: usize = 1 << 20;
+
+/// The way to a certificate authority. The administrator names it, so it may be anywhere, also on the
+/// node's own network.
+struct Authority(HttpClient);
+
+impl Authority {
+    fn new(dialer: &Arc<Dialer>) -> Self {
+        let options = ClientOptions {
+            reach: Reach::Anywhere,
+            redirects: Redirects::No,
+            ..ClientOptions::default()
+        };
+        Self(HttpClient::new(Arc::<Dialer>::clone(dialer), options))
+    }
+}
+
+impl AcmeTransport for Authority {
+    fn send(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> BoxFuture<'static, Result<http::Response<Bytes>, BoxError>> {
+        let client = self.0.clone();
+        Box::pin(async move {
+            let (head, body) = client.send(request).await?.into_parts();
+            let body = body.collect_bounded(AUTHORITY_BYTES_MAX).await?;
+            Ok(http::Response::from_parts(head, body))
+        })
+    }
 }
 
 fn kind(challenge: AcmeChallenge) -> ChallengeKind {

@@ -85,7 +85,7 @@ impl Meters {
         }
         let dispatcher = self.parts.dispatcher.get().and_then(Weak::upgrade);
         if let Some(dispatcher) = dispatcher {
-            dispatcher.stats().collect(&mut metrics);
+            dispatcher.collect(&mut metrics);
         }
         if let Some(store) = self.parts.certificates.get() {
             certificates(store, &mut metrics);

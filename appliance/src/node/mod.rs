@@ -10,6 +10,7 @@ mod fault;
 mod follow;
 mod host;
 mod hub;
+mod imports;
 mod join;
 mod keep;
 mod log;
@@ -22,7 +23,9 @@ mod reload;
 mod rotate;
 mod store;
 mod supervised;
+mod tokens;
 mod vault;
+mod web;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,8 +36,10 @@ use alknet_call::{CallHandler, Dispatcher, Registry};
 use alknet_core::config::{LimitsConfig, NodeConfig, ReloadHandle};
 use alknet_core::{CloseCode, EncryptedData, HandlerRegistry, Identities, Stored, SystemClock};
 use alknet_endpoint::{IrohOptions, Limits, Server, ServerOptions};
+use alknet_http::Settings;
 use alknet_identity_store::IdentityDb;
 use alknet_init::control::{MachineFacts, NodeStatus, Problem, ToInit};
+use alknet_page::Page;
 use alknet_tls::{NodeKey, Problems};
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
@@ -44,6 +49,7 @@ use certificates::Certificates;
 use computing::{Around, Computing};
 use facts::{About, SharedFacts};
 use hub::Hub;
+use imports::Imports;
 use join::{JoinContext, Joins, Reached};
 use keep::Keeper;
 use log::LogRing;
@@ -54,6 +60,7 @@ use people::{People, SharedServer};
 use powers::Powers;
 use reload::Reloader;
 use vault::NodeVault;
+use web::{Inside, Troubles, Web};
 
 use crate::key::KeyFiles;
 
@@ -105,6 +112,8 @@ struct Node {
     joins: Arc<Joins>,
     computing: Computing,
     powers: Powers,
+    web: Web,
+    imports: Imports,
     /// What could not be opened at the start.
     unusable: Arc<[Problem]>,
 }
@@ -179,7 +188,20 @@ impl Node {
             certificates: Arc::clone(&certificates.problems),
         };
         let hub = Hub::new(config, &people, &about, &facts, clock());
-        let (handlers, dispatcher) = handlers(config, &context, hub.as_ref(), &computing, &escrow)?;
+        let reloader = Arc::clone(&people.reloader);
+        let inside = Inside::new(config, Arc::clone(&people.identities) as _, move || {
+            let now = Settings::new(&reloader.current().config);
+            now.names().to_vec()
+        });
+        let page = inside.page.as_ref();
+        let (mut handlers, dispatcher) =
+            handlers(config, &context, hub.as_ref(), &computing, &escrow, page)?;
+        let troubles = Troubles::default();
+        let answers = Arc::clone(&certificates.challenges);
+        let web = Web::new(config, inside, &dispatcher, answers, Arc::clone(&troubles))?;
+        if let Some(http) = web.handler() {
+            handlers.register(http)?;
+        }
         computing.attach(&dispatcher).await;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
         let mut server = Server::bind(
@@ -201,6 +223,10 @@ impl Node {
         let server = Arc::new(server);
         people.server.set(Arc::clone(&server)).ok();
         tracing::info!(port = server.port(), "serving {}", about.alpns().join(", "));
+        let file = people.reloader.file();
+        let folder = file.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let folder = folder.unwrap_or_else(|| options.state_dir.join("config"));
+        let imports = Imports::start(config, &folder, &dispatcher, &certificates.dialer, &powers);
         let joins = Joins::start(JoinContext {
             reloader: Arc::clone(&people.reloader),
             dispatcher,
@@ -213,6 +239,8 @@ impl Node {
             joins: Arc::new(joins),
             computing,
             powers,
+            web,
+            imports,
             unusable,
             server,
             about,
@@ -223,7 +251,11 @@ impl Node {
             verbose: options.verbose,
         };
         node.tune();
+        node.web.serve_port80(config, node.about.port());
+        let known = node.clone();
+        troubles.get_or_init(|| Box::new(move || known.problems()));
         tokio::spawn(node.clone().keep_tuned(options.to_init));
+        tokio::spawn(tokens::keep_uses(Arc::clone(&node.people.identities)));
         Ok(node)
     }
 
@@ -232,6 +264,7 @@ impl Node {
         let current = self.people.reloader.current();
         self.server.set_limits(limits(&current.config.limits));
         self.ring.tune(&current.config.log, self.verbose);
+        self.web.tune(&current.config);
         if let Some(hub) = &self.hub {
             hub.tune(&current.config);
         }
@@ -279,6 +312,8 @@ impl Node {
         own.chain(certificates)
             .chain(self.unusable.iter().cloned())
             .chain(self.powers.problems())
+            .chain(self.web.problems())
+            .chain(self.imports.problems())
             .collect()
     }
 
@@ -287,6 +322,7 @@ impl Node {
         self.joins.stop();
         let drained = self.server.drain_for(deadline, why).await;
         self.computing.stop().await;
+        tokens::keep_uses_now(&self.people.identities).await;
         tracing::info!(finished = drained.finished, cut = drained.cut, "drained");
     }
 }
@@ -343,6 +379,7 @@ fn handlers(
     hub: Option<&Hub>,
     computing: &Computing,
     escrow: &Arc<alknet_escrow::Desk>,
+    page: Option<&Page>,
 ) -> anyhow::Result<(HandlerRegistry, Arc<Dispatcher>)> {
     let mut builder = Registry::builder();
     ops::register(&mut builder, context);
@@ -351,6 +388,9 @@ fn handlers(
     context.meters.set_computing(computing);
     if let Some(hub) = hub {
         hub.register(&mut builder);
+    }
+    if let Some(page) = page {
+        builder.add(page.operation());
     }
     let granted = context.powers.granted();
     builder.equip(|name| granted.get(name).cloned().unwrap_or_default());

@@ -1,6 +1,6 @@
 //! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/metrics`,
-//! `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`, `peer/rotate-key`, `vault/status`,
-//! `vault/lock` where there is a vault, and `node/fault` where the hypervisor switched fault injection
+//! `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`, `peer/rotate-key`, `token/list`,
+//! `token/make`, `token/revoke`, `vault/status`, `vault/lock` where there is a vault, and `node/fault` where the hypervisor switched fault injection
 //! on.
 
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use super::own_key::{self, OwnKey};
 use super::people::{self, People};
 use super::powers::Powers;
 use super::rotate;
+use super::tokens;
 use super::vault::{self, NodeVault};
 
 /// The scope that suffices for every one of these operations.
@@ -73,6 +74,9 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
     builder.add(power(node.clone(), PowerAction::Poweroff));
     builder.add(own_key::operation(Arc::clone(&node.own_key)));
     builder.add(people::list(node.people.clone()));
+    builder.add(tokens::list(node.people.clone()));
+    builder.add(tokens::make(node.people.clone()));
+    builder.add(tokens::revoke(node.people.clone()));
     let (vault, powers) = (node.vault.clone(), node.powers.clone());
     builder.add(vault::status(
         Arc::clone(&node.facts),

@@ -100,6 +100,12 @@ impl Powers {
         &self.0.granted
     }
 
+    /// What stands for a credential of the configuration.
+    pub(crate) fn capability(&self, name: &str) -> Option<Capability> {
+        let found = self.0.held.iter().find(|one| one.config.name == name);
+        found.map(|one| one.capability.clone())
+    }
+
     /// Fills or empties everything, where the vault was opened or locked since.
     pub(crate) fn refresh(&self) {
         let mut seen = self.seen();

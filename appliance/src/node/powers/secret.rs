@@ -1,7 +1,7 @@
 //! From the bytes of an opened record to what they are for. Nothing of them is ever in a message.
 
 use alknet_core::config::CredentialConfig;
-use alknet_core::{CapabilityKind, Power, Secret};
+use alknet_core::{CapabilityKind, KeyPlace, Power, Secret};
 use alknet_vault::{SecretArr, SecretBytes};
 use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
 
@@ -29,10 +29,21 @@ pub(super) fn power(config: &CredentialConfig, secret: &[u8]) -> Result<Power, &
             user: config.user.clone().unwrap_or_default(),
             password: header(secret)?,
         },
-        CapabilityKind::ApiKey => Power::ApiKey {
-            header: config.header.clone().unwrap_or_default(),
-            key: header(secret)?,
-        },
+        CapabilityKind::ApiKey => {
+            let places = [
+                (KeyPlace::Header, &config.header),
+                (KeyPlace::Query, &config.query),
+                (KeyPlace::Cookie, &config.cookie),
+            ];
+            let named = |(place, name): (KeyPlace, &Option<String>)| Some((place, name.clone()?));
+            let named = places.into_iter().find_map(named);
+            let (place, name) = named.ok_or("it does not say where its key goes")?;
+            Power::ApiKey {
+                place,
+                name,
+                key: header(secret)?,
+            }
+        }
         CapabilityKind::Bytes => Power::Bytes(Secret::new(secret.to_vec())),
         CapabilityKind::Signer => {
             let key = seed(secret).and_then(|seed| Kept::new(seed.expose()));

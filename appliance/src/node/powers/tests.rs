@@ -90,7 +90,7 @@ fn states(powers: &Powers) -> Vec<(String, String)> {
 
 fn bearer(one: &Capability) -> Result<String, CapabilityError> {
     let mut seen = String::new();
-    one.authorize(&mut |_, value| seen = String::from_utf8_lossy(value).into_owned())?;
+    one.authorize(&mut |_, _, value| seen = String::from_utf8_lossy(value).into_owned())?;
     Ok(seen)
 }
 

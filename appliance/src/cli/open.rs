@@ -1,0 +1,257 @@
+//! `alknet open`: the status page of a node, by a link that works once.
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::net::{IpAddr, ToSocketAddrs};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use alknet_core::{Host, PeerAddr};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::call::{connected, of_call, parse_target};
+use super::{DialArgs, Exit, Failure, output};
+
+/// The port that a link need not name.
+const HTTPS_PORT: u16 = 443;
+/// What opens a link on a desktop, by the order they are looked for.
+const OPENERS: [&str; 2] = ["xdg-open", "open"];
+/// File below the state directory that leads a browser to the link: an argument of a program can be
+/// read by everybody on this computer, this file by its owner.
+const FILE: &str = "open.html";
+
+/// Arguments of `alknet open`.
+#[derive(Debug, Args)]
+pub(crate) struct OpenArgs {
+    /// The node.
+    target: String,
+    /// Only print the link, and open nothing.
+    #[arg(long)]
+    print: bool,
+    /// Open a page that asks whether to do this, instead of the status page.
+    #[arg(long, value_enum)]
+    action: Option<Action>,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+/// What the page may do, once, by a link made for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Action {
+    /// Lock the vault.
+    Lock,
+    /// Switch the machine off.
+    Poweroff,
+    /// Restart the machine.
+    Reboot,
+}
+
+impl Action {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::Poweroff => "poweroff",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+/// Gets a link, and opens it where a person at a desktop asks.
+pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
+    let target = parse_target(&args.target, &args.dial)?;
+    connected(&args.target, &args.dial, async |client| {
+        let input = match args.action {
+            Some(action) => json!({ "action": action.name() }),
+            None => json!({}),
+        };
+        let answer = client.call("node/page-ticket", &input).await;
+        let answer = answer.map_err(of_call)?;
+        let link = link(&target, answer.value(), resolved);
+        let good_for = answer.value()["expires_in"].as_u64().unwrap_or_default();
+        if json {
+            output::json_line(&json!({ "url": link, "expires_in": good_for }))?;
+            return Ok(Exit::Ok);
+        }
+        let wanted = !args.print && io::stdout().is_terminal() && has_display();
+        if let Some(opener) = wanted.then(opener).flatten() {
+            opened(&opener, &args.dial.state.dir()?, &link)?;
+            output::line(&format!(
+                "Opening the status page; if nothing happens: alknet open --print {}",
+                args.target
+            ))?;
+            return Ok(Exit::Ok);
+        }
+        output::line(&link)?;
+        if io::stdout().is_terminal() {
+            output::line(&format!("Works once, within {good_for} s."))?;
+        }
+        Ok(Exit::Ok)
+    })
+}
+
+/// The link, by a name that both the browser and the node know: a node answers to its addresses and to
+/// the names it has, and to no other.
+fn link(
+    target: &PeerAddr,
+    answer: &Value,
+    resolve: impl Fn(&str, u16) -> Option<IpAddr>,
+) -> String {
+    let names = answer["names"].as_array().into_iter().flatten();
+    let names: Vec<_> = names.filter_map(Value::as_str).collect();
+    let host = match &target.host {
+        Host::Name(name) if !names.iter().any(|own| own.eq_ignore_ascii_case(name)) => {
+            match resolve(name, target.port) {
+                Some(address) => literal(address),
+                None => names
+                    .iter()
+                    .find(|own| !own.contains('*') && **own != "localhost")
+                    .map_or_else(|| name.clone(), |own| (*own).to_owned()),
+            }
+        }
+        Host::Name(name) => name.clone(),
+        Host::Ip(address) => literal(*address),
+    };
+    let port = match target.port {
+        HTTPS_PORT => String::new(),
+        port => format!(":{port}"),
+    };
+    let path = answer["path"].as_str().unwrap_or("/");
+    format!("https://{host}{port}{path}")
+}
+
+fn literal(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
+
+fn resolved(name: &str, port: u16) -> Option<IpAddr> {
+    let mut found = (name, port).to_socket_addrs().ok()?;
+    found.next().map(|address| address.ip())
+}
+
+/// Whether a browser could show itself here.
+fn has_display() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    cfg!(target_os = "macos") || set("DISPLAY") || set("WAYLAND_DISPLAY")
+}
+
+/// The first opener there is, by its whole path.
+fn opener() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let dirs: Vec<_> = std::env::split_paths(&path).collect();
+    find(&dirs)
+}
+
+fn find(dirs: &[PathBuf]) -> Option<PathBuf> {
+    let runs = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+    };
+    let mut candidates = OPENERS.iter().flat_map(|name| {
+        dirs.iter()
+            .filter(|dir| dir.is_absolute())
+            .map(move |dir| dir.join(name))
+    });
+    candidates.find(runs)
+}
+
+fn opened(opener: &Path, state: &Path, link: &str) -> Result<(), Failure> {
+    let file = state.join(FILE);
+    let failed = |error: io::Error| {
+        let text = format!("cannot open a browser: {error}; use --print");
+        Failure::local(text)
+    };
+    write_leading_to(&file, link).map_err(failed)?;
+    let mut command = Command::new(opener);
+    command.arg(&file);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().map(drop).map_err(failed)
+}
+
+fn write_leading_to(file: &Path, link: &str) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut out = fs::OpenOptions::new();
+    let mut out = out.write(true).create_new(true).mode(0o600).open(file)?;
+    // A link has no character that means anything to HTML.
+    writeln!(
+        out,
+        "<!DOCTYPE html><meta charset=\"utf-8\"><title>alknet</title>\
+         <meta http-equiv=\"refresh\" content=\"0;url={link}\"><a href=\"{link}\">Go on</a>"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link_of(target: &str, names: &[&str], resolved: Option<&str>) -> String {
+        let answer = json!({ "path": "/status/enter/abc", "names": names });
+        let target = target.parse().expect("a target");
+        link(&target, &answer, |_, _| resolved?.parse().ok())
+    }
+
+    #[test]
+    fn a_link_has_a_name_that_both_sides_know() {
+        let key = format!("ed25519:{}", "01".repeat(32));
+        for (at, names, found, host) in [
+            ("192.0.2.7:443", &["box"][..], None, "192.0.2.7"),
+            ("[2001:db8::1]:4433", &[], None, "[2001:db8::1]:4433"),
+            (
+                "hub.example.org:443",
+                &["hub.example.org"],
+                None,
+                "hub.example.org",
+            ),
+            (
+                "other.example:8443",
+                &["box"],
+                Some("192.0.2.8"),
+                "192.0.2.8:8443",
+            ),
+            (
+                "other.example:443",
+                &["*.b", "box", "localhost"],
+                None,
+                "box",
+            ),
+            ("other.example:443", &[], None, "other.example"),
+        ] {
+            let expected = format!("https://{host}/status/enter/abc");
+            assert_eq!(link_of(&format!("{key}@{at}"), names, found), expected);
+        }
+    }
+
+    #[test]
+    fn an_opener_is_a_program_on_the_path() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let dirs = [PathBuf::from("relative"), dir.path().to_owned()];
+        assert_eq!(find(&dirs), None);
+        let file = dir.path().join("xdg-open");
+        fs::write(&file, "").expect("ours");
+        assert_eq!(find(&dirs), None, "it cannot be run");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("ours");
+        assert_eq!(find(&dirs), Some(file));
+    }
+
+    #[test]
+    fn the_file_is_its_owners_and_new_each_time() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join(FILE);
+        for n in 0..2 {
+            write_leading_to(&file, &format!("https://192.0.2.7/status/enter/{n}")).expect("ours");
+            let text = fs::read_to_string(&file).expect("written");
+            assert!(text.contains(&format!("/enter/{n}\"")));
+            let mode = fs::metadata(&file).expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+}

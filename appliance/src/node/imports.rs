@@ -1,0 +1,197 @@
+//! Operations of servers that speak something else: read when the node has started, and again when they
+//! may be others. Nothing that is wrong with one keeps the node, or another one, from working.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use alknet_call::{Dispatcher, OperationAdapter, Registration};
+use alknet_core::config::{ImportConfig, ImportKind, NodeConfig};
+use alknet_core::{Backoff, Capability, Dialer, PeerAddr, Reach};
+use alknet_http_client::{ClientOptions, HttpClient};
+use alknet_init::control::Problem;
+use alknet_mcp::{FromMcp, McpImport};
+use alknet_openapi::{FromOpenApi, OpenApiOptions, read_document};
+use anyhow::{Context, anyhow};
+use http::Uri;
+
+use super::powers::Powers;
+
+/// First pause before a server that could not be asked is asked again, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+
+/// What is wrong, by the namespace it is about.
+type Problems = Arc<Mutex<BTreeMap<String, Problem>>>;
+
+/// The imports of a node. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Imports {
+    problems: Problems,
+}
+
+/// What an import is made with.
+struct Means {
+    dispatcher: Arc<Dispatcher>,
+    dialer: Arc<dyn Dialer>,
+    /// Folder of the configuration.
+    folder: PathBuf,
+    powers: Powers,
+    problems: Problems,
+}
+
+impl Imports {
+    /// Begins those of `config`. Must run inside a runtime.
+    pub(crate) fn start(
+        config: &NodeConfig,
+        folder: &Path,
+        dispatcher: &Arc<Dispatcher>,
+        dialer: &Arc<alknet_endpoint::Dialer>,
+        powers: &Powers,
+    ) -> Self {
+        let imports = Self::default();
+        if !config.http.enabled {
+            return imports;
+        }
+        for import in &config.http.import {
+            let means = Means {
+                dispatcher: Arc::clone(dispatcher),
+                dialer: Arc::clone(dialer) as _,
+                folder: folder.to_owned(),
+                powers: powers.clone(),
+                problems: Arc::clone(&imports.problems),
+            };
+            tokio::spawn(means.follow(import.clone()));
+        }
+        imports
+    }
+
+    /// What is wrong with them.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.values().cloned().collect()
+    }
+}
+
+impl Means {
+    async fn follow(self, import: ImportConfig) {
+        let outcome = match import.kind {
+            ImportKind::OpenApi => self.once(&import).await,
+            _ => self.again_and_again(&import).await,
+        };
+        if let Err(error) = outcome {
+            self.tell(&import, Some(format!("{error:#}")));
+        }
+    }
+
+    /// What a document describes: it is read once.
+    async fn once(&self, import: &ImportConfig) -> anyhow::Result<()> {
+        let capability = self.capability(import);
+        let options = OpenApiOptions::of(import, capability)?;
+        let name = import.document_path().unwrap_or_default().to_owned();
+        let (folder, dialer) = (self.folder.clone(), Arc::clone(&self.dialer));
+        // Documents may be long, and nobody else is to wait for one.
+        let read = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Registration>> {
+            let document = read_document(&folder, &name)?;
+            Ok(FromOpenApi::new(document, options, dialer)?.registrations()?)
+        });
+        self.install(import, read.await.context("reading was given up")??)
+    }
+
+    /// What a server tells: it is asked again when it says so, and after a while anyway.
+    async fn again_and_again(&self, import: &ImportConfig) -> anyhow::Result<()> {
+        let adapter = FromMcp::new(self.client(import)?, asked(import), self.capability(import))?;
+        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        loop {
+            let outcome = match adapter.import().await {
+                Ok(registrations) => self.install(import, registrations),
+                Err(error) => Err(error.into()),
+            };
+            match outcome {
+                Ok(()) => {
+                    let left_out = adapter.left_out();
+                    let told = (!left_out.is_empty()).then(|| left_out.join("; "));
+                    self.tell(import, told);
+                    pause.reset();
+                    adapter.changed().await;
+                }
+                Err(error) => {
+                    self.tell(import, Some(format!("{error:#}")));
+                    let random = getrandom::u32().unwrap_or(u32::MAX);
+                    tokio::time::sleep(pause.next(random)).await;
+                }
+            }
+        }
+    }
+
+    fn capability(&self, import: &ImportConfig) -> Option<Capability> {
+        self.powers.capability(import.credential.as_deref()?)
+    }
+
+    fn client(&self, import: &ImportConfig) -> anyhow::Result<HttpClient> {
+        let place = place(&import.base_url)?;
+        let options = ClientOptions {
+            reach: Reach::Public {
+                also: import.private.clone(),
+            },
+            plain: import.plain.then(|| place.clone()).into_iter().collect(),
+            pinned: vec![place.with_pins(import.pins.iter().copied())],
+            ..ClientOptions::default()
+        };
+        Ok(HttpClient::new(Arc::clone(&self.dialer), options))
+    }
+
+    fn install(&self, import: &ImportConfig, found: Vec<Registration>) -> anyhow::Result<()> {
+        let count = found.len();
+        self.dispatcher
+            .registry()
+            .import(&import.namespace, found)?;
+        tracing::info!(operations = count, "imported {}", import.namespace);
+        self.tell(import, None);
+        Ok(())
+    }
+
+    fn tell(&self, import: &ImportConfig, wrong: Option<String>) {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(what) = wrong else {
+            problems.remove(&import.namespace);
+            return;
+        };
+        let text = format!("import {}: {what}", import.namespace);
+        tracing::warn!("{text}");
+        let hint = match import.kind {
+            ImportKind::OpenApi => "correct [[http.import]] or its document, and restart",
+            _ => "it is tried again by itself",
+        };
+        let problem = Problem {
+            code: "import-failed".to_owned(),
+            text,
+            hint: hint.to_owned(),
+        };
+        problems.insert(import.namespace.clone(), problem);
+    }
+}
+
+fn asked(import: &ImportConfig) -> McpImport {
+    McpImport {
+        namespace: import.namespace.clone(),
+        url: import.base_url.clone(),
+        credential: import.credential.clone(),
+        only: import.only.clone(),
+    }
+}
+
+/// Host and port of an address.
+fn place(url: &str) -> anyhow::Result<PeerAddr> {
+    let uri: Uri = url
+        .parse()
+        .with_context(|| format!("'{url}' is no address"))?;
+    let host = uri.host().ok_or_else(|| anyhow!("'{url}' names no host"))?;
+    let usual = if uri.scheme_str() == Some("http") {
+        80
+    } else {
+        443
+    };
+    let port = uri.port_u16().unwrap_or(usual);
+    Ok(format!("{host}:{port}").parse()?)
+}

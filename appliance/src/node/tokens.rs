@@ -1,0 +1,531 @@
+//! `token/make`, `token/list` and `token/revoke`: bearer tokens of programs, made while the node runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_core::config::is_scope;
+use alknet_core::{
+    ApiKey, AuthToken, Entries, Identities, Identity, IdentityStore, KeyId, PeerId, ScopeSet,
+    StoreError,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::ops::empty_input;
+use super::people::{People, moment, nobody};
+
+/// The scope of whoever makes and takes back tokens.
+const SCOPE: &str = "admin";
+/// The scope that stands for every other, as `*` among the scopes of a token.
+const EVERYTHING: &str = "*";
+/// Tokens of programs that the store holds.
+const TOKENS_MAX: usize = 1024;
+/// Scopes of one token.
+const SCOPES_MAX: usize = 64;
+/// Kinds of resources of one token, and resources of each kind.
+const RESOURCES_MAX: usize = 64;
+/// Bytes of the name of a resource and of a kind.
+const RESOURCE_BYTES_MAX: usize = 255;
+/// Characters of a note.
+const NOTE_CHARS_MAX: usize = 200;
+/// The longest time a token can be made for; more is for ever, and says so.
+const TTL_S_MAX: u64 = 10 * 365 * 86_400;
+/// How often the days of last use are written down.
+const USES_KEPT_EVERY: Duration = Duration::from_secs(3600);
+/// Seconds of a day.
+const DAY_S: u64 = 86_400;
+
+type Resources = BTreeMap<Arc<str>, Vec<Arc<str>>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MakeInput {
+    scopes: Vec<String>,
+    #[serde(default)]
+    resources: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    ttl_s: Option<u64>,
+    #[serde(default)]
+    note: Option<String>,
+}
+
+/// `token/make`
+pub(crate) fn make(people: People) -> Registration {
+    let names = json!({ "type": "array", "maxItems": RESOURCES_MAX, "items":
+        { "type": "string", "minLength": 1, "maxLength": RESOURCE_BYTES_MAX } });
+    let spec = OperationSpec::mutation(
+        "token/make",
+        "Makes a bearer token for a program. It is shown in the answer, and never again.",
+    )
+    .with_input(json!({
+        "type": "object",
+        "required": ["scopes"],
+        "additionalProperties": false,
+        "properties": {
+            "scopes": { "type": "array", "items": { "type": "string" }, "maxItems": SCOPES_MAX,
+                        "description": "What it may do; nobody can give more than they hold" },
+            "resources": { "type": "object", "maxProperties": RESOURCES_MAX,
+                           "additionalProperties": names,
+                           "description": "Resources it holds, by kind" },
+            "ttl_s": { "type": ["integer", "null"], "minimum": 1, "maximum": TTL_S_MAX,
+                       "description": "Seconds until it ends; absent or null: it does not" },
+            "note": { "type": ["string", "null"], "maxLength": NOTE_CHARS_MAX,
+                      "description": "What it is for" },
+        }
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["token", "key_id", "scopes"],
+        "properties": {
+            "token": { "type": "string", "x-secret": true },
+            "key_id": { "type": "string" },
+            "scopes": { "type": "array", "items": { "type": "string" } },
+            "expires": { "type": "string" }, "note": { "type": "string" },
+        }
+    }))
+    .with_scope(SCOPE);
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let identities = Arc::clone(&people.identities);
+        async move {
+            if ctx.internal() {
+                // On whose behalf an operation calls was not checked, and a token outlives the call.
+                let message = "a token is made for whoever asks, and not for an operation";
+                return Err(CallError::new(ErrorCode::Forbidden, message));
+            }
+            let who = ctx.identity().ok_or_else(nobody)?;
+            let token = AuthToken::generate().map_err(|error| unavailable(error.to_string()))?;
+            let key = planned(&identities, who, &token, input.parse()?)?;
+            let answer = made(&token, &key);
+            identities.put_api_key(key).await.map_err(refused)?;
+            tracing::info!(by = who.id.as_str(), key_id = %answer["key_id"], "token.make");
+            Ok::<_, CallError>(answer)
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+/// The entry that is asked for, where it may be.
+fn planned(
+    identities: &Identities,
+    who: &Identity,
+    token: &AuthToken,
+    asked: MakeInput,
+) -> Result<ApiKey, CallError> {
+    let entries = identities.entries();
+    let stored = entries.api_keys.iter();
+    let stored = stored.filter(|key| !identities.is_configured(&key.id()));
+    if stored.count() >= TOKENS_MAX {
+        let message = format!("there are {TOKENS_MAX} tokens: revoke those nobody uses");
+        return Err(CallError::new(ErrorCode::Conflict, message));
+    }
+    let scopes = scopes(&asked.scopes)?;
+    let resources = resources(asked.resources);
+    may_give(who, &scopes, &resources)?;
+    let now_s = identities.now_s();
+    let expires = ends(asked.ttl_s, now_s, ends_of(&entries, &who.id))?;
+    let hash = token.hash().map_err(|e| unavailable(e.to_string()))?;
+    Ok(ApiKey {
+        scopes,
+        resources,
+        description: asked
+            .note
+            .map(|note| note.trim().to_owned())
+            .filter(|n| !n.is_empty()),
+        expires,
+        created_by: Some(who.id.to_string()),
+        created: now_s,
+        ..ApiKey::new(hash)
+    })
+}
+
+fn scopes(asked: &[String]) -> Result<ScopeSet, CallError> {
+    let wrong = asked
+        .iter()
+        .find(|scope| *scope != EVERYTHING && !is_scope(scope));
+    match wrong {
+        None => Ok(asked.iter().collect()),
+        Some(wrong) => Err(CallError::invalid_input(format!(
+            "'{}' is no scope: write segments joined by ':' like fs:read:docs; only the last may \
+             be '*'",
+            wrong.chars().take(80).collect::<String>()
+        ))),
+    }
+}
+
+fn resources(asked: BTreeMap<String, Vec<String>>) -> Resources {
+    let named = |names: Vec<String>| names.into_iter().map(Into::into).collect();
+    let asked = asked.into_iter();
+    asked
+        .map(|(kind, names)| (kind.into(), named(names)))
+        .collect()
+}
+
+/// Nobody gives what they do not hold. Whoever may do everything may write the configuration, and so
+/// give anything.
+fn may_give(who: &Identity, scopes: &ScopeSet, resources: &Resources) -> Result<(), CallError> {
+    if !who.scopes.covers(scopes) {
+        let held: Vec<String> = who.scopes.clone().into();
+        let message = format!(
+            "a token can hold no more than you do: {}",
+            if held.is_empty() {
+                "nothing".to_owned()
+            } else {
+                held.join(", ")
+            }
+        );
+        return Err(CallError::new(ErrorCode::Forbidden, message));
+    }
+    let everything = who.scopes.covers(&[EVERYTHING].into_iter().collect());
+    let holds = |kind: &Arc<str>, name: &Arc<str>| {
+        let held = who.resources.get(kind).into_iter().flatten();
+        held.into_iter()
+            .any(|held| held == name || **held == *EVERYTHING)
+    };
+    for (kind, names) in resources {
+        if let Some(name) = names.iter().find(|name| !everything && !holds(kind, name)) {
+            let message = format!("you do not hold '{name}' of '{kind}', and cannot give it");
+            return Err(CallError::new(ErrorCode::Forbidden, message));
+        }
+    }
+    Ok(())
+}
+
+/// When the token ends: not after whoever makes it.
+fn ends(
+    ttl_s: Option<u64>,
+    now_s: Option<u64>,
+    makers: Option<u64>,
+) -> Result<Option<u64>, CallError> {
+    let asked = match (ttl_s, now_s) {
+        (None, _) => None,
+        (Some(ttl_s), Some(now_s)) => Some(now_s.saturating_add(ttl_s)),
+        (Some(_), None) => {
+            let message = "the clock of the node is not set yet, so that nothing can end in time: \
+                           try again once it is";
+            return Err(unavailable(message.to_owned()));
+        }
+    };
+    match (asked, makers) {
+        (Some(asked), Some(makers)) if asked > makers => Err(CallError::new(
+            ErrorCode::Forbidden,
+            format!(
+                "you are let in until {} yourself, and a token cannot outlive who makes it",
+                moment(makers).unwrap_or_default()
+            ),
+        )),
+        (asked, makers) => Ok(asked.or(makers)),
+    }
+}
+
+/// When somebody is let in no more.
+fn ends_of(entries: &Entries, id: &PeerId) -> Option<u64> {
+    let peer = entries.peers.iter().find(|peer| peer.peer_id == *id);
+    let key = entries.api_keys.iter().find(|key| key.id() == *id);
+    peer.and_then(|peer| peer.expires)
+        .or_else(|| key.and_then(|key| key.expires))
+}
+
+fn made(token: &AuthToken, key: &ApiKey) -> Value {
+    without_nothing(json!({
+        "token": token.expose(),
+        "key_id": key.token.key_id,
+        "scopes": key.scopes,
+        "expires": key.expires.and_then(moment),
+        "note": key.description,
+    }))
+}
+
+/// `token/list`
+pub(crate) fn list(people: People) -> Registration {
+    let spec = OperationSpec::query("token/list", "Which tokens there are; never what they are.")
+        .with_input(empty_input())
+        .with_output(json!({
+            "type": "object",
+            "required": ["tokens"],
+            "properties": { "tokens": { "type": "array", "items": { "type": "object",
+                "required": ["key_id", "holder", "source", "scopes"],
+                "properties": {
+                    "key_id": { "type": "string" }, "holder": { "type": "string" },
+                    "source": { "enum": ["config", "store"] },
+                    "scopes": { "type": "array" }, "resources": { "type": "object" },
+                    "expires": { "type": "string" }, "expired": { "const": true },
+                    "note": { "type": "string" },
+                    "created_by": { "type": "string" }, "created": { "type": "string" },
+                    "last_used": { "type": "string", "description": "A day, YYYY-MM-DD" },
+                } } } }
+        }))
+        .with_scope(SCOPE);
+    let handler = HandlerKind::once(move |_input: Body, _ctx| {
+        std::future::ready(Ok::<_, CallError>(listed(&people.identities)))
+    });
+    Registration::new(spec, handler)
+}
+
+fn listed(identities: &Identities) -> Value {
+    let entries = identities.entries();
+    let now_s = identities.now_s();
+    let over = |end: Option<u64>| end.is_some_and(|end| now_s.is_none_or(|now| now >= end));
+    let source = |id: &PeerId| match identities.is_configured(id) {
+        true => "config",
+        false => "store",
+    };
+    let day = |id: &KeyId| identities.used_day(id).and_then(date);
+    let mut tokens = Vec::new();
+    for key in &entries.api_keys {
+        let (id, key_id) = (key.id(), &key.token.key_id);
+        tokens.push(without_nothing(json!({
+            "key_id": key_id,
+            "source": source(&id),
+            "holder": id,
+            "scopes": key.scopes,
+            "resources": Some(&key.resources).filter(|held| !held.is_empty()),
+            "expires": key.expires.and_then(moment),
+            "expired": over(key.expires).then_some(true),
+            "note": key.description,
+            "created_by": key.created_by,
+            "created": key.created.and_then(moment),
+            "last_used": day(key_id),
+        })));
+    }
+    for peer in &entries.peers {
+        for token in &peer.token_hashes {
+            tokens.push(without_nothing(json!({
+                "key_id": token.key_id,
+                "source": source(&peer.peer_id),
+                "holder": peer.peer_id,
+                "scopes": peer.scopes,
+                "resources": Some(&peer.resources).filter(|held| !held.is_empty()),
+                "expires": peer.expires.and_then(moment),
+                "expired": over(peer.expires).then_some(true),
+                "note": peer.display_name,
+                "last_used": day(&token.key_id),
+            })));
+        }
+    }
+    json!({ "tokens": tokens })
+}
+
+/// A day as ISO 8601 writes it.
+fn date(day: u32) -> Option<String> {
+    let text = moment(u64::from(day) * DAY_S)?;
+    Some(text.split('T').next()?.to_owned())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RevokeInput {
+    key_id: KeyId,
+}
+
+/// `token/revoke`
+pub(crate) fn revoke(people: People) -> Registration {
+    let spec = OperationSpec::mutation(
+        "token/revoke",
+        "Takes a token back. What it was used to connect with is closed within a second.",
+    )
+    .with_input(json!({
+        "type": "object",
+        "required": ["key_id"],
+        "additionalProperties": false,
+        "properties": {
+            "key_id": { "type": "string", "pattern": "^[a-z0-9]{8}$",
+                        "description": "The eight characters behind alk_" },
+        }
+    }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["key_id", "revoked"],
+        "properties": { "key_id": { "type": "string" }, "revoked": { "const": true } },
+    }))
+    .with_scope(SCOPE);
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let people = people.clone();
+        async move {
+            let who = ctx.identity().ok_or_else(nobody)?;
+            let RevokeInput { key_id } = input.parse()?;
+            let revoked = people.identities.revoke_token(key_id).await;
+            if !revoked.map_err(refused)? {
+                let message = format!("there is no token '{key_id}'; see token/list");
+                return Err(CallError::new(ErrorCode::NotFound, message));
+            }
+            tracing::info!(by = who.id.as_str(), %key_id, "token.revoke");
+            // Whoever reads the answer may rely on it: what the token opened is closing.
+            if let Some(server) = people.server.get() {
+                server.sweep();
+            }
+            Ok(json!({ "key_id": key_id, "revoked": true }))
+        }
+    });
+    Registration::new(spec, handler)
+}
+
+/// Keeps on which day tokens were last used, now and then, for as long as the node runs.
+pub(crate) async fn keep_uses(identities: Arc<Identities>) {
+    let mut often = tokio::time::interval(USES_KEPT_EVERY);
+    loop {
+        often.tick().await;
+        keep_uses_now(&identities).await;
+    }
+}
+
+/// The same once. Where the disk refuses, the problem is listed and nothing is worse than before.
+pub(crate) async fn keep_uses_now(identities: &Identities) {
+    if let Err(error) = identities.keep_uses().await {
+        tracing::warn!("cannot keep when tokens were last used: {error}");
+    }
+}
+
+/// Without the members that say nothing.
+fn without_nothing(value: Value) -> Value {
+    let Value::Object(members) = value else {
+        return value;
+    };
+    let said = members.into_iter().filter(|(_, value)| !value.is_null());
+    Value::Object(said.collect::<Map<_, _>>())
+}
+
+fn unavailable(message: String) -> CallError {
+    CallError::new(ErrorCode::Unavailable, message)
+}
+
+fn refused(error: StoreError) -> CallError {
+    let code = match &error {
+        StoreError::ReadOnly(_) | StoreError::TokenTaken(_) => ErrorCode::Conflict,
+        StoreError::Unavailable(_) | StoreError::ClockUnset => ErrorCode::Unavailable,
+        _ => ErrorCode::Internal,
+    };
+    CallError::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::{IdentityKind, SystemClock};
+
+    use super::*;
+
+    fn who(scopes: &[&str], held: &[&str]) -> Identity {
+        Identity {
+            id: "ada".parse().expect("a peer id"),
+            kind: IdentityKind::Peer,
+            scopes: scopes.iter().collect(),
+            resources: [("fs".into(), held.iter().map(|&it| it.into()).collect())].into(),
+            generation: 0,
+        }
+    }
+
+    fn asked(scopes: &[&str]) -> MakeInput {
+        MakeInput {
+            scopes: scopes.iter().map(|&it| it.to_owned()).collect(),
+            resources: BTreeMap::new(),
+            ttl_s: None,
+            note: None,
+        }
+    }
+
+    fn everybody() -> Identities {
+        Identities::new(Entries::default(), Arc::new(SystemClock { built_s: 0 }))
+    }
+
+    fn plan(who: &Identity, asked: MakeInput) -> Result<ApiKey, CallError> {
+        let token = AuthToken::generate().expect("randomness");
+        planned(&everybody(), who, &token, asked)
+    }
+
+    #[test]
+    fn nobody_gives_more_than_they_hold() {
+        let admin = who(&["admin", "fs:*"], &["docs"]);
+        for good in [&["admin"][..], &["fs:read"], &["fs:*"], &[]] {
+            plan(&admin, asked(good)).expect("it is held");
+        }
+        for more in [&["*"][..], &["node:read"], &["admin", "admin:*"]] {
+            let refused = plan(&admin, asked(more)).expect_err("it is not held");
+            assert_eq!(refused.code, ErrorCode::Forbidden);
+            assert!(refused.message.contains("admin, fs:*"), "{refused}");
+        }
+        let with = |kind: &str, name: &str| MakeInput {
+            resources: [(kind.to_owned(), vec![name.to_owned()])].into(),
+            ..asked(&["fs:read"])
+        };
+        plan(&admin, with("fs", "docs")).expect("it is held");
+        for other in [("fs", "*"), ("fs", "secrets"), ("git", "docs")] {
+            assert!(plan(&admin, with(other.0, other.1)).is_err(), "{other:?}");
+        }
+        plan(&who(&["admin", "fs:*"], &["*"]), with("fs", "x")).expect("it is held");
+        plan(&who(&["*"], &[]), with("git", "x")).expect("they could write it down");
+        plan(&who(&["*"], &[]), asked(&["*"])).expect("it is held");
+    }
+
+    #[test]
+    fn what_is_no_scope_is_named() {
+        for bad in ["", "a b", "a*", "a::b", "*:a", ":"] {
+            let refused = plan(&who(&["*"], &[]), asked(&[bad])).expect_err(bad);
+            assert_eq!(refused.code, ErrorCode::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn no_token_outlives_who_makes_it() {
+        assert_eq!(ends(None, None, None), Ok(None));
+        assert_eq!(ends(Some(10), Some(100), None), Ok(Some(110)));
+        assert_eq!(ends(Some(10), Some(100), Some(110)), Ok(Some(110)));
+        assert_eq!(ends(None, Some(100), Some(105)), Ok(Some(105)));
+        let later = ends(Some(10), Some(100), Some(105)).expect_err("later");
+        assert_eq!(later.code, ErrorCode::Forbidden);
+        let unset = ends(Some(10), None, None).expect_err("no clock");
+        assert_eq!(unset.code, ErrorCode::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn the_list_says_everything_but_the_token() {
+        let identities = everybody();
+        let token = AuthToken::generate().expect("randomness");
+        let mut input = asked(&["metrics:read"]);
+        (input.ttl_s, input.note) = (Some(60), Some(" the hall ".to_owned()));
+        let key = planned(&identities, &who(&["*"], &[]), &token, input).expect("fine");
+        let answer = made(&token, &key);
+        assert_eq!(answer["token"], token.expose());
+        identities.put_api_key(key.clone()).await.expect("room");
+        use alknet_core::IdentityProvider;
+        assert!(identities.by_token(&token).is_some());
+        let all = listed(&identities);
+        let one = &all["tokens"][0];
+        assert_eq!(
+            (
+                &one["note"],
+                &one["created_by"],
+                &one["source"],
+                &one["holder"]
+            ),
+            (
+                &json!("the hall"),
+                &json!("ada"),
+                &json!("store"),
+                &json!(key.id())
+            )
+        );
+        let day = one["last_used"].as_str().expect("it was used");
+        assert_eq!(day.len(), "2030-01-01".len());
+        let text = all.to_string();
+        assert!(!text.contains(&token.expose()[13..]));
+        assert!(!text.contains(&key.token.to_string()[9..]));
+    }
+
+    #[tokio::test]
+    async fn there_is_an_end_to_tokens() {
+        let identities = everybody();
+        for _ in 0..TOKENS_MAX {
+            let token = AuthToken::generate()
+                .and_then(|it| it.hash())
+                .expect("a token");
+            identities
+                .put_api_key(ApiKey::new(token))
+                .await
+                .expect("room");
+        }
+        let token = AuthToken::generate().expect("randomness");
+        let full = planned(&identities, &who(&["*"], &[]), &token, asked(&["a"]));
+        assert_eq!(full.expect_err("full").code, ErrorCode::Conflict);
+    }
+}

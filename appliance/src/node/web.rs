@@ -1,0 +1,261 @@
+//! HTTP on the one port: puts together what answers browsers and programs.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use alknet_call::Dispatcher;
+use alknet_core::config::{Decoy, NodeConfig, Port80 as Asked};
+use alknet_core::{BoxFuture, IdentityProvider, MountBody};
+use alknet_endpoint::plain_listeners;
+use alknet_gateway::{Caller, Gateway};
+use alknet_http::port80::Port80;
+use alknet_http::{Challenges, Document, Health, Http, Parts, Responder, Settings};
+use alknet_init::control::Problem;
+use alknet_mcp::{McpOptions, McpServer};
+use alknet_openapi::Contract;
+use alknet_page::Page;
+use alknet_tls::acme::{HttpChallengeResponder, HttpChallenges};
+use bytes::Bytes;
+use http::request;
+
+/// Codes of problems that do not make a node degraded: it serves, and somebody has something to do.
+const HARMLESS: [&str; 3] = ["clock_insane", "node_key_waits", "secrets-left"];
+
+/// What is kept of HTTP while the node runs. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Web {
+    http: Option<Arc<Http>>,
+    tools: Option<Arc<McpServer>>,
+    challenges: Arc<HttpChallenges>,
+    problems: Arc<Mutex<Vec<Problem>>>,
+}
+
+/// What is wrong, as the node sees it, once there is a node.
+pub(crate) type Troubles = Arc<OnceLock<Box<dyn Fn() -> Vec<Problem> + Send + Sync>>>;
+
+struct Condition(Troubles);
+
+impl Health for Condition {
+    fn degraded(&self) -> Option<String> {
+        let problems = self.0.get().map(|problems| problems())?;
+        let serious = problems
+            .iter()
+            .find(|one| !HARMLESS.contains(&one.code.as_str()))?;
+        // The code alone: whoever asks need not be anybody.
+        Some(serious.code.clone())
+    }
+}
+
+struct Tokens(Arc<HttpChallenges>);
+
+impl Challenges for Tokens {
+    fn answer(&self, token: &str) -> Option<String> {
+        self.0.answer(token)
+    }
+}
+
+/// The description of the gateway, made again when the operations change.
+struct Description {
+    is_public: bool,
+    made: RwLock<Option<(String, Bytes)>>,
+}
+
+impl Document for Description {
+    fn text(&self, digest: &str) -> Bytes {
+        let kept = self.made.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, text)) = kept.as_ref().filter(|(of, _)| of == digest) {
+            return text.clone();
+        }
+        drop(kept);
+        let contract = Contract {
+            operations_digest: digest,
+            is_public: self.is_public,
+        };
+        let text = Bytes::from(alknet_openapi::document(&contract).to_string());
+        let mut kept = self.made.write().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some((digest.to_owned(), text.clone()));
+        text
+    }
+}
+
+/// The way from HTTP to the operations, and the page that goes it, where the configuration wants one.
+/// They exist before the operations do: one of them makes links to the page.
+pub(crate) struct Inside {
+    gateway: Arc<Gateway>,
+    pub(crate) page: Option<Page>,
+}
+
+impl Inside {
+    /// `now` says what configuration is in force.
+    pub(crate) fn new(
+        config: &NodeConfig,
+        identities: Arc<dyn IdentityProvider>,
+        now: impl Fn() -> Vec<String> + Send + Sync + 'static,
+    ) -> Self {
+        let gateway = Arc::new(Gateway::default());
+        let http = &config.http;
+        let alone = !http.stealth && http.site.is_none() && http.decoy == Decoy::NotFound;
+        let wanted = http.enabled && http.page.unwrap_or(alone);
+        let page = wanted.then(|| Page::new(Arc::clone(&gateway), identities, now));
+        Self { gateway, page }
+    }
+}
+
+struct OfModels(Arc<McpServer>);
+
+impl Responder for OfModels {
+    fn respond(
+        &self,
+        request: http::Request<MountBody>,
+        _: Caller,
+    ) -> BoxFuture<'_, http::Response<MountBody>> {
+        Box::pin(self.0.respond(request))
+    }
+}
+
+/// What models are offered. Names were looked at before a request comes there.
+fn tools(config: &NodeConfig) -> McpOptions {
+    let port = config.listen.port;
+    let settings = Settings::new(config);
+    let own = settings.names().iter().flat_map(|name| {
+        let usual = (port == 443).then(|| format!("https://{name}"));
+        usual.into_iter().chain([format!("https://{name}:{port}")])
+    });
+    McpOptions {
+        tools: config.http.mcp.tools.clone(),
+        hosts: None,
+        origins: own
+            .chain(config.http.cors.origins.iter().cloned())
+            .collect(),
+    }
+}
+
+struct OfPage(Page);
+
+impl Responder for OfPage {
+    fn respond(
+        &self,
+        request: http::Request<MountBody>,
+        caller: Caller,
+    ) -> BoxFuture<'_, http::Response<MountBody>> {
+        Box::pin(self.0.respond(request, caller))
+    }
+
+    fn knows(&self, request: &request::Parts) -> bool {
+        self.0.knows(&request.uri, &request.headers)
+    }
+}
+
+impl Web {
+    /// Puts the parts together, where the configuration wants HTTP.
+    pub(crate) fn new(
+        config: &NodeConfig,
+        inside: Inside,
+        dispatcher: &Arc<Dispatcher>,
+        challenges: Arc<HttpChallenges>,
+        troubles: Troubles,
+    ) -> anyhow::Result<Self> {
+        let section = &config.http;
+        if !section.enabled {
+            return Ok(Self {
+                http: None,
+                tools: None,
+                challenges,
+                problems: Arc::default(),
+            });
+        }
+        let tools = section.mcp.enabled.then(|| {
+            let options = tools(config);
+            Arc::new(McpServer::new(Arc::clone(&inside.gateway), options))
+        });
+        let settings = Settings::new(config);
+        let parts = Parts {
+            dispatcher: Arc::clone(dispatcher),
+            gateway: inside.gateway,
+            settings,
+            health: Arc::new(Condition(troubles)),
+            document: Arc::new(Description {
+                is_public: section.public_openapi,
+                made: RwLock::default(),
+            }),
+            challenges: Some(Arc::new(Tokens(Arc::clone(&challenges)))),
+            mcp: tools
+                .as_ref()
+                .map(|tools| Arc::new(OfModels(Arc::clone(tools))) as _),
+            page: inside.page.map(|page| Arc::new(OfPage(page)) as _),
+            websocket: section.websocket,
+            site: section.site.as_ref().map(PathBuf::from),
+            mounts: Vec::new(),
+            routes: Vec::new(),
+        };
+        let http = Arc::new(Http::new(parts, section.h3)?);
+        Ok(Self {
+            http: Some(http),
+            tools,
+            challenges,
+            problems: Arc::default(),
+        })
+    }
+
+    /// The protocol handler.
+    pub(crate) fn handler(&self) -> Option<Arc<Http>> {
+        self.http.clone()
+    }
+
+    fn report(&self, problem: Problem) {
+        tracing::warn!("{}", problem.text);
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.push(problem);
+    }
+
+    /// What is wrong with it.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = self.tools.iter().flat_map(|tools| tools.left_out());
+        let left_out = left_out.map(|text| Problem {
+            code: "mcp-tool-left-out".to_owned(),
+            text,
+            hint: "correct http.mcp.tools and restart".to_owned(),
+        });
+        problems.iter().cloned().chain(left_out).collect()
+    }
+
+    /// Makes what is in force count.
+    pub(crate) fn tune(&self, config: &NodeConfig) {
+        if let Some(http) = &self.http {
+            http.set(Settings::new(config));
+        }
+        if let Some(served) = &self.tools {
+            // What is pinned counts from the next start, and so it is the running configuration's.
+            served.set_options(tools(config));
+        }
+    }
+
+    /// Serves port 80, where the configuration wants it, for as long as the node runs.
+    pub(crate) fn serve_port80(&self, config: &NodeConfig, port: u16) {
+        let redirect = match config.http.port80 {
+            Asked::Off => return,
+            Asked::Acme => None,
+            Asked::AcmeRedirect => Some(port),
+        };
+        let challenges: Arc<dyn Challenges> = Arc::new(Tokens(Arc::clone(&self.challenges)));
+        let plain = Port80::new(Some(challenges), Settings::new(config), redirect);
+        match plain_listeners(&config.listen.addrs, PORT) {
+            Ok(listeners) => {
+                for listener in listeners {
+                    let plain = Arc::clone(&plain);
+                    let taken = move |stream| drop(tokio::spawn(Arc::clone(&plain).serve(stream)));
+                    tokio::spawn(listener.each(taken));
+                }
+            }
+            Err(error) => self.report(Problem {
+                code: "port80-taken".to_owned(),
+                text: format!("TCP port 80 cannot be served: {error}"),
+                hint: "free the port, or set http.port80 = \"off\"".to_owned(),
+            }),
+        }
+    }
+}
+
+/// Where plain HTTP is expected.
+const PORT: u16 = 80;
