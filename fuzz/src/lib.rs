@@ -14,6 +14,7 @@ mod join;
 mod json;
 mod key;
 mod mixed;
+mod openapi;
 mod records;
 mod request;
 mod sealed;
@@ -30,6 +31,7 @@ pub use hello::hello;
 pub use join::join;
 pub use key::key;
 pub use mixed::mixed;
+pub use openapi::openapi;
 pub use records::records;
 pub use request::request;
 pub use sealed::sealed;
@@ -80,6 +82,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "mixed",
         run: mixed,
+    },
+    Target {
+        name: "openapi",
+        run: openapi,
     },
     Target {
         name: "records",

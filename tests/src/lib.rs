@@ -15,6 +15,7 @@
 //! the console.
 
 mod bench;
+mod browser;
 mod cli;
 mod host;
 mod image;
@@ -25,6 +26,7 @@ mod wait;
 pub mod wire;
 
 pub use bench::Bench;
+pub use browser::{Browser, Loaded, spki};
 pub use cli::{Answer, Cli, Stream};
 pub use host::{HostNode, serve};
 pub use image::{Image, binary};

@@ -1,6 +1,7 @@
 //! A node on a machine.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallConnection};
@@ -121,6 +122,11 @@ impl<'a> Machine<'a> {
             folder.join("variables.fd"),
         );
         self.with(|vm| vm.tpm(chip).variables(variables))
+    }
+
+    /// By firmware that starts what these variables let it, which [`Owner::enroll`](alknet_qemu::Owner::enroll) wrote.
+    pub fn secured(self, variables: &Path) -> Self {
+        self.with(|vm| vm.variables(variables).secure_boot())
     }
 
     /// Adds to the kernel's command line.

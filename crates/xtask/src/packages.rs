@@ -60,6 +60,7 @@ pub const PACKAGES: &[Package] = &[
         "bison",
         "kernel build: configuration parser; Vulkan drivers",
     ),
+    command("chromium", "chromium", "tests: a browser"),
     command("cpio", "cpio", "tests read our initramfs with it"),
     command(
         "cryptsetup-bin",
@@ -150,7 +151,11 @@ pub const PACKAGES: &[Package] = &[
         "tests: a QUIC client nobody here wrote",
     ),
     command("ninja-build", "ninja", "Vulkan drivers: Mesa's build"),
-    command("nodejs", "node", "tests: runs TypeBox and TypeScript"),
+    command(
+        "nodejs",
+        "node",
+        "tests: runs TypeBox, TypeScript and a WebSocket client",
+    ),
     command(
         "npm",
         "npm",
@@ -196,6 +201,7 @@ pub const PACKAGES: &[Package] = &[
     ),
     command("qemu-utils", "qemu-img", "disk images for tests"),
     command("rsync", "rsync", "kernel build: headers"),
+    command("sbsigntool", "sbsign", "tests: signs EFI programs"),
     command("swtpm", "swtpm", "tests: a TPM in software"),
     command(
         "tpm2-tools",

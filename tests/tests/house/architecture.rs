@@ -133,6 +133,53 @@ fn call_reaches_the_network_only_through_core() {
 }
 
 #[test]
+fn http_reaches_the_network_only_through_core() {
+    let graph = Graph::load();
+    let banned = [
+        "quinn",
+        "rustls",
+        "tokio-rustls",
+        "alknet-tls",
+        "alknet-endpoint",
+        "alknet-vault",
+        "h3-quinn",
+        "reqwest",
+    ];
+    for part in [
+        "alknet-http",
+        "alknet-http-client",
+        "alknet-gateway",
+        "alknet-mcp",
+        "alknet-openapi",
+        "alknet-page",
+    ] {
+        graph.forbid(part, &banned);
+    }
+    // What shows and describes knows no server.
+    for part in ["alknet-gateway", "alknet-openapi", "alknet-page"] {
+        graph.forbid(part, &["axum"]);
+    }
+}
+
+/// Only what serves HTTP, and what asks others by it, has a library for it; iroh's own copies are in the
+/// endpoint.
+#[test]
+fn nobody_else_speaks_http() {
+    let graph = Graph::load();
+    for part in [
+        "alknet-core",
+        "alknet-call",
+        "alknet-hub",
+        "alknet-compute",
+        "alknet-sessions",
+        "alknet-tensor-serve",
+        "alknet-identity-store",
+    ] {
+        graph.forbid(part, &["axum", "h3", "hyper", "rmcp", "alknet-gateway"]);
+    }
+}
+
+#[test]
 fn workers_know_no_script_no_shader_and_no_protocol() {
     let banned = [
         "rquickjs",
@@ -446,6 +493,8 @@ fn the_environment_is_read_only_at_the_edges() {
         "tests/",
     ];
     let build_and_tests = [
+        "crates/http/mcp/tests/",
+        "crates/http/openapi/tests/",
         "crates/runtime/promotion/tests/",
         "crates/runtime/sessions/tests/",
         "crates/runtime/tests/",

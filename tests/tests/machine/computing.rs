@@ -40,7 +40,7 @@ fn scripts_and_shaders_run_behind_every_wall() {
     let before = node.info();
     assert_eq!(
         before["listen"]["alpns"],
-        json!(["alknet/call", "alknet/tensor"])
+        json!(["alknet/call", "alknet/tensor", "h3", "h2", "http/1.1"])
     );
     assert_eq!(before["problems"], json!([]), "{before}");
 

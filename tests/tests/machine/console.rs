@@ -130,7 +130,7 @@ fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
 }
 
 /// Opens the list of commands, whatever the console shows now.
-fn commands(vm: &Vm) {
+pub(super) fn commands(vm: &Vm) {
     let mark = vm.console().mark();
     let sent = vm.console().send("\r\x1bv");
     sent.unwrap_or_else(|error| panic!("{error}"));
@@ -138,13 +138,13 @@ fn commands(vm: &Vm) {
 }
 
 /// Types a line, and waits for what it leads to.
-fn typed(vm: &Vm, line: &str, leads_to: &str) {
+pub(super) fn typed(vm: &Vm, line: &str, leads_to: &str) {
     let mark = vm.console().mark();
     type_line(vm, line);
     said(vm, mark, leads_to);
 }
 
-fn said(vm: &Vm, mark: Mark, what: &str) {
+pub(super) fn said(vm: &Vm, mark: Mark, what: &str) {
     let waited = vm.wait_for_after(mark, what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }

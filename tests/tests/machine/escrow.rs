@@ -7,6 +7,8 @@ use alknet_qemu::{Disk, Mark};
 use alknet_tests::{Answer, Bench, Boot, Machine, Node, eventually};
 use serde_json::{Value, json};
 
+use crate::console::{commands, typed};
+
 /// Where a machine on QEMU's network finds the host, and so the ports of the other machine.
 const GATEWAY: &str = "10.0.2.2";
 /// Size of a data disk; sparse.
@@ -120,6 +122,15 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
     assert_eq!(share(&bench, &keeper)["releases"], 1);
+
+    // Another master key, under what the other machine gives once more: both halves stay as they are.
+    commands(node.vm());
+    let mark = node.vm().console().mark();
+    typed(node.vm(), "rekey", "type REKEY to go on: _");
+    let told = node.vm().console().since(mark);
+    assert!(told.contains("slot 0 (kms) stays"), "{told}");
+    typed(node.vm(), "REKEY", "The vault has a new master key");
+    assert_eq!(share(&bench, &keeper)["releases"], 2);
 
     // An administrator wants to be asked.
     let change = [

@@ -13,5 +13,6 @@ mod network;
 mod power;
 mod randomness;
 mod reach;
+mod secure_boot;
 mod tpm;
 mod vault;

@@ -1,5 +1,6 @@
 //! A machine that firmware measures: its vault opens by its TPM without anybody, and by nothing less
-//! once something else was started, in another chip, or without the PIN.
+//! once something else was started, in another chip, or without the PIN. Its slots are changed by somebody
+//! at the console.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,6 +11,8 @@ use alknet_qemu::{Mark, Vm};
 use alknet_tests::tools::RAW_DATA_AT;
 use alknet_tests::{Bench, Boot, Machine, Node};
 use serde_json::{Value, json};
+
+use crate::console::{commands, typed};
 
 /// From power-on until the console asks for something; firmware alone takes long when it is emulated.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
@@ -114,6 +117,90 @@ fn a_pin_is_asked_for_and_wrong_ones_are_counted_by_the_tpm() {
         let told = text.contains("too many wrong PINs") && text.contains("1000 s");
         told.then_some(())
     });
+}
+
+/// Both at one first start; then what opens the vault is changed by somebody at the console, and a new
+/// master key takes the TPM's slots with it.
+#[test]
+fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
+    let bench = Bench::new();
+    let machine = || {
+        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]\ntpm_pin = true";
+        measured(&bench, "own").configured(unlock)
+    };
+    let either = "PIN of the TPM, or Enter for the passphrase";
+    let vm = machine().start();
+    asked(&vm, "new PIN of the TPM");
+    typed(&vm, "1234", "the same again");
+    typed(&vm, "1234", "new passphrase");
+    typed(&vm, "correct horse", "the same again");
+    type_line(&vm, "correct horse");
+    let node = served(&bench, vm);
+    let identity = node.identity().to_owned();
+    assert_eq!(slots(&node), json!(["tpm2", "passphrase"]));
+    node.end();
+
+    let vm = machine().start();
+    asked(&vm, either);
+    typed(&vm, "", "passphrase of the vault, or Enter for the PIN");
+    type_line(&vm, "correct horse");
+    let node = served(&bench, vm);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "passphrase", "{status:#}");
+    let vm = node.vm();
+    commands(vm);
+    typed(vm, "slot test 0", "PIN of slot 0: _");
+    typed(vm, "1235", "wrong PIN, 2 more before");
+    typed(vm, "1234", "slot 0 (tpm2) opens");
+    typed(vm, "slot add tpm2", "passphrase of the vault: _");
+    typed(vm, "correct horse", "slot 2 (tpm2) was added");
+    typed(vm, "slot test 2", "slot 2 (tpm2) opens");
+    typed(vm, "slot add tpm2 pin", "passphrase of the vault: _");
+    typed(vm, "correct horse", "new PIN of the TPM: _");
+    typed(vm, "4321", "the same again: _");
+    typed(vm, "4321", "slot 3 (tpm2) was added");
+    typed(vm, "rekey", "PIN of slot 0, or Enter to lose the slot: _");
+    typed(vm, "", "passphrase of slot 1, or Enter to lose the slot: _");
+    let mark = vm.console().mark();
+    typed(
+        vm,
+        "correct horse",
+        "PIN of slot 3, or Enter to lose the slot: _",
+    );
+    typed(vm, "4321", "type REKEY to go on: _");
+    let told = vm.console().since(mark);
+    for fate in [
+        "slot 0 (tpm2) is LOST: nobody typed its PIN",
+        "slot 1 (passphrase) stays",
+        "slot 2 (tpm2) stays",
+        "slot 3 (tpm2) stays",
+    ] {
+        assert!(told.contains(fate), "{fate} in {told}");
+    }
+    typed(vm, "REKEY", "The vault has a new master key");
+    assert_eq!(slots(&node), json!(["passphrase", "tpm2", "tpm2"]));
+    node.end();
+
+    // Each of the slots that stayed opens what the vault is now.
+    let node = machine().boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    commands(node.vm());
+    typed(node.vm(), "slot rm 2", "passphrase of the vault: _");
+    typed(node.vm(), "correct horse", "slot 2 (tpm2) was removed");
+    node.end();
+    let vm = machine().start();
+    asked(&vm, either);
+    type_line(&vm, "4321");
+    let node = served(&bench, vm);
+    assert_eq!(node.identity(), identity);
+    assert_eq!(node.info()["problems"], json!([]));
+    node.end();
+}
+
+fn slots(node: &Node) -> Value {
+    node.call("vault/status", &Value::Null)["slots"].take()
 }
 
 /// The image on a machine with UEFI, this chip, and variables that stay.

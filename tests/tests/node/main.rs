@@ -16,3 +16,4 @@ mod rotation;
 mod serving;
 mod strangers;
 mod tensors;
+mod tokens;

@@ -238,11 +238,8 @@ async fn what_is_refused_says_what_to_do() {
     let state = bench.path().join("host");
     let (db, _) = store(&state);
     let key = ApiKey {
-        token: token.hash().expect("a token"),
         scopes: ["peer:list"].into_iter().collect(),
-        resources: Default::default(),
-        description: None,
-        expires: None,
+        ..ApiKey::new(token.hash().expect("a token"))
     };
     db.keep(&[
         StoreChange::PutApiKey(key),

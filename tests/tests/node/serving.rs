@@ -9,7 +9,7 @@ use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 41] = [
+const OPERATIONS: [&str; 45] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -24,6 +24,7 @@ const OPERATIONS: [&str; 41] = [
     "node/info",
     "node/log",
     "node/metrics",
+    "node/page-ticket",
     "node/poweroff",
     "node/reboot",
     "node/rotate-key",
@@ -50,6 +51,9 @@ const OPERATIONS: [&str; 41] = [
     "tensor/read",
     "tensor/stat",
     "tensor/write",
+    "token/list",
+    "token/make",
+    "token/revoke",
     "vault/status",
 ];
 
@@ -94,7 +98,8 @@ fn knows_itself(admin: &Cli, target: &str) {
         assert!(memory["node_resident_bytes"].as_u64() > Some(0), "{info}");
         assert!(memory["total_bytes"].as_u64() > memory["node_resident_bytes"].as_u64());
         let alpns = &info["listen"]["alpns"];
-        assert_eq!(*alpns, json!(["alknet/call", "alknet/tensor"]), "{info}");
+        let served = json!(["alknet/call", "alknet/tensor", "h3", "h2", "http/1.1"]);
+        assert_eq!(*alpns, served, "{info}");
         let counted = &info["endpoint"][format!("connections_{carriage}")];
         assert!(counted.as_u64() > Some(0), "{carriage}: {info}");
     }

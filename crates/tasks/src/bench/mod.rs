@@ -4,6 +4,7 @@ mod boot;
 mod call;
 mod compute;
 mod empty;
+mod http;
 mod rows;
 mod runtime;
 mod tensor;
@@ -22,7 +23,7 @@ const ROUNDS: usize = 10;
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Benchmarks to run: boot, call, compute, runtime, tensor, vault [default: all]
+    /// Benchmarks to run: boot, call, compute, http, runtime, tensor, vault [default: all]
     names: Vec<String>,
     /// Write header and rows to this file as well
     #[arg(long, value_name = "FILE")]
@@ -43,10 +44,11 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
 
 /// Every benchmark.
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 7] = [
     ("boot", boot::run),
     ("call", call::run),
     ("compute", compute::run),
+    ("http", http::run),
     ("runtime", runtime::run),
     ("tensor", tensor::run),
     ("vault", vault::run),

@@ -323,7 +323,7 @@ fn what_is_refused_says_why_and_with_which_code() {
 async fn a_made_token_works_once_its_hash_is_in_the_file() {
     let served = Served::start("");
     let made = std::process::Command::new(binary())
-        .args(["token", "--json"])
+        .args(["token", "new", "--json"])
         .output()
         .expect("the binary can be started");
     let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");

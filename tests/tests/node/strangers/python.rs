@@ -159,7 +159,7 @@ fn serves_python(pem: &Pem, target: &str) {
 /// A new token, and the lines that let it in.
 fn token(admin: &Cli, scopes: &[&str]) -> (Value, String) {
     let mut command = Command::new(alknet_tests::binary());
-    command.args(["token", "--json"]);
+    command.args(["token", "new", "--json"]);
     let made = admin.run(command).json();
     let (key_id, sha256) = (&made["key_id"], &made["sha256"]);
     let entry =

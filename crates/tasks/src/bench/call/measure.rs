@@ -14,29 +14,29 @@ const MEGA: f64 = 1e6;
 
 /// How long each case is loaded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+pub(in crate::bench) struct Plan {
     /// Before anything counts.
-    pub(super) warm_up: Duration,
+    pub(in crate::bench) warm_up: Duration,
     /// While everything counts.
-    pub(super) window: Duration,
+    pub(in crate::bench) window: Duration,
 }
 
 /// What one case did in one round.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sample {
+pub(in crate::bench) struct Sample {
     /// Units of work done in a second.
-    pub(super) per_second: f64,
+    pub(in crate::bench) per_second: f64,
     /// Processor seconds, of both sides together, for a million units.
-    pub(super) cpu_s_per_million: f64,
+    pub(in crate::bench) cpu_s_per_million: f64,
     /// Half of the steps took no longer, in microseconds.
-    pub(super) p50_us: f64,
+    pub(in crate::bench) p50_us: f64,
     /// Of a hundred steps, one took longer.
-    pub(super) p99_us: f64,
+    pub(in crate::bench) p99_us: f64,
 }
 
 impl Sample {
     /// The middle of several rounds, figure by figure.
-    pub(super) fn median(samples: &[Self]) -> Self {
+    pub(in crate::bench) fn median(samples: &[Self]) -> Self {
         let of = |what: fn(&Self) -> f64| median(samples.iter().map(what).collect());
         Self {
             per_second: of(|sample| sample.per_second),
@@ -49,7 +49,11 @@ impl Sample {
 
 /// Runs `step` over and over, once at a time for each worker, and measures the steps that begin
 /// and end within the window. A step gives its worker back, with the units it did.
-pub(super) async fn load<W, F, Fut>(plan: Plan, workers: Vec<W>, step: F) -> Result<Sample>
+pub(in crate::bench) async fn load<W, F, Fut>(
+    plan: Plan,
+    workers: Vec<W>,
+    step: F,
+) -> Result<Sample>
 where
     W: Send + 'static,
     F: Fn(W) -> Fut + Clone + Send + 'static,
@@ -124,7 +128,9 @@ fn quantile(sorted: &[Duration], percent: usize) -> f64 {
 }
 
 /// For `map_err`: `what` is a noun phrase.
-pub(super) fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failure {
+pub(in crate::bench) fn failed<E: std::fmt::Display>(
+    what: &'static str,
+) -> impl FnOnce(E) -> Failure {
     move |error| Failure::Step {
         what: what.to_owned(),
         how: error.to_string(),

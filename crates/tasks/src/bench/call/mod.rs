@@ -6,7 +6,7 @@
 //! sides together, kernel included, and disturb less than the clock.
 
 mod grpc;
-mod measure;
+pub(super) mod measure;
 pub(super) mod node;
 mod quic;
 pub(super) mod sides;

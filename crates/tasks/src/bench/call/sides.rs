@@ -19,7 +19,7 @@ use super::measure::failed;
 use crate::failure::Result;
 
 /// The loopback address everything serves on.
-pub(super) const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+pub(in crate::bench) const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// Where it is, as TLS sees it.
 const PLACE: Place<'static> = Place::Ip(std::net::IpAddr::V4(HOST));
@@ -66,7 +66,7 @@ impl Keys {
     }
 
     /// Knows every client.
-    pub(super) fn identities(&self) -> Result<Arc<Identities>> {
+    pub(in crate::bench) fn identities(&self) -> Result<Arc<Identities>> {
         let known = |(n, key): (usize, &NodeKey)| {
             let name = format!("client-{n}").parse();
             Ok(PeerEntry {
@@ -100,13 +100,13 @@ impl Keys {
     }
 
     /// What a node of ours does in TLS, for a server that speaks `alpn` only.
-    pub(super) fn server_config(&self, alpn: &[u8]) -> Result<Arc<ServerConfig>> {
+    pub(in crate::bench) fn server_config(&self, alpn: &[u8]) -> Result<Arc<ServerConfig>> {
         let tls = ServerTls::new(&self.server, ServerTlsOptions::default(), &[alpn], &[alpn]);
         Ok(tls.map_err(failed("preparing TLS"))?.quic(Slot::RawRaw))
     }
 
     /// What a dialler of ours does in TLS, and the name it asks for.
-    pub(super) fn client_config(
+    pub(in crate::bench) fn client_config(
         &self,
         key: &NodeKey,
         alpn: &[u8],

@@ -1,12 +1,14 @@
 //! What a vault costs a machine: from power-on to the served port with sealed data, by each type of slot,
-//! beside the same machine whose data is not sealed.
+//! beside the same machine whose data is not sealed; and by a TPM, on a machine that has one and firmware
+//! that measures, beside the same machine with a key that lies on the disk.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_image::Form;
-use alknet_qemu::{Accel, Disk, Line, Vm, VmBuilder, blank};
+use alknet_image::{Form, Role};
+use alknet_qemu::{Accel, Disk, Line, Vm, VmBuilder, blank, copy};
 use data_encoding::BASE64;
 
 use super::{BENCH, MEGA};
@@ -28,6 +30,7 @@ const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// How long it takes to take an answer in, before the next one.
 const AGAIN: &str = "the same again";
 const PASSPHRASE: &str = "correct horse battery staple\r";
+const PIN: &str = "1234\r";
 const DISK_BYTES: u64 = 1 << 30;
 
 /// What the peer is called in rows.
@@ -35,22 +38,54 @@ const UNSEALED: &str = "data that is not sealed";
 /// A boot with sealed data may take so much longer, Argon2id excluded.
 const MORE_S: f64 = 1.0;
 
-/// How the data is protected. A TPM's slot gets its line here once the harness has one.
+/// What it is called in rows of machines with a TPM.
+const ON_DISK: &str = "slot none on the same machine";
+/// Opening by a TPM may take so much longer than by a key that lies on the disk.
+const TPM_S: f64 = 1.0;
+
+/// How the data is protected, and on which machine: the last three have a TPM and firmware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Unsealed,
     None,
     Provisioning,
     Passphrase,
+    Measured,
+    Tpm2,
+    Tpm2Pin,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 7] = [
         Self::Unsealed,
         Self::None,
         Self::Provisioning,
         Self::Passphrase,
+        Self::Measured,
+        Self::Tpm2,
+        Self::Tpm2Pin,
     ];
+
+    const fn machine(self) -> Machine {
+        match self {
+            Self::Measured | Self::Tpm2 | Self::Tpm2Pin => Machine::Uefi,
+            _ => Machine::Microvm,
+        }
+    }
+
+    /// A TPM answers in its own time, so that instructions of a machine with one are no measure.
+    const fn is_counted(self) -> bool {
+        matches!(self.machine(), Machine::Microvm)
+    }
+
+    /// What somebody types, if anybody does.
+    const fn typed(self) -> Option<&'static str> {
+        match self {
+            Self::Passphrase => Some(PASSPHRASE),
+            Self::Tpm2Pin => Some(PIN),
+            _ => None,
+        }
+    }
 
     const fn name(self) -> &'static str {
         match self {
@@ -58,6 +93,9 @@ impl Kind {
             Self::None => "none",
             Self::Provisioning => "provisioning",
             Self::Passphrase => "passphrase",
+            Self::Measured => "measured",
+            Self::Tpm2 => "tpm2",
+            Self::Tpm2Pin => "tpm2-pin",
         }
     }
 
@@ -73,14 +111,16 @@ impl Kind {
                      [secrets]\nseed_key = \"alknet-seed-1 {vault} {key}\"\n"
                 )
             }
-            Self::None | Self::Passphrase => {
+            Self::Measured => "[vault]\nunlock = [\"none\"]\n".to_owned(),
+            Self::Tpm2Pin => "[vault]\nunlock = [\"tpm2\"]\ntpm_pin = true\n".to_owned(),
+            Self::None | Self::Passphrase | Self::Tpm2 => {
                 format!("[vault]\nunlock = [\"{}\"]\n", self.name())
             }
         }
     }
 }
 
-/// From power-on, or from the Enter key behind a passphrase, to the served port.
+/// From power-on, or from the Enter key behind a passphrase or a PIN, to the served port.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
     cpu_s: f64,
@@ -120,6 +160,9 @@ pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
         eprintln!("round {round} of {rounds} ...");
         for counted in [false, true] {
             for kind in Kind::ALL {
+                if counted && !kind.is_counted() {
+                    continue;
+                }
                 costs
                     .entry(kind)
                     .or_default()
@@ -159,6 +202,22 @@ fn rows_of(costs: &BTreeMap<Kind, Vec<Cost>>) -> Vec<Row> {
         Row::lower(BENCH, case, "s wall", of(kind, false, |cost| cost.wall_s)),
         Row::lower(BENCH, case, "M instructions", of(kind, true, minsn)),
     ]);
+    let by_tpm = |unit, what: fn(&Cost) -> f64| {
+        let case = "PC with firmware: power-on to served, slot tpm2";
+        Row::lower(BENCH, case, unit, of(Kind::Tpm2, false, what))
+            .beside(ON_DISK, of(Kind::Measured, false, what))
+    };
+    let wall = by_tpm("s wall", |cost| cost.wall_s);
+    let more = wall.ours - wall.peer.unwrap_or(f64::NAN);
+    rows.extend([by_tpm("CPU s", |cost| cost.cpu_s), wall]);
+    let case = "PC with firmware: opening by the TPM costs a boot";
+    rows.push(Row::lower(BENCH, case, "s wall", more).goal(Goal::Ours(TPM_S)));
+    let case = "PC with firmware: PIN typed to served";
+    let kind = Kind::Tpm2Pin;
+    rows.extend([
+        Row::lower(BENCH, case, "CPU s", of(kind, false, |cost| cost.cpu_s)),
+        Row::lower(BENCH, case, "s wall", of(kind, false, |cost| cost.wall_s)),
+    ]);
     rows
 }
 
@@ -168,7 +227,7 @@ impl Stage {
             tempfile::tempdir().map_err(Failure::io("make a folder for the benchmark"))?;
         let kernel = kernel::ensure(cx)?;
         let binary = binary::whole(cx, &Selection::usual())?;
-        let image = image::ensure(cx, &kernel, &binary, &[Form::Erofs])?;
+        let image = image::ensure(cx, &kernel, &binary, &[Form::Erofs, Form::Raw])?;
         let cli = Cli::new(cx, Some(&scratch.path().join("cli")))?;
         Ok(Self {
             admin: cli.identity()?,
@@ -184,42 +243,79 @@ impl Stage {
     }
 
     fn machine(&self, kind: Kind, disk: Disk) -> Result<VmBuilder> {
-        let builder = node::builder(
-            &self.image,
-            &self.kernel,
-            Form::Erofs,
-            Machine::Microvm,
-            &self.admin,
-        )?;
+        let machine = kind.machine();
+        let form = match machine {
+            Machine::Microvm => Form::Erofs,
+            _ => Form::Raw,
+        };
+        let builder = node::builder(&self.image, &self.kernel, form, machine, &self.admin)?;
         let document = format!("{}{}", node::config(&self.admin), kind.document());
-        Ok(builder.accel(Accel::Tcg).config(document).disk(disk.data()))
+        let builder = builder.accel(Accel::Tcg).config(document);
+        Ok(match machine {
+            Machine::Microvm => builder.disk(disk.data()),
+            _ => builder
+                .disk(disk)
+                .tpm(self.chip(kind))
+                .variables(self.scratch.path().join("variables")),
+        })
+    }
+
+    /// The machine's own TPM, as it is; each boot has a copy of what the first left.
+    fn chip(&self, kind: Kind) -> PathBuf {
+        self.scratch.path().join(format!("{}.tpm", kind.name()))
+    }
+
+    /// The disk before its first boot: blank, or with the image and room behind it.
+    fn fresh_disk(&self, kind: Kind) -> Result<PathBuf> {
+        let disk = self.disk(kind);
+        if kind.machine() == Machine::Microvm {
+            blank(&disk, DISK_BYTES)?;
+            return Ok(disk);
+        }
+        let (image, lacking) = (&self.image, "the raw image has no disk: build it again");
+        let raw = image.manifest.path(&image.folder, Form::Raw, Role::Disk);
+        copy(
+            &raw.ok_or_else(|| Failure::Arguments(lacking.to_owned()))?,
+            &disk,
+        )?;
+        let grow = || {
+            let file = File::options().write(true).open(&disk)?;
+            file.set_len(file.metadata()?.len() + DISK_BYTES)
+        };
+        grow().map_err(Failure::io("make the disk longer"))?;
+        Ok(disk)
     }
 
     /// Makes the vault and the data, and ends in order.
     fn first_boot(&self, kind: Kind) -> Result<()> {
-        let disk = self.disk(kind);
-        blank(&disk, DISK_BYTES)?;
+        let disk = self.fresh_disk(kind)?;
         let mut vm = self.machine(kind, Disk::file(&disk))?.start()?;
-        if kind == Kind::Passphrase {
+        if let Some(typed) = kind.typed() {
             vm.wait_for(ASKS, ASKED_WITHIN)?;
-            send(&vm)?;
+            send(&vm, typed)?;
             vm.wait_for(AGAIN, ASKED_WITHIN)?;
-            send(&vm)?;
+            send(&vm, typed)?;
         }
         let node = node::wait_ready(&vm)?;
-        node::power_off(&mut vm, Machine::Microvm, &self.cli, &node)
+        node::power_off(&mut vm, kind.machine(), &self.cli, &node)
     }
 
     /// Boots from what the first boot left, each time the same.
     fn boot(&self, kind: Kind, counted: bool) -> Result<Cost> {
         let disk: &Path = &self.disk(kind);
-        let builder = self.machine(kind, Disk::snapshot(disk))?;
-        let builder = match counted {
-            true => builder.count_instructions(),
-            false => builder,
-        };
+        let mut builder = self.machine(kind, Disk::snapshot(disk))?;
+        if counted {
+            builder = builder.count_instructions();
+        }
+        // Power that is cut counts as a wrong PIN: not for the next boot.
+        let chip = tempfile::tempdir().map_err(Failure::io("make a folder for a TPM"))?;
+        if kind.machine() != Machine::Microvm {
+            let copied = copy_files(&self.chip(kind), chip.path());
+            copied.map_err(Failure::io("copy the TPM"))?;
+            builder = builder.tpm(chip.path());
+        }
         let mut vm = builder.start()?;
-        let typed = if kind == Kind::Passphrase {
+        let typed = if let Some(typed) = kind.typed() {
             let line = vm.wait_line(ASKS, ASKED_WITHIN)?;
             let now = Line {
                 cpu: vm.cpu_time().unwrap_or(line.cpu),
@@ -227,7 +323,7 @@ impl Stage {
                 at: line.at,
                 text: String::new(),
             };
-            send(&vm)?;
+            send(&vm, typed)?;
             Some(now)
         } else {
             None
@@ -238,8 +334,16 @@ impl Stage {
     }
 }
 
-fn send(vm: &Vm) -> Result<()> {
-    let sent = vm.console().send(PASSPHRASE);
+fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
+    for file in fs::read_dir(from)? {
+        let file = file?;
+        fs::copy(file.path(), to.join(file.file_name()))?;
+    }
+    Ok(())
+}
+
+fn send(vm: &Vm, typed: &str) -> Result<()> {
+    let sent = vm.console().send(typed);
     sent.map_err(Failure::io("type at the console"))
 }
 

@@ -1,0 +1,56 @@
+//! Documents of OpenAPI that others wrote.
+
+use std::sync::Arc;
+
+use alknet_call::{AdapterError, Registry, is_operation_name};
+use alknet_core::{BoxFuture, DialError, DialErrorKind, DialRequest, Dialer, Dialled};
+use alknet_openapi::{FromOpenApi, OpenApiOptions};
+use bytes::Bytes;
+
+/// Nobody is called.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Dialer for Nowhere {
+    fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+        let nobody = DialError::new(DialErrorKind::Local, "nobody is called here");
+        Box::pin(std::future::ready(Err(nobody)))
+    }
+}
+
+/// A document, JSON or YAML. What is taken are operations with names of the grammar, each once, whose
+/// schemas compile and take what they say they take.
+pub fn openapi(data: &[u8]) -> bool {
+    let options = OpenApiOptions::new("ns", "https://api.example/v1");
+    let adapter = FromOpenApi::new(Bytes::copy_from_slice(data), options, Arc::new(Nowhere));
+    let adapter = adapter.expect("an address");
+    let registrations = match adapter.registrations() {
+        Ok(registrations) => registrations,
+        Err(error) => {
+            assert!(matches!(
+                error,
+                AdapterError::Schema { .. } | AdapterError::TooLarge(_)
+            ));
+            assert!(!error.to_string().is_empty());
+            return false;
+        }
+    };
+    let mut builder = Registry::builder();
+    let mut names = Vec::new();
+    for registration in registrations {
+        let spec = registration.spec();
+        assert!(is_operation_name(&spec.name), "{}", spec.name);
+        names.push(spec.name.clone());
+        builder.add(registration);
+    }
+    let registry = builder.build().expect("every rule is kept");
+    for name in &names {
+        // Whatever it says of it, it comes to an end.
+        let _ = registry.validate(name, &serde_json::json!({}));
+        let _ = registry.validate(
+            name,
+            &serde_json::json!({ "body": { "a": [1, "x", null] } }),
+        );
+    }
+    !names.is_empty()
+}

@@ -1,0 +1,24 @@
+// The TypeScript kits of the Model Context Protocol with a node: node mcp_node.mjs PACKAGES URL TOKEN.
+import assert from 'node:assert/strict';
+import { createRequire } from 'node:module';
+import { pathToFileURL } from 'node:url';
+
+const [folder, url, token] = process.argv.slice(2);
+const load = name => import(pathToFileURL(createRequire(`${folder}/`).resolve(name)));
+const older = {
+  ...(await load('@modelcontextprotocol/sdk/client/index.js')),
+  ...(await load('@modelcontextprotocol/sdk/client/streamableHttp.js')),
+};
+const newer = await load('@modelcontextprotocol/client');
+
+for (const { Client, StreamableHTTPClientTransport } of [older, newer]) {
+  const client = new Client({ name: 'test', version: '1' });
+  const requestInit = { headers: { authorization: `Bearer ${token}` } };
+  await client.connect(new StreamableHTTPClientTransport(new URL(url), { requestInit }));
+  const names = (await client.listTools()).tools.map(tool => tool.name);
+  assert.ok(['search', 'schema', 'call', 'batch', 'node_info'].every(name => names.includes(name)));
+  const info = await client.callTool({ name: 'call', arguments: { operation: '/node/info' } });
+  assert.deepEqual(info.structuredContent.problems, []);
+  await client.close();
+}
+console.log('fine');

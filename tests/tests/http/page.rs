@@ -1,0 +1,280 @@
+//! The status page, by the command that leads to it, by curl, and in a browser.
+
+use std::path::{Path, PathBuf};
+
+use alknet_tests::{Bench, Browser, HostNode, eventually, spki, tools};
+use serde_json::{Value, json};
+
+/// What curl was answered.
+struct Got {
+    status: u16,
+    headers: String,
+    body: String,
+}
+
+impl Got {
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.headers.lines().filter_map(|line| line.split_once(':'));
+        let found = lines.find(|(own, _)| own.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.trim())
+    }
+
+    /// The pair of the cookie that was set.
+    fn cookie(&self) -> &str {
+        let cookie = self.header("set-cookie").unwrap_or_default();
+        cookie.split(';').next().unwrap_or_default()
+    }
+}
+
+fn curl(arguments: &[&str]) -> Got {
+    let mut all = vec![
+        "--silent",
+        "--show-error",
+        "--insecure",
+        "--max-time",
+        "60",
+        "--include",
+    ];
+    all.extend(arguments);
+    let text = tools::tool_says("curl", &all);
+    let (headers, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+    let status = headers
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    Got {
+        status: status.expect("a status"),
+        headers: headers.to_owned(),
+        body: body.to_owned(),
+    }
+}
+
+fn open(bench: &Bench, node: &HostNode, more: &[&str]) -> String {
+    let mut command = bench.admin().command(&["open", "--print", node.target()]);
+    command.args(more);
+    let answer = bench.admin().run(command).json();
+    assert_eq!(answer["expires_in"], 60);
+    answer["url"].as_str().expect("a link").to_owned()
+}
+
+fn origin(node: &HostNode) -> String {
+    let (_, address) = node
+        .target()
+        .rsplit_once('@')
+        .expect("a pin and an address");
+    format!("https://{address}")
+}
+
+#[test]
+fn a_link_lets_in_once_and_what_it_gives_is_good_for_the_page_alone() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let origin = origin(&node);
+    let stranger = curl(&[&format!("{origin}/")]);
+    assert_eq!(stranger.status, 200);
+    assert!(stranger.body.contains("name=\"token\"") && !stranger.body.contains("Peers"));
+
+    let link = open(&bench, &node, &[]);
+    assert!(
+        link.starts_with(&format!("{origin}/status/enter/")),
+        "{link}"
+    );
+    let entered = curl(&[&link]);
+    assert_eq!(
+        (entered.status, entered.header("location")),
+        (303, Some("/"))
+    );
+    let cookie = entered.header("set-cookie").expect("a cookie").to_owned();
+    assert!(cookie.starts_with("__Host-alknet="), "{cookie}");
+    for word in ["Secure", "HttpOnly", "SameSite=Strict", "Path=/"] {
+        assert!(cookie.contains(word), "{cookie}");
+    }
+    assert!(!cookie.contains("Domain"), "{cookie}");
+    let again = curl(&[&link]);
+    assert!(again.status == 410 && again.header("set-cookie").is_none());
+
+    let cookie = format!("Cookie: {}", entered.cookie());
+    let page = curl(&["--header", &cookie, &format!("{origin}/")]);
+    assert_eq!(page.status, 200);
+    let identity = node.call("node/info", &Value::Null)["identity"].to_string();
+    assert!(
+        page.body.contains(identity.trim_matches('"')),
+        "{}",
+        page.body
+    );
+    let policy = page.header("content-security-policy").unwrap_or_default();
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+
+    // Everywhere else the cookie is nothing.
+    for path in ["/search", "/schema?operation=node/info", "/metrics", "/mcp"] {
+        let got = curl(&["--header", &cookie, &format!("{origin}{path}")]);
+        assert!(matches!(got.status, 401 | 404), "{path}: {}", got.status);
+    }
+    let call = json!({ "operation": "node/reboot" }).to_string();
+    let json = "Content-Type: application/json";
+    let url = format!("{origin}/call");
+    let got = curl(&["--header", &cookie, "--header", json, "--data", &call, &url]);
+    assert_eq!(got.status, 401, "{}", got.body);
+
+    let leave = format!("{origin}/status/leave");
+    let left = curl(&["--header", &cookie, "--request", "POST", &leave]);
+    assert_eq!(left.status, 303);
+    assert!(
+        left.header("set-cookie")
+            .is_some_and(|it| it.contains("Max-Age=0"))
+    );
+    let after = curl(&["--header", &cookie, &format!("{origin}/")]);
+    assert!(after.body.contains("name=\"token\""));
+}
+
+#[test]
+fn a_token_lets_in_until_it_is_taken_back() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let (origin, admin) = (origin(&node), bench.admin());
+    let mut command = admin.command(&["token", "make", node.target(), "--scope", "*"]);
+    command.args(["--note", "the page"]);
+    let made = admin.run(command).json();
+    let form = format!("token={}", made["token"].as_str().expect("a token"));
+    let enter = format!("{origin}/status/enter");
+    let entered = curl(&["--data", &form, &enter]);
+    assert_eq!(entered.status, 303, "{}", entered.body);
+    let cookie = format!("Cookie: {}", entered.cookie());
+    let page = || curl(&["--header", &cookie, &format!("{origin}/")]).body;
+    assert!(page().contains("Peers"));
+    let foreign = curl(&[
+        "--data",
+        &form,
+        "--header",
+        "Origin: https://evil.example",
+        &enter,
+    ]);
+    assert!(foreign.status == 403 && foreign.header("set-cookie").is_none());
+    node.call("token/revoke", &json!({ "key_id": made["key_id"] }));
+    assert!(!page().contains("Peers"));
+    assert_eq!(curl(&["--data", &form, &enter]).status, 403);
+}
+
+#[test]
+fn what_a_link_is_to_do_is_asked_first_and_the_host_says_it_is_no_machine() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let link = open(&bench, &node, &["--action", "reboot"]);
+    let asked = curl(&[&link]);
+    assert!(asked.status == 200 && asked.body.contains("Restart the machine?"));
+    let ticket = link.rsplit('/').next().expect("a ticket");
+    let act = format!("{}/status/act", origin(&node));
+    let form = format!("ticket={ticket}");
+    let done = curl(&["--data", &form, &act]);
+    assert!(
+        done.status == 503 && done.body.contains("ordinary host"),
+        "{}",
+        done.body
+    );
+    assert_eq!(curl(&["--data", &form, &act]).status, 410);
+}
+
+#[test]
+fn where_nothing_is_told_only_a_link_leads_in() {
+    let bench = Bench::new();
+    let node = bench.host_with("[http]\nstealth = true\npage = true\n");
+    let origin = origin(&node);
+    let decoy = curl(&[&format!("{origin}/nothing/here")]);
+    for path in [
+        "/",
+        "/status/enter/x",
+        "/status/style.css",
+        "/status/events",
+    ] {
+        let got = curl(&[&format!("{origin}{path}")]);
+        assert_eq!(
+            (got.status, &got.body),
+            (decoy.status, &decoy.body),
+            "{path}"
+        );
+    }
+    let entered = curl(&[&open(&bench, &node, &[])]);
+    assert_eq!(entered.status, 303);
+    let cookie = format!("Cookie: {}", entered.cookie());
+    for path in ["/", "/status/style.css"] {
+        let got = curl(&["--header", &cookie, &format!("{origin}{path}")]);
+        assert_eq!(got.status, 200, "{path}");
+    }
+}
+
+/// Where pictures are left for people to look at.
+fn pictures() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
+    std::fs::create_dir_all(&folder).expect("a folder of ours");
+    folder
+}
+
+#[test]
+fn a_browser_shows_it_to_everybody_with_and_without_scripts() {
+    let bench = Bench::new();
+    let node = bench.host_with("[node]\nname = \"edge-1\"\n");
+    let address = origin(&node)["https://".len()..]
+        .parse()
+        .expect("an address");
+    let mut browser = Browser::start(&[spki(address)]);
+    let folder = std::env::var("ALKNET_TEST_AXE").expect("`cargo xtask test` fetches it");
+    let rules = std::fs::read_to_string(Path::new(&folder).join("axe.min.js")).expect("axe");
+    // Some calls, so that there is something to see.
+    for _ in 0..20 {
+        node.call("node/info", &Value::Null);
+    }
+    browser.look(1280, 900, false);
+    browser.navigate(&format!("{}/", origin(&node)));
+    assert_well_made(&mut browser, &rules, "the form");
+    browser.screenshot(&pictures().join("enter.png"));
+
+    browser.navigate(&open(&bench, &node, &[]));
+    assert_eq!(browser.evaluate("location.pathname"), "/");
+    assert_eq!(
+        browser.evaluate("document.cookie"),
+        "",
+        "scripts do not see it"
+    );
+    eventually("the page is live", || {
+        let live = browser.evaluate("document.getElementById('live').textContent");
+        (live == "Live").then_some(())
+    });
+    let lines = "document.querySelectorAll('#calls polyline').length";
+    eventually("the plots have lines", || {
+        (browser.evaluate(lines).as_u64() >= Some(5)).then_some(())
+    });
+    for (name, width, dark) in [
+        ("light", 1280, false),
+        ("dark", 1280, true),
+        ("phone", 390, false),
+    ] {
+        browser.look(width, 900, dark);
+        assert_well_made(&mut browser, &rules, name);
+        let wide = "document.documentElement.scrollWidth <= innerWidth";
+        assert_eq!(browser.evaluate(wide), true, "{name} scrolls sideways");
+        browser.screenshot(&pictures().join(format!("{name}.png")));
+    }
+    let complaints = browser.events("Log.entryAdded");
+    assert!(complaints.is_empty(), "{complaints:?}");
+    let foreign: Vec<_> = browser.loaded();
+    let own = origin(&node);
+    let is_own = |url: &str| url.starts_with(&own) || url.starts_with("data:");
+    assert!(foreign.iter().all(|it| is_own(&it.url)), "{foreign:?}");
+
+    browser.scripts(false);
+    browser.navigate(&format!("{own}/"));
+    browser.scripts(true);
+    let facts = browser.evaluate("document.querySelectorAll('dd').length");
+    assert!(facts.as_u64() >= Some(10), "{facts}");
+}
+
+/// Holds what is shown against the rules of accessibility.
+fn assert_well_made(browser: &mut Browser, rules: &str, what: &str) {
+    // The page's own policy lets no foreign script in; the browser's own door does.
+    browser.evaluate(rules);
+    let found = browser.evaluate(
+        "(await axe.run()).violations.map((one) => \
+         one.id + ': ' + one.nodes.map((node) => node.html).join(' '))",
+    );
+    assert_eq!(found, json!([]), "{what}");
+}

@@ -1,0 +1,259 @@
+//! The call protocol over WebSocket, by clients nobody here wrote: Python's `websockets`, `h2` with
+//! `wsproto`, `ws` in Node, and the module of the documentation.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use alknet_tests::Bench;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::place::Place;
+use super::web::Web;
+
+/// The operations of this project's dependencies in Python, put into the cache by the set-up.
+const PYTHON_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+/// The folder of `ws`.
+const WS_VARIABLE: &str = "ALKNET_TEST_WS";
+/// How long anything may take before a client gives up, in seconds.
+const PATIENCE: &str = "240";
+
+/// What needs nobody to do something at the node meanwhile.
+const BY_THEMSELVES: [&str; 11] = [
+    "answers_in_the_kind_it_was_asked_in",
+    "a_header_and_a_pair_and_a_call_say_who_asks",
+    "wrong_handshakes_are_refused",
+    "messages_are_bounded_to_the_byte",
+    "what_is_against_the_rules_ends_with_its_code",
+    "fragment_bombs_and_giants_cost_little",
+    "readers_that_never_read_cost_little",
+    "pings_are_answered_and_asked_for",
+    "http2_carries_it_too",
+    "whoever_answers_no_ping_is_let_go",
+    "a_stranger_who_asks_nothing_is_let_go",
+];
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set; run these tests with `cargo xtask test`"))
+}
+
+/// Python, running some of its tests.
+struct Python {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Python {
+    fn start(facts: &Value, tests: &[&str]) -> Self {
+        let mut child = Command::new("timeout")
+            .args([PATIENCE, "python3"])
+            .arg(file("clients/websocket.py"))
+            .arg(facts.to_string())
+            .args(tests)
+            .env("PYTHONPATH", variable(PYTHON_VARIABLE))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Python is installed by the set-up");
+        let lines = BufReader::new(child.stdout.take().expect("it was asked for above"));
+        Self { child, lines }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("a pipe");
+        line.trim_end().to_owned()
+    }
+
+    /// Everything else it says, once it has ended well.
+    fn end(mut self) -> Vec<String> {
+        let mut said = Vec::new();
+        loop {
+            match self.line() {
+                line if line.is_empty() => break,
+                line => said.push(line),
+            }
+        }
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{said:?}");
+        said
+    }
+}
+
+fn facts(web: &Web) -> Value {
+    json!({
+        "url": format!("wss://{}/alknet/call", web.address()),
+        "token": web.reader,
+        "scopes": ["node:read"],
+        "query": "node/info",
+        "pid": web.node.pid(),
+    })
+}
+
+const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n\
+                    stranger_requests_per_second = 10000\n";
+
+#[test]
+fn python_speaks_it_over_both_versions_of_http() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, FAST);
+    let said = Python::start(&facts(&web), &BY_THEMSELVES).end();
+    let expected: Vec<_> = BY_THEMSELVES
+        .iter()
+        .map(|name| format!("ok {name}"))
+        .collect();
+    assert_eq!(said, expected);
+    assert_eq!(
+        web.node.call("node/info", &Value::Null)["problems"],
+        json!([])
+    );
+}
+
+/// A token that is taken away ends what it began, and so does a node that ends.
+#[test]
+fn sessions_end_with_what_they_rest_on() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, FAST);
+    let mut python = Python::start(&facts(&web), &["whoever_loses_the_token_is_let_go"]);
+    assert_eq!(python.line(), "revoke");
+    // The same configuration without a token.
+    let document = format!(
+        "node.admin_keys = [\"{}\"]\n{FAST}",
+        bench.admin().identity()
+    );
+    let applied = web
+        .node
+        .call("config/apply", &json!({ "document": document }));
+    assert!(applied.is_object() || applied.is_null(), "{applied}");
+    assert_eq!(python.end(), ["ok whoever_loses_the_token_is_let_go"]);
+
+    let bench = Bench::new();
+    let web = Web::start(&bench, FAST);
+    let mut python = Python::start(&facts(&web), &["whoever_drains_says_so"]);
+    assert_eq!(python.line(), "drain");
+    let pid = i32::try_from(web.node.pid()).expect("a process id");
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("the node is ours");
+    assert_eq!(python.end(), ["ok whoever_drains_says_so"]);
+}
+
+/// Whoever has no valid token is told by a node that hides what any path without anything says.
+#[test]
+fn a_node_that_hides_says_nothing_of_it() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "[http]\nstealth = true\n");
+    let asks = [
+        "--http1.1",
+        "--header",
+        "Upgrade: websocket",
+        "--header",
+        "Connection: Upgrade",
+        "--header",
+        "Sec-WebSocket-Version: 13",
+        "--header",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ];
+    let nothing = web.curl("/nonsense", &asks);
+    let wrong = format!(
+        "Sec-WebSocket-Protocol: alknet.call, alknet.bearer.{}",
+        web.expired
+    );
+    for more in [&[][..], &["--header", &wrong]] {
+        let told = web.curl("/alknet/call", &[&asks[..], more].concat());
+        assert_eq!(
+            (told.status, &told.headers, &told.body),
+            (nothing.status, &nothing.headers, &nothing.body)
+        );
+    }
+    let known = ["a_header_and_a_pair_and_a_call_say_who_asks"];
+    let mut facts = facts(&web);
+    // A stranger may not even connect here: only the first half of that test can pass.
+    facts["hidden"] = json!(true);
+    assert_eq!(
+        Python::start(&facts, &known).end(),
+        [format!("ok {}", known[0])]
+    );
+}
+
+/// What Node says that runs the suite of the module.
+fn node(place: &Place, flags: &[&str], ws: Option<&str>) -> Vec<String> {
+    // Node takes a file for a module by its name.
+    let folder = tempfile::tempdir().expect("the temporary directory is writable");
+    for (from, to) in [
+        (file("clients/session.js"), "session.mjs"),
+        (file("clients/session_node.mjs"), "run.mjs"),
+        (file("../docs/examples/alknet.js"), "alknet.mjs"),
+    ] {
+        let text = std::fs::read_to_string(from).expect("it is there");
+        let text = text.replace("./session.js", "./session.mjs");
+        std::fs::write(folder.path().join(to), text).expect("the folder is ours");
+    }
+    let facts = json!({
+        "url": place.session_url(),
+        "token": place.token,
+        "module": folder.path().join("alknet.mjs"),
+        "ws": ws,
+    });
+    let output = Command::new("timeout")
+        .args([PATIENCE, "node", "--no-warnings"])
+        .args(flags)
+        .arg(folder.path().join("run.mjs"))
+        .arg(facts.to_string())
+        // The node's certificate is its own.
+        .env("NODE_TLS_REJECT_UNAUTHORIZED", "0")
+        .output()
+        .expect("Node is installed by the set-up");
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{why}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().map(str::to_owned).collect()
+}
+
+/// How many tests the suite has.
+const SUITE: usize = 9;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_module_works_in_node() {
+    let place = Place::start(&[]);
+    let ws = format!("{}/wrapper.mjs", variable(WS_VARIABLE));
+    let said = tokio::task::block_in_place(|| node(&place, &[], Some(&ws)));
+    assert_eq!(said.len(), SUITE, "{said:?}");
+    // Node has one of its own since version 22, and version 20 with a flag. Debian 12 has version 18,
+    // in which there is nothing to test but ws.
+    for flags in [&[][..], &["--experimental-websocket"]] {
+        let mut has = Command::new("node");
+        has.args(flags).args(["-p", "typeof WebSocket"]);
+        let has = has.output().expect("Node is installed by the set-up");
+        if String::from_utf8_lossy(&has.stdout).trim() == "function" {
+            let said = tokio::task::block_in_place(|| node(&place, flags, None));
+            assert_eq!(said.len(), SUITE, "{said:?}");
+            return;
+        }
+    }
+}
+
+/// What the page of the documentation shows is JavaScript, and the module needs nothing.
+#[test]
+fn the_examples_stand_alone() {
+    let module = std::fs::read_to_string(file("../docs/examples/alknet.js")).expect("it is there");
+    assert!(!module.contains("import ") && module.lines().count() < 320);
+    let page = std::fs::read_to_string(file("../docs/websocket.md")).expect("it is there");
+    let snippets: Vec<_> = page.split("```js\n").skip(1).collect();
+    assert!(snippets.len() >= 4);
+    let folder = tempfile::tempdir().expect("the temporary directory is writable");
+    for (n, snippet) in snippets.iter().enumerate() {
+        let code = snippet.split("```").next().unwrap_or_default();
+        let path = folder.path().join(format!("{n}.mjs"));
+        std::fs::write(&path, code).expect("the folder is ours");
+        let checked = Command::new("node").arg("--check").arg(&path).output();
+        let checked = checked.expect("Node is installed by the set-up");
+        let why = String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success(), "{code}\n{why}");
+    }
+}

@@ -1,0 +1,120 @@
+//! The appliance under Secure Boot with a key of its owner's: what that signed starts and opens its vault by
+//! the TPM, anything else does not start, and a machine that somebody made to start it opens nothing.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alknet_qemu::{Owner, Vm};
+use alknet_tests::tools::{tool, tool_says};
+use alknet_tests::{Bench, Boot, Machine, Node};
+use serde_json::{Value, json};
+
+/// Names the folder of Python packages that nobody here wrote.
+const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+/// From power-on until the firmware, or the console, said what it has to say.
+const SAID_WITHIN: Duration = Duration::from_secs(60);
+
+/// What firmware says of a program that it does not start.
+const REFUSED: &str = "Access Denied";
+/// What the console says where other keys decide what starts, or none.
+const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
+
+/// Where the EFI system partition begins on the disk, as mtools has it, and our program there.
+const BOOT_AT: &str = "1M";
+const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
+
+#[test]
+fn only_what_the_owner_signed_starts_and_opens_the_vault() {
+    let bench = Bench::new();
+    let [owner, stranger] = ["owner", "stranger"].map(|name| Owner::create(bench.path(), name));
+    let [owner, stranger] = [owner, stranger].map(|made| made.expect("keys can be made"));
+    let variables = enrolled(&bench, &owner, "owners");
+    let unsigned = program(&bench);
+    let machine = |variables: &Path| {
+        let machine = bench.machine(Boot::UefiRaw).measured("own");
+        let machine = machine.secured(variables);
+        machine.configured("[vault]\nunlock = [\"tpm2\"]")
+    };
+
+    refused(&machine(&variables).start());
+    let signed = by(&bench, &owner, &unsigned, "signed");
+    install(&bench, &signed);
+    let node = machine(&variables).boot();
+    let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    let slot = json!({ "slot": 0, "pcrs": [7, 11], "pin": false,
+                       "protection": "measured and enforced" });
+    assert_eq!(status["tpm2"], json!([slot]), "{status:#}");
+    assert_eq!(node.info()["problems"], json!([]));
+    node.end();
+    again(machine(&variables), &identity);
+
+    // Signed by somebody else, whose key this firmware does not know.
+    install(&bench, &by(&bench, &stranger, &unsigned, "strangers"));
+    refused(&machine(&variables).start());
+    // Who gives the firmware that key, or takes all of them away, has a machine that starts.
+    let strangers = enrolled(&bench, &stranger, "theirs");
+    for variables in [strangers, bench.path().join("none")] {
+        let vm = machine(&variables).start();
+        let waited = vm.wait_line(OTHER_KEYS, SAID_WITHIN);
+        waited.unwrap_or_else(|error| panic!("{error}"));
+        assert!(!vm.console().text().contains("alknet: ready"));
+    }
+    install(&bench, &signed);
+    again(machine(&variables), &identity);
+}
+
+fn again(machine: Machine<'_>, identity: &str) {
+    let node: Node = machine.boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    node.end();
+}
+
+/// The firmware does not start what is on the disk.
+fn refused(vm: &Vm) {
+    let waited = vm.wait_for(REFUSED, SAID_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+    assert!(!vm.console().text().contains("alknet:"), "{}", vm.report());
+}
+
+/// Variables of the firmware that let it start what this owner signed.
+fn enrolled(bench: &Bench, owner: &Owner, name: &str) -> PathBuf {
+    let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
+        panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
+    });
+    let variables = bench.path().join(name);
+    let enrolled = owner.enroll(&variables, packages.as_ref());
+    enrolled.unwrap_or_else(|error| panic!("{error}"));
+    variables
+}
+
+fn by(bench: &Bench, owner: &Owner, program: &Path, name: &str) -> PathBuf {
+    let signed = bench.path().join(name);
+    let done = owner.sign(program, &signed);
+    done.unwrap_or_else(|error| panic!("{error}"));
+    signed
+}
+
+/// The boot partition of the disk, for mtools.
+fn boot_partition(bench: &Bench) -> String {
+    format!("{}@@{BOOT_AT}", bench.raw().display())
+}
+
+/// The program that the disk came with.
+fn program(bench: &Bench) -> PathBuf {
+    let program = bench.path().join("unsigned");
+    let disk = boot_partition(bench);
+    let arguments = ["-i", &disk, PROGRAM, &program.display().to_string()];
+    tool_says("mcopy", &arguments);
+    program
+}
+
+/// Puts another in its place.
+fn install(bench: &Bench, program: &Path) {
+    let disk = boot_partition(bench);
+    let arguments = ["-o", "-i", &disk, &program.display().to_string(), PROGRAM];
+    let done = tool("mcopy", &arguments);
+    assert!(done.status.success(), "{done:?}");
+}

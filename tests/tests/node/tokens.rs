@@ -1,0 +1,194 @@
+//! Tokens of programs: made, listed and taken back while the node runs.
+
+use std::time::Duration;
+
+use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode};
+use alknet_core::{AuthToken, Carriage, CloseReason, Connection};
+use alknet_endpoint::{Dialer, Target};
+use alknet_tests::{Answer, Bench, Cli, HostNode};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+/// How long anything may take before the test calls it hung.
+const HUNG: Duration = Duration::from_secs(60);
+
+fn token(who: &Cli, verb: &str, node: &HostNode, more: &[&str]) -> Answer {
+    let mut command = who.command(&["token", verb, node.target()]);
+    command.args(more);
+    who.run(command)
+}
+
+fn made(who: &Cli, node: &HostNode, more: &[&str]) -> (String, String) {
+    let answer = token(who, "make", node, more).json();
+    let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+    (text("token"), text("key_id"))
+}
+
+/// As nobody, over TCP: what a program without a key does.
+async fn stranger(node: &HostNode) -> (Dialer, Connection, CallConnection) {
+    let dialer = Dialer::new(None);
+    let target: Target = node.target().parse().expect("a target");
+    let connection = dialer.dial_over(Carriage::Tcp, &target, ALPN).await;
+    let connection = connection.unwrap_or_else(|error| panic!("{error}"));
+    let client = CallClient::without_operations().attach(connection.clone(), None);
+    (dialer, connection, client)
+}
+
+async fn code(client: &CallConnection, token: &str, operation: &str, input: &Value) -> String {
+    let options = CallOptions {
+        auth_token: Some(token.to_owned()),
+        ..CallOptions::default()
+    };
+    match client.call_with(operation, input, &options).await {
+        Ok(_) => "ok".to_owned(),
+        Err(error) => error.code.name().to_owned(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
+    let bench = Bench::new();
+    let (node, admin) = (bench.host(), bench.admin());
+    let scopes = [
+        "--scope",
+        "peer:list",
+        "--expires",
+        "1h",
+        "--note",
+        "the hall",
+    ];
+    let (text, key_id) = made(admin, &node, &scopes);
+    assert!(text.starts_with(&format!("alk_{key_id}_")), "{key_id}");
+    let (_dialer, _connection, client) = stranger(&node).await;
+    for (operation, expected) in [("peer/list", "ok"), ("node/metrics", "FORBIDDEN")] {
+        assert_eq!(
+            code(&client, &text, operation, &Value::Null).await,
+            expected
+        );
+    }
+    // It is no administrator's: it makes no other.
+    let more = json!({ "scopes": ["peer:list"] });
+    assert_eq!(code(&client, &text, "token/make", &more).await, "FORBIDDEN");
+
+    let listed = token(admin, "list", &node, &[]);
+    assert!(!listed.output.contains(&text[13..]), "no secret is listed");
+    let listed = listed.json();
+    let one = &listed["tokens"][0];
+    assert_eq!(
+        (&one["key_id"], &one["holder"], &one["source"], &one["note"]),
+        (
+            &json!(key_id),
+            &json!(format!("key:{key_id}")),
+            &json!("store"),
+            &json!("the hall")
+        )
+    );
+    assert!(
+        one["expires"].is_string() && one["created_by"] == "admin",
+        "{one}"
+    );
+    assert!(one["last_used"].is_string(), "it was used: {one}");
+
+    // A connection that lives by it ends with it.
+    let (_other, live, session) = stranger(&node).await;
+    session
+        .authenticate(&AuthToken::new(text.clone()))
+        .await
+        .expect("a good token");
+    let revoked = token(admin, "revoke", &node, &[&key_id]);
+    assert_eq!(revoked.json()["revoked"], true);
+    let ended = timeout(HUNG, live.closed()).await;
+    assert!(matches!(ended, Ok(CloseReason::Peer(..))), "{ended:?}");
+    assert_eq!(
+        code(&client, &text, "peer/list", &Value::Null).await,
+        "UNAUTHENTICATED"
+    );
+    let again = token(admin, "revoke", &node, &[&key_id]);
+    assert_eq!((again.status, again.code().as_str()), (1, "NOT_FOUND"));
+    assert_eq!(token(admin, "list", &node, &[]).json()["tokens"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_makes_a_token_with_more_than_they_hold() {
+    let bench = Bench::new();
+    let (node, admin) = (bench.host(), bench.admin());
+    let (text, _) = made(admin, &node, &["--scope", "admin", "--scope", "fs:*"]);
+    let (_dialer, _connection, client) = stranger(&node).await;
+    for (scopes, expected) in [
+        (json!(["admin", "fs:read"]), "ok"),
+        (json!(["*"]), "FORBIDDEN"),
+        (json!(["node:read"]), "FORBIDDEN"),
+        (json!(["a b"]), "INVALID_INPUT"),
+    ] {
+        let input = json!({ "scopes": scopes });
+        assert_eq!(
+            code(&client, &text, "token/make", &input).await,
+            expected,
+            "{scopes}"
+        );
+    }
+    let held = json!({ "scopes": [], "resources": { "fs": ["docs"] } });
+    assert_eq!(code(&client, &text, "token/make", &held).await, "FORBIDDEN");
+    // None outlives its maker, whether it asks for that or not.
+    let (short, _) = made(admin, &node, &["--scope", "admin", "--expires", "1h"]);
+    let long = json!({ "scopes": ["admin"], "ttl_s": 7200 });
+    assert_eq!(
+        code(&client, &short, "token/make", &long).await,
+        "FORBIDDEN"
+    );
+    let options = CallOptions {
+        auth_token: Some(short),
+        ..CallOptions::default()
+    };
+    let input = json!({ "scopes": ["admin"] });
+    let child = client.call_with("token/make", &input, &options).await;
+    assert!(child.expect("less than an hour").value()["expires"].is_string());
+    let unknown = client.call("token/list", &Value::Null).await;
+    assert_eq!(
+        unknown.expect_err("a stranger").code,
+        ErrorCode::Unauthenticated
+    );
+}
+
+#[test]
+fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
+    let bench = Bench::new();
+    let (hash, id) = ("03".repeat(32), "monitor0");
+    let config = format!("[[api_keys]]\nkey_id = \"{id}\"\nsha256 = \"{hash}\"\n");
+    let key_id = {
+        let node = bench.host_with(&config);
+        let refused = token(bench.admin(), "revoke", &node, &[id]);
+        assert_eq!((refused.status, refused.code().as_str()), (1, "CONFLICT"));
+        assert!(refused.errors.contains("configuration"), "{refused:?}");
+        made(
+            bench.admin(),
+            &node,
+            &["--scope", "peer:list", "--expires", "never"],
+        )
+        .1
+    };
+    let node = bench.host_with(&config);
+    let listed = token(bench.admin(), "list", &node, &[]).json();
+    let tokens = listed["tokens"].as_array().expect("a list");
+    let source = |id: &str| {
+        tokens
+            .iter()
+            .find(|one| one["key_id"] == id)
+            .map(|one| &one["source"])
+    };
+    assert_eq!(source(id), Some(&json!("config")));
+    assert_eq!(source(&key_id), Some(&json!("store")));
+    assert!(!listed.to_string().contains(&hash));
+    for (arguments, status) in [
+        (&["--scope", "a", "--expires", "soon"][..], 2),
+        (&[], 2),
+        (&["--scope", "a", "--resource", "fs"], 2),
+    ] {
+        assert_eq!(
+            token(bench.admin(), "make", &node, arguments).status,
+            status
+        );
+    }
+    let stranger = bench.somebody("stranger");
+    assert_eq!(token(&stranger, "list", &node, &[]).status, 4);
+}
