@@ -10,7 +10,7 @@ use crate::ids::Ids;
 use crate::inputs::{Inputs, Loaded, invalid};
 use crate::manifest::{Boot, Manifest};
 use crate::out::{OutDir, at};
-use crate::{cpio, erofs, kernel, linuxkit, lz4, tree, uki};
+use crate::{cpio, erofs, kernel, linuxkit, lz4, tree, uki, zstandard};
 
 /// What the erofs form adds to the command line: the drive is the first virtio disk.
 const EROFS_ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/init";
@@ -65,7 +65,6 @@ struct Job<'a> {
     inputs: &'a Inputs,
     loaded: Loaded,
     ids: Ids,
-    initrd: Option<Rc<[u8]>>,
     uki: Option<Rc<[u8]>>,
     progress: &'a mut dyn FnMut(Progress),
     done: usize,
@@ -90,7 +89,6 @@ impl<'a> Job<'a> {
             inputs,
             loaded,
             ids,
-            initrd: None,
             uki: None,
             progress,
             done: 0,
@@ -110,7 +108,9 @@ impl<'a> Job<'a> {
 
     fn direct(&mut self, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         self.kernels(Form::Direct, out)?;
-        let initrd = self.make_initrd();
+        self.say("compressing the initramfs");
+        // Whoever loads a kernel apart from it has a quick disk: what counts is unpacking it.
+        let initrd = lz4::legacy_frame(&self.archive());
         out.bytes(Form::Direct, Role::Initrd, "initrd.cpio.lz4", &initrd)
     }
 
@@ -180,22 +180,17 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn make_initrd(&mut self) -> Rc<[u8]> {
-        if let Some(made) = &self.initrd {
-            return Rc::clone(made);
-        }
-        self.say("compressing the initramfs");
-        let archive = cpio::archive(&tree::root(&self.loaded.binary));
-        let made: Rc<[u8]> = lz4::legacy_frame(&archive).into();
-        self.initrd = Some(Rc::clone(&made));
-        made
+    fn archive(&self) -> Vec<u8> {
+        cpio::archive(&tree::root(&self.loaded.binary))
     }
 
     fn make_uki(&mut self, form: Form) -> Result<Rc<[u8]>, ImageError> {
         if let Some(made) = &self.uki {
             return Ok(Rc::clone(made));
         }
-        let initrd = self.make_initrd();
+        self.say("compressing the initramfs");
+        // It is read by firmware, from flash, or comes over a network.
+        let initrd = zstandard::frame(&self.archive());
         check_size(form, self.loaded.kernel.len() + initrd.len())?;
         self.say("joining the EFI program");
         let sections = uki::sections(

@@ -40,6 +40,7 @@ mod out;
 mod tar;
 mod tree;
 mod uki;
+mod zstandard;
 
 pub use assemble::{Progress, build};
 pub use disk::{

@@ -9,10 +9,6 @@ const BLOCK_BYTES: usize = 8 << 20;
 /// The level of `lz4 -9`. Higher ones cost seconds for less than one part in a hundred.
 const LEVEL: i32 = 9;
 
-/// Ends a frame where more follows it: the format has no end of its own, and the kernel takes what comes next
-/// for the length of a block, unless that is zero. The program `lz4` does not know it.
-pub(crate) const END: [u8; 4] = [0; 4];
-
 /// Compresses into one legacy frame.
 pub(crate) fn legacy_frame(data: &[u8]) -> Vec<u8> {
     let mut out = MAGIC.to_le_bytes().to_vec();

@@ -5,8 +5,6 @@
 
 use std::borrow::Cow;
 
-use crate::lz4;
-
 const PE_POINTER_AT: usize = 0x3c;
 const PE_MAGIC: &[u8] = b"PE\0\0";
 const MACHINE_AMD64: u16 = 0x8664;
@@ -55,8 +53,7 @@ pub(crate) fn sections<'a>(
         },
         Section {
             name: ".initrd",
-            // The stub puts files of its own behind it.
-            data: Cow::Owned([initrd, &lz4::END].concat()),
+            data: Cow::Borrowed(initrd),
         },
     ]
 }

@@ -166,7 +166,7 @@ pub(crate) fn apply_settings() {
     }
 }
 
-/// Lets the unprivileged node bind `port`.
+/// Lets the unprivileged node bind `port` and those above it.
 pub(crate) fn allow_port(port: u16) {
     set(
         "net/ipv4/ip_unprivileged_port_start",

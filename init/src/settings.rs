@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use alknet_core::EncryptedData;
-use alknet_core::config::{NodeConfig, VaultInit};
+use alknet_core::config::{NodeConfig, Port80, VaultInit};
 use alknet_provisioning::{
     ConsoleDocument, KernelMounter, Loaded, Paths, Source, erase, load, load_console,
     settle_credentials,
@@ -16,6 +16,8 @@ use crate::vault::{Keeper, KeptCredentials, keep_credentials};
 
 /// Host name of a machine that was not given one.
 const HOSTNAME_DEFAULT: &str = "alknet";
+/// Where plain HTTP is expected.
+const HTTP_PORT: u16 = 80;
 
 /// What was configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,12 +151,21 @@ impl Settings {
         self.config.node.name.as_deref().unwrap_or(HOSTNAME_DEFAULT)
     }
 
-    /// Makes the kernel know the host name and the port that the node may bind.
+    /// The lowest port that the node binds: whoever may bind one may bind those above it.
+    fn lowest_port(&self) -> u16 {
+        let config = &self.config;
+        let plain = (config.http.port80 != Port80::Off).then_some(HTTP_PORT);
+        let iroh = config.iroh.port.filter(|_| config.iroh.enabled);
+        let more = plain.into_iter().chain(iroh);
+        more.fold(config.listen.port, u16::min)
+    }
+
+    /// Makes the kernel know the host name and the ports that the node may bind.
     pub(crate) fn apply(&self) {
         if let Err(error) = nix::unistd::sethostname(self.hostname()) {
             tracing::warn!(%error, name = self.hostname(), "the host name cannot be set");
         }
-        crate::mount::allow_port(self.config.listen.port);
+        crate::mount::allow_port(self.lowest_port());
     }
 }
 
@@ -205,6 +216,20 @@ mod tests {
         assert_eq!(named.hostname(), "alknet");
         named.config.node.name = Some("box".to_owned());
         assert_eq!(named.hostname(), "box");
+    }
+
+    #[test]
+    fn the_node_may_bind_every_port_that_is_configured() {
+        let mut settings = settings(None);
+        settings.config.listen.port = 443;
+        settings.config.iroh.port = Some(99);
+        assert_eq!(settings.lowest_port(), 443, "iroh is not served");
+        settings.config.iroh.enabled = true;
+        assert_eq!(settings.lowest_port(), 99);
+        settings.config.http.port80 = Port80::Acme;
+        assert_eq!(settings.lowest_port(), 80);
+        settings.config.listen.port = 53;
+        assert_eq!(settings.lowest_port(), 53);
     }
 
     #[test]

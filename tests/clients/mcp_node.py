@@ -1,6 +1,12 @@
-"""The Python kit of the Model Context Protocol with a node: python3 mcp_node.py URL TOKEN."""
+"""The Python kit of the Model Context Protocol with a node.
+
+python3 mcp_node.py URL TOKEN [OPERATION INPUT OUTPUT]
+
+It calls an operation that is a tool of its own, both ways: `/node/info`, or the one it is told, with what
+goes in and what has to come out as JSON."""
 
 import asyncio
+import json
 import sys
 
 import httpx2
@@ -8,7 +14,10 @@ from mcp import ClientSession
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
-url, token = sys.argv[1:]
+url, token, *asked = sys.argv[1:]
+operation, given, expected = "/node/info", {}, None
+if asked:
+    operation, given, expected = asked[0], json.loads(asked[1]), json.loads(asked[2])
 
 
 def http():
@@ -17,13 +26,24 @@ def http():
     return httpx2.AsyncClient(headers=headers, verify=False)
 
 
+def output(result):
+    content = getattr(result, "structured_content", None)
+    if content is None:
+        content = getattr(result, "structuredContent", None)
+    # Older versions carry what is no object as text alone.
+    return json.loads(result.content[0].text) if content is None else content
+
+
 async def use(session):
+    own = operation.strip("/").replace("/", "_")
     names = {tool.name for tool in (await session.list_tools()).tools}
-    assert {"search", "schema", "call", "batch", "node_info"} <= names, names
-    for tool, arguments in [("call", {"operation": "/node/info"}), ("node_info", {})]:
-        result = await session.call_tool(tool, arguments)
-        content = getattr(result, "structured_content", None) or result.structuredContent
-        assert content["problems"] == [], content
+    assert {"search", "schema", "call", "batch", own} <= names, names
+    for tool, arguments in [("call", {"operation": operation, "input": given}), (own, given)]:
+        found = output(await session.call_tool(tool, arguments))
+        if expected is None:
+            assert found["problems"] == [], found
+        else:
+            assert found == expected, found
 
 
 async def main():

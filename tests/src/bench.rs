@@ -67,9 +67,18 @@ impl Bench {
     /// # Panics
     /// The file cannot be written.
     pub fn host_with(&self, config: &str) -> HostNode {
+        self.host_at(0, config)
+    }
+
+    /// The same on this port; 0 stands for a free one.
+    ///
+    /// # Panics
+    /// As [`host_with`](Self::host_with).
+    pub fn host_at(&self, port: u16, config: &str) -> HostNode {
         let file = self.path().join("node.toml");
         std::fs::write(&file, config).expect("the folder is ours");
-        HostNode::start_with(&self.path().join("host"), &self.admin, Some(&file))
+        let state = self.path().join("host");
+        HostNode::start_at(&state, &self.admin, Some(&file), port)
     }
 
     /// The data disk, blank at first.

@@ -22,11 +22,16 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::tools::variable;
+
 /// How long the browser may take for anything before a test calls it hung.
 const HUNG: Duration = Duration::from_secs(120);
 
 /// What ends a message on the pipe.
 const END: u8 = 0;
+
+/// Folder of axe, which judges pages.
+const AXE_VARIABLE: &str = "ALKNET_TEST_AXE";
 
 /// A running browser with one page. It is ended when dropped.
 #[derive(Debug)]
@@ -199,6 +204,22 @@ impl Browser {
         let data = shot["data"].as_str().unwrap_or_default();
         let bytes = BASE64.decode(data.as_bytes()).expect("base64");
         std::fs::write(file, bytes).expect("the file is ours");
+    }
+
+    /// What of the page keeps people out who cannot see it or hold a mouse, by the rules of axe: each
+    /// rule with the markup that breaks it.
+    ///
+    /// # Panics
+    /// axe is not there: the set-up fetches it.
+    pub fn barriers(&mut self) -> Value {
+        let axe = Path::new(&variable(AXE_VARIABLE)).join("axe.min.js");
+        let rules = std::fs::read_to_string(axe).expect("the set-up fetches it");
+        // The page's own policy lets no foreign script in; the browser's own door does.
+        self.evaluate(&rules);
+        self.evaluate(
+            "(await axe.run()).violations.map((one) => \
+             one.id + ': ' + one.nodes.map((node) => node.html).join(' '))",
+        )
     }
 
     /// What the page got from servers since the last time this was asked.

@@ -32,8 +32,17 @@ impl HostNode {
     /// # Panics
     /// As [`start`](Self::start).
     pub fn start_with(state: &Path, admin: &Cli, config: Option<&Path>) -> Self {
+        Self::start_at(state, admin, config, 0)
+    }
+
+    /// The same on this port; 0 stands for a free one.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_at(state: &Path, admin: &Cli, config: Option<&Path>, port: u16) -> Self {
         let node = Cli::new(state.to_owned());
-        let mut command = node.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
+        let mut command = node.command(&["serve", "--listen", "127.0.0.1"]);
+        command.args(["--port", &port.to_string()]);
         command.args(["--admin", &admin.identity()]);
         if let Some(config) = config {
             command.arg("--config").arg(config);

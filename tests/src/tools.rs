@@ -1,5 +1,6 @@
 //! Tools of the host that look into disks and make volumes: what others wrote judges what we wrote.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,11 +15,33 @@ pub const RAW_DATA_AT: u64 = (1 + 256) << 20;
 /// Size of a NoCloud volume with FAT, in KiB: a floppy disk's.
 const FAT_KIB: &str = "1440";
 
+/// What an ext4 file system has that others make for a data partition: what the machine's own has.
+const EXT4_FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,\
+                             sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+
+/// What `cargo xtask test` put into this variable: a folder of programs nobody here wrote, mostly.
+///
+/// # Panics
+/// It is not set.
+#[must_use]
+pub fn variable(name: &str) -> String {
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set; run these tests with `cargo xtask test`"))
+}
+
+/// A program of the tests that uses a client nobody here wrote: a file of `tests/clients`.
+#[must_use]
+pub fn client(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "clients", name]
+        .iter()
+        .collect()
+}
+
 /// Runs a tool, also one for administrators.
 ///
 /// # Panics
 /// It is not installed.
-pub fn tool<S: AsRef<std::ffi::OsStr>>(program: &str, arguments: &[S]) -> Output {
+pub fn tool<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Output {
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new(program)
         .args(arguments)
@@ -31,7 +54,7 @@ pub fn tool<S: AsRef<std::ffi::OsStr>>(program: &str, arguments: &[S]) -> Output
 ///
 /// # Panics
 /// It fails or is not installed.
-pub fn tool_says<S: AsRef<std::ffi::OsStr>>(program: &str, arguments: &[S]) -> String {
+pub fn tool_says<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> String {
     let output = tool(program, arguments);
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -82,6 +105,20 @@ pub fn debugfs(image: &Path, request: &str) -> String {
     let complaint = text.lines().find(|line| line.starts_with(&refusal));
     assert_eq!(complaint, None, "{text}");
     text
+}
+
+/// Makes `image` an ext4 file system with everything that is in `folder`, for everybody to read.
+///
+/// # Panics
+/// It cannot be made.
+pub fn ext4_of(folder: &Path, image: &Path) {
+    let readable = [OsStr::new("-R"), OsStr::new("a+rX"), folder.as_os_str()];
+    tool_says("chmod", &readable);
+    let fixed = ["-q", "-F", "-t", "ext4", "-b", "4096", "-O", EXT4_FEATURES];
+    let fixed = fixed.into_iter().chain(["-E", "root_owner=0:0", "-d"]);
+    let fixed: Vec<&OsStr> = fixed.map(OsStr::new).collect();
+    let files = [folder.as_os_str(), image.as_os_str()];
+    tool_says("mke2fs", &[fixed, files.to_vec()].concat());
 }
 
 fn ext4_at(image: &Path, at: u64) -> String {

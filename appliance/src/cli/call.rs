@@ -325,28 +325,6 @@ pub(crate) fn connected(
     Reach::new(args)?.run(async |reach| reach.connected(&target, work).await)
 }
 
-/// Asks a node for a list, and prints it: whole as JSON, else the lines that `lines` makes of it.
-pub(crate) fn list(
-    target: &str,
-    args: &DialArgs,
-    operation: &str,
-    json: bool,
-    lines: fn(&Value) -> Vec<String>,
-) -> Result<Exit, Failure> {
-    connected(target, args, async |client| {
-        let answer = client.call(operation, &Value::Null).await;
-        let answer = answer.map_err(of_call)?;
-        if json {
-            output::json_line(answer.value())?;
-        } else {
-            for line in lines(answer.value()) {
-                output::line(&line)?;
-            }
-        }
-        Ok(Exit::Ok)
-    })
-}
-
 /// A target as written, or a hub that 'alknet enroll' has given a name.
 pub(crate) fn parse_target(text: &str, args: &DialArgs) -> Result<Target, Failure> {
     let text = text.strip_prefix("alknet:").unwrap_or(text);

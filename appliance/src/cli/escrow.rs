@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, list, of_call};
-use super::{DialArgs, Exit, Failure, output};
+use super::asking::{ask, list, text};
+use super::{DialArgs, Exit, Failure};
 
 /// Longest approval, in seconds: a day.
 const APPROVAL_S_MAX: u64 = 86_400;
@@ -102,16 +102,8 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<Exit, Failure> {
 }
 
 fn change(which: &WhichArgs, operation: &str, input: &Value, json: bool) -> Result<Exit, Failure> {
-    connected(&which.target, &which.dial, async |client| {
-        let answer = client.call(operation, input).await.map_err(of_call)?;
-        let answer = answer.value();
-        if json {
-            output::json_line(answer)?;
-        } else {
-            output::line(&format!("{}  {}", text(&answer["id"]), called(answer)))?;
-        }
-        Ok(Exit::Ok)
-    })
+    let told = |answer: &Value| vec![format!("{}  {}", text(&answer["id"]), called(answer))];
+    ask(&which.target, &which.dial, operation, input, json, told)
 }
 
 /// One line for each share; a second one for what is special about it.
@@ -160,10 +152,6 @@ fn bounds(share: &Value) -> Option<String> {
 fn called(share: &Value) -> &str {
     let name = share["name"].as_str();
     name.unwrap_or_else(|| text(&share["peer_id"]))
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
 }
 
 #[cfg(test)]

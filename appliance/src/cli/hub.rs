@@ -7,8 +7,8 @@ use alknet_init::console::{Charset, qr_code};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, list, of_call};
-use super::{DialArgs, Exit, Failure, output};
+use super::asking::{ask, list, text, time_s};
+use super::{DialArgs, Exit, Failure};
 
 /// The verbs below `alknet hub`.
 #[derive(Debug, Subcommand)]
@@ -151,18 +151,12 @@ fn change(
     input: &Value,
     json: bool,
 ) -> Result<Exit, Failure> {
-    connected(target, dial, async |client| {
-        let answer = client.call(operation, input).await.map_err(of_call)?;
-        let answer = answer.value();
-        if json {
-            output::json_line(answer)?;
-        } else {
-            let id = text(&answer["peer_id"]);
-            let name = answer["name"].as_str().filter(|name| *name != id);
-            output::line(&name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}")))?;
-        }
-        Ok(Exit::Ok)
-    })
+    let told = |answer: &Value| {
+        let id = text(&answer["peer_id"]);
+        let name = answer["name"].as_str().filter(|name| *name != id);
+        vec![name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}"))]
+    };
+    ask(target, dial, operation, input, json, told)
 }
 
 fn invite(args: &InviteArgs, json: bool) -> Result<Exit, Failure> {
@@ -175,22 +169,14 @@ fn invite(args: &InviteArgs, json: bool) -> Result<Exit, Failure> {
         "labels": map(&args.label),
         "addresses": args.address,
     });
-    connected(&args.target, &args.dial, async |client| {
-        let answer = client.call("hub/invite", &input).await.map_err(of_call)?;
-        let answer = answer.value();
-        if json {
-            output::json_line(answer)?;
-            return Ok(Exit::Ok);
-        }
+    let told = |answer: &Value| {
         let join = text(&answer["join"]);
-        output::line(join)?;
+        let mut lines = vec![join.to_owned()];
         if args.qr {
-            for line in qr_code(join, Charset::Utf8).unwrap_or_default() {
-                output::line(&line)?;
-            }
+            lines.extend(qr_code(join, Charset::Utf8).unwrap_or_default());
         }
-        output::line("")?;
-        output::line(&format!(
+        lines.push(String::new());
+        lines.push(format!(
             "Good for {} until {}: 'alknet enroll' with it, or [[join]] code = \"…\" in a node's \
              configuration.",
             match answer["count"].as_u64() {
@@ -198,9 +184,10 @@ fn invite(args: &InviteArgs, json: bool) -> Result<Exit, Failure> {
                 Some(n) => format!("{n} keys as {}", text(&answer["role"])),
             },
             text(&answer["expires"]),
-        ))?;
-        Ok(Exit::Ok)
-    })
+        ));
+        lines
+    };
+    ask(&args.target, &args.dial, "hub/invite", &input, json, told)
 }
 
 fn map(labels: &[Label]) -> BTreeMap<&str, &str> {
@@ -249,28 +236,11 @@ fn labels(of: &Value) -> String {
     pairs.join(" ")
 }
 
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-/// A time as people write it.
+/// How long an invitation is good.
 fn seconds(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is no time: write 90s, 30m, 1h or 7d, at most 30d");
-    let split = text.len() - usize::from(text.ends_with(|c: char| c.is_ascii_alphabetic()));
-    let (number, unit) = text.split_at(split);
-    let unit = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let all = number.checked_mul(unit).ok_or_else(wrong)?;
-    (1..=30 * 86_400)
-        .contains(&all)
-        .then_some(all)
-        .ok_or_else(wrong)
+    let seconds = time_s(text).filter(|seconds| *seconds <= 30 * 86_400);
+    seconds.ok_or_else(wrong)
 }
 
 fn numbers(text: &str) -> Result<(u32, u32), String> {

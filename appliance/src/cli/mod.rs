@@ -1,5 +1,6 @@
 //! The command line.
 
+mod asking;
 mod batch;
 mod call;
 mod config;

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::call::list;
+use super::asking::{list, text};
 use super::{DialArgs, Exit, Failure};
 
 /// Arguments of `alknet peers`.
@@ -59,10 +59,6 @@ fn connection(one: &Value) -> String {
         one["addr"].as_str().unwrap_or("nowhere"),
         one["seconds"]
     )
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
 }
 
 #[cfg(test)]

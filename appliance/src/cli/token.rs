@@ -5,7 +5,7 @@ use alknet_core::AuthToken;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{connected, list, of_call};
+use super::asking::{ask, list, text, time_s};
 use super::{DialArgs, Exit, Failure, output};
 
 /// The verbs below `alknet token`.
@@ -80,16 +80,11 @@ pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<Exit, Failure> {
             target,
             key_id,
             dial,
-        } => connected(&target, &dial, async |client| {
+        } => {
             let input = json!({ "key_id": key_id });
-            let answer = client.call("token/revoke", &input).await.map_err(of_call)?;
-            if json {
-                output::json_line(answer.value())?;
-            } else {
-                output::line(&format!("{key_id} is no token any more"))?;
-            }
-            Ok(Exit::Ok)
-        }),
+            let told = |_: &Value| vec![format!("{key_id} is no token any more")];
+            ask(&target, &dial, "token/revoke", &input, json, told)
+        }
     }
 }
 
@@ -107,26 +102,19 @@ fn make(args: &MakeArgs, json: bool) -> Result<Exit, Failure> {
         "ttl_s": args.expires.0,
         "note": args.note,
     });
-    connected(&args.target, &args.dial, async |client| {
-        let answer = client.call("token/make", &input).await.map_err(of_call)?;
-        let answer = answer.value();
-        if json {
-            output::json_line(answer)?;
-            return Ok(Exit::Ok);
-        }
-        output::line(text(&answer["token"]))?;
-        output::line("")?;
+    let told = |answer: &Value| {
         let end = match answer["expires"].as_str() {
             Some(end) => format!("good until {end}"),
             None => "good until it is revoked".to_owned(),
         };
-        output::line(&format!(
+        let back = format!(
             "Not shown again; {end}. Take it back with 'alknet token revoke {} {}'.",
             args.target,
             text(&answer["key_id"])
-        ))?;
-        Ok(Exit::Ok)
-    })
+        );
+        vec![text(&answer["token"]).to_owned(), String::new(), back]
+    };
+    ask(&args.target, &args.dial, "token/make", &input, json, told)
 }
 
 /// Makes one. It is shown here and nowhere else.
@@ -195,27 +183,13 @@ fn line(one: &Value, width: usize) -> String {
     line.trim_end().to_owned()
 }
 
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
 fn ends(text: &str) -> Result<Ends, String> {
     if text == "never" {
         return Ok(Ends(None));
     }
     let wrong = || format!("'{text}' is no time: write 90s, 30m, 12h, 30d or never");
-    let split = text.len() - usize::from(text.ends_with(|c: char| c.is_ascii_alphabetic()));
-    let (number, unit) = text.split_at(split);
-    let unit = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let seconds = number.checked_mul(unit).filter(|seconds| *seconds > 0);
-    seconds.map(|it| Ends(Some(it))).ok_or_else(wrong)
+    let seconds = time_s(text).ok_or_else(wrong)?;
+    Ok(Ends(Some(seconds)))
 }
 
 fn resource(text: &str) -> Result<(String, String), String> {

@@ -9,17 +9,21 @@ use alknet_endpoint::Dialer;
 use alknet_http_client::{ClientOptions, HttpClient, Redirects};
 use alknet_init::control::Problem;
 use alknet_tls::acme::{
-    Acme, AcmeError, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind, HttpChallenges,
+    AccountKey, Acme, AcmeError, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind,
+    HttpChallenges,
 };
 use alknet_tls::{
     ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, CertificateFiles, ClientTlsOptions,
     FILES_INTERVAL, FileWatcher, NodeKey, Problems, RootCertStore, ServerTlsOptions, TlsError,
     bundled_roots, roots_from_file,
 };
+use alknet_vault::{Purpose, Reason};
 use bytes::Bytes;
+use zeroize::Zeroizing;
 
 use super::dialler;
 use super::own_key::NODE_KEY_WAITS;
+use super::vault::NodeVault;
 
 /// The certificate authorities of `tls.roots` cannot be read.
 const ROOTS_FAILED: &str = "tls_roots_failed";
@@ -40,7 +44,12 @@ impl Certificates {
     /// Starts what keeps the certificates of `config`. Must run inside a runtime. Nothing that is
     /// wrong with a certificate keeps the node from starting: it is reported, and the node's own
     /// key is served.
-    pub(crate) fn start(config: &NodeConfig, key: &NodeKey, tls_dir: &Path) -> Self {
+    pub(crate) fn start(
+        config: &NodeConfig,
+        key: &NodeKey,
+        tls_dir: &Path,
+        vault: Option<&NodeVault>,
+    ) -> Self {
         let problems = Arc::new(Problems::default());
         let served = ServerTlsOptions {
             state_dir: Some(tls_dir.to_owned()),
@@ -61,7 +70,17 @@ impl Certificates {
             // Without port 80 no authority could read the answers.
             let plain = config.http.port80 != Port80::Off;
             let answers = plain.then(|| Arc::clone(&challenges));
-            match acme(config, names, tls_dir, &served, &problems, &dialer, answers) {
+            let parts = AcmeParts {
+                transport: Arc::new(Authority::new(&dialer)),
+                store: Arc::clone(&served.certificates),
+                problems: Arc::clone(&problems),
+                alpn: Arc::clone(&served.challenges),
+                http: answers,
+                // Comes with the part that serves DNS.
+                dns: None,
+                account_key: vault.map(|vault| Arc::new(vault.clone()) as _),
+            };
+            match acme(config, names, tls_dir, parts) {
                 Ok(acme) => drop(tokio::spawn(acme.run())),
                 Err(error) => problems.set(ACME_FAILED, &subject, error.to_string()),
             }
@@ -137,10 +156,7 @@ fn acme(
     config: &NodeConfig,
     names: Vec<String>,
     tls_dir: &Path,
-    served: &ServerTlsOptions,
-    problems: &Arc<Problems>,
-    dialer: &Arc<Dialer>,
-    answers: Option<Arc<HttpChallenges>>,
+    parts: AcmeParts,
 ) -> Result<Acme, AcmeError> {
     let section = &config.tls.acme;
     let options = AcmeOptions {
@@ -152,16 +168,16 @@ fn acme(
         state_dir: tls_dir.to_owned(),
         clock_floor: alknet_init::BUILD_TIME_S,
     };
-    let parts = AcmeParts {
-        transport: Arc::new(Authority::new(dialer)),
-        store: Arc::clone(&served.certificates),
-        problems: Arc::clone(problems),
-        alpn: Arc::clone(&served.challenges),
-        http: answers,
-        // Comes with the part that serves DNS.
-        dns: None,
-    };
     Acme::new(options, parts)
+}
+
+/// The same account after the node was made anew from its words.
+impl AccountKey for NodeVault {
+    fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError> {
+        let signer = self.vault().p256_signer(Purpose::AcmeAccount)?;
+        let key = signer.pkcs8(Reason::AcmeClient)?;
+        Ok(key.expose().to_vec().into())
+    }
 }
 
 /// Longest answer of a certificate authority.

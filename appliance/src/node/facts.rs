@@ -76,14 +76,13 @@ pub(crate) fn info(
     about: &About,
     facts: &MachineFacts,
     people: &People,
-    certificates: &[Problem],
+    own: &[Problem],
     endpoint: Value,
 ) -> Value {
     let config = people.reloader.current();
-    let (problems, own) = (&facts.problems, people.problems());
     // PID 1 was told of our own, and tells them again.
-    let own = own.iter().chain(certificates);
-    let own = own.filter(|one| !problems.contains(one));
+    let problems = &facts.problems;
+    let own = own.iter().filter(|one| !problems.contains(one));
     let problems: Vec<_> = problems.iter().chain(own).collect();
     let source = match &config.source {
         Source::Start => facts.config_source.clone(),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use alknet_call::{Dispatcher, OperationAdapter, Registration};
@@ -12,14 +12,21 @@ use alknet_core::{Backoff, Capability, Dialer, PeerAddr, Reach};
 use alknet_http_client::{ClientOptions, HttpClient};
 use alknet_init::control::Problem;
 use alknet_mcp::{FromMcp, McpImport};
-use alknet_openapi::{FromOpenApi, OpenApiOptions, read_document};
+use alknet_openapi::{FromOpenApi, OpenApiOptions, fetch_document, read_document};
 use anyhow::{Context, anyhow};
+use bytes::Bytes;
 use http::Uri;
 
 use super::powers::Powers;
 
 /// First pause before a server that could not be asked is asked again, and the longest.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// What to do about an import that is not tried again.
+const CORRECT: &str = "correct [[http.import]] or its document, and restart";
+/// What to do about one that is.
+const WAIT: &str = "it is tried again by itself";
+/// What to do about tools that are left out.
+const PARTLY: &str = "everything else of this server is imported";
 
 /// What is wrong, by the namespace it is about.
 type Problems = Arc<Mutex<BTreeMap<String, Problem>>>;
@@ -80,22 +87,40 @@ impl Means {
             _ => self.again_and_again(&import).await,
         };
         if let Err(error) = outcome {
-            self.tell(&import, Some(format!("{error:#}")));
+            self.tell(&import, &format!("{error:#}"), CORRECT);
         }
     }
 
     /// What a document describes: it is read once.
     async fn once(&self, import: &ImportConfig) -> anyhow::Result<()> {
-        let capability = self.capability(import);
-        let options = OpenApiOptions::of(import, capability)?;
+        let options = OpenApiOptions::of(import, self.capability(import))?;
+        let fetched = match import.document_url() {
+            Some(url) => Some(self.fetched(import, url, &options).await),
+            None => None,
+        };
         let name = import.document_path().unwrap_or_default().to_owned();
         let (folder, dialer) = (self.folder.clone(), Arc::clone(&self.dialer));
         // Documents may be long, and nobody else is to wait for one.
         let read = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<Registration>> {
-            let document = read_document(&folder, &name)?;
+            let document = match fetched {
+                Some(document) => document,
+                None => read_document(&folder, &name)?,
+            };
             Ok(FromOpenApi::new(document, options, dialer)?.registrations()?)
         });
         self.install(import, read.await.context("reading was given up")??)
+    }
+
+    /// A document that is no file: it is asked for until it comes.
+    async fn fetched(&self, import: &ImportConfig, url: &str, options: &OpenApiOptions) -> Bytes {
+        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        loop {
+            match fetch_document(url, options, Arc::clone(&self.dialer)).await {
+                Ok(document) => return document,
+                Err(error) => self.tell(import, &error.to_string(), WAIT),
+            }
+            rest(&mut pause).await;
+        }
     }
 
     /// What a server tells: it is asked again when it says so, and after a while anyway.
@@ -110,15 +135,15 @@ impl Means {
             match outcome {
                 Ok(()) => {
                     let left_out = adapter.left_out();
-                    let told = (!left_out.is_empty()).then(|| left_out.join("; "));
-                    self.tell(import, told);
+                    if !left_out.is_empty() {
+                        self.tell(import, &left_out.join("; "), PARTLY);
+                    }
                     pause.reset();
                     adapter.changed().await;
                 }
                 Err(error) => {
-                    self.tell(import, Some(format!("{error:#}")));
-                    let random = getrandom::u32().unwrap_or(u32::MAX);
-                    tokio::time::sleep(pause.next(random)).await;
+                    self.tell(import, &format!("{error:#}"), WAIT);
+                    rest(&mut pause).await;
                 }
             }
         }
@@ -147,29 +172,31 @@ impl Means {
             .registry()
             .import(&import.namespace, found)?;
         tracing::info!(operations = count, "imported {}", import.namespace);
-        self.tell(import, None);
+        self.lock().remove(&import.namespace);
         Ok(())
     }
 
-    fn tell(&self, import: &ImportConfig, wrong: Option<String>) {
-        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(what) = wrong else {
-            problems.remove(&import.namespace);
-            return;
-        };
+    /// Says what is wrong, and what to do, until the next import works.
+    fn tell(&self, import: &ImportConfig, what: &str, hint: &str) {
         let text = format!("import {}: {what}", import.namespace);
         tracing::warn!("{text}");
-        let hint = match import.kind {
-            ImportKind::OpenApi => "correct [[http.import]] or its document, and restart",
-            _ => "it is tried again by itself",
-        };
         let problem = Problem {
             code: "import-failed".to_owned(),
             text,
             hint: hint.to_owned(),
         };
-        problems.insert(import.namespace.clone(), problem);
+        self.lock().insert(import.namespace.clone(), problem);
     }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Problem>> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits before a server is asked again.
+async fn rest(pause: &mut Backoff) {
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    tokio::time::sleep(pause.next(random)).await;
 }
 
 fn asked(import: &ImportConfig) -> McpImport {

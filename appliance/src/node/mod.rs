@@ -21,6 +21,7 @@ mod people;
 mod powers;
 mod reload;
 mod rotate;
+mod self_probe;
 mod store;
 mod supervised;
 mod tokens;
@@ -59,6 +60,7 @@ use own_key::OwnKey;
 use people::{People, SharedServer};
 use powers::Powers;
 use reload::Reloader;
+use self_probe::SelfProbe;
 use vault::NodeVault;
 use web::{Inside, Troubles, Web};
 
@@ -138,8 +140,9 @@ impl Node {
         let people = people(config, options.overlay, options.keeper, problems, store);
         let facts: SharedFacts = Arc::new(ArcSwap::from_pointee(options.facts));
         let meters = Meters::new(people.clone());
-        let certificates = Certificates::start(config, &key, &tls_dir);
-        meters.set_certificates(Arc::clone(&certificates.served.certificates));
+        let certificates = Certificates::start(config, &key, &tls_dir, options.vault.as_ref());
+        let served = Arc::clone(&certificates.served.certificates);
+        meters.set_certificates(Arc::clone(&served));
         tokio::spawn(dialler::follow(
             Arc::clone(&certificates.dialer),
             Arc::clone(&people.identities),
@@ -170,8 +173,9 @@ impl Node {
         let computings = computing.problems();
         let unusable = computings.iter().cloned();
         let unusable: Arc<[Problem]> = unusable.chain(escrow::problem(&escrow)).collect();
+        let troubles = Troubles::default();
         let context = NodeContext {
-            unusable: Arc::clone(&unusable),
+            troubles: Arc::clone(&troubles),
             powers: powers.clone(),
             own_key: Arc::new(own_key),
             vault: options.vault.clone(),
@@ -185,7 +189,6 @@ impl Node {
             },
             people: people.clone(),
             meters,
-            certificates: Arc::clone(&certificates.problems),
         };
         let hub = Hub::new(config, &people, &about, &facts, clock());
         let reloader = Arc::clone(&people.reloader);
@@ -196,7 +199,6 @@ impl Node {
         let page = inside.page.as_ref();
         let (mut handlers, dispatcher) =
             handlers(config, &context, hub.as_ref(), &computing, &escrow, page)?;
-        let troubles = Troubles::default();
         let answers = Arc::clone(&certificates.challenges);
         let web = Web::new(config, inside, &dispatcher, answers, Arc::clone(&troubles))?;
         if let Some(http) = web.handler() {
@@ -252,6 +254,20 @@ impl Node {
         };
         node.tune();
         node.web.serve_port80(config, node.about.port());
+        if let Some(http) = node.web.handler() {
+            let probe = SelfProbe {
+                http,
+                h3: config.http.h3,
+                reloader: Arc::clone(&node.people.reloader),
+                facts: Arc::clone(&node.facts),
+                certificates: served,
+                own: key.public(),
+                port: node.about.port(),
+                tls_dir,
+                clock: clock(),
+            };
+            tokio::spawn(probe.run());
+        }
         let known = node.clone();
         troubles.get_or_init(|| Box::new(move || known.problems()));
         tokio::spawn(node.clone().keep_tuned(options.to_init));

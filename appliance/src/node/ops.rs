@@ -1,7 +1,7 @@
 //! The operations every node has: `config/apply`, `node/info`, `node/log`, `node/metrics`,
 //! `node/reboot`, `node/poweroff`, `node/rotate-key`, `peer/list`, `peer/rotate-key`, `token/list`,
-//! `token/make`, `token/revoke`, `vault/status`, `vault/lock` where there is a vault, and `node/fault` where the hypervisor switched fault injection
-//! on.
+//! `token/make`, `token/revoke`, `vault/status`, `vault/lock` where there is a vault, and `node/fault` where
+//! the hypervisor switched fault injection on.
 
 use std::sync::Arc;
 
@@ -9,8 +9,7 @@ use alknet_call::{
     BoxStream, CallError, ErrorCode, HandlerKind, Item, OperationSpec, Registration,
     RegistryBuilder,
 };
-use alknet_init::control::{LogRecord, PowerAction, Problem, ToInit};
-use alknet_tls::Problems;
+use alknet_init::control::{LogRecord, PowerAction, ToInit};
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -25,6 +24,7 @@ use super::powers::Powers;
 use super::rotate;
 use super::tokens;
 use super::vault::{self, NodeVault};
+use super::web::Troubles;
 
 /// The scope that suffices for every one of these operations.
 const SCOPE: &str = "admin";
@@ -52,10 +52,8 @@ pub(crate) struct NodeContext {
     pub(crate) people: People,
     /// Everything that is counted.
     pub(crate) meters: Meters,
-    /// What is wrong with certificates.
-    pub(crate) certificates: Arc<Problems>,
-    /// What could not be opened at the start.
-    pub(crate) unusable: Arc<[Problem]>,
+    /// What is wrong that only the node knows of.
+    pub(crate) troubles: Troubles,
     /// The key the node serves with.
     pub(crate) own_key: Arc<OwnKey>,
     /// Absent where the key is a file.
@@ -103,10 +101,9 @@ fn info(node: NodeContext) -> Registration {
     spec.access_control.required_scopes_any = Some(either.to_vec());
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
-        let mut more = super::certificates::problems(&node.certificates);
-        more.extend(node.unusable.iter().cloned());
-        more.extend(node.powers.problems());
-        let answer = facts::info(&node.about, &facts, &node.people, &more, (node.counters)());
+        let own = node.troubles.get();
+        let own = own.map_or_else(|| node.people.problems(), |problems| problems());
+        let answer = facts::info(&node.about, &facts, &node.people, &own, (node.counters)());
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)
@@ -284,7 +281,7 @@ mod tests {
             Arc::default(),
         );
         let node = NodeContext {
-            unusable: Arc::default(),
+            troubles: Arc::default(),
             own_key: Arc::new(own_key),
             vault: None,
             powers: Powers::new(&NodeConfig::default(), Default::default(), None),
@@ -294,7 +291,6 @@ mod tests {
             to_init: None,
             counters: Arc::new(|| Value::Null),
             meters: Meters::new(people.clone()),
-            certificates: Arc::default(),
             people,
         };
         let mut builder = Registry::builder();

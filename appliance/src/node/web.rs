@@ -17,6 +17,7 @@ use alknet_page::Page;
 use alknet_tls::acme::{HttpChallengeResponder, HttpChallenges};
 use bytes::Bytes;
 use http::request;
+use tokio::net::TcpStream;
 
 /// Codes of problems that do not make a node degraded: it serves, and somebody has something to do.
 const HARMLESS: [&str; 3] = ["clock_insane", "node_key_waits", "secrets-left"];
@@ -244,7 +245,10 @@ impl Web {
             Ok(listeners) => {
                 for listener in listeners {
                     let plain = Arc::clone(&plain);
-                    let taken = move |stream| drop(tokio::spawn(Arc::clone(&plain).serve(stream)));
+                    let taken = move |stream: TcpStream| {
+                        let remote = stream.peer_addr().ok();
+                        drop(tokio::spawn(Arc::clone(&plain).serve(stream, remote)));
+                    };
                     tokio::spawn(listener.each(taken));
                 }
             }

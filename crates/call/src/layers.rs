@@ -11,6 +11,7 @@ use crate::compiled::Compiled;
 use crate::compose::Resolved;
 use crate::registry::Registration;
 use crate::rules::RegistryError;
+use crate::spec::OperationSpec;
 use crate::sync::lock;
 
 /// Operations by name, immutable.
@@ -25,6 +26,10 @@ impl Overlay {
             overlay.insert(registration)?;
         }
         Ok(overlay)
+    }
+
+    pub(crate) fn specs(&self) -> impl Iterator<Item = &OperationSpec> {
+        self.0.values().map(|operation| &operation.spec)
     }
 
     fn insert(&mut self, registration: Registration) -> Result<(), RegistryError> {

@@ -318,6 +318,19 @@ impl Registry {
         Ok(())
     }
 
+    /// The specs of what was imported from servers that are no peers, in order of name.
+    #[must_use]
+    pub fn imported_specs(&self) -> Vec<OperationSpec> {
+        let imported = self.imported();
+        let mut specs: Vec<_> = imported
+            .values()
+            .flat_map(Overlay::specs)
+            .cloned()
+            .collect();
+        specs.sort_by(|one, other| one.name.cmp(&other.name));
+        specs
+    }
+
     /// What was imported from servers that are no peers, as it is now.
     pub(crate) fn imported(&self) -> Arc<BTreeMap<Box<str>, Overlay>> {
         self.imported.load_full()

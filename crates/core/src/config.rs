@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use credentials::{CredentialConfig, OperationConfig, is_credential_name};
 pub use error::ConfigError;
-pub use http::{Decoy, HttpCors, HttpMcp, HttpSection, Port80};
+pub use http::{Decoy, HttpCors, HttpHsts, HttpMcp, HttpSection, Port80};
 pub use hub::{HubDisclose, HubEnroll, HubRole, HubSection, JoinConfig};
 pub use import::{ImportAuth, ImportConfig, ImportKind};
 pub use iroh::IrohSection;

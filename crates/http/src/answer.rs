@@ -7,7 +7,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, RETRY_AFTER,
-    WWW_AUTHENTICATE,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 
@@ -94,6 +94,14 @@ pub(crate) fn decoy(settings: &Settings, first_page: Option<Response<Body>>) -> 
         (Decoy::Site, _, Some(page)) => page,
         _ => plain_not_found(StatusCode::NOT_FOUND),
     }
+}
+
+/// No answer is taken for something else than its type says.
+pub(crate) fn never_guessed(response: &mut Response<Body>) {
+    let nosniff = HeaderValue::from_static("nosniff");
+    response
+        .headers_mut()
+        .insert(X_CONTENT_TYPE_OPTIONS, nosniff);
 }
 
 /// The small page, whatever the configuration says.

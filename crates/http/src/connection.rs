@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use alknet_call::Gate;
 use alknet_core::{AuthContext, Connection};
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use crate::limits::{BUDGET, SESSIONS_MAX};
+use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, READER_PATIENCE, SESSIONS_MAX};
 use crate::shared::Shared;
 
 /// What all requests of a connection share.
@@ -18,10 +20,17 @@ pub(crate) struct Conn {
     /// What was said of it when it began.
     pub(crate) auth: AuthContext,
     pub(crate) remote: Option<SocketAddr>,
-    /// `h1`, `h2` or `h3`, for the log.
+    /// Its ALPN, for the log.
     pub(crate) protocol: &'static str,
     pub(crate) shared: Arc<Shared>,
-    running: watch::Sender<usize>,
+    /// Requests that run.
+    running: AtomicUsize,
+    /// Told when the last of them ended.
+    ended: Notify,
+    began: Instant,
+    /// When one ended last, in milliseconds since the beginning.
+    ended_ms: AtomicU64,
+    owed: Owed,
     asked: AtomicBool,
     raised: AtomicBool,
     /// WebSockets that are open in it.
@@ -41,7 +50,11 @@ impl Conn {
             remote: connection.remote_addr(),
             protocol,
             shared: Arc::clone(shared),
-            running: watch::Sender::new(0),
+            running: AtomicUsize::new(0),
+            ended: Notify::new(),
+            began: Instant::now(),
+            ended_ms: AtomicU64::new(0),
+            owed: Owed::default(),
             asked: AtomicBool::new(false),
             raised: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
@@ -61,17 +74,82 @@ impl Conn {
         }
     }
 
-    /// Requests that run.
-    pub(crate) fn watch_busy(&self) -> watch::Receiver<usize> {
-        self.running.subscribe()
+    /// How long nothing has run; `None` while something does.
+    ///
+    /// Whoever waits for it looks now and then instead of being told of each request: nothing is woken
+    /// for what happens a thousand times a second.
+    pub(crate) fn quiet(&self) -> Option<Duration> {
+        let idle = self.running.load(Ordering::Acquire) == 0;
+        let ended = Duration::from_millis(self.ended_ms.load(Ordering::Acquire));
+        idle.then(|| self.began.elapsed().saturating_sub(ended))
+    }
+
+    /// So many bytes of an answer are on their way.
+    pub(crate) fn owes(&self, bytes: usize) {
+        self.owed.more(self.began.elapsed(), bytes);
+    }
+
+    /// The client took them.
+    pub(crate) fn taken(&self) {
+        self.owed.taken();
+    }
+
+    /// Whether the client takes no answer any more, or too slowly.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.owed.is_late(self.began.elapsed())
+    }
+
+    /// Resolves when nothing runs.
+    pub(crate) async fn finished(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.running.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            ended.await;
+        }
     }
 
     /// Counts a request until its answer is away.
     pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.asked.store(true, Ordering::Release);
-        self.running.send_modify(|running| *running += 1);
+        self.running.fetch_add(1, Ordering::AcqRel);
         Busy(Arc::clone(self))
     }
+}
+
+/// What a client has yet to take.
+#[derive(Default)]
+struct Owed {
+    /// Answers of which it has yet to take what came last.
+    answers: AtomicUsize,
+    /// Until when it may, in milliseconds since the connection began.
+    until_ms: AtomicU64,
+}
+
+impl Owed {
+    /// The more there is to take, the longer it may.
+    fn more(&self, now: Duration, bytes: usize) {
+        let rate = BODY_BYTES_PER_SECOND as f64;
+        let time = READER_PATIENCE + Duration::from_secs_f64(bytes as f64 / rate);
+        self.until_ms
+            .fetch_max(millis(now + time), Ordering::AcqRel);
+        self.answers.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn taken(&self) {
+        self.answers.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn is_late(&self, now: Duration) -> bool {
+        let until = self.until_ms.load(Ordering::Acquire);
+        self.answers.load(Ordering::Acquire) > 0 && millis(now) > until
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A WebSocket that is open.
@@ -97,6 +175,32 @@ pub(crate) struct Busy(Arc<Conn>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.running.send_modify(|running| *running -= 1);
+        let conn = &self.0;
+        let now = millis(conn.began.elapsed());
+        conn.ended_ms.store(now, Ordering::Release);
+        if conn.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            conn.ended.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_has_time_by_what_it_has_to_take() {
+        let at = Duration::from_secs;
+        let owed = Owed::default();
+        assert!(!owed.is_late(at(1_000_000)), "nothing is on its way");
+        owed.more(at(0), 10 << 10);
+        assert!(!owed.is_late(READER_PATIENCE + at(10)));
+        assert!(owed.is_late(READER_PATIENCE + at(11)));
+        // Another answer goes on: the connection is not dead.
+        owed.more(at(30), 0);
+        assert!(!owed.is_late(READER_PATIENCE + at(30)));
+        owed.taken();
+        owed.taken();
+        assert!(!owed.is_late(at(1_000_000)));
     }
 }

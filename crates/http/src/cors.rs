@@ -10,6 +10,7 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
+use crate::answer;
 use crate::limits::CORS_MAX_AGE_S;
 use crate::settings::Settings;
 
@@ -40,6 +41,8 @@ pub(crate) fn preflight(parts: &Parts, origin: &HeaderValue) -> Option<Response<
     );
     headers.insert(ACCESS_CONTROL_MAX_AGE, CORS_MAX_AGE_S.into());
     allow(headers, origin);
+    // What a browser remembers of it is said by its own header, and not by this one.
+    answer::private(&mut response);
     Some(response)
 }
 

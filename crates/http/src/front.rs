@@ -1,49 +1,49 @@
 //! The steps of every request: its name, its bounds, its host, its token, and whoever answers it.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use alknet_core::{MountBody, MountCaller};
-use alknet_gateway::{ApiError, Caller, Code, Known, RequestId, Via};
+use alknet_gateway::{ApiError, Caller, Code, Known, Via};
 use axum::body::Body;
 use base64::Engine;
-use http::header::{ALT_SVC, AUTHORIZATION, CONTENT_LENGTH, SERVER, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ALT_SVC, AUTHORIZATION, CONTENT_LENGTH, SERVER, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tower::ServiceExt;
 
+use crate::access::Line;
 use crate::connection::{Conn, Session};
-use crate::limits::{ALT_SVC_MAX_AGE_S, HEADER_FIELDS_MAX, SESSIONS_MAX, URL_BYTES_MAX};
+use crate::limits::{HEADER_FIELDS_MAX, SESSIONS_MAX, URL_BYTES_MAX};
 use crate::routes::{self, ACME, Kind};
 use crate::settings::Settings;
-use crate::{answer, api, cors, hosts, ws};
+use crate::{answer, api, cors, hosts, outside, ws};
 
 /// What whoever wants one more WebSocket than a connection carries is told to wait.
 const SESSIONS_RETRY_MS: u64 = 1000;
 
-/// Answers one request of a connection.
-pub(crate) async fn answer(conn: &Arc<Conn>, request: Request<Body>) -> Response<Body> {
-    let started = Instant::now();
-    let id = RequestId::next();
+/// Answers one request of a connection. The log's `line` is told who asks, and for what.
+pub(crate) async fn answer(
+    conn: &Arc<Conn>,
+    request: Request<Body>,
+    line: &Line,
+) -> Response<Body> {
     let settings = Arc::clone(&conn.shared.settings());
-    let line = Line::of(&request);
     let authority = hosts::authority(&request);
     let head = *request.method() == Method::HEAD;
     let origin = cors::allowed(&settings, request.headers());
     let asked = Asked {
         conn,
         settings: &settings,
-        id: &id,
+        line,
     };
     let (parts, body) = request.into_parts();
     let mut told = asked.decide(parts, body, authority.as_ref()).await;
+    answer::never_guessed(&mut told.response);
     let headers = told.response.headers_mut();
-    let nosniff = HeaderValue::from_static("nosniff");
-    headers.insert(X_CONTENT_TYPE_OPTIONS, nosniff);
     if told.of_api {
-        if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        if let Ok(id) = HeaderValue::from_str(line.id().as_str()) {
             headers.insert(answer::REQUEST_ID, id);
         }
         if let Some(origin) = &origin {
@@ -53,23 +53,23 @@ pub(crate) async fn answer(conn: &Arc<Conn>, request: Request<Body>) -> Response
     if let Some(server) = &settings.server {
         headers.insert(SERVER, server.clone());
     }
-    if let Some(services) = alt_svc(conn, authority.as_ref()) {
-        headers.insert(ALT_SVC, services);
+    let seen = conn.shared.outside();
+    let services = outside::alt_svc(conn.shared.h3, &seen, authority.as_ref());
+    headers.insert(ALT_SVC, services);
+    if let Some(policy) = outside::hsts(&settings, &seen, authority.as_ref()) {
+        headers.insert(STRICT_TRANSPORT_SECURITY, policy);
     }
     if head {
         told.response = without_body(told.response);
     }
-    line.log(conn, &id, &told, started);
     told.response
 }
 
-/// An answer, and what the log has to know about it.
-pub(crate) struct Told {
+/// An answer.
+struct Told {
     response: Response<Body>,
     /// Whether it is one that carries the request's name.
     of_api: bool,
-    who: Option<Arc<str>>,
-    operation: Option<String>,
 }
 
 impl Told {
@@ -77,25 +77,13 @@ impl Told {
         Self {
             response,
             of_api: false,
-            who: None,
-            operation: None,
         }
     }
 
-    fn api(response: Response<Body>, caller: &Caller) -> Self {
-        let operation = response.extensions().get::<api::Operation>();
+    fn api(response: Response<Body>) -> Self {
         Self {
-            operation: operation.map(|operation| operation.0.clone()),
-            who: caller.identity.as_ref().map(|who| who.id.as_str().into()),
             response,
             of_api: true,
-        }
-    }
-
-    fn refused(response: Response<Body>) -> Self {
-        Self {
-            of_api: true,
-            ..Self::plain(response)
         }
     }
 }
@@ -104,14 +92,14 @@ impl Told {
 struct Asked<'a> {
     conn: &'a Arc<Conn>,
     settings: &'a Settings,
-    id: &'a RequestId,
+    line: &'a Line,
 }
 
 impl Asked<'_> {
     async fn decide(&self, parts: Parts, body: Body, authority: Option<&Authority>) -> Told {
         let shared = &self.conn.shared;
         if let Some(refused) = self.oversized(&parts) {
-            return Told::plain(refused);
+            return refused;
         }
         if !authority.is_some_and(|authority| self.settings.hosts.has(authority)) {
             let misdirected = StatusCode::MISDIRECTED_REQUEST;
@@ -137,8 +125,15 @@ impl Asked<'_> {
         let known = shared
             .gateway
             .authenticate(&self.conn.gate, token.as_deref());
-        let proved = known.as_ref().is_ok_and(|known| known.identity.is_some());
-        if kind == Kind::Other || (self.settings.stealth && !proved && !self.shown(kind, &parts)) {
+        let who = known
+            .as_ref()
+            .ok()
+            .and_then(|known| known.identity.as_ref());
+        if let Some(who) = who {
+            self.line.asked_by(&who.id);
+        }
+        let hidden = self.settings.stealth && who.is_none();
+        if kind == Kind::Other || (hidden && !self.shown(kind, &parts)) {
             return Told::plain(self.nothing(&parts).await);
         }
         if !matches!(kind, Kind::Page | Kind::Ticket)
@@ -151,8 +146,13 @@ impl Asked<'_> {
             (Kind::Page, known) => self.page(parts, body, known.unwrap_or_default()).await,
             (Kind::Session, Ok(known)) => self.session(parts, body, &self.caller(known)),
             (_, Ok(known)) => self.route(kind, parts, body, self.caller(known)).await,
-            (_, Err(error)) => Told::refused(answer::error(&error, self.id)),
+            (_, Err(_)) if hidden => Told::plain(self.nothing(&parts).await),
+            (_, Err(error)) => self.refused(&error),
         }
+    }
+
+    fn refused(&self, error: &ApiError) -> Told {
+        Told::api(answer::error(error, self.line.id()))
     }
 
     /// What needs no look at who asks.
@@ -198,31 +198,33 @@ impl Asked<'_> {
     async fn route(&self, kind: Kind, parts: Parts, body: Body, caller: Caller) -> Told {
         let shared = &self.conn.shared;
         if kind == Kind::Ticket {
-            return match api::ticket(shared, &parts) {
-                Some(response) => Told::refused(response),
+            return match api::ticket(shared, &parts, self.settings.stealth, self.line) {
+                Some(response) => Told::api(response),
                 None => Told::plain(self.nothing(&parts).await),
             };
         }
         let open = kind == Kind::Custom
             || (kind == Kind::Api(routes::Api::Description) && self.settings.public_openapi);
         if caller.identity.is_none() && !open {
-            let error = ApiError::unauthenticated(answer::NO_TOKEN);
-            return Told::refused(answer::error(&error, self.id));
+            return self.refused(&ApiError::unauthenticated(answer::NO_TOKEN));
         }
         if let Err(error) = shared.gateway.admit(&caller) {
-            return Told::refused(answer::error(&error, self.id));
+            return self.refused(&error);
         }
         let response = match kind {
             Kind::Api(path) => {
                 let request = Request::from_parts(parts, body);
-                api::answer(shared, path, &caller, request).await
+                api::answer(shared, path, &caller, request, self.line).await
             }
             Kind::Mcp => match &shared.mcp {
                 Some(mcp) => {
                     let request = Request::from_parts(parts, body);
                     let caller = caller.clone().via(Via::Mcp);
                     let request = with(request, &caller);
-                    answer::mounted(mcp.respond(request.map(mount_body), caller).await)
+                    let response = mcp.respond(request.map(mount_body), caller).await;
+                    let mut response = answer::mounted(response);
+                    answer::private(&mut response);
+                    response
                 }
                 None => return Told::plain(self.nothing(&parts).await),
             },
@@ -232,15 +234,15 @@ impl Asked<'_> {
             }
             _ => return Told::plain(self.nothing(&parts).await),
         };
-        Told::api(response, &caller)
+        Told::api(response)
     }
 
     /// A WebSocket is for everybody whose token is not wrong: whoever has none is nobody in it.
     fn session(&self, parts: Parts, body: Body, caller: &Caller) -> Told {
         let refuse = |error: &ApiError| {
-            let mut response = answer::error(error, self.id);
-            ws::add_headers(response.headers_mut(), error.status);
-            Told::refused(response)
+            let mut told = self.refused(error);
+            ws::add_headers(told.response.headers_mut(), error.status);
+            told
         };
         if let Err(error) = self.conn.shared.gateway.admit(caller) {
             return refuse(&error);
@@ -265,7 +267,7 @@ impl Asked<'_> {
             Body::empty(),
         );
         match begun {
-            Ok(response) => Told::api(response, caller),
+            Ok(response) => Told::api(response),
             Err(error) => refuse(&error),
         }
     }
@@ -306,7 +308,7 @@ impl Asked<'_> {
             token: known.token,
             via: Via::Http,
             remote: self.conn.remote,
-            request_id: self.id.clone(),
+            request_id: self.line.id().clone(),
         };
         if caller.identity.is_some() {
             self.conn.raise();
@@ -340,7 +342,7 @@ impl Asked<'_> {
         )
     }
 
-    fn oversized(&self, parts: &Parts) -> Option<Response<Body>> {
+    fn oversized(&self, parts: &Parts) -> Option<Told> {
         let url = parts
             .uri
             .path_and_query()
@@ -354,8 +356,12 @@ impl Asked<'_> {
         } else {
             return None;
         };
+        if self.settings.stealth {
+            // No word of whose server it is.
+            return Some(Told::plain(answer::plain_not_found(status)));
+        }
         let error = ApiError::new(status, Code::InvalidInput, what);
-        Some(answer::error(&error, self.id))
+        Some(self.refused(&error))
     }
 }
 
@@ -369,15 +375,6 @@ fn mount_body(body: Body) -> MountBody {
     MountBody::new(body.map_err(Into::into))
 }
 
-/// Where HTTP/3 is served: at the same number (RFC 9114 section 3.1.1).
-fn alt_svc(conn: &Conn, authority: Option<&Authority>) -> Option<HeaderValue> {
-    if !conn.shared.h3 {
-        return None;
-    }
-    let port = authority?.port_u16().unwrap_or(443);
-    HeaderValue::from_str(&format!("h3=\":{port}\"; ma={ALT_SVC_MAX_AGE_S}")).ok()
-}
-
 /// What HEAD gets: everything but the body.
 fn without_body(response: Response<Body>) -> Response<Body> {
     let length = response.body().size_hint().exact();
@@ -387,43 +384,4 @@ fn without_body(response: Response<Body>) -> Response<Body> {
         headers.entry(CONTENT_LENGTH).or_insert(length.into());
     }
     response
-}
-
-/// A line of the access log: no query, no body, no token.
-struct Line {
-    method: Method,
-    path: String,
-}
-
-impl Line {
-    fn of(request: &Request<Body>) -> Self {
-        let path = request.uri().path();
-        let path = match path {
-            // A ticket is a secret as long as it was not used.
-            _ if path.starts_with(routes::TICKET) => routes::TICKET,
-            _ if path.starts_with("/status/enter/") => "/status/enter/",
-            _ => path,
-        };
-        Self {
-            method: request.method().clone(),
-            path: path.chars().take(256).collect(),
-        }
-    }
-
-    fn log(&self, conn: &Conn, id: &RequestId, told: &Told, started: Instant) {
-        tracing::info!(
-            target: "alknet_access",
-            id = id.as_str(),
-            who = told.who.as_deref().unwrap_or("-"),
-            status = told.response.status().as_u16(),
-            bytes = told.response.body().size_hint().exact(),
-            ms = started.elapsed().as_millis() as u64,
-            http = conn.protocol,
-            operation = told.operation.as_deref(),
-            remote = conn.remote.map(tracing::field::display),
-            "{} {}",
-            self.method,
-            self.path,
-        );
-    }
 }

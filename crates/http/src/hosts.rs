@@ -8,6 +8,9 @@ use http::Request;
 use http::header::HOST;
 use http::uri::Authority;
 
+/// This machine, as every machine calls itself.
+pub(crate) const LOCALHOST: &str = "localhost";
+
 /// The names of the node.
 #[derive(Clone, Debug)]
 pub(crate) struct Hosts(Vec<String>);
@@ -22,7 +25,7 @@ impl Hosts {
             names.extend([name.clone(), format!("{name}.local")]);
         }
         // Nobody else's page can have this name.
-        names.push("localhost".to_owned());
+        names.push(LOCALHOST.to_owned());
         names
             .iter_mut()
             .for_each(|name| name.make_ascii_lowercase());
@@ -38,20 +41,31 @@ impl Hosts {
     /// Whether a request with this authority is for this node. An address is no name that could be made
     /// to point here: it may be one that a router in between stands for.
     pub(crate) fn has(&self, authority: &Authority) -> bool {
-        let host = authority.host();
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'));
-        if bare.unwrap_or(host).parse::<IpAddr>().is_ok() {
+        if address(authority).is_some() {
             return true;
         }
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let host = name(authority);
         let wildcard = || {
             let rest = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
             rest.is_some_and(|name| self.0.binary_search(&name).is_ok())
         };
         self.0.binary_search(&host).is_ok() || wildcard()
     }
+}
+
+/// The address that stands in the place of a name.
+pub(crate) fn address(authority: &Authority) -> Option<IpAddr> {
+    let host = authority.host();
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    bare.unwrap_or(host).parse().ok()
+}
+
+/// The name, as names are compared: RFC 4343, and without the dot of the root.
+pub(crate) fn name(authority: &Authority) -> String {
+    let host = authority.host();
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
 /// The authority that a request names; one that names two is for nobody.
@@ -77,17 +91,6 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Option<Authority> {
 mod tests {
     use super::*;
 
-    fn hosts() -> Hosts {
-        let document = br#"
-[node]
-name = "edge-1"
-domain = "hub.example.org"
-[http]
-names = ["WWW.example.org"]
-"#;
-        Hosts::new(&NodeConfig::parse(document).unwrap_or_default())
-    }
-
     #[test]
     fn own_names_and_any_address_are_this_nodes() {
         let hosts = Hosts(vec!["*.apps.example.org".into(), "hub.example.org".into()]);
@@ -109,8 +112,25 @@ names = ["WWW.example.org"]
 
     #[test]
     fn the_configuration_names_the_node() {
-        let hosts = hosts();
-        assert!(hosts.names().iter().any(|name| name == "localhost"));
+        let document = br#"
+[node]
+name = "edge-1"
+domain = "hub.example.org"
+[http]
+names = ["www.example.org", "hub.example.org"]
+[tls.acme]
+domains = ["mail.example.org"]
+"#;
+        let config = NodeConfig::parse(document).expect("a correct document");
+        let names = [
+            "edge-1",
+            "edge-1.local",
+            "hub.example.org",
+            "localhost",
+            "mail.example.org",
+            "www.example.org",
+        ];
+        assert_eq!(Hosts::new(&config).names(), names);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 pub mod limits;
 pub mod port80;
 
+mod access;
 mod answer;
 mod api;
 mod connection;
@@ -17,6 +18,7 @@ mod cors;
 mod framing;
 mod front;
 mod hosts;
+mod outside;
 mod routes;
 mod settings;
 mod shared;
@@ -34,6 +36,7 @@ use tokio::sync::watch;
 use connection::Conn;
 use framing::Version;
 
+pub use outside::Outside;
 pub use routes::RouteError;
 pub use settings::Settings;
 pub use shared::{Challenges, Document, Health, Parts, Responder};
@@ -79,6 +82,12 @@ impl Http {
     pub fn set(&self, settings: Settings) {
         self.shared.set(settings);
     }
+
+    /// Says how the node was seen from outside. Until then it was seen by nobody, and clients are
+    /// promised nothing.
+    pub fn set_outside(&self, seen: Outside) {
+        self.shared.set_outside(seen);
+    }
 }
 
 fn spec(id: &'static [u8], carriage: Carriage) -> AlpnSpec {
@@ -112,7 +121,7 @@ impl ProtocolHandler for Http {
                 Box::pin(framing::serve_tcp(conn, Version::Http2, draining))
             }
             _ => {
-                let conn = Arc::new(Conn::new(connection, &auth, "h1", shared));
+                let conn = Arc::new(Conn::new(connection, &auth, "http/1.1", shared));
                 Box::pin(framing::serve_tcp(conn, Version::Http1, draining))
             }
         }

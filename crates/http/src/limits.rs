@@ -18,6 +18,9 @@ pub const BODY_IDLE: Duration = Duration::from_secs(30);
 pub const BODY_BYTES_PER_SECOND: u64 = 1 << 10;
 /// How long a body may come slower.
 pub const BODY_GRACE: Duration = Duration::from_secs(10);
+/// How long a client may leave an answer unread, besides a second for each [`BODY_BYTES_PER_SECOND`] of what it
+/// has to take.
+pub const READER_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes that are read and thrown away of a body that was answered before it was whole.
 pub const LINGER_BYTES: usize = 16 << 20;
 /// How long that may take.
@@ -31,7 +34,7 @@ pub const STREAM_WINDOW: u32 = 1 << 20;
 /// Streams that a peer may reset before we answered them, and not waited for, on HTTP/2.
 pub const RESETS_MAX: usize = 16;
 /// Bytes kept of an answer that its reader has not taken, on one stream of HTTP/2.
-pub const SEND_BUFFER: usize = 256 << 10;
+pub const SEND_BUFFER: usize = 64 << 10;
 /// How often a comment is sent on a stream of events on which nothing happens.
 pub const EVENT_PING: Duration = Duration::from_secs(15);
 /// Bytes of one event on its way out.
@@ -40,6 +43,11 @@ pub const EVENT_BYTES_MAX: usize = 1 << 20;
 pub const SITE_FILE_BYTES: u64 = 64 << 10;
 /// Bytes of files kept in memory, together.
 pub const SITE_CACHE_BYTES: usize = 8 << 20;
+/// Names of a static site that something is known of.
+pub const SITE_NAMES: usize = 4096;
+/// How long a file or a packed form that was added or taken away may go unnoticed. What changes in a
+/// file is noticed at once.
+pub const SITE_LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Bytes read at once of a file that is not.
 pub const SITE_CHUNK: usize = 256 << 10;
 /// Ranges of one request for a file.
@@ -48,6 +56,8 @@ pub const SITE_RANGES_MAX: usize = 1;
 pub const CORS_MAX_AGE_S: u32 = 600;
 /// Seconds that a client may remember that HTTP/3 is served.
 pub const ALT_SVC_MAX_AGE_S: u32 = 86_400;
+/// Seconds that a browser is to ask this host over TLS only.
+pub const HSTS_MAX_AGE_S: u32 = 31_536_000;
 /// Connections taken at once on port 80.
 pub const PORT80_CONNECTIONS_MAX: usize = 64;
 /// How long one connection on port 80 may take, from first to last byte.

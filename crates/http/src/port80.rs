@@ -2,17 +2,20 @@
 //! Nothing else.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
 use http::header::LOCATION;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
+use crate::access::Line;
 use crate::limits::{
     HEADER_BYTES_MAX, HEADER_FIELDS_MAX, HEADER_TIMEOUT, PORT80_CONNECTIONS_MAX, PORT80_TIME,
 };
@@ -20,6 +23,9 @@ use crate::routes::ACME;
 use crate::settings::Settings;
 use crate::shared::Challenges;
 use crate::{answer, hosts};
+
+/// In the log in the place of the ALPN: there is no TLS.
+const NO_ALPN: &str = "-";
 
 /// What is served on port 80.
 pub struct Port80 {
@@ -46,14 +52,19 @@ impl Port80 {
         })
     }
 
-    /// Serves one connection, for ten seconds at most; beyond 64 at once they are closed.
-    pub async fn serve(self: Arc<Self>, io: impl AsyncRead + AsyncWrite + Unpin) {
+    /// Serves one connection, which comes from `remote`, for ten seconds at most; beyond 64 at once they
+    /// are closed.
+    pub async fn serve(
+        self: Arc<Self>,
+        io: impl AsyncRead + AsyncWrite + Unpin,
+        remote: Option<SocketAddr>,
+    ) {
         let Ok(_place) = self.places.try_acquire() else {
             return;
         };
         let own = Arc::clone(&self);
         let service = service_fn(move |request| {
-            let answer = own.answer(&request);
+            let answer = own.told(&request, remote);
             async move { Ok::<_, Infallible>(answer) }
         });
         let serving = http1::Builder::new()
@@ -67,19 +78,30 @@ impl Port80 {
         let _ = tokio::time::timeout(PORT80_TIME, serving).await;
     }
 
+    /// Answers, and says so in the log: what is answered fits into one packet.
+    fn told<B>(&self, request: &Request<B>, remote: Option<SocketAddr>) -> Response<Body> {
+        let mut line = Line::begin(request, remote, NO_ALPN);
+        let mut response = self.answer(request);
+        answer::never_guessed(&mut response);
+        line.answered(&response);
+        let length = response.body().size_hint().exact();
+        if *request.method() != Method::HEAD {
+            line.sent(length.unwrap_or_default() as usize);
+        }
+        line.end();
+        response
+    }
+
     fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return answer::plain_not_found(StatusCode::NOT_FOUND);
-        }
-        let path = request.uri().path();
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let token = request.uri().path().strip_prefix(ACME).filter(|_| reads);
         let challenges = self.challenges.as_ref();
-        if let Some(token) = path.strip_prefix(ACME)
-            && let Some(told) = challenges.and_then(|challenges| challenges.answer(token))
-        {
-            return answer::text(StatusCode::OK, told);
+        match token.and_then(|token| challenges?.answer(token)) {
+            Some(told) => answer::text(StatusCode::OK, told),
+            None => self
+                .elsewhere(request)
+                .unwrap_or_else(|| answer::plain_not_found(StatusCode::NOT_FOUND)),
         }
-        self.elsewhere(request)
-            .unwrap_or_else(|| answer::plain_not_found(StatusCode::NOT_FOUND))
     }
 
     /// 308 keeps the method (RFC 9110 section 15.4.9). Only names of this node are sent on.

@@ -5,6 +5,7 @@ use alknet_gateway::Quota;
 use http::HeaderValue;
 
 use crate::hosts::Hosts;
+use crate::limits::HSTS_MAX_AGE_S;
 
 /// Settings in force.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Settings {
     pub(crate) server: Option<HeaderValue>,
     pub(crate) public_openapi: bool,
     pub(crate) origins: Vec<String>,
+    /// What is said where TLS can be promised.
+    pub(crate) hsts: Option<HeaderValue>,
     pub(crate) quota: Quota,
 }
 
@@ -35,6 +38,7 @@ impl Settings {
             server: header(&http.server),
             public_openapi: http.public_openapi,
             origins: http.cors.origins.clone(),
+            hsts: hsts(http),
             quota: quota(http),
         }
     }
@@ -44,6 +48,24 @@ impl Settings {
     pub fn names(&self) -> &[String] {
         self.hosts.names()
     }
+}
+
+/// The policy (RFC 6797 section 6.1); `preload` is the word that the lists of browsers look for.
+fn hsts(http: &HttpSection) -> Option<HeaderValue> {
+    let asked = &http.hsts;
+    if !asked.enabled {
+        return None;
+    }
+    let mut policy = format!("max-age={HSTS_MAX_AGE_S}");
+    for (wanted, directive) in [
+        (asked.include_subdomains, "; includeSubDomains"),
+        (asked.preload, "; preload"),
+    ] {
+        if wanted {
+            policy.push_str(directive);
+        }
+    }
+    policy.parse().ok()
 }
 
 fn quota(http: &HttpSection) -> Quota {

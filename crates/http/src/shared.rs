@@ -11,6 +11,7 @@ use axum::Router;
 use bytes::Bytes;
 use http::{Request, Response};
 
+use crate::outside::Outside;
 use crate::routes::{self, RouteError};
 use crate::settings::Settings;
 use crate::site::Site;
@@ -105,6 +106,7 @@ pub(crate) struct Shared {
     pub(crate) paths: Vec<&'static str>,
     pub(crate) router: Router,
     pub(crate) h3: bool,
+    outside: ArcSwap<Outside>,
     settings: ArcSwap<Settings>,
 }
 
@@ -127,6 +129,7 @@ impl Shared {
             paths: parts.routes.iter().map(|(path, _)| *path).collect(),
             router,
             h3,
+            outside: ArcSwap::default(),
             settings: ArcSwap::from_pointee(parts.settings),
         }))
     }
@@ -138,6 +141,14 @@ impl Shared {
 
     pub(crate) fn settings(&self) -> arc_swap::Guard<Arc<Settings>> {
         self.settings.load()
+    }
+
+    pub(crate) fn set_outside(&self, seen: Outside) {
+        self.outside.store(Arc::new(seen));
+    }
+
+    pub(crate) fn outside(&self) -> arc_swap::Guard<Arc<Outside>> {
+        self.outside.load()
     }
 }
 

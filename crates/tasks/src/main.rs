@@ -53,6 +53,9 @@ struct CommandLine {
 enum Task {
     /// Measure, and print rows; exit code 0 whatever the figures
     Bench(bench::Arguments),
+    /// A process of the benchmark of HTTP
+    #[command(hide = true, subcommand)]
+    BenchIdle(bench::IdlePart),
     /// Build Vulkan drivers and the program that uses them, or find them in the cache, and say where
     Driver(driver::Arguments),
     /// Write image files and their manifest
@@ -84,6 +87,7 @@ fn run(line: CommandLine) -> Result<()> {
     let mut cx = Context::from_environment(line.sources)?;
     match line.task {
         Task::Bench(arguments) => bench::run(&mut cx, &arguments),
+        Task::BenchIdle(part) => bench::idle(&part),
         Task::Driver(arguments) => {
             let gpu = cx.step("gpu", |cx| gpu::ensure(cx, &arguments.vulkan))?;
             println!("{}\n{}", gpu.executable.display(), gpu.packed.display());

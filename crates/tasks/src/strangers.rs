@@ -39,11 +39,17 @@ const OPENAPI_DOCUMENTS: [&str; 5] = [
 const PYTHON_MCP: &str = include_str!("../python-mcp.txt");
 const PYTHON_MCP_OLDER: &str = include_str!("../python-mcp-older.txt");
 
-/// Its kits for TypeScript and its conformance suite: what is wanted, and what that is exactly.
+/// The judge of answers by their document of OpenAPI.
+const PYTHON_SCHEMATHESIS: &str = include_str!("../python-schemathesis.txt");
+
+/// The protocol's kits for TypeScript and its conformance suite: what is wanted, and what that is exactly.
 const NODE_MCP: [&str; 2] = [
     include_str!("../node/mcp/package.json"),
     include_str!("../node/mcp/package-lock.json"),
 ];
+
+/// The suite of cases of RFC 9113, built once into the cache.
+const HTTPWG_VERSION: &str = "0.2.5";
 
 /// The parts of OpenSSL, as `sources.toml` names them. The first is the program.
 const OPENSSL_PARTS: [&str; 5] = [
@@ -116,6 +122,46 @@ pub(crate) fn python_mcp_older(cx: &Context) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP_OLDER)
 }
 
+/// The folder that Python finds the judge of answers by their document in.
+pub(crate) fn python_schemathesis(cx: &Context) -> Result<PathBuf> {
+    python_folder(cx, PYTHON_SCHEMATHESIS)
+}
+
+/// The program that tries the cases of RFC 9113 on a server.
+pub(crate) fn httpwg(cx: &Context) -> Result<PathBuf> {
+    installed(cx, "httpwg-cli", HTTPWG_VERSION, "httpwg")
+}
+
+/// A program of a package on crates.io, built once into the cache. Its dependencies are no part of this
+/// workspace; the package says which they are, to the version.
+pub(crate) fn installed(
+    cx: &Context,
+    package: &str,
+    version: &str,
+    program: &str,
+) -> Result<PathBuf> {
+    let root = cx
+        .cache()
+        .join("tools")
+        .join(format!("{package}-{version}"));
+    let program = root.join("bin").join(program);
+    if program.exists() {
+        return Ok(program);
+    }
+    let scratch = Scratch::new(cx.cache(), &format!("{package}-build-"))?;
+    let mut command = cx.cargo("install");
+    command
+        .args([package, "--version", version])
+        .args(["--locked", "--no-default-features"])
+        .arg("--root")
+        .arg(&root)
+        .arg("--target-dir")
+        .arg(scratch.path())
+        .current_dir(scratch.path());
+    cx.run(&mut command, &format!("{package} (built once)"), package)?;
+    Ok(program)
+}
+
 /// The folder whose `node_modules` has the Model Context Protocol's kits and its conformance suite.
 pub(crate) fn node_mcp(cx: &Context) -> Result<PathBuf> {
     node_folder(cx, NODE_MCP)
@@ -161,6 +207,11 @@ pub(crate) fn axe(cx: &Context) -> Result<PathBuf> {
 /// The folder of ws, a WebSocket client in JavaScript.
 pub(crate) fn ws(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "ws", &[], 0)?.join("package"))
+}
+
+/// The folder of Node's program. Debian 12 has Node 18, which kits of 2026 do not run on.
+pub(crate) fn node(cx: &Context) -> Result<PathBuf> {
+    Ok(unpacked(cx, "node", &["package/bin/node"], 0)?.join("package/bin"))
 }
 
 /// The folder of TypeScript's compiler.
@@ -277,6 +328,7 @@ mod tests {
             (PYTHON_MCP, 34),
             (PYTHON_MCP_OLDER, 22),
             (OPENAPI_PYTHON, 48),
+            (PYTHON_SCHEMATHESIS, 35),
         ] {
             for package in packages
                 .lines()

@@ -1,6 +1,8 @@
 //! `test`: everything continuous integration runs.
 
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
+use std::iter;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,7 +11,6 @@ use alknet_image::Form;
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
 use crate::{binary, driver, image, kernel, sources, strangers};
 
 /// The licence and dependency checker, built once into the cache.
@@ -86,9 +87,11 @@ pub(crate) fn command(cx: &Context, booted: &Booted) -> Result<Command> {
     let mut command = cx.cargo("test");
     command
         .arg("--release")
+        .env("PATH", before_others(strangers::node(cx)?)?)
         .env("ALKNET_TEST_IMAGE_DIR", &booted.images)
         .env("ALKNET_TEST_BIN", &booted.binary)
         .env("ALKNET_TEST_CHRONYD", chronyd(cx)?)
+        .env("ALKNET_TEST_HTTPWG", strangers::httpwg(cx)?)
         .env("ALKNET_TEST_MCP_NODE", strangers::node_mcp(cx)?)
         .env("ALKNET_TEST_MCP_PYTHON", strangers::python_mcp(cx)?)
         .env(
@@ -111,6 +114,10 @@ pub(crate) fn command(cx: &Context, booted: &Booted) -> Result<Command> {
             strangers::openapi_python(cx)?,
         )
         .env("ALKNET_TEST_PYTHONPATH", strangers::python_packages(cx)?)
+        .env(
+            "ALKNET_TEST_SCHEMATHESIS",
+            strangers::python_schemathesis(cx)?,
+        )
         .env("ALKNET_TEST_TEST262", strangers::test262(cx)?)
         .env("ALKNET_TEST_AXE", strangers::axe(cx)?)
         .env("ALKNET_TEST_TYPEBOX", strangers::typebox(cx)?)
@@ -118,6 +125,17 @@ pub(crate) fn command(cx: &Context, booted: &Booted) -> Result<Command> {
         .env("ALKNET_TEST_TYPESCRIPT", strangers::typescript(cx)?)
         .env("ALKNET_CACHE", cx.cache());
     Ok(command)
+}
+
+/// Where programs are looked for, first in `folder`.
+fn before_others(folder: PathBuf) -> Result<OsString> {
+    let others = std::env::var_os("PATH").unwrap_or_default();
+    let all = iter::once(folder).chain(std::env::split_paths(&others));
+    std::env::join_paths(all).map_err(|error| Failure::Step {
+        what: "naming where programs are".to_owned(),
+        how: error.to_string(),
+        log: None,
+    })
 }
 
 /// The time server, out of its package and runnable.
@@ -186,33 +204,9 @@ fn is_finding(output: &str) -> bool {
     output.contains("advisories FAILED")
 }
 
-/// Builds the checker once; its own dependencies are no part of this workspace.
+/// The checker; its own dependencies are no part of this workspace.
 pub(crate) fn deny_program(cx: &Context) -> Result<PathBuf> {
-    let root = cx
-        .cache()
-        .join("tools")
-        .join(format!("cargo-deny-{DENY_VERSION}"));
-    let program = root.join("bin/cargo-deny");
-    if program.exists() {
-        return Ok(program);
-    }
-    let scratch = Scratch::new(cx.cache(), "cargo-deny-build-")?;
-    let mut command = cx.cargo("install");
-    command
-        .args([
-            "cargo-deny",
-            "--locked",
-            "--no-default-features",
-            "--version",
-            DENY_VERSION,
-        ])
-        .arg("--root")
-        .arg(&root)
-        .arg("--target-dir")
-        .arg(scratch.path())
-        .current_dir(scratch.path());
-    cx.run(&mut command, "cargo-deny (built once)", "cargo-deny")?;
-    Ok(program)
+    strangers::installed(cx, "cargo-deny", DENY_VERSION, "cargo-deny")
 }
 
 #[cfg(test)]

@@ -17,10 +17,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use instant_acme::{Account, CertificateIdentifier, NewAccount};
-use rustls::pki_types::Der;
+use alknet_core::BoxError;
+use instant_acme::{Account, AccountBuilder, CertificateIdentifier, Key, NewAccount};
+use rustls::pki_types::{Der, PrivatePkcs8KeyDer};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
+use zeroize::Zeroizing;
 
 pub use challenge::{
     AlpnChallenges, ChallengeKind, DnsChallenge, HttpChallengeResponder, HttpChallenges,
@@ -88,6 +90,18 @@ pub struct AcmeParts {
     pub http: Option<Arc<HttpChallenges>>,
     /// The DNS part, where there is one.
     pub dns: Option<Arc<dyn DnsChallenge>>,
+    /// The account's key, where it is derived: a node that is made anew from the same secret has the same
+    /// account. Without, one is made and kept on the disk.
+    pub account_key: Option<Arc<dyn AccountKey>>,
+}
+
+/// A key of an account that is kept elsewhere.
+pub trait AccountKey: Send + Sync + 'static {
+    /// The key, P-256, as PKCS #8 (RFC 5958), which goes to the library that signs with it.
+    ///
+    /// # Errors
+    /// It cannot be had now; it is asked for again with the next order.
+    fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError>;
 }
 
 /// Keeps one certificate.
@@ -99,6 +113,7 @@ pub struct Acme {
     answers: Answers,
     disk: Disk,
     plan: Planner,
+    account_key: Option<Arc<dyn AccountKey>>,
     account: Option<Account>,
     window_at: Option<Instant>,
     renew: Arc<Notify>,
@@ -140,6 +155,7 @@ impl Acme {
             problems: parts.problems,
             disk,
             plan,
+            account_key: parts.account_key,
             account: None,
             window_at: None,
             renew: Arc::default(),
@@ -266,30 +282,61 @@ impl Acme {
         if let Some(account) = &self.account {
             return Ok(account.clone());
         }
-        let http = Box::new(Adapter(Arc::clone(&self.transport)));
-        let builder = Account::builder_with_http(http);
-        let stored = self.disk.account()?;
-        let directory = &self.options.directory;
-        let account = match stored.filter(|stored| stored.directory == *directory) {
-            Some(stored) => builder.from_credentials(stored.credentials).await?,
-            None => {
-                let contact: Vec<&str> = self.options.contact.iter().map(String::as_str).collect();
-                let new = NewAccount {
-                    contact: &contact,
-                    terms_of_service_agreed: true,
-                    only_return_existing: false,
-                };
-                let (account, credentials) = builder.create(&new, directory.clone(), None).await?;
-                self.disk.keep_account(&StoredAccount {
-                    directory: directory.clone(),
-                    credentials,
-                })?;
-                tracing::info!("made an account at {directory}");
-                account
-            }
+        let account = match &self.account_key {
+            Some(key) => self.derived_account(&**key).await?,
+            None => self.own_account().await?,
         };
         self.account = Some(account.clone());
         Ok(account)
+    }
+
+    /// The account of a key that is kept elsewhere; the authority says which that is, or makes one
+    /// (RFC 8555 section 7.3.1).
+    async fn derived_account(&self, key: &dyn AccountKey) -> Result<Account, AcmeError> {
+        let pkcs8 = key.pkcs8().map_err(AcmeError::AccountKey)?;
+        let der = PrivatePkcs8KeyDer::from(pkcs8.to_vec());
+        let key = Key::from_pkcs8_der(der.clone_key())?;
+        let directory = self.options.directory.clone();
+        let builder = self.builder();
+        let (account, _) = builder
+            .create_from_key((key, der.into()), directory)
+            .await?;
+        let contact = self.contact();
+        if !contact.is_empty() {
+            account.update_contacts(&contact).await?;
+        }
+        tracing::info!("uses the account {}", account.id());
+        Ok(account)
+    }
+
+    /// The account whose key is on the disk.
+    async fn own_account(&self) -> Result<Account, AcmeError> {
+        let stored = self.disk.account()?;
+        let directory = &self.options.directory;
+        if let Some(stored) = stored.filter(|stored| stored.directory == *directory) {
+            return Ok(self.builder().from_credentials(stored.credentials).await?);
+        }
+        let new = NewAccount {
+            contact: &self.contact(),
+            terms_of_service_agreed: true,
+            only_return_existing: false,
+        };
+        let made = self.builder().create(&new, directory.clone(), None).await;
+        let (account, credentials) = made?;
+        self.disk.keep_account(&StoredAccount {
+            directory: directory.clone(),
+            credentials,
+        })?;
+        tracing::info!("made the account {}", account.id());
+        Ok(account)
+    }
+
+    fn builder(&self) -> AccountBuilder {
+        Account::builder_with_http(Box::new(Adapter(Arc::clone(&self.transport))))
+    }
+
+    fn contact(&self) -> Vec<&str> {
+        self.options.contact.iter().map(String::as_str).collect()
     }
 
     fn serve_kept(&mut self) {

@@ -161,6 +161,11 @@ pub const PACKAGES: &[Package] = &[
         "npm",
         "tests: fetches TypeBox, see crates/tasks/sources.toml",
     ),
+    command(
+        "openssh-client",
+        "ssh-keygen",
+        "tests: keys that others made",
+    ),
     command("openssl", "openssl", "tests: keys and a second TLS client"),
     file(
         "ovmf",
@@ -170,6 +175,7 @@ pub const PACKAGES: &[Package] = &[
         ],
         "UEFI firmware for QEMU",
     ),
+    command("patch", "patch", "tests apply our differences with it"),
     command("pebble", "pebble", "tests: an ACME certificate authority"),
     command("perl", "perl", "kernel build: scripts"),
     command("pkg-config", "pkg-config", "Vulkan drivers: Mesa's build"),
@@ -202,7 +208,13 @@ pub const PACKAGES: &[Package] = &[
     command("qemu-utils", "qemu-img", "disk images for tests"),
     command("rsync", "rsync", "kernel build: headers"),
     command("sbsigntool", "sbsign", "tests: signs EFI programs"),
+    command(
+        "slowhttptest",
+        "slowhttptest",
+        "tests: clients that take their time over HTTP",
+    ),
     command("swtpm", "swtpm", "tests: a TPM in software"),
+    command("testssl.sh", "testssl", "tests: what others say of our TLS"),
     command(
         "tpm2-tools",
         "tpm2_unseal",

@@ -3,10 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use alknet_tests::Bench;
+use alknet_tests::{Bench, Web};
 use serde_json::{Value, json};
-
-use super::web::Web;
 
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
 

@@ -1,8 +1,6 @@
 //! A node that tells strangers nothing, and one that answers to its own names only.
 
-use alknet_tests::Bench;
-
-use super::web::{Told, Web};
+use alknet_tests::{Bench, Told, Web};
 
 const PATHS: [&str; 9] = [
     "/call",
@@ -14,6 +12,15 @@ const PATHS: [&str; 9] = [
     "/metrics",
     "/mcp",
     "/nonsense",
+];
+
+/// Those where strangers may find something on other nodes.
+const MORE_PATHS: [&str; 5] = [
+    "/",
+    "/healthz",
+    "/status/enter/x",
+    "/subscribe/t/x",
+    "/alknet/call",
 ];
 
 /// Everything that is seen from outside.
@@ -32,8 +39,9 @@ fn strangers_see_one_and_the_same_nothing() {
     for version in ["--http1.1", "--http2"] {
         let nothing = face(&web.curl("/nonsense", &[version]));
         assert_eq!(nothing.0, 404);
-        let asks: [&[&str]; 4] = [
+        let asks: [&[&str]; 5] = [
             &[],
+            &["--header", "Last-Event-ID: 1"],
             &["--json", r#"{"operation":"/node/info"}"#],
             &["--request", "DELETE"],
             &[
@@ -45,17 +53,14 @@ fn strangers_see_one_and_the_same_nothing() {
                 "Access-Control-Request-Method: POST",
             ],
         ];
-        for path in PATHS
-            .iter()
-            .chain(&["/", "/healthz", "/status/enter/x", "/alknet/call"])
-        {
+        for path in PATHS.iter().chain(&MORE_PATHS) {
             for ask in asks {
                 let told = web.curl(path, &[&[version], ask].concat());
                 assert_eq!(face(&told), nothing, "{version} {path} {ask:?}");
             }
         }
         // Few of them: who guesses is shut out.
-        for path in ["/call", "/mcp", "/nonsense"] {
+        for path in ["/call", "/mcp", "/nonsense", "/subscribe/t/x"] {
             let told = web.curl_as(&web.expired, path, &[version]);
             assert_eq!(face(&told), nothing, "{version} {path} with a wrong token");
         }
@@ -63,6 +68,47 @@ fn strangers_see_one_and_the_same_nothing() {
     assert_eq!(web.curl_as(&web.reader, "/search", &[]).status, 200);
     let told = web.post(&web.admin, "/call", r#"{"operation":"/node/info"}"#);
     assert_eq!(told.status, 200);
+    // What is too much is refused before anybody looks at what it is, and not in words of this program.
+    let long = "a".repeat(9000);
+    let wide = ["--header", "Accept: */*"].repeat(101);
+    for (path, more, status) in [
+        (format!("/call?{long}"), &[][..], 414),
+        (format!("/nonsense?{long}"), &[][..], 414),
+        ("/call".to_owned(), wide.as_slice(), 431),
+        ("/nonsense".to_owned(), wide.as_slice(), 431),
+    ] {
+        let told = web.curl(&path, more);
+        assert_eq!(told.status, status);
+        let kind = told.header("content-type");
+        assert_eq!(kind, Some("text/html; charset=utf-8"), "{told:?}");
+    }
+}
+
+#[test]
+fn everybody_is_told_the_same_of_http3() {
+    let bench = Bench::new();
+    let config = "[http]\nstealth = true\nnames = [\"hub.invalid\"]\n";
+    let web = Web::start(&bench, config);
+    let port = web.address().port();
+    let here = format!("127.0.0.1:{port}");
+    let served = format!("h3=\":{port}\"; ma=86400");
+    for (host, services) in [
+        (here.as_str(), served.as_str()),
+        ("localhost", "h3=\":443\"; ma=86400"),
+        // The node has not seen itself there, and never will.
+        ("hub.invalid", "clear"),
+        ("192.0.2.7", "clear"),
+    ] {
+        let host = format!("Host: {host}");
+        let host = ["--header", host.as_str()];
+        let stranger = web.curl("/search", &host);
+        let known = web.curl_as(&web.reader, "/search", &host);
+        assert_eq!((stranger.status, known.status), (404, 200));
+        for told in [stranger, known] {
+            assert_eq!(told.header("alt-svc"), Some(services), "{host:?}");
+            assert_eq!(told.header("strict-transport-security"), None);
+        }
+    }
 }
 
 #[test]

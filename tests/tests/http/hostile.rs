@@ -4,12 +4,10 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, Connection, RecvStream, SendStream};
 use alknet_endpoint::Dialer;
-use alknet_tests::Bench;
+use alknet_tests::{Bench, Web};
 use alknet_tls::NodeKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::block_in_place;
-
-use super::web::Web;
 
 /// How long anything may take before a test calls it hung.
 const HUNG: Duration = Duration::from_secs(120);

@@ -1,14 +1,18 @@
 //! HTTP as browsers, programs and those who mean no good meet it: `alknet serve` on this host.
 
+mod accesslog;
+mod acme;
 mod browser;
 mod gateway;
 mod hidden;
 mod hostile;
+mod imports;
+mod judges;
 mod mcp;
 mod page;
 mod place;
 mod service;
 mod site;
 mod three;
-mod web;
+mod timing;
 mod websocket;

@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use alknet_tests::Bench;
+use alknet_tests::{Bench, Told, Web};
 use serde_json::{Value, json};
-
-use super::web::{Told, Web};
 
 const PINNED: &str = "[http.mcp]\ntools = [\"node/info\", \"node/reboot\"]\n";
 const ACCEPT: &str = "Accept: application/json, text/event-stream";

@@ -2,9 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use alknet_tests::Bench;
-
-use super::web::Web;
+use alknet_tests::{Bench, Web};
 
 #[test]
 fn files_are_served_and_nothing_beside_them() {

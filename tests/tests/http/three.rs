@@ -1,63 +1,7 @@
 //! HTTP/3, by aioquic.
 
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-
-use alknet_tests::Bench;
-use data_encoding::BASE64;
+use alknet_tests::{Bench, Web, http3};
 use serde_json::{Value, json};
-
-use super::web::Web;
-
-/// The operations of this project's dependencies in Python, put into the cache by the set-up.
-const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
-
-struct Heard {
-    status: u64,
-    headers: Value,
-    body: Vec<u8>,
-}
-
-fn ask(web: &Web, requests: &Value) -> Vec<Heard> {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients/http3.py");
-    let packages = std::env::var(PACKAGES_VARIABLE).expect("`cargo xtask test` sets it");
-    let address = web.address();
-    let mut child = Command::new("timeout")
-        .args(["120", "python3"])
-        .arg(script)
-        .args([address.ip().to_string(), address.port().to_string()])
-        .env("PYTHONPATH", packages)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("Python is installed by the set-up");
-    let mut input = child.stdin.take().expect("asked for");
-    input
-        .write_all(requests.to_string().as_bytes())
-        .expect("it reads");
-    drop(input);
-    let output = child.wait_with_output().expect("it ends");
-    assert!(output.status.success(), "{output:?}");
-    let lines = output
-        .stdout
-        .split(|b| *b == b'\n')
-        .filter(|line| !line.is_empty());
-    let heard: Vec<_> = lines
-        .map(|line| {
-            let value: Value = serde_json::from_slice(line).expect("JSON");
-            let body = value["body"].as_str().expect("a body");
-            Heard {
-                status: value["status"].as_u64().expect("a status"),
-                headers: value["headers"].clone(),
-                body: BASE64.decode(body.as_bytes()).expect("base64"),
-            }
-        })
-        .collect();
-    let asked = requests.as_array().expect("a list").len();
-    assert_eq!(heard.len(), asked);
-    heard
-}
 
 #[test]
 fn the_gateway_answers_over_http3() {
@@ -68,8 +12,8 @@ fn the_gateway_answers_over_http3() {
     let events = json!({ "authorization": bearer, "content-type": "application/json", "accept": "text/event-stream" });
     let body = r#"{"operation":"/node/info"}"#;
     let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":2}}"#;
-    let heard = ask(
-        &web,
+    let heard = http3(
+        web.address(),
         &json!([
             { "method": "GET", "path": "/healthz" },
             { "method": "POST", "path": "/call", "headers": headers, "body": body },
@@ -111,7 +55,7 @@ fn strangers_see_the_same_nothing_over_http3() {
         .iter()
         .map(|path| json!({ "method": "GET", "path": path }))
         .collect();
-    let heard = ask(&web, &Value::from(requests));
+    let heard = http3(web.address(), &Value::from(requests));
     for (one, path) in heard.iter().zip(paths) {
         assert_eq!((one.status, &one.body), (404, &heard[0].body), "{path}");
         let mut headers = one.headers.clone();

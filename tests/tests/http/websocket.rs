@@ -5,13 +5,12 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use alknet_tests::Bench;
+use alknet_tests::{Bench, Web};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::place::Place;
-use super::web::Web;
 
 /// The operations of this project's dependencies in Python, put into the cache by the set-up.
 const PYTHON_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";

@@ -7,6 +7,8 @@ mod credentials;
 mod disks;
 mod escrow;
 mod faults;
+mod http;
+mod imports;
 mod media;
 mod memory;
 mod network;

@@ -1,16 +1,21 @@
 //! An operation written by a script's author, from its draft to its next version, by the command line:
-//! drafted, tested, proposed, promoted by somebody else, called, replaced, taken back, kept.
+//! drafted, tested, proposed, promoted by somebody else, called, replaced, taken back, kept. Whatever is in
+//! place is called by HTTP and by a model's client, too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use alknet_tests::{Answer, Bench, Cli, HostNode};
+use alknet_tests::tools::{client, variable};
+use alknet_tests::{Answer, Bench, Cli, HostNode, Told, curl};
 use serde_json::{Value, json};
 
 /// `[[1, 2], [3, 4]]` as little-endian 32-bit floats, and the last number of its square.
 const MATRIX: &str = "AACAPwAAAEAAAEBAAACAQA==";
 const SQUARE: &str = "AADgQAAAIEEAAHBBAACwQQ==";
 const LAST: f64 = 22.0;
+
+/// What it is called once it is promoted.
+const PATH: &str = "js/matrix/last";
 
 /// One operation, as its author has it: the path of a call is the only thing that a draft and what is
 /// proposed say differently.
@@ -99,7 +104,55 @@ fn configuration(people: &[(&str, &Cli, &[&str])]) -> String {
         format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
     });
     let peers: String = peers.collect();
-    format!("[promotion]\nactivate = \"live\"\n{peers}")
+    // It is a tool of its own as soon as it is there.
+    format!("[promotion]\nactivate = \"live\"\n[http.mcp]\ntools = [\"{PATH}\"]\n{peers}")
+}
+
+/// Whoever may call it, with a key and with a token.
+struct Callers<'a> {
+    bob: &'a Cli,
+    token: String,
+}
+
+impl Callers<'_> {
+    /// Each of them is answered with the same: at the command line, by HTTP, and as a model, which finds
+    /// it with the other operations and as a tool of its own.
+    fn are_told(&self, node: &HostNode, expected: f64) {
+        let input = json!({ "inline": MATRIX });
+        let answer = self.bob.call(node.target(), PATH, &input, &[]).json();
+        assert_eq!(answer.as_f64(), Some(expected), "{answer}");
+        let told = posted(node, &self.token);
+        assert_eq!(told.status, 200, "{told:?}");
+        assert_eq!(told.json()["output"].as_f64(), Some(expected), "{told:?}");
+        let mut python = Command::new("python3");
+        python.arg("-S").arg(client("mcp_node.py"));
+        python.args([&url(node, "/mcp"), &self.token, &format!("/{PATH}")]);
+        python.args([input.to_string(), expected.to_string()]);
+        python.env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"));
+        let output = python.output().expect("the set-up installs it");
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(output.status.success() && text.contains("fine"), "{text}");
+    }
+}
+
+/// A token with these scopes and no others.
+fn token(node: &HostNode, scopes: &[&str]) -> String {
+    let made = node.call("token/make", &json!({ "scopes": scopes }));
+    made["token"].as_str().expect("a token").to_owned()
+}
+
+fn url(node: &HostNode, path: &str) -> String {
+    let (_, address) = node.target().rsplit_once('@').expect("key and address");
+    format!("https://{address}{path}")
+}
+
+/// Calls it by HTTP.
+fn posted(node: &HostNode, token: &str) -> Told {
+    let header = format!("Authorization: Bearer {token}");
+    let body = json!({ "operation": format!("/{PATH}"), "input": { "inline": MATRIX } });
+    let body = body.to_string();
+    curl(&url(node, "/call"), &["--header", &header, "--json", &body])
 }
 
 #[test]
@@ -117,7 +170,10 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     ]);
     let node = bench.host_with(&config);
     let at = node.target();
-    let input = json!({ "inline": MATRIX });
+    let callers = Callers {
+        bob: &bob,
+        token: token(&node, &["call:js:matrix:last"]),
+    };
 
     // The first draft takes the wrong number; its test says so, and so it is not taken.
     let wrong = Operation {
@@ -148,15 +204,17 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     for who in [&ada, &bob] {
         assert_eq!(verb(who, &promote, &[]).code(), "FORBIDDEN");
     }
-    let early = bob.call(at, "js/matrix/last", &input, &[]);
+    let early = bob.call(at, PATH, &json!({}), &[]);
     assert_eq!(early.code(), "NOT_FOUND");
+    assert_eq!(posted(&node, &callers.token).status, 404);
     let promoted = verb(&rev, &promote, &[]).json();
     assert_eq!(
         (&promoted["path"], &promoted["version"], &promoted["active"]),
-        (&json!("js/matrix/last"), &json!(1), &json!(true)),
+        (&json!(PATH), &json!(1), &json!(true)),
         "{promoted:#}"
     );
-    assert_eq!(called(&bob, &node, &input), LAST);
+    callers.are_told(&node, LAST);
+    assert_eq!(posted(&node, &token(&node, &["node:read"])).status, 403);
     // Bob may call it; what it calls is not his.
     let matmul = bob.call(at, "compute/matmul", &json!({}), &[]);
     assert_eq!(matmul.code(), "FORBIDDEN");
@@ -170,29 +228,17 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     let id = proposed["id"].as_str().expect("an id");
     let promoted = verb(&rev, &["ops", "promote", at, id, "--external"], &[]).json();
     assert_eq!(promoted["version"], 2, "{promoted:#}");
-    assert_eq!(called(&bob, &node, &input), LAST + 1.0);
-    let back = [
-        "ops",
-        "rollback",
-        at,
-        "js/matrix/last",
-        "--reason",
-        "one too many",
-    ];
+    callers.are_told(&node, LAST + 1.0);
+    let back = ["ops", "rollback", at, PATH, "--reason", "one too many"];
     assert_eq!(verb(&ada, &back, &[]).code(), "FORBIDDEN");
     assert_eq!(verb(&rev, &back, &[]).json()["version"], 1);
-    assert_eq!(called(&bob, &node, &input), LAST);
+    callers.are_told(&node, LAST);
 
     // It is there after a power cut, with who decided what.
     drop(node);
     let node = bench.host_with(&config);
-    assert_eq!(called(&bob, &node, &input), LAST);
-    let shown = verb(
-        &rev,
-        &["ops", "proposals", node.target(), "js/matrix/last"],
-        &[],
-    )
-    .json();
+    callers.are_told(&node, LAST);
+    let shown = verb(&rev, &["ops", "proposals", node.target(), PATH], &[]).json();
     assert_eq!(
         (
             &shown["current"],
@@ -201,9 +247,4 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
         (&json!(1), &Some(2)),
         "{shown:#}"
     );
-}
-
-fn called(who: &Cli, node: &HostNode, input: &Value) -> f64 {
-    let answer = who.call(node.target(), "js/matrix/last", input, &[]).json();
-    answer.as_f64().unwrap_or_else(|| panic!("{answer}"))
 }

@@ -61,6 +61,8 @@ pub struct HttpSection {
     pub stranger_requests_per_second: u32,
     /// Which pages of others may call from a browser.
     pub cors: HttpCors,
+    /// What browsers are told of TLS.
+    pub hsts: HttpHsts,
     /// Tools for models.
     pub mcp: HttpMcp,
     /// Operations of servers that speak something else.
@@ -89,6 +91,7 @@ impl Default for HttpSection {
             requests_burst: 200,
             stranger_requests_per_second: 10,
             cors: HttpCors::default(),
+            hsts: HttpHsts::default(),
             mcp: HttpMcp::default(),
             import: Vec::new(),
         }
@@ -130,6 +133,28 @@ pub struct HttpCors {
     /// Origins of pages that may, `https://app.example.org`.
     #[schemars(length(max = 32))]
     pub origins: Vec<String>,
+}
+
+/// `[http.hsts]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpHsts {
+    /// Whether browsers are told to ask this host over TLS only, once its certificate can be counted on.
+    pub enabled: bool,
+    /// Whether that holds for every name below as well.
+    pub include_subdomains: bool,
+    /// Whether the lists that come with browsers may say so, too.
+    pub preload: bool,
+}
+
+impl Default for HttpHsts {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            include_subdomains: false,
+            preload: false,
+        }
+    }
 }
 
 /// `[http.mcp]`
@@ -191,6 +216,7 @@ pub(super) fn section(
     let page = section.key("page").and_then(|value| value.bool(notes));
     let site = section.key("site");
     let cors = section.key("cors").and_then(|value| value.section(notes));
+    let hsts = section.key("hsts").and_then(|value| value.section(notes));
     let mcp = section.key("mcp").and_then(|value| value.section(notes));
     let imports = section.list("import", notes);
     section.finish(notes);
@@ -236,6 +262,7 @@ pub(super) fn section(
         requests_burst,
         stranger_requests_per_second,
         cors: cors.map_or_else(HttpCors::default, |section| cors_of(section, notes)),
+        hsts: hsts.map_or_else(HttpHsts::default, |section| hsts_of(section, notes)),
         mcp: mcp.map_or_else(HttpMcp::default, |section| mcp_of(section, notes)),
         import: import::imports(&imports, known, notes),
     }
@@ -245,6 +272,25 @@ fn cors_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpCors {
     let origins = listed(&section.list("origins", notes), origin, notes);
     section.finish(notes);
     HttpCors { origins }
+}
+
+fn hsts_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpHsts {
+    let enabled = section.key("enabled").and_then(|value| value.bool(notes));
+    let wide = section.key("include_subdomains");
+    let wide = wide.and_then(|value| value.bool(notes)).unwrap_or_default();
+    let listed = section.key("preload");
+    section.finish(notes);
+    let preload = listed.as_ref().and_then(|value| value.bool(notes));
+    if let (Some(value), Some(true), false) = (&listed, preload, wide) {
+        let what = "browsers list only names that stand for every name below them";
+        let fix = "set http.hsts.include_subdomains = true, or leave out http.hsts.preload";
+        value.wrong(notes, what, fix);
+    }
+    HttpHsts {
+        enabled: enabled.unwrap_or(true),
+        include_subdomains: wide,
+        preload: preload.unwrap_or_default(),
+    }
 }
 
 fn mcp_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpMcp {
@@ -380,6 +426,7 @@ port80 = "acme+redirect"
 page = false
 requests_per_second = 1000
 cors = { origins = ["https://app.example.org", "http://localhost:8080"] }
+hsts = { include_subdomains = true, preload = true }
 mcp = { tools = ["/node/info"] }
 "#;
         let http = NodeConfig::parse(document).expect("fine").http;
@@ -391,6 +438,8 @@ mcp = { tools = ["/node/info"] }
         assert_eq!(http.mcp.tools, ["node/info"]);
         assert_eq!(http.cors.origins.len(), 2);
         assert!(http.enabled && http.stealth && http.page == Some(false));
+        let hsts = &http.hsts;
+        assert!(hsts.enabled && hsts.include_subdomains && hsts.preload);
     }
 
     #[test]
@@ -407,6 +456,8 @@ mcp = { tools = ["/node/info"] }
                 "cors = { origins = [\"https://a.example/path\"] }",
                 "without a path",
             ),
+            ("hsts = { preload = true }", "http.hsts.include_subdomains"),
+            ("hsts = { include_subdomains = 1 }", "true or false"),
             ("mcp = { tools = [\"info\"] }", "node/info"),
             ("requests_per_second = 0", "requests_per_second"),
             ("stelth = true", "stealth"),

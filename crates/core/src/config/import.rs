@@ -27,7 +27,7 @@ const DOCUMENT_BYTES_MAX: usize = 255;
 /// What stands before a name below the folder of the configuration.
 const CONFIG_FOLDER: &str = "cfg:/";
 /// Namespaces that are the node's own.
-const RESERVED: [&str; 22] = [
+const RESERVED: [&str; 24] = [
     "audit",
     "blob",
     "capability",
@@ -45,10 +45,12 @@ const RESERVED: [&str; 22] = [
     "node",
     "ops",
     "peer",
+    "runtime",
     "services",
     "session",
     "ssh",
     "tensor",
+    "token",
     "vault",
 ];
 
@@ -101,7 +103,8 @@ pub struct ImportConfig {
     /// First part of the names of its operations.
     #[schemars(regex(pattern = r"^[a-z][a-z0-9_-]{0,31}$"))]
     pub namespace: String,
-    /// Of `openapi`: the document, a file below the folder of the configuration: `cfg:/forge.yaml`.
+    /// Of `openapi`: the document, a file below the folder of the configuration, `cfg:/forge.yaml`, or where
+    /// it is fetched from, `https://forge.example/openapi.json`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document: Option<String>,
     /// Where the server is: `https://forge.example/api/v1`. Of `mcp` it is called `url`.
@@ -147,6 +150,13 @@ impl ImportConfig {
     pub fn document_path(&self) -> Option<&str> {
         self.document.as_deref()?.strip_prefix(CONFIG_FOLDER)
     }
+
+    /// Where the document is fetched from, if it is no file.
+    #[must_use]
+    pub fn document_url(&self) -> Option<&str> {
+        let document = self.document.as_deref()?;
+        (!document.starts_with(CONFIG_FOLDER)).then_some(document)
+    }
 }
 
 /// Entries that are free of mistakes. `known` are the names of credentials, right or wrong.
@@ -174,85 +184,32 @@ fn import(
     let kind = section.required("kind", "\"openapi\"", notes);
     let kind = kind.and_then(|value| value.parsed(notes, kind_of));
     let namespace = section.required("namespace", "\"forge\"", notes);
-    // One key with two names: an MCP server has one address and nothing below it.
-    let base_url = match (section.key("base_url"), section.key("url"), kind) {
-        (None, None, Some(ImportKind::Mcp)) => {
-            section.required("url", "\"https://tools.example/mcp\"", notes)
-        }
-        (None, None, _) => section.required("base_url", "\"https://forge.example/api/v1\"", notes),
-        (Some(one), Some(other), _) => {
-            other.wrong(notes, "base_url says the same", "keep one of the two");
-            Some(one)
-        }
-        (one, other, _) => one.or(other),
-    };
+    let base_url = address(&mut section, kind, notes);
     let document = match kind {
         Some(ImportKind::OpenApi) => section.required("document", "\"cfg:/forge.yaml\"", notes),
         _ => section.key("document"),
     };
-    let auth = section.key("auth");
-    let credential = section.key("credential");
-    let token_url = section.key("token_url");
-    let scopes = section.list("scopes", notes);
-    let hosts = section.list("hosts", notes);
+    let given = Given {
+        kind,
+        document,
+        auth: section.key("auth"),
+        credential: section.key("credential"),
+        token_url: section.key("token_url"),
+        scopes: section.list("scopes", notes),
+        hosts: section.list("hosts", notes),
+    };
     let private = section.list("private", notes);
     let pins = section.list("pins", notes);
     let plain = section.key("plain").and_then(|value| value.bool(notes));
     let only = section.list("only", notes);
     section.finish(notes);
     let plain = plain.unwrap_or(false);
-    let namespace = namespace.and_then(|value| {
-        let name = value.parsed(notes, namespace_of)?;
-        if seen.contains(&name) {
-            let what = format!("{} has an import already", quote(&name));
-            value.wrong(notes, what, "choose another namespace for one of the two");
-        }
-        seen.push(name.clone());
-        Some(name)
-    });
+    let namespace = namespace.and_then(|value| namespace_among(&value, seen, notes));
     let url = |text: &str| url_of(text, plain);
     let base_url = base_url.and_then(|value| value.parsed(notes, url));
-    if let (Some(ImportKind::Mcp), Some(value)) = (kind, &document) {
-        value.wrong(notes, "an MCP server describes itself", "leave it out");
-    }
-    let document = document.and_then(|value| value.parsed(notes, document_of));
-    let chosen = auth.as_ref().and_then(|value| value.parsed(notes, auth_of));
-    // A credential by itself is a token, which is what most servers take.
-    let chosen = chosen.unwrap_or(match credential {
-        Some(_) => ImportAuth::Bearer,
-        None => ImportAuth::None,
-    });
-    if let (Some(value), None) = (&auth, &credential)
-        && chosen != ImportAuth::None
-    {
-        value.wrong(
-            notes,
-            "it needs the key credential",
-            "add credential = \"…\"",
-        );
-    }
-    if let (ImportAuth::None, Some(value)) = (chosen, &credential) {
-        value.wrong(
-            notes,
-            "nothing is sent with auth = \"none\"",
-            "leave it out",
-        );
-    }
-    if let (ImportAuth::OAuth2, None, Some(value)) = (chosen, &token_url, &auth) {
-        value.wrong(
-            notes,
-            "it needs the key token_url",
-            "add token_url = \"https://…\"",
-        );
-    }
-    if let (true, Some(value)) = (chosen != ImportAuth::OAuth2, &token_url) {
-        value.wrong(
-            notes,
-            "only auth = \"oauth2\" has use for it",
-            "leave it out",
-        );
-    }
-    for list in [&scopes, &hosts, &private, &pins, &only] {
+    let auth = given.auth(notes);
+    given.contradictions(auth, notes);
+    for list in [&given.scopes, &given.hosts, &private, &pins, &only] {
         if let Some(beyond) = list.get(LISTED_MAX) {
             let what = format!("there are more than {LISTED_MAX}");
             beyond.wrong(notes, what, "leave some out");
@@ -265,21 +222,135 @@ fn import(
             "add [[credentials]] with it".to_owned(),
         )),
     };
+    let document = |text: &str| document_of(text, plain);
     Some(ImportConfig {
-        credential: credential.and_then(|value| value.parsed(notes, is_known)),
-        token_url: token_url.and_then(|value| value.parsed(notes, url)),
-        scopes: each(&scopes, scope_of, notes),
-        hosts: each(&hosts, host_of, notes),
+        document: given.document.and_then(|it| it.parsed(notes, document)),
+        credential: given.credential.and_then(|it| it.parsed(notes, is_known)),
+        token_url: given.token_url.and_then(|it| it.parsed(notes, url)),
+        scopes: each(&given.scopes, scope_of, notes),
+        hosts: each(&given.hosts, host_of, notes),
         private: each(&private, range_of, notes),
         pins: each(&pins, values::key, notes),
         plain,
         only: each(&only, prefix_of, notes),
-        auth: chosen,
-        document,
+        auth,
         kind: kind?,
         namespace: namespace?,
         base_url: base_url?,
     })
+}
+
+/// Where the server is. One key with two names: an MCP server has one address and nothing below it.
+fn address<'t, 'i>(
+    section: &mut Section<'t, 'i>,
+    kind: Option<ImportKind>,
+    notes: &mut Notes<'_>,
+) -> Option<Value<'t, 'i>> {
+    match (section.key("base_url"), section.key("url"), kind) {
+        (None, None, Some(ImportKind::Mcp)) => {
+            section.required("url", "\"https://tools.example/mcp\"", notes)
+        }
+        (None, None, _) => section.required("base_url", "\"https://forge.example/api/v1\"", notes),
+        (Some(one), Some(other), _) => {
+            other.wrong(notes, "base_url says the same", "keep one of the two");
+            Some(one)
+        }
+        (one, other, _) => one.or(other),
+    }
+}
+
+fn namespace_among(
+    value: &Value<'_, '_>,
+    seen: &mut Vec<String>,
+    notes: &mut Notes<'_>,
+) -> Option<String> {
+    let name = value.parsed(notes, namespace_of)?;
+    if seen.contains(&name) {
+        let what = format!("{} has an import already", quote(&name));
+        value.wrong(notes, what, "choose another namespace for one of the two");
+    }
+    seen.push(name.clone());
+    Some(name)
+}
+
+/// What of an entry has to go together.
+struct Given<'t, 'i> {
+    kind: Option<ImportKind>,
+    document: Option<Value<'t, 'i>>,
+    auth: Option<Value<'t, 'i>>,
+    credential: Option<Value<'t, 'i>>,
+    token_url: Option<Value<'t, 'i>>,
+    scopes: Vec<Value<'t, 'i>>,
+    hosts: Vec<Value<'t, 'i>>,
+}
+
+impl Given<'_, '_> {
+    /// How requests say whose they are. A credential by itself is a token, which is what most servers
+    /// take.
+    fn auth(&self, notes: &mut Notes<'_>) -> ImportAuth {
+        let auth = self.auth.as_ref();
+        let chosen = auth.and_then(|value| value.parsed(notes, auth_of));
+        chosen.unwrap_or(match self.credential {
+            Some(_) => ImportAuth::Bearer,
+            None => ImportAuth::None,
+        })
+    }
+
+    fn contradictions(&self, chosen: ImportAuth, notes: &mut Notes<'_>) {
+        if let (Some(value), None) = (&self.auth, &self.credential)
+            && chosen != ImportAuth::None
+        {
+            value.wrong(
+                notes,
+                "it needs the key credential",
+                "add credential = \"…\"",
+            );
+        }
+        if let (ImportAuth::None, Some(value)) = (chosen, &self.credential) {
+            value.wrong(
+                notes,
+                "nothing is sent with auth = \"none\"",
+                "leave it out",
+            );
+        }
+        if let (ImportAuth::OAuth2, None, Some(value)) = (chosen, &self.token_url, &self.auth) {
+            value.wrong(
+                notes,
+                "it needs the key token_url",
+                "add token_url = \"https://…\"",
+            );
+        }
+        if let (true, Some(value)) = (chosen != ImportAuth::OAuth2, &self.token_url) {
+            value.wrong(
+                notes,
+                "only auth = \"oauth2\" has use for it",
+                "leave it out",
+            );
+        }
+        if self.kind == Some(ImportKind::Mcp) {
+            self.useless_for_mcp(chosen, notes);
+        }
+    }
+
+    fn useless_for_mcp(&self, chosen: ImportAuth, notes: &mut Notes<'_>) {
+        if let Some(value) = &self.document {
+            value.wrong(notes, "an MCP server describes itself", "leave it out");
+        }
+        if let (ImportAuth::OAuth2, Some(value)) = (chosen, &self.auth) {
+            value.wrong(
+                notes,
+                "no access tokens are asked for on behalf of an MCP server",
+                "write \"bearer\", \"basic\" or \"api-key\"",
+            );
+        }
+        if let Some(value) = self.hosts.first() {
+            value.wrong(
+                notes,
+                "redirects of an MCP server are followed to no other host",
+                "leave it out",
+            );
+        }
+    }
 }
 
 fn wrong<T>(what: String, fix: &str) -> Result<T, Complaint> {
@@ -360,8 +431,11 @@ fn url_of(text: &str, plain: bool) -> Result<String, Complaint> {
     }
 }
 
-/// A file below the folder of the configuration, and nowhere else.
-fn document_of(text: &str) -> Result<String, Complaint> {
+/// A file below the folder of the configuration and nowhere else, or an address.
+fn document_of(text: &str, plain: bool) -> Result<String, Complaint> {
+    if text.starts_with("https://") || text.starts_with("http://") {
+        return url_of(text, plain);
+    }
     let name = text.strip_prefix(CONFIG_FOLDER);
     let part = |part: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -372,8 +446,8 @@ fn document_of(text: &str) -> Result<String, Complaint> {
         true => Ok(text.to_owned()),
         false => wrong(
             format!("{} is no document", quote(text)),
-            "write cfg:/NAME.yaml, a file beside the configuration; names are of A-Z, a-z, 0-9, '.', \
-             '_' and '-', and none begins with '.'",
+            "write https://host/path, or cfg:/NAME.yaml, a file beside the configuration; names are of \
+             A-Z, a-z, 0-9, '.', '_' and '-', and none begins with '.'",
         ),
     }
 }
@@ -470,6 +544,13 @@ mod tests {
         assert_eq!(mcp.base_url, "https://tools.example/mcp");
         let plain = FINE.replace("https://forge.example", "http://127.0.0.1:3000");
         assert!(imported(&format!("{plain}plain = true")).plain);
+        let fetched = FINE.replace("cfg:/", "https://forge.example/");
+        let fetched = imported(&fetched);
+        assert_eq!(
+            (fetched.document_url(), fetched.document_path()),
+            (Some("https://forge.example/forge.yaml"), None)
+        );
+        assert_eq!(one.document_url(), None);
     }
 
     #[test]
@@ -484,6 +565,8 @@ mod tests {
             ("\"openapi\"", "\"soap\"", "no kind of import"),
             ("\"forge\"", "\"Forge\"", "no namespace"),
             ("\"forge\"", "\"node\"", "the node's own"),
+            ("\"forge\"", "\"runtime\"", "the node's own"),
+            ("\"forge\"", "\"token\"", "the node's own"),
             ("https://", "http://", "plain = true"),
             ("https://", "https://user:hush@", "no address"),
             ("/api/v1", "/api?key=hush", "no address"),
@@ -493,6 +576,13 @@ mod tests {
             ("cfg:/forge.yaml", "cfg:/a/../x.yaml", "no document"),
             ("cfg:/forge.yaml", "cfg://x.yaml", "no document"),
             ("cfg:/forge.yaml", "cfg:/.x.yaml", "no document"),
+            ("cfg:/forge.yaml", "ftp://x.example/a", "no document"),
+            ("cfg:/forge.yaml", "http://x.example/a", "plain = true"),
+            (
+                "cfg:/forge.yaml",
+                "https://a:hush@x.example/a",
+                "no address",
+            ),
             ("document = \"cfg:/forge.yaml\"", "", "missing"),
         ] {
             complaint(&FINE.replacen(from, to, 1), word);
@@ -514,7 +604,16 @@ mod tests {
         }
         let twice = format!("{FINE}[[http.import]]\n{FINE}");
         complaint(&twice, "already");
-        let own = "kind = \"mcp\"\nnamespace = \"t\"\nurl = \"https://t.example/\"\ndocument = \"cfg:/x\"";
-        complaint(own, "describes itself");
+        let mcp = "kind = \"mcp\"\nnamespace = \"t\"\nurl = \"https://t.example/\"\n";
+        for (more, word) in [
+            ("document = \"cfg:/x\"", "describes itself"),
+            ("hosts = [\"x.example\"]", "no other host"),
+            (
+                "auth = \"oauth2\"\ncredential = \"forge\"\ntoken_url = \"https://x.example/\"",
+                "no access tokens",
+            ),
+        ] {
+            complaint(&format!("{mcp}{more}"), word);
+        }
     }
 }

@@ -10,8 +10,8 @@ use alknet_core::{BoxError, BoxFuture, Carriage, Reach};
 use alknet_endpoint::Dialer;
 use alknet_http_client::{ClientOptions, HttpClient, Redirects};
 use alknet_tls::acme::{
-    Acme, AcmeHandle, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind, DnsChallenge,
-    HttpChallengeResponder, HttpChallenges,
+    AccountKey, Acme, AcmeHandle, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind,
+    DnsChallenge, HttpChallengeResponder, HttpChallenges,
 };
 use alknet_tls::{ACME_FAILED, CLOCK_INSANE, CertificateStore, Problems, ServerTlsOptions, Source};
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use zeroize::Zeroizing;
 
 use crate::authority::{Authority, shown};
 use crate::support::{CARRIAGES, ECHO, HTTP, HUNG, Node, ask};
@@ -233,6 +234,7 @@ impl Served {
             alpn: Arc::clone(&self.tls.challenges),
             http: Some(Arc::clone(&self.http)),
             dns: Some(Arc::new(Names(ca.names))),
+            account_key: None,
         }
     }
 
@@ -298,6 +300,59 @@ impl DnsChallenge for Names {
         let record = serde_json::json!({ "host": format!("{name}.") });
         Box::pin(Self::post(self.0, "/clear-txt", record))
     }
+}
+
+/// A key that whoever has the node's words can derive.
+struct Derived(Vec<u8>);
+
+impl AccountKey for Derived {
+    fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError> {
+        match self.0.is_empty() {
+            false => Ok(self.0.clone().into()),
+            true => Err("the vault is locked".into()),
+        }
+    }
+}
+
+/// A node whose disk is lost and that is made anew from its words is no new customer.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
+    let key = rcgen::KeyPair::generate().expect("a key").serialize_der();
+    let lives = [Served::start(), Served::start()];
+    let ca = Ca::start(1).await;
+    for served in &lives {
+        let mut changes = served.tls.certificates.watch();
+        let state = served.state.path();
+        let options = ca.options(state, &["edge.example"], ChallengeKind::Dns01);
+        let parts = AcmeParts {
+            account_key: Some(Arc::new(Derived(key.clone()))),
+            ..served.parts(&ca)
+        };
+        let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
+        served.renewed(&ca, &mut changes).await;
+        running.abort();
+        assert!(!state.join("acme/account.json").exists());
+    }
+    let log = ca.log();
+    assert_eq!(log.matches("accounts in memory").count(), 1, "{log}");
+
+    // Without its key nothing is ordered, and it is said why.
+    let served = Served::start();
+    let options = ca.options(served.state.path(), &["edge.example"], ChallengeKind::Dns01);
+    let parts = AcmeParts {
+        account_key: Some(Arc::new(Derived(Vec::new()))),
+        ..served.parts(&ca)
+    };
+    let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
+    let told = async {
+        while served.problems.list().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(HUNG, told).await.expect("a problem");
+    let text = &served.problems.list()[0].text;
+    assert!(text.contains("the vault is locked"), "{text}");
+    running.abort();
 }
 
 /// Over the node's own port; renewed while fifty connections live and new ones keep coming; kept

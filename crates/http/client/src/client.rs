@@ -186,13 +186,13 @@ impl Inner {
             match line.send(message.clone(), origin).await? {
                 Ok(answer) => return checked(answer, line, origin),
                 Err(failed) if failed.unsent || safe => {}
-                Err(failed) => return Err(broken(origin, failed.error)),
+                Err(failed) => return Err(HttpError::broken(origin, failed.error)),
             }
         }
         let mut line = self.open(origin).await?;
         match line.send(message.clone(), origin).await? {
             Ok(answer) => checked(answer, line, origin),
-            Err(failed) => Err(broken(origin, failed.error)),
+            Err(failed) => Err(HttpError::broken(origin, failed.error)),
         }
     }
 
@@ -250,13 +250,6 @@ impl Inner {
             return Err(refused(shown(&next)));
         }
         Ok(Some((to, next)))
-    }
-}
-
-fn broken(origin: &Origin, source: hyper::Error) -> HttpError {
-    HttpError::Broken {
-        origin: origin.to_string(),
-        source,
     }
 }
 

@@ -7,6 +7,7 @@ use http::Uri;
 use thiserror::Error;
 
 use crate::limits::{HEADERS_MAX, REDIRECTS_MAX, URI_BYTES_MAX};
+use crate::origin::Origin;
 
 /// Why a request was not answered, or its answer not read.
 #[derive(Debug, Error)]
@@ -93,6 +94,14 @@ impl HttpError {
                 | Self::Uri(_)
                 | Self::UriTooLong
         )
+    }
+
+    /// What hyper says of a connection to `origin`.
+    pub(crate) fn broken(origin: &Origin, source: hyper::Error) -> Self {
+        Self::Broken {
+            origin: origin.to_string(),
+            source,
+        }
     }
 
     /// Whether the same request may do better later.

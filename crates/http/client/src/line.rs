@@ -93,7 +93,7 @@ impl Line {
         };
         let connection = dialer.connect(request).await?.connection;
         let streams = connection.accept_bi().await.map_err(io::Error::from);
-        let (send, recv) = streams.map_err(|error| broken(&error))?;
+        let (send, recv) = streams.map_err(|error| refused(&error))?;
         let stream = tokio::io::join(recv, send);
         match http2 {
             true => Self::second(stream, connection, origin).await,
@@ -113,19 +113,8 @@ impl Line {
             .max_buf_size(BUFFER_BYTES_MAX)
             .handshake(TokioIo::new(stream))
             .await;
-        let (sender, connection) = shaken.map_err(|source| HttpError::Broken {
-            origin: origin.to_string(),
-            source,
-        })?;
-        let task = tokio::spawn(async move {
-            // Whoever asked for something hears of it there.
-            let _ = connection.await;
-            drop(kept);
-        });
-        Ok(Self {
-            sender: Sender::One(sender),
-            task: Arc::new(Task(task.abort_handle())),
-        })
+        let (sender, connection) = shaken.map_err(|source| HttpError::broken(origin, source))?;
+        Ok(Self::moved(Sender::One(sender), connection, kept))
     }
 
     /// HTTP/2 over it.
@@ -142,18 +131,25 @@ impl Line {
             .max_send_buf_size(H2_SEND_BUFFER)
             .handshake(TokioIo::new(stream))
             .await;
-        let (sender, connection) = shaken.map_err(|source| HttpError::Broken {
-            origin: origin.to_string(),
-            source,
-        })?;
+        let (sender, connection) = shaken.map_err(|source| HttpError::broken(origin, source))?;
+        Ok(Self::moved(Sender::Many(sender), connection, kept))
+    }
+
+    /// With `connection` to move its bytes, for which `kept` has to live.
+    fn moved(
+        sender: Sender,
+        connection: impl Future<Output = hyper::Result<()>> + Send + 'static,
+        kept: impl Send + 'static,
+    ) -> Self {
         let task = tokio::spawn(async move {
+            // Whoever asked for something hears of it there.
             let _ = connection.await;
             drop(kept);
         });
-        Ok(Self {
-            sender: Sender::Many(sender),
+        Self {
+            sender,
             task: Arc::new(Task(task.abort_handle())),
-        })
+        }
     }
 
     /// The same connection for another request at the same time, where it takes more than one.
@@ -184,24 +180,18 @@ impl Line {
             Sender::One(sender) => {
                 request.headers_mut().insert(HOST, origin.host_header()?);
                 *request.uri_mut() = Origin::relative(request.uri());
-                if let Err(error) = sender.ready().await {
-                    return Ok(Err(Failed {
-                        error,
-                        unsent: true,
-                    }));
-                }
-                Ok(sender.try_send_request(request).await.map_err(failed))
+                Ok(match sender.ready().await {
+                    Ok(()) => sender.try_send_request(request).await.map_err(failed),
+                    Err(error) => Err(unsent(error)),
+                })
             }
             Sender::Many(sender) => {
                 request.headers_mut().remove(HOST);
                 *request.uri_mut() = origin.absolute(request.uri())?;
-                if let Err(error) = sender.ready().await {
-                    return Ok(Err(Failed {
-                        error,
-                        unsent: true,
-                    }));
-                }
-                Ok(sender.try_send_request(request).await.map_err(failed))
+                Ok(match sender.ready().await {
+                    Ok(()) => sender.try_send_request(request).await.map_err(failed),
+                    Err(error) => Err(unsent(error)),
+                })
             }
         }
     }
@@ -224,7 +214,14 @@ fn failed(mut error: hyper::client::conn::TrySendError<Request<Full<Bytes>>>) ->
     }
 }
 
-fn broken(error: &io::Error) -> HttpError {
+fn unsent(error: hyper::Error) -> Failed {
+    Failed {
+        error,
+        unsent: true,
+    }
+}
+
+fn refused(error: &io::Error) -> HttpError {
     HttpError::Dial(DialError::new(DialErrorKind::Refused, error.to_string()))
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use alknet_call::{Events, Gate, Incoming, LocalEvent, Output, Refused, Resolved};
+use alknet_call::{CallError, Events, Gate, Incoming, LocalEvent, Output, Refused, Resolved};
 use alknet_core::{AuthToken, Identity, PeerId};
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
@@ -67,30 +67,33 @@ impl Gateway {
 
     /// Whom a token stands for, or without one whom the connection proved to be.
     ///
-    /// It takes the same work whether there is a token or not: from outside, nobody can tell by the time
-    /// it takes what a path wants.
+    /// It takes the same work whether there is a token or not, and whether it has the form of one: from
+    /// outside, nobody can tell by the time it takes what a path wants.
     ///
     /// # Errors
     /// The token stands for nobody.
     pub fn authenticate(&self, gate: &Gate, token: Option<&str>) -> Result<Known, ApiError> {
         let Some(token) = token else {
-            // The work of a token that stands for nobody.
-            std::hint::black_box(AuthToken::new(NO_TOKEN.to_owned()).hash().is_ok());
+            in_vain();
             return Ok(Known {
                 identity: gate.identity(),
                 token: None,
             });
         };
         let token = AuthToken::new(token.to_owned());
-        let identity = gate.by_token(&token).map_err(|error| {
-            let mut refused = ApiError::unauthenticated(error.message.clone());
-            refused.error = Box::new(error);
-            refused
-        })?;
-        Ok(Known {
-            identity: Some(identity),
-            token: Some(Arc::new(token)),
-        })
+        match gate.by_token(&token) {
+            Ok(identity) => Ok(Known {
+                identity: Some(identity),
+                token: Some(Arc::new(token)),
+            }),
+            Err(error) => {
+                if token.hash().is_err() {
+                    // Nothing was hashed and looked up.
+                    in_vain();
+                }
+                Err(wrong(error))
+            }
+        }
     }
 
     /// Counts a request against what its caller may send.
@@ -247,6 +250,22 @@ impl Gateway {
 
 /// As long as a real one, and nobody's.
 const NO_TOKEN: &str = "alk_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// The work of a token that stands for nobody: it is copied, hashed and compared, and it is said that it
+/// is wrong.
+fn in_vain() {
+    let copies = [NO_TOKEN; 2].map(|text| AuthToken::new(text.to_owned()));
+    let [hash, other] = copies.each_ref().map(AuthToken::hash);
+    let equal = hash.is_ok_and(|hash| other.is_ok_and(|other| hash.matches(&other)));
+    std::hint::black_box((equal, wrong(CallError::new(Code::Unauthenticated, ""))));
+}
+
+/// Whoever sends a wrong token is told what the call protocol says of it.
+fn wrong(error: CallError) -> ApiError {
+    let mut refused = ApiError::unauthenticated(error.message.clone());
+    refused.error = Box::new(error);
+    refused
+}
 
 fn id(caller: &Caller) -> Option<&PeerId> {
     caller.identity.as_ref().map(|identity| &identity.id)

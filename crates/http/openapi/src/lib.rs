@@ -4,7 +4,7 @@ pub mod from;
 mod to;
 
 pub use from::{
-    BaseUrlError, DocumentError, FromOpenApi, ImportError, OpenApiOptions, TokenSource,
-    read_document,
+    BaseUrlError, DocumentError, FetchError, FromOpenApi, ImportError, OpenApiOptions, TokenSource,
+    fetch_document, read_document,
 };
 pub use to::{CONTRACT_VERSION, Contract, document};

@@ -13,7 +13,8 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use super::{Operation, invocation, key};
+use super::{invocation, key};
+use crate::access::Line;
 use crate::answer::{self, JSON};
 use crate::limits::{EVENT_BYTES_MAX, EVENT_PING};
 use crate::routes::TICKET;
@@ -31,6 +32,7 @@ pub(super) async fn subscribe(
     shared: &Arc<Shared>,
     caller: &Caller,
     request: Request<Body>,
+    line: &Line,
 ) -> Result<Response<Body>, ApiError> {
     let later = prefers_later(request.headers());
     if !later && !accepts_events(request.headers()) {
@@ -43,35 +45,47 @@ pub(super) async fn subscribe(
     let key = key(request.headers())?;
     let body = upload::json(request, CALL_BYTES_MAX).await?;
     let call = invocation(&body, key)?;
-    let operation = Operation(call.operation.clone());
-    let mut response = if later {
-        // Whoever may not call gets no ticket.
-        shared.gateway.find(caller, &call.operation)?;
-        let time = shared.tickets.time().as_secs();
-        let bytes = body.len();
-        let name = shared.tickets.make((caller.clone(), call), bytes)?;
-        let told = json!({ "url": format!("{TICKET}{name}"), "expires_in": time });
-        answer::api(StatusCode::CREATED, JSON, told.to_string().into())
-    } else {
-        events(shared.gateway.subscribe(caller.clone(), call)?)
-    };
-    response.extensions_mut().insert(operation);
-    Ok(response)
+    line.calls([call.operation.as_str()]);
+    if !later {
+        return Ok(events(shared.gateway.subscribe(caller.clone(), call)?));
+    }
+    // Whoever may not call gets no ticket.
+    shared.gateway.find(caller, &call.operation)?;
+    let time = shared.tickets.time().as_secs();
+    let bytes = body.len();
+    let name = shared.tickets.make((caller.clone(), call), bytes)?;
+    let told = json!({ "url": format!("{TICKET}{name}"), "expires_in": time });
+    Ok(answer::api(
+        StatusCode::CREATED,
+        JSON,
+        told.to_string().into(),
+    ))
 }
 
 /// Answers with what a ticket stands for; `None` where it stands for nothing.
-pub(crate) fn ticket(shared: &Shared, parts: &Parts) -> Option<Response<Body>> {
+pub(crate) fn ticket(
+    shared: &Shared,
+    parts: &Parts,
+    stealth: bool,
+    line: &Line,
+) -> Option<Response<Body>> {
     if parts.method != Method::GET {
         return None;
     }
     // A browser that lost the connection asks again, and stops for good when there is no content.
-    if parts.headers.contains_key(LAST_EVENT_ID) {
+    // It also does where it is told that there is nothing, as strangers are.
+    if parts.headers.contains_key(LAST_EVENT_ID) && !stealth {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
+        answer::private(&mut response);
         return Some(response);
     }
     let name = parts.uri.path().strip_prefix(TICKET)?;
     let (caller, call) = shared.tickets.take(name)?;
+    if let Some(who) = &caller.identity {
+        line.asked_by(&who.id);
+    }
+    line.calls([call.operation.as_str()]);
     let id = caller.request_id.clone();
     // The token may be gone by now.
     let caller = match &caller.token {

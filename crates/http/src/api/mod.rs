@@ -15,6 +15,7 @@ use http::header::{ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
+use crate::access::Line;
 use crate::answer::{self, JSON};
 use crate::routes::Api;
 use crate::shared::Shared;
@@ -24,10 +25,6 @@ pub(crate) use events::ticket;
 
 /// Header that may say what the member `idempotency_key` says.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-
-/// What was called, for the log.
-#[derive(Clone, Debug)]
-pub(crate) struct Operation(pub(crate) String);
 
 /// Says how the node is.
 pub(crate) fn health(shared: &Shared) -> Response<Body> {
@@ -46,6 +43,7 @@ pub(crate) async fn answer(
     path: Api,
     caller: &Caller,
     request: Request<Body>,
+    line: &Line,
 ) -> Response<Body> {
     let method = request.method();
     let reads = path.method() == Method::GET && *method == Method::HEAD;
@@ -53,13 +51,13 @@ pub(crate) async fn answer(
         return answer::method(&path.method(), &caller.request_id);
     }
     let answered = match path {
-        Api::Call => call(shared, caller, request).await,
-        Api::Batch => batch(shared, caller, request).await,
-        Api::Subscribe => events::subscribe(shared, caller, request).await,
+        Api::Call => call(shared, caller, request, line).await,
+        Api::Batch => batch(shared, caller, request, line).await,
+        Api::Subscribe => events::subscribe(shared, caller, request, line).await,
         Api::Search => search(shared, caller, &request),
         Api::Schema => schema(shared, caller, &request),
         Api::Description => openapi(shared, caller, &request),
-        Api::Metrics => metrics(shared, caller).await,
+        Api::Metrics => metrics(shared, caller, line).await,
     };
     answered.unwrap_or_else(|error| answer::error(&error, &caller.request_id))
 }
@@ -68,23 +66,17 @@ async fn call(
     shared: &Shared,
     caller: &Caller,
     request: Request<Body>,
+    line: &Line,
 ) -> Result<Response<Body>, ApiError> {
     let key = key(request.headers())?;
     let body = upload::json(request, CALL_BYTES_MAX).await?;
     let invocation = invocation(&body, key)?;
-    let operation = Operation(invocation.operation.clone());
-    let output = shared.gateway.invoke(caller, invocation).await;
-    let mut response = match output {
-        Ok(output) => {
-            let mut text = opened(&caller.request_id);
-            output.append_to(&mut text);
-            text.push(b'}');
-            answer::api(StatusCode::OK, JSON, text.into())
-        }
-        Err(error) => answer::error(&error, &caller.request_id),
-    };
-    response.extensions_mut().insert(operation);
-    Ok(response)
+    line.calls([invocation.operation.as_str()]);
+    let output = shared.gateway.invoke(caller, invocation).await?;
+    let mut text = opened(&caller.request_id);
+    output.append_to(&mut text);
+    text.push(b'}');
+    Ok(answer::api(StatusCode::OK, JSON, text.into()))
 }
 
 /// `{"request_id":"…","output":`
@@ -126,12 +118,15 @@ async fn batch(
     shared: &Shared,
     caller: &Caller,
     request: Request<Body>,
+    line: &Line,
 ) -> Result<Response<Body>, ApiError> {
     let body = upload::json(request, CALL_BYTES_MAX).await?;
     let batch = BatchRequest::read(&body)?;
     let calls = batch.calls.iter();
     let calls = calls.map(|item| (item.id.as_ref().to_owned(), item.invocation(&body)));
-    let calls = calls.collect();
+    let calls: Vec<_> = calls.collect();
+    let named = calls.iter().filter_map(|(_, call)| call.as_ref().ok());
+    line.calls(named.map(|call| call.operation.as_str()));
     let results = shared.gateway.batch(caller, calls, batch.mode).await?;
     let mut text = b"{\"results\":[".to_vec();
     for (n, result) in results.into_iter().enumerate() {
@@ -243,6 +238,7 @@ fn unchanged(shared: &Shared, caller: &Caller, request: &Request<Body>) -> Optio
         if let Ok(etag) = HeaderValue::from_str(&etag) {
             response.headers_mut().insert(ETAG, etag);
         }
+        answer::private(&mut response);
         response
     })
 }
@@ -264,8 +260,13 @@ fn openapi(
 }
 
 /// What `node/metrics` answers, as Prometheus reads it. The operation decides who may.
-async fn metrics(shared: &Shared, caller: &Caller) -> Result<Response<Body>, ApiError> {
+async fn metrics(
+    shared: &Shared,
+    caller: &Caller,
+    line: &Line,
+) -> Result<Response<Body>, ApiError> {
     let call = Invocation::of("node/metrics", &Value::Null);
+    line.calls([call.operation.as_str()]);
     let output = shared.gateway.invoke(caller, call).await?;
     let mut text = Vec::new();
     output.append_to(&mut text);

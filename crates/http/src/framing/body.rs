@@ -1,7 +1,8 @@
 //! Bodies on their way.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -9,18 +10,44 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use crate::connection::Busy;
+use crate::access::Line;
+use crate::connection::{Busy, Conn};
 use crate::limits::{LINGER_BYTES, LINGER_TIME};
 
-/// A body that keeps its connection busy until its end.
+/// A body that keeps its connection busy until its end, and is counted for the log.
 pub(super) struct Held {
     body: Body,
+    line: Line,
+    conn: Arc<Conn>,
+    /// Whether the client has yet to take what came last.
+    owed: bool,
     _busy: Busy,
 }
 
 impl Held {
-    pub(super) fn new(body: Body, busy: Busy) -> Self {
-        Self { body, _busy: busy }
+    pub(super) fn new(body: Body, conn: Arc<Conn>, busy: Busy, line: Line) -> Self {
+        Self {
+            body,
+            line,
+            conn,
+            owed: false,
+            _busy: busy,
+        }
+    }
+
+    fn taken(&mut self) {
+        if std::mem::take(&mut self.owed) {
+            self.conn.taken();
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.taken();
+        if self.body.is_end_stream() {
+            self.line.end();
+        }
     }
 }
 
@@ -32,7 +59,20 @@ impl http_body::Body for Held {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        // Nobody asks for more who has no room for it.
+        self.taken();
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.line.sent(bytes);
+                self.owed = true;
+                self.conn.owes(bytes);
+            }
+            // What breaks off, we broke off.
+            Some(Err(_)) | None => self.line.end(),
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The three framings of HTTP in front of one service.
 
 mod body;
+mod bounds;
 mod quic;
 mod streams;
 mod tcp;
@@ -12,8 +13,9 @@ use axum::body::Body;
 use http::{Request, Response};
 use tokio::sync::watch;
 
+use crate::access::Line;
 use crate::connection::Conn;
-use crate::front;
+use crate::{front, limits};
 
 pub(crate) use quic::serve as serve_quic;
 pub(crate) use tcp::{Version, serve as serve_tcp};
@@ -21,23 +23,32 @@ pub(crate) use tcp::{Version, serve as serve_tcp};
 /// Answers one request of a connection, and counts it as long as it runs.
 async fn answer(conn: Arc<Conn>, request: Request<Body>) -> Response<Body> {
     let busy = conn.busy();
-    let response = front::answer(&conn, request).await;
+    // Dropped before its end where the client goes away, which the log says, too.
+    let mut line = Line::begin(&request, conn.remote, conn.protocol);
+    let response = front::answer(&conn, request, &line).await;
+    line.answered(&response);
     // The answer is on its way until its last byte is.
-    response.map(|body| Body::new(body::Held::new(body, busy)))
+    response.map(|body| Body::new(body::Held::new(body, conn, busy, line)))
 }
 
 /// Resolves when nothing was asked for a while.
 async fn idle(conn: &Conn, first: Duration, later: Duration) {
-    let mut busy = conn.watch_busy();
     loop {
         let limit = if conn.is_new() { first } else { later };
-        // The sender lives as long as the connection.
-        let _ = busy.wait_for(|running| *running == 0).await;
-        let asked = busy.wait_for(|running| *running > 0);
-        if tokio::time::timeout(limit, asked).await.is_err() {
+        let quiet = conn.quiet().unwrap_or_default();
+        if quiet >= limit {
             return;
         }
+        tokio::time::sleep(limit - quiet).await;
     }
+}
+
+/// Resolves when the client has taken an answer too slowly.
+async fn stalled(conn: &Conn) {
+    while !conn.is_stalled() {
+        tokio::time::sleep(limits::READER_PATIENCE).await;
+    }
+    tracing::debug!(connection = %conn.connection.id(), "HTTP ended: its answers are not read");
 }
 
 /// Resolves when the connection is to take no more requests.

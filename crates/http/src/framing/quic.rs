@@ -8,14 +8,16 @@ use alknet_core::{CloseCode, Connection, HandlerError};
 use axum::body::Body;
 use bytes::{Buf, Bytes};
 use h3::error::Code;
+use h3::quic::SendStream as _;
 use h3::server::{RequestResolver, RequestStream};
-use http::Response;
+use http::header::{CONTENT_LENGTH, TE};
+use http::{HeaderMap, Response};
 use http_body::{Body as _, Frame};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::streams::{Cancels, Receiving, Sending, Streams};
-use super::{answer, idle, leave};
+use super::{answer, idle, leave, stalled};
 use crate::connection::Conn;
 use crate::limits;
 
@@ -32,6 +34,9 @@ fn number(code: CloseCode) -> u32 {
         _ => NO_ERROR,
     }
 }
+
+/// What GOAWAY names: the first request that is not served, which is the next (RFC 9114 section 5.2).
+const NEXT: usize = 1;
 
 type Server = h3::server::Connection<Streams, Bytes>;
 
@@ -55,9 +60,13 @@ pub(crate) async fn serve(
     let mut requests = JoinSet::new();
     let ended = tokio::select! {
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
-        () = leave(&conn, draining) => drain(&mut server, &conn, &cancels, &mut requests).await,
+        () = leave(&conn, draining) => drain(&mut server, &mut requests).await,
         () = idle(&conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => {
-            server.shutdown(0).await.map_err(drop)
+            server.shutdown(NEXT).await.map_err(drop)
+        }
+        () = stalled(&conn) => {
+            requests.abort_all();
+            Ok(())
         }
     };
     while requests.join_next().await.is_some() {}
@@ -91,19 +100,20 @@ async fn accept(
 }
 
 /// Tells the client to send no more, and answers what it sent.
-async fn drain(
-    server: &mut Server,
-    conn: &Arc<Conn>,
-    cancels: &Cancels,
-    requests: &mut JoinSet<()>,
-) -> Result<(), ()> {
-    server.shutdown(0).await.map_err(drop)?;
-    // What comes now is refused by the library; there is nothing to wait for.
-    let mut late = JoinSet::new();
+async fn drain(server: &mut Server, requests: &mut JoinSet<()>) -> Result<(), ()> {
+    server.shutdown(NEXT).await.map_err(drop)?;
     tokio::select! {
-        ended = accept(server, conn, cancels, &mut late) => ended,
+        ended = refuse(server) => ended,
         () = async { while requests.join_next().await.is_some() {} } => Ok(()),
     }
+}
+
+/// What comes behind GOAWAY is refused by the library, but for the one request that it names.
+async fn refuse(server: &mut Server) -> Result<(), ()> {
+    while let Some(mut late) = server.accept().await.map_err(drop)? {
+        late.frame_stream.reset(Code::H3_REQUEST_REJECTED.value());
+    }
+    Ok(())
 }
 
 async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, cancels: Cancels) {
@@ -113,8 +123,13 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
         return;
     };
     let id = stream.id().into_inner();
-    let (mut send, recv) = stream.split();
-    let request = request.map(|()| Body::new(Asked { stream: recv }));
+    let (mut send, mut recv) = stream.split();
+    let Some(left) = length(request.headers()) else {
+        send.stop_stream(Code::H3_MESSAGE_ERROR);
+        recv.stop_sending(Code::H3_MESSAGE_ERROR);
+        return;
+    };
+    let request = request.map(|()| Body::new(Asked { stream: recv, left }));
     let work = async {
         let response = answer(conn, request).await;
         respond(&mut send, response).await
@@ -153,9 +168,59 @@ async fn respond(
     send.finish().await.map_err(gone)
 }
 
+/// Fields that belong to a connection of HTTP/1.1, and make a request malformed (RFC 9114 section 4.2).
+const OF_A_CONNECTION: [&str; 5] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The length that a body is said to have, if any; `None` where no request has such fields.
+fn length(headers: &HeaderMap) -> Option<Option<u64>> {
+    let foreign = OF_A_CONNECTION
+        .iter()
+        .any(|name| headers.contains_key(*name));
+    let other_coding = headers.get(TE).is_some_and(|te| te != "trailers");
+    if foreign || other_coding {
+        return None;
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else {
+        return Some(None);
+    };
+    if lengths.any(|other| other != length) {
+        return None;
+    }
+    length.to_str().ok()?.parse().ok().map(Some)
+}
+
 /// The body of a request.
 struct Asked {
     stream: RequestStream<Receiving, Bytes>,
+    /// Bytes that have yet to come, where it was said how many do.
+    left: Option<u64>,
+}
+
+impl Asked {
+    /// Counts what came, and with nothing the end.
+    fn count(&mut self, bytes: u64) -> std::io::Result<()> {
+        let Some(left) = &mut self.left else {
+            return Ok(());
+        };
+        let fits = if bytes == 0 {
+            *left == 0
+        } else {
+            bytes <= *left
+        };
+        if !fits {
+            let why = "the body is not as long as content-length says";
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
+        }
+        *left -= bytes;
+        Ok(())
+    }
 }
 
 impl http_body::Body for Asked {
@@ -170,9 +235,14 @@ impl http_body::Body for Asked {
         Poll::Ready(match data {
             Ok(Some(mut data)) => {
                 let bytes = data.copy_to_bytes(data.remaining());
-                Some(Ok(Frame::data(bytes)))
+                // A frame may be empty.
+                let counted = match bytes.len() as u64 {
+                    0 => Ok(()),
+                    more => self.count(more),
+                };
+                Some(counted.map(|()| Frame::data(bytes)))
             }
-            Ok(None) => None,
+            Ok(None) => self.count(0).err().map(Err),
             Err(error) => Some(Err(std::io::Error::other(error))),
         })
     }

@@ -12,6 +12,7 @@ use h3::error::Code;
 use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
 use tokio::io::AsyncWrite;
 
+use super::bounds::Bounds;
 use crate::limits::STREAMS_MAX;
 
 /// Most bytes taken of a stream at once.
@@ -21,7 +22,7 @@ type Accepted<T> = BoxStream<'static, Result<T, StreamError>>;
 
 /// A connection's streams.
 pub(super) struct Streams {
-    connection: Connection,
+    own: Opener,
     requests: Accepted<(SendStream, RecvStream)>,
     controls: Accepted<RecvStream>,
     opening: Option<Accepted<SendStream>>,
@@ -67,7 +68,7 @@ impl Streams {
             Some((accepted, connection))
         });
         Self {
-            connection: connection.clone(),
+            own: Opener(connection.clone()),
             requests: requests.boxed(),
             controls: controls.boxed(),
             opening: None,
@@ -121,6 +122,10 @@ fn broken_io(error: std::io::Error) -> StreamErrorIncoming {
     }
 }
 
+fn refused<T>() -> Poll<Result<T, StreamErrorIncoming>> {
+    Poll::Ready(Err(broken(StreamError::Unsupported)))
+}
+
 /// The library's codes are numbers of 62 bits, ours of 32, which all of them fit.
 fn code(number: u64) -> StreamCode {
     StreamCode::Foreign(u32::try_from(number).unwrap_or(u32::MAX))
@@ -130,16 +135,15 @@ impl quic::OpenStreams<Bytes> for Streams {
     type BidiStream = Both;
     type SendStream = Sending;
 
-    fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
-        // A server asks for nothing.
-        Poll::Ready(Err(broken(StreamError::Unsupported)))
+    fn poll_open_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
+        self.own.poll_open_bidi(cx)
     }
 
     fn poll_open_send(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Sending, StreamErrorIncoming>> {
-        let connection = self.connection.clone();
+        let connection = self.own.0.clone();
         let opening = self.opening.get_or_insert_with(|| {
             futures_util::stream::once(async move { connection.open_uni().await }).boxed()
         });
@@ -152,14 +156,11 @@ impl quic::OpenStreams<Bytes> for Streams {
     }
 
     fn close(&mut self, code: Code, reason: &[u8]) {
-        let number = u32::try_from(code.value()).unwrap_or(u32::MAX);
-        let reason = std::str::from_utf8(reason).unwrap_or_default();
-        let reason: String = reason.chars().take(64).collect();
-        self.connection.close_foreign(number, &reason);
+        self.own.close(code, reason);
     }
 }
 
-/// Opens nothing: kept by the library for pushes, which there are none of.
+/// What the library opens streams by that a client did not ask for. There are none of those.
 pub(super) struct Opener(Connection);
 
 impl quic::OpenStreams<Bytes> for Opener {
@@ -167,19 +168,23 @@ impl quic::OpenStreams<Bytes> for Opener {
     type SendStream = Sending;
 
     fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Both, StreamErrorIncoming>> {
-        Poll::Ready(Err(broken(StreamError::Unsupported)))
+        // A server asks for nothing.
+        refused()
     }
 
     fn poll_open_send(
         &mut self,
         _: &mut Context<'_>,
     ) -> Poll<Result<Sending, StreamErrorIncoming>> {
-        Poll::Ready(Err(broken(StreamError::Unsupported)))
+        // And it pushes nothing.
+        refused()
     }
 
-    fn close(&mut self, code: Code, _: &[u8]) {
+    fn close(&mut self, code: Code, reason: &[u8]) {
         let number = u32::try_from(code.value()).unwrap_or(u32::MAX);
-        self.0.close_foreign(number, "");
+        let reason = std::str::from_utf8(reason).unwrap_or_default();
+        let reason: String = reason.chars().take(64).collect();
+        self.0.close_foreign(number, &reason);
     }
 }
 
@@ -198,6 +203,8 @@ impl quic::Connection<Bytes> for Streams {
         Poll::Ready(Ok(Receiving {
             stream,
             id: number(&mut self.next_control),
+            bounds: Bounds::new(false),
+            own: self.own.0.clone(),
         }))
     }
 
@@ -219,12 +226,17 @@ impl quic::Connection<Bytes> for Streams {
         drop(known);
         Poll::Ready(Ok(Both {
             send,
-            recv: Receiving { stream, id },
+            recv: Receiving {
+                stream,
+                id,
+                bounds: Bounds::new(true),
+                own: self.own.0.clone(),
+            },
         }))
     }
 
     fn opener(&self) -> Opener {
-        Opener(self.connection.clone())
+        Opener(self.own.0.clone())
     }
 }
 
@@ -286,6 +298,8 @@ impl quic::SendStream<Bytes> for Sending {
 pub(super) struct Receiving {
     stream: RecvStream,
     id: StreamId,
+    bounds: Bounds,
+    own: Connection,
 }
 
 impl quic::RecvStream for Receiving {
@@ -295,7 +309,13 @@ impl quic::RecvStream for Receiving {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
-        self.stream.poll_read_chunk(cx, READ_BYTES).map_err(broken)
+        let data = ready!(self.stream.poll_read_chunk(cx, READ_BYTES)).map_err(broken)?;
+        if data.as_ref().is_some_and(|data| !self.bounds.keeps(data)) {
+            let why = b"a frame is longer than any may be";
+            quic::OpenStreams::close(&mut Opener(self.own.clone()), Code::H3_EXCESSIVE_LOAD, why);
+            return Poll::Ready(Err(broken(StreamError::Timeout)));
+        }
+        Poll::Ready(Ok(data))
     }
 
     fn stop_sending(&mut self, error_code: u64) {

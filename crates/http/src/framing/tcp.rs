@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 
 use super::body::Lingering;
-use super::{answer, idle, leave};
+use super::{answer, idle, leave, stalled};
 use crate::connection::Conn;
 use crate::limits;
 
@@ -49,7 +49,6 @@ pub(crate) async fn serve(
                 .header_read_timeout(limits::HEADER_TIMEOUT)
                 .max_headers(limits::HEADER_FIELDS_MAX)
                 .max_buf_size(limits::HEADER_BYTES_MAX)
-                .pipeline_flush(true)
                 .serve_connection(io, service)
                 .with_upgrades();
             let mut serving = pin!(serving);
@@ -61,8 +60,9 @@ pub(crate) async fn serve(
                 }
                 () = idle(&conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => {
                     serving.as_mut().graceful_shutdown();
-                    serving.await
+                    finish(serving).await
                 }
+                () = stalled(&conn) => Ok(()),
             }
         }
         Version::Http2 => {
@@ -78,11 +78,12 @@ pub(crate) async fn serve(
                     serving.as_mut().graceful_shutdown();
                     finish(serving).await
                 }
+                () = stalled(&conn) => Ok(()),
             }
         }
     };
     // What an upgrade made of it goes on without hyper.
-    let _ = conn.watch_busy().wait_for(|running| *running == 0).await;
+    conn.finished().await;
     if let Err(error) = ended {
         tracing::debug!(connection = %conn.connection.id(), "HTTP ended: {error}");
     }

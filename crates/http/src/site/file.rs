@@ -1,22 +1,25 @@
-//! Files of the folder, small ones from memory.
+//! Files of the folder: what is known of them is kept, small ones with their content.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::fs::File;
-use std::io;
+use std::fs::{File, Metadata};
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
+use http::HeaderValue;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::{ReadWriteFlags, preadv2};
 use sha2::{Digest, Sha256};
 
-use crate::limits::{SITE_CACHE_BYTES, SITE_CHUNK, SITE_FILE_BYTES};
+use super::PACKED;
+use crate::limits::{SITE_CACHE_BYTES, SITE_CHUNK, SITE_FILE_BYTES, SITE_LOOK_AGAIN, SITE_NAMES};
 
 /// Changes whenever the content of a file may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +32,7 @@ struct Version {
 }
 
 impl Version {
-    fn of(meta: &std::fs::Metadata) -> Self {
+    fn of(meta: &Metadata) -> Self {
         let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
         Self {
             device: meta.dev(),
@@ -41,23 +44,73 @@ impl Version {
     }
 }
 
+/// One file, as it was when it was looked at.
 #[derive(Clone)]
-struct Kept {
+pub(super) struct Kept {
+    name: PathBuf,
     version: Version,
-    etag: Arc<str>,
+    etag: HeaderValue,
     /// Of small files.
     content: Option<Bytes>,
 }
 
-/// What is known of files by their names.
-#[derive(Default)]
-struct Cache {
-    kept: HashMap<PathBuf, Kept>,
-    bytes: usize,
+/// What lies under a name.
+#[derive(Clone)]
+pub(super) enum Entry {
+    Folder,
+    File(Arc<Forms>),
 }
 
-/// Most files that something is known of.
-const KEPT_MAX: usize = 4096;
+/// A file, and its packed forms beside it.
+pub(super) struct Forms {
+    plain: Option<Kept>,
+    /// By the name of the coding, the best first.
+    packed: Vec<(&'static str, Kept)>,
+}
+
+impl Forms {
+    /// Whether what is sent depends on what the client can unpack.
+    pub(super) fn varies(&self) -> bool {
+        !self.packed.is_empty()
+    }
+
+    /// The form for a client that can unpack these codings, and its coding.
+    pub(super) fn choose(
+        &self,
+        accepts: impl Fn(&str) -> bool,
+    ) -> Option<(&Kept, Option<&'static str>)> {
+        let packed = self.packed.iter().find(|(coding, _)| accepts(coding));
+        match packed {
+            Some((coding, kept)) => Some((kept, Some(coding))),
+            None => self.plain.as_ref().map(|kept| (kept, None)),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let packed = self.packed.iter().map(|(_, kept)| kept);
+        let all = packed.chain(&self.plain);
+        all.filter_map(|kept| Some(kept.content.as_ref()?.len()))
+            .sum()
+    }
+
+    fn kept(&self, name: &Path, version: Version) -> Option<&Kept> {
+        let packed = self.packed.iter().map(|(_, kept)| kept);
+        let mut all = packed.chain(&self.plain);
+        all.find(|kept| kept.name == name && kept.version == version)
+    }
+}
+
+struct Looked {
+    at: Instant,
+    entry: Entry,
+}
+
+/// What is known of names; of those only that something lies under.
+#[derive(Default)]
+struct Cache {
+    names: HashMap<PathBuf, Looked>,
+    bytes: usize,
+}
 
 /// A folder's files.
 pub(super) struct Files {
@@ -65,7 +118,7 @@ pub(super) struct Files {
     cache: Mutex<Cache>,
 }
 
-/// A file that is there.
+/// A file that is there, as it is now.
 pub(super) struct Found {
     kept: Kept,
     /// Open where the content is not in memory.
@@ -80,8 +133,79 @@ impl Files {
         }
     }
 
+    /// What lies under this name, as it was a moment ago at most.
+    pub(super) async fn look(self: &Arc<Self>, name: &Path) -> Option<Entry> {
+        if let Some(looked) = self.cache().names.get_mut(name) {
+            if looked.at.elapsed() < SITE_LOOK_AGAIN {
+                return Some(looked.entry.clone());
+            }
+            // One looks again, whoever else comes meanwhile takes what was.
+            looked.at = Instant::now();
+        }
+        self.look_again(name).await
+    }
+
+    /// What lies under this name now.
+    pub(super) async fn look_again(self: &Arc<Self>, name: &Path) -> Option<Entry> {
+        let files = Arc::clone(self);
+        let name = name.to_owned();
+        let looked = tokio::task::spawn_blocking(move || files.look_now(name));
+        looked.await.ok()?
+    }
+
+    fn look_now(&self, name: PathBuf) -> Option<Entry> {
+        let known = match self.cache().names.get(&name) {
+            Some(Looked {
+                entry: Entry::File(forms),
+                ..
+            }) => Some(Arc::clone(forms)),
+            _ => None,
+        };
+        let read = |name: PathBuf| self.read(name, known.as_deref()).ok();
+        let entry = if self.is_folder(&name) {
+            Entry::Folder
+        } else {
+            let beside = |ending: &str| {
+                let mut packed = name.as_os_str().to_owned();
+                packed.push(ending);
+                PathBuf::from(packed)
+            };
+            let packed = PACKED.iter();
+            let forms = Forms {
+                plain: read(name.clone()),
+                packed: packed
+                    .filter_map(|(coding, ending)| Some((*coding, read(beside(ending))?)))
+                    .collect(),
+            };
+            if forms.plain.is_none() && forms.packed.is_empty() {
+                self.forget(&name);
+                return None;
+            }
+            Entry::File(Arc::new(forms))
+        };
+        self.keep(name, entry.clone());
+        Some(entry)
+    }
+
+    /// The file, unless it is not any more what it was when it was looked at.
+    pub(super) fn open(&self, kept: &Kept) -> Option<Found> {
+        if kept.content.is_some() {
+            // A link that leads elsewhere by now has another number there.
+            let meta = std::fs::metadata(self.folder.join(&kept.name)).ok()?;
+            return (Version::of(&meta) == kept.version).then(|| Found {
+                kept: kept.clone(),
+                file: None,
+            });
+        }
+        let (file, meta) = self.open_below(&kept.name).ok()?;
+        (Version::of(&meta) == kept.version).then(|| Found {
+            kept: kept.clone(),
+            file: Some(Arc::new(file)),
+        })
+    }
+
     /// Opens a file below the folder; links that lead out of it lead nowhere (openat2(2)).
-    fn open(&self, name: &Path) -> io::Result<(File, std::fs::Metadata)> {
+    fn open_below(&self, name: &Path) -> io::Result<(File, Metadata)> {
         let read = OFlags::RDONLY | OFlags::CLOEXEC;
         let folder = openat2(
             CWD,
@@ -97,49 +221,21 @@ impl Files {
         Ok((file, meta))
     }
 
-    pub(super) async fn is_folder(self: &Arc<Self>, name: &Path) -> bool {
-        if name.as_os_str().is_empty() {
-            return true;
-        }
-        let opened = self.open(name);
+    fn is_folder(&self, name: &Path) -> bool {
+        let opened = self.open_below(name);
         opened.is_ok_and(|(_, meta)| meta.is_dir())
     }
 
-    pub(super) async fn has_packed(&self, name: &Path, forms: &[(&str, &str)]) -> bool {
-        forms.iter().any(|(_, ending)| {
-            let mut packed = OsString::from(name);
-            packed.push(ending);
-            self.open(Path::new(&packed)).is_ok()
-        })
-    }
-
-    /// The file of this name. Opening and looking at it is quick; only what has changed is read.
-    pub(super) async fn find(self: &Arc<Self>, name: &Path) -> Option<Found> {
-        let (file, meta) = self.open(name).ok()?;
+    /// Looks at a file; only what has changed is read.
+    fn read(&self, name: PathBuf, known: Option<&Forms>) -> io::Result<Kept> {
+        let (file, meta) = self.open_below(&name)?;
         if !meta.is_file() {
-            return None;
+            return Err(io::ErrorKind::NotFound.into());
         }
         let version = Version::of(&meta);
-        let known = {
-            let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            cache
-                .kept
-                .get(name)
-                .filter(|kept| kept.version == version)
-                .cloned()
-        };
-        if let Some(kept) = known {
-            let file = kept.content.is_none().then(|| Arc::new(file));
-            return Some(Found { kept, file });
+        if let Some(kept) = known.and_then(|forms| forms.kept(&name, version)) {
+            return Ok(kept.clone());
         }
-        let files = Arc::clone(self);
-        let name = name.to_owned();
-        let read = tokio::task::spawn_blocking(move || files.read(name, file, version));
-        // A file that cannot be read is not there.
-        read.await.ok()?.ok()
-    }
-
-    fn read(&self, name: PathBuf, file: File, version: Version) -> io::Result<Found> {
         let mut hash = Sha256::new();
         let mut content = Vec::new();
         let small = version.len <= SITE_FILE_BYTES;
@@ -158,33 +254,50 @@ impl Files {
         }
         let hash = hash.finalize();
         let text: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
-        let kept = Kept {
+        Ok(Kept {
+            name,
             version,
-            etag: format!("\"{text}\"").into(),
+            etag: HeaderValue::from_str(&format!("\"{text}\"")).map_err(io::Error::other)?,
             content: small.then(|| content.into()),
-        };
-        self.keep(name, kept.clone());
-        let file = (!small).then(|| Arc::new(file));
-        Ok(Found { kept, file })
+        })
     }
 
-    fn keep(&self, name: PathBuf, kept: Kept) {
-        let size = |kept: &Kept| kept.content.as_ref().map_or(0, Bytes::len);
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = cache.bytes + size(&kept) > SITE_CACHE_BYTES || cache.kept.len() >= KEPT_MAX;
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, name: PathBuf, entry: Entry) {
+        let size = |entry: &Entry| match entry {
+            Entry::Folder => 0,
+            Entry::File(forms) => forms.bytes(),
+        };
+        let mut cache = self.cache();
+        let full = cache.bytes + size(&entry) > SITE_CACHE_BYTES || cache.names.len() >= SITE_NAMES;
         if full {
             // It fills again with what is asked for.
             *cache = Cache::default();
         }
-        cache.bytes += size(&kept);
-        if let Some(before) = cache.kept.insert(name, kept) {
-            cache.bytes -= size(&before);
+        cache.bytes += size(&entry);
+        let at = Instant::now();
+        if let Some(before) = cache.names.insert(name, Looked { at, entry }) {
+            cache.bytes -= size(&before.entry);
+        }
+    }
+
+    fn forget(&self, name: &Path) {
+        let mut cache = self.cache();
+        if let Some(Looked {
+            entry: Entry::File(forms),
+            ..
+        }) = cache.names.remove(name)
+        {
+            cache.bytes -= forms.bytes();
         }
     }
 }
 
 impl Found {
-    pub(super) fn etag(&self) -> &str {
+    pub(super) fn etag(&self) -> &HeaderValue {
         &self.kept.etag
     }
 
@@ -215,10 +328,23 @@ impl Found {
     }
 }
 
+/// What the system has in memory is read here and now; what it has to fetch, elsewhere.
 async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Arc<File>)> {
+    let len = (range.end - range.start).min(SITE_CHUNK as u64) as usize;
+    let mut chunk = vec![0; len];
+    let here = preadv2(
+        &file,
+        &mut [IoSliceMut::new(&mut chunk)],
+        range.start,
+        ReadWriteFlags::NOWAIT,
+    );
+    if let Ok(read) = here
+        && read > 0
+    {
+        chunk.truncate(read);
+        return Ok((chunk.into(), file));
+    }
     let read = tokio::task::spawn_blocking(move || {
-        let len = (range.end - range.start).min(SITE_CHUNK as u64) as usize;
-        let mut chunk = vec![0; len];
         let read = file.read_at(&mut chunk, range.start)?;
         if read == 0 {
             // It was cut short since; an answer that ends too early says so by itself.

@@ -19,7 +19,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use file::{Files, Found};
+use file::{Entry, Files, Forms, Found};
 use range::Wanted;
 
 /// What a folder shows.
@@ -47,42 +47,52 @@ impl Site {
         }
         let path = parts.uri.path();
         let mut name = inside(path)?;
-        if path.ends_with('/') {
+        let folder = path.ends_with('/');
+        if folder {
             name.push(INDEX);
-        } else if self.files.is_folder(&name).await {
-            return Some(moved(path));
         }
-        self.file(&name, &parts.headers).await
+        match self.files.look(&name).await? {
+            Entry::Folder => (!folder).then(|| moved(path)),
+            Entry::File(forms) => self.file(&name, &forms, &parts.headers).await,
+        }
     }
 
     /// The first page, whatever was asked for.
     pub(crate) async fn first_page(&self) -> Option<Response<Body>> {
         let index = Path::new(INDEX);
         let headers = HeaderMap::new();
-        self.file(index, &headers).await
+        match self.files.look(index).await? {
+            Entry::Folder => None,
+            Entry::File(forms) => self.file(index, &forms, &headers).await,
+        }
     }
 
-    async fn file(&self, name: &Path, headers: &HeaderMap) -> Option<Response<Body>> {
-        let plain = self.files.find(name).await;
-        let packed = self.packed(name, headers).await;
-        let varies = packed.is_some() || self.files.has_packed(name, &PACKED).await;
-        let (found, coding) = match (plain, packed) {
-            (_, Some((found, coding))) => (found, Some(coding)),
-            (Some(found), None) => (found, None),
-            (None, None) => return None,
-        };
-        let kind = mime_guess::from_path(name).first_or_octet_stream();
+    async fn file(
+        &self,
+        name: &Path,
+        forms: &Forms,
+        headers: &HeaderMap,
+    ) -> Option<Response<Body>> {
+        if let Some(response) = self.form(name, forms, headers) {
+            return Some(response);
+        }
+        // It changed since it was looked at, or the form that the client can unpack is gone.
+        match self.files.look_again(name).await? {
+            Entry::Folder => None,
+            Entry::File(forms) => self.form(name, &forms, headers),
+        }
+    }
+
+    /// The form of a file that suits the client, if it still is what it was.
+    fn form(&self, name: &Path, forms: &Forms, headers: &HeaderMap) -> Option<Response<Body>> {
+        let (kept, coding) = forms.choose(|coding| accepts(headers, coding))?;
+        let found = self.files.open(kept)?;
         let mut head = HeaderMap::new();
-        let kind = if kind.type_() == "text" || kind.subtype() == "javascript" {
-            format!("{kind}; charset=utf-8")
-        } else {
-            kind.to_string()
-        };
-        head.insert(CONTENT_TYPE, HeaderValue::from_str(&kind).ok()?);
-        head.insert(ETAG, HeaderValue::from_str(found.etag()).ok()?);
+        head.insert(CONTENT_TYPE, media_type(name)?);
+        head.insert(ETAG, found.etag().clone());
         head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        head.insert(CACHE_CONTROL, kept(name));
-        if varies {
+        head.insert(CACHE_CONTROL, kept_for(name));
+        if forms.varies() {
             head.insert(VARY, HeaderValue::from_static("accept-encoding"));
         }
         if let Some(coding) = coding {
@@ -90,24 +100,20 @@ impl Site {
         }
         Some(respond(found, head, headers))
     }
+}
 
-    /// A form of the file that the client can unpack.
-    async fn packed(&self, name: &Path, headers: &HeaderMap) -> Option<(Found, &'static str)> {
-        for (coding, ending) in PACKED {
-            if accepts(headers, coding) {
-                let mut packed = name.as_os_str().to_owned();
-                packed.push(ending);
-                if let Some(found) = self.files.find(Path::new(&packed)).await {
-                    return Some((found, coding));
-                }
-            }
-        }
-        None
-    }
+fn media_type(name: &Path) -> Option<HeaderValue> {
+    let kind = mime_guess::from_path(name).first_or_octet_stream();
+    let kind = if kind.type_() == "text" || kind.subtype() == "javascript" {
+        format!("{kind}; charset=utf-8")
+    } else {
+        kind.to_string()
+    };
+    HeaderValue::from_str(&kind).ok()
 }
 
 /// Pages may change at any time; what has a name of its own for each content, never does.
-fn kept(name: &Path) -> HeaderValue {
+fn kept_for(name: &Path) -> HeaderValue {
     let page = name.extension().is_none_or(|kind| kind == "html");
     HeaderValue::from_static(if page {
         "no-cache"
@@ -178,7 +184,7 @@ fn accepts(headers: &HeaderMap, coding: &str) -> bool {
 }
 
 fn respond(found: Found, mut head: HeaderMap, asked: &HeaderMap) -> Response<Body> {
-    let etag = found.etag().to_owned();
+    let etag = found.etag().to_str().unwrap_or_default().to_owned();
     let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
     let mut response = Response::new(Body::empty());
     let known = text(IF_NONE_MATCH).is_some_and(|known| {

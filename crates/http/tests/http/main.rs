@@ -1,7 +1,10 @@
 //! The handler by itself, over connections in memory: what the house's tests find by clients of others is
 //! found here before.
 
+mod access;
+mod headers;
 mod node;
+mod visible;
 
 use http::{Method, StatusCode};
 use serde_json::json;

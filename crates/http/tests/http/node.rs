@@ -14,7 +14,7 @@ use alknet_core::{
     ProtocolHandler, memory_pair,
 };
 use alknet_gateway::{Caller, Gateway};
-use alknet_http::{Document, Health, Http, Parts, RouteError, Settings};
+use alknet_http::{Document, Health, Http, Outside, Parts, RouteError, Settings};
 use axum::Extension;
 use axum::routing::{MethodRouter, get};
 use bytes::Bytes;
@@ -215,6 +215,11 @@ impl Node {
             gateway,
             dropped,
         })
+    }
+
+    /// It was seen so from outside.
+    pub(crate) fn seen(&self, outside: Outside) {
+        self.http.set_outside(outside);
     }
 
     pub(crate) fn dropped(&self) -> usize {

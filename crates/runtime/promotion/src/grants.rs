@@ -29,7 +29,9 @@ const NAMED_MAX: usize = 32;
 pub(crate) fn of(bundle: &Bundle, authority: &Authority, registry: &Registry) -> Vec<Grant> {
     let held: ScopeSet = authority.scopes.iter().collect();
     let promoted = registry.generation();
-    let all: Vec<_> = registry.specs().chain(promoted.specs()).collect();
+    let imported = registry.imported_specs();
+    let all = registry.specs().chain(promoted.specs()).chain(&imported);
+    let all: Vec<_> = all.collect();
     let author = bundle.content().author.as_str();
     let uses = bundle.content().spec.uses.iter();
     uses.map(|operation| grant(operation, author, &held, &all))

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 
+pub(crate) use self::http::{IdlePart, idle};
 use self::rows::{Header, Report, Row};
 
 /// Runs of each case; the middle one counts.

@@ -10,6 +10,9 @@ use crate::pair::PairError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AcmeError {
+    /// The key of the account is not to be had now.
+    #[error("cannot use the account at the authority: {0}")]
+    AccountKey(#[source] BoxError),
     /// The DNS part did not publish the record.
     #[error("cannot publish the record the authority looks for: {0}")]
     Dns(BoxError),

@@ -1,5 +1,6 @@
 //! The client against servers of the tests' own, over TLS with a pinned key.
 
+mod certificate;
 mod server;
 
 use std::net::SocketAddr;

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use alknet_core::PeerKey;
-use alknet_tls::PeerProof;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
@@ -16,12 +15,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{CertificateParams, KeyPair};
-use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+
+use crate::certificate::acceptor;
 
 /// What a server says.
 pub(crate) struct Answer {
@@ -96,25 +94,11 @@ impl Server {
         http2: bool,
         handler: impl Fn(&Request<Incoming>) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec!["server.example".to_owned()]).expect("a name");
-        let certificate = params.self_signed(&key).expect("a certificate");
-        let proof = PeerProof::from_certificate(certificate.der()).expect("a key");
-        let pin = proof.names().next().expect("a name of the key");
-        let mut config = ServerConfig::builder_with_provider(alknet_tls::provider())
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
-            )
-            .expect("a pair");
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        if http2 {
-            config.alpn_protocols.push(b"h2".to_vec());
-        }
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let protocols: &[&str] = match http2 {
+            true => &["http/1.1", "h2"],
+            false => &["http/1.1"],
+        };
+        let (acceptor, pin) = acceptor("server.example", protocols);
         Self::listen(pin, Some(acceptor), Arc::new(handler)).await
     }
 

@@ -23,14 +23,14 @@ use rmcp::transport::streamable_http_client::{
 use rmcp::{ClientHandler, ErrorData, RoleClient};
 use serde_json::Value;
 use tokio::sync::{Mutex, Notify, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::tools::{SERVER_ERROR, bytes, shown};
 use crate::client::transport::Http;
 use crate::client::{McpImport, answer};
 use crate::limits::{
     CALL_TIMEOUT, CALLS_MAX, EVENT_BYTES_MAX, LISTING_BYTES_MAX, LISTING_TIMEOUT, PAGES_MAX,
-    RETRY_FIRST, RETRY_LONGEST, TOOLS_MAX,
+    REFRESH, RETRY_FIRST, RETRY_LONGEST, TOOLS_MAX,
 };
 
 /// One server.
@@ -167,9 +167,8 @@ impl Remote {
             // Nobody was bothered, and it may be put right at any moment.
             Err(error @ Failed::Here(_)) => Err(error),
             Err(error) => {
-                let wait = RETRY_FIRST.saturating_mul(1 << state.failures.min(16));
+                let wait = waiting(state.failures);
                 state.failures = state.failures.saturating_add(1);
-                let wait = wait.min(RETRY_LONGEST);
                 state.again = Some((Instant::now() + wait, error.clone()));
                 Err(error)
             }
@@ -206,18 +205,46 @@ impl Remote {
         if !asks {
             return;
         }
-        let (peer, changed) = (peer.clone(), Arc::clone(&self.changed));
-        tokio::spawn(async move {
-            let filter = SubscriptionFilter::builder().tools_list_changed().build();
-            // Without it, the tools are listed every ten minutes.
-            let Ok(mut events) = peer.listen(filter).await else {
-                return;
-            };
-            while let Ok(Some(_)) = events.next().await {
-                changed.notify_one();
-            }
-        });
+        tokio::spawn(listen(peer.clone(), Arc::clone(&self.changed)));
     }
+}
+
+/// Hears of changes for as long as the connection is used. A server that was away may have come back with
+/// other tools: whatever changed while nobody listened is looked for afterwards.
+async fn listen(peer: Peer<RoleClient>, changed: Arc<Notify>) {
+    let mut failures = 0;
+    while !peer.is_transport_closed() {
+        let filter = SubscriptionFilter::builder().tools_list_changed().build();
+        let began = Instant::now();
+        let refused = match peer.listen(filter).await {
+            Ok(mut events) => {
+                changed.notify_one();
+                while let Ok(Some(_)) = events.next().await {
+                    changed.notify_one();
+                }
+                // Whether it is still there is found by asking it.
+                changed.notify_one();
+                false
+            }
+            Err(error) => matches!(error, ServiceError::McpError(_)),
+        };
+        if began.elapsed() > RETRY_LONGEST {
+            failures = 0;
+        }
+        // A server that does not take such a request is asked for its tools as often anyway.
+        let wait = match refused {
+            true => REFRESH,
+            false => waiting(failures),
+        };
+        failures = failures.saturating_add(1);
+        sleep(wait).await;
+    }
+}
+
+/// How long a server is left alone after so many failures before this one.
+fn waiting(failures: u32) -> Duration {
+    let wait = RETRY_FIRST.saturating_mul(1 << failures.min(16));
+    wait.min(RETRY_LONGEST)
 }
 
 /// Answers what a server asks for: no models, no people, no folders.

@@ -25,7 +25,7 @@ pub enum ImportError {
         needs: CapabilityKind,
     },
     /// The document cannot be read.
-    #[error("the document {name} cannot be read: {source}")]
+    #[error("the document {name} cannot be read")]
     Document {
         /// Its name in the folder.
         name: String,

@@ -5,6 +5,7 @@ mod body;
 mod config;
 mod error;
 mod events;
+mod fetch;
 pub mod limits;
 mod names;
 mod parameter;
@@ -43,6 +44,7 @@ use server::{Server, Tokens};
 
 pub use config::{ImportError, read_document};
 pub use error::DocumentError;
+pub use fetch::{FetchError, fetch_document};
 pub use read::read;
 pub use server::TokenSource;
 
@@ -114,34 +116,7 @@ impl FromOpenApi {
         options: OpenApiOptions,
         dialer: Arc<dyn Dialer>,
     ) -> Result<Self, BaseUrlError> {
-        let place = place(&options.base_url, options.plain)?;
-        let mut hosts = vec![HostRule::exactly(place.host.clone(), place.port)];
-        let mut plain = Vec::new();
-        if options.plain {
-            plain.push(place.clone());
-        }
-        if let Some(tokens) = &options.tokens {
-            let other = self::place(&tokens.url, options.plain)?;
-            hosts.push(HostRule::exactly(other.host.clone(), other.port));
-        }
-        hosts.extend(options.hosts.iter().cloned());
-        let redirects = match options.hosts.is_empty() {
-            true => Redirects::SameOrigin,
-            false => Redirects::Any,
-        };
-        let client = HttpClient::new(
-            dialer,
-            ClientOptions {
-                hosts: Some(hosts),
-                reach: Reach::Public {
-                    also: options.private.clone(),
-                },
-                plain,
-                pinned: vec![place.with_pins(options.pins.iter().copied())],
-                redirects,
-                ..ClientOptions::default()
-            },
-        );
+        let (client, _) = client(&options, dialer, None)?;
         let server = Server {
             client,
             base: options.base_url.trim_end_matches('/').to_owned(),
@@ -217,6 +192,43 @@ impl OperationAdapter for FromOpenApi {
             })
         })
     }
+}
+
+/// A client that asks the server of `options`, whoever gives it access tokens, and whoever has its document,
+/// and nobody else; and where the server is.
+fn client(
+    options: &OpenApiOptions,
+    dialer: Arc<dyn Dialer>,
+    document: Option<&PeerAddr>,
+) -> Result<(HttpClient, PeerAddr), BaseUrlError> {
+    let server = place(&options.base_url, options.plain)?;
+    let mut places = vec![server.clone()];
+    if let Some(tokens) = &options.tokens {
+        places.push(place(&tokens.url, options.plain)?);
+    }
+    places.extend(document.cloned());
+    let exactly = |at: &PeerAddr| HostRule::exactly(at.host.clone(), at.port);
+    let hosts = places.iter().map(exactly);
+    let hosts = hosts.chain(options.hosts.iter().cloned()).collect();
+    let redirects = match options.hosts.is_empty() {
+        true => Redirects::SameOrigin,
+        false => Redirects::Any,
+    };
+    let pinned = server.clone().with_pins(options.pins.iter().copied());
+    let client = HttpClient::new(
+        dialer,
+        ClientOptions {
+            hosts: Some(hosts),
+            reach: Reach::Public {
+                also: options.private.clone(),
+            },
+            plain: if options.plain { places } else { Vec::new() },
+            pinned: vec![pinned],
+            redirects,
+            ..ClientOptions::default()
+        },
+    );
+    Ok((client, server))
 }
 
 /// Host and port of an address.

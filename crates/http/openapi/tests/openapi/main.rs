@@ -1,5 +1,7 @@
 //! Documents of others: real ones, hostile ones, and calls of what they describe.
 
+#[path = "../../../client/tests/client/certificate.rs"]
+mod certificate;
 mod common;
 mod documents;
 mod gateway;

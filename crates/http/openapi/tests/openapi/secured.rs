@@ -1,15 +1,11 @@
 //! TLS in front of servers that have none, with a certificate that only its key makes known.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use alknet_core::PeerKey;
-use alknet_tls::PeerProof;
-use rcgen::{CertificateParams, KeyPair};
-use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+
+use crate::certificate::acceptor;
 
 /// TLS on a port of its own, and plain bytes to another behind it.
 pub(crate) struct Secured {
@@ -19,22 +15,7 @@ pub(crate) struct Secured {
 
 impl Secured {
     pub(crate) async fn before(behind: SocketAddr) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec!["stand-in.example".to_owned()]).expect("a name");
-        let certificate = params.self_signed(&key).expect("a certificate");
-        let proof = PeerProof::from_certificate(certificate.der()).expect("a key");
-        let pin = proof.names().next().expect("a name of the key");
-        let mut config = ServerConfig::builder_with_provider(alknet_tls::provider())
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
-            )
-            .expect("a pair");
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let (acceptor, pin) = acceptor("stand-in.example", &["http/1.1"]);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         tokio::spawn(async move {

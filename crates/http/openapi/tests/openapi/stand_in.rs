@@ -7,7 +7,8 @@ use alknet_call::ErrorCode;
 use alknet_core::{
     Capability, CapabilityError, CapabilityKind, Filler, KeyPlace, Power, Secret, capability,
 };
-use alknet_openapi::{FromOpenApi, OpenApiOptions, TokenSource};
+use alknet_openapi::{FetchError, FromOpenApi, OpenApiOptions, TokenSource, fetch_document};
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -405,4 +406,42 @@ async fn no_place_that_is_not_listed_is_asked() {
             "{bad}"
         );
     }
+}
+
+async fn fetched(at: &Secured, options: &OpenApiOptions) -> Result<Bytes, FetchError> {
+    let url = format!("https://{}/openapi.json", at.address);
+    fetch_document(&url, options, dialer()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_are_fetched_by_the_rules_of_their_server() {
+    let (server, other) = (Server::default(), Server::default());
+    let (secured, elsewhere) = (server.start().await, other.start().await);
+    let (one, filler) = key(CapabilityKind::Bearer, Power::Bearer(secret("hush")));
+    let mut options = options(&secured);
+    options.credential = Some(one);
+    let text = document().to_string();
+    server.will_answer(json_answer("200 OK", &document()));
+    let found = fetched(&secured, &options).await.expect("a document");
+    assert_eq!(found, text);
+    let heard = server.heard().remove(0);
+    let line = "GET /openapi.json HTTP/1.1\r\n";
+    let shown = "authorization: Bearer hush\r\n";
+    assert!(heard.starts_with(line) && heard.contains(shown), "{heard}");
+    server.will_answer(answer("404 Not Found", "text/plain", ""));
+    let error = fetched(&secured, &options).await.expect_err("none");
+    assert!(matches!(error, FetchError::Status { .. }), "{error}");
+    assert_eq!(server.heard().len(), 1);
+    // Nobody else is believed because this server is, and no other address is dialled.
+    let error = fetched(&elsewhere, &options).await.expect_err("no pin");
+    assert!(error.to_string().contains("pinned key"), "{error}");
+    options.private.clear();
+    let error = fetched(&secured, &options).await;
+    let error = error.expect_err("on this computer").to_string();
+    assert!(error.contains("no public address"), "{error}");
+    options.private = vec!["127.0.0.0/8".parse().expect("a range")];
+    filler.empty(CapabilityError::Locked);
+    let error = fetched(&secured, &options).await.expect_err("locked");
+    assert!(!error.to_string().contains("hush"), "{error}");
+    assert!(server.heard().is_empty() && other.heard().is_empty());
 }

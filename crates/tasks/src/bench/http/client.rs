@@ -19,8 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::call::measure::{Plan, Sample, failed, load};
-use super::IDLE;
-use super::peers::ECHO;
+use super::peers::{ECHO, TOKEN};
 use crate::failure::Result;
 
 /// Versions of HTTP.
@@ -207,27 +206,17 @@ impl Client {
         }
     }
 
-    /// Opens many connections, asks once on each, and says what one of them takes on both sides.
-    pub(super) async fn open_many(
-        address: SocketAddr,
-        version: Version,
-        times: usize,
-    ) -> Result<(f64, Vec<Self>)> {
+    /// A connection on which one call was made.
+    pub(super) async fn asked_once(address: SocketAddr, version: Version) -> Result<Self> {
         let load = Load {
             address,
             version,
-            call: Some("bench".to_owned()),
+            call: Some(TOKEN.to_owned()),
             path: String::new(),
         };
-        let before = resident()?;
-        let mut kept = Vec::new();
-        for _ in 0..times {
-            let mut client = Self::open(address, version).await?;
-            client.ask(load.request()).await?;
-            kept.push(client);
-        }
-        let bytes = resident()?.saturating_sub(before);
-        Ok((bytes as f64 / IDLE as f64 / 1024.0, kept))
+        let mut client = Self::open(address, version).await?;
+        client.ask(load.request()).await?;
+        Ok(client)
     }
 }
 
@@ -255,15 +244,6 @@ async fn ask_h3(sender: &mut Http3, request: Request<Full<Bytes>>) -> Result<Sta
         data.advance(data.remaining());
     }
     Ok(answer.status())
-}
-
-/// Memory of this process, in bytes.
-pub(super) fn resident() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").map_err(failed("reading memory"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map(|kib| kib << 10)
-        .ok_or_else(|| failed("reading memory")("the kernel does not say"))
 }
 
 /// Takes any certificate: what is measured is on this machine.

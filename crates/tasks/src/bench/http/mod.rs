@@ -7,8 +7,11 @@
 //! processor.
 
 mod client;
+mod idle;
 mod peers;
 mod websocket;
+
+pub(crate) use self::idle::{Part as IdlePart, play as idle};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,9 +33,6 @@ const IN_FLIGHT: usize = 32;
 /// Connections that they travel on.
 const CONNECTIONS: usize = 4;
 
-/// Connections that say nothing at the same time.
-const IDLE: usize = 500;
-
 /// How long each case is loaded in each round.
 const PLAN: Plan = Plan {
     warm_up: Duration::from_millis(150),
@@ -47,6 +47,8 @@ mod goals {
     pub(super) const FILES: f64 = 1.0;
     /// Memory of an idle connection of HTTP/3, in KiB.
     pub(super) const IDLE_H3_KIB: f64 = 80.0;
+    /// Memory of a WebSocket that says nothing, in KiB.
+    pub(super) const IDLE_SOCKET_KIB: f64 = 40.0;
 }
 
 /// Who answers.
@@ -128,8 +130,8 @@ fn measure(programs: &Programs, plan: Plan, rounds: usize) -> Result<Vec<Row>> {
         }
     }
     let mut rows = rows(&samples);
-    rows.extend(idle(&sides, &keys, &files)?);
-    rows.extend(sockets(plan, &sides, &node, &keys, rounds)?);
+    rows.push(sockets(plan, &sides, &node, &keys, rounds)?);
+    rows.extend(idle::rows()?);
     Ok(rows)
 }
 
@@ -186,35 +188,8 @@ fn rows(samples: &Samples) -> Vec<Row> {
     rows
 }
 
-/// What a connection costs that says nothing, client and server together, less the client.
-fn idle(sides: &Sides, keys: &Keys, files: &Files) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for version in Version::ALL {
-        let node = Node::start(sides, keys, files)?;
-        let axum = Axum::start(sides, keys)?;
-        let kib = |address| -> Result<f64> {
-            let open = Client::open_many(address, version, IDLE);
-            let (kib, kept) = sides.client.block_on(open)?;
-            drop(kept);
-            Ok(kib)
-        };
-        let ours = kib(node.address())?;
-        let row = Row::lower(
-            BENCH,
-            format!("{} idle connection, both sides", version.name()),
-            "KiB",
-            ours,
-        );
-        rows.push(match version {
-            Version::H3 => row.goal(Goal::Ours(goals::IDLE_H3_KIB)),
-            _ => row.beside("bare axum", kib(axum.address())?),
-        });
-    }
-    Ok(rows)
-}
-
-/// WebSocket, beside an echo of the same library.
-fn sockets(plan: Plan, sides: &Sides, node: &Node, keys: &Keys, rounds: usize) -> Result<Vec<Row>> {
+/// A call over WebSocket, beside an echo of the same library.
+fn sockets(plan: Plan, sides: &Sides, node: &Node, keys: &Keys, rounds: usize) -> Result<Row> {
     let echo = peers::Echo::start(sides, keys)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let authority = node.address().to_string();
@@ -226,17 +201,6 @@ fn sockets(plan: Plan, sides: &Sides, node: &Node, keys: &Keys, rounds: usize) -
                 all.push(websocket::round_trip(&mut socket, peers::ECHO, plan.window).await?);
             }
         }
-        let mut kib = Vec::new();
-        for address in [node.address(), echo.address()] {
-            let before = client::resident()?;
-            let mut kept = Vec::new();
-            for _ in 0..websocket::IDLE {
-                let stream = Client::tls(address, Version::H1).await?;
-                kept.push(websocket::open(stream, &authority, node.token()).await?);
-            }
-            kib.push(websocket::idle_kib(before, client::resident()?));
-        }
-        let p50 = (median(ours), median(theirs));
-        Ok(websocket::rows(p50, (kib[0], kib[1])).into())
+        Ok(websocket::row(median(ours), median(theirs)))
     })
 }

@@ -42,7 +42,7 @@ use crate::sources;
 pub(super) const ECHO: &str = "bench/echo";
 
 /// The token of the benchmark.
-const TOKEN: &str = "bench";
+pub(super) const TOKEN: &str = "bench";
 
 /// How long another's server may take to start.
 const START: Duration = Duration::from_secs(20);

@@ -1,0 +1,450 @@
+//! How the node looks from outside: it dials its own public names as others do. Clients are promised no
+//! more than it finds: HTTP/3 where it reaches itself over QUIC, and TLS for good where it has shown a
+//! certificate that every client trusts for a day.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::config::NodeConfig;
+use alknet_core::{
+    Carriage, Clock, DialErrorKind, DialRequest, Dialer as _, Expect, Host, PeerAddr, PeerKey,
+};
+use alknet_endpoint::Dialer;
+use alknet_http::{ALPN_HTTP1, ALPN_HTTP3, Http, Outside};
+use alknet_tls::CertificateStore;
+use futures_util::{StreamExt, stream};
+use tokio::time::sleep;
+
+use super::facts::{self, SharedFacts};
+use super::reload::Reloader;
+
+/// How often the node looks at itself, beside whenever its configuration, its certificates or the
+/// addresses of the machine change.
+const PROBE_EVERY: Duration = Duration::from_secs(600);
+/// How often the addresses of the machine are looked at.
+const ADDRESSES_EVERY: Duration = Duration::from_secs(10);
+/// Places that are looked at in parallel.
+const PROBES_AT_ONCE: usize = 4;
+/// How long a certificate that every client trusts has to be shown before they are told to insist on
+/// one: a mistake of the first day is found out before it binds anybody.
+const TRUSTED_FOR_S: u64 = 24 * 60 * 60;
+/// Where it is kept since when that is so, below the folder of what TLS keeps.
+const FILE: &str = "trusted-since.json";
+/// Where browsers look for a name, whatever the port behind it.
+const HTTPS: u16 = 443;
+
+/// Looks at the node from outside, and tells HTTP what it finds.
+pub(crate) struct SelfProbe {
+    pub(crate) http: Arc<Http>,
+    /// Whether HTTP/3 is served.
+    pub(crate) h3: bool,
+    pub(crate) reloader: Arc<Reloader>,
+    pub(crate) facts: SharedFacts,
+    pub(crate) certificates: Arc<CertificateStore>,
+    /// The node's key.
+    pub(crate) own: PeerKey,
+    /// The port it serves.
+    pub(crate) port: u16,
+    /// Folder of what TLS keeps.
+    pub(crate) tls_dir: PathBuf,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl SelfProbe {
+    /// Goes on for as long as the node does.
+    pub(crate) async fn run(self) {
+        let mut documents = self.reloader.watch();
+        let mut certificates = self.certificates.watch();
+        let mut trusted = Trusted::read(self.tls_dir.join(FILE));
+        let mut before = Outside::default();
+        loop {
+            let addresses = self.addresses();
+            let names = names(&self.reloader.current().config);
+            let seen = self.look(&names, &mut trusted).await;
+            if seen != before {
+                let (http3, trusted) = (&seen.http3, &seen.trusted);
+                tracing::info!("seen from outside: HTTP/3 at {http3:?}, trusted as {trusted:?}");
+            }
+            self.http.set_outside(seen.clone());
+            before = seen;
+            // Those who tell of changes live as long as this.
+            tokio::select! {
+                () = sleep(PROBE_EVERY) => {}
+                _ = documents.changed() => {}
+                _ = certificates.changed() => {}
+                () = self.moved(&addresses) => {}
+            }
+        }
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        facts::addresses(&self.facts.load())
+    }
+
+    /// Resolves when the machine has other addresses.
+    async fn moved(&self, before: &[String]) {
+        while self.addresses() == before {
+            sleep(ADDRESSES_EVERY).await;
+        }
+    }
+
+    async fn look(&self, names: &[String], trusted: &mut Trusted) -> Outside {
+        // A fresh one each time: a session that is resumed proves nothing about certificates of now.
+        let probe = Probe {
+            dialer: Dialer::new(None),
+            own: self.own,
+        };
+        let looks = places(names, self.port).into_iter();
+        let looks: Vec<_> = looks.map(|at| probe.look(at, self.h3)).collect();
+        let found: Vec<_> = stream::iter(looks).buffered(PROBES_AT_ONCE).collect().await;
+        probe.dialer.close().await;
+        // Where the clock is wrong, so is every word about certificates.
+        let trusted = self.clock.now_s().map(|now_s| {
+            trusted.note(names, &found, now_s);
+            trusted.long_enough(now_s)
+        });
+        let http3 = found.into_iter().filter(|one| one.http3);
+        Outside {
+            http3: http3.map(|one| (one.name, one.port)).collect(),
+            trusted: trusted.unwrap_or_default(),
+        }
+    }
+}
+
+/// Names under which others may look for the node. One that begins with `*` stands for too many to try.
+fn names(config: &NodeConfig) -> Vec<String> {
+    let names = config.http.names.iter();
+    let names = names
+        .chain(&config.node.domain)
+        .chain(&config.tls.acme.domains);
+    let names: BTreeSet<_> = names
+        .filter(|name| !name.starts_with('*'))
+        .map(|name| name.to_ascii_lowercase())
+        .collect();
+    names.into_iter().collect()
+}
+
+/// Where each name may lead to the node: to its own port, or by a router that stands before it to the
+/// port that browsers take.
+fn places(names: &[String], port: u16) -> Vec<(String, u16)> {
+    let ports: BTreeSet<_> = [port, HTTPS].into();
+    let places = names
+        .iter()
+        .flat_map(|name| ports.iter().map(move |port| (name.clone(), *port)));
+    places.collect()
+}
+
+/// What was found at one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Found {
+    name: String,
+    port: u16,
+    /// Whether the node answers there over QUIC.
+    http3: bool,
+    /// Whether every client trusts the certificate that the node shows there; `None` where that could
+    /// not be found out.
+    trusted: Option<bool>,
+}
+
+/// Somebody who comes from outside.
+struct Probe {
+    dialer: Dialer,
+    own: PeerKey,
+}
+
+impl Probe {
+    async fn look(&self, (name, port): (String, u16), h3: bool) -> Found {
+        let at = PeerAddr {
+            pins: Vec::new(),
+            host: Host::Name(name.clone()),
+            port,
+        };
+        let http3 = h3 && self.finds_us(&at, Carriage::Quic, ALPN_HTTP3).await;
+        // Another server there may have the best of certificates.
+        let here = self.finds_us(&at, Carriage::Tcp, ALPN_HTTP1).await;
+        let trusted = if here { self.trusts(&at).await } else { None };
+        Found {
+            name,
+            port,
+            http3,
+            trusted,
+        }
+    }
+
+    /// Whether it is this node that answers there: nobody else has its key.
+    async fn finds_us(&self, at: &PeerAddr, carriage: Carriage, alpn: &'static [u8]) -> bool {
+        let request = DialRequest {
+            carriage,
+            present_key: false,
+            ..DialRequest::new(at.clone(), Expect::Pinned(vec![self.own]), alpn)
+        };
+        self.dialer.connect(request).await.is_ok()
+    }
+
+    /// Whether its certificate ends at an authority that came with this program, as it does with others.
+    async fn trusts(&self, at: &PeerAddr) -> Option<bool> {
+        let request = DialRequest {
+            carriage: Carriage::Tcp,
+            present_key: false,
+            ..DialRequest::new(at.clone(), Expect::WebPki, ALPN_HTTP1)
+        };
+        match self.dialer.connect(request).await {
+            Ok(_) => Some(true),
+            Err(error) if error.kind == DialErrorKind::Impostor => Some(false),
+            Err(_) => None,
+        }
+    }
+}
+
+/// Since when every client trusts the certificates of names, in seconds of Unix time. Kept, so that a
+/// restart does not begin the day anew.
+#[derive(Debug)]
+struct Trusted {
+    file: PathBuf,
+    since: BTreeMap<String, u64>,
+}
+
+impl Trusted {
+    /// What was kept. Where it cannot be read, the day begins anew, and that is all there is to lose.
+    fn read(file: PathBuf) -> Self {
+        let kept = fs::read(&file).ok();
+        let kept = kept.and_then(|text| serde_json::from_slice(&text).ok());
+        Self {
+            since: kept.unwrap_or_default(),
+            file,
+        }
+    }
+
+    /// Takes over what was found. A name of which nothing was found out keeps its day: that the node
+    /// could not reach itself says nothing about its certificate.
+    fn note(&mut self, names: &[String], found: &[Found], now_s: u64) {
+        let mut since = BTreeMap::new();
+        for name in names {
+            let here = found.iter().filter(|one| one.name == *name);
+            let trusted = here.filter_map(|one| one.trusted).max();
+            // A clock that was ahead when it was noted.
+            let before = self.since.get(name).map(|since| (*since).min(now_s));
+            let now = match trusted {
+                Some(true) => Some(before.unwrap_or(now_s)),
+                Some(false) => None,
+                None => before,
+            };
+            since.extend(now.map(|now| (name.clone(), now)));
+        }
+        if since == self.since {
+            return;
+        }
+        self.since = since;
+        if let Err(error) = self.keep() {
+            let file = self.file.display();
+            tracing::warn!("{file}: {error}; a restart begins the day of a certificate anew");
+        }
+    }
+
+    /// The names of which it is true for a day.
+    fn long_enough(&self, now_s: u64) -> Vec<String> {
+        let old = |since: u64| now_s.saturating_sub(since) >= TRUSTED_FOR_S;
+        let names = self.since.iter().filter(|(_, since)| old(**since));
+        names.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn keep(&self) -> io::Result<()> {
+        replace(&self.file, &serde_json::to_vec(&self.since)?)
+    }
+}
+
+/// Puts a file in place whole.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use alknet_core::{
+        AlpnSpec, AuthContext, AuthNeed, BoxFuture, Connection, Entries, HandlerError,
+        HandlerRegistry, Identities, ProtocolHandler, SystemClock,
+    };
+    use alknet_endpoint::{Server, ServerOptions};
+    use alknet_tls::NodeKey;
+
+    use super::*;
+
+    const DAY_S: u64 = TRUSTED_FOR_S;
+
+    fn found(name: &str, trusted: Option<bool>) -> Found {
+        Found {
+            name: name.to_owned(),
+            port: HTTPS,
+            http3: false,
+            trusted,
+        }
+    }
+
+    #[test]
+    fn every_public_name_is_looked_at_where_browsers_look() {
+        let document = br#"
+[node]
+name = "edge-1"
+domain = "hub.example.org"
+[http]
+names = ["www.example.org", "hub.example.org"]
+[tls.acme]
+domains = ["*.apps.example.org", "apps.example.org"]
+"#;
+        let config = NodeConfig::parse(document).expect("a correct document");
+        let names = names(&config);
+        let expected = ["apps.example.org", "hub.example.org", "www.example.org"];
+        assert_eq!(names, expected);
+        assert_eq!(places(&names, HTTPS).len(), 3);
+        let two = places(&names[..1], 8443);
+        let at = |port| ("apps.example.org".to_owned(), port);
+        assert_eq!(two, [at(HTTPS), at(8443)]);
+    }
+
+    #[test]
+    fn a_day_of_trust_outlives_a_restart_and_no_doubt() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join(FILE);
+        let read = || Trusted::read(file.clone());
+        let names = ["a.example".to_owned(), "b.example".to_owned()];
+        let mut trusted = read();
+        let both = [found("a.example", Some(true)), found("b.example", None)];
+        trusted.note(&names, &both, 1000);
+        assert!(trusted.long_enough(1000 + DAY_S - 1).is_empty());
+        assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
+
+        let mut trusted = read();
+        assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
+        // Nothing was found out, and found out again: it goes on.
+        trusted.note(&names, &[], 2000);
+        trusted.note(&names, &both, 3000);
+        assert_eq!(read().long_enough(1000 + DAY_S), ["a.example"]);
+        // One of two places is enough.
+        let one = [
+            found("a.example", Some(false)),
+            found("a.example", Some(true)),
+        ];
+        trusted.note(&names, &one, 4000);
+        assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
+        // A browser would refuse it: the day begins anew.
+        trusted.note(&names, &[found("a.example", Some(false))], 5000);
+        trusted.note(&names, &both, 6000);
+        assert!(trusted.long_enough(1000 + DAY_S).is_empty());
+        assert_eq!(trusted.long_enough(6000 + DAY_S), ["a.example"]);
+        // It is no name of the node any more.
+        trusted.note(&names[1..], &both, 7000);
+        trusted.note(&names, &[], 8000);
+        assert!(trusted.long_enough(9000 + DAY_S).is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_costs_no_more_than_a_day() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut trusted = Trusted::read(dir.path().join(FILE));
+        let names = ["a.example".to_owned()];
+        let now = [found("a.example", Some(true))];
+        trusted.note(&names, &now, 1_000_000_000);
+        trusted.note(&names, &now, 1000);
+        assert!(trusted.long_enough(1000).is_empty());
+        assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
+    }
+
+    #[test]
+    fn what_was_kept_and_cannot_be_read_begins_anew() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join(FILE);
+        fs::write(&file, "{\"a.example\":-1}").expect("the folder is ours");
+        assert!(Trusted::read(file).long_enough(u64::MAX).is_empty());
+    }
+
+    /// Speaks both protocols, and says nothing.
+    struct Silent([AlpnSpec; 2]);
+
+    impl Silent {
+        fn new() -> Self {
+            let spec = |id, carriage| AlpnSpec {
+                carriage,
+                auth: AuthNeed::Late,
+                ..AlpnSpec::new(id)
+            };
+            Self([
+                spec(ALPN_HTTP3, Carriage::Quic),
+                spec(ALPN_HTTP1, Carriage::Tcp),
+            ])
+        }
+    }
+
+    impl ProtocolHandler for Silent {
+        fn alpns(&self) -> &[AlpnSpec] {
+            &self.0
+        }
+
+        fn handle(
+            self: Arc<Self>,
+            connection: Connection,
+            _: AuthContext,
+        ) -> BoxFuture<'static, Result<(), HandlerError>> {
+            Box::pin(async move {
+                connection.closed().await;
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_finds_itself_and_nobody_else() {
+        let key = NodeKey::generate().expect("the system has entropy");
+        let mut handlers = HandlerRegistry::new();
+        let silent = Arc::new(Silent::new());
+        handlers.register(silent).expect("the only one");
+        let clock = Arc::new(SystemClock { built_s: 0 });
+        let identities = Arc::new(Identities::new(Entries::default(), clock));
+        let options = ServerOptions {
+            addrs: vec![Ipv4Addr::LOCALHOST.into()],
+            port: 0,
+            ..ServerOptions::default()
+        };
+        let server = Server::bind(options, &key, handlers, identities).expect("a free port");
+        let at = PeerAddr {
+            pins: Vec::new(),
+            host: Host::Ip(Ipv4Addr::LOCALHOST.into()),
+            port: server.port(),
+        };
+        let probe = |key: &NodeKey| Probe {
+            dialer: Dialer::new(None),
+            own: key.public(),
+        };
+        let ours = probe(&key);
+        assert!(ours.finds_us(&at, Carriage::Quic, ALPN_HTTP3).await);
+        assert!(ours.finds_us(&at, Carriage::Tcp, ALPN_HTTP1).await);
+        let other = probe(&NodeKey::generate().expect("the system has entropy"));
+        assert!(!other.finds_us(&at, Carriage::Quic, ALPN_HTTP3).await);
+        assert!(!other.finds_us(&at, Carriage::Tcp, ALPN_HTTP1).await);
+        // What it signed itself no client trusts.
+        let by_name = ours
+            .look(("localhost".to_owned(), server.port()), true)
+            .await;
+        let expected = Found {
+            port: server.port(),
+            http3: true,
+            ..found("localhost", Some(false))
+        };
+        assert_eq!(by_name, expected);
+    }
+}

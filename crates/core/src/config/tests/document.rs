@@ -1,0 +1,137 @@
+//! Documents as such: what is wrong with one is said with its place, all of it at once.
+
+use super::*;
+
+#[test]
+fn an_empty_document_is_the_default() {
+    for empty in ["", "\n", "# nothing\n", "\u{feff}", "[listen]\n[node]\n"] {
+        assert_eq!(
+            NodeConfig::parse(empty.as_bytes()),
+            Ok(NodeConfig::default()),
+            "{empty:?}"
+        );
+    }
+}
+
+#[test]
+fn a_complete_document_is_read_as_serde_reads_it() {
+    let config = NodeConfig::parse(COMPLETE.as_bytes()).expect("a correct document");
+    let mut expected: NodeConfig = toml::from_str(COMPLETE).expect("a correct document");
+    expected.network[1].matches = "52:54:00:ab:cd:ef".into();
+    assert_eq!(config, expected);
+    assert_eq!(config.listen.port, 8443);
+    assert!(!config.peers[0].enabled);
+}
+
+#[test]
+fn a_misspelt_key_is_named_with_its_line_and_the_nearest_match() {
+    let near = "did you mean 'admin_keys'?";
+    complaint(
+        "[node]\nadmin_key = []\n",
+        &["line 2, node.admin_key:", near],
+    );
+    complaint("[node]\nadmin-keys = []\n", &[near]);
+    complaint("[lisen]\nport = 1\n", &["line 1", "'listen'"]);
+    complaint(
+        "xyzzy = 1\n",
+        &["known here: listen, node, credentials, network, peers"],
+    );
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_in_the_order_of_the_document() {
+    let errors = refused(
+        "[listen]\nport = 0\naddrs = [\"::\", 5]\n[node]\nname = \"Edge\"\nadmin_keys = [\"ssh-ed25519 AAAA\"]\n\
+         [[peers]]\npeer_id = \"admin\"\nkeys = []\nscopes = [\"\"]\n",
+    );
+    let places = [
+        "line 2, listen.port:",
+        "line 3, listen.addrs[1]:",
+        "line 5, node.name:",
+        "line 6, node.admin_keys[0]:",
+        "line 8, peers[0].peer_id:",
+        "line 9, peers[0].keys:",
+        "line 10, peers[0].scopes[0]:",
+    ];
+    assert_eq!(errors.len(), places.len(), "{errors:#?}");
+    for (error, place) in errors.iter().zip(places) {
+        assert!(error.starts_with(place), "{error}");
+    }
+}
+
+#[test]
+fn values_of_the_wrong_kind_are_refused() {
+    complaint("listen = 1", &["expected a table", "found integer"]);
+    complaint("listen.port = \"443\"", &["expected a whole number"]);
+    complaint("node.name = 1", &["expected a string"]);
+    complaint("node.admin_keys = \"x\"", &["expected a list"]);
+    complaint("[node]\n[[listen]]", &["expected a table", "found array"]);
+    complaint(
+        "[[peers]]\npeer_id = \"a\"\nkeys = [\"ed25519:1111111111111111111111111111111111111111111111111111111111111111\"]\nenabled = 1",
+        &["expected true or false"],
+    );
+    complaint("peers = [1]", &["peers[0]", "expected a table"]);
+}
+
+#[test]
+fn documents_that_are_no_toml_say_where() {
+    complaint("[node]\nname = \n", &["line 2", "TOML"]);
+    complaint("#cloud-config\nhostname: x\n", &["line 1", "cloud-init"]);
+    complaint(
+        "[node]\nname = \"a\"\nname = \"b\"\n",
+        &["line 3", "duplicate key"],
+    );
+    let errors = NodeConfig::parse(b"a = 1\n\xff").expect_err("not UTF-8");
+    assert_eq!(errors[0].line, Some(2));
+    let full = vec![b'#'; CONFIG_BYTES_MAX];
+    assert!(NodeConfig::parse(&full).is_ok());
+    let long = vec![b'#'; CONFIG_BYTES_MAX + 1];
+    let errors = NodeConfig::parse(&long).expect_err("too long");
+    assert!(errors[0].to_string().contains("longer than 65536 bytes"));
+}
+
+#[test]
+fn a_document_of_a_newer_version_is_refused_by_that_one_word() {
+    for ok in ["", "version = 1\n"] {
+        assert!(NodeConfig::parse(ok.as_bytes()).is_ok());
+    }
+    let key = format!("ed25519:{}", "ab".repeat(32));
+    let newer = format!("version = 2\nshape = 5\n[node]\nadmin_keys = [\"{key}\"]\n");
+    complaint(
+        &newer,
+        &["line 1, version:", "newer than this program", "update"],
+    );
+    assert_eq!(NodeConfig::salvage(newer.as_bytes()).node.admin_keys, [key]);
+    complaint("version = 0", &["line 1, version:", "out of range"]);
+    complaint("version = \"1\"", &["expected a whole number"]);
+}
+
+#[test]
+fn messages_are_bounded_in_number_and_each_is_one_line() {
+    let many: String = (0..CONFIG_ERRORS_MAX * 3)
+        .map(|n| format!("key{n} = 1\n"))
+        .collect();
+    let errors = refused(&many);
+    assert_eq!(errors.len(), CONFIG_ERRORS_MAX);
+    assert!(errors[CONFIG_ERRORS_MAX - 1].contains("101 more"));
+    let nasty = format!(
+        "node.name = \"\\u001b[2J\\n{}\"\n\"a\\nb\" = 1\n",
+        "x".repeat(5000)
+    );
+    for error in refused(&nasty) {
+        assert!(
+            !error.contains(char::is_control) && error.len() < 400,
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn deep_nesting_is_refused_and_not_followed() {
+    for opening in ["[", "{a=", "[["] {
+        let document = format!("listen = {}", opening.repeat(10_000));
+        assert!(NodeConfig::parse(document.as_bytes()).is_err());
+    }
+    let dotted = format!("{}b = 1", "a.".repeat(20_000));
+    assert!(NodeConfig::parse(dotted.as_bytes()).is_err());
+}

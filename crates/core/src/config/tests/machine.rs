@@ -1,0 +1,132 @@
+//! What a document says of the node itself: ports, names, links, limits.
+
+use super::*;
+
+#[test]
+fn ports_have_bounds_and_any_radix() {
+    for (text, port) in [("1", 1), ("65535", 65535), ("0x1bb", 443), ("4_43", 443)] {
+        let config = NodeConfig::parse(format!("listen.port = {text}").as_bytes());
+        assert_eq!(config.map(|config| config.listen.port), Ok(port));
+    }
+    for text in ["0", "65536", "-1", "99999999999999999999999"] {
+        complaint(&format!("listen.port = {text}"), &["from 1 to 65535"]);
+    }
+}
+
+#[test]
+fn names_follow_their_grammar() {
+    let long = "a".repeat(64);
+    for bad in ["", "-a", "a-", "A", "a.b", "ä", long.as_str()] {
+        complaint(&format!("node.name = \"{bad}\""), &["is no host name"]);
+    }
+    for bad in ["example", "example..org", "Example.org", "1.2.3.4"] {
+        complaint(
+            &format!("node.domain = \"{bad}\""),
+            &["is no public domain"],
+        );
+    }
+    for bad in ["time.example.org:123", "", "http://x"] {
+        complaint(&format!("node.time_servers = [\"{bad}\"]"), &["neither"]);
+    }
+}
+
+#[test]
+fn links_follow_their_rules() {
+    let link = |rest: &str| format!("[[network]]\nmatch = \"eth0\"\n{rest}\n");
+    complaint(
+        "[[network]]\nmethod = \"off\"",
+        &["network[0].match", "missing"],
+    );
+    complaint(&link("method = \"dhcp\""), &["auto, static or off"]);
+    complaint(&link("method = \"static\""), &["needs an address"]);
+    complaint(
+        &link("gateways = [\"192.0.2.1\"]"),
+        &["method = \"static\""],
+    );
+    complaint(
+        &link("method = \"off\"\naddresses = [\"192.0.2.1/24\"]"),
+        &["is off"],
+    );
+    let fixed = |rest: &str| link(&format!("method = \"static\"\n{rest}"));
+    for bad in [
+        "192.0.2.1",
+        "192.0.2.1/33",
+        "192.0.2.1/0",
+        "2001:db8::1/129",
+        "::/64",
+        "x/24",
+    ] {
+        let errors = refused(&fixed(&format!("addresses = [\"{bad}\"]")));
+        assert!(errors.iter().any(|e| e.contains("addresses[0]")), "{bad}");
+    }
+    let two = "addresses = [\"192.0.2.2/24\"]\ngateways = [\"192.0.2.1\", \"192.0.2.3\"]";
+    complaint(&fixed(two), &["one router per family"]);
+    let twice = "addresses = [\"192.0.2.2/24\", \"192.0.2.2/25\"]";
+    complaint(&fixed(twice), &["listed twice"]);
+    for bad in ["a/b", "0123456789abcdef", "52:54:00:12:34", "", ".."] {
+        let errors = refused(&format!("[[network]]\nmatch = \"{bad}\""));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+    }
+    let double =
+        "[[network]]\nmatch = \"52:54:00:AB:CD:EF\"\n[[network]]\nmatch = \"52:54:00:ab:cd:ef\"";
+    complaint(double, &["line 3, network[1]", "network[0]"]);
+}
+
+#[test]
+fn iroh_has_a_port_of_its_own_and_relays_are_named_in_full() {
+    let iroh = |rest: &str| format!("[iroh]\nenabled = true\n{rest}\n");
+    assert!(!NodeConfig::default().iroh.enabled);
+    complaint(&iroh("port = 443"), &["line 3, iroh.port", "the one port"]);
+    complaint(
+        &(iroh("port = 8443") + "[listen]\nport = 8443\n"),
+        &["line 3, iroh.port"],
+    );
+    complaint(&iroh("port = 0"), &["from 1 to 65535"]);
+    for bad in [
+        "http://relay.example.org",
+        "relay.example.org",
+        "https://",
+        "https://relay.example.org/path",
+        "https://user@relay.example.org",
+    ] {
+        complaint(&iroh(&format!("relays = [\"{bad}\"]")), &["is no relay"]);
+    }
+    let many = ["\"https://relay.example.org\""; 9].join(", ");
+    complaint(&iroh(&format!("relays = [{many}]")), &["iroh.relays[8]"]);
+}
+
+#[test]
+fn promotion_waits_for_the_next_start_unless_somebody_says_so() {
+    let standard = NodeConfig::default().promotion;
+    assert_eq!((standard.activate, standard.reviews), (Activation::Boot, 1));
+    assert!(!standard.rollback_on_errors);
+    complaint(
+        "[promotion]\nactivate = \"soon\"\n",
+        &["promotion.activate", "boot"],
+    );
+    complaint(
+        "[promotion]\nreviews = 0\n",
+        &["promotion.reviews", "1 to 16"],
+    );
+    complaint(
+        "[promotion]\nreviewers = 2\n",
+        &["promotion.reviewers", "reviews"],
+    );
+}
+
+#[test]
+fn limits_and_log_have_their_values() {
+    complaint(
+        "limits.connections = 0",
+        &["limits.connections", "from 1 to 4096"],
+    );
+    complaint("limits.handshake_burst = 10001", &["from 1 to 10000"]);
+    complaint(
+        "limits.failures_per_minute = \"10\"",
+        &["expected a whole number"],
+    );
+    complaint("limits.conections = 1", &["did you mean 'connections'?"]);
+    complaint("log.level = \"trace\"", &["error, warn, info or debug"]);
+    complaint("log.hash_addresses = \"yes\"", &["expected true or false"]);
+    complaint("log = \"info\"", &["expected a table"]);
+}

@@ -1,0 +1,119 @@
+//! The published schema, the page and the reader, held against each other.
+
+use super::*;
+
+const PAGE: &str = include_str!("../../../../../docs/configuration.md");
+
+/// Key paths of the published schema.
+fn schema_keys(
+    schema: &serde_json::Value,
+    root: &serde_json::Value,
+    path: &str,
+    out: &mut Vec<String>,
+) {
+    let schema = match schema.get("$ref").and_then(|name| name.as_str()) {
+        Some(name) => root
+            .pointer(&name[1..])
+            .expect("a definition of the schema"),
+        None => schema,
+    };
+    if let Some(items) = schema.get("items") {
+        schema_keys(items, root, path, out);
+    }
+    let properties = schema.get("properties").and_then(|map| map.as_object());
+    for (key, inner) in properties.into_iter().flatten() {
+        let path = format!("{path}{key}");
+        schema_keys(inner, root, &format!("{path}."), out);
+        out.push(path);
+    }
+}
+
+#[test]
+fn the_page_documents_every_key_of_the_schema() {
+    let schema = NodeConfig::json_schema();
+    let mut keys = Vec::new();
+    schema_keys(&schema, &schema, "", &mut keys);
+    assert!(keys.len() >= 19, "{keys:?}");
+    for key in keys.iter().filter(|key| key.contains('.')) {
+        assert!(
+            PAGE.contains(&format!("`{key}`")),
+            "{key} is not on the page"
+        );
+    }
+}
+
+/// What the schema publishes is what the reader asks for, neither less nor more.
+#[test]
+fn the_schema_and_the_reader_know_the_same_keys() {
+    let schema = NodeConfig::json_schema();
+    let mut keys = Vec::new();
+    schema_keys(&schema, &schema, "", &mut keys);
+    let lists = [
+        "network",
+        "peers",
+        "api_keys",
+        "join",
+        "credentials",
+        "operations",
+    ];
+    for key in &keys {
+        let (table, name) = key.split_once('.').unwrap_or(("", key));
+        let document = match table {
+            "" => format!("{name} = 5"),
+            _ if lists.contains(&table) => format!("[[{table}]]\n{name} = []"),
+            _ => format!("[{table}]\n{name} = {{}}"),
+        };
+        // Where a table belongs this is none too few, and correct.
+        let errors = NodeConfig::parse(document.as_bytes()).err();
+        let errors: Vec<_> = errors.iter().flatten().map(ToString::to_string).collect();
+        let unknown = errors.iter().any(|error| error.contains("unknown key"));
+        assert!(!unknown, "the reader does not know {key}: {errors:?}");
+    }
+    let is_table = |key: &&String| !key.contains('.') && *key != "version";
+    let tables = keys.iter().filter(is_table);
+    for table in tables.map(String::as_str).chain([""]) {
+        let document = match table {
+            "" => "qqq = 1".to_owned(),
+            _ if lists.contains(&table) => format!("[[{table}]]\nqqq = 1"),
+            _ => format!("[{table}]\nqqq = 1"),
+        };
+        let errors = refused(&document);
+        let advice = errors
+            .iter()
+            .find_map(|error| Some(error.split_once("known here: ")?.1));
+        for name in advice.unwrap_or_else(|| panic!("{errors:?}")).split(", ") {
+            let path = [table, name].join(".");
+            let path = path.trim_start_matches('.');
+            assert!(
+                keys.iter().any(|key| key == path),
+                "{path} is not in the schema"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_examples_of_the_page_are_correct_documents() {
+    let blocks: Vec<_> = PAGE.split("```toml\n").skip(1).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let example = block.split("```").next().unwrap_or_default();
+        if let Err(errors) = NodeConfig::parse(example.as_bytes()) {
+            panic!("{example}\n{errors:#?}");
+        }
+    }
+}
+
+#[test]
+fn the_schema_refuses_unknown_keys_everywhere() {
+    let schema = NodeConfig::json_schema();
+    let definitions = schema.get("$defs").and_then(|defs| defs.as_object());
+    let tables = definitions.expect("definitions").values().chain([&schema]);
+    for table in tables.filter(|table| table.get("properties").is_some()) {
+        assert_eq!(
+            table.get("additionalProperties"),
+            Some(&false.into()),
+            "{table}"
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! How long frames of HTTP/3 may be. The library keeps whatever is no DATA until all of it is there, however
+//! long it says it is.
+
+use crate::limits::HEADER_BYTES_MAX;
+
+/// Bytes of a frame that is not passed on as it comes. A field section that is too long is told so with a
+/// status where its frame is not much longer.
+const FRAME_BYTES_MAX: u64 = 2 * HEADER_BYTES_MAX as u64;
+
+/// A control stream (RFC 9114 section 6.2.1), the only one of a client's own that consists of frames.
+const CONTROL: u64 = 0;
+/// The frame whose payload is passed on as it comes (section 7.2.1).
+const DATA: u64 = 0;
+
+/// What comes next.
+#[derive(Clone, Copy)]
+enum Next {
+    Stream,
+    Kind,
+    Length(u64),
+    Payload(u64),
+    Anything,
+}
+
+/// A number of one to eight bytes (RFC 9000 section 16), as far as it has come.
+#[derive(Default)]
+struct Number {
+    bytes: [u8; 8],
+    have: usize,
+}
+
+impl Number {
+    fn take(&mut self, data: &mut &[u8]) -> Option<u64> {
+        while let Some((byte, rest)) = data.split_first() {
+            self.bytes[self.have] = *byte;
+            self.have += 1;
+            *data = rest;
+            let len = 1 << (self.bytes[0] >> 6);
+            if self.have == len {
+                self.have = 0;
+                self.bytes[0] &= 0x3f;
+                return Some(
+                    self.bytes[..len]
+                        .iter()
+                        .fold(0, |all, byte| all << 8 | u64::from(*byte)),
+                );
+            }
+        }
+        None
+    }
+}
+
+/// Reads along what the library reads.
+pub(super) struct Bounds {
+    next: Next,
+    number: Number,
+}
+
+impl Bounds {
+    /// Of a stream that begins with a frame, or with its kind.
+    pub(super) fn new(request: bool) -> Self {
+        let next = if request { Next::Kind } else { Next::Stream };
+        Self {
+            next,
+            number: Number::default(),
+        }
+    }
+
+    /// Whether no frame that begins in `data` is too long.
+    pub(super) fn keeps(&mut self, mut data: &[u8]) -> bool {
+        loop {
+            self.next = match self.next {
+                Next::Anything => return true,
+                Next::Payload(left) if left > data.len() as u64 => {
+                    self.next = Next::Payload(left - data.len() as u64);
+                    return true;
+                }
+                Next::Payload(left) => {
+                    data = &data[left as usize..];
+                    Next::Kind
+                }
+                next => {
+                    let Some(number) = self.number.take(&mut data) else {
+                        return true;
+                    };
+                    match next {
+                        Next::Stream if number != CONTROL => Next::Anything,
+                        Next::Length(kind) if kind != DATA && number > FRAME_BYTES_MAX => {
+                            return false;
+                        }
+                        Next::Length(_) => Next::Payload(number),
+                        Next::Kind => Next::Length(number),
+                        _ => Next::Kind,
+                    }
+                }
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A number in its longest form.
+    fn long(number: u64) -> Vec<u8> {
+        (number | 0xc0 << 56).to_be_bytes().to_vec()
+    }
+
+    fn frame(kind: u64, says: u64, payload: &[u8]) -> Vec<u8> {
+        [&long(kind)[..], &long(says), payload].concat()
+    }
+
+    /// What a stream comes to, in one piece and byte by byte.
+    fn keeps(request: bool, stream: &[u8]) -> bool {
+        let whole = Bounds::new(request).keeps(stream);
+        let mut bounds = Bounds::new(request);
+        let pieces = stream.iter().all(|byte| bounds.keeps(&[*byte]));
+        assert_eq!(whole, pieces);
+        whole
+    }
+
+    #[test]
+    fn frames_are_bounded_and_bodies_are_not() {
+        let head = frame(1, 3, b"abc");
+        assert!(keeps(
+            true,
+            &[&head[..], &frame(DATA, 1 << 40, b"x")].concat()
+        ));
+        assert!(keeps(true, &frame(1, FRAME_BYTES_MAX, b"x")));
+        assert!(!keeps(true, &frame(1, FRAME_BYTES_MAX + 1, b"")));
+        let unknown = frame(0x21, 1 << 40, b"");
+        let behind = [&head[..], &frame(DATA, 2, b"xy"), &unknown].concat();
+        assert!(!keeps(true, &behind));
+        let control = [&[0, 4, 0][..], &unknown].concat();
+        assert!(!keeps(false, &control));
+        assert!(keeps(false, &[&[0x21][..], &unknown].concat()), "no frames");
+    }
+
+    #[test]
+    fn short_numbers_are_read_as_they_are_written() {
+        // Two bytes: a kind of 0x4000 | 1 is 1, and 0x7fff is 16383.
+        assert!(keeps(true, &[0x40, 0x01, 0x7f, 0xff, b'x']));
+        // Four bytes: 0x00010001 is 65537.
+        assert!(!keeps(true, &[0x01, 0x80, 0x01, 0x00, 0x01]));
+    }
+}

@@ -1,0 +1,67 @@
+//! HTTP/3, by aioquic.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+
+use data_encoding::BASE64;
+use serde_json::Value;
+
+use crate::tools::{client, variable};
+
+/// Python packages of the tests, put into the cache by the set-up.
+const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+
+/// Longest run, in seconds. Generous: guests run translated and on busy hosts.
+const SECONDS: &str = "300";
+
+/// What a request was answered.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// The status.
+    pub status: u64,
+    /// Names, in lower case, and values.
+    pub headers: Value,
+    /// The body, as far as it was waited for.
+    pub body: Vec<u8>,
+}
+
+/// Asks a node one request after the other over one connection; `tests/clients/http3.py` says how they
+/// are written.
+///
+/// # Panics
+/// One of them is not answered.
+#[must_use]
+pub fn http3(address: SocketAddr, requests: &Value) -> Vec<Heard> {
+    let mut child = Command::new("timeout")
+        .args([SECONDS, "python3"])
+        .arg(client("http3.py"))
+        .args([address.ip().to_string(), address.port().to_string()])
+        .env("PYTHONPATH", variable(PACKAGES_VARIABLE))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("Python is installed by the set-up");
+    let mut input = child.stdin.take().expect("it was asked for above");
+    input
+        .write_all(requests.to_string().as_bytes())
+        .expect("it reads");
+    drop(input);
+    let output = child.wait_with_output().expect("it is our child");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let heard: Vec<_> = text.lines().map(heard).collect();
+    let asked = requests.as_array().expect("a list").len();
+    assert_eq!(heard.len(), asked);
+    heard
+}
+
+fn heard(line: &str) -> Heard {
+    let value: Value = serde_json::from_str(line).expect("it prints JSON");
+    let body = value["body"].as_str().expect("a body");
+    Heard {
+        status: value["status"].as_u64().expect("a status"),
+        headers: value["headers"].clone(),
+        body: BASE64.decode(body.as_bytes()).expect("base64"),
+    }
+}

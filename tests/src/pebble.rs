@@ -1,0 +1,302 @@
+//! Pebble, a certificate authority nobody here wrote, with its own name server, for nodes that are to
+//! get a certificate.
+//!
+//! A node has to know the authority before it starts, and the authority the node's ports before it looks
+//! at them. So there are two steps: an [`Authority`] has an address, and [`open`](Authority::open)ed it
+//! answers there.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::tools::tool_says;
+use crate::wait::eventually;
+
+/// Where a machine on QEMU's network finds the host.
+pub const GATEWAY: &str = "10.0.2.2";
+
+/// How the authority's own certificate is made, by OpenSSL.
+const CERTIFICATES: &str = "[req]
+distinguished_name = name
+prompt = no
+[name]
+CN = authority of a test
+[authority]
+basicConstraints = critical, CA:TRUE
+subjectKeyIdentifier = hash
+[server]
+basicConstraints = critical, CA:FALSE
+subjectAltName = DNS:localhost, IP:127.0.0.1, IP:10.0.2.2
+";
+
+/// Whom Pebble calls the issuer of its certificates, before some random digits.
+const ISSUER: &str = "Pebble Intermediate CA";
+
+/// A number on TCP and UDP of 127.0.0.1 that nobody else takes until it is given away.
+#[derive(Debug)]
+pub struct Port {
+    number: u16,
+    _tcp: TcpListener,
+    _udp: UdpSocket,
+}
+
+impl Port {
+    /// A free one.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn free() -> Self {
+        eventually("a free port", || {
+            let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
+            let number = tcp.local_addr().ok()?.port();
+            let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
+            Some(Self {
+                number,
+                _tcp: tcp,
+                _udp: udp,
+            })
+        })
+    }
+
+    /// The number.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// The number, free for whoever is to have it.
+    pub fn give(self) -> u16 {
+        self.number
+    }
+}
+
+/// How an authority looks at those who want a certificate.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// Port of 127.0.0.1 at which every name is asked by HTTP.
+    pub http: u16,
+    /// The same by TLS.
+    pub tls: u16,
+    /// How long certificates are good, in seconds.
+    pub lifetime_s: u64,
+    /// How many of a hundred requests are refused though nothing is wrong with their nonces (RFC 8555
+    /// section 6.5): whoever asks has to try again.
+    pub refused_percent: u8,
+}
+
+/// An authority that has an address and does not answer yet.
+#[derive(Debug)]
+pub struct Authority {
+    folder: TempDir,
+    directory: Port,
+    management: Port,
+    names: [Port; 2],
+}
+
+impl Authority {
+    /// One with a certificate of its own.
+    ///
+    /// # Panics
+    /// OpenSSL does not make it.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let file = |name: &str| folder.path().join(name);
+        std::fs::write(file("openssl.cnf"), CERTIFICATES).expect("the folder is ours");
+        let own = [file("own.key"), file("own.pem")];
+        certificate(folder.path(), "authority", &own, &[]);
+        let issued_by: [OsString; 4] = [
+            "-CA".into(),
+            own[1].clone().into(),
+            "-CAkey".into(),
+            own[0].clone().into(),
+        ];
+        let server = [file("server.key"), file("server.pem")];
+        certificate(folder.path(), "server", &server, &issued_by);
+        Self {
+            folder,
+            directory: Port::free(),
+            management: Port::free(),
+            names: [Port::free(), Port::free()],
+        }
+    }
+
+    /// `tls.acme.directory`; `host` is `localhost` or [`GATEWAY`].
+    pub fn directory(&self, host: &str) -> String {
+        format!("https://{host}:{}/dir", self.directory.number())
+    }
+
+    /// `tls.roots`: who vouches for the authority's own certificate.
+    pub fn roots(&self) -> PathBuf {
+        self.folder.path().join("own.pem")
+    }
+
+    /// Answers from now on.
+    ///
+    /// # Panics
+    /// It does not: the set-up installs it.
+    pub fn open(self, manners: &Manners) -> Pebble {
+        let Self {
+            folder,
+            directory,
+            management,
+            names: [dns, control],
+        } = self;
+        let local = |port: u16| format!("127.0.0.1:{port}");
+        let file = |name: &str| folder.path().join(name);
+        let (directory, management) = (directory.give(), management.give());
+        let config = json!({ "pebble": {
+            "listenAddress": local(directory),
+            "managementListenAddress": local(management),
+            "certificate": file("server.pem"),
+            "privateKey": file("server.key"),
+            "httpPort": manners.http,
+            "tlsPort": manners.tls,
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": false,
+            "certificateValidityPeriod": manners.lifetime_s,
+        }});
+        std::fs::write(file("pebble.json"), config.to_string()).expect("the folder is ours");
+        let (dns, control) = (local(dns.give()), local(control.give()));
+        let mut name_server = Command::new("pebble-challtestsrv");
+        name_server
+            .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
+            .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
+            .args(["-dns01", &dns, "-management", &control]);
+        let mut pebble = Command::new("pebble");
+        pebble
+            .arg("-config")
+            .arg(file("pebble.json"))
+            .args(["-dnsserver", &dns])
+            .env("PEBBLE_VA_NOSLEEP", "1")
+            .env("PEBBLE_AUTHZREUSE", "0")
+            .env(
+                "PEBBLE_WFE_NONCEREJECT",
+                manners.refused_percent.to_string(),
+            );
+        let programs = [
+            Program::start(name_server, &file("names.log")),
+            Program::start(pebble, &file("pebble.log")),
+        ];
+        let pebble = Pebble {
+            _programs: programs,
+            folder,
+            management,
+        };
+        for port in [management, directory] {
+            let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok();
+            eventually("an authority", connect);
+        }
+        pebble
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Makes a key and a certificate with the extensions of that section, in these two files.
+fn certificate(folder: &Path, section: &str, [key, to]: &[PathBuf; 2], more: &[OsString]) {
+    let words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 9 -extensions";
+    let subject = format!("/CN={section} of a test");
+    let mut arguments: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+    arguments.extend([section, "-subj", &subject, "-config"].map(OsString::from));
+    arguments.push(folder.join("openssl.cnf").into());
+    for (option, file) in [("-keyout", key), ("-out", to)] {
+        arguments.push(option.into());
+        arguments.push(file.into());
+    }
+    arguments.extend_from_slice(more);
+    tool_says("openssl", &arguments);
+}
+
+/// An authority that answers. It is ended when dropped.
+#[derive(Debug)]
+pub struct Pebble {
+    _programs: [Program; 2],
+    // Behind the programs, which read it.
+    folder: TempDir,
+    management: u16,
+}
+
+impl Pebble {
+    /// What to trust to believe the certificates that it gives.
+    ///
+    /// # Panics
+    /// It does not say.
+    pub fn root(&self) -> PathBuf {
+        let file = self.folder.path().join("root.pem");
+        let url = format!("https://localhost:{}/roots/0", self.management);
+        let own = self.folder.path().join("own.pem");
+        let (own, to) = (own.display().to_string(), file.display().to_string());
+        let fixed = ["--silent", "--show-error", "--fail", "--max-time", "60"];
+        let asked = ["--cacert", own.as_str(), "--output", to.as_str(), &url];
+        tool_says("curl", &[&fixed[..], &asked].concat());
+        file
+    }
+
+    /// Waits until a node shows for `name` a certificate that it got here and that is not `before`, and
+    /// returns which. Meanwhile `every_time` is done again and again.
+    ///
+    /// # Panics
+    /// There is none in time.
+    pub fn certificate_at(
+        &self,
+        address: SocketAddr,
+        name: &str,
+        before: Option<&str>,
+        mut every_time: impl FnMut(),
+    ) -> String {
+        eventually(&format!("a certificate for {name}"), || {
+            every_time();
+            let shown = shown(address, name);
+            let new = shown.contains(ISSUER) && before.is_none_or(|before| before != shown);
+            new.then_some(shown)
+        })
+    }
+}
+
+impl Drop for Pebble {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.path().join("pebble.log"));
+            eprintln!("--- log of pebble ---\n{}", log.unwrap_or_default());
+        }
+    }
+}
+
+/// Issuer and number of the certificate that a server shows to whoever asks for `name`; empty where
+/// there is none.
+fn shown(address: SocketAddr, name: &str) -> String {
+    let script = format!(
+        "openssl s_client -connect {address} -servername {name} -alpn http/1.1 \
+         </dev/null 2>/dev/null | openssl x509 -noout -issuer -serial 2>/dev/null || true"
+    );
+    tool_says("sh", &["-c", &script])
+}
+
+/// A program of the tests, ended with them.
+#[derive(Debug)]
+struct Program(Child);
+
+impl Program {
+    fn start(mut command: Command, log: &Path) -> Self {
+        let log = File::create(log).expect("the folder is ours");
+        let errors = log.try_clone().expect("the file is open");
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        let child = command.spawn();
+        Self(child.expect("the package pebble is installed by the set-up"))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,140 @@
+//! Operations that no request from outside reaches are tried through a script that calls whichever it is
+//! told: somebody proposes it, and somebody else lets it in.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::bench::Bench;
+use crate::cli::Cli;
+
+const SOURCE: &str = "
+export async function relay({ operation, input, follow, list }) {
+  try {
+    if (list) return { output: ops.list(list).map((one) => one.path).sort() };
+    if (!follow) return { output: await ops.call(operation, input) };
+    const output = [];
+    for await (const event of ops.subscribe(operation, input)) output.push(event);
+    return { output };
+  } catch (error) {
+    if (!(error instanceof OpError)) throw error;
+    const { code, message, retryable, details } = error;
+    return { error: { code, message, retryable, details } };
+  }
+}
+";
+
+/// The operation `js/relay`, which answers with the `output` of another, or with its `error`.
+#[derive(Debug)]
+pub struct Relay {
+    author: Cli,
+    reviewer: Cli,
+    folder: PathBuf,
+}
+
+impl Relay {
+    /// What it is called.
+    pub const PATH: &str = "js/relay";
+
+    /// One that reaches `uses`, names or everything below one as `fs/*`.
+    ///
+    /// # Panics
+    /// There is nothing in `uses`, or the bench's folder cannot be written.
+    pub fn new(bench: &Bench, uses: &[&str]) -> Self {
+        let folder = bench.path().join("relay");
+        std::fs::create_dir_all(&folder).expect("the folder is ours");
+        std::fs::write(folder.join("operation.json"), operation(uses)).expect("room");
+        std::fs::write(folder.join("main.js"), SOURCE).expect("room");
+        Self {
+            author: bench.somebody("ada"),
+            reviewer: bench.somebody("rev"),
+            folder,
+        }
+    }
+
+    /// What the configuration of its node has to have.
+    pub fn configuration(&self) -> String {
+        let peer = |name: &str, who: &Cli, scope: &str| {
+            let key = who.identity();
+            format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = [\"{scope}\"]\n")
+        };
+        [
+            "[promotion]\nactivate = \"live\"\n".to_owned(),
+            peer("ada", &self.author, "ops:propose"),
+            peer("rev", &self.reviewer, "ops:promote"),
+        ]
+        .concat()
+    }
+
+    /// Puts it in place at a node, for callers from outside.
+    ///
+    /// # Panics
+    /// The node does not take it.
+    pub fn promote(&self, target: &str) {
+        let mut propose = self
+            .author
+            .command(&["ops", "propose", target, "--as", "ada"]);
+        propose.arg(&self.folder);
+        let proposed = self.author.run(propose).json();
+        let id = proposed["id"].as_str().expect("an id");
+        let promote = ["ops", "promote", target, id, "--external"];
+        let promoted = self.reviewer.run(self.reviewer.command(&promote)).json();
+        assert_eq!(promoted["active"], true, "{promoted:#}");
+    }
+
+    /// What has to be given to it for a call of `operation`.
+    #[must_use]
+    pub fn input(operation: &str, input: &Value) -> Value {
+        json!({ "operation": operation, "input": input })
+    }
+
+    /// What `operation` answers with to a node that `who` asks: `output` or `error`.
+    ///
+    /// # Panics
+    /// The relay itself cannot be called.
+    pub fn ask(who: &Cli, target: &str, operation: &str, input: &Value) -> Value {
+        run(who, target, &Self::input(operation, input))
+    }
+
+    /// The same of a subscription, whose events are the output.
+    ///
+    /// # Panics
+    /// As [`ask`](Self::ask).
+    pub fn follow(who: &Cli, target: &str, operation: &str, input: &Value) -> Value {
+        let mut input = Self::input(operation, input);
+        input["follow"] = true.into();
+        run(who, target, &input)
+    }
+
+    /// The operations that it finds at a node and whose names begin so.
+    ///
+    /// # Panics
+    /// As [`ask`](Self::ask).
+    pub fn list(who: &Cli, target: &str, prefix: &str) -> Value {
+        run(who, target, &json!({ "list": prefix }))["output"].take()
+    }
+}
+
+fn run(who: &Cli, target: &str, input: &Value) -> Value {
+    who.call(target, Relay::PATH, input, &[]).json()
+}
+
+fn operation(uses: &[&str]) -> String {
+    // Tests may call what the operation uses and nothing else.
+    let other = uses.first().expect("something is to be called");
+    let other = other.replace('*', "any");
+    json!({
+        "spec": {
+            "name": "relay", "kind": "mutation", "description": "Calls another.",
+            "input": { "type": "object" }, "output": { "type": "object" }, "uses": uses,
+        },
+        "entry": "./main.js",
+        "export": "relay",
+        "tests": [{
+            "input": { "operation": other, "input": 7 },
+            "calls": [{ "path": other, "input": 7, "output": 8 }],
+            "expect": { "output": { "output": 8 } },
+        }],
+    })
+    .to_string()
+}

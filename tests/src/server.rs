@@ -1,0 +1,72 @@
+//! Servers that nobody here wrote, or that other languages' own libraries make: programs of
+//! `tests/clients`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use crate::tools::{client, variable};
+
+/// A server in a process of its own, on a port of this host's own address. It is ended when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    /// An API that `api.yaml` describes, on this port; 0 takes a free one. With a file, parts of it are for
+    /// whoever brings the token in it.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn api(port: u16, token_file: Option<&str>) -> Self {
+        let mut command = Command::new("python3");
+        command.arg(client("api.py"));
+        Self::start(command, port, token_file)
+    }
+
+    /// The Model Context Protocol as its Python kit speaks it, in the same way.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn mcp(port: u16, token_file: Option<&str>) -> Self {
+        let mut command = Command::new("python3");
+        // Its packages, and no others.
+        command.arg("-S").arg(client("mcp_server.py"));
+        command.env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"));
+        Self::start(command, port, token_file)
+    }
+
+    fn start(mut command: Command, port: u16, token_file: Option<&str>) -> Self {
+        command.arg(port.to_string());
+        if let Some(file) = token_file {
+            command.args(["--token-file", file]);
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut child = child.expect("the set-up installs Python");
+        let output = child.stdout.take().expect("it was asked for above");
+        let mut line = String::new();
+        let read = BufReader::new(output).read_line(&mut line);
+        read.expect("it says its port");
+        let port = line.trim().parse();
+        let port = port.unwrap_or_else(|error| panic!("{error}: no port: {line:?}"));
+        Self { child, port }
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// An address of this host's.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,304 @@
+//! A node that speaks HTTP, on this host or on a machine, with tokens for it, and curl.
+
+use std::io::{BufRead, BufReader, Lines};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use alknet_core::AuthToken;
+use alknet_endpoint::Target;
+use serde_json::{Value, json};
+
+use crate::bench::Bench;
+use crate::host::HostNode;
+use crate::node::{Machine, Node};
+
+/// Longest run of curl, in seconds. Generous: guests run translated and on busy hosts.
+const CURL_SECONDS: &str = "300";
+
+/// Every run of curl is a connection of its own.
+const LIMITS: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
+
+/// A node with three tokens: an administrator's, one that only reads, and one that has ended.
+#[derive(Debug)]
+pub struct Web<N = HostNode> {
+    /// The node.
+    pub node: N,
+    /// Of an administrator.
+    pub admin: String,
+    /// Of whoever may read facts about the node, and nothing else.
+    pub reader: String,
+    /// Of nobody any more.
+    pub expired: String,
+    address: SocketAddr,
+}
+
+impl Web<HostNode> {
+    /// Starts one on this host with this configuration besides.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn start(bench: &Bench, config: &str) -> Self {
+        Self::start_at(bench, 0, config)
+    }
+
+    /// The same on this port; 0 stands for a free one.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_at(bench: &Bench, port: u16, config: &str) -> Self {
+        let known = Known::new();
+        let node = bench.host_at(port, &known.document(config));
+        let address = target(&node).address().parse().expect("an address");
+        let made = node.call("token/make", &everything());
+        Self::of(node, address, &known, &made)
+    }
+
+    /// As diallers take it.
+    pub fn target(&self) -> Target {
+        target(&self.node)
+    }
+}
+
+impl Web<Node> {
+    /// Boots a machine with this configuration besides.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn boot(machine: Machine<'_>, config: &str) -> Self {
+        let known = Known::new();
+        let node = machine.configured(&known.document(config)).boot();
+        let address = node.address();
+        let made = node.call("token/make", &everything());
+        Self::of(node, address, &known, &made)
+    }
+}
+
+impl<N> Web<N> {
+    fn of(node: N, address: SocketAddr, known: &Known, made: &Value) -> Self {
+        Self {
+            node,
+            admin: made["token"].as_str().expect("a token").to_owned(),
+            reader: known.reader.expose().to_owned(),
+            expired: known.expired.expose().to_owned(),
+            address,
+        }
+    }
+
+    /// The host's end of the node's port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A path of the node's as an address.
+    pub fn url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.address)
+    }
+
+    /// Runs curl on a path with these arguments.
+    ///
+    /// # Panics
+    /// It gets no answer.
+    pub fn curl(&self, path: &str, arguments: &[&str]) -> Told {
+        curl(&self.url(path), arguments)
+    }
+
+    /// The same with a token.
+    ///
+    /// # Panics
+    /// As [`curl`](Self::curl).
+    pub fn curl_as(&self, token: &str, path: &str, arguments: &[&str]) -> Told {
+        let header = format!("Authorization: Bearer {token}");
+        let all = [&["--header", &header], arguments].concat();
+        self.curl(path, &all)
+    }
+
+    /// Posts JSON with a token.
+    ///
+    /// # Panics
+    /// As [`curl`](Self::curl).
+    pub fn post(&self, token: &str, path: &str, body: &str) -> Told {
+        let json = "Content-Type: application/json";
+        self.curl_as(token, path, &["--header", json, "--data-binary", body])
+    }
+
+    /// Follows a subscription, as `call` asks for it.
+    ///
+    /// # Panics
+    /// curl is not installed.
+    pub fn events(&self, token: &str, call: &str, arguments: &[&str]) -> Events {
+        let mut command = Command::new("curl");
+        command
+            .args(["--silent", "--show-error", "--insecure", "--no-buffer"])
+            .args(["--max-time", CURL_SECONDS, "--json", call])
+            .args(["--header", &format!("Authorization: Bearer {token}")])
+            .args(["--header", "Accept: text/event-stream"])
+            .args(arguments)
+            .arg(self.url("/subscribe"))
+            .stdout(Stdio::piped());
+        let mut curl = command.spawn().expect("curl is installed by the set-up");
+        let output = curl.stdout.take().expect("it was asked for above");
+        let lines = BufReader::new(output).lines();
+        Events { curl, lines }
+    }
+}
+
+/// Events that curl follows. It ends when dropped.
+#[derive(Debug)]
+pub struct Events {
+    curl: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Iterator for Events {
+    type Item = Value;
+
+    /// The next event; `None` when there is none any more.
+    fn next(&mut self) -> Option<Value> {
+        let mut lines = self.lines.by_ref().map_while(Result::ok);
+        let data = lines.find_map(|line| line.strip_prefix("data: ").map(str::to_owned));
+        let data = data?;
+        let event = serde_json::from_str(&data);
+        Some(event.unwrap_or_else(|error| panic!("{error}: {data}")))
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.curl.kill();
+        let _ = self.curl.wait();
+    }
+}
+
+fn target(node: &HostNode) -> Target {
+    node.target().parse().expect("the node's own target")
+}
+
+/// Asks for an administrator's token: the configuration gives nobody but keys everything.
+fn everything() -> Value {
+    json!({ "scopes": ["*"] })
+}
+
+/// Tokens of the configuration.
+struct Known {
+    reader: AuthToken,
+    expired: AuthToken,
+}
+
+impl Known {
+    fn new() -> Self {
+        let token = || AuthToken::generate().expect("the system has entropy");
+        Self {
+            reader: token(),
+            expired: token(),
+        }
+    }
+
+    /// `config` with the tokens before it.
+    fn document(&self, config: &str) -> String {
+        let entry = |token: &AuthToken, more: &str| {
+            let hash = token.hash().expect("a token").to_string();
+            let (id, sha256) = hash.split_once(':').expect("two parts");
+            format!(
+                "[[api_keys]]\nkey_id = \"{id}\"\nsha256 = \"{sha256}\"\n\
+                 scopes = [\"node:read\"]\n{more}\n"
+            )
+        };
+        let reader = entry(&self.reader, "");
+        let expired = entry(&self.expired, "expires = \"2020-01-01T00:00:00Z\"");
+        [LIMITS, &reader, &expired, config].concat()
+    }
+}
+
+/// What curl was told.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Statuses of what came before the answer: 100 where a body was waited for.
+    pub interim: Vec<u16>,
+    /// The status.
+    pub status: u16,
+    /// `HTTP/2` or so.
+    pub version: String,
+    /// Names, in lower case, and values.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Told {
+    /// The first value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut all = self.headers.iter();
+        all.find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// It is none.
+    pub fn json(&self) -> Value {
+        let value = serde_json::from_slice(&self.body);
+        value.unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The code of the error that it is.
+    ///
+    /// # Panics
+    /// It is no JSON.
+    pub fn code(&self) -> String {
+        let code = self.json()["error"]["code"].as_str().map(str::to_owned);
+        code.unwrap_or_default()
+    }
+}
+
+/// Runs curl, which believes every certificate, on an address with these arguments.
+///
+/// # Panics
+/// It gets no answer, or is not installed.
+pub fn curl(url: &str, arguments: &[&str]) -> Told {
+    let mut command = Command::new("curl");
+    command
+        .args(["--silent", "--show-error", "--insecure", "--include"])
+        .args(["--path-as-is", "--max-time", CURL_SECONDS])
+        .args(arguments)
+        .arg(url);
+    let output = command.output().expect("curl is installed by the set-up");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{url} {arguments:?}: {error}");
+    parse(&output.stdout)
+}
+
+/// Reads what `--include` prints.
+fn parse(text: &[u8]) -> Told {
+    let mut interim = Vec::new();
+    let mut rest = text;
+    loop {
+        let end = memchr::memmem::find(rest, b"\r\n\r\n").expect("a head");
+        let head = String::from_utf8_lossy(&rest[..end]).into_owned();
+        rest = &rest[end + 4..];
+        let mut lines = head.lines();
+        let mut first = lines.next().unwrap_or_default().split(' ');
+        let version = first.next().unwrap_or_default().to_owned();
+        let status = first.next().and_then(|status| status.parse().ok());
+        let status = status.expect("a status");
+        if status < 200 {
+            interim.push(status);
+            continue;
+        }
+        let headers = lines.filter_map(|line| line.split_once(':'));
+        return Told {
+            interim,
+            status,
+            version,
+            headers: headers
+                .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
+                .collect(),
+            body: rest.to_vec(),
+        };
+    }
+}

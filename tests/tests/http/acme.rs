@@ -1,0 +1,146 @@
+//! A node whose certificate is renewed while people read: nobody is cut off.
+
+use std::io::{BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use alknet_tests::pebble::{Authority, Manners, Port};
+use alknet_tests::{Bench, Web};
+use serde_json::json;
+
+/// The node's name, which the authority's name server says is here.
+const NAME: &str = "edge.example";
+
+/// How long certificates are good, in seconds: they are renewed after two thirds of it.
+const LIFETIME_S: u64 = 60;
+
+/// How many of a hundred requests the authority refuses because of their nonces. The library asks three
+/// times, and the node again after a minute.
+const REFUSED_PERCENT: u8 = 15;
+
+/// Length of what is downloaded; a sparse file.
+const FILE_BYTES: u64 = 256 << 20;
+
+/// What is read of it at once while the renewal is waited for: the rest waits at the node.
+const SOME_BYTES: usize = 64 << 10;
+
+/// Longest run of curl, in seconds.
+const SECONDS: &str = "600";
+
+#[test]
+fn a_renewal_ends_no_download_and_no_stream() {
+    let bench = Bench::new();
+    let (authority, port) = (Authority::new(), Port::free());
+    let www = bench.path().join("www");
+    std::fs::create_dir(&www).expect("the bench's folder is ours");
+    let file = std::fs::File::create(www.join("large.bin"));
+    let sized = file.and_then(|file| file.set_len(FILE_BYTES));
+    sized.expect("a sparse file costs nothing");
+    let document = document(&authority, &www);
+    let pebble = authority.open(&Manners {
+        http: 1,
+        tls: port.number(),
+        lifetime_s: LIFETIME_S,
+        refused_percent: REFUSED_PERCENT,
+    });
+    let web = Web::start_at(&bench, port.give(), &document);
+    let first = pebble.certificate_at(web.address(), NAME, None, || ());
+
+    let root = pebble.root();
+    let begin = |version| Download::begin(web.address(), &root, version);
+    let mut downloads = ["--http1.1", "--http2"].map(begin);
+    let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;
+    let mut events = web.events(&web.admin, follow, &[]);
+    assert!(events.next().is_some(), "a stream of events");
+
+    pebble.certificate_at(web.address(), NAME, Some(&first), || {
+        downloads.iter_mut().for_each(Download::some);
+    });
+    for download in downloads {
+        download.end();
+    }
+    assert_eq!(web.curl("/after-the-renewal", &[]).status, 404);
+    let told = events.any(|event| event.to_string().contains("/after-the-renewal"));
+    assert!(told, "the stream ended");
+    let info = web.node.call("node/info", &json!({}));
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+}
+
+fn document(authority: &Authority, www: &Path) -> String {
+    let directory = authority.directory("localhost");
+    format!(
+        r#"
+[http]
+site = "{}"
+
+[tls]
+roots = "{}"
+
+[tls.acme]
+domains = ["{NAME}"]
+directory = "{directory}"
+challenge = "tls-alpn-01"
+"#,
+        www.display(),
+        authority.roots().display()
+    )
+}
+
+/// curl that believes the authority and nobody else, and writes what it reads where it is asked for.
+struct Download {
+    curl: Child,
+    output: BufReader<ChildStdout>,
+    seen: u64,
+    version: &'static str,
+}
+
+impl Download {
+    fn begin(node: SocketAddr, root: &Path, version: &'static str) -> Self {
+        let port = node.port();
+        let mut curl = Command::new("curl")
+            .args(["--silent", "--show-error", "--fail", "--no-buffer"])
+            .args([version, "--max-time", SECONDS, "--cacert"])
+            .arg(root)
+            .args(["--resolve", &format!("{NAME}:{port}:{}", node.ip())])
+            .arg(format!("https://{NAME}:{port}/large.bin"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("curl is installed by the set-up");
+        let output = curl.stdout.take().expect("it was asked for above");
+        let mut download = Self {
+            curl,
+            output: BufReader::new(output),
+            seen: 0,
+            version,
+        };
+        download.some();
+        download
+    }
+
+    /// Reads a little more.
+    fn some(&mut self) {
+        let mut some = vec![0; SOME_BYTES];
+        let read = self.output.read_exact(&mut some);
+        read.unwrap_or_else(|error| panic!("{}: {error} after {}", self.version, self.seen));
+        self.seen += SOME_BYTES as u64;
+        assert!(self.seen < FILE_BYTES, "it ended before the renewal");
+    }
+
+    /// Reads the rest, which is all there is.
+    fn end(mut self) {
+        let rest = std::io::copy(&mut self.output, &mut std::io::sink());
+        let status = self.curl.wait().expect("it is our child");
+        assert!(status.success(), "{}: {status}", self.version);
+        let whole = self.seen + rest.expect("a pipe");
+        assert_eq!(whole, FILE_BYTES, "{}", self.version);
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // It has ended, or the test has failed.
+        let _ = self.curl.kill();
+        let _ = self.curl.wait();
+    }
+}

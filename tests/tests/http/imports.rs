@@ -1,0 +1,386 @@
+//! Servers of others as operations of a node: an API that a document describes, and tools. Requests from
+//! outside do not reach them; an operation of the node that uses them does.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+
+use alknet_tests::tools::client;
+use alknet_tests::{Bench, Relay, Server, Told, Web, binary, curl, eventually};
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+/// What nobody may see.
+const HUSH: &str = "hush-7c1d-this-is-for-the-server-alone";
+
+/// SHA-256 of `hello`, as everybody computes it.
+const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+/// Lets an import go to this host, without TLS.
+const HERE: &str = "private = [\"127.0.0.1\"]";
+
+fn openapi(namespace: &str, port: u16, document: &str, more: &str) -> String {
+    format!(
+        "[[http.import]]\nkind = \"openapi\"\nnamespace = \"{namespace}\"\nplain = true\n\
+         document = \"{document}\"\nbase_url = \"http://127.0.0.1:{port}/api\"\n{more}\n"
+    )
+}
+
+fn mcp(namespace: &str, port: u16) -> String {
+    format!(
+        "[[http.import]]\nkind = \"mcp\"\nnamespace = \"{namespace}\"\nplain = true\n\
+         url = \"http://127.0.0.1:{port}/mcp\"\n{HERE}\n"
+    )
+}
+
+/// A port that nobody listens at: it was free just now.
+fn nobody() -> u16 {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    free.expect("a port").port()
+}
+
+/// A node with these imports, and an operation that uses them.
+struct Importer {
+    web: Web,
+    bench: Bench,
+}
+
+impl Importer {
+    fn start(bench: Bench, imports: &str, uses: &[&str]) -> Self {
+        let relay = Relay::new(&bench, uses);
+        let description = fs::copy(client("api.yaml"), bench.path().join("api.yaml"));
+        description.expect("the folder is ours");
+        let web = Web::start(&bench, &format!("{}{imports}", relay.configuration()));
+        relay.promote(web.node.target());
+        Self { web, bench }
+    }
+
+    fn target(&self) -> &str {
+        self.web.node.target()
+    }
+
+    fn ask(&self, operation: &str, input: &Value) -> Value {
+        Relay::ask(self.bench.admin(), self.target(), operation, input)
+    }
+
+    fn answer(&self, operation: &str, input: &Value) -> Value {
+        let mut answer = self.ask(operation, input);
+        assert!(answer["error"].is_null(), "{operation}: {answer:#}");
+        answer["output"].take()
+    }
+
+    fn error(&self, operation: &str, input: &Value) -> Value {
+        let mut answer = self.ask(operation, input);
+        assert!(answer["error"].is_object(), "{operation}: {answer:#}");
+        answer["error"].take()
+    }
+
+    fn code(&self, operation: &str, input: &Value) -> String {
+        let code = self.error(operation, input)["code"].take();
+        code.as_str().unwrap_or_default().to_owned()
+    }
+
+    fn list(&self, prefix: &str) -> Value {
+        Relay::list(self.bench.admin(), self.target(), prefix)
+    }
+
+    /// Waits for an operation, which comes when its import is done.
+    fn until_there(&self, operation: &str) {
+        eventually(operation, || {
+            let listed = self.list(operation);
+            let found = listed.as_array().expect("a list");
+            found.iter().any(|one| one == operation).then_some(())
+        });
+    }
+
+    /// What the node says of itself to whoever asks whether it is well.
+    fn health(&self) -> String {
+        self.web.curl("/healthz", &[]).text()
+    }
+
+    fn log(&self) -> String {
+        let input = json!({ "last": 100_000 });
+        let admin = self.bench.admin();
+        admin.call(self.target(), "node/log", &input, &[]).output
+    }
+
+    /// As a model's client asks by hand.
+    fn model(&self, token: &str, operation: &str, input: &Value) -> Told {
+        let arguments = json!({ "operation": operation, "input": input });
+        let params = json!({ "name": "call", "arguments": arguments });
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
+        let accept = "Accept: application/json, text/event-stream";
+        let arguments = ["--header", accept, "--json", &body.to_string()];
+        self.web.curl_as(token, "/mcp", &arguments)
+    }
+
+    fn call(&self, token: &str, operation: &str, input: &Value) -> Told {
+        let body = json!({ "operation": operation, "input": input });
+        self.web.post(token, "/call", &body.to_string())
+    }
+}
+
+/// What a server was asked at a path.
+fn told(server: &Server, method: &str, path: &str) -> usize {
+    let all = curl(&server.url("/told"), &[]).json();
+    let all = all.as_array().expect("a list").iter();
+    all.filter(|one| one["method"] == method && one["path"] == path)
+        .count()
+}
+
+#[test]
+fn an_api_becomes_operations_that_answer_as_it_does() {
+    let api = Server::api(0, None);
+    let imports = openapi("api", api.port(), "cfg:/api.yaml", HERE);
+    let node = Importer::start(Bench::new(), &imports, &["api/*"]);
+    node.until_there("api/getNote");
+    let all = [
+        "addFile",
+        "addNote",
+        "away",
+        "busy/ask",
+        "busy/change",
+        "events",
+        "getNote",
+        "me",
+    ];
+    let all: Vec<_> = all.iter().map(|name| format!("api/{name}")).collect();
+    assert_eq!(node.list("api/"), json!(all));
+
+    // Where the server is, the document does not say.
+    let note = node.answer("api/getNote", &json!({ "id": "a/b c", "lang": "de" }));
+    assert_eq!(note, json!({ "id": 1, "text": "a/b c", "lang": "de" }));
+    assert_eq!(told(&api, "GET", "/api/notes/a%2Fb%20c?lang=de"), 1);
+    let kept = node.answer("api/addNote", &json!({ "body": { "text": "x" } }));
+    assert_eq!(kept, json!({ "id": 7, "text": "x" }));
+    let body = json!({ "name": "n", "data": BASE64.encode(b"hello") });
+    let file = node.answer("api/addFile", &json!({ "body": body }));
+    assert_eq!(file["data"], json!({ "bytes": 5, "sha256": HELLO }));
+    let follow = |operation| {
+        let input = Value::Null;
+        Relay::follow(node.bench.admin(), node.target(), operation, &input)
+    };
+    let event = |n: u32| json!({ "event": "tick", "id": n.to_string(), "data": { "n": n } });
+    assert_eq!(
+        follow("api/events")["output"],
+        json!([event(0), event(1), event(2)])
+    );
+
+    // What cannot be right is not sent; what the server refuses is said as it says it.
+    let wrong = json!({ "body": { "text": "" } });
+    assert_eq!(node.code("api/addNote", &wrong), "INVALID_INPUT");
+    assert_eq!(told(&api, "POST", "/api/notes"), 1);
+    let error = node.error("api/getNote", &json!({ "id": "none" }));
+    assert_eq!(error["code"], "HTTP_404", "{error:#}");
+    assert_eq!(error["details"]["body"]["message"], "no note none");
+    // A question is asked again when the server may answer later, a change is not.
+    assert_eq!(node.answer("api/busy/ask", &Value::Null), "12");
+    assert_eq!(told(&api, "GET", "/api/busy"), 3);
+    let error = node.error("api/busy/change", &Value::Null);
+    assert_eq!(
+        (&error["code"], &error["retryable"]),
+        (&json!("HTTP_503"), &json!(true))
+    );
+    assert_eq!(told(&api, "POST", "/api/busy"), 1);
+    // Nobody is sent elsewhere.
+    assert_eq!(node.code("api/away", &Value::Null), "UNAVAILABLE");
+}
+
+#[test]
+fn imports_are_reached_through_operations_and_by_nobody_from_outside() {
+    let api = Server::api(0, None);
+    let imports = openapi("api", api.port(), "cfg:/api.yaml", HERE);
+    let node = Importer::start(Bench::new(), &imports, &["api/getNote"]);
+    node.until_there("api/getNote");
+    let (web, id) = (&node.web, json!({ "id": "a" }));
+    let note = json!({ "id": 1, "text": "a", "lang": null });
+
+    // The one that uses it is called over every way there is, by whoever may.
+    let input = Relay::input("api/getNote", &id);
+    let path = format!("/{}", Relay::PATH);
+    let answer = node.call(&web.admin, &path, &input).json();
+    assert_eq!(answer["output"]["output"], note, "{answer:#}");
+    let answer = node.model(&web.admin, &path, &input).json();
+    let output = &answer["result"]["structuredContent"]["output"];
+    assert_eq!(*output, note, "{answer:#}");
+    assert_eq!(node.call(&web.reader, &path, &input).status, 403);
+    // It reaches what it was given and nothing else of the server.
+    assert_eq!(node.code("api/me", &Value::Null), "NOT_FOUND");
+
+    // The operation itself is there for nobody, administrators among them.
+    let admin = node.bench.admin();
+    let refused = admin.call(node.target(), "api/getNote", &id, &[]);
+    assert_eq!(refused.code(), "NOT_FOUND");
+    assert_eq!(node.call(&web.admin, "/api/getNote", &id).status, 404);
+    let answer = node.model(&web.admin, "/api/getNote", &id).json();
+    assert_eq!(answer["result"]["isError"], true, "{answer:#}");
+    let schema = "/schema?operation=/api/getNote";
+    assert_eq!(web.curl_as(&web.admin, schema, &[]).status, 404);
+    let found = web.curl_as(&web.admin, "/search?q=api/&limit=500", &[]);
+    assert_eq!(found.json()["operations"], json!([]));
+    assert_eq!(told(&api, "GET", "/api/notes/a"), 2);
+}
+
+#[test]
+fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
+    let port = nobody();
+    let gone = nobody();
+    let api = Server::api(0, None);
+    let imports = [
+        openapi("api", api.port(), "cfg:/api.yaml", HERE),
+        openapi("near", api.port(), "cfg:/api.yaml", ""),
+        openapi("gone", gone, "cfg:/api.yaml", HERE),
+        openapi("absent", api.port(), "cfg:/absent.yaml", HERE),
+        openapi(
+            "later",
+            port,
+            &format!("http://127.0.0.1:{port}/api.yaml"),
+            HERE,
+        ),
+    ];
+    let uses = ["api/*", "near/*", "gone/*", "absent/*", "later/*"];
+    let node = Importer::start(Bench::new(), &imports.concat(), &uses);
+    for there in ["api/getNote", "near/getNote", "gone/getNote"] {
+        node.until_there(there);
+    }
+    let id = json!({ "id": "a" });
+    let well = |namespace: &str| {
+        let note = node.answer(&format!("{namespace}/getNote"), &id);
+        assert_eq!(note["text"], "a", "{namespace}");
+    };
+    well("api");
+    let error = node.error("near/getNote", &id);
+    assert_eq!(error["code"], "UNAVAILABLE", "{error:#}");
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.contains("no public address"), "{message}");
+    assert_eq!(node.code("gone/getNote", &id), "UNAVAILABLE");
+    assert_eq!(told(&api, "GET", "/api/notes/a"), 1);
+
+    // What is wrong is said, and no more of the node is missing than what it is about.
+    assert!(node.health().contains("import-failed"), "{}", node.health());
+    assert_eq!(node.code("absent/getNote", &id), "NOT_FOUND");
+    let log = node.log();
+    for wrong in ["import absent: ", "import later: "] {
+        assert!(log.contains(wrong), "{wrong}");
+    }
+    well("api");
+    // A document that is not there yet is asked for again.
+    let later = Server::api(port, None);
+    node.until_there("later/getNote");
+    well("later");
+    assert_eq!(told(&later, "GET", "/api.yaml"), 1);
+
+    // A server that dies takes nothing along, and is asked as soon as it is back.
+    drop(later);
+    assert_eq!(node.code("later/getNote", &id), "UNAVAILABLE");
+    well("api");
+    let _later = Server::api(port, None);
+    well("later");
+}
+
+/// A host has no vault: secrets are sealed on machines only, and are tried there.
+#[test]
+fn without_a_vault_an_import_that_needs_a_secret_asks_nobody() {
+    let bench = Bench::new();
+    let file = bench.path().join("token");
+    fs::write(&file, HUSH).expect("the folder is ours");
+    let api = Server::api(0, file.to_str());
+    let credential = "[[credentials]]\nname = \"api\"\nkind = \"bearer\"\n";
+    let imports = [
+        credential.to_owned(),
+        openapi(
+            "mine",
+            api.port(),
+            "cfg:/api.yaml",
+            &format!("{HERE}\ncredential = \"api\""),
+        ),
+        openapi("open", api.port(), "cfg:/api.yaml", HERE),
+    ];
+    let node = Importer::start(bench, &imports.concat(), &["mine/*", "open/*"]);
+    for there in ["mine/me", "open/me"] {
+        node.until_there(there);
+    }
+    let error = node.error("mine/me", &Value::Null);
+    assert_eq!(error["code"], "UNAVAILABLE", "{error:#}");
+    assert_eq!(error["details"]["reason"], "no_vault", "{error:#}");
+    assert_eq!(told(&api, "GET", "/api/me"), 0);
+    // Who does not bring it is told so by the server.
+    assert_eq!(node.code("open/me", &Value::Null), "HTTP_401");
+    // Where the document says that nobody has to be anybody, nothing is missing.
+    assert_eq!(
+        node.answer("mine/getNote", &json!({ "id": "a" }))["text"],
+        "a"
+    );
+}
+
+#[test]
+fn tools_of_another_server_come_and_go_with_it() {
+    let port = nobody();
+    let node = Importer::start(Bench::new(), &mcp("tools", port), &["tools/*"]);
+    // Nobody is there yet: there is nothing to call, and the node is as it was.
+    let sum = json!({ "a": 2, "b": 3 });
+    assert_eq!(node.code("tools/add", &sum), "NOT_FOUND");
+    let server = Server::mcp(port, None);
+    node.until_there("tools/add");
+    assert_eq!(
+        node.list("tools/"),
+        json!(["tools/add", "tools/fail", "tools/files_list", "tools/grow"])
+    );
+    assert_eq!(node.answer("tools/add", &sum), json!({ "sum": 5 }));
+    let text = node.answer("tools/files_list", &json!({}));
+    assert_eq!(text["content"][0]["text"], "{\"looks\": \"like JSON\"}");
+    let error = node.error("tools/fail", &json!({}));
+    assert_eq!(error["code"], "MCP_TOOL_ERROR", "{error:#}");
+    let path = format!("/{}", Relay::PATH);
+    let input = Relay::input("tools/add", &sum);
+    let answer = node.model(&node.web.admin, &path, &input).json();
+    let output = &answer["result"]["structuredContent"]["output"];
+    assert_eq!(*output, json!({ "sum": 5 }), "{answer:#}");
+
+    // The server says that it has another tool.
+    node.answer("tools/grow", &json!({}));
+    node.until_there("tools/late");
+    let late = node.answer("tools/late", &json!({}));
+    assert_eq!(late["content"][0]["text"], "better late");
+
+    // It dies, and what was imported stays without an answer.
+    drop(server);
+    assert_eq!(node.code("tools/add", &sum), "UNAVAILABLE");
+    assert_eq!(
+        node.call(&node.web.admin, "/node/info", &json!({})).status,
+        200
+    );
+    // It comes back without the tool that it got, which nobody told of while nobody listened.
+    let _server = Server::mcp(port, None);
+    eventually("the tools of the new server", || {
+        let listed = node.list("tools/late");
+        listed.as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    assert_eq!(node.answer("tools/add", &sum), json!({ "sum": 5 }));
+    assert_eq!(node.code("tools/late", &json!({})), "NOT_FOUND");
+}
+
+/// Nothing imported takes the place of an operation of the node's own, or comes to be reached as one.
+#[test]
+fn namespaces_of_the_node_are_its_own() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let listed = node.call("services/list", &json!({ "limit": 1000 }));
+    let operations = listed["operations"].as_array().expect("a list").iter();
+    let names = operations.map(|one| one["namespace"].as_str().expect("a name"));
+    let names: BTreeSet<_> = names.collect();
+    assert!(names.contains("node"), "{names:?}");
+    let file = bench.path().join("taken.toml");
+    for name in names {
+        let document = openapi(name, 1, "cfg:/api.yaml", HERE);
+        fs::write(&file, document).expect("the folder is ours");
+        let mut command = Command::new(binary());
+        command.args(["config", "check"]).arg(&file);
+        let checked = command.output().expect("the binary can be started");
+        let said = [checked.stdout, checked.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let refused = !checked.status.success() && said.contains("is the node's own");
+        assert!(refused, "{name}: {said}");
+    }
+}

@@ -1,0 +1,177 @@
+//! The document at `/openapi.json`, held against the node that serves it: by schemathesis, which asks for
+//! what it allows and for some of what it does not, and by a client that a generator made of it.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use alknet_tests::tools::{client, variable};
+use alknet_tests::{Bench, Web};
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+use super::{Faults, judge, limited, printed};
+
+const KNOWN: &str = include_str!("document.txt");
+
+/// Requests that are made up for each path. They are the same in every run.
+const EXAMPLES: &str = "50";
+
+/// Fewer requests than this looked at next to nothing.
+const REQUESTS: u64 = 300;
+
+/// Enough for a client that guesses: requests, and tokens that stand for nobody.
+const PATIENT: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\nfailures_per_minute = 1000\n\
+[http]\nrequests_per_second = 100000\nrequests_burst = 100000\nstranger_requests_per_second = 100000\n";
+
+/// A node that takes much, and a token that may do no harm.
+fn patient(bench: &Bench) -> (Web, String) {
+    let web = Web::start(bench, "");
+    let keys = format!("node.admin_keys = [\"{}\"]\n", bench.admin().identity());
+    let document = json!({ "document": keys + PATIENT });
+    web.node.call("config/apply", &document);
+    let scopes = json!({ "scopes": ["node:read", "metrics:read"] });
+    let made = web.node.call("token/make", &scopes);
+    let token = made["token"].as_str().expect("a token").to_owned();
+    (web, token)
+}
+
+/// What a request was found fault with, in words that stay the same.
+fn fault(failure: &Value, response: &Value) -> (String, String) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (message, kind) = (text(&failure["message"]), text(&failure["type"]));
+    let why = match kind.as_str() {
+        "AcceptedNegativeData" => message.split("Invalid component: ").nth(1),
+        "RejectedPositiveData" => None,
+        _ => message.lines().next(),
+    };
+    let body = text(&response["content"]["$base64"]);
+    let body = BASE64.decode(body.as_bytes()).unwrap_or_default();
+    let told: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let told = text(&told["error"]["message"]);
+    let operation = text(&failure["operation"]);
+    let name = format!("{kind}: {}, {operation}", why.unwrap_or(&told));
+    (name, format!("{} {told}", response["status_code"]))
+}
+
+/// Everything that its report, a line for each event, has to complain about.
+fn faults(report: &str) -> Faults {
+    let mut faults = Faults::new();
+    for line in report.lines() {
+        let event: Value = serde_json::from_str(line).expect("it writes JSON");
+        let recorder = &event["ScenarioFinished"]["recorder"];
+        let cases = recorder["checks"].as_object().into_iter().flatten();
+        for (case, checks) in cases {
+            let response = &recorder["interactions"][case]["response"];
+            for check in checks.as_array().into_iter().flatten() {
+                let failure = &check["failure_info"]["failure"];
+                if failure.is_object() {
+                    faults.extend([fault(failure, response)]);
+                }
+            }
+        }
+    }
+    faults
+}
+
+/// Its settings, in a file, since arguments are for everybody to see. What is made up by dice is held
+/// against the form of answers only: whether it meets something known is up to them.
+fn settings(token: &str) -> String {
+    let headers = format!("Authorization = \"Bearer {token}\"");
+    format!(
+        "tls-verify = false\nheaders = {{ {headers} }}\n\
+         [[operations]]\ninclude-path = \"/subscribe\"\n\
+         headers = {{ {headers}, Prefer = \"respond-async\" }}\n\
+         [phases.fuzzing.checks]\n\
+         negative_data_rejection.enabled = false\npositive_data_acceptance.enabled = false\n"
+    )
+}
+
+/// What it says in short, and its report.
+fn schemathesis(bench: &Bench, web: &Web, token: &str) -> (Value, String) {
+    let folder = bench.path();
+    std::fs::write(folder.join("schemathesis.toml"), settings(token)).expect("room");
+    let said = printed(
+        limited(500, "python3")
+            .args(["-m", "schemathesis.cli", "--config-file"])
+            .args(["schemathesis.toml", "run", "--no-color"])
+            .args(["--phases", "examples,coverage,fuzzing"])
+            .args(["--max-examples", EXAMPLES, "--generation-deterministic"])
+            .args(["--continue-on-failure", "--report", "json,ndjson"])
+            .args(["--report-json-path", "report.json"])
+            .args(["--report-ndjson-path", "report.ndjson"])
+            .arg(web.url("/openapi.json"))
+            .env("PYTHONPATH", variable("ALKNET_TEST_SCHEMATHESIS"))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .current_dir(folder),
+    );
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(folder.join(name));
+        text.unwrap_or_else(|error| panic!("{error}: {said}"))
+    };
+    let summary = serde_json::from_str(&read("report.json"));
+    let summary = summary.unwrap_or_else(|error| panic!("{error}: {said}"));
+    (summary, read("report.ndjson"))
+}
+
+#[test]
+fn a_node_answers_as_its_document_says() {
+    let bench = Bench::new();
+    let (web, token) = patient(&bench);
+    let (summary, report) = schemathesis(&bench, &web, &token);
+    assert_eq!(summary["complete"], true, "{summary:#}");
+    assert_eq!(summary["errors"], json!([]), "{summary:#}");
+    let operations = &summary["operations"];
+    assert_eq!(operations["tested"], operations["total"], "{summary:#}");
+    let requests = summary["test_cases"]["generated"].as_u64();
+    assert!(requests >= Some(REQUESTS), "{summary:#}");
+    judge(KNOWN, &faults(&report));
+}
+
+/// Python with the packages of the generator, in the bench's folder, where its client lies.
+fn python(bench: &Bench) -> Command {
+    let packages = variable("ALKNET_TEST_OPENAPI_PYTHONPATH");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = limited(300, "python3");
+    command
+        .env("PATH", format!("{packages}/bin:{path}"))
+        .env(
+            "PYTHONPATH",
+            format!("{packages}:{}", bench.path().display()),
+        )
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .current_dir(bench.path());
+    command
+}
+
+#[test]
+fn a_generated_client_calls_a_node() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let document = web.curl_as(&web.reader, "/openapi.json", &[]);
+    assert_eq!(document.status, 200, "{document:?}");
+    std::fs::write(bench.path().join("openapi.json"), document.body).expect("room");
+    let generate = ["-m", "openapi_python_client", "generate"];
+    let options = ["--meta", "none", "--path", "openapi.json"];
+    let output = python(&bench)
+        .args(generate)
+        .args(options)
+        .args(["--output-path", "client"])
+        .output()
+        .expect("Python is installed by the set-up");
+    assert!(output.status.success(), "{output:?}");
+    let mut child = python(&bench)
+        .arg(client("generated.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("Python is installed by the set-up");
+    let wrong = json!({ "operation": "/node/info", "input": { "no such member": 1 } });
+    let given = json!({ "url": web.url(""), "token": web.reader, "wrong": wrong });
+    let mut input = child.stdin.take().expect("it was asked for above");
+    write!(input, "{given}").expect("it reads");
+    drop(input);
+    let output = child.wait_with_output().expect("it is our child");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"fine\n", "{output:?}");
+}

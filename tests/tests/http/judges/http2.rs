@@ -1,0 +1,99 @@
+//! RFC 9113, rule by rule, by httpwg, which tries what h2spec does.
+
+use alknet_core::{Carriage, Connection};
+use alknet_endpoint::{Dialer, Target};
+use alknet_tests::tools::variable;
+use alknet_tests::{Bench, Web};
+use alknet_tls::NodeKey;
+use tokio::io::{AsyncWriteExt, copy};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::block_in_place;
+
+use super::{Faults, judge, limited, printed};
+
+const KNOWN: &str = include_str!("http2.txt");
+
+/// Fewer cases than this were not all of them.
+const CASES: usize = 90;
+
+/// The suite knows no TLS: whoever connects to this speaks to the node through it.
+async fn carry_all(listener: TcpListener, target: Target) {
+    let key = NodeKey::generate().expect("the system has entropy");
+    let dialer = Dialer::new(Some(key));
+    while let Ok((plain, _)) = listener.accept().await {
+        let dialled = dialer.dial_over(Carriage::Tcp, &target, b"h2").await;
+        tokio::spawn(carry(plain, dialled.expect("anybody may connect")));
+    }
+}
+
+async fn carry(plain: TcpStream, connection: Connection) {
+    let streams = connection.accept_bi().await;
+    let (mut send, mut recv) = streams.expect("a connection over TCP has one stream");
+    let (mut from, mut to) = plain.into_split();
+    let there = async {
+        // Either side may end in any way, which the other is to see as an end.
+        let _ = copy(&mut from, &mut send).await;
+        let _ = send.shutdown().await;
+    };
+    let back = async {
+        let _ = copy(&mut recv, &mut to).await;
+        let _ = to.shutdown().await;
+    };
+    tokio::join!(there, back);
+}
+
+/// A node that answers whatever is asked for at `/`, as often as it is asked.
+fn with_a_page(bench: &Bench) -> Web {
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    std::fs::write(folder.join("index.html"), "<!doctype html>\n").expect("room");
+    let config = format!(
+        "[http]\nsite = \"{}\"\ndecoy = \"site\"\nrequests_per_second = 10000\n\
+         requests_burst = 10000\nstranger_requests_per_second = 10000\n",
+        folder.display()
+    );
+    Web::start(bench, &config)
+}
+
+/// Cases that failed, and what was said of each. One that panics does not say that it failed.
+fn failed(said: &str) -> Faults {
+    let mut faults = Faults::new();
+    let mut all = 0;
+    for case in said.split("Running test: ").skip(1) {
+        all += 1;
+        let (name, rest) = case.split_once('\n').unwrap_or((case, ""));
+        let passed = format!("Test passed: {name}");
+        if !rest.contains(&passed) {
+            let lines = rest.lines().map(str::trim);
+            let seen: Vec<_> = lines.filter(|line| !line.is_empty()).take(6).collect();
+            faults.insert(name.to_owned(), seen.join("; "));
+        }
+    }
+    assert!(all >= CASES, "{all} cases: {said}");
+    faults
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rules_of_http2_are_kept() {
+    let bench = Bench::new();
+    let web = with_a_page(&bench);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    let relay = tokio::spawn(carry_all(listener, web.target()));
+    let said = block_in_place(|| {
+        printed(
+            limited(500, &variable("ALKNET_TEST_HTTPWG"))
+                .args(["--address", &address.to_string(), "--verbose"])
+                // In milliseconds: enough on a busy host. What never comes is waited for as long.
+                .args(["--frame-timeout", "2000", "--connect-timeout", "10000"])
+                .env("SEQUENTIAL", "1")
+                .env("RUST_LOG", "off")
+                .env("NO_COLOR", "1"),
+        )
+    });
+    assert!(!relay.is_finished(), "{said}");
+    relay.abort();
+    judge(KNOWN, &failed(&said));
+    let told = block_in_place(|| web.curl("/healthz", &["--http2"]));
+    assert_eq!(told.status, 200);
+}

@@ -1,0 +1,83 @@
+//! What tools of others say of our HTTP server.
+//!
+//! What one of them finds fault with and is meant to be so, or is a library's of others, stands in a list
+//! beside its test, with the reason. A test fails where one fault more is found, and where one of its
+//! list is found no more: then the line is taken out.
+
+mod document;
+mod http2;
+mod http3;
+mod slow;
+mod tls;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::process::Command;
+
+use alknet_tests::Web;
+
+/// What was found, by the name of each fault.
+type Faults = BTreeMap<String, String>;
+
+/// What an attack may make the node's memory grow by, with what the allocator keeps of it.
+const GROWTH_BYTES: u64 = 64 << 20;
+
+/// Fails unless `faults` are those that `list` has. Each line of it is a fault's name or its beginning,
+/// ` | ` and the reason; `#` begins a remark. `? ` goes before what is found or not, by which of two things
+/// is faster.
+fn judge(list: &str, faults: &Faults) {
+    let lines = list.lines().map(str::trim);
+    let known: Vec<(&str, bool)> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(known)
+        .collect();
+    let mut wrong = String::new();
+    for (name, seen) in faults {
+        if !known.iter().any(|(known, _)| name.starts_with(known)) {
+            let _ = writeln!(wrong, "new: {name}: {seen}");
+        }
+    }
+    for (known, always) in known {
+        if always && !faults.keys().any(|name| name.starts_with(known)) {
+            let _ = writeln!(wrong, "found no more, take it out of the list: {known}");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// A line of a list: the name, and whether it is always found.
+fn known(line: &str) -> (&str, bool) {
+    let Some((name, _reason)) = line.split_once(" | ") else {
+        panic!("'{line}' gives no reason");
+    };
+    match name.strip_prefix("? ") {
+        Some(name) => (name, false),
+        None => (name, true),
+    }
+}
+
+/// A program with a limit, so that one that hangs fails its test.
+fn limited(seconds: u32, program: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg(seconds.to_string()).arg(program);
+    command
+}
+
+/// What a program printed on both of its outputs.
+fn printed(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}; `cargo xtask test` installs it"));
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Memory of the node's process.
+fn resident(web: &Web) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", web.node.pid()));
+    let text = text.expect("the node runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kib = kib.and_then(|kib| kib.parse::<u64>().ok());
+    kib.expect("the kernel says how much") << 10
+}

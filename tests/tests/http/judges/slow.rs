@@ -1,0 +1,163 @@
+//! slowhttptest: heads, bodies and readers that take their time, and ranges without number. Meanwhile
+//! others are served from another address, and the attack has no more connections than one address may.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+
+use alknet_tests::{Bench, Web, eventually};
+
+use super::{GROWTH_BYTES, resident};
+
+/// Connections that an attack tries to have: more than one address may.
+const WANTED: &str = "100";
+
+/// Connections that one address may have (docs/endpoint.md).
+const PER_ADDRESS: u64 = 64;
+
+/// An attack lasts no longer than this, in seconds. All that is cut off by a limit ends long before.
+const LASTS: &str = "150";
+
+/// What it says when the server has ended all of them.
+const ALL_ENDED: &str = "No open connections left";
+
+/// Somebody else's address on this host.
+const OTHERS: [&str; 3] = ["--http2", "--interface", "127.0.0.2"];
+
+/// Whether the attackers run to their end or are ended by the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Server,
+    Anybody,
+}
+
+/// The tool at work. It is ended when dropped.
+struct Attack<'a> {
+    web: &'a Web,
+    tool: Child,
+    before: u64,
+    /// Most connections that were seen at once.
+    most: u64,
+}
+
+impl<'a> Attack<'a> {
+    fn begin(bench: &Bench, web: &'a Web, path: &str, arguments: &[&str]) -> Self {
+        let output = bench.path().join("slowhttptest.txt");
+        let output = File::create(output).expect("the folder is ours");
+        let tool = Command::new("slowhttptest")
+            .args(arguments)
+            .args(["-c", WANTED, "-r", "50", "-p", "5", "-u", &web.url(path)])
+            .stdout(output)
+            .stderr(Stdio::null())
+            .current_dir(bench.path())
+            .spawn();
+        Self {
+            before: resident(web),
+            web,
+            tool: tool.expect("`cargo xtask test` installs slowhttptest"),
+            most: 0,
+        }
+    }
+
+    /// Serves others, within bounds.
+    fn survives(&mut self) {
+        let told = self.web.curl("/healthz", &OTHERS);
+        assert_eq!(told.status, 200, "{told:?}");
+        let now = connections(self.web);
+        assert!(now <= PER_ADDRESS, "{now} connections");
+        self.most = self.most.max(now);
+        let (before, now) = (self.before, resident(self.web));
+        assert!(now < before + GROWTH_BYTES, "{before} became {now}");
+    }
+
+    /// Watches it to its end.
+    fn ends(mut self, bench: &Bench, end: End) {
+        eventually("the attack ends", || {
+            self.survives();
+            self.tool.try_wait().expect("it is our child")
+        });
+        let text = std::fs::read(bench.path().join("slowhttptest.txt"));
+        let text = String::from_utf8_lossy(&text.expect("it was written")).into_owned();
+        assert!(text.contains("Exit status"), "{text}");
+        if end == End::Server {
+            assert!(text.contains(ALL_ENDED), "{text}");
+        }
+        eventually("the node forgets them", || {
+            (connections(self.web) == 0).then_some(())
+        });
+        self.survives();
+    }
+}
+
+impl Drop for Attack<'_> {
+    fn drop(&mut self) {
+        let _ = self.tool.kill();
+        let _ = self.tool.wait();
+    }
+}
+
+/// Connections of HTTP/1.1, which is what the tool speaks and nobody else here.
+fn connections(web: &Web) -> u64 {
+    let told = web.curl_as(&web.admin, "/metrics", &OTHERS);
+    assert_eq!(told.status, 200, "{told:?}");
+    let text = told.text();
+    let lines = text.lines().filter(|line| {
+        line.starts_with("alknet_connections{") && line.contains("alpn=\"http/1.1\"")
+    });
+    let number = |line: &str| line.rsplit(' ').next()?.parse::<u64>().ok();
+    lines.filter_map(number).sum()
+}
+
+/// A node with a file that nobody keeps in memory.
+fn with_a_file(bench: &Bench) -> Web {
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    std::fs::write(folder.join("large.bin"), vec![7; 4 << 20]).expect("room");
+    Web::start(bench, &format!("[http]\nsite = \"{}\"\n", folder.display()))
+}
+
+#[test]
+fn slow_heads_are_ended_and_others_are_served() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let arguments = ["-H", "-i", "2", "-x", "10", "-l", LASTS];
+    let mut attack = Attack::begin(&bench, &web, "/healthz", &arguments);
+    eventually("it has connections", || {
+        attack.survives();
+        (attack.most > 8).then_some(())
+    });
+    attack.ends(&bench, End::Server);
+}
+
+#[test]
+fn slow_bodies_are_ended_and_others_are_served() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let known = format!("application/json\r\nAuthorization: Bearer {}", web.reader);
+    // Of somebody who may not call anything, which need not be read, and of somebody who may.
+    for kind in ["application/json", &known] {
+        let body = ["-B", "-i", "1", "-x", "10", "-s", "9000", "-f", kind];
+        let arguments = [&body[..], &["-l", LASTS]].concat();
+        Attack::begin(&bench, &web, "/call", &arguments).ends(&bench, End::Server);
+    }
+}
+
+#[test]
+fn ranges_without_number_cost_little() {
+    let bench = Bench::new();
+    let web = with_a_file(&bench);
+    for method in ["HEAD", "GET"] {
+        let arguments = ["-R", "-a", "5", "-b", "2000", "-t", method, "-l", "20"];
+        Attack::begin(&bench, &web, "/large.bin", &arguments).ends(&bench, End::Anybody);
+    }
+}
+
+/// Nothing ends whoever reads slowly, for an answer may take its time. It costs a bounded number of
+/// connections and what a connection keeps of its answer.
+#[test]
+fn slow_readers_cost_little_and_others_are_served() {
+    let bench = Bench::new();
+    let web = with_a_file(&bench);
+    let reads = ["-X", "-n", "1", "-z", "32", "-w", "512", "-y", "1024"];
+    let arguments = [&reads[..], &["-k", "3", "-l", "20"]].concat();
+    Attack::begin(&bench, &web, "/large.bin", &arguments).ends(&bench, End::Anybody);
+}

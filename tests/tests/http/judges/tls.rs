@@ -1,0 +1,102 @@
+//! testssl.sh: versions, ciphers, forward secrecy, headers, and whether any of the known attacks works.
+
+use alknet_tests::{Bench, Web};
+use serde_json::Value;
+
+use super::{Faults, judge, limited, printed};
+
+const KNOWN: &str = include_str!("tls.txt");
+
+/// What it has to have looked at and found well: a check that did not run finds no fault either.
+const WELL: [&str; 22] = [
+    "SSLv2",
+    "SSLv3",
+    "TLS1_3",
+    "ALPN_HTTP2",
+    "cipherlist_NULL",
+    "cipherlist_aNULL",
+    "cipherlist_EXPORT",
+    "cipherlist_LOW",
+    "cipherlist_STRONG",
+    "PFS",
+    "PFS_ECDHE_curves",
+    "heartbleed",
+    "CCS",
+    "ticketbleed",
+    "ROBOT",
+    "secure_renego",
+    "secure_client_renego",
+    "BREACH",
+    "fallback_SCSV",
+    "DROWN",
+    "LOGJAM",
+    "LUCKY13",
+];
+
+/// What is no fault to it, and would be one to us.
+const NOT_OFFERED: [&str; 5] = [
+    "TLS1",
+    "TLS1_1",
+    "TLS1_2",
+    "cipherlist_3DES_IDEA",
+    "cipherlist_AVERAGE",
+];
+
+fn report(bench: &Bench, web: &Web) -> Vec<Value> {
+    let file = bench.path().join("testssl.json");
+    let said = printed(
+        limited(300, "testssl")
+            .args(["--quiet", "--color", "0", "--warnings", "off"])
+            // Everything it needs is here: it asks no resolver.
+            .args(["--nodns", "none", "--ip", "127.0.0.1"])
+            .args(["--protocols", "--std", "--pfs", "--headers"])
+            .arg("--vulnerable")
+            .arg("--jsonfile")
+            .arg(&file)
+            .arg(format!("localhost:{}", web.address().port()))
+            .current_dir(bench.path())
+            .env("TMPDIR", bench.path()),
+    );
+    // It exits with the number of its complaints.
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{error}: {said}"));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
+fn text<'a>(finding: &'a Value, member: &str) -> &'a str {
+    finding[member].as_str().expect("its members are text")
+}
+
+#[test]
+fn testssl_finds_no_weakness() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let findings = report(&bench, &web);
+    let mut faults = Faults::new();
+    for finding in &findings {
+        let seen = format!(
+            "{}: {}",
+            text(finding, "severity"),
+            text(finding, "finding")
+        );
+        if !matches!(text(finding, "severity"), "OK" | "INFO") {
+            faults.insert(text(finding, "id").to_owned(), seen);
+        }
+    }
+    judge(KNOWN, &faults);
+    let all = |id: &str| -> Vec<&Value> {
+        let found = findings.iter().filter(|one| text(one, "id") == id);
+        found.collect()
+    };
+    for id in WELL {
+        let found = all(id);
+        let well = found.iter().all(|one| text(one, "severity") == "OK");
+        assert!(!found.is_empty() && well, "{id}: {found:?}");
+    }
+    for id in NOT_OFFERED {
+        let found = all(id);
+        let without = found
+            .iter()
+            .all(|one| text(one, "finding") == "not offered");
+        assert!(!found.is_empty() && without, "{id}: {found:?}");
+    }
+}

@@ -1,0 +1,291 @@
+//! A node that tells strangers nothing does not tell them by how long it takes, either.
+//!
+//! What is measured is compared and never held against a number of seconds: two kinds of requests are
+//! asked in turns over one connection, and the two-sample test of Kolmogorov and Smirnov says whether
+//! their times could come from one distribution.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alknet_core::AuthToken;
+use alknet_endpoint::Target;
+use alknet_tests::{Bench, HostNode};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
+};
+use socket2::{Domain, Socket, Type};
+
+/// Requests of each kind that are compared.
+const SAMPLES: usize = 2000;
+
+/// How many of them go over one connection. Wrong tokens are counted by the address they come from, and
+/// each connection comes from another one: with [`LIMITS`] none is shut out.
+const ON_ONE_CONNECTION: usize = 500;
+
+/// How often two kinds that are one may be held for two: once in a million comparisons.
+const FALSE_ALARM: f64 = 1e-6;
+
+/// Comparisons in a row that have to tell two kinds apart: what else runs on the machine may do it once.
+const IN_A_ROW: usize = 3;
+
+/// How long an answer may take before a test calls it hung.
+const HUNG: Duration = Duration::from_secs(120);
+
+/// Room for wrong tokens, and quiet: a line of the log for each request would be most of the work.
+const LIMITS: &str = "[limits]\nfailures_per_minute = 1000\nhandshake_burst = 10000\n\
+                      handshakes_per_second = 10000\n[log]\nlevel = \"warn\"\n\
+                      [http]\nstealth = true\n";
+
+/// A header as long as `Authorization` that is none of HTTP's.
+const NOT_AUTHORIZATION: &str = "X-Nothing-New";
+
+/// What the pins of the node are for: here anybody may answer.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let provider = alknet_tls::provider();
+        provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// A connection of HTTP/1.1 that is kept.
+struct Kept {
+    tls: StreamOwned<ClientConnection, TcpStream>,
+    told: Vec<u8>,
+}
+
+impl Kept {
+    /// Opens one to `to`, from an address of this machine.
+    fn open(to: SocketAddr, from: Ipv4Addr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let from = SocketAddr::new(from.into(), 0);
+        socket.bind(&from.into()).expect("an address of loopback");
+        socket.connect(&to.into()).expect("the node listens");
+        let tcp = TcpStream::from(socket);
+        tcp.set_nodelay(true).expect("a socket of TCP");
+        tcp.set_read_timeout(Some(HUNG)).expect("a time-out");
+        let mut config = ClientConfig::builder_with_provider(alknet_tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("the provider has TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let name = ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST).into());
+        let tls = ClientConnection::new(Arc::new(config), name).expect("a name");
+        Self {
+            tls: StreamOwned::new(tls, tcp),
+            told: vec![0; 64 << 10],
+        }
+    }
+
+    /// Asks, and says how long the answer took to be whole, and what it was but for its date.
+    fn ask(&mut self, request: &str) -> (Duration, String) {
+        let began = Instant::now();
+        self.tls.write_all(request.as_bytes()).expect("it reads");
+        self.tls.flush().expect("it reads");
+        let mut had = 0;
+        while whole(&self.told[..had]) != Some(had) {
+            let read = self.tls.read(&mut self.told[had..]);
+            let read = read.expect("it answers");
+            assert!(read > 0, "it goes on after an answer");
+            had += read;
+        }
+        let took = began.elapsed();
+        let text = String::from_utf8_lossy(&self.told[..had]);
+        let lines = text.lines().filter(|line| !line.starts_with("date:"));
+        (took, lines.collect::<Vec<_>>().join("\n"))
+    }
+}
+
+/// Bytes of an answer that begins so, once its head is there.
+fn whole(told: &[u8]) -> Option<usize> {
+    let head = memchr::memmem::find(told, b"\r\n\r\n")? + 4;
+    let text = std::str::from_utf8(&told[..head]).expect("a head is text");
+    let mut lines = text.lines();
+    let length = lines.find_map(|line| line.strip_prefix("content-length:"));
+    let length = length.expect("an answer of known length").trim();
+    Some(head + length.parse::<usize>().expect("a number"))
+}
+
+fn request(method: &str, path: &str, header: Option<(&str, &str)>) -> String {
+    let header = header.map(|(name, value)| format!("{name}: Bearer {value}\r\n"));
+    let header = header.unwrap_or_default();
+    let body = if method == "POST" { "{}" } else { "" };
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{header}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// How far apart two samples are: the largest difference of their empirical distributions.
+fn distance(mut one: Vec<Duration>, mut other: Vec<Duration>) -> f64 {
+    one.sort_unstable();
+    other.sort_unstable();
+    let share = |sample: &[Duration], time: &Duration| {
+        let below = sample.partition_point(|taken| taken <= time);
+        below as f64 / sample.len() as f64
+    };
+    let times = one.iter().chain(&other);
+    times
+        .map(|time| (share(&one, time) - share(&other, time)).abs())
+        .fold(0.0, f64::max)
+}
+
+/// How far apart two samples of [`SAMPLES`] are of one distribution, but for [`FALSE_ALARM`].
+fn furthest() -> f64 {
+    let samples = SAMPLES as f64;
+    (-(FALSE_ALARM / 2.0).ln() / samples).sqrt()
+}
+
+/// Addresses nobody has asked from.
+struct Fresh(u8);
+
+impl Fresh {
+    fn next(&mut self) -> Ipv4Addr {
+        self.0 += 1;
+        Ipv4Addr::new(127, 0, 1, self.0)
+    }
+}
+
+/// Asks both in turns; how far apart their times are.
+fn compare(node: SocketAddr, fresh: &mut Fresh, [one, other]: [&str; 2]) -> f64 {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..SAMPLES / ON_ONE_CONNECTION {
+        let mut kept = Kept::open(node, fresh.next());
+        let (_, nothing) = kept.ask(one);
+        assert!(nothing.starts_with("HTTP/1.1 404 "), "{nothing}");
+        for n in 0..ON_ONE_CONNECTION {
+            // What comes second may have it better; neither always does.
+            let turns = if n % 2 == 0 { [0, 1] } else { [1, 0] };
+            for which in turns {
+                let (took, told) = kept.ask([one, other][which]);
+                assert_eq!(told, nothing, "{}", [one, other][which]);
+                times[which].push(took);
+            }
+        }
+    }
+    let [one, other] = times;
+    distance(one, other)
+}
+
+fn token() -> AuthToken {
+    AuthToken::generate().expect("the system has entropy")
+}
+
+/// A node that tells nothing, and a token of it that has ended.
+fn start(bench: &Bench) -> (HostNode, SocketAddr, AuthToken) {
+    let expired = token();
+    let hash = expired.hash().expect("a token").to_string();
+    let (id, sha256) = hash.split_once(':').expect("two parts");
+    let document = format!(
+        "[[api_keys]]\nkey_id = \"{id}\"\nsha256 = \"{sha256}\"\nscopes = [\"node:read\"]\n\
+         expires = \"2020-01-01T00:00:00Z\"\n{LIMITS}"
+    );
+    let node = bench.host_with(&document);
+    let target: Target = node.target().parse().expect("the node's own target");
+    let address = target.address().parse().expect("an address");
+    (node, address, expired)
+}
+
+#[test]
+fn the_time_an_answer_takes_tells_strangers_nothing() {
+    let bench = Bench::new();
+    let (_node, address, expired) = start(&bench);
+    let unknown = token();
+    // As long as a token, and none.
+    let malformed = "x".repeat(expired.expose().len());
+    // Another secret behind a name that is known.
+    let mut guessed = expired.expose().to_owned();
+    guessed.replace_range(13.., &unknown.expose()[13..]);
+    let wrong = |token: &str| {
+        // As many bytes, of which nothing follows.
+        let nothing = request("POST", "/cull", Some((NOT_AUTHORIZATION, token)));
+        [
+            nothing,
+            request("POST", "/call", Some(("Authorization", token))),
+        ]
+    };
+    let plain = |method, path, like| [request(method, like, None), request(method, path, None)];
+    let mut fresh = Fresh(0);
+    for (what, asked) in [
+        ("/call without a token", plain("POST", "/call", "/cull")),
+        ("/mcp without a token", plain("POST", "/mcp", "/mcq")),
+        (
+            "/openapi.json without a token",
+            plain("GET", "/openapi.json", "/openapi.jsom"),
+        ),
+        ("/call with nobody's token", wrong(unknown.expose())),
+        ("/call with a guessed secret", wrong(&guessed)),
+        ("/call with an expired token", wrong(expired.expose())),
+        ("/call with what is no token", wrong(&malformed)),
+    ] {
+        let [one, other] = asked;
+        assert_eq!(one.len(), other.len(), "{what}");
+        let told_apart = || compare(address, &mut fresh, [&one, &other]);
+        let distances: Vec<_> = std::iter::repeat_with(told_apart)
+            .take(IN_A_ROW)
+            .take_while(|distance| *distance > furthest())
+            .collect();
+        assert!(
+            distances.len() < IN_A_ROW,
+            "{what} is told from a path that is not there: {distances:?} and not {}",
+            furthest()
+        );
+    }
+}
+
+#[test]
+fn the_comparison_tells_apart_what_is_apart() {
+    let micros = |of: fn(u64) -> u64| {
+        let times = (0..SAMPLES as u64).map(|n| Duration::from_micros(of(n)));
+        times.collect::<Vec<_>>()
+    };
+    // Two sequences that fill the same range evenly.
+    let even = micros(|n| n * 7919 % 2003);
+    let same = micros(|n| n * 6101 % 2003);
+    assert!(distance(even.clone(), same) < furthest());
+    // A tenth of the range later.
+    let later = micros(|n| n * 7919 % 2003 + 200);
+    assert!(distance(even.clone(), later) > furthest());
+    let elsewhere = micros(|n| n + 10_000);
+    assert!((distance(even.clone(), elsewhere) - 1.0).abs() < 1e-9);
+    assert!(distance(even.clone(), even).abs() < 1e-9);
+}

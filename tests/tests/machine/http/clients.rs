@@ -1,0 +1,168 @@
+//! Clients that are programs: aioquic, the module of the documentation in Node, a kit of the Model
+//! Context Protocol, and the command line.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use alknet_tests::tools::{client, variable};
+use alknet_tests::{Answer, Bench, http3};
+use serde_json::{Value, json};
+
+use super::Machine;
+
+/// Longest run of a client, in seconds.
+const SECONDS: &str = "300";
+
+/// Runs the uses of `module.js` with the facts on standard input.
+const RUN: &str = r#"import { readFileSync } from "node:fs";
+import { use } from "./module.mjs";
+import { Alknet, CallError } from "./alknet.mjs";
+const facts = JSON.parse(readFileSync(0, "utf8"));
+const WebSocket = (await import(facts.ws)).default;
+for (const name of await use(Alknet, CallError, facts, { WebSocket })) console.log(name);
+process.exit(0);
+"#;
+
+/// How many uses there are.
+pub(super) const USES: usize = 5;
+
+/// A file of the project, by its path from here.
+pub(super) fn text(path: &str) -> String {
+    let path = [env!("CARGO_MANIFEST_DIR"), path]
+        .iter()
+        .collect::<PathBuf>();
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The module of the documentation, and what is done with it.
+pub(super) const MODULE: &str = "../docs/examples/alknet.js";
+pub(super) const USED: &str = "tests/machine/http/module.js";
+
+/// What the module is told.
+pub(super) fn facts(web: &Machine) -> Value {
+    json!({
+        "url": format!("wss://{}/alknet/call", web.address()),
+        "token": web.admin,
+        "identity": web.node.identity(),
+    })
+}
+
+pub(super) fn aioquic_speaks_http3(web: &Machine) {
+    let bearer = format!("Bearer {}", web.admin);
+    let headers = json!({ "authorization": bearer, "content-type": "application/json" });
+    let mut events = headers.clone();
+    events["accept"] = "text/event-stream".into();
+    let info = r#"{"operation":"/node/info"}"#;
+    let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":2}}"#;
+    let heard = http3(
+        web.address(),
+        &json!([
+            { "method": "GET", "path": "/healthz" },
+            { "method": "POST", "path": "/call", "headers": headers, "body": info },
+            { "method": "POST", "path": "/call", "body": info },
+            { "method": "GET", "path": "/search?q=reboot", "headers": headers },
+            { "method": "GET", "path": "/nonsense" },
+            { "method": "POST", "path": "/subscribe", "headers": events, "body": follow, "events": 2 },
+            // The stream before was given up; the connection goes on.
+            { "method": "GET", "path": "/healthz" },
+        ]),
+    );
+    let statuses: Vec<_> = heard.iter().map(|one| one.status).collect();
+    assert_eq!(statuses, [200, 200, 401, 200, 404, 200, 200]);
+    assert_eq!(heard[0].body, b"ok\n");
+    let answer: Value = serde_json::from_slice(&heard[1].body).expect("JSON");
+    assert_eq!(answer["output"]["identity"], web.node.identity());
+    assert!(
+        heard[5].body.starts_with(b"id: 1\nevent: data\n"),
+        "events come"
+    );
+}
+
+pub(super) fn the_module_works_in_node(web: &Machine) {
+    // Node takes a file for a module by its name.
+    let folder = tempfile::tempdir().expect("the temporary directory is writable");
+    for (name, content) in [
+        ("alknet.mjs", text(MODULE)),
+        ("module.mjs", text(USED)),
+        ("run.mjs", RUN.to_owned()),
+    ] {
+        std::fs::write(folder.path().join(name), content).expect("the folder is ours");
+    }
+    let mut facts = facts(web);
+    facts["ws"] = format!("{}/wrapper.mjs", variable("ALKNET_TEST_WS")).into();
+    let mut node = Command::new("timeout")
+        .args([SECONDS, "node", "--no-warnings"])
+        .arg(folder.path().join("run.mjs"))
+        // The machine's certificate is its own.
+        .env("NODE_TLS_REJECT_UNAUTHORIZED", "0")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("Node is installed by the set-up");
+    let mut input = node.stdin.take().expect("it was asked for above");
+    let sent = input.write_all(facts.to_string().as_bytes());
+    sent.expect("it reads");
+    drop(input);
+    let output = node.wait_with_output().expect("it is our child");
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{why}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said.lines().count(), USES, "{said}");
+}
+
+pub(super) fn models_use_it(web: &Machine) {
+    let output = Command::new("timeout")
+        .args([SECONDS, "python3", "-S"])
+        .arg(client("mcp_node.py"))
+        .args([web.url("/mcp"), web.admin.clone()])
+        .env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"))
+        .output()
+        .expect("Python is installed by the set-up");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("fine"), "{why}");
+}
+
+pub(super) fn tokens_are_made_listed_and_taken_back(bench: &Bench, web: &Machine) {
+    let token = |verb: &str, more: &[&str]| -> Answer {
+        let admin = bench.admin();
+        let mut command = admin.command(&["token", verb, &web.node.target()]);
+        command.args(more);
+        admin.run(command)
+    };
+    let wanted = [
+        "--scope",
+        "node:read",
+        "--expires",
+        "1h",
+        "--note",
+        "the hall",
+    ];
+    let made = token("make", &wanted).json();
+    let text = made["token"].as_str().expect("a token").to_owned();
+    let key_id = made["key_id"].as_str().expect("its name").to_owned();
+    let info = r#"{"operation":"/node/info"}"#;
+    assert_eq!(web.post(&text, "/call", info).status, 200);
+
+    let listed = token("list", &[]);
+    assert!(!listed.output.contains(&text[13..]), "no secret is listed");
+    let listed = listed.json();
+    let all = listed["tokens"].as_array().expect("a list");
+    let found = all.iter().find(|one| one["key_id"] == key_id);
+    let found = found.unwrap_or_else(|| panic!("no {key_id}: {listed:#}"));
+    assert_eq!(
+        (&found["note"], &found["source"], &found["scopes"]),
+        (&json!("the hall"), &json!("store"), &json!(["node:read"]))
+    );
+    assert!(found["last_used"].is_string(), "it was used: {found}");
+
+    assert_eq!(token("revoke", &[&key_id]).json()["revoked"], true);
+    let told = web.post(&text, "/call", info);
+    assert_eq!(
+        (told.status, told.code().as_str()),
+        (401, "UNAUTHENTICATED")
+    );
+    assert_eq!(token("revoke", &[&key_id]).code(), "NOT_FOUND");
+}

@@ -1,0 +1,50 @@
+//! HTTP on the booted image: one machine, and clients nobody here wrote, one after the other.
+
+mod certificate;
+mod clients;
+mod gateway;
+mod page;
+
+use alknet_qemu::Nic;
+use alknet_tests::{Bench, Boot, Node, Web};
+use serde_json::json;
+
+/// A machine that speaks HTTP.
+type Machine = Web<Node>;
+
+/// What models get as a tool of its own.
+const DOCUMENT: &str = "[http]\nenabled = true\n[http.mcp]\ntools = [\"node/info\"]\n";
+
+/// Where plain HTTP is expected.
+const HTTP_PORT: u16 = 80;
+
+/// Versions over TCP: curl's option, and what curl calls the answer's.
+const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
+
+#[test]
+fn a_booted_machine_serves_whoever_speaks_http() {
+    let bench = Bench::new();
+    let nic = Nic::user().forward(HTTP_PORT);
+    let web = Web::boot(bench.machine(Boot::MicrovmErofs).nic(nic), DOCUMENT);
+
+    gateway::every_path_answers(&web);
+    gateway::whoever_may_not_is_told_so(&web);
+    gateway::bodies_have_a_limit_to_the_byte(&bench, &web);
+    gateway::events_come_as_they_happen(&web);
+    gateway::a_ticket_streams_once(&web);
+    gateway::port_80_is_closed(&web);
+
+    clients::aioquic_speaks_http3(&web);
+    clients::the_module_works_in_node(&web);
+    clients::models_use_it(&web);
+    clients::tokens_are_made_listed_and_taken_back(&bench, &web);
+
+    page::a_link_lets_in_once(&bench, &web);
+    page::a_browser_shows_the_machine(&bench, &web);
+    page::a_browser_uses_it(&web);
+
+    let info = web.node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    assert_eq!(info["node_restarts"], 0, "{info:#}");
+    page::a_link_restarts_the_machine(&bench, web);
+}

@@ -1,0 +1,206 @@
+//! The status page of a machine, and what a browser does with it besides.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alknet_tests::{Bench, Browser, curl, eventually, spki};
+use data_encoding::BASE64;
+use serde_json::json;
+
+use super::Machine;
+use super::clients::{MODULE, USED, USES, facts, text};
+
+/// Longest wait for the end of a machine.
+const OFF_WITHIN: Duration = Duration::from_secs(60);
+
+/// A link to the page, as `alknet open` prints it.
+fn link(bench: &Bench, web: &Machine, more: &[&str]) -> String {
+    let mut command = bench
+        .admin()
+        .command(&["open", "--print", &web.node.target()]);
+    command.args(more);
+    let answer = bench.admin().run(command).json();
+    answer["url"].as_str().expect("a link").to_owned()
+}
+
+pub(super) fn a_link_lets_in_once(bench: &Bench, web: &Machine) {
+    let stranger = web.curl("/", &[]).text();
+    assert!(stranger.contains("name=\"token\"") && !stranger.contains("Peers"));
+    let link = link(bench, web, &[]);
+    assert!(link.starts_with(&web.url("/status/enter/")), "{link}");
+    let entered = curl(&link, &[]);
+    assert_eq!(
+        (entered.status, entered.header("location")),
+        (303, Some("/"))
+    );
+    let cookie = entered.header("set-cookie").expect("a cookie");
+    assert!(cookie.starts_with("__Host-alknet="), "{cookie}");
+    assert_eq!(curl(&link, &[]).status, 410);
+
+    let pair = cookie.split(';').next().unwrap_or_default();
+    let cookie = format!("Cookie: {pair}");
+    let page = web.curl("/", &["--header", &cookie]);
+    assert!(page.text().contains(web.node.identity()), "{}", page.text());
+    // Everywhere else the cookie is nothing.
+    assert_eq!(web.curl("/search", &["--header", &cookie]).status, 401);
+}
+
+/// Where pictures are left for people to look at.
+fn pictures() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page-of-a-machine");
+    std::fs::create_dir_all(&folder).expect("a folder of ours");
+    folder
+}
+
+pub(super) fn a_browser_shows_the_machine(bench: &Bench, web: &Machine) {
+    let mut browser = Browser::start(&[spki(web.address())]);
+    browser.look(1280, 900, false);
+    browser.navigate(&web.url("/"));
+    assert_eq!(browser.barriers(), json!([]), "the form");
+    browser.screenshot(&pictures().join("enter.png"));
+
+    browser.navigate(&link(bench, web, &[]));
+    assert_eq!(browser.evaluate("location.pathname"), "/");
+    assert_eq!(
+        browser.evaluate("document.querySelector('h1').textContent"),
+        "alknet"
+    );
+    eventually("the page is live", || {
+        let live = browser.evaluate("document.getElementById('live').textContent");
+        (live == "Live").then_some(())
+    });
+    eventually("the plots have lines", || {
+        let lines = browser.evaluate("document.querySelectorAll('#calls polyline').length");
+        (lines.as_u64() >= Some(5)).then_some(())
+    });
+    // What only a machine has.
+    for (section, word) in [
+        ("vault", "unlocked"),
+        ("storage", "mounted"),
+        ("software", "Kernel"),
+    ] {
+        let shown = format!("document.getElementById('{section}').textContent");
+        let shown = browser.evaluate(&shown);
+        let has = shown.as_str().is_some_and(|shown| shown.contains(word));
+        assert!(has, "{section}: {shown}");
+    }
+    for (name, width, dark) in [
+        ("light", 1280, false),
+        ("dark", 1280, true),
+        ("phone", 390, false),
+    ] {
+        browser.look(width, 900, dark);
+        assert_eq!(browser.barriers(), json!([]), "{name}");
+        let fits = "document.documentElement.scrollWidth <= innerWidth";
+        assert_eq!(browser.evaluate(fits), true, "{name} scrolls sideways");
+        browser.screenshot(&pictures().join(format!("{name}.png")));
+    }
+    let complaints = browser.events("Log.entryAdded");
+    assert!(complaints.is_empty(), "{complaints:?}");
+}
+
+pub(super) fn a_browser_uses_it(web: &Machine) {
+    let keys = [spki(web.address())];
+    let mut browser = Browser::start(&keys);
+    // A page of the node itself, which may ask what it likes of it.
+    browser.command("Page.setBypassCSP", &json!({ "enabled": true }));
+    browser.navigate(&web.url("/healthz"));
+    let hop = "performance.getEntriesByType('navigation')[0].nextHopProtocol";
+    assert_eq!(browser.evaluate(hop), "h2");
+    let answer = browser.evaluate(&fetch(web));
+    assert_eq!(
+        answer["output"]["identity"],
+        web.node.identity(),
+        "{answer}"
+    );
+
+    let told = browser.evaluate(&event_source(web));
+    assert_eq!(told["status"], 201, "{told}");
+    assert_eq!(told["completed"], 1, "{told}");
+    assert_eq!(told["seen"], 5, "{told}");
+
+    let module = |path| {
+        format!(
+            "data:text/javascript;base64,{}",
+            BASE64.encode(text(path).as_bytes())
+        )
+    };
+    let passed = browser.evaluate(&format!(
+        "const {{ Alknet, CallError }} = await import('{}');
+         const {{ use }} = await import('{}');
+         await use(Alknet, CallError, {})",
+        module(MODULE),
+        module(USED),
+        facts(web)
+    ));
+    assert_eq!(passed.as_array().map(Vec::len), Some(USES), "{passed}");
+    drop(browser);
+
+    let force = format!("--origin-to-force-quic-on={}", web.address());
+    let mut browser = Browser::start_with(&keys, &["--enable-quic", &force]);
+    browser.navigate(&web.url("/healthz"));
+    assert_eq!(browser.evaluate(hop), "h3");
+    assert_eq!(browser.evaluate("document.body.textContent.trim()"), "ok");
+}
+
+/// A call by `fetch`.
+fn fetch(web: &Machine) -> String {
+    let request = json!({
+        "method": "POST",
+        "headers": {
+            "Authorization": format!("Bearer {}", web.admin),
+            "Content-Type": "application/json",
+        },
+        "body": json!({ "operation": "node/info" }).to_string(),
+    });
+    format!("await (await fetch('/call', {request})).json()")
+}
+
+/// A ticket, and what an `EventSource` gets for it until it stays away.
+fn event_source(web: &Machine) -> String {
+    let request = json!({
+        "method": "POST",
+        "headers": {
+            "Authorization": format!("Bearer {}", web.admin),
+            "Content-Type": "application/json",
+            "Prefer": "respond-async",
+        },
+        "body": json!({ "operation": "node/log", "input": { "last": 5 } }).to_string(),
+    });
+    format!(
+        "const answer = await fetch('/subscribe', {request});
+        const ticket = await answer.json();
+        await new Promise((done) => {{
+            const source = new EventSource(ticket.url);
+            let seen = 0, completed = 0;
+            source.addEventListener('data', () => {{ seen += 1; }});
+            source.addEventListener('completed', () => {{ completed += 1; }});
+            // It tries once more, and is told that there is nothing.
+            source.onerror = () => {{
+                if (source.readyState === EventSource.CLOSED) {{
+                    done({{ status: answer.status, seen, completed }});
+                }}
+            }};
+        }})"
+    )
+}
+
+/// What a link is to do is asked first, and then done.
+pub(super) fn a_link_restarts_the_machine(bench: &Bench, web: Machine) {
+    let link = link(bench, &web, &["--action", "reboot"]);
+    let asked = curl(&link, &[]);
+    assert_eq!(asked.status, 200);
+    assert!(
+        asked.text().contains("Restart the machine?"),
+        "{}",
+        asked.text()
+    );
+    let ticket = link.rsplit('/').next().expect("a ticket");
+    let form = format!("ticket={ticket}");
+    let done = web.curl("/status/act", &["--data", &form]);
+    assert_eq!(done.status, 200, "{}", done.text());
+    let mut node = web.node;
+    let exit = node.vm_mut().wait_exit(OFF_WITHIN);
+    let exit = exit.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
+}
