@@ -123,7 +123,11 @@ def messages_are_bounded_to_the_byte():
         session.send(event("services/list", size=MIB + 1).encode())
         assert code(session) == 1009
     with ws(PAIR) as session:
-        session.send(b"x" * 600_000 for _ in range(2))
+        try:
+            session.send(b"x" * 600_000 for _ in range(2))
+        except websockets.exceptions.ConnectionClosed:
+            # The node may end it before it has everything; its code says why.
+            pass
         assert code(session) == 1009
     with ws() as session:
         session.send(event("services/list", size=64 << 10).encode())

@@ -331,6 +331,12 @@ impl Link {
 
     /// Whom a token stands for. One that stands for nobody is a guess, and counted.
     pub(crate) fn by_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
+        self.whom(token)
+            .inspect_err(|_| self.connection.auth_failed())
+    }
+
+    /// The same, where somebody else counts guesses.
+    pub(crate) fn whom(&self, token: &str) -> Result<Arc<Identity>, CallError> {
         let counters = &self.dispatcher.counters;
         match self.dispatcher.by_token(token) {
             Some(identity) => {
@@ -339,7 +345,6 @@ impl Link {
             }
             None => {
                 Counters::add(&counters.tokens_refused);
-                self.connection.auth_failed();
                 Err(CallError::bad_token())
             }
         }

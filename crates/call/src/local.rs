@@ -139,6 +139,20 @@ impl Gate {
         self.link.by_token(token.expose())
     }
 
+    /// The same, but that the guess is not counted yet: [`guessed`](Self::guessed) does that, when it takes
+    /// nobody's time.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` for one that stands for nobody.
+    pub fn whom(&self, token: &AuthToken) -> Result<Arc<Identity>, CallError> {
+        self.link.whom(token.expose())
+    }
+
+    /// Counts a guess against the network that it came from.
+    pub fn guessed(&self) {
+        self.link.connection.auth_failed();
+    }
+
     /// The operations that `identity` may call as far as scopes decide it, in order of name, and the
     /// digest of all there are.
     #[must_use]

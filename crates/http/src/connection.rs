@@ -31,6 +31,8 @@ pub(crate) struct Conn {
     /// When one ended last, in milliseconds since the beginning.
     ended_ms: AtomicU64,
     owed: Owed,
+    /// Tokens that stood for nobody, and were not counted yet.
+    guesses: AtomicU32,
     asked: AtomicBool,
     raised: AtomicBool,
     /// WebSockets that are open in it.
@@ -55,6 +57,7 @@ impl Conn {
             began: Instant::now(),
             ended_ms: AtomicU64::new(0),
             owed: Owed::default(),
+            guesses: AtomicU32::new(0),
             asked: AtomicBool::new(false),
             raised: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
@@ -82,6 +85,18 @@ impl Conn {
         let idle = self.running.load(Ordering::Acquire) == 0;
         let ended = Duration::from_millis(self.ended_ms.load(Ordering::Acquire));
         idle.then(|| self.began.elapsed().saturating_sub(ended))
+    }
+
+    /// Whether a token stood for nobody. That is counted with the next request, or with the end of the
+    /// connection: what it takes must not be seen in the time of the answer.
+    pub(crate) fn guessed(&self, wrong: bool) {
+        self.guesses.fetch_add(u32::from(wrong), Ordering::AcqRel);
+    }
+
+    fn count_guesses(&self) {
+        for _ in 0..self.guesses.swap(0, Ordering::AcqRel) {
+            self.gate.guessed();
+        }
     }
 
     /// So many bytes of an answer are on their way.
@@ -113,6 +128,7 @@ impl Conn {
 
     /// Counts a request until its answer is away.
     pub(crate) fn busy(self: &Arc<Self>) -> Busy {
+        self.count_guesses();
         self.asked.store(true, Ordering::Release);
         self.running.fetch_add(1, Ordering::AcqRel);
         Busy(Arc::clone(self))
@@ -150,6 +166,12 @@ impl Owed {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.count_guesses();
+    }
 }
 
 /// A WebSocket that is open.

@@ -125,6 +125,7 @@ impl Asked<'_> {
         let known = shared
             .gateway
             .authenticate(&self.conn.gate, token.as_deref());
+        self.conn.guessed(known.is_err());
         let who = known
             .as_ref()
             .ok()

@@ -71,7 +71,8 @@ impl Gateway {
     /// outside, nobody can tell by the time it takes what a path wants.
     ///
     /// # Errors
-    /// The token stands for nobody.
+    /// The token stands for nobody. It is for the caller to count the guess, by [`Gate::guessed`], when the
+    /// answer is away.
     pub fn authenticate(&self, gate: &Gate, token: Option<&str>) -> Result<Known, ApiError> {
         let Some(token) = token else {
             in_vain();
@@ -81,7 +82,7 @@ impl Gateway {
             });
         };
         let token = AuthToken::new(token.to_owned());
-        match gate.by_token(&token) {
+        match gate.whom(&token) {
             Ok(identity) => Ok(Known {
                 identity: Some(identity),
                 token: Some(Arc::new(token)),
