@@ -302,13 +302,16 @@ fn timeout(
     if let Some(ms) = relative_ms {
         return Ok(Some(Duration::from_millis(ms)));
     }
+    let Some(at) = absolute_ms else {
+        return Ok(None);
+    };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
-    match absolute_ms {
-        Some(at) if now > SANE_CLOCK_MS && at <= now => Err(CallError::timeout()),
-        Some(at) if now > SANE_CLOCK_MS => Ok(Some(Duration::from_millis(at - now))),
-        _ => Ok(None),
+    match now {
+        ..=SANE_CLOCK_MS => Ok(None),
+        now if at <= now => Err(CallError::timeout()),
+        now => Ok(Some(Duration::from_millis(at - now))),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use alknet_core::PeerId;
+use alknet_core::Identity;
 use alknet_gateway::RequestId;
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode};
@@ -45,7 +45,7 @@ pub(crate) struct Line {
     path: String,
     alpn: &'static str,
     began: Instant,
-    who: OnceLock<Arc<str>>,
+    who: OnceLock<Arc<Identity>>,
     operation: OnceLock<String>,
     status: Option<StatusCode>,
     /// Bytes that the answer's body has, where that is known.
@@ -83,8 +83,8 @@ impl Line {
     }
 
     /// Who asks.
-    pub(crate) fn asked_by(&self, who: &PeerId) {
-        self.who.get_or_init(|| who.as_str().into());
+    pub(crate) fn asked_by(&self, who: &Arc<Identity>) {
+        self.who.get_or_init(|| Arc::clone(who));
     }
 
     /// What is called. The names are the caller's words: only what looks like a name is shown.
@@ -126,7 +126,7 @@ impl Drop for Line {
             target: "alknet_access",
             id = self.id.as_str(),
             addr = self.remote.map(tracing::field::display),
-            who = self.who.get().map_or(NOTHING, |who| who.as_ref()),
+            who = self.who.get().map_or(NOTHING, |who| who.id.as_str()),
             method = method.get(..METHOD_BYTES).unwrap_or(method),
             path = self.path.as_str(),
             status = self.status(),

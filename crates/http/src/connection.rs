@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, READER_PATIENCE, SESSIONS_MAX};
+use crate::named::Last;
 use crate::shared::Shared;
 
 /// What all requests of a connection share.
@@ -37,6 +38,8 @@ pub(crate) struct Conn {
     raised: AtomicBool,
     /// WebSockets that are open in it.
     sessions: AtomicU32,
+    /// What its last request named.
+    pub(crate) last: Last,
 }
 
 impl Conn {
@@ -61,6 +64,7 @@ impl Conn {
             asked: AtomicBool::new(false),
             raised: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
+            last: Last::default(),
             connection,
         }
     }

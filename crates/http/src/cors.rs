@@ -19,6 +19,9 @@ const EXPOSED: &str = "x-request-id, mcp-session-id, retry-after";
 
 /// The origin of a request, where it is one that may.
 pub(crate) fn allowed(settings: &Settings, headers: &HeaderMap) -> Option<HeaderValue> {
+    if settings.origins.is_empty() {
+        return None;
+    }
     let origin = headers.get(ORIGIN)?;
     let known = |own: &String| origin.as_bytes() == own.as_bytes();
     settings.origins.iter().any(known).then(|| origin.clone())

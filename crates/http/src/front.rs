@@ -8,7 +8,6 @@ use axum::body::Body;
 use base64::Engine;
 use http::header::{ALT_SVC, AUTHORIZATION, CONTENT_LENGTH, SERVER, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
-use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tower::ServiceExt;
@@ -18,7 +17,7 @@ use crate::connection::{Conn, Session};
 use crate::limits::{HEADER_FIELDS_MAX, SESSIONS_MAX, URL_BYTES_MAX};
 use crate::routes::{self, ACME, Kind};
 use crate::settings::Settings;
-use crate::{answer, api, cors, hosts, outside, ws};
+use crate::{answer, api, cors, ws};
 
 /// What whoever wants one more WebSocket than a connection carries is told to wait.
 const SESSIONS_RETRY_MS: u64 = 1000;
@@ -30,7 +29,7 @@ pub(crate) async fn answer(
     line: &Line,
 ) -> Response<Body> {
     let settings = Arc::clone(&conn.shared.settings());
-    let authority = hosts::authority(&request);
+    let named = conn.last.named(&request, &conn.shared, &settings);
     let head = *request.method() == Method::HEAD;
     let origin = cors::allowed(&settings, request.headers());
     let asked = Asked {
@@ -39,7 +38,7 @@ pub(crate) async fn answer(
         line,
     };
     let (parts, body) = request.into_parts();
-    let mut told = asked.decide(parts, body, authority.as_ref()).await;
+    let mut told = asked.decide(parts, body, named.own).await;
     answer::never_guessed(&mut told.response);
     let headers = told.response.headers_mut();
     if told.of_api {
@@ -53,11 +52,9 @@ pub(crate) async fn answer(
     if let Some(server) = &settings.server {
         headers.insert(SERVER, server.clone());
     }
-    let seen = conn.shared.outside();
-    let services = outside::alt_svc(conn.shared.h3, &seen, authority.as_ref());
-    headers.insert(ALT_SVC, services);
-    if let Some(policy) = outside::hsts(&settings, &seen, authority.as_ref()) {
-        headers.insert(STRICT_TRANSPORT_SECURITY, policy);
+    headers.insert(ALT_SVC, named.services.clone());
+    if let Some(policy) = &named.policy {
+        headers.insert(STRICT_TRANSPORT_SECURITY, policy.clone());
     }
     if head {
         told.response = without_body(told.response);
@@ -96,12 +93,12 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    async fn decide(&self, parts: Parts, body: Body, authority: Option<&Authority>) -> Told {
+    async fn decide(&self, parts: Parts, body: Body, own: bool) -> Told {
         let shared = &self.conn.shared;
         if let Some(refused) = self.oversized(&parts) {
             return refused;
         }
-        if !authority.is_some_and(|authority| self.settings.hosts.has(authority)) {
+        if !own {
             let misdirected = StatusCode::MISDIRECTED_REQUEST;
             return Told::plain(answer::plain_not_found(misdirected));
         }
@@ -131,7 +128,7 @@ impl Asked<'_> {
             .ok()
             .and_then(|known| known.identity.as_ref());
         if let Some(who) = who {
-            self.line.asked_by(&who.id);
+            self.line.asked_by(who);
         }
         let hidden = self.settings.stealth && who.is_none();
         if kind == Kind::Other || (hidden && !self.shown(kind, &parts)) {

@@ -18,6 +18,7 @@ mod cors;
 mod framing;
 mod front;
 mod hosts;
+mod named;
 mod outside;
 mod routes;
 mod settings;

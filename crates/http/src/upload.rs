@@ -1,7 +1,9 @@
 //! Bodies of requests, bounded in bytes and in time.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use alknet_gateway::{ApiError, Code};
 use axum::body::Body;
@@ -47,13 +49,21 @@ pub(crate) async fn whole(request: Request<Body>, max: usize) -> Result<Bytes, A
     if told.is_some_and(|told| told > max as u64) {
         return Err(too_large(max));
     }
-    let started = Instant::now();
+    let mut started = None;
     let mut first: Option<Bytes> = None;
     let mut more = BytesMut::new();
-    loop {
-        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
-        let frame = tokio::time::timeout(BODY_IDLE, frame).await;
-        let frame = frame.map_err(|_| slow())?;
+    while !body.is_end_stream() {
+        // Most bodies are there by now: nothing is timed before there is something to wait for.
+        let there = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx)));
+        let frame = match there.await {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                started.get_or_insert_with(Instant::now);
+                let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+                let frame = tokio::time::timeout(BODY_IDLE, frame).await;
+                frame.map_err(|_| slow())?
+            }
+        };
         let Some(frame) = frame else { break };
         let frame = frame
             .map_err(|error| ApiError::malformed("", format!("the body breaks off: {error}")))?;
@@ -70,7 +80,7 @@ pub(crate) async fn whole(request: Request<Body>, max: usize) -> Result<Bytes, A
             None => first = Some(data),
             Some(_) => more.extend_from_slice(&data),
         }
-        let passed = started.elapsed();
+        let passed = started.map_or(Duration::ZERO, |since| since.elapsed());
         if passed > BODY_GRACE && (have as u64) < passed.as_secs() * BODY_BYTES_PER_SECOND {
             return Err(slow());
         }

@@ -83,7 +83,7 @@ pub(crate) fn ticket(
     let name = parts.uri.path().strip_prefix(TICKET)?;
     let (caller, call) = shared.tickets.take(name)?;
     if let Some(who) = &caller.identity {
-        line.asked_by(&who.id);
+        line.asked_by(who);
     }
     line.calls([call.operation.as_str()]);
     let id = caller.request_id.clone();

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::{Request, Response};
 use tokio::sync::watch;
 
@@ -29,6 +31,28 @@ async fn answer(conn: Arc<Conn>, request: Request<Body>) -> Response<Body> {
     line.answered(&response);
     // The answer is on its way until its last byte is.
     response.map(|body| Body::new(body::Held::new(body, conn, busy, line)))
+}
+
+/// Why a connection ends that its client has not ended.
+enum Why {
+    Idle,
+    Leave,
+    Stalled,
+}
+
+/// Resolves when it is to. Whoever serves the connection polls this for every request: it looks at what it
+/// waits for only when something of that happened.
+async fn over(conn: &Conn, draining: watch::Receiver<bool>) -> Why {
+    let wait = async {
+        tokio::select! {
+            () = leave(conn, draining) => Why::Leave,
+            () = idle(conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => Why::Idle,
+            () = stalled(conn) => Why::Stalled,
+        }
+    };
+    let mut only: FuturesUnordered<_> = std::iter::once(wait).collect();
+    // There is one, which does not end otherwise.
+    only.next().await.unwrap_or(Why::Leave)
 }
 
 /// Resolves when nothing was asked for a while.

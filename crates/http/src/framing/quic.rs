@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::streams::{Cancels, Receiving, Sending, Streams};
-use super::{answer, idle, leave, stalled};
+use super::{Why, answer, over};
 use crate::connection::Conn;
 use crate::limits;
 
@@ -60,14 +60,14 @@ pub(crate) async fn serve(
     let mut requests = JoinSet::new();
     let ended = tokio::select! {
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
-        () = leave(&conn, draining) => drain(&mut server, &mut requests).await,
-        () = idle(&conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => {
-            server.shutdown(NEXT).await.map_err(drop)
-        }
-        () = stalled(&conn) => {
-            requests.abort_all();
-            Ok(())
-        }
+        why = over(&conn, draining) => match why {
+            Why::Leave => drain(&mut server, &mut requests).await,
+            Why::Idle => server.shutdown(NEXT).await.map_err(drop),
+            Why::Stalled => {
+                requests.abort_all();
+                Ok(())
+            }
+        },
     };
     while requests.join_next().await.is_some() {}
     close(&connection, ended);

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 
 use super::body::Lingering;
-use super::{answer, idle, leave, stalled};
+use super::{Why, answer, over};
 use crate::connection::Conn;
 use crate::limits;
 
@@ -39,7 +39,8 @@ pub(crate) async fn serve(
         service_fn(move |request: Request<Incoming>| {
             let conn = Arc::clone(&conn);
             let request = request.map(|body| Body::new(Lingering::new(body)));
-            async move { Ok::<_, Infallible>(answer(conn, request).await) }
+            // It is large, and would be moved several times on its way to where it is polled.
+            Box::pin(async move { Ok::<_, Infallible>(answer(conn, request).await) })
         })
     };
     let ended = match version {
@@ -53,32 +54,32 @@ pub(crate) async fn serve(
                 .with_upgrades();
             let mut serving = pin!(serving);
             tokio::select! {
+                biased;
                 ended = serving.as_mut() => ended,
-                () = leave(&conn, draining) => {
+                why = over(&conn, draining) => {
                     serving.as_mut().graceful_shutdown();
-                    serving.await
+                    match why {
+                        Why::Leave => serving.await,
+                        Why::Idle => finish(serving).await,
+                        Why::Stalled => Ok(()),
+                    }
                 }
-                () = idle(&conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => {
-                    serving.as_mut().graceful_shutdown();
-                    finish(serving).await
-                }
-                () = stalled(&conn) => Ok(()),
             }
         }
         Version::Http2 => {
             let serving = builder().serve_connection(io, service);
             let mut serving = pin!(serving);
             tokio::select! {
+                biased;
                 ended = serving.as_mut() => ended,
-                () = leave(&conn, draining) => {
+                why = over(&conn, draining) => {
                     serving.as_mut().graceful_shutdown();
-                    serving.await
+                    match why {
+                        Why::Leave => serving.await,
+                        Why::Idle => finish(serving).await,
+                        Why::Stalled => Ok(()),
+                    }
                 }
-                () = idle(&conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => {
-                    serving.as_mut().graceful_shutdown();
-                    finish(serving).await
-                }
-                () = stalled(&conn) => Ok(()),
             }
         }
     };

@@ -53,7 +53,10 @@ struct Message {
 }
 
 /// Knows one token.
-struct Who(watch::Sender<u64>);
+struct Who {
+    changed: watch::Sender<u64>,
+    known: Arc<Identity>,
+}
 
 impl IdentityProvider for Who {
     fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
@@ -61,19 +64,11 @@ impl IdentityProvider for Who {
     }
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
-        (token.expose() == TOKEN).then(|| {
-            Arc::new(Identity {
-                id: TOKEN.parse().expect("a name"),
-                kind: IdentityKind::Token,
-                scopes: ["bench:call"].into_iter().collect(),
-                resources: Default::default(),
-                generation: 0,
-            })
-        })
+        (token.expose() == TOKEN).then(|| Arc::clone(&self.known))
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
-        self.0.subscribe()
+        self.changed.subscribe()
     }
 }
 
@@ -115,7 +110,16 @@ impl Node {
             ))
             .build()
             .map_err(failed("registering the operation"))?;
-        let who = Arc::new(Who(watch::Sender::new(0)));
+        let who = Arc::new(Who {
+            changed: watch::Sender::new(0),
+            known: Arc::new(Identity {
+                id: TOKEN.parse().map_err(failed("naming the caller"))?,
+                kind: IdentityKind::Token,
+                scopes: ["bench:call"].into_iter().collect(),
+                resources: Default::default(),
+                generation: 0,
+            }),
+        });
         let dispatcher = Dispatcher::new(registry).with_identities(who);
         let text = "[http]\nrequests_per_second = 1000000\nrequests_burst = 1000000\n\
 stranger_requests_per_second = 1000000\n";

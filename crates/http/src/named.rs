@@ -1,0 +1,147 @@
+//! What the authority that a request names says of its answer. Nearly all requests of a connection name
+//! the same, which is then not looked at again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::Guard;
+use http::header::HOST;
+use http::uri::Authority;
+use http::{HeaderValue, Request};
+
+use crate::hosts;
+use crate::outside::{self, Outside};
+use crate::settings::Settings;
+use crate::shared::Shared;
+
+/// What was found of an authority.
+#[derive(Debug)]
+pub(crate) struct Named {
+    /// Whether the request is for this node.
+    pub(crate) own: bool,
+    /// Where the same is served over HTTP/3.
+    pub(crate) services: HeaderValue,
+    /// Whether it is to be asked over TLS only.
+    pub(crate) policy: Option<HeaderValue>,
+    from: From,
+}
+
+/// What it was found from.
+#[derive(Debug)]
+struct From {
+    target: Option<Authority>,
+    field: Option<HeaderValue>,
+    settings: Arc<Settings>,
+    seen: Arc<Outside>,
+}
+
+impl Named {
+    fn find<B>(
+        request: &Request<B>,
+        h3: bool,
+        settings: &Arc<Settings>,
+        seen: &Arc<Outside>,
+    ) -> Self {
+        let authority = hosts::authority(request);
+        let authority = authority.as_ref();
+        Self {
+            own: authority.is_some_and(|authority| settings.hosts.has(authority)),
+            services: outside::alt_svc(h3, seen, authority),
+            policy: outside::hsts(settings, seen, authority),
+            from: From {
+                target: request.uri().authority().cloned(),
+                field: request.headers().get(HOST).cloned(),
+                settings: Arc::clone(settings),
+                seen: Arc::clone(seen),
+            },
+        }
+    }
+
+    /// Whether it would be found for this request as well.
+    fn is_for<B>(
+        &self,
+        request: &Request<B>,
+        settings: &Arc<Settings>,
+        seen: &Arc<Outside>,
+    ) -> bool {
+        let mut fields = request.headers().get_all(HOST).iter();
+        let same = fields.next() == self.from.field.as_ref() && fields.next().is_none();
+        let target = request.uri().authority().map(Authority::as_str);
+        same && target == self.from.target.as_ref().map(Authority::as_str)
+            && Arc::ptr_eq(settings, &self.from.settings)
+            && Arc::ptr_eq(seen, &self.from.seen)
+    }
+}
+
+/// What was found last on a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Last(Mutex<Option<Arc<Named>>>);
+
+impl Last {
+    /// What a request's authority says.
+    pub(crate) fn named<B>(
+        &self,
+        request: &Request<B>,
+        shared: &Shared,
+        settings: &Arc<Settings>,
+    ) -> Arc<Named> {
+        let seen: Guard<Arc<Outside>> = shared.outside();
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(named) = last
+            .as_ref()
+            .filter(|named| named.is_for(request, settings, &seen))
+        {
+            return Arc::clone(named);
+        }
+        let named = Arc::new(Named::find(request, shared.h3, settings, &seen));
+        // One that names two hosts is like no other.
+        if request.headers().get_all(HOST).iter().count() < 2 {
+            *last = Some(Arc::clone(&named));
+        }
+        named
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::config::NodeConfig;
+
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_good_for_the_same_only() {
+        let settings = |document: &str| {
+            let config = NodeConfig::parse(document.as_bytes()).expect("a configuration");
+            Arc::new(Settings::new(&config))
+        };
+        let request = |uri: &str, fields: &[&str]| {
+            let mut request = Request::builder().uri(uri);
+            for field in fields {
+                request = request.header(HOST, *field);
+            }
+            request.body(()).expect("a request")
+        };
+        let ours = settings("[node]\nname = \"edge-1\"\n");
+        let seen = Arc::<Outside>::default();
+        let first = request("/", &["edge-1:8443"]);
+        let named = Named::find(&first, true, &ours, &seen);
+        assert!(named.own);
+        assert!(named.is_for(&first, &ours, &seen));
+        let path = request("/call?x=1", &["edge-1:8443"]);
+        assert!(named.is_for(&path, &ours, &seen));
+        for (uri, fields) in [
+            ("/", &["edge-1"][..]),
+            ("/", &[]),
+            ("/", &["edge-1:8443", "edge-1:8443"]),
+            ("https://edge-1:8443/", &["edge-1:8443"]),
+        ] {
+            let other = request(uri, fields);
+            assert!(!named.is_for(&other, &ours, &seen), "{uri} {fields:?}");
+        }
+        assert!(
+            !named.is_for(&first, &settings(""), &seen),
+            "other settings"
+        );
+        let later = Arc::<Outside>::default();
+        assert!(!named.is_for(&first, &ours, &later), "seen again");
+    }
+}
