@@ -2,17 +2,23 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use alknet_call::Gate;
-use alknet_core::{AuthContext, Connection};
+use alknet_core::{AuthContext, Connection, StreamBudget};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, READER_PATIENCE, SESSIONS_MAX};
 use crate::named::Last;
 use crate::shared::Shared;
+
+/// More bytes in flight than a stranger has.
+const BYTES: u8 = 1;
+
+/// And more streams.
+const STREAMS: u8 = 2;
 
 /// What all requests of a connection share.
 pub(crate) struct Conn {
@@ -35,7 +41,8 @@ pub(crate) struct Conn {
     /// Tokens that stood for nobody, and were not counted yet.
     guesses: AtomicU32,
     asked: AtomicBool,
-    raised: AtomicBool,
+    /// What it was granted beyond what everybody has: [`BYTES`], then [`STREAMS`].
+    raised: AtomicU8,
     /// WebSockets that are open in it.
     sessions: AtomicU32,
     /// What its last request named.
@@ -62,7 +69,7 @@ impl Conn {
             owed: Owed::default(),
             guesses: AtomicU32::new(0),
             asked: AtomicBool::new(false),
-            raised: AtomicBool::new(false),
+            raised: AtomicU8::new(0),
             sessions: AtomicU32::new(0),
             last: Last::default(),
             connection,
@@ -74,10 +81,20 @@ impl Conn {
         !self.asked.load(Ordering::Acquire)
     }
 
-    /// Somebody is known on it: it may have more in flight.
+    /// Somebody is known on it: it may have more in flight. More streams are granted once half of those
+    /// that everybody has are in use: a place for each costs memory from then on.
     pub(crate) fn raise(&self) {
-        if !self.raised.swap(true, Ordering::AcqRel) {
-            self.connection.raise_budget(BUDGET);
+        let granted = StreamBudget::UNAUTHENTICATED.bidi_streams;
+        let running = self.running.load(Ordering::Acquire);
+        let (step, bidi_streams) = match running >= granted as usize / 2 {
+            false => (BYTES, granted),
+            true => (STREAMS, BUDGET.bidi_streams),
+        };
+        if self.raised.fetch_max(step, Ordering::AcqRel) < step {
+            self.connection.raise_budget(StreamBudget {
+                bidi_streams,
+                ..BUDGET
+            });
         }
     }
 

@@ -1,13 +1,13 @@
 //! HTTP/3 (RFC 9114) on the streams of a QUIC connection.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use alknet_core::{CloseCode, Connection, HandlerError};
 use axum::body::Body;
 use bytes::{Buf, Bytes};
-use h3::error::Code;
+use h3::error::{Code, ConnectionError};
 use h3::quic::SendStream as _;
 use h3::server::{RequestResolver, RequestStream};
 use http::header::{CONTENT_LENGTH, TE};
@@ -88,14 +88,28 @@ async fn accept(
     requests: &mut JoinSet<()>,
 ) -> Result<(), ()> {
     loop {
-        let accepted = server.accept().await.map_err(|error| {
+        let accepted = next(server, requests).await.map_err(|error| {
             tracing::debug!(connection = %conn.connection.id(), "HTTP/3 ended: {error}");
         });
         let Some(resolver) = accepted? else {
             return Ok(());
         };
-        while requests.try_join_next().is_some() {}
         requests.spawn(request(resolver, Arc::clone(conn), cancels.clone()));
+    }
+}
+
+/// The next request. Those that ended are let go of meanwhile: each holds 8 KiB as long as it is not.
+async fn next(
+    server: &mut Server,
+    requests: &mut JoinSet<()>,
+) -> Result<Option<RequestResolver<Streams, Bytes>>, ConnectionError> {
+    let mut accepting = pin!(server.accept());
+    loop {
+        tokio::select! {
+            biased;
+            accepted = accepting.as_mut() => return accepted,
+            Some(_) = requests.join_next() => {}
+        }
     }
 }
 
