@@ -232,7 +232,8 @@ impl Link {
         lanes.retain(|lane| lane.strong_count() > 0);
         lanes.push(Arc::downgrade(&lane));
         drop(lanes);
-        let run = lane::run(Arc::clone(self), Arc::clone(&lane), send, recv);
+        // By itself: a future that is handed on is otherwise kept twice.
+        let run = Box::pin(lane::run(Arc::clone(self), Arc::clone(&lane), send, recv));
         let cancel = self.cancel.clone();
         self.tasks.spawn(async move {
             cancel.run_until_cancelled(run).await;

@@ -128,7 +128,9 @@ impl Drop for TcpTicket {
 async fn connection(guard: TcpTicket, stream: TcpStream, remote: SocketAddr) {
     let shared = Arc::clone(&guard.side.shared);
     let side = Arc::clone(&guard.side);
-    let connection = bounded(&shared, handshake(&side, stream, remote.ip())).await;
+    // By itself, so that what it needs is not kept as long as the connection lasts.
+    let handshake = Box::pin(handshake(&side, stream, remote.ip()));
+    let connection = bounded(&shared, handshake).await;
     // From here on nothing may end this task for a newer handshake.
     drop(guard);
     if let Some(arrived) = connection

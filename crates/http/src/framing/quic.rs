@@ -49,11 +49,11 @@ pub(crate) async fn serve(
     connection.speaks_codes(number);
     let streams = Streams::new(&connection);
     let cancels = streams.cancels();
-    let built = h3::server::builder()
+    let mut builder = h3::server::builder();
+    builder
         .max_field_section_size(limits::HEADER_BYTES_MAX as u64)
-        .send_grease(false)
-        .build::<_, Bytes>(streams)
-        .await;
+        .send_grease(false);
+    let built = Box::pin(builder.build::<_, Bytes>(streams)).await;
     let Ok(mut server) = built else {
         return Err(HandlerError::Closed);
     };
@@ -61,8 +61,9 @@ pub(crate) async fn serve(
     let ended = tokio::select! {
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
         why = over(&conn, draining) => match why {
-            Why::Leave => drain(&mut server, &mut requests).await,
-            Why::Idle => server.shutdown(NEXT).await.map_err(drop),
+            // Apart: what an end needs is not kept as long as there is none.
+            Why::Leave => Box::pin(drain(&mut server, &mut requests)).await,
+            Why::Idle => Box::pin(server.shutdown(NEXT)).await.map_err(drop),
             Why::Stalled => {
                 requests.abort_all();
                 Ok(())
