@@ -16,6 +16,9 @@ from aioquic.h3.connection import H3_ALPN, H3Connection
 from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 
+# Seconds. Generous: guests run translated, and may take long to read a large body.
+WAIT = 240
+
 
 class Client(QuicConnectionProtocol):
     def __init__(self, *args, **kwargs):
@@ -48,7 +51,7 @@ class Client(QuicConnectionProtocol):
         told = {"status": 0, "headers": {}, "body": b""}
         events = 0
         while True:
-            heard = await asyncio.wait_for(queue.get(), 60)
+            heard = await asyncio.wait_for(queue.get(), WAIT)
             if isinstance(heard, HeadersReceived):
                 for name, value in heard.headers:
                     if name == b":status":

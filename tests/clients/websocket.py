@@ -31,11 +31,76 @@ def tls(*alpn):
     return context
 
 
+class Secured:
+    """A TLS socket for two threads: the library reads in one and writes in the other, and OpenSSL's object
+    must be used by one at a time."""
+
+    def __init__(self, raw):
+        self.raw, self.using, self.sending = raw, threading.Lock(), threading.Lock()
+        self.came, self.goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = tls("http/1.1").wrap_bio(self.came, self.goes)
+        while not self.done(self.tls.do_handshake):
+            self.flush()
+            self.feed()
+        self.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.raw, name)
+
+    @staticmethod
+    def done(step):
+        try:
+            step()
+            return True
+        except ssl.SSLWantReadError:
+            return False
+
+    def flush(self):
+        with self.sending:
+            with self.using:
+                data = self.goes.read()
+            if data:
+                self.raw.sendall(data)
+
+    def feed(self):
+        data = self.raw.recv(65536)
+        with self.using:
+            self.came.write(data) if data else self.came.write_eof()
+
+    def sendall(self, data):
+        with self.using:
+            self.tls.write(data)
+        self.flush()
+
+    def recv(self, _):
+        """Everything there is: whoever waits for the socket is not told of what is left here."""
+        data = bytearray()
+        while True:
+            try:
+                with self.using:
+                    while some := self.tls.read(65536):
+                        data += some
+                return bytes(data)
+            except ssl.SSLWantReadError:
+                if data:
+                    return bytes(data)
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                return bytes(data)
+            self.flush()
+            self.feed()
+
+
 def ws(subprotocols=("alknet.call",), **more):
     more.setdefault("compression", "deflate")
-    context = {"ssl": tls("http/1.1")} if SECURE else {}
+    if not SECURE:
+        return connect(
+            FACTS["url"], subprotocols=list(subprotocols), proxy=None, max_size=None, **more
+        )
+    raw = socket.create_connection((URL.hostname, URL.port))
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
     return connect(
-        FACTS["url"], subprotocols=list(subprotocols), proxy=None, max_size=None, **context, **more
+        URL._replace(scheme="ws").geturl(), sock=Secured(raw), subprotocols=list(subprotocols),
+        proxy=None, max_size=None, **more
     )
 
 

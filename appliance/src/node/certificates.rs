@@ -1,5 +1,7 @@
 //! What the node serves beside its key: certificates from files and from an authority.
 
+mod keys;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,21 +11,19 @@ use alknet_endpoint::Dialer;
 use alknet_http_client::{ClientOptions, HttpClient, Redirects};
 use alknet_init::control::Problem;
 use alknet_tls::acme::{
-    AccountKey, Acme, AcmeError, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind,
-    HttpChallenges,
+    Acme, AcmeError, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind, HttpChallenges,
 };
 use alknet_tls::{
     ACME_FAILED, CERT_RELOAD_FAILED, CLOCK_INSANE, CertificateFiles, ClientTlsOptions,
     FILES_INTERVAL, FileWatcher, NodeKey, Problems, RootCertStore, ServerTlsOptions, TlsError,
     bundled_roots, roots_from_file,
 };
-use alknet_vault::{Purpose, Reason};
 use bytes::Bytes;
-use zeroize::Zeroizing;
 
 use super::dialler;
 use super::own_key::NODE_KEY_WAITS;
 use super::vault::NodeVault;
+use keys::CertificateKeys;
 
 /// The certificate authorities of `tls.roots` cannot be read.
 const ROOTS_FAILED: &str = "tls_roots_failed";
@@ -70,6 +70,7 @@ impl Certificates {
             // Without port 80 no authority could read the answers.
             let plain = config.http.port80 != Port80::Off;
             let answers = plain.then(|| Arc::clone(&challenges));
+            let keys = vault.map(|vault| Arc::new(CertificateKeys::new(vault.vault())));
             let parts = AcmeParts {
                 transport: Arc::new(Authority::new(&dialer)),
                 store: Arc::clone(&served.certificates),
@@ -78,7 +79,8 @@ impl Certificates {
                 http: answers,
                 // Comes with the part that serves DNS.
                 dns: None,
-                account_key: vault.map(|vault| Arc::new(vault.clone()) as _),
+                account_key: keys.clone().map(|keys| keys as _),
+                key_seal: keys.map(|keys| keys as _),
             };
             match acme(config, names, tls_dir, parts) {
                 Ok(acme) => drop(tokio::spawn(acme.run())),
@@ -169,15 +171,6 @@ fn acme(
         clock_floor: alknet_init::BUILD_TIME_S,
     };
     Acme::new(options, parts)
-}
-
-/// The same account after the node was made anew from its words.
-impl AccountKey for NodeVault {
-    fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError> {
-        let signer = self.vault().p256_signer(Purpose::AcmeAccount)?;
-        let key = signer.pkcs8(Reason::AcmeClient)?;
-        Ok(key.expose().to_vec().into())
-    }
 }
 
 /// Longest answer of a certificate authority.

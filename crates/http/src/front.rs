@@ -1,5 +1,6 @@
 //! The steps of every request: its name, its bounds, its host, its token, and whoever answers it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use alknet_core::{MountBody, MountCaller};
@@ -315,27 +316,27 @@ impl Asked<'_> {
     }
 
     /// The token of a request: in its own header, or as the password of those who know nothing else.
-    fn token(&self, kind: Kind, parts: &Parts) -> Option<String> {
+    fn token<'p>(&self, kind: Kind, parts: &'p Parts) -> Option<Cow<'p, str>> {
         let Some(header) = parts.headers.get(AUTHORIZATION) else {
             // A page can set no header but one.
             let token = (kind == Kind::Session).then(|| ws::bearer(&parts.headers))?;
-            return token.map_or_else(|_| Some(String::new()), |token| token.map(str::to_owned));
+            return token.map_or(Some(Cow::Borrowed("")), |token| token.map(Cow::Borrowed));
         };
         let header = header.to_str().ok()?;
         let (scheme, rest) = header.split_once(' ')?;
         if scheme.eq_ignore_ascii_case("bearer") {
-            return Some(rest.trim().to_owned());
+            return Some(rest.trim().into());
         }
         let mount = routes::mount(&self.conn.shared.mounts, parts.uri.path());
         let basic = scheme.eq_ignore_ascii_case("basic") && kind == Kind::Custom;
         if !basic || !mount.is_some_and(|mount| mount.takes_basic()) {
             // Something that stands for nobody, rather than nothing.
-            return Some(String::new());
+            return Some("".into());
         }
         let pair = base64::engine::general_purpose::STANDARD.decode(rest.trim());
         let pair = pair.ok().and_then(|pair| String::from_utf8(pair).ok());
         Some(
-            pair.and_then(|pair| Some(pair.split_once(':')?.1.to_owned()))
+            pair.and_then(|pair| Some(pair.split_once(':')?.1.to_owned().into()))
                 .unwrap_or_default(),
         )
     }

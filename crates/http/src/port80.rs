@@ -135,3 +135,180 @@ impl std::fmt::Debug for Port80 {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::config::NodeConfig;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// A node with a name, whose decoy would send everybody elsewhere if it counted here.
+    const DOCUMENT: &[u8] = br#"
+[node]
+domain = "hub.example.org"
+[http]
+decoy = "redirect"
+redirect = "https://elsewhere.example/"
+"#;
+
+    /// Expects one token.
+    struct One;
+
+    impl Challenges for One {
+        fn answer(&self, token: &str) -> Option<String> {
+            (token == "expected").then(|| "expected.thumbprint".to_owned())
+        }
+    }
+
+    fn plain(redirect: Option<u16>) -> Arc<Port80> {
+        let config = NodeConfig::parse(DOCUMENT).expect("a correct document");
+        Port80::new(Some(Arc::new(One)), Settings::new(&config), redirect)
+    }
+
+    /// Head and body of the answer to a request, after which nothing more comes.
+    async fn told(plain: &Arc<Port80>, request: &str) -> (String, String) {
+        let (mut client, server) = duplex(64 << 10);
+        let serving = tokio::spawn(Arc::clone(plain).serve(server, None));
+        let sent = client.write_all(request.as_bytes()).await;
+        sent.expect("there is room for it");
+        let mut all = String::new();
+        let read = client.read_to_string(&mut all).await;
+        read.expect("it answers and closes");
+        serving.await.expect("it does not panic");
+        let (head, body) = all.split_once("\r\n\r\n").expect("an answer");
+        (head.to_owned(), body.to_owned())
+    }
+
+    async fn asked(plain: &Arc<Port80>, method: &str, path: &str, host: &str) -> (String, String) {
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        told(plain, &request).await
+    }
+
+    /// With a way to the one port and without: an authority asks by whatever name, and follows nowhere.
+    #[tokio::test]
+    async fn an_authority_is_answered() {
+        for redirect in [None, Some(443)] {
+            let plain = plain(redirect);
+            for host in ["hub.example.org", "192.0.2.7", "other.example"] {
+                let path = "/.well-known/acme-challenge/expected";
+                let (head, body) = asked(&plain, "GET", path, host).await;
+                assert!(head.starts_with("HTTP/1.1 200 "), "{host}: {head}");
+                assert!(head.contains("content-type: text/plain"), "{head}");
+                assert_eq!(body, "expected.thumbprint", "{host}");
+                let (head, body) = asked(&plain, "HEAD", path, host).await;
+                assert!(head.starts_with("HTTP/1.1 200 "), "{host}: {head}");
+                assert_eq!(body, "", "{host}");
+            }
+        }
+    }
+
+    /// `http.port80 = "acme"`: whatever the host, the path and the method, there is nothing, and no way on.
+    #[tokio::test]
+    async fn without_a_redirect_everybody_else_finds_nothing() {
+        let plain = plain(None);
+        for host in ["hub.example.org", "192.0.2.7", "other.example"] {
+            for (method, path) in [
+                ("GET", "/"),
+                ("GET", "/healthz"),
+                ("GET", "/.well-known/acme-challenge/"),
+                ("GET", "/.well-known/acme-challenge/unknown"),
+                ("GET", "/.well-known/acme-challenge/expected/more"),
+                (
+                    "GET",
+                    "/.well-known/acme-challenge/../acme-challenge/expected",
+                ),
+                ("POST", "/.well-known/acme-challenge/expected"),
+                ("POST", "/call"),
+                ("DELETE", "/"),
+                ("OPTIONS", "*"),
+                ("HEAD", "/"),
+            ] {
+                let (head, body) = asked(&plain, method, path, host).await;
+                let what = format!("{method} {path} of {host}: {head}");
+                assert!(head.starts_with("HTTP/1.1 404 "), "{what}");
+                assert!(!head.contains("\r\nlocation:"), "{what}");
+                assert!(head.contains("x-content-type-options: nosniff"), "{what}");
+                assert_eq!(body.contains("Not Found"), method != "HEAD", "{what}");
+            }
+        }
+    }
+
+    /// `http.port80 = "acme+redirect"`: names and addresses of this node are sent to the one port.
+    #[tokio::test]
+    async fn with_a_redirect_only_what_is_for_this_node_is_sent_on() {
+        for (port, host, path, to) in [
+            (
+                443,
+                "hub.example.org",
+                "/a?b=c",
+                Some("https://hub.example.org/a?b=c"),
+            ),
+            (
+                443,
+                "hub.example.org:80",
+                "/",
+                Some("https://hub.example.org/"),
+            ),
+            (8443, "192.0.2.7", "/", Some("https://192.0.2.7:8443/")),
+            (443, "[2001:db8::1]", "/", Some("https://[2001:db8::1]/")),
+            (443, "other.example", "/", None),
+            (443, "hub.example.org@other.example", "/", None),
+        ] {
+            for method in ["GET", "POST", "DELETE"] {
+                let (head, _) = asked(&plain(Some(port)), method, path, host).await;
+                let location = to.map(|to| format!("\r\nlocation: {to}\r\n"));
+                match location {
+                    Some(location) => {
+                        assert!(head.starts_with("HTTP/1.1 308 "), "{head}");
+                        assert!(format!("{head}\r\n").contains(&location), "{head}");
+                    }
+                    None => {
+                        assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+                        assert!(!head.contains("\r\nlocation:"), "{head}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A connection is good for one request: what comes behind it is not read.
+    #[tokio::test]
+    async fn one_request_for_a_connection() {
+        let one = "GET /.well-known/acme-challenge/expected HTTP/1.1\r\nHost: a.example\r\n\r\n";
+        let (head, body) = told(&plain(None), &one.repeat(2)).await;
+        assert!(head.contains("connection: close"), "{head}");
+        assert_eq!(body, "expected.thumbprint");
+    }
+
+    /// Whoever comes when all places are taken is closed on, and the next is served again.
+    #[tokio::test]
+    async fn more_than_its_places_are_not_taken() {
+        let plain = plain(None);
+        let mut held = Vec::new();
+        for _ in 0..PORT80_CONNECTIONS_MAX {
+            let (client, server) = duplex(4096);
+            held.push((client, tokio::spawn(Arc::clone(&plain).serve(server, None))));
+        }
+        // A task takes its place when it first runs.
+        let taken = async {
+            while plain.places.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let taken = tokio::time::timeout(HEADER_TIMEOUT, taken).await;
+        taken.expect("each takes one place");
+        let (mut client, server) = duplex(4096);
+        Arc::clone(&plain).serve(server, None).await;
+        let mut all = Vec::new();
+        let read = client.read_to_end(&mut all).await;
+        assert_eq!((read.expect("a pipe"), all.len()), (0, 0));
+
+        for (client, serving) in held {
+            drop(client);
+            serving.await.expect("it does not panic");
+        }
+        let (head, _) = asked(&plain, "GET", "/", "hub.example.org").await;
+        assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    }
+}

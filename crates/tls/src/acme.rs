@@ -6,39 +6,49 @@
 //! wrong, the old one stays. What to do when is decided by a planner that knows neither clock nor
 //! network; this module does it.
 
+mod account;
 mod challenge;
+mod clock;
 mod disk;
 mod error;
+mod keys;
 mod order;
 mod plan;
+mod retry_after;
 mod transport;
+
+#[cfg(test)]
+mod away;
+#[cfg(test)]
+mod fake;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use alknet_core::BoxError;
-use instant_acme::{Account, AccountBuilder, CertificateIdentifier, Key, NewAccount};
-use rustls::pki_types::{Der, PrivatePkcs8KeyDer};
+use instant_acme::{Account, CertificateIdentifier};
+use rustls::pki_types::Der;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
-use zeroize::Zeroizing;
+use tokio::time::timeout;
 
 pub use challenge::{
     AlpnChallenges, ChallengeKind, DnsChallenge, HttpChallengeResponder, HttpChallenges,
 };
 pub use error::AcmeError;
+pub use keys::{AccountKey, KeySeal, SealError};
 pub use plan::{BACK_OFF_MAX_S, BACK_OFF_MIN_S, ORDERS_PER_DAY_MAX};
+pub use retry_after::{RATE_LIMITED_S, RETRY_AFTER_MAX_S};
 pub use transport::AcmeTransport;
 
 use crate::der;
 use crate::pair::CertificatePair;
 use crate::problems::{ACME_FAILED, CLOCK_INSANE, Problems};
 use crate::store::{CertificateStore, Source};
-use disk::{Disk, StoredAccount};
-use order::{Answers, Issued, Wanted};
+use clock::{Clock, System};
+use disk::{Disk, KeptKey};
+use order::{Answers, Fresh, Issued, Wanted};
 use plan::{Planner, Span, Step};
-use transport::Adapter;
+use retry_after::RetryAfter;
 
 /// Names in one certificate.
 pub const NAMES_MAX: usize = 25;
@@ -51,6 +61,9 @@ const SLEEP_MAX: Duration = Duration::from_secs(600);
 
 /// How often a wrong clock is looked at again.
 const CLOCK_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often a key is tried again that cannot be sealed or opened: nobody else is asked for it.
+const KEY_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often the authority is asked when it would like a renewal, at least and at most (RFC 9773
 /// section 4.3.2).
@@ -93,15 +106,9 @@ pub struct AcmeParts {
     /// The account's key, where it is derived: a node that is made anew from the same secret has the same
     /// account. Without, one is made and kept on the disk.
     pub account_key: Option<Arc<dyn AccountKey>>,
-}
-
-/// A key of an account that is kept elsewhere.
-pub trait AccountKey: Send + Sync + 'static {
-    /// The key, P-256, as PKCS #8 (RFC 5958), which goes to the library that signs with it.
-    ///
-    /// # Errors
-    /// It cannot be had now; it is asked for again with the next order.
-    fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError>;
+    /// What seals the keys of certificates, where there is something that can. Without, they lie on the
+    /// disk as they are, mode 0600.
+    pub key_seal: Option<Arc<dyn KeySeal>>,
 }
 
 /// Keeps one certificate.
@@ -115,8 +122,13 @@ pub struct Acme {
     plan: Planner,
     account_key: Option<Arc<dyn AccountKey>>,
     account: Option<Account>,
-    window_at: Option<Instant>,
+    retry_after: Arc<RetryAfter>,
+    /// When the authority was asked for the renewal window, and how long that holds.
+    window_asked: Option<(u64, Duration)>,
+    /// What was kept cannot be opened, or not be sealed, before somebody unlocks what does it.
+    locked: bool,
     renew: Arc<Notify>,
+    clock: Arc<dyn Clock>,
 }
 
 /// Asks for a renewal before its time.
@@ -141,7 +153,7 @@ impl Acme {
             .iter_mut()
             .for_each(|n| n.make_ascii_lowercase());
         let first = check_names(&options.names)?;
-        let disk = Disk::open(&options.state_dir, first)?;
+        let disk = Disk::open(&options.state_dir, first, parts.key_seal)?;
         let plan = Planner::new(options.names.clone(), options.clock_floor, disk.history());
         let mut acme = Self {
             answers: Answers {
@@ -157,8 +169,11 @@ impl Acme {
             plan,
             account_key: parts.account_key,
             account: None,
-            window_at: None,
+            retry_after: Arc::default(),
+            window_asked: None,
+            locked: false,
             renew: Arc::default(),
+            clock: Arc::new(System),
             options,
         };
         acme.serve_kept();
@@ -174,12 +189,19 @@ impl Acme {
     /// Orders and renews for ever.
     pub async fn run(mut self) {
         loop {
-            match self.plan.next(unix_now()) {
+            if self.locked {
+                self.serve_kept();
+            }
+            if self.locked {
+                self.clock.sleep(KEY_PAUSE).await;
+                continue;
+            }
+            match self.plan.next(self.now()) {
                 Step::ClockInsane => {
                     let text = "the clock is before this program was built; check the network's \
                                 time servers. No certificate is ordered until then";
                     self.problems.set(CLOCK_INSANE, "acme", text.to_owned());
-                    sleep(CLOCK_PAUSE).await;
+                    self.clock.sleep(CLOCK_PAUSE).await;
                 }
                 Step::Order => {
                     self.problems.clear(CLOCK_INSANE, "acme");
@@ -195,14 +217,20 @@ impl Acme {
 
     /// Sleeps towards `until`, asking the authority meanwhile when it wants a renewal.
     async fn wait(&mut self, until: u64) {
-        let left = Duration::from_secs(until.saturating_sub(unix_now()));
+        let left = Duration::from_secs(until.saturating_sub(self.now()));
         tokio::select! {
-            () = sleep(left.min(SLEEP_MAX)) => {}
+            () = self.clock.sleep(left.min(SLEEP_MAX)) => {}
             () = self.renew.notified() => self.plan.ask(),
         }
-        if self.window_at.is_none_or(|at| at <= Instant::now()) {
+        let now = self.now();
+        if now >= until || self.plan.is_paused(now) {
+            return;
+        }
+        // By a clock that was ahead it was asked in a time that is yet to come.
+        let holds = |(at, pause): (u64, Duration)| at <= now && now - at < pause.as_secs();
+        if !self.window_asked.is_some_and(holds) {
             let pause = self.ask_window().await;
-            self.window_at = Some(Instant::now() + pause);
+            self.window_asked = Some((self.now(), pause));
         }
     }
 
@@ -216,6 +244,7 @@ impl Acme {
             return WINDOW_PAUSE_MAX;
         };
         let Ok(account) = self.account().await else {
+            self.heed();
             return WINDOW_PAUSE_MIN;
         };
         match timeout(ORDER_TIMEOUT, account.renewal_info(&id)).await {
@@ -228,41 +257,77 @@ impl Acme {
                 again.clamp(WINDOW_PAUSE_MIN, WINDOW_PAUSE_MAX)
             }
             Ok(Err(instant_acme::Error::Unsupported(_))) => WINDOW_PAUSE_MAX,
-            Ok(Err(_)) | Err(_) => WINDOW_PAUSE_MIN,
+            Ok(Err(_)) | Err(_) => {
+                self.heed();
+                WINDOW_PAUSE_MIN
+            }
         }
     }
 
-    async fn order(&mut self) {
-        self.plan.began(unix_now());
-        // Written before the order, so that a crash in the middle of it counts.
+    /// Leaves the authority alone for as long as it said, if it did.
+    fn heed(&mut self) -> Option<u64> {
+        let now = self.now();
+        let seconds = self.retry_after.take(now)?;
+        self.plan.leave_alone(now, seconds);
         self.keep_history();
-        let result = timeout(ORDER_TIMEOUT, self.try_order()).await;
+        Some(seconds)
+    }
+
+    async fn order(&mut self) {
+        let subject = self.subject();
+        let (fresh, kept) = match self.fresh_key() {
+            Ok(keys) => keys,
+            Err(error) => {
+                // The authority was asked for nothing, so this is no order that counts.
+                self.problems.set(ACME_FAILED, &subject, error.to_string());
+                return self.clock.sleep(KEY_PAUSE).await;
+            }
+        };
+        let result = timeout(ORDER_TIMEOUT, self.try_order(&fresh, &kept)).await;
         let result = result.unwrap_or(Err(AcmeError::TimedOut(ORDER_TIMEOUT.as_secs())));
-        let subject = self.options.names.join(", ");
         match result {
             Ok(issued) => {
+                // What was refused on the way came to a good end.
+                let _ = self.retry_after.take(self.now());
                 self.plan.succeeded(validity(&issued.pair), random());
-                self.window_at = None;
+                self.window_asked = None;
                 tracing::info!("a new certificate is served for {subject}");
                 self.store.put(Source::Acme, issued.pair);
                 self.problems.clear(ACME_FAILED, &subject);
             }
             Err(error) => {
-                self.plan.failed(unix_now());
+                self.plan.failed(self.now());
                 // The account may be what is wrong: it is looked up again.
                 self.account = None;
-                self.problems.set(ACME_FAILED, &subject, error.to_string());
+                let text = match self.heed() {
+                    Some(seconds) => format!("{error}; it is left alone for {seconds} s"),
+                    None => error.to_string(),
+                };
+                self.problems.set(ACME_FAILED, &subject, text);
             }
         }
         self.keep_history();
     }
 
-    async fn try_order(&mut self) -> Result<Issued, AcmeError> {
+    /// A key for the next certificate, and the form in which it will be kept. It is sealed before the
+    /// authority is asked, so that no certificate comes whose key could then not be kept.
+    fn fresh_key(&self) -> Result<(Fresh, KeptKey), AcmeError> {
+        let fresh = Fresh::make(&self.options.names)?;
+        let kept = self.disk.seal(&fresh.pem)?;
+        Ok((fresh, kept))
+    }
+
+    async fn try_order(&mut self, fresh: &Fresh, kept: &KeptKey) -> Result<Issued, AcmeError> {
         let account = self.account().await?;
+        // Only now is it an order that the authority counts. Written before, so that a crash in the middle
+        // of it counts, too.
+        self.plan.began(self.now());
+        self.keep_history();
         let held = self.store.pair(Source::Acme);
         let attempt = self.plan.failures();
         let wanted = Wanted {
             names: &self.options.names,
+            fresh,
             profile: self.options.profile.as_deref(),
             // Only where the authority gave a window does it know the certificate; and a second
             // try must not fail because the first has replaced it.
@@ -272,85 +337,53 @@ impl Acme {
                 .and_then(identifier),
             attempt,
         };
-        let issued = order::order(&account, wanted, &self.answers, unix_now).await?;
-        self.disk.keep_certificate(&issued.chain, &issued.key)?;
+        let now = || self.clock.now();
+        let issued = order::order(&account, wanted, &self.answers, now).await?;
+        self.disk.keep_certificate(&issued.chain, kept)?;
         Ok(issued)
     }
 
-    /// The account at the configured authority, made with the first order.
-    async fn account(&mut self) -> Result<Account, AcmeError> {
-        if let Some(account) = &self.account {
-            return Ok(account.clone());
-        }
-        let account = match &self.account_key {
-            Some(key) => self.derived_account(&**key).await?,
-            None => self.own_account().await?,
-        };
-        self.account = Some(account.clone());
-        Ok(account)
+    fn now(&self) -> u64 {
+        self.clock.now()
     }
 
-    /// The account of a key that is kept elsewhere; the authority says which that is, or makes one
-    /// (RFC 8555 section 7.3.1).
-    async fn derived_account(&self, key: &dyn AccountKey) -> Result<Account, AcmeError> {
-        let pkcs8 = key.pkcs8().map_err(AcmeError::AccountKey)?;
-        let der = PrivatePkcs8KeyDer::from(pkcs8.to_vec());
-        let key = Key::from_pkcs8_der(der.clone_key())?;
-        let directory = self.options.directory.clone();
-        let builder = self.builder();
-        let (account, _) = builder
-            .create_from_key((key, der.into()), directory)
-            .await?;
-        let contact = self.contact();
-        if !contact.is_empty() {
-            account.update_contacts(&contact).await?;
-        }
-        tracing::info!("uses the account {}", account.id());
-        Ok(account)
-    }
-
-    /// The account whose key is on the disk.
-    async fn own_account(&self) -> Result<Account, AcmeError> {
-        let stored = self.disk.account()?;
-        let directory = &self.options.directory;
-        if let Some(stored) = stored.filter(|stored| stored.directory == *directory) {
-            return Ok(self.builder().from_credentials(stored.credentials).await?);
-        }
-        let new = NewAccount {
-            contact: &self.contact(),
-            terms_of_service_agreed: true,
-            only_return_existing: false,
-        };
-        let made = self.builder().create(&new, directory.clone(), None).await;
-        let (account, credentials) = made?;
-        self.disk.keep_account(&StoredAccount {
-            directory: directory.clone(),
-            credentials,
-        })?;
-        tracing::info!("made the account {}", account.id());
-        Ok(account)
-    }
-
-    fn builder(&self) -> AccountBuilder {
-        Account::builder_with_http(Box::new(Adapter(Arc::clone(&self.transport))))
-    }
-
-    fn contact(&self) -> Vec<&str> {
-        self.options.contact.iter().map(String::as_str).collect()
-    }
-
+    /// Serves what was kept, and leaves its key sealed where it can be. What is only locked is waited
+    /// for: another certificate could not be kept either.
     fn serve_kept(&mut self) {
-        let kept = match self.disk.certificate() {
-            Ok(Some(pair)) => pair,
-            Ok(None) => return,
+        let was_locked = std::mem::take(&mut self.locked);
+        match self.disk.certificate() {
+            Ok(Some(kept)) => self.serve(kept),
+            Ok(None) => {}
+            Err(error) if error.is_locked() => return self.wait_for_key(&error),
             Err(error) => return tracing::warn!("a new certificate is ordered: {error}"),
-        };
+        }
+        match self.disk.seal_kept() {
+            Ok(()) => {}
+            Err(error) if error.is_locked() => return self.wait_for_key(&error),
+            Err(error) => tracing::warn!("the key of the certificate is not sealed: {error}"),
+        }
+        if was_locked {
+            self.problems.clear(ACME_FAILED, &self.subject());
+        }
+    }
+
+    fn serve(&mut self, kept: CertificatePair) {
         let fits = |name: &String| kept.names().contains(name);
         if self.options.names.iter().all(fits) {
             self.plan.hold(validity(&kept), random());
         }
         // Even for some of the names, or near its end, it is better than none.
         self.store.put(Source::Acme, kept);
+    }
+
+    fn wait_for_key(&mut self, error: &AcmeError) {
+        self.locked = true;
+        let text = format!("{error}; it is tried again, and nothing is ordered until then");
+        self.problems.set(ACME_FAILED, &self.subject(), text);
+    }
+
+    fn subject(&self) -> String {
+        self.options.names.join(", ")
     }
 
     fn keep_history(&self) {
@@ -406,45 +439,10 @@ fn validity(pair: &CertificatePair) -> Span {
     }
 }
 
-fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
 /// Without random bytes all renewals come at the start of their spans, which is no harm.
 fn random() -> u64 {
     getrandom::u64().unwrap_or(0)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_checked_before_anybody_is_asked() {
-        let check = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
-            check_names(&names).map(str::to_owned)
-        };
-        assert_eq!(
-            check(&["a.example", "*.a.example"]).expect("good"),
-            "a.example"
-        );
-        for bad in [
-            "",
-            "a b",
-            "192.0.2.1",
-            "*",
-            "*.",
-            "a.*.example",
-            "../x",
-            "a/b",
-        ] {
-            assert!(check(&[bad]).is_err(), "{bad}");
-        }
-        assert!(check(&[]).is_err());
-        assert!(check(&["a.example"; NAMES_MAX]).is_ok());
-        assert!(check(&["a.example"; NAMES_MAX + 1]).is_err());
-    }
-}
+mod tests;

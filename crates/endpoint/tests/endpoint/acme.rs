@@ -1,7 +1,7 @@
 //! Certificates from an authority nobody here wrote: Pebble, with its own name server.
 
 use std::net::{TcpListener, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,10 @@ use alknet_endpoint::Dialer;
 use alknet_http_client::{ClientOptions, HttpClient, Redirects};
 use alknet_tls::acme::{
     AccountKey, Acme, AcmeHandle, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind,
-    DnsChallenge, HttpChallengeResponder, HttpChallenges,
+    DnsChallenge, HttpChallengeResponder, HttpChallenges, KeySeal, SealError,
 };
 use alknet_tls::{ACME_FAILED, CLOCK_INSANE, CertificateStore, Problems, ServerTlsOptions, Source};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -235,6 +236,7 @@ impl Served {
             http: Some(Arc::clone(&self.http)),
             dns: Some(Arc::new(Names(ca.names))),
             account_key: None,
+            key_seal: None,
         }
     }
 
@@ -353,6 +355,113 @@ async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
     let text = &served.problems.list()[0].text;
     assert!(text.contains("the vault is locked"), "{text}");
     running.abort();
+}
+
+/// A seal that whoever has the node's words can derive.
+struct Vault([u8; 32]);
+
+impl Vault {
+    fn key(&self) -> LessSafeKey {
+        LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &self.0).expect("32 bytes"))
+    }
+
+    /// One for all is enough for a test.
+    fn nonce() -> Nonce {
+        Nonce::assume_unique_for_key([0; 12])
+    }
+}
+
+impl KeySeal for Vault {
+    fn seal(&self, name: &str, key: &[u8]) -> Result<Vec<u8>, SealError> {
+        let (mut bytes, name) = (key.to_vec(), Aad::from(name.as_bytes()));
+        self.key()
+            .seal_in_place_append_tag(Self::nonce(), name, &mut bytes)
+            .map_err(|_| SealError::Refused("it is not sealed".into()))?;
+        Ok(bytes)
+    }
+
+    fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let (mut bytes, name) = (sealed.to_vec(), Aad::from(name.as_bytes()));
+        let opened = self
+            .key()
+            .open_in_place(Self::nonce(), name, &mut bytes)
+            .map_err(|_| SealError::Refused("it does not open".into()))?;
+        Ok(opened.to_vec().into())
+    }
+}
+
+/// Every file below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let below = entries.flat_map(|entry| {
+        let path = entry.expect("readable").path();
+        match path.is_dir() {
+            true => files(&path),
+            false => vec![path],
+        }
+    });
+    below.collect()
+}
+
+/// How many orders the node remembers, and that no key is beside them for everybody to read.
+fn orders_of(state: &Path) -> usize {
+    let files = files(state);
+    for path in &files {
+        let bytes = std::fs::read(path).expect("readable");
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains("PRIVATE KEY"), "{}", path.display());
+    }
+    let sealed = |path: &&PathBuf| path.extension().is_some_and(|end| end == "sealed");
+    assert_eq!(files.iter().filter(sealed).count(), 1, "{files:?}");
+    let text = std::fs::read(state.join("acme/orders.json")).expect("kept");
+    let history: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let orders = &history["orders"]["edge.example"];
+    orders.as_array().expect("times").len()
+}
+
+/// What a node with a vault keeps is of no use to whoever has the disk, and all that it needs after a
+/// start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_key_is_served_again_without_an_order() {
+    let account = rcgen::KeyPair::generate().expect("a key").serialize_der();
+    let ca = Ca::start(1).await;
+    let client = ca.trusting().await;
+    let state = tempfile::tempdir().expect("a directory");
+    let state = state.path();
+    let with_vault = |served: &Served| {
+        let options = ca.options(state, &["edge.example"], ChallengeKind::Dns01);
+        let parts = AcmeParts {
+            account_key: Some(Arc::new(Derived(account.clone()))),
+            key_seal: Some(Arc::new(Vault([7; 32]))),
+            ..served.parts(&ca)
+        };
+        Acme::new(options, parts).expect("good options")
+    };
+    let served = Served::start();
+    let mut changes = served.tls.certificates.watch();
+    let running = tokio::spawn(with_vault(&served).run());
+    served.renewed(&ca, &mut changes).await;
+    running.abort();
+    let _ = running.await;
+    let first = served.shows(Carriage::Tcp, "edge.example", &client).await;
+    assert_eq!(orders_of(state), 1);
+
+    // Another process on the same disk shows it at once.
+    let again = Served::start();
+    let acme = with_vault(&again);
+    let shown = again.shows(Carriage::Tcp, "edge.example", &client).await;
+    assert_eq!(shown, first);
+    // Only who asks for another one gets it: were one ordered at the start, these would be three.
+    let mut changes = again.tls.certificates.watch();
+    acme.handle().renew();
+    let running = tokio::spawn(acme.run());
+    again.renewed(&ca, &mut changes).await;
+    running.abort();
+    let _ = running.await;
+    let second = again.shows(Carriage::Tcp, "edge.example", &client).await;
+    assert_ne!(second, first);
+    assert_eq!(orders_of(state), 2);
+    assert_eq!(again.problems.list(), []);
 }
 
 /// Over the node's own port; renewed while fifty connections live and new ones keep coming; kept

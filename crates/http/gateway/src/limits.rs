@@ -20,6 +20,8 @@ pub const BATCH_ID_BYTES_MAX: usize = 64;
 pub const SEARCH_LIMIT: usize = 50;
 /// The most a page may be asked to have.
 pub const SEARCH_LIMIT_MAX: usize = 500;
+/// Characters of a namespace that is searched for: no operation's is longer.
+pub const NAMESPACE_CHARS_MAX: usize = 63;
 /// Bytes of what is searched for.
 pub const SEARCH_BYTES_MAX: usize = 256;
 /// Calls that run at once for the whole node.

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::limits::{
-    NESTING_MAX, SEARCH_BYTES_MAX, SEARCH_LIMIT, SEARCH_LIMIT_MAX, TIMEOUT_MS_MAX,
+    NAMESPACE_CHARS_MAX, NESTING_MAX, SEARCH_BYTES_MAX, SEARCH_LIMIT, SEARCH_LIMIT_MAX,
+    TIMEOUT_MS_MAX,
 };
 
 /// Body of `/call` and `/subscribe`.
@@ -106,7 +107,7 @@ impl Invocation {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchRequest<'a> {
-    /// The calls, 64 at most.
+    /// The calls, 64 at most; none have no results.
     #[serde(borrow)]
     pub calls: Vec<BatchItem<'a>>,
     /// How they follow each other.
@@ -243,6 +244,10 @@ impl Query {
         }
         match name {
             "q" => self.q = value.to_lowercase(),
+            "namespace" if value.chars().count() > NAMESPACE_CHARS_MAX => {
+                let message = format!("'namespace' has at most {NAMESPACE_CHARS_MAX} characters");
+                return Err(ApiError::malformed(&at(), message));
+            }
             "namespace" => self.namespace = Some(value.to_owned()),
             "cursor" => self.cursor = Some(value.to_owned()),
             "type" => {
@@ -554,5 +559,28 @@ mod tests {
         ] {
             assert!(query.set(name, value).is_err(), "{name}={value}");
         }
+    }
+
+    #[test]
+    fn a_namespace_is_no_longer_than_that_of_any_operation() {
+        let longest = "n".repeat(NAMESPACE_CHARS_MAX);
+        let longer = "n".repeat(NAMESPACE_CHARS_MAX + 1);
+        assert!(alknet_call::is_operation_name(&format!("{longest}/x")));
+        assert!(!alknet_call::is_operation_name(&format!("{longer}/x")));
+        let mut query = Query::default();
+        for fine in [&longest, &"é".repeat(NAMESPACE_CHARS_MAX)] {
+            query.set("namespace", fine).expect("fine");
+            assert_eq!(query.namespace.as_ref(), Some(fine));
+        }
+        let error = query.set("namespace", &longer).expect_err("refused").error;
+        assert!(error.message.contains("at most 63 "), "{}", error.message);
+        assert_eq!(error.details.expect("details")["pointer"], "/namespace");
+    }
+
+    #[test]
+    fn a_batch_may_have_no_calls() {
+        let batch = BatchRequest::read(br#"{"calls":[]}"#).expect("fine");
+        assert!(batch.calls.is_empty());
+        assert!(BatchRequest::read(b"{}").is_err());
     }
 }

@@ -317,7 +317,6 @@ fn schemas() -> Value {
         "BatchRequest": closed(&["calls"], json!({
             "calls": {
                 "type": "array",
-                "minItems": 1,
                 "maxItems": BATCH_MAX,
                 "items": reference("BatchCall"),
             },

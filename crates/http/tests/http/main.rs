@@ -77,6 +77,36 @@ async fn errors_have_one_form() {
 }
 
 #[tokio::test]
+async fn a_batch_without_calls_has_no_results() {
+    for version in VERSIONS {
+        let node = Node::new("");
+        let body = json!({ "calls": [] });
+        let told = node.post(version, Some("good"), "/batch", &body).await;
+        assert_eq!(told.status, StatusCode::OK, "{told:?}");
+        assert_eq!(told.json(), json!({ "results": [] }));
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_that_none_can_be_is_refused() {
+    let node = Node::new("");
+    for (length, status) in [(63, StatusCode::OK), (64, StatusCode::BAD_REQUEST)] {
+        let path = format!("/search?namespace={}", "n".repeat(length));
+        let told = node.get("h2", Some("good"), &path).await;
+        assert_eq!(told.status, status, "{length}");
+        if status == StatusCode::OK {
+            assert_eq!(told.json()["operations"], json!([]));
+        } else {
+            let error = &told.json()["error"];
+            assert_eq!(error["code"], "INVALID_INPUT");
+            assert_eq!(error["details"]["pointer"], "/namespace");
+            let message = error["message"].as_str().expect("text");
+            assert!(message.contains("63"), "{message}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn subscriptions_are_streams_of_events() {
     for version in VERSIONS {
         let node = Node::new("");

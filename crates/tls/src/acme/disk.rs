@@ -1,24 +1,53 @@
 //! What is kept of an account and its certificate.
 
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
+use super::error::AcmeError;
+use super::keys::KeySeal;
 use crate::error::TlsError;
-use crate::pair::{CertificatePair, PairError};
+use crate::pair::CertificatePair;
 use crate::secret_file;
 
-/// `<state>/acme`: `account.json`, `orders.json`, and a folder with `certificate.pem` named after
-/// the certificate's first name. Chain and key are one file, so that no power cut can part them.
-/// Everything is mode 0600 in folders of mode 0700.
-#[derive(Clone, Debug)]
+/// Chain and key, where there is no seal.
+const BOTH: &str = "certificate.pem";
+/// The chain, where there is one.
+const CHAIN: &str = "chain.pem";
+/// How the files of sealed keys begin and end; between is which chain they belong to.
+const KEY: (&str, &str) = ("key-", ".sealed");
+/// Bytes of a chain's hash in the name of its key.
+const KEY_NAME_BYTES: usize = 8;
+
+/// `<state>/acme`: `account.json`, `orders.json`, and a folder named after the certificate's first
+/// name. Everything is mode 0600 in folders of mode 0700.
+///
+/// Without a seal, chain and key are one file, so that no power cut can part them. With one they are
+/// two, and the name of the key's file is of the chain's hash: a chain says which key is its own. The
+/// new key is on the disk, beside the old one, before the new chain replaces the old chain, and the old
+/// key is removed after that. So at every moment the chain that is there has its key, and a power cut
+/// leaves at most a key that no chain asks for, which goes with the next start.
 pub(crate) struct Disk {
     root: PathBuf,
-    certificate: PathBuf,
+    folder: PathBuf,
+    name: String,
+    seal: Option<Arc<dyn KeySeal>>,
+}
+
+/// A key in the form it is kept in.
+pub(crate) enum KeptKey {
+    /// PEM.
+    Plain(Zeroizing<String>),
+    /// What the seal made of that.
+    Sealed(Vec<u8>),
 }
 
 /// An account at one authority.
@@ -32,7 +61,11 @@ pub(crate) struct StoredAccount {
 
 impl Disk {
     /// Below `state_dir`, for a certificate whose first name is `name`.
-    pub(crate) fn open(state_dir: &Path, name: &str) -> Result<Self, TlsError> {
+    pub(crate) fn open(
+        state_dir: &Path,
+        name: &str,
+        seal: Option<Arc<dyn KeySeal>>,
+    ) -> Result<Self, TlsError> {
         let root = state_dir.join("acme");
         let folder = root.join(name.replace('*', "_"));
         private_dir(&folder).map_err(|source| TlsError::KeyWrite {
@@ -40,8 +73,10 @@ impl Disk {
             source,
         })?;
         Ok(Self {
-            certificate: folder.join("certificate.pem"),
             root,
+            folder,
+            name: name.to_owned(),
+            seal,
         })
     }
 
@@ -69,22 +104,147 @@ impl Disk {
     }
 
     /// The certificate last kept.
-    pub(crate) fn certificate(&self) -> Result<Option<CertificatePair>, TlsError> {
-        let Some(pem) = secret_file::read(&self.certificate)? else {
-            return Ok(None);
-        };
-        let broken = |error: PairError| TlsError::State {
-            path: self.certificate.clone(),
-            reason: error.to_string(),
-        };
-        CertificatePair::from_pem(&pem, &pem)
-            .map(Some)
-            .map_err(broken)
+    pub(crate) fn certificate(&self) -> Result<Option<CertificatePair>, AcmeError> {
+        let (chain_at, both_at) = (self.folder.join(CHAIN), self.folder.join(BOTH));
+        let chain = secret_file::read(&chain_at)?;
+        if let (Some(seal), Some(chain)) = (&self.seal, &chain) {
+            let key = self.open_key(&**seal, chain)?;
+            return Ok(Some(pair(&chain_at, chain, &key)?));
+        }
+        match secret_file::read(&both_at)? {
+            Some(pem) => Ok(Some(pair(&both_at, &pem, &pem)?)),
+            None if chain.is_none() => Ok(None),
+            None => {
+                let reason = "its key is sealed, and this node has no vault that opens it";
+                Err(damaged(&chain_at, reason).into())
+            }
+        }
     }
 
-    pub(crate) fn keep_certificate(&self, chain: &str, key: &str) -> Result<(), TlsError> {
-        let pem = zeroize::Zeroizing::new(format!("{}\n{key}", chain.trim_end()));
-        secret_file::write(&self.certificate, pem.as_bytes())
+    fn open_key(&self, seal: &dyn KeySeal, chain: &[u8]) -> Result<Zeroizing<Vec<u8>>, AcmeError> {
+        let path = self.key_of(chain);
+        let sealed = secret_file::read(&path)?
+            .ok_or_else(|| damaged(&path, "the key of the chain beside it is not there"))?;
+        seal.open(&self.name, &sealed)
+            .map_err(|source| AcmeError::KeyOpen { path, source })
+    }
+
+    /// The form in which [`Disk::keep_certificate`] will keep the key with this PEM.
+    pub(crate) fn seal(&self, key: &str) -> Result<KeptKey, AcmeError> {
+        match &self.seal {
+            None => Ok(KeptKey::Plain(Zeroizing::new(key.to_owned()))),
+            Some(seal) => seal
+                .seal(&self.name, key.as_bytes())
+                .map(KeptKey::Sealed)
+                .map_err(AcmeError::KeySeal),
+        }
+    }
+
+    pub(crate) fn keep_certificate(&self, chain: &str, key: &KeptKey) -> Result<(), TlsError> {
+        let (chain_at, both_at) = (self.folder.join(CHAIN), self.folder.join(BOTH));
+        match key {
+            KeptKey::Plain(key) => {
+                // Where there is both, the sealed one counts; this one is newer, and the other opens for
+                // nobody here.
+                remove(&chain_at)?;
+                let pem = Zeroizing::new(format!("{}\n{}", chain.trim_end(), key.as_str()));
+                secret_file::write(&both_at, pem.as_bytes())?;
+                self.sweep(&[&both_at]);
+            }
+            KeptKey::Sealed(key) => {
+                let key_at = self.key_of(chain.as_bytes());
+                secret_file::write(&key_at, key)?;
+                secret_file::write(&chain_at, chain.as_bytes())?;
+                self.sweep(&[&chain_at, &key_at]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where there is a seal, leaves no key without it: seals those of a node that had none, and finishes
+    /// what a power cut left half done. For after [`Disk::certificate`] found nothing wrong.
+    pub(crate) fn seal_kept(&self) -> Result<(), AcmeError> {
+        if self.seal.is_none() {
+            return Ok(());
+        }
+        self.seal_own()?;
+        self.others()?.iter().try_for_each(Self::seal_own)
+    }
+
+    /// Certificates of names that were the first before the configuration was changed.
+    fn others(&self) -> Result<Vec<Self>, TlsError> {
+        let fail = |source| TlsError::KeyRead {
+            path: self.root.clone(),
+            source,
+        };
+        let mut others = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let folder = entry.path();
+            if folder == self.folder || !folder.is_dir() {
+                continue;
+            }
+            let name = entry.file_name().to_string_lossy().into_owned();
+            others.push(Self {
+                root: self.root.clone(),
+                folder,
+                name: match name.strip_prefix("_.") {
+                    Some(parent) => format!("*.{parent}"),
+                    None => name,
+                },
+                seal: self.seal.clone(),
+            });
+        }
+        Ok(others)
+    }
+
+    /// The same for this certificate alone.
+    fn seal_own(&self) -> Result<(), AcmeError> {
+        let (chain_at, both_at) = (self.folder.join(CHAIN), self.folder.join(BOTH));
+        if let Some(chain) = secret_file::read(&chain_at)? {
+            self.sweep(&[&chain_at, &self.key_of(&chain)]);
+            return Ok(());
+        }
+        let Some(pem) = secret_file::read(&both_at)? else {
+            return Ok(());
+        };
+        let (chain, key) =
+            parts(&pem).ok_or_else(|| damaged(&both_at, "it does not end with a key"))?;
+        // Nothing is removed that was not found good in the form it is written in.
+        pair(&both_at, chain.as_bytes(), key.as_bytes())?;
+        self.keep_certificate(chain, &self.seal(key)?)?;
+        tracing::info!("sealed the key that was in {}", both_at.display());
+        Ok(())
+    }
+
+    /// Where the sealed key of this chain is.
+    fn key_of(&self, chain: &[u8]) -> PathBuf {
+        let (begin, end) = KEY;
+        let hash = HEXLOWER.encode(&Sha256::digest(chain)[..KEY_NAME_BYTES]);
+        self.folder.join(format!("{begin}{hash}{end}"))
+    }
+
+    /// Removes every other form of the certificate, and what a power cut left of writing one: a key in
+    /// the clear may be among it. The certificate is kept whether or not this works.
+    fn sweep(&self, keep: &[&Path]) {
+        if let Err(error) = self.try_sweep(keep) {
+            let folder = self.folder.display();
+            tracing::warn!("cannot remove older keys from {folder}, do it by hand: {error}");
+        }
+    }
+
+    fn try_sweep(&self, keep: &[&Path]) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let ours = [BOTH, CHAIN, KEY.0].iter().any(|own| name.starts_with(own));
+            let path = entry.path();
+            if ours && !keep.contains(&path.as_path()) {
+                fs::remove_file(&path)?;
+            }
+        }
+        File::open(&self.folder)?.sync_all()
     }
 
     fn read_json<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, TlsError> {
@@ -105,7 +265,36 @@ impl Disk {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-        secret_file::write(&path, &zeroize::Zeroizing::new(text))
+        secret_file::write(&path, &Zeroizing::new(text))
+    }
+}
+
+fn pair(path: &Path, chain: &[u8], key: &[u8]) -> Result<CertificatePair, TlsError> {
+    CertificatePair::from_pem(chain, key).map_err(|error| damaged(path, &error.to_string()))
+}
+
+fn damaged(path: &Path, reason: &str) -> TlsError {
+    TlsError::State {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// Chain and key of a file with both, where the key is the last.
+fn parts(pem: &[u8]) -> Option<(&str, &str)> {
+    let pem = str::from_utf8(pem).ok()?;
+    let label = pem.find("PRIVATE KEY-----")?;
+    let key = pem[..label].rfind("-----BEGIN ")?;
+    Some(pem.split_at(key))
+}
+
+fn remove(path: &Path) -> Result<(), TlsError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(TlsError::KeyWrite {
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -114,35 +303,4 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::super::plan::History;
-    use super::*;
-    use crate::pair::tests::Authority;
-
-    #[test]
-    fn a_certificate_survives_and_is_private() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let disk = Disk::open(dir.path(), "*.a.example").expect("a folder");
-        assert!(disk.certificate().expect("readable").is_none());
-        assert!(disk.account().expect("readable").is_none());
-        assert_eq!(disk.history::<History>(), History::default());
-        let (chain, key) = Authority::new("ca").issue(&["*.a.example"]);
-        disk.keep_certificate(&chain, &key).expect("kept");
-        let pair = disk.certificate().expect("readable").expect("there");
-        assert_eq!(pair.names(), ["*.a.example"]);
-        let path = dir.path().join("acme/_.a.example/certificate.pem");
-        let mode = |path: &Path| {
-            let meta = std::fs::metadata(path).expect("stat");
-            meta.permissions().mode() & 0o777
-        };
-        assert_eq!(mode(&path), 0o600);
-        assert_eq!(mode(path.parent().expect("a folder")), 0o700);
-        disk.keep_history(&History::default()).expect("kept");
-        std::fs::write(&path, "-----BEGIN").expect("write");
-        assert!(matches!(disk.certificate(), Err(TlsError::State { .. })));
-        std::fs::write(dir.path().join("acme/orders.json"), "{").expect("write");
-        assert_eq!(disk.history::<History>(), History::default());
-    }
-}
+mod tests;

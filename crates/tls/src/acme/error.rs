@@ -1,8 +1,11 @@
 //! Why there is no certificate.
 
+use std::path::PathBuf;
+
 use alknet_core::BoxError;
 use thiserror::Error;
 
+use super::keys::SealError;
 use crate::error::TlsError;
 use crate::pair::PairError;
 
@@ -16,6 +19,17 @@ pub enum AcmeError {
     /// The DNS part did not publish the record.
     #[error("cannot publish the record the authority looks for: {0}")]
     Dns(BoxError),
+    /// The key of the certificate that was kept does not open.
+    #[error("cannot open {path}: {source}")]
+    KeyOpen {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: SealError,
+    },
+    /// A key cannot be sealed, and is not written without.
+    #[error("cannot seal the key of the certificate: {0}")]
+    KeySeal(#[source] SealError),
     /// The names cannot stand in one certificate.
     #[error("{0}")]
     Names(String),
@@ -40,6 +54,19 @@ pub enum AcmeError {
     /// Keys or files of our own.
     #[error(transparent)]
     Tls(#[from] TlsError),
+}
+
+impl AcmeError {
+    /// Whether all that is missing is what opens and seals keys, so that it may do later.
+    pub(super) fn is_locked(&self) -> bool {
+        matches!(
+            self,
+            Self::KeyOpen {
+                source: SealError::Locked(_),
+                ..
+            } | Self::KeySeal(SealError::Locked(_))
+        )
+    }
 }
 
 impl From<instant_acme::Error> for AcmeError {

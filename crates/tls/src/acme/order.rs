@@ -9,6 +9,7 @@ use instant_acme::{
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use super::challenge::{AlpnChallenges, ChallengeKind, DnsChallenge, HttpChallenges, Pending};
 use super::error::AcmeError;
@@ -55,19 +56,40 @@ impl Answers {
     }
 }
 
+/// A fresh key, and the request for a certificate of it.
+pub(super) struct Fresh {
+    /// The key, as PKCS #8.
+    pub(super) pem: Zeroizing<String>,
+    request: Vec<u8>,
+}
+
+impl Fresh {
+    /// For a certificate with `names`.
+    pub(super) fn make(names: &[String]) -> Result<Self, TlsError> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name = DistinguishedName::new();
+        let request = params.serialize_request(&key)?;
+        Ok(Self {
+            pem: Zeroizing::new(key.serialize_pem()),
+            request: request.der().to_vec(),
+        })
+    }
+}
+
 /// What is wanted.
 pub(super) struct Wanted<'a> {
     pub(super) names: &'a [String],
+    pub(super) fresh: &'a Fresh,
     pub(super) profile: Option<&'a str>,
     pub(super) replaces: Option<CertificateIdentifier<'a>>,
     /// Failures before: each try begins with the next way.
     pub(super) attempt: u32,
 }
 
-/// A certificate as it came, and its key.
+/// A certificate as it came.
 pub(super) struct Issued {
     pub(super) chain: String,
-    pub(super) key: String,
     pub(super) pair: CertificatePair,
 }
 
@@ -99,7 +121,7 @@ pub(super) async fn order(
     .await;
     given.take_back(answers).await;
     proven.unwrap_or(Err(AcmeError::TimedOut(PROVE_TIMEOUT.as_secs())))?;
-    let issued = collect(&mut order, wanted.names).await?;
+    let issued = collect(&mut order, wanted.fresh).await?;
     issued.pair.validate(wanted.names, now())?;
     Ok(issued)
 }
@@ -242,17 +264,12 @@ impl Given {
     }
 }
 
-/// A fresh key, and the certificate for it.
-async fn collect(order: &mut Order, names: &[String]) -> Result<Issued, AcmeError> {
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(TlsError::from)?;
-    let mut params = CertificateParams::new(names).map_err(TlsError::from)?;
-    params.distinguished_name = DistinguishedName::new();
-    let request = params.serialize_request(&key).map_err(TlsError::from)?;
-    order.finalize_csr(request.der()).await?;
+/// The certificate for the fresh key.
+async fn collect(order: &mut Order, fresh: &Fresh) -> Result<Issued, AcmeError> {
+    order.finalize_csr(&fresh.request).await?;
     let chain = order.poll_certificate(&PATIENCE).await?;
-    let key = key.serialize_pem();
-    let pair = CertificatePair::from_pem(chain.as_bytes(), key.as_bytes())?;
-    Ok(Issued { chain, key, pair })
+    let pair = CertificatePair::from_pem(chain.as_bytes(), fresh.pem.as_bytes())?;
+    Ok(Issued { chain, pair })
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub(crate) struct History {
     failures: u32,
     /// When the last failure was.
     failed_at: Option<u64>,
+    /// When the authority last said that it is to be left alone, and for how many seconds.
+    left_alone: Option<(u64, u64)>,
 }
 
 /// A span of time in seconds of Unix time.
@@ -110,7 +112,7 @@ impl Planner {
         }
     }
 
-    /// An order begins.
+    /// An order begins: the authority is asked for one.
     pub(crate) fn began(&mut self, now: u64) {
         self.history.settle(now);
         for name in &self.names {
@@ -128,10 +130,21 @@ impl Planner {
         self.history.failed_at = Some(now);
     }
 
+    /// The authority says that it is not to be asked for so many seconds.
+    pub(crate) fn leave_alone(&mut self, now: u64, seconds: u64) {
+        self.history.left_alone = Some((now, seconds));
+    }
+
+    /// Whether the authority is not to be asked anything now: it said so, or failed a moment ago.
+    pub(crate) fn is_paused(&self, now: u64) -> bool {
+        self.history.pause_end() > now
+    }
+
     /// The order gave a certificate valid for `validity`.
     pub(crate) fn succeeded(&mut self, validity: Span, random: u64) {
         self.history.failures = 0;
         self.history.failed_at = None;
+        self.history.left_alone = None;
         self.asked = false;
         self.hold(validity, random);
     }
@@ -187,12 +200,15 @@ impl History {
         }
         self.orders.retain(|_, times| !times.is_empty());
         self.failed_at = self.failed_at.map(|at| at.min(now));
+        self.left_alone = self.left_alone.map(|(at, seconds)| (at.min(now), seconds));
     }
 
     fn pause_end(&self) -> u64 {
+        let alone = self.left_alone;
+        let alone = alone.map_or(0, |(at, seconds)| at.saturating_add(seconds));
         match self.failed_at {
-            Some(at) if self.failures > 0 => at.saturating_add(back_off(self.failures)),
-            _ => 0,
+            Some(at) if self.failures > 0 => alone.max(at.saturating_add(back_off(self.failures))),
+            _ => alone,
         }
     }
 
@@ -340,6 +356,29 @@ mod tests {
     }
 
     #[test]
+    fn an_authority_is_left_alone_for_as_long_as_it_says() {
+        let mut plan = planner();
+        plan.failed(START);
+        plan.leave_alone(START, 7_200);
+        let until = START + 7_200;
+        // Neither the shorter pause after a failure nor the operator ends it.
+        plan.ask();
+        assert_eq!(plan.next(START + 60), Step::Wait { until });
+        assert!(plan.is_paused(until - 1) && !plan.is_paused(until));
+        assert_eq!(plan.next(until), Step::Order);
+        // A pause that is shorter than the one after so many failures changes nothing.
+        plan.failed(until);
+        plan.leave_alone(until, 1);
+        assert_eq!(plan.next(until), Step::Wait { until: until + 120 });
+        plan.succeeded(life(until), 0);
+        assert!(!plan.is_paused(until));
+        // By a clock that was ahead it is no longer than was said.
+        plan.leave_alone(START * 3, 100);
+        plan.ask();
+        assert_eq!(plan.next(START), Step::Wait { until: START + 100 });
+    }
+
+    #[test]
     fn nothing_is_ordered_by_a_wrong_clock() {
         let mut plan = planner();
         assert_eq!(plan.next(START - 1), Step::ClockInsane);
@@ -356,9 +395,13 @@ mod tests {
         let mut plan = planner();
         plan.began(START);
         plan.failed(START);
+        plan.leave_alone(START, 7_200);
         let text = serde_json::to_string(plan.history()).expect("JSON");
         let back: History = serde_json::from_str(&text).expect("JSON");
         assert_eq!(&back, plan.history());
+        let mut again = Planner::new(vec!["a.example".into()], START, back);
+        let until = START + 7_200;
+        assert_eq!(again.next(START + 60), Step::Wait { until });
         let empty: History = serde_json::from_str("{}").expect("JSON");
         assert_eq!(empty, History::default());
     }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use alknet_core::{BoxError, BoxFuture};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
+
+use super::retry_after::{self, RetryAfter};
 
 /// Sends one HTTPS request and returns the whole answer.
 ///
@@ -23,7 +25,11 @@ pub trait AcmeTransport: Send + Sync + 'static {
 }
 
 /// The transport as the protocol's library wants it.
-pub(super) struct Adapter(pub(super) Arc<dyn AcmeTransport>);
+pub(super) struct Adapter {
+    pub(super) transport: Arc<dyn AcmeTransport>,
+    /// What refusals say that the library does not pass on.
+    pub(super) retry_after: Arc<RetryAfter>,
+}
 
 type Answer = Result<BytesResponse, instant_acme::Error>;
 
@@ -32,9 +38,13 @@ impl HttpClient for Adapter {
         &self,
         request: Request<BodyWrapper<Bytes>>,
     ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
-        let transport = Arc::clone(&self.0);
+        let transport = Arc::clone(&self.transport);
+        let retry_after = Arc::clone(&self.retry_after);
         Box::pin(async move {
             let (parts, mut body) = request.into_parts();
+            // The library takes every answer to these for what it asked for, and to others every refusal
+            // for a problem document.
+            let plain = parts.method != Method::POST;
             let mut whole = Vec::new();
             while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
                 let Ok(frame) = frame;
@@ -45,6 +55,12 @@ impl HttpClient for Adapter {
                 .await
                 .map_err(instant_acme::Error::Other)?;
             let (parts, body) = answer.into_parts();
+            retry_after.hear(parts.status, &parts.headers, &body);
+            let refused = retry_after::is_refusal(parts.status);
+            if refused && (plain || retry_after::problem(&body).is_null()) {
+                let said = retry_after::said(parts.status, &body);
+                return Err(instant_acme::Error::Other(said.into()));
+            }
             Ok(BytesResponse {
                 parts,
                 body: Box::new(body),

@@ -10,6 +10,7 @@ use alknet_tests::{Answer, Bench, http3};
 use serde_json::{Value, json};
 
 use super::Machine;
+use super::gateway::{BODY_BYTES_MAX, body};
 
 /// Longest run of a client, in seconds.
 const SECONDS: &str = "300";
@@ -77,6 +78,43 @@ pub(super) fn aioquic_speaks_http3(web: &Machine) {
         heard[5].body.starts_with(b"id: 1\nevent: data\n"),
         "events come"
     );
+}
+
+/// To the byte, as over TCP: what is too long is refused, and the connection it came over goes on.
+pub(super) fn bodies_have_the_same_limit_over_http3(web: &Machine) {
+    let bearer = format!("Bearer {}", web.admin);
+    let headers = json!({ "authorization": bearer, "content-type": "application/json" });
+    let call = |bytes| {
+        let body = body(bytes);
+        json!({ "method": "POST", "path": "/call", "headers": headers, "body": body })
+    };
+    let mut told_before = call(BODY_BYTES_MAX + 1);
+    told_before["headers"]["content-length"] = (BODY_BYTES_MAX + 1).to_string().into();
+    let heard = http3(
+        web.address(),
+        &json!([
+            call(BODY_BYTES_MAX),
+            // Of this one it is not said how long it is.
+            call(BODY_BYTES_MAX + 1),
+            told_before,
+            call(100),
+        ]),
+    );
+    let statuses: Vec<_> = heard.iter().map(|one| one.status).collect();
+    assert_eq!(statuses, [200, 413, 413, 200]);
+    let answers: Vec<Value> = heard
+        .iter()
+        .map(|one| serde_json::from_slice(&one.body).expect("JSON"))
+        .collect();
+    // Only a call that is there to its last byte is JSON, and has an output.
+    for n in [0, 3] {
+        let answer = &answers[n];
+        assert!(answer["output"].is_object(), "{answer}");
+        assert_eq!(heard[n].headers["x-request-id"], answer["request_id"]);
+    }
+    for answer in &answers[1..3] {
+        assert_eq!(answer["error"]["code"], "PAYLOAD_TOO_LARGE", "{answer}");
+    }
 }
 
 pub(super) fn the_module_works_in_node(web: &Machine) {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{HTTP_PORT, Machine, VERSIONS};
 
 /// Longest body.
-const BODY_BYTES_MAX: usize = 8 << 20;
+pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 
 /// How long curl waits for a word that its body is wanted, in seconds: a machine that runs translated
 /// may take more than the one second that it waits by itself.
@@ -119,7 +119,7 @@ pub(super) fn bodies_have_a_limit_to_the_byte(bench: &Bench, web: &Machine) {
 }
 
 /// A call of this length that changes nothing.
-fn body(bytes: usize) -> String {
+pub(super) fn body(bytes: usize) -> String {
     let call =
         |text: &str| format!(r#"{{"operation":"/services/list","input":{{"prefix":"{text}"}}}}"#);
     call(&"x".repeat(bytes - call("").len()))

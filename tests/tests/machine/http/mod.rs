@@ -35,6 +35,7 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     gateway::port_80_is_closed(&web);
 
     clients::aioquic_speaks_http3(&web);
+    clients::bodies_have_the_same_limit_over_http3(&web);
     clients::the_module_works_in_node(&web);
     clients::models_use_it(&web);
     clients::tokens_are_made_listed_and_taken_back(&bench, &web);

@@ -3,8 +3,8 @@
 use std::sync::{Arc, LazyLock};
 
 use alknet_gateway::limits::{
-    BATCH_CALLS_MAX, BATCH_ID_BYTES_MAX, SEARCH_BYTES_MAX, SEARCH_LIMIT, SEARCH_LIMIT_MAX,
-    TIMEOUT_MS_MAX,
+    BATCH_CALLS_MAX, BATCH_ID_BYTES_MAX, NAMESPACE_CHARS_MAX, SEARCH_BYTES_MAX, SEARCH_LIMIT,
+    SEARCH_LIMIT_MAX, TIMEOUT_MS_MAX,
 };
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use serde_json::{Value, json};
@@ -52,7 +52,11 @@ fn search() -> Tool {
                 "maxLength": SEARCH_BYTES_MAX,
                 "description": "Part of a name, a summary or a tag, in any case.",
             },
-            "namespace": {"type": "string", "description": "First part of names."},
+            "namespace": {
+                "type": "string",
+                "maxLength": NAMESPACE_CHARS_MAX,
+                "description": "First part of names.",
+            },
             "type": kind(),
             "limit": {
                 "type": "integer",

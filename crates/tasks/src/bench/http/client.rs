@@ -66,19 +66,31 @@ pub(super) struct Load {
     pub(super) version: Version,
     /// The token, where an operation is called.
     pub(super) call: Option<String>,
+    /// Calls of one request: several are a batch.
+    pub(super) calls: usize,
     pub(super) path: String,
 }
 
-/// A call that carries 64 bytes.
-fn call() -> Bytes {
+/// What a call that carries 64 bytes says.
+fn call() -> String {
     let carried = "x".repeat(64);
-    format!(r#"{{"operation":"/{ECHO}","input":{{"data":"{carried}"}}}}"#).into()
+    format!(r#""operation":"/{ECHO}","input":{{"data":"{carried}"}}"#)
+}
+
+/// So many of them in one request.
+fn batch(calls: usize) -> String {
+    let call = call();
+    let calls: Vec<_> = (0..calls)
+        .map(|n| format!(r#"{{"id":"{n}",{call}}}"#))
+        .collect();
+    format!(r#"{{"calls":[{}]}}"#, calls.join(","))
 }
 
 impl Load {
     fn request(&self) -> Request<Full<Bytes>> {
         let (method, path, body) = match &self.call {
-            Some(_) => (Method::POST, "/call", call()),
+            Some(_) if self.calls > 1 => (Method::POST, "/batch", batch(self.calls).into()),
+            Some(_) => (Method::POST, "/call", format!("{{{}}}", call()).into()),
             None => (Method::GET, self.path.as_str(), Bytes::new()),
         };
         let uri = match self.version {
@@ -118,11 +130,12 @@ impl Load {
             workers.extend(client.shared(mine));
         }
         let request = Arc::new(self.request());
+        let calls = self.calls as u64;
         load(plan, workers, move |mut client: Client| {
             let request = Request::clone(&request);
             async move {
                 client.ask(request).await?;
-                Ok((client, 1))
+                Ok((client, calls))
             }
         })
         .await
@@ -212,6 +225,7 @@ impl Client {
             address,
             version,
             call: Some(TOKEN.to_owned()),
+            calls: 1,
             path: String::new(),
         };
         let mut client = Self::open(address, version).await?;

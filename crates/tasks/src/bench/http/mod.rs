@@ -33,6 +33,9 @@ const IN_FLIGHT: usize = 32;
 /// Connections that they travel on.
 const CONNECTIONS: usize = 4;
 
+/// Calls of a batch, which has no more.
+const BATCH: usize = 64;
+
 /// How long each case is loaded in each round.
 const PLAN: Plan = Plan {
     warm_up: Duration::from_millis(150),
@@ -45,6 +48,8 @@ mod goals {
     pub(super) const CALLS: f64 = 0.95;
     /// Files a second, of Caddy's.
     pub(super) const FILES: f64 = 1.0;
+    /// Calls a second in batches, of those that are made one after another.
+    pub(super) const BATCH: f64 = 10.0;
     /// Memory of an idle connection of HTTP/3, in KiB.
     pub(super) const IDLE_H3_KIB: f64 = 80.0;
     /// Memory of a WebSocket that says nothing, in KiB.
@@ -121,6 +126,7 @@ fn measure(programs: &Programs, plan: Plan, rounds: usize) -> Result<Vec<Row>> {
                 address: address(server),
                 version,
                 call: (work == Work::Call).then(|| node.token().to_owned()),
+                calls: 1,
                 path: files.path(work == Work::Large).to_owned(),
             };
             let sample = sides
@@ -130,6 +136,7 @@ fn measure(programs: &Programs, plan: Plan, rounds: usize) -> Result<Vec<Row>> {
         }
     }
     let mut rows = rows(&samples);
+    rows.push(batches(plan, &sides, &node, rounds)?);
     rows.push(sockets(plan, &sides, &node, &keys, rounds)?);
     rows.extend(idle::rows()?);
     Ok(rows)
@@ -186,6 +193,28 @@ fn rows(samples: &Samples) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// Calls in batches, beside as many one after another on the same connection.
+fn batches(plan: Plan, sides: &Sides, node: &Node, rounds: usize) -> Result<Row> {
+    let (mut together, mut alone) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        for (calls, all) in [(BATCH, &mut together), (1, &mut alone)] {
+            let load = Load {
+                address: node.address(),
+                version: Version::H1,
+                call: Some(node.token().to_owned()),
+                calls,
+                path: String::new(),
+            };
+            all.push(sides.client.block_on(load.run(plan, 1, 1))?);
+        }
+    }
+    let per_second = |all: &[Sample]| Sample::median(all).per_second;
+    let case = format!("one connection: /batch of {BATCH} calls, 64 B");
+    let row = Row::higher(BENCH, case, "calls/s", per_second(&together));
+    let row = row.beside("a /call for each", per_second(&alone));
+    Ok(row.goal(Goal::Ratio(goals::BATCH)))
 }
 
 /// A call over WebSocket, beside an echo of the same library.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use alknet_call::{Dispatcher, HandlerKind, OperationSpec, Output, Registration, Registry};
 use alknet_core::config::NodeConfig;
 use alknet_core::{AuthToken, HandlerRegistry, Identity, IdentityKind, IdentityProvider, PeerKey};
-use alknet_gateway::Gateway;
+use alknet_gateway::{Gateway, RequestId};
 use alknet_http::{Document, Health, Http, Parts, Settings};
 use alknet_tls::{ServerTls, ServerTlsOptions, Slot};
 use axum::Router;
@@ -19,7 +19,9 @@ use axum::body::Bytes as BodyBytes;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{
+    ALT_SVC, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -190,7 +192,8 @@ where
 }
 
 /// A handler of axum that does the same work: looks the token up, reads the call, checks the input against
-/// its schema, and answers in the same form.
+/// its schema, and answers the same, head and body. What it does not do is what a node does besides:
+/// it counts nothing against limits, times nothing, and writes no log.
 pub(super) struct Axum(SocketAddr);
 
 #[derive(Deserialize)]
@@ -259,8 +262,16 @@ fn answer(
         Err(_) => return http::StatusCode::UNPROCESSABLE_ENTITY.into_response(),
     };
     let output = serde_json::to_string(&message).unwrap_or_default();
-    let text = format!(r#"{{"request_id":"bench","output":{output}}}"#);
-    ([(CONTENT_TYPE, "application/json")], text).into_response()
+    let id = RequestId::next();
+    let text = format!(r#"{{"request_id":"{}","output":{output}}}"#, id.as_str());
+    let fixed = [
+        (CONTENT_TYPE, "application/json"),
+        (CACHE_CONTROL, "no-store"),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (ALT_SVC, "h3=\":443\"; ma=86400"),
+    ];
+    (fixed, [("x-request-id", id.as_str())], text).into_response()
 }
 
 /// The peer of calls over WebSocket.

@@ -1,0 +1,126 @@
+//! What the vault does for certificates: the account's key, and the seal of the certificates' own.
+
+use alknet_core::BoxError;
+use alknet_tls::acme::{AccountKey, KeySeal, SealError};
+use alknet_vault::{Blob, Label, LabelError, Purpose, Reason, Vault, VaultError};
+use zeroize::Zeroizing;
+
+/// Kind of the labels of certificates' keys.
+const KIND: &str = "tls";
+
+/// The vault, as far as certificates need it.
+pub(super) struct CertificateKeys(Vault);
+
+impl CertificateKeys {
+    pub(super) fn new(vault: &Vault) -> Self {
+        Self(vault.clone())
+    }
+}
+
+/// The same account after the node was made anew from its words.
+impl AccountKey for CertificateKeys {
+    fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError> {
+        let signer = self.0.p256_signer(Purpose::AcmeAccount)?;
+        let key = signer.pkcs8(Reason::AcmeClient)?;
+        Ok(key.expose().to_vec().into())
+    }
+}
+
+impl KeySeal for CertificateKeys {
+    fn seal(&self, name: &str, key: &[u8]) -> Result<Vec<u8>, SealError> {
+        let sealed = self.0.seal(&label(name)?, key).map_err(of_vault)?;
+        Ok(sealed.as_bytes().to_vec())
+    }
+
+    fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let label = label(name)?;
+        let blob = Blob::parse(sealed).map_err(of_vault)?;
+        let key = self.0.open(&label, &blob).map_err(of_vault)?;
+        Ok(Zeroizing::new(key.expose().to_vec()))
+    }
+}
+
+fn label(name: &str) -> Result<Label, SealError> {
+    let label = format!("{KIND}:{name}").parse();
+    label.map_err(|error: LabelError| SealError::Refused(error.into()))
+}
+
+fn of_vault(error: VaultError) -> SealError {
+    match error {
+        VaultError::Locked => SealError::Locked(error.into()),
+        other => SealError::Refused(other.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_vault::{Entropy, KeyVersion, KeyVersions, SecretStr};
+
+    use super::*;
+
+    const KEY: &[u8] = b"-----BEGIN PRIVATE KEY-----";
+
+    fn unlocked(words: u8) -> Vault {
+        let vault = Vault::locked();
+        let words = Entropy::from_bytes(&[words; 16]).expect("16 bytes");
+        let opened = vault.unlock(&words, &SecretStr::empty());
+        opened.expect("it was locked");
+        vault
+    }
+
+    fn refused(keys: &CertificateKeys, name: &str, sealed: &[u8]) -> bool {
+        matches!(keys.open(name, sealed), Err(SealError::Refused(_)))
+    }
+
+    #[test]
+    fn a_key_opens_for_its_certificate_and_its_words_alone() {
+        let vault = unlocked(1);
+        let keys = CertificateKeys::new(&vault);
+        for name in ["edge.example", "*.edge.example"] {
+            let sealed = keys.seal(name, KEY).expect("sealed");
+            assert!(!sealed.windows(KEY.len()).any(|part| part == KEY));
+            assert_eq!(keys.open(name, &sealed).expect("opened").as_slice(), KEY);
+            assert!(refused(&keys, "www.example", &sealed));
+            assert!(refused(&CertificateKeys::new(&unlocked(2)), name, &sealed));
+            let mut changed = sealed.clone();
+            changed[60] ^= 1;
+            for bytes in [&changed[..], &sealed[..20], b""] {
+                assert!(refused(&keys, name, bytes));
+            }
+            // The label that others who have the vault can know it by.
+            let label: Label = format!("tls:{name}").parse().expect("a label");
+            let blob = Blob::parse(&sealed).expect("a record");
+            assert_eq!(vault.open(&label, &blob).expect("opened").expose(), KEY);
+        }
+    }
+
+    #[test]
+    fn locked_is_told_apart_from_never() {
+        let vault = unlocked(1);
+        let keys = CertificateKeys::new(&vault);
+        let sealed = keys.seal("edge.example", KEY).expect("sealed");
+        vault.lock();
+        let opened = keys.open("edge.example", &sealed);
+        assert!(matches!(opened, Err(SealError::Locked(_))));
+        let again = keys.seal("edge.example", KEY);
+        assert!(matches!(again, Err(SealError::Locked(_))));
+        assert!(keys.pkcs8().is_err());
+        // Longer than a label may be: nothing that waiting would help.
+        let long = "a.".repeat(126) + "a";
+        assert!(matches!(keys.seal(&long, KEY), Err(SealError::Refused(_))));
+    }
+
+    #[test]
+    fn a_version_that_is_no_longer_accepted_does_not_open() {
+        let vault = unlocked(1);
+        let keys = CertificateKeys::new(&vault);
+        let sealed = keys.seal("edge.example", KEY).expect("sealed");
+        let next = KeyVersion::new(3).expect("a version");
+        let only = KeyVersions {
+            current: next,
+            oldest: next,
+        };
+        vault.use_versions(only).expect("in order");
+        assert!(refused(&keys, "edge.example", &sealed));
+    }
+}

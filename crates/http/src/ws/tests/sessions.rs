@@ -1,0 +1,193 @@
+//! Sessions over a pipe.
+
+use std::time::Duration;
+
+use alknet_call::limits::{FRAME_BYTES_DEFAULT, FRAME_BYTES_UNAUTHENTICATED, Patience};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::super::frame::{BINARY, CLOSE, PING, PONG, TEXT};
+use super::super::limits::Pace;
+use super::client::{Client, OneToken};
+use super::{TOKEN, announcing, frame};
+
+#[tokio::test]
+async fn calls_go_both_ways_and_answers_come_in_the_clients_kind() {
+    let tokens = OneToken::new(None);
+    let mut client = Client::start(&tokens, None);
+    assert_eq!(client.output("/demo/who", &Value::Null).await, Value::Null);
+    client.request("2", "/demo/back", &json!("hello")).await;
+    let asked = client.event().await;
+    assert_eq!(asked["payload"]["operationId"], "/ui/notify", "{asked}");
+    let answer = json!({
+        "type": "call.responded", "id": asked["id"], "payload": { "output": "seen" },
+    });
+    client
+        .send(&frame(BINARY, true, answer.to_string().as_bytes()))
+        .await;
+    assert_eq!(client.event().await["payload"]["output"], "seen");
+    // What is long comes in pieces, each of them with room for a ping behind it.
+    let mut client = Client::start(&tokens, None);
+    let event =
+        r#"{"type":"call.requested","id":"1","payload":{"operationId":"demo/echo","input":1}}"#;
+    let (head, tail) = event.as_bytes().split_at(30);
+    client.send(&frame(TEXT, false, head)).await;
+    client.send(&frame(PING, true, b"alive?")).await;
+    assert_eq!(client.next().await, (PONG, b"alive?".to_vec()));
+    client.send(&frame(0, true, tail)).await;
+    assert_eq!(client.next().await.0, TEXT);
+    client
+        .send(&frame(CLOSE, true, &1000u16.to_be_bytes()))
+        .await;
+    assert_eq!(client.closed().await, 1000);
+}
+
+#[tokio::test]
+async fn a_token_makes_somebody_who_is_no_peer() {
+    let tokens = OneToken::new(None);
+    let mut client = Client::start(&tokens, Some(TOKEN));
+    assert_eq!(client.output("demo/who", &Value::Null).await, "somebody");
+    assert_eq!(client.output("demo/secret", &Value::Null).await, "secret");
+    let twice = client
+        .output("session/authenticate", &json!({ "token": TOKEN }))
+        .await;
+    assert_eq!(twice, Value::Null);
+    let long = "x".repeat(FRAME_BYTES_DEFAULT / 2);
+    client.request("2", "demo/echo", &json!(long)).await;
+    let mut whole = Vec::new();
+    while !whole.ends_with(b"}}") {
+        whole.extend(client.next().await.1);
+    }
+    client
+        .send(&announcing(BINARY, FRAME_BYTES_DEFAULT as u64 + 1))
+        .await;
+    assert_eq!(client.closed().await, 1009);
+}
+
+#[tokio::test]
+async fn strangers_have_shorter_messages_until_they_say_who_they_are() {
+    let tokens = OneToken::new(None);
+    let long = FRAME_BYTES_UNAUTHENTICATED as u64 + 1;
+    let mut client = Client::start(&tokens, None);
+    client.send(&announcing(BINARY, long)).await;
+    assert_eq!(client.closed().await, 1009);
+    let mut client = Client::start(&tokens, None);
+    let who = client
+        .output("session/authenticate", &json!({ "token": TOKEN }))
+        .await;
+    assert_eq!(who["id"], "somebody");
+    let text = "x".repeat(FRAME_BYTES_UNAUTHENTICATED);
+    client.request("2", "demo/echo", &json!(text)).await;
+    assert_ne!(client.next().await.0, CLOSE);
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_the_session_at_once() {
+    let tokens = OneToken::new(None);
+    for by_header in [true, false] {
+        *tokens.valid.lock().expect("nobody panics") = true;
+        let mut client = Client::start(&tokens, by_header.then_some(TOKEN));
+        if !by_header {
+            client
+                .output("session/authenticate", &json!({ "token": TOKEN }))
+                .await;
+        }
+        assert_eq!(client.output("demo/who", &Value::Null).await, "somebody");
+        tokens.revoke();
+        assert_eq!(client.closed().await, 4403);
+    }
+    let mut late = Client::start(&tokens, Some(TOKEN));
+    assert_eq!(late.closed().await, 4403);
+}
+
+#[tokio::test]
+async fn an_expired_token_ends_the_session_when_it_does() {
+    let tokens = OneToken::new(Some(Duration::from_secs(1)));
+    let mut client = Client::start(&tokens, Some(TOKEN));
+    assert_eq!(client.output("demo/who", &Value::Null).await, "somebody");
+    tokens.invalidate();
+    assert_eq!(client.closed().await, 4401);
+}
+
+#[tokio::test]
+async fn whoever_is_silent_slow_or_nobody_is_let_go() {
+    const MOMENT: Duration = Duration::from_millis(50);
+    let tokens = OneToken::new(None);
+    let patience = Patience {
+        guest_login: MOMENT,
+        partial_frame: MOMENT,
+        ..Patience::default()
+    };
+    // Nobody, and asks nothing.
+    let mut client = Client::start_with(&tokens, None, patience, Pace::default());
+    assert_eq!(client.closed().await, 4408);
+    // A stranger whose call runs stays as long as that.
+    let mut client = Client::start_with(&tokens, None, patience, Pace::default());
+    let event = json!({
+        "type": "call.requested", "id": "1",
+        "payload": { "operationId": "demo/hang", "timeout_ms": 4 * MOMENT.as_millis() as u64 },
+    });
+    client
+        .send(&frame(BINARY, true, event.to_string().as_bytes()))
+        .await;
+    assert_eq!(client.event().await["payload"]["code"], "TIMEOUT");
+    assert_eq!(client.closed().await, 4408);
+    // Somebody who answers no ping.
+    let silent = Pace {
+        ping_every: MOMENT,
+        ..Pace::default()
+    };
+    let mut client = Client::start_with(&tokens, Some(TOKEN), patience, silent);
+    assert_eq!(client.closed().await, 4408);
+    // A message that begins and does not end, in each of its forms.
+    let slow = Pace {
+        partial: MOMENT,
+        ..Pace::default()
+    };
+    for bytes in [
+        &announcing(BINARY, 70_000)[..],
+        &frame(BINARY, false, b"{"),
+        &[0x82],
+        &[0x89, 0x81, 1, 2, 3, 4],
+    ] {
+        let mut client = Client::start_with(&tokens, Some(TOKEN), patience, slow);
+        client.send(bytes).await;
+        assert_eq!(client.closed().await, 4408, "{bytes:?}");
+    }
+}
+
+#[tokio::test]
+async fn broken_messages_end_in_1002() {
+    let tokens = OneToken::new(None);
+    for message in ["", "hello", "[]", "{}", r#"{"type":"x","id":"~1"}"#] {
+        let mut client = Client::start(&tokens, Some(TOKEN));
+        client.send(&frame(BINARY, true, message.as_bytes())).await;
+        if message.contains('~') {
+            let event = message.replace("\"x\"", "\"call.requested\"");
+            client.send(&frame(BINARY, true, event.as_bytes())).await;
+        }
+        assert_eq!(client.closed().await, 1002, "{message}");
+    }
+}
+
+/// Answers that nobody reads end the session before they fill the node.
+#[tokio::test]
+async fn a_reader_that_never_reads_is_let_go() {
+    let tokens = OneToken::new(None);
+    let mut client = Client::start(&tokens, Some(TOKEN));
+    let text = json!("x".repeat(FRAME_BYTES_DEFAULT - 1000));
+    for n in 0..12 {
+        let event = json!({
+            "type": "call.requested", "id": n.to_string(),
+            "payload": { "operationId": "demo/echo", "input": text },
+        });
+        let bytes = frame(BINARY, true, event.to_string().as_bytes());
+        // The node may have stopped reading by now.
+        if client.io.write_all(&bytes).await.is_err() {
+            break;
+        }
+    }
+    let mut rest = Vec::new();
+    client.io.read_to_end(&mut rest).await.expect("a pipe");
+    assert!(rest.len() < 6 * FRAME_BYTES_DEFAULT, "{} bytes", rest.len());
+}

@@ -1,0 +1,259 @@
+use std::os::unix::fs::PermissionsExt;
+
+use data_encoding::BASE64;
+use tempfile::TempDir;
+
+use super::super::keys::SealError;
+use super::super::keys::tests::FakeSeal;
+use super::super::plan::History;
+use super::*;
+use crate::pair::tests::Authority;
+
+const NAME: &str = "*.a.example";
+/// Where the folder of [`NAME`] is.
+const FOLDER: &str = "acme/_.a.example";
+
+struct Place {
+    dir: TempDir,
+    seal: Arc<FakeSeal>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("a directory"),
+            seal: Arc::new(FakeSeal::new(1)),
+        }
+    }
+
+    fn plain(&self) -> Disk {
+        Disk::open(self.dir.path(), NAME, None).expect("a folder")
+    }
+
+    fn sealed(&self) -> Disk {
+        self.sealed_by(Arc::clone(&self.seal))
+    }
+
+    fn sealed_by(&self, seal: Arc<FakeSeal>) -> Disk {
+        Disk::open(self.dir.path(), NAME, Some(seal)).expect("a folder")
+    }
+
+    fn at(&self, file: &str) -> PathBuf {
+        self.dir.path().join(FOLDER).join(file)
+    }
+
+    /// The files of the folder.
+    fn files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.dir.path().join(FOLDER)).expect("a folder");
+        let mut files: Vec<_> = entries.map(|entry| entry.expect("read").path()).collect();
+        files.sort();
+        files
+    }
+
+    /// Whether a file has a piece of the key in it, as text or as it is.
+    fn shows(&self, key: &str) -> bool {
+        let lines = key.lines().filter(|line| !line.starts_with("-----"));
+        let lines: Vec<&str> = lines.collect();
+        let der = BASE64.decode(lines.concat().as_bytes()).expect("base64");
+        let mut pieces: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
+        // The number that is the key, in every PKCS #8 of this kind.
+        pieces.push(&der[36..68]);
+        let has = |path: &PathBuf| {
+            let bytes = fs::read(path).expect("readable");
+            let is_in = |piece: &&[u8]| bytes.windows(piece.len()).any(|part| part == *piece);
+            pieces.iter().any(is_in)
+        };
+        self.files().iter().any(has)
+    }
+}
+
+fn keep(disk: &Disk, (chain, key): &(String, String)) {
+    let kept = disk.seal(key).expect("open");
+    disk.keep_certificate(chain, &kept).expect("kept");
+}
+
+/// The certificate that is there.
+fn chain_of(disk: &Disk) -> Vec<u8> {
+    let pair = disk.certificate().expect("readable").expect("there");
+    pair.certified().cert[0].to_vec()
+}
+
+fn chain_in(issued: &(String, String)) -> Vec<u8> {
+    let pair = CertificatePair::from_pem(issued.0.as_bytes(), issued.1.as_bytes());
+    pair.expect("a pair").certified().cert[0].to_vec()
+}
+
+fn mode(path: &Path) -> u32 {
+    let meta = fs::metadata(path).expect("stat");
+    meta.permissions().mode() & 0o777
+}
+
+#[test]
+fn a_certificate_survives_and_is_private() {
+    let place = Place::new();
+    let disk = place.plain();
+    assert!(disk.certificate().expect("readable").is_none());
+    assert!(disk.account().expect("readable").is_none());
+    assert_eq!(disk.history::<History>(), History::default());
+    let issued = Authority::new("ca").issue(&[NAME]);
+    keep(&disk, &issued);
+    let pair = disk.certificate().expect("readable").expect("there");
+    assert_eq!(pair.names(), [NAME]);
+    assert!(place.shows(&issued.1), "or nothing here is shown");
+    let path = place.at("certificate.pem");
+    assert_eq!(mode(&path), 0o600);
+    assert_eq!(mode(path.parent().expect("a folder")), 0o700);
+    disk.seal_kept().expect("nothing to do");
+    assert_eq!(place.files(), std::slice::from_ref(&path));
+    disk.keep_history(&History::default()).expect("kept");
+    fs::write(&path, "-----BEGIN").expect("write");
+    assert!(matches!(
+        disk.certificate(),
+        Err(AcmeError::Tls(TlsError::State { .. }))
+    ));
+    fs::write(place.dir.path().join("acme/orders.json"), "{").expect("write");
+    assert_eq!(disk.history::<History>(), History::default());
+}
+
+#[test]
+fn a_sealed_key_comes_back_and_lies_nowhere_in_the_clear() {
+    let place = Place::new();
+    let ca = Authority::new("ca");
+    let all = [ca.issue(&[NAME]), ca.issue(&[NAME])];
+    for issued in &all {
+        let disk = place.sealed();
+        keep(&disk, issued);
+        disk.seal_kept().expect("nothing to do");
+        assert_eq!(chain_of(&place.sealed()), chain_in(issued));
+        assert!(all.iter().all(|(_, key)| !place.shows(key)));
+        // The key before is gone.
+        let files = place.files();
+        assert_eq!(files.len(), 2, "{files:?}");
+        assert!(files.iter().all(|file| mode(file) == 0o600));
+        assert_eq!(files[0], place.at("chain.pem"));
+    }
+}
+
+/// At each step of writing a new certificate.
+#[test]
+fn a_power_cut_leaves_the_old_certificate_or_the_new_one() {
+    let place = Place::new();
+    let ca = Authority::new("ca");
+    let (old, new) = (ca.issue(&[NAME]), ca.issue(&[NAME]));
+    let disk = place.sealed();
+    keep(&disk, &old);
+    let KeptKey::Sealed(key) = disk.seal(&new.1).expect("open") else {
+        panic!("there is a seal");
+    };
+    // While the new key is written.
+    let half = place.at("key-0.sealed.1.tmp");
+    fs::write(&half, "half").expect("write");
+    assert_eq!(chain_of(&place.sealed()), chain_in(&old));
+    // Between the new key and its chain.
+    let key_at = disk.key_of(new.0.as_bytes());
+    secret_file::write(&key_at, &key).expect("written");
+    assert_eq!(chain_of(&place.sealed()), chain_in(&old));
+    place.sealed().seal_kept().expect("swept");
+    let files = place.files();
+    assert!(!files.contains(&half) && !files.contains(&key_at));
+    assert_eq!(chain_of(&place.sealed()), chain_in(&old));
+    // Between the chain and the end of the old key.
+    secret_file::write(&key_at, &key).expect("written");
+    secret_file::write(&place.at("chain.pem"), new.0.as_bytes()).expect("written");
+    assert_eq!(chain_of(&place.sealed()), chain_in(&new));
+    place.sealed().seal_kept().expect("swept");
+    assert_eq!(place.files(), [place.at("chain.pem"), key_at]);
+}
+
+#[test]
+fn a_key_in_the_clear_is_sealed_when_there_is_a_seal() {
+    let place = Place::new();
+    let issued = Authority::new("ca").issue(&[NAME]);
+    keep(&place.plain(), &issued);
+    let left = place.at("certificate.pem.7.tmp");
+    fs::write(&left, &issued.1).expect("write");
+    let disk = place.sealed();
+    assert_eq!(chain_of(&disk), chain_in(&issued));
+    // Not now: it stays, and is served.
+    place.seal.lock(true);
+    let locked = disk.seal_kept().expect_err("locked");
+    assert!(locked.is_locked(), "{locked}");
+    assert_eq!(chain_of(&disk), chain_in(&issued));
+    place.seal.lock(false);
+    disk.seal_kept().expect("sealed");
+    assert!(!place.shows(&issued.1), "{:?}", place.files());
+    assert!(!place.at("certificate.pem").exists() && !left.exists());
+    assert_eq!(chain_of(&place.sealed()), chain_in(&issued));
+    // The power was cut before the file went.
+    fs::write(place.at("certificate.pem"), issued.0.clone() + &issued.1).expect("write");
+    place.sealed().seal_kept().expect("swept");
+    assert!(!place.shows(&issued.1), "{:?}", place.files());
+    assert_eq!(chain_of(&place.sealed()), chain_in(&issued));
+}
+
+/// The names in the configuration were put into another order meanwhile.
+#[test]
+fn a_key_of_another_first_name_is_sealed_too() {
+    let place = Place::new();
+    let issued = Authority::new("ca").issue(&[NAME, "b.example"]);
+    keep(&place.plain(), &issued);
+    let seal = Arc::clone(&place.seal);
+    let other = Disk::open(place.dir.path(), "b.example", Some(seal)).expect("a folder");
+    assert!(other.certificate().expect("readable").is_none());
+    other.seal_kept().expect("sealed");
+    assert!(!place.shows(&issued.1), "{:?}", place.files());
+    assert_eq!(chain_of(&place.sealed()), chain_in(&issued));
+}
+
+#[test]
+fn what_does_not_open_is_told_apart_and_named() {
+    let place = Place::new();
+    let issued = Authority::new("ca").issue(&[NAME]);
+    keep(&place.sealed(), &issued);
+    let key_at = place.sealed().key_of(issued.0.as_bytes());
+    let named = key_at.display().to_string();
+    let refused = |disk: &Disk| {
+        let error = disk.certificate().expect_err("refused");
+        assert!(error.to_string().contains(&named), "{error}");
+        error
+    };
+    place.seal.lock(true);
+    assert!(refused(&place.sealed()).is_locked());
+    place.seal.lock(false);
+    let other = refused(&place.sealed_by(Arc::new(FakeSeal::new(2))));
+    assert!(!other.is_locked(), "{other}");
+    let mut sealed = fs::read(&key_at).expect("readable");
+    sealed[9] ^= 1;
+    secret_file::write(&key_at, &sealed).expect("written");
+    assert!(matches!(
+        refused(&place.sealed()),
+        AcmeError::KeyOpen {
+            source: SealError::Refused(_),
+            ..
+        }
+    ));
+    fs::remove_file(&key_at).expect("it was there");
+    assert!(!refused(&place.sealed()).is_locked());
+}
+
+/// The same disk with its vault, without it, and with it again.
+#[test]
+fn a_node_without_the_seal_says_so_and_begins_anew() {
+    let place = Place::new();
+    let ca = Authority::new("ca");
+    let (first, second) = (ca.issue(&[NAME]), ca.issue(&[NAME]));
+    keep(&place.sealed(), &first);
+    let error = place.plain().certificate().expect_err("sealed");
+    let text = error.to_string();
+    assert!(
+        text.contains("chain.pem") && text.contains("no vault"),
+        "{text}"
+    );
+    keep(&place.plain(), &second);
+    assert_eq!(place.files(), [place.at("certificate.pem")]);
+    let disk = place.sealed();
+    assert_eq!(chain_of(&disk), chain_in(&second));
+    disk.seal_kept().expect("sealed");
+    assert_eq!(chain_of(&place.sealed()), chain_in(&second));
+    assert!(!place.shows(&second.1));
+}

@@ -1,0 +1,287 @@
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use alknet_core::{BoxError, BoxFuture};
+use bytes::Bytes;
+use http::{Request, Response};
+use tempfile::TempDir;
+use tracing::field::{Field, Visit};
+use tracing::subscriber::DefaultGuard;
+use tracing::{Event, Level, Metadata, Subscriber, span};
+
+use super::keys::tests::FakeSeal;
+use super::plan::History;
+use super::*;
+use crate::pair::tests::{Authority, NOW};
+
+const NAME: &str = "a.example";
+
+/// An authority that cannot be reached, and how often it was tried.
+#[derive(Default)]
+struct Nobody(AtomicUsize);
+
+impl AcmeTransport for Nobody {
+    fn send(&self, _: Request<Bytes>) -> BoxFuture<'static, Result<Response<Bytes>, BoxError>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Err(BoxError::from("nobody is there")) })
+    }
+}
+
+/// The warnings of this thread.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<String>>>);
+
+impl Heard {
+    fn listen() -> (Self, DefaultGuard) {
+        let heard = Self::default();
+        let guard = tracing::subscriber::set_default(heard.clone());
+        (heard, guard)
+    }
+
+    /// Those with `part` in them.
+    fn about(&self, part: &str) -> Vec<String> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let about = lines.iter().filter(|line| line.contains(part));
+        about.cloned().collect()
+    }
+}
+
+impl Subscriber for Heard {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::WARN
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        if !self.enabled(event.metadata()) {
+            return;
+        }
+        let mut line = Line::default();
+        event.record(&mut line);
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push(line.0);
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[derive(Default)]
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
+        self.0.push_str(&format!("{value:?} "));
+    }
+}
+
+/// What outlives a start.
+struct Place {
+    state: TempDir,
+    authority: Arc<Nobody>,
+    problems: Arc<Problems>,
+    store: Arc<CertificateStore>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            state: tempfile::tempdir().expect("a directory"),
+            authority: Arc::default(),
+            problems: Arc::default(),
+            store: Arc::default(),
+        }
+    }
+
+    /// Where a certificate that nobody has to order is kept.
+    fn with_certificate(seal: Option<Arc<dyn KeySeal>>) -> Self {
+        let place = Self::new();
+        let disk = Disk::open(place.state.path(), NAME, seal).expect("a folder");
+        let (chain, key) = Authority::new("ca").issue(&[NAME]);
+        let key = disk.seal(&key).expect("open");
+        disk.keep_certificate(&chain, &key).expect("kept");
+        place
+    }
+
+    fn start(&self, seal: &Arc<FakeSeal>) -> Acme {
+        let options = AcmeOptions {
+            directory: "https://localhost/dir".to_owned(),
+            contact: Vec::new(),
+            names: vec![NAME.to_owned()],
+            challenge: None,
+            profile: None,
+            state_dir: self.state.path().to_owned(),
+            clock_floor: 0,
+        };
+        let parts = AcmeParts {
+            transport: Arc::clone(&self.authority) as _,
+            store: Arc::clone(&self.store),
+            problems: Arc::clone(&self.problems),
+            alpn: Arc::default(),
+            http: None,
+            dns: None,
+            account_key: None,
+            key_seal: Some(Arc::clone(seal) as _),
+        };
+        Acme::new(options, parts).expect("good options")
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.state.path().join("acme").join(NAME)
+    }
+
+    fn is_served(&self) -> bool {
+        self.store.pair(Source::Acme).is_some()
+    }
+
+    fn asked(&self) -> usize {
+        self.authority.0.load(Ordering::Relaxed)
+    }
+}
+
+fn seal(words: u8) -> Arc<FakeSeal> {
+    Arc::new(FakeSeal::new(words))
+}
+
+fn is_there(folder: &Path, file: &str) -> bool {
+    folder.join(file).exists()
+}
+
+#[test]
+fn names_are_checked_before_anybody_is_asked() {
+    let check = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+        check_names(&names).map(str::to_owned)
+    };
+    assert_eq!(
+        check(&["a.example", "*.a.example"]).expect("good"),
+        "a.example"
+    );
+    for bad in [
+        "",
+        "a b",
+        "192.0.2.1",
+        "*",
+        "*.",
+        "a.*.example",
+        "../x",
+        "a/b",
+    ] {
+        assert!(check(&[bad]).is_err(), "{bad}");
+    }
+    assert!(check(&[]).is_err());
+    assert!(check(&["a.example"; NAMES_MAX]).is_ok());
+    assert!(check(&["a.example"; NAMES_MAX + 1]).is_err());
+}
+
+#[test]
+fn a_sealed_certificate_is_served_again_and_not_ordered() {
+    let seal = seal(1);
+    let place = Place::with_certificate(Some(Arc::clone(&seal) as _));
+    let mut acme = place.start(&seal);
+    assert!(place.is_served() && !acme.locked);
+    assert!(matches!(acme.plan.next(NOW), Step::Wait { .. }));
+    assert_eq!(place.problems.list(), []);
+}
+
+/// The vault has other words. Orders are as rare as always, over a restart too.
+#[tokio::test]
+async fn a_key_that_does_not_open_is_said_once_and_another_ordered() {
+    let place = Place::with_certificate(Some(seal(1)));
+    let (heard, _guard) = Heard::listen();
+    let other = seal(2);
+    let mut acme = place.start(&other);
+    assert!(!place.is_served() && !acme.locked);
+    assert_eq!(acme.plan.next(NOW), Step::Order);
+    acme.order().await;
+    assert!(place.asked() > 0);
+    assert!(matches!(acme.plan.next(acme.now()), Step::Wait { .. }));
+    let folder = place.folder().display().to_string();
+    let said = heard.about(&folder);
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in [
+        "a new certificate is ordered",
+        ".sealed",
+        "cannot be decrypted",
+    ] {
+        assert!(said[0].contains(part), "{said:?}");
+    }
+    drop(acme);
+    let mut again = place.start(&other);
+    assert!(matches!(again.plan.next(again.now()), Step::Wait { .. }));
+}
+
+#[test]
+fn a_locked_key_is_waited_for() {
+    let seal = seal(1);
+    let place = Place::with_certificate(Some(Arc::clone(&seal) as _));
+    let (heard, _guard) = Heard::listen();
+    seal.lock(true);
+    let mut acme = place.start(&seal);
+    for _ in 0..3 {
+        assert!(acme.locked && !place.is_served());
+        let problems = place.problems.list();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        for part in [".sealed", "the vault is locked", "nothing is ordered"] {
+            assert!(problems[0].text.contains(part), "{problems:?}");
+        }
+        acme.serve_kept();
+    }
+    assert_eq!(heard.about("the vault is locked").len(), 1);
+    seal.lock(false);
+    acme.serve_kept();
+    assert!(!acme.locked && place.is_served());
+    assert_eq!(place.problems.list(), []);
+    assert!(matches!(acme.plan.next(NOW), Step::Wait { .. }));
+    assert_eq!(place.asked(), 0);
+}
+
+#[tokio::test]
+async fn nothing_is_ordered_whose_key_cannot_be_sealed() {
+    let place = Place::new();
+    let seal = seal(1);
+    let mut acme = place.start(&seal);
+    seal.lock(true);
+    let mut trouble = place.problems.watch();
+    tokio::select! {
+        biased;
+        () = acme.order() => panic!("it waits"),
+        told = trouble.wait_for(|list| !list.is_empty()) => assert!(told.is_ok()),
+    }
+    let text = place.problems.list()[0].text.clone();
+    assert!(text.contains("the vault is locked"), "{text}");
+    // It was no order, so that it does not count as one.
+    assert_eq!(place.asked(), 0);
+    assert_eq!(acme.plan.history(), &History::default());
+    assert_eq!(acme.disk.history::<History>(), History::default());
+    assert_eq!(acme.plan.next(acme.now()), Step::Order);
+}
+
+#[test]
+fn a_key_in_the_clear_is_served_at_once_and_sealed_once_it_can_be() {
+    let place = Place::with_certificate(None);
+    let folder = place.folder();
+    let seal = seal(1);
+    seal.lock(true);
+    let mut acme = place.start(&seal);
+    assert!(place.is_served() && acme.locked);
+    assert!(is_there(&folder, "certificate.pem"));
+    seal.lock(false);
+    acme.serve_kept();
+    assert!(!acme.locked);
+    assert_eq!(place.problems.list(), []);
+    assert!(is_there(&folder, "chain.pem") && !is_there(&folder, "certificate.pem"));
+    assert!(matches!(acme.plan.next(NOW), Step::Wait { .. }));
+    drop(place.start(&seal));
+    assert!(place.is_served());
+}
