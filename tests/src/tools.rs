@@ -84,6 +84,21 @@ pub fn replay(image: &Path, at: u64) -> (u32, u32) {
     (before, ext4_blocks(image, at))
 }
 
+/// Whether the superblock of the ext4 file system at byte `at` counts a second group while the first block
+/// of descriptors says nothing of it.
+///
+/// # Panics
+/// There is no file system, or it cannot be read.
+#[must_use]
+pub fn has_groups_without_descriptors(image: &Path, at: u64) -> bool {
+    // Groups of 32,768 blocks of 4 KiB; a descriptor is 64 bytes and the second of a whole disk never zero.
+    let mut second = [0; 64];
+    let file = File::open(image).expect("an image");
+    let read = file.read_exact_at(&mut second, at + 4096 + 64);
+    read.expect("the image reaches to the descriptors");
+    ext4_blocks(image, at) > 32_768 && second == [0; 64]
+}
+
 fn ext4_blocks(image: &Path, at: u64) -> u32 {
     // s_blocks_count_lo, the second number of the superblock, which begins at byte 1024.
     let mut bytes = [0; 4];

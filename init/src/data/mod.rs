@@ -409,17 +409,20 @@ fn format(found: &Found, file: &File, bytes: u64, log: &Log) -> Result<Super, Bo
 }
 
 fn repair(found: &Found, file: &File, bytes: u64, log: &Log) -> Result<Super, Box<Problem>> {
-    log.warn(format_args!(
-        "superblock of {} was torn, repaired",
-        found.name()
-    ));
     match ext4::repair_super(file).and_then(|()| ext4::probe(file, bytes)) {
         // The write was torn because the machine stopped while it was mounted.
-        Ok(Content::Ext4(known)) => Ok(Super {
-            clean: false,
-            ..known
-        }),
-        _ => unknown(found),
+        Ok(Content::Ext4(known)) => {
+            log.warn(format_args!(
+                "superblock of {} was torn, repaired",
+                found.name()
+            ));
+            Ok(Super {
+                clean: false,
+                ..known
+            })
+        }
+        Ok(_) => unknown(found),
+        Err(error) => unreadable(found, &error),
     }
 }
 
@@ -443,7 +446,17 @@ fn mount_data(
         vault_at: volume.vault_at.clone(),
         words: None,
     };
-    if let Err(error) = mount_at(volume, MsFlags::empty()) {
+    let mounted = match mount_at(volume, MsFlags::empty()) {
+        Err(error) if !known.clean => {
+            log.warn(format_args!(
+                "{} cannot be mounted ({error}): its journal is replayed first",
+                volume.on
+            ));
+            replay(volume).and_then(|()| mount_at(volume, MsFlags::empty()))
+        }
+        mounted => mounted,
+    };
+    if let Err(error) = mounted {
         return refuse(
             "data-damaged",
             format!("the data disk {} cannot be mounted: {error}", volume.on),
@@ -451,7 +464,13 @@ fn mount_data(
         );
     }
     // The replayed journal may have brought errors to light.
-    let errors = reread(volume, bytes).unwrap_or_else(|| known.clone());
+    let errors = reread(volume, bytes).unwrap_or_else(|error| {
+        log.warn(format_args!(
+            "whether errors are recorded in {} is not known: {error}",
+            volume.on
+        ));
+        known.clone()
+    });
     if errors.bytes != known.bytes
         && let Err(error) = mount_again(volume)
     {
@@ -485,6 +504,14 @@ fn mount_again(volume: &Volume) -> io::Result<()> {
     mount_at(volume, MsFlags::empty())
 }
 
+/// The kernel checks the descriptors of all groups before it replays the journal. Where the power went
+/// between a superblock that counts new groups and the block that describes them, it refuses what the
+/// replay would have mended. To be read only, such a file system is mounted and its journal replayed.
+fn replay(volume: &Volume) -> io::Result<()> {
+    mount_at(volume, MsFlags::MS_RDONLY)?;
+    Ok(umount2(DATA, MntFlags::empty())?)
+}
+
 fn mount_at(volume: &Volume, extra: MsFlags) -> io::Result<()> {
     // The image has the folder; an initramfs somebody else assembled may not.
     if !Path::new(DATA).is_dir() {
@@ -502,11 +529,11 @@ fn mount_at(volume: &Volume, extra: MsFlags) -> io::Result<()> {
     )?)
 }
 
-fn reread(volume: &Volume, bytes: u64) -> Option<Super> {
-    let file = File::open(&volume.path).ok()?;
-    match ext4::probe(&file, bytes).ok()? {
-        Content::Ext4(known) => Some(known),
-        _ => None,
+fn reread(volume: &Volume, bytes: u64) -> io::Result<Super> {
+    let file = File::open(&volume.path)?;
+    match ext4::probe(&file, bytes)? {
+        Content::Ext4(known) => Ok(known),
+        _ => Err(io::Error::other("its superblock does not read back")),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `ALKNET_SOAK=full` asks for the promised 200 power cuts; `ALKNET_SEED` repeats a campaign.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode, Subs
 use alknet_core::{Carriage, CloseCode, CloseReason};
 use alknet_endpoint::{Dialer, Target};
 use alknet_qemu::{Disk, Recorder, Recording};
-use alknet_tests::tools::{RAW_DATA_AT, assert_clean, replay};
+use alknet_tests::tools::{RAW_DATA_AT, assert_clean, has_groups_without_descriptors, replay};
 use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -28,6 +29,8 @@ const CUTS: usize = 3;
 const HEAD_BYTES: u64 = 16 << 20;
 /// Size of the blank data disk that is cut.
 const DISK_BYTES: u64 = 256 << 20;
+/// Superblock and group descriptors of the data on a disk image.
+const DESCRIBED: Range<u64> = RAW_DATA_AT..RAW_DATA_AT + 8192;
 /// From the decision to go down until the machine is off: the bound `docs/machine.md` states.
 const OFF_WITHIN: Duration = Duration::from_secs(25);
 /// Longest wait for everything a caller is told until its connection is closed.
@@ -114,6 +117,29 @@ fn a_power_cut_while_the_file_system_grows_is_made_up_for() {
         assert_clean(&image.0, RAW_DATA_AT);
     }
     assert_ne!(found, 0, "no moment of the growth was cut");
+}
+
+/// Power cuts after which the superblock counts groups that are described nowhere but in the journal.
+#[test]
+fn a_power_cut_between_the_count_of_groups_and_their_descriptors_is_made_up_for() {
+    const SEEDS: u64 = 64;
+    let bench = Bench::new();
+    let session = Session::record(&bench, &bench.raw(), |disk| disk, Sealed::No);
+    let image = Evidence(bench.path().join("cut.raw"));
+    let moments = session.recording.writes_in(DESCRIBED);
+    let mut cuts = moments
+        .iter()
+        .flat_map(|moment| (0..SEEDS).map(move |seed| (*moment, seed)));
+    let (moment, seed) = cuts
+        .find(|(moment, seed)| {
+            let cut = session.recording.cut(*moment, *seed, &image.0);
+            cut.unwrap_or_else(|error| panic!("{error}"));
+            has_groups_without_descriptors(&image.0, RAW_DATA_AT)
+        })
+        .unwrap_or_else(|| panic!("no cut in {moments:?} parts them"));
+    eprintln!("moment {moment}, seed {seed}");
+    session.serves_again(&bench, &image.0, moment, |disk| disk);
+    assert_clean(&image.0, RAW_DATA_AT);
 }
 
 /// Records a first boot and one that changes what is stored, and boots from what random power cuts
