@@ -112,12 +112,13 @@ fn start() -> Result<(), InitError> {
     let streams = mount::standard_streams();
     mount::apply_settings();
     stage::reach(&mut facts.stages, Stage::Mounts);
-    let watchdog = Watchdog::arm(Path::new("/dev"));
-
+    // Before whatever has something to say.
     let log = Log::default();
     record_panics(&log);
     // Only PID 1 sets it, once.
     let _ = tracing::subscriber::set_global_default(RingSubscriber::new(log.clone()));
+    let watchdog = Watchdog::arm(Path::new("/dev"));
+
     let groups = groups::prepare();
     let failed = [streams.err(), groups.err()].into_iter().flatten();
     for error in failed_mounts.into_iter().chain(failed) {

@@ -76,8 +76,16 @@ pub(crate) fn note(state_dir: &Path) -> io::Result<()> {
 }
 
 fn read_note(state_dir: &Path) -> Option<u64> {
-    let text = fs::read_to_string(state_dir.join(NOTE_FILE)).ok()?;
-    text.trim().parse().ok()
+    let path = state_dir.join(NOTE_FILE);
+    let unread = |error: &dyn std::error::Error| {
+        tracing::warn!(path = %path.display(), %error, "the time of the last boot is not known");
+    };
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        read => read.inspect_err(|error| unread(error)).ok()?,
+    };
+    let noted = text.trim().parse::<u64>();
+    noted.inspect_err(|error| unread(error)).ok()
 }
 
 fn now_s() -> u64 {

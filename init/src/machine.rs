@@ -7,6 +7,7 @@ mod vault;
 
 use std::{
     any::Any,
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -509,9 +510,12 @@ impl Machine {
         }
         self.blocking("housekeeping", move || {
             data::refresh(&mut prepared);
-            // A full or read-only disk is a problem already told.
-            if note && prepared.state.mode == "mounted" {
-                let _ = clock::note(&prepared.state_dir);
+            if note
+                && prepared.state.mode == "mounted"
+                && let Err(error) = clock::note(&prepared.state_dir)
+                && !is_told_with_the_data(error.kind())
+            {
+                tracing::warn!(%error, "the time is not noted for a start without a clock");
             }
             Event::Housekept(prepared)
         });
@@ -675,6 +679,12 @@ impl Machine {
             }
         }
     }
+}
+
+/// Of a full or read-only disk the data's own problems tell.
+fn is_told_with_the_data(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{ReadOnlyFilesystem, StorageFull};
+    matches!(kind, StorageFull | ReadOnlyFilesystem)
 }
 
 fn node_problem(text: String) -> Problem {

@@ -47,8 +47,13 @@ pub(crate) fn watch(events: &mpsc::Sender<Event>) {
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(&path);
-        if let Ok(file) = opened {
-            tokio::spawn(follow(file, has_press, events.clone()));
+        match opened {
+            Ok(file) => {
+                tokio::spawn(follow(file, has_press, events.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a power button is not heard");
+            }
         }
     }
     if let Ok(socket) = acpi_socket() {

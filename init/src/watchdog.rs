@@ -31,7 +31,13 @@ impl Watchdog {
     pub(crate) fn arm(dev: &Path) -> Option<Self> {
         let mut found: Vec<Self> = candidates(dev)
             .iter()
-            .filter_map(|path| Self::open(path).ok())
+            .filter_map(|path| match Self::open(path) {
+                Ok(one) => Some(one),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a watchdog is not armed");
+                    None
+                }
+            })
             .collect();
         found.sort_by_key(|one| one.kind == SOFTWARE);
         let mut found = found.into_iter();
@@ -55,8 +61,8 @@ impl Watchdog {
         // SAFETY: the ioctl reads and writes the int behind the pointer, which outlives the call.
         let outcome =
             unsafe { libc::ioctl(self.file.as_raw_fd(), WDIOC_SETTIMEOUT, &raw mut seconds) };
-        if Errno::result(outcome).is_err() {
-            tracing::warn!(watchdog = self.kind, "keeps its own time-out");
+        if let Err(error) = Errno::result(outcome) {
+            tracing::warn!(watchdog = self.kind, %error, "keeps its own time-out");
         }
         self.feed();
     }
@@ -72,8 +78,8 @@ impl Watchdog {
         // SAFETY: the ioctl may write the int behind the pointer, which outlives the call.
         let outcome =
             unsafe { libc::ioctl(self.file.as_raw_fd(), WDIOC_KEEPALIVE, &raw mut unused) };
-        if Errno::result(outcome).is_err() {
-            tracing::warn!(watchdog = self.kind, "cannot be fed");
+        if let Err(error) = Errno::result(outcome) {
+            tracing::warn!(watchdog = self.kind, %error, "cannot be fed");
         }
     }
 

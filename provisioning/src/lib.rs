@@ -308,8 +308,7 @@ impl Choice {
     fn of(&mut self, medium: Option<Document>, store: Option<&Store>) -> Chosen {
         let mut fallback = None;
         if let Some(medium) = medium {
-            let new =
-                store.is_none_or(|store| store.last_applied().as_deref() != Some(&medium.bytes));
+            let new = store.is_none_or(|store| self.is_new(&medium, store));
             if let Some(store) = store.filter(|_| new && self.is_sealed)
                 && let Some(chosen) = self.stored(store)
             {
@@ -332,6 +331,21 @@ impl Choice {
             .and_then(|store| self.stored(store))
             .or(fallback)
             .unwrap_or_else(|| self.last_resort())
+    }
+
+    /// Whether a document is another than the one last taken. Where that cannot be read it is.
+    fn is_new(&mut self, medium: &Document, store: &Store) -> bool {
+        match store.read(store::APPLIED) {
+            Ok(applied) => applied.as_deref() != Some(&medium.bytes),
+            Err(error) => {
+                self.problems.push(Problem::new(
+                    "config-unreadable",
+                    format!("{error}; so {} counts as a new document", medium.source),
+                    "check the data partition",
+                ));
+                true
+            }
+        }
     }
 
     fn stored(&mut self, store: &Store) -> Option<Chosen> {

@@ -314,6 +314,21 @@ fn a_store_that_cannot_be_written_is_announced_and_survived() {
 }
 
 #[test]
+fn a_note_of_the_medium_that_cannot_be_read_is_said() {
+    let machine = Machine::new();
+    machine.fw_cfg(document(1));
+    machine.load();
+    let dir = machine.paths.config_dir.as_ref().expect("a data partition");
+    let note = dir.join("provisioned.toml");
+    fs::remove_file(&note).expect("it was taken");
+    fs::create_dir(&note).expect(FILE);
+    let loaded = machine.load();
+    assert_eq!(name(&loaded), "node-1");
+    assert_eq!(codes(&loaded), ["config-unreadable", "config-not-stored"]);
+    assert!(loaded.problems[0].text.contains("provisioned.toml"));
+}
+
+#[test]
 fn stored_files_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let machine = Machine::new();

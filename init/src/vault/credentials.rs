@@ -95,7 +95,8 @@ pub(crate) fn keep(
         }
         return kept;
     };
-    if wanted.is_empty() && !folder.exists() {
+    // One that cannot be looked into is no missing one: it has the versions of the keys.
+    if wanted.is_empty() && matches!(folder.try_exists(), Ok(false)) {
         use_versions(&keeper.vault(), &config.vault, None);
         kept.settled = true;
         return kept;
@@ -389,6 +390,18 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_looked_into_is_no_missing_one() {
+        let keeper = keeper();
+        let (root, paths) = machine("");
+        fs::remove_dir(root.path().join("data")).expect("ours");
+        fs::write(root.path().join("data"), "no folder").expect("ours");
+        let none_wanted = "[node]\nname = \"attic\"\n";
+        let looked = kept(&keeper, root.path(), &paths, none_wanted);
+        assert_eq!(codes(&looked), ["credentials-not-kept"]);
+        assert!(!looked.settled);
     }
 
     #[test]
