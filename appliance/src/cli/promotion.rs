@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use alknet_call::{CallConnection, CallOptions};
+use alknet_call::{CallConnection, CallOptions, ErrorCode};
 use alknet_core::PeerId;
 use alknet_promotion::{Bundle, Hash, read_draft};
 use clap::{Args, Subcommand};
@@ -149,11 +149,18 @@ fn propose(args: &ProposeArgs, json: bool) -> Result<Exit, Failure> {
 
 /// Who the node says that we are, where it is a hub.
 async fn asked(client: &CallConnection) -> Result<PeerId, Failure> {
-    let answer = client.call("hub/whoami", &Value::Null).await;
-    let name = answer.ok().and_then(|body| {
-        let name = body.value()["peer_id"].as_str();
-        name.and_then(|name| name.parse().ok())
-    });
+    let name = match client.call("hub/whoami", &Value::Null).await {
+        Ok(body) => {
+            let name = body.value()["peer_id"].as_str();
+            name.and_then(|name| name.parse().ok())
+        }
+        Err(error) if error.code == ErrorCode::NotFound => None,
+        Err(error) => {
+            let mut failure = of_call(error);
+            failure.message.push_str("; give --as PEER to do without");
+            return Err(failure);
+        }
+    };
     let why = "the node does not say who this computer is to it: give --as PEER";
     name.ok_or_else(|| Failure::usage(why))
 }

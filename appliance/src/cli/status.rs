@@ -1,5 +1,7 @@
 //! `alknet status`: is a node well?
 
+use std::io::ErrorKind;
+
 use clap::Args;
 use serde_json::Value;
 
@@ -46,7 +48,10 @@ pub(crate) fn run(args: StatusArgs, json: bool) -> Result<Exit, Failure> {
 
 fn local_target(dial: &DialArgs) -> Result<String, Failure> {
     let dir = dial.state.dir()?;
-    let file = ServeFile::read(&dir).map_err(|_| {
+    let file = ServeFile::read(&dir).map_err(|error| {
+        if error.kind() != ErrorKind::NotFound {
+            return Failure::local(format!("{error}; name a target"));
+        }
         Failure::new(
             Exit::Unreachable,
             "UNAVAILABLE",

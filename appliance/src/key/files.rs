@@ -4,7 +4,7 @@
 //! from there.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -122,34 +122,49 @@ impl KeyFiles {
         Self { key }
     }
 
-    /// Deletes the old key once no node takes it any more. What goes wrong is left for the next
-    /// time.
+    /// Deletes the old key once no node takes it any more. What goes wrong is said in the log, and
+    /// left for the next time.
     pub(crate) fn tidy(&self) {
         self.tidy_at(now_s());
     }
 
     fn tidy_at(&self, now_s: u64) {
-        let Ok(mut record) = self.record() else {
-            return;
+        let mut record = match self.record() {
+            Ok(record) => record,
+            Err(error) => return tracing::warn!("no old key is deleted: {}", error.message),
         };
         let over = record.old_until_s.is_some_and(|end| now_s >= end);
         if !over || self.in_use().ok() != record.new {
             return;
         }
-        let removed = fs::remove_file(self.old());
-        if removed.is_ok() || !self.old().exists() {
-            record.next();
-            self.write(&record).ok();
+        let old = self.old();
+        match fs::remove_file(&old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let old = old.display();
+                tracing::warn!("{old} is a key that nobody takes any more, and stays: {error}");
+            }
+            _ => {
+                record.next();
+                if let Err(error) = self.write(&record) {
+                    tracing::warn!("that the old key is gone is not noted: {}", error.message);
+                }
+            }
         }
     }
 
     /// One rotation at a time: until the file is dropped.
     pub(crate) fn lock(&self) -> Result<File, Failure> {
-        let dir = File::open(self.dir()).map_err(Failure::local)?;
-        dir.try_lock().map_err(|_| {
-            Failure::local("another rotation of this key runs: wait until it is done")
-        })?;
-        Ok(dir)
+        let cannot = |error: io::Error| {
+            Failure::local(format!("cannot lock {}: {error}", self.dir().display()))
+        };
+        let dir = File::open(self.dir()).map_err(cannot)?;
+        match dir.try_lock() {
+            Ok(()) => Ok(dir),
+            Err(TryLockError::WouldBlock) => Err(Failure::local(
+                "another rotation of this key runs: wait until it is done",
+            )),
+            Err(TryLockError::Error(error)) => Err(cannot(error)),
+        }
     }
 
     /// What is remembered.

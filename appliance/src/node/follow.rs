@@ -27,17 +27,19 @@ pub(crate) async fn follow(reloader: Arc<Reloader>) {
     let Some(file) = reloader.file() else {
         return;
     };
-    match Watch::of(&file) {
-        Ok(watch) => {
-            while watch.changed().await.is_ok() {
-                reloader.read_again(Source::File).await;
+    let error = match Watch::of(&file) {
+        Ok(watch) => loop {
+            match watch.changed().await {
+                Ok(()) => reloader.read_again(Source::File).await,
+                Err(error) => break error,
             }
-        }
-        Err(error) => tracing::warn!(
-            "changes of {} are not noticed ({error}): send SIGHUP after a change",
-            file.display()
-        ),
-    }
+        },
+        Err(error) => error,
+    };
+    tracing::warn!(
+        "changes of {} are not noticed ({error}): send SIGHUP after a change",
+        file.display()
+    );
 }
 
 /// Something happens in the directory of a file.

@@ -38,10 +38,15 @@ impl ServeFile {
     /// Reads what a node with this state directory left.
     ///
     /// # Errors
-    /// There is no such file, or it is no such file.
+    /// There is no such file (`NotFound`), or it is no such file, which the error names.
     pub(crate) fn read(state_dir: &Path) -> io::Result<Self> {
-        let bytes = std::fs::read(state_dir.join(SERVE_FILE))?;
-        serde_json::from_slice(&bytes).map_err(io::Error::other)
+        let path = state_dir.join(SERVE_FILE);
+        let read = std::fs::read(&path);
+        read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other))
+            .map_err(|error| {
+                let text = format!("{} cannot be read: {error}", path.display());
+                io::Error::new(error.kind(), text)
+            })
     }
 
     fn write(&self, state_dir: &Path) -> io::Result<Guard> {

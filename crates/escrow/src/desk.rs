@@ -100,8 +100,10 @@ impl Desk {
             Ok(entries) => {
                 for entry in entries {
                     // What a power cut left of one that was taken back.
-                    if entry.revoked.is_some() {
-                        let _ = safe.remove(&entry.id);
+                    if entry.revoked.is_some()
+                        && let Err(error) = safe.remove(&entry.id)
+                    {
+                        tracing::error!(share = %entry.id, %error, "escrow.not-destroyed");
                     }
                     state.shares.insert(entry.id.clone(), entry);
                 }

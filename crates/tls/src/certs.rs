@@ -53,10 +53,11 @@ pub(crate) fn browser(
 fn stored_p256(path: &Path) -> Result<KeyPair, TlsError> {
     if let Some(der) = secret_file::read(path)? {
         let der = PrivatePkcs8KeyDer::from(der.as_slice());
-        return Ok(KeyPair::from_pkcs8_der_and_sign_algo(
-            &der,
-            &rcgen::PKCS_ECDSA_P256_SHA256,
-        )?);
+        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256);
+        return pair.map_err(|error| TlsError::State {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        });
     }
     let pair = new_p256()?;
     secret_file::write(path, pair.serialized_der())?;
@@ -105,6 +106,12 @@ mod tests {
                 .key
         };
         assert_eq!(make(), make());
+        let file = dir.path().join(BROWSER_KEY_FILE);
+        secret_file::write(&file, b"no key").expect("ours");
+        let damaged = browser(&key, Some(dir.path()), &crate::provider());
+        let error = damaged.expect_err("no key").to_string();
+        assert!(error.contains(BROWSER_KEY_FILE), "{error}");
+        std::fs::remove_file(&file).expect("ours");
         let other = browser(&key, None, &crate::provider()).expect("a key");
         assert_ne!(
             PeerProof::from_certificate(&other.cert[0])

@@ -268,7 +268,8 @@ impl ResolvesClientCert for Wrapped {
         schemes: &[rustls::SignatureScheme],
     ) -> Option<Arc<CertifiedKey>> {
         let make = || {
-            let made = certs::wrapped(&self.key).ok()?;
+            let made = certs::wrapped(&self.key);
+            let made = made.inspect_err(|error| tracing::error!("{error}")).ok()?;
             Some(SingleCertAndKey::from(made))
         };
         let made = self.made.get_or_init(make).as_ref()?;

@@ -16,9 +16,12 @@ pub(crate) struct LazyTicketer(OnceLock<Option<Arc<dyn ProducesTickets>>>);
 
 impl LazyTicketer {
     fn inner(&self) -> Option<&Arc<dyn ProducesTickets>> {
-        self.0
-            .get_or_init(|| rustls::crypto::aws_lc_rs::Ticketer::new().ok())
-            .as_ref()
+        let make = || {
+            let made = rustls::crypto::aws_lc_rs::Ticketer::new();
+            made.inspect_err(|error| tracing::warn!("TLS sessions cannot be resumed: {error}"))
+                .ok()
+        };
+        self.0.get_or_init(make).as_ref()
     }
 }
 

@@ -176,8 +176,12 @@ fn a_lost_new_key_is_replaced_unless_somebody_knows_it() {
 fn one_rotation_runs_at_a_time_and_damage_is_said() {
     let place = Place::new();
     let turn = place.files.lock().expect("the first");
-    assert!(place.files.lock().is_err());
+    let error = place.files.lock().expect_err("the second");
+    assert!(error.message.contains("another rotation"), "{error}");
     drop(turn);
+    let nowhere = KeyFiles::at(place.dir.path().join("no/identity.key"));
+    let error = nowhere.lock().expect_err("no folder");
+    assert!(error.message.contains("/no: "), "{error}");
     assert!(place.files.lock().is_ok());
     fs::write(place.dir.path().join("identity.key.nodes"), "{").expect("ours");
     let error = place.files.record().expect_err("no JSON");

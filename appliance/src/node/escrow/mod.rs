@@ -31,7 +31,7 @@ pub(super) fn desk(state_dir: &Path, vault: Option<&NodeVault>) -> Arc<Desk> {
         dir: dir.join(RECORDS_DIR),
     };
     // Nobody has left anything here yet: nothing is made before somebody does.
-    if records.dir.exists() {
+    if !matches!(records.dir.try_exists(), Ok(false)) {
         records.renew();
     }
     Arc::new(Desk::open(&dir, Arc::new(records)))
@@ -64,8 +64,11 @@ impl Records {
     /// Seals everything with the key version that the configuration names, as long as the older ones
     /// may be opened.
     fn renew(&self) {
-        let Ok((vault, records)) = self.opened() else {
-            return;
+        let (vault, records) = match self.opened() {
+            Ok(opened) => opened,
+            // It is said to whoever asks for a share.
+            Err(SafeError::Absent) => return,
+            Err(error) => return tracing::error!(%error, "escrow.not-renewed"),
         };
         let vault = vault.vault();
         let to = vault.versions().current;
@@ -106,7 +109,11 @@ impl Safe for Records {
     }
 
     fn remove(&self, id: &ShareId) -> Result<(), SafeError> {
-        if !self.dir.exists() {
+        let there = self.dir.try_exists().map_err(|error| {
+            let dir = self.dir.display();
+            SafeError::Failed(format!("{dir} cannot be looked into ({error})"))
+        })?;
+        if !there {
             return Ok(());
         }
         let records = Credentials::open(&self.dir).map_err(of_records)?;
@@ -161,5 +168,19 @@ mod tests {
         let refused = desk.deposit(&asked(), &deposit);
         assert!(matches!(refused, Err(EscrowError::Safe(SafeError::Absent))));
         assert!(!dir.path().join(DIR).exists());
+    }
+
+    #[test]
+    fn a_share_that_may_still_be_there_is_not_said_to_be_gone() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let records = Records {
+            vault: None,
+            dir: dir.path().join("escrow/records"),
+        };
+        let id = ShareId::of(&asked().key);
+        assert_eq!(records.remove(&id), Ok(()));
+        std::fs::write(dir.path().join("escrow"), "no folder").expect("writable");
+        let refused = records.remove(&id);
+        assert!(matches!(refused, Err(SafeError::Failed(_))), "{refused:?}");
     }
 }

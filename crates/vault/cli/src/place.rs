@@ -96,10 +96,11 @@ impl Place {
     /// The sealed records, if there are any.
     pub(crate) fn records(&self) -> Result<Option<Credentials>, CliError> {
         let path = self.path("credentials");
-        if path.join("current").exists() {
-            return Ok(Some(Credentials::open(&path)?));
+        let there = path.join("current").try_exists();
+        match there.map_err(CliError::file(&path))? {
+            true => Ok(Some(Credentials::open(&path)?)),
+            false => Ok(None),
         }
-        Ok(None)
     }
 
     pub(crate) fn save(&self, open: &OpenAlkv) -> Result<(), CliError> {
@@ -113,18 +114,21 @@ impl Place {
             0..=SEED_KEY_BYTES_MAX => fs::read_to_string(path),
             _ => Err(ErrorKind::FileTooLarge.into()),
         });
-        match read {
+        let seed = match read {
             Ok(text) => {
                 let text = SecretStr::from_string(text);
-                match (SeedKey::parse(text.expose()), said) {
-                    (Ok(seed), _) => Ok(Some(seed)),
-                    // Nobody asked for it.
-                    (Err(_), None) => Ok(None),
-                    (Err(error), Some(_)) => Err(error.into()),
-                }
+                SeedKey::parse(text.expose()).map_err(CliError::from)
             }
-            Err(_) if said.is_none() => Ok(None),
+            Err(error) if said.is_none() && error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => Err(CliError::file(path)(error)),
+        };
+        match seed {
+            // Nobody asked for it, but may wonder why it does not open the vault.
+            Err(error) if said.is_none() => {
+                writeln!(std::io::stderr(), "{} is not used: {error}", path.display()).ok();
+                Ok(None)
+            }
+            seed => seed.map(Some),
         }
     }
 }

@@ -71,6 +71,8 @@ pub struct AuditLog {
     prev: [u8; 32],
     /// Bytes of half a line that were removed, until that is written down.
     repaired: u64,
+    /// What a write that failed left after `bytes` could not be removed yet.
+    pub(super) torn: bool,
 }
 
 impl AuditLog {
@@ -96,6 +98,7 @@ impl AuditLog {
             seq: 0,
             prev: NOTHING,
             repaired,
+            torn: false,
         };
         let (name, last) = match last {
             Some(line) => (path, Some(line)),
@@ -122,6 +125,7 @@ impl AuditLog {
             seq: 0,
             prev: NOTHING,
             repaired: 0,
+            torn: false,
         })
     }
 
@@ -169,6 +173,12 @@ impl AuditLog {
     }
 
     fn write(&mut self, batch: Batch) -> Result<(), AuditError> {
+        // Half a line would break the chain for everything after it.
+        if self.torn {
+            let cut = self.file.set_len(self.bytes);
+            cut.map_err(|source| io(&path(&self.dir, 0), source))?;
+            self.torn = false;
+        }
         if batch.lines == 0 {
             return Ok(());
         }
@@ -177,8 +187,7 @@ impl AuditLog {
             .write_all(batch.text.as_bytes())
             .and_then(|()| self.file.sync_data());
         if let Err(source) = written {
-            // Half a line would break the chain for everything after it.
-            let _ = self.file.set_len(self.bytes);
+            self.torn = self.file.set_len(self.bytes).is_err();
             return Err(io(&path(&self.dir, 0), source));
         }
         self.bytes += batch.text.len() as u64;

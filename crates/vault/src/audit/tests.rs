@@ -189,6 +189,18 @@ fn what_happens_while_locked_is_kept_to_a_limit_and_written_later() {
 }
 
 #[test]
+fn what_a_failed_write_left_is_removed_before_the_next() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let good = written(dir.path(), 2);
+    let mut log = AuditLog::open(dir.path()).expect("opened");
+    let path = dir.path().join("vault.log");
+    fs::write(&path, [&good[..], b"{\"boot\""].concat()).expect("written");
+    log.torn = true;
+    log.append(&vault(), &[record(2)]).expect("written");
+    assert_eq!(verify(dir.path(), &vault()).expect("whole").lines, 3);
+}
+
+#[test]
 fn a_broken_end_is_not_written_on_but_put_aside() {
     let dir = tempfile::tempdir().expect("a directory");
     fs::write(dir.path().join("vault.log"), "no line\n").expect("written");
