@@ -126,16 +126,8 @@ impl Scene {
             state_dir: self.state.path().to_owned(),
             clock_floor: NOW,
         };
-        let parts = AcmeParts {
-            transport: Arc::clone(&self.authority) as _,
-            store: Arc::clone(&self.store),
-            problems: Arc::clone(&self.problems),
-            alpn: Arc::default(),
-            http: None,
-            dns: None,
-            account_key: None,
-            key_seal: None,
-        };
+        let authority = Arc::clone(&self.authority);
+        let parts = fake::parts(authority, &self.store, &self.problems);
         let mut acme = Acme::new(options, parts).expect("good options");
         acme.clock = Arc::clone(&self.clock) as _;
         self.clock.wake();

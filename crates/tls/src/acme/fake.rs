@@ -14,8 +14,10 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
-use super::AcmeTransport;
 use super::clock::Clock;
+use super::{AcmeParts, AcmeTransport};
+use crate::problems::Problems;
+use crate::store::CertificateStore;
 
 /// The name that certificates are for.
 pub(super) const NAME: &str = "edge.example";
@@ -41,6 +43,24 @@ pub(super) enum Mood {
         retry_after: Option<String>,
         body: &'static str,
     },
+}
+
+/// What [`Acme`](super::Acme) works with where there is neither port 80 nor DNS nor a vault.
+pub(super) fn parts(
+    authority: Arc<impl AcmeTransport + 'static>,
+    store: &Arc<CertificateStore>,
+    problems: &Arc<Problems>,
+) -> AcmeParts {
+    AcmeParts {
+        transport: authority,
+        store: Arc::clone(store),
+        problems: Arc::clone(problems),
+        alpn: Arc::default(),
+        http: None,
+        dns: None,
+        account_key: None,
+        key_seal: None,
+    }
 }
 
 pub(super) struct Fake {

@@ -123,15 +123,10 @@ impl Place {
             state_dir: self.state.path().to_owned(),
             clock_floor: 0,
         };
+        let authority = Arc::clone(&self.authority);
         let parts = AcmeParts {
-            transport: Arc::clone(&self.authority) as _,
-            store: Arc::clone(&self.store),
-            problems: Arc::clone(&self.problems),
-            alpn: Arc::default(),
-            http: None,
-            dns: None,
-            account_key: None,
             key_seal: Some(Arc::clone(seal) as _),
+            ..fake::parts(authority, &self.store, &self.problems)
         };
         Acme::new(options, parts).expect("good options")
     }
