@@ -205,7 +205,7 @@ impl RegistryBuilder {
         for registration in services::registrations() {
             insert(&mut by_name, registration)?;
         }
-        let generation = Generation::new(0, &by_name, self.promoted)?;
+        let generation = Generation::new(0, &by_name, self.promoted, None)?;
         let mut sorted: Vec<_> = by_name.values().map(Arc::clone).collect();
         sorted.sort_by(|a: &Arc<Compiled>, b| a.spec.name.cmp(&b.spec.name));
         Ok(Registry {
@@ -284,7 +284,9 @@ impl Registry {
         number: u64,
         registrations: Vec<Registration>,
     ) -> Result<Arc<Generation>, RegistryError> {
-        let next = Arc::new(Generation::new(number, &self.by_name, registrations)?);
+        let now = self.generation.load();
+        let next = Generation::new(number, &self.by_name, registrations, Some(&now))?;
+        let next = Arc::new(next);
         self.generation.store(Arc::clone(&next));
         Ok(next)
     }
