@@ -38,7 +38,8 @@ pub struct Reconnecting {
 #[derive(Clone, Debug)]
 enum State {
     Connected(CallConnection),
-    Connecting,
+    /// And why there is no connection, once a try has failed or one has ended.
+    Connecting(Option<String>),
     /// For good.
     Ended(CallError),
 }
@@ -52,7 +53,7 @@ impl Reconnecting {
         credentials: Credentials,
         on_connect: Option<OnConnect>,
     ) -> Self {
-        let (sender, state) = watch::channel(State::Connecting);
+        let (sender, state) = watch::channel(State::Connecting(None));
         let worker = Worker {
             client,
             addr,
@@ -80,7 +81,7 @@ impl Reconnecting {
         let usable = |state: &State| match state {
             // One that drains ends soon, and that is when there is news.
             State::Connected(connection) => !connection.is_closed() && !connection.is_draining(),
-            State::Connecting => false,
+            State::Connecting(_) => false,
             State::Ended(_) => true,
         };
         let wait = state.wait_for(usable);
@@ -92,9 +93,16 @@ impl Reconnecting {
             Ok(Ok(State::Connected(connection))) => Ok(connection.clone()),
             Ok(Ok(State::Ended(error))) => Err(error.clone()),
             Ok(_) => Err(CallError::unavailable("the connection was given up")),
-            Err(_) => Err(CallError::unavailable(
-                "the peer cannot be reached at present",
-            )),
+            Err(_) => Err(self.unreached()),
+        }
+    }
+
+    /// No connection came in time.
+    fn unreached(&self) -> CallError {
+        let text = "the peer cannot be reached at present";
+        match &*self.state.borrow() {
+            State::Connecting(Some(why)) => CallError::unavailable(format!("{text}: {why}")),
+            _ => CallError::unavailable(text),
         }
     }
 
@@ -339,6 +347,8 @@ impl Worker {
             Err(error) if error.is_permanent() => return Err(error.into()),
             Err(error) => {
                 tracing::debug!(peer = %self.addr, %error, "cannot connect");
+                self.state
+                    .send_replace(State::Connecting(Some(error.to_string())));
                 return Ok(Duration::ZERO);
             }
         };
@@ -346,7 +356,8 @@ impl Worker {
         self.state
             .send_replace(State::Connected(connection.clone()));
         let reason = connection.closed().await;
-        self.state.send_replace(State::Connecting);
+        self.state
+            .send_replace(State::Connecting(Some(reason.to_string())));
         tracing::debug!(peer = %self.addr, %reason, "the connection ended");
         if since.elapsed() >= BACKOFF_RESET {
             backoff.reset();

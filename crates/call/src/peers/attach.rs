@@ -156,7 +156,11 @@ pub(crate) async fn follow(link: &Arc<Link>) {
                     Change::Never => return,
                 }
             }
-            Err(error) if error.is_temporary() => retry.wait().await,
+            Err(error) if error.is_temporary() => {
+                let connection = link.info.id;
+                tracing::debug!(%connection, %error, "the peer's operations are read again later");
+                retry.wait().await;
+            }
             Err(error) => {
                 link.life.apply(PeerEvent::Unreadable);
                 let connection = link.info.id;
@@ -202,7 +206,12 @@ async fn wait_for_change(caller: &Caller, known: &str) -> Change {
                 _ => break,
             },
             Some(Err(error)) if error.retryable => return Change::Lost,
-            Some(Err(_)) | None => return Change::Never,
+            Some(Err(error)) => {
+                let connection = caller.link().info.id;
+                tracing::debug!(%connection, %error, "the peer does not tell of changes");
+                return Change::Never;
+            }
+            None => return Change::Never,
         }
     }
     settle(&mut events).await;
