@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_core::PeerId;
@@ -72,9 +72,43 @@ struct Account {
 /// Counts requests.
 #[derive(Debug, Default)]
 pub struct Room {
-    quota: Mutex<Quota>,
-    accounts: Mutex<HashMap<Who, Account>>,
+    books: Mutex<Books>,
     all: Arc<Load>,
+}
+
+/// Under one lock, since every request needs both.
+#[derive(Debug, Default)]
+struct Books {
+    quota: Quota,
+    accounts: HashMap<Who, Account>,
+}
+
+impl Books {
+    /// The account of `who`, or of somebody at `address`: a new one with all of its burst, if need be.
+    fn account(
+        &mut self,
+        who: Option<&PeerId>,
+        address: Option<IpAddr>,
+        now: Instant,
+    ) -> &mut Account {
+        let burst = match who {
+            Some(_) => self.quota.burst,
+            None => self.quota.stranger_burst,
+        };
+        let who = match (who, address) {
+            (Some(id), _) => Who::Known(id.clone()),
+            (None, Some(address)) => Who::Address(network(address)),
+            (None, None) => Who::Nowhere,
+        };
+        if self.accounts.len() >= limits::ACCOUNTS_MAX && !self.accounts.contains_key(&who) {
+            forget(&mut self.accounts, now);
+        }
+        self.accounts.entry(who).or_insert_with(|| Account {
+            left: f64::from(burst),
+            at: now,
+            load: Arc::default(),
+        })
+    }
 }
 
 /// A place that a call or a stream has as long as it runs.
@@ -107,20 +141,20 @@ impl Room {
     /// Room for as much as `quota` says.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
+        let accounts = HashMap::new();
         Self {
-            quota: Mutex::new(quota),
-            accounts: Mutex::default(),
+            books: Mutex::new(Books { quota, accounts }),
             all: Arc::default(),
         }
     }
 
     /// Another quota from now on.
     pub fn set_quota(&self, quota: Quota) {
-        *self.quota.lock().unwrap_or_else(PoisonError::into_inner) = quota;
+        self.books().quota = quota;
     }
 
-    fn quota(&self) -> Quota {
-        *self.quota.lock().unwrap_or_else(PoisonError::into_inner)
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts one request of `who`, or of somebody at `address`.
@@ -128,7 +162,7 @@ impl Room {
     /// # Errors
     /// Too many of them came lately.
     pub fn request(&self, who: Option<&PeerId>, address: Option<IpAddr>) -> Result<(), ApiError> {
-        self.spend(who, address, Instant::now()).map(drop)
+        self.spend(who, address, Instant::now())
     }
 
     fn spend(
@@ -136,53 +170,26 @@ impl Room {
         who: Option<&PeerId>,
         address: Option<IpAddr>,
         now: Instant,
-    ) -> Result<Arc<Load>, ApiError> {
-        let quota = self.quota();
+    ) -> Result<(), ApiError> {
+        let mut books = self.books();
+        let quota = books.quota;
         let (rate, burst) = match who {
             Some(_) => (quota.per_second, quota.burst),
             None => (quota.stranger_per_second, quota.stranger_burst),
         };
         let (rate, burst) = (f64::from(rate), f64::from(burst));
-        self.with(who, address, now, burst, |account| {
-            let passed = now.saturating_duration_since(account.at).as_secs_f64();
-            account.left = (account.left + passed * rate).min(burst);
-            account.at = now;
-            if account.left < 1.0 {
-                let wait =
-                    Duration::from_secs_f64(((1.0 - account.left) / rate.max(0.001)).min(60.0));
-                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                return Err(ApiError::overloaded(
-                    "too many requests; send fewer",
-                    wait_ms,
-                ));
-            }
+        let account = books.account(who, address, now);
+        let passed = now.saturating_duration_since(account.at).as_secs_f64();
+        account.left = (account.left + passed * rate).min(burst);
+        account.at = now;
+        if account.left >= 1.0 {
             account.left -= 1.0;
-            Ok(Arc::clone(&account.load))
-        })
-    }
-
-    fn with<T>(
-        &self,
-        who: Option<&PeerId>,
-        address: Option<IpAddr>,
-        now: Instant,
-        burst: f64,
-        then: impl FnOnce(&mut Account) -> T,
-    ) -> T {
-        let who = match (who, address) {
-            (Some(id), _) => Who::Known(id.clone()),
-            (None, Some(address)) => Who::Address(network(address)),
-            (None, None) => Who::Nowhere,
-        };
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        if accounts.len() >= limits::ACCOUNTS_MAX && !accounts.contains_key(&who) {
-            forget(&mut accounts, now);
+            return Ok(());
         }
-        then(accounts.entry(who).or_insert_with(|| Account {
-            left: burst,
-            at: now,
-            load: Arc::default(),
-        }))
+        let wait = Duration::from_secs_f64(((1.0 - account.left) / rate.max(0.001)).min(60.0));
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let message = "too many requests; send fewer";
+        Err(ApiError::overloaded(message, wait_ms))
     }
 
     /// A place for a call of `who`, or of somebody at `address`.
@@ -190,8 +197,7 @@ impl Room {
     /// # Errors
     /// As many run as may.
     pub fn call(&self, who: Option<&PeerId>, address: Option<IpAddr>) -> Result<Place, ApiError> {
-        let quota = self.quota();
-        self.place(who, address, false, quota.calls_each, quota.calls)
+        self.place(who, address, false)
     }
 
     /// A place for a stream of events.
@@ -199,8 +205,7 @@ impl Room {
     /// # Errors
     /// As many are open as may.
     pub fn stream(&self, who: Option<&PeerId>, address: Option<IpAddr>) -> Result<Place, ApiError> {
-        let quota = self.quota();
-        self.place(who, address, true, quota.streams_each, usize::MAX)
+        self.place(who, address, true)
     }
 
     fn place(
@@ -208,13 +213,17 @@ impl Room {
         who: Option<&PeerId>,
         address: Option<IpAddr>,
         stream: bool,
-        each: usize,
-        all: usize,
     ) -> Result<Place, ApiError> {
-        let burst = f64::from(self.quota().burst);
-        let own = self.with(who, address, Instant::now(), burst, |account| {
-            Arc::clone(&account.load)
-        });
+        let (quota, own) = {
+            let mut books = self.books();
+            let account = books.account(who, address, Instant::now());
+            let own = Arc::clone(&account.load);
+            (books.quota, own)
+        };
+        let (each, all) = match stream {
+            true => (quota.streams_each, usize::MAX),
+            false => (quota.calls_each, quota.calls),
+        };
         // Made at once, so that whatever is refused is also given back.
         let place = Place {
             own,
@@ -337,7 +346,7 @@ mod tests {
             let address = IpAddr::V4((0x0a00_0000 + n).into());
             assert!(room.spend(None, Some(address), now).is_ok());
         }
-        let accounts = room.accounts.lock().expect("no panic");
-        assert!(accounts.len() <= limits::ACCOUNTS_MAX);
+        let books = room.books.lock().expect("no panic");
+        assert!(books.accounts.len() <= limits::ACCOUNTS_MAX);
     }
 }
