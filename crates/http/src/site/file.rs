@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::HeaderValue;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use sha2::{Digest, Sha256};
 
 use super::PACKED;
@@ -127,10 +127,15 @@ pub(super) struct Found {
 
 impl Files {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self {
+        let files = Self {
             folder,
             cache: Mutex::default(),
+        };
+        if let Err(error) = files.open_folder() {
+            let folder = files.folder.display();
+            tracing::warn!(%folder, %error, "the site has no pages until its folder can be opened");
         }
+        files
     }
 
     /// What lies under this name, as it was a moment ago at most.
@@ -172,7 +177,10 @@ impl Files {
             };
             let packed = PACKED.iter();
             let forms = Forms {
-                plain: read(name.clone()),
+                plain: self
+                    .read(name.clone(), known.as_deref())
+                    .inspect_err(|error| complain(&name, error))
+                    .ok(),
                 packed: packed
                     .filter_map(|(coding, ending)| Some((*coding, read(beside(ending))?)))
                     .collect(),
@@ -207,18 +215,18 @@ impl Files {
     /// Opens a file below the folder; links that lead out of it lead nowhere (openat2(2)).
     fn open_below(&self, name: &Path) -> io::Result<(File, Metadata)> {
         let read = OFlags::RDONLY | OFlags::CLOEXEC;
-        let folder = openat2(
-            CWD,
-            &self.folder,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::empty(),
-        )?;
+        let folder = self.open_folder()?;
         let flags = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let file: OwnedFd = openat2(&folder, name, read | OFlags::NONBLOCK, Mode::empty(), flags)?;
         let file = File::from(file);
         let meta = file.metadata()?;
         Ok((file, meta))
+    }
+
+    fn open_folder(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let (mode, resolve) = (Mode::empty(), ResolveFlags::empty());
+        Ok(openat2(CWD, &self.folder, flags, mode, resolve)?)
     }
 
     fn is_folder(&self, name: &Path) -> bool {
@@ -325,6 +333,16 @@ impl Found {
                 Ok(Some((chunk, (file, next..range.end))))
             },
         ))
+    }
+}
+
+/// Whoever asks hears that there is no such file. Where that is not why, whoever keeps the site has to know.
+fn complain(name: &Path, error: &io::Error) {
+    if let Some(
+        Errno::ACCESS | Errno::PERM | Errno::IO | Errno::MFILE | Errno::NFILE | Errno::NOMEM,
+    ) = Errno::from_io_error(error)
+    {
+        tracing::warn!(?name, %error, "a file of the site cannot be read");
     }
 }
 
