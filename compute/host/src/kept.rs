@@ -73,7 +73,10 @@ impl Kept {
             }
             return None;
         }
-        let kept: Self = serde_json::from_slice(&text).ok()?;
+        let read = serde_json::from_slice::<Self>(&text);
+        let kept = read
+            .inspect_err(|error| tracing::warn!("what was measured is passed over: {error}"))
+            .ok()?;
         if kept.version != VERSION || kept.machine != *machine {
             return None;
         }

@@ -28,7 +28,7 @@ pub enum FrameError {
         came: usize,
     },
     /// The channel itself failed.
-    #[error("the channel failed")]
+    #[error("the channel failed: {0}")]
     Io(#[from] io::Error),
     /// Values inside values inside values.
     #[error("nested too deep")]
@@ -289,7 +289,7 @@ pub enum CallError {
     #[error("the worker does not read what it is sent")]
     Busy,
     /// The call or what travels with it makes no frame.
-    #[error("the call cannot be sent")]
+    #[error("the call cannot be sent: {0}")]
     Frame(#[from] FrameError),
     /// It reached a limit of its own, or was given up.
     #[error("the call was ended: {cause:?}")]
@@ -333,7 +333,7 @@ pub enum GuestError {
     #[error(transparent)]
     Frame(#[from] FrameError),
     /// A step of walling itself in failed that must not.
-    #[error("cannot {what}")]
+    #[error("cannot {what}: {source}")]
     Confine {
         /// Which step.
         what: &'static str,

@@ -91,7 +91,10 @@ impl TensorHandler {
             let (send, recv) = match pair {
                 Ok(pair) => pair,
                 Err(StreamError::Closed(_) | StreamError::Timeout) => return Ok(()),
-                Err(_) => continue,
+                Err(error) => {
+                    tracing::debug!(%error, "a stream could not be accepted");
+                    continue;
+                }
             };
             let permit = Arc::clone(&permits).try_acquire_owned().ok();
             let stream = Stream {
@@ -177,7 +180,8 @@ impl Stream {
                 let _ = self.send.finish();
             }
             Err(Ended::Refused(error)) => {
-                if error.is_io() {
+                // Not the peer's fault: the system failed, or what is stored is damaged.
+                if matches!(error, ServeError::Stored(_)) {
                     tracing::warn!(code = error.code(), "a tensor could not be served: {error}");
                 }
                 let refusal = json!({ "ok": false, "code": error.code(),

@@ -101,10 +101,15 @@ fn collect(
         let name = format!("{prefix}{name}");
         let kind = entry.file_type().map_err(io)?;
         // A link counts as the file it leads to; folders are not followed, they could be circles.
-        let leads_to_file = || fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
+        let is_file = match kind.is_symlink() {
+            true => fs::metadata(&path)
+                .map_err(|error| TensorError::io(Quoted(&name), error))?
+                .is_file(),
+            false => kind.is_file(),
+        };
         if kind.is_dir() {
             collect(&path, &format!("{name}/"), depth + 1, files)?;
-        } else if kind.is_file() || leads_to_file() {
+        } else if is_file {
             if files.len() >= ENTRIES_MAX as usize {
                 return fail(Code::Limit, format!("more than {ENTRIES_MAX} files"));
             }

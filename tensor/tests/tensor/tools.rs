@@ -252,6 +252,11 @@ fn a_folder_is_packed() {
         write().expect_err("a folder through a link").code(),
         Code::Io
     );
+    fs::remove_file(input.join("circle")).expect("there");
+    std::os::unix::fs::symlink("nothing", input.join("lost")).expect("writable");
+    let error = write().expect_err("a link to nothing");
+    assert_eq!(error.code(), Code::Io);
+    assert!(error.what().contains("No such file"), "{error}");
 }
 
 #[test]

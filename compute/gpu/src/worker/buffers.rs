@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use alknet_compute_wire::limits::{BUFFERS_BYTES_MAX, TENSOR_BYTES_MAX, UPLOADS_MAX};
 use alknet_compute_wire::{Source, Upload, codes};
-use alknet_worker::{Blob, Mapped};
+use alknet_worker::{FrameError, Mapped};
 
 use super::fault::{Failed, Outcome};
 use super::memory::{Kept, Memory};
@@ -22,7 +22,8 @@ pub(super) struct Stored {
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
     buffers: HashMap<u64, Stored>,
-    uploads: HashMap<u64, Held>,
+    /// With the reason for one that cannot be read, until a request asks for it.
+    uploads: HashMap<u64, Result<Held, FrameError>>,
 }
 
 /// Bytes that came from the host.
@@ -57,14 +58,12 @@ impl Shelf {
             if self.uploads.len() >= UPLOADS_MAX {
                 return;
             }
-            let held = match (blob.sealed(fds), blob) {
-                (Ok(Some(sealed)), _) => sealed.map().ok().map(Held::Sealed),
-                (Ok(None), Blob::Inline(body)) => Some(Held::Inline(body.into_bytes())),
-                _ => None,
+            let held = match blob.sealed(fds) {
+                Ok(Some(sealed)) => sealed.map().map(Held::Sealed),
+                Ok(None) => blob.read(fds, u64::MAX).map(Held::Inline),
+                Err(error) => Err(error),
             };
-            if let Some(held) = held {
-                self.uploads.insert(number, held);
-            }
+            self.uploads.insert(number, held);
         }
     }
 
@@ -115,9 +114,13 @@ impl Shelf {
     }
 
     fn held(&self, number: u64) -> Outcome<&[u8]> {
-        let held = self.uploads.get(&number);
-        held.map(Held::bytes)
-            .ok_or_else(|| Failed::internal("no such upload"))
+        match self.uploads.get(&number) {
+            Some(Ok(held)) => Ok(held.bytes()),
+            Some(Err(error)) => Err(Failed::internal(&format!(
+                "an upload cannot be read: {error}"
+            ))),
+            None => Err(Failed::internal("no such upload")),
+        }
     }
 
     /// A source as a tensor: its own, or a new one.
@@ -158,4 +161,27 @@ pub(super) fn room(used: u64, more: u64) -> Outcome<()> {
         return Err(Failed::new(codes::QUOTA, message));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_worker::Blob;
+
+    use super::*;
+
+    #[test]
+    fn an_upload_that_cannot_be_read_says_why() {
+        let mut shelf = Shelf::default();
+        let lost = Blob::Sealed { at: 0, len: 8 };
+        let upload = Upload {
+            blobs: vec![(1, lost)],
+        };
+        shelf.upload(upload, &[]);
+        let message = |number| {
+            let len = shelf.len(&Source::Upload(number));
+            len.expect_err("not there").message
+        };
+        assert!(message(1).contains("0 descriptors came"), "{}", message(1));
+        assert_eq!(message(2), "no such upload");
+    }
 }

@@ -2,6 +2,7 @@
 //! middle of a native loop, and tells the host that running calls are alive.
 
 use std::collections::VecDeque;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
@@ -12,7 +13,7 @@ use rustix::io::Errno;
 use super::{Call, Guest, lock};
 use crate::frame::channel::{self, Read};
 use crate::limits::{GUEST_QUEUE_BYTES_MAX, READ_TURN_BYTES};
-use crate::{Decoder, FromWorker, ToWorker, sys};
+use crate::{Decoder, FrameError, FromWorker, ToWorker, sys};
 
 /// What a worker ends with when its host is gone, and when the host's messages are none.
 const HOST_GONE: i32 = 0;
@@ -79,7 +80,11 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
         match take_all(guest, &mut decoder, &mut scratch) {
             Ok(true) => {}
             Ok(false) => sys::end_now(HOST_GONE),
-            Err(()) => sys::end_now(HOST_WRONG),
+            Err(why) => {
+                // The host keeps what a worker writes last. Where it cannot be written the status is all.
+                let _ = writeln!(io::stderr(), "what the host sends cannot be taken: {why}");
+                sys::end_now(HOST_WRONG)
+            }
         }
         let calls: Vec<Call> = lock(&guest.0.calls).values().cloned().collect();
         if calls.is_empty() {
@@ -102,10 +107,11 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
 }
 
 /// Reads until nothing is there. Returns whether the host lives.
-fn take_all(guest: &Guest, decoder: &mut Decoder, scratch: &mut [u8]) -> Result<bool, ()> {
+fn take_all(guest: &Guest, decoder: &mut Decoder, scratch: &mut [u8]) -> Result<bool, String> {
     loop {
-        let read = channel::read(&guest.0.host, decoder, scratch).map_err(|_| ())?;
-        while let Some((message, fds)) = decoder.next().map_err(|_| ())? {
+        let told = |error: FrameError| error.to_string();
+        let read = channel::read(&guest.0.host, decoder, scratch).map_err(told)?;
+        while let Some((message, fds)) = decoder.next().map_err(told)? {
             take(guest, message, fds)?;
         }
         match read {
@@ -116,7 +122,7 @@ fn take_all(guest: &Guest, decoder: &mut Decoder, scratch: &mut [u8]) -> Result<
     }
 }
 
-fn take(guest: &Guest, message: ToWorker, fds: Vec<OwnedFd>) -> Result<(), ()> {
+fn take(guest: &Guest, message: ToWorker, fds: Vec<OwnedFd>) -> Result<(), String> {
     let mut call = None;
     if let Some((sid, id)) = message.begins() {
         let new = Call::new(sid, id);
@@ -131,7 +137,7 @@ fn take(guest: &Guest, message: ToWorker, fds: Vec<OwnedFd>) -> Result<(), ()> {
     let bytes = weight(&message);
     let incoming = Incoming { message, fds, call };
     if !guest.0.queue.push(bytes, incoming) {
-        return Err(());
+        return Err(format!("more than {GUEST_QUEUE_BYTES_MAX} bytes wait"));
     }
     Ok(())
 }

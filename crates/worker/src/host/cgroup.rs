@@ -115,7 +115,13 @@ impl Leaf {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                     std::thread::sleep(REMOVAL_PAUSE);
                 }
-                _ => return,
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+                Err(error) => {
+                    let group = self.path.display();
+                    tracing::warn!(%group, %error, "a worker's cgroup could not be removed");
+                    return;
+                }
             }
         }
         tracing::warn!(group = %self.path.display(), "a worker's cgroup could not be removed");

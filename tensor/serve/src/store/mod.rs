@@ -15,7 +15,7 @@ mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -167,8 +167,11 @@ impl Store {
             let mut open = state.open.iter();
             open.find(|object| object.id() == id).map(Arc::clone)
         };
-        if let Some(object) = known.filter(|object| object.check().is_ok()) {
-            return Ok(object);
+        if let Some(object) = known {
+            match object.check() {
+                Ok(()) => return Ok(object),
+                Err(error) => tracing::warn!("{error}; its header is read again"),
+            }
         }
         let object = Arc::new(Object::open(&self.object_path(&id), id, self.limits())?);
         let mut state = self.state();
@@ -223,9 +226,15 @@ impl Store {
     /// # Errors
     /// [`ServeError::Missing`]; `E_IO`.
     pub fn remove(&self, path: &StorePath) -> Result<(), ServeError> {
+        let failed = |error| ServeError::io(format_args!("remove {path}"), error);
         let (id, last) = {
             let mut state = self.state();
-            let id = state.paths.remove(path).ok_or(ServeError::Missing)?;
+            let id = *state.paths.get(path).ok_or(ServeError::Missing)?;
+            // First on the disk, or it would be back after the next start.
+            match fs::remove_file(self.root.join(NAMES).join(path.as_str())) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+                _ => state.paths.remove(path),
+            };
             let names = state.names.get_mut(id.0.as_bytes());
             let last = names.is_none_or(|names| {
                 names.remove(path);
@@ -237,11 +246,10 @@ impl Store {
             }
             (id, last)
         };
+        if !last {
+            return Ok(());
+        }
         let remove = || -> std::io::Result<()> {
-            fs::remove_file(self.root.join(NAMES).join(path.as_str()))?;
-            if !last {
-                return Ok(());
-            }
             let object = self.object_path(&id);
             let len = fs::metadata(&object)?.len();
             fs::remove_file(&object)?;
@@ -255,7 +263,7 @@ impl Store {
             }
             Ok(())
         };
-        remove().map_err(|error| ServeError::io(format_args!("remove {path}"), error))
+        remove().map_err(failed)
     }
 
     /// Every path and where it leads.
@@ -286,10 +294,10 @@ impl Store {
         };
         write().map_err(|error| match error.kind() {
             // A path is a file or a folder of others.
-            std::io::ErrorKind::NotADirectory
-            | std::io::ErrorKind::IsADirectory
-            | std::io::ErrorKind::AlreadyExists
-            | std::io::ErrorKind::DirectoryNotEmpty => {
+            ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::AlreadyExists
+            | ErrorKind::DirectoryNotEmpty => {
                 ServeError::input(Code::Value, format!("{path} is a folder, or below a file"))
             }
             _ => ServeError::io(format_args!("name {path}"), error),
@@ -362,14 +370,20 @@ fn paths(folder: &Path, prefix: &str, depth: usize, state: &mut State) -> Result
         // An id is 64 digits; whatever else lies there leads nowhere.
         let read =
             File::open(entry.path()).and_then(|file| file.take(66).read_to_string(&mut text));
-        let found = read.ok().and_then(|_| text.trim_end().parse().ok());
-        if let (Some(id), Ok(path)) = (found, StorePath::parse(&path)) {
-            state.lead(path, id);
-        } else {
-            tracing::warn!(
+        match (
+            read,
+            text.trim_end().parse::<FileId>(),
+            StorePath::parse(&path),
+        ) {
+            (Ok(_), Ok(id), Ok(path)) => state.lead(path, id),
+            (Err(error), ..) => tracing::warn!(
+                "{} in the store of tensors cannot be read and leads nowhere: {error}",
+                entry.path().display()
+            ),
+            _ => tracing::warn!(
                 "{} in the store of tensors leads nowhere",
                 entry.path().display()
-            );
+            ),
         }
     }
     Ok(())

@@ -110,6 +110,14 @@ async fn what_is_removed_makes_room_and_leaves_nothing() {
     let gone = client.pull(&at("a"), &target, &|_, _| {}).await;
     assert_eq!(gone.expect_err("gone").code(), "E_NOTFOUND");
     assert!(scene.object(id).exists() && scene.count("outboards") > 0);
+    // What cannot be taken from the disk is still there.
+    let name = scene.path("store/names/b/c");
+    std::fs::remove_file(&name).expect("there");
+    std::fs::create_dir(&name).expect("writable");
+    let stays = scene.store.remove(&c).expect_err("a folder");
+    assert_eq!(stays.code(), "E_IO");
+    assert!(scene.object(id).exists() && scene.store.paths().len() == 1);
+    std::fs::remove_dir(&name).expect("ours");
     scene.store.remove(&c).expect("there");
     assert!(!scene.object(id).exists());
     assert_eq!(scene.count("outboards"), 0);

@@ -285,7 +285,7 @@ impl Promotion {
         let seen = trial::look(runner, bundle).await?;
         let imports = check::imports(&seen);
         let (of, names) = (Arc::clone(bundle), imports.clone());
-        let code = self.stored(move |store| Ok(install::code(store, &of, &names)));
+        let code = self.stored(move |store| install::code(store, &of, &names));
         let code = code.await??;
         let mut findings = check::check(&seen, &code.modules);
         findings.extend(self.secrets(bundle)?);

@@ -10,7 +10,7 @@ use super::{Promotion, lock};
 use crate::bundle::{Bundle, Code, Imported};
 use crate::error::PromotionError;
 use crate::generation::Making;
-use crate::store::{Authority, Found, Store, Tallied, Version};
+use crate::store::{Authority, Found, Store, StoreError, Tallied, Version};
 use crate::tally::Tally;
 
 /// The generation that is in place.
@@ -198,7 +198,7 @@ fn load(store: &Store, version: Version, before: &[Loaded]) -> Result<Loaded, Le
         version: version.version,
         reason,
     };
-    let damaged = |error: crate::store::StoreError| out(error.to_string());
+    let damaged = |error: StoreError| out(error.to_string());
     let gone = || out("its bundle is gone".to_owned());
     let bundle = store
         .bundle(version.id)
@@ -212,7 +212,7 @@ fn load(store: &Store, version: Version, before: &[Loaded]) -> Result<Loaded, Le
         .proposal(version.id)
         .map_err(damaged)?
         .ok_or_else(gone)?;
-    let code = code(store, &bundle, &proposal.found.imports);
+    let code = code(store, &bundle, &proposal.found.imports).map_err(damaged)?;
     let code = code.map_err(|failure| out(failure.to_string()))?;
     let earlier = version.replaced.map(|it| store.version(&version.path, it));
     let earlier = earlier.transpose().map_err(damaged)?.flatten();
@@ -232,16 +232,28 @@ fn load(store: &Store, version: Version, before: &[Loaded]) -> Result<Loaded, Le
 }
 
 /// The code of a bundle with the promoted code that it imports. An imported version never changes, so
-/// neither does what this gives.
+/// neither does what this gives. What the store cannot read is told apart from what was never promoted.
 pub(super) fn code(
     store: &Store,
     bundle: &Bundle,
     imports: &[String],
-) -> Result<Code, alknet_runtime::Failure> {
+) -> Result<Result<Code, alknet_runtime::Failure>, StoreError> {
+    let mut unread = None;
     let mut find = |path: &str, version: u64| -> Option<Imported> {
-        let version = store.version(path, version).ok()??;
-        let found = store.proposal(version.id).ok()??.found;
-        Some((store.bundle(version.id).ok()??, found.imports))
+        let found = imported(store, path, version);
+        found.unwrap_or_else(|error| {
+            unread = Some(error);
+            None
+        })
     };
-    bundle.code(imports, &mut find)
+    let code = bundle.code(imports, &mut find);
+    unread.map_or(Ok(code), Err)
+}
+
+fn imported(store: &Store, path: &str, version: u64) -> Result<Option<Imported>, StoreError> {
+    let Some(version) = store.version(path, version)? else {
+        return Ok(None);
+    };
+    let found = store.proposal(version.id)?.zip(store.bundle(version.id)?);
+    Ok(found.map(|(proposal, bundle)| (bundle, proposal.found.imports)))
 }

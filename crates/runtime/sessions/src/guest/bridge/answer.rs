@@ -28,10 +28,8 @@ pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
             Reply::Mixed(value.0, bytes)
         }
         Answer::File(value, at) => {
-            let fd = fds
-                .get(at)
-                .and_then(|fd| fd.try_clone().ok())
-                .ok_or_else(gone)?;
+            let fd = fds.get(at).ok_or_else(gone)?.try_clone();
+            let fd = fd.map_err(|error| unsendable(&error.into()))?;
             let mapped = Mapped::of_file(fd).map_err(|error| unsendable(&error))?;
             let bytes = Bytes::from_owner(mapped);
             let mut value = value.0;
