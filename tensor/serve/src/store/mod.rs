@@ -246,24 +246,45 @@ impl Store {
             }
             (id, last)
         };
-        if !last {
-            return Ok(());
+        match last {
+            true => self.discard(&id).map_err(failed),
+            false => Ok(()),
         }
-        let remove = || -> std::io::Result<()> {
-            let object = self.object_path(&id);
-            let len = fs::metadata(&object)?.len();
-            fs::remove_file(&object)?;
-            self.release(len);
-            let trees = format!("{id}-");
-            for tree in fs::read_dir(self.root.join(OUTBOARDS))? {
-                let tree = tree?;
-                if tree.file_name().to_string_lossy().starts_with(&trees) {
-                    fs::remove_file(tree.path())?;
-                }
+    }
+
+    /// Removes a file and the hash trees that were computed of it.
+    fn discard(&self, id: &FileId) -> std::io::Result<()> {
+        let object = self.object_path(id);
+        let len = fs::metadata(&object)?.len();
+        fs::remove_file(&object)?;
+        self.release(len);
+        let trees = format!("{id}-");
+        for tree in fs::read_dir(self.root.join(OUTBOARDS))? {
+            let tree = tree?;
+            if tree.file_name().to_string_lossy().starts_with(&trees) {
+                fs::remove_file(tree.path())?;
             }
-            Ok(())
+        }
+        Ok(())
+    }
+
+    /// Whether a file is there, byte for byte. One that is damaged is removed, so that storing it again
+    /// mends it.
+    pub(crate) fn holds(&self, id: &FileId) -> std::io::Result<bool> {
+        let file = match File::open(self.object_path(id)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            file => file?,
         };
-        remove().map_err(failed)
+        let mut hasher = blake3::Hasher::new();
+        let read = hasher.update_reader(file).map(|hasher| hasher.finalize());
+        if read.as_ref().is_ok_and(|hash| *hash == id.0) {
+            return Ok(true);
+        }
+        let why = read.map_or_else(|error| error.to_string(), |_| "other bytes".to_owned());
+        tracing::warn!(file = %id, "damaged in the store of tensors ({why}), and stored again");
+        self.state().open.retain(|object| object.id() != *id);
+        self.discard(id)?;
+        Ok(false)
     }
 
     /// Every path and where it leads.

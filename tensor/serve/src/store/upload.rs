@@ -132,7 +132,7 @@ impl Upload {
         }
         let id = FileId(self.hasher.finalize());
         let target = self.store.object_path(&id);
-        if !target.exists() {
+        if !self.store.holds(&id).map_err(io)? {
             self.keep(&target).map_err(io)?;
         }
         if let Some(path) = self.path.take() {

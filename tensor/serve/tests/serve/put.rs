@@ -55,6 +55,24 @@ async fn what_is_put_can_be_pulled_after_a_restart() {
 }
 
 #[tokio::test]
+async fn what_is_damaged_is_mended_by_storing_it_again() {
+    let (scene, id) = Scene::holding("a");
+    let client = scene.client(&["tensor:read:*"]);
+    let target = scene.path("a.mt");
+    let object = scene.object(id);
+    let mut damaged = file();
+    *damaged.last_mut().expect("it has bytes") ^= 1;
+    std::fs::remove_file(&object).expect("there");
+    std::fs::write(&object, damaged).expect("writable");
+    let pull = client.pull(&at("a"), &target, &|_, _| {}).await;
+    assert_eq!(pull.expect_err("damaged").code(), "E_HASH");
+    assert_eq!(scene.add("a", &file()), id);
+    let pull = client.pull(&at("a"), &target, &|_, _| {}).await;
+    pull.expect("whole again");
+    assert!(std::fs::read(target).expect("there") == file());
+}
+
+#[tokio::test]
 async fn the_store_is_never_larger_than_it_may_be() {
     let file = file();
     let options = StoreOptions {
