@@ -18,6 +18,9 @@ use crate::slots::{Alkv, Key, OpenAlkv, SlotError};
 /// A line end, 64 hex digits and a line end.
 const TRAILER: usize = 66;
 
+/// What disks write at once or not at all, at least.
+const SECTOR_BYTES: usize = 512;
+
 /// Bytes that the text may have.
 pub(super) const TEXT_BYTES_MAX: usize = COPY_BYTES - TRAILER;
 
@@ -104,7 +107,7 @@ impl CopyId {
 enum Copy {
     /// Nothing was ever written there, or it was erased.
     Blank,
-    /// The beginning of the first write into a blank copy; a power cut ended it.
+    /// A part of the first write into a blank copy; a power cut ended it.
     Begun,
     /// Something that is no vault: half of a write, or damage.
     Damaged,
@@ -324,13 +327,15 @@ fn text_of(bytes: &[u8]) -> Option<&[u8]> {
     whole.then_some(text)
 }
 
-/// Whether this is a copy up to a place before its end, and zeroes from there.
+/// Whether a power cut may have left this of the first write into a blank copy.
 fn is_begun(bytes: &[u8]) -> bool {
-    let used = bytes
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |at| at + 1);
-    let begun = &bytes[..used];
+    let used = bytes.iter().rposition(|byte| *byte != 0);
+    let begun = &bytes[..used.map_or(0, |at| at + 1)];
+    is_beginning(begun) || lacks_sectors(begun)
+}
+
+/// Whether this is a copy up to a place before its end.
+fn is_beginning(begun: &[u8]) -> bool {
     let Some(end) = begun.iter().position(|byte| *byte == b'\n') else {
         // The text itself was cut. That it has no zeroes inside tells it from noise.
         return begun.starts_with(b"{") && !begun.contains(&0);
@@ -338,6 +343,17 @@ fn is_begun(bytes: &[u8]) -> bool {
     let (text, trailer) = begun.split_at(end);
     let hash = HEXLOWER.encode(&crypto::sha256(text));
     format!("\n{hash}").as_bytes().starts_with(trailer)
+}
+
+/// Whether this is a copy of which some sectors are still zero: a disk writes each at once, and all of
+/// them in the order that suits it.
+fn lacks_sectors(begun: &[u8]) -> bool {
+    let is_text = |sector: &[u8]| sector.iter().all(|byte| *byte >= b' ' || *byte == b'\n');
+    let mut sectors = begun.chunks(SECTOR_BYTES);
+    let starts = begun.starts_with(b"{") || begun.starts_with(&[0; SECTOR_BYTES]);
+    starts
+        && sectors.clone().any(is_zero)
+        && sectors.all(|sector| is_zero(sector) || is_text(sector))
 }
 
 /// Without stopping at the first byte that is not: that is many times faster over 64 KiB.

@@ -122,6 +122,48 @@ fn power_that_ends_while_the_first_vault_is_made_leaves_none_or_all() {
     }
 }
 
+/// A disk writes the sectors of one write in any order.
+#[test]
+fn a_first_copy_that_lacks_sectors_is_no_vault_yet() {
+    let mut open = development();
+    while open.alkv().to_text().len() < 4 * SECTOR_BYTES {
+        open.add(NewSlot::None).expect("added");
+    }
+    let whole = image(open.alkv()).expect("it fits");
+    let used = (open.alkv().to_text().len() + TRAILER).div_ceil(SECTOR_BYTES);
+    let all = (1_u32 << used) - 1;
+    for there in 0..=all {
+        let (mut copies, held, _) = memory();
+        let mut torn = whole.clone();
+        for (number, sector) in torn.chunks_mut(SECTOR_BYTES).enumerate().take(used) {
+            if there & 1 << number == 0 {
+                sector.fill(0);
+            }
+        }
+        held[0].replace(torn.clone());
+        if there == all {
+            assert_eq!(found(&mut copies).damaged, Some(CopyId::B));
+            continue;
+        }
+        assert!(matches!(copies.load(), Ok(None)), "{there:b}");
+        // Nothing begins the second copy before the first is whole.
+        held[1].replace(torn);
+        let both = copies.load();
+        assert!(
+            there == 0 || matches!(both, Err(SlotError::Corrupt)),
+            "{there:b}"
+        );
+        held[1].borrow_mut().fill(0);
+        held[0].borrow_mut()[(used - 1) * SECTOR_BYTES + 5] = 7;
+        assert!(
+            matches!(copies.load(), Err(SlotError::Corrupt)),
+            "{there:b}"
+        );
+        held[0].borrow_mut().fill(0);
+        copies.create(&open).expect("made after all");
+    }
+}
+
 #[test]
 fn a_flipped_byte_costs_one_copy_and_two_cost_the_vault() {
     let (mut copies, held, _) = memory();
