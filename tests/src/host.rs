@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::cli::Cli;
+use crate::cli::{Answer, Cli};
 
 /// A node served by the binary itself. It is ended when dropped.
 #[derive(Debug)]
@@ -82,7 +82,12 @@ impl HostNode {
     /// # Panics
     /// The call fails.
     pub fn call(&self, operation: &str, input: &Value) -> Value {
-        self.admin.call(&self.target, operation, input, &[]).json()
+        self.try_call(operation, input).json()
+    }
+
+    /// The same with whatever comes of it.
+    pub fn try_call(&self, operation: &str, input: &Value) -> Answer {
+        self.admin.call(&self.target, operation, input, &[])
     }
 }
 

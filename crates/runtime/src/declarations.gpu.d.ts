@@ -12,7 +12,8 @@ interface GpuBinding {
   binding: number;
   access?: "uniform" | "read" | "read_write";
   arg?: GpuTensor | { handle: string } | { ref: string } | { inline: string; dtype: string; shape: number[] };
-  out?: { dtype: string; shape: number[]; as?: string };
+  /** Comes back as a `GpuTensor`, or `inline`: as `{ inline: ArrayBuffer, dtype, shape }`, up to 64 KiB. */
+  out?: { dtype: string; shape: number[]; as?: "handle" | "inline" };
 }
 declare const gpu: {
   /** What `compute/info` says. */

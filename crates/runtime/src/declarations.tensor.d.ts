@@ -9,6 +9,7 @@ interface Tensor {
   /** The file has it where no array can begin. */
   readonly copied: boolean;
   data(): any;
+  /** Of every element type but complex numbers. */
   toF32(): Float32Array;
   slice(from?: number, to?: number): Tensor;
   reshape(shape: readonly number[]): Tensor;

@@ -10,6 +10,7 @@ mod layout;
 mod limits;
 mod modules;
 mod ops;
+mod small_floats;
 mod support;
 mod tensor_file;
 mod test262;

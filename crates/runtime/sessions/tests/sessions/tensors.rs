@@ -18,6 +18,10 @@ use crate::support::{Lab, code, export, spec, spec_of, until};
 /// Type, shape and bytes.
 type Held = (String, Vec<u64>, Vec<u8>);
 
+/// What the real operations answer inline unless told otherwise, and give in one read.
+const INLINE_BYTES_MAX: usize = 64 << 10;
+const READ_BYTES_MAX: usize = 16 << 20;
+
 /// Handles and what they hold, in the place of a GPU.
 #[derive(Default)]
 pub(crate) struct Shelf {
@@ -49,9 +53,7 @@ pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
                 .lock()
                 .expect("no panic")
                 .push(input.value().clone());
-            shelf.put("out", "F32", vec![2], 1.5_f32.to_le_bytes().repeat(2));
-            let outputs = json!({ "1": { "handle": "out", "dtype": "F32", "shape": [2] } });
-            Ok(json!({ "outputs": outputs, "gpu_ms": 0.5, "jit_ms": 1 }).into())
+            Ok(shelf.doubled(input.value()))
         }),
         registration("tensor/create", shelf, |shelf, input| {
             let value = input.value();
@@ -77,14 +79,7 @@ pub(crate) fn operations(shelf: &Arc<Shelf>) -> Vec<Registration> {
             Ok(json!({}).into())
         }),
         registration("tensor/read", shelf, |shelf, input| {
-            let held = shelf.held.lock().expect("no panic");
-            let handle = input.value()["handle"].as_str().expect("a handle");
-            let (dtype, shape, bytes) = held
-                .get(handle)
-                .ok_or_else(|| CallError::not_found("handle"))?;
-            let value =
-                json!({ "dtype": dtype, "shape": shape, "bytes": { "$bin": [0, bytes.len()] } });
-            Ok(Output::Mixed(value, Bytes::from(bytes.clone())))
+            shelf.read(input.value())
         }),
         registration("tensor/drop", shelf, |shelf, input| {
             let handle = input.value()["handle"].as_str().expect("a handle");
@@ -102,6 +97,55 @@ impl Shelf {
             .expect("no panic")
             .insert(handle.to_owned(), held);
     }
+
+    /// Doubles the numbers of the first binding into the one that comes out, whatever the shader says.
+    fn doubled(&self, input: &Value) -> Output {
+        let bindings = input["bindings"].as_array().expect("bindings");
+        let handle = bindings[0]["arg"]["handle"].as_str().expect("a handle");
+        let held = self.held.lock().expect("no panic");
+        let (words, _) = held[handle].2.as_chunks::<4>();
+        let double = |word: &[u8; 4]| (2.0 * f32::from_le_bytes(*word)).to_le_bytes();
+        let mut bytes: Vec<u8> = words.iter().flat_map(double).collect();
+        let name = format!("h{}", held.len());
+        drop(held);
+        let result = bindings.iter().find(|binding| binding["out"].is_object());
+        let result = result.expect("one that comes out");
+        let (number, out) = (result["binding"].to_string(), &result["out"]);
+        let shape: Vec<u64> = serde_json::from_value(out["shape"].clone()).expect("a shape");
+        bytes.resize(4 * shape.iter().product::<u64>() as usize, 0);
+        let short = bytes.len() <= INLINE_BYTES_MAX && out["as"] != "handle";
+        let mut tensor = json!({ "dtype": out["dtype"], "shape": shape });
+        let mut tail = Vec::new();
+        if short {
+            tensor["inline"] = json!({ "$bin": [0, bytes.len()] });
+            tail = bytes;
+        } else {
+            tensor["handle"] = name.as_str().into();
+            tensor["expires_ms"] = 60_000.into();
+            self.put(&name, "F32", shape, bytes);
+        }
+        let answer = json!({ "outputs": { number: tensor }, "gpu_ms": 0.5, "jit_ms": 1 });
+        Output::Mixed(answer, tail.into())
+    }
+
+    fn read(&self, input: &Value) -> Result<Output, CallError> {
+        let held = self.held.lock().expect("no panic");
+        let (dtype, shape, bytes) = held
+            .get(input["handle"].as_str().expect("a handle"))
+            .ok_or_else(|| CallError::not_found("handle"))?;
+        let mut shape = shape.clone();
+        let row = bytes.len() / shape[0] as usize;
+        let [from, to] = match &input["rows"] {
+            Value::Null => [0, shape[0]],
+            rows => serde_json::from_value(rows.clone()).expect("two numbers"),
+        };
+        let part = bytes.get(from as usize * row..to as usize * row);
+        let part = part.filter(|part| part.len() <= READ_BYTES_MAX);
+        let part = part.ok_or_else(|| CallError::invalid_input("no rows, or too many"))?;
+        shape[0] = to - from;
+        let value = json!({ "dtype": dtype, "shape": shape, "bytes": { "$bin": [0, part.len()] } });
+        Ok(Output::Mixed(value, Bytes::copy_from_slice(part)))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,13 +161,18 @@ async fn shaders_are_run_by_operations() {
             { binding: 1, out: { dtype: 'F32', shape: [2] } },
         ], [4]);
         const out = new Float32Array(await gpu.read(outputs[1]));
+        const again = await gpu.dispatch(module, 'main', [
+            { binding: 0, access: 'read', arg: outputs[1] },
+            { binding: 3, out: { dtype: 'F32', shape: [2], as: 'inline' } },
+        ]);
+        const now = [...new Float32Array(again.outputs[3].inline)];
         const back = new Float32Array(await input.read());
         const many = await gpu.buffer(new Uint8Array(1_500_000).fill(7));
         const all = new Uint8Array(await many.read());
         await input.dispose();
         let after; try { await input.read(); } catch (e) { after = e.code; }
         let data; try { zeros.data(); } catch (e) { data = e.name; }
-        export default [state, gpu_ms, [...out], [...back], input.dtype, [...input.shape],
+        export default [state, gpu_ms, [...out], now, [...back], input.dtype, [...input.shape],
             all.length, all.every((b) => b === 7), after, data, (await zeros.read()).byteLength]";
     let mut spec = spec(source);
     spec.grants = Grants::to(["compute/*", "tensor/*"]);
@@ -131,7 +180,8 @@ async fn shaders_are_run_by_operations() {
     let expected = json!([
         "ready",
         0.5,
-        [1.5, 1.5],
+        [2, 4],
+        [4, 8],
         [1, 2, 3],
         "F32",
         [3],
@@ -147,10 +197,30 @@ async fn shaders_are_run_by_operations() {
         "wgsl": "// wgsl", "entry": "main", "groups": [4, 1, 1],
         "bindings": [
             { "binding": 0, "access": "read", "arg": { "handle": "h0" } },
-            { "binding": 1, "out": { "dtype": "F32", "shape": [2] } },
+            { "binding": 1, "out": { "dtype": "F32", "shape": [2], "as": "handle" } },
         ],
     });
     assert_eq!(asked, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_long_is_written_and_read_in_parts() {
+    let lab = Lab::with(Config::default(), operations(&Arc::default()));
+    let source = "const length = 2 ** 22 + 3, marks = [0, 2 ** 22 - 1, 2 ** 22, length - 1];
+        const given = new Uint32Array(length);
+        marks.forEach((at, mark) => { given[at] = mark + 1; });
+        const long = await gpu.buffer(given);
+        const all = new Uint32Array(await gpu.read(long));
+        const rest = new Uint32Array(await long.read([1, length]));
+        let refused; try { await long.read([0, length + 1]); } catch (e) { refused = e.code; }
+        export default [all.length, marks.map((at) => all[at]), rest.length,
+            marks.slice(1).map((at) => rest[at - 1]), refused]";
+    let mut spec = spec(source);
+    spec.grants = Grants::to(["compute/*", "tensor/*"]);
+    let value = lab.run(spec).await.expect("a value").value;
+    let length = (1 << 22) + 3;
+    let expected = json!([length, [1, 2, 3, 4], length - 1, [2, 3, 4], "INVALID_INPUT"]);
+    assert_eq!(value, expected);
 }
 
 /// A file of the level that everybody reads.

@@ -4,6 +4,8 @@
   const { callBytes, call } = native;
   // Bytes of one tensor/write: what fits a frame, with room for what else is in it.
   const PART = 512 * 1024;
+  // Bytes of one tensor/read: what the operation gives at most.
+  const READ = 16 * 1024 * 1024;
 
   const ask = (path, input, bytes) => new Promise((resolve, reject) => {
     if (bytes === undefined) call(path, input, {}, resolve, reject);
@@ -26,9 +28,19 @@
     }
     data() { throw new TypeError('what lies on the GPU is read by read()'); }
     async read(rows = undefined) {
-      const input = { handle: this.handle };
-      if (rows !== undefined) input.rows = rows;
-      return (await ask('tensor/read', input)).bytes;
+      const { handle, dtype, shape: [count, ...inner] } = this;
+      const part = async (asked) => (await ask('tensor/read', { handle, rows: asked })).bytes;
+      const row = inner.reduce((all, one) => all * one, hooks.bitsOf[dtype] / 8);
+      const [from, to] = rows ?? [0, count];
+      const length = (to - from) * row;
+      // In one piece, or for the operation to refuse.
+      if (!(length > READ && row <= READ && from >= 0 && to <= count)) return part(rows);
+      const whole = new Uint8Array(length);
+      const step = Math.floor(READ / row);
+      for (let at = from; at < to; at += step) {
+        whole.set(new Uint8Array(await part([at, Math.min(to, at + step)])), (at - from) * row);
+      }
+      return whole.buffer;
     }
     async write(data, rows = undefined) {
       const bytes = hooks.bytesOf(data);
@@ -64,7 +76,8 @@
     const { binding, access, arg, out } = given;
     const plain = { binding };
     if (access !== undefined) plain.access = access;
-    if (out !== undefined) plain.out = out;
+    // A buffer like any other, however short, unless the script wants the bytes at once.
+    if (out !== undefined) plain.out = { ...out, as: out.as ?? 'handle' };
     if (arg instanceof GpuTensor) plain.arg = { handle: arg.handle };
     else if (arg !== undefined) plain.arg = arg;
     return plain;
@@ -91,11 +104,8 @@
       const [x = 1, y = 1, z = 1] = groups;
       const input = { wgsl: module.wgsl, entry: String(entry), groups: [x, y, z], bindings };
       const { outputs, gpu_ms, jit_ms } = await ask('compute/dispatch', input);
-      for (const { binding, out } of bindings) {
-        const given = outputs[binding];
-        if (out && given?.handle !== undefined) {
-          outputs[binding] = new GpuTensor(secret, given.handle, given.dtype ?? out.dtype, given.shape ?? out.shape);
-        }
+      for (const [binding, { handle, dtype, shape }] of Object.entries(outputs)) {
+        if (handle !== undefined) outputs[binding] = new GpuTensor(secret, handle, dtype, shape);
       }
       return { outputs, gpu_ms, jit_ms };
     },

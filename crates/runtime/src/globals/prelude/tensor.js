@@ -5,12 +5,18 @@
   // Longest header that is read: what a network file may have.
   const HEADER = 16 * 1024 * 1024;
   const KINDS = {
+    __proto__: null,
     BOOL: Uint8Array, U8: Uint8Array, I8: Int8Array, U16: Uint16Array, I16: Int16Array,
     U32: Uint32Array, I32: Int32Array, U64: BigUint64Array, I64: BigInt64Array,
     F16: globalThis.Float16Array, F32: Float32Array, F64: Float64Array,
   };
-  // Types that no array of the language has, by their bytes: shown as they are.
-  const RAW = { BF16: 2, F8_E4M3: 1, F8_E5M2: 1 };
+  const { bitsOf } = hooks;
+  // The small floats: bits of exponent and of fraction, and what the exponent is off by.
+  const SMALL = {
+    __proto__: null,
+    F4: [2, 1, 1], F6_E2M3: [2, 3, 1], F6_E3M2: [3, 2, 3], F8_E5M2: [5, 2, 15], F8_E4M3: [4, 3, 7],
+    F8_E4M3FNUZ: [4, 3, 8], F8_E5M2FNUZ: [5, 2, 16], F8_E8M0: [8, 0, 127],
+  };
 
   const product = (shape) => shape.reduce((all, one) => all * one, 1);
   const checked = (shape) => {
@@ -26,27 +32,37 @@
     for (let at = shape.length - 1, step = 1; at >= 0; step *= shape[at], at -= 1) strides[at] = step;
     return strides;
   };
-  // One element of the smaller kinds of floating point.
-  const small = {
-    BF16: (bytes, at) => {
-      const view = new DataView(new ArrayBuffer(4));
-      view.setUint16(2, bytes[2 * at] | bytes[2 * at + 1] << 8, true);
-      return view.getFloat32(0, true);
-    },
-    F8_E5M2: (bytes, at) => eight(bytes[at], 5, 2, true),
-    F8_E4M3: (bytes, at) => eight(bytes[at], 4, 3, false),
+  // Bytes of so many elements; no whole number where the last byte is not full.
+  const lengthOf = (dtype, shape) => product(shape) * bitsOf[dtype] / 8;
+  // What these bits are in a small format.
+  const decoded = (dtype, bits) => {
+    const [exponents, fractions, bias] = SMALL[dtype];
+    // The scale of blocks has neither sign nor zero.
+    if (dtype === 'F8_E8M0') return bits === 0xff ? NaN : 2 ** (bits - bias);
+    if (dtype.endsWith('FNUZ') ? bits === 0x80 : dtype === 'F8_E4M3' && (bits & 0x7f) === 0x7f) return NaN;
+    const sign = bits >> exponents + fractions ? -1 : 1;
+    const exponent = bits >> fractions & (1 << exponents) - 1;
+    const fraction = (bits & (1 << fractions) - 1) / (1 << fractions);
+    if (dtype === 'F8_E5M2' && exponent === 31) return fraction === 0 ? sign * Infinity : NaN;
+    return exponent === 0 ? sign * fraction * 2 ** (1 - bias) : sign * (1 + fraction) * 2 ** (exponent - bias);
   };
-  const eight = (byte, exponents, mantissas, infinite) => {
-    const sign = byte & 0x80 ? -1 : 1;
-    const exponent = byte >> mantissas & (1 << exponents) - 1;
-    const mantissa = byte & (1 << mantissas) - 1;
-    const bias = (1 << exponents - 1) - 1;
-    const last = (1 << exponents) - 1;
-    if (infinite && exponent === last) return mantissa === 0 ? sign * Infinity : NaN;
-    if (!infinite && exponent === last && mantissa === (1 << mantissas) - 1) return NaN;
-    const scale = 1 << mantissas;
-    if (exponent === 0) return sign * (mantissa / scale) * 2 ** (1 - bias);
-    return sign * (1 + mantissa / scale) * 2 ** (exponent - bias);
+  // All of a format, by their bits, once one is asked for.
+  const tables = { __proto__: null };
+  // Elements lie from the lowest bit of the first byte on.
+  const unpacked = (dtype, bytes) => {
+    const width = bitsOf[dtype];
+    tables[dtype] ??= Float32Array.from({ length: 1 << width }, (_, bits) => decoded(dtype, bits));
+    const table = tables[dtype];
+    return Float32Array.from({ length: bytes.length * 8 / width }, (_, at) => {
+      const byte = Math.floor(at * width / 8);
+      return table[(bytes[byte] | bytes[byte + 1] << 8) >> at * width % 8 & (1 << width) - 1];
+    });
+  };
+  // The upper halves of 32-bit floats.
+  const widened = (bytes) => {
+    const words = new Uint32Array(bytes.length / 2);
+    for (let at = 0; at < words.length; at += 1) words[at] = bytes[2 * at] << 16 | bytes[2 * at + 1] << 24;
+    return new Float32Array(words.buffer);
   };
 
   const secret = Symbol('internal');
@@ -71,14 +87,12 @@
       return new Kind(bytes.buffer, bytes.byteOffset, bytes.byteLength / Kind.BYTES_PER_ELEMENT);
     }
     toF32() {
-      const read = small[this.dtype];
-      if (read === undefined) {
-        const data = this.data();
-        if (KINDS[this.dtype] === undefined) throw hooks.runtimeError('E_LIMIT', `no numbers are known of ${this.dtype}`);
-        return Float32Array.from(data, Number);
-      }
+      const { dtype } = this;
       const bytes = this.#held();
-      return Float32Array.from({ length: bytes.length / RAW[this.dtype] }, (_, at) => read(bytes, at));
+      if (KINDS[dtype] !== undefined) return Float32Array.from(this.data(), Number);
+      if (dtype === 'BF16') return widened(bytes);
+      if (dtype in SMALL) return unpacked(dtype, bytes);
+      throw hooks.runtimeError('E_LIMIT', `no numbers are known of ${dtype}`);
     }
     // Rows `from` to `to` of the first dimension: a view, not a copy.
     slice(from = 0, to = this.shape[0]) {
@@ -88,6 +102,9 @@
       const clamp = (n) => Math.min(rows, Math.max(0, Math.trunc(n < 0 ? n + rows : n)));
       const [first, last] = [clamp(from), Math.max(clamp(from), clamp(to))];
       const row = rows === 0 ? 0 : bytes.byteLength / rows;
+      if (!Number.isInteger(first * row) || !Number.isInteger(last * row)) {
+        throw new RangeError(`a row of ${this.dtype} begins inside a byte here`);
+      }
       const part = bytes.subarray(first * row, last * row);
       return new Tensor(secret, part, this.dtype, [last - first, ...rest], this.readonly, this.copied);
     }
@@ -143,9 +160,8 @@
       if (!(Number.isSafeInteger(begin) && Number.isSafeInteger(end) && 0 <= begin && begin <= end && end <= room)) {
         throw invalid('offsets outside of the file');
       }
-      const width = KINDS[dtype]?.BYTES_PER_ELEMENT ?? RAW[dtype];
       const sized = checked(shape);
-      if (width !== undefined && product(sized) * width !== end - begin) throw invalid('another length than its shape has');
+      if (dtype in bitsOf && lengthOf(dtype, sized) !== end - begin) throw invalid('another length than its shape has');
       const at = this.#start + begin;
       const Kind = KINDS[dtype] ?? Uint8Array;
       const copied = at % Kind.BYTES_PER_ELEMENT !== 0;
@@ -172,10 +188,11 @@
       return new Tensor(secret, hooks.bytesOf(data), dtype, asked, false, false);
     },
     alloc(dtype, shape) {
-      const width = KINDS[dtype]?.BYTES_PER_ELEMENT ?? RAW[dtype];
-      if (width === undefined) throw new RangeError(`there is no element type ${dtype} here`);
+      if (!(dtype in bitsOf)) throw new RangeError(`there is no element type ${dtype} here`);
       const asked = checked(shape);
-      return new Tensor(secret, new Uint8Array(product(asked) * width), dtype, asked, false, false);
+      const length = lengthOf(dtype, asked);
+      if (!Number.isInteger(length)) throw new RangeError(`so many elements of ${dtype} are no whole bytes`);
+      return new Tensor(secret, new Uint8Array(length), dtype, asked, false, false);
     },
   };
   hooks.define(globalThis, 'tensor', Object.freeze(tensor));
