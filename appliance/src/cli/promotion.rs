@@ -17,7 +17,7 @@ pub(crate) enum PromotionVerb {
     /// Sign the operation in a folder, and propose it to a node.
     #[command(
         after_help = "Example:\n  alknet ops propose ed25519:…@192.0.2.7:443 ./total --as ada\n\n\
-The folder has operation.json (spec, entry, export, tests) and the sources."
+The folder has operation.json (spec, entry, export, service, tests) and the sources."
     )]
     Propose(ProposeArgs),
     /// List what was proposed to a node, or show all about one proposal or operation.

@@ -1,21 +1,27 @@
 //! Promoted operations and their tests, in the sessions of this node.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alknet_call::BoxStream;
 use alknet_core::{BoxFuture, Identity, IdentityKind};
-use alknet_promotion::{Invocation, Invoker, Ran, Run, TestRunner};
+use alknet_promotion::{InPlace, Invocation, Invoker, Ran, Run, TestRunner};
 use alknet_runtime::{Code, Failure, ModuleSet, Work};
 use alknet_sessions::{Grants, Session, SessionSpec, Sessions};
 use futures_util::{TryStreamExt, stream};
 use serde_json::Value;
 
+use super::services::Services;
+
 /// The sessions of this node, as promotion uses them.
-pub(super) struct Promoted(pub(super) Arc<Sessions>);
+pub(super) struct Promoted {
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) services: Arc<Services>,
+}
 
 impl TestRunner for Promoted {
     fn run(&self, run: Run) -> BoxFuture<'static, Ran> {
-        let sessions = Arc::clone(&self.0);
+        let sessions = Arc::clone(&self.sessions);
         Box::pin(async move {
             let asked = run.spec();
             let mut spec = SessionSpec::new(None, ModuleSet::clone(&asked.modules));
@@ -34,8 +40,12 @@ impl TestRunner for Promoted {
 
 impl Invoker for Promoted {
     fn invoke(&self, call: Invocation) -> BoxFuture<'static, Result<Value, Failure>> {
-        let sessions = Arc::clone(&self.0);
+        let sessions = Arc::clone(&self.sessions);
+        let services = Arc::clone(&self.services);
         Box::pin(async move {
+            if let Some(value) = services.call(&call).await? {
+                return Ok(value);
+            }
             let env = call.ctx.env();
             let (session, last) = begin(&sessions, &call).await?;
             Ok(session.run(&env, last).await?.value)
@@ -43,7 +53,7 @@ impl Invoker for Promoted {
     }
 
     fn subscribe(&self, call: Invocation) -> BoxStream<Result<Value, Failure>> {
-        let sessions = Arc::clone(&self.0);
+        let sessions = Arc::clone(&self.sessions);
         let began = async move {
             let (session, last) = begin(&sessions, &call).await?;
             let following = session.follow(&call.ctx.env(), last)?;
@@ -58,16 +68,16 @@ impl Invoker for Promoted {
         });
         Box::pin(items.try_flatten())
     }
+
+    fn in_place(&self, services: BTreeMap<String, InPlace>) {
+        self.services.in_place(services);
+    }
 }
 
 /// A session of the operation's own, which has done all but the last step.
 async fn begin(sessions: &Arc<Sessions>, call: &Invocation) -> Result<(Session, Work), Failure> {
     let env = call.ctx.env();
-    let mut spec = SessionSpec::new(owner(call), ModuleSet::clone(&call.code.modules));
-    spec.frozen = call.code.frozen;
-    spec.grants = Grants::to(&call.code.spec.uses);
-    spec.capabilities = call.ctx.capabilities().clone();
-    let session = sessions.open(&env, spec).await?;
+    let session = sessions.open(&env, spec(call)).await?;
     let mut steps = call.code.steps(call.input.clone());
     let last = steps
         .pop()
@@ -76,6 +86,15 @@ async fn begin(sessions: &Arc<Sessions>, call: &Invocation) -> Result<(Session, 
         session.run(&env, step).await?;
     }
     Ok((session, last))
+}
+
+/// What a session for the call is made of.
+pub(super) fn spec(call: &Invocation) -> SessionSpec {
+    let mut spec = SessionSpec::new(owner(call), ModuleSet::clone(&call.code.modules));
+    spec.frozen = call.code.frozen;
+    spec.grants = Grants::to(&call.code.spec.uses);
+    spec.capabilities = call.ctx.capabilities().clone();
+    spec
 }
 
 /// Whose workers the session may be in, and what it may: its author's, and what the operation may.

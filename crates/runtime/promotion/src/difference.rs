@@ -48,6 +48,7 @@ fn parts(bundle: &Bundle) -> Vec<(String, String)> {
         "author": content.author,
         "entry": content.entry,
         "export": content.export,
+        "service": content.service,
         "spec": content.spec,
     });
     let fixed = [

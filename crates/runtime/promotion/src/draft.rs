@@ -26,12 +26,14 @@ struct Draft {
     spec: Registration,
     entry: String,
     export: Option<String>,
+    #[serde(default)]
+    service: bool,
     tests: Vec<Case>,
     /// What any call may take at most, unless said.
     fuel: Option<Fuel>,
 }
 
-/// Reads a folder: `operation.json` has `spec`, `entry`, `tests`, and if need be `export` and `fuel`;
+/// Reads a folder: `operation.json` has `spec`, `entry`, `tests`, and if need be `export`, `service` and `fuel`;
 /// `calls` of a test may be the name of a file of the folder that has them, as a session records it;
 /// every file below the folder whose name ends as that of a script is a module, by its path. What
 /// begins with a dot, and `node_modules`, is left out.
@@ -53,6 +55,7 @@ pub fn read_draft(folder: &Path, author: PeerId, key: PeerKey) -> Result<Content
         spec: draft.spec,
         entry: draft.entry,
         export: draft.export,
+        service: draft.service,
         modules: modules(folder)?,
         tests: draft.tests,
         fuel: draft.fuel.unwrap_or(Fuel {

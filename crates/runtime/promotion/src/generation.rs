@@ -1,5 +1,6 @@
 //! Versions as operations of the node: layer 0b.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use alknet_runtime::{Code as RuntimeCode, Failure, Kind, OpError};
 use futures_util::{StreamExt, future, stream};
 use serde_json::{Value, json};
 
-use crate::bundle::Code;
+use crate::bundle::{Code, Hash};
 use crate::limits::ACTS;
 use crate::store::{Authority, Terms};
 use crate::tally::{Crashes, Tally, Verdict};
@@ -27,6 +28,20 @@ pub trait Invoker: Send + Sync + 'static {
 
     /// A subscription: the same, with the items that the handler yields. Ends after the first error.
     fn subscribe(&self, call: Invocation) -> BoxStream<Result<Value, Failure>>;
+
+    /// Which services are in place from now on, by the names that they are called by. What runs of
+    /// any other finishes what it does, and leaves. Calls that began before may still come with code
+    /// of before.
+    fn in_place(&self, services: BTreeMap<String, InPlace>);
+}
+
+/// A [service](Code::service) that is in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InPlace {
+    /// Its code.
+    pub code: Hash,
+    /// What it may do.
+    pub authority: CompositionAuthority,
 }
 
 /// One call of a promoted operation.
@@ -64,10 +79,7 @@ impl Making {
     /// what its bundle says that it uses, and is called by whom the reviewer let.
     pub(crate) fn registration(self) -> Registration {
         let spec = spec(&self.code, &self.terms, self.version);
-        let mut authority = CompositionAuthority::new(&self.author, &self.authority.scopes);
-        for (kind, ids) in &self.authority.resources {
-            authority = authority.with_resources(kind, ids);
-        }
+        let authority = composition(&self.author, &self.authority);
         let reach = ScopedPeerEnv::new(&self.code.spec.uses);
         let streams = self.code.spec.kind == Kind::Subscription;
         let capabilities = self.capabilities.clone();
@@ -143,6 +155,15 @@ impl Making {
             self.judge.told(&self.terms.path, self.version, verdict);
         }
     }
+}
+
+/// What an author's operation may do when it calls others.
+pub(crate) fn composition(author: &str, may: &Authority) -> CompositionAuthority {
+    let mut authority = CompositionAuthority::new(author, &may.scopes);
+    for (kind, ids) in &may.resources {
+        authority = authority.with_resources(kind, ids);
+    }
+    authority
 }
 
 /// Whether a failure speaks against the code: what it declares and what its caller gave up does not.

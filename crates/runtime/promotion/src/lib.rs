@@ -29,7 +29,7 @@ pub use bundle::{Bundle, BundleError, Code, Content, Fuel, Hash, canonical, read
 pub use check::Finding;
 pub use draft::{DRAFT_FILE, DraftError, read_draft};
 pub use error::PromotionError;
-pub use generation::{Invocation, Invoker};
+pub use generation::{InPlace, Invocation, Invoker};
 pub use grants::Grant;
 pub use service::{Activate, Asked, Config, LeftOut, Parts, Promotion, Show, Wanted};
 pub use store::{

@@ -66,6 +66,8 @@ fn shown(info: &SessionInfo) -> Value {
         "calls_ended": info.ended,
         "fuel": info.ticks,
         "cpu_ms": millis(info.cpu),
+        "wall_ms": millis(info.wall),
+        "gpu_ms": millis(info.gpu),
         "heap_peak": info.heap_peak,
         "external_peak": info.external_peak,
         "calls_out": info.calls,

@@ -21,7 +21,11 @@ pub struct Code {
     pub frozen: bool,
     entry: String,
     export: Option<String>,
+    service: bool,
 }
+
+/// What a service is told before anything else: what the code before it left.
+const INIT: &str = "init";
 
 impl Code {
     pub(super) fn new(bundle: &Bundle, modules: ModuleSet, frozen: bool) -> Self {
@@ -33,6 +37,7 @@ impl Code {
             frozen,
             entry: content.entry.clone(),
             export: content.export.clone(),
+            service: content.service,
         }
     }
 
@@ -42,15 +47,24 @@ impl Code {
         &self.spec.name
     }
 
+    /// The module of a service, and the function of it that answers.
+    #[must_use]
+    pub fn service(&self) -> Option<(&str, &str)> {
+        let export = self.export.as_deref().filter(|_| self.service)?;
+        Some((&self.entry, export))
+    }
+
     /// What to do in a fresh engine, in this order; the last one's answer is the operation's.
     #[must_use]
     pub fn steps(&self, input: Value) -> Vec<Work> {
+        let call = |export: &str, input| Work::Export {
+            module: self.entry.clone(),
+            export: export.to_owned(),
+            input,
+        };
         match &self.export {
-            Some(export) => vec![Work::Export {
-                module: self.entry.clone(),
-                export: export.clone(),
-                input,
-            }],
+            Some(export) if self.service => vec![call(INIT, Value::Null), call(export, input)],
+            Some(export) => vec![call(export, input)],
             None => vec![
                 Work::Module {
                     module: self.entry.clone(),

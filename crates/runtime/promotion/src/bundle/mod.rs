@@ -88,6 +88,9 @@ pub struct Content {
     /// is evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<String>,
+    /// Whether the module stays: one session answers every call, until other code takes its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub service: bool,
     /// Sources by specifier.
     pub modules: BTreeMap<String, String>,
     /// What it has to answer, and to which calls.
@@ -263,8 +266,8 @@ fn is_signed(key: &PeerKey, message: &[u8], signature: &str) -> bool {
 }
 
 /// BLAKE3 of the specification, a zero byte, the source and the engine, as
-/// [`alknet_runtime::ops::script_id`] has it. The specification is `spec` with `entry` and `export`
-/// as further members. The source of one module is its text; that of several is, for each in order
+/// [`alknet_runtime::ops::script_id`] has it. The specification is `spec` with `entry`, `export` and,
+/// where it is true, `service` as further members. The source of one module is its text; that of several is, for each in order
 /// of its specifier, the specifier, a zero byte, the text and a zero byte. No source has a zero byte,
 /// so that no two bundles share a text.
 fn id_of(value: &Value, content: &Content) -> Hash {
@@ -274,6 +277,9 @@ fn id_of(value: &Value, content: &Content) -> Hash {
             if let Some(member) = value.get(name) {
                 members.insert(name.to_owned(), member.clone());
             }
+        }
+        if content.service {
+            members.insert("service".to_owned(), Value::Bool(true));
         }
     }
     let mut hash = blake3::Hasher::new();

@@ -74,6 +74,9 @@ pub(super) fn check_content(content: &Content) -> Result<(), BundleError> {
             return refuse("export", "a subscription is registered by its module");
         }
     }
+    if content.service && content.export.is_none() {
+        return refuse("service", "a service answers by a function that it exports");
+    }
     if !(1..=CASES_MAX).contains(&content.tests.len()) {
         return refuse("tests", "1 to 256 cases");
     }

@@ -19,6 +19,7 @@ fn content() -> Content {
             .expect("a specification"),
         entry: "./main.js".to_owned(),
         export: Some("total".to_owned()),
+        service: false,
         modules: [(
             "./main.js".to_owned(),
             "export const total = () => 1".to_owned(),
@@ -71,6 +72,12 @@ fn an_id_is_that_of_the_script() {
     assert_eq!(sign(&more).expect("a bundle").id(), bundle.id());
     more.modules.insert("./b.js".to_owned(), String::new());
     assert_ne!(sign(&more).expect("a bundle").id(), bundle.id());
+    // So is whether it stays.
+    let mut stays = content();
+    stays.service = true;
+    let stays = sign(&stays).expect("a bundle");
+    assert_ne!(stays.id(), bundle.id());
+    assert!(!bundle.document().contains("service") && stays.content().service);
 }
 
 #[test]
@@ -121,6 +128,7 @@ fn every_bound_is_held() {
         ("entry", |it| it.entry = "./other.js".to_owned()),
         ("export", |it| it.export = Some("a b".to_owned())),
         ("export", |it| it.spec.kind = Kind::Subscription),
+        ("service", |it| (it.service, it.export) = (true, None)),
         ("tests", |it| it.tests.clear()),
         ("tests", |it| it.tests = vec![it.tests[0].clone(); 257]),
         ("modules", |it| {

@@ -1,5 +1,6 @@
 //! Putting versions in place.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alknet_call::{Generation, Registration};
@@ -9,7 +10,7 @@ use tokio::sync::watch;
 use super::{Promotion, lock};
 use crate::bundle::{Bundle, Code, Imported};
 use crate::error::PromotionError;
-use crate::generation::Making;
+use crate::generation::{InPlace, Making, composition};
 use crate::store::{Authority, Found, Store, StoreError, Tallied, Version};
 use crate::tally::Tally;
 
@@ -85,6 +86,7 @@ impl Promotion {
                 Err(left_out) => active.left_out.push(left_out),
             }
         }
+        self.parts.invoker.in_place(services(&active.versions));
         let generation = dispatcher
             .promote(number, registrations)
             .map_err(|error| PromotionError::Conflict(error.to_string()))?;
@@ -129,6 +131,7 @@ impl Promotion {
         }
         let registrations = versions.iter().map(|it| self.registration(it)).collect();
         let mut active = lock(&self.active);
+        self.parts.invoker.in_place(services(&versions));
         dispatcher
             .promote(active.number, registrations)
             .map_err(|error| PromotionError::Conflict(error.to_string()))?;
@@ -177,6 +180,20 @@ impl Promotion {
         };
         making.registration()
     }
+}
+
+/// The services among these.
+fn services(versions: &[Loaded]) -> BTreeMap<String, InPlace> {
+    let services = versions.iter().filter(|it| it.code.service().is_some());
+    let services = services.map(|it| {
+        let author = it.bundle.content().author.to_string();
+        let service = InPlace {
+            code: it.code.id,
+            authority: composition(&author, &it.authority),
+        };
+        (it.version.terms.path.clone(), service)
+    });
+    services.collect()
 }
 
 async fn changed(changes: &mut watch::Receiver<u64>) -> bool {

@@ -1,11 +1,12 @@
 //! Scripts in isolates, each on a thread of its own: what sessions do in workers.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use alknet_call::{BoxStream, Env, ErrorCode};
 use alknet_core::BoxFuture;
-use alknet_promotion::{Invocation, Invoker, Ran, Run, TestRunner};
+use alknet_promotion::{InPlace, Invocation, Invoker, Ran, Run, TestRunner};
 use alknet_runtime::{
     CallOptions, Code, Failure, Host, Isolate, Items, Level, OpError, Operation, Outcome,
     Registration, Remote, Replay, Reply, Spec, Stats, Work,
@@ -19,6 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) struct Isolates {
     /// Calls whose worker is said to be lost from now on.
     pub(crate) lose: AtomicUsize,
+    /// The services that were last said to be in place.
+    pub(crate) services: Mutex<BTreeMap<String, InPlace>>,
 }
 
 impl TestRunner for Isolates {
@@ -47,6 +50,10 @@ impl Invoker for Isolates {
         }
         let done = begin(call, None);
         Box::pin(async move { done.end().await.result })
+    }
+
+    fn in_place(&self, services: BTreeMap<String, InPlace>) {
+        *self.services.lock().expect("no panic") = services;
     }
 
     fn subscribe(&self, call: Invocation) -> BoxStream<Result<Value, Failure>> {

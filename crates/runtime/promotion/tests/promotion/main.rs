@@ -9,4 +9,5 @@ mod killed;
 mod proposals;
 mod recorded;
 mod review;
+mod services;
 mod support;

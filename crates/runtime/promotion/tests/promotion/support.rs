@@ -279,6 +279,7 @@ impl Draft {
                 .expect("a specification"),
             entry: "./main.js".to_owned(),
             export: Some("run".to_owned()),
+            service: false,
             modules: [("./main.js".to_owned(), source.to_owned())].into(),
             tests: Vec::new(),
             fuel: Fuel {

@@ -182,8 +182,16 @@ impl Sessions {
     /// Ends a session and every call in it. Returns whether it was there.
     pub fn kill(&self, id: u64) -> bool {
         let table = self.lock();
-        let commands = table.get(&id).and_then(|known| known.commands.upgrade());
-        commands.is_some_and(|commands| commands.send(Command::Close(Reason::Abort)).is_ok())
+        let Some(known) = table.get(&id) else {
+            return false;
+        };
+        let commands = known.commands.upgrade();
+        let told =
+            commands.is_some_and(|commands| commands.send(Command::Close(Reason::Abort)).is_ok());
+        if told {
+            known.shared.close(Reason::Abort);
+        }
+        told
     }
 
     /// Every session that is open, in the order in which they were opened.

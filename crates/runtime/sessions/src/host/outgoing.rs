@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef};
 use alknet_core::{Capabilities, Identity};
 use alknet_runtime::limits::JSON_BYTES;
-use alknet_runtime::{Marks, Noted, OpError};
+use alknet_runtime::{Code, Marks, Noted, OpError};
 use alknet_worker::{Blob, Event, Reply, Told};
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -27,9 +27,14 @@ use crate::wire::{self, Answer, Opts};
 /// The operation whose answer may come as a file.
 const MAPPED: &str = "tensor/open";
 
+/// What the operations begin with whose answers say how long they took on the GPU.
+const COMPUTE: &str = "compute/";
+
 /// What a script wants.
 pub(super) struct Wish {
     pub(super) id: u64,
+    /// The call into the session that it belongs to.
+    pub(super) call: u64,
     /// Without a leading slash.
     pub(super) name: String,
     pub(super) input: Value,
@@ -44,7 +49,8 @@ pub(super) struct Wish {
 
 /// What came of it, or a part of that.
 pub(super) enum Said {
-    Reply(u64, Reply, Vec<OwnedFd>),
+    /// With the time that it took on the GPU.
+    Reply(u64, Reply, Vec<OwnedFd>, Duration),
     Item(u64, Blob, Vec<OwnedFd>),
     End(u64),
 }
@@ -56,10 +62,18 @@ impl Said {
         }
     }
 
+    /// How long it took on the GPU.
+    pub(super) const fn gpu(&self) -> Duration {
+        match self {
+            Self::Reply(.., gpu) => *gpu,
+            Self::Item(..) | Self::End(_) => Duration::ZERO,
+        }
+    }
+
     /// As the worker hears it.
     pub(super) fn told(self) -> (Told, Vec<OwnedFd>) {
         match self {
-            Self::Reply(id, reply, fds) => (Told::Reply { id, reply }, fds),
+            Self::Reply(id, reply, fds, _) => (Told::Reply { id, reply }, fds),
             Self::Item(id, blob, fds) => {
                 let event = Event::Item(blob);
                 (Told::Event { id, event }, fds)
@@ -82,6 +96,8 @@ pub(super) struct Outgoing {
 
 struct Open {
     task: AbortHandle,
+    /// The call into the session that it belongs to.
+    call: u64,
     /// Items that may be sent.
     room: Arc<Semaphore>,
     /// Of a subscription, which may be left at any item.
@@ -106,8 +122,13 @@ impl Outgoing {
         self.open.contains_key(&id)
     }
 
+    /// The call into the session that this belongs to, while somebody waits for it.
+    pub(super) fn call_of(&self, id: u64) -> Option<u64> {
+        self.open.get(&id).map(|open| open.call)
+    }
+
     pub(super) fn begin(&mut self, wish: Wish, subscribes: bool) {
-        let id = wish.id;
+        let (id, of) = (wish.id, wish.call);
         let said = self.said.clone();
         let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
         let noted = wish.noted.clone().filter(|_| subscribes);
@@ -120,14 +141,20 @@ impl Outgoing {
                     .filter(|_| wish.opts.map && wish.name == MAPPED);
                 let files = files.map(|files| (files, self.identity.clone()));
                 tokio::spawn(async move {
-                    let (reply, fds) = call(wish, files).await;
+                    let (reply, fds, gpu) = call(wish, files).await;
                     // A session that is over listens no more.
-                    let _ = said.send(Said::Reply(id, reply, fds));
+                    let _ = said.send(Said::Reply(id, reply, fds, gpu));
                 })
             }
         };
         let task = task.abort_handle();
-        self.open.insert(id, Open { task, room, noted });
+        let open = Open {
+            task,
+            call: of,
+            room,
+            noted,
+        };
+        self.open.insert(id, open);
     }
 
     /// Whether somebody still waits for this; with the last word nobody does any more.
@@ -173,21 +200,40 @@ impl Drop for Outgoing {
 
 type Files = Option<(Arc<dyn TensorFiles>, Option<Arc<Identity>>)>;
 
-async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>) {
+async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>, Duration) {
     let (name, noted) = (wish.name.clone(), wish.noted.clone());
-    match try_call(wish, files).await {
-        Ok((blob, fds)) => (Reply::Ok(blob), fds),
+    // Another node's GPU is not this one's to count.
+    let computes = name.starts_with(COMPUTE) && wish.opts.options.peer.is_none();
+    let mut gpu = Duration::ZERO;
+    let answered = try_call(wish, files, computes.then_some(&mut gpu)).await;
+    match answered {
+        Ok((blob, fds)) => (Reply::Ok(blob), fds, gpu),
         Err(error) => {
             let error = op_error(&error, &name);
             if let Some(noted) = noted {
                 noted.failed(&error);
             }
-            (Reply::Err(op_fault(&error)), Vec::new())
+            (Reply::Err(op_fault(&error)), Vec::new(), gpu)
         }
     }
 }
 
-async fn try_call(wish: Wish, files: Files) -> Result<(Blob, Vec<OwnedFd>), CallError> {
+/// How long an answer says that it took on the GPU.
+fn on_gpu(answer: &Value) -> Duration {
+    let by_shader = answer.get("variant").and_then(Value::as_str) == Some("wgsl");
+    let told = match by_shader {
+        true => answer.get("ms"),
+        false => answer.get("gpu_ms"),
+    };
+    let seconds = told.and_then(Value::as_f64).unwrap_or_default() / 1e3;
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+async fn try_call(
+    wish: Wish,
+    files: Files,
+    gpu: Option<&mut Duration>,
+) -> Result<(Blob, Vec<OwnedFd>), CallError> {
     if let Some(capabilities) = &wish.capabilities {
         let answer = acts::act(capabilities, &wish.name, &wish.input)?;
         let packed = pack(&Body::json(&answer)?)?;
@@ -216,7 +262,17 @@ async fn try_call(wish: Wish, files: Files) -> Result<(Blob, Vec<OwnedFd>), Call
         true => Body::json(&input)?,
         false => Body::from(Output::Mixed(input, tail.into())),
     };
-    let answer = env.invoke_body(&name, input, &options).await?;
+    let began = Instant::now();
+    let answer = env.invoke_body(&name, input, &options).await;
+    if let Some(gpu) = gpu {
+        *gpu = match &answer {
+            Ok(answer) => on_gpu(answer.value()),
+            // It was stopped there, after all of the time that it may have.
+            Err(error) if is_gpu_timeout(error) => began.elapsed(),
+            Err(_) => Duration::ZERO,
+        };
+    }
+    let answer = answer?;
     match (files, source) {
         (Some((files, identity)), Some(source)) => {
             let file = files.open(identity, source).await?;
@@ -235,6 +291,11 @@ async fn try_call(wish: Wish, files: Files) -> Result<(Blob, Vec<OwnedFd>), Call
             Ok(packed)
         }
     }
+}
+
+fn is_gpu_timeout(error: &CallError) -> bool {
+    let code = error.details.as_ref().and_then(|told| told.get("code"));
+    code.and_then(Value::as_str) == Some(Code::GpuTimeout.name())
 }
 
 /// An answer in the form of the frames.
@@ -301,7 +362,7 @@ async fn follow(wish: Wish, said: mpsc::UnboundedSender<Said>, room: Arc<Semapho
             if let Some(noted) = noted {
                 noted.failed(&error);
             }
-            Said::Reply(id, Reply::Err(op_fault(&error)), Vec::new())
+            Said::Reply(id, Reply::Err(op_fault(&error)), Vec::new(), Duration::ZERO)
         }
     };
     // A session that is over listens no more.

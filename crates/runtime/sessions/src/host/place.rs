@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use alknet_runtime::{Code, Failure};
 use tokio::sync::mpsc;
 
 use super::actor::Command;
 use super::shared::{Reason, Shared};
-use super::{SessionSpec, Sessions, lock};
+use super::{SessionInfo, SessionSpec, Sessions, lock};
 
 #[derive(Debug)]
 pub(super) struct Known {
@@ -57,7 +58,35 @@ impl Sessions {
             *lock(&self.counters.closed)
                 .entry(shared.reason())
                 .or_default() += 1;
+            tell(&shared.info(), shared.reason());
         }
+    }
+}
+
+/// What a session came to, for the log: plainly where it ended before its work was done.
+fn tell(info: &SessionInfo, outcome: Reason) {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                session = info.id,
+                tenant = info.tenant,
+                %outcome,
+                calls = info.ended,
+                fuel = info.ticks,
+                cpu_ms = millis(info.cpu),
+                wall_ms = millis(info.wall),
+                gpu_ms = millis(info.gpu),
+                heap_peak = info.heap_peak,
+                external_peak = info.external_peak,
+                calls_out = ?info.calls,
+                "a script session is over"
+            )
+        };
+    }
+    match outcome {
+        Reason::Done => line!(debug),
+        _ => line!(info),
     }
 }
 

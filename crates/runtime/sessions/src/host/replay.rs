@@ -1,6 +1,7 @@
 //! Sessions that reach nothing: their calls are answered from a record, in the worker.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use alknet_runtime::{Code, Failure, Recorded, Work};
 use alknet_worker::{CallLimits, CallStats, Hash, Lease, Reply};
@@ -68,6 +69,7 @@ impl Sessions {
         };
         let mut value = Value::Null;
         for step in steps {
+            let began = Instant::now();
             let mut call = worker.call(request(step)?, limits, Some(bundle));
             let answer = loop {
                 tokio::select! {
@@ -78,7 +80,9 @@ impl Sessions {
             };
             let answer = answer.map_err(|error| of_call(&error))?;
             *stats = answer.stats;
-            place.shared.count_ended(Some(answer.stats));
+            place
+                .shared
+                .count_ended(Some(answer.stats), began.elapsed());
             value = match answer.reply {
                 Reply::Ok(blob) => wire::open::<Done>(blob, &answer.fds)
                     .map(|done| done.value.0)

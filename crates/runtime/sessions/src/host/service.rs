@@ -90,10 +90,19 @@ impl Service {
     {
         let mut spec = self.current.read().await.spec.clone();
         spec.modules = modules;
-        let main = main(&spec)?.to_owned();
         // Tests leave something behind: what serves is opened afresh.
         let trial = open(&self.sessions, env, &spec).await?;
         test(trial).await?;
+        self.replace(env, spec).await
+    }
+
+    /// The same for code that was tested, with everything else that a session is made of.
+    ///
+    /// # Errors
+    /// What the new code or its `init` ends with; the old code serves on.
+    pub async fn replace(&self, env: &Env, mut spec: SessionSpec) -> Result<(), Failure> {
+        spec.mode = Mode::Service;
+        let main = main(&spec)?.to_owned();
         let fresh = open(&self.sessions, env, &spec).await?;
         let mut current = self.current.write().await;
         let prev = match current.session.dispose(env).await {
@@ -113,12 +122,20 @@ impl Service {
                 Ok(())
             }
             Err(failure) => {
-                let back = open(&self.sessions, env, &current.spec).await?;
-                init(&back, env, self::main(&current.spec)?, prev).await?;
-                current.session = back;
+                current.session = self.again(env, &current, prev).await?;
                 Err(failure)
             }
         }
+    }
+
+    /// Opens the old code with what it left. Where that fails, too, it begins anew with the next call.
+    async fn again(&self, env: &Env, old: &Current, prev: Value) -> Result<Session, Failure> {
+        let opened = async {
+            let back = open(&self.sessions, env, &old.spec).await?;
+            init(&back, env, main(&old.spec)?, prev).await?;
+            Ok::<_, Failure>(back)
+        };
+        opened.await.inspect_err(|_| old.session.kill())
     }
 
     /// Lets it leave: waits for the calls that run, then for its `dispose`.
@@ -128,6 +145,15 @@ impl Service {
     pub async fn stop(self, env: &Env) -> Result<Value, Failure> {
         let current = self.current.into_inner();
         current.session.dispose(env).await.map(|ran| ran.value)
+    }
+
+    /// The same in the course of no request, as when the node ends: `dispose` can call nothing.
+    ///
+    /// # Errors
+    /// What `dispose` ends with.
+    pub async fn leave(self) -> Result<Value, Failure> {
+        let current = self.current.into_inner();
+        current.session.farewell().await.map(|ran| ran.value)
     }
 
     /// Its session at this moment.

@@ -1,6 +1,7 @@
 //! What the rest of the node holds of a session.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use alknet_call::Env;
 use alknet_core::BoxFuture;
@@ -96,7 +97,7 @@ impl Session {
     pub async fn run(&self, env: &Env, work: Work) -> Result<Ran, Failure> {
         let env = self.layer.env(env);
         self.entrance
-            .enter(Asked::Call(request(work)?), env, None)
+            .enter(Asked::Call(request(work)?), Some(env), None)
             .await
     }
 
@@ -116,7 +117,15 @@ impl Session {
     /// What the script ends with.
     pub async fn dispose(&self, env: &Env) -> Result<Ran, Failure> {
         let env = self.layer.env(env);
-        self.entrance.enter(Asked::Farewell, env, None).await
+        self.entrance.enter(Asked::Farewell, Some(env), None).await
+    }
+
+    /// The same in the course of no request: its `dispose` can call nothing.
+    ///
+    /// # Errors
+    /// What the script ends with.
+    pub async fn farewell(&self) -> Result<Ran, Failure> {
+        self.entrance.enter(Asked::Farewell, None, None).await
     }
 
     /// Ends it and every call in it.
@@ -140,7 +149,7 @@ impl Entrance {
     /// Calls an operation that the session registered.
     pub(super) async fn invoke(&self, name: &str, input: &Value, env: Env) -> Result<Ran, Failure> {
         let asked = Asked::Call(handler(name, input)?);
-        self.enter(asked, env, None).await
+        self.enter(asked, Some(env), None).await
     }
 
     /// The same for one that yields items, which the receiver takes one by one.
@@ -156,7 +165,7 @@ impl Entrance {
     fn follow(&self, asked: Asked, env: Env) -> Following {
         let (items, taken) = mpsc::channel(UNACKNOWLEDGED);
         let entrance = self.clone();
-        let ended = Box::pin(async move { entrance.enter(asked, env, Some(items)).await });
+        let ended = Box::pin(async move { entrance.enter(asked, Some(env), Some(items)).await });
         Following {
             entrance: self.clone(),
             ended: Some(ended),
@@ -167,11 +176,13 @@ impl Entrance {
     async fn enter(
         &self,
         asked: Asked,
-        env: Env,
+        env: Option<Env>,
         items: Option<mpsc::Sender<(u64, Value)>>,
     ) -> Result<Ran, Failure> {
         let over = || Failure::new(Code::Disposed, "the session is over");
         let (begun, call) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        let began = Instant::now();
         let start = Start {
             asked,
             limits: self.limits,
@@ -179,6 +190,7 @@ impl Entrance {
             env,
             items,
             begun,
+            stop,
         };
         if !self.send(Command::Start(Box::new(start))) {
             return Err(over());
@@ -188,7 +200,15 @@ impl Entrance {
             entrance: self,
             id: Some(call.id()),
         };
-        let outcome = call.await;
+        let outcome = tokio::select! {
+            biased;
+            // Leaving gives the call up.
+            Ok(failure) = stopped => {
+                self.shared.count_ended(None, began.elapsed());
+                return Err(self.judged(failure, false));
+            }
+            outcome = call => outcome,
+        };
         // What the script said before it ended comes first.
         if let Some(id) = guard.id.take() {
             let (heard, everything) = oneshot::channel();
@@ -197,18 +217,19 @@ impl Entrance {
                 let _ = everything.await;
             }
         }
-        self.ran(outcome)
+        self.ran(outcome, began.elapsed())
     }
 
     fn ran(
         &self,
         outcome: Result<alknet_worker::Answer, alknet_worker::CallError>,
+        wall: Duration,
     ) -> Result<Ran, Failure> {
         let (failure, stats) = match outcome {
             Ok(answer) => match answer.reply {
                 Reply::Ok(blob) => match wire::open::<Done>(blob, &answer.fds) {
                     Ok(done) => {
-                        self.shared.count_ended(Some(answer.stats));
+                        self.shared.count_ended(Some(answer.stats), wall);
                         return Ok(Ran {
                             value: done.value.0,
                             shown: done.shown,
@@ -227,7 +248,7 @@ impl Entrance {
             },
             Err(error) => (of_call(&error), None),
         };
-        self.shared.count_ended(stats);
+        self.shared.count_ended(stats, wall);
         Err(self.judged(failure, stats.is_some()))
     }
 

@@ -128,6 +128,10 @@ pub struct SessionInfo {
     pub ticks: u64,
     /// Their time in the processor, as the worker says.
     pub cpu: Duration,
+    /// Their time by the clock on the wall; those that run at once count each.
+    pub wall: Duration,
+    /// Time on the GPU of what it called, as the answers say.
+    pub gpu: Duration,
     /// Most bytes of its heap that were seen.
     pub heap_peak: u64,
     /// Most bytes outside its heap.
@@ -156,6 +160,8 @@ impl Shared {
             ended: 0,
             ticks: 0,
             cpu: Duration::ZERO,
+            wall: Duration::ZERO,
+            gpu: Duration::ZERO,
             heap_peak: 0,
             external_peak: 0,
             calls: BTreeMap::new(),
@@ -211,10 +217,17 @@ impl Shared {
         lock(&self.info).log_dropped += bytes;
     }
 
-    /// A call into it ended.
-    pub(super) fn count_ended(&self, stats: Option<CallStats>) {
+    /// Something that the script called took so long on the GPU.
+    pub(super) fn count_gpu(&self, time: Duration) {
+        let mut info = lock(&self.info);
+        info.gpu = info.gpu.saturating_add(time);
+    }
+
+    /// A call into it ended, so long after it began.
+    pub(super) fn count_ended(&self, stats: Option<CallStats>, wall: Duration) {
         let mut info = lock(&self.info);
         info.ended += 1;
+        info.wall = info.wall.saturating_add(wall);
         if let Some(stats) = stats {
             info.ticks = info.ticks.saturating_add(stats.ticks);
             info.cpu = info.cpu.saturating_add(Duration::from_micros(stats.cpu_us));

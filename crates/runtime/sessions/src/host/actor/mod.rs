@@ -9,10 +9,11 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_call::Env;
 use alknet_core::Capabilities;
-use alknet_runtime::{Level, OpError, Record};
+use alknet_runtime::{Failure, Level, OpError, Record};
 use alknet_worker::{Call, CallLimits, FromWorker, Hash, Request, Told};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -47,11 +48,13 @@ pub(super) struct Start {
     pub(super) asked: Asked,
     pub(super) limits: CallLimits,
     pub(super) bundle: Hash,
-    /// In the course of what, and what can be called.
-    pub(super) env: Env,
+    /// In the course of what, and what can be called: nothing without.
+    pub(super) env: Option<Env>,
     /// Who takes what the script yields.
     pub(super) items: Option<mpsc::Sender<(u64, Value)>>,
     pub(super) begun: oneshot::Sender<Call>,
+    /// Ends the call with what the node itself saw.
+    pub(super) stop: oneshot::Sender<Failure>,
 }
 
 impl std::fmt::Debug for Command {
@@ -78,9 +81,11 @@ pub(super) enum Asked {
 /// A call into the session that runs.
 struct Running {
     id: u64,
-    env: Env,
+    env: Option<Env>,
     items: Option<mpsc::Sender<(u64, Value)>>,
     farewell: bool,
+    gpu_left: Duration,
+    stop: Option<oneshot::Sender<Failure>>,
 }
 
 pub(super) struct Actor {
@@ -214,6 +219,8 @@ impl Actor {
             env: start.env,
             items: start.items,
             farewell,
+            gpu_left: start.limits.gpu.unwrap_or(Duration::MAX),
+            stop: Some(start.stop),
         });
         self.show_running();
     }
@@ -226,11 +233,11 @@ impl Actor {
     /// In the course of which call the script calls now. The engine cannot tell which of several it
     /// is, so it is the newest of those that are nearest to a request: calls that the session makes
     /// into itself end before it, and what they began must not end with them.
-    fn env(&self) -> Option<&Env> {
+    fn course(&self) -> Option<(u64, &Env)> {
         let newest_first = self.running.iter().rev();
         newest_first
-            .min_by_key(|running| running.env.depth())
-            .map(|running| &running.env)
+            .filter_map(|running| Some((running.id, running.env.as_ref()?)))
+            .min_by_key(|(_, env)| env.depth())
     }
 
     /// One message of the worker's.

@@ -1,9 +1,10 @@
 //! What the script wants: calls, subscriptions, and operations of its own to be called by.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use alknet_call::Env;
-use alknet_runtime::{Noted, OpError};
+use alknet_runtime::{Code, Failure, Noted, OpError};
 use alknet_worker::{Body, Hash, Reply, Told};
 use serde_json::Value;
 
@@ -40,7 +41,9 @@ impl Actor {
             let error = OpError::new("INVALID_INPUT", "the input is larger than an input may be");
             return self.refuse(id, &error, None);
         };
-        let env = self.env().cloned();
+        let course = self.course();
+        let env = course.map(|(_, env)| env.clone());
+        let call = course.map_or(0, |(call, _)| call);
         let noted = self.note(env.as_ref(), name, &input.0, &opts);
         if calls > self.calls_max {
             let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
@@ -62,6 +65,7 @@ impl Actor {
         }
         let wish = Wish {
             id,
+            call,
             name: name.to_owned(),
             input: input.0,
             opts,
@@ -103,9 +107,13 @@ impl Actor {
 
     /// What an operation answered goes to the script.
     pub(super) fn pass_on(&mut self, said: Said) -> Next {
+        let of = self.outgoing.call_of(said.id());
         if !self.outgoing.ends(&said) {
             // It was given up meanwhile.
             return ON;
+        }
+        if let Some(call) = of {
+            self.spend(call, said.gpu());
         }
         let id = said.id();
         let (told, fds) = said.told();
@@ -119,6 +127,26 @@ impl Actor {
             self.outgoing.give_up(id);
         }
         self.refuse(id, &error, None)
+    }
+
+    /// Counts time on the GPU against a call into the session, and ends it where that is too much.
+    fn spend(&mut self, call: u64, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        self.shared.count_gpu(time);
+        let Some(running) = self.running.iter_mut().find(|running| running.id == call) else {
+            return;
+        };
+        let Some(left) = running.gpu_left.checked_sub(time) else {
+            if let Some(stop) = running.stop.take() {
+                let text = "the call took more time on the GPU than it may";
+                // It may have ended at this moment.
+                let _ = stop.send(Failure::new(Code::GpuTimeout, text));
+            }
+            return;
+        };
+        running.gpu_left = left;
     }
 
     pub(super) fn register(&mut self, spec: &Body, _script: Hash) -> Next {
