@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use alknet_call::Dispatcher;
 use alknet_core::config::{Decoy, NodeConfig, Port80 as Asked};
-use alknet_core::{BoxFuture, IdentityProvider, MountBody};
+use alknet_core::{BoxFuture, HttpMount, IdentityProvider, MountBody};
 use alknet_endpoint::plain_listeners;
 use alknet_gateway::{Caller, Gateway};
 use alknet_http::port80::Port80;
@@ -18,6 +18,8 @@ use alknet_tls::acme::{HttpChallengeResponder, HttpChallenges};
 use bytes::Bytes;
 use http::request;
 use tokio::net::TcpStream;
+
+use super::facts;
 
 /// Codes of problems that do not make a node degraded: it serves, and somebody has something to do.
 const HARMLESS: [&str; 3] = ["clock_insane", "node_key_waits", "secrets-left"];
@@ -114,6 +116,11 @@ impl Responder for OfModels {
     }
 }
 
+/// What the configuration and the machine's memory allow.
+fn fitting(config: &NodeConfig) -> Settings {
+    Settings::new(config).for_memory(facts::memory_total_bytes())
+}
+
 /// What models are offered. Names were looked at before a request comes there.
 fn tools(config: &NodeConfig) -> McpOptions {
     let port = config.listen.port;
@@ -148,13 +155,14 @@ impl Responder for OfPage {
 }
 
 impl Web {
-    /// Puts the parts together, where the configuration wants HTTP.
+    /// Puts the parts together, where the configuration wants HTTP. `mounts` are views of other parts.
     pub(crate) fn new(
         config: &NodeConfig,
         inside: Inside,
         dispatcher: &Arc<Dispatcher>,
         challenges: Arc<HttpChallenges>,
         troubles: Troubles,
+        mounts: Vec<Arc<dyn HttpMount>>,
     ) -> anyhow::Result<Self> {
         let section = &config.http;
         if !section.enabled {
@@ -169,11 +177,10 @@ impl Web {
             let options = tools(config);
             Arc::new(McpServer::new(Arc::clone(&inside.gateway), options))
         });
-        let settings = Settings::new(config);
         let parts = Parts {
             dispatcher: Arc::clone(dispatcher),
             gateway: inside.gateway,
-            settings,
+            settings: fitting(config),
             health: Arc::new(Condition(troubles)),
             document: Arc::new(Description {
                 is_public: section.public_openapi,
@@ -186,7 +193,7 @@ impl Web {
             page: inside.page.map(|page| Arc::new(OfPage(page)) as _),
             websocket: section.websocket,
             site: section.site.as_ref().map(PathBuf::from),
-            mounts: Vec::new(),
+            mounts,
             routes: Vec::new(),
         };
         let http = Arc::new(Http::new(parts, section.h3)?);
@@ -224,7 +231,7 @@ impl Web {
     /// Makes what is in force count.
     pub(crate) fn tune(&self, config: &NodeConfig) {
         if let Some(http) = &self.http {
-            http.set(Settings::new(config));
+            http.set(fitting(config));
         }
         if let Some(served) = &self.tools {
             // What is pinned counts from the next start, and so it is the running configuration's.

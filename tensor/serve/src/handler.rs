@@ -348,7 +348,8 @@ fn broken(error: &ServeError) -> Ended {
     Ended::Broken(StreamCode::Internal, format!("{}: {error}", error.code()))
 }
 
-type Next = BoxFuture<'static, Result<(Part, Result<Option<Bytes>, ServeError>), ServeError>>;
+pub(crate) type Next =
+    BoxFuture<'static, Result<(Part, Result<Option<Bytes>, ServeError>), ServeError>>;
 
 /// Begins to read the next block.
 pub(crate) fn read_on(mut part: Part) -> Next {

@@ -1,9 +1,9 @@
-//! Serving containers of typed data: a store by content, the protocol `alknet/tensor`, and the same
-//! as operations.
+//! Serving containers of typed data: a store by content, the protocol `alknet/tensor`, the same as
+//! operations, and a view over HTTP.
 //!
 //! A [`Store`] holds files. [`TensorHandler`] serves them to whoever may read them, each request on a
-//! stream of its own; [`operations`] does so over `alknet/call`. A [`Client`] fetches, and proves what
-//! it is sent. Files are read by offset and never mapped.
+//! stream of its own; [`operations`] does so over `alknet/call`, and a [`Mirror`] over HTTP. A
+//! [`Client`] fetches, and proves what it is sent. Files are read by offset and never mapped.
 
 pub mod limits;
 
@@ -12,6 +12,7 @@ mod client;
 mod error;
 mod flights;
 mod handler;
+mod mirror;
 mod ops;
 mod part;
 mod path;
@@ -25,6 +26,7 @@ pub use access::{Deed, allows};
 pub use client::{Client, ClientError, Pulled};
 pub use error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
 pub use handler::{ALPN, Patience, TensorHandler};
+pub use mirror::Mirror;
 pub use ops::operations;
 pub use part::{Head, Part};
 pub use path::{Src, StorePath};

@@ -79,6 +79,8 @@ struct Encoded {
     outboard: Outboard,
     steps: Steps,
     expected: Expected,
+    /// Only these of the bytes are handed on, and no hashes.
+    only: Option<Range<u64>>,
 }
 
 /// What a part is cut out of: bytes of the file and their hash, if somebody vouches for it.
@@ -168,6 +170,7 @@ impl Part {
                     outboard,
                     steps: Steps::new(len, &part),
                     expected: Expected::root(&root),
+                    only: None,
                 }))
             }
         };
@@ -177,6 +180,30 @@ impl Part {
             object: Arc::clone(object),
             pieces: [piece].into(),
         })
+    }
+
+    /// Bytes of the file as they are: each group is held against the tree of the whole file before
+    /// any of it is handed on.
+    pub(crate) fn checked(object: &Arc<Object>, outboard: Outboard, range: Range<u64>) -> Self {
+        let root = outboard.root();
+        let steps = Steps::new(object.meta().file_len(), &range);
+        let head = Head {
+            len: range.end - range.start,
+            ..Head::default()
+        };
+        let piece = Piece::Encoded(Box::new(Encoded {
+            start: 0,
+            outboard,
+            steps,
+            expected: Expected::root(&root),
+            only: Some(range),
+        }));
+        Self {
+            head,
+            order: 0,
+            object: Arc::clone(object),
+            pieces: [piece].into(),
+        }
     }
 
     /// Items of a blob: their offsets, counted from the first of them, then their bytes.
@@ -274,14 +301,20 @@ impl Encoded {
                     right,
                 } => {
                     let bytes = self.outboard.pair(at)?;
-                    block.extend(bytes);
+                    if self.only.is_none() {
+                        block.extend(bytes);
+                    }
                     self.expected.pair(&bytes, (root, left, right))
                 }
                 Step::Group { start, len, root } => {
                     let from = block.len();
                     block.resize(from + len, 0);
                     object.read(&mut block[from..], self.start + start)?;
-                    self.expected.group(start, &block[from..], root)
+                    let good = self.expected.group(start, &block[from..], root);
+                    if let Some(only) = &self.only {
+                        trim(&mut block, from, start, only);
+                    }
+                    good
                 }
             };
             if !good {
@@ -292,6 +325,16 @@ impl Encoded {
         debug_assert!(block.len() < BLOCK_BYTES + PAIR_BYTES + 16_384 + 1);
         Ok(block)
     }
+}
+
+/// Leaves of the group that begins at `start`, and at `from` in the block, what is wanted of it.
+fn trim(block: &mut Vec<u8>, from: usize, start: u64, only: &Range<u64>) {
+    let end = start + (block.len() - from) as u64;
+    // Every group that comes has a byte of what is wanted: less than a group is cut off.
+    let behind = end.saturating_sub(only.end) as usize;
+    let before = only.start.saturating_sub(start) as usize;
+    block.truncate(block.len() - behind);
+    block.drain(from..from + before);
 }
 
 fn raw(object: &Object, range: &mut Range<u64>) -> Result<Vec<u8>, ServeError> {

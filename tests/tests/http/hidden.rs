@@ -2,7 +2,7 @@
 
 use alknet_tests::{Bench, Told, Web};
 
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "/call",
     "/batch",
     "/subscribe",
@@ -11,6 +11,7 @@ const PATHS: [&str; 9] = [
     "/openapi.json",
     "/metrics",
     "/mcp",
+    "/tensor/x",
     "/nonsense",
 ];
 

@@ -13,6 +13,7 @@ mod page;
 mod place;
 mod service;
 mod site;
+mod tensors;
 mod three;
 mod timing;
 mod websocket;

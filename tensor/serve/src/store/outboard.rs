@@ -36,15 +36,12 @@ impl Outboard {
         listed: Option<Hash>,
     ) -> Result<Self, ServeError> {
         let io = |error| ServeError::io("keep a hash tree", error);
-        let name = format!("{}-{}-{}", object.id(), range.start, range.end);
-        let path = store.outboard_path(&name);
-        let len = range.end - range.start;
-        let kept = File::open(&path).and_then(|file| Self::kept(file, len));
-        let found = match kept {
-            Ok(Some(found)) if listed.is_none_or(|listed| listed == found.root) => found,
-            _ => {
+        let found = match Self::find(store, object, range, listed) {
+            Some(found) => found,
+            None => {
                 let mut new = store.temporary().map_err(io)?;
                 let root = compute(object, range, &mut new)?;
+                let path = store.outboard_path(&name(object, range));
                 let file = new.persist(&path).map_err(|error| io(error.error))?;
                 Self { root, file }
             }
@@ -58,6 +55,19 @@ impl Outboard {
             }
             _ => Ok(found),
         }
+    }
+
+    /// The tree of these bytes of a file, if it is kept and has this root.
+    pub(crate) fn find(
+        store: &Store,
+        object: &Object,
+        range: &Range<u64>,
+        listed: Option<Hash>,
+    ) -> Option<Self> {
+        let file = File::open(store.outboard_path(&name(object, range)));
+        let kept = file.and_then(|file| Self::kept(file, range.end - range.start));
+        let fits = |found: &Self| listed.is_none_or(|listed| listed == found.root);
+        kept.ok().flatten().filter(fits)
     }
 
     /// What lies there, if it is as long as it must be.
@@ -84,6 +94,11 @@ impl Outboard {
         read.map_err(|error| ServeError::io("read a hash tree", error))?;
         Ok(bytes)
     }
+}
+
+/// What the tree of these bytes is called in its folder.
+fn name(object: &Object, range: &Range<u64>) -> String {
+    format!("{}-{}-{}", object.id(), range.start, range.end)
 }
 
 fn compute(

@@ -11,7 +11,7 @@ use crate::scene::{HUNG, Scene, ask, at, file, refused};
 
 /// Puts one byte of the large tensor right again and again: the file's times change, its bytes do
 /// not always.
-fn scribble(scene: &Scene, id: FileId, at: u64, byte: u8) {
+pub(crate) fn scribble(scene: &Scene, id: FileId, at: u64, byte: u8) {
     let path = scene.object(id);
     let mut permissions = fs::metadata(&path).expect("there").permissions();
     #[expect(

@@ -3,6 +3,7 @@
 mod access;
 mod changes;
 mod hostile;
+mod mirror;
 mod operations;
 mod page;
 mod pull;

@@ -1,0 +1,229 @@
+//! The files of a store over HTTP, as they are: whole, or the part that `Range` names. Whoever knows
+//! nothing of this program reads them so.
+
+mod asked;
+mod sent;
+
+use std::convert::Infallible;
+use std::ops::Range;
+use std::sync::Arc;
+
+use alknet_call::{CallError, ErrorCode};
+use alknet_core::{BoxFuture, HttpMount, MountBody, MountCaller};
+use alknet_tensor::FileId;
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    RETRY_AFTER,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use crate::error::ServeError;
+use crate::handler::blocking;
+use crate::part::Part;
+use crate::path::{Src, StorePath};
+use crate::store::{Object, Outboard, Store};
+
+use asked::{Wanted, wanted};
+use sent::Sent;
+
+/// First part of the paths of files.
+const PREFIX: &str = "/tensor";
+
+type Answer = Response<MountBody>;
+
+/// Serves the files of a store at `/tensor/` and their id or path.
+#[derive(Debug)]
+pub struct Mirror {
+    store: Arc<Store>,
+    /// Held by whoever reads a whole file to make its hash tree.
+    making: Arc<Mutex<()>>,
+}
+
+impl Mirror {
+    /// Serves `store`, to each what the scopes say.
+    #[must_use]
+    pub fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            making: Arc::default(),
+        }
+    }
+
+    async fn answer(&self, asked: &Parts, caller: &MountCaller) -> Result<Answer, ServeError> {
+        let whole = match asked.method {
+            Method::GET => false,
+            Method::HEAD => true,
+            _ => return Ok(other_method(caller)),
+        };
+        let identity = caller.identity.as_ref().ok_or(ServeError::Missing)?;
+        let id = self
+            .store
+            .resolve(&identity.scopes, &src(asked.uri.path())?)?;
+        let store = Arc::clone(&self.store);
+        let object = blocking(move || store.object(id)).await?;
+        let len = object.meta().file_len();
+        let tag = format!("\"{id}\"");
+        let mut head = HeaderMap::new();
+        head.insert(ETAG, value(&tag));
+        head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        // What may be read today may not be tomorrow, and a path may lead elsewhere.
+        head.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+        let (status, range) = match wanted(&asked.headers, &tag, len, whole) {
+            Wanted::All => (StatusCode::OK, 0..len),
+            Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+            Wanted::Known => {
+                return Ok(with(StatusCode::NOT_MODIFIED, head, full(Bytes::new())));
+            }
+            Wanted::Changed => return Ok(changed(caller)),
+            Wanted::Beyond => return Ok(beyond(len, caller)),
+        };
+        if status == StatusCode::PARTIAL_CONTENT {
+            let said = format!("bytes {}-{}/{len}", range.start, range.end - 1);
+            head.insert(CONTENT_RANGE, value(&said));
+        }
+        let binary = HeaderValue::from_static("application/octet-stream");
+        head.insert(CONTENT_TYPE, binary);
+        head.insert(CONTENT_LENGTH, (range.end - range.start).into());
+        if whole {
+            return Ok(with(status, head, full(Bytes::new())));
+        }
+        let bytes = range.end - range.start;
+        let flight = self.store.flights().enter(&identity.id, bytes)?;
+        let part = self.part(&object, range).await?;
+        let sent = Sent::new(part, flight, Arc::clone(&caller.request_id));
+        Ok(with(status, head, MountBody::new(sent)))
+    }
+
+    /// Bytes of a file that its tree vouches for.
+    async fn part(&self, object: &Arc<Object>, range: Range<u64>) -> Result<Part, ServeError> {
+        let all = 0..object.meta().file_len();
+        let root = Some(object.id().0);
+        let find = {
+            let (store, object, all) = (Arc::clone(&self.store), Arc::clone(object), all.clone());
+            move || Ok(Outboard::find(&store, &object, &all, root))
+        };
+        let outboard = match blocking(find).await? {
+            Some(outboard) => outboard,
+            None => {
+                // All of the file is read for it: one at a time, and each once.
+                let turn = Arc::clone(&self.making).lock_owned().await;
+                let (store, object) = (Arc::clone(&self.store), Arc::clone(object));
+                let make = move || {
+                    let _turn = turn;
+                    Outboard::of(&store, &object, &all, root)
+                };
+                blocking(make).await?
+            }
+        };
+        Ok(Part::checked(object, outboard, range))
+    }
+}
+
+impl HttpMount for Mirror {
+    fn prefix(&self) -> &'static str {
+        PREFIX
+    }
+
+    fn respond(
+        self: Arc<Self>,
+        request: Request<MountBody>,
+        caller: MountCaller,
+    ) -> BoxFuture<'static, Answer> {
+        Box::pin(async move {
+            let (asked, _) = request.into_parts();
+            let answer = self.answer(&asked, &caller).await;
+            answer.unwrap_or_else(|error| failed(error, &caller))
+        })
+    }
+}
+
+/// The file that a path names. What can be no file's name is no file's.
+fn src(path: &str) -> Result<Src, ServeError> {
+    let name = path
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .ok_or(ServeError::Missing)?;
+    match name.parse::<FileId>() {
+        Ok(id) => Ok(Src::Id(id)),
+        Err(_) => StorePath::parse(name)
+            .map(Src::Path)
+            .map_err(|_| ServeError::Missing),
+    }
+}
+
+fn other_method(caller: &MountCaller) -> Answer {
+    let error = CallError::invalid_input("this path takes GET and HEAD");
+    let mut answer = refused(StatusCode::METHOD_NOT_ALLOWED, &error, caller);
+    let allowed = HeaderValue::from_static("GET, HEAD");
+    answer.headers_mut().insert(ALLOW, allowed);
+    answer
+}
+
+fn changed(caller: &MountCaller) -> Answer {
+    let error = CallError::new(ErrorCode::Conflict, "the file here is another one");
+    refused(StatusCode::PRECONDITION_FAILED, &error, caller)
+}
+
+fn beyond(len: u64, caller: &MountCaller) -> Answer {
+    let error = CallError::invalid_input(format!("the file has {len} bytes"));
+    let mut answer = refused(StatusCode::RANGE_NOT_SATISFIABLE, &error, caller);
+    let said = value(&format!("bytes */{len}"));
+    answer.headers_mut().insert(CONTENT_RANGE, said);
+    answer
+}
+
+/// Why nothing is sent.
+fn failed(error: ServeError, caller: &MountCaller) -> Answer {
+    let status = match &error {
+        ServeError::Missing => StatusCode::NOT_FOUND,
+        ServeError::Busy(..) => StatusCode::TOO_MANY_REQUESTS,
+        error => {
+            let (id, code) = (&caller.request_id, error.code());
+            tracing::warn!("{id}: a tensor could not be served: {code}: {error}");
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    };
+    let mut answer = refused(status, &error.into(), caller);
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        let second = HeaderValue::from_static("1");
+        answer.headers_mut().insert(RETRY_AFTER, second);
+    }
+    answer
+}
+
+/// An error as every path of the node has it.
+fn refused(status: StatusCode, error: &CallError, caller: &MountCaller) -> Answer {
+    let mut said = json!({ "code": error.code, "message": error.message,
+                           "retryable": error.retryable });
+    if let Some(details) = &error.details {
+        said["details"] = (**details).clone();
+    }
+    said["request_id"] = (&*caller.request_id).into();
+    let mut head = HeaderMap::new();
+    head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    head.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let text = json!({ "error": said }).to_string();
+    with(status, head, full(text.into()))
+}
+
+fn with(status: StatusCode, head: HeaderMap, body: MountBody) -> Answer {
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    *answer.headers_mut() = head;
+    answer
+}
+
+fn full(bytes: Bytes) -> MountBody {
+    let body = Full::new(bytes);
+    MountBody::new(body.map_err(|never: Infallible| match never {}))
+}
+
+/// Of digits and signs, which every header may have.
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
