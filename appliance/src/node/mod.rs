@@ -167,6 +167,8 @@ impl Node {
             identities: Arc::clone(&people.identities),
             clock: clock(),
             promotion: &config.promotion,
+            runtime: &config.runtime,
+            compute: &config.compute,
             capabilities: powers.granted(),
         })?;
         let escrow = escrow::desk(options.state_dir, options.vault.as_ref());
@@ -200,7 +202,8 @@ impl Node {
         let (mut handlers, dispatcher) =
             handlers(config, &context, hub.as_ref(), &computing, &escrow, page)?;
         let answers = Arc::clone(&certificates.challenges);
-        let web = Web::new(config, inside, &dispatcher, answers, Arc::clone(&troubles))?;
+        let (wrong, mounts) = (Arc::clone(&troubles), computing.mounts());
+        let web = Web::new(config, inside, &dispatcher, answers, wrong, mounts)?;
         if let Some(http) = web.handler() {
             handlers.register(http)?;
         }
@@ -327,6 +330,7 @@ impl Node {
         let own = self.people.problems().into_iter();
         own.chain(certificates)
             .chain(self.unusable.iter().cloned())
+            .chain(self.computing.missing())
             .chain(self.powers.problems())
             .chain(self.web.problems())
             .chain(self.imports.problems())

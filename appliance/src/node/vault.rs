@@ -7,7 +7,7 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -40,8 +40,18 @@ pub(crate) struct NodeVault {
 
 /// Where events go; the thread at the other end writes them.
 struct Audit {
-    records: Mutex<Sender<Record>>,
+    arriving: Mutex<Sender<Arriving>>,
     boot: BootId,
+    /// PID 1, which keeps what it handed over until that is written.
+    init: Arc<OnceLock<mpsc::Sender<ToInit>>>,
+}
+
+/// What is to be written.
+enum Arriving {
+    /// What happened in this process.
+    Own(Record),
+    /// What PID 1 handed over: what reads as a record, and how many there were.
+    Handed(Vec<Record>, u64),
 }
 
 impl NodeVault {
@@ -51,17 +61,26 @@ impl NodeVault {
         // when PID 1 says that the vault is there, and this is called once.
         let fd = unsafe { OwnedFd::from_raw_fd(VAULT_FD) };
         let area = Area::from_fd(fd).context("cannot take over the vault's memory")?;
-        let (records, arriving) = channel();
+        let (sender, arriving) = channel();
+        let init = Arc::<OnceLock<mpsc::Sender<ToInit>>>::default();
         let audit = Arc::new(Audit {
-            records: Mutex::new(records),
+            arriving: Mutex::new(sender),
             boot: boot_id()?,
+            init: Arc::clone(&init),
         });
         let vault = Vault::over(area, Some(Box::new(Heard(Arc::clone(&audit)))));
         vault.use_versions(versions(config))?;
         let (dir, writing) = (state_dir.join(AUDIT_DIR), vault.clone());
         thread::Builder::new()
             .name("audit".to_owned())
-            .spawn(move || write(&dir, &writing, &arriving))
+            .spawn(move || {
+                write(&dir, &writing, &arriving, |count| {
+                    if let Some(init) = init.get() {
+                        // PID 1 gone means this process is about to end, too.
+                        let _ = init.blocking_send(ToInit::VaultEventsWritten { count });
+                    }
+                });
+            })
             .context("cannot start the audit log")?;
         Ok(Self { vault, audit })
     }
@@ -73,14 +92,16 @@ impl NodeVault {
         Ok(NodeKey::from_seed(seed.expose()))
     }
 
-    /// Writes down what PID 1 saw. What does not read as a record is a mistake of ours.
+    /// Writes down what PID 1 saw, and tells it. What does not read as a record is a mistake of ours.
     pub(crate) fn record(&self, records: &[String]) {
-        for text in records {
-            match Record::from_json(text.as_bytes()) {
-                Ok(record) => self.audit.send(record),
-                Err(error) => tracing::error!(%error, "an event of the vault is lost"),
-            }
-        }
+        let read = records.iter().filter_map(|text| {
+            let record = Record::from_json(text.as_bytes());
+            record
+                .inspect_err(|error| tracing::error!(%error, "an event of the vault is lost"))
+                .ok()
+        });
+        let handed = Arriving::Handed(read.collect(), records.len() as u64);
+        self.audit.send(handed);
     }
 
     /// For the parts of the assembly that seal what they keep, and that give handlers what they may do with
@@ -107,29 +128,42 @@ struct Heard(Arc<Audit>);
 
 impl Observer for Heard {
     fn happened(&self, event: &Event) {
+        // PID 1 notes it, which is still there when a hard lock has ended this process.
+        if matches!(event, Event::Locked { .. }) {
+            return;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let t_ms = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         let record = Record::new(t_ms, self.0.boot.clone(), event.clone());
-        self.0.send(record);
+        self.0.send(Arriving::Own(record));
     }
 }
 
 impl Audit {
-    fn send(&self, record: Record) {
+    fn send(&self, one: Arriving) {
         // A channel is whole after any panic; its other end lives as long as the process.
-        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = records.send(record);
+        let sender = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = sender.send(one);
     }
 }
 
-/// Appends whatever comes. While the vault is locked, and while the disk refuses, events are kept.
-fn write(dir: &Path, vault: &Vault, arriving: &Receiver<Record>) {
+/// Appends whatever comes, and says how much of what was handed over is on the disk. While the vault is
+/// locked, and while the disk refuses, events are kept.
+fn write(dir: &Path, vault: &Vault, arriving: &Receiver<Arriving>, written: impl Fn(u64)) {
     let mut pending = Pending::default();
+    let mut handed = 0;
     let mut log = None;
-    while let Ok(record) = arriving.recv() {
-        pending.push(record);
-        while let Ok(next) = arriving.try_recv() {
-            pending.push(next);
+    while let Ok(first) = arriving.recv() {
+        for one in std::iter::once(first).chain(arriving.try_iter()) {
+            match one {
+                Arriving::Own(record) => pending.push(record),
+                Arriving::Handed(records, count) => {
+                    for record in records {
+                        pending.push(record);
+                    }
+                    handed += count;
+                }
+            }
         }
         if log.is_none() {
             log = open(dir);
@@ -140,6 +174,8 @@ fn write(dir: &Path, vault: &Vault, arriving: &Receiver<Record>) {
         }
         if let Err(error) = pending.flush(open, vault) {
             tracing::error!(%error, kept = pending.len(), "the vault's log cannot be written");
+        } else if handed > 0 {
+            written(std::mem::take(&mut handed));
         }
     }
 }
@@ -257,6 +293,8 @@ pub(crate) fn lock(
     to_init: mpsc::Sender<ToInit>,
     powers: Powers,
 ) -> Registration {
+    // The only way that there is to PID 1; whoever registers again has the same.
+    let _ = vault.audit.init.set(to_init.clone());
     let spec = OperationSpec::mutation(
         "vault/lock",
         "Forgets the seed. Only somebody at the machine opens the vault again.",
@@ -297,4 +335,51 @@ pub(crate) fn lock(
         }
     });
     Registration::new(spec, handler)
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_vault::audit::verify;
+    use alknet_vault::{Entropy, SecretStr};
+
+    use super::*;
+
+    fn record(event: Event) -> Record {
+        Record::new(0, "a-boot".parse().expect("plain"), event)
+    }
+
+    /// What PID 1 hands over while the vault is locked stays PID 1's until it is written.
+    #[test]
+    fn what_was_handed_over_is_said_to_be_written_once_it_is() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let vault = Vault::locked();
+        let words = Entropy::from_bytes(&[7; 32]).expect("32 bytes");
+        let (sender, arriving) = channel();
+        let (said, written) = channel();
+        let (at, writing) = (dir.path().to_owned(), vault.clone());
+        let thread = thread::spawn(move || {
+            write(&at, &writing, &arriving, |count| {
+                said.send(count).expect("somebody listens");
+            });
+        });
+        let send = |one| sender.send(one).expect("the thread runs");
+        let locked = record(Event::Locked { hard: true });
+        // One of the two was no record.
+        send(Arriving::Handed(vec![locked], 2));
+        vault.unlock(&words, &SecretStr::empty()).expect("locked");
+        send(Arriving::Own(record(Event::Created)));
+        send(Arriving::Handed(Vec::new(), 1));
+        let mut count = 0;
+        while count < 3 {
+            count += written.recv().expect("the thread runs");
+        }
+        assert_eq!(count, 3);
+        vault.lock();
+        send(Arriving::Handed(vec![record(Event::Rekeyed)], 1));
+        drop(sender);
+        thread.join().expect("it ends with the last sender");
+        assert!(written.try_recv().is_err(), "nobody could write it");
+        vault.unlock(&words, &SecretStr::empty()).expect("locked");
+        assert_eq!(verify(dir.path(), &vault).expect("whole").last, 2);
+    }
 }

@@ -23,6 +23,12 @@ use crate::turn::Turn;
 /// Memory of a worker beyond its buffers: program, generated code, stacks.
 const WORKER_BYTES: u64 = 512 << 20;
 
+/// Variable with the name of the one driver that a worker takes.
+const DRIVER: &str = "ALKNET_GPU_DRIVER";
+
+/// The name that is no driver's: shaders are refused.
+const NO_DRIVER: &str = "none";
+
 /// What may be set.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -46,6 +52,9 @@ pub struct Settings {
     /// Whether kernels of ours may run on the processor where nobody asks for it; without, they are
     /// shaders wherever there is an adapter.
     pub host_kernels: bool,
+    /// The only driver that shaders run on, by its name; `none` for no driver. Without, the best adapter
+    /// of any.
+    pub driver: Option<String>,
     /// File in which what was measured is kept over restarts; nowhere if there is none.
     pub measured: Option<PathBuf>,
 }
@@ -62,6 +71,7 @@ impl Default for Settings {
             idle: IDLE,
             tick: TICK,
             host_kernels: true,
+            driver: None,
             measured: None,
         }
     }
@@ -75,8 +85,8 @@ fn threads() -> u32 {
     })
 }
 
-/// How workers of role `gpu` are configured: memory for their buffers, and as many threads for shaders
-/// as the settings have for kernels on the processor.
+/// How workers of role `gpu` are configured: memory for their buffers, as many threads for shaders as the
+/// settings have for kernels on the processor, and the driver that is wanted.
 #[must_use]
 pub fn role(settings: &Settings) -> RoleConfig {
     let mut role = RoleConfig::new(Role::Gpu);
@@ -84,6 +94,9 @@ pub fn role(settings: &Settings) -> RoleConfig {
     let threads = settings.threads.to_string();
     role.environment
         .push(("LP_NUM_THREADS".to_owned(), threads));
+    let driver = settings.driver.clone();
+    role.environment
+        .extend(driver.map(|driver| (DRIVER.to_owned(), driver)));
     role
 }
 
@@ -166,6 +179,29 @@ impl Compute {
         }))
     }
 
+    /// What the only driver that is wanted lacks, once a worker has looked for it. Nothing takes its
+    /// place: shaders are refused, and the processor does the rest.
+    #[must_use]
+    pub fn driver_missing(&self) -> Option<String> {
+        let wanted = self.0.settings.driver.as_deref();
+        let info = self.info().filter(|info| info.adapter.is_none())?;
+        wanted
+            .is_some_and(|wanted| wanted != NO_DRIVER)
+            .then(|| self.lack(&info))
+    }
+
+    /// Why there is nothing that a shader could run on.
+    pub(crate) fn lack(&self, info: &Info) -> String {
+        let reason = info.reason.clone().unwrap_or_default();
+        match self.0.settings.driver.as_deref() {
+            None => reason,
+            Some(NO_DRIVER) => "no driver is wanted here".to_owned(),
+            Some(wanted) => {
+                format!("only the driver '{wanted}' is wanted here, and it gives nothing: {reason}")
+            }
+        }
+    }
+
     /// Waits until it is this caller's turn, and has a worker for it.
     pub(crate) async fn turn(&self, ctx: &Ctx) -> Result<Turn> {
         let tenant = self.tenant(ctx)?;
@@ -239,7 +275,7 @@ impl Compute {
                     reason = info.reason,
                     "computing has an adapter"
                 ),
-                None => tracing::warn!(reason = info.reason, "computing has no adapter"),
+                None => tracing::warn!(reason = self.lack(info), "computing has no adapter"),
             }
         }
         known.info = Some(Arc::clone(info));
@@ -306,4 +342,66 @@ impl Inner {
 /// Nothing panics while it has one of these.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_compute_wire::Adapter;
+    use alknet_worker::Config;
+
+    use super::*;
+
+    /// One whose workers are told to take this driver, and whose first found `adapter`.
+    fn compute(driver: Option<&str>, adapter: Option<Adapter>) -> Compute {
+        let settings = Settings {
+            driver: driver.map(str::to_owned),
+            ..Settings::default()
+        };
+        let workers = Workers::start(Config::this_executable()).expect("a supervisor");
+        let compute = Compute::new(workers, settings);
+        assert_eq!(compute.driver_missing(), None, "nobody has looked");
+        let info = Info {
+            adapter,
+            reason: Some("v3dv has no hardware here".to_owned()),
+            ..Info::default()
+        };
+        compute.learn(&Arc::new(info));
+        compute
+    }
+
+    #[test]
+    fn a_driver_that_is_not_there_is_said() {
+        let why = compute(Some("v3dv"), None).driver_missing();
+        let why = why.expect("nothing to compute with");
+        assert!(
+            why.contains("'v3dv'") && why.contains("no hardware"),
+            "{why}"
+        );
+        for (driver, adapter) in [
+            (None, None),
+            (Some(NO_DRIVER), None),
+            (Some("v3dv"), Some(Adapter::default())),
+        ] {
+            assert_eq!(
+                compute(driver, adapter).driver_missing(),
+                None,
+                "{driver:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn workers_are_told_which_driver_to_take() {
+        let told = |driver: Option<&str>| {
+            let settings = Settings {
+                driver: driver.map(str::to_owned),
+                ..Settings::default()
+            };
+            let mut environment = role(&settings).environment.into_iter();
+            environment.find(|(name, _)| name == DRIVER)
+        };
+        assert_eq!(told(None), None);
+        let v3dv = (DRIVER.to_owned(), "v3dv".to_owned());
+        assert_eq!(told(Some("v3dv")), Some(v3dv));
+    }
 }

@@ -75,6 +75,8 @@ pub enum Error {
 
 /// Code of a shader that is refused, declared by `compute/dispatch`.
 pub const SHADER_INVALID: &str = "SHADER_INVALID";
+/// Code of a stored file that is damaged, as whoever keeps it says.
+pub const TENSOR_INVALID: &str = "TENSOR_INVALID";
 /// Code of a tensor beyond its limit.
 pub const TENSOR_TOO_LARGE: &str = "TENSOR_TOO_LARGE";
 /// Code of an identity beyond its limits.

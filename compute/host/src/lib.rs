@@ -32,5 +32,5 @@ mod tensor;
 mod turn;
 
 pub use compute::{Compute, Referenced, References, Settings, role};
-pub use error::{Error, QUOTA_EXCEEDED, Result, SHADER_INVALID, TENSOR_TOO_LARGE};
+pub use error::{Error, QUOTA_EXCEEDED, Result, SHADER_INVALID, TENSOR_INVALID, TENSOR_TOO_LARGE};
 pub use ops::operations;

@@ -16,7 +16,9 @@ use alknet_call::{
 use serde_json::json;
 
 use crate::compute::Compute;
-use crate::error::{Error, QUOTA_EXCEEDED, Result, SHADER_INVALID, TENSOR_TOO_LARGE};
+use crate::error::{
+    Error, QUOTA_EXCEEDED, Result, SHADER_INVALID, TENSOR_INVALID, TENSOR_TOO_LARGE,
+};
 
 /// All operations, to be added to a registry.
 #[must_use]
@@ -48,7 +50,7 @@ where
     Registration::new(spec, handler)
 }
 
-fn errors() -> [ErrorDef; 3] {
+fn errors() -> [ErrorDef; 4] {
     let place = json!({
         "type": "object",
         "properties": {
@@ -61,6 +63,11 @@ fn errors() -> [ErrorDef; 3] {
             SHADER_INVALID,
             "The shader is wrong, asks for too much, or is not what is bound to it.",
             place,
+        ),
+        (
+            TENSOR_INVALID,
+            "A file that a reference names is damaged in the store.",
+            json!({}),
         ),
         (
             TENSOR_TOO_LARGE,

@@ -5,6 +5,7 @@
 //! each problem with its place and what to do. [`NodeConfig::salvage`] takes from a refused
 //! document what its administrator needs to reach the node and repair it.
 
+mod computing;
 mod credentials;
 mod entries;
 mod error;
@@ -31,6 +32,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use computing::{ComputeSection, RuntimeSection, SandboxLevel};
 pub use credentials::{CredentialConfig, OperationConfig, is_credential_name};
 pub use error::ConfigError;
 pub use http::{Decoy, HttpCors, HttpHsts, HttpMcp, HttpSection, Port80};
@@ -94,6 +96,10 @@ pub struct NodeConfig {
     pub iroh: IrohSection,
     /// How scripts become operations of the node.
     pub promotion: PromotionSection,
+    /// What scripts and shaders run behind.
+    pub runtime: RuntimeSection,
+    /// What shaders run on.
+    pub compute: ComputeSection,
     /// Where the node's recovery words come from, and what opens them at a start.
     pub vault: VaultSection,
     /// Secrets of others that operations may use without seeing them.

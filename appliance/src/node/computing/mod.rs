@@ -5,6 +5,7 @@
 //! before somebody asks.
 
 mod promoted;
+mod services;
 mod stored;
 mod workers;
 
@@ -14,15 +15,16 @@ use std::sync::Arc;
 
 use alknet_call::{Dispatcher, RegistryBuilder};
 use alknet_compute::{Compute, Settings};
-use alknet_core::config::{Activation, PromotionSection};
-use alknet_core::{Capabilities, Clock, HandlerRegistry, Identities, Metrics};
+use alknet_core::config::{Activation, ComputeSection, PromotionSection, RuntimeSection};
+use alknet_core::{Capabilities, Clock, HandlerRegistry, HttpMount, Identities, Metrics};
 use alknet_init::control::Problem;
 use alknet_promotion::{Activate, Parts, Promotion};
 use alknet_sessions::Sessions;
-use alknet_tensor_serve::{ServeError, Store, StoreOptions, TensorHandler};
+use alknet_tensor_serve::{Mirror, ServeError, Store, StoreOptions, TensorHandler};
 use alknet_worker::Workers;
 use nix::sys::statvfs::statvfs;
 use promoted::Promoted;
+use services::Services;
 use stored::Stored;
 
 /// Folder of the node's tensors below its state directory.
@@ -56,6 +58,7 @@ pub(super) struct Computing {
     compute: Compute,
     store: Option<Arc<Store>>,
     promotion: Option<Arc<Promotion>>,
+    services: Arc<Services>,
     problems: Arc<[Problem]>,
 }
 
@@ -67,6 +70,8 @@ pub(super) struct Around<'a> {
     pub(super) identities: Arc<Identities>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) promotion: &'a PromotionSection,
+    pub(super) runtime: &'a RuntimeSection,
+    pub(super) compute: &'a ComputeSection,
     /// What operations were given, by their names.
     pub(super) capabilities: &'a BTreeMap<String, Capabilities>,
 }
@@ -79,7 +84,9 @@ impl Computing {
     pub(super) fn new(around: &Around<'_>) -> anyhow::Result<Self> {
         let mut settings = Settings::default();
         settings.measured = Some(around.state_dir.join(MEASURED_FILE));
-        let workers = workers::start(&settings)?;
+        settings.driver.clone_from(&around.compute.driver);
+        settings.host_kernels = around.compute.host_kernels;
+        let workers = workers::start(&settings, around.runtime.min_sandbox)?;
         let mut problems = Vec::new();
         let store = open_store(around.state_dir, &mut problems);
         let stored = store
@@ -94,13 +101,15 @@ impl Computing {
             Some(stored) => Compute::with_references(workers.clone(), settings, stored),
             None => Compute::new(workers.clone(), settings),
         };
-        let promotion = promotion(around, &sessions, &mut problems)?;
+        let services = Arc::new(Services::new(&sessions));
+        let promotion = promotion(around, &sessions, &services, &mut problems)?;
         Ok(Self {
             workers,
             sessions,
             compute,
             store,
             promotion,
+            services,
             problems: problems.into(),
         })
     }
@@ -143,6 +152,12 @@ impl Computing {
         Ok(())
     }
 
+    /// What is seen of it over HTTP.
+    pub(super) fn mounts(&self) -> Vec<Arc<dyn HttpMount>> {
+        let mirror = |store| -> Arc<dyn HttpMount> { Arc::new(Mirror::new(store)) };
+        self.store.clone().map(mirror).into_iter().collect()
+    }
+
     /// Adds what was counted.
     pub(super) fn collect(&self, metrics: &mut Metrics) {
         self.sessions.collect(metrics);
@@ -153,8 +168,19 @@ impl Computing {
         Arc::clone(&self.problems)
     }
 
-    /// Ends every worker.
+    /// What a worker did not find that the configuration wants.
+    pub(super) fn missing(&self) -> Option<Problem> {
+        Some(Problem {
+            code: "compute-driver-missing".to_owned(),
+            text: format!("no shader runs: {}", self.compute.driver_missing()?),
+            hint: "name another driver in compute.driver, or leave it out, and restart the node"
+                .to_owned(),
+        })
+    }
+
+    /// Lets the services leave, then ends every worker.
     pub(super) async fn stop(&self) {
+        self.services.stop().await;
         self.workers.shutdown().await;
     }
 }
@@ -199,6 +225,7 @@ fn problem(code: &str, text: String) -> Problem {
 fn promotion(
     around: &Around<'_>,
     sessions: &Arc<Sessions>,
+    services: &Arc<Services>,
     problems: &mut Vec<Problem>,
 ) -> anyhow::Result<Option<Arc<Promotion>>> {
     let file = around.state_dir.join(PROMOTION_FILE);
@@ -219,7 +246,10 @@ fn promotion(
         reviews,
         rollback_on_errors,
     } = *around.promotion;
-    let promoted = Arc::new(Promoted(Arc::clone(sessions)));
+    let promoted = Arc::new(Promoted {
+        sessions: Arc::clone(sessions),
+        services: Arc::clone(services),
+    });
     let parts = Parts {
         store,
         runner: Arc::clone(&promoted) as _,

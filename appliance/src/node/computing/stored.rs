@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use alknet_call::{CallError, Ctx};
 use alknet_compute::limits::TENSOR_BYTES_MAX;
-use alknet_compute::{Referenced, References, TENSOR_TOO_LARGE};
+use alknet_compute::{Error, Referenced, References};
 use alknet_core::{BoxFuture, Identity};
 use alknet_sessions::TensorFiles;
 use alknet_tensor::FileId;
@@ -77,15 +77,15 @@ impl Stored {
             Some((node, id.parse::<FileId>().ok()?, name))
         });
         let Some((node, id, name)) = parts else {
-            return Err(CallError::invalid_input(format!(
-                "'{reference}' is no reference: it is {SCHEME}NODE/ID#NAME"
-            )));
+            let text = format!("'{reference}' is no reference: it is {SCHEME}NODE/ID#NAME");
+            return Err(Error::Shape(text).into());
         };
         if node != self.identity {
-            return Err(CallError::invalid_input(format!(
+            let text = format!(
                 "{node} is another node: put its file into this one's store first (`alknet tensor \
                  pull`, `tensor/put`)"
-            )));
+            );
+            return Err(Error::Shape(text).into());
         }
         Ok((id, name.to_owned()))
     }
@@ -122,7 +122,7 @@ fn read(store: &Store, object: &Arc<Object>, name: String) -> Result<Referenced,
 
 fn too_large(bytes: u64) -> CallError {
     let text = format!("the tensor has {bytes} bytes; {TENSOR_BYTES_MAX} are the most");
-    CallError::new(alknet_call::ErrorCode::from_name(TENSOR_TOO_LARGE), text)
+    Error::TooLarge(text).into()
 }
 
 async fn blocking<T: Send + 'static>(

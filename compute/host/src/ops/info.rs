@@ -83,7 +83,7 @@ fn describe(compute: &Compute) -> Value {
     match &info.adapter {
         None => {
             told["state"] = "none".into();
-            told["reason"] = info.reason.clone().unwrap_or_default().into();
+            told["reason"] = compute.lack(&info).into();
             told["versions"] = json!({ "wgpu": info.wgpu, "naga": info.wgpu });
         }
         Some(adapter) => {

@@ -9,9 +9,9 @@ use super::error::quote;
 use super::people::{self, Holders};
 use super::read::{Notes, Section, Value};
 use super::{
-    CONFIG_VERSION, HttpSection, HubSection, IrohSection, LinkConfig, LinkMethod, ListenConfig,
-    NodeConfig, NodeSection, PromotionSection, TlsSection, VaultSection, credentials, http, hub,
-    iroh, promotion, tls, tuning, values, vault,
+    CONFIG_VERSION, ComputeSection, HttpSection, HubSection, IrohSection, LinkConfig, LinkMethod,
+    ListenConfig, NodeConfig, NodeSection, PromotionSection, RuntimeSection, TlsSection,
+    VaultSection, computing, credentials, http, hub, iroh, promotion, tls, tuning, values, vault,
 };
 
 pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeConfig {
@@ -59,6 +59,18 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut Notes<'_>) -> NodeCon
             .and_then(|value| value.section(notes))
             .map_or_else(PromotionSection::default, |section| {
                 promotion::section(section, notes)
+            }),
+        runtime: top
+            .key("runtime")
+            .and_then(|value| value.section(notes))
+            .map_or_else(RuntimeSection::default, |section| {
+                computing::runtime(section, notes)
+            }),
+        compute: top
+            .key("compute")
+            .and_then(|value| value.section(notes))
+            .map_or_else(ComputeSection::default, |section| {
+                computing::compute(section, notes)
             }),
         vault: top
             .key("vault")

@@ -76,6 +76,13 @@ activate = "live"
 reviews = 2
 rollback_on_errors = true
 
+[runtime]
+min_sandbox = "process-only"
+
+[compute]
+driver = "llvmpipe"
+host_kernels = false
+
 [vault]
 init = "provisioned"
 unlock = ["tpm2", "provisioning", "kms"]

@@ -150,10 +150,11 @@ fn nobody_locks_itself_out() {
 fn what_waits_for_a_restart_is_named_until_it_is_taken_back() {
     let (handle, _) = handle(ONE_ADMIN);
     let text = document(&format!(
-        "listen.port = 4433\nnode.name = \"edge\"\n{ONE_ADMIN}[[network]]\nmatch = \"eth0\"\n"
+        "runtime.min_sandbox = \"full\"\ncompute.driver = \"none\"\nlisten.port = 4433\n\
+         node.name = \"edge\"\n{ONE_ADMIN}[[network]]\nmatch = \"eth0\"\n"
     ));
     let applied = handle.apply(&Change::of_owner(&text, Source::File));
-    let waiting = ["listen.port", "node.name", "network"];
+    let waiting = ["listen.port", "node.name", "network", "runtime", "compute"];
     assert_eq!(applied.expect("correct").restart_required, waiting);
     assert_eq!(handle.current().restart_required, waiting);
     let back = document(ONE_ADMIN);
@@ -164,7 +165,9 @@ fn what_waits_for_a_restart_is_named_until_it_is_taken_back() {
 #[test]
 fn what_a_restarted_node_runs_with_waits_for_nothing() {
     let parse = |text: &str| NodeConfig::parse(&document(text)).expect("a correct document");
-    let running = parse("listen.port = 4433\n[node]\nname = \"a\"\nadmin_keys = [\"KEY1\"]");
+    let running = parse(
+        "listen.port = 4433\nruntime.min_sandbox = \"full\"\ncompute.host_kernels = false\n[node]\nname = \"a\"\nadmin_keys = [\"KEY1\"]",
+    );
     let next = parse(&format!(
         "node.name = \"b\"\nlog.level = \"debug\"\n{}",
         edge("\"KEY2\"")

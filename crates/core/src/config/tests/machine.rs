@@ -115,6 +115,45 @@ fn promotion_waits_for_the_next_start_unless_somebody_says_so() {
 }
 
 #[test]
+fn workers_have_a_least_sandbox_and_shaders_a_driver() {
+    let standard = NodeConfig::default();
+    assert_eq!(standard.runtime.min_sandbox, SandboxLevel::ProcessOnly);
+    assert_eq!(standard.compute.driver, None);
+    assert!(standard.compute.host_kernels);
+    for level in SandboxLevel::ALL {
+        let document = format!("runtime.min_sandbox = \"{}\"", level.name());
+        let config = NodeConfig::parse(document.as_bytes());
+        assert_eq!(config.map(|config| config.runtime.min_sandbox), Ok(level));
+        let config: NodeConfig = toml::from_str(&document).expect("the same name");
+        assert_eq!(config.runtime.min_sandbox, level);
+    }
+    complaint(
+        "runtime.min_sandbox = \"best\"",
+        &["runtime.min_sandbox", "process-only, partial or full"],
+    );
+    for good in ["none", "llvmpipe", "v3dv"] {
+        let config = NodeConfig::parse(format!("compute.driver = \"{good}\"").as_bytes());
+        assert_eq!(
+            config.map(|config| config.compute.driver),
+            Ok(Some(good.into()))
+        );
+    }
+    let long = "a".repeat(33);
+    for bad in ["", "LLVMpipe", "3d", "../x", "a=b", long.as_str()] {
+        let document = format!("compute.driver = \"{bad}\"");
+        complaint(&document, &["compute.driver", "is no name of a driver"]);
+    }
+    complaint(
+        "compute.host_kernels = 1",
+        &["compute.host_kernels", "expected true or false"],
+    );
+    complaint(
+        "compute.host_kernel = true",
+        &["did you mean 'host_kernels'?"],
+    );
+}
+
+#[test]
 fn limits_and_log_have_their_values() {
     complaint(
         "limits.connections = 0",

@@ -1,0 +1,115 @@
+//! `[runtime]` and `[compute]`: what scripts and shaders run behind and on.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::error::quote;
+use super::read::{Notes, Section};
+use super::values::Complaint;
+
+/// Longest name of a driver, in bytes.
+const DRIVER_BYTES_MAX: usize = 32;
+
+/// `[runtime]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuntimeSection {
+    /// The least that a worker has to be walled in before it gets work.
+    pub min_sandbox: SandboxLevel,
+}
+
+/// How far a worker is walled in. Ordered from weak to strong.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxLevel {
+    /// A process of its own, whatever else is missing.
+    #[default]
+    ProcessOnly,
+    /// The list of system calls, and no capability.
+    Partial,
+    /// Every wall.
+    Full,
+}
+
+impl SandboxLevel {
+    /// Every level, the weakest first.
+    pub const ALL: [Self; 3] = [Self::ProcessOnly, Self::Partial, Self::Full];
+
+    /// As the document writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ProcessOnly => "process-only",
+            Self::Partial => "partial",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// `[compute]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ComputeSection {
+    /// The only driver that shaders run on, `none` for no driver; the best adapter where none is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-z][a-z0-9-]{0,31}$"))]
+    pub driver: Option<String>,
+    /// Whether products and hashes may be computed by the processor where nobody asks for it.
+    pub host_kernels: bool,
+}
+
+impl Default for ComputeSection {
+    fn default() -> Self {
+        Self {
+            driver: None,
+            host_kernels: true,
+        }
+    }
+}
+
+pub(super) fn runtime(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> RuntimeSection {
+    let min_sandbox = section.key("min_sandbox");
+    section.finish(notes);
+    let min_sandbox = min_sandbox.and_then(|value| value.parsed(notes, sandbox_level));
+    RuntimeSection {
+        min_sandbox: min_sandbox.unwrap_or_default(),
+    }
+}
+
+pub(super) fn compute(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> ComputeSection {
+    let standard = ComputeSection::default();
+    let driver = section.key("driver");
+    let host_kernels = section.key("host_kernels");
+    section.finish(notes);
+    let driver = driver.and_then(|value| value.parsed(notes, driver_name));
+    let host_kernels = host_kernels.and_then(|value| value.bool(notes));
+    ComputeSection {
+        driver,
+        host_kernels: host_kernels.unwrap_or(standard.host_kernels),
+    }
+}
+
+fn sandbox_level(text: &str) -> Result<SandboxLevel, Complaint> {
+    let mut levels = SandboxLevel::ALL.into_iter();
+    levels.find(|level| level.name() == text).ok_or_else(|| {
+        (
+            format!("{} is no level of a sandbox", quote(text)),
+            "write process-only, partial or full".to_owned(),
+        )
+    })
+}
+
+/// The form alone: which drivers there are depends on how the program was built.
+fn driver_name(text: &str) -> Result<String, Complaint> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let letter = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    if letter && text.len() <= DRIVER_BYTES_MAX && text.bytes().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("{} is no name of a driver", quote(text)),
+        "write one that 'alknet gpu info' lists, like llvmpipe, or none".to_owned(),
+    ))
+}
