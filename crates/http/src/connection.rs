@@ -10,7 +10,7 @@ use alknet_core::{AuthContext, Connection, StreamBudget};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, READER_PATIENCE, SESSIONS_MAX};
+use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, Patience, SESSIONS_MAX};
 use crate::named::Last;
 use crate::shared::Shared;
 
@@ -66,7 +66,7 @@ impl Conn {
             ended: Notify::new(),
             began: Instant::now(),
             ended_ms: AtomicU64::new(0),
-            owed: Owed::default(),
+            owed: Owed::new(shared.settings().patience.reader),
             guesses: AtomicU32::new(0),
             asked: AtomicBool::new(false),
             raised: AtomicU8::new(0),
@@ -74,6 +74,11 @@ impl Conn {
             last: Last::default(),
             connection,
         }
+    }
+
+    /// How long its client is waited for.
+    pub(crate) fn patience(&self) -> Patience {
+        self.shared.settings().patience
     }
 
     /// Whether nothing was asked on it yet.
@@ -157,8 +162,9 @@ impl Conn {
 }
 
 /// What a client has yet to take.
-#[derive(Default)]
 struct Owed {
+    /// How long it may take nothing, whatever there is to take.
+    patience: Duration,
     /// Answers of which it has yet to take what came last.
     answers: AtomicUsize,
     /// Until when it may, in milliseconds since the connection began.
@@ -166,10 +172,18 @@ struct Owed {
 }
 
 impl Owed {
+    fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            answers: AtomicUsize::new(0),
+            until_ms: AtomicU64::new(0),
+        }
+    }
+
     /// The more there is to take, the longer it may.
     fn more(&self, now: Duration, bytes: usize) {
         let rate = BODY_BYTES_PER_SECOND as f64;
-        let time = READER_PATIENCE + Duration::from_secs_f64(bytes as f64 / rate);
+        let time = self.patience + Duration::from_secs_f64(bytes as f64 / rate);
         self.until_ms
             .fetch_max(millis(now + time), Ordering::AcqRel);
         self.answers.fetch_add(1, Ordering::AcqRel);
@@ -230,11 +244,12 @@ impl Drop for Busy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::READER_PATIENCE;
 
     #[test]
     fn a_client_has_time_by_what_it_has_to_take() {
         let at = Duration::from_secs;
-        let owed = Owed::default();
+        let owed = Owed::new(READER_PATIENCE);
         assert!(!owed.is_late(at(1_000_000)), "nothing is on its way");
         owed.more(at(0), 10 << 10);
         assert!(!owed.is_late(READER_PATIENCE + at(10)));

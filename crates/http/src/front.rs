@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use alknet_core::{MountBody, MountCaller};
+use alknet_core::{BoxError, MountBody, MountCaller};
 use alknet_gateway::{ApiError, Caller, Code, Known, Via};
 use axum::body::Body;
 use base64::Engine;
@@ -18,7 +19,7 @@ use crate::connection::{Conn, Session};
 use crate::limits::{HEADER_FIELDS_MAX, SESSIONS_MAX, URL_BYTES_MAX};
 use crate::routes::{self, ACME, Kind};
 use crate::settings::Settings;
-use crate::{answer, api, cors, ws};
+use crate::{answer, api, cors, framing, upload, ws};
 
 /// What whoever wants one more WebSocket than a connection carries is told to wait.
 const SESSIONS_RETRY_MS: u64 = 1000;
@@ -146,12 +147,21 @@ impl Asked<'_> {
             (Kind::Session, Ok(known)) => self.session(parts, body, &self.caller(known)),
             (_, Ok(known)) => self.route(kind, parts, body, self.caller(known)).await,
             (_, Err(_)) if hidden => Told::plain(self.nothing(&parts).await),
-            (_, Err(error)) => self.refused(&error),
+            (_, Err(error)) => self.refused_stranger(&error),
         }
     }
 
     fn refused(&self, error: &ApiError) -> Told {
         Told::api(answer::error(error, self.line.id()))
+    }
+
+    /// Whoever is nobody is told so only so often.
+    fn refused_stranger(&self, error: &ApiError) -> Told {
+        let nobody = self.caller(Known::default());
+        match self.conn.shared.gateway.admit(&nobody) {
+            Ok(()) => self.refused(error),
+            Err(too_many) => self.refused(&too_many),
+        }
     }
 
     /// What needs no look at who asks.
@@ -204,11 +214,11 @@ impl Asked<'_> {
         }
         let open = kind == Kind::Custom
             || (kind == Kind::Api(routes::Api::Description) && self.settings.public_openapi);
-        if caller.identity.is_none() && !open {
-            return self.refused(&ApiError::unauthenticated(answer::NO_TOKEN));
-        }
         if let Err(error) = shared.gateway.admit(&caller) {
             return self.refused(&error);
+        }
+        if caller.identity.is_none() && !open {
+            return self.refused(&ApiError::unauthenticated(answer::NO_TOKEN));
         }
         let response = match kind {
             Kind::Api(path) => {
@@ -220,8 +230,10 @@ impl Asked<'_> {
                     let request = Request::from_parts(parts, body);
                     let caller = caller.clone().via(Via::Mcp);
                     let request = with(request, &caller);
-                    let response = mcp.respond(request.map(mount_body), caller).await;
-                    let mut response = answer::mounted(response);
+                    let late = Late::default();
+                    let request = request.map(|body| late.watch(body));
+                    let response = mcp.respond(request, caller).await;
+                    let mut response = self.in_time(&late, answer::mounted(response));
                     answer::private(&mut response);
                     response
                 }
@@ -278,13 +290,17 @@ impl Asked<'_> {
         let request = Request::from_parts(parts, body);
         let caller = self.caller(known).via(Via::Page);
         let request = with(request, &caller);
-        let response = page.respond(request.map(mount_body), caller).await;
-        Told::plain(answer::mounted(response))
+        let late = Late::default();
+        let request = request.map(|body| late.watch(body));
+        let response = page.respond(request, caller).await;
+        Told::plain(self.in_time(&late, answer::mounted(response)))
     }
 
     /// Views of other parts, and routes of whoever builds on this program.
     async fn custom(&self, request: Request<Body>, caller: &Caller) -> Response<Body> {
         let shared = &self.conn.shared;
+        let late = Late::default();
+        let request = request.map(|body| late.watch(body));
         let path = request.uri().path();
         if let Some(mount) = routes::mount(&shared.mounts, path) {
             let who = MountCaller {
@@ -292,12 +308,21 @@ impl Asked<'_> {
                 remote: caller.remote,
                 request_id: caller.request_id.as_str().into(),
             };
-            let respond = Arc::clone(mount).respond(request.map(mount_body), who);
-            return answer::mounted(respond.await);
+            let response = Arc::clone(mount).respond(request, who).await;
+            return self.in_time(&late, answer::mounted(response));
         }
         let caller = caller.clone().via(Via::Custom("route"));
-        let answered = shared.router.clone().oneshot(with(request, &caller)).await;
-        answered.unwrap_or_else(|never| match never {})
+        let request = with(request.map(Body::new), &caller);
+        let answered = shared.router.clone().oneshot(request).await;
+        self.in_time(&late, answered.unwrap_or_else(|never| match never {}))
+    }
+
+    /// The answer of whoever read the body, unless it came too slowly.
+    fn in_time(&self, late: &Late, response: Response<Body>) -> Response<Body> {
+        if late.0.load(Ordering::Acquire) {
+            return answer::error(&upload::slow(), self.line.id());
+        }
+        response
     }
 
     fn caller(&self, known: Known) -> Caller {
@@ -369,9 +394,19 @@ fn with(mut request: Request<Body>, caller: &Caller) -> Request<Body> {
     request
 }
 
-fn mount_body(body: Body) -> MountBody {
-    use http_body_util::BodyExt;
-    MountBody::new(body.map_err(Into::into))
+/// Whether a body came too slowly for whoever else reads it.
+#[derive(Default)]
+struct Late(Arc<AtomicBool>);
+
+impl Late {
+    fn watch(&self, body: Body) -> MountBody {
+        use http_body_util::BodyExt;
+        let late = Arc::clone(&self.0);
+        MountBody::new(body.map_err(move |error| -> BoxError {
+            late.fetch_or(framing::is_slow(&error), Ordering::AcqRel);
+            error.into()
+        }))
+    }
 }
 
 /// What HEAD gets: everything but the body.

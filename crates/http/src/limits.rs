@@ -74,3 +74,36 @@ pub const BUDGET: StreamBudget = StreamBudget {
 
 /// WebSockets that one connection of HTTP/2 carries.
 pub const SESSIONS_MAX: u32 = 16;
+
+/// Memory, in bytes, with which a machine is a small one, and the node does a quarter of it at once.
+pub const SMALL_MEMORY_BYTES: u64 = 512 << 20;
+
+/// How long clients are waited for. Tests wait less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For the head of a request, and for the first request of a connection.
+    pub head: Duration,
+    /// For the next request of a connection.
+    pub keep_alive: Duration,
+    /// For more of a body that is not whole.
+    pub body_idle: Duration,
+    /// For a body that comes slower than [`BODY_BYTES_PER_SECOND`].
+    pub body_grace: Duration,
+    /// For whoever takes nothing of an answer.
+    pub reader: Duration,
+    /// For an event, before a comment is sent.
+    pub event_ping: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            head: HEADER_TIMEOUT,
+            keep_alive: KEEP_ALIVE,
+            body_idle: BODY_IDLE,
+            body_grace: BODY_GRACE,
+            reader: READER_PATIENCE,
+            event_ping: EVENT_PING,
+        }
+    }
+}

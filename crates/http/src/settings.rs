@@ -5,7 +5,7 @@ use alknet_gateway::Quota;
 use http::HeaderValue;
 
 use crate::hosts::Hosts;
-use crate::limits::HSTS_MAX_AGE_S;
+use crate::limits::{HSTS_MAX_AGE_S, Patience, SMALL_MEMORY_BYTES};
 
 /// Settings in force.
 #[derive(Clone, Debug)]
@@ -21,6 +21,7 @@ pub struct Settings {
     /// What is said where TLS can be promised.
     pub(crate) hsts: Option<HeaderValue>,
     pub(crate) quota: Quota,
+    pub(crate) patience: Patience,
 }
 
 impl Settings {
@@ -40,7 +41,26 @@ impl Settings {
             origins: http.cors.origins.clone(),
             hsts: hsts(http),
             quota: quota(http),
+            patience: Patience::default(),
         }
+    }
+
+    /// The same on a machine with so much memory: a small one runs a quarter at once.
+    #[must_use]
+    pub fn for_memory(mut self, bytes: u64) -> Self {
+        if bytes <= SMALL_MEMORY_BYTES {
+            self.quota.calls /= 4;
+            self.quota.calls_each /= 4;
+            self.quota.streams_each /= 4;
+        }
+        self
+    }
+
+    /// The same with other patience.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Names the node answers to, for parts that look at them, too.
@@ -78,5 +98,26 @@ fn quota(http: &HttpSection) -> Quota {
             .stranger_burst
             .max(http.stranger_requests_per_second),
         ..standard
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_machine_runs_a_quarter_at_once() {
+        let settings = || Settings::new(&NodeConfig::default());
+        let usual = Quota::default();
+        let large = settings().for_memory(SMALL_MEMORY_BYTES + 1);
+        assert_eq!(large.quota, usual);
+        let small = settings().for_memory(SMALL_MEMORY_BYTES);
+        let quarter = Quota {
+            calls: 64,
+            calls_each: 8,
+            streams_each: 16,
+            ..usual
+        };
+        assert_eq!(small.quota, quarter);
     }
 }

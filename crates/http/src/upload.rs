@@ -1,9 +1,7 @@
-//! Bodies of requests, bounded in bytes and in time.
+//! Bodies of requests, bounded in bytes. Their time is bounded where they come in.
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::Poll;
-use std::time::{Duration, Instant};
 
 use alknet_gateway::{ApiError, Code};
 use axum::body::Body;
@@ -13,7 +11,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Request};
 use http_body::Body as _;
 
-use crate::limits::{BODY_BYTES_PER_SECOND, BODY_GRACE, BODY_IDLE};
+use crate::framing;
 
 /// Reads a body of JSON.
 ///
@@ -49,24 +47,12 @@ pub(crate) async fn whole(request: Request<Body>, max: usize) -> Result<Bytes, A
     if told.is_some_and(|told| told > max as u64) {
         return Err(too_large(max));
     }
-    let mut started = None;
     let mut first: Option<Bytes> = None;
     let mut more = BytesMut::new();
     while !body.is_end_stream() {
-        // Most bodies are there by now: nothing is timed before there is something to wait for.
-        let there = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx)));
-        let frame = match there.await {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                started.get_or_insert_with(Instant::now);
-                let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
-                let frame = tokio::time::timeout(BODY_IDLE, frame).await;
-                frame.map_err(|_| slow())?
-            }
-        };
+        let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
         let Some(frame) = frame else { break };
-        let frame = frame
-            .map_err(|error| ApiError::malformed("", format!("the body breaks off: {error}")))?;
+        let frame = frame.map_err(|error| broken(&error))?;
         // Trailers say nothing here.
         let Ok(data) = frame.into_data() else {
             continue;
@@ -79,10 +65,6 @@ pub(crate) async fn whole(request: Request<Body>, max: usize) -> Result<Bytes, A
             // Most bodies come in one piece, which is then not copied.
             None => first = Some(data),
             Some(_) => more.extend_from_slice(&data),
-        }
-        let passed = started.map_or(Duration::ZERO, |since| since.elapsed());
-        if passed > BODY_GRACE && (have as u64) < passed.as_secs() * BODY_BYTES_PER_SECOND {
-            return Err(slow());
         }
     }
     let first = first.unwrap_or_default();
@@ -104,7 +86,15 @@ fn too_large(max: usize) -> ApiError {
     )
 }
 
-fn slow() -> ApiError {
+fn broken(error: &axum::Error) -> ApiError {
+    if framing::is_slow(error) {
+        return slow();
+    }
+    ApiError::malformed("", format!("the body breaks off: {error}"))
+}
+
+/// The body does not come, or too slowly.
+pub(crate) fn slow() -> ApiError {
     ApiError::new(
         StatusCode::REQUEST_TIMEOUT,
         Code::Timeout,

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_gateway::limits::CALL_BYTES_MAX;
 use alknet_gateway::{ApiError, Caller, Code, RequestId, Subscription};
@@ -16,7 +17,7 @@ use serde_json::json;
 use super::{invocation, key};
 use crate::access::Line;
 use crate::answer::{self, JSON};
-use crate::limits::{EVENT_BYTES_MAX, EVENT_PING};
+use crate::limits::EVENT_BYTES_MAX;
 use crate::routes::TICKET;
 use crate::shared::Shared;
 use crate::upload;
@@ -47,7 +48,8 @@ pub(super) async fn subscribe(
     let call = invocation(&body, key)?;
     line.calls([call.operation.as_str()]);
     if !later {
-        return Ok(events(shared.gateway.subscribe(caller.clone(), call)?));
+        let subscription = shared.gateway.subscribe(caller.clone(), call)?;
+        return Ok(events(shared, subscription));
     }
     // Whoever may not call gets no ticket.
     shared.gateway.find(caller, &call.operation)?;
@@ -102,7 +104,7 @@ pub(crate) fn ticket(
         None => caller,
     };
     Some(match shared.gateway.subscribe(caller, call) {
-        Ok(subscription) => events(subscription),
+        Ok(subscription) => events(shared, subscription),
         Err(error) => answer::error(&error, &id),
     })
 }
@@ -131,14 +133,17 @@ struct Reading {
     subscription: Option<Subscription>,
     id: RequestId,
     sent: u64,
+    /// A comment is sent when nothing else is for so long.
+    ping: Duration,
 }
 
 /// The events of a subscription. It is asked for the next one when the connection has room for it.
-fn events(subscription: Subscription) -> Response<Body> {
+fn events(shared: &Shared, subscription: Subscription) -> Response<Body> {
     let reading = Reading {
         id: subscription.caller().request_id.clone(),
         subscription: Some(subscription),
         sent: 0,
+        ping: shared.settings().patience.event_ping,
     };
     let frames = stream::unfold(reading, |mut reading| async move {
         let frame = reading.next().await?;
@@ -155,7 +160,7 @@ fn events(subscription: Subscription) -> Response<Body> {
 impl Reading {
     async fn next(&mut self) -> Option<Bytes> {
         let subscription = self.subscription.as_mut()?;
-        let event = tokio::time::timeout(EVENT_PING, subscription.next()).await;
+        let event = tokio::time::timeout(self.ping, subscription.next()).await;
         let Ok(event) = event else {
             return Some(Bytes::from_static(b": ping\n\n"));
         };

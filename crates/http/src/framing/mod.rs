@@ -5,6 +5,7 @@ mod bounds;
 mod quic;
 mod streams;
 mod tcp;
+mod timed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +18,12 @@ use tokio::sync::watch;
 
 use crate::access::Line;
 use crate::connection::Conn;
-use crate::{front, limits};
+use crate::front;
+use crate::limits::Patience;
 
 pub(crate) use quic::serve as serve_quic;
 pub(crate) use tcp::{Version, serve as serve_tcp};
+pub(crate) use timed::is_slow;
 
 /// Answers one request of a connection, and counts it as long as it runs.
 async fn answer(conn: Arc<Conn>, request: Request<Body>) -> Response<Body> {
@@ -43,11 +46,17 @@ enum Why {
 /// Resolves when it is to. Whoever serves the connection polls this for every request: it looks at what it
 /// waits for only when something of that happened.
 async fn over(conn: &Conn, draining: watch::Receiver<bool>) -> Why {
+    let Patience {
+        head,
+        keep_alive,
+        reader,
+        ..
+    } = conn.patience();
     let wait = async {
         tokio::select! {
             () = leave(conn, draining) => Why::Leave,
-            () = idle(conn, limits::HEADER_TIMEOUT, limits::KEEP_ALIVE) => Why::Idle,
-            () = stalled(conn) => Why::Stalled,
+            () = idle(conn, head, keep_alive) => Why::Idle,
+            () = stalled(conn, reader) => Why::Stalled,
         }
     };
     let mut only: FuturesUnordered<_> = std::iter::once(wait).collect();
@@ -68,9 +77,9 @@ async fn idle(conn: &Conn, first: Duration, later: Duration) {
 }
 
 /// Resolves when the client has taken an answer too slowly.
-async fn stalled(conn: &Conn) {
+async fn stalled(conn: &Conn, patience: Duration) {
     while !conn.is_stalled() {
-        tokio::time::sleep(limits::READER_PATIENCE).await;
+        tokio::time::sleep(patience).await;
     }
     tracing::debug!(connection = %conn.connection.id(), "HTTP ended: its answers are not read");
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::streams::{Cancels, Receiving, Sending, Streams};
+use super::timed::Timed;
 use super::{Why, answer, over};
 use crate::connection::Conn;
 use crate::limits;
@@ -144,7 +145,8 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
         recv.stop_sending(Code::H3_MESSAGE_ERROR);
         return;
     };
-    let request = request.map(|()| Body::new(Asked { stream: recv, left }));
+    let body = Asked { stream: recv, left };
+    let request = request.map(|()| Body::new(Timed::new(body, conn.patience())));
     let work = async {
         let response = answer(conn, request).await;
         respond(&mut send, response).await

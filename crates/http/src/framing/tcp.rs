@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 
 use super::body::Lingering;
+use super::timed::Timed;
 use super::{Why, answer, over};
 use crate::connection::Conn;
 use crate::limits;
@@ -34,11 +35,12 @@ pub(crate) async fn serve(
     let streams = conn.connection.accept_bi().await;
     let (send, recv) = streams.map_err(std::io::Error::from)?;
     let io = TokioIo::new(tokio::io::join(recv, send));
+    let patience = conn.patience();
     let service = {
         let conn = Arc::clone(&conn);
         service_fn(move |request: Request<Incoming>| {
             let conn = Arc::clone(&conn);
-            let request = request.map(|body| Body::new(Lingering::new(body)));
+            let request = request.map(|body| Body::new(Timed::new(Lingering::new(body), patience)));
             // It is large, and would be moved several times on its way to where it is polled.
             Box::pin(async move { Ok::<_, Infallible>(answer(conn, request).await) })
         })
@@ -47,7 +49,7 @@ pub(crate) async fn serve(
         Version::Http1 => {
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(limits::HEADER_TIMEOUT)
+                .header_read_timeout(patience.head)
                 .max_headers(limits::HEADER_FIELDS_MAX)
                 .max_buf_size(limits::HEADER_BYTES_MAX)
                 .serve_connection(io, service)

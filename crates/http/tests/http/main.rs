@@ -4,8 +4,10 @@
 mod access;
 mod headers;
 mod node;
+mod patience;
 mod visible;
 
+use alknet_gateway::limits::STRANGER_REQUESTS_BURST;
 use http::{Method, StatusCode};
 use serde_json::json;
 
@@ -150,6 +152,41 @@ async fn rates_are_kept() {
         StatusCode::OK,
         "others are not counted together"
     );
+}
+
+/// Whoever is nobody is told so only so often; what is there for everybody is not counted.
+#[tokio::test]
+async fn rates_of_strangers_are_kept() {
+    let node = Node::new("[http]\nstranger_requests_per_second = 1\n");
+    let body = json!({ "operation": "/test/echo" });
+    for n in 0.. {
+        assert!(n < 10 * STRANGER_REQUESTS_BURST, "nothing is refused");
+        let token = (n % 2 == 0).then_some("bad");
+        let told = node.post("h2", token, "/call", &body).await;
+        if told.status == StatusCode::TOO_MANY_REQUESTS {
+            assert!(n >= STRANGER_REQUESTS_BURST, "{n}");
+            assert_eq!(told.header("retry-after"), Some("1"));
+            break;
+        }
+        assert_eq!(told.status, StatusCode::UNAUTHORIZED);
+    }
+    for (token, path, status) in [
+        (None, "/healthz", StatusCode::OK),
+        (None, "/nothing", StatusCode::NOT_FOUND),
+        (Some("good"), "/search", StatusCode::OK),
+    ] {
+        assert_eq!(node.get("h2", token, path).await.status, status, "{path}");
+    }
+}
+
+/// Strangers who are to learn nothing are not counted: that would be something.
+#[tokio::test]
+async fn strangers_who_are_told_nothing_are_told_it_every_time() {
+    let node = Node::new("[http]\nstealth = true\nstranger_requests_per_second = 1\n");
+    for n in 0..2 * STRANGER_REQUESTS_BURST {
+        let told = node.get("h2", None, "/search").await;
+        assert_eq!(told.status, StatusCode::NOT_FOUND, "{n}");
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A node without a port, and clients of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use alknet_call::{CallError, ErrorCode};
@@ -10,13 +10,15 @@ use alknet_call::{
 };
 use alknet_core::config::NodeConfig;
 use alknet_core::{
-    AuthContext, AuthToken, Carriage, Identity, IdentityKind, IdentityProvider, PeerKey,
-    ProtocolHandler, memory_pair,
+    AuthContext, AuthToken, BoxError, BoxFuture, Carriage, Connection, HandlerError, Identity,
+    IdentityKind, IdentityProvider, MountBody, PeerKey, ProtocolHandler, memory_pair,
 };
 use alknet_gateway::{Caller, Gateway};
-use alknet_http::{Document, Health, Http, Outside, Parts, RouteError, Settings};
+use alknet_http::limits::Patience;
+use alknet_http::{Document, Health, Http, Outside, Parts, Responder, RouteError, Settings};
 use axum::Extension;
-use axum::routing::{MethodRouter, get};
+use axum::body::Body;
+use axum::routing::{MethodRouter, get, post};
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
@@ -26,7 +28,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 pub(crate) const VERSIONS: [&str; 2] = ["h1", "h2"];
 
@@ -50,7 +54,10 @@ impl Told {
     }
 }
 
-struct Who(watch::Sender<u64>);
+struct Who {
+    changes: watch::Sender<u64>,
+    revoked: AtomicBool,
+}
 
 impl IdentityProvider for Who {
     fn by_key(&self, _: &PeerKey) -> Option<Arc<Identity>> {
@@ -59,7 +66,7 @@ impl IdentityProvider for Who {
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
         let (id, scopes): (&str, &[&str]) = match token.expose() {
-            "good" => ("token", &[]),
+            "good" if !self.revoked.load(Ordering::SeqCst) => ("token", &[]),
             "admin" => ("admin", &["admin"]),
             _ => return None,
         };
@@ -73,7 +80,7 @@ impl IdentityProvider for Who {
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
-        self.0.subscribe()
+        self.changes.subscribe()
     }
 }
 
@@ -93,10 +100,35 @@ impl Document for Well {
     }
 }
 
+/// Reads what it is sent, and says whether that came to an end.
+struct Reader;
+
+impl Responder for Reader {
+    fn respond(
+        &self,
+        request: Request<MountBody>,
+        _: Caller,
+    ) -> BoxFuture<'_, Response<MountBody>> {
+        Box::pin(async {
+            let status = read(request.into_body()).await;
+            let body = Full::<Bytes>::default().map_err(|never| -> BoxError { match never {} });
+            let mut response = Response::new(MountBody::new(body));
+            *response.status_mut() = status;
+            response
+        })
+    }
+}
+
+async fn read(body: impl http_body::Body) -> StatusCode {
+    let read = body.collect().await;
+    read.map_or(StatusCode::BAD_REQUEST, |_| StatusCode::OK)
+}
+
 pub(crate) struct Node {
     http: Arc<Http>,
     gateway: Arc<Gateway>,
     dropped: Arc<AtomicUsize>,
+    who: Arc<Who>,
 }
 
 /// Counts when it is dropped before its work was done.
@@ -172,13 +204,26 @@ fn registry(dropped: &Arc<AtomicUsize>) -> Registry {
                 stream::iter((0..most).map(|n| Ok::<_, CallError>(Value::from(n))))
             }),
         ))
+        .with(Registration::new(
+            identified(OperationSpec::subscription("test/silent", "A test.")),
+            HandlerKind::stream(|_, _| stream::pending::<Result<Value, CallError>>()),
+        ))
         .build()
         .expect("the operations are fine")
 }
 
 impl Node {
     pub(crate) fn new(config: &str) -> Self {
-        Self::make(config, Vec::new()).expect("nobody wants a path of another")
+        Self::make(config, Patience::default(), None, Vec::new())
+            .expect("nobody wants a path of another")
+    }
+
+    /// One that has other patience, and parts of others that read bodies: the page, tools, `/mine`.
+    pub(crate) fn patient(patience: Patience) -> Self {
+        let route = post(|request: Request<Body>| read(request.into_body()));
+        let reader: Arc<dyn Responder> = Arc::new(Reader);
+        Self::make("", patience, Some(reader), vec![("/mine", route)])
+            .expect("nobody wants a path of another")
     }
 
     pub(crate) fn with_route(path: &'static str) -> Result<Self, RouteError> {
@@ -187,24 +232,32 @@ impl Node {
                 .identity
                 .map_or_else(|| "nobody".to_owned(), |who| who.id.to_string())
         });
-        Self::make("", vec![(path, route)])
+        Self::make("", Patience::default(), None, vec![(path, route)])
     }
 
-    fn make(config: &str, routes: Vec<(&'static str, MethodRouter)>) -> Result<Self, RouteError> {
+    fn make(
+        config: &str,
+        patience: Patience,
+        reader: Option<Arc<dyn Responder>>,
+        routes: Vec<(&'static str, MethodRouter)>,
+    ) -> Result<Self, RouteError> {
         let config = NodeConfig::parse(config.as_bytes()).expect("a configuration");
         let dropped = Arc::default();
-        let who = Arc::new(Who(watch::Sender::new(0)));
-        let dispatcher = Dispatcher::new(registry(&dropped)).with_identities(who);
+        let who = Arc::new(Who {
+            changes: watch::Sender::new(0),
+            revoked: AtomicBool::new(false),
+        });
+        let dispatcher = Dispatcher::new(registry(&dropped)).with_identities(Arc::clone(&who) as _);
         let gateway = Arc::new(Gateway::default());
         let parts = Parts {
             dispatcher: Arc::new(dispatcher),
             gateway: Arc::clone(&gateway),
-            settings: Settings::new(&config),
+            settings: Settings::new(&config).with_patience(patience),
             health: Arc::new(Well),
             document: Arc::new(Well),
             challenges: None,
-            mcp: None,
-            page: None,
+            mcp: reader.clone(),
+            page: reader,
             websocket: true,
             site: None,
             mounts: Vec::new(),
@@ -214,7 +267,14 @@ impl Node {
             http: Arc::new(Http::new(parts, true)?),
             gateway,
             dropped,
+            who,
         })
+    }
+
+    /// The token "good" is nobody's from now on.
+    pub(crate) fn revoke(&self) {
+        self.who.revoked.store(true, Ordering::SeqCst);
+        self.who.changes.send_modify(|n| *n += 1);
     }
 
     /// It was seen so from outside.
@@ -236,8 +296,8 @@ impl Node {
         tokio::time::timeout(HUNG, wait).await.expect("it hangs");
     }
 
-    pub(crate) async fn client(&self, version: &'static str) -> Client {
-        let alpn: &[u8] = if version == "h1" { b"http/1.1" } else { b"h2" };
+    /// A connection, and what serves it.
+    fn dial(&self, alpn: &'static [u8]) -> (Connection, JoinHandle<Result<(), HandlerError>>) {
         let (dialled, accepted) = memory_pair(alpn);
         let auth = AuthContext {
             identity: None,
@@ -248,7 +308,35 @@ impl Node {
             carriage: Carriage::Memory,
             early_data: false,
         };
-        tokio::spawn(Arc::clone(&self.http).handle(accepted, auth));
+        let served = tokio::spawn(Arc::clone(&self.http).handle(accepted, auth));
+        (dialled, served)
+    }
+
+    /// Says this over HTTP/1.1, and hears until it has heard `end`.
+    pub(crate) async fn hears(&self, text: &str, end: &str) -> String {
+        let (dialled, _served) = self.dial(b"http/1.1");
+        let work = async {
+            let (mut send, mut recv) = dialled.open_bi().await.expect("a stream");
+            send.write_all(text.as_bytes()).await.expect("it reads");
+            let mut heard = Vec::new();
+            while !String::from_utf8_lossy(&heard).contains(end) {
+                let read = recv.read_buf(&mut heard).await.expect("it answers");
+                assert_ne!(read, 0, "{}", String::from_utf8_lossy(&heard));
+            }
+            String::from_utf8(heard).expect("text")
+        };
+        tokio::time::timeout(HUNG, work).await.expect("it hangs")
+    }
+
+    pub(crate) async fn client(&self, version: &'static str) -> Client {
+        self.connect(version).await.0
+    }
+
+    /// A client, and what serves it.
+    pub(crate) async fn connect(&self, version: &'static str) -> (Client, Served) {
+        let alpn: &[u8] = if version == "h1" { b"http/1.1" } else { b"h2" };
+        let (dialled, served) = self.dial(alpn);
+        let served = Served(served);
         let (send, recv) = dialled.open_bi().await.expect("a stream");
         let io = TokioIo::new(tokio::io::join(recv, send));
         if version == "h1" {
@@ -257,7 +345,7 @@ impl Node {
                 let _dialled = dialled;
                 connection.await
             });
-            return Client::H1(sender);
+            return (Client::H1(sender), served);
         }
         let made = http2::handshake(TokioExecutor::new(), io).await;
         let (sender, connection) = made.expect("HTTP/2");
@@ -265,7 +353,7 @@ impl Node {
             let _dialled = dialled;
             connection.await
         });
-        Client::H2(sender)
+        (Client::H2(sender), served)
     }
 
     pub(crate) fn request(
@@ -303,11 +391,32 @@ impl Node {
         self.client(version).await.told(request).await
     }
 
-    pub(crate) async fn events(&self, version: &'static str, token: &str, body: &Value) -> Told {
+    pub(crate) fn subscribe(&self, token: &str, body: &Value) -> Request<Full<Bytes>> {
         let mut request = self.request(Method::POST, Some(token), "/subscribe", &body.to_string());
         let kind = "text/event-stream".parse().expect("a header");
         request.headers_mut().insert(ACCEPT, kind);
+        request
+    }
+
+    pub(crate) async fn events(&self, version: &'static str, token: &str, body: &Value) -> Told {
+        let request = self.subscribe(token, body);
         self.client(version).await.told(request).await
+    }
+}
+
+/// The serving of one connection.
+pub(crate) struct Served(JoinHandle<Result<(), HandlerError>>);
+
+impl Served {
+    /// Waits until the node ends it.
+    pub(crate) async fn ended(self) {
+        let ended = tokio::time::timeout(HUNG, self.0).await.expect("it hangs");
+        let ended = ended.expect("it does not panic");
+        ended.expect("it is no failure");
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_finished()
     }
 }
 

@@ -133,11 +133,17 @@ fn slow_bodies_are_ended_and_others_are_served() {
     let bench = Bench::new();
     let web = Web::start(&bench, "");
     let known = format!("application/json\r\nAuthorization: Bearer {}", web.reader);
-    // Of somebody who may not call anything, which need not be read, and of somebody who may.
-    for kind in ["application/json", &known] {
-        let body = ["-B", "-i", "1", "-x", "10", "-s", "9000", "-f", kind];
+    let form = "application/x-www-form-urlencoded";
+    // Of somebody who may not call anything, which need not be read, and of somebody who may; and a form,
+    // which anybody may send: so slowly that it is not too long before the attack is over.
+    for (path, kind, pause) in [
+        ("/call", "application/json", "1"),
+        ("/call", known.as_str(), "1"),
+        ("/status/enter", form, "10"),
+    ] {
+        let body = ["-B", "-i", pause, "-x", "10", "-s", "9000", "-f", kind];
         let arguments = [&body[..], &["-l", LASTS]].concat();
-        Attack::begin(&bench, &web, "/call", &arguments).ends(&bench, End::Server);
+        Attack::begin(&bench, &web, path, &arguments).ends(&bench, End::Server);
     }
 }
 
@@ -151,8 +157,8 @@ fn ranges_without_number_cost_little() {
     }
 }
 
-/// Nothing ends whoever reads slowly, for an answer may take its time. It costs a bounded number of
-/// connections and what a connection keeps of its answer.
+/// Whoever reads slowly is ended, but only after longer than this attack lasts, for an answer may take its
+/// time. Until then it costs a bounded number of connections and what a connection keeps of its answer.
 #[test]
 fn slow_readers_cost_little_and_others_are_served() {
     let bench = Bench::new();

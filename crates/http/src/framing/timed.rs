@@ -1,0 +1,192 @@
+//! How fast bodies of requests have to come.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use alknet_core::BoxError;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use crate::limits::{BODY_BYTES_PER_SECOND, Patience};
+
+/// Why a body ends that its sender has not ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the body comes too slowly")]
+struct Slow;
+
+/// Whether that is why a body broke off.
+pub(crate) fn is_slow(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<Slow>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// A body that ends with an error where its sender is too slow, whoever reads it. Most bodies are there by
+/// then: nothing is timed before there is something to wait for.
+pub(super) struct Timed<B> {
+    body: B,
+    idle: Duration,
+    grace: Duration,
+    have: u64,
+    /// How long it was waited for, all in all.
+    waited: Duration,
+    /// Since when it is, and until when it may be.
+    since: Option<Instant>,
+    limit: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Timed<B> {
+    pub(super) fn new(body: B, patience: Patience) -> Self {
+        Self {
+            body,
+            idle: patience.body_idle,
+            grace: patience.body_grace,
+            have: 0,
+            waited: Duration::ZERO,
+            since: None,
+            limit: None,
+        }
+    }
+
+    /// Resolves when nothing came for too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let idle = self.idle;
+        let limit = self
+            .limit
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+        if self.since.is_none() {
+            let now = Instant::now();
+            self.since = Some(now);
+            limit.as_mut().reset(now + idle);
+        }
+        limit.as_mut().poll(cx)
+    }
+
+    /// Counts what came.
+    fn came(&mut self, bytes: usize) -> Result<(), Slow> {
+        self.have += bytes as u64;
+        let Some(since) = self.since.take() else {
+            return Ok(());
+        };
+        self.waited += since.elapsed();
+        let due = self.waited.as_millis() * u128::from(BODY_BYTES_PER_SECOND) / 1000;
+        if self.waited > self.grace && u128::from(self.have) < due {
+            return Err(Slow);
+        }
+        Ok(())
+    }
+}
+
+impl<B> Body for Timed<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            return self.poll_late(cx).map(|()| Some(Err(Slow.into())));
+        };
+        let counted = frame.map(|frame| -> Result<Frame<Bytes>, BoxError> {
+            let frame = frame.map_err(Into::<BoxError>::into)?;
+            self.came(frame.data_ref().map_or(0, Bytes::len))?;
+            Ok(frame)
+        });
+        Poll::Ready(counted)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt, stream};
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// What a body of these pieces comes to.
+    async fn read(
+        pieces: impl futures_util::Stream<Item = Bytes> + Send + 'static,
+        (body_idle, body_grace): (Duration, Duration),
+    ) -> Result<Bytes, axum::Error> {
+        let pieces = pieces.map(Ok::<_, std::io::Error>);
+        let patience = Patience {
+            body_idle,
+            body_grace,
+            ..Patience::default()
+        };
+        let body = Timed::new(axum::body::Body::from_stream(pieces), patience);
+        // As it is handed on: boxed, and its error within another.
+        let read = axum::body::Body::new(body).collect().await;
+        read.map(http_body_util::Collected::to_bytes)
+    }
+
+    #[tokio::test]
+    async fn what_is_there_already_is_not_timed() {
+        let pieces = stream::iter(vec![Bytes::from_static(b"x"); 100]);
+        let read = read(pieces, (Duration::ZERO, Duration::ZERO)).await;
+        assert_eq!(read.expect("nothing was waited for").len(), 100);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_come_ends() {
+        let pieces = stream::iter([Bytes::from_static(b"x")]).chain(stream::pending());
+        let error = read(pieces, (MOMENT, LONG)).await.expect_err("no end");
+        assert!(is_slow(&error), "{error}");
+    }
+
+    /// A byte now and then, so that it never pauses for long.
+    #[tokio::test]
+    async fn what_drips_ends() {
+        let pieces = stream::repeat(Bytes::from_static(b"x")).then(|byte| async {
+            tokio::time::sleep(MOMENT).await;
+            byte
+        });
+        let error = read(pieces, (LONG, 4 * MOMENT)).await.expect_err("no end");
+        assert!(is_slow(&error), "{error}");
+    }
+
+    /// The same, but a thousand times as much each time.
+    #[tokio::test]
+    async fn what_comes_fast_enough_may_take_its_time() {
+        let piece = Bytes::from(vec![b'x'; 64 << 10]);
+        let pieces = stream::iter(vec![piece; 10]).then(|piece| async {
+            tokio::time::sleep(MOMENT).await;
+            piece
+        });
+        let read = read(pieces, (LONG, 4 * MOMENT)).await;
+        assert_eq!(read.expect("it is fast enough").len(), 10 * (64 << 10));
+    }
+
+    #[tokio::test]
+    async fn what_breaks_off_is_not_slow() {
+        let broken = stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]);
+        let body = axum::body::Body::from_stream(broken);
+        let body = Timed::new(body, Patience::default());
+        let error = body.collect().await.expect_err("it breaks off");
+        assert!(!is_slow(&*error), "{error}");
+    }
+}

@@ -1,0 +1,149 @@
+//! How long clients are waited for.
+
+use std::time::Duration;
+
+use alknet_http::limits::Patience;
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::node::{Node, VERSIONS};
+
+const MOMENT: Duration = Duration::from_millis(20);
+
+/// Enough for a request over a connection in memory.
+const ENOUGH: Duration = Duration::from_secs(2);
+
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What is sent when there is no event.
+const PING: &str = ": ping\n\n";
+
+/// Reads until there is so much, or no more.
+async fn text(response: &mut Response<Incoming>, bytes: usize) -> String {
+    let work = async {
+        let mut text = Vec::new();
+        while text.len() < bytes
+            && let Some(frame) = response.body_mut().frame().await
+        {
+            let frame = frame.expect("it goes on").into_data();
+            text.extend_from_slice(&frame.unwrap_or_default());
+        }
+        String::from_utf8(text).expect("text")
+    };
+    let read = tokio::time::timeout(Duration::from_secs(60), work).await;
+    read.expect("it hangs")
+}
+
+/// Whoever reads it: the gateway, the page, tools, routes of others.
+#[tokio::test]
+async fn bodies_that_do_not_come_are_given_up() {
+    let node = Node::patient(Patience {
+        body_idle: MOMENT,
+        ..Patience::default()
+    });
+    for path in [
+        "/call",
+        "/batch",
+        "/subscribe",
+        "/status/enter",
+        "/mcp",
+        "/mine",
+    ] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer good\r\n\
+             Accept: text/event-stream\r\nContent-Type: application/json\r\n\
+             Content-Length: 100\r\n\r\n{{"
+        );
+        let told = node.hears(&head, "TIMEOUT").await;
+        assert!(told.starts_with("HTTP/1.1 408 "), "{path}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn connections_without_a_request_are_ended() {
+    for version in VERSIONS {
+        let node = Node::patient(Patience {
+            head: MOMENT,
+            keep_alive: LONG,
+            ..Patience::default()
+        });
+        let (_client, served) = node.connect(version).await;
+        served.ended().await;
+
+        let node = Node::patient(Patience {
+            head: ENOUGH,
+            keep_alive: MOMENT,
+            ..Patience::default()
+        });
+        let (mut client, served) = node.connect(version).await;
+        let request = node.request(Method::GET, None, "/healthz", "");
+        let mut response = client.ask(request).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(text(&mut response, usize::MAX).await, "ok\n");
+        served.ended().await;
+    }
+}
+
+/// As long as a stream of events is open the connection is not idle, though nothing happens.
+#[tokio::test]
+async fn streams_without_events_have_comments_and_go_on() {
+    for version in VERSIONS {
+        let node = Node::patient(Patience {
+            head: ENOUGH,
+            keep_alive: MOMENT,
+            event_ping: MOMENT,
+            ..Patience::default()
+        });
+        let (mut client, served) = node.connect(version).await;
+        let body = json!({ "operation": "/test/silent" });
+        let mut response = client.ask(node.subscribe("good", &body)).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        // They take longer than any connection is kept without a request.
+        let pings = 2 * ENOUGH.as_millis() / MOMENT.as_millis();
+        let told = text(&mut response, pings as usize * PING.len()).await;
+        assert_eq!(told.replace(PING, ""), "", "{version}");
+        assert!(!served.is_over(), "{version}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_takes_nothing_of_an_answer_is_cut_off() {
+    for version in VERSIONS {
+        let node = Node::patient(Patience {
+            reader: 10 * MOMENT,
+            ..Patience::default()
+        });
+        let (mut client, served) = node.connect(version).await;
+        let body = json!({ "operation": "/test/count", "input": u64::MAX });
+        let response = client.ask(node.subscribe("good", &body)).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        served.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn streams_end_when_their_token_is_revoked() {
+    for version in VERSIONS {
+        for by_ticket in [false, true] {
+            let node = Node::new("");
+            let mut request = node.subscribe("good", &json!({ "operation": "/test/silent" }));
+            if by_ticket {
+                let prefer = HeaderName::from_static("prefer");
+                let later = HeaderValue::from_static("respond-async");
+                request.headers_mut().insert(prefer, later);
+                let made = node.client(version).await.told(request).await.json();
+                let url = made["url"].as_str().expect("a ticket");
+                request = node.request(Method::GET, None, url, "");
+            }
+            let mut client = node.client(version).await;
+            let mut response = client.ask(request).await;
+            assert_eq!(response.status(), StatusCode::OK);
+            node.revoke();
+            let told = text(&mut response, usize::MAX).await;
+            assert!(told.starts_with("event: error\ndata: {"), "{told}");
+            assert!(told.contains("\"UNAUTHENTICATED\""), "{told}");
+        }
+    }
+}
