@@ -55,7 +55,8 @@ pub enum ToNode {
         #[serde(default)]
         records: BTreeMap<String, EncryptedData>,
     },
-    /// What happened to the vault, to be written to its log: records as the vault writes them.
+    /// What happened to the vault, to be written to its log: records as the vault writes them. Said
+    /// while the vault is open, and again to the next node unless [`ToInit::VaultEventsWritten`] comes.
     VaultEvents { records: Vec<String> },
 }
 
@@ -74,6 +75,8 @@ pub enum ToInit {
     Ready { status: NodeStatus },
     /// Served protocols, identity or enrolment changed.
     Status { status: NodeStatus },
+    /// So many more of the records of [`ToNode::VaultEvents`], in their order, are in the log.
+    VaultEventsWritten { count: u64 },
     /// The node locked the vault, for an administrator; hard: it ends, to forget what it derived.
     VaultLocked { hard: bool, by: String },
     /// Fault injection, accepted only when the hypervisor switched it on: PID 1 misbehaves.

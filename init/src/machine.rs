@@ -374,6 +374,7 @@ impl Machine {
                     records: self.settings.records.clone(),
                 });
                 self.node = Some(node);
+                self.keeper.events().hand_over_again();
                 self.tell_events();
                 self.alone = false;
             }
@@ -465,6 +466,10 @@ impl Machine {
                 self.learn(status);
             }
             ToInit::Status { status } => self.learn(status),
+            ToInit::VaultEventsWritten { count } => {
+                self.keeper.events().written(count);
+                self.tell_events();
+            }
             ToInit::VaultLocked { hard, by } => self.lock(hard, &by, now),
         }
     }

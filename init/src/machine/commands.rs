@@ -15,6 +15,8 @@ use crate::{
 const ANSWER_MS_MAX: u64 = 120_000;
 /// How long words that somebody asked for can be read, ms.
 const SHOWN_MS_MAX: u64 = 600_000;
+/// Folder of the state directory with the vault's log, which the node writes.
+const AUDIT_DIR: &str = "audit";
 /// What the log calls a command that fails.
 const PART: &str = "a command about the vault";
 
@@ -71,8 +73,10 @@ impl Machine {
         self.working = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
+        let audit = self.state_dir.join(AUDIT_DIR);
         self.blocking(PART, move || {
             let place = Place {
+                audit: &audit,
                 device: &device,
                 keeper: &keeper,
                 log: &log,

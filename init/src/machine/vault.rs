@@ -85,6 +85,7 @@ impl Machine {
         self.waiting = waiting;
         if self.waiting.is_none() {
             self.supervisor.start(now);
+            self.tell_events();
         }
         self.vault_changed();
     }
@@ -198,10 +199,14 @@ impl Machine {
     /// Forgets the seed. What was derived goes on, or ends with the node.
     pub(super) fn lock(&mut self, hard: bool, by: &str, now: u64) {
         self.log.warn(format_args!("the vault was locked by {by}"));
-        if self.keeper.is_open() {
+        // A node that was asked to has locked it already, and says so now.
+        let was_open = self.keeper.is_open() || self.waiting.is_none();
+        self.keeper.lock();
+        let end = hard.then(|| self.supervisor.idle(now)).flatten();
+        // What is locked is locked again only where the keys of a node go as well.
+        if self.keeper.is_locked() && (was_open || end.is_some()) {
             self.keeper.events().add(VaultEvent::Locked { hard });
         }
-        self.keeper.lock();
         self.keeper.take_words();
         let hint = "type what opens it on the console, or restart the machine";
         let text = "the vault was locked";
@@ -210,8 +215,7 @@ impl Machine {
         self.drop_command();
         self.asking.end();
         self.asking.wait_for(self.waiting.as_ref());
-        self.tell_events();
-        if hard && let Some(order) = self.supervisor.idle(now) {
+        if let Some(order) = end {
             self.obey(order, now);
         }
         self.vault_changed();
@@ -347,14 +351,17 @@ impl Machine {
         }
     }
 
-    /// What happened is the node's to write down.
-    pub(super) fn tell_events(&mut self) {
-        let Some(node) = &self.node else {
+    /// What happened is the node's to write down, by a key of the open vault. What it does not say to
+    /// have written is kept.
+    pub(super) fn tell_events(&self) {
+        let Some(node) = self.node.as_ref().filter(|_| self.keeper.is_open()) else {
             return;
         };
-        let records = self.keeper.events().take();
-        if !records.is_empty() {
-            node.send(ToNode::VaultEvents { records });
+        let records = self.keeper.events().fresh();
+        let count = records.len();
+        // Where there is no room now, the next event finds some.
+        if count > 0 && node.send(ToNode::VaultEvents { records }) {
+            self.keeper.events().handed(count);
         }
     }
 

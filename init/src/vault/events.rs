@@ -1,5 +1,6 @@
-//! What happened to the vault, until the node writes it down: PID 1 opens the vault before there is
-//! a place for its log, and the node alone writes that.
+//! What happened to the vault, until it is in the log. The node alone writes that, by a key of the vault:
+//! what happens before there is a node, while the vault is locked, or to a node that ends before it has
+//! written, is kept here and handed to the next one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,42 +8,89 @@ use alknet_vault::audit::{BootId, Event, Record};
 
 /// Most events kept; the oldest, which tell how it began.
 const EVENTS_MAX: usize = 1_000;
+/// Events handed over by one message.
+const BATCH: usize = 100;
 
-/// Events that nobody has written yet.
+/// Events that are not known to be in the log.
 #[derive(Debug)]
 pub(crate) struct Events {
     boot: BootId,
-    waiting: Mutex<Vec<Record>>,
+    list: Mutex<List>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    /// As the node reads them, oldest first.
+    records: Vec<String>,
+    /// How many of them the node that runs was handed.
+    handed: usize,
+    /// How many were not kept, until that is one of the events.
+    dropped: u64,
 }
 
 impl Default for Events {
     fn default() -> Self {
         Self {
             boot: boot_id(),
-            waiting: Mutex::default(),
+            list: Mutex::default(),
         }
     }
 }
 
 impl Events {
     pub(crate) fn add(&self, event: Event) {
-        let mut waiting = self.waiting();
-        if waiting.len() < EVENTS_MAX {
-            waiting.push(Record::new(now_ms(), self.boot.clone(), event));
+        let mut list = self.list();
+        self.tell_dropped(&mut list);
+        self.push(&mut list, event);
+    }
+
+    /// The oldest that the node was not handed yet, as it reads them.
+    pub(crate) fn fresh(&self) -> Vec<String> {
+        let list = self.list();
+        let fresh = list.records.iter().skip(list.handed).take(BATCH);
+        fresh.cloned().collect()
+    }
+
+    /// The node was handed so many more.
+    pub(crate) fn handed(&self, count: usize) {
+        let mut list = self.list();
+        list.handed = list.records.len().min(list.handed + count);
+    }
+
+    /// So many of those that the node was handed are in the log: they are forgotten.
+    pub(crate) fn written(&self, count: u64) {
+        let mut list = self.list();
+        let count = usize::try_from(count).map_or(list.handed, |count| count.min(list.handed));
+        list.records.drain(..count);
+        list.handed -= count;
+        self.tell_dropped(&mut list);
+    }
+
+    /// Another node runs, which was handed nothing.
+    pub(crate) fn hand_over_again(&self) {
+        self.list().handed = 0;
+    }
+
+    /// Once there is room, that there was none before is an event of its own.
+    fn tell_dropped(&self, list: &mut List) {
+        if list.dropped > 0 && list.records.len() < EVENTS_MAX {
+            let count = std::mem::take(&mut list.dropped);
+            self.push(list, Event::Dropped { count });
         }
     }
 
-    /// All of them, as the node reads them, and none is left.
-    pub(crate) fn take(&self) -> Vec<String> {
-        let records = std::mem::take(&mut *self.waiting());
-        // None has a text longer than a label or the name of a slot.
-        let texts = records.iter().filter_map(|record| record.to_json().ok());
-        texts.collect()
+    /// Keeps an event, or counts it.
+    fn push(&self, list: &mut List, event: Event) {
+        let record = Record::new(now_ms(), self.boot.clone(), event);
+        match record.to_json() {
+            Ok(text) if list.records.len() < EVENTS_MAX => list.records.push(text),
+            _ => list.dropped += 1,
+        }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Record>> {
-        // A list is whole after any panic.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn list(&self) -> MutexGuard<'_, List> {
+        // Plain values: whole after any panic.
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -56,4 +104,56 @@ fn boot_id() -> BootId {
     let known = text.unwrap_or_default().trim().parse();
     let known = known.or_else(|_| "unknown".parse());
     known.unwrap_or_else(|_| unreachable!("a plain name is one"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hands over as the machine does, and says what.
+    fn hand_over(events: &Events) -> Vec<String> {
+        let fresh = events.fresh();
+        events.handed(fresh.len());
+        fresh
+    }
+
+    #[test]
+    fn what_no_node_has_written_is_handed_to_the_next() {
+        let events = Events::default();
+        events.add(Event::Created);
+        events.add(Event::Locked { hard: true });
+        let first = hand_over(&events);
+        assert_eq!(first.len(), 2);
+        assert!(first[1].contains(r#""detail":{"hard":true},"ev":"locked""#));
+        assert!(events.fresh().is_empty(), "it has them");
+        events.written(1);
+        events.hand_over_again();
+        assert_eq!(hand_over(&events), first[1..]);
+        // No node has written what it was not handed.
+        events.add(Event::Rekeyed);
+        events.written(u64::MAX);
+        assert_eq!(events.fresh().len(), 1);
+        assert!(events.fresh()[0].contains("rekeyed"));
+    }
+
+    #[test]
+    fn what_is_not_kept_is_counted() {
+        let events = Events::default();
+        for _ in 0..EVENTS_MAX + 7 {
+            events.add(Event::Imported);
+        }
+        let mut handed = Vec::new();
+        while handed.len() < EVENTS_MAX {
+            let batch = hand_over(&events);
+            assert_eq!(batch.len(), BATCH);
+            handed.extend(batch);
+        }
+        assert!(events.fresh().is_empty());
+        events.written(3);
+        events.add(Event::Rekeyed);
+        let rest = hand_over(&events);
+        assert_eq!(rest.len(), 2);
+        assert!(rest[0].contains(r#""detail":{"count":7},"ev":"dropped""#));
+        assert!(rest[1].contains("rekeyed"));
+    }
 }

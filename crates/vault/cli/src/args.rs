@@ -51,6 +51,26 @@ impl WordsArgs {
     }
 }
 
+/// Which log is read.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// The folder of a log that lies elsewhere, such as audit of a machine's data partition [default:
+    /// audit in the vault's directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) log: Option<PathBuf>,
+}
+
+/// Arguments of `alknet vault audit verify`.
+#[derive(Debug, Args)]
+pub struct AuditVerifyArgs {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(flatten)]
+    pub(crate) words: WordsArgs,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
+}
+
 /// What an attempt at a passphrase costs.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct CostArgs {

@@ -5,7 +5,8 @@
 //! `credentials`. Verbs that only need the recovery words work without one.
 //!
 //! What a node does with its own vault is none of this: nothing here reaches a network. Whoever has one
-//! adds `lock` and `unlock`, and asks nodes for their status ([`StatusArgs::node`]).
+//! adds `lock`, and asks nodes for their status ([`StatusArgs::node`]). Nobody adds `unlock`: a machine
+//! asks at its console for what opens its vault, and takes it from nowhere else.
 
 mod args;
 mod ask;
@@ -25,9 +26,9 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 pub use args::{
-    CostArgs, CurveArg, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, MigrateArgs,
-    NewArgs, OpenArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
-    RotateArgs, SealArgs, SlotArg, StatusArgs, WordsArgs,
+    AuditVerifyArgs, CostArgs, CurveArg, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs,
+    LogArgs, MigrateArgs, NewArgs, OpenArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs,
+    RekeyArgs, RemoveArgs, RotateArgs, SealArgs, SlotArg, StatusArgs, WordsArgs,
 };
 pub use ask::{Ask, Terminal};
 pub use error::CliError;
@@ -40,8 +41,8 @@ pub use verbs::{AuditVerb, SlotVerb, Verb};
 pub fn run(verb: Verb, json: bool, out: &mut dyn Write, ask: &mut dyn Ask) -> Result<(), CliError> {
     let mut cli = Cli { json, out, ask };
     match verb {
-        Verb::Audit(AuditVerb::Show { place, last }) => cli.audit_show(&place, last),
-        Verb::Audit(AuditVerb::Verify(open)) => cli.audit_verify(&open),
+        Verb::Audit(AuditVerb::Show { log, place, last }) => cli.audit_show(&log, &place, last),
+        Verb::Audit(AuditVerb::Verify(args)) => cli.audit_verify(&args),
         Verb::Derive(args) => cli.derive(&args),
         Verb::ExportKey(args) => cli.export_key(&args),
         Verb::ExportPhrase(open) => cli.export_phrase(&open),

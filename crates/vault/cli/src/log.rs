@@ -3,30 +3,38 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
 
-use alknet_vault::audit::verify;
+use alknet_vault::audit::{Verified, verify};
 use alknet_vault::limits::{AUDIT_FILES, MAX_AUDIT_LINE_BYTES};
 use serde_json::{Value, json};
 
-use crate::args::{DirArgs, OpenArgs};
-use crate::place::{Opened, Place};
+use crate::args::{AuditVerifyArgs, DirArgs, LogArgs};
+use crate::place::{Opened, Place, offline};
 use crate::{Cli, CliError};
 
 impl Cli<'_> {
     pub(crate) fn audit_show(
         &mut self,
+        log: &LogArgs,
         place: &DirArgs,
         last: Option<usize>,
     ) -> Result<(), CliError> {
-        let place = Place::look(&place.dir);
-        place.load()?;
+        let dir = match &log.log {
+            Some(dir) => there(dir)?,
+            None => {
+                let place = Place::look(&place.dir);
+                place.load()?;
+                place.path("audit")
+            }
+        };
         let mut kept: VecDeque<String> = VecDeque::new();
         for age in (0..AUDIT_FILES).rev() {
             let name = match age {
                 0 => "vault.log".to_owned(),
                 age => format!("vault.log.{age}"),
             };
-            let path = place.path("audit").join(name);
+            let path = dir.join(name);
             let file = match File::open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -62,11 +70,17 @@ impl Cli<'_> {
         Ok(())
     }
 
-    pub(crate) fn audit_verify(&mut self, open: &OpenArgs) -> Result<(), CliError> {
-        let opened = Opened::open(open, self.ask)?;
-        let verified = verify(&opened.place.path("audit"), &opened.vault)?;
-        // Only now: a break must not be followed by lines of ours.
-        opened.finish()?;
+    pub(crate) fn audit_verify(&mut self, args: &AuditVerifyArgs) -> Result<(), CliError> {
+        let elsewhere = args.log.log.as_deref().map(there).transpose()?;
+        let verified = if args.words.asked() {
+            let dir = match elsewhere {
+                Some(dir) => dir,
+                None => there(&args.open.place.dir.join("audit"))?,
+            };
+            verify(&dir, &offline(&args.words, self.ask)?)?
+        } else {
+            self.verify_by_vault(args, elsewhere)?
+        };
         let value = json!({
             "lines": verified.lines,
             "first": verified.first,
@@ -77,6 +91,19 @@ impl Cli<'_> {
             verified.lines, verified.first, verified.last
         );
         self.print(&value, &text)
+    }
+
+    fn verify_by_vault(
+        &mut self,
+        args: &AuditVerifyArgs,
+        elsewhere: Option<PathBuf>,
+    ) -> Result<Verified, CliError> {
+        let opened = Opened::open(&args.open, self.ask)?;
+        let dir = elsewhere.unwrap_or_else(|| opened.place.path("audit"));
+        let verified = verify(&dir, &opened.vault)?;
+        // Only now: a break must not be followed by lines of ours.
+        opened.finish()?;
+        Ok(verified)
     }
 
     /// A line as it is shown: as it is, or for people.
@@ -91,4 +118,17 @@ impl Cli<'_> {
         let event = value["ev"].as_str()?.escape_default();
         Some(format!("{seq:>6}  {t}  {event}  {}", value["detail"]))
     }
+}
+
+/// A folder that has a log: without one there is nothing to verify, and nobody is told that it is whole.
+fn there(dir: &Path) -> Result<PathBuf, CliError> {
+    // A power cut leaves the second alone while the first is begun.
+    for name in ["vault.log", "vault.log.1"] {
+        let log = dir.join(name);
+        if log.try_exists().map_err(CliError::file(&log))? {
+            return Ok(dir.to_owned());
+        }
+    }
+    let text = format!("there is no vault.log in {}", dir.display());
+    Err(CliError::Usage(text))
 }

@@ -6,9 +6,9 @@ use alknet_vault::slots::SlotId;
 use clap::Subcommand;
 
 use crate::args::{
-    CostArgs, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, MigrateArgs, OpenArgs,
-    PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs, RotateArgs, SealArgs,
-    SlotArg, StatusArgs, slot_id,
+    AuditVerifyArgs, CostArgs, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, LogArgs,
+    MigrateArgs, OpenArgs, PasswdArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
+    RotateArgs, SealArgs, SlotArg, StatusArgs, slot_id,
 };
 
 /// The verbs below `alknet vault` that need no connection.
@@ -96,8 +96,13 @@ alknet vault status ed25519:…@192.0.2.7:443")]
 #[derive(Debug, Subcommand)]
 pub enum AuditVerb {
     /// Print the log, oldest first; believes it.
-    #[command(after_help = "Example:\n  alknet vault audit show --dir vault --last 20")]
+    #[command(
+        after_help = "Examples:\n  alknet vault audit show --dir vault --last 20\n  \
+alknet vault audit show --log rescued/audit"
+    )]
     Show {
+        #[command(flatten)]
+        log: LogArgs,
         #[command(flatten)]
         place: DirArgs,
         /// Only so many of the newest lines.
@@ -105,8 +110,9 @@ pub enum AuditVerb {
         last: Option<usize>,
     },
     /// Check that no line was changed, removed or put in.
-    #[command(after_help = "Example:\n  alknet vault audit verify --dir vault")]
-    Verify(OpenArgs),
+    #[command(after_help = "Examples:\n  alknet vault audit verify --dir vault\n  \
+alknet vault audit verify --log rescued/audit --mnemonic-stdin <words.txt")]
+    Verify(AuditVerifyArgs),
 }
 
 /// The verbs below `alknet vault slot`.

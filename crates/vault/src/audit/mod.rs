@@ -13,6 +13,7 @@
 mod event;
 mod line;
 mod log;
+mod read;
 mod verify;
 
 use thiserror::Error;
@@ -23,6 +24,7 @@ use crate::limits;
 pub use event::{Event, Exported, SlotName};
 pub use line::{BootId, Record};
 pub use log::{AuditLog, Pending};
+pub use read::{Line, newest};
 pub use verify::{Verified, verify};
 
 /// Why the log was not written or not accepted.

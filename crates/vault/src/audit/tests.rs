@@ -340,3 +340,39 @@ fn the_largest_record_is_a_line() {
     let mut log = AuditLog::open(dir.path()).expect("opened");
     log.append(&vault(), &[record]).expect("written");
 }
+
+#[test]
+fn the_newest_lines_are_read_and_whatever_is_none_is_passed_over() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let numbers = |until, count| -> Vec<u64> {
+        let lines = newest(dir.path(), until, count).expect("readable");
+        lines.iter().map(|line| line.seq).collect()
+    };
+    assert_eq!(numbers(None, 3), [0_u64; 0]);
+    let good = written(dir.path(), 5);
+    assert_eq!(numbers(None, 3), [3, 4, 5]);
+    assert_eq!(numbers(Some(4), 3), [2, 3, 4]);
+    assert_eq!(numbers(Some(0), 3), [0_u64; 0]);
+    let last = newest(dir.path(), None, 1).expect("readable");
+    let line = Line {
+        seq: 5,
+        t_ms: 4,
+        event: "sealed".to_owned(),
+        detail: r#"{"label":"cred:a"}"#.to_owned(),
+    };
+    assert_eq!(last, [line]);
+    let path = dir.path().join("vault.log");
+    let bad = [b"no line\n".as_slice(), &good, b"{\"seq\":6"].concat();
+    fs::write(&path, bad).expect("written");
+    assert_eq!(numbers(None, 9), [1, 2, 3, 4, 5]);
+    assert_eq!(break_of(dir.path()), (1, Break::Form));
+    // Neither a folder nor a link is a file of the log.
+    fs::rename(&path, dir.path().join("elsewhere")).expect("renamed");
+    std::os::unix::fs::symlink("elsewhere", &path).expect("linked");
+    let error = newest(dir.path(), None, 9).expect_err("a link");
+    assert!(matches!(error, AuditError::Io { .. }), "{error}");
+    fs::remove_file(&path).expect("removed");
+    fs::create_dir(&path).expect("made");
+    let error = verify(dir.path(), &vault()).expect_err("a folder");
+    assert!(matches!(error, AuditError::Io { .. }), "{error}");
+}

@@ -1,13 +1,11 @@
-//! Reading the whole log again, oldest line first.
+//! Checking the whole log again, oldest line first.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
 
 use crate::audit::line::{NOTHING, Place};
-use crate::audit::log::{io, path};
+use crate::audit::read::{At, each};
 use crate::audit::{AuditError, Break};
-use crate::limits::{AUDIT_FILES, MAX_AUDIT_LINE_BYTES};
+use crate::limits::AUDIT_FILES;
 use crate::vault::Vault;
 
 /// A log without a break.
@@ -28,14 +26,7 @@ pub fn verify(dir: &Path, vault: &Vault) -> Result<Verified, AuditError> {
         found: Verified::default(),
         last: None,
     };
-    for age in (0..AUDIT_FILES).rev() {
-        let path = path(dir, age);
-        match File::open(&path) {
-            Ok(file) => chain.file(&path, file, age)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(io(&path, source)),
-        }
-    }
+    each(dir, |at| chain.line(at))?;
     Ok(chain.found)
 }
 
@@ -47,30 +38,21 @@ struct Chain<'a> {
 }
 
 impl Chain<'_> {
-    fn file(&mut self, path: &Path, file: File, age: usize) -> Result<(), AuditError> {
-        let mut reader = BufReader::new(file);
-        for number in 1.. {
-            let mut line = Vec::new();
-            let most = MAX_AUDIT_LINE_BYTES as u64;
-            let read = (&mut reader).take(most).read_until(b'\n', &mut line);
-            if read.map_err(|source| io(path, source))? == 0 {
-                break;
-            }
-            let broken = |why| AuditError::Broken {
-                file: path.display().to_string(),
-                line: number,
-                why,
-            };
-            let line = line.strip_suffix(b"\n").ok_or_else(|| broken(Break::Cut))?;
-            let place = Place::of(line).map_err(broken)?;
-            self.follows(&place, age).map_err(broken)?;
-            if !place.is_genuine(self.vault)? {
-                return Err(broken(Break::Mac));
-            }
-            self.last = Some((place.seq, place.hash));
-            self.found.lines += 1;
-            self.found.last = place.seq;
+    fn line(&mut self, at: &At<'_>) -> Result<(), AuditError> {
+        let broken = |why| AuditError::Broken {
+            file: at.path.display().to_string(),
+            line: at.number,
+            why,
+        };
+        let line = at.line.strip_suffix(b"\n");
+        let place = Place::of(line.ok_or_else(|| broken(Break::Cut))?).map_err(broken)?;
+        self.follows(&place, at.age).map_err(broken)?;
+        if !place.is_genuine(self.vault)? {
+            return Err(broken(Break::Mac));
         }
+        self.last = Some((place.seq, place.hash));
+        self.found.lines += 1;
+        self.found.last = place.seq;
         Ok(())
     }
 

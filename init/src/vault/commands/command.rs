@@ -5,6 +5,10 @@ use alknet_vault::slots::{SlotId, SlotType};
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
+    /// The newest lines of the log, or those up to a number.
+    Audit {
+        until: Option<u64>,
+    },
     FactoryReset,
     Lock {
         hard: bool,
@@ -22,7 +26,7 @@ pub(crate) enum Command {
 }
 
 /// What the console lists.
-pub(crate) const COMMANDS: [&str; 13] = [
+pub(crate) const COMMANDS: [&str; 14] = [
     "status             how the vault is",
     "slots              what opens it",
     "slot add TYPE      one more: passphrase, provisioning, tpm2 or none",
@@ -32,6 +36,7 @@ pub(crate) const COMMANDS: [&str; 13] = [
     "passwd             another passphrase",
     "words              show the recovery words",
     "rekey              a new master key: old copies open nothing new",
+    "audit [N]          the newest lines of the log, or those up to number N",
     "lock               forget the seed; what runs goes on",
     "lock hard          the same, and end the node until the vault is opened again",
     "factory-reset      erase this machine's keys and data",
@@ -43,6 +48,13 @@ impl Command {
     pub(crate) fn parse(line: &str) -> Result<Self, String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         Ok(match words.as_slice() {
+            ["audit"] => Self::Audit { until: None },
+            ["audit", number] => {
+                let until = number.parse().map_err(|_| {
+                    format!("{number:?} is no number of a line; audit alone shows the newest")
+                })?;
+                Self::Audit { until: Some(until) }
+            }
             ["factory-reset"] => Self::FactoryReset,
             ["lock"] => Self::Lock { hard: false },
             ["lock", "hard"] => Self::Lock { hard: true },
@@ -94,6 +106,8 @@ mod tests {
     #[test]
     fn commands_are_read_and_mistakes_named() {
         for (line, command) in [
+            ("audit", Command::Audit { until: None }),
+            ("audit 12", Command::Audit { until: Some(12) }),
             ("lock", Command::Lock { hard: false }),
             (" lock  hard ", Command::Lock { hard: true }),
             ("slot add tpm2", Command::SlotAdd(SlotType::Tpm2)),
@@ -105,6 +119,7 @@ mod tests {
             assert_eq!(Command::parse(line), Ok(command), "{line}");
         }
         for (line, wrong) in [
+            ("audit all", "no number of a line"),
             ("slot", "no command"),
             ("slot add", "needs a type"),
             ("slot add kms", "another node"),

@@ -5,6 +5,7 @@
 //! the answer. The vault's master key is not kept anywhere: whatever changes the vault opens it once
 //! more, by what needs nobody or by a passphrase, and the session lets it go when it ends.
 
+mod audit;
 mod command;
 mod opening;
 mod proof;
@@ -36,6 +37,8 @@ pub(crate) trait Sources {
 
 /// Where a command works.
 pub(crate) struct Place<'a> {
+    /// The folder of the vault's log, whose files are the node's.
+    pub(crate) audit: &'a Path,
     /// The device of the sealed partition.
     pub(crate) device: &'a Path,
     pub(crate) keeper: &'a Keeper,
@@ -219,6 +222,7 @@ impl Session {
             return Outcome::Refused("the vault is locked; open it first".to_owned());
         }
         let done = match self.command {
+            Command::Audit { until } => audit::show(place, until),
             Command::Passwd => self.passwd(place),
             Command::Rekey => self.rekey(place),
             Command::SlotAdd(kind) => self.slot_add(place, kind),

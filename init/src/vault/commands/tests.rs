@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use alknet_provisioning::{KernelMounter, Paths, load_with};
 use alknet_sealed::Sealed;
 use alknet_sealed::limits::DATA_AT;
+use alknet_vault::audit::{AuditLog, BootId, Record};
 use alknet_vault::slots::{Key, KmsParams, NewSlot, SlotType};
 
 use super::*;
@@ -43,6 +44,10 @@ impl Machine {
         self.dir.path().join("disk")
     }
 
+    fn audit(&self) -> PathBuf {
+        self.dir.path().join("audit")
+    }
+
     fn file(&self) -> File {
         let file = File::options().read(true).write(true).open(self.device());
         file.expect("it is there")
@@ -59,6 +64,7 @@ impl Machine {
 
     fn run(&self, session: &mut Session) -> Outcome {
         session.run(&Place {
+            audit: &self.audit(),
             device: &self.device(),
             keeper: &self.keeper,
             log: &self.log,
@@ -140,7 +146,10 @@ impl Machine {
     }
 
     fn events(&self) -> String {
-        self.keeper.events().take().join("\n")
+        let events = self.keeper.events();
+        let fresh = events.fresh();
+        events.handed(fresh.len());
+        fresh.join("\n")
     }
 }
 
@@ -402,6 +411,47 @@ fn begun_with(machine: &Machine, line: &str) -> Session {
 }
 
 #[test]
+fn the_log_is_shown_with_whether_anybody_changed_it() {
+    let machine = Machine::new();
+    assert_eq!(machine.done("audit", vec![]), "there is no line yet");
+    let mut events = vec![Event::Created; 20];
+    events.push(Event::Locked { hard: true });
+    let boot: BootId = "a-boot".parse().expect("plain");
+    let records: Vec<_> = events
+        .into_iter()
+        .map(|event| Record::new(1_700_000_000_000, boot.clone(), event))
+        .collect();
+    std::fs::create_dir(machine.audit()).expect("writable");
+    let mut log = AuditLog::open(&machine.audit()).expect("opened");
+    log.append(&machine.keeper.vault(), &records)
+        .expect("written");
+    let shown = machine.done("audit", vec![]);
+    let lines: Vec<_> = shown.lines().collect();
+    assert_eq!(lines[0], "21 lines, from 1 to 21, are as they were written");
+    assert_eq!(lines.len(), 16, "{shown}");
+    assert!(lines[1].starts_with("     7  2023-11-14T22:13:20Z  created"));
+    assert!(lines[15].ends_with(r#"  locked  {"hard":true}"#), "{shown}");
+    let older = machine.done("audit 6", vec![]);
+    let lines: Vec<_> = older.lines().collect();
+    assert_eq!(lines.len(), 7, "{older}");
+    assert!(lines[6].starts_with("     6  "), "{older}");
+
+    let file = machine.audit().join("vault.log");
+    let text = std::fs::read_to_string(&file).expect("written");
+    let changed = text.replacen(r#"{"hard":true}"#, r#"{"hard":false}"#, 1);
+    std::fs::write(&file, changed).expect("writable");
+    let shown = machine.done("audit", vec![]);
+    assert!(shown.starts_with("BROKEN: "), "{shown}");
+    assert!(shown.contains("vault.log, line 21: "), "{shown}");
+    // What the node put in its place is not followed.
+    let elsewhere = machine.dir.path().join("elsewhere");
+    std::fs::rename(&file, &elsewhere).expect("writable");
+    std::os::unix::fs::symlink(&elsewhere, &file).expect("writable");
+    let why = machine.refused("audit", vec![]);
+    assert!(why.contains("vault.log cannot be used"), "{why}");
+}
+
+#[test]
 fn a_locked_vault_is_looked_at_and_not_changed() {
     let machine = Machine::new();
     machine.keeper.lock();
@@ -412,6 +462,7 @@ fn a_locked_vault_is_looked_at_and_not_changed() {
         "slot add none",
         "slot rm 0",
         "slot test 0",
+        "audit",
     ] {
         let why = machine.refused(line, vec![]);
         assert!(why.contains("locked"), "{line}: {why}");

@@ -180,3 +180,35 @@ fn two_commands_do_not_use_one_vault_at_the_same_time() {
     drop(lock);
     shell.good("pub ssh-host --dir vault --passphrase-stdin", "right\n");
 }
+
+#[test]
+fn a_rescued_log_is_checked_with_the_words() {
+    let shell = Shell::new();
+    for device in [0, 3] {
+        let import =
+            format!("import --dir vault{device} --device {device} --slot none --mnemonic-stdin");
+        shell.good(&import, WORDS);
+        let seal = format!("seal cred:a --dir vault{device}");
+        shell.good(&seal, "one");
+        let log = shell.path(&format!("vault{device}/audit"));
+        fs::rename(log, shell.path(&format!("rescued{device}"))).expect("renamed");
+    }
+    for (device, right, wrong) in [(0, "", "--device 3"), (3, "--device 3", "")] {
+        let verify = format!("audit verify --log rescued{device} --mnemonic-stdin");
+        let found = shell.json(&format!("{verify} {right}"), WORDS);
+        assert_eq!(found["first"], 1, "{found}");
+        assert!(found["last"].as_u64().is_some_and(|last| last >= 2));
+        let other = shell.fails(&format!("{verify} {wrong}"), WORDS);
+        assert_eq!(other, (13, "CORRUPT".to_owned()));
+    }
+    let shown = shell.good("audit show --log rescued0", "");
+    assert!(
+        shown.contains("imported") && shown.contains("cred:a"),
+        "{shown}"
+    );
+    // A folder without a log is not a log without a break.
+    for line in ["verify --mnemonic-stdin --log", "show --log"] {
+        let nowhere = shell.fails(&format!("audit {line} nowhere"), WORDS);
+        assert_eq!(nowhere, (2, "USAGE".to_owned()));
+    }
+}

@@ -1,0 +1,37 @@
+//! The log of what happened to the vault.
+
+use alknet_vault::audit::{AuditError, Line, newest, verify};
+
+use super::{Attempt, Halt, Place};
+
+/// Lines at once: the smallest console has room for them.
+const LINES: usize = 15;
+/// Characters of a line; a longer one would take the room of another.
+const COLUMNS: usize = 79;
+
+/// Whether the log is as it was written, and its newest lines, or those up to a number.
+pub(super) fn show(place: &Place<'_>, until: Option<u64>) -> Attempt<Vec<String>> {
+    let vault = place.keeper.vault();
+    // The node may be writing: only a break that stays is one.
+    let verified = verify(place.audit, &vault).or_else(|_| verify(place.audit, &vault));
+    let whole = match verified {
+        Ok(found) if found.lines == 0 => "there is no line yet".to_owned(),
+        Ok(found) => format!(
+            "{} lines, from {} to {}, are as they were written",
+            found.lines, found.first, found.last
+        ),
+        Err(error @ AuditError::Broken { .. }) => format!("BROKEN: {error}"),
+        Err(error) => return Err(Halt::refused(error)),
+    };
+    let lines = newest(place.audit, until, LINES).map_err(Halt::refused)?;
+    let lines = lines.iter().map(text);
+    Ok(std::iter::once(whole).chain(lines).collect())
+}
+
+fn text(line: &Line) -> String {
+    let seconds = i64::try_from(line.t_ms / 1_000).ok();
+    let time = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let time = time.map_or_else(|| "-".to_owned(), |time| time.to_string());
+    let text = format!("{:>6}  {time}  {}  {}", line.seq, line.event, line.detail);
+    text.chars().take(COLUMNS).collect()
+}
