@@ -1,8 +1,8 @@
 //! The command line, as people and scripts use it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -29,6 +29,14 @@ pub struct Answer {
 }
 
 impl Answer {
+    fn of(output: &Output) -> Self {
+        Self {
+            status: output.status.code().unwrap_or(-1),
+            output: String::from_utf8_lossy(&output.stdout).into_owned(),
+            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// The JSON on standard output.
     ///
     /// # Panics
@@ -112,13 +120,23 @@ impl Cli {
     /// # Panics
     /// It cannot be started.
     pub fn run(&self, mut command: Command) -> Answer {
-        let output = command.output().expect("the binary can be started");
-        Answer {
-            status: output.status.code().unwrap_or(-1),
-            output: String::from_utf8_lossy(&output.stdout).into_owned(),
-            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Answer::of(&command.output().expect("the binary can be started"))
     }
+}
+
+/// Runs a command to its end with that on its standard input.
+///
+/// # Panics
+/// It cannot be started.
+pub fn run_with_input(mut command: Command, input: &str) -> Answer {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let child = piped.stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("the binary can be started");
+    let mut stdin = child.stdin.take().expect("it was asked for above");
+    // A command that fails early reads nothing of it.
+    stdin.write_all(input.as_bytes()).ok();
+    drop(stdin);
+    Answer::of(&child.wait_with_output().expect("it is our child"))
 }
 
 /// Events of a subscription, one JSON value a line. It is cancelled when dropped.

@@ -32,7 +32,7 @@ pub mod wire;
 
 pub use bench::Bench;
 pub use browser::{Browser, Loaded, spki};
-pub use cli::{Answer, Cli, Stream};
+pub use cli::{Answer, Cli, Stream, run_with_input};
 pub use host::{HostNode, serve};
 pub use http3::{Heard, http3};
 pub use image::{Image, binary};

@@ -37,6 +37,16 @@ pub fn client(name: &str) -> PathBuf {
         .collect()
 }
 
+/// Where `age` or `age-keygen` is: in the folder that whoever runs the tests names, else the machine's own.
+#[must_use]
+pub fn age(program: &str) -> String {
+    let folder = std::env::var("ALKNET_TEST_AGE");
+    folder.map_or_else(
+        |_| program.to_owned(),
+        |folder| format!("{folder}/{program}"),
+    )
+}
+
 /// Runs a tool, also one for administrators.
 ///
 /// # Panics

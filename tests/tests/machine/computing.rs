@@ -5,8 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use alknet_call::CallOptions;
-use alknet_tests::{Bench, Boot, Node, eventually};
+use alknet_tests::{Bench, Boot, Node, Web, eventually};
 use serde_json::{Value, json};
+
+use super::beside::Beside;
 
 /// [[1, 2], [3, 4]] and its square, as little-endian 32-bit floats.
 const MATRIX: &str = "AACAPwAAAEAAAEBAAACAQA==";
@@ -137,17 +139,16 @@ fn given_back(node: &Node) {
 #[test]
 fn a_worker_that_dies_takes_nobody_along() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).faults().boot();
-    // A connection of somebody else's, with something under way.
-    let mut watching = node.subscribe("node/log", &json!({ "last": 1, "follow": true }));
-    watching.next().expect("a record");
+    let web = Web::boot(bench.machine(Boot::MicrovmErofs).faults(), "");
+    let node = &web.node;
+    let mut beside = Beside::start(&web);
 
-    assert_eq!(product(&node, "auto"), SQUARE);
+    assert_eq!(product(node, "auto"), SQUARE);
     let lasting = json!({ "source": "await new Promise(() => setTimeout(() => {}, 1e6))",
                           "limits": { "wall_ms": 60_000 } });
     let lost = thread::scope(|scope| {
         let waiting = scope.spawn(|| node.try_call("runtime/eval", &lasting, &[]));
-        runs(&node);
+        runs(node);
         let killed = node.call("node/fault", &json!({ "kind": "worker-kill" }));
         assert!(killed["killed"].as_u64() >= Some(2), "{killed}");
         waiting.join().expect("the command line answers")
@@ -155,18 +156,15 @@ fn a_worker_that_dies_takes_nobody_along() {
     assert_eq!(lost.code(), "UNAVAILABLE", "{lost:?}");
 
     // The next ones get new workers, and nobody else noticed.
-    assert_eq!(product(&node, "auto"), SQUARE);
+    assert_eq!(product(node, "auto"), SQUARE);
     let ran = node.call("runtime/eval", &json!({ "source": "export default 6 * 7" }));
     assert_eq!(ran["value"], 42, "{ran}");
     node.call("node/fault", &json!({ "kind": "node-panic" }));
-    let panicked = watching.any(|record| {
-        let message = record["message"].as_str();
-        message.is_some_and(|message| message.contains("node-panic"))
-    });
-    assert!(panicked, "the log was cut");
+    beside.are_told("node-panic");
     let info = node.info();
     assert_eq!(info["node_restarts"], 0, "{info}");
-    node.end();
+    drop(beside);
+    web.node.end();
 }
 
 /// One that writes 32 Mi numbers.

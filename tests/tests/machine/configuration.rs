@@ -172,7 +172,7 @@ fn serves_with(machine: Machine<'_>, problems: &[&str]) -> (String, String) {
     (text(&info["name"]), text(&info["config"]["source"]))
 }
 
-fn document(bench: &Bench, name: &str) -> String {
+pub(super) fn document(bench: &Bench, name: &str) -> String {
     let admin = bench.admin().identity();
     format!("# for a test\n[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n")
 }

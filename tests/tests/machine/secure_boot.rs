@@ -98,7 +98,7 @@ fn by(bench: &Bench, owner: &Owner, program: &Path, name: &str) -> PathBuf {
 }
 
 /// The boot partition of the disk, for mtools.
-fn boot_partition(bench: &Bench) -> String {
+pub(super) fn boot_partition(bench: &Bench) -> String {
     format!("{}@@{BOOT_AT}", bench.raw().display())
 }
 

@@ -1,24 +1,38 @@
-//! A folder of tensor files, served and fetched by the command line alone.
+//! A folder of tensor files, served and fetched by the command line alone, and computed with where it is.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command};
 
-use alknet_tests::{Cli, binary, serve};
+use alknet_tests::{Answer, Bench, Cli, binary, serve};
 use serde_json::{Value, json};
 
 /// Elements of the large tensor: several groups of what is proven at once.
 const LARGE: usize = 100_000;
 
+/// Bytes of a tensor that nobody computes with.
+const TOO_LARGE: u64 = (128 << 20) + 4;
+
+/// A matrix of two rows, and its square as little-endian 32-bit floats.
+const MATRIX: [f32; 4] = [1.0, 2.0, 3.0, 4.0];
+const SQUARE: &str = "AADgQAAAIEEAAHBBAACwQQ==";
+
+/// What a safetensors file begins with.
+fn head(entries: &Value) -> Vec<u8> {
+    let header = entries.to_string();
+    // So long that what follows lies where a number may begin.
+    let len = header.len().next_multiple_of(8);
+    let mut file = (len as u64).to_le_bytes().to_vec();
+    file.extend(format!("{header:len$}").into_bytes());
+    file
+}
+
 /// A safetensors file, made by hand.
 fn file() -> Vec<u8> {
-    let header = json!({
+    let mut file = head(&json!({
         "large": { "dtype": "U8", "shape": [LARGE], "data_offsets": [0, LARGE] },
         "a#b": { "dtype": "U8", "shape": [3], "data_offsets": [LARGE, LARGE + 3] },
-    });
-    let header = header.to_string();
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend(header.into_bytes());
+    }));
     file.extend((0..LARGE).map(|at| (at * 31 % 251) as u8));
     file.extend([1, 2, 3]);
     file
@@ -28,11 +42,12 @@ fn file() -> Vec<u8> {
 struct Serving(Child, String);
 
 impl Serving {
-    fn start(state: &Path, folder: &Path, admin: &Cli) -> Self {
+    /// With these arguments besides.
+    fn start(state: &Path, folder: &Path, admin: &Cli, more: &[&Path]) -> Self {
         let node = Cli::new(state.to_owned());
         let mut command = node.command(&["tensor", "serve", "--port", "0"]);
         command.args(["--listen", "127.0.0.1", "--admin", &admin.identity()]);
-        command.arg(folder);
+        command.args(more).arg(folder);
         let (child, said) = serve(command);
         let target = said["target"].as_str().expect("where it serves");
         Self(child, target.to_owned())
@@ -47,7 +62,7 @@ impl Drop for Serving {
 }
 
 /// What `alknet tensor pull` says.
-fn pull(cli: &Cli, what: &[&str], output: &Path) -> alknet_tests::Answer {
+fn pull(cli: &Cli, what: &[&str], output: &Path) -> Answer {
     let mut command = cli.command(&["tensor", "pull"]);
     command.args(what).arg(output);
     cli.run(command)
@@ -73,7 +88,7 @@ fn a_folder_is_served_and_fetched() {
     fs::create_dir_all(at("models/small")).expect("writable");
     fs::write(at("models/small/m.safetensors"), file()).expect("writable");
     fs::write(at("models/notes.txt"), "no tensors").expect("writable");
-    let node = Serving::start(&at("node"), &at("models"), &admin);
+    let node = Serving::start(&at("node"), &at("models"), &admin, &[]);
 
     let whole = at("whole.safetensors");
     let said = pull(&admin, &[&node.1, "small/m.safetensors"], &whole).json();
@@ -109,4 +124,122 @@ fn a_folder_is_served_and_fetched() {
     let mut command = second.command(&["tensor", "serve", "--port", "0"]);
     command.arg(at("models"));
     assert_eq!(second.run(command).status, 2);
+}
+
+/// A small file, which `reader` may read, and one whose tensor is too large; `other` may read neither.
+fn models(bench: &Bench, reader: &Cli, other: &Cli) -> Serving {
+    let folder = bench.path().join("models");
+    fs::create_dir_all(folder.join("small")).expect("writable");
+    let entry = json!({ "dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16] });
+    let small = [
+        head(&json!({ "m#1": entry })),
+        MATRIX.map(f32::to_le_bytes).concat(),
+    ];
+    fs::write(folder.join("small/m.safetensors"), small.concat()).expect("writable");
+    let entry = json!({ "dtype": "U8", "shape": [TOO_LARGE], "data_offsets": [0, TOO_LARGE] });
+    let large = head(&json!({ "all": entry }));
+    let path = folder.join("large.safetensors");
+    fs::write(&path, &large).expect("writable");
+    let opened = File::options().write(true).open(&path).expect("just made");
+    let grown = opened.set_len(large.len() as u64 + TOO_LARGE);
+    grown.expect("zeros that are not written take no room");
+
+    let people = [
+        (
+            "reader",
+            reader,
+            &["compute:run", "runtime:debug", "tensor:read:small"][..],
+        ),
+        ("other", other, &["compute:run", "runtime:debug"]),
+    ];
+    let people = people.map(|(name, who, scopes)| {
+        let key = who.identity();
+        format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
+    });
+    let config = bench.path().join("node.toml");
+    fs::write(&config, people.concat()).expect("writable");
+    let more = [Path::new("--config"), &config];
+    Serving::start(&bench.path().join("node"), &folder, bench.admin(), &more)
+}
+
+/// What `tensor/open` says a file is called.
+fn id(who: &Cli, target: &str, path: &str) -> String {
+    let input = json!({ "src": { "path": path } });
+    let said = who.call(target, "tensor/open", &input, &[]).json();
+    said["id"].as_str().expect("an id").to_owned()
+}
+
+fn square(who: &Cli, target: &str, reference: &str) -> Answer {
+    let matrix = json!({ "ref": reference });
+    let input = json!({ "a": matrix, "b": matrix, "variant": "host" });
+    who.call(target, "compute/matmul", &input, &[])
+}
+
+#[test]
+fn what_is_stored_is_computed_with_by_whoever_may_read_it() {
+    let bench = Bench::new();
+    let [reader, other] = ["reader", "other"].map(|name| bench.somebody(name));
+    let Serving(_, target) = &models(&bench, &reader, &other);
+    let (node, _) = target.split_once('@').expect("a pinned target");
+    let small = id(&reader, target, "small/m.safetensors");
+    let reference = format!("alknet-tensor://{node}/{small}#m#1");
+
+    let product = square(&reader, target, &reference).json();
+    assert_eq!(product["product"]["inline"], SQUARE, "{product}");
+    // A script sees the file where it lies, and hands the reference on.
+    let script = format!(
+        "const file = await tensor.open({{ path: 'small/m.safetensors' }});
+        const seen = file.view('m#1'), a = {{ ref: '{reference}' }};
+        const {{ product }} = await ops.call('compute/matmul', {{ a, b: a, variant: 'host' }});
+        export default {{
+            id: file.info.id, names: file.names(), shape: seen.shape, copied: seen.copied,
+            numbers: [...seen.data()],
+            square: [...new Float32Array(new Uint8Array(product.inline).buffer)],
+        }};"
+    );
+    let input = json!({ "source": script });
+    let ran = reader.call(target, "runtime/eval", &input, &[]).json();
+    let expected = json!({
+        "id": small, "names": ["m#1"], "shape": [2, 2], "copied": false,
+        "numbers": [1, 2, 3, 4], "square": [7, 10, 15, 22],
+    });
+    assert_eq!(ran["value"], expected, "{ran}");
+
+    // Without the scope there is no such file, by either way, for a script too.
+    assert_eq!(square(&other, target, &reference).code(), "NOT_FOUND");
+    let script = format!(
+        "const codes = [];
+        for (const src of [{{ path: 'small/m.safetensors' }}, {{ id: '{small}' }}]) {{
+            try {{ await tensor.open(src); }} catch (error) {{ codes.push(error.code); }}
+        }}
+        export default codes;"
+    );
+    let input = json!({ "source": script });
+    let ran = other.call(target, "runtime/eval", &input, &[]).json();
+    assert_eq!(ran["value"], json!(["NOT_FOUND", "NOT_FOUND"]), "{ran}");
+    refuses_what_is_no_matrix_here(bench.admin(), target, &small);
+}
+
+/// By the code of the call, and by the one inside.
+fn refuses_what_is_no_matrix_here(admin: &Cli, target: &str, small: &str) {
+    let (node, _) = target.split_once('@').expect("a pinned target");
+    let large = id(admin, target, "large.safetensors");
+    let (missing, elsewhere) = ("0".repeat(64), admin.identity());
+    let input = "INVALID_INPUT";
+    for (reference, code, inside) in [
+        (format!("{node}/{missing}#m"), "NOT_FOUND", "E_NOTFOUND"),
+        (format!("{node}/{small}#m"), input, "E_NOTFOUND"),
+        (format!("{node}/{small}"), input, "E_SHAPE"),
+        (format!("{elsewhere}/{small}#m#1"), input, "E_SHAPE"),
+        (
+            format!("{node}/{large}#all"),
+            "TENSOR_TOO_LARGE",
+            "E_TOO_LARGE",
+        ),
+    ] {
+        let reference = format!("alknet-tensor://{reference}");
+        let refused = square(admin, target, &reference);
+        assert_eq!(refused.code(), code, "{reference}: {refused:?}");
+        assert!(refused.errors.contains(inside), "{reference}: {refused:?}");
+    }
 }

@@ -1,0 +1,128 @@
+//! Connections of somebody else's that follow the log while something breaks: over the call protocol, as
+//! events over HTTP, and over WebSocket by the module of the documentation.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use alknet_tests::tools::variable;
+use alknet_tests::{Events, Node, Stream, Web};
+use serde_json::{Value, json};
+
+/// Prints each record, for five minutes at most. A connection that is lost ends the subscription with an
+/// error, and so the program.
+const FOLLOW: &str = r#"import { readFileSync } from "node:fs";
+import { Alknet } from "./alknet.mjs";
+const { url, token, ws } = JSON.parse(readFileSync(0, "utf8"));
+setTimeout(() => process.exit(1), 300_000);
+const WebSocket = (await import(ws)).default;
+const node = new Alknet(url, { token, WebSocket });
+for await (const record of node.subscribe("node/log", { last: 1, follow: true })) {
+  console.log(JSON.stringify(record));
+}
+"#;
+
+/// All of them, each with something under way.
+pub(super) struct Beside {
+    call: Stream,
+    http: Events,
+    websocket: Session,
+}
+
+impl Beside {
+    /// Begins, and waits until each has been told something.
+    pub(super) fn start(web: &Web<Node>) -> Self {
+        let follow = json!({ "last": 1, "follow": true });
+        let asked = json!({ "operation": "/node/log", "input": follow });
+        let mut beside = Self {
+            call: web.node.subscribe("node/log", &follow),
+            http: web.events(&web.admin, &asked.to_string(), &[]),
+            websocket: Session::start(web),
+        };
+        for (name, records) in beside.each() {
+            assert!(records.next().is_some(), "{name}: nothing came");
+        }
+        beside
+    }
+
+    /// Each is told of this after all; none was cut.
+    pub(super) fn are_told(&mut self, word: &str) {
+        for (name, records) in self.each() {
+            assert!(told(records, word), "{name}: the log was cut");
+        }
+    }
+
+    fn each(&mut self) -> [(&'static str, &mut dyn Iterator<Item = Value>); 3] {
+        [
+            ("call", &mut self.call),
+            ("HTTP", &mut self.http),
+            ("WebSocket", &mut self.websocket),
+        ]
+    }
+}
+
+fn told(mut records: impl Iterator<Item = Value>, word: &str) -> bool {
+    records.any(|record| record.to_string().contains(word))
+}
+
+/// The module in Node. It ends when dropped.
+struct Session {
+    node: Child,
+    lines: BufReader<ChildStdout>,
+    _folder: tempfile::TempDir,
+}
+
+impl Session {
+    fn start(web: &Web<Node>) -> Self {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let module: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../docs/examples/alknet.js"]
+            .iter()
+            .collect();
+        // Node takes a file for a module by its name.
+        std::fs::copy(module, folder.path().join("alknet.mjs")).expect("the folder is ours");
+        let program = folder.path().join("follow.mjs");
+        std::fs::write(&program, FOLLOW).expect("the folder is ours");
+        let facts = json!({
+            "url": format!("wss://{}/alknet/call", web.address()),
+            "token": web.admin,
+            "ws": format!("{}/wrapper.mjs", variable("ALKNET_TEST_WS")),
+        });
+        let mut node = Command::new("node")
+            .arg("--no-warnings")
+            .arg(&program)
+            // The machine's certificate is its own.
+            .env("NODE_TLS_REJECT_UNAUTHORIZED", "0")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Node is installed by the set-up");
+        let mut input = node.stdin.take().expect("it was asked for above");
+        let sent = input.write_all(facts.to_string().as_bytes());
+        sent.expect("it reads");
+        drop(input);
+        let lines = BufReader::new(node.stdout.take().expect("it was asked for above"));
+        Self {
+            node,
+            lines,
+            _folder: folder,
+        }
+    }
+}
+
+impl Iterator for Session {
+    type Item = Value;
+
+    /// The next record; `None` when none comes any more.
+    fn next(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        let read = self.lines.read_line(&mut line).ok()?;
+        (read > 0).then(|| serde_json::from_str(&line).unwrap_or(Value::String(line)))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.node.kill();
+        let _ = self.node.wait();
+    }
+}

@@ -1,0 +1,104 @@
+//! A vault whose words go to somebody far away, by stock age; and `alknet vault` asking its node.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use alknet_tests::tools::{age, tool, tool_says};
+use alknet_tests::{Bench, Boot, Cli, Node, binary, run_with_input};
+use serde_json::{Value, json};
+
+#[test]
+fn words_that_a_machine_makes_open_with_age_and_are_its_own() {
+    let bench = Bench::new();
+    let (recipient, key) = age_key(&bench, "far-away.key");
+    let (_, stranger) = age_key(&bench, "stranger.key");
+    let config = format!("[vault]\nwords_to = [\"{recipient}\"]");
+    let machine = || bench.machine(Boot::MicrovmErofs).configured(&config);
+    let node = machine().boot();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["words_kept"], true, "{status:#}");
+    let sealed = status["words_age"].as_str().expect("the encrypted words");
+    let info = node.info();
+    assert_eq!(info["vault"]["words_age"], sealed, "{info:#}");
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    // Whoever is at the console only can copy it from there.
+    let text = node.vm().console().text();
+    let mut lines = text.lines().map(str::trim_end);
+    lines
+        .find(|line| *line == "alknet: the words of this node, for 'age --decrypt':")
+        .unwrap_or_else(|| panic!("no words: {text}"));
+    for line in sealed.lines() {
+        assert_eq!(lines.next(), Some(line), "{text}");
+    }
+
+    let file = bench.path().join("words.age");
+    std::fs::write(&file, sealed).expect("the folder is ours");
+    let file = file.display().to_string();
+    let opened = tool(&age("age"), &["-d", "-i", &stranger, &file]);
+    assert!(!opened.status.success(), "{opened:?}");
+    let words = tool_says(&age("age"), &["-d", "-i", &key, &file]);
+    assert_eq!(words.split_whitespace().count(), 24);
+    let mut derive = Command::new(binary());
+    derive.args(["vault", "pub", "node-identity", "--mnemonic-stdin"]);
+    let derived = run_with_input(derive, &words);
+    assert_eq!(derived.status, 0, "{}", derived.errors);
+    assert_eq!(
+        node.identity(),
+        format!("ed25519:{}", derived.output.trim())
+    );
+    let beginning: Vec<_> = words.split_whitespace().take(4).collect();
+    let beginning = beginning.join(" ");
+    assert!(!node.vm().console().text().contains(&beginning));
+
+    asked_and_locked(&bench, &node, &status);
+    node.end();
+
+    // They are told at later starts too, and shown at the console no more.
+    let node = machine().boot();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["words_age"], sealed, "{status:#}");
+    let text = node.vm().console().text();
+    assert!(!text.contains("BEGIN AGE"), "{text}");
+    node.end();
+}
+
+/// `alknet vault status` and `alknet vault lock` by the node's administrator and by somebody else.
+fn asked_and_locked(bench: &Bench, node: &Node, status: &Value) {
+    // The former has no option for where the key is.
+    let states = bench.path().join("states");
+    std::fs::create_dir(&states).expect("the folder is ours");
+    symlink(bench.admin().state(), states.join("alknet")).expect("the folder is ours");
+    let ask = |states: &Path| {
+        let mut ask = Command::new(binary());
+        ask.args(["vault", "status", &node.target(), "--json"]);
+        ask.env("XDG_STATE_HOME", states);
+        run_with_input(ask, "")
+    };
+    assert_eq!(ask(&states).json(), *status);
+    let refused = ask(&bench.path().join("nobody"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (4, "UNAUTHENTICATED")
+    );
+
+    let lock = |who: &Cli| who.run(who.command(&["vault", "lock", &node.target()]));
+    let refused = lock(&bench.somebody("stranger"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (4, "UNAUTHENTICATED")
+    );
+    assert_eq!(lock(bench.admin()).json(), json!({ "state": "locked" }));
+    assert_eq!(ask(&states).json()["state"], "locked");
+}
+
+/// A key that age-keygen made: whom to encrypt to, and the file that opens it.
+fn age_key(bench: &Bench, name: &str) -> (String, String) {
+    let file = bench.path().join(name);
+    let path = file.display().to_string();
+    tool_says(&age("age-keygen"), &["-o", &path]);
+    let text = std::fs::read_to_string(&file).expect("it was written");
+    let mut lines = text.lines();
+    let recipient = lines.find_map(|line| line.strip_prefix("# public key: "));
+    (recipient.expect("a public key").to_owned(), path)
+}

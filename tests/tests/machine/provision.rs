@@ -1,0 +1,147 @@
+//! `alknet provision`, from the desk to a sealed node that is a peer of a hub: nobody types anything, and the
+//! machine is who the command said it would be.
+
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_qemu::{Disk, VmBuilder};
+use alknet_tests::{Bench, Boot, HostNode, Node, eventually};
+use serde_json::{Value, json};
+
+/// Where a machine on QEMU's network finds the host.
+const GATEWAY: &str = "10.0.2.2";
+/// Size of a data disk; sparse.
+const DATA_BYTES: u64 = 1 << 30;
+/// The console speaks of a problem right after it says that the node serves, if not before.
+const SAID_WITHIN: Duration = Duration::from_secs(10);
+
+const HUB: &str = r#"
+[hub]
+enabled = true
+
+[[hub.role]]
+name = "worker"
+labels = { pool = "edge" }
+"#;
+
+#[test]
+fn a_blank_disk_and_a_seed_are_an_enrolled_node_and_nobody_types() {
+    let bench = Bench::new();
+    let hub = bench.host_with(HUB);
+    let base = format!("[[join]]\ncode = \"{}\"\n", join(&bench, &hub));
+    let base = written(&bench, "base.toml", &base);
+    let made = provision(&bench, "seed.iso", &["--config", &base, "--show-words"]);
+    let seed = bench.path().join("seed.iso");
+    let machine = bench.machine(Boot::Q35Initramfs).config("");
+    let node = machine.with(|vm| cd(vm, &seed)).boot();
+    let left = "recovery words in vault.words are still there";
+    is_sealed_as_said(&node, &made, "nocloud (sr0)", left);
+    let peer = eventually("a peer of the hub", || {
+        let peers = run(&bench, &["hub", "peers", hub.target()]);
+        let row = peers["peers"][0].clone();
+        (row["state"] == "ready").then_some(row)
+    });
+    assert_eq!(
+        (&peer["name"], &peer["keys"]),
+        (&json!("kitchen"), &json!([made["identity"]])),
+        "{peer:#}"
+    );
+    node.end();
+
+    // Other disks and other ways, and the same words: the same node.
+    let words = made["words"].as_str().expect("they were asked for");
+    let words = written(&bench, "words", words);
+    for (form, source, more) in [
+        ("fw-cfg", "fw_cfg", &[][..]),
+        ("smbios", "smbios", &["--unlock", "provisioning"][..]),
+    ] {
+        let options = [&["--form", form, "--words-file", &words][..], more].concat();
+        let again = provision(&bench, form, &options);
+        assert_eq!(again["identity"], made["identity"]);
+        let disk = Disk::file(bench.disk(form, DATA_BYTES)).data();
+        let machine = bench
+            .machine(Boot::Q35Initramfs)
+            .config("")
+            .data(Some(disk));
+        let node = machine.with(|vm| as_printed(vm, &again)).boot();
+        is_sealed_as_said(&node, &again, source, "recovery words are still there");
+        node.end();
+    }
+}
+
+/// Asserts that the node is the one of the command's answer, opened by what came with the seed and by
+/// nobody, and that the words that it could not erase are its only problem.
+fn is_sealed_as_said(node: &Node, made: &Value, source: &str, left: &str) {
+    assert_eq!(made["identity"], node.identity(), "{made:#}");
+    let status = node.call("vault/status", &Value::Null);
+    for (key, value) in [
+        ("state", json!("unlocked")),
+        ("sealed", json!(true)),
+        ("slots", json!(["provisioning"])),
+        ("opened_by", json!("provisioning")),
+        ("words_kept", json!(true)),
+    ] {
+        assert_eq!(status[key], value, "{key}: {status:#}");
+    }
+    let line = format!("alknet: problem secrets-left: {source}: the {left}");
+    let waited = node.vm().wait_for(&line, SAID_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+    let info = node.info();
+    assert_eq!(info["name"], "kitchen", "{info:#}");
+    assert_eq!(info["config"]["source"], source, "{info:#}");
+    let problems = info["problems"].as_array().expect("a list").iter();
+    let codes: Vec<_> = problems.filter_map(|one| one["code"].as_str()).collect();
+    assert_eq!(codes, ["secrets-left"], "{info:#}");
+    let text = node.vm().console().text();
+    assert!(!text.contains("alknet: asks: "), "{text}");
+}
+
+/// A join string of the hub, for whoever reaches it from a machine.
+fn join(bench: &Bench, hub: &HostNode) -> String {
+    let (_, port) = hub.target().rsplit_once(':').expect("a port");
+    let address = format!("{GATEWAY}:{port}");
+    let invited = run(
+        bench,
+        &["hub", "invite", hub.target(), "--address", &address],
+    );
+    let join = invited["join"].as_str().map(str::to_owned);
+    join.unwrap_or_else(|| panic!("no join string: {invited:#}"))
+}
+
+/// What `alknet provision` answers that makes a seed for the kitchen.
+fn provision(bench: &Bench, out: &str, options: &[&str]) -> Value {
+    let out = bench.path().join(out).display().to_string();
+    let common = ["provision", "--name", "kitchen", "--out", &out];
+    run(bench, &[&common[..], options].concat())
+}
+
+fn run(bench: &Bench, words: &[&str]) -> Value {
+    let admin = bench.admin();
+    admin.run(admin.command(words)).json()
+}
+
+/// The path of a file with that in it.
+fn written(bench: &Bench, name: &str, text: &str) -> String {
+    let file = bench.path().join(name);
+    std::fs::write(&file, text).expect("the folder is ours");
+    file.display().to_string()
+}
+
+/// A CD drive with that disc in it.
+fn cd(vm: VmBuilder, disc: &Path) -> VmBuilder {
+    let disc = disc.display();
+    let drive = format!("if=none,id=cd,media=cdrom,format=raw,readonly=on,file={disc}");
+    let device = "ide-cd,bus=ide.0,drive=cd";
+    ["-drive", &drive, "-device", device]
+        .into_iter()
+        .fold(vm, VmBuilder::argument)
+}
+
+/// The machine with the options that the command printed.
+fn as_printed(vm: VmBuilder, made: &Value) -> VmBuilder {
+    let options = made["usage"].as_array().expect("a list").iter();
+    let options = options.filter_map(Value::as_str);
+    options
+        .flat_map(|option| option.split(' '))
+        .fold(vm, VmBuilder::argument)
+}

@@ -1,0 +1,216 @@
+//! Every source of a configuration on a booted machine, good and damaged: which one counts, and that each
+//! mistake is one line of the console.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use alknet_qemu::{Disk, VmBuilder};
+use alknet_tests::tools::tool_says;
+use alknet_tests::{Bench, Boot, Machine, Node};
+use data_encoding::BASE64URL_NOPAD;
+use serde_json::json;
+
+use super::configuration::document;
+use super::secure_boot::boot_partition;
+
+/// The console speaks of a problem right after it says that the node serves, if not before.
+const SAID_WITHIN: Duration = Duration::from_secs(10);
+
+/// What stands before a problem on the console.
+const PROBLEM: &str = "alknet: problem ";
+/// The last problem where a document was refused.
+const LAST_GOOD: &str = "config-last-good: the node runs with the stored configuration, not with the \
+                         refused document";
+
+/// What a machine finds besides what it has stored, and what comes of it.
+#[derive(Default)]
+struct Case<'a> {
+    /// The document of fw_cfg; empty for none.
+    fw_cfg: &'a str,
+    volumes: &'a [PathBuf],
+    /// OEM strings of the firmware.
+    strings: Vec<String>,
+    /// A word of the kernel's command line; empty for none.
+    word: String,
+    name: &'a str,
+    source: &'a str,
+    /// As the console has them.
+    problems: &'a [&'a str],
+}
+
+impl Case<'_> {
+    fn machine<'b>(&self, bench: &'b Bench) -> Machine<'b> {
+        let machine = bench.machine(Boot::Q35Initramfs).config(self.fw_cfg);
+        let volumes = self.volumes.iter();
+        let volumes = volumes.map(|volume| Disk::file(volume).read_only());
+        let strings = self.strings.iter();
+        let strings = strings.flat_map(|it| ["-smbios".to_owned(), format!("type=11,value={it}")]);
+        let machine = machine.with(|vm| volumes.fold(vm, VmBuilder::disk));
+        let machine = machine.with(|vm| strings.fold(vm, VmBuilder::argument));
+        machine.append(&self.word)
+    }
+}
+
+#[test]
+fn each_source_is_taken_and_each_damaged_one_is_a_line_of_the_console() {
+    let bench = Bench::new();
+    let document = |name: &str| document(&bench, name);
+    let newer = format!("version = 2\n{}", document("of-next-year"));
+    let long = too_long(&bench);
+    let volumes = [half_of_nocloud(&bench), boot_with_a_folder(&bench)];
+    let cases = [
+        Case {
+            strings: parts(&document("of-strings"), [0, 1]),
+            name: "of-strings",
+            source: "smbios",
+            ..Case::default()
+        },
+        Case {
+            word: word(&document("of-a-word")),
+            name: "of-a-word",
+            source: "kernel command line",
+            ..Case::default()
+        },
+        // All of them at once, each damaged in its own way.
+        Case {
+            fw_cfg: &long,
+            volumes: &volumes,
+            strings: parts(&document("of-strings"), [0, 2]),
+            word: "alknet.node=Y*".to_owned(),
+            name: "of-a-word",
+            source: "config.toml",
+            problems: &[
+                "nocloud-incomplete: /dev/vda: the NoCloud volume has no meta-data and is not used",
+                "provisioning-unreadable: alknet.toml (vdb): /run/alknet/nocloud/alknet.toml is no \
+                 regular file; put a plain file there",
+                "provisioning-unreadable: smbios: alknet.node.1 is missing",
+                "provisioning-unreadable: kernel command line: the document is no base64url \
+                 (character 2)",
+                "config-refused: fw_cfg: the document is longer than 65536 bytes",
+                LAST_GOOD,
+            ],
+        },
+        Case {
+            strings: parts(&newer, [0, 1]),
+            word: word(&document("of-another-word")),
+            name: "of-a-word",
+            source: "config.toml",
+            problems: &[
+                "provisioning-conflict: smbios counts; other documents are not used: kernel command \
+                 line",
+                "config-refused: smbios: line 1, version: the document has version 2, which is newer \
+                 than this program; it knows 1",
+                LAST_GOOD,
+            ],
+            ..Case::default()
+        },
+    ];
+    for case in cases {
+        let node = case.machine(&bench).boot();
+        runs(&node, case.name, case.source, case.problems);
+        node.end();
+    }
+}
+
+#[test]
+fn a_file_on_the_boot_partition_of_a_flashed_image_is_taken() {
+    let bench = Bench::new();
+    let boot = || bench.machine(Boot::UefiRaw).config("").boot();
+    edit(&bench, &document(&bench, "of-a-file"));
+    let node = boot();
+    runs(&node, "of-a-file", "alknet.toml (vda2)", &[]);
+    node.end();
+
+    edit(&bench, &too_long(&bench));
+    let node = boot();
+    let refused = "config-refused: alknet.toml (vda2): the document is longer than 65536 bytes";
+    runs(&node, "of-a-file", "config.toml", &[refused, LAST_GOOD]);
+    node.end();
+}
+
+/// Asserts that the node has this name from there, and that these problems and no others are in
+/// `node/info`, and on the console once each.
+fn runs(node: &Node, name: &str, source: &str, problems: &[&str]) {
+    for problem in problems {
+        let line = format!("{PROBLEM}{problem}");
+        let waited = node.vm().wait_for(&line, SAID_WITHIN);
+        waited.unwrap_or_else(|error| panic!("{error}"));
+    }
+    let info = node.info();
+    assert_eq!(
+        (&info["name"], &info["config"]["source"]),
+        (&json!(name), &json!(source)),
+        "{info:#}"
+    );
+    let told = info["problems"].as_array().expect("a list").iter();
+    let told: Vec<_> = told
+        .map(|one| {
+            let [code, text] = ["code", "text"].map(|key| one[key].as_str().unwrap_or_default());
+            format!("{code}: {text}")
+        })
+        .collect();
+    assert_eq!(told, problems);
+    let text = node.vm().console().text();
+    let lines = text.lines().map(str::trim_end);
+    let said: Vec<_> = lines
+        .filter_map(|line| line.strip_prefix(PROBLEM))
+        .collect();
+    assert_eq!(said, problems);
+}
+
+/// Two strings that are a document, if their numbers are 0 and 1.
+fn parts(document: &str, numbers: [usize; 2]) -> Vec<String> {
+    let text = BASE64URL_NOPAD.encode(document.as_bytes());
+    let (head, tail) = text.split_at(text.len() / 2);
+    let parts = numbers.iter().zip([head, tail]);
+    parts
+        .map(|(number, part)| format!("alknet.node.{number}={part}"))
+        .collect()
+}
+
+fn word(document: &str) -> String {
+    let text = BASE64URL_NOPAD.encode(document.as_bytes());
+    format!("alknet.node={text}")
+}
+
+/// A document that is right but for its length.
+fn too_long(bench: &Bench) -> String {
+    format!(
+        "{}# {}\n",
+        document(bench, "too-long"),
+        "x".repeat(64 << 10)
+    )
+}
+
+/// A NoCloud volume with nothing but its document.
+fn half_of_nocloud(bench: &Bench) -> PathBuf {
+    let (image, path) = volume(bench, "CIDATA");
+    let file = bench.path().join("user-data");
+    std::fs::write(&file, document(bench, "of-half")).expect("the folder is ours");
+    tool_says("mcopy", &["-i", &path, &file.display().to_string(), "::"]);
+    image
+}
+
+/// A boot partition with a folder where the document belongs.
+fn boot_with_a_folder(bench: &Bench) -> PathBuf {
+    let (image, path) = volume(bench, "ALKESP");
+    tool_says("mmd", &["-i", &path, "::alknet.toml"]);
+    image
+}
+
+/// An empty volume with FAT, and its name for mtools. The table of partitions that mformat writes onto a
+/// floppy disk would make each problem two: of the disk, and of its partition.
+fn volume(bench: &Bench, label: &str) -> (PathBuf, String) {
+    let image = bench.path().join(format!("{label}.img"));
+    let path = image.display().to_string();
+    tool_says("mkfs.vfat", &["-C", "-n", label, &path, "1440"]);
+    (image, path)
+}
+
+/// Puts the document where people edit it after flashing.
+fn edit(bench: &Bench, document: &str) {
+    let file = bench.path().join("alknet.toml");
+    std::fs::write(&file, document).expect("the folder is ours");
+    let (disk, file) = (boot_partition(bench), file.display().to_string());
+    tool_says("mcopy", &["-o", "-i", &disk, &file, "::alknet.toml"]);
+}
