@@ -3,6 +3,8 @@
 
 mod commands;
 mod configuration;
+#[cfg(test)]
+mod tests;
 mod vault;
 
 use std::{
@@ -172,23 +174,43 @@ impl Machine {
         watchdog: Option<Watchdog>,
         console: Option<Console>,
     ) -> Self {
-        let now = boot_ms();
         let Booted {
             mut facts,
             opened,
             keeper,
         } = booted;
         facts.watchdog = watchdog.as_ref().map(|one| one.kind().to_owned());
+        let settings = opened.settings.clone();
         let mut machine = Self {
+            console,
+            watchdog,
+            ..Self::at_rest(facts, keeper, settings, log, events)
+        };
+        let now = boot_ms();
+        machine.opened(opened, now);
+        machine.start_network(now);
+        machine
+    }
+
+    /// Nobody is there, no disk was looked at, and nothing runs.
+    fn at_rest(
+        facts: Facts,
+        keeper: Arc<Keeper>,
+        settings: Settings,
+        log: Log,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let now = boot_ms();
+        Self {
             log,
             network: Network::new(events.clone()),
             events,
             told: MachineFacts::default(),
-            console,
+            console: None,
             callers: Vec::new(),
             status: None,
             shown: None,
-            state_dir: opened.prepared.state_dir.clone(),
+            state_dir: std::path::PathBuf::new(),
             prepared: None,
             keeper,
             asking: Asking::default(),
@@ -203,7 +225,7 @@ impl Machine {
             supervisor: Supervisor::new(now),
             node: None,
             life: 0,
-            watchdog,
+            watchdog: None,
             shutdown: None,
             reset: None,
             alone: false,
@@ -219,11 +241,8 @@ impl Machine {
                 words: None,
             },
             facts,
-            settings: opened.settings.clone(),
-        };
-        machine.opened(opened, now);
-        machine.start_network(now);
-        machine
+            settings,
+        }
     }
 
     /// Takes one event and does what is due. A failure in here is noted and passed over: PID 1
@@ -359,6 +378,10 @@ impl Machine {
             // Without its vault it would make a key of its own: no such key is ever shown.
             self.log.warn("the node waits until the vault is open");
             self.supervisor.idle(now);
+            if self.waiting.is_none() {
+                // The one before locked it, and ended before it said so: somebody is asked all the same.
+                self.lock(false, "a node that ended", now);
+            }
             return;
         }
         self.life += 1;

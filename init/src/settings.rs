@@ -189,10 +189,10 @@ pub(crate) fn data_dir(mode: &str, state_dir: &Path) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn settings(code: Option<&str>) -> Settings {
+    pub(crate) fn settings(code: Option<&str>) -> Settings {
         let problems = code.into_iter().map(|code| Problem {
             code: code.to_owned(),
             ..Problem::default()

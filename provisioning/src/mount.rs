@@ -106,14 +106,17 @@ impl Mounter for KernelMounter {
     }
 }
 
-/// Names of block devices that have a size.
+/// Names of block devices that have a size, each place on a disk once.
 pub(crate) fn devices(paths: &Paths) -> Vec<String> {
     let Ok(entries) = fs::read_dir(&paths.block_class) else {
         return Vec::new();
     };
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| !is_empty(&paths.block_class.join(name)))
+        .filter(|name| {
+            let device = paths.block_class.join(name);
+            !is_empty(&device) && !is_its_disk(&device)
+        })
         .collect();
     names.sort_unstable();
     names.truncate(DEVICES_MAX);
@@ -123,4 +126,10 @@ pub(crate) fn devices(paths: &Paths) -> Vec<String> {
 /// A drive without a medium, an unused loop device.
 fn is_empty(device: &Path) -> bool {
     fs::read_to_string(device.join("size")).is_ok_and(|size| size.trim() == "0")
+}
+
+/// A partition that begins where its disk does: the first bytes of a FAT volume without a table of
+/// partitions can be read as one. What it holds is found on the disk; a disk itself has no `start`.
+fn is_its_disk(device: &Path) -> bool {
+    fs::read_to_string(device.join("start")).is_ok_and(|start| start.trim() == "0")
 }

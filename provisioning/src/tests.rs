@@ -466,6 +466,32 @@ fn drives_without_a_medium_are_not_touched() {
     assert_eq!(machine.load().source, Source::Default);
 }
 
+/// What `mformat` makes of a floppy disk looks like a table of partitions whose first is the disk.
+#[test]
+fn a_partition_that_is_its_whole_disk_is_told_of_once() {
+    let mut machine = Machine::new();
+    for (name, start) in [
+        ("vdb", None),
+        ("vdb1", Some("0\n")),
+        ("vdc1", Some("2048\n")),
+    ] {
+        machine.disk(name, fat32_boot_sector("CIDATA"), &[]);
+        machine.volumes.remove(&machine.paths.dev.join(name));
+        if let Some(start) = start {
+            fs::write(machine.paths.block_class.join(name).join("start"), start).expect(FILE);
+        }
+    }
+    let loaded = machine.load();
+    assert_eq!(codes(&loaded), vec!["provisioning-unreadable"; 2]);
+    for (problem, name) in loaded.problems.iter().zip(["vdb", "vdc1"]) {
+        assert!(
+            problem.text.contains(&format!("({name})")),
+            "{}",
+            problem.text
+        );
+    }
+}
+
 #[test]
 fn fault_injection_needs_its_switch() {
     let machine = Machine::new();

@@ -1,20 +1,19 @@
 //! `alknet vault`: a vault on this computer, and what a node tells about its own.
 
 use std::io;
-use std::time::Duration;
 
 use alknet_vault_cli::{CliError, StatusArgs, Terminal, Verb, run as run_local};
-use clap::{Args, Subcommand};
+use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use serde_json::{Value, json};
 
 use super::call::{connected, of_call};
-use super::{DialArgs, Exit, Failure, StateArgs, output};
+use super::{DialArgs, Exit, Failure, output};
 
 /// The verbs below `alknet vault`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum VaultVerb {
     #[command(flatten)]
-    Local(Verb),
+    Local(LocalVerb),
     /// Let a node forget its seed. It is opened again at its console, never from afar.
     #[command(
         after_help = "Examples:\n  alknet vault lock ed25519:…@192.0.2.7:443\n  \
@@ -35,27 +34,73 @@ pub(crate) struct LockArgs {
     dial: DialArgs,
 }
 
-/// How long a node may take to say how its vault is.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(30);
+/// The verb that looks into a directory, or asks a node.
+const STATUS: &str = "status";
+/// Its argument that names a node.
+const NODE: &str = "node";
+/// Its options that are about reaching that node.
+const DIALLING: [&str; 4] = ["state", "carriage", "timeout", "anonymous"];
+
+/// The verbs that know of no network, and how `status` reaches a node.
+#[derive(Debug)]
+pub(crate) struct LocalVerb {
+    verb: Verb,
+    /// With [`STATUS`] only.
+    dial: Option<DialArgs>,
+}
+
+impl FromArgMatches for LocalVerb {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let dial = match matches.subcommand() {
+            Some((STATUS, status)) => Some(DialArgs::from_arg_matches(status)?),
+            _ => None,
+        };
+        let verb = Verb::from_arg_matches(matches)?;
+        Ok(Self { verb, dial })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Subcommand for LocalVerb {
+    fn augment_subcommands(command: Command) -> Command {
+        Verb::augment_subcommands(command).mut_subcommand(STATUS, dialling)
+    }
+
+    fn augment_subcommands_for_update(command: Command) -> Command {
+        Verb::augment_subcommands_for_update(command).mut_subcommand(STATUS, dialling)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        Verb::has_subcommand(name)
+    }
+}
+
+fn dialling(status: Command) -> Command {
+    // Options that are put into a command bring their own description with them.
+    let about = status.get_about().cloned().unwrap_or_default();
+    let status = DialArgs::augment_args(status).about(about);
+    DIALLING.into_iter().fold(status, |status, option| {
+        status.mut_arg(option, |option| option.requires(NODE))
+    })
+}
 
 /// Runs it.
 pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<Exit, Failure> {
     match verb {
-        VaultVerb::Local(Verb::Status(StatusArgs {
-            node: Some(node), ..
-        })) => {
-            let dial = DialArgs {
-                state: StateArgs { state: None },
-                carriage: None,
-                timeout: STATUS_TIMEOUT,
-                anonymous: false,
-            };
-            connected(&node, &dial, async |client| {
-                let status = client.call("vault/status", &Value::Null).await;
-                show(status.map_err(of_call)?.value(), json)
-            })
-        }
-        VaultVerb::Local(verb) => {
+        VaultVerb::Local(LocalVerb {
+            verb: Verb::Status(StatusArgs {
+                node: Some(node), ..
+            }),
+            dial: Some(dial),
+        }) => connected(&node, &dial, async |client| {
+            let status = client.call("vault/status", &Value::Null).await;
+            show(status.map_err(of_call)?.value(), json)
+        }),
+        VaultVerb::Local(LocalVerb { verb, .. }) => {
             run_local(verb, json, &mut io::stdout().lock(), &mut Terminal::new())
                 .map(|()| Exit::Ok)
                 .map_err(|error| of_local(&error))
@@ -106,4 +151,66 @@ fn of_local(error: &CliError) -> Failure {
         _ => Exit::Failed,
     };
     Failure::new(exit, error.code(), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use clap::Parser;
+    use clap::error::ErrorKind;
+
+    use super::*;
+    use crate::cli::CarriageArg;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(subcommand)]
+        verb: VaultVerb,
+    }
+
+    fn read(line: &str) -> Result<LocalVerb, clap::Error> {
+        let words = line.split_whitespace();
+        match Line::try_parse_from(words)?.verb {
+            VaultVerb::Local(local) => Ok(local),
+            VaultVerb::Lock(args) => panic!("{line}: {args:?}"),
+        }
+    }
+
+    #[test]
+    fn a_node_is_asked_for_its_status_as_it_is_locked() {
+        let line = "vault status attic --state /s --carriage tcp --timeout 2 --anonymous";
+        let asked = read(line).expect("a node is named");
+        let dial = asked.dial.expect("it is status");
+        assert_eq!(dial.state.state.as_deref(), Some(Path::new("/s")));
+        assert_eq!(dial.carriage, Some(CarriageArg::Tcp));
+        assert_eq!(dial.timeout, Duration::from_secs(2));
+        assert!(dial.anonymous);
+
+        let asked = read("vault status attic").expect("a node is named");
+        let dial = asked.dial.expect("it is status");
+        assert_eq!(dial.timeout, Duration::from_secs(30));
+        assert!(matches!(
+            asked.verb,
+            Verb::Status(StatusArgs { node: Some(node), .. }) if node == "attic"
+        ));
+        for line in ["vault status --dir vault", "vault list --dir vault"] {
+            assert!(read(line).is_ok(), "{line}");
+        }
+        // A directory is not dialled.
+        for option in ["--state /s", "--carriage tcp", "--timeout 2", "--anonymous"] {
+            let line = format!("vault status --dir vault {option}");
+            let refused = read(&line).expect_err("no node is named");
+            assert_eq!(refused.kind(), ErrorKind::MissingRequiredArgument, "{line}");
+        }
+    }
+
+    #[test]
+    fn status_keeps_its_own_description() {
+        let command = LocalVerb::augment_subcommands(Command::new("vault"));
+        let status = command.find_subcommand(STATUS).expect("it is a verb");
+        let about = status.get_about().expect("it has one").to_string();
+        assert!(about.contains("how a vault is"), "{about}");
+    }
 }

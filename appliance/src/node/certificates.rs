@@ -22,10 +22,11 @@ use bytes::Bytes;
 
 use super::dialler;
 use super::own_key::NODE_KEY_WAITS;
+use super::self_probe::IDENTITY_ELSEWHERE;
 use super::vault::NodeVault;
 use keys::CertificateKeys;
 
-/// The certificate authorities of `tls.roots` cannot be read.
+/// The certificate authorities of `tls.roots` or `tls.acme.ca_file` cannot be read.
 const ROOTS_FAILED: &str = "tls_roots_failed";
 
 /// Certificates both ways: what is served, and whom the node trusts when it dials.
@@ -64,34 +65,55 @@ impl Certificates {
             let watcher = FileWatcher::new(files, store, Arc::clone(&problems));
             tokio::spawn(watcher.run(FILES_INTERVAL));
         }
-        let names = config.certificate_names();
-        if !names.is_empty() {
-            let subject = names.join(", ");
-            // Without port 80 no authority could read the answers.
-            let plain = config.http.port80 != Port80::Off;
-            let answers = plain.then(|| Arc::clone(&challenges));
-            let keys = vault.map(|vault| Arc::new(CertificateKeys::new(vault.vault())));
-            let parts = AcmeParts {
-                transport: Arc::new(Authority::new(&dialer)),
-                store: Arc::clone(&served.certificates),
-                problems: Arc::clone(&problems),
-                alpn: Arc::clone(&served.challenges),
-                http: answers,
-                // Comes with the part that serves DNS.
-                dns: None,
-                account_key: keys.clone().map(|keys| keys as _),
-                key_seal: keys.map(|keys| keys as _),
-            };
-            match acme(config, names, tls_dir, parts) {
-                Ok(acme) => drop(tokio::spawn(acme.run())),
-                Err(error) => problems.set(ACME_FAILED, &subject, error.to_string()),
-            }
-        }
-        Self {
+        let started = Self {
             served,
             problems,
             dialer,
             challenges,
+        };
+        let names = config.certificate_names();
+        if !names.is_empty() {
+            match to_authority(&config.tls, key, &started.dialer) {
+                Ok(way) => started.order(config, names, tls_dir, vault, &way),
+                Err(error) => {
+                    let file = config.tls.acme.ca_file.as_deref();
+                    let subject = file.unwrap_or("tls.acme.ca_file");
+                    let problems = &started.problems;
+                    problems.set(ROOTS_FAILED, subject, error.to_string());
+                }
+            }
+        }
+        started
+    }
+
+    /// Orders a certificate for `names`, and renews it for as long as the node runs.
+    fn order(
+        &self,
+        config: &NodeConfig,
+        names: Vec<String>,
+        tls_dir: &Path,
+        vault: Option<&NodeVault>,
+        way: &Arc<Dialer>,
+    ) {
+        let subject = names.join(", ");
+        // Without port 80 no authority could read the answers.
+        let plain = config.http.port80 != Port80::Off;
+        let answers = plain.then(|| Arc::clone(&self.challenges));
+        let keys = vault.map(|vault| Arc::new(CertificateKeys::new(vault.vault())));
+        let parts = AcmeParts {
+            transport: Arc::new(Authority::new(way)),
+            store: Arc::clone(&self.served.certificates),
+            problems: Arc::clone(&self.problems),
+            alpn: Arc::clone(&self.served.challenges),
+            http: answers,
+            // Comes with the part that serves DNS.
+            dns: None,
+            account_key: keys.clone().map(|keys| keys as _),
+            key_seal: keys.map(|keys| keys as _),
+        };
+        match acme(config, names, tls_dir, parts) {
+            Ok(acme) => drop(tokio::spawn(acme.run())),
+            Err(error) => self.problems.set(ACME_FAILED, &subject, error.to_string()),
         }
     }
 }
@@ -112,8 +134,11 @@ fn hint(code: &str) -> &'static str {
         ACME_FAILED => "it is tried again by itself; the node's own key is served meanwhile",
         CERT_RELOAD_FAILED => "correct the file; it is read again within seconds",
         CLOCK_INSANE => "let the node reach a time server, or set the clock",
+        IDENTITY_ELSEWHERE => {
+            "switch one of the two off, and give it words or a vault.device of its own"
+        }
         NODE_KEY_WAITS => "let those who pinned the old key know this one, and restart the node",
-        ROOTS_FAILED => "correct tls.roots and restart; peers with pinned keys are reached anyway",
+        ROOTS_FAILED => "correct the file and restart; peers with pinned keys are reached anyway",
         _ => "",
     }
 }
@@ -136,12 +161,30 @@ fn client_options(tls: &TlsSection) -> Result<ClientTlsOptions, TlsError> {
         Some(path) => roots_from_file(Path::new(path))?,
         None => bundled_roots(),
     };
-    Ok(ClientTlsOptions {
+    Ok(trusting(tls, roots))
+}
+
+fn trusting(tls: &TlsSection, roots: RootCertStore) -> ClientTlsOptions {
+    ClientTlsOptions {
         key: None,
         roots,
         webpki_ip: tls.webpki_ip,
         present_key_to_public: tls.present_key_to_public,
-    })
+    }
+}
+
+/// How the authority that orders go to is dialled: `usual`ly, or by the certificates of a file that counts
+/// for nobody else.
+fn to_authority(
+    tls: &TlsSection,
+    key: &NodeKey,
+    usual: &Arc<Dialer>,
+) -> Result<Arc<Dialer>, TlsError> {
+    let Some(file) = &tls.acme.ca_file else {
+        return Ok(Arc::clone(usual));
+    };
+    let roots = roots_from_file(Path::new(file))?;
+    Ok(dialler::make(key, trusting(tls, roots)))
 }
 
 fn files(tls: &TlsSection) -> Vec<CertificateFiles> {
@@ -210,5 +253,41 @@ fn kind(challenge: AcmeChallenge) -> ChallengeKind {
         AcmeChallenge::Dns01 => ChallengeKind::Dns01,
         AcmeChallenge::Http01 => ChallengeKind::Http01,
         AcmeChallenge::TlsAlpn01 => ChallengeKind::TlsAlpn01,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_authorities_that_cannot_be_read_is_a_problem_and_no_order() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("authority.pem");
+        let path = file.display().to_string();
+        let document = format!("[tls.acme]\ndomains = [\"a.example\"]\nca_file = \"{path}\"\n");
+        let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
+        let key = NodeKey::from_seed(&[1; 32]);
+        for content in [None, Some("no certificate\n")] {
+            if let Some(content) = content {
+                std::fs::write(&file, content).expect("the folder is ours");
+            }
+            let certificates = Certificates::start(&config, &key, dir.path(), None);
+            let problems = problems(&certificates.problems);
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert_eq!(problems[0].code, ROOTS_FAILED);
+            assert!(problems[0].text.contains(&path), "{}", problems[0].text);
+            assert!(!problems[0].hint.is_empty());
+            assert!(!dir.path().join("acme").exists());
+        }
+    }
+
+    #[test]
+    fn without_a_file_the_authority_is_dialled_like_others() {
+        let tls = TlsSection::default();
+        let key = NodeKey::from_seed(&[1; 32]);
+        let usual = dialler::make(&key, trusting(&tls, bundled_roots()));
+        let way = to_authority(&tls, &key, &usual).expect("nothing is read");
+        assert!(Arc::ptr_eq(&way, &usual));
     }
 }

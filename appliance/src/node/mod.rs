@@ -60,7 +60,7 @@ use own_key::OwnKey;
 use people::{People, SharedServer};
 use powers::Powers;
 use reload::Reloader;
-use self_probe::SelfProbe;
+use self_probe::{Arrivals, SelfProbe, Watched};
 use vault::NodeVault;
 use web::{Inside, Troubles, Web};
 
@@ -204,8 +204,9 @@ impl Node {
         let answers = Arc::clone(&certificates.challenges);
         let (wrong, mounts) = (Arc::clone(&troubles), computing.mounts());
         let web = Web::new(config, inside, &dispatcher, answers, wrong, mounts)?;
+        let arrivals = Arc::<Arrivals>::default();
         if let Some(http) = web.handler() {
-            handlers.register(http)?;
+            handlers.register(Arc::new(Watched::new(http, Arc::clone(&arrivals))))?;
         }
         computing.attach(&dispatcher).await;
         about.set_alpns(handlers.specs().map(alknet_core::AlpnSpec::name).collect());
@@ -264,6 +265,8 @@ impl Node {
                 reloader: Arc::clone(&node.people.reloader),
                 facts: Arc::clone(&node.facts),
                 certificates: served,
+                arrivals,
+                problems: Arc::clone(&node.certificates),
                 own: key.public(),
                 port: node.about.port(),
                 tls_dir,

@@ -1,6 +1,8 @@
 //! How the node looks from outside: it dials its own public names as others do. Clients are promised no
 //! more than it finds: HTTP/3 where it reaches itself over QUIC, and TLS for good where it has shown a
-//! certificate that every client trusts for a day.
+//! certificate that every client trusts for a day. Where another node with its key answers, it says so.
+
+mod arrivals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
@@ -16,12 +18,17 @@ use alknet_core::{
 };
 use alknet_endpoint::Dialer;
 use alknet_http::{ALPN_HTTP1, ALPN_HTTP3, Http, Outside};
-use alknet_tls::CertificateStore;
+use alknet_tls::{CertificateStore, Problems};
 use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
 
 use super::facts::{self, SharedFacts};
 use super::reload::Reloader;
+
+pub(crate) use arrivals::{Arrivals, Watched};
+
+/// Another node has this node's key.
+pub(super) const IDENTITY_ELSEWHERE: &str = "identity-elsewhere";
 
 /// How often the node looks at itself, beside whenever its configuration, its certificates or the
 /// addresses of the machine change.
@@ -30,6 +37,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(600);
 const ADDRESSES_EVERY: Duration = Duration::from_secs(10);
 /// Places that are looked at in parallel.
 const PROBES_AT_ONCE: usize = 4;
+/// How long a connection of the node to itself may take to come in. Shorter than an HTTP server waits for
+/// a request.
+const COMES_WITHIN: Duration = Duration::from_secs(5);
 /// How long a certificate that every client trusts has to be shown before they are told to insist on
 /// one: a mistake of the first day is found out before it binds anybody.
 const TRUSTED_FOR_S: u64 = 24 * 60 * 60;
@@ -46,6 +56,10 @@ pub(crate) struct SelfProbe {
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) facts: SharedFacts,
     pub(crate) certificates: Arc<CertificateStore>,
+    /// What came in over HTTP.
+    pub(crate) arrivals: Arc<Arrivals>,
+    /// Where it is said what is wrong.
+    pub(crate) problems: Arc<Problems>,
     /// The node's key.
     pub(crate) own: PeerKey,
     /// The port it serves.
@@ -98,11 +112,16 @@ impl SelfProbe {
         let probe = Probe {
             dialer: Dialer::new(None),
             own: self.own,
+            arrivals: Arc::clone(&self.arrivals),
+            patience: COMES_WITHIN,
         };
+        self.arrivals.look(true);
         let looks = places(names, self.port).into_iter();
         let looks: Vec<_> = looks.map(|at| probe.look(at, self.h3)).collect();
         let found: Vec<_> = stream::iter(looks).buffered(PROBES_AT_ONCE).collect().await;
+        self.arrivals.look(false);
         probe.dialer.close().await;
+        tell_of_twins(&self.problems, &found);
         // Where the clock is wrong, so is every word about certificates.
         let trusted = self.clock.now_s().map(|now_s| {
             trusted.note(names, &found, now_s);
@@ -149,12 +168,44 @@ struct Found {
     /// Whether every client trusts the certificate that the node shows there; `None` where that could
     /// not be found out.
     trusted: Option<bool>,
+    /// Whether another node answers there with this node's key.
+    twin: bool,
+}
+
+/// Says where another node has this node's key, and no longer where none has.
+fn tell_of_twins(problems: &Problems, found: &[Found]) {
+    let twins = found.iter().filter(|one| one.twin);
+    let places: BTreeSet<_> = twins
+        .map(|one| format!("{}:{}", one.name, one.port))
+        .collect();
+    for old in problems.list() {
+        if old.code == IDENTITY_ELSEWHERE && !places.contains(&old.subject) {
+            problems.clear(IDENTITY_ELSEWHERE, &old.subject);
+        }
+    }
+    for place in places {
+        let text = "another node answers there with this node's key".to_owned();
+        problems.set(IDENTITY_ELSEWHERE, &place, text);
+    }
+}
+
+/// Who answers at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    /// Nobody, or somebody without the node's key.
+    Stranger,
+    /// This node.
+    Us,
+    /// Another node that has its key.
+    Twin,
 }
 
 /// Somebody who comes from outside.
 struct Probe {
     dialer: Dialer,
     own: PeerKey,
+    arrivals: Arc<Arrivals>,
+    patience: Duration,
 }
 
 impl Probe {
@@ -164,26 +215,40 @@ impl Probe {
             host: Host::Name(name.clone()),
             port,
         };
-        let http3 = h3 && self.finds_us(&at, Carriage::Quic, ALPN_HTTP3).await;
+        let over_quic = match h3 {
+            true => self.finds(&at, Carriage::Quic, ALPN_HTTP3).await,
+            false => Holder::Stranger,
+        };
         // Another server there may have the best of certificates.
-        let here = self.finds_us(&at, Carriage::Tcp, ALPN_HTTP1).await;
-        let trusted = if here { self.trusts(&at).await } else { None };
+        let over_tcp = self.finds(&at, Carriage::Tcp, ALPN_HTTP1).await;
+        let trusted = match over_tcp {
+            Holder::Us => self.trusts(&at).await,
+            Holder::Stranger | Holder::Twin => None,
+        };
         Found {
             name,
             port,
-            http3,
+            http3: over_quic == Holder::Us,
             trusted,
+            twin: [over_quic, over_tcp].contains(&Holder::Twin),
         }
     }
 
-    /// Whether it is this node that answers there: nobody else has its key.
-    async fn finds_us(&self, at: &PeerAddr, carriage: Carriage, alpn: &'static [u8]) -> bool {
+    /// Who answers there. Nobody but this node has its key, unless it was copied or its words were used
+    /// twice.
+    async fn finds(&self, at: &PeerAddr, carriage: Carriage, alpn: &'static [u8]) -> Holder {
         let request = DialRequest {
             carriage,
             present_key: false,
             ..DialRequest::new(at.clone(), Expect::Pinned(vec![self.own]), alpn)
         };
-        self.dialer.connect(request).await.is_ok()
+        let Ok(dialled) = self.dialer.connect(request).await else {
+            return Holder::Stranger;
+        };
+        match self.arrivals.has(&dialled.connection, self.patience).await {
+            Some(false) => Holder::Twin,
+            Some(true) | None => Holder::Us,
+        }
     }
 
     /// Whether its certificate ends at an authority that came with this program, as it does with others.
@@ -293,6 +358,7 @@ mod tests {
             port: HTTPS,
             http3: false,
             trusted,
+            twin: false,
         }
     }
 
@@ -407,12 +473,11 @@ domains = ["*.apps.example.org", "apps.example.org"]
         }
     }
 
-    #[tokio::test]
-    async fn a_node_finds_itself_and_nobody_else() {
-        let key = NodeKey::generate().expect("the system has entropy");
+    /// A node of `key`, as far as the probe sees it.
+    fn serve(key: &NodeKey, arrivals: &Arc<Arrivals>) -> (Server, PeerAddr) {
         let mut handlers = HandlerRegistry::new();
-        let silent = Arc::new(Silent::new());
-        handlers.register(silent).expect("the only one");
+        let silent = Watched::new(Arc::new(Silent::new()), Arc::clone(arrivals));
+        handlers.register(Arc::new(silent)).expect("the only one");
         let clock = Arc::new(SystemClock { built_s: 0 });
         let identities = Arc::new(Identities::new(Entries::default(), clock));
         let options = ServerOptions {
@@ -420,22 +485,41 @@ domains = ["*.apps.example.org", "apps.example.org"]
             port: 0,
             ..ServerOptions::default()
         };
-        let server = Server::bind(options, &key, handlers, identities).expect("a free port");
+        let server = Server::bind(options, key, handlers, identities).expect("a free port");
         let at = PeerAddr {
             pins: Vec::new(),
             host: Host::Ip(Ipv4Addr::LOCALHOST.into()),
             port: server.port(),
         };
-        let probe = |key: &NodeKey| Probe {
+        (server, at)
+    }
+
+    /// A probe of the node that has `key` and notes what comes in.
+    fn probe(key: &NodeKey, arrivals: &Arc<Arrivals>, patience_s: u64) -> Probe {
+        arrivals.look(true);
+        Probe {
             dialer: Dialer::new(None),
             own: key.public(),
-        };
-        let ours = probe(&key);
-        assert!(ours.finds_us(&at, Carriage::Quic, ALPN_HTTP3).await);
-        assert!(ours.finds_us(&at, Carriage::Tcp, ALPN_HTTP1).await);
-        let other = probe(&NodeKey::generate().expect("the system has entropy"));
-        assert!(!other.finds_us(&at, Carriage::Quic, ALPN_HTTP3).await);
-        assert!(!other.finds_us(&at, Carriage::Tcp, ALPN_HTTP1).await);
+            arrivals: Arc::clone(arrivals),
+            patience: Duration::from_secs(patience_s),
+        }
+    }
+
+    const WAYS: [(Carriage, &[u8]); 2] =
+        [(Carriage::Quic, ALPN_HTTP3), (Carriage::Tcp, ALPN_HTTP1)];
+
+    #[tokio::test]
+    async fn a_node_finds_itself_and_nobody_else() {
+        let key = NodeKey::generate().expect("the system has entropy");
+        let arrivals = Arc::default();
+        let (server, at) = serve(&key, &arrivals);
+        let ours = probe(&key, &arrivals, 60);
+        let stranger = NodeKey::generate().expect("the system has entropy");
+        let other = probe(&stranger, &arrivals, 60);
+        for (carriage, alpn) in WAYS {
+            assert_eq!(ours.finds(&at, carriage, alpn).await, Holder::Us);
+            assert_eq!(other.finds(&at, carriage, alpn).await, Holder::Stranger);
+        }
         // What it signed itself no client trusts.
         let by_name = ours
             .look(("localhost".to_owned(), server.port()), true)
@@ -446,5 +530,37 @@ domains = ["*.apps.example.org", "apps.example.org"]
             ..found("localhost", Some(false))
         };
         assert_eq!(by_name, expected);
+    }
+
+    #[tokio::test]
+    async fn another_node_with_the_same_key_is_a_problem_for_as_long_as_it_answers() {
+        let key = NodeKey::generate().expect("the system has entropy");
+        let [here, there] = [Arc::default(), Arc::default()];
+        let (server, _) = serve(&key, &here);
+        let (twin, at) = serve(&key, &there);
+        let ours = probe(&key, &here, 1);
+        for (carriage, alpn) in WAYS {
+            assert_eq!(ours.finds(&at, carriage, alpn).await, Holder::Twin);
+        }
+        let of_twin = ours.look(("localhost".to_owned(), twin.port()), true).await;
+        let expected = Found {
+            port: twin.port(),
+            twin: true,
+            ..found("localhost", None)
+        };
+        assert_eq!(of_twin, expected);
+
+        let problems = Problems::default();
+        let of_us = Found {
+            port: server.port(),
+            ..found("localhost", Some(false))
+        };
+        tell_of_twins(&problems, &[of_us.clone(), of_twin]);
+        let told = problems.list();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].code, IDENTITY_ELSEWHERE);
+        assert_eq!(told[0].subject, format!("localhost:{}", twin.port()));
+        tell_of_twins(&problems, &[of_us]);
+        assert_eq!(problems.list(), []);
     }
 }

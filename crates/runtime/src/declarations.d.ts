@@ -76,6 +76,16 @@ interface Ops {
 
 declare const ops: Ops;
 
+/** An operation that the session may call, or subscribe to. */
+type OperationPath = keyof AlknetCalls | keyof AlknetSubscriptions;
+/** What is known of it. */
+type OperationTypes<P extends OperationPath> =
+  P extends keyof AlknetCalls ? AlknetCalls[P] : P extends keyof AlknetSubscriptions ? AlknetSubscriptions[P] : never;
+/** What it takes. */
+type InputOf<P extends OperationPath> = OperationTypes<P> extends { input: infer I } ? I : never;
+/** What it answers; of a subscription, each item. */
+type OutputOf<P extends OperationPath> = OperationTypes<P> extends { output: infer O } ? O : never;
+
 interface Capability {
   readonly name: string;
   readonly kind: "aead" | "api-key" | "basic" | "bearer" | "bytes" | "signer";
@@ -198,6 +208,27 @@ declare module "alknet:core/signals" {
   export function batch<T>(run: () => T): T;
   export function untracked<T>(run: () => T): T;
   export function isSignal(value: unknown): boolean;
+}
+declare module "alknet:core/pubsub" {
+  /** A loop over it hears what is published from its beginning on. */
+  interface Topic<T> extends AsyncIterable<T> {
+    readonly name: string;
+    /** Calls every listener, and answers how many there were. */
+    publish(value: T): number;
+    subscribe(listener: (value: T) => void, options?: { signal?: AbortSignal }): () => void;
+  }
+  /** The one of this name. */
+  export function topic<T = any>(name: string): Topic<T>;
+}
+declare module "alknet:core/logging" {
+  type Level = "debug" | "info" | "warn" | "error";
+  interface Logger extends Readonly<Record<Level, (...args: unknown[]) => void>> {
+    readonly name: string;
+    child(part: string): Logger;
+  }
+  export function logger(name?: string): Logger;
+  export function setLevel(name: Level | "none"): void;
+  export function getLevel(): Level | "none";
 }
 declare module "alknet:core/ujsx" {
   export type Element = { readonly type: unknown; readonly props: Record<string, any> };

@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn every_python_package_is_pinned() {
         for (packages, files) in [
-            (PYTHON_PACKAGES, 32),
+            (PYTHON_PACKAGES, 33),
             (PYTHON_MCP, 34),
             (PYTHON_MCP_OLDER, 22),
             (OPENAPI_PYTHON, 48),

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use alknet_tensor::keys::OFFSETS_SUFFIX;
 use alknet_tensor::{Code, Entry, Hash, Kind, Tensor, TensorError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,7 @@ impl Part {
             Want::Range(Some(name), range) => {
                 let entry = entry(object, name)?;
                 within(range, entry.byte_len())?;
+                order = place(object, name);
                 (whole(object, &entry), range.clone())
             }
             Want::Tensor(name) => {
@@ -401,11 +403,10 @@ fn describe(head: &mut Head, entry: &Entry<'_>, shape: Vec<u64>) {
     head.shape = Some(shape);
 }
 
-/// Where a tensor stands in the order.
+/// Where the tensor that an entry belongs to stands in the order.
 fn place(object: &Object, name: &str) -> u32 {
-    let at = object
-        .meta()
-        .tensors()
-        .position(|tensor| tensor.name() == name);
+    let owner = name.strip_suffix(OFFSETS_SUFFIX).unwrap_or(name);
+    let is = |known: &str| known == name || known == owner;
+    let at = object.meta().tensors().position(|tensor| is(tensor.name()));
     at.and_then(|at| u32::try_from(at).ok()).unwrap_or(u32::MAX)
 }

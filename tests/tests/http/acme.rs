@@ -81,8 +81,10 @@ roots = "{}"
 domains = ["{NAME}"]
 directory = "{directory}"
 challenge = "tls-alpn-01"
+ca_file = "{}"
 "#,
         www.display(),
+        authority.roots().display(),
         authority.roots().display()
     )
 }

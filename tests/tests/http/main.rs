@@ -9,6 +9,7 @@ mod hostile;
 mod imports;
 mod judges;
 mod mcp;
+mod metrics;
 mod page;
 mod place;
 mod service;

@@ -1,7 +1,5 @@
 //! A vault whose words go to somebody far away, by stock age; and `alknet vault` asking its node.
 
-use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::Command;
 
 use alknet_tests::tools::{age, tool, tool_says};
@@ -65,18 +63,9 @@ fn words_that_a_machine_makes_open_with_age_and_are_its_own() {
 
 /// `alknet vault status` and `alknet vault lock` by the node's administrator and by somebody else.
 fn asked_and_locked(bench: &Bench, node: &Node, status: &Value) {
-    // The former has no option for where the key is.
-    let states = bench.path().join("states");
-    std::fs::create_dir(&states).expect("the folder is ours");
-    symlink(bench.admin().state(), states.join("alknet")).expect("the folder is ours");
-    let ask = |states: &Path| {
-        let mut ask = Command::new(binary());
-        ask.args(["vault", "status", &node.target(), "--json"]);
-        ask.env("XDG_STATE_HOME", states);
-        run_with_input(ask, "")
-    };
-    assert_eq!(ask(&states).json(), *status);
-    let refused = ask(&bench.path().join("nobody"));
+    let ask = |who: &Cli| who.run(who.command(&["vault", "status", &node.target()]));
+    assert_eq!(ask(bench.admin()).json(), *status);
+    let refused = ask(&bench.somebody("nobody"));
     assert_eq!(
         (refused.status, refused.code().as_str()),
         (4, "UNAUTHENTICATED")
@@ -89,7 +78,7 @@ fn asked_and_locked(bench: &Bench, node: &Node, status: &Value) {
         (4, "UNAUTHENTICATED")
     );
     assert_eq!(lock(bench.admin()).json(), json!({ "state": "locked" }));
-    assert_eq!(ask(&states).json()["state"], "locked");
+    assert_eq!(ask(bench.admin()).json()["state"], "locked");
 }
 
 /// A key that age-keygen made: whom to encrypt to, and the file that opens it.

@@ -18,6 +18,7 @@ mod power;
 mod provision;
 mod randomness;
 mod reach;
+mod rescue;
 mod secure_boot;
 mod sources;
 mod tpm;

@@ -8,9 +8,10 @@ use std::time::Duration;
 use alknet_qemu::{Mark, Vm};
 use alknet_tests::tools::{fat_volume, tool, tool_says};
 use alknet_tests::{Bench, Boot, Machine, Node};
-use alknet_vault::slots::luks_phrase;
 use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
 use serde_json::{Value, json};
+
+use crate::rescue;
 
 /// From power-on until the console asks for something.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
@@ -75,6 +76,7 @@ fn a_first_boot_makes_a_vault_and_seals_the_disk() {
     }
     let node = bench.machine(Boot::MicrovmErofs).boot();
     assert_eq!(node.identity(), identity);
+    shown(node.vm(), "UNSEALED: whoever copies the disk has the keys");
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["data"]["clean"], true, "{info:#}");
@@ -84,21 +86,24 @@ fn a_first_boot_makes_a_vault_and_seals_the_disk() {
 #[test]
 fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
     let bench = Bench::new();
-    let boot = |disk: &Path| {
-        let disk = alknet_qemu::Disk::file(disk).data();
-        let machine = with_words(&bench).data(Some(disk));
-        let node = machine.boot();
+    let disk = |path: &Path| Some(alknet_qemu::Disk::file(path).data());
+    let is_theirs = |node: Node| {
         assert_eq!(node.identity(), IDENTITY);
         let status = node.call("vault/status", &Value::Null);
         assert_eq!(status["words_kept"], true, "{status:#}");
         node.end();
     };
     let (first, second) = (bench.disk("first", 1 << 30), bench.disk("second", 1 << 30));
-    boot(&first);
-    boot(&second);
+    is_theirs(with_words(&bench).data(disk(&first)).boot());
+    // The other machine is told them by somebody at its console.
+    let machine = bench.machine(Boot::MicrovmErofs).data(disk(&second));
+    let vm = machine.configured("[vault]\ninit = \"prompt\"").start();
+    asked(&vm, "the words, or Enter for new ones");
+    type_line(&vm, PHRASE);
+    is_theirs(Node::new(vm, Boot::MicrovmErofs, bench.admin().clone()));
     // The words alone open both, with a program that knows nothing of a vault.
     let key = bench.path().join("recovery.key");
-    std::fs::write(&key, recovery_phrase().expose()).expect("the folder is ours");
+    std::fs::write(&key, rescue::recovery_key(PHRASE)).expect("the folder is ours");
     for disk in [&first, &second] {
         let arguments = ["open", "--type", "luks2", "--test-passphrase", "--key-file"];
         let mut arguments: Vec<_> = arguments.iter().map(std::ffi::OsStr::new).collect();
@@ -333,7 +338,8 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
 }
 
 /// A megabyte of a marker through the node, its words and the key of its identity: none of them is on
-/// the disk of a machine that is off. A machine without a vault has the marker and the key there.
+/// the disk of a machine that is off, and whoever has the words reads the last file all the same. A machine
+/// without a vault has the marker and the key there.
 #[test]
 fn the_disk_of_a_sealed_machine_tells_nothing() {
     let written = |sealed: bool| {
@@ -356,9 +362,10 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
             assert_eq!(applied["kept"], true, "{applied:#}");
         }
         node.end();
-        std::fs::read(bench.data()).expect("the disk is ours")
+        let disk = std::fs::read(bench.data()).expect("the disk is ours");
+        (bench, disk)
     };
-    let plain = written(false);
+    let (_, plain) = written(false);
     assert!(holds(&plain, MARKER.as_bytes()), "the marker is written");
     assert!(holds(&plain, b"admin_keys"));
     drop(plain);
@@ -371,8 +378,8 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
     let key = vault.signer(Purpose::NodeIdentity).expect("it is open");
     let key = key.expose(Reason::Console).expect("it is open");
     let recovery = vault.recovery_secret().expect("it is open");
-    let text = recovery_phrase();
-    let sealed = written(true);
+    let text = rescue::recovery_key(PHRASE);
+    let (bench, sealed) = written(true);
     assert!(holds(&sealed, b"LUKS\xba\xbe"), "the header can be read");
     let secrets: [(&str, &[u8]); 7] = [
         ("the marker", MARKER.as_bytes()),
@@ -380,12 +387,16 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
         ("the words", b"abandon abandon"),
         ("the key", key.expose()),
         ("the recovery key", recovery.expose()),
-        ("its text", text.expose().as_bytes()),
+        ("its text", text.as_bytes()),
         ("a file system", b"alknet-state"),
     ];
     for (what, secret) in secrets {
         assert!(!holds(&sealed, secret), "{what} is on the disk");
     }
+    drop(sealed);
+    let read = rescue::read(&bench, &bench.data(), PHRASE, "/config/config.toml");
+    let last = format!("# {} {MARKER}", APPLIED - 1);
+    assert!(read.contains(&last), "{read:.1000}");
 }
 
 fn holds(disk: &[u8], wanted: &[u8]) -> bool {
@@ -433,16 +444,6 @@ fn write_down(vm: &Vm) -> String {
         }
     }
     words.into_values().collect::<Vec<_>>().join(" ")
-}
-
-/// What the words give LUKS.
-fn recovery_phrase() -> SecretStr {
-    let vault = Vault::locked();
-    let words = Entropy::parse(PHRASE).expect("twelve words");
-    vault
-        .unlock(&words, &SecretStr::empty())
-        .expect("it is locked");
-    luks_phrase(&vault.recovery_secret().expect("it is open"))
 }
 
 /// Waits until the console asks for that, with nobody at it.

@@ -1,20 +1,24 @@
 //! A promoted service: what it knows outlives calls and changes of its code, but not its session.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 
-use alknet_tests::{Bench, Cli, HostNode, eventually};
+use alknet_tests::{Bench, Cli, HostNode, eventually, serve};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const PATH: &str = "js/counter";
 
 /// The folder of a version that counts in steps of so many.
 fn draft(at: &Path, step: u64) -> PathBuf {
-    std::fs::create_dir_all(at).expect("the folder is ours");
+    fs::create_dir_all(at).expect("the folder is ours");
     let operation = json!({
         "spec": {
             "name": "counter", "kind": "mutation", "description": "Counts calls.",
             "input": { "type": "object" }, "output": { "type": "array" },
+            "uses": ["compute/info"],
         },
         "entry": "./main.js", "export": "count", "service": true,
         "tests": [{ "input": {}, "expect": { "output": [step, step] } }],
@@ -22,12 +26,18 @@ fn draft(at: &Path, step: u64) -> PathBuf {
     let source = format!(
         "let n = 0;
 export const init = (prev) => {{ n = prev?.n ?? 0; }};
-export const dispose = () => ({{ n }});
-export const count = () => [{step}, n += {step}];
+export const dispose = () => {{
+  console.warn(`leaves at ${{n}}`);
+  return {{ n }};
+}};
+export const count = async ({{ calls = 0 }}) => {{
+  for (let called = 0; called < calls; called++) await ops.call('compute/info', {{}});
+  return [{step}, n += {step}];
+}};
 "
     );
-    std::fs::write(at.join("operation.json"), operation.to_string()).expect("room");
-    std::fs::write(at.join("main.js"), source).expect("room");
+    fs::write(at.join("operation.json"), operation.to_string()).expect("room");
+    fs::write(at.join("main.js"), source).expect("room");
     at.to_owned()
 }
 
@@ -46,6 +56,25 @@ fn configuration(people: &[(&str, &Cli, &[&str])]) -> String {
     format!("[promotion]\nactivate = \"live\"\n{peers}")
 }
 
+/// Proposes a version, promotes it, and lets others call it.
+fn promote(bench: &Bench, at: &str, [ada, rev]: [&Cli; 2], step: u64) {
+    let folder = draft(&bench.path().join(format!("by-{step}")), step);
+    let proposed = verb(ada, &["ops", "propose", at, "--as", "ada"], &[&folder]);
+    let id = proposed["id"].as_str().expect("an id");
+    verb(rev, &["ops", "promote", at, id, "--external"], &[]);
+}
+
+/// Those who propose, promote and call, and what the node knows of them.
+fn people(bench: &Bench) -> ([Cli; 3], String) {
+    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
+    let known = configuration(&[
+        ("ada", &ada, &["compute:read", "ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+        ("bob", &bob, &["call:js:counter"]),
+    ]);
+    ([ada, rev, bob], known)
+}
+
 /// The one service that runs, once what it took the place of has left.
 fn running(node: &HostNode) -> Value {
     eventually("one service runs", || {
@@ -60,19 +89,10 @@ fn running(node: &HostNode) -> Value {
 #[test]
 fn a_service_keeps_what_it_knows_through_a_change_of_its_code() {
     let bench = Bench::new();
-    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
-    let node = bench.host_with(&configuration(&[
-        ("ada", &ada, &["ops:propose"]),
-        ("rev", &rev, &["ops:promote"]),
-        ("bob", &bob, &["call:js:counter"]),
-    ]));
+    let ([ada, rev, bob], known) = people(&bench);
+    let node = bench.host_with(&known);
     let at = node.target();
-    let promote = |step: u64| {
-        let folder = draft(&bench.path().join(format!("by-{step}")), step);
-        let proposed = verb(&ada, &["ops", "propose", at, "--as", "ada"], &[&folder]);
-        let id = proposed["id"].as_str().expect("an id").to_owned();
-        verb(&rev, &["ops", "promote", at, &id, "--external"], &[]);
-    };
+    let promote = |step| promote(&bench, at, [&ada, &rev], step);
     let count = || bob.call(at, PATH, &json!({}), &[]).json();
     promote(1);
     assert_eq!(count(), json!([1, 1]));
@@ -97,4 +117,78 @@ fn a_service_keeps_what_it_knows_through_a_change_of_its_code() {
     // Taken away, it leaves.
     verb(&rev, &back, &[]);
     assert_eq!(bob.call(at, PATH, &json!({}), &[]).code(), "NOT_FOUND");
+}
+
+/// Calls of one session are limited, and a service has no end.
+#[test]
+fn after_a_thousand_calls_a_service_goes_on_in_a_fresh_session() {
+    let bench = Bench::new();
+    let ([ada, rev, bob], known) = people(&bench);
+    let node = bench.host_with(&known);
+    promote(&bench, node.target(), [&ada, &rev], 1);
+    let count = |calls: u64| {
+        let input = json!({ "calls": calls });
+        bob.call(node.target(), PATH, &input, &[]).json()
+    };
+    assert_eq!(count(500), json!([1, 1]));
+    assert_eq!(count(499), json!([1, 2]));
+    let first = running(&node);
+    assert_eq!(first["calls_out"]["compute/info"], 999, "{first:#}");
+    // Still in the same one, which has made a thousand then.
+    assert_eq!(count(1), json!([1, 3]));
+    assert_eq!(running(&node)["session"], first["session"]);
+    assert_eq!(count(1), json!([1, 4]));
+    let second = running(&node);
+    assert_ne!(second["session"], first["session"]);
+    assert_eq!(second["calls_out"]["compute/info"], 1, "{second:#}");
+}
+
+/// A node that is ended by the test, and a file with its log.
+struct Served {
+    child: Child,
+    target: String,
+    log: PathBuf,
+}
+
+impl Served {
+    fn start(bench: &Bench, known: &str) -> Self {
+        let [file, log] = ["node.toml", "log"].map(|name| bench.path().join(name));
+        fs::write(&file, known).expect("the folder is ours");
+        let host = Cli::new(bench.path().join("host"));
+        let mut command = host.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
+        command.args(["--admin", &bench.admin().identity(), "--config"]);
+        command.arg(&file);
+        command.stderr(File::create(&log).expect("the folder is ours"));
+        let (child, said) = serve(command);
+        let target = said["target"].as_str().unwrap_or_default().to_owned();
+        Self { child, target, log }
+    }
+
+    /// Ends it as its owner would, and reads its log.
+    fn end(mut self) -> String {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        kill(pid, Signal::SIGTERM).expect("it runs");
+        let status = self.child.wait().expect("it is our child");
+        assert!(status.success(), "{status}");
+        fs::read_to_string(&self.log).expect("it was written")
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_service_leaves_when_its_node_ends() {
+    let bench = Bench::new();
+    let ([ada, rev, bob], known) = people(&bench);
+    let node = Served::start(&bench, &known);
+    promote(&bench, &node.target, [&ada, &rev], 1);
+    let count = || bob.call(&node.target, PATH, &json!({}), &[]).json();
+    assert_eq!([count(), count()], [json!([1, 1]), json!([1, 2])]);
+    let log = node.end();
+    assert!(log.contains("script: leaves at 2"), "{log}");
 }

@@ -65,6 +65,9 @@ pub struct AcmeSection {
     pub challenge: Option<AcmeChallenge>,
     /// The authority's profile.
     pub profile: Option<String>,
+    /// PEM file of the certificate authorities that the authority's own server is checked by, and
+    /// nothing else.
+    pub ca_file: Option<String>,
 }
 
 impl Default for AcmeSection {
@@ -75,6 +78,7 @@ impl Default for AcmeSection {
             contact: Vec::new(),
             challenge: None,
             profile: None,
+            ca_file: None,
         }
     }
 }
@@ -152,12 +156,14 @@ fn acme_section(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> AcmeSect
     let contacts = section.list("contact", notes);
     let challenge = section.key("challenge");
     let profile = section.key("profile");
+    let ca_file = section.key("ca_file");
     section.finish(notes);
     let challenge = challenge.and_then(|value| value.parsed(notes, challenge_kind));
     let mut acme = AcmeSection {
         domains: domains(&names, challenge, notes),
         challenge,
         profile: profile.and_then(|value| value.parsed(notes, profile_name)),
+        ca_file: ca_file.and_then(|value| value.parsed(notes, path)),
         ..AcmeSection::default()
     };
     if let Some(url) = directory.and_then(|value| value.parsed(notes, directory_url)) {
@@ -286,6 +292,7 @@ directory = "https://ca.example.org/dir"
 contact = ["mailto:admin@example.org"]
 challenge = "dns-01"
 profile = "shortlived"
+ca_file = "/data/tls/authority.pem"
 "#;
 
     #[test]
@@ -342,6 +349,8 @@ profile = "shortlived"
             ("tls.acme.directory = \"https:///x\"", "no https:// address"),
             ("tls.acme.contact = [\"admin@example.org\"]", "no contact"),
             ("tls.acme.profile = \"\"", "no profile"),
+            ("tls.acme.ca_file = \"ca.pem\"", "no path"),
+            ("tls.acme.ca_file = [\"/ca.pem\"]", "tls.acme.ca_file"),
         ] {
             let errors = NodeConfig::parse(document.as_bytes()).expect_err(document);
             assert_eq!(errors.len(), 1, "{document}: {errors:#?}");

@@ -13,7 +13,10 @@ use alknet_tls::acme::{
     AccountKey, Acme, AcmeHandle, AcmeOptions, AcmeParts, AcmeTransport, ChallengeKind,
     DnsChallenge, HttpChallengeResponder, HttpChallenges, KeySeal, SealError,
 };
-use alknet_tls::{ACME_FAILED, CLOCK_INSANE, CertificateStore, Problems, ServerTlsOptions, Source};
+use alknet_tls::{
+    ACME_FAILED, CLOCK_INSANE, CertificateStore, Problems, ServerTlsOptions, Source,
+    roots_from_file,
+};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
@@ -30,6 +33,17 @@ use crate::support::{CARRIAGES, ECHO, HTTP, HUNG, Node, ask};
 /// The way to the authority, as the node has it.
 #[derive(Clone)]
 struct Client(HttpClient);
+
+impl Client {
+    fn by(dialer: Dialer) -> Self {
+        let options = ClientOptions {
+            reach: Reach::Anywhere,
+            redirects: Redirects::No,
+            ..ClientOptions::default()
+        };
+        Self(HttpClient::new(Arc::new(dialer), options))
+    }
+}
 
 impl AcmeTransport for Client {
     fn send(
@@ -162,14 +176,12 @@ impl Ca {
         format!("{}\n{}", read("pebble.log"), read("names.log"))
     }
 
+    /// Reaches the authority by a file of who vouches for it, as `tls.acme.ca_file` names one.
     fn client(&self) -> Client {
-        let options = ClientOptions {
-            reach: Reach::Anywhere,
-            redirects: Redirects::No,
-            ..ClientOptions::default()
-        };
-        let dialer = Arc::new(Dialer::with_roots(None, self.web.roots()));
-        Client(HttpClient::new(dialer, options))
+        let file = self.dir.path().join("vouching.pem");
+        std::fs::write(&file, &self.web.pem).expect("write");
+        let roots = roots_from_file(&file).expect("a certificate");
+        Client::by(Dialer::with_roots(None, roots))
     }
 
     /// Trusts what this authority signs.
@@ -604,6 +616,32 @@ async fn a_refusal_keeps_the_old_certificate() {
     assert!(told.text.contains("lost.example"), "{told}");
     let client = old.client(HTTP);
     served.shows(Carriage::Tcp, "lost.example", &client).await;
+}
+
+/// One that no usual authority vouches for is believed by whoever has the file, and by nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_of_ones_own_is_reached_by_its_file() {
+    let served = Served::start();
+    let ca = Ca::start(1).await;
+    let names = ["own.example"];
+    let mut trouble = served.problems.watch();
+    let options = ca.options(served.state.path(), &names, ChallengeKind::Dns01);
+    let parts = AcmeParts {
+        transport: Arc::new(Client::by(Dialer::new(None))),
+        ..served.parts(&ca)
+    };
+    let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
+    let told = tokio::time::timeout(HUNG, trouble.wait_for(|list| !list.is_empty())).await;
+    let told = told.expect("told").expect("alive")[0].clone();
+    assert_eq!((told.code, &*told.subject), (ACME_FAILED, "own.example"));
+    running.abort();
+    assert!(running.await.is_err());
+
+    let again = Served::start();
+    let mut changes = again.tls.certificates.watch();
+    again.run(&ca, &names, ChallengeKind::Dns01);
+    again.renewed(&ca, &mut changes).await;
+    assert_eq!(again.problems.list(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 //! found here before.
 
 mod access;
+mod basic;
 mod headers;
 mod node;
 mod patience;

@@ -10,8 +10,8 @@ use alknet_call::{
 };
 use alknet_core::config::NodeConfig;
 use alknet_core::{
-    AuthContext, AuthToken, BoxError, BoxFuture, Carriage, Connection, HandlerError, Identity,
-    IdentityKind, IdentityProvider, MountBody, PeerKey, ProtocolHandler, memory_pair,
+    AuthContext, AuthToken, BoxError, BoxFuture, Carriage, Connection, HandlerError, HttpMount,
+    Identity, IdentityKind, IdentityProvider, MountBody, PeerKey, ProtocolHandler, memory_pair,
 };
 use alknet_gateway::{Caller, Gateway};
 use alknet_http::limits::Patience;
@@ -214,7 +214,7 @@ fn registry(dropped: &Arc<AtomicUsize>) -> Registry {
 
 impl Node {
     pub(crate) fn new(config: &str) -> Self {
-        Self::make(config, Patience::default(), None, Vec::new())
+        Self::make(config, Patience::default(), None, Vec::new(), Vec::new())
             .expect("nobody wants a path of another")
     }
 
@@ -222,7 +222,14 @@ impl Node {
     pub(crate) fn patient(patience: Patience) -> Self {
         let route = post(|request: Request<Body>| read(request.into_body()));
         let reader: Arc<dyn Responder> = Arc::new(Reader);
-        Self::make("", patience, Some(reader), vec![("/mine", route)])
+        let routes = vec![("/mine", route)];
+        Self::make("", patience, Some(reader), routes, Vec::new())
+            .expect("nobody wants a path of another")
+    }
+
+    /// One with views of other parts.
+    pub(crate) fn with_mounts(mounts: Vec<Arc<dyn HttpMount>>) -> Self {
+        Self::make("", Patience::default(), None, Vec::new(), mounts)
             .expect("nobody wants a path of another")
     }
 
@@ -232,7 +239,8 @@ impl Node {
                 .identity
                 .map_or_else(|| "nobody".to_owned(), |who| who.id.to_string())
         });
-        Self::make("", Patience::default(), None, vec![(path, route)])
+        let routes = vec![(path, route)];
+        Self::make("", Patience::default(), None, routes, Vec::new())
     }
 
     fn make(
@@ -240,6 +248,7 @@ impl Node {
         patience: Patience,
         reader: Option<Arc<dyn Responder>>,
         routes: Vec<(&'static str, MethodRouter)>,
+        mounts: Vec<Arc<dyn HttpMount>>,
     ) -> Result<Self, RouteError> {
         let config = NodeConfig::parse(config.as_bytes()).expect("a configuration");
         let dropped = Arc::default();
@@ -260,7 +269,7 @@ impl Node {
             page: reader,
             websocket: true,
             site: None,
-            mounts: Vec::new(),
+            mounts,
             routes,
         };
         Ok(Self {

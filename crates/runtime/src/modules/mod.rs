@@ -24,8 +24,10 @@ use crate::typescript::{self, Looked};
 pub(crate) use load::loader;
 
 /// The modules that come with the program.
-const CORE: [(&str, &str); 5] = [
+const CORE: [(&str, &str); 7] = [
     ("alknet:core/signals", include_str!("../core/signals.js")),
+    ("alknet:core/pubsub", include_str!("../core/pubsub.js")),
+    ("alknet:core/logging", include_str!("../core/logging.js")),
     ("alknet:core/ujsx", include_str!("../core/ujsx.js")),
     (
         "alknet:core/json-host",

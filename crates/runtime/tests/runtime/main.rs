@@ -14,5 +14,6 @@ mod small_floats;
 mod support;
 mod tensor_file;
 mod test262;
+mod topics;
 mod typed;
 mod ujsx;

@@ -18,15 +18,17 @@ use serde_json::{Value, json};
 use crate::support::wait;
 
 /// The project, as it lies in `data/project`.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("invoice.ts", include_str!("../data/project/invoice.ts")),
     ("main.ts", include_str!("../data/project/main.ts")),
+    // Run by `topics.rs`.
+    ("orders.ts", include_str!("../data/project/orders.ts")),
     ("view.tsx", include_str!("../data/project/view.tsx")),
 ];
 const SETTINGS: &str = include_str!("../data/project/tsconfig.json");
 
 /// What the project is not allowed to do, each with the compiler's number for it.
-const WRONG: [(&str, &str); 7] = [
+const WRONG: [(&str, &str); 8] = [
     ("await ops.call('double', { a: 'one' });", "TS2769"),
     (
         "const text: string = await ops.call('double', { a: 1 });",
@@ -37,6 +39,7 @@ const WRONG: [(&str, &str); 7] = [
     ("new WebSocket('wss://example.org');", "TS2304"),
     ("ops.call('double', { a: 1 }, { timeout: 1 });", "TS2769"),
     ("import { nothing } from 'alknet:core/signals';", "TS2305"),
+    ("const path: OperationPath = 'other';", "TS2322"),
 ];
 
 /// Operations with types of their own.

@@ -4,4 +4,5 @@
 mod area;
 mod dependencies;
 mod lifecycle;
+mod records;
 mod secrets;

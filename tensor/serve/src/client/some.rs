@@ -1,7 +1,8 @@
 //! Some tensors of a file, each proven by its hash in the header, as a container of their own.
 //!
 //! What is fetched lies end to end in one file beside the target, in the order that it is asked for
-//! in and group by group, so its length says how far an attempt got.
+//! in and group by group, so its length says how far an attempt got. Short entries are asked for
+//! several at a time, and wait in memory for those before them.
 
 use std::io;
 use std::ops::Range;
@@ -12,6 +13,8 @@ use alknet_core::StreamCode;
 use alknet_tensor::tools::{Options, select};
 use alknet_tensor::{AtomicFile, Code, Entry, Hash, Kind, Meta, ReadAt, Reader};
 use blake3::Hasher;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use serde_json::{Value, json};
 
 use super::kept::Kept;
@@ -19,6 +22,11 @@ use super::{Client, ClientError, Header, Pulled, expect_size, local, proven};
 use crate::limits::GROUP_BYTES;
 use crate::part::Head;
 use crate::path::Src;
+
+/// Entries that are asked for at once.
+const AT_ONCE: usize = 16;
+/// Their bytes, all together: what a cut loses of them stays below 64 KiB.
+const AT_ONCE_BYTES: u64 = 48 << 10;
 
 /// An entry that is wanted, and where it lies among those that are here.
 struct Wanted<'m> {
@@ -61,32 +69,24 @@ impl Client {
         let total = wanted.last().map_or(0, |last| last.range().end);
         let mut kept = Kept::open(target, &name(&header, &wanted))?;
         let there = kept.len()?.min(total);
+        let tell = |at| told(at, total);
+        // Of those in front something is here, of the others nothing.
+        let (begun, untouched) = wanted.split_at(wanted.partition_point(|one| one.at < there));
         let mut fetched = 0;
-        for one in &wanted {
-            let len = one.entry.byte_len();
-            // Whole groups were proven before they were written; the last one of an entry is
-            // whole where the entry is.
-            let have = there.saturating_sub(one.at).min(len);
-            let from = match have == len {
-                true => len,
-                false => have / GROUP_BYTES * GROUP_BYTES,
-            };
-            let known = match header.meta.entry_hash(one.entry.name()) {
-                None if have > 0 => Some(self.said_hash(src, one).await?),
-                known => known,
-            };
-            if let Some(hash) = known.filter(|_| have > 0 && have == len) {
-                kept.expect(one.range(), &hash)?;
-                told(one.range().end, total);
-                continue;
-            }
-            kept.cut(one.at + from)?;
-            let tell = |at| told(one.at + at, total);
-            let root = self.entry(src, one, from, known, &mut kept, &tell).await?;
-            fetched += len - from;
-            if from > 0 {
-                kept.expect(one.range(), &root)?;
-            }
+        for one in begun {
+            let here = self.go_on(src, &header.meta, one, there, &mut kept, &tell);
+            fetched += one.entry.byte_len() - here.await?;
+        }
+        if let Some(one) = untouched.first() {
+            kept.cut(one.at)?;
+        }
+        let mut rest = untouched;
+        while !rest.is_empty() {
+            let (now, after) = rest.split_at(at_once(rest));
+            self.new_ones(src, &header.meta, now, &mut kept, &tell)
+                .await?;
+            fetched += now.iter().map(|one| one.entry.byte_len()).sum::<u64>();
+            rest = after;
         }
         let source = Gathered {
             header: &header.bytes,
@@ -108,8 +108,65 @@ impl Client {
         })
     }
 
-    /// Fetches an entry from a group on, and says by which hash it was proven.
-    async fn entry(
+    /// Fetches what is not here of an entry of which something is, and says how much was here.
+    async fn go_on(
+        &self,
+        src: &Src,
+        meta: &Meta,
+        one: &Wanted<'_>,
+        there: u64,
+        kept: &mut Kept,
+        told: &(dyn Fn(u64) + Sync),
+    ) -> Result<u64, ClientError> {
+        let len = one.entry.byte_len();
+        let root = match meta.entry_hash(one.entry.name()) {
+            Some(hash) => hash,
+            None => self.said_hash(src, one).await?,
+        };
+        let have = there.saturating_sub(one.at).min(len);
+        if have == len {
+            kept.expect(one.range(), &root)?;
+            told(one.range().end);
+            return Ok(len);
+        }
+        // Whole groups were proven before they were written.
+        let from = have / GROUP_BYTES * GROUP_BYTES;
+        kept.cut(one.at + from)?;
+        self.to_disk(src, one, from, Some(root), kept, told).await?;
+        kept.expect(one.range(), &root)?;
+        Ok(from)
+    }
+
+    /// Fetches entries of which nothing is here: a single one, or short ones at once. They are
+    /// written in their order, so that the file has no holes.
+    async fn new_ones(
+        &self,
+        src: &Src,
+        meta: &Meta,
+        wanted: &[Wanted<'_>],
+        kept: &mut Kept,
+        told: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), ClientError> {
+        if let [one] = wanted {
+            let known = meta.entry_hash(one.entry.name());
+            return self.to_disk(src, one, 0, known, kept, told).await;
+        }
+        let mut coming = FuturesOrdered::new();
+        for one in wanted {
+            let known = meta.entry_hash(one.entry.name());
+            coming.push_back(self.to_memory(src, one, known));
+        }
+        while let Some(come) = coming.next().await {
+            let (place, bytes) = come?;
+            let shown = kept.shown();
+            let written = kept.file().write_all_at(&bytes, place.start);
+            written.map_err(local(shown))?;
+            told(place.end);
+        }
+        Ok(())
+    }
+
+    async fn to_disk(
         &self,
         src: &Src,
         wanted: &Wanted<'_>,
@@ -117,21 +174,47 @@ impl Client {
         known: Option<Hash>,
         kept: &mut Kept,
         told: &(dyn Fn(u64) + Sync),
-    ) -> Result<Hash, ClientError> {
-        let len = wanted.entry.byte_len();
-        let (head, recv) = self.fetch(src, wanted.want(from..len)).await?;
-        expect_size(&head, len)?;
-        let root = known.map_or_else(|| said_by(&head), Ok)?;
+    ) -> Result<(), ClientError> {
         let shown = kept.shown();
         let file = kept.file();
         let write = |at: u64, bytes: &[u8]| {
             file.write_all_at(bytes, wanted.at + at)
                 .map_err(local(&shown))?;
-            told(at + bytes.len() as u64);
+            told(wanted.at + at + bytes.len() as u64);
             Ok(())
         };
-        proven(recv, &root, len, &(from..len), write).await?;
-        Ok(root)
+        self.entry(src, wanted, from, known, write).await
+    }
+
+    async fn to_memory(
+        &self,
+        src: &Src,
+        wanted: &Wanted<'_>,
+        known: Option<Hash>,
+    ) -> Result<(Range<u64>, Vec<u8>), ClientError> {
+        let mut bytes = Vec::new();
+        let write = |_: u64, group: &[u8]| {
+            bytes.extend_from_slice(group);
+            Ok(())
+        };
+        self.entry(src, wanted, 0, known, write).await?;
+        Ok((wanted.range(), bytes))
+    }
+
+    /// Fetches an entry from a group on; where its hash is not known, by the one that is said.
+    async fn entry(
+        &self,
+        src: &Src,
+        wanted: &Wanted<'_>,
+        from: u64,
+        known: Option<Hash>,
+        write: impl FnMut(u64, &[u8]) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        let len = wanted.entry.byte_len();
+        let (head, recv) = self.fetch(src, wanted.want(from..len)).await?;
+        expect_size(&head, len)?;
+        let root = known.map_or_else(|| said_by(&head), Ok)?;
+        proven(recv, &root, len, &(from..len), write).await
     }
 
     /// The hash of an entry whose header has none.
@@ -164,6 +247,17 @@ fn wanted<'m>(meta: &'m Meta, keep: &(dyn Fn(&str) -> bool + Sync)) -> Vec<Wante
         }
     }
     wanted
+}
+
+/// How many of the first of these are fetched at once: a long one alone, short ones together.
+fn at_once(wanted: &[Wanted<'_>]) -> usize {
+    let mut bytes = 0;
+    let fits = |one: &&Wanted<'_>| {
+        bytes += one.entry.byte_len();
+        bytes <= AT_ONCE_BYTES
+    };
+    let short = wanted.iter().take(AT_ONCE).take_while(fits).count();
+    short.max(1)
 }
 
 /// What these entries of this file are called together.

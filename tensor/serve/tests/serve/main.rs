@@ -10,4 +10,5 @@ mod pull;
 mod put;
 mod quic;
 mod scene;
+mod several;
 mod streams;

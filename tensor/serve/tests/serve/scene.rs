@@ -118,6 +118,16 @@ impl Scene {
 
     /// A peer with these scopes, connected.
     pub(crate) fn peer(&self, name: &str, scopes: &[&str]) -> Connection {
+        self.peer_through(name, scopes, |theirs| theirs)
+    }
+
+    /// The same with something in front of the handler.
+    pub(crate) fn peer_through(
+        &self,
+        name: &str,
+        scopes: &[&str],
+        front: impl FnOnce(Connection) -> Connection,
+    ) -> Connection {
         let handler = TensorHandler::new(Arc::clone(&self.store)).with_patience(self.patience);
         let (ours, theirs) = memory_pair(ALPN);
         let auth = AuthContext {
@@ -129,7 +139,7 @@ impl Scene {
             carriage: Carriage::Memory,
             early_data: false,
         };
-        tokio::spawn(Arc::new(handler).handle(theirs, auth));
+        tokio::spawn(Arc::new(handler).handle(front(theirs), auth));
         ours
     }
 

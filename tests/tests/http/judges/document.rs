@@ -1,15 +1,12 @@
 //! The document at `/openapi.json`, held against the node that serves it: by schemathesis, which asks for
 //! what it allows and for some of what it does not, and by a client that a generator made of it.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-
-use alknet_tests::tools::{client, variable};
+use alknet_tests::tools::variable;
 use alknet_tests::{Bench, Web};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use super::{Faults, judge, limited, printed};
+use super::{Faults, generated, judge, limited, printed};
 
 const KNOWN: &str = include_str!("document.txt");
 
@@ -127,51 +124,9 @@ fn a_node_answers_as_its_document_says() {
     judge(KNOWN, &faults(&report));
 }
 
-/// Python with the packages of the generator, in the bench's folder, where its client lies.
-fn python(bench: &Bench) -> Command {
-    let packages = variable("ALKNET_TEST_OPENAPI_PYTHONPATH");
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut command = limited(300, "python3");
-    command
-        .env("PATH", format!("{packages}/bin:{path}"))
-        .env(
-            "PYTHONPATH",
-            format!("{packages}:{}", bench.path().display()),
-        )
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .current_dir(bench.path());
-    command
-}
-
 #[test]
 fn a_generated_client_calls_a_node() {
     let bench = Bench::new();
     let web = Web::start(&bench, "");
-    let document = web.curl_as(&web.reader, "/openapi.json", &[]);
-    assert_eq!(document.status, 200, "{document:?}");
-    std::fs::write(bench.path().join("openapi.json"), document.body).expect("room");
-    let generate = ["-m", "openapi_python_client", "generate"];
-    let options = ["--meta", "none", "--path", "openapi.json"];
-    let output = python(&bench)
-        .args(generate)
-        .args(options)
-        .args(["--output-path", "client"])
-        .output()
-        .expect("Python is installed by the set-up");
-    assert!(output.status.success(), "{output:?}");
-    let mut child = python(&bench)
-        .arg(client("generated.py"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("Python is installed by the set-up");
-    let wrong = json!({ "operation": "/node/info", "input": { "no such member": 1 } });
-    let given = json!({ "url": web.url(""), "token": web.reader, "wrong": wrong });
-    let mut input = child.stdin.take().expect("it was asked for above");
-    write!(input, "{given}").expect("it reads");
-    drop(input);
-    let output = child.wait_with_output().expect("it is our child");
-    assert!(output.status.success(), "{output:?}");
-    assert_eq!(output.stdout, b"fine\n", "{output:?}");
+    generated::a_client_calls(&bench, &web);
 }

@@ -5,6 +5,7 @@
 //! list is found no more: then the line is taken out.
 
 mod document;
+mod generated;
 mod http2;
 mod http3;
 mod slow;

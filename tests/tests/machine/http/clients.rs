@@ -1,5 +1,5 @@
-//! Clients that are programs: aioquic, the module of the documentation in Node, a kit of the Model
-//! Context Protocol, and the command line.
+//! Clients that are programs: aioquic, the module of the documentation in Node, kits of the Model Context
+//! Protocol, and the command line.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -151,16 +151,26 @@ pub(super) fn the_module_works_in_node(web: &Machine) {
 }
 
 pub(super) fn models_use_it(web: &Machine) {
-    let output = Command::new("timeout")
+    let given = [web.url("/mcp"), web.admin.clone()];
+    let mut python = Command::new("timeout");
+    python
         .args([SECONDS, "python3", "-S"])
         .arg(client("mcp_node.py"))
-        .args([web.url("/mcp"), web.admin.clone()])
-        .env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"))
-        .output()
-        .expect("Python is installed by the set-up");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let why = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("fine"), "{why}");
+        .args(&given)
+        .env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"));
+    let mut node = Command::new("timeout");
+    node.args([SECONDS, "node"])
+        .arg(client("mcp_node.mjs"))
+        .arg(variable("ALKNET_TEST_MCP_NODE"))
+        .args(&given)
+        // The machine's certificate is its own.
+        .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
+    for kit in [&mut python, &mut node] {
+        let output = kit.output().expect("the set-up installs it");
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(output.status.success() && text.contains("fine"), "{text}");
+    }
 }
 
 pub(super) fn tokens_are_made_listed_and_taken_back(bench: &Bench, web: &Machine) {

@@ -3,6 +3,8 @@
 mod certificate;
 mod clients;
 mod gateway;
+#[path = "../../http/judges/generated.rs"]
+mod generated;
 mod page;
 
 use alknet_qemu::Nic;
@@ -38,6 +40,7 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     clients::bodies_have_the_same_limit_over_http3(&web);
     clients::the_module_works_in_node(&web);
     clients::models_use_it(&web);
+    generated::a_client_calls(&bench, &web);
     clients::tokens_are_made_listed_and_taken_back(&bench, &web);
 
     page::a_link_lets_in_once(&bench, &web);

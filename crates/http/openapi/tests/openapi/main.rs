@@ -9,3 +9,4 @@ mod hostile;
 mod mock;
 mod secured;
 mod stand_in;
+mod stripe;

@@ -90,7 +90,31 @@ fn cases() -> Vec<Case> {
                 ),
             ],
         ),
-        // Not the largest: their schemas hold each other, and Prism unfolds them for minutes.
+        // Not Stripe's: its schemas hold each other, and Prism unfolds them for minutes (stripe.rs).
+        case(
+            DIRECTORY,
+            "api/kubernetes.io.json",
+            vec![
+                ("ns/getCodeVersion", Value::Null, "/gitVersion"),
+                (
+                    "ns/listCoreV1NamespacedPod",
+                    json!({"namespace": "default", "limit": 5}),
+                    "/items/0/metadata",
+                ),
+            ],
+        ),
+        case(
+            DIRECTORY,
+            "api/digitalocean.com.json",
+            vec![
+                ("ns/account_get", Value::Null, "/account/email"),
+                (
+                    "ns/tags_create",
+                    json!({"body": {"name": "extra-awesome"}}),
+                    "/tag/name",
+                ),
+            ],
+        ),
         case(
             DIRECTORY,
             "api/gitea.io.json",

@@ -19,13 +19,13 @@ use crate::secured::Secured;
 /// A server that hears requests and gives the answers that it was given, then an empty one again and
 /// again.
 #[derive(Clone, Default)]
-struct Server {
+pub(crate) struct Server {
     heard: Arc<Mutex<Vec<String>>>,
     answers: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Server {
-    fn will_answer(&self, answer: impl Into<String>) {
+    pub(crate) fn will_answer(&self, answer: impl Into<String>) {
         self.answers
             .lock()
             .expect("no panic")
@@ -33,11 +33,11 @@ impl Server {
     }
 
     /// What it heard since it was asked last.
-    fn heard(&self) -> Vec<String> {
+    pub(crate) fn heard(&self) -> Vec<String> {
         std::mem::take(&mut *self.heard.lock().expect("no panic"))
     }
 
-    async fn start(&self) -> Secured {
+    pub(crate) async fn start(&self) -> Secured {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let server = self.clone();
@@ -78,7 +78,7 @@ fn answer(status: &str, media: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-type: {media}\r\ncontent-length: {length}\r\n\r\n{body}")
 }
 
-fn json_answer(status: &str, body: &Value) -> String {
+pub(crate) fn json_answer(status: &str, body: &Value) -> String {
     answer(status, "application/json; charset=utf-8", &body.to_string())
 }
 
@@ -122,7 +122,7 @@ fn document() -> Value {
     })
 }
 
-fn options(secured: &Secured) -> OpenApiOptions {
+pub(crate) fn options(secured: &Secured) -> OpenApiOptions {
     let mut options = OpenApiOptions::new("ns", &format!("https://{}/base/", secured.address));
     options.private = vec!["127.0.0.0/8".parse().expect("a range")];
     options.pins = vec![secured.pin];
@@ -135,13 +135,13 @@ fn node(options: OpenApiOptions) -> Node {
     Node::of(adapter.registrations().expect("a document"))
 }
 
-fn key(kind: CapabilityKind, power: Power) -> (Capability, Filler) {
+pub(crate) fn key(kind: CapabilityKind, power: Power) -> (Capability, Filler) {
     let (one, filler) = capability("key", kind, Arc::new(|| true));
     filler.fill(power);
     (one, filler)
 }
 
-fn secret(text: &str) -> Secret {
+pub(crate) fn secret(text: &str) -> Secret {
     Secret::new(text.as_bytes().to_vec())
 }
 

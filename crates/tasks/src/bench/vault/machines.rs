@@ -11,6 +11,7 @@ use alknet_image::{Form, Role};
 use alknet_qemu::{Accel, Disk, Line, Vm, VmBuilder, blank, copy};
 use data_encoding::BASE64;
 
+use super::keeper::{Keeper, patient};
 use super::{BENCH, MEGA};
 use crate::bench::rows::{Goal, Row, median};
 use crate::binary;
@@ -31,7 +32,7 @@ const ASKED_WITHIN: Duration = Duration::from_secs(30);
 const AGAIN: &str = "the same again";
 const PASSPHRASE: &str = "correct horse battery staple\r";
 const PIN: &str = "1234\r";
-const DISK_BYTES: u64 = 1 << 30;
+pub(super) const DISK_BYTES: u64 = 1 << 30;
 
 /// What the peer is called in rows.
 const UNSEALED: &str = "data that is not sealed";
@@ -43,24 +44,27 @@ const ON_DISK: &str = "slot none on the same machine";
 /// Opening by a TPM may take so much longer than by a key that lies on the disk.
 const TPM_S: f64 = 1.0;
 
-/// How the data is protected, and on which machine: the last three have a TPM and firmware.
+/// How the data is protected, and on which machine: the last three have a TPM and firmware. For `Kms` a
+/// second machine keeps a share of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Unsealed,
     None,
     Provisioning,
     Passphrase,
+    Kms,
     Measured,
     Tpm2,
     Tpm2Pin,
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Unsealed,
         Self::None,
         Self::Provisioning,
         Self::Passphrase,
+        Self::Kms,
         Self::Measured,
         Self::Tpm2,
         Self::Tpm2Pin,
@@ -73,9 +77,10 @@ impl Kind {
         }
     }
 
-    /// A TPM answers in its own time, so that instructions of a machine with one are no measure.
+    /// A TPM and another machine answer in their own time, so that instructions of a machine that waits for
+    /// one are no measure.
     const fn is_counted(self) -> bool {
-        matches!(self.machine(), Machine::Microvm)
+        matches!(self.machine(), Machine::Microvm) && !matches!(self, Self::Kms)
     }
 
     /// What somebody types, if anybody does.
@@ -93,14 +98,15 @@ impl Kind {
             Self::None => "none",
             Self::Provisioning => "provisioning",
             Self::Passphrase => "passphrase",
+            Self::Kms => "kms",
             Self::Measured => "measured",
             Self::Tpm2 => "tpm2",
             Self::Tpm2Pin => "tpm2-pin",
         }
     }
 
-    /// What the document says besides.
-    fn document(self) -> String {
+    /// What the document says besides; `code` leads to who keeps a share.
+    fn document(self, code: &str) -> String {
         match self {
             Self::Unsealed => "[vault]\ninit = \"off\"\n".to_owned(),
             Self::Provisioning => {
@@ -110,6 +116,9 @@ impl Kind {
                     "[vault]\nunlock = [\"provisioning\"]\n\
                      [secrets]\nseed_key = \"alknet-seed-1 {vault} {key}\"\n"
                 )
+            }
+            Self::Kms => {
+                format!("[vault]\nunlock = [\"kms\"]\n[vault.kms]\ncode = \"{code}\"\n")
             }
             Self::Measured => "[vault]\nunlock = [\"none\"]\n".to_owned(),
             Self::Tpm2Pin => "[vault]\nunlock = [\"tpm2\"]\ntpm_pin = true\n".to_owned(),
@@ -146,6 +155,7 @@ struct Stage {
     kernel: Kernel,
     cli: Cli,
     admin: String,
+    keeper: Keeper,
     scratch: tempfile::TempDir,
 }
 
@@ -153,7 +163,7 @@ struct Stage {
 pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
     let stage = Stage::prepare(cx)?;
     for kind in Kind::ALL {
-        stage.first_boot(kind)?;
+        stage.for_kind(kind, || stage.first_boot(kind))?;
     }
     let mut costs: BTreeMap<Kind, Vec<Cost>> = BTreeMap::new();
     for round in 1..=rounds {
@@ -166,7 +176,7 @@ pub(super) fn rows(cx: &Context, rounds: usize) -> Result<Vec<Row>> {
                 costs
                     .entry(kind)
                     .or_default()
-                    .push(stage.boot(kind, counted)?);
+                    .push(stage.for_kind(kind, || stage.boot(kind, counted))?);
             }
         }
     }
@@ -202,6 +212,15 @@ fn rows_of(costs: &BTreeMap<Kind, Vec<Cost>>) -> Vec<Row> {
         Row::lower(BENCH, case, "s wall", of(kind, false, |cost| cost.wall_s)),
         Row::lower(BENCH, case, "M instructions", of(kind, true, minsn)),
     ]);
+    let by_node = |unit, what: fn(&Cost) -> f64| {
+        let case = "microvm: power-on to served, slot kms";
+        Row::lower(BENCH, case, unit, of(Kind::Kms, false, what))
+            .beside(UNSEALED, of(Kind::Unsealed, false, what))
+    };
+    rows.extend([
+        by_node("CPU s", |cost| cost.cpu_s),
+        by_node("s wall", |cost| cost.wall_s),
+    ]);
     let by_tpm = |unit, what: fn(&Cost) -> f64| {
         let case = "PC with firmware: power-on to served, slot tpm2";
         Row::lower(BENCH, case, unit, of(Kind::Tpm2, false, what))
@@ -229,13 +248,23 @@ impl Stage {
         let binary = binary::whole(cx, &Selection::usual())?;
         let image = image::ensure(cx, &kernel, &binary, &[Form::Erofs, Form::Raw])?;
         let cli = Cli::new(cx, Some(&scratch.path().join("cli")))?;
+        let admin = cli.identity()?;
         Ok(Self {
-            admin: cli.identity()?,
+            keeper: Keeper::start(&image, &kernel, &cli, &admin, scratch.path())?,
+            admin,
             image,
             kernel,
             cli,
             scratch,
         })
+    }
+
+    /// Does that while whoever has to answer for it runs.
+    fn for_kind<T>(&self, kind: Kind, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        match kind {
+            Kind::Kms => self.keeper.awake(act),
+            _ => act(),
+        }
     }
 
     fn disk(&self, kind: Kind) -> PathBuf {
@@ -249,7 +278,12 @@ impl Stage {
             _ => Form::Raw,
         };
         let builder = node::builder(&self.image, &self.kernel, form, machine, &self.admin)?;
-        let document = format!("{}{}", node::config(&self.admin), kind.document());
+        let code = self.keeper.code();
+        let document = format!("{}{}", node::config(&self.admin), kind.document(code));
+        let builder = match kind {
+            Kind::Kms => patient(builder, &self.image),
+            _ => builder,
+        };
         let builder = builder.accel(Accel::Tcg).config(document);
         Ok(match machine {
             Machine::Microvm => builder.disk(disk.data()),
@@ -371,7 +405,7 @@ mod tests {
     #[test]
     fn each_kind_says_what_it_is() {
         for kind in Kind::ALL {
-            let document = kind.document();
+            let document = kind.document("alkjoin1_code");
             let sealed = document.contains("unlock");
             assert_eq!(sealed, kind != Kind::Unsealed, "{document}");
         }

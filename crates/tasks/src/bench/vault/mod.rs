@@ -1,11 +1,14 @@
 //! The vault, by itself and on machines.
 //!
 //! By itself: opening it by each type of slot that needs none, deriving and signing
-//! beside OpenSSL, sealing and opening records. What takes microseconds is counted in processor time, as
+//! beside OpenSSL, sealing and opening records, and refusing those that somebody changed: whoever sees how
+//! long that takes must not learn what was wrong. What takes microseconds is counted in processor time, as
 //! OpenSSL's own measurement does, so that a machine with other work answers the same.
 
 mod disk;
+mod keeper;
 mod machines;
+mod refusals;
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -21,6 +24,7 @@ use crate::strangers;
 
 use super::rows::{Goal, Row, median};
 use super::tensor::cpu_seconds;
+use refusals::Refused;
 
 const BENCH: &str = "vault";
 const PEER: &str = "openssl";
@@ -82,6 +86,7 @@ pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
         bounded
             .map(|(case, most)| Row::lower(BENCH, case, "CPU µs", us(case)).goal(Goal::Ours(most))),
     );
+    rows.extend(refusals::rows(us));
     rows.extend(disk::rows(cx, rounds)?);
     rows.extend(machines::rows(cx, rounds)?);
     Ok(rows)
@@ -97,13 +102,14 @@ struct Stage {
     label: Label,
     plain: Vec<u8>,
     blob: alknet_vault::Blob,
+    refused: Refused,
 }
 
 /// Does something so often; answers how often.
 type Case = fn(&Stage) -> std::result::Result<u32, VaultError>;
 
 impl Stage {
-    const CASES: [(&str, Case); 7] = [
+    const CASES: [(&str, Case); 11] = [
         (UNLOCK_NONE, |stage| stage.unlock(0, &mut Key::Stored)),
         (UNLOCK_PROVISIONING, |stage| {
             stage.unlock(1, &mut Key::Seed(&stage.seed))
@@ -140,6 +146,18 @@ impl Stage {
                 Ok(())
             })
         }),
+        (refusals::MOVED, |stage| {
+            often(|| stage.refused.moved(&stage.vault))
+        }),
+        (refusals::CUT, |stage| {
+            often(|| stage.refused.cut(&stage.vault))
+        }),
+        (refusals::VERSION, |stage| {
+            often(|| stage.refused.version(&stage.vault))
+        }),
+        (refusals::DAMAGED, |stage| {
+            often(|| stage.refused.damaged(&stage.vault))
+        }),
     ];
 
     fn make() -> std::result::Result<Self, VaultError> {
@@ -161,12 +179,14 @@ impl Stage {
         vault.unlock(open.entropy(), open.passphrase())?;
         let label = "cred:bench".parse()?;
         let plain = vec![0x5a; 1024];
+        let blob = vault.seal(&label, &plain)?;
         Ok(Self {
             alkv: open.alkv().clone(),
             seed,
             passphrase,
             signer: vault.signer(Purpose::NodeIdentity)?,
-            blob: vault.seal(&label, &plain)?,
+            refused: Refused::of(&blob, &label)?,
+            blob,
             vault,
             label,
             plain,

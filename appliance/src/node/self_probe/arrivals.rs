@@ -1,0 +1,122 @@
+//! Whether a connection that the node made to a holder of its key came in at this very process. By its
+//! key a node cannot be told from another that was made of the same words; but the keying material of a
+//! connection (RFC 8446 section 7.5) is known to its two ends and to nobody else.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_core::{
+    AlpnSpec, AuthContext, BoxFuture, Carriage, Connection, HandlerError, ProtocolHandler,
+};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// What the keying material is asked for by (RFC 5705 section 4).
+const LABEL: &[u8] = b"EXPORTER-alknet-self-probe";
+/// Connections of others that are noted while the node looks at itself.
+const MARKS_MAX: usize = 4096;
+
+/// What both ends of a connection know.
+type Mark = [u8; 32];
+
+/// The connections that came in while the node looks at itself.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals(watch::Sender<Marks>);
+
+#[derive(Debug, Default)]
+struct Marks {
+    is_looking: bool,
+    seen: HashSet<Mark>,
+}
+
+impl Arrivals {
+    /// Begins or ends to note what comes in.
+    pub(super) fn look(&self, is_looking: bool) {
+        self.0.send_modify(|marks| {
+            *marks = Marks {
+                is_looking,
+                seen: HashSet::new(),
+            };
+        });
+    }
+
+    fn note(&self, connection: &Connection) {
+        if !self.0.borrow().is_looking {
+            return;
+        }
+        if let Some(mark) = mark(connection) {
+            self.0.send_modify(|marks| {
+                if marks.is_looking && marks.seen.len() < MARKS_MAX {
+                    marks.seen.insert(mark);
+                }
+            });
+        }
+    }
+
+    /// Whether `connection`, which the node made, came in here within `patience`. `None` where that cannot
+    /// be found out: it ended, as one does that this node has no room for, or too many others came.
+    pub(super) async fn has(&self, connection: &Connection, patience: Duration) -> Option<bool> {
+        let mark = mark(connection)?;
+        let mut marks = self.0.subscribe();
+        let came = async {
+            let known = |marks: &Marks| marks.seen.contains(&mark) || marks.seen.len() >= MARKS_MAX;
+            let marks = marks.wait_for(known).await.ok()?;
+            marks.seen.contains(&mark).then_some(true)
+        };
+        tokio::select! {
+            came = came => came,
+            () = ended(connection) => None,
+            () = sleep(patience) => Some(false),
+        }
+    }
+}
+
+/// Resolves once the other side ends `connection`, over which nothing is asked.
+async fn ended(connection: &Connection) {
+    if connection.carriage() == Carriage::Tcp {
+        // Only who reads hears of the end.
+        if let Ok((_send, mut recv)) = connection.accept_bi().await {
+            let _ = recv.read_chunk(1).await;
+        }
+    } else {
+        connection.closed().await;
+    }
+}
+
+fn mark(connection: &Connection) -> Option<Mark> {
+    let mut mark = Mark::default();
+    let exported = connection.export_keying_material(LABEL, b"", &mut mark);
+    exported.ok().map(|()| mark)
+}
+
+/// A handler whose connections are noted.
+pub(crate) struct Watched {
+    handler: Arc<dyn ProtocolHandler>,
+    arrivals: Arc<Arrivals>,
+}
+
+impl Watched {
+    pub(crate) fn new(handler: Arc<dyn ProtocolHandler>, arrivals: Arc<Arrivals>) -> Self {
+        Self { handler, arrivals }
+    }
+}
+
+impl ProtocolHandler for Watched {
+    fn alpns(&self) -> &[AlpnSpec] {
+        self.handler.alpns()
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        connection: Connection,
+        auth: AuthContext,
+    ) -> BoxFuture<'static, Result<(), HandlerError>> {
+        self.arrivals.note(&connection);
+        Arc::clone(&self.handler).handle(connection, auth)
+    }
+
+    fn drain(&self) -> BoxFuture<'static, ()> {
+        self.handler.drain()
+    }
+}

@@ -1,0 +1,66 @@
+use std::fs::File;
+
+use alknet_provisioning::Secrets;
+use alknet_sealed::limits::DATA_AT;
+
+use super::*;
+use crate::{
+    data::keyslot_tests,
+    settings::tests::settings,
+    vault::{self, Ask},
+};
+
+/// A machine at rest whose vault is open; its disk is gone.
+fn machine() -> Machine {
+    let log = Log::default();
+    let keeper = Keeper::new().expect("memory");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let disk = dir.path().join("disk");
+    let file = File::create_new(&disk).expect("a new file");
+    file.set_len(DATA_AT).expect("a sparse file");
+    let made = keyslot_tests::vault();
+    data::copies(&disk).create(&made).expect("written");
+    let found = data::copies(&disk).load().expect("good");
+    let found = found.expect("a vault");
+    let media = Secrets::default();
+    let opened = vault::open(&found, &keeper, &Offer::default(), &media, &log);
+    opened.map(drop).expect("its key lies beside it");
+    let (events, _) = mpsc::channel(EVENTS_MAX);
+    let keeper = Arc::new(keeper);
+    Machine::at_rest(Facts::default(), keeper, settings(None), log, events)
+}
+
+/// How often the log of the vault says that it was locked.
+fn locked(machine: &Machine) -> usize {
+    let events = machine.keeper.events().fresh();
+    let locked = events
+        .iter()
+        .filter(|event| event.contains(r#""ev":"locked""#));
+    locked.count()
+}
+
+#[test]
+fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
+    let mut machine = machine();
+    machine.supervisor.start(0);
+    assert_eq!(machine.supervisor.order(0), Some(Order::Spawn));
+    // The memory is the node's as well, and so is the lock.
+    machine.keeper.vault().lock();
+    assert!(machine.asking.question().is_none());
+    machine.spawn(0);
+    assert!(machine.node.is_none(), "it would make a key of its own");
+    assert_eq!(machine.supervisor.order(0), None);
+    let waiting = machine.waiting.as_ref().expect("it waits");
+    assert_eq!(waiting.ask, Ask::Passphrase);
+    let told = &machine.facts.problems.vault;
+    assert_eq!(told.as_slice(), std::slice::from_ref(&waiting.problem));
+    assert_eq!(told[0].code, "vault-locked");
+    assert!(machine.asking.question().is_some());
+    assert_eq!(locked(&machine), 1);
+
+    // Once is enough, and what opens it starts the node.
+    machine.spawn(0);
+    assert_eq!(locked(&machine), 1);
+    machine.unlocked(None, 0);
+    assert_eq!(machine.supervisor.order(0), Some(Order::Spawn));
+}

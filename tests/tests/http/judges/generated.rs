@@ -1,0 +1,59 @@
+//! What a generator makes of a node's document, in use: on this host, and on a booted machine.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use alknet_tests::tools::{client, variable};
+use alknet_tests::{Bench, Web};
+use serde_json::json;
+
+/// Longest run of Python, in seconds. Generous: guests run translated and on busy hosts.
+const SECONDS: &str = "300";
+
+/// Python with the packages of the generator, in the bench's folder, where its client lies.
+fn python(bench: &Bench) -> Command {
+    let packages = variable("ALKNET_TEST_OPENAPI_PYTHONPATH");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("timeout");
+    command
+        .args([SECONDS, "python3"])
+        .env("PATH", format!("{packages}/bin:{path}"))
+        .env(
+            "PYTHONPATH",
+            format!("{packages}:{}", bench.path().display()),
+        )
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .current_dir(bench.path());
+    command
+}
+
+/// Has a client made of the node's document, and calls the node with it.
+pub(crate) fn a_client_calls<N>(bench: &Bench, web: &Web<N>) {
+    let document = web.curl_as(&web.reader, "/openapi.json", &[]);
+    assert_eq!(document.status, 200, "{document:?}");
+    std::fs::write(bench.path().join("openapi.json"), document.body).expect("room");
+    let generate = ["-m", "openapi_python_client", "generate"];
+    let options = ["--meta", "none", "--path", "openapi.json"];
+    let output = python(bench)
+        .args(generate)
+        .args(options)
+        .args(["--output-path", "client"])
+        .output()
+        .expect("Python is installed by the set-up");
+    assert!(output.status.success(), "{output:?}");
+    let mut child = python(bench)
+        .arg(client("generated.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("Python is installed by the set-up");
+    let wrong = json!({ "operation": "/node/info", "input": { "no such member": 1 } });
+    let given = json!({ "url": web.url(""), "token": web.reader, "wrong": wrong });
+    let mut input = child.stdin.take().expect("it was asked for above");
+    write!(input, "{given}").expect("it reads");
+    drop(input);
+    let output = child.wait_with_output().expect("it is our child");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"fine\n", "{output:?}");
+}

@@ -1,0 +1,48 @@
+//! What somebody has who found a sealed disk and its recovery words, by programs that we did not write:
+//! cryptsetup opens a slot and gives the volume key, Python's `cryptography` decrypts, debugfs reads files. The
+//! host of the tests needs no device mapper for that.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
+
+use alknet_tests::tools::{debugfs, tool_says, variable};
+use alknet_tests::{Bench, binary, run_with_input};
+
+/// Decrypts all data of a partition.
+const DECRYPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine/rescue.py");
+
+/// What `alknet vault recovery-key` makes of the words: the phrase of a key slot.
+pub(super) fn recovery_key(words: &str) -> String {
+    let mut command = Command::new(binary());
+    command.args(["vault", "recovery-key", "--mnemonic-stdin"]);
+    let answer = run_with_input(command, &format!("{words}\n"));
+    assert_eq!(answer.status, 0, "{answer:?}");
+    answer.output
+}
+
+/// The text of a file of the data on `disk`.
+pub(super) fn read(bench: &Bench, disk: &Path, words: &str, file: &str) -> String {
+    let at = |name: &str| bench.path().join(name);
+    let (phrase, key, plain) = (at("phrase"), at("volume.key"), at("plain"));
+    std::fs::write(&phrase, recovery_key(words)).expect("the folder is ours");
+    let options = [
+        "luksDump",
+        "--batch-mode",
+        "--dump-volume-key",
+        "--key-file",
+    ];
+    let mut arguments: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
+    arguments.extend([phrase.as_os_str(), OsStr::new("--volume-key-file")]);
+    arguments.extend([key.as_os_str(), disk.as_os_str()]);
+    tool_says("cryptsetup", &arguments);
+    let output = Command::new("python3")
+        .arg(DECRYPT)
+        .args([disk, key.as_path(), plain.as_path()])
+        .env("PYTHONPATH", variable("ALKNET_TEST_PYTHONPATH"))
+        .output()
+        .expect("Python is installed by the set-up");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaint}");
+    debugfs(&plain, &format!("cat {file}"))
+}
