@@ -99,12 +99,13 @@ impl VmBuilder {
 
     /// Gives the node its configuration, in the way that costs this kind of machine least. A microvm
     /// gets a NoCloud volume as its last disk, which QEMU makes: the firmware configuration device
-    /// needs ACPI, a third of a microvm's boot.
+    /// needs ACPI, a third of a microvm's boot. The last one given counts.
     pub fn config(mut self, document: impl Into<Vec<u8>>) -> Self {
         if self.machine.kind == MachineKind::Microvm {
             self.machine.seed = Some(document.into());
             return self;
         }
+        self.machine.fw_cfg.retain(|(name, _)| name != CONFIG_FILE);
         self.fw_cfg(CONFIG_FILE, document)
     }
 
