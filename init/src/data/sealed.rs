@@ -24,7 +24,8 @@ use alknet_vault::slots::{
 use super::ext4::{self, Content};
 use super::find::Found;
 use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
-use super::{Access, Prepared, Stop, Volume, device, mount_data, refuse, unreadable};
+use super::volume::{Volume, mount_data, repair};
+use super::{Access, Prepared, Stop, device, refuse, unreadable};
 use crate::log::Log;
 use crate::media::Media;
 use crate::vault::{self, Ask, First, Keeper, Offer, Waiting};
@@ -314,7 +315,7 @@ fn mount(
     let probed = probed.and_then(|file| Ok((ext4::probe(&file, mapped.bytes())?, file)));
     let known = match probed.or_else(|error| unreadable(disk.found, &error))? {
         (Content::Ext4(known), _) => known,
-        (Content::TornSuper, file) => super::repair(disk.found, &file, mapped.bytes(), access.log)?,
+        (Content::TornSuper, file) => repair(disk.found, &file, mapped.bytes(), access.log)?,
         _ => return damaged(disk),
     };
     Ok(mount_data(&volume, &known, mapped.bytes(), access.log)?)

@@ -5,8 +5,9 @@ use alknet_sealed::limits::DATA_AT;
 
 use super::*;
 use crate::{
-    data::keyslot_tests,
+    data::{self, keyslot_tests},
     settings::tests::settings,
+    supervise::Order,
     vault::{self, Ask},
 };
 

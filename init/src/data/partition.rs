@@ -1,0 +1,115 @@
+//! The partition table of a disk and what the kernel knows of it: repaired where it is torn, grown to the
+//! disk's end.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsRawFd,
+    path::Path,
+};
+
+use nix::errno::Errno;
+
+use super::{device, find, gpt, open_rw, random, size};
+use crate::log::Log;
+
+const BLKPG: libc::c_ulong = 0x1269;
+const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
+const BLKRRPART: libc::c_ulong = 0x125f;
+const BLKSSZGET: libc::c_ulong = 0x1268;
+
+/// The kernel hides the partitions of a disk whose primary table is torn; its backup brings them
+/// back. Returns whether a disk was read anew.
+pub(super) fn repair_tables(sys: &Path, log: &Log) -> bool {
+    find::disks(sys).into_iter().any(|name| {
+        let repaired = repair_table(&name);
+        match &repaired {
+            Ok(true) => log.warn(format_args!("partition table of {name} repaired")),
+            Ok(false) => {}
+            Err(error) => log.warn(format_args!("partition table of {name}: {error}")),
+        }
+        matches!(repaired, Ok(true))
+    })
+}
+
+fn repair_table(name: &str) -> Result<bool, gpt::GptError> {
+    let reader = File::open(device(name))?;
+    let geometry = disk(&reader)?;
+    if !gpt::names(&geometry, find::LABEL) {
+        return Ok(false);
+    }
+    let file = open_rw(name)?;
+    let settled = gpt::settle(&disk(&file)?, find::LABEL, random)?;
+    // SAFETY: the ioctl takes no argument.
+    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKRRPART) };
+    Errno::result(outcome).map_err(io::Error::from)?;
+    Ok(!settled.changes.is_empty())
+}
+
+/// Settles the partition table and tells the kernel about the new end.
+pub(super) fn grow(
+    sys: &Path,
+    name: &str,
+    disk_name: &str,
+    log: &Log,
+) -> Result<(), gpt::GptError> {
+    let file = open_rw(disk_name)?;
+    let settled = gpt::settle(&disk(&file)?, find::LABEL, random)?;
+    for change in &settled.changes {
+        log.info(format_args!("partition table of {disk_name}: {change}"));
+    }
+    let known = fs::read_to_string(sys.join("class/block").join(name).join("size"))?;
+    if known.trim().parse() != Ok(settled.length / 512) {
+        resize(&file, &settled)?;
+    }
+    Ok(())
+}
+
+fn resize(disk: &File, settled: &gpt::Settled) -> io::Result<()> {
+    /// `struct blkpg_partition` of the kernel.
+    #[repr(C)]
+    struct Partition {
+        start: i64,
+        length: i64,
+        number: libc::c_int,
+        device_name: [u8; 64],
+        volume_name: [u8; 64],
+    }
+    /// `struct blkpg_ioctl_arg` of the kernel.
+    #[repr(C)]
+    struct Request {
+        operation: libc::c_int,
+        flags: libc::c_int,
+        bytes: libc::c_int,
+        data: *const Partition,
+    }
+    let partition = Partition {
+        start: i64::try_from(settled.start).map_err(io::Error::other)?,
+        length: i64::try_from(settled.length).map_err(io::Error::other)?,
+        number: i32::try_from(settled.number).map_err(io::Error::other)?,
+        device_name: [0; 64],
+        volume_name: [0; 64],
+    };
+    let request = Request {
+        operation: BLKPG_RESIZE_PARTITION,
+        flags: 0,
+        bytes: size_of::<Partition>() as libc::c_int,
+        data: &raw const partition,
+    };
+    // SAFETY: the ioctl reads both structures, which outlive the call.
+    let outcome = unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG, &raw const request) };
+    Ok(Errno::result(outcome).map(drop)?)
+}
+
+fn disk(file: &File) -> io::Result<gpt::Disk<'_>> {
+    let mut sector: libc::c_int = 0;
+    // SAFETY: the ioctl writes one int behind the pointer, which outlives the call.
+    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut sector) };
+    Errno::result(outcome)?;
+    let sector = u64::try_from(sector).unwrap_or(0).max(512);
+    Ok(gpt::Disk {
+        file,
+        sector,
+        sectors: size(file)? / sector,
+    })
+}

@@ -1,0 +1,196 @@
+//! What came of preparing the data: where state is kept, how full that is, and what is wrong with it.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+use alknet_vault::Entropy;
+use nix::sys::statvfs::{FsFlags, statvfs};
+
+use super::{NODE_UID, problem};
+use crate::{
+    control::{DataState, Problem},
+    vault::Waiting,
+};
+
+/// Where state lives when there is no data partition.
+const VOLATILE: &str = "/run/alknet";
+/// Less free than this is full, bytes: the node must be able to write a configuration and a key.
+const FULL_BYTES: u64 = 4 << 20;
+
+/// Folders of the state directory: name, mode, whether the node owns it. What PID 1 writes is not
+/// the node's to replace by a link.
+const TREE: &[(&str, u32, bool)] = &[
+    ("audit", 0o700, true),
+    ("config", 0o755, false),
+    ("identity", 0o700, true),
+    ("log", 0o700, true),
+    ("state", 0o700, true),
+    ("tls", 0o700, true),
+];
+
+/// What came of preparing the data.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) state: DataState,
+    pub(crate) problems: Vec<Problem>,
+    /// The vault needs somebody first: nothing is open.
+    pub(crate) waiting: Option<Waiting>,
+    /// Where the vault lies.
+    pub(crate) vault_at: Option<PathBuf>,
+    /// What the words of the vault spell, for whoever looks whether a medium still has them; to be
+    /// let go at once.
+    pub(crate) words: Option<Entropy>,
+}
+
+/// Brings sizes, and problems that come and go, up to date. Returns whether something changed
+/// that a reader should hear of.
+pub(crate) fn refresh(prepared: &mut Prepared) -> bool {
+    let Ok(stat) = statvfs(&prepared.state_dir) else {
+        return false;
+    };
+    let before = (prepared.state.mode.clone(), prepared.problems.clone());
+    let unit = stat.fragment_size();
+    prepared.state.total_bytes = stat.blocks() * unit;
+    prepared.state.free_bytes = stat.blocks_available() * unit;
+    let mounted = prepared.state.mode == "mounted";
+    if mounted && stat.flags().contains(FsFlags::ST_RDONLY) {
+        read_only(
+            prepared,
+            "the kernel found it damaged and stopped writing".to_owned(),
+        );
+    }
+    let full = prepared.state.mode != "read-only" && prepared.state.free_bytes < FULL_BYTES;
+    prepared.problems.retain(|known| known.code != "data-full");
+    if full {
+        prepared.problems.push(problem(
+            "data-full",
+            format!(
+                "{} bytes are free on the data disk",
+                prepared.state.free_bytes
+            ),
+            "delete what is not needed, or enlarge the disk and reboot: it is grown by itself",
+        ));
+    }
+    before != (prepared.state.mode.clone(), prepared.problems.clone())
+}
+
+/// Nothing is there until the vault is open.
+pub(super) fn locked(waiting: Waiting, vault_at: PathBuf) -> Prepared {
+    Prepared {
+        state_dir: VOLATILE.into(),
+        state: DataState {
+            mode: "locked".to_owned(),
+            device: Some(vault_at.display().to_string()),
+            detail: Some(waiting.problem.text.clone()),
+            ..DataState::default()
+        },
+        problems: vec![waiting.problem.clone()],
+        waiting: Some(waiting),
+        vault_at: Some(vault_at),
+        words: None,
+    }
+}
+
+pub(super) fn volatile(why: Problem) -> Prepared {
+    Prepared {
+        waiting: None,
+        vault_at: None,
+        words: None,
+        state_dir: VOLATILE.into(),
+        state: DataState {
+            mode: "volatile".to_owned(),
+            detail: Some(why.text.clone()),
+            ..DataState::default()
+        },
+        problems: vec![why],
+    }
+}
+
+pub(super) fn read_only(prepared: &mut Prepared, why: String) {
+    prepared.state.mode = "read-only".to_owned();
+    prepared.state.detail = Some(why.clone());
+    prepared.problems.push(problem(
+        "data-damaged",
+        format!("the data file system is read-only: {why}"),
+        "repair it elsewhere with e2fsck and reboot; until then nothing new is kept",
+    ));
+}
+
+pub(super) fn make_tree(root: &Path) -> io::Result<()> {
+    fs::create_dir_all(root)?;
+    for (name, mode, node) in TREE {
+        let folder = root.join(name);
+        if !folder.is_dir() {
+            fs::create_dir(&folder)?;
+        }
+        let owner = if *node { NODE_UID } else { 0 };
+        chown(&folder, Some(owner), Some(owner))?;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(*mode))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volatile_mode_says_why() {
+        let prepared = volatile(problem("data-missing", "no disk".to_owned(), "attach one"));
+        assert_eq!(prepared.state.mode, "volatile");
+        assert_eq!(prepared.state.detail.as_deref(), Some("no disk"));
+        assert_eq!(prepared.problems[0].code, "data-missing");
+    }
+
+    #[test]
+    fn a_problem_that_ends_is_taken_back() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut prepared = Prepared {
+            state_dir: dir.path().into(),
+            state: DataState {
+                mode: "mounted".to_owned(),
+                ..DataState::default()
+            },
+            problems: vec![problem("data-full", "0 bytes".to_owned(), "delete")],
+            waiting: None,
+            vault_at: None,
+            words: None,
+        };
+        assert!(
+            refresh(&mut prepared),
+            "the disk of this machine is not full"
+        );
+        assert!(prepared.problems.is_empty());
+        assert!(prepared.state.total_bytes > 0);
+        assert!(!refresh(&mut prepared));
+    }
+
+    #[test]
+    fn going_read_only_is_reported_once() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut prepared = volatile(Problem::default());
+        prepared.problems.clear();
+        prepared.state_dir = dir.path().into();
+        read_only(&mut prepared, "1 errors are recorded in it".to_owned());
+        assert_eq!(prepared.state.mode, "read-only");
+        assert!(!refresh(&mut prepared));
+        assert_eq!(prepared.problems.len(), 1);
+    }
+
+    #[test]
+    fn the_tree_is_made_and_made_again() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for _ in 0..2 {
+            make_tree(&dir.path().join("state")).expect("this test runs as root");
+        }
+        let identity = fs::metadata(dir.path().join("state/identity")).expect("made");
+        assert_eq!(identity.permissions().mode() & 0o7777, 0o700);
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&identity), NODE_UID);
+        let config = fs::metadata(dir.path().join("state/config")).expect("made");
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&config), 0);
+    }
+}

@@ -1,0 +1,256 @@
+//! The file system with the data: formatted, repaired, mounted, grown to its device, unmounted.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+
+use super::ext4::{self, Content, Super};
+use super::find::Found;
+use super::prepared::{Prepared, read_only};
+use super::{device, random_uuid, refuse, sealed, unknown, unreadable};
+use crate::{
+    control::{DataState, Problem},
+    log::Log,
+};
+
+/// Where the data partition is mounted.
+const DATA: &str = "/data";
+
+/// A block device with a file system for the data.
+pub(super) struct Volume {
+    pub(super) path: PathBuf,
+    /// Name of the device that it lies on.
+    pub(super) on: String,
+    /// How it is encrypted.
+    pub(super) cipher: Option<String>,
+    pub(super) vault_at: Option<PathBuf>,
+}
+
+impl Volume {
+    pub(super) fn plain(found: &Found) -> Self {
+        Self {
+            path: device(found.name()),
+            on: found.name().to_owned(),
+            cipher: None,
+            vault_at: None,
+        }
+    }
+}
+
+/// Unmounts the data, or makes it read-only where something still holds it.
+pub(crate) fn close() -> io::Result<()> {
+    let outcome = match umount2(DATA, MntFlags::empty()) {
+        Ok(()) => {
+            // The kernel forgets the key. A machine that goes down does so without it as well.
+            return sealed::close();
+        }
+        Err(Errno::EBUSY) => {
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>)
+        }
+        // Nothing is mounted there.
+        Err(Errno::EINVAL) => Ok(()),
+        other => other,
+    };
+    Ok(outcome?)
+}
+
+/// Unmounts the data and erases everything on the device, so that it is blank.
+pub(crate) fn begin_anew(device: &Path) -> io::Result<()> {
+    umount2(DATA, MntFlags::empty())?;
+    sealed::close()?;
+    sealed::erase(device)
+}
+
+pub(super) fn format(
+    found: &Found,
+    file: &File,
+    bytes: u64,
+    log: &Log,
+) -> Result<Super, Box<Problem>> {
+    if bytes < ext4::TEMPLATE_BYTES {
+        return refuse(
+            "data-too-small",
+            format!("the data disk {} has {} MiB", found.name(), bytes >> 20),
+            "give it at least 128 MiB and reboot",
+        );
+    }
+    log.info(format_args!(
+        "formatting the blank data disk {}",
+        found.name()
+    ));
+    let outcome = ext4::format(file).and_then(|()| ext4::probe(file, bytes));
+    match outcome {
+        Ok(Content::Ext4(known)) => Ok(known),
+        Ok(_) => unreadable(
+            found,
+            &io::Error::other("what was written does not read back"),
+        ),
+        Err(error) => unreadable(found, &error),
+    }
+}
+
+pub(super) fn repair(
+    found: &Found,
+    file: &File,
+    bytes: u64,
+    log: &Log,
+) -> Result<Super, Box<Problem>> {
+    match ext4::repair_super(file).and_then(|()| ext4::probe(file, bytes)) {
+        // The write was torn because the machine stopped while it was mounted.
+        Ok(Content::Ext4(known)) => {
+            log.warn(format_args!(
+                "superblock of {} was torn, repaired",
+                found.name()
+            ));
+            Ok(Super {
+                clean: false,
+                ..known
+            })
+        }
+        Ok(_) => unknown(found),
+        Err(error) => unreadable(found, &error),
+    }
+}
+
+pub(super) fn mount_data(
+    volume: &Volume,
+    known: &Super,
+    bytes: u64,
+    log: &Log,
+) -> Result<Prepared, Box<Problem>> {
+    let mut prepared = Prepared {
+        state_dir: DATA.into(),
+        state: DataState {
+            mode: "mounted".to_owned(),
+            device: Some(format!("/dev/{}", volume.on)),
+            cipher: volume.cipher.clone(),
+            clean: Some(known.clean),
+            ..DataState::default()
+        },
+        problems: Vec::new(),
+        waiting: None,
+        vault_at: volume.vault_at.clone(),
+        words: None,
+    };
+    let mounted = match mount_at(volume, MsFlags::empty()) {
+        Err(error) if !known.clean => {
+            log.warn(format_args!(
+                "{} cannot be mounted ({error}): its journal is replayed first",
+                volume.on
+            ));
+            replay(volume).and_then(|()| mount_at(volume, MsFlags::empty()))
+        }
+        mounted => mounted,
+    };
+    if let Err(error) = mounted {
+        return refuse(
+            "data-damaged",
+            format!("the data disk {} cannot be mounted: {error}", volume.on),
+            "repair it elsewhere with e2fsck, or blank its first MiB to start afresh",
+        );
+    }
+    // The replayed journal may have brought errors to light.
+    let errors = reread(volume, bytes).unwrap_or_else(|error| {
+        log.warn(format_args!(
+            "whether errors are recorded in {} is not known: {error}",
+            volume.on
+        ));
+        known.clone()
+    });
+    if errors.bytes != known.bytes
+        && let Err(error) = mount_again(volume)
+    {
+        return refuse(
+            "data-damaged",
+            format!(
+                "the data disk {} cannot be mounted again: {error}",
+                volume.on
+            ),
+            "reboot; if that does not help, repair it elsewhere with e2fsck",
+        );
+    }
+    if errors.damaged || errors.errors > 0 {
+        remount_read_only(log);
+        read_only(
+            &mut prepared,
+            format!("{} errors are recorded in it", errors.errors.max(1)),
+        );
+        return Ok(prepared);
+    }
+    if let Err(error) = personalise(&errors, bytes, log) {
+        log.warn(format_args!("cannot grow the data file system: {error}"));
+    }
+    Ok(prepared)
+}
+
+/// The kernel counts a file system's groups before it replays the journal. Where the power went while
+/// it grew, the replay ends the growth and the count is wrong: no block is found free any more.
+fn mount_again(volume: &Volume) -> io::Result<()> {
+    umount2(DATA, MntFlags::empty())?;
+    mount_at(volume, MsFlags::empty())
+}
+
+/// The kernel checks the descriptors of all groups before it replays the journal. Where the power went
+/// between a superblock that counts new groups and the block that describes them, it refuses what the
+/// replay would have mended. To be read only, such a file system is mounted and its journal replayed.
+fn replay(volume: &Volume) -> io::Result<()> {
+    mount_at(volume, MsFlags::MS_RDONLY)?;
+    Ok(umount2(DATA, MntFlags::empty())?)
+}
+
+fn mount_at(volume: &Volume, extra: MsFlags) -> io::Result<()> {
+    // The image has the folder; an initramfs somebody else assembled may not.
+    if !Path::new(DATA).is_dir() {
+        fs::create_dir(DATA)?;
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
+    let source = &volume.path;
+    let options = Some("errors=remount-ro");
+    Ok(mount(
+        Some(source),
+        DATA,
+        Some("ext4"),
+        flags | extra,
+        options,
+    )?)
+}
+
+fn reread(volume: &Volume, bytes: u64) -> io::Result<Super> {
+    let file = File::open(&volume.path)?;
+    match ext4::probe(&file, bytes)? {
+        Content::Ext4(known) => Ok(known),
+        _ => Err(io::Error::other("its superblock does not read back")),
+    }
+}
+
+fn remount_read_only(log: &Log) {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    if let Err(error) = mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>) {
+        log.error(format_args!("cannot make {DATA} read-only: {error}"));
+    }
+}
+
+/// Grows the file system to its device and gives a fresh one its own identifier.
+fn personalise(known: &Super, bytes: u64, log: &Log) -> io::Result<()> {
+    let whole_blocks = bytes / ext4::BLOCK_BYTES as u64 * ext4::BLOCK_BYTES as u64;
+    let folder = File::open(DATA)?;
+    if known.template_uuid {
+        ext4::set_uuid(&folder, random_uuid()?)?;
+    }
+    if known.bytes < whole_blocks {
+        ext4::grow(&folder, whole_blocks)?;
+        log.info(format_args!(
+            "data file system grown to {} MiB",
+            bytes >> 20
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! How the machine stays guarded while the node is well, and how it goes down.
+
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+
+use super::Machine;
+use crate::{
+    control::{PowerAction, ToNode},
+    shutdown::{self, Shutdown, Step},
+};
+
+/// How often the watchdog is fed, ms: a sixth of its time-out.
+const FEED_EVERY_MS: u64 = 5_000;
+
+impl Machine {
+    /// Feeds the watchdog while the node is well, or was until lately. Without health for longer
+    /// the machine reboots, with or without a watchdog.
+    pub(super) fn guard_life(&mut self, now: u64) {
+        if now < self.timers.feed || self.shutdown.is_some() {
+            return;
+        }
+        self.timers.feed = now + FEED_EVERY_MS;
+        if !self.supervisor.alive(now) {
+            self.go_down(
+                PowerAction::Reboot,
+                "the node being unwell for too long",
+                now,
+            );
+        } else if let Some(watchdog) = &self.watchdog {
+            watchdog.feed();
+        }
+    }
+
+    pub(super) fn go_down(&mut self, action: PowerAction, by: &str, now: u64) {
+        if self.shutdown.is_some() {
+            self.log
+                .info(format_args!("{by}: the machine goes down already"));
+            return;
+        }
+        self.log
+            .warn(format_args!("going down ({action:?}) because of {by}"));
+        // Its time-out is longer than the bound: this is its last meal.
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.feed();
+        }
+        shutdown::guard(action, Arc::clone(&self.keeper));
+        for console in self.consoles() {
+            console.say(format!("alknet: going down ({action:?}) because of {by}"));
+        }
+        self.supervisor.hold();
+        self.network.quiet();
+        self.shutdown = Some(Shutdown::new(action, now));
+        if let Some(node) = &self.node {
+            let drain = ToNode::Drain {
+                deadline_ms: shutdown::DRAIN_MS_MAX,
+                reason: format!("the machine goes down: {by}"),
+                locked: false,
+            };
+            if !node.send(drain) {
+                node.signal(Signal::SIGTERM);
+            }
+        }
+    }
+
+    pub(super) fn step_down(&mut self, now: u64) {
+        let node_gone = self.node.is_none();
+        let Some(shutdown) = &mut self.shutdown else {
+            return;
+        };
+        while let Some(step) = shutdown.step(now, node_gone, self.alone) {
+            match step {
+                Step::Terminate => shutdown::signal_all(Signal::SIGTERM),
+                Step::Kill => shutdown::signal_all(Signal::SIGKILL),
+                Step::Close => {
+                    // A machine that is off feeds nobody; one that reboots stays guarded.
+                    if shutdown.action() == PowerAction::Poweroff
+                        && let Some(watchdog) = self.watchdog.take()
+                    {
+                        watchdog.disarm();
+                    }
+                    // Memory outlives a reset, and a machine that is off is a file somewhere.
+                    self.keeper.lock();
+                    shutdown::close(shutdown.action(), self.reset.as_deref());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The node in the machine's life: started, asked, ended.
+
+use nix::sys::signal::Signal;
+
+use super::{Event, Machine};
+use crate::{
+    child::Node,
+    control::{NodeStatus, Problem, ToInit, ToNode},
+    fault::{Fault, make_orphans},
+    reap::{self, End},
+    stage::{self, Stage},
+    supervise::{self, Order},
+};
+
+/// Lines of a node's last words.
+const LAST_LINES_MAX: usize = 10;
+/// Orphans collected from one line of the log to the next.
+const ORPHANS_LOGGED: u64 = 1_000;
+
+impl Machine {
+    pub(super) fn obey(&mut self, order: Order, now: u64) {
+        match (order, &self.node) {
+            (Order::Spawn, _) => self.spawn(now),
+            (Order::Ask(n), Some(node)) => {
+                if !node.send(ToNode::Health { n }) {
+                    self.log.warn("the node does not read its messages");
+                }
+            }
+            (Order::Abort, Some(node)) => {
+                self.log
+                    .error("the node does not answer for its health: aborting it");
+                node.signal(Signal::SIGABRT);
+            }
+            (Order::Kill, Some(node)) => {
+                self.log.error("the node does not end: killing it");
+                node.signal(Signal::SIGKILL);
+            }
+            (Order::Drain, Some(node)) => {
+                let reason = match &self.waiting {
+                    Some(_) => "the vault was locked",
+                    None => "the configuration changed",
+                };
+                let reason = reason.to_owned();
+                let deadline_ms = supervise::DRAIN_MS_MAX;
+                let locked = self.waiting.is_some();
+                if !node.send(ToNode::Drain {
+                    deadline_ms,
+                    reason,
+                    locked,
+                }) {
+                    node.signal(Signal::SIGTERM);
+                }
+            }
+            // It has ended in the meantime.
+            (_, None) => {}
+        }
+    }
+
+    pub(super) fn spawn(&mut self, now: u64) {
+        if self.keeper.is_locked() {
+            // Without its vault it would make a key of its own: no such key is ever shown.
+            self.log.warn("the node waits until the vault is open");
+            self.supervisor.idle(now);
+            if self.waiting.is_none() {
+                // The one before locked it, and ended before it said so: somebody is asked all the same.
+                self.lock(false, "a node that ended", now);
+            }
+            return;
+        }
+        self.life += 1;
+        match Node::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
+            Ok(node) => {
+                self.supervisor.spawned(now);
+                stage::reach(&mut self.facts.stages, Stage::NodeStart);
+                node.send(ToNode::Start {
+                    config: Box::new(self.settings.config.clone()),
+                    state_dir: self.state_dir.display().to_string(),
+                    facts: Box::new(self.facts.told()),
+                    vault: self.keeper.is_open(),
+                    records: self.settings.records.clone(),
+                });
+                self.node = Some(node);
+                self.keeper.events().hand_over_again();
+                self.tell_events();
+                self.alone = false;
+            }
+            Err(error) => {
+                self.supervisor.exited(now);
+                self.facts.problems.node = vec![node_problem(error.to_string())];
+                self.log.error(error);
+            }
+        }
+    }
+
+    /// Collects whatever ended; what is left for later is asked for again.
+    pub(super) fn collect(&mut self) {
+        let round = reap::collect();
+        self.alone = round.alone;
+        for (pid, end) in round.ended {
+            if self.node.as_ref().is_some_and(|node| node.pid() == pid)
+                && let Some(node) = self.node.take()
+            {
+                let events = self.events.clone();
+                tokio::spawn(async move {
+                    let life = node.life();
+                    node.last_lines().await;
+                    // The loop ends with the machine only.
+                    let _ = events.send(Event::Ended { life, end }).await;
+                });
+            } else {
+                self.orphans += 1;
+                if self.orphans.is_multiple_of(ORPHANS_LOGGED) {
+                    self.log.info(format_args!(
+                        "{} orphans collected since the boot",
+                        self.orphans
+                    ));
+                }
+            }
+        }
+        if round.more && self.events.try_send(Event::Children).is_err() {
+            // The loop is busy; the next tick looks again.
+            self.timers.feed = 0;
+        }
+    }
+
+    pub(super) fn ended(&mut self, life: u64, end: End, now: u64) {
+        self.status = None;
+        self.facts.problems.reported.clear();
+        let unexpected = self.supervisor.exited(now);
+        if !unexpected {
+            self.log.info(format_args!("the node {end}"));
+            return;
+        }
+        let lines = self.log.last_of(life, LAST_LINES_MAX);
+        let words = std::iter::once(end.to_string())
+            .chain(lines)
+            .collect::<Vec<_>>()
+            .join("\n");
+        self.log
+            .error(format_args!("the node {end}; it is started again"));
+        self.facts.last_words = Some(words);
+        self.facts.node_restarts = self.supervisor.restarts();
+        self.facts.problems.reported.clear();
+        self.facts.problems.node = vec![node_problem(format!("the node {end}"))];
+    }
+
+    pub(super) fn lost(&mut self, life: u64, reason: &str, now: u64) {
+        if self.is_current(life) && self.shutdown.is_none() {
+            self.log
+                .warn(format_args!("no channel to the node any more: {reason}"));
+            self.supervisor.lost(now);
+        }
+    }
+
+    pub(super) fn said(&mut self, message: ToInit, now: u64) {
+        match message {
+            ToInit::Fault { kind } => self.fault(&kind),
+            ToInit::Health { n, ok, detail } => {
+                if !ok {
+                    self.log.warn(format_args!("the node is unwell: {detail}"));
+                }
+                self.supervisor.answered(n, ok, now);
+            }
+            ToInit::KeepConfig { n, document } => self.keep_config(n, document),
+            ToInit::Power { action, by } => self.go_down(action, &by, now),
+            ToInit::Ready { status } => {
+                self.supervisor.ready(now);
+                stage::reach(&mut self.facts.stages, Stage::Ready);
+                self.facts.problems.node.clear();
+                self.log
+                    .info(format_args!("the node serves port {}", status.port));
+                self.learn(status);
+            }
+            ToInit::Status { status } => self.learn(status),
+            ToInit::VaultEventsWritten { count } => {
+                self.keeper.events().written(count);
+                self.tell_events();
+            }
+            ToInit::VaultLocked { hard, by } => self.lock(hard, &by, now),
+        }
+    }
+
+    fn learn(&mut self, status: NodeStatus) {
+        let told = &self.facts.problems.config;
+        let news = status.problems.iter().filter(|one| !told.contains(one));
+        self.facts.problems.reported = news.cloned().collect();
+        self.status = Some(status);
+    }
+
+    fn fault(&mut self, kind: &str) {
+        if !self.facts.fault_injection {
+            self.log
+                .warn("a fault was asked for; the hypervisor did not switch them on");
+            return;
+        }
+        self.log.warn(format_args!("fault injected: {kind}"));
+        match Fault::parse(kind) {
+            Some(Fault::Hang) => loop {
+                std::thread::park();
+            },
+            Some(Fault::NetPanic) => self.network.fail(),
+            Some(Fault::Orphans) => make_orphans(),
+            Some(Fault::Panic) => panic!("a fault was injected"),
+            None => self.log.warn("no such fault"),
+        }
+    }
+}
+
+fn node_problem(text: String) -> Problem {
+    Problem {
+        code: "node-failed".to_owned(),
+        text,
+        hint: "it is started again by itself; its last words are in node/info".to_owned(),
+    }
+}
