@@ -3,12 +3,10 @@
 //! certificate that every client trusts for a day. Where another node with its key answers, it says so.
 
 mod arrivals;
+mod trusted;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +22,7 @@ use tokio::time::sleep;
 
 use super::facts::{self, SharedFacts};
 use super::reload::Reloader;
+use trusted::Trusted;
 
 pub(crate) use arrivals::{Arrivals, Watched};
 
@@ -40,11 +39,6 @@ const PROBES_AT_ONCE: usize = 4;
 /// How long a connection of the node to itself may take to come in. Shorter than an HTTP server waits for
 /// a request.
 const COMES_WITHIN: Duration = Duration::from_secs(5);
-/// How long a certificate that every client trusts has to be shown before they are told to insist on
-/// one: a mistake of the first day is found out before it binds anybody.
-const TRUSTED_FOR_S: u64 = 24 * 60 * 60;
-/// Where it is kept since when that is so, below the folder of what TLS keeps.
-const FILE: &str = "trusted-since.json";
 /// Where browsers look for a name, whatever the port behind it.
 const HTTPS: u16 = 443;
 
@@ -74,7 +68,7 @@ impl SelfProbe {
     pub(crate) async fn run(self) {
         let mut documents = self.reloader.watch();
         let mut certificates = self.certificates.watch();
-        let mut trusted = Trusted::read(self.tls_dir.join(FILE));
+        let mut trusted = Trusted::read(&self.tls_dir);
         let mut before = Outside::default();
         loop {
             let addresses = self.addresses();
@@ -266,77 +260,6 @@ impl Probe {
     }
 }
 
-/// Since when every client trusts the certificates of names, in seconds of Unix time. Kept, so that a
-/// restart does not begin the day anew.
-#[derive(Debug)]
-struct Trusted {
-    file: PathBuf,
-    since: BTreeMap<String, u64>,
-}
-
-impl Trusted {
-    /// What was kept. Where it cannot be read, the day begins anew, and that is all there is to lose.
-    fn read(file: PathBuf) -> Self {
-        let kept = fs::read(&file).ok();
-        let kept = kept.and_then(|text| serde_json::from_slice(&text).ok());
-        Self {
-            since: kept.unwrap_or_default(),
-            file,
-        }
-    }
-
-    /// Takes over what was found. A name of which nothing was found out keeps its day: that the node
-    /// could not reach itself says nothing about its certificate.
-    fn note(&mut self, names: &[String], found: &[Found], now_s: u64) {
-        let mut since = BTreeMap::new();
-        for name in names {
-            let here = found.iter().filter(|one| one.name == *name);
-            let trusted = here.filter_map(|one| one.trusted).max();
-            // A clock that was ahead when it was noted.
-            let before = self.since.get(name).map(|since| (*since).min(now_s));
-            let now = match trusted {
-                Some(true) => Some(before.unwrap_or(now_s)),
-                Some(false) => None,
-                None => before,
-            };
-            since.extend(now.map(|now| (name.clone(), now)));
-        }
-        if since == self.since {
-            return;
-        }
-        self.since = since;
-        if let Err(error) = self.keep() {
-            let file = self.file.display();
-            tracing::warn!("{file}: {error}; a restart begins the day of a certificate anew");
-        }
-    }
-
-    /// The names of which it is true for a day.
-    fn long_enough(&self, now_s: u64) -> Vec<String> {
-        let old = |since: u64| now_s.saturating_sub(since) >= TRUSTED_FOR_S;
-        let names = self.since.iter().filter(|(_, since)| old(**since));
-        names.map(|(name, _)| name.clone()).collect()
-    }
-
-    fn keep(&self) -> io::Result<()> {
-        replace(&self.file, &serde_json::to_vec(&self.since)?)
-    }
-}
-
-/// Puts a file in place whole.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -350,9 +273,7 @@ mod tests {
 
     use super::*;
 
-    const DAY_S: u64 = TRUSTED_FOR_S;
-
-    fn found(name: &str, trusted: Option<bool>) -> Found {
+    pub(super) fn found(name: &str, trusted: Option<bool>) -> Found {
         Found {
             name: name.to_owned(),
             port: HTTPS,
@@ -381,62 +302,6 @@ domains = ["*.apps.example.org", "apps.example.org"]
         let two = places(&names[..1], 8443);
         let at = |port| ("apps.example.org".to_owned(), port);
         assert_eq!(two, [at(HTTPS), at(8443)]);
-    }
-
-    #[test]
-    fn a_day_of_trust_outlives_a_restart_and_no_doubt() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let file = dir.path().join(FILE);
-        let read = || Trusted::read(file.clone());
-        let names = ["a.example".to_owned(), "b.example".to_owned()];
-        let mut trusted = read();
-        let both = [found("a.example", Some(true)), found("b.example", None)];
-        trusted.note(&names, &both, 1000);
-        assert!(trusted.long_enough(1000 + DAY_S - 1).is_empty());
-        assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
-
-        let mut trusted = read();
-        assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
-        // Nothing was found out, and found out again: it goes on.
-        trusted.note(&names, &[], 2000);
-        trusted.note(&names, &both, 3000);
-        assert_eq!(read().long_enough(1000 + DAY_S), ["a.example"]);
-        // One of two places is enough.
-        let one = [
-            found("a.example", Some(false)),
-            found("a.example", Some(true)),
-        ];
-        trusted.note(&names, &one, 4000);
-        assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
-        // A browser would refuse it: the day begins anew.
-        trusted.note(&names, &[found("a.example", Some(false))], 5000);
-        trusted.note(&names, &both, 6000);
-        assert!(trusted.long_enough(1000 + DAY_S).is_empty());
-        assert_eq!(trusted.long_enough(6000 + DAY_S), ["a.example"]);
-        // It is no name of the node any more.
-        trusted.note(&names[1..], &both, 7000);
-        trusted.note(&names, &[], 8000);
-        assert!(trusted.long_enough(9000 + DAY_S).is_empty());
-    }
-
-    #[test]
-    fn a_clock_that_was_ahead_costs_no_more_than_a_day() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut trusted = Trusted::read(dir.path().join(FILE));
-        let names = ["a.example".to_owned()];
-        let now = [found("a.example", Some(true))];
-        trusted.note(&names, &now, 1_000_000_000);
-        trusted.note(&names, &now, 1000);
-        assert!(trusted.long_enough(1000).is_empty());
-        assert_eq!(trusted.long_enough(1000 + DAY_S), ["a.example"]);
-    }
-
-    #[test]
-    fn what_was_kept_and_cannot_be_read_begins_anew() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let file = dir.path().join(FILE);
-        fs::write(&file, "{\"a.example\":-1}").expect("the folder is ours");
-        assert!(Trusted::read(file).long_enough(u64::MAX).is_empty());
     }
 
     /// Speaks both protocols, and says nothing.

@@ -45,7 +45,7 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
     };
     let state_dir = Path::new(&state_dir);
     let vault = vault
-        .then(|| NodeVault::take_over(state_dir, &config.vault))
+        .then(|| NodeVault::take_over(state_dir, &config.vault, to_init.clone()))
         .transpose()?;
     let options = Options {
         config: &config,

@@ -7,7 +7,7 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,8 +42,6 @@ pub(crate) struct NodeVault {
 struct Audit {
     arriving: Mutex<Sender<Arriving>>,
     boot: BootId,
-    /// PID 1, which keeps what it handed over until that is written.
-    init: Arc<OnceLock<mpsc::Sender<ToInit>>>,
 }
 
 /// What is to be written.
@@ -55,18 +53,21 @@ enum Arriving {
 }
 
 impl NodeVault {
-    /// Takes over the memory that PID 1 left at [`VAULT_FD`]. Call once.
-    pub(crate) fn take_over(state_dir: &Path, config: &VaultSection) -> anyhow::Result<Self> {
+    /// Takes over the memory that PID 1 left at [`VAULT_FD`]. Call once. PID 1 keeps what it hands over
+    /// until it hears by `to_init` that it is written.
+    pub(crate) fn take_over(
+        state_dir: &Path,
+        config: &VaultSection,
+        to_init: mpsc::Sender<ToInit>,
+    ) -> anyhow::Result<Self> {
         // SAFETY: by the contract of `alknet_init::control` the descriptor is open and ours alone
         // when PID 1 says that the vault is there, and this is called once.
         let fd = unsafe { OwnedFd::from_raw_fd(VAULT_FD) };
         let area = Area::from_fd(fd).context("cannot take over the vault's memory")?;
         let (sender, arriving) = channel();
-        let init = Arc::<OnceLock<mpsc::Sender<ToInit>>>::default();
         let audit = Arc::new(Audit {
             arriving: Mutex::new(sender),
             boot: boot_id()?,
-            init: Arc::clone(&init),
         });
         let vault = Vault::over(area, Some(Box::new(Heard(Arc::clone(&audit)))));
         vault.use_versions(versions(config))?;
@@ -75,10 +76,8 @@ impl NodeVault {
             .name("audit".to_owned())
             .spawn(move || {
                 write(&dir, &writing, &arriving, |count| {
-                    if let Some(init) = init.get() {
-                        // PID 1 gone means this process is about to end, too.
-                        let _ = init.blocking_send(ToInit::VaultEventsWritten { count });
-                    }
+                    // PID 1 gone means this process is about to end, too.
+                    let _ = to_init.blocking_send(ToInit::VaultEventsWritten { count });
                 });
             })
             .context("cannot start the audit log")?;
@@ -293,8 +292,6 @@ pub(crate) fn lock(
     to_init: mpsc::Sender<ToInit>,
     powers: Powers,
 ) -> Registration {
-    // The only way that there is to PID 1; whoever registers again has the same.
-    let _ = vault.audit.init.set(to_init.clone());
     let spec = OperationSpec::mutation(
         "vault/lock",
         "Forgets the seed. Only somebody at the machine opens the vault again.",
