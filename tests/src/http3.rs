@@ -1,13 +1,12 @@
 //! HTTP/3, by aioquic.
 
-use std::io::Write;
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use data_encoding::BASE64;
 use serde_json::Value;
 
-use crate::tools::{client, variable};
+use crate::tools::{client, start_with_json, variable};
 
 /// Python packages of the tests, put into the cache by the set-up.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
@@ -33,20 +32,13 @@ pub struct Heard {
 /// One of them is not answered.
 #[must_use]
 pub fn http3(address: SocketAddr, requests: &Value) -> Vec<Heard> {
-    let mut child = Command::new("timeout")
+    let mut python = Command::new("timeout");
+    python
         .args([SECONDS, "python3"])
         .arg(client("http3.py"))
         .args([address.ip().to_string(), address.port().to_string()])
-        .env("PYTHONPATH", variable(PACKAGES_VARIABLE))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("Python is installed by the set-up");
-    let mut input = child.stdin.take().expect("it was asked for above");
-    input
-        .write_all(requests.to_string().as_bytes())
-        .expect("it reads");
-    drop(input);
+        .env("PYTHONPATH", variable(PACKAGES_VARIABLE));
+    let child = start_with_json(&mut python, requests);
     let output = child.wait_with_output().expect("it is our child");
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout);

@@ -2,9 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
 
 use crate::bench::Bench;
 
@@ -35,6 +38,29 @@ pub fn client(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "clients", name]
         .iter()
         .collect()
+}
+
+/// Starts a client that is told `facts` as JSON on its standard input, which ends after them. What it
+/// prints is the caller's to read.
+///
+/// # Panics
+/// It is not installed, or ends before it has read them.
+pub fn start_with_json(command: &mut Command, facts: &Value) -> Child {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = piped.spawn().expect("the set-up installs it");
+    let mut input = child.stdin.take().expect("it was asked for above");
+    let sent = input.write_all(facts.to_string().as_bytes());
+    sent.expect("it reads");
+    child
+}
+
+/// Runs such a client to its end, with everything that it prints.
+///
+/// # Panics
+/// As [`start_with_json`].
+pub fn run_with_json(command: &mut Command, facts: &Value) -> Output {
+    let child = start_with_json(command.stderr(Stdio::piped()), facts);
+    child.wait_with_output().expect("it is our child")
 }
 
 /// Where `age` or `age-keygen` is: in the folder that whoever runs the tests names, else the machine's own.

@@ -1,9 +1,8 @@
 //! Metrics, as a program that collects them reads them: Prometheus' own client library.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use alknet_tests::tools::{client, variable};
+use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{Bench, Web};
 use serde_json::{Value, json};
 
@@ -30,19 +29,12 @@ fn prometheus_library_reads_every_number() {
     let bench = Bench::new();
     let web = Web::start(&bench, "");
     let given = answers(&web);
-    let mut child = Command::new("timeout")
+    let mut python = Command::new("timeout");
+    python
         .args([SECONDS, "python3"])
         .arg(client("metrics.py"))
-        .env("PYTHONPATH", variable("ALKNET_TEST_PYTHONPATH"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("Python is installed by the set-up");
-    let mut input = child.stdin.take().expect("it was asked for above");
-    write!(input, "{given}").expect("it reads");
-    drop(input);
-    let output = child.wait_with_output().expect("it is our child");
+        .env("PYTHONPATH", variable("ALKNET_TEST_PYTHONPATH"));
+    let output = run_with_json(&mut python, &given);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(output.stdout, b"fine\n", "{output:?}");
 }

@@ -1,11 +1,11 @@
 //! Connections of somebody else's that follow the log while something breaks: over the call protocol, as
 //! events over HTTP, and over WebSocket by the module of the documentation.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command};
 
-use alknet_tests::tools::variable;
+use alknet_tests::tools::{start_with_json, variable};
 use alknet_tests::{Events, Node, Stream, Web};
 use serde_json::{Value, json};
 
@@ -87,20 +87,14 @@ impl Session {
             "token": web.admin,
             "ws": format!("{}/wrapper.mjs", variable("ALKNET_TEST_WS")),
         });
-        let mut node = Command::new("node")
+        let mut command = Command::new("node");
+        command
             .arg("--no-warnings")
             .arg(&program)
             // The machine's certificate is its own.
-            .env("NODE_TLS_REJECT_UNAUTHORIZED", "0")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("Node is installed by the set-up");
-        let mut input = node.stdin.take().expect("it was asked for above");
-        let sent = input.write_all(facts.to_string().as_bytes());
-        sent.expect("it reads");
-        drop(input);
-        let lines = BufReader::new(node.stdout.take().expect("it was asked for above"));
+            .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
+        let mut node = start_with_json(&mut command, &facts);
+        let lines = BufReader::new(node.stdout.take().expect("it is piped"));
         Self {
             node,
             lines,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use alknet_qemu::{Disk, VmBuilder};
-use alknet_tests::{Bench, Boot, HostNode, Node, eventually};
+use alknet_tests::{Bench, Boot, HUB, HostNode, Node, eventually};
 use serde_json::{Value, json};
 
 /// Where a machine on QEMU's network finds the host.
@@ -14,15 +14,6 @@ const GATEWAY: &str = "10.0.2.2";
 const DATA_BYTES: u64 = 1 << 30;
 /// The console speaks of a problem right after it says that the node serves, if not before.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
-
-const HUB: &str = r#"
-[hub]
-enabled = true
-
-[[hub.role]]
-name = "worker"
-labels = { pool = "edge" }
-"#;
 
 #[test]
 fn a_blank_disk_and_a_seed_are_an_enrolled_node_and_nobody_types() {

@@ -4,17 +4,11 @@
 use std::path::PathBuf;
 use std::process::Child;
 
-use alknet_tests::{Answer, Bench, Cli, eventually, serve};
+use alknet_tests::{Answer, Bench, Cli, HUB, eventually, serve};
 use serde_json::{Value, json};
 
-const HUB: &str = r#"
-[hub]
-enabled = true
-
-[[hub.role]]
-name = "worker"
-labels = { pool = "edge" }
-
+/// The roles of a hub beside its workers'.
+const CALLERS: &str = r#"
 [[hub.role]]
 name = "user"
 scopes = ["node:read", "peer:route:*"]
@@ -23,6 +17,11 @@ scopes = ["node:read", "peer:route:*"]
 name = "caller"
 scopes = ["node:read", "hub:invoke:node"]
 "#;
+
+/// A hub with all of them.
+fn hub_config() -> String {
+    format!("{HUB}{CALLERS}")
+}
 
 /// `alknet serve` with a configuration file.
 struct Served {
@@ -103,7 +102,7 @@ fn info(cli: &Cli, target: &str, more: &[&str]) -> Answer {
 #[test]
 fn a_worker_that_dialled_out_is_called_through_the_hub() {
     let bench = Bench::new();
-    let hub = Served::start(&bench, "hub", HUB, "0");
+    let hub = Served::start(&bench, "hub", &hub_config(), "0");
     let join = invite(
         &bench,
         &hub,
@@ -174,7 +173,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
 #[test]
 fn a_client_that_can_only_name_an_operation_is_passed_on() {
     let bench = Bench::new();
-    let hub = Served::start(&bench, "hub", HUB, "0");
+    let hub = Served::start(&bench, "hub", &hub_config(), "0");
     let mut workers = Vec::new();
     for name in ["kitchen", "cellar"] {
         let join = invite(&bench, &hub, &["--label", &format!("room={name}")]);
@@ -252,7 +251,7 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
 #[test]
 fn a_token_is_for_one_key_and_for_its_time() {
     let bench = Bench::new();
-    let hub = Served::start(&bench, "hub", HUB, "0");
+    let hub = Served::start(&bench, "hub", &hub_config(), "0");
     let [one, two] = ["one", "two"].map(|name| bench.somebody(name));
     for carriage in ["quic", "tcp"] {
         let join = invite(&bench, &hub, &["--role", "user"]);
@@ -285,7 +284,7 @@ fn a_token_is_for_one_key_and_for_its_time() {
     let late = run(&two, &["enroll", &short]);
     assert_eq!((late.status, late.code().as_str()), (4, "ENROLL_INVALID"));
     // A join string pins its hub: another one at that address gets no token.
-    let other = Served::start(&bench, "other", HUB, "0");
+    let other = Served::start(&bench, "other", &hub_config(), "0");
     let at = format!("127.0.0.1:{}", other.port());
     let astray = invite(&bench, &hub, &["--role", "user", "--address", &at]);
     let lost = run(&two, &["enroll", &astray]);
@@ -307,7 +306,7 @@ fn a_token_is_for_one_key_and_for_its_time() {
 #[test]
 fn a_worker_that_knocks_is_let_in_by_its_fingerprint() {
     let bench = Bench::new();
-    let config = HUB.replace("enabled = true", "enabled = true\nenroll = \"approve\"");
+    let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
     let hub = Served::start(&bench, "hub", &config, "0");
     let config = format!(
         "[node]\nname = \"cellar\"\n[[join]]\naddress = \"127.0.0.1:{}\"\nkey = \"{}\"\n",
@@ -354,7 +353,8 @@ fn a_worker_comes_back_when_its_hub_does() {
         let node = Served::start(&bench, "worker", "", "0");
         node.key().to_owned()
     };
-    let config = format!("{HUB}\n[[peers]]\npeer_id = \"kitchen\"\nkeys = [\"{worker_key}\"]\n");
+    let known = format!("\n[[peers]]\npeer_id = \"kitchen\"\nkeys = [\"{worker_key}\"]\n");
+    let config = hub_config() + &known;
     let hub = Served::start(&bench, "hub", &config, "0");
     let joined = format!(
         "[[join]]\naddress = \"127.0.0.1:{}\"\nkey = \"{}\"\n",

@@ -5,22 +5,13 @@
 //! its gateway, and nobody but its administrator reaches the worker.
 
 use alknet_qemu::Disk;
-use alknet_tests::{Answer, Bench, Boot, Node, eventually};
+use alknet_tests::{Answer, Bench, Boot, HUB, Node, eventually};
 use serde_json::{Value, json};
 
 /// Where a machine on QEMU's network finds the host, and so the ports of the other machine.
 const GATEWAY: &str = "10.0.2.2";
 /// Size of a data disk; sparse.
 const DATA_BYTES: u64 = 1 << 30;
-
-const HUB: &str = r#"
-[hub]
-enabled = true
-
-[[hub.role]]
-name = "worker"
-labels = { pool = "edge" }
-"#;
 
 /// The machine that joins.
 const WORKER: &str = "kitchen";

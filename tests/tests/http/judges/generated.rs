@@ -1,9 +1,8 @@
 //! What a generator makes of a node's document, in use: on this host, and on a booted machine.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use alknet_tests::tools::{client, variable};
+use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{Bench, Web};
 use serde_json::json;
 
@@ -41,19 +40,9 @@ pub(crate) fn a_client_calls<N>(bench: &Bench, web: &Web<N>) {
         .output()
         .expect("Python is installed by the set-up");
     assert!(output.status.success(), "{output:?}");
-    let mut child = python(bench)
-        .arg(client("generated.py"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("Python is installed by the set-up");
     let wrong = json!({ "operation": "/node/info", "input": { "no such member": 1 } });
     let given = json!({ "url": web.url(""), "token": web.reader, "wrong": wrong });
-    let mut input = child.stdin.take().expect("it was asked for above");
-    write!(input, "{given}").expect("it reads");
-    drop(input);
-    let output = child.wait_with_output().expect("it is our child");
+    let output = run_with_json(python(bench).arg(client("generated.py")), &given);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(output.stdout, b"fine\n", "{output:?}");
 }

@@ -1,12 +1,12 @@
 //! RFC 9114 and RFC 9204, rule by rule, by aioquic: what a server does about clients that break them.
 
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::process::{Child, ChildStdout, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout};
 use std::time::Duration;
 
 use alknet_core::Carriage;
 use alknet_endpoint::Dialer;
-use alknet_tests::tools::{client, variable};
+use alknet_tests::tools::{client, start_with_json, variable};
 use alknet_tests::{Bench, Web};
 use alknet_tls::NodeKey;
 use nix::sys::signal::{Signal, kill};
@@ -38,20 +38,15 @@ struct Python {
 impl Python {
     fn start(web: &Web, what: &str, token: &str) -> Self {
         let address = web.address();
-        let mut child = limited(500, "python3")
+        let mut python = limited(500, "python3");
+        python
             .arg(client("http3_rules.py"))
             .args([address.ip().to_string(), address.port().to_string()])
             .arg(what)
             .env("PYTHONPATH", variable("ALKNET_TEST_PYTHONPATH"))
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("Python is installed by the set-up");
-        let given = json!({ "token": token });
-        let mut input = child.stdin.take().expect("it was asked for above");
-        writeln!(input, "{given}").expect("it reads");
-        let output = child.stdout.take().expect("it was asked for above");
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        let mut child = start_with_json(&mut python, &json!({ "token": token }));
+        let output = child.stdout.take().expect("it is piped");
         let lines = BufReader::new(output).lines();
         Self { child, lines }
     }

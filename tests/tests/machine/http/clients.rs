@@ -1,11 +1,10 @@
 //! Clients that are programs: aioquic, the module of the documentation in Node, kits of the Model Context
 //! Protocol, and the command line.
 
-use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use alknet_tests::tools::{client, variable};
+use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{Answer, Bench, http3};
 use serde_json::{Value, json};
 
@@ -129,21 +128,12 @@ pub(super) fn the_module_works_in_node(web: &Machine) {
     }
     let mut facts = facts(web);
     facts["ws"] = format!("{}/wrapper.mjs", variable("ALKNET_TEST_WS")).into();
-    let mut node = Command::new("timeout")
-        .args([SECONDS, "node", "--no-warnings"])
+    let mut node = Command::new("timeout");
+    node.args([SECONDS, "node", "--no-warnings"])
         .arg(folder.path().join("run.mjs"))
         // The machine's certificate is its own.
-        .env("NODE_TLS_REJECT_UNAUTHORIZED", "0")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("Node is installed by the set-up");
-    let mut input = node.stdin.take().expect("it was asked for above");
-    let sent = input.write_all(facts.to_string().as_bytes());
-    sent.expect("it reads");
-    drop(input);
-    let output = node.wait_with_output().expect("it is our child");
+        .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
+    let output = run_with_json(&mut node, &facts);
     let why = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{why}");
     let said = String::from_utf8_lossy(&output.stdout);

@@ -1,7 +1,7 @@
 //! The examples of `docs/sessions.md`, as they stand there, and its table of limits.
 
 use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX, RECORDED_MAX};
-use alknet_sessions::{Config, Grants, Service, SessionLimits, limits};
+use alknet_sessions::{Config, Grants, SessionLimits, limits};
 use serde_json::{Value, json};
 
 use crate::support::{Lab, identity, soon, spec};
@@ -45,9 +45,7 @@ async fn the_page_s_service_counts_on() {
     let [source] = sources.as_slice() else {
         panic!("one service")
     };
-    let service = Service::start(&lab.sessions, &env, spec(source))
-        .await
-        .expect("a service");
+    let service = lab.service(&request, spec(source)).await;
     soon(service.call(&env, "visit", json!(2)))
         .await
         .expect("two");

@@ -1,7 +1,7 @@
 //! Services that get another specification, and that leave when nobody asks anything.
 
 use alknet_runtime::Code;
-use alknet_sessions::{Grants, Service, State};
+use alknet_sessions::{Grants, State};
 use serde_json::json;
 
 use crate::support::{Lab, code, soon, spec, until};
@@ -20,8 +20,7 @@ async fn a_service_goes_on_with_other_rights() {
     let lab = Lab::new();
     let request = lab.request().await;
     let env = request.env();
-    let service = Service::start(&lab.sessions, &env, spec(SOURCE)).await;
-    let service = service.expect("a service");
+    let service = lab.service(&request, spec(SOURCE)).await;
     soon(service.call(&env, "add", json!(5)))
         .await
         .expect("five");
@@ -43,8 +42,7 @@ async fn whoever_leaves_for_nobody_calls_nothing() {
     let lab = Lab::new();
     let request = lab.request().await;
     let env = request.env();
-    let service = Service::start(&lab.sessions, &env, spec(SOURCE)).await;
-    let service = service.expect("a service");
+    let service = lab.service(&request, spec(SOURCE)).await;
     soon(service.call(&env, "add", json!(5)))
         .await
         .expect("five");
@@ -63,8 +61,7 @@ async fn a_service_that_cannot_go_back_begins_anew() {
         export const init = (prev) => { if (prev) throw new Error('no'); };
         export const dispose = () => ({ n });
         export const add = (by) => n += by;";
-    let service = Service::start(&lab.sessions, &env, spec(proud)).await;
-    let service = service.expect("a service");
+    let service = lab.service(&request, spec(proud)).await;
     soon(service.call(&env, "add", json!(5)))
         .await
         .expect("five");

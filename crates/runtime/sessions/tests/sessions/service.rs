@@ -42,9 +42,7 @@ async fn state_passes_from_version_to_version() {
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
-    let service = Service::start(&lab.sessions, &env, spec)
-        .await
-        .expect("a service");
+    let service = lab.service(&request, spec).await;
     let add = async |by: i64| -> Value {
         let ran = soon(service.call(&env, "add", json!(by))).await;
         ran.expect("a sum").value
@@ -89,11 +87,7 @@ async fn calls_that_run_finish_on_the_old_version() {
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
-    let service = Arc::new(
-        Service::start(&lab.sessions, &env, spec)
-            .await
-            .expect("a service"),
-    );
+    let service = Arc::new(lab.service(&request, spec).await);
     let hang = {
         let (service, env) = (Arc::clone(&service), env.clone());
         tokio::spawn(async move { service.call(&env, "hang", json!(null)).await })
@@ -122,9 +116,7 @@ async fn a_service_that_was_ended_begins_anew() {
     let request = lab.request().await;
     let env = request.env();
     let spec = service_spec(&counter(1));
-    let service = Service::start(&lab.sessions, &env, spec)
-        .await
-        .expect("a service");
+    let service = lab.service(&request, spec).await;
     soon(service.call(&env, "add", json!(5)))
         .await
         .expect("a sum");
@@ -144,9 +136,7 @@ async fn a_farewell_has_half_a_second() {
     let env = request.env();
     let source = "export const v = () => 1; export const dispose = () => new Promise(() => {});";
     let spec = service_spec(source);
-    let service = Service::start(&lab.sessions, &env, spec)
-        .await
-        .expect("a service");
+    let service = lab.service(&request, spec).await;
     // It leaves nothing, and keeps nobody out.
     let next = modules(
         "let p; export const init = (prev) => { p = prev; }; export const v = () => [2, p];",

@@ -13,7 +13,7 @@ use alknet_call::{
 };
 use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_pair};
 use alknet_runtime::{Code, Failure, ModuleSet, Work};
-use alknet_sessions::{Config, Grants, Ran, Session, SessionSpec, Sessions, operations};
+use alknet_sessions::{Config, Grants, Ran, Service, Session, SessionSpec, Sessions, operations};
 use alknet_worker::{Executable, Role, RoleConfig, Workers};
 use futures_util::stream;
 use serde_json::{Value, json};
@@ -131,6 +131,12 @@ impl Lab {
     pub(crate) async fn open(&self, request: &Request, spec: SessionSpec) -> Session {
         let opened = self.sessions.open(&request.env(), spec).await;
         opened.expect("a session")
+    }
+
+    /// The same for a service.
+    pub(crate) async fn service(&self, request: &Request, spec: SessionSpec) -> Service {
+        let started = Service::start(&self.sessions, &request.env(), spec).await;
+        started.expect("a service")
     }
 
     /// Runs one module in a session of its own.

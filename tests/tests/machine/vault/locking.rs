@@ -1,0 +1,160 @@
+//! A vault that is closed: opened with its passphrase, locked while its node serves, and what the log
+//! says of both.
+
+use std::collections::BTreeMap;
+
+use alknet_qemu::{Mark, Vm};
+use alknet_tests::{Bench, Boot, Node, eventually};
+use serde_json::{Value, json};
+
+use super::{ASKED_WITHIN, DONE_WITHIN, PICTURE_ENDS, asked, shown, type_line};
+
+/// Wrong passphrases in a row: the last two are waited for.
+const WRONG: usize = 6;
+
+#[test]
+fn a_passphrase_is_asked_for_at_every_boot() {
+    let bench = Bench::new();
+    let machine = || {
+        let unlock = "[vault]\nunlock = [\"passphrase\"]";
+        bench.machine(Boot::MicrovmErofs).configured(unlock)
+    };
+    let vm = machine().start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, "correct horse");
+    shown(&vm, "the same again");
+    type_line(&vm, "correct horse");
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["sealed"], true, "{status:#}");
+    node.end();
+
+    let vm = machine().start();
+    asked(&vm, "passphrase of the vault");
+    type_line(&vm, "wrong horse");
+    shown(&vm, "passphrase is wrong");
+    type_line(&vm, "correct horse");
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    assert_eq!(node.identity(), identity);
+    node.end();
+}
+
+#[test]
+fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
+    let bench = Bench::new();
+    let mut node = bench.machine(Boot::MicrovmErofs).boot();
+    let identity = node.identity().to_owned();
+    let locked = json!({ "state": "locked" });
+    assert_eq!(node.call("vault/lock", &Value::Null), locked);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["state"], "locked", "{status:#}");
+    asked(node.vm(), "passphrase of the vault");
+    type_line(node.vm(), "");
+    eventually("the vault is open again", || {
+        let status = node.call("vault/status", &Value::Null);
+        (status["state"] == "unlocked").then_some(())
+    });
+
+    let mark = node.vm().console().mark();
+    node.try_call("vault/lock", &json!({ "hard": true }), &[]);
+    let closed = node
+        .vm()
+        .wait_for_after(mark, "passphrase of the vault", ASKED_WITHIN);
+    closed.unwrap_or_else(|error| panic!("{error}"));
+    eventually("the port is closed", || {
+        let answer = node.try_call("node/info", &Value::Null, &[]);
+        (answer.status != 0).then_some(())
+    });
+    let mark = node.vm().console().mark();
+    type_line(node.vm(), "");
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    node.end();
+}
+
+/// A hard lock ends the node, which alone writes the log: what happens until the next one is there is not
+/// lost, and can be read at the console.
+#[test]
+fn a_hard_lock_and_what_was_typed_after_it_are_in_the_log() {
+    let bench = Bench::new();
+    let unlock = "[vault]\nunlock = [\"passphrase\"]";
+    let machine = bench.machine(Boot::MicrovmErofs).configured(unlock);
+    let vm = machine.start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, "correct horse");
+    shown(&vm, "the same again");
+    type_line(&vm, "correct horse");
+    let mut node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+
+    let mark = node.vm().console().mark();
+    node.try_call("vault/lock", &json!({ "hard": true }), &[]);
+    asked_after(node.vm(), mark, "passphrase of the vault");
+    for _ in 0..WRONG {
+        let mark = node.vm().console().mark();
+        type_line(node.vm(), "wrong horse");
+        asked_after(node.vm(), mark, "passphrase of the vault");
+    }
+    let mark = node.vm().console().mark();
+    type_line(node.vm(), "correct horse");
+    node.wait_ready(mark);
+
+    let mark = node.vm().console().mark();
+    let sent = node.vm().console().send("v");
+    sent.expect("the console takes it");
+    asked_after(node.vm(), mark, "vault");
+    let events = eventually("the log has all of it", || {
+        let events = audited(node.vm());
+        let locked = events
+            .iter()
+            .position(|event| event.starts_with("locked "))?;
+        let after = events[locked..].to_vec();
+        let opened = |event: &String| event.starts_with("unlocked ");
+        after.iter().any(opened).then_some(after)
+    });
+    assert_eq!(events[0], r#"locked {"hard":true}"#, "{events:#?}");
+    for (name, count) in [("locked ", 1), ("unlock_failed ", WRONG), ("unlocked ", 1)] {
+        let found = events.iter().filter(|event| event.starts_with(name));
+        assert_eq!(found.count(), count, "{name} in {events:#?}");
+    }
+    node.end();
+}
+
+/// Waits until the console asks for that after a mark, whoever is at it.
+fn asked_after(vm: &Vm, mark: Mark, what: &str) -> Mark {
+    let line = format!("alknet: asks: {what}");
+    let waited = vm.wait_for_after(mark, &line, DONE_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Every event of the log with its detail, oldest first, as the commands of the console show them page by
+/// page.
+fn audited(vm: &Vm) -> Vec<String> {
+    let mut events = BTreeMap::new();
+    let mut command = "audit".to_owned();
+    loop {
+        let mark = vm.console().mark();
+        type_line(vm, &command);
+        let mark = asked_after(vm, mark, "vault");
+        let drawn = vm.wait_for_after(mark, PICTURE_ENDS, DONE_WITHIN);
+        drawn.unwrap_or_else(|error| panic!("{error}"));
+        let text = vm.console().since(mark);
+        // The next picture may be there in part.
+        let text = text.split(PICTURE_ENDS).next().unwrap_or_default();
+        assert!(text.contains("are as they were written"), "{text}");
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let number = words.next().and_then(|word| word.parse::<u64>().ok());
+            // Then its time; "12 lines" is no event.
+            let is_event = words.next().is_some_and(|word| word.ends_with('Z'));
+            if let Some(number) = number.filter(|_| is_event) {
+                events.insert(number, words.collect::<Vec<_>>().join(" "));
+            }
+        }
+        let first = events.keys().next().copied();
+        match first.unwrap_or_else(|| panic!("no event: {text}")) {
+            1 => return events.into_values().collect(),
+            first => command = format!("audit {}", first - 1),
+        }
+    }
+}
