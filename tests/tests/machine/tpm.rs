@@ -24,7 +24,8 @@ const WORD: &[u8] = b"panic=10";
 const OTHER_WORD: &[u8] = b"panic=11";
 
 /// The first and the second start need nobody, but for a passphrase that is to open it as well. A start
-/// with another command line and one with another chip ask for that, and say why.
+/// with another command line, one by another program that measures the same image, and one with another
+/// chip ask for that, and say why.
 #[test]
 fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     let bench = Bench::new();
@@ -71,6 +72,16 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     node.end();
 
     replace(&bench.raw(), OTHER_WORD, WORD);
+    set_reserved(&bench.raw(), 1);
+    let vm = machine("own").start();
+    asked(&vm, "passphrase of the vault");
+    says(
+        &vm,
+        "to: PCR 4 (the programs that were started) has another value",
+    );
+    drop(vm);
+
+    set_reserved(&bench.raw(), 0);
     let vm = machine("another").start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "sealed by another TPM");
@@ -212,18 +223,38 @@ fn served(bench: &Bench, vm: Vm) -> Node {
     Node::new(vm, Boot::UefiRaw, bench.admin().clone())
 }
 
-/// Changes a word of the command line of the image on a disk, which is there once.
-fn replace(disk: &Path, from: &[u8], to: &[u8]) {
+/// A disk, and all that is before the data on it.
+fn boot_partition(disk: &Path) -> (File, Vec<u8>) {
     let file = File::options().read(true).write(true).open(disk);
     let file = file.expect("the disk is ours");
     let mut boot = vec![0; usize::try_from(RAW_DATA_AT).expect("some hundred MiB")];
     file.read_exact_at(&mut boot, 0).expect("as long as that");
+    (file, boot)
+}
+
+/// Changes a word of the command line of the image on a disk, which is there once.
+fn replace(disk: &Path, from: &[u8], to: &[u8]) {
+    let (file, boot) = boot_partition(disk);
     let places: Vec<_> = memchr::memmem::find_iter(&boot, b"console=ttyS0 quiet ").collect();
     let [at] = places[..] else {
         panic!("{} command lines", places.len());
     };
     let word = memchr::memmem::find(&boot[at..], from).expect("the word is there");
     file.write_all_at(to, (at + word) as u64).expect("a file");
+}
+
+/// Makes the program on a disk another one to firmware, with the same image in it: what its stub measures
+/// are sections, and this byte is of reserved words before them all.
+fn set_reserved(disk: &Path, byte: u8) {
+    const SECTOR: usize = 512;
+    const RESERVED: u64 = 0x28;
+    let (file, boot) = boot_partition(disk);
+    let first = boot
+        .chunks_exact(SECTOR)
+        .position(|it| it.starts_with(b"MZ"));
+    let program = first.expect("a program") * SECTOR;
+    let at = program as u64 + RESERVED;
+    file.write_all_at(&[byte], at).expect("a file");
 }
 
 /// Waits until the console asks for that, with nobody at it.
