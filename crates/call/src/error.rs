@@ -250,7 +250,9 @@ impl CallError {
         Self::new(ErrorCode::NotFound, message)
     }
 
-    pub(crate) fn bad_token() -> Self {
+    /// The token stands for nobody: it was never made, has ended, or is no token.
+    #[must_use]
+    pub fn bad_token() -> Self {
         let message = "the token is unknown or expired; make a new one";
         Self::new(ErrorCode::Unauthenticated, message)
     }
