@@ -1,7 +1,7 @@
 //! Reads files that somebody else wrote, and puts whole ones in their place.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -64,20 +64,9 @@ pub(crate) fn open_device(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Puts a file for root alone in the place of `path`: written beside it as `new`, brought to the disk,
-/// and renamed, so that a power cut leaves the one or the other.
-pub(crate) fn replace(path: &Path, new: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(new, path)?;
-    File::open(path.parent().unwrap_or(path))?.sync_all()
+/// Puts a file for root alone in the place of `path`: a power cut leaves the one or the other.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    alknet_durable::replace(path, content, 0o600)
 }
 
 fn is_absent(error: &io::Error) -> bool {

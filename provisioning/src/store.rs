@@ -94,8 +94,7 @@ impl Store {
 
     fn put(&self, name: &str, content: &[u8]) -> Result<(), ProvisioningError> {
         let path = self.dir.join(name);
-        file::replace(&path, &self.dir.join(".new"), content)
-            .map_err(|source| self.failed(&path, source))
+        file::replace(&path, content).map_err(|source| self.failed(&path, source))
     }
 
     fn failed(&self, path: &Path, source: io::Error) -> ProvisioningError {

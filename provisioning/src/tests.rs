@@ -339,7 +339,7 @@ fn stored_files_are_private() {
         let found = fs::metadata(path).expect("there").permissions().mode();
         assert_eq!(found & 0o777, mode);
     }
-    assert!(!dir.join(".new").exists());
+    assert!(!dir.join(".config.toml.new").exists());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Where damaged files go: beside the good one, under a name that says so, and never away.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -42,10 +42,7 @@ fn move_log(path: &Path, to: &Path) -> io::Result<()> {
             _ => {}
         }
     }
-    match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
+    alknet_durable::sync_folder(path.parent().unwrap_or(path))
 }
 
 /// The files that were set aside, oldest first.

@@ -1,8 +1,6 @@
 //! The file itself: making, checking and opening it, and what to do with one that is damaged.
 
-use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,9 +13,6 @@ use crate::{Trouble, aside};
 
 /// How long to wait for a process before this one that still ends.
 const BUSY: Duration = Duration::from_secs(2);
-
-/// Permission bits of the file; SQLite gives its log the same.
-const MODE: u32 = 0o600;
 
 /// Why a file is not used.
 enum Refused {
@@ -74,7 +69,8 @@ fn set_aside(path: &Path, found: &mut Vec<Trouble>) -> Result<(Connection, Rows)
 
 fn try_open(path: &Path, found: &mut Vec<Trouble>) -> Result<(Connection, Rows), Refused> {
     aside::finish(path)?;
-    prepare(path)?;
+    // SQLite would ask the umask; it gives its log the same mode.
+    alknet_durable::private(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
@@ -105,23 +101,4 @@ fn try_open(path: &Path, found: &mut Vec<Trouble>) -> Result<(Connection, Rows),
     }
     let rows = rows::read(&connection, found)?;
     Ok((connection, rows))
-}
-
-/// Makes an empty file that nobody else can read; SQLite would ask the umask.
-fn prepare(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(MODE)
-        .open(path)?;
-    let about = file.metadata()?;
-    if !about.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
-    if about.permissions().mode() & 0o777 & !MODE != 0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
-    }
-    Ok(())
 }

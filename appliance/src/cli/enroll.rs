@@ -77,10 +77,7 @@ impl Hubs {
     fn store(&self, dir: &Path) -> Result<(), Failure> {
         let path = dir.join(HUBS_FILE);
         let text = serde_json::to_vec_pretty(self).map_err(Failure::local)?;
-        let beside = dir.join(format!("{HUBS_FILE}.new"));
-        fs::write(&beside, text)
-            .and_then(|()| fs::rename(&beside, &path))
-            .map_err(|error| of_file(&path, error))
+        alknet_durable::replace(&path, &text, 0o600).map_err(|error| of_file(&path, error))
     }
 
     /// Remembers a hub, under a name that is free or its own.

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -187,7 +187,7 @@ impl KeyFiles {
     pub(crate) fn write(&self, record: &Record) -> Result<(), Failure> {
         let path = self.beside(".nodes");
         let bytes = serde_json::to_vec_pretty(record).map_err(Failure::local)?;
-        replace(&path, &bytes)
+        alknet_durable::replace(&path, &bytes, 0o600)
             .map_err(|error| Failure::local(format!("cannot write {}: {error}", path.display())))
     }
 
@@ -244,7 +244,7 @@ impl KeyFiles {
         record.old_until_s = record.latest_end_s().max(Some(now_s() + OVERLAP_S));
         self.write(record)?;
         fs::rename(self.beside(".new"), &self.key)
-            .and_then(|()| File::open(self.dir())?.sync_all())
+            .and_then(|()| alknet_durable::sync_folder(self.dir()))
             .map_err(|error| {
                 Failure::local(format!("cannot replace {}: {error}", self.key.display()))
             })
@@ -291,21 +291,6 @@ impl KeyFiles {
 fn now_s() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
-}
-
-/// Puts a file in place whole.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut name = OsString::from(path);
-    name.push(".tmp");
-    let temporary = PathBuf::from(name);
-    let mut file = File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! `{"escrow":1,"shares":[…]}`. What is secret is not in it.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,6 @@ use crate::entry::Entry;
 
 const FORMAT: u64 = 1;
 const FILE: &str = "shares.json";
-const NEW: &str = "shares.json.new";
 /// Longest list: each entry with all its ranges is shorter than 2 KiB.
 const BYTES_MAX: u64 = SHARES_MAX as u64 * 2048;
 
@@ -95,15 +94,11 @@ impl Index {
             escrow: FORMAT,
             shares,
         };
-        let (path, new) = (self.dir.join(FILE), self.dir.join(NEW));
+        let path = self.dir.join(FILE);
         let write = || {
             fs::create_dir_all(&self.dir)?;
             let text = serde_json::to_vec(&form)?;
-            let mut file = File::create(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.dir)?.sync_all()
+            alknet_durable::replace(&path, &text, 0o600)
         };
         write().map_err(|error| failed(&path, error))
     }

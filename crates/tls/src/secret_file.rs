@@ -1,8 +1,8 @@
 //! Secrets in files: mode 0600, written so that a power cut leaves the old file or the new one.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -41,31 +41,8 @@ pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> 
 
 /// Replaces `path` with `bytes`, durably.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
-    replace(path, bytes).map_err(|source| TlsError::KeyWrite {
+    alknet_durable::replace(path, bytes, MODE).map_err(|source| TlsError::KeyWrite {
         path: path.to_owned(),
         source,
     })
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    // A leftover of a process that died here with the same number: its mode cannot be trusted.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(MODE)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(directory)?.sync_all()
 }

@@ -96,5 +96,5 @@ fn put(paths: &Paths, mounter: &dyn Mounter, key: &SeedKey, volume: &Writable) -
 
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     fs::create_dir_all(path.parent().unwrap_or(path))?;
-    file::replace(path, &path.with_extension("new"), text)
+    file::replace(path, text)
 }

@@ -1,9 +1,8 @@
 //! Since when every client trusts the certificates of the node, and of which names for a day.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Found;
@@ -69,22 +68,8 @@ impl Trusted {
     }
 
     fn keep(&self) -> io::Result<()> {
-        replace(&self.file, &serde_json::to_vec(&self.since)?)
+        alknet_durable::replace(&self.file, &serde_json::to_vec(&self.since)?, 0o600)
     }
-}
-
-/// Puts a file in place whole.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)
 }
 
 #[cfg(test)]

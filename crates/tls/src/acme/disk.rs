@@ -1,6 +1,6 @@
 //! What is kept of an account and its certificate.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -238,13 +238,15 @@ impl Disk {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
+            // What is not whole yet begins with a dot.
+            let name = name.strip_prefix('.').unwrap_or(&name);
             let ours = [BOTH, CHAIN, KEY.0].iter().any(|own| name.starts_with(own));
             let path = entry.path();
             if ours && !keep.contains(&path.as_path()) {
                 fs::remove_file(&path)?;
             }
         }
-        File::open(&self.folder)?.sync_all()
+        alknet_durable::sync_folder(&self.folder)
     }
 
     fn read_json<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, TlsError> {

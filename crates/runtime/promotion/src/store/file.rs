@@ -1,8 +1,5 @@
 //! The file: made, checked and opened.
 
-use std::fs::{self, OpenOptions};
-use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,8 +14,6 @@ const APPLICATION_ID: i64 = 0x616c_6b70;
 pub(super) const SCHEMA_VERSION: i64 = 1;
 /// How long to wait for a process before this one that still ends.
 const BUSY: Duration = Duration::from_secs(2);
-/// Permission bits of the file; SQLite gives its log the same.
-const MODE: u32 = 0o600;
 
 /// What is looked up stands in columns, the rest is JSON. The record is only ever added to.
 const TABLES: &str = "
@@ -82,7 +77,8 @@ CREATE TRIGGER audit_as_it_was BEFORE UPDATE ON audit
 
 /// Opens the file, and makes it where there is none.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
-    prepare(path).map_err(|error| StoreError::Unusable(error.to_string()))?;
+    // SQLite would ask the umask; it gives its log the same mode.
+    alknet_durable::private(path).map_err(|error| StoreError::Unusable(error.to_string()))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
@@ -129,23 +125,4 @@ fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()
-}
-
-/// Makes an empty file that nobody else can read; SQLite would ask the umask.
-fn prepare(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(MODE)
-        .open(path)?;
-    let about = file.metadata()?;
-    if !about.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
-    if about.permissions().mode() & 0o777 & !MODE != 0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
-    }
-    Ok(())
 }

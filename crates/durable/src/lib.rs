@@ -1,0 +1,169 @@
+//! Files that are whole whenever the power fails.
+//!
+//! [`replace`] puts a file in the place of another, or of none; [`sync_folder`] is for those who move and
+//! remove files themselves; [`private`] makes the file that a database then opens.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Permission bits of what nobody else may read.
+const PRIVATE: u32 = 0o600;
+
+/// How often another call may come first.
+const TRIES: usize = 1000;
+
+/// Puts a file with this content and exactly these permission bits at `path`; the folder has to be
+/// there. When this returns, it is on the disk.
+///
+/// A power cut before that leaves the file of before or the new one, each whole, and perhaps a part of
+/// the new one beside it as `.NAME.new`. The next call for the same file removes that and makes its own:
+/// whatever bits it had, and whoever has it open, nothing is written into it. Several calls for one
+/// file, of one process or of many, come after each other.
+///
+/// A link at `path` is replaced, not followed.
+///
+/// # Errors
+/// Those of the disk. The file is the one before then, with nothing beside it; only where the folder
+/// could not be synced it is the new one, and a power cut may bring the old one back.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let new = beside(path)?;
+    // Locked until the end.
+    let mut file = begin(&new, mode)?;
+    let put = fill(&mut file, content, mode).and_then(|()| fs::rename(&new, path));
+    if put.is_err() {
+        // What is in it may be secret, and room may be what is missing. The next call would do it too.
+        fs::remove_file(&new).ok();
+    }
+    put?;
+    sync_folder(path.parent().unwrap_or(path))
+}
+
+/// Returns when the names in a folder are on the disk. The parent of a bare name, which is empty, is the
+/// folder that the process is in.
+///
+/// # Errors
+/// It cannot be opened or synced.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    File::open(path)?.sync_all()
+}
+
+/// Sees to it that there is a file that nobody else can read, empty if there was none; who makes one
+/// without a mode asks the umask.
+///
+/// # Errors
+/// It cannot be made or changed, or what is there is no file.
+pub fn private(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(PRIVATE)
+        .open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    if about.permissions().mode() & 0o777 & !PRIVATE != 0 {
+        fs::set_permissions(path, Permissions::from_mode(PRIVATE))?;
+    }
+    Ok(())
+}
+
+/// What the file is called until it is whole.
+fn beside(path: &Path) -> io::Result<PathBuf> {
+    let Some(name) = path.file_name() else {
+        let text = format!("'{}' is no name of a file", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    };
+    let mut new = OsString::from(".");
+    new.push(name);
+    new.push(".new");
+    Ok(path.with_file_name(new))
+}
+
+/// A file of our own at `new`, which no other call removes or moves before it is closed.
+fn begin(new: &Path, mode: u32) -> io::Result<File> {
+    for _ in 0..TRIES {
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(new);
+        match made {
+            Ok(file) => {
+                file.lock()?;
+                // Until it was locked, another call may have taken it for what a power cut left.
+                if is_at(&file, new)? {
+                    return Ok(file);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => clear(new)?,
+            Err(error) => return Err(error),
+        }
+    }
+    let text = "others write this file all the time";
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
+}
+
+/// Removes what a power cut left at `new`, or returns when the call whose it is has ended.
+fn clear(new: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(new) {
+        Ok(found) => found,
+        Err(error) => return unless_absent(error),
+    };
+    // No call made a link, which opening would follow, or a pipe, which it would wait for.
+    let opened = found
+        .is_file()
+        .then(|| OpenOptions::new().write(true).open(new));
+    let held = match opened.transpose() {
+        Ok(held) => held,
+        // No call of ours can be writing it.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        Err(error) => return unless_absent(error),
+    };
+    if let Some(file) = &held {
+        file.lock()?;
+        if !is_at(file, new)? {
+            return Ok(());
+        }
+    }
+    fs::remove_file(new).or_else(unless_absent)
+}
+
+/// Whether this file is still called so.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino())),
+        Err(error) => unless_absent(error).map(|()| false),
+    }
+}
+
+fn unless_absent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound {
+        Ok(())
+    } else {
+        Err(error)
+    }
+}
+
+fn fill(file: &mut File, content: &[u8], mode: u32) -> io::Result<()> {
+    // The umask may have taken some of it.
+    if file.metadata()?.mode() & 0o777 != mode {
+        file.set_permissions(Permissions::from_mode(mode))?;
+    }
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests;
