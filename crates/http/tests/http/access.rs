@@ -1,126 +1,72 @@
 //! The access log, as whatever keeps the log gets it.
 
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alknet_core::config::NodeConfig;
 use alknet_http::Settings;
 use alknet_http::port80::Port80;
+use alknet_overheard::{Line, Overheard};
 use http::header::ACCEPT;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tracing::field::{Field, Visit};
-use tracing::subscriber::DefaultGuard;
-use tracing::{Event, Metadata, Subscriber, span};
 
 use super::node::{Node, Told};
 
 /// How long a line may take before a test calls it missing.
 const MISSING: Duration = Duration::from_secs(60);
 
-/// One line: its fields in their order.
-#[derive(Clone, Debug, Default)]
-struct Said(Vec<(&'static str, String)>);
-
-impl Said {
-    fn of(&self, name: &str) -> Option<&str> {
-        let mut fields = self.0.iter();
-        let found = fields.find(|(known, _)| *known == name);
-        found.map(|(_, value)| value.as_str())
-    }
-
-    fn number(&self, name: &str) -> u64 {
-        let text = self.of(name).expect("the field is there");
-        text.parse().expect("a number")
-    }
-}
-
-impl Visit for Said {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.push((field.name(), value.to_owned()));
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.push((field.name(), format!("{value:?}")));
-    }
-}
-
-/// What this thread says.
-#[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<Said>>>);
+/// The access log of this thread.
+struct Heard(Overheard);
 
 impl Heard {
-    fn listen() -> (Self, DefaultGuard) {
-        let heard = Self::default();
-        let guard = tracing::subscriber::set_default(heard.clone());
-        (heard, guard)
+    fn listen() -> Self {
+        Self(Overheard::listen())
     }
 
-    fn lines(&self) -> Vec<Said> {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.clone()
+    /// The lines since the last look.
+    fn lines(&self) -> Vec<Line> {
+        self.0.take(|line| line.target == "alknet_access")
     }
 
-    /// The only line so far, once it is there.
-    async fn line(&self) -> Said {
+    /// The only line since the last look, once it is there.
+    async fn line(&self) -> Line {
         let said = async {
-            while self.lines().is_empty() {
+            loop {
+                let lines = self.lines();
+                if !lines.is_empty() {
+                    break lines;
+                }
                 tokio::task::yield_now().await;
             }
         };
         let said = tokio::time::timeout(MISSING, said).await;
-        said.expect("there is a line for every request");
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = said.expect("there is a line for every request");
         let line = lines.pop().expect("it was there");
         assert!(lines.is_empty(), "one line for a request: {lines:?}");
         line
     }
 }
 
-impl Subscriber for Heard {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "alknet_access"
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        if !self.enabled(event.metadata()) {
-            return;
-        }
-        let mut said = Said::default();
-        event.record(&mut said);
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.push(said);
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
+fn number(line: &Line, name: &str) -> u64 {
+    let text = line.field(name).expect("the field is there");
+    text.parse().expect("a number")
 }
 
 const VERSIONS: [(&str, &str); 2] = [("h1", "http/1.1"), ("h2", "h2")];
 
 /// Holds a line against the answer that it is about.
-fn fits(line: &Said, told: &Told) {
-    assert_eq!(line.number("status"), u64::from(told.status.as_u16()));
-    assert_eq!(line.number("bytes"), told.body.len() as u64, "{line:?}");
+fn fits(line: &Line, told: &Told) {
+    assert_eq!(number(line, "status"), u64::from(told.status.as_u16()));
+    assert_eq!(number(line, "bytes"), told.body.len() as u64, "{line:?}");
     let id = told.header("x-request-id");
-    assert!(id.is_none() || line.of("id") == id, "{line:?}");
+    assert!(id.is_none() || line.field("id") == id, "{line:?}");
 }
 
 #[tokio::test]
 async fn a_call_is_one_line_with_its_operation_and_no_secret() {
-    let (heard, _guard) = Heard::listen();
+    let heard = Heard::listen();
     for (version, alpn) in VERSIONS {
         let node = Node::new("");
         let body = json!({ "operation": "/test/echo", "input": { "hush": "hush" } });
@@ -129,7 +75,7 @@ async fn a_call_is_one_line_with_its_operation_and_no_secret() {
         assert_eq!(told.status, StatusCode::OK);
         let line = heard.line().await;
         fits(&line, &told);
-        let names = line.0.iter().map(|(name, _)| *name);
+        let names = line.fields.iter().map(|(name, _)| *name);
         let names: Vec<_> = names.filter(|name| *name != "message").collect();
         let expected = [
             "id",
@@ -151,7 +97,7 @@ async fn a_call_is_one_line_with_its_operation_and_no_secret() {
             ("alpn", alpn),
             ("operation", "test/echo"),
         ] {
-            assert_eq!(line.of(name), Some(value), "{version} {name}");
+            assert_eq!(line.field(name), Some(value), "{version} {name}");
         }
         let text = format!("{line:?}");
         assert!(!text.contains("hush") && !text.contains("good"), "{text}");
@@ -160,7 +106,7 @@ async fn a_call_is_one_line_with_its_operation_and_no_secret() {
 
 #[tokio::test]
 async fn whoever_is_refused_is_in_it_too() {
-    let (heard, _guard) = Heard::listen();
+    let heard = Heard::listen();
     let node = Node::new("");
     let batch = json!({ "calls": [
         { "id": "a", "operation": "/test/echo" },
@@ -193,14 +139,14 @@ async fn whoever_is_refused_is_in_it_too() {
         assert_eq!(told.status.as_u16(), status, "{path}");
         let line = heard.line().await;
         fits(&line, &told);
-        assert_eq!(line.of("who"), Some(who), "{path}");
-        assert_eq!(line.of("operation"), operation, "{path}");
+        assert_eq!(line.field("who"), Some(who), "{path}");
+        assert_eq!(line.field("operation"), operation, "{path}");
     }
 }
 
 #[tokio::test]
 async fn whoever_goes_away_before_the_end_is_told_apart() {
-    let (heard, _guard) = Heard::listen();
+    let heard = Heard::listen();
     for (version, _) in VERSIONS {
         let node = Node::new("");
         let body = json!({ "operation": "/test/wait" });
@@ -210,10 +156,10 @@ async fn whoever_goes_away_before_the_end_is_told_apart() {
         node.until_running(1).await;
         asked.abort();
         let line = heard.line().await;
-        assert_eq!(line.number("status"), 499, "{version}");
-        assert_eq!(line.number("bytes"), 0, "{version}");
-        assert_eq!(line.of("who"), Some("token"), "{version}");
-        assert_eq!(line.of("operation"), Some("test/wait"), "{version}");
+        assert_eq!(number(&line, "status"), 499, "{version}");
+        assert_eq!(number(&line, "bytes"), 0, "{version}");
+        assert_eq!(line.field("who"), Some("token"), "{version}");
+        assert_eq!(line.field("operation"), Some("test/wait"), "{version}");
 
         // In the middle of an answer that would go on for ever.
         let body = json!({ "operation": "/test/count", "input": u64::MAX });
@@ -228,15 +174,15 @@ async fn whoever_goes_away_before_the_end_is_told_apart() {
         assert!(heard.lines().is_empty(), "it is not over");
         drop((response, client));
         let line = heard.line().await;
-        assert_eq!(line.number("status"), 499, "{version}");
-        assert!(line.number("bytes") > 0, "{version}");
-        assert_eq!(line.of("operation"), Some("test/count"), "{version}");
+        assert_eq!(number(&line, "status"), 499, "{version}");
+        assert!(number(&line, "bytes") > 0, "{version}");
+        assert_eq!(line.field("operation"), Some("test/count"), "{version}");
     }
 }
 
 #[tokio::test]
 async fn what_a_head_would_have_brought_is_no_bytes() {
-    let (heard, _guard) = Heard::listen();
+    let heard = Heard::listen();
     for (version, _) in VERSIONS {
         let node = Node::new("");
         let request = node.request(Method::HEAD, None, "/healthz", "");
@@ -244,13 +190,13 @@ async fn what_a_head_would_have_brought_is_no_bytes() {
         assert_eq!(told.status, StatusCode::OK, "{version}");
         let line = heard.line().await;
         fits(&line, &told);
-        assert_eq!(line.of("method"), Some("HEAD"), "{version}");
+        assert_eq!(line.field("method"), Some("HEAD"), "{version}");
     }
 }
 
 #[tokio::test]
 async fn port_80_is_in_it_too() {
-    let (heard, _guard) = Heard::listen();
+    let heard = Heard::listen();
     let settings = Settings::new(&NodeConfig::default());
     let plain = Port80::new(None, settings, Some(443));
     let (mut client, server) = tokio::io::duplex(4096);
@@ -275,6 +221,6 @@ async fn port_80_is_in_it_too() {
         ("bytes", "0"),
         ("alpn", "-"),
     ] {
-        assert_eq!(line.of(name), Some(value), "{name}");
+        assert_eq!(line.field(name), Some(value), "{name}");
     }
 }

@@ -1,15 +1,12 @@
-use std::fmt::Debug;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use alknet_core::{BoxError, BoxFuture};
+use alknet_overheard::{Line, Overheard};
 use bytes::Bytes;
 use http::{Request, Response};
 use tempfile::TempDir;
-use tracing::field::{Field, Visit};
-use tracing::subscriber::DefaultGuard;
-use tracing::{Event, Level, Metadata, Subscriber, span};
+use tracing::Level;
 
 use super::keys::tests::FakeSeal;
 use super::plan::History;
@@ -29,60 +26,18 @@ impl AcmeTransport for Nobody {
     }
 }
 
-/// The warnings of this thread.
-#[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<String>>>);
-
-impl Heard {
-    fn listen() -> (Self, DefaultGuard) {
-        let heard = Self::default();
-        let guard = tracing::subscriber::set_default(heard.clone());
-        (heard, guard)
-    }
-
-    /// Those with `part` in them.
-    fn about(&self, part: &str) -> Vec<String> {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let about = lines.iter().filter(|line| line.contains(part));
-        about.cloned().collect()
-    }
-}
-
-impl Subscriber for Heard {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() == Level::WARN
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        if !self.enabled(event.metadata()) {
-            return;
-        }
-        let mut line = Line::default();
-        event.record(&mut line);
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.push(line.0);
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
-#[derive(Default)]
-struct Line(String);
-
-impl Visit for Line {
-    fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
-        self.0.push_str(&format!("{value:?} "));
-    }
+/// The warnings of this thread with `part` in them, since the last look.
+fn warned(heard: &Overheard, part: &str) -> Vec<String> {
+    let warnings = heard.take(|line| line.level == Level::WARN);
+    let text = |line: Line| {
+        line.fields
+            .into_iter()
+            .map(|(_, value)| value + " ")
+            .collect()
+    };
+    let mut texts: Vec<String> = warnings.into_iter().map(text).collect();
+    texts.retain(|text| text.contains(part));
+    texts
 }
 
 /// What outlives a start.
@@ -193,7 +148,7 @@ fn a_sealed_certificate_is_served_again_and_not_ordered() {
 #[tokio::test]
 async fn a_key_that_does_not_open_is_said_once_and_another_ordered() {
     let place = Place::with_certificate(Some(seal(1)));
-    let (heard, _guard) = Heard::listen();
+    let heard = Overheard::listen();
     let other = seal(2);
     let mut acme = place.start(&other);
     assert!(!place.is_served() && !acme.locked);
@@ -202,7 +157,7 @@ async fn a_key_that_does_not_open_is_said_once_and_another_ordered() {
     assert!(place.asked() > 0);
     assert!(matches!(acme.plan.next(acme.now()), Step::Wait { .. }));
     let folder = place.folder().display().to_string();
-    let said = heard.about(&folder);
+    let said = warned(&heard, &folder);
     assert_eq!(said.len(), 1, "{said:?}");
     for part in [
         "a new certificate is ordered",
@@ -220,7 +175,7 @@ async fn a_key_that_does_not_open_is_said_once_and_another_ordered() {
 fn a_locked_key_is_waited_for() {
     let seal = seal(1);
     let place = Place::with_certificate(Some(Arc::clone(&seal) as _));
-    let (heard, _guard) = Heard::listen();
+    let heard = Overheard::listen();
     seal.lock(true);
     let mut acme = place.start(&seal);
     for _ in 0..3 {
@@ -232,7 +187,7 @@ fn a_locked_key_is_waited_for() {
         }
         acme.serve_kept();
     }
-    assert_eq!(heard.about("the vault is locked").len(), 1);
+    assert_eq!(warned(&heard, "the vault is locked").len(), 1);
     seal.lock(false);
     acme.serve_kept();
     assert!(!acme.locked && place.is_served());
