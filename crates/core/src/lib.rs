@@ -27,6 +27,7 @@ pub mod rotation;
 pub mod stream;
 pub mod token;
 
+mod drowsy;
 mod memory;
 
 pub use alpn::{AlpnSpec, AuthNeed, Carriage};
@@ -43,6 +44,7 @@ pub use dial::{
     DialError, DialErrorKind, DialRequest, Dialer, Dialled, Expect, Host, PeerAddr, PeerAddrError,
     UnknownPeer,
 };
+pub use drowsy::Drowsy;
 pub use entry::{ApiKey, PeerEntry, PeerPatch};
 pub use handler::{
     BoxError, BoxFuture, HandlerError, HandlerRegistry, ProtocolHandler, RegistryError,

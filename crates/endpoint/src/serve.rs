@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{
     AlpnSpec, AuthContext, AuthNeed, Carriage, CloseCode, ConnId, Connection, ConnectionInfo,
-    HandlerError, HandlerRegistry, Identity, IdentityProvider, PeerId, PeerKey, ProtocolHandler,
-    StreamSource,
+    Drowsy, HandlerError, HandlerRegistry, Identity, IdentityProvider, PeerId, PeerKey,
+    ProtocolHandler, StreamSource,
 };
 use alknet_tls::PeerProof;
 use futures_util::FutureExt;
@@ -210,7 +210,7 @@ pub(crate) async fn run(
 ) {
     let peer = auth.identity.as_ref().map(|identity| identity.id.clone());
     let meters = shared.meters.of(spec.id);
-    let (_guard, mut ended) = shared.live.insert(
+    let (_guard, ended) = shared.live.insert(
         connection,
         from,
         auth.key,
@@ -229,12 +229,13 @@ pub(crate) async fn run(
         let connection = connection.clone();
         AssertUnwindSafe(async move { handler.handle(connection, auth).await }).catch_unwind()
     };
+    let mut from_outside = Drowsy::new(ended_by(ended));
     let (code, reason) = tokio::select! {
         biased;
-        end = ended_by(&mut ended) => end,
+        end = &mut from_outside => end,
         result = work => match result {
             Ok(Ok(())) => {
-                last_bytes(connection, &mut ended).await
+                last_bytes(connection, from_outside).await
             }
             Ok(Err(HandlerError::Closed)) if connection.is_asked_to_drain() => superseded(),
             Ok(Err(error)) => close_of(&error),
@@ -255,7 +256,7 @@ pub(crate) async fn run(
     open.finish(code);
 }
 
-async fn ended_by(ended: &mut watch::Receiver<Option<End>>) -> (CloseCode, String) {
+async fn ended_by(mut ended: watch::Receiver<Option<End>>) -> (CloseCode, String) {
     let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| *e);
     // The sender is in the table for as long as the guard of `run` lives.
     let (code, reason) = end.unwrap_or((CloseCode::Normal, ""));
@@ -270,7 +271,7 @@ fn superseded() -> (CloseCode, String) {
 /// The handler is content: gives the peer a moment to read the end and to close.
 async fn last_bytes(
     connection: &Connection,
-    ended: &mut watch::Receiver<Option<End>>,
+    from_outside: impl Future<Output = (CloseCode, String)>,
 ) -> (CloseCode, String) {
     let content = if connection.is_asked_to_drain() {
         superseded()
@@ -282,7 +283,7 @@ async fn last_bytes(
     }
     tokio::select! {
         biased;
-        end = ended_by(ended) => end,
+        end = from_outside => end,
         _ = tokio::time::timeout(LAST_BYTES, connection.closed()) => content,
     }
 }

@@ -216,7 +216,6 @@ impl Shared {
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize, StreamError>> {
-        self.writer.register(cx.waker());
         let mut io = self.lock();
         if io.write_ended {
             return Poll::Ready(Err(io::Error::from(io::ErrorKind::NotConnected).into()));
@@ -225,19 +224,20 @@ impl Shared {
             drop(io);
             return Poll::Ready(Err(self.ended_error()));
         };
-        let written = ready!(Pin::new(tls).poll_write(cx, buf));
-        io.unflushed = true;
+        let written = Pin::new(&mut *tls).poll_write(cx, buf);
+        let waits = tls.get_ref().1.wants_write();
+        let written = ready!(waiting(&self.writer, cx, written));
+        io.unflushed |= waits;
         drop(io);
         Poll::Ready(written.map_err(|error| self.fail(error)))
     }
 
     fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.writer.register(cx.waker());
         let flushed = {
             let mut io = self.lock();
             match io.flush(cx) {
                 None => return Poll::Ready(Err(self.ended_error())),
-                Some(flushed) => ready!(flushed),
+                Some(flushed) => ready!(waiting(&self.writer, cx, flushed)),
             }
         };
         Poll::Ready(flushed.map_err(|error| self.fail(error)))
@@ -245,12 +245,12 @@ impl Shared {
 
     /// Sends close_notify and the TCP end, after everything before it.
     fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.writer.register(cx.waker());
         let mut io = self.lock();
         let Some(tls) = io.tls.as_mut() else {
             return Poll::Ready(Ok(()));
         };
-        let done = ready!(Pin::new(tls).poll_shutdown(cx));
+        let done = Pin::new(tls).poll_shutdown(cx);
+        let done = ready!(waiting(&self.writer, cx, done));
         io.write_ended = true;
         io.unflushed = false;
         let over = io.read_ended;
@@ -268,7 +268,6 @@ impl Shared {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<Result<(), StreamError>> {
-        self.reader.register(cx.waker());
         let mut io = self.lock();
         if io.read_ended {
             return Poll::Ready(Ok(()));
@@ -281,7 +280,8 @@ impl Shared {
             return Poll::Ready(Err(self.ended_error()));
         };
         let before = buf.filled().len();
-        let read = ready!(Pin::new(tls).poll_read(cx, buf));
+        let read = Pin::new(tls).poll_read(cx, buf);
+        let read = ready!(waiting(&self.reader, cx, read));
         let ended = read.is_ok() && buf.filled().len() == before && buf.remaining() > 0;
         drop(io);
         if ended {
@@ -303,10 +303,23 @@ impl Shared {
     }
 }
 
+/// Remembers who waits. It is called under the lock, so that whoever closes the connection, which takes the
+/// lock first, wakes them.
+fn waiting<T>(waker: &AtomicWaker, cx: &Context<'_>, polled: Poll<T>) -> Poll<T> {
+    if polled.is_pending() {
+        waker.register(cx.waker());
+    }
+    polled
+}
+
 impl Io {
     /// `None` when the connection is closed.
     fn flush(&mut self, cx: &mut Context<'_>) -> Option<Poll<io::Result<()>>> {
-        let flushed = Pin::new(self.tls.as_mut()?).poll_flush(cx);
+        let tls = self.tls.as_mut()?;
+        if !self.unflushed && !tls.get_ref().1.wants_write() {
+            return Some(Poll::Ready(Ok(())));
+        }
+        let flushed = Pin::new(tls).poll_flush(cx);
         self.unflushed = flushed.is_pending();
         Some(flushed)
     }

@@ -1,0 +1,142 @@
+//! Waiting beside something busy.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+/// A future that is polled only when something woke it.
+///
+/// What waits in one task with something busy, as in `select!`, is polled each time that the other makes a
+/// step, and looks for its place in the queue of what it waits for each time. This one knows that nothing
+/// has happened.
+pub struct Drowsy<F> {
+    future: Pin<Box<F>>,
+    bell: Arc<Bell>,
+    waker: Waker,
+    /// What the bell wakes, to compare it without a lock.
+    task: Option<Waker>,
+}
+
+struct Bell {
+    rung: AtomicBool,
+    task: Mutex<Option<Waker>>,
+}
+
+impl Bell {
+    fn task(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::SeqCst);
+        let task = self.task().clone();
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+impl<F: Future> Drowsy<F> {
+    /// Polled for the first time as any other.
+    pub fn new(future: F) -> Self {
+        let bell = Arc::new(Bell {
+            rung: AtomicBool::new(true),
+            task: Mutex::new(None),
+        });
+        Self {
+            future: Box::pin(future),
+            waker: Waker::from(Arc::clone(&bell)),
+            bell,
+            task: None,
+        }
+    }
+}
+
+impl<F: Future> Future for Drowsy<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        if !this
+            .task
+            .as_ref()
+            .is_some_and(|task| task.will_wake(cx.waker()))
+        {
+            // Before the look at the bell: it rings first and then asks whom to wake.
+            this.task = Some(cx.waker().clone());
+            this.bell.task().clone_from(&this.task);
+        }
+        if !this.bell.rung.load(Ordering::SeqCst) || !this.bell.rung.swap(false, Ordering::SeqCst) {
+            return Poll::Pending;
+        }
+        this.future
+            .as_mut()
+            .poll(&mut Context::from_waker(&this.waker))
+    }
+}
+
+impl<F> std::fmt::Debug for Drowsy<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drowsy").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_polled_when_something_happened_and_not_else() {
+        let (tell, mut told) = oneshot::channel::<u32>();
+        let polls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&polls);
+        let mut drowsy = Drowsy::new(std::future::poll_fn(move |cx| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Pin::new(&mut told).poll(cx)
+        }));
+        let busy = async {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = &mut drowsy => panic!("nothing was told"),
+            () = busy => {}
+        }
+        assert_eq!(polls.load(Ordering::SeqCst), 1);
+        let teller = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            tell.send(7)
+        });
+        // In another task, whose waker is another.
+        let told = tokio::spawn(drowsy).await.expect("no panic");
+        assert_eq!(told, Ok(7));
+        assert!(teller.await.is_ok_and(|sent| sent.is_ok()));
+        assert!(polls.load(Ordering::SeqCst) <= 3);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_ring_is_lost() {
+        for _ in 0..2000 {
+            let (tell, told) = oneshot::channel();
+            let waiting = tokio::spawn(Drowsy::new(told));
+            let teller = tokio::spawn(async move { tell.send(()) });
+            let told = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+            assert!(told.expect("it is woken").expect("no panic").is_ok());
+            assert!(teller.await.is_ok_and(|sent| sent.is_ok()));
+        }
+    }
+}
