@@ -97,6 +97,7 @@ fn check(
         link,
         &event.id,
         &payload,
+        Instant::now(),
         |payload| identify(link, payload),
         || input(body, &payload),
     )?;
@@ -119,11 +120,12 @@ pub(crate) struct Checked {
 }
 
 /// Everything that has to be true of a request before it takes its place and its input is looked at.
-/// `who` tells whose it is, once there is such an operation at all.
+/// It has time from `now` on; `who` tells whose it is, once there is such an operation at all.
 pub(crate) fn passed<'a>(
     link: &Arc<Link>,
     id: &str,
     payload: &Payload<'a>,
+    now: Instant,
     who: impl FnOnce(&Payload<'a>) -> Result<Option<Arc<Identity>>, CallError>,
     input: impl FnOnce() -> Body,
 ) -> Result<Checked, CallError> {
@@ -161,6 +163,7 @@ pub(crate) fn passed<'a>(
             &link.dispatcher,
             &operation,
             timeout(payload.timeout_ms, payload.deadline)?,
+            now,
         ),
         idle: payload.idle_ms.map(Duration::from_millis),
         window: payload.window,
@@ -320,6 +323,7 @@ pub(crate) fn deadline(
     dispatcher: &Dispatcher,
     operation: &Compiled,
     asked: Option<Duration>,
+    now: Instant,
 ) -> Option<Instant> {
     let subscription = is_subscription(operation);
     let own = operation
@@ -337,7 +341,7 @@ pub(crate) fn deadline(
         (chosen, most) => chosen.or(most),
     };
     // A deadline beyond what the clock can express is none.
-    chosen.and_then(|timeout| Instant::now().checked_add(timeout))
+    chosen.and_then(|timeout| now.checked_add(timeout))
 }
 
 fn is_subscription(operation: &Compiled) -> bool {

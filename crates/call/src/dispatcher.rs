@@ -300,15 +300,12 @@ impl std::ops::Deref for CallSeconds {
 /// Counts the time from its making to its end, however that comes.
 pub(crate) struct Timed<'a> {
     counters: &'a Counters,
-    since: std::time::Instant,
+    since: tokio::time::Instant,
 }
 
 impl<'a> Timed<'a> {
-    pub(crate) fn new(counters: &'a Counters) -> Self {
-        Self {
-            counters,
-            since: std::time::Instant::now(),
-        }
+    pub(crate) fn since(counters: &'a Counters, since: tokio::time::Instant) -> Self {
+        Self { counters, since }
     }
 }
 

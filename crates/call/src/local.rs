@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::access::Verdict;
 use crate::admission::{self, Checked};
@@ -22,7 +23,7 @@ use crate::context::Ctx;
 use crate::dispatcher::{Counters, Dispatcher, Timed};
 use crate::envelope::Request as Payload;
 use crate::error::{CallError, ErrorCode};
-use crate::handler::HandlerKind;
+use crate::handler::{HandlerKind, OnceHandler};
 use crate::lane::Lane;
 use crate::limits::LOCAL_EVENTS_AHEAD;
 use crate::link::Link;
@@ -182,35 +183,50 @@ impl Gate {
     /// # Errors
     /// As over `alknet/call`.
     pub async fn call(&self, incoming: Incoming<'_>) -> Result<Output, Refused> {
-        let checked = self.pass(incoming)?;
-        let spec = Arc::clone(&checked.operation);
-        let refused = |error| Refused::of(error, Some(&spec.spec));
-        let HandlerKind::Once(handler) = &checked.operation.handler else {
-            return Err(refused(wrong_kind(&spec.spec, "a subscription")));
-        };
-        let handler = Arc::clone(handler);
-        let running = self
-            .enter(checked.operation, checked.head)
-            .map_err(refused)?;
+        let now = Instant::now();
+        let Begun {
+            running,
+            handler,
+            input,
+        } = self.begin(incoming, now)?;
         let request = &running.0;
-        admission::check_schema(request.operation(), &checked.input).map_err(refused)?;
+        let ctx = Ctx::request(request);
+        let timed = Timed::since(&self.link.dispatcher.counters, now);
+        let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
+        let mut work = pin!(work.catch_unwind());
+        // Most answer at once: nothing is timed before there is something to wait for.
+        let outcome = match futures_util::poll!(work.as_mut()) {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => in_time(request.deadline(), work).await,
+        };
+        drop(timed);
+        let outcome =
+            outcome.unwrap_or_else(|_| Err(panicked(request, &request.operation().spec.name)));
+        self.answer(request, outcome)
+            .map_err(|error| Refused::of(error, Some(&request.operation().spec)))
+    }
+
+    /// Everything before the work, apart: what it needs is not kept as long as that runs.
+    fn begin(&self, incoming: Incoming<'_>, now: Instant) -> Result<Begun, Refused> {
+        let checked = self.pass(incoming, now)?;
+        let operation = checked.operation;
+        let refused = |error| Refused::of(error, Some(&operation.spec));
+        let HandlerKind::Once(handler) = &operation.handler else {
+            return Err(refused(wrong_kind(&operation.spec, "a subscription")));
+        };
+        let running = self.enter(Arc::clone(&operation), checked.head);
+        let running = running.map_err(refused)?;
+        admission::check_schema(&operation, &checked.input).map_err(refused)?;
+        let handler = Arc::clone(handler);
         let handler = match checked.keyed {
             Some(keyed) => keyed.handler(handler),
             None => handler,
         };
-        let ctx = Ctx::request(request);
-        let timed = Timed::new(&self.link.dispatcher.counters);
-        let work = AssertUnwindSafe(async move { handler.call(checked.input, ctx).await });
-        let work = work.catch_unwind();
-        let outcome = match request.deadline() {
-            Some(deadline) => tokio::time::timeout_at(deadline, work)
-                .await
-                .unwrap_or_else(|_| Ok(Err(CallError::timeout()))),
-            None => work.await,
-        };
-        drop(timed);
-        let outcome = outcome.unwrap_or_else(|_| Err(panicked(request, &spec.spec.name)));
-        self.answer(request, outcome).map_err(refused)
+        Ok(Begun {
+            running,
+            handler,
+            input: checked.input,
+        })
     }
 
     /// Starts a subscription. Dropping the stream ends the work behind it. It is asked for an event
@@ -220,7 +236,7 @@ impl Gate {
     /// # Errors
     /// As over `alknet/call`, where it does not begin.
     pub fn subscribe(&self, incoming: Incoming<'_>) -> Result<Events, Refused> {
-        let checked = self.pass(incoming)?;
+        let checked = self.pass(incoming, Instant::now())?;
         let spec = Arc::clone(&checked.operation);
         let refused = |error| Refused::of(error, Some(&spec.spec));
         let HandlerKind::Stream(handler) = &checked.operation.handler else {
@@ -251,7 +267,7 @@ impl Gate {
         })
     }
 
-    fn pass(&self, incoming: Incoming<'_>) -> Result<Checked, Refused> {
+    fn pass(&self, incoming: Incoming<'_>, now: Instant) -> Result<Checked, Refused> {
         let counters = &self.link.dispatcher.counters;
         Counters::add(&counters.requests);
         let payload = incoming.payload();
@@ -263,7 +279,7 @@ impl Gate {
         } = incoming;
         let checked = admission::check_key(&payload).and_then(|()| {
             let input = || input.map_or_else(Body::null, Body::from_text);
-            admission::passed(&self.link, id, &payload, |_| Ok(identity), input)
+            admission::passed(&self.link, id, &payload, now, |_| Ok(identity), input)
         });
         checked.map_err(|error| {
             Counters::add(&counters.errors);
@@ -336,6 +352,28 @@ fn wrong_kind(spec: &OperationSpec, what: &str) -> CallError {
     let message = format!("'{}' is {what}", spec.name);
     CallError::new(ErrorCode::InvalidOperationType, message)
 }
+
+/// A query or mutation that may run.
+struct Begun {
+    running: Running,
+    handler: Arc<dyn OnceHandler>,
+    input: Body,
+}
+
+/// What comes of `work` until its deadline, if it has one.
+async fn in_time<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<Result<T, CallError>, Panic>>,
+) -> Result<Result<T, CallError>, Panic> {
+    let Some(deadline) = deadline else {
+        return work.await;
+    };
+    let outcome = tokio::time::timeout_at(deadline, work).await;
+    outcome.unwrap_or_else(|_| Ok(Err(CallError::timeout())))
+}
+
+/// What a panic was about.
+type Panic = Box<dyn std::any::Any + Send>;
 
 /// Keeps a request counted as long as it runs; its end is the end of everything below it.
 struct Running(Arc<Request>);

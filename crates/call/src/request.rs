@@ -396,7 +396,7 @@ pub(crate) fn start_once(
     let request = Arc::clone(in_flight.request());
     let run = async move {
         let ctx = Ctx::request(&request);
-        let timed = Timed::new(&request.link.dispatcher.counters);
+        let timed = Timed::since(&request.link.dispatcher.counters, Instant::now());
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
         let outcome = match work.catch_unwind().await {
             Ok(outcome) => outcome,

@@ -2,7 +2,7 @@
 //! It holds no query, no body and nothing that opens anything.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use alknet_core::Identity;
@@ -45,8 +45,9 @@ pub(crate) struct Line {
     path: String,
     alpn: &'static str,
     began: Instant,
-    who: OnceLock<Arc<Identity>>,
-    operation: OnceLock<String>,
+    ended: Option<Instant>,
+    who: Option<Arc<Identity>>,
+    operation: Option<String>,
     status: Option<StatusCode>,
     /// Bytes that the answer's body has, where that is known.
     length: Option<u64>,
@@ -60,6 +61,7 @@ impl Line {
         request: &Request<B>,
         remote: Option<SocketAddr>,
         alpn: &'static str,
+        began: Instant,
     ) -> Self {
         Self {
             id: RequestId::next(),
@@ -67,9 +69,10 @@ impl Line {
             method: request.method().clone(),
             path: shown(request.uri().path()),
             alpn,
-            began: Instant::now(),
-            who: OnceLock::new(),
-            operation: OnceLock::new(),
+            began,
+            ended: None,
+            who: None,
+            operation: None,
             status: None,
             length: None,
             bytes: 0,
@@ -78,18 +81,23 @@ impl Line {
     }
 
     /// What the request is called.
-    pub(crate) fn id(&self) -> &RequestId {
-        &self.id
+    pub(crate) fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// When it began.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
     }
 
     /// Who asks.
-    pub(crate) fn asked_by(&self, who: &Arc<Identity>) {
-        self.who.get_or_init(|| Arc::clone(who));
+    pub(crate) fn asked_by(&mut self, who: &Arc<Identity>) {
+        self.who.get_or_insert_with(|| Arc::clone(who));
     }
 
     /// What is called. The names are the caller's words: only what looks like a name is shown.
-    pub(crate) fn calls<'a>(&self, operations: impl IntoIterator<Item = &'a str>) {
-        self.operation.get_or_init(|| names(operations));
+    pub(crate) fn calls<'a>(&mut self, operations: impl IntoIterator<Item = &'a str>) {
+        self.operation.get_or_insert_with(|| names(operations));
     }
 
     /// The answer is there, and its body is on its way.
@@ -110,6 +118,11 @@ impl Line {
         self.whole = true;
     }
 
+    /// When it was over, if not when this is dropped.
+    pub(crate) fn ended(&mut self, now: Instant) {
+        self.ended = Some(now);
+    }
+
     fn status(&self) -> u16 {
         let whole = self.whole || self.length == Some(self.bytes);
         match self.status {
@@ -122,18 +135,20 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let method = self.method.as_str();
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        let time = ended.saturating_duration_since(self.began);
         tracing::info!(
             target: "alknet_access",
             id = self.id.as_str(),
             addr = self.remote.map(tracing::field::display),
-            who = self.who.get().map_or(NOTHING, |who| who.id.as_str()),
+            who = self.who.as_ref().map_or(NOTHING, |who| who.id.as_str()),
             method = method.get(..METHOD_BYTES).unwrap_or(method),
             path = self.path.as_str(),
             status = self.status(),
             bytes = self.bytes,
-            ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
             alpn = self.alpn,
-            operation = self.operation.get().map(String::as_str),
+            operation = self.operation.as_deref(),
             "http.request",
         );
     }
@@ -144,13 +159,24 @@ fn shown(path: &str) -> String {
     if let Some(before) = TICKETS.iter().find(|before| path.starts_with(**before)) {
         return (*before).to_owned();
     }
+    // Nearly all are.
+    if path.len() <= PATH_CHARS && path.bytes().all(|b| b.is_ascii_graphic()) && !has_token(path) {
+        return path.to_owned();
+    }
     let plain = |c: char| if c.is_ascii_graphic() { c } else { '_' };
     let one_word = |path: &str| path.chars().take(PATH_CHARS).map(plain).collect();
-    if path.split('/').all(|part| token(part).is_none()) {
+    if !has_token(path) {
         return one_word(path);
     }
     let parts = path.split('/').map(|part| token(part).unwrap_or(part));
     one_word(&parts.collect::<Vec<_>>().join("/"))
+}
+
+/// Whether a part of the path is a token.
+fn has_token(path: &str) -> bool {
+    // Without a search: this is looked at for every request.
+    let mut parts = memchr::memchr_iter(b'/', path.as_bytes()).map(|at| at + 1);
+    token(path).is_some() || parts.any(|at| token(&path[at..]).is_some())
 }
 
 /// What a token begins with, where this is one.
@@ -178,10 +204,7 @@ fn names<'a>(operations: impl IntoIterator<Item = &'a str>) -> String {
 
 fn is_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/');
-    text.len() <= NAME_BYTES
-        && text.contains('/')
-        && text.bytes().all(plain)
-        && text.split('/').all(|part| token(part).is_none())
+    text.len() <= NAME_BYTES && text.contains('/') && text.bytes().all(plain) && !has_token(text)
 }
 
 #[cfg(test)]
@@ -190,7 +213,7 @@ mod tests {
 
     fn line(path: &str) -> Line {
         let request = Request::get(path).body(()).expect("a request");
-        Line::begin(&request, None, "h2")
+        Line::begin(&request, None, "h2", Instant::now())
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! One connection that speaks HTTP.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use alknet_call::Gate;
-use alknet_core::{AuthContext, Connection, StreamBudget};
+use alknet_core::{AuthContext, Connection, Identity, PeerId, StreamBudget};
+use alknet_gateway::Account;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, Patience, SESSIONS_MAX};
 use crate::named::Last;
@@ -35,6 +35,11 @@ pub(crate) struct Conn {
     /// Told when the last of them ended.
     ended: Notify,
     began: Instant,
+    /// Whether heads of requests come one after another, and are waited for.
+    watched: AtomicBool,
+    /// When the head began that is not whole, in nanoseconds since the beginning and one more; 0 when there is
+    /// none.
+    head_ns: AtomicU64,
     /// When one ended last, in milliseconds since the beginning.
     ended_ms: AtomicU64,
     owed: Owed,
@@ -47,6 +52,14 @@ pub(crate) struct Conn {
     sessions: AtomicU32,
     /// What its last request named.
     pub(crate) last: Last,
+    /// Whom that was counted for.
+    counted: Mutex<Option<Counted>>,
+}
+
+/// Where the requests of somebody are counted.
+struct Counted {
+    who: Option<PeerId>,
+    account: Weak<Account>,
 }
 
 impl Conn {
@@ -65,6 +78,8 @@ impl Conn {
             running: AtomicUsize::new(0),
             ended: Notify::new(),
             began: Instant::now(),
+            watched: AtomicBool::new(false),
+            head_ns: AtomicU64::new(0),
             ended_ms: AtomicU64::new(0),
             owed: Owed::new(shared.settings().patience.reader),
             guesses: AtomicU32::new(0),
@@ -72,6 +87,7 @@ impl Conn {
             raised: AtomicU8::new(0),
             sessions: AtomicU32::new(0),
             last: Last::default(),
+            counted: Mutex::default(),
             connection,
         }
     }
@@ -103,6 +119,22 @@ impl Conn {
         }
     }
 
+    /// Where the requests of whoever asks on it are counted. Nearly all of them are the same one's.
+    pub(crate) fn account(&self, who: Option<&Identity>) -> Arc<Account> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = who.map(|who| &who.id);
+        let last = counted.as_ref().filter(|last| last.who.as_ref() == id);
+        if let Some(account) = last.and_then(|last| last.account.upgrade()) {
+            return account;
+        }
+        let account = self.shared.gateway.account(who, self.remote);
+        *counted = Some(Counted {
+            who: id.cloned(),
+            account: Arc::downgrade(&account),
+        });
+        account
+    }
+
     /// How long nothing has run; `None` while something does.
     ///
     /// Whoever waits for it looks now and then instead of being told of each request: nothing is woken
@@ -111,6 +143,40 @@ impl Conn {
         let idle = self.running.load(Ordering::Acquire) == 0;
         let ended = Duration::from_millis(self.ended_ms.load(Ordering::Acquire));
         idle.then(|| self.began.elapsed().saturating_sub(ended))
+    }
+
+    /// From now on it tells when something [`came`](Self::came).
+    pub(crate) fn watch(&self) {
+        self.watched.store(true, Ordering::Release);
+    }
+
+    /// Whether it does.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Acquire)
+    }
+
+    /// Something was read. While nothing runs, it belongs to the head of a request.
+    pub(crate) fn came(&self) {
+        let none = self.head_ns.load(Ordering::Acquire) == 0;
+        if none && self.running.load(Ordering::Acquire) == 0 {
+            let now = nanos(self.began.elapsed()).saturating_add(1);
+            self.head_ns.store(now, Ordering::Release);
+        }
+    }
+
+    /// How long the head of a request has been on its way, if one is.
+    pub(crate) fn head_since(&self) -> Option<Duration> {
+        let since = self.head_ns.load(Ordering::Acquire).checked_sub(1)?;
+        let since = Duration::from_nanos(since);
+        Some(self.began.elapsed().saturating_sub(since))
+    }
+
+    /// A head is whole: when its request began.
+    pub(crate) fn began(&self) -> Instant {
+        match self.head_ns.swap(0, Ordering::AcqRel) {
+            0 => Instant::now(),
+            since => self.began + Duration::from_nanos(since - 1),
+        }
     }
 
     /// Whether a token stood for nobody. That is counted with the next request, or with the end of the
@@ -126,8 +192,9 @@ impl Conn {
     }
 
     /// So many bytes of an answer are on their way.
-    pub(crate) fn owes(&self, bytes: usize) {
-        self.owed.more(self.began.elapsed(), bytes);
+    pub(crate) fn owes(&self, now: Instant, bytes: usize) {
+        let now = now.saturating_duration_since(self.began);
+        self.owed.more(now, bytes);
     }
 
     /// The client took them.
@@ -157,7 +224,10 @@ impl Conn {
         self.count_guesses();
         self.asked.store(true, Ordering::Release);
         self.running.fetch_add(1, Ordering::AcqRel);
-        Busy(Arc::clone(self))
+        Busy {
+            conn: Arc::clone(self),
+            ended: None,
+        }
     }
 }
 
@@ -199,6 +269,10 @@ impl Owed {
     }
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -223,17 +297,28 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.0.0.sessions.fetch_sub(1, Ordering::AcqRel);
+        self.0.conn.sessions.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// A request that runs.
-pub(crate) struct Busy(Arc<Conn>);
+pub(crate) struct Busy {
+    conn: Arc<Conn>,
+    ended: Option<Instant>,
+}
+
+impl Busy {
+    /// When it ended, if not when this is dropped.
+    pub(crate) fn ended(&mut self, now: Instant) {
+        self.ended = Some(now);
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let conn = &self.0;
-        let now = millis(conn.began.elapsed());
+        let conn = &self.conn;
+        let now = self.ended.unwrap_or_else(Instant::now);
+        let now = millis(now.saturating_duration_since(conn.began));
         conn.ended_ms.store(now, Ordering::Release);
         if conn.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             conn.ended.notify_waiters();

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use alknet_core::{BoxError, MountBody, MountCaller};
-use alknet_gateway::{ApiError, Caller, Code, Known, Via};
+use alknet_gateway::{ApiError, Caller, Code, Known, RequestId, Via};
 use axum::body::Body;
 use base64::Engine;
 use http::header::{ALT_SVC, AUTHORIZATION, CONTENT_LENGTH, SERVER, STRICT_TRANSPORT_SECURITY};
@@ -27,24 +28,24 @@ const SESSIONS_RETRY_MS: u64 = 1000;
 /// Answers one request of a connection. The log's `line` is told who asks, and for what.
 pub(crate) async fn answer(
     conn: &Arc<Conn>,
-    request: Request<Body>,
-    line: &Line,
+    arrived: &mut Arrived,
+    line: &mut Line,
 ) -> Response<Body> {
     let settings = Arc::clone(&conn.shared.settings());
-    let named = conn.last.named(&request, &conn.shared, &settings);
-    let head = *request.method() == Method::HEAD;
-    let origin = cors::allowed(&settings, request.headers());
+    let named = conn.last.named(&arrived.parts, &conn.shared, &settings);
+    let head = arrived.parts.method == Method::HEAD;
+    let origin = cors::allowed(&settings, &arrived.parts.headers);
     let asked = Asked {
         conn,
         settings: &settings,
-        line,
+        id: line.id(),
+        began: line.began(),
     };
-    let (parts, body) = request.into_parts();
-    let mut told = asked.decide(parts, body, named.own).await;
+    let mut told = asked.decide(arrived, named.own, line).await;
     answer::never_guessed(&mut told.response);
     let headers = told.response.headers_mut();
     if told.of_api {
-        if let Ok(id) = HeaderValue::from_str(line.id().as_str()) {
+        if let Ok(id) = HeaderValue::from_str(asked.id.as_str()) {
             headers.insert(answer::REQUEST_ID, id);
         }
         if let Some(origin) = &origin {
@@ -91,13 +92,35 @@ impl Told {
 struct Asked<'a> {
     conn: &'a Arc<Conn>,
     settings: &'a Settings,
-    line: &'a Line,
+    id: RequestId,
+    began: Instant,
+}
+
+/// The request itself. It is large, and would be moved by each of those who hand it on.
+pub(crate) struct Arrived {
+    parts: Parts,
+    body: Body,
+}
+
+impl Arrived {
+    pub(crate) fn new(request: Request<Body>) -> Self {
+        let (parts, body) = request.into_parts();
+        Self { parts, body }
+    }
+
+    /// Takes it out, for those who want all of it.
+    fn take(&mut self) -> Request<Body> {
+        let (nothing, _) = Request::new(()).into_parts();
+        let parts = std::mem::replace(&mut self.parts, nothing);
+        Request::from_parts(parts, std::mem::take(&mut self.body))
+    }
 }
 
 impl Asked<'_> {
-    async fn decide(&self, parts: Parts, body: Body, own: bool) -> Told {
+    async fn decide(&self, arrived: &mut Arrived, own: bool, line: &mut Line) -> Told {
         let shared = &self.conn.shared;
-        if let Some(refused) = self.oversized(&parts) {
+        let parts = &arrived.parts;
+        if let Some(refused) = self.oversized(parts) {
             return refused;
         }
         if !own {
@@ -116,11 +139,11 @@ impl Asked<'_> {
             Kind::Session if !shared.websocket => Kind::Other,
             kind => kind,
         };
-        if let Some(told) = self.open_to_everybody(kind, &parts) {
+        if let Some(told) = self.open_to_everybody(kind, parts) {
             return told;
         }
         // Looked up for every path alike: the time it takes says nothing about which there are.
-        let token = self.token(kind, &parts);
+        let token = self.token(kind, parts);
         let known = shared
             .gateway
             .authenticate(&self.conn.gate, token.as_deref());
@@ -130,29 +153,29 @@ impl Asked<'_> {
             .ok()
             .and_then(|known| known.identity.as_ref());
         if let Some(who) = who {
-            self.line.asked_by(who);
+            line.asked_by(who);
         }
         let hidden = self.settings.stealth && who.is_none();
-        if kind == Kind::Other || (hidden && !self.shown(kind, &parts)) {
-            return Told::plain(self.nothing(&parts).await);
+        if kind == Kind::Other || (hidden && !self.shown(kind, parts)) {
+            return Told::plain(self.nothing(parts).await);
         }
         if !matches!(kind, Kind::Page | Kind::Ticket)
             && let Some(origin) = cors::allowed(self.settings, &parts.headers)
-            && let Some(response) = cors::preflight(&parts, &origin)
+            && let Some(response) = cors::preflight(parts, &origin)
         {
             return Told::plain(response);
         }
         match (kind, known) {
-            (Kind::Page, known) => self.page(parts, body, known.unwrap_or_default()).await,
-            (Kind::Session, Ok(known)) => self.session(parts, body, &self.caller(known)),
-            (_, Ok(known)) => self.route(kind, parts, body, self.caller(known)).await,
-            (_, Err(_)) if hidden => Told::plain(self.nothing(&parts).await),
+            (Kind::Page, known) => self.page(arrived, known.unwrap_or_default()).await,
+            (Kind::Session, Ok(known)) => self.session(arrived, &self.caller(known)),
+            (_, Ok(known)) => self.route(kind, arrived, &self.caller(known), line).await,
+            (_, Err(_)) if hidden => Told::plain(self.nothing(parts).await),
             (_, Err(error)) => self.refused_stranger(&error),
         }
     }
 
     fn refused(&self, error: &ApiError) -> Told {
-        Told::api(answer::error(error, self.line.id()))
+        Told::api(answer::error(error, &self.id))
     }
 
     /// Whoever is nobody is told so only so often.
@@ -204,17 +227,23 @@ impl Asked<'_> {
         answer::decoy(self.settings, first_page)
     }
 
-    async fn route(&self, kind: Kind, parts: Parts, body: Body, caller: Caller) -> Told {
+    async fn route(
+        &self,
+        kind: Kind,
+        arrived: &mut Arrived,
+        caller: &Caller,
+        line: &mut Line,
+    ) -> Told {
         let shared = &self.conn.shared;
         if kind == Kind::Ticket {
-            return match api::ticket(shared, &parts, self.settings.stealth, self.line) {
+            return match api::ticket(shared, &arrived.parts, self.settings.stealth, line) {
                 Some(response) => Told::api(response),
-                None => Told::plain(self.nothing(&parts).await),
+                None => Told::plain(self.nothing(&arrived.parts).await),
             };
         }
         let open = kind == Kind::Custom
             || (kind == Kind::Api(routes::Api::Description) && self.settings.public_openapi);
-        if let Err(error) = shared.gateway.admit(&caller) {
+        if let Err(error) = shared.gateway.admit(caller) {
             return self.refused(&error);
         }
         if caller.identity.is_none() && !open {
@@ -222,12 +251,12 @@ impl Asked<'_> {
         }
         let response = match kind {
             Kind::Api(path) => {
-                let request = Request::from_parts(parts, body);
-                api::answer(shared, path, &caller, request, self.line).await
+                let request = (&arrived.parts, &mut arrived.body);
+                api::answer(shared, path, caller, request, line).await
             }
             Kind::Mcp => match &shared.mcp {
                 Some(mcp) => {
-                    let request = Request::from_parts(parts, body);
+                    let request = arrived.take();
                     let caller = caller.clone().via(Via::Mcp);
                     let request = with(request, &caller);
                     let late = Late::default();
@@ -237,19 +266,19 @@ impl Asked<'_> {
                     answer::private(&mut response);
                     response
                 }
-                None => return Told::plain(self.nothing(&parts).await),
+                None => return Told::plain(self.nothing(&arrived.parts).await),
             },
             Kind::Custom => {
-                let request = Request::from_parts(parts, body);
-                self.custom(request, &caller).await
+                let request = arrived.take();
+                self.custom(request, caller).await
             }
-            _ => return Told::plain(self.nothing(&parts).await),
+            _ => return Told::plain(self.nothing(&arrived.parts).await),
         };
         Told::api(response)
     }
 
     /// A WebSocket is for everybody whose token is not wrong: whoever has none is nobody in it.
-    fn session(&self, parts: Parts, body: Body, caller: &Caller) -> Told {
+    fn session(&self, arrived: &mut Arrived, caller: &Caller) -> Told {
         let refuse = |error: &ApiError| {
             let mut told = self.refused(error);
             ws::add_headers(told.response.headers_mut(), error.status);
@@ -263,7 +292,7 @@ impl Asked<'_> {
             auth: self.conn.auth.clone(),
             token: caller.token.clone(),
         };
-        let mut request = Request::from_parts(parts, body);
+        let mut request = arrived.take();
         let (dispatcher, origins) = (&self.conn.shared.dispatcher, &self.settings.origins);
         let Some(hold) = Session::begin(self.conn) else {
             let why = format!("a connection carries {SESSIONS_MAX} WebSockets at most");
@@ -283,11 +312,11 @@ impl Asked<'_> {
         }
     }
 
-    async fn page(&self, parts: Parts, body: Body, known: Known) -> Told {
+    async fn page(&self, arrived: &mut Arrived, known: Known) -> Told {
         let Some(page) = &self.conn.shared.page else {
-            return Told::plain(self.nothing(&parts).await);
+            return Told::plain(self.nothing(&arrived.parts).await);
         };
-        let request = Request::from_parts(parts, body);
+        let request = arrived.take();
         let caller = self.caller(known).via(Via::Page);
         let request = with(request, &caller);
         let late = Late::default();
@@ -320,7 +349,7 @@ impl Asked<'_> {
     /// The answer of whoever read the body, unless it came too slowly.
     fn in_time(&self, late: &Late, response: Response<Body>) -> Response<Body> {
         if late.0.load(Ordering::Acquire) {
-            return answer::error(&upload::slow(), self.line.id());
+            return answer::error(&upload::slow(), &self.id);
         }
         response
     }
@@ -328,11 +357,13 @@ impl Asked<'_> {
     fn caller(&self, known: Known) -> Caller {
         let caller = Caller {
             gate: self.conn.gate.clone(),
+            account: Some(self.conn.account(known.identity.as_deref())),
             identity: known.identity,
             token: known.token,
             via: Via::Http,
             remote: self.conn.remote,
-            request_id: self.line.id().clone(),
+            began: self.began,
+            request_id: self.id,
         };
         if caller.identity.is_some() {
             self.conn.raise();

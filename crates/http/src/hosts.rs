@@ -4,9 +4,9 @@
 use std::net::IpAddr;
 
 use alknet_core::config::NodeConfig;
-use http::Request;
 use http::header::HOST;
 use http::uri::Authority;
+use http::{HeaderMap, Uri};
 
 /// This machine, as every machine calls itself.
 pub(crate) const LOCALHOST: &str = "localhost";
@@ -69,13 +69,13 @@ pub(crate) fn name(authority: &Authority) -> String {
 }
 
 /// The authority that a request names; one that names two is for nobody.
-pub(crate) fn authority<B>(request: &Request<B>) -> Option<Authority> {
-    let mut fields = request.headers().get_all(HOST).iter();
+pub(crate) fn authority(target: &Uri, headers: &HeaderMap) -> Option<Authority> {
+    let mut fields = headers.get_all(HOST).iter();
     let field = fields.next();
     if fields.next().is_some() {
         return None;
     }
-    let own = request.uri().authority().cloned();
+    let own = target.authority().cloned();
     let field = field.map(|field| field.to_str().ok()?.parse::<Authority>().ok());
     let found = match (own, field) {
         (Some(own), None) => own,
@@ -136,11 +136,13 @@ domains = ["mail.example.org"]
     #[test]
     fn a_request_names_one_host() {
         let request = |uri: &str, fields: &[&str]| {
-            let mut request = Request::builder().uri(uri);
+            let mut request = http::Request::builder().uri(uri);
             for field in fields {
                 request = request.header(HOST, *field);
             }
-            authority(&request.body(()).expect("a request")).map(|found| found.to_string())
+            let request = request.body(()).expect("a request");
+            let found = authority(request.uri(), request.headers());
+            found.map(|found| found.to_string())
         };
         let one = Some("a.example".to_owned());
         assert_eq!(request("/", &["a.example"]), one);

@@ -35,6 +35,8 @@ pub const STREAM_WINDOW: u32 = 1 << 20;
 pub const RESETS_MAX: usize = 16;
 /// Bytes kept of an answer that its reader has not taken, on one stream of HTTP/2.
 pub const SEND_BUFFER: usize = 64 << 10;
+/// Bytes of frames that one connection of HTTP/2 writes at once.
+pub const GATHERED_BYTES: usize = 64 << 10;
 /// How often a comment is sent on a stream of events on which nothing happens.
 pub const EVENT_PING: Duration = Duration::from_secs(15);
 /// Bytes of one event on its way out.

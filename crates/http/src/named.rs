@@ -4,9 +4,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::Guard;
+use http::HeaderValue;
 use http::header::HOST;
+use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, Request};
 
 use crate::hosts;
 use crate::outside::{self, Outside};
@@ -35,21 +36,16 @@ struct From {
 }
 
 impl Named {
-    fn find<B>(
-        request: &Request<B>,
-        h3: bool,
-        settings: &Arc<Settings>,
-        seen: &Arc<Outside>,
-    ) -> Self {
-        let authority = hosts::authority(request);
+    fn find(request: &Parts, h3: bool, settings: &Arc<Settings>, seen: &Arc<Outside>) -> Self {
+        let authority = hosts::authority(&request.uri, &request.headers);
         let authority = authority.as_ref();
         Self {
             own: authority.is_some_and(|authority| settings.hosts.has(authority)),
             services: outside::alt_svc(h3, seen, authority),
             policy: outside::hsts(settings, seen, authority),
             from: From {
-                target: request.uri().authority().cloned(),
-                field: request.headers().get(HOST).cloned(),
+                target: request.uri.authority().cloned(),
+                field: request.headers.get(HOST).cloned(),
                 settings: Arc::clone(settings),
                 seen: Arc::clone(seen),
             },
@@ -57,15 +53,10 @@ impl Named {
     }
 
     /// Whether it would be found for this request as well.
-    fn is_for<B>(
-        &self,
-        request: &Request<B>,
-        settings: &Arc<Settings>,
-        seen: &Arc<Outside>,
-    ) -> bool {
-        let mut fields = request.headers().get_all(HOST).iter();
+    fn is_for(&self, request: &Parts, settings: &Arc<Settings>, seen: &Arc<Outside>) -> bool {
+        let mut fields = request.headers.get_all(HOST).iter();
         let same = fields.next() == self.from.field.as_ref() && fields.next().is_none();
-        let target = request.uri().authority().map(Authority::as_str);
+        let target = request.uri.authority().map(Authority::as_str);
         same && target == self.from.target.as_ref().map(Authority::as_str)
             && Arc::ptr_eq(settings, &self.from.settings)
             && Arc::ptr_eq(seen, &self.from.seen)
@@ -78,9 +69,9 @@ pub(crate) struct Last(Mutex<Option<Arc<Named>>>);
 
 impl Last {
     /// What a request's authority says.
-    pub(crate) fn named<B>(
+    pub(crate) fn named(
         &self,
-        request: &Request<B>,
+        request: &Parts,
         shared: &Shared,
         settings: &Arc<Settings>,
     ) -> Arc<Named> {
@@ -94,7 +85,7 @@ impl Last {
         }
         let named = Arc::new(Named::find(request, shared.h3, settings, &seen));
         // One that names two hosts is like no other.
-        if request.headers().get_all(HOST).iter().count() < 2 {
+        if request.headers.get_all(HOST).iter().count() < 2 {
             *last = Some(Arc::clone(&named));
         }
         named
@@ -114,11 +105,12 @@ mod tests {
             Arc::new(Settings::new(&config))
         };
         let request = |uri: &str, fields: &[&str]| {
-            let mut request = Request::builder().uri(uri);
+            let mut request = http::Request::builder().uri(uri);
             for field in fields {
                 request = request.header(HOST, *field);
             }
-            request.body(()).expect("a request")
+            let request = request.body(()).expect("a request");
+            request.into_parts().0
         };
         let ours = settings("[node]\nname = \"edge-1\"\n");
         let seen = Arc::<Outside>::default();

@@ -80,7 +80,7 @@ impl Port80 {
 
     /// Answers, and says so in the log: what is answered fits into one packet.
     fn told<B>(&self, request: &Request<B>, remote: Option<SocketAddr>) -> Response<Body> {
-        let mut line = Line::begin(request, remote, NO_ALPN);
+        let mut line = Line::begin(request, remote, NO_ALPN, std::time::Instant::now());
         let mut response = self.answer(request);
         answer::never_guessed(&mut response);
         line.answered(&response);
@@ -107,7 +107,7 @@ impl Port80 {
     /// 308 keeps the method (RFC 9110 section 15.4.9). Only names of this node are sent on.
     fn elsewhere<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
         let port = self.redirect?;
-        let authority = hosts::authority(request)?;
+        let authority = hosts::authority(request.uri(), request.headers())?;
         if !self.settings.hosts.has(&authority) {
             return None;
         }

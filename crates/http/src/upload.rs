@@ -6,9 +6,9 @@ use std::pin::Pin;
 use alknet_gateway::{ApiError, Code};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use http::StatusCode;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Request};
 use http_body::Body as _;
 
 use crate::framing;
@@ -17,15 +17,19 @@ use crate::framing;
 ///
 /// # Errors
 /// It is not said to be JSON, too long, too slow, or breaks off.
-pub(crate) async fn json(request: Request<Body>, max: usize) -> Result<Bytes, ApiError> {
-    if !is_json(request.headers()) {
+pub(crate) async fn json(
+    headers: &HeaderMap,
+    body: &mut Body,
+    max: usize,
+) -> Result<Bytes, ApiError> {
+    if !is_json(headers) {
         return Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::InvalidInput,
             "send 'Content-Type: application/json'",
         ));
     }
-    whole(request, max).await
+    whole(headers, body, max).await
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -40,9 +44,12 @@ fn is_json(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// As [`json`].
-pub(crate) async fn whole(request: Request<Body>, max: usize) -> Result<Bytes, ApiError> {
-    let (head, mut body) = request.into_parts();
-    let told = head.headers.get(CONTENT_LENGTH);
+pub(crate) async fn whole(
+    headers: &HeaderMap,
+    body: &mut Body,
+    max: usize,
+) -> Result<Bytes, ApiError> {
+    let told = headers.get(CONTENT_LENGTH);
     let told = told.and_then(|told| told.to_str().ok()?.parse::<u64>().ok());
     if told.is_some_and(|told| told > max as u64) {
         return Err(too_large(max));
@@ -50,7 +57,7 @@ pub(crate) async fn whole(request: Request<Body>, max: usize) -> Result<Bytes, A
     let mut first: Option<Bytes> = None;
     let mut more = BytesMut::new();
     while !body.is_end_stream() {
-        let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| broken(&error))?;
         // Trailers say nothing here.

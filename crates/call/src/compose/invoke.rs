@@ -350,7 +350,12 @@ impl Env {
         operation: &Compiled,
         options: &InvokeOptions,
     ) -> Result<Option<Instant>, CallError> {
-        let own = admission::deadline(self.ctx.dispatcher(), operation, options.timeout);
+        let own = admission::deadline(
+            self.ctx.dispatcher(),
+            operation,
+            options.timeout,
+            Instant::now(),
+        );
         let Some(parents) = self.ctx.deadline() else {
             return Ok(own);
         };

@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use alknet_call::Gate;
 use alknet_core::{AuthToken, Identity};
+
+use crate::room::Account;
 
 /// One request's caller.
 #[derive(Clone, Debug)]
@@ -22,6 +25,10 @@ pub struct Caller {
     pub via: Via,
     /// Where from.
     pub remote: Option<SocketAddr>,
+    /// Where its requests are counted, if that was looked up already.
+    pub account: Option<Arc<Account>>,
+    /// When the request began.
+    pub began: Instant,
     /// What it is called in logs and answers.
     pub request_id: RequestId,
 }
@@ -50,8 +57,14 @@ pub enum Via {
 }
 
 /// Names a request: unique in this process, and not to be guessed from another process's.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RequestId(Arc<str>);
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RequestId {
+    text: [u8; ID_BYTES_MAX],
+    len: u8,
+}
+
+/// Longest name of a request: eight digits, a dash, and the digits of a number of 64 bits.
+const ID_BYTES_MAX: usize = 8 + 1 + 16;
 
 impl RequestId {
     /// The next one.
@@ -64,24 +77,61 @@ impl RequestId {
             RandomState::new().hash_one(std::process::id())
         });
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(format!("{:08x}-{n:x}", process >> 32).into())
+        Self::of(process >> 32, n)
+    }
+
+    /// `{process:08x}-{n:x}`, which every request needs: written without the library's formatting.
+    fn of(process: u64, n: u64) -> Self {
+        let mut text = [0; ID_BYTES_MAX];
+        append_hex(&mut text[..8], process);
+        text[8] = b'-';
+        let digits = (u64::BITS - n.leading_zeros()).div_ceil(4).max(1) as usize;
+        append_hex(&mut text[9..9 + digits], n);
+        Self {
+            text,
+            len: 9 + digits as u8,
+        }
     }
 
     /// Its text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        let text = &self.text[..usize::from(self.len)];
+        std::str::from_utf8(text).unwrap_or_default()
+    }
+}
+
+/// The last digits of `number`, as many as there is room for.
+fn append_hex(room: &mut [u8], mut number: u64) {
+    for digit in room.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(number & 15) as usize];
+        number >>= 4;
     }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_requests_are_hexadecimal_and_differ() {
+        for (process, n) in [(0, 0), (1, 15), (0xfedc_ba98, 16), (0xffff_ffff, u64::MAX)] {
+            let id = RequestId::of(process, n);
+            assert_eq!(id.as_str(), format!("{process:08x}-{n:x}"));
+            assert_eq!(id.to_string(), id.as_str());
+        }
+        assert_ne!(RequestId::next(), RequestId::next());
     }
 }

@@ -1,11 +1,13 @@
 //! One spine for everything that comes in over HTTP: the gateway's own paths, tools of models, pages
 //! and routes of whoever builds on this program.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use alknet_call::{CallError, Events, Gate, Incoming, LocalEvent, Output, Refused, Resolved};
-use alknet_core::{AuthToken, Identity, PeerId};
+use alknet_core::{AuthToken, Identity};
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
 use sha2::{Digest, Sha256};
@@ -13,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::caller::Caller;
 use crate::error::{ApiError, Code};
 use crate::limits::{BATCH_CALLS_MAX, BATCH_ID_BYTES_MAX, BATCH_PARALLEL, BATCH_TIMEOUT};
-use crate::room::{Place, Quota, Room};
+use crate::room::{Account, Place, Quota, Room};
 use crate::wire::{BatchMode, BatchResult, Description, Invocation, Page, Query, Summary};
 
 /// One for the whole node.
@@ -102,7 +104,22 @@ impl Gateway {
     /// # Errors
     /// Too many came lately.
     pub fn admit(&self, caller: &Caller) -> Result<(), ApiError> {
-        self.room.request(id(caller), address(caller))
+        self.room.request(&self.counted(caller), caller.began)
+    }
+
+    /// Where the requests of `identity`, or of a stranger at `remote`, are counted. Whoever serves a
+    /// connection may look it up once for all its requests.
+    #[must_use]
+    pub fn account(&self, identity: Option<&Identity>, remote: Option<SocketAddr>) -> Arc<Account> {
+        let id = identity.map(|identity| &identity.id);
+        self.room.account(id, remote.map(|remote| remote.ip()))
+    }
+
+    fn counted<'a>(&self, caller: &'a Caller) -> Cow<'a, Arc<Account>> {
+        match &caller.account {
+            Some(account) => Cow::Borrowed(account),
+            None => Cow::Owned(self.account(caller.identity.as_deref(), caller.remote)),
+        }
     }
 
     /// The operations that the caller may call.
@@ -166,7 +183,7 @@ impl Gateway {
     /// # Errors
     /// As the error has it.
     pub async fn invoke(&self, caller: &Caller, call: Invocation) -> Result<Output, ApiError> {
-        let _place = self.room.call(id(caller), address(caller))?;
+        let _place = self.room.call(&self.counted(caller))?;
         let incoming = incoming(caller, &call, caller.request_id.as_str());
         let outcome = caller.gate.call(incoming).await;
         outcome.map_err(|refused| refuse(caller, refused))
@@ -228,7 +245,7 @@ impl Gateway {
     /// # Errors
     /// As the error has it, where it does not begin.
     pub fn subscribe(&self, caller: Caller, call: Invocation) -> Result<Subscription, ApiError> {
-        let place = self.room.stream(id(&caller), address(&caller))?;
+        let place = self.room.stream(&self.counted(&caller))?;
         let incoming = incoming(&caller, &call, caller.request_id.as_str());
         let events = caller.gate.subscribe(incoming);
         let events = events.map_err(|refused| refuse(&caller, refused))?;
@@ -244,7 +261,7 @@ impl Gateway {
     /// # Errors
     /// As many are open as may.
     pub fn stream(&self, caller: &Caller) -> Result<Running, ApiError> {
-        let _place = self.room.stream(id(caller), address(caller))?;
+        let _place = self.room.stream(&self.counted(caller))?;
         Ok(Running { _place })
     }
 }
@@ -277,14 +294,6 @@ fn wrong(error: CallError) -> ApiError {
     let mut refused = ApiError::unauthenticated(error.message.clone());
     refused.error = Box::new(error);
     refused
-}
-
-fn id(caller: &Caller) -> Option<&PeerId> {
-    caller.identity.as_ref().map(|identity| &identity.id)
-}
-
-fn address(caller: &Caller) -> Option<std::net::IpAddr> {
-    caller.remote.map(|remote| remote.ip())
 }
 
 fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -> Incoming<'a> {

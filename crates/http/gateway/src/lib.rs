@@ -18,7 +18,7 @@ mod wire;
 pub use caller::{Caller, RequestId, Via};
 pub use error::{ApiError, Code};
 pub use gateway::{Gateway, Known, Running, Subscription};
-pub use room::{Quota, Room};
+pub use room::{Account, Quota};
 pub use tickets::{Ticket, Tickets};
 pub use wire::{
     BatchItem, BatchMode, BatchRequest, BatchResult, CallRequest, Description, ErrorShape,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_core::PeerId;
+use arc_swap::ArcSwap;
 
 use crate::error::ApiError;
 use crate::limits;
@@ -44,6 +45,16 @@ impl Default for Quota {
     }
 }
 
+impl Quota {
+    /// Requests a second on average, and at once.
+    fn requests(&self, known: bool) -> (u32, u32) {
+        match known {
+            true => (self.per_second, self.burst),
+            false => (self.stranger_per_second, self.stranger_burst),
+        }
+    }
+}
+
 /// Whom requests are counted for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Who {
@@ -61,67 +72,47 @@ struct Load {
     streams: AtomicU32,
 }
 
+/// What one identity, or one stranger's address, asked for. Whoever serves a connection keeps it from one
+/// request to the next; who holds it weakly does not keep it from being forgotten.
 #[derive(Debug)]
-struct Account {
+pub struct Account {
+    known: bool,
+    spent: Mutex<Spent>,
+    load: Load,
+}
+
+#[derive(Debug)]
+struct Spent {
     /// Requests left of the burst.
     left: f64,
     at: Instant,
-    load: Arc<Load>,
+}
+
+impl Account {
+    fn spent(&self) -> MutexGuard<'_, Spent> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Counts requests.
 #[derive(Debug, Default)]
-pub struct Room {
-    books: Mutex<Books>,
+pub(crate) struct Room {
+    quota: ArcSwap<Quota>,
+    accounts: Mutex<HashMap<Who, Arc<Account>>>,
     all: Arc<Load>,
-}
-
-/// Under one lock, since every request needs both.
-#[derive(Debug, Default)]
-struct Books {
-    quota: Quota,
-    accounts: HashMap<Who, Account>,
-}
-
-impl Books {
-    /// The account of `who`, or of somebody at `address`: a new one with all of its burst, if need be.
-    fn account(
-        &mut self,
-        who: Option<&PeerId>,
-        address: Option<IpAddr>,
-        now: Instant,
-    ) -> &mut Account {
-        let burst = match who {
-            Some(_) => self.quota.burst,
-            None => self.quota.stranger_burst,
-        };
-        let who = match (who, address) {
-            (Some(id), _) => Who::Known(id.clone()),
-            (None, Some(address)) => Who::Address(network(address)),
-            (None, None) => Who::Nowhere,
-        };
-        if self.accounts.len() >= limits::ACCOUNTS_MAX && !self.accounts.contains_key(&who) {
-            forget(&mut self.accounts, now);
-        }
-        self.accounts.entry(who).or_insert_with(|| Account {
-            left: f64::from(burst),
-            at: now,
-            load: Arc::default(),
-        })
-    }
 }
 
 /// A place that a call or a stream has as long as it runs.
 #[derive(Debug)]
-pub struct Place {
-    own: Arc<Load>,
+pub(crate) struct Place {
+    own: Arc<Account>,
     all: Arc<Load>,
     stream: bool,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let (own, all) = (self.counter(&self.own), self.counter(&self.all));
+        let (own, all) = (self.counter(&self.own.load), self.counter(&self.all));
         own.fetch_sub(1, Ordering::AcqRel);
         all.fetch_sub(1, Ordering::AcqRel);
     }
@@ -140,97 +131,104 @@ impl Place {
 impl Room {
     /// Room for as much as `quota` says.
     #[must_use]
-    pub fn new(quota: Quota) -> Self {
-        let accounts = HashMap::new();
+    pub(crate) fn new(quota: Quota) -> Self {
         Self {
-            books: Mutex::new(Books { quota, accounts }),
-            all: Arc::default(),
+            quota: ArcSwap::from_pointee(quota),
+            ..Self::default()
         }
     }
 
     /// Another quota from now on.
-    pub fn set_quota(&self, quota: Quota) {
-        self.books().quota = quota;
+    pub(crate) fn set_quota(&self, quota: Quota) {
+        self.quota.store(Arc::new(quota));
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The account of `who`, or of somebody at `address`: a new one with all of its burst, if need be.
+    pub(crate) fn account(&self, who: Option<&PeerId>, address: Option<IpAddr>) -> Arc<Account> {
+        self.account_at(who, address, Instant::now())
     }
 
-    /// Counts one request of `who`, or of somebody at `address`.
-    ///
-    /// # Errors
-    /// Too many of them came lately.
-    pub fn request(&self, who: Option<&PeerId>, address: Option<IpAddr>) -> Result<(), ApiError> {
-        self.spend(who, address, Instant::now())
-    }
-
-    fn spend(
+    fn account_at(
         &self,
         who: Option<&PeerId>,
         address: Option<IpAddr>,
         now: Instant,
-    ) -> Result<(), ApiError> {
-        let mut books = self.books();
-        let quota = books.quota;
-        let (rate, burst) = match who {
-            Some(_) => (quota.per_second, quota.burst),
-            None => (quota.stranger_per_second, quota.stranger_burst),
+    ) -> Arc<Account> {
+        let known = who.is_some();
+        let who = match (who, address) {
+            (Some(id), _) => Who::Known(id.clone()),
+            (None, Some(address)) => Who::Address(network(address)),
+            (None, None) => Who::Nowhere,
         };
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if accounts.len() >= limits::ACCOUNTS_MAX && !accounts.contains_key(&who) {
+            forget(&mut accounts, now);
+        }
+        let quota = self.quota.load();
+        let account = accounts.entry(who).or_insert_with(|| {
+            let left = f64::from(quota.requests(known).1);
+            Arc::new(Account {
+                known,
+                spent: Mutex::new(Spent { left, at: now }),
+                load: Load::default(),
+            })
+        });
+        Arc::clone(account)
+    }
+
+    /// Counts one request that began at `now`.
+    ///
+    /// # Errors
+    /// Too many of them came lately.
+    pub(crate) fn request(&self, account: &Account, now: Instant) -> Result<(), ApiError> {
+        let (rate, burst) = self.quota.load().requests(account.known);
         let (rate, burst) = (f64::from(rate), f64::from(burst));
-        let account = books.account(who, address, now);
-        let passed = now.saturating_duration_since(account.at).as_secs_f64();
-        account.left = (account.left + passed * rate).min(burst);
-        account.at = now;
-        if account.left >= 1.0 {
-            account.left -= 1.0;
+        let mut spent = account.spent();
+        // It began before one that was counted already: no time has passed.
+        let now = now.max(spent.at);
+        let passed = now.duration_since(spent.at).as_secs_f64();
+        spent.left = (spent.left + passed * rate).min(burst);
+        spent.at = now;
+        if spent.left >= 1.0 {
+            spent.left -= 1.0;
             return Ok(());
         }
-        let wait = Duration::from_secs_f64(((1.0 - account.left) / rate.max(0.001)).min(60.0));
+        let wait = Duration::from_secs_f64(((1.0 - spent.left) / rate.max(0.001)).min(60.0));
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let message = "too many requests; send fewer";
         Err(ApiError::overloaded(message, wait_ms))
     }
 
-    /// A place for a call of `who`, or of somebody at `address`.
+    /// A place for a call.
     ///
     /// # Errors
     /// As many run as may.
-    pub fn call(&self, who: Option<&PeerId>, address: Option<IpAddr>) -> Result<Place, ApiError> {
-        self.place(who, address, false)
+    pub(crate) fn call(&self, account: &Arc<Account>) -> Result<Place, ApiError> {
+        self.place(account, false)
     }
 
     /// A place for a stream of events.
     ///
     /// # Errors
     /// As many are open as may.
-    pub fn stream(&self, who: Option<&PeerId>, address: Option<IpAddr>) -> Result<Place, ApiError> {
-        self.place(who, address, true)
+    pub(crate) fn stream(&self, account: &Arc<Account>) -> Result<Place, ApiError> {
+        self.place(account, true)
     }
 
-    fn place(
-        &self,
-        who: Option<&PeerId>,
-        address: Option<IpAddr>,
-        stream: bool,
-    ) -> Result<Place, ApiError> {
-        let (quota, own) = {
-            let mut books = self.books();
-            let account = books.account(who, address, Instant::now());
-            let own = Arc::clone(&account.load);
-            (books.quota, own)
-        };
+    fn place(&self, account: &Arc<Account>, stream: bool) -> Result<Place, ApiError> {
+        let quota = self.quota.load();
         let (each, all) = match stream {
             true => (quota.streams_each, usize::MAX),
             false => (quota.calls_each, quota.calls),
         };
         // Made at once, so that whatever is refused is also given back.
         let place = Place {
-            own,
+            own: Arc::clone(account),
             all: Arc::clone(&self.all),
             stream,
         };
-        let ours = place.counter(&place.own).fetch_add(1, Ordering::AcqRel) as usize;
+        let ours = place.counter(&place.own.load);
+        let ours = ours.fetch_add(1, Ordering::AcqRel) as usize;
         let everybodys = place.counter(&place.all).fetch_add(1, Ordering::AcqRel) as usize;
         let what = if stream { "streams of events" } else { "calls" };
         if ours >= each {
@@ -246,21 +244,21 @@ impl Room {
 
     /// Calls and streams that run now.
     #[must_use]
-    pub fn running(&self) -> (u32, u32) {
+    pub(crate) fn running(&self) -> (u32, u32) {
         let read = |counter: &AtomicU32| counter.load(Ordering::Acquire);
         (read(&self.all.calls), read(&self.all.streams))
     }
 }
 
 /// Makes room: whoever has not asked for a while and has nothing running is new when they come back.
-fn forget(accounts: &mut HashMap<Who, Account>, now: Instant) {
+fn forget(accounts: &mut HashMap<Who, Arc<Account>>, now: Instant) {
     const LONG: Duration = Duration::from_secs(60);
-    let idle = |account: &Account| Arc::strong_count(&account.load) == 1;
-    accounts
-        .retain(|_, account| !idle(account) || now.saturating_duration_since(account.at) < LONG);
+    let idle = |account: &Arc<Account>| Arc::strong_count(account) == 1;
+    let quiet = |account: &Account| now.saturating_duration_since(account.spent().at);
+    accounts.retain(|_, account| !idle(account) || quiet(account) < LONG);
     while accounts.len() >= limits::ACCOUNTS_MAX {
         let oldest = accounts.iter().filter(|(_, account)| idle(account));
-        let oldest = oldest.min_by_key(|(_, account)| account.at);
+        let oldest = oldest.min_by_key(|(_, account)| account.spent().at);
         let Some(who) = oldest.map(|(who, _)| who.clone()) else {
             return;
         };
@@ -299,41 +297,53 @@ mod tests {
     fn a_burst_is_used_up_and_fills_again() {
         let (room, who) = (room(), "ada".parse().expect("an id"));
         let start = Instant::now();
+        let account = room.account_at(Some(&who), None, start);
         for _ in 0..3 {
-            assert!(room.spend(Some(&who), None, start).is_ok());
+            assert!(room.request(&account, start).is_ok());
         }
-        let refused = room.spend(Some(&who), None, start).expect_err("used up");
+        let refused = room.request(&account, start).expect_err("used up");
         assert_eq!(refused.error.retry_after_ms, Some(100));
         let later = start + Duration::from_millis(100);
-        assert!(room.spend(Some(&who), None, later).is_ok());
-        assert!(room.spend(Some(&who), None, later).is_err());
+        assert!(room.request(&account, later).is_ok());
+        assert!(room.request(&account, later).is_err());
+        let same = room.account_at(Some(&who), None, later);
+        assert!(Arc::ptr_eq(&account, &same), "it is found again");
         let other = "bob".parse().expect("an id");
-        assert!(room.spend(Some(&other), None, later).is_ok());
+        let other = room.account_at(Some(&other), None, later);
+        assert!(room.request(&other, later).is_ok());
+        room.set_quota(Quota {
+            per_second: 1000,
+            ..Quota::default()
+        });
+        let later = later + Duration::from_millis(1);
+        assert!(room.request(&account, later).is_ok(), "a new quota counts");
     }
 
     #[test]
     fn strangers_are_counted_by_their_network() {
         let room = room();
         let now = Instant::now();
-        let at = |text: &str| Some(text.parse().expect("an address"));
-        assert!(room.spend(None, at("2001:db8::1"), now).is_ok());
-        assert!(room.spend(None, at("2001:db8::2"), now).is_err());
-        assert!(room.spend(None, at("2001:db8:0:1::1"), now).is_ok());
-        assert!(room.spend(None, at("192.0.2.1"), now).is_ok());
-        assert!(room.spend(None, at("::ffff:192.0.2.1"), now).is_err());
+        let ask = |text: &str| {
+            let address = text.parse().expect("an address");
+            room.request(&room.account_at(None, Some(address), now), now)
+        };
+        assert!(ask("2001:db8::1").is_ok());
+        assert!(ask("2001:db8::2").is_err());
+        assert!(ask("2001:db8:0:1::1").is_ok());
+        assert!(ask("192.0.2.1").is_ok());
+        assert!(ask("::ffff:192.0.2.1").is_err());
     }
 
     #[test]
     fn places_are_given_back_the_refused_ones_too() {
-        let (room, who) = (room(), "ada".parse().expect("an id"));
-        let places: Vec<_> = (0..2)
-            .map(|_| room.call(Some(&who), None).expect("room"))
-            .collect();
-        assert!(room.call(Some(&who), None).is_err());
-        assert!(room.stream(Some(&who), None).is_ok(), "counted apart");
-        let other = "bob".parse().expect("an id");
-        let third = room.call(Some(&other), None).expect("room");
-        assert!(room.call(Some(&other), None).is_err(), "the node is full");
+        let room = room();
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let (ada, bob) = (account("ada"), account("bob"));
+        let places: Vec<_> = (0..2).map(|_| room.call(&ada).expect("room")).collect();
+        assert!(room.call(&ada).is_err());
+        assert!(room.stream(&ada).is_ok(), "counted apart");
+        let third = room.call(&bob).expect("room");
+        assert!(room.call(&bob).is_err(), "the node is full");
         drop((places, third));
         assert_eq!(room.running(), (0, 0));
     }
@@ -342,11 +352,17 @@ mod tests {
     fn accounts_are_bounded() {
         let room = room();
         let now = Instant::now();
-        for n in 0..limits::ACCOUNTS_MAX as u32 + 10 {
-            let address = IpAddr::V4((0x0a00_0000 + n).into());
-            assert!(room.spend(None, Some(address), now).is_ok());
+        let address = |n: u32| Some(IpAddr::V4((0x0a00_0000 + n).into()));
+        let at = |n: u32| room.account_at(None, address(n), now);
+        let oldest = room.account_at(None, address(1), now - Duration::from_secs(1));
+        let (held, weak) = (at(0), Arc::downgrade(&oldest));
+        drop(oldest);
+        for n in 2..limits::ACCOUNTS_MAX as u32 + 10 {
+            assert!(room.request(&at(n), now).is_ok());
         }
-        let books = room.books.lock().expect("no panic");
-        assert!(books.accounts.len() <= limits::ACCOUNTS_MAX);
+        let kept = room.accounts.lock().expect("no panic").len();
+        assert!(kept <= limits::ACCOUNTS_MAX);
+        assert!(Arc::ptr_eq(&held, &at(0)), "what is in use stays");
+        assert!(weak.upgrade().is_none(), "what is not, does not");
     }
 }

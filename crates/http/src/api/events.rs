@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
 use super::{invocation, key};
@@ -32,19 +32,19 @@ const EVENT_STREAM: &str = "text/event-stream";
 pub(super) async fn subscribe(
     shared: &Arc<Shared>,
     caller: &Caller,
-    request: Request<Body>,
-    line: &Line,
+    (parts, body): (&Parts, &mut Body),
+    line: &mut Line,
 ) -> Result<Response<Body>, ApiError> {
-    let later = prefers_later(request.headers());
-    if !later && !accepts_events(request.headers()) {
+    let later = prefers_later(&parts.headers);
+    if !later && !accepts_events(&parts.headers) {
         return Err(ApiError::new(
             StatusCode::NOT_ACCEPTABLE,
             Code::InvalidInput,
             "send 'Accept: text/event-stream', or 'Prefer: respond-async' for an address to read from",
         ));
     }
-    let key = key(request.headers())?;
-    let body = upload::json(request, CALL_BYTES_MAX).await?;
+    let key = key(&parts.headers)?;
+    let body = upload::json(&parts.headers, body, CALL_BYTES_MAX).await?;
     let call = invocation(&body, key)?;
     line.calls([call.operation.as_str()]);
     if !later {
@@ -69,7 +69,7 @@ pub(crate) fn ticket(
     shared: &Shared,
     parts: &Parts,
     stealth: bool,
-    line: &Line,
+    line: &mut Line,
 ) -> Option<Response<Body>> {
     if parts.method != Method::GET {
         return None;
@@ -88,7 +88,7 @@ pub(crate) fn ticket(
         line.asked_by(who);
     }
     line.calls([call.operation.as_str()]);
-    let id = caller.request_id.clone();
+    let id = caller.request_id;
     // The token may be gone by now.
     let caller = match &caller.token {
         Some(token) => match shared
@@ -97,6 +97,7 @@ pub(crate) fn ticket(
         {
             Ok(known) => Caller {
                 identity: known.identity,
+                account: None,
                 ..caller
             },
             Err(error) => return Some(answer::error(&error, &id)),
@@ -140,7 +141,7 @@ struct Reading {
 /// The events of a subscription. It is asked for the next one when the connection has room for it.
 fn events(shared: &Shared, subscription: Subscription) -> Response<Body> {
     let reading = Reading {
-        id: subscription.caller().request_id.clone(),
+        id: subscription.caller().request_id,
         subscription: Some(subscription),
         sent: 0,
         ping: shared.settings().patience.event_ping,

@@ -12,7 +12,8 @@ use alknet_gateway::{
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{ETAG, IF_NONE_MATCH};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::access::Line;
@@ -42,21 +43,21 @@ pub(crate) async fn answer(
     shared: &Arc<Shared>,
     path: Api,
     caller: &Caller,
-    request: Request<Body>,
-    line: &Line,
+    (parts, body): (&Parts, &mut Body),
+    line: &mut Line,
 ) -> Response<Body> {
-    let method = request.method();
+    let method = &parts.method;
     let reads = path.method() == Method::GET && *method == Method::HEAD;
     if *method != path.method() && !reads {
         return answer::method(&path.method(), &caller.request_id);
     }
     let answered = match path {
-        Api::Call => call(shared, caller, request, line).await,
-        Api::Batch => batch(shared, caller, request, line).await,
-        Api::Subscribe => events::subscribe(shared, caller, request, line).await,
-        Api::Search => search(shared, caller, &request),
-        Api::Schema => schema(shared, caller, &request),
-        Api::Description => openapi(shared, caller, &request),
+        Api::Call => call(shared, caller, (parts, body), line).await,
+        Api::Batch => batch(shared, caller, (parts, body), line).await,
+        Api::Subscribe => events::subscribe(shared, caller, (parts, body), line).await,
+        Api::Search => search(shared, caller, parts),
+        Api::Schema => schema(shared, caller, parts),
+        Api::Description => openapi(shared, caller, parts),
         Api::Metrics => metrics(shared, caller, line).await,
     };
     answered.unwrap_or_else(|error| answer::error(&error, &caller.request_id))
@@ -65,11 +66,11 @@ pub(crate) async fn answer(
 async fn call(
     shared: &Shared,
     caller: &Caller,
-    request: Request<Body>,
-    line: &Line,
+    (parts, body): (&Parts, &mut Body),
+    line: &mut Line,
 ) -> Result<Response<Body>, ApiError> {
-    let key = key(request.headers())?;
-    let body = upload::json(request, CALL_BYTES_MAX).await?;
+    let key = key(&parts.headers)?;
+    let body = upload::json(&parts.headers, body, CALL_BYTES_MAX).await?;
     let invocation = invocation(&body, key)?;
     line.calls([invocation.operation.as_str()]);
     let output = shared.gateway.invoke(caller, invocation).await?;
@@ -117,10 +118,10 @@ fn invocation(body: &Bytes, key: Option<String>) -> Result<Invocation, ApiError>
 async fn batch(
     shared: &Shared,
     caller: &Caller,
-    request: Request<Body>,
-    line: &Line,
+    (parts, body): (&Parts, &mut Body),
+    line: &mut Line,
 ) -> Result<Response<Body>, ApiError> {
-    let body = upload::json(request, CALL_BYTES_MAX).await?;
+    let body = upload::json(&parts.headers, body, CALL_BYTES_MAX).await?;
     let batch = BatchRequest::read(&body)?;
     let calls = batch.calls.iter();
     let calls = calls.map(|item| (item.id.as_ref().to_owned(), item.invocation(&body)));
@@ -159,29 +160,21 @@ fn append_result(text: &mut Vec<u8>, result: BatchResult, id: &RequestId) {
     text.push(b'}');
 }
 
-fn search(
-    shared: &Shared,
-    caller: &Caller,
-    request: &Request<Body>,
-) -> Result<Response<Body>, ApiError> {
+fn search(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Body>, ApiError> {
     let mut query = Query::default();
-    for (name, value) in members(request)? {
+    for (name, value) in members(parts)? {
         query.set(&name, &value)?;
     }
-    if let Some(unchanged) = unchanged(shared, caller, request) {
+    if let Some(unchanged) = unchanged(shared, caller, parts) {
         return Ok(unchanged);
     }
     let page = shared.gateway.list(caller, &query);
     Ok(described(shared, caller, &page))
 }
 
-fn schema(
-    shared: &Shared,
-    caller: &Caller,
-    request: &Request<Body>,
-) -> Result<Response<Body>, ApiError> {
+fn schema(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Body>, ApiError> {
     let mut operation = None;
-    for (name, value) in members(request)? {
+    for (name, value) in members(parts)? {
         match name.as_ref() {
             "operation" => operation = Some(value.into_owned()),
             _ => {
@@ -193,7 +186,7 @@ fn schema(
     let operation = operation
         .ok_or_else(|| ApiError::malformed("", "say which: /schema?operation=/node/info"))?;
     let description = shared.gateway.describe(caller, &operation)?;
-    if let Some(unchanged) = unchanged(shared, caller, request) {
+    if let Some(unchanged) = unchanged(shared, caller, parts) {
         return Ok(unchanged);
     }
     Ok(described(shared, caller, &description))
@@ -203,8 +196,8 @@ fn schema(
 type Member<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// The members of a query string; none may come twice.
-fn members(request: &Request<Body>) -> Result<Vec<Member<'_>>, ApiError> {
-    let query = request.uri().query().unwrap_or_default();
+fn members(parts: &Parts) -> Result<Vec<Member<'_>>, ApiError> {
+    let query = parts.uri.query().unwrap_or_default();
     let mut members: Vec<Member<'_>> = Vec::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         if members.iter().any(|(known, _)| *known == name) {
@@ -226,8 +219,8 @@ fn described(shared: &Shared, caller: &Caller, value: &impl serde::Serialize) ->
 }
 
 /// 304 where the caller has what it asks for (RFC 9110 section 13.1.2).
-fn unchanged(shared: &Shared, caller: &Caller, request: &Request<Body>) -> Option<Response<Body>> {
-    let known = request.headers().get(IF_NONE_MATCH)?.to_str().ok()?;
+fn unchanged(shared: &Shared, caller: &Caller, parts: &Parts) -> Option<Response<Body>> {
+    let known = parts.headers.get(IF_NONE_MATCH)?.to_str().ok()?;
     let etag = shared.gateway.etag(caller);
     let same = known
         .split(',')
@@ -243,12 +236,8 @@ fn unchanged(shared: &Shared, caller: &Caller, request: &Request<Body>) -> Optio
     })
 }
 
-fn openapi(
-    shared: &Shared,
-    caller: &Caller,
-    request: &Request<Body>,
-) -> Result<Response<Body>, ApiError> {
-    if let Some(unchanged) = unchanged(shared, caller, request) {
+fn openapi(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Body>, ApiError> {
+    if let Some(unchanged) = unchanged(shared, caller, parts) {
         return Ok(unchanged);
     }
     let text = shared.document.text(&shared.dispatcher.registry().digest());
@@ -263,7 +252,7 @@ fn openapi(
 async fn metrics(
     shared: &Shared,
     caller: &Caller,
-    line: &Line,
+    line: &mut Line,
 ) -> Result<Response<Body>, ApiError> {
     let call = Invocation::of("node/metrics", &Value::Null);
     line.calls([call.operation.as_str()]);

@@ -3,12 +3,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::access::Line;
 use crate::connection::{Busy, Conn};
@@ -21,7 +23,9 @@ pub(super) struct Held {
     conn: Arc<Conn>,
     /// Whether the client has yet to take what came last.
     owed: bool,
-    _busy: Busy,
+    /// When the last of it was taken from where it comes from.
+    last: Option<Instant>,
+    busy: Busy,
 }
 
 impl Held {
@@ -31,7 +35,8 @@ impl Held {
             line,
             conn,
             owed: false,
-            _busy: busy,
+            last: None,
+            busy,
         }
     }
 
@@ -45,9 +50,15 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.taken();
-        if self.body.is_end_stream() {
+        let whole = self.body.is_end_stream();
+        if whole {
             self.line.end();
         }
+        // What is taken whole is let go of at once: one look at the clock is enough.
+        let last = self.last.filter(|_| whole);
+        let now = last.unwrap_or_else(Instant::now);
+        self.line.ended(now);
+        self.busy.ended(now);
     }
 }
 
@@ -67,7 +78,9 @@ impl http_body::Body for Held {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 self.line.sent(bytes);
                 self.owed = true;
-                self.conn.owes(bytes);
+                let now = Instant::now();
+                self.last = Some(now);
+                self.conn.owes(now, bytes);
             }
             // What breaks off, we broke off.
             Some(Err(_)) | None => self.line.end(),
@@ -86,11 +99,17 @@ impl http_body::Body for Held {
 
 /// The body of a request. What was answered before all of it had come is read to its end, within bounds,
 /// and thrown away: many a client takes nothing of an answer while it sends.
-pub(super) struct Lingering(Option<Incoming>);
+pub(super) struct Lingering {
+    body: Option<Incoming>,
+    conn: Arc<Conn>,
+}
 
 impl Lingering {
-    pub(super) fn new(body: Incoming) -> Self {
-        Self(Some(body))
+    pub(super) fn new(body: Incoming, conn: &Arc<Conn>) -> Self {
+        Self {
+            body: Some(body),
+            conn: Arc::clone(conn),
+        }
     }
 }
 
@@ -102,29 +121,34 @@ impl http_body::Body for Lingering {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.0 {
+        match &mut self.body {
             Some(body) => Pin::new(body).poll_frame(cx),
             None => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let hint = self.0.as_ref().map(Incoming::size_hint);
+        let hint = self.body.as_ref().map(Incoming::size_hint);
         hint.unwrap_or_else(|| SizeHint::with_exact(0))
     }
 }
 
 impl Drop for Lingering {
     fn drop(&mut self) {
-        let Some(body) = self.0.take().filter(|body| !body.is_end_stream()) else {
+        let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else {
             return;
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(tokio::time::timeout(LINGER_TIME, discard(body)));
+            let busy = self.conn.busy();
+            runtime.spawn(async move {
+                // Whatever comes of it, nobody is told.
+                let _ = tokio::time::timeout(LINGER_TIME, discard(body)).await;
+                drop(busy);
+            });
         }
     }
 }
@@ -136,5 +160,36 @@ async fn discard(mut body: Incoming) {
         if bytes > LINGER_BYTES {
             return;
         }
+    }
+}
+
+/// What a connection of HTTP/1.1 reads, which tells when the head of a request began.
+pub(super) struct Watched<R> {
+    stream: R,
+    conn: Arc<Conn>,
+}
+
+impl<R> Watched<R> {
+    pub(super) fn new(stream: R, conn: &Arc<Conn>) -> Self {
+        conn.watch();
+        Self {
+            stream,
+            conn: Arc::clone(conn),
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Watched<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        if buffer.filled().len() > before {
+            self.conn.came();
+        }
+        Poll::Ready(read)
     }
 }

@@ -2,23 +2,25 @@
 
 mod body;
 mod bounds;
+mod gathered;
+mod pooled;
 mod quic;
 mod streams;
 mod tcp;
 mod timed;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alknet_core::Drowsy;
 use axum::body::Body;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use http::{Request, Response};
 use tokio::sync::watch;
 
 use crate::access::Line;
 use crate::connection::Conn;
-use crate::front;
+use crate::front::{self, Arrived};
 use crate::limits::Patience;
 
 pub(crate) use quic::serve as serve_quic;
@@ -26,25 +28,34 @@ pub(crate) use tcp::{Version, serve as serve_tcp};
 pub(crate) use timed::is_slow;
 
 /// Answers one request of a connection, and counts it as long as it runs.
-async fn answer(conn: Arc<Conn>, request: Request<Body>) -> Response<Body> {
+///
+/// The request is large, and arguments of an `async fn` lie in its future twice: it is taken apart before.
+fn answer(
+    conn: Arc<Conn>,
+    request: Request<Body>,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> {
     let busy = conn.busy();
     // Dropped before its end where the client goes away, which the log says, too.
-    let mut line = Line::begin(&request, conn.remote, conn.protocol);
-    let response = front::answer(&conn, request, &line).await;
-    line.answered(&response);
-    // The answer is on its way until its last byte is.
-    response.map(|body| Body::new(body::Held::new(body, conn, busy, line)))
+    let mut line = Line::begin(&request, conn.remote, conn.protocol, conn.began());
+    let mut arrived = Arrived::new(request);
+    async move {
+        let response = front::answer(&conn, &mut arrived, &mut line).await;
+        line.answered(&response);
+        // The answer is on its way until its last byte is.
+        Ok(response.map(|body| Body::new(body::Held::new(body, conn, busy, line))))
+    }
 }
 
 /// Why a connection ends that its client has not ended.
 enum Why {
     Idle,
+    /// A head began, and does not end.
+    Slow,
     Leave,
     Stalled,
 }
 
-/// Resolves when it is to. Whoever serves the connection polls this for every request: it looks at what it
-/// waits for only when something of that happened.
+/// Resolves when it is to.
 async fn over(conn: &Conn, draining: watch::Receiver<bool>) -> Why {
     let Patience {
         head,
@@ -55,24 +66,31 @@ async fn over(conn: &Conn, draining: watch::Receiver<bool>) -> Why {
     let wait = async {
         tokio::select! {
             () = leave(conn, draining) => Why::Leave,
-            () = idle(conn, head, keep_alive) => Why::Idle,
+            why = idle(conn, head, keep_alive) => why,
             () = stalled(conn, reader) => Why::Stalled,
         }
     };
-    let mut only: FuturesUnordered<_> = std::iter::once(wait).collect();
-    // There is one, which does not end otherwise.
-    only.next().await.unwrap_or(Why::Leave)
+    Drowsy::new(wait).await
 }
 
-/// Resolves when nothing was asked for a while.
-async fn idle(conn: &Conn, first: Duration, later: Duration) {
+/// Resolves when nothing was asked for a while, or what is asked does not come.
+async fn idle(conn: &Conn, first: Duration, later: Duration) -> Why {
     loop {
         let limit = if conn.is_new() { first } else { later };
         let quiet = conn.quiet().unwrap_or_default();
         if quiet >= limit {
-            return;
+            return Why::Idle;
         }
-        tokio::time::sleep(limit - quiet).await;
+        let mut wait = limit - quiet;
+        if conn.is_watched() {
+            let since = conn.head_since().unwrap_or_default();
+            if since >= first {
+                return Why::Slow;
+            }
+            // None that begins meanwhile is overdue before the next look.
+            wait = wait.min(first - since);
+        }
+        tokio::time::sleep(wait).await;
     }
 }
 

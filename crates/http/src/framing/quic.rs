@@ -64,7 +64,7 @@ pub(crate) async fn serve(
         why = over(&conn, draining) => match why {
             // Apart: what an end needs is not kept as long as there is none.
             Why::Leave => Box::pin(drain(&mut server, &mut requests)).await,
-            Why::Idle => Box::pin(server.shutdown(NEXT)).await.map_err(drop),
+            Why::Idle | Why::Slow => Box::pin(server.shutdown(NEXT)).await.map_err(drop),
             Why::Stalled => {
                 requests.abort_all();
                 Ok(())
@@ -148,7 +148,7 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
     let body = Asked { stream: recv, left };
     let request = request.map(|()| Body::new(Timed::new(body, conn.patience())));
     let work = async {
-        let response = answer(conn, request).await;
+        let Ok(response) = answer(conn, request).await;
         respond(&mut send, response).await
     };
     let done = tokio::select! {

@@ -1,6 +1,5 @@
 //! HTTP/1.1 and HTTP/2 on a single stream (RFC 9112, RFC 9113), by hyper.
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -13,7 +12,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 
-use super::body::Lingering;
+use super::body::{Lingering, Watched};
+use super::gathered::{Gathered, drive};
+use super::pooled::Pooled;
 use super::timed::Timed;
 use super::{Why, answer, over};
 use crate::connection::Conn;
@@ -34,22 +35,21 @@ pub(crate) async fn serve(
 ) -> Result<(), HandlerError> {
     let streams = conn.connection.accept_bi().await;
     let (send, recv) = streams.map_err(std::io::Error::from)?;
-    let io = TokioIo::new(tokio::io::join(recv, send));
     let patience = conn.patience();
     let service = {
         let conn = Arc::clone(&conn);
         service_fn(move |request: Request<Incoming>| {
             let conn = Arc::clone(&conn);
-            let request = request.map(|body| Body::new(Timed::new(Lingering::new(body), patience)));
-            // It is large, and would be moved several times on its way to where it is polled.
-            Box::pin(async move { Ok::<_, Infallible>(answer(conn, request).await) })
+            let read = |body| Timed::new(Lingering::new(body, &conn), patience);
+            let request = request.map(|body| Body::new(read(body)));
+            Pooled::new(answer(conn, request))
         })
     };
     let ended = match version {
         Version::Http1 => {
+            let io = TokioIo::new(tokio::io::join(Watched::new(recv, &conn), send));
             let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(patience.head)
+                .header_read_timeout(None)
                 .max_headers(limits::HEADER_FIELDS_MAX)
                 .max_buf_size(limits::HEADER_BYTES_MAX)
                 .serve_connection(io, service)
@@ -63,23 +63,25 @@ pub(crate) async fn serve(
                     match why {
                         Why::Leave => serving.await,
                         Why::Idle => finish(serving).await,
-                        Why::Stalled => Ok(()),
+                        Why::Slow | Why::Stalled => Ok(()),
                     }
                 }
             }
         }
         Version::Http2 => {
+            let send = Gathered::new(send);
+            let io = TokioIo::new(tokio::io::join(recv, send.clone()));
             let serving = builder().serve_connection(io, service);
             let mut serving = pin!(serving);
             tokio::select! {
                 biased;
-                ended = serving.as_mut() => ended,
+                ended = drive(serving.as_mut(), &send) => ended,
                 why = over(&conn, draining) => {
                     serving.as_mut().graceful_shutdown();
                     match why {
-                        Why::Leave => serving.await,
-                        Why::Idle => finish(serving).await,
-                        Why::Stalled => Ok(()),
+                        Why::Leave => drive(serving, &send).await,
+                        Why::Idle => finish(drive(serving, &send)).await,
+                        Why::Slow | Why::Stalled => Ok(()),
                     }
                 }
             }

@@ -337,6 +337,24 @@ impl Node {
         tokio::time::timeout(HUNG, work).await.expect("it hangs")
     }
 
+    /// Says each of these over one connection of HTTP/1.1, waits for `pause` in between, and hears what comes
+    /// until the node ends it.
+    pub(crate) async fn says(&self, texts: &[&str], pause: Duration) -> String {
+        let (dialled, _served) = self.dial(b"http/1.1");
+        let (mut send, mut recv) = dialled.open_bi().await.expect("a stream");
+        let saying = async {
+            for text in texts {
+                tokio::time::sleep(pause).await;
+                send.write_all(text.as_bytes()).await.expect("it reads");
+            }
+        };
+        let mut heard = Vec::new();
+        let work = async { tokio::join!(saying, recv.read_to_end(&mut heard)) };
+        let (_, ended) = tokio::time::timeout(HUNG, work).await.expect("it hangs");
+        ended.expect("it ends");
+        String::from_utf8(heard).expect("text")
+    }
+
     pub(crate) async fn client(&self, version: &'static str) -> Client {
         self.connect(version).await.0
     }

@@ -86,6 +86,40 @@ async fn connections_without_a_request_are_ended() {
     }
 }
 
+/// A head has its time from its first byte on, and none is waited for longer than a connection is kept.
+#[tokio::test]
+async fn heads_that_do_not_end_are_given_up() {
+    let node = Node::patient(Patience {
+        head: ENOUGH,
+        keep_alive: LONG,
+        ..Patience::default()
+    });
+    let whole = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let (begun, goes_on) = ("GET /healthz HTTP/1.1\r\nHost: loc", "alhost\r\n\r\n");
+    let told = node.says(&[whole, begun], Duration::ZERO).await;
+    assert_eq!(told.matches("\r\n\r\nok\n").count(), 1, "{told}");
+    let pause = ENOUGH / 2;
+    let slowly = [whole, begun, goes_on, begun, goes_on, whole, begun];
+    let told = node.says(&slowly, pause).await;
+    assert_eq!(told.matches("\r\n\r\nok\n").count(), 4, "{told}");
+}
+
+/// What is answered before its body has come is read on, and that is no head of the next request.
+#[tokio::test]
+async fn a_body_that_nobody_reads_is_no_head() {
+    let node = Node::patient(Patience {
+        head: ENOUGH,
+        keep_alive: LONG,
+        ..Patience::default()
+    });
+    let head = "POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n";
+    let whole = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let slowly = [head, "a", "b", "c", "d", whole, "GET "];
+    let told = node.says(&slowly, ENOUGH * 2 / 3).await;
+    assert!(told.starts_with("HTTP/1.1 404 "), "{told}");
+    assert_eq!(told.matches("\r\n\r\nok\n").count(), 1, "{told}");
+}
+
 /// As long as a stream of events is open the connection is not idle, though nothing happens.
 #[tokio::test]
 async fn streams_without_events_have_comments_and_go_on() {

@@ -162,6 +162,8 @@ fn caller(gate: &Gate, number: usize, scopes: &[String]) -> Caller {
         token: None,
         via: Via::Http,
         remote: None,
+        account: None,
+        began: std::time::Instant::now(),
         request_id: RequestId::next(),
     }
 }

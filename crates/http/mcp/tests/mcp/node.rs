@@ -154,6 +154,8 @@ async fn answer(
         token: None,
         via: Via::Http,
         remote: None,
+        account: None,
+        began: std::time::Instant::now(),
         request_id: RequestId::next(),
     });
     server.respond(request).await

@@ -71,6 +71,8 @@ impl Node {
             token: token.cloned().map(Arc::new),
             via: Via::Http,
             remote: None,
+            account: None,
+            began: Instant::now(),
             request_id: RequestId::next(),
         }
     }

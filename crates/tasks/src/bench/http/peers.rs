@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -194,7 +195,11 @@ where
 /// A handler of axum that does the same work: looks the token up, reads the call, checks the input against
 /// its schema, and answers the same, head and body. What it does not do is what a node does besides:
 /// it counts nothing against limits, times nothing, and writes no log.
-pub(super) struct Axum(SocketAddr);
+pub(super) struct Axum {
+    address: SocketAddr,
+    /// Its connections end when this is dropped.
+    _stop: watch::Sender<()>,
+}
 
 #[derive(Deserialize)]
 struct Call<'a> {
@@ -217,21 +222,31 @@ impl Axum {
             async move { answer(&headers, &body, &check) }
         };
         let router = Router::new().route("/call", post(call));
+        let (stop, stopping) = watch::channel(());
         let address = serve(sides, keys, move |stream| {
             let service = TowerToHyperService::new(router.clone());
+            let mut stopping = stopping.clone();
             async move {
-                let builder = auto::Builder::new(TokioExecutor::new());
+                // What axum's own loop does: upgrades, CONNECT, and an end in good order.
+                let mut builder = auto::Builder::new(TokioExecutor::new());
+                builder.http2().enable_connect_protocol();
+                let io = TokioIo::new(stream);
+                let mut serving = pin!(builder.serve_connection_with_upgrades(io, service));
                 // How a client leaves says nothing here.
-                let _ = builder
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
+                tokio::select! {
+                    _ = serving.as_mut() => {}
+                    _ = stopping.changed() => serving.as_mut().graceful_shutdown(),
+                }
             }
         })?;
-        Ok(Self(address))
+        Ok(Self {
+            address,
+            _stop: stop,
+        })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
-        self.0
+        self.address
     }
 }
 
