@@ -147,6 +147,7 @@ pub(crate) fn passed<'a>(
             .auth_token
             .as_deref()
             .map(|token| Arc::new(AuthToken::new(token.to_owned()))),
+        proved_by: None,
         resource,
         route,
     });

@@ -246,6 +246,10 @@ impl Dispatcher {
         keys.iter().find_map(|key| identities.by_key(key))
     }
 
+    pub(crate) fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
+        self.identities.as_ref()?.by_id(id)
+    }
+
     /// Says when an identity may have changed.
     pub(crate) fn identity_changes(&self) -> Option<watch::Receiver<u64>> {
         self.identities

@@ -96,7 +96,7 @@ pub use import::{
     AdapterError, Disclose, FromCall, FromJsonSchema, ImportOptions, OperationAdapter, from_call,
 };
 pub use json::read_object;
-pub use local::{Events, Gate, Incoming, LocalEvent, Refused};
+pub use local::{Events, Gate, Incoming, LocalEvent, ProvedBy, Refused};
 pub use outbound::Event;
 pub use peers::{
     Imported, NameSet, Onward, PeerRef, PeerState, Peers, ReExport, RoutingPolicy, ScopedPeerEnv,

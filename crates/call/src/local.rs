@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use alknet_core::{AuthContext, AuthToken, Connection, Identity};
+use alknet_core::{AuthContext, AuthToken, Connection, Identity, PeerKey};
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
 use tokio::sync::mpsc;
@@ -43,6 +43,16 @@ pub struct Gate {
     lane: Arc<Lane>,
 }
 
+/// What somebody proved elsewhere who asks on a connection that does not say who it is, such as a browser's. It
+/// is asked about again as long as a subscription runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProvedBy {
+    /// This key, on another connection.
+    Key(PeerKey),
+    /// Something that is not known any more: whoever has the name is who it was.
+    Name,
+}
+
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Incoming<'a> {
@@ -57,6 +67,8 @@ pub struct Incoming<'a> {
     /// The token that says so, which subscriptions ask about again as long as they run; `None` where
     /// it is the connection that does.
     pub token: Option<&'a AuthToken>,
+    /// What says so, where it is neither.
+    pub proved_by: Option<ProvedBy>,
     /// The answer is wanted within this time.
     pub timeout: Option<Duration>,
     /// A subscription ends when no event comes for so long.
@@ -79,6 +91,7 @@ impl<'a> Incoming<'a> {
             input: None,
             identity: None,
             token: None,
+            proved_by: None,
             timeout: None,
             idle: None,
             idempotency_key: None,
@@ -275,16 +288,21 @@ impl Gate {
             id,
             input,
             identity,
+            proved_by,
             ..
         } = incoming;
         let checked = admission::check_key(&payload).and_then(|()| {
             let input = || input.map_or_else(Body::null, Body::from_text);
             admission::passed(&self.link, id, &payload, now, |_| Ok(identity), input)
         });
-        checked.map_err(|error| {
+        let mut checked = checked.map_err(|error| {
             Counters::add(&counters.errors);
             Refused::of(error, None)
-        })
+        })?;
+        if let Some(standing) = &mut checked.head.standing {
+            standing.proved_by = proved_by;
+        }
+        Ok(checked)
     }
 
     fn enter(

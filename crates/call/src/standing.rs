@@ -17,6 +17,7 @@ use crate::access::AccessControl;
 use crate::error::CallError;
 use crate::limits::SESSION_RECHECK;
 use crate::link::Link;
+use crate::local::ProvedBy;
 use crate::request::Request;
 
 /// What was true when a subscription was let in, to be asked again.
@@ -24,6 +25,8 @@ use crate::request::Request;
 pub(crate) struct Standing {
     /// The token of this one request.
     pub(crate) token: Option<Arc<AuthToken>>,
+    /// What else proves whose it is, if not the connection.
+    pub(crate) proved_by: Option<ProvedBy>,
     /// The resource its input names.
     pub(crate) resource: Option<Box<str>>,
     /// The rule of the way to the peer it was passed on to.
@@ -34,10 +37,15 @@ impl Request {
     /// Whom the request acts for, as things are now.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         let before = self.identity()?;
-        let token = self.head.standing.as_ref().and_then(|s| s.token.as_ref());
-        let now = match token {
-            Some(token) => self.link().dispatcher.by_token(token.expose()),
-            None => self.link().identity_now(before),
+        let standing = self.head.standing.as_ref();
+        let token = standing.and_then(|standing| standing.token.as_ref());
+        let proved_by = standing.and_then(|standing| standing.proved_by);
+        let dispatcher = &self.link().dispatcher;
+        let now = match (token, proved_by) {
+            (Some(token), _) => dispatcher.by_token(token.expose()),
+            (None, Some(ProvedBy::Key(key))) => dispatcher.by_keys(&[key]),
+            (None, Some(ProvedBy::Name)) => dispatcher.by_id(&before.id),
+            (None, None) => self.link().identity_now(before),
         };
         now.filter(|now| now.id == before.id)
     }

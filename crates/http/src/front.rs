@@ -357,6 +357,7 @@ impl Asked<'_> {
     fn caller(&self, known: Known) -> Caller {
         let caller = Caller {
             gate: self.conn.gate.clone(),
+            proved_by: None,
             account: Some(self.conn.account(known.identity.as_deref())),
             identity: known.identity,
             token: known.token,

@@ -243,6 +243,9 @@ fn a_browser_shows_it_to_everybody_with_and_without_scripts() {
     eventually("the plots have lines", || {
         (browser.evaluate(lines).as_u64() >= Some(5)).then_some(())
     });
+    let shown = browser.evaluate("document.body.textContent");
+    let shown = shown.as_str().expect("text");
+    assert!(!shown.contains("Cannot be shown"), "{shown}");
     for (name, width, dark) in [
         ("light", 1280, false),
         ("dark", 1280, true),

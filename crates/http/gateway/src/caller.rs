@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use alknet_call::Gate;
+use alknet_call::{Gate, ProvedBy};
 use alknet_core::{AuthToken, Identity};
 
 use crate::room::Account;
@@ -21,6 +21,8 @@ pub struct Caller {
     pub identity: Option<Arc<Identity>>,
     /// The token that did.
     pub token: Option<Arc<AuthToken>>,
+    /// What did, where it is neither.
+    pub proved_by: Option<ProvedBy>,
     /// By which way it came.
     pub via: Via,
     /// Where from.

@@ -382,6 +382,7 @@ impl Asked<'_> {
         Caller {
             identity,
             token: proof.bearer(),
+            proved_by: proof.proved_by(),
             account: None,
             ..self.caller.clone().via(Via::Page)
         }

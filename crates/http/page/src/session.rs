@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use alknet_call::ProvedBy;
 use alknet_core::{AuthToken, Identity, IdentityProvider, PeerId, PeerKey};
 use data_encoding::BASE64URL_NOPAD;
 use http::HeaderMap;
@@ -68,6 +69,15 @@ impl Proof {
             By::Name => identities.by_id(&self.id),
         };
         now.filter(|now| now.id == self.id && now.scopes.allows(SCOPE))
+    }
+
+    /// What it is for who answers calls, where it is no token.
+    pub(crate) fn proved_by(&self) -> Option<ProvedBy> {
+        match &self.by {
+            By::Key(key) => Some(ProvedBy::Key(*key)),
+            By::Name => Some(ProvedBy::Name),
+            By::Token(_) => None,
+        }
     }
 
     /// The token, where it is one.

@@ -162,6 +162,7 @@ fn caller(gate: &Gate, number: usize, scopes: &[String]) -> Caller {
         token: None,
         via: Via::Http,
         remote: None,
+        proved_by: None,
         account: None,
         began: std::time::Instant::now(),
         request_id: RequestId::next(),

@@ -78,12 +78,16 @@ pub(super) fn a_browser_shows_the_machine(bench: &Bench, web: &Machine) {
         ("vault", "unlocked"),
         ("storage", "mounted"),
         ("software", "Kernel"),
+        ("log", "conn.open"),
     ] {
         let shown = format!("document.getElementById('{section}').textContent");
         let shown = browser.evaluate(&shown);
         let has = shown.as_str().is_some_and(|shown| shown.contains(word));
         assert!(has, "{section}: {shown}");
     }
+    let shown = browser.evaluate("document.body.textContent");
+    let shown = shown.as_str().expect("text");
+    assert!(!shown.contains("Cannot be shown"), "{shown}");
     for (name, width, dark) in [
         ("light", 1280, false),
         ("dark", 1280, true),

@@ -154,6 +154,7 @@ async fn answer(
         token: None,
         via: Via::Http,
         remote: None,
+        proved_by: None,
         account: None,
         began: std::time::Instant::now(),
         request_id: RequestId::next(),

@@ -46,6 +46,13 @@ impl Node {
         builder.add(answering("node/info", "node:read", info));
         let peers = json!({ "peers": [{ "peer_id": "ada", "display_name": "<b>Ada</b>" }] });
         builder.add(answering("peer/list", "peer:list", peers));
+        let log = OperationSpec::subscription("node/log", "The log.").with_scope("admin");
+        let log_handler = HandlerKind::stream(|_: alknet_call::Body, _| {
+            let record = json!({ "boot_ms": 1, "level": "info", "target": "init",
+                "message": "the first line" });
+            futures_util::stream::iter([Ok::<_, alknet_call::CallError>(record)])
+        });
+        builder.add(Registration::new(log, log_handler));
         let count = Arc::clone(&rebooted);
         let reboot = OperationSpec::mutation("node/reboot", "Restarts.").with_scope("admin");
         let reboot_handler = HandlerKind::once(move |_: alknet_call::Body, _| {
@@ -71,6 +78,7 @@ impl Node {
             token: token.cloned().map(Arc::new),
             via: Via::Http,
             remote: None,
+            proved_by: None,
             account: None,
             began: Instant::now(),
             request_id: RequestId::next(),
@@ -157,6 +165,32 @@ fn post(path: &str, form: &str) -> Request<Full<Bytes>> {
         .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
     let body = Full::from(Bytes::copy_from_slice(form.as_bytes()));
     request.body(body).expect("a request")
+}
+
+/// The connection of a browser proves nobody, and what the log is shown for is asked again while it is read.
+#[tokio::test]
+async fn the_log_is_shown_whatever_proved_who_looks() {
+    let node = Node::new();
+    let shows = |text: &str, by: &str| {
+        assert!(text.contains("the first line"), "{by}: {text}");
+        assert!(!text.contains("Cannot be shown"), "{by}");
+    };
+    let cookie = node.entered().await;
+    let (_, _, text) = node.ask(with_cookie("/", &cookie)).await;
+    shows(&text, "a link");
+    let token = node.token(&["admin"]).await;
+    let (_, _, text) = node.ask_as(get("/"), Some(&token)).await;
+    shows(&text, "a token");
+    let name = Proof::name("admin".parse().expect("a peer id"));
+    let made = node
+        .page
+        .0
+        .tickets
+        .make(Purpose::Enter, name, Instant::now());
+    let link = format!("{ENTER}{}", made.expect("room"));
+    let (_, headers, _) = node.ask(get(&link)).await;
+    let (_, _, text) = node.ask(with_cookie("/", &cookie_in(&headers))).await;
+    shows(&text, "a name");
 }
 
 #[tokio::test]
