@@ -223,6 +223,11 @@ impl Conn {
     pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.count_guesses();
         self.asked.store(true, Ordering::Release);
+        self.hold()
+    }
+
+    /// Counts what is left of a request after its answer, and nothing else: this is in the time of the answer.
+    pub(crate) fn hold(self: &Arc<Self>) -> Busy {
         self.running.fetch_add(1, Ordering::AcqRel);
         Busy {
             conn: Arc::clone(self),

@@ -143,7 +143,7 @@ impl Drop for Lingering {
             return;
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let busy = self.conn.busy();
+            let busy = self.conn.hold();
             runtime.spawn(async move {
                 // Whatever comes of it, nobody is told.
                 let _ = tokio::time::timeout(LINGER_TIME, discard(body)).await;

@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_core::HandlerError;
 use axum::body::Body;
@@ -62,7 +63,12 @@ pub(crate) async fn serve(
                     serving.as_mut().graceful_shutdown();
                     match why {
                         Why::Leave => serving.await,
-                        Why::Idle => finish(serving).await,
+                        Why::Idle => {
+                            // One that is on its way has what is left of its time.
+                            let left = |since| patience.head.saturating_sub(since);
+                            let time = conn.head_since().map_or(limits::HEADER_TIMEOUT, left);
+                            finish(serving, time).await
+                        }
                         Why::Slow | Why::Stalled => Ok(()),
                     }
                 }
@@ -80,7 +86,7 @@ pub(crate) async fn serve(
                     serving.as_mut().graceful_shutdown();
                     match why {
                         Why::Leave => drive(serving, &send).await,
-                        Why::Idle => finish(drive(serving, &send)).await,
+                        Why::Idle => finish(drive(serving, &send), limits::HEADER_TIMEOUT).await,
                         Why::Slow | Why::Stalled => Ok(()),
                     }
                 }
@@ -98,8 +104,9 @@ pub(crate) async fn serve(
 /// Whoever was idle has nothing to finish: a moment for the goodbye to leave.
 async fn finish<F: Future<Output = Result<(), hyper::Error>>>(
     serving: F,
+    time: Duration,
 ) -> Result<(), hyper::Error> {
-    let goodbye = tokio::time::timeout(limits::HEADER_TIMEOUT, serving).await;
+    let goodbye = tokio::time::timeout(time, serving).await;
     goodbye.unwrap_or(Ok(()))
 }
 

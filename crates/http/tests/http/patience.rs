@@ -98,7 +98,7 @@ async fn heads_that_do_not_end_are_given_up() {
     let (begun, goes_on) = ("GET /healthz HTTP/1.1\r\nHost: loc", "alhost\r\n\r\n");
     let told = node.says(&[whole, begun], Duration::ZERO).await;
     assert_eq!(told.matches("\r\n\r\nok\n").count(), 1, "{told}");
-    let pause = ENOUGH / 2;
+    let pause = ENOUGH / 4;
     let slowly = [whole, begun, goes_on, begun, goes_on, whole, begun];
     let told = node.says(&slowly, pause).await;
     assert_eq!(told.matches("\r\n\r\nok\n").count(), 4, "{told}");
