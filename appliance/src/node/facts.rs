@@ -21,6 +21,8 @@ pub(crate) type SharedFacts = Arc<ArcSwap<MachineFacts>>;
 pub(crate) struct About {
     identity: String,
     role: &'static str,
+    /// When what it is up with began, in milliseconds since the kernel did.
+    began_ms: u64,
     port: OnceLock<u16>,
     alpns: OnceLock<Vec<String>>,
     iroh: OnceLock<Vec<SocketAddr>>,
@@ -29,9 +31,15 @@ pub(crate) struct About {
 impl About {
     /// `role` is `appliance` or `host`.
     pub(crate) fn new(identity: String, role: &'static str) -> Self {
+        // An appliance is its machine; on a host, a node is one program of many.
+        let began_ms = match role {
+            "host" => log::boot_ms(),
+            _ => 0,
+        };
         Self {
             identity,
             role,
+            began_ms,
             port: OnceLock::new(),
             alpns: OnceLock::new(),
             iroh: OnceLock::new(),
@@ -41,6 +49,11 @@ impl About {
     /// `ed25519:<64 hex>`.
     pub(crate) fn identity(&self) -> &str {
         &self.identity
+    }
+
+    /// How long the machine has run, or on a host the node.
+    fn uptime_ms(&self) -> u64 {
+        log::boot_ms().saturating_sub(self.began_ms)
     }
 
     /// The port served.
@@ -97,7 +110,7 @@ pub(crate) fn info(
         "arch": std::env::consts::ARCH,
         "time": log::now(),
         "clock": facts.clock,
-        "uptime_ms": log::boot_ms(),
+        "uptime_ms": about.uptime_ms(),
         "memory": memory(),
         "listen": { "port": about.port(), "alpns": about.alpns(), "iroh": about.iroh() },
         "addresses": addresses(facts),
@@ -134,7 +147,9 @@ pub(crate) fn info_schema() -> Value {
             "name": text, "identity": text, "role": { "enum": ["appliance", "host"] },
             "version": text, "kernel": text, "arch": text, "clock": text,
             "time": { "type": ["string", "null"], "description": "RFC 3339; null while the clock is not sane" },
-            "uptime_ms": count, "memory": object, "listen": object, "addresses": list,
+            "uptime_ms": { "type": "integer", "minimum": 0,
+                "description": "How long the machine has run; on a host, the node" },
+            "memory": object, "listen": object, "addresses": list,
             "links": list, "dns": list, "data": object, "vault": object, "config": object,
             "boot": object,
             "watchdog": { "type": ["string", "null"] }, "node_restarts": count,
@@ -271,5 +286,14 @@ mod tests {
     fn this_host_has_facts() {
         let facts = of_host(Path::new("/"));
         assert!(!facts.hostname.is_empty() && facts.data.total_bytes > 0);
+    }
+
+    #[test]
+    fn on_a_host_the_node_is_up_and_not_the_machine() {
+        let before = log::boot_ms();
+        let host = About::new(String::new(), "host");
+        let appliance = About::new(String::new(), "appliance");
+        assert!(appliance.uptime_ms() >= before);
+        assert!(host.uptime_ms() <= log::boot_ms() - before);
     }
 }
