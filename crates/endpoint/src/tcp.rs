@@ -1,5 +1,7 @@
 //! TLS over TCP as core's carriage: one stream, yielded once.
 
+mod socket;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +17,11 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsStream;
 use tokio_util::io::poll_read_buf;
+
+pub(crate) use socket::Socket;
 
 /// Bytes of the buffer that chunks are cut from: one TLS record.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -33,7 +36,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What is thrown away of the peer's bytes meanwhile.
 const LINGER_BYTES_MAX: u64 = 1 << 20;
 
-type Tls = TlsStream<TcpStream>;
+type Tls = TlsStream<Socket>;
 
 /// A TLS connection.
 pub(crate) struct TcpSource {
@@ -136,7 +139,7 @@ impl StreamSource for TcpSource {
 
 /// Ends a handshake before a configuration was chosen for it, with a fatal alert (RFC 8446 section
 /// 6) in a record of its own, and gives the client time to read it.
-pub(crate) async fn alert(tcp: &mut TcpStream, alert: u8) -> io::Result<()> {
+pub(crate) async fn alert(tcp: &mut Socket, alert: u8) -> io::Result<()> {
     const ALERT: u8 = 21;
     const FATAL: u8 = 2;
     tcp.write_all(&[ALERT, 3, 3, 0, 2, FATAL, alert]).await?;
@@ -378,7 +381,7 @@ impl SendHalf for Send {
     fn reset(&mut self, _code: StreamCode) {
         self.finished = true;
         if let Some(tls) = self.shared.end(CloseReason::Local) {
-            let _ = SockRef::from(tls.get_ref().0).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(tls.get_ref().0.tcp()).set_linger(Some(Duration::ZERO));
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::admission::{self, Limit, Ticket};
 use crate::metrics::Refused;
 use crate::serve::{Arrived, Shared, serve};
 use crate::sockets;
-use crate::tcp::{self, TcpSource};
+use crate::tcp::{self, Socket, TcpSource};
 
 /// Pause of the TCP accept loop when the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -146,9 +146,9 @@ async fn handshake(
     side: &TcpSide,
     stream: TcpStream,
     from: IpAddr,
-) -> io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
+) -> io::Result<Option<tokio_rustls::server::TlsStream<Socket>>> {
     sockets::tune(&stream)?;
-    let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    let mut start = LazyConfigAcceptor::new(Acceptor::default(), Socket::new(stream)).await?;
     let allowed = side
         .shared
         .admission()
@@ -176,10 +176,10 @@ async fn handshake(
 
 fn arrived(
     shared: &Shared,
-    tls: tokio_rustls::server::TlsStream<TcpStream>,
+    tls: tokio_rustls::server::TlsStream<Socket>,
     remote: SocketAddr,
 ) -> Arrived {
-    let (tcp, session) = tls.get_ref();
+    let (socket, session) = tls.get_ref();
     let old = || shared.registry.get(ALPN_OF_OLD_CLIENTS, Carriage::Tcp);
     let alpn = match session.alpn_protocol() {
         Some(alpn) => alpn,
@@ -191,7 +191,7 @@ fn arrived(
         carriage: Carriage::Tcp,
         sni: session.server_name().map(Into::into),
         remote_addr: Some(remote),
-        local_addr: tcp.local_addr().ok().map(canonical),
+        local_addr: socket.tcp().local_addr().ok().map(canonical),
         dialled: false,
     };
     Arrived {

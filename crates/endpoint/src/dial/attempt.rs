@@ -25,7 +25,7 @@ use super::{DIAL_TIMEOUT, Dialer, place};
 use crate::error::DialError;
 use crate::quic;
 use crate::sockets;
-use crate::tcp::TcpSource;
+use crate::tcp::{Socket, TcpSource};
 
 /// Head start of QUIC.
 const TCP_DELAY: Duration = Duration::from_millis(400);
@@ -178,7 +178,7 @@ impl Attempt<'_> {
         sockets::tune(&stream).map_err(DialError::Local)?;
         let local = stream.local_addr().ok();
         let tls = TlsConnector::from(config)
-            .connect(self.server_name(), stream)
+            .connect(self.server_name(), Socket::new(stream))
             .await
             .map_err(|error| self.tcp_error(error))?;
         let session = tls.get_ref().1;
