@@ -9,6 +9,7 @@ use memchr::memchr2;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use smallvec::SmallVec;
 
 use crate::error::CallError;
 
@@ -19,8 +20,9 @@ const PAIRWISE_MAX: usize = 16;
 /// names of large objects; recursion-free.
 pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), Flaw> {
     let bytes = text.as_bytes();
-    let mut open: Vec<Option<usize>> = Vec::with_capacity(8);
-    let mut names: Vec<Cow<'_, str>> = Vec::with_capacity(16);
+    // Most documents have fewer: nothing is asked of the allocator for them.
+    let mut open = SmallVec::<[Option<usize>; 8]>::new();
+    let mut names = SmallVec::<[Cow<'_, str>; PAIRWISE_MAX]>::new();
     let mut at = 0;
     let mut name_next = false;
     while let Some(&byte) = bytes.get(at) {
