@@ -50,14 +50,7 @@ pub(crate) async fn serve(
     connection.speaks_codes(number);
     let streams = Streams::new(&connection);
     let cancels = streams.cancels();
-    let mut builder = h3::server::builder();
-    builder
-        .max_field_section_size(limits::HEADER_BYTES_MAX as u64)
-        .send_grease(false);
-    let built = Box::pin(builder.build::<_, Bytes>(streams)).await;
-    let Ok(mut server) = built else {
-        return Err(HandlerError::Closed);
-    };
+    let mut server = Box::pin(begin(streams)).await?;
     let mut requests = JoinSet::new();
     let ended = tokio::select! {
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
@@ -74,6 +67,17 @@ pub(crate) async fn serve(
     while requests.join_next().await.is_some() {}
     close(&connection, ended);
     Ok(())
+}
+
+/// Apart, as is every end: the library's connection has nearly 2 KiB, and would lie beside the answer that it came
+/// in for as long as it lasts.
+async fn begin(streams: Streams) -> Result<Server, HandlerError> {
+    let mut builder = h3::server::builder();
+    builder
+        .max_field_section_size(limits::HEADER_BYTES_MAX as u64)
+        .send_grease(false);
+    let built = builder.build(streams).await;
+    built.map_err(|_| HandlerError::Closed)
 }
 
 fn close(connection: &Connection, ended: Result<(), ()>) {
