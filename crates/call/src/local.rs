@@ -162,6 +162,12 @@ impl Gate {
         self.link.whom(token.expose())
     }
 
+    /// Whether a token stands for somebody, and nothing is counted.
+    #[must_use]
+    pub fn is_somebodys(&self, token: &AuthToken) -> bool {
+        self.link.dispatcher.by_token(token.expose()).is_some()
+    }
+
     /// Counts a guess against the network that it came from.
     pub fn guessed(&self) {
         self.link.connection.auth_failed();
