@@ -25,12 +25,12 @@ const RETRY_MS: u64 = 5000;
 pub(crate) fn events(
     page: &Arc<Inner>,
     viewer: Viewer,
-    host: String,
+    address: String,
 ) -> Result<EventBody, ApiError> {
     let place = page.gateway.stream(&viewer.caller)?;
     // One at a time: what a slow reader does not take is not made.
     let (write, events) = mpsc::channel(1);
-    let writing = follow(Arc::clone(page), viewer, host, write, place);
+    let writing = follow(Arc::clone(page), viewer, address, write, place);
     let task = tokio::spawn(writing);
     Ok(EventBody::new(events, task.abort_handle()))
 }
@@ -38,7 +38,7 @@ pub(crate) fn events(
 async fn follow(
     page: Arc<Inner>,
     mut viewer: Viewer,
-    host: String,
+    address: String,
     write: mpsc::Sender<Bytes>,
     _place: Running,
 ) {
@@ -59,7 +59,7 @@ async fn follow(
                 .await;
             return;
         }
-        let event = update(&page, &viewer, &host, &mut shown).await;
+        let event = update(&page, &viewer, &address, &mut shown).await;
         if write.send(event).await.is_err() {
             return;
         }
@@ -69,12 +69,12 @@ async fn follow(
 async fn update(
     page: &Arc<Inner>,
     viewer: &Viewer,
-    host: &str,
+    address: &str,
     shown: &mut HashMap<&'static str, String>,
 ) -> Bytes {
     page.look(viewer);
     let gathered = gather(&page.gateway, &viewer.caller, &page.history).await;
-    let view = view(&gathered, &page.history, host);
+    let view = view(&gathered, &page.history, address);
     let mut sections = Map::new();
     for section in &view.sections {
         let html = page.templates.section(section);

@@ -190,7 +190,7 @@ impl Asked<'_> {
         let page = self.page;
         page.look(&viewer);
         let gathered = gather(&page.gateway, &viewer.caller, &page.history).await;
-        let view = view(&gathered, &page.history, &self.host());
+        let view = view(&gathered, &page.history, &self.address());
         answer::page(StatusCode::OK, page.templates.page(&view))
     }
 
@@ -200,7 +200,7 @@ impl Asked<'_> {
             // By its specification that ends the browser's trying.
             return answer::plain(StatusCode::NO_CONTENT, "");
         };
-        match live::events(self.page, viewer, self.host()) {
+        match live::events(self.page, viewer, self.address()) {
             Ok(body) => answer::events(body),
             Err(_) => answer::plain(
                 StatusCode::TOO_MANY_REQUESTS,
@@ -429,13 +429,19 @@ impl Asked<'_> {
         own.or_else(|| Some(self.headers.get(HOST)?.to_str().ok()?.to_owned()))
     }
 
-    /// The same without a port.
-    fn host(&self) -> String {
+    /// Where the browser found the node, port included: on its way there may be another port than the node's own.
+    fn address(&self) -> String {
         let authority = self.authority().unwrap_or_default();
         let parsed = authority.parse::<http::uri::Authority>();
-        parsed.map(|it| it.host().to_owned()).unwrap_or_default()
+        let whole = |it: http::uri::Authority| {
+            format!("{}:{}", it.host(), it.port_u16().unwrap_or(HTTPS_PORT))
+        };
+        parsed.map(whole).unwrap_or_default()
     }
 }
+
+/// Where `https://` leads without a port.
+const HTTPS_PORT: u16 = 443;
 
 const USED: &str = "This link was used already, or is more than a minute old. Ask for another.";
 const WRONG: &str = "This token stands for nobody here.";

@@ -98,15 +98,15 @@ pub(crate) struct How {
     command: String,
 }
 
-/// The whole page. `host` is what the browser calls the node, without a port.
-pub(crate) fn view(gathered: &Gathered, history: &History, host: &str) -> View {
+/// The whole page. `address` is where the browser found the node.
+pub(crate) fn view(gathered: &Gathered, history: &History, address: &str) -> View {
     let info = match &gathered.info {
         Asked::Answer(info) => info,
         Asked::Absent | Asked::Failed(_) => &Value::Null,
     };
     let problems = info["problems"].as_array().map_or(0, Vec::len);
     let name = Some(text::of(&info["name"])).filter(|name| !name.is_empty());
-    let target = target(info, host);
+    let target = target(info, address);
     let sections = [
         of("problems", "Problems", &gathered.info, problem_list).filter(|_| problems > 0),
         of("node", "This node", &gathered.info, node),
@@ -138,7 +138,7 @@ pub(crate) fn view(gathered: &Gathered, history: &History, host: &str) -> View {
         }),
     ];
     View {
-        name: name.unwrap_or_else(|| host.to_owned()),
+        name: name.unwrap_or_else(|| address.to_owned()),
         state: state(&gathered.info, problems),
         well: problems == 0,
         at: text::of(&info["time"]),
@@ -229,11 +229,11 @@ impl Section {
 }
 
 /// What a command line calls the node.
-fn target(info: &Value, host: &str) -> String {
-    let identity = text::of(&info["identity"]);
-    match (info["listen"]["port"].as_u64(), identity.is_empty()) {
-        (Some(port), false) => format!("{identity}@{host}:{port}"),
-        _ => "NODE".to_owned(),
+fn target(info: &Value, address: &str) -> String {
+    let (identity, address) = (text::of(&info["identity"]), text::foreign(address));
+    match identity.is_empty() || address.is_empty() {
+        false => format!("{identity}@{address}"),
+        true => "NODE".to_owned(),
     }
 }
 
@@ -574,7 +574,7 @@ mod tests {
             vault: Asked::Failed("broken".to_owned()),
             ..Gathered::default()
         };
-        let view = view(&gathered, &History::default(), "192.0.2.7");
+        let view = view(&gathered, &History::default(), "192.0.2.7:8443");
         let expected = ["problems", "node", "serves", "storage", "vault", "software"];
         assert_eq!(ids(&view), expected);
         assert_eq!(
@@ -585,7 +585,7 @@ mod tests {
         assert_eq!(broken.expect("there").error.as_deref(), Some("broken"));
         let software = &view.sections[5];
         assert!(software.how[0].what.contains("due"));
-        let command = "alknet open ed25519:01@192.0.2.7:443 --action reboot";
+        let command = "alknet open ed25519:01@192.0.2.7:8443 --action reboot";
         assert_eq!(software.how[0].command, command);
         let meter = view.sections[3]
             .facts

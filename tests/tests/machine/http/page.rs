@@ -88,6 +88,9 @@ pub(super) fn a_browser_shows_the_machine(bench: &Bench, web: &Machine) {
     let shown = browser.evaluate("document.body.textContent");
     let shown = shown.as_str().expect("text");
     assert!(!shown.contains("Cannot be shown"), "{shown}");
+    // By the port that led here, which is not the machine's own.
+    let command = format!("alknet token list {}", web.node.target());
+    assert!(shown.contains(&command), "{command}: {shown}");
     for (name, width, dark) in [
         ("light", 1280, false),
         ("dark", 1280, true),
