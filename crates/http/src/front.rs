@@ -1,12 +1,12 @@
 //! The steps of every request: its name, its bounds, its host, its token, and whoever answers it.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use alknet_core::{BoxError, MountBody, MountCaller};
-use alknet_gateway::{ApiError, Caller, Code, Known, RequestId, Via};
+use alknet_gateway::{ApiError, Caller, Code, Known, NO_TOKEN, RequestId, Via};
 use axum::body::Body;
 use base64::Engine;
 use http::header::{ALT_SVC, AUTHORIZATION, CONTENT_LENGTH, SERVER, STRICT_TRANSPORT_SECURITY};
@@ -25,9 +25,11 @@ use crate::{answer, api, cors, framing, upload, ws};
 /// What whoever wants one more WebSocket than a connection carries is told to wait.
 const SESSIONS_RETRY_MS: u64 = 1000;
 
-/// As long as a header with a token, and nobody's.
-static NO_HEADER: HeaderValue =
-    HeaderValue::from_static("Bearer alk_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+/// The header of nobody's token, which is read where there is none.
+static NO_HEADER: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let header = HeaderValue::try_from(format!("Bearer {NO_TOKEN}"));
+    header.expect("a token is ASCII")
+});
 
 /// Answers one request of a connection. The log's `line` is told who asks, and for what.
 pub(crate) async fn answer(
@@ -380,7 +382,7 @@ impl Asked<'_> {
     fn token<'p>(&self, kind: Kind, parts: &'p Parts) -> Option<Cow<'p, str>> {
         let Some(header) = parts.headers.get(AUTHORIZATION) else {
             // Read as any other, so that the time it takes does not say whether a header is looked for.
-            std::hint::black_box(self.read(kind, parts, std::hint::black_box(&NO_HEADER)));
+            std::hint::black_box(self.read(kind, parts, std::hint::black_box(&*NO_HEADER)));
             // A page can set no header but one.
             let token = (kind == Kind::Session).then(|| ws::bearer(&parts.headers))?;
             return token.map_or(Some(Cow::Borrowed("")), |token| token.map(Cow::Borrowed));

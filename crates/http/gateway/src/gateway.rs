@@ -269,8 +269,8 @@ impl Gateway {
     }
 }
 
-/// As long as a real one, and nobody's.
-const NO_TOKEN: &str = "alk_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+/// A token as long as a real one, and nobody's: for the work that is done where there is none.
+pub const NO_TOKEN: &str = "alk_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// The work of a token that stands for nobody, step by step: it is copied, looked up, looked at again for its form,
 /// and it is said that it is wrong. Only that it came is not counted.

@@ -17,7 +17,7 @@ mod wire;
 
 pub use caller::{Caller, RequestId, Via};
 pub use error::{ApiError, Code};
-pub use gateway::{Gateway, Known, Running, Subscription};
+pub use gateway::{Gateway, Known, NO_TOKEN, Running, Subscription};
 pub use room::{Account, Quota};
 pub use tickets::{Ticket, Tickets};
 pub use wire::{

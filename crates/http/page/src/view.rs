@@ -106,7 +106,8 @@ pub(crate) fn view(gathered: &Gathered, history: &History, address: &str) -> Vie
     };
     let problems = info["problems"].as_array().map_or(0, Vec::len);
     let name = Some(text::of(&info["name"])).filter(|name| !name.is_empty());
-    let target = target(info, address);
+    let address = text::foreign(address);
+    let target = target(info, &address);
     let sections = [
         of("problems", "Problems", &gathered.info, problem_list).filter(|_| problems > 0),
         of("node", "This node", &gathered.info, node),
@@ -138,7 +139,7 @@ pub(crate) fn view(gathered: &Gathered, history: &History, address: &str) -> Vie
         }),
     ];
     View {
-        name: name.unwrap_or_else(|| address.to_owned()),
+        name: name.unwrap_or(address),
         state: state(&gathered.info, problems),
         well: problems == 0,
         at: text::of(&info["time"]),
@@ -230,11 +231,11 @@ impl Section {
 
 /// What a command line calls the node.
 fn target(info: &Value, address: &str) -> String {
-    let (identity, address) = (text::of(&info["identity"]), text::foreign(address));
-    match identity.is_empty() || address.is_empty() {
-        false => format!("{identity}@{address}"),
-        true => "NODE".to_owned(),
+    let identity = text::of(&info["identity"]);
+    if identity.is_empty() || address.is_empty() {
+        return "NODE".to_owned();
     }
+    format!("{identity}@{address}")
 }
 
 fn problem_list(section: &mut Section, info: &Value) {

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use super::super::call::measure::failed;
 use super::super::call::sides::{Keys, Sides};
-use super::super::rows::{Goal, Row};
+use super::super::rows::{Goal, Row, median};
 use super::client::{Client, Version};
 use super::peers::{Axum, Echo, Files, Node};
 use super::{BENCH, goals, websocket};
@@ -199,11 +199,8 @@ fn name<T: ValueEnum>(value: T) -> String {
 
 /// Memory of one connection at its server, in KiB.
 fn kib(server: Server, kind: Kind) -> Result<f64> {
-    let mut all = (0..TIMES)
-        .map(|_| once(server, kind))
-        .collect::<Result<Vec<_>>>()?;
-    all.sort_by(f64::total_cmp);
-    Ok(all[TIMES / 2])
+    let counts = (0..TIMES).map(|_| once(server, kind));
+    Ok(median(counts.collect::<Result<_>>()?))
 }
 
 fn once(server: Server, kind: Kind) -> Result<f64> {
