@@ -1,23 +1,182 @@
 //! Where heavy outputs live: outside every clone, shared by all of them, safe to delete.
 
 use std::env;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Folder in the cache that holds the content of the clone that builds: the [mirror](crate::mirror).
+pub const MIRROR: &str = "workspace";
+
+/// Cargo's target folder in the cache.
+pub const TARGET: &str = "target";
+
+/// Lock file of the one build, in the cache's root: `cargo clean` deletes the target folder.
+pub const BUILD_LOCK: &str = "build-lock";
+
+/// File dated with the newest time that a source or an artefact of the build can have.
+pub const BUILD_STAMP: &str = "build-stamp";
+
+/// Lock file that every command holds for as long as it runs, and pruning for itself alone.
+pub const RUNNING_COMMANDS: &str = "running-commands";
+
+/// Marks a cache folder; its first line is what the Cache Directory Tagging Specification asks for, so
+/// that backup programs pass the folder over.
+const TAG: &str = "CACHEDIR.TAG";
+
+/// How the tag begins. Cargo and others write tags too: the second line says that this one is ours.
+const TAG_HEAD: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# alknet: cargo xtask";
+
+const TAG_TAIL: &str = " keeps its outputs here, and deletes them from here.\n";
+
+/// Entries of a cache that the front has never opened: of a part of an old cache, of the test machines,
+/// or prepared by a person.
+const OURS: [&str; 22] = [
+    "bin",
+    "binary",
+    "fuzz",
+    "gpu",
+    "image",
+    "kernel",
+    "kvm",
+    "logs",
+    "lost+found",
+    "machines",
+    "peer",
+    "qemu",
+    "size",
+    "soak",
+    "sources",
+    "times",
+    "tools",
+    "up",
+    "vulkan",
+    BUILD_LOCK,
+    BUILD_STAMP,
+    TARGET,
+];
 
 /// The cache folder: `$ALKNET_CACHE`, else `$XDG_CACHE_HOME/alknet`, else `~/.cache/alknet`.
 ///
-/// Returns an error text naming the variables when none of them is set.
+/// Returns an error text naming the variables when none of them is set, or the path is relative.
 pub fn folder() -> Result<PathBuf, String> {
     folder_from(|name| env::var_os(name).map(PathBuf::from))
 }
 
 fn folder_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, String> {
     let set = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
-    set("ALKNET_CACHE")
+    let folder = set("ALKNET_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|base| base.join("alknet")))
         .or_else(|| set("HOME").map(|home| home.join(".cache/alknet")))
         .ok_or_else(|| {
             "no place for heavy outputs: set HOME, XDG_CACHE_HOME or ALKNET_CACHE".to_owned()
-        })
+        })?;
+    // Each command runs in another folder; a relative path would name another cache in each.
+    if folder.is_relative() {
+        return Err(format!(
+            "the cache folder \"{}\" is relative: set ALKNET_CACHE to an absolute path",
+            folder.display()
+        ));
+    }
+    Ok(folder)
+}
+
+/// Whether `cache` was made or adopted by [`open`]: only then may a command delete what lies in it.
+#[must_use]
+pub fn is_marked(cache: &Path) -> bool {
+    fs::read(cache.join(TAG)).is_ok_and(|text| text.starts_with(TAG_HEAD.as_bytes()))
+}
+
+/// Makes and marks the cache, or refuses a folder in which the commands would overwrite or delete files
+/// that they did not make. `clone` is the clone that builds.
+pub fn open(clone: &Path, cache: &Path) -> Result<(), String> {
+    let trouble = |error: io::Error| {
+        format!(
+            "cannot use the cache {}: {error}; make it writable or set ALKNET_CACHE",
+            cache.display()
+        )
+    };
+    fs::create_dir_all(cache).map_err(trouble)?;
+    keep_apart(clone, cache).map_err(trouble)??;
+    if is_marked(cache) {
+        return Ok(());
+    }
+    if let Some(found) = foreign(cache).map_err(trouble)? {
+        return Err(format!(
+            "{} is not empty and was not made by alknet: move it away or set ALKNET_CACHE to another \
+             folder",
+            found.display()
+        ));
+    }
+    fs::write(cache.join(TAG), format!("{TAG_HEAD}{TAG_TAIL}")).map_err(trouble)
+}
+
+/// Refuses a cache whose mirror is the clone, contains it, or lies within it. A cache in a folder of its
+/// own below the clone is good: what is below it is not copied.
+fn keep_apart(clone: &Path, cache: &Path) -> io::Result<Result<(), String>> {
+    let mirror = cache.join(MIRROR);
+    let is_link = fs::symlink_metadata(&mirror).is_ok_and(|data| data.is_symlink());
+    if is_link {
+        return Ok(Err(format!(
+            "{} is a symbolic link, and what it leads to would be overwritten: remove the link or set \
+             ALKNET_CACHE to another folder",
+            mirror.display()
+        )));
+    }
+    let clone = fs::canonicalize(clone)?;
+    let cache = fs::canonicalize(cache)?;
+    let mirror = cache.join(MIRROR);
+    let overwritten = clone.starts_with(&mirror);
+    let within =
+        mirror.starts_with(&clone) && (cache == clone || cache.starts_with(clone.join(".git")));
+    if overwritten || within {
+        return Ok(Err(format!(
+            "the commands build in {}, which overlaps with the clone {}: set ALKNET_CACHE to another folder",
+            mirror.display(),
+            clone.display()
+        )));
+    }
+    Ok(Ok(()))
+}
+
+/// What lies in an unmarked folder and was not put there by a command of ours.
+fn foreign(cache: &Path) -> io::Result<Option<PathBuf>> {
+    if used_by_commands(cache) {
+        return Ok(None);
+    }
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        let path = entry.path();
+        let name = entry.file_name();
+        let ours = if name == MIRROR {
+            entry.file_type()?.is_dir() && fs::read_dir(&path)?.next().is_none()
+        } else if name == TAG {
+            // Another command writes the tag at this moment.
+            entry.metadata()?.len() == 0 || is_marked(cache)
+        } else {
+            OURS.iter().any(|known| name == *known)
+        };
+        if !ours {
+            let found = if name == MIRROR {
+                path
+            } else {
+                cache.to_owned()
+            };
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether there are files that only commands of this project write: the cache is older than the marks, or
+/// lost its own.
+fn used_by_commands(cache: &Path) -> bool {
+    let is_file =
+        |name: &str| fs::symlink_metadata(cache.join(name)).is_ok_and(|data| data.is_file());
+    is_file(RUNNING_COMMANDS)
+        || is_file(BUILD_LOCK)
+        || is_file("target/alknet-lock")
+        || cache.join("target/alknet-used").is_dir()
 }
 
 #[cfg(test)]
@@ -43,6 +202,122 @@ mod tests {
         assert_eq!(with(&all), Ok(PathBuf::from("/a")));
         assert_eq!(with(&all[1..]), Ok(PathBuf::from("/x/alknet")));
         assert_eq!(with(&all[2..]), Ok(PathBuf::from("/h/.cache/alknet")));
+    }
+
+    /// A folder for one test, with a clone and an empty cache.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let base = env::temp_dir().join(format!("xtask-cache-{name}-{}", std::process::id()));
+            fs::create_dir_all(base.join("clone/.git")).expect("the temporary folder is writable");
+            let base = fs::canonicalize(base).expect("it is there");
+            fs::write(base.join("clone/.git/x"), "history").expect("ours");
+            Self(base)
+        }
+
+        fn write(&self, file: &str) {
+            let path = self.0.join(file);
+            fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("ours");
+            fs::write(path, "years of work").expect("ours");
+        }
+
+        fn open(&self, cache: &str) -> Result<(), String> {
+            open(&self.0.join("clone"), &self.0.join(cache))
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_relative_cache_is_refused() {
+        let text = with(&[("ALKNET_CACHE", "cache")]).expect_err("each command would have another");
+        assert!(text.contains("relative"), "{text}");
+    }
+
+    #[test]
+    fn a_new_cache_is_marked_and_opened_again() {
+        let place = Place::new("new");
+        assert!(!is_marked(&place.0.join("cache")));
+        for _ in 0..2 {
+            assert_eq!(place.open("cache"), Ok(()));
+            assert!(is_marked(&place.0.join("cache")));
+        }
+        // A marked cache may hold anything; the mirror is full after the first command.
+        place.write("cache/workspace/Cargo.toml");
+        assert_eq!(place.open("cache"), Ok(()));
+        // Cargo writes such a tag into its target folder.
+        fs::create_dir(place.0.join("target")).expect("ours");
+        let others = "Signature: 8a477f597d28d172789f06886806bc55\n# created by cargo.\n";
+        fs::write(place.0.join("target").join(TAG), others).expect("ours");
+        assert!(!is_marked(&place.0.join("target")) && place.open("target").is_err());
+    }
+
+    #[test]
+    fn a_folder_with_files_of_others_is_refused_and_left_alone() {
+        for file in ["workspace/thesis.txt", "letters/thesis.txt"] {
+            let place = Place::new("foreign");
+            let file = format!("home/{file}");
+            place.write(&file);
+            let text = place.open("home").expect_err("these files are not ours");
+            assert!(text.contains("was not made by alknet"), "{text}");
+            assert!(place.0.join(file).exists() && !place.0.join("home").join(TAG).exists());
+        }
+    }
+
+    #[test]
+    fn a_cache_that_overlaps_with_the_clone_is_refused() {
+        let place = Place::new("overlap");
+        fs::create_dir_all(place.0.join("build/workspace/.git")).expect("ours");
+        place.write("build/workspace/.git/x");
+        place.write("build/running-commands");
+        let clone = place.0.join("build/workspace");
+        let text = open(&clone, &place.0.join("build")).expect_err("the mirror is the clone");
+        assert!(text.contains("overlaps"), "{text}");
+        let below = clone.join("inner");
+        fs::create_dir(&below).expect("ours");
+        assert!(open(&below, &place.0.join("build")).is_err());
+        assert!(open(&place.0.join("clone"), &place.0.join("clone")).is_err());
+        assert!(open(&place.0.join("clone"), &place.0.join("clone/.git/cache")).is_err());
+        assert!(clone.join(".git/x").exists());
+        // The names of the two folders begin alike, and that is all.
+        assert_eq!(
+            open(&place.0.join("clone"), &place.0.join("clone-cache")),
+            Ok(())
+        );
+        assert_eq!(place.open("clone/.cache"), Ok(()));
+    }
+
+    #[test]
+    fn a_mirror_that_leads_elsewhere_is_refused() {
+        let place = Place::new("link");
+        place.write("thesis/chapter.txt");
+        place.write("cache/running-commands");
+        std::os::unix::fs::symlink("../thesis", place.0.join("cache/workspace")).expect("ours");
+        let text = place
+            .open("cache")
+            .expect_err("it leads to files of others");
+        assert!(text.contains("symbolic link"), "{text}");
+    }
+
+    #[test]
+    fn a_cache_from_before_there_were_marks_goes_on() {
+        let place = Place::new("old");
+        place.write("one/workspace/Cargo.toml");
+        place.write("one/running-commands");
+        place.write("two/workspace/Cargo.toml");
+        place.write("two/target/alknet-lock");
+        // The machines of the tests write here without the front.
+        place.write("three/kvm/boot");
+        place.write("three/sources/linux.tar");
+        for cache in ["one", "two", "three"] {
+            assert_eq!(place.open(cache), Ok(()));
+            assert!(is_marked(&place.0.join(cache)));
+        }
     }
 
     #[test]

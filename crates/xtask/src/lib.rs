@@ -4,6 +4,11 @@
 //! clone. What the commands then do lives in `alknet-tasks`, which this crate builds and starts.
 
 pub mod cache;
+pub mod git;
+pub mod last_use;
+pub mod locks;
+pub mod mirror;
 pub mod packages;
 pub mod progress;
+pub mod rustc;
 pub mod workspace;

@@ -1,15 +1,21 @@
-//! `cargo xtask COMMAND`: gets the machine ready, builds everything once, hands over to
-//! `alknet-tasks`.
+//! `cargo xtask COMMAND`: gets the machine ready, builds `alknet-tasks`, and becomes it.
 
 use std::env;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::thread;
 
-use xtask::progress::{self, StepTime};
-use xtask::workspace::Workspace;
-use xtask::{cache, packages};
+use xtask::last_use::BuildSet;
+use xtask::locks::{self, Sharing};
+use xtask::mirror;
+use xtask::packages::{self, Purpose};
+use xtask::progress::{self, Board, StepTime};
+use xtask::workspace::{BuildLock, Workspace};
+use xtask::{cache, rustc};
+
+/// The program that does what the commands say.
+const TASKS: &str = "alknet-tasks";
 
 const HELP: &str = "\
 cargo xtask COMMAND
@@ -22,6 +28,8 @@ cargo xtask COMMAND
   driver  build Vulkan drivers and the program that uses them, and say where they are
   kernel  build (or find in the cache) the kernel, and say where it is
   setup   get everything the other commands need, and stop there
+  cache   say how large the cache is; with --prune, bring it below 15 GiB
+  cargo   cargo itself, in the folder where the commands build: `cargo xtask cargo check -p alknet-core`
 
 Each command takes --help. Missing system packages are installed when you are root; otherwise the
 line to run is printed. Heavy outputs live in ${ALKNET_CACHE:-${XDG_CACHE_HOME:-~/.cache}/alknet};
@@ -31,6 +39,10 @@ deleting that folder is always safe.";
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Some(text) = rustc::stand_in() {
+        eprintln!("{text}");
+        return ExitCode::from(EXIT_USAGE);
+    }
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         None | Some("help" | "--help" | "-h") => {
@@ -39,45 +51,138 @@ fn main() -> ExitCode {
         }
         Some(_) => {}
     }
-    let text = run(&arguments);
+    let text = if arguments[0] == "cargo" {
+        match cargo(&arguments[1..]) {
+            Ok(code) => return code,
+            Err(text) => text,
+        }
+    } else {
+        run(&arguments)
+    };
     eprintln!("xtask: {text}");
     ExitCode::from(EXIT_USAGE)
 }
 
 /// Returns only when something is wrong, with what it is.
 fn run(arguments: &[String]) -> String {
-    match prepare() {
-        Ok((workspace, steps)) => hand_over(&workspace, &steps, arguments),
+    match prepare(purpose_of(&arguments[0])) {
+        Ok(prepared) => hand_over(&prepared, arguments),
         Err(text) => text,
     }
 }
 
-fn prepare() -> Result<(Workspace, Vec<StepTime>), String> {
-    let cache = cache::folder()?;
-    let workspace = Workspace::new(&clone_root()?, &cache)?;
-    let mut steps = Vec::new();
-    let started = Instant::now();
-    let installed = packages::ensure(&cache.join("logs"))?;
-    if installed > 0 {
-        record(
-            &mut steps,
-            &format!("system packages ({installed})"),
-            started,
+/// Runs cargo in the mirror, where what the commands compiled is found again, and brings back what it
+/// changed there.
+fn cargo(arguments: &[String]) -> Result<ExitCode, String> {
+    let workspace = Workspace::new(&clone_root()?, &cache::folder()?)?;
+    if is_clean(arguments) {
+        return Err(
+            "the build folder is shared by every clone on this machine, and they may be using it: \
+             `cargo xtask cache --prune` removes what no clone needs"
+                .to_owned(),
         );
     }
-    let started = Instant::now();
-    eprintln!("building the workspace ...");
-    let lock = workspace.claim()?;
-    workspace.build(&lock)?;
-    record(&mut steps, "build", started);
-    Ok((workspace, steps))
+    let (subcommand, rest) = arguments
+        .split_first()
+        .ok_or("give cargo something to do: `cargo xtask cargo check --package NAME`")?;
+    cache::open(workspace.root(), workspace.cache())?;
+    let running = workspace.cache().join(cache::RUNNING_COMMANDS);
+    let _running = locks::take(&running, Sharing::Shared, |_| {
+        eprintln!("waiting for `cargo xtask cache --prune` ...");
+    })
+    .map_err(|error| format!("cannot lock {}: {error}", running.display()))?;
+    let lock = claim(&workspace)?;
+    let status = workspace.cargo(subcommand).args(rest).status();
+    let status = status.map_err(|error| format!("cannot run cargo: {error}"))?;
+    bring_back(&workspace, &lock)?;
+    drop(lock);
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(ExitCode::from(code.unwrap_or(1)))
 }
 
-fn record(steps: &mut Vec<StepTime>, name: &str, started: Instant) {
-    steps.push(StepTime {
-        name: name.to_owned(),
-        seconds: started.elapsed().as_secs_f64(),
-    });
+/// Whether cargo would delete the build folder. Options, and the name of a toolchain, may come first.
+fn is_clean(arguments: &[String]) -> bool {
+    let mut words = arguments
+        .iter()
+        .filter(|word| !word.starts_with(['-', '+']));
+    words.next().is_some_and(|word| word == "clean")
+}
+
+fn bring_back(workspace: &Workspace, lock: &BuildLock) -> Result<(), String> {
+    for line in workspace.bring_back(lock)?.lines(&workspace.mirror()) {
+        eprintln!("xtask: {line}");
+    }
+    Ok(())
+}
+
+/// Which packages a command needs. One that is not known gets to say so with the fewest.
+fn purpose_of(command: &str) -> Purpose {
+    match command {
+        "bench" | "setup" | "soak" | "test" => Purpose::Test,
+        _ => Purpose::Build,
+    }
+}
+
+/// What stands when `alknet-tasks` can start.
+struct Prepared {
+    workspace: Workspace,
+    steps: Vec<StepTime>,
+    /// Released when this process becomes `alknet-tasks`, and not before: until then no other clone
+    /// puts its own in the same place.
+    _lock: BuildLock,
+}
+
+/// Installs packages and builds `alknet-tasks`, both at once: one waits for downloads, the other for
+/// the processor.
+fn prepare(purpose: Purpose) -> Result<Prepared, String> {
+    let cache = cache::folder()?;
+    let workspace = Workspace::new(&clone_root()?, &cache)?;
+    let wanted = packages::to_install(purpose)?;
+    let lock = claim(&workspace)?;
+    let board = Board::new(&cache.join(progress::HISTORY));
+    let steps = thread::scope(|scope| {
+        let installing = (!wanted.is_empty()).then(|| {
+            scope.spawn(|| {
+                let row = board.start("system packages");
+                packages::install(&wanted, purpose, &cache.join("logs"), &row)?;
+                Ok::<StepTime, String>(row.finish())
+            })
+        });
+        let row = board.start("project commands");
+        let built = workspace.build(TASKS, BuildSet::Commands, &row);
+        let built = built.map(|_| row.finish());
+        let installed = installing.map(|thread| {
+            let joined = thread.join();
+            joined.unwrap_or_else(|_| Err("installing packages ended in a panic".to_owned()))
+        });
+        let mut steps: Vec<StepTime> = installed.transpose()?.into_iter().collect();
+        steps.push(built?);
+        Ok::<_, String>(steps)
+    })?;
+    drop(board);
+    // Cargo writes its lock file when a manifest was edited.
+    bring_back(&workspace, &lock)?;
+    Ok(Prepared {
+        workspace,
+        steps,
+        _lock: lock,
+    })
+}
+
+/// Takes the build folder, with the compiler's front in its place.
+fn claim(workspace: &Workspace) -> Result<BuildLock, String> {
+    let lock = workspace.claim()?;
+    for file in lock.left_out() {
+        eprintln!(
+            "xtask: not built with: {}, which git does not track and which is larger than {} MiB",
+            file.display(),
+            mirror::LARGEST_UNTRACKED >> 20
+        );
+    }
+    env::current_exe()
+        .and_then(|this| rustc::install(&this, workspace.cache()))
+        .map_err(|error| format!("cannot put the compiler's front into the cache: {error}"))?;
+    Ok(lock)
 }
 
 /// Cargo tells a program it runs where its package lies.
@@ -87,13 +192,31 @@ fn clone_root() -> Result<PathBuf, String> {
     Ok(PathBuf::from(package).join("../.."))
 }
 
-fn hand_over(workspace: &Workspace, steps: &[StepTime], arguments: &[String]) -> String {
-    let program = workspace.executable("alknet-tasks");
+fn hand_over(prepared: &Prepared, arguments: &[String]) -> String {
+    let program = prepared.workspace.executable(TASKS);
     let error = Command::new(&program)
         .args(arguments)
-        .env("ALKNET_ROOT", workspace.root())
-        .env("ALKNET_CACHE", workspace.cache())
-        .env(progress::STEPS_VARIABLE, progress::encode_steps(steps))
+        .env("ALKNET_ROOT", prepared.workspace.root())
+        .env("ALKNET_CACHE", prepared.workspace.cache())
+        .env(
+            progress::STEPS_VARIABLE,
+            progress::encode_steps(&prepared.steps),
+        )
         .exec();
     format!("cannot start {}: {error}", program.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cleaning_is_found_behind_options() {
+        let clean = |line: &str| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            is_clean(&words)
+        };
+        assert!(clean("clean") && clean("--offline clean -p a") && clean("+nightly clean"));
+        assert!(!clean("check --package clean") && !clean("fmt"));
+    }
 }

@@ -7,7 +7,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::progress;
+use crate::progress::{self, Row};
 
 /// What shows that a package, or something as good, is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,25 @@ pub struct Package {
     pub name: &'static str,
     /// What shows that it is there.
     pub probe: Probe,
-    /// Why it is needed.
+    /// Why it is needed. What only the tests need says so first.
     pub why: &'static str,
+}
+
+impl Package {
+    /// Whether nothing but the tests needs it.
+    #[must_use]
+    pub fn is_for_tests(&self) -> bool {
+        self.why.starts_with("tests: ")
+    }
+}
+
+/// What a command needs packages for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Building and booting.
+    Build,
+    /// The same, and all tests.
+    Test,
 }
 
 const fn command(name: &'static str, command: &'static str, why: &'static str) -> Package {
@@ -61,7 +78,7 @@ pub const PACKAGES: &[Package] = &[
         "kernel build: configuration parser; Vulkan drivers",
     ),
     command("chromium", "chromium", "tests: a browser"),
-    command("cpio", "cpio", "tests read our initramfs with it"),
+    command("cpio", "cpio", "tests: reads our initramfs"),
     command(
         "cryptsetup-bin",
         "cryptsetup",
@@ -80,7 +97,7 @@ pub const PACKAGES: &[Package] = &[
     command(
         "dosfstools",
         "fsck.vfat",
-        "tests check our FAT file systems with it",
+        "tests: checks our FAT file systems",
     ),
     command(
         "e2fsprogs",
@@ -92,7 +109,7 @@ pub const PACKAGES: &[Package] = &[
         "mkfs.erofs",
         "read-only root of the small machine",
     ),
-    command("file", "file", "tests say with it what we made"),
+    command("file", "file", "tests: says what we made"),
     command(
         "flex",
         "flex",
@@ -103,11 +120,7 @@ pub const PACKAGES: &[Package] = &[
         "c++",
         "Vulkan drivers and fuzzing: LLVM and libFuzzer are C++",
     ),
-    command(
-        "gdisk",
-        "sgdisk",
-        "tests check our partition tables with it",
-    ),
+    command("gdisk", "sgdisk", "tests: checks our partition tables"),
     command(
         "glslang-tools",
         "glslangValidator",
@@ -116,7 +129,7 @@ pub const PACKAGES: &[Package] = &[
     command(
         "gnutls-bin",
         "gnutls-cli",
-        "tests: a TLS client nobody here wrote",
+        "tests: a TLS client of another project",
     ),
     command("iproute2", "ip", "tests: links and addresses"),
     file(
@@ -144,11 +157,11 @@ pub const PACKAGES: &[Package] = &[
     ),
     command("lz4", "lz4", "kernel build: compression"),
     command("make", "make", "kernel build"),
-    command("mtools", "mcopy", "tests read our FAT file systems with it"),
+    command("mtools", "mcopy", "tests: reads our FAT file systems"),
     command(
         "ngtcp2-client",
         "gtlsclient",
-        "tests: a QUIC client nobody here wrote",
+        "tests: a QUIC client of another project",
     ),
     command("ninja-build", "ninja", "Vulkan drivers: Mesa's build"),
     command(
@@ -175,11 +188,15 @@ pub const PACKAGES: &[Package] = &[
         ],
         "UEFI firmware for QEMU",
     ),
-    command("patch", "patch", "tests apply our differences with it"),
+    command("patch", "patch", "tests: applies our differences"),
     command("pebble", "pebble", "tests: an ACME certificate authority"),
     command("perl", "perl", "kernel build: scripts"),
     command("pkg-config", "pkg-config", "Vulkan drivers: Mesa's build"),
-    command("python3", "python3", "tests: Python's ssl as a client"),
+    command(
+        "python3",
+        "python3",
+        "Vulkan drivers: generators of Mesa's code; tests: Python's ssl as a client",
+    ),
     file(
         "python3-mako",
         &["/usr/lib/python3/dist-packages/mako/__init__.py"],
@@ -193,7 +210,7 @@ pub const PACKAGES: &[Package] = &[
     command(
         "python3-pip",
         "pip3",
-        "tests: Python's QUIC, see crates/tasks/python.txt; Vulkan drivers: meson",
+        "Vulkan drivers: meson; tests: Python's QUIC, see crates/tasks/python.txt",
     ),
     file(
         "python3-yaml",
@@ -205,7 +222,7 @@ pub const PACKAGES: &[Package] = &[
         "qemu-system-x86_64",
         "boots the appliance",
     ),
-    command("qemu-utils", "qemu-img", "disk images for tests"),
+    command("qemu-utils", "qemu-img", "tests: disk images"),
     command("rsync", "rsync", "kernel build: headers"),
     command("sbsigntool", "sbsign", "tests: signs EFI programs"),
     command(
@@ -218,7 +235,7 @@ pub const PACKAGES: &[Package] = &[
     command(
         "tpm2-tools",
         "tpm2_unseal",
-        "tests: a TPM client nobody here wrote",
+        "tests: a TPM client of another project",
     ),
     command("xorriso", "xorriso", "tests: NoCloud volumes on CDs"),
     command("xz-utils", "xz", "kernel source is packed with it"),
@@ -233,14 +250,16 @@ pub const PACKAGES: &[Package] = &[
 /// Folders for administrators that an ordinary user's `PATH` lacks.
 const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// The packages of [`PACKAGES`] whose probe fails on this machine.
+/// The packages of [`PACKAGES`] that serve `purpose` and whose probe fails on this machine.
 #[must_use]
-pub fn missing() -> Vec<Package> {
+pub fn missing(purpose: Purpose) -> Vec<Package> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = env::split_paths(&path)
         .chain(ADMIN_FOLDERS.iter().map(PathBuf::from))
         .collect();
-    missing_with(PACKAGES, &folders, Path::exists)
+    let mut missing = missing_with(PACKAGES, &folders, Path::exists);
+    missing.retain(|package| purpose == Purpose::Test || !package.is_for_tests());
+    missing
 }
 
 fn missing_with(
@@ -272,14 +291,11 @@ fn names(packages: &[Package]) -> Vec<&'static str> {
     packages.iter().map(|package| package.name).collect()
 }
 
-/// Installs what is missing, as root; otherwise returns the text to print. The log of the package
-/// client goes under `logs`.
-///
-/// Returns how many packages were installed.
-pub fn ensure(logs: &Path) -> Result<usize, String> {
-    let wanted = missing();
+/// What has to be installed, or the text to print when that is for the user to do.
+pub fn to_install(purpose: Purpose) -> Result<Vec<Package>, String> {
+    let wanted = missing(purpose);
     if wanted.is_empty() {
-        return Ok(0);
+        return Ok(wanted);
     }
     if !have_apt() {
         return Err(format!(
@@ -293,20 +309,26 @@ pub fn ensure(logs: &Path) -> Result<usize, String> {
             install_line(&wanted)
         ));
     }
-    install(&wanted, logs)?;
-    let mut still = missing();
+    Ok(wanted)
+}
+
+/// Installs `wanted`, as root. The log of the package client goes under `logs`.
+pub fn install(wanted: &[Package], purpose: Purpose, logs: &Path, row: &Row) -> Result<(), String> {
+    let installer = Installer { logs, row };
+    installer.install(wanted)?;
+    let mut still = missing(purpose);
     // A package of another version, from backports say, goes when one comes that it does not fit.
-    let gone = beside(&still, &wanted);
+    let gone = beside(&still, wanted);
     if !gone.is_empty() {
         eprintln!(
             "the package client removed these for others; they come back in the version that fits:\n{}",
             reasons(&gone)
         );
-        install(&gone, logs)?;
-        still = missing();
+        installer.install(&gone)?;
+        still = missing(purpose);
     }
     if still.is_empty() {
-        return Ok(wanted.len());
+        return Ok(());
     }
     Err(format!(
         "installed, but these are still not found:\n{}",
@@ -330,66 +352,71 @@ fn have_apt() -> bool {
     Path::new("/usr/bin/apt-get").exists()
 }
 
-/// Whether this process may install packages, asked of the kernel's own record.
+/// Whether this process may install packages, by the kernel's own record.
 fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// Together first, which is quick; one by one when that fails, so that a conflict is named and does
-/// not keep the others out.
-fn install(packages: &[Package], logs: &Path) -> Result<(), String> {
-    let log = logs.join("packages.log");
-    let update_failed = !apt(
-        &["update"],
-        "package lists",
-        &logs.join("packages-update.log"),
-    )?;
-    let title = format!("system packages ({})", packages.len());
-    let mut arguments = vec!["install"];
-    arguments.extend(names(packages));
-    if apt(&arguments, &title, &log)? {
-        return Ok(());
-    }
-    let mut failed = Vec::new();
-    for package in packages {
-        let log = logs.join(format!("packages-{}.log", package.name));
-        if !apt(&["install", package.name], package.name, &log)? {
-            failed.push(*package);
-        }
-    }
-    if failed.is_empty() {
-        return Ok(());
-    }
-    let hint = if update_failed {
-        " (the package lists could not be brought up to date either)"
-    } else {
-        ""
-    };
-    Err(format!(
-        "could not install{hint}:\n{}\nSee {}, or install them yourself:\n  {}",
-        reasons(&failed),
-        log.display(),
-        install_line(&failed)
-    ))
+/// The package client, its logs and its row on the board.
+struct Installer<'a> {
+    logs: &'a Path,
+    row: &'a Row,
 }
 
-/// Runs the package client without questions; whether it succeeded.
-fn apt(arguments: &[&str], title: &str, log: &Path) -> Result<bool, String> {
-    let mut command = Command::new("apt-get");
-    command
-        .args([
-            "-qq",
-            "-y",
-            "--no-install-recommends",
-            "-o",
-            "DPkg::Lock::Timeout=300",
-        ])
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    let status = progress::run_logged(&mut command, title, log)
-        .map_err(|error| format!("cannot run apt-get: {error}"))?;
-    Ok(status.success())
+impl Installer<'_> {
+    /// Together first, which is quick; one by one when that fails, so that a conflict is named and
+    /// does not keep the others out.
+    fn install(&self, packages: &[Package]) -> Result<(), String> {
+        let update_failed = !self.apt(&["update"], "package lists", "packages-update")?;
+        let mut arguments = vec!["install"];
+        arguments.extend(names(packages));
+        if self.apt(&arguments, "install", "packages")? {
+            return Ok(());
+        }
+        let mut failed = Vec::new();
+        for package in packages {
+            let log = format!("packages-{}", package.name);
+            if !self.apt(&["install", package.name], package.name, &log)? {
+                failed.push(*package);
+            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let hint = if update_failed {
+            " (the package lists could not be brought up to date either)"
+        } else {
+            ""
+        };
+        Err(format!(
+            "could not install{hint}:\n{}\nSee {}, or install them yourself:\n  {}",
+            reasons(&failed),
+            self.logs.join("packages.log").display(),
+            install_line(&failed)
+        ))
+    }
+
+    /// Runs the package client without questions; whether it succeeded.
+    fn apt(&self, arguments: &[&str], what: &str, log: &str) -> Result<bool, String> {
+        let mut command = Command::new("apt-get");
+        command
+            .args([
+                "-qq",
+                "-y",
+                "--no-install-recommends",
+                "-o",
+                "DPkg::Lock::Timeout=300",
+            ])
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        self.row.say(what);
+        let log = self.logs.join(format!("{log}.log"));
+        let status = progress::start_logged(&mut command, &log)
+            .and_then(|mut child| child.wait())
+            .map_err(|error| format!("cannot run apt-get: {error}"))?;
+        Ok(status.success())
+    }
 }
 
 #[cfg(test)]
@@ -420,6 +447,25 @@ mod tests {
             let count = line.split(' ').filter(|word| *word == package.name).count();
             assert_eq!(count, 1, "{}", package.name);
         }
+    }
+
+    #[test]
+    fn a_boot_needs_no_browser_and_no_judge_of_others() {
+        let built: Vec<_> = PACKAGES.iter().filter(|p| !p.is_for_tests()).collect();
+        for (name, for_tests) in [("chromium", true), ("make", false), ("e2fsprogs", false)] {
+            let package = PACKAGES.iter().find(|package| package.name == name);
+            assert_eq!(
+                package.map(Package::is_for_tests),
+                Some(for_tests),
+                "{name}"
+            );
+        }
+        assert!(
+            built
+                .iter()
+                .all(|package| !package.why.starts_with("tests"))
+        );
+        assert!(built.len() < PACKAGES.len());
     }
 
     #[test]

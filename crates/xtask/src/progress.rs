@@ -1,17 +1,26 @@
-//! One line of progress while a child process works, and its output in a log file.
+//! Progress of work that takes longer than two seconds: one row for each step that runs, several at
+//! once, with how long the step took last time; and the output of programs in log files.
 
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How often the child is looked at; short enough that no step is rounded up noticeably.
-const POLL: Duration = Duration::from_millis(100);
+/// How often rows are drawn on a terminal.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
 
-/// How often a line is printed where nobody can see a spinner.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+/// How often a line is printed where the output is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// Steps shorter than this took what they took from the cache: they say nothing about next time.
+const REMEMBERED_FROM: Duration = Duration::from_secs(3);
+
+/// The file in the cache with how long each step took when it last did its work.
+pub const HISTORY: &str = "times/steps";
 
 /// Environment variable through which the steps done so far reach `alknet-tasks`.
 pub const STEPS_VARIABLE: &str = "ALKNET_STEPS";
@@ -25,15 +34,10 @@ pub struct StepTime {
     pub seconds: f64,
 }
 
-/// Runs `command` with its output in `log`, showing `title` and the time elapsed.
-pub fn run_logged(command: &mut Command, title: &str, log: &Path) -> io::Result<ExitStatus> {
-    watch(start_logged(command, log)?, title)
-}
-
 /// Starts `command` with its output in `log`.
 pub fn start_logged(command: &mut Command, log: &Path) -> io::Result<Child> {
     if let Some(folder) = log.parent() {
-        std::fs::create_dir_all(folder)?;
+        fs::create_dir_all(folder)?;
     }
     let file = File::create(log)?;
     command
@@ -43,50 +47,306 @@ pub fn start_logged(command: &mut Command, log: &Path) -> io::Result<Child> {
         .spawn()
 }
 
-/// Waits for a child, showing that it still works.
-pub fn watch(child: Child, title: &str) -> io::Result<ExitStatus> {
-    Ok(watch_all([child], title)?.remove(0))
+/// The rows of the steps that run now. A thread of its own draws them until this is dropped.
+#[derive(Debug)]
+pub struct Board {
+    shared: Arc<Shared>,
+    printer: Option<JoinHandle<()>>,
 }
 
-/// Waits for all of these, showing that they still work; their statuses, in the order given.
-pub fn watch_all(
-    children: impl IntoIterator<Item = Child>,
-    title: &str,
-) -> io::Result<Vec<ExitStatus>> {
-    let mut children: Vec<Child> = children.into_iter().collect();
-    let started = Instant::now();
-    let terminal = io::stderr().is_terminal();
-    if !terminal {
-        eprintln!("{title} ...");
+/// A step that runs. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Row {
+    shared: Arc<Shared>,
+    id: u64,
+    name: String,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Notified when the board ends, so that the command does not wait for the next drawing.
+    changed: Condvar,
+    /// How long steps took last time, by name, in seconds.
+    history: Mutex<BTreeMap<String, f64>>,
+    file: PathBuf,
+    terminal: bool,
+    began: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rows: Vec<Shown>,
+    /// Steps that are known to come after those that run.
+    ahead: Vec<String>,
+    next: u64,
+    /// Rows on the terminal that the next drawing replaces.
+    drawn: usize,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Shown {
+    id: u64,
+    name: String,
+    detail: String,
+    started: Instant,
+}
+
+impl Board {
+    /// A board without rows. `history` is the file with how long steps took; it need not exist.
+    #[must_use]
+    pub fn new(history: &Path) -> Self {
+        let known = fs::read_to_string(history).unwrap_or_default();
+        let known = decode_steps(&known.replace('\n', ";"));
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            history: Mutex::new(known.into_iter().map(|s| (s.name, s.seconds)).collect()),
+            file: history.to_owned(),
+            terminal: io::stderr().is_terminal(),
+            began: Instant::now(),
+        });
+        let printing = Arc::clone(&shared);
+        let printer = thread::Builder::new()
+            .name("progress".to_owned())
+            .spawn(move || printing.print())
+            .ok();
+        Self { shared, printer }
     }
-    let mut next = LINE_EVERY;
-    loop {
-        // A child that has ended gives the same status each time it is asked.
-        let statuses = children.iter_mut().map(Child::try_wait);
-        let statuses: Vec<Option<ExitStatus>> = statuses.collect::<io::Result<_>>()?;
-        if let Some(statuses) = statuses.into_iter().collect() {
-            if terminal {
-                eprint!("\r\x1b[K");
+
+    /// Begins a step.
+    #[must_use]
+    pub fn start(&self, name: &str) -> Row {
+        let started = Instant::now();
+        let mut state = self.shared.state();
+        let id = state.next;
+        state.next += 1;
+        state.ahead.retain(|ahead| ahead != name);
+        state.rows.push(Shown {
+            id,
+            name: name.to_owned(),
+            detail: String::new(),
+            started,
+        });
+        drop(state);
+        if !self.shared.terminal {
+            let last = self.shared.expected(name);
+            let last = last.map_or_else(String::new, |last| format!(" (last time {})", span(last)));
+            eprintln!("{name} ...{last}");
+        }
+        Row {
+            shared: Arc::clone(&self.shared),
+            id,
+            name: name.to_owned(),
+            started,
+        }
+    }
+
+    /// Prints a line above the rows.
+    pub fn print(&self, line: &str) {
+        let mut state = self.shared.state();
+        if self.shared.terminal {
+            draw(&mut state, &[]);
+        }
+        let mut out = io::stdout().lock();
+        // A closed output is no reason to stop the work.
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    }
+
+    /// Names steps that follow, for the estimate of what is left.
+    pub fn announce(&self, names: &[&str]) {
+        let mut state = self.shared.state();
+        state
+            .ahead
+            .extend(names.iter().map(|name| (*name).to_owned()));
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        self.shared.state().ended = true;
+        self.shared.changed.notify_all();
+        if let Some(printer) = self.printer.take() {
+            // It panics nowhere; and what it could not draw is no loss.
+            let _ = printer.join();
+        }
+    }
+}
+
+impl Row {
+    /// What the step does at this moment.
+    pub fn say(&self, detail: &str) {
+        let mut state = self.shared.state();
+        if let Some(shown) = state.rows.iter_mut().find(|shown| shown.id == self.id) {
+            detail.clone_into(&mut shown.detail);
+        }
+    }
+
+    /// Ends the step and remembers how long it took.
+    #[must_use]
+    pub fn finish(self) -> StepTime {
+        let elapsed = self.started.elapsed();
+        if elapsed >= REMEMBERED_FROM {
+            self.shared.remember(&self.name, elapsed);
+        }
+        if !self.shared.terminal {
+            eprintln!("{}: done in {}", self.name, span(elapsed));
+        }
+        self.end()
+    }
+
+    /// Ends a step that says nothing about how long it takes: it failed.
+    #[must_use]
+    pub fn end(self) -> StepTime {
+        StepTime {
+            name: self.name.clone(),
+            seconds: self.started.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.rows.retain(|shown| shown.id != self.id);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Rows are whole between any two statements; a panic elsewhere leaves them fit to be drawn.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expected(&self, name: &str) -> Option<Duration> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history
+            .get(name)
+            .map(|seconds| Duration::from_secs_f64(seconds.max(0.0)))
+    }
+
+    /// A history that cannot be written costs an estimate, nothing else.
+    fn remember(&self, name: &str, elapsed: Duration) {
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.insert(name.to_owned(), elapsed.as_secs_f64());
+        let steps = history.iter().map(|(name, seconds)| StepTime {
+            name: name.clone(),
+            seconds: *seconds,
+        });
+        let text = encode_steps(&steps.collect::<Vec<_>>()).replace(';', "\n");
+        let _ = self
+            .file
+            .parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| fs::write(&self.file, text + "\n"));
+    }
+
+    fn print(&self) {
+        let every = if self.terminal {
+            DRAW_EVERY
+        } else {
+            LINE_EVERY
+        };
+        let mut state = self.state();
+        while !state.ended {
+            let waited = self
+                .changed
+                .wait_timeout_while(state, every, |state| !state.ended);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if state.ended {
+                break;
             }
-            return Ok(statuses);
+            let lines = self.lines(&state);
+            if self.terminal {
+                draw(&mut state, &lines);
+            } else if !lines.is_empty() {
+                eprintln!("{}", lines.join(" · "));
+            }
         }
-        let elapsed = started.elapsed();
-        if terminal {
-            eprint!("\r\x1b[K{title} ... {} s", elapsed.as_secs());
-            io::stderr().flush()?;
-        } else if elapsed >= next {
-            eprintln!("{title} ... {} s", elapsed.as_secs());
-            next += LINE_EVERY;
+        if self.terminal {
+            draw(&mut state, &[]);
         }
-        thread::sleep(POLL);
+    }
+
+    fn lines(&self, state: &State) -> Vec<String> {
+        let one = |shown: &Shown| {
+            let mut line = format!("{} {}", shown.name, span(shown.started.elapsed()));
+            if let Some(last) = self.expected(&shown.name) {
+                line += &format!(" of about {}", span(last));
+            }
+            if !shown.detail.is_empty() {
+                line += &format!(" ({})", shown.detail);
+            }
+            line
+        };
+        let mut lines: Vec<String> = state.rows.iter().map(one).collect();
+        if lines.is_empty() {
+            return lines;
+        }
+        if let Some(left) = self.left(state) {
+            lines.push(format!("about {} left", span(left)));
+        }
+        if self.terminal {
+            lines.push(format!("{} so far", span(self.began.elapsed())));
+        }
+        lines
+    }
+
+    /// The longest of what the steps that run have left, and all that follows; none when no step is
+    /// known from earlier.
+    fn left(&self, state: &State) -> Option<Duration> {
+        let running = state.rows.iter().filter_map(|shown| {
+            let expected = self.expected(&shown.name)?;
+            Some(expected.saturating_sub(shown.started.elapsed()))
+        });
+        let ahead = state.ahead.iter().filter_map(|name| self.expected(name));
+        let (running, ahead) = (running.max(), ahead.reduce(|one, other| one + other));
+        match (running, ahead) {
+            (None, None) => None,
+            (running, ahead) => Some(running.unwrap_or_default() + ahead.unwrap_or_default()),
+        }
+    }
+}
+
+/// Replaces the rows drawn last.
+fn draw(state: &mut State, lines: &[String]) {
+    let mut text = String::new();
+    if state.drawn > 0 {
+        text += &format!("\x1b[{}A\r\x1b[J", state.drawn);
+    }
+    for line in lines {
+        let cut: String = line.chars().take(100).collect();
+        text += &format!("{cut}\n");
+    }
+    state.drawn = lines.len();
+    let mut out = io::stderr().lock();
+    // A terminal that is gone has nothing to show.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// `12 s`, and from two minutes on `3:05 min`.
+#[must_use]
+pub fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64().round() as u64;
+    if seconds < 120 {
+        format!("{seconds} s")
+    } else {
+        format!("{}:{:02} min", seconds / 60, seconds % 60)
     }
 }
 
 /// Writes steps as `name=seconds;name=seconds`, for [`STEPS_VARIABLE`].
 #[must_use]
 pub fn encode_steps(steps: &[StepTime]) -> String {
-    let one =
-        |step: &StepTime| format!("{}={:.3}", step.name.replace(['=', ';'], " "), step.seconds);
+    let one = |step: &StepTime| {
+        format!(
+            "{}={:.3}",
+            step.name.replace(['=', ';', '\n'], " "),
+            step.seconds
+        )
+    };
     steps.iter().map(one).collect::<Vec<_>>().join(";")
 }
 
@@ -97,7 +357,10 @@ pub fn decode_steps(text: &str) -> Vec<StepTime> {
         let (name, seconds) = part.split_once('=')?;
         Some(StepTime {
             name: name.to_owned(),
-            seconds: seconds.parse().ok()?,
+            seconds: seconds
+                .parse()
+                .ok()
+                .filter(|seconds: &f64| seconds.is_finite())?,
         })
     };
     text.split(';').filter_map(one).collect()
@@ -127,7 +390,7 @@ mod tests {
     #[test]
     fn nonsense_in_the_environment_is_no_step() {
         assert!(decode_steps("").is_empty());
-        assert!(decode_steps("x;y=z;=").is_empty());
+        assert!(decode_steps("x;y=z;=;a=inf").is_empty());
     }
 
     #[test]
@@ -135,19 +398,60 @@ mod tests {
         let log = std::env::temp_dir().join(format!("xtask-log-{}", std::process::id()));
         let mut command = Command::new("sh");
         command.args(["-c", "echo out; echo err >&2; exit 3"]);
-        let status = run_logged(&mut command, "test", &log).expect("sh starts");
-        assert_eq!(status.code(), Some(3));
-        let text = std::fs::read_to_string(&log).expect("the log was written");
+        let mut child = start_logged(&mut command, &log).expect("sh starts");
+        assert_eq!(child.wait().expect("it ends").code(), Some(3));
+        let text = fs::read_to_string(&log).expect("the log was written");
         assert!(text.contains("out") && text.contains("err"), "{text}");
-        std::fs::remove_file(log).expect("the log is ours");
+        fs::remove_file(log).expect("the log is ours");
     }
 
     #[test]
-    fn several_children_are_waited_for_in_their_order() {
-        let child = |script: &str| Command::new("sh").args(["-c", script]).spawn();
-        let children = ["sleep 0.3; exit 1", "exit 2"].map(|script| child(script).expect("sh"));
-        let statuses = watch_all(children, "test").expect("they are ours");
-        let codes: Vec<_> = statuses.iter().map(|status| status.code()).collect();
-        assert_eq!(codes, [Some(1), Some(2)]);
+    fn what_is_left_is_the_longest_that_runs_and_what_follows() {
+        let file = std::env::temp_dir().join(format!("xtask-times-{}", std::process::id()));
+        fs::write(&file, "kernel=795\nworkspace=600\nimage=3\nnonsense\n").expect("writable");
+        let board = Board::new(&file);
+        let (kernel, workspace) = (board.start("kernel"), board.start("workspace"));
+        board.announce(&["image", "boot"]);
+        workspace.say("compiling alknet");
+        let lines = board.shared.lines(&board.shared.state()).join("\n");
+        assert!(lines.contains("kernel 0 s of about 13:15 min"), "{lines}");
+        assert!(lines.contains("(compiling alknet)"), "{lines}");
+        assert!(lines.contains("about 13:18 min left"), "{lines}");
+        drop(kernel.finish());
+        let lines = board.shared.lines(&board.shared.state()).join("\n");
+        assert!(
+            !lines.contains("kernel") && lines.contains("10:03 min left"),
+            "{lines}"
+        );
+        // What came out of the cache at once says nothing about the next time.
+        let text = fs::read_to_string(&file).expect("readable");
+        assert!(text.contains("kernel=795\n"), "{text}");
+        fs::remove_file(file).expect("ours");
+    }
+
+    #[test]
+    fn a_long_step_is_remembered() {
+        let file = std::env::temp_dir().join(format!("xtask-long-{}", std::process::id()));
+        let board = Board::new(&file);
+        board
+            .shared
+            .remember("kernel", Duration::from_millis(12_500));
+        assert_eq!(
+            board.shared.expected("kernel"),
+            Some(Duration::from_millis(12_500))
+        );
+        drop(board);
+        let again = Board::new(&file);
+        assert_eq!(
+            again.shared.expected("kernel"),
+            Some(Duration::from_millis(12_500))
+        );
+        fs::remove_file(file).expect("ours");
+    }
+
+    #[test]
+    fn spans_are_written_for_people() {
+        let said = [5, 119, 120, 795].map(|seconds| span(Duration::from_secs(seconds)));
+        assert_eq!(said, ["5 s", "119 s", "2:00 min", "13:15 min"]);
     }
 }

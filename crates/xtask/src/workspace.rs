@@ -1,16 +1,29 @@
 //! The one build folder, shared by every clone on this machine.
 //!
-//! Compiled libraries are the heavy part and are the same for every clone, so all of them build
-//! into the cache. Cargo judges a workspace member by the age of its files, not by their folder:
-//! after another clone has built, its results could pass for ours. A stamp names the clone that
-//! built last; when it names another, the members (never the libraries) are thrown away first. A
-//! lock keeps two clones from building at once.
+//! Every clone builds in the [mirror], so that whatever was compiled for one is good for the next, and
+//! only what differs between them is compiled again. A lock keeps two clones from building at once.
 
+#[cfg(test)]
+mod tests;
+
+use std::ffi::c_int;
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, BufRead, BufReader, IsTerminal, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use crate::cache;
+use crate::git::git;
+use crate::last_use::{BuildSet, LastUse};
+use crate::locks::{self, Sharing};
+use crate::mirror::{self, BroughtBack, Changes, Record};
+use crate::progress::Row;
+use crate::rustc;
 
 /// This clone and where it builds.
 #[derive(Clone, Debug)]
@@ -18,12 +31,52 @@ pub struct Workspace {
     root: PathBuf,
     cache: PathBuf,
     triple: String,
+    /// The lock as long as it is held: every cargo inherits it.
+    held: Arc<Mutex<Weak<File>>>,
 }
 
-/// Holds off every other clone until dropped.
+/// Holds off every other clone until this is dropped, and every cargo that was started under it, and every
+/// compiler of that, has ended.
 #[derive(Debug)]
 pub struct BuildLock {
-    _file: File,
+    _file: Arc<File>,
+    stamp: PathBuf,
+    changes: Changes,
+    left_out: Vec<PathBuf>,
+    record: Mutex<Record>,
+}
+
+impl BuildLock {
+    /// What differed between this clone and the one that built last.
+    #[must_use]
+    pub const fn changes(&self) -> Changes {
+        self.changes
+    }
+
+    /// Files of the clone that were not copied: git does not track them, and they are larger than
+    /// [`mirror::LARGEST_UNTRACKED`].
+    #[must_use]
+    pub fn left_out(&self) -> &[PathBuf] {
+        &self.left_out
+    }
+}
+
+impl Drop for BuildLock {
+    fn drop(&mut self) {
+        // Without it a clock that is set back costs a build that is not fresh, as it does without us.
+        let _ = stamp(&self.stamp, SystemTime::now());
+    }
+}
+
+/// How far the clock may be behind the last build without a word: two machines that share a disk differ
+/// by as much.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// `F_SETFD` of `fcntl(2)`.
+const SET_DESCRIPTOR_FLAGS: c_int = 2;
+
+unsafe extern "C" {
+    fn fcntl(descriptor: c_int, command: c_int, ...) -> c_int;
 }
 
 /// Seconds of a day.
@@ -38,6 +91,7 @@ impl Workspace {
             root,
             cache: cache.to_owned(),
             triple: host_triple()?,
+            held: Arc::default(),
         })
     }
 
@@ -53,10 +107,16 @@ impl Workspace {
         &self.cache
     }
 
+    /// The folder in the cache that holds this clone's content while it builds.
+    #[must_use]
+    pub fn mirror(&self) -> PathBuf {
+        self.cache.join(cache::MIRROR)
+    }
+
     /// Cargo's target folder.
     #[must_use]
     pub fn target(&self) -> PathBuf {
-        self.cache.join("target")
+        self.cache.join(cache::TARGET)
     }
 
     /// The host, as cargo names it in the target folder.
@@ -71,106 +131,131 @@ impl Workspace {
         self.target().join(&self.triple).join("release").join(name)
     }
 
-    /// Cargo, in the clone, told to build into the shared folder.
+    /// Cargo, which runs in the mirror and builds into the shared folder. The caller holds the
+    /// [lock](Self::claim), and cargo and its compilers hold it with the caller: when the caller is killed,
+    /// the folder is free only when they have ended.
     #[must_use]
     pub fn cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command
-            .current_dir(&self.root)
+            .current_dir(self.mirror())
             .arg(subcommand)
             .env("CARGO_TARGET_DIR", self.target())
+            .env("RUSTC_WORKSPACE_WRAPPER", rustc::path(&self.cache))
             .env_remove("CARGO_BUILD_TARGET_DIR");
         if let Some(day) = self.commit_day() {
             command.env("ALKNET_BUILD_TIME", day);
         }
+        if let Some(lock) = self.held().upgrade() {
+            inherit(&mut command, lock);
+        }
         command
+    }
+
+    /// Builds one program of the workspace, saying on the board which package is compiled, and records what it
+    /// is made of. The caller holds the [lock](Self::claim).
+    pub fn build(&self, program: &str, set: BuildSet, row: &Row) -> Result<PathBuf, String> {
+        let mut cargo = self.cargo("build");
+        // As part of the whole workspace, so that libraries keep the features they were compiled with.
+        cargo
+            .args(["--release", "--workspace", "--bin", program])
+            .arg("--message-format=json-render-diagnostics");
+        let messages = compile(&mut cargo, row)?;
+        self.record(set, &messages)?;
+        Ok(self.executable(program))
+    }
+
+    /// Records which compiled units a build used, from cargo's messages.
+    pub fn record(&self, set: BuildSet, messages: &str) -> Result<(), String> {
+        // The caller may become another program, which drops no lock.
+        let stamped = stamp(&self.cache.join(cache::BUILD_STAMP), SystemTime::now());
+        let recorded = stamped.and_then(|()| LastUse::of(&self.target()).note(set, messages));
+        recorded.map_err(|error| self.trouble("write into", &error))
+    }
+
+    /// Copies into the clone what cargo, or a test, changed in the mirror since `lock` was taken: manifests,
+    /// `Cargo.lock`, formatted sources, snapshots.
+    pub fn bring_back(&self, lock: &BuildLock) -> Result<BroughtBack, String> {
+        let mut record = lock.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let brought = mirror::bring_back(&self.root, &self.mirror(), &mut record);
+        brought.map_err(|error| {
+            format!(
+                "cannot copy what cargo changed in {} into this clone: {error}",
+                self.mirror().display()
+            )
+        })
     }
 
     /// The day of the commit being built, in seconds since 1970: no clock of a machine that runs
     /// it may be earlier. The day, so that two commits of one day share what they compile.
     fn commit_day(&self) -> Option<String> {
-        let mut git = Command::new("git");
-        git.current_dir(&self.root)
-            .args(["log", "-1", "--format=%ct"]);
-        let output = git.output().ok().filter(|output| output.status.success())?;
+        let mut log = git(&self.root);
+        log.args(["log", "-1", "--format=%ct"]);
+        let output = log.output().ok().filter(|output| output.status.success())?;
         let seconds: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
         Some((seconds - seconds % DAY_SECONDS).to_string())
     }
 
-    /// Takes the build folder for this clone: waits for other builds, then removes the members that
-    /// another clone built.
+    /// Takes the build folder for this clone: waits for other builds, then brings the mirror up to
+    /// this clone. Refuses a cache that would overwrite files of others.
     pub fn claim(&self) -> Result<BuildLock, String> {
+        cache::open(&self.root, &self.cache)?;
         fs::create_dir_all(self.target()).map_err(|error| self.trouble("create", &error))?;
-        let lock = self.lock().map_err(|error| self.trouble("lock", &error))?;
-        let stamp = self.target().join("alknet-clone");
-        let own = self.stamp().map_err(|error| self.trouble("read", &error))?;
-        let last = fs::read_to_string(&stamp).unwrap_or_default();
-        if last != own {
-            if !last.is_empty() || self.executable("alknet-tasks").exists() {
-                self.remove_members()?;
-            }
-            fs::write(&stamp, own).map_err(|error| self.trouble("write", &error))?;
-        }
-        Ok(lock)
+        let file = self.lock().map_err(|error| self.trouble("lock", &error))?;
+        let file = Arc::new(file);
+        let stamp_file = self.cache.join(cache::BUILD_STAMP);
+        let newest = stamped(&stamp_file).map_err(|error| self.trouble("read", &error))?;
+        self.warn_of_clock(newest);
+        let mirror = self.mirror();
+        let synced = mirror::sync(&self.root, &mirror, &self.cache, newest).map_err(|error| {
+            let (root, mirror) = (self.root.display(), mirror.display());
+            format!("cannot copy {root} to {mirror}: {error}")
+        })?;
+        // Files that were written now may have a later time than this.
+        let second = Duration::from_secs(u64::from(synced.changes.written > 0));
+        stamp(&stamp_file, SystemTime::now().max(newest + second))
+            .map_err(|error| self.trouble("write into", &error))?;
+        *self.held() = Arc::downgrade(&file);
+        Ok(BuildLock {
+            _file: file,
+            stamp: stamp_file,
+            changes: synced.changes,
+            left_out: synced.left_out,
+            record: Mutex::new(synced.record),
+        })
     }
 
-    /// Builds every member once, in the one profile.
-    pub fn build(&self, _lock: &BuildLock) -> Result<(), String> {
-        let status = self
-            .cargo("build")
-            .args(["--release", "--workspace"])
-            .status()
-            .map_err(|error| format!("cannot run cargo: {error}"))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err("the workspace does not build: cargo's messages are above".to_owned())
+    fn held(&self) -> MutexGuard<'_, Weak<File>> {
+        // It is replaced whole.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> io::Result<BuildLock> {
-        let file = File::create(self.target().join("alknet-lock"))?;
-        if file.try_lock().is_err() {
-            eprintln!("waiting for another clone that is building ...");
-            file.lock()?;
-        }
-        Ok(BuildLock { _file: file })
+    fn lock(&self) -> io::Result<File> {
+        let path = self.cache.join(cache::BUILD_LOCK);
+        let mut file = locks::take(&path, Sharing::Exclusive, |holder| {
+            eprintln!("waiting for another clone that is building: {holder} ...");
+        })?;
+        // For the one who waits: which clone, and which process to look at.
+        let holder = format!("{} (process {})\n", self.root.display(), std::process::id());
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(holder.as_bytes())?;
+        Ok(file)
     }
 
-    /// Names this clone: a new clone at an old path is another one.
-    fn stamp(&self) -> io::Result<String> {
-        let folder = fs::metadata(&self.root)?;
-        Ok(format!(
-            "{}\n{}:{}\n",
-            self.root.display(),
-            folder.dev(),
-            folder.ino()
-        ))
-    }
-
-    /// Cargo told to remove the members' results. It must be told the target: the one in
-    /// `.cargo/config.toml`, `host-tuple`, is nothing that `clean` finds a folder for.
-    fn clean_members(&self) -> Result<Command, String> {
-        let mut command = self.cargo("clean");
-        command.args(["--release", "--target", &self.triple]);
-        for member in members(&self.root)? {
-            command.args(["--package", &member]);
+    fn warn_of_clock(&self, newest: SystemTime) {
+        let behind = newest.duration_since(SystemTime::now()).unwrap_or_default();
+        if behind > CLOCK_TOLERANCE {
+            eprintln!(
+                "the clock is {} behind the last build: until it has caught up, each command compiles \
+                 again what changed; to end that, delete {}, {} and {} in {}",
+                crate::progress::span(behind),
+                cache::MIRROR,
+                cache::TARGET,
+                cache::BUILD_STAMP,
+                self.cache.display()
+            );
         }
-        Ok(command)
-    }
-
-    fn remove_members(&self) -> Result<(), String> {
-        let status = self
-            .clean_members()?
-            .arg("--quiet")
-            .status()
-            .map_err(|error| format!("cannot run cargo: {error}"))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(format!(
-            "cannot clear another clone's results: delete {} and try again",
-            self.target().display()
-        ))
     }
 
     fn trouble(&self, verb: &str, error: &io::Error) -> String {
@@ -181,37 +266,106 @@ impl Workspace {
     }
 }
 
-/// Names of the workspace's packages, read from its manifests.
-pub fn members(root: &Path) -> Result<Vec<String>, String> {
-    let read = |path: &Path| {
-        fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+/// Has the program that `command` starts, and all that it starts, keep the lock. No other program of this
+/// process gets it: one that stays, such as a machine, would keep it for as long.
+fn inherit(command: &mut Command, lock: Arc<File>) {
+    let keep = move || {
+        // SAFETY: fcntl may be called between fork and exec. The closure owns the file, so that the descriptor
+        // is open, and F_SETFD without FD_CLOEXEC takes an int.
+        if unsafe { fcntl(lock.as_raw_fd(), SET_DESCRIPTOR_FLAGS, 0 as c_int) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     };
-    let mut names = Vec::new();
-    for folder in member_folders(&read(&root.join("Cargo.toml"))?) {
-        let manifest = root.join(folder).join("Cargo.toml");
-        let name = package_name(&read(&manifest)?)
-            .ok_or_else(|| format!("{} names no package", manifest.display()))?;
-        names.push(name);
+    // SAFETY: the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(keep) };
+}
+
+/// The time of the stamp file: no artefact is later. 1970 where no build was.
+fn stamped(file: &Path) -> io::Result<SystemTime> {
+    match fs::metadata(file) {
+        Ok(data) => data.modified(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(SystemTime::UNIX_EPOCH),
+        Err(error) => Err(error),
     }
-    Ok(names)
 }
 
-/// The quoted strings of `members = [...]`.
-fn member_folders(manifest: &str) -> Vec<String> {
-    let Some((_, rest)) = manifest.split_once("members = [") else {
-        return Vec::new();
-    };
-    let list = rest.split(']').next().unwrap_or(rest);
-    list.split('"')
-        .skip(1)
-        .step_by(2)
-        .map(str::to_owned)
-        .collect()
+/// Dates the stamp file with `time`, unless it has a later one.
+fn stamp(file: &Path, time: SystemTime) -> io::Result<()> {
+    let time = time.max(stamped(file)?);
+    let opened = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(file)?;
+    opened.set_modified(time)
 }
 
-fn package_name(manifest: &str) -> Option<String> {
-    let line = manifest.lines().find(|line| line.starts_with("name = "))?;
-    Some(line.split('"').nth(1)?.to_owned())
+/// Runs cargo, saying on the board which package it compiles. Returns what it wrote to its standard output;
+/// when it fails, the text is what it wrote to the other one.
+fn compile(cargo: &mut Command, row: &Row) -> Result<String, String> {
+    if io::stderr().is_terminal() {
+        cargo.env("CARGO_TERM_COLOR", "always");
+    }
+    let spawned = cargo
+        .env("CARGO_TERM_PROGRESS_WHEN", "never")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = spawned.map_err(|error| format!("cannot run cargo: {error}"))?;
+    let stdout = child.stdout.take();
+    let messages = thread::spawn(move || stdout.map(io::read_to_string));
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            match package_in(&line) {
+                Some(package) => row.say(&package),
+                None => {
+                    said += &line;
+                    said.push('\n');
+                }
+            }
+        }
+    }
+    let status = child
+        .wait()
+        .map_err(|error| format!("cannot wait for cargo: {error}"))?;
+    if status.success() {
+        let messages = messages.join().ok().flatten();
+        return messages
+            .unwrap_or_else(|| Ok(String::new()))
+            .map_err(|error| format!("cannot read what cargo says: {error}"));
+    }
+    Err(format!(
+        "{said}cargo could not build this ({status}): its messages are above"
+    ))
+}
+
+/// The package of a line in which cargo says what it does, colours or not.
+fn package_in(line: &str) -> Option<String> {
+    const DOINGS: [&str; 6] = [
+        "Compiling",
+        "Downloaded",
+        "Downloading",
+        "Checking",
+        "Locking",
+        "Fresh",
+    ];
+    let mut plain = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        plain += before;
+        rest = after.split_once('m').map_or("", |(_, rest)| rest);
+    }
+    plain += rest;
+    let mut words = plain.split_whitespace();
+    let doing = words.next().filter(|word| DOINGS.contains(word))?;
+    Some(format!(
+        "{} {}",
+        doing.to_lowercase(),
+        words.next().unwrap_or_default()
+    ))
 }
 
 fn host_triple() -> Result<String, String> {
@@ -224,78 +378,4 @@ fn host_triple() -> Result<String, String> {
         .lines()
         .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
         .ok_or_else(|| "rustc -vV names no host".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn root() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-    }
-
-    #[test]
-    fn every_member_is_named() {
-        let names = members(&root()).expect("the workspace's manifests are readable");
-        assert!(names.contains(&"xtask".to_owned()) && names.contains(&"alknet".to_owned()));
-        let unique: std::collections::BTreeSet<_> = names.iter().collect();
-        assert_eq!(unique.len(), names.len());
-    }
-
-    #[test]
-    fn a_manifest_without_members_has_none() {
-        assert!(member_folders("[workspace]\n").is_empty());
-        assert!(package_name("[package]\n").is_none());
-    }
-
-    #[test]
-    fn another_clone_is_told_apart() {
-        let base = std::env::temp_dir().join(format!("xtask-claim-{}", std::process::id()));
-        let clone = |name: &str| {
-            let folder = base.join(name);
-            fs::create_dir_all(&folder).expect("the temporary folder is writable");
-            Workspace::new(&folder, &base.join("cache")).expect("the folder exists")
-        };
-        let (one, two) = (clone("one"), clone("two"));
-        assert_ne!(one.stamp().ok(), two.stamp().ok());
-        drop(one.claim().expect("nothing was built yet"));
-        let stamp = fs::read_to_string(one.target().join("alknet-clone")).expect("stamped");
-        assert_eq!(Some(stamp), one.stamp().ok());
-        fs::remove_dir_all(base).expect("the folder is ours");
-    }
-
-    #[test]
-    fn what_another_clone_built_is_found() {
-        // TARGET/TRIPLE/release/deps/this-test
-        let this = std::env::current_exe().expect("it runs");
-        let target = this.ancestors().nth(4).expect("cargo built it");
-        let cache = target.parent().expect("a folder holds it");
-        let workspace = Workspace::new(&root(), cache).expect("the clone is here");
-        let mut clean = workspace.clean_members().expect("the members are known");
-        let output = clean
-            .arg("--dry-run")
-            .env("CARGO_TARGET_DIR", target)
-            .output()
-            .expect("cargo runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
-        assert!(
-            said.contains("Summary") && !said.contains("Summary 0 files"),
-            "{said}"
-        );
-    }
-
-    #[test]
-    fn a_held_build_folder_is_not_handed_out_twice() {
-        let base = std::env::temp_dir().join(format!("xtask-lock-{}", std::process::id()));
-        fs::create_dir_all(&base).expect("the temporary folder is writable");
-        let workspace = Workspace::new(&base, &base.join("cache")).expect("the folder exists");
-        let held = workspace.claim().expect("nothing was built yet");
-        let file = File::open(workspace.target().join("alknet-lock")).expect("the lock exists");
-        assert!(file.try_lock().is_err());
-        drop(held);
-        // Waits: a child that another test is starting may still hold a copy of the descriptor.
-        file.lock().expect("nobody keeps it");
-        fs::remove_dir_all(base).expect("the folder is ours");
-    }
 }

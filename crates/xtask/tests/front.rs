@@ -1,0 +1,90 @@
+//! The program as cargo starts it: as the front of the compiler, under its other name, and as `cargo xtask`.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+#[test]
+fn the_front_starts_the_compiler_with_every_variable() {
+    let cache = std::env::temp_dir().join(format!("xtask-front-test-{}", std::process::id()));
+    let front = xtask::rustc::path(&cache);
+    fs::create_dir_all(front.parent().expect("it lies in a folder")).expect("writable");
+    symlink(env!("CARGO_BIN_EXE_xtask"), &front).expect("writable");
+    let output = Command::new(&front)
+        .args(["env", "LAST=argument"])
+        .env("CARGO_BIN_EXE_with-a-dash", "kept")
+        .output()
+        .expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("CARGO_BIN_EXE_with-a-dash=kept"), "{text}");
+    assert!(text.contains("LAST=argument"), "{text}");
+    let output = Command::new(&front)
+        .arg("/nonexistent/rustc")
+        .output()
+        .expect("it starts");
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("cannot start /nonexistent/rustc"), "{text}");
+    fs::remove_dir_all(cache).expect("ours");
+}
+
+/// `cargo xtask cargo ARGUMENTS` in a clone of one file, with a shell script in cargo's place.
+fn xtask_cargo(base: &Path, script: &str, arguments: &[&str]) -> Output {
+    let cargo = base.join("cargo");
+    fs::write(&cargo, format!("#!/bin/sh\n{script}\n")).expect("ours");
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).expect("ours");
+    Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .arg("cargo")
+        .args(arguments)
+        .env("CARGO", cargo)
+        .env("CARGO_MANIFEST_DIR", base.join("clone/crates/xtask"))
+        .env("ALKNET_CACHE", base.join("cache"))
+        .output()
+        .expect("it starts")
+}
+
+fn clone_of_one_file(name: &str) -> PathBuf {
+    let base = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
+    fs::create_dir_all(base.join("clone/crates/xtask")).expect("the temporary folder is writable");
+    fs::write(base.join("clone/lib.rs"), "fn a( ){}").expect("ours");
+    base
+}
+
+#[test]
+fn what_cargo_fmt_changed_is_in_the_clone() {
+    let base = clone_of_one_file("fmt");
+    let output = xtask_cargo(&base, "echo 'fn a() {}' > lib.rs; exit 7", &["fmt"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(
+        said.contains("cargo changed in this clone: lib.rs"),
+        "{said}"
+    );
+    let content = fs::read_to_string(base.join("clone/lib.rs"));
+    assert_eq!(content.expect("it is there"), "fn a() {}\n");
+    fs::remove_dir_all(base).expect("ours");
+}
+
+#[test]
+fn cargo_clean_is_refused() {
+    let base = clone_of_one_file("clean");
+    let output = xtask_cargo(&base, "echo started > ../started", &["clean"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("cargo xtask cache --prune"), "{said}");
+    assert!(!base.join("cache/started").exists());
+    fs::remove_dir_all(base).expect("ours");
+}
+
+#[test]
+fn a_file_that_is_too_large_is_named() {
+    let base = clone_of_one_file("large");
+    let disk = fs::File::create(base.join("clone/disk.raw")).expect("ours");
+    disk.set_len(4 << 30).expect("a file may have holes");
+    let output = xtask_cargo(&base, "exit 0", &["check"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("not built with: disk.raw"), "{said}");
+    fs::remove_dir_all(base).expect("ours");
+}
