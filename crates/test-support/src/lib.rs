@@ -1,0 +1,22 @@
+//! What the tests of every package share: deadlines that scale with how busy the machine is, a wait
+//! for a condition, ports for servers, and named skips.
+//!
+//! `cargo xtask test` sets two environment variables for the test programs that it starts, so that this
+//! library is one of the few that read the environment:
+//!
+//! | variable | content |
+//! |---|---|
+//! | `ALKNET_TEST_SLOWDOWN` | a decimal of at least 1: how much slower the machine is than at rest |
+//! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, appends one line |
+//!
+//! Without them, deadlines are not scaled and skips are only printed, so that `cargo test` works too.
+
+mod deadline;
+mod port;
+mod skip;
+
+pub use deadline::{
+    Answer, SLOWDOWN_MAX, deadline, eventually, limited, parse_slowdown, seconds, slowdown,
+};
+pub use port::Port;
+pub use skip::{skipped, skipped_whole};
