@@ -5,52 +5,75 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use alknet_carried::trailer;
+use xtask::last_use::BuildSet;
+use xtask::workspace::BuildLock;
 
 use crate::context::Context;
-use crate::driver::Selection;
+use crate::driver::{self, Selection};
 use crate::failure::{Failure, Result};
+use crate::gpu::{self, Gpu};
 use crate::scratch::Scratch;
-use crate::{cached, digest, gpu};
+use crate::{cached, digest};
 
 /// Its name.
-pub(crate) const NAME: &str = "alknet";
+pub const NAME: &str = "alknet";
 
 /// Whole binaries kept in the cache; an older one is put together again when it is wanted.
 const KEPT: usize = 4;
 
-/// As cargo linked it: serves and calls, and carries nothing. The front door built it.
-pub(crate) fn plain(cx: &Context) -> Result<PathBuf> {
-    let path = cx.executable(NAME);
-    if path.exists() {
-        return Ok(path);
-    }
-    Err(Failure::Workspace(format!(
-        "{} is missing: run this through `cargo xtask`",
-        path.display()
-    )))
+/// As cargo links it: serves and calls, and carries nothing.
+pub fn plain(cx: &Context) -> Result<PathBuf> {
+    let lock = cx.claim()?;
+    compile(cx, &lock)
+}
+
+pub(crate) fn compile(cx: &Context, _lock: &BuildLock) -> Result<PathBuf> {
+    cx.build(NAME, BuildSet::Binary)
 }
 
 /// With the program for GPUs behind it, which has these drivers. With no driver it still has what the
 /// processor computes without one.
-pub(crate) fn whole(cx: &Context, selection: &Selection) -> Result<PathBuf> {
-    let plain = plain(cx)?;
-    let gpu = gpu::ensure(cx, selection)?;
+pub fn whole(cx: &Context, selection: &Selection) -> Result<PathBuf> {
+    let drivers = driver::ensure(cx, selection)?;
+    let lock = cx.claim()?;
+    let plain = compile(cx, &lock)?;
+    let gpu = gpu::with_drivers(cx, &drivers, selection, &lock)?;
+    carry(cx, &plain, &gpu)
+}
+
+/// Puts both together, or finds them so in the cache.
+pub(crate) fn carry(cx: &Context, plain: &Path, gpu: &Gpu) -> Result<PathBuf> {
     let binaries = cx.cache().join("binary");
-    let folder = binaries.join(key(&[&plain, &gpu.packed])?);
+    let folder = folder(cx, plain, gpu)?;
     let binary = folder.join(NAME);
     if !binary.exists() {
         let what = || Failure::io(format!("put together {}", binary.display()));
         let scratch = Scratch::new(cx.cache(), "binary-")?;
         let ready = scratch.path().join("ready");
         fs::create_dir(&ready).map_err(what())?;
-        join(&plain, &gpu, &ready.join(NAME)).map_err(what())?;
+        join(plain, gpu, &ready.join(NAME)).map_err(what())?;
         cached::settle(&ready, &folder).map_err(what())?;
         cached::forget_old(&binaries, &folder, KEPT).map_err(what())?;
     }
     Ok(binary)
 }
 
-fn join(plain: &Path, gpu: &gpu::Gpu, out: &Path) -> io::Result<()> {
+/// The binary of the last build with `gpu` behind it, if it lies in the cache.
+pub(crate) fn cached(cx: &Context, gpu: &Gpu) -> Result<Option<PathBuf>> {
+    let plain = cx.executable(NAME);
+    if !plain.exists() {
+        return Ok(None);
+    }
+    let binary = folder(cx, &plain, gpu)?.join(NAME);
+    Ok(binary.exists().then_some(binary))
+}
+
+fn folder(cx: &Context, plain: &Path, gpu: &Gpu) -> Result<PathBuf> {
+    let key = key(&[plain, &gpu.packed])?;
+    Ok(cx.cache().join("binary").join(key))
+}
+
+fn join(plain: &Path, gpu: &Gpu, out: &Path) -> io::Result<()> {
     fs::copy(plain, out)?;
     let mut out = OpenOptions::new().append(true).open(out)?;
     let packed = io::copy(&mut File::open(&gpu.packed)?, &mut out)?;
@@ -82,7 +105,7 @@ mod tests {
         fs::write(at("plain"), b"what cargo linked").expect("writable");
         fs::write(at("gpu"), &program).expect("writable");
         fs::write(at("gpu.zst"), &packed).expect("writable");
-        let gpu = gpu::Gpu {
+        let gpu = Gpu {
             executable: at("gpu"),
             packed: at("gpu.zst"),
         };

@@ -4,30 +4,57 @@ use std::env;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
-use std::time::Instant;
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use xtask::progress::{self, StepTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use xtask::last_use::BuildSet;
+use xtask::progress::{self, Board, Row, StepTime};
 use xtask::workspace::{BuildLock, Workspace};
 
-use crate::failed;
 use crate::failure::{Failure, Result};
+use crate::group::{self, ProcessGroup};
 
 /// Lines of a failed program's log that are shown at once.
 const TAIL_LINES: usize = 20;
 
+/// How often a program is looked at; short enough that no step is rounded up noticeably.
+const POLL: Duration = Duration::from_millis(50);
+
+/// How long programs of an abandoned step have to end in order before SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// The surroundings of one command.
 #[derive(Debug)]
-pub(crate) struct Context {
+pub struct Context {
     workspace: Workspace,
     /// Folder the user named for sources, looked into before any other place.
-    pub(crate) sources: Option<PathBuf>,
+    pub sources: Option<PathBuf>,
     steps: Vec<StepTime>,
+    board: Arc<Board>,
+    /// The step that this works on, if any.
+    row: Option<Row>,
+    /// The lock, as long as any part of this command holds it.
+    held: Arc<Mutex<Weak<BuildLock>>>,
+    /// When this command began, the front door's part included.
+    began: Instant,
+    /// Set when a step that runs beside this one failed.
+    abandoned: Arc<AtomicBool>,
 }
+
+/// One of several steps that run at the same time.
+pub type Job<'a> = (
+    &'a str,
+    Box<dyn FnOnce(&mut Context) -> Result<()> + Send + 'a>,
+);
 
 impl Context {
     /// From the environment that the front door set.
-    pub(crate) fn from_environment(sources: Option<PathBuf>) -> Result<Self> {
+    pub fn from_environment(sources: Option<PathBuf>) -> Result<Self> {
         let root = env::var_os("ALKNET_ROOT").map_or_else(
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
             PathBuf::from,
@@ -36,142 +63,290 @@ impl Context {
         let workspace = Workspace::new(&root, &cache).map_err(Failure::Workspace)?;
         let steps = env::var(progress::STEPS_VARIABLE)
             .map_or_else(|_| Vec::new(), |text| progress::decode_steps(&text));
+        let before: f64 = steps.iter().map(|step| step.seconds).fold(0.0, f64::max);
+        let now = Instant::now();
         Ok(Self {
+            began: now
+                .checked_sub(Duration::from_secs_f64(before))
+                .unwrap_or(now),
+            board: Arc::new(Board::new(&cache.join(progress::HISTORY))),
             workspace,
             sources,
             steps,
+            row: None,
+            held: Arc::default(),
+            abandoned: Arc::default(),
         })
     }
 
+    /// A context whose cache and history lie in `folder`.
+    #[cfg(test)]
+    pub(crate) fn in_folder(folder: &Path) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        Self {
+            workspace: Workspace::new(&root, folder).expect("this clone"),
+            sources: None,
+            steps: Vec::new(),
+            board: Arc::new(Board::new(&folder.join(progress::HISTORY))),
+            row: None,
+            held: Arc::default(),
+            began: Instant::now(),
+            abandoned: Arc::default(),
+        }
+    }
+
     /// The clone.
-    pub(crate) fn root(&self) -> &Path {
+    pub fn root(&self) -> &Path {
         self.workspace.root()
     }
 
+    /// The clone's content where it is built; this clone's as long as the [lock](Self::claim) is held.
+    pub fn mirror(&self) -> PathBuf {
+        self.workspace.mirror()
+    }
+
     /// The folder of heavy outputs.
-    pub(crate) fn cache(&self) -> &Path {
+    pub fn cache(&self) -> &Path {
         self.workspace.cache()
     }
 
     /// What this machine runs, as cargo names it in its target folder.
-    pub(crate) fn triple(&self) -> &str {
+    pub fn triple(&self) -> &str {
         self.workspace.triple()
     }
 
     /// A built executable of the workspace.
-    pub(crate) fn executable(&self, name: &str) -> PathBuf {
+    pub fn executable(&self, name: &str) -> PathBuf {
         self.workspace.executable(name)
     }
 
-    /// Keeps other clones out of the build folder until dropped.
-    pub(crate) fn claim(&self) -> Result<BuildLock> {
-        self.workspace.claim().map_err(Failure::Workspace)
+    /// Keeps other clones out of the build folder until dropped. A command that holds it gets the same
+    /// lock again.
+    pub fn claim(&self) -> Result<Arc<BuildLock>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = held.upgrade() {
+            return Ok(lock);
+        }
+        let lock = Arc::new(self.workspace.claim().map_err(Failure::Workspace)?);
+        *held = Arc::downgrade(&lock);
+        Ok(lock)
+    }
+
+    /// Copies into the clone what tests wrote into the sources that they were built from.
+    pub fn bring_back(&self, lock: &BuildLock) -> Result<()> {
+        let brought = self.workspace.bring_back(lock);
+        let brought = brought.map_err(Failure::Workspace)?;
+        for line in brought.lines(&self.workspace.mirror()) {
+            self.board().print(&line);
+        }
+        Ok(())
     }
 
     /// Cargo, told where this workspace builds.
-    pub(crate) fn cargo(&self, subcommand: &str) -> Command {
+    pub fn cargo(&self, subcommand: &str) -> Command {
         self.workspace.cargo(subcommand)
     }
 
+    /// The rows of what runs.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Every step so far.
+    pub fn steps(&self) -> &[StepTime] {
+        &self.steps
+    }
+
     /// The file a step's output goes to.
-    pub(crate) fn log(&self, name: &str) -> PathBuf {
+    pub fn log(&self, name: &str) -> PathBuf {
         self.cache().join("logs").join(format!("{name}.log"))
     }
 
-    /// Does `work` and notes how long it took.
-    pub(crate) fn step<T>(
-        &mut self,
-        name: &str,
-        work: impl FnOnce(&mut Self) -> Result<T>,
-    ) -> Result<T> {
-        let started = Instant::now();
+    /// Shows what the step does at this moment.
+    pub fn say(&self, what: &str) {
+        if let Some(row) = &self.row {
+            row.say(what);
+        }
+    }
+
+    /// Does `work` and notes how long it took. A step within a step is a row of its own, and counts
+    /// as part of the outer one.
+    pub fn step<T>(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let outer = self.row.replace(self.board.start(name));
         let result = work(self);
-        let seconds = started.elapsed().as_secs_f64();
-        self.steps.push(StepTime {
-            name: name.to_owned(),
-            seconds,
-        });
+        let row = std::mem::replace(&mut self.row, outer);
+        if let Some(row) = row {
+            // A step that failed says nothing about how long it takes.
+            self.steps.push(if result.is_ok() {
+                row.finish()
+            } else {
+                row.end()
+            });
+        }
         result
     }
 
+    /// Does all of `jobs` at once, each as a step. The first failure ends the programs that the others
+    /// run, and is returned.
+    pub fn parallel(&mut self, jobs: Vec<Job<'_>>) -> Result<()> {
+        let abandoned: Arc<AtomicBool> = Arc::default();
+        let contexts = jobs.into_iter().map(|(name, work)| {
+            let context = Self {
+                workspace: self.workspace.clone(),
+                sources: self.sources.clone(),
+                steps: Vec::new(),
+                board: Arc::clone(&self.board),
+                row: None,
+                held: Arc::clone(&self.held),
+                began: self.began,
+                abandoned: Arc::clone(&abandoned),
+            };
+            (name, work, context)
+        });
+        let contexts: Vec<_> = contexts.collect();
+        let mut first = None;
+        thread::scope(|scope| {
+            let threads = contexts.into_iter().map(|(name, work, mut context)| {
+                scope.spawn(move || {
+                    let result = context.step(name, |cx| {
+                        let result = work(cx);
+                        if result.is_err() {
+                            cx.abandoned.store(true, Ordering::Relaxed);
+                        }
+                        result
+                    });
+                    (context.steps, result)
+                })
+            });
+            for thread in threads.collect::<Vec<_>>() {
+                let (steps, result) = match thread.join() {
+                    Ok(outcome) => outcome,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                };
+                self.steps.extend(steps);
+                match result {
+                    // What was ended because another failed is not what went wrong.
+                    Ok(()) | Err(Failure::Abandoned) => {}
+                    Err(failure) => {
+                        first.get_or_insert(failure);
+                    }
+                }
+            }
+        });
+        first.map_or(Ok(()), Err)
+    }
+
     /// The steps so far as a table, for the end of a command.
-    pub(crate) fn table(&self) -> String {
-        table(&self.steps)
+    pub fn table(&self) -> String {
+        table(&self.steps, self.began.elapsed())
     }
 
     /// Runs a program whose output belongs in a log; shows progress and, when it fails, the end of
     /// the log.
-    pub(crate) fn run(&self, command: &mut Command, what: &str, log: &str) -> Result<()> {
+    pub fn run(&self, command: &mut Command, what: &str, log: &str) -> Result<()> {
         let mut result = self.run_all([(command, log.to_owned())], what)?;
         result.remove(0)
     }
 
     /// The same with several at once, each with a log of its own; what came of each, in the order
     /// given.
-    pub(crate) fn run_all<'a>(
+    pub fn run_all<'a>(
         &self,
         commands: impl IntoIterator<Item = (&'a mut Command, String)>,
         what: &str,
     ) -> Result<Vec<Result<()>>> {
-        let mut children: Vec<Child> = Vec::new();
+        let row = self.row.is_none().then(|| self.board.start(what));
+        self.say(what);
+        let mut children: Vec<ProcessGroup> = Vec::new();
         let mut logs = Vec::new();
         for (command, log) in commands {
             let log = self.log(&log);
-            match progress::start_logged(command, &log) {
+            let led = ProcessGroup::start(command, |command| progress::start_logged(command, &log));
+            match led {
                 Ok(child) => children.push(child),
                 Err(error) => {
-                    // Nobody would wait for those that have started.
-                    for child in &mut children {
-                        let _ = child.kill();
-                        let _ = child.wait();
-                    }
+                    end(&children)?;
                     return Err(cannot_run(command)(error));
                 }
             }
             logs.push(log);
         }
-        let statuses = progress::watch_all(children, what);
-        let statuses = statuses.map_err(Failure::io(format!("wait for {what}")))?;
+        let statuses = self.wait(children, what)?;
+        drop(row);
         let outcome = |(status, log): (ExitStatus, PathBuf)| {
             if status.success() {
                 return Ok(());
             }
             for line in tail(&log) {
-                eprintln!("  {line}");
+                self.board.print(&format!("  {line}"));
             }
             Err(failed(what, status, Some(log)))
         };
         Ok(statuses.into_iter().zip(logs).map(outcome).collect())
     }
 
-    /// Runs a program whose output belongs on the terminal.
-    pub(crate) fn show(&self, command: &mut Command, what: &str) -> Result<()> {
-        eprintln!("{what} ...");
-        let status = command.status().map_err(cannot_run(command))?;
-        ended(what, status)
+    /// Waits for programs; ends them when a step beside this one failed.
+    fn wait(&self, children: Vec<ProcessGroup>, what: &str) -> Result<Vec<ExitStatus>> {
+        loop {
+            let ended: io::Result<Vec<bool>> =
+                children.iter().map(ProcessGroup::has_ended).collect();
+            let ended = ended.map_err(Failure::io(format!("wait for {what}")))?;
+            if ended.into_iter().all(|ended| ended) {
+                let statuses: io::Result<_> =
+                    children.into_iter().map(ProcessGroup::reap).collect();
+                return statuses.map_err(Failure::io(format!("wait for {what}")));
+            }
+            if self.abandoned.load(Ordering::Relaxed) {
+                end(&children)?;
+                return Err(Failure::Abandoned);
+            }
+            thread::sleep(POLL);
+        }
     }
 
-    /// The same for tests; those that failed are told once more at the end.
-    pub(crate) fn show_tests(&self, command: &mut Command) -> Result<()> {
-        eprintln!("tests ...");
-        let (status, failed) = failed::watch(command).map_err(cannot_run(command))?;
-        for test in failed {
-            eprint!("{}", test.text());
-        }
-        ended("tests", status)
+    /// Builds a program of the workspace, showing which package is compiled; what cargo said when it fails.
+    pub fn build(&self, program: &str, set: BuildSet) -> Result<PathBuf> {
+        let own;
+        let row = match &self.row {
+            Some(row) => row,
+            None => {
+                own = self.board.start("compile");
+                &own
+            }
+        };
+        let built = self.workspace.build(program, set, row);
+        built.map_err(Failure::Workspace)
     }
+
+    /// Records which compiled units a build used, from cargo's messages.
+    pub fn record(&self, set: BuildSet, messages: &str) -> Result<()> {
+        let recorded = self.workspace.record(set, messages);
+        recorded.map_err(Failure::Workspace)
+    }
+
+    /// Runs a program whose output belongs on the terminal.
+    pub fn show(&self, command: &mut Command, what: &str) -> Result<()> {
+        let output = command.output().map_err(cannot_run(command))?;
+        for text in [&output.stdout, &output.stderr] {
+            let text = String::from_utf8_lossy(text);
+            if !text.trim().is_empty() {
+                self.board.print(text.trim_end());
+            }
+        }
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(failed(what, output.status, None))
+    }
+}
+
+/// Ends programs that another step's failure made useless.
+fn end(children: &[ProcessGroup]) -> Result<()> {
+    group::end(children, Signal::SIGTERM, GRACE).map_err(Failure::io("end programs"))
 }
 
 fn cannot_run(command: &Command) -> impl FnOnce(io::Error) -> Failure + use<> {
     Failure::io(format!("run {}", command.get_program().to_string_lossy()))
-}
-
-fn ended(what: &str, status: ExitStatus) -> Result<()> {
-    if status.success() {
-        Ok(())
-    } else {
-        Err(failed(what, status, None))
-    }
 }
 
 fn failed(what: &str, status: ExitStatus, log: Option<PathBuf>) -> Failure {
@@ -182,7 +357,8 @@ fn failed(what: &str, status: ExitStatus, log: Option<PathBuf>) -> Failure {
     }
 }
 
-fn table(steps: &[StepTime]) -> String {
+/// Steps overlap, so that the total is what the clock says and not their sum.
+fn table(steps: &[StepTime], total: Duration) -> String {
     let width = steps
         .iter()
         .map(|step| step.name.chars().count())
@@ -194,10 +370,9 @@ fn table(steps: &[StepTime]) -> String {
         .iter()
         .map(|step| line(&step.name, step.seconds))
         .collect();
-    text += &line("total", steps.iter().map(|step| step.seconds).sum());
+    text += &line("total", total.as_secs_f64());
     text
 }
-
 /// The last lines of a file; none when it cannot be read.
 pub(crate) fn tail(path: &Path) -> Vec<String> {
     let Ok(file) = fs::File::open(path) else {
@@ -221,7 +396,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_sums_up() {
+    fn the_table_ends_with_what_the_clock_says() {
         let steps = [
             StepTime {
                 name: "build".into(),
@@ -232,14 +407,53 @@ mod tests {
                 seconds: 1.5,
             },
         ];
-        let text = table(&steps);
+        let text = table(&steps, Duration::from_millis(2500));
         assert_eq!(text.lines().count(), 3);
         assert!(
             text.lines()
                 .last()
-                .is_some_and(|line| line.contains("total") && line.ends_with("3.5 s"))
+                .is_some_and(|line| line.contains("total") && line.ends_with("2.5 s"))
         );
-        assert!(table(&[]).contains("0.0 s"));
+        assert!(table(&[], Duration::ZERO).contains("0.0 s"));
+    }
+
+    /// One program is stopped, the other ignores SIGTERM; the step beside them fails once both run.
+    #[test]
+    fn programs_of_an_abandoned_step_end_whatever_they_do() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut cx = Context::in_folder(folder.path());
+        let file = folder.path().join("started");
+        let scripts = [
+            "echo $$ >> \"$STARTED\"; kill -STOP $$; sleep 1000",
+            "trap '' TERM; echo $$ >> \"$STARTED\"; while :; do sleep 0.01; done",
+        ];
+        let mut commands = scripts.map(|script| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).env("STARTED", &file);
+            command
+        });
+        let jobs: Vec<Job<'_>> = vec![
+            (
+                "stays",
+                Box::new(|cx| {
+                    let named = ["one", "two"].map(str::to_owned);
+                    cx.run_all(commands.iter_mut().zip(named), "stays")
+                        .map(drop)
+                }),
+            ),
+            (
+                "fails",
+                Box::new(|_| {
+                    group::tests::started(&file, 2);
+                    Err(Failure::Workspace("it fails".to_owned()))
+                }),
+            ),
+        ];
+        let failure = cx.parallel(jobs).expect_err("one fails");
+        assert_eq!(failure.to_string(), "it fails");
+        for pid in group::tests::started(&file, 2) {
+            group::tests::is_gone(pid);
+        }
     }
 
     #[test]

@@ -4,11 +4,14 @@ use std::io;
 use std::path::PathBuf;
 
 /// Result of a task.
-pub(crate) type Result<T> = std::result::Result<T, Failure>;
+pub type Result<T> = std::result::Result<T, Failure>;
 
 /// Each message says what failed and what to do about it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub enum Failure {
+    /// A step beside this one failed, and the command reports that one.
+    #[error("ended because another step failed")]
+    Abandoned,
     /// The command line asks for something impossible.
     #[error("{0}")]
     Arguments(String),
@@ -19,6 +22,19 @@ pub(crate) enum Failure {
         why: String,
         /// The whole serial console.
         log: PathBuf,
+    },
+    /// The cache passes its limit, and what it holds is not to be removed.
+    #[error(
+        "the cache still holds {left}, and the limit is {limit}: {needed} of it are what this tree needs; \
+         name a higher --limit, or delete folders by hand (`cargo xtask cache` lists them)"
+    )]
+    CacheFull {
+        /// What it holds.
+        left: String,
+        /// What this tree needs of that.
+        needed: String,
+        /// What it was to stay below.
+        limit: String,
     },
     /// An image could not be made.
     #[error(transparent)]
@@ -87,20 +103,20 @@ fn log_hint(log: Option<&std::path::Path>) -> String {
 impl Failure {
     /// 2 arguments, 3 an input is missing, 5 too large, 6 a kernel option was lost, 7 it did not
     /// boot, 1 everything else; 4 (a tool is missing) comes from the image library.
-    pub(crate) const fn exit_code(&self) -> u8 {
+    pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Arguments(_) => 2,
             Self::Source { .. } => 3,
-            Self::TooLarge { .. } => 5,
+            Self::CacheFull { .. } | Self::TooLarge { .. } => 5,
             Self::OptionsLost(_) => 6,
             Self::Boot { .. } | Self::Qemu(_) => 7,
             Self::Image(error) => error.exit_code(),
-            Self::Io { .. } | Self::Step { .. } | Self::Workspace(_) => 1,
+            Self::Abandoned | Self::Io { .. } | Self::Step { .. } | Self::Workspace(_) => 1,
         }
     }
 
     /// For `map_err` on file operations.
-    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         |source| Self::Io { what, source }
     }

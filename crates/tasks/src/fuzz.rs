@@ -78,7 +78,7 @@ impl Campaign<'_> {
             let title = format!("fuzz {}", some.join(", "));
             let done = cx.step(&title, |cx| self.fuzz(cx, &runs, &title))?;
             for (run, row) in runs.iter().zip(&done) {
-                eprintln!("{}", row.line());
+                cx.board().print(&row.line());
                 if self.keep && row.findings.is_empty() {
                     let title = format!("minimise {}", run.name);
                     cx.step(&title, |cx| run.keep(cx, &title))?;
@@ -128,9 +128,12 @@ fn build(cx: &Context) -> Result<PathBuf> {
         .args(["--features", "engine"])
         .env("CARGO_TARGET_DIR", &target)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        // Its front would have these programs compiled for the lints, and slow.
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
         // These take the place of the flags in `.cargo/config.toml`: the engine is no static
         // program.
         .env("RUSTFLAGS", INSTRUMENTED.join(" "));
+    let _lock = cx.claim()?;
     cx.run(&mut command, "building the fuzz targets", "fuzz-build")?;
     Ok(target.join(cx.triple()).join("release"))
 }

@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
+use xtask::last_use::BuildSet;
+use xtask::workspace::BuildLock;
+
 use crate::context::Context;
-use crate::driver::{self, Selection};
+use crate::driver::{self, Sealed, Selection};
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
 use crate::{cached, digest};
@@ -19,18 +22,18 @@ use crate::{cached, digest};
 const NAME: &str = "alknet-gpu";
 
 /// Largest executable in bytes, stripped: docs/driver.md promises it.
-pub(crate) const BYTES_MAX: u64 = 75_000_000;
+pub const BYTES_MAX: u64 = 75_000_000;
 
 /// Changed when the steps below change in a way that changes their result.
 const RECIPE: &str = "2";
 
 /// The executable in the cache.
 #[derive(Clone, Debug)]
-pub(crate) struct Gpu {
+pub struct Gpu {
     /// Stripped and runnable.
-    pub(crate) executable: PathBuf,
+    pub executable: PathBuf,
     /// The same, as `alknet` carries it.
-    pub(crate) packed: PathBuf,
+    pub packed: PathBuf,
 }
 
 impl Gpu {
@@ -43,13 +46,23 @@ impl Gpu {
 }
 
 /// Builds drivers and executable, or finds them in the cache.
-pub(crate) fn ensure(cx: &Context, selection: &Selection) -> Result<Gpu> {
-    driver::ensure(cx, selection)?;
-    let built = build(cx)?;
+pub fn ensure(cx: &Context, selection: &Selection) -> Result<Gpu> {
+    let drivers = driver::ensure(cx, selection)?;
+    let lock = cx.claim()?;
+    with_drivers(cx, &drivers, selection, &lock)
+}
+
+/// Builds the executable with drivers that are there, or finds it in the cache.
+pub(crate) fn with_drivers(
+    cx: &Context,
+    drivers: &[Sealed],
+    selection: &Selection,
+    _lock: &BuildLock,
+) -> Result<Gpu> {
+    driver::link(cx, drivers)?;
+    let built = cx.build(NAME, BuildSet::Gpu)?;
     check(&built, selection)?;
-    let hash = digest::of_file(&built).map_err(Failure::io(format!("read {}", built.display())))?;
-    let key = digest::key([hash.as_bytes(), RECIPE.as_bytes()]);
-    let folder = cx.cache().join("gpu").join(key);
+    let folder = folder(cx, &built)?;
     let gpu = Gpu::at(&folder);
     if !gpu.packed.exists() {
         pack(cx, &built, &folder)?;
@@ -57,14 +70,20 @@ pub(crate) fn ensure(cx: &Context, selection: &Selection) -> Result<Gpu> {
     Ok(gpu)
 }
 
-/// The same artefacts as the build of the whole workspace makes: nothing is compiled twice.
-fn build(cx: &Context) -> Result<PathBuf> {
-    let lock = cx.claim()?;
-    let mut cargo = cx.cargo("build");
-    cargo.args(["--release", "--quiet", "--workspace", "--bin", NAME]);
-    cx.show(&mut cargo, "building the program for GPUs")?;
-    drop(lock);
-    Ok(cx.executable(NAME))
+/// The executable of the last build, if it lies in the cache.
+pub(crate) fn cached(cx: &Context) -> Result<Option<Gpu>> {
+    let built = cx.executable(NAME);
+    if !built.exists() {
+        return Ok(None);
+    }
+    let gpu = Gpu::at(&folder(cx, &built)?);
+    Ok(gpu.packed.exists().then_some(gpu))
+}
+
+fn folder(cx: &Context, built: &Path) -> Result<PathBuf> {
+    let hash = digest::of_file(built).map_err(Failure::io(format!("read {}", built.display())))?;
+    let key = digest::key([hash.as_bytes(), RECIPE.as_bytes()]);
+    Ok(cx.cache().join("gpu").join(key))
 }
 
 /// Whether the program itself says that it has exactly these drivers.
@@ -113,7 +132,7 @@ fn pack(cx: &Context, built: &Path, folder: &Path) -> Result<()> {
             limit: BYTES_MAX,
         });
     }
-    eprintln!("pack the program for GPUs ...");
+    cx.say("pack the program for GPUs");
     let what = || Failure::io("pack the program for GPUs");
     let program = fs::read(&fresh.executable).map_err(what())?;
     let packed = File::create(&fresh.packed).map_err(what())?;

@@ -1,21 +1,22 @@
 //! `image`: kernel and binary in, files that boot out.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use alknet_image::{Form, Inputs, MANIFEST_FILE, Manifest, Progress};
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::kernel::Kernel;
-use crate::{binary, cached, digest, driver, kernel, sources};
+use crate::parts::Parts;
+use crate::{cached, digest, driver, sources};
 
 /// The kernel command line of every form: serial console, no chatter, reboot 10 s after a panic.
 ///
 /// `noreplace-smp`: with one processor the kernel would rewrite its 8,600 lock prefixes, each with
 /// a switch of address spaces: a fifth of the time to `/init` under emulation, for a few cycles per
 /// atomic operation later.
-pub(crate) const CMDLINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp";
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=10 noreplace-smp";
 
 /// Package version, which is also the image's.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -23,12 +24,16 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Folders of images kept in the cache; an older one is built again when it is wanted.
 const KEPT_IMAGES: usize = 6;
 
+/// The executable of this process, as it was when the process started. Its path would not do: another
+/// clone may have replaced the file there since.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// Digits of a commit's name in the manifest.
 const COMMIT_DIGITS: &str = "--short=12";
 
 /// Arguments of `image`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub struct Arguments {
     /// Form to write: direct, erofs, uki, raw or linuxkit; may be repeated [default: all]
     #[arg(long = "form", value_name = "FORM")]
     forms: Vec<Form>,
@@ -41,47 +46,42 @@ pub(crate) struct Arguments {
 
 /// A folder of image files in the cache.
 #[derive(Clone, Debug)]
-pub(crate) struct Image {
+pub struct Image {
     /// The folder.
-    pub(crate) folder: PathBuf,
+    pub folder: PathBuf,
     /// What lies there.
-    pub(crate) manifest: Manifest,
+    pub manifest: Manifest,
 }
 
 /// Writes the forms and prints what was written.
-pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let forms = if arguments.forms.is_empty() {
         Form::ALL.to_vec()
     } else {
         arguments.forms.clone()
     };
-    let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
-    let binary = cx.step("gpu", |cx| binary::whole(cx, &arguments.drivers.vulkan))?;
+    let Parts { kernel, binary } = Parts::ensure(cx, &arguments.drivers.vulkan)?;
     let inputs = cx.step("sources", |cx| inputs(cx, &kernel, &binary, &forms))?;
-    let manifest = cx.step("image", |_| write(&inputs, &forms, &arguments.out))?;
+    let manifest = cx.step("image", |cx| {
+        write(&inputs, &forms, &arguments.out, |doing| cx.say(doing))
+    })?;
     for output in &manifest.outputs {
         println!(
             "{:10} {:>11}  {}  {}",
             output.form, output.bytes, output.sha256, output.file
         );
     }
-    eprint!("{}", cx.table());
     Ok(())
 }
 
 /// Finds images of these forms in the cache, or makes them.
-pub(crate) fn ensure(
-    cx: &Context,
-    kernel: &Kernel,
-    binary: &Path,
-    forms: &[Form],
-) -> Result<Image> {
+pub fn ensure(cx: &Context, kernel: &Kernel, binary: &Path, forms: &[Form]) -> Result<Image> {
     let inputs = inputs(cx, kernel, binary, forms)?;
     let images = cx.cache().join("image");
-    let folder = images.join(key(&inputs, kernel, forms)?);
+    let folder = images.join(key(&inputs, &kernel.key, forms)?);
     if !folder.join(MANIFEST_FILE).exists() {
         // The manifest is written last, so an interrupted build is not taken for a finished one.
-        write(&inputs, forms, &folder)?;
+        write(&inputs, forms, &folder, |doing| cx.say(doing))?;
         cached::forget_old(&images, &folder, KEPT_IMAGES)
             .map_err(Failure::io(format!("clear {}", images.display())))?;
     }
@@ -89,16 +89,32 @@ pub(crate) fn ensure(
     Ok(Image { folder, manifest })
 }
 
-fn write(inputs: &Inputs, forms: &[Form], out: &Path) -> Result<Manifest> {
-    let mut say = |progress: Progress| {
-        eprintln!(
-            "{} ({} of {}) ...",
+/// The images in the cache that hold `binary` and were made of the commit that is checked out.
+pub(crate) fn cached(cx: &Context, binary: &Path) -> Result<Vec<PathBuf>> {
+    let hash =
+        digest::of_file(binary).map_err(Failure::io(format!("read {}", binary.display())))?;
+    let commit = commit(cx.root());
+    let holds = |folder: &PathBuf| {
+        Manifest::read(folder).is_ok_and(|manifest| {
+            manifest.git == commit && manifest.inputs.iter().any(|input| input.sha256 == hash)
+        })
+    };
+    // Without a folder there is no image.
+    let folders = fs::read_dir(cx.cache().join("image"));
+    let paths = folders.into_iter().flatten().flatten();
+    Ok(paths.map(|entry| entry.path()).filter(holds).collect())
+}
+
+fn write(inputs: &Inputs, forms: &[Form], out: &Path, say: impl Fn(&str)) -> Result<Manifest> {
+    let mut progress = |progress: Progress| {
+        say(&format!(
+            "{} ({} of {})",
             progress.doing,
             progress.done + 1,
             progress.total
-        );
+        ));
     };
-    Ok(alknet_image::build(inputs, forms, out, &mut say)?)
+    Ok(alknet_image::build(inputs, forms, out, &mut progress)?)
 }
 
 fn inputs(cx: &Context, kernel: &Kernel, binary: &Path, forms: &[Form]) -> Result<Inputs> {
@@ -123,10 +139,8 @@ fn inputs(cx: &Context, kernel: &Kernel, binary: &Path, forms: &[Form]) -> Resul
 }
 
 /// The commit that is checked out; a copy without history has none.
-pub(crate) fn commit(root: &Path) -> String {
-    let output = Command::new("git")
-        .arg("-C")
-        .arg(root)
+pub fn commit(root: &Path) -> String {
+    let output = crate::git(root)
         .args(["rev-parse", COMMIT_DIGITS, "HEAD"])
         .output();
     let text = output.map_or_else(
@@ -141,18 +155,18 @@ pub(crate) fn commit(root: &Path) -> String {
     }
 }
 
-fn key(inputs: &Inputs, kernel: &Kernel, forms: &[Form]) -> Result<String> {
+fn key(inputs: &Inputs, kernel: &str, forms: &[Form]) -> Result<String> {
     let hash = |path: &Path| {
         digest::of_file(path).map_err(Failure::io(format!("read {}", path.display())))
     };
     let mut parts = vec![
-        kernel.key.clone(),
+        kernel.to_owned(),
         hash(&inputs.binary)?,
         inputs.cmdline.clone(),
     ];
     parts.extend([inputs.version.clone(), inputs.git.clone()]);
-    // The code that assembles images is in this very program.
-    parts.push(hash(Path::new("/proc/self/exe"))?);
+    // The code that assembles images is in this program, whichever runs now.
+    parts.push(hash(Path::new(THIS_PROGRAM))?);
     if let Some(stub) = &inputs.stub {
         parts.push(hash(stub)?);
     }
@@ -162,11 +176,63 @@ fn key(inputs: &Inputs, kernel: &Kernel, forms: &[Form]) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
     fn a_folder_without_history_has_no_commit() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(commit(folder.path()), "unknown");
+    }
+
+    /// Names the folder in which a copy of this test program replaces its own file.
+    const COPY: &str = "ALKNET_TEST_COPY";
+
+    fn key_of(binary: &Path) -> String {
+        let inputs = Inputs {
+            kernel: PathBuf::new(),
+            vmlinux: None,
+            kernel_config: None,
+            binary: binary.to_owned(),
+            stub: None,
+            cmdline: String::new(),
+            version: String::new(),
+            git: String::new(),
+        };
+        key(&inputs, "kernel", &[]).expect("readable")
+    }
+
+    #[test]
+    fn the_key_names_the_program_that_runs_whatever_lies_at_its_path_now() {
+        match std::env::var_os(COPY) {
+            Some(folder) => replaced_while_it_runs(Path::new(&folder)),
+            None => start_a_copy(),
+        }
+    }
+
+    /// What the copy does: another clone puts its program where this one lies, and the key is made.
+    fn replaced_while_it_runs(folder: &Path) {
+        let [copy, other] = ["copy", "other"].map(|name| folder.join(name));
+        fs::rename(&other, &copy).expect("the folder is this test's");
+        fs::write(folder.join("key"), key_of(&folder.join("binary"))).expect("writable");
+    }
+
+    fn start_a_copy() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        fs::copy(THIS_PROGRAM, at("copy")).expect("copied");
+        fs::write(at("other"), "another clone's program").expect("writable");
+        fs::write(at("binary"), "alknet").expect("writable");
+        let test = "the_key_names_the_program_that_runs_whatever_lies_at_its_path_now";
+        let child = Command::new(at("copy"))
+            .args(["--exact", &format!("image::tests::{test}")])
+            .env(COPY, folder.path())
+            .output()
+            .expect("the copy runs");
+        assert!(child.status.success(), "{child:?}");
+        let key = fs::read_to_string(at("key")).expect("the copy wrote its key");
+        // Both processes are the same program.
+        assert_eq!(key, key_of(&at("binary")));
     }
 }

@@ -8,8 +8,6 @@ use std::time::Duration;
 use alknet_image::{Form, Role};
 use alknet_qemu::{Disk, MachineKind, Nic, Vm, VmBuilder};
 
-use crate::binary;
-use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::image::Image;
 use crate::kernel::Kernel;
@@ -31,7 +29,7 @@ const OFF_WITHIN: Duration = Duration::from_secs(20);
 
 /// Machine that carries a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Machine {
+pub enum Machine {
     /// Small and quick, without firmware
     Microvm,
     /// An ordinary PC
@@ -42,7 +40,7 @@ pub(crate) enum Machine {
 
 impl Machine {
     /// The machine a form is usually started on.
-    pub(crate) const fn usual(form: Form) -> Self {
+    pub const fn usual(form: Form) -> Self {
         match form {
             Form::Erofs => Self::Microvm,
             Form::Raw | Form::Uki => Self::Uefi,
@@ -61,22 +59,22 @@ impl Machine {
 
 /// The command line of the built binary.
 #[derive(Clone, Debug)]
-pub(crate) struct Cli {
+pub struct Cli {
     program: PathBuf,
     state: Option<PathBuf>,
 }
 
 impl Cli {
     /// With the user's own keys, or those in `state`.
-    pub(crate) fn new(cx: &Context, state: Option<&Path>) -> Result<Self> {
-        Ok(Self {
-            program: binary::plain(cx)?,
+    pub fn new(program: &Path, state: Option<&Path>) -> Self {
+        Self {
+            program: program.to_owned(),
             state: state.map(Path::to_owned),
-        })
+        }
     }
 
     /// A given binary with the keys in `state`.
-    pub(crate) fn at(program: &Path, state: &Path) -> Self {
+    pub fn at(program: &Path, state: &Path) -> Self {
         Self {
             program: program.to_owned(),
             state: Some(state.to_owned()),
@@ -84,13 +82,13 @@ impl Cli {
     }
 
     /// The public key it acts with.
-    pub(crate) fn identity(&self) -> Result<String> {
+    pub fn identity(&self) -> Result<String> {
         let output = self.output(self.command("identity"))?;
         Ok(output.trim().to_owned())
     }
 
     /// Calls one operation and returns its answer as JSON text.
-    pub(crate) fn call(&self, node: &Reached, operation: &str) -> Result<String> {
+    pub fn call(&self, node: &Reached, operation: &str) -> Result<String> {
         let mut command = self.command("call");
         // QUIC by name: on a slow guest the command line turns to TCP after 400 ms.
         command.args(["--json", "--carriage", "quic", "--timeout", CALL_SECONDS]);
@@ -99,7 +97,7 @@ impl Cli {
     }
 
     /// The binary with a verb, and with the keys to use.
-    pub(crate) fn command(&self, verb: &str) -> Command {
+    pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg(verb);
         if let Some(state) = &self.state {
@@ -135,16 +133,16 @@ fn said(output: Output, shown: &str) -> Result<String> {
 
 /// Who answers where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Reached {
+pub struct Reached {
     /// `ed25519:` and 64 hexadecimal digits.
-    pub(crate) identity: String,
+    pub identity: String,
     /// The host's end of the forwarded port.
-    pub(crate) address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Reached {
     /// From the line that `alknet serve --json` begins with.
-    pub(crate) fn of_serve(line: &str) -> Option<Self> {
+    pub fn of_serve(line: &str) -> Option<Self> {
         let said: serde_json::Value = serde_json::from_str(line).ok()?;
         let (identity, address) = said["target"].as_str()?.split_once('@')?;
         Some(Self {
@@ -154,18 +152,18 @@ impl Reached {
     }
 
     /// As `alknet call` takes it.
-    pub(crate) fn target(&self) -> String {
+    pub fn target(&self) -> String {
         format!("{}@{}", self.identity, self.address)
     }
 }
 
 /// The document that names `admin` as administrator.
-pub(crate) fn config(admin: &str) -> String {
+pub fn config(admin: &str) -> String {
     format!("[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n")
 }
 
 /// A machine that would start this form of the image; disks and memory are the caller's.
-pub(crate) fn builder(
+pub fn builder(
     image: &Image,
     kernel: &Kernel,
     form: Form,
@@ -212,7 +210,7 @@ fn lacks(form: Form, role: Role) -> Failure {
 }
 
 /// Waits until the port is served, and reads from the console who serves it.
-pub(crate) fn wait_ready(vm: &Vm) -> Result<Reached> {
+pub fn wait_ready(vm: &Vm) -> Result<Reached> {
     vm.wait_for(READY, READY_WITHIN)?;
     // The line is complete once its port follows.
     vm.wait_for(" port ", READY_WITHIN)?;
@@ -242,7 +240,7 @@ fn ready_identity(console: &str) -> Option<String> {
 }
 
 /// Asks the machine to end, as its kind allows, and waits until it did.
-pub(crate) fn power_off(vm: &mut Vm, machine: Machine, cli: &Cli, node: &Reached) -> Result<()> {
+pub fn power_off(vm: &mut Vm, machine: Machine, cli: &Cli, node: &Reached) -> Result<()> {
     if machine == Machine::Microvm {
         cli.call(node, "node/reboot")?;
     } else {

@@ -3,10 +3,12 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use crate::context::{self, Context};
 use crate::failure::{Failure, Result};
+use crate::test::Surroundings;
 use crate::{driver, fuzz, image, test};
 
 /// Tests read this: `full` asks for the counts that are promised, instead of those that fit
@@ -71,7 +73,6 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
             first_failure.get_or_insert(failure);
         }
     }
-    eprint!("{}", cx.table());
     first_failure.map_or(Ok(()), Err)
 }
 
@@ -110,22 +111,26 @@ fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
 }
 
 fn tests(cx: &mut Context, arguments: &Arguments, name: &str, filter: &str) -> Result<()> {
+    // Before anything is built: what this command does itself is not the machine's load.
+    let surroundings = Surroundings::measure()?;
+    cx.board().print(&format!(
+        "this machine is {:.1} times slower than at rest",
+        surroundings.slowdown()
+    ));
     let booted = test::Booted::ensure(cx, &driver::Selection::usual())?;
     let lock = cx.claim()?;
     let started = Instant::now();
     let log = format!("soak-{name}");
     let mut command = test::command(cx, &booted)?;
-    // The whole workspace, so that libraries keep the features they were compiled with.
-    command.args(["--workspace", "--tests", "--", "--nocapture", filter]);
-    command.env(COUNT_VARIABLE, "full");
+    ask_for_all(&mut command, filter, &surroundings);
     let result = cx.step(name, |cx| cx.run(&mut command, name, &log));
     drop(lock);
     let seconds = started.elapsed().as_secs();
     let output = fs::read_to_string(cx.log(&log))
         .map_err(Failure::io(format!("read the output of {name}")))?;
     let tally = Tally::of(&output);
-    // A filter that fits no test would pass, too.
-    let result = result.and_then(|()| tally.check(name));
+    // A filter that fits no test would pass, and tests that skip themselves do.
+    let result = result.and_then(|()| tally.check(name, surroundings.skipped_whole()));
     let summary = summary(&Facts {
         name,
         date: &today(),
@@ -133,10 +138,20 @@ fn tests(cx: &mut Context, arguments: &Arguments, name: &str, filter: &str) -> R
         seconds,
         passed: result.is_ok(),
         tally: &tally,
+        skipped: &surroundings.skipped(),
         end: &context::tail(&cx.log(&log)),
     });
     publish(cx, arguments, name, &summary)?;
     result
+}
+
+/// Has cargo run the tests of a campaign at full count.
+fn ask_for_all(cargo_test: &mut Command, filter: &str, surroundings: &Surroundings) {
+    cargo_test
+        // The whole workspace, so that libraries keep the features they were compiled with.
+        .args(["--workspace", "--tests", "--", "--nocapture", filter])
+        .env(COUNT_VARIABLE, "full")
+        .envs(surroundings.variables());
 }
 
 fn today() -> String {
@@ -198,13 +213,19 @@ impl Tally {
         tally
     }
 
-    fn check(&self, name: &str) -> Result<()> {
-        if self.passed > 0 {
+    /// Refuses a campaign in which nothing was tested; `skipped` is how many of its tests checked nothing.
+    fn check(&self, name: &str, skipped: usize) -> Result<()> {
+        let passed = usize::try_from(self.passed).unwrap_or(usize::MAX);
+        let how = if passed == 0 {
+            "no test belongs to it"
+        } else if passed <= skipped {
+            "all of its tests skipped themselves; the summary says for lack of what"
+        } else {
             return Ok(());
-        }
+        };
         Err(Failure::Step {
             what: format!("campaign {name}"),
-            how: "no test belongs to it".into(),
+            how: how.into(),
             log: None,
         })
     }
@@ -224,6 +245,8 @@ struct Facts<'a> {
     seconds: u64,
     passed: bool,
     tally: &'a Tally,
+    /// The table of tests that skipped themselves, which passed as the harness counts.
+    skipped: &'a str,
     end: &'a [String],
 }
 
@@ -252,6 +275,9 @@ fn summary(facts: &Facts<'_>) -> String {
     }
     if !seeds.is_empty() {
         text.push_str(&format!("\nRepeated by {}.\n", seeds.join(", ")));
+    }
+    if !facts.skipped.is_empty() {
+        text.push_str(&format!("\n```\n{}\n```\n", facts.skipped.trim_end()));
     }
     if !facts.passed {
         text.push_str(&format!("\n```\n{}\n```\n", facts.end.join("\n")));
@@ -297,8 +323,12 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
     #[test]
     fn a_campaign_without_tests_has_not_passed() {
         let tally = Tally::of("test result: ok. 0 passed; 0 failed; 0 ignored");
-        let error = tally.check("power-cuts").expect_err("nothing ran");
+        let error = tally.check("power-cuts", 0).expect_err("nothing ran");
         assert!(error.to_string().contains("power-cuts"), "{error}");
+        let tally = Tally::of("test result: ok. 2 passed; 0 failed; 0 ignored");
+        assert!(tally.check("power-cuts", 1).is_ok());
+        let error = tally.check("power-cuts", 2).expect_err("both skipped");
+        assert!(error.to_string().contains("skipped themselves"), "{error}");
     }
 
     #[test]
@@ -311,6 +341,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
             seconds: 7,
             passed: false,
             tally: &Tally::of(OUTPUT),
+            skipped: "1 tests were skipped for lack of:\n  KVM: 1\n",
             end: &end,
         };
         let text = summary(&facts);
@@ -324,10 +355,28 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
             "2 power cuts",
             "ALKNET_SEED=5",
             "- p99 of a call: 1.00 ms",
+            "skipped for lack of:\n  KVM: 1",
             "the last line",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn a_campaigns_tests_learn_what_all_tests_do() {
+        let surroundings = Surroundings::measure().expect("writable");
+        let mut command = Command::new("cargo");
+        ask_for_all(&mut command, "power_cut", &surroundings);
+        let set = |name: &str| {
+            let mut all = command.get_envs();
+            let found = all.find(|(variable, _)| *variable == name);
+            let value = found.and_then(|(_, value)| value);
+            value.map(|value| value.to_string_lossy().into_owned())
+        };
+        assert_eq!(set("ALKNET_SOAK").as_deref(), Some("full"));
+        let slowdown = set("ALKNET_TEST_SLOWDOWN").and_then(|text| text.parse().ok());
+        assert!(slowdown.is_some_and(|factor: f64| factor >= 1.0));
+        assert!(set("ALKNET_TEST_SKIPS").is_some());
     }
 
     #[test]

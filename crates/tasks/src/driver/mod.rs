@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use self::build::Build;
-pub(crate) use self::recipe::Selection;
+pub use self::recipe::Selection;
 use self::recipe::{Llvm, Recipe, Recipes};
 use crate::context::Context;
 use crate::digest;
@@ -26,26 +26,26 @@ use crate::{kernel, sources, strangers};
 const RECIPE: &str = "2";
 
 /// Mesa's build tool, pinned by SHA-256.
-const MESON: &str = include_str!("../../../../compute/driver/meson.txt");
+pub(crate) const MESON: &str = include_str!("../../../../compute/driver/meson.txt");
 
 /// The file that the build of `alknet-vulkan` reads.
 const LINKED: &str = "compute/driver/linked-drivers";
 
 /// The choice of drivers, for the commands that build an image.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub struct Arguments {
     /// Vulkan drivers to link: llvmpipe, v3dv and panvk, separated by commas, or none
     #[arg(long, value_name = "DRIVERS", default_value_t = Selection::usual())]
-    pub(crate) vulkan: Selection,
+    pub vulkan: Selection,
 }
 
 /// A driver in the cache.
 #[derive(Clone, Debug)]
-pub(crate) struct Sealed {
+pub struct Sealed {
     /// As `--vulkan` names it.
-    pub(crate) name: String,
+    pub name: String,
     /// Where the archive lies.
-    pub(crate) folder: PathBuf,
+    pub folder: PathBuf,
 }
 
 impl Sealed {
@@ -57,7 +57,7 @@ impl Sealed {
     }
 
     /// The archive.
-    pub(crate) fn archive(&self) -> PathBuf {
+    pub fn archive(&self) -> PathBuf {
         self.folder.join(archive_name(&self.name))
     }
 }
@@ -66,36 +66,64 @@ fn archive_name(driver: &str) -> String {
     format!("libvulkan_{driver}.a")
 }
 
-/// Finds the drivers in the cache or builds them, and has the next build of the workspace link them.
-pub(crate) fn ensure(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>> {
+/// The drivers of this tree that lie in the cache, of those in `selection`.
+pub(crate) fn cached(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>> {
+    let recipes = Recipes::own().map_err(Failure::Arguments)?;
+    let wanted = |recipe: &&Recipe| selection.names().contains(&recipe.name);
+    let mut drivers = Vec::new();
+    for recipe in recipes.drivers.iter().filter(wanted) {
+        let patches = read_patches(cx.root(), recipe)?;
+        let tools = tool_versions(&recipes.llvm, recipe)?;
+        drivers.extend(find(cx, &recipes, recipe, &patches, &tools)?);
+    }
+    Ok(drivers)
+}
+
+/// The folders of the drivers that the last build linked.
+pub(crate) fn linked(cx: &Context) -> Vec<PathBuf> {
+    linked_in(&cx.mirror())
+}
+
+/// Finds the drivers in the cache or builds them.
+pub fn ensure(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>> {
     let recipes = Recipes::own().map_err(Failure::Arguments)?;
     let wanted = |recipe: &&Recipe| selection.names().contains(&recipe.name);
     let mut drivers = Vec::new();
     for recipe in recipes.drivers.iter().filter(wanted) {
         drivers.push(ensure_one(cx, &recipes, recipe)?);
     }
-    tell(cx.root(), &drivers)?;
     Ok(drivers)
 }
 
 fn ensure_one(cx: &Context, recipes: &Recipes, recipe: &Recipe) -> Result<Sealed> {
     let patches = read_patches(cx.root(), recipe)?;
     let tools = tool_versions(&recipes.llvm, recipe)?;
-    let sealed = |mesa: &str| {
-        let key = key(recipes, recipe, mesa, &patches, &tools)?;
-        Ok::<Sealed, Failure>(Sealed::at(cx.cache(), &recipe.name, &key))
-    };
-    for pin in sources::accepted("mesa")? {
-        let sealed = sealed(&pin.sha256)?;
-        if sealed.archive().exists() {
-            return Ok(sealed);
-        }
+    if let Some(sealed) = find(cx, recipes, recipe, &patches, &tools)? {
+        return Ok(sealed);
     }
     let mesa = sources::obtain(cx, "mesa")?;
-    let sealed = sealed(&mesa.pin.sha256)?;
+    let key = key(recipes, recipe, &mesa.pin.sha256, &patches, &tools)?;
+    let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
     let meson = strangers::python_folder(cx, MESON)?;
     Build::new(cx, recipes, recipe, meson)?.run(&mesa.path, &patches, &sealed)?;
     Ok(sealed)
+}
+
+fn find(
+    cx: &Context,
+    recipes: &Recipes,
+    recipe: &Recipe,
+    patches: &[(String, String)],
+    tools: &str,
+) -> Result<Option<Sealed>> {
+    for pin in sources::accepted("mesa")? {
+        let key = key(recipes, recipe, &pin.sha256, patches, tools)?;
+        let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
+        if sealed.archive().exists() {
+            return Ok(Some(sealed));
+        }
+    }
+    Ok(None)
 }
 
 /// Everything that decides an archive's bytes, as a short name.
@@ -183,6 +211,17 @@ fn first_line(command: &mut Command) -> Result<String> {
     }
 }
 
+/// Has the next build in the mirror link these drivers. The caller holds the lock.
+pub fn link(cx: &Context, drivers: &[Sealed]) -> Result<()> {
+    tell(&cx.mirror(), drivers)
+}
+
+fn linked_in(root: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(root.join(LINKED)).unwrap_or_default();
+    let folder = |line: &str| Some(PathBuf::from(line.split_once('=')?.1));
+    text.lines().filter_map(folder).collect()
+}
+
 /// Writes what is to be linked, unless it stands there already: a new file means a new build.
 fn tell(root: &Path, drivers: &[Sealed]) -> Result<()> {
     let line = |driver: &Sealed| format!("{}={}\n", driver.name, driver.folder.display());
@@ -235,6 +274,7 @@ mod tests {
         assert_eq!(data.modified().expect("dated"), old, "it was not touched");
         let text = fs::read_to_string(&file).expect("readable");
         assert_eq!(text, "llvmpipe=/c/vulkan/llvmpipe-0\n");
+        assert_eq!(linked_in(root.path()), [Path::new("/c/vulkan/llvmpipe-0")]);
         tell(root.path(), &[]).expect("writable");
         assert_eq!(fs::read_to_string(&file).expect("readable"), "");
     }

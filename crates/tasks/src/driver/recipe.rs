@@ -66,12 +66,12 @@ impl Recipes {
 
 /// The drivers that someone asked for, in the order of `drivers.toml`, each once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Selection(Vec<String>);
+pub struct Selection(Vec<String>);
 
 impl Selection {
     /// What the command line means when it says nothing: a processor can compute anywhere, but the
     /// driver is built for this one only.
-    pub(crate) fn usual() -> Self {
+    pub fn usual() -> Self {
         if cfg!(target_arch = "x86_64") {
             Self(vec!["llvmpipe".to_owned()])
         } else {
@@ -80,12 +80,12 @@ impl Selection {
     }
 
     /// No driver at all.
-    pub(crate) const fn none() -> Self {
+    pub const fn none() -> Self {
         Self(Vec::new())
     }
 
     /// Their names.
-    pub(crate) fn names(&self) -> &[String] {
+    pub fn names(&self) -> &[String] {
         &self.0
     }
 }

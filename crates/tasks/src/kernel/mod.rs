@@ -19,7 +19,7 @@ use crate::scratch::Scratch;
 use crate::sources;
 
 /// The fragments of the one x86-64 kernel, in the order they are merged.
-pub(crate) const X86_64_FRAGMENTS: [&str; 13] = [
+pub const X86_64_FRAGMENTS: [&str; 13] = [
     "base",
     "isolation",
     "hardening",
@@ -36,7 +36,7 @@ pub(crate) const X86_64_FRAGMENTS: [&str; 13] = [
 ];
 
 /// Largest kernel in bytes: docs/SPECIFICATION.md promises at most 9 MB.
-pub(crate) const BZIMAGE_BYTES_MAX: u64 = 9_000_000;
+pub const BZIMAGE_BYTES_MAX: u64 = 9_000_000;
 
 /// Changed when the steps below change in a way that changes their result.
 const RECIPE: &str = "1";
@@ -52,31 +52,39 @@ const REPRODUCIBLE: [(&str, &str); 5] = [
 
 /// A built kernel.
 #[derive(Clone, Debug)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// The folder's name in the cache.
-    pub(crate) key: String,
+    pub key: String,
     /// For boot loaders, EFI and QEMU's `-kernel`.
-    pub(crate) bzimage: PathBuf,
+    pub bzimage: PathBuf,
     /// ELF with a PVH entry, without symbols.
-    pub(crate) vmlinux: PathBuf,
+    pub vmlinux: PathBuf,
     /// The whole configuration.
-    pub(crate) config: PathBuf,
+    pub config: PathBuf,
 }
 
 /// Finds the kernel in the cache, or builds it.
-pub(crate) fn ensure(cx: &Context) -> Result<Kernel> {
+pub fn ensure(cx: &Context) -> Result<Kernel> {
     let fragments = read_fragments(cx.root())?;
     let tools = tool_versions()?;
-    for pin in sources::accepted("linux")? {
-        let kernel = Kernel::at(cx.cache(), key(&pin.sha256, &fragments, &tools));
-        if kernel.exists() {
-            return Ok(kernel);
-        }
+    if let Some(kernel) = find(cx, &fragments, &tools)? {
+        return Ok(kernel);
     }
     let source = sources::obtain(cx, "linux")?;
     let kernel = Kernel::at(cx.cache(), key(&source.pin.sha256, &fragments, &tools));
     Build::new(cx, &fragments)?.run(&source.path, &kernel)?;
     Ok(kernel)
+}
+
+/// The kernel of this tree, if it lies in the cache.
+pub(crate) fn cached(cx: &Context) -> Result<Option<Kernel>> {
+    find(cx, &read_fragments(cx.root())?, &tool_versions()?)
+}
+
+fn find(cx: &Context, fragments: &[(String, String)], tools: &str) -> Result<Option<Kernel>> {
+    let pins = sources::accepted("linux")?.into_iter();
+    let mut kernels = pins.map(|pin| Kernel::at(cx.cache(), key(&pin.sha256, fragments, tools)));
+    Ok(kernels.find(Kernel::exists))
 }
 
 impl Kernel {
@@ -96,7 +104,8 @@ impl Kernel {
             .all(|file| file.exists())
     }
 
-    fn folder(&self) -> &Path {
+    /// Where its files lie.
+    pub(crate) fn folder(&self) -> &Path {
         self.bzimage.parent().unwrap_or(&self.bzimage)
     }
 }
@@ -121,7 +130,7 @@ fn read_fragments(root: &Path) -> Result<Vec<(String, String)>> {
 }
 
 /// First lines of the compiler's and linker's version texts.
-pub(crate) fn tool_versions() -> Result<String> {
+pub fn tool_versions() -> Result<String> {
     let mut text = String::new();
     for tool in ["gcc", "ld"] {
         let output = Command::new(tool)
@@ -211,8 +220,9 @@ impl<'a> Build<'a> {
     }
 
     fn make(&self) -> Command {
-        let mut make = Command::new("make");
-        make.arg("-C")
+        // What runs beside this waits for one another; the kernel waits for nothing.
+        let mut make = Command::new("nice");
+        make.args(["-n", "10", "make", "-C"])
             .arg(self.source())
             .arg(format!("O={}", self.output().display()));
         make.envs(HashMap::from(REPRODUCIBLE))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use self::debian::Archive;
-pub(crate) use self::pins::Pin;
+pub use self::pins::Pin;
 use self::pins::{Pins, Source};
 use crate::context::Context;
 use crate::digest;
@@ -17,20 +17,34 @@ use crate::failure::{Failure, Result};
 
 /// A file whose bytes are those of its pin.
 #[derive(Clone, Debug)]
-pub(crate) struct Obtained {
+pub struct Obtained {
     /// Where it lies.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Which accepted version it is.
-    pub(crate) pin: Pin,
+    pub pin: Pin,
 }
 
 /// The accepted versions of a source, best first.
-pub(crate) fn accepted(name: &str) -> Result<Vec<Pin>> {
+pub fn accepted(name: &str) -> Result<Vec<Pin>> {
     Ok(Pins::own()?.find(name)?.pins.clone())
 }
 
+/// Every source that is pinned: its name, and its accepted versions.
+pub(crate) fn pinned() -> Result<Vec<(String, Vec<Pin>)>> {
+    Ok(Pins::own()?.into_all())
+}
+
+/// The first accepted version of a source that lies in the cache, unread, else the best.
+pub(crate) fn likely(cx: &Context, name: &str) -> Result<Pin> {
+    let pins = accepted(name)?;
+    let kept = cx.cache().join("sources");
+    let there = pins.iter().find(|pin| kept_path(&kept, pin).exists());
+    let likely = there.or_else(|| pins.first()).cloned();
+    likely.ok_or_else(|| Failure::Arguments(format!("sources.toml: {name} has no version")))
+}
+
 /// Gets a source: from the user's folder, the cache, Debian, npm's registry, or upstream.
-pub(crate) fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
+pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
     let pins = Pins::own()?;
     let source = pins.find(name)?;
     if let Some(folder) = &cx.sources

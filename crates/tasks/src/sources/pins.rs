@@ -10,7 +10,7 @@ const SHA256_DIGITS: usize = 64;
 /// Every pinned source.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Pins {
+pub(super) struct Pins {
     #[serde(rename = "source")]
     sources: Vec<Source>,
 }
@@ -18,51 +18,51 @@ pub(crate) struct Pins {
 /// One part that comes as a file from elsewhere.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Source {
+pub(super) struct Source {
     /// How the rest of this program names it.
-    pub(crate) name: String,
+    pub name: String,
     /// Accepted versions, best first.
     #[serde(rename = "pin")]
-    pub(crate) pins: Vec<Pin>,
+    pub pins: Vec<Pin>,
 }
 
 /// One accepted version.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Pin {
+pub struct Pin {
     /// For people.
-    pub(crate) version: String,
+    pub version: String,
     /// Name of the file in a folder.
-    pub(crate) file: String,
+    pub file: String,
     /// SHA-256 of the file, 64 hexadecimal digits.
-    pub(crate) sha256: String,
+    pub sha256: String,
     /// The Debian package that holds it.
-    pub(crate) debian: Option<DebianPlace>,
+    pub debian: Option<DebianPlace>,
     /// The package of npm's registry, as `NAME@VERSION`.
-    pub(crate) npm: Option<String>,
+    pub npm: Option<String>,
     /// Where it lies below the address of Debian's archive, as a part of a source package.
-    pub(crate) pool: Option<String>,
+    pub pool: Option<String>,
     /// The upstream project's release address.
-    pub(crate) upstream: Option<String>,
+    pub upstream: Option<String>,
 }
 
 /// A file inside a Debian package.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct DebianPlace {
+pub struct DebianPlace {
     /// Package name.
-    pub(crate) package: String,
+    pub package: String,
     /// Exact package version.
-    pub(crate) version: String,
+    pub version: String,
     /// Release that carries it.
-    pub(crate) suite: String,
+    pub suite: String,
     /// Path inside the package, as `dpkg-deb --contents` prints it.
-    pub(crate) member: String,
+    pub member: String,
 }
 
 impl Pins {
     /// The pins of this clone.
-    pub(crate) fn own() -> Result<Self> {
+    pub(super) fn own() -> Result<Self> {
         Self::parse(include_str!("../../sources.toml"))
     }
 
@@ -82,7 +82,7 @@ impl Pins {
     }
 
     /// The source of that name.
-    pub(crate) fn find(&self, name: &str) -> Result<&Source> {
+    pub(super) fn find(&self, name: &str) -> Result<&Source> {
         self.sources
             .iter()
             .find(|source| source.name == name)
@@ -99,8 +99,14 @@ impl Pins {
             })
     }
 
+    /// Every source, with its accepted versions.
+    pub(crate) fn into_all(self) -> Vec<(String, Vec<Pin>)> {
+        let sources = self.sources.into_iter();
+        sources.map(|source| (source.name, source.pins)).collect()
+    }
+
     /// Every Debian release that some pin names, each once.
-    pub(crate) fn suites(&self) -> Vec<&str> {
+    pub(super) fn suites(&self) -> Vec<&str> {
         let mut suites: Vec<_> = self
             .all()
             .filter_map(|(_, pin)| pin.debian.as_ref())

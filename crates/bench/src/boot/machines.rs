@@ -1,0 +1,219 @@
+//! The machines that are booted, and what each boot cost.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use alknet_image::Form;
+use alknet_qemu::{Accel, MachineKind, Vm, VmBuilder};
+
+use super::{Case, Cost, DEBIAN_CMDLINE, MEGA};
+use crate::empty;
+use alknet_tasks::binary;
+use alknet_tasks::context::Context;
+use alknet_tasks::driver::Selection;
+use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::image::{self, Image};
+use alknet_tasks::kernel::{self, Kernel};
+use alknet_tasks::node::{self, Cli, Machine, Reached};
+use alknet_tasks::sources;
+
+/// Longest wait for the empty init, on a processor that runs guests itself.
+const EMPTY_WITHIN: Duration = Duration::from_secs(9);
+
+/// Times that Debian's kernel is started before it is given up: now and then it never finds out how
+/// fast a counted guest's clock runs. Ours has to get there the first time.
+const DEBIAN_ATTEMPTS: u32 = 3;
+
+/// Everything the runs need, made once.
+pub(super) struct Bench {
+    pub(super) kernel: Kernel,
+    pub(super) debian: PathBuf,
+    pub(super) scratch: tempfile::TempDir,
+    pub(super) cli: Cli,
+    /// As it is shipped.
+    pub(super) usual: Ours,
+    /// The same without any driver for GPUs.
+    pub(super) bare: Ours,
+    empty: PathBuf,
+    admin: String,
+}
+
+/// The one binary, and the forms of the image with it.
+pub(super) struct Ours {
+    pub(super) binary: PathBuf,
+    pub(super) image: Image,
+}
+
+impl Ours {
+    fn prepare(cx: &Context, kernel: &Kernel, drivers: &Selection) -> Result<Self> {
+        let binary = binary::whole(cx, drivers)?;
+        let forms = [Form::Direct, Form::Erofs, Form::Uki];
+        let image = image::ensure(cx, kernel, &binary, &forms)?;
+        Ok(Self { binary, image })
+    }
+}
+
+impl Bench {
+    pub(super) fn prepare(cx: &Context) -> Result<Self> {
+        let scratch =
+            tempfile::tempdir().map_err(Failure::io("make a folder for the benchmark"))?;
+        let kernel = kernel::ensure(cx)?;
+        // The usual one last: its program for GPUs is what stays linked.
+        let bare = Ours::prepare(cx, &kernel, &Selection::none())?;
+        let usual = Ours::prepare(cx, &kernel, &Selection::usual())?;
+        let cli = Cli::new(&usual.binary, Some(&scratch.path().join("cli")));
+        Ok(Self {
+            debian: sources::obtain(cx, "debian-cloud-kernel")?.path,
+            empty: empty::initramfs(scratch.path())?,
+            admin: cli.identity()?,
+            bare,
+            usual,
+            kernel,
+            cli,
+            scratch,
+        })
+    }
+
+    pub(super) fn boot_at_last(&self, case: Case, counted: bool) -> Result<Cost> {
+        let mut attempt = 1;
+        loop {
+            match self.boot(case, counted) {
+                Err(error) if case == Case::Debian && attempt < DEBIAN_ATTEMPTS => {
+                    eprintln!("{case:?} again: {error}");
+                }
+                result => return result,
+            }
+            attempt += 1;
+        }
+    }
+
+    fn boot(&self, case: Case, counted: bool) -> Result<Cost> {
+        let builder = self.builder(case)?.accel(Accel::Tcg);
+        let builder = if counted {
+            builder.count_instructions()
+        } else {
+            builder
+        };
+        let started = Instant::now();
+        let mut vm = builder.start()?;
+        let cost = match case {
+            Case::Q35 | Case::Microvm | Case::Q35Bare | Case::MicrovmBare => {
+                self.answered(&vm, started)?
+            }
+            Case::Debian | Case::MicrovmEmpty | Case::Q35Empty => reached_empty(&vm)?,
+        };
+        vm.cut_power()?;
+        Ok(cost)
+    }
+
+    fn builder(&self, case: Case) -> Result<VmBuilder> {
+        match case {
+            Case::Q35 => self.ours(&self.usual, Form::Direct, Machine::Q35),
+            Case::Microvm => self.ours(&self.usual, Form::Erofs, Machine::Microvm),
+            Case::Q35Bare => self.ours(&self.bare, Form::Direct, Machine::Q35),
+            Case::MicrovmBare => self.ours(&self.bare, Form::Erofs, Machine::Microvm),
+            Case::Q35Empty => {
+                let kernel = &self.kernel.bzimage;
+                Ok(self.with_empty(MachineKind::Q35, kernel, image::CMDLINE))
+            }
+            Case::MicrovmEmpty => {
+                let kernel = &self.kernel.vmlinux;
+                Ok(self.with_empty(MachineKind::Microvm, kernel, image::CMDLINE))
+            }
+            Case::Debian => Ok(self.with_empty(MachineKind::Q35, &self.debian, DEBIAN_CMDLINE)),
+        }
+    }
+
+    /// Our image as it is shipped, without a data disk.
+    pub(super) fn ours(&self, ours: &Ours, form: Form, machine: Machine) -> Result<VmBuilder> {
+        node::builder(&ours.image, &self.kernel, form, machine, &self.admin)
+    }
+
+    fn with_empty(&self, kind: MachineKind, kernel: &Path, line: &str) -> VmBuilder {
+        Vm::builder(kind)
+            .kernel(kernel)
+            .initrd(&self.empty)
+            .append(line)
+    }
+
+    fn answered(&self, vm: &Vm, started: Instant) -> Result<Cost> {
+        let node = node::wait_ready(vm)?;
+        self.cli.call(&node, "node/info")?;
+        Ok(Cost {
+            cpu_s: vm.cpu_time().unwrap_or_default().as_secs_f64(),
+            wall_s: started.elapsed().as_secs_f64(),
+            minsn: vm.instructions().map(|count| count as f64 / MEGA),
+        })
+    }
+
+    /// The same node on the host: from its start to its first answer.
+    pub(super) fn host_ms(&self) -> Result<f64> {
+        let state = tempfile::tempdir_in(self.scratch.path())
+            .map_err(Failure::io("make a state folder"))?;
+        let own = Cli::at(&self.usual.binary, state.path());
+        // The identity is made once in a node's life, not at each start: the first one is not
+        // measured.
+        self.serve_and_call(&own)?;
+        Ok(self.serve_and_call(&own)?.as_secs_f64() * 1e3)
+    }
+
+    fn serve_and_call(&self, own: &Cli) -> Result<Duration> {
+        let mut serve = own.command("serve");
+        serve.args(["--json", "--port", "0", "--listen", "127.0.0.1"]);
+        serve.args(["--admin", &self.admin]);
+        let started = Instant::now();
+        let child = serve
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut child = Ended(child.map_err(Failure::io("start the node"))?);
+        let mut line = String::new();
+        if let Some(said) = child.0.stdout.take() {
+            let read = BufReader::new(said).read_line(&mut line);
+            read.map_err(Failure::io("read what the node says"))?;
+        }
+        let node = Reached::of_serve(&line).ok_or_else(|| Failure::Step {
+            what: "starting the node".into(),
+            how: format!("it says no target: '{}'", line.trim()),
+            log: None,
+        })?;
+        self.cli.call(&node, "node/info")?;
+        Ok(started.elapsed())
+    }
+}
+
+fn reached_empty(vm: &Vm) -> Result<Cost> {
+    vm.wait_for(empty::SAYS, EMPTY_WITHIN)?;
+    // The stamp of the line, not of now: the machine went on meanwhile.
+    vm.wait_for("\n", EMPTY_WITHIN)?;
+    let line = vm.console().find(empty::SAYS);
+    let (cpu, wall, count) = line.map_or_else(
+        || {
+            (
+                vm.cpu_time().unwrap_or_default(),
+                Duration::ZERO,
+                vm.instructions(),
+            )
+        },
+        |line| (line.cpu, line.at, line.instructions),
+    );
+    Ok(Cost {
+        cpu_s: cpu.as_secs_f64(),
+        wall_s: wall.as_secs_f64(),
+        minsn: count.map(|count| count as f64 / MEGA),
+    })
+}
+
+/// A process that is ended and waited for when this is dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is just as well.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}

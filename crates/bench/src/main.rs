@@ -1,0 +1,153 @@
+//! `cargo xtask bench`: measures, and prints rows. A program of its own, so that `up` and
+//! `test` do not compile the peers that are measured.
+
+mod boot;
+mod call;
+mod compute;
+mod empty;
+mod http;
+mod rows;
+mod runtime;
+mod tensor;
+mod vault;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use alknet_tasks::cache;
+use alknet_tasks::context::Context;
+use alknet_tasks::failure::{Failure, Result};
+use clap::{Parser, Subcommand};
+
+use self::http::{IdlePart, idle};
+use self::rows::{Header, Report, Row};
+
+/// Runs of each case; the middle one counts.
+const ROUNDS: usize = 10;
+
+/// The binary's own: a benchmark with another one would measure another binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measure, and print rows; exit code 0 whatever the figures
+#[derive(Debug, Parser)]
+#[command(
+    name = "bench",
+    bin_name = "cargo xtask bench",
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    after_help = "Example: cargo xtask bench call http --rounds 5 --json rows.json"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    part: Option<Part>,
+    /// Folder to look for sources in before any other place
+    #[arg(long, value_name = "DIR")]
+    sources: Option<PathBuf>,
+    /// Benchmarks to run: boot, call, compute, http, runtime, tensor, vault [default: all]
+    names: Vec<String>,
+    /// Write header and rows to this file as well
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Runs of each case
+    #[arg(long, default_value_t = ROUNDS, value_name = "N", value_parser = at_least_one)]
+    rounds: usize,
+}
+
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// A process of the benchmark of HTTP
+    #[command(hide = true, subcommand)]
+    BenchIdle(IdlePart),
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| *n > 0)
+        .ok_or_else(|| "give a number of 1 or more".to_owned())
+}
+
+/// One benchmark: its name and what measures it.
+type Bench = (&'static str, fn(&mut Context, usize) -> Result<Vec<Row>>);
+
+/// Every benchmark.
+const BENCHES: [Bench; 7] = [
+    ("boot", boot::run),
+    ("call", call::run),
+    ("compute", compute::run),
+    ("http", http::run),
+    ("runtime", runtime::run),
+    ("tensor", tensor::run),
+    ("vault", vault::run),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.part {
+        Some(Part::BenchIdle(part)) => idle(part),
+        None => Context::from_environment(arguments.sources.clone()).and_then(|mut cx| {
+            let _in_use = cache::in_use(&cx)?;
+            run(&mut cx, &arguments)
+        }),
+    };
+    alknet_tasks::exit_code(done)
+}
+
+/// Measures what was asked for; the figures never decide the exit code.
+fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+    let mut rows = Vec::new();
+    for (name, bench) in chosen(&arguments.names)? {
+        rows.extend(cx.step(name, |cx| bench(cx, arguments.rounds))?);
+    }
+    let report = Report {
+        header: Header::of_this_machine(cx, arguments.rounds),
+        rows,
+    };
+    print!("{}", report.table());
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, report.json())
+            .map_err(Failure::io(format!("write {}", file.display())))?;
+    }
+    eprint!("{}", cx.table());
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<Bench>> {
+    if names.is_empty() {
+        return Ok(BENCHES.to_vec());
+    }
+    let find = |name: &String| {
+        BENCHES
+            .into_iter()
+            .find(|(known, _)| known == name)
+            .ok_or_else(|| {
+                let known: Vec<_> = BENCHES.iter().map(|(name, _)| *name).collect();
+                Failure::Arguments(format!(
+                    "no benchmark \"{name}\", only {}",
+                    known.join(", ")
+                ))
+            })
+    };
+    names.iter().map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_benchmark_is_refused_with_the_known_ones() {
+        assert_eq!(chosen(&[]).expect("all").len(), BENCHES.len());
+        let error = chosen(&["bot".to_owned()])
+            .expect_err("misspelt")
+            .to_string();
+        assert!(error.contains("bot") && error.contains("boot"), "{error}");
+    }
+
+    #[test]
+    fn a_round_is_needed() {
+        assert!(at_least_one("0").is_err() && at_least_one("x").is_err());
+        assert_eq!(at_least_one("3"), Ok(3));
+    }
+}

@@ -1,0 +1,288 @@
+//! Rows of figures, in the one shape that every benchmark has.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde::Serialize;
+
+use alknet_tasks::context::Context;
+use alknet_tasks::image;
+
+/// One figure, beside that of a peer where there is one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Row {
+    pub(super) bench: &'static str,
+    pub(super) case: String,
+    pub(super) unit: &'static str,
+    pub(super) ours: f64,
+    pub(super) peer: Option<f64>,
+    pub(super) peer_name: Option<String>,
+    /// Ours divided by the peer's.
+    pub(super) ratio: Option<f64>,
+    pub(super) better: Better,
+    pub(super) goal: Option<Goal>,
+}
+
+/// Which direction is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Better {
+    Higher,
+    Lower,
+}
+
+/// What was promised, at worst: of the figure itself, or of its ratio to the peer's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Goal {
+    Ours(f64),
+    Ratio(f64),
+}
+
+impl Row {
+    /// A figure of which less is better, without a peer.
+    pub(super) fn lower(
+        bench: &'static str,
+        case: impl Into<String>,
+        unit: &'static str,
+        ours: f64,
+    ) -> Self {
+        Self {
+            bench,
+            case: case.into(),
+            unit,
+            ours,
+            peer: None,
+            peer_name: None,
+            ratio: None,
+            better: Better::Lower,
+            goal: None,
+        }
+    }
+
+    /// A figure of which more is better, without a peer.
+    pub(super) fn higher(
+        bench: &'static str,
+        case: impl Into<String>,
+        unit: &'static str,
+        ours: f64,
+    ) -> Self {
+        Self {
+            better: Better::Higher,
+            ..Self::lower(bench, case, unit, ours)
+        }
+    }
+
+    /// Beside a peer's figure.
+    pub(super) fn beside(mut self, name: &str, peer: f64) -> Self {
+        self.peer = Some(peer);
+        self.peer_name = Some(name.to_owned());
+        self.ratio = Some(self.ours / peer);
+        self
+    }
+
+    /// With what was promised.
+    pub(super) fn goal(mut self, goal: Goal) -> Self {
+        self.goal = Some(goal);
+        self
+    }
+
+    fn verdict(&self) -> &'static str {
+        let good = |figure: f64, promised: f64| match self.better {
+            Better::Higher => figure >= promised,
+            Better::Lower => figure <= promised,
+        };
+        let met = match self.goal {
+            None => return "",
+            Some(Goal::Ours(worst)) => good(self.ours, worst),
+            Some(Goal::Ratio(worst)) => self.ratio.is_some_and(|ratio| good(ratio, worst)),
+        };
+        if met { "met" } else { "MISSED" }
+    }
+
+    fn line(&self) -> String {
+        let peer = self
+            .peer
+            .map_or_else(String::new, |peer| format!("{peer:.3}"));
+        let ratio = self
+            .ratio
+            .map_or_else(String::new, |ratio| format!("{ratio:.3}"));
+        let sign = match self.better {
+            Better::Higher => ">=",
+            Better::Lower => "<=",
+        };
+        let goal = match self.goal {
+            None => String::new(),
+            Some(Goal::Ours(worst)) => format!("{sign} {worst}"),
+            Some(Goal::Ratio(worst)) => format!("ratio {sign} {worst}"),
+        };
+        format!(
+            "{:8} {:44} {:>12.3} {:>12} {:>7} {:14} {:>14} {}\n",
+            self.bench,
+            self.case,
+            self.ours,
+            peer,
+            ratio,
+            self.unit,
+            goal,
+            self.verdict()
+        )
+    }
+}
+
+/// Where and with what the figures were taken.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Header {
+    machine: String,
+    cores: usize,
+    kernel: String,
+    qemu: String,
+    rustc: String,
+    alknet: &'static str,
+    git: String,
+    date: String,
+    rounds: usize,
+    load_average: String,
+}
+
+impl Header {
+    /// Asks this machine.
+    pub(super) fn of_this_machine(cx: &Context, rounds: usize) -> Self {
+        Self {
+            machine: processor(&read("/proc/cpuinfo")),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            qemu: first_line(Command::new("qemu-system-x86_64").arg("--version")),
+            rustc: first_line(Command::new("rustc").arg("--version")),
+            alknet: env!("CARGO_PKG_VERSION"),
+            git: image::commit(cx.root()),
+            date: jiff::Timestamp::now().strftime("%F").to_string(),
+            rounds,
+            load_average: read("/proc/loadavg")
+                .split(' ')
+                .take(3)
+                .collect::<Vec<_>>()
+                .join(" "),
+        }
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap_or_else(|_| "unknown".to_owned())
+}
+
+fn processor(cpuinfo: &str) -> String {
+    let name = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| "unknown".to_owned(), |(_, name)| name.to_owned())
+}
+
+fn first_line(command: &mut Command) -> String {
+    let text = command
+        .output()
+        .map(|output| output.stdout)
+        .unwrap_or_else(|_| b"unknown".to_vec());
+    String::from_utf8_lossy(&text)
+        .lines()
+        .next()
+        .unwrap_or("unknown")
+        .to_owned()
+}
+
+/// Everything a run measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Report {
+    pub(super) header: Header,
+    pub(super) rows: Vec<Row>,
+}
+
+impl Report {
+    /// One JSON document.
+    pub(super) fn json(&self) -> String {
+        let text = serde_json::to_string_pretty(self);
+        text.expect("texts, numbers and lists always have a JSON form") + "\n"
+    }
+
+    /// For people.
+    pub(super) fn table(&self) -> String {
+        let head = format!(
+            "{:8} {:44} {:>12} {:>12} {:>7} {:14} {:>14}\n",
+            "bench", "case", "ours", "peer", "ratio", "unit", "goal"
+        );
+        self.rows.iter().fold(head, |text, row| text + &row.line())
+    }
+}
+
+/// The middle of the values; of an even number of them, the mean of the middle two.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(vec![]).is_nan());
+    }
+
+    #[test]
+    fn a_row_has_the_agreed_fields() {
+        let row = Row::lower("boot", "a case", "CPU s", 1.0)
+            .beside("debian", 4.0)
+            .goal(Goal::Ratio(0.5));
+        let json = serde_json::to_value(&row).expect("plain data");
+        for field in [
+            "bench",
+            "case",
+            "unit",
+            "ours",
+            "peer",
+            "peer_name",
+            "ratio",
+            "better",
+            "goal",
+        ] {
+            assert!(json.get(field).is_some(), "{field}");
+        }
+        assert_eq!(json["ratio"], 0.25);
+        assert_eq!(json["better"], "lower");
+        assert_eq!(row.verdict(), "met");
+    }
+
+    #[test]
+    fn a_missed_goal_is_said() {
+        let row = Row::lower("boot", "c", "MB", 10.0).goal(Goal::Ours(9.0));
+        assert!(row.line().contains("MISSED"));
+        assert_eq!(Row::lower("boot", "c", "MB", 10.0).verdict(), "");
+        assert_eq!(
+            Row::lower("b", "c", "u", 1.0)
+                .goal(Goal::Ratio(1.0))
+                .verdict(),
+            "MISSED"
+        );
+    }
+
+    #[test]
+    fn more_can_be_better() {
+        let row = |ours| {
+            Row::higher("b", "c", "calls/s", ours)
+                .beside("peer", 2.0)
+                .goal(Goal::Ratio(1.5))
+        };
+        assert_eq!(row(3.0).verdict(), "met");
+        assert_eq!(row(2.0).verdict(), "MISSED");
+        assert!(row(3.0).line().contains("ratio >= 1.5"));
+    }
+}

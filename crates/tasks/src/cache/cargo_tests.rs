@@ -1,0 +1,238 @@
+//! What the real cargo makes of a target folder that was pruned.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use xtask::last_use::{BuildSet, LastUse};
+
+use super::candidates::{CandidateKind, EvictionRank, list};
+use super::marked::{MarkedCache, mark};
+use super::needs::Needs;
+use super::prune::prune;
+use super::units;
+
+/// A workspace with a library, a build script, a procedural macro, a program, its test and its example,
+/// beside a package of others that is no member.
+const FILES: [(&str, &str); 12] = [
+    (
+        "own/Cargo.toml",
+        "[workspace]\nresolver = \"3\"\nmembers = [\"app\", \"lib\", \"derive\"]\n",
+    ),
+    // As in the real workspace: programs that run while building get a folder of their own.
+    (
+        "own/.cargo/config.toml",
+        "[build]\ntarget = \"host-tuple\"\n",
+    ),
+    (
+        "own/lib/Cargo.toml",
+        "[package]\nname = \"made-lib\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\
+         [features]\nextra = []\n[dependencies]\nmade-third = { path = \"../../third\" }\n",
+    ),
+    (
+        "own/lib/build.rs",
+        "fn main() {\n println!(\"cargo::rerun-if-changed=build.rs\");\n \
+         let out = std::env::var(\"OUT_DIR\").unwrap();\n \
+         std::fs::write(format!(\"{out}/number.rs\"), \"7\").unwrap();\n}\n",
+    ),
+    (
+        "own/lib/src/lib.rs",
+        "pub fn number() -> u8 { made_third::one() * \
+         include!(concat!(env!(\"OUT_DIR\"), \"/number.rs\")) }\n",
+    ),
+    (
+        "own/derive/Cargo.toml",
+        "[package]\nname = \"made-derive\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\
+         [lib]\nproc-macro = true\n",
+    ),
+    (
+        "own/derive/src/lib.rs",
+        "use proc_macro::TokenStream;\n#[proc_macro]\npub fn nothing(_: TokenStream) -> TokenStream \
+         { TokenStream::new() }\n",
+    ),
+    (
+        "own/app/src/main.rs",
+        "made_derive::nothing!();\nfn main() { println!(\"{}\", made_lib::number()); }\n",
+    ),
+    (
+        "own/app/examples/show.rs",
+        "fn main() { made_lib::number(); }\n",
+    ),
+    (
+        "own/app/tests/it.rs",
+        "#[test]\nfn it() { assert_eq!(made_lib::number(), 7); }\n",
+    ),
+    (
+        "third/Cargo.toml",
+        "[package]\nname = \"made-third\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\
+         [features]\nmore = []\n[workspace]\n",
+    ),
+    ("third/src/lib.rs", "pub fn one() -> u8 { 1 }\n"),
+];
+
+/// The program's manifest in two versions: another feature gives new hashes to the library with the
+/// feature and to everything above it.
+fn manifest(lib: &str, third: &str) -> String {
+    format!(
+        "[package]\nname = \"made-app\"\nversion = \"1.0.0\"\nedition = \"2024\"\n[dependencies]\n\
+         made-derive = {{ path = \"../derive\" }}\n\
+         made-lib = {{ path = \"../lib\", features = [{lib}] }}\n\
+         made-third = {{ path = \"../../third\", features = [{third}] }}\n"
+    )
+}
+
+struct Tree {
+    base: tempfile::TempDir,
+}
+
+impl Tree {
+    fn new() -> Self {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        let tree = Self { base };
+        mark(&tree.cache());
+        for (name, text) in FILES {
+            tree.write(name, text);
+        }
+        tree
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.base.path().join(name);
+        fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("writable");
+        fs::write(path, text).expect("writable");
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.base.path().join("cache")
+    }
+
+    fn target(&self) -> PathBuf {
+        self.cache().join("target")
+    }
+
+    /// Builds, checks and builds the tests, and records what was used; how many crates were compiled.
+    fn build(&self) -> usize {
+        let sets: [(BuildSet, &[&str]); 3] = [
+            (BuildSet::Binary, &["build", "--workspace"]),
+            // Lints by hand.
+            (
+                BuildSet::Commands,
+                &["check", "--workspace", "--all-targets"],
+            ),
+            (BuildSet::Tests, &["test", "--workspace", "--no-run"]),
+        ];
+        sets.map(|(set, words)| {
+            let messages = self.cargo(words);
+            LastUse::of(&self.target())
+                .note(set, &messages)
+                .expect("writable");
+            messages.matches("\"fresh\":false").count()
+        })
+        .iter()
+        .sum()
+    }
+
+    fn cargo(&self, words: &[&str]) -> String {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command
+            .args(words)
+            .args(["--release", "--offline"])
+            .arg("--message-format=json")
+            .current_dir(self.base.path().join("own"))
+            .env("CARGO_TARGET_DIR", self.target());
+        for variable in ["CARGO_BUILD_TARGET", "CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS"] {
+            command.env_remove(variable);
+        }
+        let output = command.output().expect("cargo runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let messages = String::from_utf8(output.stdout).expect("JSON");
+        // Cargo runs the build script again, and writes no message of it.
+        let compiled = said.contains("Compiling") || said.contains("Checking");
+        assert_eq!(compiled, messages.contains("\"fresh\":false"), "{said}");
+        messages
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            units: LastUse::of(&self.target()).read().expect("readable"),
+            members: ["made-app", "made-derive", "made-lib"]
+                .map(str::to_owned)
+                .into(),
+            ..Needs::default()
+        }
+    }
+}
+
+#[test]
+fn after_pruning_a_build_of_the_same_tree_compiles_nothing() {
+    let tree = Tree::new();
+    tree.write("own/app/Cargo.toml", &manifest("", ""));
+    assert!(tree.build() > 10, "everything is new");
+    assert_eq!(tree.build(), 0, "and then it is not");
+    let first = units::find(&tree.target()).expect("readable").len();
+    tree.write("own/app/Cargo.toml", &manifest("\"extra\"", "\"more\""));
+    assert!(tree.build() > 5, "another version");
+
+    let needs = tree.needs();
+    assert_eq!(needs.units.missing, [BuildSet::Gpu]);
+    let candidates = list(&tree.cache(), &needs).expect("readable");
+    let of_rank = |rank| {
+        candidates
+            .iter()
+            .filter(move |candidate| candidate.rank == rank)
+    };
+    assert_eq!(
+        candidates.len(),
+        units::find(&tree.target()).expect("readable").len()
+    );
+    assert!(
+        of_rank(EvictionRank::Former).count() > 3 && of_rank(EvictionRank::Unneeded).count() > 0
+    );
+    // What did not change is needed in both versions.
+    assert!(candidates.len() < 2 * first && of_rank(EvictionRank::Needed).count() >= first);
+    let other = |name: &str| name.contains("made-third") || name.contains("made_third");
+    assert!(of_rank(EvictionRank::Unneeded).all(|candidate| other(&candidate.name)));
+    assert!(of_rank(EvictionRank::Former).all(|candidate| candidate.kind == CandidateKind::FormerUnit && !other(&candidate.name)));
+
+    // The limit cannot be met, so that everything goes that may.
+    let cache = tree.cache();
+    let cache = MarkedCache::find(&cache).expect("marked");
+    let pruned = prune(cache, &needs, 1, false).expect("it can be pruned");
+    pruned.check().expect_err("the rest is needed");
+    let left = list(&tree.cache(), &needs).expect("readable");
+    assert_eq!(left.len(), of_rank(EvictionRank::Needed).count());
+    assert!(
+        left.iter()
+            .all(|candidate| candidate.rank == EvictionRank::Needed)
+    );
+
+    assert_eq!(tree.build(), 0, "nothing that this tree needs was removed");
+    let program = program(&tree.target());
+    let output = Command::new(&program).output().expect("it runs");
+    assert_eq!(output.stdout, b"7\n");
+    tree.write("own/app/Cargo.toml", &manifest("", ""));
+    assert!(tree.build() > 5, "the former version was removed");
+}
+
+/// The program outside of `deps`.
+fn program(target: &Path) -> PathBuf {
+    let layouts = units::layouts(target).expect("readable");
+    let mut programs = layouts.iter().map(|layout| layout.join("made-app"));
+    programs.find(|path| path.exists()).expect("it was built")
+}
+
+#[test]
+fn every_unit_of_a_build_is_named_in_its_messages() {
+    let tree = Tree::new();
+    tree.write("own/app/Cargo.toml", &manifest("", ""));
+    tree.build();
+    let recorded = LastUse::of(&tree.target()).read().expect("readable");
+    let found = units::find(&tree.target()).expect("readable");
+    for (unit, artefacts) in &found {
+        assert!(recorded.needed.contains(unit), "{unit:?} {artefacts:?}");
+        assert!(artefacts.package.is_some(), "{unit:?} {artefacts:?}");
+    }
+    assert_eq!(found.len(), recorded.needed.len());
+}

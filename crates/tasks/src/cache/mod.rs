@@ -1,0 +1,218 @@
+//! `cache`: what the cache holds, and how it is kept small.
+//!
+//! docs/development.md says which parts go first, and which never.
+
+mod candidates;
+#[cfg(test)]
+mod cargo_tests;
+mod command_lock;
+mod folders;
+mod marked;
+mod names;
+mod needs;
+mod prune;
+#[cfg(test)]
+mod tests;
+mod units;
+mod usage;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::json;
+
+pub use self::command_lock::CommandLock;
+use self::folders::FolderUsage;
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+
+/// The usual limit in GiB. What a tree needs, built, checked and tested, fits in twice.
+const LIMIT_GIB: &str = "15";
+
+/// The same in bytes.
+const LIMIT_BYTES: u64 = 15 * GIB;
+
+const GIB: u64 = 1 << 30;
+
+/// Longest time for the line at the end of a command. 200,000 files whose metadata is in memory take
+/// 0.6 s on two busy cores, and three times that when it has to be read from disk.
+const HINT_WITHIN: Duration = Duration::from_millis(800);
+
+/// How long a size is good enough where counting takes longer than that.
+const REMEMBERED_FOR: Duration = Duration::from_secs(7 * 86_400);
+
+/// The file that remembers how large the cache was.
+const REMEMBERED: &str = "size";
+
+/// Arguments of `cache`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct Arguments {
+    /// Remove what was not used for the longest time until the cache is below the limit
+    #[arg(long)]
+    prune: bool,
+    /// Size in GiB that pruning stays below
+    #[arg(long, value_name = "GIB", requires = "prune", default_value = LIMIT_GIB, value_parser = limit)]
+    limit: u64,
+    /// Say what pruning would remove, and remove nothing
+    #[arg(long, requires = "prune")]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLE: &str = "\
+Example: make room, after a look at what would go
+
+  cargo xtask cache --prune --limit 10 --dry-run
+  cargo xtask cache --prune --limit 10
+
+What the tree that is checked out needs is never removed; where that alone passes
+the limit, the exit code is 5.";
+
+/// Shows the table, or prunes.
+pub(crate) fn run(cx: &Context, arguments: &Arguments) -> Result<()> {
+    if arguments.prune {
+        let pruned = prune::run(cx, arguments.limit, arguments.dry_run)?;
+        if arguments.json {
+            println!("{:#}", pruned.json());
+        } else {
+            print!("{}", pruned.text());
+        }
+        if !arguments.dry_run {
+            remember(cx.cache(), pruned.after());
+        }
+        return pruned.check();
+    }
+    let rows = folders::rows(cx.cache()).map_err(counting(cx.cache()))?;
+    let total = FolderUsage::total(&rows);
+    remember(cx.cache(), total.bytes);
+    if arguments.json {
+        let row = |row: &FolderUsage| {
+            json!({
+                "folder": row.name,
+                "bytes": row.usage.bytes,
+                "entries": row.usage.entries,
+                "last_used": row.usage.last_used.map(when),
+            })
+        };
+        let folders: Vec<_> = rows.iter().map(row).collect();
+        let total = json!({ "bytes": total.bytes, "entries": total.entries, "folders": folders });
+        println!("{total:#}");
+    } else {
+        print!("{}", table(&rows));
+    }
+    Ok(())
+}
+
+/// To be held by every command that uses the cache, as long as it runs: nothing is pruned meanwhile.
+pub fn in_use(cx: &Context) -> Result<CommandLock> {
+    CommandLock::beside_others(cx.cache()).map_err(Failure::io("lock the cache"))
+}
+
+/// A line for the end of a command, when the cache has passed the usual limit. Takes less than a second,
+/// or, once a week, as long as counting takes.
+pub fn hint(cx: &Context) -> Option<String> {
+    let bytes = bytes_within(cx.cache(), HINT_WITHIN)?;
+    (bytes > LIMIT_BYTES).then(|| {
+        format!(
+            "the cache has grown to {}: `cargo xtask cache --prune` brings it below {LIMIT_GIB} GiB",
+            size(bytes)
+        )
+    })
+}
+
+/// What the cache holds; what it held within the last week where counting takes too long. None where it
+/// cannot be read.
+fn bytes_within(cache: &Path, within: Duration) -> Option<u64> {
+    let all: [Vec<PathBuf>; 1] = [vec![cache.to_owned()]];
+    let counted = usage::measure_until(&all, Some(Instant::now() + within)).ok()?;
+    let usage = match (counted, remembered(cache)) {
+        (Some(usage), _) => usage,
+        (None, Some(bytes)) => return Some(bytes),
+        (None, None) => usage::measure(&all).ok()?,
+    };
+    let bytes = usage.first()?.bytes;
+    remember(cache, bytes);
+    Some(bytes)
+}
+
+fn remember(cache: &Path, bytes: u64) {
+    // Without the file the next command counts again.
+    let _ = fs::write(cache.join(REMEMBERED), bytes.to_string());
+}
+
+fn remembered(cache: &Path) -> Option<u64> {
+    let file = cache.join(REMEMBERED);
+    let written = fs::metadata(&file).ok()?.modified().ok()?;
+    let age = SystemTime::now()
+        .duration_since(written)
+        .unwrap_or_default();
+    if age > REMEMBERED_FOR {
+        return None;
+    }
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+fn counting(cache: &Path) -> impl FnOnce(io::Error) -> Failure + use<> {
+    Failure::io(format!("count what {} holds", cache.display()))
+}
+
+fn table(rows: &[FolderUsage]) -> String {
+    let names = rows.iter().map(|row| row.name.chars().count());
+    let width = names.max().unwrap_or(0).max("folder".len());
+    let line = |name: &str, size: &str, entries: &str, used: &str| {
+        format!("  {name:width$}  {size:>10}  {entries:>9}  {used}\n")
+    };
+    let mut text = line("folder", "on disk", "entries", "last used");
+    let total = FolderUsage {
+        name: "total".to_owned(),
+        usage: FolderUsage::total(rows),
+    };
+    for row in rows.iter().chain([&total]) {
+        let used = row.usage.last_used.map_or_else(String::new, when);
+        let entries = row.usage.entries.to_string();
+        text += &line(&row.name, &size(row.usage.bytes), &entries, &used);
+    }
+    text
+}
+
+/// A size as people read it.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let (name, unit) = UNITS
+        .into_iter()
+        .find(|(_, unit)| bytes >= *unit)
+        .unwrap_or(("KiB", 1 << 10));
+    // Tenths, rounded down: what is shown as 15.0 GiB has reached 15 GiB.
+    let tenths = u128::from(bytes) * 10 / u128::from(unit);
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
+/// A moment in UTC, to the second.
+fn when(time: SystemTime) -> String {
+    // A time that no calendar has, as archives may contain, is shown as the nearest that one has.
+    jiff::Timestamp::try_from(time)
+        .unwrap_or(jiff::Timestamp::MIN)
+        .strftime("%FT%TZ")
+        .to_string()
+}
+
+/// Bytes of a limit in GiB, which need not be whole.
+fn limit(text: &str) -> std::result::Result<u64, String> {
+    let gib: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if !(gib > 0.0 && gib <= 1e6) {
+        return Err("not between 0 and a million".to_owned());
+    }
+    // At most 2^50: far below where a float ends, and never negative.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "see above"
+    )]
+    let bytes = (gib * GIB as f64) as u64;
+    Ok(bytes)
+}

@@ -1,0 +1,115 @@
+//! What the tree that is checked out needs of the cache.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use xtask::last_use::{LastUse, UseRecord};
+use xtask::rustc;
+
+use crate::context::Context;
+use crate::driver::{self, Selection};
+use crate::failure::{Failure, Result};
+use crate::{binary, gpu, image, kernel, sources, strangers};
+
+/// Folder of cargo's artefacts in the cache.
+pub(super) const TARGET: &str = "target";
+
+/// What is not to be removed.
+#[derive(Debug, Default)]
+pub(super) struct Needs {
+    /// Folders of the cache, and files in folders of which each entry counts by itself.
+    pub(super) folders: HashSet<PathBuf>,
+    /// Which units the last builds used.
+    pub(super) units: UseRecord,
+    /// Names of the workspace's packages.
+    pub(super) members: HashSet<String>,
+}
+
+impl Needs {
+    /// Looks up what a command would look up, and makes and fetches nothing.
+    pub(super) fn of(cx: &Context) -> Result<Self> {
+        let mut folders = HashSet::from([rustc::path(cx.cache())]);
+        folders.extend(kernel::cached(cx)?.map(|kernel| kernel.folder().to_owned()));
+        let drivers = driver::cached(cx, &Selection::usual())?.into_iter();
+        folders.extend(drivers.map(|driver| driver.folder));
+        folders.extend(driver::linked(cx));
+        if let Some(gpu) = gpu::cached(cx)? {
+            folders.extend(parent(&gpu.packed));
+            if let Some(binary) = binary::cached(cx, &gpu)? {
+                folders.extend(parent(&binary));
+                folders.extend(image::cached(cx, &binary)?);
+            }
+        }
+        let kept = cx.cache().join("sources");
+        let pins = sources::pinned()?.into_iter().flat_map(|(_, pins)| pins);
+        folders.extend(pins.map(|pin| kept.join(pin.sha256)));
+        folders.extend(strangers::pinned(cx)?);
+        let units = LastUse::of(&cx.cache().join(TARGET)).read();
+        Ok(Self {
+            folders,
+            units: units.map_err(Failure::io("read which artefacts builds used"))?,
+            members: members(cx.root())?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct WorkspaceManifest {
+    workspace: Members,
+}
+
+#[derive(Deserialize)]
+struct Members {
+    members: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct PackageManifest {
+    package: PackageName,
+}
+
+#[derive(Deserialize)]
+struct PackageName {
+    name: String,
+}
+
+/// Names of the workspace's packages.
+fn members(root: &Path) -> Result<HashSet<String>> {
+    let workspace: WorkspaceManifest = manifest(root)?;
+    let folders = workspace.workspace.members.into_iter();
+    let name = |folder: PathBuf| {
+        let package: PackageManifest = manifest(&root.join(folder))?;
+        Ok(package.package.name)
+    };
+    folders.map(name).collect()
+}
+
+fn manifest<T: DeserializeOwned>(folder: &Path) -> Result<T> {
+    let path = folder.join("Cargo.toml");
+    let text =
+        fs::read_to_string(&path).map_err(Failure::io(format!("read {}", path.display())))?;
+    toml::from_str(&text)
+        .map_err(|error| Failure::Workspace(format!("{}: {error}", path.display())))
+}
+
+fn parent(file: &Path) -> Option<PathBuf> {
+    file.parent().map(Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_package_of_the_workspace_is_a_member() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let members = members(&root).expect("the manifests are readable");
+        for name in ["alknet", "alknet-tasks", "alknet-vulkan", "xtask"] {
+            assert!(members.contains(name), "{name} in {members:?}");
+        }
+        assert!(!members.contains("serde"));
+    }
+}

@@ -1,0 +1,245 @@
+//! Removing candidates from the cache until it is small enough.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use xtask::last_use::BuildSet;
+use xtask::workspace::BuildLock;
+
+use super::candidates::{self, Candidate, CandidateKind, EvictionRank};
+use super::command_lock::CommandLock;
+use super::folders::{self, FolderUsage};
+use super::marked::MarkedCache;
+use super::needs::{Needs, TARGET};
+use super::{size, units, when};
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
+
+/// What was removed, or would be.
+#[derive(Debug)]
+pub(super) struct Pruned {
+    candidates: Vec<Candidate>,
+    before: u64,
+    after: u64,
+    limit: u64,
+    /// Bytes that this tree needs, of those that are left.
+    needed: u64,
+    /// Builds of which nothing is recorded, so that their artefacts are not known as needed.
+    unrecorded: Vec<BuildSet>,
+    dry_run: bool,
+}
+
+/// Brings the cache below `limit` bytes, as far as this tree's needs allow; with `dry_run` nothing is
+/// removed.
+pub(super) fn run(cx: &Context, limit: u64, dry_run: bool) -> Result<Pruned> {
+    let cache = MarkedCache::find(cx.cache())?;
+    // Held until everything is removed and counted again.
+    let locks = if dry_run {
+        None
+    } else {
+        Some(Locks::take(cx)?)
+    };
+    let pruned = prune(cache, &Needs::of(cx)?, limit, dry_run);
+    drop(locks);
+    pruned
+}
+
+pub(super) fn prune(
+    cache: MarkedCache<'_>,
+    needs: &Needs,
+    limit: u64,
+    dry_run: bool,
+) -> Result<Pruned> {
+    let cache = cache.path();
+    let counting = || Failure::io(format!("count what {} holds", cache.display()));
+    let total = || folders::rows(cache).map(|rows| FolderUsage::total(&rows).bytes);
+    let before = total().map_err(counting())?;
+    let mut removable = candidates::list(cache, needs).map_err(counting())?;
+    let is_needed = |candidate: &Candidate| candidate.rank == EvictionRank::Needed;
+    let needed = removable.iter().filter(|one| is_needed(one));
+    let needed = needed.map(|one| one.usage.bytes).sum();
+    removable.retain(|one| !is_needed(one) && one.usage.freed > 0);
+    removable.sort_by_cached_key(candidates::order);
+    let mut after = before;
+    let mut chosen = Vec::new();
+    for candidate in removable {
+        if after < limit {
+            break;
+        }
+        after = after.saturating_sub(candidate.usage.freed);
+        chosen.push(candidate);
+    }
+    if !dry_run && !chosen.is_empty() {
+        remove(cache, &chosen)?;
+        after = total().map_err(counting())?;
+    }
+    Ok(Pruned {
+        candidates: chosen,
+        before,
+        after,
+        limit,
+        needed,
+        unrecorded: needs.units.missing.clone(),
+        dry_run,
+    })
+}
+
+/// Moves each path aside before it is deleted, so that a command that is killed meanwhile leaves no half
+/// of a folder where the next one looks for a whole one.
+pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
+    let aside = Scratch::new(cache, "removed-")?;
+    let paths = candidates.iter().flat_map(|one| &one.paths);
+    for (n, path) in paths.enumerate() {
+        let moved = aside.path().join(n.to_string());
+        let removed = match fs::rename(path, &moved) {
+            Ok(()) => delete(&moved),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // It is a mount, or lies on another file system.
+            Err(_) => delete(path),
+        };
+        removed.map_err(Failure::io(format!("remove {}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// Deletes a file, a folder, or a symbolic link and not what it leads to.
+fn delete(path: &Path) -> io::Result<()> {
+    let deleted = match fs::symlink_metadata(path) {
+        Ok(data) if data.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match deleted {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        deleted => deleted,
+    }
+}
+
+impl Pruned {
+    /// Bytes that the cache holds now, or would hold.
+    pub(super) const fn after(&self) -> u64 {
+        self.after
+    }
+
+    /// An error when the cache is not below the limit.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.after < self.limit {
+            return Ok(());
+        }
+        Err(Failure::CacheFull {
+            left: size(self.after),
+            needed: size(self.needed),
+            limit: size(self.limit),
+        })
+    }
+
+    /// For people: what was removed, what it costs, and what is left.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        if !self.candidates.is_empty() {
+            text += if self.dry_run {
+                "would be removed:\n"
+            } else {
+                "removed:\n"
+            };
+        }
+        for (kind, candidates) in self.by_kind() {
+            if let Some(plural) = kind.plural() {
+                let freed = candidates.iter().map(|one| one.usage.freed).sum();
+                text += &line(freed, &format!("{} {plural}", candidates.len()), kind);
+                continue;
+            }
+            for candidate in candidates {
+                let used = candidate.usage.last_used;
+                let used =
+                    used.map_or_else(String::new, |last| format!(", last used {}", when(last)));
+                let what = format!("{}{used}", candidate.name);
+                text += &line(candidate.usage.freed, &what, kind);
+            }
+        }
+        if !self.unrecorded.is_empty() {
+            let sets: Vec<String> = self.unrecorded.iter().map(ToString::to_string).collect();
+            text += &format!(
+                "no build of this was recorded yet, so that none of its artefacts counts as needed: {}; \
+                 `cargo xtask test` records all\n",
+                sets.join(", ")
+            );
+        }
+        text + &format!(
+            "the cache: {} before, {} {}; the limit is {}\n",
+            size(self.before),
+            size(self.after),
+            if self.dry_run { "then" } else { "now" },
+            size(self.limit)
+        )
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let candidate = |candidate: &Candidate| {
+            json!({
+                "path": candidate.name,
+                "bytes": candidate.usage.freed,
+                "last_used": candidate.usage.last_used.map(when),
+                "cost": candidate.kind.cost(),
+            })
+        };
+        json!({
+            "before_bytes": self.before,
+            "after_bytes": self.after,
+            "limit_bytes": self.limit,
+            "needed_bytes": self.needed,
+            "dry_run": self.dry_run,
+            "removed": self.candidates.iter().map(candidate).collect::<Vec<_>>(),
+        })
+    }
+
+    fn by_kind(&self) -> BTreeMap<CandidateKind, Vec<&Candidate>> {
+        let mut kinds: BTreeMap<CandidateKind, Vec<&Candidate>> = BTreeMap::new();
+        for candidate in &self.candidates {
+            kinds.entry(candidate.kind).or_default().push(candidate);
+        }
+        kinds
+    }
+}
+
+fn line(bytes: u64, what: &str, kind: CandidateKind) -> String {
+    format!("  {:>10}  {what}: {}\n", size(bytes), kind.cost())
+}
+
+/// Locks that no other command may hold while candidates are removed.
+#[derive(Debug)]
+struct Locks {
+    _commands: CommandLock,
+    _build: Arc<BuildLock>,
+    _cargo: Vec<File>,
+}
+
+impl Locks {
+    /// Waits until no command of ours and no cargo uses the cache.
+    fn take(cx: &Context) -> Result<Self> {
+        let commands = CommandLock::alone(cx.cache()).map_err(Failure::io("lock the cache"))?;
+        let build = cx.claim()?;
+        let cargo = cargo_locks(cx.cache()).map_err(Failure::io("lock cargo's build folders"))?;
+        Ok(Self {
+            _commands: commands,
+            _build: build,
+            _cargo: cargo,
+        })
+    }
+}
+
+/// Cargo's own locks: a cargo that was started by hand holds none of ours.
+fn cargo_locks(cache: &Path) -> io::Result<Vec<File>> {
+    let hold = |path: &PathBuf| {
+        let file = File::options().write(true).open(path)?;
+        file.lock()?;
+        Ok(file)
+    };
+    let paths = units::cargo_locks(&cache.join(TARGET))?;
+    paths.iter().map(hold).collect()
+}

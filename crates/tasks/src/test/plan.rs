@@ -1,0 +1,298 @@
+//! Runs the test programs by the [schedule](super::schedule), what failed once more alone, and says what came
+//! of it.
+
+use std::fs;
+use std::panic::resume_unwind;
+use std::process::Command;
+use std::thread;
+
+use super::booted::Variables;
+use super::harness::{self, Format, Limits, Verdict};
+use super::history::History;
+use super::programs::{self, Program};
+use super::report::{self, Failed, Ran};
+use super::schedule::{self, Load, Part, Places};
+use super::{Arguments, SKIPS_VARIABLE, SLOWDOWN_VARIABLE};
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+
+/// How the tests run.
+pub(super) struct Plan<'a> {
+    pub(super) filter: Option<&'a str>,
+    pub(super) processors: usize,
+    /// The factor by which deadlines are longer.
+    pub(super) deadlines: f64,
+}
+
+impl Plan<'_> {
+    pub(super) fn run(
+        &self,
+        cx: &Context,
+        programs: Vec<Program>,
+        variables: &Variables,
+        arguments: &Arguments,
+    ) -> Result<()> {
+        let mut history = History::read(cx);
+        let mut variables = variables.clone();
+        variables.push((SLOWDOWN_VARIABLE, format!("{:.2}", self.deadlines).into()));
+        let mut parts = self.parts(&programs, &variables)?;
+        schedule::plan(&mut parts, &history);
+        let mut ran = self.run_all(cx, &parts, &variables)?;
+        if arguments.are_whole() {
+            ran.push(self.documentation(cx, &variables)?);
+        }
+        if let Some(why) = report::nothing_ran(&ran, self.filter) {
+            return Err(Failure::Arguments(why));
+        }
+        let failed = self.failed(cx, &parts, &ran, &variables)?;
+        let broken = ran.iter().filter_map(|ran| {
+            let why = ran.outcome.broken.as_ref()?;
+            Some(format!("FAILED: {}: {why}\n{}", ran.part, ran.outcome.said))
+        });
+        let broken: Vec<String> = broken.collect();
+        for text in failed
+            .iter()
+            .map(Failed::text)
+            .chain(broken.iter().cloned())
+        {
+            eprint!("{text}");
+        }
+        eprint!("{}", report::skipped(&ran));
+        eprintln!("{}", report::summary(&ran));
+        if arguments.times {
+            println!("{}", report::times(&ran));
+        }
+        if arguments.are_whole() {
+            let log = cx.log("test-times");
+            fs::write(&log, report::all(&ran)).map_err(Failure::io("write how long tests took"))?;
+            history.extend(&ran);
+            history.write(cx)?;
+        }
+        match failed.len() + broken.len() {
+            0 => Ok(()),
+            count => Err(Failure::Step {
+                what: "tests".to_owned(),
+                how: format!("{count} failed, see above"),
+                log: None,
+            }),
+        }
+    }
+
+    /// The parts in which the programs run.
+    pub(super) fn parts<'a>(
+        &self,
+        programs: &'a [Program],
+        variables: &Variables,
+    ) -> Result<Vec<(&'a Program, Part)>> {
+        let mut all = Vec::new();
+        for program in programs {
+            let name = program.name();
+            let parts = if schedule::is_divided(&name) {
+                let tests = self.listed(program, variables)?;
+                if tests.is_empty() && self.filter.is_none() {
+                    return Err(Failure::Step {
+                        what: format!("list the tests of {name}"),
+                        how: "it has none".to_owned(),
+                        log: None,
+                    });
+                }
+                schedule::modules(&name, tests)
+            } else {
+                vec![schedule::whole(&name, self.processors)]
+            };
+            all.extend(parts.into_iter().map(|part| (program, part)));
+        }
+        Ok(all)
+    }
+
+    /// Names of a program's tests, those that the filter matches.
+    fn listed(&self, program: &Program, variables: &Variables) -> Result<Vec<String>> {
+        let mut command = Command::new(&program.path);
+        command
+            .current_dir(&program.folder)
+            .args(["--list", "--format=terse"])
+            .args(self.filter)
+            .envs(programs::environment(program))
+            .envs(variables.iter().map(|(name, value)| (name, value)));
+        let what = format!("list the tests of {}", program.name());
+        let listed = command.output().map_err(Failure::io(&what))?;
+        if !listed.status.success() {
+            return Err(Failure::Step {
+                what,
+                how: String::from_utf8_lossy(&listed.stderr).into_owned(),
+                log: None,
+            });
+        }
+        let listed = String::from_utf8_lossy(&listed.stdout);
+        let names = listed
+            .lines()
+            .filter_map(|line| line.strip_suffix(": test"));
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// What shares the machine, then what runs alone.
+    pub(super) fn run_all(
+        &self,
+        cx: &Context,
+        parts: &[(&Program, Part)],
+        variables: &Variables,
+    ) -> Result<Vec<Ran>> {
+        let places = |load| Places::of(load, self.processors);
+        let (to_compute, to_wait) = (places(Load::Computing), places(Load::Waiting));
+        let run = |load, places: &Places| self.run_parts(cx, load, places, parts, variables);
+        let (computed, slept, waited) = thread::scope(|scope| {
+            let computing = scope.spawn(|| {
+                let ran = run(Load::Computing, &to_compute);
+                to_wait.add_half(Load::Computing, self.processors);
+                ran
+            });
+            let sleeping = scope.spawn(|| run(Load::Sleeping, &places(Load::Sleeping)));
+            let waited = run(Load::Waiting, &to_wait);
+            let [computed, slept] = [computing, sleeping]
+                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            (computed, slept, waited)
+        });
+        let mut ran = computed?;
+        ran.extend(slept?);
+        ran.extend(waited?);
+        ran.extend(run(Load::Alone, &places(Load::Alone))?);
+        Ok(ran)
+    }
+
+    /// Runs the parts of one kind, as many at once as there are places.
+    fn run_parts(
+        &self,
+        cx: &Context,
+        load: Load,
+        places: &Places,
+        parts: &[(&Program, Part)],
+        variables: &Variables,
+    ) -> Result<Vec<Ran>> {
+        let parts = parts.iter().filter(|(_, part)| part.load == load);
+        thread::scope(|scope| {
+            let threads = parts.map(|(program, part)| {
+                let taken = places.take(part.threads);
+                scope.spawn(move || {
+                    let _taken = taken;
+                    self.run_part(cx, program, part, variables)
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            let ran = threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            ran.collect()
+        })
+    }
+
+    fn run_part(
+        &self,
+        cx: &Context,
+        program: &Program,
+        part: &Part,
+        variables: &Variables,
+    ) -> Result<Ran> {
+        let mut command = self.command(program, variables);
+        command.arg(format!("--test-threads={}", part.threads));
+        match &part.tests {
+            Some(names) => command.arg("--exact").args(names),
+            None => command.args(self.filter),
+        };
+        let row = cx.board().start(&part.name);
+        let ran = self.harness(&mut command, Format::Json, &part.name)?;
+        drop(row);
+        let outcome = &ran.outcome;
+        if !outcome.tests.is_empty() || outcome.broken.is_some() || self.filter.is_none() {
+            let mut lines = vec![String::new(), format!("     Running {}", part.name)];
+            lines.extend(outcome.lines());
+            cx.board().print(&lines.join("\n"));
+        }
+        Ok(ran)
+    }
+
+    fn command(&self, program: &Program, variables: &Variables) -> Command {
+        let mut command = Command::new(&program.path);
+        command
+            .current_dir(&program.folder)
+            .args(["-Z", "unstable-options", "--format=json", "--report-time"])
+            // The stable compiler's harness knows these, and uses them when this is set.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .envs(programs::environment(program))
+            .envs(variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs one process, which has a file of its own for what its tests skip.
+    fn harness(&self, command: &mut Command, format: Format, part: &str) -> Result<Ran> {
+        let skips = tempfile::NamedTempFile::new().map_err(Failure::io("make a file for skips"))?;
+        command.env(SKIPS_VARIABLE, skips.path());
+        let outcome = harness::run(command, format, Limits::of(self.deadlines));
+        let outcome = outcome.map_err(Failure::io(format!("run {part}")))?;
+        let text = fs::read(skips.path()).map_err(Failure::io("read what tests skipped"))?;
+        Ok(Ran {
+            part: part.to_owned(),
+            outcome,
+            skips: report::skips(&String::from_utf8_lossy(&text)),
+        })
+    }
+
+    /// Examples in the documentation, which cargo compiles and runs.
+    fn documentation(&self, cx: &Context, variables: &Variables) -> Result<Ran> {
+        let mut command = cx.cargo("test");
+        command
+            .args(["--release", "--workspace", "--doc", "--no-fail-fast"])
+            .envs(variables.iter().map(|(name, value)| (name, value)));
+        let part = "documentation";
+        let row = cx.board().start(part);
+        let ran = self.harness(&mut command, Format::Plain, part)?;
+        drop(row);
+        let mut lines = vec![String::new(), format!("     Running {part}")];
+        lines.extend(ran.outcome.lines());
+        cx.board().print(&lines.join("\n"));
+        Ok(ran)
+    }
+
+    /// Runs each test that failed once more, alone: what passes then depends on what ran beside it.
+    /// It has failed all the same.
+    pub(super) fn failed(
+        &self,
+        cx: &Context,
+        parts: &[(&Program, Part)],
+        ran: &[Ran],
+        variables: &Variables,
+    ) -> Result<Vec<Failed>> {
+        let mut all = Vec::new();
+        for Ran { part, outcome, .. } in ran {
+            let found = parts.iter().find(|(_, found)| found.name == *part);
+            for test in outcome.failed() {
+                let passes_alone = match found {
+                    Some((program, _)) => {
+                        Some(self.passes_alone(cx, program, &test.name, variables)?)
+                    }
+                    None => None,
+                };
+                all.push(Failed {
+                    part: part.clone(),
+                    test: test.clone(),
+                    passes_alone,
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    fn passes_alone(
+        &self,
+        cx: &Context,
+        program: &Program,
+        test: &str,
+        variables: &Variables,
+    ) -> Result<bool> {
+        let mut command = self.command(program, variables);
+        command.args(["--exact", test, "--test-threads=1"]);
+        let row = cx.board().start(&format!("{test} alone"));
+        let Ran { outcome, .. } = self.harness(&mut command, Format::Json, &program.name())?;
+        drop(row);
+        Ok(outcome.passed() && outcome.count(Verdict::Passed) == 1)
+    }
+}

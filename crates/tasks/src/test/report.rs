@@ -1,0 +1,368 @@
+//! What a run came to: failures, skips, and how long everything took.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use super::harness::{Outcome, PANIC_LINES_MAX, Test, Verdict};
+
+/// Most lines shown of what a failed test printed, from its end.
+const LINES_MAX: usize = 40;
+
+/// Tests in the table of the slowest.
+const SLOWEST: usize = 40;
+
+/// A part of a program that ran, under its name.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Ran {
+    pub(super) part: String,
+    pub(super) outcome: Outcome,
+    pub(super) skips: Vec<Skip>,
+}
+
+/// What a test left out, because the machine lacks something.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Skip {
+    /// Name of the test, or the place in the source where it has none.
+    test: String,
+    /// Whether the test checked nothing.
+    whole: bool,
+    need: String,
+    why: String,
+}
+
+impl Ran {
+    /// Tests that passed without checking anything, each once however often it said so.
+    fn skipped(&self) -> BTreeSet<&str> {
+        let whole = self.skips.iter().filter(|skip| self.is_whole(skip));
+        whole.map(|skip| skip.test.as_str()).collect()
+    }
+
+    /// Whether a test that passed skipped itself. A place in the source stands for a part of some test.
+    fn is_whole(&self, skip: &Skip) -> bool {
+        let passed = |test: &Test| test.name == skip.test && test.verdict == Verdict::Passed;
+        skip.whole && self.outcome.tests.iter().any(passed)
+    }
+}
+
+/// A test that did not pass, and how it does alone.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Failed {
+    /// Name of the part that it belongs to.
+    pub(super) part: String,
+    pub(super) test: Test,
+    /// `None` when it was not run again: its program failed as a whole.
+    pub(super) passes_alone: Option<bool>,
+}
+
+impl Failed {
+    pub(super) fn text(&self) -> String {
+        let alone = match self.passes_alone {
+            Some(true) => " (passes alone)",
+            Some(false) => " (fails alone, too)",
+            None => "",
+        };
+        let mut text = format!("FAILED: {}: {}{alone}\n", self.part, self.test.name);
+        let lines: Vec<&str> = self.test.said.lines().collect();
+        let last = lines.len().saturating_sub(LINES_MAX);
+        let panic = self.test.panic().count();
+        if panic > lines.len() - last {
+            for line in self.test.panic().take(PANIC_LINES_MAX) {
+                let _ = writeln!(text, "    {line}");
+            }
+            text += "    ...\n";
+        }
+        for line in &lines[last..] {
+            let _ = writeln!(text, "    {line}");
+        }
+        text
+    }
+}
+
+/// The lines that tests of one process wrote about what they left out: test, `whole` or `part`, need and
+/// reason, divided by tabs (`crates/test-support/src/skip.rs`).
+pub(super) fn skips(text: &str) -> Vec<Skip> {
+    let skip = |line: &str| {
+        let mut fields = line.splitn(4, '\t').map(str::to_owned);
+        Some(Skip {
+            test: fields.next()?,
+            whole: fields.next()? == "whole",
+            need: fields.next()?,
+            why: fields.next()?,
+        })
+    };
+    text.lines().filter_map(skip).collect()
+}
+
+/// How many tests checked nothing, each once however often it said so.
+pub(super) fn whole(skips: &[Skip]) -> usize {
+    let whole = skips.iter().filter(|skip| skip.whole);
+    whole.map(|skip| &skip.test).collect::<BTreeSet<_>>().len()
+}
+
+/// Skips of tests whose outcomes are not known here, a line each; empty without any.
+pub(super) fn noted(skips: &[Skip]) -> String {
+    let line = |skip: &Skip| {
+        let extent = if skip.whole { "skipped" } else { "ran in part" };
+        let Skip {
+            test, need, why, ..
+        } = skip;
+        format!("{test} {extent} for lack of {need}: {why}\n")
+    };
+    let lines: BTreeSet<String> = skips.iter().map(line).collect();
+    lines.into_iter().collect()
+}
+
+/// The tables of tests that checked nothing, and of those that checked a part, by what was lacking; empty
+/// without any.
+pub(super) fn skipped(ran: &[Ran]) -> String {
+    let mut text = String::new();
+    for (whole, what) in [(true, "were skipped"), (false, "ran in part")] {
+        let mut tests = BTreeSet::new();
+        let mut needs: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        for ran in ran {
+            for skip in ran.skips.iter().filter(|skip| ran.is_whole(skip) == whole) {
+                tests.insert((&ran.part, &skip.test));
+                let line = format!("{}: {}: {}", ran.part, skip.test, skip.why);
+                needs.entry(&skip.need).or_default().insert(line);
+            }
+        }
+        if !tests.is_empty() {
+            let _ = writeln!(text, "{} tests {what} for lack of:", tests.len());
+        }
+        for (need, lines) in needs {
+            let _ = writeln!(text, "  {need}: {}", lines.len());
+            for line in lines {
+                let _ = writeln!(text, "    {line}");
+            }
+        }
+    }
+    text
+}
+
+/// How many tests passed and so on, over all processes.
+pub(super) fn summary(ran: &[Ran]) -> String {
+    let sum = |verdict| -> usize { ran.iter().map(|ran| ran.outcome.count(verdict)).sum() };
+    let not_run: u64 = ran.iter().map(|ran| ran.outcome.not_run).sum();
+    let failed = (sum(Verdict::Failed) + sum(Verdict::Lost)) as u64 + not_run;
+    let skipped: usize = ran.iter().map(|ran| ran.skipped().len()).sum();
+    format!(
+        "{} tests passed, {failed} failed, {} ignored, {skipped} skipped themselves, in {} processes",
+        sum(Verdict::Passed) - skipped,
+        sum(Verdict::Ignored),
+        ran.len()
+    )
+}
+
+/// How busy the machine was when the run began, and by which factor deadlines are longer.
+pub(super) fn slowdown(at_start: f64, deadlines: f64) -> String {
+    format!(
+        "slowdown: {at_start:.1} at the start; deadlines are {deadlines:.1} times those of a machine at rest"
+    )
+}
+
+/// Why a run without any test is no success; `None` where tests ran, or where programs that failed as a whole
+/// say more.
+pub(super) fn nothing_ran(ran: &[Ran], filter: Option<&str>) -> Option<String> {
+    let has_run = |ran: &Ran| !ran.outcome.tests.is_empty() || ran.outcome.broken.is_some();
+    if ran.iter().any(has_run) {
+        return None;
+    }
+    Some(match filter {
+        Some(filter) => format!("no test ran: no test's name contains `{filter}`"),
+        None if ran.is_empty() => "no test ran: cargo built no test program".to_owned(),
+        None => "no test ran: the programs have none".to_owned(),
+    })
+}
+
+/// Markdown: programs and their modules by the time they took, and the slowest tests.
+pub(super) fn times(ran: &[Ran]) -> String {
+    let mut parts: Vec<&Ran> = ran.iter().collect();
+    parts.sort_by(|one, other| {
+        other
+            .outcome
+            .wall_seconds
+            .total_cmp(&one.outcome.wall_seconds)
+    });
+    let mut text = String::from("| program | tests | clock | processors |\n|---|---|---|---|\n");
+    for Ran { part, outcome, .. } in parts {
+        let _ = writeln!(
+            text,
+            "| {part} | {} | {:.1} s | {:.1} s |",
+            outcome.tests.len(),
+            outcome.wall_seconds,
+            outcome.cpu_seconds
+        );
+    }
+    let mut tests: Vec<(&str, &Test)> = Vec::new();
+    for ran in ran {
+        tests.extend(
+            ran.outcome
+                .tests
+                .iter()
+                .map(|test| (ran.part.as_str(), test)),
+        );
+    }
+    tests.sort_by(|one, other| other.1.seconds.total_cmp(&one.1.seconds));
+    text += "\n| test | program | clock |\n|---|---|---|\n";
+    for (part, test) in tests.iter().take(SLOWEST) {
+        let _ = writeln!(text, "| `{}` | {part} | {:.1} s |", test.name, test.seconds);
+    }
+    text
+}
+
+/// Every test with its time, one to a line: what the table above has no room for.
+pub(super) fn all(ran: &[Ran]) -> String {
+    let mut text = String::new();
+    for Ran { part, outcome, .. } in ran {
+        for test in &outcome.tests {
+            let _ = writeln!(text, "{:.3}\t{part}\t{}", test.seconds, test.name);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn test(name: &str, verdict: Verdict, seconds: f64) -> Test {
+        Test {
+            name: name.to_owned(),
+            verdict,
+            seconds,
+            said: String::new(),
+        }
+    }
+
+    fn ran() -> Vec<Ran> {
+        let outcome = |tests, wall_seconds| Outcome {
+            tests,
+            wall_seconds,
+            cpu_seconds: 0.5,
+            ..Outcome::default()
+        };
+        let one = vec![
+            test("quick", Verdict::Passed, 0.1),
+            test("slow", Verdict::Passed, 7.0),
+        ];
+        let two = vec![
+            test("bad", Verdict::Failed, 1.0),
+            test("none", Verdict::Ignored, 0.0),
+        ];
+        vec![
+            Ran {
+                part: "a lib".to_owned(),
+                outcome: outcome(one, 3.0),
+                skips: Vec::new(),
+            },
+            Ran {
+                part: "b lib".to_owned(),
+                outcome: outcome(two, 9.0),
+                skips: Vec::new(),
+            },
+        ]
+    }
+
+    #[test]
+    fn the_slowest_stand_first() {
+        let text = times(&ran());
+        let at = |what: &str| {
+            text.find(what)
+                .unwrap_or_else(|| panic!("{what} in {text}"))
+        };
+        assert!(at("| b lib | 2 | 9.0 s | 0.5 s |") < at("| a lib | 2 | 3.0 s"));
+        assert!(at("| `slow` | a lib | 7.0 s |") < at("| `bad` | b lib |"));
+        assert_eq!(all(&ran()).lines().count(), 4);
+        let said = "2 tests passed, 1 failed, 1 ignored, 0 skipped themselves, in 2 processes";
+        assert_eq!(summary(&ran()), said);
+    }
+
+    #[test]
+    fn a_failure_is_told_from_its_end_with_how_it_does_alone() {
+        let mut test = test("bad", Verdict::Failed, 1.0);
+        test.said = (0..100).map(|n| format!("line {n}\n")).collect();
+        let failed = Failed {
+            part: "b lib".to_owned(),
+            test,
+            passes_alone: Some(true),
+        };
+        let text = failed.text();
+        assert!(
+            text.starts_with("FAILED: b lib: bad (passes alone)\n    line 60\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("    line 99\n"));
+    }
+
+    #[test]
+    fn a_panic_is_shown_however_much_follows_it() {
+        let mut test = test("bad", Verdict::Failed, 1.0);
+        test.said = "before\nthread 'bad' panicked at a.rs:1:2:\nit broke\n".to_owned();
+        test.said += &(0..100).map(|n| format!("line {n}\n")).collect::<String>();
+        let failed = Failed {
+            part: "b lib".to_owned(),
+            test,
+            passes_alone: None,
+        };
+        let text = failed.text();
+        let panic = "    thread 'bad' panicked at a.rs:1:2:\n    it broke\n    line 0\n";
+        let start = format!("FAILED: b lib: bad\n{panic}");
+        assert!(text.starts_with(&start), "{text}");
+        assert!(
+            text.contains("    line 9\n    ...\n    line 60\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("    line 99\n"), "{text}");
+    }
+
+    #[test]
+    fn tests_that_did_not_run_count_as_failed() {
+        let mut ran = ran();
+        ran[0].outcome.not_run = 7;
+        let said = "2 tests passed, 8 failed, 1 ignored, 0 skipped themselves, in 2 processes";
+        assert_eq!(summary(&ran), said);
+    }
+
+    /// `quick` skips itself twice, `slow` a part; a place in the source and a test that failed are no test
+    /// that passed.
+    #[test]
+    fn tests_that_checked_nothing_are_counted_once() {
+        let mut ran = ran();
+        ran[0].skips = skips(
+            "quick\twhole\tAVX-512\tthis processor has none\nquick\twhole\troot\tno\n\
+             slow\tpart\tAVX-512\tthe other way only\na.rs:7\twhole\troot\ta thread\nbad line\n",
+        );
+        ran[1].skips = skips("bad\twhole\troot\tno\nquick\twhole\troot\tof another program\n");
+        let said = "1 tests passed, 1 failed, 1 ignored, 1 skipped themselves, in 2 processes";
+        assert_eq!(summary(&ran), said);
+        let text = skipped(&ran);
+        let whole = "1 tests were skipped for lack of:\n  \
+                     AVX-512: 1\n    a lib: quick: this processor has none\n  \
+                     root: 1\n    a lib: quick: no\n";
+        assert!(text.starts_with(whole), "{text}");
+        let part = "4 tests ran in part for lack of:\n  \
+                    AVX-512: 1\n    a lib: slow: the other way only\n  root: 3\n";
+        assert!(text[whole.len()..].starts_with(part), "{text}");
+        assert!(skipped(&self::ran()).is_empty());
+    }
+
+    #[test]
+    fn a_run_without_a_test_says_why() {
+        assert_eq!(nothing_ran(&ran(), None), None);
+        let mut empty = ran();
+        empty.iter_mut().for_each(|ran| ran.outcome.tests.clear());
+        let why = nothing_ran(&empty, Some("vualt")).expect("no test");
+        assert!(why.ends_with("no test's name contains `vualt`"), "{why}");
+        assert!(nothing_ran(&empty, None).is_some());
+        let why = nothing_ran(&[], None).expect("no test");
+        assert!(why.ends_with("no test program"), "{why}");
+        empty[0].outcome.broken = Some("it is".to_owned());
+        assert_eq!(nothing_ran(&empty, Some("vualt")), None);
+    }
+
+    #[test]
+    fn the_factor_is_shown_with_that_of_the_deadlines() {
+        let said = "slowdown: 1.2 at the start; deadlines are 3.6 times those of a machine at rest";
+        assert_eq!(slowdown(1.2, 3.6), said);
+    }
+}

@@ -1,0 +1,451 @@
+//! `--since REF`: the packages that a change can have broken.
+//!
+//! Those with changed files, and all that depend on them. A file that is in no package, a page of the
+//! docs say, touches every package whose source names it. Tests that start the binary or boot an image
+//! depend on everything that is in it, which cargo does not know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+
+/// Files that decide about every package.
+const EVERYTHING: [&str; 4] = [
+    ".cargo/config.toml",
+    "Cargo.lock",
+    "Cargo.toml",
+    "deny.toml",
+];
+
+/// What a package's source says when its tests start the binary or an image with it.
+const STARTS_THE_BINARY: [&str; 3] = ["ALKNET_TEST_BIN", "ALKNET_TEST_IMAGE_DIR", "alknet_tests::"];
+
+/// Packages that decide the bytes of the binary and of the images. The first is the binary's own; cargo
+/// knows no dependency between the others and the tests, which find the files in the cache.
+const MAKE_THE_IMAGE: [&str; 5] = [
+    "alknet",
+    "alknet-gpu",
+    "alknet-image",
+    COMMANDS,
+    "alknet-vulkan",
+];
+
+/// The package of the commands, which builds the kernel, assembles images and fetches the programs that
+/// tests use as clients.
+const COMMANDS: &str = "alknet-tasks";
+
+/// The folder of the kernel's configuration. It is in no package; [`COMMANDS`] reads it.
+const KERNEL_CONFIGURATION: &str = "kernel-config";
+
+/// The package whose program `house` reads every package's sources and manifest. A change to a package
+/// that is not in the image does not select it: it would bring the machines' tests with it.
+const READS_EVERY_PACKAGE: &str = "alknet-tests";
+
+/// A package of the workspace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Package {
+    folder: PathBuf,
+    /// Packages of the workspace it depends on, for tests too.
+    needs: BTreeSet<String>,
+    /// All of its Rust source.
+    text: String,
+}
+
+/// What to test and what not, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Choice {
+    pub(super) taken: BTreeSet<String>,
+    pub(super) left_out: BTreeSet<String>,
+}
+
+impl Choice {
+    /// A line that says what does not run besides the packages that are left out.
+    fn beyond_packages(&self) -> String {
+        let mut text = "left out: examples in the documentation".to_owned();
+        if self.left_out.contains(READS_EVERY_PACKAGE) {
+            text += ", and what `alknet-tests house` holds of the sources and manifests of all packages";
+        }
+        text
+    }
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    /// As cargo sees it: without symbolic links, which the cache's path may have.
+    workspace_root: PathBuf,
+    packages: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+    manifest_path: PathBuf,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+}
+
+/// What differs from `reference`, committed or not, decides.
+pub(super) fn choose(cx: &Context, reference: &str) -> Result<Choice> {
+    let changed = changed(cx.root(), reference)?;
+    let choice = choice(&packages(&mut cx.cargo("metadata"))?, &changed);
+    cx.board().print(&choice.beyond_packages());
+    Ok(choice)
+}
+
+/// Every file that `reference` has otherwise, or has not, or alone has. Of a file that was moved both
+/// names count: the package that it was moved out of has changed, too.
+fn changed(root: &Path, reference: &str) -> Result<Vec<String>> {
+    let mut files = git(
+        root,
+        &[
+            "diff",
+            "--name-only",
+            "--no-renames",
+            "-z",
+            // The reference comes from the command line: "--output=FILE" would write a file.
+            "--end-of-options",
+            reference,
+            "--",
+        ],
+    )?;
+    files.extend(git(
+        root,
+        &["ls-files", "-z", "--others", "--exclude-standard"],
+    )?);
+    Ok(files)
+}
+
+fn git(root: &Path, arguments: &[&str]) -> Result<Vec<String>> {
+    let output = crate::git(root)
+        .args(arguments)
+        .output()
+        .map_err(Failure::io("run git"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Failure::Arguments(format!(
+            "--since wants a commit, a branch or a tag of this clone: {}",
+            said.trim()
+        )));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let names = text.split('\0').filter(|name| !name.is_empty());
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// The packages of a workspace, as `cargo metadata` lists them.
+fn packages(cargo_metadata: &mut Command) -> Result<BTreeMap<String, Package>> {
+    let output = cargo_metadata
+        .args(["--format-version", "1", "--no-deps", "--offline"])
+        .output()
+        .map_err(Failure::io("run cargo"))?;
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).map_err(|error| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        Failure::Workspace(format!("cargo metadata: {error}: {}", said.trim()))
+    })?;
+    let names: BTreeSet<String> = metadata.packages.iter().map(|p| p.name.clone()).collect();
+    let root = &metadata.workspace_root;
+    let package = |listed: Listed| {
+        let folder = listed.manifest_path.parent().unwrap_or(root).to_owned();
+        let mut text = String::new();
+        read_sources(&folder, &mut text)
+            .map_err(Failure::io(format!("read {}", folder.display())))?;
+        let needs = listed.dependencies.into_iter().map(|needed| needed.name);
+        let package = Package {
+            needs: needs.filter(|name| names.contains(name)).collect(),
+            folder: folder.strip_prefix(root).unwrap_or(&folder).to_owned(),
+            text,
+        };
+        Ok((listed.name, package))
+    };
+    metadata.packages.into_iter().map(package).collect()
+}
+
+/// The Rust source below a folder, without that of packages in it.
+fn read_sources(folder: &Path, text: &mut String) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            if !path.join("Cargo.toml").exists() {
+                read_sources(&path, text)?;
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&fs::read_to_string(&path)?);
+        }
+    }
+    Ok(())
+}
+
+fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
+    let mut taken = BTreeSet::new();
+    for file in changed {
+        if EVERYTHING.contains(&file.as_str()) {
+            taken.extend(packages.keys().cloned());
+        }
+        if Path::new(file).starts_with(KERNEL_CONFIGURATION) {
+            taken.insert(COMMANDS.to_owned());
+        }
+        taken.extend(touched(packages, file));
+    }
+    spread(packages, &mut taken);
+    let left_out = packages.keys().filter(|name| !taken.contains(*name));
+    Choice {
+        left_out: left_out.cloned().collect(),
+        taken,
+    }
+}
+
+/// The package that a file belongs to; of a file in none, those that name it.
+fn touched(packages: &BTreeMap<String, Package>, file: &str) -> Vec<String> {
+    let path = Path::new(file);
+    let around = packages
+        .iter()
+        .filter(|(_, package)| path.starts_with(&package.folder));
+    let innermost = around.max_by_key(|(_, package)| package.folder.components().count());
+    if let Some((name, _)) = innermost {
+        return vec![name.clone()];
+    }
+    // A test may read a whole folder: docs/*.md, kernel-config/*.config.
+    let folder = path
+        .components()
+        .next()
+        .map_or("", |first| first.as_os_str().to_str().unwrap_or_default());
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or(file);
+    let names = |text: &str| {
+        text.contains(name)
+            || (folder != name && text.contains(&format!("\"{folder}\"")))
+            || (folder != name && text.contains(&format!("{folder}/")) && text.contains("read_dir"))
+    };
+    let naming = packages.iter().filter(|(_, package)| names(&package.text));
+    naming.map(|(name, _)| name.clone()).collect()
+}
+
+/// Adds all that depends on what is taken, until nothing is added.
+fn spread(packages: &BTreeMap<String, Package>, taken: &mut BTreeSet<String>) {
+    loop {
+        let before = taken.len();
+        let image_differs = MAKE_THE_IMAGE.iter().any(|name| taken.contains(*name));
+        for (name, package) in packages {
+            let starts = STARTS_THE_BINARY
+                .iter()
+                .any(|word| package.text.contains(word));
+            if package.needs.iter().any(|needed| taken.contains(needed))
+                || (starts && image_differs)
+            {
+                taken.insert(name.clone());
+            }
+        }
+        if taken.len() == before {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workspace() -> BTreeMap<String, Package> {
+        let package = |folder: &str, needs: &[&str], text: &str| Package {
+            folder: PathBuf::from(folder),
+            needs: needs.iter().map(|name| (*name).to_owned()).collect(),
+            text: text.to_owned(),
+        };
+        [
+            ("core", package("crates/core", &[], "")),
+            ("call", package("crates/call", &["core"], "")),
+            ("gateway", package("crates/http/gateway", &[], "")),
+            ("http", package("crates/http", &["gateway"], "")),
+            ("alknet", package("appliance", &["call"], "")),
+            ("alknet-gpu", package("compute/gpu", &["alknet-vulkan"], "")),
+            ("alknet-image", package("image", &[], "")),
+            (
+                "alknet-tasks",
+                package("crates/tasks", &["alknet-image"], ""),
+            ),
+            ("alknet-vulkan", package("compute/driver", &[], "")),
+            (
+                "alknet-tests",
+                package(
+                    "tests",
+                    &[],
+                    "variable(\"ALKNET_TEST_BIN\") docs/testing.md",
+                ),
+            ),
+            ("tensor", package("tensor", &[], "")),
+        ]
+        .map(|(name, package)| (name.to_owned(), package))
+        .into()
+    }
+
+    fn taken(file: &str) -> Vec<String> {
+        let choice = choice(&workspace(), &[file.to_owned()]);
+        assert_eq!(
+            choice.taken.len() + choice.left_out.len(),
+            workspace().len()
+        );
+        choice.taken.into_iter().collect()
+    }
+
+    #[test]
+    fn what_depends_on_a_change_is_tested_and_the_binarys_tests_are() {
+        let names = ["alknet", "alknet-tests", "call", "core"];
+        assert_eq!(taken("crates/core/src/lib.rs"), names);
+        assert_eq!(taken("tensor/src/lib.rs"), ["tensor"]);
+    }
+
+    #[test]
+    fn what_is_in_the_image_concerns_the_tests_that_boot_it() {
+        for file in [
+            "kernel-config/base.config",
+            "compute/gpu/src/main.rs",
+            "compute/driver/patches/one.patch",
+            "crates/tasks/sources.toml",
+            "image/src/lib.rs",
+        ] {
+            let taken = taken(file);
+            assert!(
+                taken.iter().any(|name| name == "alknet-tests"),
+                "{file}: {taken:?}"
+            );
+            assert!(!taken.iter().any(|name| name == "tensor"), "{file}");
+        }
+    }
+
+    #[test]
+    fn what_no_package_stands_for_is_named() {
+        let said = |file: &str| choice(&workspace(), &[file.to_owned()]).beyond_packages();
+        for file in ["tensor/src/lib.rs", "appliance/src/main.rs"] {
+            assert!(said(file).contains("examples in the documentation"));
+        }
+        assert!(said("tensor/src/lib.rs").contains("alknet-tests house"));
+        assert!(!said("appliance/src/main.rs").contains("alknet-tests house"));
+    }
+
+    #[test]
+    fn in_this_workspace_the_machines_are_tested_when_their_image_differs() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut metadata = Command::new(cargo);
+        metadata.arg("metadata").current_dir(&root);
+        let packages = packages(&mut metadata).expect("cargo lists the packages");
+        for name in MAKE_THE_IMAGE {
+            assert!(packages.contains_key(name), "{name} has another name now");
+        }
+        for file in [
+            "appliance/src/main.rs",
+            "compute/driver/drivers.toml",
+            "compute/gpu/src/main.rs",
+            "crates/tasks/python.txt",
+            "crates/tasks/sources.toml",
+            "crates/tasks/src/image.rs",
+            "crates/xtask/src/rustc.rs",
+            "image/src/lib.rs",
+            "kernel-config/base.config",
+        ] {
+            let there = root.join(file).exists();
+            assert!(there, "{file} was moved: name another one here");
+            let choice = choice(&packages, &[file.to_owned()]);
+            for tests in ["alknet-tests", "alknet-sealed", "alknet-tpm"] {
+                assert!(choice.taken.contains(tests), "{file}: {choice:?}");
+            }
+        }
+    }
+
+    /// A repository with one commit, in which `before` lies.
+    fn repository(before: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join(before);
+        fs::create_dir_all(file.parent().expect("it lies in a folder")).expect("writable");
+        fs::write(&file, "the same line\n".repeat(20)).expect("writable");
+        for words in [
+            &["init", "--quiet"][..],
+            &["add", "."],
+            &["commit", "--quiet", "--message", "first"],
+        ] {
+            let done = crate::git(folder.path())
+                .args(["-c", "user.name=a", "-c", "user.email=a@example.org"])
+                .args(["-c", "commit.gpgsign=false"])
+                .args(words)
+                .status();
+            assert!(done.expect("git runs").success(), "{words:?}");
+        }
+        folder
+    }
+
+    #[test]
+    fn a_moved_file_concerns_the_package_that_it_left() {
+        let folder = repository("crates/core/src/moved.rs");
+        let [from, to] = ["crates/core/src/moved.rs", "tensor/src/moved.rs"];
+        fs::create_dir_all(folder.path().join("tensor/src")).expect("writable");
+        fs::rename(folder.path().join(from), folder.path().join(to)).expect("moved");
+        let add = crate::git(folder.path()).args(["add", "--all"]).status();
+        assert!(add.expect("git runs").success());
+        let mut files = changed(folder.path(), "HEAD").expect("a commit");
+        files.sort();
+        assert_eq!(files, [from, to]);
+        let choice = choice(&workspace(), &files);
+        assert!(choice.taken.contains("core") && choice.taken.contains("tensor"));
+    }
+
+    #[test]
+    fn a_hook_of_another_repository_changes_nothing() {
+        let other = repository("other");
+        let log = || {
+            let log = crate::git(other.path()).args(["log", "--oneline"]).output();
+            log.expect("git runs").stdout
+        };
+        let before = log();
+        let tests = [
+            "image::tests::a_folder_without_history_has_no_commit",
+            "test::since::tests::a_moved_file_concerns_the_package_that_it_left",
+        ];
+        let child = Command::new("/proc/self/exe")
+            .arg("--exact")
+            .args(tests)
+            .env("GIT_DIR", other.path().join(".git"))
+            .output()
+            .expect("this program runs");
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(
+            child.status.success() && said.contains("2 passed"),
+            "{said}"
+        );
+        assert_eq!(log(), before);
+    }
+
+    #[test]
+    fn a_reference_is_no_option_of_git() {
+        let folder = repository("file");
+        let written = folder.path().join("written");
+        let error = changed(folder.path(), &format!("--output={}", written.display()))
+            .expect_err("it names no commit");
+        assert_eq!(error.exit_code(), 2);
+        assert!(!written.exists(), "git wrote the file");
+    }
+
+    #[test]
+    fn a_package_within_another_is_told_from_it() {
+        assert_eq!(taken("crates/http/gateway/src/lib.rs"), ["gateway", "http"]);
+        assert_eq!(taken("crates/http/src/lib.rs"), ["http"]);
+    }
+
+    #[test]
+    fn a_page_touches_those_that_name_it_and_the_lock_file_everything() {
+        assert_eq!(taken("docs/testing.md"), ["alknet-tests"]);
+        assert!(taken("LICENSE-MIT").is_empty());
+        assert_eq!(taken("Cargo.lock").len(), workspace().len());
+    }
+}

@@ -1,0 +1,160 @@
+//! The command as a whole: what it refuses, what it leaves out, and what a run with skips comes to.
+
+use std::path::PathBuf;
+
+use clap::Parser as _;
+
+use super::harness::Limits;
+use super::programs::Program;
+use super::*;
+
+#[derive(Debug, clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+fn arguments(words: &[&str]) -> Arguments {
+    let words = iter::once(&"test").chain(words);
+    Line::try_parse_from(words).expect("arguments").arguments
+}
+
+fn program(name: &str, path: &str) -> Program {
+    let (package, target) = name.split_once(' ').expect("both");
+    Program {
+        package: package.to_owned(),
+        target: target.to_owned(),
+        path: PathBuf::from(path),
+        folder: std::env::temp_dir(),
+    }
+}
+
+/// This program, as one of the tests.
+fn this() -> Program {
+    let here = std::env::current_exe().expect("a test program");
+    program("alknet-tasks lib", here.to_str().expect("a plain path"))
+}
+
+fn plan(filter: Option<&str>) -> Plan<'_> {
+    Plan {
+        filter,
+        processors: 1,
+        deadlines: alknet_test_support::slowdown(),
+    }
+}
+
+fn run_with(filter: Option<&str>, programs: Vec<Program>, variables: &Variables) -> Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cx = Context::in_folder(folder.path());
+    // Not whole: the examples in the documentation would be run.
+    let arguments = arguments(&["filter"]);
+    plan(filter).run(&cx, programs, variables, &arguments)
+}
+
+#[test]
+fn a_run_without_a_test_fails() {
+    // In two pieces, or the name of a test could contain it.
+    let filter = ["vu", "alt"].concat();
+    let failed = run_with(Some(&filter), vec![this()], &Vec::new());
+    let failed = failed.expect_err("a name that is typed wrong").to_string();
+    assert!(
+        failed.ends_with("no test's name contains `vualt`"),
+        "{failed}"
+    );
+    let failed = run_with(None, Vec::new(), &Vec::new());
+    let failed = failed.expect_err("no programs").to_string();
+    assert!(failed.contains("no test program"), "{failed}");
+}
+
+/// `true` lists nothing and exits with 0.
+#[test]
+fn a_divided_program_without_tests_fails_unless_a_filter_leaves_none() {
+    let divided = || vec![program("alknet-tests http", "/bin/true")];
+    let failed = run_with(None, divided(), &Vec::new());
+    let failed = failed.expect_err("it has tests").to_string();
+    assert!(failed.contains("alknet-tests http"), "{failed}");
+    let programs = divided();
+    let parts = plan(Some("x")).parts(&programs, &Vec::new());
+    assert_eq!(parts.expect("none match"), []);
+}
+
+/// The variable that has this test fail after it noted a skip, when it is run by itself.
+const CHILD: &str = "ALKNET_TEST_MOD_CHILD";
+
+#[test]
+fn skips_of_each_run_are_its_own() {
+    if std::env::var_os(CHILD).is_some() {
+        alknet_test_support::skipped("a copy", "the copy checks nothing more");
+        panic!("the copy is to fail");
+    }
+    let name = "test::tests::skips_of_each_run_are_its_own";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cx = Context::in_folder(folder.path());
+    let programs = [this()];
+    let variables: Variables = vec![(CHILD, "1".into())];
+    let plan = plan(Some(name));
+    let parts = plan.parts(&programs, &variables).expect("one");
+    let ran = plan.run_all(&cx, &parts, &variables).expect("it runs");
+    let failed = plan
+        .failed(&cx, &parts, &ran, &variables)
+        .expect("it runs again");
+    assert_eq!(failed[0].passes_alone, Some(false));
+    assert_eq!((ran.len(), ran[0].skips.len()), (1, 1));
+}
+
+#[test]
+fn checks_run_whichever_packages_are_tested() {
+    let scope = |words: &[&str], takes_packages| {
+        let scope = Scope::of(&arguments(words), takes_packages);
+        (scope.tests, scope.checks, scope.documentation)
+    };
+    assert_eq!(scope(&[], true), (true, true, true));
+    assert_eq!(scope(&["--since", "main"], true), (true, true, false));
+    assert_eq!(scope(&["--since", "main"], false), (false, true, false));
+    assert_eq!(scope(&["vault"], true), (true, false, false));
+    assert_eq!(
+        scope(&["--", "--package", "alknet"], true),
+        (true, true, false)
+    );
+}
+
+#[test]
+fn a_factor_is_measured_or_a_number_of_at_least_one() {
+    let of = |set| Slowdown::of(set, || 1.5);
+    let (at_start, deadlines) = (1.5, 1.5 * schedule::CROWD as f64);
+    assert_eq!(
+        of(None).expect("measured"),
+        Slowdown {
+            at_start,
+            deadlines
+        }
+    );
+    assert_eq!(
+        of(Some("1.5")).expect("set"),
+        Slowdown {
+            at_start,
+            deadlines
+        }
+    );
+    let most = of(Some("1e300")).expect("a number");
+    assert_eq!(
+        (most.at_start, most.deadlines),
+        (SLOWDOWN_MAX, SLOWDOWN_MAX)
+    );
+    let _ = Limits::of(most.deadlines);
+    for bad in ["inf", "NaN", "0.5", "-1", "", "2x"] {
+        let error = of(Some(bad)).expect_err(bad).to_string();
+        assert!(error.starts_with(SLOWDOWN_VARIABLE), "{error}");
+    }
+}
+
+/// The runner refuses and caps the same values as the programs that it starts.
+#[test]
+fn tests_read_the_factor_as_the_runner_does() {
+    assert_eq!(SLOWDOWN_MAX, alknet_test_support::SLOWDOWN_MAX);
+    for text in ["1", " 2.5\n", "1e300", "inf", "NaN", "0.5", "-1", "", "2x"] {
+        let ours = Slowdown::of(Some(text), || 1.0).map(|slowdown| slowdown.at_start);
+        let theirs = alknet_test_support::parse_slowdown(text);
+        assert_eq!(ours.ok(), theirs.ok(), "{text:?}");
+    }
+}
