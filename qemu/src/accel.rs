@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use alknet_test_support::deadline;
+
 use crate::error::{Error, Result};
 use crate::process::Process;
 use crate::tools;
@@ -17,8 +19,8 @@ use crate::tools;
 /// Overrides the choice: `kvm` or `tcg`.
 pub const ACCEL_VARIABLE: &str = "ALKNET_QEMU_ACCEL";
 
-/// Emulation is about this much slower than the processor itself, and its hosts are loaded: every
-/// time-out is this many times longer under it.
+/// Emulation is about this much slower than the processor itself: every limit is this many times longer
+/// under it.
 pub const TCG_TIMEOUT_FACTOR: u32 = 10;
 
 /// How long a kernel may take from power-on to its reboot under KVM. It needs half a second.
@@ -58,13 +60,43 @@ impl Accel {
         }
     }
 
-    /// `limit`, given for KVM, as it applies here.
-    pub fn scale(self, limit: Duration) -> Duration {
+    /// The host's processor, where guests run on it: one that is saved on another may use instructions that
+    /// this one does not have.
+    pub(crate) fn processor(self) -> String {
         match self {
-            Self::Kvm => limit,
-            Self::Tcg => limit.saturating_mul(TCG_TIMEOUT_FACTOR),
+            Self::Kvm => processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            Self::Tcg => String::new(),
         }
     }
+
+    /// `limit`, given for KVM on a host at rest, as it applies here: longer under emulation, and on a
+    /// host that is busy ([`deadline`]). Every wait for a machine is limited by this.
+    pub fn scale(self, limit: Duration) -> Duration {
+        match self {
+            Self::Kvm => deadline(limit),
+            Self::Tcg => deadline(limit.saturating_mul(TCG_TIMEOUT_FACTOR)),
+        }
+    }
+}
+
+/// Lines of `/proc/cpuinfo` that say what a processor is, and not how fast it runs now.
+const PROCESSOR: [&str; 6] = [
+    "vendor_id",
+    "cpu family",
+    "model",
+    "model name",
+    "stepping",
+    "flags",
+];
+
+/// The first processor of `/proc/cpuinfo`.
+fn processor(cpuinfo: &str) -> String {
+    let first = cpuinfo.lines().take_while(|line| !line.is_empty());
+    let is_kept = |line: &&str| {
+        let name = line.split(':').next().unwrap_or_default().trim();
+        PROCESSOR.contains(&name)
+    };
+    first.filter(is_kept).collect::<Vec<_>>().join("\n")
 }
 
 /// One probe at a time, and none twice.
@@ -141,8 +173,8 @@ fn runs_under_kvm(kernel: &Path) -> bool {
     let Ok(guest) = Process::spawn(command, vec![]) else {
         return false;
     };
-    let deadline = Instant::now() + PROBE_LIMIT;
-    while Instant::now() < deadline {
+    let until = Instant::now() + deadline(PROBE_LIMIT);
+    while Instant::now() < until {
         match guest.try_wait() {
             Ok(Some(status)) => return status.success(),
             Ok(None) => std::thread::sleep(PROBE_POLL),
@@ -159,9 +191,25 @@ mod tests {
     #[test]
     fn limits_grow_under_emulation_only() {
         let second = Duration::from_secs(1);
-        assert_eq!(Accel::Kvm.scale(second), second);
-        assert_eq!(Accel::Tcg.scale(second), second * TCG_TIMEOUT_FACTOR);
+        assert_eq!(Accel::Kvm.scale(second), deadline(second));
+        let emulated = deadline(second * TCG_TIMEOUT_FACTOR);
+        assert_eq!(Accel::Tcg.scale(second), emulated);
         assert_eq!(Accel::Tcg.scale(Duration::MAX), Duration::MAX);
+    }
+
+    #[test]
+    fn a_processor_is_known_by_its_model_and_flags_and_not_by_its_clock() {
+        let of = |model: &str, mhz: &str, flags: &str| {
+            let one = format!(
+                "processor\t: 0\nmodel name\t: {model}\ncpu MHz\t: {mhz}\nflags\t\t: {flags}\n"
+            );
+            processor(&format!("{one}\n{one}"))
+        };
+        let this = of("Xeon", "2100.5", "fpu avx2");
+        assert_eq!(this, "model name\t: Xeon\nflags\t\t: fpu avx2");
+        assert_eq!(this, of("Xeon", "3000", "fpu avx2"));
+        assert_ne!(this, of("Xeon", "2100.5", "fpu"));
+        assert_ne!(this, of("EPYC", "2100.5", "fpu avx2"));
     }
 
     #[test]

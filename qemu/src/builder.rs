@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use crate::accel::Accel;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::machine::{Machine, MachineKind, WatchdogAction};
+use crate::machine::{Machine, MachineKind, Memory, WatchdogAction};
 use crate::nic::Nic;
+use crate::permits::Permit;
 use crate::vm::Vm;
 
 /// Firmware configuration file in which the node finds its configuration.
@@ -20,7 +21,7 @@ const PORT_ATTEMPTS: u32 = 8;
 const PORT_TAKEN: &str = "Could not set up host forwarding rule";
 
 /// Describes a machine; made by [`Vm::builder`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct VmBuilder {
     pub(crate) machine: Machine,
@@ -76,6 +77,20 @@ impl VmBuilder {
     /// Processors; one by default.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.machine.cpus = cpus;
+        self
+    }
+
+    /// Lets [`Vm::save`] save the machine: its memory is a file then.
+    pub fn saveable(mut self) -> Self {
+        self.machine.memory = Memory::Saveable;
+        self
+    }
+
+    /// Starts a copy of the machine that [`Vm::save`] saved in `folder`; it goes on where that one stood.
+    /// It has to be built as that one was. Files of disks may be copies, ports of the host are others, and
+    /// a network of the harness may stand in for another.
+    pub fn restore(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.machine.memory = Memory::Restored(folder.into());
         self
     }
 
@@ -168,21 +183,44 @@ impl VmBuilder {
         self
     }
 
-    /// Starts the machine.
+    /// What a machine has to have in common with a saved one to be [`restore`](Self::restore)d from it:
+    /// accelerator, processor, and QEMU's arguments without paths and ports of the host. The content of its
+    /// disks and files is not part of it, nor the version of QEMU, which [`version`](crate::version) says.
+    ///
+    /// # Errors
+    /// `ALKNET_QEMU_ACCEL` is wrong.
+    pub fn recipe(&self) -> Result<String> {
+        let accel = self.choose_accel()?;
+        let (name, shape) = (accel.name(), self.machine.shape(accel));
+        Ok(format!("{name}\n{}\n{shape}", accel.processor()))
+    }
+
+    /// Starts the machine, as soon as there are processors and memory for it: machines of all processes
+    /// of this user count.
     pub fn start(self) -> Result<Vm> {
         self.machine.check()?;
         let accel = self.choose_accel()?;
+        let permit = self.permit()?;
         let mut attempt = 1;
-        loop {
+        let mut vm = loop {
             match Vm::start(&self, accel) {
                 Err(Error::NotStarted { stderr, .. })
                     if stderr.contains(PORT_TAKEN) && attempt < PORT_ATTEMPTS =>
                 {
                     attempt += 1;
                 }
-                result => return result,
+                result => break result?,
             }
-        }
+        };
+        vm.hold(permit);
+        Ok(vm)
+    }
+
+    /// A copy of a saved machine has the pages that it writes for itself and shares the others.
+    fn permit(&self) -> Result<Permit> {
+        let restored = matches!(self.machine.memory, Memory::Restored(_));
+        let mib = self.machine.memory_mib;
+        Permit::acquire(if restored { mib / 2 } else { mib }, restored)
     }
 
     fn choose_accel(&self) -> Result<Accel> {
@@ -200,5 +238,22 @@ impl VmBuilder {
                     .or(self.probe_kernel.as_deref()),
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_under_kvm_is_no_copy_of_one_that_is_emulated() {
+        let recipe = |accel| {
+            let vm = VmBuilder::new(MachineKind::Microvm)
+                .accel(accel)
+                .kernel("/k");
+            vm.recipe().expect("the accelerator is given")
+        };
+        assert_eq!(recipe(Accel::Tcg), recipe(Accel::Tcg));
+        assert_ne!(recipe(Accel::Kvm), recipe(Accel::Tcg));
     }
 }

@@ -52,8 +52,9 @@ pub struct Console {
 }
 
 impl Console {
-    /// Follows `stream` in a thread until it closes.
-    pub fn follow(stream: UnixStream, gauge: Gauge) -> io::Result<Self> {
+    /// Follows `stream` in a thread until it closes. A machine that was restored had said `before` when it
+    /// was saved.
+    pub fn follow(stream: UnixStream, gauge: Gauge, before: &[u8]) -> io::Result<Self> {
         let output = stream.try_clone()?;
         let shared = Arc::new(Shared::default());
         let follower = Follower {
@@ -61,6 +62,7 @@ impl Console {
             gauge,
             started: Instant::now(),
         };
+        follower.take(before, &mut Stripper::default());
         let reader = std::thread::Builder::new()
             .name("console".to_owned())
             .spawn(move || follower.run(output))?;
@@ -285,7 +287,8 @@ mod tests {
 
     fn console() -> (UnixStream, Console) {
         let (machine, ours) = UnixStream::pair().expect("a socket pair can be made");
-        let console = Console::follow(ours, Box::new(|| (Duration::from_millis(5), Some(7))));
+        let gauge = Box::new(|| (Duration::from_millis(5), Some(7)));
+        let console = Console::follow(ours, gauge, b"before\n");
         (machine, console.expect("a thread can be started"))
     }
 
@@ -295,6 +298,10 @@ mod tests {
         machine
             .write_all(b"\x1b[2Jone\r\ntwo\r\nthr")
             .expect("the console reads");
+        assert_eq!(
+            console.find("before").map(|line| line.at.as_secs()),
+            Some(0)
+        );
         let Waited::Said(mark) = console.wait(Mark::default(), "two", LONG) else {
             panic!("it was said")
         };
@@ -318,7 +325,7 @@ mod tests {
             .write_all(b"beta alpha\n")
             .expect("the console reads");
         let waited = console.wait_any(Mark::default(), &["alpha", "beta"], LONG);
-        assert_eq!(waited, Waited::Said(Mark(4)));
+        assert_eq!(waited, Waited::Said(Mark("before\nbeta".len())));
     }
 
     #[test]
@@ -327,7 +334,7 @@ mod tests {
         drop(machine);
         assert_eq!(console.wait(Mark::default(), "never", LONG), Waited::Closed);
         console.finish();
-        assert_eq!(console.text(), "");
+        assert_eq!(console.text(), "before\n");
     }
 
     #[test]

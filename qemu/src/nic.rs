@@ -6,14 +6,14 @@ use crate::lan::Lan;
 pub const NODE_PORT: u16 = 443;
 
 /// A virtio network card.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Nic {
     pub(crate) wire: Wire,
     pub(crate) link_up: bool,
     pub(crate) plugged: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Wire {
     Lan(Lan),
     User {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use alknet_test_support::deadline;
+
 use crate::error::{Error, Result};
 
 /// How long QEMU may take for an answer. Its monitor shares a lock with the guest's processor, so
@@ -56,7 +58,7 @@ impl Qmp {
         let id = self.send(command, arguments)?;
         let answer = self
             .shared
-            .wait(ANSWER_LIMIT, |log| log.answers.remove(&id));
+            .wait(deadline(ANSWER_LIMIT), |log| log.answers.remove(&id));
         match answer {
             Some(Answer::Return(value)) => Ok(value),
             Some(Answer::Error { class, desc }) => Err(Error::Qmp {
@@ -92,6 +94,19 @@ impl Qmp {
                 .filter(|event| event.name == name)
                 .nth(seen)
                 .cloned()
+        })
+    }
+
+    /// Waits for the end of a migration, out of this machine or into it, and returns how it ended:
+    /// `completed` or `failed`. `None` as with [`wait_event`](Self::wait_event).
+    pub(crate) fn wait_migrated(&self, limit: Duration) -> Option<String> {
+        self.shared.wait(limit, |log| {
+            let events = log.events.iter();
+            let mut ends = events
+                .filter(|event| event.name == "MIGRATION")
+                .filter_map(|event| event.data["status"].as_str())
+                .filter(|status| matches!(*status, "completed" | "failed" | "cancelled"));
+            ends.next_back().map(str::to_owned)
         })
     }
 

@@ -119,6 +119,19 @@ impl Recording {
     /// The same `seed` makes the same image.
     pub fn cut(&self, at: usize, seed: u64, image: &Path) -> Result<Cut> {
         disk::copy(&self.base, image)?;
+        self.apply(at, seed, image)
+    }
+
+    /// The same on a disk that was blank: enough for a look at what was written, and quick where the disk
+    /// held much that was not.
+    pub fn cut_blank(&self, at: usize, seed: u64, image: &Path) -> Result<Cut> {
+        let base = std::fs::metadata(&self.base);
+        let base = base.map_err(Error::io(format!("looking at {}", self.base.display())))?;
+        disk::blank(image, base.len())?;
+        self.apply(at, seed, image)
+    }
+
+    fn apply(&self, at: usize, seed: u64, image: &Path) -> Result<Cut> {
         let apply = || -> io::Result<Cut> {
             let file = File::options().write(true).open(image)?;
             self.fates(at, seed)

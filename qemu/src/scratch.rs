@@ -4,7 +4,9 @@
 //! harness to start removes it: each directory holds a file its owner keeps locked, and a lock that
 //! can be taken belongs to nobody alive.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -21,8 +23,7 @@ impl Scratch {
     /// Makes a directory, and once per process sweeps away what killed processes left.
     pub fn new() -> Result<Self> {
         static SWEEP: Once = Once::new();
-        let base = base();
-        fs::create_dir_all(&base).map_err(Error::io(format!("creating {}", base.display())))?;
+        let base = base()?;
         SWEEP.call_once(|| sweep(&base));
         Self::in_dir(&base)
     }
@@ -53,21 +54,50 @@ impl Scratch {
     }
 }
 
+/// Mode of a folder that other users cannot enter.
+const PRIVATE: u32 = 0o700;
+
 /// Longest base that leaves room for a socket's name: `sun_path` has 108 bytes.
 const BASE_BYTES_MAX: usize = 60;
 
-/// Below the temporary directory, or below `/tmp` where that is too long for socket names.
-fn base() -> PathBuf {
+/// Below the temporary directory, or below `/tmp` where that is too long for socket names. It exists, and
+/// other users cannot enter it.
+pub(crate) fn base() -> Result<PathBuf> {
     let dir = std::env::temp_dir();
     let dir = if dir.as_os_str().len() > BASE_BYTES_MAX {
         PathBuf::from("/tmp")
     } else {
         dir
     };
-    dir.join(format!("alknet-qemu-{}", nix::unistd::getuid()))
+    let base = dir.join(format!("alknet-qemu-{}", nix::unistd::getuid()));
+    make_private(&base)?;
+    Ok(base)
 }
 
-fn lock_file(dir: &Path) -> std::io::Result<File> {
+/// Makes a folder that belongs to this user alone, or narrows one of this user's. Its name can be guessed: in
+/// a folder that is everybody's another user may have made it, or a link in its place.
+fn make_private(folder: &Path) -> Result<()> {
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(PRIVATE)
+        .create(folder);
+    let opened = made.and_then(|()| {
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(folder)?;
+        if opened.metadata()?.uid() != nix::unistd::getuid().as_raw() {
+            return Err(io::Error::other("it belongs to another user"));
+        }
+        opened.set_permissions(Permissions::from_mode(PRIVATE))
+    });
+    opened.map_err(Error::io(format!(
+        "{} has to be a folder of this user's, and no link; remove it, or set TMPDIR to another folder",
+        folder.display()
+    )))
+}
+
+fn lock_file(dir: &Path) -> io::Result<File> {
     OpenOptions::new()
         .create(true)
         .append(true)
@@ -93,6 +123,48 @@ fn sweep(base: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn others_cannot_enter_the_folder_of_a_user() {
+        let dir = tempfile::tempdir().expect("the temporary directory is writable");
+        let folder = dir.path().join("of-one-user");
+        let mode = || {
+            let metadata = fs::metadata(&folder).expect("it is there");
+            metadata.permissions().mode() & 0o777
+        };
+        make_private(&folder).expect("a new folder");
+        assert_eq!(mode(), PRIVATE);
+        fs::set_permissions(&folder, Permissions::from_mode(0o777)).expect("it is ours");
+        make_private(&folder).expect("it is ours");
+        assert_eq!(mode(), PRIVATE, "it was narrowed");
+    }
+
+    #[test]
+    fn what_is_in_the_place_of_the_folder_is_refused() {
+        let dir = tempfile::tempdir().expect("the temporary directory is writable");
+        let (target, link, file) = (
+            dir.path().join("a"),
+            dir.path().join("b"),
+            dir.path().join("c"),
+        );
+        fs::create_dir(&target).expect("the directory is ours");
+        std::os::unix::fs::symlink(&target, &link).expect("the directory is ours");
+        fs::write(&file, "").expect("the directory is ours");
+        for place in [&link, &file] {
+            let error = make_private(place)
+                .expect_err("it is no folder")
+                .to_string();
+            let names = error.contains(&place.display().to_string());
+            assert!(names && error.contains("TMPDIR"), "{error}");
+        }
+        if nix::unistd::getuid().is_root() {
+            std::os::unix::fs::chown(&target, Some(65_534), None).expect("we are root");
+            let error = make_private(&target)
+                .expect_err("it is another user's")
+                .to_string();
+            assert!(error.contains("another user"), "{error}");
+        }
+    }
 
     #[test]
     fn a_directory_goes_with_its_owner() {

@@ -63,7 +63,7 @@ impl Owner {
     /// # Errors
     /// The firmware or the package is missing, or `file` cannot be written.
     pub fn enroll(&self, file: &Path, packages: &Path) -> Result<()> {
-        let (_, template) = tools::firmware(true)?;
+        let template = tools::firmware(true)?.template;
         let mut python = Command::new("python3");
         python
             .env("PYTHONPATH", packages)

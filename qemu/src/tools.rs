@@ -2,12 +2,17 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::error::{Error, Result};
 
 /// Names another QEMU than `qemu-system-x86_64` of the path.
 pub const QEMU_VARIABLE: &str = "ALKNET_QEMU";
+
+/// Names a folder with UEFI firmware under Debian's file names, which is taken before that of the system.
+pub const FIRMWARE_VARIABLE: &str = "ALKNET_QEMU_FIRMWARE";
 
 /// UEFI firmware: code, and the template of its variables. Debian first, then Fedora and Arch.
 const FIRMWARE: [(&str, &str); 4] = [
@@ -51,7 +56,7 @@ pub(crate) fn qemu() -> OsString {
 }
 
 /// The cache all commands of the project share; `None` without a home.
-pub(crate) fn cache_dir() -> Option<PathBuf> {
+pub fn cache_dir() -> Option<PathBuf> {
     let set = |name| {
         env::var_os(name)
             .filter(|value| !value.is_empty())
@@ -62,16 +67,78 @@ pub(crate) fn cache_dir() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/alknet")))
 }
 
-/// UEFI firmware, which knows Secure Boot if it is to, and the template of its variables.
-pub(crate) fn firmware(secure: bool) -> Result<(&'static Path, &'static Path)> {
+/// What the emulator says its version is, and which firmware there is.
+pub fn version() -> Result<String> {
+    let asked = Command::new(qemu()).arg("--version").output();
+    let answer = asked.map_err(Error::io("asking QEMU for its version"))?;
+    let mut version = String::from_utf8_lossy(&answer.stdout).into_owned();
+    for secure in [false, true] {
+        let Ok(Firmware { code, .. }) = firmware(secure) else {
+            continue;
+        };
+        let Ok(file) = fs::metadata(&code) else {
+            continue;
+        };
+        let changed = file.modified().ok();
+        version.push_str(&format!("{} {} {changed:?}\n", code.display(), file.len()));
+    }
+    Ok(version)
+}
+
+/// UEFI firmware.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Firmware {
+    pub(crate) code: PathBuf,
+    /// What its variables are at the first start.
+    pub(crate) template: PathBuf,
+}
+
+/// UEFI firmware, which knows Secure Boot if it is to.
+pub(crate) fn firmware(secure: bool) -> Result<Firmware> {
+    let named = env::var_os(FIRMWARE_VARIABLE).filter(|folder| !folder.is_empty());
+    firmware_in(named.map(PathBuf::from).as_deref(), secure)
+}
+
+/// The same, from the folder `named` and nowhere else where there is one.
+fn firmware_in(named: Option<&Path>, secure: bool) -> Result<Firmware> {
     let known: &[(&str, &str)] = if secure { &SECURE_FIRMWARE } else { &FIRMWARE };
-    let there = known
-        .iter()
-        .map(|(code, vars)| (Path::new(*code), Path::new(*vars)));
-    let mut there = there.filter(|(code, vars)| code.exists() && vars.exists());
-    there.next().ok_or_else(|| Error::Missing {
+    let at = |path: &str| match named {
+        Some(folder) => folder.join(Path::new(path).file_name().unwrap_or_default()),
+        None => PathBuf::from(path),
+    };
+    let mut there = known.iter().map(|(code, template)| Firmware {
+        code: at(code),
+        template: at(template),
+    });
+    let found = there.find(|firmware| firmware.code.exists() && firmware.template.exists());
+    found.ok_or_else(|| Error::Missing {
         what: "UEFI firmware for QEMU",
-        path: PathBuf::from(known[0].0),
-        hint: "install the package ovmf",
+        path: at(known[0].0),
+        hint: match named {
+            Some(_) => {
+                "name another folder in ALKNET_QEMU_FIRMWARE, or none for that of the system"
+            }
+            None => "install the package ovmf",
+        },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firmware_in_a_named_folder_is_the_only_one_taken() {
+        let dir = tempfile::tempdir().expect("the temporary directory is writable");
+        let error = firmware_in(Some(dir.path()), true).expect_err("nothing is there");
+        let said = error.to_string();
+        assert!(said.contains(FIRMWARE_VARIABLE), "{said}");
+        for name in ["OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd"] {
+            fs::write(dir.path().join(name), name).expect("the folder is ours");
+        }
+        let found = firmware_in(Some(dir.path()), true).expect("it is there");
+        assert_eq!(found.code, dir.path().join("OVMF_CODE_4M.secboot.fd"));
+        assert_eq!(found.template, dir.path().join("OVMF_VARS_4M.fd"));
+        assert!(firmware_in(Some(dir.path()), false).is_err());
+    }
 }

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use alknet_test_support::{Port, deadline};
 use serde_json::json;
 
 use crate::accel::Accel;
@@ -16,12 +17,14 @@ use crate::builder::VmBuilder;
 use crate::console::{Console, Line, Mark, Waited};
 use crate::count::Counter;
 use crate::error::{Error, Result};
-use crate::machine::{Layout, Machine, MachineKind};
+use crate::machine::{Layout, Machine, MachineKind, Memory};
 use crate::nic::{NODE_PORT, Nic, Wire};
+use crate::permits::Permit;
 use crate::process::{FIRST_FD, Process, describe};
 use crate::qmp::{Event, Qmp};
 use crate::scratch::Scratch;
-use crate::{tools, tpm};
+use crate::tpm::Chip;
+use crate::{snapshot, tools};
 
 /// Names the directory in which logs of failed machines are kept.
 pub const LOGS_VARIABLE: &str = "ALKNET_QEMU_LOGS";
@@ -81,16 +84,22 @@ pub struct Forward {
 pub struct Vm {
     name: String,
     accel: Accel,
-    qmp: Qmp,
+    pub(crate) qmp: Qmp,
     process: Process,
     console: Console,
     forwards: Vec<Forward>,
+    /// Of the forwards.
+    _ports: Vec<Port>,
     macs: Vec<String>,
     counter: Option<Counter>,
+    /// File of the guest's memory, where the machine can be saved.
+    pub(crate) memory: Option<PathBuf>,
     /// Behind QEMU, which talks to it to the last.
-    tpm: Option<Process>,
-    // Last: the files are in use until the process is gone.
+    pub(crate) tpm: Option<Chip>,
+    // The files are in use until the process is gone.
     scratch: Scratch,
+    // Last: another machine may start when nothing is left of this one.
+    permit: Option<Permit>,
 }
 
 impl Vm {
@@ -270,52 +279,6 @@ impl Vm {
             .map(drop)
     }
 
-    /// Stops the machine and writes all that it is, its disks apart, to the file `to`. Another machine
-    /// that is built the same, gets `-incoming` with that file and is told to [`go on`](Self::go_on) does so
-    /// where this one stood.
-    pub fn save(&self, to: &Path, limit: Duration) -> Result<()> {
-        self.pause()?;
-        // QEMU before version 8.2 migrates into a file by the help of a program only.
-        let command = format!("exec:cat > '{}'", to.display());
-        self.qmp.execute("migrate", json!({ "uri": command }))?;
-        let what = "the machine to be saved";
-        self.poll("query-migrate", what, limit, |status| match status {
-            "completed" => Some(Ok(())),
-            "failed" | "cancelled" => Some(Err(Error::BadMachine("it is not saved".to_owned()))),
-            _ => None,
-        })
-    }
-
-    /// Waits until what another machine [`saved`](Self::save) is here, and goes on from there.
-    pub fn go_on(&self, limit: Duration) -> Result<()> {
-        let what = "the saved machine to be read";
-        self.poll("query-status", what, limit, |status| {
-            (status != "inmigrate").then_some(Ok(()))
-        })?;
-        self.resume()
-    }
-
-    /// Asks for a status until `done` knows what to make of it.
-    fn poll(
-        &self,
-        query: &str,
-        what: &str,
-        limit: Duration,
-        done: impl Fn(&str) -> Option<Result<()>>,
-    ) -> Result<()> {
-        let deadline = Instant::now() + self.scale(limit);
-        loop {
-            let told = self.qmp.execute(query, json!({}))?;
-            if let Some(outcome) = done(told["status"].as_str().unwrap_or_default()) {
-                return outcome;
-            }
-            if Instant::now() > deadline {
-                return Err(self.timeout(what.to_owned(), limit));
-            }
-            std::thread::sleep(STATUS_POLL);
-        }
-    }
-
     /// Takes card `nic`, put in by [`plug`](Self::plug), out again; the guest is asked to let go.
     pub fn unplug(&self, nic: usize) -> Result<()> {
         self.qmp
@@ -365,7 +328,13 @@ impl Vm {
 
     fn said<T>(&self, waited: Waited<T>, waiting: String, limit: Duration) -> Result<T> {
         match waited {
-            Waited::Said(found) => Ok(found),
+            Waited::Said(found) => {
+                // It came as far as its test wants it: what it does from now on is the test's.
+                if let Some(permit) = &self.permit {
+                    permit.started();
+                }
+                Ok(found)
+            }
             Waited::TimedOut => Err(self.timeout(waiting, limit)),
             Waited::Closed => Err(Error::Ended {
                 waiting,
@@ -378,7 +347,7 @@ impl Vm {
         }
     }
 
-    fn timeout(&self, waiting: String, limit: Duration) -> Error {
+    pub(crate) fn timeout(&self, waiting: String, limit: Duration) -> Error {
         Error::Timeout {
             waiting,
             limit,
@@ -391,7 +360,7 @@ impl Vm {
         // Killed and waited for: the next machine may have it.
         self.tpm = None;
         self.console.finish();
-        self.qmp.wait_closed(Duration::MAX.min(EVENTS_LIMIT));
+        self.qmp.wait_closed(deadline(EVENTS_LIMIT));
         Ok(Exit {
             status,
             events: self.qmp.events(),
@@ -412,12 +381,23 @@ impl Vm {
             None
         };
         let (counter, plugin) = counter.unzip();
+        let memory = match &machine.memory {
+            Memory::Anonymous => None,
+            Memory::Saveable => Some((scratch.file("memory"), true)),
+            Memory::Restored(folder) => Some((snapshot::memory_of(folder), false)),
+        };
+        let forwarded = machine.nics.iter().map(|nic| nic.forwards().len()).sum();
+        let ports = std::iter::repeat_with(Port::claim).take(forwarded);
+        let ports: Vec<Port> = ports
+            .collect::<Result<_, _>>()
+            .map_err(Error::io("finding a free port"))?;
         let layout = Layout {
             accel,
+            memory,
             console_fd: FIRST_FD,
             qmp_fd: FIRST_FD + 1,
             lan_fds,
-            ports: free_ports(machine.nics.iter().map(|nic| nic.forwards().len()).sum())?,
+            ports: ports.iter().map(Port::number).collect(),
             firmware: firmware(machine, &scratch)?,
             fw_cfg_files: fw_cfg_files(machine, &scratch)?,
             seed: seed(machine, &scratch)?,
@@ -426,8 +406,14 @@ impl Vm {
         };
         let stderr = scratch.file("stderr");
         let process = spawn(machine.arguments(&layout), &stderr, wires.theirs)?;
-        let qmp = Qmp::connect(qmp).map_err(|error| not_started(&process, &stderr, error))?;
-        let console = follow(console, &process, counter.as_ref())?;
+        let told = |error| not_started(&process, &stderr, error);
+        let qmp = Qmp::connect(qmp).map_err(told)?;
+        let before = snapshot::console_of(&machine.memory)?;
+        let console = follow(console, &process, counter.as_ref(), &before)?;
+        if let Memory::Restored(folder) = &machine.memory {
+            snapshot::read(&qmp, folder, accel).map_err(told)?;
+            tpm.iter().for_each(Chip::taken_over);
+        }
         let vm = Self {
             name: builder.name.clone(),
             accel,
@@ -435,6 +421,7 @@ impl Vm {
             process,
             console,
             forwards: forwards(machine, &layout.ports),
+            _ports: ports,
             macs: machine
                 .nics
                 .iter()
@@ -442,16 +429,24 @@ impl Vm {
                 .map(|(index, nic)| nic.mac(index))
                 .collect(),
             counter,
+            memory: layout.memory.filter(|(_, shared)| *shared).map(|it| it.0),
             tpm,
             scratch,
+            permit: None,
         };
         vm.release(machine)?;
         Ok(vm)
     }
 
+    /// Holds `permit` until the machine is dropped.
+    pub(crate) fn hold(&mut self, permit: Permit) {
+        self.permit = Some(permit);
+    }
+
     /// Pulls the cables that are out from the start, and lets a waiting machine run.
     fn release(&self, machine: &Machine) -> Result<()> {
-        if !machine.starts_paused() {
+        let restored = matches!(machine.memory, Memory::Restored(_));
+        if !machine.starts_paused() && !restored {
             return Ok(());
         }
         for (index, nic) in machine.nics.iter().enumerate() {
@@ -471,9 +466,6 @@ impl Drop for Vm {
         }
     }
 }
-
-/// How often a machine that is being saved or read is asked whether it is.
-const STATUS_POLL: Duration = Duration::from_millis(20);
 
 /// After QEMU's end its last events are in our socket already; reading them takes no longer.
 const EVENTS_LIMIT: Duration = Duration::from_secs(10);
@@ -540,7 +532,12 @@ fn not_started(process: &Process, stderr: &Path, error: Error) -> Error {
     }
 }
 
-fn follow(stream: UnixStream, process: &Process, counter: Option<&Counter>) -> Result<Console> {
+fn follow(
+    stream: UnixStream,
+    process: &Process,
+    counter: Option<&Counter>,
+    before: &[u8],
+) -> Result<Console> {
     let counter = counter.map(Counter::share).transpose()?;
     let clock = process.cpu_clock();
     let gauge = move || {
@@ -550,7 +547,8 @@ fn follow(stream: UnixStream, process: &Process, counter: Option<&Counter>) -> R
             .unwrap_or_default();
         (cpu, counter.as_ref().and_then(Counter::read))
     };
-    Console::follow(stream, Box::new(gauge)).map_err(Error::io("following the console"))
+    let console = Console::follow(stream, Box::new(gauge), before);
+    console.map_err(Error::io("following the console"))
 }
 
 fn counter(scratch: &Scratch) -> Result<(Counter, String)> {
@@ -561,24 +559,25 @@ fn firmware(machine: &Machine, scratch: &Scratch) -> Result<Option<(PathBuf, Pat
     if machine.kind != MachineKind::Q35Uefi {
         return Ok(None);
     }
-    let (code, template) = tools::firmware(machine.secure_boot)?;
+    let tools::Firmware { code, template } = tools::firmware(machine.secure_boot)?;
     let kept = machine.variables.clone();
     let vars = kept.unwrap_or_else(|| scratch.file("vars.fd"));
     if !vars.exists() {
         fs::copy(template, &vars).map_err(Error::io("copying the firmware's variables"))?;
     }
-    Ok(Some((code.to_owned(), vars)))
+    Ok(Some((code, vars)))
 }
 
 /// The machine's TPM, and what QEMU has of it.
-fn chip(machine: &Machine, wires: &mut Wires, scratch: &Scratch) -> Result<Option<(Process, i32)>> {
+fn chip(machine: &Machine, wires: &mut Wires, scratch: &Scratch) -> Result<Option<(Chip, i32)>> {
     let Some(folder) = &machine.tpm else {
         return Ok(None);
     };
     let fd = wires.next_fd();
     let control = wires.stream()?;
-    let started = tpm::start(folder, control.into(), &scratch.file("swtpm"))?;
-    Ok(Some((started, fd)))
+    let log = scratch.file("swtpm");
+    let chip = Chip::start(folder, control, &log, &machine.memory)?;
+    Ok(Some((chip, fd)))
 }
 
 fn fw_cfg_files(machine: &Machine, scratch: &Scratch) -> Result<Vec<PathBuf>> {
@@ -612,24 +611,6 @@ fn forwards(machine: &Machine, ports: &[u16]) -> Vec<Forward> {
         host: SocketAddr::from((Ipv4Addr::LOCALHOST, *host)),
     };
     guests.zip(ports).map(make).collect()
-}
-
-/// Ports of 127.0.0.1 that are free for UDP and TCP. All are held until all are found.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let mut held = vec![];
-    while held.len() < count {
-        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .map_err(Error::io("finding a free port"))?;
-        let port = tcp
-            .local_addr()
-            .map_err(Error::io("finding a free port"))?
-            .port();
-        // A port taken for UDP is left alone; the next one asked for is another.
-        if let Ok(udp) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) {
-            held.push((port, tcp, udp));
-        }
-    }
-    Ok(held.iter().map(|(port, ..)| *port).collect())
 }
 
 fn logs_dir() -> PathBuf {

@@ -1,4 +1,4 @@
-# The guest of tests/machine.rs. Assemble:
+# The guest of tests/machine. Assemble:
 #   as --32 -o guest.o guest.s && ld -m elf_i386 -Ttext 0x7c00 --oformat binary -o guest.bin guest.o
 .code16
 .globl _start

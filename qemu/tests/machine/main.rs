@@ -2,6 +2,8 @@
 //! built: it says `ready`, echoes what is typed, and obeys `w` (write a sector), `o` (power off)
 //! and `r` (reset).
 
+mod snapshot;
+
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ use alknet_qemu::{
 };
 
 /// The guest, assembled from `tests/guest.s`.
-const GUEST: [u8; 133] = *include_bytes!("guest.bin");
+const GUEST: [u8; 133] = *include_bytes!("../guest.bin");
 
 /// First sector the guest writes; each write goes one further.
 const FIRST_SECTOR: usize = 8;

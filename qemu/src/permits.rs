@@ -1,0 +1,344 @@
+//! How many machines start at the same moment, and how much memory all machines have: limits that every
+//! process of this user shares, so that many threads of several programs may ask for machines at once.
+//!
+//! Each unit of a limit is a file, and a process holds the unit by holding the lock of that file. The
+//! kernel gives back the units of a process that ends, however it ends.
+
+use std::cell::OnceCell;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::scratch;
+
+/// Memory that one unit stands for, MiB.
+const UNIT_MIB: u64 = 256;
+
+/// Memory of all machines for each processor, MiB: four machines of the usual size on two processors.
+const PER_PROCESSOR_MIB: u64 = 1024;
+
+/// Memory of all machines on any host, MiB.
+const ALL_MIB: u64 = 4096;
+
+/// Pause between looks for a unit that became free, and for the lock of those that collect units: the kernel
+/// waits for one lock, and without an end.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// A machine that waited so long starts all the same: the limits keep a run quick, and must not stop it.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// The units that one machine holds. They are given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    /// Until it has started.
+    start: Mutex<Vec<File>>,
+    /// Held for its locks.
+    _memory: Vec<File>,
+    /// Machines of the thread that started it.
+    mine: Arc<AtomicUsize>,
+}
+
+impl Permit {
+    /// Waits until a machine of this size may start. One that is `restored` is there at once, and does
+    /// not count among those that start.
+    ///
+    /// A thread that has a machine already does not wait for another one: two tests that need two machines
+    /// each would wait for each other. It goes beyond the limits instead.
+    pub(crate) fn acquire(memory_mib: u32, restored: bool) -> Result<Self> {
+        Self::of(limits()?, memory_mib, restored)
+    }
+
+    fn of(limits: &Limits, memory_mib: u32, restored: bool) -> Result<Self> {
+        thread_local! {
+            static MINE: OnceCell<Arc<AtomicUsize>> = const { OnceCell::new() };
+        }
+        let mine = MINE.with(|mine| mine.get_or_init(Arc::default).clone());
+        let wait = mine.load(Ordering::Relaxed) == 0;
+        let units = u64::from(memory_mib).div_ceil(UNIT_MIB);
+        let units = usize::try_from(units).unwrap_or(usize::MAX);
+        let failed = "waiting until another machine may start";
+        let memory = limits.memory.acquire(units, wait);
+        let memory = memory.map_err(Error::io(failed))?;
+        let starts = usize::from(!restored);
+        let start = limits.starts.acquire(starts, wait);
+        let start = start.map_err(Error::io(failed))?;
+        mine.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            start: Mutex::new(start),
+            _memory: memory,
+            mine,
+        })
+    }
+
+    /// The machine has started: another one may.
+    pub(crate) fn started(&self) {
+        let mut start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
+        start.clear();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.mine.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Limits {
+    starts: Semaphore,
+    memory: Semaphore,
+}
+
+/// The limits of this host, found out once.
+fn limits() -> Result<&'static Limits> {
+    static LIMITS: OnceLock<Limits> = OnceLock::new();
+    let folder = scratch::base()?.join("permits");
+    Ok(LIMITS.get_or_init(|| {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let memory = memory_units(processors, available_mib());
+        Limits {
+            starts: Semaphore::new(&folder, "starts", processors),
+            memory: Semaphore::new(&folder, "memory", memory),
+        }
+    }))
+}
+
+/// A semaphore that processes share, each unit of it a file with a lock.
+#[derive(Clone, Debug)]
+struct Semaphore {
+    folder: PathBuf,
+    units: usize,
+    /// Longest wait.
+    wait_max: Duration,
+}
+
+impl Semaphore {
+    fn new(folder: &Path, name: &str, units: usize) -> Self {
+        Self {
+            folder: folder.join(name),
+            units,
+            wait_max: WAIT_MAX,
+        }
+    }
+
+    /// Takes this many units, or all there are where more are wanted. Without `wait` it takes those that
+    /// are free and goes on.
+    fn acquire(&self, wanted: usize, wait: bool) -> io::Result<Vec<File>> {
+        let wanted = wanted.min(self.units);
+        if wanted == 0 {
+            return Ok(vec![]);
+        }
+        fs::create_dir_all(&self.folder)?;
+        let queue = self.open("queue")?;
+        let mut is_first = !wait;
+        let mut held: Vec<Option<File>> = vec![];
+        held.resize_with(self.units, || None);
+        let begun = Instant::now();
+        loop {
+            // One at a time collects units: two that want several would each hold what the other lacks. The
+            // wait for that has the same end as the wait for units, whatever process holds the lock.
+            is_first = is_first || try_lock(&queue)?;
+            let is_late = begun.elapsed() > self.wait_max;
+            if is_first || is_late {
+                self.take_free(&mut held, wanted)?;
+            }
+            let taken = held.iter().flatten().count();
+            if taken == wanted || !wait || is_late {
+                return Ok(held.into_iter().flatten().collect());
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Adds units that are free to `held`, up to `wanted` in all.
+    fn take_free(&self, held: &mut [Option<File>], wanted: usize) -> io::Result<()> {
+        let mut missing = wanted - held.iter().flatten().count();
+        for (number, place) in held.iter_mut().enumerate() {
+            if missing == 0 {
+                break;
+            }
+            if place.is_some() {
+                continue;
+            }
+            let unit = self.open(&number.to_string())?;
+            if try_lock(&unit)? {
+                *place = Some(unit);
+                missing -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, name: &str) -> io::Result<File> {
+        let path = self.folder.join(name);
+        let mut options = OpenOptions::new();
+        options.create(true).append(true);
+        options.custom_flags(libc::O_NOFOLLOW).open(path)
+    }
+}
+
+/// Whether the lock was free and is ours now.
+fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(fs::TryLockError::WouldBlock) => Ok(false),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Units of memory on a host with these processors and this much memory that programs could have.
+fn memory_units(processors: usize, available_mib: u64) -> usize {
+    let processors = u64::try_from(processors).unwrap_or(u64::MAX);
+    let by_processors = PER_PROCESSOR_MIB.saturating_mul(processors).min(ALL_MIB);
+    // The other half is for everything else that runs beside the machines.
+    let all = by_processors.min(available_mib / 2);
+    usize::try_from((all / UNIT_MIB).max(1)).unwrap_or(1)
+}
+
+/// What the kernel says programs could have without swapping.
+fn available_mib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|it| it.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.map_or(ALL_MIB, |kib| kib >> 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+
+    use alknet_test_support::{deadline, eventually};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(200);
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn semaphore(folder: &Path, units: usize) -> Semaphore {
+        Semaphore::new(folder, "units", units)
+    }
+
+    #[test]
+    fn no_more_units_are_held_than_there_are() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let units = semaphore(folder.path(), 2);
+        let (one, two) = (units.acquire(1, true), units.acquire(1, true));
+        let (one, two) = (one.expect("it is free"), two.expect("it is free"));
+        let (send, receive) = channel();
+        let waiting = {
+            let units = units.clone();
+            thread::spawn(move || send.send(units.acquire(1, true).expect("in the end")))
+        };
+        let early = receive.recv_timeout(SOON);
+        assert!(matches!(early, Err(RecvTimeoutError::Timeout)), "{early:?}");
+        drop(one);
+        let third = receive
+            .recv_timeout(deadline(LONG))
+            .expect("a unit became free");
+        waiting.join().expect("no panic").expect("it was received");
+        let beyond = units.acquire(1, false).expect("it does not wait");
+        assert!(beyond.is_empty(), "none was free");
+        drop((two, third));
+    }
+
+    #[test]
+    fn all_units_are_enough_for_a_machine_that_wants_more() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let units = semaphore(folder.path(), 3);
+        assert_eq!(units.acquire(7, true).expect("all are free").len(), 3);
+        assert_eq!(units.acquire(0, true).expect("none is needed").len(), 0);
+    }
+
+    /// Holds a lock until it is killed, as `flock` of util-linux does.
+    fn holder(folder: &Path, lock: &str) -> Child {
+        let mut command = Command::new("flock");
+        // `flock` becomes what it runs: one process holds the lock.
+        command
+            .arg("--no-fork")
+            .arg(folder.join("units").join(lock));
+        command.args(["sleep", "1000"]).stdin(Stdio::null());
+        command.spawn().expect("util-linux is part of every system")
+    }
+
+    #[test]
+    fn a_killed_process_gives_its_units_back() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let units = semaphore(folder.path(), 1);
+        drop(units.acquire(1, true).expect("it is free"));
+        let mut holder = holder(folder.path(), "0");
+        while !units.acquire(1, false).expect("no error").is_empty() {
+            thread::sleep(LOOK_EVERY);
+        }
+        holder.kill().expect("it runs");
+        holder.wait().expect("it is our child");
+        assert_eq!(units.acquire(1, true).expect("it is free again").len(), 1);
+    }
+
+    #[test]
+    fn a_process_that_holds_the_queue_stops_the_others_for_a_while_only() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let units = Semaphore {
+            wait_max: SOON,
+            ..semaphore(folder.path(), 2)
+        };
+        drop(units.acquire(1, true).expect("it is free"));
+        let mut holder = holder(folder.path(), "queue");
+        let queue = units.open("queue").expect("the directory is ours");
+        eventually("the other process has the lock", LONG, || {
+            let is_free = try_lock(&queue).expect("no error");
+            if is_free {
+                queue.unlock().expect("it is ours");
+            }
+            !is_free
+        });
+        let begun = Instant::now();
+        let taken = units.acquire(2, true).expect("it goes on");
+        assert!(begun.elapsed() >= SOON, "{:?}", begun.elapsed());
+        assert_eq!(taken.len(), 2, "those that are free");
+        holder.kill().expect("it runs");
+        holder.wait().expect("it is our child");
+    }
+
+    #[test]
+    fn a_unit_is_no_link() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let units = semaphore(folder.path(), 1);
+        drop(units.acquire(1, true).expect("it is free"));
+        let (unit, elsewhere) = (folder.path().join("units/0"), folder.path().join("x"));
+        fs::rename(&unit, &elsewhere).expect("the directory is ours");
+        std::os::unix::fs::symlink(&elsewhere, &unit).expect("the directory is ours");
+        assert!(units.acquire(1, true).is_err());
+    }
+
+    #[test]
+    fn a_thread_with_a_machine_does_not_wait_for_another() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let limits = Limits {
+            starts: semaphore(folder.path(), 1),
+            memory: Semaphore::new(folder.path(), "memory", 2),
+        };
+        let first = Permit::of(&limits, 512, false).expect("all is free");
+        let second = Permit::of(&limits, 512, false).expect("at once, beyond the limits");
+        // The first one has started; its memory is still its own.
+        first.started();
+        assert_eq!(limits.starts.acquire(1, false).expect("no error").len(), 1);
+        assert_eq!(limits.memory.acquire(1, false).expect("no error").len(), 0);
+        drop((first, second));
+        assert_eq!(limits.memory.acquire(2, false).expect("no error").len(), 2);
+    }
+
+    #[test]
+    fn memory_is_shared_out_by_processors_and_by_what_is_there() {
+        assert_eq!(memory_units(2, 20_000), 8);
+        assert_eq!(memory_units(64, 200_000), 16);
+        assert_eq!(memory_units(8, 3_000), 5);
+        assert_eq!(memory_units(1, 100), 1);
+        assert!(available_mib() > 0);
+    }
+}

@@ -1,0 +1,88 @@
+//! A TPM in software for a machine: swtpm, which QEMU talks to over a socket pair.
+
+mod command;
+mod relay;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::error::{Error, Result};
+use crate::machine::Memory;
+use crate::process::{FIRST_FD, Process};
+use relay::Relay;
+
+/// In the folder of a saved machine: what its firmware asked the chip.
+const COMMANDS: &str = "tpm";
+
+/// The chip of one machine. It ends with that machine, or with this process.
+#[derive(Debug)]
+pub(crate) struct Chip {
+    /// Between QEMU and the chip.
+    relay: Relay,
+    // Last: it ends when nothing talks to it any more.
+    _process: Process,
+}
+
+impl Chip {
+    /// Starts the chip whose memory is in `state`, for the one machine that has the other end of `qemu`.
+    /// Nothing else may use the folder meanwhile.
+    ///
+    /// The chip of a saved machine is not saved. A copy of that machine has a chip of its own, whose
+    /// memory is whatever `state` has, and which is asked first what firmware asked the other one.
+    pub(crate) fn start(
+        state: &Path,
+        qemu: UnixStream,
+        log: &Path,
+        memory: &Memory,
+    ) -> Result<Self> {
+        let pair = UnixStream::pair();
+        let (ours, theirs) = pair.map_err(Error::io("making a socket pair"))?;
+        let process = spawn(state, theirs.into(), log)?;
+        let before = match memory {
+            Memory::Restored(folder) => Some(command::read(&folder.join(COMMANDS))?),
+            _ => None,
+        };
+        let relay = Relay::start(qemu, ours, before);
+        let relay = relay.map_err(Error::io("repeating to a TPM what firmware asked it"))?;
+        Ok(Self {
+            relay,
+            _process: process,
+        })
+    }
+
+    /// Writes into `folder` what the chip was asked since its machine was switched on.
+    ///
+    /// # Errors
+    /// The TPM received a command that cannot be replayed to another TPM.
+    pub(crate) fn save(&self, folder: &Path) -> Result<()> {
+        command::write(&folder.join(COMMANDS), &self.relay.asked())
+    }
+
+    /// The machine has taken over what was saved, and from now on switches its chip off and on itself.
+    pub(crate) fn taken_over(&self) {
+        self.relay.taken_over();
+    }
+}
+
+fn spawn(state: &Path, control: OwnedFd, log: &Path) -> Result<Process> {
+    let what = || format!("making the TPM's folder {}", state.display());
+    fs::create_dir_all(state).map_err(Error::io(what()))?;
+    let log = File::create(log).map_err(Error::io("making the file for the TPM's errors"))?;
+    let mut folder = OsString::from("dir=");
+    folder.push(state);
+    let mut command = Command::new("swtpm");
+    command
+        .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
+        .arg(folder)
+        .args(["--ctrl", &format!("type=unixio,clientfd={FIRST_FD}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    tracing::debug!(?command, "starting swtpm");
+    let started = Process::spawn(command, vec![control]);
+    started.map_err(Error::io("starting swtpm (install the package swtpm)"))
+}
