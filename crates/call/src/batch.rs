@@ -85,7 +85,12 @@ impl Batch {
                 }),
             );
         }
-        outgoing::send(&lane, frames);
+        if let Err(error) = outgoing::send(&lane, frames) {
+            let failed = pending
+                .into_iter()
+                .map(|pending| Err(pending.err().unwrap_or_else(|| error.clone())));
+            return failed.collect();
+        }
         let outcomes = pending.into_iter().map(|pending| async move {
             match pending {
                 Ok(pending) => pending.outcome().await,

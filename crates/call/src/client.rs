@@ -26,7 +26,7 @@ use crate::limits::{
 };
 use crate::link::Link;
 use crate::outbound::{Delivery, Event};
-use crate::outgoing::{self, Encoded, Outgoing};
+use crate::outgoing::{self, Encoded, Outgoing, Pending};
 use crate::registry::Registry;
 use crate::services::{Listing, OperationSummary};
 use crate::spec::OperationSpec;
@@ -254,12 +254,23 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Body, CallError> {
+        let pending = self.begin(operation, input, options).await?;
+        pending.outcome().await
+    }
+
+    /// Sends a request. After an error nothing of it was sent: it can go over another connection.
+    pub(crate) async fn begin(
+        &self,
+        operation: &str,
+        input: &(impl Serialize + Sync + ?Sized),
+        options: &CallOptions,
+    ) -> Result<Pending, CallError> {
         let request = Encoded::new(&self.link, operation, input, options, None)?;
         let lane = self.lane_for(&request, options).await?;
         let mut frame = Vec::new();
         let pending = request.expect_answer(&self.link, &lane, options.timeout, &mut frame)?;
-        outgoing::send(&lane, frame);
-        pending.outcome().await
+        outgoing::send(&lane, frame)?;
+        Ok(pending)
     }
 
     /// Starts a subscription. Dropping it aborts.
@@ -296,7 +307,7 @@ impl Caller {
         let buffered = window.map_or(STREAM_EVENTS_BUFFERED, |window| window as usize + 1);
         let mut frame = Vec::new();
         let (events, outgoing) = request.expect_events(&self.link, &lane, buffered, &mut frame)?;
-        outgoing::send(&lane, frame);
+        outgoing::send(&lane, frame)?;
         Ok(Subscription {
             events,
             window,

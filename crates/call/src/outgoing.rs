@@ -115,17 +115,19 @@ impl Encoded {
 }
 
 /// Writes frames on `lane`, all at once; ends it where it carries one request only.
-pub(crate) fn send(lane: &Lane, frames: Vec<u8>) {
-    lane.out.push(|out| {
+pub(crate) fn send(lane: &Lane, frames: Vec<u8>) -> Result<(), CallError> {
+    let taken = lane.out.push(|out| {
         if out.is_empty() {
             *out = frames;
         } else {
             out.extend_from_slice(&frames);
         }
     });
+    taken.ok_or_else(|| CallError::unavailable("the stream ended"))?;
     if lane.is_single_call() {
         lane.out.finish();
     }
+    Ok(())
 }
 
 /// A call whose answer is on its way. Dropping it aborts the call.

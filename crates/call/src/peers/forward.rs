@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use alknet_core::{BoxFuture, Identity};
+use alknet_core::{BoxFuture, Identity, PeerId};
 use data_encoding::HEXLOWER;
 use futures_util::{StreamExt, stream};
 use serde_json::json;
@@ -21,6 +21,7 @@ use crate::import::Disclose;
 use crate::limits::HOP_MARGIN;
 use crate::link::{Forwarding, Link};
 use crate::outbound::Event;
+use crate::peers::attach::peer_of;
 use crate::spec::OperationType;
 
 /// Scope of a caller that may have requests passed on which it passes on itself.
@@ -35,6 +36,7 @@ pub(crate) fn forwarding(
 ) -> HandlerKind {
     let forward = Arc::new(Forward {
         link: Arc::downgrade(caller.link()),
+        peer: peer_of(caller.link()),
         remote: remote.into(),
         disclose,
     });
@@ -47,15 +49,39 @@ pub(crate) fn forwarding(
 struct Forward {
     /// Weak: what was imported must not keep a connection.
     link: Weak<Link>,
+    peer: Option<PeerId>,
     remote: Box<str>,
     disclose: Disclose,
 }
 
 impl Forward {
-    fn link(&self) -> Result<Arc<Link>, CallError> {
+    /// The connection over which the operation was read, while it is there.
+    fn link(&self, ctx: &Ctx) -> Result<Arc<Link>, CallError> {
+        let gone = || CallError::unavailable("the peer is gone");
         self.link
             .upgrade()
-            .ok_or_else(|| CallError::unavailable("the peer is gone"))
+            .map_or_else(|| self.newer(ctx, gone()), Ok)
+    }
+
+    /// The connection over which the peer is attached now, for a call of which nothing was sent before
+    /// `error`: it was led here just before that connection took the place of another one, which was found
+    /// idle and ended.
+    fn newer(&self, ctx: &Ctx, error: CallError) -> Result<Arc<Link>, CallError> {
+        let peer = self.peer.as_ref();
+        let link = peer.and_then(|peer| ctx.dispatcher().peers.link_to(peer));
+        link.ok_or(error)
+    }
+
+    /// The same after `error` over `link`: another connection, or the error.
+    fn other(&self, ctx: &Ctx, link: &Arc<Link>, error: CallError) -> Result<Arc<Link>, CallError> {
+        if error.code != ErrorCode::Unavailable {
+            return Err(error);
+        }
+        let newer = self.newer(ctx, error.clone())?;
+        if Arc::ptr_eq(&newer, link) {
+            return Err(error);
+        }
+        Ok(newer)
     }
 
     /// Everything that goes along: the time that is left, for whom, and under which key it runs
@@ -92,12 +118,16 @@ impl Forward {
 
     async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
         let options = self.options(&ctx)?;
-        let link = self.link()?;
-        let _counted = Forwarding::new(&link);
-        let answer = Caller::new(link)
-            .call_with(&self.remote, &*json_text(&input)?, &options)
-            .await?;
-        Ok(answer.into())
+        let input = json_text(&input)?;
+        let mut link = self.link(&ctx)?;
+        loop {
+            let _counted = Forwarding::new(&link);
+            let caller = Caller::new(Arc::clone(&link));
+            match caller.begin(&self.remote, &*input, &options).await {
+                Ok(pending) => return Ok(pending.outcome().await?.into()),
+                Err(error) => link = self.other(&ctx, &link, error)?,
+            }
+        }
     }
 
     async fn events(
@@ -106,11 +136,16 @@ impl Forward {
         ctx: Ctx,
     ) -> Result<BoxStream<Result<Item, CallError>>, CallError> {
         let options = self.options(&ctx)?;
-        let link = self.link()?;
-        let counted = Forwarding::new(&link);
-        let events = Caller::new(link)
-            .subscribe_with(&self.remote, &*json_text(&input)?, &options)
-            .await?;
+        let input = json_text(&input)?;
+        let mut link = self.link(&ctx)?;
+        let (counted, events) = loop {
+            let counted = Forwarding::new(&link);
+            let caller = Caller::new(Arc::clone(&link));
+            match caller.subscribe_with(&self.remote, &*input, &options).await {
+                Ok(events) => break (counted, events),
+                Err(error) => link = self.other(&ctx, &link, error)?,
+            }
+        };
         Ok(Box::pin(events.map(move |event| {
             let _counted = &counted;
             event.map(item)

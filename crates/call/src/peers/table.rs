@@ -136,6 +136,13 @@ impl Peers {
         entry.operations.get(operation).cloned()
     }
 
+    /// The connection over which a peer is attached.
+    pub(crate) fn link_to(&self, peer: &PeerId) -> Option<Arc<Link>> {
+        let table = self.table.load();
+        let entry = table.iter().find(|entry| entry.id == *peer)?;
+        entry.link.upgrade().filter(|link| !link.is_over())
+    }
+
     /// The operation on the peer that `wanted` leads to.
     pub(crate) fn pick(&self, wanted: &PeerRef, lookup: &Lookup<'_>) -> Option<Resolved> {
         let table = self.table.load();

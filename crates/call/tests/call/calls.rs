@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use alknet_call::*;
 use alknet_core::Carriage;
+use alknet_test_support::deadline;
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -175,7 +176,8 @@ async fn deadlines_drop_the_handler() {
         let node = Node::new();
         let client = node.client(carriage, None);
         let options = CallOptions {
-            timeout: Some(Duration::from_millis(20)),
+            // Enough for the handler to start.
+            timeout: Some(deadline(Duration::from_millis(20))),
             ..CallOptions::default()
         };
         let error = soon(client.call_with("test/hang", &Value::Null, &options)).await;
@@ -188,7 +190,7 @@ async fn deadlines_drop_the_handler() {
                 &Value::Null,
                 &CallOptions {
                     timeout: None,
-                    idle: Some(Duration::from_millis(20)),
+                    idle: Some(deadline(Duration::from_millis(20))),
                     ..CallOptions::default()
                 },
             )

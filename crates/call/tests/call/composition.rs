@@ -7,6 +7,7 @@ use std::time::Duration;
 use alknet_call::limits::{COMPOSITION_CHILDREN_MAX, COMPOSITION_DEPTH_MAX};
 use alknet_call::*;
 use alknet_core::{Capabilities, CapabilityKind, Carriage, Power, Secret, capability};
+use alknet_test_support::deadline;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
@@ -215,8 +216,9 @@ async fn a_child_has_what_is_left_of_its_parents_time() {
             .with(mirror(query("app/mirror"))),
     );
     let client = node.client(Carriage::Memory, None);
+    let limit = deadline(Duration::from_secs(5));
     let options = CallOptions {
-        timeout: Some(Duration::from_secs(5)),
+        timeout: Some(limit),
         ..CallOptions::default()
     };
     let nested = json!({"op": "app/one", "input": {"op": "app/mirror"}});
@@ -224,8 +226,8 @@ async fn a_child_has_what_is_left_of_its_parents_time() {
     let left = answer.expect("in time").value()["left_ms"]
         .as_u64()
         .expect("a deadline");
-    // Two hops below five seconds, each less five milliseconds.
-    assert!(left <= 4990, "{left}");
+    // Two hops below the limit, each less five milliseconds.
+    assert!(u128::from(left) + 10 <= limit.as_millis(), "{left}");
     let hurried = CallOptions {
         timeout: Some(Duration::from_millis(4)),
         ..CallOptions::default()

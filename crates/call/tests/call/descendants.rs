@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use alknet_call::*;
 use alknet_core::Carriage;
+use alknet_test_support::deadline;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -170,7 +171,8 @@ async fn who_continues_still_has_a_deadline() {
     let node = node(continuing(&probe, &seen));
     let client = node.client(Carriage::Memory, None);
     let options = CallOptions {
-        timeout: Some(Duration::from_millis(200)),
+        // Enough for the handler to start.
+        timeout: Some(deadline(Duration::from_millis(200))),
         ..CallOptions::default()
     };
     let caller = client.clone();

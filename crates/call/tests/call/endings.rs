@@ -6,6 +6,7 @@ use std::time::Duration;
 use alknet_call::limits::Patience;
 use alknet_call::*;
 use alknet_core::{AuthToken, CloseCode};
+use alknet_test_support::deadline;
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -232,7 +233,7 @@ async fn the_side_that_accepted_takes_its_calls_along_too() {
 async fn a_peer_that_does_not_listen_is_cut_off() {
     let (dialled, accepted) = single_pair();
     let patience = Patience {
-        goodbye: Duration::from_millis(30),
+        goodbye: deadline(Duration::from_millis(30)),
         ..Patience::default()
     };
     let dispatcher = Dispatcher::new(Registry::empty()).with_patience(patience);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use alknet_call::limits::Patience;
 use alknet_call::*;
 use alknet_core::{AuthToken, Carriage, CloseCode, Identity, IdentityProvider, PeerId, PeerKey};
+use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -359,6 +360,7 @@ async fn a_subscription_that_was_passed_on_ends_with_the_right_to_it() {
 async fn in_state(hub: &Node, peer: &str, state: Option<PeerState>) {
     let peer: PeerId = peer.parse().expect("a peer id");
     let wait = async {
+        // Nothing announces it: it is looked for again and again.
         while hub.dispatcher.peer_states().get(&peer).copied() != state {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -369,7 +371,8 @@ async fn in_state(hub: &Node, peer: &str, state: Option<PeerState>) {
 #[tokio::test]
 async fn a_peer_that_does_not_answer_is_not_chosen_until_it_does() {
     static SILENT: AtomicBool = AtomicBool::new(false);
-    let moment = Duration::from_millis(40);
+    // A peer that answers is not to be taken for one that is silent.
+    let moment = deadline(Duration::from_millis(40));
     let patience = Patience {
         sign_of_life: moment,
         sign_of_life_every: moment,

@@ -1,11 +1,12 @@
 //! A hub and its workers: importing, choosing, loss.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode, CloseReason};
+use alknet_test_support::deadline;
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -246,12 +247,48 @@ async fn the_newest_connection_of_a_peer_takes_over() {
     }
 }
 
+/// A call may be led to a connection just before a newer one takes its place, and reach it just after it
+/// was found idle and ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_call_is_lost_while_a_peer_connects_again_and_again() {
+    const CALLERS: usize = 8;
+    const TIMES: usize = 200;
+    let farm = farm(Carriage::Memory).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let user = farm.hub.client(Carriage::Memory, None);
+            let stop = Arc::clone(&stop);
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = ask(&user, "farm/exec", json!({"to": "w1"})).await;
+                    assert_eq!(answer["worker"], "w1");
+                }
+            })
+        })
+        .collect();
+    let mut older = farm.links[0].clone();
+    let mut workers = Vec::new();
+    for _ in 0..TIMES {
+        let again = worker("w1");
+        let newer = again.join(&farm.hub, Carriage::Memory, identity("w1", &[]));
+        soon(older.closed()).await;
+        workers.push(again);
+        older = newer;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for caller in callers {
+        soon(caller).await.expect("every call was answered");
+    }
+}
+
 #[tokio::test]
 async fn time_that_is_left_goes_along() {
     let farm = farm(Carriage::Memory).await;
     let user = farm.hub.client(Carriage::Memory, None);
     let options = CallOptions {
-        timeout: Some(Duration::from_millis(100)),
+        // Enough for the handler on the other node to start.
+        timeout: Some(deadline(Duration::from_millis(100))),
         ..CallOptions::default()
     };
     let input = json!({"to": "w1"});

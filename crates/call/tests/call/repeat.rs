@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode};
+use alknet_test_support::deadline;
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -121,7 +122,8 @@ async fn a_run_that_met_its_deadline_may_run_again() {
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
     let input = json!({ "wait": true });
     let options = CallOptions {
-        timeout: Some(Duration::from_millis(20)),
+        // Enough for the handler to start.
+        timeout: Some(deadline(Duration::from_millis(20))),
         ..keyed("k")
     };
     for n in 1..=2 {
@@ -172,10 +174,10 @@ async fn only_what_is_safe_is_tried_again() {
         assert_eq!(*answer.expect("its own key").value(), json!(n));
     }
     let short = CallOptions {
-        timeout: Some(Duration::from_millis(20)),
+        timeout: Some(deadline(Duration::from_secs(10))),
         ..CallOptions::default()
     };
-    soon(client.call_retrying("test/flaky", &json!(99), &short))
+    soon(client.call_retrying("test/flaky", &json!(NOT_SOON), &short))
         .await
         .expect_err("no time for another try");
     assert_eq!(started(&node), 3);

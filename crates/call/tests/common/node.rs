@@ -8,6 +8,7 @@ use alknet_call::{ALPN, CallClient, CallConnection, CallHandler, Dispatcher};
 use alknet_core::{
     AuthContext, Carriage, Connection, HandlerError, Identity, ProtocolHandler, memory_pair,
 };
+use alknet_test_support::deadline;
 
 use super::{Probe, Tokens, identity, registry, single_pair};
 
@@ -36,7 +37,7 @@ impl Node {
 
     /// Waits for nobody longer than a moment.
     pub fn impatient() -> Self {
-        let moment = Duration::from_millis(30);
+        let moment = deadline(Duration::from_millis(30));
         let patience = Patience {
             partial_frame: moment,
             blocked_lane: moment,
@@ -50,7 +51,7 @@ impl Node {
     /// Closes no connection before the peer has what was said on it.
     pub fn patient() -> Self {
         let patience = Patience {
-            goodbye: Duration::from_secs(60),
+            goodbye: deadline(Duration::from_secs(60)),
             ..Patience::default()
         };
         Self::with(PeerLimits::AUTHENTICATED, patience)

@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 
 use super::{Guard, Probe};
 
+/// So many tries `test/flaky` needs that it asks to be left alone for an hour.
+pub const NOT_SOON: usize = 99;
+const HOUR_MS: u64 = 3_600_000;
+
 pub fn registry(probe: &Arc<Probe>) -> Registry {
     let mut builder = Registry::builder();
     let query = |name| OperationSpec::query(name, "For tests.");
@@ -190,8 +194,13 @@ fn repeatable(probe: &Arc<Probe>) -> Vec<Registration> {
             let guard = Guard::new(&p);
             async move {
                 let tries = guard.0.started.load(Ordering::SeqCst);
-                if tries < input.parse()? {
-                    return Err(CallError::unavailable("not yet"));
+                let needed: usize = input.parse()?;
+                if tries < needed {
+                    let error = CallError::unavailable("not yet");
+                    return Err(match needed {
+                        NOT_SOON => error.with_retry_after_ms(HOUR_MS),
+                        _ => error,
+                    });
                 }
                 Ok(json!(tries))
             }

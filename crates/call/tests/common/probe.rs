@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use alknet_test_support::deadline;
 use tokio::sync::Notify;
 
 /// Counts what a node's operations do, so that tests wait for facts and never for time.
@@ -56,7 +57,7 @@ impl Drop for Guard {
 
 /// A test that hangs fails instead.
 pub async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(60), future)
+    tokio::time::timeout(deadline(Duration::from_secs(60)), future)
         .await
         .expect("it happens")
 }
