@@ -124,6 +124,8 @@ fn late() -> io::Error {
 mod tests {
     use std::thread;
 
+    use alknet_test_support::deadline;
+
     use super::*;
     use crate::errand::{Hidden, Refusal};
 
@@ -147,7 +149,7 @@ mod tests {
             // It may be left before it has said everything.
             let _ = theirs.write_all(&answer);
         });
-        let outcome = converse(&ours, &errand(), Duration::from_secs(20));
+        let outcome = converse(&ours, &errand(), deadline(Duration::from_secs(20)));
         drop(ours);
         child.join().expect("it does not panic");
         outcome

@@ -20,6 +20,8 @@ use std::{
 use alknet_provisioning::ConsoleDocument;
 use tokio::sync::mpsc;
 
+use self::configuration::{ConfigChanges, PASTING};
+
 use crate::{
     boot::{Booted, Opened},
     child::Node,
@@ -84,7 +86,10 @@ pub(crate) enum Event {
     /// The node of this life said something.
     Said { life: u64, message: ToInit },
     /// The sources of the configuration were read again.
-    Settings(Box<Settings>),
+    Settings {
+        config_changes: u64,
+        settings: Box<Settings>,
+    },
     /// A signal asks for this.
     Signal(PowerAction),
     /// A deadline passed.
@@ -119,6 +124,8 @@ pub(crate) struct Machine {
     session: Option<Session>,
     /// A command is being tried.
     working: bool,
+    /// Configurations that came while the machine ran.
+    config_changes: ConfigChanges,
     /// What the vault is to be made of anew, once the node has ended.
     anew: Option<ConsoleDocument>,
     /// Where the vault lies.
@@ -212,6 +219,7 @@ impl Machine {
             opening: false,
             session: None,
             working: false,
+            config_changes: ConfigChanges::default(),
             anew: None,
             vault_at: None,
             refused_lately: None,
@@ -292,7 +300,10 @@ impl Machine {
             Event::Said { life, message } if self.is_current(life) => self.said(message, now),
             Event::Said { .. } | Event::Tick => {}
             Event::Pasted(pasted) => self.pasted(pasted.0, pasted.1, now),
-            Event::Settings(settings) => self.reread_is_done(*settings, now),
+            Event::Settings {
+                config_changes,
+                settings,
+            } => self.reread_is_done(config_changes, *settings, now),
             Event::Signal(action) => self.go_down(action, "a signal", now),
             Event::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
         }
@@ -341,6 +352,9 @@ impl Machine {
     }
 
     fn failed(&mut self, part: &'static str, why: &str, now: u64) {
+        if part == PASTING {
+            self.config_changes.end();
+        }
         self.log
             .error(format_args!("{part} failed and is started again: {why}"));
         self.facts.problems.internal(format!("{part}: {why}"));

@@ -210,6 +210,15 @@ pub(crate) mod tests {
         }
     }
 
+    /// What sources hold that brings words, as if it came from this one.
+    pub(crate) fn with_words(source: Source) -> Settings {
+        Settings {
+            source: source.to_string(),
+            brings_words: true,
+            ..settings(None)
+        }
+    }
+
     #[test]
     fn a_machine_without_a_name_has_one() {
         let mut named = settings(None);

@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use alknet_test_support::deadline;
 use jiff::Timestamp;
 use nix::pty::openpty;
 use proptest::prelude::*;
@@ -474,12 +475,17 @@ fn a_stuck_terminal_costs_a_bounded_number_of_lines() {
     assert!(output.contains("line 9999\n"));
 }
 
+/// How long a terminal may take to show something.
+fn patience() -> Duration {
+    deadline(Duration::from_secs(20))
+}
+
 /// Reads until `wanted` has come.
 async fn read_until(reader: &mut tokio::fs::File, seen: &mut String, wanted: &str) {
     use tokio::io::AsyncReadExt;
     let mut chunk = vec![0; 4096];
     while !seen.contains(wanted) {
-        let count = tokio::time::timeout(Duration::from_secs(20), reader.read(&mut chunk)).await;
+        let count = tokio::time::timeout(patience(), reader.read(&mut chunk)).await;
         let count = count.unwrap_or_else(|_| panic!("no {wanted:?} in {seen:?}"));
         let count = count.expect("the console lives");
         seen.push_str(&String::from_utf8_lossy(&chunk[..count]));
@@ -522,13 +528,17 @@ async fn a_console_that_is_a_file_is_written_too() {
     let fd = OwnedFd::from(file.reopen().expect("the same file"));
     let console = Console::new(fd, nobody()).expect("a file");
     console.say("alknet: hello");
-    let mut text = String::new();
-    while !text.contains("alknet: hello\n") {
-        tokio::task::yield_now().await;
-        text.clear();
-        let mut file = file.reopen().expect("the same file");
-        file.read_to_string(&mut text).expect("readable");
-    }
+    let written = async {
+        let mut text = String::new();
+        while !text.contains("alknet: hello\n") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            text.clear();
+            let mut file = file.reopen().expect("the same file");
+            file.read_to_string(&mut text).expect("readable");
+        }
+    };
+    let written = tokio::time::timeout(patience(), written).await;
+    written.expect("it is written");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::{fd::AsRawFd, unix::fs::FileExt},
 };
 
@@ -21,6 +22,8 @@ pub(crate) const BLOCK_BYTES: usize = 4096;
 const BLANK_BYTES: usize = 1 << 20;
 /// The unit in which disks write: what a power cut can tear is a multiple of it.
 const SECTOR_BYTES: usize = 512;
+/// The block of the template with its group's descriptor.
+const DESCRIPTORS_BLOCK: usize = 1;
 /// Where the superblock lies in block 0.
 const SUPER_AT: usize = 1024;
 /// Bytes of a superblock.
@@ -169,8 +172,11 @@ pub(crate) fn repair_super(file: &File) -> io::Result<()> {
 /// Writes the empty file system. The caller has found the partition blank or half formatted, and
 /// at least [`TEMPLATE_BYTES`] large.
 pub(crate) fn format(file: &File) -> io::Result<()> {
-    // A journal of an earlier life must not be replayed.
-    zero(file, TEMPLATE_BYTES)?;
+    // A journal of an earlier life must not be replayed. What the file system does not use is left as it
+    // is: all 128 MiB take a slow card ten seconds, and a sealed partition encrypts each of them.
+    for used in used() {
+        zero(file, used)?;
+    }
     for (number, block) in template().filter(|(number, _)| *number != 0) {
         file.write_all_at(block, (number * BLOCK_BYTES) as u64)?;
     }
@@ -181,16 +187,42 @@ pub(crate) fn format(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-fn zero(file: &File, bytes: u64) -> io::Result<()> {
-    let range = [0, bytes];
+/// What the template's file system uses, in bytes: metadata, the journal and directories. All of it lies in
+/// one block group, whose bitmap says so.
+fn used() -> Vec<Range<u64>> {
+    let block = |wanted: usize| template().find(|(number, _)| *number == wanted);
+    let bitmap = block(DESCRIPTORS_BLOCK)
+        .and_then(|(_, descriptor)| block(u32_at(descriptor, 0) as usize))
+        .map_or(&[][..], |(_, bitmap)| bitmap);
+    let mut used: Vec<Range<u64>> = Vec::new();
+    for number in 0..TEMPLATE_BYTES / BLOCK_BYTES as u64 {
+        let byte = usize::try_from(number / 8).unwrap_or(usize::MAX);
+        // Without a bitmap every block counts.
+        if bitmap
+            .get(byte)
+            .is_some_and(|byte| byte >> (number % 8) & 1 == 0)
+        {
+            continue;
+        }
+        let bytes = number * BLOCK_BYTES as u64..(number + 1) * BLOCK_BYTES as u64;
+        match used.last_mut() {
+            Some(last) if last.end == bytes.start => last.end = bytes.end,
+            _ => used.push(bytes),
+        }
+    }
+    used
+}
+
+fn zero(file: &File, bytes: Range<u64>) -> io::Result<()> {
+    let range = [bytes.start, bytes.end - bytes.start];
     // SAFETY: the ioctl reads the two numbers behind the pointer, which outlive the call.
     let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKZEROOUT, range.as_ptr()) };
     if outcome == 0 {
         return Ok(());
     }
     let chunk = vec![0; BLANK_BYTES];
-    for at in (0..bytes).step_by(BLANK_BYTES) {
-        let left = usize::try_from(bytes - at)
+    for at in bytes.clone().step_by(BLANK_BYTES) {
+        let left = usize::try_from(bytes.end - at)
             .unwrap_or(usize::MAX)
             .min(BLANK_BYTES);
         file.write_all_at(&chunk[..left], at)?;
@@ -382,17 +414,47 @@ mod tests {
     }
 
     #[test]
-    fn old_data_below_is_gone_after_formatting() {
+    fn an_old_journal_is_gone_after_formatting() {
         let file = sparse(TEMPLATE_BYTES);
+        // The journal is by far the longest of what is used.
+        let used = used();
+        let longest = used.iter().max_by_key(|used| used.end - used.start);
+        let longest = longest.expect("something is used");
+        let middle = longest.start.midpoint(longest.end);
         file.as_file()
-            .write_all_at(b"old journal", 64 << 20)
+            .write_all_at(b"old journal", middle)
             .expect("writable");
         format(file.as_file()).expect("writable");
         let mut found = [0; 11];
         file.as_file()
-            .read_exact_at(&mut found, 64 << 20)
+            .read_exact_at(&mut found, middle)
             .expect("readable");
         assert_eq!(found, [0; 11]);
+    }
+
+    #[test]
+    fn a_disk_full_of_old_data_is_formatted_without_writing_all_of_it() {
+        let used: u64 = used().iter().map(|used| used.end - used.start).sum();
+        assert!((16 << 20..24 << 20).contains(&used), "{used}");
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let old = vec![0xa5; 1 << 20];
+        for at in (0..TEMPLATE_BYTES).step_by(1 << 20) {
+            file.as_file().write_all_at(&old, at).expect("writable");
+        }
+        format(file.as_file()).expect("writable");
+        let checked = Command::new("e2fsck")
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .args(["-f", "-n"])
+            .arg(file.path())
+            .output()
+            .expect("e2fsck is there, as mke2fs is");
+        assert!(checked.status.success(), "{checked:?}");
+        let mut last = [0; 16];
+        let at = TEMPLATE_BYTES - 16;
+        file.as_file()
+            .read_exact_at(&mut last, at)
+            .expect("readable");
+        assert_eq!(last, [0xa5; 16]);
     }
 
     #[test]

@@ -14,6 +14,41 @@ use crate::{
 /// How often the sources of a wrong or missing configuration are read again, ms.
 const REREAD_EVERY_MS: u64 = 3_000;
 
+/// Reading the sources together with a pasted configuration.
+pub(super) const PASTING: &str = "pasted configuration";
+
+/// Configurations that came while the machine ran: pasted at the console, or taken by the node. Each is kept on
+/// the disk, where another look at the sources finds it as if the machine had been configured before.
+#[derive(Debug, Default)]
+pub(super) struct ConfigChanges {
+    /// Since PID 1 started.
+    count: u64,
+    /// Pasted ones that the sources are being read together with.
+    reading: u64,
+}
+
+impl ConfigChanges {
+    /// One was pasted: the sources are read together with it.
+    fn begin(&mut self) {
+        self.count += 1;
+        self.reading += 1;
+    }
+
+    /// The node took one.
+    fn took(&mut self) {
+        self.count += 1;
+    }
+
+    /// The sources were read, or could not be.
+    pub(super) fn end(&mut self) {
+        self.reading = self.reading.saturating_sub(1);
+    }
+
+    fn are_read(&self) -> bool {
+        self.reading > 0
+    }
+}
+
 impl Machine {
     /// Runs with these settings from now on.
     pub(super) fn adopt(&mut self, settings: Settings, now: u64) {
@@ -57,6 +92,7 @@ impl Machine {
                 return self.kept(life, n, Some(error.unwrap_or_default()));
             }
         };
+        self.config_changes.took();
         self.settings.take(config);
         let Some(dir) = settings::data_dir(&self.facts.data.mode, &self.state_dir) else {
             let error = "there is no data partition: it holds until the machine restarts";
@@ -90,21 +126,38 @@ impl Machine {
         if self.shutdown.is_some() || self.timers.reread.is_none_or(|at| now < at) {
             return;
         }
+        if self.config_changes.are_read() {
+            self.timers.reread = Some(now + REREAD_EVERY_MS);
+            return;
+        }
         self.timers.reread = None;
         if self.facts.data.mode == "locked" {
             // Each attempt to open it reads them.
             return;
         }
+        let config_changes = self.config_changes.count;
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
         let keeper = Arc::clone(&self.keeper);
         self.blocking("configuration", move || {
             let settings = Settings::read(data.as_deref(), &keeper, None, None);
-            Event::Settings(Box::new(settings))
+            Event::Settings {
+                config_changes,
+                settings: Box::new(settings),
+            }
         });
     }
 
-    /// The sources were read again.
-    pub(super) fn reread_is_done(&mut self, mut settings: Settings, now: u64) {
+    /// The sources were read again. `config_changes` is how many configurations had come when that began.
+    pub(super) fn reread_is_done(&mut self, config_changes: u64, mut settings: Settings, now: u64) {
+        if config_changes != self.config_changes.count {
+            // What came since may have been kept before the sources were read, or after. What was read does not
+            // take its place, and is not in force before it: words that come with a configuration replace the
+            // vault of a machine that had none.
+            if self.settings.is_wanting() && self.anew.is_none() {
+                self.timers.reread = Some(now + REREAD_EVERY_MS);
+            }
+            return;
+        }
         settings.carry(&self.settings);
         self.adopt(settings, now);
     }
@@ -124,9 +177,10 @@ impl Machine {
             self.offer.pasted = Some(document);
             return self.open();
         }
+        self.config_changes.begin();
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
         let keeper = Arc::clone(&self.keeper);
-        self.blocking("configuration", move || {
+        self.blocking(PASTING, move || {
             let pasted = Some(document.copied());
             let settings = Settings::read(data.as_deref(), &keeper, None, pasted);
             Event::Pasted(Box::new((settings, document)))
@@ -135,13 +189,18 @@ impl Machine {
 
     /// All sources were read together with what was pasted.
     pub(super) fn pasted(&mut self, mut settings: Settings, document: ConsoleDocument, now: u64) {
-        if settings.is_pasted() && settings.brings_words() && self.is_nobodys() {
-            self.say_of_pasted("its words replace those that this machine made for itself");
-            return self.begin_anew(document, now);
-        }
+        self.config_changes.end();
         if settings.is_pasted() {
+            if settings.brings_words() {
+                let Some(why) = self.keeps_its_vault() else {
+                    self.say_of_pasted("its words replace those that this machine made for itself");
+                    return self.begin_anew(document, now);
+                };
+                self.say_of_pasted(&format!("it is in force, but not its words: {why}"));
+            } else {
+                self.say_of_pasted("it is in force");
+            }
             settings.carry(&self.settings);
-            self.say_of_pasted("it is in force");
             return self.adopt(settings, now);
         }
         let mut kept = self.settings.clone();

@@ -1,12 +1,12 @@
 use std::fs::File;
 
-use alknet_provisioning::Secrets;
+use alknet_provisioning::{Secrets, Source};
 use alknet_sealed::limits::DATA_AT;
 
 use super::*;
 use crate::{
     data::{self, keyslot_tests},
-    settings::tests::settings,
+    settings::tests::{settings, with_words},
     supervise::Order,
     vault::{self, Ask},
 };
@@ -64,4 +64,36 @@ fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     assert_eq!(locked(&machine), 1);
     machine.unlocked(None, 0);
     assert_eq!(machine.supervisor.order(0), Some(Order::Spawn));
+}
+
+/// A machine without a configuration looks at its sources every few seconds. Such a look finds on the disk what
+/// was pasted in the meantime, and its words must count all the same.
+#[tokio::test]
+async fn sources_that_are_read_beside_a_paste_do_not_come_before_it() {
+    let mut machine = machine();
+    machine.settings = with_words(Source::Default);
+    machine.vault_at = Some("/dev/vda".into());
+    let line = ConsoleDocument::line(b"[node]\nname = \"pasted\"\n");
+    machine.paste(&line);
+    machine.timers.reread = Some(0);
+    machine.reread(0);
+    assert!(machine.timers.reread.is_some_and(|at| at > 0), "it waits");
+    machine.reread_is_done(0, with_words(Source::Stored), 0);
+    assert_eq!(machine.keeps_its_vault(), None);
+    let document = ConsoleDocument::parse(&line).expect("whole");
+    machine.pasted(with_words(Source::Console), document, 0);
+    assert!(machine.anew.is_some(), "its words count");
+    // A look that began before it is not what the machine goes back to.
+    machine.reread_is_done(0, with_words(Source::Default), 0);
+    assert!(machine.timers.reread.is_none());
+}
+
+#[tokio::test]
+async fn what_the_node_took_is_not_undone_by_an_older_look_at_the_sources() {
+    let mut machine = machine();
+    machine.settings = with_words(Source::Default);
+    machine.keep_config(1, "limits.connections_per_peer = 7\n".to_owned());
+    machine.reread_is_done(0, with_words(Source::Default), 0);
+    assert_eq!(machine.settings.config.limits.connections_per_peer, Some(7));
+    assert!(machine.timers.reread.is_some(), "it looks again");
 }

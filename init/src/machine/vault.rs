@@ -365,10 +365,17 @@ impl Machine {
         }
     }
 
-    /// Whether the vault is one that this machine made for itself, and nobody has its words or its
-    /// administration: nothing is lost with it.
-    pub(super) fn is_nobodys(&self) -> bool {
-        self.settings.is_default() && self.vault_at.is_some() && !self.keeper.facts().words_kept
+    /// Why words that come with a configuration do not replace the vault; `None` where this machine made it for
+    /// itself, no administrator is configured and its words were not written down: nothing is lost with it.
+    pub(super) fn keeps_its_vault(&self) -> Option<&'static str> {
+        if self.vault_at.is_none() {
+            return Some("it has no data partition for a vault");
+        }
+        if !self.settings.is_default() {
+            return Some("it was configured before");
+        }
+        let has_words = self.keeper.facts().words_kept;
+        has_words.then_some("its own words were written down")
     }
 
     /// Ends the node, to make the vault of words that somebody pasted.

@@ -102,34 +102,62 @@ pub fn attempt(cost: Argon2Params, cap_kib: u32) -> Result<(), SlotError> {
 
 /// Finds a cost that takes half a second to a second on this machine, between the floor and what its
 /// memory allows. `measure` says how long one attempt at a cost takes, usually by making one.
+///
+/// The floor is measured first and what the others take is computed from that, so that few attempts are
+/// made at costs that are not taken: on a slow machine one of the default cost takes many seconds.
 pub fn calibrate(
     cap_kib: u32,
     mut measure: impl FnMut(Argon2Params) -> Result<Duration, SlotError>,
 ) -> Result<Argon2Params, SlotError> {
     const LEAST: Duration = Duration::from_millis(500);
     const MOST: Duration = Duration::from_secs(1);
-    // From the floor to the ceiling memory doubles eight times, and passes thirty-two times fewer.
-    const STEPS: usize = 32;
-    let cap_kib = cap_kib.clamp(ARGON2_FLOOR_KIB, ARGON2_MAX_KIB);
-    let mut cost = Argon2Params {
+    // Below `MOST`, because what is computed is not exact. Costs follow each other by a factor of two or
+    // less, so that the one that is chosen takes 450 ms at least.
+    const WANTED: Duration = Duration::from_millis(900);
+    let costs = costs(cap_kib.clamp(ARGON2_FLOOR_KIB, ARGON2_MAX_KIB));
+    let work = |cost: &Argon2Params| f64::from(cost.kib) * f64::from(cost.passes);
+    // The dearest cost that should take no longer than wanted, where the one at `at` took so long.
+    let wanted = |at: usize, took: Duration| {
+        let rate = took.as_secs_f64() / work(&costs[at]);
+        let affordable = |cost: &&Argon2Params| rate * work(cost) <= WANTED.as_secs_f64();
+        costs
+            .iter()
+            .take_while(affordable)
+            .count()
+            .saturating_sub(1)
+    };
+    // The quicker of two: another program that computes for a moment must not make guessing cheap.
+    let mut at = wanted(0, measure(costs[0])?.min(measure(costs[0])?));
+    let mut too_slow = costs.len();
+    while at > 0 {
+        let took = measure(costs[at])?;
+        if took > MOST {
+            too_slow = at;
+            at = wanted(at, took).min(at - 1);
+        } else {
+            let next = wanted(at, took).max(at + 1).min(too_slow - 1);
+            if took >= LEAST || next == at {
+                break;
+            }
+            at = next;
+        }
+    }
+    Ok(costs[at])
+}
+
+/// The costs among which one is chosen, cheapest first: from the floor to the default, from there on with
+/// more memory as long as there is any, and then with more passes.
+fn costs(cap_kib: u32) -> Vec<Argon2Params> {
+    let middle = Argon2Params {
         kib: Argon2Params::DEFAULT.kib.min(cap_kib),
         ..Argon2Params::DEFAULT
     };
-    let mut too_slow: Option<Argon2Params> = None;
-    for _ in 0..STEPS {
-        let took = measure(cost)?;
-        let next = if took > MOST {
-            too_slow = Some(cost);
-            cheaper(cost)
-        } else if took < LEAST {
-            dearer(cost, cap_kib).filter(|next| Some(*next) != too_slow)
-        } else {
-            None
-        };
-        let Some(next) = next else { break };
-        cost = next;
-    }
-    Ok(cost)
+    let mut costs: Vec<_> = std::iter::successors(Some(middle), |cost| cheaper(*cost)).collect();
+    costs.reverse();
+    costs.extend(std::iter::successors(dearer(middle, cap_kib), |cost| {
+        dearer(*cost, cap_kib)
+    }));
+    costs
 }
 
 /// Fewer passes first, then half the memory.
@@ -158,31 +186,90 @@ fn dearer(cost: Argon2Params, cap_kib: u32) -> Option<Argon2Params> {
 mod tests {
     use super::*;
 
-    /// A machine that fills so many KiB in a millisecond.
-    fn found(kib_per_ms: u32, cap_kib: u32) -> (Argon2Params, u64) {
-        let time = |cost: Argon2Params| u64::from(cost.kib * cost.passes / kib_per_ms);
-        let cost = calibrate(cap_kib, |cost| Ok(Duration::from_millis(time(cost))));
+    /// What is found on a machine that fills so many KiB in a millisecond, in how many attempts, and how long
+    /// one at it takes.
+    fn found(kib_per_ms: u32, cap_kib: u32) -> (Argon2Params, Vec<u64>, u64) {
+        found_by(cap_kib, |cost| {
+            u64::from(cost.kib) * u64::from(cost.passes) / u64::from(kib_per_ms)
+        })
+    }
+
+    fn found_by(cap_kib: u32, time: impl Fn(Argon2Params) -> u64) -> (Argon2Params, Vec<u64>, u64) {
+        let mut attempts = Vec::new();
+        let cost = calibrate(cap_kib, |cost| {
+            attempts.push(time(cost));
+            Ok(Duration::from_millis(time(cost)))
+        });
         let cost = cost.expect("measured");
-        (cost, time(cost))
+        (cost, attempts, time(cost))
     }
 
     #[test]
     fn machines_of_any_speed_end_within_the_bounds() {
-        for speed in [1, 5, 20, 100, 250, 450, 1000, 3000, 10_000] {
-            let (cost, took) = found(speed, 1 << 20);
+        for speed in [1, 5, 20, 100, 250, 450, 1000, 3000, 10_000, 1_000_000] {
+            let (cost, attempts, took) = found(speed, 1 << 20);
             assert!(
                 Argon2Params::new(cost.kib, cost.passes).is_ok(),
                 "{speed}: {cost:?}"
             );
             let floor = cost == Argon2Params::FLOOR;
             assert!(floor || took <= 1000, "{speed}: {took} ms");
-            assert!(took >= 250, "{speed}: {took} ms");
+            let dearest = cost.passes > ARGON2_MAX_PASSES / 2;
+            assert!(dearest || took >= 450, "{speed}: {took} ms");
+            assert!(attempts.len() <= 4, "{speed}: {attempts:?}");
+        }
+    }
+
+    /// Each attempt at the default would take 38 s here.
+    #[test]
+    fn a_slow_machine_makes_attempts_at_the_floor_only() {
+        let (cost, attempts, took) = found(5, 1 << 20);
+        assert_eq!(cost, Argon2Params::FLOOR);
+        assert_eq!(attempts, [took, took]);
+    }
+
+    #[test]
+    fn what_is_measured_counts_more_than_what_was_computed() {
+        // Memory beyond a cache takes four times as long.
+        let cached = |cost: Argon2Params| cost.kib * cost.passes / 450;
+        let beyond = |cost: Argon2Params| {
+            let slower = if cost.kib > ARGON2_FLOOR_KIB { 4 } else { 1 };
+            u64::from(cached(cost) * slower)
+        };
+        let (cost, attempts, took) = found_by(1 << 20, beyond);
+        assert!((450..=1000).contains(&took), "{cost:?} {attempts:?}");
+        // A machine that was busy at the first attempt.
+        let first = std::cell::Cell::new(true);
+        let busy = |cost: Argon2Params| {
+            let slower = if first.replace(false) { 10 } else { 1 };
+            u64::from(cached(cost) * slower)
+        };
+        let (cost, attempts, took) = found_by(1 << 20, busy);
+        assert!((450..=1000).contains(&took), "{cost:?} {attempts:?}");
+    }
+
+    #[test]
+    fn costs_rise_from_the_floor_by_two_at_most() {
+        for cap_kib in [
+            ARGON2_FLOOR_KIB,
+            40 << 10,
+            100 << 10,
+            1 << 20,
+            ARGON2_MAX_KIB,
+        ] {
+            let costs = costs(cap_kib);
+            assert_eq!(costs[0], Argon2Params::FLOOR);
+            for pair in costs.windows(2) {
+                let [one, next] = [pair[0], pair[1]].map(|cost| cost.kib * cost.passes);
+                assert!(one < next && next <= 2 * one, "{pair:?}");
+                assert!(pair[1].kib <= cap_kib, "{pair:?}");
+            }
         }
     }
 
     #[test]
     fn a_small_machine_gets_passes_instead_of_memory() {
-        let (cost, took) = found(450, 19 << 10);
+        let (cost, _, took) = found(450, 19 << 10);
         assert_eq!(cost.kib, 19 << 10);
         assert!(
             cost.passes > 3 && (500..=1000).contains(&took),

@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use alknet_test_support::eventually;
 use alknet_vault::{SecretBytes, SecretStr};
 use alknet_vault_cli::{Ask, CliError, Verb, run};
 use clap::Parser;
@@ -108,7 +109,7 @@ fn six_wrong_passphrases_take_longer_and_longer_and_the_right_one_still_opens() 
     let seconds: Vec<_> = person
         .waited
         .iter()
-        .map(|wait| wait.as_secs_f64().round())
+        .map(|wait| wait.as_secs_f64().ceil())
         .collect();
     assert_eq!(seconds, [1.0, 2.0], "after the fifth and the sixth");
     let log = shell.good("audit show --dir vault", "");
@@ -258,16 +259,13 @@ fn until(terminal: &mut File, end: &str) -> String {
     String::from_utf8_lossy(&seen).into_owned()
 }
 
-/// Waits until a terminal does not show what is typed; gives up after a minute.
+/// Waits until a terminal does not show what is typed.
 fn quiet(terminal: &OwnedFd) {
-    for _ in 0..60_000 {
+    let limit = Duration::from_secs(60);
+    eventually("the terminal hides what is typed", limit, || {
         let now = tcgetattr(terminal).expect("a terminal");
-        if !now.local_flags.contains(LocalFlags::ECHO) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("the terminal still shows what is typed");
+        !now.local_flags.contains(LocalFlags::ECHO)
+    });
 }
 
 /// The command at a terminal of its own, where it asks for the passphrase.
