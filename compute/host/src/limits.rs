@@ -27,8 +27,8 @@ pub const ORPHAN_LEASE: Duration = Duration::from_secs(10);
 pub const IDLE: Duration = Duration::from_secs(10);
 /// How often leases are looked at.
 pub const TICK: Duration = Duration::from_millis(500);
-/// Time on the GPU of one request of a caller; the node's own, for what there is and how fast it is,
-/// have all of [`WALL_TIME`].
+/// Time on the GPU of one request of a caller, where the node's configuration names none. The node's own
+/// requests, for what there is and how fast it is, have all of [`WALL_TIME`].
 pub const GPU_TIME: Duration = Duration::from_secs(10);
 /// Time of one request whose caller names no deadline, and of one of the node's own.
 pub const WALL_TIME: Duration = Duration::from_secs(30);

@@ -93,6 +93,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
+    use alknet_test_support::deadline;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -118,7 +119,8 @@ mod tests {
         }
         assert_eq!(polls.load(Ordering::SeqCst), 1);
         let teller = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            // The task that waits is polled first.
+            tokio::task::yield_now().await;
             tell.send(7)
         });
         // In another task, whose waker is another.
@@ -134,7 +136,7 @@ mod tests {
             let (tell, told) = oneshot::channel();
             let waiting = tokio::spawn(Drowsy::new(told));
             let teller = tokio::spawn(async move { tell.send(()) });
-            let told = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+            let told = tokio::time::timeout(deadline(Duration::from_secs(60)), waiting).await;
             assert!(told.expect("it is woken").expect("no panic").is_ok());
             assert!(teller.await.is_ok_and(|sent| sent.is_ok()));
         }

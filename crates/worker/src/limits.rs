@@ -21,6 +21,12 @@ pub const ABORT_GRACE: Duration = Duration::from_millis(20);
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(20);
 /// How long a running call may be without a sign of life from its worker.
 pub const HEARTBEAT_SILENCE_MAX: Duration = Duration::from_millis(100);
+/// How often a worker that was silent for so long is looked at, until it is known not to wait for a processor.
+pub const SILENCE_LOOK: Duration = Duration::from_millis(25);
+/// In so many looks one after the other it has to compute without a sign of life, or not to want a processor. In
+/// one it may do so on a busy machine: it has a processor again and has not come to it, or its sign of life is
+/// not read yet.
+pub const SILENCE_LOOKS: u32 = 3;
 /// Shortest step of the timer that waits for a CPU budget to be used up.
 pub const CPU_STEP_MIN: Duration = Duration::from_millis(5);
 /// How long a service may take to dispose of itself when it is drained.

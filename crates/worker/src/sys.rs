@@ -8,7 +8,7 @@ mod mapping;
 mod memory;
 mod signal;
 
-pub(crate) use clock::{ThreadClock, process_cpu_us};
+pub(crate) use clock::{ThreadClock, can_run, process_cpu_us};
 pub(crate) use inherited::{look_at_host, take_host};
 pub(crate) use launch::{Identity, Launch, Launched};
 pub(crate) use mapping::Mapping;

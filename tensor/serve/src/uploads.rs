@@ -123,6 +123,7 @@ async fn expire(uploads: Weak<Uploads>, name: String) {
 #[cfg(test)]
 mod tests {
     use alknet_tensor::{Dtype, Writer};
+    use alknet_test_support::deadline;
 
     use super::*;
     use crate::store::{Store, StoreOptions};
@@ -148,7 +149,7 @@ mod tests {
         };
         let store = Store::open(folder.path(), options).expect("writable");
         let owner: PeerId = "ada".parse().expect("a name");
-        let uploads = Uploads::new(Duration::from_millis(20));
+        let uploads = Uploads::new(deadline(Duration::from_millis(20)));
         let begin = || Upload::begin(&store, &header(), None);
         let upload = begin().expect("there is room");
         let name = uploads.keep(&owner, upload).expect("the first");

@@ -3,26 +3,26 @@
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::Duration;
 
 use alknet_tensor::tools::{Options, rewrite, strip};
 use alknet_tensor::{Dtype, TensorView};
+use alknet_test_support::limited;
 use serde_json::{Value, json};
 
 use crate::common::{RECORDS, TEXTS, open, sample};
 
 /// Where the set-up put the packages.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
-/// Seconds before Python is given up.
-const PATIENCE: &str = "120";
+/// How long Python may take.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn python(verb: &str, folder: &Path) {
     let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
         panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
     });
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensor/interop.py");
-    let output = Command::new("timeout")
-        .args([PATIENCE, "python3"])
+    let output = limited(PATIENCE, "python3")
         .arg(script)
         .arg(verb)
         .arg(folder)

@@ -392,6 +392,8 @@ sums_of!(sums_of_three: 0 1 2);
 
 #[cfg(test)]
 mod tests {
+    use alknet_test_support::skip;
+
     use super::*;
 
     fn plain(data: &[f32], offset: usize, rows: usize, columns: usize) -> View<'_> {
@@ -440,8 +442,7 @@ mod tests {
     #[test]
     fn products_are_right_at_every_edge() {
         if !is_x86_feature_detected!("avx512f") {
-            eprintln!("this processor has no AVX-512: only what stands in for it is tested");
-            return;
+            skip!("AVX-512", "only the code for other processors is tested");
         }
         let data: Vec<f32> = (0..1_600_000)
             .map(|i| ((i * 7) % 13) as f32 - 6.0)
@@ -471,8 +472,7 @@ mod tests {
     #[test]
     fn a_row_may_be_used_again_and_again() {
         if !is_x86_feature_detected!("avx512f") {
-            eprintln!("this processor has no AVX-512: only what stands in for it is tested");
-            return;
+            skip!("AVX-512", "only the code for other processors is tested");
         }
         let data: Vec<f32> = (0..100).map(|i| (i % 11) as f32).collect();
         let repeated = |rows, columns, strides| View {

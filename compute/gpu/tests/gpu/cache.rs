@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
-use crate::{command, complaints, computes, shader};
+use alknet_test_support::skip;
+
+use crate::{adapter, command, complaints, shader};
 
 /// Runs a shader with a cache in `folder`; Mesa tells at the end how often it was asked.
 fn run(folder: &Path, name: &str) -> Output {
@@ -29,8 +31,8 @@ fn count(output: &Output, what: &str) -> u64 {
 
 #[test]
 fn a_second_process_finds_what_the_first_compiled() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
     let first = run(folder.path(), "double.wgsl");
@@ -44,8 +46,8 @@ fn a_second_process_finds_what_the_first_compiled() {
 
 #[test]
 fn a_shader_that_is_another_is_not_found() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
     run(folder.path(), "double.wgsl");
@@ -55,8 +57,8 @@ fn a_shader_that_is_another_is_not_found() {
 
 #[test]
 fn without_a_folder_nothing_is_written() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let home = tempfile::tempdir().expect("a temporary folder");
     let output = command()

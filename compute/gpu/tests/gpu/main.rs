@@ -7,6 +7,7 @@ mod shaders;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -54,13 +55,18 @@ fn drivers() -> Vec<String> {
         .collect()
 }
 
-/// Whether there is something to compute on. A build without drivers (`--vulkan none`) must say so, in
-/// place of what the test would have asked of it; one with drivers for real GPUs only is not tested on
-/// machines without them.
-fn computes() -> bool {
+/// Why shaders cannot run here. A build without drivers (`--vulkan none`) must say so, in place of what
+/// the test would have asked of it; one with drivers for real GPUs only is not tested on machines without
+/// them.
+fn adapter() -> Result<(), &'static str> {
+    static FOUND: LazyLock<Result<(), String>> = LazyLock::new(look);
+    FOUND.as_ref().copied().map_err(String::as_str)
+}
+
+fn look() -> Result<(), String> {
     let drivers = drivers();
     if drivers.iter().any(|name| name == "llvmpipe") {
-        return true;
+        return Ok(());
     }
     let output = gpu(&["selftest"]);
     let expected = if drivers.is_empty() { 3 } else { 4 };
@@ -70,9 +76,5 @@ fn computes() -> bool {
         text.contains("no Vulkan driver linked") || text.contains("no adapter"),
         "{text}"
     );
-    eprintln!(
-        "nothing to compute on is linked, and the program said so: {}",
-        text.trim()
-    );
-    false
+    Err(text.trim().to_owned())
 }

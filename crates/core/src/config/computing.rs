@@ -10,6 +10,9 @@ use super::values::Complaint;
 /// Longest name of a driver, in bytes.
 const DRIVER_BYTES_MAX: usize = 32;
 
+/// Seconds that a request may take on the GPU, at most: ten minutes.
+const GPU_SECONDS_MAX: u32 = 600;
+
 /// `[runtime]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -58,6 +61,9 @@ pub struct ComputeSection {
     pub driver: Option<String>,
     /// Whether products and hashes may be computed by the processor where nobody asks for it.
     pub host_kernels: bool,
+    /// How long a request may take on the GPU before its worker is killed, in seconds.
+    #[schemars(range(min = 1, max = 600))]
+    pub gpu_seconds: u32,
 }
 
 impl Default for ComputeSection {
@@ -65,6 +71,7 @@ impl Default for ComputeSection {
         Self {
             driver: None,
             host_kernels: true,
+            gpu_seconds: 10,
         }
     }
 }
@@ -82,12 +89,15 @@ pub(super) fn compute(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> Co
     let standard = ComputeSection::default();
     let driver = section.key("driver");
     let host_kernels = section.key("host_kernels");
+    let gpu_seconds = section.key("gpu_seconds");
     section.finish(notes);
     let driver = driver.and_then(|value| value.parsed(notes, driver_name));
     let host_kernels = host_kernels.and_then(|value| value.bool(notes));
+    let gpu_seconds = gpu_seconds.and_then(|value| value.number(1..=GPU_SECONDS_MAX, notes));
     ComputeSection {
         driver,
         host_kernels: host_kernels.unwrap_or(standard.host_kernels),
+        gpu_seconds: gpu_seconds.unwrap_or(standard.gpu_seconds),
     }
 }
 

@@ -82,6 +82,7 @@ min_sandbox = "process-only"
 [compute]
 driver = "llvmpipe"
 host_kernels = false
+gpu_seconds = 30
 
 [vault]
 init = "provisioned"

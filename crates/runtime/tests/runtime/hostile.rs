@@ -206,14 +206,22 @@ fn the_flag_ends_what_computes_and_what_waits() {
         "await ops.call('never')",
         "await new Promise((r) => setTimeout(r, 1e9))",
     ] {
-        let mut spec = spec(source);
+        let mut spec = spec(&format!("console.log('begun'); {source}"));
         spec.limits.fuel_ticks = u64::MAX >> 1;
         spec.limits.cpu = Duration::from_secs(300);
         spec.clock = alknet_runtime::Clock::System;
-        let mut isolate = Isolate::open(spec, Arc::new(Memory::default())).expect("an isolate");
+        let memory = Arc::new(Memory::default());
+        let mut isolate = Isolate::open(spec, memory.clone()).expect("an isolate");
         let remote = isolate.remote();
         let stopper = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(30));
+            // The flag is meant to find the script at work: its line is looked for again and again. One that
+            // has not begun after ten seconds ends by the flag as well.
+            for _ in 0..10_000 {
+                if !memory.lines.lock().expect("no poison").is_empty() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
             remote.stop(Code::Timeout);
         });
         let failure = wait(isolate.run(main())).result.expect_err(source);

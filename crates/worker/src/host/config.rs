@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
-use crate::limits::{HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX};
+use crate::limits::{ABORT_GRACE, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX};
 use crate::{Bind, Level, Role, Sealed};
 
 /// Workers at once, of all roles.
@@ -37,6 +37,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// How long it may fail to.
     pub silence: Duration,
+    /// How long it has to answer an abort before it is killed.
+    pub abort_grace: Duration,
 }
 
 impl Config {
@@ -53,6 +55,7 @@ impl Config {
             workers_max: WORKERS_MAX,
             heartbeat: HEARTBEAT_EVERY,
             silence: HEARTBEAT_SILENCE_MAX,
+            abort_grace: ABORT_GRACE,
         }
     }
 

@@ -28,7 +28,7 @@ use super::watch::{Order, Watch};
 use super::worker::{ReplyTo, Running, State, Worker};
 use super::{CallLimits, Config, Lease};
 use crate::limits::{CALLS_IN_MAX, MEMORY_LOOK_EVERY, READ_TURN_BYTES};
-use crate::sys::process_cpu_us;
+use crate::sys::{can_run, process_cpu_us};
 use crate::{CallError, FromWorker, Hash, Reason, Role, Sandbox, ToWorker, WorkerError};
 
 pub(super) use opening::check_binds;
@@ -266,7 +266,9 @@ impl Supervisor {
             return Err((CallError::Busy, reply));
         }
         let process = worker.cpu_us().unwrap_or(0);
-        let mut watch = Watch::new(now, limits, silence, process, worker.role.is_gpu_only());
+        let grace = u64::try_from(self.config.abort_grace.as_micros()).unwrap_or(u64::MAX);
+        let mut watch =
+            Watch::new(now, limits, silence, process, worker.role.is_gpu_only()).with_grace(grace);
         if farewell {
             watch = watch.draining();
         }
@@ -382,7 +384,10 @@ impl Supervisor {
                 let mut killed = None;
                 let mut aborts = Vec::new();
                 for (id, running) in &mut worker.calls {
-                    match running.watch.order(now, || process_cpu_us(pid)) {
+                    match running
+                        .watch
+                        .order(now, || process_cpu_us(pid), || can_run(pid))
+                    {
                         Some(Order::Abort) => aborts.push(*id),
                         Some(Order::Kill(cause)) if killed.is_none() => killed = Some((*id, cause)),
                         _ => {}

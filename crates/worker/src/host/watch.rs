@@ -3,7 +3,7 @@
 
 use super::CallLimits;
 use crate::Cause;
-use crate::limits::{ABORT_GRACE, CPU_STEP_MIN};
+use crate::limits::{ABORT_GRACE, CPU_STEP_MIN, SILENCE_LOOK, SILENCE_LOOKS};
 
 /// A worker has threads beside the call's own: one part in so many of its processor time, and so many
 /// microseconds, may be theirs before its account of the call is doubted.
@@ -26,7 +26,12 @@ pub(super) struct Watch {
     cpu: Option<Cpu>,
     gpu: Option<Gpu>,
     silence: u64,
+    grace: u64,
     silent_at: u64,
+    /// What the process's clock showed when the worker was last found silent.
+    silent_since: Option<u64>,
+    /// Looks one after the other in which it did not wait for a processor.
+    silent_looks: u32,
     ending: Option<Ending>,
 }
 
@@ -85,9 +90,18 @@ impl Watch {
             cpu,
             gpu,
             silence,
+            grace: u64::try_from(ABORT_GRACE.as_micros()).unwrap_or(u64::MAX),
             silent_at: now.saturating_add(silence),
+            silent_since: None,
+            silent_looks: 0,
             ending: None,
         }
+    }
+
+    /// The same, with another time to answer an abort.
+    pub(super) const fn with_grace(mut self, grace: u64) -> Self {
+        self.grace = grace;
+        self
     }
 
     /// The same, for the farewell of a service.
@@ -100,6 +114,8 @@ impl Watch {
     /// where it is the worker's only call and the process's clock tells another story.
     pub(super) fn beat(&mut self, now: u64, claimed: u64, process: u64, only: bool) {
         self.silent_at = now.saturating_add(self.silence);
+        self.silent_since = None;
+        self.silent_looks = 0;
         let Some(cpu) = &mut self.cpu else {
             return;
         };
@@ -141,14 +157,15 @@ impl Watch {
     }
 
     /// What to do now; to be asked until there is nothing. `process` reads the clock of the worker's
-    /// process.
+    /// process, and `can_run` whether a thread of it could run if it got a processor.
     pub(super) fn order(
         &mut self,
         now: u64,
-        process: impl FnOnce() -> Option<u64>,
+        process: impl Fn() -> Option<u64>,
+        can_run: impl FnOnce() -> bool,
     ) -> Option<Order> {
         if self.ending.is_none() {
-            let (reached_at, cause) = self.reached(now, process)?;
+            let (reached_at, cause) = self.reached(now, process, can_run)?;
             self.ending = Some(Ending {
                 cause,
                 reached_at,
@@ -157,8 +174,7 @@ impl Watch {
         }
         let ending = self.ending.as_mut()?;
         let Some(kill_at) = ending.kill_at else {
-            let grace = u64::try_from(ABORT_GRACE.as_micros()).unwrap_or(u64::MAX);
-            ending.kill_at = Some(now.saturating_add(grace));
+            ending.kill_at = Some(now.saturating_add(self.grace));
             return Some(Order::Abort);
         };
         (now >= kill_at).then_some(Order::Kill(ending.cause))
@@ -180,8 +196,16 @@ impl Watch {
     }
 
     /// The first limit that is behind us.
-    fn reached(&mut self, now: u64, process: impl FnOnce() -> Option<u64>) -> Option<(u64, Cause)> {
-        let mut reached = vec![self.wall, (self.silent_at, Cause::Silent)];
+    fn reached(
+        &mut self,
+        now: u64,
+        process: impl Fn() -> Option<u64>,
+        can_run: impl FnOnce() -> bool,
+    ) -> Option<(u64, Cause)> {
+        let mut reached = vec![self.wall];
+        if let Some(silent_at) = self.silent(now, &process, can_run) {
+            reached.push((silent_at, Cause::Silent));
+        }
         reached.extend(
             self.gpu
                 .as_ref()
@@ -196,6 +220,35 @@ impl Watch {
         }
         let behind = reached.into_iter().filter(|(at, _)| *at <= now);
         behind.min_by_key(|(at, _)| *at)
+    }
+
+    /// When the worker fell silent for too long, if it did. One that a busy machine keeps from running is
+    /// not silent: it is looked at several times, in which it has to use a processor without a sign of
+    /// life, or not to want one.
+    fn silent(
+        &mut self,
+        now: u64,
+        process: impl FnOnce() -> Option<u64>,
+        can_run: impl FnOnce() -> bool,
+    ) -> Option<u64> {
+        if now < self.silent_at {
+            return None;
+        }
+        let look = u64::try_from(SILENCE_LOOK.as_micros()).unwrap_or(u64::MAX);
+        let Some(used) = process() else {
+            return Some(self.silent_at);
+        };
+        if let Some(before) = self.silent_since {
+            let ran = used.saturating_sub(before);
+            let waits = ran < look / 2 && can_run();
+            self.silent_looks = if waits { 0 } else { self.silent_looks + 1 };
+        }
+        if self.silent_looks >= SILENCE_LOOKS {
+            return Some(self.silent_at);
+        }
+        self.silent_since = Some(used);
+        self.silent_at = now.saturating_add(look);
+        None
     }
 }
 
@@ -258,7 +311,7 @@ mod tests {
     ) -> Order {
         loop {
             let process = each(watch, *now);
-            if let Some(order) = watch.order(*now, || Some(process)) {
+            if let Some(order) = watch.order(*now, || Some(process), || false) {
                 return order;
             }
             *now += MS / 2;
@@ -270,13 +323,13 @@ mod tests {
     fn a_wall_limit_is_absolute_and_death_follows_20_ms_later() {
         let mut watch = Watch::new(7 * MS, limits(300, None, None), u64::MAX, 0, false);
         assert_eq!(watch.deadline(), 307 * MS);
-        assert_eq!(watch.order(307 * MS - 1, || None), None);
-        assert_eq!(watch.order(308 * MS, || None), Some(Order::Abort));
+        assert_eq!(watch.order(307 * MS - 1, || None, || false), None);
+        assert_eq!(watch.order(308 * MS, || None, || false), Some(Order::Abort));
         assert_eq!(watch.ended(), Some((Cause::Wall, 307 * MS)));
         assert_eq!(watch.deadline(), 328 * MS);
-        assert_eq!(watch.order(328 * MS - 1, || None), None);
+        assert_eq!(watch.order(328 * MS - 1, || None, || false), None);
         assert_eq!(
-            watch.order(328 * MS, || None),
+            watch.order(328 * MS, || None, || false),
             Some(Order::Kill(Cause::Wall))
         );
     }
@@ -325,14 +378,56 @@ mod tests {
 
     #[test]
     fn silence_ends_a_call_and_a_heartbeat_puts_it_off() {
+        // It sleeps, or it computes.
+        for (ran, can_run) in [(0, false), (25, true)] {
+            let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+            watch.beat(90 * MS, 0, 0, true);
+            let mut order =
+                |now: u64, looks: u64| watch.order(now * MS, || Some(looks * ran * MS), || can_run);
+            assert_eq!(order(189, 0), None);
+            for (now, looks) in [(190, 0), (215, 1), (240, 2)] {
+                assert_eq!(order(now, looks), None, "{now}");
+            }
+            assert_eq!(order(264, 2), None);
+            assert_eq!(order(265, 3), Some(Order::Abort));
+            assert_eq!(order(285, 3), Some(Order::Kill(Cause::Silent)));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_has_a_processor_again_has_time_for_a_sign_of_life() {
         let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
-        watch.beat(90 * MS, 0, 0, true);
-        assert_eq!(watch.order(189 * MS, || None), None);
-        assert_eq!(watch.order(190 * MS, || None), Some(Order::Abort));
-        assert_eq!(
-            watch.order(210 * MS, || None),
-            Some(Order::Kill(Cause::Silent))
-        );
+        // It computes in two looks, waits in the next, and so on.
+        let mut used = 0;
+        for (nth, now) in (100..30_000).step_by(25).enumerate() {
+            used += if nth % 3 == 0 { 0 } else { 25 * MS };
+            let order = watch.order(now * MS, || Some(used), || true);
+            assert_eq!(order, None, "{now}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_gone_is_silent_at_once() {
+        let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        let order = watch.order(100 * MS, || None, || true);
+        assert_eq!(order, Some(Order::Abort));
+    }
+
+    #[test]
+    fn a_worker_that_gets_no_processor_is_not_silent() {
+        let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        for now in (0..30_000).step_by(25) {
+            let order = watch.order(now * MS, || Some(now * MS / 10), || true);
+            assert_eq!(order, None, "{now}");
+        }
+        // A sign of life, and it is watched as before.
+        watch.beat(30_000 * MS, 0, 3_000 * MS, true);
+        let mut order = |now| watch.order(now * MS, || Some(3_000 * MS), || false);
+        assert_eq!(order(30_099), None);
+        for now in [30_100, 30_125, 30_150] {
+            assert_eq!(order(now), None, "{now}");
+        }
+        assert_eq!(order(30_175), Some(Order::Abort));
     }
 
     #[test]
@@ -344,18 +439,18 @@ mod tests {
         assert_eq!(watch.deadline(), 60_000 * MS);
         watch.gpu(500 * MS, true);
         assert_eq!(watch.deadline(), 540 * MS);
-        assert_eq!(watch.order(540 * MS, || None), Some(Order::Abort));
+        assert_eq!(watch.order(540 * MS, || None, || false), Some(Order::Abort));
         assert_eq!(watch.ended(), Some((Cause::Gpu, 540 * MS)));
     }
 
     #[test]
     fn the_first_limit_names_the_cause_and_giving_up_later_changes_nothing() {
         let mut watch = Watch::new(0, limits(100, None, Some(90)), 95 * MS, 0, true);
-        assert_eq!(watch.order(200 * MS, || None), Some(Order::Abort));
+        assert_eq!(watch.order(200 * MS, || None, || false), Some(Order::Abort));
         assert_eq!(watch.ended(), Some((Cause::Gpu, 90 * MS)));
         watch.give_up(201 * MS);
         assert_eq!(
-            watch.order(220 * MS, || None),
+            watch.order(220 * MS, || None, || false),
             Some(Order::Kill(Cause::Gpu))
         );
     }
@@ -365,9 +460,9 @@ mod tests {
         let mut watch = Watch::new(0, limits(1000, None, None), u64::MAX, 0, false);
         watch.give_up(5 * MS);
         assert_eq!(watch.deadline(), 0);
-        assert_eq!(watch.order(5 * MS, || None), Some(Order::Abort));
+        assert_eq!(watch.order(5 * MS, || None, || false), Some(Order::Abort));
         assert_eq!(
-            watch.order(25 * MS, || None),
+            watch.order(25 * MS, || None, || false),
             Some(Order::Kill(Cause::Aborted))
         );
         let farewell = Watch::new(0, limits(1, None, None), u64::MAX, 0, false).draining();

@@ -12,6 +12,20 @@ pub(crate) fn process_cpu_us(pid: i32) -> Option<u64> {
     read(!pid << 3 | SCHEDULER)
 }
 
+/// Whether a thread of process `pid` runs, or would if it got a processor: it waits for nothing else.
+pub(crate) fn can_run(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let mut threads = threads.into_iter().flatten().flatten();
+    threads.any(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The name before it may hold anything, parentheses too.
+        let state = stat
+            .rsplit_once(") ")
+            .map(|(_, rest)| rest.starts_with('R'));
+        state.unwrap_or(false)
+    })
+}
+
 /// The clock of one thread of this process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ThreadClock(i32);
@@ -46,7 +60,23 @@ fn read(clock: i32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn a_process_that_runs_can_run_and_one_that_sleeps_cannot() {
+        assert!(can_run(rustix::process::getpid().as_raw_nonzero().get()));
+        let mut sleeper = std::process::Command::new("sleep");
+        let mut sleeper = sleeper.arg("600").spawn().expect("sleep runs");
+        let pid = i32::try_from(sleeper.id()).expect("a process id");
+        alknet_test_support::eventually("it sleeps", Duration::from_secs(10), || {
+            (!can_run(pid)).then_some(())
+        });
+        sleeper.kill().expect("it runs");
+        sleeper.wait().expect("it ends");
+        assert!(!can_run(pid));
+    }
 
     #[test]
     fn work_moves_the_clocks_of_its_thread_and_process() {

@@ -1,8 +1,9 @@
 //! What every test has: workers whose program is the probe, and a look at them from outside.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use alknet_test_support::{deadline, eventually};
 use alknet_worker::{
     Answer, Body, CallError, CallLimits, Config, Executable, Hash, Lease, Reply, Request, Role,
     RoleConfig, Session, Workers,
@@ -10,8 +11,12 @@ use alknet_worker::{
 
 use crate::act::{Act, Said};
 
-/// How long anything may take that has no limit of its own here: machines are slow, and shared.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+/// How long anything may take, on a machine at rest, that has no limit of its own here.
+const LONG: Duration = Duration::from_secs(60);
+
+pub(crate) fn long() -> Duration {
+    deadline(LONG)
+}
 
 pub(crate) fn probe() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_alknet-worker-probe"))
@@ -21,7 +26,7 @@ pub(crate) fn probe() -> PathBuf {
 pub(crate) fn config() -> Config {
     let mut config = Config::this_executable();
     config.executable = Executable::File(probe());
-    config.silence = LONG;
+    config.silence = long();
     config.roles = Role::ALL.map(RoleConfig::new).to_vec();
     config
 }
@@ -53,13 +58,13 @@ pub(crate) fn request(act: &Act) -> Request {
 
 /// Asks and waits.
 pub(crate) fn ask(session: &Session, act: &Act) -> Result<Answer, CallError> {
-    session.call(request(act), limits(LONG), None).wait()
+    session.call(request(act), limits(long()), None).wait()
 }
 
 /// Asks in the name of an operation.
 pub(crate) fn ask_as(session: &Session, act: &Act, operation: Hash) -> Result<Answer, CallError> {
     session
-        .call(request(act), limits(LONG), Some(operation))
+        .call(request(act), limits(long()), Some(operation))
         .wait()
 }
 
@@ -94,7 +99,10 @@ pub(crate) fn answers(session: &Session) -> bool {
 
 /// State and processor time (clock ticks) of a process; `None` once it is gone.
 pub(crate) fn stat(pid: i32) -> Option<(char, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(text: &str) -> Option<(char, u64)> {
     let mut fields = text[text.rfind(')')? + 2..].split(' ');
     let state = fields.next()?.chars().next()?;
     let user: u64 = fields.nth(10)?.parse().ok()?;
@@ -102,23 +110,21 @@ pub(crate) fn stat(pid: i32) -> Option<(char, u64)> {
     Some((state, user + system))
 }
 
-/// Whether no instruction of it runs any more: gone, or dead and its clock standing still.
-pub(crate) fn stands_still(pid: i32) -> bool {
-    let first = stat(pid);
-    std::thread::sleep(Duration::from_millis(50));
-    match (first, stat(pid)) {
-        (_, None) => true,
-        (Some((_, before)), Some((state, after))) => before == after && "ZX".contains(state),
-        (None, Some(_)) => false,
-    }
+/// Whether no instruction of it runs any more: each of its threads is gone, or dead and not yet collected.
+pub(crate) fn is_dead(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    let mut threads = threads.flatten();
+    threads.all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat"));
+        let stat = stat.ok().and_then(|text| parse_stat(&text));
+        stat.is_none_or(|(state, _)| "ZX".contains(state))
+    })
 }
 
 /// Waits for something that other threads are about to do.
 #[track_caller]
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < LONG, "{what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+pub(crate) fn until(what: &str, holds: impl FnMut() -> bool) {
+    eventually(what, LONG, holds);
 }

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use alknet_test_support::deadline;
 use alknet_worker::{CallError, CallLimits, Cause, Reason, Role};
 
 use crate::act::Act;
-use crate::host::{LONG, answers, limits, open, request, stands_still, stat, until, workers};
+use crate::host::{answers, is_dead, limits, long, open, request, stat, until, workers};
 
 const MS_300: Duration = Duration::from_millis(300);
 
@@ -33,11 +34,8 @@ fn native_loops_and_sleeps_are_killed_at_their_limit() {
         assert!(answers(&other));
         assert_eq!(ended(call.wait()), (Cause::Wall, true));
         let answered = began.elapsed();
-        until("no instruction runs", || {
-            stat(pid).is_none_or(|(state, _)| "ZX".contains(state))
-        });
+        until("no instruction runs", || is_dead(pid));
         let dead = began.elapsed();
-        assert!(stands_still(pid));
         assert!(answers(&other));
         println!("limit 300 ms, answered after {answered:?}, dead after {dead:?}: {act:?}");
     }
@@ -51,13 +49,14 @@ fn native_loops_and_sleeps_are_killed_at_their_limit() {
 
 #[test]
 fn a_call_that_obeys_ends_and_its_worker_lives_on() {
-    let workers = workers();
+    let mut config = crate::host::config();
+    // A busy machine may keep the worker from running for longer than the standard allows.
+    config.abort_grace = long();
+    let workers = alknet_worker::Workers::start(config).expect("a supervisor");
     let session = open(&workers, Role::Js, "a");
     let call = session.call(request(&Act::Spin { obeys: true }), limits(MS_300), None);
-    let (cause, killed) = ended(call.wait());
-    // On a machine so busy that the worker did not run for 20 ms it is killed, which is right too.
-    assert_eq!(cause, Cause::Wall);
-    assert!(killed || answers(&session));
+    assert_eq!(ended(call.wait()), (Cause::Wall, false));
+    assert!(answers(&session));
 }
 
 #[test]
@@ -65,7 +64,7 @@ fn processor_time_runs_out_for_who_works_and_not_for_who_waits() {
     let workers = workers();
     let session = open(&workers, Role::Js, "a");
     let budget = CallLimits {
-        wall: LONG,
+        wall: long(),
         cpu: Some(MS_300),
         gpu: None,
     };
@@ -85,7 +84,7 @@ fn a_gpu_worker_is_killed_at_its_gpu_time() {
     let workers = workers();
     let session = open(&workers, Role::Gpu, "a");
     let budget = CallLimits {
-        wall: LONG,
+        wall: long(),
         cpu: None,
         gpu: Some(MS_300),
     };
@@ -98,10 +97,11 @@ fn a_gpu_worker_is_killed_at_its_gpu_time() {
 #[test]
 fn a_worker_without_heartbeats_is_lost() {
     let mut config = crate::host::config();
-    config.silence = Duration::from_millis(500);
+    // Enough for the worker to answer until it is asked to be silent.
+    config.silence = deadline(Duration::from_millis(500));
     let workers = alknet_worker::Workers::start(config).expect("a supervisor");
     let session = open(&workers, Role::Js, "a");
-    let call = session.call(request(&Act::Silence), limits(LONG), None);
+    let call = session.call(request(&Act::Silence), limits(long()), None);
     let error = call.wait().expect_err("a limit");
     assert_eq!(error.code(), "E_WORKER_LOST");
     assert_eq!(ended(Err(error)), (Cause::Silent, true));
@@ -114,7 +114,7 @@ fn a_worker_without_heartbeats_is_lost() {
 fn a_call_that_is_given_up_ends_with_its_worker_if_need_be() {
     let workers = workers();
     let session = open(&workers, Role::Js, "a");
-    let call = session.call(request(&Act::Sleep(600_000)), limits(LONG), None);
+    let call = session.call(request(&Act::Sleep(600_000)), limits(long()), None);
     call.abort();
     let error = call.wait().expect_err("it was given up");
     assert_eq!(error.code(), "E_ABORT");
@@ -122,7 +122,7 @@ fn a_call_that_is_given_up_ends_with_its_worker_if_need_be() {
     // Dropped, nobody waits for it; it is given up all the same.
     let session = open(&workers, Role::Js, "b");
     let pid = session.pid();
-    drop(session.call(request(&Act::Spin { obeys: false }), limits(LONG), None));
+    drop(session.call(request(&Act::Spin { obeys: false }), limits(long()), None));
     until("the worker is killed", || stat(pid).is_none());
     until("it is counted", || {
         workers.stats().ended.get(&Reason::Abort) == Some(&2)
@@ -142,7 +142,7 @@ fn a_service_is_asked_to_leave_and_then_made_to() {
     let session = open(&workers, Role::Js, "b");
     let pid = session.pid();
     let busy: Vec<_> = (0..3)
-        .map(|_| session.call(request(&Act::Sleep(600_000)), limits(LONG), None))
+        .map(|_| session.call(request(&Act::Sleep(600_000)), limits(long()), None))
         .collect();
     assert_eq!(ended(session.drain().wait()), (Cause::Drain, true));
     for call in busy {

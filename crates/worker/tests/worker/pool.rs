@@ -5,7 +5,9 @@ use std::time::Duration;
 use alknet_worker::{CallError, Lease, Reason, Role, RoleConfig, WorkerError, Workers};
 
 use crate::act::Act;
-use crate::host::{answers, ask, block_on, config, limits, open, request, stat, until, workers};
+use crate::host::{
+    answers, ask, block_on, config, limits, long, open, request, stat, until, workers,
+};
 
 #[test]
 fn tenants_have_workers_of_their_own_and_share_the_fate_of_their_sessions() {
@@ -15,11 +17,7 @@ fn tenants_have_workers_of_their_own_and_share_the_fate_of_their_sessions() {
     let b = open(&workers, Role::Js, "b");
     assert_eq!(a[0].pid(), a[1].pid());
     assert!(a[0].pid() != b.pid() && alone.pid() != a[0].pid() && alone.pid() != b.pid());
-    let sibling = a[1].call(
-        request(&Act::Sleep(600_000)),
-        limits(crate::host::LONG),
-        None,
-    );
+    let sibling = a[1].call(request(&Act::Sleep(600_000)), limits(long()), None);
     assert!(matches!(ask(&a[0], &Act::Segv), Err(CallError::Lost(_))));
     assert_eq!(
         sibling.wait().expect_err("it shares the fate").code(),

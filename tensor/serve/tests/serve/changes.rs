@@ -7,7 +7,7 @@ use alknet_tensor::FileId;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
-use crate::scene::{HUNG, Scene, ask, at, file, refused};
+use crate::scene::{Scene, ask, at, file, hung, refused};
 
 /// Puts one byte of the large tensor right again and again: the file's times change, its bytes do
 /// not always.
@@ -27,7 +27,7 @@ pub(crate) fn scribble(scene: &Scene, id: FileId, at: u64, byte: u8) {
 /// Reads until the stream ends in one way or the other.
 async fn rest(mut recv: alknet_core::RecvStream) -> (usize, bool) {
     let mut bytes = Vec::new();
-    let read = tokio::time::timeout(HUNG, recv.read_to_end(&mut bytes)).await;
+    let read = tokio::time::timeout(hung(), recv.read_to_end(&mut bytes)).await;
     (bytes.len(), read.expect("in time").is_ok())
 }
 

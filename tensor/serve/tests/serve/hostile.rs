@@ -1,12 +1,15 @@
 //! Peers that do not keep to the protocol.
 
+use std::time::Duration;
+
 use alknet_core::{Connection, StreamCode};
 use alknet_tensor_serve::limits::{REQUEST_BYTES, STREAMS};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use crate::put::small;
-use crate::scene::{Scene, answer, ask, file, refused, say};
+use crate::scene::{Scene, answer, ask, file, hung, refused, say};
 
 /// Sends these bytes, and reads what is said.
 async fn send(connection: &Connection, bytes: &[u8]) -> Value {
@@ -101,7 +104,13 @@ async fn slow_peers_are_not_waited_for() {
     // A response that nobody takes.
     let request = json!({ "v": 1, "want": "tensor", "name": "large", "src": { "path": "a" } });
     let (_, mut recv) = ask(&peer, &request).await;
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    // Reading no bytes takes none, and fails once the node has given up.
+    let given_up = async {
+        while AsyncReadExt::read(&mut recv, &mut []).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(hung(), given_up).await.expect("it gives up");
     let mut rest = Vec::new();
     assert!(recv.read_to_end(&mut rest).await.is_err());
     // Content that stops half-way.

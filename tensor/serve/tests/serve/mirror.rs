@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Empty};
 use serde_json::Value;
 
 use crate::changes::scribble;
-use crate::scene::{HUNG, Scene, file, identity};
+use crate::scene::{Scene, file, hung, identity};
 
 struct Told {
     status: u16,
@@ -64,7 +64,7 @@ async fn ask(
             }
         }
     };
-    let whole = tokio::time::timeout(HUNG, read).await.expect("in time");
+    let whole = tokio::time::timeout(hung(), read).await.expect("in time");
     Told {
         status: head.status.as_u16(),
         headers: head.headers,

@@ -15,7 +15,7 @@ use alknet_tensor_serve::{ALPN, Client, TensorHandler};
 use alknet_tls::NodeKey;
 use tokio::sync::watch;
 
-use crate::scene::{HUNG, Scene, at, file, identity};
+use crate::scene::{Scene, at, file, hung, identity};
 
 /// Bytes of the file that is timed.
 const TIMED_BYTES: u64 = 64 << 20;
@@ -118,7 +118,7 @@ async fn strangers_and_tcp_reach_nothing() {
     let connection = stranger.dial_over(Carriage::Quic, &node.target, ALPN).await;
     // Who the peer is may be known only after the handshake has ended for this side.
     if let Ok(connection) = connection {
-        let closed = tokio::time::timeout(HUNG, connection.closed()).await;
+        let closed = tokio::time::timeout(hung(), connection.closed()).await;
         assert!(
             matches!(closed, Ok(CloseReason::Peer(Some(1), _))),
             "{closed:?}"

@@ -13,11 +13,14 @@ use alknet_tensor::{Dtype, Field, FieldType, FileId, Writer};
 use alknet_tensor_serve::{
     ALPN, Client, Patience, Src, Store, StoreOptions, StorePath, TensorHandler,
 };
+use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long anything may take before a test calls it hung.
-pub(crate) const HUNG: Duration = Duration::from_secs(60);
+pub(crate) fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 /// Bytes of the largest tensor of [`file`].
 pub(crate) const LARGE: usize = 1_000_000;
 
@@ -80,7 +83,7 @@ impl Scene {
 
     /// Waits for nobody longer than a moment.
     pub(crate) fn impatient(mut self) -> Self {
-        let moment = Duration::from_millis(50);
+        let moment = deadline(Duration::from_millis(50));
         self.patience = Patience {
             request: moment,
             stalled: moment,
@@ -184,7 +187,7 @@ pub(crate) async fn answer(mut recv: RecvStream) -> (Value, RecvStream) {
         recv.read_exact(&mut text).await.expect("a whole answer");
         serde_json::from_slice(&text).expect("JSON")
     };
-    let said = tokio::time::timeout(HUNG, read).await.expect("in time");
+    let said = tokio::time::timeout(hung(), read).await.expect("in time");
     (said, recv)
 }
 

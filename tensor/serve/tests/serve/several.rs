@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::io::AsyncWrite;
 use tokio::time::timeout;
 
-use crate::scene::{HUNG, Scene, at, fetch};
+use crate::scene::{Scene, at, fetch, hung};
 
 type Pair = (SendStream, RecvStream);
 type Priorities = Arc<Mutex<Vec<i32>>>;
@@ -200,7 +200,9 @@ async fn short_tensors_are_fetched_sixteen_at_once() {
     let client = Client::new(peer);
     let (src, all) = (at("a"), |_: &str| true);
     let pulling = client.pull_some(&src, &target, &all, &told);
-    let pulled = timeout(HUNG, pulling).await.expect("sixteen are asked for");
+    let pulled = timeout(hung(), pulling)
+        .await
+        .expect("sixteen are asked for");
     let total: u64 = lens.iter().map(|(_, len)| len).sum();
     assert_eq!(pulled.expect("served").fetched, total);
     assert_eq!(last.load(Ordering::Relaxed), total);

@@ -1,19 +1,25 @@
 //! Hashes of shaders and of the processor, beside those of the library that everybody uses.
 
+use alknet_test_support::skipped;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::node::{Dice, NODE, inline};
-use crate::computes;
+use crate::adapter;
 
 /// Every message length up to this one.
 const LENGTH_MAX: usize = 1000;
 
 fn ways() -> &'static [&'static str] {
-    if computes() {
-        &["wgsl", "host"]
-    } else {
-        &["host"]
+    match adapter() {
+        Ok(()) => &["wgsl", "host"],
+        Err(why) => {
+            skipped(
+                "Vulkan adapter",
+                format_args!("only on the processor: {why}"),
+            );
+            &["host"]
+        }
     }
 }
 

@@ -4,12 +4,13 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use alknet_test_support::{deadline, skip};
 use serde_json::{Value, json};
 
 use super::ends::works;
 use super::hostile::{dispatch, main};
 use super::node::{NODE, Node, binary, codes, inline, patient};
-use crate::computes;
+use crate::adapter;
 
 /// Functions that each call the one before twice.
 const DOUBLINGS: usize = 40;
@@ -142,11 +143,12 @@ fn long() -> Vec<(&'static str, Value)> {
 
 #[test]
 fn whatever_is_heavy_ends_and_the_next_one_is_answered() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let mut settings = patient();
-    settings.gpu_time = Duration::from_secs(5);
+    // Ends what is heavy, and is enough for a quick shader.
+    settings.gpu_time = deadline(Duration::from_secs(1));
     let node = Node::start(settings, |_| {});
     let other = node.person("light");
     assert!(works(&other));
@@ -170,8 +172,8 @@ fn whatever_is_heavy_ends_and_the_next_one_is_answered() {
 
 #[test]
 fn memory_is_refused_before_it_is_taken() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let person = NODE.person("greedy");
     let most = 128_u64 << 20;
@@ -196,8 +198,8 @@ fn memory_is_refused_before_it_is_taken() {
 
 #[test]
 fn numbers_without_meaning_have_an_answer() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let person = NODE.person("meaningless");
     // What is given is only known when it runs, so that no compiler sees it coming.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use alknet_test_support::{deadline, skip};
 use serde_json::{Value, json};
 
 use super::ends::{ENDLESS, endless, works};
 use super::node::{NODE, Node, Person, block_on, codes, inline, patient};
 use super::refused::{invalid, shapes};
-use crate::computes;
+use crate::adapter;
 
 const INVALID: &str = "SHADER_INVALID";
 
@@ -28,8 +29,8 @@ pub(super) fn main(body: &str) -> Value {
 
 #[test]
 fn what_is_wrong_is_refused_and_the_worker_lives() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let person = NODE.person("hostile");
     let canary = person.create("U8", &[6], b"canary");
@@ -61,8 +62,8 @@ fn what_is_wrong_is_refused_and_the_worker_lives() {
 
 #[test]
 fn a_mistake_has_its_line() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let person = NODE.person("mistaken");
     let input = dispatch("@compute @workgroup_size(1)\nfn main() {\n  data[0] = 1.5;\n}");
@@ -80,8 +81,8 @@ fn a_mistake_has_its_line() {
 
 #[test]
 fn reaching_beyond_a_buffer_reaches_nothing() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let (person, other) = (NODE.person("reaching"), NODE.person("reached"));
     let secret = [0x5e_u8; 4096];
@@ -125,8 +126,8 @@ fn reaching_beyond_a_buffer_reaches_nothing() {
 
 #[test]
 fn fresh_buffers_hold_nothing_of_old_ones() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let person = NODE.person("frugal");
     let copy = "
@@ -180,11 +181,12 @@ fn endless_ones() -> Vec<(&'static str, Value)> {
 
 #[test]
 fn what_does_not_end_is_ended_while_others_are_answered() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let mut settings = patient();
-    settings.gpu_time = Duration::from_secs(3);
+    // Ends what is endless, and is enough for a quick shader.
+    settings.gpu_time = deadline(Duration::from_secs(1));
     let node = Node::start(settings, |_| {});
     let (hostile, other) = (node.person("endless"), node.person("bystander"));
     assert!(ENDLESS.contains("loop") && works(&other));

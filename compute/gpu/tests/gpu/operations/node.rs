@@ -11,6 +11,7 @@ use alknet_call::{
 };
 use alknet_compute::{Compute, Settings, operations, role};
 use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_pair};
+use alknet_test_support::deadline;
 use alknet_worker::{Config, Executable, Role, RoleConfig, Workers};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -19,7 +20,7 @@ use tokio::runtime::Runtime;
 
 use crate::program;
 
-/// How long anything may take that has no limit of its own here: machines are slow, and shared.
+/// How long anything may take that has no limit of its own here.
 pub(super) const LONG: Duration = Duration::from_secs(300);
 
 /// Scopes of somebody who may do everything here.
@@ -37,8 +38,8 @@ pub(super) fn block_on<T>(work: impl Future<Output = T>) -> T {
 /// A loaded machine must not be taken for a request that does not end.
 pub(super) fn patient() -> Settings {
     let mut settings = Settings::default();
-    settings.gpu_time = LONG;
-    settings.lease = LONG;
+    settings.gpu_time = deadline(LONG);
+    settings.lease = deadline(LONG);
     settings.tenants_max = 64;
     settings
 }
@@ -62,7 +63,7 @@ impl Node {
     ) -> Self {
         let _inside = RUNTIME.enter();
         let mut config = Config::this_executable();
-        config.silence = LONG;
+        config.silence = deadline(LONG);
         let mut gpu = role(&settings);
         change(&mut gpu);
         config.roles = vec![gpu];
@@ -123,7 +124,7 @@ impl Person {
 
     pub(super) async fn asking(&self, operation: &str, input: &Value) -> Result<Body, CallError> {
         let options = CallOptions {
-            timeout: Some(LONG),
+            timeout: Some(deadline(LONG)),
             ..CallOptions::default()
         };
         self.0.call_with(operation, input, &options).await

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use alknet_test_support::skip;
 use serde_json::Value;
 
 use super::node::NODE;
-use crate::computes;
+use crate::adapter;
 
 /// One example: what is asked, and what comes back.
 struct Example {
@@ -74,8 +75,8 @@ fn fill(value: &mut Value, handle: &Value) {
 
 #[test]
 fn the_page_is_right() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compute.md");
     let page = std::fs::read_to_string(path).expect("the page is there");

@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
 
 use alknet_call::Body;
+use alknet_test_support::{eventually, limited, skip, skipped};
 use serde_json::{Value, json};
 
 use super::node::{Dice, LONG, NODE, Node, Person, floats, inline, le, patient};
-use crate::computes;
+use crate::adapter;
 
 /// Products whose shapes are drawn.
 const DRAWN: usize = 20;
@@ -115,10 +114,15 @@ fn close(product: &[f32], a: &Placed, b: &Placed, what: &str) {
 }
 
 fn ways() -> &'static [&'static str] {
-    if computes() {
-        &["wgsl", "host", "auto"]
-    } else {
-        &["host", "auto"]
+    match adapter() {
+        Ok(()) => &["wgsl", "host", "auto"],
+        Err(why) => {
+            skipped(
+                "Vulkan adapter",
+                format_args!("only on the processor: {why}"),
+            );
+            &["host", "auto"]
+        }
     }
 }
 
@@ -258,19 +262,23 @@ fn the_answer_says_which_way_was_taken() {
         Placed::dense(&mut dice, 90, 180),
     );
     let (answer, _) = multiply(&person, &a, &b, "auto");
-    if computes() {
-        assert_eq!(answer.value()["chosen"], "measured");
-        assert!(
-            measured["matmul_wgsl"].as_f64().expect("measured") > 0.0,
-            "{measured}"
+    if let Err(why) = adapter() {
+        skip!(
+            "Vulkan adapter",
+            "only the host is chosen and measured: {why}"
         );
     }
+    assert_eq!(answer.value()["chosen"], "measured");
+    assert!(
+        measured["matmul_wgsl"].as_f64().expect("measured") > 0.0,
+        "{measured}"
+    );
 }
 
 #[test]
 fn what_was_measured_is_known_after_a_restart() {
-    if !computes() {
-        return;
+    if let Err(why) = adapter() {
+        skip!("Vulkan adapter", "{why}");
     }
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("state/measured.json");
@@ -288,11 +296,9 @@ fn what_was_measured_is_known_after_a_restart() {
     let before = Node::start(settings(), |_| {});
     assert_eq!(chosen(&before), "class");
     (before.person("again")).ask("compute/info", &json!({ "probe": true }));
-    let began = Instant::now();
-    while !fs::read_to_string(&file).is_ok_and(|text| text.contains("matmul_host")) {
-        assert!(began.elapsed() < LONG, "it is written");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    eventually("the measurements are written", LONG, || {
+        fs::read_to_string(&file).is_ok_and(|text| text.contains("matmul_host"))
+    });
     let after = Node::start(settings(), |_| {});
     assert_eq!(chosen(&after), "measured");
     let threads = settings().threads + 1;
@@ -330,8 +336,7 @@ fn products_are_numpys() {
     let list = serde_json::to_string(&cases).expect("JSON");
     fs::write(folder.join("cases.json"), list).expect("writable");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/operations/products.py");
-    let output = Command::new("timeout")
-        .args(["300", "python3"])
+    let output = limited(LONG, "python3")
         .args([&script, &folder])
         .env("PYTHONPATH", packages)
         .env("PYTHONDONTWRITEBYTECODE", "1")

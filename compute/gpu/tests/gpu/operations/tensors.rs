@@ -1,11 +1,13 @@
 //! Tensors that stay with their worker: what they hold, whose they are, and when they end.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use alknet_test_support::{deadline, eventually};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::ends::running;
 use super::node::{LONG, NODE, Node, Person, binary, inline, patient};
 
 fn not_found() -> (String, String) {
@@ -17,16 +19,6 @@ fn read(person: &Person, handle: &Value, rows: Value) -> (Value, Vec<u8>) {
     let told = answer.value().clone();
     let bytes = binary(&answer, &told["bytes"]);
     (told["shape"].clone(), bytes)
-}
-
-/// Waits for something that the node is about to do.
-#[track_caller]
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < LONG, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -163,7 +155,8 @@ fn there_is_only_so_much() {
 #[test]
 fn a_lease_ends_and_then_the_worker_does() {
     let mut settings = patient();
-    settings.lease = Duration::from_millis(1500);
+    // Long enough to ask twice.
+    settings.lease = deadline(Duration::from_millis(1500));
     settings.idle = Duration::from_millis(100);
     settings.tick = Duration::from_millis(20);
     let node = Node::start(settings, |_| {});
@@ -175,7 +168,8 @@ fn a_lease_ends_and_then_the_worker_does() {
     };
     // Asking renews it.
     assert!(!lost() && !lost());
-    std::thread::sleep(Duration::from_millis(1600));
+    // Reading would renew it. The worker ends when it holds no tensor any more.
+    eventually("the worker ends", LONG, || running(&node) == 0);
     assert!(lost(), "the lease is over");
     // A new one gets a worker again.
     assert_eq!(
@@ -201,7 +195,7 @@ fn little_is_left_of_a_lease_once_the_connection_is_gone() {
     drop(leaving);
     // Looking at it would take it over: what is looked at is whether there is room again.
     let two = json!({ "dtype": "U8", "shape": [2] });
-    until("the handle ends", || {
+    eventually("the handle ends", LONG, || {
         staying.try_ask("tensor/create", &two).is_ok()
     });
     assert_eq!(

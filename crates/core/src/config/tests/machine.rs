@@ -120,6 +120,7 @@ fn workers_have_a_least_sandbox_and_shaders_a_driver() {
     assert_eq!(standard.runtime.min_sandbox, SandboxLevel::ProcessOnly);
     assert_eq!(standard.compute.driver, None);
     assert!(standard.compute.host_kernels);
+    assert_eq!(standard.compute.gpu_seconds, 10);
     for level in SandboxLevel::ALL {
         let document = format!("runtime.min_sandbox = \"{}\"", level.name());
         let config = NodeConfig::parse(document.as_bytes());
@@ -151,6 +152,16 @@ fn workers_have_a_least_sandbox_and_shaders_a_driver() {
         "compute.host_kernel = true",
         &["did you mean 'host_kernels'?"],
     );
+    for good in [1, 600] {
+        let config = NodeConfig::parse(format!("compute.gpu_seconds = {good}").as_bytes());
+        assert_eq!(config.map(|config| config.compute.gpu_seconds), Ok(good));
+    }
+    for bad in ["0", "601", "-1"] {
+        complaint(
+            &format!("compute.gpu_seconds = {bad}"),
+            &["compute.gpu_seconds", "from 1 to 600"],
+        );
+    }
 }
 
 #[test]

@@ -15,6 +15,8 @@ use crate::support::*;
 
 /// Names the file to the process that writes it.
 const FILE: &str = "ALKNET_TEST_PROMOTION_DB";
+/// The test that starts itself as the process that it kills.
+const NAME: &str = "killed::a_killed_writer_leaves_everything_whole";
 /// How often a writer is killed.
 const ROUNDS: usize = 25;
 
@@ -64,13 +66,9 @@ fn step(store: &Store, n: u64) -> Result<u64, StoreError> {
     }
 }
 
-/// Not a test by itself: the process that is killed. Without its file it does nothing.
-#[test]
-fn writer() {
-    let Some(file) = std::env::var_os(FILE) else {
-        return;
-    };
-    let store = Store::open(Path::new(&file)).expect("a whole file");
+/// The process that is killed.
+fn write(file: &Path) {
+    let store = Store::open(file).expect("a whole file");
     let (begun, _) = store.heads().expect("it can be read");
     let mut out = std::io::stdout().lock();
     for n in begun * 1_000.. {
@@ -123,17 +121,16 @@ fn is_whole(store: &Store) -> u64 {
 
 #[test]
 fn a_killed_writer_leaves_everything_whole() {
+    // The test starts itself as the writer.
+    if let Some(file) = std::env::var_os(FILE) {
+        return write(Path::new(&file));
+    }
     let folder = folder();
     let file = folder.path().join("promotion.db");
     let mut done = 0;
     for round in 0..ROUNDS {
         let mut writer = Command::new(std::env::current_exe().expect("this test"))
-            .args([
-                "--exact",
-                "killed::writer",
-                "--nocapture",
-                "--test-threads=1",
-            ])
+            .args(["--exact", NAME, "--nocapture", "--test-threads=1"])
             .env(FILE, &file)
             .stdout(Stdio::piped())
             .spawn()

@@ -17,6 +17,7 @@ use alknet_promotion::{
     Activate, Bundle, BundleError, Config, Content, Fuel, Parts, Promotion, Store,
 };
 use alknet_runtime::ENGINE;
+use alknet_test_support::deadline;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 use crate::isolates::Isolates;
 
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(120), future)
+    tokio::time::timeout(deadline(Duration::from_secs(120)), future)
         .await
         .expect("it happens")
 }

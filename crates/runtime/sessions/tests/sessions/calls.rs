@@ -313,6 +313,7 @@ async fn a_service_calls_only_in_the_course_of_a_call() {
         .await
         .expect("begun");
     let later = soon(async {
+        // Nothing announces it: it is looked for again and again.
         loop {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             let ran = session.run(&env, export("end", json!(null))).await;

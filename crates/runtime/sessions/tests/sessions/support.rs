@@ -13,21 +13,26 @@ use alknet_call::{
 };
 use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_pair};
 use alknet_runtime::{Code, Failure, ModuleSet, Work};
+use alknet_sessions::limits::WALL_MAX_ONE_SHOT;
 use alknet_sessions::{Config, Grants, Ran, Service, Session, SessionSpec, Sessions, operations};
+use alknet_test_support::deadline;
 use alknet_worker::{Executable, Role, RoleConfig, Workers};
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 
-/// How long anything may take that has no limit of its own here: machines are slow, and shared.
-pub(crate) const LONG: Duration = Duration::from_secs(120);
+/// How long anything may take that has no limit of its own here.
+fn long() -> Duration {
+    deadline(Duration::from_secs(120))
+}
 
 /// Patient workers: a loaded machine must not be taken for a silent worker.
 pub(crate) fn workers() -> Workers {
     let mut config = alknet_worker::Config::this_executable();
     config.executable =
         Executable::File(PathBuf::from(env!("CARGO_BIN_EXE_alknet-sessions-probe")));
-    config.silence = LONG;
+    config.silence = long();
+    config.abort_grace = deadline(Duration::from_millis(100));
     config.roles = vec![RoleConfig::new(Role::Js)];
     Workers::start(config).expect("a supervisor")
 }
@@ -186,7 +191,7 @@ pub(crate) fn spec_of(tenant: &str, source: &str) -> SessionSpec {
     let mut spec = SessionSpec::new(Some(identity(tenant, &["*"])), modules);
     spec.grants = Grants::to(["test/*"]);
     spec.main = Some("./main.js".to_owned());
-    spec.limits.wall = LONG;
+    spec.limits.wall = long().min(WALL_MAX_ONE_SHOT);
     spec
 }
 
@@ -212,20 +217,20 @@ pub(crate) fn code(outcome: Result<Ran, Failure>) -> Code {
     }
 }
 
-/// Nothing here takes long, but for a machine that does other things.
+/// Fails where the work takes much longer than it should.
 pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, work).await.expect("in time")
+    tokio::time::timeout(long(), work).await.expect("in time")
 }
 
 /// Waits for something that others are about to do.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    soon(async {
+    let held = tokio::time::timeout(long(), async {
+        // Nothing announces it: it is looked for again and again.
         while !holds() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-    })
-    .await;
-    let _ = what;
+    });
+    assert!(held.await.is_ok(), "not in time: {what}");
 }
 
 fn test_operations(probe: &Arc<Probe>) -> Vec<Registration> {
