@@ -12,6 +12,9 @@ use alknet_identity_store::IdentityDb;
 /// Names the file to the process that writes it.
 const FILE: &str = "ALKNET_TEST_IDENTITY_DB";
 
+/// The test that starts itself as the process that it kills.
+const NAME: &str = "a_killed_writer_loses_nothing_it_was_told_is_kept";
+
 /// How often a writer is killed.
 const ROUNDS: usize = 30;
 
@@ -45,13 +48,9 @@ fn last(stored: &Stored) -> u64 {
     last
 }
 
-/// Not a test by itself: the process that is killed. Without its file it does nothing.
-#[test]
-fn writer() {
-    let Some(file) = std::env::var_os(FILE) else {
-        return;
-    };
-    let (db, stored) = IdentityDb::open(Path::new(&file));
+/// The process that is killed.
+fn write(file: &Path) {
+    let (db, stored) = IdentityDb::open(file);
     assert_eq!(db.troubles(), []);
     let mut out = std::io::stdout().lock();
     for n in last(&stored) + 1.. {
@@ -68,12 +67,16 @@ fn writer() {
 
 #[test]
 fn a_killed_writer_loses_nothing_it_was_told_is_kept() {
+    // The test starts itself as the writer.
+    if let Some(file) = std::env::var_os(FILE) {
+        return write(Path::new(&file));
+    }
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("identity.db");
     let mut kept = 0;
     for round in 0..ROUNDS {
         let mut writer = Command::new(std::env::current_exe().expect("this test"))
-            .args(["--exact", "writer", "--nocapture", "--test-threads=1"])
+            .args(["--exact", NAME, "--nocapture", "--test-threads=1"])
             .env(FILE, &file)
             .stdout(Stdio::piped())
             .spawn()

@@ -269,6 +269,7 @@ mod tests {
         HandlerRegistry, Identities, ProtocolHandler, SystemClock,
     };
     use alknet_endpoint::{Server, ServerOptions};
+    use alknet_test_support::deadline;
     use alknet_tls::NodeKey;
 
     use super::*;
@@ -366,7 +367,7 @@ domains = ["*.apps.example.org", "apps.example.org"]
             dialer: Dialer::new(None),
             own: key.public(),
             arrivals: Arc::clone(arrivals),
-            patience: Duration::from_secs(patience_s),
+            patience: deadline(Duration::from_secs(patience_s)),
         }
     }
 

@@ -11,6 +11,7 @@ use alknet_core::{
     Identity, IdentityKind, IdentityProvider, PeerKey, ProtocolHandler, StreamBudget,
 };
 use alknet_endpoint::{Server, ServerOptions};
+use alknet_test_support::deadline;
 use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
 use tokio::sync::watch;
 
@@ -23,7 +24,12 @@ const BYTES: usize = 64 << 10;
 static PIECE: [u8; 1024] = [7; 1024];
 
 /// How long anything may take before the test calls it hung.
-const HUNG: Duration = Duration::from_secs(60);
+fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
+
+/// How long no byte is taken before the server is believed to take none.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// What that may cost, both ends of it together.
 const GROWTH_MAX: u64 = 4 << 20;
@@ -139,12 +145,16 @@ async fn fill(
             std::future::pending().await
         }));
     }
-    let enough = tokio::time::timeout(HUNG, sent.wait_for(|sent| *sent >= expected))
+    let enough = tokio::time::timeout(hung(), sent.wait_for(|sent| *sent >= expected))
         .await
         .is_ok();
     assert!(enough, "only {} bytes of {expected}", *progress.borrow());
-    // What would come beyond the limits has time to come.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Nothing tells that the server takes no more: what it takes beyond its limits comes while bytes
+    // still come, or soon after.
+    while tokio::time::timeout(deadline(QUIET), sent.changed())
+        .await
+        .is_ok()
+    {}
     let taken = *progress.borrow();
     (taken, tasks)
 }
@@ -194,9 +204,14 @@ async fn a_stranger_costs_little_and_a_peer_gets_its_budget() {
     let expected = u64::from(StreamBudget::AUTHENTICATED.bidi_streams) * BYTES as u64;
     let (taken, held) = fill(&friend, expected).await;
     assert_eq!(taken, expected);
-    assert_eq!(
-        opened.load(Ordering::Relaxed),
-        StreamBudget::AUTHENTICATED.bidi_streams as usize
-    );
+    let streams = StreamBudget::AUTHENTICATED.bidi_streams as usize;
+    let accepted = async {
+        // Nothing announces it: it is looked for again and again.
+        while opened.load(Ordering::Relaxed) < streams {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let accepted = tokio::time::timeout(hung(), accepted).await;
+    assert_eq!(opened.load(Ordering::Relaxed), streams, "{accepted:?}");
     held.into_iter().for_each(|task| task.abort());
 }

@@ -139,6 +139,7 @@ impl std::fmt::Debug for Port80 {
 #[cfg(test)]
 mod tests {
     use alknet_core::config::NodeConfig;
+    use alknet_test_support::deadline;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -296,7 +297,7 @@ redirect = "https://elsewhere.example/"
                 tokio::task::yield_now().await;
             }
         };
-        let taken = tokio::time::timeout(HEADER_TIMEOUT, taken).await;
+        let taken = tokio::time::timeout(deadline(HEADER_TIMEOUT), taken).await;
         taken.expect("each takes one place");
         let (mut client, server) = duplex(4096);
         Arc::clone(&plain).serve(server, None).await;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use alknet_image::{Form, Role};
+use alknet_test_support::skip;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -90,8 +91,10 @@ fn the_packages_follow_the_rules_of_linuxkit() {
 #[test]
 fn linuxkit_itself_imports_and_builds() {
     let Some(linuxkit) = find_linuxkit() else {
-        println!("no linuxkit on the search path or in {LINUXKIT_VAR}: rules checked only");
-        return;
+        skip!(
+            "LinuxKit",
+            "no linuxkit on the search path or in {LINUXKIT_VAR}"
+        );
     };
     let packages = Packages::new();
     let dir = packages.source.dir.path();

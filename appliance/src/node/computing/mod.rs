@@ -12,6 +12,7 @@ mod workers;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_call::{Dispatcher, RegistryBuilder};
 use alknet_compute::{Compute, Settings};
@@ -86,6 +87,7 @@ impl Computing {
         settings.measured = Some(around.state_dir.join(MEASURED_FILE));
         settings.driver.clone_from(&around.compute.driver);
         settings.host_kernels = around.compute.host_kernels;
+        settings.gpu_time = Duration::from_secs(around.compute.gpu_seconds.into());
         let workers = workers::start(&settings, around.runtime.min_sandbox)?;
         let mut problems = Vec::new();
         let store = open_store(around.state_dir, &mut problems);

@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use crate::matrix::classic;
-use crate::support::{ECHO, HUNG, KNOWN, Node, PANIC, TCP_ONLY, WHOAMI, ask, code, stream, until};
+use crate::support::{ECHO, KNOWN, Node, PANIC, TCP_ONLY, WHOAMI, ask, code, hung, stream, until};
 
 /// What QUIC makes of the TLS alert `no_application_protocol` (RFC 9001 section 8.1).
 const NO_APPLICATION_PROTOCOL: u64 = 0x178;
@@ -94,7 +94,7 @@ async fn ask_stock(connection: &Connection, text: &[u8]) -> String {
 }
 
 async fn code_stock(connection: &Connection) -> u64 {
-    match tokio::time::timeout(HUNG, connection.closed()).await {
+    match tokio::time::timeout(hung(), connection.closed()).await {
         Ok(ConnectionError::ApplicationClosed(close)) => close.error_code.into_inner(),
         other => panic!("{other:?}"),
     }
@@ -418,7 +418,7 @@ async fn configured_relays_are_dialled() {
     let relay = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("https://{}", relay.local_addr().expect("bound"));
     let node = IrohNode::with(Limits::default(), vec![url]).await;
-    let dialled = tokio::time::timeout(HUNG, relay.accept()).await;
+    let dialled = tokio::time::timeout(hung(), relay.accept()).await;
     let (mut tcp, _) = dialled.expect("the node dials").expect("accept");
     assert_eq!(tcp.read_u8().await.expect("a byte"), HANDSHAKE);
     // Direct addresses work all the same.

@@ -7,7 +7,7 @@ use alknet_endpoint::{DialError, Dialer, Target};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{CARRIAGES, ECHO, HUNG, KNOWN, Node, ask, code, stream, until, works};
+use crate::support::{CARRIAGES, ECHO, KNOWN, Node, ask, code, hung, stream, until, works};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_data_crosses_both_carriages() {
@@ -119,7 +119,7 @@ async fn a_removed_peer_loses_its_live_connections() {
     assert_eq!(ask(&other, b"in").await.expect("echo"), "in");
     node.peers.remove(&key);
     assert_eq!(code(&quic).await, Some(1));
-    let end = tokio::time::timeout(HUNG, recv.read_chunk(9))
+    let end = tokio::time::timeout(hung(), recv.read_chunk(9))
         .await
         .expect("an end");
     assert!(!matches!(end, Ok(Some(_))));
@@ -156,7 +156,7 @@ async fn a_drain_cuts_what_does_not_end_and_takes_nothing_new() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_node_drains_at_once() {
     let node = Node::start();
-    let drained = tokio::time::timeout(HUNG, node.server.drain(10 * HUNG)).await;
+    let drained = tokio::time::timeout(hung(), node.server.drain(10 * hung())).await;
     assert_eq!(drained.expect("no waiting").cut, 0);
     assert_eq!(node.server.health().await.detail, "draining");
 }

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::links;
-use crate::support::{CARRIAGES, ECHO, HTTP, HUNG, Node, WHOAMI, stream, until};
+use crate::support::{CARRIAGES, ECHO, HTTP, Node, WHOAMI, hung, stream, until};
 
 const SEED: [u8; 32] = [42; 32];
 
@@ -287,7 +287,7 @@ async fn every_kind_of_client_is_served_over_a_bad_link() {
     const ROUNDS: usize = 5;
     let node = Node::with_limits(Limits {
         // Somebody whose packets get lost twice in a row is late, and not refused for it.
-        handshake_timeout: HUNG,
+        handshake_timeout: hung(),
         // Everybody comes from one address, and most of them with one key.
         handshake_burst: 1000,
         per_address_max: 1000,
@@ -300,7 +300,7 @@ async fn every_kind_of_client_is_served_over_a_bad_link() {
         let kinds = kinds(&node);
         let visits = kinds.iter().flat_map(|kind| {
             [(Carriage::Quic, udp.port), (Carriage::Tcp, tcp)].map(|(carriage, port)| async move {
-                let answer = timeout(HUNG, whoami(carriage, port, &kind.config)).await;
+                let answer = timeout(hung(), whoami(carriage, port, &kind.config)).await;
                 let case = format!("{}, {carriage}, round {round}", kind.name);
                 let answer = answer.unwrap_or_else(|_| panic!("{case}: no end"));
                 assert_eq!(answer.expect(&case), kind.answer, "{case}");
@@ -334,7 +334,7 @@ async fn large_data_crosses_a_bad_link() {
         target.port = port;
         let connection = dialer.dial_over(carriage, &target, ECHO).await;
         let connection = connection.unwrap_or_else(|error| panic!("{carriage}: {error}"));
-        let back = timeout(HUNG, echoed(&connection, &text)).await;
+        let back = timeout(hung(), echoed(&connection, &text)).await;
         let back = back.unwrap_or_else(|_| panic!("{carriage}: no end"));
         assert!(back == text, "{carriage}: {} bytes came back", back.len());
     }

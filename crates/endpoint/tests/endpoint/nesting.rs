@@ -13,7 +13,7 @@ use alknet_tls::NodeKey;
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
-use crate::support::{HUNG, Handler, Peers, ask, until};
+use crate::support::{Handler, Peers, ask, hung, until};
 
 /// They carry: the first line of a stream names the protocol of the rest.
 const CARRIERS: [&[u8]; 4] = [
@@ -177,7 +177,7 @@ impl Site {
     async fn inside(&self, dialer: &Dialer, path: &[&[u8]]) -> Result<String, DispatchError> {
         let connection = self.dial(dialer, CARRIERS[0]).await.expect("dial");
         let lines = [&path.join(&b'\n')[..], b"\n"].concat();
-        let answer = timeout(HUNG, ask(&connection, &lines))
+        let answer = timeout(hung(), ask(&connection, &lines))
             .await
             .expect("in time");
         match answer {
@@ -247,10 +247,10 @@ async fn a_panic_inside_ends_what_is_inside() {
     let site = Site::start();
     let dialer = Dialer::new(None);
     let connection = site.dial(&dialer, CARRIERS[0]).await.expect("dial");
-    let lost = timeout(HUNG, ask(&connection, b"alknet/panic\n")).await;
+    let lost = timeout(hung(), ask(&connection, b"alknet/panic\n")).await;
     let lost = lost.expect("in time");
     assert!(!matches!(&lost, Ok(text) if !text.is_empty()), "{lost:?}");
-    let answer = timeout(HUNG, ask(&connection, b"alknet/who\n")).await;
+    let answer = timeout(hung(), ask(&connection, b"alknet/who\n")).await;
     let answer = answer.expect("in time").expect("the carrier is whole");
     assert!(answer.starts_with("nobody"), "{answer}");
     until(|| site.server.counters().handler_panics == 1).await;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::{
-    CARRIAGES, ECHO, HUNG, KNOWN, Node, PANIC, TCP_ONLY, ask, code, until, works,
+    CARRIAGES, ECHO, KNOWN, Node, PANIC, TCP_ONLY, ask, code, hung, until, works,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,7 +137,7 @@ async fn a_panicking_handler_ends_its_connection_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_handshakes_disturb_nobody() {
     let node = Node::with_limits(Limits {
-        handshake_timeout: HUNG,
+        handshake_timeout: hung(),
         ..Limits::default()
     });
     let mut silent = Vec::new();
@@ -154,7 +154,7 @@ async fn unfinished_handshakes_disturb_nobody() {
         works(&node, &dialer, carriage).await;
     }
     assert!(node.server.health().await.ok);
-    assert!(node.server.counters().handshakes_evicted >= 500 - 64);
+    until(|| node.server.counters().handshakes_evicted >= 500 - 64).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,7 +166,7 @@ async fn an_unfinished_handshake_is_ended_in_time() {
     let address = ("127.0.0.1", node.server.port());
     let mut tcp = TcpStream::connect(address).await.expect("connect");
     let mut rest = Vec::new();
-    let ended = tokio::time::timeout(HUNG, tcp.read_to_end(&mut rest)).await;
+    let ended = tokio::time::timeout(hung(), tcp.read_to_end(&mut rest)).await;
     assert!(ended.is_ok());
     until(|| node.server.counters().handshakes_timeout == 1).await;
 }
@@ -193,7 +193,8 @@ async fn a_crowd_proves_its_addresses() {
         ..Limits::default()
     });
     works(&node, &Dialer::new(None), Carriage::Quic).await;
-    assert_eq!(node.server.counters().handshakes_retried, 1);
+    // A client that hears nothing for a second sends its first packet again.
+    assert!(node.server.counters().handshakes_retried >= 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

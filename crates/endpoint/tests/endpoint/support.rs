@@ -12,6 +12,7 @@ use alknet_core::{
     ProtocolHandler, RecvStream, SendStream,
 };
 use alknet_endpoint::{Dialer, Limits, Server, ServerOptions, Target};
+use alknet_test_support::deadline;
 use alknet_tls::{NodeKey, ServerTlsOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -32,7 +33,9 @@ pub(crate) const HTTP: &[u8] = b"h2";
 pub(crate) const HTTP3: &[u8] = b"h3";
 
 /// How long anything may take before a test calls it hung.
-pub(crate) const HUNG: Duration = Duration::from_secs(60);
+pub(crate) fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 #[derive(Default)]
 pub(crate) struct Peers {
@@ -235,11 +238,12 @@ pub(crate) async fn ask(connection: &Connection, text: &[u8]) -> std::io::Result
 /// Waits until it is so. A client may know how its handshake ended before the node has counted it.
 pub(crate) async fn until(is_so: impl Fn() -> bool) {
     let waiting = async {
+        // Nothing announces it: it is looked for again and again.
         while !is_so() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let waited = tokio::time::timeout(HUNG, waiting).await;
+    let waited = tokio::time::timeout(hung(), waiting).await;
     waited.expect("it becomes so in time");
 }
 
@@ -252,7 +256,7 @@ pub(crate) async fn works(node: &Node, dialer: &Dialer, carriage: Carriage) {
 }
 
 pub(crate) async fn code(connection: &Connection) -> Option<u64> {
-    match tokio::time::timeout(HUNG, connection.closed()).await {
+    match tokio::time::timeout(hung(), connection.closed()).await {
         Ok(CloseReason::Peer(code, _)) => code,
         other => panic!("{other:?}"),
     }

@@ -3,15 +3,17 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use alknet_core::PeerKey;
+use alknet_test_support::seconds;
 use alknet_tls::{NodeKey, PeerProof};
 use data_encoding::BASE64;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 
-use crate::support::{HUNG, Node};
+use crate::support::{Node, hung};
 
 /// Runs `command` with `input`, leaving its input open until it has answered, and gives back all
 /// it printed.
@@ -33,7 +35,7 @@ async fn run(mut command: Command, input: &'static [u8]) -> String {
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         format!("{out}\n{}", String::from_utf8_lossy(&output.stderr))
     });
-    match tokio::time::timeout(HUNG, work).await {
+    match tokio::time::timeout(hung(), work).await {
         Ok(output) => output.expect("no panic"),
         Err(_) => panic!("{program} did not end"),
     }
@@ -182,7 +184,7 @@ async fn curl_pins_the_node_key() {
                 "--insecure",
                 "--verbose",
                 "--max-time",
-                "20",
+                &seconds(Duration::from_secs(20)),
                 "--pinnedpubkey",
             ])
             .arg(format!("sha256//{}", BASE64.encode(&digest(&key))))

@@ -119,13 +119,18 @@ where
 
 #[cfg(test)]
 mod tests {
+    use alknet_test_support::deadline;
     use futures_util::{StreamExt, stream};
     use http_body_util::BodyExt;
 
     use super::*;
 
-    const MOMENT: Duration = Duration::from_millis(20);
     const LONG: Duration = Duration::from_secs(3600);
+
+    /// Long enough for a piece that is ready.
+    fn moment() -> Duration {
+        deadline(Duration::from_millis(20))
+    }
 
     /// What a body of these pieces comes to.
     async fn read(
@@ -154,7 +159,7 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_come_ends() {
         let pieces = stream::iter([Bytes::from_static(b"x")]).chain(stream::pending());
-        let error = read(pieces, (MOMENT, LONG)).await.expect_err("no end");
+        let error = read(pieces, (moment(), LONG)).await.expect_err("no end");
         assert!(is_slow(&error), "{error}");
     }
 
@@ -162,10 +167,12 @@ mod tests {
     #[tokio::test]
     async fn what_drips_ends() {
         let pieces = stream::repeat(Bytes::from_static(b"x")).then(|byte| async {
-            tokio::time::sleep(MOMENT).await;
+            tokio::time::sleep(moment()).await;
             byte
         });
-        let error = read(pieces, (LONG, 4 * MOMENT)).await.expect_err("no end");
+        let error = read(pieces, (LONG, 4 * moment()))
+            .await
+            .expect_err("no end");
         assert!(is_slow(&error), "{error}");
     }
 
@@ -174,10 +181,10 @@ mod tests {
     async fn what_comes_fast_enough_may_take_its_time() {
         let piece = Bytes::from(vec![b'x'; 64 << 10]);
         let pieces = stream::iter(vec![piece; 10]).then(|piece| async {
-            tokio::time::sleep(MOMENT).await;
+            tokio::time::sleep(moment()).await;
             piece
         });
-        let read = read(pieces, (LONG, 4 * MOMENT)).await;
+        let read = read(pieces, (LONG, 4 * moment())).await;
         assert_eq!(read.expect("it is fast enough").len(), 10 * (64 << 10));
     }
 

@@ -6,6 +6,7 @@ use alknet_core::config::NodeConfig;
 use alknet_http::Settings;
 use alknet_http::port80::Port80;
 use alknet_overheard::{Line, Overheard};
+use alknet_test_support::deadline;
 use http::header::ACCEPT;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
@@ -15,7 +16,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::node::{Node, Told};
 
 /// How long a line may take before a test calls it missing.
-const MISSING: Duration = Duration::from_secs(60);
+fn missing() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 /// The access log of this thread.
 struct Heard(Overheard);
@@ -41,7 +44,7 @@ impl Heard {
                 tokio::task::yield_now().await;
             }
         };
-        let said = tokio::time::timeout(MISSING, said).await;
+        let said = tokio::time::timeout(missing(), said).await;
         let mut lines = said.expect("there is a line for every request");
         let line = lines.pop().expect("it was there");
         assert!(lines.is_empty(), "one line for a request: {lines:?}");

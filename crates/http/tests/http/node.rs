@@ -16,6 +16,7 @@ use alknet_core::{
 use alknet_gateway::{Caller, Gateway};
 use alknet_http::limits::Patience;
 use alknet_http::{Document, Health, Http, Outside, Parts, Responder, RouteError, Settings};
+use alknet_test_support::deadline;
 use axum::Extension;
 use axum::body::Body;
 use axum::routing::{MethodRouter, get, post};
@@ -35,7 +36,9 @@ use tokio::task::JoinHandle;
 pub(crate) const VERSIONS: [&str; 2] = ["h1", "h2"];
 
 /// How long anything may take before a test calls it hung.
-const HUNG: Duration = Duration::from_secs(60);
+fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 #[derive(Debug)]
 pub(crate) struct Told {
@@ -302,7 +305,7 @@ impl Node {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(HUNG, wait).await.expect("it hangs");
+        tokio::time::timeout(hung(), wait).await.expect("it hangs");
     }
 
     /// A connection, and what serves it.
@@ -334,7 +337,7 @@ impl Node {
             }
             String::from_utf8(heard).expect("text")
         };
-        tokio::time::timeout(HUNG, work).await.expect("it hangs")
+        tokio::time::timeout(hung(), work).await.expect("it hangs")
     }
 
     /// Says each of these over one connection of HTTP/1.1, waits for `pause` in between, and hears what comes
@@ -350,7 +353,7 @@ impl Node {
         };
         let mut heard = Vec::new();
         let work = async { tokio::join!(saying, recv.read_to_end(&mut heard)) };
-        let (_, ended) = tokio::time::timeout(HUNG, work).await.expect("it hangs");
+        let (_, ended) = tokio::time::timeout(hung(), work).await.expect("it hangs");
         ended.expect("it ends");
         String::from_utf8(heard).expect("text")
     }
@@ -437,7 +440,9 @@ pub(crate) struct Served(JoinHandle<Result<(), HandlerError>>);
 impl Served {
     /// Waits until the node ends it.
     pub(crate) async fn ended(self) {
-        let ended = tokio::time::timeout(HUNG, self.0).await.expect("it hangs");
+        let ended = tokio::time::timeout(hung(), self.0)
+            .await
+            .expect("it hangs");
         let ended = ended.expect("it does not panic");
         ended.expect("it is no failure");
     }
@@ -478,6 +483,6 @@ impl Client {
                 body: body.to_bytes().to_vec(),
             }
         };
-        tokio::time::timeout(HUNG, work).await.expect("it hangs")
+        tokio::time::timeout(hung(), work).await.expect("it hangs")
     }
 }

@@ -11,11 +11,14 @@ use std::{
 };
 
 use alknet_init_net::{NetEvent, NetHandle, NetManager, NetState, Plan};
+use alknet_test_support::deadline;
 use nix::sched::{CloneFlags, setns};
 use tokio::{sync::mpsc, time::timeout};
 
 /// Nothing here takes this long unless it is broken; the pauses of DHCP are seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+fn patience() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -215,7 +218,7 @@ pub(crate) struct Net {
 impl Net {
     /// Waits until the state is as wanted.
     pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&NetState) -> bool) {
-        let heard = timeout(PATIENCE, async {
+        let heard = timeout(patience(), async {
             while !wanted(&self.state) {
                 match self.news.recv().await.expect("the manager runs") {
                     NetEvent::Changed(state) => self.state = state,

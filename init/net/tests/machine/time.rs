@@ -11,9 +11,12 @@ use alknet_init_net::{
     NetError,
     time::{Clock, TimeEvent, TimeHandle, TimeKeeper, TimeSources},
 };
+use alknet_test_support::deadline;
 use tokio::{net::UdpSocket, sync::mpsc, time::timeout};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+fn patience() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 /// A clock that is wrong by some nanoseconds.
 #[derive(Clone, Debug, Default)]
@@ -80,7 +83,7 @@ fn start(clock: &WrongClock, servers: &[String]) -> (TimeHandle, mpsc::Receiver<
 }
 
 async fn next(news: &mut mpsc::Receiver<TimeEvent>) -> TimeEvent {
-    let heard = timeout(PATIENCE, news.recv()).await;
+    let heard = timeout(patience(), news.recv()).await;
     heard.expect("told in time").expect("the keeper runs")
 }
 

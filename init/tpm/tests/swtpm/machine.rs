@@ -5,9 +5,10 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alknet_qemu::Process;
+use alknet_test_support::eventually;
 use alknet_tpm::Tpm;
 use tempfile::TempDir;
 
@@ -56,13 +57,11 @@ impl Machine {
         let running = Process::spawn(command, vec![]);
         let running = running.expect("swtpm is installed (cargo xtask setup)");
         // The server's socket is bound after the other one, and a connection waits until it is read.
-        let begun = Instant::now();
-        while UnixStream::connect(self.path("tpm")).is_err() {
+        eventually("swtpm listens", LISTENS_WITHIN, || {
             let ended = running.try_wait().expect("our child");
             assert!(ended.is_none(), "swtpm ended: {ended:?}");
-            assert!(begun.elapsed() < LISTENS_WITHIN, "swtpm does not listen");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+            UnixStream::connect(self.path("tpm")).map(drop)
+        });
         self.running = Some(running);
     }
 

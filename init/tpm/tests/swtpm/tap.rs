@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
+use alknet_test_support::deadline;
+
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -34,7 +36,8 @@ impl Tap {
     pub(crate) fn new(io: UnixStream) -> Self {
         // Whoever is told to wait for more than was sent would wait for ever; the kernel's device says
         // that there is no more.
-        io.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        io.set_read_timeout(Some(deadline(PATIENCE)))
+            .expect("a socket");
         Self {
             io,
             heard: Rc::default(),

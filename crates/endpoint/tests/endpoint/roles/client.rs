@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::scene::{KEYED, the_token};
 use super::{Got, Sends};
-use crate::support::HUNG;
+use crate::support::hung;
 
 /// The operation that is called.
 const WHOAMI: &str = "/demo/whoami";
@@ -145,7 +145,7 @@ enum Wire {
 impl Line {
     /// Asks the node who we are.
     pub(super) async fn ask(&mut self, sends: Sends) -> Got {
-        match timeout(HUNG, self.answer(sends)).await {
+        match timeout(hung(), self.answer(sends)).await {
             Ok(Ok(got)) => got,
             // An error is not always told to the one who reads: the connection knows why.
             Ok(Err(error)) => self.ended_by(Some(error)).await,
@@ -239,7 +239,7 @@ impl Line {
     /// How the connection ended, of which `error` was the first sign.
     async fn ended_by(&mut self, error: Option<io::Error>) -> Got {
         match &mut self.wire {
-            Wire::Iroh(connection) => match timeout(HUNG, connection.closed()).await {
+            Wire::Iroh(connection) => match timeout(hung(), connection.closed()).await {
                 Ok(iroh::endpoint::ConnectionError::ApplicationClosed(end)) => {
                     Got::Closed(Some(end.error_code.into_inner()))
                 }
@@ -253,7 +253,7 @@ impl Line {
                     Some(error) => Err(error),
                     None => {
                         let mut rest = Vec::new();
-                        match timeout(HUNG, tls.read_to_end(&mut rest)).await {
+                        match timeout(hung(), tls.read_to_end(&mut rest)).await {
                             Ok(end) => end,
                             Err(_) => return Got::Other("stays open".to_owned()),
                         }
@@ -264,7 +264,7 @@ impl Line {
                     Err(_) => Got::Refused,
                 }
             }
-            Wire::Quic(_, connection) => match timeout(HUNG, connection.closed()).await {
+            Wire::Quic(_, connection) => match timeout(hung(), connection.closed()).await {
                 Ok(quinn::ConnectionError::ApplicationClosed(end)) => {
                     Got::Closed(Some(end.error_code.into_inner()))
                 }

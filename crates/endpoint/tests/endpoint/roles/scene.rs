@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use alknet_call::{
     Body, CallError, CallHandler, Ctx, Dispatcher, HandlerKind, OperationSpec, Registration,
@@ -23,7 +24,7 @@ use super::{Entry, Flaw, Got, Known, Shows, Token, sheet::Column};
 use crate::authority::{Authority, certified};
 use crate::iroh;
 use crate::matrix::{self, pkcs8, raw_key};
-use crate::support::{HUNG, Handler, spec};
+use crate::support::{Handler, hung, spec};
 
 /// Seeds of Ed25519 keys: the peer's own, the one that follows, and one that is nobody's.
 const OWN: [u8; 32] = [21; 32];
@@ -271,11 +272,12 @@ impl Scene {
         };
         // The client may know before the node has counted it.
         let counted = async {
+            // Nothing announces it: it is looked for again and again.
             while counts() == (0, 0) {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        match (timeout(HUNG, counted).await, counts()) {
+        match (timeout(hung(), counted).await, counts()) {
             (Ok(()), (1, 0)) => Got::Refused,
             (_, other) => Got::Other(format!("no handshake, and the node counted {other:?}")),
         }

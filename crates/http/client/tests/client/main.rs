@@ -12,6 +12,7 @@ use alknet_core::{
 };
 use alknet_http_client::limits::{HEADERS_MAX, REDIRECTS_MAX};
 use alknet_http_client::{ClientOptions, Exchange, HttpClient, HttpError, Redirects};
+use alknet_test_support::deadline;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
@@ -234,7 +235,7 @@ async fn answers_have_bounds() {
             );
         }
         let brief = Exchange {
-            idle: Duration::from_millis(50),
+            idle: deadline(Duration::from_millis(50)),
             ..Exchange::default()
         };
         let hang = client.send_with(get(&server, "/hang"), &brief).await;
@@ -244,7 +245,7 @@ async fn answers_have_bounds() {
         let error = body.frame().await.expect("an end").expect_err("silence");
         assert!(matches!(error, HttpError::Idle(_)), "{error}");
         let whole = Exchange {
-            whole: Some(Duration::from_millis(200)),
+            whole: Some(deadline(Duration::from_millis(200))),
             ..Exchange::default()
         };
         let hang = client.send_with(get(&server, "/hang"), &whole).await;

@@ -1,9 +1,11 @@
 //! Servers that mean no good: each ends in one error, in bounded time and memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use alknet_call::{AdapterError, OperationAdapter};
+use alknet_call::{AdapterError, CallError, OperationAdapter};
 use alknet_mcp::limits::{EVENT_BYTES_MAX, PAGES_MAX, SCHEMA_BYTES_MAX, TOOLS_MAX};
+use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -208,7 +210,7 @@ async fn answers_to_calls_that_are_not_what_was_promised() {
 #[tokio::test]
 async fn answers_to_somebody_else() {
     let other = |id: Value| json!({"jsonrpc": "2.0", "id": id, "result": {"content": [{"type": "text", "text": "a"}]}});
-    // An answer with another id ends the connection, and the next call makes another.
+    // An answer with another id answers no call; the connection stays, and the next call has its answer.
     let first = std::sync::atomic::AtomicBool::new(true);
     let node = importer(move |message| {
         let spoiled = first.swap(false, std::sync::atomic::Ordering::SeqCst);
@@ -219,19 +221,24 @@ async fn answers_to_somebody_else() {
         Reply::Body("application/json", other(id).to_string())
     })
     .await;
-    let call = node.call("plain", json!({}));
-    let spoiled = tokio::time::timeout(std::time::Duration::from_secs(5), call).await;
-    assert!(!matches!(spoiled, Ok(Ok(_))), "{spoiled:?}");
+    assert_eq!(at_its_deadline(&node).await.code.name(), "TIMEOUT");
     let answer = node.call("plain", json!({})).await.expect("an answer");
     assert_eq!(answer["content"][0]["text"], "a");
 }
 
 #[tokio::test]
-async fn a_server_that_is_silent_is_not_waited_for() {
+async fn a_call_of_a_silent_server_ends_at_its_deadline() {
     let node = importer(|_| Reply::Silence).await;
-    let call = node.call("plain", json!({}));
-    let given_up = tokio::time::timeout(std::time::Duration::from_millis(300), call).await;
-    assert!(given_up.is_err(), "whoever waits decides how long");
+    assert_eq!(at_its_deadline(&node).await.code.name(), "TIMEOUT");
+}
+
+/// How a call ends that the server does not answer. The deadline leaves time to ask the server.
+async fn at_its_deadline(node: &Importer) -> CallError {
+    let limit = deadline(Duration::from_secs(1));
+    let call = node.call_within("plain", json!({}), Some(limit));
+    let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), call).await;
+    let outcome = ended.expect("it ends by itself");
+    outcome.expect_err("the server does not answer it")
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_call::{
     Body, CallError, CompositionAuthority, Ctx, Dispatcher, Gate, HandlerKind, Incoming,
@@ -82,9 +83,20 @@ impl Importer {
     }
 
     pub(crate) async fn call(&self, tool: &str, input: Value) -> Result<Value, CallError> {
+        self.call_within(tool, input, None).await
+    }
+
+    /// The same with a deadline of the caller's.
+    pub(crate) async fn call_within(
+        &self,
+        tool: &str,
+        input: Value,
+        timeout: Option<Duration>,
+    ) -> Result<Value, CallError> {
         let input = json!({"op": format!("tools/{tool}"), "input": input}).to_string();
         let incoming = Incoming {
             input: Some(input.into()),
+            timeout,
             ..Incoming::new("r1", "test/relay")
         };
         let output = self

@@ -1,13 +1,16 @@
 //! Calls of real documents' operations, answered by a server that somebody else makes of the same document:
 //! Prism of npm. What it does not understand as its document says it, it refuses.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use alknet_core::{CapabilityKind, Power, Secret, capability};
 use alknet_openapi::{FromOpenApi, OpenApiOptions};
+use alknet_test_support::Port;
 use serde_json::{Value, json};
 
 use crate::common::{Node, dialer, folder, packed};
@@ -18,20 +21,20 @@ use crate::secured::Secured;
 struct Prism {
     child: Child,
     address: SocketAddr,
+    _port: Port,
 }
 
 impl Prism {
-    fn start(package: &str, path: &str) -> Self {
+    fn start(document: &Path) -> Self {
         let tools = folder("ALKNET_TEST_OPENAPI_NODE");
         let program = tools.join("node_modules/@stoplight/prism-cli/dist/index.js");
-        // Taken and given back: Prism takes no listener.
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
-        let address = free.expect("a port");
+        let port = Port::claim().expect("a port");
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
         let mut child = Command::new("node")
             .arg(program)
             .args(["mock", "--host", "127.0.0.1", "--port"])
             .arg(address.port().to_string())
-            .arg(folder(package).join(path))
+            .arg(document)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -44,12 +47,16 @@ impl Prism {
             said.push('\n');
             line.contains("is listening")
         });
-        assert!(listens, "{path}: {said}");
+        assert!(listens, "{}: {said}", document.display());
         // Nobody may stop reading: it would wait.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         let errors = BufReader::new(child.stderr.take().expect("a pipe")).lines();
         std::thread::spawn(move || errors.map_while(Result::ok).for_each(drop));
-        Self { child, address }
+        Self {
+            child,
+            address,
+            _port: port,
+        }
     }
 }
 
@@ -160,9 +167,136 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// What a document says of some operations, which it names: their paths, and all that these refer to. Prism
+/// unfolds and compiles every schema of a document before it serves one, which takes it a minute of a
+/// processor for each of the largest.
+fn about(document: &Value, operations: &[&str]) -> Value {
+    let is_wanted = |item: &Value| {
+        let mut methods = item.as_object().into_iter().flat_map(|item| item.values());
+        methods.any(|method| {
+            let id = method["operationId"].as_str();
+            id.is_some_and(|id| operations.contains(&id))
+        })
+    };
+    let paths = document["paths"].as_object().expect("paths");
+    let wanted = paths.iter().filter(|(_, item)| is_wanted(item));
+    let wanted = wanted.map(|(path, _)| format!("/paths/{}", escaped(path)));
+    let mut kept = BTreeSet::new();
+    let mut left: Vec<String> = wanted.collect();
+    // Their parts are said by name in place of a reference.
+    left.extend(["/components/securitySchemes", "/securityDefinitions"].map(str::to_owned));
+    while let Some(pointer) = left.pop() {
+        let Some(part) = document.pointer(&pointer) else {
+            continue;
+        };
+        if kept.insert(pointer) {
+            references(part, &mut left);
+        }
+    }
+    let mut part = document.clone();
+    // Requests that their server makes, and what no specification knows, refer to other parts.
+    if let Some(fields) = part.as_object_mut() {
+        fields.retain(|name, _| !name.starts_with("x-") && name != "webhooks");
+    }
+    for table in ["paths", "definitions", "parameters", "responses"] {
+        retain(&mut part, &format!("/{table}"), &kept);
+    }
+    let kinds = part["components"].as_object().into_iter();
+    let kinds: Vec<String> = kinds.flat_map(|kinds| kinds.keys().cloned()).collect();
+    for kind in kinds.iter().filter(|kind| *kind != "securitySchemes") {
+        retain(&mut part, &format!("/components/{kind}"), &kept);
+    }
+    part
+}
+
+/// Keeps the entries of the table at `pointer` that are kept, or something in them.
+fn retain(document: &mut Value, pointer: &str, kept: &BTreeSet<String>) {
+    let Some(Value::Object(table)) = document.pointer_mut(pointer) else {
+        return;
+    };
+    table.retain(|name, _| {
+        let entry = format!("{pointer}/{}", escaped(name));
+        kept.iter().any(|kept| {
+            let below = kept.strip_prefix(&entry);
+            below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+        })
+    });
+}
+
+/// What a part of a document refers to, as pointers.
+fn references(part: &Value, found: &mut Vec<String>) {
+    match part {
+        Value::Object(fields) => {
+            let text = fields.get("$ref").and_then(Value::as_str);
+            found.extend(text.and_then(|text| text.strip_prefix('#')).map(unquoted));
+            fields.values().for_each(|field| references(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
+}
+
+/// A name as it stands in a JSON pointer (RFC 6901).
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+/// The pointer in the fragment of a URI.
+fn unquoted(fragment: &str) -> String {
+    percent_encoding::percent_decode_str(fragment)
+        .decode_utf8_lossy()
+        .into_owned()
+}
+
+#[test]
+fn a_part_of_a_document_has_all_it_refers_to() {
+    let document = json!({
+        "openapi": "3.0.0",
+        "x-webhooks": { "e": { "$ref": "#/components/schemas/E" } },
+        "paths": {
+            "/a/{b}": { "get": { "operationId": "a/get", "x": { "$ref": "#/components/schemas/A%20B" } } },
+            "/c": { "get": { "operationId": "c" } },
+        },
+        "components": {
+            "schemas": { "A B": { "items": [{ "$ref": "#/components/schemas/D" }] }, "D": {}, "E": {} },
+            "securitySchemes": { "token": {} },
+        },
+    });
+    let expected = json!({
+        "openapi": "3.0.0",
+        "paths": { "/a/{b}": document["paths"]["/a/{b}"] },
+        "components": {
+            "schemas": { "A B": document["components"]["schemas"]["A B"], "D": {} },
+            "securitySchemes": { "token": {} },
+        },
+    });
+    assert_eq!(about(&document, &["a/get"]), expected);
+}
+
+/// A file with what Prism has to know of the operations that a case calls.
+fn for_prism(case: &Case) -> tempfile::NamedTempFile {
+    let text = packed(case.package, case.path);
+    let is_json = case.path.ends_with(".json");
+    let ending = if is_json { ".json" } else { ".yaml" };
+    let file = tempfile::Builder::new().suffix(ending).tempfile();
+    let file = file.expect("a temporary file");
+    let text = if is_json {
+        let document = serde_json::from_slice(&text).expect("JSON");
+        let names = case.calls.iter().map(|(operation, ..)| *operation);
+        let names: Vec<&str> = names.filter_map(|name| name.strip_prefix("ns/")).collect();
+        about(&document, &names).to_string().into_bytes()
+    } else {
+        text.to_vec()
+    };
+    std::fs::write(file.path(), text).expect("writable");
+    file
+}
+
 async fn call_all(case: &Case) -> Vec<String> {
     let (package, path) = (case.package, case.path);
-    let started = tokio::task::spawn_blocking(move || Prism::start(package, path)).await;
+    let document = for_prism(case);
+    let file = document.path().to_owned();
+    let started = tokio::task::spawn_blocking(move || Prism::start(&file)).await;
     let prism = started.expect("no panic");
     let secured = Secured::before(prism.address).await;
     let (key, filler) = capability("key", CapabilityKind::Bearer, Arc::new(|| true));

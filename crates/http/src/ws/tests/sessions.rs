@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use alknet_call::limits::{FRAME_BYTES_DEFAULT, FRAME_BYTES_UNAUTHENTICATED, Patience};
+use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -102,7 +103,8 @@ async fn a_revoked_token_ends_the_session_at_once() {
 
 #[tokio::test]
 async fn an_expired_token_ends_the_session_when_it_does() {
-    let tokens = OneToken::new(Some(Duration::from_secs(1)));
+    // Enough for a call before.
+    let tokens = OneToken::new(Some(deadline(Duration::from_secs(1))));
     let mut client = Client::start(&tokens, Some(TOKEN));
     assert_eq!(client.output("demo/who", &Value::Null).await, "somebody");
     tokens.invalidate();
@@ -111,11 +113,12 @@ async fn an_expired_token_ends_the_session_when_it_does() {
 
 #[tokio::test]
 async fn whoever_is_silent_slow_or_nobody_is_let_go() {
-    const MOMENT: Duration = Duration::from_millis(50);
+    // Enough for a client to send what it has.
+    let moment = deadline(Duration::from_millis(50));
     let tokens = OneToken::new(None);
     let patience = Patience {
-        guest_login: MOMENT,
-        partial_frame: MOMENT,
+        guest_login: moment,
+        partial_frame: moment,
         ..Patience::default()
     };
     // Nobody, and asks nothing.
@@ -125,7 +128,7 @@ async fn whoever_is_silent_slow_or_nobody_is_let_go() {
     let mut client = Client::start_with(&tokens, None, patience, Pace::default());
     let event = json!({
         "type": "call.requested", "id": "1",
-        "payload": { "operationId": "demo/hang", "timeout_ms": 4 * MOMENT.as_millis() as u64 },
+        "payload": { "operationId": "demo/hang", "timeout_ms": 4 * moment.as_millis() as u64 },
     });
     client
         .send(&frame(BINARY, true, event.to_string().as_bytes()))
@@ -134,14 +137,14 @@ async fn whoever_is_silent_slow_or_nobody_is_let_go() {
     assert_eq!(client.closed().await, 4408);
     // Somebody who answers no ping.
     let silent = Pace {
-        ping_every: MOMENT,
+        ping_every: moment,
         ..Pace::default()
     };
     let mut client = Client::start_with(&tokens, Some(TOKEN), patience, silent);
     assert_eq!(client.closed().await, 4408);
     // A message that begins and does not end, in each of its forms.
     let slow = Pace {
-        partial: MOMENT,
+        partial: moment,
         ..Pace::default()
     };
     for bytes in [
