@@ -41,7 +41,7 @@ export async function suite(Alknet, CallError, { url, token }, options = {}) {
       const calls = Array.from({ length: 1000 }, (_, n) => node.call("demo/echo", n).then((got) => { order.push(got); return got; }));
       equal(await Promise.all(calls), Array.from({ length: 1000 }, (_, n) => n));
       equal(order.length, 1000);
-      const results = await node.batch([["demo/echo", 1], ["demo/nothing"], ["demo/echo", 3, { timeoutMs: 5000 }]]);
+      const results = await node.batch([["demo/echo", 1], ["demo/nothing"], ["demo/echo", 3, { timeoutMs: 60000 }]]);
       equal(results.map((r) => r.value ?? r.reason.code), [1, "NOT_FOUND", 3]);
       node.close();
     },

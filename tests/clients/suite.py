@@ -5,12 +5,12 @@
 CLIENT is the file with the client, FACTS a JSON object about the node. Says `ok NAME` for each test
 that passed and ends with the first that did not.
 """
-import asyncio, contextlib, importlib.util, json, sys, types
+import asyncio, contextlib, importlib.util, json, os, sys, types
 
 # What a stranger's frame may have, docs/protocol.md.
 STRANGERS_FRAME = 64 << 10
-# Longest wait for anything, seconds: guests run translated.
-HUNG = 120
+# Longest wait for anything, seconds: guests run translated, and the machine may be busy.
+HUNG = 120 * float(os.environ.get("ALKNET_TEST_SLOWDOWN", 1))
 
 
 def load(path):
@@ -170,8 +170,7 @@ async def what_is_too_long_ends_the_stream():
 async def a_quic_stream_may_carry_one_request():
     """FIN behind the request, FIN behind the answer."""
     async with known() as node:
-        if not is_quic(node):
-            return
+        assert is_quic(node)
         ended, received = asyncio.Event(), node.quic_event_received
 
         def watch(event):
@@ -287,8 +286,7 @@ async def binary_data_travels_beside_the_json():
 async def a_reset_gives_a_call_up():
     """RESET and STOP_SENDING, where a stream carries one request."""
     async with known() as node:
-        if not is_quic(node):
-            return
+        assert is_quic(node)
         await call(node, "demo/state")
         node.send(4, "call.requested", "own", {"operationId": "/demo/hang"})
         await until(node, lambda state: state["running"] == 1)

@@ -4,7 +4,7 @@ Arguments: a JSON object of facts, then the tests to run; each prints `ok NAME`.
 of somebody with `scopes`; `query`, an operation that needs one; `pid` of the node, to see its memory.
 """
 
-import json, socket, ssl, sys, threading, urllib.parse, warnings
+import contextlib, json, os, socket, ssl, sys, threading, urllib.parse, warnings
 
 import h2.config, h2.connection, h2.events, h2.settings
 import websockets.exceptions
@@ -21,6 +21,10 @@ URL = urllib.parse.urlsplit(FACTS["url"])
 SECURE = URL.scheme == "wss"
 PAIR = ["alknet.call", "alknet.bearer." + FACTS["token"]]
 MIB = 1 << 20
+# How much slower than at rest this machine is, as `cargo xtask test` measured it.
+SLOWDOWN = float(os.environ.get("ALKNET_TEST_SLOWDOWN", 1))
+# Longest wait for anything, seconds.
+WAIT = 60 * SLOWDOWN
 
 
 def tls(*alpn):
@@ -70,7 +74,12 @@ class Secured:
     def sendall(self, data):
         with self.using:
             self.tls.write(data)
-        self.flush()
+        try:
+            self.flush()
+        except OSError:
+            # The node said why before it closed the socket. On a busy machine the library's reading thread
+            # may not have come to that yet, and the library would close the socket without reading it.
+            pass
 
     def recv(self, _):
         """Everything there is: whoever waits for the socket is not told of what is left here."""
@@ -92,6 +101,8 @@ class Secured:
 
 def ws(subprotocols=("alknet.call",), **more):
     more.setdefault("compression", "deflate")
+    for limit in ("open_timeout", "ping_timeout", "close_timeout"):
+        more.setdefault(limit, WAIT)
     if not SECURE:
         return connect(
             FACTS["url"], subprotocols=list(subprotocols), proxy=None, max_size=None, **more
@@ -116,10 +127,10 @@ def event(operation, value=None, id="1", size=0):
 def call(session, operation, value=None, id="1", text=False):
     message = event(operation, value, id)
     session.send(message if text else message.encode())
-    return json.loads(session.recv(timeout=60))
+    return json.loads(session.recv(timeout=WAIT))
 
 
-def code(session, seconds=60):
+def code(session, seconds=WAIT):
     try:
         while True:
             session.recv(timeout=seconds)
@@ -141,11 +152,11 @@ def answers_in_the_kind_it_was_asked_in():
         assert session.subprotocol == "alknet.call"
         assert "Sec-WebSocket-Extensions" not in session.response.headers
         session.send(event("services/list").encode())
-        answer = session.recv(timeout=60)
+        answer = session.recv(timeout=WAIT)
         assert isinstance(answer, bytes) and json.loads(answer)["type"] == "call.responded"
     with ws(PAIR) as session:
         session.send(event("services/list"))
-        answer = session.recv(timeout=60)
+        answer = session.recv(timeout=WAIT)
         assert isinstance(answer, str) and json.loads(answer)["type"] == "call.responded"
 
 
@@ -184,7 +195,7 @@ def wrong_handshakes_are_refused():
 def messages_are_bounded_to_the_byte():
     with ws(PAIR) as session:
         session.send(event("services/list", size=MIB).encode())
-        assert json.loads(session.recv(timeout=60))["type"] == "call.responded"
+        assert json.loads(session.recv(timeout=WAIT))["type"] == "call.responded"
         session.send(event("services/list", size=MIB + 1).encode())
         assert code(session) == 1009
     with ws(PAIR) as session:
@@ -196,7 +207,7 @@ def messages_are_bounded_to_the_byte():
         assert code(session) == 1009
     with ws() as session:
         session.send(event("services/list", size=64 << 10).encode())
-        assert json.loads(session.recv(timeout=60))["type"] == "call.responded"
+        assert json.loads(session.recv(timeout=WAIT))["type"] == "call.responded"
         session.send(event("services/list", size=(64 << 10) + 1).encode())
         assert code(session) == 1009
 
@@ -278,9 +289,9 @@ def readers_that_never_read_cost_little():
         deaf.append(raw)
 
     def shout(raw):
-        asks = [event("services/list", id=str(n)).encode() for n in range(100_000)]
         try:
-            for ask in asks:
+            for n in range(100_000):
+                ask = event("services/list", id=str(n)).encode()
                 raw.sendall(b"\x82\xfe" + len(ask).to_bytes(2, "big") + b"\0\0\0\0" + ask)
         except OSError:
             pass  # It stopped reading, or closed: both are fine.
@@ -293,13 +304,21 @@ def readers_that_never_read_cost_little():
             assert call(honest, "services/list", id=str(n))["type"] == "call.responded"
     grown = memory() - before
     assert grown < 64 * MIB, f"{grown >> 10} KiB"
+    # OpenSSL keeps the number of the descriptor: one that is closed while a thread writes to it may be the
+    # next connection's by then, into which the thread would go on writing.
+    for raw in deaf:
+        with contextlib.suppress(OSError):
+            raw.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join(WAIT)
+        assert not thread.is_alive(), "it writes to a socket that is shut"
     for raw in deaf:
         raw.close()
 
 
 def pings_are_answered_and_asked_for():
     with ws(PAIR) as session:
-        assert session.ping(b"alive?").wait(60)
+        assert session.ping(b"alive?").wait(WAIT)
         # With each ping the library answers the node's: 20 s apart.
         assert call(session, "services/list")["type"] == "call.responded"
 
@@ -310,12 +329,12 @@ def whoever_answers_no_ping_is_let_go():
         session.protocol.recv_frame = lambda frame: (
             None if frame.opcode is Opcode.PING else original(frame)
         )
-        assert code(session, 120) == 4408
+        assert code(session, 2 * WAIT) == 4408
 
 
 def a_stranger_who_asks_nothing_is_let_go():
     with ws() as session:
-        assert code(session, 120) == 4408
+        assert code(session, 2 * WAIT) == 4408
 
 
 def whoever_loses_the_token_is_let_go():

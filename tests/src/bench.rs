@@ -10,7 +10,7 @@ use crate::image::Image;
 use crate::node::{Boot, Machine};
 
 /// Size of a test's data disk; sparse.
-const DATA_BYTES: u64 = 1 << 30;
+pub(crate) const DATA_BYTES: u64 = 1 << 30;
 
 /// A folder, an administrator with a key of its own, and disks that outlive a machine.
 #[derive(Debug)]
@@ -86,7 +86,12 @@ impl Bench {
     /// # Panics
     /// It cannot be made.
     pub fn data(&self) -> PathBuf {
-        self.disk("data", DATA_BYTES)
+        self.data_of(DATA_BYTES)
+    }
+
+    /// The same of another size, if this is the first one to ask for it.
+    pub(crate) fn data_of(&self, bytes: u64) -> PathBuf {
+        self.disk("data", bytes)
     }
 
     /// A disk of `bytes`, blank at first.

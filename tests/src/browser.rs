@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use alknet_test_support::deadline;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -278,9 +279,9 @@ impl Browser {
         if let Some(at) = self.events.iter().position(&is) {
             return self.events.remove(at);
         }
-        let deadline = Instant::now() + HUNG;
+        let until = Instant::now() + deadline(HUNG);
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             match self.from.recv_timeout(left) {
                 Ok(message) if is(&message) => return message,
                 Ok(message) => self.events.push(message),

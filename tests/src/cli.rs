@@ -3,13 +3,15 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::image::binary;
+use crate::wait::whole_seconds;
 
-/// Longest wait for one call, in seconds. Generous: guests run translated and on busy hosts.
-const CALL_SECONDS: &str = "120";
+/// Longest wait for one call. Generous: guests run translated.
+const CALL_WITHIN: Duration = Duration::from_secs(120);
 
 /// The binary with a state directory of its own.
 #[derive(Clone, Debug)]
@@ -82,7 +84,7 @@ impl Cli {
 
     /// Calls an operation of `target`; `more` are further arguments, `--carriage tcp`.
     pub fn call(&self, target: &str, operation: &str, input: &Value, more: &[&str]) -> Answer {
-        let mut command = self.command(&["call", "--timeout", CALL_SECONDS]);
+        let mut command = self.command(&["call", "--timeout", &whole_seconds(CALL_WITHIN)]);
         command
             .args(more)
             .args([target, operation, &input.to_string()]);
@@ -94,7 +96,7 @@ impl Cli {
     /// # Panics
     /// The command cannot be started.
     pub fn subscribe(&self, target: &str, operation: &str, input: &Value) -> Stream {
-        let mut command = self.command(&["call", "--timeout", CALL_SECONDS]);
+        let mut command = self.command(&["call", "--timeout", &whole_seconds(CALL_WITHIN)]);
         command
             .args([target, operation, &input.to_string()])
             .stdout(Stdio::piped());

@@ -1,8 +1,9 @@
 //! HTTP/3, by aioquic.
 
 use std::net::SocketAddr;
-use std::process::Command;
+use std::time::Duration;
 
+use alknet_test_support::limited;
 use data_encoding::BASE64;
 use serde_json::Value;
 
@@ -11,8 +12,8 @@ use crate::tools::{client, start_with_json, variable};
 /// Python packages of the tests, put into the cache by the set-up.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 
-/// Longest run, in seconds. Generous: guests run translated and on busy hosts.
-const SECONDS: &str = "300";
+/// Longest run. Generous: guests run translated.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(300);
 
 /// What a request was answered.
 #[derive(Clone, Debug)]
@@ -32,9 +33,8 @@ pub struct Heard {
 /// One of them is not answered.
 #[must_use]
 pub fn http3(address: SocketAddr, requests: &Value) -> Vec<Heard> {
-    let mut python = Command::new("timeout");
+    let mut python = limited(ANSWERED_WITHIN, "python3");
     python
-        .args([SECONDS, "python3"])
         .arg(client("http3.py"))
         .args([address.ip().to_string(), address.port().to_string()])
         .env("PYTHONPATH", variable(PACKAGES_VARIABLE));

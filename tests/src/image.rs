@@ -46,6 +46,13 @@ impl Image {
         self.manifest.cmdline(form).unwrap_or_default()
     }
 
+    /// What the files of `form` are, by their content.
+    pub(crate) fn digests(&self, form: Form) -> String {
+        let files = self.manifest.outputs.iter();
+        let files = files.filter(|file| file.form == form);
+        files.map(|file| format!("{}\n", file.sha256)).collect()
+    }
+
     /// What is known about the build.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

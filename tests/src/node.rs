@@ -1,7 +1,7 @@
 //! A node on a machine.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient, CallConnection};
@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::bench::Bench;
 use crate::cli::{Answer, Cli, Stream};
 use crate::image::Image;
+use crate::snapshot;
 
 /// What PID 1 prints once the port is served: host name, identity, port.
 pub const READY: &str = "alknet: ready ";
@@ -39,6 +40,15 @@ pub enum Boot {
 }
 
 impl Boot {
+    /// The form of the image that it boots.
+    pub(crate) fn form(self) -> Form {
+        match self {
+            Self::MicrovmErofs => Form::Erofs,
+            Self::Q35Initramfs => Form::Direct,
+            Self::UefiRaw => Form::Raw,
+        }
+    }
+
     /// Where `node/info` says that the harness's configuration came from: a microvm gets it on the
     /// disk after root and data.
     #[must_use]
@@ -60,7 +70,11 @@ pub struct Machine<'a> {
     config: String,
     command_line: String,
     data: Option<Disk>,
+    disks: Vec<Disk>,
     nics: Vec<Nic>,
+    /// It has a TPM.
+    measured: bool,
+    after_firmware: bool,
 }
 
 impl<'a> Machine<'a> {
@@ -86,7 +100,10 @@ impl<'a> Machine<'a> {
             config: config(&bench.admin().identity()),
             command_line,
             data: (boot != Boot::UefiRaw).then(|| Disk::file(bench.data()).data()),
+            disks: vec![],
             nics: vec![],
+            measured: false,
+            after_firmware: false,
         }
     }
 
@@ -115,7 +132,8 @@ impl<'a> Machine<'a> {
     }
 
     /// With a TPM of this name, which stays on the bench as the firmware's variables do.
-    pub fn measured(self, chip: &str) -> Self {
+    pub fn measured(mut self, chip: &str) -> Self {
+        self.measured = true;
         let folder = self.bench.path();
         let (chip, variables) = (
             folder.join(format!("{chip}.tpm")),
@@ -129,6 +147,18 @@ impl<'a> Machine<'a> {
         self.with(|vm| vm.variables(variables).secure_boot())
     }
 
+    /// Starts where firmware has handed over to the kernel of the shipped image: a copy of a machine on
+    /// which real firmware did so once. The messages of that firmware to its TPM are sent to this one's TPM
+    /// first, so that it has the same measurements. Everything from the kernel's first instructions on happens here, with
+    /// this machine's disks, configuration and TPM.
+    ///
+    /// Firmware takes ten times as long as all the rest under emulation. Not for a test of what firmware
+    /// starts, refuses or measures, nor with other disks or cards than the usual ones.
+    pub fn after_firmware(mut self) -> Self {
+        self.after_firmware = true;
+        self
+    }
+
     /// Adds to the kernel's command line.
     pub fn append(mut self, words: &str) -> Self {
         self.command_line = format!("{} {words}", self.command_line);
@@ -138,6 +168,13 @@ impl<'a> Machine<'a> {
     /// Replaces the data disk; `None` leaves it out.
     pub fn data(mut self, disk: Option<Disk>) -> Self {
         self.data = disk;
+        self
+    }
+
+    /// Adds a disk after the data disk. One that is added by [`with`](Self::with) comes before the root file
+    /// system, which a microvm expects on its first disk.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
         self
     }
 
@@ -157,8 +194,28 @@ impl<'a> Machine<'a> {
     /// # Panics
     /// QEMU does not start.
     pub fn start(self) -> Vm {
+        self.try_start().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same with whatever comes of it.
+    ///
+    /// # Errors
+    /// QEMU does not start.
+    pub fn try_start(self) -> alknet_qemu::Result<Vm> {
+        let (boot, measured, after_firmware) = (self.boot, self.measured, self.after_firmware);
         let vm = self.into_builder();
-        vm.start().unwrap_or_else(|error| panic!("{error}"))
+        if after_firmware {
+            Ok(snapshot::after_firmware(boot, measured, &vm))
+        } else {
+            vm.start()
+        }
+    }
+
+    /// What it has to have in common with a saved machine that it is to be restored from.
+    pub(crate) fn recipe(self) -> String {
+        // It is not started: its disk need not be there.
+        let recipe = self.builder(PathBuf::new()).recipe();
+        recipe.unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Starts it and waits until the port is served.
@@ -171,6 +228,15 @@ impl<'a> Machine<'a> {
     }
 
     fn into_builder(self) -> VmBuilder {
+        let raw = match self.boot {
+            Boot::UefiRaw => self.bench.raw(),
+            Boot::MicrovmErofs | Boot::Q35Initramfs => PathBuf::new(),
+        };
+        self.builder(raw)
+    }
+
+    /// `raw` is the disk of a machine that boots from it.
+    fn builder(self, raw: PathBuf) -> VmBuilder {
         let image = Image::get();
         let direct = |vm: VmBuilder, form, role| {
             vm.kernel(image.file(form, role))
@@ -181,11 +247,13 @@ impl<'a> Machine<'a> {
                 .disk(Disk::file(image.file(Form::Erofs, Role::Root)).read_only()),
             Boot::Q35Initramfs => direct(self.vm, Form::Direct, Role::Kernel)
                 .initrd(image.file(Form::Direct, Role::Initrd)),
-            Boot::UefiRaw => self.vm.disk(Disk::file(self.bench.raw())),
+            Boot::UefiRaw => self.vm.disk(Disk::file(raw)),
         };
-        if let Some(disk) = self.data {
-            vm = vm.disk(disk);
-        }
+        vm = self
+            .data
+            .into_iter()
+            .chain(self.disks)
+            .fold(vm, VmBuilder::disk);
         if !self.config.is_empty() {
             vm = vm.config(self.config);
         }
@@ -341,7 +409,8 @@ impl Node {
 
 /// The document that names `admin` as administrator.
 fn config(admin: &str) -> String {
-    format!("[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n")
+    // On an emulated processor that others use as well, a small shader takes many seconds.
+    format!("[compute]\ngpu_seconds = 600\n[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n")
 }
 
 /// microvm ends by a reset: a test that wants to see it boot again asks for that.

@@ -7,10 +7,12 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use alknet_test_support::Port;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -37,43 +39,6 @@ subjectAltName = DNS:localhost, IP:127.0.0.1, IP:10.0.2.2
 /// Whom Pebble calls the issuer of its certificates, before some random digits.
 const ISSUER: &str = "Pebble Intermediate CA";
 
-/// A number on TCP and UDP of 127.0.0.1 that nobody else takes until it is given away.
-#[derive(Debug)]
-pub struct Port {
-    number: u16,
-    _tcp: TcpListener,
-    _udp: UdpSocket,
-}
-
-impl Port {
-    /// A free one.
-    ///
-    /// # Panics
-    /// There is none.
-    pub fn free() -> Self {
-        eventually("a free port", || {
-            let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
-            let number = tcp.local_addr().ok()?.port();
-            let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
-            Some(Self {
-                number,
-                _tcp: tcp,
-                _udp: udp,
-            })
-        })
-    }
-
-    /// The number.
-    pub fn number(&self) -> u16 {
-        self.number
-    }
-
-    /// The number, free for whoever is to have it.
-    pub fn give(self) -> u16 {
-        self.number
-    }
-}
-
 /// How an authority looks at those who want a certificate.
 #[derive(Clone, Copy, Debug)]
 pub struct Manners {
@@ -92,9 +57,8 @@ pub struct Manners {
 #[derive(Debug)]
 pub struct Authority {
     folder: TempDir,
-    directory: Port,
-    management: Port,
-    names: [Port; 2],
+    /// Of the directory, of the management, of the name server and of what controls it.
+    ports: [Port; 4],
 }
 
 impl Authority {
@@ -118,15 +82,13 @@ impl Authority {
         certificate(folder.path(), "server", &server, &issued_by);
         Self {
             folder,
-            directory: Port::free(),
-            management: Port::free(),
-            names: [Port::free(), Port::free()],
+            ports: Port::claim_all(),
         }
     }
 
     /// `tls.acme.directory`; `host` is `localhost` or [`GATEWAY`].
     pub fn directory(&self, host: &str) -> String {
-        format!("https://{host}:{}/dir", self.directory.number())
+        format!("https://{host}:{}/dir", self.ports[0].number())
     }
 
     /// `tls.roots`: who vouches for the authority's own certificate.
@@ -139,15 +101,10 @@ impl Authority {
     /// # Panics
     /// It does not: the set-up installs it.
     pub fn open(self, manners: &Manners) -> Pebble {
-        let Self {
-            folder,
-            directory,
-            management,
-            names: [dns, control],
-        } = self;
+        let Self { folder, ports } = self;
+        let [directory, management, dns, control] = ports.each_ref().map(Port::number);
         let local = |port: u16| format!("127.0.0.1:{port}");
         let file = |name: &str| folder.path().join(name);
-        let (directory, management) = (directory.give(), management.give());
         let config = json!({ "pebble": {
             "listenAddress": local(directory),
             "managementListenAddress": local(management),
@@ -160,7 +117,7 @@ impl Authority {
             "certificateValidityPeriod": manners.lifetime_s,
         }});
         std::fs::write(file("pebble.json"), config.to_string()).expect("the folder is ours");
-        let (dns, control) = (local(dns.give()), local(control.give()));
+        let (dns, control) = (local(dns), local(control));
         let mut name_server = Command::new("pebble-challtestsrv");
         name_server
             .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
@@ -183,6 +140,7 @@ impl Authority {
         ];
         let pebble = Pebble {
             _programs: programs,
+            _ports: ports,
             folder,
             management,
         };
@@ -219,6 +177,8 @@ fn certificate(folder: &Path, section: &str, [key, to]: &[PathBuf; 2], more: &[O
 #[derive(Debug)]
 pub struct Pebble {
     _programs: [Program; 2],
+    // Behind the programs, which have them.
+    _ports: [Port; 4],
     // Behind the programs, which read it.
     folder: TempDir,
     management: u16,
@@ -234,8 +194,10 @@ impl Pebble {
         let url = format!("https://localhost:{}/roots/0", self.management);
         let own = self.folder.path().join("own.pem");
         let (own, to) = (own.display().to_string(), file.display().to_string());
-        let fixed = ["--silent", "--show-error", "--fail", "--max-time", "60"];
-        let asked = ["--cacert", own.as_str(), "--output", to.as_str(), &url];
+        let fixed = ["--silent", "--show-error", "--fail", "--max-time"];
+        let limit = alknet_test_support::seconds(Duration::from_secs(60));
+        let (own, to) = (own.as_str(), to.as_str());
+        let asked = [limit.as_str(), "--cacert", own, "--output", to, &url];
         tool_says("curl", &[&fixed[..], &asked].concat());
         file
     }

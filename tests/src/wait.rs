@@ -1,21 +1,23 @@
 //! Waiting for what has to happen.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Longest wait; between processes and emulated machines on a busy host it may take its time.
+use alknet_test_support::deadline;
+
+/// Longest wait; between processes and emulated machines it may take its time.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Asks again and again until the answer is there.
 ///
 /// # Panics
 /// `what` did not happen.
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = ask() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+#[track_caller]
+pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    alknet_test_support::eventually(what, PATIENCE, ask)
+}
+
+/// A limit for a program that takes whole seconds, longer where this machine is busy.
+#[must_use]
+pub fn whole_seconds(limit: Duration) -> String {
+    deadline(limit).as_secs().max(1).to_string()
 }

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Lines};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use alknet_core::AuthToken;
 use alknet_endpoint::Target;
@@ -11,9 +12,12 @@ use serde_json::{Value, json};
 use crate::bench::Bench;
 use crate::host::HostNode;
 use crate::node::{Machine, Node};
+use crate::snapshot::Snapshot;
+use crate::store::Store;
+use crate::wait::whole_seconds;
 
-/// Longest run of curl, in seconds. Generous: guests run translated and on busy hosts.
-const CURL_SECONDS: &str = "300";
+/// Longest run of curl. Generous: guests run translated.
+const CURL_WITHIN: Duration = Duration::from_secs(300);
 
 /// Every run of curl is a connection of its own.
 const LIMITS: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
@@ -67,6 +71,18 @@ impl Web<Node> {
     pub fn boot(machine: Machine<'_>, config: &str) -> Self {
         let known = Known::new();
         let node = machine.configured(&known.document(config)).boot();
+        let address = node.address();
+        let made = node.call("token/make", &everything());
+        Self::of(node, address, &known, &made)
+    }
+
+    /// A copy of a machine that serves already, with this configuration besides.
+    ///
+    /// # Panics
+    /// As [`Snapshot::restore`].
+    pub fn restore(snapshot: Snapshot<'_>, config: &str) -> Self {
+        let known = Known::of_snapshots();
+        let node = snapshot.configured(&known.document(config)).restore();
         let address = node.address();
         let made = node.call("token/make", &everything());
         Self::of(node, address, &known, &made)
@@ -129,7 +145,7 @@ impl<N> Web<N> {
         let mut command = Command::new("curl");
         command
             .args(["--silent", "--show-error", "--insecure", "--no-buffer"])
-            .args(["--max-time", CURL_SECONDS, "--json", call])
+            .args(["--max-time", &whole_seconds(CURL_WITHIN), "--json", call])
             .args(["--header", &format!("Authorization: Bearer {token}")])
             .args(["--header", "Accept: text/event-stream"])
             .args(arguments)
@@ -190,6 +206,19 @@ impl Known {
         Self {
             reader: token(),
             expired: token(),
+        }
+    }
+
+    /// Those of every snapshot, of which the cache keeps the texts.
+    fn of_snapshots() -> Self {
+        let store = Store::open();
+        let token = |name: &str| {
+            let made = || AuthToken::generate().expect("the system has entropy");
+            AuthToken::new(store.text(name, || made().expose().to_owned()))
+        };
+        Self {
+            reader: token("reader.token"),
+            expired: token("expired.token"),
         }
     }
 
@@ -264,7 +293,7 @@ pub fn curl(url: &str, arguments: &[&str]) -> Told {
     let mut command = Command::new("curl");
     command
         .args(["--silent", "--show-error", "--insecure", "--include"])
-        .args(["--path-as-is", "--max-time", CURL_SECONDS])
+        .args(["--path-as-is", "--max-time", &whole_seconds(CURL_WITHIN)])
         .args(arguments)
         .arg(url);
     let output = command.output().expect("curl is installed by the set-up");

@@ -378,7 +378,7 @@ fn the_tpm_knows_the_vault_and_nothing_else_of_ours() {
 #[test]
 fn only_the_appliance_and_the_tools_wire_parts_together() {
     let graph = Graph::load();
-    let may = ["alknet", "alknet-tasks", "alknet-tests"];
+    let may = ["alknet", "alknet-bench", "alknet-tests"];
     for package in graph.members.iter().filter(|m| !may.contains(&m.as_str())) {
         let closure = graph.closure(package);
         let both = closure.contains("alknet-call") && closure.contains("alknet-endpoint");
@@ -419,9 +419,11 @@ fn the_binary_carries_no_build_tool() {
     Graph::load().forbid(
         "alknet",
         &[
+            "alknet-bench",
             "alknet-image",
             "alknet-qemu",
             "alknet-tasks",
+            "alknet-test-support",
             "indicatif",
             "tonic",
         ],
@@ -486,7 +488,9 @@ fn the_environment_is_read_only_at_the_edges() {
     let edges = [
         "appliance/",
         "compute/gpu/src/worker.rs",
+        "crates/bench/",
         "crates/tasks/",
+        "crates/test-support/",
         "crates/xtask/",
         "image/",
         "qemu/",
@@ -531,10 +535,13 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
         "qemu/",
         "appliance/src/memory.rs",
         "appliance/src/node/",
+        "crates/bench/src/",
         "crates/tasks/src/",
         "crates/vault/src/area/sys.rs",
         "crates/worker/src/sys/",
         "crates/worker/tests/worker/probe/",
+        // Without a library: it is compiled before anything else is.
+        "crates/xtask/src/workspace.rs",
     ];
     // Mesa's drivers are C: their two entry points are called there, and generated code finds the C
     // library's functions there. What is measured beside our shaders asks for every feature.
@@ -569,6 +576,58 @@ fn nothing_is_left_unfinished() {
         &["unimplemented!(", "todo!(", "#[ignore"],
         &[],
     );
+}
+
+/// Each test of a file: its first line, and the lines of its body.
+fn tests_of(text: &str) -> Vec<(usize, Vec<&str>)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let is_mark = |line: &str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+    let marks = lines.iter().enumerate();
+    let marks = marks.filter(|(_, line)| is_mark(line.trim_start()));
+    marks
+        .map(|(at, line)| {
+            let indent = &line[..line.len() - line.trim_start().len()];
+            let end = format!("{indent}}}");
+            let body = lines[at..].iter().copied();
+            (at + 1, body.take_while(|line| *line != end).collect())
+        })
+        .collect()
+}
+
+/// How a test returns early. Other returns in its body are those of closures and of scripts in strings.
+const EARLY: [&str; 2] = ["return;", "return Ok(());"];
+
+/// Tests in these files start their program again, as a process that ends where the test's own part begins.
+const STARTED_AGAIN: [&str; 4] = [
+    "crates/tasks/src/group.rs",
+    "crates/tasks/src/lib.rs",
+    "crates/tasks/src/test/programs.rs",
+    "crates/xtask/src/workspace/tests.rs",
+];
+
+/// A test that returns early passes without having run. `skip!` of `alknet-test-support` returns as well, and
+/// the skip is counted.
+#[test]
+fn no_test_returns_early_without_a_named_skip() {
+    let root = root();
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut tests = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("a readable file");
+        for (line, body) in tests_of(&text) {
+            tests += 1;
+            let is_early = |line: &&str| EARLY.iter().any(|early| line.contains(early));
+            let early = body.iter().any(is_early);
+            let again = STARTED_AGAIN.iter().any(|again| file.ends_with(again));
+            assert!(
+                !early || again,
+                "{}:{line}: say with skip! what is lacking",
+                file.display()
+            );
+        }
+    }
+    assert!(tests > 2000, "{tests} tests were found");
 }
 
 /// The tables of docs/testing.md that say which test shows what.

@@ -4,8 +4,11 @@ use std::io::{BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
-use alknet_tests::pebble::{Authority, Manners, Port};
+use alknet_test_support::Port;
+use alknet_test_support::seconds;
+use alknet_tests::pebble::{Authority, Manners};
 use alknet_tests::{Bench, Web};
 use serde_json::json;
 
@@ -25,13 +28,13 @@ const FILE_BYTES: u64 = 256 << 20;
 /// What is read of it at once while the renewal is waited for: the rest waits at the node.
 const SOME_BYTES: usize = 64 << 10;
 
-/// Longest run of curl, in seconds.
-const SECONDS: &str = "600";
+/// Longest run of curl.
+const LIMIT: Duration = Duration::from_secs(600);
 
 #[test]
 fn a_renewal_ends_no_download_and_no_stream() {
     let bench = Bench::new();
-    let (authority, port) = (Authority::new(), Port::free());
+    let (authority, port) = (Authority::new(), Port::claim().expect("a port"));
     let www = bench.path().join("www");
     std::fs::create_dir(&www).expect("the bench's folder is ours");
     let file = std::fs::File::create(www.join("large.bin"));
@@ -44,7 +47,7 @@ fn a_renewal_ends_no_download_and_no_stream() {
         lifetime_s: LIFETIME_S,
         refused_percent: REFUSED_PERCENT,
     });
-    let web = Web::start_at(&bench, port.give(), &document);
+    let web = Web::start_at(&bench, port.number(), &document);
     let first = pebble.certificate_at(web.address(), NAME, None, || ());
 
     let root = pebble.root();
@@ -102,7 +105,7 @@ impl Download {
         let port = node.port();
         let mut curl = Command::new("curl")
             .args(["--silent", "--show-error", "--fail", "--no-buffer"])
-            .args([version, "--max-time", SECONDS, "--cacert"])
+            .args([version, "--max-time", &seconds(LIMIT), "--cacert"])
             .arg(root)
             .args(["--resolve", &format!("{NAME}:{port}:{}", node.ip())])
             .arg(format!("https://{NAME}:{port}/large.bin"))

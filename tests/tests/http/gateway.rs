@@ -2,7 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use alknet_test_support::seconds;
 use alknet_tests::{Bench, Web};
 use serde_json::{Value, json};
 
@@ -280,7 +282,7 @@ fn events_come_as_they_happen_and_end_when_nobody_reads() {
                 "--insecure",
                 version,
                 "--max-time",
-                "60",
+                &seconds(Duration::from_secs(60)),
             ])
             .args(["--header", &format!("Authorization: Bearer {}", web.admin)])
             .args(["--header", "Accept: text/event-stream"])

@@ -4,13 +4,16 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, Connection, RecvStream, SendStream};
 use alknet_endpoint::Dialer;
+use alknet_test_support::deadline;
 use alknet_tests::{Bench, Web};
 use alknet_tls::NodeKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::block_in_place;
 
 /// How long anything may take before a test calls it hung.
-const HUNG: Duration = Duration::from_secs(120);
+fn hung() -> Duration {
+    deadline(Duration::from_secs(120))
+}
 
 /// What an attack may make the node's memory grow by, and the allocator keep of it.
 const GROWTH_BYTES: u64 = 48 << 20;
@@ -19,7 +22,7 @@ const H1: &[u8] = b"http/1.1";
 const H2: &[u8] = b"h2";
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HUNG, work).await.expect("it hangs")
+    tokio::time::timeout(hung(), work).await.expect("it hangs")
 }
 
 /// A connection that says what it likes.
@@ -130,7 +133,7 @@ Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
     let told = String::from_utf8(body.hear().await).expect("text");
     assert!(told.starts_with("HTTP/1.1 408"), "{told}");
     // A hang is what this is about, not a time.
-    assert!(started.elapsed() < HUNG);
+    assert!(started.elapsed() < hung());
     survives(&web, before);
 }
 
@@ -204,8 +207,8 @@ async fn pings_and_settings_without_end_are_answered_or_refused() {
         let many = frame(kind, 0, 0, payload).repeat(1000);
         // The answers are never read.
         for _ in 0..200 {
-            let said =
-                tokio::time::timeout(Duration::from_secs(5), raw.send.write_all(&many)).await;
+            let limit = deadline(Duration::from_secs(5));
+            let said = tokio::time::timeout(limit, raw.send.write_all(&many)).await;
             if !matches!(said, Ok(Ok(()))) {
                 break;
             }

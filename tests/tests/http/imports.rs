@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpListener;
 use std::process::Command;
 
+use alknet_test_support::Port;
 use alknet_tests::tools::client;
 use alknet_tests::{Bench, Relay, Server, Told, Web, binary, curl, eventually};
 use data_encoding::BASE64;
@@ -32,12 +32,6 @@ fn mcp(namespace: &str, port: u16) -> String {
         "[[http.import]]\nkind = \"mcp\"\nnamespace = \"{namespace}\"\nplain = true\n\
          url = \"http://127.0.0.1:{port}/mcp\"\n{HERE}\n"
     )
-}
-
-/// A port that nobody listens at: it was free just now.
-fn nobody() -> u16 {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
-    free.expect("a port").port()
 }
 
 /// A node with these imports, and an operation that uses them.
@@ -224,8 +218,8 @@ fn imports_are_reached_through_operations_and_by_nobody_from_outside() {
 
 #[test]
 fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
-    let port = nobody();
-    let gone = nobody();
+    let unused = Port::claim_all::<2>();
+    let [port, gone] = unused.each_ref().map(Port::number);
     let api = Server::api(0, None);
     let imports = [
         openapi("api", api.port(), "cfg:/api.yaml", HERE),
@@ -316,7 +310,8 @@ fn without_a_vault_an_import_that_needs_a_secret_asks_nobody() {
 
 #[test]
 fn tools_of_another_server_come_and_go_with_it() {
-    let port = nobody();
+    let unused = Port::claim().expect("a port");
+    let port = unused.number();
     let node = Importer::start(Bench::new(), &mcp("tools", port), &["tools/*"]);
     // Nobody is there yet: there is nothing to call, and the node is as it was.
     let sum = json!({ "a": 2, "b": 3 });

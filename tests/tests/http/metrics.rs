@@ -1,13 +1,14 @@
 //! Metrics, as a program that collects them reads them: Prometheus' own client library.
 
-use std::process::Command;
+use std::time::Duration;
 
+use alknet_test_support::limited;
 use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{Bench, Web};
 use serde_json::{Value, json};
 
-/// Longest run of Python, in seconds.
-const SECONDS: &str = "120";
+/// Longest run of Python.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What both ways to the metrics answer, after calls that were counted.
 fn answers(web: &Web) -> Value {
@@ -29,9 +30,8 @@ fn prometheus_library_reads_every_number() {
     let bench = Bench::new();
     let web = Web::start(&bench, "");
     let given = answers(&web);
-    let mut python = Command::new("timeout");
+    let mut python = limited(LIMIT, "python3");
     python
-        .args([SECONDS, "python3"])
         .arg(client("metrics.py"))
         .env("PYTHONPATH", variable("ALKNET_TEST_PYTHONPATH"));
     let output = run_with_json(&mut python, &given);

@@ -1,7 +1,9 @@
 //! The status page, by the command that leads to it, by curl, and in a browser.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use alknet_test_support::seconds;
 use alknet_tests::{Bench, Browser, HostNode, eventually, spki, tools};
 use serde_json::{Value, json};
 
@@ -27,12 +29,13 @@ impl Got {
 }
 
 fn curl(arguments: &[&str]) -> Got {
+    let wait = seconds(Duration::from_secs(60));
     let mut all = vec![
         "--silent",
         "--show-error",
         "--insecure",
         "--max-time",
-        "60",
+        &wait,
         "--include",
     ];
     all.extend(arguments);

@@ -4,7 +4,9 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use alknet_test_support::seconds;
 use alknet_tests::{Bench, Told, Web};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -69,7 +71,8 @@ fn b3sum(bytes: &[u8]) -> String {
 fn body(web: &Web, token: &str, path: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new("curl");
     command
-        .args(["--silent", "--insecure", "--max-time", "300"])
+        .args(["--silent", "--insecure", "--max-time"])
+        .arg(seconds(Duration::from_secs(300)))
         .args(["--header", &format!("Authorization: Bearer {token}")])
         .args(arguments)
         .arg(web.url(path));

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use alknet_call::CallOptions;
+use alknet_test_support::{deadline, skipped};
 use alknet_tests::{Bench, Boot, Node, Web, eventually};
 use serde_json::{Value, json};
 
@@ -38,7 +39,7 @@ fn script(variant: &str) -> String {
 #[test]
 fn scripts_and_shaders_run_behind_every_wall() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.snapshot(Boot::MicrovmErofs).restore();
     let before = node.info();
     assert_eq!(
         before["listen"]["alpns"],
@@ -51,6 +52,9 @@ fn scripts_and_shaders_run_behind_every_wall() {
     assert_eq!(product(&node, "host"), SQUARE);
     // An image without a driver (`--vulkan none`) says so, and computes what needs none.
     let has_driver = has_driver();
+    if !has_driver {
+        skipped("Vulkan driver", "shaders run in no worker");
+    }
     let variant = if has_driver { "wgsl" } else { "host" };
     if !has_driver {
         assert_refused_without_driver(&node);
@@ -98,7 +102,7 @@ fn given_back(node: &Node) {
     runtime.block_on(async {
         let (_dialer, client) = node.client().await.expect("it serves");
         let options = CallOptions {
-            timeout: Some(PATIENCE),
+            timeout: Some(deadline(PATIENCE)),
             ..CallOptions::default()
         };
         let call = async |operation: &str, input: &Value| {
@@ -132,14 +136,16 @@ fn given_back(node: &Node) {
         call("tensor/drop", &handle).await;
         let after = available().await;
         let all = format!("{before}, {full}, {after} MiB");
-        assert!(full + 96 < before && after + 16 > before, "{all}");
+        // What was taken meanwhile for another purpose was still in use before, or is in use after.
+        let free = before.max(after);
+        assert!(full + 96 < free && after + 16 > before, "{all}");
     });
 }
 
 #[test]
 fn a_worker_that_dies_takes_nobody_along() {
     let bench = Bench::new();
-    let web = Web::boot(bench.machine(Boot::MicrovmErofs).faults(), "");
+    let web = Web::restore(bench.snapshot(Boot::MicrovmErofs).faults(), "");
     let node = &web.node;
     let mut beside = Beside::start(&web);
 
@@ -167,10 +173,11 @@ fn a_worker_that_dies_takes_nobody_along() {
     web.node.end();
 }
 
-/// One that writes 32 Mi numbers.
+/// One that writes a number into each page of its tensor: all of its memory is in use, and a processor that
+/// is emulated and busy is done within the time on the GPU that a request has.
 const FILL: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32>;
 @compute @workgroup_size(64) fn fill(@builtin(global_invocation_id) id: vec3<u32>) {
-    for (var i = id.x; i < arrayLength(&a); i += 4096u) { a[i] = i; }
+    for (var i = id.x * 1024u; i < arrayLength(&a); i += 4096u * 1024u) { a[i] = i; }
 }";
 
 /// A shader that does not end.
@@ -226,8 +233,14 @@ fn dispatch(wgsl: &str, entry: &str) -> Value {
 #[test]
 fn an_old_processor_computes() {
     let bench = Bench::new();
-    let machine = bench.machine(Boot::Q35Initramfs);
-    let node = machine
+    // Enough for a quick shader here, and no longer: one of these does not end.
+    let seconds = deadline(Duration::from_secs(5)).as_secs().clamp(10, 600);
+    let admin = bench.admin().identity();
+    let node = bench
+        .machine(Boot::Q35Initramfs)
+        .config(format!(
+            "compute.gpu_seconds = {seconds}\nnode.admin_keys = [\"{admin}\"]\n"
+        ))
         .with(|vm| vm.argument("-cpu").argument("qemu64"))
         .boot();
     assert_eq!(product(&node, "host"), SQUARE);
@@ -239,6 +252,8 @@ fn an_old_processor_computes() {
 
     if has_driver() {
         judges_shaders(&node);
+    } else {
+        skipped("Vulkan driver", "no shader is judged");
     }
     let after = node.info();
     assert_eq!(

@@ -85,9 +85,8 @@ fn document(bench: &Bench, people: &People, vault: &str, secrets: &str) -> Strin
 }
 
 fn machine<'a>(bench: &'a Bench, volume: &Path) -> Machine<'a> {
-    let volume = Disk::file(volume);
-    let machine = bench.machine(Boot::Q35Initramfs).config("");
-    machine.with(move |vm| vm.disk(volume))
+    let machine = bench.machine(Boot::MicrovmErofs).config("");
+    machine.disk(Disk::file(volume))
 }
 
 /// The folder that is proposed.

@@ -40,15 +40,14 @@ fn without_a_data_disk_it_serves_from_memory_and_says_so() {
 #[test]
 fn a_full_disk_serves_and_says_so_until_there_is_room() {
     let bench = Bench::new();
-    let image = bench.disk("small", SMALL_BYTES);
+    let node = small(&bench);
+    let image = bench.data();
     let boot = |name: &str| {
-        let disk = Disk::file(&image).data();
         let admin = bench.admin().identity();
         let config = format!("[node]\nname = \"{name}\"\nadmin_keys = [\"{admin}\"]\n");
-        let machine = bench.machine(Boot::MicrovmErofs).data(Some(disk));
-        machine.config(config).plain().boot()
+        let machine = bench.machine(Boot::MicrovmErofs).config(config);
+        machine.plain().boot()
     };
-    let node = boot("roomy");
     let identity = node.identity().to_owned();
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
@@ -81,12 +80,8 @@ fn a_full_disk_serves_and_says_so_until_there_is_room() {
 #[test]
 fn a_disk_with_not_a_block_free_serves_and_keeps_what_it_has() {
     let bench = Bench::new();
-    let image = bench.disk("small", SMALL_BYTES);
-    let machine = || {
-        let disk = Disk::file(&image).data();
-        bench.machine(Boot::MicrovmErofs).data(Some(disk))
-    };
-    let node = machine().plain().boot();
+    let node = small(&bench);
+    let image = bench.data();
     let identity = node.identity().to_owned();
     node.end();
     let statistics = tool_says("dumpe2fs", &["-h".as_ref(), image.as_os_str()]);
@@ -101,7 +96,8 @@ fn a_disk_with_not_a_block_free_serves_and_keeps_what_it_has() {
 
     let admin = bench.admin().identity();
     let config = format!("[node]\nname = \"crowded\"\nadmin_keys = [\"{admin}\"]\n");
-    let node = machine().config(config).plain().boot();
+    let machine = bench.machine(Boot::MicrovmErofs).config(config);
+    let node = machine.plain().boot();
     let info = problem(&node, "data-full");
     assert_eq!(info["name"], "crowded", "its configuration is in force");
     assert_eq!(node.identity(), identity);
@@ -122,7 +118,7 @@ fn debugfs_overfull(image: &Path, filler: &Path) {
 #[test]
 fn a_file_system_with_recorded_errors_is_read_only() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).plain().boot();
+    let node = small(&bench);
     let identity = node.identity().to_owned();
     node.end();
     debugfs(&bench.data(), "ssv state 2");
@@ -137,21 +133,13 @@ fn a_file_system_with_recorded_errors_is_read_only() {
 fn a_file_system_that_cannot_be_mounted_is_left_alone() {
     for (at, what) in [(SUPER_AT, "superblock"), (GROUPS_AT, "group descriptors")] {
         let bench = Bench::new();
-        let image = bench.disk("small", SMALL_BYTES);
-        let boot = || {
-            let disk = Disk::file(&image).data();
-            bench
-                .machine(Boot::MicrovmErofs)
-                .data(Some(disk))
-                .plain()
-                .boot()
-        };
-        let node = boot();
+        let node = small(&bench);
+        let image = bench.data();
         let identity = node.identity().to_owned();
         node.end();
         overwrite(&image, &[0xa5; 1024], at);
         let before = fs::read(&image).expect("the disk is ours");
-        let node = boot();
+        let node = bench.machine(Boot::MicrovmErofs).plain().boot();
         let info = problem(&node, "data-damaged");
         assert_eq!(info["data"]["mode"], "volatile", "{what}: {info:#}");
         assert_ne!(node.identity(), identity, "{what}");
@@ -199,7 +187,7 @@ fn an_image_on_a_larger_disk_grows_once() {
     let image = bench.raw();
     let shipped = table_of(&image);
     let disk_bytes = fs::metadata(&image).expect("the disk is ours").len();
-    let node = bench.machine(Boot::UefiRaw).plain().boot();
+    let node = bench.machine(Boot::UefiRaw).after_firmware().plain().boot();
     let identity = node.identity().to_owned();
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
@@ -220,7 +208,7 @@ fn an_image_on_a_larger_disk_grows_once() {
     assert!(verdict.contains("No problems found"), "{verdict}");
     assert_clean(&image, RAW_DATA_AT);
 
-    let node = bench.machine(Boot::UefiRaw).plain().boot();
+    let node = bench.machine(Boot::UefiRaw).after_firmware().plain().boot();
     assert_eq!(node.identity(), identity);
     let info = node.info();
     assert_eq!(info["data"]["total_bytes"].as_u64(), Some(total));
@@ -238,21 +226,13 @@ fn an_image_on_a_larger_disk_grows_once() {
 #[test]
 fn a_data_disk_that_became_larger_is_used_whole() {
     let bench = Bench::new();
-    let image = bench.disk("growing", SMALL_BYTES);
-    let boot = || {
-        let disk = Disk::file(&image).data();
-        bench
-            .machine(Boot::MicrovmErofs)
-            .data(Some(disk))
-            .plain()
-            .boot()
-    };
     let total = |node: &Node| {
         node.info()["data"]["total_bytes"]
             .as_u64()
             .expect("a number")
     };
-    let node = boot();
+    let node = small(&bench);
+    let image = bench.data();
     let (identity, before) = (node.identity().to_owned(), total(&node));
     node.end();
     let file = File::options()
@@ -260,11 +240,17 @@ fn a_data_disk_that_became_larger_is_used_whole() {
         .open(&image)
         .expect("the disk is ours");
     file.set_len(4 * SMALL_BYTES).expect("the disk is ours");
-    let node = boot();
+    let node = bench.machine(Boot::MicrovmErofs).plain().boot();
     assert!(total(&node) > 3 * before, "{} after {before}", total(&node));
     assert_eq!(node.identity(), identity);
     node.end();
     assert_clean(&image, 0);
+}
+
+/// A machine without a vault that serves from the smallest data disk, which is the bench's.
+pub(super) fn small(bench: &Bench) -> Node {
+    let snapshot = bench.snapshot(Boot::MicrovmErofs);
+    snapshot.data_bytes(SMALL_BYTES).plain().restore()
 }
 
 /// Asserts that this problem is on the console and in `node/info`, and returns the latter.

@@ -29,15 +29,21 @@ scopes = ["escrow"]
 /// What the key of the other one's slot is called there.
 const SHARE: &str = "kitchen-vault";
 
-fn machine<'a>(bench: &'a Bench, name: &str, config: &str) -> Machine<'a> {
-    let disk = Disk::file(bench.disk(name, DATA_BYTES)).data();
+/// The machine that keeps the share is not reset, and its vault is no matter of this test: a microvm with a
+/// disk that is set up already.
+fn machine<'a>(bench: &'a Bench, boot: Boot, name: &str, config: &str) -> Machine<'a> {
+    let disk = match boot {
+        Boot::MicrovmErofs => bench.data(),
+        _ => bench.disk(name, DATA_BYTES),
+    };
     let document = format!(
         "[node]\nname = \"{name}\"\nadmin_keys = [\"{}\"]\n{config}",
         bench.admin().identity()
     );
-    let machine = bench.machine(Boot::Q35Initramfs).config(document);
+    let machine = bench.machine(boot).config(document);
     // Two emulated machines are slow enough for the kernel to find its timer broken, and to stop.
-    machine.append("no_timer_check").data(Some(disk))
+    let machine = machine.append("no_timer_check");
+    machine.data(Some(Disk::file(disk).data()))
 }
 
 fn run(bench: &Bench, words: &[&str]) -> Answer {
@@ -71,8 +77,8 @@ fn reset(node: &Node) -> Mark {
 
 #[test]
 fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
-    let bench = Bench::new();
-    let keeper = machine(&bench, "attic", KEEPER).boot();
+    let bench = Bench::set_up();
+    let keeper = machine(&bench, Boot::MicrovmErofs, "attic", KEEPER).boot();
     let address = format!("{GATEWAY}:{}", keeper.address().port());
     let invited = run(
         &bench,
@@ -91,7 +97,7 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
 
     // Blank to served.
     let config = format!("[vault]\nunlock = [\"kms\"]\n[vault.kms]\ncode = \"{join}\"\n");
-    let mut node = machine(&bench, "kitchen", &config).boot();
+    let mut node = machine(&bench, Boot::Q35Initramfs, "kitchen", &config).boot();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
     for (key, value) in [

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use alknet_qemu::WatchdogAction;
-use alknet_tests::{Bench, Boot, Node, Stream};
+use alknet_tests::{Bench, Boot, Node, Stream, Web};
 use serde_json::{Value, json};
 
 /// Longest wait for one thing, on a processor that runs guests itself.
@@ -18,7 +18,7 @@ const HANG_MS: u64 = 25_000;
 #[test]
 fn nobody_can_break_what_was_not_made_to_be_broken() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.snapshot(Boot::MicrovmErofs).restore();
     assert_eq!(node.info()["fault_injection"], false);
     let listed = node.call("services/list", &Value::Null).to_string();
     assert!(listed.contains("node/info"), "{listed}");
@@ -32,7 +32,7 @@ fn nobody_can_break_what_was_not_made_to_be_broken() {
 #[test]
 fn a_broken_part_does_not_take_the_others_along() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).faults().boot();
+    let node = with_faults(&bench);
     assert_eq!(node.info()["fault_injection"], true);
 
     let hung: Vec<_> = (0..4).map(|_| inject(&node, "handler-hang")).collect();
@@ -75,7 +75,7 @@ fn a_broken_part_does_not_take_the_others_along() {
 #[test]
 fn a_node_that_dies_or_hangs_is_started_again() {
     let bench = Bench::new();
-    let mut node = bench.machine(Boot::MicrovmErofs).faults().boot();
+    let mut node = with_faults(&bench);
     let identity = node.identity().to_owned();
     let deaths = [
         ("node-segv", "killed by SIGSEGV"),
@@ -105,7 +105,7 @@ fn a_node_that_dies_or_hangs_is_started_again() {
 #[test]
 fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
     let bench = Bench::new();
-    let machine = bench.machine(Boot::Q35Initramfs).faults();
+    let machine = bench.machine(Boot::Q35Initramfs).plain().faults();
     let mut node = machine.with(|vm| vm.watchdog(WatchdogAction::Reset)).boot();
     let identity = node.identity().to_owned();
     let info = node.info();
@@ -124,6 +124,11 @@ fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
     assert_eq!(node.identity(), identity);
     assert_eq!(node.info()["node_restarts"], 0, "another boot counts anew");
     node.end();
+}
+
+/// A machine that breaks when it is asked to: a copy of the one that `computing` has.
+fn with_faults(bench: &Bench) -> Node {
+    Web::restore(bench.snapshot(Boot::MicrovmErofs).faults(), "").node
 }
 
 /// Asks for a fault that may take the answer along. The caller gives up when dropped.

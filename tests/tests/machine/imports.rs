@@ -65,7 +65,7 @@ impl Importer<'_> {
 
 #[test]
 fn secrets_of_imports_are_shown_to_their_servers_and_to_nobody_else() {
-    let bench = Bench::new();
+    let bench = Bench::set_up();
     let files = ["api", "tools"].map(|name| bench.path().join(name));
     for (file, secret) in files.iter().zip(SECRETS) {
         fs::write(file, secret).expect("the folder is ours");
@@ -74,7 +74,7 @@ fn secrets_of_imports_are_shown_to_their_servers_and_to_nobody_else() {
     let (api, tools) = (Server::api(0, api), Server::mcp(0, tools));
     let relay = Relay::new(&bench, &["api/*", "tools/*"]);
     let config = format!("{}{}", relay.configuration(), document(&api, &tools));
-    let web = Web::boot(bench.machine(Boot::Q35Initramfs), &config);
+    let web = Web::boot(bench.machine(Boot::MicrovmErofs), &config);
     let node = &web.node;
     relay.promote(&node.target());
     let importer = Importer {

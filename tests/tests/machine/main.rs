@@ -4,6 +4,7 @@ mod beside;
 mod computing;
 mod configuration;
 mod console;
+mod copies;
 mod credentials;
 mod disks;
 mod escrow;

@@ -170,7 +170,7 @@ fn ipv6_by_dhcp_where_the_router_asks_for_it() {
 fn a_network_that_appears_after_the_boot_is_used() {
     let lan = Lan::new(LanSettings::default());
     let bench = Bench::new();
-    let machine = bench.machine(Boot::MicrovmErofs);
+    let machine = bench.machine(Boot::MicrovmErofs).plain();
     let mut node = machine.nic(Nic::lan(&lan).link_down()).boot();
     assert!(lan.neighbours().is_empty(), "the cable is out");
     // First a cable into a silent network, then one that answers.
@@ -261,8 +261,9 @@ fn slaac() -> Advertise {
     }
 }
 
+/// Without a vault, which has nothing to do with a network, and whose making takes half of a first boot.
 fn on<'a>(bench: &'a Bench, boot: Boot, lan: &Lan) -> Machine<'a> {
-    bench.machine(boot).nic(Nic::lan(lan))
+    bench.machine(boot).plain().nic(Nic::lan(lan))
 }
 
 /// Reaches the node at `address` from now on, and asks it for its facts there.

@@ -4,17 +4,19 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode, Subscription};
 use alknet_core::{Carriage, CloseCode, CloseReason};
 use alknet_endpoint::{Dialer, Target};
-use alknet_qemu::{Disk, Recorder, Recording};
+use alknet_qemu::{Disk, Recorder, Recording, Scratch};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, has_groups_without_descriptors, replay};
 use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
+use super::disks::small;
 use super::vault::VAULT_A_AT;
 
 /// Set to `full` by `cargo xtask soak`.
@@ -23,8 +25,8 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 /// Cuts of each of the two campaigns that the soak promises.
 const CUTS_FULL: usize = 100;
-/// Cuts of each in continuous integration.
-const CUTS: usize = 3;
+/// Cuts of each in continuous integration: one of each kind.
+const CUTS: usize = 2;
 /// Header, key slots and vault of a sealed disk (docs/sealed.md).
 const HEAD_BYTES: u64 = 16 << 20;
 /// Size of the blank data disk that is cut.
@@ -42,16 +44,13 @@ const LONG_CALL: Duration = Duration::from_secs(600);
 
 #[test]
 fn a_power_cut_on_a_blank_disk_never_costs_the_identity() {
-    let bench = Bench::new();
-    let base = bench.disk("blank", DISK_BYTES);
-    campaign(&bench, &base, |disk| disk.data(), Some(0));
+    let session = Session::record(Base::Blank, Sealed::No);
+    campaign(&session, Some(0));
 }
 
 #[test]
 fn a_power_cut_on_a_blank_disk_that_is_sealed_never_costs_the_identity() {
-    let bench = Bench::new();
-    let base = bench.disk("blank", DISK_BYTES);
-    campaign(&bench, &base, |disk| disk.data(), None);
+    campaign(Session::of_sealing(), None);
 }
 
 /// Power cuts in the writes of the vault's copies, the header and its key slots: few of a campaign's
@@ -59,8 +58,7 @@ fn a_power_cut_on_a_blank_disk_that_is_sealed_never_costs_the_identity() {
 #[test]
 fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
     let bench = Bench::new();
-    let base = bench.disk("blank", DISK_BYTES);
-    let session = Session::record(&bench, &base, |disk| disk.data(), Sealed::Yes);
+    let session = Session::of_sealing();
     let moments = session.recording.writes_in(0..HEAD_BYTES);
     let vault = session.recording.writes_in(VAULT_A_AT..HEAD_BYTES);
     assert!(
@@ -81,14 +79,13 @@ fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
         let cut = session.recording.cut(moment, seed, &image.0);
         let cut = cut.unwrap_or_else(|error| panic!("{error}"));
         eprintln!("cut {number}: moment {moment}, seed {seed}: {cut:?}");
-        session.serves_again(&bench, &image.0, moment, |disk| disk.data());
+        session.serves_again(&bench, &image.0, moment);
     }
 }
 
 #[test]
 fn a_power_cut_on_a_disk_image_that_grows_never_costs_the_identity() {
-    let bench = Bench::new();
-    campaign(&bench, &bench.raw(), |disk| disk, Some(RAW_DATA_AT));
+    campaign(Session::of_growth(), Some(RAW_DATA_AT));
 }
 
 /// Power cuts after which the replay of the journal is what ends the growth: few of a campaign's
@@ -96,24 +93,23 @@ fn a_power_cut_on_a_disk_image_that_grows_never_costs_the_identity() {
 #[test]
 fn a_power_cut_while_the_file_system_grows_is_made_up_for() {
     let bench = Bench::new();
-    let session = Session::record(&bench, &bench.raw(), |disk| disk, Sealed::No);
+    let session = Session::of_growth();
     let image = Evidence(bench.path().join("cut.raw"));
-    let cut = |moment: usize| {
-        let seed = moment as u64;
-        let cut = session.recording.cut(moment, seed, &image.0);
-        cut.unwrap_or_else(|error| panic!("{error}"))
-    };
     let mut found = 0;
     for moment in 0..session.announced {
-        cut(moment);
+        let seed = moment as u64;
+        // The file system that grows lies on a part of the disk that was blank.
+        let cut = session.recording.cut_blank(moment, seed, &image.0);
+        cut.unwrap_or_else(|error| panic!("{error}"));
         let (before, after) = replay(&image.0, RAW_DATA_AT);
         if before == after {
             continue;
         }
         found += 1;
         eprintln!("moment {moment}: {before} blocks, {after} after the replay");
-        cut(moment);
-        session.serves_again(&bench, &image.0, moment, |disk| disk);
+        let cut = session.recording.cut(moment, seed, &image.0);
+        cut.unwrap_or_else(|error| panic!("{error}"));
+        session.serves_again(&bench, &image.0, moment);
         assert_clean(&image.0, RAW_DATA_AT);
     }
     assert_ne!(found, 0, "no moment of the growth was cut");
@@ -124,7 +120,7 @@ fn a_power_cut_while_the_file_system_grows_is_made_up_for() {
 fn a_power_cut_between_the_count_of_groups_and_their_descriptors_is_made_up_for() {
     const SEEDS: u64 = 64;
     let bench = Bench::new();
-    let session = Session::record(&bench, &bench.raw(), |disk| disk, Sealed::No);
+    let session = Session::of_growth();
     let image = Evidence(bench.path().join("cut.raw"));
     let moments = session.recording.writes_in(DESCRIBED);
     let mut cuts = moments
@@ -132,21 +128,22 @@ fn a_power_cut_between_the_count_of_groups_and_their_descriptors_is_made_up_for(
         .flat_map(|moment| (0..SEEDS).map(move |seed| (*moment, seed)));
     let (moment, seed) = cuts
         .find(|(moment, seed)| {
-            let cut = session.recording.cut(*moment, *seed, &image.0);
+            let cut = session.recording.cut_blank(*moment, *seed, &image.0);
             cut.unwrap_or_else(|error| panic!("{error}"));
             has_groups_without_descriptors(&image.0, RAW_DATA_AT)
         })
         .unwrap_or_else(|| panic!("no cut in {moments:?} parts them"));
     eprintln!("moment {moment}, seed {seed}");
-    session.serves_again(&bench, &image.0, moment, |disk| disk);
+    let cut = session.recording.cut(moment, seed, &image.0);
+    cut.unwrap_or_else(|error| panic!("{error}"));
+    session.serves_again(&bench, &image.0, moment);
     assert_clean(&image.0, RAW_DATA_AT);
 }
 
-/// Records a first boot and one that changes what is stored, and boots from what random power cuts
-/// in them leave of the disk. The file system lies at byte `at`; it is sealed where it lies nowhere.
-fn campaign(bench: &Bench, base: &Path, as_data: fn(Disk) -> Disk, at: Option<u64>) {
-    let sealed = at.map_or(Sealed::Yes, |_| Sealed::No);
-    let session = Session::record(bench, base, as_data, sealed);
+/// Boots from what random power cuts leave of a disk. The file system lies at byte `at`; it is sealed where
+/// it lies nowhere.
+fn campaign(session: &Session, at: Option<u64>) {
+    let bench = Bench::new();
     let mut dice = Dice::from_environment();
     for number in 0..cuts() {
         // One half before the identity was announced, one half after: while things are written.
@@ -165,7 +162,7 @@ fn campaign(bench: &Bench, base: &Path, as_data: fn(Disk) -> Disk, at: Option<u6
         eprintln!(
             "cut {number}: moment {moment} of {last}, announced at {announced}, seed {seed}: {cut:?}"
         );
-        session.serves_again(bench, &image.0, moment, as_data);
+        session.serves_again(&bench, &image.0, moment);
         if let Some(at) = at {
             assert_clean(&image.0, at);
         }
@@ -188,19 +185,52 @@ enum Sealed {
     Yes,
 }
 
-/// What a machine wrote in its first two lives.
+/// The disk before the first boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Base {
+    /// A blank data disk.
+    Blank,
+    /// The disk image, on a disk larger than it.
+    Image,
+}
+
+/// What a machine wrote in its first two lives: a first boot and one that changes what is stored.
 struct Session {
     recording: Recording,
     /// Events on the disk when the identity had been announced.
     announced: usize,
     identity: String,
+    base: Base,
     sealed: Sealed,
+    /// Where the disk as it was before lies, which every cut begins with. What is in a static is not dropped:
+    /// the next program that starts machines removes it.
+    _folder: Scratch,
 }
 
 impl Session {
-    fn record(bench: &Bench, base: &Path, as_data: fn(Disk) -> Disk, sealed: Sealed) -> Self {
-        let recorder = Recorder::serve(base).unwrap_or_else(|error| panic!("{error}"));
-        let disk = || as_data(Disk::recorded(&recorder));
+    /// Of a blank disk that is sealed, recorded once for all campaigns.
+    fn of_sealing() -> &'static Self {
+        static ONE: OnceLock<Session> = OnceLock::new();
+        ONE.get_or_init(|| Self::record(Base::Blank, Sealed::Yes))
+    }
+
+    /// Of a disk image that grows, recorded once for all campaigns.
+    fn of_growth() -> &'static Self {
+        static ONE: OnceLock<Session> = OnceLock::new();
+        ONE.get_or_init(|| Self::record(Base::Image, Sealed::No))
+    }
+
+    fn record(base: Base, sealed: Sealed) -> Self {
+        let (bench, folder) = (&Bench::new(), Scratch::new());
+        let folder = folder.unwrap_or_else(|error| panic!("{error}"));
+        let before = folder.file("before");
+        let disk = match base {
+            Base::Blank => bench.disk("blank", DISK_BYTES),
+            Base::Image => bench.raw(),
+        };
+        alknet_qemu::copy(&disk, &before).unwrap_or_else(|error| panic!("{error}"));
+        let recorder = Recorder::serve(&before).unwrap_or_else(|error| panic!("{error}"));
+        let disk = || base.disk(Disk::recorded(&recorder));
         let node = machine(bench, "first", disk(), sealed).boot();
         let (announced, identity) = (recorder.recording().len(), node.identity().to_owned());
         node.end();
@@ -214,12 +244,14 @@ impl Session {
             recording: recorder.recording(),
             announced,
             identity,
+            base,
             sealed,
+            _folder: folder,
         }
     }
 
-    fn serves_again(&self, bench: &Bench, image: &Path, moment: usize, as_data: fn(Disk) -> Disk) {
-        let disk = as_data(Disk::file(image));
+    fn serves_again(&self, bench: &Bench, image: &Path, moment: usize) {
+        let disk = self.base.disk(Disk::file(image));
         let node = machine(bench, "second", disk, self.sealed).boot();
         let info = node.info();
         assert_eq!(info["data"]["mode"], "mounted", "{info:#}");
@@ -229,6 +261,16 @@ impl Session {
             assert_eq!(node.identity(), self.identity, "another identity");
         }
         node.end();
+    }
+}
+
+impl Base {
+    /// `disk` as the machine has it.
+    fn disk(self, disk: Disk) -> Disk {
+        match self {
+            Self::Blank => disk.data(),
+            Self::Image => disk,
+        }
     }
 }
 
@@ -250,7 +292,7 @@ fn machine<'a>(bench: &'a Bench, name: &str, disk: Disk, sealed: Sealed) -> Mach
 #[test]
 fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     let bench = Bench::new();
-    let mut node = bench.machine(Boot::Q35Initramfs).plain().faults().boot();
+    let mut node = breakable(&bench);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let limit = node.vm().scale(GOODBYE_WITHIN);
     let goodbye = async {
@@ -288,10 +330,16 @@ fn the_power_button_lets_calls_end_and_leaves_the_disk_clean() {
     assert_eq!(exit.reason(), Some("guest-shutdown"));
     assert_clean(&bench.data(), 0);
 
-    let again = bench.machine(Boot::Q35Initramfs).plain().boot();
+    let again = bench.machine(Boot::MicrovmErofs).plain().boot();
     assert_eq!(again.identity(), node.identity());
     assert_eq!(again.info()["data"]["clean"], true);
     again.end();
+}
+
+/// A machine that can be switched off, without a vault, on which calls can be made to hang.
+fn breakable(bench: &Bench) -> Node {
+    let snapshot = bench.snapshot(Boot::Q35Initramfs);
+    snapshot.plain().faults().restore()
 }
 
 /// A connection over QUIC, whose end carries a code.
@@ -343,7 +391,7 @@ async fn hear(log: &mut Subscription, text: &str) {
 #[test]
 fn reboot_and_poweroff_are_operations_and_end_in_order() {
     let bench = Bench::new();
-    let mut node = bench.machine(Boot::Q35Initramfs).plain().boot();
+    let mut node = breakable(&bench);
     let (identity, mark) = (node.identity().to_owned(), node.vm().console().mark());
     let accepted = json!({ "accepted": true });
     assert_eq!(node.call("node/reboot", &Value::Null), accepted);
@@ -361,7 +409,7 @@ fn reboot_and_poweroff_are_operations_and_end_in_order() {
 #[test]
 fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
     let bench = Bench::new();
-    let mut node = bench.machine(Boot::MicrovmErofs).plain().boot();
+    let mut node = small(&bench);
     node.vm_mut()
         .cut_power()
         .unwrap_or_else(|error| panic!("{error}"));

@@ -44,7 +44,7 @@ const NO_ANSWER: Duration = Duration::from_secs(3);
 
 #[test]
 fn nothing_of_a_vault_is_reached_but_its_status_and_its_lock() {
-    let bench = Bench::new();
+    let bench = Bench::set_up();
     let hub = "[hub]\nenabled = true";
     let node = bench.machine(Boot::MicrovmErofs).configured(hub).boot();
     // The whole registry, as its administrator sees it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_qemu::{Owner, Vm};
 use alknet_tests::tools::{tool, tool_says};
-use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_tests::{Bench, Boot};
 use serde_json::{Value, json};
 
 /// Names the folder of Python packages that nobody here wrote.
@@ -47,7 +47,6 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     assert_eq!(status["tpm2"], json!([slot]), "{status:#}");
     assert_eq!(node.info()["problems"], json!([]));
     node.end();
-    again(machine(&variables), &identity);
 
     // Signed by somebody else, whose key this firmware does not know.
     install(&bench, &by(&bench, &stranger, &unsigned, "strangers"));
@@ -60,12 +59,9 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
         waited.unwrap_or_else(|error| panic!("{error}"));
         assert!(!vm.console().text().contains("alknet: ready"));
     }
+    // The machine as it was at its first boot opens its vault as before.
     install(&bench, &signed);
-    again(machine(&variables), &identity);
-}
-
-fn again(machine: Machine<'_>, identity: &str) {
-    let node: Node = machine.boot();
+    let node = machine(&variables).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");

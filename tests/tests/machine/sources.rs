@@ -10,7 +10,7 @@ use alknet_tests::{Bench, Boot, Machine, Node};
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::json;
 
-use super::configuration::document;
+use super::configuration::{NO_VAULT, document};
 use super::secure_boot::boot_partition;
 
 /// The console speaks of a problem right after it says that the node serves, if not before.
@@ -54,7 +54,7 @@ impl Case<'_> {
 #[test]
 fn each_source_is_taken_and_each_damaged_one_is_a_line_of_the_console() {
     let bench = Bench::new();
-    let document = |name: &str| document(&bench, name);
+    let document = |name: &str| document(&bench, name) + NO_VAULT;
     let newer = format!("version = 2\n{}", document("of-next-year"));
     let long = too_long(&bench);
     let volumes = [half_of_nocloud(&bench), boot_with_a_folder(&bench)];
@@ -115,8 +115,14 @@ fn each_source_is_taken_and_each_damaged_one_is_a_line_of_the_console() {
 #[test]
 fn a_file_on_the_boot_partition_of_a_flashed_image_is_taken() {
     let bench = Bench::new();
-    let boot = || bench.machine(Boot::UefiRaw).config("").boot();
-    edit(&bench, &document(&bench, "of-a-file"));
+    let boot = || {
+        bench
+            .machine(Boot::UefiRaw)
+            .after_firmware()
+            .config("")
+            .boot()
+    };
+    edit(&bench, &(document(&bench, "of-a-file") + NO_VAULT));
     let node = boot();
     runs(&node, "of-a-file", "alknet.toml (vda2)", &[]);
     node.end();

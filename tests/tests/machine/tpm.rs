@@ -29,11 +29,10 @@ const OTHER_WORD: &[u8] = b"panic=11";
 #[test]
 fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     let bench = Bench::new();
-    let machine = |chip: &str| {
-        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
-        measured(&bench, chip).configured(unlock)
-    };
-    let vm = machine("own").start();
+    let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
+    let machine = |chip: &str| measured(&bench, chip).configured(unlock);
+    // What is sealed to measurements of firmware that ran earlier, firmware that runs now has to open.
+    let vm = after_firmware(&bench, "own").configured(unlock).start();
     asked(&vm, "new passphrase");
     type_line(&vm, "correct horse");
     shown(&vm, "the same again");
@@ -82,7 +81,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     drop(vm);
 
     set_reserved(&bench.raw(), 0);
-    let vm = machine("another").start();
+    let vm = after_firmware(&bench, "another").configured(unlock).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "sealed by another TPM");
 }
@@ -92,7 +91,7 @@ fn a_pin_is_asked_for_and_wrong_ones_are_counted_by_the_tpm() {
     let bench = Bench::new();
     let machine = || {
         let unlock = "[vault]\nunlock = [\"tpm2\"]\ntpm_pin = true";
-        measured(&bench, "own").configured(unlock)
+        after_firmware(&bench, "own").configured(unlock)
     };
     let vm = machine().start();
     asked(&vm, "new PIN of the TPM");
@@ -137,7 +136,7 @@ fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
     let bench = Bench::new();
     let machine = || {
         let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]\ntpm_pin = true";
-        measured(&bench, "own").configured(unlock)
+        after_firmware(&bench, "own").configured(unlock)
     };
     let either = "PIN of the TPM, or Enter for the passphrase";
     let vm = machine().start();
@@ -214,9 +213,14 @@ fn slots(node: &Node) -> Value {
     node.call("vault/status", &Value::Null)["slots"].take()
 }
 
-/// The image on a machine with UEFI, this chip, and variables that stay.
+/// The image on a machine with UEFI, this chip, and variables that stay. Firmware measures it here.
 fn measured<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
     bench.machine(Boot::UefiRaw).measured(chip)
+}
+
+/// The same where firmware has measured the image already.
+fn after_firmware<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
+    measured(bench, chip).after_firmware()
 }
 
 fn served(bench: &Bench, vm: Vm) -> Node {

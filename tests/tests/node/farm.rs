@@ -19,6 +19,7 @@ use alknet_core::{
     IdentityStore, PeerEntry, PeerId,
 };
 use alknet_endpoint::{Dialer, Server, ServerOptions, Target};
+use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -31,7 +32,7 @@ const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let at = Location::caller();
     async move {
-        let done = tokio::time::timeout(Duration::from_secs(60), future).await;
+        let done = tokio::time::timeout(deadline(Duration::from_secs(60)), future).await;
         done.unwrap_or_else(|_| panic!("nothing happened at {at}"))
     }
 }

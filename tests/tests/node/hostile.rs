@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, CloseReason, Connection, StreamError};
 use alknet_endpoint::{DialError, Dialer, Target};
+use alknet_test_support::deadline;
 use alknet_tests::{Bench, Boot, Cli, HostNode, wire};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -16,7 +17,9 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{JoinSet, block_in_place};
 
 /// How long anything may take before a test calls it hung. Guests run translated.
-const HUNG: Duration = Duration::from_secs(120);
+fn hung() -> Duration {
+    deadline(Duration::from_secs(120))
+}
 
 /// Connections that never finish their handshake.
 const CROWD: usize = 500;
@@ -40,7 +43,7 @@ fn count(few: usize, many: usize) -> usize {
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HUNG, work).await.expect("it hangs")
+    tokio::time::timeout(hung(), work).await.expect("it hangs")
 }
 
 /// A node under attack, and its administrator, who minds their own business.
@@ -94,14 +97,14 @@ impl<'a> Site<'a> {
 
     /// Calls until the node has counted `enough` ends of handshakes: each call is served, too.
     async fn counted(&self, before: &Value, enough: usize) {
-        let deadline = Instant::now() + HUNG;
+        let until = Instant::now() + hung();
         loop {
             let now = &self.info(&[])["endpoint"];
             if number(now) >= number(before) + enough {
                 return;
             }
             assert!(
-                Instant::now() < deadline,
+                Instant::now() < until,
                 "less than {enough} from {before} to {now}"
             );
         }
@@ -617,7 +620,7 @@ async fn hostile_crowds_at_the_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_crowds_at_the_appliance() {
     let bench = Bench::new();
-    let node = block_in_place(|| bench.machine(Boot::MicrovmErofs).boot());
+    let node = block_in_place(|| bench.snapshot(Boot::MicrovmErofs).restore());
     let site = Site {
         admin: bench.admin(),
         target: node.target(),

@@ -12,6 +12,7 @@ use alknet_core::{
 };
 use alknet_endpoint::{Dialer, Target};
 use alknet_identity_store::IdentityDb;
+use alknet_test_support::{deadline, seconds};
 use alknet_tests::{Answer, Bench, Cli, HostNode};
 use alknet_tls::NodeKey;
 use nix::sys::signal::{Signal, kill};
@@ -20,7 +21,9 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 /// How long anything may take before a test calls it hung.
-const HUNG: Duration = Duration::from_secs(60);
+fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 /// Opens the store of a node that does not run.
 fn store(state: &Path) -> (IdentityDb, Stored) {
@@ -81,7 +84,7 @@ async fn dial(file: &Path, target: &str) -> (Dialer, Connection, CallConnection)
 
 async fn may_list(client: &CallConnection) -> bool {
     let answer = client.call("peer/list", &Value::Null);
-    let answer = timeout(HUNG, answer).await.expect("an answer in time");
+    let answer = timeout(hung(), answer).await.expect("an answer in time");
     answer.is_ok()
 }
 
@@ -154,7 +157,7 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
     let (_dialer, connection, last) = dial(&old, served.target()).await;
     // Unless this took long: then it is over already.
     may_list(&last).await;
-    let ended = timeout(HUNG, connection.closed()).await;
+    let ended = timeout(hung(), connection.closed()).await;
     assert!(
         matches!(ended, Ok(CloseReason::Peer(Some(1), _))),
         "{ended:?}"
@@ -173,7 +176,8 @@ fn a_node_that_does_not_answer_is_told_later() {
     let before = edge.identity();
     let far_pid = Pid::from_raw(far.pid().cast_signed());
     kill(far_pid, Signal::SIGSTOP).expect("it runs");
-    let stopped = rotate(&edge, &[near.target(), far.target(), "--timeout", "3"]);
+    let wait = seconds(Duration::from_secs(3));
+    let stopped = rotate(&edge, &[near.target(), far.target(), "--timeout", &wait]);
     assert_eq!(stopped.status, 5, "{stopped:?}");
     let said: Value = serde_json::from_str(&stopped.output).expect("JSON");
     assert_eq!(said["rotated"], false, "{said:#}");
@@ -196,7 +200,7 @@ fn a_node_that_does_not_answer_is_told_later() {
 
     // One that is gone is given up.
     let nowhere = format!("{before}@127.0.0.1:1");
-    let failed = rotate(&edge, &[&nowhere, "--timeout", "3"]);
+    let failed = rotate(&edge, &[&nowhere, "--timeout", &wait]);
     assert_ne!(failed.status, 0, "{failed:?}");
     let done = rotate(&edge, &["--drop", &nowhere]).json();
     assert_eq!(

@@ -5,12 +5,15 @@ use std::time::Duration;
 use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode};
 use alknet_core::{AuthToken, Carriage, CloseReason, Connection};
 use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::deadline;
 use alknet_tests::{Answer, Bench, Cli, HostNode};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 /// How long anything may take before the test calls it hung.
-const HUNG: Duration = Duration::from_secs(60);
+fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 fn token(who: &Cli, verb: &str, node: &HostNode, more: &[&str]) -> Answer {
     let mut command = who.command(&["token", verb, node.target()]);
@@ -97,7 +100,7 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
         .expect("a good token");
     let revoked = token(admin, "revoke", &node, &[&key_id]);
     assert_eq!(revoked.json()["revoked"], true);
-    let ended = timeout(HUNG, live.closed()).await;
+    let ended = timeout(hung(), live.closed()).await;
     assert!(matches!(ended, Ok(CloseReason::Peer(..))), "{ended:?}");
     assert_eq!(
         code(&client, &text, "peer/list", &Value::Null).await,

@@ -4,11 +4,12 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alknet_call::{ALPN, Body, CallClient, CallError, CallOptions};
 use alknet_core::AuthToken;
 use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::eventually;
 use alknet_tests::{Bench, Cli, serve};
 use alknet_tls::NodeKey;
 use data_encoding::{BASE64, HEXLOWER};
@@ -54,15 +55,10 @@ impl Served {
     }
 
     fn wait_for_problems(&self) -> Value {
-        let since = Instant::now();
-        loop {
+        eventually("there is a problem", HUNG, || {
             let info = self.call("node/info");
-            if info["problems"] != json!([]) {
-                return info;
-            }
-            assert!(since.elapsed() < HUNG, "{info:#}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            (info["problems"] != json!([])).then_some(info)
+        })
     }
 
     /// `node/metrics` by somebody unknown with a token.
@@ -86,18 +82,12 @@ impl Served {
 
     /// Waits until the log has a line with all of this.
     fn wait_for(&self, parts: &[&str]) -> String {
-        let since = Instant::now();
-        loop {
+        eventually(&format!("a line with {parts:?}"), HUNG, || {
             let log = self.log();
-            let found = log
-                .lines()
-                .find(|l| parts.iter().all(|part| l.contains(part)));
-            if let Some(line) = found {
-                return line.to_owned();
-            }
-            assert!(since.elapsed() < HUNG, "no {parts:?} in\n{log}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            let mut lines = log.lines();
+            let found = lines.find(|line| parts.iter().all(|part| line.contains(part)));
+            found.map(str::to_owned).ok_or(log)
+        })
     }
 }
 

@@ -16,6 +16,7 @@ use alknet_core::{
     HandlerRegistry, Identities, Metrics, ProtocolHandler, SystemClock,
 };
 use alknet_endpoint::{DialError, Dialer, Limits, Server, ServerOptions, Target};
+use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -24,7 +25,9 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 /// How long anything may take before the test calls it hung.
-const HUNG: Duration = Duration::from_secs(60);
+fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 /// Panics on every connection.
 const PANIC: &[u8] = b"alknet/panic";
@@ -193,11 +196,12 @@ impl Lab {
     /// Waits until no connection is left.
     async fn idle(&self) {
         let empty = async {
+            // Nothing announces it: it is looked for again and again.
             while !self.server.connections().is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(HUNG, empty).await.expect("every connection ends");
+        timeout(hung(), empty).await.expect("every connection ends");
     }
 }
 
@@ -208,7 +212,7 @@ async fn code(client: &CallConnection, operation: &str, token: Option<&AuthToken
     };
     let input = json!({ "said": PAYLOAD });
     let answer = client.call_with(operation, &input, &options);
-    match timeout(HUNG, answer).await.expect("an answer in time") {
+    match timeout(hung(), answer).await.expect("an answer in time") {
         Ok(_) => "ok".to_owned(),
         Err(error) => error.code.name().to_owned(),
     }
@@ -241,11 +245,11 @@ async fn known(lab: &Lab, token: &AuthToken) {
         })
         .collect();
     let full = async { while code(&client, "demo/echo", None).await != "OVERLOADED" {} };
-    timeout(HUNG, full).await.expect("both hang");
+    timeout(hung(), full).await.expect("both hang");
     let second = lab.client(&peer, Carriage::Quic).await;
     let third = lab.client(&peer, Carriage::Tcp).await;
     hanging.iter().for_each(tokio::task::JoinHandle::abort);
-    timeout(HUNG, oldest.closed()).await.expect("superseded");
+    timeout(hung(), oldest.closed()).await.expect("superseded");
     drop((second, third, client));
     lab.idle().await;
 
@@ -263,7 +267,7 @@ async fn known(lab: &Lab, token: &AuthToken) {
             let (_send, mut recv) = connection.accept_bi().await.expect("the one stream");
             let _ = recv.read_chunk(1).await;
         };
-        timeout(HUNG, ended).await.expect("it ends");
+        timeout(hung(), ended).await.expect("it ends");
         let refused = lab.dial(&peer, carriage, NOBODYS).await;
         assert!(
             matches!(refused, Err(DialError::NoProtocol { .. })),
@@ -285,9 +289,11 @@ async fn unknown(lab: &Lab, token: &AuthToken) -> AuthToken {
         // The last of them may be cut off.
         let _ = code(&client, "demo/echo", Some(&wrong)).await;
     }
-    timeout(HUNG, connection.closed()).await.expect("shut out");
+    timeout(hung(), connection.closed())
+        .await
+        .expect("shut out");
     let (connection, _client) = lab.client(&stranger, Carriage::Quic).await;
-    timeout(HUNG, connection.closed()).await.expect("refused");
+    timeout(hung(), connection.closed()).await.expect("refused");
     // And somebody who speaks something else.
     let failed = || lab.server.counters().handshakes_failed;
     let before = failed();
@@ -295,11 +301,14 @@ async fn unknown(lab: &Lab, token: &AuthToken) -> AuthToken {
     std::io::Write::write_all(&mut noise, PAYLOAD.as_bytes()).expect("sent");
     drop(noise);
     let counted = async {
+        // Nothing announces it: it is looked for again and again.
         while failed() == before {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(HUNG, counted).await.expect("noise is no handshake");
+    timeout(hung(), counted)
+        .await
+        .expect("noise is no handshake");
     stranger.close().await;
     wrong
 }

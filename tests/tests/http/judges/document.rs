@@ -1,12 +1,15 @@
 //! The document at `/openapi.json`, held against the node that serves it: by schemathesis, which asks for
 //! what it allows and for some of what it does not, and by a client that a generator made of it.
 
+use std::time::Duration;
+
+use alknet_test_support::{limited, seconds};
 use alknet_tests::tools::variable;
 use alknet_tests::{Bench, Web};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use super::{Faults, generated, judge, limited, printed};
+use super::{Faults, SUITE, generated, judge, printed};
 
 const KNOWN: &str = include_str!("document.txt");
 
@@ -74,8 +77,9 @@ fn faults(report: &str) -> Faults {
 /// against the form of answers only: whether it meets something known is up to them.
 fn settings(token: &str) -> String {
     let headers = format!("Authorization = \"Bearer {token}\"");
+    let wait = seconds(Duration::from_secs(30));
     format!(
-        "tls-verify = false\nheaders = {{ {headers} }}\n\
+        "tls-verify = false\nrequest-timeout = {wait}\nheaders = {{ {headers} }}\n\
          [[operations]]\ninclude-path = \"/subscribe\"\n\
          headers = {{ {headers}, Prefer = \"respond-async\" }}\n\
          [phases.fuzzing.checks]\n\
@@ -88,7 +92,7 @@ fn schemathesis(bench: &Bench, web: &Web, token: &str) -> (Value, String) {
     let folder = bench.path();
     std::fs::write(folder.join("schemathesis.toml"), settings(token)).expect("room");
     let said = printed(
-        limited(500, "python3")
+        limited(SUITE, "python3")
             .args(["-m", "schemathesis.cli", "--config-file"])
             .args(["schemathesis.toml", "run", "--no-color"])
             .args(["--phases", "examples,coverage,fuzzing"])

@@ -1,21 +1,22 @@
 //! What a generator makes of a node's document, in use: on this host, and on a booted machine.
 
 use std::process::Command;
+use std::time::Duration;
 
+use alknet_test_support::limited;
 use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{Bench, Web};
 use serde_json::json;
 
-/// Longest run of Python, in seconds. Generous: guests run translated and on busy hosts.
-const SECONDS: &str = "300";
+/// Longest run of Python. Generous: guests run translated.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Python with the packages of the generator, in the bench's folder, where its client lies.
 fn python(bench: &Bench) -> Command {
     let packages = variable("ALKNET_TEST_OPENAPI_PYTHONPATH");
     let path = std::env::var("PATH").unwrap_or_default();
-    let mut command = Command::new("timeout");
+    let mut command = limited(LIMIT, "python3");
     command
-        .args([SECONDS, "python3"])
         .env("PATH", format!("{packages}/bin:{path}"))
         .env(
             "PYTHONPATH",

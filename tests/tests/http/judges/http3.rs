@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use alknet_core::Carriage;
 use alknet_endpoint::Dialer;
+use alknet_test_support::{deadline, limited};
 use alknet_tests::tools::{client, start_with_json, variable};
 use alknet_tests::{Bench, Web};
 use alknet_tls::NodeKey;
@@ -16,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::task::block_in_place;
 use tokio::time::timeout;
 
-use super::{Faults, GROWTH_BYTES, judge, limited, resident};
+use super::{Faults, GROWTH_BYTES, SUITE, judge, resident};
 
 const KNOWN: &str = include_str!("http3.txt");
 
@@ -24,7 +25,9 @@ const KNOWN: &str = include_str!("http3.txt");
 const RULES: usize = 90;
 
 /// How long a write may wait before it is held to be waited for in vain.
-const HUNG: Duration = Duration::from_secs(30);
+fn hung() -> Duration {
+    deadline(Duration::from_secs(30))
+}
 
 /// "Nothing is wrong" (RFC 9114 section 8.1).
 const NO_ERROR: u64 = 0x100;
@@ -38,7 +41,7 @@ struct Python {
 impl Python {
     fn start(web: &Web, what: &str, token: &str) -> Self {
         let address = web.address();
-        let mut python = limited(500, "python3");
+        let mut python = limited(SUITE, "python3");
         python
             .arg(client("http3_rules.py"))
             .args([address.ip().to_string(), address.port().to_string()])
@@ -144,7 +147,7 @@ async fn frames_without_end_cost_little() {
         let piece = vec![0; 1 << 20];
         for _ in 0..SENT_BYTES / piece.len() {
             // It may well be ended, or read no further.
-            said = said && matches!(timeout(HUNG, stream.write_all(&piece)).await, Ok(Ok(())));
+            said = said && matches!(timeout(hung(), stream.write_all(&piece)).await, Ok(Ok(())));
         }
         let now = resident(&web);
         assert!(now < before + GROWTH_BYTES, "{before} became {now}");

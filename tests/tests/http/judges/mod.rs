@@ -14,6 +14,7 @@ mod tls;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Command;
+use std::time::Duration;
 
 use alknet_tests::Web;
 
@@ -57,12 +58,8 @@ fn known(line: &str) -> (&str, bool) {
     }
 }
 
-/// A program with a limit, so that one that hangs fails its test.
-fn limited(seconds: u32, program: &str) -> Command {
-    let mut command = Command::new("timeout");
-    command.arg(seconds.to_string()).arg(program);
-    command
-}
+/// How long a suite of checks may take.
+const SUITE: Duration = Duration::from_secs(500);
 
 /// What a program printed on both of its outputs.
 fn printed(command: &mut Command) -> String {

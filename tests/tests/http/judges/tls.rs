@@ -1,9 +1,10 @@
 //! testssl.sh: versions, ciphers, forward secrecy, headers, and whether any of the known attacks works.
 
+use alknet_test_support::limited;
 use alknet_tests::{Bench, Web};
 use serde_json::Value;
 
-use super::{Faults, judge, limited, printed};
+use super::{Faults, SUITE, judge, printed};
 
 const KNOWN: &str = include_str!("tls.txt");
 
@@ -45,7 +46,7 @@ const NOT_OFFERED: [&str; 5] = [
 fn report(bench: &Bench, web: &Web) -> Vec<Value> {
     let file = bench.path().join("testssl.json");
     let said = printed(
-        limited(300, "testssl")
+        limited(SUITE, "testssl")
             .args(["--quiet", "--color", "0", "--warnings", "off"])
             // Everything it needs is here: it asks no resolver.
             .args(["--nodns", "none", "--ip", "127.0.0.1"])

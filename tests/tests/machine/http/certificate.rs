@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use alknet_qemu::{Disk, Nic, Vm};
 use alknet_tests::pebble::{Authority, GATEWAY, Manners, Pebble};
 use alknet_tests::tools::{ext4_of, tool_says};
-use alknet_tests::{Bench, Boot, Node, Told, curl, http3};
+use alknet_tests::{Bench, Boot, Node, Told, curl, http3, whole_seconds};
 use serde_json::json;
 
 use super::{HTTP_PORT, VERSIONS};
@@ -25,8 +26,8 @@ const AHEAD: &str = "60 seconds";
 /// How long certificates are good, in seconds: nothing is renewed meanwhile.
 const LIFETIME_S: u64 = 90 * 86_400;
 
-/// Longest run of curl, in seconds.
-const SECONDS: &str = "300";
+/// Longest run of curl.
+const DONE_WITHIN: Duration = Duration::from_secs(300);
 
 const PAGE: &str = "<!doctype html><title>a site</title><h1>here</h1>\n";
 const SCRIPT: &str = "document.title = \"run\";\n";
@@ -83,7 +84,7 @@ fn a_site_gets_its_certificate_through_port_80_which_does_nothing_else() {
     let authority = Authority::new();
     let clock = tool_says("date", &["-u", "-d", AHEAD, "+base=%Y-%m-%dT%H:%M:%S"]);
     let machine = bench
-        .machine(Boot::Q35Initramfs)
+        .machine(Boot::MicrovmErofs)
         .data(Some(disk(&bench, &authority)))
         .nic(Nic::user().forward(HTTP_PORT))
         .plain()
@@ -97,7 +98,7 @@ fn a_site_gets_its_certificate_through_port_80_which_does_nothing_else() {
         lifetime_s: LIFETIME_S,
         refused_percent: 0,
     });
-    let node = Node::new(vm, Boot::Q35Initramfs, bench.admin().clone());
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
     pebble.certificate_at(port, NAME, None, || ());
 
     believed(&pebble, port);
@@ -119,7 +120,13 @@ fn believed(pebble: &Pebble, port: SocketAddr) {
     let number = port.port();
     let found = format!("{NAME}:{number}:127.0.0.1");
     let url = format!("https://{NAME}:{number}/");
-    let fixed = ["--silent", "--show-error", "--fail", "--max-time", SECONDS];
+    let fixed = [
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--max-time",
+        &whole_seconds(DONE_WITHIN),
+    ];
     for (version, _) in VERSIONS {
         let asked = [version, "--cacert", &root, "--resolve", &found, &url];
         let page = tool_says("curl", &[&fixed[..], &asked].concat());
@@ -171,7 +178,7 @@ fn port_80_sends_on_and_does_nothing_else(plain: SocketAddr) {
 fn asked(arguments: &[&str]) -> Output {
     let mut command = Command::new("curl");
     command
-        .args(["--silent", "--max-time", SECONDS])
+        .args(["--silent", "--max-time", &whole_seconds(DONE_WITHIN)])
         .args(arguments);
     command.output().expect("curl is installed by the set-up")
 }

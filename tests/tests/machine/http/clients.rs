@@ -2,8 +2,9 @@
 //! Protocol, and the command line.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::time::Duration;
 
+use alknet_test_support::limited;
 use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{Answer, Bench, http3};
 use serde_json::{Value, json};
@@ -11,8 +12,8 @@ use serde_json::{Value, json};
 use super::Machine;
 use super::gateway::{BODY_BYTES_MAX, body};
 
-/// Longest run of a client, in seconds.
-const SECONDS: &str = "300";
+/// Longest run of a client.
+const DONE_WITHIN: Duration = Duration::from_secs(300);
 
 /// Runs the uses of `module.js` with the facts on standard input.
 const RUN: &str = r#"import { readFileSync } from "node:fs";
@@ -128,8 +129,8 @@ pub(super) fn the_module_works_in_node(web: &Machine) {
     }
     let mut facts = facts(web);
     facts["ws"] = format!("{}/wrapper.mjs", variable("ALKNET_TEST_WS")).into();
-    let mut node = Command::new("timeout");
-    node.args([SECONDS, "node", "--no-warnings"])
+    let mut node = limited(DONE_WITHIN, "node");
+    node.arg("--no-warnings")
         .arg(folder.path().join("run.mjs"))
         // The machine's certificate is its own.
         .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
@@ -142,15 +143,14 @@ pub(super) fn the_module_works_in_node(web: &Machine) {
 
 pub(super) fn models_use_it(web: &Machine) {
     let given = [web.url("/mcp"), web.admin.clone()];
-    let mut python = Command::new("timeout");
+    let mut python = limited(DONE_WITHIN, "python3");
     python
-        .args([SECONDS, "python3", "-S"])
+        .arg("-S")
         .arg(client("mcp_node.py"))
         .args(&given)
         .env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"));
-    let mut node = Command::new("timeout");
-    node.args([SECONDS, "node"])
-        .arg(client("mcp_node.mjs"))
+    let mut node = limited(DONE_WITHIN, "node");
+    node.arg(client("mcp_node.mjs"))
         .arg(variable("ALKNET_TEST_MCP_NODE"))
         .args(&given)
         // The machine's certificate is its own.

@@ -1,8 +1,9 @@
 //! The gateway's paths, by curl.
 
 use std::process::Command;
+use std::time::Duration;
 
-use alknet_tests::{Bench, Told};
+use alknet_tests::{Bench, Told, whole_seconds};
 use serde_json::{Value, json};
 
 use super::{HTTP_PORT, Machine, VERSIONS};
@@ -10,9 +11,9 @@ use super::{HTTP_PORT, Machine, VERSIONS};
 /// Longest body.
 pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// How long curl waits for a word that its body is wanted, in seconds: a machine that runs translated
-/// may take more than the one second that it waits by itself.
-const EXPECT_SECONDS: &str = "120";
+/// How long curl waits for a word that its body is wanted: a machine that runs translated may take more
+/// than the one second that it waits by itself.
+const EXPECT_WITHIN: Duration = Duration::from_secs(120);
 
 const JSON: &str = "Content-Type: application/json";
 
@@ -101,7 +102,7 @@ pub(super) fn bodies_have_a_limit_to_the_byte(bench: &Bench, web: &Machine) {
         "--header",
         "Expect: 100-continue",
         "--expect100-timeout",
-        EXPECT_SECONDS,
+        &whole_seconds(EXPECT_WITHIN),
     ];
     for (bytes, status, interim) in [
         (BODY_BYTES_MAX, 200, &[100][..]),
@@ -172,7 +173,12 @@ pub(super) fn port_80_is_closed(web: &Machine) {
         .expect("it is forwarded");
     let url = format!("http://{plain}/");
     let asked = Command::new("curl")
-        .args(["--silent", "--max-time", EXPECT_SECONDS, &url])
+        .args([
+            "--silent",
+            "--max-time",
+            &whole_seconds(EXPECT_WITHIN),
+            &url,
+        ])
         .output()
         .expect("curl is installed by the set-up");
     assert!(!asked.status.success(), "{asked:?}");

@@ -25,7 +25,7 @@ const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTT
 
 #[test]
 fn a_booted_machine_serves_whoever_speaks_http() {
-    let bench = Bench::new();
+    let bench = Bench::set_up();
     let nic = Nic::user().forward(HTTP_PORT);
     let web = Web::boot(bench.machine(Boot::MicrovmErofs).nic(nic), DOCUMENT);
 

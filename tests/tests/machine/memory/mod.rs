@@ -38,7 +38,11 @@ fn remembers_nothing(boot: Boot, data_at: u64, command_line: &str) {
     let bench = Bench::new();
     let words = Entropy::generate(WordCount::TwentyFour).expect("this host has randomness");
     let machine = |config: &str| -> Machine<'_> {
-        let machine = bench.machine(boot).configured(config).append(command_line);
+        let machine = bench.machine(boot).configured(config);
+        let machine = match boot {
+            Boot::UefiRaw => machine.after_firmware(),
+            _ => machine.append(command_line),
+        };
         // Memory stays where it is when the machine goes off.
         machine.with(|vm| {
             vm.exit_on_reset()
@@ -147,6 +151,7 @@ impl Look {
                     .collect();
                 panic!("{} places:\n{}", lines.len(), lines.join("\n"));
             }
+            // Each look stops the machine for as long as it takes: in between it has to get on.
             std::thread::sleep(Duration::from_secs(1));
         }
     }

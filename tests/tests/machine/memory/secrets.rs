@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
@@ -12,6 +13,7 @@ use alknet_vault::slots::{Copies, FileArea, Key, OpenAlkv, luks_phrase};
 use alknet_vault::{Curve, DerivationPath, Entropy, SecretStr};
 use argon2::{Algorithm, Argon2, Params, Version};
 use data_encoding::BASE64;
+use memchr::memmem::Finder;
 use serde_json::Value;
 use sha2::Sha512;
 
@@ -87,15 +89,38 @@ impl Secrets {
     /// Which of them are in a file, a line for each place.
     pub(super) fn found_in(&self, dump: &Path) -> Vec<(&'static str, String)> {
         let memory = fs::read(dump).expect("the dump is ours");
+        let runs = runs(&memory);
         let mut found = Vec::new();
         for (name, secret) in &self.0 {
             for part in secret.chunks_exact(TELLING) {
-                let places = memchr::memmem::find_iter(&memory, part);
-                found.extend(places.map(|at| (*name, around(&memory, at))));
+                let part = Finder::new(part);
+                for run in &runs {
+                    let places = part.find_iter(&memory[run.clone()]);
+                    found.extend(places.map(|at| (*name, around(&memory, run.start + at))));
+                }
             }
         }
         found
     }
+}
+
+/// The parts of a memory in which something is: most of it is pages of zeroes, in which no secret is.
+fn runs(memory: &[u8]) -> Vec<Range<usize>> {
+    const PAGE: usize = 4096;
+    const ZEROES: [u8; PAGE] = [0; PAGE];
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (number, page) in memory.chunks(PAGE).enumerate() {
+        if page == &ZEROES[..page.len()] {
+            continue;
+        }
+        let at = number * PAGE;
+        let end = at + page.len();
+        match runs.last_mut() {
+            Some(last) if last.end == at => last.end = end,
+            _ => runs.push(at..end),
+        }
+    }
+    runs
 }
 
 /// Where it is, and what is there, for whoever looks for the reason.

@@ -7,6 +7,8 @@ use alknet_qemu::{Mark, Vm};
 use alknet_tests::{Bench, Boot, Node, eventually};
 use serde_json::{Value, json};
 
+use crate::console::{commands, typed};
+
 use super::{ASKED_WITHIN, DONE_WITHIN, PICTURE_ENDS, asked, shown, type_line};
 
 /// Wrong passphrases in a row: the last two are waited for.
@@ -43,7 +45,7 @@ fn a_passphrase_is_asked_for_at_every_boot() {
 #[test]
 fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
     let bench = Bench::new();
-    let mut node = bench.machine(Boot::MicrovmErofs).boot();
+    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let locked = json!({ "state": "locked" });
     assert_eq!(node.call("vault/lock", &Value::Null), locked);
@@ -78,14 +80,14 @@ fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
 #[test]
 fn a_hard_lock_and_what_was_typed_after_it_are_in_the_log() {
     let bench = Bench::new();
-    let unlock = "[vault]\nunlock = [\"passphrase\"]";
-    let machine = bench.machine(Boot::MicrovmErofs).configured(unlock);
-    let vm = machine.start();
-    asked(&vm, "new passphrase");
-    type_line(&vm, "correct horse");
-    shown(&vm, "the same again");
-    type_line(&vm, "correct horse");
-    let mut node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
+    // A passphrase in place of the key that lies beside the vault, which opens without being typed.
+    let vm = node.vm();
+    commands(vm);
+    typed(vm, "slot add passphrase", "new passphrase: _");
+    typed(vm, "correct horse", "the same again: _");
+    typed(vm, "correct horse", "slot 1 (passphrase) was added");
+    typed(vm, "slot rm 0", "slot 0 (none) was removed");
 
     let mark = node.vm().console().mark();
     node.try_call("vault/lock", &json!({ "hard": true }), &[]);

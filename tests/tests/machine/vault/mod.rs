@@ -13,6 +13,7 @@ use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
 use serde_json::{Value, json};
 
+use crate::disks::small;
 use crate::rescue;
 
 /// From power-on until the console asks for something.
@@ -127,10 +128,8 @@ fn words_on_a_stick_are_erased_whenever_they_are_the_vaults() {
     assert!(holds(&written, b"abandon abandon"));
     for _ in 0..2 {
         std::fs::write(&stick, &written).expect("the folder is ours");
-        let machine = bench.machine(Boot::Q35Initramfs).config("");
-        let node = machine
-            .with(|vm| vm.disk(alknet_qemu::Disk::file(&stick)))
-            .boot();
+        let machine = bench.machine(Boot::MicrovmErofs).config("");
+        let node = machine.disk(alknet_qemu::Disk::file(&stick)).boot();
         assert_eq!(node.identity(), IDENTITY);
         let info = node.info();
         assert_eq!(info["problems"], json!([]), "{info:#}");
@@ -144,8 +143,7 @@ fn words_on_a_stick_are_erased_whenever_they_are_the_vaults() {
 #[test]
 fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
     let bench = Bench::new();
-    let machine = || bench.machine(Boot::Q35Initramfs);
-    let mut node = machine().boot();
+    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["words_kept"], false, "{status:#}");
@@ -164,7 +162,6 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
     let key = data_encoding::HEXLOWER.encode(&key.public());
     assert_eq!(identity, format!("ed25519:{key}"));
 
-    let mark = node.vm().console().mark();
     let send = |text: &str| {
         node.vm()
             .console()
@@ -176,7 +173,11 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
     send("factory-reset\r");
     shown(node.vm(), "type RESET to go on");
     send("RESET\r");
-    node.wait_ready(mark);
+    let exit = node.vm_mut().wait_exit(DONE_WITHIN);
+    let exit = exit.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
+    drop(node);
+    let node = bench.machine(Boot::MicrovmErofs).boot();
     assert_ne!(node.identity(), identity);
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
@@ -187,7 +188,7 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
 #[test]
 fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.snapshot(Boot::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     node.end();
     let whole = std::fs::read(bench.data()).expect("the disk is ours");
@@ -218,7 +219,11 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
     let vm = bench.machine(Boot::MicrovmErofs).start();
     let said = vm.wait_for("alknet: problem vault-damaged", ASKED_WITHIN);
     said.unwrap_or_else(|error| panic!("{error}"));
-    std::thread::sleep(Duration::from_secs(5));
+    // Later than a machine that serves says so.
+    let connected = vm.wait_for("alknet: address ", ASKED_WITHIN);
+    connected.unwrap_or_else(|error| panic!("{error}"));
+    type_line(&vm, "");
+    shown(&vm, "nothing: the vault is locked");
     assert!(
         !vm.console().text().contains("alknet: ready"),
         "{}",
@@ -236,11 +241,10 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
 fn the_disk_of_a_sealed_machine_tells_nothing() {
     let written = |sealed: bool| {
         let bench = Bench::new();
-        let machine = || match sealed {
-            true => with_words(&bench),
-            false => bench.machine(Boot::MicrovmErofs).plain(),
+        let node = match sealed {
+            true => with_words(&bench).boot(),
+            false => small(&bench),
         };
-        let node = machine().boot();
         let file = bench.path().join("applied.toml");
         for round in 0..APPLIED {
             let line = format!("# {round} {MARKER}\n");

@@ -7,12 +7,13 @@ use std::time::Duration;
 use alknet_call::{ALPN, CallClient, CallConnection, CallOptions};
 use alknet_core::{Carriage, CloseReason, Connection};
 use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::eventually;
 use alknet_tests::{Answer, Bench, Cli, binary};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::lab::HUNG;
+use super::lab::hung;
 
 /// A served file.
 struct Served {
@@ -60,15 +61,14 @@ impl Served {
 
     /// Waits until `node/info` says so.
     fn wait_for(&self, what: &str, said: impl Fn(&Value) -> bool) -> Value {
-        let since = std::time::Instant::now();
-        loop {
+        eventually(what, Duration::from_secs(60), || {
             let info = self.info();
             if said(&info) {
-                return info;
+                Ok(info)
+            } else {
+                Err(format!("{info:#}"))
             }
-            assert!(since.elapsed() < HUNG, "{what}: {info:#}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        })
     }
 
     async fn dial(&self, who: &Cli, carriage: Carriage) -> (Dialer, Connection, CallConnection) {
@@ -150,12 +150,12 @@ async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
         inside.push((dialer, connection, client));
     }
     served.write(&peer("stays", &stays, "\"peer:list\""));
-    let ended = timeout(HUNG, inside[0].1.closed()).await;
+    let ended = timeout(hung(), inside[0].1.closed()).await;
     assert!(
         matches!(ended, Ok(CloseReason::Peer(Some(1), _))),
         "{ended:?}"
     );
-    let ended = timeout(HUNG, inside[1].1.closed()).await;
+    let ended = timeout(hung(), inside[1].1.closed()).await;
     assert!(matches!(ended, Ok(CloseReason::Peer(None, _))), "{ended:?}");
     for (_, _, client) in &inside[2..] {
         client
@@ -190,7 +190,10 @@ async fn told_to_end_it_answers_what_it_accepted_and_ends_well() {
                 }
             }
         });
-        timeout(HUNG, some).await.expect("in time").expect("calls");
+        timeout(hung(), some)
+            .await
+            .expect("in time")
+            .expect("calls");
         callers.push(caller);
     }
     let pid = nix::unistd::Pid::from_raw(served.child.id().cast_signed());

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use alknet_core::Carriage;
 use alknet_endpoint::Limits;
+use alknet_test_support::deadline;
+use tokio::time::timeout;
 
-use super::lab::{Lab, Someone, document};
+use super::lab::{Lab, Someone, document, hung};
 
 /// Calls at once of each peer.
 const AT_ONCE: usize = 16;
@@ -39,10 +41,14 @@ async fn no_call_that_was_accepted_is_lost() {
             }));
         }
     }
-    while lab.worked.load(Ordering::SeqCst) < BEFORE {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let drained = lab.server.drain(DRAIN).await;
+    let begun = async {
+        // Nothing announces it: it is looked for again and again.
+        while lab.worked.load(Ordering::SeqCst) < BEFORE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(hung(), begun).await.expect("calls are answered");
+    let drained = lab.server.drain(deadline(DRAIN)).await;
     assert_eq!((drained.finished, drained.cut), (peers.len(), 0));
     let mut answered = 0;
     for caller in callers {

@@ -13,6 +13,7 @@ use alknet_call::{
 use alknet_core::config::{Applied, Change, NodeConfig, ReloadHandle, Source};
 use alknet_core::{Carriage, CloseReason, Connection, Identities, PeerKey};
 use alknet_endpoint::{Dialer, Limits, Server, Target};
+use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
@@ -21,7 +22,9 @@ use tokio::time::timeout;
 use crate::here::Here;
 
 /// How long anything may take before a test calls it hung.
-pub(crate) const HUNG: Duration = Duration::from_secs(60);
+pub(crate) fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
 
 /// The operation that is called; it wants the scope `work`.
 pub(crate) const WORK: &str = "demo/work";
@@ -188,12 +191,12 @@ impl Client {
     /// Calls [`WORK`].
     pub(crate) async fn work(&self) -> Result<Body, CallError> {
         let answer = self.client.call(WORK, &Value::Null);
-        timeout(HUNG, answer).await.expect("an answer in time")
+        timeout(hung(), answer).await.expect("an answer in time")
     }
 
     /// The code with which the node ended the connection.
     pub(crate) async fn code(&self) -> Option<u64> {
-        match timeout(HUNG, self.connection.closed()).await {
+        match timeout(hung(), self.connection.closed()).await {
             Ok(CloseReason::Peer(code, _)) => code,
             other => panic!("{other:?}"),
         }

@@ -10,7 +10,7 @@ use alknet_core::{Carriage, IdentityProvider};
 use alknet_endpoint::Limits;
 use serde_json::Value;
 
-use super::lab::{Client, HUNG, Lab, Someone, WAIT, WORK, document, entry};
+use super::lab::{Client, Lab, Someone, WAIT, WORK, document, entry, hung};
 
 /// How often the configuration is replaced.
 const ROUNDS: usize = 100;
@@ -143,7 +143,7 @@ fn begin(client: &Client, calls: usize) -> Vec<tokio::task::JoinHandle<bool>> {
 async fn begun(lab: &Lab, calls: usize) {
     let mut waiting = lab.waiting.subscribe();
     let all = waiting.wait_for(|begun| *begun >= calls);
-    let all = tokio::time::timeout(HUNG, all).await;
+    let all = tokio::time::timeout(hung(), all).await;
     assert!(
         matches!(all, Ok(Ok(_))),
         "{} of {calls}",

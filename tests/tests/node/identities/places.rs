@@ -4,13 +4,13 @@ use alknet_core::Carriage;
 use alknet_endpoint::Limits;
 use serde_json::Value;
 
-use super::lab::{HUNG, Lab, Someone, WAIT, document};
+use super::lab::{Lab, Someone, WAIT, document, hung};
 
 /// Waits until a call of [`WAIT`] has arrived.
 async fn began(lab: &Lab) {
     let mut waiting = lab.waiting.subscribe();
     let arrived = waiting.wait_for(|began| *began > 0);
-    let arrived = tokio::time::timeout(HUNG, arrived).await;
+    let arrived = tokio::time::timeout(hung(), arrived).await;
     assert!(matches!(arrived, Ok(Ok(_))), "the call never arrived");
 }
 

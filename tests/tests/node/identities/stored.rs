@@ -5,8 +5,9 @@ use alknet_core::{
 };
 use alknet_endpoint::Limits;
 use alknet_tls::NodeKey;
+use tokio::time::timeout;
 
-use super::lab::{Lab, Someone, document};
+use super::lab::{Lab, Someone, document, hung};
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
@@ -57,9 +58,8 @@ async fn what_is_written_reaches_connections_that_live() {
             .await
             .expect("a peer");
         assert!(generation.has_changed().expect("it lives"));
-        while first.work().await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        let narrowed = async { while first.work().await.is_ok() {} };
+        timeout(hung(), narrowed).await.expect("it is narrowed");
         let code = second.work().await.expect_err("narrower").code;
         assert_eq!(code.name(), "FORBIDDEN");
 

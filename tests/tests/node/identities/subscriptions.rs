@@ -1,15 +1,21 @@
 //! Subscriptions that run while the rights behind them are taken away.
 
+use std::time::Duration;
+
 use alknet_call::{CallError, CallOptions, Subscription};
 use alknet_core::{AuthToken, Carriage};
 use alknet_endpoint::Limits;
+use alknet_test_support::deadline;
 use alknet_tls::NodeKey;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::lab::{Client, FOLLOW, HUNG, Lab, Someone, document};
+use super::lab::{Client, FOLLOW, Lab, Someone, document, hung};
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
+
+/// For so long nothing may come of a subscription that goes on.
+const SILENT: Duration = Duration::from_millis(50);
 
 /// Starts one and waits for its first event.
 async fn follow(client: &Client, token: Option<&AuthToken>) -> Subscription {
@@ -20,14 +26,14 @@ async fn follow(client: &Client, token: Option<&AuthToken>) -> Subscription {
     };
     let started = client.client.subscribe_with(FOLLOW, &Value::Null, &options);
     let mut events = started.await.expect("started");
-    let first = timeout(HUNG, events.next()).await.expect("in time");
+    let first = timeout(hung(), events.next()).await.expect("in time");
     let first = first.expect("an event").expect("allowed");
     assert_eq!(first.output.value(), "following");
     events
 }
 
 async fn end(events: &mut Subscription) -> CallError {
-    let end = timeout(HUNG, events.next()).await.expect("it ends");
+    let end = timeout(hung(), events.next()).await.expect("it ends");
     end.expect("an end").expect_err("no event")
 }
 
@@ -52,7 +58,7 @@ async fn a_narrower_scope_ends_them_and_nothing_else() {
         // What is open to everybody has nothing to lose.
         let watch = client.client.subscribe("services/watch", &Value::Null);
         let mut watch = watch.await.expect("started");
-        timeout(HUNG, watch.next())
+        timeout(hung(), watch.next())
             .await
             .expect("in time")
             .expect("an event")
@@ -64,7 +70,7 @@ async fn a_narrower_scope_ends_them_and_nothing_else() {
         lab.apply(&both);
         client.work().await.expect("the connection is there");
         for still in [&mut untouched, &mut watch] {
-            let silent = timeout(std::time::Duration::from_millis(50), still.next()).await;
+            let silent = timeout(deadline(SILENT), still.next()).await;
             assert!(silent.is_err(), "{silent:?}");
         }
     }
@@ -90,7 +96,7 @@ async fn a_token_that_is_revoked_ends_what_it_started() {
         lab.apply(&peers);
         // Not the peer's own right, which would do: a token replaces it.
         assert_eq!(end(&mut revoked).await.code.name(), "UNAUTHENTICATED");
-        let silent = timeout(std::time::Duration::from_millis(50), own.next()).await;
+        let silent = timeout(deadline(SILENT), own.next()).await;
         assert!(silent.is_err(), "{silent:?}");
     }
 }

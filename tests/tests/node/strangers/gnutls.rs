@@ -1,7 +1,6 @@
 //! `gnutls-cli`, with raw public keys.
 
-use std::process::Command;
-
+use alknet_test_support::limited;
 use alknet_tests::{Pem, wire};
 use serde_json::{Value, json};
 
@@ -14,9 +13,9 @@ const RAW_SERVER: &str = "NORMAL:-CTYPE-ALL:+CTYPE-SRV-RAWPK:+CTYPE-CLI-X509";
 
 fn dial(target: &str, priority: &str, more: &[&str]) -> Typed {
     let (host, port) = address(target);
-    let mut command = Command::new("timeout");
+    let mut command = limited(PATIENCE, "gnutls-cli");
     command
-        .args([PATIENCE, "gnutls-cli", "--insecure"])
+        .arg("--insecure")
         .args(["--alpn", "alknet/call"])
         .args(["--priority", priority, "--port", port])
         .args(more)

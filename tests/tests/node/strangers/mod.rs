@@ -7,10 +7,12 @@ mod python;
 mod service;
 mod typed;
 
+use std::time::Duration;
+
 use alknet_tests::{Bench, Boot, Cli, Pem};
 
-/// How long anything may take before a stranger gives up, in seconds. Guests run translated.
-const PATIENCE: &str = "240";
+/// Deadline of a client that is not ours. Guests run translated.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Where a pinned target is.
 fn address(target: &str) -> (&str, &str) {
@@ -37,7 +39,7 @@ fn the_host_serves_strangers() {
 #[test]
 fn the_appliance_serves_strangers() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let node = bench.snapshot(Boot::MicrovmErofs).restore();
     serves_strangers(bench.admin(), &node.target());
     node.end();
 }

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
 
+use alknet_test_support::limited;
 use alknet_tests::{Pem, wire};
 use serde_json::Value;
 
@@ -21,10 +22,8 @@ fn newer() -> OsString {
 
 fn s_client(program: OsString, pem: &Pem, target: &str) -> Command {
     let (host, port) = address(target);
-    let mut command = Command::new("timeout");
+    let mut command = limited(PATIENCE, program);
     command
-        .arg(PATIENCE)
-        .arg(program)
         .args(["s_client", "-alpn", "alknet/call", "-connect"])
         .arg(format!("{host}:{port}"))
         .arg("-cert")

@@ -1,0 +1,230 @@
+//! Machines that serve already: each is booted once, saved while it serves, kept in the cache, and given to
+//! tests as copies that are there after a tenth of a second.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alknet_qemu::{Vm, VmBuilder};
+
+use crate::bench::{Bench, DATA_BYTES};
+use crate::image::Image;
+use crate::node::{Boot, Machine, Node};
+use crate::store::Store;
+
+/// What PID 1 prints once the machine has an address of its own.
+const ADDRESS: &str = "alknet: address ";
+
+/// Longest wait for one step of the making, on a processor that runs guests itself.
+const MADE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Longest wait from power-on to the kernel; firmware alone takes long when it is emulated.
+const FIRMWARE_WITHIN: Duration = Duration::from_secs(60);
+
+/// The data disk in the folder of a saved machine.
+const DISK: &str = "disk";
+
+/// A machine on QEMU's network that was booted from a blank disk and serves.
+///
+/// Tests that describe the same machine get copies of the same one. A copy is the test's own, with its
+/// disk: whatever the test does to it, no other test sees.
+///
+/// All copies have the same identity, keys and administrator, and so have copies of other snapshots the
+/// administrator. Their clocks stand at the time of the save, a day ago at most. What the log and the
+/// console say of the boot is there; no client was connected yet.
+#[derive(Debug)]
+#[must_use]
+pub struct Snapshot<'a> {
+    bench: &'a Bench,
+    boot: Boot,
+    faults: bool,
+    data_bytes: u64,
+    config: String,
+}
+
+impl<'a> Snapshot<'a> {
+    pub(crate) fn new(bench: &'a Bench, boot: Boot) -> Self {
+        Self {
+            bench,
+            boot,
+            faults: false,
+            data_bytes: DATA_BYTES,
+            config: String::new(),
+        }
+    }
+
+    /// Adds to the configuration, as [`Machine::configured`].
+    pub fn configured(mut self, toml: &str) -> Self {
+        self.config = format!("{}\n{toml}", self.config);
+        self
+    }
+
+    /// Without a vault, as [`Machine::plain`].
+    pub fn plain(self) -> Self {
+        self.configured("[vault]\ninit = \"off\"")
+    }
+
+    /// Switches `node/fault` on, as [`Machine::faults`].
+    pub fn faults(mut self) -> Self {
+        self.faults = true;
+        self
+    }
+
+    /// With a data disk of this size.
+    pub fn data_bytes(mut self, bytes: u64) -> Self {
+        self.data_bytes = bytes;
+        self
+    }
+
+    /// A copy of the machine, which serves. Its disk is the bench's: a machine that the test boots later
+    /// goes on with it.
+    ///
+    /// # Panics
+    /// The machine cannot be made.
+    pub fn restore(self) -> Node {
+        // The first to ask for the disk decides how large it is.
+        let disk = self.disk(self.bench);
+        let make = |folder: &Path| self.make(folder);
+        let vm = Store::open().restore(&self.recipe(), make, |folder| {
+            alknet_qemu::copy(&folder.join(DISK), &disk)?;
+            let machine = self.machine(self.bench);
+            machine.with(|vm| vm.restore(folder)).try_start()
+        });
+        Node::new(vm, self.boot, self.bench.admin().clone())
+    }
+
+    fn machine<'b>(&self, bench: &'b Bench) -> Machine<'b> {
+        let machine = bench.machine(self.boot);
+        // An empty addition is one line more, and another document than a machine has that is booted later.
+        let machine = if self.config.is_empty() {
+            machine
+        } else {
+            machine.configured(&self.config)
+        };
+        if self.faults {
+            machine.faults()
+        } else {
+            machine
+        }
+    }
+
+    fn disk(&self, bench: &Bench) -> PathBuf {
+        match self.boot {
+            Boot::UefiRaw => bench.raw(),
+            Boot::MicrovmErofs | Boot::Q35Initramfs => bench.data_of(self.data_bytes),
+        }
+    }
+
+    /// Boots the machine and saves it in `folder`.
+    fn make(&self, folder: &Path) {
+        let bench = Bench::of_snapshots();
+        let disk = self.disk(&bench);
+        let machine = self.machine(&bench).with(VmBuilder::saveable);
+        let node = machine.with(|vm| vm.name("snapshot")).boot();
+        let vm = node.vm();
+        let saved = vm
+            .wait_for(ADDRESS, MADE_WITHIN)
+            .and_then(|_| vm.save(folder, MADE_WITHIN));
+        saved.unwrap_or_else(|error| panic!("{error}"));
+        let copied = alknet_qemu::copy(&disk, &folder.join(DISK));
+        copied.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Everything that makes one machine another than the next.
+    fn recipe(&self) -> String {
+        let Self {
+            boot,
+            faults,
+            data_bytes,
+            ..
+        } = self;
+        let boot = format!("{boot:?} faults={faults} data_bytes={data_bytes}");
+        let image = Image::get().digests(self.boot.form());
+        let admin = self.bench.admin().identity();
+        let machine = self.machine(self.bench).recipe();
+        format!("{boot}\n{admin}\n{image}\n{}\n{machine}", self.config)
+    }
+}
+
+impl Bench {
+    /// A machine that serves already, administered by the key of all snapshots.
+    ///
+    /// # Panics
+    /// The bench has used a key of its own.
+    pub fn snapshot(&self, boot: Boot) -> Snapshot<'_> {
+        self.take_administrator();
+        Snapshot::new(self, boot)
+    }
+
+    /// A bench whose data disk is that of a machine that was booted and switched off before: it has a vault
+    /// that opens without a passphrase, and the partition is sealed. Making both takes as long as all the rest of a
+    /// boot. For tests to which a first boot is nothing special.
+    ///
+    /// Nodes on such benches have the same identity.
+    ///
+    /// # Panics
+    /// The machine cannot be made.
+    pub fn set_up() -> Self {
+        // One disk for every accelerator and processor: its content does not depend on them.
+        let image = Image::get().digests(Boot::MicrovmErofs.form());
+        let recipe = format!("a data disk that is set up\n{image}");
+        let make = |folder: &Path| {
+            let bench = Self::new();
+            bench.snapshot(Boot::MicrovmErofs).restore().end();
+            let copied = alknet_qemu::copy(&bench.data(), &folder.join(DISK));
+            copied.unwrap_or_else(|error| panic!("{error}"));
+        };
+        let bench = Self::new();
+        let copy = |folder: &Path| alknet_qemu::copy(&folder.join(DISK), &bench.data());
+        Store::open().restore(&recipe, make, copy);
+        bench
+    }
+
+    /// One with the administrator of all snapshots.
+    fn of_snapshots() -> Self {
+        let bench = Self::new();
+        bench.take_administrator();
+        bench
+    }
+
+    /// Copies the administrator's key from the cache, where the first test to want it has it made.
+    fn take_administrator(&self) {
+        let (from, to) = (Store::open().administrator(), self.admin().state());
+        let key = |state: &Path| state.join("identity.key");
+        if let Ok(own) = fs::read(key(to)) {
+            let known = fs::read(key(&from)).expect("the administrator has a key");
+            assert!(own == known, "the bench has used a key of its own");
+            return;
+        }
+        let copy = || {
+            fs::create_dir_all(to)?;
+            fs::set_permissions(to, fs::metadata(&from)?.permissions())?;
+            fs::copy(key(&from), key(to))
+        };
+        copy().expect("the folder is ours");
+    }
+}
+
+/// Starts `vm` where firmware has just handed over to the kernel of the shipped image.
+pub(crate) fn after_firmware(boot: Boot, measured: bool, vm: &VmBuilder) -> Vm {
+    let bench = Bench::new();
+    let machine = || {
+        let machine = bench.machine(boot).with(VmBuilder::saveable);
+        let machine = machine.with(|vm| vm.name("firmware"));
+        if measured {
+            machine.measured("chip")
+        } else {
+            machine
+        }
+    };
+    let (image, built) = (Image::get().digests(boot.form()), machine().recipe());
+    let recipe = format!("{boot:?} measured={measured} after firmware\n{image}\n{built}");
+    let make = |folder: &Path| {
+        let vm = machine().start();
+        let saved = vm
+            .wait_kernel(FIRMWARE_WITHIN)
+            .and_then(|()| vm.save(folder, MADE_WITHIN));
+        saved.unwrap_or_else(|error| panic!("{error}"));
+    };
+    Store::open().restore(&recipe, make, |folder| vm.clone().restore(folder).start())
+}

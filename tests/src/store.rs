@@ -1,0 +1,482 @@
+//! The cache's folder of saved machines.
+//!
+//! Test programs that run at the same time share it: a machine that several want is made by one of them
+//! while the others wait. A machine is used for a day, and until the host boots again; each program checks
+//! each machine once, before it uses it, and makes one that is damaged, or that QEMU does not read, again.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::cli::Cli;
+
+/// What decides what is written into the folder of a machine, and when: after a change of these each is made
+/// again. How a machine is built is in its recipe ([`alknet_qemu::VmBuilder::recipe`]).
+const MAKERS: [&str; 5] = [
+    include_str!("../../qemu/src/snapshot.rs"),
+    include_str!("../../qemu/src/tpm/mod.rs"),
+    include_str!("../../qemu/src/tpm/command.rs"),
+    include_str!("../../qemu/src/tpm/relay.rs"),
+    include_str!("snapshot.rs"),
+];
+
+/// Names what is in a folder, and is written last: a folder without it is not whole.
+const CONTENTS: &str = "contents.json";
+
+/// The guests' clocks stand at the time of the save.
+const USED_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// Machines that are kept, those that were used last. One takes some 100 MB.
+const KEPT: usize = 12;
+
+/// The folder.
+#[derive(Debug)]
+pub(crate) struct Store {
+    folder: PathBuf,
+}
+
+/// A saved machine. No process removes it while this is there.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    path: PathBuf,
+    /// Held for as long as the files may be opened.
+    lock: File,
+}
+
+/// What a whole folder has.
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+struct Contents {
+    /// Of the host, which tells its boots apart: afterwards its clocks count otherwise.
+    boot_id: String,
+    /// Seconds since 1970.
+    made_s: u64,
+    files: Vec<Part>,
+}
+
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+struct Part {
+    name: String,
+    checksum: u64,
+}
+
+impl Store {
+    /// The one of the project's cache.
+    pub(crate) fn open() -> Self {
+        let cache = alknet_qemu::cache_dir().expect("ALKNET_CACHE or HOME names a folder");
+        Self::at(&cache.join("machines"))
+    }
+
+    /// One in this folder.
+    pub(crate) fn at(folder: &Path) -> Self {
+        let folder = folder.to_owned();
+        fs::create_dir_all(&folder).expect("the cache can be written");
+        Self { folder }
+    }
+
+    /// State folder of the administrator of every machine here.
+    pub(crate) fn administrator(&self) -> PathBuf {
+        let state = self.folder.join("administrator");
+        let _one = self.exclusive("administrator");
+        Cli::new(state.clone()).identity();
+        state
+    }
+
+    /// The text of a file here, never empty, which `make` writes first. The file is there whole or not at
+    /// all: a process may be killed at any moment.
+    pub(crate) fn text(&self, name: &str, make: impl FnOnce() -> String) -> String {
+        let _one = self.exclusive(name);
+        let file = self.folder.join(name);
+        let known = fs::read_to_string(&file).unwrap_or_default();
+        if !known.is_empty() {
+            return known;
+        }
+        let text = make();
+        let new = self.folder.join(format!("{name}.new"));
+        let written = fs::write(&new, &text).and_then(|()| fs::rename(&new, &file));
+        written.expect("the cache can be written");
+        text
+    }
+
+    /// What `restore` makes of the folder of the machine made by this recipe. A machine that cannot be
+    /// restored is made once more: its files may be as they were written and still be of no use.
+    ///
+    /// # Panics
+    /// `restore` fails for a machine that was just made.
+    pub(crate) fn restore<T>(
+        &self,
+        recipe: &str,
+        make: impl Fn(&Path),
+        restore: impl Fn(&Path) -> alknet_qemu::Result<T>,
+    ) -> T {
+        let entry = self.entry(recipe, &make);
+        match restore(entry.path()) {
+            Ok(restored) => return restored,
+            Err(error) => eprintln!("a saved machine is made again: {error}"),
+        }
+        self.discard(entry);
+        let entry = self.entry(recipe, &make);
+        restore(entry.path()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Removes a machine, unless another process has made it again already.
+    fn discard(&self, entry: Entry) {
+        let Entry { path, lock } = entry;
+        let failed = Contents::read(&path).ok();
+        let key = path.file_name().unwrap_or_default().to_string_lossy();
+        drop(lock);
+        let _one = self.exclusive(&key);
+        if Contents::read(&path).ok() == failed {
+            remove(&path);
+        }
+    }
+
+    /// The machine made by this recipe. `make` makes it, in a folder that it is given, where there is
+    /// none that is whole.
+    pub(crate) fn entry(&self, recipe: &str, make: impl Fn(&Path)) -> Entry {
+        let qemu = alknet_qemu::version().unwrap_or_else(|error| panic!("{error}"));
+        let all = format!("{qemu}\n{}\n{recipe}", MAKERS.concat());
+        let key = HEXLOWER.encode(&Sha256::digest(all)[..16]);
+        let path = self.folder.join(&key);
+        loop {
+            let lock = self.lock(&key);
+            lock.lock_shared().expect("a lock can be waited for");
+            if is_whole(&path) {
+                let entry = Entry { path, lock };
+                entry.used(SystemTime::now());
+                return entry;
+            }
+            drop(lock);
+            let lock = self.exclusive(&key);
+            if !is_whole(&path) {
+                self.make(&path, recipe, &make);
+                self.prune(&key);
+            }
+            drop(lock);
+        }
+    }
+
+    /// Makes a machine beside its place and puts it there whole.
+    fn make(&self, path: &Path, recipe: &str, make: impl Fn(&Path)) {
+        remove(path);
+        let new = tempfile::tempdir_in(&self.folder).expect("the cache can be written");
+        make(new.path());
+        let write = |name: &str, text: &str| {
+            let file = new.path().join(name);
+            fs::write(file, text).expect("the cache can be written");
+        };
+        write("recipe", recipe);
+        let contents = Contents::of(new.path()).expect("it was just written");
+        let contents = serde_json::to_string(&contents).expect("plain values");
+        write(CONTENTS, &contents);
+        fs::rename(new.keep(), path).expect("a folder in the same place");
+    }
+
+    /// Removes machines that no process uses, but for those used last.
+    fn prune(&self, made: &str) {
+        let entries = fs::read_dir(&self.folder).expect("the cache can be read");
+        let mut locks: Vec<_> = entries
+            .flatten()
+            .filter(|entry| entry.path().extension().is_some_and(|it| it == "lock"))
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .filter(|(_, lock)| lock.with_extension("").join(CONTENTS).exists())
+            .collect();
+        locks.sort();
+        let surplus = locks.len().saturating_sub(KEPT);
+        for (_, path) in locks.into_iter().take(surplus) {
+            let folder = path.with_extension("");
+            let is_made = folder.file_name().is_some_and(|name| name == made);
+            let Ok(lock) = File::open(&path) else {
+                continue;
+            };
+            // Held until the folder is gone: the next process may want the machine already.
+            if !is_made && lock.try_lock().is_ok() {
+                remove(&folder);
+            }
+        }
+    }
+
+    fn exclusive(&self, name: &str) -> File {
+        let lock = self.lock(name);
+        lock.lock().expect("a lock can be waited for");
+        lock
+    }
+
+    fn lock(&self, name: &str) -> File {
+        let path = self.folder.join(format!("{name}.lock"));
+        let opened = OpenOptions::new().create(true).append(true).open(path);
+        opened.expect("the cache can be written")
+    }
+}
+
+impl Entry {
+    /// Its folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes when it was used, by which it is kept.
+    fn used(&self, at: SystemTime) {
+        self.lock.set_modified(at).ok();
+    }
+}
+
+impl Contents {
+    /// What is in this folder now.
+    fn of(folder: &Path) -> io::Result<Self> {
+        let mut files = vec![];
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == CONTENTS {
+                continue;
+            }
+            let checksum = alknet_qemu::checksum(&entry.path()).map_err(io::Error::other)?;
+            files.push(Part { name, checksum });
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self {
+            boot_id: boot_id(),
+            made_s: since_1970().as_secs(),
+            files,
+        })
+    }
+
+    fn read(folder: &Path) -> io::Result<Self> {
+        let text = fs::read_to_string(folder.join(CONTENTS))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    fn age(&self) -> Duration {
+        since_1970().saturating_sub(Duration::from_secs(self.made_s))
+    }
+}
+
+/// What this process has checked.
+static CHECKED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn checked() -> std::sync::MutexGuard<'static, BTreeSet<PathBuf>> {
+    CHECKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn forget(path: &Path) {
+    checked().remove(path);
+}
+
+/// Whether the machine at this place can be used.
+fn is_whole(path: &Path) -> bool {
+    let Ok(contents) = Contents::read(path) else {
+        return false;
+    };
+    if contents.boot_id != boot_id() || contents.age() > USED_FOR {
+        return false;
+    }
+    if checked().contains(path) {
+        return true;
+    }
+    let whole = Contents::of(path).is_ok_and(|now| now.files == contents.files);
+    if whole {
+        checked().insert(path.to_owned());
+    } else {
+        eprintln!("{} is damaged and is made again", path.display());
+    }
+    whole
+}
+
+fn remove(path: &Path) {
+    forget(path);
+    match fs::remove_dir_all(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => panic!("the cache can be written: {error}"),
+    }
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+fn since_1970() -> Duration {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Makes an entry of one file, and counts.
+    fn entry(store: &Store, made: &Cell<u32>) -> Entry {
+        store.entry("a recipe", |folder| {
+            made.set(made.get() + 1);
+            fs::write(folder.join("memory"), "what it was").expect("the folder is ours");
+        })
+    }
+
+    #[test]
+    fn a_machine_is_made_once_and_again_when_it_is_damaged() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let (store, made) = (Store::at(folder.path()), Cell::new(0));
+        let first = entry(&store, &made);
+        let memory = first.path().join("memory");
+        drop((entry(&store, &made), first));
+        assert_eq!(made.get(), 1);
+
+        // Another process has not checked it yet.
+        let damages: [fn(&Path); 4] = [
+            |memory| fs::write(memory, "what it Was").expect("ours"),
+            |memory| fs::remove_file(memory).expect("ours"),
+            |memory| fs::write(memory.with_file_name(CONTENTS), "{").expect("ours"),
+            |memory| fs::remove_dir_all(memory.with_file_name("")).expect("ours"),
+        ];
+        for (count, damage) in (2..).zip(damages) {
+            damage(&memory);
+            forget(memory.parent().expect("a folder"));
+            drop(entry(&store, &made));
+            assert_eq!(made.get(), count);
+            let text = fs::read_to_string(&memory).expect("it is whole");
+            assert_eq!(text, "what it was");
+        }
+    }
+
+    #[test]
+    fn a_machine_of_another_boot_or_another_day_is_made_again() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let (store, made) = (Store::at(folder.path()), Cell::new(0));
+        let path = entry(&store, &made).path().to_owned();
+        let changes: [fn(&mut Contents); 2] = [
+            |contents| contents.boot_id.clear(),
+            |contents| contents.made_s -= USED_FOR.as_secs() + 60,
+        ];
+        for (count, change) in (2..).zip(changes) {
+            let mut contents = Contents::read(&path).expect("it is whole");
+            change(&mut contents);
+            let text = serde_json::to_string(&contents).expect("plain values");
+            fs::write(path.join(CONTENTS), text).expect("the folder is ours");
+            drop(entry(&store, &made));
+            assert_eq!(made.get(), count);
+        }
+    }
+
+    #[test]
+    fn threads_that_want_the_same_machine_have_it_made_once() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let store = Store::at(folder.path());
+        let made = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let entry = store.entry("a recipe", |folder| {
+                        made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(50));
+                        fs::write(folder.join("memory"), "x").expect("the folder is ours");
+                    });
+                    assert!(entry.path().join("memory").exists());
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+    }
+
+    /// Its checksum is right, for it was written so: QEMU alone knows that it is no machine.
+    #[test]
+    fn a_machine_that_cannot_be_restored_is_made_once_more() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let store = Store::at(folder.path());
+        let made = Cell::new(0);
+        let restored = store.restore(
+            "a recipe",
+            |folder| {
+                made.set(made.get() + 1);
+                let devices = if made.get() == 1 {
+                    "garbage"
+                } else {
+                    "devices"
+                };
+                fs::write(folder.join("devices"), devices).expect("the folder is ours");
+            },
+            |folder| match fs::read_to_string(folder.join("devices")) {
+                Ok(text) if text == "devices" => Ok(text),
+                other => Err(alknet_qemu::Error::BadMachine(format!("{other:?}"))),
+            },
+        );
+        assert_eq!((restored.as_str(), made.get()), ("devices", 2));
+        let again = store.restore("a recipe", |_| unreachable!("it is whole"), |_| Ok("it"));
+        assert_eq!((again, made.get()), ("it", 2));
+    }
+
+    #[test]
+    fn a_text_is_there_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let store = Store::at(folder.path());
+        // What processes leave that were killed: before they wrote, and before the text had its place.
+        fs::write(folder.path().join("token"), "").expect("the folder is ours");
+        fs::write(folder.path().join("token.new"), "ha").expect("the folder is ours");
+        assert_eq!(store.text("token", || "whole".to_owned()), "whole");
+        let kept = store.text("token", || unreachable!("it is there"));
+        assert_eq!(kept, "whole");
+        assert!(!folder.path().join("token.new").exists());
+    }
+
+    #[test]
+    fn two_that_remove_the_same_machines_do_not_disturb_each_other() {
+        const ROUNDS: usize = 50;
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let store = Store::at(folder.path());
+        let make = |folder: &Path| {
+            for number in 0..8 {
+                fs::write(folder.join(number.to_string()), "x").expect("the folder is ours");
+            }
+        };
+        let used = store.entry("used", make);
+        let old = SystemTime::now() - Duration::from_secs(60);
+        used.used(old);
+        for round in 0..ROUNDS {
+            for number in 0..2 * KEPT {
+                let key = format!("{round}-{number}");
+                let (lock, path) = (store.lock(&key), folder.path().join(&key));
+                fs::create_dir(&path).expect("the folder is ours");
+                make(&path);
+                fs::write(path.join(CONTENTS), "{}").expect("the folder is ours");
+                lock.set_modified(old).expect("the lock is ours");
+            }
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| store.prune("none"));
+                }
+            });
+            assert!(used.path().join(CONTENTS).exists(), "it is in use");
+        }
+    }
+
+    #[test]
+    fn machines_that_were_used_last_are_kept() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let store = Store::at(folder.path());
+        let make = |folder: &Path| fs::write(folder.join("x"), "x").expect("ours");
+        // In use, so that it stays although it is the oldest.
+        let used = store.entry("used", make);
+        let old = SystemTime::now() - Duration::from_secs(60);
+        used.used(old);
+        let free = store.entry("free", make);
+        let path = free.path().to_owned();
+        free.used(old);
+        drop(free);
+        for number in 0..KEPT {
+            drop(store.entry(&number.to_string(), make));
+        }
+        assert!(used.path().exists(), "it is in use");
+        assert!(!path.exists(), "it was used least lately");
+        let entries = fs::read_dir(folder.path()).expect("it is there").flatten();
+        let kept = entries.filter(|entry| entry.path().join(CONTENTS).exists());
+        assert_eq!(kept.count(), KEPT + 1, "and the one in use");
+    }
+}

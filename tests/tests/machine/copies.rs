@@ -1,0 +1,35 @@
+//! Copies of a machine that serves already: what each test that takes one relies on.
+
+use alknet_tests::{Bench, Boot, Node};
+use serde_json::{Value, json};
+
+/// How many tokens were made at a node.
+fn tokens(node: &Node) -> usize {
+    let listed = node.call("token/list", &Value::Null);
+    listed["tokens"].as_array().expect("a list").len()
+}
+
+#[test]
+fn what_is_written_in_one_copy_no_other_copy_sees() {
+    let benches = [Bench::new(), Bench::new()];
+    let copy = |bench: &Bench| bench.snapshot(Boot::MicrovmErofs).restore();
+    let [one, two] = benches.each_ref().map(copy);
+    assert_eq!(one.identity(), two.identity());
+    assert_ne!(one.address(), two.address());
+    let before = (tokens(&one), tokens(&two));
+    assert_eq!(before, (0, 0));
+    one.call("token/make", &json!({ "scopes": ["node:read"] }));
+    assert_eq!((tokens(&one), tokens(&two)), (1, 0));
+    // It is on the disk of the one copy when that has ended, and on no other.
+    one.end();
+    let again = benches[0].machine(Boot::MicrovmErofs).boot();
+    assert_eq!(again.identity(), two.identity());
+    assert_eq!((tokens(&again), tokens(&two)), (1, 0));
+    let bench = Bench::new();
+    let late = copy(&bench);
+    assert_eq!(tokens(&late), 0, "the saved machine is as it was");
+    for node in [again, two, late] {
+        assert_eq!(node.info()["problems"], json!([]));
+        node.end();
+    }
+}
