@@ -117,10 +117,11 @@ impl Forward {
     }
 
     async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
-        let options = self.options(&ctx)?;
         let input = json_text(&input)?;
         let mut link = self.link(&ctx)?;
         loop {
+            // For each connection: waiting for a connection that ended has used some of what was left.
+            let options = self.options(&ctx)?;
             let _counted = Forwarding::new(&link);
             let caller = Caller::new(Arc::clone(&link));
             match caller.begin(&self.remote, &*input, &options).await {
@@ -135,10 +136,10 @@ impl Forward {
         input: Body,
         ctx: Ctx,
     ) -> Result<BoxStream<Result<Item, CallError>>, CallError> {
-        let options = self.options(&ctx)?;
         let input = json_text(&input)?;
         let mut link = self.link(&ctx)?;
         let (counted, events) = loop {
+            let options = self.options(&ctx)?;
             let counted = Forwarding::new(&link);
             let caller = Caller::new(Arc::clone(&link));
             match caller.subscribe_with(&self.remote, &*input, &options).await {

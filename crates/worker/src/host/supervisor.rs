@@ -24,7 +24,7 @@ use super::pool::Pool;
 use super::quarantine::CrashBook;
 use super::spawn::Job;
 use super::stats::Counted;
-use super::watch::{Order, Watch};
+use super::watch::{Order, Watch, once};
 use super::worker::{ReplyTo, Running, State, Worker};
 use super::{CallLimits, Config, Lease};
 use crate::limits::{CALLS_IN_MAX, MEMORY_LOOK_EVERY, READ_TURN_BYTES};
@@ -381,13 +381,12 @@ impl Supervisor {
             }
             State::Ready => {
                 let pid = worker.pid();
+                // However many calls a worker has, /proc is read once: no worker may keep this thread busy.
+                let (used, wants) = (once(|| process_cpu_us(pid)), once(|| can_run(pid)));
                 let mut killed = None;
                 let mut aborts = Vec::new();
                 for (id, running) in &mut worker.calls {
-                    match running
-                        .watch
-                        .order(now, || process_cpu_us(pid), || can_run(pid))
-                    {
+                    match running.watch.order(now, &used, &wants) {
                         Some(Order::Abort) => aborts.push(*id),
                         Some(Order::Kill(cause)) if killed.is_none() => killed = Some((*id, cause)),
                         _ => {}

@@ -1,6 +1,8 @@
 //! When a running call is told to stop, and when its worker is killed. Times are microseconds of one
 //! clock.
 
+use std::cell::OnceCell;
+
 use super::CallLimits;
 use crate::Cause;
 use crate::limits::{ABORT_GRACE, CPU_STEP_MIN, SILENCE_LOOK, SILENCE_LOOKS};
@@ -252,6 +254,12 @@ impl Watch {
     }
 }
 
+/// What `read` says the first time that it is asked for, and the same from then on.
+pub(super) fn once<T: Copy>(read: impl Fn() -> T) -> impl Fn() -> T {
+    let said = OnceCell::new();
+    move || *said.get_or_init(&read)
+}
+
 impl Cpu {
     /// One thread burns a second a second at most.
     fn arm(&mut self, now: u64) {
@@ -404,6 +412,29 @@ mod tests {
             let order = watch.order(now * MS, || Some(used), || true);
             assert_eq!(order, None, "{now}");
         }
+    }
+
+    /// Reading what its threads do takes the longer the more there are, and every worker waits meanwhile.
+    #[test]
+    fn a_worker_with_many_silent_calls_is_looked_at_once() {
+        let silent = || Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        let mut calls: Vec<Watch> = (0..256).map(|_| silent()).collect();
+        let looks = std::cell::Cell::new(0);
+        for now in [100, 125, 150] {
+            let used = once(|| {
+                looks.set(looks.get() + 1);
+                Some(0)
+            });
+            let wants = once(|| {
+                looks.set(looks.get() + 1);
+                true
+            });
+            for call in &mut calls {
+                assert_eq!(call.order(now * MS, &used, &wants), None);
+            }
+        }
+        // Whether it wants a processor is asked from the second look on.
+        assert_eq!(looks.get(), 5);
     }
 
     #[test]
