@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::digest;
+
 /// Moves a finished folder to its place. Who comes second finds the same there.
 pub(crate) fn settle(fresh: &Path, place: &Path) -> io::Result<()> {
     fs::create_dir_all(place.parent().unwrap_or(place))?;
@@ -14,11 +16,15 @@ pub(crate) fn settle(fresh: &Path, place: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes all but the newest `kept` folders in `parent`; the one just made is the newest.
+/// Removes all but the newest `kept` folders in `parent` that are named by what they were made of; the one just
+/// made is the newest. What its owner keeps beside them stays.
 pub(crate) fn forget_old(parent: &Path, made: &Path, kept: usize) -> io::Result<()> {
     let mut folders: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
+        if !entry.file_name().to_str().is_some_and(digest::is_key) {
+            continue;
+        }
         folders.push((entry.metadata()?.modified()?, entry.path()));
     }
     folders.sort();
@@ -41,7 +47,13 @@ mod tests {
     fn only_the_newest_are_kept() {
         const KEPT: usize = 6;
         let parent = tempfile::tempdir().expect("a temporary folder");
-        let folder = |n: usize| parent.path().join(n.to_string());
+        let folder = |n: usize| parent.path().join(format!("{n:016x}"));
+        let holiday = parent.path().join("holiday");
+        fs::create_dir(&holiday).expect("writable");
+        let long_ago = fs::File::open(&holiday);
+        long_ago
+            .and_then(|f| f.set_modified(SystemTime::UNIX_EPOCH))
+            .expect("ours to date");
         for n in 0..KEPT + 2 {
             fs::create_dir(folder(n)).expect("writable");
             let age = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(n as u64);
@@ -56,6 +68,7 @@ mod tests {
         );
         assert!(!folder(1).exists());
         assert!((2..KEPT + 2).all(|n| folder(n).exists()));
+        assert!(holiday.exists(), "no command made it");
     }
 
     #[test]

@@ -52,6 +52,13 @@ pub type Job<'a> = (
     Box<dyn FnOnce(&mut Context) -> Result<()> + Send + 'a>,
 );
 
+/// The clone and its cache, which is made or found to be one before a command writes or locks anything there:
+/// this program may be started without the front.
+fn open(root: &Path, cache: &Path) -> Result<Workspace> {
+    xtask::cache::open(root, cache).map_err(Failure::Workspace)?;
+    Workspace::new(root, cache).map_err(Failure::Workspace)
+}
+
 impl Context {
     /// From the environment that the front door set.
     pub fn from_environment(sources: Option<PathBuf>) -> Result<Self> {
@@ -60,7 +67,7 @@ impl Context {
             PathBuf::from,
         );
         let cache = xtask::cache::folder().map_err(Failure::Workspace)?;
-        let workspace = Workspace::new(&root, &cache).map_err(Failure::Workspace)?;
+        let workspace = open(&root, &cache)?;
         let steps = env::var(progress::STEPS_VARIABLE)
             .map_or_else(|_| Vec::new(), |text| progress::decode_steps(&text));
         let before: f64 = steps.iter().map(|step| step.seconds).fold(0.0, f64::max);
@@ -454,6 +461,23 @@ mod tests {
         for pid in group::tests::started(&file, 2) {
             group::tests::is_gone(pid);
         }
+    }
+
+    /// The front looks first; this program is also found where cargo put it.
+    #[test]
+    fn a_home_is_not_taken_for_a_cache() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let work = home.path().join("workspace/thesis.txt");
+        fs::create_dir_all(work.parent().expect("a folder")).expect("writable");
+        fs::write(&work, "years of work").expect("writable");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let refused = open(&root, home.path()).expect_err("files of others");
+        assert!(
+            refused.to_string().contains("was not made by alknet"),
+            "{refused}"
+        );
+        assert!(work.exists());
+        assert_eq!(fs::read_dir(home.path()).expect("readable").count(), 1);
     }
 
     #[test]

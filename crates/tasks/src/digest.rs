@@ -39,6 +39,17 @@ pub(crate) fn key<'a>(inputs: impl IntoIterator<Item = &'a [u8]>) -> String {
     name
 }
 
+/// Whether [`key`] makes such names.
+pub(crate) fn is_key(name: &str) -> bool {
+    is_hex(name, KEY_DIGITS)
+}
+
+/// Whether a name consists of so many hexadecimal digits, as the functions here write them.
+pub(crate) fn is_hex(name: &str, digits: usize) -> bool {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.len() == digits && name.bytes().all(is_digit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Folder in the cache that holds the content of the clone that builds: the [mirror](crate::mirror).
@@ -31,7 +32,7 @@ const TAG_TAIL: &str = " keeps its outputs here, and deletes them from here.\n";
 
 /// Entries of a cache that the front has never opened: of a part of an old cache, of the test machines,
 /// or prepared by a person.
-const OURS: [&str; 22] = [
+const OURS: [&str; 23] = [
     "bin",
     "binary",
     "fuzz",
@@ -53,6 +54,7 @@ const OURS: [&str; 22] = [
     "vulkan",
     BUILD_LOCK,
     BUILD_STAMP,
+    RUNNING_COMMANDS,
     TARGET,
 ];
 
@@ -84,7 +86,10 @@ fn folder_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, St
 /// Whether `cache` was made or adopted by [`open`]: only then may a command delete what lies in it.
 #[must_use]
 pub fn is_marked(cache: &Path) -> bool {
-    fs::read(cache.join(TAG)).is_ok_and(|text| text.starts_with(TAG_HEAD.as_bytes()))
+    let tag = cache.join(TAG);
+    // A link may lead to the tag of another cache; the specification wants a regular file.
+    let is_file = fs::symlink_metadata(&tag).is_ok_and(|data| data.is_file());
+    is_file && fs::read(tag).is_ok_and(|text| text.starts_with(TAG_HEAD.as_bytes()))
 }
 
 /// Makes and marks the cache, or refuses a folder in which the commands would overwrite or delete files
@@ -96,7 +101,12 @@ pub fn open(clone: &Path, cache: &Path) -> Result<(), String> {
             cache.display()
         )
     };
-    fs::create_dir_all(cache).map_err(trouble)?;
+    // Another user who can open a lock can hold it for ever.
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(cache);
+    made.map_err(trouble)?;
     keep_apart(clone, cache).map_err(trouble)??;
     if is_marked(cache) {
         return Ok(());
@@ -168,19 +178,18 @@ fn foreign(cache: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Whether there are files that only commands of this project write: the cache is older than the marks, or
-/// lost its own.
+/// Whether there is a target folder that only commands of this project write to: the cache is older than the
+/// marks, or lost its own. A lock file proves nothing: a command may have made it in any folder.
 fn used_by_commands(cache: &Path) -> bool {
-    let is_file =
-        |name: &str| fs::symlink_metadata(cache.join(name)).is_ok_and(|data| data.is_file());
-    is_file(RUNNING_COMMANDS)
-        || is_file(BUILD_LOCK)
-        || is_file("target/alknet-lock")
+    let lock = cache.join("target/alknet-lock");
+    fs::symlink_metadata(lock).is_ok_and(|data| data.is_file())
         || cache.join("target/alknet-used").is_dir()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn with(pairs: &[(&str, &str)]) -> Result<PathBuf, String> {
@@ -208,9 +217,11 @@ mod tests {
     struct Place(PathBuf);
 
     impl Place {
-        fn new(name: &str) -> Self {
-            let base = env::temp_dir().join(format!("xtask-cache-{name}-{}", std::process::id()));
-            fs::create_dir_all(base.join("clone/.git")).expect("the temporary folder is writable");
+        fn new() -> Self {
+            let base = tempfile::tempdir()
+                .expect("a folder of this test's own")
+                .keep();
+            fs::create_dir_all(base.join("clone/.git")).expect("ours");
             let base = fs::canonicalize(base).expect("it is there");
             fs::write(base.join("clone/.git/x"), "history").expect("ours");
             Self(base)
@@ -241,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_new_cache_is_marked_and_opened_again() {
-        let place = Place::new("new");
+        let place = Place::new();
         assert!(!is_marked(&place.0.join("cache")));
         for _ in 0..2 {
             assert_eq!(place.open("cache"), Ok(()));
@@ -260,7 +271,7 @@ mod tests {
     #[test]
     fn a_folder_with_files_of_others_is_refused_and_left_alone() {
         for file in ["workspace/thesis.txt", "letters/thesis.txt"] {
-            let place = Place::new("foreign");
+            let place = Place::new();
             let file = format!("home/{file}");
             place.write(&file);
             let text = place.open("home").expect_err("these files are not ours");
@@ -269,12 +280,38 @@ mod tests {
         }
     }
 
+    /// A lock file that a command left there, or that somebody put there, makes it no cache.
+    #[test]
+    fn a_lock_file_does_not_make_a_cache_of_a_home() {
+        for lock in [RUNNING_COMMANDS, BUILD_LOCK] {
+            let place = Place::new();
+            place.write("home/workspace/thesis.txt");
+            place.write(&format!("home/{lock}"));
+            let text = place.open("home").expect_err("these files are not ours");
+            assert!(text.contains("was not made by alknet"), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_users_cannot_enter_a_new_cache() {
+        let place = Place::new();
+        assert_eq!(place.open("new/cache"), Ok(()));
+        let mode = fs::metadata(place.0.join("new/cache")).expect("it is there");
+        assert_eq!(mode.permissions().mode() & 0o777, 0o700);
+        // What a user has set is left as it is.
+        fs::create_dir(place.0.join("set")).expect("ours");
+        fs::set_permissions(place.0.join("set"), fs::Permissions::from_mode(0o750)).expect("ours");
+        assert_eq!(place.open("set"), Ok(()));
+        let mode = fs::metadata(place.0.join("set")).expect("it is there");
+        assert_eq!(mode.permissions().mode() & 0o777, 0o750);
+    }
+
     #[test]
     fn a_cache_that_overlaps_with_the_clone_is_refused() {
-        let place = Place::new("overlap");
+        let place = Place::new();
         fs::create_dir_all(place.0.join("build/workspace/.git")).expect("ours");
         place.write("build/workspace/.git/x");
-        place.write("build/running-commands");
+        place.write("build/target/alknet-lock");
         let clone = place.0.join("build/workspace");
         let text = open(&clone, &place.0.join("build")).expect_err("the mirror is the clone");
         assert!(text.contains("overlaps"), "{text}");
@@ -294,9 +331,9 @@ mod tests {
 
     #[test]
     fn a_mirror_that_leads_elsewhere_is_refused() {
-        let place = Place::new("link");
+        let place = Place::new();
         place.write("thesis/chapter.txt");
-        place.write("cache/running-commands");
+        place.write("cache/target/alknet-lock");
         std::os::unix::fs::symlink("../thesis", place.0.join("cache/workspace")).expect("ours");
         let text = place
             .open("cache")
@@ -306,9 +343,9 @@ mod tests {
 
     #[test]
     fn a_cache_from_before_there_were_marks_goes_on() {
-        let place = Place::new("old");
+        let place = Place::new();
         place.write("one/workspace/Cargo.toml");
-        place.write("one/running-commands");
+        place.write("one/target/alknet-used/1");
         place.write("two/workspace/Cargo.toml");
         place.write("two/target/alknet-lock");
         // The machines of the tests write here without the front.

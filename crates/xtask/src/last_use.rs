@@ -403,10 +403,11 @@ mod tests {
     struct Target(PathBuf);
 
     impl Target {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("last-use-{name}-{}", std::process::id()));
-            fs::create_dir_all(path.join("release/deps"))
-                .expect("the temporary folder is writable");
+        fn new() -> Self {
+            let path = tempfile::tempdir()
+                .expect("a folder of this test's own")
+                .keep();
+            fs::create_dir_all(path.join("release/deps")).expect("ours");
             Self(path)
         }
 
@@ -467,7 +468,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_file_names_its_unit() {
-        let target = Target::new("kinds");
+        let target = Target::new();
         let script = format!(
             "{{\"reason\":\"build-script-executed\",\"cfgs\":[\"a=\\\"b\\\"\"],\"out_dir\":\"{}\"}}\n",
             target
@@ -495,7 +496,7 @@ mod tests {
 
     #[test]
     fn a_link_names_the_unit_that_it_was_linked_to() {
-        let target = Target::new("links");
+        let target = Target::new();
         let file = |name: &str| target.0.join("release").join(name);
         for hash in [ONE, TWO] {
             fs::write(file(&format!("deps/my_tool-{hash}")), hash).expect("writable");
@@ -515,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_set_needs_what_its_last_build_used() {
-        let target = Target::new("sets");
+        let target = Target::new();
         target.note(BuildSet::Binary, &(target.library(ONE) + FINISHED));
         target.note(BuildSet::Binary, &(target.library(TWO) + FINISHED));
         assert_eq!(target.needed(), [format!("release/{TWO}")]);
@@ -528,7 +529,7 @@ mod tests {
 
     #[test]
     fn a_part_and_a_failed_build_date_units_and_end_no_need() {
-        let target = Target::new("parts");
+        let target = Target::new();
         target.note(BuildSet::Tests, &(target.library(ONE) + FINISHED));
         target.note(BuildSet::Part, &(target.library(TWO) + FINISHED));
         target.note(BuildSet::Tests, &(target.library(TWO) + FAILED));
@@ -541,7 +542,7 @@ mod tests {
 
     #[test]
     fn a_unit_is_forgotten_after_its_time() {
-        let target = Target::new("old");
+        let target = Target::new();
         let records = LastUse::of(&target.0);
         let then = SystemTime::now() - KEPT - Duration::from_secs(60);
         let old = target.library(ONE) + FINISHED;
@@ -571,7 +572,7 @@ mod tests {
 
     #[test]
     fn records_of_another_form_are_passed_over() {
-        let target = Target::new("form");
+        let target = Target::new();
         fs::create_dir_all(target.0.join(FOLDER)).expect("writable");
         let text = format!("needed 12 release/{ONE}\nneeded x release/{TWO}\nlater words\n\n");
         fs::write(target.0.join(FOLDER).join("binary"), text).expect("writable");

@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn a_lock_whose_folder_was_deleted_goes_to_one_process_only() {
-        let folder = std::env::temp_dir().join(format!("xtask-locks-{}", std::process::id()));
+        let folder = tempfile::tempdir().expect("a folder of this test's own");
+        let folder = folder.path();
         let path = folder.join("cache/lock");
         let first = take(&path, Sharing::Exclusive, |_| {}).expect("it is free");
         let (waits, waited) = mpsc::channel();
@@ -99,17 +100,15 @@ mod tests {
                 "two held the lock at once"
             );
         });
-        fs::remove_dir_all(folder).expect("ours");
     }
 
     #[test]
     fn shared_locks_keep_an_exclusive_one_out() {
-        let folder = std::env::temp_dir().join(format!("xtask-shared-{}", std::process::id()));
-        let path = folder.join("lock");
+        let folder = tempfile::tempdir().expect("a folder of this test's own");
+        let path = folder.path().join("lock");
         let one = take(&path, Sharing::Shared, |_| panic!("it is free")).expect("writable");
         let two = take(&path, Sharing::Shared, |_| panic!("it is shared")).expect("writable");
         assert!(File::open(&path).expect("there").try_lock().is_err());
         drop((one, two));
-        fs::remove_dir_all(folder).expect("ours");
     }
 }

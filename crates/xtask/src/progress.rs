@@ -395,19 +395,20 @@ mod tests {
 
     #[test]
     fn output_goes_to_the_log_and_the_status_comes_back() {
-        let log = std::env::temp_dir().join(format!("xtask-log-{}", std::process::id()));
+        let folder = tempfile::tempdir().expect("a folder of this test's own");
+        let log = folder.path().join("log");
         let mut command = Command::new("sh");
         command.args(["-c", "echo out; echo err >&2; exit 3"]);
         let mut child = start_logged(&mut command, &log).expect("sh starts");
         assert_eq!(child.wait().expect("it ends").code(), Some(3));
         let text = fs::read_to_string(&log).expect("the log was written");
         assert!(text.contains("out") && text.contains("err"), "{text}");
-        fs::remove_file(log).expect("the log is ours");
     }
 
     #[test]
     fn what_is_left_is_the_longest_that_runs_and_what_follows() {
-        let file = std::env::temp_dir().join(format!("xtask-times-{}", std::process::id()));
+        let folder = tempfile::tempdir().expect("a folder of this test's own");
+        let file = folder.path().join("times");
         fs::write(&file, "kernel=795\nworkspace=600\nimage=3\nnonsense\n").expect("writable");
         let board = Board::new(&file);
         let (kernel, workspace) = (board.start("kernel"), board.start("workspace"));
@@ -426,12 +427,12 @@ mod tests {
         // What came out of the cache at once says nothing about the next time.
         let text = fs::read_to_string(&file).expect("readable");
         assert!(text.contains("kernel=795\n"), "{text}");
-        fs::remove_file(file).expect("ours");
     }
 
     #[test]
     fn a_long_step_is_remembered() {
-        let file = std::env::temp_dir().join(format!("xtask-long-{}", std::process::id()));
+        let folder = tempfile::tempdir().expect("a folder of this test's own");
+        let file = folder.path().join("long");
         let board = Board::new(&file);
         board
             .shared
@@ -446,7 +447,6 @@ mod tests {
             again.shared.expected("kernel"),
             Some(Duration::from_millis(12_500))
         );
-        fs::remove_file(file).expect("ours");
     }
 
     #[test]

@@ -197,19 +197,18 @@ mod tests {
 
     #[test]
     fn a_front_that_is_there_is_not_replaced() {
-        let cache = env::temp_dir().join(format!("xtask-front-{}", std::process::id()));
+        let cache = tempfile::tempdir().expect("a folder of this test's own");
+        let cache = cache.path();
         let program = cache.join("program");
-        fs::create_dir_all(&cache).expect("the temporary folder is writable");
         fs::write(&program, "one").expect("ours");
-        install(&program, &cache).expect("writable");
+        install(&program, cache).expect("writable");
         fs::write(&program, "two").expect("ours");
-        install(&program, &cache).expect("writable");
-        assert_eq!(fs::read_to_string(path(&cache)).expect("readable"), "one");
-        let mode = fs::metadata(path(&cache))
+        install(&program, cache).expect("writable");
+        assert_eq!(fs::read_to_string(path(cache)).expect("readable"), "one");
+        let mode = fs::metadata(path(cache))
             .expect("there")
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o755);
-        fs::remove_dir_all(cache).expect("ours");
     }
 }

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
+
+use tempfile::TempDir;
 
 #[test]
 fn the_front_starts_the_compiler_with_every_variable() {
-    let cache = std::env::temp_dir().join(format!("xtask-front-test-{}", std::process::id()));
-    let front = xtask::rustc::path(&cache);
+    let cache = tempfile::tempdir().expect("a folder of this test's own");
+    let front = xtask::rustc::path(cache.path());
     fs::create_dir_all(front.parent().expect("it lies in a folder")).expect("writable");
     symlink(env!("CARGO_BIN_EXE_xtask"), &front).expect("writable");
     let output = Command::new(&front)
@@ -26,7 +28,6 @@ fn the_front_starts_the_compiler_with_every_variable() {
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("cannot start /nonexistent/rustc"), "{text}");
-    fs::remove_dir_all(cache).expect("ours");
 }
 
 /// `cargo xtask cargo ARGUMENTS` in a clone of one file, with a shell script in cargo's place.
@@ -44,17 +45,20 @@ fn xtask_cargo(base: &Path, script: &str, arguments: &[&str]) -> Output {
         .expect("it starts")
 }
 
-fn clone_of_one_file(name: &str) -> PathBuf {
-    let base = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
-    fs::create_dir_all(base.join("clone/crates/xtask")).expect("the temporary folder is writable");
-    fs::write(base.join("clone/lib.rs"), "fn a( ){}").expect("ours");
+/// A program is started from there: nobody else may have made the folder.
+fn clone_of_one_file() -> TempDir {
+    let base = tempfile::tempdir().expect("a folder of this test's own");
+    let folder = base.path().join("clone/crates/xtask");
+    fs::create_dir_all(folder).expect("ours");
+    fs::write(base.path().join("clone/lib.rs"), "fn a( ){}").expect("ours");
     base
 }
 
 #[test]
 fn what_cargo_fmt_changed_is_in_the_clone() {
-    let base = clone_of_one_file("fmt");
-    let output = xtask_cargo(&base, "echo 'fn a() {}' > lib.rs; exit 7", &["fmt"]);
+    let base = clone_of_one_file();
+    let base = base.path();
+    let output = xtask_cargo(base, "echo 'fn a() {}' > lib.rs; exit 7", &["fmt"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(7), "{said}");
     assert!(
@@ -63,28 +67,27 @@ fn what_cargo_fmt_changed_is_in_the_clone() {
     );
     let content = fs::read_to_string(base.join("clone/lib.rs"));
     assert_eq!(content.expect("it is there"), "fn a() {}\n");
-    fs::remove_dir_all(base).expect("ours");
 }
 
 #[test]
 fn cargo_clean_is_refused() {
-    let base = clone_of_one_file("clean");
-    let output = xtask_cargo(&base, "echo started > ../started", &["clean"]);
+    let base = clone_of_one_file();
+    let base = base.path();
+    let output = xtask_cargo(base, "echo started > ../started", &["clean"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("cargo xtask cache --prune"), "{said}");
     assert!(!base.join("cache/started").exists());
-    fs::remove_dir_all(base).expect("ours");
 }
 
 #[test]
 fn a_file_that_is_too_large_is_named() {
-    let base = clone_of_one_file("large");
+    let base = clone_of_one_file();
+    let base = base.path();
     let disk = fs::File::create(base.join("clone/disk.raw")).expect("ours");
     disk.set_len(4 << 30).expect("a file may have holes");
-    let output = xtask_cargo(&base, "exit 0", &["check"]);
+    let output = xtask_cargo(base, "exit 0", &["check"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("not built with: disk.raw"), "{said}");
-    fs::remove_dir_all(base).expect("ours");
 }

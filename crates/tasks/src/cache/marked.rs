@@ -1,15 +1,10 @@
 //! The mark of a cache: pruning touches no folder that lacks it.
 
-use std::fs;
-use std::io::Read;
 use std::path::Path;
 
-use crate::failure::{Failure, Result};
+use xtask::cache::is_marked;
 
-/// The file that marks a cache, and what it begins with: the Cache Directory Tagging Specification,
-/// <https://bford.info/cachedir/>.
-const TAG: &str = "CACHEDIR.TAG";
-const SIGNATURE: &[u8; 43] = b"Signature: 8a477f597d28d172789f06886806bc55";
+use crate::failure::{Failure, Result};
 
 /// A cache that a command of this project has claimed.
 ///
@@ -24,8 +19,9 @@ impl<'a> MarkedCache<'a> {
             return Ok(Self(cache));
         }
         Err(Failure::Arguments(format!(
-            "{} is not known to be a cache of this project, so nothing in it is removed: it has no {TAG}, \
-             which the commands write into the cache that they use; see what ALKNET_CACHE names",
+            "{} is not known to be a cache of this project, so nothing in it is removed: it has no \
+             CACHEDIR.TAG of this project's, which the commands write into the cache that they use; see what \
+             ALKNET_CACHE names",
             cache.display()
         )))
     }
@@ -35,47 +31,33 @@ impl<'a> MarkedCache<'a> {
     }
 }
 
-fn is_marked(cache: &Path) -> bool {
-    let tag = cache.join(TAG);
-    // A link may lead to the tag of another cache; the specification wants a regular file.
-    if !fs::symlink_metadata(&tag).is_ok_and(|data| data.is_file()) {
-        return false;
-    }
-    let mut begin = [0; SIGNATURE.len()];
-    let read = fs::File::open(&tag).and_then(|mut file| file.read_exact(&mut begin));
-    read.is_ok() && begin == *SIGNATURE
-}
-
-/// Marks a folder as the front does, for tests.
+/// Marks a folder as the front does, for tests; it is empty, or has nothing in it but entries of a cache.
 #[cfg(test)]
 pub(super) fn mark(cache: &Path) {
-    fs::create_dir_all(cache).expect("writable");
-    let text = [SIGNATURE.as_slice(), b"\n# A cache.\n"].concat();
-    fs::write(cache.join(TAG), text).expect("writable");
+    let clone = tempfile::tempdir().expect("a temporary folder");
+    xtask::cache::open(clone.path(), cache).expect("a cache");
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
 
+    /// Cargo and others mark their caches, too.
+    const OF_CARGO: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# created by cargo.\n";
+
     #[test]
-    fn only_the_specifications_signature_is_a_mark() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        assert!(!is_marked(folder.path()));
-        for text in [
-            "",
-            "Signature: ",
-            "signature: 8a477f597d28d172789f06886806bc55",
-        ] {
-            fs::write(folder.path().join(TAG), text).expect("writable");
-            assert!(!is_marked(folder.path()), "{text}");
-        }
-        mark(folder.path());
-        assert!(is_marked(folder.path()));
-        let other = tempfile::tempdir().expect("a temporary folder");
-        symlink(folder.path().join(TAG), other.path().join(TAG)).expect("links");
-        assert!(!is_marked(other.path()));
+    fn the_mark_of_another_program_and_a_link_to_ours_are_none() {
+        let folders = [(); 3].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        let [ours, of_cargo, linked] = folders.each_ref().map(tempfile::TempDir::path);
+        assert!(MarkedCache::find(ours).is_err());
+        mark(ours);
+        assert!(MarkedCache::find(ours).is_ok());
+        fs::write(of_cargo.join("CACHEDIR.TAG"), OF_CARGO).expect("writable");
+        assert!(MarkedCache::find(of_cargo).is_err());
+        symlink(ours.join("CACHEDIR.TAG"), linked.join("CACHEDIR.TAG")).expect("links");
+        assert!(MarkedCache::find(linked).is_err());
     }
 }

@@ -4,9 +4,7 @@
 //! its owner beside ours.
 
 use super::candidates::CandidateKind;
-
-/// Digits of a folder that is named by what it was made of.
-const KEY_DIGITS: usize = 16;
+use crate::digest::{is_hex, is_key};
 
 /// Digits of a source's folder, SHA-256.
 const SOURCE_DIGITS: usize = 64;
@@ -50,15 +48,6 @@ pub(super) fn is_temporary(name: &str) -> bool {
 fn is_named(name: &str, end: impl Fn(&str) -> bool) -> bool {
     let parts = name.rsplit_once('-');
     parts.is_some_and(|(name, last)| !name.is_empty() && end(last))
-}
-
-fn is_key(text: &str) -> bool {
-    is_hex(text, KEY_DIGITS)
-}
-
-fn is_hex(text: &str, digits: usize) -> bool {
-    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    text.len() == digits && text.bytes().all(is_digit)
 }
 
 /// Whether this is a version as cargo has them, `1.2.3`.

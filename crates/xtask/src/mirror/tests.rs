@@ -6,9 +6,11 @@ use super::*;
 struct Folders(PathBuf);
 
 impl Folders {
-    fn new(name: &str) -> Self {
-        let base = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
-        fs::create_dir_all(base.join("clone/src")).expect("the temporary folder is writable");
+    fn new() -> Self {
+        let base = tempfile::tempdir()
+            .expect("a folder of this test's own")
+            .keep();
+        fs::create_dir_all(base.join("clone/src")).expect("ours");
         Self(base)
     }
 
@@ -65,7 +67,7 @@ impl Drop for Folders {
 
 #[test]
 fn only_files_with_other_content_are_written() {
-    let folders = Folders::new("mirror-content");
+    let folders = Folders::new();
     folders.write("src/a.rs", "a");
     folders.write("src/b.rs", "b");
     assert_eq!(
@@ -100,7 +102,7 @@ fn only_files_with_other_content_are_written() {
 
 #[test]
 fn what_left_the_clone_leaves_the_mirror_and_what_the_build_wrote_stays() {
-    let folders = Folders::new("mirror-removed");
+    let folders = Folders::new();
     folders.write("src/a.rs", "a");
     folders.write("b.rs", "b");
     folders.sync();
@@ -135,7 +137,7 @@ fn what_left_the_clone_leaves_the_mirror_and_what_the_build_wrote_stays() {
 #[test]
 fn a_link_stays_a_link_and_a_program_a_program() {
     use std::os::unix::fs::PermissionsExt;
-    let folders = Folders::new("mirror-kinds");
+    let folders = Folders::new();
     folders.write("run", "#!/bin/sh\n");
     fs::set_permissions(folders.clone().join("run"), Permissions::from_mode(0o755)).expect("ours");
     symlink("run", folders.clone().join("link")).expect("ours");
@@ -149,7 +151,7 @@ fn a_link_stays_a_link_and_a_program_a_program() {
 
 #[test]
 fn what_git_ignores_is_not_copied_and_what_is_new_is() {
-    let folders = Folders::new("mirror-git");
+    let folders = Folders::new();
     folders.git(&["init", "--quiet"]);
     folders.write(".gitignore", "/out\n");
     folders.write("new.rs", "not added yet");
@@ -172,7 +174,7 @@ fn what_git_ignores_is_not_copied_and_what_is_new_is() {
 #[test]
 fn a_cache_in_the_clone_is_not_copied_into_itself() {
     for with_git in [false, true] {
-        let folders = Folders::new("mirror-inner");
+        let folders = Folders::new();
         if with_git {
             folders.git(&["init", "--quiet"]);
         }
@@ -190,7 +192,7 @@ fn a_cache_in_the_clone_is_not_copied_into_itself() {
 
 #[test]
 fn what_changes_is_dated_later_than_every_artefact() {
-    let folders = Folders::new("mirror-clock");
+    let folders = Folders::new();
     folders.write("src/a.rs", "a");
     folders.sync();
     folders.write("src/a.rs", "b");
@@ -204,7 +206,7 @@ fn what_changes_is_dated_later_than_every_artefact() {
 #[test]
 fn a_large_file_that_is_not_tracked_is_left_out_and_named() {
     for with_git in [false, true] {
-        let folders = Folders::new("mirror-large");
+        let folders = Folders::new();
         if with_git {
             folders.git(&["init", "--quiet"]);
         }
@@ -220,7 +222,7 @@ fn a_large_file_that_is_not_tracked_is_left_out_and_named() {
 
 #[test]
 fn a_large_file_that_is_tracked_is_copied() {
-    let folders = Folders::new("mirror-tracked");
+    let folders = Folders::new();
     folders.git(&["init", "--quiet"]);
     let content = vec![b'x'; usize::try_from(LARGEST_UNTRACKED).expect("small") + 1];
     fs::write(folders.clone().join("table"), &content).expect("ours");
@@ -237,7 +239,7 @@ fn a_large_file_that_is_tracked_is_copied() {
 
 #[test]
 fn only_the_owner_reads_the_mirror() {
-    let folders = Folders::new("mirror-mode");
+    let folders = Folders::new();
     folders.write("src/a.rs", "a");
     fs::set_permissions(
         folders.clone().join("src/a.rs"),
@@ -256,7 +258,7 @@ fn only_the_owner_reads_the_mirror() {
 
 #[test]
 fn what_git_says_of_a_checkout_it_refuses_is_the_error() {
-    let folders = Folders::new("mirror-refused");
+    let folders = Folders::new();
     folders.write(".git", "gitdir: /nonexistent/alknet");
     folders.write("src/secret", "ignored");
     let error = folders.try_sync().expect_err("git cannot list this");
@@ -266,7 +268,7 @@ fn what_git_says_of_a_checkout_it_refuses_is_the_error() {
 
 #[test]
 fn a_pipe_in_the_clone_holds_no_command_up() {
-    let folders = Folders::new("mirror-pipe");
+    let folders = Folders::new();
     folders.write("src/a.rs", "a");
     let made = Command::new("mkfifo")
         .arg(folders.clone().join("pipe"))
@@ -286,7 +288,7 @@ fn a_pipe_in_the_clone_holds_no_command_up() {
 
 #[test]
 fn what_cargo_changed_and_made_comes_back() {
-    let folders = Folders::new("mirror-back");
+    let folders = Folders::new();
     folders.git(&["init", "--quiet"]);
     folders.write(".gitignore", "*.orig\n");
     folders.write("src/a.rs", "fn a( ){}");
@@ -324,7 +326,7 @@ fn what_cargo_changed_and_made_comes_back() {
 
 #[test]
 fn what_was_edited_meanwhile_is_not_overwritten() {
-    let folders = Folders::new("mirror-conflict");
+    let folders = Folders::new();
     folders.write("src/a.rs", "fn a( ){}");
     let mut record = folders.synced().record;
     folders.in_mirror("src/a.rs", "fn a() {}");

@@ -6,16 +6,19 @@ use std::sync::mpsc::{self, Receiver};
 use super::*;
 use crate::progress::Board;
 
-/// Names the folder of a test to the process that [`started_by_a_test`] is in.
+/// Names the folder of a test to the process that [`Claiming::start`] starts.
 const HELPER: &str = "XTASK_TEST_FOLDER";
 
 /// How long a process may take to say something; the machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-fn folders(name: &str) -> (PathBuf, Workspace) {
-    let base = env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
+/// Programs are started from there: nobody else may have made the folder.
+fn folders() -> (PathBuf, Workspace) {
+    let base = tempfile::tempdir()
+        .expect("a folder of this test's own")
+        .keep();
     let clone = base.join("clone");
-    fs::create_dir_all(&clone).expect("the temporary folder is writable");
+    fs::create_dir_all(&clone).expect("ours");
     fs::write(clone.join("file"), "content").expect("the folder is ours");
     let workspace = Workspace::new(&clone, &base.join("cache")).expect("the folder exists");
     (base, workspace)
@@ -23,7 +26,7 @@ fn folders(name: &str) -> (PathBuf, Workspace) {
 
 #[test]
 fn the_mirror_follows_the_clone_that_builds() {
-    let (base, one) = folders("claim");
+    let (base, one) = folders();
     fs::create_dir_all(base.join("other")).expect("ours");
     fs::write(base.join("other/file"), "other content").expect("ours");
     let two = Workspace::new(&base.join("other"), one.cache()).expect("the folder exists");
@@ -51,7 +54,8 @@ fn what_cargo_compiles_is_read_with_and_without_colours() {
 
 #[test]
 fn what_cargo_says_of_a_failure_comes_back() {
-    let board = Board::new(&env::temp_dir().join("xtask-no-history"));
+    let folder = tempfile::tempdir().expect("a folder of this test's own");
+    let board = Board::new(&folder.path().join("no-history"));
     let row = board.start("test");
     let mut fails = Command::new("sh");
     fails.args([
@@ -69,7 +73,7 @@ fn what_cargo_says_of_a_failure_comes_back() {
 
 #[test]
 fn cargo_runs_in_the_mirror_with_the_compilers_front() {
-    let (base, workspace) = folders("cargo");
+    let (base, workspace) = folders();
     let cargo = workspace.cargo("build");
     assert_eq!(cargo.get_current_dir(), Some(workspace.mirror().as_path()));
     let front = cargo
@@ -80,18 +84,14 @@ fn cargo_runs_in_the_mirror_with_the_compilers_front() {
     fs::remove_dir_all(base).expect("the folder is ours");
 }
 
-/// Does nothing unless another test started this program for it: claims, says so, and runs cargo.
-#[test]
-fn started_by_a_test() {
-    let Some(base) = env::var_os(HELPER).map(PathBuf::from) else {
-        return;
-    };
+/// What the process does that [`Claiming::start`] starts: claims, says so, and runs cargo.
+fn claim_and_build(base: &Path) -> ! {
     let workspace = Workspace::new(&base.join("clone"), &base.join("cache")).expect("the folders");
     let lock = workspace.claim().expect("it is free in the end");
     eprintln!("claimed");
     let status = workspace.cargo("build").status().expect("it starts");
     drop(lock);
-    assert!(status.success());
+    std::process::exit(status.code().unwrap_or(1))
 }
 
 /// A process that claims a workspace, and what it says.
@@ -110,7 +110,7 @@ impl Claiming {
             .args([
                 "--exact",
                 "--nocapture",
-                "workspace::tests::started_by_a_test",
+                "workspace::tests::a_second_clone_waits_and_says_for_which",
             ])
             .env(HELPER, base)
             .env("CARGO", &program)
@@ -162,7 +162,10 @@ fn lock_file(workspace: &Workspace) -> File {
 
 #[test]
 fn a_second_clone_waits_and_says_for_which() {
-    let (base, workspace) = folders("lock");
+    if let Some(base) = env::var_os(HELPER) {
+        claim_and_build(Path::new(&base));
+    }
+    let (base, workspace) = folders();
     let held = workspace.claim().expect("nothing was built yet");
     assert!(lock_file(&workspace).try_lock().is_err());
     let mut second = Claiming::start(&base, "exit 0");
@@ -177,7 +180,7 @@ fn a_second_clone_waits_and_says_for_which() {
 
 #[test]
 fn a_killed_command_leaves_the_build_folder_to_its_compilers() {
-    let (base, workspace) = folders("killed");
+    let (base, workspace) = folders();
     // `exec` and `wait` keep the processes whose numbers are said.
     let script = "echo cargo $$ >&2; sh -c 'echo compiler $$ >&2; exec sleep 600' & wait";
     let mut command = Claiming::start(&base, script);
@@ -201,7 +204,7 @@ fn a_killed_command_leaves_the_build_folder_to_its_compilers() {
 
 #[test]
 fn deleting_the_target_folder_frees_no_lock() {
-    let (base, workspace) = folders("clean");
+    let (base, workspace) = folders();
     let held = workspace.claim().expect("nothing was built yet");
     fs::remove_dir_all(workspace.target()).expect("it is ours");
     assert!(lock_file(&workspace).try_lock().is_err());
@@ -211,7 +214,7 @@ fn deleting_the_target_folder_frees_no_lock() {
 
 #[test]
 fn the_stamp_never_goes_back() {
-    let (base, workspace) = folders("stamp");
+    let (base, workspace) = folders();
     drop(workspace.claim().expect("nothing was built yet"));
     let file = workspace.cache().join(cache::BUILD_STAMP);
     let ahead = SystemTime::now() + Duration::from_secs(3600);
@@ -227,7 +230,7 @@ fn the_stamp_never_goes_back() {
 
 #[test]
 fn a_cache_with_files_of_others_is_not_claimed() {
-    let (base, workspace) = folders("foreign");
+    let (base, workspace) = folders();
     fs::create_dir_all(workspace.mirror()).expect("ours");
     let thesis = workspace.mirror().join("thesis.txt");
     fs::write(&thesis, "years of work").expect("ours");
@@ -239,7 +242,7 @@ fn a_cache_with_files_of_others_is_not_claimed() {
 
 #[test]
 fn what_cargo_changes_under_a_lock_comes_back() {
-    let (base, workspace) = folders("back");
+    let (base, workspace) = folders();
     let lock = workspace.claim().expect("nothing was built yet");
     fs::write(workspace.mirror().join("file"), "formatted").expect("ours");
     let brought = workspace.bring_back(&lock).expect("both are ours");
