@@ -5,6 +5,7 @@ mod checks;
 mod harness;
 mod history;
 mod load;
+mod null;
 mod plan;
 mod programs;
 mod report;
@@ -22,6 +23,7 @@ pub use self::booted::{Booted, command};
 pub(crate) use self::checks::DENY_VERSION;
 pub use self::checks::deny_program;
 pub(crate) use self::load::{Memory, Surroundings};
+use self::null::NullDevice;
 use self::plan::Plan;
 use self::programs::{Built, WORKSPACE};
 use crate::context::Context;
@@ -136,13 +138,15 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let slowdown = Slowdown::set_or_measured()?;
     let memory = Memory::watch();
-    let result = all(cx, arguments, processors, slowdown);
+    let null = NullDevice::new();
+    let result = all(cx, arguments, processors, slowdown, &null);
     eprint!("{}", cx.table());
     eprintln!(
         "  {}",
         report::slowdown(slowdown.at_start, slowdown.deadlines)
     );
     eprint!("{}", memory.report());
+    eprint!("{}", null.report());
     if let Some(hint) = cache::hint(cx) {
         eprintln!("  {hint}");
     }
@@ -154,6 +158,7 @@ fn all(
     arguments: &Arguments,
     processors: usize,
     slowdown: Slowdown,
+    null: &NullDevice,
 ) -> Result<()> {
     cx.board().print(&format!(
         "this machine is {:.1} times slower than at rest",
@@ -168,7 +173,9 @@ fn all(
     cx.board().announce(&["images", "build tests", tests]);
     // From here to the end: programs and pages in the mirror stay those of this clone.
     let lock = cx.claim()?;
+    null.look(cx, "before the run");
     let booted = Booted::ensure(cx, &arguments.drivers.vulkan)?;
+    null.look(cx, "after the images were built");
     let selection = selection(cx, arguments)?;
     let scope = Scope::of(arguments, selection.is_some());
     if !scope.documentation {
@@ -189,13 +196,16 @@ fn all(
         jobs.push(("checks", Box::new(|cx| checks::run(cx))));
     }
     cx.parallel(jobs)?;
+    null.look(cx, "after the tests were built");
     if !scope.tests {
         return Ok(());
     }
     let plan = Plan {
         filter: arguments.filter.as_deref(),
         processors,
+        slowdown: slowdown.at_start,
         deadlines: slowdown.deadlines,
+        null,
     };
     let variables = variables(cx, &booted)?;
     let result = cx.step(tests, |cx| {

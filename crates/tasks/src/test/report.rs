@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::harness::{Outcome, PANIC_LINES_MAX, Test, Verdict};
+use crate::failure::Failure;
 
 /// Most lines shown of what a failed test printed, from its end.
 const LINES_MAX: usize = 40;
@@ -31,6 +32,18 @@ pub(super) struct Skip {
 }
 
 impl Ran {
+    /// A part whose program could not be run, or not be read.
+    pub(super) fn broken(part: &str, failure: &Failure) -> Self {
+        Self {
+            part: part.to_owned(),
+            outcome: Outcome {
+                broken: Some(failure.to_string()),
+                ..Outcome::default()
+            },
+            skips: Vec::new(),
+        }
+    }
+
     /// Tests that passed without checking anything, each once however often it said so.
     fn skipped(&self) -> BTreeSet<&str> {
         let whole = self.skips.iter().filter(|skip| self.is_whole(skip));

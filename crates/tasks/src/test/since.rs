@@ -1,8 +1,9 @@
 //! `--since REF`: the packages that a change can have broken.
 //!
-//! Those with changed files, and all that depend on them. A file that is in no package, a page of the
-//! docs say, touches every package whose source names it. Tests that start the binary or boot an image
-//! depend on everything that is in it, which cargo does not know.
+//! Those with changed files, and all that depend on them. A file that is in no package touches every package
+//! whose source names it; a page of the docs touches their tests alone. Tests that start the binary or boot an
+//! image depend on everything that is in it, and those that use a third party's program on the commands that
+//! fetch it: cargo does not know either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,6 +25,17 @@ const EVERYTHING: [&str; 4] = [
 
 /// What a package's source says when its tests start the binary or an image with it.
 const STARTS_THE_BINARY: [&str; 3] = ["ALKNET_TEST_BIN", "ALKNET_TEST_IMAGE_DIR", "alknet_tests::"];
+
+/// How the names of variables begin that tell tests where programs and packages of third parties are, and those
+/// of them that say something else.
+const TEST_VARIABLES: &str = "ALKNET_TEST_";
+const NO_PROGRAM: [&str; 4] = ["SKIPS", "SLOWDOWN", "SUPPORT_", "GROUP_"];
+
+/// The folder of pages and of examples, which no test reads as a whole.
+const DOCUMENTATION: &str = "docs";
+
+/// How a page of the docs ends. Tests read pages; no library contains one.
+const PAGE: &str = "md";
 
 /// Packages that decide the bytes of the binary and of the images. The first is the binary's own; cargo
 /// knows no dependency between the others and the tests, which find the files in the cache.
@@ -187,6 +199,7 @@ fn read_sources(folder: &Path, text: &mut String) -> std::io::Result<()> {
 
 fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
     let mut taken = BTreeSet::new();
+    let mut read_pages = BTreeSet::new();
     for file in changed {
         if EVERYTHING.contains(&file.as_str()) {
             taken.extend(packages.keys().cloned());
@@ -194,9 +207,14 @@ fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
         if Path::new(file).starts_with(KERNEL_CONFIGURATION) {
             taken.insert(COMMANDS.to_owned());
         }
-        taken.extend(touched(packages, file));
+        if Path::new(file).extension().is_some_and(|end| end == PAGE) {
+            read_pages.extend(naming(packages, file_name(file)));
+        } else {
+            taken.extend(touched(packages, file));
+        }
     }
     spread(packages, &mut taken);
+    taken.extend(read_pages);
     let left_out = packages.keys().filter(|name| !taken.contains(*name));
     Choice {
         left_out: left_out.cloned().collect(),
@@ -214,22 +232,37 @@ fn touched(packages: &BTreeMap<String, Package>, file: &str) -> Vec<String> {
     if let Some((name, _)) = innermost {
         return vec![name.clone()];
     }
-    // A test may read a whole folder: docs/*.md, kernel-config/*.config.
+    // A test may read a whole folder: kernel-config/*.config.
     let folder = path
         .components()
         .next()
         .map_or("", |first| first.as_os_str().to_str().unwrap_or_default());
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or(file);
-    let names = |text: &str| {
-        text.contains(name)
-            || (folder != name && text.contains(&format!("\"{folder}\"")))
-            || (folder != name && text.contains(&format!("{folder}/")) && text.contains("read_dir"))
-    };
-    let naming = packages.iter().filter(|(_, package)| names(&package.text));
+    let name = file_name(file);
+    let mut all = naming(packages, name);
+    if folder != name && folder != DOCUMENTATION {
+        all.extend(naming(packages, &format!("\"{folder}\"")));
+    }
+    all
+}
+
+fn file_name(file: &str) -> &str {
+    let name = Path::new(file).file_name();
+    name.and_then(|name| name.to_str()).unwrap_or(file)
+}
+
+/// The packages whose source contains `text`.
+fn naming(packages: &BTreeMap<String, Package>, text: &str) -> Vec<String> {
+    let naming = packages
+        .iter()
+        .filter(|(_, package)| package.text.contains(text));
     naming.map(|(name, _)| name.clone()).collect()
+}
+
+/// Whether tests in `text` use what [`COMMANDS`] fetches.
+fn uses_programs(text: &str) -> bool {
+    let mut variables = text.split(TEST_VARIABLES).skip(1);
+    variables.any(|name| !NO_PROGRAM.iter().any(|other| name.starts_with(other)))
+        || text.contains(alknet_qemu::FIRMWARE_VARIABLE)
 }
 
 /// Adds all that depends on what is taken, until nothing is added.
@@ -237,12 +270,14 @@ fn spread(packages: &BTreeMap<String, Package>, taken: &mut BTreeSet<String>) {
     loop {
         let before = taken.len();
         let image_differs = MAKE_THE_IMAGE.iter().any(|name| taken.contains(*name));
+        let programs_differ = taken.contains(COMMANDS);
         for (name, package) in packages {
             let starts = STARTS_THE_BINARY
                 .iter()
                 .any(|word| package.text.contains(word));
             if package.needs.iter().any(|needed| taken.contains(needed))
                 || (starts && image_differs)
+                || (programs_differ && uses_programs(&package.text))
             {
                 taken.insert(name.clone());
             }
@@ -334,13 +369,20 @@ mod tests {
         assert!(!said("appliance/src/main.rs").contains("alknet-tests house"));
     }
 
-    #[test]
-    fn in_this_workspace_the_machines_are_tested_when_their_image_differs() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    fn root() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    }
+
+    fn of_this_workspace() -> BTreeMap<String, Package> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut metadata = Command::new(cargo);
-        metadata.arg("metadata").current_dir(&root);
-        let packages = packages(&mut metadata).expect("cargo lists the packages");
+        metadata.arg("metadata").current_dir(root());
+        packages(&mut metadata).expect("cargo lists the packages")
+    }
+
+    #[test]
+    fn in_this_workspace_the_machines_are_tested_when_their_image_differs() {
+        let packages = of_this_workspace();
         for name in MAKE_THE_IMAGE {
             assert!(packages.contains_key(name), "{name} has another name now");
         }
@@ -355,11 +397,47 @@ mod tests {
             "image/src/lib.rs",
             "kernel-config/base.config",
         ] {
-            let there = root.join(file).exists();
+            let there = root().join(file).exists();
             assert!(there, "{file} was moved: name another one here");
             let choice = choice(&packages, &[file.to_owned()]);
             for tests in ["alknet-tests", "alknet-sealed", "alknet-tpm"] {
                 assert!(choice.taken.contains(tests), "{file}: {choice:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn in_this_workspace_a_pin_concerns_the_tests_of_what_it_pins() {
+        let packages = of_this_workspace();
+        let taken = choice(&packages, &["crates/tasks/sources.toml".to_owned()]).taken;
+        let using = [
+            "alknet-gpu",
+            "alknet-image",
+            "alknet-mcp",
+            "alknet-init-net",
+            "alknet-openapi",
+            "alknet-qemu",
+            "alknet-runtime",
+            "alknet-tensor",
+            "alknet-typedef",
+        ];
+        for name in using {
+            assert!(taken.contains(name), "{name} is not in {taken:?}");
+        }
+        assert!(!taken.contains("alknet-call"), "{taken:?}");
+    }
+
+    #[test]
+    fn in_this_workspace_a_page_concerns_the_tests_that_read_it_alone() {
+        let packages = of_this_workspace();
+        for (page, reads) in [
+            ("docs/scripts.md", "alknet-runtime"),
+            ("docs/configuration.md", "alknet-core"),
+        ] {
+            let choice = choice(&packages, &[page.to_owned()]);
+            assert!(choice.taken.contains(reads), "{page}: {choice:?}");
+            for other in ["alknet", "alknet-sealed", "alknet-tpm"] {
+                assert!(!choice.taken.contains(other), "{page}: {choice:?}");
             }
         }
     }

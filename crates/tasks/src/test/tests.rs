@@ -25,7 +25,7 @@ fn program(name: &str, path: &str) -> Program {
         package: package.to_owned(),
         target: target.to_owned(),
         path: PathBuf::from(path),
-        folder: std::env::temp_dir(),
+        folder: PathBuf::from("/"),
     }
 }
 
@@ -35,11 +35,13 @@ fn this() -> Program {
     program("alknet-tasks lib", here.to_str().expect("a plain path"))
 }
 
-fn plan(filter: Option<&str>) -> Plan<'_> {
+fn plan<'a>(filter: Option<&'a str>, null: &'a NullDevice) -> Plan<'a> {
     Plan {
         filter,
         processors: 1,
+        slowdown: alknet_test_support::slowdown(),
         deadlines: alknet_test_support::slowdown(),
+        null,
     }
 }
 
@@ -48,7 +50,7 @@ fn run_with(filter: Option<&str>, programs: Vec<Program>, variables: &Variables)
     let cx = Context::in_folder(folder.path());
     // Not whole: the examples in the documentation would be run.
     let arguments = arguments(&["filter"]);
-    plan(filter).run(&cx, programs, variables, &arguments)
+    plan(filter, &NullDevice::new()).run(&cx, programs, variables, &arguments)
 }
 
 #[test]
@@ -74,7 +76,7 @@ fn a_divided_program_without_tests_fails_unless_a_filter_leaves_none() {
     let failed = failed.expect_err("it has tests").to_string();
     assert!(failed.contains("alknet-tests http"), "{failed}");
     let programs = divided();
-    let parts = plan(Some("x")).parts(&programs, &Vec::new());
+    let parts = plan(Some("x"), &NullDevice::new()).parts(&programs, &Vec::new());
     assert_eq!(parts.expect("none match"), []);
 }
 
@@ -92,7 +94,8 @@ fn skips_of_each_run_are_its_own() {
     let cx = Context::in_folder(folder.path());
     let programs = [this()];
     let variables: Variables = vec![(CHILD, "1".into())];
-    let plan = plan(Some(name));
+    let null = NullDevice::new();
+    let plan = plan(Some(name), &null);
     let parts = plan.parts(&programs, &variables).expect("one");
     let ran = plan.run_all(&cx, &parts, &variables).expect("it runs");
     let failed = plan
@@ -100,6 +103,32 @@ fn skips_of_each_run_are_its_own() {
         .expect("it runs again");
     assert_eq!(failed[0].passes_alone, Some(false));
     assert_eq!((ran.len(), ran[0].skips.len()), (1, 1));
+}
+
+#[test]
+fn a_program_that_cannot_be_started_fails_and_the_others_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cx = Context::in_folder(folder.path());
+    let programs = [program("alknet-core lib", "/nonexistent/program"), this()];
+    let name = "test::tests::a_factor_is_measured_or_a_number_of_at_least_one";
+    let null = NullDevice::new();
+    let plan = plan(Some(name), &null);
+    let parts = plan.parts(&programs, &Vec::new()).expect("two");
+    let ran = plan.run_all(&cx, &parts, &Vec::new()).expect("one is run");
+    let broken: Vec<_> = ran.iter().map(|ran| ran.outcome.broken.is_some()).collect();
+    assert_eq!(broken, [true, false]);
+    assert!(ran[1].outcome.passed() && ran[1].outcome.tests.len() == 1);
+}
+
+#[test]
+fn times_on_a_busy_machine_are_not_the_next_runs() {
+    let null = NullDevice::new();
+    let at = |slowdown| Plan {
+        slowdown,
+        ..plan(None, &null)
+    };
+    assert!(at(1.0).keeps_times() && at(1.4).keeps_times());
+    assert!(!at(5.0).keeps_times());
 }
 
 #[test]

@@ -1,0 +1,161 @@
+//! The null device, which any program that runs as root can replace by a file.
+//!
+//! A program that writes its output by renaming does that when its output is `/dev/null`. Tests then read what
+//! others wrote there, and fail for a reason that none of them names. So a run looks at the device before it
+//! begins and after each part, puts it back, and says between which two looks it was lost.
+
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+use crate::context::Context;
+
+/// Where every program looks for it.
+const PATH: &str = "/dev/null";
+
+/// Numbers of the device, major and minor.
+const NUMBERS: (u64, u64) = (1, 3);
+
+/// Bytes shown of the file that was found in its place.
+const SHOWN: usize = 300;
+
+/// The device, and what was found of it during a run.
+#[derive(Debug)]
+pub(super) struct NullDevice {
+    path: PathBuf,
+    found: Mutex<Vec<String>>,
+}
+
+impl NullDevice {
+    pub(super) fn new() -> Self {
+        Self::at(Path::new(PATH))
+    }
+
+    fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            found: Mutex::default(),
+        }
+    }
+
+    /// Puts the device back if it is lost, and prints that; `when` says since when it may be.
+    pub(super) fn look(&self, cx: &Context, when: &str) {
+        if let Some(text) = self.find(when) {
+            cx.board().print(&text);
+        }
+    }
+
+    /// What was found during the run, a line each; empty when the device was never lost.
+    pub(super) fn report(&self) -> String {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.iter().map(|text| format!("  {text}\n")).collect()
+    }
+
+    fn find(&self, when: &str) -> Option<String> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = fs::symlink_metadata(&self.path);
+        if there.as_ref().is_ok_and(is_null) {
+            return None;
+        }
+        let what = there.map_or_else(|error| error.to_string(), |about| self.describe(&about));
+        let outcome = match self.put_back() {
+            Ok(()) => "it is the null device again".to_owned(),
+            Err(error) => format!(
+                "it cannot be put back: {error}; as root: mknod -m 666 {0}.new c 1 3 && mv -f {0}.new {0}",
+                self.path.display()
+            ),
+        };
+        let text = format!(
+            "{} was not the null device {when}: {what}; {outcome}",
+            self.path.display()
+        );
+        found.push(text.clone());
+        Some(text)
+    }
+
+    /// Who owns it, since when, and how it begins: that names the program which wrote it.
+    fn describe(&self, about: &Metadata) -> String {
+        let content = if about.is_file() {
+            fs::read(&self.path).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let shown = String::from_utf8_lossy(&content[..content.len().min(SHOWN)]);
+        format!(
+            "mode {:o}, owner {}, written at {}, {} bytes that begin with {shown:?}",
+            about.mode(),
+            about.uid(),
+            about.mtime(),
+            about.len()
+        )
+    }
+
+    /// Makes the device beside the path and moves it there: other programs find the one or the other.
+    fn put_back(&self) -> io::Result<()> {
+        let mut fresh = self.path.clone().into_os_string();
+        fresh.push(format!(".{}", std::process::id()));
+        let fresh = PathBuf::from(fresh);
+        let mode = Mode::from_bits_truncate(0o666);
+        mknod(&fresh, SFlag::S_IFCHR, mode, makedev(NUMBERS.0, NUMBERS.1))?;
+        // The umask may have taken some of it.
+        fs::set_permissions(&fresh, Permissions::from_mode(0o666))?;
+        fs::rename(&fresh, &self.path)
+    }
+}
+
+fn is_null(about: &Metadata) -> bool {
+    let numbers = (
+        nix::sys::stat::major(about.rdev()),
+        nix::sys::stat::minor(about.rdev()),
+    );
+    about.file_type().is_char_device() && numbers == NUMBERS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_of_this_machine_is_left_alone() {
+        let device = NullDevice::new();
+        assert_eq!(device.find("now"), None);
+        assert_eq!(device.report(), "");
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_described_and_the_device_put_back() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("null");
+        fs::write(&path, "written by a test\n").expect("writable");
+        let device = NullDevice::at(&path);
+        let text = device.find("after alknet-core lib").expect("it is a file");
+        assert!(text.contains("after alknet-core lib"), "{text}");
+        assert!(
+            text.contains("18 bytes that begin with \"written by"),
+            "{text}"
+        );
+        assert!(device.report().contains(&text));
+        if nix::unistd::geteuid().is_root() {
+            assert!(text.ends_with("it is the null device again"), "{text}");
+            let about = fs::metadata(&path).expect("it is there");
+            assert!(is_null(&about));
+            assert_eq!(about.permissions().mode() & 0o777, 0o666);
+            assert_eq!(device.find("later"), None);
+        } else {
+            assert!(text.contains("as root: mknod"), "{text}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 1);
+    }
+
+    #[test]
+    fn a_path_without_anything_is_a_lost_device() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let device = NullDevice::at(&folder.path().join("null"));
+        let text = device.find("before the run").expect("it is lost");
+        assert!(text.contains("No such file"), "{text}");
+    }
+}
