@@ -1,12 +1,14 @@
 //! What a machine consists of, and how QEMU is told.
 
+mod devices;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::accel::Accel;
-use crate::disk::{Backing, Disk};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::nic::{Nic, Wire};
+use crate::nic::Nic;
 use crate::tsc;
 
 /// Kind of machine.
@@ -98,9 +100,6 @@ pub(crate) struct Layout {
 /// AVX and what builds on it: emulation calls a function for most instructions that move lanes, so that an
 /// attempt at a passphrase (Argon2id, 64 MiB, three passes) took 4.9 s, and takes 1.4.
 pub const TCG_CPU: &str = "max,-erms,-fsrm,-avx,-avx2,-f16c,-fma,-vaes,-vpclmulqdq";
-
-/// The same as NoCloud's label, in FAT's letters.
-const SEED_LABEL: &str = "CIDATA";
 
 /// Tells the kernel how fast its time-stamp counter runs, in kHz.
 const TSC_SPEED: &str = "tsc_early_khz=";
@@ -338,108 +337,10 @@ impl Machine {
         args.pair("-mon", "chardev=qmp,mode=control");
     }
 
-    fn disk(&self, index: usize, disk: &Disk, args: &mut Arguments) {
-        let head = format!("if=none,id=disk{index},format=raw,discard=unmap");
-        let read_only = if disk.read_only { ",readonly=on" } else { "" };
-        let drive = match &disk.backing {
-            // The host's page cache survives QEMU, so nothing is gained by syncing it.
-            Backing::File(path) => option(&format!("{head}{read_only},cache=unsafe,file="), path),
-            Backing::Snapshot(path) => {
-                option(&format!("{head},snapshot=on,cache=unsafe,file="), path)
-            }
-            // Here the guest's flushes must arrive.
-            Backing::Recorder(socket) => option(
-                &format!(
-                    "{head}{read_only},cache=writeback,file.driver=nbd,file.server.type=unix,file.server.path="
-                ),
-                socket,
-            ),
-        };
-        args.pair("-drive", drive);
-        if !disk.plugged {
-            // Numbers of slots are the machine's, so they begin behind those of the cards.
-            let slot = self.nics.len() + index + 1;
-            args.pair(
-                "-device",
-                format!("pcie-root-port,id=diskslot{index},chassis={slot},slot={slot}"),
-            );
-            return;
-        }
-        let mut device = format!("{},drive=disk{index}", self.device("virtio-blk"));
-        if let Some(serial) = &disk.serial {
-            device.push_str(&format!(",serial={serial}"));
-        }
-        if self.kind != MachineKind::Microvm && self.kernel.is_none() {
-            device.push_str(&format!(",bootindex={index}"));
-        }
-        args.pair("-device", device);
-    }
-
-    /// A FAT volume that QEMU makes of a folder.
-    fn seed(&self, folder: &Path, args: &mut Arguments) {
-        let head =
-            format!("if=none,id=seed,driver=vvfat,floppy=on,label={SEED_LABEL},read-only=on,dir=");
-        args.pair("-drive", option(&head, folder));
-        args.pair(
-            "-device",
-            format!("{},drive=seed", self.device("virtio-blk")),
-        );
-    }
-
-    fn cards(&self, layout: &Layout, args: &mut Arguments) {
-        let (mut lan_fds, mut ports) = (layout.lan_fds.iter(), layout.ports.iter());
-        for (index, nic) in self.nics.iter().enumerate() {
-            args.pair("-netdev", netdev(index, nic, &mut lan_fds, &mut ports));
-            if nic.plugged {
-                args.pair("-device", self.card(index, nic));
-            } else {
-                let slot = index + 1;
-                args.pair(
-                    "-device",
-                    format!("pcie-root-port,id=slot{index},chassis={slot},slot={slot}"),
-                );
-            }
-        }
-    }
-
-    fn card(&self, index: usize, nic: &Nic) -> String {
-        let rom = if self.kind == MachineKind::Microvm {
-            ""
-        } else {
-            ",romfile="
-        };
-        let mac = nic.mac(index);
-        format!(
-            "{},id=nic{index},netdev=net{index},mac={mac}{rom}",
-            self.device("virtio-net")
-        )
-    }
-
     fn fw_cfg_files(&self, layout: &Layout, args: &mut Arguments) {
         for ((name, _), path) in self.fw_cfg.iter().zip(&layout.fw_cfg_files) {
             args.pair("-fw_cfg", option(&format!("name={name},file="), path));
         }
-    }
-
-    fn watchdog(&self, args: &mut Arguments) {
-        let Some(action) = self.watchdog else { return };
-        args.pair("-device", "i6300esb");
-        args.pair(
-            "-action",
-            match action {
-                WatchdogAction::Poweroff => "watchdog=poweroff",
-                WatchdogAction::Reset => "watchdog=reset",
-            },
-        );
-    }
-
-    fn device(&self, base: &str) -> String {
-        let transport = if self.kind == MachineKind::Microvm {
-            "device"
-        } else {
-            "pci"
-        };
-        format!("{base}-{transport}")
     }
 }
 
@@ -447,34 +348,6 @@ fn without_speed(argument: &str) -> String {
     let is_speed = |word: &&str| word.starts_with(TSC_SPEED);
     let kept = argument.split(' ').filter(|word| !is_speed(word));
     kept.collect::<Vec<_>>().join(" ")
-}
-
-fn netdev<'a>(
-    index: usize,
-    nic: &Nic,
-    lan_fds: &mut impl Iterator<Item = &'a i32>,
-    ports: &mut impl Iterator<Item = &'a u16>,
-) -> String {
-    match &nic.wire {
-        Wire::Lan(_) => {
-            let fd = lan_fds.next().copied().unwrap_or(-1);
-            format!("socket,id=net{index},fd={fd}")
-        }
-        Wire::User {
-            ipv4,
-            ipv6,
-            forwards,
-        } => {
-            let on = |on: &bool| if *on { "on" } else { "off" };
-            let mut text = format!("user,id=net{index},ipv4={},ipv6={}", on(ipv4), on(ipv6));
-            for (guest, host) in forwards.iter().zip(ports) {
-                for protocol in ["udp", "tcp"] {
-                    text.push_str(&format!(",hostfwd={protocol}:127.0.0.1:{host}-:{guest}"));
-                }
-            }
-            text
-        }
-    }
 }
 
 fn file_is_there(path: &Path) -> Result<()> {
@@ -510,216 +383,4 @@ impl Arguments {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn machine(kind: MachineKind) -> Machine {
-        Machine {
-            memory_mib: 128,
-            exit_on_reset: true,
-            ..Machine::new(kind)
-        }
-    }
-
-    fn layout() -> Layout {
-        Layout {
-            accel: Accel::Tcg,
-            memory: None,
-            console_fd: 3,
-            qmp_fd: 4,
-            lan_fds: vec![5],
-            ports: vec![1001, 1002],
-            firmware: None,
-            fw_cfg_files: vec!["/x,y".into()],
-            seed: None,
-            tpm_fd: Some(6),
-            plugin: None,
-        }
-    }
-
-    fn line(machine: &Machine) -> String {
-        let words = machine.arguments(&layout());
-        words
-            .iter()
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
-
-    #[test]
-    fn microvm_uses_mmio_and_has_acpi_where_fw_cfg_needs_it() {
-        let mut machine = machine(MachineKind::Microvm);
-        machine.kernel = Some("/k".into());
-        machine.append = "quiet".into();
-        machine.fw_cfg = vec![("opt/x".into(), vec![])];
-        machine.disks = vec![Disk::file("/d").read_only().serial("root")];
-        machine.nics = vec![Nic::user()];
-        let line = line(&machine);
-        assert!(line.contains("acpi=on"), "{line}");
-        assert!(
-            line.contains("virtio-blk-device,drive=disk0,serial=root"),
-            "{line}"
-        );
-        assert!(line.contains("virtio-net-device,id=nic0"), "{line}");
-        assert!(line.contains("name=opt/x,file=/x,,y"), "{line}");
-        machine.fw_cfg.clear();
-        assert!(self::line(&machine).contains("acpi=off"));
-    }
-
-    #[test]
-    fn memory_that_is_saved_is_shared_and_a_copy_is_private() {
-        let mut machine = machine(MachineKind::Microvm);
-        let mut layout = layout();
-        layout.memory = Some(("/m".into(), true));
-        let line = |machine: &Machine, layout: &Layout| {
-            let words = machine.arguments(layout);
-            let words = words.iter().map(|word| word.to_string_lossy());
-            words.collect::<Vec<_>>().join(" ")
-        };
-        let saved = line(&machine, &layout);
-        assert!(saved.contains("rtc=on,memory-backend=memory "), "{saved}");
-        assert!(
-            saved.contains("id=memory,size=128M,share=on,mem-path=/m"),
-            "{saved}"
-        );
-        assert!(!saved.contains("-incoming"), "{saved}");
-        machine.memory = Memory::Restored("/s".into());
-        layout.memory = Some(("/s/memory".into(), false));
-        let copy = line(&machine, &layout);
-        assert!(copy.contains("share=off,mem-path=/s/memory"), "{copy}");
-        assert!(copy.contains("-incoming defer"), "{copy}");
-    }
-
-    #[test]
-    fn a_machine_is_described_without_the_paths_of_the_host() {
-        let described = |folder: &str| {
-            let at = |name: &str| PathBuf::from(format!("{folder}/{name}"));
-            let mut machine = machine(MachineKind::Microvm);
-            machine.kernel = Some(at("vmlinux"));
-            machine.initrd = Some(at("initrd"));
-            machine.append = "quiet".into();
-            machine.disks = vec![Disk::file(at("a")).data(), Disk::snapshot(at("b"))];
-            machine.nics = vec![Nic::user()];
-            machine.tpm = Some(at("tpm"));
-            machine
-        };
-        let one = described("/one");
-        for accel in [Accel::Kvm, Accel::Tcg] {
-            let shape = one.shape(accel);
-            assert_eq!(shape, described("/two").shape(accel));
-            assert!(
-                !shape.contains("/one") && !shape.contains(TSC_SPEED),
-                "{shape}"
-            );
-        }
-        assert_ne!(one.shape(Accel::Kvm), one.shape(Accel::Tcg));
-        let changes: [fn(&mut Machine); 5] = [
-            |machine| machine.append.push_str(" panic=1"),
-            |machine| machine.memory_mib += 1,
-            |machine| machine.disks[0].read_only = true,
-            |machine| machine.nics.push(Nic::user()),
-            |machine| machine.fw_cfg.push(("opt/x".into(), vec![])),
-        ];
-        for (number, change) in changes.into_iter().enumerate() {
-            let mut other = described("/one");
-            change(&mut other);
-            assert_ne!(other.shape(Accel::Tcg), one.shape(Accel::Tcg), "{number}");
-        }
-    }
-
-    #[test]
-    fn an_emulated_microvm_knows_how_fast_its_counter_runs() {
-        let mut machine = machine(MachineKind::Microvm);
-        machine.kernel = Some("/k".into());
-        machine.append = "quiet".into();
-        machine.counted = true;
-        let line = line(&machine);
-        assert!(
-            line.contains("-append quiet tsc_early_khz=1000000"),
-            "{line}"
-        );
-    }
-
-    #[test]
-    fn forwards_take_the_ports_in_order() {
-        let mut machine = machine(MachineKind::Q35);
-        machine.nics = vec![Nic::user(), Nic::user().forward(80)];
-        let line = line(&machine);
-        assert!(
-            line.contains("udp:127.0.0.1:1001-:443,hostfwd=tcp:127.0.0.1:1001-:443"),
-            "{line}"
-        );
-        assert!(line.contains("hostfwd=udp:127.0.0.1:1002-:443"), "{line}");
-    }
-
-    #[test]
-    fn a_tpm_is_reached_over_its_descriptor() {
-        let line = line(&machine(MachineKind::Q35Uefi));
-        let wanted =
-            "-chardev socket,id=tpm,fd=6 -tpmdev emulator,id=tpm0,chardev=tpm -device tpm-crb";
-        assert!(line.contains(wanted), "{line}");
-    }
-
-    #[test]
-    fn firmware_with_secure_boot_has_its_variables_for_itself() {
-        let mut machine = machine(MachineKind::Q35Uefi);
-        assert!(!line(&machine).contains("smm=on"));
-        machine.secure_boot = true;
-        let line = line(&machine);
-        for wanted in ["smm=on", "property=secure,value=on", "disable_s3=1"] {
-            assert!(line.contains(wanted), "{line}");
-        }
-    }
-
-    #[test]
-    fn a_card_for_later_gets_a_slot_only() {
-        let mut machine = machine(MachineKind::Q35);
-        machine.kernel = Some("/k".into());
-        machine.nics = vec![Nic::user().unplugged()];
-        let line = line(&machine);
-        assert!(line.contains("-append pcie_ports=native"), "{line}");
-        assert!(
-            line.contains("pcie-root-port,id=slot0") && !line.contains("virtio-net"),
-            "{line}"
-        );
-    }
-
-    #[test]
-    fn a_disk_for_later_has_its_drive_and_a_slot() {
-        let mut machine = machine(MachineKind::Q35);
-        machine.kernel = Some("/k".into());
-        machine.nics = vec![Nic::user()];
-        machine.disks = vec![Disk::file("/d").unplugged()];
-        let line = line(&machine);
-        assert!(line.contains("-append pcie_ports=native"), "{line}");
-        assert!(
-            line.contains("pcie-root-port,id=diskslot0,chassis=2,slot=2")
-                && line.contains("id=disk0")
-                && !line.contains("virtio-blk"),
-            "{line}"
-        );
-    }
-
-    #[test]
-    fn what_a_machine_cannot_have_is_refused() {
-        let mut watched = machine(MachineKind::Microvm);
-        watched.watchdog = Some(WatchdogAction::Reset);
-        let mut hot = machine(MachineKind::Microvm);
-        hot.nics = vec![Nic::user().unplugged()];
-        let mut headless = machine(MachineKind::Q35);
-        headless.append = "quiet".into();
-        let mut sealed = machine(MachineKind::Microvm);
-        sealed.tpm = Some("/tpm".into());
-        let mut kept = machine(MachineKind::Q35);
-        kept.variables = Some("/vars".into());
-        let mut enforcing = machine(MachineKind::Q35);
-        enforcing.secure_boot = true;
-        for machine in [watched, hot, headless, sealed, kept, enforcing] {
-            let error = machine.check().expect_err("it cannot be built");
-            assert!(matches!(error, Error::BadMachine(_)), "{error}");
-        }
-        let mut lost = machine(MachineKind::Q35);
-        lost.kernel = Some("/nowhere/kernel".into());
-        assert!(matches!(lost.check(), Err(Error::Missing { .. })));
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ use crate::nic::{NODE_PORT, Nic, Wire};
 use crate::permits::Permit;
 use crate::process::{FIRST_FD, Process, describe};
 use crate::qmp::{Event, Qmp};
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::tpm::Chip;
 use crate::{snapshot, tools};
 
@@ -304,7 +304,7 @@ impl Vm {
 
     /// Keeps the console's log with its stamps and returns where it is.
     pub fn keep_log(&self) -> Result<PathBuf> {
-        let dir = logs_dir();
+        let dir = logs_dir()?;
         let path = dir.join(format!("{}-{}.log", self.name, self.pid()));
         fs::create_dir_all(&dir)
             .and_then(|()| fs::write(&path, self.console.stamped()))
@@ -613,10 +613,8 @@ fn forwards(machine: &Machine, ports: &[u16]) -> Vec<Forward> {
     guests.zip(ports).map(make).collect()
 }
 
-fn logs_dir() -> PathBuf {
+/// As the variable says, else a folder that other users cannot enter: the names of logs can be guessed.
+fn logs_dir() -> Result<PathBuf> {
     let set = std::env::var_os(LOGS_VARIABLE).filter(|value| !value.is_empty());
-    set.map_or_else(
-        || std::env::temp_dir().join("alknet-qemu-logs"),
-        PathBuf::from,
-    )
+    set.map_or_else(|| Ok(scratch::base()?.join("logs")), |set| Ok(set.into()))
 }

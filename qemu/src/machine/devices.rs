@@ -1,0 +1,138 @@
+//! How QEMU is told of disks, cards and the watchdog.
+
+use std::path::Path;
+
+use super::{Arguments, Layout, Machine, MachineKind, WatchdogAction, option};
+use crate::disk::{Backing, Disk};
+use crate::nic::{Nic, Wire};
+
+/// The same as NoCloud's label, in FAT's letters.
+const SEED_LABEL: &str = "CIDATA";
+
+impl Machine {
+    pub(super) fn disk(&self, index: usize, disk: &Disk, args: &mut Arguments) {
+        let head = format!("if=none,id=disk{index},format=raw,discard=unmap");
+        let read_only = if disk.read_only { ",readonly=on" } else { "" };
+        let drive = match &disk.backing {
+            // The host's page cache survives QEMU, so nothing is gained by syncing it.
+            Backing::File(path) => option(&format!("{head}{read_only},cache=unsafe,file="), path),
+            Backing::Snapshot(path) => {
+                option(&format!("{head},snapshot=on,cache=unsafe,file="), path)
+            }
+            // Here the guest's flushes must arrive.
+            Backing::Recorder(socket) => option(
+                &format!(
+                    "{head}{read_only},cache=writeback,file.driver=nbd,file.server.type=unix,file.server.path="
+                ),
+                socket,
+            ),
+        };
+        args.pair("-drive", drive);
+        if !disk.plugged {
+            // Numbers of slots are the machine's, so they begin behind those of the cards.
+            let slot = self.nics.len() + index + 1;
+            args.pair(
+                "-device",
+                format!("pcie-root-port,id=diskslot{index},chassis={slot},slot={slot}"),
+            );
+            return;
+        }
+        let mut device = format!("{},drive=disk{index}", self.device("virtio-blk"));
+        if let Some(serial) = &disk.serial {
+            device.push_str(&format!(",serial={serial}"));
+        }
+        if self.kind != MachineKind::Microvm && self.kernel.is_none() {
+            device.push_str(&format!(",bootindex={index}"));
+        }
+        args.pair("-device", device);
+    }
+
+    /// A FAT volume that QEMU makes of a folder.
+    pub(super) fn seed(&self, folder: &Path, args: &mut Arguments) {
+        let head =
+            format!("if=none,id=seed,driver=vvfat,floppy=on,label={SEED_LABEL},read-only=on,dir=");
+        args.pair("-drive", option(&head, folder));
+        args.pair(
+            "-device",
+            format!("{},drive=seed", self.device("virtio-blk")),
+        );
+    }
+
+    pub(super) fn cards(&self, layout: &Layout, args: &mut Arguments) {
+        let (mut lan_fds, mut ports) = (layout.lan_fds.iter(), layout.ports.iter());
+        for (index, nic) in self.nics.iter().enumerate() {
+            args.pair("-netdev", netdev(index, nic, &mut lan_fds, &mut ports));
+            if nic.plugged {
+                args.pair("-device", self.card(index, nic));
+            } else {
+                let slot = index + 1;
+                args.pair(
+                    "-device",
+                    format!("pcie-root-port,id=slot{index},chassis={slot},slot={slot}"),
+                );
+            }
+        }
+    }
+
+    pub(super) fn card(&self, index: usize, nic: &Nic) -> String {
+        let rom = if self.kind == MachineKind::Microvm {
+            ""
+        } else {
+            ",romfile="
+        };
+        let mac = nic.mac(index);
+        format!(
+            "{},id=nic{index},netdev=net{index},mac={mac}{rom}",
+            self.device("virtio-net")
+        )
+    }
+
+    pub(super) fn watchdog(&self, args: &mut Arguments) {
+        let Some(action) = self.watchdog else { return };
+        args.pair("-device", "i6300esb");
+        args.pair(
+            "-action",
+            match action {
+                WatchdogAction::Poweroff => "watchdog=poweroff",
+                WatchdogAction::Reset => "watchdog=reset",
+            },
+        );
+    }
+
+    pub(super) fn device(&self, base: &str) -> String {
+        let transport = if self.kind == MachineKind::Microvm {
+            "device"
+        } else {
+            "pci"
+        };
+        format!("{base}-{transport}")
+    }
+}
+
+fn netdev<'a>(
+    index: usize,
+    nic: &Nic,
+    lan_fds: &mut impl Iterator<Item = &'a i32>,
+    ports: &mut impl Iterator<Item = &'a u16>,
+) -> String {
+    match &nic.wire {
+        Wire::Lan(_) => {
+            let fd = lan_fds.next().copied().unwrap_or(-1);
+            format!("socket,id=net{index},fd={fd}")
+        }
+        Wire::User {
+            ipv4,
+            ipv6,
+            forwards,
+        } => {
+            let on = |on: &bool| if *on { "on" } else { "off" };
+            let mut text = format!("user,id=net{index},ipv4={},ipv6={}", on(ipv4), on(ipv6));
+            for (guest, host) in forwards.iter().zip(ports) {
+                for protocol in ["udp", "tcp"] {
+                    text.push_str(&format!(",hostfwd={protocol}:127.0.0.1:{host}-:{guest}"));
+                }
+            }
+            text
+        }
+    }
+}

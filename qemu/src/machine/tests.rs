@@ -1,0 +1,210 @@
+use super::*;
+
+fn machine(kind: MachineKind) -> Machine {
+    Machine {
+        memory_mib: 128,
+        exit_on_reset: true,
+        ..Machine::new(kind)
+    }
+}
+
+fn layout() -> Layout {
+    Layout {
+        accel: Accel::Tcg,
+        memory: None,
+        console_fd: 3,
+        qmp_fd: 4,
+        lan_fds: vec![5],
+        ports: vec![1001, 1002],
+        firmware: None,
+        fw_cfg_files: vec!["/x,y".into()],
+        seed: None,
+        tpm_fd: Some(6),
+        plugin: None,
+    }
+}
+
+fn line(machine: &Machine) -> String {
+    let words = machine.arguments(&layout());
+    words
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn microvm_uses_mmio_and_has_acpi_where_fw_cfg_needs_it() {
+    let mut machine = machine(MachineKind::Microvm);
+    machine.kernel = Some("/k".into());
+    machine.append = "quiet".into();
+    machine.fw_cfg = vec![("opt/x".into(), vec![])];
+    machine.disks = vec![Disk::file("/d").read_only().serial("root")];
+    machine.nics = vec![Nic::user()];
+    let line = line(&machine);
+    assert!(line.contains("acpi=on"), "{line}");
+    assert!(
+        line.contains("virtio-blk-device,drive=disk0,serial=root"),
+        "{line}"
+    );
+    assert!(line.contains("virtio-net-device,id=nic0"), "{line}");
+    assert!(line.contains("name=opt/x,file=/x,,y"), "{line}");
+    machine.fw_cfg.clear();
+    assert!(self::line(&machine).contains("acpi=off"));
+}
+
+#[test]
+fn memory_that_is_saved_is_shared_and_a_copy_is_private() {
+    let mut machine = machine(MachineKind::Microvm);
+    let mut layout = layout();
+    layout.memory = Some(("/m".into(), true));
+    let line = |machine: &Machine, layout: &Layout| {
+        let words = machine.arguments(layout);
+        let words = words.iter().map(|word| word.to_string_lossy());
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let saved = line(&machine, &layout);
+    assert!(saved.contains("rtc=on,memory-backend=memory "), "{saved}");
+    assert!(
+        saved.contains("id=memory,size=128M,share=on,mem-path=/m"),
+        "{saved}"
+    );
+    assert!(!saved.contains("-incoming"), "{saved}");
+    machine.memory = Memory::Restored("/s".into());
+    layout.memory = Some(("/s/memory".into(), false));
+    let copy = line(&machine, &layout);
+    assert!(copy.contains("share=off,mem-path=/s/memory"), "{copy}");
+    assert!(copy.contains("-incoming defer"), "{copy}");
+}
+
+#[test]
+fn a_machine_is_described_without_the_paths_of_the_host() {
+    let described = |folder: &str| {
+        let at = |name: &str| PathBuf::from(format!("{folder}/{name}"));
+        let mut machine = machine(MachineKind::Microvm);
+        machine.kernel = Some(at("vmlinux"));
+        machine.initrd = Some(at("initrd"));
+        machine.append = "quiet".into();
+        machine.disks = vec![Disk::file(at("a")).data(), Disk::snapshot(at("b"))];
+        machine.nics = vec![Nic::user()];
+        machine.tpm = Some(at("tpm"));
+        machine
+    };
+    let one = described("/one");
+    for accel in [Accel::Kvm, Accel::Tcg] {
+        let shape = one.shape(accel);
+        assert_eq!(shape, described("/two").shape(accel));
+        assert!(
+            !shape.contains("/one") && !shape.contains(TSC_SPEED),
+            "{shape}"
+        );
+    }
+    assert_ne!(one.shape(Accel::Kvm), one.shape(Accel::Tcg));
+    let changes: [fn(&mut Machine); 5] = [
+        |machine| machine.append.push_str(" panic=1"),
+        |machine| machine.memory_mib += 1,
+        |machine| machine.disks[0].read_only = true,
+        |machine| machine.nics.push(Nic::user()),
+        |machine| machine.fw_cfg.push(("opt/x".into(), vec![])),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut other = described("/one");
+        change(&mut other);
+        assert_ne!(other.shape(Accel::Tcg), one.shape(Accel::Tcg), "{number}");
+    }
+}
+
+#[test]
+fn an_emulated_microvm_knows_how_fast_its_counter_runs() {
+    let mut machine = machine(MachineKind::Microvm);
+    machine.kernel = Some("/k".into());
+    machine.append = "quiet".into();
+    machine.counted = true;
+    let line = line(&machine);
+    assert!(
+        line.contains("-append quiet tsc_early_khz=1000000"),
+        "{line}"
+    );
+}
+
+#[test]
+fn forwards_take_the_ports_in_order() {
+    let mut machine = machine(MachineKind::Q35);
+    machine.nics = vec![Nic::user(), Nic::user().forward(80)];
+    let line = line(&machine);
+    assert!(
+        line.contains("udp:127.0.0.1:1001-:443,hostfwd=tcp:127.0.0.1:1001-:443"),
+        "{line}"
+    );
+    assert!(line.contains("hostfwd=udp:127.0.0.1:1002-:443"), "{line}");
+}
+
+#[test]
+fn a_tpm_is_reached_over_its_descriptor() {
+    let line = line(&machine(MachineKind::Q35Uefi));
+    let wanted = "-chardev socket,id=tpm,fd=6 -tpmdev emulator,id=tpm0,chardev=tpm -device tpm-crb";
+    assert!(line.contains(wanted), "{line}");
+}
+
+#[test]
+fn firmware_with_secure_boot_has_its_variables_for_itself() {
+    let mut machine = machine(MachineKind::Q35Uefi);
+    assert!(!line(&machine).contains("smm=on"));
+    machine.secure_boot = true;
+    let line = line(&machine);
+    for wanted in ["smm=on", "property=secure,value=on", "disable_s3=1"] {
+        assert!(line.contains(wanted), "{line}");
+    }
+}
+
+#[test]
+fn a_card_for_later_gets_a_slot_only() {
+    let mut machine = machine(MachineKind::Q35);
+    machine.kernel = Some("/k".into());
+    machine.nics = vec![Nic::user().unplugged()];
+    let line = line(&machine);
+    assert!(line.contains("-append pcie_ports=native"), "{line}");
+    assert!(
+        line.contains("pcie-root-port,id=slot0") && !line.contains("virtio-net"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_disk_for_later_has_its_drive_and_a_slot() {
+    let mut machine = machine(MachineKind::Q35);
+    machine.kernel = Some("/k".into());
+    machine.nics = vec![Nic::user()];
+    machine.disks = vec![Disk::file("/d").unplugged()];
+    let line = line(&machine);
+    assert!(line.contains("-append pcie_ports=native"), "{line}");
+    assert!(
+        line.contains("pcie-root-port,id=diskslot0,chassis=2,slot=2")
+            && line.contains("id=disk0")
+            && !line.contains("virtio-blk"),
+        "{line}"
+    );
+}
+
+#[test]
+fn what_a_machine_cannot_have_is_refused() {
+    let mut watched = machine(MachineKind::Microvm);
+    watched.watchdog = Some(WatchdogAction::Reset);
+    let mut hot = machine(MachineKind::Microvm);
+    hot.nics = vec![Nic::user().unplugged()];
+    let mut headless = machine(MachineKind::Q35);
+    headless.append = "quiet".into();
+    let mut sealed = machine(MachineKind::Microvm);
+    sealed.tpm = Some("/tpm".into());
+    let mut kept = machine(MachineKind::Q35);
+    kept.variables = Some("/vars".into());
+    let mut enforcing = machine(MachineKind::Q35);
+    enforcing.secure_boot = true;
+    for machine in [watched, hot, headless, sealed, kept, enforcing] {
+        let error = machine.check().expect_err("it cannot be built");
+        assert!(matches!(error, Error::BadMachine(_)), "{error}");
+    }
+    let mut lost = machine(MachineKind::Q35);
+    lost.kernel = Some("/nowhere/kernel".into());
+    assert!(matches!(lost.check(), Err(Error::Missing { .. })));
+}
