@@ -72,7 +72,9 @@ fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
 async fn sources_that_are_read_beside_a_paste_do_not_come_before_it() {
     let mut machine = machine();
     machine.settings = with_words(Source::Default);
-    machine.vault_at = Some("/dev/vda".into());
+    // No disk of the machine that tests, whatever happens to it.
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    machine.vault_at = Some(disk.path().to_owned());
     let line = ConsoleDocument::line(b"[node]\nname = \"pasted\"\n");
     machine.paste(&line);
     machine.timers.reread = Some(0);

@@ -2,6 +2,7 @@
 //!
 //! `ALKNET_SOAK=full` asks for the promised 200 power cuts; `ALKNET_SEED` repeats a campaign.
 
+use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -430,10 +431,17 @@ impl Drop for Evidence {
         if !std::thread::panicking() {
             return;
         }
-        let name = format!("alknet-power-cut-{}.raw", std::process::id());
-        let kept = std::env::temp_dir().join(name);
-        match alknet_qemu::copy(&self.0, &kept) {
-            Ok(()) => eprintln!("the disk after the cut is kept in {}", kept.display()),
+        let kept = || -> Result<PathBuf, Box<dyn Error>> {
+            let file = tempfile::Builder::new()
+                .prefix("alknet-power-cut-")
+                .suffix(".raw")
+                .tempfile()?;
+            let (_, kept) = file.keep()?;
+            alknet_qemu::copy(&self.0, &kept)?;
+            Ok(kept)
+        };
+        match kept() {
+            Ok(kept) => eprintln!("the disk after the cut is kept in {}", kept.display()),
             Err(error) => eprintln!("the disk after the cut is lost: {error}"),
         }
     }

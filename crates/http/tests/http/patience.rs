@@ -113,7 +113,7 @@ async fn heads_that_do_not_end_are_given_up() {
 #[tokio::test]
 async fn a_body_that_nobody_reads_is_no_head() {
     // The body comes in twice two thirds of this, within the ten seconds for a body that no handler reads.
-    let limit = enough().min(Duration::from_secs(5));
+    let limit = enough().min(Duration::from_secs(3));
     let node = Node::patient(Patience {
         head: limit,
         keep_alive: LONG,

@@ -4,32 +4,30 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use alknet_openapi::{Contract, document};
+use tempfile::TempDir;
 
 use crate::common::folder;
 
 /// A folder that is gone afterwards, with the document in it.
-struct Scratch(PathBuf);
+struct Scratch(TempDir);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("alknet-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder of this test's own");
         let text = document(&Contract {
             operations_digest: "d41d8cd9",
             is_public: false,
         });
-        std::fs::write(folder.join("openapi.json"), text.to_string()).expect("a file");
+        std::fs::write(folder.path().join("openapi.json"), text.to_string()).expect("a file");
         Self(folder)
     }
 
-    fn document(&self) -> PathBuf {
-        self.0.join("openapi.json")
+    fn path(&self) -> &Path {
+        self.0.path()
     }
-}
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+    fn document(&self) -> PathBuf {
+        self.path().join("openapi.json")
     }
 }
 
@@ -58,9 +56,9 @@ fn python(folder_of: &Path) -> Command {
 
 #[test]
 fn a_validator_finds_nothing_wrong() {
-    let scratch = Scratch::new("validator");
+    let scratch = Scratch::new();
     let text = says(
-        python(&scratch.0)
+        python(scratch.path())
             .args(["-m", "openapi_spec_validator"])
             .arg(scratch.document()),
     );
@@ -69,9 +67,9 @@ fn a_validator_finds_nothing_wrong() {
 
 #[test]
 fn a_generator_makes_one_function_of_every_path() {
-    let scratch = Scratch::new("generator");
+    let scratch = Scratch::new();
     let text = says(
-        python(&scratch.0)
+        python(scratch.path())
             .args([
                 "-m",
                 "openapi_python_client",
@@ -92,23 +90,23 @@ fn a_generator_makes_one_function_of_every_path() {
         ("operations", "search"),
         ("operations", "subscribe"),
     ] {
-        let module = scratch.0.join(format!("client/api/{tag}/{name}.py"));
+        let module = scratch.path().join(format!("client/api/{tag}/{name}.py"));
         assert!(module.exists(), "{}: {text}", module.display());
     }
     // Names are those of the document: none was invented.
-    let models = std::fs::read_dir(scratch.0.join("client/models")).expect("models");
+    let models = std::fs::read_dir(scratch.path().join("client/models")).expect("models");
     for model in models {
         let name = model.expect("a file").file_name();
         let name = name.to_string_lossy();
         let invented = ["200", "response_", "_type_0", "_item"];
         assert!(!invented.iter().any(|word| name.contains(word)), "{name}");
     }
-    says(python(&scratch.0).args(["-c", "import client.api.operations.call, client.models"]));
+    says(python(scratch.path()).args(["-c", "import client.api.operations.call, client.models"]));
 }
 
 #[test]
 fn a_linter_has_nothing_to_say() {
-    let scratch = Scratch::new("linter");
+    let scratch = Scratch::new();
     let program = folder("ALKNET_TEST_OPENAPI_NODE").join("node_modules/@redocly/cli/bin/cli.js");
     let text = says(
         Command::new("node")
@@ -117,8 +115,8 @@ fn a_linter_has_nothing_to_say() {
             .arg(scratch.document())
             .env("REDOCLY_TELEMETRY", "off")
             .env("REDOCLY_SUPPRESS_UPDATE_NOTICE", "true")
-            .env("HOME", &scratch.0)
-            .current_dir(&scratch.0),
+            .env("HOME", scratch.path())
+            .current_dir(scratch.path()),
     );
     assert!(!text.contains("warning"), "{text}");
 }

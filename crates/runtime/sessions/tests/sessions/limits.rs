@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use alknet_runtime::{Code, Failure, Mode};
 use alknet_sessions::limits::LOG_BYTES_PER_S;
 use alknet_sessions::{Ran, Reason, SessionSpec, State};
+use alknet_test_support::deadline;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -97,7 +98,8 @@ async fn a_native_loop_is_killed_with_the_code_of_its_limit() {
         slow.limits.runtime.fuel_ticks = 10_000_000;
         slow.limits.runtime.cpu = Duration::from_secs(100);
         slow.limits.runtime.heap_bytes = 512 << 20;
-        slow.limits.wall = Duration::from_secs(3);
+        // The strings are made within it.
+        slow.limits.wall = deadline(Duration::from_secs(1));
         let session = lab.open(&request, slow).await;
         let ended = soon(session.run(&env, export(name, json!(null)))).await;
         let failure = ended.expect_err("it has no end");
