@@ -14,7 +14,7 @@ use super::rows::{Goal, Row, median};
 use alknet_tasks::context::Context;
 use alknet_tasks::driver::Selection;
 use alknet_tasks::failure::{Failure, Result};
-use alknet_tasks::{gpu, strangers, test};
+use alknet_tasks::{gpu, test, third_party};
 
 /// Name of this benchmark in rows.
 const BENCH: &str = "compute";
@@ -64,7 +64,7 @@ type Figures = BTreeMap<(u32, usize, String), Vec<f64>>;
 pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
     let program = gpu::ensure(cx, &Selection::usual())?.executable;
     let peer = peer(cx)?;
-    let packages = strangers::python_packages(cx)?;
+    let packages = third_party::python_packages(cx)?;
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let mut threads = vec![1, all];
     threads.dedup();

@@ -195,7 +195,7 @@ impl Run {
         format!("fuzz-{}", self.name)
     }
 
-    /// What a run came to that has ended so.
+    /// The result of a run that ended with this status.
     fn row(&self, cx: &Context, result: Result<()>) -> Result<Row> {
         let findings = files(&self.findings)?;
         // A program that ends badly and leaves nothing behind is no finding but a failure.

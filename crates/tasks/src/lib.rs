@@ -17,9 +17,9 @@ pub mod parts;
 mod scratch;
 mod soak;
 pub mod sources;
-pub mod strangers;
 mod terminal;
 pub mod test;
+pub mod third_party;
 mod up;
 
 use std::os::unix::process::CommandExt;

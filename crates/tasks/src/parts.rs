@@ -63,13 +63,13 @@ fn workspace(
     let lock = cx.claim()?;
     let plain = binary::compile(cx, &lock)?;
     cx.say("waiting for the Vulkan driver");
-    // The sender is gone without a word when the driver's own step failed, which tells why.
+    // The sender is dropped when the driver's own step failed, and that step reports the error.
     let drivers = drivers.recv().map_err(|_| Failure::Abandoned)?;
     let gpu = gpu::with_drivers(cx, &drivers, selection, &lock)?;
     binary::carry(cx, &plain, &gpu)
 }
 
-/// What a step leaves for the one who started it.
+/// The place of a step's result, which the step that started it reads.
 #[derive(Debug)]
 struct Slot<T>(Mutex<Option<T>>);
 

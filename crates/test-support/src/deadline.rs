@@ -20,7 +20,8 @@ const KILL_AFTER: Duration = Duration::from_secs(2);
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// A look that takes long, for it starts a program, is followed by a pause of so many times its own time…
+/// After a check that took longer than a pause (it started a program, say), the pause is this many times as long
+/// as the check…
 const PAUSE_PER_QUESTION: u32 = 2;
 
 /// …and of no more than this.

@@ -1,4 +1,4 @@
-//! Ports for servers that take a number and cannot be told to take any free one.
+//! Ports for servers that need a number and cannot bind port 0.
 
 use std::fs;
 use std::io;

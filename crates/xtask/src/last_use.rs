@@ -35,7 +35,7 @@ const FOLDER: &str = "alknet-used";
 /// Digits of the hash in the names of a unit's files.
 const HASH_DIGITS: usize = 16;
 
-/// A unit that no build used for so long is left out of the records; its files' times still say when it
+/// A unit that no build used within this time is left out of the records; its files' times still say when it
 /// was compiled.
 const KEPT: Duration = Duration::from_secs(90 * 86_400);
 

@@ -48,7 +48,7 @@ pub struct Changes {
     pub removed: usize,
 }
 
-/// What a [`sync`] came to.
+/// The result of a [`sync`].
 #[derive(Debug, Default)]
 pub struct Synced {
     /// What it changed.

@@ -15,8 +15,8 @@ const HEADER_BYTES: usize = 10;
 /// The longest command or response: the chip's buffer is 4,096 bytes.
 const BYTES_MAX: usize = 8192;
 
-/// What firmware asks: another chip that was switched on can be asked the same, and answers as the first
-/// one did. Sessions and keys would be others.
+/// Commands of firmware, which can be replayed to a chip that was just switched on: it answers as the first one
+/// did. Sessions and keys would differ.
 const OF_FIRMWARE: [u32; 9] = [
     0x121, // HierarchyControl
     0x129, // HierarchyChangeAuth

@@ -156,7 +156,7 @@ impl Control {
         Ok((ours, answer))
     }
 
-    /// Switches the chip on and asks it what another one was asked.
+    /// Switches the chip on and replays the commands that were recorded of another one.
     fn repeat(&mut self, before: Vec<Exchange>) -> io::Result<()> {
         let (mut data, answer) = self.open()?;
         went_well("the descriptor", &answer)?;

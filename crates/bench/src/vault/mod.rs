@@ -20,7 +20,7 @@ use alknet_vault::{Area, Entropy, Label, Purpose, SecretStr, Vault, VaultError, 
 
 use alknet_tasks::context::Context;
 use alknet_tasks::failure::{Failure, Result};
-use alknet_tasks::strangers;
+use alknet_tasks::third_party;
 
 use super::rows::{Goal, Row, median};
 use super::tensor::cpu_seconds;
@@ -51,7 +51,7 @@ const RECORD_US: f64 = 10.0;
 
 /// Measures, each round one run of every case.
 pub(super) fn run(cx: &mut Context, rounds: usize) -> Result<Vec<Row>> {
-    let openssl = strangers::openssl(cx)?;
+    let openssl = third_party::openssl(cx)?;
     let stage = Stage::make().map_err(failed)?;
     let mut figures: BTreeMap<&str, Vec<Run>> = BTreeMap::new();
     let mut signs = Vec::new();

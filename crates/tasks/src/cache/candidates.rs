@@ -39,10 +39,10 @@ const MACHINES: &str = "machines";
 /// Folders in which a command makes temporary ones, and removes them unless it is killed.
 const WITH_TEMPORARY: [&str; 2] = [MACHINES, "up"];
 
-/// No lock says that such a folder is in use; one whose files were left alone for so long is not.
+/// These folders have no lock: one whose files nothing touched for this long is not in use.
 const TEMPORARY_AGE: Duration = Duration::from_secs(86_400);
 
-/// What a candidate is; this decides what its loss costs. In the order in which they are listed.
+/// The kind of a candidate, which decides what its loss costs. In the order of the list that users see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum CandidateKind {
     /// Temporary folder of a command that was killed.
@@ -161,7 +161,7 @@ impl Candidate {
     }
 }
 
-/// Everything that can be removed, and what is needed of it, each with its usage.
+/// Everything that can be removed, with its usage and whether it is needed.
 pub(super) fn list(cache: &Path, needs: &Needs) -> io::Result<Vec<Candidate>> {
     let mut candidates = orphans(cache)?;
     for (folder, kind) in FOLDERS {

@@ -12,7 +12,7 @@ use xtask::rustc;
 use crate::context::Context;
 use crate::driver::{self, Selection};
 use crate::failure::{Failure, Result};
-use crate::{binary, gpu, image, kernel, sources, strangers};
+use crate::{binary, gpu, image, kernel, sources, third_party};
 
 /// Folder of cargo's artefacts in the cache.
 pub(super) const TARGET: &str = "target";
@@ -46,7 +46,7 @@ impl Needs {
         let kept = cx.cache().join("sources");
         let pins = sources::pinned()?.into_iter().flat_map(|(_, pins)| pins);
         folders.extend(pins.map(|pin| kept.join(pin.sha256)));
-        folders.extend(strangers::pinned(cx)?);
+        folders.extend(third_party::pinned(cx)?);
         let units = LastUse::of(&cx.cache().join(TARGET)).read();
         Ok(Self {
             folders,

@@ -134,7 +134,7 @@ fn add_layout(
     Ok(())
 }
 
-/// What a folder of fingerprints is of. Its files are `TARGET`, `TARGET.json` and some with prefixes.
+/// The package and target of a folder of fingerprints. Its files are `TARGET`, `TARGET.json` and some with prefixes.
 fn target_of(fingerprint: &Path) -> io::Result<String> {
     let mut targets = Vec::new();
     for entry in entries(fingerprint)? {

@@ -96,7 +96,7 @@ fn threads() -> usize {
     processors.min(THREADS_MAX)
 }
 
-/// What is read of a file or folder; none when it has vanished.
+/// The metadata of a file or folder; none when it has vanished.
 fn there<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(data) => Ok(Some(data)),

@@ -20,7 +20,7 @@ use self::recipe::{Llvm, Recipe, Recipes};
 use crate::context::Context;
 use crate::digest;
 use crate::failure::{Failure, Result};
-use crate::{kernel, sources, strangers};
+use crate::{kernel, sources, third_party};
 
 /// Changed when the steps change in a way that changes their result.
 const RECIPE: &str = "2";
@@ -104,7 +104,7 @@ fn ensure_one(cx: &Context, recipes: &Recipes, recipe: &Recipe) -> Result<Sealed
     let mesa = sources::obtain(cx, "mesa")?;
     let key = key(recipes, recipe, &mesa.pin.sha256, &patches, &tools)?;
     let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
-    let meson = strangers::python_folder(cx, MESON)?;
+    let meson = third_party::python_folder(cx, MESON)?;
     Build::new(cx, recipes, recipe, meson)?.run(&mesa.path, &patches, &sealed)?;
     Ok(sealed)
 }

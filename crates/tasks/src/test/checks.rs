@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::context::Context;
 use crate::failure::Result;
-use crate::strangers;
+use crate::third_party;
 
 /// The licence and dependency checker, built once into the cache.
 pub(crate) const DENY_VERSION: &str = "0.20.2";
@@ -60,7 +60,7 @@ fn is_finding(output: &str) -> bool {
 
 /// The checker; its own dependencies are no part of this workspace.
 pub fn deny_program(cx: &Context) -> Result<PathBuf> {
-    strangers::installed(cx, "cargo-deny", DENY_VERSION, "cargo-deny")
+    third_party::installed(cx, "cargo-deny", DENY_VERSION, "cargo-deny")
 }
 
 #[cfg(test)]

@@ -350,7 +350,7 @@ impl Reader {
             let text = format!("the test `{}` ended and was not running", event.name);
             self.odd.get_or_insert(text);
         }
-        // A test has one result; a second one is an accident that `odd` has.
+        // A test has one result; a second one is a fault of the harness, which `odd` records.
         if !self.ended.insert(event.name.clone()) {
             return;
         }
@@ -374,7 +374,7 @@ impl Reader {
         }
     }
 
-    /// What came of it, once the program ended so.
+    /// The outcome, for a program that ended with this status.
     pub(super) fn end(mut self, how: &str, success: bool) -> Outcome {
         for name in std::mem::take(&mut self.running) {
             self.outcome.tests.push(Test {

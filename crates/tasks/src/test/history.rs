@@ -62,7 +62,7 @@ impl History {
         self.clock.get(part).copied()
     }
 
-    /// Whether a part was there to wait for time to pass: it hardly used a processor.
+    /// Whether a part waited for time to pass: it used almost no processor time.
     pub(super) fn slept(&self, part: &str) -> bool {
         let both = self.seconds(part).zip(self.processors.get(part));
         both.is_some_and(|(clock, used)| clock >= SLEEPING_LEAST && *used < SLEEPING_SHARE * clock)

@@ -117,7 +117,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Begins to watch. What is in use now belongs to others.
+    /// Begins to watch. Memory that is in use now is the baseline.
     pub(crate) fn watch() -> Self {
         let most_kib: Arc<AtomicU64> = Arc::default();
         let ended: Arc<AtomicBool> = Arc::default();

@@ -74,7 +74,7 @@ impl Arguments {
     }
 }
 
-/// What of a whole run the arguments leave.
+/// Which parts of a whole run the arguments select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scope {
     /// Test programs: not when `--since` finds no package.
@@ -127,7 +127,7 @@ impl Slowdown {
         };
         Ok(Self {
             at_start: at_start.min(SLOWDOWN_MAX),
-            // Tests of ours are each other's load.
+            // Our own tests load the machine, too.
             deadlines: (at_start * schedule::CROWD as f64).min(SLOWDOWN_MAX),
         })
     }

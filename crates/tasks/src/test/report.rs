@@ -1,4 +1,4 @@
-//! What a run came to: failures, skips, and how long everything took.
+//! The result of a run: failures, skips, and how long everything took.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::harness::{Outcome, PANIC_LINES_MAX, Test, Verdict};
 use crate::failure::Failure;
 
-/// Most lines shown of what a failed test printed, from its end.
+/// Most lines shown of the end of a failed test's output.
 const LINES_MAX: usize = 40;
 
 /// Tests in the table of the slowest.
@@ -173,7 +173,7 @@ pub(super) fn slowdown(at_start: f64, deadlines: f64) -> String {
     )
 }
 
-/// Why a run without any test is no success; `None` where tests ran, or where programs that failed as a whole
+/// The error of a run without any test; `None` where tests ran, or where programs that failed as a whole
 /// say more.
 pub(super) fn nothing_ran(ran: &[Ran], filter: Option<&str>) -> Option<String> {
     let has_run = |ran: &Ran| !ran.outcome.tests.is_empty() || ran.outcome.broken.is_some();

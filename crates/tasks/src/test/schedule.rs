@@ -49,7 +49,8 @@ const ALONE: [(&str, Option<&str>); 2] = [
 pub(super) enum Load {
     Computing,
     Waiting,
-    /// Those of its own: what it was until the last run said that its tests hardly use a processor.
+    /// Places of its own, beside computing and waiting parts: in the last run its tests used almost no processor
+    /// time.
     Sleeping,
     /// All: nothing else runs beside it.
     Alone,

@@ -222,7 +222,7 @@ fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
     }
 }
 
-/// The package that a file belongs to; of a file in none, those that name it.
+/// The package that contains a file; if none does, the packages whose source names it.
 fn touched(packages: &BTreeMap<String, Package>, file: &str) -> Vec<String> {
     let path = Path::new(file);
     let around = packages

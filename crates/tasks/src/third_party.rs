@@ -1,4 +1,4 @@
-//! Programs nobody here wrote that tests use as clients, and that the system's packages lack. They
+//! Third-party programs and packages that tests use, mostly as clients, and that the system's packages lack. They
 //! lie in the cache; nothing is installed.
 
 use std::fs::{self, Permissions};
