@@ -29,7 +29,7 @@ use crate::peers::{self, Life, PeerEvent, PeerState};
 use crate::retry::Known;
 use crate::session::Session;
 use crate::sync::lock;
-use ending::{EndOnDrop, SUPERSEDED};
+use ending::{ENDED, EndOnDrop, SUPERSEDED};
 
 /// One connection.
 pub(crate) struct Link {
@@ -213,7 +213,14 @@ impl Link {
         }
         self.say_goaway().await;
         self.tasks.close();
-        self.tasks.wait().await;
+        loop {
+            self.tasks.wait().await;
+            // A request may have got a stream of its own after the last stream ended. From here on requests find
+            // the connection closed before anything of them is sent, and can go over another one.
+            if self.outbound.close_if_empty(ENDED) || self.tasks.is_empty() {
+                return;
+            }
+        }
     }
 
     async fn accept_lanes(self: &Arc<Self>) {

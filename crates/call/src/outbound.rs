@@ -205,6 +205,16 @@ impl Outbound {
         self.fail_where(|_| true, why);
     }
 
+    /// Refuses requests from now on if none waits for an answer. Returns whether that is so.
+    pub(crate) fn close_if_empty(&self, why: &'static str) -> bool {
+        let mut table = lock(&self.table);
+        if !table.waiting.is_empty() {
+            return false;
+        }
+        table.closed.get_or_insert(why);
+        true
+    }
+
     /// The same for the peer, too: the last thing said on each of `lanes` aborts what was asked on
     /// it.
     pub(crate) fn abandon(&self, lanes: &[Arc<Lane>], why: &'static str) {

@@ -20,7 +20,7 @@ use crate::sync::lock;
 pub(super) const SUPERSEDED: &str = "a newer connection of this peer took over";
 
 /// Why calls over a connection that is over have no answer.
-const ENDED: &str = "the connection ended";
+pub(super) const ENDED: &str = "the connection ended";
 
 impl Link {
     /// A newer connection of the same peer took over: what runs may finish, for a while. The
