@@ -95,6 +95,10 @@ fn scripts_and_shaders_run_behind_every_wall() {
     node.end();
 }
 
+/// Memory that is not given back is missing after every round; other programs of the machine, whose memory counts
+/// as well, do not take theirs in each of so many.
+const ROUNDS: usize = 3;
+
 /// 128 MiB in a tensor that a shader filled: the machine has them again once the handle is dropped. All
 /// over one connection, for a handle does not outlive that of its last use by much.
 fn given_back(node: &Node) {
@@ -130,15 +134,21 @@ fn given_back(node: &Node) {
         // back when it does something else.
         let first = filled().await;
         call("tensor/drop", &first).await;
-        let before = available().await;
-        let handle = filled().await;
-        let full = available().await;
-        call("tensor/drop", &handle).await;
-        let after = available().await;
-        let all = format!("{before}, {full}, {after} MiB");
-        // What was taken meanwhile for another purpose was still in use before, or is in use after.
-        let free = before.max(after);
-        assert!(full + 96 < free && after + 16 > before, "{all}");
+        let mut seen = Vec::new();
+        for _ in 0..ROUNDS {
+            let before = available().await;
+            let handle = filled().await;
+            let full = available().await;
+            call("tensor/drop", &handle).await;
+            let after = available().await;
+            // What was taken meanwhile for another purpose was still in use before, or is in use after.
+            let free = before.max(after);
+            if full + 96 < free && after + 16 > before {
+                return;
+            }
+            seen.push(format!("{before}, {full}, {after} MiB"));
+        }
+        panic!("before, with the tensor, and after it: {}", seen.join("; "));
     });
 }
 
