@@ -280,7 +280,7 @@ mod tests {
         }
     }
 
-    /// A lock file that a command left there, or that somebody put there, makes it no cache.
+    /// A lock file that a command left there, or that another user put there, does not make it a cache.
     #[test]
     fn a_lock_file_does_not_make_a_cache_of_a_home() {
         for lock in [RUNNING_COMMANDS, BUILD_LOCK] {

@@ -45,7 +45,7 @@ fn xtask_cargo(base: &Path, script: &str, arguments: &[&str]) -> Output {
         .expect("it starts")
 }
 
-/// A program is started from there: nobody else may have made the folder.
+/// The test starts a program from there: no other user may have made the folder.
 fn clone_of_one_file() -> TempDir {
     let base = tempfile::tempdir().expect("a folder of this test's own");
     let folder = base.path().join("clone/crates/xtask");

@@ -1,4 +1,4 @@
-//! How QEMU is told of disks, cards and the watchdog.
+//! Arguments of QEMU for disks, cards and the watchdog.
 
 use std::path::Path;
 

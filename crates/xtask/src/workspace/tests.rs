@@ -12,7 +12,7 @@ const HELPER: &str = "XTASK_TEST_FOLDER";
 /// How long a process may take to say something; the machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Programs are started from there: nobody else may have made the folder.
+/// The tests start programs from there: no other user may have made the folder.
 fn folders() -> (PathBuf, Workspace) {
     let base = tempfile::tempdir()
         .expect("a folder of this test's own")
