@@ -13,6 +13,18 @@ pub enum Error {
     /// The builder was asked for something the machine cannot have.
     #[error("the machine cannot be built: {0}")]
     BadMachine(String),
+    /// The machines of a test program would have more memory than its manifest says that they need.
+    #[error(
+        "the machines of this test program would have {all} MiB of memory together, and by its package's \
+         Cargo.toml they need {most_mib}: raise `machines-mib` in `package.metadata.tests` there (see \
+         docs/testing.md)"
+    )]
+    BeyondNeeds {
+        /// Of all machines that the program would have, MiB.
+        all: u32,
+        /// What they may have, MiB.
+        most_mib: u32,
+    },
     /// The machine ended while something was awaited.
     #[error("the machine ended while waiting for {waiting}: {exit}\n{console}")]
     Ended {

@@ -9,10 +9,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use alknet_test_support::deadline;
 
 use crate::error::{Error, Result};
 use crate::scratch;
@@ -33,9 +35,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A machine that waited so long starts all the same: the limits keep a run quick, and must not stop it.
 const WAIT_MAX: Duration = Duration::from_secs(600);
 
+/// Memory of all machines of this process, MiB.
+static HELD_MIB: AtomicU32 = AtomicU32::new(0);
+
 /// The units that one machine holds. They are given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
+    /// Its part of what the machines of this process may have.
+    _share: Share,
     /// Until it has started.
     start: Mutex<Vec<File>>,
     /// Held for its locks.
@@ -50,17 +57,20 @@ impl Permit {
     ///
     /// A thread that has a machine already does not wait for another one: two tests that need two machines
     /// each would wait for each other. It goes beyond the limits instead.
+    ///
+    /// The tests of a package may have no more machines than its manifest says: by that the runner planned.
     pub(crate) fn acquire(memory_mib: u32, restored: bool) -> Result<Self> {
-        Self::of(limits()?, memory_mib, restored)
+        let share = Share::of(&HELD_MIB, memory_mib, alknet_test_support::machines_mib())?;
+        Self::of(limits()?, share, restored)
     }
 
-    fn of(limits: &Limits, memory_mib: u32, restored: bool) -> Result<Self> {
+    fn of(limits: &Limits, share: Share, restored: bool) -> Result<Self> {
         thread_local! {
             static MINE: OnceCell<Arc<AtomicUsize>> = const { OnceCell::new() };
         }
         let mine = MINE.with(|mine| mine.get_or_init(Arc::default).clone());
         let wait = mine.load(Ordering::Relaxed) == 0;
-        let units = u64::from(memory_mib).div_ceil(UNIT_MIB);
+        let units = u64::from(share.mib).div_ceil(UNIT_MIB);
         let units = usize::try_from(units).unwrap_or(usize::MAX);
         let failed = "waiting until another machine may start";
         let memory = limits.memory.acquire(units, wait);
@@ -70,6 +80,7 @@ impl Permit {
         let start = start.map_err(Error::io(failed))?;
         mine.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
+            _share: share,
             start: Mutex::new(start),
             _memory: memory,
             mine,
@@ -89,6 +100,38 @@ impl Drop for Permit {
     }
 }
 
+/// Memory of one machine, counted with that of the others of this process until it is dropped.
+#[derive(Debug)]
+struct Share {
+    held_mib: &'static AtomicU32,
+    mib: u32,
+}
+
+impl Share {
+    /// An error where the machines would have more than `most_mib` together.
+    fn of(held_mib: &'static AtomicU32, mib: u32, most_mib: Option<u32>) -> Result<Self> {
+        let all = held_mib.fetch_add(mib, Ordering::Relaxed) + mib;
+        // Dropped, it gives back what it took.
+        let share = Self { held_mib, mib };
+        match most_mib {
+            Some(most_mib) if all > most_mib => Err(Error::BeyondNeeds { all, most_mib }),
+            _ => Ok(share),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.held_mib.fetch_sub(self.mib, Ordering::Relaxed);
+    }
+}
+
+/// Memory that all machines of this host have at the most, MiB: what a runner of many tests hands out.
+pub fn machines_mib() -> u64 {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    memory_units(processors, available_mib()) as u64 * UNIT_MIB
+}
+
 struct Limits {
     starts: Semaphore,
     memory: Semaphore,
@@ -100,7 +143,7 @@ fn limits() -> Result<&'static Limits> {
     let folder = scratch::base()?.join("permits");
     Ok(LIMITS.get_or_init(|| {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let memory = memory_units(processors, available_mib());
+        let memory = usize::try_from(machines_mib() / UNIT_MIB).unwrap_or(1);
         Limits {
             starts: Semaphore::new(&folder, "starts", processors),
             memory: Semaphore::new(&folder, "memory", memory),
@@ -122,7 +165,7 @@ impl Semaphore {
         Self {
             folder: folder.join(name),
             units,
-            wait_max: WAIT_MAX,
+            wait_max: deadline(WAIT_MAX),
         }
     }
 
@@ -148,6 +191,13 @@ impl Semaphore {
                 self.take_free(&mut held, wanted)?;
             }
             let taken = held.iter().flatten().count();
+            if is_late && taken < wanted {
+                eprintln!(
+                    "after {:.0} s a machine starts with {taken} of {wanted} units of {}: others hold the rest",
+                    begun.elapsed().as_secs_f64(),
+                    self.folder.display()
+                );
+            }
             if taken == wanted || !wait || is_late {
                 return Ok(held.into_iter().flatten().collect());
             }
@@ -213,7 +263,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
     use std::sync::mpsc::{RecvTimeoutError, channel};
 
-    use alknet_test_support::{deadline, eventually};
+    use alknet_test_support::eventually;
 
     use super::*;
 
@@ -323,14 +373,32 @@ mod tests {
             starts: semaphore(folder.path(), 1),
             memory: Semaphore::new(folder.path(), "memory", 2),
         };
-        let first = Permit::of(&limits, 512, false).expect("all is free");
-        let second = Permit::of(&limits, 512, false).expect("at once, beyond the limits");
+        static HELD: AtomicU32 = AtomicU32::new(0);
+        let share = || Share::of(&HELD, 512, None).expect("without a limit");
+        let first = Permit::of(&limits, share(), false).expect("all is free");
+        let second = Permit::of(&limits, share(), false).expect("at once, beyond the limits");
         // The first one has started; its memory is still its own.
         first.started();
         assert_eq!(limits.starts.acquire(1, false).expect("no error").len(), 1);
         assert_eq!(limits.memory.acquire(1, false).expect("no error").len(), 0);
         drop((first, second));
         assert_eq!(limits.memory.acquire(2, false).expect("no error").len(), 2);
+    }
+
+    #[test]
+    fn machines_have_no_more_memory_than_their_tests_say_that_they_need() {
+        static HELD: AtomicU32 = AtomicU32::new(0);
+        let first = Share::of(&HELD, 512, Some(1024)).expect("it is half");
+        let beyond = Share::of(&HELD, 513, Some(1024)).expect_err("it is more than the other half");
+        assert!(beyond.to_string().contains("1025 MiB"), "{beyond}");
+        let second =
+            Share::of(&HELD, 512, Some(1024)).expect("the one that was refused holds nothing");
+        drop((first, second));
+        assert_eq!(HELD.load(Ordering::Relaxed), 0);
+        assert!(
+            Share::of(&HELD, 1, Some(0)).is_err(),
+            "a manifest that says nothing allows none"
+        );
     }
 
     #[test]

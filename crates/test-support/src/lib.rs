@@ -1,22 +1,27 @@
 //! What the tests of every package share: deadlines that scale with how busy the machine is, a wait
-//! for a condition, ports for servers, and named skips.
+//! for a condition, ports for servers, a process of a test's own, and named skips.
 //!
-//! `cargo xtask test` sets two environment variables for the test programs that it starts, so that this
+//! `cargo xtask test` sets three environment variables for the test programs that it starts, so that this
 //! library is one of the few that read the environment:
 //!
 //! | variable | content |
 //! |---|---|
 //! | `ALKNET_TEST_SLOWDOWN` | a decimal of at least 1: how much slower the machine is than at rest |
+//! | `ALKNET_TEST_MACHINES_MIB` | memory that the machines of the program may have together, MiB |
 //! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, appends one line |
 //!
-//! Without them, deadlines are not scaled and skips are only printed, so that `cargo test` works too.
+//! Without them, deadlines are not scaled, machines have what there is, and skips are only printed, so that `cargo test` works too.
 
+mod alone;
 mod deadline;
+mod machines;
 mod port;
 mod skip;
 
+pub use alone::alone;
 pub use deadline::{
     Answer, SLOWDOWN_MAX, deadline, eventually, limited, parse_slowdown, seconds, slowdown,
 };
+pub use machines::machines_mib;
 pub use port::Port;
 pub use skip::{skipped, skipped_whole};

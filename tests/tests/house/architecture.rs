@@ -93,6 +93,24 @@ fn metadata() -> Value {
     serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON")
 }
 
+/// Each links all of its package. `alknet-tests` has one for each system.
+#[test]
+fn a_package_has_one_program_of_integration_tests() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().expect("a list");
+    let members = metadata["workspace_members"].as_array().expect("a list");
+    let members = packages.iter().filter(|it| members.contains(&it["id"]));
+    let mut with_tests = 0;
+    for package in members.filter(|it| it["name"] != "alknet-tests") {
+        let targets = package["targets"].as_array().expect("a list");
+        let programs = targets.iter().filter(|it| it["kind"][0] == "test");
+        let programs: Vec<_> = programs.map(|it| &it["name"]).collect();
+        assert!(programs.len() <= 1, "{}: {programs:?}", package["name"]);
+        with_tests += programs.len();
+    }
+    assert!(with_tests > 20, "{with_tests}");
+}
+
 #[test]
 fn core_knows_no_protocol_and_no_transport() {
     let banned = [

@@ -1,11 +1,9 @@
-//! The protocol over connections within this process. One program, because each links everything;
-//! what measures its own process, `announced.rs`, is the other.
-
-#[path = "../common/mod.rs"]
-mod common;
+//! The protocol over connections within this process.
 
 mod against_python;
+mod announced;
 mod calls;
+mod common;
 mod composition;
 mod descendants;
 mod endings;

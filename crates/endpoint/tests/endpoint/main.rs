@@ -2,6 +2,7 @@
 
 mod acme;
 mod authority;
+mod budget;
 mod dialer;
 mod iroh;
 mod life;

@@ -5,6 +5,7 @@ mod checks;
 mod harness;
 mod history;
 mod load;
+mod needs;
 mod null;
 mod plan;
 mod programs;
@@ -23,6 +24,7 @@ pub use self::booted::{Booted, command};
 pub(crate) use self::checks::DENY_VERSION;
 pub use self::checks::deny_program;
 pub(crate) use self::load::{Memory, Surroundings};
+use self::needs::Needs;
 use self::null::NullDevice;
 use self::plan::Plan;
 use self::programs::{Built, WORKSPACE};
@@ -32,6 +34,9 @@ use crate::{cache, driver};
 
 /// Tests and the harness multiply their deadlines by this decimal number; set by hand, it is not measured.
 const SLOWDOWN_VARIABLE: &str = "ALKNET_TEST_SLOWDOWN";
+
+/// Memory that the machines of a test program may have together, MiB: `MACHINES` of `crates/test-support`.
+const MACHINES_VARIABLE: &str = "ALKNET_TEST_MACHINES_MIB";
 
 /// Set, it has tests write their snapshots in place of comparing them.
 const BLESS_VARIABLE: &str = "ALKNET_BLESS";
@@ -200,9 +205,12 @@ fn all(
     if !scope.tests {
         return Ok(());
     }
+    let needs = Needs::read(&mut cx.cargo("metadata"))?;
     let plan = Plan {
         filter: arguments.filter.as_deref(),
         processors,
+        machines_mib: alknet_qemu::machines_mib(),
+        needs: &needs,
         slowdown: slowdown.at_start,
         deadlines: slowdown.deadlines,
         null,

@@ -1,19 +1,22 @@
 //! Runs the test programs by the [schedule](super::schedule), what failed once more alone, and says what came
 //! of it.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 
 use super::booted::Variables;
 use super::harness::{self, Format, Limits, Verdict};
 use super::history::History;
+use super::needs::{Needs, ProgramNeeds};
 use super::null::NullDevice;
 use super::programs::{self, Program};
 use super::report::{self, Failed, Ran};
-use super::schedule::{self, Load, Part, Places};
-use super::{Arguments, SKIPS_VARIABLE, SLOWDOWN_VARIABLE};
+use super::schedule::{self, Part, Queue};
+use super::{Arguments, MACHINES_VARIABLE, SKIPS_VARIABLE, SLOWDOWN_VARIABLE};
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 
@@ -24,6 +27,9 @@ const AT_REST: f64 = 1.5;
 pub(super) struct Plan<'a> {
     pub(super) filter: Option<&'a str>,
     pub(super) processors: usize,
+    /// Memory of all machines, MiB.
+    pub(super) machines_mib: u64,
+    pub(super) needs: &'a Needs,
     /// How much slower the machine was at the start than at rest.
     pub(super) slowdown: f64,
     /// The factor by which deadlines are longer.
@@ -39,6 +45,9 @@ impl Plan<'_> {
         variables: &Variables,
         arguments: &Arguments,
     ) -> Result<()> {
+        if arguments.are_whole() {
+            self.know_all(&programs)?;
+        }
         let mut history = History::read(cx);
         let mut variables = variables.clone();
         variables.push((SLOWDOWN_VARIABLE, format!("{:.2}", self.deadlines).into()));
@@ -93,6 +102,34 @@ impl Plan<'_> {
         self.slowdown < AT_REST
     }
 
+    /// An error when a manifest says what a program needs that there is not.
+    pub(super) fn know_all(&self, programs: &[Program]) -> Result<()> {
+        let unknown = self.needs.unknown(programs);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Workspace(format!(
+            "manifests say in `package.metadata.tests` what {} needs, and there is no such test program",
+            unknown.join(", ")
+        )))
+    }
+
+    /// An error when a manifest says what a module needs that there is not.
+    fn know_modules(&self, program: &str, needs: &ProgramNeeds, tests: &[String]) -> Result<()> {
+        let unknown = needs.modules.keys().find(|module| {
+            let prefix = format!("{module}::");
+            !tests.iter().any(|test| test.starts_with(&prefix))
+        });
+        match unknown {
+            // With a filter, not all tests are listed.
+            Some(module) if self.filter.is_none() => Err(Failure::Workspace(format!(
+                "a manifest says in `package.metadata.tests` what the module {module} of {program} needs, and it has \
+                 no such module"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// The parts in which the programs run.
     pub(super) fn parts<'a>(
         &self,
@@ -102,7 +139,8 @@ impl Plan<'_> {
         let mut all = Vec::new();
         for program in programs {
             let name = program.name();
-            let parts = if schedule::is_divided(&name) {
+            let needs = self.needs.of(program);
+            let parts = if needs.waits {
                 let tests = self.listed(program, variables)?;
                 if tests.is_empty() && self.filter.is_none() {
                     return Err(Failure::Step {
@@ -111,9 +149,10 @@ impl Plan<'_> {
                         log: None,
                     });
                 }
-                schedule::modules(&name, tests)
+                self.know_modules(&name, &needs, &tests)?;
+                schedule::modules(&name, &needs, tests)
             } else {
-                vec![schedule::whole(&name, self.processors)]
+                vec![schedule::whole(&name, &needs, self.processors)]
             };
             all.extend(parts.into_iter().map(|part| (program, part)));
         }
@@ -145,59 +184,42 @@ impl Plan<'_> {
         Ok(names.map(str::to_owned).collect())
     }
 
-    /// What shares the machine, then what runs alone.
+    /// Runs every part as soon as the [`Queue`] has room for it, and returns what came of them in their order.
     pub(super) fn run_all(
         &self,
         cx: &Context,
         parts: &[(&Program, Part)],
         variables: &Variables,
     ) -> Result<Vec<Ran>> {
-        let places = |load| Places::of(load, self.processors);
-        let (to_compute, to_wait) = (places(Load::Computing), places(Load::Waiting));
-        let run = |load, places: &Places| self.run_parts(cx, load, places, parts, variables);
-        let (computed, slept, waited) = thread::scope(|scope| {
-            let computing = scope.spawn(|| {
-                let ran = run(Load::Computing, &to_compute);
-                to_wait.add_half(Load::Computing, self.processors);
-                ran
-            });
-            let sleeping = scope.spawn(|| run(Load::Sleeping, &places(Load::Sleeping)));
-            let waited = run(Load::Waiting, &to_wait);
-            let [computed, slept] = [computing, sleeping]
-                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            (computed, slept, waited)
-        });
-        let mut ran = computed?;
-        ran.extend(slept?);
-        ran.extend(waited?);
-        ran.extend(run(Load::Alone, &places(Load::Alone))?);
-        Ok(ran)
-    }
-
-    /// Runs the parts of one kind, as many at once as there are places.
-    fn run_parts(
-        &self,
-        cx: &Context,
-        load: Load,
-        places: &Places,
-        parts: &[(&Program, Part)],
-        variables: &Variables,
-    ) -> Result<Vec<Ran>> {
-        let parts = parts.iter().filter(|(_, part)| part.load == load);
+        let queue = parts.iter().map(|(_, part)| part);
+        let mut queue = Queue::new(queue, self.processors, self.machines_mib);
+        let mut ran = BTreeMap::new();
         thread::scope(|scope| {
-            let threads = parts.map(|(program, part)| {
-                let taken = places.take(part.threads);
-                scope.spawn(move || {
-                    let _taken = taken;
-                    self.run_part(cx, program, part, variables)
-                })
-            });
-            let threads: Vec<_> = threads.collect();
-            let ran = threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            ran.collect()
-        })
+            let (send, ended) = mpsc::channel();
+            let mut running = 0_usize;
+            loop {
+                while let Some(index) = queue.start_next() {
+                    running += 1;
+                    let send = send.clone();
+                    let (program, part) = &parts[index];
+                    scope.spawn(move || {
+                        let run = || self.run_part(cx, program, part, variables);
+                        let result = catch_unwind(AssertUnwindSafe(run));
+                        send.send((index, result))
+                            .expect("the results of all are waited for");
+                    });
+                }
+                if running == 0 {
+                    break;
+                }
+                let (index, result) = ended.recv().expect("this thread can send, too");
+                running -= 1;
+                queue.ended(index);
+                let result = result.unwrap_or_else(|panic| resume_unwind(panic));
+                ran.insert(index, result);
+            }
+        });
+        ran.into_values().collect()
     }
 
     fn run_part(
@@ -207,7 +229,7 @@ impl Plan<'_> {
         part: &Part,
         variables: &Variables,
     ) -> Result<Ran> {
-        let mut command = self.command(program, variables);
+        let mut command = self.command(program, part, variables);
         command.arg(format!("--test-threads={}", part.threads));
         match &part.tests {
             Some(names) => command.arg("--exact").args(names),
@@ -229,13 +251,14 @@ impl Plan<'_> {
         Ok(ran)
     }
 
-    fn command(&self, program: &Program, variables: &Variables) -> Command {
+    fn command(&self, program: &Program, part: &Part, variables: &Variables) -> Command {
         let mut command = Command::new(&program.path);
         command
             .current_dir(&program.folder)
             .args(["-Z", "unstable-options", "--format=json", "--report-time"])
             // The stable compiler's harness knows these, and uses them when this is set.
             .env("RUSTC_BOOTSTRAP", "1")
+            .env(MACHINES_VARIABLE, part.machines_mib.to_string())
             .envs(programs::environment(program))
             .envs(variables.iter().map(|(name, value)| (name, value)));
         command
@@ -285,8 +308,8 @@ impl Plan<'_> {
             let found = parts.iter().find(|(_, found)| found.name == *part);
             for test in outcome.failed() {
                 let passes_alone = match found {
-                    Some((program, _)) => {
-                        Some(self.passes_alone(cx, program, &test.name, variables)?)
+                    Some((program, part)) => {
+                        Some(self.passes_alone(cx, program, part, &test.name, variables)?)
                     }
                     None => None,
                 };
@@ -304,10 +327,11 @@ impl Plan<'_> {
         &self,
         cx: &Context,
         program: &Program,
+        part: &Part,
         test: &str,
         variables: &Variables,
     ) -> Result<bool> {
-        let mut command = self.command(program, variables);
+        let mut command = self.command(program, part, variables);
         command.args(["--exact", test, "--test-threads=1"]);
         let row = cx.board().start(&format!("{test} alone"));
         let Ran { outcome, .. } = self.harness(&mut command, Format::Json, &program.name())?;

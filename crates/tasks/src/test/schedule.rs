@@ -1,4 +1,5 @@
-//! Which test programs run at once.
+//! Which test programs run at once: the plan of a run, made of what the tests say that they need
+//! ([`Needs`](super::needs::Needs)) and of how long they took the last time.
 //!
 //! Most tests compute; some mostly wait: for a machine to boot, a timer, a client that is not ours. So the
 //! processors are handed out twice: programs that compute share one set of places, programs that wait
@@ -8,14 +9,18 @@
 //! neither: it has places of its own, and starts at once. Within each kind the longest, by the last run, start
 //! first.
 //!
+//! Memory for machines is handed out besides, to parts of all kinds: a part starts when the machines that one of
+//! its tests has at the same time fit beside those of all parts that run. The longest of those that wait for memory
+//! gets it first, however little a later one needs; parts without machines pass both.
+//!
 //! A program that waits runs as one process for each of its modules, one test after the other in each: so
 //! as many of its tests run at a time as there are places just then. What measures time or memory runs at
 //! the end, alone.
 
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::history::History;
+use super::needs::ProgramNeeds;
 
 /// Tests at a time for each processor in programs that compute: two programs side by side, so that the last
 /// test of one does not leave a processor idle.
@@ -30,22 +35,8 @@ const SLEEPING_PER_PROCESSOR: usize = 4;
 /// How many tests share a processor at most, without those that sleep: deadlines are multiplied by this.
 pub(super) const CROWD: usize = COMPUTING_PER_PROCESSOR + WAITING_PER_PROCESSOR;
 
-/// Programs whose tests use less than half of a processor each.
-const WAITING: [&str; 4] = [
-    "alknet-tests http",
-    "alknet-tests machine",
-    "alknet-tests node",
-    "alknet-tests observability",
-];
-
-/// Tests that compare times or measure memory: program and module, `None` for all of the program's.
-const ALONE: [(&str, Option<&str>); 2] = [
-    ("alknet-tests flood", None),
-    ("alknet-tests http", Some("timing")),
-];
-
 /// Which places a program takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Load {
     Computing,
     Waiting,
@@ -65,43 +56,50 @@ pub(super) struct Part {
     pub(super) tests: Option<Vec<String>>,
     /// Tests at a time.
     pub(super) threads: usize,
+    /// Memory of all machines that its tests have at the same time, MiB.
+    pub(super) machines_mib: u64,
     pub(super) load: Load,
 }
 
-/// Whether a program runs in several parts.
-pub(super) fn is_divided(program: &str) -> bool {
-    WAITING.contains(&program)
-}
-
 /// A program that runs as a whole, on so many processors.
-pub(super) fn whole(program: &str, processors: usize) -> Part {
-    let alone = ALONE.contains(&(program, None));
+pub(super) fn whole(program: &str, needs: &ProgramNeeds, processors: usize) -> Part {
+    let threads = if needs.alone { 1 } else { processors };
     Part {
         name: program.to_owned(),
         tests: None,
-        threads: if alone { 1 } else { processors },
-        load: if alone { Load::Alone } else { Load::Computing },
+        threads,
+        machines_mib: needs.machines_mib * threads as u64,
+        load: if needs.alone {
+            Load::Alone
+        } else {
+            Load::Computing
+        },
     }
 }
 
-/// The parts of a program that is divided, and has tests of these names.
-pub(super) fn modules(program: &str, tests: Vec<String>) -> Vec<Part> {
+/// The parts of a program that waits, and has tests of these names.
+pub(super) fn modules(program: &str, needs: &ProgramNeeds, tests: Vec<String>) -> Vec<Part> {
+    let parts = by_module(tests).into_iter().map(|(module, tests)| Part {
+        name: format!("{program} {module}").trim_end().to_owned(),
+        load: if needs.is_alone(&module) {
+            Load::Alone
+        } else {
+            Load::Waiting
+        },
+        machines_mib: needs.machines_mib(&module),
+        tests: Some(tests),
+        threads: 1,
+    });
+    parts.collect()
+}
+
+fn by_module(tests: Vec<String>) -> BTreeMap<String, Vec<String>> {
     let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for test in tests {
         let module = test.split_once("::").map_or("", |(module, _)| module);
         modules.entry(module.to_owned()).or_default().push(test);
     }
-    let parts = modules.into_iter().map(|(module, tests)| Part {
-        name: format!("{program} {module}").trim_end().to_owned(),
-        load: if ALONE.contains(&(program, Some(&module))) {
-            Load::Alone
-        } else {
-            Load::Waiting
-        },
-        tests: Some(tests),
-        threads: 1,
-    });
-    parts.collect()
+    modules
 }
 
 /// By the last run: which parts sleep, and the longest first; new ones before all others.
@@ -115,115 +113,182 @@ pub(super) fn plan<T>(parts: &mut [(T, Part)], last: &History) {
     parts.sort_by(|(_, one), (_, other)| seconds(other).total_cmp(&seconds(one)));
 }
 
-/// Places for tests of one kind that run at the same time.
+/// What has still to start, and what runs.
 #[derive(Debug)]
-pub(super) struct Places {
-    counts: Mutex<Counts>,
-    freed: Condvar,
+pub(super) struct Queue<'a> {
+    /// In the order in which they start where they fit. What has ended stays, so that its place names it.
+    parts: Vec<(&'a Part, State)>,
+    processors: usize,
+    /// Memory of all machines, MiB.
+    machines_mib: u64,
 }
 
-#[derive(Debug)]
-struct Counts {
-    free: usize,
-    all: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Pending,
+    Running,
+    Ended,
 }
 
-/// Places that are taken until this is dropped.
-#[derive(Debug)]
-pub(super) struct Taken<'a> {
-    places: &'a Places,
-    count: usize,
-}
-
-impl Places {
-    /// All places of a kind, free.
-    pub(super) fn of(load: Load, processors: usize) -> Self {
-        let all = count(load, processors);
+impl<'a> Queue<'a> {
+    pub(super) fn new(
+        parts: impl IntoIterator<Item = &'a Part>,
+        processors: usize,
+        machines_mib: u64,
+    ) -> Self {
+        let parts = parts.into_iter().map(|part| (part, State::Pending));
         Self {
-            counts: Mutex::new(Counts { free: all, all }),
-            freed: Condvar::new(),
+            parts: parts.collect(),
+            processors,
+            machines_mib,
         }
     }
 
-    /// Adds half of the places of another kind, which has no use for them any more.
-    pub(super) fn add_half(&self, load: Load, processors: usize) {
-        let more = count(load, processors) / 2;
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.free += more;
-        counts.all += more;
-        self.freed.notify_all();
+    /// The next part that fits beside what runs, as its place among the parts. It runs from now on.
+    pub(super) fn start_next(&mut self) -> Option<usize> {
+        let mut full: Vec<Load> = Vec::new();
+        let mut is_memory_taken = false;
+        let index = self.parts.iter().position(|(part, state)| {
+            if *state != State::Pending || full.contains(&part.load) {
+                return false;
+            }
+            if !self.has_places(part) {
+                full.push(part.load);
+                return false;
+            }
+            if part.machines_mib == 0 || part.load == Load::Alone {
+                return true;
+            }
+            if is_memory_taken || !self.has_memory(part) {
+                is_memory_taken = true;
+                return false;
+            }
+            true
+        })?;
+        self.parts[index].1 = State::Running;
+        Some(index)
     }
 
-    /// Waits for `count` places; all of them when that is more than there are.
-    pub(super) fn take(&self, count: usize) -> Taken<'_> {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let few = |counts: &mut Counts| counts.free < count.min(counts.all);
-        let waited = self.freed.wait_while(counts, few);
-        let mut counts = waited.unwrap_or_else(PoisonError::into_inner);
-        let count = count.min(counts.all);
-        counts.free -= count;
-        Taken {
-            places: self,
-            count,
+    pub(super) fn ended(&mut self, index: usize) {
+        self.parts[index].1 = State::Ended;
+    }
+
+    fn has_places(&self, part: &Part) -> bool {
+        if part.load == Load::Alone {
+            return self.parts.iter().all(|(other, state)| match state {
+                State::Ended => true,
+                State::Pending => other.load == Load::Alone,
+                State::Running => false,
+            });
         }
+        let all = self.places(part.load);
+        let taken: usize = self
+            .running()
+            .map(|running| {
+                if running.load == part.load {
+                    running.threads.min(all)
+                } else {
+                    0
+                }
+            })
+            .sum();
+        taken + part.threads.min(all) <= all
     }
-}
 
-fn count(load: Load, processors: usize) -> usize {
-    match load {
-        Load::Computing => processors * COMPUTING_PER_PROCESSOR,
-        Load::Waiting => processors * WAITING_PER_PROCESSOR,
-        Load::Sleeping => processors * SLEEPING_PER_PROCESSOR,
-        Load::Alone => 1,
+    fn has_memory(&self, part: &Part) -> bool {
+        let taken: u64 = self.running().map(|running| running.machines_mib).sum();
+        // A part that needs more than there is has it alone.
+        taken == 0 || taken + part.machines_mib <= self.machines_mib
     }
-}
 
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        let counts = self.places.counts.lock();
-        counts.unwrap_or_else(PoisonError::into_inner).free += self.count;
-        self.places.freed.notify_all();
+    fn running(&self) -> impl Iterator<Item = &Part> {
+        let running = self
+            .parts
+            .iter()
+            .filter(|(_, state)| *state == State::Running);
+        running.map(|(part, _)| *part)
+    }
+
+    /// How many tests of this kind run at a time.
+    fn places(&self, load: Load) -> usize {
+        let computing = self.processors * COMPUTING_PER_PROCESSOR;
+        match load {
+            Load::Computing => computing,
+            Load::Waiting => {
+                let mut all = self.parts.iter();
+                let is_over =
+                    all.all(|(part, state)| part.load != Load::Computing || *state == State::Ended);
+                let half = if is_over { computing / 2 } else { 0 };
+                self.processors * WAITING_PER_PROCESSOR + half
+            }
+            Load::Sleeping => self.processors * SLEEPING_PER_PROCESSOR,
+            Load::Alone => 1,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::harness::Outcome;
+    use super::super::needs::ModuleNeeds;
     use super::super::report::Ran;
     use super::*;
 
+    fn alone() -> ProgramNeeds {
+        ProgramNeeds {
+            alone: true,
+            ..ProgramNeeds::default()
+        }
+    }
+
     #[test]
     fn every_test_of_a_program_is_in_one_part() {
-        let library = whole("alknet-core lib", 2);
-        assert!(!is_divided(&library.name) && library.tests.is_none());
+        let library = whole("alknet-core lib", &ProgramNeeds::default(), 2);
+        assert!(library.tests.is_none());
         assert_eq!((library.threads, library.load), (2, Load::Computing));
-        let flood = whole("alknet-tests flood", 2);
-        assert!(!is_divided(&flood.name) && flood.tests.is_none());
+        let flood = whole("alknet-tests flood", &alone(), 2);
+        assert!(flood.tests.is_none());
         assert_eq!((flood.threads, flood.load), (1, Load::Alone));
 
-        assert!(is_divided("alknet-tests http"));
+        let timing = ModuleNeeds {
+            alone: true,
+            machines_mib: Some(64),
+        };
+        let needs = ProgramNeeds {
+            waits: true,
+            machines_mib: 512,
+            modules: [("timing".to_owned(), timing)].into(),
+            ..ProgramNeeds::default()
+        };
         let names = ["top", "timing::a::b", "page::c", "timing::d"].map(str::to_owned);
-        let parts = modules("alknet-tests http", names.to_vec());
+        let parts = modules("alknet-tests http", &needs, names.to_vec());
         let parts: Vec<_> = parts
             .iter()
             .map(|part| {
                 let tests = part.tests.as_ref().expect("a module's tests");
-                (part.name.as_str(), tests.join(" "), part.load)
+                (
+                    part.name.as_str(),
+                    tests.join(" "),
+                    part.load,
+                    part.machines_mib,
+                )
             })
             .collect();
         assert_eq!(
             parts,
             [
-                ("alknet-tests http", "top".to_owned(), Load::Waiting),
+                ("alknet-tests http", "top".to_owned(), Load::Waiting, 512),
                 (
                     "alknet-tests http page",
                     "page::c".to_owned(),
-                    Load::Waiting
+                    Load::Waiting,
+                    512
                 ),
                 (
                     "alknet-tests http timing",
                     "timing::a::b timing::d".to_owned(),
-                    Load::Alone
+                    Load::Alone,
+                    64
                 ),
             ]
         );
@@ -232,7 +297,8 @@ mod tests {
     #[test]
     fn the_longest_come_first_and_new_ones_before_them() {
         let last = history(&[("short", 1.0, 1.0), ("long", 9.0, 9.0)]);
-        let mut parts = ["short", "new", "long"].map(|name| ((), whole(name, 1)));
+        let none = ProgramNeeds::default();
+        let mut parts = ["short", "new", "long"].map(|name| ((), whole(name, &none, 1)));
         plan(&mut parts, &last);
         let names = parts.map(|((), part)| part.name);
         assert_eq!(names, ["new", "long", "short"]);
@@ -244,8 +310,9 @@ mod tests {
             ("alknet-core lib", 60.0, 1.0),
             ("alknet-tests flood", 60.0, 1.0),
         ]);
-        let names = ["alknet-core lib", "alknet-tests flood"];
-        let mut parts = names.map(|name| ((), whole(name, 2)));
+        let library = whole("alknet-core lib", &ProgramNeeds::default(), 2);
+        let flood = whole("alknet-tests flood", &alone(), 2);
+        let mut parts = [library, flood].map(|part| ((), part));
         plan(&mut parts, &last);
         let loads = parts.map(|((), part)| part.load);
         assert_eq!(loads, [Load::Sleeping, Load::Alone]);
@@ -269,29 +336,83 @@ mod tests {
         history
     }
 
-    #[test]
-    fn no_more_places_are_taken_than_there_are() {
-        let places = Places::of(Load::Computing, 2);
-        let one = places.take(1);
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| places.take(100).count);
-            assert!(!waiting.is_finished());
-            drop(one);
-            assert_eq!(waiting.join().expect("it got all"), 4);
-        });
+    fn part(load: Load, threads: usize, machines_mib: u64) -> Part {
+        Part {
+            name: String::new(),
+            tests: None,
+            threads,
+            machines_mib,
+            load,
+        }
+    }
+
+    /// All that start now.
+    fn start(queue: &mut Queue<'_>) -> Vec<usize> {
+        std::iter::from_fn(|| queue.start_next()).collect()
     }
 
     #[test]
-    fn places_that_are_added_are_taken_by_those_who_wait() {
-        let places = Places::of(Load::Waiting, 2);
-        let all = [places.take(1), places.take(1)];
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| places.take(1).count);
-            assert!(!waiting.is_finished());
-            places.add_half(Load::Computing, 2);
-            assert_eq!(waiting.join().expect("it got one"), 1);
-        });
-        drop(all);
-        assert_eq!(places.take(100).count, 4);
+    fn each_kind_has_places_of_its_own() {
+        let (computing, waiting) = (part(Load::Computing, 2, 0), part(Load::Waiting, 1, 0));
+        let sleeping = part(Load::Sleeping, 1, 0);
+        let mut parts = vec![&computing; 3];
+        parts.extend([&waiting; 5]);
+        parts.push(&sleeping);
+        let mut queue = Queue::new(parts, 2, 0);
+        assert_eq!(start(&mut queue), [0, 1, 3, 4, 8]);
+        queue.ended(3);
+        assert_eq!(start(&mut queue), [5]);
+        queue.ended(0);
+        assert_eq!(start(&mut queue), [2]);
+        queue.ended(1);
+        assert!(start(&mut queue).is_empty());
+        // Half of what computed is free for those that wait.
+        queue.ended(2);
+        assert_eq!(start(&mut queue), [6, 7]);
+    }
+
+    #[test]
+    fn a_part_that_wants_all_places_and_more_gets_them_all() {
+        let (wide, narrow) = (part(Load::Computing, 100, 0), part(Load::Computing, 1, 0));
+        let mut queue = Queue::new([&narrow, &wide, &narrow], 1, 0);
+        assert_eq!(
+            start(&mut queue),
+            [0],
+            "the last one does not pass the wide one"
+        );
+        queue.ended(0);
+        assert_eq!(start(&mut queue), [1]);
+        queue.ended(1);
+        assert_eq!(start(&mut queue), [2]);
+    }
+
+    #[test]
+    fn machines_start_as_far_as_memory_allows_and_in_turn() {
+        let waiting = |mib| part(Load::Waiting, 1, mib);
+        let parts = [waiting(512), waiting(1024), waiting(512), waiting(0)];
+        let mut queue = Queue::new(&parts, 8, 1024);
+        // The third would fit and may not pass the second; the last needs no memory.
+        assert_eq!(start(&mut queue), [0, 3]);
+        queue.ended(0);
+        assert_eq!(start(&mut queue), [1]);
+        queue.ended(1);
+        assert_eq!(start(&mut queue), [2]);
+
+        let parts = [waiting(4096), waiting(512)];
+        let mut queue = Queue::new(&parts, 8, 1024);
+        assert_eq!(start(&mut queue), [0], "alone, for it will never fit");
+        queue.ended(0);
+        assert_eq!(start(&mut queue), [1]);
+    }
+
+    #[test]
+    fn what_runs_alone_runs_at_the_end() {
+        let (alone, waiting) = (part(Load::Alone, 1, 512), part(Load::Waiting, 1, 0));
+        let mut queue = Queue::new([&alone, &alone, &waiting], 2, 0);
+        assert_eq!(start(&mut queue), [2]);
+        queue.ended(2);
+        assert_eq!(start(&mut queue), [0]);
+        queue.ended(0);
+        assert_eq!(start(&mut queue), [1]);
     }
 }

@@ -29,7 +29,7 @@ const STARTS_THE_BINARY: [&str; 3] = ["ALKNET_TEST_BIN", "ALKNET_TEST_IMAGE_DIR"
 /// How the names of variables begin that tell tests where programs and packages of third parties are, and those
 /// of them that say something else.
 const TEST_VARIABLES: &str = "ALKNET_TEST_";
-const NO_PROGRAM: [&str; 4] = ["SKIPS", "SLOWDOWN", "SUPPORT_", "GROUP_"];
+const NO_PROGRAM: [&str; 5] = ["SKIPS", "SLOWDOWN", "MACHINES_", "SUPPORT_", "GROUP_"];
 
 /// The folder of pages and of examples, which no test reads as a whole.
 const DOCUMENTATION: &str = "docs";

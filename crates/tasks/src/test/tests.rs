@@ -1,6 +1,8 @@
 //! The command as a whole: what it refuses, what it leaves out, and what a run with skips comes to.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use clap::Parser as _;
 
@@ -35,10 +37,20 @@ fn this() -> Program {
     program("alknet-tasks lib", here.to_str().expect("a plain path"))
 }
 
+/// What every plan here goes by: one program waits.
+fn needs() -> &'static Needs {
+    static NEEDS: OnceLock<Needs> = OnceLock::new();
+    let json = br#"{"packages": [{"name": "alknet-tests", "metadata": {"tests":
+        {"http": {"waits": true}, "node": {"waits": true, "modules": {"gone": {}}}}}}]}"#;
+    NEEDS.get_or_init(|| Needs::from_metadata(json).expect("the form of the documentation"))
+}
+
 fn plan<'a>(filter: Option<&'a str>, null: &'a NullDevice) -> Plan<'a> {
     Plan {
         filter,
         processors: 1,
+        machines_mib: 0,
+        needs: needs(),
         slowdown: alknet_test_support::slowdown(),
         deadlines: alknet_test_support::slowdown(),
         null,
@@ -78,6 +90,36 @@ fn a_divided_program_without_tests_fails_unless_a_filter_leaves_none() {
     let programs = divided();
     let parts = plan(Some("x"), &NullDevice::new()).parts(&programs, &Vec::new());
     assert_eq!(parts.expect("none match"), []);
+}
+
+#[test]
+fn needs_of_what_is_not_there_are_an_error() {
+    let failed = |programs: &[Program]| {
+        let null = NullDevice::new();
+        let plan = plan(None, &null);
+        let known = plan.know_all(programs);
+        known.and_then(|()| plan.parts(programs, &Vec::new()).map(drop))
+    };
+    let http = program("alknet-tests http", "/bin/true");
+    let error = failed(std::slice::from_ref(&http))
+        .expect_err("no node")
+        .to_string();
+    assert!(error.contains("what alknet-tests node needs"), "{error}");
+    // The only test that it lists is in no module.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let lists = folder.path().join("lists");
+    std::fs::write(&lists, "#!/bin/sh\necho 'alone: test'\n").expect("the folder is ours");
+    std::fs::set_permissions(&lists, PermissionsExt::from_mode(0o755)).expect("the file is ours");
+    let lists = lists.to_str().expect("a plain path");
+    let programs = [
+        program("alknet-tests node", lists),
+        program("alknet-tests http", lists),
+    ];
+    let error = failed(&programs).expect_err("no module").to_string();
+    assert!(
+        error.contains("what the module gone of alknet-tests node needs"),
+        "{error}"
+    );
 }
 
 /// The variable that has this test fail after it noted a skip, when it is run by itself.

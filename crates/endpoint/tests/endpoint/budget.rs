@@ -1,5 +1,4 @@
-//! What a peer may cost before and after it is known. Alone in its process, so that the memory
-//! measured is its own.
+//! What a peer may cost before and after it is known.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -159,8 +158,14 @@ async fn fill(
     (taken, tasks)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stranger_costs_little_and_a_peer_gets_its_budget() {
+#[test]
+fn an_unknown_peer_costs_little_and_a_known_one_gets_its_budget() {
+    let name = "budget::an_unknown_peer_costs_little_and_a_known_one_gets_its_budget";
+    alknet_test_support::alone(name, measure);
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn measure() {
     let opened = Arc::new(AtomicUsize::new(0));
     let mut registry = HandlerRegistry::new();
     let handler = Hoard([AlpnSpec::new(ALPN)], Arc::clone(&opened));

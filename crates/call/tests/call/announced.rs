@@ -1,12 +1,9 @@
-//! What a peer announces costs nothing; only what it sends does. Alone in its process, because it
-//! measures it.
+//! What a peer announces costs nothing; only what it sends does.
 
-mod common;
-
+use crate::common::*;
 use alknet_call::limits::{FRAME_BYTES_MAX, PeerLimits};
 use alknet_core::{Carriage, StreamError};
 use bytes::Bytes;
-use common::*;
 
 /// Resident bytes of this process.
 fn resident() -> usize {
@@ -18,8 +15,14 @@ fn resident() -> usize {
 /// The length field of a frame of 64 MiB.
 const ANNOUNCED: Bytes = Bytes::from_static(&[4, 0, 0, 0]);
 
-#[tokio::test]
-async fn a_frame_of_64_mib_that_never_comes_costs_less_than_1_mib() {
+#[test]
+fn a_frame_of_64_mib_that_never_comes_costs_less_than_1_mib() {
+    let name = "announced::a_frame_of_64_mib_that_never_comes_costs_less_than_1_mib";
+    alknet_test_support::alone(name, measure);
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn measure() {
     let limits = PeerLimits {
         frame_bytes: FRAME_BYTES_MAX,
         ..PeerLimits::AUTHENTICATED
