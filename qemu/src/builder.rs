@@ -220,7 +220,8 @@ impl VmBuilder {
     fn permit(&self) -> Result<Permit> {
         let restored = matches!(self.machine.memory, Memory::Restored(_));
         let mib = self.machine.memory_mib;
-        Permit::acquire(if restored { mib / 2 } else { mib }, restored)
+        let mib = if restored { mib / 2 } else { mib };
+        Permit::acquire(mib, restored, alknet_test_support::machines_mib())
     }
 
     fn choose_accel(&self) -> Result<Accel> {

@@ -13,14 +13,14 @@ pub enum Error {
     /// The builder was asked for something the machine cannot have.
     #[error("the machine cannot be built: {0}")]
     BadMachine(String),
-    /// The machines of a test program would have more memory than its manifest says that they need.
+    /// The machines of a test would have more memory than the manifest of its package says.
     #[error(
-        "the machines of this test program would have {all} MiB of memory together, and by its package's \
-         Cargo.toml they need {most_mib}: raise `machines-mib` in `package.metadata.tests` there (see \
-         docs/testing.md)"
+        "the machines of this test would have {all} MiB of memory together, and the Cargo.toml of its package \
+         says {most_mib}: raise `machines-mib` in `package.metadata.tests` there (see \
+         docs/adding-tests.md)"
     )]
     BeyondNeeds {
-        /// Of all machines that the program would have, MiB.
+        /// Of all machines that the test would have, MiB.
         all: u32,
         /// What they may have, MiB.
         most_mib: u32,

@@ -55,7 +55,7 @@ pub use error::{Error, Result};
 pub use lan::{Advertise, Dhcp4, Lan, LanEvent, LanSettings, ROUTER_V4, ROUTER_V6};
 pub use machine::{MachineKind, TCG_CPU, WatchdogAction};
 pub use nic::{NODE_PORT, Nic};
-pub use permits::machines_mib;
+pub use permits::{MACHINE_WAIT_MAX, machines_mib};
 pub use process::{CpuClock, Process};
 pub use qmp::{Event, Qmp};
 pub use record::{Cut, Recorder, Recording};

@@ -1,20 +1,18 @@
 //! How many machines start at the same moment, and how much memory all machines have: limits that every
-//! process of this user shares, so that many threads of several programs may ask for machines at once.
+//! process of this user shares, so that many threads of several programs may ask for machines at once. In a run
+//! of the tests the runner hands out the memory, and each test has what its manifest says.
 //!
 //! Each unit of a limit is a file, and a process holds the unit by holding the lock of that file. The
 //! kernel gives back the units of a process that ends, however it ends.
 
-use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use alknet_test_support::deadline;
 
 use crate::error::{Error, Result};
 use crate::scratch;
@@ -32,23 +30,19 @@ const ALL_MIB: u64 = 4096;
 /// waits for one lock, and without an end.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// A machine that waited so long starts all the same: the limits keep a run quick, and must not stop it.
-const WAIT_MAX: Duration = Duration::from_secs(600);
-
-/// Memory of all machines of this process, MiB.
-static HELD_MIB: AtomicU32 = AtomicU32::new(0);
+/// A machine that waited so long starts all the same: the limits keep a run quick, and must not stop it. It is
+/// shorter than the silence for which the runner of tests ends a program.
+pub const MACHINE_WAIT_MAX: Duration = Duration::from_secs(300);
 
 /// The units that one machine holds. They are given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
-    /// Its part of what the machines of this process may have.
+    /// Its part of what the machines of its thread have.
     _share: Share,
     /// Until it has started.
     start: Mutex<Vec<File>>,
     /// Held for its locks.
     _memory: Vec<File>,
-    /// Machines of the thread that started it.
-    mine: Arc<AtomicUsize>,
 }
 
 impl Permit {
@@ -58,19 +52,31 @@ impl Permit {
     /// A thread that has a machine already does not wait for another one: two tests that need two machines
     /// each would wait for each other. It goes beyond the limits instead.
     ///
-    /// The tests of a package may have no more machines than its manifest says: by that the runner planned.
-    pub(crate) fn acquire(memory_mib: u32, restored: bool) -> Result<Self> {
-        let share = Share::of(&HELD_MIB, memory_mib, alknet_test_support::machines_mib())?;
-        Self::of(limits()?, share, restored)
+    /// In a run of the tests a thread, that is a test, has no more memory for machines than `planned_mib`. The runner
+    /// has handed that out, so that no machine waits for memory.
+    pub(crate) fn acquire(
+        memory_mib: u32,
+        restored: bool,
+        planned_mib: Option<u32>,
+    ) -> Result<Self> {
+        thread_local! {
+            static HELD_MIB: Arc<AtomicU32> = Arc::default();
+        }
+        let held_mib = HELD_MIB.with(Arc::clone);
+        let is_first = held_mib.load(Ordering::Relaxed) == 0;
+        let share = Share::of(held_mib, memory_mib, planned_mib)?;
+        let wanted = if planned_mib.is_some() { 0 } else { memory_mib };
+        Self::of(limits()?, share, wanted, restored, is_first)
     }
 
-    fn of(limits: &Limits, share: Share, restored: bool) -> Result<Self> {
-        thread_local! {
-            static MINE: OnceCell<Arc<AtomicUsize>> = const { OnceCell::new() };
-        }
-        let mine = MINE.with(|mine| mine.get_or_init(Arc::default).clone());
-        let wait = mine.load(Ordering::Relaxed) == 0;
-        let units = u64::from(share.mib).div_ceil(UNIT_MIB);
+    fn of(
+        limits: &Limits,
+        share: Share,
+        wanted_mib: u32,
+        restored: bool,
+        wait: bool,
+    ) -> Result<Self> {
+        let units = u64::from(wanted_mib).div_ceil(UNIT_MIB);
         let units = usize::try_from(units).unwrap_or(usize::MAX);
         let failed = "waiting until another machine may start";
         let memory = limits.memory.acquire(units, wait);
@@ -78,12 +84,10 @@ impl Permit {
         let starts = usize::from(!restored);
         let start = limits.starts.acquire(starts, wait);
         let start = start.map_err(Error::io(failed))?;
-        mine.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             _share: share,
             start: Mutex::new(start),
             _memory: memory,
-            mine,
         })
     }
 
@@ -94,22 +98,16 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.mine.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Memory of one machine, counted with that of the others of this process until it is dropped.
+/// Memory of one machine, counted with that of the others of its thread until it is dropped.
 #[derive(Debug)]
 struct Share {
-    held_mib: &'static AtomicU32,
+    held_mib: Arc<AtomicU32>,
     mib: u32,
 }
 
 impl Share {
     /// An error where the machines would have more than `most_mib` together.
-    fn of(held_mib: &'static AtomicU32, mib: u32, most_mib: Option<u32>) -> Result<Self> {
+    fn of(held_mib: Arc<AtomicU32>, mib: u32, most_mib: Option<u32>) -> Result<Self> {
         let all = held_mib.fetch_add(mib, Ordering::Relaxed) + mib;
         // Dropped, it gives back what it took.
         let share = Self { held_mib, mib };
@@ -165,7 +163,7 @@ impl Semaphore {
         Self {
             folder: folder.join(name),
             units,
-            wait_max: deadline(WAIT_MAX),
+            wait_max: MACHINE_WAIT_MAX,
         }
     }
 
@@ -263,7 +261,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
     use std::sync::mpsc::{RecvTimeoutError, channel};
 
-    use alknet_test_support::eventually;
+    use alknet_test_support::{deadline, eventually};
 
     use super::*;
 
@@ -373,32 +371,46 @@ mod tests {
             starts: semaphore(folder.path(), 1),
             memory: Semaphore::new(folder.path(), "memory", 2),
         };
-        static HELD: AtomicU32 = AtomicU32::new(0);
-        let share = || Share::of(&HELD, 512, None).expect("without a limit");
-        let first = Permit::of(&limits, share(), false).expect("all is free");
-        let second = Permit::of(&limits, share(), false).expect("at once, beyond the limits");
+        let held = Arc::default();
+        let share = || Share::of(Arc::clone(&held), 512, None).expect("without a limit");
+        let permit = |share, wait| Permit::of(&limits, share, 512, false, wait);
+        let first = permit(share(), true).expect("all is free");
+        let second = permit(share(), false).expect("at once, beyond the limits");
         // The first one has started; its memory is still its own.
         first.started();
         assert_eq!(limits.starts.acquire(1, false).expect("no error").len(), 1);
         assert_eq!(limits.memory.acquire(1, false).expect("no error").len(), 0);
         drop((first, second));
         assert_eq!(limits.memory.acquire(2, false).expect("no error").len(), 2);
+        assert_eq!(held.load(Ordering::Relaxed), 0);
     }
 
     #[test]
-    fn machines_have_no_more_memory_than_their_tests_say_that_they_need() {
-        static HELD: AtomicU32 = AtomicU32::new(0);
-        let first = Share::of(&HELD, 512, Some(1024)).expect("it is half");
-        let beyond = Share::of(&HELD, 513, Some(1024)).expect_err("it is more than the other half");
+    fn machines_have_no_more_memory_than_their_test_says_that_it_needs() {
+        let held = Arc::default();
+        let share = |mib, most| Share::of(Arc::clone(&held), mib, Some(most));
+        let first = share(512, 1024).expect("it is half");
+        let beyond = share(513, 1024).expect_err("it is more than the other half");
         assert!(beyond.to_string().contains("1025 MiB"), "{beyond}");
-        let second =
-            Share::of(&HELD, 512, Some(1024)).expect("the one that was refused holds nothing");
+        let second = share(512, 1024).expect("the one that was refused holds nothing");
         drop((first, second));
-        assert_eq!(HELD.load(Ordering::Relaxed), 0);
+        assert_eq!(held.load(Ordering::Relaxed), 0);
         assert!(
-            Share::of(&HELD, 1, Some(0)).is_err(),
+            share(1, 0).is_err(),
             "a manifest that says nothing allows none"
         );
+        let acquired = |planned| Permit::acquire(64, true, Some(planned));
+        let one = acquired(64).expect("as planned");
+        assert!(acquired(64).is_err(), "they are of the same thread");
+        thread::scope(|scope| {
+            let other = scope.spawn(|| acquired(64).map(drop));
+            other
+                .join()
+                .expect("no panic")
+                .expect("another thread's are its own");
+        });
+        drop(one);
+        acquired(64).map(drop).expect("the first one has ended");
     }
 
     #[test]

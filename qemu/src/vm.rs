@@ -357,8 +357,9 @@ impl Vm {
 
     fn exit(&mut self) -> Result<Exit> {
         let status = self.process.wait().map_err(Error::io("waiting for QEMU"))?;
-        // Killed and waited for: the next machine may have it.
+        // Killed and waited for: the next machine may have them.
         self.tpm = None;
+        self.permit = None;
         self.console.finish();
         self.qmp.wait_closed(deadline(EVENTS_LIMIT));
         Ok(Exit {
@@ -438,7 +439,7 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Holds `permit` until the machine is dropped.
+    /// Holds `permit` until the machine has ended.
     pub(crate) fn hold(&mut self, permit: Permit) {
         self.permit = Some(permit);
     }

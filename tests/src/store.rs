@@ -104,30 +104,32 @@ impl Store {
         text
     }
 
-    /// What `restore` makes of the folder of the machine made by this recipe. A machine that cannot be
-    /// restored is made once more, and that is listed at the end of the run: its files may be as they were
-    /// written and still be of no use, to another version of QEMU for instance.
+    /// What `restore` makes of the folder of the machine made by this recipe.
     ///
     /// # Panics
-    /// `restore` fails for a machine that was just made.
+    /// `restore` fails. A machine that QEMU could not restore is removed: its files may be as they were written and
+    /// still be of no use, and the next run makes it again.
     pub(crate) fn restore<T>(
         &self,
         recipe: &str,
         make: impl Fn(&Path),
         restore: impl Fn(&Path) -> alknet_qemu::Result<T>,
     ) -> T {
+        use alknet_qemu::Error;
+
         let entry = self.entry(recipe, &make);
         match restore(entry.path()) {
-            Ok(restored) => return restored,
-            // Listed at the end of the run: what cannot be restored time and again is a fault.
-            Err(error) => {
-                let why = format!("{error}; it was made again");
-                alknet_test_support::skipped("a saved machine that can be restored", why);
+            Ok(restored) => restored,
+            Err(error @ (Error::Ended { .. } | Error::NotStarted { .. } | Error::Qmp { .. })) => {
+                let path = entry.path().to_owned();
+                self.discard(entry);
+                panic!(
+                    "QEMU cannot restore the saved machine in {}, which is removed: {error}",
+                    path.display()
+                );
             }
+            Err(error) => panic!("{error}"),
         }
-        self.discard(entry);
-        let entry = self.entry(recipe, &make);
-        restore(entry.path()).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Removes a machine, unless another process has made it again already.
@@ -315,6 +317,7 @@ fn since_1970() -> Duration {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
 
@@ -393,29 +396,37 @@ mod tests {
 
     /// Its checksum is right, for it was written so: QEMU alone knows that it is no machine.
     #[test]
-    fn a_machine_that_cannot_be_restored_is_made_once_more() {
+    fn a_machine_that_cannot_be_restored_fails_and_is_made_again_next_time() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
         let store = Store::at(folder.path());
         let made = Cell::new(0);
-        let restored = store.restore(
-            "a recipe",
-            |folder| {
+        let restored = |error: fn() -> alknet_qemu::Error| {
+            let make = |folder: &Path| {
                 made.set(made.get() + 1);
-                let devices = if made.get() == 1 {
-                    "garbage"
-                } else {
-                    "devices"
-                };
-                fs::write(folder.join("devices"), devices).expect("the folder is ours");
-            },
-            |folder| match fs::read_to_string(folder.join("devices")) {
-                Ok(text) if text == "devices" => Ok(text),
-                other => Err(alknet_qemu::Error::BadMachine(format!("{other:?}"))),
-            },
+                fs::write(folder.join("devices"), "garbage").expect("the folder is ours");
+            };
+            let restore = || store.restore("a recipe", make, |_| Err::<(), _>(error()));
+            let panic = catch_unwind(AssertUnwindSafe(restore)).expect_err("it fails");
+            panic.downcast::<String>().expect("a text")
+        };
+        let not_started = || alknet_qemu::Error::NotStarted {
+            status: "exit status: 1".to_owned(),
+            stderr: "no machine".to_owned(),
+        };
+        let said = restored(not_started);
+        assert!(
+            said.contains("which is removed: ") && said.contains("no machine"),
+            "{said}"
         );
-        assert_eq!((restored.as_str(), made.get()), ("devices", 2));
+        // What says nothing of the saved machine leaves it.
+        let said = restored(|| alknet_qemu::Error::BeyondNeeds {
+            all: 2,
+            most_mib: 1,
+        });
+        assert!(said.contains("machines-mib"), "{said}");
+        assert_eq!(made.get(), 2);
         let again = store.restore("a recipe", |_| unreachable!("it is whole"), |_| Ok("it"));
-        assert_eq!((again, made.get()), ("it", 2));
+        assert_eq!(again, "it");
     }
 
     #[test]

@@ -333,4 +333,25 @@ mod tests {
         }
         assert_eq!(accepted.number("7"), None);
     }
+
+    /// A request that got its place before the connection was closed is waited for, and one that comes later is
+    /// refused before anything of it is sent.
+    #[test]
+    fn a_connection_closes_when_no_request_waits_and_then_takes_none() {
+        let outbound = Outbound::new(true);
+        let lane = Lane::new();
+        let answer = outbound.wait_once(1, &lane).expect("it is open");
+        assert!(!outbound.close_if_empty("over"), "a request waits");
+        let more = outbound.wait_once(2, &lane).expect("it is open still");
+        assert!(outbound.forget(1) && outbound.forget(2));
+        assert!(outbound.close_if_empty("over"));
+        let refused = outbound.wait_once(3, &lane).expect_err("it is closed");
+        assert_eq!(
+            (refused.code, outbound.is_empty()),
+            (ErrorCode::Unavailable, true)
+        );
+        let refused = outbound.wait_stream(4, &lane, 1).expect_err("it is closed");
+        assert_eq!(refused.code, ErrorCode::Unavailable);
+        drop((answer, more));
+    }
 }

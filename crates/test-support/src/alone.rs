@@ -1,4 +1,8 @@
 use std::process::{Command, Stdio};
+use std::thread;
+
+/// The thread of a harness that runs one test at a time has no test's name.
+const MAIN: &str = "main";
 
 /// Names the test that is to run in this process.
 const ALONE: &str = "ALKNET_TEST_SUPPORT_ALONE";
@@ -11,7 +15,7 @@ const ALONE: &str = "ALKNET_TEST_SUPPORT_ALONE";
 ///
 /// # Panics
 ///
-/// Where the test fails in that process, or there is no test of this name.
+/// Where the test fails in that process, or the calling test has another name.
 ///
 /// ```no_run
 /// // #[test]
@@ -32,6 +36,10 @@ pub fn alone(name: &str, test: impl FnOnce()) {
 
 #[track_caller]
 fn start(name: &str) {
+    // A name that was copied with a test would run the test that it was copied from.
+    if let Some(calling) = thread::current().name().filter(|thread| *thread != MAIN) {
+        assert_eq!(name, calling, "the name of another test");
+    }
     let program = std::env::current_exe().expect("a test program");
     // It ends with the thread of the test, whatever ends that.
     let output = Command::new("setpriv")
@@ -53,7 +61,8 @@ fn start(name: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::panic::catch_unwind;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::thread;
 
     #[test]
     fn a_test_runs_in_a_process_of_its_own() {
@@ -68,6 +77,12 @@ mod tests {
         });
     }
 
+    /// What a call panics with.
+    fn panics(call: impl FnOnce()) -> String {
+        let panic = catch_unwind(AssertUnwindSafe(call)).expect_err("it fails");
+        *panic.downcast::<String>().expect("a text")
+    }
+
     #[test]
     fn what_fails_in_its_own_process_fails() {
         let name = "alone::tests::what_fails_in_its_own_process_fails";
@@ -75,12 +90,27 @@ mod tests {
         if std::env::var_os(super::ALONE).is_some() {
             fails();
         } else {
-            assert!(catch_unwind(fails).is_err());
+            let said = panics(fails);
+            assert!(
+                said.contains("exit status: 101") && said.contains("as it must"),
+                "{said}"
+            );
         }
     }
 
     #[test]
-    fn a_name_without_a_test_fails() {
-        assert!(catch_unwind(|| super::alone("alone::tests::no_such_test", || {})).is_err());
+    fn the_name_of_another_test_fails() {
+        let name = "alone::tests::a_test_runs_in_a_process_of_its_own";
+        let other = thread::Builder::new().name("alone::tests::another".to_owned());
+        let said = other
+            .spawn(move || panics(|| super::alone(name, || {})))
+            .expect("a thread");
+        let said = said.join().expect("it is caught");
+        assert!(said.contains("the name of another test"), "{said}");
+        // Without a thread's name, nothing runs under the wrong one.
+        let other = thread::Builder::new().name(super::MAIN.to_owned());
+        let said = other.spawn(|| panics(|| super::alone("alone::tests::none", || {})));
+        let said = said.expect("a thread").join().expect("it is caught");
+        assert!(said.contains("0 passed"), "{said}");
     }
 }

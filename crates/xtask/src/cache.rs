@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Folder in the cache that holds the content of the clone that builds: the [mirror](crate::mirror).
@@ -107,9 +107,12 @@ pub fn open(clone: &Path, cache: &Path) -> Result<(), String> {
         .mode(0o700)
         .create(cache);
     made.map_err(trouble)?;
+    // Commands start programs that lie there. "/proc/self" belongs to whoever runs this process.
+    let user = fs::metadata("/proc/self").map_err(trouble)?.uid();
+    owned_by(cache, user).map_err(trouble)??;
     keep_apart(clone, cache).map_err(trouble)??;
     if is_marked(cache) {
-        return Ok(());
+        return narrow(cache).map_err(trouble);
     }
     if let Some(found) = foreign(cache).map_err(trouble)? {
         return Err(format!(
@@ -118,7 +121,33 @@ pub fn open(clone: &Path, cache: &Path) -> Result<(), String> {
             found.display()
         ));
     }
+    narrow(cache).map_err(trouble)?;
     fs::write(cache.join(TAG), format!("{TAG_HEAD}{TAG_TAIL}")).map_err(trouble)
+}
+
+/// Refuses a folder of another user, or one in which others may have put something.
+fn owned_by(cache: &Path, user: u32) -> io::Result<Result<(), String>> {
+    let about = fs::metadata(cache)?;
+    let why = if about.uid() != user {
+        "belongs to another user"
+    } else if about.mode() & 0o022 != 0 {
+        "can be written by other users"
+    } else {
+        return Ok(Ok(()));
+    };
+    Ok(Err(format!(
+        "the cache {} {why}, and commands start programs that lie there: set ALKNET_CACHE to a folder that only you \
+         can write",
+        cache.display()
+    )))
+}
+
+/// Takes away what others may do in a cache that was made before its mode was set.
+fn narrow(cache: &Path) -> io::Result<()> {
+    if fs::metadata(cache)?.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(cache, fs::Permissions::from_mode(0o700))
 }
 
 /// Refuses a cache whose mirror is the clone, contains it, or lies within it. A cache in a folder of its
@@ -188,8 +217,6 @@ fn used_by_commands(cache: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn with(pairs: &[(&str, &str)]) -> Result<PathBuf, String> {
@@ -199,6 +226,34 @@ mod tests {
                 .find(|(key, _)| *key == name)
                 .map(|(_, value)| PathBuf::from(value))
         })
+    }
+
+    #[test]
+    fn a_cache_that_others_can_write_is_refused_and_one_that_they_can_read_is_closed() {
+        let base = tempfile::tempdir().expect("a folder of this test's own");
+        let (clone, cache) = (base.path().join("clone"), base.path().join("cache"));
+        fs::create_dir(&clone).expect("ours");
+        let mode = |mode| {
+            let permissions = fs::Permissions::from_mode(mode);
+            fs::set_permissions(&cache, permissions).expect("ours");
+        };
+        open(&clone, &cache).expect("a new folder");
+        for writable in [0o770, 0o707] {
+            mode(writable);
+            let error = open(&clone, &cache).expect_err("another user may have put programs there");
+            assert!(error.contains("can be written by other users"), "{error}");
+        }
+        mode(0o755);
+        open(&clone, &cache).expect("it is ours");
+        let seen = fs::metadata(&cache).expect("ours").mode() & 0o777;
+        assert_eq!(seen, 0o700, "no other user can hold a lock in it");
+        let user = fs::metadata(&cache).expect("ours").uid();
+        let error = owned_by(&cache, user + 1).expect("it is there");
+        assert!(
+            error
+                .expect_err("whose it is")
+                .contains("belongs to another user")
+        );
     }
 
     #[test]

@@ -135,9 +135,8 @@ fn a_file_is_there_whole_or_not_at_all() {
 fn a_file_too_long_for_memory_is_an_error() {
     // File systems on disks end at some TiB. Files of the one in memory are as long as they can be, and
     // their holes take no memory.
-    let folder = Folder(format!("/dev/shm/alknet-tensor-{}", std::process::id()).into());
-    fs::create_dir_all(&folder.0).expect("writable");
-    let path = folder.0.join("long.safetensors");
+    let folder = tempfile::tempdir_in("/dev/shm").expect("writable");
+    let path = folder.path().join("long.safetensors");
     let len = 1_u64 << 52;
     let header = format!(r#"{{"a":{{"dtype":"U8","shape":[{len}],"data_offsets":[0,{len}]}}}}"#);
     let mut file = File::create(&path).expect("writable");

@@ -99,6 +99,9 @@ fn scripts_and_shaders_run_behind_every_wall() {
 /// as well, do not take theirs in each of so many.
 const ROUNDS: usize = 3;
 
+/// Most of the 128 MiB of a tensor.
+const NOTICED_MIB: u64 = 96;
+
 /// 128 MiB in a tensor that a shader filled: the machine has them again once the handle is dropped. All
 /// over one connection, for a handle does not outlive that of its last use by much.
 fn given_back(node: &Node) {
@@ -134,21 +137,22 @@ fn given_back(node: &Node) {
         // back when it does something else.
         let first = filled().await;
         call("tensor/drop", &first).await;
-        let mut seen = Vec::new();
+        let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
             let before = available().await;
             let handle = filled().await;
             let full = available().await;
             call("tensor/drop", &handle).await;
-            let after = available().await;
-            // What was taken meanwhile for another purpose was still in use before, or is in use after.
-            let free = before.max(after);
-            if full + 96 < free && after + 16 > before {
-                return;
-            }
-            seen.push(format!("{before}, {full}, {after} MiB"));
+            rounds.push((before, full, available().await));
         }
-        panic!("before, with the tensor, and after it: {}", seen.join("; "));
+        let seen = format!("MiB before, with the tensor, and after it: {rounds:?}");
+        // Other programs of the machine take and give back memory of their own meanwhile.
+        let is_seen =
+            |(before, full, after): &(u64, u64, u64)| full + NOTICED_MIB < *before.max(after);
+        assert!(rounds.iter().any(is_seen), "{seen}");
+        // Of the rounds together less than one tensor is missing: each gave its own back.
+        let (first, last) = (rounds[0].0, rounds[ROUNDS - 1].2);
+        assert!(last + NOTICED_MIB > first, "{seen}");
     });
 }
 

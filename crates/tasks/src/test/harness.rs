@@ -51,7 +51,8 @@ pub(super) enum Format {
 /// How long a program may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limits {
-    /// Longest time in which no test of it ends.
+    /// Longest time in which no test of it ends: longer than any limit of a test, which fails with what it saw. An
+    /// emulated machine has 900 s for its boot at rest (30, ten times for the emulation, three for the tests beside).
     pub(super) silence: Duration,
     /// From SIGABRT, which a program gets after that, to SIGKILL; and from its end to the end of its output,
     /// which a process outside of its group can hold open.
@@ -62,7 +63,7 @@ impl Limits {
     /// Those of a machine that is slower than one at rest by this factor.
     pub(super) fn of(slowdown: f64) -> Self {
         Self {
-            silence: Duration::from_secs(600).mul_f64(slowdown),
+            silence: Duration::from_secs(1200).mul_f64(slowdown),
             grace: Duration::from_secs(5).mul_f64(slowdown),
         }
     }

@@ -1,5 +1,5 @@
 //! What test programs need of the machine, as the manifests of their packages say it in
-//! `package.metadata.tests`. docs/testing.md has the form.
+//! `package.metadata.tests`. docs/adding-tests.md has the form.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -109,7 +109,7 @@ impl Needs {
         self.0.get(&name).cloned().unwrap_or_default()
     }
 
-    /// Programs with needs that none of `programs`, which are all there are, has the name of.
+    /// Names in the manifests that are none of `programs`, which has every test program.
     pub(super) fn unknown(&self, programs: &[Program]) -> Vec<String> {
         let is_known = |(package, target): &(String, String)| {
             let mut all = programs.iter();

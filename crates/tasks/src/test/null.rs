@@ -4,8 +4,8 @@
 //! others wrote there, and fail for a reason that none of them names. So a run looks at the device before it
 //! begins and after each part, puts it back, and says between which two looks it was lost.
 
-use std::fs::{self, Metadata, Permissions};
-use std::io;
+use std::fs::{self, File, Metadata, Permissions};
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -21,13 +21,21 @@ const PATH: &str = "/dev/null";
 const NUMBERS: (u64, u64) = (1, 3);
 
 /// Bytes shown of the file that was found in its place.
-const SHOWN: usize = 300;
+const SHOWN: u64 = 300;
 
 /// The device, and what was found of it during a run.
 #[derive(Debug)]
 pub(super) struct NullDevice {
     path: PathBuf,
-    found: Mutex<Vec<String>>,
+    found: Mutex<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    /// A line each.
+    texts: Vec<String>,
+    /// It could not be put back: every look would find the same.
+    is_gone: bool,
 }
 
 impl NullDevice {
@@ -52,17 +60,20 @@ impl NullDevice {
     /// What was found during the run, a line each; empty when the device was never lost.
     pub(super) fn report(&self) -> String {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.iter().map(|text| format!("  {text}\n")).collect()
+        let lines = found.texts.iter().map(|text| format!("  {text}\n"));
+        lines.collect()
     }
 
     fn find(&self, when: &str) -> Option<String> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let there = fs::symlink_metadata(&self.path);
-        if there.as_ref().is_ok_and(is_null) {
+        if found.is_gone || there.as_ref().is_ok_and(is_null) {
             return None;
         }
         let what = there.map_or_else(|error| error.to_string(), |about| self.describe(&about));
-        let outcome = match self.put_back() {
+        let put_back = self.put_back();
+        found.is_gone = put_back.is_err();
+        let outcome = match put_back {
             Ok(()) => "it is the null device again".to_owned(),
             Err(error) => format!(
                 "it cannot be put back: {error}; as root: mknod -m 666 {0}.new c 1 3 && mv -f {0}.new {0}",
@@ -73,18 +84,22 @@ impl NullDevice {
             "{} was not the null device {when}: {what}; {outcome}",
             self.path.display()
         );
-        found.push(text.clone());
+        found.texts.push(text.clone());
         Some(text)
     }
 
     /// Who owns it, since when, and how it begins: that names the program which wrote it.
     fn describe(&self, about: &Metadata) -> String {
-        let content = if about.is_file() {
-            fs::read(&self.path).unwrap_or_default()
-        } else {
-            Vec::new()
-        };
-        let shown = String::from_utf8_lossy(&content[..content.len().min(SHOWN)]);
+        let mut content = Vec::new();
+        if about.is_file() {
+            // All that was written to the device since may be in it.
+            let read =
+                File::open(&self.path).and_then(|file| file.take(SHOWN).read_to_end(&mut content));
+            if let Err(error) = read {
+                content = format!("it cannot be read: {error}").into_bytes();
+            }
+        }
+        let shown = String::from_utf8_lossy(&content);
         format!(
             "mode {:o}, owner {}, written at {}, {} bytes that begin with {shown:?}",
             about.mode(),
@@ -96,14 +111,16 @@ impl NullDevice {
 
     /// Makes the device beside the path and moves it there: other programs find the one or the other.
     fn put_back(&self) -> io::Result<()> {
-        let mut fresh = self.path.clone().into_os_string();
-        fresh.push(format!(".{}", std::process::id()));
-        let fresh = PathBuf::from(fresh);
-        let mode = Mode::from_bits_truncate(0o666);
-        mknod(&fresh, SFlag::S_IFCHR, mode, makedev(NUMBERS.0, NUMBERS.1))?;
-        // The umask may have taken some of it.
-        fs::set_permissions(&fresh, Permissions::from_mode(0o666))?;
-        fs::rename(&fresh, &self.path)
+        let folder = self.path.parent().unwrap_or_else(|| Path::new("/"));
+        let device = tempfile::Builder::new()
+            .prefix("null.")
+            .make_in(folder, |path| {
+                let mode = Mode::from_bits_truncate(0o666);
+                mknod(path, SFlag::S_IFCHR, mode, makedev(NUMBERS.0, NUMBERS.1))?;
+                // The umask may have taken some of it.
+                fs::set_permissions(path, Permissions::from_mode(0o666))
+            })?;
+        device.persist(&self.path).map_err(|failed| failed.error)
     }
 }
 
@@ -117,11 +134,15 @@ fn is_null(about: &Metadata) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use alknet_test_support::skipped;
+
     use super::*;
 
     #[test]
-    fn the_device_of_this_machine_is_left_alone() {
-        let device = NullDevice::new();
+    fn a_null_device_is_left_alone() {
+        let device = NullDevice::at(Path::new("/dev/null"));
+        let about = fs::symlink_metadata(&device.path).expect("every system has one");
+        assert!(is_null(&about), "this machine has lost it");
         assert_eq!(device.find("now"), None);
         assert_eq!(device.report(), "");
     }
@@ -139,14 +160,27 @@ mod tests {
             "{text}"
         );
         assert!(device.report().contains(&text));
-        if nix::unistd::geteuid().is_root() {
+        // In a user namespace root makes no devices.
+        let device_made = mknod(
+            &folder.path().join("probe"),
+            SFlag::S_IFCHR,
+            Mode::empty(),
+            makedev(NUMBERS.0, NUMBERS.1),
+        );
+        if device_made.is_ok() {
+            fs::remove_file(folder.path().join("probe")).expect("it was made");
             assert!(text.ends_with("it is the null device again"), "{text}");
             let about = fs::metadata(&path).expect("it is there");
             assert!(is_null(&about));
             assert_eq!(about.permissions().mode() & 0o777, 0o666);
             assert_eq!(device.find("later"), None);
         } else {
+            skipped(
+                "devices",
+                "mknod is not allowed: only the refusal is tested",
+            );
             assert!(text.contains("as root: mknod"), "{text}");
+            assert_eq!(device.find("later"), None, "it is reported once");
         }
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 1);
     }

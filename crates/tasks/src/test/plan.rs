@@ -46,21 +46,21 @@ impl Plan<'_> {
         arguments: &Arguments,
     ) -> Result<()> {
         if arguments.are_whole() {
-            self.know_all(&programs)?;
+            self.reject_unknown_programs(&programs)?;
         }
         let mut history = History::read(cx);
         let mut variables = variables.clone();
         variables.push((SLOWDOWN_VARIABLE, format!("{:.2}", self.deadlines).into()));
         let mut parts = self.parts(&programs, &variables)?;
         schedule::plan(&mut parts, &history);
-        let mut ran = self.run_all(cx, &parts, &variables)?;
+        let mut ran = self.run_all(cx, &parts, &variables);
         if arguments.are_whole() {
-            ran.push(self.documentation(cx, &variables)?);
+            ran.push(self.documentation(cx, &variables));
         }
         if let Some(why) = report::nothing_ran(&ran, self.filter) {
             return Err(Failure::Arguments(why));
         }
-        let failed = self.failed(cx, &parts, &ran, &variables)?;
+        let failed = self.failed(cx, &parts, &ran, &variables);
         let broken = ran.iter().filter_map(|ran| {
             let why = ran.outcome.broken.as_ref()?;
             Some(format!("FAILED: {}: {why}\n{}", ran.part, ran.outcome.said))
@@ -102,20 +102,25 @@ impl Plan<'_> {
         self.slowdown < AT_REST
     }
 
-    /// An error when a manifest says what a program needs that there is not.
-    pub(super) fn know_all(&self, programs: &[Program]) -> Result<()> {
+    /// An error where a manifest has needs for a test program that does not exist.
+    pub(super) fn reject_unknown_programs(&self, programs: &[Program]) -> Result<()> {
         let unknown = self.needs.unknown(programs);
         if unknown.is_empty() {
             return Ok(());
         }
         Err(Failure::Workspace(format!(
-            "manifests say in `package.metadata.tests` what {} needs, and there is no such test program",
+            "`package.metadata.tests` has needs of {}, and there is no such test program",
             unknown.join(", ")
         )))
     }
 
-    /// An error when a manifest says what a module needs that there is not.
-    fn know_modules(&self, program: &str, needs: &ProgramNeeds, tests: &[String]) -> Result<()> {
+    /// An error where a manifest has needs for a module that does not exist.
+    fn reject_unknown_modules(
+        &self,
+        program: &str,
+        needs: &ProgramNeeds,
+        tests: &[String],
+    ) -> Result<()> {
         let unknown = needs.modules.keys().find(|module| {
             let prefix = format!("{module}::");
             !tests.iter().any(|test| test.starts_with(&prefix))
@@ -123,8 +128,7 @@ impl Plan<'_> {
         match unknown {
             // With a filter, not all tests are listed.
             Some(module) if self.filter.is_none() => Err(Failure::Workspace(format!(
-                "a manifest says in `package.metadata.tests` what the module {module} of {program} needs, and it has \
-                 no such module"
+                "`package.metadata.tests` has needs of the module {module} of {program}, which has no such module"
             ))),
             _ => Ok(()),
         }
@@ -149,7 +153,7 @@ impl Plan<'_> {
                         log: None,
                     });
                 }
-                self.know_modules(&name, &needs, &tests)?;
+                self.reject_unknown_modules(&name, &needs, &tests)?;
                 schedule::modules(&name, &needs, tests)
             } else {
                 vec![schedule::whole(&name, &needs, self.processors)]
@@ -190,7 +194,7 @@ impl Plan<'_> {
         cx: &Context,
         parts: &[(&Program, Part)],
         variables: &Variables,
-    ) -> Result<Vec<Ran>> {
+    ) -> Vec<Ran> {
         let queue = parts.iter().map(|(_, part)| part);
         let mut queue = Queue::new(queue, self.processors, self.machines_mib);
         let mut ran = BTreeMap::new();
@@ -222,13 +226,7 @@ impl Plan<'_> {
         ran.into_values().collect()
     }
 
-    fn run_part(
-        &self,
-        cx: &Context,
-        program: &Program,
-        part: &Part,
-        variables: &Variables,
-    ) -> Result<Ran> {
+    fn run_part(&self, cx: &Context, program: &Program, part: &Part, variables: &Variables) -> Ran {
         let mut command = self.command(program, part, variables);
         command.arg(format!("--test-threads={}", part.threads));
         match &part.tests {
@@ -248,7 +246,7 @@ impl Plan<'_> {
             lines.extend(outcome.lines());
             cx.board().print(&lines.join("\n"));
         }
-        Ok(ran)
+        ran
     }
 
     fn command(&self, program: &Program, part: &Part, variables: &Variables) -> Command {
@@ -279,19 +277,21 @@ impl Plan<'_> {
     }
 
     /// Examples in the documentation, which cargo compiles and runs.
-    fn documentation(&self, cx: &Context, variables: &Variables) -> Result<Ran> {
+    fn documentation(&self, cx: &Context, variables: &Variables) -> Ran {
         let mut command = cx.cargo("test");
         command
             .args(["--release", "--workspace", "--doc", "--no-fail-fast"])
             .envs(variables.iter().map(|(name, value)| (name, value)));
         let part = "documentation";
         let row = cx.board().start(part);
-        let ran = self.harness(&mut command, Format::Plain, part)?;
+        let ran = self
+            .harness(&mut command, Format::Plain, part)
+            .unwrap_or_else(|failure| Ran::broken(part, &failure));
         drop(row);
         let mut lines = vec![String::new(), format!("     Running {part}")];
         lines.extend(ran.outcome.lines());
         cx.board().print(&lines.join("\n"));
-        Ok(ran)
+        ran
     }
 
     /// Runs each test that failed once more, alone: what passes then depends on what ran beside it.
@@ -302,17 +302,14 @@ impl Plan<'_> {
         parts: &[(&Program, Part)],
         ran: &[Ran],
         variables: &Variables,
-    ) -> Result<Vec<Failed>> {
+    ) -> Vec<Failed> {
         let mut all = Vec::new();
         for Ran { part, outcome, .. } in ran {
             let found = parts.iter().find(|(_, found)| found.name == *part);
             for test in outcome.failed() {
-                let passes_alone = match found {
-                    Some((program, part)) => {
-                        Some(self.passes_alone(cx, program, part, &test.name, variables)?)
-                    }
-                    None => None,
-                };
+                let passes_alone = found.and_then(|(program, part)| {
+                    self.passes_alone(cx, program, part, &test.name, variables)
+                });
                 all.push(Failed {
                     part: part.clone(),
                     test: test.clone(),
@@ -320,9 +317,10 @@ impl Plan<'_> {
                 });
             }
         }
-        Ok(all)
+        all
     }
 
+    /// `None` where it cannot be run once more.
     fn passes_alone(
         &self,
         cx: &Context,
@@ -330,12 +328,21 @@ impl Plan<'_> {
         part: &Part,
         test: &str,
         variables: &Variables,
-    ) -> Result<bool> {
+    ) -> Option<bool> {
         let mut command = self.command(program, part, variables);
         command.args(["--exact", test, "--test-threads=1"]);
         let row = cx.board().start(&format!("{test} alone"));
-        let Ran { outcome, .. } = self.harness(&mut command, Format::Json, &program.name())?;
+        let ran = self.harness(&mut command, Format::Json, &program.name());
         drop(row);
-        Ok(outcome.passed() && outcome.count(Verdict::Passed) == 1)
+        match ran {
+            Ok(Ran { outcome, .. }) => {
+                Some(outcome.passed() && outcome.count(Verdict::Passed) == 1)
+            }
+            Err(failure) => {
+                cx.board()
+                    .print(&format!("{test} cannot be run once more: {failure}"));
+                None
+            }
+        }
     }
 }

@@ -9,9 +9,9 @@
 //! neither: it has places of its own, and starts at once. Within each kind the longest, by the last run, start
 //! first.
 //!
-//! Memory for machines is handed out besides, to parts of all kinds: a part starts when the machines that one of
-//! its tests has at the same time fit beside those of all parts that run. The longest of those that wait for memory
-//! gets it first, however little a later one needs; parts without machines pass both.
+//! Memory for machines is handed out besides, to parts of all kinds: a part starts when the machines that its tests
+//! have at the same time fit beside those of all parts that run. The longest of those that wait for memory gets it
+//! first, however little a later one needs; parts without machines take the places meanwhile.
 //!
 //! A program that waits runs as one process for each of its modules, one test after the other in each: so
 //! as many of its tests run at a time as there are places just then. What measures time or memory runs at
@@ -56,9 +56,16 @@ pub(super) struct Part {
     pub(super) tests: Option<Vec<String>>,
     /// Tests at a time.
     pub(super) threads: usize,
-    /// Memory of all machines that its tests have at the same time, MiB.
+    /// Memory of all machines that one of its tests has at the same time, MiB.
     pub(super) machines_mib: u64,
     pub(super) load: Load,
+}
+
+impl Part {
+    /// Memory of all machines that its tests have at the same time, MiB.
+    fn all_machines_mib(&self) -> u64 {
+        self.machines_mib * self.threads as u64
+    }
 }
 
 /// A program that runs as a whole, on so many processors.
@@ -68,7 +75,7 @@ pub(super) fn whole(program: &str, needs: &ProgramNeeds, processors: usize) -> P
         name: program.to_owned(),
         tests: None,
         threads,
-        machines_mib: needs.machines_mib * threads as u64,
+        machines_mib: needs.machines_mib,
         load: if needs.alone {
             Load::Alone
         } else {
@@ -145,25 +152,28 @@ impl<'a> Queue<'a> {
     }
 
     /// The next part that fits beside what runs, as its place among the parts. It runs from now on.
+    ///
+    /// No part passes an earlier one in what that one waits for: neither in the places of its kind, nor in memory.
     pub(super) fn start_next(&mut self) -> Option<usize> {
         let mut full: Vec<Load> = Vec::new();
-        let mut is_memory_taken = false;
+        let mut taken_mib: u64 = self.running().map(Part::all_machines_mib).sum();
         let index = self.parts.iter().position(|(part, state)| {
-            if *state != State::Pending || full.contains(&part.load) {
+            if *state != State::Pending {
                 return false;
             }
-            if !self.has_places(part) {
-                full.push(part.load);
-                return false;
-            }
-            if part.machines_mib == 0 || part.load == Load::Alone {
+            let wanted_mib = part.all_machines_mib();
+            // A part that needs more memory than there is has it alone.
+            let has_memory =
+                wanted_mib == 0 || taken_mib == 0 || taken_mib + wanted_mib <= self.machines_mib;
+            let has_places = !full.contains(&part.load) && self.has_places(part);
+            if has_memory && has_places {
                 return true;
             }
-            if is_memory_taken || !self.has_memory(part) {
-                is_memory_taken = true;
-                return false;
+            taken_mib += wanted_mib;
+            if has_memory {
+                full.push(part.load);
             }
-            true
+            false
         })?;
         self.parts[index].1 = State::Running;
         Some(index)
@@ -193,12 +203,6 @@ impl<'a> Queue<'a> {
             })
             .sum();
         taken + part.threads.min(all) <= all
-    }
-
-    fn has_memory(&self, part: &Part) -> bool {
-        let taken: u64 = self.running().map(|running| running.machines_mib).sum();
-        // A part that needs more than there is has it alone.
-        taken == 0 || taken + part.machines_mib <= self.machines_mib
     }
 
     fn running(&self) -> impl Iterator<Item = &Part> {
@@ -397,6 +401,27 @@ mod tests {
         assert_eq!(start(&mut queue), [1]);
         queue.ended(1);
         assert_eq!(start(&mut queue), [2]);
+
+        // What waits for a place keeps its memory: the computing part cannot take it, however often one could start.
+        let computing = part(Load::Computing, 2, 256);
+        let parts = [waiting(512), waiting(512), waiting(512), computing];
+        let mut queue = Queue::new(&parts, 1, 1024);
+        assert_eq!(start(&mut queue), [0]);
+        queue.ended(0);
+        assert_eq!(start(&mut queue), [1]);
+        queue.ended(1);
+        assert_eq!(start(&mut queue), [2, 3]);
+
+        // What waits for memory keeps no place, until it has the memory.
+        let parts = [waiting(1024), waiting(1024), waiting(0), waiting(0)];
+        let mut queue = Queue::new(&parts, 2, 1024);
+        assert_eq!(start(&mut queue), [0, 2]);
+        queue.ended(0);
+        assert_eq!(
+            start(&mut queue),
+            [1],
+            "the last one does not pass it in places"
+        );
 
         let parts = [waiting(4096), waiting(512)];
         let mut queue = Queue::new(&parts, 8, 1024);

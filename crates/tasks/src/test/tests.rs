@@ -97,14 +97,14 @@ fn needs_of_what_is_not_there_are_an_error() {
     let failed = |programs: &[Program]| {
         let null = NullDevice::new();
         let plan = plan(None, &null);
-        let known = plan.know_all(programs);
+        let known = plan.reject_unknown_programs(programs);
         known.and_then(|()| plan.parts(programs, &Vec::new()).map(drop))
     };
     let http = program("alknet-tests http", "/bin/true");
     let error = failed(std::slice::from_ref(&http))
         .expect_err("no node")
         .to_string();
-    assert!(error.contains("what alknet-tests node needs"), "{error}");
+    assert!(error.contains("needs of alknet-tests node"), "{error}");
     // The only test that it lists is in no module.
     let folder = tempfile::tempdir().expect("a temporary folder");
     let lists = folder.path().join("lists");
@@ -117,7 +117,7 @@ fn needs_of_what_is_not_there_are_an_error() {
     ];
     let error = failed(&programs).expect_err("no module").to_string();
     assert!(
-        error.contains("what the module gone of alknet-tests node needs"),
+        error.contains("needs of the module gone of alknet-tests node"),
         "{error}"
     );
 }
@@ -139,10 +139,8 @@ fn skips_of_each_run_are_its_own() {
     let null = NullDevice::new();
     let plan = plan(Some(name), &null);
     let parts = plan.parts(&programs, &variables).expect("one");
-    let ran = plan.run_all(&cx, &parts, &variables).expect("it runs");
-    let failed = plan
-        .failed(&cx, &parts, &ran, &variables)
-        .expect("it runs again");
+    let ran = plan.run_all(&cx, &parts, &variables);
+    let failed = plan.failed(&cx, &parts, &ran, &variables);
     assert_eq!(failed[0].passes_alone, Some(false));
     assert_eq!((ran.len(), ran[0].skips.len()), (1, 1));
 }
@@ -156,10 +154,42 @@ fn a_program_that_cannot_be_started_fails_and_the_others_run() {
     let null = NullDevice::new();
     let plan = plan(Some(name), &null);
     let parts = plan.parts(&programs, &Vec::new()).expect("two");
-    let ran = plan.run_all(&cx, &parts, &Vec::new()).expect("one is run");
+    let ran = plan.run_all(&cx, &parts, &Vec::new());
     let broken: Vec<_> = ran.iter().map(|ran| ran.outcome.broken.is_some()).collect();
     assert_eq!(broken, [true, false]);
     assert!(ran[1].outcome.passed() && ran[1].outcome.tests.len() == 1);
+}
+
+/// The variable that has this test look at its own limit, when it is run by itself.
+const LIMITED_CHILD: &str = "ALKNET_TEST_MOD_LIMITED_CHILD";
+
+#[test]
+fn a_test_gets_the_memory_for_machines_that_its_manifest_says() {
+    if std::env::var_os(LIMITED_CHILD).is_some() {
+        assert_eq!(alknet_test_support::machines_mib(), Some(96));
+    } else {
+        let json = br#"{"packages": [{"name": "alknet-tasks", "metadata": {"tests": {"lib": {"machines-mib": 96}}}}]}"#;
+        let needs = Needs::from_metadata(json).expect("the form of the documentation");
+        let name = "test::tests::a_test_gets_the_memory_for_machines_that_its_manifest_says";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cx = Context::in_folder(folder.path());
+        let programs = [this()];
+        let variables: Variables = vec![(LIMITED_CHILD, "1".into())];
+        let null = NullDevice::new();
+        let plan = Plan {
+            needs: &needs,
+            ..plan(Some(name), &null)
+        };
+        let parts = plan.parts(&programs, &variables).expect("one");
+        let ran = plan.run_all(&cx, &parts, &variables);
+        assert!(ran[0].outcome.passed() && ran[0].outcome.tests.len() == 1);
+    }
+}
+
+/// A machine that waits for others starts before the program that waits for it is ended.
+#[test]
+fn the_wait_for_a_machine_is_shorter_than_the_longest_silence() {
+    assert!(alknet_qemu::MACHINE_WAIT_MAX < Limits::of(1.0).silence);
 }
 
 #[test]
