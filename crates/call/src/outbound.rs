@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn a_connection_closes_when_no_request_waits_and_then_takes_none() {
         let outbound = Outbound::new(true);
-        let lane = Lane::new();
+        let lane = Arc::new(Lane::new());
         let answer = outbound.wait_once(1, &lane).expect("it is open");
         assert!(!outbound.close_if_empty("over"), "a request waits");
         let more = outbound.wait_once(2, &lane).expect("it is open still");
