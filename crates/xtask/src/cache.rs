@@ -125,13 +125,13 @@ pub fn open(clone: &Path, cache: &Path) -> Result<(), String> {
     fs::write(cache.join(TAG), format!("{TAG_HEAD}{TAG_TAIL}")).map_err(trouble)
 }
 
-/// Refuses a folder of another user, or one in which others may have put something.
+/// Refuses a folder of another user, or one in which every user may have put something.
 fn owned_by(cache: &Path, user: u32) -> io::Result<Result<(), String>> {
     let about = fs::metadata(cache)?;
     let why = if about.uid() != user {
         "belongs to another user"
-    } else if about.mode() & 0o022 != 0 {
-        "can be written by other users"
+    } else if about.mode() & 0o002 != 0 {
+        "can be written by all users"
     } else {
         return Ok(Ok(()));
     };
@@ -142,12 +142,14 @@ fn owned_by(cache: &Path, user: u32) -> io::Result<Result<(), String>> {
     )))
 }
 
-/// Takes away what others may do in a cache that was made before its mode was set.
+/// Keeps other users out of a cache that was made before its mode was set. What its group may do is the user's
+/// choice.
 fn narrow(cache: &Path) -> io::Result<()> {
-    if fs::metadata(cache)?.mode() & 0o077 == 0 {
+    let mode = fs::metadata(cache)?.mode();
+    if mode & 0o007 == 0 {
         return Ok(());
     }
-    fs::set_permissions(cache, fs::Permissions::from_mode(0o700))
+    fs::set_permissions(cache, fs::Permissions::from_mode(mode & 0o770))
 }
 
 /// Refuses a cache whose mirror is the clone, contains it, or lies within it. A cache in a folder of its
@@ -238,15 +240,13 @@ mod tests {
             fs::set_permissions(&cache, permissions).expect("ours");
         };
         open(&clone, &cache).expect("a new folder");
-        for writable in [0o770, 0o707] {
-            mode(writable);
-            let error = open(&clone, &cache).expect_err("another user may have put programs there");
-            assert!(error.contains("can be written by other users"), "{error}");
-        }
+        mode(0o777);
+        let error = open(&clone, &cache).expect_err("another user may have put programs there");
+        assert!(error.contains("can be written by all users"), "{error}");
         mode(0o755);
         open(&clone, &cache).expect("it is ours");
         let seen = fs::metadata(&cache).expect("ours").mode() & 0o777;
-        assert_eq!(seen, 0o700, "no other user can hold a lock in it");
+        assert_eq!(seen, 0o750, "no other user can hold a lock in it");
         let user = fs::metadata(&cache).expect("ours").uid();
         let error = owned_by(&cache, user + 1).expect("it is there");
         assert!(

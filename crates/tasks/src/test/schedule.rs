@@ -153,9 +153,10 @@ impl<'a> Queue<'a> {
 
     /// The next part that fits beside what runs, as its place among the parts. It runs from now on.
     ///
-    /// No part passes an earlier one in what that one waits for: neither in the places of its kind, nor in memory.
+    /// None passes an earlier one of its kind in places. What the next one of each kind lacks no other one takes from
+    /// it: it has its memory as soon as that is free, whether it waits for a place or for memory.
     pub(super) fn start_next(&mut self) -> Option<usize> {
-        let mut full: Vec<Load> = Vec::new();
+        let (mut full, mut kept): (Vec<Load>, Vec<Load>) = Default::default();
         let mut taken_mib: u64 = self.running().map(Part::all_machines_mib).sum();
         let index = self.parts.iter().position(|(part, state)| {
             if *state != State::Pending {
@@ -169,9 +170,12 @@ impl<'a> Queue<'a> {
             if has_memory && has_places {
                 return true;
             }
-            taken_mib += wanted_mib;
             if has_memory {
                 full.push(part.load);
+            }
+            if !kept.contains(&part.load) {
+                kept.push(part.load);
+                taken_mib += wanted_mib;
             }
             false
         })?;
@@ -412,9 +416,16 @@ mod tests {
         queue.ended(1);
         assert_eq!(start(&mut queue), [2, 3]);
 
+        // Memory is kept for the next one of a kind, and not for all that come after it.
+        let computing = part(Load::Computing, 2, 128);
+        let mut parts = vec![waiting(512); 9];
+        parts.push(computing);
+        let mut queue = Queue::new(&parts, 1, 2048);
+        assert_eq!(start(&mut queue), [0, 9]);
+
         // What waits for memory keeps no place, until it has the memory.
         let parts = [waiting(1024), waiting(1024), waiting(0), waiting(0)];
-        let mut queue = Queue::new(&parts, 2, 1024);
+        let mut queue = Queue::new(&parts, 1, 1024);
         assert_eq!(start(&mut queue), [0, 2]);
         queue.ended(0);
         assert_eq!(
