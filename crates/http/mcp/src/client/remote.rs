@@ -6,7 +6,6 @@ use std::time::Duration;
 use alknet_call::{AdapterError, Body, CallError, Ctx, ErrorCode, Output};
 use alknet_core::{Capability, DialErrorKind};
 use alknet_http_client::{HttpClient, HttpError};
-use arc_swap::ArcSwapOption;
 use rmcp::model::{
     CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest, ElicitRequestParams,
     ElicitResult, ErrorCode as RpcCode, Implementation, ListRootsRequestMethod, ListToolsRequest,
@@ -52,12 +51,13 @@ struct State {
 
 impl Remote {
     pub(super) fn new(client: HttpClient, import: McpImport) -> Self {
+        let changed: Arc<Notify> = Arc::default();
         Self {
             import,
-            http: Http::new(client, Arc::new(ArcSwapOption::empty())),
+            http: Http::new(client, Arc::clone(&changed)),
             state: Mutex::default(),
             calls: Semaphore::new(CALLS_MAX),
-            changed: Arc::default(),
+            changed,
         }
     }
 
@@ -68,7 +68,7 @@ impl Remote {
         self.http.credential.store(capability);
     }
 
-    /// Waits until the server says that its tools changed.
+    /// Waits until the server says that its tools changed, or may have said so before this node heard it.
     pub(super) async fn told(&self) {
         self.changed.notified().await;
     }

@@ -20,6 +20,7 @@ use rmcp::transport::streamable_http_client::{
     StreamableHttpPostResponse,
 };
 use sse_stream::{Sse, SseStream};
+use tokio::sync::Notify;
 
 use crate::limits::{ANSWER_BYTES_MAX, EVENT_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX};
 
@@ -38,11 +39,18 @@ type Refusal = StreamableHttpError<HttpError>;
 pub(super) struct Http {
     client: HttpClient,
     pub(super) credential: Arc<ArcSwapOption<Capability>>,
+    changed: Arc<Notify>,
 }
 
 impl Http {
-    pub(super) fn new(client: HttpClient, credential: Arc<ArcSwapOption<Capability>>) -> Self {
-        Self { client, credential }
+    /// `changed` is notified when the server begins to say what changed on a stream of its own: what changed before
+    /// that, it may have said to no client.
+    pub(super) fn new(client: HttpClient, changed: Arc<Notify>) -> Self {
+        Self {
+            client,
+            credential: Arc::default(),
+            changed,
+        }
     }
 
     async fn send(
@@ -196,6 +204,7 @@ impl StreamableHttpClient for Http {
         let answer = self.send(Method::GET, &uri, headers, Bytes::new()).await?;
         match answer.status() {
             status if status.is_success() && is(answer.headers(), EVENTS) => {
+                self.changed.notify_one();
                 Ok(events(answer.into_body(), EVENT_BYTES_MAX))
             }
             status if status.is_success() => Err(StreamableHttpError::UnexpectedContentType(None)),

@@ -1,16 +1,18 @@
-// A server of the first TypeScript kit, with sessions. It gets another tool when it is told to on its
-// input.
+// A server of the first TypeScript kit, with sessions. A line on its input gives it another tool. With "hold-stream" it
+// answers requests for its events only after the line "give-stream".
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
 import { randomUUID } from 'node:crypto';
 import { load } from './shared.mjs';
 
-const [folder] = process.argv.slice(2);
+const [folder, hold] = process.argv.slice(2);
 const { McpServer } = await load(folder, '@modelcontextprotocol/sdk/server/mcp.js');
 const { StreamableHTTPServerTransport } = await load(folder, '@modelcontextprotocol/sdk/server/streamableHttp.js');
 const { z } = await load(folder, 'zod');
 
 let grown = false;
+let give;
+const streams = hold === 'hold-stream' ? new Promise(resolve => { give = resolve; }) : undefined;
 const sessions = new Map();
 
 function tools() {
@@ -39,10 +41,12 @@ const listener = createServer(async (request, response) => {
     session = { server: tools(), transport };
     await session.server.connect(transport);
   }
+  if (request.method === 'GET') await streams;
   await session.transport.handleRequest(request, response);
 });
 listener.listen(0, '127.0.0.1', () => console.log(listener.address().port));
-createInterface({ input: process.stdin }).on('line', () => {
+createInterface({ input: process.stdin }).on('line', line => {
+  if (line === 'give-stream') return give();
   grown = true;
   for (const { server } of sessions.values()) {
     server.registerTool('late', {}, () => ({ content: [] }));
