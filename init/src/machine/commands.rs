@@ -73,13 +73,15 @@ impl Machine {
         self.working = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
-        let audit = self.state_dir.join(AUDIT_DIR);
+        let state_dir = self.state_dir.clone();
+        let audit = state_dir.join(AUDIT_DIR);
         self.blocking(PART, move || {
             let place = Place {
                 audit: &audit,
                 device: &device,
                 keeper: &keeper,
                 log: &log,
+                state_dir: &state_dir,
                 sources: &SystemSources,
             };
             let outcome = wipe::after(|| session.run(&place));
