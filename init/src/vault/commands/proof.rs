@@ -1,7 +1,7 @@
 //! Who may see the words, or add what opens the vault.
 //!
 //! Being at the machine is enough where that is enough to read its disk, and while nobody has the words.
-//! Else a TPM or a stick would open the vault for whoever finds the machine: the console then asks for
+//! Else a TPM or a drive would open the vault for whoever finds the machine: the console then asks for
 //! what only its owner has.
 
 use alknet_vault::SecretStr;
