@@ -35,7 +35,6 @@ mod access;
 mod admission;
 mod batch;
 mod body;
-mod check;
 mod client;
 mod compiled;
 mod compose;
@@ -67,6 +66,7 @@ mod registry;
 mod request;
 mod retry;
 mod rules;
+mod schema;
 mod serve;
 mod services;
 mod session;
@@ -104,6 +104,7 @@ pub use peers::{
 pub use reconnect::{OnConnect, Reconnecting, Resuming};
 pub use registry::{Registration, Registry, RegistryBuilder};
 pub use rules::RegistryError;
+pub use schema::{Misfit, Schema, SchemaError};
 pub use serve::{ALPN, CallHandler};
 pub use services::{Listing, OperationSummary, Protocol};
 pub use spec::{

@@ -1,12 +1,13 @@
-//! Values checked against their schemas.
+//! Inputs and outputs checked against the schemas of their operations.
 
 use std::sync::OnceLock;
 
-use jsonschema::{PatternOptions, Validator};
+use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
+use super::{Compiled, Misfit, SchemaError, size};
 use crate::error::{CallError, ErrorCode};
-use crate::limits::{INVALID_DETAILS_MAX, PATTERN_BYTES_MAX};
+use crate::limits::{INVALID_DETAILS_MAX, SCHEMA_DETAIL_STEPS_MAX};
 
 /// Keywords that say nothing about `null` (JSON Schema 2020-12, validation): they describe, or
 /// bind objects only.
@@ -29,7 +30,7 @@ const SILENT_ON_NULL: [&str; 11] = [
 pub(crate) struct Check {
     takes: Takes,
     /// Compiled when first needed; the error is what the compiler says.
-    validator: OnceLock<Result<Validator, String>>,
+    compiled: OnceLock<Result<Compiled, SchemaError>>,
 }
 
 /// What is known of a schema without compiling it.
@@ -52,7 +53,7 @@ impl Check {
         };
         Self {
             takes,
-            validator: OnceLock::new(),
+            compiled: OnceLock::new(),
         }
     }
 
@@ -61,12 +62,24 @@ impl Check {
         self.takes == Takes::Everything
     }
 
-    /// Compiles the schema now.
-    pub(crate) fn compile(&self, schema: &Value) -> Result<(), String> {
+    /// Refuses a schema that takes too much, without compiling it. Of what else is wrong with it, the
+    /// first value to be checked tells: one operation of a peer must not cost all the others.
+    pub(crate) fn admit(&self, schema: &Value) -> Result<(), SchemaError> {
         if self.takes_everything() {
             return Ok(());
         }
-        self.validator(schema).map(|_| ()).map_err(str::to_owned)
+        match size::admit(schema) {
+            Err(error @ SchemaError::TooMuch(_)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Compiles the schema now.
+    pub(crate) fn compile(&self, schema: &Value) -> Result<(), SchemaError> {
+        if self.takes_everything() {
+            return Ok(());
+        }
+        self.compiled(schema).map(drop).map_err(Clone::clone)
     }
 
     /// Fails with `code` where `value` breaks the schema.
@@ -79,18 +92,21 @@ impl Check {
         if self.takes_everything() || (value.is_null() && self.takes == Takes::Null) {
             return Ok(());
         }
-        let validator = self.validator(schema).map_err(|reason| {
+        let compiled = self.compiled(schema).map_err(|reason| {
             CallError::internal(format!("the operation has an invalid schema: {reason}"))
         })?;
-        if validator.is_valid(value) {
+        let misfit = |misfit: Misfit| CallError::new(code.clone(), misfit.to_string());
+        let steps = compiled.steps(schema, value).map_err(misfit)?;
+        if compiled.validator.is_valid(value) {
             return Ok(());
         }
+        let validator = Some(&compiled.validator).filter(|_| steps <= SCHEMA_DETAIL_STEPS_MAX);
         Err(violations(validator, value, code))
     }
 
-    fn validator(&self, schema: &Value) -> Result<&Validator, &str> {
-        let compiled = self.validator.get_or_init(|| compile(schema));
-        compiled.as_ref().map_err(String::as_str)
+    fn compiled(&self, schema: &Value) -> Result<&Compiled, &SchemaError> {
+        let compiled = self.compiled.get_or_init(|| Compiled::new(schema));
+        compiled.as_ref()
     }
 }
 
@@ -104,17 +120,17 @@ fn takes_null(keywords: &Map<String, Value>) -> bool {
     names_null && others.all(|keyword| SILENT_ON_NULL.contains(&keyword.as_str()))
 }
 
-/// Compiles a schema without any access to files or the network.
-fn compile(schema: &Value) -> Result<Validator, String> {
-    jsonschema::options()
-        .offline()
-        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
-        .should_validate_formats(false)
-        .build(schema)
-        .map_err(|error| error.to_string())
-}
-
-fn violations(validator: &Validator, value: &Value, code: ErrorCode) -> CallError {
+/// Lists what is wrong. All of it is collected first, so there is no list for a large value.
+fn violations(validator: Option<&Validator>, value: &Value, code: ErrorCode) -> CallError {
+    let direction = match code {
+        ErrorCode::InvalidInput => "input",
+        _ => "output",
+    };
+    let Some(validator) = validator else {
+        let message =
+            format!("the {direction} does not match the schema; it is too large to say where");
+        return CallError::new(code, message);
+    };
     let details: Vec<_> = validator
         .iter_errors(value)
         .take(INVALID_DETAILS_MAX)
@@ -151,7 +167,7 @@ mod tests {
             json!(false),
         ] {
             let check = Check::new(&schema);
-            let compiled = compile(&schema).expect("it is a schema");
+            let compiled = Compiled::new(&schema).expect("it is a schema").validator;
             if check.takes != Takes::Unknown {
                 assert!(compiled.is_valid(&Value::Null), "{schema}");
             }
