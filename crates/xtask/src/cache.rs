@@ -107,7 +107,7 @@ pub fn open(clone: &Path, cache: &Path) -> Result<(), String> {
         .mode(0o700)
         .create(cache);
     made.map_err(trouble)?;
-    // Commands start programs that lie there. "/proc/self" belongs to whoever runs this process.
+    // Commands start programs that lie there. "/proc/self" belongs to the user of this process.
     let user = fs::metadata("/proc/self").map_err(trouble)?.uid();
     owned_by(cache, user).map_err(trouble)??;
     keep_apart(clone, cache).map_err(trouble)??;

@@ -5,6 +5,7 @@ mod checks;
 mod harness;
 mod history;
 mod load;
+mod metadata;
 mod needs;
 mod null;
 mod plan;

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
+use super::metadata;
 use super::programs::Program;
 use crate::failure::{Failure, Result};
 
@@ -71,14 +72,9 @@ struct PackageMetadata {
 impl Needs {
     /// Of every package of the workspace.
     pub(super) fn read(cargo_metadata: &mut Command) -> Result<Self> {
-        let output = cargo_metadata
-            .args(["--format-version", "1", "--no-deps", "--offline"])
-            .output()
-            .map_err(Failure::io("run cargo"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        Self::from_metadata(&output.stdout)
-            .map_err(|error| format!("{error}: {}", said.trim()))
-            .and_then(Self::checked)
+        let needs = Self::of_packages(metadata::of(cargo_metadata)?);
+        needs
+            .checked()
             .map_err(|error| Failure::Workspace(format!("cargo metadata: {error}")))
     }
 
@@ -93,15 +89,19 @@ impl Needs {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn from_metadata(json: &[u8]) -> std::result::Result<Self, serde_json::Error> {
-        let metadata: CargoMetadata = serde_json::from_slice(json)?;
+        serde_json::from_slice(json).map(Self::of_packages)
+    }
+
+    fn of_packages(metadata: CargoMetadata) -> Self {
         let programs = metadata.packages.into_iter().flat_map(|package| {
             let tests = package.metadata.map(|metadata| metadata.tests);
             let tests = tests.into_iter().flatten();
             let name = package.name;
             tests.map(move |(target, needs)| ((name.clone(), target), needs))
         });
-        Ok(Self(programs.collect()))
+        Self(programs.collect())
     }
 
     pub(super) fn of(&self, program: &Program) -> ProgramNeeds {

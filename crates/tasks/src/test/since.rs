@@ -12,6 +12,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
+use super::metadata;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 
@@ -155,14 +156,7 @@ fn git(root: &Path, arguments: &[&str]) -> Result<Vec<String>> {
 
 /// The packages of a workspace, as `cargo metadata` lists them.
 fn packages(cargo_metadata: &mut Command) -> Result<BTreeMap<String, Package>> {
-    let output = cargo_metadata
-        .args(["--format-version", "1", "--no-deps", "--offline"])
-        .output()
-        .map_err(Failure::io("run cargo"))?;
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).map_err(|error| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        Failure::Workspace(format!("cargo metadata: {error}: {}", said.trim()))
-    })?;
+    let metadata: Metadata = metadata::of(cargo_metadata)?;
     let names: BTreeSet<String> = metadata.packages.iter().map(|p| p.name.clone()).collect();
     let root = &metadata.workspace_root;
     let package = |listed: Listed| {

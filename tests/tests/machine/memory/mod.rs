@@ -17,7 +17,7 @@ use secrets::{IDENTITY, SEED, Secrets, VOLUME_KEY};
 
 /// Typed at the console.
 const PASSPHRASE: &str = "correct horse battery staple of this machine";
-/// A node that was told to end takes its time, and then the kernel takes its memory back. What stays is named, before
+/// A node that is ending takes its time, and then the kernel takes its memory back. What stays is named, before
 /// the runner ends a test that says nothing.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 /// From the decision until the machine stands still.

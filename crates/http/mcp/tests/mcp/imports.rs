@@ -217,7 +217,7 @@ async fn tools_of_the_typescript_kit() {
 }
 
 /// The kit of TypeScript says that its tools changed on a stream which the client opens after the first listing, and
-/// forgets what nobody hears: what changed between the two is found when the stream is there.
+/// forgets what no client hears: what changed between the two is found when the stream is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tool_that_came_before_the_server_could_say_so_is_found() {
     let mut script = node_script("server.mjs");
@@ -244,7 +244,7 @@ async fn finds_one_more(adapter: &FromMcp, before: usize) {
     };
     let limit = deadline(Duration::from_secs(60));
     let in_time = tokio::time::timeout(limit, more).await;
-    in_time.expect("what changed is told of");
+    in_time.expect("the change is found");
 }
 
 #[tokio::test(flavor = "multi_thread")]

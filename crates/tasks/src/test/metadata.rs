@@ -1,0 +1,19 @@
+//! What `cargo metadata` says of the packages of the workspace.
+
+use std::process::Command;
+
+use serde::de::DeserializeOwned;
+
+use crate::failure::{Failure, Result};
+
+/// The part of it that `T` reads; `cargo_metadata` is the command without options.
+pub(super) fn of<T: DeserializeOwned>(cargo_metadata: &mut Command) -> Result<T> {
+    let output = cargo_metadata
+        .args(["--format-version", "1", "--no-deps", "--offline"])
+        .output()
+        .map_err(Failure::io("run cargo"))?;
+    serde_json::from_slice(&output.stdout).map_err(|error| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        Failure::Workspace(format!("cargo metadata: {error}: {}", said.trim()))
+    })
+}
