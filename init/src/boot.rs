@@ -154,7 +154,7 @@ async fn serve(facts: Facts, log: Log, watchdog: Option<Watchdog>) -> Result<(),
     let keeper = Arc::new(Keeper::new().map_err(InitError::Vault)?);
     let prepare = {
         let log = log.clone();
-        move || prepare(facts, keeper, &log)
+        move || wipe::after(|| prepare(facts, keeper, &log))
     };
     let booted = feed_while(tokio::task::spawn_blocking(prepare), watchdog.as_ref()).await?;
     power::watch(&events);
@@ -240,7 +240,7 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
         offer: &offer,
         log,
     };
-    let mut prepared = wipe::after(|| data::prepare(access));
+    let mut prepared = data::prepare(access);
     let words = prepared.words.take();
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
@@ -251,10 +251,12 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
         }
     };
     Opened {
-        settings: wipe::after(|| {
-            let pasted = offer.pasted.as_ref().map(ConsoleDocument::copied);
-            Settings::read(data_dir.as_deref(), keeper, words.as_ref(), pasted)
-        }),
+        settings: Settings::read(
+            data_dir.as_deref(),
+            keeper,
+            words.as_ref(),
+            offer.pasted.as_ref().map(ConsoleDocument::copied),
+        ),
         prepared,
         clock,
         offer,

@@ -39,6 +39,7 @@ use crate::{
     supervise::Supervisor,
     vault::{Asking, For, Keeper, Offer, Outcome, Session, Waiting},
     watchdog::Watchdog,
+    wipe,
 };
 
 /// Events that wait for the loop; whoever has more waits in turn.
@@ -336,11 +337,11 @@ impl Machine {
         self.node.as_ref().is_some_and(|node| node.life() == life)
     }
 
-    /// Runs what may wait for a disk on a thread of its own.
+    /// Runs what may wait for a disk on a thread of its own, which keeps nothing of it.
     fn blocking(&self, part: &'static str, work: impl FnOnce() -> Event + Send + 'static) {
         let events = self.events.clone();
         tokio::spawn(async move {
-            let event = tokio::task::spawn_blocking(work)
+            let event = tokio::task::spawn_blocking(|| wipe::after(work))
                 .await
                 .unwrap_or_else(|error| {
                     let why = error.to_string();

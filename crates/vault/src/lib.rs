@@ -26,6 +26,7 @@ mod selftest;
 mod signer;
 pub mod slots;
 mod successor;
+mod traces;
 mod vault;
 
 pub use area::{AREA_BYTES, Area, AreaError, AreaKind};
@@ -40,4 +41,5 @@ pub use selftest::{SelfTestFailure, Suite, selftest};
 pub use signer::EthereumSigner;
 pub use signer::{Ed25519Signer, P256Signer, Reason};
 pub use successor::{Successor, SuccessorError};
+pub use traces::without_traces;
 pub use vault::{Epoch, KeyVersions, Noticed, Observer, Vault, VaultState};

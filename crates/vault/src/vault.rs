@@ -17,8 +17,13 @@ use crate::derive::{Curve, Index, KeyVersion, MacPurpose, Purpose};
 use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretBytes, SecretStr};
 use crate::signer::{Ed25519Signer, Held, P256Signer, Revoke, p256_public};
+use crate::traces::without_traces;
 
 pub use state::{Epoch, KeyVersions, Noticed, Observer, VaultState};
+
+/// More than the seed's readers take of the stack, bytes. Who asks for no more than whether the vault is open
+/// may be a thread of PID 1, which outlives the seed.
+const SEED_STACK: usize = 32 << 10;
 
 /// All keys of a node. Clones are the same vault.
 ///
@@ -356,9 +361,11 @@ impl Vault {
     /// Derived anew each time: four hashes take microseconds, and a cache would be one more secret. The
     /// copy of the seed lives as long.
     fn derive(&self, purpose: Purpose) -> Result<SecretArr<32>, VaultError> {
-        let open = self.0.area.read(self.0.device).ok_or(VaultError::Locked)?;
-        let node = Node::at(open.seed.expose(), &purpose.path(self.0.device))?;
-        Ok(node.key)
+        without_traces::<SEED_STACK, _>(|| {
+            let open = self.0.area.read(self.0.device).ok_or(VaultError::Locked)?;
+            let node = Node::at(open.seed.expose(), &purpose.path(self.0.device))?;
+            Ok(node.key)
+        })
     }
 
     /// Wipes every key that this process handed out; answers whether there were any.
@@ -384,12 +391,12 @@ impl Vault {
 }
 
 fn state_of(area: &Area, device: Index) -> VaultState {
-    match area.read(device) {
+    without_traces::<SEED_STACK, _>(|| match area.read(device) {
         Some(open) => VaultState::Unlocked {
             epoch: Epoch(open.epoch),
         },
         None => VaultState::Locked,
-    }
+    })
 }
 
 impl fmt::Debug for Vault {

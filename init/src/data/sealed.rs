@@ -29,7 +29,6 @@ use super::{Access, Prepared, Stop, device, refuse, unreadable};
 use crate::log::Log;
 use crate::media::Media;
 use crate::vault::{self, Ask, First, Keeper, Offer, Waiting};
-use crate::wipe;
 
 /// The device that holds the data.
 pub(super) struct Disk<'a> {
@@ -74,7 +73,7 @@ pub(crate) fn reopen(
         .map_err(|error| gone(error.to_string()))?;
     let found = found.ok_or_else(|| gone("there is no vault any more".to_owned()))?;
     let media = Media::secrets_for(&found.newest);
-    wipe::after(|| vault::open(&found, keeper, offer, &media, log).map(drop))
+    vault::open(&found, keeper, offer, &media, log).map(drop)
 }
 
 /// Overwrites everything that opens the data of a device, and the vault.

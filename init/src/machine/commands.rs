@@ -8,7 +8,6 @@ use crate::{
     console::Answer,
     media::SystemSources,
     vault::{Command, Given, Outcome, Place, Session},
-    wipe,
 };
 
 /// How long a command waits for the next answer, ms: it may hold the vault's master key.
@@ -82,7 +81,7 @@ impl Machine {
                 log: &log,
                 sources: &SystemSources,
             };
-            let outcome = wipe::after(|| session.run(&place));
+            let outcome = session.run(&place);
             Event::Commanded(Box::new((session, outcome)))
         });
     }

@@ -17,10 +17,12 @@ use memchr::memmem::Finder;
 use serde_json::Value;
 use sha2::Sha512;
 
-/// So many bytes of a secret in a row are no accident.
-const TELLING: usize = 16;
+/// So many bytes of a text in a row are no accident.
+const TELLING_TEXT: usize = 16;
+/// So many of a key: a register of the processor.
+const TELLING_KEY: usize = 8;
 /// How much is told of what surrounds a find.
-const AROUND: usize = 48;
+const AROUND: usize = 512;
 /// The head of a data partition: its header, its key slots, and the vault.
 const HEAD_BYTES: u64 = 16 << 20;
 /// What the library takes for a partition of its own is larger by this.
@@ -92,7 +94,9 @@ impl Secrets {
         let runs = runs(&memory);
         let mut found = Vec::new();
         for (name, secret) in &self.0 {
-            for part in secret.chunks_exact(TELLING) {
+            let is_text = secret.is_ascii();
+            let telling = if is_text { TELLING_TEXT } else { TELLING_KEY };
+            for part in secret.chunks_exact(telling) {
                 let part = Finder::new(part);
                 for run in &runs {
                     let places = part.find_iter(&memory[run.clone()]);
@@ -126,7 +130,7 @@ fn runs(memory: &[u8]) -> Vec<Range<usize>> {
 /// Where it is, and what is there, for whoever looks for the reason.
 fn around(memory: &[u8], at: usize) -> String {
     let from = at.saturating_sub(AROUND);
-    let to = (at + TELLING + AROUND).min(memory.len());
+    let to = (at + TELLING_TEXT + AROUND).min(memory.len());
     let text = memory[from..to].escape_ascii().to_string();
     format!("at {at:#x} of the file: {text}")
 }
