@@ -195,7 +195,7 @@ impl Entrance {
         if !self.send(Command::Start(Box::new(start))) {
             return Err(over());
         }
-        let call = call.await.map_err(|_| over())?;
+        let call = self.answered(call).await.ok_or_else(over)?;
         let mut guard = Entered {
             entrance: self,
             id: Some(call.id()),
@@ -213,8 +213,8 @@ impl Entrance {
         if let Some(id) = guard.id.take() {
             let (heard, everything) = oneshot::channel();
             if self.send(Command::Ended(id, Some(heard))) {
-                // An error means that the session is over, and nothing more comes.
-                let _ = everything.await;
+                // Without an answer the session is over, and nothing more comes.
+                let _ = self.answered(everything).await;
             }
         }
         self.ran(outcome, began.elapsed())
@@ -271,6 +271,20 @@ impl Entrance {
     fn close(&self, reason: Reason) {
         self.shared.close(reason);
         self.send(Command::Close(reason));
+    }
+
+    /// What the actor answers to a command; `None` where it ended without. The channel drops what lies in it
+    /// once, when the actor goes: a command that is put in at that moment stays there, and the way back with
+    /// it, for as long as the session has a holder.
+    async fn answered<T>(&self, answer: oneshot::Receiver<T>) -> Option<T> {
+        let Some(commands) = self.commands.upgrade() else {
+            return answer.await.ok();
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer.ok(),
+            () = commands.closed() => None,
+        }
     }
 
     fn send(&self, command: Command) -> bool {
@@ -368,4 +382,42 @@ fn handler(name: &str, input: &Value) -> Result<Request, Failure> {
 
 fn unsendable(error: &alknet_worker::FrameError) -> Failure {
     Failure::new(Code::Encode, format!("the input cannot travel: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use alknet_runtime::Mode;
+    use alknet_test_support::deadline;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// The actor ended while a command was put into its queue, which keeps it.
+    #[tokio::test]
+    async fn a_call_that_the_actor_never_saw_ends_with_it() {
+        let (commands, mut queue) = mpsc::unbounded_channel();
+        let entrance = Entrance {
+            shared: Arc::new(Shared::new(1, "", Mode::Repl)),
+            commands: commands.downgrade(),
+            limits: CallLimits {
+                wall: Duration::MAX,
+                cpu: None,
+                gpu: None,
+            },
+            bundle: Hash([0; 32]),
+        };
+        let entering =
+            tokio::spawn(async move { entrance.enter(Asked::Farewell, None, None).await });
+        let start = queue.recv().await.expect("the call begins");
+        queue.close();
+        let ended = timeout(deadline(Duration::from_secs(10)), entering).await;
+        let outcome = ended.expect("it ends").expect("no panic");
+        assert_eq!(
+            outcome.expect_err("the session is over").code,
+            Code::Disposed
+        );
+        drop((start, commands));
+    }
 }
