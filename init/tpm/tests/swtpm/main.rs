@@ -1,9 +1,11 @@
 //! Against a TPM in software, with the tools of others on the other side.
 
-mod booted;
+mod boots;
 mod counting;
+mod enforced;
 mod hostile;
 mod machine;
+mod measured;
 mod pins;
 mod sealing;
 mod strangers;
