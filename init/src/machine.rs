@@ -285,7 +285,7 @@ impl Machine {
     fn handle(&mut self, event: Event) {
         let now = boot_ms();
         match event {
-            Event::Answered(answer) => self.answered(answer, now),
+            Event::Answered(answer) => wipe::after(|| self.answered(answer, now)),
             Event::Caller(fd) => self.called(fd),
             Event::Came(of, outcome) => self.came(&of, outcome, now),
             Event::Children => self.collect(),

@@ -5,8 +5,9 @@
 //! each machine once, before it uses it, and makes one that is damaged, or that QEMU does not read, again.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -76,7 +77,12 @@ impl Store {
     /// One in this folder.
     pub(crate) fn at(folder: &Path) -> Self {
         let folder = folder.to_owned();
-        fs::create_dir_all(&folder).expect("the cache can be written");
+        // Another user who can open a lock can hold it for ever.
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder);
+        made.expect("the cache can be written");
         Self { folder }
     }
 

@@ -142,14 +142,14 @@ fn owned_by(cache: &Path, user: u32) -> io::Result<Result<(), String>> {
     )))
 }
 
-/// Keeps other users out of a cache that was made before its mode was set. What its group may do is the user's
-/// choice.
+/// Keeps other users out of a cache that was made before its mode was set. Its group may go on reading where it
+/// could.
 fn narrow(cache: &Path) -> io::Result<()> {
     let mode = fs::metadata(cache)?.mode();
-    if mode & 0o007 == 0 {
+    if mode & 0o027 == 0 {
         return Ok(());
     }
-    fs::set_permissions(cache, fs::Permissions::from_mode(mode & 0o770))
+    fs::set_permissions(cache, fs::Permissions::from_mode(mode & 0o750))
 }
 
 /// Refuses a cache whose mirror is the clone, contains it, or lies within it. A cache in a folder of its
@@ -243,7 +243,7 @@ mod tests {
         mode(0o777);
         let error = open(&clone, &cache).expect_err("another user may have put programs there");
         assert!(error.contains("can be written by all users"), "{error}");
-        mode(0o755);
+        mode(0o775);
         open(&clone, &cache).expect("it is ours");
         let seen = fs::metadata(&cache).expect("ours").mode() & 0o777;
         assert_eq!(seen, 0o750, "no other user can hold a lock in it");

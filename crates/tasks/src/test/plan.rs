@@ -223,6 +223,8 @@ impl Plan<'_> {
                 ran.insert(index, result);
             }
         });
+        // A part that never fits beside the others would be a part that nobody misses.
+        assert_eq!(ran.len(), parts.len(), "some parts of the plan never ran");
         ran.into_values().collect()
     }
 

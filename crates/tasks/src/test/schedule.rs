@@ -162,6 +162,10 @@ impl<'a> Queue<'a> {
             if *state != State::Pending {
                 return false;
             }
+            // What runs alone waits for all others, which are not to wait for its memory.
+            if part.load == Load::Alone && !self.has_places(part) {
+                return false;
+            }
             let wanted_mib = part.all_machines_mib();
             // A part that needs more memory than there is has it alone.
             let has_memory =
@@ -450,5 +454,14 @@ mod tests {
         assert_eq!(start(&mut queue), [0]);
         queue.ended(0);
         assert_eq!(start(&mut queue), [1]);
+    }
+
+    #[test]
+    fn what_runs_alone_keeps_no_memory_from_the_others_while_it_waits() {
+        let (alone, computing) = (part(Load::Alone, 1, 512), part(Load::Computing, 1, 1024));
+        let mut queue = Queue::new([&alone, &computing], 2, 1024);
+        assert_eq!(start(&mut queue), [1]);
+        queue.ended(1);
+        assert_eq!(start(&mut queue), [0]);
     }
 }

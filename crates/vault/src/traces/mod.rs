@@ -2,20 +2,28 @@
 //!
 //! Types of secrets wipe themselves where they end. On their way there they are moved and held in
 //! registers. What a function saved of either stays below the frames that are left; what was in a vector
-//! register stays there until other vectors come, and whenever the thread waits the kernel writes all of them
-//! to its own memory.
+//! register stays there until other vectors come, and whenever the thread waits the kernel writes them to its
+//! own memory.
 
 mod registers;
 
 use std::hint::black_box;
 
 /// Does `work`, then overwrites `DEPTH` bytes of the stack that it used, and the processor's vector
-/// registers. `DEPTH` is at least what `work` takes, and there is that much room.
+/// registers; also where `work` panics. `DEPTH` is at least what `work` takes, and there is that much room.
 pub fn without_traces<const DEPTH: usize, T>(work: impl FnOnce() -> T) -> T {
-    let outcome = apart(work);
-    overwrite::<DEPTH>();
-    registers::clear();
-    outcome
+    let _overwritten = Overwritten::<DEPTH>;
+    apart(work)
+}
+
+/// Overwrites both when it is dropped.
+struct Overwritten<const DEPTH: usize>;
+
+impl<const DEPTH: usize> Drop for Overwritten<DEPTH> {
+    fn drop(&mut self) {
+        overwrite::<DEPTH>();
+        registers::fill();
+    }
 }
 
 /// In a frame of its own, which lies where [`overwrite`]'s will.
@@ -49,5 +57,12 @@ mod tests {
         let above = std::ptr::from_ref(&here).addr();
         let below = without_traces::<DEPTH, _>(secret);
         assert!(above > below && above - below < DEPTH);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn no_register_has_what_it_had_before_the_work() {
+        let held = registers::tests::held_after(0x5a, || without_traces::<DEPTH, _>(|| {}));
+        assert!(!held.contains(&0x5a));
     }
 }

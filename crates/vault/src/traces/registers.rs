@@ -5,104 +5,128 @@
 
 use std::arch::asm;
 
-/// Runs the instructions that zero vector registers. The compiler is told of `$used`, which are all that it
-/// puts anything into.
-macro_rules! zero {
-    ([$($instruction:expr),+ $(,)?], [$($used:tt)+]) => {
-        // SAFETY: no memory is touched, and every register that the compiler uses is named.
-        unsafe {
-            asm!(
-                $($instruction,)+
-                $(out($used) _,)+
-                options(nomem, nostack, preserves_flags)
-            );
-        }
-    };
-}
-
-/// Zeroes them.
+/// Sets every bit of them. Not zeroes: a processor that saves a thread's registers leaves out those that are
+/// zero (Intel's manual, volume 1, "XSAVE-managed state"), and what was saved of them before would stay.
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
-pub(super) fn clear() {
-    macro_rules! sixteen {
+pub(super) fn fill() {
+    macro_rules! run {
         ($($instruction:expr),+) => {
-            zero!(
-                [$($instruction),+],
-                ["xmm0" "xmm1" "xmm2" "xmm3" "xmm4" "xmm5" "xmm6" "xmm7"
-                 "xmm8" "xmm9" "xmm10" "xmm11" "xmm12" "xmm13" "xmm14" "xmm15"]
-            )
+            // SAFETY: vector registers are written, and no memory is touched. A call may leave all of them
+            // changed, which is what the compiler is told. The processor has the registers: the caller looks.
+            unsafe { asm!($($instruction),+, clobber_abi("C"), options(nomem, nostack)) }
         };
     }
-    macro_rules! with_itself {
-        ($name:literal, $($number:literal)+) => {
-            sixteen!($(concat!($name, $number, ", xmm", $number)),+)
+    macro_rules! same {
+        ($before:literal, $between:literal, $after:literal, $($number:literal)+) => {
+            run!($(concat!($before, $number, $between, $number, $after)),+)
         };
     }
-    if std::arch::is_x86_feature_detected!("avx") {
-        // The first sixteen, in their whole width.
-        sixteen!("vzeroall");
-    } else {
-        with_itself!("pxor xmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    macro_rules! three {
+        ($before:literal, $register:literal, $after:literal, $($number:literal)+) => {
+            run!($(concat!(
+                $before, " ", $register, $number, ", ", $register, $number, ", ", $register, $number, $after
+            )),+)
+        };
     }
     if std::arch::is_x86_feature_detected!("avx512f") {
-        macro_rules! upper {
-            ($($number:literal)+) => {
-                sixteen!($(concat!("vpxord zmm", $number, ", zmm", $number, ", zmm", $number)),+)
-            };
-        }
-        upper!(16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+        three!("vpternlogd", "zmm", ", 255",
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+    } else if std::arch::is_x86_feature_detected!("avx") {
+        // Compared so that it holds of anything.
+        three!("vcmpps", "ymm", ", 15", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    } else {
+        same!("pcmpeqd xmm", ", xmm", "", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     }
 }
 
-/// Zeroes them.
+/// Sets every bit of them.
 #[cfg(target_arch = "aarch64")]
 #[inline(never)]
-pub(super) fn clear() {
+pub(super) fn fill() {
     macro_rules! each {
         ($($number:literal)+) => {
-            zero!(
-                [$(concat!("movi v", $number, ".2d, #0")),+],
-                ["v0" "v1" "v2" "v3" "v4" "v5" "v6" "v7" "v8" "v9" "v10" "v11" "v12" "v13" "v14" "v15"
-                 "v16" "v17" "v18" "v19" "v20" "v21" "v22" "v23" "v24" "v25" "v26" "v27" "v28" "v29" "v30" "v31"]
-            )
+            // SAFETY: vector registers are written, and no memory is touched. The compiler is told that a call
+            // may change what it leaves, and keeps the lower halves of the eight that belong to the caller.
+            unsafe {
+                asm!(
+                    $(concat!("movi v", $number, ".16b, #255")),+,
+                    out("v8") _, out("v9") _, out("v10") _, out("v11") _,
+                    out("v12") _, out("v13") _, out("v14") _, out("v15") _,
+                    clobber_abi("C"), options(nomem, nostack)
+                );
+            }
         };
     }
     each!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    /// What a few of them hold.
-    fn held() -> [u64; 4] {
-        let [a, b, c, d]: [u64; 4];
-        // SAFETY: they are read.
-        unsafe {
-            asm!(
-                "movq {a}, xmm1", "movq {b}, xmm7", "movq {c}, xmm12", "movq {d}, xmm15",
-                a = out(reg) a, b = out(reg) b, c = out(reg) c, d = out(reg) d,
-                options(nomem, nostack, preserves_flags)
-            );
+    /// Puts `pattern` into every register, in all of its width, and what they hold after `work`.
+    pub(in super::super) fn held_after(pattern: u8, work: fn()) -> Vec<u8> {
+        let bytes = [pattern; 64];
+        let mut held = [0_u8; 32 * 64];
+        macro_rules! run {
+            ($($instruction:expr),+) => {
+                // SAFETY: `bytes` is as long as a register and `held` as all of them; the processor has these
+                // registers. `work` is an ordinary function, called as one: the stack is aligned for it, beyond
+                // what belongs to this frame below it.
+                unsafe {
+                    asm!(
+                        "push rbx", "push r12", "push r13",
+                        "mov rbx, {held}", "mov r12, {work}", "mov r13, rsp",
+                        "sub rsp, 256", "and rsp, -64",
+                        $($instruction,)+
+                        "mov rsp, r13",
+                        "pop r13", "pop r12", "pop rbx",
+                        held = in(reg) held.as_mut_ptr(),
+                        work = in(reg) work,
+                        in("rsi") bytes.as_ptr(),
+                        clobber_abi("C")
+                    );
+                }
+            };
         }
-        [a, b, c, d]
+        macro_rules! all {
+            ($move:literal, $register:literal, $($number:literal)+) => {
+                run!(
+                    $(concat!($move, " ", $register, $number, ", [rsi]"),)+
+                    "call r12",
+                    $(concat!($move, " [rbx + 64*", $number, "], ", $register, $number)),+
+                )
+            };
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            all!("vmovdqu64", "zmm",
+                0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+        } else if std::arch::is_x86_feature_detected!("avx") {
+            all!("vmovdqu", "ymm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        } else {
+            all!("movdqu", "xmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        }
+        held.to_vec()
     }
 
     #[test]
-    fn nothing_is_left_in_a_register() {
-        let secret = 0x5a5a_a5a5_1234_5678_u64;
-        // SAFETY: the registers are named.
-        unsafe {
-            asm!(
-                "movq xmm1, {0}", "movq xmm7, {0}", "movq xmm12, {0}", "movq xmm15, {0}",
-                in(reg) secret,
-                out("xmm1") _, out("xmm7") _, out("xmm12") _, out("xmm15") _,
-                options(nomem, nostack, preserves_flags)
-            );
-        }
-        let before = held();
-        clear();
-        let after = held();
-        assert_eq!((before, after), ([secret; 4], [0; 4]));
+    fn nothing_is_left_in_any_part_of_a_register() {
+        let nothing = || {};
+        let found = |held: &[u8]| held.iter().filter(|byte| **byte == 0x5a).count();
+        let width = match (
+            std::arch::is_x86_feature_detected!("avx512f"),
+            std::arch::is_x86_feature_detected!("avx"),
+        ) {
+            (true, _) => 32 * 64,
+            (_, true) => 16 * 32,
+            _ => 16 * 16,
+        };
+        assert_eq!(
+            found(&held_after(0x5a, nothing)),
+            width,
+            "the look is at all of them"
+        );
+        assert_eq!(found(&held_after(0x5a, fill)), 0);
     }
 }

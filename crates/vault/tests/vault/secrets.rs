@@ -100,7 +100,8 @@ fn a_thread_that_asked_for_the_state_or_a_key_keeps_nothing_of_the_seed() {
     const SEED: &str = "c55257c360c07c72029aebc1b53c05ed0362ada38ead3e3e9efa3708e53495531f09a6987599d18264c1e1c92f2cf141630c7a3c4ab7c81b2f001698e7463b04";
     let seed = data_encoding::HEXLOWER.decode(SEED.as_bytes());
     let seed = seed.expect("it is hexadecimal");
-    let works: [(&str, fn(&Vault)); 3] = [
+    type Work = fn(&Vault);
+    let works: [(&str, Work); 3] = [
         ("the state", |vault| {
             assert_ne!(vault.state(), VaultState::Locked)
         }),
