@@ -30,9 +30,9 @@ const ALL_MIB: u64 = 4096;
 /// waits for one lock, and without an end.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// A machine that waited so long starts all the same: the limits keep a run quick, and must not stop it. It is
-/// shorter than the silence for which the runner of tests ends a program.
-pub const MACHINE_WAIT_MAX: Duration = Duration::from_secs(300);
+/// A machine that waited so long starts all the same: the limits keep a run quick, and must not stop it. With the
+/// longest boot it is shorter than the silence for which the runner of tests ends a program.
+pub const MACHINE_WAIT_MAX: Duration = Duration::from_secs(240);
 
 /// The units that one machine holds. They are given back when it is dropped.
 #[derive(Debug)]
@@ -53,7 +53,8 @@ impl Permit {
     /// each would wait for each other. It goes beyond the limits instead.
     ///
     /// In a run of the tests a thread, that is a test, has no more memory for machines than `planned_mib`. The runner
-    /// has handed that out, so that no machine waits for memory.
+    /// has handed that out, so that no machine waits for memory; it takes what is free, for those of other commands
+    /// to see.
     pub(crate) fn acquire(
         memory_mib: u32,
         restored: bool,
@@ -65,8 +66,11 @@ impl Permit {
         let held_mib = HELD_MIB.with(Arc::clone);
         let is_first = held_mib.load(Ordering::Relaxed) == 0;
         let share = Share::of(held_mib, memory_mib, planned_mib)?;
-        let wanted = if planned_mib.is_some() { 0 } else { memory_mib };
-        Self::of(limits()?, share, wanted, restored, is_first)
+        let wait = Wait {
+            memory: is_first && planned_mib.is_none(),
+            start: is_first,
+        };
+        Self::of(limits()?, share, memory_mib, restored, wait)
     }
 
     fn of(
@@ -74,15 +78,16 @@ impl Permit {
         share: Share,
         wanted_mib: u32,
         restored: bool,
-        wait: bool,
+        wait: Wait,
     ) -> Result<Self> {
+        let begun = Instant::now();
         let units = u64::from(wanted_mib).div_ceil(UNIT_MIB);
         let units = usize::try_from(units).unwrap_or(usize::MAX);
         let failed = "waiting until another machine may start";
-        let memory = limits.memory.acquire(units, wait);
+        let memory = limits.memory.acquire_since(begun, units, wait.memory);
         let memory = memory.map_err(Error::io(failed))?;
         let starts = usize::from(!restored);
-        let start = limits.starts.acquire(starts, wait);
+        let start = limits.starts.acquire_since(begun, starts, wait.start);
         let start = start.map_err(Error::io(failed))?;
         Ok(Self {
             _share: share,
@@ -96,6 +101,13 @@ impl Permit {
         let mut start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
         start.clear();
     }
+}
+
+/// What a machine waits for, if it is not free.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    memory: bool,
+    start: bool,
 }
 
 /// Memory of one machine, counted with that of the others of its thread until it is dropped.
@@ -167,9 +179,14 @@ impl Semaphore {
         }
     }
 
-    /// Takes this many units, or all there are where more are wanted. Without `wait` it takes those that
-    /// are free and goes on.
+    #[cfg(test)]
     fn acquire(&self, wanted: usize, wait: bool) -> io::Result<Vec<File>> {
+        self.acquire_since(Instant::now(), wanted, wait)
+    }
+
+    /// Takes this many units, or all there are where more are wanted, for a machine that waits since `begun`.
+    /// Without `wait` it takes those that are free and goes on.
+    fn acquire_since(&self, begun: Instant, wanted: usize, wait: bool) -> io::Result<Vec<File>> {
         let wanted = wanted.min(self.units);
         if wanted == 0 {
             return Ok(vec![]);
@@ -179,7 +196,6 @@ impl Semaphore {
         let mut is_first = !wait;
         let mut held: Vec<Option<File>> = vec![];
         held.resize_with(self.units, || None);
-        let begun = Instant::now();
         loop {
             // One at a time collects units: two that want several would each hold what the other lacks. The
             // wait for that has the same end as the wait for units, whatever process holds the lock.
@@ -373,7 +389,13 @@ mod tests {
         };
         let held = Arc::default();
         let share = || Share::of(Arc::clone(&held), 512, None).expect("without a limit");
-        let permit = |share, wait| Permit::of(&limits, share, 512, false, wait);
+        let permit = |share, wait| {
+            let wait = Wait {
+                memory: wait,
+                start: wait,
+            };
+            Permit::of(&limits, share, 512, false, wait)
+        };
         let first = permit(share(), true).expect("all is free");
         let second = permit(share(), false).expect("at once, beyond the limits");
         // The first one has started; its memory is still its own.

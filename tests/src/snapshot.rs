@@ -19,7 +19,7 @@ const ADDRESS: &str = "alknet: address ";
 const MADE_WITHIN: Duration = Duration::from_secs(30);
 
 /// Longest wait from power-on to the kernel; firmware alone takes long when it is emulated.
-const FIRMWARE_WITHIN: Duration = Duration::from_secs(60);
+const FIRMWARE_WITHIN: Duration = Duration::from_secs(30);
 
 /// The data disk in the folder of a saved machine.
 const DISK: &str = "disk";

@@ -2,7 +2,7 @@
 //!
 //! Test programs that run at the same time share it: a machine that several want is made by one of them
 //! while the others wait. A machine is used for a day, and until the host boots again; each program checks
-//! each machine once, before it uses it, and makes one that is damaged, or that QEMU does not read, again.
+//! each machine once, before it uses it, and makes one that is damaged again. One that QEMU does not read fails the test.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};

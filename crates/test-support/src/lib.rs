@@ -7,7 +7,7 @@
 //! | variable | content |
 //! |---|---|
 //! | `ALKNET_TEST_SLOWDOWN` | a decimal of at least 1: how much slower the machine is than at rest |
-//! | `ALKNET_TEST_MACHINES_MIB` | memory that the machines of the program may have together, MiB |
+//! | `ALKNET_TEST_MACHINES_MIB` | memory that the machines of a test may have together, MiB |
 //! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, appends one line |
 //!
 //! Without them, deadlines are not scaled, machines have what there is, and skips are only printed, so that `cargo test` works too.

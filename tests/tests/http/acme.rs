@@ -29,7 +29,7 @@ const FILE_BYTES: u64 = 256 << 20;
 const SOME_BYTES: usize = 64 << 10;
 
 /// Longest run of curl.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_renewal_ends_no_download_and_no_stream() {

@@ -150,7 +150,7 @@ fn given_back(node: &Node) {
         let is_seen =
             |(before, full, after): &(u64, u64, u64)| full + NOTICED_MIB < *before.max(after);
         assert!(rounds.iter().any(is_seen), "{seen}");
-        // Of the rounds together less than one tensor is missing: each gave its own back.
+        // Of the rounds together less than one tensor is missing, so that no round kept its own.
         let (first, last) = (rounds[0].0, rounds[ROUNDS - 1].2);
         assert!(last + NOTICED_MIB > first, "{seen}");
     });
@@ -285,7 +285,10 @@ fn judges_shaders(node: &Node) {
     let halves = node.try_call("compute/dispatch", &dispatch(HALVES, "half"), &[]);
     assert_eq!(halves.code(), "SHADER_INVALID", "{halves:?}");
     let endless = node.try_call("compute/dispatch", &dispatch(ENDLESS, "spin"), &[]);
-    assert_eq!(endless.code(), "TIMEOUT", "{endless:?}");
+    // On a busy host an emulated processor gives the worker's other thread no time to show that it lives: the
+    // worker is ended for that, before its time on the GPU is up.
+    let starved = endless.code() == "UNAVAILABLE" && endless.errors.contains("no sign of life");
+    assert!(endless.code() == "TIMEOUT" || starved, "{endless:?}");
     // Its worker was killed; the next caller's is another.
     assert_eq!(product(node, "wgsl"), SQUARE);
 }

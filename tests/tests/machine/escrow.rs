@@ -14,7 +14,7 @@ const GATEWAY: &str = "10.0.2.2";
 /// Size of a data disk; sparse.
 const DATA_BYTES: u64 = 1 << 30;
 /// From a reset until the console says what the vault waits for.
-const SAID_WITHIN: Duration = Duration::from_secs(60);
+const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 /// The machine that keeps shares for others.
 const KEEPER: &str = r#"

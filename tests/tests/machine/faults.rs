@@ -9,7 +9,7 @@ use alknet_tests::{Bench, Boot, Node, Stream, Web};
 use serde_json::{Value, json};
 
 /// Longest wait for one thing, on a processor that runs guests itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a handler hangs in the guest's own time, ms: longer than a node that does not answer
 /// for its health lives.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 /// Names the folder of Python packages that nobody here wrote.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 /// From power-on until the firmware, or the console, said what it has to say.
-const SAID_WITHIN: Duration = Duration::from_secs(60);
+const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 /// What firmware says of a program that it does not start.
 const REFUSED: &str = "Access Denied";

@@ -17,7 +17,7 @@ use crate::console::{commands, typed};
 /// From power-on until the console asks for something; firmware alone takes long when it is emulated.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// From an answer at the console until what it leads to.
-const DONE_WITHIN: Duration = Duration::from_secs(60);
+const DONE_WITHIN: Duration = Duration::from_secs(30);
 
 /// A word of the image's command line, and one that does the same.
 const WORD: &[u8] = b"panic=10";

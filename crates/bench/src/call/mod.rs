@@ -337,8 +337,8 @@ mod tests {
     #[test]
     fn every_case_is_measured() {
         let plan = Plan {
-            warm_up: Duration::from_millis(50),
-            window: Duration::from_millis(150),
+            warm_up: alknet_test_support::deadline(Duration::from_millis(20)),
+            window: alknet_test_support::deadline(Duration::from_millis(50)),
         };
         let rows = measure(plan, 1).expect("loopback works");
         let cases: std::collections::BTreeSet<_> = rows.iter().map(|row| &row.case).collect();

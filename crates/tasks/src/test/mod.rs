@@ -36,7 +36,7 @@ use crate::{cache, driver};
 /// Tests and the harness multiply their deadlines by this decimal number; set by hand, it is not measured.
 const SLOWDOWN_VARIABLE: &str = "ALKNET_TEST_SLOWDOWN";
 
-/// Memory that the machines of a test program may have together, MiB: `MACHINES` of `crates/test-support`.
+/// Memory that the machines of one test may have together, MiB: `MACHINES` of `crates/test-support`.
 const MACHINES_VARIABLE: &str = "ALKNET_TEST_MACHINES_MIB";
 
 /// Set, it has tests write their snapshots in place of comparing them.

@@ -1,10 +1,9 @@
 //! The result of a run: failures, skips, and how long everything took.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use super::harness::{Outcome, PANIC_LINES_MAX, Test, Verdict};
-use crate::failure::Failure;
 
 /// Most lines shown of the end of a failed test's output.
 const LINES_MAX: usize = 40;
@@ -33,11 +32,11 @@ pub(super) struct Skip {
 
 impl Ran {
     /// A part whose program could not be run, or not be read.
-    pub(super) fn broken(part: &str, failure: &Failure) -> Self {
+    pub(super) fn broken(part: &str, why: &dyn Display) -> Self {
         Self {
             part: part.to_owned(),
             outcome: Outcome {
-                broken: Some(failure.to_string()),
+                broken: Some(why.to_string()),
                 ..Outcome::default()
             },
             skips: Vec::new(),

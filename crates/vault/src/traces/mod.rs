@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn work_runs_once_and_lies_where_the_stack_is_overwritten() {
+    fn the_work_lies_where_the_stack_is_overwritten() {
         let here = black_box(0_u8);
         let above = std::ptr::from_ref(&here).addr();
         let below = without_traces::<DEPTH, _>(secret);

@@ -11,7 +11,7 @@ use alknet_qemu::{Disk, MachineKind, Vm, blank};
 /// Names the folder of the built image, which has the kernel.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
 /// Everything takes some seconds.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The kernel under test.
 fn kernel() -> PathBuf {

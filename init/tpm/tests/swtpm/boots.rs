@@ -14,7 +14,7 @@ const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
 /// Names the folder of Python packages that nobody here wrote.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 /// From power-on to the line of the program; firmware takes most of it.
-pub(super) const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 /// What the boot disk holds, KiB: an image of some 15 MiB.
 const DISK_KIB: &str = "65536";
 

@@ -59,7 +59,7 @@ fn known(line: &str) -> (&str, bool) {
 }
 
 /// How long a suite of checks may take.
-const SUITE: Duration = Duration::from_secs(500);
+const SUITE: Duration = Duration::from_secs(350);
 
 /// What a program printed on both of its outputs.
 fn printed(command: &mut Command) -> String {

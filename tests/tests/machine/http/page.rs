@@ -11,7 +11,7 @@ use super::Machine;
 use super::clients::{MODULE, USED, USES, facts, text};
 
 /// Longest wait for the end of a machine.
-const OFF_WITHIN: Duration = Duration::from_secs(60);
+const OFF_WITHIN: Duration = Duration::from_secs(30);
 
 /// A link to the page, as `alknet open` prints it.
 fn link(bench: &Bench, web: &Machine, more: &[&str]) -> String {

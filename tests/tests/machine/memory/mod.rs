@@ -19,7 +19,7 @@ use secrets::{IDENTITY, SEED, Secrets, VOLUME_KEY};
 const PASSPHRASE: &str = "correct horse battery staple of this machine";
 /// A node that is ending takes its time, and then the kernel takes its memory back. What stays is named, before
 /// the runner ends a test that says nothing.
-const GONE_WITHIN: Duration = Duration::from_secs(5);
+const GONE_WITHIN: Duration = Duration::from_secs(20);
 /// From the decision until the machine stands still.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
 

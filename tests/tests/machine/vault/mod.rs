@@ -19,7 +19,7 @@ use crate::rescue;
 /// From power-on until the console asks for something.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// From an answer at the console until what it leads to; Argon2id on an emulated processor is slow.
-const DONE_WITHIN: Duration = Duration::from_secs(60);
+const DONE_WITHIN: Duration = Duration::from_secs(30);
 /// What the last line of a picture with a question begins with.
 const PICTURE_ENDS: &str = "Enter answers";
 
