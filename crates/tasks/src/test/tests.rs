@@ -189,7 +189,7 @@ fn a_test_gets_the_memory_for_machines_that_its_manifest_says() {
 /// A machine that waits for others starts before the program that waits for it is ended.
 #[test]
 fn the_wait_for_a_machine_is_shorter_than_the_longest_silence() {
-    let boot = Duration::from_secs(900);
+    let boot = std::time::Duration::from_secs(900);
     assert!(alknet_qemu::MACHINE_WAIT_MAX + boot < Limits::of(1.0).silence);
 }
 
