@@ -40,7 +40,7 @@ pub use host::{HostNode, serve};
 pub use http3::{Heard, http3};
 pub use hub::HUB;
 pub use image::{Image, binary};
-pub use node::{Boot, MACHINE_LIMITS, Machine, Node, READY};
+pub use node::{Boot, Machine, Node, READY};
 pub use pem::Pem;
 pub use relay::Relay;
 pub use server::Server;

@@ -25,10 +25,6 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Longest wait from the power button to power off.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
 
-/// A machine's first handshake takes a second of an emulated processor, which translates what it has not run
-/// before. Beside other programs that is longer than the five seconds a node gives by itself.
-pub const MACHINE_LIMITS: &str = "[limits]\nhandshake_seconds = 60\n";
-
 /// Where fault injection is switched on.
 const FAULTS_FILE: &str = "opt/org.alknet/test-faults";
 
@@ -258,12 +254,8 @@ impl<'a> Machine<'a> {
             .into_iter()
             .chain(self.disks)
             .fold(vm, VmBuilder::disk);
-        let mut config = self.config;
-        if !config.is_empty() {
-            if !config.contains("limits") {
-                config = format!("{config}\n{MACHINE_LIMITS}");
-            }
-            vm = vm.config(config);
+        if !self.config.is_empty() {
+            vm = vm.config(self.config);
         }
         if self.nics.is_empty() {
             return vm.nic(Nic::user());

@@ -20,9 +20,7 @@ use crate::wait::whole_seconds;
 const CURL_WITHIN: Duration = Duration::from_secs(300);
 
 /// Every run of curl is a connection of its own.
-/// For a machine's first handshake, see [`MACHINE_LIMITS`](crate::MACHINE_LIMITS).
-const LIMITS: &str =
-    "[limits]\nhandshake_burst = 10000\nhandshake_seconds = 60\nhandshakes_per_second = 10000\n";
+const LIMITS: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
 
 /// A node with three tokens: an administrator's, one that only reads, and one that has ended.
 #[derive(Debug)]

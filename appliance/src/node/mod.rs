@@ -461,11 +461,6 @@ fn limits(asked: &LimitsConfig) -> Limits {
         per_address_max: asked.connections_per_address.unwrap_or(own.per_address_max),
         per_peer_max: asked.connections_per_peer.unwrap_or(own.per_peer_max),
         handshake_burst: asked.handshake_burst.unwrap_or(own.handshake_burst),
-        handshake_timeout: asked
-            .handshake_seconds
-            .map_or(own.handshake_timeout, |seconds| {
-                Duration::from_secs(seconds.into())
-            }),
         handshakes_per_second: asked
             .handshakes_per_second
             .unwrap_or(own.handshakes_per_second),

@@ -29,11 +29,10 @@ async fn bounded<T>(shared: &Shared, handshake: impl Future<Output = io::Result<
     let mut stop = shared.stop.subscribe();
     let totals = &shared.totals;
     let began = Instant::now();
-    let limit = shared.admission().handshake_timeout();
     let result = tokio::select! {
         biased;
         () = stopped(&mut stop) => return None,
-        result = timeout(limit, handshake) => result,
+        result = timeout(shared.limits.handshake_timeout, handshake) => result,
     };
     match result {
         Ok(Ok(done)) => {

@@ -272,11 +272,6 @@ impl Admission {
     }
 
     /// Other limits from now on. Who is in stays.
-    /// Time that a handshake which begins now may take.
-    pub(crate) fn handshake_timeout(&self) -> Duration {
-        self.limits.handshake_timeout
-    }
-
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }

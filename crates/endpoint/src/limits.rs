@@ -30,7 +30,7 @@ pub struct Limits {
     pub handshakes_per_second: u32,
     /// Failed logins of a network prefix in a minute that shut its strangers out.
     pub failures_per_minute_max: u32,
-    /// Time a handshake may take.
+    /// Time a handshake may take; fixed once the port is bound.
     pub handshake_timeout: Duration,
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::admission::{Admission, Limit};
 use crate::counters::Totals;
+use crate::limits::Limits;
 use crate::live::{End, Live};
 use crate::metrics::Meters;
 use crate::places::Entry;
@@ -35,6 +36,7 @@ const SUPERSEDED_END: End = (CloseCode::Superseded, "superseded");
 pub(crate) struct Shared {
     pub(crate) registry: HandlerRegistry,
     pub(crate) identities: Arc<dyn IdentityProvider>,
+    pub(crate) limits: Limits,
     pub(crate) totals: Totals,
     pub(crate) meters: Meters,
     pub(crate) live: Arc<Live>,

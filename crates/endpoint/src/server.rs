@@ -86,6 +86,7 @@ impl Server {
             meters: Meters::new(&registry),
             registry,
             identities,
+            limits: options.limits,
             totals: Totals::default(),
             live: Arc::default(),
             admission: Mutex::new(Admission::new(options.limits)),

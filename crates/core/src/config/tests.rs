@@ -59,7 +59,6 @@ connections = 1000
 connections_per_address = 32
 connections_per_peer = 8
 handshake_burst = 100
-handshake_seconds = 10
 handshakes_per_second = 50
 failures_per_minute = 5
 

@@ -12,9 +12,6 @@ use super::values;
 pub(super) const CONNECTIONS: RangeInclusive<u32> = 1..=4096;
 /// Handshakes of one network.
 const HANDSHAKES: RangeInclusive<u32> = 1..=10_000;
-/// Seconds that a handshake may take: fewer would shut out peers far away, more keeps the place of a peer
-/// that has gone.
-const HANDSHAKE_SECONDS: RangeInclusive<u32> = 1..=60;
 /// Failed logins of one network in a minute.
 const FAILURES: RangeInclusive<u32> = 1..=1000;
 
@@ -38,10 +35,6 @@ pub struct LimitsConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub handshake_burst: Option<u32>,
-    /// Seconds that a handshake may take.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 60))]
-    pub handshake_seconds: Option<u32>,
     /// Handshakes a second that it earns back.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
@@ -106,7 +99,6 @@ pub(super) fn limits(value: Option<Value<'_, '_>>, notes: &mut Notes<'_>) -> Lim
         connections_per_address: number("connections_per_address", CONNECTIONS),
         connections_per_peer: number("connections_per_peer", CONNECTIONS),
         handshake_burst: number("handshake_burst", HANDSHAKES),
-        handshake_seconds: number("handshake_seconds", HANDSHAKE_SECONDS),
         handshakes_per_second: number("handshakes_per_second", HANDSHAKES),
         failures_per_minute: number("failures_per_minute", FAILURES),
     };

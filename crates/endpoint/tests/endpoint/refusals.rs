@@ -159,9 +159,7 @@ async fn unfinished_handshakes_disturb_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfinished_handshake_is_ended_in_time() {
-    let node = Node::start();
-    // The limit of a running node changes with its configuration.
-    node.server.set_limits(Limits {
+    let node = Node::with_limits(Limits {
         handshake_timeout: Duration::from_millis(50),
         ..Limits::default()
     });

@@ -171,7 +171,6 @@ fn limits_and_log_have_their_values() {
         &["limits.connections", "from 1 to 4096"],
     );
     complaint("limits.handshake_burst = 10001", &["from 1 to 10000"]);
-    complaint("limits.handshake_seconds = 61", &["from 1 to 60"]);
     complaint(
         "limits.failures_per_minute = \"10\"",
         &["expected a whole number"],
