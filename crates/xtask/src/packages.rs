@@ -328,6 +328,9 @@ pub fn install(wanted: &[Package], purpose: Purpose, logs: &Path, row: &Row) -> 
         installer.install(&gone)?;
         still = missing(purpose);
     }
+    if is_container() {
+        settle()?;
+    }
     if still.is_empty() {
         return Ok(());
     }
@@ -351,6 +354,23 @@ fn reasons(packages: &[Package]) -> String {
 
 fn have_apt() -> bool {
     Path::new("/usr/bin/apt-get").exists()
+}
+
+/// Whether this is a container, as far as its root file system tells.
+fn is_container() -> bool {
+    root_is_overlay(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// Has everything on the disk that was installed, at once: in a container the package client does not see to each
+/// file. What a power cut finds half installed, this command installs again.
+fn settle() -> Result<(), String> {
+    let mut sync = Command::new("sync");
+    let status = sync.args(["--file-system", "/"]).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("sync --file-system /: {status}")),
+        Err(error) => Err(format!("cannot run sync: {error}")),
+    }
 }
 
 /// Whether the root file system is a layer over another one, as a container's is. `mounts` is
@@ -422,10 +442,8 @@ impl Installer<'_> {
             ])
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive");
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        if root_is_overlay(&mounts) {
-            // A container's files do not outlive a power cut. To wait for each of 50,000 takes half of the
-            // installation.
+        if is_container() {
+            // The package client then waits for no file of its own; see `settle`.
             command.args(["-o", "DPkg::Options::=--force-unsafe-io"]);
         }
         self.row.say(what);

@@ -287,7 +287,9 @@ fn judges_shaders(node: &Node) {
     let endless = node.try_call("compute/dispatch", &dispatch(ENDLESS, "spin"), &[]);
     // On a busy host an emulated processor gives the worker's other thread no time to show that it lives: the
     // worker is ended for that, before its time on the GPU is up.
-    let starved = endless.code() == "UNAVAILABLE" && endless.errors.contains("no sign of life");
+    let starved = alknet_tests::is_busy()
+        && endless.code() == "UNAVAILABLE"
+        && endless.errors.contains("no sign of life");
     assert!(endless.code() == "TIMEOUT" || starved, "{endless:?}");
     // Its worker was killed; the next caller's is another.
     assert_eq!(product(node, "wgsl"), SQUARE);
