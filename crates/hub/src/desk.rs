@@ -2,6 +2,7 @@
 
 mod error;
 mod names;
+mod removal;
 #[cfg(test)]
 mod tests;
 
@@ -10,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use alknet_core::{IdentityStore, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet, StoreError};
+use alknet_core::{IdentityStore, PeerEntry, PeerId, PeerKey, PeerPatch, StoreError};
 use arc_swap::ArcSwap;
 
 use crate::id::new_peer_id;
@@ -136,6 +137,8 @@ impl Desk {
             role: invitation.role,
             made_by: invitation.made_by,
             uses: Vec::new(),
+            removals: Some(self.removals::<InviteError>().await?),
+            closed: false,
             revision: 0,
         };
         self.tokens.put(record.clone()).await?;
@@ -177,6 +180,10 @@ impl Desk {
         let record = self.tokens.get(token.name()).await?;
         let record = record.filter(|record| record.hash.matches(&token.hash()));
         let record = record.ok_or(EnrolError::Invalid)?;
+        let held = self.holder(&key).await?;
+        if held.is_some_and(|peer| !peer.enabled && !record.is_newer_than(&peer)) {
+            return Err(EnrolError::Invalid);
+        }
         match record.judge(&key, now_s) {
             Verdict::Invalid => Err(EnrolError::Invalid),
             Verdict::Repeat(at) => self.again(record, at).await,
@@ -334,22 +341,6 @@ impl Desk {
     #[must_use]
     pub fn waiting(&self, now: Instant) -> Vec<Knock> {
         self.pending().list(now)
-    }
-
-    /// Takes everything from a peer but its id and its keys, by which it stays known as one that is
-    /// not let in.
-    ///
-    /// # Errors
-    /// There is no such peer, or it is one of the configuration.
-    pub async fn remove(&self, peer: &PeerId) -> Result<(), StoreError> {
-        let _turn = self.turn.lock().await;
-        let tombstone = PeerPatch {
-            enabled: Some(false),
-            scopes: Some(ScopeSet::default()),
-            display_name: Some(None),
-            ..PeerPatch::default()
-        };
-        self.peers.patch(peer.clone(), tombstone).await
     }
 
     /// Calls a peer otherwise, or labels it otherwise.

@@ -303,6 +303,31 @@ fn a_token_is_for_one_key_and_for_its_time() {
     assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
 }
 
+/// By the join string that it still has, by another that it was given, and by a key of its own making.
+#[test]
+fn a_removed_peer_does_not_let_itself_in_again() {
+    let bench = Bench::new();
+    let hub = Served::start(&bench, "hub", &hub_config(), "0");
+    let count = ["--role", "user", "--count", "5"];
+    let [came_by, unused] = [(); 2].map(|()| invite(&bench, &hub, &count));
+    let [one, two] = ["one", "two"].map(|name| bench.somebody(name));
+    let enroll = |cli: &Cli, join: &str| run(cli, &["enroll", join]);
+    let id = enroll(&one, &came_by).json()["peer_id"].clone();
+    let id = id.as_str().expect("an id");
+    let removed = run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
+    assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
+    for (cli, join) in [(&one, &came_by), (&two, &came_by), (&one, &unused)] {
+        let refused = enroll(cli, join);
+        assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+    }
+    let open = hub_peers(&bench, &hub)["invitations"].clone();
+    assert_eq!(open.as_array().map(Vec::len), Some(1), "{open}");
+    // The other invitation is good for other keys, and a newer one for this key.
+    assert_eq!(enroll(&two, &unused).status, 0);
+    let newer = invite(&bench, &hub, &count);
+    assert_eq!(enroll(&one, &newer).json()["peer_id"], id);
+}
+
 #[test]
 fn a_worker_that_knocks_is_let_in_by_its_fingerprint() {
     let bench = Bench::new();

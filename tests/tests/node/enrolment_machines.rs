@@ -5,7 +5,7 @@
 //! its gateway, and nobody but its administrator reaches the worker.
 
 use alknet_qemu::Disk;
-use alknet_tests::{Answer, Bench, Boot, HUB, Node, eventually};
+use alknet_tests::{Answer, Bench, Boot, Cli, HUB, Node, eventually};
 use serde_json::{Value, json};
 
 /// Where a machine on QEMU's network finds the host, and so the ports of the other machine.
@@ -33,6 +33,23 @@ fn boot(bench: &Bench, name: &str, config: &str) -> Node {
 fn run(bench: &Bench, words: &[&str]) -> Answer {
     let admin = bench.admin();
     admin.run(admin.command(words))
+}
+
+/// A join string that is good for five keys, for a hub at this address.
+fn invite(bench: &Bench, hub: &Node, address: &str) -> String {
+    let target = hub.target();
+    let words = [
+        "hub",
+        "invite",
+        &target,
+        "--count",
+        "5",
+        "--address",
+        address,
+    ];
+    let invited = run(bench, &words);
+    let join = invited.json()["join"].as_str().map(str::to_owned);
+    join.unwrap_or_else(|| panic!("no join string: {invited:?}"))
 }
 
 /// The one peer of the hub, once it is in this state.
@@ -72,12 +89,10 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     let bench = Bench::new();
     let mut hub = boot(&bench, "attic", HUB);
     let address = format!("{GATEWAY}:{}", hub.address().port());
-    let invited = run(
-        &bench,
-        &["hub", "invite", &hub.target(), "--address", &address],
-    );
-    let join = invited.json()["join"].as_str().map(str::to_owned);
-    let join = join.unwrap_or_else(|| panic!("no join string: {invited:?}"));
+    let from_host = hub.address().to_string();
+    // The worker has one, a laptop that is to be removed as well another, and a third is kept.
+    let join = invite(&bench, &hub, &address);
+    let [of_laptop, unused] = [(); 2].map(|()| invite(&bench, &hub, &from_host));
 
     let config = format!("[[join]]\ncode = \"{join}\"\n");
     let mut worker = boot(&bench, WORKER, &config);
@@ -149,6 +164,28 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     });
     assert_eq!(through(&hub), None);
     peer(&bench, &hub, "removed");
+
+    // A removal outlives every invitation made before it: the one that the peer came by, with its key
+    // and with another, and one that it never used. Each is good for five keys.
+    let (laptop, other) = (bench.somebody("laptop"), bench.somebody("other"));
+    let enroll = |cli: &Cli, join: &str| cli.run(cli.command(&["enroll", join]));
+    let joined = enroll(&laptop, &of_laptop).json();
+    let id = joined["peer_id"].as_str().expect("an id");
+    let removed = run(&bench, &["hub", "remove", &hub.target(), id]).json();
+    assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
+    for (cli, join) in [
+        (&laptop, &of_laptop),
+        (&other, &of_laptop),
+        (&laptop, &unused),
+    ] {
+        let refused = enroll(cli, join);
+        assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+    }
+    assert_eq!(enroll(&other, &unused).status, 0, "it was never removed");
+    assert_eq!(
+        enroll(&laptop, &invite(&bench, &hub, &from_host)).json()["peer_id"],
+        id
+    );
     worker.end();
     hub.end();
 }

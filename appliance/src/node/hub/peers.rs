@@ -6,7 +6,7 @@ use std::time::Instant;
 use alknet_call::{
     Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, PeerState, Registration,
 };
-use alknet_core::{IdentityKind, PeerEntry, PeerId, StoreError};
+use alknet_core::{IdentityKind, PeerEntry, PeerId};
 use alknet_endpoint::ConnectionSummary;
 use alknet_hub::{Alias, ApproveError, Knock, TokenRecord};
 use jiff::Timestamp;
@@ -145,7 +145,14 @@ pub(super) fn remove(hub: Hub) -> Registration {
         "additionalProperties": false,
         "properties": { "peer": { "type": "string", "description": "Its id or its name" } }
     }))
-    .with_output(json!({ "type": "object", "required": ["peer_id"] }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["peer_id", "closed"],
+        "properties": { "closed": {
+            "type": "array", "items": { "type": "string" },
+            "description": "Invitations that the peer had joined by, which take in nobody any more",
+        } }
+    }))
     .with_scope(ADMIN_SCOPE);
     let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
         let hub = hub.clone();
@@ -227,16 +234,14 @@ impl Hub {
 
     async fn remove(&self, input: Remove) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
-        self.desk.remove(&peer).await.map_err(|error| match error {
-            StoreError::Unknown(_) => CallError::new(ErrorCode::NotFound, not_enrolled()),
-            error => CallError::internal(error.to_string()),
-        })?;
-        tracing::info!(%peer, "hub.remove");
+        let removed = self.desk.remove(&peer).await;
         // Whoever reads the answer may rely on it: who is out is out.
         if let Some(server) = self.people.server.get() {
             server.sweep();
         }
-        Ok(json!({ "peer_id": peer }))
+        let closed = removed.map_err(|error| of_desk(&error))?;
+        tracing::info!(%peer, "hub.remove");
+        Ok(json!({ "peer_id": peer, "closed": closed }))
     }
 
     fn named(&self, name: &str) -> Result<PeerId, CallError> {

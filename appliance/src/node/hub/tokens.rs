@@ -95,6 +95,8 @@ mod tests {
             role: Role::new("worker".parse().expect("a role")),
             made_by: "admin".to_owned(),
             uses: Vec::new(),
+            removals: Some(0),
+            closed: false,
             revision: 0,
         };
         let name = record.hash.key_id;

@@ -132,6 +132,9 @@ pub enum InviteError {
     /// A label breaks a rule.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// The peers cannot be read.
+    #[error(transparent)]
+    Peers(#[from] StoreError),
     /// The tokens cannot be read or written.
     #[error(transparent)]
     Store(#[from] TokenStoreError),

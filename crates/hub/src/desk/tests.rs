@@ -148,6 +148,38 @@ async fn a_token_is_for_one_key_and_repeats_for_it() {
     assert_eq!(back.expect("taken").peer_id, first.peer_id);
 }
 
+/// Whatever it shows and whenever: the invitation it came by, others that it was given, or another key.
+#[tokio::test]
+async fn a_removal_outlives_every_invitation_made_before_it() {
+    let hub = hub(EnrolMode::Token);
+    let [by_this, by_another] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let ask = request(Some(&by_this), None);
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    assert_eq!(hub.code(2, &ask, NOW).await, "taken");
+    let closed = hub.desk.remove(&joined.peer_id).await.expect("a peer");
+    assert_eq!(closed, [by_this.name()]);
+    let other = request(Some(&by_another), None);
+    for later in [0, 1, REPEAT_TIME_S - 1, REPEAT_TIME_S, REPEAT_TIME_S + 61] {
+        for ask in [&ask, &other] {
+            assert_eq!(hub.code(1, ask, NOW + later).await, "ENROLL_INVALID");
+        }
+        assert_eq!(hub.code(3, &ask, NOW + later).await, "ENROLL_INVALID");
+    }
+    // Those who came by the same invitation stay, and the other one is good for other keys.
+    assert!(hub.peers.by_key(&key(2)).is_some());
+    assert_eq!(hub.code(3, &other, NOW).await, "taken");
+    // A new invitation lets it in, until the next removal.
+    let newer = hub.token(TokenKind::Many(5), worker()).await;
+    let newer = request(Some(&newer), None);
+    let back = hub.enrol(1, &newer, NOW).await.expect("taken");
+    assert_eq!(back.peer_id, joined.peer_id);
+    hub.desk.remove(&back.peer_id).await.expect("a peer");
+    assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
+}
+
 #[tokio::test]
 async fn every_bad_token_gets_the_same_answer() {
     let hub = hub(EnrolMode::Token);
