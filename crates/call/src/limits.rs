@@ -186,7 +186,7 @@ impl PeerLimits {
     }
 }
 
-/// How long a stranger on a carriage with a single stream may ask nothing.
+/// How long an unknown peer may ask nothing.
 pub const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// How long a peer may leave this node waiting.
@@ -196,7 +196,7 @@ pub struct Patience {
     pub partial_frame: Duration,
     /// For a lane to take any of our bytes.
     pub blocked_lane: Duration,
-    /// For a stranger's first request, on a carriage with a single stream.
+    /// For an unknown peer's next request.
     pub stranger_idle: Duration,
     /// For a guest to say who it is, or to ask something that anybody may.
     pub guest_login: Duration,

@@ -163,6 +163,7 @@ impl Link {
             _ = self.connection.closed() => {}
             () = self.leave_when_told() => {}
             () = self.drain_when_asked() => {}
+            () = self.unknown_for_too_long() => {}
             () = self.serve() => {}
         }
         let failure = lock(&self.failure).take();
@@ -191,6 +192,29 @@ impl Link {
     async fn drain_when_asked(&self) {
         self.connection.asked_to_drain().await;
         self.start_drain();
+        std::future::pending().await
+    }
+
+    /// Resolves once an unknown peer has asked nothing for as long as it may. The carriage itself only
+    /// notices a peer that is silent, and keeping a QUIC connection open takes a few bytes a minute. Where
+    /// there is one stream only, whoever reads that stream sees to it.
+    async fn unknown_for_too_long(&self) {
+        if !self.connection.is_multi() || self.connection.info().dialled || self.is_guest() {
+            return std::future::pending().await;
+        }
+        let patience = self.dispatcher.patience.stranger_idle;
+        while !self.is_known() {
+            let left = if self.inbound.is_empty() {
+                patience.saturating_sub(self.connection.traffic().quiet())
+            } else {
+                patience
+            };
+            if left.is_zero() {
+                lock(&self.failure).get_or_insert((CloseCode::Timeout, "idle"));
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
         std::future::pending().await
     }
 

@@ -115,8 +115,11 @@ struct Inner {
     peer_id: OnceLock<PeerId>,
     identity: ArcSwapOption<Identity>,
     revoked: AtomicBool,
+    /// The peer proved who it is, by its key or by a token.
+    authenticated: AtomicBool,
     drain: watch::Sender<bool>,
     on_auth_failure: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    on_authenticated: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// What our codes are in a protocol that has its own.
     codes: OnceLock<fn(CloseCode) -> u32>,
     /// What this one is carried in, unless it is a connection of its own.
@@ -167,12 +170,14 @@ impl Connection {
             id: ConnId::next(),
             info,
             source,
-            traffic: Arc::default(),
+            traffic: Arc::new(Traffic::begin()),
             peer_id: OnceLock::new(),
             identity: ArcSwapOption::empty(),
             revoked: AtomicBool::new(false),
+            authenticated: AtomicBool::new(false),
             drain: watch::Sender::new(false),
             on_auth_failure: OnceLock::new(),
+            on_authenticated: OnceLock::new(),
             codes: OnceLock::new(),
             carrier,
         }))
@@ -293,6 +298,7 @@ impl Connection {
             self.0.identity.store(None);
             return Err(AlreadySet);
         }
+        self.authenticated();
         Ok(())
     }
 
@@ -354,6 +360,33 @@ impl Connection {
             (None, Some(carrier)) => carrier.auth_failed(),
             (None, None) => {}
         }
+    }
+
+    /// What to do once the peer has proved who it is. Set once, by whoever made the connection, before a
+    /// handler has it.
+    pub fn on_authenticated(&self, notice: impl Fn() + Send + Sync + 'static) {
+        self.0.on_authenticated.get_or_init(|| Box::new(notice));
+    }
+
+    /// A handler's word that the peer sent a token that is good: limits and penalties for unknown peers do
+    /// not apply to this connection any more, nor to what carries it. Every handler that authenticates
+    /// says so, and so does [`set_identity`](Self::set_identity).
+    pub fn authenticated(&self) {
+        if !self.is_authenticated()
+            && !self.0.authenticated.swap(true, Ordering::AcqRel)
+            && let Some(notice) = self.0.on_authenticated.get()
+        {
+            notice();
+        }
+        if let Some(carrier) = &self.0.carrier {
+            carrier.authenticated();
+        }
+    }
+
+    /// Whether the peer proved who it is, at any time.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        self.0.authenticated.load(Ordering::Acquire)
     }
 
     /// Gives an authenticated peer its larger budget.

@@ -42,9 +42,11 @@ counters! {
     connections_quic,
     /// Connections handed to a handler over TCP.
     connections_tcp,
+    /// Unknown peers' connections ended because others needed their place.
+    evicted,
     /// Handlers that panicked.
     handler_panics,
-    /// TCP handshakes ended because newer ones needed their place.
+    /// Handshakes ended because newer ones needed their place.
     handshakes_evicted,
     /// Handshakes that failed: alerts, resets, garbage.
     handshakes_failed,

@@ -7,18 +7,19 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections served at once.
     pub connections_max: u32,
-    /// Connections served at once for one address.
+    /// Connections served at once for the unknown peers of one network: a /24 of IPv4 or a /56 of IPv6.
     pub per_address_max: u32,
     /// Connections served at once for one peer, over all its keys and protocols, unless its entry
     /// has a number of its own.
     pub per_peer_max: u32,
-    /// TCP handshakes at once; one more ends the oldest.
+    /// TCP handshakes at once; one more ends the oldest of the network that has the most.
     pub tcp_handshakes_max: u32,
-    /// TCP handshakes at once from one address; one more ends the oldest of that address.
+    /// TCP handshakes at once from one network; one more ends the oldest of that network.
     pub tcp_handshakes_per_address_max: u32,
     /// QUIC handshakes at once with addresses that may be forged; further ones must prove theirs.
     pub unvalidated_handshakes_max: u32,
-    /// QUIC handshakes at once with proven addresses.
+    /// QUIC handshakes at once with proven addresses; one more ends the oldest of the network that has the
+    /// most.
     pub validated_handshakes_max: u32,
     /// Requests for such a proof in one second; further packets are not answered at all. Each is a
     /// tenth of the packet it answers, so that what is reflected of a flood with forged addresses is
@@ -39,6 +40,15 @@ impl Limits {
     const CONNECTION_BYTES: u64 = 64 << 10;
     /// Most connections on any machine.
     const CONNECTIONS_MAX: u64 = 4096;
+
+    /// Places that only known peers get: one in so many.
+    const RESERVED: u32 = 4;
+
+    /// Connections served at once for unknown peers; the other places are kept for known ones.
+    #[must_use]
+    pub const fn strangers_max(&self) -> u32 {
+        self.connections_max - self.connections_max / Self::RESERVED
+    }
 
     /// The limits of a machine with `memory_bytes`: connections take a quarter of it at most.
     #[must_use]

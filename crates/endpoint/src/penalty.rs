@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use crate::prefix::Prefix;
+use alknet_core::Network;
 
 /// Failures are counted within this time.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -16,9 +16,9 @@ const REMEMBERED_MAX: usize = 8192;
 
 #[derive(Debug, Default)]
 pub(crate) struct PenaltyBox {
-    records: HashMap<Prefix, Record>,
+    records: HashMap<Network, Record>,
     /// Networks in the order in which they were last heard of.
-    order: BTreeMap<u64, Prefix>,
+    order: BTreeMap<u64, Network>,
     next: u64,
 }
 
@@ -34,7 +34,7 @@ struct Record {
 impl PenaltyBox {
     /// Somebody in this network could not prove who it is. Returns how long the network is in the
     /// box now, if this put it there.
-    pub(crate) fn fail(&mut self, who: Prefix, max: u32, now: Instant) -> Option<Duration> {
+    pub(crate) fn fail(&mut self, who: Network, max: u32, now: Instant) -> Option<Duration> {
         let mut record = self.take(who, now);
         let blocked = record.fail(max, now);
         self.put(who, record);
@@ -42,13 +42,13 @@ impl PenaltyBox {
     }
 
     /// Whether this network is in the box.
-    pub(crate) fn holds(&self, who: Prefix, now: Instant) -> bool {
+    pub(crate) fn holds(&self, who: Network, now: Instant) -> bool {
         self.records
             .get(&who)
             .is_some_and(|record| record.is_blocked(now))
     }
 
-    fn take(&mut self, who: Prefix, now: Instant) -> Record {
+    fn take(&mut self, who: Network, now: Instant) -> Record {
         let known = self.records.remove(&who);
         if let Some(record) = &known {
             self.order.remove(&record.turn);
@@ -62,7 +62,7 @@ impl PenaltyBox {
         })
     }
 
-    fn put(&mut self, who: Prefix, mut record: Record) {
+    fn put(&mut self, who: Network, mut record: Record) {
         if self.records.len() >= REMEMBERED_MAX
             && let Some((_, oldest)) = self.order.pop_first()
         {
@@ -114,8 +114,8 @@ mod tests {
 
     const MAX: u32 = 10;
 
-    fn network(n: u32) -> Prefix {
-        Prefix::of(Ipv4Addr::from(n).into())
+    fn network(n: u32) -> Network {
+        Network::of(Ipv4Addr::from(n << 8).into())
     }
 
     /// Fails as often as it takes; returns the time in the box.

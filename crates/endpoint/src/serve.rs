@@ -15,7 +15,8 @@ use alknet_tls::PeerProof;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-use crate::admission::{Admission, Limit};
+use crate::accept::Handshakes;
+use crate::admission::{Admission, Full, Limit};
 use crate::counters::Totals;
 use crate::limits::Limits;
 use crate::live::{End, Live};
@@ -32,6 +33,9 @@ const SUPERSEDED: Duration = Duration::from_secs(5);
 /// How such a connection ends.
 const SUPERSEDED_END: End = (CloseCode::Superseded, "superseded");
 
+/// How an unknown peer's connection ends whose place another one needs.
+const EVICTED_END: End = (CloseCode::Overload, "another connection needs the place");
+
 /// What the accept loops and every connection share.
 pub(crate) struct Shared {
     pub(crate) registry: HandlerRegistry,
@@ -41,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) meters: Meters,
     pub(crate) live: Arc<Live>,
     pub(crate) admission: Mutex<Admission>,
+    pub(crate) handshakes: Handshakes,
     /// True once the node drains.
     pub(crate) stop: watch::Sender<bool>,
 }
@@ -75,6 +80,15 @@ impl Shared {
         }
     }
 
+    /// Ends an unknown peer's connection for a newer one; whether there was one to end.
+    fn evict(&self, full: Full) -> bool {
+        let evicted = self.live.evict(full, EVICTED_END);
+        if evicted {
+            self.totals.evicted.add();
+        }
+        evicted
+    }
+
     /// Makes room for a newer connection of the same peer.
     fn supersede(self: &Arc<Self>, drain: ConnId, end: Option<ConnId>) {
         self.totals.superseded.add();
@@ -90,13 +104,16 @@ impl Shared {
     }
 
     /// Whom a proven key stands for, and under which of its names.
-    fn resolve(&self, proof: PeerProof) -> (PeerKey, Option<Arc<Identity>>) {
+    fn resolve(&self, proof: PeerProof) -> Resolved {
         proof
             .names()
             .find_map(|name| Some((name, Some(self.identities.by_key(&name)?))))
             .unwrap_or((proof.key, None))
     }
 }
+
+/// A proven key, and whom it stands for.
+type Resolved = (PeerKey, Option<Arc<Identity>>);
 
 /// A connection whose handshake is done.
 pub(crate) struct Arrived {
@@ -121,11 +138,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
             shared.auth_failed(from);
         }
     });
-    let mut place = match Place::take(&shared, from) {
+    let resolved = proof.map(|proof| shared.resolve(proof));
+    let known = matches!(resolved, Some((_, Some(_))));
+    let mut place = match Place::take(&shared, &connection, from, known) {
         Ok(place) => place,
         Err(end) => return close(&connection, end),
     };
-    match admit(&shared, &connection, proof, &mut place) {
+    match admit(&shared, &connection, resolved, &mut place) {
         Ok(admitted) => run(&shared, &connection, from, admitted).await,
         Err(end) => close(&connection, end),
     }
@@ -146,7 +165,7 @@ pub(crate) type Admitted = (AuthContext, AlpnSpec, Arc<dyn ProtocolHandler>);
 fn admit(
     shared: &Arc<Shared>,
     connection: &Connection,
-    proof: Option<PeerProof>,
+    resolved: Option<Resolved>,
     place: &mut Place<'_>,
 ) -> Result<Admitted, End> {
     let info = connection.info();
@@ -158,7 +177,7 @@ fn admit(
             totals.no_handler.add();
             (CloseCode::NoHandler, "no such protocol")
         })?;
-    let (key, identity) = match proof.map(|proof| shared.resolve(proof)) {
+    let (key, identity) = match resolved {
         Some((key, identity)) => {
             let meters = &shared.meters;
             let known = identity.is_some();
@@ -183,8 +202,11 @@ fn admit(
         return Err((CloseCode::Policy, "unknown key"));
     }
     if let Some(identity) = &identity {
-        place.identify(&identity.id, connection.id(), spec.newest_wins)?;
-        shared.admission().refund(info.carriage, place.from);
+        place.identify(&identity.id, spec.newest_wins)?;
+        let mut admission = shared.admission();
+        admission.refund(info.carriage, place.from);
+        admission.remember(place.from, Instant::now());
+        drop(admission);
         connection
             .set_identity(Arc::clone(identity))
             .expect("a new connection has no identity yet");
@@ -392,26 +414,45 @@ impl Drop for Open<'_> {
 struct Place<'a> {
     shared: &'a Arc<Shared>,
     from: IpAddr,
-    peer: Option<(PeerId, ConnId)>,
+    conn: ConnId,
+    peer: Option<PeerId>,
 }
 
 impl<'a> Place<'a> {
-    fn take(shared: &'a Arc<Shared>, from: IpAddr) -> Result<Self, End> {
-        if let Err(limit) = shared.admission().connect(from) {
-            shared.meters.hit(limit);
-            return Err((CloseCode::Overload, "too many connections"));
+    fn take(
+        shared: &'a Arc<Shared>,
+        connection: &Connection,
+        from: IpAddr,
+        known: bool,
+    ) -> Result<Self, End> {
+        let conn = connection.id();
+        let taken = shared.admission().connect(conn, from, known);
+        if let Err(full) = taken {
+            shared.meters.hit(full.limit());
+            if !shared.evict(full) {
+                return Err((CloseCode::Overload, "too many connections"));
+            }
+            shared.admission().connect_for(conn, from, known);
         }
-        Ok(Self {
+        let place = Self {
             shared,
             from,
+            conn,
             peer: None,
-        })
+        };
+        let watching = Arc::downgrade(shared);
+        connection.on_authenticated(move || {
+            if let Some(shared) = watching.upgrade() {
+                shared.admission().authenticated(conn);
+            }
+        });
+        Ok(place)
     }
 
-    fn identify(&mut self, peer: &PeerId, conn: ConnId, newest_wins: bool) -> Result<(), End> {
+    fn identify(&mut self, peer: &PeerId, newest_wins: bool) -> Result<(), End> {
         let own_max = self.shared.identities.max_connections(peer);
         let mut admission = self.shared.admission();
-        let entry = admission.identify(peer, conn, newest_wins, own_max);
+        let entry = admission.identify(peer, self.conn, newest_wins, own_max);
         drop(admission);
         match entry {
             Entry::Full => {
@@ -425,14 +466,14 @@ impl<'a> Place<'a> {
             }
             Entry::Welcome => {}
         }
-        self.peer = Some((peer.clone(), conn));
+        self.peer = Some(peer.clone());
         Ok(())
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let peer = self.peer.as_ref().map(|(peer, conn)| (peer, *conn));
-        self.shared.admission().disconnect(self.from, peer);
+        let mut admission = self.shared.admission();
+        admission.disconnect(self.conn, self.peer.as_ref());
     }
 }

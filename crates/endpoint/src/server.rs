@@ -90,6 +90,7 @@ impl Server {
             totals: Totals::default(),
             live: Arc::default(),
             admission: Mutex::new(Admission::new(options.limits)),
+            handshakes: accept::Handshakes::default(),
             stop: watch::channel(false).0,
         });
         let mut server = Self {

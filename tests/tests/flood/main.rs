@@ -1,6 +1,8 @@
 //! A hundred thousand first packets in ten seconds, none from where it says, and somebody honest
-//! among them. In namespaces of its own: an address can only be forged where nobody checks.
+//! among them; and one host with thousands of addresses. In namespaces of its own: an address can only be
+//! forged where nobody checks.
 
+mod crowd;
 mod initial;
 
 use std::fs::File;
@@ -62,15 +64,16 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Self {
+    /// Namespaces with this letter in their names.
+    fn new(letter: char) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test makes network namespaces: run it as root, with iproute2"
         );
         let id = std::process::id();
         let lab = Self {
-            node: format!("alkf{id}n"),
-            others: format!("alkf{id}o"),
+            node: format!("alk{letter}{id}n"),
+            others: format!("alk{letter}{id}o"),
         };
         let Self { node, others } = &lab;
         ip(&format!("netns add {node}"));
@@ -97,14 +100,19 @@ impl Lab {
         setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter it");
     }
 
-    fn serve(&self, bench: &Bench) -> Served {
+    /// The node at [`NODE`], and wherever else `listen` says.
+    fn serve(&self, bench: &Bench, listen: &str, config: &str) -> Served {
         let node = Cli::new(bench.path().join("node"));
-        let serves = node.command(&["serve", "--port", "0", "--listen", &NODE.to_string()]);
+        let file = bench.path().join("node.toml");
+        std::fs::write(&file, config).expect("the folder is ours");
+        let serves = node.command(&["serve", "--port", "0", "--listen", listen]);
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", &self.node])
             .arg(serves.get_program())
             .args(serves.get_args())
+            .arg("--config")
+            .arg(file)
             .args(["--admin", &bench.admin().identity()])
             .stdin(Stdio::null())
             .stderr(Stdio::null());
@@ -321,20 +329,25 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
 #[test]
 fn a_flood_of_forged_addresses_costs_little_and_keeps_nobody_out() {
     let bench = Bench::new();
-    let lab = Arc::new(Lab::new());
-    let served = lab.serve(&bench);
+    let lab = Arc::new(Lab::new('f'));
+    let served = lab.serve(&bench, &NODE.to_string(), "");
     let admin = bench.admin().state().to_owned();
-    // A thread that changed its namespace is not given back to the test runner.
-    let thread = std::thread::spawn(move || {
+    let others = Arc::clone(&lab);
+    among(&others, async move { scenario(lab, &admin, &served).await });
+}
+
+/// Runs `scenario` among the others. A thread that changed its namespace is not given back to the test
+/// runner.
+fn among(lab: &Lab, scenario: impl Future<Output = ()> + Send) {
+    let run = || {
         lab.enter();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
-        runtime
-            .expect("a runtime")
-            .block_on(scenario(lab, &admin, &served));
-    });
-    if let Err(panic) = thread.join() {
+        runtime.expect("a runtime").block_on(scenario);
+    };
+    let ended = std::thread::scope(|scope| scope.spawn(run).join());
+    if let Err(panic) = ended {
         std::panic::resume_unwind(panic);
     }
 }

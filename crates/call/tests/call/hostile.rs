@@ -384,6 +384,22 @@ async fn half_a_frame_and_silence_run_out_of_time() {
     }
 }
 
+/// A QUIC connection is kept open by a few bytes a minute that no handler sees.
+#[tokio::test]
+async fn an_unknown_peer_that_asks_nothing_more_is_ended() {
+    let node = Node::impatient();
+    let (dialled, served) = node.serve(Carriage::Memory, None);
+    let mut peer = RawPeer::new(dialled).await;
+    peer.request("1", "/services/list", json!({})).await;
+    let (kind, _, _) = peer.event().await;
+    assert_eq!(kind, EventKind::Responded);
+    let (known, served_known) = node.serve(Carriage::Memory, Some(identity("edge", &["*"])));
+    let served = soon(served).await.expect("no panic");
+    assert!(matches!(served, Err(HandlerError::Timeout)), "{served:?}");
+    assert!(!served_known.is_finished(), "a known peer may be silent");
+    drop(known);
+}
+
 #[tokio::test]
 async fn a_reader_that_stops_reading_loses_its_lane() {
     let node = Node::impatient();

@@ -34,7 +34,7 @@ pub const STREAMS_PER_IDENTITY: usize = 64;
 pub const REQUESTS_PER_SECOND: u32 = 50;
 /// Requests one identity may make at once before the average counts.
 pub const REQUESTS_BURST: u32 = 200;
-/// Requests a second without an identity, for one network address.
+/// Requests a second without an identity, for one network (a /24 of IPv4, a /56 of IPv6).
 pub const STRANGER_REQUESTS_PER_SECOND: u32 = 10;
 /// Requests a stranger may make at once before the average counts.
 pub const STRANGER_REQUESTS_BURST: u32 = 40;

@@ -1,12 +1,12 @@
-//! How much one identity, or one stranger's address, may ask for.
+//! How much one identity, or one network of unknown peers, may ask for.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use alknet_core::PeerId;
+use alknet_core::{Network, PeerId};
 use arc_swap::ArcSwap;
 
 use crate::error::ApiError;
@@ -19,7 +19,7 @@ pub struct Quota {
     pub per_second: u32,
     /// Requests one identity may make at once before the average counts.
     pub burst: u32,
-    /// The same for an address that nobody is known to be behind.
+    /// The same for the unknown peers of one network.
     pub stranger_per_second: u32,
     /// And at once.
     pub stranger_burst: u32,
@@ -59,8 +59,8 @@ impl Quota {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Who {
     Known(PeerId),
-    /// An IPv4 address, or the first 64 bits of an IPv6 one.
-    Address(IpAddr),
+    /// Whoever has one address easily has others of its network.
+    Network(Network),
     /// On a carriage without addresses.
     Nowhere,
 }
@@ -72,7 +72,7 @@ struct Load {
     streams: AtomicU32,
 }
 
-/// What one identity, or one stranger's address, asked for. Whoever serves a connection keeps it from one
+/// What one identity, or the unknown peers of one network, asked for. Whoever serves a connection keeps it from one
 /// request to the next; who holds it weakly does not keep it from being forgotten.
 #[derive(Debug)]
 pub struct Account {
@@ -157,7 +157,7 @@ impl Room {
         let known = who.is_some();
         let who = match (who, address) {
             (Some(id), _) => Who::Known(id.clone()),
-            (None, Some(address)) => Who::Address(network(address)),
+            (None, Some(address)) => Who::Network(Network::of(address)),
             (None, None) => Who::Nowhere,
         };
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -266,17 +266,6 @@ fn forget(accounts: &mut HashMap<Who, Arc<Account>>, now: Instant) {
     }
 }
 
-/// Whoever has one IPv6 address has 2^64 of them.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let bits = u128::from(v6) >> 64 << 64;
-            IpAddr::V6(Ipv6Addr::from(bits))
-        }
-        v4 => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,10 +317,10 @@ mod tests {
             room.request(&room.account_at(None, Some(address), now), now)
         };
         assert!(ask("2001:db8::1").is_ok());
-        assert!(ask("2001:db8::2").is_err());
-        assert!(ask("2001:db8:0:1::1").is_ok());
+        assert!(ask("2001:db8:0:1::1").is_err());
+        assert!(ask("2001:db8:0:100::1").is_ok());
         assert!(ask("192.0.2.1").is_ok());
-        assert!(ask("::ffff:192.0.2.1").is_err());
+        assert!(ask("::ffff:192.0.2.2").is_err());
     }
 
     #[test]
@@ -352,7 +341,7 @@ mod tests {
     fn accounts_are_bounded() {
         let room = room();
         let now = Instant::now();
-        let address = |n: u32| Some(IpAddr::V4((0x0a00_0000 + n).into()));
+        let address = |n: u32| Some(IpAddr::V4((0x0a00_0000 + (n << 8)).into()));
         let at = |n: u32| room.account_at(None, address(n), now);
         let oldest = room.account_at(None, address(1), now - Duration::from_secs(1));
         let (held, weak) = (at(0), Arc::downgrade(&oldest));
