@@ -32,10 +32,12 @@ const KNOWN_ADDRESSES_MAX: usize = 1024;
 /// What to do with a first QUIC packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Quic {
-    /// Start the handshake, ending `evict` first.
+    /// Start the handshake, ending `evict` first. One that was not `paid` for is charged once it has proven
+    /// its address by finishing.
     Accept {
         ticket: Ticket,
         evict: Option<Ticket>,
+        paid: bool,
     },
     /// Answer nothing.
     Ignore,
@@ -178,9 +180,15 @@ impl Admission {
             return self.validated_quic(carriage, from, now);
         }
         let full = self.unproven.len() >= self.limits.unvalidated_handshakes_max as usize;
-        if full || address == Address::Unanswerable {
+        // A network that used up its rate, or one that somebody else forges: its proof tells.
+        let spent = self.is_spent(carriage, from, now);
+        if full || spent || address == Address::Unanswerable {
             let room = self.retries.take(self.limits.retries_per_second_max, now);
-            let limit = full.then_some(Limit::HandshakesUnproven);
+            let limit = if full {
+                Some(Limit::HandshakesUnproven)
+            } else {
+                spent.then_some(Limit::HandshakeRate)
+            };
             return if room {
                 Quic::Retry(limit)
             } else {
@@ -195,6 +203,7 @@ impl Admission {
         Quic::Accept {
             ticket,
             evict: None,
+            paid: false,
         }
     }
 
@@ -208,7 +217,11 @@ impl Admission {
         let ticket = self.ticket();
         let most = self.limits.validated_handshakes_max;
         let evict = self.proven.enter(ticket, Network::of(from), u32::MAX, most);
-        Quic::Accept { ticket, evict }
+        Quic::Accept {
+            ticket,
+            evict,
+            paid: true,
+        }
     }
 
     /// A TCP client connected. Its handshake is charged once it has sent a ClientHello.
@@ -244,7 +257,19 @@ impl Admission {
         allowed
     }
 
-    /// Gives a handshake back: the peer turned out to be known.
+    /// Whether `from` has had so many that it cannot pay for another one now.
+    fn is_spent(&self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
+        let burst = f64::from(self.limits.handshake_burst);
+        let per_second = f64::from(self.limits.handshakes_per_second);
+        let bucket = self.buckets.get(&(carriage, self.payer(from)));
+        bucket.is_some_and(|bucket| {
+            let mut bucket = *bucket;
+            bucket.refill(burst, per_second, now);
+            bucket.tokens < 1.0
+        })
+    }
+
+    /// Gives back a handshake that was paid for: the peer turned out to be known.
     pub(crate) fn refund(&mut self, carriage: Carriage, from: IpAddr) {
         let burst = f64::from(self.limits.handshake_burst);
         let key = (carriage, self.payer(from));

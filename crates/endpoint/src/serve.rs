@@ -80,6 +80,28 @@ impl Shared {
         }
     }
 
+    /// Charges the handshake of a connection to its network, now that its address is proven and it is clear
+    /// whether the peer is known: known peers pay nothing, and get back what they paid and no more. False
+    /// where the network has had too many.
+    fn settle(&self, connection: &Connection, from: IpAddr, known: bool, paid: bool) -> bool {
+        let (carriage, now) = (connection.carriage(), Instant::now());
+        let mut admission = self.admission();
+        if known {
+            if paid {
+                admission.refund(carriage, from);
+            }
+            admission.remember(from, now);
+            return true;
+        }
+        let allowed = paid || admission.charge(carriage, from, now);
+        drop(admission);
+        if !allowed {
+            self.meters.hit(Limit::HandshakeRate);
+            self.totals.handshakes_refused.add();
+        }
+        allowed
+    }
+
     /// Ends an unknown peer's connection for a newer one; whether there was one to end.
     fn evict(&self, full: Full) -> bool {
         let evicted = self.live.evict(full, EVICTED_END);
@@ -123,8 +145,8 @@ pub(crate) struct Arrived {
     pub(crate) from: IpAddr,
 }
 
-/// Serves a connection to its end.
-pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
+/// Serves a connection to its end. `paid`: whether its handshake was charged to its network when it began.
+pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
     let Arrived {
         source,
         info,
@@ -140,6 +162,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
     });
     let resolved = proof.map(|proof| shared.resolve(proof));
     let known = matches!(resolved, Some((_, Some(_))));
+    if !shared.settle(&connection, from, known, paid) {
+        return close(&connection, (CloseCode::Overload, "too many handshakes"));
+    }
     let mut place = match Place::take(&shared, &connection, from, known) {
         Ok(place) => place,
         Err(end) => return close(&connection, end),
@@ -203,10 +228,6 @@ fn admit(
     }
     if let Some(identity) = &identity {
         place.identify(&identity.id, spec.newest_wins)?;
-        let mut admission = shared.admission();
-        admission.refund(info.carriage, place.from);
-        admission.remember(place.from, Instant::now());
-        drop(admission);
         connection
             .set_identity(Arc::clone(identity))
             .expect("a new connection has no identity yet");

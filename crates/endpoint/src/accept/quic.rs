@@ -88,8 +88,12 @@ fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
         .admission()
         .quic(I::CARRIAGE, from, address, Instant::now());
     match decision {
-        admission::Quic::Accept { ticket, evict } => {
-            shared.start_handshake(ticket, evict, |guard| connection(guard, incoming));
+        admission::Quic::Accept {
+            ticket,
+            evict,
+            paid,
+        } => {
+            shared.start_handshake(ticket, evict, |guard| connection(guard, incoming, paid));
         }
         admission::Quic::Ignore => {
             shared.meters.hit(Limit::Retries);
@@ -113,13 +117,13 @@ fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
     }
 }
 
-async fn connection(guard: Handshake, incoming: impl Incoming) {
+async fn connection(guard: Handshake, incoming: impl Incoming, paid: bool) {
     let shared = Arc::clone(guard.shared());
     let arrived = bounded(&shared, incoming.finish()).await;
     // From here on nothing may end this task for a newer handshake.
     drop(guard);
     if let Some(arrived) = arrived {
-        serve(shared, arrived).await;
+        serve(shared, arrived, paid).await;
     }
 }
 

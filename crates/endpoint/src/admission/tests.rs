@@ -58,6 +58,32 @@ fn who_could_not_be_told_why_proves_its_address_first() {
     assert_eq!(ask(Address::Unanswerable), Quic::Ignore);
 }
 
+/// Whether or not there are so many that the address has to be proven before.
+#[test]
+fn a_network_that_used_up_its_rate_proves_its_address_and_is_refused() {
+    let (mut admission, limits, now) = admission();
+    for _ in 0..limits.handshake_burst {
+        let Quic::Accept { ticket, paid, .. } =
+            admission.quic(Carriage::Quic, v4(1), Address::Unproven, now)
+        else {
+            panic!("refused");
+        };
+        assert!(!paid);
+        admission.finish(ticket);
+        // It is proven once the handshake is done.
+        assert!(admission.charge(Carriage::Quic, v4(1), now));
+    }
+    let mut ask = |address| admission.quic(Carriage::Quic, v4(2), address, now);
+    assert_eq!(
+        ask(Address::Unproven),
+        Quic::Retry(Some(Limit::HandshakeRate))
+    );
+    assert_eq!(ask(Address::Proven), Quic::Refuse(Limit::HandshakeRate));
+    let later = now + Duration::from_secs(1);
+    let asked = admission.quic(Carriage::Quic, v4(2), Address::Unproven, later);
+    assert!(matches!(asked, Quic::Accept { .. }));
+}
+
 #[test]
 fn finished_handshakes_make_room() {
     let (mut admission, limits, now) = admission();
@@ -238,7 +264,7 @@ fn other_limits_count_at_once_and_end_nobody() {
 fn proven_handshakes_that_stall_give_way() {
     let (mut admission, limits, now) = admission();
     let mut ask = |from| match admission.quic(Carriage::Quic, from, Address::Proven, now) {
-        Quic::Accept { ticket, evict } => (ticket, evict),
+        Quic::Accept { ticket, evict, .. } => (ticket, evict),
         other => panic!("{other:?}"),
     };
     let (honest, _) = ask(elsewhere(1));
