@@ -337,6 +337,7 @@ impl Node {
             .chain(self.powers.problems())
             .chain(self.web.problems())
             .chain(self.imports.problems())
+            .chain(guesses(&self.server))
             .collect()
     }
 
@@ -469,6 +470,36 @@ fn limits(asked: &LimitsConfig) -> Limits {
             .unwrap_or(own.failures_per_minute_max),
         ..own
     }
+}
+
+/// Code of the problem that tokens or keys are guessed.
+pub(crate) const FAILED_LOGINS: &str = "failed-logins";
+
+/// Networks that are named in that problem.
+const NETWORKS_NAMED: usize = 8;
+
+/// From where tokens or keys are guessed.
+fn guesses(server: &Server) -> Option<Problem> {
+    let mut networks: Vec<_> = server.penalties().into_iter().map(|(who, _)| who).collect();
+    networks.sort_unstable();
+    let named = networks
+        .iter()
+        .take(NETWORKS_NAMED)
+        .map(ToString::to_string);
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = networks.len().saturating_sub(NETWORKS_NAMED);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    (!networks.is_empty()).then(|| Problem {
+        code: FAILED_LOGINS.to_owned(),
+        text: format!("too many wrong tokens or unknown keys came from {named}{more}"),
+        hint: "wrong ones from there are refused for a while, right ones are not; if it is one of your \
+               programs, give it a token that is good"
+            .to_owned(),
+    })
 }
 
 fn counters_of(server: &Server) -> Value {

@@ -22,7 +22,12 @@ use tokio::net::TcpStream;
 use super::facts;
 
 /// Codes of problems that do not make a node degraded: it serves, and somebody has something to do.
-const HARMLESS: [&str; 3] = ["clock_insane", "node_key_waits", "secrets-left"];
+const HARMLESS: [&str; 4] = [
+    "clock_insane",
+    super::FAILED_LOGINS,
+    "node_key_waits",
+    "secrets-left",
+];
 
 /// What is kept of HTTP while the node runs. Clones share it.
 #[derive(Clone, Debug)]

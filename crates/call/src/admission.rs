@@ -170,6 +170,7 @@ pub(crate) fn passed<'a>(
         window: payload.window,
         identity,
         standing,
+        hops: payload.hops,
     };
     Ok(Checked {
         operation,

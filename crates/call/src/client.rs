@@ -157,6 +157,8 @@ pub struct CallOptions {
     pub trace: Option<String>,
     /// Where the request travels.
     pub route: Route,
+    /// How often it was passed on before, for those who pass it on.
+    pub hops: u8,
 }
 
 impl Default for CallOptions {
@@ -171,6 +173,7 @@ impl Default for CallOptions {
             idempotency_key: None,
             trace: None,
             route: Route::Auto,
+            hops: 0,
         }
     }
 }

@@ -118,6 +118,11 @@ impl Ctx {
         }
     }
 
+    /// How often the request that everything belongs to was passed on before it came here.
+    pub(crate) fn hops(&self) -> u8 {
+        self.root().head.hops
+    }
+
     /// The key under which the request runs once, however often it is sent. Not told to operations
     /// called by operations: each of them may run many times for one request.
     pub(crate) fn idempotency_key(&self) -> Option<&str> {

@@ -49,6 +49,9 @@ pub const COMPOSITION_DEPTH_MAX: usize = 16;
 pub const COMPOSITION_CHILDREN_MAX: usize = 1024;
 /// What a call keeps of its time to answer after what it called has.
 pub const HOP_MARGIN: Duration = Duration::from_millis(5);
+/// Times a request is passed on from node to node. More is a circle of nodes that forward to each other,
+/// which no node of it can see where forwarders are not disclosed.
+pub const FORWARDING_HOPS_MAX: u8 = 4;
 /// Operations one session registers.
 pub const SESSION_OPERATIONS_MAX: usize = 256;
 

@@ -361,10 +361,14 @@ impl Link {
         session.or_else(|| self.connection.identity())
     }
 
-    /// Whom a token stands for. One that stands for nobody is a guess, and counted.
+    /// Whom a token stands for. One that stands for nobody is a guess, and counted; where too many came
+    /// from the peer's network, the answer says so.
     pub(crate) fn by_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
-        self.whom(token)
-            .inspect_err(|_| self.connection.auth_failed())
+        self.whom(token).map_err(|error| {
+            let refused = self.connection.penalty().map(CallError::too_many_guesses);
+            self.connection.auth_failed();
+            refused.unwrap_or(error)
+        })
     }
 
     /// The same, where somebody else counts guesses.

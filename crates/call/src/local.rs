@@ -114,6 +114,7 @@ impl<'a> Incoming<'a> {
             idempotency_key: self.idempotency_key.map(Into::into),
             trace: self.trace.map(Into::into),
             peer: self.peer.map(Into::into),
+            hops: 0,
         }
     }
 }
@@ -166,6 +167,18 @@ impl Gate {
     #[must_use]
     pub fn is_somebodys(&self, token: &AuthToken) -> bool {
         self.link.dispatcher.by_token(token.expose()).is_some()
+    }
+
+    /// What a guess is answered with instead, where too many came from the same network.
+    #[must_use]
+    pub fn penalty(&self) -> Option<CallError> {
+        let left = self.link.connection.penalty();
+        left.map(CallError::too_many_guesses)
+    }
+
+    /// A token was right: the connection is no unknown peer's from here on.
+    pub fn authenticated(&self) {
+        self.link.connection.authenticated();
     }
 
     /// Counts a guess against the network that it came from.

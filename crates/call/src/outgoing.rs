@@ -178,6 +178,7 @@ fn payload<'a, I>(
         idempotency_key: options.idempotency_key.as_deref().map(Into::into),
         trace: options.trace.as_deref().map(Into::into),
         peer: options.peer.as_deref().map(Into::into),
+        hops: options.hops,
     }
 }
 

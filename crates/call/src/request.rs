@@ -61,6 +61,8 @@ pub(crate) struct Head {
     pub(crate) key: Option<Box<str>>,
     /// What its right rests on, as long as it may run.
     pub(crate) standing: Option<Standing>,
+    /// How often it was passed on before it came here.
+    pub(crate) hops: u8,
 }
 
 impl Request {

@@ -176,9 +176,11 @@ impl Proof {
 /// Ends the connection once `proof` no longer stands for `identity`, and follows its scopes until
 /// then. What the endpoint does for keys that dialled in, for everything else.
 pub(crate) fn watch_over(link: &Arc<Link>, proof: Proof, identity: &Arc<Identity>) {
-    let Some(changes) = link.dispatcher.identity_changes() else {
+    let Some(mut changes) = link.dispatcher.identity_changes() else {
         return;
     };
+    // The proof may have been taken away between its lookup and this: it is looked up again at once.
+    changes.mark_changed();
     let watch = watch(Arc::downgrade(link), proof, Arc::clone(identity), changes);
     let over = link.over();
     tokio::spawn(async move {

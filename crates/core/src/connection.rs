@@ -120,6 +120,7 @@ struct Inner {
     drain: watch::Sender<bool>,
     on_auth_failure: OnceLock<Box<dyn Fn() + Send + Sync>>,
     on_authenticated: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    penalty: OnceLock<Box<dyn Fn() -> Option<Duration> + Send + Sync>>,
     /// What our codes are in a protocol that has its own.
     codes: OnceLock<fn(CloseCode) -> u32>,
     /// What this one is carried in, unless it is a connection of its own.
@@ -178,6 +179,7 @@ impl Connection {
             drain: watch::Sender::new(false),
             on_auth_failure: OnceLock::new(),
             on_authenticated: OnceLock::new(),
+            penalty: OnceLock::new(),
             codes: OnceLock::new(),
             carrier,
         }))
@@ -359,6 +361,23 @@ impl Connection {
             (Some(notice), _) => notice(),
             (None, Some(carrier)) => carrier.auth_failed(),
             (None, None) => {}
+        }
+    }
+
+    /// How to find out whether guesses from the peer's network are refused. Set once, by whoever made the
+    /// connection.
+    pub fn set_penalty(&self, penalty: impl Fn() -> Option<Duration> + Send + Sync + 'static) {
+        self.0.penalty.get_or_init(|| Box::new(penalty));
+    }
+
+    /// How long wrong tokens from the peer's network are answered with a limit, because too many came from
+    /// there: a handler says this time to whoever sends one. Right ones are as good as ever.
+    #[must_use]
+    pub fn penalty(&self) -> Option<Duration> {
+        match (self.0.penalty.get(), &self.0.carrier) {
+            (Some(penalty), _) => penalty(),
+            (None, Some(carrier)) => carrier.penalty(),
+            (None, None) => None,
         }
     }
 

@@ -130,9 +130,14 @@ pub struct ApiKey {
     pub description: Option<String>,
     /// When it ends, in seconds since 1970.
     pub expires: Option<u64>,
-    /// Who made it while the node ran; absent where the configuration has it.
+    /// Who made it while the node ran; absent where the configuration has it. The token stands for
+    /// somebody as long as whoever made it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
+    /// The key of an administrator who made it: those are named by their place in the configuration, which
+    /// another one has once they are gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by_key: Option<PeerKey>,
     /// When that was, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<u64>,
@@ -153,6 +158,7 @@ impl ApiKey {
             description: None,
             expires: None,
             created_by: None,
+            created_by_key: None,
             created: None,
             used_day: None,
         }

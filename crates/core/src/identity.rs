@@ -1,5 +1,6 @@
 //! Who a peer is. Identity follows the key a peer proved to hold, never a field it sent.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -50,6 +51,12 @@ impl FromStr for PeerId {
             return Err(PeerIdError::Character(text.to_owned()));
         }
         Ok(Self(text.into()))
+    }
+}
+
+impl Borrow<str> for PeerId {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -348,6 +355,11 @@ pub trait IdentityProvider: Send + Sync + 'static {
     /// ask again whether it may.
     fn by_id(&self, _id: &PeerId) -> Option<Arc<Identity>> {
         None
+    }
+
+    /// Whether somebody of this id is let in now: a peer, an administrator or the token of a program.
+    fn stands(&self, _id: &str) -> bool {
+        false
     }
 
     /// How long `token` still stands for somebody, where its end is known: nobody announces that it

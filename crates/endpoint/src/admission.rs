@@ -366,16 +366,21 @@ impl Admission {
         }
     }
 
-    /// Somebody at `from` could not prove who it is. Returns how long the strangers of its network
-    /// are shut out now, if this was one time too many.
+    /// Somebody at `from` could not prove who it is. Returns how long guesses from its network are refused
+    /// now, if this was one time too many.
     pub(crate) fn fail(&mut self, from: IpAddr, now: Instant) -> Option<Duration> {
         let max = self.limits.failures_per_minute_max;
         self.penalties.fail(Network::of(from), max, now)
     }
 
-    /// Whether strangers at `from` are shut out.
-    pub(crate) fn is_penalised(&self, from: IpAddr, now: Instant) -> bool {
-        self.penalties.holds(Network::of(from), now)
+    /// How long guesses from the network of `from` are refused, if they are.
+    pub(crate) fn penalty(&self, from: IpAddr, now: Instant) -> Option<Duration> {
+        self.penalties.left(Network::of(from), now)
+    }
+
+    /// The networks whose guesses are refused, and how long they are.
+    pub(crate) fn penalties(&self, now: Instant) -> Vec<(Network, Duration)> {
+        self.penalties.all(now).collect()
     }
 
     /// Other limits from now on. Who is in stays.

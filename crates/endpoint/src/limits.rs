@@ -29,7 +29,7 @@ pub struct Limits {
     pub handshake_burst: u32,
     /// Handshakes per second it earns back.
     pub handshakes_per_second: u32,
-    /// Failed logins of a network prefix in a minute that shut its strangers out.
+    /// Failed logins of a network in a minute after which its guesses are refused for a while.
     pub failures_per_minute_max: u32,
     /// Time a handshake may take; fixed once the port is bound.
     pub handshake_timeout: Duration,

@@ -150,16 +150,6 @@ impl Live {
         victim.is_some_and(|(_, entry)| entry.end.send_replace(Some(end)).is_none())
     }
 
-    /// Ends the connections of strangers in the network of `from`.
-    pub(crate) fn end_strangers(&self, from: IpAddr, end: End) {
-        let network = Network::of(from);
-        for entry in self.lock().values().filter(|entry| entry.peer.is_none()) {
-            if Network::of(entry.from) == network {
-                entry.end.send_replace(Some(end));
-            }
-        }
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.lock().len()
     }

@@ -67,17 +67,25 @@ impl Shared {
     /// Somebody at `from` showed a key or a token that stands for nobody, where somebody was wanted.
     fn auth_failed(&self, from: IpAddr) {
         self.totals.auth_failures.add();
+        if self.penalty(from).is_some() {
+            self.totals.penalty_refusals.add();
+            self.meters.hit(Limit::FailedLogins);
+            return;
+        }
         let shut_out = self.admission().fail(from, Instant::now());
         if let Some(time) = shut_out {
             self.totals.penalties.add();
             tracing::warn!(
                 addr = %from,
                 seconds = time.as_secs(),
-                "too many failed logins: strangers of this network are shut out"
+                "too many failed logins: guesses from this network are refused"
             );
-            let end = (CloseCode::Policy, "too many failed logins");
-            self.live.end_strangers(from, end);
         }
+    }
+
+    /// How long guesses from the network of `from` are refused, if they are.
+    fn penalty(&self, from: IpAddr) -> Option<Duration> {
+        self.admission().penalty(from, Instant::now())
     }
 
     /// Charges the handshake of a connection to its network, now that its address is proven and it is clear
@@ -160,6 +168,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
             shared.auth_failed(from);
         }
     });
+    let watching = Arc::downgrade(&shared);
+    connection.set_penalty(move || watching.upgrade()?.penalty(from));
     let resolved = proof.map(|proof| shared.resolve(proof));
     let known = matches!(resolved, Some((_, Some(_))));
     if !shared.settle(&connection, from, known, paid) {
@@ -216,15 +226,16 @@ fn admit(
         }
         None => (None, None),
     };
-    if identity.is_none() && shared.admission().is_penalised(place.from, Instant::now()) {
-        totals.penalty_refusals.add();
-        shared.meters.hit(Limit::FailedLogins);
-        return Err((CloseCode::Overload, "too many failed logins"));
-    }
     if identity.is_none() && spec.auth == AuthNeed::Tls {
+        // Nothing that comes later could prove who it is. Where a token may come, its handler decides:
+        // whoever sends a right one is not refused for what others behind the same network guess.
+        let penalised = shared.penalty(place.from).is_some();
         totals.policy_refusals.add();
         shared.auth_failed(place.from);
-        return Err((CloseCode::Policy, "unknown key"));
+        return Err(match penalised {
+            true => (CloseCode::Overload, "too many failed logins"),
+            false => (CloseCode::Policy, "unknown key"),
+        });
     }
     if let Some(identity) = &identity {
         place.identify(&identity.id, spec.newest_wins)?;

@@ -63,6 +63,8 @@ pub struct Invitation {
     pub ttl_s: u64,
     /// Who asks for it.
     pub made_by: String,
+    /// The key of an administrator who does.
+    pub made_by_key: Option<PeerKey>,
 }
 
 /// Decides. One decision at a time.
@@ -136,6 +138,7 @@ impl Desk {
             expires: now.saturating_add(invitation.ttl_s),
             role: invitation.role,
             made_by: invitation.made_by,
+            made_by_key: invitation.made_by_key,
             uses: Vec::new(),
             removals: Some(self.removals::<InviteError>().await?),
             closed: false,
@@ -180,6 +183,14 @@ impl Desk {
         let record = self.tokens.get(token.name()).await?;
         let record = record.filter(|record| record.hash.matches(&token.hash()));
         let record = record.ok_or(EnrolError::Invalid)?;
+        let made_by_somebody = match &record.made_by_key {
+            Some(key) => self.peers.by_key(key).is_some(),
+            None => self.peers.stands(&record.made_by),
+        };
+        if !made_by_somebody {
+            // An invitation ends with who made it.
+            return Err(EnrolError::Invalid);
+        }
         let held = self.holder(&key).await?;
         if held.is_some_and(|peer| !peer.enabled && !record.is_newer_than(&peer)) {
             return Err(EnrolError::Invalid);

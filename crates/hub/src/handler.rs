@@ -51,10 +51,14 @@ impl EnrolHandler {
         let asked = timeout(REQUEST_TIME, asked).await;
         let (mut send, message) = asked.map_err(|_| HandlerError::Timeout)??;
         let request = parse(&message)?;
-        let outcome = self.decide(&request, auth).await;
+        let mut outcome = self.decide(&request, auth).await;
         log(connection, auth, &outcome);
         if outcome.as_ref().is_err_and(EnrolError::is_suspicious) {
+            let penalty = connection.penalty();
             connection.auth_failed();
+            if let Some(left) = penalty {
+                outcome = Err(EnrolError::Guesses(left));
+            }
         }
         let reply = match outcome {
             Ok(enrolled) => Reply::Taken(enrolled),

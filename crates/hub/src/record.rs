@@ -43,8 +43,12 @@ pub struct TokenRecord {
     pub expires: u64,
     /// What its user becomes.
     pub role: Role,
-    /// Who made it.
+    /// Who made it. The token ends with them.
     pub made_by: String,
+    /// The key of an administrator who made it: those are named by their place in the configuration,
+    /// which another one has once they are gone.
+    #[serde(default)]
+    pub made_by_key: Option<PeerKey>,
     /// Who used it, in order.
     pub uses: Vec<TokenUse>,
     /// How many removals of peers the hub had counted when it made the token; see
@@ -138,6 +142,7 @@ mod tests {
             expires: 1000,
             role: Role::new("worker".parse().expect("a role")),
             made_by: "admin".to_owned(),
+            made_by_key: None,
             uses: Vec::new(),
             removals: Some(0),
             closed: false,

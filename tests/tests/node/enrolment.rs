@@ -16,6 +16,10 @@ scopes = ["node:read", "peer:route:*"]
 [[hub.role]]
 name = "caller"
 scopes = ["node:read", "hub:invoke:node"]
+
+[[hub.role]]
+name = "porter"
+scopes = ["hub:invite", "hub:admin"]
 "#;
 
 /// A hub with all of them.
@@ -326,6 +330,31 @@ fn a_removed_peer_does_not_let_itself_in_again() {
     assert_eq!(enroll(&two, &unused).status, 0);
     let newer = invite(&bench, &hub, &count);
     assert_eq!(enroll(&one, &newer).json()["peer_id"], id);
+}
+
+/// Whoever may invite, or let in by hand, makes nobody more than they are, and themselves least of all.
+#[test]
+fn nobody_gives_a_role_that_holds_more_than_they_do() {
+    let bench = Bench::new();
+    let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
+    let hub = Served::start(&bench, "hub", &config, "0");
+    let [porter, other] = ["porter", "other"].map(|name| bench.somebody(name));
+    let join = invite(&bench, &hub, &["--role", "porter"]);
+    run(&porter, &["enroll", &join]).json();
+    for (role, status) in [("worker", 0), ("porter", 0), ("user", 4), ("caller", 4)] {
+        let answer = run(&porter, &["hub", "invite", &hub.target, "--role", role]);
+        assert_eq!(answer.status, status, "{role}: {answer:?}");
+    }
+    let approve = [
+        "hub",
+        "approve",
+        &hub.target,
+        &other.identity(),
+        "--role",
+        "user",
+    ];
+    let refused = run(&porter, &approve);
+    assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
 }
 
 #[test]

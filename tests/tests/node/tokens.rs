@@ -153,6 +153,49 @@ async fn nobody_makes_a_token_with_more_than_they_hold() {
     );
 }
 
+/// A peer that is about to be put out makes tokens, and a token that is about to be taken back another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_ends_with_who_made_it() {
+    let bench = Bench::new();
+    let (node, admin) = (
+        bench.host_with("[hub]\nenabled = true\n[[hub.role]]\nname = \"chief\"\nscopes = [\"admin\", \"peer:list\"]\n"),
+        bench.admin(),
+    );
+    let chief = bench.somebody("chief");
+    let invited = admin.run(admin.command(&["hub", "invite", node.target(), "--role", "chief"]));
+    let invited = invited.json();
+    let join = invited["join"].as_str().expect("a join string");
+    let joined = chief.run(chief.command(&["enroll", join])).json();
+    let id = joined["peer_id"].as_str().expect("an id");
+    let list = ["--scope", "peer:list"];
+    let (of_chief, _) = made(&chief, &node, &list);
+    let (maker, maker_id) = made(admin, &node, &["--scope", "admin", "--scope", "peer:list"]);
+    let (_dialer, _connection, client) = stranger(&node).await;
+    let options = CallOptions {
+        auth_token: Some(maker),
+        ..CallOptions::default()
+    };
+    let child = client
+        .call_with("token/make", &json!({ "scopes": ["peer:list"] }), &options)
+        .await;
+    let child = child.expect("it may").value()["token"]
+        .as_str()
+        .expect("a token")
+        .to_owned();
+    let ask = async |token: &str| code(&client, token, "peer/list", &Value::Null).await;
+    assert_eq!(
+        (ask(&of_chief).await, ask(&child).await),
+        ("ok".into(), "ok".into())
+    );
+    token(admin, "revoke", &node, &[&maker_id]).json();
+    assert_eq!(ask(&child).await, "UNAUTHENTICATED");
+    let removed = admin.run(admin.command(&["hub", "remove", node.target(), id]));
+    assert_eq!(removed.json()["peer_id"], id);
+    assert_eq!(ask(&of_chief).await, "UNAUTHENTICATED");
+    let left = token(admin, "list", &node, &[]).json();
+    assert_eq!(left["tokens"], json!([]));
+}
+
 #[test]
 fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
     let bench = Bench::new();

@@ -94,6 +94,7 @@ mod tests {
             expires: 1000,
             role: Role::new("worker".parse().expect("a role")),
             made_by: "admin".to_owned(),
+            made_by_key: None,
             uses: Vec::new(),
             removals: Some(0),
             closed: false,

@@ -18,7 +18,7 @@ use crate::envelope::ForwardedFor;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
 use crate::import::Disclose;
-use crate::limits::HOP_MARGIN;
+use crate::limits::{FORWARDING_HOPS_MAX, HOP_MARGIN};
 use crate::link::{Forwarding, Link};
 use crate::outbound::Event;
 use crate::peers::attach::peer_of;
@@ -92,6 +92,7 @@ impl Forward {
             forwarded_for: self.originator(ctx)?,
             idempotency_key: onward_key(ctx),
             trace: ctx.trace().map(str::to_owned),
+            hops: next_hop(ctx.hops())?,
             ..CallOptions::default()
         })
     }
@@ -190,6 +191,19 @@ impl Disclose {
     }
 }
 
+/// How often a request has been passed on once this node does so. It is told whether or not a forwarder
+/// is disclosed, and also of calls that operations make for a request: a circle of nodes ends.
+fn next_hop(hops: u8) -> Result<u8, CallError> {
+    if hops >= FORWARDING_HOPS_MAX {
+        let message = format!(
+            "the request was passed on {FORWARDING_HOPS_MAX} times already: do nodes forward to each other \
+             in a circle?"
+        );
+        return Err(CallError::new(ErrorCode::Forbidden, message));
+    }
+    Ok(hops + 1)
+}
+
 /// The idempotency key of a forwarded request. Without one, a request whose answer is lost on the
 /// way to the peer would run there again when its caller asks again: failures that may be gone next
 /// time are not remembered here.
@@ -276,6 +290,16 @@ mod tests {
         assert_eq!(key.len(), IDEMPOTENCY_KEY_BYTES_MAX);
         assert_ne!(key, key_for("someon", "ek"));
         assert_ne!(key, key_for("another", "k"));
+    }
+
+    #[test]
+    fn a_request_is_passed_on_so_often() {
+        assert_eq!(next_hop(0), Ok(1));
+        assert_eq!(next_hop(FORWARDING_HOPS_MAX - 1), Ok(FORWARDING_HOPS_MAX));
+        for hops in [FORWARDING_HOPS_MAX, u8::MAX] {
+            let refused = next_hop(hops).expect_err("too often");
+            assert_eq!(refused.code, ErrorCode::Forbidden);
+        }
     }
 
     #[tokio::test]

@@ -306,5 +306,9 @@ fn who_guesses_is_shut_out_with_its_network() {
         assert_eq!(admission.fail(v4(1), now), None);
     }
     assert!(admission.fail(v4(1), now).is_some());
-    assert!(admission.is_penalised(v4(2), now) && !admission.is_penalised(elsewhere(2), now));
+    assert!(admission.penalty(v4(2), now).is_some());
+    assert_eq!(admission.penalty(elsewhere(2), now), None);
+    let all = admission.penalties(now);
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0].0.to_string(), "192.0.2.0/24");
 }

@@ -73,9 +73,11 @@ impl Gateway {
     /// outside, nobody can tell by the time it takes what a path wants.
     ///
     /// # Errors
-    /// The token stands for nobody. It is for the caller to count the guess, by [`Gate::guessed`], when the
+    /// The token stands for nobody; 429 where too many such came from the same network. It is for the caller to count the guess, by [`Gate::guessed`], when the
     /// answer is away.
     pub fn authenticate(&self, gate: &Gate, token: Option<&str>) -> Result<Known, ApiError> {
+        // Asked for whatever comes, as everything else that takes time.
+        let penalty = gate.penalty();
         let Some(token) = token else {
             in_vain(gate);
             return Ok(Known {
@@ -85,10 +87,13 @@ impl Gateway {
         };
         let token = AuthToken::new(token.to_owned());
         match gate.whom(&token) {
-            Ok(identity) => Ok(Known {
-                identity: Some(identity),
-                token: Some(Arc::new(token)),
-            }),
+            Ok(identity) => {
+                gate.authenticated();
+                Ok(Known {
+                    identity: Some(identity),
+                    token: Some(Arc::new(token)),
+                })
+            }
             Err(error) => {
                 if token.hash().is_err() {
                     // It was copied and refused, but neither hashed nor looked up.
@@ -97,7 +102,10 @@ impl Gateway {
                 }
                 // Whoever sends none is whom the connection proved.
                 std::hint::black_box(gate.identity());
-                Err(wrong(error))
+                Err(match penalty {
+                    None => wrong(error),
+                    Some(refused) => too_many(refused),
+                })
             }
         }
     }
@@ -288,6 +296,13 @@ fn wrong(error: CallError) -> ApiError {
     let mut refused = ApiError::unauthenticated(error.message.clone());
     refused.error = Box::new(error);
     refused
+}
+
+/// The same where too many guesses came from the same network.
+fn too_many(refused: CallError) -> ApiError {
+    let mut answer = ApiError::overloaded(refused.message.clone(), 0);
+    answer.error = Box::new(refused);
+    answer
 }
 
 fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -> Incoming<'a> {

@@ -8,8 +8,8 @@ use super::{Desk, EnrolError};
 
 impl Desk {
     /// Takes everything from a peer but its id and its keys, by which it stays known as one that is
-    /// not let in, also by an invitation made before. Those that it joined by take in no further key;
-    /// returns their names.
+    /// not let in, also by an invitation made before. Those that it joined by, and those that it made, take
+    /// in no further key; returns their names.
     ///
     /// # Errors
     /// There is no such peer, or it is one of the configuration, or the stores fail.
@@ -25,7 +25,8 @@ impl Desk {
         self.peers.patch(peer.clone(), tombstone).await?;
         let mut closed = Vec::new();
         for mut record in self.tokens.list().await? {
-            if record.closed || record.uses.iter().all(|used| used.peer != *peer) {
+            let used = record.uses.iter().any(|used| used.peer == *peer);
+            if record.closed || !(used || record.made_by == peer.as_str()) {
                 continue;
             }
             record.closed = true;

@@ -80,6 +80,7 @@ impl Hub {
             kind,
             ttl_s: 3600,
             made_by: "admin".to_owned(),
+            made_by_key: None,
         };
         let made = self.desk.invite(invitation, Some(NOW)).await;
         made.expect("a token").0
@@ -178,6 +179,49 @@ async fn a_removal_outlives_every_invitation_made_before_it() {
     assert_eq!(back.peer_id, joined.peer_id);
     hub.desk.remove(&back.peer_id).await.expect("a peer");
     assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
+}
+
+#[tokio::test]
+async fn an_invitation_ends_with_who_made_it() {
+    let hub = hub(EnrolMode::Token);
+    let role = || Role {
+        scopes: ["hub:invite"].into_iter().collect(),
+        ..worker()
+    };
+    let token = hub.token(TokenKind::Once, role()).await;
+    let inviter = hub.enrol(1, &request(Some(&token), None), NOW).await;
+    let inviter = inviter.expect("taken").peer_id;
+    let made_by = |made_by: &str, made_by_key| Invitation {
+        role: worker(),
+        kind: TokenKind::Many(5),
+        ttl_s: 3600,
+        made_by: made_by.to_owned(),
+        made_by_key,
+    };
+    let mut tokens = Vec::new();
+    for invitation in [
+        made_by(inviter.as_str(), None),
+        made_by("admin", Some(key(100))),
+        made_by("nobody", None),
+    ] {
+        let made = hub.desk.invite(invitation, Some(NOW)).await;
+        tokens.push(made.expect("a token").0);
+    }
+    let code = async |n: u8, token: usize| {
+        let ask = request(Some(&tokens[token]), None);
+        hub.code(n, &ask, NOW).await
+    };
+    assert_eq!(code(2, 0).await, "taken");
+    assert_eq!(code(3, 2).await, "ENROLL_INVALID");
+    let closed = hub.desk.remove(&inviter).await.expect("a peer");
+    assert!(closed.contains(&tokens[0].name()));
+    assert_eq!(code(3, 0).await, "ENROLL_INVALID");
+    // Another administrator has the name of the one who made it.
+    hub.peers.replace_config(Entries {
+        admins: vec![("admin".parse().expect("a peer id"), key(102))],
+        ..Entries::default()
+    });
+    assert_eq!(code(3, 1).await, "ENROLL_INVALID");
 }
 
 #[tokio::test]
@@ -417,6 +461,7 @@ async fn invitations_have_bounds() {
             kind: TokenKind::Many(uses),
             ttl_s,
             made_by: "admin".to_owned(),
+            made_by_key: None,
         };
         hub.desk.invite(invitation, now).await.map(drop)
     };
