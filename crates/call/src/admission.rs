@@ -38,6 +38,7 @@ pub(crate) async fn admit(
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<(), End> {
+    link.wait_until_read().await;
     Counters::add(&link.dispatcher.counters.requests);
     if !link.may_be_peers(&event.id) {
         return Err(End::Protocol("id of the other side"));

@@ -74,6 +74,7 @@ mod spec;
 mod standing;
 mod sync;
 mod text;
+mod unread;
 mod watch;
 
 pub use access::{AccessControl, OwnershipProvider, Verdict};

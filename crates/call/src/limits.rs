@@ -145,7 +145,8 @@ pub struct PeerLimits {
     pub requests: usize,
     /// Subscriptions among them.
     pub subscriptions: usize,
-    /// Bytes waiting to be sent on one stream.
+    /// Bytes of answers and events waiting to be read on all streams of the connection before anything
+    /// more is begun that makes some. What was begun before may add as many again; then it is refused.
     pub queued_bytes: usize,
 }
 

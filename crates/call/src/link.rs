@@ -2,6 +2,7 @@
 //! streams both travel on.
 
 mod ending;
+mod limits;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -23,12 +24,13 @@ use crate::frame::FrameBody;
 use crate::inbound::Inbound;
 use crate::lane::{self, End, Lane};
 use crate::layers::Overlay;
-use crate::limits::{FRAME_BYTES_DEFAULT, LANES, PeerLimits};
+use crate::limits::{FRAME_BYTES_DEFAULT, LANES};
 use crate::outbound::Outbound;
 use crate::peers::{self, Life, PeerEvent, PeerState};
 use crate::retry::Known;
 use crate::session::Session;
 use crate::sync::lock;
+use crate::unread::Unread;
 use ending::{ENDED, EndOnDrop, SUPERSEDED};
 
 /// One connection.
@@ -40,6 +42,8 @@ pub(crate) struct Link {
     pub(crate) inbound: Inbound,
     pub(crate) outbound: Outbound,
     pub(crate) session: Session,
+    /// What the peer has yet to take of what it asked for.
+    pub(crate) unread: Arc<Unread>,
     /// What is known of the peer's operations.
     pub(crate) known: Known,
     lanes: Mutex<Vec<Weak<Lane>>>,
@@ -124,6 +128,7 @@ impl Link {
             outbound: Outbound::new(connection.info().dialled),
             connection,
             session: Session::default(),
+            unread: Arc::default(),
             known: Known::default(),
             dispatcher,
             lanes: Mutex::default(),
@@ -192,29 +197,6 @@ impl Link {
     async fn drain_when_asked(&self) {
         self.connection.asked_to_drain().await;
         self.start_drain();
-        std::future::pending().await
-    }
-
-    /// Resolves once an unknown peer has asked nothing for as long as it may. The carriage itself only
-    /// notices a peer that is silent, and keeping a QUIC connection open takes a few bytes a minute. Where
-    /// there is one stream only, whoever reads that stream sees to it.
-    async fn unknown_for_too_long(&self) {
-        if !self.connection.is_multi() || self.connection.info().dialled || self.is_guest() {
-            return std::future::pending().await;
-        }
-        let patience = self.dispatcher.patience.stranger_idle;
-        while !self.is_known() {
-            let left = if self.inbound.is_empty() {
-                patience.saturating_sub(self.connection.traffic().quiet())
-            } else {
-                patience
-            };
-            if left.is_zero() {
-                lock(&self.failure).get_or_insert((CloseCode::Timeout, "idle"));
-                return;
-            }
-            tokio::time::sleep(left).await;
-        }
         std::future::pending().await
     }
 
@@ -386,41 +368,6 @@ impl Link {
         }
     }
 
-    /// What the peer may have open: it is known, or it is not.
-    pub(crate) fn limits(&self) -> PeerLimits {
-        if self.is_known() {
-            self.dispatcher.limits
-        } else {
-            PeerLimits {
-                // Whoever was dialled was chosen: only its requests are a stranger's.
-                nesting: self.nesting(),
-                ..PeerLimits::UNAUTHENTICATED
-            }
-        }
-    }
-
-    /// Once somebody authenticated, the connection has an identity, too.
-    fn is_known(&self) -> bool {
-        self.connection.is_identified()
-    }
-
-    fn nesting(&self) -> usize {
-        if self.connection.info().dialled {
-            self.dispatcher.limits.nesting
-        } else {
-            PeerLimits::UNAUTHENTICATED.nesting
-        }
-    }
-
-    /// Bytes of the longest frame taken from the peer.
-    pub(crate) fn frame_bytes(&self) -> usize {
-        if self.connection.info().dialled {
-            self.dispatcher.limits.frame_bytes
-        } else {
-            self.limits().frame_bytes
-        }
-    }
-
     /// Bytes of the longest frame the peer takes.
     pub(crate) fn peer_frame_bytes(&self) -> usize {
         self.peer_frame_bytes.load(Ordering::Acquire)
@@ -458,10 +405,6 @@ impl Link {
 
     pub(crate) fn has_outbound(&self) -> bool {
         !self.outbound.is_empty()
-    }
-
-    pub(crate) fn is_stranger_on_single(&self) -> bool {
-        !self.connection.is_multi() && !self.connection.info().dialled && !self.is_known()
     }
 
     // The peer's requests.

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::limits::{BULK_BYTES, COPY_BYTES_MAX};
 use crate::sync::lock;
+use crate::unread::Unread;
 
 /// The queue between everybody who answers on a stream and the one who writes it. Frames are
 /// encoded straight into one buffer, so that whatever is queued goes out in one write; long binary
@@ -44,12 +45,26 @@ struct State {
     killed: Option<StreamCode>,
 }
 
-/// Where the bytes of one subscription event end, and how many of them are to be written.
+/// Where the bytes of one answer or event end, and how many of them are to be written.
 #[derive(Debug)]
 struct Mark {
     end: u64,
     bytes: usize,
-    meter: Arc<AtomicUsize>,
+    /// Where those of a subscription are counted.
+    meter: Option<Arc<AtomicUsize>>,
+    /// Where those of the whole connection are.
+    unread: Arc<Unread>,
+}
+
+impl Mark {
+    /// So many of its bytes need not be written any more.
+    fn pass(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        if let Some(meter) = &self.meter {
+            meter.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        self.unread.taken(bytes);
+    }
 }
 
 impl State {
@@ -93,13 +108,14 @@ pub(crate) enum Work {
 impl Outlet {
     /// Queues what `encode` appends. `false` when the stream takes no more.
     pub(crate) fn push<R>(&self, encode: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
-        self.push_metered(None, |out| (encode(out), None))
+        self.push_counted(None, None, |out| (encode(out), None))
     }
 
-    /// As [`push`](Self::push), counting the bytes in `meter` until they are written. What `encode`
-    /// returns beside its result follows what it appends.
-    pub(crate) fn push_metered<'a, R>(
+    /// As [`push`](Self::push), counting the bytes in `unread`, and in `meter`, until they are written. What
+    /// `encode` returns beside its result follows what it appends.
+    pub(crate) fn push_counted<'a, R>(
         &self,
+        unread: Option<&Arc<Unread>>,
         meter: Option<&Arc<AtomicUsize>>,
         encode: impl FnOnce(&mut Vec<u8>) -> (R, Option<&'a Bytes>),
     ) -> Option<R> {
@@ -114,13 +130,17 @@ impl Outlet {
         }
         let bytes = state.queued() - before;
         state.pushed += bytes as u64;
-        if let Some(meter) = meter {
-            meter.fetch_add(bytes, Ordering::AcqRel);
+        if let Some(unread) = unread {
+            unread.add(bytes);
+            if let Some(meter) = meter {
+                meter.fetch_add(bytes, Ordering::AcqRel);
+            }
             let end = state.pushed;
             state.marks.push_back(Mark {
                 end,
                 bytes,
-                meter: Arc::clone(meter),
+                meter: meter.cloned(),
+                unread: Arc::clone(unread),
             });
         }
         drop(state);
@@ -160,13 +180,6 @@ impl Outlet {
                 return;
             }
             changed.await;
-        }
-    }
-
-    /// Waits until fewer than `most` bytes are queued.
-    pub(crate) async fn wait_below(&self, most: usize) {
-        if self.backlog() >= most {
-            self.wait_room(|outlet| outlet.backlog() < most).await;
         }
     }
 
@@ -216,8 +229,8 @@ impl Outlet {
         state.parts_bytes = 0;
         state.buffer = Vec::new();
         state.writing = 0;
-        for mark in std::mem::take(&mut state.marks) {
-            mark.meter.fetch_sub(mark.bytes, Ordering::AcqRel);
+        for mut mark in std::mem::take(&mut state.marks) {
+            mark.pass(mark.bytes);
         }
         drop(state);
         self.work.notify_one();
@@ -269,8 +282,7 @@ impl Outlet {
         while let Some(mark) = state.marks.front_mut() {
             let begin = mark.end - mark.bytes as u64;
             let now = written.min(mark.end).saturating_sub(begin) as usize;
-            mark.meter.fetch_sub(now, Ordering::AcqRel);
-            mark.bytes -= now;
+            mark.pass(now);
             if mark.bytes > 0 {
                 break;
             }
@@ -306,19 +318,31 @@ mod tests {
     #[tokio::test]
     async fn meters_fall_when_their_bytes_are_written() {
         let outlet = Outlet::default();
-        let meter = Arc::new(AtomicUsize::new(0));
-        outlet.push(|out| out.extend_from_slice(b"other"));
-        outlet.push_metered(Some(&meter), |out| {
-            out.extend_from_slice(b"mine");
-            ((), None)
-        });
+        let (unread, meter) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let push = |meter: Option<&Arc<AtomicUsize>>, text: &[u8]| {
+            outlet.push_counted(Some(&unread), meter, |out| {
+                out.extend_from_slice(text);
+                ((), None)
+            });
+        };
+        let counted = || (meter.load(Ordering::Acquire), unread.bytes());
+        push(None, b"other");
+        push(Some(&meter), b"mine");
+        assert_eq!(counted(), (4, 9));
         take(&outlet).await;
         outlet.wrote(5);
-        assert_eq!(meter.load(Ordering::Acquire), 4);
+        assert_eq!(counted(), (4, 4));
         outlet.wrote(3);
-        assert_eq!(meter.load(Ordering::Acquire), 1);
+        assert_eq!(counted(), (1, 1));
         outlet.wrote(1);
-        assert_eq!(meter.load(Ordering::Acquire), 0);
+        assert_eq!(counted(), (0, 0));
+        push(Some(&meter), b"never written");
+        let room = unread.wait_below(1);
+        tokio::pin!(room);
+        assert!(futures_util::poll!(room.as_mut()).is_pending());
+        outlet.end();
+        room.await;
+        assert_eq!(counted(), (0, 0));
     }
 
     #[tokio::test]
@@ -327,12 +351,12 @@ mod tests {
         let long = Bytes::from(vec![7; BULK_BYTES + 1]);
         let short = Bytes::from_static(b"short");
         let push = |head: &'static [u8], tail: &Bytes| {
-            let meter = Arc::default();
-            outlet.push_metered(Some(&meter), |out| {
+            let unread = Arc::<Unread>::default();
+            outlet.push_counted(Some(&unread), None, |out| {
                 out.extend_from_slice(head);
                 ((), Some(tail))
             });
-            assert_eq!(meter.load(Ordering::Acquire), head.len() + tail.len());
+            assert_eq!(unread.bytes(), head.len() + tail.len());
         };
         push(b"a", &short);
         assert!(!outlet.is_bulk());
@@ -370,7 +394,7 @@ mod tests {
     async fn waiting_for_room_ends_with_the_stream() {
         let outlet = Outlet::default();
         outlet.push(|out| out.extend_from_slice(&[0; 10]));
-        let wait = outlet.wait_below(5);
+        let wait = outlet.wait_room(|outlet| outlet.backlog() < 5);
         tokio::pin!(wait);
         assert!(futures_util::poll!(wait.as_mut()).is_pending());
         outlet.end();

@@ -166,7 +166,7 @@ async fn next(
 impl Reader for Request {
     fn is_open(&self) -> bool {
         let credit = self.credit.as_ref();
-        credit.is_none_or(CreditWindow::is_open) && has_room(self)
+        credit.is_none_or(CreditWindow::is_open) && has_room(self) && self.link().is_read()
     }
 
     async fn wait_open(&self) {
@@ -174,6 +174,7 @@ impl Reader for Request {
             credit.wait().await;
         }
         self.lane().out.wait_room(|_| has_room(self)).await;
+        self.link().wait_until_read().await;
     }
 
     fn is_gone(&self) -> bool {

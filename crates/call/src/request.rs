@@ -23,6 +23,7 @@ use crate::envelope::{self, EventKind, ForwardedFor};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
 use crate::lane::Lane;
+use crate::limits::OVERLOAD_RETRY_MS;
 use crate::link::Link;
 use crate::spec::OperationType;
 use crate::standing::Standing;
@@ -246,18 +247,38 @@ impl Request {
 
     fn push_output(&self, item: &Item, dropped: u64) -> bool {
         let most = self.link.peer_frame_bytes();
-        let pushed = self.lane.out.push_metered(self.queued.as_ref(), |out| {
+        let unread = &self.link.unread;
+        let waiting = unread.bytes();
+        let push = |out: &mut Vec<u8>| {
             let start = out.len();
             let (len, tail) = append_output(out, self.id(), item, dropped);
-            if len > most {
-                out.truncate(start);
-                self.answered.store(true, Ordering::SeqCst);
-                envelope::append_error(out, self.id(), &too_large(len, most));
-                return (false, None);
-            }
-            (true, tail)
-        });
+            let refused = if len > most {
+                too_large(len, most)
+            } else if !self.is_subscription() && !self.link.may_leave_unread(waiting, len) {
+                self.too_much_unread(waiting)
+            } else {
+                return (true, tail);
+            };
+            out.truncate(start);
+            self.answered.store(true, Ordering::SeqCst);
+            envelope::append_error(out, self.id(), &refused);
+            (false, None)
+        };
+        let out = &self.lane.out;
+        let pushed = out.push_counted(Some(unread), self.queued.as_ref(), push);
         pushed.unwrap_or(false)
+    }
+
+    /// The answer is there, and the peer does not read those before it.
+    fn too_much_unread(&self, waiting: usize) -> CallError {
+        let message = format!(
+            "{waiting} bytes of answers wait to be read on this connection: read them, and ask for less at a time"
+        );
+        let error = CallError::new(ErrorCode::Overloaded, message);
+        let mut error = error.with_retry_after_ms(OVERLOAD_RETRY_MS);
+        // A mutation has run.
+        error.retryable = self.operation.spec.op_type == OperationType::Query;
+        error
     }
 
     pub(crate) fn is_subscription(&self) -> bool {
@@ -405,8 +426,6 @@ pub(crate) fn start_once(
             Err(_) => Err(panicked(&request, &request.operation.spec.name)),
         };
         drop(timed);
-        let most = request.link.limits().queued_bytes;
-        request.lane.out.wait_below(most).await;
         request.answer(outcome);
     };
     OnceRun {
