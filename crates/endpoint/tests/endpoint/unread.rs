@@ -144,8 +144,14 @@ async fn ask(
     streams
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
+#[test]
+fn answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
+    let name = "unread::answers_that_nobody_reads_are_bounded_for_the_whole_connection";
+    alknet_test_support::alone(name, measure);
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn measure() {
     let begun = Arc::new(Begun(watch::Sender::new(0)));
     let key = NodeKey::generate().expect("a key");
     let friend = NodeKey::generate().expect("a key");
